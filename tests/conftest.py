@@ -1,0 +1,316 @@
+"""Fixtures for every test: a data directory, ports, the commands in bin/, and proof that nothing is left running.
+
+* No test sees the user's own settings or home: the session starts by pointing HOME at an empty directory and by
+  dropping all variables of zmqbus and of the harness.
+* `data_dir` gives one test a data directory of its own. When the test ends, a broker that its pid file names is
+  stopped, and any other process that still works on that directory is a failure of that test.
+* Every process that descends from the test run carries a marker in its environment, so that one that detached, and
+  lost its data directory on the way, is found when the session ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import hypothesis
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Carried by all descendants of this process (one for each xdist worker).
+MARKER = "ZMQBUS_TEST_RUN"
+#: What these begin with belongs to zmqbus, to the harness, or to a test run around this one.
+PRIVATE_PREFIXES = ("INTER_SESSION_", "CLAUDE", "ZMQBUS_")
+
+#: A command that takes longer hangs.
+COMMAND_TIMEOUT_S = 30.0
+#: A broker that was told to stop writes out what it has; one that takes longer has not understood.
+STOP_TIMEOUT_S = 10.0
+#: Children that were just killed or waited for take a moment to leave the process table.
+SETTLE_TIMEOUT_S = 2.0
+
+#: A client that retries a closed port of the ephemeral range may connect to itself, so ports come from below it.
+LOWEST_PORT = 10_000
+EPHEMERAL_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
+DEFAULT_EPHEMERAL_START = 32_768
+
+# No deadline: what a loaded machine makes slow is not wrong. print_blob: a failure can be replayed from the log alone.
+hypothesis.settings.register_profile("zmqbus", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("zmqbus")
+
+
+class RunBin(Protocol):
+    """Runs `bin/<name>` to its end; see the fixture `run_bin`."""
+
+    def __call__(
+        self,
+        name: str,
+        *args: str,
+        env: dict[str, str] | None = None,
+        input: str | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        timeout: float = COMMAND_TIMEOUT_S,
+        python: str = sys.executable,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+class StartBin(Protocol):
+    """Starts `bin/<name>` and leaves it running; see the fixture `start_bin`."""
+
+    def __call__(
+        self,
+        name: str,
+        *args: str,
+        env: dict[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+    ) -> subprocess.Popen[str]: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_session() -> Iterator[None]:
+    """No settings from outside, an empty HOME, and no process left when all tests of this worker are done."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="zb-home-") as home:
+        for variable in [name for name in os.environ if name.startswith(PRIVATE_PREFIXES)]:
+            patch.delenv(variable)
+        patch.setenv("HOME", home)
+        marker = secrets.token_hex(8)
+        patch.setenv(MARKER, marker)
+        yield
+        left = _kill(_with_variable(MARKER, marker))
+    if left:
+        raise RuntimeError("processes outlived the tests:\n" + "\n".join(left))
+
+
+@pytest.fixture
+def data_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A data directory (0700, short path) that the environment names; HOME is an empty directory beside it.
+
+    Nothing may work on it any more when the test ends. A broker with a pid file in it is stopped here: that is how
+    brokers end, and one that does not obey SIGTERM fails the test. Everything else the test has to end itself.
+    """
+    base = Path(tempfile.mkdtemp(prefix="zb-"))
+    data, home = base / "data", base / "home"
+    data.mkdir(mode=0o700)
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("INTER_SESSION_DATA_DIR", str(data))
+    monkeypatch.setenv("HOME", str(home))
+    yield data
+    faults = _stop_brokers(data)
+    faults += ["left running: " + line for line in _kill(_with_variable("INTER_SESSION_DATA_DIR", str(data)))]
+    shutil.rmtree(base, ignore_errors=True)
+    if faults:
+        pytest.fail("\n".join(faults), pytrace=False)
+
+
+class _Ports:
+    """Hands out loopback ports, each once, to all test runs of this machine.
+
+    A free port is only a guess until somebody holds it, and the test that asked for it starts its broker later. So
+    each port that was handed out is locked, as one byte of a file that all runs share, until this process ends.
+    """
+
+    def __init__(self) -> None:
+        path = os.path.join(tempfile.gettempdir(), f"zmqbus-test-ports-{os.getuid()}")
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._taken: set[int] = set()
+        # Workers start in parts of their own, so they do not walk over each other's locks.
+        worker = int("".join(filter(str.isdigit, os.environ.get("PYTEST_XDIST_WORKER", ""))) or 0)
+        workers = max(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), worker + 1)
+        size = (_ephemeral_start() - LOWEST_PORT) // workers
+        self._range = range(LOWEST_PORT + worker * size, LOWEST_PORT + (worker + 1) * size)
+
+    def take(self) -> int:
+        for port in random.sample(self._range, len(self._range)):
+            if port not in self._taken and self._lock(port) and _can_bind(port):
+                self._taken.add(port)
+                return port
+        raise RuntimeError("no free port between the services and the ephemeral range")
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _lock(self, port: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture(scope="session")
+def _ports() -> Iterator[_Ports]:
+    ports = _Ports()
+    yield ports
+    ports.close()
+
+
+@pytest.fixture
+def free_port(_ports: _Ports) -> int:
+    """A loopback port that nobody listens on and no other test gets, below the ephemeral range."""
+    return _ports.take()
+
+
+@pytest.fixture
+def new_port(_ports: _Ports) -> Callable[[], int]:
+    """For tests that need several: each call gives another port like `free_port`."""
+    return _ports.take
+
+
+@pytest.fixture
+def bin_env(data_dir: Path) -> Callable[[dict[str, str] | None], dict[str, str]]:
+    """Makes the environment for a command: the test's own without python's variables, the test as owner, plus `extra`.
+
+    A value of "" in `extra` drops the variable.
+    """
+
+    def make(extra: dict[str, str] | None = None) -> dict[str, str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        # Found by walking up, the owner would be the test too, unless the tests run below a coding agent.
+        env.setdefault("INTER_SESSION_PPID_OVERRIDE", str(os.getpid()))
+        env.update(extra or {})
+        return {name: value for name, value in env.items() if value}
+
+    return make
+
+
+@pytest.fixture
+def run_bin(bin_env: Callable[[dict[str, str] | None], dict[str, str]]) -> RunBin:
+    """`run_bin(name, *args, env=…, input=…, cwd=…, timeout=…, python=…)` runs `bin/<name>` and returns what it did.
+
+    Standard input is empty unless `input` is given. One that takes too long is killed and fails the test.
+    """
+
+    def run(
+        name: str,
+        *args: str,
+        env: dict[str, str] | None = None,
+        input: str | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        timeout: float = COMMAND_TIMEOUT_S,
+        python: str = sys.executable,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, str(ROOT / "bin" / name), *args],
+            input=input or "",
+            capture_output=True,
+            encoding="utf-8",
+            env=bin_env(env),
+            cwd=cwd,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start_bin(bin_env: Callable[[dict[str, str] | None], dict[str, str]]) -> Iterator[StartBin]:
+    """`start_bin(name, *args, env=…, cwd=…)` starts `bin/<name>` with text pipes; killed when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            name: str,
+            *args: str,
+            env: dict[str, str] | None = None,
+            cwd: str | os.PathLike[str] | None = None,
+        ) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / "bin" / name), *args],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                bufsize=1,
+                env=bin_env(env),
+                cwd=cwd,
+            )
+            stack.callback(_end, process)
+            return process
+
+        yield start
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    # Not communicate(): children of the command may hold its pipes open.
+    process.wait(COMMAND_TIMEOUT_S)
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def _ephemeral_start() -> int:
+    try:
+        first = int(Path(EPHEMERAL_RANGE).read_text().split()[0])
+    except (OSError, ValueError, IndexError):  # not Linux
+        first = DEFAULT_EPHEMERAL_START
+    return min(max(first, LOWEST_PORT + 1000), DEFAULT_EPHEMERAL_START)
+
+
+def _can_bind(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _with_variable(name: str, value: str) -> list[psutil.Process]:
+    """Processes, other than this one, whose environment at their start held `name=value`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(name) == value:
+                found.append(process)
+        except (psutil.Error, OSError):  # another user's, or gone meanwhile
+            continue
+    return found
+
+
+def _kill(processes: list[psutil.Process]) -> list[str]:
+    """Kills those that do not end by themselves right now; returns a line for each."""
+    _, alive = psutil.wait_procs(processes, timeout=SETTLE_TIMEOUT_S)
+    lines = []
+    for process in alive:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            lines.append(f"pid {process.pid}: {' '.join(process.cmdline())}")
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(alive, timeout=SETTLE_TIMEOUT_S)
+    return lines
+
+
+def _stop_brokers(data: Path) -> list[str]:
+    faults = []
+    for pid_file in data.glob("server.*.pid"):
+        try:
+            process = psutil.Process(int(pid_file.read_text()))
+            if process.environ().get("INTER_SESSION_DATA_DIR") != str(data):
+                continue  # the pid has gone to somebody else
+            process.send_signal(signal.SIGCONT)  # a test may have stopped it
+            process.terminate()
+            process.wait(STOP_TIMEOUT_S)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ValueError):
+            continue
+        except psutil.TimeoutExpired:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                faults.append(f"the broker (pid {process.pid}) did not end within {STOP_TIMEOUT_S} s of SIGTERM")
+                process.kill()
+    return faults

@@ -1,0 +1,104 @@
+"""zmqbus: a message bus for the coding-agent sessions and the Python scripts of one user on one machine.
+
+    with zmqbus.connect("orchestrator") as bus:
+        receipt = bus.send("auth", "run the tests")
+
+The public names are listed in `_EXPORTS` and imported when they are first used (PEP 562): `import zmqbus` alone loads
+neither ZeroMQ nor anything else, because the commands in bin/ import this package before they know whether the
+dependencies are there, and the short-lived ones pay for each import. `_EXPORTS` is what runs, the imports under
+`TYPE_CHECKING` are what type checkers see, `__all__` is what both must add up to; a test holds the three together.
+
+This file has to be readable for python 3.6 too: it comes before the check that says the interpreter is too old.
+"""
+
+__version__ = "0.1.0"
+
+# Type checkers take this name for true wherever it comes from, and importing it from typing would cost a millisecond.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from zmqbus.errors import (
+        Ambiguous,
+        BrokerError,
+        BrokerUnavailable,
+        DeliveryError,
+        InvalidLabel,
+        InvalidName,
+        InvalidPayload,
+        LocalError,
+        NameTaken,
+        NotConnected,
+        PortHeld,
+        ProtocolError,
+        RateLimited,
+        TextTooLong,
+        Timeout,
+        Unauthorized,
+        UnknownPeer,
+        ZmqbusError,
+    )
+
+#: Public name -> module that defines it.
+_EXPORTS = {
+    "Ambiguous": "zmqbus.errors",
+    "BrokerError": "zmqbus.errors",
+    "BrokerUnavailable": "zmqbus.errors",
+    "DeliveryError": "zmqbus.errors",
+    "InvalidLabel": "zmqbus.errors",
+    "InvalidName": "zmqbus.errors",
+    "InvalidPayload": "zmqbus.errors",
+    "LocalError": "zmqbus.errors",
+    "NameTaken": "zmqbus.errors",
+    "NotConnected": "zmqbus.errors",
+    "PortHeld": "zmqbus.errors",
+    "ProtocolError": "zmqbus.errors",
+    "RateLimited": "zmqbus.errors",
+    "TextTooLong": "zmqbus.errors",
+    "Timeout": "zmqbus.errors",
+    "Unauthorized": "zmqbus.errors",
+    "UnknownPeer": "zmqbus.errors",
+    "ZmqbusError": "zmqbus.errors",
+}
+
+#: Public modules that can be used as attributes (`zmqbus.errors.Timeout`) without an import of their own.
+_SUBMODULES = frozenset(("errors",))
+
+__all__ = [
+    "Ambiguous",
+    "BrokerError",
+    "BrokerUnavailable",
+    "DeliveryError",
+    "InvalidLabel",
+    "InvalidName",
+    "InvalidPayload",
+    "LocalError",
+    "NameTaken",
+    "NotConnected",
+    "PortHeld",
+    "ProtocolError",
+    "RateLimited",
+    "TextTooLong",
+    "Timeout",
+    "Unauthorized",
+    "UnknownPeer",
+    "ZmqbusError",
+    "__version__",
+]
+
+
+if not TYPE_CHECKING:  # a type checker that sees this takes any misspelt name for a public one
+
+    def __getattr__(name: str) -> object:
+        """Imports a public name at its first use; from then on it is an ordinary attribute of the package."""
+        from importlib import import_module
+
+        if name in _SUBMODULES:
+            return import_module("zmqbus." + name)  # the import system sets the attribute
+        if name not in _EXPORTS:
+            raise AttributeError("module 'zmqbus' has no attribute {!r}".format(name))
+        value = getattr(import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> "list[str]":
+    return sorted(set(__all__) | _SUBMODULES | set(globals()))
