@@ -1,0 +1,775 @@
+"""The broker's decisions, seen by clients on a simulated network: nothing here has a socket, a file or a clock."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from zmqbus import errors, protocol
+from zmqbus.broker import core
+from zmqbus.protocol import Role, Scope, State
+from zmqbus.testing import SimClient, SimNet
+
+
+@pytest.fixture
+def net() -> SimNet:
+    return SimNet()
+
+
+def refusal(member: SimClient, msg_id: str) -> errors.ZmqbusError:
+    answer = member.answers[msg_id]
+    assert isinstance(answer, errors.ZmqbusError), answer
+    return answer
+
+
+def receipt(member: SimClient, msg_id: str) -> protocol.Receipt:
+    answer = member.answers[msg_id]
+    assert isinstance(answer, protocol.Receipt), answer
+    return answer
+
+
+def tally(member: SimClient, msg_id: str) -> tuple[int, int]:
+    answer = member.answers[msg_id]
+    assert isinstance(answer, protocol.Tally), answer
+    return answer.delivered, answer.queued
+
+
+# --- one to one
+
+
+def test_delivered_only_after_the_application_has_taken_it(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    msg_id = alice.send("bob", b"hello")
+    net.settle()
+    assert bob.bodies == [b"hello"]
+    assert msg_id not in alice.answers
+    bob.take_all()
+    net.settle()
+    assert receipt(alice, msg_id)[:3] == (State.DELIVERED, "bob-session-id", "bob")
+
+
+def test_a_message_that_did_not_wait_has_no_age(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("bob", b"hello")
+    net.settle()
+    assert bob.handed[0].age_s == -1
+
+
+def test_a_receiver_that_is_away_gets_it_on_its_return_with_its_age(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    bob.bye()
+    net.settle()
+    net.advance(200)
+    msg_id = alice.send("bob", b"hello")
+    net.settle()
+    answer = receipt(alice, msg_id)
+    assert answer.state == State.AWAY
+    assert 199 <= answer.away_s <= 201
+    net.advance(60)
+    again = net.session("bob")
+    assert again.bodies == [b"hello"]
+    assert 59 <= again.handed[0].age_s <= 61
+
+
+def test_a_receiver_that_does_not_take_it_within_a_second_is_busy(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    msg_id = alice.send("bob", b"hello")
+    net.settle()
+    net.advance(0.9, step_s=0.1)
+    assert msg_id not in alice.answers
+    net.advance(0.3, step_s=0.1)
+    assert receipt(alice, msg_id).state == State.BUSY
+    bob.take_all()
+    net.settle()  # no second answer: SimClient would object
+    assert net.broker.registry.sessions["bob-session-id"].mailbox.total == 0
+
+
+def test_whose_receiver_leaves_before_taking_it_hears_that_it_is_queued(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    msg_id = alice.send("bob", b"hello")
+    net.settle()
+    bob.disconnect()
+    net.settle()
+    assert receipt(alice, msg_id).state == State.AWAY
+    again = net.session("bob")
+    assert again.bodies == [b"hello"]
+
+
+def test_order_from_one_sender_to_one_receiver(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    sent = []
+    for number in range(50):
+        body = f"{number}".encode()
+        sent.append(body)
+        if number % 7 == 3:
+            alice.send("", body, scope=Scope.ALL)
+        else:
+            alice.send("bob", body)
+        if number % 5 == 0:
+            net.step()
+    while len(bob.history) < 50:
+        net.settle()
+        bob.take(3)
+        net.settle()
+    assert [message.body for message in bob.history] == sent
+
+
+def test_a_stopped_receiver_costs_its_credit_and_no_more(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    for _ in range(3):
+        for number in range(900):
+            alice.send("bob", f"{number}".encode())
+        net.settle()
+        net.advance(2)
+    mailbox = net.broker.registry.sessions["bob-session-id"].mailbox
+    assert len(mailbox.window) == 1000 == len(bob.handed)
+    assert mailbox.total == 2700
+    while bob.handed:
+        bob.take_all()
+        net.settle()
+    assert [message.body for message in bob.history] == 3 * [f"{n}".encode() for n in range(900)]
+    assert mailbox.total == 0
+    assert net.store.total() == 0
+
+
+def test_a_full_mailbox_refuses(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    bob.bye()
+    net.settle()
+    for _ in range(10):
+        for _ in range(1000):
+            last = alice.send("bob", b"x")
+        net.settle()
+    assert receipt(alice, last).state == State.AWAY
+    over = alice.send("bob", b"x")
+    net.settle()
+    assert isinstance(refusal(alice, over), errors.RateLimited)
+    assert "10,000 unread" in str(refusal(alice, over))
+
+
+def test_large_bodies_travel_as_a_pointer(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    body = b"x" * (protocol.SPILL_BYTES + 1)
+    alice.send("bob", body)
+    alice.send("bob", body[:-1])
+    net.settle()
+    first, second = bob.handed
+    assert first.pointer == (1, 0, len(net.journal[0]), 0) and first.body == b""
+    assert second.pointer is None and second.body == body[:-1]
+
+
+def test_the_journal_has_every_message(net):
+    alice, _ = net.session("alice", label="Alice's"), net.session("bob")
+    first = alice.send("bob", "grüße\n".encode())
+    second = alice.send("", b"to all", scope=Scope.ALL)
+    net.settle()
+    one, two = (json.loads(line) for line in net.journal)
+    assert (one["msg_id"], one["kind"], one["from_name"], one["from_label"]) == (first, "message", "alice", "Alice's")
+    assert (one["to"], one["to_session_id"], one["text"]) == ("bob", "bob-session-id", "grüße\n")
+    assert (two["msg_id"], two["kind"], two["to"], two["to_session_id"]) == (second, "broadcast", "all", None)
+
+
+def test_what_cannot_be_journaled_is_refused_and_leaves_no_trace(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    net.journal_fails = "no space left on device; free some and send again"
+    lost = [alice.send("bob", b"1"), alice.send("", b"2", scope=Scope.ALL)]
+    net.settle()
+    assert all(isinstance(refusal(alice, msg_id), errors.BrokerUnavailable) for msg_id in lost)
+    net.journal_fails = None
+    alice.send("bob", b"3")
+    net.settle()
+    assert bob.bodies == [b"3"]
+
+
+# --- sending again
+
+
+def test_sending_again_is_harmless(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    msg_id = alice.send("bob", b"once")
+    net.settle()
+    alice.disconnect()
+    alice.connect()  # sends again what was not confirmed
+    net.settle()
+    assert bob.bodies == [b"once"]
+    bob.take_all()
+    net.settle()
+    assert receipt(alice, msg_id).state == State.DELIVERED
+    # Settled by now; a repetition gets the same answer.
+    alice.raw(protocol.encode([protocol.Send(msg_id, Scope.SESSION, "bob", 0, None, b"once")]))
+    net.settle()
+    assert bob.bodies == []
+    assert len(net.journal) == 1
+
+
+def test_an_id_of_somebody_else_is_refused(net):
+    alice, bob, eve = net.session("alice"), net.session("bob"), net.session("eve")
+    msg_id = alice.send("bob", b"mine")
+    net.settle()
+    eve.send("bob", b"forged", msg_id=msg_id)
+    net.settle()
+    assert "another session" in str(refusal(eve, msg_id))
+    bob.take_all()
+    net.settle()
+    assert receipt(alice, msg_id).state == State.DELIVERED
+    assert [message.body for message in bob.history] == [b"mine"]
+
+
+def test_a_message_whose_acknowledgement_was_lost_is_not_shown_twice(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("bob", b"one")
+    net.settle()
+    bob.take_all()
+    bob.disconnect()  # with the acknowledgement still under way
+    bob.connect()
+    net.settle()
+    assert bob.handed == []
+    bob.take_all()
+    net.settle()
+    assert net.broker.registry.sessions["bob-session-id"].mailbox.total == 0
+
+
+# --- one to many
+
+
+def test_a_broadcast_reaches_everyone_but_its_sender(net):
+    alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
+    msg_id = alice.send("", b"freeze", scope=Scope.ALL)
+    net.settle()
+    assert (alice.bodies, bob.bodies, carol.bodies) == ([], [b"freeze"], [b"freeze"])
+    bob.take_all()
+    net.settle()
+    assert msg_id not in alice.answers
+    net.advance(1.2, step_s=0.1)
+    assert tally(alice, msg_id) == (1, 1)
+
+
+def test_a_broadcast_reaches_those_away_when_they_return(net):
+    alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
+    carol.bye()
+    net.settle()
+    msg_id = alice.send("", b"freeze", scope=Scope.ALL)
+    net.settle()
+    bob.take_all()
+    net.settle()
+    assert tally(alice, msg_id) == (1, 1)
+    assert net.session("carol").bodies == [b"freeze"]
+
+
+def test_topics_and_projects(net):
+    alice = net.session("alice", project="/a")
+    follower = net.session("follower", topics=("deploys",), project="/b")
+    other = net.session("other", topics=("deploys-eu",), project="/a")
+    alice.send("deploys", b"topic", scope=Scope.TOPIC)
+    alice.send("/a", b"project", scope=Scope.PROJECT)
+    net.settle()
+    assert follower.bodies == [b"topic"]
+    assert other.bodies == [b"project"]
+
+
+def test_a_broadcast_to_nobody_is_no_error(net):
+    alice = net.session("alice")
+    msg_id = alice.send("nothing", b"?", scope=Scope.TOPIC)
+    net.settle()
+    assert tally(alice, msg_id) == (0, 0)
+
+
+def test_sixty_broadcasts_a_minute_over_all_helpers(net):
+    alice, _ = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    for number in range(60):
+        (alice if number % 2 else helper).send("", b"x", scope=Scope.ALL)
+    over = helper.send("", b"x", scope=Scope.ALL)
+    net.settle()
+    assert isinstance(refusal(helper, over), errors.RateLimited)
+    assert "retry in 60 s" in str(refusal(helper, over))
+    net.advance(61, step_s=2)
+    again = helper.send("", b"x", scope=Scope.ALL)
+    net.settle()
+    net.advance(1.5)
+    assert tally(helper, again) == (0, 1)
+
+
+def test_a_slow_receiver_does_not_slow_the_others(net):
+    alice, slow, quick = (net.session(name) for name in ("alice", "slow", "quick"))
+    for number in range(50):
+        alice.send("", f"{number}".encode(), scope=Scope.ALL)
+        net.settle()
+        quick.take_all()
+        net.settle()
+    assert len(quick.history) == 50
+    assert len(slow.handed) == 50
+
+
+def test_a_broadcast_that_the_pub_lost_is_filled_in(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("", b"lost", scope=Scope.ALL)
+    net.wake()
+    assert bob.published
+    bob.published.clear()  # a PUB at its mark drops without a word
+    net.settle()
+    assert bob.bodies == []
+    net.advance(0.5, step_s=0.1)
+    assert bob.bodies == [b"lost"]
+
+
+def test_a_directed_message_waits_for_the_broadcast_before_it(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("", b"first", scope=Scope.ALL)
+    alice.send("bob", b"second")
+    net.wake()
+    late = list(bob.published)
+    bob.published.clear()
+    net.settle()
+    assert bob.bodies == []
+    bob.published.extend(late)
+    net.settle()
+    assert bob.bodies == [b"first", b"second"]
+
+
+def test_a_gap_between_broadcasts_is_filled_in_their_order(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("", b"first", scope=Scope.ALL)
+    net.wake()
+    bob.published.clear()
+    alice.send("", b"second", scope=Scope.ALL)
+    net.settle()
+    assert bob.bodies == [b"first", b"second"]
+
+
+# --- names and targets
+
+
+def test_targets_are_resolved_in_order(net):
+    alice = net.session("alice")
+    net.session("auth")
+    net.session("auth-api")
+    net.session("billing")
+    for target, expected in (
+        ("auth", "auth"),  # exact, though a prefix of another
+        ("auth-session-id", "auth"),
+        ("bill", "billing"),
+        ("billing-session", "billing"),
+    ):
+        msg_id = alice.send(target, b"?")
+        net.settle()
+        net.advance(1.5)
+        assert receipt(alice, msg_id).name == expected, target
+
+
+def test_several_matches_are_listed(net):
+    alice = net.session("alice")
+    net.session("auth-api")
+    net.session("auth-web")
+    msg_id = alice.send("auth", b"?")
+    net.settle()
+    assert isinstance(refusal(alice, msg_id), errors.Ambiguous)
+    assert "auth-api" in str(refusal(alice, msg_id)) and "auth-web" in str(refusal(alice, msg_id))
+
+
+def test_an_unknown_target_names_the_nearest(net):
+    alice = net.session("alice")
+    net.session("billing")
+    msg_id = alice.send("biling", b"?")
+    net.settle()
+    assert isinstance(refusal(alice, msg_id), errors.UnknownPeer)
+    assert "billing" in str(refusal(alice, msg_id))
+
+
+def test_oneself_is_no_target(net):
+    alice = net.session("alice")
+    msg_id = alice.send("alice", b"?")
+    net.settle()
+    assert isinstance(refusal(alice, msg_id), errors.UnknownPeer)
+    assert "itself" in str(refusal(alice, msg_id))
+
+
+def test_a_taken_name_is_refused_and_costs_the_holder_nothing(net):
+    alice = net.session("alice")
+    other = net.session("alice", session_id="another", token="another-token")
+    assert isinstance(other.closed[0], errors.NameTaken)
+    msg_id = alice.send("alice", b"?")
+    net.settle()
+    assert "itself" in str(refusal(alice, msg_id))
+    assert "another" not in net.broker.registry.sessions
+
+
+def test_a_name_is_free_as_soon_as_its_holder_leaves(net):
+    net.session("alice").bye()
+    net.settle()
+    other = net.session("alice", session_id="another", token="another-token")
+    assert other.closed == []
+
+
+def test_rename_moves_the_session(net):
+    alice, bob = net.session("alice", session_id="another"), net.session("bob")
+    net.helper(alice).request(protocol.Rename("r", "lead"))
+    net.settle()
+    assert alice.renames == ["lead"]
+    bob.send("lead", b"hi")
+    bob.send("alice", b"?", msg_id="gone00000000")
+    net.settle()
+    assert alice.bodies == [b"hi"]
+    assert isinstance(refusal(bob, "gone00000000"), errors.UnknownPeer)
+
+
+def test_a_rename_that_got_lost_is_found_with_the_next_ping(net):
+    alice = net.session("alice")
+    net.helper(alice).request(protocol.Rename("r", "lead"))
+    net.wake()
+    alice.published.clear()
+    net.settle()
+    assert alice.renames == []
+    net.advance(5)
+    assert alice.renames == ["lead"]
+
+
+# --- coming and going
+
+
+def test_the_token_is_what_a_session_is_claimed_with(net):
+    net.session("alice")
+    thief = net.session("thief", session_id="alice-session-id", token="guessed")
+    assert isinstance(thief.closed[0], errors.Unauthorized)
+    helper = net._enter(thief.persona._replace(role=Role.HELPER, name="alice"), True)
+    assert isinstance(helper.closed[0], errors.Unauthorized)
+
+
+def test_a_newer_process_displaces_the_older(net):
+    old = net.session("alice")
+    new = net.session("alice", pid=4242)
+    assert "4242" in str(old.closed[0])
+    net.session("bob").send("alice", b"hi")
+    net.settle()
+    assert new.bodies == [b"hi"] and old.bodies == []
+
+
+def test_a_silent_connection_is_gone_within_fifteen_seconds(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    net.lose(bob)  # it will not tick any more, and nothing reaches it
+    net.advance(14)
+    assert [session.name for session in net.broker.registry.live()] == ["alice"]
+    assert alice.closed == []
+
+
+def test_a_dead_subscriber_is_seen_at_once(net):
+    _, bob = net.session("alice"), net.session("bob")
+    net.lose(bob)
+    bob.drop_subscriber()
+    assert [session.name for session in net.broker.registry.live()] == ["alice"]
+
+
+def test_a_listener_that_was_given_up_comes_back_by_itself(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    bob.drop_subscriber()  # while the DEALER lives: the broker says EXPIRED, and the client greets anew
+    net.settle()
+    alice.send("", b"again", scope=Scope.ALL)
+    net.settle()
+    assert bob.bodies == [b"again"]
+
+
+def test_disconnect_ends_the_listener_and_hides_the_session(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(bob)
+    helper.request(protocol.Disconnect("d"))
+    net.settle()
+    assert bob.closed == [None]
+    assert helper.responses["d"] == protocol.Done("d", "disconnected")
+    msg_id = alice.send("bob", b"?")
+    net.settle()
+    assert isinstance(refusal(alice, msg_id), errors.UnknownPeer)
+    assert net.session("bob").closed == []
+
+
+def test_clients_come_back_to_a_new_broker(net):
+    bob, alice = net.session("bob"), net.session("alice")
+    msg_id = alice.send("bob", b"unconfirmed")
+    net.restart_broker()
+    net.settle()
+    assert bob.bodies == [b"unconfirmed"]
+    bob.take_all()
+    net.settle()
+    assert receipt(alice, msg_id).state == State.DELIVERED
+
+
+def test_another_protocol_version_is_refused_in_clear_words(net):
+    stranger = net.session("alice", connect=False)
+    stranger.route = net.new_route(stranger)
+    hello = protocol.Hello(99, "9.9", 0, "s", "t", "n", None, "", "", 1, "", (), ())
+    stranger.raw(protocol.encode([hello]))
+    net.settle()
+    assert "speaks protocol 99" in str(stranger.closed[0]) and "broker --stop" in str(stranger.closed[0])
+
+
+# --- answers
+
+
+def test_an_answer_goes_to_the_command_that_waits_for_it(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = helper.ask("bob", b"ready?")
+    net.settle()
+    answer = bob.send("alice", b"answer: yes", reply_to=question)
+    net.settle()
+    assert helper.bodies == [b"answer: yes"] and alice.bodies == []
+    assert answer not in bob.answers
+    helper.take_all()
+    net.settle()
+    assert receipt(bob, answer).state == State.DELIVERED
+
+
+def test_an_answer_that_nobody_waits_for_any_more_goes_to_the_listener(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = helper.ask("bob", b"ready?")
+    net.settle()
+    bob.send("alice", b"answer: yes", reply_to=question)
+    net.settle()
+    helper.bye()  # before it took the answer
+    net.settle()
+    assert alice.bodies == [b"answer: yes"]
+
+
+def test_a_guest_gets_its_answer_or_the_answerer_hears_that_it_left(net):
+    guest, bob = net.guest("cron"), net.session("bob")
+    question = guest.ask("bob", b"ready?")
+    net.settle()
+    first = bob.send("cron", b"yes", reply_to=question)
+    net.settle()
+    assert guest.bodies == [b"yes"]
+    guest.bye()
+    net.settle()
+    assert isinstance(refusal(bob, first), errors.UnknownPeer)
+    second = bob.send("cron", b"still there?", reply_to=question)
+    net.settle()
+    assert isinstance(refusal(bob, second), errors.UnknownPeer)
+
+
+def test_a_guest_may_not_speak_as_a_connected_session(net):
+    net.session("alice")
+    assert isinstance(net.guest("alice").closed[0], errors.NameTaken)
+
+
+# --- groups
+
+
+def test_a_group_hands_each_message_to_its_least_loaded_member(net):
+    alice = net.session("alice")
+    workers = [net.session(f"w{n}", groups=("resizers",)) for n in range(3)]
+    for number in range(9):
+        alice.send("resizers", f"{number}".encode(), scope=Scope.GROUP)
+        net.clock.advance(0.001)
+        net.settle()
+    assert [len(worker.handed) for worker in workers] == [3, 3, 3]
+    workers[1].take_all()
+    net.settle()
+    alice.send("resizers", b"next", scope=Scope.GROUP)
+    net.settle()
+    assert workers[1].bodies == [b"next"]
+
+
+def test_a_group_without_members_is_an_unknown_peer(net):
+    alice = net.session("alice")
+    msg_id = alice.send("nobody", b"?", scope=Scope.GROUP)
+    net.settle()
+    assert isinstance(refusal(alice, msg_id), errors.UnknownPeer)
+
+
+# --- reading elsewhere
+
+
+def test_fetch_reads_what_the_listener_has_not_shown(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    for number in range(5):
+        alice.send("bob", f"{number}".encode())
+    net.settle()
+    bob.take(2)
+    net.settle()
+    helper = net.helper(bob)
+    helper.request(protocol.Fetch("f", False))
+    net.settle()
+    assert helper.bodies == [b"2", b"3", b"4"] and bob.handed == []
+    helper.take_all()
+    net.settle()
+    assert helper.responses["f"] == protocol.Fetched("f", 3, 0)
+    alice.send("bob", b"after")
+    net.settle()
+    assert bob.bodies == [b"after"]
+
+
+def test_a_peek_leaves_everything_unread(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("bob", b"1")
+    net.settle()
+    helper = net.helper(bob)
+    helper.request(protocol.Fetch("f", True))
+    net.settle()
+    assert helper.bodies == [b"1"]
+    assert helper.responses["f"] == protocol.Fetched("f", 1, 0)
+    assert bob.bodies == [b"1"]
+
+
+def test_a_reader_that_dies_leaves_the_rest_to_the_listener(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    for number in range(3):
+        alice.send("bob", f"{number}".encode())
+    net.settle()
+    helper = net.helper(bob)
+    helper.request(protocol.Fetch("f", False))
+    net.settle()
+    helper.take(1)
+    net.settle()
+    helper.disconnect()
+    net.advance(13)
+    assert bob.bodies == [b"1", b"2"]
+
+
+def test_a_stopped_listener_does_not_keep_the_inbox_shut(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("bob", b"1")
+    net.wake()
+    bob.down.clear()
+    bob.receive = lambda: False  # type: ignore[method-assign]  # stopped
+    helper = net.helper(bob)
+    helper.request(protocol.Fetch("f", False))
+    net.settle()
+    assert helper.bodies == []
+    net.advance(1.5)
+    assert helper.bodies == [b"1"]
+
+
+# --- bad input costs its sender
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        protocol.Send("short", 0, "bob", 0, None, b""),
+        protocol.Send("UPPERCASE000", 0, "bob", 0, None, b""),
+        protocol.Send("goodgood0000", 77, "bob", 0, None, b""),
+        protocol.Send("goodgood0001", 0, "bob", 9, None, b""),
+        protocol.Send("goodgood0002", 0, "bob", 0, None, b"\xff\xfe"),
+        protocol.Send("goodgood0003", 0, "", 0, None, b""),
+        protocol.Send("goodgood0004", int(Scope.TOPIC), "No Such Topic\0", 0, None, b""),
+        protocol.Send("goodgood0005", 0, "bob", 0, None, b"x" * (10 * 1024 * 1024 + 1)),
+        protocol.Send("goodgood0006", int(Scope.ALL), "", 0, None, b"x" * (256 * 1024 + 1)),
+        protocol.Rename("r", "Not A Name"),
+        protocol.Fetch("f", False),
+        protocol.Await("?"),
+    ],
+    ids=lambda envelope: f"{type(envelope).__name__}-{envelope[0]}",
+)
+def test_hostile_envelopes_are_refused_and_nobody_else_notices(net, envelope):
+    mallory, alice, bob = net.session("mallory"), net.session("alice"), net.session("bob")
+    seen: list[protocol.Envelope] = []
+    mallory.core.handle = lambda now, event: seen.extend(event.envelopes) or []  # type: ignore
+    mallory.raw(protocol.encode([envelope]))
+    net.settle()
+    assert [type(answer) for answer in seen] == [protocol.Refused]
+    assert net.mangled == 0
+    msg_id = alice.send("bob", b"still here?")
+    net.settle()
+    bob.take_all()
+    net.settle()
+    assert receipt(alice, msg_id).state == State.DELIVERED
+
+
+def test_every_verb_in_every_standing_is_answered_or_in_the_table(net):
+    """What the table does not allow is refused; a stranger hears EXPIRED."""
+    samples: dict[type, protocol.Envelope] = {
+        protocol.Ping: protocol.Ping("l", "n"),
+        protocol.Send: protocol.Send("goodgood0000", 0, "nobody", 0, None, b""),
+        protocol.Await: protocol.Await("goodgood0000"),
+        protocol.Ack: protocol.Ack(1, ()),
+        protocol.Refill: protocol.Refill((1,)),
+        protocol.List: protocol.List("l", False, ""),
+        protocol.Rename: protocol.Rename("r", "x"),
+        protocol.Fetch: protocol.Fetch("f", True),
+        protocol.Recalled: protocol.Recalled(7),
+        protocol.Status: protocol.Status("s"),
+        protocol.Disconnect: protocol.Disconnect("d"),  # last: it ends the session
+    }
+    session = net.session("alice")
+    standings = {
+        core.Standing.MEMBER: session.route,
+        core.Standing.HELPER: net.helper(session).route,
+        core.Standing.GUEST: net.guest("cron").route,
+        core.Standing.OBSERVER: net.observer().route,
+        core.Standing.STRANGER: b"never seen",
+    }
+    for standing, route in standings.items():
+        for verb, sample in samples.items():
+            effects = net.broker.handle(net.clock.now, core.Received(route, [sample]))
+            replies = [effect.envelope for effect in effects if isinstance(effect, core.Reply)]
+            if standing is core.Standing.STRANGER:
+                assert replies == [protocol.Expired()]
+            elif verb not in core._TABLE[standing]:
+                assert [type(reply) for reply in replies] == [protocol.Refused], (standing, verb)
+                assert "is not for a" in replies[0].text
+
+
+def test_a_list_of_many_comes_in_pages(net):
+    for number in range(205):
+        net.session(f"s{number}")
+    observer = net.observer()
+    observer.request(protocol.List("one", False, ""))
+    net.settle()
+    page = observer.responses["one"]
+    assert isinstance(page, protocol.Sessions)
+    assert len(page.rows) == 200 and page.more
+    observer.request(protocol.List("two", False, protocol.Session._make(page.rows[-1]).session_id))
+    net.settle()
+    rest = observer.responses["two"]
+    assert isinstance(rest, protocol.Sessions)
+    assert len(rest.rows) == 5 and not rest.more
+
+
+def test_the_states_of_a_list(net):
+    alice, bob, _ = net.session("alice"), net.session("bob"), net.session("carol")
+    net.clients[2].bye()
+    alice.send("bob", b"1")
+    alice.send("carol", b"2")
+    net.settle()
+    net.advance(6)
+    observer = net.observer()
+    observer.request(protocol.List("all", True, ""))
+    net.settle()
+    page = observer.responses["all"]
+    assert isinstance(page, protocol.Sessions)
+    rows = {row.name: row for row in map(protocol.Session._make, page.rows)}
+    assert {name: (row.state, row.waiting) for name, row in rows.items()} == {
+        "alice": ("live", 0),
+        "bob": ("busy", 1),
+        "carol": ("away", 1),
+    }
+    assert bob.handed
+
+
+def test_the_broker_is_not_idle_while_memory_holds_mail(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    assert not net.broker.idle
+    bob.bye()
+    alice.send("bob", b"keep")
+    net.settle()
+    alice.bye()
+    net.settle()
+    assert not net.broker.idle  # this store dies with the process
+    net.session("bob")
+    net.clients[-1].take_all()
+    net.clients[-1].bye()
+    net.settle()
+    assert net.broker.idle
+
+
+def test_stop_halts(net):
+    observer = net.observer()
+    observer.request(protocol.Stop("s"))
+    net.settle()
+    assert net.halted
+    assert observer.responses["s"] == protocol.Done("s", "stopping")
+
+
+def test_repr_shows_the_state(net):
+    net.session("alice")
+    assert repr(net.broker) == ("<BrokerCore <Registry: 1 connections, 1 of 1 live>, 0 unsettled, broadcast 0>")

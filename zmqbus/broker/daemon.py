@@ -1,0 +1,216 @@
+"""How a broker comes to be: the election, the detached process, and the word back to whoever started it.
+
+Any number of clients may find no broker at the same instant, and each of them runs this program. Who holds the lock on
+the data directory (`flock` on the directory itself: there is no file that could be deleted) is the broker; the others
+see that, and leave. A port proves nothing: it may be free for a moment, or be held by a stranger.
+
+What the starter is told, on the file descriptor it handed in, is one line:
+
+    ready                     this process serves the port
+    exists                    another process does, or will in a moment
+    held                      the port is bound by something else
+    error <code> <text>       what is wrong, and what to do
+
+Nothing costly is imported before the election is won: the twenty-nine losers of thirty should be cheap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import glob
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from zmqbus import security
+from zmqbus.errors import BrokerUnavailable, PortHeld, ZmqbusError
+from zmqbus.settings import Settings, load
+
+if TYPE_CHECKING:
+    import logging
+
+#: How long a candidate watches a lock whose holder has no pid file: it is starting, or ending.
+ELECTION_S = 5.0
+#: Between two looks at that.
+LOOK_S = 0.02
+#: A broker.log of this size is rotated, and this many old ones are kept.
+LOG_BYTES = 1024 * 1024
+LOGS_KEPT = 2
+
+
+class Elsewhere(BrokerUnavailable):
+    """Another process is, or is about to be, the broker of this data directory on this port."""
+
+
+def elect(settings: Settings) -> int:
+    """Becomes the one broker of the data directory; returns the descriptor that holds the lock.
+
+    Raises `Elsewhere` if a broker serves the same port, `BrokerUnavailable` if one serves another port.
+    """
+    security.secure_dir(settings.data_dir)
+    descriptor = os.open(settings.data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline_s = time.monotonic() + ELECTION_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            pass
+        ports = _served(settings)
+        if settings.port in ports or (not ports and time.monotonic() > deadline_s):
+            os.close(descriptor)
+            raise Elsewhere("a broker serves this port already")
+        if ports:
+            os.close(descriptor)
+            raise BrokerUnavailable(
+                f"a broker for {settings.data_dir} serves port {ports[0]}; use --port {ports[0]}, stop it with "
+                f"zmqbus broker --stop --port {ports[0]}, or set INTER_SESSION_DATA_DIR to another directory"
+            )
+        time.sleep(LOOK_S)
+
+
+def _served(settings: Settings) -> list[int]:
+    """Ports that have a pid file. The holder of the lock writes its own before it answers, and removes it first."""
+    found: list[int] = []
+    for path in glob.glob(os.path.join(glob.escape(settings.data_dir), "server.*.pid")):
+        try:
+            with open(path, encoding="ascii") as file:
+                os.kill(int(file.read()), 0)
+            found.append(int(path.rsplit(".", 2)[1]))
+        except (OSError, ValueError):
+            continue  # of a broker that was killed: the next one on that port writes it anew
+    return found
+
+
+class Lockholder:
+    """The elected process: writes the pid file, serves, and cleans up."""
+
+    def __init__(self, settings: Settings, lock: int) -> None:
+        self._settings = settings
+        self._lock = lock
+        self._pid_file = settings.paths.pid_file(settings.port)
+
+    def serve(self, *, foreground: bool, report: int | None = None) -> None:
+        """Opens the server, reports `ready`, and serves until it ends."""
+        from zmqbus.broker.server import Server  # ZeroMQ and the rest: only the winner of the election pays
+
+        server = Server(self._settings, _log(self._settings, foreground=foreground))
+        try:
+            server.open()
+            self._write_pid()
+            _report(report, "ready")
+            server.run()
+        finally:
+            self._remove_pid()
+            server.close()
+            os.close(self._lock)
+
+    def _write_pid(self) -> None:
+        new = f"{self._pid_file}.new"
+        descriptor = security.open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(str(os.getpid()))
+        os.replace(new, self._pid_file)
+
+    def _remove_pid(self) -> None:
+        try:
+            with open(self._pid_file, encoding="ascii") as file:
+                mine = file.read() == str(os.getpid())
+            if mine:
+                os.unlink(self._pid_file)
+        except OSError:
+            pass  # never written, or gone: what was to be achieved
+
+
+def _log(settings: Settings, *, foreground: bool) -> logging.Logger:
+    import logging
+    from logging.handlers import RotatingFileHandler
+
+    log = logging.Logger("zmqbus.broker", logging.INFO)
+    handlers: list[logging.Handler] = []
+    try:
+        os.close(security.open_private(settings.paths.broker_log, os.O_WRONLY | os.O_CREAT))
+        handlers.append(
+            RotatingFileHandler(settings.paths.broker_log, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8")
+        )
+    except OSError as error:
+        # A full disk must not keep the broker from serving.
+        print(f"warning: no broker.log: {error}", file=sys.stderr)
+    if foreground:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {os.getpid()} %(levelname)s %(message)s"))
+        log.addHandler(handler)
+    return log
+
+
+def _detach() -> None:
+    """Leaves the starter's session and process group, and its terminal, for good."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _report(descriptor: int | None, line: str) -> None:
+    if descriptor is None:
+        return
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+        os.close(descriptor)
+    except OSError:
+        pass  # the starter did not wait for it
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m zmqbus.broker.daemon`: what `client.launch` runs. Detaches, stands for election, serves."""
+    parser = argparse.ArgumentParser(prog="zmqbus broker", description="The broker, detached.")
+    parser.add_argument("--port")
+    parser.add_argument("--idle-shutdown-minutes")
+    parser.add_argument("--report", type=int, help="descriptor on which to say how it went")
+    options = parser.parse_args(argv)
+    settings = load({"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes})
+    _detach()
+    os.umask(0o077)
+    report: int | None = options.report
+    try:
+        lock = elect(settings)
+        _raise_file_limit()
+        Lockholder(settings, lock).serve(foreground=False, report=report)
+    except Elsewhere:
+        _report(report, "exists")
+    except PortHeld:
+        _report(report, "held")
+    except ZmqbusError as error:
+        _report(report, f"error {error.code} {error}")
+    except OSError as error:
+        _report(report, f"error broker_unavailable cannot start a broker: {error}; mend that, or see zmqbus doctor")
+    else:
+        return 0
+    return 1
+
+
+def run_here(settings: Settings) -> None:
+    """A broker in this very process, until it is stopped; its log goes to standard error, too. Raises as `elect`."""
+    lock = elect(settings)
+    _raise_file_limit()
+    Lockholder(settings, lock).serve(foreground=True)
+
+
+def _raise_file_limit() -> None:
+    """Each session takes two connections; the usual soft limit of 1,024 files would end at some 500 sessions."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,277 @@
+"""Who is on the bus: sessions, the connections that speak for them, and how a target is found.
+
+A *session* outlives its connections: it is `live` while a listener or program holds a lease for it and `away` after
+that, with its mailbox. A *connection* is one routing id of the ROUTER socket. The ROUTER draws routing ids itself, a
+new one for each TCP connection, so no peer can take another's; what binds a connection to a session is the token in
+its HELLO, and what tells a newer claim from an older one is the lease.
+
+Names are unique among connected sessions only. A session that is away still answers to its name as long as nobody
+connected has it, which is what lets mail wait for it; it never keeps the name from anyone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum
+
+from zmqbus import naming
+from zmqbus.broker.mailbox import Mailbox
+from zmqbus.broker.store import Store
+from zmqbus.errors import Ambiguous, UnknownPeer
+from zmqbus.protocol import Role, Scope
+
+#: A unique prefix of a session id counts as a target from this length on (SPEC 3).
+MIN_ID_PREFIX = 4
+#: Names and matches that an error lists at most.
+MAX_LISTED = 5
+
+
+class Standing(Enum):
+    """What a connection has shown itself to be: the state of its machine in `core`."""
+
+    STRANGER = "stranger"  #: has not said HELLO, or its lease is over
+    MEMBER = "member"  #: the listener or program of a session
+    HELPER = "helper"
+    GUEST = "guest"
+    OBSERVER = "observer"
+
+
+STANDING = {
+    Role.LISTENER: Standing.MEMBER,
+    Role.PROGRAM: Standing.MEMBER,
+    Role.HELPER: Standing.HELPER,
+    Role.GUEST: Standing.GUEST,
+    Role.OBSERVER: Standing.OBSERVER,
+}
+
+
+class Connection:
+    """One routing id, from its HELLO until it leaves, falls silent or is displaced."""
+
+    __slots__ = (
+        "attached",
+        "beaten",
+        "fetching",
+        "guest",
+        "guest_id",
+        "last_seen_s",
+        "lease",
+        "mailbox",
+        "peer",
+        "pid",
+        "route",
+        "session",
+        "standing",
+        "waits",
+    )
+
+    def __init__(self, route: bytes, standing: Standing, peer: int, lease: str, pid: int, now_s: float) -> None:
+        self.route = route
+        self.standing = standing
+        self.peer = peer  #: small number that stands for the lease in `Broadcast.spared`
+        self.lease = lease
+        self.pid = pid
+        self.last_seen_s = now_s
+        self.session: Session | None = None
+        self.guest = ""  #: the name that a guest speaks under
+        self.guest_id = ""
+        self.attached = False  #: its SUB is in force
+        self.mailbox: Mailbox | None = None  #: what this connection consumes
+        self.waits: set[str] = set()  #: ids of messages whose answers it waits for
+        self.fetching: Fetching | None = None
+        self.beaten = 0  #: last broadcast that it was reminded of
+
+    def __repr__(self) -> str:
+        who = self.session.name if self.session else self.guest or "nobody"
+        return f"<Connection {self.route.hex()} {self.standing.value} for {who}{' attached' if self.attached else ''}>"
+
+    @property
+    def sender_id(self) -> str:
+        return self.session.session_id if self.session else self.guest_id
+
+    @property
+    def sender_name(self) -> str:
+        return self.session.name if self.session else self.guest
+
+
+class Fetching:
+    """A helper reads a session's mailbox: what it asked for, and how far it is."""
+
+    __slots__ = ("count", "deadline_s", "peek", "ref", "session", "started")
+
+    def __init__(self, ref: str, peek: bool, session: Session, deadline_s: float) -> None:
+        self.ref = ref
+        self.peek = peek
+        self.session = session
+        self.deadline_s = deadline_s  #: the listener must have given back what it holds by then
+        self.started = False
+        self.count = 0
+
+
+class Session:
+    """An agent or a script on the bus."""
+
+    __slots__ = (
+        "away_since_s",
+        "broadcasts",
+        "conn",
+        "cwd",
+        "groups",
+        "label",
+        "left",
+        "mailbox",
+        "name",
+        "owner",
+        "pid",
+        "project",
+        "recalls",
+        "session_id",
+        "since_ts",
+        "token",
+        "topics",
+    )
+
+    def __init__(self, session_id: str, token: str, mailbox: Mailbox) -> None:
+        self.session_id = session_id
+        self.token = token
+        self.mailbox = mailbox
+        self.name = ""
+        self.label: str | None = None
+        self.cwd = ""
+        self.project = ""
+        self.pid = 0
+        self.owner = ""
+        self.topics: frozenset[str] = frozenset()
+        self.groups: frozenset[str] = frozenset()
+        self.since_ts = 0.0  #: wall clock of its last coming
+        self.conn: Connection | None = None
+        self.away_since_s = 0.0
+        self.left = False  #: disconnected on purpose: not to be found, nor broadcast to, until it comes back
+        self.broadcasts: deque[float] = deque()
+        self.recalls = 0
+
+    def __repr__(self) -> str:
+        state = "live" if self.conn else "left" if self.left else "away"
+        return f"<Session {self.name!r} {self.session_id[:8]} {state}: {self.mailbox.total} unread>"
+
+
+class Registry:
+    """The tables. Changes keep them consistent; nothing here decides what anybody is told."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.connections: dict[bytes, Connection] = {}
+        self.sessions: dict[str, Session] = {}
+        self._connected: dict[str, Session] = {}  # by name
+        self._leases: dict[str, Connection] = {}
+        self._peers = 0
+
+    def __repr__(self) -> str:
+        return f"<Registry: {len(self.connections)} connections, {len(self._connected)} of {len(self.sessions)} live>"
+
+    # --- connections
+
+    def connect(self, route: bytes, standing: Standing, lease: str, pid: int, now_s: float) -> Connection:
+        """Enters a connection that has said HELLO."""
+        self._peers += 1
+        connection = Connection(route, standing, self._peers, lease, pid, now_s)
+        self.connections[route] = connection
+        self._leases[lease] = connection
+        return connection
+
+    def drop(self, connection: Connection) -> None:
+        """Forgets a connection; its session, if it had one, is away."""
+        self.connections.pop(connection.route, None)
+        self._leases.pop(connection.lease, None)
+
+    def by_lease(self, lease: str) -> Connection | None:
+        return self._leases.get(lease)
+
+    # --- sessions
+
+    def enter(self, session_id: str, token: str) -> Session:
+        """A new session, away and without a name until a connection brings both."""
+        session = self.sessions[session_id] = Session(session_id, token, Mailbox(session_id, self._store))
+        return session
+
+    def forget(self, session: Session) -> None:
+        """Removes a session for good."""
+        self.release_name(session)
+        self.sessions.pop(session.session_id, None)
+
+    def holder(self, name: str) -> Session | None:
+        """The connected session of this name."""
+        return self._connected.get(name)
+
+    def take_name(self, session: Session, name: str) -> None:
+        """Gives a connected session its name; the caller has made sure that it is free."""
+        self.release_name(session)
+        session.name = name
+        self._connected[name] = session
+
+    def release_name(self, session: Session) -> None:
+        """The session keeps the name it goes by, and holds it no longer."""
+        if self._connected.get(session.name) is session:
+            del self._connected[session.name]
+
+    def live(self) -> Iterator[Session]:
+        """Connected sessions, in the order of their names' taking."""
+        return iter(self._connected.values())
+
+    def reachable(self) -> Iterator[Session]:
+        """Sessions that mail can be sent to: connected, or away."""
+        return (session for session in self.sessions.values() if not session.left)
+
+    # --- who is meant
+
+    def resolve(self, target: str) -> Session:
+        """The session that a target names, in the order of SPEC 3: exact id, exact name, unique prefix of a name, unique
+        prefix of an id. At each step those connected are asked before those away.
+
+        Raises `Ambiguous` with the matches, `UnknownPeer` with the nearest names.
+        """
+        session = self._connected.get(target)
+        if session is not None and target not in self.sessions:
+            return session  # the hot path: an exact name
+        exact = self.sessions.get(target)
+        if exact is not None and not exact.left:
+            return exact
+        if session is not None:
+            return session
+        reachable = list(self.reachable())
+        named = [session for session in reachable if session.name == target]
+        if named:
+            return max(named, key=lambda session: session.since_ts)
+        shown = naming.sanitise(target, 80)
+        if target:
+            for matches in (
+                [session for session in reachable if session.name.startswith(target)],
+                [s for s in reachable if len(target) >= MIN_ID_PREFIX and s.session_id.startswith(target)],
+            ):
+                connected = [session for session in matches if session.conn]
+                found = connected or matches
+                if len(found) == 1:
+                    return found[0]
+                if found:
+                    listed = ", ".join(f"{s.name} ({s.session_id[:8]})" for s in found[:MAX_LISTED])
+                    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+                    raise Ambiguous(f"'{shown}' matches {listed}{more}; use the whole name or session id")
+        names = sorted({session.name for session in reachable})
+        near = naming.nearest(target[:80], names, MAX_LISTED) or names[:MAX_LISTED]
+        hint = f"connected or away: {', '.join(near)}" if near else "nobody is on the bus yet"
+        raise UnknownPeer(f"no session answers to '{shown}'; {hint}; see: zmqbus list --all")
+
+    def audience(self, scope: int, target: str) -> Iterator[Session]:
+        """The sessions that a message to many is for; the caller leaves out its sender."""
+        for session in self.reachable():
+            if (
+                scope == Scope.ALL
+                or (scope == Scope.PROJECT and session.project == target)
+                or (scope == Scope.TOPIC and target in session.topics)
+            ):
+                yield session
+
+    def members(self, group: str) -> list[Session]:
+        """The connected sessions that have joined a group."""
+        return [session for session in self._connected.values() if group in session.groups]

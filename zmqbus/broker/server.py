@@ -1,0 +1,283 @@
+"""The broker's shell: sockets, files and the loop. It turns what arrives into events and effects into I/O.
+
+One thread and one `zmq.Poller`. Each wake runs the same steps, and their order is the promise:
+
+1. drain what has arrived, up to a bound, so that timers and the other sockets get their turn;
+2. let the core decide;
+3. write the records of this wake to the journal, in one write;
+4. commit the store;
+5. send: everything for one peer that is ready now goes as one message.
+
+Nothing waits for more to come: a lone message passes through all five steps at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import zmq
+
+import zmqbus
+from zmqbus import protocol, security
+from zmqbus.broker import core
+from zmqbus.broker.store import MemoryStore, Store
+from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
+from zmqbus.journal import Journal, encode_record
+from zmqbus.settings import Settings
+from zmqbus.wakeup import Wakeup
+
+#: ZeroMQ messages taken from one socket before the loop goes round: at 512 envelopes each, some 50 ms of work.
+DRAIN_MESSAGES = 200
+#: The core hears of the time at most so often: under load the loop goes round thousands of times a second.
+TICK_S = 0.05
+#: Messages queued towards one peer before it counts as gone. Credit keeps an honest one far below (1,000 messages, and
+#: many travel as one); what gets here asks without reading.
+PEER_HWM = 4_000
+#: A handshake that is not done by then is dropped, so that half-open connections do not pile up.
+HANDSHAKE_MS = 5_000
+#: Connections that may wait for their handshake: 1,000 sessions may come at once.
+BACKLOG = 1_024
+#: What a subscription may be long; nothing else travels towards the PUB.
+MAX_SUBSCRIPTION_BYTES = 16 * 1024
+#: What poll() takes at most: a C int. Ten idle years are more than that; the loop just goes round once.
+MAX_POLL_MS = 2**31 - 1
+#: How long a closing broker tries to hand out its last words.
+LINGER_MS = 500
+#: The broadcast port is drawn from here: below every system's range of ephemeral ports, where a client that retries a
+#: closed port can be given that very port as its own and connect to itself.
+PUB_PORTS = range(10_000, 30_000)
+
+
+def _secure(socket: zmq.Socket[bytes], keys: security.BrokerKeys) -> None:
+    """Options that both sockets of the broker share."""
+    security.curve_server(socket, keys)
+    socket.linger = LINGER_MS  # with none, term() would wait for peers that never read
+    socket.sndhwm = PEER_HWM  # without it a peer that does not read grows the broker
+    socket.rcvhwm = 10_000  # bounds what floods in between two wakes; TCP holds the rest back
+    socket.handshake_ivl = HANDSHAKE_MS  # a half handshake would hold its connection for 30 s
+    socket.backlog = BACKLOG  # with 100, a storm of clients meets refused connections
+
+
+def _router(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKeys) -> zmq.Socket[bytes]:
+    """The socket for directed envelopes."""
+    router = context.socket(zmq.ROUTER)
+    _secure(router, keys)
+    router.router_mandatory = True  # a route that is gone is an error, not silence
+    router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_FRAME_BYTES)  # one giant frame would be read to its end
+    return router
+
+
+def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKeys) -> zmq.Socket[bytes]:
+    """The socket for broadcasts: XPUB is a PUB that shows its subscriptions."""
+    publisher = context.socket(zmq.XPUB)
+    _secure(publisher, keys)
+    publisher.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
+    return publisher
+
+
+class Server:
+    """Binds, serves and closes. Made by `daemon`, which holds the election's lock for as long as this lives."""
+
+    def __init__(self, settings: Settings, log: logging.Logger, *, store: Store | None = None) -> None:
+        self._settings = settings
+        self._log = log
+        self._store = store or MemoryStore()
+        self._closing = ExitStack()
+        self._stop_reason: str | None = None
+        self._outbox: dict[bytes, list[protocol.Envelope]] = {}
+        self._channels: list[core.Publish] = []
+        self._records: list[bytes] = []
+        self._decoder = protocol.Decoder(from_broker=False)
+        self._idle_since_s = time.monotonic()
+        self._ticked_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Server on port {self._settings.port}: {self._core!r}>"
+
+    # --- life
+
+    def open(self) -> None:
+        """Binds both sockets and the journal. Raises `BrokerUnavailable` where the port is held by another program,
+        `Unauthorized` where keys or files are not the user's own."""
+        keys = security.broker_keys(self._settings.data_dir)
+        self._journal = Journal(self._settings.paths.log)
+        self._closing.callback(self._journal.close)
+        if self._journal.recovered:
+            self._log.warning("messages.log: %s", self._journal.recovered)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._closing.callback(context.term)
+        self._zap = security.ZapHandler(context, keys.allowed_clients)
+        self._closing.callback(self._zap.close)
+        self._router = _router(context, keys)
+        self._closing.callback(self._router.close)
+        self._publisher = _publisher(context, keys)
+        self._closing.callback(self._publisher.close)
+        port = self._settings.port
+        try:
+            self._router.bind(f"tcp://127.0.0.1:{port}")
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EADDRINUSE:
+                raise PortHeld(port) from None
+            raise BrokerUnavailable(f"cannot bind port {port}: {error}; choose another one with --port") from None
+        self._core = core.BrokerCore(
+            epoch=protocol.new_token()[:16],
+            release=zmqbus.__version__,
+            store=self._store,
+            new_token=protocol.new_token,
+            pub_port=self._bind_publisher(),
+        )
+        self._poller = zmq.Poller()
+        for socket_ in (self._router, self._publisher, self._zap.socket):
+            self._poller.register(socket_, zmq.POLLIN)
+
+    def _bind_publisher(self) -> int:
+        for port in random.sample(PUB_PORTS, 200):
+            try:
+                self._publisher.bind(f"tcp://127.0.0.1:{port}")
+            except zmq.ZMQError:
+                continue
+            return port
+        raise BrokerUnavailable("no free port between 10000 and 29999 for broadcasts; end what holds them")
+
+    def close(self) -> None:
+        """Hands out what is ready, and closes. Idempotent."""
+        self._closing.close()
+
+    def run(self) -> str:
+        """Serves until it is stopped, or nobody has needed it for the idle time; returns why."""
+        with Wakeup() as wakeup:
+            self._poller.register(wakeup.fd, zmq.POLLIN)
+            self._log.info(
+                "release %s serves port %d, broadcasts on %d",
+                self._core.release,
+                self._settings.port,
+                self._core.pub_port,
+            )
+            while self._stop_reason is None:
+                ready = dict(self._poller.poll(self._timeout_ms()))
+                if wakeup.caught is not None:
+                    self._stop(f"got {wakeup.caught.name}")
+                self._wake(ready)
+        self._log.info("ends: %s", self._stop_reason)
+        return self._stop_reason
+
+    def _stop(self, reason: str) -> None:
+        self._stop_reason = reason
+
+    # --- the loop
+
+    def _timeout_ms(self) -> int | None:
+        tick_s = self._core.next_tick_s(self._now())
+        if tick_s is not None:
+            return int(tick_s * 1000)
+        if not self._settings.idle_shutdown_s:
+            return None
+        left_s = self._idle_since_s + self._settings.idle_shutdown_s - time.monotonic()
+        return min(max(0, int(left_s * 1000) + 1), MAX_POLL_MS)
+
+    def _now(self) -> core.Instant:
+        return core.Instant(time.monotonic(), time.time())
+
+    def _wake(self, ready: dict[object, int]) -> None:
+        if self._zap.socket in ready:
+            self._zap.handle()
+        now = self._now()
+        if self._publisher in ready:
+            self._drain_subscriptions(now)
+        if self._router in ready:
+            self._drain_router(now)
+        if now.mono_s - self._ticked_s >= TICK_S:
+            self._ticked_s = now.mono_s
+            self._do(self._core.handle(now, core.Tick()))
+        self._write_journal(now)
+        self._store.commit()
+        self._send_all(now)
+        self._look_idle(now)
+
+    def _drain_router(self, now: core.Instant) -> None:
+        for _ in range(DRAIN_MESSAGES):
+            try:
+                route, *frames = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                event: core.Event = core.Received(route, self._decoder.decode(frames))
+            except ProtocolError as error:
+                event = core.Malformed(route, str(error))
+            self._do(self._core.handle(now, event))
+
+    def _drain_subscriptions(self, now: core.Instant) -> None:
+        for _ in range(DRAIN_MESSAGES):
+            try:
+                frames = self._publisher.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            change, topic = frames[0][:1], frames[0][1:]
+            # Only the marks tell the broker anything; whatever else comes up the PUB is a filter, or nothing.
+            if len(frames) == 1 and change in (b"\0", b"\1") and topic[:1] == protocol.MARK and topic.endswith(b"\0"):
+                lease = topic[1:-1].decode("ascii", "replace")
+                self._do(self._core.handle(now, core.Marked(lease) if change == b"\1" else core.Unmarked(lease)))
+
+    def _do(self, effects: list[core.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case core.Reply(route, envelope):
+                    self._outbox.setdefault(route, []).append(envelope)
+                case core.Publish():
+                    self._channels.append(effect)
+                case core.Append(record):
+                    self._records.append(encode_record(record))
+                case core.Note(text):
+                    self._log.info("%s", text)
+                case core.Halt():
+                    self._stop("asked to stop")
+
+    def _write_journal(self, now: core.Instant) -> None:
+        if not self._records:
+            return
+        records, self._records = self._records, []
+        try:
+            pointers = self._journal.append(records)
+        except ZmqbusError as error:
+            self._log.error("%s", error)
+            self._do(self._core.handle(now, core.JournalFailed(str(error))))
+        else:
+            self._do(self._core.handle(now, core.Journaled([tuple(pointer) for pointer in pointers])))
+
+    def _send_all(self, now: core.Instant) -> None:
+        """Sends the wake's effects. A peer that cannot be reached makes new ones, for others."""
+        while self._outbox or self._channels:
+            outbox, self._outbox = self._outbox, {}
+            channels, self._channels = self._channels, []
+            for channel, envelopes in _runs(channels):
+                for batch in protocol.batches(envelopes):
+                    self._publisher.send_multipart([channel, *protocol.encode(batch)], zmq.NOBLOCK)
+            for route, replies in outbox.items():
+                try:
+                    for batch in protocol.batches(replies):
+                        self._router.send_multipart([route, *protocol.encode(batch)], zmq.NOBLOCK)
+                except zmq.ZMQError as error:
+                    if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                        raise
+                    self._do(self._core.handle(now, core.Unreachable(route)))
+            self._write_journal(now)
+
+    def _look_idle(self, now: core.Instant) -> None:
+        if not self._core.idle:
+            self._idle_since_s = now.mono_s
+        elif self._settings.idle_shutdown_s and now.mono_s - self._idle_since_s >= self._settings.idle_shutdown_s:
+            self._stop(f"idle for {self._settings.idle_shutdown_s / 60:g} min")
+
+
+def _runs(published: list[core.Publish]) -> Iterator[tuple[bytes, list[protocol.Envelope]]]:
+    """Neighbours on one channel, together. Only neighbours: a subscriber of two channels sees them in one order."""
+    run: list[protocol.Envelope] = []
+    for number, (channel, envelope) in enumerate(published):
+        run.append(envelope)
+        if number + 1 == len(published) or published[number + 1].channel != channel:
+            yield channel, run
+            run = []
