@@ -1,0 +1,1 @@
+"""The client's side of the bus: `core` decides, `link` acts, `launch` finds or starts a broker."""

@@ -1,0 +1,60 @@
+"""Bodies at their two ends: what an application gives becomes bytes with a format, and back.
+
+A body over 64 KiB arrives as a pointer into messages.log, which the receiver reads by itself; so do the files in which
+bodies end up have one copy of it, and the broker does not carry it twice.
+"""
+
+from __future__ import annotations
+
+import msgpack
+
+from zmqbus import journal, protocol
+from zmqbus.client.core import Incoming
+from zmqbus.errors import InvalidPayload, TextTooLong
+from zmqbus.protocol import Format
+
+
+def from_text(text: str | bytes, *, to_many: bool) -> bytes:
+    """The bytes of a text body. Raises `InvalidPayload` if it is not UTF-8, `TextTooLong` if it is over the limit."""
+    if isinstance(text, bytes):
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidPayload(
+                f"the text is not UTF-8 ({error.reason} at byte {error.start}); send the file itself with --file"
+            ) from None
+        body = text
+    else:
+        try:
+            body = text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidPayload(
+                f"the text holds half a character ({error.reason} at {error.start}); send text that is valid Unicode"
+            ) from None
+    limit = protocol.MAX_BROADCAST_BYTES if to_many else protocol.MAX_BODY_BYTES
+    if len(body) > limit:
+        raise TextTooLong(
+            f"{len(body):,} bytes; the limit is {limit:,} bytes {'to many' if to_many else 'to one receiver'}; "
+            "write it to a file and send the path with --file"
+        )
+    return body
+
+
+def load(message: Incoming, log_path: str) -> bytes:
+    """The whole body, from the message or from the journal. Raises `journal.JournalError` if it is not there."""
+    if message.pointer is None:
+        return message.body
+    record = journal.read(log_path, journal.Pointer(*message.pointer))
+    return record.body
+
+
+def as_text(fmt: int, body: bytes) -> str:
+    """A body as something to read: a text as it is, values in Python's notation, bytes by their number."""
+    if fmt == Format.TEXT:
+        return body.decode("utf-8", "replace")
+    if fmt == Format.MSGPACK:
+        try:
+            return repr(msgpack.unpackb(body, strict_map_key=False))
+        except Exception:  # whatever msgpack raises for what is not msgpack: it is shown as bytes
+            pass
+    return f"<{len(body)} bytes>"

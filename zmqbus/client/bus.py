@@ -1,0 +1,246 @@
+"""The bus as blocking calls, for one thread: what the commands are made of.
+
+    with Bus(settings, persona) as bus:
+        receipt = bus.send("auth", b"run the tests")
+
+Every call drives the connection itself, so there is no thread, and between calls nothing happens. A broker that dies
+meanwhile is replaced, and what it had not confirmed is sent again; a call gives up five seconds after the last time
+that a broker was heard of.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import NamedTuple
+
+import zmqbus
+from zmqbus import errors, protocol
+from zmqbus.client import core
+from zmqbus.client.link import Link
+from zmqbus.protocol import Format, Role, Scope, State
+from zmqbus.settings import Settings
+
+#: The broker answers everything within a second (BUSY_AFTER_S); five of them mean that it does not.
+CONFIRM_S = 5.0
+
+
+class Receipt(NamedTuple):
+    """What became of a message to one receiver."""
+
+    msg_id: str
+    state: str  #: "delivered": the receiver's process has taken it; "queued": it is safe, and will be shown later
+    to: str  #: the receiver's name
+    session_id: str
+    busy: bool  #: queued because the receiver is connected and did not take it within a second
+    away_s: int  #: how long the receiver has been away
+
+
+class BroadcastReceipt(NamedTuple):
+    """What became of a message to many."""
+
+    msg_id: str
+    delivered: int
+    queued: int
+
+
+class Bus:
+    """A connection for a command or a simple script. A context manager; not thread-safe, and not to be forked."""
+
+    def __init__(self, settings: Settings, persona: core.Persona) -> None:
+        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__))
+        self._new_id = protocol.IdMaker()
+        self._answers: dict[str, protocol.Receipt | protocol.Tally | errors.ZmqbusError] = {}
+        self._responses: dict[str, protocol.Envelope | errors.ZmqbusError] = {}
+        self._incoming: deque[core.Incoming] = deque()
+        self._refs = 0
+
+    def __repr__(self) -> str:
+        return f"<Bus {self._link!r}>"
+
+    def __enter__(self) -> Bus:
+        try:
+            self._link.open()
+        except BaseException:
+            self._link.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._link.perform(self._link.core.bye())
+        self._link.close()
+
+    # --- sending
+
+    def post(
+        self,
+        target: str,
+        body: bytes,
+        *,
+        scope: Scope = Scope.SESSION,
+        fmt: Format = Format.TEXT,
+        reply_to: str | None = None,
+        await_answer: bool = False,
+    ) -> str:
+        """Sends without waiting; returns the message's id, whose fate `outcome` tells."""
+        msg_id = self._new_id()
+        while not self._link.core.may_send:
+            self._pump(None)
+        if await_answer:
+            self._do(self._link.core.await_answer(msg_id))
+        self._do(self._link.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, body)))
+        return msg_id
+
+    def outcome(self, msg_id: str) -> Receipt | BroadcastReceipt:
+        """Waits until the fate of a message is known.
+
+        Guarantee: `delivered` and `queued` are what SPEC 7 says. Raises the `DeliveryError` or `BrokerError` that the
+        broker gave, and `BrokerUnavailable` if none confirms it.
+        """
+        self._until(lambda: msg_id in self._answers)
+        answer = self._answers.pop(msg_id)
+        if isinstance(answer, errors.ZmqbusError):
+            raise answer
+        if isinstance(answer, protocol.Tally):
+            return BroadcastReceipt(answer.msg_id, answer.delivered, answer.queued)
+        return Receipt(
+            msg_id,
+            "delivered" if answer.state == State.DELIVERED else "queued",
+            answer.name,
+            answer.session_id,
+            answer.state == State.BUSY,
+            answer.away_s,
+        )
+
+    def send(self, target: str, body: bytes, *, fmt: Format = Format.TEXT, reply_to: str | None = None) -> Receipt:
+        """Sends to one session and waits for the receipt."""
+        receipt = self.outcome(self.post(target, body, fmt=fmt, reply_to=reply_to))
+        assert isinstance(receipt, Receipt)
+        return receipt
+
+    def broadcast(self, body: bytes, *, topic: str | None = None, fmt: Format = Format.TEXT) -> BroadcastReceipt:
+        """Sends to every session, or to those that joined a topic, and waits for the count."""
+        scope = Scope.ALL if topic is None else Scope.TOPIC
+        receipt = self.outcome(self.post(topic or "", body, scope=scope, fmt=fmt))
+        assert isinstance(receipt, BroadcastReceipt)
+        return receipt
+
+    # --- receiving
+
+    def answer_to(self, msg_id: str, timeout_s: float) -> core.Incoming:
+        """Waits for the answer to a message that was posted with `await_answer`. Raises `errors.Timeout`."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            for message in self._incoming:
+                if message.reply_to == msg_id:
+                    self._incoming.remove(message)
+                    return message
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise errors.Timeout(
+                    f"no answer to {msg_id} within {timeout_s:g} s; the message stays delivered or queued, and an "
+                    "answer that comes later is shown by the session's listener"
+                )
+            self._pump(left_s)
+
+    def take(self, message: core.Incoming) -> None:
+        """Tells the broker that a message has been dealt with. To be called in the order of arrival."""
+        self._link.core.taken(message.ticket)
+        self._do(self._link.core.acknowledge())
+
+    def unread(self, *, peek: bool) -> Iterator[core.Incoming | protocol.Fetched]:
+        """The session's unread messages, oldest first, and at last the count. Each is marked read by `take`."""
+        ref = self._ref()
+        self._do(self._link.core.request(protocol.Fetch(ref, peek)))
+        while True:
+            while self._incoming:
+                yield self._incoming.popleft()
+            response = self._responses.pop(ref, None)
+            if isinstance(response, errors.ZmqbusError):
+                raise response
+            if isinstance(response, protocol.Fetched):
+                yield response
+                return
+            self._until(lambda: bool(self._incoming) or ref in self._responses)
+
+    # --- asking the broker
+
+    def sessions(self, *, everyone: bool = False) -> list[protocol.Session]:
+        """The connected sessions; with `everyone` those that are away, too."""
+        rows: list[protocol.Session] = []
+        after = ""
+        while True:
+            page = self.request(lambda ref, after=after: protocol.List(ref, everyone, after))  # type: ignore[misc]
+            assert isinstance(page, protocol.Sessions)
+            rows += [protocol.Session._make(row) for row in page.rows]
+            if not page.more:
+                return rows
+            after = rows[-1].session_id
+
+    def request(self, make: Callable[[str], protocol.Envelope]) -> protocol.Envelope:
+        """Asks for something and waits for the response. `make` gets the ref to use. Raises what the broker refuses."""
+        ref = self._ref()
+        self._do(self._link.core.request(make(ref)))
+        self._until(lambda: ref in self._responses)
+        response = self._responses.pop(ref)
+        if isinstance(response, errors.ZmqbusError):
+            raise response
+        return response
+
+    @property
+    def welcome(self) -> protocol.Welcome | None:
+        """What the broker said at the door."""
+        return self._link.core.welcome
+
+    # --- driving
+
+    def _ref(self) -> str:
+        self._refs += 1
+        return f"r{self._refs}"
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        heard_s = time.monotonic()
+        while not done():
+            if self._link.core.phase is not core.Phase.READY:
+                heard_s = time.monotonic()  # the link itself gives up on a broker that does not come
+            left_s = heard_s + CONFIRM_S - time.monotonic()
+            if left_s <= 0:
+                raise errors.BrokerUnavailable(
+                    f"the broker does not answer ({CONFIRM_S:g} s); see zmqbus broker --status, and repeat the command "
+                    "when it does"
+                )
+            self._pump(left_s)
+
+    def _pump(self, timeout_s: float | None) -> None:
+        self._take_in(self._link.pump(timeout_s))
+
+    def _do(self, effects: list[core.Effect]) -> None:
+        self._take_in(self._link.perform(effects))
+
+    def _take_in(self, effects: list[core.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case core.Answer(msg_id, outcome):
+                    self._answers[msg_id] = outcome
+                case core.Response(ref, envelope):
+                    self._responses[ref] = envelope
+                case core.Hand(message):
+                    self._incoming.append(message)
+                case core.TakeBack():
+                    self._incoming.clear()
+                case core.Closed(reason):
+                    raise reason or errors.NotConnected("the session was disconnected; run /inter-session connect")
+
+
+def guest(settings: Settings, name: str) -> Bus:
+    """A bus for a script that is no session: it speaks under a name, and is not listed. Use it as a context manager."""
+    return Bus(settings, core.Persona(role=Role.GUEST, name=name, token=protocol.new_token()))
+
+
+def observer(settings: Settings) -> Bus:
+    """A bus for looking only."""
+    return Bus(settings, core.Persona(role=Role.OBSERVER))

@@ -1,0 +1,597 @@
+"""What a client decides. No sockets, no clock: `handle(now_s, event)` returns effects.
+
+Theory of operation
+===================
+
+The machine of a connection:
+
+    OFFLINE ──up──▶ GREETING ──WELCOME──▶ READY ──EXPIRED──▶ GREETING
+       ▲               │                    │
+       └────down───────┴────────────────────┘            any ──DISPLACED, DISCONNECTED, HELLO refused──▶ CLOSED
+
+*Out.* A message is kept until its sender has been told what became of it, and sent again with every HELLO; its id makes
+that harmless. HELLO and what waits go in one wire message, so a command that says one thing needs one round trip.
+
+*In.* The application takes messages in the order in which they are handed to it, and says so (`taken`). What comes over
+the DEALER is one ordered stream; a broadcast comes over the SUB and is told apart by its number. A message that must
+follow a broadcast names it (`after`) and is held until that one is here. If it does not come, the broker's BEAT says
+what is owed, REFILL asks for it, and a second BEAT tells that nothing more will come.
+
+A message that was taken already (its acknowledgement was lost with a connection) is acknowledged again and not handed
+out a second time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple, TypeAlias
+
+from zmqbus import errors, protocol
+from zmqbus.protocol import Role, Scope
+
+#: Messages that a client has on the way and not confirmed. The broker remembers ids for at least as many of each.
+WINDOW_MESSAGES = 1_000
+#: Bytes of their bodies: two of the largest may be under way.
+WINDOW_BYTES = 2 * protocol.MAX_BODY_BYTES
+#: Without traffic for so long, a ping. The broker gives up after 12 s (`broker.core.SILENCE_S`).
+PING_S = 4.0
+#: Ids of taken messages that are remembered: the broker has at most 1,000 under way to one receiver, so that many can
+#: come again; ten times that costs a megabyte.
+REMEMBERED = 10_000
+
+
+class Phase(Enum):
+    """Where the machine is."""
+
+    OFFLINE = "offline"
+    GREETING = "greeting"
+    READY = "ready"
+    CLOSED = "closed"
+
+
+class Persona(NamedTuple):
+    """Who a client is: what HELLO says."""
+
+    role: Role
+    session_id: str | None = None
+    token: str | None = None
+    name: str | None = None
+    label: str | None = None
+    cwd: str = ""
+    project: str = ""
+    pid: int = 0
+    owner: str = ""
+    topics: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+
+class Ticket(NamedTuple):
+    """What a handed-out message is acknowledged with."""
+
+    lease: str
+    number: int
+    msg_id: str
+    reply_to: str | None
+
+
+class Incoming(NamedTuple):
+    """A message for the application."""
+
+    ticket: Ticket
+    msg_id: str
+    from_session: str
+    from_name: str
+    from_label: str | None
+    scope: int
+    target: str
+    fmt: int
+    reply_to: str | None
+    ts: float
+    age_s: int  #: -1: it did not wait
+    pointer: tuple[int, ...] | None  #: the body is in the journal
+    body: bytes
+
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+class Up(NamedTuple):
+    """The transport is connected, anew or for the first time."""
+
+
+class Down(NamedTuple):
+    """The transport has lost its peer."""
+
+
+class Received(NamedTuple):
+    """A message came over the DEALER."""
+
+    envelopes: list[protocol.Envelope]
+
+
+class Published(NamedTuple):
+    """A message came over the SUB."""
+
+    channel: bytes
+    envelopes: list[protocol.Envelope]
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+Event: TypeAlias = Up | Down | Received | Published | Tick
+
+# --- effects ----------------------------------------------------------------------------------------------------
+
+
+class Transmit(NamedTuple):
+    """Send over the DEALER; neighbours may share a wire message."""
+
+    envelope: protocol.Envelope
+
+
+class Subscribe(NamedTuple):
+    """(Re)open the SUB on this port with these filters, in this order."""
+
+    port: int
+    channels: tuple[bytes, ...]
+
+
+class Retune(NamedTuple):
+    """Change one filter of the SUB."""
+
+    drop: bytes
+    add: bytes
+
+
+class Hand(NamedTuple):
+    """Give to the application."""
+
+    message: Incoming
+
+
+class TakeBack(NamedTuple):
+    """The application forgets what it was handed and has not taken; if it is still owed, it will come again."""
+
+
+class Answer(NamedTuple):
+    """What became of a message that was sent."""
+
+    msg_id: str
+    outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError
+
+
+class Response(NamedTuple):
+    """What a request (LIST, RENAME, …) brought."""
+
+    ref: str
+    envelope: protocol.Envelope | errors.ZmqbusError
+
+
+class Welcomed(NamedTuple):
+    """The session is on the bus, under this name."""
+
+    welcome: protocol.Welcome
+
+
+class Renamed(NamedTuple):
+    """The session goes by another name."""
+
+    name: str
+
+
+class Closed(NamedTuple):
+    """It is over: displaced, disconnected, or refused at the door."""
+
+    reason: errors.ZmqbusError | None
+
+
+Effect: TypeAlias = Transmit | Subscribe | Retune | Hand | TakeBack | Answer | Response | Welcomed | Renamed | Closed
+
+
+class Displaced(errors.BrokerError):
+    """Another process took the session over."""
+
+    code = "displaced"
+
+
+class ClientCore:
+    """One connection to the broker, without its sockets. Not thread-safe."""
+
+    def __init__(self, persona: Persona, release: str) -> None:
+        self.persona = persona
+        self.phase = Phase.OFFLINE
+        self.welcome: protocol.Welcome | None = None
+        self._version = release
+        self._out: list[Effect] = []
+        self._unconfirmed: dict[str, protocol.Send] = {}
+        self._unconfirmed_bytes = 0
+        self._awaited: dict[str, None] = {}
+        self._requests: dict[str, protocol.Envelope] = {}
+        self._heard_s = 0.0
+        self._spoke_s = 0.0
+        # what has been handed out under the present lease, and not taken: ticket number → (seq, bcast), in order
+        self._handed: dict[int, tuple[int, int]] = {}
+        self._taken_numbers: set[int] = set()
+        self._number = 0
+        self._ack_seq = 0
+        self._ack_bcasts: list[int] = []
+        self._ack_due = False
+        self._taken_ids: dict[str, None] = {}
+        # broadcasts
+        self._seen: dict[int, None] = {}
+        self._last_on: dict[bytes, int] = {}
+        self._held: deque[tuple[int, protocol.Deliver | protocol.Broadcast]] = deque()
+        self._asked: set[int] = set()
+
+    def __repr__(self) -> str:
+        return (
+            f"<ClientCore {self.persona.name or 'nobody'} {self.phase.value}: {len(self._unconfirmed)} unconfirmed, "
+            f"{len(self._handed)} handed out, {len(self._held)} held>"
+        )
+
+    # --- what the application says
+
+    def send(self, send: protocol.Send) -> list[Effect]:
+        """Sends a message, and keeps it until an `Answer` for it."""
+        self._unconfirmed[send.msg_id] = send
+        self._unconfirmed_bytes += len(send.body)
+        if self.phase is Phase.READY:
+            self._transmit(send)
+        return self._flush()
+
+    def await_answer(self, msg_id: str) -> list[Effect]:
+        """The answer to this message comes here, and not to the session's mailbox. To be said before it is sent."""
+        self._awaited[msg_id] = None
+        if self.phase is Phase.READY:
+            self._transmit(protocol.Await(msg_id))
+        return self._flush()
+
+    def request(self, request: protocol.Envelope) -> list[Effect]:
+        """Asks the broker for something; a `Response` with its ref follows."""
+        self._requests[request.ref] = request  # type: ignore[union-attr]
+        if self.phase is Phase.READY:
+            self._transmit(request)
+        return self._flush()
+
+    @property
+    def may_send(self) -> bool:
+        """Whether another message fits what may be unconfirmed. More is an error of the caller's, and memory."""
+        return len(self._unconfirmed) < WINDOW_MESSAGES and self._unconfirmed_bytes <= WINDOW_BYTES
+
+    @property
+    def unconfirmed(self) -> int:
+        """Messages whose fate is open."""
+        return len(self._unconfirmed)
+
+    def taken(self, ticket: Ticket) -> None:
+        """The application has taken a message. `acknowledge` tells the broker, once for many."""
+        self._taken_ids[ticket.msg_id] = None
+        self._awaited.pop(ticket.reply_to or "", None)
+        if len(self._taken_ids) > REMEMBERED:
+            del self._taken_ids[next(iter(self._taken_ids))]
+        if self.welcome is not None and ticket.lease == self.welcome.lease:
+            self._settle(ticket.number)
+
+    def acknowledge(self) -> list[Effect]:
+        """The acknowledgement of all that was taken since the last one."""
+        if self._ack_due and self.phase is Phase.READY:
+            self._ack_due = False
+            self._transmit(protocol.Ack(self._ack_seq, tuple(self._ack_bcasts)))
+            self._ack_bcasts = []
+        return self._flush()
+
+    def bye(self) -> list[Effect]:
+        """Leaves in good order."""
+        if self.phase in (Phase.READY, Phase.GREETING):
+            self._transmit(protocol.Bye())
+        self.phase = Phase.CLOSED
+        return self._flush()
+
+    # --- what happens
+
+    def handle(self, now_s: float, event: Event) -> list[Effect]:
+        """What is to be done about an event, in order."""
+        if self.phase is Phase.CLOSED:
+            return []
+        match event:
+            case Received(envelopes):
+                self._heard_s = now_s
+                for envelope in envelopes:
+                    rule = _TABLE.get(envelope.__class__)
+                    if rule is not None and self.phase is not Phase.CLOSED:
+                        rule(self, envelope)
+            case Published(channel, envelopes):
+                self._heard_s = now_s
+                for envelope in envelopes:
+                    if isinstance(envelope, protocol.Broadcast):
+                        self._broadcast(channel, envelope)
+                    elif channel == protocol.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
+                        _TABLE[envelope.__class__](self, envelope)
+            case Up():
+                self._greet()
+            case Down():
+                self._offline()
+            case Tick():
+                self._tick(now_s)
+        if any(isinstance(effect, Transmit) for effect in self._out):
+            self._spoke_s = now_s
+        return self._flush()
+
+    def next_tick_s(self, now_s: float) -> float:
+        """Seconds until `Tick` is wanted."""
+        return max(0.0, self._spoke_s + PING_S - now_s)
+
+    def _tick(self, now_s: float) -> None:
+        if self.phase is Phase.READY and self.welcome is not None and now_s - self._spoke_s >= PING_S:
+            self._transmit(protocol.Ping(self.welcome.lease, self.persona.name or ""))
+        elif now_s - self._spoke_s >= PING_S:
+            self._spoke_s = now_s
+
+    # --- connection
+
+    def _greet(self) -> None:
+        persona = self.persona
+        self.phase = Phase.GREETING
+        self._transmit(
+            protocol.Hello(
+                protocol.VERSION,
+                self._version,
+                persona.role,
+                persona.session_id,
+                persona.token,
+                persona.name,
+                persona.label,
+                persona.cwd,
+                persona.project,
+                persona.pid,
+                persona.owner,
+                persona.topics,
+                persona.groups,
+            )
+        )
+        # In one wire message with HELLO: one round trip for a command that has one thing to say.
+        for msg_id in self._awaited:
+            self._transmit(protocol.Await(msg_id))
+        for send in self._unconfirmed.values():
+            self._transmit(send)
+        for request in self._requests.values():
+            self._transmit(request)
+
+    def _offline(self) -> None:
+        self.phase = Phase.OFFLINE
+
+    def _expired(self, _: protocol.Expired) -> None:
+        # While greeting, it answers something older than the HELLO that is under way.
+        if self.phase is Phase.READY:
+            self._greet()
+
+    def _welcome(self, welcome: protocol.Welcome) -> None:
+        self.welcome = welcome
+        self.persona = self.persona._replace(name=welcome.name or self.persona.name)
+        self.phase = Phase.READY
+        # A new lease: the broker sends again whatever was not acknowledged, so what is held or handed out is void.
+        self._handed.clear()
+        self._taken_numbers.clear()
+        self._ack_seq, self._ack_bcasts, self._ack_due = 0, [], False
+        self._held.clear()
+        self._seen.clear()
+        self._last_on.clear()
+        self._asked.clear()
+        self._out.append(TakeBack())
+        if self.persona.role in (Role.LISTENER, Role.PROGRAM):
+            self._out.append(Subscribe(welcome.pub_port, self._channels(welcome)))
+        self._out.append(Welcomed(welcome))
+
+    def _channels(self, welcome: protocol.Welcome) -> tuple[bytes, ...]:
+        """What the session follows. The mark comes last: the broker sees it when all the others are in force."""
+        return (
+            protocol.EVERYONE,
+            protocol.channel(Scope.PROJECT, self.persona.project),
+            *(protocol.channel(Scope.TOPIC, topic) for topic in self.persona.topics),
+            protocol.name_channel(welcome.name),
+            protocol.mark_channel(welcome.lease),
+        )
+
+    def _refused(self, refused: protocol.Refused) -> None:
+        error = errors.from_code(refused.code, refused.text)
+        if refused.ref == "hello":
+            self.phase = Phase.CLOSED
+            self._out.append(Closed(error))
+        elif refused.ref in self._unconfirmed:
+            self._confirm(refused.ref, error)
+        elif refused.ref in self._requests:
+            del self._requests[refused.ref]
+            self._out.append(Response(refused.ref, error))
+
+    def _displaced(self, displaced: protocol.Displaced) -> None:
+        if displaced.by_pid != self.persona.pid:
+            self.phase = Phase.CLOSED
+            self._out.append(Closed(Displaced(f"process {displaced.by_pid} has taken this session over")))
+
+    def _disconnected(self, _: protocol.Disconnected) -> None:
+        self.phase = Phase.CLOSED
+        self._out.append(Closed(None))
+
+    def _renamed(self, renamed: protocol.Renamed) -> None:
+        old = self.persona.name or ""
+        if renamed.name != old:
+            self.persona = self.persona._replace(name=renamed.name)
+            self._out.append(Retune(protocol.name_channel(old), protocol.name_channel(renamed.name)))
+            self._out.append(Renamed(renamed.name))
+
+    # --- what became of what was sent
+
+    def _receipt(self, receipt: protocol.Receipt) -> None:
+        for msg_id in receipt.msg_ids:
+            if msg_id in self._unconfirmed:
+                self._confirm(msg_id, receipt)
+
+    def _tally(self, tally: protocol.Tally) -> None:
+        if tally.msg_id in self._unconfirmed:
+            self._confirm(tally.msg_id, tally)
+
+    def _confirm(self, msg_id: str, outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError) -> None:
+        self._unconfirmed_bytes -= len(self._unconfirmed.pop(msg_id).body)
+        self._out.append(Answer(msg_id, outcome))
+
+    def _response(self, envelope: protocol.Sessions | protocol.Done | protocol.Health | protocol.Fetched) -> None:
+        if self._requests.pop(envelope.ref, None) is not None:
+            self._out.append(Response(envelope.ref, envelope))
+
+    # --- messages
+
+    def _deliver(self, deliver: protocol.Deliver) -> None:
+        if deliver.bcast:
+            if deliver.bcast not in self._seen:
+                self._arrive(deliver.bcast, deliver, deliver.bcast)
+            self._release()
+        elif self._held or (deliver.after and deliver.after not in self._seen):
+            self._held.append((deliver.after, deliver))
+        else:
+            self._arrive(0, deliver, 0)
+
+    def _broadcast(self, channel: bytes, cast: protocol.Broadcast) -> None:
+        welcome = self.welcome
+        if (
+            welcome is None
+            or self.phase is not Phase.READY
+            or cast.epoch != welcome.epoch
+            or cast.bcast <= welcome.bcast
+            # A SUB filter is a prefix: what matched it may be for another channel.
+            or channel != protocol.channel(cast.scope, cast.target)
+        ):
+            return
+        last = self._last_on.get(channel, welcome.bcast)
+        self._last_on[channel] = cast.bcast
+        if welcome.peer in cast.spared or cast.bcast in self._seen:
+            self._release()
+            return
+        if cast.prev > last and cast.prev not in self._seen and cast.prev not in self._asked:
+            # One is missing on this channel. It may have been somebody else's only: the broker's BEAT will tell.
+            self._ask((cast.prev,))
+            self._held.append((cast.prev, cast))
+            return
+        self._arrive(cast.bcast, cast, cast.bcast)
+        self._release()
+
+    def _beat(self, beat: protocol.Beat) -> None:
+        if self.welcome is None or beat.epoch != self.welcome.epoch:
+            return
+        waiting = {item.bcast for _, item in self._held if isinstance(item, protocol.Broadcast)}
+        missing = tuple(n for n in beat.bcasts if n not in self._seen and n not in waiting and n not in self._asked)
+        if missing:
+            self._ask(missing)
+        # What was asked for and is not owed will not come; nothing need wait for it.
+        for number in [n for n in self._asked if n not in beat.bcasts]:
+            self._asked.discard(number)
+            self._see(number)
+        self._release()
+
+    def _ask(self, numbers: tuple[int, ...]) -> None:
+        self._asked.update(numbers)
+        self._transmit(protocol.Refill(numbers))
+
+    def _release(self) -> None:
+        while self._held and (not self._held[0][0] or self._held[0][0] in self._seen):
+            _, item = self._held.popleft()
+            if isinstance(item, protocol.Broadcast):
+                self._arrive(item.bcast, item, item.bcast)
+            else:
+                self._arrive(0, item, 0)
+
+    def _see(self, bcast: int) -> None:
+        self._seen[bcast] = None
+        if len(self._seen) > REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+
+    def _arrive(self, seen: int, item: protocol.Deliver | protocol.Broadcast, bcast: int) -> None:
+        assert self.welcome is not None
+        if seen:
+            self._see(seen)
+            self._asked.discard(seen)
+        self._number += 1
+        number = self._number
+        seq = item.seq if isinstance(item, protocol.Deliver) and not bcast else 0
+        self._handed[number] = (seq, bcast)
+        if item.msg_id in self._taken_ids:
+            self._settle(number)
+            return
+        self._out.append(
+            Hand(
+                Incoming(
+                    Ticket(self.welcome.lease, number, item.msg_id, item.reply_to),
+                    item.msg_id,
+                    item.from_session,
+                    item.from_name,
+                    item.from_label,
+                    item.scope,
+                    item.target,
+                    item.fmt,
+                    item.reply_to,
+                    item.ts,
+                    item.age_s if isinstance(item, protocol.Deliver) else -1,
+                    item.pointer,
+                    item.body,
+                )
+            )
+        )
+
+    def _settle(self, number: int) -> None:
+        """Acknowledgements for the DEALER are cumulative, so they go no further than the first that is not taken."""
+        self._taken_numbers.add(number)
+        while self._handed:
+            first = next(iter(self._handed))
+            if first not in self._taken_numbers:
+                return
+            self._taken_numbers.discard(first)
+            seq, bcast = self._handed.pop(first)
+            self._ack_due = True
+            if bcast:
+                self._ack_bcasts.append(bcast)
+            else:
+                self._ack_seq = max(self._ack_seq, seq)
+
+    def _recall(self, recall: protocol.Recall) -> None:
+        # Everything taken so far is acknowledged before the answer, and everything else is the mailbox's again.
+        self._handed.clear()
+        self._taken_numbers.clear()
+        self._held.clear()
+        self._out.append(TakeBack())
+        if self._ack_due:
+            self._ack_due = False
+            self._transmit(protocol.Ack(self._ack_seq, tuple(self._ack_bcasts)))
+            self._ack_bcasts = []
+        self._transmit(protocol.Recalled(recall.generation))
+
+    # --- plumbing
+
+    def _transmit(self, envelope: protocol.Envelope) -> None:
+        self._out.append(Transmit(envelope))
+
+    def _flush(self) -> list[Effect]:
+        out, self._out = self._out, []
+        return out
+
+
+#: What the broker may say.
+_TABLE: dict[type, Callable[..., None]] = {
+    protocol.Welcome: ClientCore._welcome,
+    protocol.Refused: ClientCore._refused,
+    protocol.Expired: ClientCore._expired,
+    protocol.Displaced: ClientCore._displaced,
+    protocol.Disconnected: ClientCore._disconnected,
+    protocol.Renamed: ClientCore._renamed,
+    protocol.Deliver: ClientCore._deliver,
+    protocol.Receipt: ClientCore._receipt,
+    protocol.Tally: ClientCore._tally,
+    protocol.Sessions: ClientCore._response,
+    protocol.Done: ClientCore._response,
+    protocol.Health: ClientCore._response,
+    protocol.Fetched: ClientCore._response,
+    protocol.Recall: ClientCore._recall,
+    protocol.Beat: ClientCore._beat,
+}

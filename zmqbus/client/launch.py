@@ -1,0 +1,107 @@
+"""Finding the broker, and starting one where there is none.
+
+A pid file whose process lives is taken as a sign to try and connect, no more: the pid may have been used again. A
+client that gets no answer launches all the same. That is always right, since the launched process stands for election
+(`broker.daemon`) and leaves at once if there is a broker.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
+from zmqbus.settings import Settings
+
+#: How long the launched process may take to say how it went: interpreter start, keys, binds, on a crowded machine.
+LAUNCH_S = 20.0
+
+
+def broker_pid(settings: Settings) -> int | None:
+    """The pid in the port's pid file, if that process lives."""
+    try:
+        with open(settings.paths.pid_file(settings.port), encoding="ascii") as file:
+            pid = int(file.read())
+        if pid <= 0:
+            return None
+        os.kill(pid, 0)
+    except PermissionError:
+        return None  # the pid is another user's by now
+    except (OSError, ValueError):
+        return None
+    return pid
+
+
+def launch(settings: Settings) -> None:
+    """Starts a broker, detached from this process in every way, and returns when one serves the port.
+
+    Raises `PortHeld` if something else is bound to the port, the broker's own error if it cannot start (keys that
+    others can read, a data directory that another broker uses), `BrokerUnavailable` if it says nothing within 20 s.
+    """
+    import subprocess  # 5 ms that only whoever finds no broker pays
+
+    last_words = ""
+    reader, writer = os.pipe()
+    command = [
+        sys.executable,
+        "-m",
+        "zmqbus.broker.daemon",
+        f"--port={settings.port}",
+        f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
+        f"--report={writer}",
+    ]
+    # The way that this process found its packages, be it a virtual environment put on the path by the bootstrap.
+    environ = dict(
+        os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), INTER_SESSION_DATA_DIR=settings.data_dir
+    )
+    try:
+        with subprocess.Popen(
+            command,
+            env=environ,
+            pass_fds=(writer,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process:
+            os.close(writer)
+            writer = -1
+            report = _read_line(reader, time.monotonic() + LAUNCH_S)
+            if not report:
+                process.kill()  # the process that detaches; one that has detached already is not touched
+                assert process.stderr is not None
+                last_words = process.stderr.read()[-500:].decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
+    except OSError as error:
+        raise BrokerUnavailable(f"cannot start a broker with {sys.executable}: {error}") from None
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+    if report in ("ready", "exists"):
+        return
+    if report == "held":
+        raise PortHeld(settings.port)
+    if report.startswith("error "):
+        _, code, text = report.split(" ", 2)
+        raise from_code(code, text)
+    raise BrokerUnavailable(
+        f"a broker was started and did not come up{last_words and f' ({last_words})'}; see "
+        f"{settings.paths.broker_log}, or run: zmqbus broker --foreground"
+    )
+
+
+def _read_line(descriptor: int, deadline_s: float) -> str:
+    """The first line from a pipe, without its end; "" when it is closed, or nothing came in time."""
+    import select
+
+    got = b""
+    while b"\n" not in got:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
+            return ""
+        part = os.read(descriptor, 4096)
+        if not part:
+            return ""
+        got += part
+    return got.split(b"\n", 1)[0].decode("utf-8", "replace")

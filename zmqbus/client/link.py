@@ -1,0 +1,282 @@
+"""A client's shell: the sockets, and the way back when the broker is gone.
+
+`pump` is the whole of it: wait for something, let the core decide, do what concerns the sockets, and return what
+concerns the application. It holds no thread; whoever owns a `Link` calls `pump`, from one thread.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterable
+from struct import unpack_from
+
+import zmq
+
+from zmqbus import protocol, security
+from zmqbus.client import core, launch
+from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
+from zmqbus.settings import Settings
+
+#: Without a WELCOME for so long, the broker may be gone whatever its pid file says: launch one.
+RELAUNCH_S = 0.5
+#: Without a WELCOME for so long since the last launch, it is no use.
+CONNECT_S = 5.0
+#: First and longest pause between two launches that failed, for those who go on trying (a listener whose disk is full).
+BACKOFF_S = (0.5, 30.0)
+#: ZeroMQ messages taken from one socket before the others get their turn.
+DRAIN_MESSAGES = 100
+#: Ports from here on may be given out by the kernel as somebody's source port.
+EPHEMERAL_FROM = 30_000
+
+_WATCHED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | zmq.Event.MONITOR_STOPPED
+
+
+def _endpoint(port: int) -> str:
+    # A socket that retries a closed port in the ephemeral range can be given that very port as its own, connect to
+    # itself, and so keep the broker from binding it. Another source address rules that out where there is one.
+    if port >= EPHEMERAL_FROM and sys.platform == "linux":
+        return f"tcp://127.0.0.2:0;127.0.0.1:{port}"
+    return f"tcp://127.0.0.1:{port}"
+
+
+def _dealer(context: zmq.Context[zmq.Socket[bytes]], keys: security.ClientKeys) -> zmq.Socket[bytes]:
+    """The socket for directed envelopes. It has no routing id: the broker's ROUTER draws one that nobody can take."""
+    dealer = context.socket(zmq.DEALER)
+    security.curve_client(dealer, keys)
+    dealer.linger = 0  # until WELCOME: what a broker never answered is not worth waiting for
+    dealer.sndhwm = dealer.rcvhwm = 0  # credit bounds both ways; a mark here would block or drop
+    dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_FRAME_BYTES)
+    # Not RECONNECT_IVL_MAX, which switches the jitter off: clients of a broker that died would come back in step.
+    dealer.reconnect_ivl = random.randint(10, 40)
+    return dealer
+
+
+def _subscriber(context: zmq.Context[zmq.Socket[bytes]], keys: security.ClientKeys) -> zmq.Socket[bytes]:
+    """The socket for broadcasts."""
+    subscriber = context.socket(zmq.SUB)
+    security.curve_client(subscriber, keys)
+    subscriber.linger = 0
+    subscriber.rcvhwm = 0  # the broker's credit bounds it
+    subscriber.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_FRAME_BYTES)
+    subscriber.reconnect_ivl = random.randint(10, 40)
+    return subscriber
+
+
+class Link:
+    """Connects a `ClientCore` to the broker."""
+
+    def __init__(self, settings: Settings, client: core.ClientCore, *, patient: bool = False) -> None:
+        """`patient` goes on for ever when there is no broker and none can be started (a listener that has been on the
+        bus before); else that is an error after 5 s."""
+        self._settings = settings
+        self.core = client
+        self.patient = patient
+        self._keys = security.client_keys(settings.data_dir)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._decoder = protocol.Decoder(from_broker=True)
+        self._dealer = _dealer(self._context, self._keys)
+        self._monitor = self._watch(self._dealer)
+        self._subscriber: zmq.Socket[bytes] | None = None
+        self._poller.register(self._dealer, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._outbox: list[protocol.Envelope] = []
+        self._connected = False
+        self._launched = False
+        self._since_s = 0.0  # when the wait for a WELCOME began
+        self._next_launch_s = 0.0
+        self._pause_s = BACKOFF_S[0]
+
+    def __repr__(self) -> str:
+        return f"<Link to port {self._settings.port}: {self.core!r}>"
+
+    def _watch(self, dealer: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+        dealer.monitor("inproc://zmqbus.monitor", _WATCHED)
+        monitor = self._context.socket(zmq.PAIR)
+        monitor.linger = 0
+        monitor.connect("inproc://zmqbus.monitor")
+        return monitor
+
+    # --- life
+
+    def open(self) -> None:
+        """Begins to connect, having started a broker if there is none.
+
+        Raises what `launch.launch` raises, unless the link is patient.
+        """
+        self._since_s = time.monotonic()
+        self._next_launch_s = self._since_s + RELAUNCH_S
+        if launch.broker_pid(self._settings) is None:
+            self._launch()
+        self._dealer.connect(_endpoint(self._settings.port))
+
+    def watch(self, descriptor: int) -> None:
+        """Makes `pump` return when this descriptor is readable, too."""
+        self._poller.register(descriptor, zmq.POLLIN)
+
+    def restart(self, client: core.ClientCore) -> list[core.Effect]:
+        """Goes on over the same sockets as somebody else (another name, after the first was taken)."""
+        self.core = client
+        return self._do(client.handle(time.monotonic(), core.Up())) if self._connected else []
+
+    def close(self) -> None:
+        """Sends what is left to say, and closes. Takes at most half a second, and that only if the broker hangs."""
+        self._dealer.linger = 500 if self._connected else 0
+        self._dealer.disable_monitor()
+        self._monitor.close()
+        self._dealer.close()
+        if self._subscriber is not None:
+            self._subscriber.close()
+        self._context.term()
+
+    # --- the application's side
+
+    def perform(self, effects: Iterable[core.Effect]) -> list[core.Effect]:
+        """Carries out effects that a call of the core returned; gives back those for the application."""
+        return self._do(effects)
+
+    def pump(self, timeout_s: float | None) -> list[core.Effect]:
+        """Waits up to `timeout_s` (None: as long as it takes) for something to happen, and deals with it.
+
+        Returns the effects for the application, which may be none. Raises `PortHeld` or `BrokerUnavailable` as `open`.
+        """
+        now_s = time.monotonic()
+        wait_s = self._wait_s(now_s)
+        if timeout_s is not None:
+            wait_s = min(wait_s, timeout_s)
+        # Rounded up: a poll that ends a fraction early would turn into a spin until the time has come.
+        ready = dict(self._poller.poll(int(max(0.0, wait_s) * 1000 + 0.999)))
+        now_s = time.monotonic()
+        found: list[core.Effect] = []
+        if self._monitor in ready:
+            found += self._drain_monitor(now_s)
+        # The SUB first: what came over the DEALER may be waiting for it.
+        if self._subscriber is not None and self._subscriber in ready:
+            found += self._drain_subscriber(now_s)
+        if self._dealer in ready:
+            found += self._drain_dealer(now_s)
+        if self.core.next_tick_s(now_s) <= 0:
+            found += self._do(self.core.handle(now_s, core.Tick()))
+        if self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
+            self._look_for_broker(now_s)
+        return found
+
+    def _wait_s(self, now_s: float) -> float:
+        if self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
+            return min(self._next_launch_s - now_s, self.core.next_tick_s(now_s))
+        return self.core.next_tick_s(now_s)
+
+    # --- sockets
+
+    def _drain_monitor(self, now_s: float) -> list[core.Effect]:
+        found: list[core.Effect] = []
+        while True:
+            try:
+                frames = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return found
+            (event,) = unpack_from("=H", frames[0])
+            if event == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._connected = True
+                found += self._do(self.core.handle(now_s, core.Up()))
+            elif event == zmq.Event.DISCONNECTED:
+                self._connected = False
+                self._since_s = now_s
+                self._next_launch_s = now_s
+                found += self._do(self.core.handle(now_s, core.Down()))
+
+    def _drain_dealer(self, now_s: float) -> list[core.Effect]:
+        found: list[core.Effect] = []
+        for _ in range(DRAIN_MESSAGES):
+            try:
+                frames = self._dealer.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                envelopes = self._decoder.decode(frames)
+            except ProtocolError:
+                continue  # a newer broker's verb: a client that must understand it has been refused at HELLO
+            found += self._do(self.core.handle(now_s, core.Received(envelopes)))
+        return found
+
+    def _drain_subscriber(self, now_s: float) -> list[core.Effect]:
+        assert self._subscriber is not None
+        found: list[core.Effect] = []
+        for _ in range(DRAIN_MESSAGES):
+            try:
+                channel, *frames = self._subscriber.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                envelopes = self._decoder.decode(frames)
+            except (ProtocolError, IndexError):
+                continue
+            found += self._do(self.core.handle(now_s, core.Published(channel, envelopes)))
+        return found
+
+    def _do(self, effects: Iterable[core.Effect]) -> list[core.Effect]:
+        """Carries out what concerns the sockets; the rest is the application's."""
+        rest: list[core.Effect] = []
+        for effect in effects:
+            match effect:
+                case core.Transmit(envelope):
+                    self._outbox.append(envelope)
+                case core.Subscribe(port, channels):
+                    self._subscribe(port, channels)
+                case core.Retune(drop, add):
+                    if self._subscriber is not None:
+                        self._subscriber.subscribe(add)
+                        self._subscriber.unsubscribe(drop)
+                case core.Welcomed():
+                    self._launched = False
+                    self._pause_s = BACKOFF_S[0]
+                    rest.append(effect)
+                case _:
+                    rest.append(effect)
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            for batch in protocol.batches(outbox):
+                self._dealer.send_multipart(protocol.encode(batch), zmq.NOBLOCK)
+        return rest
+
+    def _subscribe(self, port: int, channels: tuple[bytes, ...]) -> None:
+        if self._subscriber is not None:
+            self._poller.unregister(self._subscriber)
+            self._subscriber.close()
+        self._subscriber = _subscriber(self._context, self._keys)
+        for channel in channels:
+            self._subscriber.subscribe(channel)
+        self._subscriber.connect(_endpoint(port))
+        self._poller.register(self._subscriber, zmq.POLLIN)
+
+    # --- a broker
+
+    def _look_for_broker(self, now_s: float) -> None:
+        """Nobody has welcomed us yet: is there a broker at all?"""
+        if now_s < self._next_launch_s:
+            return
+        if self._launched and not self.patient and now_s - self._since_s > CONNECT_S:
+            raise BrokerUnavailable(
+                f"the broker on port {self._settings.port} does not answer; see {self._settings.paths.broker_log}, "
+                "or stop it with: zmqbus broker --stop"
+            )
+        self._next_launch_s = now_s + RELAUNCH_S
+        if not self._launched or launch.broker_pid(self._settings) is None:
+            self._launch()
+
+    def _launch(self) -> None:
+        try:
+            launch.launch(self._settings)
+        except PortHeld:
+            raise
+        except ZmqbusError:
+            if not self.patient:
+                raise
+            self._next_launch_s = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, BACKOFF_S[1])
+        else:
+            self._launched = True
+            self._since_s = time.monotonic()
+            self._next_launch_s = self._since_s + RELAUNCH_S

@@ -1,0 +1,44 @@
+"""Signals as something that a poller can wait for.
+
+ZeroMQ's poll goes on after a signal, and an exception raised by a handler could come in the middle of a write. So a
+handler only notes which signal came; the interpreter itself writes a byte to a pipe, and the pipe ends the poll.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+#: What ends a long-lived process in good order: a harness or an operator, a terminal, a terminal that closes.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Wakeup:
+    """A context in which `ENDING` signals make `fd` readable, and `caught` says which one came. Main thread only."""
+
+    def __init__(self) -> None:
+        self.caught: signal.Signals | None = None
+        self.fd = -1
+
+    def __repr__(self) -> str:
+        return f"<Wakeup fd={self.fd} caught={self.caught!r}>"
+
+    def __enter__(self) -> Wakeup:
+        self.fd, self._writer = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._writer, False)
+        self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._handlers: dict[signal.Signals, Any] = {number: signal.signal(number, self._note) for number in ENDING}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.caught = signal.Signals(number)
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writer)
+        os.close(self.fd)
