@@ -1,0 +1,330 @@
+"""Whose process am I: rules on fake process tables, then real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqbus.session import owner
+from zmqbus.session.owner import Entry, Process, find_owners, looks_like_claude
+
+ME = 900
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class FakeTable:
+    """A process table made of a chain of command lines, the outermost first; pids 100, 101, …; we are `ME`."""
+
+    def __init__(self, *chain: list[str]) -> None:
+        self.lines: dict[int, list[str]] = {}
+        self.entries: dict[int, Entry] = {}
+        self.uids: dict[int, int] = {}
+        parent = 0
+        for number, cmdline in enumerate(chain):
+            parent = self.put(100 + number, parent, cmdline)
+        self.put(ME, parent, ["python", "send.py"])
+
+    def put(self, pid: int, parent: int, cmdline: list[str], *, ended: bool = False, uid: int | None = None) -> int:
+        self.lines[pid] = cmdline
+        self.entries[pid] = Entry(parent, f"t{pid}", ended)
+        self.uids[pid] = os.geteuid() if uid is None else uid
+        return pid
+
+    def look(self, pid: int) -> Entry | None:
+        return self.entries.get(pid)
+
+    def cmdline(self, pid: int) -> list[str]:
+        return self.lines.get(pid, [])
+
+    def uid(self, pid: int) -> int | None:
+        return self.uids.get(pid)
+
+
+def owners(table: FakeTable, *, override: int | None = None, claude_pid: str | None = None) -> list[int]:
+    environ = {} if claude_pid is None else {"CLAUDE_PID": claude_pid}
+    found = find_owners(override, environ, table, ME)
+    for process in found:
+        entry = table.look(process.pid)
+        assert process.started == (entry.started if entry else "")
+    return [process.pid for process in found]
+
+
+INIT, SHELL, CLAUDE = ["/sbin/init"], ["-bash"], ["claude", "--resume"]
+WEAK = ["node", "/home/u/src/claude-tools/run.js"]
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "verdict"),
+    [
+        (["claude"], True),
+        (["/usr/local/bin/claude", "-p", "x"], True),
+        (["/home/u/.local/share/claude/versions/2.1.329"], True),
+        (["node", "/usr/local/bin/claude"], True),
+        (["/usr/bin/node", "--max-old-space-size=4096", "/usr/bin/claude", "--resume"], True),
+        (["node", "-r", "/x/hook.js", "/usr/lib/node_modules/@anthropic-ai/claude-code/cli.js"], True),
+        (["node", "/home/u/.claude/local/node_modules/@anthropic-ai/claude-code/cli.js"], True),
+        (["bun", "run", "/opt/bin/claude"], True),
+        (["node", "/home/u/src/claude-dev/dist/cli.js"], False),
+        (["bun", "/opt/Claude/cli.js"], False),
+        (["node", "/home/u/.claude/plugins/cache/m/claude-thing/1.0/mcp.js"], None),
+        (["node", "-e", "require('/x/claude')"], None),
+        (["node", "-r", "/x/claude/hook.js", "/srv/app.js"], None),
+        (["node", "--inspect"], None),
+        (["node"], None),
+        (["bash", "-c", "claude --resume"], None),
+        (["bash", "-c", "/home/u/claude/run"], None),
+        (["bash", "/usr/local/bin/claude"], None),
+        (["python3", "/home/u/.claude/skills/inter-session/bin/client.py"], None),
+        (["python3", "/home/u/claude/bin/client.py"], None),
+        (["npm exec @anthropic-ai/claude-code"], None),
+        (["/Applications/Claude.app/Contents/MacOS/Claude"], None),
+        (["claude-wrapper"], None),
+        ([""], None),
+        ([], None),
+    ],
+)
+def test_what_counts_as_claude_code(cmdline: list[str], verdict: bool | None) -> None:
+    assert looks_like_claude(cmdline) is verdict
+
+
+@given(st.lists(st.text(max_size=20), max_size=5))
+def test_any_command_line_gets_a_verdict(cmdline: list[str]) -> None:
+    assert looks_like_claude(cmdline) in (True, False, None)
+
+
+def test_nearest_claude_wins() -> None:
+    assert owners(FakeTable(INIT, CLAUDE, SHELL, CLAUDE, SHELL, ["make"])) == [103]
+
+
+def test_nested_session_without_listener_does_not_get_the_outer_one() -> None:
+    assert 101 not in owners(FakeTable(INIT, CLAUDE, SHELL, CLAUDE, SHELL))
+
+
+def test_certain_match_beats_nearer_doubtful_one() -> None:
+    assert owners(FakeTable(INIT, CLAUDE, SHELL, WEAK, SHELL)) == [101]
+
+
+def test_doubtful_match_is_taken_where_nothing_is_better() -> None:
+    assert owners(FakeTable(INIT, SHELL, WEAK, SHELL)) == [102, 101, 100]
+
+
+def test_parent_and_those_above_without_claude() -> None:
+    assert owners(FakeTable(INIT, SHELL, ["make"])) == [102, 101, 100]
+
+
+def test_first_process_of_a_container_owns_itself() -> None:
+    assert owners(FakeTable()) == [ME]
+
+
+def test_claude_as_first_process_of_a_container() -> None:
+    table = FakeTable()
+    table.put(1, 0, CLAUDE)
+    table.put(ME, 1, ["python"])
+    assert owners(table) == [1]
+
+
+def test_override_is_first_even_when_dead() -> None:
+    table = FakeTable(INIT, CLAUDE)
+    assert owners(table, override=100, claude_pid="101") == [100]
+    assert owners(table, override=77) == [77]
+    assert find_owners(77, {}, table) == [Process(77, "")]
+    assert not owner.is_alive(Process(77, ""), table)
+
+
+def test_claude_pid_names_an_ancestor_that_does_not_look_like_it() -> None:
+    assert owners(FakeTable(INIT, ["embedded-agent"], SHELL), claude_pid="101") == [101]
+
+
+def test_claude_pid_nearer_than_a_certain_match() -> None:
+    assert owners(FakeTable(INIT, CLAUDE, SHELL, ["embedded-agent"], SHELL), claude_pid="103") == [103]
+
+
+def test_claude_pid_beats_a_nearer_doubtful_match() -> None:
+    assert owners(FakeTable(INIT, ["embedded-agent"], SHELL, WEAK), claude_pid="101") == [101]
+
+
+def test_claude_pid_inherited_from_an_outer_session_yields() -> None:
+    table = FakeTable(INIT, CLAUDE, SHELL, CLAUDE, SHELL)
+    assert owners(table, claude_pid="101") == [103]
+    # The same through a tmux whose server is no longer below the session that started it.
+    table = FakeTable(INIT, ["tmux"], SHELL, CLAUDE, SHELL)
+    table.put(500, 1, CLAUDE)
+    assert owners(table, claude_pid="500") == [103]
+
+
+def test_claude_pid_counts_for_an_orphan() -> None:
+    table = FakeTable(INIT)
+    table.put(500, 1, ["embedded-agent"])
+    assert owners(table, claude_pid="500") == [500]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "+5", "1e3", "٥٠٠", "x", "99999999999999999999", "500 ", "500\n", "777"]
+)
+def test_claude_pid_that_says_nothing_is_passed_over(text: str) -> None:
+    table = FakeTable(INIT, SHELL)
+    table.put(500, 1, CLAUDE)
+    assert owners(table, claude_pid=text) == [101, 100]
+
+
+def test_claude_pid_of_a_zombie_or_of_another_user_is_passed_over() -> None:
+    table = FakeTable(INIT, SHELL)
+    table.put(500, 1, CLAUDE, ended=True)
+    table.put(501, 1, CLAUDE, uid=os.geteuid() + 1)
+    assert owners(table, claude_pid="500") == [101, 100]
+    assert owners(table, claude_pid="501") == [101, 100]
+
+
+def test_broken_tables_end() -> None:
+    table = FakeTable(SHELL, SHELL)
+    table.put(100, 101, SHELL)  # a circle
+    assert [p.pid for p in owner.ancestors(ME, table)] == [101, 100]
+    deep = FakeTable(*([SHELL] * 500))
+    assert len(owner.ancestors(ME, deep)) == owner.MAX_ANCESTORS
+    assert owner.ancestors(12345, table) == []
+
+
+def test_same_pid_other_start_time_is_another_process() -> None:
+    table = FakeTable(SHELL)
+    assert owner.is_alive(Process(100, "t100"), table)
+    assert not owner.is_alive(Process(100, "t99"), table)
+    table.put(100, 0, SHELL, ended=True)
+    assert not owner.is_alive(Process(100, "t100"), table)
+
+
+# --- real processes ---------------------------------------------------------------------------------------------
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@contextmanager
+def child(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends when its standard input does."""
+    process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_real_ancestors_begin_with_the_parent() -> None:
+    chain = owner.ancestors()
+    assert chain[0].pid == os.getppid()
+    assert all(owner.is_alive(process) for process in chain)
+    assert owner.ancestors(chain[0].pid) == chain[1:]
+
+
+@LINUX
+def test_both_tables_agree() -> None:
+    proc, psutil_table = owner.ProcTable(), owner.PsutilTable()
+    for pid in (os.getpid(), os.getppid()):
+        here, there = proc.look(pid), psutil_table.look(pid)
+        assert here is not None and there is not None
+        assert (here.parent, here.ended) == (there.parent, there.ended)
+        assert proc.cmdline(pid) == psutil_table.cmdline(pid)
+        assert proc.uid(pid) == psutil_table.uid(pid)
+
+
+@pytest.mark.parametrize("table", [pytest.param(owner.ProcTable(), marks=LINUX), owner.PsutilTable()])
+def test_real_process_dies(table: owner.ProcessTable) -> None:
+    with child("cat") as process:
+        me = owner.process_of(process.pid, table)
+        assert me.started and owner.is_alive(me, table)
+        assert not owner.is_alive(me._replace(started=me.started + "0"), table)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie now, and left one
+        entry = table.look(process.pid)
+        assert entry is not None and entry.ended
+        assert not owner.is_alive(me, table)
+        process.wait()
+        assert table.look(process.pid) is None
+        assert table.cmdline(process.pid) == []
+        assert table.uid(process.pid) is None
+        assert owner.process_of(process.pid, table) == Process(process.pid, "")
+
+
+@LINUX
+@pytest.mark.parametrize("name", ["a) S 1 (b", ") ) )", "x y", "a\nb"])
+def test_names_that_look_like_the_fields_after_them(name: str) -> None:
+    rename = "import sys; open('/proc/self/comm', 'w').write(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with child(sys.executable, "-c", rename, name) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        entry = owner.ProcTable().look(process.pid)
+        assert entry is not None
+        assert entry.parent == os.getpid()
+        assert abs(float(entry.started) / os.sysconf("SC_CLK_TCK") - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
+
+
+ASK = (
+    "import json, os, sys; from zmqbus.session.owner import find_owners;"
+    "print(json.dumps([p.pid for p in find_owners(None, os.environ)])); print('psutil' in sys.modules)"
+)
+
+
+def ask_below(name: str, shell_line: str, environ: dict[str, str] | None = None) -> tuple[int, list[int]]:
+    """Runs a shell as `name`, and in it a python that asks for its owners: the shell's pid, and theirs."""
+    script = f'exec -a {name} sh -c \'echo $$; {shell_line}; true\' "$0" "$1"'
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable, ASK],
+        env={**os.environ, **(environ or {})},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+        cwd=ROOT,
+    )
+    pid, found, imported = done.stdout.splitlines()
+    if sys.platform == "linux":
+        assert imported == "False"  # a helper cannot pay for psutil
+    return int(pid), json.loads(found)
+
+
+def test_real_process_called_claude_owns_what_it_runs() -> None:
+    pid, found = ask_below("claude", '"$0" -c "$1"')
+    assert found == [pid]
+
+
+def test_real_process_called_claude_owns_through_shells() -> None:
+    pid, found = ask_below("/opt/bin/claude", 'sh -c "\\"\\$0\\" -c \\"\\$1\\"; true" "$0" "$1"')
+    assert found == [pid]
+
+
+def test_real_claude_pid() -> None:
+    with child("cat") as process:
+        pid, found = ask_below("shell", '"$0" -c "$1"', {"CLAUDE_PID": str(process.pid)})
+        inherited = found == [process.pid]
+        under_claude = [p.pid for p in owner.find_owners(None, {})] == found  # these tests may run in a session
+        assert inherited or under_claude
+        pid, found = ask_below("claude", '"$0" -c "$1"', {"CLAUDE_PID": str(process.pid)})
+        assert found == [pid]
+
+
+@LINUX
+def test_asking_is_cheap() -> None:
+    took_s = []
+    for _ in range(50):
+        before_s = time.perf_counter()
+        owner.find_owners(None, {"CLAUDE_PID": str(os.getpid())})
+        took_s.append(time.perf_counter() - before_s)
+    assert min(took_s) < 0.002  # some 20 us for each process above us
+
+
+def test_module_is_cheap_to_import() -> None:
+    code = "import sys, zmqbus.session.owner; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True, cwd=ROOT
+    )
+    heavy = {"psutil", "pathlib", "dataclasses", "uuid", "subprocess", "shutil", "logging", "socket", "asyncio"}
+    assert not heavy & set(done.stdout.split())

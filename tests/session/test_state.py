@@ -1,0 +1,758 @@
+"""Lock, state file and identity of a session; who may remove what; remembered labels."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqbus.errors import NotConnected, Unauthorized
+from zmqbus.session import state as state_module
+from zmqbus.session.owner import Entry, Process, process_of
+from zmqbus.session.state import (
+    AlreadyListening,
+    Identity,
+    ListenerLock,
+    SessionState,
+    find_session,
+    load_label,
+    load_state,
+    reap,
+    remember_label,
+)
+
+ME = process_of(os.getpid())
+OWNER = Process(4711, "1000")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return str(tmp_path / "data")
+
+
+def state_of(owner: Process, **changes: object) -> SessionState:
+    made = SessionState(
+        session_id="4f0c6a9e-0000-4000-8000-000000000001",
+        name="auth",
+        label=None,
+        listener_pid=ME.pid,
+        listener_started=ME.started,
+        host="127.0.0.1",
+        port=9473,
+        created_at="2026-01-02T03:04:05.678Z",
+        token="secret",
+        owner_pid=owner.pid,
+        owner_started=owner.started,
+        project="/home/u/src/auth",
+        cwd="/home/u/src/auth",
+    )
+    return made._replace(**changes)  # type: ignore[arg-type]
+
+
+def path_of(data: str, name: str) -> Path:
+    return Path(data, "clients", name)
+
+
+def leave_stale(data: str, owner: Process, **changes: object) -> None:
+    """What a listener leaves that was killed."""
+    lock = ListenerLock.acquire(data, owner)
+    lock.remember(Identity("id", "token", "auth", None))
+    lock.write_state(state_of(owner, **changes))
+    lock.release()
+
+
+class Table:
+    """A process table that knows these processes."""
+
+    def __init__(self, *alive: Process) -> None:
+        self.alive = dict(alive)
+
+    def look(self, pid: int) -> Entry | None:
+        return Entry(1, self.alive[pid], False) if pid in self.alive else None
+
+    def cmdline(self, pid: int) -> list[str]:
+        return []
+
+    def uid(self, pid: int) -> int | None:
+        return os.geteuid()
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------
+
+
+def test_one_listener_for_each_owner(data: str) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        with pytest.raises(AlreadyListening) as caught:
+            ListenerLock.acquire(data, OWNER)
+        assert caught.value.state is None  # still starting
+        lock.write_state(state_of(OWNER, label="the one"))
+        with pytest.raises(AlreadyListening, match=f"listener_pid={ME.pid}") as caught:
+            ListenerLock.acquire(data, OWNER)
+        assert caught.value.state == state_of(OWNER, label="the one")
+        ListenerLock.acquire(data, OWNER._replace(pid=4712)).release()
+    ListenerLock.acquire(data, OWNER).release()
+
+
+def test_everything_is_private(data: str) -> None:
+    old = os.umask(0)
+    try:
+        with ListenerLock.acquire(data, OWNER) as lock:
+            lock.write_state(state_of(OWNER))
+            remember_label(data, "/p", "x")
+            modes = {
+                entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(os.path.join(data, "clients"))
+            }
+            assert set(modes) == {"4711.lock", "4711.session", "labels.json", "labels.lock"}
+            assert set(modes.values()) == {0o600}
+            assert stat.S_IMODE(os.stat(data).st_mode) == stat.S_IMODE(os.stat(data + "/clients").st_mode) == 0o700
+    finally:
+        os.umask(old)
+
+
+def test_leaving_the_context_removes_the_state_and_keeps_the_identity(data: str) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.remember(Identity("id", "token", "auth", "the label"))
+        lock.write_state(state_of(OWNER))
+    assert not path_of(data, "4711.session").exists()
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity == Identity("id", "token", "auth", "the label")
+
+
+def test_a_released_lock_can_do_nothing(data: str) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert "held" in repr(lock)
+        lock.release()
+        lock.release()
+        assert "released" in repr(lock)
+        for act in (
+            lock.remove_state,
+            lambda: lock.write_state(state_of(OWNER)),
+            lambda: lock.remember(Identity("a", "b", None, None)),
+        ):
+            with pytest.raises(RuntimeError, match="released"):
+                act()
+
+
+def test_a_new_listener_removes_what_a_killed_one_left(data: str) -> None:
+    leave_stale(data, OWNER)
+    path_of(data, "4711.session.tmp").write_text("half")
+    path_of(data, "4711.session.tmp").chmod(0o600)
+    with ListenerLock.acquire(data, OWNER):
+        assert not path_of(data, "4711.session").exists()
+        assert not path_of(data, "4711.session.tmp").exists()
+
+
+def test_a_starting_listener_is_not_taken_for_the_killed_one_before_it(data: str) -> None:
+    leave_stale(data, OWNER, listener_started="long ago")
+    fd = os.open(path_of(data, "4711.lock"), os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # a listener at the instant before it removes the file
+        with pytest.raises(AlreadyListening) as caught:
+            ListenerLock.acquire(data, OWNER)
+        assert caught.value.state is None
+    finally:
+        os.close(fd)
+
+
+def test_lookers_do_not_turn_a_listener_away(data: str) -> None:
+    ListenerLock.acquire(data, OWNER).release()
+    fd = os.open(path_of(data, "4711.lock"), os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    timer = threading.Timer(0.05, os.close, [fd])
+    timer.start()
+    try:
+        ListenerLock.acquire(data, OWNER).release()
+    finally:
+        timer.join()
+
+
+def test_a_looker_that_was_stopped_is_told_about(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "ACQUIRE_PATIENCE_S", 0.02)
+    ListenerLock.acquire(data, OWNER).release()
+    fd = os.open(path_of(data, "4711.lock"), os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        with pytest.raises(NotConnected, match="fuser"):
+            ListenerLock.acquire(data, OWNER)
+    finally:
+        os.close(fd)
+
+
+def test_a_lock_file_unlinked_in_between_does_not_count(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    real = state_module._flock
+
+    def flock_after_unlink(fd: int, path: str, kind: int) -> bool:
+        taken.append(os.fstat(fd).st_ino)
+        if len(taken) == 1:
+            os.unlink(path)
+            path_of(data, "keep-the-inode").touch()
+        return real(fd, path, kind)
+
+    monkeypatch.setattr(state_module, "_flock", flock_after_unlink)
+    with ListenerLock.acquire(data, OWNER):
+        assert len(taken) == 2
+        assert path_of(data, "4711.lock").stat().st_ino == taken[1]
+        with pytest.raises(AlreadyListening):
+            ListenerLock.acquire(data, OWNER)
+
+
+@pytest.mark.parametrize("name", ["4711.lock", "4711.session", "4711.session.tmp"])
+def test_links_are_refused(data: str, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "elsewhere"
+    target.touch(0o600)
+    ListenerLock.acquire(data, OWNER).release()
+    path_of(data, "4711.lock").unlink()
+    if name != "4711.lock":
+        lock = ListenerLock.acquire(data, OWNER)
+    path_of(data, name).symlink_to(target)
+    with pytest.raises(Unauthorized):
+        if name == "4711.lock":
+            ListenerLock.acquire(data, OWNER)
+        elif name == "4711.session":
+            find_session(data, OWNER)
+        else:
+            lock.write_state(state_of(OWNER))
+    assert target.read_bytes() == b""
+    if name != "4711.lock":
+        lock.release()
+
+
+def test_directory_open_to_others_is_refused(data: str) -> None:
+    ListenerLock.acquire(data, OWNER).release()
+    os.chmod(data + "/clients", 0o755)
+    with pytest.raises(Unauthorized):
+        ListenerLock.acquire(data, OWNER)
+
+
+# --- the identity -----------------------------------------------------------------------------------------------
+
+
+def test_identity_is_that_of_the_very_same_owner(data: str) -> None:
+    leave_stale(data, OWNER)
+    with ListenerLock.acquire(data, OWNER._replace(started="1001")) as lock:
+        assert lock.identity is None
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity == Identity("id", "token", "auth", None)
+
+
+def test_identity_changes_in_place(data: str) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity is None
+        lock.remember(Identity("id", "token", "a" * 40, "ü" * 60))
+        inode = path_of(data, "4711.lock").stat().st_ino
+        lock.remember(Identity("id", "token", "b", None))
+        assert lock.identity == Identity("id", "token", "b", None)
+        assert path_of(data, "4711.lock").stat().st_ino == inode
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity == Identity("id", "token", "b", None)
+    assert json.loads(path_of(data, "4711.lock").read_text()) == {
+        "session_id": "id",
+        "token": "token",
+        "name": "b",
+        "label": None,
+        "owner_started": "1000",
+    }
+
+
+def test_identity_survives_a_kill_between_write_and_truncation(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = ListenerLock.acquire(data, OWNER)
+    lock.remember(Identity("id", "token", "a" * 40, "the old and long label"))
+    monkeypatch.setattr(os, "ftruncate", lambda fd, length: None)
+    lock.remember(Identity("id", "token", "b", None))
+    lock.release()
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity == Identity("id", "token", "b", None)
+
+
+def whole_identity(data: str) -> bytes:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.remember(Identity("id", "token", "auth", "label"))
+    return path_of(data, "4711.lock").read_bytes()
+
+
+def test_torn_identity_counts_as_none(data: str) -> None:
+    whole = whole_identity(data)
+    for length in range(len(whole)):
+        path_of(data, "4711.lock").write_bytes(whole[:length])
+        with ListenerLock.acquire(data, OWNER) as lock:
+            assert lock.identity is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"session_id": ""}, {"session_id": 1}, {"token": ""}, {"token": None}, {"name": 1}, {"label": []}]
+)
+def test_wrong_identity_counts_as_none(data: str, change: dict[str, object]) -> None:
+    record = json.loads(whole_identity(data)) | change
+    path_of(data, "4711.lock").write_text(json.dumps(record) + "\n")
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity is None
+
+
+def test_full_disk_is_told_about(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.write_state(state_of(OWNER))
+
+        def full(fd: int, data: object, *rest: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            patch.setattr(os, "pwrite", full)
+            with pytest.raises(NotConnected, match=r"No space left.*free some space"):
+                lock.write_state(state_of(OWNER, name="other"))
+            with pytest.raises(NotConnected, match="No space left"):
+                lock.remember(Identity("id", "token", None, None))
+        assert load_state(data, OWNER.pid) == state_of(OWNER)
+        assert not path_of(data, "4711.session.tmp").exists()
+
+
+# --- the state file ---------------------------------------------------------------------------------------------
+
+
+def test_state_round_trip(data: str) -> None:
+    assert load_state(data, OWNER.pid) is None
+    odd = state_of(OWNER, label='ü "x" \\ 😀', cwd=os.fsdecode(b"/tmp/not utf-8 \xff"))
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.write_state(odd)
+        assert load_state(data, OWNER.pid) == odd
+    assert load_state(data, OWNER.pid) is None
+
+
+def test_state_file_has_the_keys_of_the_contract(data: str) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.write_state(state_of(OWNER))
+        record = json.loads(path_of(data, "4711.session").read_text())
+    assert {"session_id", "name", "label", "listener_pid", "host", "port", "created_at"} <= set(record)
+
+
+def put_state(data: str, content: bytes) -> None:
+    ListenerLock.acquire(data, OWNER).release()
+    path = path_of(data, "4711.session")
+    path.touch(0o600)
+    path.write_bytes(content)
+
+
+GOOD = state_of(OWNER)._asdict()
+#: Fit no field.
+BAD_VALUES: tuple[object, ...] = ([], True, 1.5, {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({field: value} for field in SessionState._fields for value in BAD_VALUES),
+        *({field: None} for field in SessionState._fields if field != "label"),
+        {"session_id": ""},
+        {"token": ""},
+        {"port": 0},
+        {"port": 65536},
+        {"port": "9473"},
+        {"listener_pid": 0},
+        {"listener_pid": -1},
+        {"listener_pid": 2**31},
+        {"owner_pid": 4712},
+    ],
+)
+def test_damaged_field_makes_the_file_stale(data: str, change: dict[str, object]) -> None:
+    put_state(data, json.dumps(GOOD | change).encode())
+    assert load_state(data, OWNER.pid) is None
+    assert find_session(data, OWNER) == (None, True)
+    assert not path_of(data, "4711.session").exists()
+
+
+@pytest.mark.parametrize("field", [field for field in SessionState._fields if field != "label"])
+def test_missing_field_makes_the_file_stale(data: str, field: str) -> None:
+    put_state(data, json.dumps({key: value for key, value in GOOD.items() if key != field}).encode())
+    assert load_state(data, OWNER.pid) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 60_000,
+        b"\0" * 100,
+        b" " * 70_000 + json.dumps(GOOD).encode(),
+    ],
+    ids=["empty", "torn", "null", "list", "string", "not utf-8", "deep", "zeros", "too long"],
+)
+def test_garbage_makes_the_file_stale(data: str, content: bytes) -> None:
+    put_state(data, content)
+    assert load_state(data, OWNER.pid) is None
+
+
+def test_every_prefix_is_stale(data: str) -> None:
+    whole = json.dumps(GOOD).encode()
+    put_state(data, whole)
+    assert load_state(data, OWNER.pid) == state_of(OWNER)
+    for length in range(len(whole)):
+        path_of(data, "4711.session").write_bytes(whole[:length])
+        assert load_state(data, OWNER.pid) is None
+
+
+def test_keys_of_a_newer_release_are_no_fault(data: str) -> None:
+    put_state(data, json.dumps(GOOD | {"colour": "blue"}).encode())
+    assert load_state(data, OWNER.pid) == state_of(OWNER)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3)
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from(SessionState._fields), json_values))
+def test_any_json_is_a_sound_state_or_none(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, object]
+) -> None:
+    data = str(tmp_path_factory.mktemp("state") / "data")
+    put_state(data, json.dumps(GOOD | changes).encode())
+    found = load_state(data, OWNER.pid)
+    if found is not None:
+        assert found._asdict() == GOOD | changes
+        assert found.token and found.owner_pid == OWNER.pid
+
+
+def test_state_that_others_can_read_is_refused(data: str) -> None:
+    put_state(data, json.dumps(GOOD).encode())
+    path_of(data, "4711.session").chmod(0o644)
+    with pytest.raises(Unauthorized):
+        load_state(data, OWNER.pid)
+    with pytest.raises(Unauthorized):
+        find_session(data, OWNER)
+    assert path_of(data, "4711.session").exists()
+
+
+# --- finding it -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_there(data: str) -> None:
+    assert find_session(data, OWNER, [ME]) == (None, False)
+    assert not os.path.exists(data)
+    with ListenerLock.acquire(data, OWNER):  # starting: no state yet
+        assert find_session(data, OWNER) == (None, False)
+    assert find_session(data, OWNER) == (None, False)
+
+
+def test_live_session_is_found_through_its_owner(data: str) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.write_state(state_of(OWNER))
+        assert find_session(data, OWNER) == (state_of(OWNER), False)
+        assert find_session(data, OWNER._replace(started="1001")) == (None, False)
+        assert path_of(data, "4711.session").exists()
+    assert find_session(data, OWNER) == (None, False)
+
+
+def test_stale_state_is_removed_and_told_once(data: str) -> None:
+    leave_stale(data, OWNER)  # its listener_pid is alive: only the lock tells
+    assert find_session(data, OWNER) == (None, True)
+    assert not path_of(data, "4711.session").exists()
+    assert find_session(data, OWNER) == (None, False)
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity is not None  # who the session is was kept
+
+
+def test_stale_state_without_a_lock_file(data: str) -> None:
+    leave_stale(data, OWNER)
+    path_of(data, "4711.lock").unlink()
+    assert find_session(data, OWNER) == (None, True)
+    assert not path_of(data, "4711.session").exists()
+
+
+def test_nearest_ancestor_with_a_live_session(data: str) -> None:
+    near, far, farther = Process(20, "2"), Process(10, "1"), Process(5, "0")
+    leave_stale(data, near)
+    with ListenerLock.acquire(data, far) as lock, ListenerLock.acquire(data, farther) as other:
+        lock.write_state(state_of(far))
+        other.write_state(state_of(farther))
+        assert find_session(data, OWNER, [OWNER, near, far, farther]) == (state_of(far), False)
+        assert not path_of(data, "20.session").exists()
+        assert find_session(data, OWNER, [near]) == (None, False)
+
+
+def test_another_cleaner_at_work(data: str) -> None:
+    leave_stale(data, OWNER)
+    cleaning = state_module._begin_cleaning(data + "/clients")
+    assert cleaning is not None
+    try:
+        assert find_session(data, OWNER) == (None, True)
+        assert reap(data, Table()) == []
+        assert path_of(data, "4711.session").exists()
+    finally:
+        os.close(cleaning)
+    assert reap(data, Table()) == ["4711.session", "4711.lock"]
+
+
+def test_killed_listener(data: str) -> None:
+    code = (
+        "import json, sys\n"
+        "from zmqbus.session.owner import Process\n"
+        "from zmqbus.session.state import ListenerLock, SessionState\n"
+        "lock = ListenerLock.acquire(sys.argv[1], Process(4711, '1000'))\n"
+        "lock.write_state(SessionState(**json.loads(sys.argv[2])))\n"
+        "print(flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, data, json.dumps(GOOD)]
+    listener = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert listener.stdout is not None and listener.stdout.readline() == b"\n"
+        assert find_session(data, OWNER) == (state_of(OWNER), False)
+        with pytest.raises(AlreadyListening):
+            ListenerLock.acquire(data, OWNER)
+    finally:
+        listener.kill()
+        listener.communicate()
+    assert path_of(data, "4711.session").exists()
+    assert find_session(data, OWNER) == (None, True)
+    ListenerLock.acquire(data, OWNER).release()
+
+
+def test_a_process_started_by_the_listener_does_not_inherit_the_lock(data: str) -> None:
+    lock = ListenerLock.acquire(data, OWNER)
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
+    try:
+        lock.release()
+        ListenerLock.acquire(data, OWNER).release()
+    finally:
+        child.communicate()
+
+
+# --- cleaning up ------------------------------------------------------------------------------------------------
+
+
+def test_reap_removes_what_dead_owners_left(data: str) -> None:
+    dead, reused, alive, locked = Process(11, "1"), Process(12, "1"), Process(13, "1"), Process(14, "1")
+    for owner in (dead, reused, alive):
+        leave_stale(data, owner)
+    path_of(data, "11.session.tmp").write_text("half")
+    remember_label(data, "/p", "x")
+    path_of(data, "notes.session").touch()
+    path_of(data, "011.session").touch()
+    with ListenerLock.acquire(data, locked) as lock:
+        lock.write_state(state_of(locked))
+        removed = reap(data, Table(alive, reused._replace(started="2")))
+        assert sorted(removed) == ["11.lock", "11.session", "11.session.tmp", "12.lock", "12.session"]
+        assert find_session(data, locked) == (state_of(locked), False)
+    left = set(os.listdir(data + "/clients"))
+    assert {"13.lock", "13.session", "14.lock", "labels.json", "notes.session", "011.session"} <= left
+    assert not {name for name in left if name.startswith(("11.", "12."))}
+    assert load_label(data, "/p") == "x"
+
+
+def test_reap_state_without_lock(data: str) -> None:
+    leave_stale(data, OWNER)
+    path_of(data, "4711.lock").unlink()
+    assert reap(data, Table()) == ["4711.session"]
+    assert not path_of(data, "4711.lock").exists()
+
+
+def test_reap_keeps_an_empty_lock_while_any_process_has_the_pid(data: str) -> None:
+    ListenerLock.acquire(data, OWNER).release()
+    assert reap(data, Table(OWNER._replace(started="77"))) == []
+    assert reap(data, Table()) == ["4711.lock"]
+
+
+def test_reap_passes_over_what_is_not_private(data: str) -> None:
+    leave_stale(data, Process(11, "1"))
+    leave_stale(data, Process(12, "1"))
+    path_of(data, "11.lock").chmod(0o666)
+    assert reap(data, Table()) == ["12.session", "12.lock"]
+
+
+def test_reap_without_a_data_directory(data: str) -> None:
+    assert reap(data) == []
+    assert not os.path.exists(data)
+
+
+def test_reap_with_real_processes(data: str) -> None:
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    owner = process_of(child.pid)
+    leave_stale(data, owner)
+    assert reap(data) == []
+    child.kill()
+    child.communicate()
+    assert reap(data) == [f"{owner.pid}.session", f"{owner.pid}.lock"]
+
+
+def run_together(*workers: Callable[[], None]) -> None:
+    """Runs these at the same time, and raises what one of them raised. Locks are held by descriptors, so threads do."""
+    failures: list[BaseException] = []
+    start = threading.Barrier(len(workers))
+
+    def guarded(worker: Callable[[], None]) -> None:
+        start.wait()
+        try:
+            worker()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=[worker]) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def race(data: str, listeners: int) -> list[bool]:
+    """Listeners that come and go among lookers and cleaners; what each try for the lock came to.
+
+    The owner counts as dead, so that cleaners unlink all they may, at any time.
+    """
+    inside: list[int] = []
+    tries: list[bool] = []
+    done = threading.Event()
+
+    def listen() -> None:
+        for number in range(60):
+            try:
+                lock = ListenerLock.acquire(data, OWNER)
+            except AlreadyListening:
+                tries.append(False)
+                continue
+            with lock:
+                tries.append(True)
+                inside.append(number)
+                lock.write_state(state_of(OWNER))
+                assert len(inside) == 1
+                assert find_session(data, OWNER) == (state_of(OWNER), False)  # nobody removes what is live
+                assert path_of(data, "4711.lock").exists()
+                inside.pop()
+                if number % 2:
+                    lock.release()  # as if killed
+
+    def listen_and_stop() -> None:
+        try:
+            listen()
+        finally:
+            done.set()
+
+    def look() -> None:
+        while not done.is_set():
+            find_session(data, OWNER)
+
+    def clean() -> None:
+        while not done.is_set():
+            reap(data, Table())
+
+    run_together(listen_and_stop, *[listen] * (listeners - 1), look, clean, clean)
+    return tries
+
+
+def test_never_two_listeners_while_lookers_and_cleaners_are_at_work(data: str) -> None:
+    assert True in race(data, 3)
+
+
+def test_lookers_and_cleaners_never_turn_a_listener_away(data: str) -> None:
+    assert race(data, 1) == [True] * 60
+
+
+def test_of_many_listeners_at_once_one_stays(data: str) -> None:
+    locks: list[ListenerLock] = []
+
+    def listen() -> None:
+        try:
+            locks.append(ListenerLock.acquire(data, OWNER))
+        except AlreadyListening:
+            return
+
+    run_together(*[listen] * 16)
+    assert len(locks) == 1
+    locks[0].release()
+
+
+# --- labels -----------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_remembered_by_project(data: str) -> None:
+    assert load_label(data, "/p") is None
+    remember_label(data, "/p", "payments ü")
+    remember_label(data, "/q", "auth")
+    assert (load_label(data, "/p"), load_label(data, "/q"), load_label(data, "/r")) == ("payments ü", "auth", None)
+    remember_label(data, "/p", None)
+    remember_label(data, "/q", "")
+    remember_label(data, "/r", None)
+    assert (load_label(data, "/p"), load_label(data, "/q")) == (None, None)
+    assert not path_of(data, "labels.json.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b'{"/p": 1}', b'{"/p": "a\\nb"}', b'{"/p": "%s"}' % (b"x" * 61)]
+)
+def test_damaged_labels_start_anew(data: str, content: bytes) -> None:
+    remember_label(data, "/q", "auth")
+    path_of(data, "labels.json").write_bytes(content)
+    assert load_label(data, "/p") is None
+    remember_label(data, "/p", "new")
+    assert load_label(data, "/p") == "new"
+
+
+def test_labels_that_others_could_write_are_refused(data: str) -> None:
+    remember_label(data, "/p", "x")
+    path_of(data, "labels.json").chmod(0o622)
+    with pytest.raises(Unauthorized):
+        load_label(data, "/p")
+    with pytest.raises(Unauthorized):
+        remember_label(data, "/p", "y")
+
+
+def test_labels_are_bounded(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "MAX_LABELS", 3)
+    for project in ("/1", "/2", "/3", "/1", "/4"):
+        remember_label(data, project, "x")
+    assert [load_label(data, f"/{number}") for number in (1, 2, 3, 4)] == ["x", None, "x", "x"]
+
+
+def test_labels_remembered_at_once_are_all_there(data: str) -> None:
+    def remember(number: int) -> Callable[[], None]:
+        return lambda: remember_label(data, f"/{number}", f"label {number}")
+
+    run_together(*(remember(number) for number in range(16)))
+    assert [load_label(data, f"/{number}") for number in range(16)] == [f"label {number}" for number in range(16)]
+
+
+def test_same_label_again_writes_nothing(data: str) -> None:
+    remember_label(data, "/p", "x")
+    before = path_of(data, "labels.json").stat()
+    remember_label(data, "/p", "x")
+    assert path_of(data, "labels.json").stat().st_ino == before.st_ino
+
+
+# --- weight -----------------------------------------------------------------------------------------------------
+
+
+def test_module_is_cheap_to_import() -> None:
+    code = "import sys, zmqbus.session.state; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True, cwd=ROOT
+    )
+    heavy = {
+        "psutil",
+        "pathlib",
+        "dataclasses",
+        "uuid",
+        "subprocess",
+        "shutil",
+        "logging",
+        "socket",
+        "asyncio",
+        "hashlib",
+    }
+    assert not heavy & set(done.stdout.split())

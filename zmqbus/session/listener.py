@@ -1,0 +1,272 @@
+"""The listener: the long-lived process of a session, whose lines are the agent's notifications.
+
+The loop has three sources: the link (messages), the clock (pacing, looks at the owner) and the outside world (signals,
+a reader that has gone). One rule orders them: a message is acknowledged after its line has been flushed, never before,
+and what could not be written is left for the next listener of this owner.
+
+A harness ends monitors as it likes, and may leave their children behind. So the listener looks for three ends of its
+own accord: its owner dies, its standard output has no reader any more, the session is taken over or disconnected.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import zmqbus
+from zmqbus import errors, naming, protocol
+from zmqbus.client import bodies, core
+from zmqbus.client.link import Link
+from zmqbus.journal import JournalError
+from zmqbus.protocol import Role, Scope
+from zmqbus.session.notify import Note, Pacer, bus_line
+from zmqbus.session.owner import Process, is_alive, process_of
+from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
+from zmqbus.settings import Settings
+from zmqbus.wakeup import Wakeup
+
+#: How often another name is tried when the wanted one is taken (SPEC 4).
+NAME_RETRIES = 3
+
+
+class Plan(NamedTuple):
+    """What a listener is to be, as the command worked it out."""
+
+    name: str
+    name_given: bool  #: asked for by the user: then only close variants of it are tried
+    label: str | None
+    topics: tuple[str, ...]
+    groups: tuple[str, ...]
+    cwd: str
+    project: str
+    owner: Process
+    identity: Identity | None  #: of an earlier listener of this owner
+
+
+class _Ended(Exception):
+    """The listener's work is over."""
+
+    def __init__(self, status: int, line: str | None = None) -> None:
+        super().__init__(line or "")
+        self.status = status
+        self.line = line
+
+
+class Listener:
+    """Runs one session until it ends."""
+
+    def __init__(self, settings: Settings, lock: ListenerLock, plan: Plan, trace: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._lock = lock
+        self._plan = plan
+        self._trace = trace
+        self._stdout = sys.stdout.fileno()
+        self._pacer = Pacer(settings.paths.log)
+        self._tries = 0
+        self._wanted = plan.name
+        self._created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        identity = plan.identity
+        self._persona = core.Persona(
+            role=Role.LISTENER,
+            session_id=identity.session_id if identity else protocol.new_session_id(),
+            token=identity.token if identity else protocol.new_token(),
+            name=plan.name,
+            label=plan.label,
+            cwd=plan.cwd,
+            project=plan.project,
+            pid=os.getpid(),
+            owner=f"{plan.owner.pid}:{plan.owner.started}",
+            topics=plan.topics,
+            groups=plan.groups,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Listener {self._persona.name!r}: {self._pacer!r}>"
+
+    def run(self) -> int:
+        """Serves until the end; returns the exit status."""
+        link = Link(self._settings, core.ClientCore(self._persona, zmqbus.__version__))
+        with Wakeup() as wakeup:
+            try:
+                link.open()
+                link.watch(wakeup.fd)
+                while True:
+                    self._turn(link, wakeup)
+            except _Ended as end:
+                status, line = end.status, end.line
+            except errors.PortHeld as error:
+                status, line = 1, str(error)
+            except errors.ZmqbusError as error:
+                status, line = 1, f"cannot connect: {error}"
+            finally:
+                link.perform(link.core.bye())
+                link.close()
+        if line is not None:
+            self._write([bus_line(line)])
+        return status
+
+    # --- the loop
+
+    def _turn(self, link: Link, wakeup: Wakeup) -> None:
+        now_s = time.monotonic()
+        if wakeup.caught is not None:
+            self._trace(f"got {wakeup.caught.name}")
+            raise _Ended(0)
+        self._look_at_owner(now_s)
+        for effect in link.pump(self._sleep_s(now_s)):
+            self._deal(link, effect)
+        self._look_at_reader()
+        self._flush(link)
+
+    def _sleep_s(self, now_s: float) -> float:
+        due_s = self._pacer.next_deadline(now_s)
+        until_owner_s = self._next_look_s - now_s
+        return max(0.0, min(until_owner_s, due_s - now_s if due_s is not None else until_owner_s))
+
+    _next_look_s = 0.0
+
+    def _look_at_owner(self, now_s: float) -> None:
+        if now_s < self._next_look_s:
+            return
+        self._next_look_s = now_s + self._settings.owner_check_interval_s
+        if not is_alive(self._plan.owner):
+            raise _Ended(0, f"owning session (pid {self._plan.owner.pid}) is gone; exiting")
+
+    def _look_at_reader(self) -> None:
+        """A pipe whose reader has gone: the monitor was ended, and this process was left over. Nobody would see what is
+        written; leaving now lets the next monitor of this owner begin at once."""
+        poller = select.poll()
+        poller.register(self._stdout, 0)
+        if any(event & (select.POLLERR | select.POLLNVAL) for _, event in poller.poll(0)):
+            self._trace("standard output has no reader any more")
+            raise _Ended(0)
+
+    # --- what the bus says
+
+    def _deal(self, link: Link, effect: core.Effect) -> None:
+        match effect:
+            case core.Hand(message):
+                self._pacer.add(time.monotonic(), self._note(message))
+            case core.TakeBack():
+                self._pacer.forget()
+            case core.Welcomed(welcome):
+                self._welcomed(link, welcome)
+            case core.Renamed(name):
+                self._trace(f"renamed to {name}")
+                self._show(name)
+            case core.Closed(reason):
+                self._closed(link, reason)
+
+    def _welcomed(self, link: Link, welcome: protocol.Welcome) -> None:
+        self._trace(f"connected as {welcome.name}, {welcome.waiting} waiting")
+        self._show(welcome.name)
+        if not link.patient:
+            # From here on a broker that goes away is waited for, however long it takes.
+            link.patient = True
+            reap(self._settings.data_dir)
+
+    def _closed(self, link: Link, reason: errors.ZmqbusError | None) -> None:
+        if reason is None:
+            raise _Ended(0, "disconnected; exiting")
+        if isinstance(reason, errors.NameTaken):
+            link.perform(self._try_next_name(link))
+        elif isinstance(reason, core.Displaced):
+            raise _Ended(0, f"{reason}; exiting")
+        else:
+            raise reason
+
+    def _try_next_name(self, link: Link) -> list[core.Effect]:
+        taken = link.core.persona.name or ""
+        self._tries += 1
+        if self._tries <= NAME_RETRIES:
+            name = naming.next_name(self._wanted, self._tries + 1)
+        elif not self._plan.name_given and self._tries == NAME_RETRIES + 1:
+            # Nobody chose this name, so nobody has to choose another: one that no other owner can have.
+            name = naming.next_name(self._wanted, self._plan.owner.pid)
+        else:
+            raise _Ended(
+                1, f"name '{self._wanted}' taken after {NAME_RETRIES} retries; run /inter-session connect <other-name>"
+            )
+        self._pacer.announce(bus_line(f"name '{taken}' taken; using '{name}'"))
+        self._persona = self._persona._replace(name=name)
+        return link.restart(core.ClientCore(self._persona, zmqbus.__version__))
+
+    def _show(self, name: str) -> None:
+        """Tells the helpers, and the next listener of this owner, who this session is."""
+        self._persona = persona = self._persona._replace(name=name)
+        assert persona.session_id and persona.token
+        self._lock.remember(Identity(persona.session_id, persona.token, name, persona.label))
+        self._lock.write_state(
+            SessionState(
+                session_id=persona.session_id,
+                name=name,
+                label=persona.label,
+                listener_pid=os.getpid(),
+                listener_started=process_of(os.getpid()).started,
+                host="127.0.0.1",
+                port=self._settings.port,
+                created_at=self._created_at,
+                token=persona.token,
+                owner_pid=self._plan.owner.pid,
+                owner_started=self._plan.owner.started,
+                project=persona.project,
+                cwd=persona.cwd,
+            )
+        )
+
+    # --- lines
+
+    def _note(self, message: core.Incoming) -> Note:
+        try:
+            body = bodies.load(message, self._settings.paths.log)
+            text = bodies.as_text(message.fmt, body)
+        except JournalError as error:
+            text = f"(the text cannot be read from messages.log: {error})"
+            body = text.encode()
+        return Note(
+            msg_id=message.msg_id,
+            from_session=message.from_session,
+            from_name=message.from_name,
+            from_label=message.from_label,
+            text=text,
+            reply_to=message.reply_to,
+            to=_addressed(message),
+            age_s=message.age_s if message.age_s >= 0 else None,
+            size_bytes=len(body),
+            tag=message.ticket,
+        )
+
+    def _flush(self, link: Link) -> None:
+        """Writes what may be written now, and acknowledges it."""
+        while (flush := self._pacer.next_flush(time.monotonic())) is not None:
+            self._write(list(flush.lines))
+            for tag in flush.tags:
+                assert isinstance(tag, core.Ticket)
+                link.core.taken(tag)
+            for effect in link.perform(link.core.acknowledge()):
+                self._deal(link, effect)
+
+    def _write(self, lines: list[str]) -> None:
+        """Writes whole lines in one go, as far as the pipe lets it. Raises `_Ended` if nobody reads."""
+        data = "".join(f"{line}\n" for line in lines).encode()
+        try:
+            while data:
+                data = data[os.write(self._stdout, data) :]
+        except (BrokenPipeError, OSError):
+            self._trace("standard output cannot be written to")
+            raise _Ended(0) from None
+
+
+def _addressed(message: core.Incoming) -> str | None:
+    """The `to=` field of a header: how a message to many was addressed."""
+    if message.scope == Scope.ALL:
+        return "all"
+    if message.scope == Scope.TOPIC:
+        return f"#{message.target}"
+    if message.scope == Scope.PROJECT:
+        return f"%{naming.project_name(message.target)}"
+    return None

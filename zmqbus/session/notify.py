@@ -1,0 +1,330 @@
+"""The lines that a session is shown, and when each may be written.
+
+Pure: no clock, no files, no sockets. The listener says what came and what time it is, and writes what it is given.
+
+Lines
+=====
+
+A message is one line of at most `LINE_CHARS`, header and text, or two where the text does not fit. Whatever stands in
+it comes from a peer, so nothing in it may end the line, close the header or hide: texts go through `sanitise`, a
+label loses its quotes and brackets, and all other fields are one word each. Each field has a largest length, and those
+add up to some 330 characters: there is always room for text.
+
+Length is counted as the harness counts it, in UTF-16 units (most emoji are two); only the 400 characters of a text are
+characters. The rest of the line is cut by the harness without a word, so it is the harness's measure that matters.
+
+Pacing
+======
+
+The harness joins what comes within 200 ms into one notification, shows 3,000 characters of it, and has a budget of ten
+notifications that grows by one every 2 s; over the budget it drops. To drop is what this bus never does, so `Pacer`
+stays inside:
+
+* A flush has at most `FLUSH_LINES` lines and `FLUSH_CHARS` characters. What has arrived together goes out together,
+  in order of arrival, and the two lines of one message are never parted.
+* Two flushes are `SPACING_S` apart, or the harness might join them into one that is too long to be shown whole. The
+  first one after a pause goes out at once: nothing is ever held back in the hope that more will come.
+* `BURST` flushes may follow each other so, then one every `REFILL_S`.
+* Where more than `MANY` messages wait when a flush may go out, it is one line that says so. The messages stay
+  unread, for `zmqbus inbox`. What arrives later stays behind them, or it would overtake; a new digest says how many
+  there are now, at most every `DIGEST_S`. This ends when the caller has taken them all back with `forget`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from zmqbus.naming import MAX_LABEL_CHARS, MAX_NAME_CHARS, sanitise
+
+#: Longest line: what the harness shows of one.
+LINE_CHARS = 500
+#: Longest text of a message in its line.
+TEXT_CHARS = 400
+#: Longest id shown. Ids have at most 12; a stranger one still names its message.
+ID_CHARS = 24
+#: Longest `to=`: a topic has its 40; a project may be called anything, and its beginning is enough to know it.
+TO_CHARS = 64
+
+#: Lines and characters (newlines included) of one flush: the harness shows 3,000 characters of a notification.
+FLUSH_LINES = 6
+FLUSH_CHARS = 2800
+#: Flushes in a burst: two fewer than the harness allows, for lines of others and for clocks that disagree.
+BURST = 8
+#: After a burst there may be one flush in this time, as in the harness.
+REFILL_S = 2.0
+#: Twice the 200 ms within which the harness joins. Its reading may be late by a whole window more before it joins two
+#: flushes, and a message that comes right after another is still shown, and acknowledged, well within a second.
+SPACING_S = 0.4
+#: More messages than this are not shown but counted: four to eight flushes, which is what a burst can carry.
+MANY = 24
+#: A digest interrupts the agent to say what it knows already, give or take a number.
+DIGEST_S = 30.0
+#: A message that waited here for so long (the budget was used up) says so, as one does that waited in the broker.
+WAITED_S = 5.0
+
+_NOT_IN_ID = re.compile(r"[^A-Za-z0-9_-]")
+_NOT_IN_TO = re.compile(r'[\s"\[\]]')
+#: What could end the label, or the header, for a reader who takes the next quote or bracket for the end.
+_IN_LABEL = str.maketrans('"[]', "'()")
+
+
+class Note(NamedTuple):
+    """One message, as it is to be shown."""
+
+    msg_id: str
+    from_session: str
+    from_name: str
+    from_label: str | None
+    text: str  #: the whole of it, or its beginning: more than TEXT_CHARS characters that can be shown
+    reply_to: str | None
+    to: str | None  #: "all", "#topic", "%project name"; None: it was sent to this session alone
+    age_s: float | None  #: how long it was queued; None: it was not
+    size_bytes: int  #: of the whole text in UTF-8
+    tag: object  #: the caller's: what to acknowledge once the lines have been written
+
+
+class Flush(NamedTuple):
+    """What to write now, in one write; then acknowledge the tags, in order."""
+
+    lines: tuple[str, ...]
+    tags: tuple[object, ...]
+
+
+def format_note(note: Note, log_path: str) -> list[str]:
+    """The one or two lines that show a message, without newlines; each at most `LINE_CHARS` long."""
+    return _lines(_excerpt(note), log_path, note.age_s)
+
+
+def bus_line(text: str) -> str:
+    """A line about the bus itself, at most `LINE_CHARS` long."""
+    return _fit(f"[inter-session] {sanitise(text, LINE_CHARS)}", LINE_CHARS)
+
+
+def format_age(age_s: float) -> str:
+    """A duration in seconds as people say it: `4s`, `4m`, `3h`, `2d`; rounded down."""
+    seconds = max(0, int(age_s))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m"
+    if seconds < 86_400:
+        return f"{seconds // 3600}h"
+    return f"{seconds // 86_400}d"
+
+
+def format_size(size_bytes: int) -> str:
+    """A size as people say it: `812 B`, `1.5 KB`, `2.0 MB`; a KB is 1,024 bytes."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    if size_bytes < 1023.95 * 1024:  # from here on it would be rounded to 1024.0 KB
+        return f"{size_bytes / 1024:.1f} KB"
+    return f"{size_bytes / (1024 * 1024):.1f} MB"
+
+
+# --- lines ------------------------------------------------------------------------------------------------------
+
+
+class _Excerpt(NamedTuple):
+    """A note with what its line can show of the text, so that a long text need not be kept until it is shown."""
+
+    note: Note  # its text is sanitised, and one character longer than can be shown where there is more of it
+    partial: bool  # the caller gave a part of the text only
+
+
+def _excerpt(note: Note) -> _Excerpt:
+    shown = sanitise(note.text, TEXT_CHARS + 1)
+    # Encoding tells whether the text was whole. One that is cut anyway need not be asked, which spares the long ones.
+    partial = len(shown) <= TEXT_CHARS and len(note.text.encode("utf-8", "surrogatepass")) < note.size_bytes
+    return _Excerpt(note._replace(text=shown), partial)
+
+
+def _lines(excerpt: _Excerpt, log_path: str, age_s: float | None) -> list[str]:
+    note, text = excerpt.note, excerpt.note.text
+    header = _header(note, age_s)
+    room = LINE_CHARS - _units(header) - 2  # "] "
+    if not excerpt.partial and len(text) <= TEXT_CHARS and _units(text) <= room:
+        return [f"{header}] {text}"]
+    header += f" truncated={note.size_bytes}"
+    room = LINE_CHARS - _units(header) - 2
+    return [f"{header}] {_fit(text[:TEXT_CHARS], room)}", _where(note, log_path)]
+
+
+def _header(note: Note, age_s: float | None) -> str:
+    header = f'[inter-session msg={_id(note.msg_id)} from="{_label(note.from_name, MAX_NAME_CHARS)}"'
+    label = _label(note.from_label or "", MAX_LABEL_CHARS)
+    if label:
+        header += f' "{label}"'
+    if note.reply_to is not None:
+        header += f" re={_id(note.reply_to)}"
+    if note.to is not None:
+        header += f" to={_fit(_NOT_IN_TO.sub('_', sanitise(note.to, TO_CHARS)), TO_CHARS)}"
+    if age_s is not None:
+        header += f" queued={format_age(age_s)}"
+    return header
+
+
+def _where(note: Note, log_path: str) -> str:
+    """The second line: where the whole text is."""
+    msg_id = _id(note.msg_id)
+    start = f"[inter-session msg={msg_id} cont] full text {format_size(note.size_bytes)}"
+    line = f"{start} at {log_path}"
+    # A path that is cut, or loses what cannot be shown, leads nowhere; there is another way to the text.
+    if sanitise(log_path) == log_path and _units(line) <= LINE_CHARS:
+        return line
+    return f"{start}; read it with: zmqbus inbox --msg {msg_id}"
+
+
+def _id(msg_id: str) -> str:
+    return _NOT_IN_ID.sub("_", msg_id[:ID_CHARS])
+
+
+def _label(label: str, limit: int) -> str:
+    return _fit(sanitise(label, limit).translate(_IN_LABEL), limit)
+
+
+def _units(text: str) -> int:
+    """Length in UTF-16 units."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def _fit(text: str, limit: int) -> str:
+    """As much of the beginning of `text` as `limit` UTF-16 units hold."""
+    if _units(text) <= limit:
+        return text
+    # Cutting a pair in two leaves a half at the end, which "ignore" drops.
+    return text.encode("utf-16-le", "surrogatepass")[: 2 * limit].decode("utf-16-le", "ignore")
+
+
+# --- pacing -----------------------------------------------------------------------------------------------------
+
+
+class _Held(NamedTuple):
+    excerpt: _Excerpt
+    came_s: float
+
+
+class Pacer:
+    """Holds what is to be shown until it may be. All times are seconds of one clock that never goes back."""
+
+    def __init__(self, log_path: str) -> None:
+        """`log_path`: where a reader finds the whole of a text that was cut."""
+        self._log_path = log_path
+        self._announced: deque[str] = deque()
+        self._held: deque[_Held] = deque()
+        self._earliest_s = float("-inf")  # of the next flush, as far as spacing goes
+        self._refilled_s = float("-inf")  # when the budget will be, or was, full again
+        self._digest_s: float | None = None  # when the standing digest was given; None: none stands
+        self._untold = False  # something came after the standing digest
+
+    def __repr__(self) -> str:
+        digest = ", behind a digest" if self._digest_s is not None else ""
+        return f"<Pacer: {len(self._held)} waiting{digest}, {len(self._announced)} announced>"
+
+    def add(self, now_s: float, note: Note) -> None:
+        """A message has come. Of a long text only what can be shown is kept."""
+        self._held.append(_Held(_excerpt(note), now_s))
+        self._untold = True
+
+    def announce(self, line: str) -> None:
+        """A line about the bus, as `bus_line` makes it. These go first, and count like any other."""
+        self._announced.append(_fit(sanitise(line, LINE_CHARS), LINE_CHARS))
+
+    def forget(self, which: Callable[[object], bool] | None = None) -> list[object]:
+        """Drops the messages still held whose tag `which` picks (default: all), and returns their tags in order.
+
+        For what has been read elsewhere or given back to the broker. When nothing is held any more, what comes next is
+        shown again.
+        """
+        dropped = [held.excerpt.note.tag for held in self._held if which is None or which(held.excerpt.note.tag)]
+        if which is None:
+            self._held.clear()
+        else:
+            self._held = deque(held for held in self._held if not which(held.excerpt.note.tag))
+        if not self._held:
+            self._digest_s = None
+        return dropped
+
+    def waiting(self) -> int:
+        """How many messages are held."""
+        return len(self._held)
+
+    def next_deadline(self, now_s: float) -> float | None:
+        """When `next_flush` will give something, `now_s` at the earliest; None: not before something else happens."""
+        due_s = self._due_s()
+        return None if due_s is None else max(now_s, due_s)
+
+    def next_flush(self, now_s: float) -> Flush | None:
+        """What has to be written now; None: nothing may be, or there is nothing.
+
+        What this gives is not held any more and counts against the budget.
+        """
+        due_s = self._due_s()
+        if due_s is None or now_s < due_s:
+            return None
+        lines: list[str] = []
+        tags: list[object] = []
+        room = FLUSH_CHARS
+        while self._announced and len(lines) < FLUSH_LINES and _cost(self._announced[0]) <= room:
+            room -= _cost(self._announced[0])
+            lines.append(self._announced.popleft())
+        if self._digest_s is None and len(self._held) <= MANY:
+            while self._held:
+                more = self._show(self._held[0], now_s)
+                if len(lines) + len(more) > FLUSH_LINES or _cost(*more) > room:
+                    break
+                room -= _cost(*more)
+                lines += more
+                tags.append(self._held.popleft().excerpt.note.tag)
+        elif self._digest_due_s() <= now_s and len(lines) < FLUSH_LINES:
+            digest = self._digest()
+            if _cost(digest) <= room:
+                lines.append(digest)
+                self._digest_s, self._untold = now_s, False
+        self._spend(now_s)
+        return Flush(tuple(lines), tuple(tags))
+
+    def _due_s(self) -> float | None:
+        """When the next flush is due; None: there is nothing to flush, however long one waits."""
+        opens_s = self._opens_s()
+        if self._announced or (self._held and self._digest_s is None):
+            return opens_s
+        if self._held and self._untold:
+            return max(opens_s, self._digest_due_s())
+        return None
+
+    def _opens_s(self) -> float:
+        """When spacing and budget allow a flush."""
+        # The budget is kept as the time at which it will be full again: each flush moves that by one refill, and there
+        # is something left as long as it is less than BURST refills away. No sum of fractions that could drift.
+        return max(self._earliest_s, self._refilled_s - (BURST - 1) * REFILL_S)
+
+    def _spend(self, now_s: float) -> None:
+        self._earliest_s = now_s + SPACING_S
+        self._refilled_s = max(now_s, self._refilled_s) + REFILL_S
+
+    def _digest_due_s(self) -> float:
+        if self._digest_s is None:
+            return float("-inf")
+        return self._digest_s + DIGEST_S if self._untold else float("inf")
+
+    def _digest(self) -> str:
+        sessions = len({held.excerpt.note.from_session for held in self._held})
+        return bus_line(
+            f"{len(self._held)} more messages waiting from {sessions} sessions; read them with: zmqbus inbox"
+        )
+
+    def _show(self, held: _Held, now_s: float) -> list[str]:
+        age_s, here_s = held.excerpt.note.age_s, now_s - held.came_s
+        if age_s is not None:
+            age_s += here_s
+        elif here_s >= WAITED_S:
+            age_s = here_s
+        return _lines(held.excerpt, self._log_path, age_s)
+
+
+def _cost(*lines: str) -> int:
+    """Characters of these lines in a flush, newlines included."""
+    return sum(_units(line) + 1 for line in lines)

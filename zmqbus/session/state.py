@@ -1,0 +1,521 @@
+"""Lock and state file of a session: one listener for each owner, and the way in which its helpers find it.
+
+Theory of operation
+===================
+
+Two files below `<data>/clients` belong to a session, named after the pid of its owner:
+
+* `<pid>.lock`: held with flock, exclusively, by the listener for its life; the kernel lets go when the listener dies,
+  however it dies. **The lock is the truth**: a session is live when its lock is held, whatever pids and files say. Its
+  content is the session's identity (id, token, name, label), and outlives the listener: the next listener of the same
+  owner takes the session up again, with its unread messages.
+* `<pid>.session`: what helpers need to act as the session. Replaced as a whole, so nobody ever reads half of one, and
+  removed when the listener ends. After a `kill -9` it stays: then it is stale, and whoever finds it removes it.
+
+Both hold the start time of the owner. A pid comes back one day; what was written for an earlier process with this pid
+counts as not there.
+
+Rules that keep the races out:
+
+* A listener takes the lock exclusively (EX). Who only looks whether it is held takes it shared (SH), for microseconds.
+  So a listener that is refused EX and then gets SH has met a looker, and tries again; refused SH too, it has met
+  another listener, for certain.
+* Lock files are unlinked only by a cleaner, which holds `reap.lock` (so there is one) and SH on the file (so there is
+  no listener). A listener that gets EX compares the file that it locked with the one that has the name now: what was
+  unlinked while it waited would be a lock that nobody else can see.
+* State files are written only by the holder of EX, and removed by it or by a cleaner.
+
+What others could read, what belongs to another user and what is a link is refused (`Unauthorized`), because a token is
+in there. What is damaged is as good as absent: the next listener writes it anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from zmqbus.errors import InvalidLabel, LocalError, NotConnected, Unauthorized
+from zmqbus.naming import check_label
+from zmqbus.security import open_private, secure_dir
+from zmqbus.session.owner import Process, ProcessTable, is_alive, this_machine
+from zmqbus.settings import MAX_PID, MAX_PORT, Paths
+
+#: Lookers hold a lock for microseconds. One that holds it this long has been stopped in the middle.
+ACQUIRE_PATIENCE_S = 5.0
+#: Pause between two tries for a lock that a looker holds: long for a looker, short for the one who waits.
+RETRY_S = 0.002
+#: State and identity are some 1 KiB, two paths of 4 KiB at most. Larger ones are not ours.
+MAX_STATE_BYTES = 64 * 1024
+#: Projects whose label is remembered; the ones not used for longest are forgotten.
+MAX_LABELS = 1000
+#: A thousand labels with the paths of their projects.
+MAX_LABELS_BYTES = 8 * 1024 * 1024
+
+_LOCK, _STATE, _DRAFT = ".lock", ".session", ".session.tmp"
+_OWNED = re.compile(r"([1-9][0-9]{0,9})(?:\.lock|\.session|\.session\.tmp)", re.ASCII)
+
+
+class SessionState(NamedTuple):
+    """What a helper has to know to act as a session: the content of its state file."""
+
+    session_id: str
+    name: str
+    label: str | None
+    listener_pid: int
+    listener_started: str
+    host: str
+    port: int
+    created_at: str  #: ISO 8601
+    token: str  #: proves to the broker that its holder may act as the session
+    owner_pid: int
+    owner_started: str
+    project: str
+    cwd: str
+
+
+class Identity(NamedTuple):
+    """What makes the next listener of an owner the same session: the content of its lock file."""
+
+    session_id: str
+    token: str
+    name: str | None
+    label: str | None
+
+
+class AlreadyListening(LocalError):
+    """Another listener holds the lock of this owner. `state` is its state, None while it is still starting."""
+
+    def __init__(self, state: SessionState | None) -> None:
+        who = f" (listener_pid={state.listener_pid})" if state else ""
+        super().__init__(
+            f"another monitor for this session is already running{who}; leave it running, or end it with: "
+            "zmqbus disconnect"
+        )
+        self.state = state
+
+
+class ListenerLock:
+    """The lock of one owner's session, held from `acquire` to `release`. As a context manager it leaves nothing stale.
+
+    The descriptor is closed on exec, so that a broker that the listener starts does not inherit the lock.
+    """
+
+    def __init__(self, fd: int, data_dir: str, owner: Process) -> None:
+        """For `acquire` only: `fd` is the locked lock file."""
+        self._fd = fd
+        self._owner = owner
+        self._paths = Paths(data_dir)
+        self._identity = _read_identity(fd, owner.started)
+
+    @classmethod
+    def acquire(cls, data_dir: str, owner: Process) -> ListenerLock:
+        """Takes the lock of `owner`, and removes the state that a killed predecessor left.
+
+        Raises AlreadyListening where another listener holds it, Unauthorized where files or directories are not
+        private, NotConnected where they cannot be made or locked.
+        """
+        paths = Paths(data_dir)
+        secure_dir(data_dir)
+        secure_dir(paths.clients)
+        path = _file(paths, owner.pid, _LOCK)
+        deadline_s = time.monotonic() + ACQUIRE_PATIENCE_S
+        while time.monotonic() < deadline_s:
+            fd = _open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                if _flock(fd, path, fcntl.LOCK_EX):
+                    if _is_at(fd, path):
+                        lock = cls(fd, data_dir, owner)
+                        lock.remove_state()
+                        fd = -1  # the lock's from here on
+                        return lock
+                    continue  # a cleaner unlinked it meanwhile: there is another file, or none
+                if not _flock(fd, path, fcntl.LOCK_SH):
+                    raise AlreadyListening(_running(data_dir, owner.pid))
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+            time.sleep(RETRY_S)
+        raise NotConnected(f"{path} stays locked by a process that only looks at it; find it (fuser {path}) and end it")
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who this session is: what was remembered by this listener, or by an earlier one of the very same owner."""
+        return self._identity
+
+    def remember(self, identity: Identity) -> None:
+        """Keeps the identity for the next listener of this owner. Raises NotConnected where it cannot be written."""
+        text = json.dumps({**identity._asdict(), "owner_started": self._owner.started}) + "\n"
+        # In place, since the file that carries the lock must stay. It goes out in one write, and readers stop at the
+        # first newline: whatever instant a kill hits, the old or the new identity is there, whole.
+        data = text.encode()
+        try:
+            written = os.pwrite(self._held(), data, 0)
+            os.ftruncate(self._fd, written)
+        except OSError as error:
+            raise _cannot("write", _file(self._paths, self._owner.pid, _LOCK), error) from error
+        if written != len(data):
+            raise NotConnected(f"the disk of {self._paths.data_dir} is full; free some space and connect again")
+        self._identity = identity
+
+    def write_state(self, state: SessionState) -> None:
+        """Shows the session to its helpers. They see the old state or the new one, never a mixture.
+
+        Raises NotConnected where it cannot be written; then what was there before stays.
+        """
+        self._held()
+        path = _file(self._paths, self._owner.pid, _STATE)
+        _replace(path, json.dumps(state._asdict()).encode())
+
+    def remove_state(self) -> None:
+        """Hides the session from its helpers. Does nothing where it is hidden already."""
+        self._held()
+        for suffix in (_STATE, _DRAFT):
+            _unlink(_file(self._paths, self._owner.pid, suffix))
+
+    def release(self) -> None:
+        """Lets go of the lock; the state file stays as it is. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> ListenerLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd >= 0:
+            try:
+                self.remove_state()
+            finally:
+                self.release()
+
+    def __repr__(self) -> str:
+        return f"<ListenerLock of owner {self._owner.pid}, {'held' if self._fd >= 0 else 'released'}>"
+
+    def _held(self) -> int:
+        if self._fd < 0:
+            raise RuntimeError("this listener lock has been released")
+        return self._fd
+
+
+def load_state(data_dir: str, owner_pid: int) -> SessionState | None:
+    """The state file of an owner, live or not; None where there is none, or what is there is damaged.
+
+    Raises Unauthorized where others could have written or read it.
+    """
+    record = _load_json(_file(Paths(data_dir), owner_pid, _STATE), MAX_STATE_BYTES)
+    if not isinstance(record, dict):
+        return None
+    # Keys that this release does not know are a newer one's, and no fault.
+    values: dict[str, Any] = {field: record.get(field) for field in SessionState._fields}
+    for field, value in values.items():
+        if field in ("listener_pid", "port", "owner_pid"):
+            if type(value) is not int:  # a bool is an int too
+                return None
+        elif not (isinstance(value, str) or (field == "label" and value is None)):
+            return None
+    state = SessionState(**values)
+    sound = state.session_id and state.token and 0 < state.listener_pid <= MAX_PID and 0 < state.port <= MAX_PORT
+    return state if sound and state.owner_pid == owner_pid else None
+
+
+def find_session(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) -> tuple[SessionState | None, bool]:
+    """The live session of `owner`, else of the first of `ancestors` that has one; and was only something stale found?
+
+    Give `*find_owners(...)`: that list ends where another agent's processes begin. What a dead listener left is removed
+    on the way; the second value says so where no live session was found. Raises Unauthorized as `load_state` does.
+    """
+    stale = False
+    asked: set[Process] = set()
+    for process in (owner, *ancestors):
+        if process in asked:
+            continue
+        asked.add(process)
+        state, was_stale = _session_of(data_dir, process)
+        if state is not None:
+            return state, False
+        stale = stale or was_stale
+    return None, stale
+
+
+def reap(data_dir: str, table: ProcessTable | None = None) -> list[str]:
+    """Removes the files of owners that have died, and returns their names. What a listener still holds stays.
+
+    Does nothing while another process is at it. What is not private is left for `zmqbus doctor` to tell about.
+    """
+    clients = Paths(data_dir).clients
+    try:
+        names = os.listdir(clients)
+    except OSError:  # nothing was ever made here, or it is not ours to look into
+        return []
+    pids = sorted({int(match[1]) for name in names if (match := _OWNED.fullmatch(name))})
+    removed: list[str] = []
+    cleaning = _begin_cleaning(clients) if pids else None
+    if cleaning is None:
+        return removed
+    try:
+        for pid in pids:
+            try:
+                removed += _clean(data_dir, pid, table or this_machine())
+            except (Unauthorized, NotConnected):
+                continue  # told about by `zmqbus doctor`, and no reason to leave the others
+    finally:
+        os.close(cleaning)
+    return removed
+
+
+def load_label(data_dir: str, project: str) -> str | None:
+    """The label remembered for a project; None: none. Raises Unauthorized where others could have written it."""
+    label = _load_labels(data_dir).get(project)
+    if label is None:
+        return None
+    try:
+        return check_label(label) or None
+    except InvalidLabel:  # edited by hand, or by a release with another rule
+        return None
+
+
+def remember_label(data_dir: str, project: str, label: str | None) -> None:
+    """Remembers the label of a project, or with None (or "") forgets it. Safe against others who do so at this moment.
+
+    Raises Unauthorized where the file is not private, NotConnected where it cannot be written.
+    """
+    paths = Paths(data_dir)
+    secure_dir(data_dir)
+    secure_dir(paths.clients)
+    path = os.path.join(paths.clients, "labels.lock")
+    fd = _open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # waits: it is held for one small read and write
+        except OSError as error:
+            raise _cannot("lock", path, error) from error
+        labels = _load_labels(data_dir)
+        before = list(labels.items())
+        labels.pop(project, None)
+        if label:
+            labels[project] = label  # at the end: the first ones are those not used for longest
+        for forgotten in list(labels)[:-MAX_LABELS]:
+            del labels[forgotten]
+        if list(labels.items()) != before:
+            _replace(paths.labels, json.dumps(labels, indent=0).encode())
+    finally:
+        os.close(fd)
+
+
+# --- sessions, live and stale -----------------------------------------------------------------------------------
+
+
+def _session_of(data_dir: str, owner: Process) -> tuple[SessionState | None, bool]:
+    paths = Paths(data_dir)
+    path = _file(paths, owner.pid, _STATE)
+    state = load_state(data_dir, owner.pid)
+    if state is None and not os.path.lexists(path):
+        return None, False
+    if _is_held(_file(paths, owner.pid, _LOCK)):
+        # A listener that outlives its owner for some seconds may hold the lock of a pid that is already used again.
+        return (state if state is not None and state.owner_started == owner.started else None), False
+    cleaning = _begin_cleaning(paths.clients)
+    if cleaning is None:
+        return None, True  # whoever cleans at this moment will find it too
+    try:
+        return None, bool(_clean(data_dir, owner.pid))
+    finally:
+        os.close(cleaning)
+
+
+def _running(data_dir: str, owner_pid: int) -> SessionState | None:
+    """The state of the listener that holds the lock; not that of one before it, which it has not yet removed."""
+    state = load_state(data_dir, owner_pid)
+    if state is None or not is_alive(Process(state.listener_pid, state.listener_started)):
+        return None
+    return state
+
+
+def _is_held(path: str) -> bool:
+    """Does a listener hold this lock?"""
+    try:
+        fd = _open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _flock(fd, path, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def _begin_cleaning(clients: str) -> int | None:
+    """Makes this process the only cleaner, until it closes what this returns; None: another one is."""
+    path = os.path.join(clients, "reap.lock")
+    fd = _open(path, os.O_RDWR | os.O_CREAT)
+    if _flock(fd, path, fcntl.LOCK_EX):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[str]:
+    """Removes what no listener holds: the state, and with a `table` all files, if the owner is dead; else nothing.
+
+    Returns the names of what it removed. The caller is the only cleaner.
+    """
+    paths = Paths(data_dir)
+    path = _file(paths, pid, _LOCK)
+    had_lock = os.path.lexists(path)
+    fd = _open(path, os.O_RDWR | os.O_CREAT)  # without the file there would be nothing to keep a listener away
+    try:
+        if not _flock(fd, path, fcntl.LOCK_SH) or (table is not None and _owner_lives(data_dir, pid, fd, table)):
+            return []
+        suffixes = (_STATE, _DRAFT) if table is None else (_STATE, _DRAFT, _LOCK)
+        removed = [suffix for suffix in suffixes if _unlink(_file(paths, pid, suffix))]
+        return [f"{pid}{suffix}" for suffix in removed if suffix != _LOCK or had_lock]
+    finally:
+        os.close(fd)
+
+
+def _owner_lives(data_dir: str, pid: int, lock_fd: int, table: ProcessTable) -> bool:
+    started: set[str] = set()
+    record = _parse(_head_line(lock_fd))
+    if isinstance(record, Mapping) and isinstance(record.get("owner_started"), str):
+        started.add(record["owner_started"])
+    state = load_state(data_dir, pid)
+    if state is not None:
+        started.add(state.owner_started)
+    if started:
+        return any(is_alive(Process(pid, start), table) for start in started)
+    # A listener that has just made its lock file has written nothing yet: any process with this pid may be its owner.
+    entry = table.look(pid)
+    return entry is not None and not entry.ended
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def _file(paths: Paths, owner_pid: int, suffix: str) -> str:
+    return os.path.join(paths.clients, f"{owner_pid}{suffix}")
+
+
+def _cannot(verb: str, path: str, error: OSError) -> NotConnected:
+    return NotConnected(
+        f"cannot {verb} {path}: {error.strerror or error}; make its directory writable and free some space, "
+        "or set INTER_SESSION_DATA_DIR to a directory on a local disk"
+    )
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens a private file. Raises FileNotFoundError as it is: here that is an answer, not a fault."""
+    try:
+        return open_private(path, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _cannot("open", path, error) from error
+
+
+def _flock(fd: int, path: str, kind: int) -> bool:
+    """Tries for a lock, without waiting. False: it is held in a way that excludes this one."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a file system without locks
+        raise _cannot("lock", path, error) from error
+    return True
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Is the open file still the one that has this name?"""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _unlink(path: str) -> bool:
+    """Removes a file; False: there was none."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _cannot("remove", path, error) from error
+    return True
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Writes a private file whole, or leaves the old one. The caller is the only one who writes it."""
+    draft = path + ".tmp"
+    try:
+        fd = open_private(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        finally:
+            os.close(fd)
+        os.replace(draft, path)
+    except OSError as error:
+        try:
+            os.unlink(draft)
+        except OSError:
+            pass  # the first failure is the one to tell about; a draft that is left is written over
+        raise _cannot("write", path, error) from error
+
+
+def _load_json(path: str, limit_bytes: int) -> Any:
+    """What a private JSON file holds; None where there is none, or it is damaged. Raises Unauthorized."""
+    try:
+        fd = _open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        data = b""
+        while len(data) <= limit_bytes and (more := os.read(fd, limit_bytes + 1 - len(data))):
+            data += more
+    except OSError as error:
+        raise _cannot("read", path, error) from error
+    finally:
+        os.close(fd)
+    return _parse(data) if len(data) <= limit_bytes else None
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):  # torn, not UTF-8, not JSON, or nested until the parser gives up
+        return None
+
+
+def _head_line(fd: int) -> bytes:
+    """The first line of a lock file; b"" where it has not been ended."""
+    line, newline, _ = os.pread(fd, MAX_STATE_BYTES, 0).partition(b"\n")
+    return line if newline else b""
+
+
+def _read_identity(fd: int, owner_started: str) -> Identity | None:
+    """The identity in a lock file whose lock is held; None where there is none, or it is an earlier process's."""
+    record = _parse(_head_line(fd))
+    if not isinstance(record, dict) or record.get("owner_started") != owner_started:
+        return None
+    session_id, token, name, label = (record.get(field) for field in Identity._fields)
+    if not (isinstance(session_id, str) and session_id and isinstance(token, str) and token):
+        return None
+    if not (isinstance(name, str | None) and isinstance(label, str | None)):
+        return None
+    return Identity(session_id, token, name, label)
+
+
+def _load_labels(data_dir: str) -> dict[str, str]:
+    record = _load_json(Paths(data_dir).labels, MAX_LABELS_BYTES)
+    if not isinstance(record, dict):
+        return {}
+    return {project: label for project, label in record.items() if isinstance(label, str)}
