@@ -1,0 +1,270 @@
+"""What comes before each command: an interpreter that is new enough, the dependencies, and quiet ends.
+
+The scripts in bin/ are started by whatever `python3` is first on the PATH, and often before anything was installed. So
+everything here runs on the standard library alone, and this file is readable for python 3.6 too: an interpreter that is
+too old has to get as far as saying so. In order:
+
+1. Python older than 3.10: one line on stderr, exit status 1.
+2. `<data dir>/venv`, which install-deps makes, is used when it is complete. Made by the same version of python, it only
+   has to be put in front of `sys.path`, which costs nothing; a second start of the interpreter would cost 10 to 20 ms.
+   Its .pth files are not read, since none of the three dependencies has one. Made by another version, its extension
+   modules would not load here, so its own python is started instead, in place of this process. A venv that is broken,
+   half made or gone is passed over: the dependencies may be installed elsewhere, and step 3 tells when they are not.
+   Code is only taken from a data directory that belongs to this user and that nobody else can write to.
+3. The command's module is imported and runs. Where a dependency is missing, the listener says so on stdout, which the
+   agent reads, and ends with 0, because for a monitor that is no failure; all others are commands, and fail.
+4. Ctrl-C, and a reader of our output that has gone (`… | head`), end the command without a traceback. Any other
+   exception is a fault of ours and is shown in full.
+"""
+
+import os
+import sys
+
+#: The oldest python that the package runs on, as in pyproject.toml.
+OLDEST_PYTHON = (3, 10)
+
+#: Written last into a finished venv: one without it was left by an interrupted install.
+VENV_MARKER = "zmqbus-installed"
+
+#: Holds the pid of a process that has changed over to the venv's python, so it does not do so twice. It is the pid
+#: because children inherit the variable and have to decide for themselves.
+REEXEC_VARIABLE = "INTER_SESSION_REEXEC_PID"
+
+#: Exit statuses that shells use for a command ended by SIGINT and by SIGPIPE.
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+_DEPENDENCIES = ("zmq", "msgpack", "psutil")
+_MISSING = "dependencies missing \u2014 run /inter-session install-deps"
+#: It puts a new venv in the place of the old one, so it should not stand on it.
+_WITHOUT_VENV = ("install_deps",)
+
+
+def run(command: str, argv: "list[str]") -> int:
+    """Runs `zmqbus.cli.<command>.main(argv)` on the right python with the dependencies; returns the exit status.
+
+    May not return: the process may go on as the python of the venv, from the start of the same script.
+    """
+    _make_output_safe()
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return _refuse_old_python()
+    subcommand = _subcommand(command, argv)
+    if subcommand not in _WITHOUT_VENV:
+        _use_venv(argv)
+    return _run_command(command, subcommand, argv)
+
+
+def console() -> int:
+    """The `zmqbus` command of an installed package: its own environment has the dependencies, so no venv is used."""
+    _make_output_safe()
+    argv = sys.argv[1:]
+    return _run_command("main", _subcommand("main", argv), argv)
+
+
+def _make_output_safe() -> None:
+    """Output is UTF-8 whatever the locale says, because that is what agents read, and no character can break it."""
+    chosen = os.environ.get("PYTHONIOENCODING")  # whoever sets it knows why
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # not in python 3.6, nor in a test's stand-in
+        if reconfigure is not None:
+            reconfigure(encoding=None if chosen else "utf-8", errors="backslashreplace")
+
+
+def _refuse_old_python() -> int:
+    _complain(
+        "error: zmqbus needs python {}.{} or newer, this is {}; install a newer one and run the script with it, "
+        "for example: python3.12 {}".format(
+            OLDEST_PYTHON[0], OLDEST_PYTHON[1], sys.version.split()[0], sys.argv[0] or "<script>"
+        )
+    )
+    return 1
+
+
+def _subcommand(command: str, argv: "list[str]") -> str:
+    """The module behind `zmqbus <subcommand>`; the command itself for all scripts that are one command."""
+    if command != "main":
+        return command
+    for word in argv:
+        if not word.startswith("-"):
+            return word.replace("-", "_")
+    return command
+
+
+def _run_command(command: str, subcommand: str, argv: "list[str]") -> int:
+    try:
+        status = _call(command, argv)
+        return _flush() or status
+    except KeyboardInterrupt:
+        _silence_broken_streams()
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not _silence_broken_streams():
+            raise  # not our output: a fault in the command
+        return EXIT_BROKEN_PIPE
+    except ImportError as error:
+        if not _is_dependency(error):
+            raise
+        return _report_missing(subcommand, error)
+
+
+def _call(command: str, argv: "list[str]") -> int:
+    from importlib import import_module
+
+    try:
+        return int(import_module("zmqbus.cli." + command).main(argv) or 0)
+    except SystemExit as end:  # argparse, after --help and usage errors; caught so that the output is flushed here
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        _complain(str(end.code))
+        return 1
+
+
+def _is_dependency(error: ImportError) -> bool:
+    name = error.name or ""
+    if isinstance(error, ModuleNotFoundError):
+        # Exactly: a module that is missing inside a package that is there is a wrong import, not a missing package.
+        return name in _DEPENDENCIES
+    # There, but it cannot be loaded, as after a change of the system's libraries: the same cure.
+    return name.partition(".")[0] in _DEPENDENCIES
+
+
+def _report_missing(subcommand: str, error: ImportError) -> int:
+    if subcommand == "connect":
+        try:
+            print("[inter-session] " + _MISSING, flush=True)
+        except OSError:  # nobody listens
+            _silence_broken_streams()
+        return 0
+    _complain("error: not_installed: {} ({})".format(_MISSING, error))
+    return 1
+
+
+def _complain(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # stderr is gone, there is nobody to tell; the exit status still says it
+        _silence_broken_streams()
+
+
+def _flush() -> int:
+    """Writes out what print() has kept, while errors can still be handled: at exit python would show a traceback.
+
+    Returns 0, or the exit status where the output has nowhere to go.
+    """
+    if sys.stdout is None or sys.stdout.closed:
+        return 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, for example
+        _to_devnull(sys.stdout)
+        _complain("error: cannot write the output: {}; see where it is redirected to".format(error.strerror))
+        return 1
+    return 0
+
+
+def _silence_broken_streams() -> bool:
+    """Whether stdout or stderr has lost its reader. What they still hold is thrown away then, without an error."""
+    found = False
+    for stream in (sys.stdout, sys.stderr):
+        if _is_broken(stream):
+            found = True
+            _to_devnull(stream)
+    return found
+
+
+def _is_broken(stream: "object") -> bool:
+    import select  # only for these rare ends
+
+    poller = select.poll()
+    try:
+        poller.register(stream.fileno(), 0)  # type: ignore[attr-defined]
+    except (OSError, ValueError, AttributeError):  # closed, none at all, or nothing with a file under it
+        return False
+    # Nothing is asked for: errors and hang-ups are always told.
+    return bool(poller.poll(0))
+
+
+def _to_devnull(stream: "object") -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, stream.fileno())  # type: ignore[attr-defined]
+    except (OSError, ValueError, AttributeError):
+        pass  # nothing with a file under it (a test's stand-in): python has nothing to flush to it at exit
+    finally:
+        os.close(null)
+
+
+def _use_venv(argv: "list[str]") -> None:
+    """Makes the packages of `<data dir>/venv` importable, if it is complete; or becomes its python."""
+    # Here and not above, because it needs a new python. Every command loads it anyway, so it costs nothing; what is
+    # wrong in the settings is the command's to warn about, once.
+    from zmqbus import settings
+
+    loaded = settings.load(warn=_ignore)
+    # Taken out of the environment: our children start afresh.
+    changed_over = os.environ.pop(REEXEC_VARIABLE, "") == str(os.getpid())
+    venv = loaded.paths.venv
+    if loaded.no_reexec or not os.path.exists(os.path.join(venv, VENV_MARKER)):
+        return
+    if not _is_private(loaded.data_dir):
+        return
+    packages = site_packages(venv)
+    if packages and _is_same_python(venv):
+        if packages not in sys.path:
+            sys.path.insert(0, packages)
+        return
+    python = os.path.join(venv, "bin", "python")
+    if changed_over or not os.access(python, os.X_OK):
+        return
+    os.environ[REEXEC_VARIABLE] = str(os.getpid())
+    try:
+        os.execv(python, [python, os.path.abspath(sys.argv[0]), *argv])
+    except OSError:  # for another machine, or its interpreter was removed: go on without it
+        del os.environ[REEXEC_VARIABLE]
+
+
+def _ignore(warning: str) -> None:
+    """Leaves the warnings about settings to the command."""
+
+
+def _is_private(data_dir: str) -> bool:
+    """Whether only this user can have put code there. Says what to do where that is not so."""
+    try:
+        found = os.stat(data_dir)
+    except OSError:  # removed this instant
+        return False
+    if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+        return True
+    _complain(
+        "warning: {0!r} belongs to another user or can be written to by others, so its venv is not used; "
+        "mend it: chmod 700 {0!r}, or set INTER_SESSION_DATA_DIR to a directory of your own".format(data_dir)
+    )
+    return False
+
+
+def site_packages(venv: str) -> str:
+    """Where packages for the running python would be in `venv`; "" where there is no such directory."""
+    # A free-threaded build has a directory of its own, since its extension modules are others.
+    free_threaded = "t" if "t" in getattr(sys, "abiflags", "") else ""
+    name = "python{}.{}{}".format(sys.version_info[0], sys.version_info[1], free_threaded)
+    path = os.path.join(venv, "lib", name, "site-packages")
+    return path if os.path.isdir(path) else ""
+
+
+def _is_same_python(venv: str) -> bool:
+    """Whether `venv` was made by the running version (major.minor) of the same implementation."""
+    if sys.implementation.name != "cpython":
+        return False
+    try:
+        with open(os.path.join(venv, "pyvenv.cfg"), encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError):
+        return False
+    for line in lines:
+        name, _, version = (part.strip() for part in line.partition("="))
+        # The venv module writes the first, uv and virtualenv the second.
+        if name in ("version", "version_info"):
+            return version.split(".")[:2] == [str(part) for part in sys.version_info[:2]]
+    return False

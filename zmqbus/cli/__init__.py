@@ -1,0 +1,1 @@
+"""The commands, a file each. Every module has `main(argv) -> exit status`."""

@@ -1,0 +1,91 @@
+"""`zmqbus broker`: look at the broker, stop it, or run one here."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from zmqbus import protocol
+from zmqbus.cli.common import FAILED, Parser, fail, print_json
+from zmqbus.client import launch
+from zmqbus.client.bus import observer
+from zmqbus.errors import BrokerUnavailable, ZmqbusError
+from zmqbus.settings import Settings, load
+
+#: How long a broker may take to end once it has said that it will.
+STOP_S = 5.0
+
+
+def main(argv: list[str]) -> int:
+    """Starts a broker if there is none; or `--status`, `--stop`, `--foreground`."""
+    parser = Parser("broker", "Start the broker if there is none, look at it, or stop it.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--foreground", action="store_true", help="run it here, until Ctrl-C")
+    what.add_argument("--status", action="store_true", help="figures of the one that runs; exit 1 if none does")
+    what.add_argument("--stop", action="store_true", help="end it; mailboxes stay")
+    parser.add_argument("--json", action="store_true", help="with --status: print JSON")
+    parser.add_argument("--idle-shutdown-minutes", metavar="M", help="end when idle so long; 0: never")
+    parser.add_port()
+    options = parser.parse_args(argv)
+    settings = load({"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes})
+    try:
+        if options.foreground:
+            return _run_here(settings)
+        if options.status:
+            return _status(settings, as_json=options.json)
+        if options.stop:
+            return _stop(settings)
+        launch.launch(settings)
+        print(f"broker serves port {settings.port} (pid {launch.broker_pid(settings)})")
+    except ZmqbusError as error:
+        return fail(error)
+    return 0
+
+
+def _run_here(settings: Settings) -> int:
+    from zmqbus.broker import daemon  # the broker's own imports are no other command's business
+
+    os.umask(0o077)
+    daemon.run_here(settings)
+    return 0
+
+
+def _status(settings: Settings, *, as_json: bool) -> int:
+    pid = launch.broker_pid(settings)
+    if pid is None:
+        print_json(None) if as_json else print(f"no broker runs on port {settings.port}")
+        return FAILED
+    with observer(settings) as bus:
+        health = bus.request(protocol.Status)
+    assert isinstance(health, protocol.Health)
+    figures = {"pid": pid, "port": settings.port, **dict(health.figures)}
+    if as_json:
+        print_json(figures)
+    else:
+        for name, value in figures.items():
+            print(f"{name}={value}")
+    return 0
+
+
+def _stop(settings: Settings) -> int:
+    pid = launch.broker_pid(settings)
+    if pid is None:
+        print(f"no broker runs on port {settings.port}")
+        return 0
+    with observer(settings) as bus:
+        bus.request(protocol.Stop)
+    deadline_s = time.monotonic() + STOP_S
+    while _runs(pid):
+        if time.monotonic() > deadline_s:
+            raise BrokerUnavailable(f"the broker (pid {pid}) has not ended within {STOP_S:g} s; see its broker.log")
+        time.sleep(0.01)  # it is nobody's child here, so there is nothing to wait on but its pid
+    print(f"broker (pid {pid}) stopped")
+    return 0
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,25 @@
+"""`zmqbus disconnect`: end this session's listener, and free its name at once."""
+
+from __future__ import annotations
+
+from zmqbus import protocol
+from zmqbus.cli.common import Parser, act_as_session, fail
+from zmqbus.errors import NotConnected, ZmqbusError
+from zmqbus.settings import load
+
+
+def main(argv: list[str]) -> int:
+    """Disconnects. Doing so twice is no error."""
+    Parser("disconnect", "End this session's listener and free its name. Idempotent.").parse_args(argv)
+    try:
+        _, bus = act_as_session(load())
+        with bus:
+            done = bus.request(protocol.Disconnect)
+    except NotConnected:
+        print("not connected")
+    except ZmqbusError as error:
+        return fail(error)
+    else:
+        assert isinstance(done, protocol.Done)
+        print(done.text)
+    return 0

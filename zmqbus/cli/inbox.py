@@ -1,0 +1,99 @@
+"""`zmqbus inbox`: the unread messages of this session, or one message whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from zmqbus import journal, naming, protocol
+from zmqbus.cli.common import Parser, act_as_session, fail, print_json
+from zmqbus.client import bodies
+from zmqbus.client.core import Incoming
+from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
+from zmqbus.protocol import Format, Scope
+from zmqbus.settings import Settings, load
+
+
+def main(argv: list[str]) -> int:
+    """Prints unread messages, oldest first. What was printed is read; with `--peek` it stays unread."""
+    parser = Parser("inbox", "Print this session's unread messages, oldest first, and mark them read.")
+    parser.add_argument("--peek", action="store_true", help="leave them unread")
+    parser.add_argument("--msg", metavar="ID", help="print the text of this message, whole, from the log")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each message")
+    options = parser.parse_args(argv)
+    settings = load()
+    try:
+        if options.msg is not None:
+            return _one(settings, options.msg, as_json=options.json)
+        state, bus = act_as_session(settings)
+        with bus:
+            for item in bus.unread(peek=options.peek):
+                if isinstance(item, protocol.Fetched):
+                    _end(item, as_json=options.json)
+                    break
+                _print(settings, item, as_json=options.json)
+                sys.stdout.flush()
+                if not options.peek:
+                    bus.take(item)
+    except ZmqbusError as error:
+        return fail(error)
+    return 0
+
+
+def _one(settings: Settings, msg_id: str, *, as_json: bool) -> int:
+    if not protocol.is_msg_id(msg_id):
+        raise InvalidPayload("--msg takes the id of a message: 8 to 12 lower-case letters and digits")
+    record = journal.find(settings.paths.log, msg_id)
+    if record is None:
+        raise UnknownPeer(f"no message {msg_id} in {settings.paths.log} or its rotated files; check the id")
+    fmt = {"text": Format.TEXT, "msgpack": Format.MSGPACK}.get(record.fmt, Format.BYTES)
+    text = bodies.as_text(fmt, record.body)
+    if as_json:
+        print_json({"msg_id": msg_id, "from": record.from_session, "from_name": record.from_name, "text": text})
+    else:
+        print(text)
+    return 0
+
+
+def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
+    text = bodies.as_text(message.fmt, bodies.load(message, settings.paths.log))
+    if as_json:
+        print_json(
+            {
+                "msg_id": message.msg_id,
+                "ts": message.ts,
+                "from": message.from_session,
+                "from_name": message.from_name,
+                "from_label": message.from_label,
+                "to": _to(message),
+                "reply_to": message.reply_to,
+                "text": text,
+            }
+        )
+        return
+    label = f' "{naming.sanitise(message.from_label)}"' if message.from_label else ""
+    answers = f" re={message.reply_to}" if message.reply_to else ""
+    to = f" to={_to(message)}" if message.scope != Scope.SESSION else ""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(message.ts))
+    print(f'msg={message.msg_id} from="{message.from_name}"{label}{answers}{to} at {when}')
+    # Indented, so that no line of a body can be taken for a header.
+    for line in text.splitlines() or [""]:
+        print(f"    {naming.sanitise(line)}")
+
+
+def _to(message: Incoming) -> str | None:
+    if message.scope == Scope.SESSION:
+        return None
+    if message.scope == Scope.PROJECT:
+        return f"%{os.path.basename(message.target)}"
+    return "all" if message.scope == Scope.ALL else f"#{message.target}"
+
+
+def _end(fetched: protocol.Fetched, *, as_json: bool) -> None:
+    if as_json:
+        return
+    if not fetched.sent:
+        print("no unread messages")
+    if fetched.left:
+        print(f"{fetched.left} more unread")

@@ -1,0 +1,354 @@
+"""install-deps: makes `<data dir>/venv` with the three packages that zmqbus needs.
+
+It says what it will run before it runs anything, and runs it only after `--yes` or an answer. The venv is built beside
+its place, tried out by importing the packages, marked as complete, and only then moved in by renaming, so that whatever
+ends the installation half-way, the scripts in bin/ go on with what they had: `zmqbus.bootstrap` passes over a venv
+without the marker. A lock keeps two installations apart; whoever holds it may clear away what earlier ones left.
+
+Runs on the standard library, since it is there for those who have nothing else yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from zmqbus import security, settings
+from zmqbus.bootstrap import VENV_MARKER, site_packages
+from zmqbus.errors import ZmqbusError
+
+#: What requirements.txt says, for a package that was installed without that file; a test keeps the two equal.
+REQUIREMENTS = ("pyzmq>=26,<28", "msgpack>=1.0.5,<2", "psutil>=5.9,<8")
+
+#: Three wheels take seconds, three builds from source minutes; longer than this nobody waits for.
+COMMAND_TIMEOUT_S = 900.0
+#: Importing three packages from a cold disk.
+CHECK_TIMEOUT_S = 60.0
+#: So many of the last lines of a failed command are shown: pip says what went wrong at its end.
+SHOWN_LINES = 12
+#: `bin/` of a venv holds scripts of a few KiB; only those can contain its path as text.
+MAX_SCRIPT_BYTES = 1 << 20
+
+#: These would lead pip, uv or the python of the new venv to other places than the venv.
+MISLEADING_VARIABLES = (
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "PIP_TARGET",
+    "PIP_PREFIX",
+    "PIP_ROOT",
+    "PIP_PYTHON",
+    "UV_PROJECT_ENVIRONMENT",
+    "UV_SYSTEM_PYTHON",
+    "UV_TARGET",
+    "UV_PYTHON",
+)
+
+_CHECK = (
+    "import zmq, msgpack, psutil\n"
+    "print('pyzmq', zmq.__version__ + ',', 'libzmq', zmq.zmq_version() + ',',"
+    " 'msgpack', '.'.join(map(str, msgpack.version)) + ',', 'psutil', psutil.__version__)"
+)
+
+
+class InstallError(ZmqbusError):
+    """The dependencies could not be installed; what was there before is untouched."""
+
+    code = "not_installed"
+
+
+class _Plan(NamedTuple):
+    """What will be run. `target` is where the venv is built, `venv` where it goes."""
+
+    venv: str
+    target: str
+    commands: tuple[tuple[str, ...], ...]
+
+
+def main(argv: list[str]) -> int:
+    """`install_deps.py [--yes] [--upgrade] [--no-uv]`; returns the exit status, 0 or 1. Wrong usage exits with 2."""
+    options = _parser().parse_args(argv)
+    try:
+        return _install(settings.load(), yes=options.yes, upgrade=options.upgrade, uv=options.uv)
+    except ZmqbusError as error:
+        print(f"error: {error.code}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zmqbus install-deps",
+        allow_abbrev=False,
+        description="Installs what zmqbus needs (pyzmq, msgpack, psutil) into a virtual environment of its own.",
+    )
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    parser.add_argument("--upgrade", action="store_true", help="install anew, with the newest versions that fit")
+    parser.add_argument("--no-uv", dest="uv", action="store_false", help="use python's own venv and pip, not uv")
+    return parser
+
+
+def _install(loaded: settings.Settings, *, yes: bool, upgrade: bool, uv: bool) -> int:
+    venv = loaded.paths.venv
+    if not upgrade:
+        versions = _installed(venv)
+        if versions:
+            print(f"already installed in {venv}: {versions}")
+            return 0
+    plan = make_plan(venv, shutil.which("uv") if uv else None)
+    print(f"This makes {venv}" + (" anew:" if os.path.lexists(venv) else ":"))
+    for command in plan.commands:
+        print("    " + shlex.join(command))
+    print(f"    mv {shlex.quote(plan.target)} {shlex.quote(venv)}", flush=True)
+    if not yes and not _agreed():
+        return 1
+    security.secure_dir(loaded.data_dir)
+    with _lock(loaded.data_dir):
+        versions = _build(plan, _clean_environment(os.environ))
+    print(f"installed in {venv}: {versions}")
+    return 0
+
+
+def make_plan(venv: str, uv: str | None) -> _Plan:
+    """The commands that make `venv`; `uv` is its path, None where there is none."""
+    target = f"{venv}.new-{os.getpid()}"
+    python = os.path.join(target, "bin", "python")
+    file = requirements_file()
+    wanted = ("-r", file) if file else REQUIREMENTS
+    if uv:
+        make: tuple[str, ...] = (uv, "venv", "--python", sys.executable, target)
+        fill: tuple[str, ...] = (uv, "pip", "install", "--python", python, *wanted)
+    else:
+        make = (sys.executable, "-m", "venv", target)
+        fill = (python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *wanted)
+    return _Plan(venv, target, (make, fill))
+
+
+def requirements_file() -> str:
+    """requirements.txt of this checkout; "" for a package that was installed without it."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = os.path.dirname(package)
+    path = os.path.join(root, "requirements.txt")
+    # In site-packages a file of that name would be somebody else's.
+    return path if os.path.isfile(path) and os.path.isdir(os.path.join(root, "bin")) else ""
+
+
+def wanted_requirements() -> tuple[str, ...]:
+    """The requirements themselves, in the order of their source."""
+    path = requirements_file()
+    if not path:
+        return REQUIREMENTS
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.partition("#")[0].strip() for line in file]
+    except (OSError, ValueError) as error:
+        raise InstallError(f"{path} cannot be read: {error}; restore it and run this again") from error
+    return tuple(line for line in lines if line)
+
+
+def _marker_text() -> str:
+    return "\n".join(wanted_requirements()) + "\n"
+
+
+def _installed(venv: str) -> str:
+    """The versions in `venv` if it is complete, for this python and for these requirements; "" otherwise."""
+    if not site_packages(venv):
+        return ""
+    try:
+        with open(os.path.join(venv, VENV_MARKER), encoding="utf-8") as file:
+            if file.read() != _marker_text():
+                return ""
+        return _check(venv, os.environ)
+    except (OSError, ValueError, InstallError):  # not there, not readable, not working: to be made anew
+        return ""
+
+
+def _agreed() -> bool:
+    if sys.stdin is None or not sys.stdin.isatty():
+        print(
+            "error: not_installed: nothing was run, because there is no terminal to ask on; pass --yes to go ahead",
+            file=sys.stderr,
+        )
+        return False
+    try:
+        answer = input("Proceed? [y/N] ")
+    except EOFError:
+        answer = ""
+        print()
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    print("nothing was run")
+    return False
+
+
+@contextlib.contextmanager
+def _lock(data_dir: str) -> Iterator[None]:
+    path = os.path.join(data_dir, "venv.lock")
+    # Never removed: whoever waits for it holds the same file open.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InstallError("another installation is running; wait for it to end") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _build(plan: _Plan, environ: Mapping[str, str]) -> str:
+    """Builds, tries and moves in the venv; returns the versions it has. The caller holds the lock."""
+    _clear_leftovers(plan.venv)
+    if not shutil.which(plan.commands[0][0]):
+        raise InstallError(f"{plan.commands[0][0]} has gone; run this again")
+    if plan.commands[0][0] == sys.executable:
+        _require_venv_module()
+    try:
+        for command in plan.commands:
+            print(f"running {os.path.basename(command[0])} {' '.join(command[1:4])} …", flush=True)
+            _run(command, os.path.dirname(plan.venv), environ)
+        versions = _check(plan.target, environ)
+        _relocate(plan.target, plan.venv)
+        with open(os.path.join(plan.target, VENV_MARKER), "w", encoding="utf-8") as file:
+            file.write(_marker_text())
+        _swap_in(plan)
+    except OSError as error:
+        raise InstallError(
+            f"{error.strerror or error}: {error.filename or plan.target}; make room or mend the permissions, "
+            "then run this again"
+        ) from error
+    finally:
+        shutil.rmtree(plan.target, ignore_errors=True)
+    return versions
+
+
+def _require_venv_module() -> None:
+    from importlib.util import find_spec
+
+    # Debian ships the venv module without ensurepip, which it needs; both are in python3-venv.
+    if find_spec("venv") is None or find_spec("ensurepip") is None:
+        raise InstallError(
+            f"{sys.executable} has no venv module; install it (Debian and Ubuntu: sudo apt install python3-venv) "
+            "or install uv (https://docs.astral.sh/uv/), then run this again"
+        )
+
+
+def _run(command: tuple[str, ...], directory: str, environ: Mapping[str, str]) -> None:
+    """Runs a command without input. Its output is only shown, from the end, when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            # Not the user's directory: uv would take settings from a project there.
+            cwd=directory,
+            env=dict(environ),
+            timeout=COMMAND_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise InstallError(
+            f"`{shlex.join(command)}` did not end within {COMMAND_TIMEOUT_S:.0f} s and was stopped; "
+            "see that the package index can be reached, then run this again"
+        ) from None
+    if done.returncode != 0:
+        # Each has its own configuration: where one lacks an index or a certificate, the other may have it.
+        hint = ", or with --no-uv." if os.path.basename(command[0]) == "uv" else "."
+        last = "\n".join("    " + line for line in done.stdout.rstrip().splitlines()[-SHOWN_LINES:])
+        raise InstallError(
+            f"`{shlex.join(command)}` failed with exit status {done.returncode}:\n{last}\n"
+            "Nothing was changed. See that the package index can be reached (network, proxy, pip's or uv's "
+            "configuration) and that the disk is not full, then run this again" + hint
+        )
+
+
+def _check(venv: str, environ: Mapping[str, str]) -> str:
+    """Imports the packages with the venv's python; returns their versions, or raises InstallError."""
+    python = os.path.join(venv, "bin", "python")
+    try:
+        done = subprocess.run(
+            (python, "-I", "-c", _CHECK),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=dict(environ),
+            timeout=CHECK_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InstallError(f"{python} does not run: {error}; run install-deps again") from error
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise InstallError(
+            f"the packages were installed but cannot be imported: {last[0]}; "
+            "install a python that has wheels for them, or a C compiler, then run this again"
+        )
+    return done.stdout.strip()
+
+
+def _clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    env = {name: value for name, value in environ.items() if name not in MISLEADING_VARIABLES}
+    env["PIP_USER"] = "0"  # wins over a `user = true` in pip's configuration, which fails in a venv
+    return env
+
+
+def _relocate(target: str, venv: str) -> None:
+    """Writes the venv's future path into its scripts, which hold the path that it was built at."""
+    old, new = os.fsencode(target), os.fsencode(venv)
+    directory = os.path.join(target, "bin")
+    for path in [
+        *(os.path.join(directory, name) for name in os.listdir(directory)),
+        os.path.join(target, "pyvenv.cfg"),
+    ]:
+        if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) > MAX_SCRIPT_BYTES:
+            continue
+        with open(path, "r+b") as file:
+            content = file.read()
+            if old not in content or b"\0" in content:  # nothing to do, or a program
+                continue
+            file.seek(0)
+            file.write(content.replace(old, new))
+            file.truncate()
+
+
+def _swap_in(plan: _Plan) -> None:
+    """Puts the new venv in its place. If it cannot be, the old one is put back."""
+    old = f"{plan.venv}.old-{os.getpid()}"
+    had_one = os.path.lexists(plan.venv)
+    if had_one:
+        os.rename(plan.venv, old)
+    try:
+        os.rename(plan.target, plan.venv)
+    except OSError:
+        if had_one:
+            os.rename(old, plan.venv)
+        raise
+    if had_one:
+        _remove(old)
+
+
+def _clear_leftovers(venv: str) -> None:
+    """Removes what interrupted installations left; if the venv itself was on its way out, it is put back first."""
+    directory, name = os.path.split(venv)
+    for entry in sorted(os.listdir(directory)):
+        path = os.path.join(directory, entry)
+        if entry.startswith(name + ".old-") and not os.path.lexists(venv):
+            os.rename(path, venv)
+        elif entry.startswith((name + ".old-", name + ".new-")):
+            _remove(path)
+
+
+def _remove(path: str) -> None:
+    if os.path.islink(path) or not os.path.isdir(path):
+        os.unlink(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)

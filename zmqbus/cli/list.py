@@ -1,0 +1,114 @@
+"""`list.py`, `zmqbus list`, `zmqbus status`: who is on the bus, and who am I."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from zmqbus import naming
+from zmqbus.cli.common import Parser, fail, own_session, print_json
+from zmqbus.client.bus import observer
+from zmqbus.client.launch import broker_pid
+from zmqbus.errors import ZmqbusError
+from zmqbus.protocol import Session
+from zmqbus.session.notify import format_age
+from zmqbus.settings import Settings, find_project, load
+
+HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID")
+
+
+def main(argv: list[str], *, own: bool = False) -> int:
+    """Prints a table of sessions; with `--self` (or `own`), what this session is."""
+    parser = Parser("status" if own else "list", "Show who is on the bus.")
+    if not own:
+        parser.add_argument("--all", action="store_true", help="those away, too, and how much waits for them")
+        parser.add_argument("--project", action="store_true", help="only the sessions of this project")
+        parser.add_argument("--self", dest="own", action="store_true", help="this session only")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_port()
+    parser.set_defaults(own=own, all=False, project=False)
+    options = parser.parse_args(argv)
+    settings = load({"port": options.port})
+    try:
+        if options.own:
+            return _own(settings, as_json=options.json)
+        state, _ = own_session(settings)
+        if state is not None and options.port is None:
+            settings = settings._replace(port=state.port)
+        with observer(settings) as bus:
+            sessions = bus.sessions(everyone=options.all)
+        if options.project:
+            project = state.project if state is not None else find_project(os.getcwd())
+            sessions = [session for session in sessions if session.project == project]
+        sessions.sort(key=lambda session: (session.state == "away", session.name, session.since))
+        if options.json:
+            print_json([session._asdict() for session in sessions])
+        elif sessions:
+            _print_table(sessions)
+        else:
+            print("no session is connected" if not options.all else "no session is known")
+    except ZmqbusError as error:
+        return fail(error)
+    return 0
+
+
+def _own(settings: Settings, *, as_json: bool) -> int:
+    state, stale = own_session(settings)
+    if state is None:
+        if as_json:
+            print_json(None)
+        else:
+            print("not connected (stale state cleaned up)" if stale else "not connected")
+        return 0
+    pid = broker_pid(settings._replace(port=state.port))
+    fields = {
+        "name": state.name,
+        "session_id": state.session_id,
+        "listener_pid": state.listener_pid,
+        "host": state.host,
+        "port": state.port,
+        "broker": f"running (pid {pid})" if pid else "not running",
+    }
+    if as_json:
+        print_json(fields)
+    else:
+        for field, value in fields.items():
+            print(f"{field}={value}")
+    return 0
+
+
+def _print_table(sessions: list[Session]) -> None:
+    rows = [HEADINGS, *map(_row, sessions)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(session: Session) -> tuple[str, ...]:
+    if session.state == "away":
+        mail = f", {session.waiting} unread" if session.waiting else ""
+        state = f"away {format_age(session.away_s)}{mail}"
+    else:
+        state = session.state
+    return (
+        session.name,
+        naming.sanitise(session.label or "-"),
+        naming.sanitise(os.path.basename(session.project) or session.project or "-"),
+        naming.sanitise(_short(session.cwd)),
+        state,
+        _clock(session.since),
+        session.session_id[:8],
+    )
+
+
+def _short(path: str) -> str:
+    """A path as people read it, with their home as ~."""
+    home = os.path.expanduser("~")
+    return f"~{path[len(home) :]}" if path == home or path.startswith(f"{home}{os.sep}") else path
+
+
+def _clock(since_ts: float) -> str:
+    """Local time of day; with the date where it was another day."""
+    then = time.localtime(since_ts)
+    same_day = then[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M" if same_day else "%Y-%m-%d %H:%M", then)

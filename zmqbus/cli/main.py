@@ -1,0 +1,55 @@
+"""`zmqbus`: one command with all the others in it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import zmqbus
+
+#: Subcommand → (module of zmqbus.cli, keyword arguments of its main, what it does).
+COMMANDS: dict[str, tuple[str, dict[str, bool], str]] = {
+    "connect": ("connect", {}, "connect this session and print what arrives for it"),
+    "send": ("send", {}, "send a text to a session, to several, or to many"),
+    "broadcast": ("send", {"broadcast": True}, "send a text to every session, or to a topic"),
+    "list": ("list", {}, "show who is on the bus"),
+    "status": ("list", {"own": True}, "show this session"),
+    "inbox": ("inbox", {}, "print unread messages, or one message whole"),
+    "rename": ("rename", {}, "give this session another name"),
+    "disconnect": ("disconnect", {}, "end this session's listener and free its name"),
+    "broker": ("broker", {}, "start the broker, look at it, or stop it"),
+    "install-deps": ("install_deps", {}, "make the virtual environment with what zmqbus needs"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs a subcommand."""
+    command, *rest = argv or ["--help"]
+    if command in ("--version", "-V"):
+        print(f"zmqbus {zmqbus.__version__}")
+        return 0
+    if command in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if command not in COMMANDS:
+        print(f"error: usage: there is no command '{command:.40}'; see: zmqbus --help", file=sys.stderr)
+        return 2
+    module, arguments, _ = COMMANDS[command]
+    status: int = import_module(f"zmqbus.cli.{module}").main(rest, **arguments)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {does}" for name, (_, _, does) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: zmqbus COMMAND [option …]",
+            "",
+            "The message bus for the coding-agent sessions and scripts on this machine.",
+            "",
+            *lines,
+            "",
+            "zmqbus COMMAND --help tells about a command; zmqbus --version about this release.",
+        ]
+    )

@@ -1,0 +1,189 @@
+"""`send.py`, `zmqbus send`, `zmqbus broadcast`: say something to one session, to several, or to many.
+
+This is the command that agents run most, and it lives for 40 milliseconds: it imports what it needs and no more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentTypeError
+from typing import Any
+
+from zmqbus import protocol
+from zmqbus.cli.common import Parser, act_as_session, fail, print_json
+from zmqbus.client import bodies
+from zmqbus.client.bus import BroadcastReceipt, Bus, Receipt, guest
+from zmqbus.errors import InvalidPayload, ZmqbusError
+from zmqbus.naming import check_name
+from zmqbus.protocol import Scope
+from zmqbus.session.notify import format_age
+from zmqbus.settings import Settings, find_project, load
+
+#: How long `--wait` waits for an answer when no number is given (SPEC 5).
+WAIT_S = 120.0
+#: A year. What is over that is not a time to wait, and does not fit into a poll.
+MAX_WAIT_S = 366 * 24 * 3600.0
+
+
+def main(argv: list[str], *, broadcast: bool = False) -> int:
+    """Sends; prints what became of it. With `broadcast`, to all if nothing else is said."""
+    parser = _parser(broadcast)
+    options = parser.parse_args(argv)
+    if broadcast and not (options.project or options.topic):
+        options.all = True
+    settings = load({"port": options.port})
+    try:
+        body = _body(options)
+        to_many = bool(options.all or options.project or options.topic)
+        body = bodies.from_text(body, to_many=to_many)
+        if options.sender:
+            check_name(options.sender)
+            bus, project = guest(settings, options.sender), find_project(os.getcwd())
+        else:
+            state, bus = act_as_session(settings)
+            project = state.project
+        with bus:
+            return _send(bus, options, body, project, settings)
+    except ZmqbusError as error:
+        return fail(error)
+
+
+def _parser(broadcast: bool) -> Parser:
+    if broadcast:
+        parser = Parser("broadcast", "Send a text to every session, to those of this project, or of a topic.")
+    else:
+        parser = Parser("send", "Send a text to a session, to several, or to many.")
+    to = parser.add_mutually_exclusive_group(required=not broadcast)
+    if not broadcast:
+        to.add_argument("--to", metavar="T[,T…]", help="names, unique prefixes of names, or session ids")
+        to.add_argument("--group", metavar="G", help="the least loaded member of a group")
+    to.add_argument("--all", action="store_true", help="every session")
+    to.add_argument("--project", action="store_true", help="every session of this project")
+    to.add_argument("--topic", metavar="T", help="every session that has joined the topic")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", metavar="S", help="the text")
+    what.add_argument("--text-file", metavar="F", help="a file with the text; - is standard input")
+    what.add_argument("--file", metavar="PATH", help="ask the receiver to read this file")
+    parser.add_argument("--reply-to", metavar="ID", help="the message that this one answers")
+    if not broadcast:
+        parser.add_argument(
+            "--wait", nargs="?", type=_seconds, const=WAIT_S, metavar="S", help="wait for the answer, and print it"
+        )
+    parser.add_argument("--as", dest="sender", metavar="NAME", help="speak under this name, without a listener")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_port()
+    parser.set_defaults(to=None, group=None, wait=None)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= MAX_WAIT_S:  # false for a NaN, too
+        raise ArgumentTypeError(f"'{text:.40}' is not a number of seconds")
+    return value
+
+
+def _body(options: Any) -> str | bytes:
+    if options.text is not None:
+        return str(options.text)
+    if options.file is not None:
+        path: str = options.file
+        if not os.path.isabs(path):
+            raise InvalidPayload(f"--file needs an absolute path, not '{path}'; the receiver has another directory")
+        if not os.path.isfile(path):
+            raise InvalidPayload(f"there is no file at {path}; check the path")
+        return f"Please read the file {path} ({os.path.getsize(path):,} bytes) and handle it as if it stood here."
+    try:
+        if options.text_file == "-":
+            return sys.stdin.buffer.read(protocol.MAX_BODY_BYTES + 1)
+        with open(options.text_file, "rb") as file:
+            return file.read(protocol.MAX_BODY_BYTES + 1)
+    except OSError as error:
+        raise InvalidPayload(f"cannot read {options.text_file}: {error.strerror}; check --text-file") from None
+
+
+def _send(bus: Bus, options: Any, body: bytes, project: str, settings: Settings) -> int:
+    if options.reply_to is not None and not protocol.is_msg_id(options.reply_to):
+        raise InvalidPayload("--reply-to takes the id of a message: 8 to 12 lower-case letters and digits")
+    targets, scope = _targets(options, project)
+    if options.wait is not None and (len(targets) != 1 or scope in protocol.TO_MANY):
+        raise InvalidPayload("--wait takes one receiver; send to one, or do without --wait")
+    sent = [
+        bus.post(target, body, scope=scope, reply_to=options.reply_to, await_answer=options.wait is not None)
+        for target in targets
+    ]
+    receipts: list[Receipt | BroadcastReceipt] = []
+    errors: list[ZmqbusError] = []
+    for msg_id in sent:
+        try:
+            receipts.append(bus.outcome(msg_id))
+        except ZmqbusError as error:
+            errors.append(error)
+    if options.wait is not None and receipts:
+        return _wait(bus, receipts[0], options, settings)
+    if options.json:
+        if receipts:
+            shown = [_as_dict(receipt) for receipt in receipts]
+            print_json(shown[0] if len(targets) == 1 else {"receipts": shown})
+    else:
+        for receipt in receipts:
+            print(_line(receipt))
+    status = 0
+    for refused in errors:
+        status = fail(refused)
+    return status
+
+
+def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
+    if options.all:
+        return [""], Scope.ALL
+    if options.project:
+        return [project], Scope.PROJECT
+    if options.topic is not None:
+        return [check_name(options.topic, "topic")], Scope.TOPIC
+    if options.group is not None:
+        return [check_name(options.group, "group")], Scope.GROUP
+    return list(dict.fromkeys(options.to.split(","))), Scope.SESSION
+
+
+def _wait(bus: Bus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
+    """Prints the answer's text, and only then tells the broker that it has been taken."""
+    answer = bus.answer_to(receipt.msg_id, options.wait)
+    text = bodies.as_text(answer.fmt, bodies.load(answer, settings.paths.log))
+    if options.json:
+        print_json(
+            {
+                **_as_dict(receipt),
+                "answer": {
+                    "msg_id": answer.msg_id,
+                    "from": answer.from_session,
+                    "from_name": answer.from_name,
+                    "from_label": answer.from_label,
+                    "text": text,
+                },
+            }
+        )
+    else:
+        print(text)
+    sys.stdout.flush()
+    bus.take(answer)
+    return 0
+
+
+def _line(receipt: Receipt | BroadcastReceipt) -> str:
+    if isinstance(receipt, BroadcastReceipt):
+        return f"broadcast msg={receipt.msg_id} delivered={receipt.delivered} queued={receipt.queued}"
+    if receipt.state == "delivered":
+        return f"delivered msg={receipt.msg_id} to={receipt.to}"
+    why = "busy" if receipt.busy else f"away {format_age(receipt.away_s)}"
+    return f"queued msg={receipt.msg_id} to={receipt.to} ({why})"
+
+
+def _as_dict(receipt: Receipt | BroadcastReceipt) -> dict[str, object]:
+    if isinstance(receipt, BroadcastReceipt):
+        return {"state": "broadcast", **receipt._asdict()}
+    return receipt._asdict()
