@@ -1,0 +1,92 @@
+# Everything a developer does. Each target sets up what it needs: a python >= 3.10, make and a package index are enough.
+#
+#   PYTHON=…   the interpreter that .venv is made with (default: the first of the usual names that is new enough)
+#   ARGS=…     further arguments for pytest, or for the demo
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+
+PY := $(VENV)/bin/python
+
+# What the venv holds: nothing but the runtime, or what the checks need as well. Made again when the lists change.
+RUNTIME := $(VENV)/.made-runtime
+DEV := $(VENV)/.made-dev
+
+# Runs its arguments with a home and a data directory of their own, which are removed afterwards, and without the
+# settings of whoever works here: no target may touch their sessions.
+SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
+	trap "rm -rf \"$$tmp\"" EXIT; trap "exit 130" INT; trap "exit 143" TERM; \
+	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
+	mkdir -m 0700 "$$tmp/home" "$$tmp/data" && HOME="$$tmp/home" INTER_SESSION_DATA_DIR="$$tmp/data" "$$@"' sandbox
+
+.PHONY: help demo test check lint format venv clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(RUNTIME) ## sets up and shows the bus at work
+	@$(SANDBOX) $(PY) examples/demo.py $(ARGS)
+
+test: $(DEV) ## the whole test suite
+	@$(SANDBOX) $(PY) -m pytest -n 2 $(ARGS)
+
+check: lint ## format, types, layering, and the tests that are not slow: under a minute
+	@$(SANDBOX) $(PY) -m pytest -q -n 2 -m "not slow" $(ARGS)
+
+lint: $(DEV) ## the part of check that runs nothing: format, rules, types, layering
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	@$(SANDBOX) $(PY) -m pytest -q tests/test_layering.py
+
+format: $(DEV) ## puts the sources into form
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+venv: $(DEV) ## .venv with everything, for an editor
+
+clean: ## removes .venv and all that was made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Makes $(VENV) if there is none that works, and installs $(1) into it. With uv where there is one: it is faster, and
+# needs neither the venv module nor pip. Where uv cannot reach an index, pip may: each has a configuration of its own.
+define install
+	@set -e; \
+	if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+		found=; \
+		for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10 python3.14); do \
+			if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then found=$$python; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "zmqbus needs python 3.10 or newer, which none of these is: $(or $(PYTHON),python3 python3.10 and newer)." >&2; \
+			echo "Install one, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+		fi; \
+		if [ -e $(VENV) ] && [ ! -e $(VENV)/pyvenv.cfg ]; then echo "$(VENV) is no venv; name another: make VENV=…" >&2; exit 1; fi; \
+		echo "making $(VENV) with $$("$$found" -c 'import sys; print(sys.executable, sys.version.split()[0])')"; \
+		rm -rf $(VENV); \
+		if command -v uv >/dev/null; then \
+			uv venv --quiet --python "$$("$$found" -c 'import sys; print(sys.executable)')" $(VENV); \
+		elif "$$found" -c 'import venv, ensurepip' 2>/dev/null; then \
+			"$$found" -m venv $(VENV); \
+		else \
+			echo "$$found has no venv module; install it (Debian and Ubuntu: apt install python3-venv) or install uv" >&2; exit 1; \
+		fi; \
+	fi; \
+	echo "installing $(1) into $(VENV)"; \
+	if command -v uv >/dev/null && uv pip install --quiet --python $(PY) -e '$(1)'; then :; \
+	else \
+		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; \
+		$(PY) -m pip install --quiet --disable-pip-version-check -e '$(1)'; \
+	fi; \
+	touch $@
+endef
+
+$(RUNTIME): pyproject.toml requirements.txt
+	$(call install,.)
+
+$(DEV): pyproject.toml requirements.txt
+	$(call install,.[dev])
+	@touch $(RUNTIME)

@@ -1,0 +1,391 @@
+"""zmqbus/bootstrap.py: which python, which packages, and how commands end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zmqbus import bootstrap
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+LISTENER_LINE = "[inter-session] dependencies missing — run /inter-session install-deps\n"
+
+Command = Callable[[list[str]], Any]
+Install = Callable[[Command], None]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """`command(main)` makes `zmqbus.cli.probe` (and connect, and main) a module with that main()."""
+
+    def install(main: Command) -> None:
+        for name in ("probe", "connect", "main", "install_deps"):
+            module = types.ModuleType(f"zmqbus.cli.{name}")
+            module.main = main  # type: ignore[attr-defined]
+            monkeypatch.setitem(sys.modules, f"zmqbus.cli.{name}", module)
+
+    return install
+
+
+@pytest.fixture(autouse=True)
+def _restored_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def raising(error: BaseException) -> Command:
+    def main(argv: list[str]) -> int:
+        raise error
+
+    return main
+
+
+def make_venv(data_dir: Path, version: str = VERSION, key: str = "version", marker: bool = True) -> Path:
+    """A venv as far as the bootstrap looks at it; returns its site-packages."""
+    venv = data_dir / "venv"
+    packages = venv / "lib" / f"python{'.'.join(version.split('.')[:2])}" / "site-packages"
+    packages.mkdir(parents=True)
+    (venv / "bin").mkdir()
+    (venv / "pyvenv.cfg").write_text(f"home = /nowhere\ninclude-system-site-packages = false\n{key} = {version}\n")
+    if marker:
+        (venv / bootstrap.VENV_MARKER).write_text("")
+    return packages
+
+
+def make_python(data_dir: Path, text: str) -> Path:
+    path = data_dir / "venv" / "bin" / "python"
+    path.write_text(text)
+    path.chmod(0o700)
+    return path
+
+
+def no_exec(*args: object) -> None:
+    pytest.fail(f"became {args}")
+
+
+# Running a command
+
+
+def test_the_arguments_go_in_and_the_status_comes_out(data_dir: Path, command: Install) -> None:
+    seen: list[list[str]] = []
+
+    def main(argv: list[str]) -> int:
+        seen.append(argv)
+        return 4
+
+    command(main)
+    assert bootstrap.run("probe", ["--to", "x"]) == 4
+    assert seen == [["--to", "x"]]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"), [(None, 0, ""), (2, 2, ""), ("no such thing", 1, "no such thing\n")]
+)
+def test_sys_exit_is_a_status(
+    code: object, status: int, said: str, data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(SystemExit(code)))
+    assert bootstrap.run("probe", []) == status
+    assert capsys.readouterr().err == said
+
+
+def test_ctrl_c_ends_quietly(data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    command(raising(KeyboardInterrupt()))
+    assert bootstrap.run("probe", []) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ValueError("a fault"),
+        BrokenPipeError("of some other pipe"),
+        ModuleNotFoundError("No module named 'zmqbuss'", name="zmqbuss"),
+        ModuleNotFoundError("No module named 'zmq.typo'", name="zmq.typo"),
+        ImportError("cannot import name", name="zmqbus.errors"),
+    ],
+)
+def test_our_own_faults_are_not_hidden(fault: Exception, data_dir: Path, command: Install) -> None:
+    command(raising(fault))
+    with pytest.raises(type(fault)) as caught:
+        bootstrap.run("probe", [])
+    assert caught.value is fault
+
+
+def test_console_runs_the_main_command_without_a_venv(
+    data_dir: Path, command: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = make_venv(data_dir)
+    monkeypatch.setattr(sys, "argv", ["zmqbus", "list", "--json"])
+    command(len)
+    assert bootstrap.console() == 2
+    assert str(packages) not in sys.path
+
+
+# Missing dependencies
+
+
+@pytest.mark.parametrize("missing", ["zmq", "msgpack", "psutil"])
+@pytest.mark.parametrize(("name", "argv"), [("connect", []), ("connect", ["--name", "x"]), ("main", ["connect"])])
+def test_the_listener_says_so_on_stdout_and_ends_well(
+    missing: str, name: str, argv: list[str], data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(ModuleNotFoundError(f"No module named '{missing}'", name=missing)))
+    assert bootstrap.run(name, argv) == 0
+    assert capsys.readouterr() == (LISTENER_LINE, "")
+
+
+@pytest.mark.parametrize(("name", "argv"), [("probe", []), ("main", ["send", "connect"]), ("main", [])])
+def test_other_commands_fail(
+    name: str, argv: list[str], data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(ModuleNotFoundError("No module named 'zmq'", name="zmq")))
+    assert bootstrap.run(name, argv) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: not_installed: dependencies missing — run /inter-session install-deps")
+
+
+def test_a_dependency_that_cannot_be_loaded_has_the_same_cure(
+    data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(ImportError("libc.so.6: version GLIBC_9 not found", name="zmq.backend.cython._zmq")))
+    assert bootstrap.run("probe", []) == 1
+    err = capsys.readouterr().err
+    assert "install-deps" in err
+    assert "GLIBC_9" in err
+
+
+# An interpreter that is too old
+
+
+def test_an_old_python_is_told_what_is_wrong(
+    command: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(AssertionError("must not run")))
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    monkeypatch.setattr(sys, "version", "3.9.18 (main)")
+    assert bootstrap.run("probe", []) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: zmqbus needs python 3.10 or newer, this is 3.9.18; ")
+    assert err.count("\n") == 1
+
+
+# The venv
+
+
+@pytest.mark.parametrize(("key", "version"), [("version", VERSION + ".99"), ("version_info", VERSION + ".1.final.0")])
+def test_a_venv_of_the_same_python_is_put_first(
+    key: str, version: str, data_dir: Path, command: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = make_venv(data_dir, version, key)
+    (packages / "zmqbus_probe_package.py").write_text("FROM = 'the venv'\n")
+    monkeypatch.setattr(os, "execv", no_exec)
+
+    def main(argv: list[str]) -> int:
+        import zmqbus_probe_package  # type: ignore[import-not-found]
+
+        assert zmqbus_probe_package.FROM == "the venv"
+        return 0
+
+    command(main)
+    try:
+        assert bootstrap.run("probe", []) == 0
+        assert sys.path[0] == str(packages)
+        assert bootstrap.run("probe", []) == 0
+        assert sys.path.count(str(packages)) == 1
+    finally:
+        sys.modules.pop("zmqbus_probe_package", None)
+
+
+def refuse_marker(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "venv" / bootstrap.VENV_MARKER).unlink()
+
+
+def switch_off(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTER_SESSION_NO_REEXEC", "1")
+
+
+def move_away(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "venv").rename(data / "other")
+
+
+@pytest.mark.parametrize("version", [VERSION, "3.99"])
+@pytest.mark.parametrize("reason", [refuse_marker, switch_off, move_away])
+def test_a_venv_is_passed_over(
+    reason: Callable[[Path, pytest.MonkeyPatch], None],
+    version: str,
+    data_dir: Path,
+    command: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    packages = make_venv(data_dir, version)
+    make_python(data_dir, "#!/bin/sh\n")
+    reason(data_dir, monkeypatch)
+    monkeypatch.setattr(os, "execv", no_exec)
+    command(len)
+    assert bootstrap.run("probe", []) == 0
+    assert str(packages) not in sys.path
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_no_code_from_where_others_can_write(
+    mode: int, data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages = make_venv(data_dir)
+    data_dir.chmod(mode)
+    command(len)
+    assert bootstrap.run("probe", []) == 0
+    assert str(packages) not in sys.path
+    assert f"chmod 700 '{data_dir}'" in capsys.readouterr().err
+
+
+def test_install_deps_does_not_stand_on_the_venv_that_it_replaces(data_dir: Path, command: Install) -> None:
+    packages = make_venv(data_dir)
+    command(lambda argv: 0)
+    for name, argv in (("install_deps", []), ("main", ["install-deps", "--yes"])):
+        assert bootstrap.run(name, argv) == 0
+        assert str(packages) not in sys.path
+
+
+def test_a_venv_of_another_python_is_entered_once(
+    data_dir: Path, command: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_venv(data_dir, "3.99.1")
+    python = make_python(data_dir, "#!/bin/sh\n")
+    monkeypatch.setattr(sys, "argv", ["bin/send.py", "--all"])
+    became: list[tuple[str, list[str]]] = []
+
+    def execv(path: str, argv: list[str]) -> None:
+        became.append((path, argv))
+        raise OSError  # as for a file that this machine cannot run; execv() does not return otherwise
+
+    monkeypatch.setattr(os, "execv", execv)
+    command(lambda argv: 0)
+    assert bootstrap.run("probe", ["--all"]) == 0
+    assert became == [(str(python), [str(python), os.path.abspath("bin/send.py"), "--all"])]
+    assert bootstrap.REEXEC_VARIABLE not in os.environ
+
+    monkeypatch.setenv(bootstrap.REEXEC_VARIABLE, str(os.getpid()))  # as after an execv() that worked
+    assert bootstrap.run("probe", ["--all"]) == 0
+    assert len(became) == 1
+    assert bootstrap.REEXEC_VARIABLE not in os.environ  # children decide for themselves
+
+    monkeypatch.setenv(bootstrap.REEXEC_VARIABLE, str(os.getppid()))  # inherited from one that changed over
+    assert bootstrap.run("probe", ["--all"]) == 0
+    assert len(became) == 2
+
+
+@pytest.mark.parametrize("damage", ["dangling", "not executable", "absent"])
+def test_a_venv_whose_python_is_gone_is_passed_over(
+    damage: str, data_dir: Path, command: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_venv(data_dir, "3.99.1")
+    python = data_dir / "venv" / "bin" / "python"
+    if damage == "dangling":
+        python.symlink_to("/nowhere/python3.99")
+    elif damage == "not executable":
+        python.write_text("")
+    monkeypatch.setattr(os, "execv", no_exec)
+    command(lambda argv: 0)
+    assert bootstrap.run("probe", []) == 0
+
+
+@pytest.mark.parametrize("text", ["", "version\n", "version = 3\n", "\ufffe", "home = x\nversion = 3.99.0\n"])
+def test_a_damaged_description_is_another_python(text: str, data_dir: Path) -> None:
+    make_venv(data_dir)
+    (data_dir / "venv" / "pyvenv.cfg").write_bytes(text.encode("utf-16" if "\ufffe" in text else "utf-8"))
+    assert not bootstrap._is_same_python(str(data_dir / "venv"))
+
+
+# As processes: what only shows at the end of an interpreter
+
+RUNNER = """
+import sys, types
+module = types.ModuleType("zmqbus.cli.probe")
+def main(argv):
+{body}
+module.main = main
+sys.modules["zmqbus.cli.probe"] = module
+from zmqbus import bootstrap
+sys.exit(bootstrap.run("probe", []))
+"""
+
+
+def start(body: str, **more: Any) -> subprocess.Popen[str]:
+    code = RUNNER.format(body="\n".join("    " + line for line in body.splitlines()))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env.update({"PYTHONPATH": str(ROOT), **more.pop("env", {})})
+    return subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, encoding="utf-8", **more)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "print('x' * 10)",  # kept back until the end
+        "for _ in range(100_000): print('x' * 100)",
+        "import os\nwhile True: os.write(1, b'x' * 100_000)",
+    ],
+)
+def test_a_reader_that_has_gone_ends_the_command_quietly(body: str, data_dir: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with start(body, stdout=writer) as process:
+        os.close(writer)
+        _, err = process.communicate(timeout=30)
+    assert err == ""
+    assert process.returncode == 141
+
+
+def test_output_that_cannot_be_written_is_an_error(data_dir: Path) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full, start("print('x')", stdout=full) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.startswith("error: cannot write the output: No space left on device")
+
+
+@pytest.mark.parametrize("closing", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_streams_that_are_closed_from_the_start_do_no_harm(closing: str, data_dir: Path) -> None:
+    code = RUNNER.format(body="    print('x')\n    return 3")
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {closing}', sys.executable, code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 3
+    assert done.stderr == ""
+
+
+def test_output_is_utf_8_in_every_locale(data_dir: Path) -> None:
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    body = "print(*map(chr, (0x21B5, 0x2014, 0xDC80)))"  # in ASCII, since python reads its arguments in the locale too
+    with start(body, env=locale, stdout=subprocess.PIPE) as process:
+        out, err = process.communicate(timeout=30)
+    assert (out, err) == ("↵ — \\udc80\n", "")
+
+
+def test_it_loads_nothing_that_the_commands_do_not_load_anyway(data_dir: Path) -> None:
+    """The venv may cost 15 ms at most. It costs next to nothing while this holds, whatever the machine."""
+    make_venv(data_dir)
+    with start(
+        "import zmqbus.settings\nprint(*sorted(name for name in sys.modules if not name.startswith('_')))",
+        stdout=subprocess.PIPE,
+    ) as process:
+        out, _ = process.communicate(timeout=30)
+    loaded = set(out.split())
+    assert "zmqbus.settings" in loaded
+    assert not loaded & {"subprocess", "pathlib", "shutil", "asyncio", "tempfile", "zmq", "psutil", "dataclasses"}

@@ -1,0 +1,218 @@
+"""The order of the house: imports run downhill, start-up stays cheap, and each module has a test of its own.
+
+The sources are parsed, not imported, so imports inside functions count as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "zmqbus"
+
+#: Part of the package -> height. A part imports itself and what is lower, never its equals.
+RANKS = {
+    "errors": 0,
+    "wakeup": 1,
+    "naming": 1,
+    "settings": 1,
+    "bootstrap": 2,
+    "protocol": 2,
+    "security": 2,
+    "journal": 3,
+    "broker": 4,
+    "client": 4,
+    "aio": 5,
+    "session": 5,
+    "testing": 6,
+    "cli": 7,
+}
+
+#: Lower, and still not to be imported: (importer, imported).
+FORBIDDEN = {
+    # A session talks to the broker over the wire like everyone else.
+    ("session", "broker"),
+    # It is what runs before anything else; only install-deps shares its knowledge of the venv.
+    *((part, "bootstrap") for part in RANKS if part not in ("bootstrap", "cli")),
+}
+
+DEPENDENCIES = {"zmq", "msgpack", "psutil"}
+
+#: Imported by `send` and other short-lived commands, whose whole run is a few dozen milliseconds.
+HOT = ("errors", "bootstrap", "naming", "settings", "security", "journal", "protocol", "session.owner", "session.state")
+#: Each of these costs 1 to 50 ms to import, which only rare functions may spend.
+COSTLY = {
+    "asyncio",
+    "concurrent",
+    "dataclasses",
+    "hashlib",
+    "importlib",
+    "inspect",
+    "logging",
+    "multiprocessing",
+    "pathlib",
+    "psutil",
+    "secrets",
+    "shutil",
+    "socket",
+    "sqlite3",
+    "subprocess",
+    "tempfile",
+    "uuid",
+}
+
+#: Module -> test file, below tests/, that covers it where a file of its own would say nothing more.
+TESTED_ELSEWHERE: dict[str, str] = {}
+
+
+class Import(NamedTuple):
+    line: int
+    module: str  # absolute; for `from a import b` it is a.b where that is a module, else a
+    at_start: bool  # runs when the importing module is imported
+
+
+def modules() -> list[str]:
+    """All modules below the package, as `part.module`; a package is its `__init__`."""
+    found = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return [".".join(path.parts) for path in found if path.parts != ("__init__",)]
+
+
+def source(module: str) -> Path:
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+def imports(module: str) -> Iterator[Import]:
+    package = ["zmqbus", *module.split(".")[:-1]]
+    yield from _imports(ast.parse(source(module).read_text("utf-8")).body, package, True)
+
+
+def _imports(nodes: list[ast.stmt], package: list[str], at_start: bool) -> Iterator[Import]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(node.lineno, alias.name, at_start)
+        elif isinstance(node, ast.ImportFrom):
+            # Level 1 is the package itself, each further one the package above.
+            base = package[: len(package) - node.level + 1] if node.level else []
+            parent = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{parent}.{alias.name}"
+                yield Import(node.lineno, inner if is_module(inner) else parent, at_start)
+        else:
+            only_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for child in ast.iter_child_nodes(node):
+                statements = [child] if isinstance(child, ast.stmt) else getattr(child, "body", [])
+                if isinstance(statements, list):
+                    yield from _imports(statements, package, at_start and not inside and not only_types)
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_run_downhill(module: str) -> None:
+    own = part(module)
+    assert own in RANKS, f"give zmqbus.{own} a place in RANKS"
+    uphill = []
+    for line, name, _ in imports(module):
+        top, _, inner = name.partition(".")
+        if top != "zmqbus" or not inner:  # the bare package holds the version and imports nothing
+            continue
+        target = part(inner)
+        assert target in RANKS, f"give zmqbus.{target} a place in RANKS"
+        if target != own and (RANKS[target] >= RANKS[own] or (own, target) in FORBIDDEN):
+            uphill.append(f"{source(module).relative_to(ROOT)}:{line} imports {name}")
+    assert not uphill, "\n".join(uphill)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_only_the_declared_dependencies_are_imported(module: str) -> None:
+    allowed = DEPENDENCIES | {"zmqbus"} | sys.stdlib_module_names
+    found = {name.partition(".")[0] for _, name, _ in imports(module)}
+    assert found <= allowed
+
+
+@pytest.mark.parametrize("module", HOT)
+def test_what_every_command_loads_is_cheap_to_import(module: str) -> None:
+    at_start = {name.partition(".")[0] for _, name, start in imports(module) if start}
+    assert not at_start & COSTLY
+
+
+def test_errors_and_the_bootstrap_import_next_to_nothing() -> None:
+    assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing"}
+    assert {name for _, name, start in imports("bootstrap") if start} == {"os", "sys"}
+    assert {name for _, name, _ in imports("bootstrap") if name.startswith("zmqbus")} == {"zmqbus.settings"}
+
+
+def test_the_package_imports_nothing_when_it_is_imported() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    assert not [found for found in _imports(tree.body, ["zmqbus"], True) if found.at_start]
+
+
+def test_install_deps_needs_no_dependency() -> None:
+    """It is run by those who have none yet, and so is everything that it imports."""
+    waiting, seen = ["cli.install_deps"], set()
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for _, name, start in imports(module):
+            if not start:
+                continue
+            assert name.partition(".")[0] not in DEPENDENCIES, module
+            if name.startswith("zmqbus."):
+                waiting.append(name.removeprefix("zmqbus."))
+    assert {"settings", "bootstrap", "errors"} <= seen
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if not name.endswith("__init__")])
+def test_each_module_has_a_test_of_its_own(module: str) -> None:
+    if module in TESTED_ELSEWHERE:
+        assert (ROOT / "tests" / TESTED_ELSEWHERE[module]).is_file()
+        return
+    *packages, name = module.split(".")
+    name = name.strip("_")
+    candidates = [Path(*packages, f"test_{name}.py"), Path(f"test_{'_'.join([*packages, name])}.py")]
+    if [other.rpartition(".")[2] for other in modules()].count(name) == 1:  # no doubt whose it is
+        candidates.append(Path(f"test_{name}.py"))
+    assert any((ROOT / "tests" / path).is_file() for path in candidates), f"add tests/{candidates[0]}"
+
+
+def test_the_import_reader_sees_what_python_would_run() -> None:
+    text = (
+        "import os\nfrom zmqbus import naming, __version__\nfrom . import core\nfrom ..errors import Timeout\n"
+        "if TYPE_CHECKING:\n    import zmq\n"
+        "try:\n    import json\nexcept ImportError:\n    import re\n"
+        "def f():\n    with x:\n        import uuid\n"
+        "class A:\n    import csv\n    def g(self):\n        import cmd\n"
+        "match x:\n    case 1:\n        import this\n"
+    )
+    found = [(name, start) for _, name, start in _imports(ast.parse(text).body, ["zmqbus", "broker"], True)]
+    assert found == [
+        ("os", True),
+        ("zmqbus.naming", True),
+        ("zmqbus", True),
+        ("zmqbus.broker.core", True),
+        ("zmqbus.errors", True),
+        ("zmq", False),
+        ("json", True),
+        ("re", True),
+        ("uuid", False),
+        ("csv", True),
+        ("cmd", False),
+        ("this", True),
+    ]
