@@ -17,7 +17,6 @@ from zmqbus.client.bus import BroadcastReceipt, Bus, Receipt, guest
 from zmqbus.errors import InvalidPayload, ZmqbusError
 from zmqbus.naming import check_name
 from zmqbus.protocol import Scope
-from zmqbus.session.notify import format_age
 from zmqbus.settings import Settings, find_project, load
 
 #: How long `--wait` waits for an answer when no number is given (SPEC 5).
@@ -179,6 +178,8 @@ def _line(receipt: Receipt | BroadcastReceipt) -> str:
         return f"broadcast msg={receipt.msg_id} delivered={receipt.delivered} queued={receipt.queued}"
     if receipt.state == "delivered":
         return f"delivered msg={receipt.msg_id} to={receipt.to}"
+    from zmqbus.session.notify import format_age  # only for this, and it costs as much as the wire
+
     why = "busy" if receipt.busy else f"away {format_age(receipt.away_s)}"
     return f"queued msg={receipt.msg_id} to={receipt.to} ({why})"
 

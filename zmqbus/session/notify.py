@@ -22,9 +22,10 @@ stays inside:
 
 * A flush has at most `FLUSH_LINES` lines and `FLUSH_CHARS` characters. What has arrived together goes out together,
   in order of arrival, and the two lines of one message are never parted.
-* Two flushes are `SPACING_S` apart, or the harness might join them into one that is too long to be shown whole. The
-  first one after a pause goes out at once: nothing is ever held back in the hope that more will come.
-* `BURST` flushes may follow each other so, then one every `REFILL_S`.
+* Flushes that follow each other within `SPACING_S` are a train: the harness may join them into one notification, so
+  they share the bounds of one flush. What does not fit any more waits until that time has passed since the last one.
+  Everything else goes out at once: nothing is ever held back in the hope that more will come.
+* There may be `BURST` flushes in a row, then one every `REFILL_S`.
 * Where more than `MANY` messages wait when a flush may go out, it is one line that says so. The messages stay
   unread, for `zmqbus inbox`. What arrives later stays behind them, or it would overtake; a new digest says how many
   there are now, at most every `DIGEST_S`. This ends when the caller has taken them all back with `forget`.
@@ -55,8 +56,8 @@ FLUSH_CHARS = 2800
 BURST = 8
 #: After a burst there may be one flush in this time, as in the harness.
 REFILL_S = 2.0
-#: Twice the 200 ms within which the harness joins. Its reading may be late by a whole window more before it joins two
-#: flushes, and a message that comes right after another is still shown, and acknowledged, well within a second.
+#: Twice the 200 ms within which the harness joins: its reading may be late by a whole window before it joins two
+#: flushes. What has to wait for this is still shown, and acknowledged, well within a second.
 SPACING_S = 0.4
 #: More messages than this are not shown but counted: four to eight flushes, which is what a burst can carry.
 MANY = 24
@@ -214,7 +215,8 @@ class Pacer:
         self._log_path = log_path
         self._announced: deque[str] = deque()
         self._held: deque[_Held] = deque()
-        self._earliest_s = float("-inf")  # of the next flush, as far as spacing goes
+        self._last_s = float("-inf")  # of the last flush
+        self._train_lines = self._train_chars = 0  # what has gone out in flushes that the harness may join
         self._refilled_s = float("-inf")  # when the budget will be, or was, full again
         self._digest_s: float | None = None  # when the standing digest was given; None: none stands
         self._untold = False  # something came after the standing digest
@@ -253,7 +255,7 @@ class Pacer:
 
     def next_deadline(self, now_s: float) -> float | None:
         """When `next_flush` will give something, `now_s` at the earliest; None: not before something else happens."""
-        due_s = self._due_s()
+        due_s = self._due_s(now_s)
         return None if due_s is None else max(now_s, due_s)
 
     def next_flush(self, now_s: float) -> Flush | None:
@@ -261,49 +263,55 @@ class Pacer:
 
         What this gives is not held any more and counts against the budget.
         """
-        due_s = self._due_s()
+        due_s = self._due_s(now_s)
         if due_s is None or now_s < due_s:
             return None
+        if now_s >= self._last_s + SPACING_S:
+            self._train_lines = self._train_chars = 0
         lines: list[str] = []
         tags: list[object] = []
-        room = FLUSH_CHARS
-        while self._announced and len(lines) < FLUSH_LINES and _cost(self._announced[0]) <= room:
-            room -= _cost(self._announced[0])
-            lines.append(self._announced.popleft())
-        if self._digest_s is None and len(self._held) <= MANY:
-            while self._held:
-                more = self._show(self._held[0], now_s)
-                if len(lines) + len(more) > FLUSH_LINES or _cost(*more) > room:
-                    break
-                room -= _cost(*more)
-                lines += more
+        while self._announced and self._board(lines, [self._announced[0]]):
+            self._announced.popleft()
+        if not self._counts():
+            while self._held and self._board(lines, self._show(self._held[0], now_s)):
                 tags.append(self._held.popleft().excerpt.note.tag)
-        elif self._digest_due_s() <= now_s and len(lines) < FLUSH_LINES:
-            digest = self._digest()
-            if _cost(digest) <= room:
-                lines.append(digest)
-                self._digest_s, self._untold = now_s, False
-        self._spend(now_s)
+        elif self._digest_due_s() <= now_s and self._board(lines, [self._digest()]):
+            self._digest_s, self._untold = now_s, False
+        self._last_s = now_s
+        self._refilled_s = max(now_s, self._refilled_s) + REFILL_S
         return Flush(tuple(lines), tuple(tags))
 
-    def _due_s(self) -> float | None:
-        """When the next flush is due; None: there is nothing to flush, however long one waits."""
-        opens_s = self._opens_s()
-        if self._announced or (self._held and self._digest_s is None):
-            return opens_s
-        if self._held and self._untold:
-            return max(opens_s, self._digest_due_s())
-        return None
+    def _board(self, lines: list[str], more: list[str]) -> bool:
+        """Adds what belongs together to a flush, if the train still has room for it."""
+        if not self._fits(more):
+            return False
+        lines += more
+        self._train_lines += len(more)
+        self._train_chars += _cost(*more)
+        return True
 
-    def _opens_s(self) -> float:
-        """When spacing and budget allow a flush."""
+    def _fits(self, more: list[str]) -> bool:
+        return self._train_lines + len(more) <= FLUSH_LINES and self._train_chars + _cost(*more) <= FLUSH_CHARS
+
+    def _counts(self) -> bool:
+        """Whether messages are counted now, instead of shown."""
+        return self._digest_s is not None or len(self._held) > MANY
+
+    def _due_s(self, now_s: float) -> float | None:
+        """When the next flush is due; None: there is nothing to flush, however long one waits."""
         # The budget is kept as the time at which it will be full again: each flush moves that by one refill, and there
         # is something left as long as it is less than BURST refills away. No sum of fractions that could drift.
-        return max(self._earliest_s, self._refilled_s - (BURST - 1) * REFILL_S)
-
-    def _spend(self, now_s: float) -> None:
-        self._earliest_s = now_s + SPACING_S
-        self._refilled_s = max(now_s, self._refilled_s) + REFILL_S
+        due_s = self._refilled_s - (BURST - 1) * REFILL_S
+        if self._announced:
+            first = [self._announced[0]]
+        elif self._held and not self._counts():
+            first = self._show(self._held[0], now_s)
+        elif self._held and self._untold:
+            first = [self._digest()]
+            due_s = max(due_s, self._digest_due_s())
+        else:
+            return None
+        return due_s if self._fits(first) else max(due_s, self._last_s + SPACING_S)
 
     def _digest_due_s(self) -> float:
         if self._digest_s is None:
