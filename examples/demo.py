@@ -92,9 +92,7 @@ class Demo:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.port = _free_port()
-        environ = {
-            key: value for key, value in os.environ.items() if not key.startswith(("INTER_SESSION_", "CLAUDE_"))
-        }
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(("INTER_SESSION_", "CLAUDE_"))}
         self.environ = {
             **environ,
             "HOME": directory,
