@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import msgpack
 import pytest
 
 from zmqbus import errors, protocol
-from zmqbus.broker import core
+from zmqbus.broker import core, events
 from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet
 
@@ -125,6 +126,7 @@ def test_a_stopped_receiver_costs_its_credit_and_no_more(net):
     mailbox = net.broker.registry.sessions["bob-session-id"].mailbox
     assert len(mailbox.window) == 1000 == len(bob.handed)
     assert mailbox.total == 2700
+    assert len(alice.answers) == 2700
     while bob.handed:
         bob.take_all()
         net.settle()
@@ -700,11 +702,11 @@ def test_every_verb_in_every_standing_is_answered_or_in_the_table(net):
     }
     for standing, route in standings.items():
         for verb, sample in samples.items():
-            effects = net.broker.handle(net.clock.now, core.Received(route, [sample]))
-            replies = [effect.envelope for effect in effects if isinstance(effect, core.Reply)]
+            effects = net.broker.handle(net.clock.now, events.Received(route, [sample]))
+            replies = [effect.envelope for effect in effects if isinstance(effect, events.Reply)]
             if standing is core.Standing.STRANGER:
                 assert replies == [protocol.Expired()]
-            elif verb not in core._TABLE[standing]:
+            elif verb not in core.ALLOWED[standing]:
                 assert [type(reply) for reply in replies] == [protocol.Refused], (standing, verb)
                 assert "is not for a" in replies[0].text
 
@@ -773,3 +775,12 @@ def test_stop_halts(net):
 def test_repr_shows_the_state(net):
     net.session("alice")
     assert repr(net.broker) == ("<BrokerCore <Registry: 1 connections, 1 of 1 live>, 0 unsettled, broadcast 0>")
+
+
+def test_a_hello_of_another_version_is_refused_whatever_else_is_in_it(net):
+    stranger = net.session("alice", connect=False)
+    stranger.route = net.new_route(stranger)
+    stranger.raw([msgpack.packb([[1, 2, "9.9", "what", "else", ["it"], 1.5], [77, "a verb of tomorrow"]])])
+    net.settle()
+    assert isinstance(stranger.closed[0], errors.BrokerUnavailable)
+    assert "release 9.9" in str(stranger.closed[0])

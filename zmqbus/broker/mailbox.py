@@ -18,8 +18,8 @@ So every consumer sees one order, that of its mailbox, at the price of one integ
 consumer takes the DEALER for that one, and only for that one.
 
 Acknowledgements are cumulative for the DEALER, which is one ordered stream, and name each broadcast, which a PUB may
-drop. A message leaves the window only behind all those before it. When the consumer goes, the window falls back into the
-backlog, and the next consumer gets it from the start.
+drop. A message leaves the window only behind all those before it. When the consumer goes, the window falls back into
+the backlog, and the next consumer gets it from the start.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Mailbox:
         self.window: deque[Item] = deque()
         self._window_bytes = 0
         self._by_dealer = 0
-        self._by_pub = 0
+        self._published: set[int] = set()  # numbers of the broadcasts in the window
         self._last_bcast = 0
         self._taken_bcasts: set[int] = set()  # acknowledged, and still behind something that is not
         self._seq = 0
@@ -129,7 +129,7 @@ class Mailbox:
     @property
     def after(self) -> int:
         """Number of the last published message that the consumer has not acknowledged; 0 if there is none."""
-        return self._last_bcast if self._by_pub else 0
+        return self._last_bcast if self._published else 0
 
     def oldest_s(self) -> float | None:
         """When the oldest message under way was accepted."""
@@ -141,14 +141,20 @@ class Mailbox:
         """Whether a broadcast may reach the consumer by the PUB."""
         return self.open and not self._by_dealer and not self._backlog and self._has_credit(entry)
 
-    def append(self, entry: Entry, now_s: float, *, origin: bytes, tally: Tally | None, bcast: int = 0) -> Item:
+    def may_send(self, entry: Entry) -> bool:
+        """Whether a message may go out by the DEALER at once."""
+        return self.open and not self._backlog and self._has_credit(entry)
+
+    def append(
+        self, entry: Entry, now_s: float, *, origin: bytes = b"", tally: Tally | None = None, bcast: int = 0
+    ) -> Item:
         """Takes a message in. It is in the window afterwards if it may go now (by PUB when `bcast` is given, which
         `may_publish` must have allowed); else in the store. `window[-1] is item` tells which."""
         self._seq += 1
         item = Item(self._seq, entry, now_s, bcast=bcast, origin=origin, tally=tally)
         self.total_bytes += entry.size_bytes
         self.last_append_s = now_s
-        if bcast or (self.open and not self._backlog and self._has_credit(entry)):
+        if bcast or self.may_send(entry):
             self._enter(item)
         else:
             self._store.put(self.key, item.seq, entry)
@@ -185,16 +191,15 @@ class Mailbox:
         done: list[Item] = []
         window = self.window
         taken = self._taken_bcasts
-        if self._by_pub:
-            taken.update(bcasts)
+        if self._published:
+            # Only those that are under way: what else a peer may name would stay for ever.
+            taken.update(self._published.intersection(bcasts))
         while window:
             item = window[0]
             if (item.bcast not in taken) if item.bcast else (item.seq > seq):
                 break
             taken.discard(item.bcast)
             done.append(self._leave())
-        if not self._by_pub:
-            taken.clear()
         if done:
             stored = [item.seq for item in done if item.stored]
             if stored:
@@ -213,7 +218,8 @@ class Mailbox:
             self._sent_seq = self.window[0].seq - 1
         self.window.clear()
         self._taken_bcasts.clear()
-        self._window_bytes = self._by_dealer = self._by_pub = 0
+        self._published.clear()
+        self._window_bytes = self._by_dealer = 0
         return untold
 
     def owed(self) -> list[Item]:
@@ -241,7 +247,7 @@ class Mailbox:
         self._window_bytes += item.entry.credit_bytes
         self._sent_seq = item.seq
         if item.bcast:
-            self._by_pub += 1
+            self._published.add(item.bcast)
             self._last_bcast = item.bcast
         else:
             self._by_dealer += 1
@@ -250,7 +256,7 @@ class Mailbox:
         item = self.window.popleft()
         self._window_bytes -= item.entry.credit_bytes
         if item.bcast:
-            self._by_pub -= 1
+            self._published.discard(item.bcast)
         else:
             self._by_dealer -= 1
         return item

@@ -226,8 +226,8 @@ class Registry:
     # --- who is meant
 
     def resolve(self, target: str) -> Session:
-        """The session that a target names, in the order of SPEC 3: exact id, exact name, unique prefix of a name, unique
-        prefix of an id. At each step those connected are asked before those away.
+        """The session that a target names, in the order of SPEC 3: exact id, exact name, unique prefix of a name,
+        unique prefix of an id. At each step those connected are asked before those away.
 
         Raises `Ambiguous` with the matches, `UnknownPeer` with the nearest names.
         """

@@ -23,7 +23,7 @@ import zmq
 
 import zmqbus
 from zmqbus import protocol, security
-from zmqbus.broker import core
+from zmqbus.broker import core, events
 from zmqbus.broker.store import MemoryStore, Store
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal import Journal, encode_record
@@ -89,7 +89,7 @@ class Server:
         self._closing = ExitStack()
         self._stop_reason: str | None = None
         self._outbox: dict[bytes, list[protocol.Envelope]] = {}
-        self._channels: list[core.Publish] = []
+        self._channels: list[events.Publish] = []
         self._records: list[bytes] = []
         self._decoder = protocol.Decoder(from_broker=False)
         self._idle_since_s = time.monotonic()
@@ -179,8 +179,8 @@ class Server:
         left_s = self._idle_since_s + self._settings.idle_shutdown_s - time.monotonic()
         return min(max(0, int(left_s * 1000) + 1), MAX_POLL_MS)
 
-    def _now(self) -> core.Instant:
-        return core.Instant(time.monotonic(), time.time())
+    def _now(self) -> events.Instant:
+        return events.Instant(time.monotonic(), time.time())
 
     def _wake(self, ready: dict[object, int]) -> None:
         if self._zap.socket in ready:
@@ -192,25 +192,25 @@ class Server:
             self._drain_router(now)
         if now.mono_s - self._ticked_s >= TICK_S:
             self._ticked_s = now.mono_s
-            self._do(self._core.handle(now, core.Tick()))
+            self._do(self._core.handle(now, events.Tick()))
         self._write_journal(now)
         self._store.commit()
         self._send_all(now)
         self._look_idle(now)
 
-    def _drain_router(self, now: core.Instant) -> None:
+    def _drain_router(self, now: events.Instant) -> None:
         for _ in range(DRAIN_MESSAGES):
             try:
                 route, *frames = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
-                event: core.Event = core.Received(route, self._decoder.decode(frames))
+                event: events.Event = events.Received(route, self._decoder.decode(frames))
             except ProtocolError as error:
-                event = core.Malformed(route, str(error))
+                event = events.Malformed(route, str(error))
             self._do(self._core.handle(now, event))
 
-    def _drain_subscriptions(self, now: core.Instant) -> None:
+    def _drain_subscriptions(self, now: events.Instant) -> None:
         for _ in range(DRAIN_MESSAGES):
             try:
                 frames = self._publisher.recv_multipart(zmq.NOBLOCK)
@@ -220,35 +220,35 @@ class Server:
             # Only the marks tell the broker anything; whatever else comes up the PUB is a filter, or nothing.
             if len(frames) == 1 and change in (b"\0", b"\1") and topic[:1] == protocol.MARK and topic.endswith(b"\0"):
                 lease = topic[1:-1].decode("ascii", "replace")
-                self._do(self._core.handle(now, core.Marked(lease) if change == b"\1" else core.Unmarked(lease)))
+                self._do(self._core.handle(now, events.Marked(lease) if change == b"\1" else events.Unmarked(lease)))
 
-    def _do(self, effects: list[core.Effect]) -> None:
+    def _do(self, effects: list[events.Effect]) -> None:
         for effect in effects:
             match effect:
-                case core.Reply(route, envelope):
+                case events.Reply(route, envelope):
                     self._outbox.setdefault(route, []).append(envelope)
-                case core.Publish():
+                case events.Publish():
                     self._channels.append(effect)
-                case core.Append(record):
+                case events.Append(record):
                     self._records.append(encode_record(record))
-                case core.Note(text):
+                case events.Note(text):
                     self._log.info("%s", text)
-                case core.Halt():
+                case events.Halt():
                     self._stop("asked to stop")
 
-    def _write_journal(self, now: core.Instant) -> None:
+    def _write_journal(self, now: events.Instant) -> None:
         if not self._records:
             return
         records, self._records = self._records, []
         try:
-            pointers = self._journal.append(records)
+            pointers = self._journal.append(records, oldest_needed=self._core.oldest_segment)
         except ZmqbusError as error:
             self._log.error("%s", error)
-            self._do(self._core.handle(now, core.JournalFailed(str(error))))
+            self._do(self._core.handle(now, events.JournalFailed(str(error))))
         else:
-            self._do(self._core.handle(now, core.Journaled([tuple(pointer) for pointer in pointers])))
+            self._do(self._core.handle(now, events.Journaled([tuple(pointer) for pointer in pointers])))
 
-    def _send_all(self, now: core.Instant) -> None:
+    def _send_all(self, now: events.Instant) -> None:
         """Sends the wake's effects. A peer that cannot be reached makes new ones, for others."""
         while self._outbox or self._channels:
             outbox, self._outbox = self._outbox, {}
@@ -263,17 +263,17 @@ class Server:
                 except zmq.ZMQError as error:
                     if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                         raise
-                    self._do(self._core.handle(now, core.Unreachable(route)))
+                    self._do(self._core.handle(now, events.Unreachable(route)))
             self._write_journal(now)
 
-    def _look_idle(self, now: core.Instant) -> None:
+    def _look_idle(self, now: events.Instant) -> None:
         if not self._core.idle:
             self._idle_since_s = now.mono_s
         elif self._settings.idle_shutdown_s and now.mono_s - self._idle_since_s >= self._settings.idle_shutdown_s:
             self._stop(f"idle for {self._settings.idle_shutdown_s / 60:g} min")
 
 
-def _runs(published: list[core.Publish]) -> Iterator[tuple[bytes, list[protocol.Envelope]]]:
+def _runs(published: list[events.Publish]) -> Iterator[tuple[bytes, list[protocol.Envelope]]]:
     """Neighbours on one channel, together. Only neighbours: a subscriber of two channels sees them in one order."""
     run: list[protocol.Envelope] = []
     for number, (channel, envelope) in enumerate(published):

@@ -60,6 +60,9 @@ class Store(Protocol):
     def total(self) -> int:
         """Messages kept, over all mailboxes."""
 
+    def oldest_segment(self) -> int | None:
+        """The oldest segment of the journal that a message kept here points into; None if there is none."""
+
     def commit(self) -> None:
         """Makes all that was put and removed binding."""
 
@@ -94,6 +97,9 @@ class MemoryStore:
 
     def total(self) -> int:
         return sum(map(len, self._boxes.values()))
+
+    def oldest_segment(self) -> int | None:
+        return min((entry.pointer[0] for box in self._boxes.values() for entry in box.values()), default=None)
 
     def commit(self) -> None:
         """Nothing to do: memory is binding as long as it lasts."""

@@ -11,6 +11,7 @@ from collections import deque
 
 from zmqbus import protocol
 from zmqbus.broker import core as broker
+from zmqbus.broker import events
 from zmqbus.broker.store import MemoryStore, Store
 from zmqbus.client import core as client
 from zmqbus.errors import ZmqbusError
@@ -29,8 +30,8 @@ class ManualClock:
         return f"<ManualClock {self.mono_s:.3f}>"
 
     @property
-    def now(self) -> broker.Instant:
-        return broker.Instant(self.mono_s, self.wall_s)
+    def now(self) -> events.Instant:
+        return events.Instant(self.mono_s, self.wall_s)
 
     def advance(self, seconds: float) -> None:
         """Moves both clocks forward."""
@@ -269,24 +270,24 @@ class SimNet:
         """What XPUB tells the broker: of all filters, the marks are its business."""
         for channel in old:
             if channel.startswith(protocol.MARK) and channel not in new:
-                self._decide(broker.Unmarked(channel[1:-1].decode()))
+                self._decide(events.Unmarked(channel[1:-1].decode()))
         for channel in new:
             if channel.startswith(protocol.MARK) and channel not in old:
-                self._decide(broker.Marked(channel[1:-1].decode()))
+                self._decide(events.Marked(channel[1:-1].decode()))
 
     def wake(self) -> bool:
         """One wake of the broker: it drains, decides and sends. False if there was nothing for it."""
         busy = False
-        effects: list[broker.Effect] = []
+        effects: list[events.Effect] = []
         for sender in list(self.clients):
             while sender.up:
                 busy = True
                 frames = sender.up.popleft()
                 try:
-                    event: broker.Event = broker.Received(sender.route, self._decoder.decode(frames))
+                    event: events.Event = events.Received(sender.route, self._decoder.decode(frames))
                 except ZmqbusError as error:
                     self.mangled += 1
-                    event = broker.Malformed(sender.route, str(error))
+                    event = events.Malformed(sender.route, str(error))
                 effects += self.broker.handle(self.clock.now, event)
         self._act(effects)
         return busy
@@ -314,7 +315,7 @@ class SimNet:
                 if member.route in self._routes:
                     member.tick()
             self.settle()
-            self._decide(broker.Tick())
+            self._decide(events.Tick())
             self.settle()
 
     def restart_broker(self) -> None:
@@ -330,10 +331,10 @@ class SimNet:
                 member._do(member.core.handle(self.clock.mono_s, client.Down()))
                 member.connect()
 
-    def _decide(self, event: broker.Event) -> None:
+    def _decide(self, event: events.Event) -> None:
         self._act(self.broker.handle(self.clock.now, event))
 
-    def _act(self, effects: list[broker.Effect]) -> None:
+    def _act(self, effects: list[events.Effect]) -> None:
         """What the server does with a wake's effects: journal first, then everything else, coalesced."""
         replies: dict[bytes, list[protocol.Envelope]] = {}
         records: list[bytes] = []
@@ -343,26 +344,26 @@ class SimNet:
                 pointers = [(1, number, len(line), 0) for number, line in enumerate(records, start=len(self.journal))]
                 if self.journal_fails is None:
                     self.journal += records
-                    event: broker.Event = broker.Journaled([tuple(pointer) for pointer in pointers])
+                    event: events.Event = events.Journaled([tuple(pointer) for pointer in pointers])
                 else:
-                    event = broker.JournalFailed(self.journal_fails)
+                    event = events.JournalFailed(self.journal_fails)
                 records = []
                 pending.extend(self.broker.handle(self.clock.now, event))
                 self.store.commit()
                 continue
             match pending.popleft():
-                case broker.Reply(route, envelope):
+                case events.Reply(route, envelope):
                     if route in self._routes:
                         replies.setdefault(route, []).append(envelope)
                     else:
-                        pending.extend(self.broker.handle(self.clock.now, broker.Unreachable(route)))
-                case broker.Publish(channel, envelope):
+                        pending.extend(self.broker.handle(self.clock.now, events.Unreachable(route)))
+                case events.Publish(channel, envelope):
                     self._publish(channel, envelope)
-                case broker.Append(record):
+                case events.Append(record):
                     records.append(encode_record(record))
-                case broker.Note(text):
+                case events.Note(text):
                     self.notes.append(text)
-                case broker.Halt():
+                case events.Halt():
                     self.halted = True
         for route, envelopes in replies.items():
             for batch in protocol.batches(envelopes):

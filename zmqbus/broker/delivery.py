@@ -1,0 +1,374 @@
+"""Messages on their way: from the journal to the receivers, and what their senders hear.
+
+A message that has been journaled is *open* until its sender has been told what became of it; then only its fate is
+remembered, so that a sender that repeats itself hears the same again. To one receiver the answer is a RECEIPT:
+`delivered` when the consumer of the mailbox has acknowledged it, `queued` as soon as it is in the store. To many it is
+a TALLY, when all have acknowledged or a second has passed.
+
+A mailbox has at most one *consumer*, the connection that it is open towards: the session's own process, or a command
+that reads it in its place (`reading`), or, for the answers that a command waits for, that command.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from zmqbus import protocol
+from zmqbus.broker.events import Instant, Outbox, Publish
+from zmqbus.broker.mailbox import Item, Mailbox, Tally
+from zmqbus.broker.registry import Connection, Session
+from zmqbus.broker.store import Entry
+from zmqbus.errors import ProtocolError, UnknownPeer
+from zmqbus.protocol import State
+
+#: A receiver that has not taken a message by then is reported as busy (SPEC 5).
+BUSY_AFTER_S = 1.0
+#: A published broadcast that is not acknowledged by then is called to mind (BEAT).
+BEAT_AFTER_S = 0.25
+#: Ids of settled messages that are remembered, so that sending again is harmless. A sender keeps at most 1,000
+#: unconfirmed (`client.core.WINDOW_MESSAGES`), so this covers every one of 20 senders at full tilt.
+REMEMBERED_FATES = 20_000
+
+
+class Fate(NamedTuple):
+    """What the sender of a settled message was told, to be told again if it sends again. Messages that were settled
+    together share one: a receipt's ids are filled in when it is repeated."""
+
+    sender_id: str
+    answer: protocol.Receipt | protocol.Tally
+
+
+class Delivery:
+    """All messages that are under way, whoever they are for."""
+
+    def __init__(self, out: Outbox, epoch: str) -> None:
+        self._out = out
+        self._epoch = epoch
+        self.bcast = 0  #: number of the last broadcast
+        self._channels: dict[bytes, int] = {}  # number of the last one that was published on each
+        self._open: dict[str, Item | Tally] = {}  # by message id: the sender has not been told
+        self._fates: dict[str, Fate] = {}
+        self._tallies: deque[Tally] = deque()
+        self._active: set[Mailbox] = set()  # those with a message under way
+        self._consumers: dict[Mailbox, Connection] = {}
+
+    def __repr__(self) -> str:
+        return f"<Delivery: {len(self._open)} unsettled, broadcast {self.bcast}>"
+
+    @property
+    def unsettled(self) -> int:
+        """Messages whose senders have not been told what became of them."""
+        return len(self._open)
+
+    @property
+    def waits(self) -> bool:
+        """Whether time alone may change something here: a message is under way."""
+        return bool(self._active or self._tallies)
+
+    def oldest_segment(self) -> int | None:
+        """The oldest segment of the journal that a message under way points into; None if there is none."""
+        return min((item.entry.pointer[0] for box in self._active for item in box.window), default=None)
+
+    # --- consumers
+
+    def consumer(self, mailbox: Mailbox) -> Connection | None:
+        """The connection that the mailbox is open towards, or was, until it is asked to give back what it holds."""
+        return self._consumers.get(mailbox)
+
+    def attach(self, now: Instant, mailbox: Mailbox, consumer: Connection) -> None:
+        """Opens a mailbox towards a connection, and sends what waits in it."""
+        consumer.mailbox = mailbox
+        mailbox.open = True
+        self._consumers[mailbox] = consumer
+        self._pump(now, mailbox)
+
+    def detach(self, mailbox: Mailbox) -> None:
+        """The consumer is gone: whoever waits for a receipt hears that the message is queued."""
+        consumer = self._consumers.pop(mailbox, None)
+        self._active.discard(mailbox)
+        for item in mailbox.close():
+            item.told = True
+            if item.tally is not None:
+                self._count(item.tally, delivered=False)
+            elif consumer is not None and consumer.session is not None:
+                self._settle_queued(item, consumer.session, State.AWAY, 0)
+            elif consumer is not None:
+                left = UnknownPeer(f"'{consumer.guest}' left without taking it")
+                self._out.refuse(item.origin, item.entry.msg_id, left)
+                self._open.pop(item.entry.msg_id, None)
+
+    # --- out to the receivers
+
+    def to_one(self, now: Instant, session: Session, entry: Entry, origin: bytes) -> None:
+        """A directed message. If it cannot go out now, it is stored, and its sender told so at once: the receiver is
+        away, or has as much under way as it may."""
+        item = self._enqueue(now, session, entry, origin=origin)
+        self._open[entry.msg_id] = item
+        if item.stored:
+            self._settle_behind(now, item, session)
+
+    def to_waiter(self, now: Instant, waiter: Connection, entry: Entry, origin: bytes) -> bool:
+        """An answer for the connection that waits for it. False if that cannot take it, and has no mailbox where it
+        could stay."""
+        assert waiter.mailbox is not None
+        if waiter.session is None and not waiter.mailbox.may_send(entry):
+            return False
+        item = waiter.mailbox.append(entry, now.mono_s, origin=origin)
+        self._open[entry.msg_id] = item
+        if not item.stored:
+            self._active.add(waiter.mailbox)
+            self._deliver(now, waiter, item)
+        elif waiter.session is not None:
+            self._settle_queued(item, waiter.session, State.BUSY, 0)
+        return True
+
+    def to_many(self, now: Instant, receivers: list[Session], entry: Entry, sender: Connection) -> None:
+        """A broadcast: published once for all who can take it that way, put into the mailboxes of all others."""
+        self.bcast += 1
+        tally = Tally(entry.msg_id, entry.from_session, sender.route, len(receivers), now.mono_s + BUSY_AFTER_S)
+        self._open[entry.msg_id] = tally
+        # Those on the channel who get it by another way, or not at all: its own sender.
+        spared = [sender.session.conn.peer] if sender.session and sender.session.conn else []
+        published = False
+        for session in receivers:
+            if session.conn is not None and session.conn.attached and session.mailbox.may_publish(entry):
+                published = True
+                session.mailbox.append(entry, now.mono_s, tally=tally, bcast=self.bcast)
+                self._active.add(session.mailbox)
+                continue
+            if session.conn is not None:
+                spared.append(session.conn.peer)
+            item = self._enqueue(now, session, entry, tally=tally)
+            if item.stored:
+                item.told = True
+                self._count(tally, delivered=False)
+        if published:
+            self._publish(entry, spared)
+        if tally.remaining:
+            self._tallies.append(tally)
+        elif not tally.told:
+            self._settle_tally(tally)
+
+    def _publish(self, entry: Entry, spared: list[int]) -> None:
+        channel = protocol.channel(entry.scope, entry.target)
+        prev = self._channels.get(channel, 0)
+        self._channels[channel] = self.bcast  # only what is published can be missed
+        broadcast = protocol.Broadcast(
+            self._epoch,
+            self.bcast,
+            prev,
+            tuple(spared),
+            entry.msg_id,
+            entry.from_session,
+            entry.from_name,
+            entry.from_label,
+            entry.scope,
+            entry.target,
+            entry.fmt,
+            entry.reply_to,
+            entry.ts,
+            entry.pointer if entry.spilled else None,
+            entry.body,
+        )
+        self._out.put(Publish(channel, broadcast))
+
+    def put_back(self, now: Instant, session: Session, entry: Entry) -> None:
+        """A message whose sender has been told already changes over to a session's mailbox."""
+        self._enqueue(now, session, entry, told=True)
+
+    def _enqueue(
+        self,
+        now: Instant,
+        session: Session,
+        entry: Entry,
+        *,
+        origin: bytes = b"",
+        tally: Tally | None = None,
+        told: bool = False,
+    ) -> Item:
+        """Puts a message in a session's mailbox, and sends it if it may go now."""
+        item = session.mailbox.append(entry, now.mono_s, origin=origin, tally=tally)
+        item.told = told
+        if not item.stored:
+            self._active.add(session.mailbox)
+            self._deliver(now, self._consumers[session.mailbox], item)
+        return item
+
+    def _pump(self, now: Instant, mailbox: Mailbox) -> None:
+        """Sends what waits behind the window, as far as credit goes."""
+        consumer = self._consumers.get(mailbox)
+        if consumer is None:
+            return
+        for item in mailbox.refill(now.mono_s):
+            self._deliver(now, consumer, item)
+        if mailbox.window:
+            self._active.add(mailbox)
+
+    def _deliver(self, now: Instant, consumer: Connection, item: Item, *, resent: bool = False) -> None:
+        entry = item.entry
+        # A message waited if it comes out of the store: it could not be handed on when it was accepted.
+        age_s = max(0, int(now.wall_s - entry.ts)) if item.stored and not resent else -1
+        mailbox = consumer.mailbox
+        assert mailbox is not None
+        if consumer.fetching is not None:
+            consumer.fetching.count += 1
+        deliver = protocol.Deliver(
+            item.seq,
+            item.bcast if resent else 0,
+            0 if resent else mailbox.after,
+            entry.msg_id,
+            entry.from_session,
+            entry.from_name,
+            entry.from_label,
+            entry.scope,
+            entry.target,
+            entry.fmt,
+            entry.reply_to,
+            entry.ts,
+            age_s,
+            entry.pointer if entry.spilled else None,
+            entry.body,
+        )
+        self._out.reply(consumer.route, deliver)
+
+    # --- what comes back
+
+    def acknowledge(self, now: Instant, who: Connection, ack: protocol.Ack) -> None:
+        """The consumer has taken messages: their senders hear of it, and others follow."""
+        mailbox = who.mailbox
+        if mailbox is None or self._consumers.get(mailbox) is not who:
+            return  # sent before it heard that the mailbox is read elsewhere
+        done = mailbox.acknowledge(ack.seq, ack.bcasts)
+        if not done:
+            return
+        told: dict[bytes, list[str]] = {}
+        for item in done:
+            if item.told:
+                continue
+            item.told = True
+            if item.tally is not None:
+                self._count(item.tally, delivered=True)
+            else:
+                told.setdefault(item.origin, []).append(item.entry.msg_id)
+        for route, msg_ids in told.items():
+            self._settle_delivered(route, who, msg_ids)
+        self._pump(now, mailbox)
+        if not mailbox.window:
+            self._active.discard(mailbox)
+
+    def refill(self, now: Instant, who: Connection, refill: protocol.Refill) -> None:
+        """Published broadcasts did not arrive: they are sent again, and then the numbers of all that are owed."""
+        if who.mailbox is None:
+            return
+        owed = who.mailbox.owed()
+        # All up to there, not the named ones alone: the client knows of the last gap only, and there may be more.
+        last = max(refill.bcasts, default=0)
+        for item in owed:
+            if item.bcast <= last:
+                self._deliver(now, who, item, resent=True)
+        self._out.reply(who.route, protocol.Beat(self._epoch, tuple(item.bcast for item in owed)))
+
+    def said_before(self, who: Connection, msg_id: str) -> bool:
+        """Whether a message of this id has been journaled: then its sender is told what it was told, or will be.
+
+        Raises `ProtocolError` if it was another's.
+        """
+        known = self._fates.get(msg_id) or self._open.get(msg_id)
+        if known is None:
+            return False
+        if who.sender_id != known.sender_id:
+            raise ProtocolError("a message id that another session has used")
+        if not isinstance(known, Fate):
+            known.origin = who.route
+        elif isinstance(known.answer, protocol.Receipt):
+            self._out.reply(who.route, known.answer._replace(msg_ids=(msg_id,)))
+        else:
+            self._out.reply(who.route, known.answer)
+        return True
+
+    # --- what senders hear
+
+    def _settle_delivered(self, route: bytes, who: Connection, msg_ids: list[str]) -> None:
+        receipt = protocol.Receipt(State.DELIVERED, who.sender_id, who.sender_name, 0, tuple(msg_ids))
+        self._out.reply(route, receipt)
+        fate: Fate | None = None
+        for msg_id in msg_ids:
+            item = self._open.pop(msg_id, None)
+            if item is not None:
+                if fate is None or fate.sender_id != item.sender_id:
+                    fate = Fate(item.sender_id, receipt._replace(msg_ids=()))
+                self._remember(msg_id, fate)
+
+    def _settle_behind(self, now: Instant, item: Item, session: Session) -> None:
+        if session.conn is None:
+            self._settle_queued(item, session, State.AWAY, int(now.mono_s - session.away_since_s))
+        else:
+            self._settle_queued(item, session, State.BUSY, 0)
+
+    def _settle_queued(self, item: Item, session: Session, state: State, away_s: int) -> None:
+        msg_id = item.entry.msg_id
+        item.told = True
+        receipt = protocol.Receipt(state, session.session_id, session.name, away_s, (msg_id,))
+        self._open.pop(msg_id, None)
+        self._remember(msg_id, Fate(item.sender_id, receipt))
+        self._out.reply(item.origin, receipt)
+
+    def _count(self, tally: Tally, *, delivered: bool) -> None:
+        if tally.told:
+            return
+        tally.remaining -= 1
+        if delivered:
+            tally.delivered += 1
+        else:
+            tally.queued += 1
+        if not tally.remaining:
+            self._settle_tally(tally)
+
+    def _settle_tally(self, tally: Tally) -> None:
+        tally.told = True
+        tally.queued += tally.remaining
+        answer = protocol.Tally(tally.msg_id, tally.delivered, tally.queued)
+        self._open.pop(tally.msg_id, None)
+        self._out.reply(tally.origin, answer)
+        self._remember(tally.msg_id, Fate(tally.sender_id, answer))
+
+    def _remember(self, msg_id: str, fate: Fate) -> None:
+        self._fates[msg_id] = fate
+        if len(self._fates) > REMEMBERED_FATES:
+            del self._fates[next(iter(self._fates))]
+
+    # --- time
+
+    def tick(self, now: Instant) -> None:
+        """Receivers that have not taken a message within a second: its sender hears `queued`, the truth by now."""
+        for mailbox in list(self._active):
+            consumer = self._consumers.get(mailbox)
+            if consumer is None or not mailbox.window:
+                self._active.discard(mailbox)
+                continue
+            for item in mailbox.window:
+                if now.mono_s - item.accepted_s < BUSY_AFTER_S:
+                    break
+                if item.told:
+                    continue
+                if item.tally is not None:
+                    mailbox.secure(item)
+                    item.told = True
+                    self._count(item.tally, delivered=False)
+                elif consumer.session is not None:
+                    mailbox.secure(item)
+                    self._settle_queued(item, consumer.session, State.BUSY, 0)
+                # else a guest's: nothing may be called queued that would die with it
+            self._beat(now, mailbox, consumer)
+        while self._tallies and (self._tallies[0].told or self._tallies[0].deadline_s <= now.mono_s):
+            tally = self._tallies.popleft()
+            if not tally.told:
+                self._settle_tally(tally)
+
+    def _beat(self, now: Instant, mailbox: Mailbox, consumer: Connection) -> None:
+        last = mailbox.after
+        if last > consumer.beaten and now.mono_s - mailbox.window[0].accepted_s >= BEAT_AFTER_S:
+            consumer.beaten = last
+            numbers = tuple(item.bcast for item in mailbox.owed())
+            self._out.reply(consumer.route, protocol.Beat(self._epoch, numbers))

@@ -1,0 +1,141 @@
+"""What can happen to the broker, and what it can do: the words between the core and its shell.
+
+Everything the core learns is one of the events, time included; everything it wants done is one of the effects, in the
+order in which it has to become visible.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from zmqbus import protocol
+from zmqbus.errors import ZmqbusError
+from zmqbus.journal import Record
+from zmqbus.protocol import Pointer
+
+
+class Instant(NamedTuple):
+    """Now."""
+
+    mono_s: float
+    wall_s: float
+
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+class Received(NamedTuple):
+    """One message from a connection."""
+
+    route: bytes
+    envelopes: list[protocol.Envelope]
+
+
+class Malformed(NamedTuple):
+    """A message that could not be decoded."""
+
+    route: bytes
+    reason: str
+
+
+class Unreachable(NamedTuple):
+    """The ROUTER knows no such route, or the peer behind it does not read."""
+
+    route: bytes
+
+
+class Marked(NamedTuple):
+    """A client's subscriptions are in force."""
+
+    lease: str
+
+
+class Unmarked(NamedTuple):
+    """A client's SUB connection has gone."""
+
+    lease: str
+
+
+class Journaled(NamedTuple):
+    """What was staged has been written; a pointer for each record, in order."""
+
+    pointers: list[Pointer]
+
+
+class JournalFailed(NamedTuple):
+    """What was staged has not been written."""
+
+    reason: str
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+Event: TypeAlias = Received | Malformed | Unreachable | Marked | Unmarked | Journaled | JournalFailed | Tick
+
+# --- effects ----------------------------------------------------------------------------------------------------
+
+
+class Reply(NamedTuple):
+    """Send over the ROUTER."""
+
+    route: bytes
+    envelope: protocol.Envelope
+
+
+class Publish(NamedTuple):
+    """Send over the PUB."""
+
+    channel: bytes
+    envelope: protocol.Envelope
+
+
+class Append(NamedTuple):
+    """Write to the journal before anything that follows becomes visible."""
+
+    record: Record
+
+
+class Note(NamedTuple):
+    """A line for broker.log."""
+
+    text: str
+
+
+class Halt(NamedTuple):
+    """The broker is asked to end."""
+
+
+Effect: TypeAlias = Reply | Publish | Append | Note | Halt
+
+
+class Outbox:
+    """Where the parts of the core put their effects, in order."""
+
+    def __init__(self) -> None:
+        self._effects: list[Effect] = []
+
+    def __repr__(self) -> str:
+        return f"<Outbox of {len(self._effects)}>"
+
+    def put(self, effect: Effect) -> None:
+        """Adds an effect behind the others."""
+        self._effects.append(effect)
+
+    def reply(self, route: bytes, envelope: protocol.Envelope) -> None:
+        """Says something to one connection."""
+        self._effects.append(Reply(route, envelope))
+
+    def refuse(self, route: bytes, ref: str, error: ZmqbusError) -> None:
+        """Tells one connection that something is not done, and why. `ref`: see `protocol.Refused`."""
+        self._effects.append(Reply(route, protocol.Refused(ref, getattr(error, "wire_code", error.code), str(error))))
+
+    def note(self, text: str) -> None:
+        """A line for broker.log."""
+        self._effects.append(Note(text))
+
+    def take(self) -> list[Effect]:
+        """Empties it."""
+        effects, self._effects = self._effects, []
+        return effects

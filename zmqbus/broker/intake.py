@@ -1,0 +1,247 @@
+"""SEND, from its arrival until it is in the journal: is it well made, who gets it, may its sender send it?
+
+Between being staged here and the journal's answer a message is nowhere else, so nothing has to be undone if the journal
+cannot be written: the senders are refused, and that is all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal, NamedTuple
+
+from zmqbus import naming, protocol
+from zmqbus.broker.delivery import Delivery
+from zmqbus.broker.events import Append, Instant, Outbox
+from zmqbus.broker.mailbox import Mailbox
+from zmqbus.broker.registry import Connection, Registry, Session
+from zmqbus.broker.store import Entry, Store
+from zmqbus.errors import InvalidPayload, ProtocolError, RateLimited, TextTooLong, UnknownPeer
+from zmqbus.journal import Record
+from zmqbus.protocol import Format, Pointer, Scope
+
+#: Broadcasts of a session within a minute (SPEC 3), whatever helpers it uses.
+BROADCASTS_PER_MINUTE = 60
+MINUTE_S = 60.0
+#: Answers that one connection may wait for: as many as it may have messages unconfirmed.
+MAX_WAITS = 1_000
+
+_FORMATS: dict[int, Literal["text", "msgpack", "bytes"]] = {
+    Format.TEXT: "text",
+    Format.MSGPACK: "msgpack",
+    Format.BYTES: "bytes",
+}
+
+
+class _Staged(NamedTuple):
+    """A message between its acceptance and the journal's answer."""
+
+    sender: Connection
+    send: protocol.Send
+    record: Record
+    receivers: list[Session]
+    waiter: Connection | None
+
+
+class Intake:
+    """The door for messages."""
+
+    def __init__(self, registry: Registry, delivery: Delivery, store: Store, out: Outbox) -> None:
+        self._registry = registry
+        self._delivery = delivery
+        self._store = store
+        self._out = out
+        self._staged: list[_Staged] = []
+        self._places: dict[str, int] = {}  # message id → its place in `_staged`
+        self._waits: dict[str, Connection] = {}  # message id → who waits for its answer
+        self._guest_broadcasts: dict[str, deque[float]] = {}
+        self.accepted = 0  #: messages, since the start
+
+    def __repr__(self) -> str:
+        return f"<Intake: {len(self._staged)} staged, {len(self._waits)} answers awaited>"
+
+    # --- SEND
+
+    def send(self, now: Instant, who: Connection, send: protocol.Send) -> None:
+        """Stages a message. Raises what its sender is to be told if it cannot be accepted."""
+        if not protocol.is_msg_id(send.msg_id):
+            raise ProtocolError("a message id is 8 to 12 lower-case letters and digits")
+        if self._delivery.said_before(who, send.msg_id) or self._staged_before(who, send.msg_id):
+            return
+        self._check_body(send)
+        receivers, waiter, to = self._address(who, send)
+        to_many = send.scope in protocol.TO_MANY
+        for session in receivers:
+            if session.mailbox.full(len(send.body)):
+                raise RateLimited(
+                    f"the mailbox of '{session.name}' is full ({session.mailbox.total:,} unread messages); "
+                    "retry when it has read some"
+                )
+        if to_many:
+            self._count_broadcast(now, who)
+        to_session_id = None
+        if not to_many:
+            to_session_id = waiter.sender_id if waiter is not None else receivers[0].session_id
+        record = Record(
+            ts=now.wall_s,
+            msg_id=send.msg_id,
+            kind="broadcast" if to_many else "message",
+            from_session=who.sender_id,
+            from_name=who.sender_name,
+            from_label=who.session.label if who.session else None,
+            to=to,
+            to_session_id=to_session_id,
+            reply_to=send.reply_to,
+            fmt=_FORMATS[send.fmt],
+            body=send.body,
+        )
+        self._places[send.msg_id] = len(self._staged)
+        self._staged.append(_Staged(who, send, record, receivers, waiter))
+        self._out.put(Append(record))
+
+    def _staged_before(self, who: Connection, msg_id: str) -> bool:
+        place = self._places.get(msg_id)
+        if place is None:
+            return False
+        if who.sender_id != self._staged[place].record.from_session:
+            raise ProtocolError("a message id that another session has used")
+        # Said again within one wake: over a new connection, which is the one that has to hear of it.
+        self._staged[place] = self._staged[place]._replace(sender=who)
+        return True
+
+    def _check_body(self, send: protocol.Send) -> None:
+        if send.fmt not in _FORMATS:
+            raise ProtocolError(f"unknown body format {send.fmt}")
+        to_many = send.scope in protocol.TO_MANY
+        limit = protocol.MAX_BROADCAST_BYTES if to_many else protocol.MAX_BODY_BYTES
+        if len(send.body) > limit:
+            raise TextTooLong(
+                f"{len(send.body):,} bytes; the limit is {limit:,} bytes "
+                f"{'to many' if to_many else 'to one receiver'}; write a file and send its path"
+            )
+        if send.fmt == Format.TEXT:
+            try:
+                send.body.decode()
+            except UnicodeDecodeError as error:
+                raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+    def _address(self, who: Connection, send: protocol.Send) -> tuple[list[Session], Connection | None, str]:
+        """Who gets it: sessions, or the connection that waits for this very answer; and how the log calls them."""
+        target = send.target
+        if send.scope == Scope.SESSION:
+            waiter = self._waits.get(send.reply_to) if send.reply_to else None
+            if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
+                return [], waiter, waiter.sender_name
+            session = self._registry.resolve(target)
+            if session is who.session:
+                raise UnknownPeer(f"'{session.name}' is this session itself; a message needs another receiver")
+            return [session], None, session.name
+        if send.scope == Scope.GROUP:
+            naming.check_name(target, "group")
+            members = [session for session in self._registry.members(target) if session is not who.session]
+            if not members:
+                raise UnknownPeer(f"no connected session has joined the group '{target}'; see: zmqbus list")
+            # The least loaded, and among those the one that was least recently given something.
+            least = min(members, key=lambda session: (session.mailbox.total, session.mailbox.last_append_s))
+            return [least], None, f"@{target}"
+        if send.scope == Scope.ALL:
+            to = "all"
+        elif send.scope == Scope.PROJECT:
+            to = f"%{naming.project_name(target)}"
+        elif send.scope == Scope.TOPIC:
+            naming.check_name(target, "topic")
+            to = f"#{target}"
+        else:
+            raise ProtocolError(f"unknown scope {send.scope}")
+        return [s for s in self._registry.audience(send.scope, target) if s is not who.session], None, to
+
+    def _count_broadcast(self, now: Instant, who: Connection) -> None:
+        recent = who.session.broadcasts if who.session else self._guest_broadcasts.setdefault(who.sender_name, deque())
+        while recent and recent[0] <= now.mono_s - MINUTE_S:
+            recent.popleft()
+        if len(recent) >= BROADCASTS_PER_MINUTE:
+            retry_s = recent[0] + MINUTE_S - now.mono_s
+            raise RateLimited(
+                f"{BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of a session; "
+                f"retry in {retry_s:.0f} s"
+            )
+        recent.append(now.mono_s)
+
+    # --- AWAIT
+
+    def await_answer(self, now: Instant, who: Connection, wanted: protocol.Await) -> None:
+        """The answer to a message is for this connection, and not for the session's mailbox."""
+        if not protocol.is_msg_id(wanted.msg_id) or len(who.waits) >= MAX_WAITS:
+            raise ProtocolError(f"AWAIT names a message id, and a connection awaits {MAX_WAITS} answers at most")
+        who.waits.add(wanted.msg_id)
+        self._waits[wanted.msg_id] = who
+        if who.mailbox is None:
+            self.open_answers(now, who)
+
+    def open_answers(self, now: Instant, who: Connection) -> None:
+        """Gives a helper or guest a mailbox for the answers that it waits for."""
+        self._delivery.attach(now, Mailbox(f"{who.sender_id}/{who.lease}", self._store), who)
+
+    def forget_waits(self, who: Connection) -> None:
+        """The connection has gone, and waits for nothing any more."""
+        for msg_id in who.waits:
+            if self._waits.get(msg_id) is who:
+                del self._waits[msg_id]
+
+    # --- the journal's answer
+
+    def journaled(self, now: Instant, pointers: list[Pointer]) -> None:
+        """What was staged is in the log, at these places, and goes out."""
+        staged, self._staged = self._staged, []
+        self._places.clear()
+        for message, pointer in zip(staged, pointers, strict=True):
+            self.accepted += 1
+            self._dispatch(now, message, _entry(message, pointer))
+
+    def journal_failed(self, reason: str) -> None:
+        """What was staged is not in the log: it has never been."""
+        staged, self._staged = self._staged, []
+        self._places.clear()
+        for message in staged:
+            refused = protocol.Refused(message.send.msg_id, "broker_unavailable", reason)
+            self._out.reply(message.sender.route, refused)
+
+    def _dispatch(self, now: Instant, message: _Staged, entry: Entry) -> None:
+        route = message.sender.route
+        waiter = message.waiter
+        if entry.scope in protocol.TO_MANY:
+            self._delivery.to_many(now, message.receivers, entry, message.sender)
+        elif waiter is None:
+            self._delivery.to_one(now, message.receivers[0], entry, route)
+        elif self._registry.connections.get(waiter.route) is waiter:
+            if not self._delivery.to_waiter(now, waiter, entry, route):
+                busy = RateLimited(f"'{waiter.guest}' has not taken the answers it was sent; retry when it has")
+                self._out.refuse(route, entry.msg_id, busy)
+        elif waiter.session is not None:
+            self._delivery.to_one(now, waiter.session, entry, route)
+        else:
+            gone = UnknownPeer(f"'{waiter.guest}' has stopped waiting for the answer; it has no mailbox")
+            self._out.refuse(route, entry.msg_id, gone)
+
+    def tick(self, now: Instant) -> None:
+        """Forgets the broadcasts of guests that have long gone."""
+        for name, recent in list(self._guest_broadcasts.items()):
+            if recent[-1] <= now.mono_s - MINUTE_S:
+                del self._guest_broadcasts[name]
+
+
+def _entry(message: _Staged, pointer: Pointer) -> Entry:
+    send, record = message.send, message.record
+    return Entry(
+        send.msg_id,
+        record.from_session,
+        record.from_name,
+        record.from_label,
+        send.scope,
+        "" if send.scope in (Scope.SESSION, Scope.ALL) else send.target,
+        send.fmt,
+        send.reply_to,
+        record.ts,
+        len(send.body),
+        tuple(pointer),
+        b"" if len(send.body) > protocol.SPILL_BYTES else send.body,
+    )

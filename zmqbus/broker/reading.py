@@ -1,0 +1,130 @@
+"""FETCH: a command reads a session's mailbox in its listener's place (`zmqbus inbox`).
+
+The listener may hold messages that it has not shown. So it is asked to give them back (RECALL) before the command gets
+anything, and only if it does not answer within a second does the command go on without it. While the command reads, the
+mailbox is open towards it alone; afterwards, however it ends, it goes back to the listener.
+"""
+
+from __future__ import annotations
+
+from zmqbus import protocol
+from zmqbus.broker.delivery import Delivery
+from zmqbus.broker.events import Instant, Outbox
+from zmqbus.broker.intake import Intake
+from zmqbus.broker.mailbox import Mailbox
+from zmqbus.broker.registry import Connection, Fetching, Registry, Session
+from zmqbus.errors import ProtocolError, RateLimited
+
+#: How long a listener has to give back what it holds, before a FETCH goes on without it.
+RECALL_S = 1.0
+
+
+class Reading:
+    """The commands that read, or are about to."""
+
+    def __init__(self, registry: Registry, delivery: Delivery, intake: Intake, out: Outbox) -> None:
+        self._registry = registry
+        self._delivery = delivery
+        self._intake = intake
+        self._out = out
+        self._readers: dict[str, Connection] = {}  # by session id
+
+    def __repr__(self) -> str:
+        return f"<Reading: {len(self._readers)} mailboxes>"
+
+    def fetch(self, now: Instant, who: Connection, fetch: protocol.Fetch) -> None:
+        """A command wants the unread messages of its session."""
+        session = who.session
+        assert session is not None
+        if who.fetching is not None:
+            raise ProtocolError("one FETCH at a time")
+        if session.session_id in self._readers:
+            raise RateLimited("another command reads this inbox; retry when it has ended")
+        who.fetching = Fetching(fetch.ref, fetch.peek, session, now.mono_s + RECALL_S)
+        self._readers[session.session_id] = who
+        if session.conn is not None and session.mailbox.window:
+            session.recalls += 1
+            session.mailbox.open = False  # what comes behind RECALL would be shown there, and by the command again
+            self._out.reply(session.conn.route, protocol.Recall(session.recalls))
+        else:
+            self._begin(now, who)
+
+    def recalled(self, now: Instant, who: Connection, recalled: protocol.Recalled) -> None:
+        """A listener has given back what it had not shown."""
+        session = who.session
+        assert session is not None
+        if recalled.generation != session.recalls:
+            return
+        if not self._begin_waiting(now, session) and (
+            self._delivery.consumer(session.mailbox) is who and not session.mailbox.open
+        ):
+            # The command has gone meanwhile: the listener gets back what it gave.
+            self._delivery.detach(session.mailbox)
+            self._delivery.attach(now, session.mailbox, who)
+
+    def advance(self, now: Instant, who: Connection) -> None:
+        """Ends a FETCH when all has been taken; a peek shows what credit allows, since nothing is acknowledged."""
+        fetching = who.fetching
+        if fetching is None or not fetching.started or who.mailbox is None:
+            return
+        left = who.mailbox.total - len(who.mailbox.window)
+        if fetching.peek or (not who.mailbox.window and not left):
+            self._out.reply(who.route, protocol.Fetched(fetching.ref, fetching.count, left))
+            self.end(now, who)
+
+    def end(self, now: Instant, who: Connection) -> None:
+        """The mailbox goes back to the session's own process, if there is one."""
+        fetching = who.fetching
+        if fetching is None:
+            return
+        who.fetching = None
+        session = fetching.session
+        del self._readers[session.session_id]
+        if fetching.started and self._delivery.consumer(session.mailbox) is who:
+            self._delivery.detach(session.mailbox)
+            who.mailbox = None
+            if who.waits and self._registry.connections.get(who.route) is who:
+                self._intake.open_answers(now, who)
+        if session.conn is not None and self._delivery.consumer(session.mailbox) is None:
+            self._delivery.attach(now, session.mailbox, session.conn)
+
+    def parted(self, now: Instant, session: Session) -> None:
+        """A session's own connection has ended: whoever waited for it to give back what it held may begin."""
+        self._begin_waiting(now, session)
+
+    def tick(self, now: Instant) -> None:
+        """Listeners that do not answer do not keep their inbox shut."""
+        for reader in list(self._readers.values()):
+            fetching = reader.fetching
+            if fetching is not None and not fetching.started and now.mono_s >= fetching.deadline_s:
+                self._begin(now, reader)
+
+    def hand_back(self, now: Instant, who: Connection, mailbox: Mailbox) -> None:
+        """Answers that a command waited for and did not take go to the session's mailbox; a guest has none."""
+        for item in mailbox.drain():
+            if who.session is not None:
+                self._delivery.put_back(now, who.session, item.entry)
+            else:
+                self._out.note(f"answer {item.entry.msg_id} to {who.guest} was not taken")
+
+    def _begin_waiting(self, now: Instant, session: Session) -> bool:
+        reader = self._readers.get(session.session_id)
+        if reader is None or reader.fetching is None or reader.fetching.started:
+            return False
+        self._begin(now, reader)
+        return True
+
+    def _begin(self, now: Instant, who: Connection) -> None:
+        fetching = who.fetching
+        assert fetching is not None
+        mailbox = fetching.session.mailbox
+        if self._delivery.consumer(mailbox) is not None:
+            self._delivery.detach(mailbox)
+        fetching.started = True
+        own = who.mailbox
+        if own is not None and own is not mailbox:
+            # It has waited for answers on this connection: they come first, through the mailbox they belong to.
+            self._delivery.detach(own)
+            self.hand_back(now, who, own)
+        self._delivery.attach(now, mailbox, who)
+        self.advance(now, who)
