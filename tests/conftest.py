@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -306,11 +307,14 @@ def _stop_brokers(data: Path) -> list[str]:
                 continue  # the pid has gone to somebody else
             process.send_signal(signal.SIGCONT)  # a test may have stopped it
             process.terminate()
-            process.wait(STOP_TIMEOUT_S)
+            # Not process.wait(): where nobody looks after orphans, the broker stays a zombie for seconds.
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while process.status() != psutil.STATUS_ZOMBIE:
+                if time.monotonic() > deadline:
+                    faults.append(f"the broker (pid {process.pid}) did not end within {STOP_TIMEOUT_S} s of SIGTERM")
+                    process.kill()
+                    break
+                time.sleep(0.005)
         except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ValueError):
             continue
-        except psutil.TimeoutExpired:
-            if process.status() != psutil.STATUS_ZOMBIE:
-                faults.append(f"the broker (pid {process.pid}) did not end within {STOP_TIMEOUT_S} s of SIGTERM")
-                process.kill()
     return faults

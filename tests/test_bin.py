@@ -111,7 +111,8 @@ def test_a_copy_with_its_package_stands_alone(checkout: Path, tmp_path: Path, da
 
 def test_neighbours_are_no_modules(checkout: Path, data_dir: Path) -> None:
     """bin/ is off the path: a script there may be called as the standard library's modules are."""
-    (checkout / "bin" / "typing.py").write_text("raise SystemExit('the wrong module')\n")
+    (checkout / "bin" / "colorsys.py").write_text("raise SystemExit('the wrong module')\n")
+    (checkout / "zmqbus" / "cli" / "send.py").write_text("import colorsys\n" + FAKE_COMMAND)
     assert call(sys.executable, checkout / "bin" / "send.py").startswith("zmqbus.cli.send")
 
 

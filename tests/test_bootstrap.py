@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from zmqbus import bootstrap
+from zmqbus import bootstrap, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -177,6 +179,50 @@ def test_an_old_python_is_told_what_is_wrong(
     assert out == ""
     assert err.startswith("error: zmqbus needs python 3.10 or newer, this is 3.9.18; ")
     assert err.count("\n") == 1
+
+
+# The data directory
+
+PATHS = st.lists(st.sampled_from(["~", "/", ".", "a", " ", "\t", "root", "ä"]), max_size=8).map("".join)
+
+
+@given(given_dir=st.none() | PATHS, home=st.none() | PATHS.map("/h".__add__) | PATHS)
+@example(given_dir=None, home="")
+@example(given_dir=None, home=None)
+@example(given_dir=" ", home="/home/x")
+@example(given_dir="~root/x", home="/home/x")
+@example(given_dir="~no-such-account/x", home="/home/x")
+@example(given_dir="~", home="relative")
+def test_the_data_directory_is_the_one_of_the_settings(given_dir: str | None, home: str | None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ((bootstrap.DATA_DIR_VARIABLE, given_dir), ("HOME", home)):
+            if value is None:
+                patch.delenv(name, raising=False)
+            else:
+                patch.setenv(name, value)
+        # Two leading slashes are one, though abspath() leaves them.
+        expected = settings.load(warn=lambda text: None).data_dir.replace("//", "/")
+        assert bootstrap.find_data_dir().replace("//", "/") == expected
+
+
+def test_the_settings_are_not_loaded_in_the_usual_cases(data_dir: Path) -> None:
+    """They would be for nothing when another python takes over."""
+    code = (
+        "import sys; from zmqbus import bootstrap; print(bootstrap.find_data_dir(), 'zmqbus.settings' in sys.modules)"
+    )
+    for env, found in (
+        ({}, data_dir),
+        ({"INTER_SESSION_DATA_DIR": ""}, data_dir.parent / "home/.claude/data/inter-session"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **env},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == f"{found} False\n"
 
 
 # The venv

@@ -205,9 +205,19 @@ def test_an_interrupted_one_leaves_the_old_and_is_cleared_away_later(install: Ru
     assert not old.exists()
 
 
-def test_ctrl_c_cleans_up(install: Run, data_dir: Path) -> None:
-    done = install("--yes", then="kill -INT $PPID; exec sleep 5")
-    assert (done.returncode, done.stderr) == (130, "")
+def test_ctrl_c_cleans_up(install: Run, data_dir: Path, tmp_path: Path, calls: Path) -> None:
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "UV_CALLS": str(calls)}
+    with subprocess.Popen(
+        [sys.executable, BIN / "install_deps.py", "--yes"],
+        env={**env, "UV_THEN": "kill -INT 0; exit 1"},  # as a terminal does: to the whole group
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
     assert names(data_dir) == ["venv.lock"]
 
 

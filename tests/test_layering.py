@@ -68,7 +68,24 @@ COSTLY = {
 }
 
 #: Module -> test file, below tests/, that covers it where a file of its own would say nothing more.
-TESTED_ELSEWHERE: dict[str, str] = {}
+TESTED_ELSEWHERE: dict[str, str] = {
+    # The commands and the listener are what a user sees of them: their tests run real processes.
+    "cli.broker": "real/test_list.py",
+    "cli.common": "real/test_send.py",
+    "cli.connect": "real/test_listener.py",
+    "cli.disconnect": "real/test_list.py",
+    "cli.inbox": "real/test_list.py",
+    "cli.list": "real/test_list.py",
+    "cli.main": "real/test_list.py",
+    "cli.rename": "real/test_list.py",
+    "cli.send": "real/test_send.py",
+    "session.listener": "real/test_listener.py",
+    # Words without decisions, and decisions that only show in what all parts do together.
+    "broker.events": "broker/test_core.py",
+    "broker.delivery": "broker/test_core.py",
+    "broker.intake": "broker/test_core.py",
+    "broker.reading": "broker/test_core.py",
+}
 
 
 class Import(NamedTuple):

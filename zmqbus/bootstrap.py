@@ -23,6 +23,11 @@ import sys
 #: The oldest python that the package runs on, as in pyproject.toml.
 OLDEST_PYTHON = (3, 10)
 
+#: As in zmqbus.settings; see `find_data_dir`.
+DATA_DIR_VARIABLE = "INTER_SESSION_DATA_DIR"
+DEFAULT_DATA_DIR = "~/.claude/data/inter-session"
+NO_REEXEC_VARIABLE = "INTER_SESSION_NO_REEXEC"
+
 #: Written last into a finished venv: one without it was left by an interrupted install.
 VENV_MARKER = "zmqbus-installed"
 
@@ -198,17 +203,11 @@ def _to_devnull(stream: "object") -> None:
 
 def _use_venv(argv: "list[str]") -> None:
     """Makes the packages of `<data dir>/venv` importable, if it is complete; or becomes its python."""
-    # Here and not above, because it needs a new python. Every command loads it anyway, so it costs nothing; what is
-    # wrong in the settings is the command's to warn about, once.
-    from zmqbus import settings
-
-    loaded = settings.load(warn=_ignore)
     # Taken out of the environment: our children start afresh.
     changed_over = os.environ.pop(REEXEC_VARIABLE, "") == str(os.getpid())
-    venv = loaded.paths.venv
-    if loaded.no_reexec or not os.path.exists(os.path.join(venv, VENV_MARKER)):
-        return
-    if not _is_private(loaded.data_dir):
+    data_dir = find_data_dir()
+    venv = os.path.join(data_dir, "venv")
+    if not os.path.exists(os.path.join(venv, VENV_MARKER)) or _is_switched_off() or not _is_private(data_dir):
         return
     packages = site_packages(venv)
     if packages and _is_same_python(venv):
@@ -225,8 +224,34 @@ def _use_venv(argv: "list[str]") -> None:
         del os.environ[REEXEC_VARIABLE]
 
 
+def find_data_dir() -> str:
+    """The data directory, as `zmqbus.settings` finds it.
+
+    What it says in the usual cases is repeated here, because importing it takes 5 ms, which are for nothing where this
+    process becomes another python. The rare rest is left to it, and a test compares the two.
+    """
+    given = os.environ.get(DATA_DIR_VARIABLE, "")
+    if not given.strip():
+        given = DEFAULT_DATA_DIR
+    if given.startswith("~/"):
+        given = os.path.join(os.environ.get("HOME", ""), given[2:].lstrip("/"))
+    if os.path.isabs(given):
+        return os.path.abspath(given)
+    from zmqbus import settings
+
+    return settings.load(warn=_ignore).data_dir
+
+
+def _is_switched_off() -> bool:
+    if not os.environ.get(NO_REEXEC_VARIABLE, "").strip():
+        return False
+    from zmqbus import settings
+
+    return settings.load(warn=_ignore).no_reexec
+
+
 def _ignore(warning: str) -> None:
-    """Leaves the warnings about settings to the command."""
+    """Leaves the warnings about settings to the command, which loads them again."""
 
 
 def _is_private(data_dir: str) -> bool:

@@ -22,8 +22,9 @@ of the user's processes reads, without a lock.
   begins a segment under a new serial, so that no pointer ever means two things.
 
 *What a reader can rely on*: a record is checked against the length and the checksum of its pointer. Segments only move
-upwards, so a reader that looks at them from the newest on misses none, whatever is renamed meanwhile; except when the
-list it works from is older than a rotation, and then it starts anew.
+upwards, so a reader that looks at them from the newest on meets each, whatever is renamed meanwhile; but for one that
+has got a name which was not there when the directory was read. So a reader who has not found it looks again, until two
+looks agree.
 
 *One line, one id.* It is part of the contract that `grep -F '<id>' messages.log | tail -1` prints the record of that
 message. An answer comes later and names the id too, in `reply_to` and often in its text. So records spell the ids of
@@ -43,7 +44,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 from typing import Any, Literal, NamedTuple
@@ -64,7 +65,7 @@ JOIN_BYTES = 256 * 1024
 MAX_BUFFERS = 1024
 #: Files are searched in pieces of this size: large enough to be fast, small enough for a helper.
 PIECE_BYTES = 1024 * 1024
-#: So often a reader starts anew. Each time, a rotation (50 MiB of mail) must have come between two system calls.
+#: So many surveys a reader makes at most. Before each but the second, a rotation (50 MiB of mail) must have come.
 READ_ATTEMPTS = 10
 
 Kind = Literal["message", "broadcast"]
@@ -364,7 +365,7 @@ class Journal:
         serial = max(self._serial, _newest(_survey(self._path))) + 1
         meta = _META_START + b'%d,"format":1,"created":"%sZ"}\n' % (serial, _second(int(time.time())).encode())
         if os.write(fd, meta) != len(meta):
-            os.ftruncate(fd, 0)
+            # What it took is recognised as an unfinished first line.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return serial, len(meta)
 
@@ -456,21 +457,20 @@ def find(path: str, msg_id: str) -> Record | None:
     """
     # A quote within a string is escaped, so this occurs nowhere but where it is a key.
     needle = b'"msg_id":' + _quote(msg_id).encode() + b","
-    for _ in range(READ_ATTEMPTS):
-        survey = _survey(path)
+    searched: set[int] = set()
+    for survey in _surveys(path):
         for _, _, name in survey:
             fd = _open_if_there(name)
             if fd is None:
                 continue
             try:
-                record = _find_in(fd, needle, msg_id)
+                serial = _serial_of(os.pread(fd, MAX_META_BYTES, 0)) or 0
+                record = None if serial and serial in searched else _find_in(fd, needle, msg_id)
+                searched.add(serial)
             finally:
                 os.close(fd)
             if record is not None:
                 return record
-        # Rotated meanwhile: a segment may have moved from before us to behind us.
-        if _newest(_survey(path)) == _newest(survey):
-            break
     return None
 
 
@@ -492,8 +492,8 @@ def _find_in(fd: int, needle: bytes, msg_id: str) -> Record | None:
 
 def _pread_segment(path: str, segment: int, offset: int, length: int) -> bytes:
     newest = 0
-    for _ in range(READ_ATTEMPTS):
-        survey = _survey(path)
+    for survey in _surveys(path):
+        newest = _newest(survey)
         for _, serial, name in survey:
             fd = _open_if_there(name) if serial == segment else None
             if fd is None:
@@ -507,12 +507,21 @@ def _pread_segment(path: str, segment: int, offset: int, length: int) -> bytes:
                 return os.pread(fd, length, offset) if offset >= 0 and 0 < length <= room else b""
             finally:
                 os.close(fd)
-        newest = _newest(_survey(path))
-        if newest == _newest(survey) and not any(serial == segment for _, serial, _ in survey):
-            break
     if segment > newest:
         raise JournalError(f"segment {segment} of {path} is not there yet (the newest is {newest}); try again")
     raise JournalError(f"segment {segment} of {path} is gone; ask for the message to be sent again")
+
+
+def _surveys(path: str) -> Iterator[list[tuple[int, int, str]]]:
+    """Surveys for a search, until one is like the one before it: then nothing was renamed while that was searched, nor
+    had got a new name between the reading of the directory and the opening of the files."""
+    before = None
+    for _ in range(READ_ATTEMPTS):
+        survey = _survey(path)
+        if survey == before:
+            return
+        yield survey
+        before = survey
 
 
 def _survey(path: str) -> list[tuple[int, int, str]]:

@@ -22,6 +22,8 @@ Rules that hold for every verb:
 * Strings, arrays and frames are bounded before anything is allocated for them, by msgpack's own limits.
 * The body, where a verb has one, is the last field.
 * `msg_id` is made by the sender, so that sending again is harmless.
+* HELLO's first two fields and REFUSED are the same in every version for ever, so that the two ends can always tell
+  each other that they do not understand each other.
 
 This module has no `from __future__ import annotations`: the annotations are read at run time.
 """
@@ -166,7 +168,10 @@ class Ack(NamedTuple):
 
 
 class Refill(NamedTuple):
-    """These broadcasts have not come: send those that I am owed over this connection. Answered by BEAT, after them."""
+    """These broadcasts have not come: send what I am owed, up to the last of them, over this connection.
+
+    Answered by DELIVERs in the order of their numbers, then by BEAT.
+    """
 
     bcasts: tuple[int, ...]
 
@@ -345,15 +350,19 @@ class Disconnected(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """Give back what you hold and have not shown (the mailbox is read elsewhere); answer RECALLED."""
+    """Give back what you hold and have not shown (the mailbox is read elsewhere), and pass over these broadcasts,
+    which may still be under way on the PUB; answer RECALLED."""
 
     generation: int
+    bcasts: tuple[int, ...]
 
 
 class Beat(NamedTuple):
-    """Numbers of the broadcasts that were published to you and that you have not acknowledged."""
+    """Numbers of the broadcasts that were published to you and that you have not acknowledged, as far as number
+    `upto`, the last there was when this was said."""
 
     epoch: str
+    upto: int
     bcasts: tuple[int, ...]
 
 
@@ -439,6 +448,7 @@ VERBS: dict[int, type[Any]] = {
     47: Health,
 }
 _CODES: dict[type[Any], int] = {cls: code for code, cls in VERBS.items()}
+_LONG = frozenset((_CODES[Sessions],))  # long without a body: one to a message, or a few would pass the frame limit
 _WITH_BODY = frozenset(code for code, cls in VERBS.items() if cls._fields and cls._fields[-1] == "body")
 
 
@@ -504,9 +514,10 @@ _FIELDS = {code: tuple(_allowed(kind) for kind in cls.__annotations__.values()) 
 # The parts of a tuple are not in its type, so they are looked at each time: (position, type of the parts).
 _PARTS = {
     code: tuple(
-        (number, get_args(kind)[0])
+        (number, get_args(member)[0])
         for number, kind in enumerate(cls.__annotations__.values(), start=1)
-        if get_origin(kind) is tuple and get_args(kind)[0] in (str, int)
+        for member in (get_args(kind) if isinstance(kind, UnionType) else (kind,))
+        if get_origin(member) is tuple and get_args(member)[0] in (str, int)
     )
     for code, cls in VERBS.items()
 }
@@ -542,12 +553,13 @@ def batches(envelopes: Iterable[Envelope]) -> Iterator[list[Envelope]]:
     size_bytes = 0
     envelope: Any
     for envelope in envelopes:
-        body_bytes = len(envelope[-1]) if _CODES[envelope.__class__] in _WITH_BODY else 0
-        if batch and (len(batch) >= MAX_BATCH or size_bytes + body_bytes > MAX_BATCH_BYTES):
+        code = _CODES[envelope.__class__]
+        weight_bytes = len(envelope[-1]) if code in _WITH_BODY else MAX_BATCH_BYTES if code in _LONG else 0
+        if batch and (len(batch) >= MAX_BATCH or size_bytes + weight_bytes > MAX_BATCH_BYTES):
             yield batch
             batch, size_bytes = [], 0
         batch.append(envelope)
-        size_bytes += body_bytes
+        size_bytes += weight_bytes
     if batch:
         yield batch
 
@@ -580,6 +592,9 @@ class Decoder:
             if type(array) is not tuple or not array or type(array[0]) is not int or array[0] not in self._verbs:
                 raise ProtocolError(f"unknown verb in {array!r:.80}")
             code = array[0]
+            if code == _HELLO and array[1:2] != (VERSION,):
+                # Another version's HELLO may have other fields; and what follows it, other verbs.
+                return [*envelopes, _foreign_hello(array)]
             if code in _WITH_BODY and type(array[-1]) is int:
                 if used >= len(frames) or len(frames[used]) != array[-1]:
                     raise ProtocolError("a body's frame is missing or has another length than its envelope says")
@@ -589,7 +604,8 @@ class Decoder:
             if signature not in self._passed[code]:
                 self._check(code, signature)
             for position, kind in _PARTS[code]:
-                if not all(type(part) is kind for part in array[position]):
+                parts = array[position]
+                if parts is not None and not all(type(part) is kind for part in parts):
                     raise ProtocolError(f"{VERBS[code].__name__} with a list of something else than {kind.__name__}")
             envelopes.append(self._verbs[code]._make(array[1:]))
         if used != len(frames):
@@ -603,6 +619,17 @@ class Decoder:
         ):
             raise ProtocolError(f"{VERBS[code].__name__} with fields of the wrong number or type")
         self._passed[code].add(signature)
+
+
+_HELLO = _CODES[Hello]
+
+
+def _foreign_hello(array: tuple[Any, ...]) -> Hello:
+    """What can be known of the HELLO of another version of the protocol: which one, and of which release."""
+    version, release = (*array[1:3], None, None)[:2]
+    if type(version) is not int or type(release) is not str:
+        raise ProtocolError("HELLO does not begin with the version of its protocol and its release")
+    return Hello(version, release, Role.OBSERVER, None, None, None, None, "", "", 0, "", (), ())
 
 
 # --- message ids ------------------------------------------------------------------------------------------------

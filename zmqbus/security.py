@@ -286,7 +286,7 @@ def _read_pair(directory: str, who: str) -> KeyPair:
     public, secret = _read_certificate(directory, name)
     if secret is None:
         raise _damaged(directory, name, "holds no secret key")
-    # 40 µs. Without it one damaged character shows as a broker that never answers.
+    # 10 µs. Without it, one damaged character shows as a broker that never answers.
     if zmq.curve_public(secret) != public:
         raise _damaged(directory, name, "holds two keys that do not belong together")
     return KeyPair(public, secret)

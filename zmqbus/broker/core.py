@@ -26,6 +26,7 @@ Time is handed in as an `Instant`: the monotonic clock for every interval, the w
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from hmac import compare_digest
 
 from zmqbus import naming, protocol
@@ -220,7 +221,9 @@ class BrokerCore:
         connection.session = session
         if standing is Standing.GUEST:
             connection.guest = name
-            connection.guest_id = f"guest-{hello.token}"
+            # The same for whoever has the token, so that a guest may repeat itself over a new connection; and receivers,
+            # who see the id, cannot tell the token from it.
+            connection.guest_id = f"guest-{sha256((hello.token or '').encode()).hexdigest()[:16]}"
         if session is not None and (standing is Standing.MEMBER or not session.name):
             session.label = label
             session.cwd, session.project = hello.cwd, hello.project

@@ -33,10 +33,13 @@ REMEMBERED_FATES = 20_000
 
 class Fate(NamedTuple):
     """What the sender of a settled message was told, to be told again if it sends again. Messages that were settled
-    together share one: a receipt's ids are filled in when it is repeated."""
+    together share one: a receipt's ids are filled in when it is repeated.
+
+    A refusal is a fate, too: what was refused may not be accepted when it is repeated, behind what was sent after it.
+    """
 
     sender_id: str
-    answer: protocol.Receipt | protocol.Tally
+    answer: protocol.Receipt | protocol.Tally | protocol.Refused
 
 
 class Delivery:
@@ -50,7 +53,7 @@ class Delivery:
         self._open: dict[str, Item | Tally] = {}  # by message id: the sender has not been told
         self._fates: dict[str, Fate] = {}
         self._tallies: deque[Tally] = deque()
-        self._active: set[Mailbox] = set()  # those with a message under way
+        self._active: dict[Mailbox, None] = {}  # those with a message under way; a set would make runs differ
         self._consumers: dict[Mailbox, Connection] = {}
 
     def __repr__(self) -> str:
@@ -86,7 +89,7 @@ class Delivery:
     def detach(self, mailbox: Mailbox) -> None:
         """The consumer is gone: whoever waits for a receipt hears that the message is queued."""
         consumer = self._consumers.pop(mailbox, None)
-        self._active.discard(mailbox)
+        self._active.pop(mailbox, None)
         for item in mailbox.close():
             item.told = True
             if item.tally is not None:
@@ -117,7 +120,7 @@ class Delivery:
         item = waiter.mailbox.append(entry, now.mono_s, origin=origin)
         self._open[entry.msg_id] = item
         if not item.stored:
-            self._active.add(waiter.mailbox)
+            self._active[waiter.mailbox] = None
             self._deliver(now, waiter, item)
         elif waiter.session is not None:
             self._settle_queued(item, waiter.session, State.BUSY, 0)
@@ -135,7 +138,7 @@ class Delivery:
             if session.conn is not None and session.conn.attached and session.mailbox.may_publish(entry):
                 published = True
                 session.mailbox.append(entry, now.mono_s, tally=tally, bcast=self.bcast)
-                self._active.add(session.mailbox)
+                self._active[session.mailbox] = None
                 continue
             if session.conn is not None:
                 spared.append(session.conn.peer)
@@ -191,7 +194,7 @@ class Delivery:
         item = session.mailbox.append(entry, now.mono_s, origin=origin, tally=tally)
         item.told = told
         if not item.stored:
-            self._active.add(session.mailbox)
+            self._active[session.mailbox] = None
             self._deliver(now, self._consumers[session.mailbox], item)
         return item
 
@@ -203,7 +206,7 @@ class Delivery:
         for item in mailbox.refill(now.mono_s):
             self._deliver(now, consumer, item)
         if mailbox.window:
-            self._active.add(mailbox)
+            self._active[mailbox] = None
 
     def _deliver(self, now: Instant, consumer: Connection, item: Item, *, resent: bool = False) -> None:
         entry = item.entry
@@ -255,7 +258,7 @@ class Delivery:
             self._settle_delivered(route, who, msg_ids)
         self._pump(now, mailbox)
         if not mailbox.window:
-            self._active.discard(mailbox)
+            self._active.pop(mailbox, None)
 
     def refill(self, now: Instant, who: Connection, refill: protocol.Refill) -> None:
         """Published broadcasts did not arrive: they are sent again, and then the numbers of all that are owed."""
@@ -267,7 +270,13 @@ class Delivery:
         for item in owed:
             if item.bcast <= last:
                 self._deliver(now, who, item, resent=True)
-        self._out.reply(who.route, protocol.Beat(self._epoch, tuple(item.bcast for item in owed)))
+        self._out.reply(who.route, protocol.Beat(self._epoch, self.bcast, tuple(item.bcast for item in owed)))
+
+    def refuse(self, who: Connection, refused: protocol.Refused) -> None:
+        """A message is not accepted, and will not be."""
+        self._out.reply(who.route, refused)
+        if refused.ref not in self._fates and refused.ref not in self._open:
+            self._remember(refused.ref, Fate(who.sender_id, refused))
 
     def said_before(self, who: Connection, msg_id: str) -> bool:
         """Whether a message of this id has been journaled: then its sender is told what it was told, or will be.
@@ -345,7 +354,7 @@ class Delivery:
         for mailbox in list(self._active):
             consumer = self._consumers.get(mailbox)
             if consumer is None or not mailbox.window:
-                self._active.discard(mailbox)
+                self._active.pop(mailbox, None)
                 continue
             for item in mailbox.window:
                 if now.mono_s - item.accepted_s < BUSY_AFTER_S:
@@ -371,4 +380,4 @@ class Delivery:
         if last > consumer.beaten and now.mono_s - mailbox.window[0].accepted_s >= BEAT_AFTER_S:
             consumer.beaten = last
             numbers = tuple(item.bcast for item in mailbox.owed())
-            self._out.reply(consumer.route, protocol.Beat(self._epoch, numbers))
+            self._out.reply(consumer.route, protocol.Beat(self._epoch, self.bcast, numbers))

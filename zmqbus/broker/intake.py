@@ -15,7 +15,15 @@ from zmqbus.broker.events import Append, Instant, Outbox
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Registry, Session
 from zmqbus.broker.store import Entry, Store
-from zmqbus.errors import InvalidPayload, ProtocolError, RateLimited, TextTooLong, UnknownPeer
+from zmqbus.errors import (
+    BrokerUnavailable,
+    InvalidPayload,
+    ProtocolError,
+    RateLimited,
+    TextTooLong,
+    UnknownPeer,
+    ZmqbusError,
+)
 from zmqbus.journal import Record
 from zmqbus.protocol import Format, Pointer, Scope
 
@@ -62,11 +70,17 @@ class Intake:
     # --- SEND
 
     def send(self, now: Instant, who: Connection, send: protocol.Send) -> None:
-        """Stages a message. Raises what its sender is to be told if it cannot be accepted."""
+        """Stages a message, or refuses it. Raises `ProtocolError` if its id cannot be its own."""
         if not protocol.is_msg_id(send.msg_id):
             raise ProtocolError("a message id is 8 to 12 lower-case letters and digits")
         if self._delivery.said_before(who, send.msg_id) or self._staged_before(who, send.msg_id):
             return
+        try:
+            self._stage(now, who, send)
+        except ZmqbusError as error:
+            self._delivery.refuse(who, protocol.Refused(send.msg_id, error.code, str(error)))
+
+    def _stage(self, now: Instant, who: Connection, send: protocol.Send) -> None:
         self._check_body(send)
         receivers, waiter, to = self._address(who, send)
         to_many = send.scope in protocol.TO_MANY
@@ -94,6 +108,8 @@ class Intake:
             fmt=_FORMATS[send.fmt],
             body=send.body,
         )
+        for session in receivers:
+            session.mailbox.reserve(len(send.body))
         self._places[send.msg_id] = len(self._staged)
         self._staged.append(_Staged(who, send, record, receivers, waiter))
         self._out.put(Append(record))
@@ -191,19 +207,23 @@ class Intake:
 
     def journaled(self, now: Instant, pointers: list[Pointer]) -> None:
         """What was staged is in the log, at these places, and goes out."""
-        staged, self._staged = self._staged, []
-        self._places.clear()
-        for message, pointer in zip(staged, pointers, strict=True):
+        for message, pointer in zip(self._unstage(), pointers, strict=True):
             self.accepted += 1
             self._dispatch(now, message, _entry(message, pointer))
 
     def journal_failed(self, reason: str) -> None:
         """What was staged is not in the log: it has never been."""
+        for message in self._unstage():
+            refused = protocol.Refused(message.send.msg_id, BrokerUnavailable.code, reason)
+            self._delivery.refuse(message.sender, refused)
+
+    def _unstage(self) -> list[_Staged]:
         staged, self._staged = self._staged, []
         self._places.clear()
         for message in staged:
-            refused = protocol.Refused(message.send.msg_id, "broker_unavailable", reason)
-            self._out.reply(message.sender.route, refused)
+            for session in message.receivers:
+                session.mailbox.release(len(message.send.body))
+        return staged
 
     def _dispatch(self, now: Instant, message: _Staged, entry: Entry) -> None:
         route = message.sender.route

@@ -108,6 +108,7 @@ class Mailbox:
         self._sent_seq = 0  # the highest number that is, or was, in the window
         self._backlog = 0
         self.total_bytes = 0
+        self._reserved = self._reserved_bytes = 0
         self.last_append_s = 0.0
         self.open = False  #: there is a consumer, and it may be sent to
 
@@ -123,8 +124,21 @@ class Mailbox:
         return len(self.window) + self._backlog
 
     def full(self, size_bytes: int) -> bool:
-        """Whether another message of that size would go over the limits."""
-        return self.total >= MAX_MESSAGES or self.total_bytes + size_bytes > MAX_BYTES
+        """Whether another message of that size would go over the limits, those counted that have a reservation."""
+        return (
+            self.total + self._reserved >= MAX_MESSAGES
+            or self.total_bytes + self._reserved_bytes + size_bytes > MAX_BYTES
+        )
+
+    def reserve(self, size_bytes: int) -> None:
+        """Keeps room for a message that is on its way through the journal."""
+        self._reserved += 1
+        self._reserved_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """That message is here, or will not come."""
+        self._reserved -= 1
+        self._reserved_bytes -= size_bytes
 
     @property
     def after(self) -> int:

@@ -45,7 +45,8 @@ class Reading:
         if session.conn is not None and session.mailbox.window:
             session.recalls += 1
             session.mailbox.open = False  # what comes behind RECALL would be shown there, and by the command again
-            self._out.reply(session.conn.route, protocol.Recall(session.recalls))
+            under_way = tuple(item.bcast for item in session.mailbox.owed())
+            self._out.reply(session.conn.route, protocol.Recall(session.recalls, under_way))
         else:
             self._begin(now, who)
 

@@ -10,6 +10,7 @@ from zmqbus.cli.common import FAILED, Parser, fail, print_json
 from zmqbus.client import launch
 from zmqbus.client.bus import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
+from zmqbus.session.owner import is_alive, process_of
 from zmqbus.settings import Settings, load
 
 #: How long a broker may take to end once it has said that it will.
@@ -72,20 +73,13 @@ def _stop(settings: Settings) -> int:
     if pid is None:
         print(f"no broker runs on port {settings.port}")
         return 0
+    process = process_of(pid)
     with observer(settings) as bus:
         bus.request(protocol.Stop)
     deadline_s = time.monotonic() + STOP_S
-    while _runs(pid):
+    while is_alive(process):  # false for a zombie: in many a container nobody looks after orphans
         if time.monotonic() > deadline_s:
             raise BrokerUnavailable(f"the broker (pid {pid}) has not ended within {STOP_S:g} s; see its broker.log")
         time.sleep(0.01)  # it is nobody's child here, so there is nothing to wait on but its pid
     print(f"broker (pid {pid}) stopped")
     return 0
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True

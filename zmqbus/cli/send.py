@@ -31,10 +31,12 @@ def main(argv: list[str], *, broadcast: bool = False) -> int:
     options = parser.parse_args(argv)
     if broadcast and not (options.project or options.topic):
         options.all = True
+    to_many = bool(options.all or options.project or options.topic)
+    if options.wait is not None and (to_many or "," in (options.to or "")):
+        parser.error("--wait takes one receiver: a name after --to, or a group")
     settings = load({"port": options.port})
     try:
         body = _body(options)
-        to_many = bool(options.all or options.project or options.topic)
         body = bodies.from_text(body, to_many=to_many)
         if options.sender:
             check_name(options.sender)
@@ -109,8 +111,6 @@ def _send(bus: Bus, options: Any, body: bytes, project: str, settings: Settings)
     if options.reply_to is not None and not protocol.is_msg_id(options.reply_to):
         raise InvalidPayload("--reply-to takes the id of a message: 8 to 12 lower-case letters and digits")
     targets, scope = _targets(options, project)
-    if options.wait is not None and (len(targets) != 1 or scope in protocol.TO_MANY):
-        raise InvalidPayload("--wait takes one receiver; send to one, or do without --wait")
     sent = [
         bus.post(target, body, scope=scope, reply_to=options.reply_to, await_answer=options.wait is not None)
         for target in targets
@@ -146,7 +146,10 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
         return [check_name(options.topic, "topic")], Scope.TOPIC
     if options.group is not None:
         return [check_name(options.group, "group")], Scope.GROUP
-    return list(dict.fromkeys(options.to.split(","))), Scope.SESSION
+    targets = dict.fromkeys(target.strip() for target in options.to.split(","))
+    if len(targets) > 1:
+        targets.pop("", None)  # a comma too many
+    return list(targets), Scope.SESSION
 
 
 def _wait(bus: Bus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:

@@ -239,23 +239,32 @@ class ClientCore:
         """Sends a message, and keeps it until an `Answer` for it."""
         self._unconfirmed[send.msg_id] = send
         self._unconfirmed_bytes += len(send.body)
-        if self.phase is Phase.READY:
+        if self._greeted:
             self._transmit(send)
         return self._flush()
 
     def await_answer(self, msg_id: str) -> list[Effect]:
         """The answer to this message comes here, and not to the session's mailbox. To be said before it is sent."""
         self._awaited[msg_id] = None
-        if self.phase is Phase.READY:
+        if self._greeted:
             self._transmit(protocol.Await(msg_id))
         return self._flush()
 
     def request(self, request: protocol.Envelope) -> list[Effect]:
         """Asks the broker for something; a `Response` with its ref follows."""
         self._requests[request.ref] = request  # type: ignore[union-attr]
-        if self.phase is Phase.READY:
+        if self._greeted:
             self._transmit(request)
         return self._flush()
+
+    @property
+    def _closed(self) -> bool:
+        return self.phase is Phase.CLOSED
+
+    @property
+    def _greeted(self) -> bool:
+        """Whether what is said now comes behind a HELLO. WELCOME need not be here yet: the broker takes it in order."""
+        return self.phase in (Phase.GREETING, Phase.READY)
 
     @property
     def may_send(self) -> bool:
@@ -278,11 +287,14 @@ class ClientCore:
 
     def acknowledge(self) -> list[Effect]:
         """The acknowledgement of all that was taken since the last one."""
+        self._acknowledge()
+        return self._flush()
+
+    def _acknowledge(self) -> None:
         if self._ack_due and self.phase is Phase.READY:
             self._ack_due = False
             self._transmit(protocol.Ack(self._ack_seq, tuple(self._ack_bcasts)))
             self._ack_bcasts = []
-        return self._flush()
 
     def bye(self) -> list[Effect]:
         """Leaves in good order."""
@@ -302,7 +314,7 @@ class ClientCore:
                 self._heard_s = now_s
                 for envelope in envelopes:
                     rule = _TABLE.get(envelope.__class__)
-                    if rule is not None and self.phase is not Phase.CLOSED:
+                    if rule is not None and not self._closed:
                         rule(self, envelope)
             case Published(channel, envelopes):
                 self._heard_s = now_s
@@ -317,6 +329,8 @@ class ClientCore:
                 self._offline()
             case Tick():
                 self._tick(now_s)
+        # What came a second time is acknowledged here: the application hears nothing of it, and may be silent for long.
+        self._acknowledge()
         if any(isinstance(effect, Transmit) for effect in self._out):
             self._spoke_s = now_s
         return self._flush()
@@ -439,6 +453,10 @@ class ClientCore:
         self._out.append(Answer(msg_id, outcome))
 
     def _response(self, envelope: protocol.Sessions | protocol.Done | protocol.Health | protocol.Fetched) -> None:
+        if isinstance(envelope, protocol.Fetched):
+            # What was only looked at is the mailbox's again. Kept here, it would hold up all later acknowledgements.
+            self._handed.clear()
+            self._taken_numbers.clear()
         if self._requests.pop(envelope.ref, None) is not None:
             self._out.append(Response(envelope.ref, envelope))
 
@@ -467,16 +485,20 @@ class ClientCore:
             return
         last = self._last_on.get(channel, welcome.bcast)
         self._last_on[channel] = cast.bcast
-        if welcome.peer in cast.spared or cast.bcast in self._seen:
-            self._release()
-            return
         if cast.prev > last and cast.prev not in self._seen and cast.prev not in self._asked:
             # One is missing on this channel. It may have been somebody else's only: the broker's BEAT will tell.
             self._ask((cast.prev,))
-            self._held.append((cast.prev, cast))
-            return
-        self._arrive(cast.bcast, cast, cast.bcast)
+        if welcome.peer not in cast.spared and cast.bcast not in self._seen:
+            self._hold(cast)
         self._release()
+
+    def _hold(self, cast: protocol.Broadcast) -> None:
+        """Behind the broadcasts that are held, and before the DEALER's messages: the broker publishes nothing to a
+        consumer that has one of those under way, so whatever is published comes before them."""
+        place = 0
+        while place < len(self._held) and isinstance(self._held[place][1], protocol.Broadcast):
+            place += 1
+        self._held.insert(place, (0, cast))
 
     def _beat(self, beat: protocol.Beat) -> None:
         if self.welcome is None or beat.epoch != self.welcome.epoch:
@@ -486,7 +508,7 @@ class ClientCore:
         if missing:
             self._ask(missing)
         # What was asked for and is not owed will not come; nothing need wait for it.
-        for number in [n for n in self._asked if n not in beat.bcasts]:
+        for number in [n for n in self._asked if n <= beat.upto and n not in beat.bcasts]:
             self._asked.discard(number)
             self._see(number)
         self._release()
@@ -496,12 +518,17 @@ class ClientCore:
         self._transmit(protocol.Refill(numbers))
 
     def _release(self) -> None:
-        while self._held and (not self._held[0][0] or self._held[0][0] in self._seen):
-            _, item = self._held.popleft()
-            if isinstance(item, protocol.Broadcast):
-                self._arrive(item.bcast, item, item.bcast)
-            else:
+        """Hands out what is held, as far as nothing before it is missing. While broadcasts are being asked for no
+        published one passes: those that are missing come before it."""
+        while self._held:
+            after, item = self._held[0]
+            if self._asked if isinstance(item, protocol.Broadcast) else after and after not in self._seen:
+                return
+            self._held.popleft()
+            if not isinstance(item, protocol.Broadcast):
                 self._arrive(0, item, 0)
+            elif item.bcast not in self._seen:  # else it was filled in while this copy was held
+                self._arrive(item.bcast, item, item.bcast)
 
     def _see(self, bcast: int) -> None:
         self._seen[bcast] = None
@@ -542,6 +569,8 @@ class ClientCore:
 
     def _settle(self, number: int) -> None:
         """Acknowledgements for the DEALER are cumulative, so they go no further than the first that is not taken."""
+        if number not in self._handed:
+            return  # given back in the meantime
         self._taken_numbers.add(number)
         while self._handed:
             first = next(iter(self._handed))
@@ -560,11 +589,11 @@ class ClientCore:
         self._handed.clear()
         self._taken_numbers.clear()
         self._held.clear()
+        for number in recall.bcasts:
+            self._asked.discard(number)
+            self._see(number)
         self._out.append(TakeBack())
-        if self._ack_due:
-            self._ack_due = False
-            self._transmit(protocol.Ack(self._ack_seq, tuple(self._ack_bcasts)))
-            self._ack_bcasts = []
+        self._acknowledge()
         self._transmit(protocol.Recalled(recall.generation))
 
     # --- plumbing

@@ -1,12 +1,13 @@
 """Finding the broker, and starting one where there is none.
 
-A pid file whose process lives is taken as a sign to try and connect, no more: the pid may have been used again. A
+A pid file, and a lock on the data directory that somebody holds, are taken as a sign to try and connect, no more. A
 client that gets no answer launches all the same. That is always right, since the launched process stands for election
 (`broker.daemon`) and leaves at once if there is a broker.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import time
@@ -19,18 +20,29 @@ LAUNCH_S = 20.0
 
 
 def broker_pid(settings: Settings) -> int | None:
-    """The pid in the port's pid file, if that process lives."""
+    """The pid in the port's pid file, if there is a broker for this data directory."""
     try:
         with open(settings.paths.pid_file(settings.port), encoding="ascii") as file:
             pid = int(file.read())
-        if pid <= 0:
-            return None
-        os.kill(pid, 0)
-    except PermissionError:
-        return None  # the pid is another user's by now
     except (OSError, ValueError):
         return None
-    return pid
+    return pid if _is_elected(settings) else None
+
+
+def _is_elected(settings: Settings) -> bool:
+    """Whether anybody holds the lock of `broker.daemon`. A pid alone proves nothing: it may be a zombie's, or have been
+    used again. (The lock is taken shared here, for microseconds; a candidate that meets it looks again.)"""
+    try:
+        descriptor = os.open(settings.data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def launch(settings: Settings) -> None:

@@ -112,9 +112,9 @@ class Link:
             self._launch()
         self._dealer.connect(_endpoint(self._settings.port))
 
-    def watch(self, descriptor: int) -> None:
-        """Makes `pump` return when this descriptor is readable, too."""
-        self._poller.register(descriptor, zmq.POLLIN)
+    def watch(self, descriptor: int, *, hang_up: bool = False) -> None:
+        """Makes `pump` return when this descriptor is readable, too; with `hang_up`, when its other end has gone."""
+        self._poller.register(descriptor, zmq.POLLERR if hang_up else zmq.POLLIN)
 
     def restart(self, client: core.ClientCore) -> list[core.Effect]:
         """Goes on over the same sockets as somebody else (another name, after the first was taken)."""

@@ -31,6 +31,10 @@ from zmqbus.wakeup import Wakeup
 
 #: How often another name is tried when the wanted one is taken (SPEC 4).
 NAME_RETRIES = 3
+#: A reader that does not read is looked at again after so long: the link's poller waits for input only.
+STALLED_S = 0.2
+#: How long the last line may wait for such a reader.
+LAST_LINE_S = 1.0
 
 
 class Plan(NamedTuple):
@@ -66,6 +70,9 @@ class Listener:
         self._trace = trace
         self._stdout = sys.stdout.fileno()
         self._pacer = Pacer(settings.paths.log)
+        self._unwritten = b""  # rest of a flush that the reader has no room for
+        self._unshown: tuple[object, ...] = ()  # tags of that flush
+        self._stalled = False
         self._tries = 0
         self._wanted = plan.name
         self._created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -94,6 +101,7 @@ class Listener:
             try:
                 link.open()
                 link.watch(wakeup.fd)
+                link.watch(self._stdout, hang_up=True)
                 while True:
                     self._turn(link, wakeup)
             except _Ended as end:
@@ -106,7 +114,7 @@ class Listener:
                 link.perform(link.core.bye())
                 link.close()
         if line is not None:
-            self._write([bus_line(line)])
+            self._say_last(bus_line(line))
         return status
 
     # --- the loop
@@ -123,8 +131,10 @@ class Listener:
         self._flush(link)
 
     def _sleep_s(self, now_s: float) -> float:
-        due_s = self._pacer.next_deadline(now_s)
         until_owner_s = self._next_look_s - now_s
+        if self._stalled:
+            return max(0.0, min(until_owner_s, STALLED_S))
+        due_s = self._pacer.next_deadline(now_s)
         return max(0.0, min(until_owner_s, due_s - now_s if due_s is not None else until_owner_s))
 
     _next_look_s = 0.0
@@ -141,7 +151,7 @@ class Listener:
         written; leaving now lets the next monitor of this owner begin at once."""
         poller = select.poll()
         poller.register(self._stdout, 0)
-        if any(event & (select.POLLERR | select.POLLNVAL) for _, event in poller.poll(0)):
+        if any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, event in poller.poll(0)):
             self._trace("standard output has no reader any more")
             raise _Ended(0)
 
@@ -241,24 +251,55 @@ class Listener:
         )
 
     def _flush(self, link: Link) -> None:
-        """Writes what may be written now, and acknowledges it."""
-        while (flush := self._pacer.next_flush(time.monotonic())) is not None:
-            self._write(list(flush.lines))
-            for tag in flush.tags:
-                assert isinstance(tag, core.Ticket)
-                link.core.taken(tag)
-            for effect in link.perform(link.core.acknowledge()):
-                self._deal(link, effect)
+        """Writes what may be written now, and acknowledges what has been."""
+        while True:
+            self._stalled = not self._push()
+            if self._stalled:
+                return
+            if self._unshown:
+                for tag in self._unshown:
+                    assert isinstance(tag, core.Ticket)
+                    link.core.taken(tag)
+                self._unshown = ()
+                for effect in link.perform(link.core.acknowledge()):
+                    self._deal(link, effect)
+            flush = self._pacer.next_flush(time.monotonic())
+            if flush is None:
+                return
+            self._unwritten, self._unshown = _as_bytes(flush.lines), flush.tags
 
-    def _write(self, lines: list[str]) -> None:
-        """Writes whole lines in one go, as far as the pipe lets it. Raises `_Ended` if nobody reads."""
-        data = "".join(f"{line}\n" for line in lines).encode()
+    def _push(self, timeout_s: float = 0.0) -> bool:
+        """Writes what the reader has room for; returns whether it has room for more. Raises `_Ended` if nobody reads.
+
+        Never blocks for longer than `timeout_s`: a listener whose reader stands still has to hear signals, and to look
+        at its owner. What poll calls writable takes PIPE_BUF bytes at once; no more is written before the next look.
+        """
+        poller = select.poll()
+        poller.register(self._stdout, select.POLLOUT)
         try:
-            while data:
-                data = data[os.write(self._stdout, data) :]
-        except (BrokenPipeError, OSError):
+            while poller.poll(timeout_s * 1000):
+                if not self._unwritten:
+                    return True
+                written = os.write(self._stdout, self._unwritten[: select.PIPE_BUF])
+                self._unwritten = self._unwritten[written:]
+        except BlockingIOError:  # the descriptor was handed to us in that mode, and another writer was faster
+            return False
+        except OSError:
             self._trace("standard output cannot be written to")
             raise _Ended(0) from None
+        return False
+
+    def _say_last(self, line: str) -> None:
+        """The line that tells why it ends; after the rest of what was begun, so that both stay whole."""
+        self._unwritten += _as_bytes((line,))
+        try:
+            self._push(LAST_LINE_S)
+        except _Ended:
+            pass  # nobody reads it, and it ends as it was going to
+
+
+def _as_bytes(lines: tuple[str, ...]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _addressed(message: core.Incoming) -> str | None:

@@ -1,0 +1,225 @@
+"""One mailbox: its order, its window, its credit, and what falls back when a consumer goes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqbus.broker import mailbox
+from zmqbus.broker.mailbox import Mailbox, Tally
+from zmqbus.broker.store import Entry, MemoryStore
+
+NOW_S = 5.0
+
+
+def entry(number: int = 0, size_bytes: int = 1, spilled: bool = False) -> Entry:
+    body = b"" if spilled else bytes(size_bytes)
+    return Entry(f"message{number:04d}", "s", "n", None, 0, "", 0, None, 1.0, size_bytes, (1, number, 9, 0), body)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def box(store: MemoryStore) -> Mailbox:
+    box = Mailbox("key", store)
+    box.open = True
+    return box
+
+
+def seqs(items) -> list[int]:
+    return [item.seq for item in items]
+
+
+def test_an_open_one_sends_at_once_and_stores_nothing(box, store):
+    item = box.append(entry(), NOW_S)
+    assert box.window[-1] is item and not item.stored
+    assert (box.total, store.total()) == (1, 0)
+
+
+def test_a_closed_one_stores(store):
+    box = Mailbox("key", store)
+    item = box.append(entry(), NOW_S)
+    assert item.stored and not box.window
+    assert (box.total, store.total()) == (1, 1)
+
+
+def test_acknowledgements_are_cumulative_and_free_what_was_stored(box, store):
+    items = [box.append(entry(n), NOW_S) for n in range(4)]
+    box.secure(items[1])
+    box.secure(items[1])  # again is no error
+    assert store.total() == 1
+    assert seqs(box.acknowledge(3, ())) == [1, 2, 3]
+    assert (box.total, box.total_bytes, store.total()) == (1, 1, 0)
+    assert box.acknowledge(3, ()) == []
+    assert box.acknowledge(-1, ()) == []
+    assert seqs(box.acknowledge(2**64 - 1, ())) == [4]
+
+
+def test_credit_by_number(box, monkeypatch):
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 3)
+    items = [box.append(entry(n), NOW_S) for n in range(5)]
+    assert [item.stored for item in items] == [False, False, False, True, True]
+    box.acknowledge(1, ())
+    assert seqs(box.refill(NOW_S)) == [4]
+    box.acknowledge(4, ())
+    assert seqs(box.refill(NOW_S)) == [5]
+    assert list(box.refill(NOW_S)) == []
+
+
+def test_credit_by_size_lets_a_single_large_one_pass(box, monkeypatch):
+    monkeypatch.setattr(mailbox, "CREDIT_BYTES", 1_000)
+    first, second = (box.append(entry(n, 5_000), NOW_S) for n in range(2))
+    assert not first.stored and second.stored
+    box.acknowledge(1, ())
+    assert seqs(box.refill(NOW_S)) == [2]
+
+
+def test_a_spilled_body_costs_next_to_no_credit_and_counts_in_full():
+    spilled = entry(0, 1_000_000, spilled=True)
+    assert spilled.spilled and spilled.credit_bytes == 200
+    box = Mailbox("key", MemoryStore())
+    box.append(spilled, NOW_S)
+    assert box.total_bytes == 1_000_000
+
+
+def test_nothing_overtakes_the_backlog(box, monkeypatch):
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 1)
+    box.append(entry(0), NOW_S)
+    box.append(entry(1), NOW_S)
+    box.acknowledge(1, ())
+    late = box.append(entry(2), NOW_S)
+    assert late.stored
+    assert not box.may_send(entry()) and not box.may_publish(entry())
+    assert seqs(box.refill(NOW_S)) == [2]
+
+
+def test_what_comes_out_of_the_store_has_been_told(box, monkeypatch):
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 1)
+    box.append(entry(0), NOW_S)
+    box.append(entry(1), NOW_S)
+    box.acknowledge(1, ())
+    (item,) = box.refill(NOW_S + 7)
+    assert item.told and item.stored and item.accepted_s == NOW_S + 7
+
+
+# --- broadcasts
+
+
+def test_a_broadcast_is_published_only_while_nothing_is_under_way_by_dealer(box):
+    assert box.may_publish(entry())
+    box.append(entry(0), NOW_S, bcast=7)
+    assert box.may_publish(entry()) and box.after == 7
+    box.append(entry(1), NOW_S)
+    assert not box.may_publish(entry())
+    box.acknowledge(0, (7,))
+    assert box.after == 0 and not box.may_publish(entry())
+    box.acknowledge(2, ())
+    assert box.may_publish(entry())
+
+
+def test_broadcasts_are_acknowledged_by_name_and_leave_in_order(box):
+    for number in (7, 8, 9):
+        box.append(entry(number), NOW_S, bcast=number)
+    assert box.acknowledge(3, (8,)) == []  # a cumulative number says nothing about broadcasts
+    assert [item.bcast for item in box.owed()] == [7, 9]
+    assert [item.bcast for item in box.acknowledge(0, (7,))] == [7, 8]
+    assert [item.bcast for item in box.acknowledge(0, (9, 9, 1000))] == [9]
+    assert box.owed() == [] and not box._taken_bcasts and not box._published
+
+
+def test_a_directed_message_waits_in_the_window_for_the_broadcast_before_it(box):
+    box.append(entry(0), NOW_S, bcast=7)
+    box.append(entry(1), NOW_S)
+    assert box.acknowledge(2, ()) == []
+    assert seqs(box.acknowledge(2, (7,))) == [1, 2]
+
+
+# --- the consumer goes
+
+
+def test_the_window_falls_back_and_comes_again_from_the_start(box, store):
+    box.append(entry(0), NOW_S, bcast=7)
+    box.append(entry(1), NOW_S).told = True
+    box.append(entry(2), NOW_S)
+    assert seqs(box.close()) == [1, 3]  # nobody has been told of these
+    assert not box.open and not box.window and box.after == 0 and store.total() == 3
+    box.append(entry(3), NOW_S)
+    assert list(box.refill(NOW_S)) == []
+    box.open = True
+    again = list(box.refill(NOW_S))
+    assert seqs(again) == [1, 2, 3, 4] and [item.bcast for item in again] == [0, 0, 0, 0]
+    box.acknowledge(4, ())
+    assert (box.total, box.total_bytes, store.total()) == (0, 0, 0)
+
+
+def test_drain_empties_it(store):
+    box = Mailbox("key", store)
+    for number in range(3):
+        box.append(entry(number), NOW_S)
+    assert [item.entry.msg_id[-1] for item in box.drain()] == ["0", "1", "2"]
+    assert (box.total, box.total_bytes, store.total()) == (0, 0, 0)
+
+
+def test_full(monkeypatch):
+    monkeypatch.setattr(mailbox, "MAX_MESSAGES", 2)
+    monkeypatch.setattr(mailbox, "MAX_BYTES", 10)
+    box = Mailbox("key", MemoryStore())
+    assert not box.full(10) and box.full(11)
+    box.append(entry(0, 4), NOW_S)
+    assert not box.full(6) and box.full(7)
+    box.append(entry(1, 4), NOW_S)
+    assert box.full(0)
+
+
+def test_oldest(box):
+    assert box.oldest_s() is None
+    box.append(entry(0), 3.0)
+    box.append(entry(1), 4.0)
+    assert box.oldest_s() == 3.0
+
+
+steps = st.lists(st.tuples(st.sampled_from(("append", "publish", "ack", "close", "open", "secure")), st.integers(1, 9)))
+
+
+@given(steps)
+def test_whatever_happens_each_message_leaves_once_and_in_order(moves):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mailbox, "CREDIT_MESSAGES", 3)
+        store = MemoryStore()
+        box = Mailbox("key", store)
+        left: list[int] = []
+        appended = 0
+        for move, number in moves:
+            if move == "append":
+                box.append(entry(appended), NOW_S)
+                appended += 1
+            elif move == "publish" and box.may_publish(entry()):
+                box.append(entry(appended), NOW_S, bcast=appended + 1)
+                appended += 1
+            elif move == "ack":
+                taken = [item for item in list(box.window)[:number]]
+                direct = [item.seq for item in taken if not item.bcast]
+                left += seqs(box.acknowledge(max(direct, default=0), [item.bcast for item in taken if item.bcast]))
+            elif move == "close":
+                box.close()
+            elif move == "open":
+                box.open = True
+            elif move == "secure" and box.window:
+                box.secure(box.window[0])
+            if box.open:
+                list(box.refill(NOW_S))
+            assert len(box.window) <= 3
+            assert box.total == len(box.window) + box._backlog == box.total_bytes == appended - len(left)
+            assert store.total() >= box._backlog
+        assert left == list(range(1, len(left) + 1))
+
+
+def test_repr(box):
+    item = box.append(entry(1), NOW_S, bcast=3)
+    assert repr(box) == "<Mailbox key open: 1 under way, 0 behind>"
+    assert repr(item) == "<Item 1 message0001 published as 3>"
+    assert repr(Tally("m", "s", b"", 2, 1.0)) == "<Tally m: 0 delivered, 0 queued, 2 open>"

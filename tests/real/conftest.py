@@ -1,0 +1,408 @@
+"""The bus as its users have it: real processes, real sockets, one data directory and one port for each test.
+
+`bus` is the harness. It starts listeners, each with an owner process of its own, runs the commands in bin/ as one of
+those owners, and ends all of it when the test ends. Tests wait for states (a line, an exit, a file, what `list` says),
+with a deadline that only a hang can miss; nothing here measures time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from zmqbus.client.bus import Receipt, guest
+from zmqbus.settings import load
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+#: What takes longer than this does not happen. Generous: two cores may be shared with the whole suite.
+DEADLINE_S = 20.0
+#: For what the contract itself lets take 15 s (a dead listener leaves the list).
+LONG_DEADLINE_S = 45.0
+#: A command that takes longer hangs.
+COMMAND_TIMEOUT_S = 60.0
+POLL_S = 0.02
+
+#: JSON objects, as `list --json` and the log have them. (`Bus.list` hides the built-in one in its class.)
+Rows = list[dict[str, Any]]
+Receipts = list[Receipt]
+
+#: The header of a message's line, as SPEC 4 gives it; the fields in their order.
+HEADER = re.compile(
+    r"^\[inter-session msg=(?P<id>[a-z0-9]{8,12}) from=\"(?P<name>[a-z0-9-]{1,40})\"(?: \"(?P<label>[^\"]*)\")?"
+    r"(?: re=(?P<re>[a-z0-9]{8,12}))?(?: to=(?P<to>all|#\S+|%\S+))?(?: queued=(?P<queued>\S+))?"
+    r"(?: truncated=(?P<truncated>\d+))?\] (?P<text>.*)$"
+)
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = DEADLINE_S) -> Any:
+    """The first true value of `condition()`; fails the test when there is none within `timeout` seconds."""
+    end_s = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > end_s:
+            pytest.fail(f"not within {timeout:g} s: {what}")
+        time.sleep(POLL_S)
+    return value
+
+
+class Owner:
+    """A process that lives until it is killed, or until this test run is no more: the owner of a session."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.pid = self._process.pid
+
+    def kill(self) -> None:
+        """Ends it and takes it out of the process table."""
+        self._process.kill()
+        self._process.wait(DEADLINE_S)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+
+class ListenerProcess:
+    """A running `bin/client.py`. `lines` is what it has printed so far, `errors` its standard error."""
+
+    def __init__(self, bus: Bus, process: subprocess.Popen[bytes], owner: Owner) -> None:
+        self.bus = bus
+        self.process = process
+        self.owner = owner
+        self.pid = process.pid
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=_collect, args=(stream, into), daemon=True)
+            for stream, into in ((process.stdout, self.lines), (process.stderr, self.errors))
+            if stream is not None
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def state_path(self) -> Path:
+        return self.bus.data_dir / "clients" / f"{self.owner.pid}.session"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the state file of this owner says; {} if there is none."""
+        try:
+            state: dict[str, Any] = json.loads(self.state_path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return state
+
+    @property
+    def name(self) -> str:
+        return str(self.state["name"])
+
+    @property
+    def session_id(self) -> str:
+        return str(self.state["session_id"])
+
+    @property
+    def status(self) -> int | None:
+        """Exit status; None while it runs."""
+        return self.process.poll()
+
+    def wait_for(self, pattern: str, *, after: int = 0, timeout: float = DEADLINE_S) -> str:
+        """The first line, from number `after` on, in which the regular expression is found."""
+        expression = re.compile(pattern)
+
+        def found() -> str | None:
+            return next((line for line in self.lines[after:] if expression.search(line)), None)
+
+        end_s = time.monotonic() + timeout
+        while (line := found()) is None:
+            if (ended := self.status is not None) or time.monotonic() > end_s:
+                for reader in self._readers if ended else ():
+                    reader.join(DEADLINE_S)
+                if (line := found()) is not None:
+                    break
+                why = f"exit {self.status}" if ended else "it runs on"
+                pytest.fail(f"no line matches {pattern!r} ({why}); lines {self.lines!r}, errors {self.errors!r}")
+            time.sleep(POLL_S)
+        return line
+
+    def wait_message(self, text: str, *, after: int = 0, timeout: float = DEADLINE_S) -> dict[str, str | None]:
+        """The fields of the first message line with `text` in it, as HEADER names them."""
+        line = self.wait_for(r"^\[inter-session msg=.*" + re.escape(text), after=after, timeout=timeout)
+        match = HEADER.match(line)
+        assert match is not None, f"not the line of a message: {line!r}"
+        return match.groupdict()
+
+    def wait_connected(self, timeout: float = DEADLINE_S) -> ListenerProcess:
+        """Waits until this process (not an earlier one of the same owner) has a session."""
+
+        def connected() -> bool:
+            if self.status is not None:
+                pytest.fail(f"ended with {self.status}; lines {self.lines!r}, errors {self.errors!r}")
+            return self.state.get("listener_pid") == self.pid
+
+        wait_until(connected, f"the listener connects; lines {self.lines!r}, errors {self.errors!r}", timeout)
+        return self
+
+    def wait_exit(self, timeout: float = DEADLINE_S) -> int:
+        """Its exit status, with all that it printed in `lines` and `errors`."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {timeout:g} s; lines {self.lines!r}, errors {self.errors!r}")
+        for reader in self._readers:
+            reader.join(DEADLINE_S)
+        return status
+
+    def send_signal(self, signum: int) -> None:
+        self.process.send_signal(signum)
+
+    def stop(self, signum: int = signal.SIGTERM, timeout: float = DEADLINE_S) -> int:
+        """Sends the signal, and waits for the end; returns the exit status (negative: killed by that signal)."""
+        self.send_signal(signum)
+        return self.wait_exit(timeout)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(DEADLINE_S)
+        for reader in self._readers:
+            reader.join(DEADLINE_S)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def _collect(stream: Any, into: list[str]) -> None:
+    # Bytes, not text: only "\n" ends a line here, as in the harness, and not a stray "\r" or U+2028.
+    for line in stream:
+        into.append(line.decode("utf-8").removesuffix("\n"))
+
+
+class Bus:
+    """One bus: a data directory, a port, its listeners, and the commands."""
+
+    def __init__(
+        self, data_dir: Path, port: int, cwd: Path, make_env: Callable[[dict[str, str] | None], dict[str, str]]
+    ) -> None:
+        self.data_dir = data_dir
+        self.port = port
+        self.cwd = cwd
+        self.log_path = data_dir / "messages.log"
+        self._make_env = make_env
+        self._stack = contextlib.ExitStack()
+
+    # --- processes
+
+    def owner(self) -> Owner:
+        """A new owner process; killed when the test ends."""
+        owner = Owner()
+        self._stack.callback(owner.kill)
+        return owner
+
+    def env(self, owner: Owner | ListenerProcess | None = None, extra: dict[str, str] | None = None) -> dict[str, str]:
+        """The environment of a command; "" in `extra` drops a variable."""
+        own = {"INTER_SESSION_PORT": str(self.port)}
+        if isinstance(owner, ListenerProcess):
+            owner = owner.owner
+        if owner is not None:
+            own["INTER_SESSION_PPID_OVERRIDE"] = str(owner.pid)
+        return self._make_env({**own, **(extra or {})})
+
+    def popen(
+        self,
+        script: str,
+        *args: str,
+        owner: Owner | ListenerProcess | None = None,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[bytes]:
+        """`bin/<script>` with byte pipes, running; the test may wait for it, and it is killed when the test ends."""
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "bin" / script), *args],
+            env=self.env(owner, env),
+            cwd=cwd or self.cwd,
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        )
+        self._stack.callback(_end, process)
+        return process
+
+    def listener(
+        self,
+        name: str | None = None,
+        *flags: str,
+        owner: Owner | ListenerProcess | None = None,
+        label: str | None = None,
+        topics: Sequence[str] = (),
+        groups: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        connected: bool = True,
+    ) -> ListenerProcess:
+        """Starts `bin/client.py` with an owner of its own (or `owner`); waits until it has a session if `connected`."""
+        if isinstance(owner, ListenerProcess):
+            owner = owner.owner
+        owner = owner or self.owner()
+        args = ["--name", name] if name is not None else []
+        args += ["--label", label] if label is not None else []
+        for option, values in (("--topic", topics), ("--group", groups)):
+            for value in values:
+                args += [option, value]
+        process = self.popen("client.py", *args, *flags, owner=owner, env=env, cwd=cwd)
+        listener = ListenerProcess(self, process, owner)
+        self._stack.callback(listener.close)
+        return listener.wait_connected() if connected else listener
+
+    # --- commands
+
+    def run(
+        self,
+        script: str,
+        *args: str,
+        owner: Owner | ListenerProcess | None = None,
+        input: str | bytes | None = None,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = COMMAND_TIMEOUT_S,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `bin/<script>` to its end, as the session of `owner` (a new process without a session if None)."""
+        given = input.encode() if isinstance(input, str) else input or b""
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "bin" / script), *args],
+            input=given,
+            capture_output=True,
+            env=self.env(owner or self.stranger, env),
+            cwd=cwd or self.cwd,
+            timeout=timeout,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    @property
+    def stranger(self) -> Owner:
+        """A process that has no session: the owner of commands for which no other is named."""
+        if not hasattr(self, "_stranger"):
+            self._stranger = self.owner()
+        return self._stranger
+
+    def send(
+        self, *args: str, owner: Owner | ListenerProcess | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """`bin/send.py`."""
+        return self.run("send.py", *args, owner=owner, **options)
+
+    def deliver(self, to: str, text: str, *args: str, owner: Owner | ListenerProcess | None = None) -> str:
+        """Sends (under the name `script` unless `owner` has a session), demands success, returns the message's id."""
+        sender = ["--as", "script"] if owner is None else []
+        done = self.send("--to", to, "--text-file", "-", *sender, *args, owner=owner, input=text)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        match = re.match(r"(?:delivered|queued) msg=([a-z0-9]{8,12}) to=", done.stdout)
+        assert match is not None, done.stdout
+        return match[1]
+
+    def zmqbus(
+        self, *args: str, owner: Owner | ListenerProcess | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """`bin/zmqbus`."""
+        return self.run("zmqbus", *args, owner=owner, **options)
+
+    def list(self, *flags: str, owner: Owner | ListenerProcess | None = None, **options: Any) -> Rows:
+        """What `bin/list.py --json` says."""
+        done = self.run("list.py", "--json", *flags, owner=owner, **options)
+        assert done.returncode == 0, done
+        sessions: Rows = json.loads(done.stdout)
+        return sessions
+
+    def states(self) -> dict[str, str]:
+        """Name → state of all sessions that the broker knows."""
+        return {session["name"]: session["state"] for session in self.list("--all")}
+
+    def wait_state(self, name: str, state: str | None, timeout: float = LONG_DEADLINE_S) -> None:
+        """Waits until `list --all` shows `name` in `state`; None: until it is not known at all."""
+        wait_until(lambda: self.states().get(name) == state, f"{name} is {state}", timeout)
+
+    def burst(self, to: str, texts: Iterable[str], sender: str = "script") -> Receipts:
+        """Sends many texts at once, in order, as a script called `sender`; waits for their receipts."""
+        environ = self.env()
+        with guest(load(environ=environ), sender) as link:
+            sent = [link.post(to, text.encode()) for text in texts]
+            return [cast(Receipt, link.outcome(msg_id)) for msg_id in sent]
+
+    # --- the broker
+
+    def broker_pid(self) -> int | None:
+        """The pid that the broker's pid file names."""
+        try:
+            return int((self.data_dir / f"server.{self.port}.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def signal_broker(self, signum: int) -> int:
+        """Sends a signal to the broker; returns its pid."""
+        pid = self.broker_pid()
+        assert pid is not None, "no broker"
+        os.kill(pid, signum)
+        return pid
+
+    def records(self) -> Rows:
+        """All records of messages.log."""
+        return [json.loads(line) for line in self.log_path.read_text("utf-8").split("\n") if line]
+
+    def close(self) -> None:
+        """Ends everything. The broker last: it may hear of the others' ends."""
+        self._stack.close()
+        pid = self.broker_pid()
+        try:
+            broker = psutil.Process(pid) if pid else None
+            if broker is None or broker.environ().get("INTER_SESSION_DATA_DIR") != str(self.data_dir):
+                return  # none, or a pid that is somebody else's by now
+            broker.send_signal(signal.SIGCONT)
+            broker.terminate()
+            # Not broker.wait(): whoever looks after orphans here may take seconds to notice one that has ended.
+            wait_until(lambda: _has_ended(broker), f"the broker (pid {pid}) ends after SIGTERM")
+        except psutil.Error:  # it has just ended
+            return
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait(DEADLINE_S)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        # A reading thread may hold the stream; ListenerProcess.close() has joined it and closed it before.
+        if stream is not None:
+            stream.close()
+
+
+@pytest.fixture
+def bus(data_dir: Path, free_port: int, bin_env: Callable[[dict[str, str] | None], dict[str, str]]) -> Iterator[Bus]:
+    """A bus of this test's own; see `Bus`. Its commands run in an empty directory outside any git work tree."""
+    with tempfile.TemporaryDirectory(prefix="zb-work-") as work:
+        harness = Bus(data_dir, free_port, Path(work).resolve(), bin_env)
+        try:
+            yield harness
+        finally:
+            harness.close()

@@ -1,0 +1,60 @@
+"""The tree of errors: every code of the contract has its class, and comes back from the wire as that class."""
+
+from __future__ import annotations
+
+import pytest
+
+from zmqbus import errors
+
+#: SPEC 5: what users meet.
+CODES = (
+    "unknown_peer, ambiguous, invalid_name, invalid_label, invalid_payload, text_too_long, rate_limited, unauthorized, "
+    "not_connected, broker_unavailable, timeout"
+).split(", ")
+
+
+def all_errors(root: type[errors.ZmqbusError] = errors.ZmqbusError) -> list[type[errors.ZmqbusError]]:
+    found = [cls for cls in root.__subclasses__() if cls.__module__ == errors.__name__]
+    return [root, *(error for cls in found for error in all_errors(cls))]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_has_a_class(code):
+    error = errors.from_code(code, "what happened; what to do")
+    assert error.code == code and type(error).code == code
+    assert str(error) == "what happened; what to do"
+
+
+def test_nothing_else_is_shown_to_users():
+    assert {error.code for error in all_errors()} == {*CODES, "internal", "protocol"}
+
+
+def test_a_taken_name_is_an_invalid_one_for_users_and_has_a_code_on_the_wire():
+    error = errors.from_code("name_taken", "taken")
+    assert type(error) is errors.NameTaken and isinstance(error, errors.InvalidName)
+    assert (error.code, error.wire_code) == ("invalid_name", "name_taken")
+    assert type(errors.from_code("invalid_name", "")) is errors.InvalidName
+
+
+@pytest.mark.parametrize("code", ["", "unheard_of", "internal"])
+def test_an_unknown_code_is_the_brokers_fault(code):
+    error = errors.from_code(code, "text")
+    assert type(error) is errors.BrokerError and str(error) == "text"
+
+
+def test_whose_fault_it_is():
+    branches = (errors.LocalError, errors.DeliveryError, errors.BrokerError, errors.ProtocolError)
+    for error in all_errors():
+        if error is not errors.ZmqbusError:
+            assert len([branch for branch in branches if issubclass(error, branch)]) == 1, error
+
+
+def test_a_timeout_is_pythons_too():
+    with pytest.raises(TimeoutError):
+        raise errors.Timeout("no answer")
+
+
+def test_a_held_port_is_named_with_a_way_out():
+    error = errors.PortHeld(9473)
+    assert error.port == 9473 and isinstance(error, errors.BrokerUnavailable)
+    assert "9473" in str(error) and "--port" in str(error)

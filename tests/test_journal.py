@@ -1,0 +1,797 @@
+"""The log: its lines, what a writer survives, and what a reader may rely on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from zmqbus import journal
+from zmqbus.errors import BrokerUnavailable, InvalidPayload, Unauthorized
+from zmqbus.journal import (
+    Journal,
+    JournalError,
+    JournalFull,
+    Pointer,
+    Record,
+    decode_record,
+    encode_record,
+    find,
+    read,
+    segments,
+)
+
+RECORD = Record(
+    ts=1767323045.678,
+    msg_id="abc123def456",
+    kind="message",
+    from_session="123e4567-e89b-42d3-a456-426614174000",
+    from_name="orchestrator",
+    from_label=None,
+    to="auth",
+    to_session_id="223e4567-e89b-42d3-a456-426614174000",
+    reply_to=None,
+    fmt="text",
+    body=b"run the tests",
+)
+
+
+def line(msg_id: str = "abc123def456", text: str = "run the tests") -> bytes:
+    return encode_record(RECORD._replace(msg_id=msg_id, body=text.encode()))
+
+
+def ids(count: int, start: int = 0) -> list[str]:
+    return [f"id{number:010}" for number in range(start, start + count)]
+
+
+@pytest.fixture
+def path(tmp_path) -> str:
+    tmp_path.chmod(0o700)
+    return str(tmp_path / "messages.log")
+
+
+@pytest.fixture
+def log(path) -> Iterator[Journal]:
+    log = Journal(path)
+    yield log
+    log.close()
+
+
+def lines_of(name: str) -> list[bytes]:
+    return Path(name).read_bytes().split(b"\n")
+
+
+TEXTS = st.text(max_size=200)
+#: Few letters, among them those of escapes, so that ids turn up in texts, overlap, and follow backslashes.
+KNOTS = st.text(st.sampled_from('aanu0\\"\n\b\x01\x85 =msgre'), max_size=60)
+MSG_IDS = st.text(st.sampled_from("abnu01"), min_size=8, max_size=12) | st.sampled_from(["aaaaaaaa", "u0001aaa"])
+RECORDS = st.builds(
+    Record,
+    ts=st.integers(0, 4_000_000_000_000).map(lambda ms: ms / 1000),
+    msg_id=MSG_IDS,
+    kind=st.sampled_from(["message", "broadcast"]),
+    from_session=TEXTS,
+    from_name=TEXTS,
+    from_label=st.none() | TEXTS,
+    to=TEXTS,
+    to_session_id=st.none() | TEXTS,
+    reply_to=st.none() | MSG_IDS | TEXTS,
+    fmt=st.just("text"),
+    body=(TEXTS | KNOTS).map(str.encode),
+) | st.builds(
+    RECORD._replace,
+    fmt=st.sampled_from(["msgpack", "bytes"]),
+    body=st.binary(max_size=200),
+)
+
+
+class TestLines:
+    def test_of_a_message(self):
+        assert encode_record(RECORD) == (
+            b'{"ts":"2026-01-02T03:04:05.678Z","msg_id":"abc123def456","kind":"message",'
+            b'"from":"123e4567-e89b-42d3-a456-426614174000","from_name":"orchestrator","from_label":null,'
+            b'"to":"auth","to_session_id":"223e4567-e89b-42d3-a456-426614174000","text":"run the tests"}'
+        )
+
+    def test_of_an_answer_to_many_in_bytes(self):
+        record = RECORD._replace(
+            kind="broadcast", to="all", to_session_id=None, reply_to="zzz99999", from_label="Größe", fmt="bytes"
+        )
+        fields = json.loads(encode_record(record._replace(body=b"\xff\0")))
+        assert fields["reply_to"] == "zzz99999"
+        assert (fields["fmt"], fields["text"], fields["data"]) == ("bytes", "", "/wA=")
+        assert (fields["to_session_id"], fields["from_label"]) == (None, "Größe")
+
+    @pytest.mark.parametrize(
+        ("ts", "text"),
+        [
+            (0.0, "1970-01-01T00:00:00.000Z"),
+            (1767323045.0004, "2026-01-02T03:04:05.000Z"),
+            (1767323045.9996, "2026-01-02T03:04:06.000Z"),
+            (1767323045.05, "2026-01-02T03:04:05.050Z"),
+        ],
+    )
+    def test_time_is_utc_to_the_millisecond(self, ts, text):
+        encoded = encode_record(RECORD._replace(ts=ts))
+        assert json.loads(encoded)["ts"] == text
+        assert decode_record(encoded).ts == pytest.approx(ts, abs=0.0006)
+
+    @given(RECORDS)
+    def test_round_trip(self, record):
+        encoded = encode_record(record)
+        decoded = decode_record(encoded)
+        assert decoded._replace(ts=0) == record._replace(ts=0)
+        assert decoded.ts == pytest.approx(record.ts, abs=0.0006)
+        assert json.loads(encoded)["msg_id"] == record.msg_id
+
+    @given(RECORDS)
+    def test_is_one_line_to_every_tool(self, record):
+        assert len(encode_record(record).decode().splitlines()) == 1
+
+    @given(RECORDS, MSG_IDS)
+    @example(RECORD._replace(body=b"aaaaaaaaaaaaaaaaa"), "aaaaaaaa")
+    @example(RECORD._replace(body=b"\x08cdefgh1 "), "bcdefgh1")
+    @example(RECORD._replace(body=b"\x01abc"), "u0001abc")
+    @example(RECORD._replace(body=b"u007aqqzqqz"), "u007aqqz")
+    @example(RECORD._replace(from_name="x-auth12345"), "auth12345")
+    def test_never_shows_the_id_that_it_answers(self, record, reply_to):
+        record = record._replace(reply_to=reply_to, msg_id="own999own999")
+        encoded = encode_record(record)
+        assert reply_to.encode() not in encoded
+        assert b'"msg_id":"own999own999"' in encoded
+        assert decode_record(encoded)._replace(ts=0) == record._replace(ts=0)
+
+    @given(KNOTS, MSG_IDS, KNOTS)
+    def test_never_shows_an_id_that_a_header_in_its_text_names(self, before, quoted, after):
+        text = f'{before}[inter-session msg={quoted} from="x" re={quoted}] {after}'
+        encoded = encode_record(RECORD._replace(body=text.encode()))
+        assert f"msg={quoted} ".encode() not in encoded
+        assert f"re={quoted}]".encode() not in encoded
+        assert decode_record(encoded).body == text.encode()
+
+    def test_shows_its_own_id_when_it_answers_itself(self):
+        encoded = encode_record(RECORD._replace(reply_to=RECORD.msg_id, body=RECORD.msg_id.encode()))
+        assert encoded.count(RECORD.msg_id.encode()) == 1
+
+    def test_leaves_letters_of_all_scripts_to_grep(self):
+        assert "Größe 値 🎉".encode() in encode_record(RECORD._replace(body="Größe 値 🎉".encode()))
+
+    def test_text_that_is_not_utf8_is_refused(self):
+        with pytest.raises(InvalidPayload, match="not UTF-8"):
+            encode_record(RECORD._replace(body=b"\xff"))
+
+    @given(
+        st.binary(max_size=100)
+        | st.sampled_from([b"[]", b"1", b"{}", b"[" * 100_000, b'"\\ud800"'])
+        | st.dictionaries(
+            st.sampled_from(list(json.loads(line()))),
+            st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
+            min_size=1,
+            max_size=3,
+        ).map(lambda wrong: json.dumps({**json.loads(line()), **wrong}).encode())
+    )
+    def test_damage_is_a_journal_error_and_nothing_else(self, garbage):
+        try:
+            record = decode_record(garbage)
+        except JournalError as error:
+            assert "damaged" in str(error)
+        else:
+            assert all(isinstance(value, str) for value in (record.msg_id, record.from_session, record.to))
+
+    def test_lone_surrogate_is_damage(self):
+        with pytest.raises(JournalError):
+            decode_record(line().replace(b"run the tests", b"\\ud800"))
+
+    def test_first_line_of_a_segment_is_no_message(self, log, path):
+        with pytest.raises(JournalError):
+            decode_record(lines_of(path)[0])
+
+    def test_unknown_keys_are_passed_over(self):
+        assert decode_record(line()[:-1] + b',"later":[1]}') == RECORD
+
+
+class TestGrep:
+    def test_prints_the_whole_message(self, log, path):
+        """The command of the contract, as it stands there."""
+        body = "first line\nline two\u2028" + "x" * 100_000
+        answer = RECORD._replace(msg_id="zzz000000001", reply_to=RECORD.msg_id)
+        later = [
+            RECORD._replace(msg_id="zzz000000000", body=b"something else"),
+            answer._replace(body=f"done: {RECORD.msg_id} and [inter-session msg={RECORD.msg_id}] again".encode()),
+            RECORD._replace(msg_id="zzz000000002", body=f"as in msg={RECORD.msg_id}".encode()),
+        ]
+        log.append([encode_record(RECORD._replace(body=body.encode()))])
+        log.append([encode_record(record) for record in later])
+        command = f"grep -F '{RECORD.msg_id}' {path} | tail -1"
+        printed = subprocess.run(command, shell=True, capture_output=True, check=True).stdout
+        assert json.loads(printed)["text"] == body
+        command = f"grep -F 'zzz000000001' {path} | tail -1"
+        printed = subprocess.run(command, shell=True, capture_output=True, check=True).stdout
+        assert json.loads(printed)["reply_to"] == RECORD.msg_id
+
+
+class TestWriting:
+    def test_pointers_lead_to_the_records(self, log, path):
+        lines = [line(msg_id, f"text {msg_id}") for msg_id in ids(5)]
+        pointers = [*log.append(lines[:1]), *log.append(lines[1:])]
+        assert [read(path, pointer).msg_id for pointer in pointers] == ids(5)
+        assert pointers[3] == Pointer(1, pointers[2].offset + len(lines[2]) + 1, len(lines[3]), zlib.crc32(lines[3]))
+        assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600
+        assert log.recovered is None
+
+    def test_nothing_is_written_for_nothing(self, log, path):
+        before = os.path.getsize(path)
+        assert log.append([]) == []
+        assert os.path.getsize(path) == before
+
+    @pytest.mark.parametrize("sizes", [[10_000_000], [300_000, 10, 500_000], [1000] * 600, [10] * 3000])
+    def test_batches_of_all_shapes(self, log, path, sizes):
+        lines = [line(msg_id, "é" * (size // 2)) for msg_id, size in zip(ids(len(sizes)), sizes, strict=True)]
+        pointers = log.append(lines)
+        assert lines_of(path)[1:-1] == lines
+        for number in {0, len(sizes) // 2, len(sizes) - 1}:
+            assert read(path, pointers[number]).body == b"\xc3\xa9" * (sizes[number] // 2)
+
+    @pytest.mark.parametrize("count", [1, 400])
+    def test_a_batch_is_one_write(self, log, monkeypatch, count):
+        calls: list[int] = []
+        real = os.writev
+
+        def counted(fd: int, buffers: list[bytes]) -> int:
+            calls.append(len(buffers))
+            return real(fd, buffers)
+
+        monkeypatch.setattr(os, "writev", counted)
+        monkeypatch.setattr(os, "write", None)
+        log.append([line()] * count)
+        assert len(calls) == 1
+
+    def test_goes_on_where_it_ended(self, path):
+        first = Journal(path)
+        old = first.append([line(ids(1)[0])])
+        first.close()
+        second = Journal(path)
+        new = second.append([line(ids(2)[1])])
+        second.close()
+        assert second.recovered is None
+        assert new[0].segment == old[0].segment
+        assert [read(path, pointer).msg_id for pointer in old + new] == ids(2)
+
+    def test_closed_one_takes_nothing(self, log):
+        assert "segment 1" in repr(log)
+        log.close()
+        log.close()
+        assert "closed" in repr(log)
+        with pytest.raises(JournalError, match="closed"):
+            log.append([line()])
+
+    def test_directory_is_made(self, tmp_path):
+        Journal(str(tmp_path / "a" / "messages.log")).close()
+        assert stat.S_IMODE(os.lstat(tmp_path / "a").st_mode) == 0o700
+
+    @pytest.mark.parametrize("suffix", ["", ".1", ".new"])
+    @pytest.mark.parametrize("fault", ["link", "others"])
+    def test_unsafe_files_are_refused(self, path, tmp_path, suffix, fault):
+        small = Journal(path, segment_bytes=1)
+        small.append([line()])
+        if fault == "link":
+            (tmp_path / "elsewhere").touch()
+            if suffix != ".1":
+                Path(path).rename(path + ".1")
+            os.symlink(tmp_path / "elsewhere", path + suffix)
+        else:
+            Path(path + suffix).touch()
+            os.chmod(path + suffix, 0o640)
+        with pytest.raises(JournalError, match=r"symbolic link|chmod 600") as error:
+            small.append([line()])
+            small.append([line()])
+        assert isinstance(error.value, BrokerUnavailable)
+        if suffix == "":
+            with pytest.raises(Unauthorized):
+                Journal(path)
+        small.close()
+        assert (tmp_path / "elsewhere").exists() is (fault == "link")
+        if fault == "link":
+            assert not (tmp_path / "elsewhere").read_bytes()
+
+
+class TestRotation:
+    def test_comes_before_a_batch_that_does_not_fit(self, path):
+        size = len(line()) + 1
+        log = Journal(path, segment_bytes=100 + 3 * size)
+        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(9)]
+        assert [pointer.segment for pointer in pointers] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+        assert log.segment == 3
+        assert segments(path) == [(3, path), (2, path + ".1"), (1, path + ".2")]
+        assert all(os.path.getsize(name) <= 100 + 3 * size for _, name in segments(path))
+        assert [read(path, pointer).msg_id for pointer in pointers] == ids(9)
+        log.close()
+
+    def test_large_batch_goes_into_one_segment(self, path):
+        log = Journal(path, segment_bytes=500)
+        log.append([line()])
+        pointers = log.append([line(msg_id) for msg_id in ids(50)])
+        assert {pointer.segment for pointer in pointers} == {2}
+        # An empty segment is not rotated: it would not make room.
+        assert len(segments(path)) == 2
+        log.close()
+
+    def test_keeps_five_and_the_serials_rise(self, path):
+        log = Journal(path, segment_bytes=1)
+        for msg_id in ids(12):
+            log.append([line(msg_id)])
+        assert [serial for serial, _ in segments(path)] == [12, 11, 10, 9, 8, 7]
+        assert sorted(os.listdir(os.path.dirname(path))) == [
+            "messages.log",
+            *(f"messages.log.{n}" for n in range(1, 6)),
+        ]
+        log.close()
+        again = Journal(path, segment_bytes=1)
+        assert again.append([line()])[0].segment == 13
+        again.close()
+
+    def test_keeps_what_mail_points_to(self, path):
+        log = Journal(path, segment_bytes=1, keep=2)
+        pointers = [log.append([line(msg_id)], oldest_needed=3)[0] for msg_id in ids(12)]
+        assert [serial for serial, _ in segments(path)] == [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]
+        assert read(path, pointers[2]).msg_id == ids(12)[2]
+        log.append([line()], oldest_needed=9)
+        assert [serial for serial, _ in segments(path)] == [13, 12, 11, 10, 9]
+        log.append([line()])
+        assert [serial for serial, _ in segments(path)] == [14, 13, 12]
+        log.close()
+
+    def test_asks_what_is_needed_only_when_it_has_to_know(self, path):
+        asked: list[int] = []
+        log = Journal(path, segment_bytes=1, keep=2)
+        for number in range(1, 6):
+
+            def needed(number: int = number) -> None:
+                asked.append(number)
+
+            log.append([line()], oldest_needed=needed)
+        assert asked == [4, 5]
+        log.close()
+
+    def test_segment_that_cannot_be_deleted_refuses_no_mail(self, path, monkeypatch):
+        def denied(_: str) -> None:
+            raise PermissionError(errno.EPERM, "not permitted")
+
+        log = Journal(path, segment_bytes=1, keep=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", denied)
+            for msg_id in ids(4):
+                log.append([line(msg_id)])
+        assert len(segments(path)) == 4
+        log.append([line()])
+        assert len(segments(path)) == 2
+        log.close()
+
+    @pytest.mark.parametrize("killed_at", range(4))
+    @pytest.mark.parametrize("restart", [True, False])
+    def test_cut_short_anywhere_loses_nothing(self, path, monkeypatch, killed_at, restart):
+        class Killed(BaseException):
+            pass
+
+        log = Journal(path, segment_bytes=1)
+        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
+        real, calls = os.rename, []
+
+        def rename(source: str, target: str) -> None:
+            calls.append(source)
+            if len(calls) == killed_at + 1:
+                raise Killed if restart else OSError(errno.EIO, "Input/output error")
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            with pytest.raises(Killed if restart else JournalError):
+                log.append([line("never0000000")])
+        if restart:
+            log.close()
+            log = Journal(path, segment_bytes=1)
+        pointers += [log.append([line(msg_id)])[0] for msg_id in ids(2, start=3)]
+        log.close()
+        assert [read(path, pointer).msg_id for pointer in pointers] == ids(5)
+        assert len({pointer.segment for pointer in pointers}) == 5
+        found = [serial for serial, _ in segments(path)]
+        assert found == sorted(set(found), reverse=True)
+        assert find(path, "never0000000") is None
+        assert not os.path.exists(path + ".new")
+
+    def test_full_disk_renames_nothing(self, path, monkeypatch):
+        def full(fd: int, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        log = Journal(path, segment_bytes=1)
+        log.append([line()])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(JournalFull, match="No space left"):
+                log.append([line()])
+        assert segments(path) == [(1, path)]
+        assert log.append([line()])[0].segment == 2
+        log.close()
+
+
+class TestFailingWrites:
+    @pytest.mark.parametrize("taken", [0, 1, 50, 300])
+    def test_leave_no_half_batch(self, log, path, monkeypatch, taken):
+        log.append([line("before000000")])
+        before = Path(path).read_bytes()
+        real = os.writev
+
+        def short(fd: int, buffers: list[bytes]) -> int:
+            if not taken:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(fd, [b"".join(buffers)[:taken]])
+
+        def full(fd: int, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "writev", short)
+            patch.setattr(os, "write", full)
+            with pytest.raises(JournalFull, match="make room"):
+                log.append([line(msg_id) for msg_id in ids(3)])
+        assert Path(path).read_bytes() == before
+        pointer = log.append([line("after0000000")])[0]
+        assert pointer.offset == len(before)
+        assert read(path, pointer).msg_id == "after0000000"
+        assert log.recovered is None
+
+    def test_short_write_is_taken_up(self, log, path, monkeypatch):
+        real = os.writev
+        monkeypatch.setattr(os, "writev", lambda fd, buffers: real(fd, [b"".join(buffers)[:7]]))
+        pointers = log.append([line(msg_id) for msg_id in ids(3)])
+        assert [read(path, pointer).msg_id for pointer in pointers] == ids(3)
+
+    def test_that_cannot_be_cut_off_are_cut_off_later(self, log, path, monkeypatch):
+        real = os.writev
+
+        def broken(*_: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def short(fd: int, buffers: list[bytes]) -> int:
+            real(fd, [b"".join(buffers)[: len(line()) + 9]])
+            return broken()
+
+        before = Path(path).read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "writev", short)
+            patch.setattr(os, "ftruncate", broken)
+            for _ in range(2):
+                with pytest.raises(JournalError, match="Input/output error"):
+                    log.append([line(), line()])
+        assert len(Path(path).read_bytes()) == len(before) + len(line()) + 9
+        pointer = log.append([line()])[0]
+        assert pointer.offset == len(before)
+        assert Path(path).read_bytes() == before + line() + b"\n"
+        assert log.recovered is None
+
+    def test_under_a_real_limit(self, path):
+        """EFBIG from the kernel: first a short write, then the error. Python ignores SIGXFSZ."""
+        code = """
+import os, resource, sys
+from zmqbus.journal import Journal, JournalFull
+from tests_line import line
+log = Journal(sys.argv[1])
+log.append([line])
+size = os.path.getsize(sys.argv[1])
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+for room in (0, 1, len(line), 2 * len(line) + 1):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, hard))
+    try:
+        log.append([line] * 3)
+    except JournalFull as error:
+        assert "File too large" in str(error), error
+    else:
+        sys.exit("was written")
+    assert os.path.getsize(sys.argv[1]) == size
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+print(*log.append([line])[0])
+"""
+        module = Path(os.path.dirname(path), "tests_line.py")
+        module.write_text(f"line = {line()!r}\n")
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(module.parent), *filter(None, sys.path)])}
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=env)
+        assert (done.stderr, done.returncode) == ("", 0)
+        assert read(path, [int(part) for part in done.stdout.split()]) == RECORD
+        assert lines_of(path)[1:] == [line(), line(), b""]
+
+
+class TestRecovery:
+    def test_torn_line_is_cut_and_reported(self, path):
+        log = Journal(path)
+        pointer = log.append([line()])[0]
+        log.close()
+        with open(path, "ab") as file:
+            file.write(line()[:40])
+        log = Journal(path)
+        assert log.recovered is not None
+        assert "40 bytes" in log.recovered
+        assert log.append([line()])[0].offset == pointer.offset + pointer.length + 1
+        assert read(path, pointer) == RECORD
+        log.close()
+
+    def test_every_prefix_of_the_log_can_be_gone_on_with(self, path):
+        log = Journal(path)
+        pointers = log.append([line(msg_id) for msg_id in ids(2)])
+        log.close()
+        whole = Path(path).read_bytes()
+        for length in range(len(whole) + 1):
+            Path(path).write_bytes(whole[:length])
+            log = Journal(path)
+            new = log.append([line("new000000000")])[0]
+            log.close()
+            kept = [pointer for pointer in pointers if pointer.offset + pointer.length < length]
+            assert [read(path, pointer).msg_id for pointer in [*kept, new]] == [*ids(2)[: len(kept)], "new000000000"]
+            assert (log.recovered is None) is (length == 0 or whole[length - 1 : length] == b"\n")
+            assert segments(path) == [(1, path)]
+            assert b"\n" not in lines_of(path) and lines_of(path)[-1] == b""
+
+    @given(st.data())
+    def test_flipped_bit_is_noticed(self, data):
+        with tempfile.TemporaryDirectory() as directory:
+            path = f"{directory}/messages.log"
+            log = Journal(path)
+            pointers = log.append([line(msg_id) for msg_id in ids(3)])
+            log.close()
+            content = bytearray(Path(path).read_bytes())
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+            Path(path).write_bytes(content)
+            for again in range(2):
+                for msg_id, pointer in zip(ids(3), pointers, strict=True):
+                    try:
+                        assert read(path, pointer).msg_id == msg_id
+                    except JournalError:
+                        pass
+                for msg_id in ids(3):
+                    record = find(path, msg_id)
+                    assert record is None or record.msg_id == msg_id
+                if not again:
+                    log = Journal(path)
+                    assert read(path, log.append([line("new000000000")])[0]).msg_id == "new000000000"
+                    log.close()
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"from another program\n",
+            b"no line at all",
+            line() + b"\n",
+            b'{"kind":"segment","segment":0,"format":1,"created":"2026-01-02T03:04:05Z"}\n',
+            b'{"kind":"segment","segment":1,"format":2,"created":"2026-01-02T03:04:05Z"}\n',
+            b'{"kind":"segment","segment":' + b"1" * 1000,
+            b"\0" * 1000,
+        ],
+        ids=["text", "bytes", "record", "zero", "format", "endless", "nothing"],
+    )
+    def test_what_is_no_segment_is_put_aside(self, path, content):
+        Path(path).write_bytes(content)
+        os.chmod(path, 0o600)
+        log = Journal(path)
+        assert log.recovered is not None
+        assert "put" in log.recovered
+        pointer = log.append([line()])[0]
+        assert Path(path + ".1").read_bytes() == content
+        assert read(path, pointer) == RECORD
+        assert segments(path) == [(1, path), (0, path + ".1")]
+        log.close()
+
+    def test_segment_without_a_serial_is_kept_while_mail_waits(self, path):
+        Path(path).write_bytes(b"damaged\n")
+        os.chmod(path, 0o600)
+        log = Journal(path, segment_bytes=1, keep=1)
+        for _ in range(4):
+            log.append([line()], oldest_needed=4)
+        assert [serial for serial, _ in segments(path)] == [4, 3, 0]
+        log.append([line()])
+        assert [serial for serial, _ in segments(path)] == [5, 4]
+        log.close()
+
+    def test_serial_rises_where_the_log_is_missing(self, path):
+        log = Journal(path, segment_bytes=1)
+        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
+        log.close()
+        os.unlink(path)
+        log = Journal(path)
+        assert log.append([line()])[0].segment == 3
+        assert read(path, pointers[1]).msg_id == ids(3)[1]
+        log.close()
+
+    @pytest.mark.parametrize("what", ["cut", "shortened", "removed", "moved", "replaced"])
+    def test_log_that_somebody_else_touched(self, log, path, what):
+        old = log.append([line(msg_id) for msg_id in ids(3)])
+        if what == "cut":
+            os.truncate(path, 0)
+        elif what == "shortened":
+            os.truncate(path, old[1].offset)
+        elif what == "removed":
+            os.unlink(path)
+        else:
+            os.rename(path, path + ".bak")
+            if what == "replaced":
+                Path(path).touch(mode=0o600)
+        new = log.append([line("new000000000")])[0]
+        assert new.segment == 2
+        assert read(path, new).msg_id == "new000000000"
+        assert log.recovered is not None
+        for pointer in old[1:]:
+            with pytest.raises(JournalError):
+                read(path, pointer)
+
+    def test_log_that_somebody_else_wrote_to(self, log, path):
+        old = log.append([line(ids(1)[0])])[0]
+        with open(path, "ab") as file:
+            file.write(b"hello\nhalf a li")
+        new = log.append([line("new000000000")])[0]
+        assert [read(path, pointer).msg_id for pointer in (old, new)] == [ids(1)[0], "new000000000"]
+        assert lines_of(path)[2] == b"hello"
+        assert log.recovered is not None
+        assert "something else" in log.recovered
+
+
+class TestReading:
+    def test_log_that_is_not_there(self, tmp_path):
+        missing = str(tmp_path / "none" / "messages.log")
+        assert segments(missing) == []
+        assert find(missing, "abc123def456") is None
+        with pytest.raises(JournalError, match="not there yet"):
+            read(missing, Pointer(1, 0, 1, 0))
+
+    def test_segment_that_is_gone_or_to_come(self, path):
+        log = Journal(path, segment_bytes=1, keep=1)
+        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(4)]
+        with pytest.raises(JournalError, match=r"segment 1 .* is gone"):
+            read(path, pointers[0])
+        with pytest.raises(JournalError, match=r"segment 5 .* is not there yet"):
+            read(path, pointers[0]._replace(segment=5))
+        log.close()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"offset": 3},
+            {"offset": -1},
+            {"offset": 10**12},
+            {"length": 5},
+            {"length": 0},
+            {"length": -1},
+            {"length": 10**12},
+            {"crc": 1},
+        ],
+        ids=str,
+    )
+    def test_wrong_pointer(self, log, path, change):
+        pointer = log.append([line()])[0]
+        with pytest.raises(JournalError, match="damaged"):
+            read(path, pointer._replace(**change))
+
+    def test_pointer_of_another_shape(self, log, path):
+        with pytest.raises(JournalError, match="no pointer"):
+            read(path, (1, 2, 3))
+
+    def test_other_files_are_no_segments(self, log, path, tmp_path):
+        for name in ("messages.log.x", "messages.log.01", "messages.log.", "messages.log.1.gz", "messages.log.²"):
+            (tmp_path / name).touch(mode=0o644)
+        assert segments(path) == [(1, path)]
+
+    def test_unsafe_segment_is_refused(self, log, path):
+        pointer = log.append([line()])[0]
+        os.chmod(path, 0o644)
+        with pytest.raises(Unauthorized, match="chmod 600"):
+            read(path, pointer)
+        with pytest.raises(Unauthorized, match="chmod 600"):
+            find(path, RECORD.msg_id)
+
+    def test_finds_the_newest_over_all_segments(self, path):
+        log = Journal(path, segment_bytes=1)
+        for number, msg_id in enumerate([*ids(5), ids(5)[1]]):
+            log.append([line(msg_id, f"number {number}")])
+        found = [find(path, msg_id) for msg_id in ids(5)]
+        assert [record and record.body for record in found] == [b"number %d" % number for number in (0, 5, 2, 3, 4)]
+        log.close()
+
+    @pytest.mark.parametrize("piece_bytes", [1, 7, 64, 1000])
+    def test_finds_over_the_borders_of_pieces(self, log, path, monkeypatch, piece_bytes):
+        monkeypatch.setattr(journal, "PIECE_BYTES", piece_bytes)
+        log.append([line(msg_id, "x" * number) for number, msg_id in enumerate(ids(40))])
+        for number, msg_id in enumerate(ids(40)):
+            record = find(path, msg_id)
+            assert record is not None
+            assert (record.msg_id, len(record.body)) == (msg_id, number)
+        assert find(path, "none00000000") is None
+
+    def test_finds_no_id_that_a_text_pretends(self, log, path):
+        log.append([line(text='"msg_id":"fake00000000","kind":'), line(text=',"msg_id":"fake00000000",')])
+        assert find(path, "fake00000000") is None
+
+    def test_passes_over_what_is_damaged_or_unfinished(self, log, path):
+        log.append([line(text="whole")])
+        with open(path, "ab") as file:
+            file.write(line().replace(b'"kind":"message"', b'"kind":"massage"') + b"\n" + line()[:-3])
+        record = find(path, RECORD.msg_id)
+        assert record is not None
+        assert record.body == b"whole"
+
+    @pytest.mark.parametrize("how", ["read", "find"])
+    def test_rotation_in_the_middle(self, path, monkeypatch, how):
+        """Between the survey and the opening of the files, everything moves by one."""
+        log = Journal(path, segment_bytes=1)
+        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
+        real = journal._survey
+        rotations: list[int] = []
+
+        def survey(name: str) -> list[tuple[int, int, str]]:
+            found = real(name)
+            if len(rotations) < 2:
+                rotations.append(len(found))
+                with monkeypatch.context() as patch:
+                    patch.setattr(journal, "_survey", real)
+                    log.append([line("later0000000")])
+            return found
+
+        monkeypatch.setattr(journal, "_survey", survey)
+        if how == "read":
+            assert read(path, pointers[0]).msg_id == ids(3)[0]
+        else:
+            assert find(path, ids(3)[0]) == RECORD._replace(msg_id=ids(3)[0])
+        assert rotations == [3, 4]
+        log.close()
+
+    @pytest.mark.parametrize("how", ["read", "find"])
+    def test_rotation_after_the_names_were_read(self, path, monkeypatch, how):
+        """The oldest segment gets a name that was not there when the directory was read."""
+        log = Journal(path, segment_bytes=1)
+        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
+        real = os.listdir
+
+        def listdir(name: str) -> list[str]:
+            found = real(name)
+            monkeypatch.setattr(os, "listdir", real)
+            log.append([line("later0000000")])
+            return found
+
+        monkeypatch.setattr(os, "listdir", listdir)
+        record = read(path, pointers[0]) if how == "read" else find(path, ids(3)[0])
+        assert record == RECORD._replace(msg_id=ids(3)[0])
+        log.close()
+
+    def test_while_somebody_writes_and_rotates(self, path):
+        log = Journal(path, segment_bytes=2000, keep=1000)
+        written: list[Pointer] = []
+        faults: list[BaseException] = []
+        done = threading.Event()
+
+        def check() -> None:
+            try:
+                while not done.is_set():
+                    for number in range(max(0, len(written) - 3), len(written)):
+                        assert read(path, written[number]).body == b"%d" % number
+            except BaseException as error:
+                faults.append(error)
+
+        threads = [threading.Thread(target=check) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for number in range(300):
+            written += log.append([line(text=str(number))])
+        done.set()
+        for thread in threads:
+            thread.join()
+        log.close()
+        assert faults == []
+        assert log.segment > 30

@@ -1,0 +1,393 @@
+"""The codec: what it writes it reads, what it reads it has checked, and nothing else comes out of it than ProtocolError."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zmqbus import protocol
+from zmqbus.errors import ProtocolError
+from zmqbus.protocol import INLINE_BYTES, MAX_BATCH, MAX_BATCH_BYTES, MAX_STRING_BYTES, Scope
+
+INTS = st.integers(-(2**63), 2**64 - 1)
+BODIES = st.one_of(
+    st.binary(max_size=100),
+    st.sampled_from((INLINE_BYTES - 1, INLINE_BYTES, INLINE_BYTES + 1, 3 * INLINE_BYTES)).map(bytes),
+)
+
+
+def values(annotation: object) -> st.SearchStrategy[Any]:
+    """Values that fit a field."""
+    if isinstance(annotation, UnionType):
+        return st.one_of(*map(values, get_args(annotation)))
+    if annotation is type(None):
+        return st.none()
+    if get_origin(annotation) is tuple:
+        part = get_args(annotation)[0]
+        if get_origin(part) is tuple:
+            return st.lists(st.tuples(st.text(max_size=5), INTS), max_size=4).map(tuple)
+        return st.lists(values(part), max_size=4).map(tuple)
+    return {
+        int: INTS,
+        str: st.text(st.characters(exclude_categories=("Cs",)), max_size=20),
+        bool: st.booleans(),
+        float: st.floats(allow_nan=False),
+        bytes: BODIES,
+    }[annotation]  # type: ignore[index]
+
+
+def envelopes_of(cls: Any) -> st.SearchStrategy[Any]:
+    return st.tuples(*map(values, cls.__annotations__.values())).map(cls._make)
+
+
+TO_BROKER = [cls for code, cls in protocol.VERBS.items() if code < 32]
+FROM_BROKER = [cls for code, cls in protocol.VERBS.items() if code >= 32]
+
+
+def messages(verbs: Sequence[Any], max_size: int = 6) -> st.SearchStrategy[list[Any]]:
+    # HELLO of another version is a matter of its own.
+    return st.lists(st.one_of(*map(envelopes_of, verbs)).map(_present), max_size=max_size)
+
+
+def _present(envelope: Any) -> Any:
+    return envelope._replace(version=protocol.VERSION) if type(envelope) is protocol.Hello else envelope
+
+
+def decoder(*, from_broker: bool) -> protocol.Decoder:
+    return protocol.Decoder(from_broker=from_broker)
+
+
+# --- round trips
+
+
+@pytest.mark.parametrize("cls", protocol.VERBS.values(), ids=lambda cls: cls.__name__)
+def test_what_is_written_is_read_back(cls: Any) -> None:
+    from_broker = cls in FROM_BROKER
+
+    @settings(max_examples=30)
+    @given(st.lists(envelopes_of(cls).map(_present), max_size=3))
+    def check(envelopes: list[Any]) -> None:
+        read = decoder(from_broker=from_broker).decode(protocol.encode(envelopes))
+        assert read == envelopes
+        assert [type(one) for one in read] == [type(one) for one in envelopes]
+
+    check()
+
+
+@pytest.mark.parametrize(("verbs", "from_broker"), [(TO_BROKER, False), (FROM_BROKER, True)])
+def test_a_mixed_message_is_read_back(verbs: list[Any], from_broker: bool) -> None:
+    shared = decoder(from_broker=from_broker)  # what passed once is remembered, and must not let more pass later
+
+    @given(messages(verbs))
+    def check(envelopes: list[Any]) -> None:
+        assert shared.decode(protocol.encode(envelopes)) == envelopes
+
+    check()
+
+
+@pytest.mark.parametrize("size", [0, INLINE_BYTES, INLINE_BYTES + 1, protocol.MAX_BODY_BYTES])
+def test_only_large_bodies_get_a_frame_of_their_own(size: int) -> None:
+    send = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, b"x" * size)
+    frames = protocol.encode([send, send])
+    assert len(frames) == (3 if size > INLINE_BYTES else 1)
+    assert decoder(from_broker=False).decode(frames) == [send, send]
+
+
+def test_no_envelope_is_a_message_too() -> None:
+    assert decoder(from_broker=True).decode(protocol.encode([])) == []
+
+
+# --- garbage
+
+
+def refuse_or_read(frames: list[bytes], *, from_broker: bool) -> None:
+    """Whatever it holds: it is an error of the protocol, or it is envelopes with fields of the right types."""
+    try:
+        read = decoder(from_broker=from_broker).decode(frames)
+    except ProtocolError:
+        return
+    for envelope in read:
+        for value, annotation in zip(envelope, type(envelope).__annotations__.values(), strict=True):
+            assert fits(value, annotation), envelope
+
+
+def fits(value: object, annotation: object) -> bool:
+    if isinstance(annotation, UnionType):
+        return any(fits(value, one) for one in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        part = get_args(annotation)[0]
+        return type(value) is tuple and (
+            get_origin(part) is tuple or all(fits(one, part) for one in value)  # rows are looked at by who shows them
+        )
+    return type(value) is annotation or (annotation is float and type(value) is int) or value is annotation is None
+
+
+@given(st.lists(st.binary(max_size=200), max_size=4), st.booleans())
+def test_junk_raises_nothing_but_protocol_errors(frames: list[bytes], from_broker: bool) -> None:
+    refuse_or_read(frames, from_broker=from_broker)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | INTS | st.floats() | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.builds(lambda code, rest: [code, *rest], st.integers(0, 64), st.lists(junk, max_size=15))), junk)
+def test_well_formed_msgpack_of_the_wrong_shape(arrays: list[Any], other: Any) -> None:
+    for from_broker in (False, True):
+        refuse_or_read([msgpack.packb(arrays)], from_broker=from_broker)
+        refuse_or_read([msgpack.packb(other)], from_broker=from_broker)
+
+
+@pytest.mark.parametrize(("verbs", "from_broker"), [(TO_BROKER, False), (FROM_BROKER, True)])
+def test_a_field_of_another_type_is_found(verbs: list[Any], from_broker: bool) -> None:
+    @given(st.one_of(*map(envelopes_of, verbs)).map(_present), st.data())
+    def check(envelope: Any, data: st.DataObject) -> None:
+        (array,) = msgpack.unpackb(protocol.encode([envelope])[0])
+        place = data.draw(st.integers(0, len(array) - 1))
+        array[place] = data.draw(junk)
+        refuse_or_read([msgpack.packb([array])], from_broker=from_broker)
+
+    check()
+
+
+@pytest.mark.parametrize(("verbs", "from_broker"), [(TO_BROKER, False), (FROM_BROKER, True)])
+def test_mutated_and_truncated_messages(verbs: list[Any], from_broker: bool) -> None:
+    @given(messages(verbs, 3), st.data())
+    def check(envelopes: list[Any], data: st.DataObject) -> None:
+        frames = protocol.encode(envelopes)
+        frame = data.draw(st.integers(0, len(frames) - 1))
+        place = data.draw(st.integers(0, max(0, len(frames[frame]) - 1)))
+        content = frames[frame]
+        match data.draw(st.sampled_from(("flip", "cut", "insert", "drop", "twice", "swap"))):
+            case "flip":
+                if content:
+                    frames[frame] = content[:place] + bytes((content[place] ^ data.draw(st.integers(1, 255)),))
+                    frames[frame] += content[place + 1 :]
+            case "cut":
+                frames[frame] = content[:place]
+            case "insert":
+                frames[frame] = content[:place] + data.draw(st.binary(min_size=1, max_size=3)) + content[place:]
+            case "drop":
+                del frames[frame]
+            case "twice":
+                frames.append(content)
+            case "swap":
+                frames.reverse()
+        refuse_or_read(frames, from_broker=from_broker)
+
+    check()
+
+
+SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, b"x" * (INLINE_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [b""],
+        [msgpack.packb(7)],
+        [msgpack.packb([7])],
+        [msgpack.packb([[]])],
+        [msgpack.packb([["4"]])],
+        [msgpack.packb([[99]])],
+        [msgpack.packb([[True]])],  # == 1, and no HELLO
+        [msgpack.packb([[37]])],  # the broker's, said to the broker
+        [msgpack.packb([[2, "too much"]])],
+        [msgpack.packb([[3, "lease"]])],  # too little
+        [msgpack.packb([[4, 4]]), b"body"],  # the verb's number taken for its body
+        [msgpack.packb([[5, 1, ["a number?"]]])],
+        [msgpack.packb([[5, True, []]])],
+        [msgpack.packb([{"verb": 2}])],
+        [msgpack.packb([[12, msgpack.ExtType(1, b"")]])],
+        [protocol.encode([SEND])[0]],  # the body's frame is missing
+        [*protocol.encode([SEND]), b"one too many"],
+        [protocol.encode([SEND])[0], b"short"],
+        [protocol.encode([SEND])[0][:-1], SEND.body],
+        [b"\x91" * 5_000],  # nested deeper than any stack
+        [b"\xdd\xff\xff\xff\xff"],  # an array of four billion
+        [b"\x91\x92\x0c\xdb\xff\xff\xff\xff"],  # a string of four gigabytes
+        [msgpack.packb([[2]]) + b"\x00"],
+        [b"\x91\x92\x0c\xa1\xff"],  # not UTF-8
+    ],
+    ids=range(25),
+)
+def test_each_of_these_is_refused(frames: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        decoder(from_broker=False).decode(frames)
+
+
+def test_a_pointer_is_made_of_numbers() -> None:
+    reader = decoder(from_broker=True)
+    deliver = protocol.Deliver(1, 0, 0, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 0.5, -1, (1, 2, 3, 4), b"")
+    assert reader.decode(protocol.encode([deliver])) == [deliver]
+    with pytest.raises(ProtocolError):
+        reader.decode(protocol.encode([deliver._replace(pointer=(1, 2, "3", 4))]))  # type: ignore[arg-type]
+
+
+def test_a_shape_that_passed_once_does_not_let_others_pass() -> None:
+    reader = decoder(from_broker=False)
+    assert reader.decode([msgpack.packb([[5, 1, [2, 3]]])]) == [protocol.Ack(1, (2, 3))]
+    with pytest.raises(ProtocolError):
+        reader.decode([msgpack.packb([[5, 1, [2, None]]])])
+    with pytest.raises(ProtocolError):
+        reader.decode([msgpack.packb([[5, 1]])])
+
+
+# --- limits
+
+
+def test_the_longest_string_passes_and_a_longer_one_does_not() -> None:
+    reader = decoder(from_broker=False)
+    longest = [protocol.Status("x" * MAX_STRING_BYTES)]
+    assert reader.decode(protocol.encode(longest)) == longest
+    with pytest.raises(ProtocolError):
+        reader.decode(protocol.encode([protocol.Status("x" * (MAX_STRING_BYTES + 1))]))
+
+
+def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
+    array = [4, "aaaaaaaaaaaa", 0, "bob", 0, None]
+    reader = decoder(from_broker=False)
+    assert len(reader.decode([msgpack.packb([[*array, bytes(INLINE_BYTES)]])])) == 1
+    with pytest.raises(ProtocolError):
+        reader.decode([msgpack.packb([[*array, bytes(INLINE_BYTES + 1)]])])
+
+
+def test_the_largest_batch_passes_and_a_larger_one_does_not() -> None:
+    reader = decoder(from_broker=False)
+    assert len(reader.decode(protocol.encode([protocol.Bye()] * MAX_BATCH))) == MAX_BATCH
+    with pytest.raises(ProtocolError):
+        reader.decode(protocol.encode([protocol.Bye()] * (MAX_BATCH + 1)))
+
+
+def test_the_largest_body_stays_below_the_frame_limit() -> None:
+    assert protocol.MAX_BROADCAST_BYTES < protocol.MAX_BODY_BYTES < protocol.MAX_FRAME_BYTES
+    # A full batch of small messages whose strings are all as long as they may be.
+    send = protocol.Send("a" * 12, 0, "t" * MAX_STRING_BYTES, 0, "r" * MAX_STRING_BYTES, bytes(INLINE_BYTES))
+    for batch in protocol.batches([send] * MAX_BATCH):
+        assert len(protocol.encode(batch)[0]) <= protocol.MAX_FRAME_BYTES
+
+
+# --- batches
+
+
+@given(st.lists(st.one_of(st.just(protocol.Bye()), BODIES.map(lambda body: SEND._replace(body=body))), max_size=30))
+def test_batches_lose_nothing(envelopes: list[Any]) -> None:
+    assert [one for batch in protocol.batches(envelopes) for one in batch] == envelopes
+
+
+def test_batches_are_cut_by_number_and_by_size() -> None:
+    assert list(map(len, protocol.batches([protocol.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
+    third = SEND._replace(body=bytes(MAX_BATCH_BYTES // 3))
+    assert list(map(len, protocol.batches([third] * 7))) == [3, 3, 1]
+    huge = SEND._replace(body=bytes(protocol.MAX_BODY_BYTES))
+    assert list(map(len, protocol.batches([third, huge, third]))) == [1, 1, 1]
+    assert list(protocol.batches([])) == []
+
+
+def test_two_pages_of_sessions_never_share_a_message() -> None:
+    page = protocol.Sessions("r", (), True)
+    batches = list(protocol.batches([protocol.Bye(), page, page, protocol.Done("r", ""), page]))
+    assert [sum(isinstance(one, protocol.Sessions) for one in batch) for batch in batches].count(1) == 3
+
+
+# --- versions
+
+
+@given(st.integers(-9, 99).filter(lambda number: number != protocol.VERSION), st.lists(st.none() | INTS | st.text()))
+def test_a_hello_of_another_version_is_told_apart(version: int, rest: list[Any]) -> None:
+    (hello,) = decoder(from_broker=False).decode([msgpack.packb([[1, version, "9.9", *rest], ["what", "follows"]])])
+    assert isinstance(hello, protocol.Hello)
+    assert (hello.version, hello.release) == (version, "9.9")
+
+
+# --- ids
+
+
+def test_ids_are_twelve_letters_and_digits_and_no_two_are_alike() -> None:
+    makers = [protocol.IdMaker() for _ in range(10)]
+    ids = [make() for make in makers for _ in range(1_000)]
+    assert len(set(ids)) == len(ids)
+    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in ids)
+
+
+@given(st.binary(min_size=1, max_size=8))
+def test_any_entropy_makes_ids_of_full_width(entropy: bytes) -> None:
+    make = protocol.IdMaker(entropy)
+    first, second = make(), make()
+    assert first != second and first[:7] == second[:7]
+    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in (first, second))
+
+
+def test_the_count_goes_round_without_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol.IdMaker, "_WIDTH", 1)
+    make = protocol.IdMaker(b"\x07\0\0\0\0\0\0\0")
+    ids = [make() for _ in range(37)]
+    assert len({one[:11] for one in ids[:36]}) == 1
+    assert len(set(ids)) == 37
+    assert ids[36][:11] != ids[0][:11]  # drawn anew
+
+
+@pytest.mark.parametrize("text", ["a" * 8, "0" * 12, "abc123de"])
+def test_message_ids(text: str) -> None:
+    assert protocol.is_msg_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 7, "a" * 13, "ABCDEFGH", "abc-1234", "abcdefg\n", "abcdéfgh", "٣" * 8])
+def test_what_is_no_message_id(text: str) -> None:
+    assert not protocol.is_msg_id(text)
+
+
+def test_session_ids_are_random_uuids() -> None:
+    ids = [protocol.new_session_id() for _ in range(100)]
+    assert len(set(ids)) == 100
+    for text in ids:
+        parsed = uuid.UUID(text)
+        assert (str(parsed), parsed.version, parsed.variant) == (text, 4, uuid.RFC_4122)
+
+
+def test_tokens_are_128_bits() -> None:
+    assert {len(protocol.new_token()) for _ in range(10)} == {32}
+    assert len({protocol.new_token() for _ in range(100)}) == 100
+
+
+# --- channels
+
+paths = st.text(st.characters(exclude_categories=("Cs",)), max_size=10)
+
+
+@given(st.lists(st.tuples(st.sampled_from((Scope.PROJECT, Scope.TOPIC)), paths.filter(lambda path: "\0" not in path))))
+def test_no_channel_is_the_beginning_of_another(targets: list[tuple[Scope, str]]) -> None:
+    channels = {protocol.channel(scope, target) for scope, target in targets}
+    channels |= {protocol.name_channel(target) for _, target in targets} | {protocol.EVERYONE}
+    for one in channels:
+        assert [other for other in channels if other.startswith(one)] == [one]
+
+
+def test_channels() -> None:
+    assert protocol.channel(Scope.ALL, "whatever") == protocol.EVERYONE
+    assert protocol.channel(Scope.PROJECT, "/a") == b"//a\0"
+    assert protocol.channel(Scope.TOPIC, "a") == b"#a\0"
+    assert protocol.name_channel("a") == b"@a\0"
+
+
+@given(paths)
+def test_the_mark_sorts_behind_every_other_filter(target: str) -> None:
+    mark = protocol.mark_channel("0")
+    assert mark.startswith(protocol.MARK)
+    others = (protocol.channel(Scope.PROJECT, target), protocol.channel(Scope.TOPIC, target))
+    assert all(other < mark for other in (*others, protocol.name_channel(target), protocol.EVERYONE))
+
+
+def test_a_decoder_says_what_it_reads() -> None:
+    assert repr(decoder(from_broker=False)) == "<Decoder of 14 verbs>"

@@ -1,0 +1,184 @@
+"""docs/protocol.md says what zmqbus/protocol.py does: every table of the page is held against the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import pytest
+
+from zmqbus import errors, protocol
+from zmqbus.broker import core as broker
+from zmqbus.broker import delivery, intake, mailbox, reading
+from zmqbus.client import core as client
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "protocol.md").read_text("utf-8")
+
+_HEADING = re.compile(r"^(#{2,4}) (.+)$", re.MULTILINE)
+_VERB = re.compile(r"([A-Z]+) \((\d+)\)")
+
+
+def sections() -> dict[str, str]:
+    """Heading → the text up to the next heading of any level."""
+    found = list(_HEADING.finditer(PAGE))
+    ends = [match.start() for match in found[1:]] + [len(PAGE)]
+    return {match[2]: PAGE[match.end() : end] for match, end in zip(found, ends, strict=True)}
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of the one table in a section, without its head."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) > 2 or not rows, rows
+    assert not rows or set(rows[1]) <= set("|-"), rows[1]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+SECTIONS = sections()
+VERBS = {match[1]: (int(match[2]), text) for title, text in SECTIONS.items() if (match := _VERB.fullmatch(title))}
+
+
+def in_words(annotation: object) -> str:
+    """How the page calls the type of a field."""
+    if isinstance(annotation, UnionType):
+        first, last = get_args(annotation)
+        assert last is type(None)
+        return f"{in_words(first)} or nil"
+    if get_origin(annotation) is tuple:
+        part = get_args(annotation)[0]
+        return "list of list" if get_origin(part) is tuple else f"list of {in_words(part)}"
+    assert isinstance(annotation, type)
+    return {bytes: "body"}.get(annotation, annotation.__name__)
+
+
+def number(text: str) -> float:
+    return float(text)
+
+
+def test_all_verbs_are_there_with_their_numbers() -> None:
+    assert {name: code for name, (code, _) in VERBS.items()} == {
+        cls.__name__.upper(): code for code, cls in protocol.VERBS.items()
+    }
+
+
+def test_the_verbs_stand_in_the_order_of_their_numbers() -> None:
+    codes = [code for code, _ in VERBS.values()]
+    assert codes == sorted(codes)
+    for code in codes:
+        assert 1 <= code <= 31 or 32 <= code <= 63
+
+
+@pytest.mark.parametrize("cls", protocol.VERBS.values(), ids=lambda cls: cls.__name__)
+def test_the_fields_of_a_verb(cls: Any) -> None:
+    _, text = VERBS[cls.__name__.upper()]
+    assert [(field, kind) for field, kind, _ in table(text)] == [
+        (field, in_words(kind)) for field, kind in cls.__annotations__.items()
+    ]
+
+
+def test_the_row_of_a_list() -> None:
+    assert [(field, kind) for field, kind, _ in table(SECTIONS["6.3 A row of SESSIONS"])] == [
+        (field, in_words(kind)) for field, kind in _annotations(protocol.Session)
+    ]
+
+
+def _annotations(cls: type) -> list[tuple[str, object]]:
+    return list(cls.__annotations__.items())
+
+
+def test_types_are_all_explained() -> None:
+    explained = {row[0] for row in table(SECTIONS["3.1 Types"])}
+    used = {row[1] for _, text in VERBS.values() for row in table(text)}
+    assert used == explained
+
+
+def test_limits() -> None:
+    documented = {name: number(value) for name, value, _ in table(SECTIONS["3.2 Limits"])}
+    defined = {
+        name: value
+        for name, value in vars(protocol).items()
+        if name.isupper() and not name.startswith("_") and isinstance(value, int)
+    }
+    assert defined.pop("VERSION") == 1
+    assert "`VERSION` is 1" in SECTIONS["13. Versions"]
+    assert defined.pop("MSG_ID_LENGTH") == 12
+    assert documented == defined
+
+
+def test_bounds_of_a_mailbox() -> None:
+    for name, value, _ in table(SECTIONS["8.1 Numbers and window"]):
+        assert getattr(mailbox, name) == number(value), name
+
+
+def test_timers() -> None:
+    documented = {name: number(value) for name, value, _ in table(SECTIONS["11. Timers"])}
+    defined = {
+        name: value
+        for module in (broker, delivery, intake, reading)
+        for name, value in vars(module).items()
+        if name.endswith("_S") and name.isupper() and not name.endswith("_TICK_S")  # the shell's, not the wire's
+    }
+    assert documented == {"PING_S": client.PING_S, **defined}
+
+
+def test_other_numbers_of_the_prose() -> None:
+    assert (intake.BROADCASTS_PER_MINUTE, intake.MAX_WAITS) == (60, 1000)
+    assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
+    assert (delivery.REMEMBERED_FATES, client.REMEMBERED) == (20_000, 10_000)
+    assert broker.MAX_ID_CHARS == 64
+    for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):
+        assert phrase in PAGE
+
+
+@pytest.mark.parametrize(
+    ("title", "enumeration"),
+    [
+        ("5.1 Role", protocol.Role),
+        ("5.2 Scope", protocol.Scope),
+        ("5.3 Format", protocol.Format),
+        ("5.4 State", protocol.State),
+    ],
+)
+def test_small_vocabularies(title: str, enumeration: Any) -> None:
+    assert {name: int(value) for name, value, _ in table(SECTIONS[title])} == {
+        member.name: member.value for member in enumeration
+    }
+
+
+def test_which_verb_in_which_standing() -> None:
+    text = SECTIONS["4.1 Which verb in which standing"]
+    head = [cell.strip() for cell in text.strip().splitlines()[2].strip("|").split("|")]
+    assert [standing.name for standing in broker.Standing] == head[1:]
+    rows = table(text)
+    assert [row[0] for row in rows] == [cls.__name__.upper() for code, cls in protocol.VERBS.items() if code < 32]
+    for verb, *cells in rows:
+        for standing, cell in zip(broker.Standing, cells, strict=True):
+            allowed = {cls.__name__.upper() for cls in broker.ALLOWED[standing]}
+            otherwise = "expired" if standing is broker.Standing.STRANGER else "no"
+            assert cell == ("yes" if verb in allowed else otherwise), (verb, standing)
+
+
+def test_what_a_client_understands() -> None:
+    """Everything that the broker may say; BROADCAST by the SUB, the rest by either socket."""
+    from_broker = {cls for code, cls in protocol.VERBS.items() if code >= 32}
+    assert set(client._TABLE) | {protocol.Broadcast} == from_broker
+
+
+def test_codes() -> None:
+    assert {code for code, _ in table(SECTIONS["12. Codes"])} == set(errors.BY_CODE)
+
+
+def test_channels() -> None:
+    rows = dict(table(SECTIONS["9. Channels and marks"]))
+    assert rows["everyone"] == "`*` NUL" and protocol.EVERYONE == b"*\0"
+    assert rows["project"] == "`/` path NUL" and protocol.channel(protocol.Scope.PROJECT, "x") == b"/x\0"
+    assert rows["topic"] == "`#` topic NUL" and protocol.channel(protocol.Scope.TOPIC, "x") == b"#x\0"
+    assert rows["a session's own name"] == "`@` name NUL" and protocol.name_channel("x") == b"@x\0"
+    assert rows["mark"] == "`~` lease NUL" and protocol.mark_channel("x") == b"~x\0"
+
+
+def test_the_reader_of_tables_sees_what_is_there() -> None:
+    assert len(VERBS) == 30
+    assert table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x y |\n") == [["1", ""], ["2", "x y"]]
+    assert table("no table") == []
