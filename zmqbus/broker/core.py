@@ -221,8 +221,8 @@ class BrokerCore:
         connection.session = session
         if standing is Standing.GUEST:
             connection.guest = name
-            # The same for whoever has the token, so that a guest may repeat itself over a new connection; and receivers,
-            # who see the id, cannot tell the token from it.
+            # The same for whoever has the token, so that a guest may repeat itself over a new connection; and
+            # receivers, who see the id, cannot tell the token from it.
             connection.guest_id = f"guest-{sha256((hello.token or '').encode()).hexdigest()[:16]}"
         if session is not None and (standing is Standing.MEMBER or not session.name):
             session.label = label

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     try:
         if options.msg is not None:
             return _one(settings, options.msg, as_json=options.json)
-        state, bus = act_as_session(settings)
+        _, bus = act_as_session(settings)
         with bus:
             for item in bus.unread(peek=options.peek):
                 if isinstance(item, protocol.Fetched):

@@ -11,10 +11,11 @@ from zmqbus.client.bus import observer
 from zmqbus.client.launch import broker_pid
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Session
-from zmqbus.session.notify import format_age
 from zmqbus.settings import Settings, find_project, load
 
 HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID")
+#: With --all: messages that wait for the session.
+UNREAD = "UNREAD"
 
 
 def main(argv: list[str], *, own: bool = False) -> int:
@@ -44,7 +45,7 @@ def main(argv: list[str], *, own: bool = False) -> int:
         if options.json:
             print_json([session._asdict() for session in sessions])
         elif sessions:
-            _print_table(sessions)
+            _print_table(sessions, unread=options.all)
         else:
             print("no session is connected" if not options.all else "no session is known")
     except ZmqbusError as error:
@@ -77,26 +78,26 @@ def _own(settings: Settings, *, as_json: bool) -> int:
     return 0
 
 
-def _print_table(sessions: list[Session]) -> None:
-    rows = [HEADINGS, *map(_row, sessions)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+def _print_table(sessions: list[Session], *, unread: bool) -> None:
+    rows: list[tuple[str, ...]] = [HEADINGS, *map(_row, sessions)]
+    if unread:
+        counts = (UNREAD, *(str(session.waiting) if session.waiting else "-" for session in sessions))
+        rows = [(*row, count) for row, count in zip(rows, counts, strict=True)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _row(session: Session) -> tuple[str, ...]:
-    if session.state == "away":
-        mail = f", {session.waiting} unread" if session.waiting else ""
-        state = f"away {format_age(session.away_s)}{mail}"
-    else:
-        state = session.state
+    # Since when it is what it is: there, or away.
+    since_ts = session.since if session.state != "away" else time.time() - session.away_s
     return (
         session.name,
         naming.sanitise(session.label or "-"),
         naming.sanitise(os.path.basename(session.project) or session.project or "-"),
         naming.sanitise(_short(session.cwd)),
-        state,
-        _clock(session.since),
+        session.state,
+        _clock(since_ts),
         session.session_id[:8],
     )
 
