@@ -8,9 +8,18 @@ from zmqbus import errors
 
 #: SPEC 5: what users meet.
 CODES = (
-    "unknown_peer, ambiguous, invalid_name, invalid_label, invalid_payload, text_too_long, rate_limited, unauthorized, "
-    "not_connected, broker_unavailable, timeout"
-).split(", ")
+    "unknown_peer",
+    "ambiguous",
+    "invalid_name",
+    "invalid_label",
+    "invalid_payload",
+    "text_too_long",
+    "rate_limited",
+    "unauthorized",
+    "not_connected",
+    "broker_unavailable",
+    "timeout",
+)
 
 
 def all_errors(root: type[errors.ZmqbusError] = errors.ZmqbusError) -> list[type[errors.ZmqbusError]]:

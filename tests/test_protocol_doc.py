@@ -12,6 +12,7 @@ import pytest
 from zmqbus import errors, protocol
 from zmqbus.broker import core as broker
 from zmqbus.broker import delivery, intake, mailbox, reading
+from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "protocol.md").read_text("utf-8")
@@ -49,7 +50,7 @@ def in_words(annotation: object) -> str:
         part = get_args(annotation)[0]
         return "list of list" if get_origin(part) is tuple else f"list of {in_words(part)}"
     assert isinstance(annotation, type)
-    return {bytes: "body"}.get(annotation, annotation.__name__)
+    return "body" if annotation is bytes else annotation.__name__
 
 
 def number(text: str) -> float:
@@ -124,6 +125,7 @@ def test_timers() -> None:
 
 def test_other_numbers_of_the_prose() -> None:
     assert (intake.BROADCASTS_PER_MINUTE, intake.MAX_WAITS) == (60, 1000)
+    assert (reading.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
     assert (delivery.REMEMBERED_FATES, client.REMEMBERED) == (20_000, 10_000)
     assert broker.MAX_ID_CHARS == 64
@@ -149,13 +151,13 @@ def test_small_vocabularies(title: str, enumeration: Any) -> None:
 def test_which_verb_in_which_standing() -> None:
     text = SECTIONS["4.1 Which verb in which standing"]
     head = [cell.strip() for cell in text.strip().splitlines()[2].strip("|").split("|")]
-    assert [standing.name for standing in broker.Standing] == head[1:]
+    assert [standing.name for standing in Standing] == head[1:]
     rows = table(text)
     assert [row[0] for row in rows] == [cls.__name__.upper() for code, cls in protocol.VERBS.items() if code < 32]
     for verb, *cells in rows:
-        for standing, cell in zip(broker.Standing, cells, strict=True):
+        for standing, cell in zip(Standing, cells, strict=True):
             allowed = {cls.__name__.upper() for cls in broker.ALLOWED[standing]}
-            otherwise = "expired" if standing is broker.Standing.STRANGER else "no"
+            otherwise = "expired" if standing is Standing.STRANGER else "no"
             assert cell == ("yes" if verb in allowed else otherwise), (verb, standing)
 
 

@@ -38,9 +38,8 @@ def test_handlers_are_put_back():
     with Wakeup():
         assert all(signal.getsignal(number) is not before[number] for number in ENDING)
     assert {number: signal.getsignal(number) for number in ENDING} == before
-    with pytest.raises(ValueError):
-        with Wakeup():
-            raise ValueError
+    with pytest.raises(ValueError), Wakeup():
+        raise ValueError
     assert {number: signal.getsignal(number) for number in ENDING} == before
 
 

@@ -317,11 +317,12 @@ class Receipt(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What became of a message to many."""
+    """What became of a message to many; `full` names the sessions that it is not for, since their mailboxes are."""
 
     msg_id: str
     delivered: int
     queued: int
+    full: tuple[str, ...] = ()
 
 
 class Sessions(NamedTuple):

@@ -51,7 +51,15 @@ from zmqbus.broker.intake import Intake
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import STANDING, Connection, Registry, Session, Standing
 from zmqbus.broker.store import Store
-from zmqbus.errors import BrokerUnavailable, NameTaken, NotConnected, ProtocolError, Unauthorized, ZmqbusError
+from zmqbus.errors import (
+    BrokerUnavailable,
+    NameTaken,
+    NotConnected,
+    ProtocolError,
+    RateLimited,
+    Unauthorized,
+    ZmqbusError,
+)
 
 #: The state `busy` in a list: has not taken its messages for so long (SPEC 6).
 BUSY_STATE_S = 5.0
@@ -63,6 +71,10 @@ KEEP_AWAY_S = 7 * 24 * 3600.0
 #: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
 #: travel on to others, whose own limit for a string must not be what stops them.
 MAX_ID_CHARS = 64
+#: Lists that one connection may ask for at once, and each second after that. A list is the largest answer to the
+#: smallest question, and who asks without reading would have them pile up.
+LISTS_AT_ONCE = 50
+LISTS_A_SECOND = 10
 #: While messages are under way the core wants to hear of the time so often: a tenth of the second that receivers have.
 BUSY_TICK_S = 0.1
 #: And otherwise, as long as anybody is connected: silence is measured in seconds.
@@ -297,19 +309,21 @@ class BrokerCore:
     def _part(self, now: Instant, connection: Connection) -> None:
         """Ends a connection, whatever it was: its session is away, what it waited for goes back where it belongs."""
         self.registry.drop(connection)
+        session = connection.session
+        own = session is not None and session.conn is connection
+        if session is not None and own:
+            session.conn = None
+            session.away_since_s = now.mono_s
+            self.registry.release_name(session)
         self.reading.end(now, connection)
         self.intake.forget_waits(connection)
-        session = connection.session
         mailbox = connection.mailbox
         if mailbox is not None:
             if self.delivery.consumer(mailbox) is connection:
                 self.delivery.detach(mailbox)
             if session is None or mailbox is not session.mailbox:
                 self.reading.hand_back(now, connection, mailbox)
-        if session is not None and session.conn is connection:
-            session.conn = None
-            session.away_since_s = now.mono_s
-            self.registry.release_name(session)
+        if session is not None and own:
             self.reading.parted(now, session)
 
     def _ping(self, now: Instant, who: Connection, ping: protocol.Ping) -> None:
@@ -343,6 +357,12 @@ class BrokerCore:
     # --- looking, renaming, leaving
 
     def _list(self, now: Instant, who: Connection, wanted: protocol.List) -> None:
+        who.requests = max(0.0, who.requests - (now.mono_s - who.requested_s) * LISTS_A_SECOND) + 1
+        who.requested_s = now.mono_s
+        if who.requests > LISTS_AT_ONCE:
+            raise RateLimited(
+                f"{LISTS_AT_ONCE} lists at once, and {LISTS_A_SECOND} a second, are the limit; retry in 1 s"
+            )
         sessions = self.registry.reachable() if wanted.everyone else self.registry.live()
         ordered = sorted(sessions, key=lambda session: session.session_id)
         page = [s for s in ordered if s.session_id > wanted.after][: protocol.LIST_PAGE]

@@ -77,9 +77,11 @@ def _served(settings: Settings) -> list[int]:
     for path in glob.glob(os.path.join(glob.escape(settings.data_dir), "server.*.pid")):
         try:
             with open(path, encoding="ascii") as file:
-                os.kill(int(file.read()), 0)
-            found.append(int(path.rsplit(".", 2)[1]))
-        except (OSError, ValueError):
+                pid = int(file.read())
+            if pid > 0:  # 0 and less name groups of processes
+                os.kill(pid, 0)
+                found.append(int(path.rsplit(".", 2)[1]))
+        except (OSError, ValueError, OverflowError):
             continue  # of a broker that was killed: the next one on that port writes it anew
     return found
 

@@ -95,7 +95,7 @@ class Delivery:
             if item.tally is not None:
                 self._count(item.tally, delivered=False)
             elif consumer is not None and consumer.session is not None:
-                self._settle_queued(item, consumer.session, State.AWAY, 0)
+                self._settle_queued(item, consumer.session, State.BUSY if consumer.session.conn else State.AWAY, 0)
             elif consumer is not None:
                 left = UnknownPeer(f"'{consumer.guest}' left without taking it")
                 self._out.refuse(item.origin, item.entry.msg_id, left)
@@ -126,10 +126,14 @@ class Delivery:
             self._settle_queued(item, waiter.session, State.BUSY, 0)
         return True
 
-    def to_many(self, now: Instant, receivers: list[Session], entry: Entry, sender: Connection) -> None:
-        """A broadcast: published once for all who can take it that way, put into the mailboxes of all others."""
+    def to_many(
+        self, now: Instant, receivers: list[Session], entry: Entry, sender: Connection, full: tuple[str, ...]
+    ) -> None:
+        """A broadcast: published once for all who can take it that way, put into the mailboxes of all others. `full`:
+        those who go without."""
         self.bcast += 1
         tally = Tally(entry.msg_id, entry.from_session, sender.route, len(receivers), now.mono_s + BUSY_AFTER_S)
+        tally.full = full
         self._open[entry.msg_id] = tally
         # Those on the channel who get it by another way, or not at all: its own sender.
         spared = [sender.session.conn.peer] if sender.session and sender.session.conn else []
@@ -268,7 +272,8 @@ class Delivery:
         # All up to there, not the named ones alone: the client knows of the last gap only, and there may be more.
         last = max(refill.bcasts, default=0)
         for item in owed:
-            if item.bcast <= last:
+            if item.bcast <= last and not item.resent:
+                item.resent = True
                 self._deliver(now, who, item, resent=True)
         self._out.reply(who.route, protocol.Beat(self._epoch, self.bcast, tuple(item.bcast for item in owed)))
 
@@ -337,7 +342,7 @@ class Delivery:
     def _settle_tally(self, tally: Tally) -> None:
         tally.told = True
         tally.queued += tally.remaining
-        answer = protocol.Tally(tally.msg_id, tally.delivered, tally.queued)
+        answer = protocol.Tally(tally.msg_id, tally.delivered, tally.queued, tally.full)
         self._open.pop(tally.msg_id, None)
         self._out.reply(tally.origin, answer)
         self._remember(tally.msg_id, Fate(tally.sender_id, answer))

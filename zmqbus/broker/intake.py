@@ -47,6 +47,7 @@ class _Staged(NamedTuple):
     send: protocol.Send
     record: Record
     receivers: list[Session]
+    full: tuple[str, ...]  # names of those that a broadcast is not for, having no room for it
     waiter: Connection | None
 
 
@@ -81,17 +82,21 @@ class Intake:
             self._delivery.refuse(who, protocol.Refused(send.msg_id, error.code, str(error)))
 
     def _stage(self, now: Instant, who: Connection, send: protocol.Send) -> None:
+        if send.reply_to is not None and not protocol.is_msg_id(send.reply_to):
+            raise ProtocolError("what a message answers is a message id: 8 to 12 lower-case letters and digits")
         self._check_body(send)
         receivers, waiter, to = self._address(who, send)
         to_many = send.scope in protocol.TO_MANY
-        for session in receivers:
-            if session.mailbox.full(len(send.body)):
-                raise RateLimited(
-                    f"the mailbox of '{session.name}' is full ({session.mailbox.total:,} unread messages); "
-                    "retry when it has read some"
-                )
+        boxes = [(session.name, session.mailbox) for session in receivers]
+        if waiter is not None and waiter.mailbox is not None:
+            boxes.append((waiter.sender_name, waiter.mailbox))
+        full = tuple(name for name, mailbox in boxes if mailbox.full(len(send.body)))
+        if full and not to_many:
+            raise RateLimited(f"the mailbox of '{full[0]}' is full of unread messages; retry when it has read some")
         if to_many:
             self._count_broadcast(now, who)
+            # One who does not read must not keep a broadcast from all the others; the sender is told who goes without.
+            receivers = [session for session in receivers if not session.mailbox.full(len(send.body))]
         to_session_id = None
         if not to_many:
             to_session_id = waiter.sender_id if waiter is not None else receivers[0].session_id
@@ -111,7 +116,7 @@ class Intake:
         for session in receivers:
             session.mailbox.reserve(len(send.body))
         self._places[send.msg_id] = len(self._staged)
-        self._staged.append(_Staged(who, send, record, receivers, waiter))
+        self._staged.append(_Staged(who, send, record, receivers, full, waiter))
         self._out.put(Append(record))
 
     def _staged_before(self, who: Connection, msg_id: str) -> bool:
@@ -188,6 +193,9 @@ class Intake:
         """The answer to a message is for this connection, and not for the session's mailbox."""
         if not protocol.is_msg_id(wanted.msg_id) or len(who.waits) >= MAX_WAITS:
             raise ProtocolError(f"AWAIT names a message id, and a connection awaits {MAX_WAITS} answers at most")
+        other = self._waits.get(wanted.msg_id)
+        if other is not None and other.sender_id != who.sender_id:
+            raise ProtocolError("the answer to this message is awaited by another session")
         who.waits.add(wanted.msg_id)
         self._waits[wanted.msg_id] = who
         if who.mailbox is None:
@@ -229,7 +237,7 @@ class Intake:
         route = message.sender.route
         waiter = message.waiter
         if entry.scope in protocol.TO_MANY:
-            self._delivery.to_many(now, message.receivers, entry, message.sender)
+            self._delivery.to_many(now, message.receivers, entry, message.sender, message.full)
         elif waiter is None:
             self._delivery.to_one(now, message.receivers[0], entry, route)
         elif self._registry.connections.get(waiter.route) is waiter:

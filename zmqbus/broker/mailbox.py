@@ -11,7 +11,8 @@ libzmq's high-water marks, which drop without a word, are never reached.
 There are two ways to the consumer. Directed messages take the DEALER. A broadcast is published once for all, and may
 reach this consumer that way only if nothing is under way to it on the other: then the two streams need no merging, for
 
-* a broadcast is published to this consumer only while no DEALER message is in the window or the backlog, and
+* a broadcast is published to this consumer only while no DEALER message is in the window or the backlog, nor one that
+  was published on another channel, and
 * a DEALER message that follows a published one says so (`after`), and the consumer holds it until it has seen that.
 
 So every consumer sees one order, that of its mailbox, at the price of one integer; a broadcast that finds a busy
@@ -41,13 +42,14 @@ MAX_BYTES = 256 * 1024 * 1024
 class Tally:
     """A message to many, until its sender has been told how many took it."""
 
-    __slots__ = ("deadline_s", "delivered", "msg_id", "origin", "queued", "remaining", "sender_id", "told")
+    __slots__ = ("deadline_s", "delivered", "full", "msg_id", "origin", "queued", "remaining", "sender_id", "told")
 
     def __init__(self, msg_id: str, sender_id: str, origin: bytes, remaining: int, deadline_s: float) -> None:
         self.msg_id = msg_id
         self.sender_id = sender_id
         self.origin = origin
         self.remaining = remaining
+        self.full: tuple[str, ...] = ()  #: names of the sessions that have no room for it
         self.delivered = 0
         self.queued = 0
         self.deadline_s = deadline_s
@@ -60,7 +62,7 @@ class Tally:
 class Item:
     """A message in one mailbox: its number, the way it went, and whether its sender knows what became of it."""
 
-    __slots__ = ("accepted_s", "bcast", "entry", "origin", "seq", "stored", "tally", "told")
+    __slots__ = ("accepted_s", "bcast", "entry", "origin", "resent", "seq", "stored", "tally", "told")
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class Item:
         self.tally = tally
         self.told = told
         self.stored = stored
+        self.resent = False  #: published, and sent again by the DEALER, which loses nothing
 
     @property
     def sender_id(self) -> str:
@@ -103,6 +106,7 @@ class Mailbox:
         self._by_dealer = 0
         self._published: set[int] = set()  # numbers of the broadcasts in the window
         self._last_bcast = 0
+        self._channel = (0, "")  # that it was published on
         self._taken_bcasts: set[int] = set()  # acknowledged, and still behind something that is not
         self._seq = 0
         self._sent_seq = 0  # the highest number that is, or was, in the window
@@ -153,7 +157,9 @@ class Mailbox:
 
     def may_publish(self, entry: Entry) -> bool:
         """Whether a broadcast may reach the consumer by the PUB."""
-        return self.open and not self._by_dealer and not self._backlog and self._has_credit(entry)
+        # On one channel a subscriber sees what it has missed; of two, each knows nothing of the other.
+        in_line = not self._published or self._channel == (entry.scope, entry.target)
+        return self.open and in_line and not self._by_dealer and not self._backlog and self._has_credit(entry)
 
     def may_send(self, entry: Entry) -> bool:
         """Whether a message may go out by the DEALER at once."""
@@ -263,6 +269,7 @@ class Mailbox:
         if item.bcast:
             self._published.add(item.bcast)
             self._last_bcast = item.bcast
+            self._channel = (item.entry.scope, item.entry.target)
         else:
             self._by_dealer += 1
 

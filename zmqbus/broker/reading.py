@@ -17,6 +17,8 @@ from zmqbus.errors import ProtocolError, RateLimited
 
 #: How long a listener has to give back what it holds, before a FETCH goes on without it.
 RECALL_S = 1.0
+#: How often one connection may read: each peek sends what credit allows anew, and nobody may have read the last one.
+MAX_FETCHES = 4
 
 
 class Reading:
@@ -38,9 +40,12 @@ class Reading:
         assert session is not None
         if who.fetching is not None:
             raise ProtocolError("one FETCH at a time")
+        if who.fetches >= MAX_FETCHES:
+            raise RateLimited(f"a connection may read the inbox {MAX_FETCHES} times; repeat the command")
         if session.session_id in self._readers:
             raise RateLimited("another command reads this inbox; retry when it has ended")
         who.fetching = Fetching(fetch.ref, fetch.peek, session, now.mono_s + RECALL_S)
+        who.fetches += 1
         self._readers[session.session_id] = who
         if session.conn is not None and session.mailbox.window:
             session.recalls += 1

@@ -52,6 +52,7 @@ class Connection:
     __slots__ = (
         "attached",
         "beaten",
+        "fetches",
         "fetching",
         "guest",
         "guest_id",
@@ -60,6 +61,8 @@ class Connection:
         "mailbox",
         "peer",
         "pid",
+        "requested_s",
+        "requests",
         "route",
         "session",
         "standing",
@@ -78,6 +81,9 @@ class Connection:
         self.guest_id = ""
         self.attached = False  #: its SUB is in force
         self.mailbox: Mailbox | None = None  #: what this connection consumes
+        self.fetches = 0  #: how often it has read a mailbox
+        self.requests = 0.0  #: bulky answers that it has been given lately, as `core` counts them
+        self.requested_s = now_s
         self.waits: set[str] = set()  #: ids of messages whose answers it waits for
         self.fetching: Fetching | None = None
         self.beaten = 0  #: last broadcast that it was reminded of

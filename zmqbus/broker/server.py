@@ -30,13 +30,17 @@ from zmqbus.journal import Journal, encode_record
 from zmqbus.settings import Settings
 from zmqbus.wakeup import Wakeup
 
-#: ZeroMQ messages taken from one socket before the loop goes round: at 512 envelopes each, some 50 ms of work.
+#: ZeroMQ messages taken from one socket before the loop goes round,
 DRAIN_MESSAGES = 200
+#: and the time for it: a message may hold 512 requests, and the other socket and the timers want their turn.
+DRAIN_S = 0.02
 #: The core hears of the time at most so often: under load the loop goes round thousands of times a second.
 TICK_S = 0.05
 #: Messages queued towards one peer before it counts as gone. Credit keeps an honest one far below (1,000 messages, and
 #: many travel as one); what gets here asks without reading.
-PEER_HWM = 4_000
+PEER_HWM = 400
+#: Messages of one peer that wait for the next wake: a wake takes that many, and each may hold 512 envelopes.
+PEER_IN_HWM = DRAIN_MESSAGES
 #: A handshake that is not done by then is dropped, so that half-open connections do not pile up.
 HANDSHAKE_MS = 5_000
 #: Connections that may wait for their handshake: 1,000 sessions may come at once.
@@ -57,7 +61,7 @@ def _secure(socket: zmq.Socket[bytes], keys: security.BrokerKeys) -> None:
     security.curve_server(socket, keys)
     socket.linger = LINGER_MS  # with none, term() would wait for peers that never read
     socket.sndhwm = PEER_HWM  # without it a peer that does not read grows the broker
-    socket.rcvhwm = 10_000  # bounds what floods in between two wakes; TCP holds the rest back
+    socket.rcvhwm = PEER_IN_HWM  # bounds what floods in between two wakes; TCP holds the rest back
     socket.handshake_ivl = HANDSHAKE_MS  # a half handshake would hold its connection for 30 s
     socket.backlog = BACKLOG  # with 100, a storm of clients meets refused connections
 
@@ -200,6 +204,8 @@ class Server:
 
     def _drain_router(self, now: events.Instant) -> None:
         for _ in range(DRAIN_MESSAGES):
+            if time.monotonic() - now.mono_s > DRAIN_S:
+                return
             try:
                 route, *frames = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

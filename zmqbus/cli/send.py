@@ -14,13 +14,15 @@ from zmqbus import protocol
 from zmqbus.cli.common import Parser, act_as_session, fail, print_json
 from zmqbus.client import bodies
 from zmqbus.client.bus import BroadcastReceipt, Bus, Receipt, guest
-from zmqbus.errors import InvalidPayload, ZmqbusError
+from zmqbus.errors import InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.naming import check_name
 from zmqbus.protocol import Scope
 from zmqbus.settings import Settings, find_project, load
 
 #: How long `--wait` waits for an answer when no number is given (SPEC 5).
 WAIT_S = 120.0
+#: Sessions that an error names at most.
+MAX_NAMED = 5
 #: A year. What is over that is not a time to wait, and does not fit into a poll.
 MAX_WAIT_S = 366 * 24 * 3600.0
 
@@ -132,6 +134,10 @@ def _send(bus: Bus, options: Any, body: bytes, project: str, settings: Settings)
         for receipt in receipts:
             print(_line(receipt))
     status = 0
+    for receipt in receipts:
+        if isinstance(receipt, BroadcastReceipt) and receipt.full:
+            names = ", ".join(receipt.full[:MAX_NAMED]) + (" …" if len(receipt.full) > MAX_NAMED else "")
+            errors.append(RateLimited(f"not for {names}: the mailbox is full of unread messages; retry later"))
     for refused in errors:
         status = fail(refused)
     return status

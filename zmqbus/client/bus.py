@@ -44,6 +44,7 @@ class BroadcastReceipt(NamedTuple):
     msg_id: str
     delivered: int
     queued: int
+    full: tuple[str, ...]  #: sessions that it is not for, since their mailboxes are full
 
 
 class Bus:
@@ -106,7 +107,7 @@ class Bus:
         if isinstance(answer, errors.ZmqbusError):
             raise answer
         if isinstance(answer, protocol.Tally):
-            return BroadcastReceipt(answer.msg_id, answer.delivered, answer.queued)
+            return BroadcastReceipt(answer.msg_id, answer.delivered, answer.queued, answer.full)
         return Receipt(
             msg_id,
             "delivered" if answer.state == State.DELIVERED else "queued",

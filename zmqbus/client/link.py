@@ -30,7 +30,8 @@ DRAIN_MESSAGES = 100
 #: Ports from here on may be given out by the kernel as somebody's source port.
 EPHEMERAL_FROM = 30_000
 
-_WATCHED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | zmq.Event.MONITOR_STOPPED
+# Not MONITOR_STOPPED: that one is sent without a time limit, and a monitor that nobody reads any more hangs the close.
+_WATCHED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
 def _endpoint(port: int) -> str:
@@ -155,11 +156,14 @@ class Link:
         # The SUB first: what came over the DEALER may be waiting for it.
         if self._subscriber is not None and self._subscriber in ready:
             found += self._drain_subscriber(now_s)
-        if self._dealer in ready:
+        # What came before a loss is there when the loss is told, though the poll may have looked a moment too early.
+        if self._dealer in ready or self._monitor in ready:
             found += self._drain_dealer(now_s)
         if self.core.next_tick_s(now_s) <= 0:
             found += self._do(self.core.handle(now_s, core.Tick()))
-        if self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
+        # What was found comes first, for it may be the last that was wanted: the answer to STOP arrives together with
+        # the loss, and a broker launched here would be one that nobody asked for.
+        if not found and self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
             self._look_for_broker(now_s)
         return found
 

@@ -1,0 +1,176 @@
+"""The election and the elected process, with the lock and the files but without a detached process.
+
+What takes real processes (thirty at once, detachment, idleness) is in tests/real/test_broker_life.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from zmqbus import security
+from zmqbus.broker import daemon
+from zmqbus.errors import BrokerUnavailable, Unauthorized, ZmqbusError
+from zmqbus.settings import Settings, load
+
+
+@pytest.fixture
+def settings(data_dir: Path, free_port: int) -> Settings:
+    return load({"port": str(free_port)})
+
+
+def serve(settings: Settings, port: int, content: str | None = None) -> Path:
+    """A pid file for `port`, of this process unless `content` says something else."""
+    path = Path(settings.paths.pid_file(port))
+    path.write_text(str(os.getpid()) if content is None else content)
+    return path
+
+
+def test_the_first_one_wins_and_holds_the_lock_until_it_is_closed(settings):
+    lock = daemon.elect(settings)
+    serve(settings, settings.port)
+    with pytest.raises(daemon.Elsewhere):
+        daemon.elect(settings)
+    os.close(lock)
+    os.close(daemon.elect(settings))
+
+
+def test_the_lock_is_not_inherited(settings):
+    lock = daemon.elect(settings)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False):
+        os.close(lock)
+        os.close(daemon.elect(settings))
+
+
+def test_a_broker_on_another_port_is_named_with_what_to_do(settings, new_port):
+    lock = daemon.elect(settings)
+    other = new_port()
+    serve(settings, other)
+    with pytest.raises(BrokerUnavailable, match=f"--stop --port {other}") as caught:
+        daemon.elect(settings)
+    assert not isinstance(caught.value, daemon.Elsewhere)
+    os.close(lock)
+
+
+def test_a_lock_without_a_pid_file_is_watched_until_there_is_one(settings):
+    """Its holder is about to serve: the candidate leaves as soon as it knows where."""
+    lock = daemon.elect(settings)
+    errors: list[ZmqbusError] = []
+
+    def stand() -> None:
+        try:
+            os.close(daemon.elect(settings))
+        except ZmqbusError as error:
+            errors.append(error)
+
+    candidate = threading.Thread(target=stand)
+    candidate.start()
+    serve(settings, settings.port)
+    candidate.join()
+    assert isinstance(errors[0], daemon.Elsewhere)
+    os.close(lock)
+
+
+def test_a_holder_that_ends_makes_room_for_the_candidate(settings):
+    lock = daemon.elect(settings)
+    won: list[int] = []
+    candidate = threading.Thread(target=lambda: won.append(daemon.elect(settings)))
+    candidate.start()
+    os.close(lock)
+    candidate.join()
+    os.close(won[0])
+
+
+def test_a_lock_whose_holder_never_serves_is_given_up_on(settings, monkeypatch):
+    monkeypatch.setattr(daemon, "ELECTION_S", 0.05)
+    lock = daemon.elect(settings)
+    with pytest.raises(daemon.Elsewhere):
+        daemon.elect(settings)
+    os.close(lock)
+
+
+def test_somebody_who_only_looks_keeps_nobody_from_being_elected(settings):
+    """Clients look at the lock with a shared one, for microseconds."""
+    looker = os.open(settings.data_dir, os.O_RDONLY)
+    fcntl.flock(looker, fcntl.LOCK_SH)
+    threading.Timer(0.05, os.close, (looker,)).start()
+    os.close(daemon.elect(settings))
+
+
+@pytest.mark.parametrize("content", ["", "junk", "9" * 30, "0", "-1", "é"])
+def test_a_damaged_pid_file_does_not_count(settings, content):
+    serve(settings, settings.port, content)
+    assert daemon._served(settings) == []
+
+
+def test_a_data_directory_that_others_can_read_is_refused(settings):
+    os.chmod(settings.data_dir, 0o755)
+    with pytest.raises(Unauthorized, match="chmod 700"):
+        daemon.elect(settings)
+
+
+# --- the pid file
+
+
+def test_the_pid_file_is_private_and_whole(settings):
+    holder = daemon.Lockholder(settings, -1)
+    os.umask(umask := os.umask(0))
+    holder._write_pid()
+    os.umask(umask)
+    path = Path(settings.paths.pid_file(settings.port))
+    assert path.read_text() == str(os.getpid())
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in path.parent.glob("*.pid*")] == [path.name]
+    holder._remove_pid()
+    assert not path.exists()
+
+
+def test_a_pid_file_of_another_is_left_alone(settings):
+    path = serve(settings, settings.port, "1")
+    daemon.Lockholder(settings, -1)._remove_pid()
+    assert path.read_text() == "1"
+
+
+def test_a_pid_file_that_is_gone_is_no_error(settings):
+    daemon.Lockholder(settings, -1)._remove_pid()
+
+
+# --- what the starter hears
+
+
+def test_the_report_is_a_line_and_the_end(settings):
+    reader, writer = os.pipe()
+    daemon._report(writer, "ready")
+    assert os.read(reader, 100) == b"ready\n"
+    assert os.read(reader, 100) == b""
+    os.close(reader)
+
+
+def test_a_starter_that_has_gone_is_no_error(settings):
+    reader, writer = os.pipe()
+    os.close(reader)
+    daemon._report(writer, "ready")
+    daemon._report(None, "ready")
+
+
+def test_the_log_is_private_and_a_disk_without_room_for_it_is_no_reason_not_to_serve(settings, monkeypatch, capsys):
+    log = daemon._log(settings, foreground=False)
+    log.info("hello")
+    for handler in log.handlers:
+        handler.close()
+    path = Path(settings.paths.broker_log)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text().endswith("INFO hello\n")
+
+    def full(path: str, flags: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(security, "open_private", full)
+    daemon._log(settings, foreground=False).info("nobody hears this")
+    assert "no broker.log" in capsys.readouterr().err

@@ -1,0 +1,209 @@
+"""The broker's shell on real sockets, within this process. `Server._wake` is driven by hand: nothing waits for time."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from zmqbus import protocol, security
+from zmqbus.broker.server import DRAIN_MESSAGES, Server
+from zmqbus.errors import PortHeld
+from zmqbus.settings import Settings, load
+
+DEADLINE_MS = 10_000
+
+
+@pytest.fixture
+def settings(data_dir: Path, free_port: int) -> Settings:
+    return load({"port": str(free_port), "idle_shutdown_minutes": "0.001"})
+
+
+class Served:
+    """A server and its clients. `turn` runs the loop's body once there is something to do."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.server = Server(settings, logging.Logger("test"))
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.peers: list[zmq.Socket[bytes]] = []
+
+    def turn(self, timeout_ms: int = 0) -> None:
+        self.server._wake(dict(self.server._poller.poll(timeout_ms)))
+
+    def peer(self) -> zmq.Socket[bytes]:
+        peer = self.context.socket(zmq.DEALER)
+        peer.linger = 0
+        security.curve_client(peer, security.client_keys(self.settings.data_dir))
+        peer.connect(f"tcp://127.0.0.1:{self.settings.port}")
+        self.peers.append(peer)
+        return peer
+
+    def hear(self, peer: zmq.Socket[bytes]) -> list[Any]:
+        for _ in range(DEADLINE_MS // 10):
+            self.turn(5)
+            if peer.poll(5):
+                return list(protocol.Decoder(from_broker=True).decode(peer.recv_multipart()))
+        raise AssertionError("the broker does not answer")
+
+    def enter(self, role: int = 4, name: str | None = None) -> zmq.Socket[bytes]:
+        peer = self.peer()
+        session_id = f"{name}-session-id" if name else None
+        hello = protocol.Hello(protocol.VERSION, "0", role, session_id, name, name, None, "/", "/", 1, "1:1", (), ())
+        peer.send_multipart(protocol.encode([hello]))
+        assert isinstance(self.hear(peer)[0], protocol.Welcome)
+        return peer
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.close()
+        self.context.term()
+        self.server.close()
+
+
+@pytest.fixture
+def served(settings: Settings) -> Iterator[Served]:
+    served = Served(settings)
+    served.server.open()
+    yield served
+    served.close()
+
+
+def test_it_answers_and_says_so(served):
+    peer = served.enter()
+    peer.send_multipart(protocol.encode([protocol.Status("s")]))
+    (health,) = served.hear(peer)
+    assert dict(health.figures)["connections"] == 1
+    assert repr(served.server).startswith(f"<Server on port {served.settings.port}: <BrokerCore ")
+
+
+def test_both_ports_are_bound_to_loopback_only(served):
+    for port in (served.settings.port, served.server._core.pub_port):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.2", port))  # free: 0.0.0.0 would be in the way
+    assert 10_000 <= served.server._core.pub_port < 30_000
+
+
+def test_a_port_that_is_held_is_told_and_nothing_stays_open(settings):
+    with socket.create_server(("127.0.0.1", settings.port)):
+        server = Server(settings, logging.Logger("test"))
+        with pytest.raises(PortHeld, match=f"port {settings.port} is held by another program"):
+            server.open()
+        server.close()
+        server.close()  # idempotent
+    again = Served(settings)
+    again.server.open()
+    again.close()
+
+
+def test_what_is_ready_for_one_peer_goes_in_one_message(served):
+    peer = served.enter()
+    peer.send_multipart(protocol.encode([protocol.Status(f"s{number}") for number in range(20)]))
+    assert [health.ref for health in served.hear(peer)] == [f"s{number}" for number in range(20)]
+
+
+def test_junk_is_answered_and_the_next_message_is_heard(served):
+    peer = served.enter()
+    for junk in ([b""], [b"\xc1"], [b"\x91" * 5000], [b"\x90", b"extra"], [msgpack.packb([[99]])]):
+        peer.send_multipart(junk)
+    peer.send_multipart(protocol.encode([protocol.Status("s")]))
+    heard: list[Any] = []
+    while len(heard) < 6:
+        heard += served.hear(peer)
+    assert [type(one).__name__ for one in heard] == ["Refused"] * 5 + ["Health"]
+
+
+def test_a_drain_is_bounded(served):
+    """A flood of one kind leaves the loop to the others after `DRAIN_MESSAGES`."""
+    peer = served.enter()
+    for _ in range(2 * DRAIN_MESSAGES):
+        peer.send_multipart(protocol.encode([protocol.Status("s")]))
+    taken: list[int] = []
+    original = served.server._core.handle
+
+    def count(now: Any, event: Any) -> Any:
+        taken[-1] += type(event).__name__ == "Received"
+        return original(now, event)
+
+    served.server._core.handle = count
+    while sum(taken) < 2 * DRAIN_MESSAGES:
+        taken.append(0)
+        served.turn(10)
+    assert max(taken) <= DRAIN_MESSAGES
+
+
+def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(served, monkeypatch):
+    from zmqbus.journal import JournalFull
+
+    peer = served.enter(3, "guest")
+    bob = served.enter(1, "bob")
+    journal = served.server._journal
+    original = type(journal).append
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise JournalFull("there is no room")
+
+    monkeypatch.setattr(type(journal), "append", full)
+    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, b"lost")]))
+    (refused,) = served.hear(peer)
+    assert (refused.ref, refused.code) == ("aaaaaaaaaa01", "broker_unavailable")
+    monkeypatch.setattr(type(journal), "append", original)
+    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa02", 0, "bob", 0, None, b"kept")]))
+    (deliver,) = served.hear(bob)
+    assert deliver.body == b"kept"
+
+
+def test_a_peer_that_has_gone_costs_the_loop_nothing(served):
+    gone = served.enter(1, "bob")
+    gone.close()
+    peer = served.enter(3, "guest")
+    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, b"x")]))
+    (receipt,) = served.hear(peer)
+    assert receipt.state in (protocol.State.AWAY, protocol.State.BUSY)
+
+
+def test_it_ends_when_idle_and_not_while_somebody_is_there(served):
+    peer = served.enter()
+    for _ in range(20):  # 0.06 s are the idle time here
+        served.turn(5)
+    assert served.server._stop_reason is None
+    peer.send_multipart(protocol.encode([protocol.Bye()]))
+    assert "idle" in served.server.run()
+
+
+def test_it_ends_when_it_is_told_to(served):
+    peer = served.enter()
+    peer.send_multipart(protocol.encode([protocol.Stop("s")]))
+    assert served.server.run() == "asked to stop"
+    assert peer.poll(DEADLINE_MS)
+
+
+def test_only_marks_are_taken_from_the_subscribers(served):
+    member = served.peer()
+    session = ("bob-session-id", "token", "bob")
+    hello = protocol.Hello(protocol.VERSION, "0", 1, *session, None, "/", "/", 1, "1:1", (), ())
+    member.send_multipart(protocol.encode([hello]))
+    (welcome,) = served.hear(member)
+    rogue = served.context.socket(zmq.XSUB)
+    rogue.linger = 0
+    served.peers.append(rogue)
+    security.curve_client(rogue, security.client_keys(served.settings.data_dir))
+    rogue.connect(f"tcp://127.0.0.1:{served.server._core.pub_port}")
+    for junk in (b"\2", b"junk", b"\1~", b"\1~\xff\0", b"\1~nobody\0", b"\1*\0"):
+        rogue.send(junk)
+    rogue.send_multipart([b"\1~" + welcome.lease.encode() + b"\0", b"and more"])
+    rogue.send(b"\1" + protocol.mark_channel(welcome.lease))
+    connection = served.server._core.registry.by_lease(welcome.lease)
+    assert connection is not None
+    for _ in range(DEADLINE_MS // 10):
+        served.turn(10)
+        if connection.attached:
+            break
+    assert connection.attached

@@ -1,0 +1,78 @@
+"""Bodies at their two ends."""
+
+from __future__ import annotations
+
+import msgpack
+import pytest
+
+from zmqbus import protocol
+from zmqbus.client import bodies
+from zmqbus.client.core import Incoming, Ticket
+from zmqbus.errors import InvalidPayload, TextTooLong
+from zmqbus.journal import Journal, JournalError, Record, encode_record
+from zmqbus.protocol import Format
+
+
+def incoming(body: bytes, pointer: tuple[int, ...] | None = None) -> Incoming:
+    ticket = Ticket("lease", 1, "aaaaaaaaaaaa", None)
+    return Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, pointer, body)
+
+
+# --- texts
+
+
+@pytest.mark.parametrize("text", ["", "plain", "grüße ↵ 🙂", "\0"])
+def test_a_text_is_utf_8(text):
+    assert bodies.from_text(text, to_many=False) == text.encode()
+    assert bodies.from_text(text.encode(), to_many=True) == text.encode()
+    assert bodies.as_text(Format.TEXT, text.encode()) == text
+
+
+@pytest.mark.parametrize(("to_many", "limit"), [(False, 10 * 1024 * 1024), (True, 256 * 1024)])
+def test_the_limit_is_named(to_many, limit):
+    assert len(bodies.from_text("x" * limit, to_many=to_many)) == limit
+    with pytest.raises(TextTooLong, match=f"{limit:,} bytes"):
+        bodies.from_text("x" * (limit + 1), to_many=to_many)
+    with pytest.raises(TextTooLong):  # bytes count, not characters
+        bodies.from_text("ü" * (limit // 2 + 1), to_many=to_many)
+
+
+def test_what_is_no_text_is_refused_with_its_place():
+    with pytest.raises(InvalidPayload, match="at byte 3"):
+        bodies.from_text(b"abc\xff", to_many=False)
+    with pytest.raises(InvalidPayload, match="at 1"):
+        bodies.from_text("a\ud800", to_many=False)
+
+
+# --- from the message or from the log
+
+
+def test_a_small_body_is_in_the_message(tmp_path):
+    assert bodies.load(incoming(b"here"), str(tmp_path / "none")) == b"here"
+
+
+def test_a_large_body_is_read_from_the_log(tmp_path):
+    tmp_path.chmod(0o700)
+    log = str(tmp_path / "messages.log")
+    body = b"x" * (protocol.SPILL_BYTES + 1)
+    record = Record(1.0, "aaaaaaaaaaaa", "message", "s", "n", None, "bob", "id", None, "text", body)
+    journal = Journal(log)
+    (pointer,) = journal.append([encode_record(record)])
+    journal.close()
+    assert bodies.load(incoming(b"", tuple(pointer)), log) == body
+    with pytest.raises(JournalError):
+        bodies.load(incoming(b"", (pointer.segment, pointer.offset, pointer.length, pointer.crc ^ 1)), log)
+
+
+# --- to look at
+
+
+def test_values_are_shown_in_pythons_notation():
+    assert bodies.as_text(Format.MSGPACK, msgpack.packb({"a": [1, None], 2: b"x"})) == "{'a': [1, None], 2: b'x'}"
+
+
+def test_what_cannot_be_shown_is_counted():
+    assert bodies.as_text(Format.BYTES, b"12345") == "<5 bytes>"
+    assert bodies.as_text(Format.MSGPACK, b"\xc1") == "<1 bytes>"
+    assert bodies.as_text(99, b"12") == "<2 bytes>"
+    assert bodies.as_text(Format.TEXT, b"a\xffb") == "a\ufffdb"

@@ -1,0 +1,501 @@
+"""A client's decisions, one event at a time."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqbus import errors, protocol
+from zmqbus.client import core
+from zmqbus.client.core import ClientCore, Down, Hand, Persona, Phase, Published, Received, Tick, Transmit, Up
+from zmqbus.protocol import Role, Scope
+
+ME = Persona(Role.LISTENER, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), ())
+
+
+def welcome(**more: Any) -> protocol.Welcome:
+    return protocol.Welcome(1, "9.9", "epoch", "id", "me", "lease", 4, 5555, 10, 0)._replace(**more)
+
+
+def deliver(seq: int, *, bcast: int = 0, after: int = 0, reply_to: str | None = None) -> protocol.Deliver:
+    msg_id = f"bcast{bcast:07d}" if bcast else f"direct{seq:06d}"
+    return protocol.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, reply_to, 1.0, -1, None, b"")
+
+
+def cast(bcast: int, prev: int = 0, **more: Any) -> Published:
+    one = protocol.Broadcast(
+        "epoch", bcast, prev, (), f"bcast{bcast:07d}", "s", "n", None, Scope.ALL, "", 0, None, 1.0, None, b""
+    )
+    one = one._replace(**more)
+    return Published(protocol.channel(one.scope, one.target), [one])
+
+
+def send(number: int = 0, body: bytes = b"") -> protocol.Send:
+    return protocol.Send(f"message{number:04d}", 0, "bob", 0, None, body)
+
+
+class Client:
+    """A core, and all that it has wanted done."""
+
+    def __init__(self, persona: Persona = ME) -> None:
+        self.core = ClientCore(persona, "1.2.3")
+        self.effects: list[core.Effect] = []
+        self.tickets: list[core.Ticket] = []
+
+    def handle(self, event: core.Event, now_s: float = 0.0) -> list[core.Effect]:
+        return self.note(self.core.handle(now_s, event))
+
+    def hear(self, *envelopes: protocol.Envelope) -> list[core.Effect]:
+        return self.handle(Received(list(envelopes)))
+
+    def note(self, effects: list[core.Effect]) -> list[core.Effect]:
+        self.effects += effects
+        self.tickets += [effect.message.ticket for effect in effects if isinstance(effect, Hand)]
+        return effects
+
+    def take(self, *places: int) -> list[protocol.Envelope]:
+        for place in places:
+            self.core.taken(self.tickets[place])
+        return said(self.note(self.core.acknowledge()))
+
+    @property
+    def handed(self) -> list[str]:
+        return [effect.message.msg_id for effect in self.effects if isinstance(effect, Hand)]
+
+
+def said(effects: list[core.Effect]) -> list[protocol.Envelope]:
+    return [effect.envelope for effect in effects if isinstance(effect, Transmit)]
+
+
+def shown(effects: list[core.Effect]) -> list[str]:
+    return [effect.message.msg_id for effect in effects if isinstance(effect, Hand)]
+
+
+def ids(*numbers: int) -> list[str]:
+    return [f"bcast{number:07d}" for number in numbers]
+
+
+@pytest.fixture
+def ready() -> Client:
+    client = Client()
+    client.handle(Up())
+    client.hear(welcome())
+    return client
+
+
+# --- phases
+
+
+def in_phase(phase: Phase) -> Client:
+    client = Client()
+    if phase is not Phase.OFFLINE:
+        client.handle(Up())
+    if phase in (Phase.READY, Phase.CLOSED):
+        client.hear(welcome())
+    if phase is Phase.CLOSED:
+        client.hear(protocol.Disconnected())
+    assert client.core.phase is phase
+    return client
+
+
+@pytest.mark.parametrize(
+    ("event", "ends"),
+    [
+        (Up(), (Phase.GREETING, Phase.GREETING, Phase.GREETING, Phase.CLOSED)),
+        (Down(), (Phase.OFFLINE, Phase.OFFLINE, Phase.OFFLINE, Phase.CLOSED)),
+        (Received([welcome()]), (Phase.READY, Phase.READY, Phase.READY, Phase.CLOSED)),
+        (Received([protocol.Expired()]), (Phase.OFFLINE, Phase.GREETING, Phase.GREETING, Phase.CLOSED)),
+        (Received([protocol.Displaced(1)]), (Phase.CLOSED,) * 4),
+        (Received([protocol.Displaced(77)]), (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED)),
+        (Received([protocol.Disconnected()]), (Phase.CLOSED,) * 4),
+        (Received([protocol.Refused("hello", "protocol", "")]), (Phase.CLOSED,) * 4),
+        (Received([protocol.Refused("", "protocol", "")]), (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED)),
+        (Tick(), (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED)),
+    ],
+    ids=str,
+)
+def test_phases(event, ends):
+    for phase, end in zip((Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED), ends, strict=True):
+        client = in_phase(phase)
+        client.handle(event)
+        assert client.core.phase is end, phase
+
+
+def test_hello_says_who_it_is():
+    client = Client()
+    (hello,) = said(client.handle(Up()))
+    assert hello == protocol.Hello(1, "1.2.3", 0, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), ())
+
+
+def test_only_expired_in_ready_greets_again(ready):
+    assert [type(one) for one in said(ready.hear(protocol.Expired()))] == [protocol.Hello]
+    assert said(ready.hear(protocol.Expired())) == []
+
+
+def test_welcome_subscribes_with_the_mark_last(ready):
+    (subscribe,) = [effect for effect in ready.effects if isinstance(effect, core.Subscribe)]
+    assert subscribe == core.Subscribe(5555, (b"*\0", b"//p\0", b"#deploys\0", b"@me\0", b"~lease\0"))
+
+
+@pytest.mark.parametrize("role", [Role.HELPER, Role.GUEST, Role.OBSERVER])
+def test_those_without_a_mailbox_do_not_subscribe(role):
+    client = Client(ME._replace(role=role))
+    client.handle(Up())
+    assert not [effect for effect in client.hear(welcome()) if isinstance(effect, core.Subscribe)]
+
+
+def test_nothing_is_heard_after_the_end(ready):
+    effects = ready.hear(protocol.Disconnected(), deliver(1))
+    assert effects == [core.Closed(None)]
+    assert ready.handle(Up()) == [] and ready.hear(welcome()) == []
+
+
+def test_why_it_was_closed(ready):
+    (closed,) = ready.hear(protocol.Displaced(1))
+    assert isinstance(closed, core.Closed) and isinstance(closed.reason, core.Displaced)
+    refused = Client()
+    refused.handle(Up())
+    (closed,) = refused.hear(protocol.Refused("hello", "name_taken", "the name is taken"))
+    assert isinstance(closed, core.Closed) and isinstance(closed.reason, errors.NameTaken)
+
+
+def test_bye(ready):
+    assert said(ready.core.bye()) == [protocol.Bye()]
+    assert ready.core.phase is Phase.CLOSED
+    assert Client().core.bye() == []
+
+
+# --- sending
+
+
+def test_what_is_said_before_the_connection_follows_hello_in_order():
+    client = Client()
+    assert client.core.send(send()) == []
+    assert client.core.await_answer("message0000") == []
+    assert client.core.request(protocol.Status("s")) == []
+    hello, *rest = said(client.handle(Up()))
+    assert isinstance(hello, protocol.Hello)
+    assert rest == [protocol.Await("message0000"), send(), protocol.Status("s")]
+
+
+@pytest.mark.parametrize("phase", [Phase.GREETING, Phase.READY])
+def test_what_is_said_afterwards_goes_out_at_once(phase):
+    client = in_phase(phase)
+    assert said(client.core.await_answer("message0000")) == [protocol.Await("message0000")]
+    assert said(client.core.send(send())) == [send()]
+    assert said(client.core.request(protocol.Status("s"))) == [protocol.Status("s")]
+
+
+@pytest.mark.parametrize("again", [(Down(), Up()), (Received([protocol.Expired()]),)])
+def test_what_is_unanswered_is_said_again(ready, again):
+    for number in range(3):
+        ready.core.send(send(number))
+    ready.core.request(protocol.Status("s"))
+    ready.hear(protocol.Receipt(0, "b", "bob", 0, ("message0001",)))
+    effects = [effect for event in again for effect in ready.handle(event)]
+    assert said(effects)[1:] == [send(0), send(2), protocol.Status("s")]
+
+
+def test_each_answer_is_given_once(ready):
+    for number in range(3):
+        ready.core.send(send(number))
+    receipt = protocol.Receipt(0, "b", "bob", 0, ("message0000", "message0001", "message9999"))
+    assert ready.hear(receipt) == [core.Answer("message0000", receipt), core.Answer("message0001", receipt)]
+    assert ready.hear(receipt) == []
+    (answer,) = ready.hear(protocol.Refused("message0002", "unknown_peer", "nobody"))
+    assert isinstance(answer, core.Answer) and isinstance(answer.outcome, errors.UnknownPeer)
+    assert ready.core.unconfirmed == 0
+    tally = protocol.Tally("message0003", 1, 2)
+    assert ready.hear(tally) == []
+    ready.core.send(send(3))
+    assert ready.hear(tally) == [core.Answer("message0003", tally)]
+
+
+def test_the_response_to_a_request(ready):
+    ready.core.request(protocol.Status("s"))
+    ready.core.request(protocol.Rename("r", "x"))
+    health = protocol.Health("s", ())
+    assert ready.hear(health, health) == [core.Response("s", health)]
+    (response,) = ready.hear(protocol.Refused("r", "invalid_name", "bad"))
+    assert isinstance(response, core.Response) and isinstance(response.envelope, errors.InvalidName)
+    assert len(said(ready.hear(protocol.Expired()))) == 1  # neither is repeated
+
+
+def test_the_window_by_number(ready, monkeypatch):
+    monkeypatch.setattr(core, "WINDOW_MESSAGES", 2)
+    assert ready.core.may_send
+    ready.core.send(send(0))
+    ready.core.send(send(1))
+    assert not ready.core.may_send
+    ready.hear(protocol.Receipt(0, "b", "bob", 0, ("message0000",)))
+    assert ready.core.may_send
+
+
+def test_the_window_by_size(ready, monkeypatch):
+    monkeypatch.setattr(core, "WINDOW_BYTES", 10)
+    ready.core.send(send(0, b"x" * 11))
+    assert not ready.core.may_send
+    ready.hear(protocol.Refused("message0000", "unknown_peer", ""))
+    assert ready.core.may_send
+
+
+# --- acknowledging
+
+
+def test_acknowledgements_are_cumulative_and_stop_at_what_is_not_taken(ready):
+    ready.hear(deliver(1), deliver(2), deliver(3), deliver(4))
+    assert ready.take(1, 2) == []  # the first is still out
+    assert ready.take(0) == [protocol.Ack(3, ())]
+    assert ready.take() == []
+    assert ready.take(3) == [protocol.Ack(4, ())]
+
+
+def test_broadcasts_are_acknowledged_by_their_numbers(ready):
+    ready.handle(cast(11))
+    ready.hear(deliver(2, after=11))
+    ready.hear(deliver(5, bcast=12))
+    assert ready.take(0, 1) == [protocol.Ack(2, (11,))]
+    assert ready.take(2) == [protocol.Ack(2, (12,))]
+
+
+@given(st.permutations(range(6)), st.lists(st.integers(1, 6)))
+def test_in_whatever_order_they_are_taken(order, cuts):
+    client = in_phase(Phase.READY)
+    client.hear(*(deliver(number + 1) for number in range(6)))
+    taken: set[int] = set()
+    for size in [*cuts, 6]:
+        part, order = order[:size], order[size:]
+        taken.update(part)
+        acks = client.take(*part)
+        first_open = next(number for number in range(7) if number not in taken)
+        assert all(isinstance(ack, protocol.Ack) and ack.seq == first_open for ack in acks)
+    assert taken == set(range(6))
+
+
+def test_what_was_taken_offline_is_not_shown_again_but_acknowledged(ready):
+    ready.hear(deliver(1), deliver(2))
+    ready.handle(Down())
+    ready.core.taken(ready.tickets[0])
+    assert said(ready.core.acknowledge()) == []
+    ready.handle(Up())
+    assert core.TakeBack() in ready.hear(welcome(lease="other"))
+    effects = ready.hear(deliver(1), deliver(2))
+    assert shown(effects) == ["direct000002"]
+    assert said(effects) == [protocol.Ack(1, ())]  # at once: the application does nothing for it
+
+
+def test_a_ticket_of_an_old_lease_settles_nothing(ready):
+    ready.hear(deliver(1))
+    ready.hear(welcome(lease="other"))
+    ready.hear(deliver(7))
+    assert ready.take(0) == []
+    assert ready.take(1) == [protocol.Ack(7, ())]
+
+
+def test_a_recall_acknowledges_what_was_taken_and_forgets_the_rest(ready):
+    ready.hear(deliver(1), deliver(2), deliver(3, after=99))
+    ready.core.taken(ready.tickets[0])
+    effects = ready.hear(protocol.Recall(5, ()))
+    assert said(effects) == [protocol.Ack(1, ()), protocol.Recalled(5)]
+    assert core.TakeBack() in effects
+    assert shown(ready.hear(deliver(2), deliver(3))) == ["direct000002", "direct000003"]
+    assert ready.take(-2, -1) == [protocol.Ack(3, ())]
+
+
+def test_what_was_only_looked_at_holds_up_nothing():
+    client = Client(ME._replace(role=Role.HELPER))
+    client.handle(Up())
+    client.hear(welcome())
+    client.core.request(protocol.Fetch("peek", True))
+    client.hear(deliver(1), deliver(2), protocol.Fetched("peek", 2, 0))
+    client.core.request(protocol.Fetch("f", False))
+    client.hear(deliver(1), deliver(2))
+    assert client.take(0) == []  # a ticket of what has been given back
+    client = Client(ME._replace(role=Role.HELPER))
+    client.handle(Up())
+    client.hear(welcome(), deliver(1), deliver(2), protocol.Fetched("peek", 2, 0), deliver(1), deliver(2))
+    assert client.take(2, 3) == [protocol.Ack(2, ())]
+
+
+def test_an_answer_that_was_taken_is_awaited_no_more(ready):
+    ready.core.await_answer("question0000")
+    ready.hear(deliver(1, reply_to="question0000"))
+    ready.take(0)
+    assert len(said(ready.hear(protocol.Expired()))) == 1
+
+
+# --- broadcasts
+
+
+def test_a_broadcast_is_handed_out_once(ready):
+    assert shown(ready.handle(cast(11))) == ids(11)
+    assert shown(ready.handle(cast(11))) == []
+    assert shown(ready.hear(deliver(1, bcast=11))) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        cast(11, epoch="another"),
+        cast(10),  # before this lease
+        cast(11, spared=(3, 4)),
+        Published(b"#deploys\0", cast(11).envelopes),  # not its channel
+        Published(b"*\0more", cast(11).envelopes),  # a filter is a prefix
+    ],
+    ids=["epoch", "old", "spared", "channel", "prefix"],
+)
+def test_what_is_not_for_it(ready, other):
+    assert ready.handle(other) == []
+    assert shown(ready.handle(cast(11))) == ids(11)
+
+
+def test_before_it_is_welcome_it_takes_none():
+    client = in_phase(Phase.GREETING)
+    assert client.handle(cast(11)) == []
+
+
+def test_a_message_waits_for_the_broadcast_before_it(ready):
+    assert ready.hear(deliver(2, after=11), deliver(3)) == []
+    assert shown(ready.handle(cast(11))) == [*ids(11), "direct000002", "direct000003"]
+
+
+def test_a_gap_is_asked_for_once_and_nothing_passes_it(ready):
+    assert said(ready.handle(cast(12, prev=11))) == [protocol.Refill((11,))]
+    assert ready.handle(cast(13, prev=12)) == []
+    assert ready.hear(deliver(4, after=13)) == []
+    effects = ready.hear(deliver(1, bcast=11), protocol.Beat("epoch", 99, (11, 12, 13)))
+    assert shown(effects) == [*ids(11, 12, 13), "direct000004"]
+    assert said(effects) == []
+
+
+def test_a_gap_behind_its_own_broadcast_is_a_gap(ready):
+    assert said(ready.handle(cast(12, prev=11, spared=(4,)))) == [protocol.Refill((11,))]
+    assert shown(ready.handle(cast(13, prev=12))) == []
+    assert shown(ready.hear(deliver(1, bcast=11), protocol.Beat("epoch", 99, (11, 13)))) == ids(11, 13)
+
+
+def test_what_was_somebody_elses_is_not_waited_for(ready):
+    ready.handle(cast(12, prev=11))
+    assert shown(ready.hear(protocol.Beat("epoch", 99, (12,)))) == ids(12)
+
+
+def test_numbers_from_before_the_lease_are_no_gap(ready):
+    assert shown(ready.handle(cast(12, prev=10))) == ids(12)
+
+
+def test_a_beat_asks_for_what_has_not_come(ready):
+    ready.handle(cast(12, prev=0))
+    assert said(ready.hear(protocol.Beat("epoch", 99, (12, 13, 14)))) == [protocol.Refill((13, 14))]
+    assert said(ready.hear(protocol.Beat("epoch", 99, (12, 13, 14)))) == []
+    assert said(ready.hear(protocol.Beat("another", 99, (15,)))) == []
+
+
+def test_a_beat_says_nothing_about_later_numbers(ready):
+    ready.handle(cast(13, prev=12))
+    assert shown(ready.hear(protocol.Beat("epoch", 11, ()))) == []
+    assert shown(ready.hear(deliver(1, bcast=12), protocol.Beat("epoch", 13, (12, 13)))) == ids(12, 13)
+
+
+def test_a_recall_takes_back_what_is_still_under_way(ready):
+    assert said(ready.hear(protocol.Recall(5, (11,)))) == [protocol.Recalled(5)]
+    assert ready.handle(cast(11)) == []
+    assert shown(ready.handle(cast(12, prev=11))) == ids(12)
+
+
+def test_a_copy_that_comes_late_is_passed_over(ready):
+    ready.hear(protocol.Beat("epoch", 99, (11,)))
+    ready.handle(cast(12, prev=11))
+    effects = ready.hear(deliver(1, bcast=11), deliver(2, bcast=12), protocol.Beat("epoch", 99, (11, 12)))
+    assert shown(effects) == ids(11, 12)
+    assert shown(ready.handle(cast(11))) == []
+
+
+ORDERS = [
+    order
+    for order in itertools.permutations(("cast12", "cast14", "beat", "direct"))
+    if order.index("cast12") < order.index("cast14")  # the SUB keeps its order
+]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_losses_are_mended_in_every_order(ready, order):
+    """11 and 13 never come by the SUB. The broker answers each REFILL as it has to, after whatever comes next."""
+    events = {
+        "cast12": cast(12, prev=11),
+        "cast14": cast(14, prev=13),
+        "beat": Received([protocol.Beat("epoch", 99, (11, 12, 13, 14))]),
+        "direct": Received([deliver(5, after=14)]),
+    }
+    asked: list[protocol.Refill] = []
+    for name in order:
+        asked += [one for one in said(ready.handle(events[name])) if isinstance(one, protocol.Refill)]
+    while asked:
+        last = max(asked.pop(0).bcasts)
+        answer = [deliver(number - 10, bcast=number) for number in (11, 12, 13, 14) if number <= last]
+        effects = ready.hear(*answer, protocol.Beat("epoch", 99, (11, 12, 13, 14)))
+        asked += [one for one in said(effects) if isinstance(one, protocol.Refill)]
+    assert ready.handed == [*ids(11, 12, 13, 14), "direct000005"]
+
+
+def test_a_new_lease_forgets_numbers(ready):
+    ready.handle(cast(12, prev=11))
+    ready.hear(welcome(lease="other", bcast=20))
+    assert shown(ready.handle(cast(21, prev=12))) == ids(21)
+
+
+# --- names
+
+
+@pytest.mark.parametrize("way", ["dealer", "channel"])
+def test_rename(ready, way):
+    renamed = protocol.Renamed("lead")
+    event = Received([renamed]) if way == "dealer" else Published(b"@me\0", [renamed])
+    assert ready.handle(event) == [core.Retune(b"@me\0", b"@lead\0"), core.Renamed("lead")]
+    assert ready.handle(event) == []
+    assert ready.handle(Published(b"@lead\0", [protocol.Disconnected()])) == [core.Closed(None)]
+
+
+def test_what_comes_on_somebody_elses_channel_is_not_for_it(ready):
+    assert ready.handle(Published(b"@other\0", [protocol.Disconnected()])) == []
+    assert ready.core.phase is Phase.READY
+
+
+def test_the_next_hello_has_the_new_name(ready):
+    ready.hear(protocol.Renamed("lead"))
+    ready.handle(Down())
+    (hello,) = said(ready.handle(Up()))
+    assert isinstance(hello, protocol.Hello) and hello.name == "lead"
+
+
+# --- time
+
+
+def test_it_pings_when_it_has_been_silent(ready):
+    assert ready.core.next_tick_s(0.0) == core.PING_S
+    assert ready.handle(Tick(), now_s=3.9) == []
+    assert said(ready.handle(Tick(), now_s=4.0)) == [protocol.Ping("lease", "me")]
+    assert ready.core.next_tick_s(5.0) == 3.0
+    assert ready.core.next_tick_s(99.0) == 0.0
+
+
+def test_whoever_has_just_spoken_need_not_ping(ready):
+    ready.handle(cast(12, prev=11), now_s=3.0)  # a REFILL
+    assert ready.handle(Tick(), now_s=5.0) == []
+    assert ready.core.next_tick_s(5.0) == 2.0
+
+
+@pytest.mark.parametrize("phase", [Phase.OFFLINE, Phase.GREETING])
+def test_no_ping_without_a_lease_and_no_spinning_either(phase):
+    client = in_phase(phase)
+    assert client.handle(Tick(), now_s=100.0) == []
+    assert client.core.next_tick_s(100.0) == core.PING_S
+
+
+def test_repr(ready):
+    ready.core.send(send())
+    ready.hear(deliver(1), deliver(2, after=99))
+    assert repr(ready.core) == "<ClientCore me ready: 1 unconfirmed, 1 handed out, 1 held>"

@@ -1,0 +1,155 @@
+"""Finding the broker and starting one, with a stand-in for the interpreter that says what a broker might say."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zmqbus.broker import daemon
+from zmqbus.client import launch
+from zmqbus.errors import BrokerError, BrokerUnavailable, PortHeld, Unauthorized
+from zmqbus.settings import Settings, load
+
+
+@pytest.fixture
+def settings(data_dir: Path, free_port: int) -> Settings:
+    return load({"port": str(free_port)})
+
+
+@pytest.fixture
+def broker_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes `launch` start a shell script; `$report` is the descriptor to report on."""
+
+    def say(script: str) -> None:
+        path = tmp_path / "python"
+        find = 'for a; do case "$a" in --report=*) report="${a#--report=}";; esac; done\n'
+        path.write_text(f"#!/bin/sh\n{find}{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return say
+
+
+def report(line: str) -> str:
+    # Through /dev/fd, since a shell's redirection takes descriptors of one digit only.
+    return f"echo '{line}' > /dev/fd/$report"
+
+
+def descriptors() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+@pytest.mark.parametrize("word", ["ready", "exists"])
+def test_there_is_a_broker_now(settings, broker_says, word):
+    broker_says(report(word))
+    before = descriptors()
+    launch.launch(settings)
+    assert descriptors() == before
+
+
+def test_the_port_is_held(settings, broker_says):
+    broker_says(report("held"))
+    with pytest.raises(PortHeld, match=f"port {settings.port} is held by another program"):
+        launch.launch(settings)
+
+
+def test_an_error_of_the_broker_is_the_starters_own(settings, broker_says):
+    broker_says(report("error unauthorized the keys are open to others; run: chmod"))
+    with pytest.raises(Unauthorized, match=r"^the keys are open to others; run: chmod$"):
+        launch.launch(settings)
+
+
+def test_an_error_that_this_release_does_not_know(settings, broker_says):
+    broker_says(report("error brand_new something"))
+    with pytest.raises(BrokerError, match=r"^something$"):
+        launch.launch(settings)
+
+
+def test_one_that_dies_is_told_with_its_last_words(settings, broker_says):
+    broker_says("echo Traceback >&2; echo \"ModuleNotFoundError: No module named 'zmq'\" >&2; exit 1")
+    before = descriptors()
+    with pytest.raises(BrokerUnavailable, match=r"No module named 'zmq'\); see .*broker\.log"):
+        launch.launch(settings)
+    assert descriptors() == before
+
+
+def test_one_that_says_nothing_is_given_up_on_and_killed(settings, broker_says, monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "LAUNCH_S", 0.3)
+    broker_says(f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    with pytest.raises(BrokerUnavailable, match="did not come up"):
+        launch.launch(settings)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_an_interpreter_that_is_not_there(settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    before = descriptors()
+    with pytest.raises(BrokerUnavailable, match=r"cannot start a broker with .*missing"):
+        launch.launch(settings)
+    assert descriptors() == before
+
+
+def test_the_broker_gets_the_data_directory_and_the_packages_of_its_starter(settings, broker_says, tmp_path):
+    broker_says(f'echo "$INTER_SESSION_DATA_DIR:$PYTHONPATH" > {tmp_path}/env; {report("ready")}')
+    launch.launch(settings)
+    data_dir, _, path = (tmp_path / "env").read_text().strip().partition(":")
+    assert data_dir == settings.data_dir
+    assert path.split(":") == [entry for entry in sys.path if entry]
+
+
+# --- is there one?
+
+
+def test_without_a_pid_file_there_is_no_broker(settings):
+    assert launch.broker_pid(settings) is None
+
+
+@pytest.mark.parametrize("content", ["", "junk", "é"])
+def test_a_damaged_pid_file_is_none(settings, content):
+    Path(settings.paths.pid_file(settings.port)).write_text(content)
+    assert launch.broker_pid(settings) is None
+
+
+def test_the_pid_of_a_living_process_is_no_broker_unless_the_lock_is_held(settings):
+    """Pids come back: the lock of the election is what tells."""
+    Path(settings.paths.pid_file(settings.port)).write_text(str(os.getpid()))
+    assert launch.broker_pid(settings) is None
+    lock = daemon.elect(settings)
+    assert launch.broker_pid(settings) == os.getpid()
+    os.close(lock)
+    assert launch.broker_pid(settings) is None
+
+
+# --- the line
+
+
+def test_a_line_may_come_in_pieces():
+    reader, writer = os.pipe()
+    os.write(writer, b"re")
+    threading.Timer(0.05, os.write, (writer, b"ady\nmore")).start()
+    assert launch._read_line(reader, time.monotonic() + 10) == "ready"
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("said", [b"", b"rea"])
+def test_a_line_that_does_not_end_is_none(said):
+    reader, writer = os.pipe()
+    os.write(writer, said)
+    os.close(writer)
+    assert launch._read_line(reader, time.monotonic() + 10) == ""
+    os.close(reader)
+
+
+def test_a_line_that_comes_too_late_is_none():
+    reader, writer = os.pipe()
+    assert launch._read_line(reader, 0.0) == ""
+    os.close(reader)
+    os.close(writer)

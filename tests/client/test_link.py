@@ -1,0 +1,263 @@
+"""The client's shell on real sockets, against a broker that the test plays itself."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from zmqbus import protocol, security
+from zmqbus.client import core, launch
+from zmqbus.client import link as link_module
+from zmqbus.client.link import Link
+from zmqbus.errors import BrokerUnavailable, PortHeld
+from zmqbus.protocol import Role
+from zmqbus.settings import Settings, load
+
+DEADLINE_S = 10.0
+PERSONA = core.Persona(
+    role=Role.PROGRAM, session_id="sid", token="token", name="auth", cwd="/", project="/p", topics=("t",), groups=("g",)
+)
+
+
+@pytest.fixture
+def settings(data_dir: Path, free_port: int) -> Settings:
+    return load({"port": str(free_port)})
+
+
+class Broker:
+    """What the test says in the broker's place."""
+
+    def __init__(self, settings: Settings, pub_port: int) -> None:
+        self.settings = settings
+        self.pub_port = pub_port
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        keys = security.broker_keys(settings.data_dir)
+        self.zap = security.ZapHandler(self.context, keys.allowed_clients)
+        self.router = self.context.socket(zmq.ROUTER)
+        self.publisher = self.context.socket(zmq.XPUB)
+        for socket, port in ((self.router, settings.port), (self.publisher, pub_port)):
+            socket.linger = 0
+            security.curve_server(socket, keys)
+            socket.bind(f"tcp://127.0.0.1:{port}")
+        self.route = b""
+        self.heard: list[Any] = []
+        self.filters: list[bytes] = []
+        self.decoder = protocol.Decoder(from_broker=False)
+
+    def turn(self) -> None:
+        self.zap.handle()
+        while self.router.poll(0):
+            self.route, *frames = self.router.recv_multipart()
+            self.heard += self.decoder.decode(frames)
+        while self.publisher.poll(0):
+            self.filters.append(self.publisher.recv())
+
+    def say(self, *envelopes: protocol.Envelope) -> None:
+        self.router.send_multipart([self.route, *protocol.encode(envelopes)])
+
+    def welcome(self, lease: str = "lease") -> None:
+        version = protocol.VERSION
+        self.say(protocol.Welcome(version, "0", "epoch", "sid", "auth", lease, 1, self.pub_port, 0, 0))
+
+    def close(self) -> None:
+        self.router.close()
+        self.publisher.close()
+        self.zap.close()
+        self.context.term()
+
+
+@pytest.fixture
+def start_broker(settings: Settings, new_port: Callable[[], int]) -> Iterator[Callable[[], Broker]]:
+    made: list[Broker] = []
+
+    def start() -> Broker:
+        made.append(Broker(settings, new_port()))
+        return made[-1]
+
+    yield start
+    for broker in made:
+        broker.close()
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """Records the launches; none happens. There is a broker for all that `broker_pid` says."""
+    calls: list[Settings] = []
+    monkeypatch.setattr(launch, "launch", calls.append)
+    monkeypatch.setattr(launch, "broker_pid", lambda _: 1)
+    return calls
+
+
+@pytest.fixture
+def link(settings: Settings) -> Iterator[Link]:
+    link = Link(settings, core.ClientCore(PERSONA, "0"))
+    yield link
+    link.close()
+
+
+def until(condition: Callable[[], Any], link: Link, *brokers: Broker) -> list[core.Effect]:
+    """Drives both sides until the condition holds; returns what the application was told."""
+    told: list[core.Effect] = []
+    end_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end_s, (link, [broker.heard for broker in brokers])
+        told += link.pump(0.01)
+        for broker in brokers:
+            broker.turn()
+    return told
+
+
+def enter(link: Link, broker: Broker, lease: str = "lease") -> list[core.Effect]:
+    until(lambda: broker.heard, link, broker)
+    assert isinstance(broker.heard.pop(), protocol.Hello)
+    broker.welcome(lease)
+    return until(lambda: link.core.phase is core.Phase.READY, link, broker)
+
+
+def test_it_says_hello_and_subscribes_with_the_mark_at_the_end(link, start_broker, launched):
+    broker = start_broker()
+    link.open()
+    told = enter(link, broker)
+    assert isinstance(told[-1], core.Welcomed)
+    until(lambda: len(broker.filters) == 5, link, broker)
+    assert broker.filters[-1] == b"\1" + protocol.mark_channel("lease")
+    assert {one[1:] for one in broker.filters[:-1]} == {b"*\0", b"/" + b"/p\0", b"#t\0", b"@auth\0"}
+    assert launched == []
+
+
+def test_it_finds_a_new_broker_by_itself_and_says_hello_again(link, settings, start_broker, launched):
+    broker = start_broker()
+    link.open()
+    enter(link, broker)
+    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, b"unconfirmed")))
+    until(lambda: broker.heard, link, broker)
+    broker.close()
+    until(lambda: link.core.phase is core.Phase.OFFLINE, link)
+    second = start_broker()
+    until(lambda: len(second.heard) >= 2, link, second)
+    assert [type(one).__name__ for one in second.heard] == ["Hello", "Send"]
+
+
+@pytest.mark.parametrize("seen", ["both", "the loss only"])
+def test_an_answer_that_comes_with_the_loss_is_told_before_a_launch(link, start_broker, launched, monkeypatch, seen):
+    """Or `zmqbus broker --stop` would start the next one."""
+    broker = start_broker()
+    link.open()
+    enter(link, broker)
+    link.perform(link.core.request(protocol.Stop("s")))
+    until(lambda: broker.heard, link, broker)
+    broker.router.linger = 1000
+    broker.say(protocol.Done("s", "stopping"))
+    broker.close()
+    end_s = time.monotonic() + DEADLINE_S
+    while not {link._dealer, link._monitor} <= dict(link._poller.poll(10)).keys():
+        assert time.monotonic() < end_s
+    if seen == "the loss only":  # poll() looks at one socket after the other, and both events may come in between
+        monkeypatch.setattr(link, "_poller", SimpleNamespace(poll=lambda _: [(link._monitor, zmq.POLLIN)]))
+    assert link.pump(0) == [core.Response("s", protocol.Done("s", "stopping"))]
+    assert link.core.phase is core.Phase.OFFLINE
+    assert launched == []
+    link.pump(0)
+    assert len(launched) == 1  # whoever goes on does need one
+
+
+def test_what_it_cannot_read_is_passed_over(link, start_broker, launched):
+    """A verb of a newer broker, junk, and frames on the SUB that are no envelopes."""
+    broker = start_broker()
+    link.open()
+    enter(link, broker)
+    until(lambda: len(broker.filters) == 5, link, broker)
+    for junk in ([b"\xc1"], [msgpack.packb([[63, "new"]])], [msgpack.packb([[1]])], [b""]):
+        broker.router.send_multipart([broker.route, *junk])
+        broker.publisher.send_multipart([b"*\0", *junk])
+    broker.publisher.send_multipart([b"*\0"])
+    broker.say(protocol.Renamed("pay"))
+    told = until(lambda: link.core.persona.name == "pay", link, broker)
+    assert told == [core.Renamed("pay")]
+    until(lambda: b"\0@auth\0" in broker.filters, link, broker)
+    assert b"\1@pay\0" in broker.filters
+
+
+def test_without_a_broker_one_is_launched_first(link, monkeypatch, launched, start_broker):
+    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    link.open()
+    assert len(launched) == 1
+    enter(link, start_broker())
+
+
+def test_one_that_does_not_answer_is_launched_again_and_then_given_up_on(link, launched, monkeypatch):
+    monkeypatch.setattr(link_module, "RELAUNCH_S", 0.02)
+    monkeypatch.setattr(link_module, "CONNECT_S", 0.1)
+    link.open()
+    with pytest.raises(BrokerUnavailable, match=r"does not answer; see .*, or stop it"):
+        until(lambda: False, link)
+    assert len(launched) >= 1
+
+
+def test_a_patient_one_goes_on_for_ever_with_longer_and_longer_pauses(link, monkeypatch):
+    def fail(_: Settings) -> None:
+        tries.append(time.monotonic())
+        raise BrokerUnavailable("no room")
+
+    tries: list[float] = []
+    monkeypatch.setattr(launch, "launch", fail)
+    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    monkeypatch.setattr(link_module, "BACKOFF_S", (0.01, 0.04))
+    link.patient = True
+    link._pause_s = 0.01
+    link.open()
+    until(lambda: len(tries) >= 5, link)
+    assert link._pause_s == 0.04
+
+
+def test_a_port_that_is_held_ends_even_a_patient_one(link, monkeypatch, settings):
+    def held(_: Settings) -> None:
+        raise PortHeld(settings.port)
+
+    monkeypatch.setattr(launch, "launch", held)
+    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    link.patient = True
+    with pytest.raises(PortHeld):
+        link.open()
+
+
+def test_closing_hands_out_what_is_left_to_say(settings, start_broker, launched):
+    broker = start_broker()
+    link = Link(settings, core.ClientCore(PERSONA, "0"))
+    link.open()
+    enter(link, broker)
+    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, b"last words")))
+    link.perform(link.core.bye())
+    link.close()
+    end_s = time.monotonic() + DEADLINE_S
+    while len(broker.heard) < 2 and time.monotonic() < end_s:
+        broker.turn()
+    assert [type(one).__name__ for one in broker.heard] == ["Send", "Bye"]
+
+
+def test_closing_without_a_broker_does_not_wait(settings, launched):
+    link = Link(settings, core.ClientCore(PERSONA, "0"))
+    link.open()
+    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, b"nobody hears it")))
+    link.close()  # a hang would show in the time limit of the run
+
+
+@pytest.mark.parametrize("port", [9473, 29_999, 30_000, 60_000])
+def test_ports_that_the_kernel_may_give_out_are_connected_to_from_another_address(port, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    source = "127.0.0.2:0;" if port >= 30_000 else ""
+    assert link_module._endpoint(port) == f"tcp://{source}127.0.0.1:{port}"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert link_module._endpoint(port) == f"tcp://127.0.0.1:{port}"
+
+
+def test_repr_shows_the_state(link, settings):
+    assert repr(link).startswith(f"<Link to port {settings.port}: <ClientCore auth offline")

@@ -1,0 +1,924 @@
+"""Junk, floods and forgeries: each costs the one who sends it, and nobody else.
+
+Every attack here is followed by the same proof, while it still goes on as far as it can: two listeners that were there
+before send each other a message, the broker is the process it was, and it has not swallowed memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import psutil
+import pytest
+import zmq
+
+from tests.real.conftest import DEADLINE_S, ROOT, Bus, ListenerProcess, Owner
+from zmqbus import protocol, security
+
+pytestmark = pytest.mark.slow
+
+#: What the broker may have grown by after an attack. A flood that is kept in memory grows it by hundreds.
+MAX_GROWTH_BYTES = 64 * 1024 * 1024
+#: How long a flood may push before it counts as held back: it blocks where the broker does not take in any more.
+FLOOD_S = 1.5
+
+DEADLINE_MS = int(DEADLINE_S * 1000)
+
+VERB = {cls.__name__: code for code, cls in protocol.VERBS.items()}
+
+
+class Attacker:
+    """What a program on this machine can do: raw TCP, ZeroMQ with and without keys, and envelopes of its own making."""
+
+    def __init__(self, bus: Bus, pub_port: int, victim: ListenerProcess) -> None:
+        self.bus = bus
+        self.pub_port = pub_port
+        self.victim = victim  #: a session whose id, name and (where it says so) token are known
+        self.keys = security.client_keys(str(bus.data_dir))
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._stack = contextlib.ExitStack()
+        self._decoder = protocol.Decoder(from_broker=True)
+        self._heard: dict[zmq.Socket[bytes], deque[Any]] = {}
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        return self.bus.port, self.pub_port
+
+    def tcp(self, port: int) -> socket.socket:
+        return self._stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S))
+
+    def socket(
+        self, kind: int = zmq.DEALER, port: int | None = None, keys: security.ClientKeys | None = None, **options: Any
+    ) -> zmq.Socket[bytes]:
+        made = self._context.socket(kind)
+        self._stack.callback(made.close)
+        made.linger = 0
+        made.sndtimeo = made.rcvtimeo = DEADLINE_MS
+        for name, value in options.items():
+            made.setsockopt(getattr(zmq, name.upper()), value)
+        security.curve_client(made, keys or self.keys)
+        made.connect(f"tcp://127.0.0.1:{port or self.bus.port}")
+        return made
+
+    def say(self, dealer: zmq.Socket[bytes], *arrays: Any) -> None:
+        dealer.send(msgpack.packb(arrays))
+
+    def hear(self, dealer: zmq.Socket[bytes]) -> Any:
+        """The next envelope from the broker."""
+        heard = self._heard.setdefault(dealer, deque())
+        if not heard:
+            heard.extend(self._decoder.decode(dealer.recv_multipart()))
+        return heard.popleft()
+
+    def hello(self, role: int = protocol.Role.OBSERVER, **fields: Any) -> tuple[Any, ...]:
+        """The array of a HELLO that is in order but for `fields`."""
+        hello = protocol.Hello(
+            version=protocol.VERSION,
+            release="0",
+            role=int(role),
+            session_id="11111111-aaaa-4aaa-8aaa-111111111111",
+            token="attacker-token",
+            name="attacker",
+            label=None,
+            cwd="/",
+            project="/",
+            pid=1,
+            owner="1:1",
+            topics=(),
+            groups=(),
+        )
+        return (VERB["Hello"], *hello._replace(**fields))
+
+    def enter(self, role: int = protocol.Role.OBSERVER, **options: Any) -> zmq.Socket[bytes]:
+        """A connection that has been welcomed."""
+        dealer = self.socket(**options)
+        self.say(dealer, self.hello(role))
+        assert isinstance(self.hear(dealer), protocol.Welcome)
+        return dealer
+
+    def events(self, socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+        """Where the loss of the socket's connection is told."""
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._stack.callback(socket.disable_monitor)
+        return monitor
+
+    def close(self) -> None:
+        self._stack.close()
+        self._context.term()
+
+
+class Stage:
+    """Two listeners that go about their business, and somebody who does not like it."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.auth, self.pay = bus.listener("auth"), bus.listener("pay")
+        self.broker = psutil.Process(bus.broker_pid())
+        self.attacker = Attacker(bus, self._pub_port(), self.auth)
+        self.rss_bytes = self.broker.memory_info().rss
+        self._count = 0
+
+    def _pub_port(self) -> int:
+        ports = {c.laddr.port for c in self.broker.net_connections() if c.status == psutil.CONN_LISTEN}
+        (pub_port,) = ports - {self.bus.port}
+        return int(pub_port)
+
+    def prove(self) -> None:
+        """Messages go through in both directions, and to all; the broker is the one it was, and has not grown."""
+        self._count += 1
+        for sender, receiver in ((self.auth, self.pay), (self.pay, self.auth)):
+            text = f"business as usual {self._count} {sender.name}"
+            self.bus.deliver(receiver.name, text, owner=sender)
+            receiver.wait_message(text)
+        text = f"to everybody {self._count}"
+        done = self.bus.send("--all", "--text", text, owner=self.auth)
+        assert done.returncode == 0, done
+        self.pay.wait_message(text)
+        assert (self.auth.status, self.pay.status) == (None, None)
+        assert self.bus.broker_pid() == self.broker.pid
+        assert self.broker.is_running()
+        grown = self.broker.memory_info().rss - self.rss_bytes
+        assert grown < MAX_GROWTH_BYTES, f"the broker has grown by {grown >> 20} MiB"
+
+    def close(self) -> None:
+        self.attacker.close()
+
+
+@pytest.fixture
+def stage(bus: Bus) -> Iterator[Stage]:
+    stage = Stage(bus)
+    yield stage
+    stage.close()
+
+
+Attack = Callable[[Attacker], None]
+
+
+# --- without the keys
+
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"CURVE".ljust(20, b"\0") + bytes(32)
+
+
+def junk_bytes(attacker: Attacker) -> None:
+    for port in attacker.ports:
+        for junk in (b"", b"\0", b"GET / HTTP/1.1\r\n\r\n", os.urandom(70_000), b"\xff" * 4096, GREETING[:30]):
+            with contextlib.suppress(OSError):  # the broker may hang up in the middle of it
+                attacker.tcp(port).sendall(junk)
+
+
+def half_handshakes(attacker: Attacker) -> None:
+    for port in attacker.ports:
+        for number in range(300):
+            attacker.tcp(port).sendall(GREETING[: 10 + number % 55])
+
+
+def greeting_and_then_a_giant_command(attacker: Attacker) -> None:
+    for port in attacker.ports:
+        with contextlib.suppress(OSError):
+            connection = attacker.tcp(port)
+            connection.sendall(GREETING)
+            connection.sendall(b"\x06" + struct.pack(">Q", 1 << 62) + os.urandom(100_000))
+
+
+def wrong_client_key(attacker: Attacker) -> None:
+    public, secret = zmq.curve_keypair()
+    keys = attacker.keys._replace(public=public, secret=secret)
+    for port, kind in zip(attacker.ports, (zmq.DEALER, zmq.SUB), strict=True):
+        for _ in range(50):
+            shut_out = attacker.socket(kind, port, keys)
+            if kind == zmq.DEALER:
+                attacker.say(shut_out, attacker.hello())
+            else:
+                shut_out.subscribe(b"")
+    assert not shut_out.poll(500)
+
+
+def wrong_server_key(attacker: Attacker) -> None:
+    keys = attacker.keys._replace(server_public=zmq.curve_keypair()[0])
+    for _ in range(50):
+        attacker.say(attacker.socket(keys=keys), attacker.hello())
+
+
+def no_curve(attacker: Attacker) -> None:
+    for port, kind in zip(attacker.ports, (zmq.DEALER, zmq.SUB), strict=True):
+        for _ in range(50):
+            plain = attacker._context.socket(kind)
+            attacker._stack.callback(plain.close)
+            plain.linger = 0
+            plain.connect(f"tcp://127.0.0.1:{port}")
+            if kind == zmq.DEALER:
+                plain.send(msgpack.packb([attacker.hello()]))
+            else:
+                plain.subscribe(b"")
+    assert not plain.poll(500)
+
+
+# --- with the keys: frames
+
+JUNK_MESSAGES: list[list[bytes]] = [
+    [b""],
+    [b"", b"", b""],
+    [b"\xc1"],
+    [os.urandom(2000)],
+    [b"\x91" * 100_000],  # arrays in arrays in arrays
+    [b"\x81\xa1a" * 1000],
+    [msgpack.packb(None)],
+    [msgpack.packb(-1)],
+    [msgpack.packb("text")],
+    [msgpack.packb({"verb": 1})],
+    [msgpack.packb([])],
+    [msgpack.packb([[]])],
+    [msgpack.packb([None])],
+    [msgpack.packb([[[]]])],
+    [msgpack.packb([[True]])],
+    [msgpack.packb([[99]])],
+    [msgpack.packb([[-1]])],
+    [msgpack.packb([[2**63]])],
+    [msgpack.packb([["HELLO"]])],
+    [msgpack.packb([[VERB["Welcome"]]])],
+    [msgpack.packb([[VERB["Bye"]]]), b"a frame of nobody's"],
+    [b"\xdd\xff\xff\xff\xff"],  # an array of 4 thousand million
+    [b"\xdb\xff\xff\xff\xff"],  # a string of that length
+    [b"\x91\x92\x03\xa2\xff\xfe"],  # a string that is not UTF-8
+    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, size]]) for size in (-1,)],
+    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, 2**63]]), b"x"],
+    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, 1]]), b""],
+    [msgpack.packb([[VERB["List"], msgpack.ExtType(5, b"x"), True, ""]])],
+]
+
+
+def junk_messages(attacker: Attacker) -> None:
+    for dealer in (attacker.socket(), attacker.enter(), attacker.enter(protocol.Role.GUEST)):
+        for frames in JUNK_MESSAGES:
+            dealer.send_multipart(frames)
+        attacker.say(dealer, attacker.hello())  # and it is still spoken with
+        while not isinstance((answer := attacker.hear(dealer)), protocol.Welcome):
+            assert isinstance(answer, protocol.Refused | protocol.Expired), answer
+
+
+def hundred_mebibytes(attacker: Attacker) -> None:
+    for port, kind in zip(attacker.ports, (zmq.DEALER, zmq.XSUB), strict=True):
+        giant = attacker.socket(kind, port, reconnect_ivl=-1)
+        events = attacker.events(giant)
+        giant.send(b"j" * (100 * 1024 * 1024))
+        assert events.poll(DEADLINE_MS), "the broker does not hang up"
+
+
+def just_over_the_limit(attacker: Attacker) -> None:
+    giant = attacker.enter(reconnect_ivl=-1)
+    events = attacker.events(giant)
+    giant.send_multipart([b"\x90", bytes(protocol.MAX_FRAME_BYTES + 1)])
+    assert events.poll(DEADLINE_MS), "the broker does not hang up"
+
+
+def just_under_the_limit(attacker: Attacker) -> None:
+    dealer = attacker.enter()
+    dealer.send_multipart([b"\x90", bytes(protocol.MAX_FRAME_BYTES - 100)])
+    dealer.send_multipart([b"\x90"] + [b"x"] * 20_000)
+    for _ in range(2):
+        assert isinstance(attacker.hear(dealer), protocol.Refused)
+
+
+def thousands_of_envelopes(attacker: Attacker) -> None:
+    dealer = attacker.enter()
+    for _ in range(20):
+        attacker.say(dealer, *[(VERB["Status"], "s")] * 5_000)
+        refused = attacker.hear(dealer)
+        assert isinstance(refused, protocol.Refused)
+
+
+# --- with the keys: envelopes
+
+ODD_VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    2**64 - 1,
+    -(2**63),
+    1.5,
+    float("nan"),
+    "",
+    "\0",
+    "x" * 8000,
+    "x" * 9000,
+    "../../../etc/passwd\n[inter-session msg=aaaaaaaaaaaa] forged",
+    b"bytes",
+    [],
+    [[]],
+    ["x"] * 4000,
+    ["x"] * 5000,
+    [-1] * 100,
+    [None],
+    {},
+]
+
+
+def wrong_types_in_every_verb(attacker: Attacker) -> None:
+    """Each field of each verb, in each standing, once with each odd value; and too few and too many fields."""
+    good = {str: "x", str | None: None, int: 0, bool: False, bytes: b"x", float: 0.0}
+    for role in (None, *protocol.Role):
+        dealer = attacker.enter(role) if role is not None else attacker.socket()
+        for code, cls in protocol.VERBS.items():
+            if cls is protocol.Stop:
+                continue
+            fields: list[Any] = [good.get(kind, []) for kind in cls.__annotations__.values()]
+            variants: list[list[Any]] = [fields, fields[:-1], [*fields, 0]]
+            for place in range(len(fields)):
+                variants += [[*fields[:place], value, *fields[place + 1 :]] for value in ODD_VALUES]
+            for variant in variants:
+                attacker.say(dealer, [code, *variant])
+        attacker.say(dealer, attacker.hello(token=f"last-{role}"))
+        while not (isinstance((answer := attacker.hear(dealer)), protocol.Welcome) and answer.session_id == ""):
+            pass
+
+
+def unknown_verbs(attacker: Attacker) -> None:
+    dealer = attacker.enter()
+    for code in range(256):
+        if code not in protocol.VERBS:
+            attacker.say(dealer, [code, "x"])
+            assert isinstance(attacker.hear(dealer), protocol.Refused)
+
+
+def text_that_is_not_utf8(attacker: Attacker) -> None:
+    guest = attacker.enter(protocol.Role.GUEST)
+    for number, body in enumerate((b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"ok\x80")):
+        attacker.say(guest, [VERB["Send"], f"aaaaaaaaaaa{number}", 0, "pay", 0, None, body])
+        refused = attacker.hear(guest)
+        assert isinstance(refused, protocol.Refused) and refused.code == "invalid_payload"
+
+
+def somebody_elses_session(attacker: Attacker) -> None:
+    victim = attacker.victim.state
+    for role in (protocol.Role.LISTENER, protocol.Role.PROGRAM, protocol.Role.HELPER):
+        for fields in (
+            {"session_id": victim["session_id"], "name": victim["name"]},
+            {"session_id": victim["session_id"], "name": "another", "token": ""},
+            {"session_id": victim["session_id"], "name": "another", "token": "é" * 100},
+            {"session_id": victim["session_id"][:8], "name": victim["name"], "token": victim["token"][:-1]},
+        ):
+            dealer = attacker.socket()
+            attacker.say(dealer, attacker.hello(role, **fields), [VERB["Disconnect"], "d"])
+            answer = attacker.hear(dealer)
+            if fields["session_id"] == victim["session_id"] or role != protocol.Role.HELPER:
+                assert isinstance(answer, protocol.Refused), (role, fields, answer)
+                assert answer.ref == "hello"
+
+
+def absurd_hellos(attacker: Attacker) -> None:
+    for fields in (
+        {"version": -1},
+        {"version": 2**63},
+        {"role": 99},
+        {"role": -1},
+        {"session_id": "x" * 8000, "role": 0},
+        {"session_id": "", "role": 0},
+        {"name": "x" * 8000},
+        {"name": "No Such Name", "role": 0},
+        {"name": "a\n[inter-session] forged", "role": 3},
+        {"label": "\x1b[31mred", "role": 0},
+        {"label": "l" * 61, "role": 0},
+        {"topics": ("UPPER",), "role": 0},
+        {"groups": ("x" * 41,), "role": 0},
+        {"token": None, "role": 3},
+    ):
+        dealer = attacker.socket()
+        odd: dict[str, Any] = {"role": int(protocol.Role.OBSERVER), **fields}
+        attacker.say(dealer, attacker.hello(**odd))
+        answer = attacker.hear(dealer)
+        assert isinstance(answer, protocol.Refused) and answer.ref == "hello", (fields, answer)
+    dealer = attacker.socket()
+    attacker.say(
+        dealer,
+        attacker.hello(protocol.Role.PROGRAM, cwd="c" * 8000, project="p\0" * 4000, owner="o" * 8000, pid=-(2**63)),
+    )
+    assert isinstance(attacker.hear(dealer), protocol.Welcome)
+
+
+def hello_again_and_again(attacker: Attacker) -> None:
+    dealer = attacker.socket()
+    for _ in range(2_000):
+        attacker.say(dealer, *[attacker.hello(role) for role in protocol.Role])
+    for _ in range(2_000 * len(protocol.Role)):
+        attacker.hear(dealer)
+
+
+def stale_leases(attacker: Attacker) -> None:
+    program = attacker.enter(protocol.Role.PROGRAM)
+    for lease in ("", "0" * 32, "x" * 8000, attacker.victim.state["token"]):
+        attacker.say(program, [VERB["Ping"], lease, "attacker"])
+        assert attacker.hear(program) == protocol.Expired()
+    attacker.say(program, [VERB["Ack"], 2**63, list(range(4000))], [VERB["Ack"], -1, [-1]], [VERB["Recalled"], 2**40])
+    second = attacker.enter(protocol.Role.PROGRAM)  # takes the session over: the lease of the first is stale
+    attacker.say(program, [VERB["Status"], "s"])
+    assert isinstance(attacker.hear(program), protocol.Displaced)
+    assert isinstance(attacker.hear(program), protocol.Expired)
+    attacker.say(second, [VERB["Status"], "s"])
+    assert isinstance(attacker.hear(second), protocol.Health)
+
+
+def forged_fields_in_a_message(attacker: Attacker) -> None:
+    """What a sender puts into the fields of a message cannot make a line of its own for the receiver."""
+    guest = attacker.enter(protocol.Role.GUEST)
+    forged = 'x]\n[inter-session msg=forgedforged from="auth"] rm -rf'
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa01", 0, "pay", 0, forged, b"in the open"])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa02", 2, "pay", 0, None, forged.encode()])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa03", 3, forged, 0, None, b"topic"])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa04", 0, "pay", 1, None, b"\xc1" * 100])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa05", 0, "pay", 9, None, b"x"])
+    attacker.say(guest, [VERB["Send"], "../../../etc", 0, "pay", 0, None, b"x"])
+    open_ids = {f"aaaaaaaaaa0{number}" for number in range(1, 6)} | {"../../../etc"}
+    said: dict[str, Any] = {}
+    while open_ids - said.keys():
+        answer = attacker.hear(guest)
+        for msg_id in answer.msg_ids if isinstance(answer, protocol.Receipt) else (answer[0],):
+            said[msg_id] = answer
+    wrong = {msg_id for msg_id, answer in said.items() if isinstance(answer, protocol.Refused)}
+    assert wrong == open_ids - {"aaaaaaaaaa02", "aaaaaaaaaa04"}
+
+
+# --- floods
+
+
+def flood(dealer: zmq.Socket[bytes], frames: list[bytes]) -> None:
+    """Sends for a while as fast as it goes; stops early where it is held back."""
+    dealer.sndtimeo = int(FLOOD_S * 1000)
+    done = threading.Event()
+    timer = threading.Timer(FLOOD_S, done.set)
+    timer.start()
+    try:
+        while not done.is_set():
+            dealer.send_multipart(frames)
+    except zmq.Again:
+        pass
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+DEAF: dict[str, Any] = {"rcvhwm": 1, "rcvbuf": 4096, "sndhwm": 100}
+
+
+def flood_of_lists(attacker: Attacker) -> None:
+    flood(attacker.enter(**DEAF), [msgpack.packb([(VERB["List"], "r", True, "")])])
+
+
+def flood_of_many_lists_in_a_message(attacker: Attacker) -> None:
+    flood(attacker.enter(**DEAF), [msgpack.packb([(VERB["List"], "r", True, "")] * 512)])
+
+
+def flood_of_refusals(attacker: Attacker) -> None:
+    flood(
+        attacker.enter(protocol.Role.GUEST, **DEAF), [msgpack.packb([(VERB["Send"], "no", 0, "", 0, None, b"")] * 512)]
+    )
+
+
+def flood_of_junk(attacker: Attacker) -> None:
+    flood(attacker.enter(**DEAF), [b"\xc1"])
+
+
+def flood_of_a_stranger(attacker: Attacker) -> None:
+    flood(attacker.socket(**DEAF), [msgpack.packb([(VERB["Status"], "s")] * 512)])
+
+
+def flood_of_peeks(attacker: Attacker) -> None:
+    """A helper that looks at its own full inbox again and again, and never reads what it is shown."""
+    attacker.say(attacker.enter(protocol.Role.PROGRAM), [VERB["Bye"]])
+    guest = attacker.enter(protocol.Role.GUEST)
+    for number in range(60):
+        frames = protocol.encode([protocol.Send(f"peek{number:08}", 0, "attacker", 0, None, b"x" * 60_000)])
+        guest.send_multipart(frames)
+        receipt = attacker.hear(guest)
+        assert isinstance(receipt, protocol.Receipt), receipt
+    helper = attacker.enter(protocol.Role.HELPER, **DEAF)
+    flood(helper, [msgpack.packb([(VERB["Fetch"], "f", True)] * 64)])
+
+
+def subscriptions(attacker: Attacker) -> None:
+    deaf = attacker.socket(zmq.SUB, attacker.pub_port, **DEAF)
+    deaf.subscribe(b"")
+    for number in range(20_000):
+        deaf.subscribe(b"#%d\0" % number)
+    for number in range(0, 20_000, 2):
+        deaf.unsubscribe(b"#%d\0" % number)
+
+
+def junk_up_the_xpub(attacker: Attacker) -> None:
+    rogue = attacker.socket(zmq.XSUB, attacker.pub_port)
+    for junk in (
+        b"",
+        b"\0",
+        b"\1",
+        b"\1~",
+        b"\0~",
+        b"\1~\xff\xfe\0",
+        b"\0~\xff\0",
+        b"\1~nobody\0",
+        b"\0~nobody\0",
+        b"\2",
+    ):
+        rogue.send(junk)
+        rogue.send_multipart([junk, b"more"])
+    rogue.send_multipart([b"\0~" + b"x" * 10_000 + b"\0"])
+    for _ in range(10_000):
+        rogue.send(b"junk")
+
+
+def somebody_elses_mark(attacker: Attacker) -> None:
+    """A lease is a secret; without it nobody can make the broker believe that a subscriber has gone."""
+    rogue = attacker.socket(zmq.XSUB, attacker.pub_port)
+    for lease in (attacker.victim.session_id, attacker.victim.state["token"], "0" * 32):
+        rogue.send(b"\1~" + lease.encode() + b"\0")
+        rogue.send(b"\0~" + lease.encode() + b"\0")
+
+
+def connections(attacker: Attacker) -> None:
+    for number in range(150):
+        dealer = attacker.socket()
+        attacker.say(dealer, attacker.hello(protocol.Role.GUEST, name=f"guest-{number}"))
+        assert isinstance(attacker.hear(dealer), protocol.Welcome)
+
+
+ATTACKS: list[Attack] = [
+    junk_bytes,
+    half_handshakes,
+    greeting_and_then_a_giant_command,
+    wrong_client_key,
+    wrong_server_key,
+    no_curve,
+    junk_messages,
+    hundred_mebibytes,
+    just_over_the_limit,
+    just_under_the_limit,
+    thousands_of_envelopes,
+    wrong_types_in_every_verb,
+    unknown_verbs,
+    text_that_is_not_utf8,
+    somebody_elses_session,
+    absurd_hellos,
+    hello_again_and_again,
+    stale_leases,
+    forged_fields_in_a_message,
+    flood_of_lists,
+    flood_of_many_lists_in_a_message,
+    flood_of_refusals,
+    flood_of_junk,
+    flood_of_a_stranger,
+    flood_of_peeks,
+    subscriptions,
+    junk_up_the_xpub,
+    somebody_elses_mark,
+    connections,
+]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [pytest.param(attack, id=attack.__name__) for attack in ATTACKS],
+)
+def test_an_attack_costs_nobody_else_anything(stage: Stage, attack: Attack) -> None:
+    attack(stage.attacker)
+    stage.prove()
+    for listener in (stage.auth, stage.pay):
+        forged = [line for line in listener.lines if line.startswith("[inter-session msg=forged")]
+        assert not forged
+
+
+# --- receivers that do not read
+
+
+def test_a_subscriber_that_never_reads_costs_nobody_anything(stage: Stage) -> None:
+    """It follows every channel, and leaves megabytes where they are; the other subscriber gets each message."""
+    attacker = stage.attacker
+    deaf = attacker.socket(zmq.SUB, attacker.pub_port, **DEAF)
+    deaf.subscribe(b"")
+    program = attacker.socket()
+    attacker.say(program, attacker.hello(protocol.Role.PROGRAM, name="reader", topics=("t",)))
+    welcome = attacker.hear(program)
+    subscriber = attacker.socket(zmq.SUB, attacker.pub_port)
+    subscriber.subscribe(protocol.channel(protocol.Scope.TOPIC, "t"))
+    subscriber.subscribe(protocol.mark_channel(welcome.lease))
+    guest = attacker.enter(protocol.Role.GUEST)
+    poller = zmq.Poller()
+    poller.register(program, zmq.POLLIN)
+    poller.register(subscriber, zmq.POLLIN)
+    published = 0
+    for number in range(50):
+        send = protocol.Send(f"cast{number:08}", int(protocol.Scope.TOPIC), "t", 0, None, bytes(60_000))
+        guest.send_multipart(protocol.encode([send]))
+        # The first ones come by the other way, until the broker has seen the subscription.
+        came: Any = None
+        while not isinstance(came, protocol.Deliver | protocol.Broadcast):
+            if subscriber in dict(poller.poll(DEADLINE_MS)):
+                (came,) = attacker._decoder.decode(subscriber.recv_multipart()[1:])
+                attacker.say(program, [VERB["Ack"], 0, [came.bcast]])
+                published += 1
+            else:
+                came = attacker.hear(program)
+                if isinstance(came, protocol.Deliver):
+                    attacker.say(program, [VERB["Ack"], came.seq, []])
+        assert came.msg_id == send.msg_id
+        assert attacker.hear(guest) == protocol.Tally(send.msg_id, 1, 0)
+    assert published > 25
+    stage.prove()
+
+
+def test_a_session_that_never_reads_gets_its_credit_and_costs_nobody_anything(stage: Stage) -> None:
+    """What is sent to it is queued, and waits outside the broker's memory towards it."""
+    stage.attacker.enter(protocol.Role.PROGRAM, **DEAF)
+    pad = "x" * 60_000
+    for number in range(4):
+        done = stage.bus.send("--to", "attacker", "--text", f"{number} {pad}", owner=stage.auth)
+        assert done.returncode == 0, done
+        assert done.stdout.rstrip().endswith("(busy)")
+    stage.prove()
+
+
+# --- files
+
+
+def helpers(bus: Bus, owner: Owner | ListenerProcess) -> list[Any]:
+    """What the commands that act as a session do."""
+    return [
+        bus.send("--to", "pay", "--text", "x", owner=owner),
+        bus.zmqbus("inbox", owner=owner),
+        bus.zmqbus("rename", "other", owner=owner),
+        bus.zmqbus("list", "--self", owner=owner),
+    ]
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\0 no JSON")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def enlarge(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" " * 1_000_000)
+
+
+def nest(path: Path) -> None:
+    path.write_bytes(b"[" * 60_000)
+
+
+def odd_types(path: Path) -> None:
+    path.write_text('{"session_id": 1, "port": "x", "token": null}')
+
+
+@pytest.mark.parametrize("damage", [garble, truncate, empty, enlarge, nest, odd_types], ids=lambda f: f.__name__)
+def test_a_damaged_state_file_is_as_good_as_none(bus: Bus, damage: Callable[[Path], None]) -> None:
+    auth, pay = bus.listener("auth"), bus.listener("pay")
+    damage(auth.state_path)
+    send, *others, own = helpers(bus, auth)
+    for done in (send, *others):
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr == "error: not_connected: not connected; run /inter-session connect first\n"
+    assert (own.returncode, own.stderr) == (0, "")
+    assert own.stdout.startswith("not connected")
+    bus.deliver("auth", "still here", owner=pay)
+    auth.wait_message("still here")
+
+
+def readable_by_others(path: Path) -> None:
+    path.chmod(0o644)
+
+
+def link(path: Path) -> None:
+    real = path.with_suffix(".real")
+    path.rename(real)
+    path.symlink_to(real)
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir(mode=0o700)
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+@pytest.mark.parametrize("damage", [readable_by_others, link, directory, fifo], ids=lambda f: f.__name__)
+def test_a_state_file_that_is_not_private_is_refused_with_the_cure(bus: Bus, damage: Callable[[Path], None]) -> None:
+    auth, pay = bus.listener("auth"), bus.listener("pay")
+    damage(auth.state_path)
+    for done in helpers(bus, auth):
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr.startswith("error: unauthorized: "), done
+        assert str(auth.state_path) in done.stderr
+    bus.deliver("auth", "still here", owner=pay)
+    auth.wait_message("still here")
+
+
+def refused(bus: Bus, path: Path) -> list[str]:
+    """What is said by everybody who starts on this data directory; each must refuse, and name the path."""
+    said = []
+    for done in (
+        bus.run("list.py"),
+        bus.send("--to", "x", "--text", "x", "--as", "me"),
+        bus.zmqbus("broker"),
+        bus.zmqbus("broker", "--foreground"),
+    ):
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr.startswith("error: unauthorized: "), done
+        said.append(done.stderr)
+    listener = bus.listener("auth", connected=False)
+    assert listener.wait_exit() == 1
+    assert listener.errors == []
+    (line,) = listener.lines
+    said.append(line)
+    for text in said:
+        assert str(path) in text, text
+    return said
+
+
+def test_a_data_directory_that_others_can_read_is_refused(bus: Bus) -> None:
+    bus.data_dir.chmod(0o755)
+    try:
+        said = refused(bus, bus.data_dir)
+    finally:
+        bus.data_dir.chmod(0o700)
+    assert all(f"chmod 700 '{bus.data_dir}'" in text for text in said)
+    assert list(bus.data_dir.iterdir()) == []
+
+
+def test_a_data_directory_that_is_a_link_is_refused(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = bus.data_dir.with_name("elsewhere")
+    there.symlink_to(bus.data_dir)
+    monkeypatch.setenv("INTER_SESSION_DATA_DIR", str(there))
+    said = refused(bus, there)
+    assert all("symbolic link" in text for text in said)
+
+
+def _keys(bus: Bus) -> Path:
+    """The key directory of a data directory that was in use, and is not at this moment."""
+    assert bus.zmqbus("broker").returncode == 0
+    assert bus.zmqbus("broker", "--stop").returncode == 0
+    return bus.data_dir / "keys"
+
+
+def others_may_enter(keys: Path) -> Path:
+    keys.chmod(0o750)
+    return keys
+
+
+def keys_are_a_link(keys: Path) -> Path:
+    keys.rename(keys.with_name("real"))
+    keys.symlink_to("real")
+    return keys
+
+
+def a_key_is_readable(keys: Path) -> Path:
+    (keys / "client.key_secret").chmod(0o644)
+    return keys / "client.key_secret"
+
+
+def a_key_is_a_link(keys: Path) -> Path:
+    (keys / "client.key_secret").rename(keys / "real")
+    (keys / "client.key_secret").symlink_to("real")
+    return keys / "client.key_secret"
+
+
+def a_key_is_missing(keys: Path) -> Path:
+    (keys / "broker.key").unlink()
+    return keys / "broker.key"
+
+
+def a_key_is_damaged(keys: Path) -> Path:
+    path = keys / "client.key_secret"
+    path.write_bytes(path.read_bytes().replace(b'secret-key = "', b'secret-key = "~~'))
+    return path
+
+
+def a_key_is_empty(keys: Path) -> Path:
+    (keys / "client.key_secret").write_bytes(b"")
+    return keys / "client.key_secret"
+
+
+def half_of_them_are_missing(keys: Path) -> Path:
+    (keys / "client.key_secret").unlink()
+    (keys / "client.key").unlink()
+    return keys / "client.key"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        others_may_enter,
+        keys_are_a_link,
+        a_key_is_readable,
+        a_key_is_a_link,
+        a_key_is_missing,
+        a_key_is_damaged,
+        a_key_is_empty,
+        half_of_them_are_missing,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_keys_that_are_not_in_order_are_refused(bus: Bus, damage: Callable[[Path], Path]) -> None:
+    keys = _keys(bus)
+    path = damage(keys)
+    refused(bus, path)
+    assert bus.broker_pid() is None
+
+
+@pytest.mark.parametrize("who", ["broker", "client"])
+def test_a_secret_key_of_the_broker_that_is_damaged_keeps_it_from_starting(bus: Bus, who: str) -> None:
+    """A client never reads the broker's secret; it hears the reason from the broker that it starts."""
+    keys = _keys(bus)
+    (keys / f"{who}.key_secret").write_bytes(b"junk")
+    done = bus.run("list.py")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: unauthorized: ")
+    assert f"rm -r '{keys}'" in done.stderr
+
+
+# --- a full disk
+
+
+def _limit_file_size(process: psutil.Process, size_bytes: int) -> None:
+    """The kernel lets no file of this process grow beyond that: to it, the disk is full."""
+    _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (size_bytes, hard))
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="only Linux sets limits of other processes")
+def test_a_full_disk_costs_the_messages_that_do_not_fit(bus: Bus) -> None:
+    auth, pay = bus.listener("auth"), bus.listener("pay")
+    broker = psutil.Process(bus.broker_pid())
+    kept = [bus.deliver("pay", f"before {number}", owner=auth) for number in range(3)]
+    pay.send_signal(signal.SIGSTOP)
+    kept.append(bus.deliver("pay", "waits", owner=auth))
+    size_bytes = bus.log_path.stat().st_size
+    _limit_file_size(broker, max(size_bytes, 64 * 1024))
+    _, hard = broker.rlimit(psutil.RLIMIT_FSIZE)
+    for args in (("--to", "pay"), ("--all",)):
+        done = bus.send(*args, "--text", "y" * 90_000, owner=auth)
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr.startswith("error: broker_unavailable: "), done
+        assert "no room" in done.stderr
+        assert "send again" in done.stderr
+    assert [record["msg_id"] for record in bus.records() if "msg_id" in record] == kept
+    broker.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))
+    pay.send_signal(signal.SIGCONT)
+    kept.append(bus.deliver("pay", "there is room again", owner=auth))
+    pay.wait_message("waits")
+    pay.wait_message("there is room again")
+    assert [record["msg_id"] for record in bus.records() if "msg_id" in record] == kept
+    assert not [line for line in pay.lines if "yyy" in line]
+    assert bus.broker_pid() == broker.pid
+
+
+def test_a_disk_that_is_really_full(bus: Bus) -> None:
+    """The same on a file system of a megabyte, which a mount namespace of the test's own makes possible."""
+    mount = ["unshare", "--mount", "--map-root-user", "--user"] if os.getuid() else ["unshare", "--mount"]
+    script = f"""
+set -e
+mount -t tmpfs -o size=1m,mode=0700 tmpfs "$INTER_SESSION_DATA_DIR"
+run() {{ {sys.executable} {ROOT}/bin/"$@"; }}
+{sys.executable} {ROOT}/bin/client.py --name auth & auth=$!  # not by run: the pid would be that of a shell
+until run list.py | grep -q auth; do :; done
+run send.py --as me --to auth --text one >/dev/null
+dd if=/dev/zero of="$INTER_SESSION_DATA_DIR/ballast" bs=4k 2>/dev/null || true
+if head -c 60000 /dev/zero | tr '\\0' y | run send.py --as me --to auth --text-file - 2>err; then echo "it was sent"; fi
+cat err; rm err
+rm "$INTER_SESSION_DATA_DIR/ballast"
+run send.py --as me --to auth --text two >/dev/null
+kill $auth
+wait $auth || true
+run zmqbus broker --stop >&2
+"""
+    probe = subprocess.run([*mount, "mount", "-t", "tmpfs", "tmpfs", str(bus.data_dir)], capture_output=True)
+    if probe.returncode:
+        pytest.skip("mounting is not allowed here")
+    owner = bus.owner()
+    done = subprocess.run(
+        [*mount, "sh", "-c", script], cwd=bus.cwd, env=bus.env(owner), capture_output=True, timeout=4 * DEADLINE_S
+    )
+    lines = done.stdout.decode().splitlines()
+    assert done.returncode == 0, done
+    assert re.fullmatch(rb"broker \(pid \d+\) stopped\n", done.stderr), done
+    shown = [line.rpartition("] ")[2] for line in lines if line.startswith("[inter-session msg=")]
+    assert shown == ["one", "two"], lines
+    (error,) = [line for line in lines if not line.startswith("[inter-session")]
+    assert error.startswith("error: broker_unavailable: there is no room"), lines
