@@ -10,6 +10,7 @@ import pytest
 from zmqbus import errors, protocol
 from zmqbus.broker import core, events
 from zmqbus.broker.registry import Standing
+from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet
 
@@ -666,7 +667,13 @@ def test_a_stopped_listener_does_not_keep_the_inbox_shut(net, monkeypatch):
 def test_hostile_envelopes_are_refused_and_nobody_else_notices(net, monkeypatch, envelope):
     mallory, alice, bob = net.session("mallory"), net.session("alice"), net.session("bob")
     seen: list[protocol.Envelope] = []
-    monkeypatch.setattr(mallory.core, "handle", lambda now, event: seen.extend(event.envelopes) or [])
+
+    def overhear(now_s: float, event: client.Event) -> list[client.Effect]:
+        assert isinstance(event, client.Received)
+        seen.extend(event.envelopes)
+        return []
+
+    monkeypatch.setattr(mallory.core, "handle", overhear)
     mallory.raw(protocol.encode([envelope]))
     net.settle()
     assert [type(answer) for answer in seen] == [protocol.Refused]
