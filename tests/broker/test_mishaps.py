@@ -396,3 +396,14 @@ def test_a_guests_token_stays_secret(net):
     guest.send("bob", b"x")
     net.settle()
     assert guest.persona.token not in bob.handed[0].from_session
+
+
+def test_who_has_no_room_for_a_broadcast_does_not_take_it_from_the_pub(net, monkeypatch):
+    monkeypatch.setattr(mailbox, "MAX_MESSAGES", 2)
+    alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
+    for body in (b"1", b"2"):
+        alice.send("bob", body)
+    net.settle()
+    alice.send("", b"to all", scope=Scope.ALL)
+    net.settle()
+    assert (bob.bodies, carol.bodies) == ([b"1", b"2"], [b"to all"])

@@ -127,16 +127,17 @@ class Delivery:
         return True
 
     def to_many(
-        self, now: Instant, receivers: list[Session], entry: Entry, sender: Connection, full: tuple[str, ...]
+        self, now: Instant, receivers: list[Session], entry: Entry, sender: Connection, full: list[Session]
     ) -> None:
         """A broadcast: published once for all who can take it that way, put into the mailboxes of all others. `full`:
         those who go without."""
         self.bcast += 1
         tally = Tally(entry.msg_id, entry.from_session, sender.route, len(receivers), now.mono_s + BUSY_AFTER_S)
-        tally.full = full
+        tally.full = tuple(session.name for session in full)
         self._open[entry.msg_id] = tally
-        # Those on the channel who get it by another way, or not at all: its own sender.
-        spared = [sender.session.conn.peer] if sender.session and sender.session.conn else []
+        # Those on the channel who get it by another way, or not at all: its own sender, and who has no room for it.
+        without = [sender.session, *full]
+        spared = [session.conn.peer for session in without if session is not None and session.conn is not None]
         published = False
         for session in receivers:
             if session.conn is not None and session.conn.attached and session.mailbox.may_publish(entry):

@@ -47,7 +47,7 @@ class _Staged(NamedTuple):
     send: protocol.Send
     record: Record
     receivers: list[Session]
-    full: tuple[str, ...]  # names of those that a broadcast is not for, having no room for it
+    full: list[Session]  # those that a broadcast is not for, having no room for it
     waiter: Connection | None
 
 
@@ -87,16 +87,17 @@ class Intake:
         self._check_body(send)
         receivers, waiter, to = self._address(who, send)
         to_many = send.scope in protocol.TO_MANY
-        boxes = [(session.name, session.mailbox) for session in receivers]
-        if waiter is not None and waiter.mailbox is not None:
-            boxes.append((waiter.sender_name, waiter.mailbox))
-        full = tuple(name for name, mailbox in boxes if mailbox.full(len(send.body)))
-        if full and not to_many:
-            raise RateLimited(f"the mailbox of '{full[0]}' is full of unread messages; retry when it has read some")
+        full: list[Session] = []
         if to_many:
             self._count_broadcast(now, who)
             # One who does not read must not keep a broadcast from all the others; the sender is told who goes without.
-            receivers = [session for session in receivers if not session.mailbox.full(len(send.body))]
+            full = [session for session in receivers if session.mailbox.full(len(send.body))]
+            receivers = [session for session in receivers if session not in full]
+        else:
+            mailbox = receivers[0].mailbox if waiter is None else waiter.mailbox
+            name = receivers[0].name if waiter is None else waiter.sender_name
+            if mailbox is not None and mailbox.full(len(send.body)):
+                raise RateLimited(f"the mailbox of '{name}' is full of unread messages; retry when it has read some")
         to_session_id = None
         if not to_many:
             to_session_id = waiter.sender_id if waiter is not None else receivers[0].session_id
