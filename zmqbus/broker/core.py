@@ -3,22 +3,24 @@
 Theory of operation
 ===================
 
-A connection is a small machine whose states are `Standing`s, and `_TABLE` says which verb each of them may say. A pair
-that is not in the table is an error of the peer, answered as such; nothing is passed over in silence, and nothing that
-one peer says can cost another anything. A stranger's only verb is HELLO: to all else the answer is EXPIRED, upon which
-a well-behaved client says HELLO and sends again what nobody has confirmed.
+A connection is a small machine whose states are `Standing`s, and `ALLOWED` says which verb each of them may say. A
+pair that is not in the table is an error of the peer, answered as such; nothing is passed over in silence, and nothing
+that one peer says can cost another anything. A stranger's only verb is HELLO: to all else the answer is EXPIRED, upon
+which a well-behaved client says HELLO and sends again what nobody has confirmed.
 
-A message goes through four steps, and each is visible to whoever would have to know if the next did not come:
+Who comes, goes and looks is decided here. A message goes through four steps, and each is visible to whoever would have
+to know if the next did not come:
 
-1. *staged*: checked, its receivers found. The effect is `Append`; nobody has been told anything.
+1. *staged* (`intake`): checked, its receivers found. The effect is `Append`; nobody has been told anything.
 2. *journaled*: the shell has written the wake's records in one write and says so (`Journaled`). Now the message has a
-   place in the log, is numbered in each receiver's mailbox, and goes out to those who have credit.
+   place in the log, is numbered in each receiver's mailbox, and goes out to those who have credit (`delivery`).
 3. *settled*: the receiver's application has acknowledged it (the sender hears `delivered`), or it is in the store (the
    sender hears `queued`): at once where the receiver is away, after a second where it does not answer.
 4. *gone*: acknowledged, and out of mailbox and store.
 
 If the journal cannot be written, step 2 does not happen (`JournalFailed`): the senders are refused, and the mailboxes
-are as they were. A sender repeats what it has not been told about; `_fates` remembers ids, so that it may.
+are as they were. A sender repeats what it has not been told about; fates are remembered, so that it may. `reading` is
+the one way round: a command that takes messages in its listener's place.
 
 Time is handed in as an `Instant`: the monotonic clock for every interval, the wall clock only for what people read.
 """

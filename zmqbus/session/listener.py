@@ -73,8 +73,10 @@ class Listener:
         self._unwritten = b""  # rest of a flush that the reader has no room for
         self._unshown: tuple[object, ...] = ()  # tags of that flush
         self._stalled = False
-        self._tries = 0
+        self._next_look_s = 0.0  # at the owner
+        self._tries = 0  # of other names, since the session was last on the bus
         self._wanted = plan.name
+        self._chosen = plan.name_given  # somebody chose the name, so only close variants of it are tried
         self._created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         identity = plan.identity
         self._persona = core.Persona(
@@ -137,8 +139,6 @@ class Listener:
         due_s = self._pacer.next_deadline(now_s)
         return max(0.0, min(until_owner_s, due_s - now_s if due_s is not None else until_owner_s))
 
-    _next_look_s = 0.0
-
     def _look_at_owner(self, now_s: float) -> None:
         if now_s < self._next_look_s:
             return
@@ -167,12 +167,14 @@ class Listener:
                 self._welcomed(link, welcome)
             case core.Renamed(name):
                 self._trace(f"renamed to {name}")
+                self._wanted, self._chosen = name, True
                 self._show(name)
             case core.Closed(reason):
                 self._closed(link, reason)
 
     def _welcomed(self, link: Link, welcome: protocol.Welcome) -> None:
         self._trace(f"connected as {welcome.name}, {welcome.waiting} waiting")
+        self._tries = 0  # it may have to look for a name again, at the next broker
         self._show(welcome.name)
         if not link.patient:
             # From here on a broker that goes away is waited for, however long it takes.
@@ -194,7 +196,7 @@ class Listener:
         self._tries += 1
         if self._tries <= NAME_RETRIES:
             name = naming.next_name(self._wanted, self._tries + 1)
-        elif not self._plan.name_given and self._tries == NAME_RETRIES + 1:
+        elif not self._chosen and self._tries == NAME_RETRIES + 1:
             # Nobody chose this name, so nobody has to choose another: one that no other owner can have.
             name = naming.next_name(self._wanted, self._plan.owner.pid)
         else:
