@@ -440,6 +440,14 @@ def test_the_token_is_what_a_session_is_claimed_with(net):
     assert isinstance(helper.closed[0], errors.Unauthorized)
 
 
+def test_a_stale_lease_is_told_so(net):
+    bob = net.session("bob")
+    ping = protocol.Ping("a lease of long ago", "bob")
+    assert net.broker.handle(net.clock.now, events.Received(bob.route, [ping])) == [
+        events.Reply(bob.route, protocol.Expired())
+    ]
+
+
 def test_a_newer_process_displaces_the_older(net):
     old = net.session("alice")
     new = net.session("alice", pid=4242)
