@@ -6,7 +6,7 @@ import pytest
 
 from zmqbus import errors
 
-#: SPEC 5: what users meet.
+#: What users meet.
 CODES = (
     "unknown_peer",
     "ambiguous",

@@ -41,7 +41,7 @@ POLL_S = 0.02
 Rows = list[dict[str, Any]]
 Receipts = list[Receipt]
 
-#: The header of a message's line, as SPEC 4 gives it; the fields in their order.
+#: The header of a message's line; the fields in their order.
 HEADER = re.compile(
     r"^\[inter-session msg=(?P<id>[a-z0-9]{8,12}) from=\"(?P<name>[a-z0-9-]{1,40})\"(?: \"(?P<label>[^\"]*)\")?"
     r"(?: re=(?P<re>[a-z0-9]{8,12}))?(?: to=(?P<to>all|#\S+|%\S+))?(?: queued=(?P<queued>\S+))?"

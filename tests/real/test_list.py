@@ -1,4 +1,4 @@
-"""Looking and leaving: `bin/list.py`, and `zmqbus` with status, rename, disconnect, inbox, broker (SPEC 6)."""
+"""Looking and leaving: `bin/list.py`, and `zmqbus` with status, rename, disconnect, inbox, broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bin/client.py`: each line that it prints, each way in which it ends, and what the next one finds (SPEC 4)."""
+"""`bin/client.py`: each line that it prints, each way in which it ends, and what the next one finds."""
 
 from __future__ import annotations
 

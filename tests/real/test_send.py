@@ -1,4 +1,4 @@
-"""`bin/send.py`: whom it reaches, what it prints, and how it fails (SPEC 5)."""
+"""`bin/send.py`: whom it reaches, what it prints, and how it fails."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_to_a_name(bus: Bus) -> None:
 
 
 def test_to_prefixes_and_ids(bus: Bus) -> None:
-    """In the order of SPEC 3: exact id, exact name, unique prefix of a name, unique prefix of an id."""
+    """In this order: exact id, exact name, unique prefix of a name, unique prefix of an id."""
     auth = bus.listener("auth")
     longer = bus.listener("auth-backend")
     targets = {

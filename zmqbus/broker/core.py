@@ -63,12 +63,12 @@ from zmqbus.errors import (
     ZmqbusError,
 )
 
-#: The state `busy` in a list: has not taken its messages for so long (SPEC 6).
+#: The state `busy` in a list: has not taken its messages for so long.
 BUSY_STATE_S = 5.0
 #: A connection that says nothing for so long is gone. Clients ping every 4 s, so that three pings are lost by then; the
 #: promise is that a dead listener is off the list within 15 s.
 SILENCE_S = 12.0
-#: How long an absent session is remembered, with or without mail (SPEC 7.5).
+#: How long an absent session is remembered, with or without mail.
 KEEP_AWAY_S = 7 * 24 * 3600.0
 #: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
 #: travel on to others, whose own limit for a string must not be what stops them.

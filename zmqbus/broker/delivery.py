@@ -22,7 +22,7 @@ from zmqbus.broker.store import Entry
 from zmqbus.errors import ProtocolError, UnknownPeer
 from zmqbus.protocol import State
 
-#: A receiver that has not taken a message by then is reported as busy (SPEC 5).
+#: A receiver that has not taken a message by then is reported as busy.
 BUSY_AFTER_S = 1.0
 #: A published broadcast that is not acknowledged by then is called to mind (BEAT).
 BEAT_AFTER_S = 0.25

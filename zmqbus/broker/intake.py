@@ -27,7 +27,7 @@ from zmqbus.errors import (
 from zmqbus.journal import Record
 from zmqbus.protocol import Format, Pointer, Scope
 
-#: Broadcasts of a session within a minute (SPEC 3), whatever helpers it uses.
+#: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60
 MINUTE_S = 60.0
 #: Answers that one connection may wait for: as many as it may have messages unconfirmed.

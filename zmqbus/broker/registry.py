@@ -21,7 +21,7 @@ from zmqbus.broker.store import Store
 from zmqbus.errors import Ambiguous, UnknownPeer
 from zmqbus.protocol import Role, Scope
 
-#: A unique prefix of a session id counts as a target from this length on (SPEC 3).
+#: A unique prefix of a session id counts as a target from this length on.
 MIN_ID_PREFIX = 4
 #: Names and matches that an error lists at most.
 MAX_LISTED = 5
@@ -232,7 +232,7 @@ class Registry:
     # --- who is meant
 
     def resolve(self, target: str) -> Session:
-        """The session that a target names, in the order of SPEC 3: exact id, exact name, unique prefix of a name,
+        """The session that a target names, in this order: exact id, exact name, unique prefix of a name,
         unique prefix of an id. At each step those connected are asked before those away.
 
         Raises `Ambiguous` with the matches, `UnknownPeer` with the nearest names.

@@ -1,4 +1,4 @@
-"""`client.py`, `zmqbus connect`: the listener of a session. Its lines are a contract (SPEC 4); they go to standard
+"""`client.py`, `zmqbus connect`: the listener of a session. Its lines are a contract; they go to standard
 output, since that is what the agent sees, the errors too."""
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from zmqbus.naming import check_name
 from zmqbus.protocol import Scope
 from zmqbus.settings import Settings, find_project, load
 
-#: How long `--wait` waits for an answer when no number is given (SPEC 5).
+#: How long `--wait` waits for an answer when no number is given.
 WAIT_S = 120.0
 #: Sessions that an error names at most.
 MAX_NAMED = 5

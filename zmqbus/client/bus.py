@@ -99,8 +99,9 @@ class Bus:
     def outcome(self, msg_id: str) -> Receipt | BroadcastReceipt:
         """Waits until the fate of a message is known.
 
-        Guarantee: `delivered` and `queued` are what SPEC 7 says. Raises the `DeliveryError` or `BrokerError` that the
-        broker gave, and `BrokerUnavailable` if none confirms it.
+        Guarantee: `delivered` means that the receiver's application has taken it, `queued` that it is in the receiver's
+        mailbox (docs/protocol.md, section 7). Raises the `DeliveryError` or `BrokerError` that the broker gave, and
+        `BrokerUnavailable` if none confirms it.
         """
         self._until(lambda: msg_id in self._answers)
         answer = self._answers.pop(msg_id)

@@ -29,7 +29,7 @@ from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
 from zmqbus.settings import Settings
 from zmqbus.wakeup import Wakeup
 
-#: How often another name is tried when the wanted one is taken (SPEC 4).
+#: How often another name is tried when the wanted one is taken.
 NAME_RETRIES = 3
 #: A reader that does not read is looked at again after so long: the link's poller waits for input only.
 STALLED_S = 0.2
