@@ -145,7 +145,7 @@ class BrokerCore:
                 self._out.reply(route, protocol.Refused("", ProtocolError.code, reason))
         return self._out.take()
 
-    def next_tick_s(self, now: Instant) -> float | None:
+    def next_tick_s(self) -> float | None:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
         if self.delivery.waits:
             return BUSY_TICK_S

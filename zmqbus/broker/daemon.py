@@ -182,9 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     os.umask(0o077)
     report: int | None = options.report
     try:
-        lock = elect(settings)
-        _raise_file_limit()
-        Lockholder(settings, lock).serve(foreground=False, report=report)
+        _serve(settings, foreground=False, report=report)
     except Elsewhere:
         _report(report, "exists")
     except PortHeld:
@@ -200,9 +198,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_here(settings: Settings) -> None:
     """A broker in this very process, until it is stopped; its log goes to standard error, too. Raises as `elect`."""
+    _serve(settings, foreground=True)
+
+
+def _serve(settings: Settings, *, foreground: bool, report: int | None = None) -> None:
     lock = elect(settings)
     _raise_file_limit()
-    Lockholder(settings, lock).serve(foreground=True)
+    Lockholder(settings, lock).serve(foreground=foreground, report=report)
 
 
 def _raise_file_limit() -> None:

@@ -175,7 +175,7 @@ class Server:
     # --- the loop
 
     def _timeout_ms(self) -> int | None:
-        tick_s = self._core.next_tick_s(self._now())
+        tick_s = self._core.next_tick_s()
         if tick_s is not None:
             return int(tick_s * 1000)
         if not self._settings.idle_shutdown_s:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -11,7 +10,7 @@ from zmqbus.cli.common import Parser, act_as_session, fail, print_json
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
-from zmqbus.protocol import Format, Scope
+from zmqbus.protocol import Format
 from zmqbus.settings import Settings, load
 
 
@@ -58,6 +57,7 @@ def _one(settings: Settings, msg_id: str, *, as_json: bool) -> int:
 
 def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
     text = bodies.as_text(message.fmt, bodies.load(message, settings.paths.log))
+    audience = bodies.audience(message)
     if as_json:
         print_json(
             {
@@ -66,7 +66,7 @@ def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
                 "from": message.from_session,
                 "from_name": message.from_name,
                 "from_label": message.from_label,
-                "to": _to(message),
+                "to": audience,
                 "reply_to": message.reply_to,
                 "text": text,
             }
@@ -74,20 +74,12 @@ def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
         return
     label = f' "{naming.sanitise(message.from_label)}"' if message.from_label else ""
     answers = f" re={message.reply_to}" if message.reply_to else ""
-    to = f" to={_to(message)}" if message.scope != Scope.SESSION else ""
+    to = f" to={audience}" if audience else ""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(message.ts))
     print(f'msg={message.msg_id} from="{message.from_name}"{label}{answers}{to} at {when}')
     # Indented, so that no line of a body can be taken for a header.
     for line in text.splitlines() or [""]:
         print(f"    {naming.sanitise(line)}")
-
-
-def _to(message: Incoming) -> str | None:
-    if message.scope == Scope.SESSION:
-        return None
-    if message.scope == Scope.PROJECT:
-        return f"%{os.path.basename(message.target)}"
-    return "all" if message.scope == Scope.ALL else f"#{message.target}"
 
 
 def _end(fetched: protocol.Fetched, *, as_json: bool) -> None:

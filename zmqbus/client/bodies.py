@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import msgpack
 
-from zmqbus import journal, protocol
+from zmqbus import journal, naming, protocol
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload, TextTooLong
-from zmqbus.protocol import Format
+from zmqbus.protocol import Format, Scope
 
 
 def from_text(text: str | bytes, *, to_many: bool) -> bytes:
@@ -46,6 +46,18 @@ def load(message: Incoming, log_path: str) -> bytes:
         return message.body
     record = journal.read(log_path, journal.Pointer(*message.pointer))
     return record.body
+
+
+def audience(message: Incoming) -> str | None:
+    """How a message to many was addressed, as its receivers are shown it: `all`, `#topic`, `%project name`. None: it
+    was for this session alone."""
+    if message.scope == Scope.ALL:
+        return "all"
+    if message.scope == Scope.TOPIC:
+        return f"#{message.target}"
+    if message.scope == Scope.PROJECT:
+        return f"%{naming.project_name(message.target)}"
+    return None
 
 
 def as_text(fmt: int, body: bytes) -> str:

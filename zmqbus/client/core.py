@@ -211,7 +211,6 @@ class ClientCore:
         self._unconfirmed_bytes = 0
         self._awaited: dict[str, None] = {}
         self._requests: dict[str, protocol.Envelope] = {}
-        self._heard_s = 0.0
         self._spoke_s = 0.0
         # what has been handed out under the present lease, and not taken: ticket number → (seq, bcast), in order
         self._handed: dict[int, tuple[int, int]] = {}
@@ -224,7 +223,7 @@ class ClientCore:
         # broadcasts
         self._seen: dict[int, None] = {}
         self._last_on: dict[bytes, int] = {}
-        self._held: deque[tuple[int, protocol.Deliver | protocol.Broadcast]] = deque()
+        self._held: deque[protocol.Deliver | protocol.Broadcast] = deque()
         self._asked: set[int] = set()
 
     def __repr__(self) -> str:
@@ -311,13 +310,11 @@ class ClientCore:
             return []
         match event:
             case Received(envelopes):
-                self._heard_s = now_s
                 for envelope in envelopes:
                     rule = _TABLE.get(envelope.__class__)
                     if rule is not None and not self._closed:
                         rule(self, envelope)
             case Published(channel, envelopes):
-                self._heard_s = now_s
                 for envelope in envelopes:
                     if isinstance(envelope, protocol.Broadcast):
                         self._broadcast(channel, envelope)
@@ -326,7 +323,7 @@ class ClientCore:
             case Up():
                 self._greet()
             case Down():
-                self._offline()
+                self.phase = Phase.OFFLINE
             case Tick():
                 self._tick(now_s)
         # What came a second time is acknowledged here: the application hears nothing of it, and may be silent for long.
@@ -374,9 +371,6 @@ class ClientCore:
             self._transmit(send)
         for request in self._requests.values():
             self._transmit(request)
-
-    def _offline(self) -> None:
-        self.phase = Phase.OFFLINE
 
     def _expired(self, _: protocol.Expired) -> None:
         # While greeting, it answers something older than the HELLO that is under way.
@@ -465,12 +459,12 @@ class ClientCore:
     def _deliver(self, deliver: protocol.Deliver) -> None:
         if deliver.bcast:
             if deliver.bcast not in self._seen:
-                self._arrive(deliver.bcast, deliver, deliver.bcast)
+                self._arrive(deliver, deliver.bcast)
             self._release()
         elif self._held or (deliver.after and deliver.after not in self._seen):
-            self._held.append((deliver.after, deliver))
+            self._held.append(deliver)
         else:
-            self._arrive(0, deliver, 0)
+            self._arrive(deliver, 0)
 
     def _broadcast(self, channel: bytes, cast: protocol.Broadcast) -> None:
         welcome = self.welcome
@@ -496,14 +490,14 @@ class ClientCore:
         """Behind the broadcasts that are held, and before the DEALER's messages: the broker publishes nothing to a
         consumer that has one of those under way, so whatever is published comes before them."""
         place = 0
-        while place < len(self._held) and isinstance(self._held[place][1], protocol.Broadcast):
+        while place < len(self._held) and isinstance(self._held[place], protocol.Broadcast):
             place += 1
-        self._held.insert(place, (0, cast))
+        self._held.insert(place, cast)
 
     def _beat(self, beat: protocol.Beat) -> None:
         if self.welcome is None or beat.epoch != self.welcome.epoch:
             return
-        waiting = {item.bcast for _, item in self._held if isinstance(item, protocol.Broadcast)}
+        waiting = {item.bcast for item in self._held if isinstance(item, protocol.Broadcast)}
         missing = tuple(n for n in beat.bcasts if n not in self._seen and n not in waiting and n not in self._asked)
         if missing:
             self._ask(missing)
@@ -521,25 +515,30 @@ class ClientCore:
         """Hands out what is held, as far as nothing before it is missing. While broadcasts are being asked for no
         published one passes: those that are missing come before it."""
         while self._held:
-            after, item = self._held[0]
-            if self._asked if isinstance(item, protocol.Broadcast) else after and after not in self._seen:
-                return
-            self._held.popleft()
-            if not isinstance(item, protocol.Broadcast):
-                self._arrive(0, item, 0)
-            elif item.bcast not in self._seen:  # else it was filled in while this copy was held
-                self._arrive(item.bcast, item, item.bcast)
+            item = self._held[0]
+            if isinstance(item, protocol.Broadcast):
+                if self._asked:
+                    return
+                self._held.popleft()
+                if item.bcast not in self._seen:  # else it was filled in while this copy was held
+                    self._arrive(item, item.bcast)
+            else:
+                if item.after and item.after not in self._seen:
+                    return
+                self._held.popleft()
+                self._arrive(item, 0)
 
     def _see(self, bcast: int) -> None:
         self._seen[bcast] = None
         if len(self._seen) > REMEMBERED:
             del self._seen[next(iter(self._seen))]
 
-    def _arrive(self, seen: int, item: protocol.Deliver | protocol.Broadcast, bcast: int) -> None:
+    def _arrive(self, item: protocol.Deliver | protocol.Broadcast, bcast: int) -> None:
+        """Hands a message out, unless it has been taken before. `bcast`: its number, if it is acknowledged by that."""
         assert self.welcome is not None
-        if seen:
-            self._see(seen)
-            self._asked.discard(seen)
+        if bcast:
+            self._see(bcast)
+            self._asked.discard(bcast)
         self._number += 1
         number = self._number
         seq = item.seq if isinstance(item, protocol.Deliver) and not bcast else 0

@@ -120,7 +120,7 @@ class Link:
     def restart(self, client: core.ClientCore) -> list[core.Effect]:
         """Goes on over the same sockets as somebody else (another name, after the first was taken)."""
         self.core = client
-        return self._do(client.handle(time.monotonic(), core.Up())) if self._connected else []
+        return self.perform(client.handle(time.monotonic(), core.Up())) if self._connected else []
 
     def close(self) -> None:
         """Sends what is left to say, and closes. Takes at most half a second, and that only if the broker hangs."""
@@ -135,8 +135,29 @@ class Link:
     # --- the application's side
 
     def perform(self, effects: Iterable[core.Effect]) -> list[core.Effect]:
-        """Carries out effects that a call of the core returned; gives back those for the application."""
-        return self._do(effects)
+        """Carries out what concerns the sockets, and gives back the rest, which is the application's."""
+        rest: list[core.Effect] = []
+        for effect in effects:
+            match effect:
+                case core.Transmit(envelope):
+                    self._outbox.append(envelope)
+                case core.Subscribe(port, channels):
+                    self._subscribe(port, channels)
+                case core.Retune(drop, add):
+                    if self._subscriber is not None:
+                        self._subscriber.subscribe(add)
+                        self._subscriber.unsubscribe(drop)
+                case core.Welcomed():
+                    self._launched = False
+                    self._pause_s = BACKOFF_S[0]
+                    rest.append(effect)
+                case _:
+                    rest.append(effect)
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            for batch in protocol.batches(outbox):
+                self._dealer.send_multipart(protocol.encode(batch), zmq.NOBLOCK)
+        return rest
 
     def pump(self, timeout_s: float | None) -> list[core.Effect]:
         """Waits up to `timeout_s` (None: as long as it takes) for something to happen, and deals with it.
@@ -160,7 +181,7 @@ class Link:
         if self._dealer in ready or self._monitor in ready:
             found += self._drain_dealer(now_s)
         if self.core.next_tick_s(now_s) <= 0:
-            found += self._do(self.core.handle(now_s, core.Tick()))
+            found += self.perform(self.core.handle(now_s, core.Tick()))
         # What was found comes first, for it may be the last that was wanted: the answer to STOP arrives together with
         # the loss, and a broker launched here would be one that nobody asked for.
         if not found and self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
@@ -184,12 +205,12 @@ class Link:
             (event,) = unpack_from("=H", frames[0])
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._connected = True
-                found += self._do(self.core.handle(now_s, core.Up()))
+                found += self.perform(self.core.handle(now_s, core.Up()))
             elif event == zmq.Event.DISCONNECTED:
                 self._connected = False
                 self._since_s = now_s
                 self._next_launch_s = now_s
-                found += self._do(self.core.handle(now_s, core.Down()))
+                found += self.perform(self.core.handle(now_s, core.Down()))
 
     def _drain_dealer(self, now_s: float) -> list[core.Effect]:
         found: list[core.Effect] = []
@@ -202,7 +223,7 @@ class Link:
                 envelopes = self._decoder.decode(frames)
             except ProtocolError:
                 continue  # a newer broker's verb: a client that must understand it has been refused at HELLO
-            found += self._do(self.core.handle(now_s, core.Received(envelopes)))
+            found += self.perform(self.core.handle(now_s, core.Received(envelopes)))
         return found
 
     def _drain_subscriber(self, now_s: float) -> list[core.Effect]:
@@ -217,33 +238,8 @@ class Link:
                 envelopes = self._decoder.decode(frames)
             except (ProtocolError, IndexError):
                 continue
-            found += self._do(self.core.handle(now_s, core.Published(channel, envelopes)))
+            found += self.perform(self.core.handle(now_s, core.Published(channel, envelopes)))
         return found
-
-    def _do(self, effects: Iterable[core.Effect]) -> list[core.Effect]:
-        """Carries out what concerns the sockets; the rest is the application's."""
-        rest: list[core.Effect] = []
-        for effect in effects:
-            match effect:
-                case core.Transmit(envelope):
-                    self._outbox.append(envelope)
-                case core.Subscribe(port, channels):
-                    self._subscribe(port, channels)
-                case core.Retune(drop, add):
-                    if self._subscriber is not None:
-                        self._subscriber.subscribe(add)
-                        self._subscriber.unsubscribe(drop)
-                case core.Welcomed():
-                    self._launched = False
-                    self._pause_s = BACKOFF_S[0]
-                    rest.append(effect)
-                case _:
-                    rest.append(effect)
-        if self._outbox:
-            outbox, self._outbox = self._outbox, []
-            for batch in protocol.batches(outbox):
-                self._dealer.send_multipart(protocol.encode(batch), zmq.NOBLOCK)
-        return rest
 
     def _subscribe(self, port: int, channels: tuple[bytes, ...]) -> None:
         if self._subscriber is not None:

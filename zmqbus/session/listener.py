@@ -22,7 +22,7 @@ from zmqbus import errors, naming, protocol
 from zmqbus.client import bodies, core
 from zmqbus.client.link import Link
 from zmqbus.journal import JournalError
-from zmqbus.protocol import Role, Scope
+from zmqbus.protocol import Role
 from zmqbus.session.notify import Note, Pacer, bus_line
 from zmqbus.session.owner import Process, is_alive, process_of
 from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
@@ -246,7 +246,7 @@ class Listener:
             from_label=message.from_label,
             text=text,
             reply_to=message.reply_to,
-            to=_addressed(message),
+            to=bodies.audience(message),
             age_s=message.age_s if message.age_s >= 0 else None,
             size_bytes=len(body),
             tag=message.ticket,
@@ -302,14 +302,3 @@ class Listener:
 
 def _as_bytes(lines: tuple[str, ...]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _addressed(message: core.Incoming) -> str | None:
-    """The `to=` field of a header: how a message to many was addressed."""
-    if message.scope == Scope.ALL:
-        return "all"
-    if message.scope == Scope.TOPIC:
-        return f"#{message.target}"
-    if message.scope == Scope.PROJECT:
-        return f"%{naming.project_name(message.target)}"
-    return None
