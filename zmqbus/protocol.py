@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args, get_origin
 
 import msgpack
 
-from zmqbus.errors import ProtocolError
+from zmqbus.errors import ProtocolError, TextTooLong
 
 #: Version of the wire, told in HELLO and WELCOME. It rises only when an old peer would misread a new one.
 VERSION = 1
@@ -61,6 +61,18 @@ MAX_BATCH_BYTES = 1024 * 1024
 MAX_STRING_BYTES = 8 * 1024
 #: Sessions in one SESSIONS envelope; longer lists are paged, so that no reply is large.
 LIST_PAGE = 200
+
+
+def check_size(size_bytes: int, *, to_many: bool) -> None:
+    """Raises `TextTooLong` for a body over the limit of its audience. The sender asks before it sends, and the broker
+    does not take its word for it."""
+    limit_bytes = MAX_BROADCAST_BYTES if to_many else MAX_BODY_BYTES
+    if size_bytes > limit_bytes:
+        raise TextTooLong(
+            f"{size_bytes:,} bytes; the limit is {limit_bytes:,} bytes {'to many' if to_many else 'to one receiver'}; "
+            "write it to a file and send the path with --file"
+        )
+
 
 # --- small vocabularies -----------------------------------------------------------------------------------------
 

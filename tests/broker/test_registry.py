@@ -19,7 +19,7 @@ def add(registry: Registry, name: str, session_id: str = "", *, live: bool = Tru
     session = registry.enter(session_id or f"id-of-{name}", "token")
     session.name, session.since_ts = name, since
     if live:
-        session.conn = registry.connect(name.encode(), Standing.MEMBER, f"lease-{name}", 1, 0.0)
+        session.conn = registry.connect(name.encode(), Standing.MEMBER, f"lease-{name}", 0.0)
         session.conn.session = session
         registry.take_name(session, name)
     return session
@@ -33,14 +33,14 @@ def test_every_role_has_a_standing():
 
 
 def test_connections_are_found_by_route_and_lease_until_they_are_dropped(registry):
-    one = registry.connect(b"r1", Standing.HELPER, "l1", 7, 0.0)
-    two = registry.connect(b"r2", Standing.GUEST, "l2", 8, 0.0)
+    one = registry.connect(b"r1", Standing.HELPER, "l1", 0.0)
+    two = registry.connect(b"r2", Standing.GUEST, "l2", 0.0)
     assert one.peer != two.peer
     assert registry.by_lease("l1") is one and registry.connections[b"r2"] is two
     registry.drop(one)
     registry.drop(one)
     assert registry.by_lease("l1") is None and registry.connections == {b"r2": two}
-    assert registry.connect(b"r1", Standing.HELPER, "l3", 7, 0.0).peer not in (one.peer, two.peer)
+    assert registry.connect(b"r1", Standing.HELPER, "l3", 0.0).peer not in (one.peer, two.peer)
 
 
 # --- names

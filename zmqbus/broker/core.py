@@ -231,7 +231,7 @@ class BrokerCore:
             self._part(now, who)
         if standing is Standing.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)
-        connection = self.registry.connect(route, standing, self._new_token(), hello.pid, now.mono_s)
+        connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)
         connection.session = session
         if standing is Standing.GUEST:
             connection.guest = name
@@ -241,7 +241,6 @@ class BrokerCore:
         if session is not None and (standing is Standing.MEMBER or not session.name):
             session.label = label
             session.cwd, session.project = hello.cwd, hello.project
-            session.owner = hello.owner
         if standing is Standing.MEMBER:
             assert session is not None
             session.pid = hello.pid

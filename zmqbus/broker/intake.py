@@ -20,7 +20,6 @@ from zmqbus.errors import (
     InvalidPayload,
     ProtocolError,
     RateLimited,
-    TextTooLong,
     UnknownPeer,
     ZmqbusError,
 )
@@ -133,13 +132,7 @@ class Intake:
     def _check_body(self, send: protocol.Send) -> None:
         if send.fmt not in _FORMATS:
             raise ProtocolError(f"unknown body format {send.fmt}")
-        to_many = send.scope in protocol.TO_MANY
-        limit = protocol.MAX_BROADCAST_BYTES if to_many else protocol.MAX_BODY_BYTES
-        if len(send.body) > limit:
-            raise TextTooLong(
-                f"{len(send.body):,} bytes; the limit is {limit:,} bytes "
-                f"{'to many' if to_many else 'to one receiver'}; write a file and send its path"
-            )
+        protocol.check_size(len(send.body), to_many=send.scope in protocol.TO_MANY)
         if send.fmt == Format.TEXT:
             try:
                 send.body.decode()

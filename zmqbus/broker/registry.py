@@ -60,7 +60,6 @@ class Connection:
         "lease",
         "mailbox",
         "peer",
-        "pid",
         "requested_s",
         "requests",
         "route",
@@ -69,12 +68,11 @@ class Connection:
         "waits",
     )
 
-    def __init__(self, route: bytes, standing: Standing, peer: int, lease: str, pid: int, now_s: float) -> None:
+    def __init__(self, route: bytes, standing: Standing, peer: int, lease: str, now_s: float) -> None:
         self.route = route
         self.standing = standing
         self.peer = peer  #: small number that stands for the lease in `Broadcast.spared`
         self.lease = lease
-        self.pid = pid
         self.last_seen_s = now_s
         self.session: Session | None = None
         self.guest = ""  #: the name that a guest speaks under
@@ -128,7 +126,6 @@ class Session:
         "left",
         "mailbox",
         "name",
-        "owner",
         "pid",
         "project",
         "recalls",
@@ -147,7 +144,6 @@ class Session:
         self.cwd = ""
         self.project = ""
         self.pid = 0
-        self.owner = ""
         self.topics: frozenset[str] = frozenset()
         self.groups: frozenset[str] = frozenset()
         self.since_ts = 0.0  #: wall clock of its last coming
@@ -178,10 +174,10 @@ class Registry:
 
     # --- connections
 
-    def connect(self, route: bytes, standing: Standing, lease: str, pid: int, now_s: float) -> Connection:
+    def connect(self, route: bytes, standing: Standing, lease: str, now_s: float) -> Connection:
         """Enters a connection that has said HELLO."""
         self._peers += 1
-        connection = Connection(route, standing, self._peers, lease, pid, now_s)
+        connection = Connection(route, standing, self._peers, lease, now_s)
         self.connections[route] = connection
         self._leases[lease] = connection
         return connection

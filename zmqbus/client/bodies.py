@@ -10,7 +10,7 @@ import msgpack
 
 from zmqbus import journal, naming, protocol
 from zmqbus.client.core import Incoming
-from zmqbus.errors import InvalidPayload, TextTooLong
+from zmqbus.errors import InvalidPayload
 from zmqbus.protocol import Format, Scope
 
 
@@ -31,12 +31,7 @@ def from_text(text: str | bytes, *, to_many: bool) -> bytes:
             raise InvalidPayload(
                 f"the text holds half a character ({error.reason} at {error.start}); send text that is valid Unicode"
             ) from None
-    limit = protocol.MAX_BROADCAST_BYTES if to_many else protocol.MAX_BODY_BYTES
-    if len(body) > limit:
-        raise TextTooLong(
-            f"{len(body):,} bytes; the limit is {limit:,} bytes {'to many' if to_many else 'to one receiver'}; "
-            "write it to a file and send the path with --file"
-        )
+    protocol.check_size(len(body), to_many=to_many)
     return body
 
 
