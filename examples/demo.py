@@ -24,7 +24,7 @@ from collections.abc import Iterator
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(0, ROOT)  # for a checkout; harmless elsewhere
 
-from zmqbus.session.owner import is_alive, process_of  # noqa: E402 - found by the line above
+from zmqbus.process import is_alive, process_of  # noqa: E402 - found by the line above
 
 PATIENCE_S = 20.0
 LONG_TEXT = "The whole of it arrives. " * (2 * 1024 * 1024 // 25)

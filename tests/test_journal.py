@@ -1,59 +1,27 @@
-"""The log: its lines, what a writer survives, and what a reader may rely on."""
+"""The log: what a writer survives, and what it leaves for others."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.records import RECORD, ids, line
 from zmqbus import journal
-from zmqbus.errors import BrokerUnavailable, InvalidPayload, Unauthorized
-from zmqbus.journal import (
-    Journal,
-    JournalError,
-    JournalFull,
-    Pointer,
-    Record,
-    decode_record,
-    encode_record,
-    find,
-    read,
-    segments,
-)
-
-RECORD = Record(
-    ts=1767323045.678,
-    msg_id="abc123def456",
-    kind="message",
-    from_session="123e4567-e89b-42d3-a456-426614174000",
-    from_name="orchestrator",
-    from_label=None,
-    to="auth",
-    to_session_id="223e4567-e89b-42d3-a456-426614174000",
-    reply_to=None,
-    fmt="text",
-    body=b"run the tests",
-)
-
-
-def line(msg_id: str = "abc123def456", text: str = "run the tests") -> bytes:
-    return encode_record(RECORD._replace(msg_id=msg_id, body=text.encode()))
-
-
-def ids(count: int, start: int = 0) -> list[str]:
-    return [f"id{number:010}" for number in range(start, start + count)]
+from zmqbus.errors import BrokerUnavailable, Unauthorized
+from zmqbus.journal import Journal, JournalError, JournalFull, Pointer, encode_record, find, read, segments
 
 
 @pytest.fixture
@@ -71,135 +39,6 @@ def log(path) -> Iterator[Journal]:
 
 def lines_of(name: str) -> list[bytes]:
     return Path(name).read_bytes().split(b"\n")
-
-
-TEXTS = st.text(max_size=200)
-#: Few letters, among them those of escapes, so that ids turn up in texts, overlap, and follow backslashes.
-KNOTS = st.text(st.sampled_from('aanu0\\"\n\b\x01\x85 =msgre'), max_size=60)
-MSG_IDS = st.text(st.sampled_from("abnu01"), min_size=8, max_size=12) | st.sampled_from(["aaaaaaaa", "u0001aaa"])
-RECORDS = st.builds(
-    Record,
-    ts=st.integers(0, 4_000_000_000_000).map(lambda ms: ms / 1000),
-    msg_id=MSG_IDS,
-    kind=st.sampled_from(["message", "broadcast"]),
-    from_session=TEXTS,
-    from_name=TEXTS,
-    from_label=st.none() | TEXTS,
-    to=TEXTS,
-    to_session_id=st.none() | TEXTS,
-    reply_to=st.none() | MSG_IDS | TEXTS,
-    fmt=st.just("text"),
-    body=(TEXTS | KNOTS).map(str.encode),
-) | st.builds(
-    RECORD._replace,
-    fmt=st.sampled_from(["msgpack", "bytes"]),
-    body=st.binary(max_size=200),
-)
-
-
-class TestLines:
-    def test_of_a_message(self):
-        assert encode_record(RECORD) == (
-            b'{"ts":"2026-01-02T03:04:05.678Z","msg_id":"abc123def456","kind":"message",'
-            b'"from":"123e4567-e89b-42d3-a456-426614174000","from_name":"orchestrator","from_label":null,'
-            b'"to":"auth","to_session_id":"223e4567-e89b-42d3-a456-426614174000","text":"run the tests"}'
-        )
-
-    def test_of_an_answer_to_many_in_bytes(self):
-        record = RECORD._replace(
-            kind="broadcast", to="all", to_session_id=None, reply_to="zzz99999", from_label="Größe", fmt="bytes"
-        )
-        fields = json.loads(encode_record(record._replace(body=b"\xff\0")))
-        assert fields["reply_to"] == "zzz99999"
-        assert (fields["fmt"], fields["text"], fields["data"]) == ("bytes", "", "/wA=")
-        assert (fields["to_session_id"], fields["from_label"]) == (None, "Größe")
-
-    @pytest.mark.parametrize(
-        ("ts", "text"),
-        [
-            (0.0, "1970-01-01T00:00:00.000Z"),
-            (1767323045.0004, "2026-01-02T03:04:05.000Z"),
-            (1767323045.9996, "2026-01-02T03:04:06.000Z"),
-            (1767323045.05, "2026-01-02T03:04:05.050Z"),
-        ],
-    )
-    def test_time_is_utc_to_the_millisecond(self, ts, text):
-        encoded = encode_record(RECORD._replace(ts=ts))
-        assert json.loads(encoded)["ts"] == text
-        assert decode_record(encoded).ts == pytest.approx(ts, abs=0.0006)
-
-    @given(RECORDS)
-    def test_round_trip(self, record):
-        encoded = encode_record(record)
-        decoded = decode_record(encoded)
-        assert decoded._replace(ts=0) == record._replace(ts=0)
-        assert decoded.ts == pytest.approx(record.ts, abs=0.0006)
-        assert json.loads(encoded)["msg_id"] == record.msg_id
-
-    @given(RECORDS)
-    def test_is_one_line_to_every_tool(self, record):
-        assert len(encode_record(record).decode().splitlines()) == 1
-
-    @given(RECORDS, MSG_IDS)
-    @example(RECORD._replace(body=b"aaaaaaaaaaaaaaaaa"), "aaaaaaaa")
-    @example(RECORD._replace(body=b"\x08cdefgh1 "), "bcdefgh1")
-    @example(RECORD._replace(body=b"\x01abc"), "u0001abc")
-    @example(RECORD._replace(body=b"u007aqqzqqz"), "u007aqqz")
-    @example(RECORD._replace(from_name="x-auth12345"), "auth12345")
-    def test_never_shows_the_id_that_it_answers(self, record, reply_to):
-        record = record._replace(reply_to=reply_to, msg_id="own999own999")
-        encoded = encode_record(record)
-        assert reply_to.encode() not in encoded
-        assert b'"msg_id":"own999own999"' in encoded
-        assert decode_record(encoded)._replace(ts=0) == record._replace(ts=0)
-
-    @given(KNOTS, MSG_IDS, KNOTS)
-    def test_never_shows_an_id_that_a_header_in_its_text_names(self, before, quoted, after):
-        text = f'{before}[inter-session msg={quoted} from="x" re={quoted}] {after}'
-        encoded = encode_record(RECORD._replace(body=text.encode()))
-        assert f"msg={quoted} ".encode() not in encoded
-        assert f"re={quoted}]".encode() not in encoded
-        assert decode_record(encoded).body == text.encode()
-
-    def test_shows_its_own_id_when_it_answers_itself(self):
-        encoded = encode_record(RECORD._replace(reply_to=RECORD.msg_id, body=RECORD.msg_id.encode()))
-        assert encoded.count(RECORD.msg_id.encode()) == 1
-
-    def test_leaves_letters_of_all_scripts_to_grep(self):
-        assert "Größe 値 🎉".encode() in encode_record(RECORD._replace(body="Größe 値 🎉".encode()))
-
-    def test_text_that_is_not_utf8_is_refused(self):
-        with pytest.raises(InvalidPayload, match="not UTF-8"):
-            encode_record(RECORD._replace(body=b"\xff"))
-
-    @given(
-        st.binary(max_size=100)
-        | st.sampled_from([b"[]", b"1", b"{}", b"[" * 100_000, b'"\\ud800"'])
-        | st.dictionaries(
-            st.sampled_from(list(json.loads(line()))),
-            st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
-            min_size=1,
-            max_size=3,
-        ).map(lambda wrong: json.dumps({**json.loads(line()), **wrong}).encode())
-    )
-    def test_damage_is_a_journal_error_and_nothing_else(self, garbage):
-        try:
-            record = decode_record(garbage)
-        except JournalError as error:
-            assert "damaged" in str(error)
-        else:
-            assert all(isinstance(value, str) for value in (record.msg_id, record.from_session, record.to))
-
-    def test_lone_surrogate_is_damage(self):
-        with pytest.raises(JournalError):
-            decode_record(line().replace(b"run the tests", b"\\ud800"))
-
-    def test_first_line_of_a_segment_is_no_message(self, log, path):
-        with pytest.raises(JournalError):
-            decode_record(lines_of(path)[0])
-
-    def test_unknown_keys_are_passed_over(self):
-        assert decode_record(line()[:-1] + b',"later":[1]}') == RECORD
 
 
 class TestGrep:
@@ -642,156 +481,3 @@ class TestRecovery:
         assert lines_of(path)[2] == b"hello"
         assert log.recovered is not None
         assert "something else" in log.recovered
-
-
-class TestReading:
-    def test_log_that_is_not_there(self, tmp_path):
-        missing = str(tmp_path / "none" / "messages.log")
-        assert segments(missing) == []
-        assert find(missing, "abc123def456") is None
-        with pytest.raises(JournalError, match="not there yet"):
-            read(missing, Pointer(1, 0, 1, 0))
-
-    def test_segment_that_is_gone_or_to_come(self, path):
-        log = Journal(path, segment_bytes=1, keep=1)
-        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(4)]
-        with pytest.raises(JournalError, match=r"segment 1 .* is gone"):
-            read(path, pointers[0])
-        with pytest.raises(JournalError, match=r"segment 5 .* is not there yet"):
-            read(path, pointers[0]._replace(segment=5))
-        log.close()
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"offset": 3},
-            {"offset": -1},
-            {"offset": 10**12},
-            {"length": 5},
-            {"length": 0},
-            {"length": -1},
-            {"length": 10**12},
-            {"crc": 1},
-        ],
-        ids=str,
-    )
-    def test_wrong_pointer(self, log, path, change):
-        pointer = log.append([line()])[0]
-        with pytest.raises(JournalError, match="damaged"):
-            read(path, pointer._replace(**change))
-
-    def test_pointer_of_another_shape(self, log, path):
-        with pytest.raises(JournalError, match="no pointer"):
-            read(path, (1, 2, 3))
-
-    def test_other_files_are_no_segments(self, log, path, tmp_path):
-        for name in ("messages.log.x", "messages.log.01", "messages.log.", "messages.log.1.gz", "messages.log.²"):
-            (tmp_path / name).touch(mode=0o644)
-        assert segments(path) == [(1, path)]
-
-    def test_unsafe_segment_is_refused(self, log, path):
-        pointer = log.append([line()])[0]
-        os.chmod(path, 0o644)
-        with pytest.raises(Unauthorized, match="chmod 600"):
-            read(path, pointer)
-        with pytest.raises(Unauthorized, match="chmod 600"):
-            find(path, RECORD.msg_id)
-
-    def test_finds_the_newest_over_all_segments(self, path):
-        log = Journal(path, segment_bytes=1)
-        for number, msg_id in enumerate([*ids(5), ids(5)[1]]):
-            log.append([line(msg_id, f"number {number}")])
-        found = [find(path, msg_id) for msg_id in ids(5)]
-        assert [record and record.body for record in found] == [b"number %d" % number for number in (0, 5, 2, 3, 4)]
-        log.close()
-
-    @pytest.mark.parametrize("piece_bytes", [1, 7, 64, 1000])
-    def test_finds_over_the_borders_of_pieces(self, log, path, monkeypatch, piece_bytes):
-        monkeypatch.setattr(journal, "PIECE_BYTES", piece_bytes)
-        log.append([line(msg_id, "x" * number) for number, msg_id in enumerate(ids(40))])
-        for number, msg_id in enumerate(ids(40)):
-            record = find(path, msg_id)
-            assert record is not None
-            assert (record.msg_id, len(record.body)) == (msg_id, number)
-        assert find(path, "none00000000") is None
-
-    def test_finds_no_id_that_a_text_pretends(self, log, path):
-        log.append([line(text='"msg_id":"fake00000000","kind":'), line(text=',"msg_id":"fake00000000",')])
-        assert find(path, "fake00000000") is None
-
-    def test_passes_over_what_is_damaged_or_unfinished(self, log, path):
-        log.append([line(text="whole")])
-        with open(path, "ab") as file:
-            file.write(line().replace(b'"kind":"message"', b'"kind":"massage"') + b"\n" + line()[:-3])
-        record = find(path, RECORD.msg_id)
-        assert record is not None
-        assert record.body == b"whole"
-
-    @pytest.mark.parametrize("how", ["read", "find"])
-    def test_rotation_in_the_middle(self, path, monkeypatch, how):
-        """Between the survey and the opening of the files, everything moves by one."""
-        log = Journal(path, segment_bytes=1)
-        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
-        real = journal._survey
-        rotations: list[int] = []
-
-        def survey(name: str) -> list[tuple[int, int, str]]:
-            found = real(name)
-            if len(rotations) < 2:
-                rotations.append(len(found))
-                with monkeypatch.context() as patch:
-                    patch.setattr(journal, "_survey", real)
-                    log.append([line("later0000000")])
-            return found
-
-        monkeypatch.setattr(journal, "_survey", survey)
-        if how == "read":
-            assert read(path, pointers[0]).msg_id == ids(3)[0]
-        else:
-            assert find(path, ids(3)[0]) == RECORD._replace(msg_id=ids(3)[0])
-        assert rotations == [3, 4]
-        log.close()
-
-    @pytest.mark.parametrize("how", ["read", "find"])
-    def test_rotation_after_the_names_were_read(self, path, monkeypatch, how):
-        """The oldest segment gets a name that was not there when the directory was read."""
-        log = Journal(path, segment_bytes=1)
-        pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
-        real = os.listdir
-
-        def listdir(name: str) -> list[str]:
-            found = real(name)
-            monkeypatch.setattr(os, "listdir", real)
-            log.append([line("later0000000")])
-            return found
-
-        monkeypatch.setattr(os, "listdir", listdir)
-        record = read(path, pointers[0]) if how == "read" else find(path, ids(3)[0])
-        assert record == RECORD._replace(msg_id=ids(3)[0])
-        log.close()
-
-    def test_while_somebody_writes_and_rotates(self, path):
-        log = Journal(path, segment_bytes=2000, keep=1000)
-        written: list[Pointer] = []
-        faults: list[BaseException] = []
-        done = threading.Event()
-
-        def check() -> None:
-            try:
-                while not done.is_set():
-                    for number in range(max(0, len(written) - 3), len(written)):
-                        assert read(path, written[number]).body == b"%d" % number
-            except BaseException as error:
-                faults.append(error)
-
-        threads = [threading.Thread(target=check) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for number in range(300):
-            written += log.append([line(text=str(number))])
-        done.set()
-        for thread in threads:
-            thread.join()
-        log.close()
-        assert faults == []
-        assert log.segment > 30

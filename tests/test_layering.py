@@ -21,17 +21,20 @@ RANKS = {
     "errors": 0,
     "wakeup": 1,
     "naming": 1,
+    "process": 1,
+    "record": 1,
     "settings": 1,
     "bootstrap": 2,
     "protocol": 2,
     "security": 2,
-    "journal": 3,
-    "broker": 4,
-    "client": 4,
-    "aio": 5,
-    "session": 5,
-    "testing": 6,
-    "cli": 7,
+    "readback": 3,
+    "journal": 4,
+    "broker": 5,
+    "client": 5,
+    "aio": 6,
+    "session": 6,
+    "testing": 7,
+    "cli": 8,
 }
 
 #: Lower, and still not to be imported: (importer, imported).
@@ -45,7 +48,21 @@ FORBIDDEN = {
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 
 #: Imported by `send` and other short-lived commands, whose whole run is a few dozen milliseconds.
-HOT = ("errors", "bootstrap", "naming", "settings", "security", "journal", "protocol", "session.owner", "session.state")
+HOT = (
+    "errors",
+    "bootstrap",
+    "naming",
+    "process",
+    "settings",
+    "security",
+    "record",
+    "readback",
+    "journal",
+    "protocol",
+    "session.owner",
+    "session.state",
+    "session.shown",
+)
 #: Each of these costs 1 to 50 ms to import, which only rare functions may spend.
 COSTLY = {
     "asyncio",

@@ -94,7 +94,7 @@ def test_a_mixed_message_is_read_back(verbs: list[Any], from_broker: bool) -> No
 
 @pytest.mark.parametrize("size", [0, INLINE_BYTES, INLINE_BYTES + 1, protocol.MAX_BODY_BYTES])
 def test_only_large_bodies_get_a_frame_of_their_own(size: int) -> None:
-    send = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, b"x" * size)
+    send = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * size)
     frames = protocol.encode([send, send])
     assert len(frames) == (3 if size > INLINE_BYTES else 1)
     assert decoder(from_broker=False).decode(frames) == [send, send]
@@ -189,7 +189,7 @@ def test_mutated_and_truncated_messages(verbs: list[Any], from_broker: bool) -> 
     check()
 
 
-SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, b"x" * (INLINE_BYTES + 1))
+SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BYTES + 1))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_the_largest_batch_passes_and_a_larger_one_does_not() -> None:
 def test_the_largest_body_stays_below_the_frame_limit() -> None:
     assert protocol.MAX_BROADCAST_BYTES < protocol.MAX_BODY_BYTES < protocol.MAX_FRAME_BYTES
     # A full batch of small messages whose strings are all as long as they may be.
-    send = protocol.Send("a" * 12, 0, "t" * MAX_STRING_BYTES, 0, "r" * MAX_STRING_BYTES, bytes(INLINE_BYTES))
+    send = protocol.Send("a" * 12, 0, "t" * MAX_STRING_BYTES, 0, "r" * MAX_STRING_BYTES, False, bytes(INLINE_BYTES))
     for batch in protocol.batches([send] * MAX_BATCH):
         assert len(protocol.encode(batch)[0]) <= protocol.MAX_FRAME_BYTES
 

@@ -14,6 +14,7 @@ from zmqbus.broker import core as broker
 from zmqbus.broker import delivery, intake, mailbox, reading
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
+from zmqbus.client import taken
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "protocol.md").read_text("utf-8")
 
@@ -127,7 +128,7 @@ def test_other_numbers_of_the_prose() -> None:
     assert (intake.BROADCASTS_PER_MINUTE, intake.MAX_WAITS) == (60, 1000)
     assert (reading.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
-    assert (delivery.REMEMBERED_FATES, client.REMEMBERED) == (20_000, 10_000)
+    assert (delivery.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
     assert broker.MAX_ID_CHARS == 64
     for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):
         assert phrase in PAGE

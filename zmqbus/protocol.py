@@ -153,13 +153,17 @@ class Ping(NamedTuple):
 
 
 class Send(NamedTuple):
-    """Pass this body on. Answered by RECEIPT, TALLY (to many) or REFUSED, with the message's id."""
+    """Pass this body on. Answered by RECEIPT, TALLY (to many) or REFUSED, with the message's id.
+
+    `again`: said before, and never answered; perhaps to a broker that died.
+    """
 
     msg_id: str
     scope: int
     target: str
     fmt: int
     reply_to: str | None
+    again: bool
     body: bytes
 
 

@@ -43,10 +43,9 @@ def test_a_sender_that_reconnects_within_one_wake_hears_over_the_new_connection(
     alice.connect()  # HELLO, and the message again
     said += [(alice.route, frames) for frames in alice.up]
     alice.up.clear()
-    effects = []
     for route, frames in said:
-        effects += net.broker.handle(net.clock.now, events.Received(route, net._decoder.decode(frames)))
-    net._act(effects)
+        net._do(net.broker.handle(net.clock.now, events.Received(route, net._decoder.decode(frames))))
+    net._finish()
     net.settle()
     bob.take_all()
     net.settle()
@@ -342,9 +341,10 @@ def test_mail_of_a_forgotten_session_is_forgotten_too(net):
     net.settle()
     alice.bye()
     net.settle()
-    net.clock.advance(core.KEEP_AWAY_S + 1)
+    net.clock.advance(core.KEEP_S + 1)
     net._decide(events.Tick())
     assert net.store.total() == 0
+    assert not net.broker.registry.sessions
     assert net.broker.idle
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zmqbus.broker.registry import MAX_LISTED, MIN_ID_PREFIX, STANDING, Registry, Session, Standing
-from zmqbus.broker.store import MemoryStore
+from zmqbus.testing.store import MemoryStore
 from zmqbus.errors import Ambiguous, UnknownPeer
 from zmqbus.protocol import Role, Scope
 

@@ -151,11 +151,11 @@ def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(serv
         raise JournalFull("there is no room")
 
     monkeypatch.setattr(type(journal), "append", full)
-    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, b"lost")]))
+    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"lost")]))
     (refused,) = served.hear(peer)
     assert (refused.ref, refused.code) == ("aaaaaaaaaa01", "broker_unavailable")
     monkeypatch.setattr(type(journal), "append", original)
-    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa02", 0, "bob", 0, None, b"kept")]))
+    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa02", 0, "bob", 0, None, False, b"kept")]))
     (deliver,) = served.hear(bob)
     assert deliver.body == b"kept"
 
@@ -164,7 +164,7 @@ def test_a_peer_that_has_gone_costs_the_loop_nothing(served):
     gone = served.enter(1, "bob")
     gone.close()
     peer = served.enter(3, "guest")
-    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, b"x")]))
+    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
     (receipt,) = served.hear(peer)
     assert receipt.state in (protocol.State.AWAY, protocol.State.BUSY)
 

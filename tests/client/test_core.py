@@ -35,7 +35,7 @@ def cast(bcast: int, prev: int = 0, **more: Any) -> Published:
 
 
 def send(number: int = 0, body: bytes = b"") -> protocol.Send:
-    return protocol.Send(f"message{number:04d}", 0, "bob", 0, None, body)
+    return protocol.Send(f"message{number:04d}", 0, "bob", 0, None, False, body)
 
 
 class Client:
@@ -197,7 +197,11 @@ def test_what_is_unanswered_is_said_again(ready, again):
     ready.core.request(protocol.Status("s"))
     ready.hear(protocol.Receipt(0, "b", "bob", 0, ("message0001",)))
     effects = [effect for event in again for effect in ready.handle(event)]
-    assert said(effects)[1:] == [send(0), send(2), protocol.Status("s")]
+    assert said(effects)[1:] == [
+        send(0)._replace(again=True),
+        send(2)._replace(again=True),
+        protocol.Status("s"),
+    ]
 
 
 def test_each_answer_is_given_once(ready):

@@ -137,7 +137,7 @@ def test_it_finds_a_new_broker_by_itself_and_says_hello_again(link, settings, st
     broker = start_broker()
     link.open()
     enter(link, broker)
-    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, b"unconfirmed")))
+    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, False, b"unconfirmed")))
     until(lambda: broker.heard, link, broker)
     broker.close()
     until(lambda: link.core.phase is core.Phase.OFFLINE, link)
@@ -234,7 +234,7 @@ def test_closing_hands_out_what_is_left_to_say(settings, start_broker, launched)
     link = Link(settings, core.ClientCore(PERSONA, "0"))
     link.open()
     enter(link, broker)
-    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, b"last words")))
+    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, False, b"last words")))
     link.perform(link.core.bye())
     link.close()
     end_s = time.monotonic() + DEADLINE_S
@@ -246,7 +246,7 @@ def test_closing_hands_out_what_is_left_to_say(settings, start_broker, launched)
 def test_closing_without_a_broker_does_not_wait(settings, launched):
     link = Link(settings, core.ClientCore(PERSONA, "0"))
     link.open()
-    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, b"nobody hears it")))
+    link.perform(link.core.send(protocol.Send("aaaaaaaaaa01", 0, "pay", 0, None, False, b"nobody hears it")))
     link.close()  # a hang would show in the time limit of the run
 
 

@@ -499,7 +499,7 @@ def flood_of_peeks(attacker: Attacker) -> None:
     attacker.say(attacker.enter(protocol.Role.PROGRAM), [VERB["Bye"]])
     guest = attacker.enter(protocol.Role.GUEST)
     for number in range(60):
-        frames = protocol.encode([protocol.Send(f"peek{number:08}", 0, "attacker", 0, None, b"x" * 60_000)])
+        frames = protocol.encode([protocol.Send(f"peek{number:08}", 0, "attacker", 0, None, False, b"x" * 60_000)])
         guest.send_multipart(frames)
         receipt = attacker.hear(guest)
         assert isinstance(receipt, protocol.Receipt), receipt
@@ -617,7 +617,7 @@ def test_a_subscriber_that_never_reads_costs_nobody_anything(stage: Stage) -> No
     poller.register(subscriber, zmq.POLLIN)
     published = 0
     for number in range(50):
-        send = protocol.Send(f"cast{number:08}", int(protocol.Scope.TOPIC), "t", 0, None, bytes(60_000))
+        send = protocol.Send(f"cast{number:08}", int(protocol.Scope.TOPIC), "t", 0, None, False, bytes(60_000))
         guest.send_multipart(protocol.encode([send]))
         # The first ones come by the other way, until the broker has seen the subscription.
         came: Any = None

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zmqbus.process import Process, ProcessEntry, is_alive
 from zmqbus.session import owner
-from zmqbus.session.owner import Entry, Process, find_owners, looks_like_claude
+from zmqbus.session.owner import find_owners, looks_like_claude
 
 ME = 900
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ class FakeTable:
 
     def __init__(self, *chain: list[str]) -> None:
         self.lines: dict[int, list[str]] = {}
-        self.entries: dict[int, Entry] = {}
+        self.entries: dict[int, ProcessEntry] = {}
         self.uids: dict[int, int] = {}
         parent = 0
         for number, cmdline in enumerate(chain):
@@ -36,11 +37,11 @@ class FakeTable:
 
     def put(self, pid: int, parent: int, cmdline: list[str], *, ended: bool = False, uid: int | None = None) -> int:
         self.lines[pid] = cmdline
-        self.entries[pid] = Entry(parent, f"t{pid}", ended)
+        self.entries[pid] = ProcessEntry(parent, f"t{pid}", ended)
         self.uids[pid] = os.geteuid() if uid is None else uid
         return pid
 
-    def look(self, pid: int) -> Entry | None:
+    def look(self, pid: int) -> ProcessEntry | None:
         return self.entries.get(pid)
 
     def cmdline(self, pid: int) -> list[str]:
@@ -138,7 +139,7 @@ def test_override_is_first_even_when_dead() -> None:
     assert owners(table, override=100, claude_pid="101") == [100]
     assert owners(table, override=77) == [77]
     assert find_owners(77, {}, table) == [Process(77, "")]
-    assert not owner.is_alive(Process(77, ""), table)
+    assert not is_alive(Process(77, ""), table)
 
 
 def test_claude_pid_names_an_ancestor_that_does_not_look_like_it() -> None:
@@ -194,14 +195,6 @@ def test_broken_tables_end() -> None:
     assert owner.ancestors(12345, table) == []
 
 
-def test_same_pid_other_start_time_is_another_process() -> None:
-    table = FakeTable(SHELL)
-    assert owner.is_alive(Process(100, "t100"), table)
-    assert not owner.is_alive(Process(100, "t99"), table)
-    table.put(100, 0, SHELL, ended=True)
-    assert not owner.is_alive(Process(100, "t100"), table)
-
-
 # --- real processes ---------------------------------------------------------------------------------------------
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -221,50 +214,8 @@ def child(*command: str) -> Iterator[subprocess.Popen[str]]:
 def test_real_ancestors_begin_with_the_parent() -> None:
     chain = owner.ancestors()
     assert chain[0].pid == os.getppid()
-    assert all(owner.is_alive(process) for process in chain)
+    assert all(is_alive(process) for process in chain)
     assert owner.ancestors(chain[0].pid) == chain[1:]
-
-
-@LINUX
-def test_both_tables_agree() -> None:
-    proc, psutil_table = owner.ProcTable(), owner.PsutilTable()
-    for pid in (os.getpid(), os.getppid()):
-        here, there = proc.look(pid), psutil_table.look(pid)
-        assert here is not None and there is not None
-        assert (here.parent, here.ended) == (there.parent, there.ended)
-        assert proc.cmdline(pid) == psutil_table.cmdline(pid)
-        assert proc.uid(pid) == psutil_table.uid(pid)
-
-
-@pytest.mark.parametrize("table", [pytest.param(owner.ProcTable(), marks=LINUX), owner.PsutilTable()])
-def test_real_process_dies(table: owner.ProcessTable) -> None:
-    with child("cat") as process:
-        me = owner.process_of(process.pid, table)
-        assert me.started and owner.is_alive(me, table)
-        assert not owner.is_alive(me._replace(started=me.started + "0"), table)
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie now, and left one
-        entry = table.look(process.pid)
-        assert entry is not None and entry.ended
-        assert not owner.is_alive(me, table)
-        process.wait()
-        assert table.look(process.pid) is None
-        assert table.cmdline(process.pid) == []
-        assert table.uid(process.pid) is None
-        assert owner.process_of(process.pid, table) == Process(process.pid, "")
-
-
-@LINUX
-@pytest.mark.parametrize("name", ["a) S 1 (b", ") ) )", "x y", "a\nb"])
-def test_names_that_look_like_the_fields_after_them(name: str) -> None:
-    rename = "import sys; open('/proc/self/comm', 'w').write(sys.argv[1]); print(flush=True); sys.stdin.read()"
-    with child(sys.executable, "-c", rename, name) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        entry = owner.ProcTable().look(process.pid)
-        assert entry is not None
-        assert entry.parent == os.getpid()
-        assert abs(float(entry.started) / os.sysconf("SC_CLK_TCK") - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
 
 
 ASK = (

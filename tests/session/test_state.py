@@ -1,4 +1,4 @@
-"""Lock, state file and identity of a session; who may remove what; remembered labels."""
+"""Lock, state file and identity of a session; who may remove what."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqbus.errors import NotConnected, Unauthorized
+from zmqbus.process import Process, ProcessEntry, process_of
+from zmqbus.session import files
 from zmqbus.session import state as state_module
-from zmqbus.session.owner import Entry, Process, process_of
+from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.state import (
     AlreadyListening,
     Identity,
     ListenerLock,
     SessionState,
     find_session,
-    load_label,
     load_state,
     reap,
-    remember_label,
 )
 
 ME = process_of(os.getpid())
@@ -78,8 +78,8 @@ class Table:
     def __init__(self, *alive: Process) -> None:
         self.alive = dict(alive)
 
-    def look(self, pid: int) -> Entry | None:
-        return Entry(1, self.alive[pid], False) if pid in self.alive else None
+    def look(self, pid: int) -> ProcessEntry | None:
+        return ProcessEntry(1, self.alive[pid], False) if pid in self.alive else None
 
     def cmdline(self, pid: int) -> list[str]:
         return []
@@ -191,7 +191,7 @@ def test_a_looker_that_was_stopped_is_told_about(data: str, monkeypatch: pytest.
 
 def test_a_lock_file_unlinked_in_between_does_not_count(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    real = state_module._flock
+    real = files.flock
 
     def flock_after_unlink(fd: int, path: str, kind: int) -> bool:
         taken.append(os.fstat(fd).st_ino)
@@ -200,7 +200,7 @@ def test_a_lock_file_unlinked_in_between_does_not_count(data: str, monkeypatch: 
             path_of(data, "keep-the-inode").touch()
         return real(fd, path, kind)
 
-    monkeypatch.setattr(state_module, "_flock", flock_after_unlink)
+    monkeypatch.setattr(state_module, "flock", flock_after_unlink)
     with ListenerLock.acquire(data, OWNER):
         assert len(taken) == 2
         assert path_of(data, "4711.lock").stat().st_ino == taken[1]
@@ -502,7 +502,7 @@ def test_another_cleaner_at_work(data: str) -> None:
 def test_killed_listener(data: str) -> None:
     code = (
         "import json, sys\n"
-        "from zmqbus.session.owner import Process\n"
+        "from zmqbus.process import Process\n"
         "from zmqbus.session.state import ListenerLock, SessionState\n"
         "lock = ListenerLock.acquire(sys.argv[1], Process(4711, '1000'))\n"
         "lock.write_state(SessionState(**json.loads(sys.argv[2])))\n"
@@ -676,63 +676,6 @@ def test_of_many_listeners_at_once_one_stays(data: str) -> None:
     run_together(*[listen] * 16)
     assert len(locks) == 1
     locks[0].release()
-
-
-# --- labels -----------------------------------------------------------------------------------------------------
-
-
-def test_labels_are_remembered_by_project(data: str) -> None:
-    assert load_label(data, "/p") is None
-    remember_label(data, "/p", "payments ü")
-    remember_label(data, "/q", "auth")
-    assert (load_label(data, "/p"), load_label(data, "/q"), load_label(data, "/r")) == ("payments ü", "auth", None)
-    remember_label(data, "/p", None)
-    remember_label(data, "/q", "")
-    remember_label(data, "/r", None)
-    assert (load_label(data, "/p"), load_label(data, "/q")) == (None, None)
-    assert not path_of(data, "labels.json.tmp").exists()
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"\xff", b'{"/p": 1}', b'{"/p": "a\\nb"}', b'{"/p": "%s"}' % (b"x" * 61)]
-)
-def test_damaged_labels_start_anew(data: str, content: bytes) -> None:
-    remember_label(data, "/q", "auth")
-    path_of(data, "labels.json").write_bytes(content)
-    assert load_label(data, "/p") is None
-    remember_label(data, "/p", "new")
-    assert load_label(data, "/p") == "new"
-
-
-def test_labels_that_others_could_write_are_refused(data: str) -> None:
-    remember_label(data, "/p", "x")
-    path_of(data, "labels.json").chmod(0o622)
-    with pytest.raises(Unauthorized):
-        load_label(data, "/p")
-    with pytest.raises(Unauthorized):
-        remember_label(data, "/p", "y")
-
-
-def test_labels_are_bounded(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "MAX_LABELS", 3)
-    for project in ("/1", "/2", "/3", "/1", "/4"):
-        remember_label(data, project, "x")
-    assert [load_label(data, f"/{number}") for number in (1, 2, 3, 4)] == ["x", None, "x", "x"]
-
-
-def test_labels_remembered_at_once_are_all_there(data: str) -> None:
-    def remember(number: int) -> Callable[[], None]:
-        return lambda: remember_label(data, f"/{number}", f"label {number}")
-
-    run_together(*(remember(number) for number in range(16)))
-    assert [load_label(data, f"/{number}") for number in range(16)] == [f"label {number}" for number in range(16)]
-
-
-def test_same_label_again_writes_nothing(data: str) -> None:
-    remember_label(data, "/p", "x")
-    before = path_of(data, "labels.json").stat()
-    remember_label(data, "/p", "x")
-    assert path_of(data, "labels.json").stat().st_ino == before.st_ino
 
 
 # --- weight -----------------------------------------------------------------------------------------------------

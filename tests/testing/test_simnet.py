@@ -7,6 +7,7 @@ import random
 import pytest
 
 from zmqbus import protocol
+from zmqbus.broker import events
 from zmqbus.client.core import Phase
 from zmqbus.protocol import Scope, State
 from zmqbus.testing import ManualClock, SimClient, SimNet
@@ -86,8 +87,8 @@ def test_a_broken_connection_takes_along_what_is_under_way(net):
 def test_filters_are_prefixes(net):
     bob = net.session("bob", topics=("deploys",))
     bob.filters.append(b"#dep")
-    net._publish(b"#department\0", protocol.Renamed("x"))
-    net._publish(b"#other\0", protocol.Renamed("x"))
+    net._do([events.Publish(channel, protocol.Renamed("x")) for channel in (b"#department\0", b"#other\0")])
+    net._finish()
     assert [frames[0] for frames in bob.published] == [b"#department\0"]
     net.settle()
     assert bob.renames == []  # the client compares the whole
@@ -206,7 +207,8 @@ def test_the_same_calls_give_the_same_run(seed):
 def test_clock():
     clock = ManualClock(1.0, 2.0)
     clock.advance(0.5)
-    assert clock.now == (1.5, 2.5)
+    clock.set_wall(-3600)
+    assert clock.now == (1.5, 2.5 - 3600, 2.5)
     assert repr(clock) == "<ManualClock 1.500>"
 
 

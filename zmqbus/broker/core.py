@@ -14,15 +14,21 @@ to know if the next did not come:
 1. *staged* (`intake`): checked, its receivers found. The effect is `Append`; nobody has been told anything.
 2. *journaled*: the shell has written the wake's records in one write and says so (`Journaled`). Now the message has a
    place in the log, is numbered in each receiver's mailbox, and goes out to those who have credit (`delivery`).
-3. *settled*: the receiver's application has acknowledged it (the sender hears `delivered`), or it is in the store (the
-   sender hears `queued`): at once where the receiver is away, after a second where it does not answer.
+3. *settled*: the receiver's application has acknowledged it (the sender hears `delivered`), or the store has committed
+   it (`Committed`; the sender hears `queued`): at once where the receiver is away, after a second where it does not
+   answer.
 4. *gone*: acknowledged, and out of mailbox and store.
 
 If the journal cannot be written, step 2 does not happen (`JournalFailed`): the senders are refused, and the mailboxes
-are as they were. A sender repeats what it has not been told about; fates are remembered, so that it may. `reading` is
-the one way round: a command that takes messages in its listener's place.
+are as they were. If the store cannot commit, what it should have kept for this wake's messages is taken back, and they
+are refused (`CommitFailed`). A sender repeats what it has not been told about; fates are remembered, so that it may.
+`reading` is the one way round: a command that takes messages in its listener's place.
 
-Time is handed in as an `Instant`: the monotonic clock for every interval, the wall clock only for what people read.
+A broker may die at any instant. Whoever was told something finds it true at the next one (`recover`): sessions and what
+waits for them come out of the store. Whoever was not told says it again. Between those two there is nothing.
+
+Time is handed in as an `Instant`: the monotonic clock for every interval, the steady one for ages, the wall clock only
+for what people read.
 """
 
 from __future__ import annotations
@@ -32,8 +38,10 @@ from hashlib import sha256
 from hmac import compare_digest
 
 from zmqbus import naming, protocol
-from zmqbus.broker.delivery import Delivery
+from zmqbus.broker.delivery import REMEMBERED_FATES, Delivery
 from zmqbus.broker.events import (
+    CommitFailed,
+    Committed,
     Effect,
     Event,
     Halt,
@@ -50,9 +58,10 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
+from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import STANDING, Connection, Registry, Session, Standing
-from zmqbus.broker.store import Store
+from zmqbus.broker.store import Box, Store
 from zmqbus.errors import (
     BrokerUnavailable,
     NameTaken,
@@ -68,8 +77,13 @@ BUSY_STATE_S = 5.0
 #: A connection that says nothing for so long is gone. Clients ping every 4 s, so that three pings are lost by then; the
 #: promise is that a dead listener is off the list within 15 s.
 SILENCE_S = 12.0
-#: How long an absent session is remembered, with or without mail.
-KEEP_AWAY_S = 7 * 24 * 3600.0
+#: How long a message is kept for a session that does not read it. A session that has been away for so long gets no
+#: more, and is forgotten when nothing waits for it.
+KEEP_S = 7 * 24 * 3600.0
+#: How often what has become too old is looked for.
+EXPIRY_LOOK_S = 600.0
+#: Ids that a line of the log lists at most.
+MAX_LOGGED = 20
 #: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
 #: travel on to others, whose own limit for a string must not be what stops them.
 MAX_ID_CHARS = 64
@@ -87,8 +101,18 @@ class BrokerCore:
     """The broker without its sockets. Not thread-safe; `handle` is the only way in."""
 
     def __init__(
-        self, *, epoch: str, release: str, store: Store, new_token: Callable[[], str], pub_port: int = 0
+        self,
+        *,
+        epoch: str,
+        release: str,
+        store: Store,
+        new_token: Callable[[], str],
+        pub_port: int = 0,
+        sent_before: Callable[[str], tuple[str, str | None] | None] = lambda msg_id: None,
+        owner_lives: Callable[[str], bool] = lambda owner: True,
     ) -> None:
+        """`sent_before` looks a message id up in the journal: (whose it was, the session it was for), None: not there.
+        `owner_lives` tells whether the owner that a HELLO named still runs."""
         self.epoch = epoch
         self.release = release
         self.pub_port = pub_port
@@ -96,8 +120,10 @@ class BrokerCore:
         self._store = store
         self._new_token = new_token
         self._out = Outbox()
-        self.delivery = Delivery(self._out, epoch)
-        self.intake = Intake(self.registry, self.delivery, store, self._out)
+        self._owner_lives = owner_lives
+        self._expiry_due_s = 0.0  # monotonic
+        self.delivery = Delivery(self._out, epoch, store)
+        self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before)
         self.reading = Reading(self.registry, self.delivery, self.intake, self._out)
         self._started: Instant | None = None
         self._rules: dict[type, Callable[..., None]] = {
@@ -135,6 +161,10 @@ class BrokerCore:
                 self.intake.journaled(now, pointers)
             case JournalFailed(reason):
                 self.intake.journal_failed(reason)
+            case Committed():
+                self.delivery.committed(now)
+            case CommitFailed(reason):
+                self.delivery.commit_failed(reason)
             case Marked(lease):
                 self._marked(lease)
             case Unmarked(lease):
@@ -147,7 +177,7 @@ class BrokerCore:
 
     def next_tick_s(self) -> float | None:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
-        if self.delivery.waits:
+        if self.delivery.waits or self.delivery.waits_for_commit or self.intake.expects:
             return BUSY_TICK_S
         if self.registry.connections:
             return QUIET_TICK_S
@@ -156,8 +186,52 @@ class BrokerCore:
     @property
     def idle(self) -> bool:
         """Nobody is connected, and nothing would be lost or left undone if the broker ended now."""
-        lasting = self._store.durable or not self._store.total()
-        return not self.registry.connections and not self.delivery.unsettled and lasting
+        return not self.registry.connections and not self.delivery.unsettled and not self._store.pending
+
+    # --- where another broker died
+
+    def recover(self, now: Instant) -> list[Effect]:
+        """Takes up what an earlier broker has left; to be called once, before anything else."""
+        found = self._store.recover(REMEMBERED_FATES)
+        boxes: dict[str, Session] = {}
+        for row in found.sessions:
+            session = self.registry.restore(row, now.steady_s)
+            boxes[session.mailbox.key] = session
+        for refusal in found.refusals:
+            self.delivery.remember_refused(refusal)
+        for awaited in found.awaited:
+            self.intake.expect(awaited, self.registry.sessions.get(awaited.waiter_id), now)
+        strays = []
+        for box in found.boxes:
+            if box.mailbox in boxes:
+                boxes[box.mailbox].mailbox.restore(box)
+            else:
+                strays.append(box)
+        for box in strays:
+            self._take_in(now, box)
+        for owed in found.owed:
+            receiver = boxes.get(owed.mailbox) or self.registry.sessions.get(owed.mailbox.partition("/")[0])
+            if owed.scope in protocol.TO_MANY:
+                self.delivery.remember_cast(owed.msg_id, owed.mailbox)
+            elif receiver is not None:
+                self.delivery.remember_queued(owed.msg_id, owed.from_session, receiver)
+        if found.sessions:
+            unread = sum(box.messages for box in found.boxes)
+            self._out.note(f"took up {len(found.sessions)} sessions and {unread} unread messages")
+        return self._out.take()
+
+    def _take_in(self, now: Instant, box: Box) -> None:
+        """A mailbox that is no session's own: answers for a command that ended with the broker. They are for its
+        session now; a guest, which has none, has had them or will have them again."""
+        session = self.registry.sessions.get(box.mailbox.partition("/")[0])
+        stray = Mailbox(box.mailbox, self._store)
+        stray.restore(box)
+        moved = stray.drain()
+        if session is None:
+            self._out.note(f"{len(moved)} messages of mailbox {box.mailbox} are for nobody, and were dropped")
+            return
+        for item in moved:
+            self.delivery.put_back(now, session, item.entry)
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that anybody still has to read; asked when one is to be deleted."""
@@ -228,7 +302,7 @@ class BrokerCore:
         elif standing is not Standing.OBSERVER:
             session = self._claim(hello, name, standing)
         if isinstance(who, Connection):
-            self._part(now, who)
+            self._part(now, who, left=True)  # what it awaits comes again with this HELLO
         if standing is Standing.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)
         connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)
@@ -243,15 +317,18 @@ class BrokerCore:
             session.cwd, session.project = hello.cwd, hello.project
         if standing is Standing.MEMBER:
             assert session is not None
-            session.pid = hello.pid
+            session.pid, session.owner = hello.pid, hello.owner
             session.topics, session.groups = frozenset(hello.topics), frozenset(hello.groups)
             session.conn = connection
             session.left = False
             session.since_ts = now.wall_s
             self.registry.take_name(session, name)
+            self._inherit(session)
+            self.registry.keep(session)
         elif session is not None and not session.name:
             # A helper is here before its listener has found the new broker: the session is away, under its name.
-            session.name, session.since_ts, session.away_since_s = name, now.wall_s, now.mono_s
+            session.name, session.since_ts, session.away_since_s = name, now.wall_s, now.steady_s
+            self.registry.keep(session)
         self._out.reply(
             route,
             protocol.Welcome(
@@ -279,13 +356,34 @@ class BrokerCore:
         if not hello.session_id or not hello.token or not name or len(hello.session_id) > MAX_ID_CHARS:
             raise ProtocolError("HELLO for a session needs its id, its token and its name")
         session = self.registry.sessions.get(hello.session_id)
-        if session is not None and not compare_digest(session.token.encode(), hello.token.encode()):
+        digest = sha256(hello.token.encode()).hexdigest()
+        if session is not None and not compare_digest(session.token_digest, digest):
             raise Unauthorized(
                 f"the token is not that of session {hello.session_id:.40}; connect anew: /inter-session connect"
             )
         if standing is Standing.MEMBER:
             self._check_free(session, name)
-        return session or self.registry.enter(hello.session_id, hello.token)
+        return session or self.registry.enter(hello.session_id, digest)
+
+    def _inherit(self, session: Session) -> None:
+        """A session's owner may have died for good, and a new one have come in its place: the same name, in the same
+        project. What waits for the old one was sent to that name, and is the new one's."""
+        if session.mailbox.total or self.delivery.consumer(session.mailbox) is not None:
+            return
+        for other in [*self.registry.sessions.values()]:
+            if (
+                other is not session
+                and other.conn is None
+                and other.name == session.name
+                and other.project == session.project
+                and other.mailbox.total
+                and self.delivery.consumer(other.mailbox) is None
+                and not self._owner_lives(other.owner)
+            ):
+                self._out.note(f"{session!r} takes over the mail of {other!r}, whose owner is gone")
+                session.mailbox = other.mailbox
+                self.registry.forget(other)
+                return
 
     def _check_guest(self, name: str, hello: protocol.Hello) -> None:
         if not name or not hello.token or len(hello.token) > MAX_ID_CHARS:
@@ -305,23 +403,25 @@ class BrokerCore:
         self._part(now, session.conn)
 
     def _bye(self, now: Instant, who: Connection, _: protocol.Bye) -> None:
-        self._part(now, who)
+        self._part(now, who, left=True)
 
-    def _part(self, now: Instant, connection: Connection) -> None:
-        """Ends a connection, whatever it was: its session is away, what it waited for goes back where it belongs."""
+    def _part(self, now: Instant, connection: Connection, *, left: bool = False) -> None:
+        """Ends a connection, whatever it was: its session is away, what it waited for goes back where it belongs.
+        `left`: in good order; else it may be back in a moment."""
         self.registry.drop(connection)
         session = connection.session
         own = session is not None and session.conn is connection
         if session is not None and own:
             session.conn = None
-            session.away_since_s = now.mono_s
+            session.away_since_s = now.steady_s
             self.registry.release_name(session)
+            self.registry.keep(session)
         self.reading.end(now, connection)
-        self.intake.forget_waits(connection)
+        self.intake.forget_waits(now, connection, left=left)
         mailbox = connection.mailbox
         if mailbox is not None:
             if self.delivery.consumer(mailbox) is connection:
-                self.delivery.detach(mailbox)
+                self.delivery.detach(mailbox, self.intake.hold)
             if session is None or mailbox is not session.mailbox:
                 self.reading.hand_back(now, connection, mailbox)
         if session is not None and own:
@@ -387,7 +487,7 @@ class BrokerCore:
             session.session_id,
             session.pid,
             session.mailbox.total,
-            int(now.mono_s - session.away_since_s) if session.conn is None else 0,
+            max(0, int(now.steady_s - session.away_since_s)) if session.conn is None else 0,
         )
 
     def _rename(self, now: Instant, who: Connection, rename: protocol.Rename) -> None:
@@ -401,6 +501,7 @@ class BrokerCore:
         if name != old:
             self._tell(session, protocol.Renamed(name))
             self.registry.take_name(session, name)
+            self.registry.keep(session)
         self._out.reply(who.route, protocol.Done(rename.ref, old))
 
     def _disconnect(self, now: Instant, who: Connection, disconnect: protocol.Disconnect) -> None:
@@ -411,6 +512,7 @@ class BrokerCore:
         if session.conn is not None:
             self._tell(session, protocol.Disconnected(), last=True)
             self._part(now, session.conn)
+        self.registry.keep(session)
         self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if connected else "not connected"))
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
@@ -425,7 +527,6 @@ class BrokerCore:
             ("accepted", self.intake.accepted),
             ("unread", sum(session.mailbox.total for session in self.registry.sessions.values())),
             ("broadcasts", self.delivery.bcast),
-            ("durable", self._store.durable),
         )
         self._out.reply(who.route, protocol.Health(status.ref, figures))
 
@@ -443,11 +544,26 @@ class BrokerCore:
             self._part(now, connection)
         self.reading.tick(now)
         self.intake.tick(now)
-        for session in [s for s in self.registry.sessions.values() if s.conn is None]:
-            if now.mono_s - session.away_since_s > KEEP_AWAY_S:
-                self._out.note(f"{session!r} has been away for 7 days and is forgotten")
-                session.mailbox.drain()
-                self.registry.forget(session)
+        if now.mono_s >= self._expiry_due_s:
+            self._expiry_due_s = now.mono_s + EXPIRY_LOOK_S
+            self._expire(now)
+
+    def _expire(self, now: Instant) -> None:
+        before_s = now.steady_s - KEEP_S
+        stale = set(self._store.stale(before_s))
+        for session in [*self.registry.sessions.values()]:
+            expired = session.mailbox.expire(before_s) if session.mailbox.key in stale else []
+            if expired:
+                ids = ", ".join(f"{entry.msg_id} from {entry.from_name}" for entry in expired[:MAX_LOGGED])
+                more = f" and {len(expired) - MAX_LOGGED} more" if len(expired) > MAX_LOGGED else ""
+                self._out.note(f"{session!r} has not read for 7 days, and loses {len(expired)} messages: {ids}{more}")
+            if session.conn is None and session.away_since_s < before_s:
+                if not session.mailbox.total:
+                    self._out.note(f"{session!r} has been away for 7 days and is forgotten")
+                    self.registry.forget(session)
+                elif not session.left:
+                    session.left = True
+                    self.registry.keep(session)
 
 
 def _ref(envelope: protocol.Envelope) -> str:

@@ -2,8 +2,12 @@
 
 A message that has been journaled is *open* until its sender has been told what became of it; then only its fate is
 remembered, so that a sender that repeats itself hears the same again. To one receiver the answer is a RECEIPT:
-`delivered` when the consumer of the mailbox has acknowledged it, `queued` as soon as it is in the store. To many it is
-a TALLY, when all have acknowledged or a second has passed.
+`delivered` when the consumer of the mailbox has acknowledged it, `queued` as soon as the store has committed it. To
+many it is a TALLY, when each has done one or the other, which takes a second at most.
+
+*Due* are those answers that wait for the commit. It comes at the end of the wake, and takes all of them along; if the
+disk refuses it, what was accepted in this very wake is taken back and refused, and the rest waits for another commit:
+nobody has been told anything that is not so.
 
 A mailbox has at most one *consumer*, the connection that it is open towards: the session's own process, or a command
 that reads it in its place (`reading`), or, for the answers that a command waits for, that command.
@@ -11,15 +15,15 @@ that reads it in its place (`reading`), or, for the answers that a command waits
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from zmqbus import protocol
 from zmqbus.broker.events import Instant, Outbox, Publish
 from zmqbus.broker.mailbox import Item, Mailbox, Tally
 from zmqbus.broker.registry import Connection, Session
-from zmqbus.broker.store import Entry
-from zmqbus.errors import ProtocolError, UnknownPeer
+from zmqbus.broker.store import Entry, Refusal, Store
+from zmqbus.errors import BrokerUnavailable, ProtocolError, UnknownPeer
 from zmqbus.protocol import State
 
 #: A receiver that has not taken a message by then is reported as busy.
@@ -42,17 +46,31 @@ class Fate(NamedTuple):
     answer: protocol.Receipt | protocol.Tally | protocol.Refused
 
 
+class _Due(NamedTuple):
+    """A sender is to hear `queued` after the next commit."""
+
+    item: Item
+    session: Session
+    state: State
+    away_s: int
+
+
 class Delivery:
     """All messages that are under way, whoever they are for."""
 
-    def __init__(self, out: Outbox, epoch: str) -> None:
+    def __init__(self, out: Outbox, epoch: str, store: Store) -> None:
         self._out = out
         self._epoch = epoch
+        self._store = store
         self.bcast = 0  #: number of the last broadcast
         self._channels: dict[bytes, int] = {}  # number of the last one that was published on each
         self._open: dict[str, Item | Tally] = {}  # by message id: the sender has not been told
         self._fates: dict[str, Fate] = {}
-        self._tallies: deque[Tally] = deque()
+        self._earlier: dict[str, Fate] = {}  # those that an earlier broker has left; their number is bounded by it
+        self._earlier_casts: dict[str, set[str]] = {}  # broadcasts that it left → the mailboxes that hold them
+        self._due: list[_Due] = []
+        self._fresh: list[_Due] = []  # those of them that were accepted since the last commit
+        self._commits = True  # the last commit went well
         self._active: dict[Mailbox, None] = {}  # those with a message under way; a set would make runs differ
         self._consumers: dict[Mailbox, Connection] = {}
 
@@ -67,11 +85,27 @@ class Delivery:
     @property
     def waits(self) -> bool:
         """Whether time alone may change something here: a message is under way."""
-        return bool(self._active or self._tallies)
+        return bool(self._active)
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that a message under way points into; None if there is none."""
         return min((item.entry.pointer[0] for box in self._active for item in box.window), default=None)
+
+    # --- what an earlier broker has left
+
+    def remember_queued(self, msg_id: str, sender_id: str, session: Session) -> None:
+        """A message is in the session's mailbox since before this broker began."""
+        receipt = protocol.Receipt(State.AWAY, session.session_id, session.name, 0, ())
+        self._earlier[msg_id] = Fate(sender_id, receipt)
+
+    def remember_cast(self, msg_id: str, mailbox: str) -> None:
+        """A broadcast is in this mailbox since before this broker began; what became of it elsewhere is not known."""
+        self._earlier_casts.setdefault(msg_id, set()).add(mailbox)
+
+    def remember_refused(self, refusal: Refusal) -> None:
+        """A message was refused by an earlier broker."""
+        refused = protocol.Refused(refusal.msg_id, refusal.code, refusal.text)
+        self._earlier[refusal.msg_id] = Fate(refusal.sender_id, refused)
 
     # --- consumers
 
@@ -86,17 +120,18 @@ class Delivery:
         self._consumers[mailbox] = consumer
         self._pump(now, mailbox)
 
-    def detach(self, mailbox: Mailbox) -> None:
-        """The consumer is gone: whoever waits for a receipt hears that the message is queued."""
+    def detach(self, mailbox: Mailbox, hold: Callable[[Item], bool] = lambda item: False) -> None:
+        """The consumer is gone: whoever waits for a receipt hears that the message is queued; unless `hold` keeps the
+        message for a consumer that is expected back."""
         consumer = self._consumers.pop(mailbox, None)
         self._active.pop(mailbox, None)
         for item in mailbox.close():
-            item.told = True
-            if item.tally is not None:
-                self._count(item.tally, delivered=False)
+            if hold(item):
+                mailbox.retract(item)
             elif consumer is not None and consumer.session is not None:
                 self._settle_queued(item, consumer.session, State.BUSY if consumer.session.conn else State.AWAY, 0)
             elif consumer is not None:
+                item.told = True
                 left = UnknownPeer(f"'{consumer.guest}' left without taking it")
                 self._out.refuse(item.origin, item.entry.msg_id, left)
                 self._open.pop(item.entry.msg_id, None)
@@ -109,7 +144,7 @@ class Delivery:
         item = self._enqueue(now, session, entry, origin=origin)
         self._open[entry.msg_id] = item
         if item.stored:
-            self._settle_behind(now, item, session)
+            self._fresh.append(self._settle_behind(now, item, session))
 
     def to_waiter(self, now: Instant, waiter: Connection, entry: Entry, origin: bytes) -> bool:
         """An answer for the connection that waits for it. False if that cannot take it, and has no mailbox where it
@@ -132,7 +167,8 @@ class Delivery:
         """A broadcast: published once for all who can take it that way, put into the mailboxes of all others. `full`:
         those who go without."""
         self.bcast += 1
-        tally = Tally(entry.msg_id, entry.from_session, sender.route, len(receivers), now.mono_s + BUSY_AFTER_S)
+        holders = self._earlier_casts.pop(entry.msg_id, ())
+        tally = Tally(entry.msg_id, entry.from_session, sender.route, len(receivers))
         tally.full = tuple(session.name for session in full)
         self._open[entry.msg_id] = tally
         # Those on the channel who get it by another way, or not at all: its own sender, and who has no room for it.
@@ -140,7 +176,14 @@ class Delivery:
         spared = [session.conn.peer for session in without if session is not None and session.conn is not None]
         published = False
         for session in receivers:
-            if session.conn is not None and session.conn.attached and session.mailbox.may_publish(entry):
+            if session.mailbox.key in holders:
+                # Said to an earlier broker, which stored it here: it comes, or came, from there.
+                if session.conn is not None:
+                    spared.append(session.conn.peer)
+                self._count(tally, delivered=False)
+                continue
+            attached = session.conn is not None and session.conn.attached
+            if attached and not entry.repeated and session.mailbox.may_publish(entry):
                 published = True
                 session.mailbox.append(entry, now.mono_s, tally=tally, bcast=self.bcast)
                 self._active[session.mailbox] = None
@@ -149,13 +192,10 @@ class Delivery:
                 spared.append(session.conn.peer)
             item = self._enqueue(now, session, entry, tally=tally)
             if item.stored:
-                item.told = True
-                self._count(tally, delivered=False)
+                self._fresh.append(self._settle_behind(now, item, session))
         if published:
             self._publish(entry, spared)
-        if tally.remaining:
-            self._tallies.append(tally)
-        elif not tally.told:
+        if not tally.remaining and not tally.told:
             self._settle_tally(tally)
 
     def _publish(self, entry: Entry, spared: list[int]) -> None:
@@ -180,6 +220,15 @@ class Delivery:
             entry.body,
         )
         self._out.put(Publish(channel, broadcast))
+
+    def begin(self, entry: Entry, origin: bytes) -> Item:
+        """An answer for a command that has no connection: it is in the journal, and its sender waits."""
+        item = self._open[entry.msg_id] = Item(0, entry, 0.0, origin=origin)
+        return item
+
+    def drop(self, msg_id: str) -> None:
+        """Its sender is told in another way."""
+        self._open.pop(msg_id, None)
 
     def put_back(self, now: Instant, session: Session, entry: Entry) -> None:
         """A message whose sender has been told already changes over to a session's mailbox."""
@@ -215,8 +264,10 @@ class Delivery:
 
     def _deliver(self, now: Instant, consumer: Connection, item: Item, *, resent: bool = False) -> None:
         entry = item.entry
-        # A message waited if it comes out of the store: it could not be handed on when it was accepted.
-        age_s = max(0, int(now.wall_s - entry.ts)) if item.stored and not resent else -1
+        # A message waited if it comes out of the store: it could not be handed on when it was accepted. And one that is
+        # said again may have been shown before: whoever meets it twice is to know why.
+        waited = (item.stored or entry.repeated) and not resent
+        age_s = max(0, int(now.steady_s - entry.accepted_s)) if waited else -1
         mailbox = consumer.mailbox
         assert mailbox is not None
         if consumer.fetching is not None:
@@ -282,14 +333,14 @@ class Delivery:
         """A message is not accepted, and will not be."""
         self._out.reply(who.route, refused)
         if refused.ref not in self._fates and refused.ref not in self._open:
-            self._remember(refused.ref, Fate(who.sender_id, refused))
+            self._remember_refused(refused, who.sender_id)
 
     def said_before(self, who: Connection, msg_id: str) -> bool:
         """Whether a message of this id has been journaled: then its sender is told what it was told, or will be.
 
         Raises `ProtocolError` if it was another's.
         """
-        known = self._fates.get(msg_id) or self._open.get(msg_id)
+        known = self._fates.get(msg_id) or self._open.get(msg_id) or self._earlier.get(msg_id)
         if known is None:
             return False
         if who.sender_id != known.sender_id:
@@ -315,23 +366,74 @@ class Delivery:
                     fate = Fate(item.sender_id, receipt._replace(msg_ids=()))
                 self._remember(msg_id, fate)
 
-    def _settle_behind(self, now: Instant, item: Item, session: Session) -> None:
+    def _settle_behind(self, now: Instant, item: Item, session: Session) -> _Due:
         if session.conn is None:
-            self._settle_queued(item, session, State.AWAY, int(now.mono_s - session.away_since_s))
-        else:
-            self._settle_queued(item, session, State.BUSY, 0)
+            return self._settle_queued(item, session, State.AWAY, max(0, int(now.steady_s - session.away_since_s)))
+        return self._settle_queued(item, session, State.BUSY, 0)
 
-    def _settle_queued(self, item: Item, session: Session, state: State, away_s: int) -> None:
-        msg_id = item.entry.msg_id
-        item.told = True
-        receipt = protocol.Receipt(state, session.session_id, session.name, away_s, (msg_id,))
-        self._open.pop(msg_id, None)
-        self._remember(msg_id, Fate(item.sender_id, receipt))
-        self._out.reply(item.origin, receipt)
+    def _settle_queued(self, item: Item, session: Session, state: State, away_s: int) -> _Due:
+        """The message is in the store: its sender hears so when the store has committed."""
+        due = _Due(item, session, state, away_s)
+        if not item.due:
+            item.due = True
+            self._due.append(due)
+        return due
+
+    @property
+    def waits_for_commit(self) -> bool:
+        """Whether anybody is to hear of a commit."""
+        return bool(self._due) or not self._commits
+
+    def committed(self, now: Instant) -> None:
+        """What is in the store is safe, and senders may hear so."""
+        due, self._due = self._due, []
+        self._fresh.clear()
+        for item, session, state, away_s in due:
+            if item.told:
+                continue  # acknowledged in the meantime
+            item.told = True
+            if item.tally is not None:
+                self._count(item.tally, delivered=False)
+                continue
+            msg_id = item.entry.msg_id
+            receipt = protocol.Receipt(state, session.session_id, session.name, away_s, (msg_id,))
+            self._open.pop(msg_id, None)
+            self._remember(msg_id, Fate(item.sender_id, receipt))
+            self._out.reply(item.origin, receipt)
+        if not self._commits:
+            self._commits = True
+            # While it could not write, the store may have shown less than it holds.
+            for mailbox in list(self._consumers):
+                self._pump(now, mailbox)
+
+    def commit_failed(self, reason: str) -> None:
+        """The disk does not take it. What is not older than this wake is refused: nobody has been told of it."""
+        self._commits = False
+        fresh, self._fresh = self._fresh, []
+        for item, session, _, _ in fresh:
+            item.told = True
+            session.mailbox.retract(item)
+            refused = protocol.Refused(item.entry.msg_id, BrokerUnavailable.code, reason)
+            tally = item.tally
+            if tally is None:
+                self._open.pop(item.entry.msg_id, None)
+                self._out.reply(item.origin, refused)
+                self._remember_refused(refused, item.sender_id)
+                continue
+            tally.full += (session.name,)
+            tally.remaining -= 1
+            if tally.remaining or tally.told:
+                continue
+            if tally.delivered or tally.queued:
+                self._settle_tally(tally)
+            else:  # it has got to nobody at all
+                tally.told = True
+                self._open.pop(tally.msg_id, None)
+                self._out.reply(tally.origin, refused)
+                self._remember_refused(refused, tally.sender_id)
+        self._due = [due for due in self._due if not due.item.told]
 
     def _count(self, tally: Tally, *, delivered: bool) -> None:
-        if tally.told:
-            return
         tally.remaining -= 1
         if delivered:
             tally.delivered += 1
@@ -342,11 +444,14 @@ class Delivery:
 
     def _settle_tally(self, tally: Tally) -> None:
         tally.told = True
-        tally.queued += tally.remaining
         answer = protocol.Tally(tally.msg_id, tally.delivered, tally.queued, tally.full)
         self._open.pop(tally.msg_id, None)
         self._out.reply(tally.origin, answer)
         self._remember(tally.msg_id, Fate(tally.sender_id, answer))
+
+    def _remember_refused(self, refused: protocol.Refused, sender_id: str) -> None:
+        self._remember(refused.ref, Fate(sender_id, refused))
+        self._store.save_refusal(Refusal(refused.ref, sender_id, refused.code, refused.text))
 
     def _remember(self, msg_id: str, fate: Fate) -> None:
         self._fates[msg_id] = fate
@@ -365,21 +470,11 @@ class Delivery:
             for item in mailbox.window:
                 if now.mono_s - item.accepted_s < BUSY_AFTER_S:
                     break
-                if item.told:
-                    continue
-                if item.tally is not None:
-                    mailbox.secure(item)
-                    item.told = True
-                    self._count(item.tally, delivered=False)
-                elif consumer.session is not None:
+                # A guest's are left alone: nothing may be called queued that would die with it.
+                if not item.told and not item.due and consumer.session is not None:
                     mailbox.secure(item)
                     self._settle_queued(item, consumer.session, State.BUSY, 0)
-                # else a guest's: nothing may be called queued that would die with it
             self._beat(now, mailbox, consumer)
-        while self._tallies and (self._tallies[0].told or self._tallies[0].deadline_s <= now.mono_s):
-            tally = self._tallies.popleft()
-            if not tally.told:
-                self._settle_tally(tally)
 
     def _beat(self, now: Instant, mailbox: Mailbox, consumer: Connection) -> None:
         last = mailbox.after

@@ -17,8 +17,9 @@ from zmqbus.protocol import Pointer
 class Instant(NamedTuple):
     """Now."""
 
-    mono_s: float
-    wall_s: float
+    mono_s: float  #: for every interval within one run
+    wall_s: float  #: for what people read; jumps when the clock is set
+    steady_s: float  #: the wall clock of the broker's start, plus what has passed since, sleep included: for ages
 
 
 # --- events -----------------------------------------------------------------------------------------------------
@@ -68,11 +69,32 @@ class JournalFailed(NamedTuple):
     reason: str
 
 
+class Committed(NamedTuple):
+    """What the store was told so far is safe."""
+
+
+class CommitFailed(NamedTuple):
+    """It is not; the store keeps it and tries again with the next commit."""
+
+    reason: str
+
+
 class Tick(NamedTuple):
     """Time has passed."""
 
 
-Event: TypeAlias = Received | Malformed | Unreachable | Marked | Unmarked | Journaled | JournalFailed | Tick
+Event: TypeAlias = (
+    Received
+    | Malformed
+    | Unreachable
+    | Marked
+    | Unmarked
+    | Journaled
+    | JournalFailed
+    | Committed
+    | CommitFailed
+    | Tick
+)
 
 # --- effects ----------------------------------------------------------------------------------------------------
 

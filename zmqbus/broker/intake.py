@@ -2,19 +2,28 @@
 
 Between being staged here and the journal's answer a message is nowhere else, so nothing has to be undone if the journal
 cannot be written: the senders are refused, and that is all.
+
+A sender that was not answered says a message again, perhaps to another broker than the first time. Then it is for
+whoever it was for then: a prefix may fit somebody else by now, and another member of a group be the least loaded. The
+journal knows, and only for such a message it is asked.
+
+An answer is for the command that awaits it (AWAIT). If that command has lost its connection, or the broker has died
+under it, it is back in a moment: for so long the answer is held, or the session's listener would show it, and the
+command wait in vain.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from zmqbus import naming, protocol
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Append, Instant, Outbox
-from zmqbus.broker.mailbox import Mailbox
+from zmqbus.broker.mailbox import Item, Mailbox
 from zmqbus.broker.registry import Connection, Registry, Session
-from zmqbus.broker.store import Entry, Store
+from zmqbus.broker.store import Awaited, Entry, Store
 from zmqbus.errors import (
     BrokerUnavailable,
     InvalidPayload,
@@ -31,6 +40,11 @@ BROADCASTS_PER_MINUTE = 60
 MINUTE_S = 60.0
 #: Answers that one connection may wait for: as many as it may have messages unconfirmed.
 MAX_WAITS = 1_000
+#: How long a command that has lost its connection is expected back. It looks for a broker for five seconds, and has
+#: found one after some tenths; the sender of the answer waits as long for its receipt.
+EXPECTED_S = 3.0
+#: Answers that are held for commands that are expected back; more go where they would have gone without.
+MAX_HELD = 1_000
 
 _FORMATS: dict[int, Literal["text", "msgpack", "bytes"]] = {
     Format.TEXT: "text",
@@ -47,20 +61,49 @@ class _Staged(NamedTuple):
     record: Record
     receivers: list[Session]
     full: list[Session]  # those that a broadcast is not for, having no room for it
-    waiter: Connection | None
+    waiter: Connection | Expected | None
+
+
+class Expected:
+    """A command that awaits an answer, and has no connection."""
+
+    __slots__ = ("held", "sender_id", "sender_name", "session", "until_s")
+
+    mailbox: Mailbox | None = None
+
+    def __init__(self, awaited: Awaited, session: Session | None, until_s: float) -> None:
+        self.sender_id = awaited.waiter_id
+        self.sender_name = awaited.waiter_name
+        self.session = session  #: None: a guest's
+        self.until_s = until_s
+        self.held: list[Item] = []  #: answers to its message, whose senders wait to hear of them
+
+    def __repr__(self) -> str:
+        return f"<Expected {self.sender_name}: {len(self.held)} held>"
 
 
 class Intake:
     """The door for messages."""
 
-    def __init__(self, registry: Registry, delivery: Delivery, store: Store, out: Outbox) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        delivery: Delivery,
+        store: Store,
+        out: Outbox,
+        sent_before: Callable[[str], tuple[str, str | None] | None],
+    ) -> None:
+        """`sent_before` looks a message up in the journal: whose it was, and the session that it was for."""
         self._registry = registry
         self._delivery = delivery
         self._store = store
         self._out = out
         self._staged: list[_Staged] = []
         self._places: dict[str, int] = {}  # message id → its place in `_staged`
+        self._sent_before = sent_before
         self._waits: dict[str, Connection] = {}  # message id → who waits for its answer
+        self._expected: dict[str, Expected] = {}  # likewise, of those that have lost their connection
+        self._held = 0  # answers that are kept for them
         self._guest_broadcasts: dict[str, deque[float]] = {}
         self.accepted = 0  #: messages, since the start
 
@@ -93,8 +136,11 @@ class Intake:
             full = [session for session in receivers if session.mailbox.full(len(send.body))]
             receivers = [session for session in receivers if session not in full]
         else:
-            mailbox = receivers[0].mailbox if waiter is None else waiter.mailbox
-            name = receivers[0].name if waiter is None else waiter.sender_name
+            if waiter is None:
+                mailbox: Mailbox | None = receivers[0].mailbox
+                name = receivers[0].name
+            else:
+                mailbox, name = waiter.mailbox, waiter.sender_name
             if mailbox is not None and mailbox.full(len(send.body)):
                 raise RateLimited(f"the mailbox of '{name}' is full of unread messages; retry when it has read some")
         to_session_id = None
@@ -139,19 +185,22 @@ class Intake:
             except UnicodeDecodeError as error:
                 raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
 
-    def _address(self, who: Connection, send: protocol.Send) -> tuple[list[Session], Connection | None, str]:
+    def _address(self, who: Connection, send: protocol.Send) -> tuple[list[Session], Connection | Expected | None, str]:
         """Who gets it: sessions, or the connection that waits for this very answer; and how the log calls them."""
         target = send.target
         if send.scope == Scope.SESSION:
-            waiter = self._waits.get(send.reply_to) if send.reply_to else None
+            waiter = self._waiter(send.reply_to) if send.reply_to else None
             if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
                 return [], waiter, waiter.sender_name
-            session = self._registry.resolve(target)
+            session = self._first_receiver(who, send) or self._registry.resolve(target)
             if session is who.session:
                 raise UnknownPeer(f"'{session.name}' is this session itself; a message needs another receiver")
             return [session], None, session.name
         if send.scope == Scope.GROUP:
             naming.check_name(target, "group")
+            first = self._first_receiver(who, send)
+            if first is not None:
+                return [first], None, f"@{target}"
             members = [session for session in self._registry.members(target) if session is not who.session]
             if not members:
                 raise UnknownPeer(f"no connected session has joined the group '{target}'; see: zmqbus list")
@@ -168,6 +217,16 @@ class Intake:
         else:
             raise ProtocolError(f"unknown scope {send.scope}")
         return [s for s in self._registry.audience(send.scope, target) if s is not who.session], None, to
+
+    def _first_receiver(self, who: Connection, send: protocol.Send) -> Session | None:
+        """The session that this message was for when it was said before, if it has got as far as the journal then."""
+        found = self._sent_before(send.msg_id) if send.again else None
+        if found is None:
+            return None
+        sender_id, receiver_id = found
+        if sender_id != who.sender_id:
+            raise ProtocolError("a message id that another session has used")
+        return self._registry.sessions.get(receiver_id or "")
 
     def _count_broadcast(self, now: Instant, who: Connection) -> None:
         recent = who.session.broadcasts if who.session else self._guest_broadcasts.setdefault(who.sender_name, deque())
@@ -190,20 +249,59 @@ class Intake:
         other = self._waits.get(wanted.msg_id)
         if other is not None and other.sender_id != who.sender_id:
             raise ProtocolError("the answer to this message is awaited by another session")
+        expected = self._expected.get(wanted.msg_id)
+        if expected is not None and expected.sender_id != who.sender_id:
+            raise ProtocolError("the answer to this message is awaited by another session")
         who.waits.add(wanted.msg_id)
         self._waits[wanted.msg_id] = who
         if who.mailbox is None:
             self.open_answers(now, who)
+        if expected is None:
+            self._store.save_awaited(Awaited(wanted.msg_id, who.sender_id, who.sender_name))
+            return
+        del self._expected[wanted.msg_id]
+        self._held -= len(expected.held)
+        for item in expected.held:
+            self._to_waiter(now, who, item.entry, item.origin)
+
+    def _waiter(self, msg_id: str) -> Connection | Expected | None:
+        """Who awaits the answer to this message."""
+        waiter = self._waits.get(msg_id)
+        if waiter is not None:
+            return waiter
+        return self._expected.get(msg_id) if self._held < MAX_HELD else None
 
     def open_answers(self, now: Instant, who: Connection) -> None:
         """Gives a helper or guest a mailbox for the answers that it waits for."""
         self._delivery.attach(now, Mailbox(f"{who.sender_id}/{who.lease}", self._store), who)
 
-    def forget_waits(self, who: Connection) -> None:
-        """The connection has gone, and waits for nothing any more."""
-        for msg_id in who.waits:
-            if self._waits.get(msg_id) is who:
-                del self._waits[msg_id]
+    def expect(self, awaited: Awaited, session: Session | None, now: Instant) -> None:
+        """A command that waits for an answer has lost its connection, or its broker."""
+        self._expected[awaited.msg_id] = Expected(awaited, session, now.mono_s + EXPECTED_S)
+
+    def forget_waits(self, now: Instant, who: Connection, *, left: bool) -> None:
+        """The connection has gone. Unless it has left in good order, the command may be back in a moment."""
+        mine = [msg_id for msg_id in who.waits if self._waits.get(msg_id) is who]
+        for msg_id in mine:
+            del self._waits[msg_id]
+            if not left:
+                self.expect(Awaited(msg_id, who.sender_id, who.sender_name), who.session, now)
+        if left and mine:
+            self._store.forget_awaited(mine)
+
+    def hold(self, item: Item) -> bool:
+        """Keeps an answer, whose sender has not been told of it, for the command that is expected back, if one is."""
+        expected = self._expected.get(item.entry.reply_to or "")
+        if expected is None or self._held >= MAX_HELD:
+            return False
+        expected.held.append(item)
+        self._held += 1
+        return True
+
+    @property
+    def expects(self) -> bool:
+        """Whether time alone may change something here."""
+        return bool(self._expected)
 
     # --- the journal's answer
 
@@ -211,7 +309,7 @@ class Intake:
         """What was staged is in the log, at these places, and goes out."""
         for message, pointer in zip(self._unstage(), pointers, strict=True):
             self.accepted += 1
-            self._dispatch(now, message, _entry(message, pointer))
+            self._dispatch(now, message, _entry(now, message, pointer))
 
     def journal_failed(self, reason: str) -> None:
         """What was staged is not in the log: it has never been."""
@@ -234,24 +332,43 @@ class Intake:
             self._delivery.to_many(now, message.receivers, entry, message.sender, message.full)
         elif waiter is None:
             self._delivery.to_one(now, message.receivers[0], entry, route)
-        elif self._registry.connections.get(waiter.route) is waiter:
-            if not self._delivery.to_waiter(now, waiter, entry, route):
-                busy = RateLimited(f"'{waiter.guest}' has not taken the answers it was sent; retry when it has")
-                self._out.refuse(route, entry.msg_id, busy)
-        elif waiter.session is not None:
-            self._delivery.to_one(now, waiter.session, entry, route)
+        elif isinstance(waiter, Expected) or self._registry.connections.get(waiter.route) is not waiter:
+            # The command has lost its connection, perhaps since the answer was staged.
+            if not self.hold(self._delivery.begin(entry, route)):
+                self._without_waiter(now, waiter.session, waiter.sender_name, entry, route)
         else:
-            gone = UnknownPeer(f"'{waiter.guest}' has stopped waiting for the answer; it has no mailbox")
-            self._out.refuse(route, entry.msg_id, gone)
+            self._to_waiter(now, waiter, entry, route)
+
+    def _to_waiter(self, now: Instant, waiter: Connection, entry: Entry, route: bytes) -> None:
+        if not self._delivery.to_waiter(now, waiter, entry, route):
+            busy = RateLimited(f"'{waiter.guest}' has not taken the answers it was sent; retry when it has")
+            self._delivery.drop(entry.msg_id)
+            self._out.refuse(route, entry.msg_id, busy)
+
+    def _without_waiter(self, now: Instant, session: Session | None, name: str, entry: Entry, route: bytes) -> None:
+        """The command has gone: the answer is for its session's mailbox, and a guest has none."""
+        if session is not None:
+            self._delivery.to_one(now, session, entry, route)
+            return
+        self._delivery.drop(entry.msg_id)
+        gone = UnknownPeer(f"'{name}' has stopped waiting for the answer; it has no mailbox")
+        self._out.refuse(route, entry.msg_id, gone)
 
     def tick(self, now: Instant) -> None:
-        """Forgets the broadcasts of guests that have long gone."""
+        """Gives up commands that have not come back, and forgets the broadcasts of guests long gone."""
+        for msg_id, expected in list(self._expected.items()):
+            if now.mono_s >= expected.until_s:
+                del self._expected[msg_id]
+                self._held -= len(expected.held)
+                self._store.forget_awaited((msg_id,))
+                for item in expected.held:
+                    self._without_waiter(now, expected.session, expected.sender_name, item.entry, item.origin)
         for name, recent in list(self._guest_broadcasts.items()):
             if recent[-1] <= now.mono_s - MINUTE_S:
                 del self._guest_broadcasts[name]
 
 
-def _entry(message: _Staged, pointer: Pointer) -> Entry:
+def _entry(now: Instant, message: _Staged, pointer: Pointer) -> Entry:
     send, record = message.send, message.record
     return Entry(
         send.msg_id,
@@ -263,7 +380,9 @@ def _entry(message: _Staged, pointer: Pointer) -> Entry:
         send.fmt,
         send.reply_to,
         record.ts,
+        now.steady_s,
         len(send.body),
         tuple(pointer),
         b"" if len(send.body) > protocol.SPILL_BYTES else send.body,
+        send.again,
     )

@@ -8,6 +8,11 @@ messages that are on their way to the consumer and not acknowledged. Behind the 
 in the store. The window is bounded (credit), so a receiver that stands still costs the broker the window and no more;
 libzmq's high-water marks, which drop without a word, are never reached.
 
+What is in the window need not be in the store: its sender has not been told, and would say it again to the next broker.
+But what is in the store is always a first part of the mailbox: whatever is put there takes all before it along. Or a
+broker that dies would leave a message behind that is older than one that it kept, and the sender would repeat it, too
+late for its place.
+
 There are two ways to the consumer. Directed messages take the DEALER. A broadcast is published once for all, and may
 reach this consumer that way only if nothing is under way to it on the other: then the two streams need no merging, for
 
@@ -27,8 +32,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
-from zmqbus.broker.store import Entry, Store
+from zmqbus.broker.store import Box, Entry, Store
 
 #: Messages under way to one consumer. Enough to keep a fast one busy over a scheduling pause of 10 ms at 100,000/s.
 CREDIT_MESSAGES = 1000
@@ -42,9 +48,9 @@ MAX_BYTES = 256 * 1024 * 1024
 class Tally:
     """A message to many, until its sender has been told how many took it."""
 
-    __slots__ = ("deadline_s", "delivered", "full", "msg_id", "origin", "queued", "remaining", "sender_id", "told")
+    __slots__ = ("delivered", "full", "msg_id", "origin", "queued", "remaining", "sender_id", "told")
 
-    def __init__(self, msg_id: str, sender_id: str, origin: bytes, remaining: int, deadline_s: float) -> None:
+    def __init__(self, msg_id: str, sender_id: str, origin: bytes, remaining: int) -> None:
         self.msg_id = msg_id
         self.sender_id = sender_id
         self.origin = origin
@@ -52,7 +58,6 @@ class Tally:
         self.full: tuple[str, ...] = ()  #: names of the sessions that have no room for it
         self.delivered = 0
         self.queued = 0
-        self.deadline_s = deadline_s
         self.told = False
 
     def __repr__(self) -> str:
@@ -62,7 +67,7 @@ class Tally:
 class Item:
     """A message in one mailbox: its number, the way it went, and whether its sender knows what became of it."""
 
-    __slots__ = ("accepted_s", "bcast", "entry", "origin", "resent", "seq", "stored", "tally", "told")
+    __slots__ = ("accepted_s", "bcast", "due", "entry", "origin", "resent", "seq", "stored", "tally", "told")
 
     def __init__(
         self,
@@ -83,6 +88,7 @@ class Item:
         self.origin = origin  #: connection to which the receipt goes
         self.tally = tally
         self.told = told
+        self.due = False  #: its sender will hear `queued` as soon as the store has committed
         self.stored = stored
         self.resent = False  #: published, and sent again by the DEALER, which loses nothing
 
@@ -111,6 +117,7 @@ class Mailbox:
         self._seq = 0
         self._sent_seq = 0  # the highest number that is, or was, in the window
         self._backlog = 0
+        self._loose = 0  # messages in the window that are not in the store: its last ones
         self.total_bytes = 0
         self._reserved = self._reserved_bytes = 0
         self.last_append_s = 0.0
@@ -126,6 +133,12 @@ class Mailbox:
     def total(self) -> int:
         """Messages that are not acknowledged."""
         return len(self.window) + self._backlog
+
+    def restore(self, box: Box) -> None:
+        """Takes up what an earlier broker left in the store."""
+        self._backlog = box.messages
+        self.total_bytes = box.size_bytes
+        self._seq = box.last_seq
 
     def full(self, size_bytes: int) -> bool:
         """Whether another message of that size would go over the limits, those counted that have a reservation."""
@@ -169,7 +182,7 @@ class Mailbox:
         self, entry: Entry, now_s: float, *, origin: bytes = b"", tally: Tally | None = None, bcast: int = 0
     ) -> Item:
         """Takes a message in. It is in the window afterwards if it may go now (by PUB when `bcast` is given, which
-        `may_publish` must have allowed); else in the store. `window[-1] is item` tells which."""
+        `may_publish` must have allowed); else, and only then, it is `stored`."""
         self._seq += 1
         item = Item(self._seq, entry, now_s, bcast=bcast, origin=origin, tally=tally)
         self.total_bytes += entry.size_bytes
@@ -177,16 +190,44 @@ class Mailbox:
         if bcast or self.may_send(entry):
             self._enter(item)
         else:
+            self.secure()
             self._store.put(self.key, item.seq, entry)
             item.stored = True
             self._backlog += 1
         return item
 
-    def secure(self, item: Item) -> None:
-        """Puts a message that is under way into the store: its sender is about to be told that it is safe."""
-        if not item.stored:
+    def secure(self, last: Item | None = None) -> None:
+        """Puts what is under way into the store, up to this message (None: all of it): its sender is about to be told
+        that it is safe, or something behind it is about to be stored."""
+        if not self._loose or (last is not None and last.stored):
+            return
+        for item in islice(self.window, len(self.window) - self._loose, None):
             self._store.put(self.key, item.seq, item.entry)
             item.stored = True
+            self._loose -= 1
+            if item is last:
+                return
+
+    def retract(self, item: Item) -> None:
+        """Takes back the message that was put behind all others, and could not be stored."""
+        self._backlog -= 1
+        self.total_bytes -= item.entry.size_bytes
+        self._store.remove(self.key, (item.seq,))
+
+    def expire(self, before_s: float) -> list[Entry]:
+        """Drops what was accepted before this instant of the steady clock and is not under way; returns it."""
+        expired: list[tuple[int, Entry]] = []
+        reached = self._sent_seq
+        while found := self._store.after(self.key, reached, 100):
+            old = [(seq, entry) for seq, entry in found if entry.accepted_s < before_s]
+            expired += old
+            if len(old) < len(found):
+                break
+            reached = found[-1][0]
+        self._store.remove(self.key, [seq for seq, _ in expired])
+        self._backlog -= len(expired)
+        self.total_bytes -= sum(entry.size_bytes for _, entry in expired)
+        return [entry for _, entry in expired]
 
     # --- out
 
@@ -231,8 +272,7 @@ class Mailbox:
         """The consumer has gone: the window falls back into the backlog. Returns what nobody had been told of."""
         self.open = False
         untold = [item for item in self.window if not item.told]
-        for item in self.window:
-            self.secure(item)
+        self.secure()
         self._backlog += len(self.window)
         if self.window:
             self._sent_seq = self.window[0].seq - 1
@@ -264,6 +304,7 @@ class Mailbox:
 
     def _enter(self, item: Item) -> None:
         self.window.append(item)
+        self._loose += not item.stored
         self._window_bytes += item.entry.credit_bytes
         self._sent_seq = item.seq
         if item.bcast:
@@ -275,6 +316,7 @@ class Mailbox:
 
     def _leave(self) -> Item:
         item = self.window.popleft()
+        self._loose -= not item.stored
         self._window_bytes -= item.entry.credit_bytes
         if item.bcast:
             self._published.discard(item.bcast)

@@ -5,6 +5,8 @@ that, with its mailbox. A *connection* is one routing id of the ROUTER socket. T
 new one for each TCP connection, so no peer can take another's; what binds a connection to a session is the token in
 its HELLO, and what tells a newer claim from an older one is the lease.
 
+The store keeps every session, so that mail can be sent to those that are away, whichever broker they last met.
+
 Names are unique among connected sessions only. A session that is away still answers to its name as long as nobody
 connected has it, which is what lets mail wait for it; it never keeps the name from anyone.
 """
@@ -17,14 +19,17 @@ from enum import Enum
 
 from zmqbus import naming
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.store import Store
-from zmqbus.errors import Ambiguous, UnknownPeer
+from zmqbus.broker.store import SessionRow, Store
+from zmqbus.errors import Ambiguous, RateLimited, UnknownPeer
 from zmqbus.protocol import Role, Scope
 
 #: A unique prefix of a session id counts as a target from this length on.
 MIN_ID_PREFIX = 4
 #: Names and matches that an error lists at most.
 MAX_LISTED = 5
+#: Sessions that are remembered, connected or away: each costs a kilobyte. Beyond that the one that has been away for
+#: longest, and for which nothing waits, makes room.
+MAX_SESSIONS = 10_000
 
 
 class Standing(Enum):
@@ -126,29 +131,31 @@ class Session:
         "left",
         "mailbox",
         "name",
+        "owner",
         "pid",
         "project",
         "recalls",
         "session_id",
         "since_ts",
-        "token",
+        "token_digest",
         "topics",
     )
 
-    def __init__(self, session_id: str, token: str, mailbox: Mailbox) -> None:
+    def __init__(self, session_id: str, token_digest: str, mailbox: Mailbox) -> None:
         self.session_id = session_id
-        self.token = token
+        self.token_digest = token_digest  #: SHA-256, hex: the token itself is its holders' secret
         self.mailbox = mailbox
         self.name = ""
         self.label: str | None = None
         self.cwd = ""
         self.project = ""
         self.pid = 0
+        self.owner = ""  #: the process whose life bounds it
         self.topics: frozenset[str] = frozenset()
         self.groups: frozenset[str] = frozenset()
         self.since_ts = 0.0  #: wall clock of its last coming
         self.conn: Connection | None = None
-        self.away_since_s = 0.0
+        self.away_since_s = 0.0  #: on the steady clock
         self.left = False  #: disconnected on purpose: not to be found, nor broadcast to, until it comes back
         self.broadcasts: deque[float] = deque()
         self.recalls = 0
@@ -192,15 +199,59 @@ class Registry:
 
     # --- sessions
 
-    def enter(self, session_id: str, token: str) -> Session:
-        """A new session, away and without a name until a connection brings both."""
-        session = self.sessions[session_id] = Session(session_id, token, Mailbox(session_id, self._store))
+    def enter(self, session_id: str, token_digest: str) -> Session:
+        """A new session, away and without a name until a connection brings both.
+
+        Raises `RateLimited` where as many sessions as are remembered are connected or have mail.
+        """
+        if len(self.sessions) >= MAX_SESSIONS:
+            idle = [s for s in self.sessions.values() if s.conn is None and not s.mailbox.total]
+            if not idle:
+                raise RateLimited(f"{MAX_SESSIONS:,} sessions are connected or have mail; end some, then connect again")
+            self.forget(min(idle, key=lambda session: session.away_since_s))
+        mailbox = Mailbox(session_id, self._store)
+        session = self.sessions[session_id] = Session(session_id, token_digest, mailbox)
         return session
+
+    def restore(self, row: SessionRow, now_s: float) -> Session:
+        """A session that an earlier broker knew. It is away; if it was connected when that one died, from now on
+        (`now_s`, of the steady clock)."""
+        mailbox = Mailbox(row.mailbox, self._store)
+        session = self.sessions[row.session_id] = Session(row.session_id, row.token_digest, mailbox)
+        session.name, session.label = row.name, row.label
+        session.cwd, session.project, session.owner = row.cwd, row.project, row.owner
+        session.topics, session.groups = frozenset(row.topics), frozenset(row.groups)
+        session.since_ts, session.left = row.since_ts, row.left
+        session.away_since_s = now_s if row.away_since_s is None else row.away_since_s
+        if row.away_since_s is None:
+            self.keep(session)
+        return session
+
+    def keep(self, session: Session) -> None:
+        """Puts what is known of a session into the store; to be called whenever that has changed."""
+        self._store.save_session(
+            SessionRow(
+                session.session_id,
+                session.token_digest,
+                session.mailbox.key,
+                session.name,
+                session.label,
+                session.cwd,
+                session.project,
+                session.owner,
+                tuple(sorted(session.topics)),
+                tuple(sorted(session.groups)),
+                session.since_ts,
+                session.away_since_s if session.conn is None else None,
+                session.left,
+            )
+        )
 
     def forget(self, session: Session) -> None:
         """Removes a session for good."""
         self.release_name(session)
-        self.sessions.pop(session.session_id, None)
+        if self.sessions.pop(session.session_id, None) is not None:
+            self._store.forget_session(session.session_id)
 
     def holder(self, name: str) -> Session | None:
         """The connected session of this name."""

@@ -5,8 +5,12 @@ One thread and one `zmq.Poller`. Each wake runs the same steps, and their order 
 1. drain what has arrived, up to a bound, so that timers and the other sockets get their turn;
 2. let the core decide;
 3. write the records of this wake to the journal, in one write;
-4. commit the store;
+4. commit the store, in one transaction;
 5. send: everything for one peer that is ready now goes as one message.
+
+A broker that dies before 4 has told nobody anything; one that dies after it has told nothing that is not on record.
+With durability `process` both writes are with the kernel then, which outlives every process; with `power` they are on
+the disk, the journal's first.
 
 Nothing waits for more to come: a lone message passes through all five steps at once.
 """
@@ -24,9 +28,12 @@ import zmq
 import zmqbus
 from zmqbus import protocol, security
 from zmqbus.broker import core, events
-from zmqbus.broker.store import MemoryStore, Store
+from zmqbus.broker.database import Database
+from zmqbus.broker.store import StoreError
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
-from zmqbus.journal import Journal, encode_record
+from zmqbus.journal import Journal, JournalError, recent
+from zmqbus.process import Process, is_alive
+from zmqbus.record import encode_record
 from zmqbus.settings import Settings
 from zmqbus.wakeup import Wakeup
 
@@ -47,6 +54,10 @@ HANDSHAKE_MS = 5_000
 BACKLOG = 1_024
 #: What a subscription may be long; nothing else travels towards the PUB.
 MAX_SUBSCRIPTION_BYTES = 16 * 1024
+#: Records in which a repeated message is looked for. A sender has at most 1,000 unconfirmed, so the last 20,000 hold
+#: every one of 20 senders at full tilt; and the bytes bound the time where bodies are large.
+REPEATABLE = 20_000
+REPEATABLE_BYTES = 128 * 1024 * 1024
 #: What poll() takes at most: a C int. Ten idle years are more than that; the loop just goes round once.
 MAX_POLL_MS = 2**31 - 1
 #: How long a closing broker tries to hand out its last words.
@@ -54,6 +65,17 @@ LINGER_MS = 500
 #: The broadcast port is drawn from here: below every system's range of ephemeral ports, where a client that retries a
 #: closed port can be given that very port as its own and connect to itself.
 PUB_PORTS = range(10_000, 30_000)
+
+
+def _elapsed_s() -> float:
+    """A clock that is never set, and goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _owner_lives(owner: str) -> bool:
+    """Whether the process that a HELLO named as its session's owner still runs."""
+    pid, _, started = owner.partition(":")
+    return not pid.isdecimal() or is_alive(Process(int(pid), started))
 
 
 def _secure(socket: zmq.Socket[bytes], keys: security.BrokerKeys) -> None:
@@ -86,10 +108,9 @@ def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKey
 class Server:
     """Binds, serves and closes. Made by `daemon`, which holds the election's lock for as long as this lives."""
 
-    def __init__(self, settings: Settings, log: logging.Logger, *, store: Store | None = None) -> None:
+    def __init__(self, settings: Settings, log: logging.Logger) -> None:
         self._settings = settings
         self._log = log
-        self._store = store or MemoryStore()
         self._closing = ExitStack()
         self._stop_reason: str | None = None
         self._outbox: dict[bytes, list[protocol.Envelope]] = {}
@@ -98,6 +119,9 @@ class Server:
         self._decoder = protocol.Decoder(from_broker=False)
         self._idle_since_s = time.monotonic()
         self._ticked_s = 0.0
+        self._began = time.time() - _elapsed_s()
+        self._commit_failure = ""  # what was logged last about it
+        self._earlier: dict[str, tuple[str, str | None]] | None = None
 
     def __repr__(self) -> str:
         return f"<Server on port {self._settings.port}: {self._core!r}>"
@@ -108,10 +132,13 @@ class Server:
         """Binds both sockets and the journal. Raises `BrokerUnavailable` where the port is held by another program,
         `Unauthorized` where keys or files are not the user's own."""
         keys = security.broker_keys(self._settings.data_dir)
-        self._journal = Journal(self._settings.paths.log)
+        paths = self._settings.paths
+        self._journal = Journal(paths.log)
         self._closing.callback(self._journal.close)
         if self._journal.recovered:
             self._log.warning("messages.log: %s", self._journal.recovered)
+        self._store = Database(paths.database, paths.log, durability=self._settings.durability)
+        self._closing.callback(self._store.close)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._closing.callback(context.term)
         self._zap = security.ZapHandler(context, keys.allowed_clients)
@@ -133,7 +160,10 @@ class Server:
             store=self._store,
             new_token=protocol.new_token,
             pub_port=self._bind_publisher(),
+            sent_before=self._sent_before,
+            owner_lives=_owner_lives,
         )
+        self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
         for socket_ in (self._router, self._publisher, self._zap.socket):
             self._poller.register(socket_, zmq.POLLIN)
@@ -184,7 +214,7 @@ class Server:
         return min(max(0, int(left_s * 1000) + 1), MAX_POLL_MS)
 
     def _now(self) -> events.Instant:
-        return events.Instant(time.monotonic(), time.time())
+        return events.Instant(time.monotonic(), time.time(), self._began + _elapsed_s())
 
     def _wake(self, ready: dict[object, int]) -> None:
         if self._zap.socket in ready:
@@ -198,7 +228,7 @@ class Server:
             self._ticked_s = now.mono_s
             self._do(self._core.handle(now, events.Tick()))
         self._write_journal(now)
-        self._store.commit()
+        self._commit(now)
         self._send_all(now)
         self._look_idle(now)
 
@@ -254,6 +284,38 @@ class Server:
         else:
             self._do(self._core.handle(now, events.Journaled([tuple(pointer) for pointer in pointers])))
 
+    def _commit(self, now: events.Instant) -> None:
+        """Makes safe what the core has put into the store, so that senders may hear of it."""
+        if not self._store.pending and not self._core.delivery.waits_for_commit:
+            return
+        try:
+            if self._settings.durability == "power":
+                self._journal.sync()  # first: the store's rows point into it
+            self._store.commit()
+        except (StoreError, JournalError) as error:
+            if self._commit_failure != str(error):
+                self._commit_failure = str(error)
+                self._log.error("%s", error)
+            self._do(self._core.handle(now, events.CommitFailed(str(error))))
+        else:
+            if self._commit_failure:
+                self._commit_failure = ""
+                self._log.info("mailboxes are written again")
+            self._do(self._core.handle(now, events.Committed()))
+        self._note_damage()
+
+    def _note_damage(self) -> None:
+        """What the store has found damaged or set aside."""
+        for notice in self._store.notices:
+            self._log.error("%s", notice)
+        self._store.notices.clear()
+
+    def _sent_before(self, msg_id: str) -> tuple[str, str | None] | None:
+        if self._earlier is None:
+            # Once, and only for a sender that repeats itself: 10 ms for what an earlier broker has written.
+            self._earlier = recent(self._settings.paths.log, records=REPEATABLE, limit_bytes=REPEATABLE_BYTES)
+        return self._earlier.get(msg_id)
+
     def _send_all(self, now: events.Instant) -> None:
         """Sends the wake's effects. A peer that cannot be reached makes new ones, for others."""
         while self._outbox or self._channels:
@@ -270,7 +332,7 @@ class Server:
                     if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                         raise
                     self._do(self._core.handle(now, events.Unreachable(route)))
-            self._write_journal(now)
+            self._commit(now)
 
     def _look_idle(self, now: events.Instant) -> None:
         if not self._core.idle:

@@ -10,7 +10,7 @@ from zmqbus.cli.common import FAILED, Parser, fail, print_json
 from zmqbus.client import launch
 from zmqbus.client.bus import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
-from zmqbus.session.owner import is_alive, process_of
+from zmqbus.process import is_alive, process_of
 from zmqbus.settings import Settings, load
 
 #: How long a broker may take to end once it has said that it will.

@@ -17,6 +17,7 @@ from zmqbus.client.bus import Bus
 from zmqbus.errors import NotConnected, Timeout, ZmqbusError
 from zmqbus.protocol import Role
 from zmqbus.session.owner import find_owners
+from zmqbus.session.shown import Shown
 from zmqbus.session.state import SessionState, find_session
 from zmqbus.settings import Settings
 
@@ -80,7 +81,8 @@ def act_as_session(settings: Settings) -> tuple[SessionState, Bus]:
         pid=os.getpid(),
         owner=f"{state.owner_pid}:{state.owner_started}",
     )
-    return state, Bus(settings._replace(port=state.port), persona)
+    shown = Shown(settings.data_dir, state.owner_pid, state.session_id)
+    return state, Bus(settings._replace(port=state.port), persona, shown)
 
 
 def print_json(value: Any) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from zmqbus import naming
 from zmqbus.cli.common import Parser
 from zmqbus.errors import InvalidLabel, InvalidName, ZmqbusError
+from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.listener import Listener, Plan
 from zmqbus.session.notify import bus_line
 from zmqbus.session.owner import find_owner
-from zmqbus.session.state import AlreadyListening, ListenerLock, load_label, load_state, remember_label
+from zmqbus.session.state import AlreadyListening, ListenerLock, load_state
 from zmqbus.settings import Settings, find_project, load
 
 #: How long a listener that has just begun may take to be on the bus, before it is named without its details.

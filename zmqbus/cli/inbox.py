@@ -27,10 +27,12 @@ def main(argv: list[str]) -> int:
             return _one(settings, options.msg, as_json=options.json)
         _, bus = act_as_session(settings)
         with bus:
+            printed = False  # though some came, they may all have been shown before the broker was replaced
             for item in bus.unread(peek=options.peek):
                 if isinstance(item, protocol.Fetched):
-                    _end(item, as_json=options.json)
+                    _end(printed, item.left, as_json=options.json)
                     break
+                printed = True
                 _print(settings, item, as_json=options.json)
                 sys.stdout.flush()
                 if not options.peek:
@@ -82,10 +84,10 @@ def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
         print(f"    {naming.sanitise(line)}")
 
 
-def _end(fetched: protocol.Fetched, *, as_json: bool) -> None:
+def _end(printed: bool, left: int, *, as_json: bool) -> None:
     if as_json:
         return
-    if not fetched.sent:
+    if not printed:
         print("no unread messages")
-    if fetched.left:
-        print(f"{fetched.left} more unread")
+    if left:
+        print(f"{left} more unread")

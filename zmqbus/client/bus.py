@@ -20,6 +20,7 @@ import zmqbus
 from zmqbus import errors, protocol
 from zmqbus.client import core
 from zmqbus.client.link import Link
+from zmqbus.client.taken import TakenIds
 from zmqbus.protocol import Format, Role, Scope, State
 from zmqbus.settings import Settings
 
@@ -50,8 +51,9 @@ class BroadcastReceipt(NamedTuple):
 class Bus:
     """A connection for a command or a simple script. A context manager; not thread-safe, and not to be forked."""
 
-    def __init__(self, settings: Settings, persona: core.Persona) -> None:
-        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__))
+    def __init__(self, settings: Settings, persona: core.Persona, taken: TakenIds | None = None) -> None:
+        """`taken`: what was taken before, where that is remembered for longer than this bus lives."""
+        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__, taken))
         self._new_id = protocol.IdMaker()
         self._answers: dict[str, protocol.Receipt | protocol.Tally | errors.ZmqbusError] = {}
         self._responses: dict[str, protocol.Envelope | errors.ZmqbusError] = {}
@@ -93,7 +95,7 @@ class Bus:
             self._pump(None)
         if await_answer:
             self._do(self._link.core.await_answer(msg_id))
-        self._do(self._link.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, body)))
+        self._do(self._link.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
 
     def outcome(self, msg_id: str) -> Receipt | BroadcastReceipt:

@@ -18,7 +18,7 @@ follow a broadcast names it (`after`) and is held until that one is here. If it 
 what is owed, REFILL asks for it, and a second BEAT tells that nothing more will come.
 
 A message that was taken already (its acknowledgement was lost with a connection) is acknowledged again and not handed
-out a second time.
+out a second time: `TakenIds` remembers the ids, for as long as whoever made it lets it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 from zmqbus import errors, protocol
+from zmqbus.client.taken import REMEMBERED, TakenIds
 from zmqbus.protocol import Role, Scope
 
 #: Messages that a client has on the way and not confirmed. The broker remembers ids for at least as many of each.
@@ -37,9 +38,6 @@ WINDOW_MESSAGES = 1_000
 WINDOW_BYTES = 2 * protocol.MAX_BODY_BYTES
 #: Without traffic for so long, a ping. The broker gives up after 12 s (`broker.core.SILENCE_S`).
 PING_S = 4.0
-#: Ids of taken messages that are remembered: the broker has at most 1,000 under way to one receiver, so that many can
-#: come again; ten times that costs a megabyte.
-REMEMBERED = 10_000
 
 
 class Phase(Enum):
@@ -201,13 +199,15 @@ class Displaced(errors.BrokerError):
 class ClientCore:
     """One connection to the broker, without its sockets. Not thread-safe."""
 
-    def __init__(self, persona: Persona, release: str) -> None:
+    def __init__(self, persona: Persona, release: str, taken: TakenIds | None = None) -> None:
+        """`taken`: what the application has taken before, where that is remembered for longer than this core lives."""
         self.persona = persona
         self.phase = Phase.OFFLINE
         self.welcome: protocol.Welcome | None = None
         self._version = release
         self._out: list[Effect] = []
         self._unconfirmed: dict[str, protocol.Send] = {}
+        self._said: set[str] = set()  # those of them that were transmitted, over whichever connection
         self._unconfirmed_bytes = 0
         self._awaited: dict[str, None] = {}
         self._requests: dict[str, protocol.Envelope] = {}
@@ -219,7 +219,7 @@ class ClientCore:
         self._ack_seq = 0
         self._ack_bcasts: list[int] = []
         self._ack_due = False
-        self._taken_ids: dict[str, None] = {}
+        self._taken_ids = TakenIds() if taken is None else taken
         # broadcasts
         self._seen: dict[int, None] = {}
         self._last_on: dict[bytes, int] = {}
@@ -239,7 +239,7 @@ class ClientCore:
         self._unconfirmed[send.msg_id] = send
         self._unconfirmed_bytes += len(send.body)
         if self._greeted:
-            self._transmit(send)
+            self._say(send)
         return self._flush()
 
     def await_answer(self, msg_id: str) -> list[Effect]:
@@ -277,10 +277,8 @@ class ClientCore:
 
     def taken(self, ticket: Ticket) -> None:
         """The application has taken a message. `acknowledge` tells the broker, once for many."""
-        self._taken_ids[ticket.msg_id] = None
+        self._taken_ids.add(ticket.msg_id)
         self._awaited.pop(ticket.reply_to or "", None)
-        if len(self._taken_ids) > REMEMBERED:
-            del self._taken_ids[next(iter(self._taken_ids))]
         if self.welcome is not None and ticket.lease == self.welcome.lease:
             self._settle(ticket.number)
 
@@ -368,7 +366,7 @@ class ClientCore:
         for msg_id in self._awaited:
             self._transmit(protocol.Await(msg_id))
         for send in self._unconfirmed.values():
-            self._transmit(send)
+            self._say(send)
         for request in self._requests.values():
             self._transmit(request)
 
@@ -444,6 +442,7 @@ class ClientCore:
 
     def _confirm(self, msg_id: str, outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError) -> None:
         self._unconfirmed_bytes -= len(self._unconfirmed.pop(msg_id).body)
+        self._said.discard(msg_id)
         self._out.append(Answer(msg_id, outcome))
 
     def _response(self, envelope: protocol.Sessions | protocol.Done | protocol.Health | protocol.Fetched) -> None:
@@ -596,6 +595,10 @@ class ClientCore:
         self._transmit(protocol.Recalled(recall.generation))
 
     # --- plumbing
+
+    def _say(self, send: protocol.Send) -> None:
+        self._transmit(send._replace(again=True) if send.msg_id in self._said else send)
+        self._said.add(send.msg_id)
 
     def _transmit(self, envelope: protocol.Envelope) -> None:
         self._out.append(Transmit(envelope))

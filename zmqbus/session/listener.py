@@ -2,7 +2,8 @@
 
 The loop has three sources: the link (messages), the clock (pacing, looks at the owner) and the outside world (signals,
 a reader that has gone). One rule orders them: a message is acknowledged after its line has been flushed, never before,
-and what could not be written is left for the next listener of this owner.
+and what could not be written is left for the next listener of this owner. Between the two its id goes on file, so that
+the next listener knows it, should the acknowledgement be lost.
 
 A harness ends monitors as it likes, and may leave their children behind. So the listener looks for three ends of its
 own accord: its owner dies, its standard output has no reader any more, the session is taken over or disconnected.
@@ -22,9 +23,10 @@ from zmqbus import errors, naming, protocol
 from zmqbus.client import bodies, core
 from zmqbus.client.link import Link
 from zmqbus.journal import JournalError
+from zmqbus.process import Process, is_alive, process_of
 from zmqbus.protocol import Role
 from zmqbus.session.notify import Note, Pacer, bus_line
-from zmqbus.session.owner import Process, is_alive, process_of
+from zmqbus.session.shown import Shown
 from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
 from zmqbus.settings import Settings
 from zmqbus.wakeup import Wakeup
@@ -71,7 +73,7 @@ class Listener:
         self._stdout = sys.stdout.fileno()
         self._pacer = Pacer(settings.paths.log)
         self._unwritten = b""  # rest of a flush that the reader has no room for
-        self._unshown: tuple[object, ...] = ()  # tags of that flush
+        self._unshown: tuple[core.Ticket, ...] = ()  # tags of that flush
         self._stalled = False
         self._next_look_s = 0.0  # at the owner
         self._tries = 0  # of other names, since the session was last on the bus
@@ -92,13 +94,16 @@ class Listener:
             topics=plan.topics,
             groups=plan.groups,
         )
+        assert self._persona.session_id
+        self._shown = Shown(settings.data_dir, plan.owner.pid, self._persona.session_id, keeper=True, trace=self._trace)
 
     def __repr__(self) -> str:
         return f"<Listener {self._persona.name!r}: {self._pacer!r}>"
 
     def run(self) -> int:
         """Serves until the end; returns the exit status."""
-        link = Link(self._settings, core.ClientCore(self._persona, zmqbus.__version__))
+        self._shown.open()
+        link = Link(self._settings, self._client())
         with Wakeup() as wakeup:
             try:
                 link.open()
@@ -115,6 +120,7 @@ class Listener:
             finally:
                 link.perform(link.core.bye())
                 link.close()
+                self._shown.close()
         if line is not None:
             self._say_last(bus_line(line))
         return status
@@ -205,7 +211,10 @@ class Listener:
             )
         self._pacer.announce(bus_line(f"name '{taken}' taken; using '{name}'"))
         self._persona = self._persona._replace(name=name)
-        return link.restart(core.ClientCore(self._persona, zmqbus.__version__))
+        return link.restart(self._client())
+
+    def _client(self) -> core.ClientCore:
+        return core.ClientCore(self._persona, zmqbus.__version__, self._shown)
 
     def _show(self, name: str) -> None:
         """Tells the helpers, and the next listener of this owner, who this session is."""
@@ -256,19 +265,19 @@ class Listener:
         """Writes what may be written now, and acknowledges what has been."""
         while True:
             self._stalled = not self._push()
-            if self._stalled:
-                return
-            if self._unshown:
-                for tag in self._unshown:
-                    assert isinstance(tag, core.Ticket)
-                    link.core.taken(tag)
+            if self._unshown and not self._unwritten:
+                for ticket in self._unshown:
+                    link.core.taken(ticket)
                 self._unshown = ()
                 for effect in link.perform(link.core.acknowledge()):
                     self._deal(link, effect)
+            if self._stalled:
+                return
             flush = self._pacer.next_flush(time.monotonic())
             if flush is None:
                 return
-            self._unwritten, self._unshown = _as_bytes(flush.lines), flush.tags
+            self._unwritten = _as_bytes(flush.lines)
+            self._unshown = tuple(tag for tag in flush.tags if isinstance(tag, core.Ticket))
 
     def _push(self, timeout_s: float = 0.0) -> bool:
         """Writes what the reader has room for; returns whether it has room for more. Raises `_Ended` if nobody reads.
@@ -283,6 +292,9 @@ class Listener:
                 if not self._unwritten:
                     return True
                 written = os.write(self._stdout, self._unwritten[: select.PIPE_BUF])
+                if written == len(self._unwritten) and self._unshown:
+                    # Nothing stands between these two calls: a kill that falls there shows a message twice.
+                    self._shown.add_all([ticket.msg_id for ticket in self._unshown])
                 self._unwritten = self._unwritten[written:]
         except BlockingIOError:  # the descriptor was handed to us in that mode, and another writer was faster
             return False

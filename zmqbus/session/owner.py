@@ -25,24 +25,20 @@ is node or bun running a path that mentions claude in another way: a development
 process name (`comm`) is not looked at: current releases set it to their version. A shell whose `-c` string mentions
 claude is a shell, and a script below `~/.claude` (a hook, a plugin) is a script.
 
-A helper asks these questions in the forty milliseconds that it lives: on Linux /proc is read directly, two small reads
-for each process above us, and psutil is not imported.
+A helper asks these questions in the forty milliseconds that it lives: `zmqbus.process` answers them, on Linux with two
+small reads for each process above us.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+
+from zmqbus.process import Process, ProcessTable, process_of, this_machine
 
 #: Longest chain of parents that is followed. Real ones have a dozen links; a broken table must not keep us for ever.
 MAX_ANCESTORS = 128
-#: So much of a command line is read: what decides stands at its beginning, and shells carry whole scripts in `-c`.
-CMDLINE_BYTES = 16 * 1024
-#: /proc/<pid>/stat is some 350 bytes.
-STAT_BYTES = 4096
 
 _INTERPRETERS = frozenset(("node", "nodejs", "bun"))
 #: Options of node and bun whose value is a word of its own, and must not be taken for the script.
@@ -52,112 +48,6 @@ _OPTIONS_WITH_VALUE = frozenset(
 #: Options that carry the program itself: there is no script to look at.
 _INLINE_PROGRAM = frozenset(("-e", "--eval", "-p", "--print", "-pe"))
 _PID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
-#: States of a process that has ended: zombie, and the two names of "dead".
-_ENDED = frozenset("ZXx")
-
-
-class Process(NamedTuple):
-    """One process, told apart from an earlier or later one with the same pid."""
-
-    pid: int
-    started: str  #: start time, opaque, only to be compared; "" where there was no such process
-
-
-class Entry(NamedTuple):
-    """What a process table says about one process."""
-
-    parent: int  #: pid; 0 = none that can be seen
-    started: str
-    ended: bool  #: a zombie, whose parent has not looked yet
-
-
-class ProcessTable(Protocol):
-    """The processes of this machine, as far as this module has to know them. Tests have one of their own."""
-
-    def look(self, pid: int) -> Entry | None:
-        """Parent, start time and state of a process; None: no such process."""
-
-    def cmdline(self, pid: int) -> list[str]:
-        """Its command line; empty where there is none, or it cannot be read."""
-
-    def uid(self, pid: int) -> int | None:
-        """The user it runs as; None: no such process."""
-
-
-class ProcTable:
-    """The table of Linux, read from /proc."""
-
-    def look(self, pid: int) -> Entry | None:
-        """See `ProcessTable`."""
-        line = _read(f"/proc/{pid}/stat", STAT_BYTES)
-        # The second field is the name in parentheses, and the name may hold blanks and parentheses of its own.
-        fields = line[line.rfind(b")") + 1 :].split()
-        if len(fields) < 20:
-            return None
-        return Entry(int(fields[1]), fields[19].decode(), fields[0].decode() in _ENDED)
-
-    def cmdline(self, pid: int) -> list[str]:
-        """See `ProcessTable`."""
-        line = _read(f"/proc/{pid}/cmdline", CMDLINE_BYTES).rstrip(b"\0")
-        return [os.fsdecode(word) for word in line.split(b"\0")] if line else []
-
-    def uid(self, pid: int) -> int | None:
-        """See `ProcessTable`."""
-        try:
-            return os.stat(f"/proc/{pid}").st_uid
-        except OSError:
-            return None
-
-
-class PsutilTable:
-    """The table of other systems. Imports psutil when it is used: Linux does without."""
-
-    def look(self, pid: int) -> Entry | None:
-        """See `ProcessTable`."""
-        import psutil
-
-        try:
-            process = psutil.Process(pid)
-            with process.oneshot():
-                ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-                return Entry(process.ppid(), f"{process.create_time():.3f}", ended)
-        except (psutil.Error, OSError, ValueError):
-            return None
-
-    def cmdline(self, pid: int) -> list[str]:
-        """See `ProcessTable`."""
-        import psutil
-
-        try:
-            return list(psutil.Process(pid).cmdline())
-        except (psutil.Error, OSError, ValueError):
-            return []
-
-    def uid(self, pid: int) -> int | None:
-        """See `ProcessTable`."""
-        import psutil
-
-        try:
-            return int(psutil.Process(pid).uids().effective)
-        except (psutil.Error, OSError, ValueError):
-            return None
-
-
-def this_machine() -> ProcessTable:
-    """The process table of the system that this runs on."""
-    return ProcTable() if sys.platform == "linux" else PsutilTable()
-
-
-def process_of(pid: int, table: ProcessTable | None = None) -> Process:
-    """The process that has this pid now; `started` is "" where there is none."""
-    entry = (table or this_machine()).look(pid)
-    return Process(pid, entry.started if entry else "")
-
-
-def is_alive(process: Process, table: ProcessTable | None = None) -> bool:
-    """Does this very process still run? Another with its pid does not count, nor does a zombie."""
-    entry = (table or this_machine()).look(process.pid)
-    return entry is not None and entry.started == process.started and not entry.ended
 
 
 def ancestors(pid: int | None = None, table: ProcessTable | None = None) -> list[Process]:
@@ -255,17 +145,3 @@ def _told(environ: Mapping[str, str], table: ProcessTable) -> Process | None:
     if entry is None or entry.ended or table.uid(pid) != os.geteuid():
         return None
     return Process(pid, entry.started)
-
-
-def _read(path: str, limit_bytes: int) -> bytes:
-    """The beginning of a file below /proc; b"" where it is not there, is not ours to read, or its process has gone."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, limit_bytes)
-    except OSError:  # ESRCH: it ended between the open and the read
-        return b""
-    finally:
-        os.close(fd)

@@ -12,6 +12,8 @@ Two files below `<data>/clients` belong to a session, named after the pid of its
 * `<pid>.session`: what helpers need to act as the session. Replaced as a whole, so nobody ever reads half of one, and
   removed when the listener ends. After a `kill -9` it stays: then it is stale, and whoever finds it removes it.
 
+(A third, `<pid>.shown`, is the business of `zmqbus.session.shown`; like the lock file it stays while the owner lives.)
+
 Both hold the start time of the owner. A pid comes back one day; what was written for an earlier process with this pid
 counts as not there.
 
@@ -40,10 +42,10 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from zmqbus.errors import InvalidLabel, LocalError, NotConnected, Unauthorized
-from zmqbus.naming import check_label
-from zmqbus.security import open_private, secure_dir
-from zmqbus.session.owner import Process, ProcessTable, is_alive, this_machine
+from zmqbus.errors import LocalError, NotConnected, Unauthorized
+from zmqbus.process import Process, ProcessTable, is_alive, this_machine
+from zmqbus.security import secure_dir
+from zmqbus.session.files import cannot, flock, is_at, load_json, open_file, parse, replace, unlink
 from zmqbus.settings import MAX_PID, MAX_PORT, Paths
 
 #: Lookers hold a lock for microseconds. One that holds it this long has been stopped in the middle.
@@ -52,13 +54,11 @@ ACQUIRE_PATIENCE_S = 5.0
 RETRY_S = 0.002
 #: State and identity are some 1 KiB, two paths of 4 KiB at most. Larger ones are not ours.
 MAX_STATE_BYTES = 64 * 1024
-#: Projects whose label is remembered; the ones not used for longest are forgotten.
-MAX_LABELS = 1000
-#: A thousand labels with the paths of their projects.
-MAX_LABELS_BYTES = 8 * 1024 * 1024
 
 _LOCK, _STATE, _DRAFT = ".lock", ".session", ".session.tmp"
-_OWNED = re.compile(r"([1-9][0-9]{0,9})(?:\.lock|\.session|\.session\.tmp)", re.ASCII)
+#: `zmqbus.session.shown` writes these two.
+_SHOWN, _SHOWN_DRAFT = ".shown", ".shown.tmp"
+_OWNED = re.compile(r"([1-9][0-9]{0,9})(?:\.lock|(?:\.session|\.shown)(?:\.tmp)?)", re.ASCII)
 
 
 class SessionState(NamedTuple):
@@ -126,16 +126,16 @@ class ListenerLock:
         path = _file(paths, owner.pid, _LOCK)
         deadline_s = time.monotonic() + ACQUIRE_PATIENCE_S
         while time.monotonic() < deadline_s:
-            fd = _open(path, os.O_RDWR | os.O_CREAT)
+            fd = open_file(path, os.O_RDWR | os.O_CREAT)
             try:
-                if _flock(fd, path, fcntl.LOCK_EX):
-                    if _is_at(fd, path):
+                if flock(fd, path, fcntl.LOCK_EX):
+                    if is_at(fd, path):
                         lock = cls(fd, data_dir, owner)
                         lock.remove_state()
                         fd = -1  # the lock's from here on
                         return lock
                     continue  # a cleaner unlinked it meanwhile: there is another file, or none
-                if not _flock(fd, path, fcntl.LOCK_SH):
+                if not flock(fd, path, fcntl.LOCK_SH):
                     raise AlreadyListening(_running(data_dir, owner.pid))
             finally:
                 if fd >= 0:
@@ -158,7 +158,7 @@ class ListenerLock:
             written = os.pwrite(self._held(), data, 0)
             os.ftruncate(self._fd, written)
         except OSError as error:
-            raise _cannot("write", _file(self._paths, self._owner.pid, _LOCK), error) from error
+            raise cannot("write", _file(self._paths, self._owner.pid, _LOCK), error) from error
         if written != len(data):
             raise NotConnected(f"the disk of {self._paths.data_dir} is full; free some space and connect again")
         self._identity = identity
@@ -170,13 +170,13 @@ class ListenerLock:
         """
         self._held()
         path = _file(self._paths, self._owner.pid, _STATE)
-        _replace(path, json.dumps(state._asdict()).encode())
+        replace(path, json.dumps(state._asdict()).encode())
 
     def remove_state(self) -> None:
         """Hides the session from its helpers. Does nothing where it is hidden already."""
         self._held()
         for suffix in (_STATE, _DRAFT):
-            _unlink(_file(self._paths, self._owner.pid, suffix))
+            unlink(_file(self._paths, self._owner.pid, suffix))
 
     def release(self) -> None:
         """Lets go of the lock; the state file stays as it is. Idempotent."""
@@ -210,7 +210,7 @@ def load_state(data_dir: str, owner_pid: int) -> SessionState | None:
 
     Raises Unauthorized where others could have written or read it.
     """
-    record = _load_json(_file(Paths(data_dir), owner_pid, _STATE), MAX_STATE_BYTES)
+    record = load_json(_file(Paths(data_dir), owner_pid, _STATE), MAX_STATE_BYTES)
     if not isinstance(record, dict):
         return None
     # Keys that this release does not know are a newer one's, and no fault.
@@ -271,45 +271,6 @@ def reap(data_dir: str, table: ProcessTable | None = None) -> list[str]:
     return removed
 
 
-def load_label(data_dir: str, project: str) -> str | None:
-    """The label remembered for a project; None: none. Raises Unauthorized where others could have written it."""
-    label = _load_labels(data_dir).get(project)
-    if label is None:
-        return None
-    try:
-        return check_label(label) or None
-    except InvalidLabel:  # edited by hand, or by a release with another rule
-        return None
-
-
-def remember_label(data_dir: str, project: str, label: str | None) -> None:
-    """Remembers the label of a project, or with None (or "") forgets it. Safe against others who do so at this moment.
-
-    Raises Unauthorized where the file is not private, NotConnected where it cannot be written.
-    """
-    paths = Paths(data_dir)
-    secure_dir(data_dir)
-    secure_dir(paths.clients)
-    path = os.path.join(paths.clients, "labels.lock")
-    fd = _open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)  # waits: it is held for one small read and write
-        except OSError as error:
-            raise _cannot("lock", path, error) from error
-        labels = _load_labels(data_dir)
-        before = list(labels.items())
-        labels.pop(project, None)
-        if label:
-            labels[project] = label  # at the end: the first ones are those not used for longest
-        for forgotten in list(labels)[:-MAX_LABELS]:
-            del labels[forgotten]
-        if list(labels.items()) != before:
-            _replace(paths.labels, json.dumps(labels, indent=0).encode())
-    finally:
-        os.close(fd)
-
-
 # --- sessions, live and stale -----------------------------------------------------------------------------------
 
 
@@ -342,11 +303,11 @@ def _running(data_dir: str, owner_pid: int) -> SessionState | None:
 def _is_held(path: str) -> bool:
     """Does a listener hold this lock?"""
     try:
-        fd = _open(path, os.O_RDONLY)
+        fd = open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        return not _flock(fd, path, fcntl.LOCK_SH)
+        return not flock(fd, path, fcntl.LOCK_SH)
     finally:
         os.close(fd)
 
@@ -354,8 +315,8 @@ def _is_held(path: str) -> bool:
 def _begin_cleaning(clients: str) -> int | None:
     """Makes this process the only cleaner, until it closes what this returns; None: another one is."""
     path = os.path.join(clients, "reap.lock")
-    fd = _open(path, os.O_RDWR | os.O_CREAT)
-    if _flock(fd, path, fcntl.LOCK_EX):
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
+    if flock(fd, path, fcntl.LOCK_EX):
         return fd
     os.close(fd)
     return None
@@ -369,12 +330,13 @@ def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[s
     paths = Paths(data_dir)
     path = _file(paths, pid, _LOCK)
     had_lock = os.path.lexists(path)
-    fd = _open(path, os.O_RDWR | os.O_CREAT)  # without the file there would be nothing to keep a listener away
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)  # without the file there would be nothing to keep a listener away
     try:
-        if not _flock(fd, path, fcntl.LOCK_SH) or (table is not None and _owner_lives(data_dir, pid, fd, table)):
+        if not flock(fd, path, fcntl.LOCK_SH) or (table is not None and _owner_lives(data_dir, pid, fd, table)):
             return []
-        suffixes = (_STATE, _DRAFT) if table is None else (_STATE, _DRAFT, _LOCK)
-        removed = [suffix for suffix in suffixes if _unlink(_file(paths, pid, suffix))]
+        # The lock goes last: as long as it is there, it tells whose the others are.
+        suffixes = (_STATE, _DRAFT) if table is None else (_STATE, _DRAFT, _SHOWN, _SHOWN_DRAFT, _LOCK)
+        removed = [suffix for suffix in suffixes if unlink(_file(paths, pid, suffix))]
         return [f"{pid}{suffix}" for suffix in removed if suffix != _LOCK or had_lock]
     finally:
         os.close(fd)
@@ -382,7 +344,7 @@ def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[s
 
 def _owner_lives(data_dir: str, pid: int, lock_fd: int, table: ProcessTable) -> bool:
     started: set[str] = set()
-    record = _parse(_head_line(lock_fd))
+    record = parse(_head_line(lock_fd))
     if isinstance(record, Mapping) and isinstance(record.get("owner_started"), str):
         started.add(record["owner_started"])
     state = load_state(data_dir, pid)
@@ -402,99 +364,6 @@ def _file(paths: Paths, owner_pid: int, suffix: str) -> str:
     return os.path.join(paths.clients, f"{owner_pid}{suffix}")
 
 
-def _cannot(verb: str, path: str, error: OSError) -> NotConnected:
-    return NotConnected(
-        f"cannot {verb} {path}: {error.strerror or error}; make its directory writable and free some space, "
-        "or set INTER_SESSION_DATA_DIR to a directory on a local disk"
-    )
-
-
-def _open(path: str, flags: int) -> int:
-    """Opens a private file. Raises FileNotFoundError as it is: here that is an answer, not a fault."""
-    try:
-        return open_private(path, flags)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _cannot("open", path, error) from error
-
-
-def _flock(fd: int, path: str, kind: int) -> bool:
-    """Tries for a lock, without waiting. False: it is held in a way that excludes this one."""
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # a file system without locks
-        raise _cannot("lock", path, error) from error
-    return True
-
-
-def _is_at(fd: int, path: str) -> bool:
-    """Is the open file still the one that has this name?"""
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    here = os.fstat(fd)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _unlink(path: str) -> bool:
-    """Removes a file; False: there was none."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise _cannot("remove", path, error) from error
-    return True
-
-
-def _replace(path: str, data: bytes) -> None:
-    """Writes a private file whole, or leaves the old one. The caller is the only one who writes it."""
-    draft = path + ".tmp"
-    try:
-        fd = open_private(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
-        finally:
-            os.close(fd)
-        os.replace(draft, path)
-    except OSError as error:
-        try:
-            os.unlink(draft)
-        except OSError:
-            pass  # the first failure is the one to tell about; a draft that is left is written over
-        raise _cannot("write", path, error) from error
-
-
-def _load_json(path: str, limit_bytes: int) -> Any:
-    """What a private JSON file holds; None where there is none, or it is damaged. Raises Unauthorized."""
-    try:
-        fd = _open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        data = b""
-        while len(data) <= limit_bytes and (more := os.read(fd, limit_bytes + 1 - len(data))):
-            data += more
-    except OSError as error:
-        raise _cannot("read", path, error) from error
-    finally:
-        os.close(fd)
-    return _parse(data) if len(data) <= limit_bytes else None
-
-
-def _parse(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):  # torn, not UTF-8, not JSON, or nested until the parser gives up
-        return None
-
-
 def _head_line(fd: int) -> bytes:
     """The first line of a lock file; b"" where it has not been ended."""
     line, newline, _ = os.pread(fd, MAX_STATE_BYTES, 0).partition(b"\n")
@@ -503,7 +372,7 @@ def _head_line(fd: int) -> bytes:
 
 def _read_identity(fd: int, owner_started: str) -> Identity | None:
     """The identity in a lock file whose lock is held; None where there is none, or it is an earlier process's."""
-    record = _parse(_head_line(fd))
+    record = parse(_head_line(fd))
     if not isinstance(record, dict) or record.get("owner_started") != owner_started:
         return None
     session_id, token, name, label = (record.get(field) for field in Identity._fields)
@@ -512,10 +381,3 @@ def _read_identity(fd: int, owner_started: str) -> Identity | None:
     if not (isinstance(name, str | None) and isinstance(label, str | None)):
         return None
     return Identity(session_id, token, name, label)
-
-
-def _load_labels(data_dir: str) -> dict[str, str]:
-    record = _load_json(Paths(data_dir).labels, MAX_LABELS_BYTES)
-    if not isinstance(record, dict):
-        return {}
-    return {project: label for project, label in record.items() if isinstance(label, str)}

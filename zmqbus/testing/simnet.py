@@ -3,20 +3,33 @@
 It does what the sockets do, and no more: three queues a client (up and down the DEALER, down the SUB), each in order,
 none in order with another; a SUB that gets what its filters, which are prefixes, let through; a mark that reaches the
 broker behind all other filters; a route that is new with each connection.
+
+And it does to them what happens to sockets and processes:
+
+* a PUB drops (`SimClient.published` may lose any of its messages),
+* a connection is cut, with all that was under way (`disconnect`), or the peer is gone and nobody has noticed: the route
+  takes messages, and they end nowhere (`vanish`),
+* a process stands still, and what is for it piles up (`stopped`),
+* the journal or the store cannot write (`journal_fails`, `store.fails`),
+* the broker dies, between any two steps of a wake, and of what it had sent the last may be lost in its own queues
+  (`kill_broker`); the next one knows what store and journal hold.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from enum import IntEnum
 
 from zmqbus import protocol
 from zmqbus.broker import core as broker
 from zmqbus.broker import events
-from zmqbus.broker.store import MemoryStore, Store
+from zmqbus.broker.store import StoreError
 from zmqbus.client import core as client
+from zmqbus.client.taken import TakenIds
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal import encode_record
 from zmqbus.protocol import Format, Role, Scope
+from zmqbus.record import decode_record, encode_record
+from zmqbus.testing.store import MemoryStore
 
 
 class ManualClock:
@@ -24,29 +37,45 @@ class ManualClock:
 
     def __init__(self, mono_s: float = 1_000.0, wall_s: float = 1_700_000_000.0) -> None:
         self.mono_s = mono_s
-        self.wall_s = wall_s
+        self.wall_s = self.steady_s = wall_s
 
     def __repr__(self) -> str:
         return f"<ManualClock {self.mono_s:.3f}>"
 
     @property
     def now(self) -> events.Instant:
-        return events.Instant(self.mono_s, self.wall_s)
+        return events.Instant(self.mono_s, self.wall_s, self.steady_s)
 
     def advance(self, seconds: float) -> None:
-        """Moves both clocks forward."""
+        """Time passes."""
         self.mono_s += seconds
         self.wall_s += seconds
+        self.steady_s += seconds
+
+    def set_wall(self, seconds: float) -> None:
+        """Somebody sets the wall clock forward, or back. It is what the next broker takes for the time."""
+        self.wall_s += seconds
+
+
+class Death(IntEnum):
+    """What the broker has done of a wake when it dies."""
+
+    DECIDED = 0  #: nothing that anybody could see
+    JOURNALED = 1
+    COMMITTED = 2
+    SENT = 3
 
 
 class SimClient:
     """A client on a `SimNet`, with what its application has seen."""
 
-    def __init__(self, net: SimNet, persona: client.Persona) -> None:
+    def __init__(self, net: SimNet, persona: client.Persona, taken: TakenIds | None = None) -> None:
         self.net = net
         self.persona = persona
-        self.core = client.ClientCore(persona, "test")
+        self.core = client.ClientCore(persona, "test", taken)
         self.route = b""
+        self.stopped = False  #: it stands still: receives nothing, and notices no passing of time
+        self.orphaned = False  #: its broker is dead, which it sees when it has received what was still under way
         self.up: deque[list[bytes]] = deque()
         self.down: deque[list[bytes]] = deque()
         self.published: deque[list[bytes]] = deque()
@@ -82,7 +111,7 @@ class SimClient:
     ) -> str:
         """Sends; returns the id under which `answers` will hold what became of it."""
         msg_id = msg_id or self._new_id()
-        self._do(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, body)))
+        self._do(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
 
     def ask(self, target: str, body: bytes) -> str:
@@ -113,16 +142,25 @@ class SimClient:
 
     def connect(self) -> None:
         """A new connection, under a new route."""
+        if self.orphaned:
+            self.disconnect()
         self.route = self.net.new_route(self)
         self._do(self.core.handle(self.net.clock.mono_s, client.Up()))
 
     def disconnect(self) -> None:
         """The connection breaks: what was under way either way is gone, and the SUB's filters with it."""
-        self.up.clear()
-        self.down.clear()
         self.net.lose(self)
         self.drop_subscriber()
+        self.orphaned = False
+        self.up.clear()
+        self.down.clear()
         self._do(self.core.handle(self.net.clock.mono_s, client.Down()))
+
+    def vanish(self) -> None:
+        """The connection is dead, and the broker has not noticed: what it sends is taken, and ends nowhere."""
+        self.net.divert(self)
+        self.filters = []
+        self.disconnect()
 
     def drop_subscriber(self) -> None:
         """The SUB's connection breaks; the broker sees the mark go."""
@@ -141,17 +179,23 @@ class SimClient:
     def receive(self) -> bool:
         """Deals with one message from the broker, if there is one; the SUB's first."""
         now_s = self.net.clock.mono_s
+        if self.stopped:
+            return False
         if self.published:
             channel, *frames = self.published.popleft()
             self._do(self.core.handle(now_s, client.Published(channel, self._decoder.decode(frames))))
         elif self.down:
             self._do(self.core.handle(now_s, client.Received(self._decoder.decode(self.down.popleft()))))
+        elif self.orphaned:
+            self.connect()
         else:
             return False
         return True
 
     def tick(self) -> None:
         """Time has passed."""
+        if self.stopped or self.route not in self.net.routes:
+            return
         self._do(self.core.handle(self.net.clock.mono_s, client.Tick()))
 
     def _do(self, effects: list[client.Effect]) -> None:
@@ -179,14 +223,15 @@ class SimClient:
                     self.renames.append(name)
                 case client.Closed(reason):
                     self.closed.append(reason)
-        for batch in protocol.batches(outgoing):
-            self.up.append(protocol.encode(batch))
+        if not self.orphaned:  # else there is nobody at the other end
+            for batch in protocol.batches(outgoing):
+                self.up.append(protocol.encode(batch))
 
 
 class SimNet:
     """One broker, its clients, and the wires between them."""
 
-    def __init__(self, *, store: Store | None = None, clock: ManualClock | None = None) -> None:
+    def __init__(self, *, store: MemoryStore | None = None, clock: ManualClock | None = None) -> None:
         self.clock = clock or ManualClock()
         self.clients: list[SimClient] = []
         self.journal: list[bytes] = []  #: lines
@@ -194,22 +239,37 @@ class SimNet:
         self.notes: list[str] = []
         self.halted = False
         self.mangled = 0  #: messages that were not decodable
-        self.store: Store = store or MemoryStore()
+        self.store = store or MemoryStore()
+        self.routes: dict[bytes, SimClient | None] = {}  #: None: the peer is gone, and that is not known
+        self.shown: dict[str, TakenIds] = {}  #: what the processes of each session have taken, which outlives them
+        self.living_owners = {"1:1"}  #: owners of sessions that still run
         self._tokens = 0
-        self._routes: dict[bytes, SimClient] = {}
         self._route_count = 0
         self._decoder = protocol.Decoder(from_broker=False)
         self._epochs = 0
-        self.broker = self._new_broker()
+        self._outbox: dict[bytes, list[protocol.Envelope]] = {}
+        self._channels: list[events.Publish] = []
+        self._records: list[bytes] = []
+        self._earlier: dict[str, tuple[str, str | None]] = {}
+        self._start_broker()
 
     def __repr__(self) -> str:
         return f"<SimNet {self.broker!r}>"
 
-    def _new_broker(self) -> broker.BrokerCore:
+    def _start_broker(self) -> None:
         self._epochs += 1
-        return broker.BrokerCore(
-            epoch=f"epoch{self._epochs}", release="test", store=self.store, new_token=self._token, pub_port=1
+        found = map(decode_record, self.journal)
+        self._earlier = {record.msg_id: (record.from_session, record.to_session_id) for record in found}
+        self.broker = broker.BrokerCore(
+            epoch=f"epoch{self._epochs}",
+            release="test",
+            store=self.store,
+            new_token=self._token,
+            pub_port=1,
+            sent_before=self._earlier.get,
+            owner_lives=self.living_owners.__contains__,
         )
+        self._do(self.broker.recover(self.clock.now))
 
     def _token(self) -> str:
         self._tokens += 1
@@ -246,7 +306,8 @@ class SimNet:
         return self._enter(client.Persona(role=Role.OBSERVER), True)
 
     def _enter(self, persona: client.Persona, connect: bool) -> SimClient:
-        newcomer = SimClient(self, persona)
+        own = persona.session_id
+        newcomer = SimClient(self, persona, self.shown.setdefault(own, TakenIds()) if own else None)
         self.clients.append(newcomer)
         if connect:
             newcomer.connect()
@@ -259,12 +320,18 @@ class SimNet:
         """A routing id that nobody has had."""
         self._route_count += 1
         route = self._route_count.to_bytes(5, "big")
-        self._routes[route] = owner
+        self.routes[route] = owner
         return route
 
     def lose(self, owner: SimClient) -> None:
         """The route of a client leads nowhere any more."""
-        self._routes.pop(owner.route, None)
+        if self.routes.get(owner.route) is owner:
+            del self.routes[owner.route]
+
+    def divert(self, owner: SimClient) -> None:
+        """The route of a client takes messages, which end nowhere."""
+        if owner.route in self.routes:
+            self.routes[owner.route] = None
 
     def changed_filters(self, old: list[bytes], new: list[bytes]) -> None:
         """What XPUB tells the broker: of all filters, the marks are its business."""
@@ -275,10 +342,14 @@ class SimNet:
             if channel.startswith(protocol.MARK) and channel not in old:
                 self._decide(events.Marked(channel[1:-1].decode()))
 
-    def wake(self) -> bool:
-        """One wake of the broker: it drains, decides and sends. False if there was nothing for it."""
+    # --- the broker's shell
+
+    def wake(self, death: Death = Death.SENT) -> bool:
+        """One wake of the broker: it drains, decides, writes, commits and sends. False if there was nothing for it.
+
+        `death`: it gets as far as this, and no further.
+        """
         busy = False
-        effects: list[events.Effect] = []
         for sender in list(self.clients):
             while sender.up:
                 busy = True
@@ -288,9 +359,78 @@ class SimNet:
                 except ZmqbusError as error:
                     self.mangled += 1
                     event = events.Malformed(sender.route, str(error))
-                effects += self.broker.handle(self.clock.now, event)
-        self._act(effects)
+                self._do(self.broker.handle(self.clock.now, event))
+        self._finish(death)
         return busy
+
+    def _decide(self, event: events.Event) -> None:
+        self._do(self.broker.handle(self.clock.now, event))
+        self._finish()
+
+    def _do(self, effects: list[events.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case events.Reply(route, envelope):
+                    self._outbox.setdefault(route, []).append(envelope)
+                case events.Publish():
+                    self._channels.append(effect)
+                case events.Append(record):
+                    self._records.append(encode_record(record))
+                case events.Note(text):
+                    self.notes.append(text)
+                case events.Halt():
+                    self.halted = True
+
+    def _finish(self, death: Death = Death.SENT) -> None:
+        """The steps of a wake behind the decisions."""
+        if death >= Death.JOURNALED:
+            self._write_journal()
+        if death >= Death.COMMITTED:
+            self._commit()
+        if death >= Death.SENT:
+            self._send_all()
+
+    def _write_journal(self) -> None:
+        if not self._records:
+            return
+        records, self._records = self._records, []
+        if self.journal_fails is not None:
+            self._do(self.broker.handle(self.clock.now, events.JournalFailed(self.journal_fails)))
+            return
+        first = len(self.journal)
+        self.journal += records
+        pointers: list[protocol.Pointer] = [(1, first + number, len(line), 0) for number, line in enumerate(records)]
+        self._do(self.broker.handle(self.clock.now, events.Journaled(pointers)))
+
+    def _commit(self) -> None:
+        if not self.store.pending and not self.broker.delivery.waits_for_commit:
+            return
+        try:
+            self.store.commit()
+        except StoreError as error:
+            self._do(self.broker.handle(self.clock.now, events.CommitFailed(str(error))))
+        else:
+            self._do(self.broker.handle(self.clock.now, events.Committed()))
+
+    def _send_all(self) -> None:
+        while self._outbox or self._channels:
+            outbox, self._outbox = self._outbox, {}
+            channels, self._channels = self._channels, []
+            for publish in channels:
+                frames = [publish.channel, *protocol.encode([publish.envelope])]
+                for member in self.clients:
+                    if any(publish.channel.startswith(one) for one in member.filters):
+                        member.published.append(frames)
+            for route, envelopes in outbox.items():
+                if route not in self.routes:
+                    self._do(self.broker.handle(self.clock.now, events.Unreachable(route)))
+                    continue
+                peer = self.routes[route]
+                if peer is not None:
+                    peer.down.extend(map(protocol.encode, protocol.batches(envelopes)))
+            self._commit()
+
+    # --- life
 
     def step(self) -> bool:
         """One wake of the broker, then one message for each client. False if there was nothing to do."""
@@ -312,65 +452,35 @@ class SimNet:
             self.clock.advance(min(step_s, seconds))
             seconds -= step_s
             for member in self.clients:
-                if member.route in self._routes:
-                    member.tick()
+                member.tick()
             self.settle()
             self._decide(events.Tick())
             self.settle()
 
-    def restart_broker(self) -> None:
-        """The broker dies, with all connections, and another comes up on the same store."""
-        self.broker = self._new_broker()
+    def kill_broker(self, death: Death = Death.SENT, lost: int = 1_000_000) -> None:
+        """The broker dies in a wake of its own, having got as far as `death`, and another comes up on what it left.
+
+        Of what it had sent, the last `lost` messages to each client were still its own, and are gone; the client
+        receives the others, then sees the loss, and connects to the new one.
+        """
+        self.wake(death)
+        self._outbox, self._channels, self._records = {}, [], []
+        self.store.crash()
         for member in self.clients:
-            if member.route in self._routes:
+            if member.route in self.routes:
+                for queue in (member.down, member.published):
+                    for _ in range(min(lost, len(queue))):
+                        queue.pop()
                 member.up.clear()
-                member.down.clear()
-                member.published.clear()
                 member.filters = []
-                self.lose(member)
-                member._do(member.core.handle(self.clock.mono_s, client.Down()))
-                member.connect()
+                member.orphaned = True
+        self.routes.clear()
+        self.clock.steady_s = self.clock.wall_s
+        self._start_broker()
 
-    def _decide(self, event: events.Event) -> None:
-        self._act(self.broker.handle(self.clock.now, event))
-
-    def _act(self, effects: list[events.Effect]) -> None:
-        """What the server does with a wake's effects: journal first, then everything else, coalesced."""
-        replies: dict[bytes, list[protocol.Envelope]] = {}
-        records: list[bytes] = []
-        pending = deque(effects)
-        while pending or records:
-            if not pending:
-                pointers = [(1, number, len(line), 0) for number, line in enumerate(records, start=len(self.journal))]
-                if self.journal_fails is None:
-                    self.journal += records
-                    event: events.Event = events.Journaled([tuple(pointer) for pointer in pointers])
-                else:
-                    event = events.JournalFailed(self.journal_fails)
-                records = []
-                pending.extend(self.broker.handle(self.clock.now, event))
-                self.store.commit()
-                continue
-            match pending.popleft():
-                case events.Reply(route, envelope):
-                    if route in self._routes:
-                        replies.setdefault(route, []).append(envelope)
-                    else:
-                        pending.extend(self.broker.handle(self.clock.now, events.Unreachable(route)))
-                case events.Publish(channel, envelope):
-                    self._publish(channel, envelope)
-                case events.Append(record):
-                    records.append(encode_record(record))
-                case events.Note(text):
-                    self.notes.append(text)
-                case events.Halt():
-                    self.halted = True
-        for route, envelopes in replies.items():
-            for batch in protocol.batches(envelopes):
-                self._routes[route].down.append(protocol.encode(batch))
-
-    def _publish(self, channel: bytes, envelope: protocol.Envelope) -> None:
-        frames = [channel, *protocol.encode([envelope])]
+    def restart_broker(self) -> None:
+        """The broker dies, with all that was under way, and everybody is at another one."""
+        self.kill_broker()
         for member in self.clients:
-            if any(channel.startswith(one) for one in member.filters):
-                member.published.append(frames)
+            if member.orphaned:
+                member.connect()

@@ -1,0 +1,645 @@
+"""What holds when a broker dies: who was told something finds it true at the next one, who was not says it again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from zmqbus import errors, protocol
+from zmqbus.broker import core, delivery, events, intake, mailbox, registry
+from zmqbus.client.core import Phase
+from zmqbus.protocol import Role, Scope, State
+from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing.simnet import Death
+
+WEEK_S = core.KEEP_S
+
+
+def state(member: SimClient, msg_id: str) -> State:
+    answer = member.answers[msg_id]
+    assert isinstance(answer, protocol.Receipt), answer
+    return State(answer.state)
+
+
+def back(net: SimNet, member: SimClient) -> SimClient:
+    """Another process of the session, connected."""
+    newcomer = net._enter(member.persona._replace(pid=member.persona.pid + 100), True)
+    return newcomer
+
+
+def away(net: SimNet, *members: SimClient) -> None:
+    for member in members:
+        member.bye()
+        net.settle()
+        member.disconnect()
+
+
+@pytest.fixture
+def net() -> SimNet:
+    return SimNet()
+
+
+# --- what was told
+
+
+@pytest.mark.parametrize("death", Death)
+def test_what_was_queued_is_there_after_any_death(net, death):
+    alice, bob = net.session("alice"), net.session("bob")
+    away(net, bob)
+    told = alice.send("bob", b"told")
+    net.settle()
+    assert state(alice, told) == State.AWAY
+    untold = alice.send("bob", b"untold")
+    net.kill_broker(death)
+    net.settle()
+    assert state(alice, untold) == State.AWAY
+    bob = back(net, bob)
+    assert bob.bodies == [b"told", b"untold"]
+    assert all(message.age_s >= 0 for message in bob.handed)
+
+
+@pytest.mark.parametrize("death", Death)
+@pytest.mark.parametrize("lost", [0, 1, 10])
+def test_what_was_under_way_is_shown_once(net, death, lost):
+    alice, bob = net.session("alice"), net.session("bob")
+    sent = [alice.send("bob", b"%d" % number) for number in range(5)]
+    net.wake()
+    for _ in range(2):
+        bob.receive()
+    bob.take_all()
+    net.kill_broker(death, lost)
+    net.settle()
+    bob.take_all()
+    net.settle()
+    assert [message.body for message in bob.history] == [b"0", b"1", b"2", b"3", b"4"]
+    assert {state(alice, msg_id) for msg_id in sent} == {State.DELIVERED}
+
+
+def test_delivered_and_told_to_nobody_is_not_shown_by_the_next_process_either(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    msg_id = alice.send("bob", b"once")
+    net.step()
+    bob.take_all()
+    net.wake(Death.COMMITTED)  # the acknowledgement is in, the receipt not out
+    net.kill_broker(Death.DECIDED)
+    away(net, bob)
+    net.settle()
+    later = back(net, bob)
+    net.settle()
+    assert later.handed == []
+    assert msg_id in alice.answers
+    assert net.store.total() == 0
+
+
+def test_a_message_that_is_said_again_is_marked_as_one_that_waited(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("bob", b"x")
+    net.wake()
+    net.kill_broker()
+    net.settle()
+    assert [message.age_s for message in bob.handed] == [0]
+    alice.send("", b"to all", scope=Scope.ALL)
+    net.wake()
+    net.kill_broker()
+    net.settle()
+    assert [message.age_s for message in bob.handed][-1:] == [0]
+
+
+def test_what_is_stored_takes_along_what_is_older(net, monkeypatch):
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 3)
+    alice, bob = net.session("alice"), net.session("bob")
+    bob.stopped = True
+    sent = [alice.send("bob", b"%d" % number) for number in range(6)]
+    net.settle()
+    # The last three are told: there is no room for them on the way. The first three are not.
+    assert [msg_id in alice.answers for msg_id in sent] == [False] * 3 + [True] * 3
+    net.kill_broker()
+    bob.stopped = False
+    for _ in range(10):
+        net.settle()
+        bob.take_all()
+    assert [message.body for message in bob.history if message.body] == [b"0", b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_sessions_are_known_to_the_next_broker(net):
+    alice = net.session("alice")
+    bob = net.session("bob", label="Bob", topics=("deploys",), project="/q")
+    away(net, bob)
+    net.advance(60)
+    net.kill_broker()
+    net.settle()
+    observer = net.observer()
+    observer.request(protocol.List("l", True, ""))
+    net.settle()
+    rows = {row[0]: protocol.Session(*row) for row in observer.responses["l"].rows}
+    assert rows["bob"].state == "away" and rows["bob"].away_s == 60
+    assert (rows["bob"].label, rows["bob"].project) == ("Bob", "/q")
+    for scope, target in ((Scope.TOPIC, "deploys"), (Scope.PROJECT, "/q"), (Scope.ALL, "")):
+        alice.send(target, scope.name.encode(), scope=scope)
+    net.settle()
+    assert back(net, bob).bodies == [b"TOPIC", b"PROJECT", b"ALL"]
+
+
+def test_a_renamed_session_is_known_by_its_new_name(net):
+    bob = net.session("bob")
+    bob.request(protocol.Rename("r", "robert"))
+    net.settle()
+    away(net, bob)
+    net.kill_broker()
+    alice = net.session("alice")
+    msg_id = alice.send("robert", b"x")
+    net.settle()
+    assert state(alice, msg_id) == State.AWAY
+
+
+def test_a_session_that_left_is_not_to_be_found_at_the_next_broker_either(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    net.helper(bob).request(protocol.Disconnect("d"))
+    net.settle()
+    net.kill_broker()
+    net.settle()
+    msg_id = alice.send("bob", b"?")
+    net.settle()
+    assert isinstance(alice.answers[msg_id], errors.UnknownPeer)
+
+
+def test_only_the_holder_of_the_token_may_speak_for_a_session_of_an_earlier_broker(net):
+    bob = net.session("bob")
+    net.kill_broker()
+    net.settle()
+    eve = net._enter(bob.persona._replace(token="guessed", pid=1), True)
+    assert isinstance(eve.closed[0], errors.Unauthorized)
+    assert "bob-token" not in repr(net.store._committed.sessions)
+
+
+# --- what was not
+
+
+def test_a_broadcast_that_is_said_again_is_for_each_only_once(net):
+    alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
+    away(net, carol)
+    msg_id = alice.send("", b"to all", scope=Scope.ALL)
+    net.step()
+    bob.take_all()
+    net.kill_broker()  # carol's is stored, bob has shown his, and alice has not heard of either
+    net.settle()
+    bob.take_all()
+    net.settle()
+    assert alice.answers[msg_id] == protocol.Tally(msg_id, 1, 1, ())
+    assert [message.body for message in bob.history] == [b"to all"]
+    assert back(net, carol).bodies == [b"to all"]
+
+
+@pytest.mark.parametrize("target, scope", [("b", Scope.SESSION), ("workers", Scope.GROUP)])
+def test_said_again_it_is_for_whoever_it_was_for_at_first(net, target, scope):
+    bob = net.session("bob", groups=("workers",))
+    alice = net.session("alice")
+    msg_id = alice.send(target, b"x", scope=scope)
+    net.step()
+    bob.take_all()
+    net.kill_broker(Death.DECIDED)
+    bill = net.session("bill", groups=("workers",), connect=False)
+    bill.connect()
+    net.settle()
+    assert bill.history == []
+    assert [message.body for message in bob.history] == [b"x"]
+    assert state(alice, msg_id) == State.DELIVERED
+
+
+def test_what_was_refused_stays_refused(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    refused = alice.send("carol", b"to whom?")
+    sent = alice.send("bob", b"x")
+    net.wake()
+    net.kill_broker()
+    net.session("carol")
+    net.settle()
+    bob.take_all()
+    net.settle()
+    assert isinstance(alice.answers[refused], errors.UnknownPeer)
+    assert state(alice, sent) == State.DELIVERED
+    assert all(member.handed == [] for member in net.clients)
+
+
+def test_an_id_of_another_session_is_refused_at_the_next_broker_too(net):
+    alice, bob, eve = net.session("alice"), net.session("bob"), net.session("eve")
+    away(net, bob)
+    alice.send("bob", b"mine", msg_id="samesame0000")
+    net.settle()
+    net.kill_broker()
+    net.settle()
+    eve.send("bob", b"not mine", msg_id="samesame0000")
+    net.settle()
+    assert isinstance(eve.answers["samesame0000"], errors.ProtocolError)
+    assert back(net, bob).bodies == [b"mine"]
+
+
+def test_ids_of_an_earlier_broker_are_bounded(net, monkeypatch):
+    monkeypatch.setattr(core, "REMEMBERED_FATES", 3)
+    alice, bob = net.session("alice"), net.session("bob")
+    away(net, bob)
+    for number in range(10):
+        alice.send("bob", b"%d" % number)
+    net.settle()
+    net.kill_broker()
+    net.settle()
+    assert len(net.broker.delivery._earlier) == 3
+
+
+# --- answers that are awaited
+
+
+@pytest.mark.parametrize("death", Death)
+def test_an_answer_waits_for_the_command_that_awaits_it(net, death):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = helper.ask("bob", b"ready?")
+    net.settle()
+    bob.take_all()
+    net.settle()
+    helper.stopped = True  # it is slow to find the new broker
+    net.kill_broker(death)
+    answer = bob.send("alice", b"yes", reply_to=question)
+    net.settle()
+    assert answer not in bob.answers and alice.handed == []
+    helper.stopped = False
+    net.settle()
+    assert helper.bodies == [b"yes"]
+    helper.take_all()
+    net.settle()
+    assert state(bob, answer) == State.DELIVERED
+    assert alice.history == []
+
+
+def test_a_guest_gets_its_answer_after_a_cut(net):
+    bob, guest = net.session("bob"), net.guest("cron")
+    question = guest.ask("bob", b"ready?")
+    net.settle()
+    guest.disconnect()
+    answer = bob.send("cron", b"yes", reply_to=question)
+    net.settle()
+    guest.connect()
+    net.settle()
+    assert guest.bodies == [b"yes"]
+    guest.take_all()
+    net.settle()
+    assert state(bob, answer) == State.DELIVERED
+
+
+def test_said_again_while_it_is_held_it_is_held_once(net):
+    bob, guest = net.session("bob"), net.guest("cron")
+    question = guest.ask("bob", b"ready?")
+    net.settle()
+    guest.disconnect()
+    bob.take_all()
+    answer = bob.send("cron", b"yes", reply_to=question)
+    net.settle()
+    bob.disconnect()
+    bob.connect()
+    net.settle()
+    guest.connect()
+    net.settle()
+    assert guest.bodies == [b"yes"]
+    guest.take_all()
+    net.settle()
+    assert state(bob, answer) == State.DELIVERED
+
+
+def test_a_command_that_does_not_come_back_leaves_the_answer_to_its_session(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = helper.ask("bob", b"ready?")
+    net.settle()
+    helper.disconnect()
+    bob.take_all()
+    answer = bob.send("alice", b"yes", reply_to=question)
+    net.settle()
+    assert alice.handed == []
+    net.advance(intake.EXPECTED_S + 1)
+    assert alice.bodies == [b"yes"]
+    alice.take_all()
+    net.settle()
+    assert state(bob, answer) in (State.DELIVERED, State.BUSY)
+    assert not net.broker.intake._expected and not net.broker.intake._held
+    assert net.store.recover(10).awaited == []
+
+
+def test_a_guest_that_does_not_come_back_gets_nothing(net):
+    bob, guest = net.session("bob"), net.guest("cron")
+    question = guest.ask("bob", b"ready?")
+    net.settle()
+    guest.disconnect()
+    bob.take_all()
+    answer = bob.send("cron", b"yes", reply_to=question)
+    net.advance(intake.EXPECTED_S + 1)
+    assert isinstance(bob.answers[answer], errors.UnknownPeer)
+    assert not net.broker.delivery.unsettled
+
+
+def test_a_command_that_left_in_good_order_is_not_expected(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = helper.ask("bob", b"ready?")
+    net.settle()
+    bob.take_all()
+    away(net, helper)
+    bob.send("alice", b"late", reply_to=question)
+    net.settle()
+    assert alice.bodies == [b"late"]
+    assert net.store.recover(10).awaited == []
+
+
+def test_the_awaited_answer_of_another_session_is_not_to_be_had(net):
+    alice, bob, eve = net.session("alice"), net.session("bob"), net.session("eve")
+    helper = net.helper(alice)
+    question = helper.ask("bob", b"ready?")
+    net.settle()
+    helper.disconnect()
+    thief = net.helper(eve)
+    thief.raw(protocol.encode([protocol.Await(question)]))
+    net.settle()
+    bob.take_all()
+    bob.send("alice", b"secret", reply_to=question)
+    net.settle()
+    assert thief.bodies == []
+    helper.connect()
+    net.settle()
+    assert helper.bodies == [b"secret"]
+
+
+def test_answers_are_held_within_bounds(net, monkeypatch):
+    monkeypatch.setattr(intake, "MAX_HELD", 2)
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = helper.ask("bob", b"ready?")
+    net.settle()
+    bob.take_all()
+    helper.disconnect()
+    for number in range(3):
+        bob.send("alice", b"%d" % number, reply_to=question)
+        net.settle()
+    assert alice.bodies == [b"2"]
+    helper.connect()
+    net.settle()
+    assert helper.bodies == [b"0", b"1"]
+
+
+def test_answers_that_were_stored_for_a_command_become_its_sessions(net, monkeypatch):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = helper.ask("bob", b"ready?")
+    net.settle()
+    bob.take_all()
+    helper.stopped = True
+    answer = bob.send("alice", b"yes", reply_to=question)
+    net.advance(delivery.BUSY_AFTER_S + 0.5)
+    assert state(bob, answer) == State.BUSY
+    helper.stopped = False
+    away(net, alice)
+    net.kill_broker()
+    net.clients.remove(helper)  # and the command dies with it
+    net.settle()
+    assert back(net, alice).bodies == [b"yes"]
+
+
+# --- a disk that takes nothing
+
+
+def test_a_commit_that_fails_refuses_this_message_and_keeps_the_others(net):
+    alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
+    away(net, bob)
+    kept = alice.send("bob", b"kept")
+    net.settle()
+    net.store.fails = "no space left on device; make room"
+    lost = alice.send("bob", b"refused")
+    live = alice.send("carol", b"needs no room")
+    net.settle()
+    carol.take_all()
+    net.settle()
+    refused = alice.answers[lost]
+    assert isinstance(refused, errors.BrokerUnavailable) and "make room" in str(refused)
+    assert (state(alice, kept), state(alice, live)) == (State.AWAY, State.DELIVERED)
+    net.store.fails = None
+    again = alice.send("bob", b"again")
+    net.settle()
+    assert state(alice, again) == State.AWAY
+    assert back(net, bob).bodies == [b"kept", b"again"]
+
+
+def test_nobody_hears_queued_before_the_commit(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    msg_id = alice.send("bob", b"under way")
+    net.settle()
+    net.store.fails = "full"
+    away(net, bob)
+    net.advance(3)
+    assert msg_id not in alice.answers
+    net.store.fails = None
+    net.advance(1)
+    assert state(alice, msg_id) in (State.AWAY, State.BUSY)
+    net.kill_broker()
+    net.settle()
+    assert back(net, bob).bodies == [b"under way"]
+
+
+def test_what_is_taken_while_the_disk_is_full_is_delivered(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    msg_id = alice.send("bob", b"slow")
+    net.settle()
+    net.store.fails = "full"
+    net.advance(2)
+    bob.take_all()
+    net.settle()
+    assert state(alice, msg_id) == State.DELIVERED
+    net.store.fails = None
+    net.advance(1)
+    assert net.store.total() == 0
+
+
+def test_a_broadcast_goes_to_those_for_whom_no_disk_is_needed(net):
+    alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
+    away(net, bob)
+    net.store.fails = "full"
+    msg_id = alice.send("", b"to all", scope=Scope.ALL)
+    net.settle()
+    carol.take_all()
+    net.settle()
+    assert alice.answers[msg_id] == protocol.Tally(msg_id, 1, 0, ("bob",))
+    away(net, carol)
+    msg_id = alice.send("", b"to nobody", scope=Scope.ALL)
+    net.settle()
+    assert isinstance(alice.answers[msg_id], errors.BrokerUnavailable)
+    net.store.fails = None
+    net.advance(1)
+    assert back(net, bob).bodies == []
+    assert not net.broker.delivery.unsettled
+
+
+def test_mail_flows_again_when_there_is_room(net, monkeypatch):
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 2)
+    alice, bob = net.session("alice"), net.session("bob")
+    for number in range(6):
+        alice.send("bob", b"%d" % number)
+    net.settle()
+    net.store.fails = "full"
+    monkeypatch.setattr(net.store, "after", lambda *_: [])  # what a store that cannot flush may show
+    bob.take_all()
+    net.settle()
+    assert bob.handed == []
+    monkeypatch.undo()
+    net.store.fails = None
+    net.advance(0.5)
+    for _ in range(5):
+        bob.take_all()
+        net.settle()
+    assert [message.body for message in bob.history] == [b"%d" % number for number in range(6)]
+
+
+# --- an owner that is gone for good
+
+
+def test_a_new_agent_of_the_same_name_and_project_gets_the_mail_of_the_one_that_died(net):
+    alice, old = net.session("alice"), net.session("bob", owner="7:7")
+    away(net, old)
+    alice.send("bob", b"for bob")
+    net.settle()
+    persona = old.persona._replace(session_id="another-id", token="another-token", owner="8:8", pid=77)
+    newcomer = net._enter(persona, True)
+    assert newcomer.bodies == [b"for bob"]
+    newcomer.take_all()
+    net.settle()
+    assert "bob-session-id" not in net.broker.registry.sessions
+    net.kill_broker()
+    net.settle()
+    assert newcomer.core.phase is Phase.READY
+    alice.send("bob", b"and on")
+    net.settle()
+    assert newcomer.bodies == [b"and on"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"owner": "1:1"}, {"project": "/other"}, {"name": "bobby"}], ids=["owner lives", "project", "name"]
+)
+def test_mail_is_not_given_to_somebody_else(net, change):
+    alice, old = net.session("alice"), net.session("bob", owner=change.pop("owner", "7:7"))
+    away(net, old)
+    alice.send("bob", b"for bob")
+    net.settle()
+    persona = old.persona._replace(session_id="another-id", token="another-token", owner="8:8", pid=77, **change)
+    newcomer = net._enter(persona, True)
+    assert newcomer.bodies == []
+    assert back(net, old).closed or net.clients[-1].bodies == [b"for bob"]
+
+
+# --- time
+
+
+def test_messages_are_kept_for_seven_days_and_then_dropped_with_a_line(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    away(net, bob)
+    first = alice.send("bob", b"monday")
+    net.settle()
+    net.clock.advance(WEEK_S / 2)
+    alice.send("bob", b"thursday")
+    net.settle()
+    net.clock.advance(WEEK_S / 2 + 1)
+    net._decide(events.Tick())
+    assert net.store.total() == 1
+    assert any("loses 1 messages" in note and first in note and "alice" in note for note in net.notes)
+    assert back(net, bob).bodies == [b"thursday"]
+
+
+def test_expiry_goes_on_over_brokers(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    away(net, bob)
+    for body in (b"1", b"2"):
+        alice.send("bob", body)
+        net.settle()
+        net.clock.advance(WEEK_S / 2 + 1)
+        net.kill_broker()
+        net.settle()
+    net._decide(events.Tick())
+    assert back(net, bob).bodies == [b"2"]
+
+
+def test_an_hour_back_changes_neither_order_nor_expiry(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    away(net, bob)
+    alice.send("bob", b"1")
+    net.settle()
+    net.clock.set_wall(-3600)
+    alice.send("bob", b"2")
+    net.settle()
+    net.clock.advance(WEEK_S - 1800)
+    net._decide(events.Tick())
+    assert net.store.total() == 2  # the second is not taken for an hour older than it is
+    net.kill_broker()
+    net.settle()
+    member = back(net, bob)
+    assert member.bodies == [b"1", b"2"]
+    assert all(message.age_s >= 0 for message in member.handed)
+
+
+def test_what_is_under_way_does_not_expire(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    bob.stopped = True
+    alice.send("bob", b"x")
+    net.settle()
+    net.advance(delivery.BUSY_AFTER_S + 1)
+    assert net.store.total() == 1
+    net.clock.advance(WEEK_S + 1)
+    net.broker._expire(net.clock.now)
+    assert net.store.total() == 1 and not any("loses" in note for note in net.notes)
+
+
+def test_a_session_away_for_long_keeps_its_mail_and_gets_no_more(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    away(net, bob)
+    net.clock.advance(WEEK_S - 60)
+    alice.connect()
+    alice.send("bob", b"just in time")
+    net.settle()
+    net.clock.advance(core.EXPIRY_LOOK_S)
+    net._decide(events.Tick())
+    alice.connect()
+    msg_id = alice.send("bob", b"too late")
+    net.settle()
+    assert isinstance(alice.answers[msg_id], errors.UnknownPeer)
+    assert back(net, bob).bodies == [b"just in time"]
+
+
+def test_the_number_of_sessions_is_bounded(net, monkeypatch):
+    monkeypatch.setattr(registry, "MAX_SESSIONS", 3)
+    members = [net.session(name) for name in ("one", "two", "three")]
+    assert isinstance(net.session("four").closed[0], errors.RateLimited)
+    away(net, members[1])
+    net.advance(5)
+    away(net, members[0])
+    net.session("five")
+    assert {session.name for session in net.broker.registry.sessions.values()} == {"one", "three", "five"}
+    assert len(net.store.recover(1).sessions) == 3
+
+
+# --- the journal and the store together
+
+
+def test_each_message_is_in_the_journal_before_anything_else(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("bob", b"x")
+    net.wake(Death.DECIDED)
+    assert net.journal == [] and not bob.down
+    net.wake(Death.JOURNALED)
+    assert json.loads(net.journal[0])["text"] == "x" and not bob.down
+    net.settle()
+    assert bob.bodies == [b"x"]
+
+
+def test_a_program_is_as_safe_as_a_listener(net):
+    alice, worker = net.session("alice"), net.session("worker", role=Role.PROGRAM)
+    alice.send("worker", b"x")
+    net.step()
+    worker.take_all()
+    net.kill_broker()
+    net.settle()
+    assert [message.body for message in worker.history] == [b"x"]

@@ -1,0 +1,53 @@
+"""Records for the tests of the log: one that is plain, and all that there could be."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from zmqbus.record import Record, encode_record
+
+RECORD = Record(
+    ts=1767323045.678,
+    msg_id="abc123def456",
+    kind="message",
+    from_session="123e4567-e89b-42d3-a456-426614174000",
+    from_name="orchestrator",
+    from_label=None,
+    to="auth",
+    to_session_id="223e4567-e89b-42d3-a456-426614174000",
+    reply_to=None,
+    fmt="text",
+    body=b"run the tests",
+)
+
+
+def line(msg_id: str = "abc123def456", text: str = "run the tests") -> bytes:
+    return encode_record(RECORD._replace(msg_id=msg_id, body=text.encode()))
+
+
+def ids(count: int, start: int = 0) -> list[str]:
+    return [f"id{number:010}" for number in range(start, start + count)]
+
+
+TEXTS = st.text(max_size=200)
+#: Few letters, among them those of escapes, so that ids turn up in texts, overlap, and follow backslashes.
+KNOTS = st.text(st.sampled_from('aanu0\\"\n\b\x01\x85 =msgre'), max_size=60)
+MSG_IDS = st.text(st.sampled_from("abnu01"), min_size=8, max_size=12) | st.sampled_from(["aaaaaaaa", "u0001aaa"])
+RECORDS = st.builds(
+    Record,
+    ts=st.integers(0, 4_000_000_000_000).map(lambda ms: ms / 1000),
+    msg_id=MSG_IDS,
+    kind=st.sampled_from(["message", "broadcast"]),
+    from_session=TEXTS,
+    from_name=TEXTS,
+    from_label=st.none() | TEXTS,
+    to=TEXTS,
+    to_session_id=st.none() | TEXTS,
+    reply_to=st.none() | MSG_IDS | TEXTS,
+    fmt=st.just("text"),
+    body=(TEXTS | KNOTS).map(str.encode),
+) | st.builds(
+    RECORD._replace,
+    fmt=st.sampled_from(["msgpack", "bytes"]),
+    body=st.binary(max_size=200),
+)

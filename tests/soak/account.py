@@ -1,0 +1,287 @@
+"""The account of a chaos run: what became of every message, held against what was promised.
+
+Pure: a `History` goes in, an `Account` comes out. Each fault names the message, the receiver and why it is one.
+
+| fault | what it is |
+|---|---|
+| lost | reported as delivered or queued, and never shown to a receiver that it was for |
+| duplicated | shown twice to one receiver, and not excepted |
+| unmarked | shown again by a listener, excepted, and not marked as one that waited |
+| reordered | shown after a later one of the same run |
+| invented | shown, and never sent; or shown to somebody that it was not for, under another id, or with another text |
+| denied | refused, and shown all the same |
+| refused | refused for a reason that nobody had given |
+
+*Excepted* is a message shown a second time where the process that showed it first was killed at that instant: between
+the write, which the harness has read, and the note of it, which nobody has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from tests.soak.history import EVERYONE, Answer, Blow, History, Sent, Shown
+
+#: A process that was killed within this after the harness had read its line was killed "at that instant": it takes
+#: microseconds from the write to the note, and on a machine with more work than cores some scheduler's turns.
+INSTANT_S = 0.25
+#: A receipt may overtake the line on its way through the harness, which reads a dozen pipes in turn. More than this is
+#: told; nothing depends on it.
+EARLY_S = 2.0
+#: Refusals that a run provokes: too many broadcasts, full mailboxes, commands of a session whose listener was killed.
+EXPECTED_REFUSALS = ("rate_limited", "not_connected")
+#: How far around the instants of a message its history tells of blows.
+AROUND_S = 2.0
+
+FAULTS = ("lost", "duplicated", "unmarked", "reordered", "invented", "denied", "refused")
+
+
+class Fault(NamedTuple):
+    """One broken promise."""
+
+    kind: str  #: one of FAULTS
+    label: str
+    receiver: str
+    why: str
+
+
+class Account(NamedTuple):
+    """The figures, and every fault."""
+
+    sent: int
+    broadcasts: int
+    spilled: int  #: over 64 KiB
+    delivered: int  #: messages to one that were reported so
+    queued: int
+    tallies: int  #: broadcasts that were counted to their senders
+    refused: Counter[str]  #: by code
+    unsure: int  #: messages whose senders never heard, and how many of those
+    unsure_shown: int  #: were shown
+    owed: int  #: showings that were promised: one for each receiver of a message that was reported
+    shown: int  #: all showings
+    again: int  #: of them excepted second ones
+    partial: int  #: broadcasts that nobody was told about and that some receivers were shown
+    miscounted: int  #: tallies whose sum is not the number of receivers
+    early: int  #: reported as delivered, and read by the harness EARLY_S later or more
+    early_max_s: float
+    blows: Counter[str]  #: "kill broker" → how often
+    recovery_s: list[float]  #: from the broker's death to a running sender's next answer
+    faults: list[Fault]
+
+    def count(self, kind: str) -> int:
+        """How many faults of this kind there are."""
+        return sum(fault.kind == kind for fault in self.faults)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it in the types of JSON."""
+        return {
+            **self._asdict(),
+            "refused": dict(self.refused),
+            "blows": dict(self.blows),
+            "faults": [fault._asdict() for fault in self.faults],
+            **{kind: self.count(kind) for kind in FAULTS if kind != "refused"},
+        }
+
+
+def settle(history: History) -> Account:
+    """Draws up the account of a run that has come to rest: everybody was back, and has read what waited."""
+    sent = {message.label: message for message in history.sent}
+    answers = {answer.label: answer for answer in history.answers}
+    first: dict[tuple[str, str], Shown] = {}
+    faults: list[Fault] = []
+    again = 0
+    kills: dict[int, list[float]] = defaultdict(list)
+    for blow in history.blows:
+        if blow.what == "kill":
+            kills[blow.pid].append(blow.at_s)
+    # Order among first showings: a second one is a duplicate, or excepted, and not a matter of order.
+    highest: dict[tuple[str, str], Sent] = {}
+    for shown in history.shown:
+        message = sent.get(shown.label)
+        if (wrong := _what_is_wrong(history, message, shown)) is not None:
+            faults.append(Fault("invented", shown.label, shown.receiver, wrong))
+            continue
+        assert message is not None
+        key = (shown.receiver, shown.label)
+        if (before := first.get(key)) is not None:
+            kind, why = _shown_again(before, shown, kills.get(before.pid, ()))
+            again += kind != "duplicated"
+            if kind:
+                faults.append(Fault(kind, shown.label, shown.receiver, why))
+            continue
+        first[key] = shown
+        last = highest.get((shown.receiver, message.run))
+        if last is None or last.number < message.number:
+            highest[shown.receiver, message.run] = message
+        else:
+            faults.append(Fault("reordered", shown.label, shown.receiver, f"shown after {last.label}"))
+    owed = 0
+    partial = miscounted = early = unsure_shown = 0
+    early_max_s = 0.0
+    for message in history.sent:
+        answer = answers.get(message.label)
+        audience = _audience(history, message)
+        reached = [receiver for receiver in audience if (receiver, message.label) in first]
+        if answer is None:
+            unsure_shown += bool(reached)
+            partial += 0 < len(reached) < len(audience)
+        elif answer.kind == "refused":
+            faults += [Fault("denied", message.label, receiver, answer.detail) for receiver in reached]
+            if answer.detail.partition(" ")[0] not in EXPECTED_REFUSALS:
+                faults.append(Fault("refused", message.label, message.target, answer.detail))
+        else:
+            audience = [receiver for receiver in audience if receiver not in answer.full]
+            owed += len(audience)
+            for receiver in audience:
+                if receiver not in reached:
+                    faults.append(Fault("lost", message.label, receiver, f"it was reported as {_told(answer)}"))
+            if answer.kind == "tally":
+                miscounted += answer.delivered + answer.queued != len(audience)
+            elif answer.kind == "delivered" and reached:
+                late_s = first[reached[0], message.label].at_s - answer.at_s
+                early += late_s > EARLY_S
+                early_max_s = max(early_max_s, late_s)
+    kinds = Counter(answer.kind for answer in answers.values())
+    return Account(
+        sent=len(history.sent),
+        broadcasts=sum(message.target == EVERYONE for message in history.sent),
+        spilled=sum(message.size_bytes > 65_536 for message in history.sent),
+        delivered=kinds["delivered"],
+        queued=kinds["queued"],
+        tallies=kinds["tally"],
+        refused=Counter(a.detail.partition(" ")[0] for a in answers.values() if a.kind == "refused"),
+        unsure=len(history.sent) - len(answers),
+        unsure_shown=unsure_shown,
+        owed=owed,
+        shown=len(history.shown),
+        again=again,
+        partial=partial,
+        miscounted=miscounted,
+        early=early,
+        early_max_s=early_max_s,
+        blows=Counter(f"{blow.what} {_kind_of(blow.whom)}" for blow in history.blows),
+        recovery_s=_recoveries(history),
+        faults=faults,
+    )
+
+
+def _audience(history: History, message: Sent) -> list[str]:
+    if message.target != EVERYONE:
+        return [message.target]
+    return [receiver for receiver in history.receivers if receiver != history.own.get(message.sender)]
+
+
+def _what_is_wrong(history: History, message: Sent | None, shown: Shown) -> str | None:
+    if message is None:
+        return f"nobody sent it: msg={shown.msg_id}, {shown.fault or 'no such label'}"
+    if shown.fault:
+        return shown.fault
+    if shown.receiver not in _audience(history, message):
+        return f"it was for {message.target}"
+    if message.msg_id and message.msg_id != shown.msg_id:
+        return f"it was sent as {message.msg_id} and shown as {shown.msg_id}"
+    return None
+
+
+def _shown_again(before: Shown, shown: Shown, killed_s: Iterable[float]) -> tuple[str, str]:
+    """What a second showing is: "" (excepted), "unmarked" or "duplicated"; and why."""
+    after_s = [at_s - before.at_s for at_s in killed_s]
+    # Read after the kill, a line was written before it all the same; a pid is not used twice within a run's minutes.
+    if not any(late_s < INSTANT_S for late_s in after_s):
+        fate = f"which was killed {after_s[0]:.3f} s later" if after_s else "which was not killed"
+        return "duplicated", (
+            f"first by the {before.by} {before.pid}, {fate}; {shown.at_s - before.at_s:.3f} s later by the {shown.by} "
+            f"{shown.pid}"
+        )
+    if not shown.queued:
+        return "unmarked", f"by the {shown.by} {shown.pid}, {shown.at_s - before.at_s:.3f} s after the first time"
+    return "", ""
+
+
+def _told(answer: Answer) -> str:
+    if answer.kind == "tally":
+        return f"broadcast, delivered={answer.delivered} queued={answer.queued}"
+    return f"{answer.kind} {answer.detail}".strip()
+
+
+def _kind_of(whom: str) -> str:
+    """`s0` → sender, `r3` → listener, `inbox of r3` → inbox."""
+    word = whom.partition(" ")[0]
+    return {"r": "listener", "s": "sender"}.get(word[0], word) if word[1:].isdigit() else word
+
+
+def _recoveries(history: History) -> list[float]:
+    """From each kill of the broker to the next answer of each sender that was left alone from then on."""
+    answered: dict[str, list[float]] = defaultdict(list)
+    sender_of = {message.label: message.sender for message in history.sent}
+    for answer in history.answers:
+        answered[sender_of[answer.label]].append(answer.at_s)
+    found: list[float] = []
+    for death in (blow for blow in history.blows if blow.what == "kill" and blow.whom == "broker"):
+        for sender, times in answered.items():
+            after_s = min((at_s for at_s in times if at_s > death.at_s), default=None)
+            if after_s is not None and not any(
+                blow.whom in (sender, "broker") and blow is not death and death.at_s - 3 < blow.at_s < after_s
+                for blow in history.blows
+                if blow.what in ("kill", "stop", "cut")
+            ):
+                found.append(round(after_s - death.at_s, 3))
+    return sorted(found)
+
+
+# --- to be read -------------------------------------------------------------------------------------------------
+
+
+def table(account: Account) -> str:
+    """The account in lines, for people."""
+    shown = {
+        "sent": f"{account.sent:,}, of them {account.broadcasts:,} broadcasts, {account.spilled:,} over 64 KiB",
+        "delivered": f"{account.delivered:,}",
+        "queued": f"{account.queued:,}",
+        "tallies": f"{account.tallies:,} ({account.miscounted} do not add up to the receivers)",
+        "refused": ", ".join(f"{count:,} {code}" for code, count in account.refused.most_common()) or "0",
+        "unsure": f"{account.unsure:,}, of them {account.unsure_shown:,} shown; {account.partial} broadcasts in part",
+        "shown": f"{account.shown:,}, {account.owed:,} promised; {account.again} again (killed between write and note)",
+        "told early": f"{account.early} over {EARLY_S:g} s; at most {account.early_max_s:.2f} s before it was read",
+        "recovery": _spread(account.recovery_s),
+        "blows": ", ".join(f"{count} {what}" for what, count in sorted(account.blows.items())) or "none",
+        **{kind.upper(): str(account.count(kind)) for kind in FAULTS},
+    }
+    return "\n".join(f"{name:<12}{text}" for name, text in shown.items())
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "not measured"
+    return f"median {values[len(values) // 2]:.2f} s, at most {values[-1]:.2f} s ({len(values)} times)"
+
+
+def tell(history: History, label: str) -> str:
+    """The whole history of one message, and what was done to whom around it."""
+    events: list[tuple[float, str]] = []
+    for message in history.sent:
+        if message.label == label:
+            events.append(
+                (message.at_s, f"{message.sender} sends msg={message.msg_id or '?'} to {message.target}, "
+                 f"{message.size_bytes} bytes")
+            )  # fmt: skip
+    for answer in history.answers:
+        if answer.label == label:
+            events.append((answer.at_s, f"its sender hears: {_told(answer)}"))
+    for shown in history.shown:
+        if shown.label == label:
+            mark = ", marked as queued" if shown.queued and shown.by == "listener" else ""
+            events.append((shown.at_s, f"{shown.receiver} is shown it by the {shown.by} {shown.pid}{mark}"))
+    told = {message.target for message in history.sent if message.label == label}
+    near = {"broker", *told, *(message.sender for message in history.sent if message.label == label)}
+    for blow in history.blows:
+        concerned = EVERYONE in told or blow.whom in near or blow.whom.rpartition(" ")[2] in near
+        if concerned and any(abs(blow.at_s - at_s) < AROUND_S for at_s, _ in events):
+            events.append((blow.at_s, _tell_blow(blow)))
+    return "\n".join(f"  {at_s:12.3f}  {text}" for at_s, text in sorted(set(events)))
+
+
+def _tell_blow(blow: Blow) -> str:
+    return f"({blow.what} {blow.whom}{f' {blow.pid}' if blow.pid else ''}{f': {blow.detail}' if blow.detail else ''})"

@@ -1,0 +1,118 @@
+"""The lines of the log: what they say, and what they must not show."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS, line
+from zmqbus.errors import InvalidPayload
+from zmqbus.record import HEAD_BYTES, JournalError, decode_record, encode_record, glance
+
+
+class TestLines:
+    def test_of_a_message(self):
+        assert encode_record(RECORD) == (
+            b'{"ts":"2026-01-02T03:04:05.678Z","msg_id":"abc123def456","kind":"message",'
+            b'"from":"123e4567-e89b-42d3-a456-426614174000","from_name":"orchestrator","from_label":null,'
+            b'"to":"auth","to_session_id":"223e4567-e89b-42d3-a456-426614174000","text":"run the tests"}'
+        )
+
+    def test_of_an_answer_to_many_in_bytes(self):
+        record = RECORD._replace(
+            kind="broadcast", to="all", to_session_id=None, reply_to="zzz99999", from_label="Größe", fmt="bytes"
+        )
+        fields = json.loads(encode_record(record._replace(body=b"\xff\0")))
+        assert fields["reply_to"] == "zzz99999"
+        assert (fields["fmt"], fields["text"], fields["data"]) == ("bytes", "", "/wA=")
+        assert (fields["to_session_id"], fields["from_label"]) == (None, "Größe")
+
+    @pytest.mark.parametrize(
+        ("ts", "text"),
+        [
+            (0.0, "1970-01-01T00:00:00.000Z"),
+            (1767323045.0004, "2026-01-02T03:04:05.000Z"),
+            (1767323045.9996, "2026-01-02T03:04:06.000Z"),
+            (1767323045.05, "2026-01-02T03:04:05.050Z"),
+        ],
+    )
+    def test_time_is_utc_to_the_millisecond(self, ts, text):
+        encoded = encode_record(RECORD._replace(ts=ts))
+        assert json.loads(encoded)["ts"] == text
+        assert decode_record(encoded).ts == pytest.approx(ts, abs=0.0006)
+
+    @given(RECORDS)
+    def test_round_trip(self, record):
+        encoded = encode_record(record)
+        decoded = decode_record(encoded)
+        assert decoded._replace(ts=0) == record._replace(ts=0)
+        assert decoded.ts == pytest.approx(record.ts, abs=0.0006)
+        assert json.loads(encoded)["msg_id"] == record.msg_id
+
+    @given(RECORDS)
+    def test_is_one_line_to_every_tool(self, record):
+        assert len(encode_record(record).decode().splitlines()) == 1
+
+    @given(RECORDS, MSG_IDS)
+    @example(RECORD._replace(body=b"aaaaaaaaaaaaaaaaa"), "aaaaaaaa")
+    @example(RECORD._replace(body=b"\x08cdefgh1 "), "bcdefgh1")
+    @example(RECORD._replace(body=b"\x01abc"), "u0001abc")
+    @example(RECORD._replace(body=b"u007aqqzqqz"), "u007aqqz")
+    @example(RECORD._replace(from_name="x-auth12345"), "auth12345")
+    def test_never_shows_the_id_that_it_answers(self, record, reply_to):
+        record = record._replace(reply_to=reply_to, msg_id="own999own999")
+        encoded = encode_record(record)
+        assert reply_to.encode() not in encoded
+        assert b'"msg_id":"own999own999"' in encoded
+        assert decode_record(encoded)._replace(ts=0) == record._replace(ts=0)
+
+    @given(KNOTS, MSG_IDS, KNOTS)
+    def test_never_shows_an_id_that_a_header_in_its_text_names(self, before, quoted, after):
+        text = f'{before}[inter-session msg={quoted} from="x" re={quoted}] {after}'
+        encoded = encode_record(RECORD._replace(body=text.encode()))
+        assert f"msg={quoted} ".encode() not in encoded
+        assert f"re={quoted}]".encode() not in encoded
+        assert decode_record(encoded).body == text.encode()
+
+    def test_shows_its_own_id_when_it_answers_itself(self):
+        encoded = encode_record(RECORD._replace(reply_to=RECORD.msg_id, body=RECORD.msg_id.encode()))
+        assert encoded.count(RECORD.msg_id.encode()) == 1
+
+    def test_leaves_letters_of_all_scripts_to_grep(self):
+        assert "Größe 値 🎉".encode() in encode_record(RECORD._replace(body="Größe 値 🎉".encode()))
+
+    def test_text_that_is_not_utf8_is_refused(self):
+        with pytest.raises(InvalidPayload, match="not UTF-8"):
+            encode_record(RECORD._replace(body=b"\xff"))
+
+    @given(
+        st.binary(max_size=100)
+        | st.sampled_from([b"[]", b"1", b"{}", b"[" * 100_000, b'"\\ud800"'])
+        | st.dictionaries(
+            st.sampled_from(list(json.loads(line()))),
+            st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
+            min_size=1,
+            max_size=3,
+        ).map(lambda wrong: json.dumps({**json.loads(line()), **wrong}).encode())
+    )
+    def test_damage_is_a_journal_error_and_nothing_else(self, garbage):
+        try:
+            record = decode_record(garbage)
+        except JournalError as error:
+            assert "damaged" in str(error)
+        else:
+            assert all(isinstance(value, str) for value in (record.msg_id, record.from_session, record.to))
+
+    def test_lone_surrogate_is_damage(self):
+        with pytest.raises(JournalError):
+            decode_record(line().replace(b"run the tests", b"\\ud800"))
+
+    def test_first_line_of_a_segment_is_no_message(self):
+        with pytest.raises(JournalError):
+            decode_record(b'{"kind":"segment","segment":1,"format":1,"created":"2026-01-02T03:04:05Z"}')
+
+    def test_unknown_keys_are_passed_over(self):
+        assert decode_record(line()[:-1] + b',"later":[1]}') == RECORD

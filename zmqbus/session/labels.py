@@ -1,0 +1,69 @@
+"""The label that a project's sessions go by, remembered from one session to the next.
+
+One file, `clients/labels.json`, from the project's path to its label. It is replaced as a whole, so a reader sees the
+old one or the new one; who changes it holds `labels.lock`, so of two who do at once neither is lost. A label that is
+damaged or no longer valid counts as none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+
+from zmqbus.errors import InvalidLabel
+from zmqbus.naming import check_label
+from zmqbus.security import secure_dir
+from zmqbus.session.files import cannot, load_json, open_file, replace
+from zmqbus.settings import Paths
+
+#: Projects whose label is remembered; the ones not used for longest are forgotten.
+MAX_LABELS = 1000
+#: A thousand labels with the paths of their projects.
+MAX_LABELS_BYTES = 8 * 1024 * 1024
+
+
+def load_label(data_dir: str, project: str) -> str | None:
+    """The label remembered for a project; None: none. Raises Unauthorized where others could have written it."""
+    label = _load_labels(data_dir).get(project)
+    if label is None:
+        return None
+    try:
+        return check_label(label) or None
+    except InvalidLabel:  # edited by hand, or by a release with another rule
+        return None
+
+
+def remember_label(data_dir: str, project: str, label: str | None) -> None:
+    """Remembers the label of a project, or with None (or "") forgets it. Safe against others who do so at this moment.
+
+    Raises Unauthorized where the file is not private, NotConnected where it cannot be written.
+    """
+    paths = Paths(data_dir)
+    secure_dir(data_dir)
+    secure_dir(paths.clients)
+    path = os.path.join(paths.clients, "labels.lock")
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # waits: it is held for one small read and write
+        except OSError as error:
+            raise cannot("lock", path, error) from error
+        labels = _load_labels(data_dir)
+        before = list(labels.items())
+        labels.pop(project, None)
+        if label:
+            labels[project] = label  # at the end: the first ones are those not used for longest
+        for forgotten in list(labels)[:-MAX_LABELS]:
+            del labels[forgotten]
+        if list(labels.items()) != before:
+            replace(paths.labels, json.dumps(labels, indent=0).encode())
+    finally:
+        os.close(fd)
+
+
+def _load_labels(data_dir: str) -> dict[str, str]:
+    record = load_json(Paths(data_dir).labels, MAX_LABELS_BYTES)
+    if not isinstance(record, dict):
+        return {}
+    return {project: label for project, label in record.items() if isinstance(label, str)}
