@@ -481,3 +481,178 @@ class TestRecovery:
         assert lines_of(path)[2] == b"hello"
         assert log.recovered is not None
         assert "something else" in log.recovered
+
+
+class Disk:
+    """Counts what is synced, by inode; each of `errors` is raised by one sync."""
+
+    def __init__(self) -> None:
+        self.synced: list[int] = []
+        self.errors: list[int] = []
+
+    def fsync(self, fd: int) -> None:
+        if self.errors:
+            number = self.errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        self.synced.append(os.fstat(fd).st_ino)
+
+    def took(self, *names: str) -> bool:
+        """Whether just these files were synced since it was last asked, in this order."""
+        synced, self.synced = self.synced, []
+        return synced == [os.stat(name).st_ino for name in names]
+
+
+@pytest.fixture
+def disk(monkeypatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    monkeypatch.setattr(journal, "_FULL_SYNC", None)
+    return disk
+
+
+class TestSync:
+    def test_really(self, log):
+        log.append([line()])
+        log.sync()
+        log.sync()
+
+    def test_new_log_and_its_name(self, log, path, disk):
+        log.sync()
+        assert disk.took(path, os.path.dirname(path))
+
+    def test_only_what_was_written_since(self, log, path, disk):
+        log.sync()
+        disk.took()
+        log.sync()
+        log.append([])
+        log.sync()
+        assert disk.took()
+        log.append([line()])
+        log.append([line()])
+        log.sync()
+        log.sync()
+        assert disk.took(path)
+
+    def test_log_that_was_taken_up(self, path, disk):
+        Journal(path).close()
+        log = Journal(path)
+        log.sync()
+        assert disk.took(path, os.path.dirname(path))
+        log.close()
+
+    def test_segments_that_were_rotated_away(self, path, disk):
+        log = Journal(path, segment_bytes=1)
+        log.append([line()])
+        log.sync()
+        disk.took()
+        for _ in range(3):
+            log.append([line()])
+        log.sync()
+        assert disk.took(path, path + ".1", path + ".2", os.path.dirname(path))
+        log.append([line()])
+        log.sync()
+        assert disk.took(path, os.path.dirname(path))
+        log.close()
+
+    def test_segment_that_was_deleted_needs_none(self, path, disk):
+        log = Journal(path, segment_bytes=1, keep=1)
+        for _ in range(4):
+            log.append([line()])
+        log.sync()
+        assert disk.took(path, path + ".1", os.path.dirname(path))
+        log.close()
+
+    def test_log_that_somebody_else_moved(self, log, path, disk):
+        log.sync()
+        disk.took()
+        log.append([line()])
+        os.rename(path, path + ".bak")
+        log.append([line()])
+        log.sync()
+        assert disk.took(path, os.path.dirname(path))
+
+    @pytest.mark.parametrize("failing", range(3))
+    def test_rotation_that_was_cut_short(self, path, monkeypatch, disk, failing):
+        log = Journal(path, segment_bytes=1)
+        log.append([line()])
+        log.append([line()])
+        log.sync()
+        disk.took()
+        real, calls = os.rename, []
+
+        def rename(source: str, target: str) -> None:
+            calls.append(source)
+            if len(calls) == failing + 1:
+                raise OSError(errno.EIO, "Input/output error")
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            with pytest.raises(JournalError):
+                log.append([line()])
+        log.sync()
+        assert disk.took(os.path.dirname(path))
+        log.append([line()])
+        log.sync()
+        assert os.stat(path).st_ino in disk.synced
+        assert os.stat(os.path.dirname(path)).st_ino in disk.synced
+        log.close()
+
+    @pytest.mark.parametrize(
+        ("number", "kind"), [(errno.EIO, JournalError), (errno.ENOSPC, JournalFull), (errno.EDQUOT, JournalFull)]
+    )
+    @pytest.mark.parametrize("what", ["data", "name"])
+    def test_disk_that_refused_once_is_not_believed_again(self, log, disk, number, kind, what):
+        if what == "data":
+            log.sync()
+        log.append([line()])
+        disk.errors = [number]
+        with pytest.raises(kind, match=r"power cut.*restart the broker") as first:
+            log.sync()
+        # The log itself goes on; that the disk has it is not claimed any more.
+        log.append([line()])
+        with pytest.raises(kind) as second:
+            log.sync()
+        assert str(first.value) == str(second.value)
+        assert first.value is not second.value  # it would grow by a traceback each time
+
+    def test_what_could_not_be_tried_is_tried_again(self, path, monkeypatch, disk):
+        def too_many(*_: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        log = Journal(path, segment_bytes=1)
+        log.append([line()])
+        log.append([line()])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", too_many)
+            with pytest.raises(JournalError, match="Too many open files"):
+                log.sync()
+        os.chmod(path + ".1", 0o644)
+        with pytest.raises(JournalError, match="chmod 600"):
+            log.sync()
+        os.chmod(path + ".1", 0o600)
+        disk.took()
+        log.sync()
+        assert disk.took(path + ".1", os.path.dirname(path))
+        log.close()
+
+    def test_by_the_call_that_reaches_the_platters(self, log, monkeypatch):
+        calls: list[int] = []
+        monkeypatch.setattr(journal, "_FULL_SYNC", 51)
+        monkeypatch.setattr(fcntl, "fcntl", lambda fd, command: calls.append(command))
+        log.sync()
+        assert calls == [51, 51]
+
+    def test_closed_one(self, log):
+        log.close()
+        with pytest.raises(JournalError, match="closed"):
+            log.sync()
+
+    def test_leaves_no_descriptor_open(self, path, disk):
+        before = len(os.listdir("/dev/fd"))
+        log = Journal(path, segment_bytes=1)
+        for _ in range(3):
+            log.append([line()])
+        log.sync()
+        log.close()
+        assert len(os.listdir("/dev/fd")) == before

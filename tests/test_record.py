@@ -116,3 +116,51 @@ class TestLines:
 
     def test_unknown_keys_are_passed_over(self):
         assert decode_record(line()[:-1] + b',"later":[1]}') == RECORD
+
+
+class TestGlance:
+    @given(RECORDS)
+    @example(RECORD._replace(from_name='","to_session_id":"x","text":"', body=b'"to_session_id":"x"'))
+    @example(RECORD._replace(to_session_id=None, to='\\","to_session_id":"x",'))
+    @example(RECORD._replace(from_session="\\", to_session_id='"', msg_id="\x01\x85é"))
+    def test_sees_what_a_whole_reading_finds(self, record):
+        assert glance(encode_record(record)) == (record.msg_id, record.from_session, record.to_session_id)
+
+    @given(RECORDS)
+    def test_needs_no_more_than_the_head(self, record):
+        encoded = encode_record(record._replace(fmt="text", body=b'"to_session_id":"x",' * 2000))
+        assert len(encoded) > HEAD_BYTES
+        assert glance(encoded[:HEAD_BYTES]) == (record.msg_id, record.from_session, record.to_session_id)
+
+    def test_head_holds_the_longest_fields_there_are(self):
+        """Names of 40 characters, labels of 60, ids of 36, and each of them a character that takes the most room."""
+        worst = "\x01"
+        record = RECORD._replace(from_session=36 * worst, from_name=40 * worst, from_label=60 * worst, to=40 * worst)
+        assert 10 * encode_record(record).index(b'"text"') < HEAD_BYTES
+
+    def test_keys_in_another_order(self):
+        fields = json.loads(line())
+        encoded = json.dumps(dict(reversed(fields.items()))).encode()
+        assert glance(encoded) == (RECORD.msg_id, RECORD.from_session, RECORD.to_session_id)
+
+    @pytest.mark.parametrize("mark", [b'"kind":"message"', b'"from":"', b'"to":', b'"ts":"2026'])
+    def test_line_that_is_damaged_in_its_head(self, mark):
+        assert glance(line().replace(mark, mark[:-1] + b"\xff")) is None
+
+    @pytest.mark.parametrize("damage", [b"\xff", b"\\u12", b"\\x", b"\x01"])
+    @pytest.mark.parametrize("value", [RECORD.msg_id, RECORD.from_session, RECORD.to_session_id])
+    def test_string_that_is_damaged(self, value, damage):
+        assert glance(line().replace(value.encode(), damage)) is None
+
+    @given(st.integers(1, len(line()) - 1))
+    def test_line_that_begins_in_the_middle(self, start):
+        assert glance(line()[start:]) is None
+
+    @given(st.binary(max_size=100) | st.sampled_from([b"[" * 100_000, b'{"ts":"' + b'\\"' * HEAD_BYTES]))
+    def test_garbage(self, garbage):
+        assert glance(garbage) is None
+
+    def test_long_strings_that_do_not_end_are_no_work(self):
+        """Each string can be matched in one way only, or this would take for ever."""
+        head = line().split(b'"from_name"')[0] + b'"from_name":"' + b"\\\\a" * (HEAD_BYTES // 2)
+        assert glance(head) is None

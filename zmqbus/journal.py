@@ -311,7 +311,6 @@ class Journal:
             os.close(fd)
             raise
         self._fd, self._serial, self._start, self._size = fd, serial, start, start
-        self._unsynced.add(serial)
         if delete:
             self._delete_old(oldest_needed)
 

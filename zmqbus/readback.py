@@ -382,8 +382,8 @@ def _heads_back(fd: int, floor: int, end: int) -> Iterator[bytes]:
         for line in reversed(others):
             yield line[:HEAD_BYTES]
         end = start + len(first) + 1
-        if others and start > floor:
-            continue  # the first line may have begun before the piece: it is the last of the next one
+        if others:
+            continue  # the first line may have begun before the piece, so it is left to the next one
         line_start = find_back(fd, start, b"\n", floor) + 1
         if not line_start:
             if floor and os.pread(fd, 1, floor - 1) != b"\n":

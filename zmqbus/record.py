@@ -156,8 +156,6 @@ def glance(head: bytes) -> tuple[str, str, str | None] | None:
             return _unquoted(msg_id), _unquoted(from_session), None if to is None else _unquoted(to)
         except ValueError:
             return None
-    if len(head) >= HEAD_BYTES:
-        return None
     # Nothing that `encode_record` has made; another release may have put the keys in another order.
     try:
         record = decode_record(head)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 DEFAULT_PORT = 9473
 DEFAULT_IDLE_SHUTDOWN_MIN = 10
@@ -105,7 +105,7 @@ class Settings(NamedTuple):
     owner_pid_override: int | None  # None = found by walking up the process tree
     owner_check_interval_s: float
     no_reexec: bool
-    durability: str  # one of DURABILITIES
+    durability: Literal["process", "power"]
 
     @property
     def paths(self) -> Paths:

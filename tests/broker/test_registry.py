@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from zmqbus.broker.registry import MAX_LISTED, MIN_ID_PREFIX, STANDING, Registry, Session, Standing
-from zmqbus.testing.store import MemoryStore
 from zmqbus.errors import Ambiguous, UnknownPeer
 from zmqbus.protocol import Role, Scope
+from zmqbus.testing.store import MemoryStore
 
 
 @pytest.fixture

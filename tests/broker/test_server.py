@@ -22,7 +22,7 @@ DEADLINE_MS = 10_000
 
 @pytest.fixture
 def settings(data_dir: Path, free_port: int) -> Settings:
-    return load({"port": str(free_port), "idle_shutdown_minutes": "0.001"})
+    return load({"port": str(free_port)})
 
 
 class Served:
@@ -171,7 +171,8 @@ def test_a_peer_that_has_gone_costs_the_loop_nothing(served):
 
 def test_it_ends_when_idle_and_not_while_somebody_is_there(served):
     peer = served.enter()
-    for _ in range(20):  # 0.06 s are the idle time here
+    served.server._settings = served.settings._replace(idle_shutdown_s=0.06)
+    for _ in range(20):
         served.turn(5)
     assert served.server._stop_reason is None
     peer.send_multipart(protocol.encode([protocol.Bye()]))

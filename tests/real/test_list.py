@@ -401,7 +401,6 @@ def test_foreground_broker_ends_on_ctrl_c(bus: Bus) -> None:
     assert broker.stderr is not None and b"Traceback" not in broker.stderr.read()
 
 
-@pytest.mark.xfail(reason="the only store so far lives in memory", strict=True)
 def test_mail_outlives_the_broker(bus: Bus) -> None:
     auth = bus.listener("auth")
     assert auth.stop() == 0

@@ -541,16 +541,28 @@ def test_reap_removes_what_dead_owners_left(data: str) -> None:
     for owner in (dead, reused, alive):
         leave_stale(data, owner)
     path_of(data, "11.session.tmp").write_text("half")
+    for name in ("11.shown", "11.shown.tmp", "13.shown", "14.shown"):
+        path_of(data, name).touch(0o600)
     remember_label(data, "/p", "x")
     path_of(data, "notes.session").touch()
     path_of(data, "011.session").touch()
     with ListenerLock.acquire(data, locked) as lock:
         lock.write_state(state_of(locked))
         removed = reap(data, Table(alive, reused._replace(started="2")))
-        assert sorted(removed) == ["11.lock", "11.session", "11.session.tmp", "12.lock", "12.session"]
+        dead_ones = ["11.lock", "11.session", "11.session.tmp", "11.shown", "11.shown.tmp", "12.lock", "12.session"]
+        assert sorted(removed) == dead_ones
         assert find_session(data, locked) == (state_of(locked), False)
     left = set(os.listdir(data + "/clients"))
-    assert {"13.lock", "13.session", "14.lock", "labels.json", "notes.session", "011.session"} <= left
+    assert {
+        "13.lock",
+        "13.session",
+        "13.shown",
+        "14.lock",
+        "14.shown",
+        "labels.json",
+        "notes.session",
+        "011.session",
+    } <= left
     assert not {name for name in left if name.startswith(("11.", "12."))}
     assert load_label(data, "/p") == "x"
 
@@ -560,6 +572,17 @@ def test_reap_state_without_lock(data: str) -> None:
     path_of(data, "4711.lock").unlink()
     assert reap(data, Table()) == ["4711.session"]
     assert not path_of(data, "4711.lock").exists()
+
+
+def test_what_was_shown_outlives_the_listener_and_not_the_owner(data: str) -> None:
+    leave_stale(data, OWNER)
+    path_of(data, "4711.shown").touch(0o600)
+    assert find_session(data, OWNER) == (None, True)  # removes the stale state
+    assert reap(data, Table(OWNER)) == []
+    ListenerLock.acquire(data, OWNER).release()
+    assert path_of(data, "4711.shown").exists()
+    path_of(data, "4711.lock").unlink()  # a cleaner that was killed in the middle
+    assert reap(data, Table()) == ["4711.shown"]
 
 
 def test_reap_keeps_an_empty_lock_while_any_process_has_the_pid(data: str) -> None:

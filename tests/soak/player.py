@@ -2,10 +2,10 @@
 
     python -m tests.soak.player PLAN    # a JSON object, see `Plan`
 
-It keeps a window of messages under way, in bursts with pauses between them, and goes on by itself when its broker dies.
+It keeps a window of messages under way, in bursts with pauses between them, and goes on when its broker dies.
 What it does it notes in a file of its own before (a message is to be sent) or at once after (an answer was heard), one
-unbuffered line each, so that a kill at any instant leaves the truth. Standard input tells it `rate <messages a second>`;
-when that ends, it hears what is still to be answered, and ends too.
+unbuffered line each, so that a kill at any instant leaves the truth. Standard input tells it how many messages a second
+it is to send; when that ends, it hears what is still to be answered, and ends too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from zmqbus.settings import load
 LAST_S = 20.0
 #: Between two tries to speak as a session whose listener is not there.
 AGAIN_S = 0.2
+#: Of the messages, however few there are: each goes to everybody, who then fall behind.
+MOST_BROADCASTS = 0.1
 #: Messages of a run: the number of the connection stands above these in the label.
 RUNS_A_PROCESS = 1000
 
@@ -127,7 +129,7 @@ class Player:
                 number += 1
                 label, many, target, size = self._draw(run, number)
                 msg_id = make_id()
-                bus._new_id = lambda msg_id=msg_id: msg_id  # type: ignore[assignment, misc]
+                bus._new_id = lambda msg_id=msg_id: msg_id  # type: ignore[assignment]
                 self._notes.write("s", f"{label} {msg_id} {target} {size}")
                 body = make_text(label, target, size).encode()
                 if many:
@@ -150,7 +152,7 @@ class Player:
             self._hear(bus, pending, len(pending) - 1)
 
     def _hear(self, bus: Bus, pending: deque[str], room: int) -> None:
-        """Waits until no more than `room` messages are under way. What is refused has been noted; the rest is raised."""
+        """Waits until no more than `room` are under way. A refusal has been noted; whatever else comes is raised."""
         while pending and (len(pending) > room or pending[0] in bus._answers):
             try:
                 bus.outcome(pending[0])
@@ -162,7 +164,7 @@ class Player:
     def _draw(self, run: int, number: int) -> tuple[str, bool, str, int]:
         """Label, whether it is to all, target and size of the next message."""
         label = f"{self._plan.name}.{run}:{number}"
-        many = self._random.random() < self._plan.broadcasts_a_minute / 60 / self._rate
+        many = self._random.random() < min(MOST_BROADCASTS, self._plan.broadcasts_a_minute / 60 / self._rate)
         target = EVERYONE if many else self._random.choice(self._plan.receivers)
         kind = self._random.random()
         if kind < self._plan.large_part:

@@ -3,9 +3,9 @@
 Between being staged here and the journal's answer a message is nowhere else, so nothing has to be undone if the journal
 cannot be written: the senders are refused, and that is all.
 
-A sender that was not answered says a message again, perhaps to another broker than the first time. Then it is for
-whoever it was for then: a prefix may fit somebody else by now, and another member of a group be the least loaded. The
-journal knows, and only for such a message it is asked.
+A sender that was not answered says a message again, perhaps to another broker than the first time. If it was accepted
+then (the journal knows, and only for such a message it is asked), it is for whoever it was for: a prefix may fit
+somebody else by now, and another member of a group be the least loaded. Nor are limits a reason to refuse it now.
 
 An answer is for the command that awaits it (AWAIT). If that command has lost its connection, or the broker has died
 under it, it is back in a moment: for so long the answer is held, or the session's listener would show it, and the
@@ -62,6 +62,12 @@ class _Staged(NamedTuple):
     receivers: list[Session]
     full: list[Session]  # those that a broadcast is not for, having no room for it
     waiter: Connection | Expected | None
+
+
+class _Before(NamedTuple):
+    """What the journal knows of a message that is said again."""
+
+    receiver: Session | None  # None: it was to many, or nobody is left of that id
 
 
 class Expected:
@@ -127,10 +133,13 @@ class Intake:
         if send.reply_to is not None and not protocol.is_msg_id(send.reply_to):
             raise ProtocolError("what a message answers is a message id: 8 to 12 lower-case letters and digits")
         self._check_body(send)
-        receivers, waiter, to = self._address(who, send)
+        before = self._before(who, send) if send.again else None
+        receivers, waiter, to = self._address(who, send, before)
         to_many = send.scope in protocol.TO_MANY
         full: list[Session] = []
-        if to_many:
+        if before is not None:
+            pass  # it has passed these checks
+        elif to_many:
             self._count_broadcast(now, who)
             # One who does not read must not keep a broadcast from all the others; the sender is told who goes without.
             full = [session for session in receivers if session.mailbox.full(len(send.body))]
@@ -185,20 +194,22 @@ class Intake:
             except UnicodeDecodeError as error:
                 raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
 
-    def _address(self, who: Connection, send: protocol.Send) -> tuple[list[Session], Connection | Expected | None, str]:
+    def _address(
+        self, who: Connection, send: protocol.Send, before: _Before | None
+    ) -> tuple[list[Session], Connection | Expected | None, str]:
         """Who gets it: sessions, or the connection that waits for this very answer; and how the log calls them."""
         target = send.target
+        first = before.receiver if before is not None else None
         if send.scope == Scope.SESSION:
             waiter = self._waiter(send.reply_to) if send.reply_to else None
             if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
                 return [], waiter, waiter.sender_name
-            session = self._first_receiver(who, send) or self._registry.resolve(target)
+            session = first or self._registry.resolve(target)
             if session is who.session:
                 raise UnknownPeer(f"'{session.name}' is this session itself; a message needs another receiver")
             return [session], None, session.name
         if send.scope == Scope.GROUP:
             naming.check_name(target, "group")
-            first = self._first_receiver(who, send)
             if first is not None:
                 return [first], None, f"@{target}"
             members = [session for session in self._registry.members(target) if session is not who.session]
@@ -218,15 +229,15 @@ class Intake:
             raise ProtocolError(f"unknown scope {send.scope}")
         return [s for s in self._registry.audience(send.scope, target) if s is not who.session], None, to
 
-    def _first_receiver(self, who: Connection, send: protocol.Send) -> Session | None:
-        """The session that this message was for when it was said before, if it has got as far as the journal then."""
-        found = self._sent_before(send.msg_id) if send.again else None
+    def _before(self, who: Connection, send: protocol.Send) -> _Before | None:
+        """What became of this message when it was said before; None: it never got as far as the journal."""
+        found = self._sent_before(send.msg_id)
         if found is None:
             return None
         sender_id, receiver_id = found
         if sender_id != who.sender_id:
             raise ProtocolError("a message id that another session has used")
-        return self._registry.sessions.get(receiver_id or "")
+        return _Before(self._registry.sessions.get(receiver_id or ""))
 
     def _count_broadcast(self, now: Instant, who: Connection) -> None:
         recent = who.session.broadcasts if who.session else self._guest_broadcasts.setdefault(who.sender_name, deque())

@@ -117,7 +117,7 @@ class Server:
         self._channels: list[events.Publish] = []
         self._records: list[bytes] = []
         self._decoder = protocol.Decoder(from_broker=False)
-        self._idle_since_s = time.monotonic()
+        self._idle_since_s = 0.0
         self._ticked_s = 0.0
         self._began = time.time() - _elapsed_s()
         self._commit_failure = ""  # what was logged last about it
@@ -167,6 +167,8 @@ class Server:
         self._poller = zmq.Poller()
         for socket_ in (self._router, self._publisher, self._zap.socket):
             self._poller.register(socket_, zmq.POLLIN)
+        self._note_damage()
+        self._idle_since_s = time.monotonic()
 
     def _bind_publisher(self) -> int:
         for port in random.sample(PUB_PORTS, 200):

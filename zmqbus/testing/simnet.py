@@ -72,7 +72,8 @@ class SimClient:
     def __init__(self, net: SimNet, persona: client.Persona, taken: TakenIds | None = None) -> None:
         self.net = net
         self.persona = persona
-        self.core = client.ClientCore(persona, "test", taken)
+        self.taken = TakenIds() if taken is None else taken
+        self.core = client.ClientCore(persona, "test", self.taken)
         self.route = b""
         self.stopped = False  #: it stands still: receives nothing, and notices no passing of time
         self.orphaned = False  #: its broker is dead, which it sees when it has received what was still under way
@@ -124,19 +125,20 @@ class SimClient:
         """Asks the broker for something."""
         self._do(self.core.request(envelope))
 
-    def take_all(self) -> None:
-        """Takes what has been handed out, in order, and acknowledges it."""
-        for message in self.handed:
-            self.core.taken(message.ticket)
-        self.handed.clear()
-        self._do(self.core.acknowledge())
+    def take_all(self) -> list[client.Incoming]:
+        """Takes what has been handed out, in order, and acknowledges it. Returns what it shows."""
+        return self.take(len(self.handed))
 
-    def take(self, count: int = 1) -> None:
-        """Takes the oldest messages."""
+    def take(self, count: int = 1) -> list[client.Incoming]:
+        """Takes the oldest messages. Returns what it shows: another process of the session may have shown the rest."""
+        shown = []
         for message in self.handed[:count]:
+            if message.msg_id not in self.taken:
+                shown.append(message)
             self.core.taken(message.ticket)
         del self.handed[:count]
         self._do(self.core.acknowledge())
+        return shown
 
     # --- the transport
 
@@ -194,7 +196,7 @@ class SimClient:
 
     def tick(self) -> None:
         """Time has passed."""
-        if self.stopped or self.route not in self.net.routes:
+        if self.stopped or self.net.routes.get(self.route) is not self:
             return
         self._do(self.core.handle(self.net.clock.mono_s, client.Tick()))
 
@@ -467,7 +469,7 @@ class SimNet:
         self._outbox, self._channels, self._records = {}, [], []
         self.store.crash()
         for member in self.clients:
-            if member.route in self.routes:
+            if self.routes.get(member.route) is member:
                 for queue in (member.down, member.published):
                     for _ in range(min(lost, len(queue))):
                         queue.pop()

@@ -1,0 +1,101 @@
+"""What the tests of stores share: a log with real records in it, and entries that point to them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from zmqbus.broker.database import Database
+from zmqbus.broker.store import Awaited, Entry, Refusal, SessionRow
+from zmqbus.journal import Journal, Record, encode_record
+from zmqbus.protocol import SPILL_BYTES, Format, Scope
+
+SENDER = "123e4567-e89b-42d3-a456-426614174000"
+
+
+class Bench:
+    """A data directory with a log; makes entries whose records are in it, and databases."""
+
+    def __init__(self, directory: Path, *, segment_bytes: int = 50 * 1024 * 1024) -> None:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        directory.chmod(0o700)
+        self.directory = directory
+        self.path = str(directory / "mailboxes.sqlite3")
+        self.log = str(directory / "messages.log")
+        self.journal = Journal(self.log, segment_bytes=segment_bytes)
+        self._made = 0
+
+    def __repr__(self) -> str:
+        return f"<Bench {self.directory}: {self._made} entries>"
+
+    def entry(self, body: bytes = b"hello", *, fmt: Format = Format.TEXT, accepted_s: float | None = None) -> Entry:
+        """The next message: each is accepted a second after the one before."""
+        self._made += 1
+        number = self._made
+        record = Record(
+            1_700_000_000.0 + number,
+            f"message{number:05d}",
+            "message",
+            SENDER,
+            "web",
+            "Web — Ünï",
+            "auth",
+            "box",
+            "question1",
+            "bytes" if fmt == Format.BYTES else "text",
+            body,
+        )
+        (pointer,) = self.journal.append([encode_record(record)], oldest_needed=1)
+        return Entry(
+            record.msg_id,
+            SENDER,
+            "web",
+            record.from_label,
+            Scope.SESSION,
+            "auth",
+            fmt,
+            record.reply_to,
+            record.ts,
+            float(number) if accepted_s is None else accepted_s,
+            len(body),
+            pointer,
+            b"" if len(body) > SPILL_BYTES else body,
+        )
+
+    def open(self, **options) -> Database:
+        """The database, as the next broker opens it."""
+        return Database(self.path, self.log, **options)
+
+    def names(self, what: str) -> list[str]:
+        """The files in the directory whose names contain `what`."""
+        return sorted(name for name in os.listdir(self.directory) if what in name)
+
+
+def session(session_id: str = "s1", **changes) -> SessionRow:
+    """A session with something in each of its fields."""
+    row = SessionRow(
+        session_id,
+        "digest",
+        session_id,
+        f"name-{session_id}",
+        "Lábel",
+        "/work/api",
+        "/work",
+        "1234",
+        ("deploys", "naïve"),
+        ("resizers",),
+        1_700_000_000.5,
+        17.25,
+        True,
+    )
+    return row._replace(**changes)
+
+
+def awaited(msg_id: str) -> Awaited:
+    """An answer that is awaited."""
+    return Awaited(msg_id, "waiter", "web")
+
+
+def refusal(number: int, text: str = "too long") -> Refusal:
+    """One of many refusals."""
+    return Refusal(f"refused{number:05d}", SENDER, "text_too_long", text)

@@ -1,0 +1,109 @@
+"""What stands between a line and its acknowledgement. (All else about listeners: tests/real/test_listener.py.)"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zmqbus.client import core
+from zmqbus.process import Process
+from zmqbus.protocol import Format, Scope
+from zmqbus.session.listener import Listener, Plan
+from zmqbus.session.shown import Shown
+from zmqbus.session.state import Identity, ListenerLock
+from zmqbus.settings import load
+
+OWNER = Process(4711, "1000")
+
+
+class FakeLink:
+    """Stands for the link and its core; says what was asked of it, in order."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.core: Any = self
+        self._events = events
+
+    def taken(self, ticket: core.Ticket) -> None:
+        self._events.append(f"taken {ticket.msg_id}")
+
+    def acknowledge(self) -> list[core.Effect]:
+        self._events.append("acknowledged")
+        return []
+
+    def perform(self, effects: list[core.Effect]) -> list[core.Effect]:
+        return effects
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return str(tmp_path / "data")
+
+
+@pytest.fixture
+def lock(data: str) -> Iterator[ListenerLock]:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        yield lock
+
+
+def arrival(number: int) -> core.Hand:
+    msg_id = f"message{number:05}"
+    ticket = core.Ticket("lease", number, msg_id, None)
+    return core.Hand(
+        core.Incoming(
+            ticket, msg_id, "s1", "pay", None, Scope.SESSION, "s2", Format.TEXT, None, 0.0, -1, None, b"x" * 300
+        )
+    )
+
+
+def test_the_ids_are_on_file_next_to_the_lines(data: str, lock: ListenerLock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One write for the lines, one for all ids behind it, and then the acknowledgement: also when the lines have filled
+    the pipe, and there is no room for more."""
+    settings = load(environ={"INTER_SESSION_DATA_DIR": data})
+    identity = Identity("session", "token", "auth", None)
+    plan = Plan("auth", True, None, (), (), "/", "/", OWNER, identity)
+    listener = Listener(settings, lock, plan, lambda _: None)
+    listener._shown.open()
+    events: list[str] = []
+    link: Any = FakeLink(events)
+    reader, writer = os.pipe()
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        known = Shown(settings.data_dir, OWNER.pid, "session")
+        on_file = [number for number in range(4) if f"message{number:05}" in known]
+        known.close()
+        events.append(f"{'lines' if fd == writer else 'ids'} after {on_file}")
+        return real(fd, data)
+
+    try:
+        listener._stdout = writer
+        os.set_blocking(writer, False)
+        try:  # room for one flush and nothing behind it
+            while True:
+                real(writer, b"\n" * 4096)
+        except BlockingIOError:
+            os.read(reader, 4096)
+        monkeypatch.setattr(os, "write", write)
+        for number in range(3):
+            listener._deal(link, arrival(number))
+        listener._flush(link)
+        assert events == [
+            "lines after []",
+            "ids after []",
+            *(f"taken message{number:05}" for number in range(3)),
+            "acknowledged",
+        ]
+        assert all(f"message{number:05}" in Shown(settings.data_dir, OWNER.pid, "session") for number in range(3))
+        del events[:]
+        listener._deal(link, arrival(3))
+        listener._flush(link)
+        assert events == [], "nobody reads, so nothing is written, and nothing acknowledged"
+        assert "message00003" not in Shown(settings.data_dir, OWNER.pid, "session")
+    finally:
+        listener._shown.close()
+        os.close(reader)
+        os.close(writer)

@@ -1,0 +1,224 @@
+"""The chaos run: a bus of real processes, and somebody who kills, stops and cuts them at random instants.
+
+One thread and one loop does everything: it reads what listeners and inboxes print, starts anew what has ended, plays
+the agent that reads its inbox when a digest says so, and carries out the schedule. The schedule follows from the seed;
+what it meets does not.
+
+Listener and inbox of one session write into one pipe, so the order of what a session is shown is what the pipe says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.soak.crew import Caller, Receiver, Sender
+from tests.soak.history import History, read_notes
+from tests.soak.schedule import Deed, Setup, schedule
+from tests.soak.stage import END_S, Stage
+
+#: The loop goes round at least so often; what it waits for wakes it earlier.
+LOOK_S = 0.02
+#: For everybody to come on the bus, on a machine with other things to do.
+GATHER_S = 60.0
+#: For receivers to read what waits, when all has been said.
+DRAIN_S = 120.0
+#: Inboxes in a row with nothing to tell: a listener that comes back may still have something.
+EMPTY_INBOXES = 3
+#: Between two looks at the broker's memory, two corrections of the senders' rates, two reports.
+SAMPLE_S = 0.5
+RATE_S = 2.5
+PROGRESS_S = 10.0
+#: Between two tries to hit somebody who is between two lives.
+AGAIN_S = 0.2
+#: More than is asked for is sent, since kills and stops take their part.
+SPARE = 1.1
+#: A time of much and a time of little follow each other, s: in the first, receivers fall behind and read digests and
+#: inboxes; in the second, each line is shown as it comes.
+MUCH_S, LITTLE_S = 20.0, 10.0
+LITTLE_RATE = 0.7
+
+
+class Chaos:
+    """One run. A context manager: whatever was started has ended when it is left."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._stage = Stage(setup)
+        self._receivers: list[Receiver] = []
+        self._senders: list[Sender] = []
+        self._caller: Caller | None = None
+        self._counted: dict[Path, list[int]] = {}
+        self.rss_bytes: dict[int, list[int]] = {}  #: of each broker, by pid
+        self.failures = self._stage.failures  #: what went wrong that is no matter of messages
+        self.lines = self._stage.lines  #: what was printed and is no message
+
+    def __repr__(self) -> str:
+        return f"<Chaos on port {self._setup.port}: {self._stage!r}>"
+
+    def __enter__(self) -> Chaos:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for one in (*self._senders, *([self._caller] if self._caller else []), *self._receivers):
+            one.close()
+        self._stage.close()
+
+    def run(self) -> None:
+        """Plays the schedule, and waits until everything has come to rest.
+
+        Ctrl-C ends the schedule early, and a second one the waiting.
+        """
+        try:
+            self._gather()
+            try:
+                self._play()
+            except KeyboardInterrupt:
+                self._say("interrupted: everybody comes back once more, then the account (again: at once)")
+            self._settle_down()
+        except KeyboardInterrupt:
+            self.failures.append("interrupted before everything was read")
+
+    def history(self) -> History:
+        """What happened, as far as it has."""
+        stage = self._stage
+        sent, answers, blows = list(stage.sent), list(stage.answers), list(stage.blows)
+        for path in sorted(stage.notes.iterdir()):
+            noted = read_notes(path.name.partition(".")[0], path.read_text("utf-8"))
+            sent += noted[0]
+            answers += noted[1]
+            blows += noted[2]
+        sent.sort(key=lambda message: message.at_s)
+        own = {sender.name: sender.speaks_as.name for sender in self._senders if sender.speaks_as}
+        if self._caller is not None:
+            own[self._caller.own_name] = self._receivers[1].name
+        return History(self._setup.receiver_names, sent, answers, list(stage.shown), sorted(blows), own)
+
+    def memory_mib(self) -> tuple[float, float]:
+        """Largest and median memory of the brokers."""
+        samples = [sample for one in self.rss_bytes.values() for sample in one]
+        return (max(samples) / 2**20, statistics.median(samples) / 2**20) if samples else (0.0, 0.0)
+
+    # --- three acts
+
+    def _gather(self) -> None:
+        """Everybody is on the bus before the first message: from then on all of them are owed what goes to all."""
+        self._receivers += [Receiver(self._stage, name) for name in self._setup.receiver_names]
+        self._wait(lambda: all(receiver.connected for receiver in self._receivers), GATHER_S, "all are on the bus")
+        if self.failures:
+            raise RuntimeError(f"{self.failures}; they say: {self.lines[-10:]}")
+        for name in self._setup.sender_names:
+            # One that is killed and cut like all others speaks as a session.
+            speaks_as = self._receivers[0] if name == self._setup.sender_names[-1] else None
+            self._senders.append(Sender(self._stage, name, speaks_as))
+        self._caller = Caller(self._stage, self._receivers[1])
+
+    def _play(self) -> None:
+        started_s = time.monotonic()
+        deeds = schedule(self._setup)
+        next_rate_s = next_progress_s = next_sample_s = 0.0
+        while (elapsed_s := time.monotonic() - started_s) < self._setup.duration_s:
+            while deeds and deeds[0].at_s <= elapsed_s:
+                self._do(deeds.pop(0))
+            if elapsed_s >= next_sample_s:
+                next_sample_s = elapsed_s + SAMPLE_S
+                self._sample()
+            if elapsed_s >= next_rate_s:
+                next_rate_s = elapsed_s + RATE_S
+                self._set_rates(elapsed_s)
+            if elapsed_s >= next_progress_s:
+                next_progress_s = elapsed_s + PROGRESS_S
+                self._tell_progress(elapsed_s)
+            self._step()
+
+    def _settle_down(self) -> None:
+        self._stage.calm_down()
+        for sender in self._senders:
+            sender.rest()
+        self._wait(lambda: all(sender.process is None for sender in self._senders), END_S, "the senders end")
+        self._wait(lambda: self._caller is None or self._caller.idle, END_S, "the last command ends")
+        self._say("all is said; reading what waits")
+        for receiver in self._receivers:
+            receiver.rest()
+        empty = EMPTY_INBOXES
+        self._wait(lambda: all(one.read_nothing >= empty for one in self._receivers), DRAIN_S, "all is read")
+        self._sample()
+        done = self._stage.run("list.py", "--json", "--all")
+        waiting = {row["name"]: row["waiting"] for row in json.loads(done.stdout or "[]") if row["waiting"]}
+        if done.returncode or waiting:
+            self.failures.append(f"at the end the broker says that messages wait: {waiting} {done.stderr.decode()}")
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > end_s:
+                self.failures.append(f"not within {timeout_s:g} s: {what}")
+                return
+            self._step()
+
+    def _step(self) -> None:
+        """Once round: what can be read, what has ended, what is due."""
+        self._stage.step(LOOK_S)
+        now_s = time.monotonic()
+        for one in (*self._receivers, *self._senders):
+            one.look_after(now_s)
+        if self._caller is not None:
+            self._caller.look_after(now_s)
+
+    def _do(self, deed: Deed) -> None:
+        if deed.whom == "broker":
+            done = self._stage.hit_broker(deed.what, deed.value)
+        elif deed.whom == "command":
+            done = self._caller is not None and self._caller.hit(deed)
+        else:
+            crew: list[Receiver] | list[Sender] = self._receivers if deed.whom[0] == "r" else self._senders
+            done = crew[int(deed.whom[1:])].hit(deed)
+        if not done and not self._stage.calm:
+            self._stage.later(AGAIN_S, lambda: self._do(deed) if not self._stage.calm else None)
+
+    # --- rates and figures
+
+    def _set_rates(self, elapsed_s: float) -> None:
+        if elapsed_s % (MUCH_S + LITTLE_S) >= MUCH_S:
+            rate = LITTLE_RATE
+        else:
+            even = self._setup.messages * SPARE / self._setup.duration_s
+            left = self._setup.messages * SPARE - self._count_sent()
+            wanted = left / max(1.0, self._setup.duration_s - elapsed_s)
+            rate = min(max(wanted, 0.3 * even), 2 * even) * (MUCH_S + LITTLE_S) / MUCH_S / len(self._senders)
+        for sender in self._senders:
+            sender.set_rate(rate)
+
+    def _count_sent(self) -> int:
+        for path in self._stage.notes.glob("*.notes"):
+            counted = self._counted.setdefault(path, [0, 0])  # bytes looked at, messages found
+            if path.stat().st_size > counted[0]:
+                with path.open("rb") as file:
+                    file.seek(counted[0])
+                    part = file.read()
+                part = part[: part.rfind(b"\n") + 1]
+                counted[0] += len(part)
+                counted[1] += part.count(b"\ns ") + part.startswith(b"s ")
+        return len(self._stage.sent) + sum(found for _, found in self._counted.values())
+
+    def _sample(self) -> None:
+        if (broker := self._stage.broker()) is not None:
+            with contextlib.suppress(psutil.Error):
+                self.rss_bytes.setdefault(broker.pid, []).append(broker.memory_info().rss)
+
+    def _tell_progress(self, elapsed_s: float) -> None:
+        kills = sum(blow.what == "kill" for blow in self._stage.blows)
+        self._say(
+            f"{elapsed_s:5.0f} s  {self._count_sent():7,} sent  {len(self._stage.shown):8,} shown  {kills:4} killed  "
+            f"broker at most {self.memory_mib()[0]:.0f} MiB{'  FAILURES' if self.failures else ''}"
+        )
+
+    def _say(self, text: str) -> None:
+        if self._setup.tell is not None:
+            self._setup.tell(text)

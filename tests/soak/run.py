@@ -1,0 +1,123 @@
+"""The deep chaos run: `make soak`, or `python -m tests.soak.run --help`.
+
+Ends with the account, and with status 1 if anything that was promised was not kept. Ctrl-C ends it early, in order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import _Ports
+from tests.soak.account import Account, settle, table, tell
+from tests.soak.chaos import Chaos
+from tests.soak.history import History
+from tests.soak.schedule import Numbers, Setup
+from tests.soak.wire import PORTS
+
+#: Messages a second that two cores carry with everything that is done to them; ten minutes make 50,000.
+RATE = 90
+#: Faults whose histories are told on the screen; the JSON has all.
+TOLD = 12
+
+
+def run(setup: Setup) -> tuple[Chaos, History, Account]:
+    """A whole run: nothing of it is left but its directory."""
+    with Chaos(setup) as chaos:
+        chaos.run()
+    history = chaos.history()  # now: what was written in the last moment counts
+    return chaos, history, settle(history)
+
+
+def verdict(setup: Setup, chaos: Chaos, history: History, account: Account, told: int = TOLD) -> str:
+    """The account, and if there is anything to complain about, what."""
+    largest, median = chaos.memory_mib()
+    lines = [
+        f"{'seed':<12}{setup.seed}, {setup.duration_s:g} s, {setup.receivers} receivers, {setup.senders} senders",
+        table(account),
+        f"{'broker':<12}{len(chaos.rss_bytes)} processes seen, at most {largest:.1f} MiB, median {median:.1f} MiB",
+        *(f"{'FAILURE':<12}{failure}" for failure in chaos.failures),
+    ]
+    for fault in account.faults[:told]:
+        lines += [f"{fault.kind} {fault.label or '?'} at {fault.receiver}: {fault.why}", tell(history, fault.label)]
+    if len(account.faults) > told:
+        lines.append(f"… and {len(account.faults) - told} more faults")
+    if account.faults or chaos.failures:
+        lines += ["printed, and no messages:", *(f"  {line}" for line in chaos.lines[-30:])]
+    return "\n".join(lines)
+
+
+def as_json(setup: Setup, chaos: Chaos, history: History, account: Account) -> dict[str, Any]:
+    """Everything, for whoever digs later."""
+    largest, median = chaos.memory_mib()
+    return {
+        "seed": setup.seed,
+        "duration_s": setup.duration_s,
+        "numbers": setup.numbers._asdict(),
+        "account": account.as_json(),
+        "failures": chaos.failures,
+        "broker_mib": {"max": round(largest, 1), "median": round(median, 1), "processes": len(chaos.rss_bytes)},
+        "lines": chaos.lines,
+        "histories": {fault.label: tell(history, fault.label).splitlines() for fault in account.faults},
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long it is played (600)")
+    parser.add_argument("--seed", type=int, default=None, help="of the schedule; drawn and told if not given")
+    parser.add_argument("--messages", type=int, default=None, help=f"to be sent ({RATE} a second)")
+    parser.add_argument("--receivers", type=int, default=6)
+    parser.add_argument("--senders", type=int, default=4)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep data, notes and logs there if anything is wrong")
+    for field in Numbers._fields:
+        parser.add_argument(f"--{field.replace('_', '-')}", type=int, metavar="N", help="how many in the whole run")
+    options = parser.parse_args(argv)
+    if options.receivers < 3 or options.senders < 1:
+        parser.error("at least 3 receivers and 1 sender")
+    numbers = Numbers().scaled(options.seconds)
+    given = {field: getattr(options, field) for field in Numbers._fields if getattr(options, field) is not None}
+    ports = _Ports()
+    try:
+        port = next(port for port in iter(ports.take, 0) if port < PORTS.start)
+        base = Path(tempfile.mkdtemp(prefix="zb-soak-"))
+        setup = Setup(
+            base=base,
+            port=port,
+            seed=options.seed if options.seed is not None else random.SystemRandom().randrange(10**6),
+            duration_s=options.seconds,
+            messages=options.messages or int(options.seconds * RATE),
+            numbers=numbers._replace(**given),
+            receivers=options.receivers,
+            senders=options.senders,
+            tell=lambda text: print(text, flush=True),
+        )
+        print(f"seed {setup.seed}: {setup.numbers}", flush=True)
+        started_s = time.monotonic()
+        chaos, history, account = run(setup)
+        print(f"\n{verdict(setup, chaos, history, account)}\n{'took':<12}{time.monotonic() - started_s:.0f} s")
+        if options.json:
+            options.json.write_text(json.dumps(as_json(setup, chaos, history, account), indent=1))
+        wrong = bool(account.faults or chaos.failures)
+        if wrong and options.keep:
+            kept = options.keep / f"soak-{setup.seed}"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(base, kept)
+            print(f"kept in {kept}")
+        shutil.rmtree(base, ignore_errors=True)
+    finally:
+        ports.close()
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What is done to whom and when in a chaos run: all of it follows from the seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+#: When it begins: everybody is on the bus, and messages are under way.
+WARM_UP_S = 2.0
+#: Longer than the silence after which a connection ends.
+LONG_S = (12.2, 14.0)
+SHORT_S = (0.1, 3.0)
+
+
+class Numbers(NamedTuple):
+    """How often each thing is done in ten minutes."""
+
+    broker_kills: int = 40
+    listener_kills: int = 50
+    sender_kills: int = 30
+    inbox_kills: int = 20
+    command_kills: int = 30
+    expiries: int = 20  #: a listener gets SIGTERM, as from a harness that ends a monitor
+    closings: int = 10  #: nobody reads a listener's output any more
+    broker_stops: int = 10
+    long_broker_stops: int = 3
+    listener_stops: int = 25
+    sender_stops: int = 20
+    cuts: int = 40  #: all connections of a wired process are reset; its wire does more by itself
+
+    def scaled(self, duration_s: float) -> Numbers:
+        """As many as fit the duration, and one of each at least where there are any."""
+        return Numbers(*(count and max(1, round(count * duration_s / 600)) for count in self))
+
+
+class Setup(NamedTuple):
+    """What a run is to be."""
+
+    base: Path  #: an empty directory, private to the run
+    port: int
+    seed: int
+    duration_s: float
+    messages: int
+    numbers: Numbers  #: for this duration
+    receivers: int = 6
+    senders: int = 4
+    broadcasts_a_minute: float = 45.0  #: of each sender; 60 are allowed
+    large_part: float = 0.01  #: of the messages, how many are over 64 KiB
+    tell: Callable[[str], None] | None = None  #: hears how it goes
+
+    @property
+    def receiver_names(self) -> tuple[str, ...]:
+        """`r0`, `r1`, …"""
+        return tuple(f"r{number}" for number in range(self.receivers))
+
+    @property
+    def sender_names(self) -> tuple[str, ...]:
+        """`s0`, `s1`, …; the last one speaks as the session r0, the others as guests."""
+        return tuple(f"s{number}" for number in range(self.senders))
+
+    def is_wired(self, name: str) -> bool:
+        """Whether this process talks to the broker over a bad wire: a third of the listeners, half of the senders."""
+        number = int(name[1:])
+        return number % 3 == 2 if name[0] == "r" else number % 2 == 1
+
+
+class Deed(NamedTuple):
+    """Something to be done to somebody at some instant."""
+
+    at_s: float  #: since the beginning
+    what: str  #: "kill", "stop", "cut", "expire", "close", "kill inbox"
+    whom: str  #: "broker", "command", or a name
+    value: float = 0.0  #: how long, or a number drawn for it
+
+
+def schedule(setup: Setup) -> list[Deed]:
+    """All deeds, in order. The same for the same setup."""
+    chance = random.Random(setup.seed)
+    receivers, senders = setup.receiver_names, setup.sender_names
+    wired = [name for name in (*receivers, *senders) if setup.is_wired(name)]
+    numbers = setup.numbers
+    deeds: list[Deed] = []
+
+    def some(count: int, what: str, whom: tuple[str, ...], span: tuple[float, float] = (0.0, 1.0)) -> None:
+        for _ in range(count if whom else 0):
+            at_s = chance.uniform(WARM_UP_S, max(WARM_UP_S, setup.duration_s - 1.0))
+            deeds.append(Deed(at_s, what, chance.choice(whom), chance.uniform(*span)))
+
+    some(numbers.broker_kills, "kill", ("broker",))
+    some(numbers.listener_kills, "kill", receivers)
+    some(numbers.sender_kills, "kill", senders)
+    some(numbers.inbox_kills, "kill inbox", receivers)
+    some(numbers.command_kills, "kill", ("command",))
+    some(numbers.expiries, "expire", receivers)
+    some(numbers.closings, "close", receivers)
+    some(numbers.broker_stops, "stop", ("broker",), SHORT_S)
+    some(numbers.long_broker_stops, "stop", ("broker",), LONG_S)
+    some(numbers.listener_stops, "stop", receivers, SHORT_S)
+    some(numbers.sender_stops, "stop", senders, SHORT_S)
+    some(numbers.cuts, "cut", tuple(wired))
+    # Some die together: a broker with what it has under way, and one of those from whom or to whom it is.
+    brokers = [deed for deed in deeds if (deed.what, deed.whom) == ("kill", "broker")]
+    others = [deed for deed in deeds if deed.what == "kill" and deed.whom[0] in "rs"]
+    for death, other in zip(brokers[::3], chance.sample(others, len(others)), strict=False):
+        deeds[deeds.index(other)] = other._replace(at_s=max(0.0, death.at_s + chance.uniform(-0.05, 0.05)))
+    return sorted(deeds)
