@@ -1,11 +1,14 @@
 # Everything a developer does. Each target sets up what it needs: a python >= 3.10, make and a package index are enough.
 #
 #   PYTHON=…   the interpreter that .venv is made with (default: the first of the usual names that is new enough)
-#   ARGS=…     further arguments for pytest, or for the demo
+#   ARGS=…     further arguments for pytest, for the demo, or for soak (ARGS=--help tells which)
+#   SOAK_S=…   how many seconds soak plays (default: 600), and SEED=… what it plays (default: drawn, and told)
 
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+SOAK_S ?= 600
+SEED ?=
 
 PY := $(VENV)/bin/python
 
@@ -20,7 +23,7 @@ SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
 	mkdir -m 0700 "$$tmp/home" "$$tmp/data" && HOME="$$tmp/home" INTER_SESSION_DATA_DIR="$$tmp/data" "$$@"' sandbox
 
-.PHONY: help demo test check lint format venv clean
+.PHONY: help demo test soak check lint format venv clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +34,9 @@ demo: $(RUNTIME) ## sets up and shows the bus at work
 
 test: $(DEV) ## the whole test suite
 	@$(SANDBOX) $(PY) -m pytest -n 2 $(ARGS)
+
+soak: $(DEV) ## kills, stops and cuts real processes for ten minutes, and accounts for every message
+	@$(SANDBOX) $(PY) -m tests.soak.run --seconds $(SOAK_S) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: lint ## format, types, layering, and the tests that are not slow: under a minute
 	@$(SANDBOX) $(PY) -m pytest -q -n 2 -m "not slow" $(ARGS)

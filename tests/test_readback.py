@@ -274,7 +274,7 @@ class TestReader:
 
     def test_records_that_overlap(self, log, path, reader):
         pointers = log.append([line(msg_id) for msg_id in ids(3)])
-        end = pointers[1].offset + pointers[1].length
+        end = pointers[2].offset + pointers[2].length
         content = Path(path).read_bytes()[pointers[0].offset : end]
         asked = [Pointer(1, pointers[0].offset, len(content), zlib.crc32(content)), *pointers[:2]]
         assert outcomes(reader.read_many(asked)) == [outcome(path, pointer) for pointer in asked]
@@ -481,7 +481,7 @@ class TestReader:
         # Nothing has the checksum 0, but is no record for that.
         asked = [*pointers[:2], pointers[2]._replace(crc=0)]
         results = reader.read_many(asked)
-        assert [isinstance(result, JournalError) for result in results] == [False, True, True]
+        assert ["ask its sender" in str(result) for result in results] == [False, True, True]
         monkeypatch.setattr(os, "pread", lambda *_: b"")
         assert not reader.intact(pointers[0]._replace(crc=0))
 
@@ -609,7 +609,7 @@ class TestRecent:
 
         def find_back(*arguments: Any) -> int:
             found = real(*arguments)
-            os.truncate(path, pointers[1].offset + 200)
+            os.truncate(path, pointers[2].offset - 3)
             return found
 
         monkeypatch.setattr(readback, "find_back", find_back)

@@ -20,6 +20,7 @@ of the user's processes reads, without a lock.
   first line cannot be read may be the one that mail points to, so it is deleted only when no mail is waiting at all.
 * If something else has cut, moved or removed the log (`> messages.log`), the writer notices before its next batch and
   begins a segment under a new serial, so that no pointer ever means two things.
+* What was appended outlives the process. To make it outlive a power cut too is what `sync` is for.
 
 What readers do, and can rely on, is in `readback`; what a line looks like, in `record`.
 """

@@ -39,16 +39,6 @@ _ID = re.compile("[a-z0-9]{8,12}")
 _QUOTED_IDS = tuple((mark, re.compile(f"({mark}[a-z0-9]{{7,11}})([a-z0-9])(?![a-z0-9])")) for mark in ("msg=", "re="))
 #: Legal within a JSON string, and line ends to half of the tools that work by lines.
 _LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
-#: A JSON string, without what no JSON string contains. Nothing in it can be matched in two ways, so nothing is slow.
-_STRING = rb'"([^"\\\x00-\x1f]*(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*)*)"'
-_UNNAMED = _STRING.replace(b'"(', b'"(?:', 1)
-_HEAD = re.compile(
-    rb'\{"ts":"[0-9]{4}-[0-9T:.-]{1,30}Z","msg_id":%s,"kind":"(?:message|broadcast)","from":%s,"from_name":%s,'
-    rb'"from_label":(?:null|%s),"to":%s,"to_session_id":(?:null|%s),"'
-    % (_STRING, _STRING, _UNNAMED, _UNNAMED, _UNNAMED, _STRING)
-)
-
-
 #: A string as JSON writes it, with its quotes; letters of all scripts stay as they are, for grep.
 quote: Callable[[str], str] = encode_basestring
 
@@ -149,7 +139,7 @@ def glance(head: bytes) -> tuple[str, str, str | None] | None:
 
     `head` is a line, or the first `HEAD_BYTES` of a longer one. What comes after the fields is not looked at.
     """
-    match = _HEAD.match(head)
+    match = _head().match(head)
     if match is not None:
         msg_id, from_session, to = match.groups()
         try:
@@ -162,6 +152,18 @@ def glance(head: bytes) -> tuple[str, str, str | None] | None:
     except JournalError:
         return None
     return record.msg_id, record.from_session, record.to_session_id
+
+
+@lru_cache(maxsize=1)
+def _head() -> re.Pattern[bytes]:
+    """The fields before the text, as `encode_record` writes them. Made when it is needed, for that takes 1 ms."""
+    # A JSON string, without what none contains. There is one way only to match it, so no string makes it slow.
+    content = rb'[^"\\\x00-\x1f]*(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*)*'
+    kept, passed = b'"(%s)"' % content, b'"%s"' % content
+    return re.compile(
+        rb'\{"ts":"[0-9]{4}-[0-9T:.-]{1,30}Z","msg_id":%s,"kind":"(?:message|broadcast)","from":%s,"from_name":%s,'
+        rb'"from_label":(?:null|%s),"to":%s,"to_session_id":(?:null|%s),"' % (kept, kept, passed, passed, passed, kept)
+    )
 
 
 def _unquoted(string: bytes) -> str:

@@ -279,17 +279,6 @@ def test_what_was_committed_is_found(kept, entry):
     assert kept.store.total() == 3
 
 
-def test_numbers_say_the_order_within_a_mailbox(kept, entry):
-    """A message that came from another mailbox may be older than what stood here before it."""
-    if isinstance(kept.store, MemoryStore):
-        pytest.skip("it remembers when each was put")
-    first, moved = entry(accepted_s=50.0), entry(accepted_s=10.0)
-    kept.store.put("box", 1, first)
-    kept.store.put("box", 2, moved)
-    kept.store.commit()
-    assert [owed.msg_id for owed in kept.store.recover(9).owed] == [first.msg_id, moved.msg_id]
-
-
 def test_what_was_not_committed_is_dropped(kept, entry):
     kept.store.put("box", 1, entry())
     kept.store.save_session(session())

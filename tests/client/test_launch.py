@@ -49,8 +49,13 @@ def descriptors() -> int:
 def test_there_is_a_broker_now(settings, broker_says, word):
     broker_says(report(word))
     before = descriptors()
-    launch.launch(settings)
+    assert launch.launch(settings) == ""
     assert descriptors() == before
+
+
+def test_what_the_broker_found_damaged_is_told(settings, broker_says):
+    broker_says(report("ready mailboxes.sqlite3 was damaged; a copy is kept"))
+    assert launch.launch(settings) == "mailboxes.sqlite3 was damaged; a copy is kept"
 
 
 def test_the_port_is_held(settings, broker_says):

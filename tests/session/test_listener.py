@@ -107,3 +107,29 @@ def test_the_ids_are_on_file_next_to_the_lines(data: str, lock: ListenerLock, mo
         listener._shown.close()
         os.close(reader)
         os.close(writer)
+
+
+def test_what_a_command_has_printed_in_the_meantime_is_not_shown(data: str, lock: ListenerLock) -> None:
+    """A listener that is stopped cannot give back what it holds, and `zmqbus inbox` does not wait for it."""
+    settings = load(environ={"INTER_SESSION_DATA_DIR": data})
+    plan = Plan("auth", True, None, (), (), "/", "/", OWNER, Identity("session", "token", "auth", None))
+    listener = Listener(settings, lock, plan, lambda _: None)
+    listener._shown.open()
+    events: list[str] = []
+    link: Any = FakeLink(events)
+    reader, writer = os.pipe()
+    command = Shown(settings.data_dir, OWNER.pid, "session")
+    try:
+        listener._stdout = writer
+        for number in range(3):
+            listener._deal(link, arrival(number))
+        command.add("message00001")
+        listener._flush(link)
+        shown = os.read(reader, 4096).decode()
+        assert [f"message{number:05}" in shown for number in range(3)] == [True, False, True]
+        assert events[0] == "taken message00001"  # it is acknowledged all the same
+    finally:
+        command.close()
+        listener._shown.close()
+        os.close(reader)
+        os.close(writer)

@@ -32,6 +32,10 @@ INSTANT_S = 0.25
 EARLY_S = 2.0
 #: Refusals that a run provokes: too many broadcasts, full mailboxes, commands of a session whose listener was killed.
 EXPECTED_REFUSALS = ("rate_limited", "not_connected")
+#: Who said something so near to the death of the broker waited for it when it died.
+BUSY_S = 0.5
+#: What was stopped before may be standing still for so long.
+LONGEST_STOP_S = 15.0
 #: How far around the instants of a message its history tells of blows.
 AROUND_S = 2.0
 
@@ -213,21 +217,30 @@ def _kind_of(whom: str) -> str:
 
 
 def _recoveries(history: History) -> list[float]:
-    """From each kill of the broker to the next answer of each sender that was left alone from then on."""
+    """From each death of the broker to the next answer of each sender that had something to say and was left alone.
+
+    Those that speak as sessions are left out: they wait for the session's listener, too.
+    """
+    said: dict[str, list[float]] = defaultdict(list)
     answered: dict[str, list[float]] = defaultdict(list)
+    troubled: dict[str, list[float]] = defaultdict(list)
     sender_of = {message.label: message.sender for message in history.sent}
+    for message in history.sent:
+        said[message.sender].append(message.at_s)
     for answer in history.answers:
         answered[sender_of[answer.label]].append(answer.at_s)
+    for blow in history.blows:
+        if blow.what in ("kill", "stop", "cut", "wire", "end"):
+            troubled[blow.whom].append(blow.at_s)
     found: list[float] = []
-    for death in (blow for blow in history.blows if blow.what == "kill" and blow.whom == "broker"):
-        for sender, times in answered.items():
-            after_s = min((at_s for at_s in times if at_s > death.at_s), default=None)
-            if after_s is not None and not any(
-                blow.whom in (sender, "broker") and blow is not death and death.at_s - 3 < blow.at_s < after_s
-                for blow in history.blows
-                if blow.what in ("kill", "stop", "cut")
+    for death_s in (blow.at_s for blow in history.blows if blow.what == "kill" and blow.whom == "broker"):
+        for sender in set(answered) - set(history.own):
+            after_s = min((at_s for at_s in answered[sender] if at_s > death_s), default=death_s)
+            others_s = [at_s for at_s in (*troubled[sender], *troubled["broker"]) if at_s != death_s]
+            if any(abs(at_s - death_s) < BUSY_S for at_s in said[sender]) and not any(
+                death_s - LONGEST_STOP_S < at_s < after_s for at_s in others_s
             ):
-                found.append(round(after_s - death.at_s, 3))
+                found.append(round(after_s - death_s, 3))
     return sorted(found)
 
 

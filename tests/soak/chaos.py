@@ -66,9 +66,13 @@ class Chaos:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for one in (*self._senders, *([self._caller] if self._caller else []), *self._receivers):
+        for one in self._crew:
             one.close()
         self._stage.close()
+
+    @property
+    def _crew(self) -> list[Receiver | Sender | Caller]:
+        return [*self._senders, *([self._caller] if self._caller else []), *self._receivers]
 
     def run(self) -> None:
         """Plays the schedule, and waits until everything has come to rest.
@@ -166,10 +170,8 @@ class Chaos:
         """Once round: what can be read, what has ended, what is due."""
         self._stage.step(LOOK_S)
         now_s = time.monotonic()
-        for one in (*self._receivers, *self._senders):
+        for one in self._crew:
             one.look_after(now_s)
-        if self._caller is not None:
-            self._caller.look_after(now_s)
 
     def _do(self, deed: Deed) -> None:
         if deed.whom == "broker":
@@ -177,8 +179,8 @@ class Chaos:
         elif deed.whom == "command":
             done = self._caller is not None and self._caller.hit(deed)
         else:
-            crew: list[Receiver] | list[Sender] = self._receivers if deed.whom[0] == "r" else self._senders
-            done = crew[int(deed.whom[1:])].hit(deed)
+            number = int(deed.whom[1:])
+            done = (self._receivers[number] if deed.whom[0] == "r" else self._senders[number]).hit(deed)
         if not done and not self._stage.calm:
             self._stage.later(AGAIN_S, lambda: self._do(deed) if not self._stage.calm else None)
 

@@ -122,6 +122,7 @@ class Receiver:
         """Ends all of it."""
         self._stage.end(self._inbox)
         self._stage.end(self.listener)
+        self._read()
         self.owner.kill()
         self._stage.end(self.owner)
         for descriptor in (self._reader, self._writer):

@@ -272,9 +272,22 @@ def test_blows_are_counted_by_kind():
 
 
 def test_recovery_is_measured_for_senders_that_were_left_alone():
-    told = Told().sends("s0.1:1").sends("s1.1:1", "r1").hit("kill", "broker").hit("stop", "s1")
-    told.later(1).hears("s0.1:1", "queued").later(1).hears("s1.1:1", "queued")
-    assert told.settled().recovery_s == [pytest.approx(1.02)]
+    told = Told().sends("s4.1:1").later(60)
+    for sender in range(4):
+        told.sends(f"s{sender}.1:1", "r1")
+    told.hit("kill", "broker").hit("stop", "s2").later(1)
+    for sender in range(5):
+        told.hears(f"s{sender}.1:1", "queued")
+    # s1 speaks as a session, s2 was stopped, s4 had not said anything for a minute.
+    assert told.settled().recovery_s == [pytest.approx(1.02), pytest.approx(1.05)]
+
+
+@pytest.mark.parametrize("what", ["kill", "stop", "cut", "wire", "end"])
+def test_recovery_is_not_measured_where_something_else_was_in_the_way(what):
+    told = Told().sends("s0.1:1").hit("kill", "broker").hit(what, "s0").later(1).hears("s0.1:1")
+    assert told.settled().recovery_s == []
+    told = Told().hit("stop", "broker").later(10).sends("s0.1:1").hit("kill", "broker").later(1).hears("s0.1:1")
+    assert told.settled().recovery_s == []
 
 
 def test_the_table_and_the_json_name_every_fault():

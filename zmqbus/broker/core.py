@@ -84,6 +84,8 @@ KEEP_S = 7 * 24 * 3600.0
 EXPIRY_LOOK_S = 600.0
 #: Ids that a line of the log lists at most.
 MAX_LOGGED = 20
+#: Notices that the status repeats; broker.log has them all.
+MAX_NOTICES = 20
 #: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
 #: travel on to others, whose own limit for a string must not be what stops them.
 MAX_ID_CHARS = 64
@@ -120,6 +122,7 @@ class BrokerCore:
         self._store = store
         self._new_token = new_token
         self._out = Outbox()
+        self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self._owner_lives = owner_lives
         self._expiry_due_s = 0.0  # monotonic
         self.delivery = Delivery(self._out, epoch, store)
@@ -174,6 +177,11 @@ class BrokerCore:
             case Malformed(route, reason):
                 self._out.reply(route, protocol.Refused("", ProtocolError.code, reason))
         return self._out.take()
+
+    def notice(self, text: str) -> None:
+        """Something was found damaged, or set aside: whoever asks for the status hears of it."""
+        if len(self.notices) < MAX_NOTICES:
+            self.notices.append(text)
 
     def next_tick_s(self) -> float | None:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
@@ -527,6 +535,7 @@ class BrokerCore:
             ("accepted", self.intake.accepted),
             ("unread", sum(session.mailbox.total for session in self.registry.sessions.values())),
             ("broadcasts", self.delivery.bcast),
+            *((("notices", "; ".join(self.notices)),) if self.notices else ()),
         )
         self._out.reply(who.route, protocol.Health(status.ref, figures))
 

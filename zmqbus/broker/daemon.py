@@ -6,7 +6,7 @@ see that, and leave. A port proves nothing: it may be free for a moment, or be h
 
 What the starter is told, on the file descriptor it handed in, is one line:
 
-    ready                     this process serves the port
+    ready <notices>           this process serves the port; what it has found damaged, if anything
     exists                    another process does, or will in a moment
     held                      the port is bound by something else
     error <code> <text>       what is wrong, and what to do
@@ -102,7 +102,7 @@ class Lockholder:
         try:
             server.open()
             self._write_pid()
-            _report(report, "ready")
+            _report(report, " ".join(("ready", *server.notices)))
             server.run()
         finally:
             self._remove_pid()
@@ -164,7 +164,7 @@ def _report(descriptor: int | None, line: str) -> None:
     if descriptor is None:
         return
     try:
-        os.write(descriptor, line.encode() + b"\n")
+        os.write(descriptor, line.replace("\n", " ").encode(errors="replace") + b"\n")
         os.close(descriptor)
     except OSError:
         pass  # the starter did not wait for it

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from zmqbus import protocol
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal import Record
+from zmqbus.record import Record
 from zmqbus.protocol import Pointer
 
 

@@ -32,7 +32,7 @@ from zmqbus.errors import (
     UnknownPeer,
     ZmqbusError,
 )
-from zmqbus.journal import Record
+from zmqbus.record import Record
 from zmqbus.protocol import Format, Pointer, Scope
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.

@@ -97,16 +97,10 @@ def open_database(path: str, notices: list[str], *, power: bool) -> sqlite3.Conn
         # any descriptor of a file gives up the locks that this process has on it.
         os.close(open_private(path, os.O_RDWR | os.O_CREAT))
         last_commit = _last_commit(path + WAL)
-        connection = _connect(path, power)
         try:
-            fault = _fault(connection, path, notices, last_commit)
-            if fault is None:
-                _begin(connection)
-                return connection
-        except BaseException:
-            connection.close()
-            raise
-        connection.close()
+            return _opened(path, notices, power, last_commit)
+        except _Unusable as error:
+            fault = str(error)
         return mend(path, fault, notices, power=power)
     except sqlite3.Error as error:
         raise in_the_way(path, error) from None
@@ -137,16 +131,10 @@ def mend(path: str, fault: str, notices: list[str], *, power: bool) -> sqlite3.C
             "or make its directory writable, then start the broker again"
         ) from None
     os.close(open_private(path, os.O_RDWR | os.O_CREAT))
-    connection = _connect(path, power)
     try:
-        fault_again = _fault(connection, path, notices)
-        if fault_again is not None:
-            raise StoreError(f"{path} cannot be made: {fault_again}; {_CURE}, then start the broker again")
-        _begin(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        return _opened(path, notices, power)
+    except _Unusable as error:
+        raise StoreError(f"{path} cannot be made: {error}; {_CURE}, then start the broker again") from None
 
 
 def in_the_way(path: str, error: sqlite3.Error) -> StoreError:
@@ -171,6 +159,28 @@ _PAGE_HEADER = Struct(">6I")
 NEW = ".new"
 #: The copy that is read while saving.
 COPY = ".reading"
+
+
+class _Unusable(Exception):
+    """The file is no database that can be used; says why."""
+
+
+def _opened(path: str, notices: list[str], power: bool, last_commit: int = 0) -> sqlite3.Connection:
+    """The database, found to be in order. Raises `_Unusable`; then nobody has it open."""
+    connection = None
+    try:
+        connection = _connect(path, power)
+        fault = _fault(connection, path, notices, last_commit)
+        if fault is None:
+            _begin(connection)
+            return connection
+        raise _Unusable(fault)
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            raise _Unusable(str(error)) from None
+        raise
 
 
 def _connect(path: str, power: bool) -> sqlite3.Connection:
@@ -220,10 +230,6 @@ def _fault(connection: sqlite3.Connection, path: str, notices: list[str], last_c
             return " ".join(verdict.split())
         _drop_unsound(connection, path, notices)
         return None
-    except sqlite3.Error as error:
-        if not is_damage(error):
-            raise
-        return str(error)
     finally:
         connection.text_factory = str
 

@@ -135,8 +135,6 @@ class Server:
         paths = self._settings.paths
         self._journal = Journal(paths.log)
         self._closing.callback(self._journal.close)
-        if self._journal.recovered:
-            self._log.warning("messages.log: %s", self._journal.recovered)
         self._store = Database(paths.database, paths.log, durability=self._settings.durability)
         self._closing.callback(self._store.close)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -178,6 +176,11 @@ class Server:
                 continue
             return port
         raise BrokerUnavailable("no free port between 10000 and 29999 for broadcasts; end what holds them")
+
+    @property
+    def notices(self) -> list[str]:
+        """What was found damaged or set aside since the start, for the user who has started this broker."""
+        return self._core.notices
 
     def close(self) -> None:
         """Hands out what is ready, and closes. Idempotent."""
@@ -307,10 +310,14 @@ class Server:
         self._note_damage()
 
     def _note_damage(self) -> None:
-        """What the store has found damaged or set aside."""
-        for notice in self._store.notices:
+        """Tells the log, and whoever asks for the status, what was found damaged or set aside."""
+        found, self._store.notices = self._store.notices, []
+        if self._journal.recovered:
+            found.append(f"messages.log: {self._journal.recovered}")
+            self._journal.recovered = None
+        for notice in found:
             self._log.error("%s", notice)
-        self._store.notices.clear()
+            self._core.notice(notice)
 
     def _sent_before(self, msg_id: str) -> tuple[str, str | None] | None:
         if self._earlier is None:

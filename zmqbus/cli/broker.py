@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from zmqbus import protocol
@@ -36,7 +37,9 @@ def main(argv: list[str]) -> int:
             return _status(settings, as_json=options.json)
         if options.stop:
             return _stop(settings)
-        launch.launch(settings)
+        notices = launch.launch(settings)
+        if notices:
+            print(f"warning: {notices}", file=sys.stderr)
         print(f"broker serves port {settings.port} (pid {launch.broker_pid(settings)})")
     except ZmqbusError as error:
         return fail(error)

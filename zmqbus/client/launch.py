@@ -45,8 +45,9 @@ def _is_elected(settings: Settings) -> bool:
     return False
 
 
-def launch(settings: Settings) -> None:
-    """Starts a broker, detached from this process in every way, and returns when one serves the port.
+def launch(settings: Settings) -> str:
+    """Starts a broker, detached from this process in every way, and returns when one serves the port: with what it has
+    found damaged or has set aside, for the user; mostly "".
 
     Raises `PortHeld` if something else is bound to the port, the broker's own error if it cannot start (keys that
     others can read, a data directory that another broker uses), `BrokerUnavailable` if it says nothing within 20 s.
@@ -90,12 +91,13 @@ def launch(settings: Settings) -> None:
         os.close(reader)
         if writer >= 0:
             os.close(writer)
-    if report in ("ready", "exists"):
-        return
+    word, _, text = report.partition(" ")
+    if word in ("ready", "exists"):
+        return text
     if report == "held":
         raise PortHeld(settings.port)
-    if report.startswith("error "):
-        _, code, text = report.split(" ", 2)
+    if word == "error":
+        code, _, text = text.partition(" ")
         raise from_code(code, text)
     raise BrokerUnavailable(
         f"a broker was started and did not come up{last_words and f' ({last_words})'}; see "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from struct import unpack_from
 
 import zmq
@@ -65,12 +65,25 @@ def _subscriber(context: zmq.Context[zmq.Socket[bytes]], keys: security.ClientKe
     return subscriber
 
 
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
 class Link:
     """Connects a `ClientCore` to the broker."""
 
-    def __init__(self, settings: Settings, client: core.ClientCore, *, patient: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: core.ClientCore,
+        *,
+        patient: bool = False,
+        warn: Callable[[str], None] = _warn,
+    ) -> None:
         """`patient` goes on for ever when there is no broker and none can be started (a listener that has been on the
-        bus before); else that is an error after 5 s."""
+        bus before); else that is an error after 5 s. `warn` is told what a broker that was launched here has found
+        damaged; by default it goes to standard error."""
+        self._warn = warn
         self._settings = settings
         self.core = client
         self.patient = patient
@@ -268,7 +281,7 @@ class Link:
 
     def _launch(self) -> None:
         try:
-            launch.launch(self._settings)
+            notices = launch.launch(self._settings)
         except PortHeld:
             raise
         except ZmqbusError:
@@ -280,3 +293,5 @@ class Link:
             self._launched = True
             self._since_s = time.monotonic()
             self._next_launch_s = self._since_s + RELAUNCH_S
+            if notices:
+                self._warn(notices)

@@ -103,7 +103,7 @@ class Listener:
     def run(self) -> int:
         """Serves until the end; returns the exit status."""
         self._shown.open()
-        link = Link(self._settings, self._client())
+        link = Link(self._settings, self._client(), warn=lambda text: self._pacer.announce(bus_line(text)))
         with Wakeup() as wakeup:
             try:
                 link.open()
@@ -273,11 +273,19 @@ class Listener:
                     self._deal(link, effect)
             if self._stalled:
                 return
+            self._look_elsewhere(link)
             flush = self._pacer.next_flush(time.monotonic())
             if flush is None:
                 return
             self._unwritten = _as_bytes(flush.lines)
             self._unshown = tuple(tag for tag in flush.tags if isinstance(tag, core.Ticket))
+
+    def _look_elsewhere(self, link: Link) -> None:
+        """A command may have printed what is to be shown here: it does not wait for a listener that stands still."""
+        if self._pacer.waiting() and self._shown.news():
+            for tag in self._pacer.forget(lambda tag: isinstance(tag, core.Ticket) and tag.msg_id in self._shown):
+                assert isinstance(tag, core.Ticket)
+                link.core.taken(tag)
 
     def _push(self, timeout_s: float = 0.0) -> bool:
         """Writes what the reader has room for; returns whether it has room for more. Raises `_Ended` if nobody reads.

@@ -77,6 +77,7 @@ class Shown(TakenIds):
         self._read_bytes = 0  # how far it has been read: to the end of a line
         self._compact_bytes = COMPACT_BYTES
         self._told = False  # that ids are in memory only
+        self._news = False  # somebody else has added ids
 
     def __repr__(self) -> str:
         where = f"{self._read_bytes} bytes of {self._path}" if self._fd >= 0 else f"{self._path} not open"
@@ -108,6 +109,15 @@ class Shown(TakenIds):
         except (ZmqbusError, OSError) as error:
             self._tell(error)
         return msg_id in self._ids
+
+    def news(self) -> bool:
+        """Whether another process of the session has shown something since this was asked last."""
+        try:
+            self._look()
+        except (ZmqbusError, OSError) as error:
+            self._tell(error)
+        news, self._news = self._news, False
+        return news
 
     def add(self, msg_id: str) -> None:
         """This message has been shown. An id that is there already is not written again."""
@@ -157,7 +167,9 @@ class Shown(TakenIds):
 
     def _read(self) -> None:
         text, self._read_bytes = _whole_lines(self._fd, self._read_bytes)
-        super().add_all(_ID.findall(text))
+        found = _ID.findall(text)
+        self._news = self._news or any(msg_id not in self._ids for msg_id in found)
+        super().add_all(found)
         if self._keeper and self._read_bytes > self._compact_bytes:
             self._compact()
 
