@@ -102,6 +102,9 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "broker.delivery": "broker/test_core.py",
     "broker.intake": "broker/test_core.py",
     "broker.reading": "broker/test_core.py",
+    "broker.upkeep": "broker/test_recovery.py",
+    # One suite for the database and for the store that stands in for it.
+    "testing.store": "broker/test_store.py",
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from zmqbus import errors, protocol
 from zmqbus.broker import core as broker
-from zmqbus.broker import delivery, intake, mailbox, reading
+from zmqbus.broker import delivery, intake, mailbox, reading, upkeep
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
 from zmqbus.client import taken
@@ -117,7 +117,7 @@ def test_timers() -> None:
     documented = {name: number(value) for name, value, _ in table(SECTIONS["11. Timers"])}
     defined = {
         name: value
-        for module in (broker, delivery, intake, reading)
+        for module in (broker, delivery, intake, reading, upkeep)
         for name, value in vars(module).items()
         if name.endswith("_S") and name.isupper() and not name.endswith("_TICK_S")  # the shell's, not the wire's
     }

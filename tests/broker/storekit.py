@@ -71,6 +71,13 @@ class Bench:
         return sorted(name for name in os.listdir(self.directory) if what in name)
 
 
+#: In a database that `fill` has made.
+MESSAGES = 1200
+BOXES = 3
+
+Kept = dict[str, dict[int, Entry]]
+
+
 def session(session_id: str = "s1", **changes) -> SessionRow:
     """A session with something in each of its fields."""
     row = SessionRow(
@@ -99,3 +106,50 @@ def awaited(msg_id: str) -> Awaited:
 def refusal(number: int, text: str = "too long") -> Refusal:
     """One of many refusals."""
     return Refusal(f"refused{number:05d}", SENDER, "text_too_long", text)
+
+
+def fill(store: Database, bench: Bench, count: int = MESSAGES) -> Kept:
+    """Puts in messages for three mailboxes, and some of everything else."""
+    kept: Kept = {}
+    for number in range(count):
+        box = kept.setdefault(f"box{number % BOXES}", {})
+        box[len(box) + 1] = bench.entry(b"text %d" % number)
+        store.put(f"box{number % BOXES}", len(box), box[len(box)])
+    for number in range(20):
+        store.save_session(session(f"box{number}"))
+        store.save_awaited(awaited(f"awaited{number}"))
+        store.save_refusal(refusal(number))
+    store.commit()
+    return kept
+
+
+def look(store: Database, kept: Kept) -> tuple[int, int]:
+    """Checks that all that is there was once put; returns how many messages, and how many sessions."""
+    found = store.recover(10_000)
+    messages = 0
+    for key, box in kept.items():
+        after = store.after(key, 0, 10_000)
+        assert [number for number, _ in after] == sorted(number for number, _ in after)
+        for number, entry in after:
+            assert entry == box[number]
+        messages += len(after)
+    assert messages == store.total() == sum(box.messages for box in found.boxes) == len(found.owed)
+    assert set(found.sessions) <= {session(f"box{number}") for number in range(20)}
+    return messages, len(found.sessions)
+
+
+def works(bench: Bench, store: Database) -> None:
+    """Checks that it takes messages, and keeps them."""
+    made = bench.entry()
+    store.put("new", 1, made)
+    store.commit()
+    store.close()
+    store = bench.open()
+    assert store.notices == [] and store.after("new", 0, 9) == [(1, made)]
+    store.close()
+
+
+def overwrite(path: str, at: int, content: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zmqbus import errors, protocol
-from zmqbus.broker import core, events, mailbox
+from zmqbus.broker import events, mailbox, upkeep
 from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet
@@ -341,7 +341,7 @@ def test_mail_of_a_forgotten_session_is_forgotten_too(net):
     net.settle()
     alice.bye()
     net.settle()
-    net.clock.advance(core.KEEP_S + 1)
+    net.clock.advance(upkeep.KEEP_S + 1)
     net._decide(events.Tick())
     assert net.store.total() == 0
     assert not net.broker.registry.sessions

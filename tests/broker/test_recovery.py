@@ -7,13 +7,13 @@ import json
 import pytest
 
 from zmqbus import errors, protocol
-from zmqbus.broker import core, delivery, events, intake, mailbox, registry
+from zmqbus.broker import delivery, events, intake, mailbox, registry, upkeep
 from zmqbus.client.core import Phase
 from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
 
-WEEK_S = core.KEEP_S
+WEEK_S = upkeep.KEEP_S
 
 
 def state(member: SimClient, msg_id: str) -> State:
@@ -236,7 +236,7 @@ def test_an_id_of_another_session_is_refused_at_the_next_broker_too(net):
 
 
 def test_ids_of_an_earlier_broker_are_bounded(net, monkeypatch):
-    monkeypatch.setattr(core, "REMEMBERED_FATES", 3)
+    monkeypatch.setattr(upkeep, "REMEMBERED_FATES", 3)
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     for number in range(10):
@@ -532,6 +532,36 @@ def test_mail_is_not_given_to_somebody_else(net, change):
     assert back(net, old).closed or net.clients[-1].bodies == [b"for bob"]
 
 
+# --- a damaged store
+
+
+def test_mail_of_a_session_that_nothing_else_is_known_of_waits_for_it(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    away(net, bob)
+    alice.send("bob", b"saved")
+    net.settle()
+    del net.store._committed.sessions["bob-session-id"]
+    net.kill_broker()
+    net.settle()
+    assert "<Upkeep, 1 mailboxes unclaimed>" in repr(net.broker.upkeep)
+    assert back(net, bob).bodies == [b"saved"]
+
+
+def test_it_does_not_wait_for_ever(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    away(net, bob)
+    alice.send("bob", b"saved")
+    net.settle()
+    del net.store._committed.sessions["bob-session-id"]
+    net.kill_broker()
+    net.settle()
+    net.clock.advance(WEEK_S + 1)
+    net._decide(events.Tick())
+    assert net.store.total() == 0
+    assert not net.broker.registry.unclaimed
+    assert any("bob-session-id, which has not come back, has not read" in note for note in net.notes)
+
+
 # --- time
 
 
@@ -589,7 +619,7 @@ def test_what_is_under_way_does_not_expire(net):
     net.advance(delivery.BUSY_AFTER_S + 1)
     assert net.store.total() == 1
     net.clock.advance(WEEK_S + 1)
-    net.broker._expire(net.clock.now)
+    net.broker.upkeep.tick(net.clock.now)
     assert net.store.total() == 1 and not any("loses" in note for note in net.notes)
 
 
@@ -600,7 +630,7 @@ def test_a_session_away_for_long_keeps_its_mail_and_gets_no_more(net):
     alice.connect()
     alice.send("bob", b"just in time")
     net.settle()
-    net.clock.advance(core.EXPIRY_LOOK_S)
+    net.clock.advance(upkeep.EXPIRY_LOOK_S)
     net._decide(events.Tick())
     alice.connect()
     msg_id = alice.send("bob", b"too late")

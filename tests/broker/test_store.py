@@ -319,7 +319,7 @@ def test_sessions(kept, commits):
     kept.store.commit()
     found = kept.reopen().recover(9).sessions
     assert sorted(found) == [changed, session("s3")]
-    assert all(type(row) is SessionRow and type(row.left) is bool and type(row.topics) is tuple for row in found)
+    assert [(type(row), type(row.left), type(row.topics)) for row in found] == [(SessionRow, bool, tuple)] * 2
 
 
 @pytest.mark.parametrize("commits", [False, True])

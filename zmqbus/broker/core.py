@@ -8,8 +8,8 @@ pair that is not in the table is an error of the peer, answered as such; nothing
 that one peer says can cost another anything. A stranger's only verb is HELLO: to all else the answer is EXPIRED, upon
 which a well-behaved client says HELLO and sends again what nobody has confirmed.
 
-Who comes, goes and looks is decided here. A message goes through four steps, and each is visible to whoever would have
-to know if the next did not come:
+Who comes, goes and looks is decided here; what nobody asks for, in `upkeep`. A message goes through four steps, and each
+is visible to whoever would have to know if the next did not come:
 
 1. *staged* (`intake`): checked, its receivers found. The effect is `Append`; nobody has been told anything.
 2. *journaled*: the shell has written the wake's records in one write and says so (`Journaled`). Now the message has a
@@ -38,7 +38,7 @@ from hashlib import sha256
 from hmac import compare_digest
 
 from zmqbus import naming, protocol
-from zmqbus.broker.delivery import REMEMBERED_FATES, Delivery
+from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import (
     CommitFailed,
     Committed,
@@ -58,10 +58,10 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
-from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import STANDING, Connection, Registry, Session, Standing
-from zmqbus.broker.store import Box, Store
+from zmqbus.broker.store import Store
+from zmqbus.broker.upkeep import Upkeep
 from zmqbus.errors import (
     BrokerUnavailable,
     NameTaken,
@@ -77,13 +77,6 @@ BUSY_STATE_S = 5.0
 #: A connection that says nothing for so long is gone. Clients ping every 4 s, so that three pings are lost by then; the
 #: promise is that a dead listener is off the list within 15 s.
 SILENCE_S = 12.0
-#: How long a message is kept for a session that does not read it. A session that has been away for so long gets no
-#: more, and is forgotten when nothing waits for it.
-KEEP_S = 7 * 24 * 3600.0
-#: How often what has become too old is looked for.
-EXPIRY_LOOK_S = 600.0
-#: Ids that a line of the log lists at most.
-MAX_LOGGED = 20
 #: Notices that the status repeats; broker.log has them all.
 MAX_NOTICES = 20
 #: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
@@ -123,11 +116,10 @@ class BrokerCore:
         self._new_token = new_token
         self._out = Outbox()
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
-        self._owner_lives = owner_lives
-        self._expiry_due_s = 0.0  # monotonic
         self.delivery = Delivery(self._out, epoch, store)
         self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before)
         self.reading = Reading(self.registry, self.delivery, self.intake, self._out)
+        self.upkeep = Upkeep(self.registry, self.delivery, self.intake, store, self._out, owner_lives)
         self._started: Instant | None = None
         self._rules: dict[type, Callable[..., None]] = {
             protocol.Hello: self._hello,
@@ -183,6 +175,11 @@ class BrokerCore:
         if len(self.notices) < MAX_NOTICES:
             self.notices.append(text)
 
+    def recover(self, now: Instant) -> list[Effect]:
+        """Takes up what an earlier broker has left; to be called once, before anything else."""
+        self.upkeep.recover(now)
+        return self._out.take()
+
     def next_tick_s(self) -> float | None:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
         if self.delivery.waits or self.delivery.waits_for_commit or self.intake.expects:
@@ -195,51 +192,6 @@ class BrokerCore:
     def idle(self) -> bool:
         """Nobody is connected, and nothing would be lost or left undone if the broker ended now."""
         return not self.registry.connections and not self.delivery.unsettled and not self._store.pending
-
-    # --- where another broker died
-
-    def recover(self, now: Instant) -> list[Effect]:
-        """Takes up what an earlier broker has left; to be called once, before anything else."""
-        found = self._store.recover(REMEMBERED_FATES)
-        boxes: dict[str, Session] = {}
-        for row in found.sessions:
-            session = self.registry.restore(row, now.steady_s)
-            boxes[session.mailbox.key] = session
-        for refusal in found.refusals:
-            self.delivery.remember_refused(refusal)
-        for awaited in found.awaited:
-            self.intake.expect(awaited, self.registry.sessions.get(awaited.waiter_id), now)
-        strays = []
-        for box in found.boxes:
-            if box.mailbox in boxes:
-                boxes[box.mailbox].mailbox.restore(box)
-            else:
-                strays.append(box)
-        for box in strays:
-            self._take_in(now, box)
-        for owed in found.owed:
-            receiver = boxes.get(owed.mailbox) or self.registry.sessions.get(owed.mailbox.partition("/")[0])
-            if owed.scope in protocol.TO_MANY:
-                self.delivery.remember_cast(owed.msg_id, owed.mailbox)
-            elif receiver is not None:
-                self.delivery.remember_queued(owed.msg_id, owed.from_session, receiver)
-        if found.sessions:
-            unread = sum(box.messages for box in found.boxes)
-            self._out.note(f"took up {len(found.sessions)} sessions and {unread} unread messages")
-        return self._out.take()
-
-    def _take_in(self, now: Instant, box: Box) -> None:
-        """A mailbox that is no session's own: answers for a command that ended with the broker. They are for its
-        session now; a guest, which has none, has had them or will have them again."""
-        session = self.registry.sessions.get(box.mailbox.partition("/")[0])
-        stray = Mailbox(box.mailbox, self._store)
-        stray.restore(box)
-        moved = stray.drain()
-        if session is None:
-            self._out.note(f"{len(moved)} messages of mailbox {box.mailbox} are for nobody, and were dropped")
-            return
-        for item in moved:
-            self.delivery.put_back(now, session, item.entry)
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that anybody still has to read; asked when one is to be deleted."""
@@ -331,7 +283,7 @@ class BrokerCore:
             session.left = False
             session.since_ts = now.wall_s
             self.registry.take_name(session, name)
-            self._inherit(session)
+            self.upkeep.inherit(session)
             self.registry.keep(session)
         elif session is not None and not session.name:
             # A helper is here before its listener has found the new broker: the session is away, under its name.
@@ -372,26 +324,6 @@ class BrokerCore:
         if standing is Standing.MEMBER:
             self._check_free(session, name)
         return session or self.registry.enter(hello.session_id, digest)
-
-    def _inherit(self, session: Session) -> None:
-        """A session's owner may have died for good, and a new one have come in its place: the same name, in the same
-        project. What waits for the old one was sent to that name, and is the new one's."""
-        if session.mailbox.total or self.delivery.consumer(session.mailbox) is not None:
-            return
-        for other in [*self.registry.sessions.values()]:
-            if (
-                other is not session
-                and other.conn is None
-                and other.name == session.name
-                and other.project == session.project
-                and other.mailbox.total
-                and self.delivery.consumer(other.mailbox) is None
-                and not self._owner_lives(other.owner)
-            ):
-                self._out.note(f"{session!r} takes over the mail of {other!r}, whose owner is gone")
-                session.mailbox = other.mailbox
-                self.registry.forget(other)
-                return
 
     def _check_guest(self, name: str, hello: protocol.Hello) -> None:
         if not name or not hello.token or len(hello.token) > MAX_ID_CHARS:
@@ -553,26 +485,7 @@ class BrokerCore:
             self._part(now, connection)
         self.reading.tick(now)
         self.intake.tick(now)
-        if now.mono_s >= self._expiry_due_s:
-            self._expiry_due_s = now.mono_s + EXPIRY_LOOK_S
-            self._expire(now)
-
-    def _expire(self, now: Instant) -> None:
-        before_s = now.steady_s - KEEP_S
-        stale = set(self._store.stale(before_s))
-        for session in [*self.registry.sessions.values()]:
-            expired = session.mailbox.expire(before_s) if session.mailbox.key in stale else []
-            if expired:
-                ids = ", ".join(f"{entry.msg_id} from {entry.from_name}" for entry in expired[:MAX_LOGGED])
-                more = f" and {len(expired) - MAX_LOGGED} more" if len(expired) > MAX_LOGGED else ""
-                self._out.note(f"{session!r} has not read for 7 days, and loses {len(expired)} messages: {ids}{more}")
-            if session.conn is None and session.away_since_s < before_s:
-                if not session.mailbox.total:
-                    self._out.note(f"{session!r} has been away for 7 days and is forgotten")
-                    self.registry.forget(session)
-                elif not session.left:
-                    session.left = True
-                    self.registry.keep(session)
+        self.upkeep.tick(now)
 
 
 def _ref(envelope: protocol.Envelope) -> str:

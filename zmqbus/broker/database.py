@@ -15,7 +15,7 @@ all. What waits is forgotten only when COMMIT has succeeded.
 *Counting without reading.* A number over the highest one in the table (`_Box.high`) is new. For a lower one, and for
 those that are removed, the table is asked, which costs what writing them would; so `total` is exact at any time.
 
-*What cannot be trusted* is looked at when a broker starts. `salvage` sees to the file as such. `recover` holds every
+*What cannot be trusted* is looked at when a broker starts. `dbfile` sees to the file as such. `recover` holds every
 row against what a broker can have written, and drops those it cannot have, with a notice; and it holds the rows against
 the log. A message whose record is gone stays in its mailbox: the receiver is told who wrote, and that the text cannot
 be read, for it goes out like a spilled one, whose text the receiver looks for itself.
@@ -32,8 +32,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Literal
 
-from zmqbus.broker import salvage
+from zmqbus.broker import dbfile
 from zmqbus.broker.logcheck import NAMED, LogCheck, receivers_of, unreadable_notice
+from zmqbus.broker.salvage import FileErrors
 from zmqbus.broker.store import Awaited, Box, Entry, Owed, Recovered, Refusal, SessionRow
 from zmqbus.broker.tables import AWAITED, MAILBOXES, OWED, SESSIONS, Row, Table, row_of, session_of
 from zmqbus.errors import ZmqbusError
@@ -105,13 +106,13 @@ class Database:
         self._cache_bytes = 0
         self._reported: set[str] = set()
         self._closed = False
-        self._db = salvage.open_database(path, self.notices, power=self._power)
+        self._db = dbfile.open_database(path, self.notices, power=self._power)
         try:
             self._reader = Reader(journal_path)
             self._survey()
-        except sqlite3.Error as error:
+        except FileErrors as error:
             self._db.close()
-            raise salvage.in_the_way(path, error) from None
+            raise dbfile.in_the_way(path, error) from None
         except BaseException:
             self._db.close()
             raise
@@ -140,8 +141,8 @@ class Database:
     def recover(self, limit: int) -> Recovered:
         try:
             return self._recover(limit)
-        except sqlite3.Error as error:
-            raise salvage.in_the_way(self._path, error) from None
+        except FileErrors as error:
+            raise dbfile.in_the_way(self._path, error) from None
 
     def _recover(self, limit: int) -> Recovered:
         db = self._db
@@ -263,7 +264,7 @@ class Database:
                 for row in self._db.execute(select, (box.number, seq, limit + hidden)):
                     if row[1] not in box.removes:
                         entries[row[1]] = self._entry(row)
-            except sqlite3.Error as error:
+            except FileErrors as error:
                 self._failed_read(error)
         waiting = [number for number in box.puts if number > seq]
         if waiting:
@@ -322,7 +323,7 @@ class Database:
             select = "SELECT 1 FROM owed WHERE mailbox = ? AND seq = ?"
             found.update(seq for seq in seqs if self._db.execute(select, (box.number, seq)).fetchone())
             return found
-        except sqlite3.Error as error:
+        except FileErrors as error:
             self._failed_read(error)
             return set(seqs)  # to delete what is not there is harmless
 
@@ -335,7 +336,7 @@ class Database:
                 box = boxes.get(number)
                 if box is not None and seq not in box.removes and seq not in box.puts:
                     found.add(box.key)
-        except sqlite3.Error as error:
+        except FileErrors as error:
             self._failed_read(error)
         for box in self._changed:
             if any(entry.accepted_s < before_s for entry in box.puts.values()):
@@ -354,7 +355,7 @@ class Database:
                 oldest += islice((segment for segment, *key in rows if tuple(key) not in gone), 1)
             else:
                 oldest += [row[0] for row in self._db.execute("SELECT min(segment) FROM owed") if row[0] is not None]
-        except sqlite3.Error as error:
+        except FileErrors as error:
             self._failed_read(error)
             return 0  # below all: none is deleted
         return min(oldest, default=None)
@@ -403,9 +404,9 @@ class Database:
                 if self._refused + len(self._refusals) >= PRUNE_REFUSALS:
                     self._prune(db)
             db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except FileErrors as error:
             self._roll_back()
-            raise salvage.in_the_way(self._path, error) from None
+            raise dbfile.in_the_way(self._path, error) from None
         except BaseException:
             self._roll_back()
             raise
@@ -455,7 +456,7 @@ class Database:
         try:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-        except sqlite3.Error:
+        except FileErrors:
             pass  # SQLite has done it, or the next BEGIN says what is wrong
 
     # --- what is wrong
@@ -464,8 +465,8 @@ class Database:
         if len(self.notices) < MAX_NOTICES:
             self.notices.append(text)
 
-    def _failed_read(self, error: sqlite3.Error) -> None:
-        text = str(salvage.in_the_way(self._path, error))
+    def _failed_read(self, error: Exception) -> None:
+        text = str(dbfile.in_the_way(self._path, error))
         if text not in self.notices:
             self._note(text)
 
@@ -476,7 +477,7 @@ class Database:
         self._reported.update(msg_ids)
         try:
             receivers = receivers_of(self._db, msg_ids[:NAMED])
-        except sqlite3.Error as error:
+        except FileErrors as error:
             self._failed_read(error)
             receivers = {}
         self._note(unreadable_notice(self._journal_path, msg_ids, receivers, why))

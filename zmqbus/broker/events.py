@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 
 from zmqbus import protocol
 from zmqbus.errors import ZmqbusError
-from zmqbus.record import Record
 from zmqbus.protocol import Pointer
+from zmqbus.record import Record
 
 
 class Instant(NamedTuple):

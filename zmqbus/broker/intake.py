@@ -32,8 +32,8 @@ from zmqbus.errors import (
     UnknownPeer,
     ZmqbusError,
 )
-from zmqbus.record import Record
 from zmqbus.protocol import Format, Pointer, Scope
+from zmqbus.record import Record
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60

@@ -172,6 +172,7 @@ class Registry:
         self._store = store
         self.connections: dict[bytes, Connection] = {}
         self.sessions: dict[str, Session] = {}
+        self.unclaimed: dict[str, Mailbox] = {}  #: mail of sessions that nothing else is known of, by their ids
         self._connected: dict[str, Session] = {}  # by name
         self._leases: dict[str, Connection] = {}
         self._peers = 0
@@ -209,7 +210,7 @@ class Registry:
             if not idle:
                 raise RateLimited(f"{MAX_SESSIONS:,} sessions are connected or have mail; end some, then connect again")
             self.forget(min(idle, key=lambda session: session.away_since_s))
-        mailbox = Mailbox(session_id, self._store)
+        mailbox = self.unclaimed.pop(session_id, None) or Mailbox(session_id, self._store)
         session = self.sessions[session_id] = Session(session_id, token_digest, mailbox)
         return session
 

@@ -1,26 +1,17 @@
-"""The file of the mailboxes: made, opened and looked through; set aside if it cannot be used, and saved from.
+"""What can still be read of a damaged mailbox database, saved into a new one.
 
 Theory of operation
 ===================
 
-A broker has to start whatever is in its file. So a file is only ever opened, or *set aside*:
+*What can be read* is found by feeling for it. A range of keys is read upwards until an error, then downwards until one.
+In what is left, a place that can be read is looked for at twice the distance each time; where there is one, what is
+before it and what is behind it are read the same way. So a bad page costs the rows that it held.
 
-* one of a newer release (`user_version` over `FORMAT`), as `<name>.newer-<time>`: nothing is wrong with it, and it can
-  be put back. A new database is begun.
-* one that is damaged, or that another program has put there, as `<name>.damaged-<time>`. What can still be read of it
-  is saved into a new database first. No byte of what was set aside is changed by that: a copy is read.
-
-The order of the steps makes it safe to die between them. The new database is made complete as `<name>.new`, beside the
-one that is damaged; then that one is renamed, then its write-ahead log, then the new one takes its place. A write-ahead
-log must never be left to a database that it does not belong to: SQLite would take its pages for that one's.
-
-*What can be read* is found by halving. A range of keys is read upwards until an error, then downwards until one; what
-is left in between is cut in two, and both halves are tried the same way. So a bad page costs the rows that it held.
 What SQLite itself does not check is checked here: each row that is taken over must have values that the broker could
 have written (`sound`).
 
-What is damaged and what is merely in the way are told apart by the class that `sqlite3` gives its errors: for a
-full disk, a missing permission or a lock it is OperationalError, for a database that is none DatabaseError itself.
+A copy of the damaged file is read, so that no byte of the original is changed: SQLite works a write-ahead log into the
+file that it belongs to, and a look at it is enough.
 """
 
 from __future__ import annotations
@@ -28,358 +19,54 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import sys
-import time
-from collections import deque
-from collections.abc import Iterator
-from struct import Struct
-from typing import Literal
+from collections.abc import Generator, Iterator
 
-from zmqbus.broker.store import StoreError
-from zmqbus.broker.tables import (
-    APPLICATION_ID,
-    FORMAT,
-    MAILBOXES,
-    OWED,
-    TABLES,
-    Row,
-    Table,
-    decoded,
-    sound,
-)
-from zmqbus.security import check_private_file, open_private
+from zmqbus.broker.tables import MAILBOXES, OWED, TABLES, Row, Table, decoded, make_tables, sound
+from zmqbus.security import open_private
 
 #: SQLite files that belong to a database, after its name.
 WAL, JOURNAL = "-wal", "-journal"
-#: Pages (of 4 KiB) after which the write-ahead log is worked into the database. Each time costs two fsyncs on the
-#: broker's only thread, some milliseconds, so not the usual 1000; but a log of 16 MiB still opens in 20 ms.
-CHECKPOINT_PAGES = 4000
-#: A log that has grown beyond it (a checkpoint failed) is cut to it by the next one.
-WAL_BYTES = 16 * 1024 * 1024
-#: Pages kept in memory: the ends of a thousand mailboxes.
-CACHE_KIB = 8 * 1024
-#: The broker's election lets one process in, so whoever holds the lock is somebody who looks at the file by hand.
-LOCK_TIMEOUT_S = 2.0
-#: Ranges that are tried in one damaged table. A bad page of 4 KiB costs about 60; more than this many times that is no
-#: table any more, and reading it to the end would take longer than anyone wants to wait for a broker.
-MAX_RANGES = 50_000
-#: Rows that are written at once while saving.
-SAVE_ROWS = 1000
-#: Where to look at first. The ends of a table may be what cannot be read, and then every half above its real end is as
-#: bad as one with rows in it; low numbers are the likely ones.
-RANGES = ((0, 1 << 14), ((1 << 14) + 1, 1 << 20), ((1 << 20) + 1, 1 << 40))
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file itself is at fault, and not what is around it."""
-    # The one exception is said of a header whose format number was overwritten.
-    return type(error) is sqlite3.DatabaseError or "unsupported file format" in str(error)
-
-
-# --- opening ----------------------------------------------------------------------------------------------------
-
-
-def open_database(path: str, notices: list[str], *, power: bool) -> sqlite3.Connection:
-    """The database at `path`, made if there is none, and held alone until it is closed.
-
-    What was found wrong, and what was done about it, is added to `notices`, a sentence each. With `power`, commits
-    outlive a failure of the machine's power too.
-
-    Raises `Unauthorized` for files that are links or open to others, `StoreError` if something is in the way: no
-    permission, a full disk, another program that holds it.
-    """
-    try:
-        for suffix in (WAL, JOURNAL):
-            if os.path.lexists(path + suffix):
-                check_private_file(path + suffix)
-        _take_up(path, notices)
-        # SQLite makes its other files with the mode of this one. It is closed again before SQLite opens it: to close
-        # any descriptor of a file gives up the locks that this process has on it.
-        os.close(open_private(path, os.O_RDWR | os.O_CREAT))
-        last_commit = _last_commit(path + WAL)
-        try:
-            return _opened(path, notices, power, last_commit)
-        except _Unusable as error:
-            fault = str(error)
-        return mend(path, fault, notices, power=power)
-    except sqlite3.Error as error:
-        raise in_the_way(path, error) from None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be opened: {error.strerror}; {_CURE}, then start the broker again") from None
-
-
-def mend(path: str, fault: str, notices: list[str], *, power: bool) -> sqlite3.Connection:
-    """Sets aside a database that cannot be used (nobody may have it open) and opens a new one in its place."""
-    newer = fault.startswith(_NEWER)
-    saved = "" if newer else _save(path)
-    aside = _free_name(path, "newer" if newer else "damaged")
-    try:
-        for suffix in ("", WAL, JOURNAL):
-            if os.path.lexists(path + suffix):
-                os.rename(path + suffix, aside + suffix)
-        if newer:
-            notices.append(
-                f"{path} was {fault}; it is now {aside}, and empty mailboxes were begun. To get at its mail, install "
-                f"that release, stop the broker, and move the file back"
-            )
-        else:
-            os.rename(path + NEW, path)
-            notices.append(f"{path} was damaged ({fault}); it is now {aside}. {saved}")
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be used ({fault}) and cannot be set aside: {error.strerror}; move it away by hand, "
-            "or make its directory writable, then start the broker again"
-        ) from None
-    os.close(open_private(path, os.O_RDWR | os.O_CREAT))
-    try:
-        return _opened(path, notices, power)
-    except _Unusable as error:
-        raise StoreError(f"{path} cannot be made: {error}; {_CURE}, then start the broker again") from None
-
-
-def in_the_way(path: str, error: sqlite3.Error) -> StoreError:
-    """What to tell about an error of SQLite's that is no damage; or that is, where nothing was to be done about it."""
-    if is_damage(error):
-        return StoreError(
-            f"{path} is damaged ({error}); restart the broker, which saves what can be read: zmqbus broker --stop"
-        )
-    if "locked" in str(error):
-        return StoreError(f"{path} is held by another program (see: fuser {path}); end that one, then try again")
-    return StoreError(f"{path} cannot be written ({error}); {_CURE}, then try again")
-
-
-_CURE = "make room on its disk, or make it and its directory writable"
-_NEWER = (
-    "written by a newer release"  #: Of a write-ahead log: magic, version, page size, checkpoints, two salts, checksum.
-)
-_LOG_HEADER = Struct(">8I")
-#: Of a page in it: its number, the size of the database if it ends a commit (else 0), the salts, checksum.
-_PAGE_HEADER = Struct(">6I")
 #: After the name of the database: the one that takes its place.
 NEW = ".new"
 #: The copy that is read while saving.
 COPY = ".reading"
+#: What a database begins with, and where the two numbers are that say who may write and who may read it.
+_MAGIC, _VERSIONS_AT = b"SQLite format 3\0", 18
+#: Readings that are tried in one damaged table. A bad page costs about 20; with so many it is no table any more, and to
+#: read it to the end would take longer than anyone wants to wait for a broker.
+MAX_READINGS = 50_000
+#: Rows that are written at once while saving.
+SAVE_ROWS = 1000
+#: Numbers of mailboxes and messages are below it.
+MAX_NUMBER = 1 << 40
+#: What to say to those whose mail is lost.
+STILL_THERE = "the texts of all messages are still in messages.log, and zmqbus inbox --msg <id> prints one"
+#: What `sqlite3` raises for a file: the second where it wants to say something that is in the file, and not UTF-8.
+FileErrors = (sqlite3.Error, UnicodeDecodeError)
 
 
-class _Unusable(Exception):
-    """The file is no database that can be used; says why."""
+def is_damage(error: Exception) -> bool:
+    """Whether the file itself is at fault, and not what is around it."""
+    # The one OperationalError is said of a header whose format number was overwritten.
+    return type(error) in (sqlite3.DatabaseError, UnicodeDecodeError) or "unsupported file format" in str(error)
 
 
-def _opened(path: str, notices: list[str], power: bool, last_commit: int = 0) -> sqlite3.Connection:
-    """The database, found to be in order. Raises `_Unusable`; then nobody has it open."""
-    connection = None
-    try:
-        connection = _connect(path, power)
-        fault = _fault(connection, path, notices, last_commit)
-        if fault is None:
-            _begin(connection)
-            return connection
-        raise _Unusable(fault)
-    except BaseException as error:
-        if connection is not None:
-            connection.close()
-        if isinstance(error, sqlite3.Error) and is_damage(error):
-            raise _Unusable(str(error)) from None
-        raise
-
-
-def _connect(path: str, power: bool) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
-    try:
-        for pragma in (
-            "locking_mode = EXCLUSIVE",  # without it, an index of the log in shared memory: one file more
-            # NORMAL: what a killed process has committed is there, and a power failure costs the last commits at most.
-            f"synchronous = {'FULL' if power else 'NORMAL'}",
-            f"fullfsync = {int(power)}",  # macOS: an fsync that reaches the disk itself
-            f"cache_size = -{CACHE_KIB}",
-            "temp_store = MEMORY",  # what belongs to the user stays out of /tmp
-            "trusted_schema = OFF",
-            "cell_size_check = ON",  # a bad page is found before it is followed
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _fault(connection: sqlite3.Connection, path: str, notices: list[str], last_commit: int = 0) -> str | None:
-    """What is wrong with the database; None if nothing is. One without anything in it becomes one of ours."""
-    connection.text_factory = decoded
-    try:
-        application, version = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        )
-        found = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
-        if not (application or version or found):
-            make_tables(connection)
-            return None
-        if application != APPLICATION_ID:
-            return "the database of another program"
-        if version > FORMAT:
-            return f"{_NEWER} (format {version}; this one knows {FORMAT})"
-        if version != FORMAT or any(found.get(table.name) != table.create for table in TABLES):
-            return "its tables are not those of a mailbox database"
-        if last_commit:
-            (_, frames, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if frames < last_commit:
-                _keep_log(path, notices)
-        # It reads every page: 15 ms for 100,000 messages.
-        verdict: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            return " ".join(verdict.split())
-        _drop_unsound(connection, path, notices)
-        return None
-    finally:
-        connection.text_factory = str
-
-
-def _drop_unsound(connection: sqlite3.Connection, path: str, notices: list[str]) -> None:
-    """Deletes the rows that no broker has written, and messages that belong to no mailbox. 0.2 s for 100,000."""
-    dropped = []
-    keys: set[int] = set()
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for table in TABLES:
-            key = "mailbox, seq" if table is OWED else "rowid"
-            width = 2 if table is OWED else 1
-            bad: list[Row] = []
-            for row in connection.execute(f"SELECT {key}, {table.names} FROM {table.name}"):
-                if not sound(table, row[width:]) or (table is OWED and row[0] not in keys):
-                    bad.append(row[:width])
-                elif table is MAILBOXES:
-                    keys.add(row[0])
-            if bad:
-                where = " AND ".join(f"{name} IS ?" for name in key.split(", "))
-                connection.executemany(f"DELETE FROM {table.name} WHERE {where}", bad)
-                dropped.append(f"{len(bad)} of {table.name}")
-            if bad and table is OWED:
-                # A key that is text, and not UTF-8, does not find itself again.
-                connection.execute("DELETE FROM owed WHERE typeof(mailbox) <> 'integer' OR typeof(seq) <> 'integer'")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    if dropped:
-        notices.append(f"{path} held rows that no broker has written, which were dropped: {', '.join(dropped)}")
-
-
-def make_tables(connection: sqlite3.Connection) -> None:
-    """Begins a database, whole or not at all."""
-    connection.execute("BEGIN EXCLUSIVE")
-    for table in TABLES:
-        connection.execute(table.create)
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {FORMAT}")
-    connection.execute("COMMIT")
-
-
-def _begin(connection: sqlite3.Connection) -> None:
-    # Only now: a database that is not ours stays as it was, and a new one has its marks in the file, not in the log.
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raise StoreError(f"SQLite {sqlite3.sqlite_version} keeps no write-ahead log here ({mode}); install another one")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
-
-
-def _take_up(path: str, notices: list[str]) -> None:
-    """Ends what a broker that died while it mended has left undone, and keeps a log without its database from harm."""
-    if not os.path.lexists(path) or (not os.path.islink(path) and not os.path.getsize(path)):
-        # SQLite deletes a log beside a database that is empty.
-        if os.path.lexists(path + WAL) and os.path.getsize(path + WAL):
-            aside = _free_name(path, "damaged")
-            os.rename(path + WAL, aside + WAL)
-            notices.append(f"{path} was empty or gone; what was left of it is {aside + WAL}")
-        if not os.path.lexists(path) and os.path.lexists(path + NEW):
-            os.rename(path + NEW, path)
-            notices.append(f"took up {path}, which an earlier broker had saved from a damaged one")
-    for name in (path + NEW, path + COPY):
-        _remove(name)
-
-
-def _last_commit(wal: str) -> int:
-    """The number of the last page in a write-ahead log that ends a commit, whether or not all before it are whole."""
-    try:
-        fd = open_private(wal, os.O_RDONLY)
-    except FileNotFoundError:
-        return 0
-    with open(fd, "rb") as file:
-        header = file.read(_LOG_HEADER.size)
-        if len(header) < _LOG_HEADER.size:
-            return 0
-        magic, _, page_bytes, _, *salts, sum_1, sum_2 = _LOG_HEADER.unpack(header)
-        if (sum_1, sum_2) != _checksum(header[:24], "big" if magic & 1 else "little"):
-            return sys.maxsize  # nobody can tell, and nothing of it will be read
-        frames = (os.fstat(fd).st_size - len(header)) // (_PAGE_HEADER.size + page_bytes)
-        last = 0
-        for number in range(1, frames + 1):
-            page = file.read(_PAGE_HEADER.size)
-            _, size, *page_salts, _, _ = _PAGE_HEADER.unpack(page)
-            # The log is written over from its start after a checkpoint, under another salt.
-            if page_salts != salts:
-                break
-            if size:
-                last = number
-            file.seek(page_bytes, os.SEEK_CUR)
-        return last
-
-
-def _checksum(header: bytes, order: Literal["big", "little"]) -> tuple[int, int]:
-    first = second = 0
-    for at in range(0, len(header), 8):
-        first = (first + int.from_bytes(header[at : at + 4], order) + second) & 0xFFFFFFFF
-        second = (second + int.from_bytes(header[at + 4 : at + 8], order) + first) & 0xFFFFFFFF
-    return first, second
-
-
-def _keep_log(path: str, notices: list[str]) -> None:
-    """Keeps a log in which SQLite has found a damaged page: it passes over that and all that follows, and says nothing.
-
-    A process that dies leaves pages that no commit ends; only damage leaves a commit behind a page that is not whole.
-    """
-    aside = _free_name(path, "damaged") + WAL
-    os.link(path + WAL, aside)  # SQLite will remove the other name
-    notices.append(
-        f"{path + WAL} was damaged, and the last changes to the mailboxes were lost: some messages may be shown again, "
-        f"others not at all. It is kept as {aside}; {_STILL_THERE}"
-    )
-
-
-def _free_name(path: str, what: str) -> str:
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    name = first = f"{path}.{what}-{stamp}"
-    number = 1
-    while os.path.lexists(name) or os.path.lexists(name + WAL):
-        number += 1
-        name = f"{first}-{number}"
-    return name
-
-
-def _remove(path: str) -> None:
-    for suffix in ("", WAL, JOURNAL, "-shm"):
-        try:
-            os.unlink(path + suffix)
-        except FileNotFoundError:
-            pass
-
-
-# --- saving -----------------------------------------------------------------------------------------------------
-
-
-def _save(path: str) -> str:
+def save(path: str) -> str:
     """Makes the new database beside the damaged one, with what can be read of it; returns a sentence about it."""
     new, copy = path + NEW, path + COPY
-    _remove(new)
-    _remove(copy)
+    remove(new)
+    remove(copy)
     try:
         for suffix in (WAL, ""):
             if os.path.exists(path + suffix):
                 os.close(open_private(copy + suffix, os.O_RDWR | os.O_CREAT))
                 shutil.copyfile(path + suffix, copy + suffix)
+        with open(copy, "r+b") as file:
+            if file.read(len(_MAGIC)) == _MAGIC:
+                file.seek(_VERSIONS_AT)
+                file.write(b"\2\2")  # what they are in every file with a log; others cannot be read, or not written
         os.close(open_private(new, os.O_RDWR | os.O_CREAT))
-        target = _connect(new, True)
+        target = sqlite3.connect(new, isolation_level=None)
         try:
             make_tables(target)
             target.execute("BEGIN IMMEDIATE")
@@ -389,7 +76,7 @@ def _save(path: str) -> str:
             target.close()
         return said
     finally:
-        _remove(copy)
+        remove(copy)
 
 
 def _save_tables(copy: str, target: sqlite3.Connection) -> str:
@@ -401,9 +88,10 @@ def _save_tables(copy: str, target: sqlite3.Connection) -> str:
         try:
             source.execute("PRAGMA locking_mode = EXCLUSIVE")
             source.execute("PRAGMA cell_size_check = ON")
+            source.execute("PRAGMA writable_schema = ON")  # a file that is shorter than it says is read all the same
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error:
-            return "Nothing in it could be read; " + _STILL_THERE
+        except FileErrors:
+            return "Nothing in it could be read; " + STILL_THERE
         keys: set[int] = set()
         for table in TABLES:
             reader = _Saver(source, table, keys)
@@ -421,13 +109,10 @@ def _save_tables(copy: str, target: sqlite3.Connection) -> str:
     finally:
         try:
             source.close()
-        except sqlite3.Error:
+        except FileErrors:
             pass  # it is a copy, and about to be deleted
     said = f"Saved from it: {saved['owed']} messages and {saved['sessions']} sessions"
-    return f"{said}; nothing was lost" if whole else f"{said}; others could not be read. {_STILL_THERE.capitalize()}"
-
-
-_STILL_THERE = "the texts of all messages are still in messages.log, and zmqbus inbox --msg <id> prints one"
+    return f"{said}; nothing was lost" if whole else f"{said}; others could not be read. {STILL_THERE.capitalize()}"
 
 
 class _Saver:
@@ -437,7 +122,7 @@ class _Saver:
         self._source = source
         self._table = table
         self._mailboxes = mailboxes
-        self._tries = MAX_RANGES
+        self._tries = MAX_READINGS
         self._taken = 0
         self.lost = False  #: whether there was anything that could not be read
 
@@ -445,7 +130,7 @@ class _Saver:
         """Its sound rows, in no particular order."""
         try:
             self._source.execute(f"SELECT {self._table.names} FROM {self._table.name} LIMIT 0")
-        except sqlite3.Error:
+        except FileErrors:
             self.lost = True  # there is no such table, or it is another one
             return
         if self._table is OWED:
@@ -460,38 +145,60 @@ class _Saver:
         try:
             count: int = self._source.execute(f"SELECT count(*) FROM {self._table.name}").fetchone()[0]
             return count
-        except sqlite3.Error:
+        except FileErrors:
             return None
 
     def _range(self, key: str, where: str) -> Iterator[Row]:
         """All rows that can be read, of those that `where` picks; the integer `key` tells them apart."""
-        waiting = deque(RANGES)
+        waiting = [(0, MAX_NUMBER)]
         while waiting and self._tries > 0:
-            low, high = waiting.popleft()
-            for direction in ("ASC", "DESC"):
-                self._tries -= 1
-                number = None
-                try:
-                    for number, *row in self._source.execute(
-                        f"SELECT {key}, {self._table.names} FROM {self._table.name} "
-                        f"WHERE {where}{key} BETWEEN ? AND ? ORDER BY {key} {direction}",
-                        (low, high),
-                    ):
-                        if type(number) is not int or not low <= number <= high:
-                            raise sqlite3.DatabaseError("a row that is not where it belongs")
-                        if direction == "ASC":
-                            low = number + 1
-                        else:
-                            high = number - 1
-                        self._taken += 1
-                        if sound(self._table, tuple(row)):
-                            yield tuple(row)
-                        else:
-                            self.lost = True
-                    low = high + 1
+            low, high = waiting.pop()
+            low = yield from self._read(key, where, low, high)
+            if low > high:
+                continue
+            high = yield from self._read(key, where, low, high, down=True)
+            step = 1
+            while low + step <= high:
+                if self._is_readable(key, where, low + step, high):
+                    waiting += [(low, low + step - 1), (low + step, high)]
                     break
-                except sqlite3.Error:
+                step *= 2
+
+    def _read(self, key: str, where: str, low: int, high: int, down: bool = False) -> Generator[Row, None, int]:
+        """The rows up to an error, from one end; returns where that end is now: past the other one if all is read."""
+        self._tries -= 1
+        select = (
+            f"SELECT {key}, {self._table.names} FROM {self._table.name} WHERE {where}{key} BETWEEN ? AND ? "
+            f"ORDER BY {key} {'DESC' if down else 'ASC'}"
+        )
+        try:
+            for number, *row in self._source.execute(select, (low, high)):
+                if type(number) is not int or not low <= number <= high:
+                    raise sqlite3.DatabaseError("a row that is not where it belongs")
+                low, high = (low, number - 1) if down else (number + 1, high)
+                self._taken += 1
+                if sound(self._table, tuple(row)):
+                    yield tuple(row)
+                else:
                     self.lost = True
-            if low < high:
-                middle = (low + high) // 2
-                waiting += [(low, middle), (middle + 1, high)]
+            return low - 1 if down else high + 1
+        except FileErrors:
+            self.lost = True
+            return high if down else low
+
+    def _is_readable(self, key: str, where: str, low: int, high: int) -> bool:
+        self._tries -= 1
+        select = f"SELECT {key} FROM {self._table.name} WHERE {where}{key} BETWEEN ? AND ? ORDER BY {key} LIMIT 1"
+        try:
+            self._source.execute(select, (low, high)).fetchall()
+            return True
+        except FileErrors:
+            return False
+
+
+def remove(path: str) -> None:
+    for suffix in ("", WAL, JOURNAL, "-shm"):
+        try:
+            os.unlink(path + suffix)
+        except FileNotFoundError:
+            pass

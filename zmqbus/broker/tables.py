@@ -7,6 +7,7 @@ rows that no broker has written, and `sound` tells them apart before anything is
 from __future__ import annotations
 
 import json
+import sqlite3
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -166,3 +167,13 @@ def decoded(raw: bytes) -> str | bytes:
         return raw.decode()
     except UnicodeDecodeError:
         return raw
+
+
+def make_tables(connection: sqlite3.Connection) -> None:
+    """Begins a database, whole or not at all."""
+    connection.execute("BEGIN EXCLUSIVE")
+    for table in TABLES:
+        connection.execute(table.create)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+    connection.execute("COMMIT")

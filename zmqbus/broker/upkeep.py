@@ -1,0 +1,149 @@
+"""What nobody asks for: taking up what an earlier broker left, the mail of agents that died, and what is too old.
+
+Sessions outlive their connections and their broker, and mail outlives sessions. So a broker begins with what the one
+before it has left (`recover`); an agent that was started anew gets what was sent to the one that died (`inherit`); and
+what has not been read for seven days goes, with a line in the log (`tick`). Nothing else is ever dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from zmqbus import protocol
+from zmqbus.broker.delivery import REMEMBERED_FATES, Delivery
+from zmqbus.broker.events import Instant, Outbox
+from zmqbus.broker.intake import Intake
+from zmqbus.broker.mailbox import Mailbox
+from zmqbus.broker.registry import Registry, Session
+from zmqbus.broker.store import Box, Store
+
+#: How long a message is kept for a session that does not read it. A session that has been away for so long gets no
+#: more, and is forgotten when nothing waits for it.
+KEEP_S = 7 * 24 * 3600.0
+#: How often what has become too old is looked for.
+EXPIRY_LOOK_S = 600.0
+#: Ids that a line of the log lists at most.
+MAX_LOGGED = 20
+
+
+class Upkeep:
+    """The housekeeper."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        delivery: Delivery,
+        intake: Intake,
+        store: Store,
+        out: Outbox,
+        owner_lives: Callable[[str], bool],
+    ) -> None:
+        self._registry = registry
+        self._delivery = delivery
+        self._intake = intake
+        self._store = store
+        self._out = out
+        self._owner_lives = owner_lives
+        self._look_due_s = 0.0  # monotonic
+
+    def __repr__(self) -> str:
+        return f"<Upkeep, {len(self._registry.unclaimed)} mailboxes unclaimed>"
+
+    # --- where another broker died
+
+    def recover(self, now: Instant) -> None:
+        """Puts what an earlier broker has left into the tables."""
+        found = self._store.recover(REMEMBERED_FATES)
+        boxes: dict[str, Session] = {}
+        for row in found.sessions:
+            session = self._registry.restore(row, now.steady_s)
+            boxes[session.mailbox.key] = session
+        for refusal in found.refusals:
+            self._delivery.remember_refused(refusal)
+        for awaited in found.awaited:
+            self._intake.expect(awaited, self._registry.sessions.get(awaited.waiter_id), now)
+        for box in found.boxes:
+            if box.mailbox in boxes:
+                boxes[box.mailbox].mailbox.restore(box)
+        for box in found.boxes:
+            if box.mailbox not in boxes:
+                self._take_in(now, box)
+        for owed in found.owed:
+            receiver = boxes.get(owed.mailbox) or self._registry.sessions.get(owed.mailbox.partition("/")[0])
+            if owed.scope in protocol.TO_MANY:
+                self._delivery.remember_cast(owed.msg_id, owed.mailbox)
+            elif receiver is not None:
+                self._delivery.remember_queued(owed.msg_id, owed.from_session, receiver)
+        if found.sessions:
+            unread = sum(box.messages for box in found.boxes)
+            self._out.note(f"took up {len(found.sessions)} sessions and {unread} unread messages")
+
+    def _take_in(self, now: Instant, box: Box) -> None:
+        """A mailbox that is no known session's."""
+        mailbox = Mailbox(box.mailbox, self._store)
+        mailbox.restore(box)
+        session_id, of_command, _ = box.mailbox.partition("/")
+        if not of_command:
+            # What was known of the session was damaged. When its process comes back, it brings that along.
+            self._registry.unclaimed[session_id] = mailbox
+            return
+        # Answers for a command that ended with the broker. They are for its session now; a guest, which has none, has
+        # had them, or their sender has not been told and will say them again.
+        session = self._registry.sessions.get(session_id)
+        for item in mailbox.drain():
+            if session is not None:
+                self._delivery.put_back(now, session, item.entry)
+
+    # --- where an agent died
+
+    def inherit(self, session: Session) -> None:
+        """A session's owner may have died for good, and a new one have come in its place: the same name, in the same
+        project. What waits for the old one was sent to that name, and is the new one's."""
+        if session.mailbox.total or self._delivery.consumer(session.mailbox) is not None:
+            return
+        for other in [*self._registry.sessions.values()]:
+            if (
+                other.name == session.name
+                and other is not session
+                and other.conn is None
+                and other.project == session.project
+                and other.mailbox.total
+                and self._delivery.consumer(other.mailbox) is None
+                and not self._owner_lives(other.owner)
+            ):
+                self._out.note(f"{session!r} takes over the mail of {other!r}, whose owner is gone")
+                session.mailbox = other.mailbox
+                self._registry.forget(other)
+                return
+
+    # --- what is too old
+
+    def tick(self, now: Instant) -> None:
+        """Drops, now and then, what has not been read for too long, and forgets sessions that do not come back."""
+        if now.mono_s < self._look_due_s:
+            return
+        self._look_due_s = now.mono_s + EXPIRY_LOOK_S
+        before_s = now.steady_s - KEEP_S
+        stale = set(self._store.stale(before_s))
+        for session in [*self._registry.sessions.values()]:
+            if session.mailbox.key in stale:
+                self._expire(session.mailbox, repr(session), before_s)
+            if session.conn is None and session.away_since_s < before_s:
+                if not session.mailbox.total:
+                    self._out.note(f"{session!r} has been away for 7 days and is forgotten")
+                    self._registry.forget(session)
+                elif not session.left:
+                    session.left = True
+                    self._registry.keep(session)
+        for key, mailbox in [*self._registry.unclaimed.items()]:
+            if key in stale:
+                self._expire(mailbox, f"session {key}, which has not come back,", before_s)
+                if not mailbox.total:
+                    del self._registry.unclaimed[key]
+
+    def _expire(self, mailbox: Mailbox, whose: str, before_s: float) -> None:
+        expired = mailbox.expire(before_s)
+        if expired:
+            ids = ", ".join(f"{entry.msg_id} from {entry.from_name}" for entry in expired[:MAX_LOGGED])
+            more = f" and {len(expired) - MAX_LOGGED} more" if len(expired) > MAX_LOGGED else ""
+            self._out.note(f"{whose} has not read for 7 days, and loses {len(expired)} messages: {ids}{more}")
