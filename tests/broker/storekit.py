@@ -131,7 +131,7 @@ def look(store: Database, kept: Kept) -> tuple[int, int]:
         after = store.after(key, 0, 10_000)
         assert [number for number, _ in after] == sorted(number for number, _ in after)
         for number, entry in after:
-            assert entry == box[number]
+            assert entry == box[number], f"{entry} is not {box[number]}"
         messages += len(after)
     assert messages == store.total() == sum(box.messages for box in found.boxes) == len(found.owed)
     assert set(found.sessions) <= {session(f"box{number}") for number in range(20)}

@@ -77,7 +77,12 @@ def test_the_smallest_are_read_as_far_as_the_bound_goes(bench, reader):
 
 def test_a_broadcast_is_read_once(bench, reader, monkeypatch):
     asked = []
-    monkeypatch.setattr(reader, "intact", lambda pointer: asked.append(pointer) or True)
+
+    def intact(pointer):
+        asked.append(pointer)
+        return True
+
+    monkeypatch.setattr(reader, "intact", intact)
     entry = bench.entry()
     assert found(bench, reader, [entry] * 100) == set()
     assert asked == [entry.pointer]

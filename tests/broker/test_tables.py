@@ -20,7 +20,20 @@ def test_sqlite_keeps_the_statement_that_made_a_table(table):
 
 
 def test_what_is_sound():
-    row = (1, 1, "id", "s", "n", None, 0, "t", 0, None, 1.0, 1.0, 5, 1, 0, 9, 7)
+    row = (1, 1, "id", "s", "n", None, 0, "t", 0, None, 1.0, 1.0, 5, 1, 75, 9, 7)
     assert sound(OWED, row) and sound(OWED, (*row[:5], "label", *row[6:]))
-    for number, value in ((0, "1"), (1, 0), (2, None), (2, b"id"), (6, 5), (8, 3), (10, 1), (12, -1), (16, None)):
+    for number, value in (
+        (0, "1"),
+        (1, 0),
+        (2, None),
+        (2, b"id"),
+        (6, 5),
+        (8, 3),
+        (10, 1),
+        (12, -1),
+        (13, 0),
+        (14, 0),
+        (15, 0),
+        (16, None),
+    ):
         assert not sound(OWED, (*row[:number], value, *row[number + 1 :]))

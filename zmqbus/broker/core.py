@@ -8,8 +8,8 @@ pair that is not in the table is an error of the peer, answered as such; nothing
 that one peer says can cost another anything. A stranger's only verb is HELLO: to all else the answer is EXPIRED, upon
 which a well-behaved client says HELLO and sends again what nobody has confirmed.
 
-Who comes, goes and looks is decided here; what nobody asks for, in `upkeep`. A message goes through four steps, and each
-is visible to whoever would have to know if the next did not come:
+Who comes, goes and looks is decided here; what nobody asks for, in `upkeep`. A message goes through four steps, and
+each is visible to whoever would have to know if the next did not come:
 
 1. *staged* (`intake`): checked, its receivers found. The effect is `Append`; nobody has been told anything.
 2. *journaled*: the shell has written the wake's records in one write and says so (`Journaled`). Now the message has a

@@ -119,7 +119,9 @@ AWAITED = Table("awaited", (_text("msg_id", " PRIMARY KEY"), _text("waiter_id"),
 REFUSALS = Table("refusals", (_ID, _text("msg_id", " UNIQUE"), _text("sender_id"), _text("code"), _text("reason")), ")")
 TABLES = (MAILBOXES, OWED, SESSIONS, AWAITED, REFUSALS)
 
-_SCOPE, _FMT, _SIZE = ([column.name for column in OWED.columns].index(name) for name in ("scope", "fmt", "size_bytes"))
+_SCOPE, _FMT, _SIZE, _POINTER = (
+    [column.name for column in OWED.columns].index(name) for name in ("scope", "fmt", "size_bytes", "segment")
+)
 #: Scopes and formats are numbered from 0 (docs/protocol.md, section 5).
 _SCOPES, _FORMATS = range(5), range(3)
 _LISTS = tuple(number for number, column in enumerate(SESSIONS.columns) if column.name in ("topics", "member_of"))
@@ -131,7 +133,9 @@ def sound(table: Table, row: Row) -> bool:
     if tuple(map(type, row)) not in _KINDS[table.name]:
         return False
     if table is OWED:
-        return row[1] > 0 and row[_SIZE] >= 0 and row[_SCOPE] in _SCOPES and row[_FMT] in _FORMATS
+        segment, start, length, _ = row[_POINTER:]
+        placed = segment > 0 and start > 0 and length > 0
+        return placed and row[1] > 0 and row[_SIZE] >= 0 and row[_SCOPE] in _SCOPES and row[_FMT] in _FORMATS
     return table is not SESSIONS or all(strings(row[number]) is not None for number in _LISTS)
 
 
