@@ -171,6 +171,47 @@ def test_what_is_put_and_removed_between_two_commits_costs_nothing(store, bench)
     assert seen == [] and not store.pending
 
 
+def test_a_mailbox_is_entered_once(store, bench):
+    store.put("box", 1, bench.entry())
+    store.commit()
+    seen = statements(store)
+    store.put("box", 2, bench.entry())
+    store.commit()
+    assert not [text for text in seen if "mailboxes" in text]
+
+
+def test_a_transaction_that_breaks_off_is_undone(bench, monkeypatch):
+    store = bench.open()
+    made = bench.entry()
+    store.put("box", 1, made)
+    store.save_session(session())
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write_rows", fails)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="disk I/O error"):
+                store.commit()
+    assert not store._db.in_transaction and store.pending
+    store.commit()
+    store.close()
+    store = bench.open()
+    assert store.after("box", 0, 9) == [(1, made)] and store.recover(9).sessions == [session()]
+    store.close()
+
+
+def fails(*args) -> None:
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+def test_a_refusal_that_is_said_again_is_among_the_newest(store):
+    for number in (1, 2, 1):
+        store.save_refusal(refusal(number))
+    store.commit()
+    assert store.recover(9).refusals == [refusal(2), refusal(1)]
+    store.save_refusal(refusal(2))
+    store.commit()
+    assert store.recover(9).refusals == [refusal(1), refusal(2)]
+
+
 def test_old_refusals_are_deleted_by_and_by(store, monkeypatch):
     monkeypatch.setattr(database, "KEEP_REFUSALS", 100)
     monkeypatch.setattr(database, "PRUNE_REFUSALS", 30)
@@ -361,6 +402,17 @@ def test_a_row_that_points_to_the_record_of_another_message(bench):
     assert found.msg_id == first.msg_id and found.body == b"" and found.spilled
     assert "another record is in its place" in store.notices[0]
     store.close()
+
+
+def test_what_is_remembered_belongs_to_its_message(store, bench):
+    made = bench.entry(b"mine")
+    store.put("box", 1, made)
+    store.put("box", 2, made._replace(msg_id="another", body=b"your"))
+    store.commit()
+    assert [(entry.msg_id, entry.body) for _, entry in store.after("box", 0, 9)] == [
+        (made.msg_id, b"mine"),
+        ("another", b""),
+    ]
 
 
 def test_a_log_that_may_not_be_read_is_no_reason_to_fail(bench):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.broker.storekit import MESSAGES, Bench, Kept, fill, look, overwrite, works
@@ -84,12 +84,12 @@ def test_bad_pages_anywhere(bench, kept, where):
     works(bench, store)
 
 
-@pytest.mark.parametrize("share", [0.999, 0.9, 0.5, 0.1])
+@pytest.mark.parametrize("share", [0.999, 0.97, 0.9, 0.5, 0.1])
 def test_a_truncated_file(bench, kept, share):
     os.truncate(bench.path, int(os.path.getsize(bench.path) * share))
     store = bench.open()
     messages, _ = look(store, kept)
-    assert messages < MESSAGES and (messages > 0 or share < 0.99), (
+    assert messages < MESSAGES and (messages > 0 or share < 0.95), (
         "where the upper pages are cut off, none can be found"
     )
     assert len(store.notices) == 1 and len(bench.names("damaged")) == 1
@@ -127,7 +127,7 @@ def test_any_byte_of_the_header(bench):
         os.close(fd)
         store = bench.open()
         messages, _ = look(store, kept)
-        assert messages == 30 or store.notices, f"byte {at}"
+        assert messages == 30, f"byte {at}: {store.notices}"
         store.close()
 
 
@@ -139,6 +139,7 @@ class Sample:
         self.kept = kept
 
 
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), flips=st.integers(1, 40), cut=st.integers(0, 3))
 def test_garbled_anywhere(garbled_base, seed, flips, cut):
     source, kept = garbled_base.bench, garbled_base.kept
@@ -176,6 +177,18 @@ def garbled_base(tmp_path_factory) -> Iterator[Sample]:
     store.close()
     yield Sample(bench, kept)
     bench.journal.close()
+
+
+def test_numbers_out_of_order(bench, kept):
+    """A search would pass over what stands in the wrong place, though every page looks well."""
+    content = Path(bench.path).read_bytes()
+    at = content.index(b"message00302")  # the number of a message is the byte before its id, in the second mailbox
+    assert content[at - 1] == 101
+    overwrite(bench.path, at - 1, b"\x01")
+    store = bench.open()
+    messages, _ = look(store, kept)
+    assert messages >= MESSAGES - 60 and "order" in store.notices[0].lower()
+    works(bench, store)
 
 
 def test_another_programs_database(bench):

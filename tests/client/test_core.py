@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from zmqbus import errors, protocol
 from zmqbus.client import core
@@ -61,10 +58,6 @@ class Client:
         for place in places:
             self.core.taken(self.tickets[place])
         return said(self.note(self.core.acknowledge()))
-
-    @property
-    def handed(self) -> list[str]:
-        return [effect.message.msg_id for effect in self.effects if isinstance(effect, Hand)]
 
 
 def said(effects: list[core.Effect]) -> list[protocol.Envelope]:
@@ -250,34 +243,21 @@ def test_the_window_by_size(ready, monkeypatch):
 # --- acknowledging
 
 
-def test_acknowledgements_are_cumulative_and_stop_at_what_is_not_taken(ready):
-    ready.hear(deliver(1), deliver(2), deliver(3), deliver(4))
-    assert ready.take(1, 2) == []  # the first is still out
-    assert ready.take(0) == [protocol.Ack(3, ())]
-    assert ready.take() == []
-    assert ready.take(3) == [protocol.Ack(4, ())]
-
-
-def test_broadcasts_are_acknowledged_by_their_numbers(ready):
+def test_what_was_taken_is_acknowledged_once(ready):
+    ready.hear(deliver(1), deliver(2))
     ready.handle(cast(11))
-    ready.hear(deliver(2, after=11))
-    ready.hear(deliver(5, bcast=12))
-    assert ready.take(0, 1) == [protocol.Ack(2, (11,))]
-    assert ready.take(2) == [protocol.Ack(2, (12,))]
+    assert ready.take(0) == [protocol.Ack(1, ())]
+    assert ready.take() == []
+    assert ready.take(1, 2) == [protocol.Ack(2, (11,))]
 
 
-@given(st.permutations(range(6)), st.lists(st.integers(1, 6)))
-def test_in_whatever_order_they_are_taken(order, cuts):
-    client = in_phase(Phase.READY)
-    client.hear(*(deliver(number + 1) for number in range(6)))
-    taken: set[int] = set()
-    for size in [*cuts, 6]:
-        part, order = order[:size], order[size:]
-        taken.update(part)
-        acks = client.take(*part)
-        first_open = next(number for number in range(7) if number not in taken)
-        assert all(isinstance(ack, protocol.Ack) and ack.seq == first_open for ack in acks)
-    assert taken == set(range(6))
+def test_nothing_is_acknowledged_before_a_new_welcome(ready):
+    ready.hear(deliver(1))
+    ready.hear(protocol.Expired())
+    assert ready.take(0) == []
+    ready.hear(welcome(lease="other"))
+    assert ready.take() == []
+    assert said(ready.hear(deliver(1))) == [protocol.Ack(1, ())]
 
 
 def test_what_was_taken_offline_is_not_shown_again_but_acknowledged(ready):
@@ -300,12 +280,21 @@ def test_a_ticket_of_an_old_lease_settles_nothing(ready):
     assert ready.take(1) == [protocol.Ack(7, ())]
 
 
+def test_a_ticket_of_another_core_settles_nothing(ready):
+    """A program goes on with a new core over the same connection, and numbers begin anew."""
+    ready.hear(deliver(1))
+    (ticket,) = ready.tickets
+    ready.core.taken(ticket._replace(lease="another", msg_id="direct000009"))
+    assert ready.take() == []
+    assert ready.take(0) == [protocol.Ack(1, ())]
+
+
 def test_a_recall_acknowledges_what_was_taken_and_forgets_the_rest(ready):
     ready.hear(deliver(1), deliver(2), deliver(3, after=99))
     ready.core.taken(ready.tickets[0])
-    effects = ready.hear(protocol.Recall(5, ()))
-    assert said(effects) == [protocol.Ack(1, ()), protocol.Recalled(5)]
-    assert core.TakeBack() in effects
+    effects = ready.hear(protocol.Recall(5, (11,)))
+    assert effects == [core.TakeBack(), Transmit(protocol.Ack(1, ())), Transmit(protocol.Recalled(5))]
+    assert ready.handle(cast(11)) == []
     assert shown(ready.hear(deliver(2), deliver(3))) == ["direct000002", "direct000003"]
     assert ready.take(-2, -1) == [protocol.Ack(3, ())]
 
@@ -332,117 +321,53 @@ def test_an_answer_that_was_taken_is_awaited_no_more(ready):
     assert len(said(ready.hear(protocol.Expired()))) == 1
 
 
-# --- broadcasts
+# --- what is handed out (in which order: test_inbound)
 
 
-def test_a_broadcast_is_handed_out_once(ready):
-    assert shown(ready.handle(cast(11))) == ids(11)
-    assert shown(ready.handle(cast(11))) == []
-    assert shown(ready.hear(deliver(1, bcast=11))) == []
+def test_what_the_application_gets(ready):
+    deliver = protocol.Deliver(
+        3,
+        0,
+        0,
+        "direct000003",
+        "sender",
+        "bob",
+        "Bob",
+        Scope.SESSION,
+        "me",
+        1,
+        "question0000",
+        9.5,
+        7,
+        (1, 2, 3, 4),
+        b"x",
+    )
+    (hand,) = ready.hear(deliver)
+    ticket = core.Ticket("lease", 1, "direct000003", "question0000")
+    assert hand == Hand(core.Incoming(ticket, *deliver[3:]))
+    ready.take(0)
+    (hand,) = ready.handle(cast(11, from_label="Bob", scope=Scope.TOPIC, target="deploys", body=b"y", pointer=(5,)))
+    assert hand == Hand(
+        core.Incoming(
+            core.Ticket("lease", 2, "bcast0000011", None),
+            *("bcast0000011", "s", "n", "Bob", Scope.TOPIC, "deploys", 0, None, 1.0, -1, (5,), b"y"),
+        )
+    )
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        cast(11, epoch="another"),
-        cast(10),  # before this lease
-        cast(11, spared=(3, 4)),
-        Published(b"#deploys\0", cast(11).envelopes),  # not its channel
-        Published(b"*\0more", cast(11).envelopes),  # a filter is a prefix
-    ],
-    ids=["epoch", "old", "spared", "channel", "prefix"],
-)
-def test_what_is_not_for_it(ready, other):
-    assert ready.handle(other) == []
-    assert shown(ready.handle(cast(11))) == ids(11)
-
-
-def test_before_it_is_welcome_it_takes_none():
-    client = in_phase(Phase.GREETING)
-    assert client.handle(cast(11)) == []
-
-
-def test_a_message_waits_for_the_broadcast_before_it(ready):
-    assert ready.hear(deliver(2, after=11), deliver(3)) == []
-    assert shown(ready.handle(cast(11))) == [*ids(11), "direct000002", "direct000003"]
-
-
-def test_a_gap_is_asked_for_once_and_nothing_passes_it(ready):
-    assert said(ready.handle(cast(12, prev=11))) == [protocol.Refill((11,))]
-    assert ready.handle(cast(13, prev=12)) == []
-    assert ready.hear(deliver(4, after=13)) == []
-    effects = ready.hear(deliver(1, bcast=11), protocol.Beat("epoch", 99, (11, 12, 13)))
-    assert shown(effects) == [*ids(11, 12, 13), "direct000004"]
-    assert said(effects) == []
-
-
-def test_a_gap_behind_its_own_broadcast_is_a_gap(ready):
-    assert said(ready.handle(cast(12, prev=11, spared=(4,)))) == [protocol.Refill((11,))]
-    assert shown(ready.handle(cast(13, prev=12))) == []
-    assert shown(ready.hear(deliver(1, bcast=11), protocol.Beat("epoch", 99, (11, 13)))) == ids(11, 13)
-
-
-def test_what_was_somebody_elses_is_not_waited_for(ready):
-    ready.handle(cast(12, prev=11))
-    assert shown(ready.hear(protocol.Beat("epoch", 99, (12,)))) == ids(12)
-
-
-def test_numbers_from_before_the_lease_are_no_gap(ready):
-    assert shown(ready.handle(cast(12, prev=10))) == ids(12)
-
-
-def test_a_beat_asks_for_what_has_not_come(ready):
-    ready.handle(cast(12, prev=0))
-    assert said(ready.hear(protocol.Beat("epoch", 99, (12, 13, 14)))) == [protocol.Refill((13, 14))]
-    assert said(ready.hear(protocol.Beat("epoch", 99, (12, 13, 14)))) == []
-    assert said(ready.hear(protocol.Beat("another", 99, (15,)))) == []
-
-
-def test_a_beat_says_nothing_about_later_numbers(ready):
-    ready.handle(cast(13, prev=12))
-    assert shown(ready.hear(protocol.Beat("epoch", 11, ()))) == []
-    assert shown(ready.hear(deliver(1, bcast=12), protocol.Beat("epoch", 13, (12, 13)))) == ids(12, 13)
-
-
-def test_a_recall_takes_back_what_is_still_under_way(ready):
-    assert said(ready.hear(protocol.Recall(5, (11,)))) == [protocol.Recalled(5)]
+def test_before_it_is_welcome_it_takes_no_broadcasts(ready):
+    assert in_phase(Phase.GREETING).handle(cast(11)) == []
+    ready.hear(protocol.Expired())
     assert ready.handle(cast(11)) == []
-    assert shown(ready.handle(cast(12, prev=11))) == ids(12)
+    ready.hear(welcome())
+    assert shown(ready.handle(cast(11))) == ids(11)
 
 
-def test_a_copy_that_comes_late_is_passed_over(ready):
-    ready.hear(protocol.Beat("epoch", 99, (11,)))
-    ready.handle(cast(12, prev=11))
-    effects = ready.hear(deliver(1, bcast=11), deliver(2, bcast=12), protocol.Beat("epoch", 99, (11, 12)))
+def test_what_has_not_come_is_asked_for(ready):
+    assert ready.handle(cast(12, prev=11)) == [Transmit(protocol.Refill((11,)))]
+    effects = ready.hear(deliver(1, bcast=11), protocol.Beat("epoch", 99, (11, 12, 13)))
     assert shown(effects) == ids(11, 12)
-    assert shown(ready.handle(cast(11))) == []
-
-
-ORDERS = [
-    order
-    for order in itertools.permutations(("cast12", "cast14", "beat", "direct"))
-    if order.index("cast12") < order.index("cast14")  # the SUB keeps its order
-]
-
-
-@pytest.mark.parametrize("order", ORDERS, ids="-".join)
-def test_losses_are_mended_in_every_order(ready, order):
-    """11 and 13 never come by the SUB. The broker answers each REFILL as it has to, after whatever comes next."""
-    events = {
-        "cast12": cast(12, prev=11),
-        "cast14": cast(14, prev=13),
-        "beat": Received([protocol.Beat("epoch", 99, (11, 12, 13, 14))]),
-        "direct": Received([deliver(5, after=14)]),
-    }
-    asked: list[protocol.Refill] = []
-    for name in order:
-        asked += [one for one in said(ready.handle(events[name])) if isinstance(one, protocol.Refill)]
-    while asked:
-        last = max(asked.pop(0).bcasts)
-        answer = [deliver(number - 10, bcast=number) for number in (11, 12, 13, 14) if number <= last]
-        effects = ready.hear(*answer, protocol.Beat("epoch", 99, (11, 12, 13, 14)))
-        asked += [one for one in said(effects) if isinstance(one, protocol.Refill)]
-    assert ready.handed == [*ids(11, 12, 13, 14), "direct000005"]
+    assert said(effects) == [protocol.Refill((13,))]
 
 
 def test_a_new_lease_forgets_numbers(ready):

@@ -11,6 +11,7 @@ Pure: a `History` goes in, an `Account` comes out. Each fault names the message,
 | invented | shown, and never sent; or shown to somebody that it was not for, under another id, or with another text |
 | denied | refused, and shown all the same |
 | refused | refused for a reason that nobody had given |
+| stranded | a sender was told that no broker answers, and none was stopped: a dead one is replaced at once |
 
 *Excepted* is a message shown a second time where the process that showed it first was killed at that instant: between
 the write, which the harness has read, and the note of it, which nobody has.
@@ -36,10 +37,13 @@ EXPECTED_REFUSALS = ("rate_limited", "not_connected")
 BUSY_S = 0.5
 #: What was stopped before may be standing still for so long.
 LONGEST_STOP_S = 15.0
+#: What was stopped or cut so long ago at most may be why no broker answers: that is found out after five seconds, and
+#: again for each try after that.
+EXCUSED_S = 25.0
 #: How far around the instants of a message its history tells of blows.
 AROUND_S = 2.0
 
-FAULTS = ("lost", "duplicated", "unmarked", "reordered", "invented", "denied", "refused")
+FAULTS = ("lost", "duplicated", "unmarked", "reordered", "invented", "denied", "refused", "stranded")
 
 
 class Fault(NamedTuple):
@@ -66,7 +70,7 @@ class Account(NamedTuple):
     owed: int  #: showings that were promised: one for each receiver of a message that was reported
     shown: int  #: all showings
     again: int  #: of them excepted second ones
-    partial: int  #: broadcasts that nobody was told about and that some receivers were shown
+    partial: list[str]  #: broadcasts that nobody was told about and that some receivers were shown: their labels
     miscounted: int  #: tallies whose sum is not the number of receivers
     early: int  #: reported as delivered, and read by the harness EARLY_S later or more
     early_max_s: float
@@ -122,7 +126,8 @@ def settle(history: History) -> Account:
         else:
             faults.append(Fault("reordered", shown.label, shown.receiver, f"shown after {last.label}"))
     owed = 0
-    partial = miscounted = early = unsure_shown = 0
+    miscounted = early = unsure_shown = 0
+    partial: list[str] = []
     early_max_s = 0.0
     for message in history.sent:
         answer = answers.get(message.label)
@@ -130,7 +135,8 @@ def settle(history: History) -> Account:
         reached = [receiver for receiver in audience if (receiver, message.label) in first]
         if answer is None:
             unsure_shown += bool(reached)
-            partial += 0 < len(reached) < len(audience)
+            if 0 < len(reached) < len(audience):
+                partial.append(message.label)
         elif answer.kind == "refused":
             faults += [Fault("denied", message.label, receiver, answer.detail) for receiver in reached]
             if answer.detail.partition(" ")[0] not in EXPECTED_REFUSALS:
@@ -147,6 +153,7 @@ def settle(history: History) -> Account:
                 late_s = first[reached[0], message.label].at_s - answer.at_s
                 early += late_s > EARLY_S
                 early_max_s = max(early_max_s, late_s)
+    faults += _stranded(history)
     kinds = Counter(answer.kind for answer in answers.values())
     return Account(
         sent=len(history.sent),
@@ -204,6 +211,18 @@ def _shown_again(before: Shown, shown: Shown, killed_s: Iterable[float]) -> tupl
     return "", ""
 
 
+def _stranded(history: History) -> list[Fault]:
+    excuses = [blow for blow in history.blows if blow.what in ("stop", "cut", "wire")]
+    return [
+        Fault("stranded", "", blow.whom, f"at {blow.at_s:.3f}: {blow.detail}")
+        for blow in history.blows
+        if blow.what == "gave up"
+        and not any(
+            excuse.whom in ("broker", blow.whom) and 0 < blow.at_s - excuse.at_s < EXCUSED_S for excuse in excuses
+        )
+    ]
+
+
 def _told(answer: Answer) -> str:
     if answer.kind == "tally":
         return f"broadcast, delivered={answer.delivered} queued={answer.queued}"
@@ -255,7 +274,7 @@ def table(account: Account) -> str:
         "queued": f"{account.queued:,}",
         "tallies": f"{account.tallies:,} ({account.miscounted} do not add up to the receivers)",
         "refused": ", ".join(f"{count:,} {code}" for code, count in account.refused.most_common()) or "0",
-        "unsure": f"{account.unsure:,}, of them {account.unsure_shown:,} shown; {account.partial} broadcasts in part",
+        "unsure": f"{account.unsure:,}, {account.unsure_shown:,} of them shown, {len(account.partial)} to some only",
         "shown": f"{account.shown:,}, {account.owed:,} promised; {account.again} again (killed between write and note)",
         "told early": f"{account.early} over {EARLY_S:g} s; at most {account.early_max_s:.2f} s before it was read",
         "recovery": _spread(account.recovery_s),

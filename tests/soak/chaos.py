@@ -121,7 +121,7 @@ class Chaos:
             # One that is killed and cut like all others speaks as a session.
             speaks_as = self._receivers[0] if name == self._setup.sender_names[-1] else None
             self._senders.append(Sender(self._stage, name, speaks_as))
-        self._caller = Caller(self._stage, self._receivers[1])
+        self._caller = Caller(self._stage, self._receivers[1], [self._receivers[0], *self._receivers[2:]])
 
     def _play(self) -> None:
         started_s = time.monotonic()

@@ -30,8 +30,11 @@ AGAIN_S = 1.0
 PAUSE_S = (0.05, 1.0)
 LONG_PAUSE_S = (3.0, 15.0)
 LONG_PAUSES = 0.15
-#: How long a kill waits for the line at which it is to strike.
-LINE_S = 3.0
+#: Of the kills of listeners, how many strike when a line has just been read, and when a sender has just been told that
+#: a message was taken; the others strike at random. And how long they wait for that: nobody is told so while the
+#: receiver is behind.
+AT_LINE, WHEN_TOLD = 0.4, 0.3
+LINE_S, TOLD_S = 5.0, 25.0
 #: Between two send commands: each costs as much as hundreds of messages.
 COMMAND_PAUSE_S = 0.7
 #: A command dies so long after its start: in the interpreter's, on its way to the broker, or while it waits.
@@ -56,7 +59,8 @@ class Receiver:
         self._torn = b""
         self._pids: dict[str, int] = {}
         self._listen_at_s = 0.0
-        self._dies_at_line = False  # the listener is killed as soon as it shows something
+        self.dies_when_told = False  #: the listener is killed as soon as somebody was told that it has taken something
+        self._dies_at_line = False  # and as soon as it shows something
         self._ending = False  # it was told to end, or its reader has gone
         self._inbox: subprocess.Popen[bytes] | None = None
         self._inbox_at_s = float("inf")
@@ -88,7 +92,7 @@ class Receiver:
 
     def rest(self) -> None:
         """The schedule is over: nobody is killed any more, and what waits is read at once."""
-        self._dies_at_line = False
+        self._dies_at_line = self.dies_when_told = False
         self._inbox_dies_at = None
         self._inbox_at_s = 0.0
         self.read_nothing = 0
@@ -102,10 +106,11 @@ class Receiver:
             return False
         if deed.what == "close":
             return self._close_output()
-        if deed.what == "kill" and deed.value < 0.5:
-            # The instant between what was written and the note of it.
-            self._dies_at_line = True
-            self._stage.later(LINE_S, self._no_line)
+        if deed.what == "kill" and deed.value < AT_LINE + WHEN_TOLD:
+            # The instants between what was written and the note of it, and between the receipt and what it tells of.
+            self._dies_at_line = deed.value < AT_LINE
+            self.dies_when_told = not self._dies_at_line
+            self._stage.later(LINE_S if self._dies_at_line else TOLD_S, self._no_instant)
             return True
         if deed.what == "expire":
             self._ending = True
@@ -150,11 +155,13 @@ class Receiver:
         self._read()
         status = listener.returncode
         self._stage.note("end", self.name, listener.pid, f"status {status}")
-        if status != -signal.SIGKILL and not (self._ending and status == 0) and not (status == 1 and self._excused()):
+        # Told to end before it could take the signal, it ends by that.
+        in_order = self._ending and status in (0, -signal.SIGTERM)
+        if status != -signal.SIGKILL and not in_order and not (status == 1 and self._excused()):
             said = [line for line in self._stage.lines[-20:] if f" {self.name}: " in line]
             self._stage.failures.append(f"the listener {self.name} ({listener.pid}) ended with {status}: {said[-2:]}")
         self.listener = None
-        self._ending = self._dies_at_line = False
+        self._ending = self._dies_at_line = self.dies_when_told = False
         span = LONG_PAUSE_S if self._chance.random() < LONG_PAUSES else PAUSE_S
         self._listen_at_s = now_s + (0.0 if self._stage.calm else self._chance.uniform(*span))
 
@@ -165,9 +172,15 @@ class Receiver:
             blow.at_s > since_s and (blow.what, blow.whom) == ("stop", "broker") for blow in self._stage.blows[-200:]
         )
 
-    def _no_line(self) -> None:
-        if self._dies_at_line:
-            self._dies_at_line = False
+    def told(self) -> None:
+        """A sender has just heard that this receiver has taken a message."""
+        if self.dies_when_told:
+            self._stage.kill(self.name, self.listener)
+            self.dies_when_told = False
+
+    def _no_instant(self) -> None:
+        if self._dies_at_line or self.dies_when_told:
+            self._dies_at_line = self.dies_when_told = False
             self._stage.kill(self.name, self.listener)
 
     def _close_output(self) -> bool:
@@ -330,9 +343,10 @@ class Sender:
 class Caller:
     """Whole `bin/send.py` commands, one after the other: as a script, and as the session of a receiver."""
 
-    def __init__(self, stage: Stage, speaks_as: Receiver) -> None:
+    def __init__(self, stage: Stage, speaks_as: Receiver, others: list[Receiver]) -> None:
         self._stage = stage
         self._speaks_as = speaks_as
+        self._others = others
         self._process: subprocess.Popen[bytes] | None = None
         self._label = ""
         self._next_s = 0.0
@@ -383,11 +397,12 @@ class Caller:
         run, number = self._runs[sender]
         self._label = f"{sender}.{run}:{number}"
         size = chance.randint(66_000, 150_000) if chance.random() < 0.1 else chance.randint(40, 600)
-        others = [name for name in self._stage.setup.receiver_names if name != self._speaks_as.name]
-        target = EVERYONE if chance.random() < 0.1 else chance.choice(others)
+        dying = [receiver.name for receiver in self._others if receiver.dies_when_told]
+        many = chance.random() < 0.1 and not dying
+        target = EVERYONE if many else chance.choice(dying or [receiver.name for receiver in self._others])
         text = self._stage.base / "work" / "text"
         text.write_text(make_text(self._label, target, size))
-        arguments = ["--all"] if target == EVERYONE else ["--to", target]
+        arguments = ["--all"] if many else ["--to", target]
         arguments += ["--text-file", str(text), "--json", *(["--as", "cmd"] if sender == "cmd" else [])]
         self._stage.sent.append(Sent(self._label, "", target, size, time.monotonic()))
         self._process = self._stage.popen(
@@ -401,7 +416,7 @@ class Caller:
             self._dies_at_s = now_s + chance.uniform(*COMMAND_DIES_S)
 
     def _hear(self, process: subprocess.Popen[bytes], now_s: float) -> None:
-        out, err = process.communicate()
+        out, err = process.communicate()  # little enough to have been in the pipes when it ended
         self._dies_at_s = float("inf")
         answer: Answer | None = None
         if process.returncode == 0:
@@ -412,6 +427,9 @@ class Caller:
             else:
                 why = ("busy" if said["busy"] else "away") if said["state"] == "queued" else ""
                 answer = Answer(self._label, said["state"], why, now_s)
+                for receiver in self._others:
+                    if said["state"] == "delivered" and receiver.name == said["to"]:
+                        receiver.told()
         elif (match := re.match(r"error: (\w+): (.*)", err.decode())) is None:
             if process.returncode != -signal.SIGKILL:
                 self._stage.failures.append(f"send.py ended with {process.returncode}: {err.decode()}")

@@ -31,6 +31,12 @@ from zmqbus.settings import load
 LAST_S = 20.0
 #: Between two tries to speak as a session whose listener is not there.
 AGAIN_S = 0.2
+#: So many messages are said at once; at less than so many a second, only the first two.
+BURSTS = (1, 1, 2, 5, 10, 40)
+MANY_A_SECOND = 5.0
+#: What was missed is made up for within this time, and who has said much is silent for so long at most.
+CATCH_UP_S = 2.0
+LONGEST_PAUSE_S = 3.0
 #: Of the messages, however few there are: each goes to everybody, who then fall behind.
 MOST_BROADCASTS = 0.1
 #: Messages of a run: the number of the connection stands above these in the label.
@@ -125,7 +131,7 @@ class Player:
         number = 0
         next_s = time.monotonic()
         while not self._ending:
-            for _ in range(self._random.choice((1, 1, 2, 5, 10, 40))):
+            for _ in range(self._random.choice(BURSTS if self._rate >= MANY_A_SECOND else BURSTS[:2])):
                 number += 1
                 label, many, target, size = self._draw(run, number)
                 msg_id = make_id()
@@ -140,8 +146,9 @@ class Player:
                 next_s += self._random.expovariate(self._rate)
             self._hear(bus, pending, window)
             now_s = time.monotonic()
-            # What was missed while a broker was away is made up for, but not all at once.
-            next_s = max(next_s, now_s - 2.0)
+            # What was missed while a broker was away is not made up for all at once; and how much was said before the
+            # rate rose does not matter.
+            next_s = min(max(next_s, now_s - CATCH_UP_S), now_s + LONGEST_PAUSE_S)
             while (left_s := next_s - now_s) > 0 and not self._ending:
                 bus._pump(min(left_s, 0.1))
                 self._listen(0)

@@ -57,15 +57,18 @@ def verdict(setup: Setup, chaos: Chaos, history: History, account: Account, told
 def as_json(setup: Setup, chaos: Chaos, history: History, account: Account) -> dict[str, Any]:
     """Everything, for whoever digs later."""
     largest, median = chaos.memory_mib()
+    each = [[round(sample / 2**20, 1) for sample in (one[0], one[-1])] for one in chaos.rss_bytes.values()]
+    labels = [fault.label for fault in account.faults] + account.partial
     return {
         "seed": setup.seed,
         "duration_s": setup.duration_s,
         "numbers": setup.numbers._asdict(),
         "account": account.as_json(),
         "failures": chaos.failures,
-        "broker_mib": {"max": round(largest, 1), "median": round(median, 1), "processes": len(chaos.rss_bytes)},
+        # Of each process the first sample and the last one.
+        "broker_mib": {"max": round(largest, 1), "median": round(median, 1), "each": each},
         "lines": chaos.lines,
-        "histories": {fault.label: tell(history, fault.label).splitlines() for fault in account.faults},
+        "histories": {label: tell(history, label).splitlines() for label in labels},
     }
 
 
@@ -87,34 +90,34 @@ def main(argv: list[str] | None = None) -> int:
     numbers = Numbers().scaled(options.seconds)
     given = {field: getattr(options, field) for field in Numbers._fields if getattr(options, field) is not None}
     ports = _Ports()
+    base = Path(tempfile.mkdtemp(prefix="zb-soak-"))
+    setup = Setup(
+        base=base,
+        port=next(port for port in iter(ports.take, 0) if port < PORTS.start),
+        seed=options.seed if options.seed is not None else random.SystemRandom().randrange(10**6),
+        duration_s=options.seconds,
+        messages=options.messages or int(options.seconds * RATE),
+        numbers=numbers._replace(**given),
+        receivers=options.receivers,
+        senders=options.senders,
+        tell=lambda text: print(text, flush=True),
+    )
+    print(f"seed {setup.seed}: {setup.numbers}", flush=True)
+    started_s = time.monotonic()
+    wrong = True
     try:
-        port = next(port for port in iter(ports.take, 0) if port < PORTS.start)
-        base = Path(tempfile.mkdtemp(prefix="zb-soak-"))
-        setup = Setup(
-            base=base,
-            port=port,
-            seed=options.seed if options.seed is not None else random.SystemRandom().randrange(10**6),
-            duration_s=options.seconds,
-            messages=options.messages or int(options.seconds * RATE),
-            numbers=numbers._replace(**given),
-            receivers=options.receivers,
-            senders=options.senders,
-            tell=lambda text: print(text, flush=True),
-        )
-        print(f"seed {setup.seed}: {setup.numbers}", flush=True)
-        started_s = time.monotonic()
         chaos, history, account = run(setup)
         print(f"\n{verdict(setup, chaos, history, account)}\n{'took':<12}{time.monotonic() - started_s:.0f} s")
         if options.json:
             options.json.write_text(json.dumps(as_json(setup, chaos, history, account), indent=1))
         wrong = bool(account.faults or chaos.failures)
+    finally:
         if wrong and options.keep:
             kept = options.keep / f"soak-{setup.seed}"
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(base, kept)
             print(f"kept in {kept}")
         shutil.rmtree(base, ignore_errors=True)
-    finally:
         ports.close()
     return int(wrong)
 

@@ -129,16 +129,21 @@ class Stage:
         stderr: int | None = None,
     ) -> subprocess.Popen[bytes]:
         """Starts python with these arguments. What it complains about goes to `stderr.log`."""
-        # A session of its own: Ctrl-C is for this process alone, which then sees to it that all end in good order.
-        return subprocess.Popen(
-            [sys.executable, *command],
-            env=env,
-            cwd=self.base / "work",
-            start_new_session=True,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=self._errors.fileno() if stderr is None else stderr,
-        )
+        # The signal for wires is blocked from the first instant on: one that comes early waits.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        try:
+            # A session of its own: Ctrl-C is for this process alone, which then sees to it that all end in good order.
+            return subprocess.Popen(
+                [sys.executable, *command],
+                env=env,
+                cwd=self.base / "work",
+                start_new_session=True,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=self._errors.fileno() if stderr is None else stderr,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def start_owner(self) -> subprocess.Popen[bytes]:
         """A process that lives as long as this one, however that ends: its input is a pipe of ours."""

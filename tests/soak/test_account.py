@@ -210,6 +210,20 @@ def test_another_text_is_an_invention():
     assert faults(told) == [("invented", "s0.1:1", "r0")]
 
 
+# --- without a broker -----------------------------------------------------------------------------------------------
+
+
+def test_who_finds_no_broker_where_one_died_is_stranded():
+    assert faults(Told().hit("kill", "broker").later(5).hit("gave up", "s0")) == [("stranded", "", "s0")]
+    assert faults(Told().hit("stop", "s1").later(5).hit("gave up", "s0")) == [("stranded", "", "s0")]
+    assert faults(Told().hit("stop", "broker").later(60).hit("gave up", "command")) == [("stranded", "", "command")]
+
+
+@pytest.mark.parametrize(("what", "whom"), [("stop", "broker"), ("stop", "s0"), ("cut", "s0"), ("wire", "s0")])
+def test_who_finds_a_broker_that_stands_still_is_not(what, whom):
+    assert faults(Told().hit(what, whom).later(5).hit("gave up", "s0")) == []
+
+
 # --- messages to all ------------------------------------------------------------------------------------------------
 
 
@@ -244,8 +258,8 @@ def test_a_tally_that_does_not_add_up_is_counted():
 
 def test_a_broadcast_that_nobody_was_told_about_may_reach_some():
     account = to_all("s0", "r1").settled()
-    assert (account.faults, account.unsure, account.unsure_shown, account.partial) == ([], 1, 1, 1)
-    assert to_all("s0", *RECEIVERS).settled().partial == 0
+    assert (account.faults, account.unsure, account.unsure_shown, account.partial) == ([], 1, 1, ["s0.1:1"])
+    assert to_all("s0", *RECEIVERS).settled().partial == []
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class LogCheck:
 
     def see(self, msg_id: str, segment: int, start: int, length: int, crc: int) -> None:
         """A message, and where its record is."""
-        if start < 0 or length <= 0 or start + length > self._sizes.get(segment, 0):
+        if start + length > self._sizes.get(segment, 0):
             self._unreadable.add(msg_id)
             return
         pointer = (segment, start, length, crc)

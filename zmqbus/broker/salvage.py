@@ -21,7 +21,7 @@ import shutil
 import sqlite3
 from collections.abc import Generator, Iterator
 
-from zmqbus.broker.tables import MAILBOXES, OWED, TABLES, Row, Table, decoded, make_tables, sound
+from zmqbus.broker.tables import APPLICATION_ID, MAILBOXES, OWED, TABLES, Row, Table, decoded, make_tables, sound
 from zmqbus.security import open_private
 
 #: SQLite files that belong to a database, after its name.
@@ -30,8 +30,10 @@ WAL, JOURNAL = "-wal", "-journal"
 NEW = ".new"
 #: The copy that is read while saving.
 COPY = ".reading"
-#: What a database begins with, and where the two numbers are that say who may write and who may read it.
-_MAGIC, _VERSIONS_AT = b"SQLite format 3\0", 18
+#: What each database of ours begins with, and where: magic, page size, who may write and read it, shares of a page;
+#: format of the schema; encoding. SQLite refuses a whole file for one wrong byte in it.
+_CONSTANTS = ((0, b"SQLite format 3\0\x10\0\2\2\0\x40\x20\x20"), (44, b"\0\0\0\4"), (56, b"\0\0\0\1"))
+_APPLICATION_ID_AT = 68
 #: Readings that are tried in one damaged table. A bad page costs about 20; with so many it is no table any more, and to
 #: read it to the end would take longer than anyone wants to wait for a broker.
 MAX_READINGS = 50_000
@@ -52,19 +54,22 @@ def is_damage(error: Exception) -> bool:
 
 
 def save(path: str) -> str:
-    """Makes the new database beside the damaged one, with what can be read of it; returns a sentence about it."""
+    """Makes the new database beside the damaged one, with what can be read of it; returns a sentence about it.
+
+    Neither that name nor that of the copy may be taken.
+    """
     new, copy = path + NEW, path + COPY
-    remove(new)
-    remove(copy)
     try:
         for suffix in (WAL, ""):
             if os.path.exists(path + suffix):
                 os.close(open_private(copy + suffix, os.O_RDWR | os.O_CREAT))
                 shutil.copyfile(path + suffix, copy + suffix)
         with open(copy, "r+b") as file:
-            if file.read(len(_MAGIC)) == _MAGIC:
-                file.seek(_VERSIONS_AT)
-                file.write(b"\2\2")  # what they are in every file with a log; others cannot be read, or not written
+            file.seek(_APPLICATION_ID_AT)
+            if file.read(4) == APPLICATION_ID.to_bytes(4, "big"):
+                for at, content in _CONSTANTS:
+                    file.seek(at)
+                    file.write(content)
         os.close(open_private(new, os.O_RDWR | os.O_CREAT))
         target = sqlite3.connect(new, isolation_level=None)
         try:

@@ -175,6 +175,7 @@ def decoded(raw: bytes) -> str | bytes:
 
 def make_tables(connection: sqlite3.Connection) -> None:
     """Begins a database, whole or not at all."""
+    connection.execute("PRAGMA page_size = 4096")
     connection.execute("BEGIN EXCLUSIVE")
     for table in TABLES:
         connection.execute(table.create)

@@ -12,24 +12,20 @@ The machine of a connection:
 *Out.* A message is kept until its sender has been told what became of it, and sent again with every HELLO; its id makes
 that harmless. HELLO and what waits go in one wire message, so a command that says one thing needs one round trip.
 
-*In.* The application takes messages in the order in which they are handed to it, and says so (`taken`). What comes over
-the DEALER is one ordered stream; a broadcast comes over the SUB and is told apart by its number. A message that must
-follow a broadcast names it (`after`) and is held until that one is here. If it does not come, the broker's BEAT says
-what is owed, REFILL asks for it, and a second BEAT tells that nothing more will come.
-
-A message that was taken already (its acknowledgement was lost with a connection) is acknowledged again and not handed
-out a second time: `TakenIds` remembers the ids, for as long as whoever made it lets it.
+*In.* Messages are handed out in the mailbox's order, which `Inbound` makes of the two ways on which they come; the
+application says which it has taken, and the broker is told, once for many. The ids of what was taken are remembered
+(`TakenIds`), for as long as whoever made that lets it, so that nothing that comes again is handed out again.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 from zmqbus import errors, protocol
-from zmqbus.client.taken import REMEMBERED, TakenIds
+from zmqbus.client.inbound import Inbound, Message
+from zmqbus.client.taken import TakenIds
 from zmqbus.protocol import Role, Scope
 
 #: Messages that a client has on the way and not confirmed. The broker remembers ids for at least as many of each.
@@ -212,24 +208,13 @@ class ClientCore:
         self._awaited: dict[str, None] = {}
         self._requests: dict[str, protocol.Envelope] = {}
         self._spoke_s = 0.0
-        # what has been handed out under the present lease, and not taken: ticket number → (seq, bcast), in order
-        self._handed: dict[int, tuple[int, int]] = {}
-        self._taken_numbers: set[int] = set()
-        self._number = 0
-        self._ack_seq = 0
-        self._ack_bcasts: list[int] = []
-        self._ack_due = False
         self._taken_ids = TakenIds() if taken is None else taken
-        # broadcasts
-        self._seen: dict[int, None] = {}
-        self._last_on: dict[bytes, int] = {}
-        self._held: deque[protocol.Deliver | protocol.Broadcast] = deque()
-        self._asked: set[int] = set()
+        self._inbound = Inbound(self._taken_ids, self._hand, self._transmit)
 
     def __repr__(self) -> str:
         return (
             f"<ClientCore {self.persona.name or 'nobody'} {self.phase.value}: {len(self._unconfirmed)} unconfirmed, "
-            f"{len(self._handed)} handed out, {len(self._held)} held>"
+            f"{self._inbound.handed} handed out, {self._inbound.held} held>"
         )
 
     # --- what the application says
@@ -257,10 +242,6 @@ class ClientCore:
         return self._flush()
 
     @property
-    def _closed(self) -> bool:
-        return self.phase is Phase.CLOSED
-
-    @property
     def _greeted(self) -> bool:
         """Whether what is said now comes behind a HELLO. WELCOME need not be here yet: the broker takes it in order."""
         return self.phase in (Phase.GREETING, Phase.READY)
@@ -280,7 +261,7 @@ class ClientCore:
         self._taken_ids.add(ticket.msg_id)
         self._awaited.pop(ticket.reply_to or "", None)
         if self.welcome is not None and ticket.lease == self.welcome.lease:
-            self._settle(ticket.number)
+            self._inbound.settle(ticket.number)
 
     def acknowledge(self) -> list[Effect]:
         """The acknowledgement of all that was taken since the last one."""
@@ -288,10 +269,8 @@ class ClientCore:
         return self._flush()
 
     def _acknowledge(self) -> None:
-        if self._ack_due and self.phase is Phase.READY:
-            self._ack_due = False
-            self._transmit(protocol.Ack(self._ack_seq, tuple(self._ack_bcasts)))
-            self._ack_bcasts = []
+        if self._inbound.ack_due and self.phase is Phase.READY:
+            self._transmit(self._inbound.ack())
 
     def bye(self) -> list[Effect]:
         """Leaves in good order."""
@@ -304,13 +283,14 @@ class ClientCore:
 
     def handle(self, now_s: float, event: Event) -> list[Effect]:
         """What is to be done about an event, in order."""
-        if self.phase is Phase.CLOSED:
+        before = self.phase
+        if before is Phase.CLOSED:
             return []
         match event:
             case Received(envelopes):
                 for envelope in envelopes:
                     rule = _TABLE.get(envelope.__class__)
-                    if rule is not None and not self._closed:
+                    if rule is not None and self.phase is not Phase.CLOSED:
                         rule(self, envelope)
             case Published(channel, envelopes):
                 for envelope in envelopes:
@@ -379,14 +359,7 @@ class ClientCore:
         self.welcome = welcome
         self.persona = self.persona._replace(name=welcome.name or self.persona.name)
         self.phase = Phase.READY
-        # A new lease: the broker sends again whatever was not acknowledged, so what is held or handed out is void.
-        self._handed.clear()
-        self._taken_numbers.clear()
-        self._ack_seq, self._ack_bcasts, self._ack_due = 0, [], False
-        self._held.clear()
-        self._seen.clear()
-        self._last_on.clear()
-        self._asked.clear()
+        self._inbound.begin(welcome)
         self._out.append(TakeBack())
         if self.persona.role in (Role.LISTENER, Role.PROGRAM):
             self._out.append(Subscribe(welcome.pub_port, self._channels(welcome)))
@@ -447,152 +420,48 @@ class ClientCore:
 
     def _response(self, envelope: protocol.Sessions | protocol.Done | protocol.Health | protocol.Fetched) -> None:
         if isinstance(envelope, protocol.Fetched):
-            # What was only looked at is the mailbox's again. Kept here, it would hold up all later acknowledgements.
-            self._handed.clear()
-            self._taken_numbers.clear()
+            self._inbound.give_back()  # what was only looked at
         if self._requests.pop(envelope.ref, None) is not None:
             self._out.append(Response(envelope.ref, envelope))
 
     # --- messages
 
     def _deliver(self, deliver: protocol.Deliver) -> None:
-        if deliver.bcast:
-            if deliver.bcast not in self._seen:
-                self._arrive(deliver, deliver.bcast)
-            self._release()
-        elif self._held or (deliver.after and deliver.after not in self._seen):
-            self._held.append(deliver)
-        else:
-            self._arrive(deliver, 0)
+        self._inbound.deliver(deliver)
 
     def _broadcast(self, channel: bytes, cast: protocol.Broadcast) -> None:
-        welcome = self.welcome
-        if (
-            welcome is None
-            or self.phase is not Phase.READY
-            or cast.epoch != welcome.epoch
-            or cast.bcast <= welcome.bcast
-            # A SUB filter is a prefix: what matched it may be for another channel.
-            or channel != protocol.channel(cast.scope, cast.target)
-        ):
-            return
-        last = self._last_on.get(channel, welcome.bcast)
-        self._last_on[channel] = cast.bcast
-        if cast.prev > last and cast.prev not in self._seen and cast.prev not in self._asked:
-            # One is missing on this channel. It may have been somebody else's only: the broker's BEAT will tell.
-            self._ask((cast.prev,))
-        if welcome.peer not in cast.spared and cast.bcast not in self._seen:
-            self._hold(cast)
-        self._release()
-
-    def _hold(self, cast: protocol.Broadcast) -> None:
-        """Behind the broadcasts that are held, and before the DEALER's messages: the broker publishes nothing to a
-        consumer that has one of those under way, so whatever is published comes before them."""
-        place = 0
-        while place < len(self._held) and isinstance(self._held[place], protocol.Broadcast):
-            place += 1
-        self._held.insert(place, cast)
+        # Before WELCOME it does not know whether it is for it. If it is, it comes by another way.
+        if self.phase is Phase.READY:
+            self._inbound.broadcast(channel, cast)
 
     def _beat(self, beat: protocol.Beat) -> None:
-        if self.welcome is None or beat.epoch != self.welcome.epoch:
-            return
-        waiting = {item.bcast for item in self._held if isinstance(item, protocol.Broadcast)}
-        missing = tuple(n for n in beat.bcasts if n not in self._seen and n not in waiting and n not in self._asked)
-        if missing:
-            self._ask(missing)
-        # What was asked for and is not owed will not come; nothing need wait for it.
-        for number in [n for n in self._asked if n <= beat.upto and n not in beat.bcasts]:
-            self._asked.discard(number)
-            self._see(number)
-        self._release()
-
-    def _ask(self, numbers: tuple[int, ...]) -> None:
-        self._asked.update(numbers)
-        self._transmit(protocol.Refill(numbers))
-
-    def _release(self) -> None:
-        """Hands out what is held, as far as nothing before it is missing. While broadcasts are being asked for no
-        published one passes: those that are missing come before it."""
-        while self._held:
-            item = self._held[0]
-            if isinstance(item, protocol.Broadcast):
-                if self._asked:
-                    return
-                self._held.popleft()
-                if item.bcast not in self._seen:  # else it was filled in while this copy was held
-                    self._arrive(item, item.bcast)
-            else:
-                if item.after and item.after not in self._seen:
-                    return
-                self._held.popleft()
-                self._arrive(item, 0)
-
-    def _see(self, bcast: int) -> None:
-        self._seen[bcast] = None
-        if len(self._seen) > REMEMBERED:
-            del self._seen[next(iter(self._seen))]
-
-    def _arrive(self, item: protocol.Deliver | protocol.Broadcast, bcast: int) -> None:
-        """Hands a message out, unless it has been taken before. `bcast`: its number, if it is acknowledged by that."""
-        assert self.welcome is not None
-        if bcast:
-            self._see(bcast)
-            self._asked.discard(bcast)
-        self._number += 1
-        number = self._number
-        seq = item.seq if isinstance(item, protocol.Deliver) and not bcast else 0
-        self._handed[number] = (seq, bcast)
-        if item.msg_id in self._taken_ids:
-            self._settle(number)
-            return
-        self._out.append(
-            Hand(
-                Incoming(
-                    Ticket(self.welcome.lease, number, item.msg_id, item.reply_to),
-                    item.msg_id,
-                    item.from_session,
-                    item.from_name,
-                    item.from_label,
-                    item.scope,
-                    item.target,
-                    item.fmt,
-                    item.reply_to,
-                    item.ts,
-                    item.age_s if isinstance(item, protocol.Deliver) else -1,
-                    item.pointer,
-                    item.body,
-                )
-            )
-        )
-
-    def _settle(self, number: int) -> None:
-        """Acknowledgements for the DEALER are cumulative, so they go no further than the first that is not taken."""
-        if number not in self._handed:
-            return  # given back in the meantime
-        self._taken_numbers.add(number)
-        while self._handed:
-            first = next(iter(self._handed))
-            if first not in self._taken_numbers:
-                return
-            self._taken_numbers.discard(first)
-            seq, bcast = self._handed.pop(first)
-            self._ack_due = True
-            if bcast:
-                self._ack_bcasts.append(bcast)
-            else:
-                self._ack_seq = max(self._ack_seq, seq)
+        self._inbound.beat(beat)
 
     def _recall(self, recall: protocol.Recall) -> None:
         # Everything taken so far is acknowledged before the answer, and everything else is the mailbox's again.
-        self._handed.clear()
-        self._taken_numbers.clear()
-        self._held.clear()
-        for number in recall.bcasts:
-            self._asked.discard(number)
-            self._see(number)
+        self._inbound.recall(recall.bcasts)
         self._out.append(TakeBack())
         self._acknowledge()
         self._transmit(protocol.Recalled(recall.generation))
+
+    def _hand(self, message: Message, number: int) -> None:
+        assert self.welcome is not None
+        incoming = Incoming(
+            Ticket(self.welcome.lease, number, message.msg_id, message.reply_to),
+            message.msg_id,
+            message.from_session,
+            message.from_name,
+            message.from_label,
+            message.scope,
+            message.target,
+            message.fmt,
+            message.reply_to,
+            message.ts,
+            message.age_s if isinstance(message, protocol.Deliver) else -1,
+            message.pointer,
+            message.body,
+        )
+        self._out.append(Hand(incoming))
 
     # --- plumbing
 

@@ -1,0 +1,43 @@
+"""The two worlds as fixtures: a test that takes `world` runs in both, and says the same of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.real import RealWorld
+from tests.contract.simulated import SimWorld
+from tests.contract.worlds import World
+from zmqbus.settings import load
+
+
+def _world(request: pytest.FixtureRequest) -> Iterator[World]:
+    if request.param == "sim":
+        yield SimWorld()
+        return
+    request.getfixturevalue("data_dir")
+    port = request.getfixturevalue("free_port")
+    world = RealWorld(load({"port": str(port)}), request.getfixturevalue("monkeypatch"))
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+@pytest.fixture(params=["sim", "real"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Each of the two worlds."""
+    yield from _world(request)
+
+
+@pytest.fixture(params=["sim", pytest.param("real", marks=pytest.mark.slow)])
+def slow_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Likewise, for what takes the real one more than a second."""
+    yield from _world(request)
+
+
+@pytest.fixture
+def sim() -> SimWorld:
+    """The simulated one alone: for what takes longer than a test may last."""
+    return SimWorld()

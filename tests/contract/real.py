@@ -1,0 +1,274 @@
+"""The real world: a broker as users get it, sockets, files, and the clock on the wall."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from struct import unpack_from
+from typing import Any
+
+import pytest
+import zmq
+
+from tests.contract.worlds import Member, World
+from zmqbus import protocol
+from zmqbus.client import bodies, core, launch
+from zmqbus.client import link as link_module
+from zmqbus.client.link import Link
+from zmqbus.client.taken import TakenIds
+from zmqbus.process import process_of
+from zmqbus.protocol import Role, Scope
+from zmqbus.settings import Settings
+
+#: What takes longer than this does not happen, on two cores that many share.
+DEADLINE_S = 45.0
+#: How long the test's thread sleeps where nothing comes: timers of the clients are looked at so often.
+PUMP_S = 0.02
+
+
+class _Monitor(zmq.Socket[bytes]):
+    """Notes the descriptor of the connection that it tells of."""
+
+    connected_fd = -1
+
+    def recv_multipart(self, *args: Any, **more: Any) -> Any:
+        frames = super().recv_multipart(*args, **more)
+        event, value = unpack_from("=Hi", frames[0])
+        if event == zmq.Event.CONNECTED:
+            self.connected_fd = value
+        return frames
+
+
+class _Link(Link):
+    """A `Link` whose connections can be cut."""
+
+    def _watch(self, dealer: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+        dealer.monitor("inproc://zmqbus.monitor", link_module._WATCHED | zmq.Event.CONNECTED)
+        self._cutter = _Monitor(self._context, zmq.PAIR)
+        self._cutter.linger = 0
+        self._cutter.connect("inproc://zmqbus.monitor")
+        return self._cutter
+
+    @property
+    def sockets(self) -> Iterable[zmq.Socket[bytes]]:
+        """What can have something to read."""
+        yield from filter(None, (self._dealer, self._monitor, self._subscriber))
+
+    def cut_dealer(self) -> None:
+        """Shuts the TCP connection down, for both of its ends."""
+        with socket.socket(fileno=os.dup(self._cutter.connected_fd)) as connection:
+            assert connection.getpeername()[1] == self._settings.port
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def cut_subscriber(self) -> None:
+        """Gives the SUB another TCP connection; its filters go over that one, too."""
+        assert self._subscriber is not None and self.core.welcome is not None
+        endpoint = link_module._endpoint(self.core.welcome.pub_port)
+        self._subscriber.disconnect(endpoint)
+        self._subscriber.connect(endpoint)
+
+    def lose_published(self, timeout_s: float) -> None:
+        """Reads one message from the SUB, for nobody."""
+        assert self._subscriber is not None
+        assert self._subscriber.poll(int(timeout_s * 1000)), "nothing was published"
+        self._subscriber.recv_multipart(zmq.NOBLOCK)
+
+    def abandon(self) -> None:
+        """Closes without the courtesy of sending what is left."""
+        self._connected = False
+        self.close()
+
+
+class RealMember(Member):
+    """A `Link` as a `Member`."""
+
+    def __init__(self, world: RealWorld, persona: core.Persona, taken: TakenIds) -> None:
+        client = core.ClientCore(persona, "test", taken)
+        super().__init__(world, client, taken)
+        self._world = world
+        self.stopped = False
+        self.link = _Link(world.settings, client, patient=True)
+        self.link.open()
+
+    def perform(self, effects: list[core.Effect]) -> None:
+        for effect in self.link.perform(effects):
+            match effect:
+                case core.Hand(message):
+                    self.handed.append(message)
+                    self.history.append(message)
+                case core.TakeBack():
+                    self.handed.clear()
+                case core.Answer(msg_id, outcome):
+                    assert msg_id not in self.answers, f"{msg_id} was answered twice"
+                    self.answers[msg_id] = outcome
+                case core.Response(ref, envelope):
+                    self.responses[ref] = envelope
+                case core.Renamed(name):
+                    self.renames.append(name)
+                case core.Closed(reason):
+                    self.closed.append(reason)
+
+    def pump(self) -> None:
+        """Deals with what has come, and does not wait."""
+        self.perform(self.link.pump(0))
+
+    def raw(self, *envelopes: protocol.Envelope) -> None:
+        self.link._dealer.send_multipart(protocol.encode(envelopes), zmq.NOBLOCK)
+
+    def cut(self) -> None:
+        self.world.until(lambda: self.ready)  # a connection that is there
+        before = self.losses
+        self.link.cut_dealer()
+        if self.core.persona.role in (Role.LISTENER, Role.PROGRAM):
+            self.link.cut_subscriber()
+        self.world.until(lambda: self.losses > before)
+
+    def cut_subscriber(self) -> None:
+        self.link.cut_subscriber()
+
+    def lose_broadcast(self) -> None:
+        self.link.lose_published(DEADLINE_S)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def go(self) -> None:
+        self.stopped = False
+
+    def die(self) -> None:
+        self._end(self.link.abandon)
+
+    def bye(self) -> None:
+        self.perform(self.core.bye())
+        self._end(self.link.close)
+
+    def _end(self, close: Callable[[], None]) -> None:
+        if not self.ended:
+            self.ended = True
+            close()
+            self.handed.clear()
+            self._world.see_off(self.core.persona)
+
+
+class RealWorld(World):
+    """A broker as users get it, sockets, files, and the clock on the wall."""
+
+    def __init__(self, settings: Settings, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.settings = settings
+        self._launch = launch.launch
+        # The world starts its brokers itself. Of a broker's death all members hear at once, and each would start a
+        # candidate of its own, which is another contract (and half a second) than this one.
+        patch.setattr(launch, "launch", lambda settings: "")
+        own = process_of(os.getpid())
+        self.living_owner = f"{own.pid}:{own.started}"
+        self.dead_owner = f"{own.pid}:0"
+        self._prober: Member | None = None
+        self._watcher: Member | None = None
+        self._barriers = 0
+        self._stalled = False
+        self._closing = False
+        self._launch(settings)
+
+    def _make(self, persona: core.Persona, taken: TakenIds) -> Member:
+        # A topic of its own, for `attach`.
+        if persona.role in (Role.LISTENER, Role.PROGRAM):
+            persona = persona._replace(topics=(*persona.topics, f"probe-{persona.pid}"))
+        return RealMember(self, persona, taken)
+
+    def _turning(self) -> list[RealMember]:
+        members = [member for member in self.members if isinstance(member, RealMember)]
+        return [member for member in members if not member.ended and not member.stopped]
+
+    def attach(self, *members: Member) -> None:
+        # Nobody but the broker sees a mark. But then a broadcast that is for one session alone comes over its SUB.
+        self._prober = self._prober or self.guest("prober")
+        for member in members:
+            topic = f"probe-{member.core.persona.pid}"
+            before = len(member.overheard)
+            while len(member.overheard) == before:  # the mark may take as long as it likes
+                probe = self._prober.send(topic, b"probe", scope=Scope.TOPIC)
+                self.until(lambda member=member: member.handed)  # type: ignore[misc]
+                assert member.bodies == [b"probe"]
+                member.take_all()
+                member.history.pop()
+                self._prober.hears(probe, (1, 0))
+
+    @property
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        end_s = self.now_s + DEADLINE_S
+        while True:
+            for member in self._turning():
+                member.pump()
+            if condition():
+                return
+            assert self.now_s < end_s, f"not within {DEADLINE_S:.0f} s: {self.members}"
+            self._rest()
+
+    def _rest(self) -> None:
+        poller = zmq.Poller()
+        for member in self._turning():
+            for one in member.link.sockets:
+                poller.register(one, zmq.POLLIN)
+        poller.poll(int(PUMP_S * 1000))
+
+    def quiet(self) -> None:
+        # Twice: what the first round has brought may cause something for somebody else.
+        for _ in range(2):
+            self.until(lambda: all(member.ready or member.closed for member in self._turning()))
+            self._barriers += 1
+            ref = f"quiet-{self._barriers}"
+            asked = [member for member in self._turning() if member.ready]
+            for member in asked:
+                member.begin(protocol.Status(ref))
+            self.until(lambda: all(ref in member.responses or member.closed for member in asked))  # noqa: B023
+            for member in asked:
+                member.responses.pop(ref, None)
+
+    def see_off(self, persona: core.Persona) -> None:
+        """Waits until the broker knows that this process has gone; in the simulated world it does at once."""
+        if persona.role not in (Role.LISTENER, Role.PROGRAM) or self._stalled or self._closing:
+            return
+        self._watcher = self._watcher or self.observer()
+        while True:
+            page = self._watcher.request(protocol.List("watch", False, ""))
+            if isinstance(page, protocol.Sessions):
+                rows = [protocol.Session._make(row) for row in page.rows]
+                if not any(row.session_id == persona.session_id and row.pid == persona.pid for row in rows):
+                    return
+            self._rest()  # a moment; and so many looks may be too many
+
+    def _broker_pid(self) -> int:
+        pid = launch.broker_pid(self.settings)
+        assert pid is not None, "there is no broker"
+        return pid
+
+    def stall_broker(self) -> None:
+        self._stalled = True
+        os.kill(self._broker_pid(), signal.SIGSTOP)
+
+    def kill_broker(self) -> None:
+        if not self._stalled:
+            self.until(lambda: all(member.ready or member.closed for member in self._turning()))
+        turning = [member for member in self._turning() if member.ready]  # the others have nothing to lose
+        before = [member.losses for member in turning]
+        os.kill(self._broker_pid(), signal.SIGKILL)
+        self.until(lambda: launch.broker_pid(self.settings) is None)
+        self.until(lambda: all(member.losses > count for member, count in zip(turning, before, strict=True)))
+        self._launch(self.settings)
+        self._stalled = False
+
+    def whole(self, message: core.Incoming) -> bytes:
+        return bodies.load(message, self.settings.paths.log)
+
+    def close(self) -> None:
+        """Everybody leaves; the broker is the data directory's business."""
+        self._closing = True
+        for member in self.members:
+            member.die()

@@ -1,0 +1,239 @@
+"""What is promised about messages to many: everybody it is for, once each, in order, whatever the PUB loses."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.simulated import SimWorld
+from tests.contract.worlds import Member, World
+from zmqbus import protocol
+from zmqbus.broker.intake import BROADCASTS_PER_MINUTE, MINUTE_S
+from zmqbus.protocol import Scope
+
+
+def crew(world: World, **persona: object) -> tuple[Member, Member, Member]:
+    return world.session("alice", **persona), world.session("bob", **persona), world.session("carol", **persona)
+
+
+def resent(member: Member) -> list[int]:
+    """Numbers of the broadcasts that were sent again, by the DEALER."""
+    return [envelope.bcast for envelope in member.heard if isinstance(envelope, protocol.Deliver) and envelope.bcast]
+
+
+def test_everybody_connected_or_away_gets_it_once(world: World) -> None:
+    alice, bob, carol = crew(world)
+    carol.bye()
+    guest = world.guest("script")
+    first = alice.to_all(b"1")
+    bob.takes(b"1")
+    assert alice.hears(first, (1, 1))
+    second = guest.send("", b"2", scope=Scope.ALL)
+    bob.takes(b"2")
+    alice.takes(b"2")
+    guest.hears(second, (2, 1))
+    carol = world.again(carol)
+    messages = carol.takes(b"1", b"2")
+    assert all(message.age_s >= 0 for message in messages)
+    assert [message.from_name for message in messages] == ["alice", "script"]
+    # What comes behind it on the same way shows that nothing else did.
+    alice.to_all(b"3")
+    bob.takes(b"3")
+    carol.takes(b"3")
+    assert [message.body for message in bob.history] == [b"1", b"2", b"3"]
+    assert [message.body for message in alice.history] == [b"2"]
+
+
+def test_it_is_for_those_who_are_there_when_it_is_accepted(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    early = alice.to_all(b"early")
+    bob.takes(b"early")
+    alice.hears(early, (1, 0))
+    dave = world.session("dave")
+    alice.to_all(b"late")
+    dave.takes(b"late")
+    assert [message.body for message in dave.history] == [b"late"]
+
+
+def test_with_nobody_else_it_is_for_nobody(world: World) -> None:
+    alice = world.session("alice")
+    alice.hears(alice.to_all(b"x"), (0, 0))
+    alice.hears(alice.send("deploys", b"x", scope=Scope.TOPIC), (0, 0))
+
+
+def test_a_topic_and_a_project_have_their_own_receivers(world: World) -> None:
+    alice = world.session("alice")
+    bob = world.session("bob", topics=("deploy",), project="/p")
+    carol = world.session("carol", topics=("deploys",), project="/p/q")
+    sent = alice.send("deploys", b"topic", scope=Scope.TOPIC)
+    (message,) = carol.takes(b"topic")
+    assert (message.scope, message.target) == (Scope.TOPIC, "deploys")
+    alice.hears(sent, (1, 0))
+    sent = alice.send("/p", b"project", scope=Scope.PROJECT)
+    (message,) = bob.takes(b"project")
+    assert (message.scope, message.target) == (Scope.PROJECT, "/p")
+    alice.hears(sent, (1, 0))
+    alice.to_all(b"all")
+    bob.takes(b"all")
+    carol.takes(b"all")
+    assert [message.body for message in bob.history] == [b"project", b"all"]
+    assert [message.body for message in carol.history] == [b"topic", b"all"]
+
+
+def test_a_large_one_is_a_pointer_for_each(world: World) -> None:
+    alice, bob, carol = crew(world)
+    body = b"0123456789" * (protocol.MAX_BROADCAST_BYTES // 10)
+    sent = alice.to_all(body)
+    for member in (bob, carol):
+        world.until(lambda member=member: member.handed)  # type: ignore[misc]
+        (message,) = member.take_all()
+        assert message.pointer is not None and message.body == b""
+        assert world.whole(message) == body
+    alice.hears(sent, (2, 0))
+
+
+# --- losses
+
+
+def test_one_that_the_pub_has_lost_comes_before_those_behind_it(world: World) -> None:
+    alice, bob, carol = crew(world)
+    sent = [alice.to_all(b"1")]
+    bob.lose_broadcast()
+    sent += [alice.to_all(b"2"), alice.send("bob", b"3"), alice.to_all(b"4")]
+    bob.takes(b"1", b"2", b"3", b"4")
+    carol.takes(b"1", b"2", b"4")
+    for msg_id in sent:
+        alice.hears(msg_id, "delivered" if msg_id == sent[2] else (2, 0))
+    assert resent(bob) and not resent(carol)
+
+
+def test_one_that_is_lost_and_the_last_is_missed_by_the_beat(world: World) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.to_all(b"1")
+    bob.lose_broadcast()
+    carol.takes(b"1")
+    bob.takes(b"1")
+    alice.hears(sent, (2, 0))
+    assert any(isinstance(envelope, protocol.Beat) for envelope in bob.heard)
+
+
+def test_a_directed_message_waits_for_a_lost_one_before_it(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    first = alice.to_all(b"1")
+    bob.lose_broadcast()
+    second = alice.send("bob", b"2")
+    bob.takes(b"1", b"2")
+    alice.hears(first, (1, 0))
+    alice.hears(second, "delivered")
+
+
+def test_several_lost_in_a_row_come_in_their_order(world: World) -> None:
+    alice, bob, carol = crew(world)
+    for number in range(6):
+        alice.to_all(str(number).encode())
+        if number in (1, 2, 4):
+            bob.lose_broadcast()
+        world.quiet()
+    expected = [str(number).encode() for number in range(6)]
+    bob.takes(*expected)
+    carol.takes(*expected)
+
+
+def test_one_that_was_lost_is_owed_to_the_next_process(world: World) -> None:
+    alice, bob, _ = crew(world)
+    alice.to_all(b"1")
+    bob.lose_broadcast()
+    bob.die()
+    bob = world.again(bob)
+    assert bob.takes(b"1")[0].age_s >= 0
+
+
+def test_a_sub_that_breaks_loses_nothing(world: World) -> None:
+    alice, bob, carol = crew(world)
+    lease = bob.lease
+    alice.to_all(b"1")
+    bob.lose_broadcast()
+    bob.cut_subscriber()
+    alice.to_all(b"2")
+    world.until(lambda: bob.ready and bob.lease != lease)  # it was told, and has greeted anew
+    alice.to_all(b"3")
+    world.until(lambda: len(bob.handed) == 3)
+    bob.takes(b"1", b"2", b"3")
+    carol.takes(b"1", b"2", b"3")
+    assert any(isinstance(envelope, protocol.Expired) for envelope in bob.heard)
+    world.attach(bob)
+    before = len(bob.overheard)
+    last = alice.to_all(b"4")
+    bob.takes(b"4")
+    carol.takes(b"4")
+    alice.hears(last, (2, 0))
+    assert len(bob.overheard) == before + 1  # by the new SUB
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_connection_that_breaks_loses_no_broadcast(world: World, deaf: bool) -> None:
+    alice, bob, carol = crew(world)
+    alice.to_all(b"1")
+    if deaf:
+        bob.lose_broadcast()
+    else:
+        bob.gets(b"1")
+    bob.cut()
+    alice.to_all(b"2")
+    carol.takes(b"1", b"2")
+    world.until(lambda: bob.ready and len(bob.handed) == 2)
+    bob.takes(b"1", b"2")
+
+
+def test_a_lost_one_is_sent_again_to_the_one_that_lacks_it_alone(world: World) -> None:
+    alice, bob, carol = crew(world)
+    alice.to_all(b"1")
+    bob.lose_broadcast()
+    carol.takes(b"1")
+    alice.to_all(b"2")
+    bob.takes(b"1", b"2")
+    carol.takes(b"2")
+    world.quiet()
+    assert len(resent(bob)) == 1 and not resent(carol)
+
+
+# --- rates
+
+
+def test_a_session_may_broadcast_so_often_in_a_minute_and_its_commands_count(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    helper = world.helper(alice)
+    for number in range(BROADCASTS_PER_MINUTE):
+        speaker = helper if number % 2 else alice
+        last = speaker.to_all(str(number).encode())
+        world.quiet()
+    bob.drain()
+    assert "retry in" in str(alice.hears(alice.to_all(b"x"), "rate_limited"))
+    helper.hears(helper.to_all(b"x"), "rate_limited")
+    world.until(lambda: bob.drain() and speaker.fate(last))
+    # It is the session's limit, not the bus's; and not one for what is said to one.
+    bob.to_all(b"another's")
+    alice.takes(b"another's")
+    alice.send("bob", b"directed")
+    world.until(lambda: bob.drain() and len(bob.history) == BROADCASTS_PER_MINUTE + 1)
+    assert bob.history[-1].body == b"directed"
+
+
+def test_a_guest_may_likewise_by_its_name(world: World) -> None:
+    guest = world.guest("script")
+    for _ in range(BROADCASTS_PER_MINUTE):
+        last = guest.to_all()
+    guest.hears(last, (0, 0))
+    guest.bye()
+    guest = world.guest("script")
+    guest.hears(guest.to_all(), "rate_limited")
+
+
+def test_after_a_minute_it_may_again(sim: SimWorld) -> None:
+    """In the simulated world alone: a minute."""
+    alice, _ = sim.session("alice"), sim.session("bob")
+    for _ in range(BROADCASTS_PER_MINUTE):
+        alice.to_all()
+    sim.quiet()
+    alice.hears(alice.to_all(), "rate_limited")
+    sim.pass_time(MINUTE_S + 0.1)
+    alice.hears(alice.to_all(), (0, 1))

@@ -1,0 +1,265 @@
+"""What is promised to commands: reading the inbox in the listener's place, and waiting for an answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.simulated import SimWorld
+from tests.contract.worlds import Member, World
+from zmqbus import protocol
+from zmqbus.errors import ZmqbusError
+
+
+def test_a_command_reads_what_waits_for_one_who_is_away(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    alice.hears(alice.send("bob", b"1"), "away")
+    alice.hears(alice.to_all(b"2"), (0, 1))
+    helper = world.helper(bob)
+    helper.begin(protocol.Fetch("f", False))
+    messages = helper.gets(b"1", b"2")
+    assert all(message.age_s >= 0 for message in messages)
+    world.quiet()
+    assert not helper.responses  # it comes when all has been taken
+    helper.take()
+    world.quiet()
+    assert not helper.responses
+    helper.take()
+    world.until(lambda: helper.responses)
+    assert helper.responses["f"] == protocol.Fetched("f", 2, 0)
+    bob = world.again(bob)
+    assert bob.core.welcome is not None and bob.core.welcome.waiting == 0
+    assert helper.request(protocol.Fetch("f2", False)) == protocol.Fetched("f2", 0, 0)
+
+
+def test_a_listener_gives_back_what_it_has_not_shown_and_gets_back_what_is_left(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    sent = [alice.send("bob", b"0"), alice.to_all(b"1"), alice.send("bob", b"2"), alice.to_all(b"3")]
+    bob.gets(b"0", b"1", b"2", b"3")
+    bob.take()
+    alice.hears(sent[0], "delivered")
+    helper = world.helper(bob)
+    helper.begin(protocol.Fetch("f", False))
+    helper.gets(b"1", b"2", b"3")
+    assert bob.handed == []
+    helper.take(2)
+    later = alice.send("bob", b"4")
+    helper.gets(b"3", b"4")
+    helper.take()
+    world.quiet()
+    helper.bye()
+    bob.takes(b"4")
+    alice.hears_it_is_safe(later)
+    assert [message.body for message in bob.history] == [b"0", b"1", b"2", b"3", b"4"]
+    # And its own broadcasts work as before.
+    alice.to_all(b"5")
+    bob.takes(b"5")
+
+
+def test_a_peek_leaves_all_as_it_was(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    sent = [alice.send("bob", b"1"), alice.send("bob", b"2")]
+    bob.gets(b"1", b"2")
+    helper = world.helper(bob)
+    assert helper.request(protocol.Fetch("f", True)) == protocol.Fetched("f", 2, 0)
+    assert [message.body for message in helper.history] == [b"1", b"2"]
+    bob.takes(b"1", b"2")
+    for msg_id in sent:
+        alice.hears_it_is_safe(msg_id)
+    helper.bye()
+    alice.send("bob", b"3")
+    bob.takes(b"3")
+
+
+def test_a_peek_at_one_who_is_away(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.die()
+    alice.hears(alice.send("bob", b"1"), "away")
+    helper = world.helper(bob)
+    for ref in ("f1", "f2"):
+        assert helper.request(protocol.Fetch(ref, True)) == protocol.Fetched(ref, 1, 0)
+    world.again(bob).takes(b"1")
+
+
+def test_one_command_at_a_time_reads(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    alice.hears(alice.send("bob", b"1"), "away")
+    first, second = world.helper(bob), world.helper(bob)
+    first.begin(protocol.Fetch("f", False))
+    first.gets(b"1")
+    refused = second.request(protocol.Fetch("f", False))
+    assert isinstance(refused, ZmqbusError) and refused.code == "rate_limited"
+    first.take_all()
+    world.until(lambda: first.responses)
+    assert second.request(protocol.Fetch("f2", False)) == protocol.Fetched("f2", 0, 0)
+
+
+def test_a_listener_that_stands_still_keeps_no_command_waiting(slow_world: World) -> None:
+    alice, bob = slow_world.session("alice"), slow_world.session("bob")
+    alice.to_all(b"1")
+    alice.send("bob", b"2")
+    bob.stop()
+    helper = slow_world.helper(bob)
+    helper.begin(protocol.Fetch("f", False))
+    helper.takes(b"1", b"2")
+    slow_world.until(lambda: helper.responses)
+    helper.bye()
+    bob.go()
+    alice.send("bob", b"3")
+    slow_world.until(lambda: b"3" in bob.bodies)
+    assert [message.body for message in bob.take_all()] == [b"3"]  # the others have been shown
+
+
+def test_a_listener_that_comes_back_while_a_command_reads_gets_the_rest(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    for body in (b"1", b"2"):
+        alice.hears(alice.send("bob", body), "away")
+    helper = world.helper(bob)
+    helper.begin(protocol.Fetch("f", False))
+    helper.gets(b"1", b"2")
+    helper.take()
+    bob = world.again(bob)
+    world.quiet()
+    assert bob.history == []
+    helper.bye()
+    bob.takes(b"2")
+
+
+def test_what_a_command_was_reading_when_the_broker_died_is_still_there(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    for body in (b"1", b"2"):
+        alice.hears(alice.send("bob", body), "away")
+    helper = world.helper(bob)
+    helper.begin(protocol.Fetch("f", False))
+    helper.gets(b"1", b"2")
+    helper.take()
+    world.quiet()
+    world.kill_broker()
+    world.until(lambda: len(helper.history) == 3)  # it asks again by itself
+    helper.takes(b"2")
+    world.until(lambda: helper.responses)
+    assert helper.responses["f"] == protocol.Fetched("f", 1, 0)
+
+
+# --- AWAIT
+
+
+def question(asker: Member, receiver: Member) -> str:
+    """Asks, and has the question taken; returns its id."""
+    sent = asker.ask(receiver.core.persona.name or "", b"question")
+    receiver.takes(b"question")
+    asker.hears(sent, "delivered")
+    return sent
+
+
+def test_an_answer_goes_to_the_command_that_waits_for_it(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    helper = world.helper(alice)
+    asked = question(helper, bob)
+    other, answer = bob.send("alice", b"other"), bob.send("alice", b"answer", reply_to=asked)
+    (message,) = helper.takes(b"answer")
+    assert message.reply_to == asked
+    alice.takes(b"other")
+    bob.hears(other, "delivered")
+    bob.hears(answer, "delivered")
+    helper.bye()
+    bob.send("alice", b"late", reply_to=asked)
+    alice.takes(b"late")
+
+
+def test_answers_that_were_not_taken_go_to_the_mailbox(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    helper = world.helper(alice)
+    asked = question(helper, bob)
+    answer = bob.send("alice", b"answer", reply_to=asked)
+    helper.gets(b"answer")
+    helper.bye()
+    alice.takes(b"answer")
+    bob.hears_it_is_safe(answer)
+
+
+def test_and_so_do_those_of_a_command_that_is_gone_without_a_word(sim: SimWorld) -> None:
+    """In the simulated world alone: it is missed after 12 s, unless something is said to it."""
+    alice, bob = sim.session("alice"), sim.session("bob")
+    helper = sim.helper(alice)
+    asked = question(helper, bob)
+    answer = bob.send("alice", b"answer", reply_to=asked)
+    helper.gets(b"answer")
+    bob.hears(answer, "busy")
+    helper.die()
+    alice.takes(b"answer")
+
+
+@pytest.mark.parametrize("who", ["helper", "guest"])
+def test_a_command_that_has_lost_its_connection_still_gets_its_answer(world: World, who: str) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    asker = world.helper(alice) if who == "helper" else world.guest("alice2")
+    asked = question(asker, bob)
+    asker.cut()
+    answer = bob.send(asker.core.persona.name or "", b"answer", reply_to=asked)
+    asker.takes(b"answer")
+    bob.hears(answer, "delivered")
+    world.quiet()
+    assert alice.history == []
+
+
+@pytest.mark.parametrize("who", ["helper", "guest"])
+def test_and_one_that_it_had_in_hand_comes_again(world: World, who: str) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    asker = world.helper(alice) if who == "helper" else world.guest("alice2")
+    asked = question(asker, bob)
+    answer = bob.send(asker.core.persona.name or "", b"answer", reply_to=asked)
+    asker.gets(b"answer")
+    asker.cut()
+    world.until(lambda: len(asker.history) == 2)
+    asker.takes(b"answer")
+    bob.hears(answer, "delivered")
+    world.quiet()
+    assert alice.history == []
+
+
+@pytest.mark.parametrize("who", ["helper", "guest"])
+@pytest.mark.parametrize("when", ["before the answer", "with the answer under way"])
+def test_and_so_does_one_whose_broker_has_died(world: World, who: str, when: str) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    asker = world.helper(alice) if who == "helper" else world.guest("alice2")
+    asked = question(asker, bob)
+    name = asker.core.persona.name or ""
+    if when == "before the answer":
+        world.kill_broker()
+        answer = bob.send(name, b"answer", reply_to=asked)
+    else:
+        world.stall_broker()
+        answer = bob.send(name, b"answer", reply_to=asked)
+        world.kill_broker()
+    asker.takes(b"answer")
+    bob.hears_it_is_safe(answer)
+    world.quiet()
+    assert alice.history == []
+
+
+def test_a_guest_that_leaves_takes_no_answer(world: World) -> None:
+    bob, guest = world.session("bob"), world.guest("script")
+    asked = question(guest, bob)
+    answer = bob.send("script", b"answer", reply_to=asked)
+    guest.gets(b"answer")
+    guest.bye()
+    bob.hears(answer, "unknown_peer")
+    late = bob.send("script", b"late", reply_to=asked)
+    bob.hears(late, "unknown_peer")
+
+
+def test_a_command_that_is_not_back_in_time_leaves_its_answer_to_the_listener(slow_world: World) -> None:
+    alice, bob = slow_world.session("alice"), slow_world.session("bob")
+    helper = slow_world.helper(alice)
+    asked = question(helper, bob)
+    helper.stop()
+    slow_world.kill_broker()
+    bob.send("alice", b"answer", reply_to=asked)
+    alice.takes(b"answer")
+    helper.go()
+    slow_world.quiet()
+    assert helper.history == []

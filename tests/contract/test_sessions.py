@@ -1,0 +1,282 @@
+"""What is promised about who is who: tokens, leases, names, and what each may say."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.simulated import SimWorld
+from tests.contract.worlds import Member, World
+from zmqbus import protocol
+from zmqbus.broker.core import SILENCE_S
+from zmqbus.client.core import PING_S, Displaced
+from zmqbus.errors import ZmqbusError
+from zmqbus.protocol import Role
+
+
+def rows(member: Member, *, everyone: bool = True) -> dict[str, protocol.Session]:
+    page = member.request(protocol.List("rows", everyone, ""))
+    return {row[0]: protocol.Session._make(row) for row in page.rows}
+
+
+def refusal(member: Member) -> str:
+    """The code with which it was refused at the door."""
+    (error,) = member.closed
+    assert isinstance(error, ZmqbusError)
+    return getattr(error, "wire_code", error.code)
+
+
+def test_a_second_process_displaces_the_first_and_gets_what_that_had_not_taken(world: World) -> None:
+    alice, old = world.session("alice"), world.session("bob")
+    alice.send("bob", b"1")
+    sent = alice.send("bob", b"2")
+    old.gets(b"1", b"2")
+    old.take()
+    new = world.again(old)
+    world.until(lambda: old.closed)
+    assert isinstance(old.closed[0], Displaced)
+    (message,) = new.takes(b"2")
+    assert message.age_s >= 0
+    alice.hears_it_is_safe(sent)
+    # What the first one still does is without effect.
+    old.take_all()
+    later = alice.send("bob", b"3")
+    new.takes(b"3")
+    alice.hears(later, "delivered")
+    assert [message.body for message in old.history] == [b"1", b"2"]
+    assert not new.closed
+
+
+def test_one_that_has_noticed_nothing_is_displaced_when_it_goes_on(world: World) -> None:
+    alice, old = world.session("alice"), world.session("bob")
+    old.stop()
+    new = world.again(old)
+    alice.send("bob", b"1")
+    new.takes(b"1")
+    old.go()
+    world.until(lambda: old.closed)
+    assert isinstance(old.closed[0], Displaced) and old.history == []
+    assert not new.closed
+
+
+def test_what_was_taken_is_not_shown_by_the_next_process_though_nobody_has_heard_of_it(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    sent = alice.send("bob", b"1")
+    bob.gets(b"1")
+    world.stall_broker()
+    bob.take_all()
+    bob.die()
+    world.kill_broker()
+    bob = world.again(bob)
+    alice.send("bob", b"2")
+    bob.takes(b"2")
+    alice.hears_it_is_safe(sent)
+    assert [message.body for message in bob.history] == [b"2"]
+
+
+def test_names_are_unique_among_the_connected(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    other = world.session("other", name="bob")
+    assert refusal(other) == "name_taken" and not other.ready
+    refused = alice.request(protocol.Rename("r", "bob"))
+    assert isinstance(refused, ZmqbusError) and refused.code == "invalid_name"
+    bob.bye()
+    other = world.session("other", name="bob")
+    assert other.ready
+    alice.send("bob", b"for the one who is here")
+    other.takes(b"for the one who is here")
+    alice.send("bob-session-id", b"for the one who is away")
+    assert refusal(world.again(bob)) == "name_taken"
+    again = world.again(bob, name="bob2")
+    again.takes(b"for the one who is away")
+
+
+def test_one_who_is_away_answers_to_its_name(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.die()
+    receipt = alice.hears(alice.send("bob", b"x"), "away")
+    assert isinstance(receipt, protocol.Receipt) and receipt.session_id == "bob-session-id"
+
+
+def test_prefixes_of_names_and_ids_will_do(world: World) -> None:
+    alice, bob, _ = world.session("alice"), world.session("builder"), world.session("backend")
+    alice.send("bui", b"1")
+    alice.send("builder-sess", b"2")
+    bob.takes(b"1", b"2")
+    assert "backend" in str(alice.hears(alice.send("b", b"x"), "ambiguous"))
+
+
+def test_only_the_token_s_holder_speaks_for_a_session(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    assert refusal(world.session("thief", session_id="bob-session-id", token="guessed")) == "unauthorized"
+    bob.bye()
+    assert refusal(world.session("bob", token="guessed")) == "unauthorized"
+    world.kill_broker()
+    assert refusal(world.session("bob", token="guessed")) == "unauthorized"
+    bob = world.again(bob)
+    alice.send("bob", b"x")
+    bob.takes(b"x")
+
+
+def test_a_stale_lease_is_told_so_and_its_client_greets_anew(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    lease = bob.lease
+    bob.raw(protocol.Ping("no lease at all", "bob"))
+    world.until(lambda: bob.ready and bob.lease != lease)
+    assert any(isinstance(envelope, protocol.Expired) for envelope in bob.heard)
+    alice.send("bob", b"x")
+    bob.takes(b"x")
+    # The right one with the right name gets no answer, and the wrong name the right one.
+    before = len(bob.heard)
+    bob.raw(protocol.Ping(bob.lease, "bob"))
+    world.quiet()
+    assert {type(envelope) for envelope in bob.heard[before:]} <= {protocol.Health}
+    bob.raw(protocol.Ping(bob.lease, "wrong"))
+    world.until(lambda: any(isinstance(envelope, protocol.Renamed) for envelope in bob.heard[before:]))
+
+
+@pytest.mark.parametrize("by_helper", [False, True])
+def test_renamed(world: World, by_helper: bool) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    who = world.helper(bob) if by_helper else bob
+    done = who.request(protocol.Rename("r", "robert"))
+    assert done == protocol.Done("r", "bob")
+    world.until(lambda: bob.renames == ["robert"])
+    alice.hears(alice.send("bob", b"x"), "unknown_peer")
+    alice.send("robert", b"directed")
+    bob.takes(b"directed")
+    alice.to_all(b"broadcast")
+    bob.takes(b"broadcast")
+    assert set(rows(alice)) >= {"alice", "robert"}
+    world.kill_broker()
+    alice.send("robert", b"still")
+    bob.takes(b"still")
+    # Its own channel has moved along: what it is told there arrives under the new name, too.
+    world.attach(bob)
+    who = world.helper(bob) if by_helper else bob
+    assert who.request(protocol.Rename("r2", "rob")) == protocol.Done("r2", "robert")
+    world.until(lambda: bob.renames == ["robert", "rob"])
+
+
+def test_disconnected_it_cannot_be_found_until_it_comes_back(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    kept = alice.send("bob", b"kept")
+    bob.gets(b"kept")
+    helper = world.helper(bob)
+    assert helper.request(protocol.Disconnect("d")) == protocol.Done("d", "disconnected")
+    world.until(lambda: bob.closed == [None])
+    alice.hears(kept, "away")
+    alice.hears(alice.send("bob", b"x"), "unknown_peer")
+    alice.hears(alice.to_all(b"x"), (0, 0))
+    assert set(rows(alice)) == {"alice"}
+    assert helper.request(protocol.Disconnect("d2")) == protocol.Done("d2", "not connected")
+    world.kill_broker()
+    alice.hears(alice.send("bob", b"x"), "unknown_peer")
+    world.again(bob).takes(b"kept")
+
+
+def test_list_tells_who_is_there(world: World) -> None:
+    alice, bob = world.session("alice", label="The first"), world.session("bob", project="/q", cwd="/q/r")
+    carol = world.session("carol")
+    carol.bye()
+    bob.stop()
+    alice.send("bob", b"x")
+    world.quiet()
+    seen = rows(world.observer())
+    assert (seen["alice"].state, seen["alice"].label, seen["alice"].waiting) == ("live", "The first", 0)
+    assert (seen["bob"].project, seen["bob"].cwd, seen["bob"].waiting) == ("/q", "/q/r", 1)
+    assert seen["bob"].pid == bob.core.persona.pid
+    assert seen["carol"].state == "away" and seen["carol"].away_s >= 0
+    assert set(rows(alice, everyone=False)) == {"alice", "bob"}
+
+
+def test_each_says_what_its_role_allows(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    observer, guest = world.observer(), world.guest("script")
+    observer.hears(observer.send("bob", b"x"), "protocol")
+    for member, request in (
+        (alice, protocol.Fetch("r", False)),
+        (guest, protocol.Fetch("r", False)),
+        (guest, protocol.Rename("r", "other")),
+        (observer, protocol.Disconnect("r")),
+    ):
+        error = member.request(request)
+        assert isinstance(error, ZmqbusError) and error.code == "protocol"
+    guest.send("bob", b"x")
+    (message,) = bob.takes(b"x")
+    assert message.from_name == "script" and message.from_session.startswith("guest-")
+    assert not any(isinstance(envelope, protocol.Refused) for envelope in bob.heard)
+
+
+def test_what_cannot_be_read_costs_nobody_but_its_sender(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    alice.raw(protocol.Expired())  # which is the broker's to say
+    world.until(lambda: any(isinstance(e, protocol.Refused) and e.ref == "" for e in alice.heard))
+    sent = alice.send("bob", b"x")
+    bob.takes(b"x")
+    alice.hears(sent, "delivered")
+
+
+def test_a_guest_has_a_name_that_no_connected_session_has_and_no_mailbox(world: World) -> None:
+    alice = world.session("alice")
+    assert refusal(world.guest("alice")) == "name_taken"
+    world.guest("script")
+    alice.hears(alice.send("script", b"x"), "unknown_peer")
+    assert set(rows(alice)) == {"alice"}
+
+
+@pytest.mark.parametrize("lives", [False, True])
+def test_mail_of_a_name_whose_owner_has_died_goes_to_the_next_of_that_name_there(world: World, lives: bool) -> None:
+    alice = world.session("alice")
+    bob = world.session("bob", owner=world.living_owner if lives else world.dead_owner)
+    bob.die()
+    alice.hears(alice.send("bob", b"1"), "away")
+    elsewhere = world.session("bob2", name="bob", project="/elsewhere")
+    assert elsewhere.core.welcome is not None and elsewhere.core.welcome.waiting == 0
+    elsewhere.bye()
+    heir = world.session("bob3", name="bob")
+    if lives:
+        alice.send("bob", b"2")
+        heir.takes(b"2")
+    else:
+        heir.takes(b"1")
+        world.kill_broker()
+        world.until(lambda: heir.ready)
+        alice.send("bob", b"2")
+        heir.takes(b"2")
+
+
+def test_a_program_has_a_mailbox_like_a_listener(world: World) -> None:
+    alice, program = world.session("alice"), world.session("worker", role=Role.PROGRAM)
+    sent, cast = alice.send("worker", b"1"), alice.to_all(b"2")
+    program.takes(b"1", b"2")
+    alice.hears(sent, "delivered")
+    alice.hears(cast, (1, 0))
+
+
+# --- in the simulated world alone: timers longer than a test may last
+
+
+def test_one_that_says_nothing_for_so_long_is_away_until_it_goes_on(sim: SimWorld) -> None:
+    alice, bob = sim.session("alice"), sim.session("bob")
+    sim.pass_time(2 * SILENCE_S)
+    assert set(rows(alice, everyone=False)) == {"alice", "bob"}  # they ping
+    bob.stop()
+    sim.pass_time(SILENCE_S + 1)
+    assert set(rows(alice, everyone=False)) == {"alice"}
+    alice.hears(alice.send("bob", b"x"), "away")
+    bob.go()
+    bob.takes(b"x")
+    assert set(rows(alice, everyone=False)) == {"alice", "bob"}
+
+
+def test_a_new_name_that_it_has_missed_is_told_with_the_next_ping(sim: SimWorld) -> None:
+    alice, bob = sim.session("alice"), sim.session("bob")
+    helper = sim.helper(bob)
+    helper.begin(protocol.Rename("r", "robert"))
+    bob.lose_broadcast()
+    sim.quiet()
+    assert bob.renames == []
+    sim.pass_time(PING_S + 0.5)
+    assert bob.renames == ["robert"]
+    alice.to_all(b"x")
+    bob.takes(b"x")

@@ -1,0 +1,227 @@
+"""In which order what comes in is handed to the application, and what may be acknowledged. No sockets, no clock.
+
+Theory of operation
+===================
+
+Messages come on two ways. What comes over the DEALER is one ordered stream, and loses nothing. A broadcast comes over
+the SUB, which may drop it, and is told apart by its number. `Inbound` makes one order of both, the mailbox's, by the
+rules of section 8.2 of `docs/protocol.md`:
+
+    DELIVER                      ──▶ handed out; held if something before it is, or is not here yet
+    DELIVER of a broadcast       ──▶ handed out at once: it was published, and is sent again since this copy was lost
+    BROADCAST                    ──▶ handed out; held while anything is asked for
+    a gap, or a BEAT that owes   ──▶ REFILL
+    BEAT                         ──▶ what was asked for and is not owed will not come
+
+A message that must follow a broadcast names it (`after`) and is held until that one is here. A broadcast names the one
+before it on its channel (`prev`): if that one did not come, REFILL asks for it. Whether anything was lost behind the
+last one that came, only the broker knows: its BEAT says what is owed. And a BEAT tells that nothing more will come of
+what was asked for: the number was somebody else's.
+
+Held broadcasts come before held DELIVERs, whichever came first. For the broker publishes nothing to a consumer that has
+a DELIVER under way: whatever is published comes before those.
+
+*Acknowledging.* Each message is handed out under a ticket number, one up from the one before, and the application says
+which it has taken (`settle`), in whatever order. The acknowledgement for the DEALER is cumulative, so it goes no
+further than the first message that is not taken. Broadcasts are acknowledged each by its number, since a SUB may lose
+any. What was handed out may have to be given back (`give_back`, `recall`, a new lease): then it is the mailbox's again,
+its ticket number settles nothing any more, and if it is still owed it comes again.
+
+A message that was taken already (its acknowledgement was lost with a connection) is acknowledged again and not handed
+out a second time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from zmqbus import protocol
+from zmqbus.client.taken import REMEMBERED, TakenIds
+
+Message: TypeAlias = protocol.Deliver | protocol.Broadcast
+
+
+class Inbound:
+    """What has come to one client, from one WELCOME to the next. Not thread-safe."""
+
+    def __init__(
+        self, taken: TakenIds, hand: Callable[[Message, int], None], ask: Callable[[protocol.Refill], None]
+    ) -> None:
+        """`taken`: what is not handed out again; whoever calls `settle` adds to it. `hand` is called with each message
+        for the application, in order, and its ticket number; `ask` with what the broker is to be asked for."""
+        self.ack_due = False  #: `ack` has something new to say
+        self._taken_ids = taken
+        self._hand = hand
+        self._ask = ask
+        # the lease
+        self._epoch = ""
+        self._since = 0  # number of the last broadcast before it
+        self._peer = 0
+        # what has been handed out, in order, and not settled, as (seq, bcast): the last has the ticket number `_number`
+        self._number = 0
+        self._handed: deque[tuple[int, int]] = deque()
+        self._taken_numbers: set[int] = set()  # behind one that is not taken
+        self._ack_seq = 0
+        self._ack_bcasts: list[int] = []
+        # broadcasts
+        self._seen: dict[int, None] = {}  # oldest first; those, too, that will not come
+        self._last_on: dict[bytes, int] = {}  # channel → number of the last one that came
+        self._asked: set[int] = set()
+        # what is held: all of the first come before all of the second
+        self._held_casts: deque[protocol.Broadcast] = deque()
+        self._held_delivers: deque[protocol.Deliver] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Inbound: {self.handed} handed out, {self.held} held, {len(self._asked)} asked for>"
+
+    @property
+    def handed(self) -> int:
+        """Messages that were handed out, and cannot be acknowledged yet."""
+        return len(self._handed)
+
+    @property
+    def held(self) -> int:
+        """Messages that something before them is missing for."""
+        return len(self._held_casts) + len(self._held_delivers)
+
+    # --- the lease
+
+    def begin(self, welcome: protocol.Welcome) -> None:
+        """A new lease: the broker sends again whatever was not acknowledged, so what is held or handed out is void."""
+        self._epoch, self._since, self._peer = welcome.epoch, welcome.bcast, welcome.peer
+        self.give_back()
+        self._drop_held()
+        self._ack_seq, self._ack_bcasts, self.ack_due = 0, [], False
+        self._seen.clear()
+        self._last_on.clear()
+        self._asked.clear()
+
+    def give_back(self) -> None:
+        """What has been handed out and is not taken is the mailbox's again. Kept here, it would hold up all later
+        acknowledgements."""
+        self._handed.clear()
+        self._taken_numbers.clear()
+
+    def recall(self, bcasts: Sequence[int]) -> None:
+        """Gives back what is held as well, and passes over these broadcasts, which may still be under way."""
+        self.give_back()
+        self._drop_held()
+        for number in bcasts:
+            self._asked.discard(number)
+            self._see(number)
+
+    def _drop_held(self) -> None:
+        self._held_casts.clear()
+        self._held_delivers.clear()
+
+    # --- what comes
+
+    def deliver(self, deliver: protocol.Deliver) -> None:
+        """A message came over the DEALER."""
+        if deliver.bcast:
+            if deliver.bcast not in self._seen:
+                self._arrive(deliver, 0, deliver.bcast)
+            self._release()
+        elif self._held_delivers or self._held_casts or (deliver.after and deliver.after not in self._seen):
+            self._held_delivers.append(deliver)
+        else:
+            self._arrive(deliver, deliver.seq, 0)
+
+    def broadcast(self, channel: bytes, cast: protocol.Broadcast) -> None:
+        """A message came over the SUB, on this channel."""
+        if (
+            cast.epoch != self._epoch
+            or cast.bcast <= self._since
+            # A SUB filter is a prefix: what matched it may be for another channel.
+            or channel != protocol.channel(cast.scope, cast.target)
+        ):
+            return
+        last = self._last_on.get(channel, self._since)
+        self._last_on[channel] = cast.bcast
+        if cast.prev > last and cast.prev not in self._seen and cast.prev not in self._asked:
+            # One is missing on this channel. It may have been somebody else's only: the broker's BEAT will tell.
+            self._refill((cast.prev,))
+        if self._peer not in cast.spared and cast.bcast not in self._seen:
+            self._held_casts.append(cast)
+        self._release()
+
+    def beat(self, beat: protocol.Beat) -> None:
+        """The broker says what is owed."""
+        if beat.epoch != self._epoch:
+            return
+        held = {cast.bcast for cast in self._held_casts}
+        missing = tuple(n for n in beat.bcasts if n not in self._seen and n not in held and n not in self._asked)
+        if missing:
+            self._refill(missing)
+        # What was asked for and is not owed will not come; nothing need wait for it.
+        for number in [n for n in self._asked if n <= beat.upto and n not in beat.bcasts]:
+            self._asked.discard(number)
+            self._see(number)
+        self._release()
+
+    def _refill(self, numbers: tuple[int, ...]) -> None:
+        self._asked.update(numbers)
+        self._ask(protocol.Refill(numbers))
+
+    def _release(self) -> None:
+        """Hands out what is held, as far as nothing before it is missing. While broadcasts are being asked for no
+        published one passes: those that are missing come before it."""
+        casts = self._held_casts
+        while casts:
+            if self._asked:
+                return
+            cast = casts.popleft()
+            if cast.bcast not in self._seen:  # else it was filled in while this copy was held
+                self._arrive(cast, 0, cast.bcast)
+        delivers = self._held_delivers
+        while delivers and (not delivers[0].after or delivers[0].after in self._seen):
+            deliver = delivers.popleft()
+            self._arrive(deliver, deliver.seq, 0)
+
+    def _see(self, bcast: int) -> None:
+        self._seen[bcast] = None
+        if len(self._seen) > REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+
+    def _arrive(self, message: Message, seq: int, bcast: int) -> None:
+        """Hands a message out, unless it has been taken before. It is acknowledged by `seq` or by `bcast`; the other
+        is 0."""
+        if bcast:
+            self._see(bcast)
+            self._asked.discard(bcast)
+        self._number += 1
+        self._handed.append((seq, bcast))
+        if message.msg_id in self._taken_ids:
+            self.settle(self._number)
+        else:
+            self._hand(message, self._number)
+
+    # --- what the application says
+
+    def settle(self, number: int) -> None:
+        """The message with this ticket number is taken."""
+        first = self._number - len(self._handed) + 1
+        if not first <= number <= self._number:
+            return  # settled, or given back in the meantime
+        if number != first:
+            self._taken_numbers.add(number)
+            return
+        self.ack_due = True
+        while True:
+            seq, bcast = self._handed.popleft()
+            if bcast:
+                self._ack_bcasts.append(bcast)
+            else:
+                self._ack_seq = seq
+            first += 1
+            if first not in self._taken_numbers:
+                return
+            self._taken_numbers.discard(first)
+
+    def ack(self) -> protocol.Ack:
+        """The acknowledgement of all that was taken since the last one."""
+        bcasts, self._ack_bcasts = self._ack_bcasts, []
+        self.ack_due = False
+        return protocol.Ack(self._ack_seq, tuple(bcasts))
