@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from tests.records import RECORD, ids, line
 from zmqbus import journal
 from zmqbus.errors import BrokerUnavailable, Unauthorized
-from zmqbus.journal import Journal, JournalError, JournalFull, Pointer, encode_record, find, read, segments
+from zmqbus.journal import Journal, JournalFull
+from zmqbus.readback import Pointer, find, read, segments
+from zmqbus.record import JournalError, encode_record
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from zmqbus.errors import Unauthorized
 from zmqbus.readback import (
     MAX_META_BYTES,
     META_START,
+    Pointer,
     find_back,
     is_start_of_meta,
     newest_serial,
@@ -45,16 +46,7 @@ from zmqbus.readback import (
     serial_of,
     survey,
 )
-from zmqbus.readback import Pointer as Pointer
-from zmqbus.readback import Reader as Reader
-from zmqbus.readback import find as find
-from zmqbus.readback import read as read
-from zmqbus.readback import recent as recent
-from zmqbus.readback import segments as segments
-from zmqbus.record import JournalError as JournalError
-from zmqbus.record import Record as Record
-from zmqbus.record import encode_record as encode_record
-from zmqbus.record import second_of
+from zmqbus.record import JournalError, second_of
 from zmqbus.security import open_private, secure_dir
 
 #: A file of this size still opens in an editor, and is read by grep in 20 ms.

@@ -38,8 +38,9 @@ from zmqbus.broker.store import Entry
 from zmqbus.client.bodies import load
 from zmqbus.client.core import Incoming, Persona, Phase
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal import Journal, recent
+from zmqbus.journal import Journal
 from zmqbus.protocol import Role, Scope, State
+from zmqbus.readback import recent
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from zmqbus.broker.database import Database
 from zmqbus.broker.store import Awaited, Entry, Refusal, SessionRow
-from zmqbus.journal import Journal, Record, encode_record
+from zmqbus.journal import Journal
 from zmqbus.protocol import SPILL_BYTES, Format, Scope
+from zmqbus.record import Record, encode_record
 
 SENDER = "123e4567-e89b-42d3-a456-426614174000"
 

@@ -11,7 +11,7 @@ import pytest
 from tests.broker.storekit import Bench
 from zmqbus.broker.logcheck import LogCheck, unreadable_notice
 from zmqbus.broker.store import Entry
-from zmqbus.journal import Reader
+from zmqbus.readback import Reader
 
 
 @pytest.fixture

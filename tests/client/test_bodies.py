@@ -9,8 +9,9 @@ from zmqbus import protocol
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming, Ticket
 from zmqbus.errors import InvalidPayload, TextTooLong
-from zmqbus.journal import Journal, JournalError, Record, encode_record
+from zmqbus.journal import Journal
 from zmqbus.protocol import Format
+from zmqbus.record import JournalError, Record, encode_record
 
 
 def incoming(body: bytes, pointer: tuple[int, ...] | None = None) -> Incoming:

@@ -180,6 +180,9 @@ def test_what_is_given_back_holds_up_nothing_and_its_numbers_settle_nothing(clie
         client.inbound.settle(number)
     assert client.ack() is None
     assert client.take(*directs(2)) == protocol.Ack(3, ())
+    assert not client.inbound._taken_numbers
+    client.dealer(deliver(5))
+    client.take(*directs(5))
     client.inbound.give_back()
     assert not client.inbound._taken_numbers
 

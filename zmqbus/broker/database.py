@@ -38,8 +38,8 @@ from zmqbus.broker.salvage import FileErrors
 from zmqbus.broker.store import Awaited, Box, Entry, Owed, Recovered, Refusal, SessionRow
 from zmqbus.broker.tables import AWAITED, MAILBOXES, OWED, SESSIONS, Row, Table, row_of, session_of
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal import Reader
 from zmqbus.protocol import SPILL_BYTES, Pointer
+from zmqbus.readback import Reader
 
 #: What was put last is remembered up to this size: as much as may be under way to one receiver, so that those who keep
 #: up within their credit are served from memory.

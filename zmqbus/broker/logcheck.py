@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from zmqbus.journal import Reader, segments
+from zmqbus.readback import Reader, segments
 
 #: Records that are read: most of what waits, in 0.3 s.
 CHECK_BYTES = 64 * 1024 * 1024

@@ -31,9 +31,10 @@ from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
 from zmqbus.broker.store import StoreError
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
-from zmqbus.journal import Journal, JournalError, recent
+from zmqbus.journal import Journal
 from zmqbus.process import Process, is_alive
-from zmqbus.record import encode_record
+from zmqbus.readback import recent
+from zmqbus.record import JournalError, encode_record
 from zmqbus.settings import Settings
 from zmqbus.wakeup import Wakeup
 

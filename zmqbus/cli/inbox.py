@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from zmqbus import journal, naming, protocol
+from zmqbus import naming, protocol, readback
 from zmqbus.cli.common import Parser, act_as_session, fail, print_json
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 def _one(settings: Settings, msg_id: str, *, as_json: bool) -> int:
     if not protocol.is_msg_id(msg_id):
         raise InvalidPayload("--msg takes the id of a message: 8 to 12 lower-case letters and digits")
-    record = journal.find(settings.paths.log, msg_id)
+    record = readback.find(settings.paths.log, msg_id)
     if record is None:
         raise UnknownPeer(f"no message {msg_id} in {settings.paths.log} or its rotated files; check the id")
     fmt = {"text": Format.TEXT, "msgpack": Format.MSGPACK}.get(record.fmt, Format.BYTES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgpack
 
-from zmqbus import journal, naming, protocol
+from zmqbus import naming, protocol, readback
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
 from zmqbus.protocol import Format, Scope
@@ -36,10 +36,10 @@ def from_text(text: str | bytes, *, to_many: bool) -> bytes:
 
 
 def load(message: Incoming, log_path: str) -> bytes:
-    """The whole body, from the message or from the journal. Raises `journal.JournalError` if it is not there."""
+    """The whole body, from the message or from the journal. Raises `JournalError` if it is not there."""
     if message.pointer is None:
         return message.body
-    record = journal.read(log_path, journal.Pointer(*message.pointer))
+    record = readback.read(log_path, readback.Pointer(*message.pointer))
     return record.body
 
 

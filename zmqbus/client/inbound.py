@@ -8,7 +8,7 @@ the SUB, which may drop it, and is told apart by its number. `Inbound` makes one
 rules of section 8.2 of `docs/protocol.md`:
 
     DELIVER                      ──▶ handed out; held if something before it is, or is not here yet
-    DELIVER of a broadcast       ──▶ handed out at once: it was published, and is sent again since this copy was lost
+    DELIVER of a broadcast       ──▶ handed out at once: it was published, and is sent again since that copy was lost
     BROADCAST                    ──▶ handed out; held while anything is asked for
     a gap, or a BEAT that owes   ──▶ REFILL
     BEAT                         ──▶ what was asked for and is not owed will not come

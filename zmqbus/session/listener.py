@@ -22,9 +22,9 @@ import zmqbus
 from zmqbus import errors, naming, protocol
 from zmqbus.client import bodies, core
 from zmqbus.client.link import Link
-from zmqbus.journal import JournalError
 from zmqbus.process import Process, is_alive, process_of
 from zmqbus.protocol import Role
+from zmqbus.record import JournalError
 from zmqbus.session.notify import Note, Pacer, bus_line
 from zmqbus.session.shown import Shown
 from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
