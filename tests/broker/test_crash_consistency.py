@@ -163,7 +163,7 @@ def test_the_runs_have_all_that_can_be_cut(tmp_path):
         *("pages checkpointed", "Receipt", "Tally", "Refused", "AWAY", "BUSY", "DELIVERED", "spilled", "answers"),
         *("taken by a guest", "renamed"),
     ):
-        assert seen[what] > 2, f"{what}: {seen}"
+        assert seen[what], f"{what}: {seen}"
 
 
 def dbfile_frame() -> int:

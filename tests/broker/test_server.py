@@ -160,6 +160,25 @@ def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(serv
     assert deliver.body == b"kept"
 
 
+@pytest.mark.parametrize("durability, expected", [("process", ["commit"]), ("power", ["sync", "commit"])])
+def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(served, durability, expected):
+    guest, bob = served.enter(3, "guest"), served.enter(1, "bob")
+    bob.send_multipart(protocol.encode([protocol.Bye()]))
+    while served.server._core.registry.holder("bob"):
+        served.turn(5)
+    server = served.server
+    server._settings = served.settings._replace(durability=durability)
+    done: list[str] = []
+    send, sync, commit = server._send_all, server._journal.sync, server._store.commit
+    server._send_all = lambda now: (done.append("send"), send(now)) if server._outbox else None
+    server._journal.sync = lambda: (done.append("sync"), sync())
+    server._store.commit = lambda: (done.append("commit"), commit())
+    guest.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    (receipt,) = served.hear(guest)
+    assert receipt.state == protocol.State.AWAY
+    assert done == [*expected, "send"]
+
+
 def test_a_peer_that_has_gone_costs_the_loop_nothing(served):
     gone = served.enter(1, "bob")
     gone.close()
