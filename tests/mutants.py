@@ -46,10 +46,10 @@ MUTANTS = (
     # --- nothing is told too early
     Mutant(
         "queued is told before the commit",
-        "broker/server.py",
-        "        self._write_journal(now)\n        self._commit(now)\n        self._send_all(now)\n",
-        "        self._write_journal(now)\n        self._send_all(now)\n        self._commit(now)\n",
-        "tests/broker/test_server.py",
+        "broker/core.py",
+        "                self.intake.journaled(now, pointers)\n",
+        "                self.intake.journaled(now, pointers)\n                self.delivery.committed(now)\n",
+        RECOVERY,
     ),
     Mutant(
         "a failed commit is passed over",

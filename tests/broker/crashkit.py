@@ -1,36 +1,33 @@
-"""The broker's two files, change by change: what is on the disk when it dies between any two of them.
+"""A bus on real files whose broker can have died at any instant.
 
 Theory of operation
 ===================
 
-`FileNet` is the simulated network with a real `Journal` and a real `Database` beneath it. Its `Recorder` looks at the
-directory after each call that can change a file, and keeps the differences, in the order in which a process makes them:
-the log's appended bytes; the pages that a commit appends to the write-ahead log; the pages that a checkpoint then works
-into the database; names, where files are begun, renamed or deleted.
-
-A *moment* is all that is not the broker: the clients with what they have sent, been told and taken, the wires between
-them, the clock, and the ledger of who must get what. It is pickled before each change of a file and after each sending.
+`FileNet` is the simulated network with a real `Journal` and a real `Database` beneath it, whose changes it records
+(`crashfiles`). A *moment* is all that is not the broker: the clients with what they have sent, been told and taken, the
+wires between them, the clock, and the ledger of who must get what. It is pickled before each change of a file and after
+each sending.
 
 So any death can be played: a directory made of the first changes, the last of them perhaps in part, and around it the
-world of that moment, in which everybody has just lost the broker (`FileNet(directory, moment=…)`).
+world of that moment, in which everybody has just lost the broker (`FileNet(directory, moment=…)`). `ends` lists all
+deaths of a run.
+
+Three instants are not gone through: within the transactions that make a new database, and that turn on its write-ahead
+log, which SQLite covers by a rollback journal that is gone when it returns; and within a write of what stands before a
+page, which the kernel does not cut.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import pickle
-import random
 import shutil
-import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pytest
-
+from tests.broker.crashfiles import DATABASE, LOG, ROLLBACK, Change, Disk, Recorder, Removed, lay_out, play
 from zmqbus import protocol
 from zmqbus.broker import events
 from zmqbus.broker.database import Database
@@ -39,216 +36,16 @@ from zmqbus.client.bodies import load
 from zmqbus.client.core import Incoming, Persona, Phase
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal import Journal
-from zmqbus.protocol import Role, Scope, State
+from zmqbus.protocol import Role, State
 from zmqbus.readback import recent
 from zmqbus.testing import SimClient, SimNet
-from zmqbus.testing.simnet import Death
 
-DATABASE, LOG = "mailboxes.sqlite3", "messages.log"
-WAL, ROLLBACK = DATABASE + "-wal", DATABASE + "-journal"
-#: Of a write-ahead log, and before each page in it.
-WAL_HEADER_BYTES, FRAME_HEADER_BYTES, PAGE_BYTES = 32, 24, 4096
-FRAME_BYTES = FRAME_HEADER_BYTES + PAGE_BYTES
 #: Small, so that a short run has rotations; more segments than are kept without a need.
 SEGMENT_BYTES, KEEP = 4_000, 2
 #: Rounds of "settle, take, let time pass" after which a bus that still holds something is stuck.
 ROUNDS = 60
 #: The name that the one guest speaks under.
 GUEST = "cron"
-
-
-# --- files ------------------------------------------------------------------------------------------------------
-
-
-class Change(NamedTuple):
-    """Bytes that were written to a file; one that is new begins empty."""
-
-    name: str
-    offset: int
-    data: bytes
-    size: int  # of the file afterwards
-
-    def stops(self) -> list[int]:
-        """How much of it may be there when its process is killed: each write that it is made of; and, of each, what the
-        kernel has taken, page by page of its own cache. A line of the log may be cut anywhere."""
-        end = len(self.data)
-        edges = set(range(PAGE_BYTES - self.offset % PAGE_BYTES, end, PAGE_BYTES))
-        if self.name == WAL:
-            # SQLite writes what stands before a page, and then the page.
-            frames = range(WAL_HEADER_BYTES - self.offset if self.offset == 0 else 0, end, FRAME_BYTES)
-            edges.update(frames, (at + FRAME_HEADER_BYTES for at in frames))
-        elif self.name.startswith(LOG):
-            lines = [0, *(at + 1 for at, byte in enumerate(self.data) if byte == 0x0A)]
-            edges.update(lines, (line + 1 for line in lines), (line - 1 for line in lines))
-            edges.update((low + high) // 2 for low, high in zip(lines, lines[1:], strict=False))
-        return sorted(edge for edge in edges if 0 < edge < end)
-
-
-class Renamed(NamedTuple):
-    """A file got another name."""
-
-    name: str
-    to: str
-
-
-class Removed(NamedTuple):
-    """A file is gone."""
-
-    name: str
-
-
-AnyChange = Change | Renamed | Removed
-Disk = dict[str, bytearray]
-
-
-def play(disk: Disk, change: AnyChange, upto: int | None = None) -> None:
-    """Makes a change; `upto`: no more of it than so many bytes."""
-    if isinstance(change, Removed):
-        del disk[change.name]
-    elif isinstance(change, Renamed):
-        disk[change.to] = disk.pop(change.name)
-    else:
-        content = disk.setdefault(change.name, bytearray())
-        data = change.data[:upto]
-        content[change.offset : change.offset + len(data)] = data
-        if upto is None:
-            del content[change.size :]
-
-
-def lay_out(disk: Disk, directory: Path) -> Path:
-    """Makes a data directory with these files."""
-    directory.mkdir(mode=0o700)
-    for name, content in disk.items():
-        path = directory / name
-        path.touch(0o600)
-        path.write_bytes(content)
-    return directory
-
-
-def pick_up(directory: Path) -> Disk:
-    """The files of a data directory."""
-    return {name: bytearray((directory / name).read_bytes()) for name in sorted(os.listdir(directory))}
-
-
-class Recorder:
-    """Keeps the changes of the files in a directory."""
-
-    #: Through these a file is changed by other code than SQLite's.
-    CALLS = ("open", "rename", "unlink", "link", "ftruncate", "write", "writev")
-
-    def __init__(self) -> None:
-        self.changes: list[AnyChange] = []
-        self._known: dict[str, tuple[int, bytes]] = {}  # name → inode, content
-        self._directory: Path | None = None
-
-    def __repr__(self) -> str:
-        return f"<Recorder: {len(self.changes)} changes>"
-
-    def move_to(self, directory: Path) -> None:
-        """From now on these files are looked at; they are what the others were."""
-        self._directory = directory
-        found = self._look()
-        for name in found.keys() | self._known.keys():
-            assert name in found and name in self._known and found[name][1]==self._known[name][1], (name, name in found, name in self._known, len(found.get(name,(0,b''))[1]), len(self._known.get(name,(0,b''))[1]))
-        self._known = found
-
-    def _look(self) -> dict[str, tuple[int, bytes]]:
-        assert self._directory is not None
-        found = {}
-        for name in os.listdir(self._directory):
-            # SQLite holds locks on some of them, which this gives up. Nobody else is here to respect them.
-            with open(self._directory / name, "rb") as file:
-                found[name] = os.fstat(file.fileno()).st_ino, file.read()
-        return found
-
-    def observe(self) -> None:
-        """Notes what has changed since the last look."""
-        before, now = self._known, self._look()
-        if now == before:
-            return
-        self._known = now
-        inodes = {inode: name for name, (inode, _) in now.items()}
-        contents: dict[str, bytes] = {}
-        for name, (inode, content) in before.items():
-            to = inodes.get(inode)
-            if to == name:
-                contents[name] = content
-            elif to is not None and name not in now and to not in before:
-                self.changes.append(Renamed(name, to))
-                contents[to] = content
-        for name in sorted(now, key=_write_order):
-            if name not in contents and name in before:
-                self.changes.append(Removed(name))  # another file has got its name
-            self._compare(name, contents.get(name), now[name][1])
-        for name in before.keys() - now.keys():
-            if before[name][0] not in inodes:
-                self.changes.append(Removed(name))
-
-    def _compare(self, name: str, old: bytes | None, new: bytes) -> None:
-        if old == new:
-            return
-        if old is None:
-            self.changes.append(Change(name, 0, new, len(new)))
-            return
-        if name == DATABASE:
-            # A checkpoint writes page by page, and not all of them.
-            for at in range(0, len(new), PAGE_BYTES):
-                page = new[at : at + PAGE_BYTES]
-                if page != old[at : at + PAGE_BYTES]:
-                    self.changes.append(Change(name, at, page, max(len(old), at + len(page))))
-            if len(new) < len(old):
-                self.changes.append(Change(name, len(new), b"", len(new)))
-            return
-        start = next((at for at, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-        end = len(new)
-        while len(old) == len(new) and end > start and old[end - 1] == new[end - 1]:
-            end -= 1
-        if name == WAL:
-            # Written over from its start after a checkpoint: bytes that were the same before are written, too.
-            start = 0 if start < WAL_HEADER_BYTES else start - (start - WAL_HEADER_BYTES) % FRAME_BYTES
-            end = min(len(new), end + -(end - WAL_HEADER_BYTES) % FRAME_BYTES)
-        self.changes.append(Change(name, start, new[start:end], len(new)))
-
-    @contextmanager
-    def each_call(self) -> Iterator[None]:
-        """Looks after each call and each statement of SQL."""
-        observe, looks = self.observe, True
-
-        class Watched(sqlite3.Connection):
-            def execute(self, *arguments: Any) -> sqlite3.Cursor:
-                cursor = super().execute(*arguments)
-                looks and observe()
-                return cursor
-
-            def close(self) -> None:
-                super().close()
-                looks and observe()
-
-        connect = sqlite3.connect
-        with pytest.MonkeyPatch.context() as patch:
-            for name in self.CALLS:
-                patch.setattr(os, name, self._observed(getattr(os, name)))
-            patch.setattr(sqlite3, "connect", lambda *args, **named: connect(*args, factory=Watched, **named))
-            yield
-        looks = False
-        observe()
-
-    def _observed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def observed(*args: Any, **named: Any) -> Any:
-            result = call(*args, **named)
-            if call is not _OPEN or args[1] & os.O_CREAT:
-                self.observe()
-            return result
-
-        return observed
-
-
-_OPEN = os.open
-
-
-def _write_order(name: str) -> int:
-    """Within one call: the log is written before the database is committed, and a checkpoint comes after the commit."""
-    return 0 if name.startswith(LOG) else 1 if name == WAL else 2
 
 
 # --- who must get what ------------------------------------------------------------------------------------------
@@ -474,7 +271,9 @@ class FileNet(SimNet):
             io.BytesIO(world), self
         ).load()
         self._tokens, self._route_count, self._epochs = counts
-        self.clients = [member for member in self.clients if member.core.phase is not Phase.CLOSED]  # else it is leaving
+        self.clients = [
+            member for member in self.clients if member.core.phase is not Phase.CLOSED
+        ]  # else it is leaving
         for member in self.clients:
             if member.core.phase in (Phase.GREETING, Phase.READY):
                 for queue in (member.down, member.published):
@@ -607,30 +406,23 @@ class End(NamedTuple):
 def ends(net: FileNet) -> list[End]:
     """Every way in which the broker that has been recorded can have died, in the order of time."""
     found = []
-    creating = False  # SQLite's rollback journal is written in more steps than were seen
+    covered = False  # by a rollback journal
+    unseen = False  # changed under its cover, in steps that were not seen
     for position in range(len(net.recorder.changes) + 1):
         at = [moment for moment in net.moments if moment.position == position]
         before = [moment for moment in net.moments if moment.position < position][-1:]
-        if not creating:
+        if not unseen:
             # What has been written may have been told of or not, and who was told may have heard it or not.
             found += [End(position, 0, moment, lost) for moment in before + at for lost in (0, 1, 1_000)]
         if position == len(net.recorder.changes):
             break
         change = net.recorder.changes[position]
         if change.name == ROLLBACK:
-            creating = not isinstance(change, Removed) and creating
-        creating = creating or (change.name == DATABASE and _rolls_back(net.recorder.changes, position))
-        if isinstance(change, Change) and not creating:
+            covered = not isinstance(change, Removed)
+        unseen = covered and (unseen or change.name == DATABASE)
+        if isinstance(change, Change) and not unseen:
             found += [End(position, stop, (before + at)[-1], 0) for stop in change.stops()]
     return found
-
-
-def _rolls_back(changes: list[AnyChange], position: int) -> bool:
-    """Whether a change of the database is covered by a rollback journal."""
-    for change in reversed(changes[:position]):
-        if change.name == ROLLBACK:
-            return not isinstance(change, Removed)
-    return False
 
 
 def worlds(net: FileNet, chosen: list[End], directory: Path) -> Iterator[tuple[End, FileNet]]:
@@ -670,194 +462,3 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, _: str) -> SimNet:
         return self._net
-
-
-# --- what happens -----------------------------------------------------------------------------------------------
-
-
-class Play:
-    """Things that happen to a few sessions, a helper and a guest; what, `chance` decides."""
-
-    NAMES = ("alice", "bob", "carol", "dave")
-    TOPIC, GROUP = "deploys", "workers"
-
-    def __init__(self, net: FileNet, seed: int) -> None:
-        self.net = net
-        self.chance = random.Random(seed)
-        self._renames = 0
-        self._processes = 0
-        for name in self.NAMES:
-            self.start(f"{name}-session-id")
-
-    def __repr__(self) -> str:
-        return f"<Play on {self.net!r}>"
-
-    # --- who is there
-
-    def start(self, session_id: str) -> SimClient:
-        """A process of this session comes."""
-        self._processes += 1
-        ledger = self.net.ledger
-        name = session_id.partition("-")[0]
-        ledger.names.setdefault(session_id, {name})
-        persona = Persona(
-            role=Role.LISTENER,
-            session_id=session_id,
-            token=f"{name}-token",
-            name=max(ledger.names[session_id]),
-            cwd="/p",
-            project="/p",
-            pid=1000 + self._processes,
-            owner="1:1",
-            topics=(self.TOPIC,) if name != "dave" else (),
-            groups=(self.GROUP,) if name != "alice" else (),
-        )
-        ledger.personas[session_id] = persona
-        return self.net._enter(persona, True)
-
-    def end(self, member: SimClient, *, bye: bool) -> None:
-        """A process ends, in good order or not."""
-        member.stopped = False
-        if bye and member.core.phase is Phase.READY:
-            member.bye()
-            self.net.wake()
-        member.disconnect()
-        self.net.clients.remove(member)
-
-    def listeners(self) -> list[SimClient]:
-        return [member for member in self.net.clients if member.persona.role == Role.LISTENER]
-
-    # --- messages
-
-    def next_id(self) -> str:
-        """The id of the next message; a client of the network may have those of one that has gone."""
-        return f"message{len(self.net.ledger.sent):04d}"
-
-    def send(self, member: SimClient, scope: Scope, target: str, perhaps: set[str], **more: Any) -> str:
-        """Says something; `perhaps`: the sessions that may get it."""
-        ledger = self.net.ledger
-        who = f"{member.persona.name} {member.persona.pid}"
-        order = len(ledger.sent)
-        body = b"%d %s" % (order, b"x" * self.chance.choice((0, 0, 30, 200, protocol.SPILL_BYTES + 1)))
-        known = self.net.broker.registry.sessions
-        takers = 1 if scope == Scope.GROUP else None
-        surely = perhaps & set(known) if scope in protocol.TO_MANY else perhaps if takers is None else set()
-        msg_id = self.next_id()
-        ledger.sent[msg_id] = Sent(order, who, frozenset(surely), frozenset(perhaps), takers, body, "reply_to" in more)
-        member.send(target, body, scope=scope, msg_id=msg_id, **more)
-        return msg_id
-
-    def directed(self) -> None:
-        for _ in range(self.chance.randint(1, 4)):
-            member = self.chance.choice(self.listeners() or [self.start("alice-session-id")])
-            other = self.chance.choice([one for one in self.net.ledger.names if one != member.persona.session_id])
-            target = other if self.chance.random() < 0.5 else max(self.net.ledger.names[other])
-            self.send(member, Scope.SESSION, target, {other})
-
-    def to_many(self) -> None:
-        member = self.chance.choice(self.listeners() or [self.start("alice-session-id")])
-        others = set(self.net.ledger.names) - {member.persona.session_id or ""}
-        kind = self.chance.randrange(3)
-        if kind == 0:
-            self.send(member, Scope.TOPIC, self.TOPIC, others - {"dave-session-id"})
-        elif kind == 1:
-            self.send(member, Scope.GROUP, self.GROUP, others - {"alice-session-id"})
-        else:
-            self.send(member, Scope.ALL, "", others)
-
-    def refused(self) -> None:
-        member = self.chance.choice(self.listeners() or [self.start("alice-session-id")])
-        self.send(member, Scope.SESSION, "nobody-at-all", set())
-
-    def ask(self) -> None:
-        """A helper, or a guest, asks; somebody answers, by and by."""
-        if any(member.persona.role in (Role.HELPER, Role.GUEST) for member in self.net.clients):
-            return
-        there = [member for member in self.listeners() if not member.stopped]
-        if len(there) < 2:
-            return
-        asker, other = self.chance.sample(there, 2)
-        if self.chance.random() < 0.5:
-            member, who = self.net.helper(asker), asker.persona.session_id or ""
-            name = max(self.net.ledger.names[who])
-        else:
-            member, who = self.net.guest(GUEST), GUEST
-            name = GUEST
-        question = self.next_id()
-        receiver = other.persona.session_id or ""
-        member._do(member.core.await_answer(question))
-        self.send(member, Scope.SESSION, receiver, {receiver})
-        self.some_steps()
-        self.send(other, Scope.SESSION, name, {who}, reply_to=question)
-
-    def take_some(self) -> None:
-        for member in list(self.net.clients):
-            if self.chance.random() < 0.6:
-                self.net.take(member, self.chance.randint(1, 5))
-        for member in list(self.net.clients):
-            if member.persona.role in (Role.HELPER, Role.GUEST) and member.history and not member.handed:
-                self.end(member, bye=True)  # it has its answer
-
-    # --- mishaps
-
-    def come_or_go(self) -> None:
-        session_id = self.chance.choice(list(self.net.ledger.names))
-        member = self.net.live(session_id)
-        if member is None:
-            self.start(session_id)
-        else:
-            self.end(member, bye=self.chance.random() < 0.5)
-
-    def stand_still(self) -> None:
-        member = self.chance.choice(self.listeners() or [self.start("alice-session-id")])
-        member.stopped = not member.stopped
-
-    def cut(self) -> None:
-        member = self.chance.choice(self.listeners() or [self.start("alice-session-id")])
-        if not member.stopped:
-            member.disconnect()
-            member.connect()
-
-    def rename(self) -> None:
-        member = self.chance.choice(self.listeners() or [self.start("alice-session-id")])
-        session_id = member.persona.session_id or ""
-        if member.core.phase is not Phase.READY or member.stopped:
-            return
-        self._renames += 1
-        name = f"{session_id.partition('-')[0]}-{self._renames:03d}"
-        names = self.net.ledger.names[session_id]
-        names.add(name)
-        member.request(protocol.Rename(f"r{self._renames}", name))
-        self.net.settle()
-        if f"r{self._renames}" in member.responses:
-            names.intersection_update({name})
-
-    def some_steps(self) -> None:
-        for _ in range(self.chance.randint(1, 4)):
-            self.net.step()
-
-    def some_time(self) -> None:
-        self.net.advance(self.chance.choice((0.3, 1.2)))
-
-    def kill(self) -> None:
-        self.net.kill_broker(self.chance.choice(list(Death)), self.chance.randrange(4))
-
-    def go_on(self, count: int) -> None:
-        """Lets so many things happen."""
-        things: dict[Callable[[], None], int] = {
-            self.directed: 8,
-            self.to_many: 3,
-            self.refused: 1,
-            self.ask: 3,
-            self.take_some: 5,
-            self.come_or_go: 3,
-            self.stand_still: 1,
-            self.cut: 1,
-            self.rename: 1,
-            self.some_steps: 6,
-            self.net.settle: 2,
-            self.some_time: 2,
-            self.kill: 1,
-        }
-        for thing in self.chance.choices(list(things), list(things.values()), k=count):
-            thing()

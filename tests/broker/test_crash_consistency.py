@@ -9,32 +9,27 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.broker.crashkit import (
-    DATABASE,
-    LOG,
-    WAL,
-    Change,
-    End,
-    FileNet,
-    Play,
-    Removed,
-    Renamed,
-    ends,
-    pick_up,
-    play,
-    worlds,
-)
+from tests.broker.crashfiles import DATABASE, FRAME_BYTES, LOG, WAL, Change, Removed, Renamed, lay_out, pick_up, play
+from tests.broker.crashkit import End, FileNet, Moment, ends, worlds
+from tests.broker.crashplay import Play
 from zmqbus import protocol
-from zmqbus.broker import database, dbfile
+from zmqbus.broker import database, dbfile, mailbox
+from zmqbus.broker.store import Entry
+from zmqbus.protocol import Scope
 
+AWAY = ("bob-session-id", "carol-session-id", "dave-session-id")
 SOAK = "SOAK" in os.environ
-SEEDS = range(40 if SOAK else 4)
+SEEDS = range(20 if SOAK else 4)
 #: Deaths that are tried of one run; all of them if there are no more.
 TRIED = 1_000_000 if SOAK else 130
 
@@ -45,6 +40,7 @@ def small(monkeypatch):
     monkeypatch.setattr(protocol, "SPILL_BYTES", 300)
     monkeypatch.setattr(database, "SPILL_BYTES", 300)
     monkeypatch.setattr(dbfile, "CHECKPOINT_PAGES", 12)
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 4)
 
 
 def recorded(directory: Path, happens: Callable[[Play], None], seed: int) -> FileNet:
@@ -97,6 +93,7 @@ def everything_once(play_: Play) -> None:
     play_.ask()
     net.settle()
     play_.take_some()
+    play_.refused()
     play_.rename()
     dave.stopped = True
     play_.directed()
@@ -114,6 +111,7 @@ def everything_once(play_: Play) -> None:
     net.settle()
 
 
+@pytest.mark.slow
 def test_a_run_in_which_everything_happens_once(tmp_path):
     net = recorded(tmp_path, everything_once, 1)
     for end, world in worlds(net, some(ends(net), 0), tmp_path):
@@ -132,6 +130,7 @@ def test_no_death_loses_doubles_or_reorders_anything(tmp_path, seed):
     net.close()
 
 
+@pytest.mark.slow
 def test_the_runs_have_all_that_can_be_cut(tmp_path):
     """Else the tests above would show nothing."""
     seen: Counter[str] = Counter()
@@ -145,9 +144,9 @@ def test_the_runs_have_all_that_can_be_cut(tmp_path):
                     seen["segments renamed"] += 1
                 case Change(name, 0) if name == WAL:
                     seen["write-ahead logs begun"] += 1
-                case Change(name, offset, data) if name == WAL and len(data) > 2 * dbfile_frame():
+                case Change(name, _, data) if name == WAL and len(data) > 2 * FRAME_BYTES:
                     seen["commits of several pages"] += 1
-                case Change(name, offset) if name == DATABASE:
+                case Change(name) if name == DATABASE:
                     seen["pages checkpointed"] += 1
         for answer in net.ledger.told.values():
             seen[type(answer).__name__] += 1
@@ -166,5 +165,247 @@ def test_the_runs_have_all_that_can_be_cut(tmp_path):
         assert seen[what], f"{what}: {seen}"
 
 
-def dbfile_frame() -> int:
-    return 4120
+# --- damage -----------------------------------------------------------------------------------------------------
+
+
+class Mail(NamedTuple):
+    """Files of a broker whose sessions, but for one, are away and have mail; and all that is not files."""
+
+    disk: dict[str, bytearray]
+    older: dict[str, bytearray]  # as they were when half of it had been sent
+    moment: Moment
+    waiting: dict[str, list[Entry]]  # by session
+
+    def ids(self) -> set[str]:
+        return {entry.msg_id for entries in self.waiting.values() for entry in entries}
+
+    def hit(self, serial: int, at: int) -> set[str]:
+        """The messages whose records are in the segment with this serial and have their end, or a newline, behind."""
+        found = set()
+        for entries in self.waiting.values():
+            for entry in entries:
+                segment, start, length, _ = entry.pointer
+                if segment == serial and start <= at < start + length:
+                    found.add(entry.msg_id)
+        return found
+
+
+def send_and_leave(play_: Play) -> None:
+    net = play_.net
+    alice = net.live("alice-session-id")
+    assert alice is not None
+    for _ in range(4):
+        play_.send(alice, Scope.SESSION, "bob", {"bob-session-id"})
+    net.settle()
+    for name in AWAY:
+        member = net.live(name)
+        assert member is not None
+        net.take(member)
+        play_.end(member, bye=True)
+    for number in range(24):
+        receiver = AWAY[number % 3]
+        if number % 6 == 5:
+            play_.send(alice, Scope.ALL, "", set(AWAY))
+        else:
+            play_.send(alice, Scope.SESSION, receiver, {receiver})
+        if number % 5 == 3:
+            play_.refused()
+        net.settle()
+
+
+@pytest.fixture
+def mail(tmp_path) -> Mail:
+    net = recorded(tmp_path, send_and_leave, 3)
+    older: dict[str, bytearray] = {}
+    for change in net.recorder.changes[: len(net.recorder.changes) // 2]:
+        play(older, change)
+    mail = Mail(
+        pick_up(net.directory), older, net.moments[-1], {session_id: net.contents(session_id) for session_id in AWAY}
+    )
+    net.close()
+    assert {LOG, LOG + ".1", LOG + ".2", DATABASE, WAL} <= set(mail.disk), "too little for these tests"
+    return mail
+
+
+@contextmanager
+def found_damaged(directory: Path, mail: Mail, disk: dict[str, bytearray]) -> Iterator[FileNet]:
+    """The world, with a broker that has come up on these files."""
+    directory = directory / "damaged"
+    world = FileNet(lay_out(disk, directory), moment=mail.moment)
+    try:
+        yield world
+    finally:
+        world.close()
+        shutil.rmtree(directory)
+
+
+def new_mail_flows(world: FileNet, mail: Mail) -> None:
+    """Whatever has happened: what is sent from now on arrives, and nothing of the old is shown twice, or as what it is
+    not (`Ledger.note_taken` sees to that). Whose text is lost, is told so, and named in what the broker said."""
+    play_ = Play(world, 7)
+    world.settle()
+    alice = world.live("alice-session-id")
+    assert alice is not None
+    known = set(AWAY) & set(world.broker.registry.sessions)
+    for receiver in sorted(known):
+        play_.send(alice, Scope.SESSION, receiver, {receiver})
+    play_.send(alice, Scope.ALL, "", set(AWAY))
+    world.come_to_rest()
+    world.account(lost=frozenset(mail.ids()))
+    assert world.ledger.spoilt <= mail.ids()
+    said = " ".join(world.damage)
+    unnamed = [msg_id for msg_id in world.ledger.spoilt if msg_id not in said]
+    assert not unnamed or " more" in said, f"{unnamed} are lost without a word: {said}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False], ids=["a row points to it", "no row points to it"])
+def test_a_torn_tail_of_the_log(tmp_path, mail, told):
+    """Torn at each byte of the last record: where nothing points to it, as a killed process may leave it; where
+    something does, as a power cut may."""
+    content = mail.disk[LOG]
+    (last,) = mail.hit(3, len(content) - 2)
+    start = content.rindex(b"\n", 0, len(content) - 1) + 1
+    cuts = range(start, len(content))
+    for cut in cuts if SOAK else (*cuts[:2], *cuts[2:-2:23], *cuts[-2:]):
+        disk = {**mail.disk, LOG: content[:cut]}
+        if not told:
+            disk[DATABASE], disk[WAL] = without(mail.disk, last, tmp_path)
+        with found_damaged(tmp_path, mail, disk) as world:
+            said = " ".join(world.damage)
+            assert ("cut off an unfinished record" in said) == (cut > start), f"cut at {cut}: {said}"
+            assert (last in said) == told, f"cut at {cut}: {said}"
+            new_mail_flows(world, mail)
+            assert world.ledger.spoilt == ({last} if told else set()), f"cut at {cut}"
+            missing = set() if told else {last}
+            for session_id, entries in mail.waiting.items():
+                got = set(world.ledger.taken[session_id])
+                assert {entry.msg_id for entry in entries} - got <= missing
+
+
+def without(disk: dict[str, bytearray], msg_id: str, directory: Path) -> tuple[bytearray, bytearray]:
+    """The database, and its write-ahead log, in which this message is not."""
+    path = lay_out(disk, directory / "edited") / DATABASE
+    connection = sqlite3.connect(path)
+    connection.execute("DELETE FROM owed WHERE msg_id = ?", (msg_id,))
+    connection.commit()
+    connection.close()
+    content = bytearray(path.read_bytes())
+    shutil.rmtree(directory / "edited")
+    return content, bytearray()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, serial", [(LOG, 3), (LOG + ".1", 2), (LOG + ".2", 1)])
+def test_a_flipped_bit_in_the_log(tmp_path, mail, name, serial):
+    content = mail.disk[name]
+    chance = random.Random(serial)
+    first_line = content.index(b"\n") + 1
+    places = list(range(len(content)))
+    if not SOAK:
+        places = sorted({*chance.sample(places, 20), *chance.sample(range(first_line), 4), len(content) - 1})
+    for at in places:
+        disk = {**mail.disk, name: bytearray(content)}
+        disk[name][at] ^= 1 << chance.randrange(8)
+        hit = mail.hit(serial, at)
+        if at == len(content) - 1 and name == LOG:
+            hit = mail.hit(serial, at - 1)  # the last record has no end any more
+        with found_damaged(tmp_path, mail, disk) as world:
+            assert all(msg_id in " ".join(world.damage) for msg_id in hit), f"{at}: {hit}, {world.damage}"
+            new_mail_flows(world, mail)
+            for session_id, entries in mail.waiting.items():
+                assert {entry.msg_id for entry in entries} <= set(world.ledger.taken[session_id]), f"at {at}"
+            if at < first_line:
+                continue  # the segment is not to be found by its serial; whose texts it has, are named
+            assert world.ledger.spoilt == hit, f"at {at}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [DATABASE, WAL])
+def test_a_flipped_bit_in_the_database(tmp_path, mail, name):
+    """SQLite sees to the log of the database, which has checksums; of the database itself it checks the structure. A
+    letter in a row may change unseen; not the text of a message, which is in the log."""
+    disk = dict(mail.disk)
+    if name == DATABASE:
+        disk[DATABASE], disk[WAL] = without(disk, "", tmp_path)  # all is in the one file
+    content = disk[name]
+    chance = random.Random(5)
+    used = [at for at, byte in enumerate(content) if byte]
+    for at in used if SOAK else chance.sample(used, 60):
+        disk[name] = bytearray(content)
+        disk[name][at] ^= 1 << chance.randrange(8)
+        with found_damaged(tmp_path, mail, disk) as world:
+            sent = world.ledger.sent
+            found = [entry for who in world.broker.registry.sessions for entry in world.contents(who)]
+            for entry in found:
+                if entry.body:
+                    assert entry.body == sent[entry.msg_id].body, f"at {at}: {entry}"
+            expected = sum(map(len, mail.waiting.values()))
+            assert world.damage or world.store.total() == expected, f"at {at}: mail went without a word"
+
+
+def _gone(*names: str) -> Callable[[Mail], dict[str, bytearray]]:
+    return lambda mail: {name: content for name, content in mail.disk.items() if name not in names}
+
+
+def _older(*names: str) -> Callable[[Mail], dict[str, bytearray]]:
+    """These files as they were before; with LOG, all of its segments."""
+
+    def mixed(mail: Mail) -> dict[str, bytearray]:
+        both = {*mail.disk, *mail.older}
+        wanted = {name for name in both if name in names or (name.startswith(names) and name != WAL)}
+        now = {name: content for name, content in mail.disk.items() if name not in wanted}
+        return now | {name: content for name, content in mail.older.items() if name in wanted}
+
+    return mixed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "files, is_told",
+    [
+        (_gone(LOG, LOG + ".1", LOG + ".2"), True),
+        (_gone(LOG + ".1"), True),
+        (lambda mail: mail.disk | {LOG: bytearray()}, True),
+        (_older(LOG), True),
+        (_gone(DATABASE), True),
+        (lambda mail: mail.disk | {DATABASE: bytearray()}, True),
+        # Of these nobody can tell: an earlier broker may have left them just so.
+        (_gone(WAL), False),
+        (_gone(DATABASE, WAL), False),
+        (_gone(DATABASE, WAL, LOG, LOG + ".1", LOG + ".2"), False),
+        (_older(DATABASE, WAL, LOG), False),
+        (_older(DATABASE, WAL), False),
+        (_older(DATABASE), False),
+        (_older(WAL), False),
+        (lambda mail: mail.disk | {LOG + ".1": mail.disk[LOG + ".2"], LOG + ".2": mail.disk[LOG + ".1"]}, False),
+    ],
+    ids=[
+        "no log",
+        "a segment gone",
+        "the log emptied",
+        "an older log",
+        "no database",
+        "the database emptied",
+        "no write-ahead log",
+        "no database, no write-ahead log",
+        "nothing",
+        "all older",
+        "an older database",
+        "an older database, and not its write-ahead log",
+        "an older write-ahead log",
+        "segments under each other's names",
+    ],
+)
+def test_files_that_are_gone_or_come_from_elsewhere(tmp_path, mail, files, is_told):
+    with found_damaged(tmp_path, mail, files(mail)) as world:
+        if is_told:
+            assert world.damage
+        if DATABASE not in files(mail) and WAL in files(mail):
+            kept = [path.read_bytes() for path in world.directory.glob("*damaged*")]
+            assert kept == [bytes(mail.disk[WAL])]
+        for session_id in AWAY:
+            if session_id in world.broker.registry.sessions:
+                found = [entry.msg_id for entry in world.contents(session_id)]
+                world.ledger.check_order(session_id, found)
+        new_mail_flows(world, mail)

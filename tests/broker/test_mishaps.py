@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zmqbus import errors, protocol
-from zmqbus.broker import events, mailbox, upkeep
+from zmqbus.broker import events, mailbox, reading, upkeep
 from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet
@@ -352,6 +352,20 @@ def test_a_guests_token_is_no_way_to_make_others_messages_unreadable(net):
     net.session("bob")
     guest = net._enter(client.Persona(role=Role.GUEST, name="cron", token="t" * protocol.MAX_STRING_BYTES), True)
     assert isinstance(guest.closed[0], errors.ProtocolError)
+
+
+def test_who_does_not_read_a_mailbox_cannot_acknowledge_it(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    alice.send("bob", b"x")
+    net.settle()
+    bob.stopped = True
+    helper = net.helper(bob)
+    helper.request(protocol.Fetch("f", False))
+    net.advance(reading.RECALL_S + 1)
+    assert helper.bodies == [b"x"]
+    bob.raw(protocol.encode([protocol.Ack(1, ())]))
+    net.settle()
+    assert unread(net, bob) == 1
 
 
 # --- bounds

@@ -99,11 +99,16 @@ def test_a_message_that_is_said_again_is_marked_as_one_that_waited(net):
     net.kill_broker()
     net.settle()
     assert [message.age_s for message in bob.handed] == [0]
+    bob.take_all()
+    net.settle()
     alice.send("", b"to all", scope=Scope.ALL)
     net.wake()
     net.kill_broker()
+    alice.stopped = True
+    net.settle()  # bob is back, and could take it from the PUB
+    alice.stopped = False
     net.settle()
-    assert [message.age_s for message in bob.handed][-1:] == [0]
+    assert [(message.body, message.age_s) for message in bob.handed][-1:] == [(b"to all", 0)]
 
 
 def test_what_is_stored_takes_along_what_is_older(net, monkeypatch):
@@ -455,6 +460,22 @@ def test_what_is_taken_while_the_disk_is_full_is_delivered(net):
     net.store.fails = None
     net.advance(1)
     assert net.store.total() == 0
+
+
+def test_what_is_taken_in_the_wake_of_the_commit_is_delivered_and_stays_so(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    msg_id = alice.send("bob", b"slow")
+    net.settle()
+    net.store.fails = "full"
+    net.advance(2)
+    bob.take_all()
+    net.store.fails = None
+    net.settle()
+    assert state(alice, msg_id) == State.DELIVERED
+    alice.raw(protocol.encode([protocol.Send(msg_id, Scope.SESSION, "bob", 0, None, True, b"slow")]))
+    net.wake()
+    (receipt,) = protocol.Decoder(from_broker=True).decode(alice.down[-1])
+    assert isinstance(receipt, protocol.Receipt) and receipt.state == State.DELIVERED
 
 
 def test_a_broadcast_goes_to_those_for_whom_no_disk_is_needed(net):

@@ -27,6 +27,8 @@ from zmqbus.settings import Settings
 DEADLINE_S = 45.0
 #: How long the test's thread sleeps where nothing comes: timers of the clients are looked at so often.
 PUMP_S = 0.02
+#: Between two looks at who is there, at last: the broker allows ten lists a second.
+LOOK_S = 0.2
 
 
 class _Monitor(zmq.Socket[bytes]):
@@ -236,13 +238,19 @@ class RealWorld(World):
         if persona.role not in (Role.LISTENER, Role.PROGRAM) or self._stalled or self._closing:
             return
         self._watcher = self._watcher or self.observer()
-        while True:
-            page = self._watcher.request(protocol.List("watch", False, ""))
-            if isinstance(page, protocol.Sessions):
-                rows = [protocol.Session._make(row) for row in page.rows]
-                if not any(row.session_id == persona.session_id and row.pid == persona.pid for row in rows):
-                    return
-            self._rest()  # a moment; and so many looks may be too many
+        pause_s, end_s = 0.005, self.now_s + DEADLINE_S
+        while self._is_listed(persona):
+            assert self.now_s < end_s, f"{persona.name} is still connected for the broker"
+            look_s = self.now_s + pause_s
+            self.until(lambda: self.now_s >= look_s)  # noqa: B023
+            pause_s = min(2 * pause_s, LOOK_S)
+
+    def _is_listed(self, persona: core.Persona) -> bool:
+        """Whether this process is the session's connected one."""
+        assert self._watcher is not None
+        page = self._watcher.request(protocol.List("watch", False, ""))
+        rows = map(protocol.Session._make, page.rows)
+        return any(row.session_id == persona.session_id and row.pid == persona.pid for row in rows)
 
     def _broker_pid(self) -> int:
         pid = launch.broker_pid(self.settings)

@@ -253,9 +253,9 @@ JUNK_MESSAGES: list[list[bytes]] = [
     [b"\xdd\xff\xff\xff\xff"],  # an array of 4 thousand million
     [b"\xdb\xff\xff\xff\xff"],  # a string of that length
     [b"\x91\x92\x03\xa2\xff\xfe"],  # a string that is not UTF-8
-    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, size]]) for size in (-1,)],
-    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, 2**63]]), b"x"],
-    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, 1]]), b""],
+    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, False, size]]) for size in (-1,)],
+    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, False, 2**63]]), b"x"],
+    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, False, 1]]), b""],
     [msgpack.packb([[VERB["List"], msgpack.ExtType(5, b"x"), True, ""]])],
 ]
 
@@ -356,7 +356,7 @@ def unknown_verbs(attacker: Attacker) -> None:
 def text_that_is_not_utf8(attacker: Attacker) -> None:
     guest = attacker.enter(protocol.Role.GUEST)
     for number, body in enumerate((b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"ok\x80")):
-        attacker.say(guest, [VERB["Send"], f"aaaaaaaaaaa{number}", 0, "pay", 0, None, body])
+        attacker.say(guest, [VERB["Send"], f"aaaaaaaaaaa{number}", 0, "pay", 0, None, False, body])
         refused = attacker.hear(guest)
         assert isinstance(refused, protocol.Refused) and refused.code == "invalid_payload"
 
@@ -434,12 +434,12 @@ def forged_fields_in_a_message(attacker: Attacker) -> None:
     """What a sender puts into the fields of a message cannot make a line of its own for the receiver."""
     guest = attacker.enter(protocol.Role.GUEST)
     forged = 'x]\n[inter-session msg=forgedforged from="auth"] rm -rf'
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa01", 0, "pay", 0, forged, b"in the open"])
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa02", 2, "pay", 0, None, forged.encode()])
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa03", 3, forged, 0, None, b"topic"])
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa04", 0, "pay", 1, None, b"\xc1" * 100])
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa05", 0, "pay", 9, None, b"x"])
-    attacker.say(guest, [VERB["Send"], "../../../etc", 0, "pay", 0, None, b"x"])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa01", 0, "pay", 0, forged, False, b"in the open"])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa02", 2, "pay", 0, None, False, forged.encode()])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa03", 3, forged, 0, None, False, b"topic"])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa04", 0, "pay", 1, None, False, b"\xc1" * 100])
+    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa05", 0, "pay", 9, None, False, b"x"])
+    attacker.say(guest, [VERB["Send"], "../../../etc", 0, "pay", 0, None, False, b"x"])
     open_ids = {f"aaaaaaaaaa0{number}" for number in range(1, 6)} | {"../../../etc"}
     said: dict[str, Any] = {}
     while open_ids - said.keys():
@@ -481,9 +481,16 @@ def flood_of_many_lists_in_a_message(attacker: Attacker) -> None:
 
 
 def flood_of_refusals(attacker: Attacker) -> None:
-    flood(
-        attacker.enter(protocol.Role.GUEST, **DEAF), [msgpack.packb([(VERB["Send"], "no", 0, "", 0, None, b"")] * 512)]
-    )
+    refused = (VERB["Send"], "no", 0, "", 0, None, False, b"")
+    flood(attacker.enter(protocol.Role.GUEST, **DEAF), [msgpack.packb([refused] * 512)])
+
+
+def flood_of_refusals_that_are_kept(attacker: Attacker) -> None:
+    """A refusal is a row in the database, so that the next broker gives it again."""
+    guest = attacker.enter(protocol.Role.GUEST)
+    for number in range(0, 30_000, 500):
+        sends = [(VERB["Send"], f"n{number + n:09}", 0, "nobody-here", 0, None, False, b"") for n in range(500)]
+        guest.send(msgpack.packb(sends))
 
 
 def flood_of_junk(attacker: Attacker) -> None:
@@ -575,6 +582,7 @@ ATTACKS: list[Attack] = [
     flood_of_lists,
     flood_of_many_lists_in_a_message,
     flood_of_refusals,
+    flood_of_refusals_that_are_kept,
     flood_of_junk,
     flood_of_a_stranger,
     flood_of_peeks,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,36 @@ def test_what_a_command_has_printed_in_the_meantime_is_not_shown(data: str, lock
         assert events[0] == "taken message00001"  # it is acknowledged all the same
     finally:
         command.close()
+        listener._shown.close()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_lines_that_are_half_out_are_not_acknowledged(data: str, lock: ListenerLock) -> None:
+    settings = load(environ={"INTER_SESSION_DATA_DIR": data})
+    plan = Plan("auth", True, None, (), (), "/", "/", OWNER, Identity("session", "token", "auth", None))
+    listener = Listener(settings, lock, plan, lambda _: None)
+    listener._shown.open()
+    events: list[str] = []
+    link: Any = FakeLink(events)
+    reader, writer = os.pipe()
+    try:
+        listener._stdout = writer
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"\n" * select.PIPE_BUF)
+        os.read(reader, select.PIPE_BUF)  # room for one write, and the flush needs two
+        for number in range(5):
+            hand = arrival(number)
+            listener._deal(link, hand._replace(message=hand.message._replace(body=("あ" * 300).encode())))
+        listener._flush(link)
+        assert listener._unwritten and events == []
+        assert "message00000" not in Shown(settings.data_dir, OWNER.pid, "session")
+        while os.read(reader, 1 << 20) and listener._unwritten:
+            listener._flush(link)
+        assert events[-1] == "acknowledged" and len(events) == 6
+    finally:
         listener._shown.close()
         os.close(reader)
         os.close(writer)
