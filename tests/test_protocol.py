@@ -257,7 +257,7 @@ def test_the_longest_string_passes_and_a_longer_one_does_not() -> None:
 
 
 def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
-    array = [4, "aaaaaaaaaaaa", 0, "bob", 0, None]
+    array = [4, "aaaaaaaaaaaa", 0, "bob", 0, None, False]
     reader = decoder(from_broker=False)
     assert len(reader.decode([msgpack.packb([[*array, bytes(INLINE_BYTES)]])])) == 1
     with pytest.raises(ProtocolError):

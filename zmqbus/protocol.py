@@ -124,7 +124,10 @@ Pointer: TypeAlias = tuple[int, ...]
 
 
 class Hello(NamedTuple):
-    """The first envelope of a connection: who it is. Answered by WELCOME or REFUSED(ref="hello")."""
+    """The first envelope of a connection: who it is. Answered by WELCOME or REFUSED(ref="hello").
+
+    `lease`: the one that this client had before, so that what the broker still keeps under it ends.
+    """
 
     version: int
     release: str
@@ -139,6 +142,7 @@ class Hello(NamedTuple):
     owner: str
     topics: tuple[str, ...]
     groups: tuple[str, ...]
+    lease: str | None
 
 
 class Bye(NamedTuple):
@@ -646,7 +650,7 @@ def _foreign_hello(array: tuple[Any, ...]) -> Hello:
     version, release = (*array[1:3], None, None)[:2]
     if type(version) is not int or type(release) is not str:
         raise ProtocolError("HELLO does not begin with the version of its protocol and its release")
-    return Hello(version, release, Role.OBSERVER, None, None, None, None, "", "", 0, "", (), ())
+    return Hello(version, release, Role.OBSERVER, None, None, None, None, "", "", 0, "", (), (), None)
 
 
 # --- message ids ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -182,6 +182,13 @@ class Recorder:
             def execute(self, *arguments: Any) -> sqlite3.Cursor:
                 cursor = super().execute(*arguments)
                 looks and observe()
+                return cursor
+
+            def executemany(self, sql: str, rows: Iterable[Any]) -> sqlite3.Cursor:
+                cursor = self.cursor()
+                for row in rows:
+                    cursor.execute(sql, row)
+                    looks and observe()
                 return cursor
 
             def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from tests.broker.crashkit import GUEST, FileNet, Sent
+from tests.broker.crashkit import GUEST, LATE, FileNet, Sent
 from zmqbus import protocol
 from zmqbus.client.core import Persona, Phase
 from zmqbus.protocol import Role, Scope
@@ -122,13 +122,14 @@ class Play:
         elif kind == 1:
             self.send(member, Scope.GROUP, self.GROUP, others - {"alice-session-id"}, takers=1)
         else:
-            self.send(member, Scope.ALL, "", others)
+            self.send(member, Scope.ALL, "", others | {LATE})
 
     def refused(self) -> None:
-        """Something to a name that nobody has; the next that is renamed will have it."""
+        """Something to a name that nobody has; the next that is renamed, or comes, will have it."""
         member = self.somebody()
         others = set(self.net.ledger.names) - {member.persona.session_id or ""}
-        self.send(member, Scope.SESSION, f"name-{self._renames + 1:03d}", others, takers=1)
+        self.net.ledger.wanted = f"name-{self._renames + 1:03d}"
+        self.send(member, Scope.SESSION, self.net.ledger.wanted, others | {LATE}, takers=1)
         self.net.wake()
 
     def ask(self) -> None:
@@ -192,6 +193,7 @@ class Play:
             return
         self._renames += 1
         name = f"name-{self._renames:03d}"
+        self.net.ledger.wanted = ""
         names = self.net.ledger.names[session_id]
         names.add(name)
         member.request(protocol.Rename(f"r{self._renames}", name))

@@ -508,7 +508,7 @@ def test_clients_come_back_to_a_new_broker(net):
 def test_another_protocol_version_is_refused_in_clear_words(net):
     stranger = net.session("alice", connect=False)
     stranger.route = net.new_route(stranger)
-    hello = protocol.Hello(99, "9.9", 0, "s", "t", "n", None, "", "", 1, "", (), ())
+    hello = protocol.Hello(99, "9.9", 0, "s", "t", "n", None, "", "", 1, "", (), (), None)
     stranger.raw(protocol.encode([hello]))
     net.settle()
     assert "speaks protocol 99" in str(stranger.closed[0]) and "broker --stop" in str(stranger.closed[0])

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.broker.crashfiles import DATABASE, FRAME_BYTES, LOG, WAL, Change, Removed, Renamed, lay_out, pick_up, play
-from tests.broker.crashkit import End, FileNet, Moment, ends, worlds
+from tests.broker.crashkit import LATE, End, FileNet, Moment, ends, worlds
 from tests.broker.crashplay import Play
 from zmqbus import protocol
 from zmqbus.broker import database, dbfile, mailbox
@@ -205,7 +205,7 @@ def send_and_leave(play_: Play) -> None:
     for number in range(24):
         receiver = AWAY[number % 3]
         if number % 6 == 5:
-            play_.send(alice, Scope.ALL, "", set(AWAY))
+            play_.send(alice, Scope.ALL, "", {*AWAY, LATE})
         else:
             play_.send(alice, Scope.SESSION, receiver, {receiver})
         if number % 5 == 3:
@@ -249,7 +249,7 @@ def new_mail_flows(world: FileNet, mail: Mail) -> None:
     known = set(AWAY) & set(world.broker.registry.sessions)
     for receiver in sorted(known):
         play_.send(alice, Scope.SESSION, receiver, {receiver})
-    play_.send(alice, Scope.ALL, "", set(AWAY))
+    play_.send(alice, Scope.ALL, "", {*AWAY, LATE})
     world.come_to_rest()
     world.account(lost=frozenset(mail.ids()))
     assert world.ledger.spoilt <= mail.ids()

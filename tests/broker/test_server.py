@@ -55,7 +55,9 @@ class Served:
     def enter(self, role: int = 4, name: str | None = None) -> zmq.Socket[bytes]:
         peer = self.peer()
         session_id = f"{name}-session-id" if name else None
-        hello = protocol.Hello(protocol.VERSION, "0", role, session_id, name, name, None, "/", "/", 1, "1:1", (), ())
+        hello = protocol.Hello(
+            protocol.VERSION, "0", role, session_id, name, name, None, "/", "/", 1, "1:1", (), (), None
+        )
         peer.send_multipart(protocol.encode([hello]))
         assert isinstance(self.hear(peer)[0], protocol.Welcome)
         return peer
@@ -161,7 +163,9 @@ def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(serv
 
 
 @pytest.mark.parametrize("durability, expected", [("process", ["commit"]), ("power", ["sync", "commit"])])
-def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(served, durability, expected):
+def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(
+    served, monkeypatch, durability, expected
+):
     guest, bob = served.enter(3, "guest"), served.enter(1, "bob")
     bob.send_multipart(protocol.encode([protocol.Bye()]))
     while served.server._core.registry.holder("bob"):
@@ -169,10 +173,20 @@ def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(
     server = served.server
     server._settings = served.settings._replace(durability=durability)
     done: list[str] = []
-    send, sync, commit = server._send_all, server._journal.sync, server._store.commit
-    server._send_all = lambda now: (done.append("send"), send(now)) if server._outbox else None
-    server._journal.sync = lambda: (done.append("sync"), sync())
-    server._store.commit = lambda: (done.append("commit"), commit())
+
+    def watch(owner: object, method: str, word: str) -> None:
+        original = getattr(owner, method)
+
+        def watched(*arguments: object) -> None:
+            if word != "send" or server._outbox:
+                done.append(word)
+            original(*arguments)
+
+        monkeypatch.setattr(owner, method, watched)
+
+    watch(server, "_send_all", "send")
+    watch(server._journal, "sync", "sync")
+    watch(server._store, "commit", "commit")
     guest.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
     (receipt,) = served.hear(guest)
     assert receipt.state == protocol.State.AWAY
@@ -208,7 +222,7 @@ def test_it_ends_when_it_is_told_to(served):
 def test_only_marks_are_taken_from_the_subscribers(served):
     member = served.peer()
     session = ("bob-session-id", "token", "bob")
-    hello = protocol.Hello(protocol.VERSION, "0", 1, *session, None, "/", "/", 1, "1:1", (), ())
+    hello = protocol.Hello(protocol.VERSION, "0", 1, *session, None, "/", "/", 1, "1:1", (), (), None)
     member.send_multipart(protocol.encode([hello]))
     (welcome,) = served.hear(member)
     rogue = served.context.socket(zmq.XSUB)

@@ -154,12 +154,15 @@ def test_a_sub_that_breaks_loses_nothing(world: World) -> None:
     bob.lose_broadcast()
     bob.cut_subscriber()
     alice.to_all(b"2")
-    world.until(lambda: bob.ready and bob.lease != lease)  # it was told, and has greeted anew
     alice.to_all(b"3")
-    world.until(lambda: len(bob.handed) == 3)
     bob.takes(b"1", b"2", b"3")
     carol.takes(b"1", b"2", b"3")
-    assert any(isinstance(envelope, protocol.Expired) for envelope in bob.heard)
+    world.quiet()
+    # It was told, and has greeted anew; unless the new connection's mark came before the old one's went, which XPUB
+    # shows to nobody. Then it was a gap like any other.
+    told = any(isinstance(envelope, protocol.Expired) for envelope in bob.heard)
+    assert told == (bob.lease != lease)
+    assert told or not isinstance(world, SimWorld)
     world.attach(bob)
     before = len(bob.overheard)
     last = alice.to_all(b"4")

@@ -127,6 +127,24 @@ def test_a_listener_that_comes_back_while_a_command_reads_gets_the_rest(world: W
     bob.takes(b"2")
 
 
+def test_a_command_whose_connection_breaks_goes_on_reading(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    for body in (b"1", b"2"):
+        alice.hears(alice.send("bob", body), "away")
+    helper = world.helper(bob)
+    helper.begin(protocol.Fetch("f", False))
+    helper.gets(b"1", b"2")
+    helper.take()
+    world.quiet()
+    helper.cut()
+    world.until(lambda: len(helper.history) == 3 or helper.responses)
+    assert not helper.responses
+    helper.takes(b"2")
+    world.until(lambda: helper.responses)
+    assert helper.responses["f"] == protocol.Fetched("f", 1, 0)
+
+
 def test_what_a_command_was_reading_when_the_broker_died_is_still_there(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()

@@ -142,6 +142,19 @@ def test_what_it_had_accepted_and_nobody_was_told_of_arrives_once(world: World) 
     assert bob.handed == [] and len(bob.history) == 2
 
 
+def test_one_who_is_there_first_learns_all_the_same_that_it_was_said_before(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    alice.to_all(b"1")
+    alice.send("bob", b"2")
+    bob.gets(b"1", b"2")
+    alice.stop()
+    world.kill_broker()
+    world.until(lambda: bob.ready)
+    world.attach(bob)
+    alice.go()
+    assert [message.age_s >= 0 for message in bob.takes(b"1", b"2")] == [True, True]
+
+
 def test_what_was_taken_and_not_acknowledged_is_not_shown_again(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent, cast = alice.send("bob", b"1"), alice.to_all(b"2")

@@ -23,7 +23,7 @@ may rely on what both have in common:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
 from zmqbus import protocol
@@ -92,6 +92,10 @@ class Member(ABC):
     def bodies(self) -> list[bytes]:
         """Bodies handed out and not taken."""
         return [message.body for message in self.handed]
+
+    def taken_of(self, msg_ids: Collection[str]) -> list[str]:
+        """Those of these messages that were taken, by whichever process of the session, in the order of that."""
+        return [msg_id for msg_id in self.shown._ids if msg_id in msg_ids]
 
     @property
     def ready(self) -> bool:

@@ -459,7 +459,7 @@ def test_a_client_of_another_protocol_is_told_which_ones_do_not_fit(bus):
         dealer.linger = 0
         security.curve_client(dealer, keys)
         dealer.connect(f"tcp://127.0.0.1:{bus.port}")
-        hello = protocol.Hello(7, "9.9.9", 4, None, None, None, None, "/", "/", 1, "1:1", (), ())
+        hello = protocol.Hello(7, "9.9.9", 4, None, None, None, None, "/", "/", 1, "1:1", (), (), None)
         dealer.send(msgpack.packb([(1, *hello)]))
         assert dealer.poll(int(DEADLINE_S * 1000))
         (refused,) = protocol.Decoder(from_broker=True).decode(dealer.recv_multipart())

@@ -99,6 +99,7 @@ class Attacker:
             owner="1:1",
             topics=(),
             groups=(),
+            lease=None,
         )
         return (VERB["Hello"], *hello._replace(**fields))
 

@@ -263,6 +263,11 @@ class BrokerCore:
             session = self._claim(hello, name, standing)
         if isinstance(who, Connection):
             self._part(now, who, left=True)  # what it awaits comes again with this HELLO
+        before = self.registry.by_lease(hello.lease) if hello.lease else None
+        if before is not None:
+            # The same client over a new connection. That the old one is dead may not show for seconds, and what it had
+            # in hand, awaited or read would stay with it for so long.
+            self._part(now, before)
         if standing is Standing.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)
         connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)

@@ -343,12 +343,13 @@ class Intake:
             self._delivery.to_many(now, message.receivers, entry, message.sender, message.full)
         elif waiter is None:
             self._delivery.to_one(now, message.receivers[0], entry, route)
-        elif isinstance(waiter, Expected) or self._registry.connections.get(waiter.route) is not waiter:
-            # The command has lost its connection, perhaps since the answer was staged.
-            if not self.hold(self._delivery.begin(entry, route)):
-                self._without_waiter(now, waiter.session, waiter.sender_name, entry, route)
         else:
-            self._to_waiter(now, waiter, entry, route)
+            # Who awaits it now: since the answer was staged, the command may have lost its connection, or come back.
+            awaiting = self._waits.get(entry.reply_to or "")
+            if awaiting is not None and awaiting.sender_id == waiter.sender_id:
+                self._to_waiter(now, awaiting, entry, route)
+            elif not self.hold(self._delivery.begin(entry, route)):
+                self._without_waiter(now, waiter.session, waiter.sender_name, entry, route)
 
     def _to_waiter(self, now: Instant, waiter: Connection, entry: Entry, route: bytes) -> None:
         if not self._delivery.to_waiter(now, waiter, entry, route):

@@ -340,6 +340,7 @@ class ClientCore:
                 persona.owner,
                 persona.topics,
                 persona.groups,
+                self.welcome.lease if self.welcome is not None else None,
             )
         )
         # In one wire message with HELLO: one round trip for a command that has one thing to say.
