@@ -253,8 +253,8 @@ MUTANTS = (
     Mutant(
         "a DELIVER does not wait for the broadcast before it",
         "client/inbound.py",
-        "        elif self._held_delivers or self._held_casts or (deliver.after and deliver.after not in self._seen):\n",
-        "        elif self._held_delivers or self._held_casts:\n",
+        " or (deliver.after and deliver.after not in self._seen):\n",
+        ":\n",
         CLIENT,
     ),
     Mutant(
@@ -475,8 +475,8 @@ MUTANTS = (
     Mutant(
         "changes are forgotten when a commit fails",
         "broker/database.py",
-        "            self._roll_back()\n            raise dbfile.in_the_way(self._path, error) from None\n        except Base",
-        "            self._roll_back()\n            self._changed.clear()\n            raise\n        except Base",
+        "error:\n            self._roll_back()\n            raise dbfile",
+        "error:\n            self._roll_back()\n            self._changed.clear()\n            raise dbfile",
         DATABASE,
     ),
     Mutant(

@@ -469,6 +469,7 @@ def test_a_dead_subscriber_is_seen_at_once(net):
     _, bob = net.session("alice"), net.session("bob")
     net.lose(bob)
     bob.drop_subscriber()
+    net.wake()
     assert [session.name for session in net.broker.registry.live()] == ["alice"]
 
 

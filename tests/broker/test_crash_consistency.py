@@ -342,6 +342,10 @@ def test_a_flipped_bit_in_the_database(tmp_path, mail, name):
                     assert entry.body == sent[entry.msg_id].body, f"at {at}: {entry}"
             expected = sum(map(len, mail.waiting.values()))
             assert world.damage or world.store.total() == expected, f"at {at}: mail went without a word"
+            if name == WAL:
+                new_mail_flows(world, mail)
+                kept = [path.read_bytes() for path in world.directory.glob("*damaged*")]
+                assert kept == [bytes(disk[WAL])] * len(kept), "what was kept of it is not what it was"
 
 
 def _gone(*names: str) -> Callable[[Mail], dict[str, bytearray]]:

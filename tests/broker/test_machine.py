@@ -392,10 +392,13 @@ class Topics(Bus):
         self.send(sender, TOPIC, Scope.TOPIC)
 
 
+#: The deep sweep, of `make soak`.
+SOAK = "SOAK" in os.environ
+
 RUN = settings(
-    max_examples=int(os.environ.get("EXAMPLES", 300)),
-    stateful_step_count=40,
-    derandomize="CI" in os.environ,  # there, a change breaks it or does not
+    max_examples=5_000 if SOAK else 300,
+    stateful_step_count=60 if SOAK else 40,
+    derandomize="CI" in os.environ and not SOAK,  # there, a change breaks it or does not
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

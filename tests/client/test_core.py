@@ -121,7 +121,9 @@ def test_phases(event, ends):
 def test_hello_says_who_it_is():
     client = Client()
     (hello,) = said(client.handle(Up()))
-    assert hello == protocol.Hello(1, "1.2.3", 0, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), (), None)
+    assert hello == protocol.Hello(
+        1, "1.2.3", 0, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), (), None
+    )
 
 
 def test_only_expired_in_ready_greets_again(ready):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import threading
@@ -56,6 +57,34 @@ def test_there_is_a_broker_now(settings, broker_says, word):
 def test_what_the_broker_found_damaged_is_told(settings, broker_says):
     broker_says(report("ready mailboxes.sqlite3 was damaged; a copy is kept"))
     assert launch.launch(settings) == "mailboxes.sqlite3 was damaged; a copy is kept"
+
+
+def test_clients_that_find_no_broker_at_once_launch_one(settings, broker_says, tmp_path):
+    Path(settings.paths.keys).mkdir(parents=True, mode=0o700)
+    log = tmp_path / "launches"
+    pid_file = settings.paths.pid_file(settings.port)
+    broker_says(f"echo x >> {log}; sleep 0.1; echo 1 > {pid_file}; {report('ready')}")
+    elected = os.open(settings.data_dir, os.O_RDONLY)
+    fcntl.flock(elected, fcntl.LOCK_EX)  # as the broker's election does
+    before = descriptors()
+    clients = [threading.Thread(target=launch.launch, args=(settings,)) for _ in range(8)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    os.close(elected)
+    assert log.read_text() == "x\n"
+    assert descriptors() == before - 1
+
+
+def test_a_launch_that_does_not_end_keeps_nobody_else_from_it(settings, broker_says, monkeypatch):
+    monkeypatch.setattr(launch, "TURN_S", 0.1)
+    Path(settings.paths.keys).mkdir(parents=True, mode=0o700)
+    other = os.open(settings.paths.keys, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    broker_says(report("ready after all"))
+    assert launch.launch(settings) == "after all"
+    os.close(other)
 
 
 def test_the_port_is_held(settings, broker_says):

@@ -99,6 +99,7 @@ def test_marks_come_and_go_with_the_subscription(net):
     connection = net.broker.registry.connections[bob.route]
     assert connection.attached
     bob.drop_subscriber()
+    net.wake()
     assert bob.route not in net.broker.registry.connections
     net.settle()
     assert net.broker.registry.connections[bob.route].attached  # it was told, and came back

@@ -3,6 +3,9 @@
 A pid file, and a lock on the data directory that somebody holds, are taken as a sign to try and connect, no more. A
 client that gets no answer launches all the same. That is always right, since the launched process stands for election
 (`broker.daemon`) and leaves at once if there is a broker.
+
+It is also 80 ms of a processor, and when a broker dies, all of its clients find that out at the same instant. So they
+take turns: who has had to wait for another's launch looks again before its own.
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ import time
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
 from zmqbus.settings import Settings
 
+#: How long another client's launch is waited for. It takes a tenth of that, unless it was stopped in the middle.
+TURN_S = 2.0
+#: Between two looks at that.
+LOOK_S = 0.02
 #: How long the launched process may take to say how it went: interpreter start, keys, binds, on a crowded machine.
 LAUNCH_S = 20.0
 
@@ -52,6 +59,38 @@ def launch(settings: Settings) -> str:
     Raises `PortHeld` if something else is bound to the port, the broker's own error if it cannot start (keys that
     others can read, a data directory that another broker uses), `BrokerUnavailable` if it says nothing within 20 s.
     """
+    turn, waited = _take_turn(settings)
+    try:
+        if waited and broker_pid(settings) is not None:
+            return ""
+        return _launch(settings)
+    finally:
+        if turn >= 0:
+            os.close(turn)
+
+
+def _take_turn(settings: Settings) -> tuple[int, bool]:
+    """Waits until no other client is launching a broker: a descriptor to close, and whether another one was. It is -1
+    where there is nothing to wait on, or the other one does not come to an end."""
+    try:
+        descriptor = os.open(settings.paths.keys, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1, False  # a broker has never been here, or the launch will tell what is wrong
+    deadline_s = time.monotonic() + TURN_S
+    waited = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor, waited
+        except OSError:
+            waited = True
+        if time.monotonic() > deadline_s:
+            os.close(descriptor)
+            return -1, True
+        time.sleep(LOOK_S)
+
+
+def _launch(settings: Settings) -> str:
     import subprocess  # 5 ms that only whoever finds no broker pays
 
     last_words = ""

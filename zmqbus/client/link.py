@@ -218,6 +218,7 @@ class Link:
             (event,) = unpack_from("=H", frames[0])
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._connected = True
+                self._next_launch_s = now_s + RELAUNCH_S  # there is a broker; WELCOME is on its way
                 found += self.perform(self.core.handle(now_s, core.Up()))
             elif event == zmq.Event.DISCONNECTED:
                 self._connected = False

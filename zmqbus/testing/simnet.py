@@ -252,6 +252,7 @@ class SimNet:
         self._outbox: dict[bytes, list[protocol.Envelope]] = {}
         self._channels: list[events.Publish] = []
         self._records: list[bytes] = []
+        self._marks: deque[events.Event] = deque()  # what XPUB will show at the next wake
         self._earlier: dict[str, tuple[str, str | None]] = {}
         self._start_broker()
 
@@ -339,10 +340,10 @@ class SimNet:
         """What XPUB tells the broker: of all filters, the marks are its business."""
         for channel in old:
             if channel.startswith(protocol.MARK) and channel not in new:
-                self._decide(events.Unmarked(channel[1:-1].decode()))
+                self._marks.append(events.Unmarked(channel[1:-1].decode()))
         for channel in new:
             if channel.startswith(protocol.MARK) and channel not in old:
-                self._decide(events.Marked(channel[1:-1].decode()))
+                self._marks.append(events.Marked(channel[1:-1].decode()))
 
     # --- the broker's shell
 
@@ -351,7 +352,9 @@ class SimNet:
 
         `death`: it gets as far as this, and no further.
         """
-        busy = False
+        busy = bool(self._marks)
+        while self._marks:
+            self._do(self.broker.handle(self.clock.now, self._marks.popleft()))
         for sender in list(self.clients):
             while sender.up:
                 busy = True
@@ -467,6 +470,7 @@ class SimNet:
         """
         self.wake(death)
         self._outbox, self._channels, self._records = {}, [], []
+        self._marks.clear()
         self.store.crash()
         for member in self.clients:
             if self.routes.get(member.route) is member:
