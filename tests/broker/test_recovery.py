@@ -35,6 +35,15 @@ def away(net: SimNet, *members: SimClient) -> None:
         member.disconnect()
 
 
+def ask(net: SimNet, asker: SimClient, bob: SimClient) -> str:
+    """The id of a question that bob has seen, and whose answer is awaited."""
+    question = asker.ask("bob", b"ready?")
+    net.settle()
+    bob.take_all()
+    net.settle()
+    return question
+
+
 @pytest.fixture
 def net() -> SimNet:
     return SimNet()
@@ -259,10 +268,7 @@ def test_ids_of_an_earlier_broker_are_bounded(net, monkeypatch):
 def test_an_answer_waits_for_the_command_that_awaits_it(net, death):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
-    question = helper.ask("bob", b"ready?")
-    net.settle()
-    bob.take_all()
-    net.settle()
+    question = ask(net, helper, bob)
     helper.stopped = True  # it is slow to find the new broker
     net.kill_broker(death)
     answer = bob.send("alice", b"yes", reply_to=question)
@@ -279,8 +285,7 @@ def test_an_answer_waits_for_the_command_that_awaits_it(net, death):
 
 def test_a_guest_gets_its_answer_after_a_cut(net):
     bob, guest = net.session("bob"), net.guest("cron")
-    question = guest.ask("bob", b"ready?")
-    net.settle()
+    question = ask(net, guest, bob)
     guest.disconnect()
     answer = bob.send("cron", b"yes", reply_to=question)
     net.settle()
@@ -294,10 +299,8 @@ def test_a_guest_gets_its_answer_after_a_cut(net):
 
 def test_said_again_while_it_is_held_it_is_held_once(net):
     bob, guest = net.session("bob"), net.guest("cron")
-    question = guest.ask("bob", b"ready?")
-    net.settle()
+    question = ask(net, guest, bob)
     guest.disconnect()
-    bob.take_all()
     answer = bob.send("cron", b"yes", reply_to=question)
     net.settle()
     bob.disconnect()
@@ -314,10 +317,8 @@ def test_said_again_while_it_is_held_it_is_held_once(net):
 def test_a_command_that_does_not_come_back_leaves_the_answer_to_its_session(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
-    question = helper.ask("bob", b"ready?")
-    net.settle()
+    question = ask(net, helper, bob)
     helper.disconnect()
-    bob.take_all()
     answer = bob.send("alice", b"yes", reply_to=question)
     net.settle()
     assert alice.handed == []
@@ -332,10 +333,8 @@ def test_a_command_that_does_not_come_back_leaves_the_answer_to_its_session(net)
 
 def test_a_guest_that_does_not_come_back_gets_nothing(net):
     bob, guest = net.session("bob"), net.guest("cron")
-    question = guest.ask("bob", b"ready?")
-    net.settle()
+    question = ask(net, guest, bob)
     guest.disconnect()
-    bob.take_all()
     answer = bob.send("cron", b"yes", reply_to=question)
     net.advance(intake.EXPECTED_S + 1)
     assert isinstance(bob.answers[answer], errors.UnknownPeer)
@@ -345,9 +344,7 @@ def test_a_guest_that_does_not_come_back_gets_nothing(net):
 def test_a_command_that_left_in_good_order_is_not_expected(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
-    question = helper.ask("bob", b"ready?")
-    net.settle()
-    bob.take_all()
+    question = ask(net, helper, bob)
     away(net, helper)
     bob.send("alice", b"late", reply_to=question)
     net.settle()
@@ -358,8 +355,7 @@ def test_a_command_that_left_in_good_order_is_not_expected(net):
 def test_the_awaited_answer_of_another_session_is_not_to_be_had(net):
     alice, bob, eve = net.session("alice"), net.session("bob"), net.session("eve")
     helper = net.helper(alice)
-    question = helper.ask("bob", b"ready?")
-    net.settle()
+    question = ask(net, helper, bob)
     helper.disconnect()
     thief = net.helper(eve)
     thief.raw(protocol.encode([protocol.Await(question)]))
@@ -377,9 +373,7 @@ def test_answers_are_held_within_bounds(net, monkeypatch):
     monkeypatch.setattr(intake, "MAX_HELD", 2)
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
-    question = helper.ask("bob", b"ready?")
-    net.settle()
-    bob.take_all()
+    question = ask(net, helper, bob)
     helper.disconnect()
     for number in range(3):
         bob.send("alice", b"%d" % number, reply_to=question)
@@ -393,9 +387,7 @@ def test_answers_are_held_within_bounds(net, monkeypatch):
 def test_answers_that_were_stored_for_a_command_become_its_sessions(net, monkeypatch):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
-    question = helper.ask("bob", b"ready?")
-    net.settle()
-    bob.take_all()
+    question = ask(net, helper, bob)
     helper.stopped = True
     answer = bob.send("alice", b"yes", reply_to=question)
     net.advance(delivery.BUSY_AFTER_S + 0.5)

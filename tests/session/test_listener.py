@@ -51,6 +51,55 @@ def lock(data: str) -> Iterator[ListenerLock]:
         yield lock
 
 
+class Stage:
+    """A listener, what it asks of its link, and the pipe that it writes to."""
+
+    def __init__(self, data: str, lock: ListenerLock) -> None:
+        self.settings = load(environ={"INTER_SESSION_DATA_DIR": data})
+        plan = Plan("auth", True, None, (), (), "/", "/", OWNER, Identity("session", "token", "auth", None))
+        self.listener = Listener(self.settings, lock, plan, lambda _: None)
+        self.listener._shown.open()
+        self.events: list[str] = []
+        self.link: Any = FakeLink(self.events)
+        self.reader, self.writer = os.pipe()
+        self.listener._stdout = self.writer
+
+    def deal(self, number: int, body: bytes = b"x" * 300) -> None:
+        hand = arrival(number)
+        self.listener._deal(self.link, hand._replace(message=hand.message._replace(body=body)))
+
+    def flush(self) -> None:
+        self.listener._flush(self.link)
+
+    def fill(self) -> None:
+        """Leaves the pipe room for one write."""
+        os.set_blocking(self.writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(self.writer, b"\n" * select.PIPE_BUF)
+        os.read(self.reader, select.PIPE_BUF)
+
+    def on_file(self) -> list[int]:
+        """Numbers of the messages that another process of the session knows to have been shown."""
+        known = Shown(self.settings.data_dir, OWNER.pid, "session")
+        try:
+            return [number for number in range(6) if f"message{number:05}" in known]
+        finally:
+            known.close()
+
+    def close(self) -> None:
+        self.listener._shown.close()
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+@pytest.fixture
+def stage(data: str, lock: ListenerLock) -> Iterator[Stage]:
+    stage = Stage(data, lock)
+    yield stage
+    stage.close()
+
+
 def arrival(number: int) -> core.Hand:
     msg_id = f"message{number:05}"
     ticket = core.Ticket("lease", number, msg_id, None)
@@ -61,107 +110,55 @@ def arrival(number: int) -> core.Hand:
     )
 
 
-def test_the_ids_are_on_file_next_to_the_lines(data: str, lock: ListenerLock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ids_are_on_file_next_to_the_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """One write for the lines, one for all ids behind it, and then the acknowledgement: also when the lines have filled
     the pipe, and there is no room for more."""
-    settings = load(environ={"INTER_SESSION_DATA_DIR": data})
-    identity = Identity("session", "token", "auth", None)
-    plan = Plan("auth", True, None, (), (), "/", "/", OWNER, identity)
-    listener = Listener(settings, lock, plan, lambda _: None)
-    listener._shown.open()
-    events: list[str] = []
-    link: Any = FakeLink(events)
-    reader, writer = os.pipe()
+    stage.fill()
     real = os.write
 
     def write(fd: int, data: bytes) -> int:
-        known = Shown(settings.data_dir, OWNER.pid, "session")
-        on_file = [number for number in range(4) if f"message{number:05}" in known]
-        known.close()
-        events.append(f"{'lines' if fd == writer else 'ids'} after {on_file}")
+        stage.events.append(f"{'lines' if fd == stage.writer else 'ids'} after {stage.on_file()}")
         return real(fd, data)
 
-    try:
-        listener._stdout = writer
-        os.set_blocking(writer, False)
-        try:  # room for one flush and nothing behind it
-            while True:
-                real(writer, b"\n" * 4096)
-        except BlockingIOError:
-            os.read(reader, 4096)
-        monkeypatch.setattr(os, "write", write)
-        for number in range(3):
-            listener._deal(link, arrival(number))
-        listener._flush(link)
-        assert events == [
-            "lines after []",
-            "ids after []",
-            *(f"taken message{number:05}" for number in range(3)),
-            "acknowledged",
-        ]
-        assert all(f"message{number:05}" in Shown(settings.data_dir, OWNER.pid, "session") for number in range(3))
-        del events[:]
-        listener._deal(link, arrival(3))
-        listener._flush(link)
-        assert events == [], "nobody reads, so nothing is written, and nothing acknowledged"
-        assert "message00003" not in Shown(settings.data_dir, OWNER.pid, "session")
-    finally:
-        listener._shown.close()
-        os.close(reader)
-        os.close(writer)
+    monkeypatch.setattr(os, "write", write)
+    for number in range(3):
+        stage.deal(number)
+    stage.flush()
+    assert stage.events == [
+        "lines after []",
+        "ids after []",
+        *(f"taken message{number:05}" for number in range(3)),
+        "acknowledged",
+    ]
+    assert stage.on_file() == [0, 1, 2]
+    del stage.events[:]
+    stage.deal(3)
+    stage.flush()
+    assert stage.events == [], "nobody reads, so nothing is written, and nothing acknowledged"
+    assert stage.on_file() == [0, 1, 2]
 
 
-def test_what_a_command_has_printed_in_the_meantime_is_not_shown(data: str, lock: ListenerLock) -> None:
+def test_what_a_command_has_printed_in_the_meantime_is_not_shown(stage: Stage) -> None:
     """A listener that is stopped cannot give back what it holds, and `zmqbus inbox` does not wait for it."""
-    settings = load(environ={"INTER_SESSION_DATA_DIR": data})
-    plan = Plan("auth", True, None, (), (), "/", "/", OWNER, Identity("session", "token", "auth", None))
-    listener = Listener(settings, lock, plan, lambda _: None)
-    listener._shown.open()
-    events: list[str] = []
-    link: Any = FakeLink(events)
-    reader, writer = os.pipe()
-    command = Shown(settings.data_dir, OWNER.pid, "session")
-    try:
-        listener._stdout = writer
-        for number in range(3):
-            listener._deal(link, arrival(number))
-        command.add("message00001")
-        listener._flush(link)
-        shown = os.read(reader, 4096).decode()
-        assert [f"message{number:05}" in shown for number in range(3)] == [True, False, True]
-        assert events[0] == "taken message00001"  # it is acknowledged all the same
-    finally:
-        command.close()
-        listener._shown.close()
-        os.close(reader)
-        os.close(writer)
+    for number in range(3):
+        stage.deal(number)
+    command = Shown(stage.settings.data_dir, OWNER.pid, "session")
+    command.add("message00001")
+    command.close()
+    stage.flush()
+    shown = os.read(stage.reader, 4096).decode()
+    assert [f"message{number:05}" in shown for number in range(3)] == [True, False, True]
+    assert stage.events[0] == "taken message00001"  # it is acknowledged all the same
 
 
-def test_lines_that_are_half_out_are_not_acknowledged(data: str, lock: ListenerLock) -> None:
-    settings = load(environ={"INTER_SESSION_DATA_DIR": data})
-    plan = Plan("auth", True, None, (), (), "/", "/", OWNER, Identity("session", "token", "auth", None))
-    listener = Listener(settings, lock, plan, lambda _: None)
-    listener._shown.open()
-    events: list[str] = []
-    link: Any = FakeLink(events)
-    reader, writer = os.pipe()
-    try:
-        listener._stdout = writer
-        os.set_blocking(writer, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(writer, b"\n" * select.PIPE_BUF)
-        os.read(reader, select.PIPE_BUF)  # room for one write, and the flush needs two
-        for number in range(5):
-            hand = arrival(number)
-            listener._deal(link, hand._replace(message=hand.message._replace(body=("あ" * 300).encode())))
-        listener._flush(link)
-        assert listener._unwritten and events == []
-        assert "message00000" not in Shown(settings.data_dir, OWNER.pid, "session")
-        while os.read(reader, 1 << 20) and listener._unwritten:
-            listener._flush(link)
-        assert events[-1] == "acknowledged" and len(events) == 6
-    finally:
-        listener._shown.close()
-        os.close(reader)
-        os.close(writer)
+def test_lines_that_are_half_out_are_not_acknowledged(stage: Stage) -> None:
+    stage.fill()
+    for number in range(5):
+        stage.deal(number, ("あ" * 300).encode())  # more than one write takes
+    stage.flush()
+    assert stage.listener._unwritten and stage.events == []
+    assert stage.on_file() == []
+    while os.read(stage.reader, 1 << 20) and stage.listener._unwritten:
+        stage.flush()
+    assert stage.events[-1] == "acknowledged" and len(stage.events) == 6
+    assert stage.on_file() == [0, 1, 2, 3, 4]
