@@ -140,7 +140,7 @@ class Recorder:
             elif to is not None and name not in now and to not in before:
                 self.changes.append(Renamed(name, to))
                 contents[to] = content
-        for name in sorted(now, key=_write_order):
+        for name in sorted(now, key=lambda name: _write_order(name, now[name][1])):
             if name not in contents and name in before:
                 self.changes.append(Removed(name))  # another file has got its name
             self._compare(name, contents.get(name), now[name][1])
@@ -221,6 +221,7 @@ def _contents(found: dict[str, tuple[int, bytes]]) -> dict[str, bytes]:
     return {name: content for name, (_, content) in found.items()}
 
 
-def _write_order(name: str) -> int:
-    """Within one call: the log is written before the database is committed, and a checkpoint comes after the commit."""
-    return 0 if name.startswith(LOG) else 1 if name == WAL else 2
+def _write_order(name: str, content: bytes) -> int:
+    """Within one call: the log is written before the database is committed, a checkpoint comes after the commit, and
+    what it has worked in is cut off last."""
+    return 0 if name.startswith(LOG) else 1 if name == WAL and content else 3 if name == WAL else 2

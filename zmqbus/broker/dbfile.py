@@ -21,6 +21,7 @@ full disk, a missing permission or a lock it is OperationalError, for a database
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import sys
 import time
@@ -46,6 +47,9 @@ LOCK_TIMEOUT_S = 2.0
 _CURE = "make room on its disk, or make it and its directory writable"
 _NEWER = "written by a newer release"
 #: Of a write-ahead log: magic, version, page size, checkpoints, two salts, checksum.
+#: In place of a number of pages: nobody can tell, and nothing of the log will be read.
+UNREADABLE = sys.maxsize
+
 _LOG_HEADER = Struct(">8I")
 #: Of a page in it: its number, the size of the database if it ends a commit (else 0), the salts, checksum.
 _PAGE_HEADER = Struct(">6I")
@@ -184,7 +188,7 @@ def _fault(connection: sqlite3.Connection, path: str, notices: list[str], last_c
             return "its tables are not those of a mailbox database"
         if last_commit:
             (_, frames, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if frames < last_commit:
+            if frames < last_commit and (last_commit == UNREADABLE or not _ends_torn(path + WAL, frames)):
                 _keep_log(path, notices)
         # It reads every page, in 20 ms for 100,000 messages. (quick_check does not see that keys are out of order.)
         verdict: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -267,36 +271,68 @@ def _last_commit(wal: str) -> int:
             return 0
         magic, _, page_bytes, _, *salts, sum_1, sum_2 = _LOG_HEADER.unpack(header)
         if (sum_1, sum_2) != _checksum(header[:24], "big" if magic & 1 else "little"):
-            return sys.maxsize  # nobody can tell, and nothing of it will be read
+            return UNREADABLE
         frames = (os.fstat(fd).st_size - len(header)) // (_PAGE_HEADER.size + page_bytes)
         last = 0
         for number in range(1, frames + 1):
             page = file.read(_PAGE_HEADER.size)
             _, size, *page_salts, _, _ = _PAGE_HEADER.unpack(page)
             # The log is written over from its start after a checkpoint, under another salt.
-            if page_salts != salts:
-                break
-            if size:
+            if page_salts == salts and size:
                 last = number
             file.seek(page_bytes, os.SEEK_CUR)
         return last
 
 
-def _checksum(header: bytes, order: Literal["big", "little"]) -> tuple[int, int]:
-    first = second = 0
-    for at in range(0, len(header), 8):
-        first = (first + int.from_bytes(header[at : at + 4], order) + second) & 0xFFFFFFFF
-        second = (second + int.from_bytes(header[at + 4 : at + 8], order) + first) & 0xFFFFFFFF
+def _ends_torn(wal: str, committed: int) -> bool:
+    """Whether, behind that many committed pages, none but the last is not whole. SQLite writes a page and what precedes
+    it in two writes: a process that dies between them leaves a page that says of itself that it ends a commit, and
+    holds what the log had there before it was written over."""
+    with open(wal, "rb") as file:
+        header = file.read(_LOG_HEADER.size)
+        magic, _, page_bytes, _, *salts, sum_1, sum_2 = _LOG_HEADER.unpack(header)
+        order: Literal["big", "little"] = "big" if magic & 1 else "little"
+        if committed:
+            file.seek((committed - 1) * (_PAGE_HEADER.size + page_bytes), os.SEEK_CUR)
+            *_, sum_1, sum_2 = _PAGE_HEADER.unpack(file.read(_PAGE_HEADER.size))
+            file.seek(page_bytes, os.SEEK_CUR)
+        whole, older = True, False
+        while len(page := file.read(_PAGE_HEADER.size)) == _PAGE_HEADER.size:
+            _, _, *page_salts, expected_1, expected_2 = _PAGE_HEADER.unpack(page)
+            content = file.read(page_bytes)
+            if page_salts != salts:
+                whole, older = False, True
+            elif not whole:
+                return False
+            else:
+                sum_1, sum_2 = _checksum(page[:8] + content, order, (sum_1, sum_2))
+                whole = (sum_1, sum_2) == (expected_1, expected_2)
+        # Where nothing older follows there was nothing to write over: without its page, the log would end before it.
+        return whole or older
+
+
+def _checksum(data: bytes, order: Literal["big", "little"], start: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """SQLite's checksum, on from that of what precedes the data."""
+    first, second = start
+    for at in range(0, len(data) - 7, 8):
+        first = (first + int.from_bytes(data[at : at + 4], order) + second) & 0xFFFFFFFF
+        second = (second + int.from_bytes(data[at + 4 : at + 8], order) + first) & 0xFFFFFFFF
     return first, second
 
 
 def _keep_log(path: str, notices: list[str]) -> None:
     """Keeps a log in which SQLite has found a damaged page: it passes over that and all that follows, and says nothing.
 
-    A process that dies leaves pages that no commit ends; only damage leaves a commit behind a page that is not whole.
+    A process that dies leaves pages that no commit ends, or a last one that is not whole; only damage leaves more
+    behind a page that is not whole.
     """
     aside = _free_name(path, "damaged") + WAL
-    os.link(path + WAL, aside)  # SQLite will remove the other name
+    # A copy: SQLite goes on writing into this very file.
+    with (
+        open(open_private(path + WAL, os.O_RDONLY), "rb") as log,
+        open(open_private(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as copy,
+    ):
+        shutil.copyfileobj(log, copy)
     notices.append(
         f"{path + WAL} was damaged, and the last changes to the mailboxes were lost: some messages may be shown again, "
         f"others not at all. It is kept as {aside}; {STILL_THERE}"
