@@ -27,6 +27,7 @@ RANKS = {
     "bootstrap": 2,
     "protocol": 2,
     "security": 2,
+    "codec": 3,
     "readback": 3,
     "journal": 4,
     "broker": 5,
@@ -59,6 +60,7 @@ HOT = (
     "readback",
     "journal",
     "protocol",
+    "codec",
     "session.owner",
     "session.state",
     "session.shown",
@@ -98,6 +100,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.send": "real/test_send.py",
     "session.listener": "real/test_listener.py",
     # Words without decisions, and decisions that only show in what all parts do together.
+    # Two halves of one thing.
+    "codec": "test_protocol.py",
     "broker.events": "broker/test_core.py",
     "broker.delivery": "broker/test_core.py",
     "broker.intake": "broker/test_core.py",

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zmqbus import protocol
+from zmqbus import codec, protocol
 from zmqbus.errors import ProtocolError
 from zmqbus.protocol import INLINE_BYTES, MAX_BATCH, MAX_BATCH_BYTES, MAX_STRING_BYTES, Scope
 
@@ -60,8 +60,8 @@ def _present(envelope: Any) -> Any:
     return envelope._replace(version=protocol.VERSION) if type(envelope) is protocol.Hello else envelope
 
 
-def decoder(*, from_broker: bool) -> protocol.Decoder:
-    return protocol.Decoder(from_broker=from_broker)
+def decoder(*, from_broker: bool) -> codec.Decoder:
+    return codec.Decoder(from_broker=from_broker)
 
 
 # --- round trips
@@ -74,7 +74,7 @@ def test_what_is_written_is_read_back(cls: Any) -> None:
     @settings(max_examples=30)
     @given(st.lists(envelopes_of(cls).map(_present), max_size=3))
     def check(envelopes: list[Any]) -> None:
-        read = decoder(from_broker=from_broker).decode(protocol.encode(envelopes))
+        read = decoder(from_broker=from_broker).decode(codec.encode(envelopes))
         assert read == envelopes
         assert [type(one) for one in read] == [type(one) for one in envelopes]
 
@@ -87,7 +87,7 @@ def test_a_mixed_message_is_read_back(verbs: list[Any], from_broker: bool) -> No
 
     @given(messages(verbs))
     def check(envelopes: list[Any]) -> None:
-        assert shared.decode(protocol.encode(envelopes)) == envelopes
+        assert shared.decode(codec.encode(envelopes)) == envelopes
 
     check()
 
@@ -95,13 +95,13 @@ def test_a_mixed_message_is_read_back(verbs: list[Any], from_broker: bool) -> No
 @pytest.mark.parametrize("size", [0, INLINE_BYTES, INLINE_BYTES + 1, protocol.MAX_BODY_BYTES])
 def test_only_large_bodies_get_a_frame_of_their_own(size: int) -> None:
     send = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * size)
-    frames = protocol.encode([send, send])
+    frames = codec.encode([send, send])
     assert len(frames) == (3 if size > INLINE_BYTES else 1)
     assert decoder(from_broker=False).decode(frames) == [send, send]
 
 
 def test_no_envelope_is_a_message_too() -> None:
-    assert decoder(from_broker=True).decode(protocol.encode([])) == []
+    assert decoder(from_broker=True).decode(codec.encode([])) == []
 
 
 # --- garbage
@@ -153,7 +153,7 @@ def test_well_formed_msgpack_of_the_wrong_shape(arrays: list[Any], other: Any) -
 def test_a_field_of_another_type_is_found(verbs: list[Any], from_broker: bool) -> None:
     @given(st.one_of(*map(envelopes_of, verbs)).map(_present), st.data())
     def check(envelope: Any, data: st.DataObject) -> None:
-        (array,) = msgpack.unpackb(protocol.encode([envelope])[0])
+        (array,) = msgpack.unpackb(codec.encode([envelope])[0])
         place = data.draw(st.integers(0, len(array) - 1))
         array[place] = data.draw(junk)
         refuse_or_read([msgpack.packb([array])], from_broker=from_broker)
@@ -165,7 +165,7 @@ def test_a_field_of_another_type_is_found(verbs: list[Any], from_broker: bool) -
 def test_mutated_and_truncated_messages(verbs: list[Any], from_broker: bool) -> None:
     @given(messages(verbs, 3), st.data())
     def check(envelopes: list[Any], data: st.DataObject) -> None:
-        frames = protocol.encode(envelopes)
+        frames = codec.encode(envelopes)
         frame = data.draw(st.integers(0, len(frames) - 1))
         place = data.draw(st.integers(0, max(0, len(frames[frame]) - 1)))
         content = frames[frame]
@@ -211,10 +211,10 @@ SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BY
         [msgpack.packb([[5, True, []]])],
         [msgpack.packb([{"verb": 2}])],
         [msgpack.packb([[12, msgpack.ExtType(1, b"")]])],
-        [protocol.encode([SEND])[0]],  # the body's frame is missing
-        [*protocol.encode([SEND]), b"one too many"],
-        [protocol.encode([SEND])[0], b"short"],
-        [protocol.encode([SEND])[0][:-1], SEND.body],
+        [codec.encode([SEND])[0]],  # the body's frame is missing
+        [*codec.encode([SEND]), b"one too many"],
+        [codec.encode([SEND])[0], b"short"],
+        [codec.encode([SEND])[0][:-1], SEND.body],
         [b"\x91" * 5_000],  # nested deeper than any stack
         [b"\xdd\xff\xff\xff\xff"],  # an array of four billion
         [b"\x91\x92\x0c\xdb\xff\xff\xff\xff"],  # a string of four gigabytes
@@ -231,9 +231,9 @@ def test_each_of_these_is_refused(frames: list[bytes]) -> None:
 def test_a_pointer_is_made_of_numbers() -> None:
     reader = decoder(from_broker=True)
     deliver = protocol.Deliver(1, 0, 0, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 0.5, -1, (1, 2, 3, 4), b"")
-    assert reader.decode(protocol.encode([deliver])) == [deliver]
+    assert reader.decode(codec.encode([deliver])) == [deliver]
     with pytest.raises(ProtocolError):
-        reader.decode(protocol.encode([deliver._replace(pointer=(1, 2, "3", 4))]))  # type: ignore[arg-type]
+        reader.decode(codec.encode([deliver._replace(pointer=(1, 2, "3", 4))]))  # type: ignore[arg-type]
 
 
 def test_a_shape_that_passed_once_does_not_let_others_pass() -> None:
@@ -251,9 +251,9 @@ def test_a_shape_that_passed_once_does_not_let_others_pass() -> None:
 def test_the_longest_string_passes_and_a_longer_one_does_not() -> None:
     reader = decoder(from_broker=False)
     longest = [protocol.Status("x" * MAX_STRING_BYTES)]
-    assert reader.decode(protocol.encode(longest)) == longest
+    assert reader.decode(codec.encode(longest)) == longest
     with pytest.raises(ProtocolError):
-        reader.decode(protocol.encode([protocol.Status("x" * (MAX_STRING_BYTES + 1))]))
+        reader.decode(codec.encode([protocol.Status("x" * (MAX_STRING_BYTES + 1))]))
 
 
 def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
@@ -266,17 +266,17 @@ def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
 
 def test_the_largest_batch_passes_and_a_larger_one_does_not() -> None:
     reader = decoder(from_broker=False)
-    assert len(reader.decode(protocol.encode([protocol.Bye()] * MAX_BATCH))) == MAX_BATCH
+    assert len(reader.decode(codec.encode([protocol.Bye()] * MAX_BATCH))) == MAX_BATCH
     with pytest.raises(ProtocolError):
-        reader.decode(protocol.encode([protocol.Bye()] * (MAX_BATCH + 1)))
+        reader.decode(codec.encode([protocol.Bye()] * (MAX_BATCH + 1)))
 
 
 def test_the_largest_body_stays_below_the_frame_limit() -> None:
     assert protocol.MAX_BROADCAST_BYTES < protocol.MAX_BODY_BYTES < protocol.MAX_FRAME_BYTES
     # A full batch of small messages whose strings are all as long as they may be.
     send = protocol.Send("a" * 12, 0, "t" * MAX_STRING_BYTES, 0, "r" * MAX_STRING_BYTES, False, bytes(INLINE_BYTES))
-    for batch in protocol.batches([send] * MAX_BATCH):
-        assert len(protocol.encode(batch)[0]) <= protocol.MAX_FRAME_BYTES
+    for batch in codec.batches([send] * MAX_BATCH):
+        assert len(codec.encode(batch)[0]) <= protocol.MAX_FRAME_BYTES
 
 
 # --- batches
@@ -284,21 +284,21 @@ def test_the_largest_body_stays_below_the_frame_limit() -> None:
 
 @given(st.lists(st.one_of(st.just(protocol.Bye()), BODIES.map(lambda body: SEND._replace(body=body))), max_size=30))
 def test_batches_lose_nothing(envelopes: list[Any]) -> None:
-    assert [one for batch in protocol.batches(envelopes) for one in batch] == envelopes
+    assert [one for batch in codec.batches(envelopes) for one in batch] == envelopes
 
 
 def test_batches_are_cut_by_number_and_by_size() -> None:
-    assert list(map(len, protocol.batches([protocol.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
+    assert list(map(len, codec.batches([protocol.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
     third = SEND._replace(body=bytes(MAX_BATCH_BYTES // 3))
-    assert list(map(len, protocol.batches([third] * 7))) == [3, 3, 1]
+    assert list(map(len, codec.batches([third] * 7))) == [3, 3, 1]
     huge = SEND._replace(body=bytes(protocol.MAX_BODY_BYTES))
-    assert list(map(len, protocol.batches([third, huge, third]))) == [1, 1, 1]
-    assert list(protocol.batches([])) == []
+    assert list(map(len, codec.batches([third, huge, third]))) == [1, 1, 1]
+    assert list(codec.batches([])) == []
 
 
 def test_two_pages_of_sessions_never_share_a_message() -> None:
     page = protocol.Sessions("r", (), True)
-    batches = list(protocol.batches([protocol.Bye(), page, page, protocol.Done("r", ""), page]))
+    batches = list(codec.batches([protocol.Bye(), page, page, protocol.Done("r", ""), page]))
     assert [sum(isinstance(one, protocol.Sessions) for one in batch) for batch in batches].count(1) == 3
 
 

@@ -7,7 +7,7 @@ import json
 import msgpack
 import pytest
 
-from zmqbus import errors, protocol
+from zmqbus import codec, errors, protocol
 from zmqbus.broker import core, events
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
@@ -201,7 +201,7 @@ def test_sending_again_is_harmless(net):
     net.settle()
     assert receipt(alice, msg_id).state == State.DELIVERED
     # Settled by now; a repetition gets the same answer.
-    alice.raw(protocol.encode([protocol.Send(msg_id, Scope.SESSION, "bob", 0, None, False, b"once")]))
+    alice.raw(codec.encode([protocol.Send(msg_id, Scope.SESSION, "bob", 0, None, False, b"once")]))
     net.settle()
     assert bob.bodies == []
     assert len(net.journal) == 1
@@ -510,7 +510,7 @@ def test_another_protocol_version_is_refused_in_clear_words(net):
     stranger = net.session("alice", connect=False)
     stranger.route = net.new_route(stranger)
     hello = protocol.Hello(99, "9.9", 0, "s", "t", "n", None, "", "", 1, "", (), (), None)
-    stranger.raw(protocol.encode([hello]))
+    stranger.raw(codec.encode([hello]))
     net.settle()
     assert "speaks protocol 99" in str(stranger.closed[0]) and "broker --stop" in str(stranger.closed[0])
 
@@ -683,7 +683,7 @@ def test_hostile_envelopes_are_refused_and_nobody_else_notices(net, monkeypatch,
         return []
 
     monkeypatch.setattr(mallory.core, "handle", overhear)
-    mallory.raw(protocol.encode([envelope]))
+    mallory.raw(codec.encode([envelope]))
     net.settle()
     assert [type(answer) for answer in seen] == [protocol.Refused]
     assert net.mangled == 0

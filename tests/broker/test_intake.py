@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zmqbus import errors, protocol
+from zmqbus import codec, errors, protocol
 from zmqbus.broker import mailbox
 from zmqbus.protocol import State
 from zmqbus.testing import SimNet
@@ -20,7 +20,7 @@ def test_an_answer_that_somebody_awaits_cannot_be_awaited_by_another(net):
     asker, thief, bob = net.guest("asker"), net.guest("thief"), net.session("bob")
     msg_id = asker.ask("bob", b"question: ready?")
     net.settle()
-    thief.raw(protocol.encode([protocol.Await(msg_id)]))
+    thief.raw(codec.encode([protocol.Await(msg_id)]))
     net.settle()
     bob.take_all()
     answer = bob.send("asker", b"answer: yes", reply_to=msg_id)

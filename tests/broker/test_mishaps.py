@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zmqbus import errors, protocol
+from zmqbus import codec, errors, protocol
 from zmqbus.broker import events, mailbox, reading, upkeep
 from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
@@ -176,7 +176,7 @@ def test_numbers_that_are_not_owed_are_not_remembered(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"x", scope=Scope.ALL)
     net.settle()
-    bob.raw(protocol.encode([protocol.Ack(0, tuple(range(1_000, 5_000)))]))
+    bob.raw(codec.encode([protocol.Ack(0, tuple(range(1_000, 5_000)))]))
     net.settle()
     assert not net.broker.registry.sessions["bob-session-id"].mailbox._taken_bcasts
 
@@ -363,7 +363,7 @@ def test_who_does_not_read_a_mailbox_cannot_acknowledge_it(net):
     helper.request(protocol.Fetch("f", False))
     net.advance(reading.RECALL_S + 1)
     assert helper.bodies == [b"x"]
-    bob.raw(protocol.encode([protocol.Ack(1, ())]))
+    bob.raw(codec.encode([protocol.Ack(1, ())]))
     net.settle()
     assert unread(net, bob) == 1
 
@@ -386,7 +386,7 @@ def test_many_lists_at_once_do_not_make_a_giant_frame(net):
     for number in range(protocol.LIST_PAGE):
         net.session(f"s{number}", project="/" + "p" * 500)
     observer = net.observer()
-    observer.raw(protocol.encode([protocol.List(str(number), False, "") for number in range(200)]))
+    observer.raw(codec.encode([protocol.List(str(number), False, "") for number in range(200)]))
     net.wake()
     assert max(len(frame) for frames in observer.down for frame in frames) <= protocol.MAX_FRAME_BYTES
 

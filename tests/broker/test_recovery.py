@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from zmqbus import errors, protocol
+from zmqbus import codec, errors, protocol
 from zmqbus.broker import delivery, events, intake, mailbox, registry, upkeep
 from zmqbus.client.core import Phase
 from zmqbus.protocol import Role, Scope, State
@@ -358,7 +358,7 @@ def test_the_awaited_answer_of_another_session_is_not_to_be_had(net):
     question = ask(net, helper, bob)
     helper.disconnect()
     thief = net.helper(eve)
-    thief.raw(protocol.encode([protocol.Await(question)]))
+    thief.raw(codec.encode([protocol.Await(question)]))
     net.settle()
     bob.take_all()
     bob.send("alice", b"secret", reply_to=question)
@@ -464,9 +464,9 @@ def test_what_is_taken_in_the_wake_of_the_commit_is_delivered_and_stays_so(net):
     net.store.fails = None
     net.settle()
     assert state(alice, msg_id) == State.DELIVERED
-    alice.raw(protocol.encode([protocol.Send(msg_id, Scope.SESSION, "bob", 0, None, True, b"slow")]))
+    alice.raw(codec.encode([protocol.Send(msg_id, Scope.SESSION, "bob", 0, None, True, b"slow")]))
     net.wake()
-    (receipt,) = protocol.Decoder(from_broker=True).decode(alice.down[-1])
+    (receipt,) = codec.Decoder(from_broker=True).decode(alice.down[-1])
     assert isinstance(receipt, protocol.Receipt) and receipt.state == State.DELIVERED
 
 

@@ -12,7 +12,7 @@ import msgpack
 import pytest
 import zmq
 
-from zmqbus import protocol, security
+from zmqbus import codec, protocol, security
 from zmqbus.broker.server import DRAIN_MESSAGES, Server
 from zmqbus.errors import PortHeld
 from zmqbus.settings import Settings, load
@@ -49,7 +49,7 @@ class Served:
         for _ in range(DEADLINE_MS // 10):
             self.turn(5)
             if peer.poll(5):
-                return list(protocol.Decoder(from_broker=True).decode(peer.recv_multipart()))
+                return list(codec.Decoder(from_broker=True).decode(peer.recv_multipart()))
         raise AssertionError("the broker does not answer")
 
     def enter(self, role: int = 4, name: str | None = None) -> zmq.Socket[bytes]:
@@ -58,7 +58,7 @@ class Served:
         hello = protocol.Hello(
             protocol.VERSION, "0", role, session_id, name, name, None, "/", "/", 1, "1:1", (), (), None
         )
-        peer.send_multipart(protocol.encode([hello]))
+        peer.send_multipart(codec.encode([hello]))
         assert isinstance(self.hear(peer)[0], protocol.Welcome)
         return peer
 
@@ -79,7 +79,7 @@ def served(settings: Settings) -> Iterator[Served]:
 
 def test_it_answers_and_says_so(served):
     peer = served.enter()
-    peer.send_multipart(protocol.encode([protocol.Status("s")]))
+    peer.send_multipart(codec.encode([protocol.Status("s")]))
     (health,) = served.hear(peer)
     assert dict(health.figures)["connections"] == 1
     assert repr(served.server).startswith(f"<Server on port {served.settings.port}: <BrokerCore ")
@@ -107,7 +107,7 @@ def test_a_port_that_is_held_is_told_and_nothing_stays_open(settings):
 
 def test_what_is_ready_for_one_peer_goes_in_one_message(served):
     peer = served.enter()
-    peer.send_multipart(protocol.encode([protocol.Status(f"s{number}") for number in range(20)]))
+    peer.send_multipart(codec.encode([protocol.Status(f"s{number}") for number in range(20)]))
     assert [health.ref for health in served.hear(peer)] == [f"s{number}" for number in range(20)]
 
 
@@ -115,7 +115,7 @@ def test_junk_is_answered_and_the_next_message_is_heard(served):
     peer = served.enter()
     for junk in ([b""], [b"\xc1"], [b"\x91" * 5000], [b"\x90", b"extra"], [msgpack.packb([[99]])]):
         peer.send_multipart(junk)
-    peer.send_multipart(protocol.encode([protocol.Status("s")]))
+    peer.send_multipart(codec.encode([protocol.Status("s")]))
     heard: list[Any] = []
     while len(heard) < 6:
         heard += served.hear(peer)
@@ -126,7 +126,7 @@ def test_a_drain_is_bounded(served):
     """A flood of one kind leaves the loop to the others after `DRAIN_MESSAGES`."""
     peer = served.enter()
     for _ in range(2 * DRAIN_MESSAGES):
-        peer.send_multipart(protocol.encode([protocol.Status("s")]))
+        peer.send_multipart(codec.encode([protocol.Status("s")]))
     taken: list[int] = []
     original = served.server._core.handle
 
@@ -153,11 +153,11 @@ def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(serv
         raise JournalFull("there is no room")
 
     monkeypatch.setattr(type(journal), "append", full)
-    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"lost")]))
+    peer.send_multipart(codec.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"lost")]))
     (refused,) = served.hear(peer)
     assert (refused.ref, refused.code) == ("aaaaaaaaaa01", "broker_unavailable")
     monkeypatch.setattr(type(journal), "append", original)
-    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa02", 0, "bob", 0, None, False, b"kept")]))
+    peer.send_multipart(codec.encode([protocol.Send("aaaaaaaaaa02", 0, "bob", 0, None, False, b"kept")]))
     (deliver,) = served.hear(bob)
     assert deliver.body == b"kept"
 
@@ -167,7 +167,7 @@ def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(
     served, monkeypatch, durability, expected
 ):
     guest, bob = served.enter(3, "guest"), served.enter(1, "bob")
-    bob.send_multipart(protocol.encode([protocol.Bye()]))
+    bob.send_multipart(codec.encode([protocol.Bye()]))
     while served.server._core.registry.holder("bob"):
         served.turn(5)
     server = served.server
@@ -187,7 +187,7 @@ def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(
     watch(server, "_send_all", "send")
     watch(server._journal, "sync", "sync")
     watch(server._store, "commit", "commit")
-    guest.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    guest.send_multipart(codec.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
     (receipt,) = served.hear(guest)
     assert receipt.state == protocol.State.AWAY
     assert done == [*expected, "send"]
@@ -197,7 +197,7 @@ def test_a_peer_that_has_gone_costs_the_loop_nothing(served):
     gone = served.enter(1, "bob")
     gone.close()
     peer = served.enter(3, "guest")
-    peer.send_multipart(protocol.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    peer.send_multipart(codec.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
     (receipt,) = served.hear(peer)
     assert receipt.state in (protocol.State.AWAY, protocol.State.BUSY)
 
@@ -208,13 +208,13 @@ def test_it_ends_when_idle_and_not_while_somebody_is_there(served):
     for _ in range(20):
         served.turn(5)
     assert served.server._stop_reason is None
-    peer.send_multipart(protocol.encode([protocol.Bye()]))
+    peer.send_multipart(codec.encode([protocol.Bye()]))
     assert "idle" in served.server.run()
 
 
 def test_it_ends_when_it_is_told_to(served):
     peer = served.enter()
-    peer.send_multipart(protocol.encode([protocol.Stop("s")]))
+    peer.send_multipart(codec.encode([protocol.Stop("s")]))
     assert served.server.run() == "asked to stop"
     assert peer.poll(DEADLINE_MS)
 
@@ -223,7 +223,7 @@ def test_only_marks_are_taken_from_the_subscribers(served):
     member = served.peer()
     session = ("bob-session-id", "token", "bob")
     hello = protocol.Hello(protocol.VERSION, "0", 1, *session, None, "/", "/", 1, "1:1", (), (), None)
-    member.send_multipart(protocol.encode([hello]))
+    member.send_multipart(codec.encode([hello]))
     (welcome,) = served.hear(member)
     rogue = served.context.socket(zmq.XSUB)
     rogue.linger = 0

@@ -13,7 +13,7 @@ import msgpack
 import pytest
 import zmq
 
-from zmqbus import protocol, security
+from zmqbus import codec, protocol, security
 from zmqbus.client import core, launch
 from zmqbus.client import link as link_module
 from zmqbus.client.link import Link
@@ -50,7 +50,7 @@ class Broker:
         self.route = b""
         self.heard: list[Any] = []
         self.filters: list[bytes] = []
-        self.decoder = protocol.Decoder(from_broker=False)
+        self.decoder = codec.Decoder(from_broker=False)
 
     def turn(self) -> None:
         self.zap.handle()
@@ -61,7 +61,7 @@ class Broker:
             self.filters.append(self.publisher.recv())
 
     def say(self, *envelopes: protocol.Envelope) -> None:
-        self.router.send_multipart([self.route, *protocol.encode(envelopes)])
+        self.router.send_multipart([self.route, *codec.encode(envelopes)])
 
     def welcome(self, lease: str = "lease") -> None:
         version = protocol.VERSION

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
+from zmqbus import codec, protocol
 from zmqbus.client import bodies, core, launch
 from zmqbus.client import link as link_module
 from zmqbus.client.link import Link
@@ -118,7 +118,7 @@ class RealMember(Member):
         self.perform(self.link.pump(0))
 
     def raw(self, *envelopes: protocol.Envelope) -> None:
-        self.link._dealer.send_multipart(protocol.encode(envelopes), zmq.NOBLOCK)
+        self.link._dealer.send_multipart(codec.encode(envelopes), zmq.NOBLOCK)
 
     def cut(self) -> None:
         self.world.until(lambda: self.ready)  # a connection that is there

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
+from zmqbus import codec, protocol
 from zmqbus.client import core
 from zmqbus.client.taken import TakenIds
 from zmqbus.record import decode_record
@@ -34,7 +34,7 @@ class SimMember(Member):
         self.client._do(effects)
 
     def raw(self, *envelopes: protocol.Envelope) -> None:
-        self.client.raw(protocol.encode(envelopes))
+        self.client.raw(codec.encode(envelopes))
 
     def cut(self) -> None:
         self.client.disconnect()

@@ -20,7 +20,7 @@ import pytest
 import zmq
 
 from tests.real.conftest import DEADLINE_S, LONG_DEADLINE_S, ROOT, Bus, ListenerProcess, wait_until
-from zmqbus import protocol, security
+from zmqbus import codec, protocol, security
 
 pytestmark = pytest.mark.slow
 
@@ -462,7 +462,7 @@ def test_a_client_of_another_protocol_is_told_which_ones_do_not_fit(bus):
         hello = protocol.Hello(7, "9.9.9", 4, None, None, None, None, "/", "/", 1, "1:1", (), (), None)
         dealer.send(msgpack.packb([(1, *hello)]))
         assert dealer.poll(int(DEADLINE_S * 1000))
-        (refused,) = protocol.Decoder(from_broker=True).decode(dealer.recv_multipart())
+        (refused,) = codec.Decoder(from_broker=True).decode(dealer.recv_multipart())
     assert isinstance(refused, protocol.Refused)
     assert (refused.ref, refused.code) == ("hello", "broker_unavailable")
     assert "release 9.9.9" in refused.text

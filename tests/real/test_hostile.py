@@ -26,7 +26,7 @@ import pytest
 import zmq
 
 from tests.real.conftest import DEADLINE_S, ROOT, Bus, ListenerProcess, Owner
-from zmqbus import protocol, security
+from zmqbus import codec, protocol, security
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ class Attacker:
         self.keys = security.client_keys(str(bus.data_dir))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stack = contextlib.ExitStack()
-        self._decoder = protocol.Decoder(from_broker=True)
+        self._decoder = codec.Decoder(from_broker=True)
         self._heard: dict[zmq.Socket[bytes], deque[Any]] = {}
 
     @property
@@ -507,7 +507,7 @@ def flood_of_peeks(attacker: Attacker) -> None:
     attacker.say(attacker.enter(protocol.Role.PROGRAM), [VERB["Bye"]])
     guest = attacker.enter(protocol.Role.GUEST)
     for number in range(60):
-        frames = protocol.encode([protocol.Send(f"peek{number:08}", 0, "attacker", 0, None, False, b"x" * 60_000)])
+        frames = codec.encode([protocol.Send(f"peek{number:08}", 0, "attacker", 0, None, False, b"x" * 60_000)])
         guest.send_multipart(frames)
         receipt = attacker.hear(guest)
         assert isinstance(receipt, protocol.Receipt), receipt
@@ -627,7 +627,7 @@ def test_a_subscriber_that_never_reads_costs_nobody_anything(stage: Stage) -> No
     published = 0
     for number in range(50):
         send = protocol.Send(f"cast{number:08}", int(protocol.Scope.TOPIC), "t", 0, None, False, bytes(60_000))
-        guest.send_multipart(protocol.encode([send]))
+        guest.send_multipart(codec.encode([send]))
         # The first ones come by the other way, until the broker has seen the subscription.
         came: Any = None
         while not isinstance(came, protocol.Deliver | protocol.Broadcast):

@@ -84,16 +84,7 @@ class Tick(NamedTuple):
 
 
 Event: TypeAlias = (
-    Received
-    | Malformed
-    | Unreachable
-    | Marked
-    | Unmarked
-    | Journaled
-    | JournalFailed
-    | Committed
-    | CommitFailed
-    | Tick
+    Received | Malformed | Unreachable | Marked | Unmarked | Journaled | JournalFailed | Committed | CommitFailed | Tick
 )
 
 # --- effects ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from contextlib import ExitStack
 import zmq
 
 import zmqbus
-from zmqbus import protocol, security
+from zmqbus import codec, protocol, security
 from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
 from zmqbus.broker.store import StoreError
@@ -117,7 +117,7 @@ class Server:
         self._outbox: dict[bytes, list[protocol.Envelope]] = {}
         self._channels: list[events.Publish] = []
         self._records: list[bytes] = []
-        self._decoder = protocol.Decoder(from_broker=False)
+        self._decoder = codec.Decoder(from_broker=False)
         self._idle_since_s = 0.0
         self._ticked_s = 0.0
         self._began = time.time() - _elapsed_s()
@@ -332,12 +332,12 @@ class Server:
             outbox, self._outbox = self._outbox, {}
             channels, self._channels = self._channels, []
             for channel, envelopes in _runs(channels):
-                for batch in protocol.batches(envelopes):
-                    self._publisher.send_multipart([channel, *protocol.encode(batch)], zmq.NOBLOCK)
+                for batch in codec.batches(envelopes):
+                    self._publisher.send_multipart([channel, *codec.encode(batch)], zmq.NOBLOCK)
             for route, replies in outbox.items():
                 try:
-                    for batch in protocol.batches(replies):
-                        self._router.send_multipart([route, *protocol.encode(batch)], zmq.NOBLOCK)
+                    for batch in codec.batches(replies):
+                        self._router.send_multipart([route, *codec.encode(batch)], zmq.NOBLOCK)
                 except zmq.ZMQError as error:
                     if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                         raise

@@ -14,7 +14,7 @@ from struct import unpack_from
 
 import zmq
 
-from zmqbus import protocol, security
+from zmqbus import codec, protocol, security
 from zmqbus.client import core, launch
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.settings import Settings
@@ -90,7 +90,7 @@ class Link:
         self._keys = security.client_keys(settings.data_dir)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
-        self._decoder = protocol.Decoder(from_broker=True)
+        self._decoder = codec.Decoder(from_broker=True)
         self._dealer = _dealer(self._context, self._keys)
         self._monitor = self._watch(self._dealer)
         self._subscriber: zmq.Socket[bytes] | None = None
@@ -168,8 +168,8 @@ class Link:
                     rest.append(effect)
         if self._outbox:
             outbox, self._outbox = self._outbox, []
-            for batch in protocol.batches(outbox):
-                self._dealer.send_multipart(protocol.encode(batch), zmq.NOBLOCK)
+            for batch in codec.batches(outbox):
+                self._dealer.send_multipart(codec.encode(batch), zmq.NOBLOCK)
         return rest
 
     def pump(self, timeout_s: float | None) -> list[core.Effect]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from enum import IntEnum
 
-from zmqbus import protocol
+from zmqbus import codec, protocol
 from zmqbus.broker import core as broker
 from zmqbus.broker import events
 from zmqbus.broker.store import StoreError
@@ -88,7 +88,7 @@ class SimClient:
         self.renames: list[str] = []
         self.closed: list[ZmqbusError | None] = []
         self._new_id = protocol.IdMaker(f"client{len(net.clients):02d}".encode())
-        self._decoder = protocol.Decoder(from_broker=True)
+        self._decoder = codec.Decoder(from_broker=True)
 
     def __repr__(self) -> str:
         return f"<SimClient {self.core!r}>"
@@ -226,8 +226,8 @@ class SimClient:
                 case client.Closed(reason):
                     self.closed.append(reason)
         if not self.orphaned:  # else there is nobody at the other end
-            for batch in protocol.batches(outgoing):
-                self.up.append(protocol.encode(batch))
+            for batch in codec.batches(outgoing):
+                self.up.append(codec.encode(batch))
 
 
 class SimNet:
@@ -247,7 +247,7 @@ class SimNet:
         self.living_owners = {"1:1"}  #: owners of sessions that still run
         self._tokens = 0
         self._route_count = 0
-        self._decoder = protocol.Decoder(from_broker=False)
+        self._decoder = codec.Decoder(from_broker=False)
         self._epochs = 0
         self._outbox: dict[bytes, list[protocol.Envelope]] = {}
         self._channels: list[events.Publish] = []
@@ -422,7 +422,7 @@ class SimNet:
             outbox, self._outbox = self._outbox, {}
             channels, self._channels = self._channels, []
             for publish in channels:
-                frames = [publish.channel, *protocol.encode([publish.envelope])]
+                frames = [publish.channel, *codec.encode([publish.envelope])]
                 for member in self.clients:
                     if any(publish.channel.startswith(one) for one in member.filters):
                         member.published.append(frames)
@@ -432,7 +432,7 @@ class SimNet:
                     continue
                 peer = self.routes[route]
                 if peer is not None:
-                    peer.down.extend(map(protocol.encode, protocol.batches(envelopes)))
+                    peer.down.extend(map(codec.encode, codec.batches(envelopes)))
             self._commit()
 
     # --- life

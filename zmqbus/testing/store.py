@@ -52,9 +52,7 @@ class MemoryStore:
 
     def recover(self, limit: int) -> Recovered:
         tables = self._now
-        rows = sorted(
-            (order, mailbox, entry) for mailbox, box in tables.boxes.items() for order, entry in box.values()
-        )
+        rows = sorted((order, mailbox, entry) for mailbox, box in tables.boxes.items() for order, entry in box.values())
         return Recovered(
             sessions=list(tables.sessions.values()),
             boxes=[

@@ -1,0 +1,172 @@
+"""Envelopes to frames, and back.
+
+Coalescing is the first rule of speed here (whoever has several envelopes for one peer sends one message), and the
+second is that small bodies stand *inside* the envelope. Measured over loopback with CURVE on two cores, 100-byte
+bodies: a frame for each body carries 150,000 envelopes/s one at a time and 290,000/s at 8 a message, since libzmq
+encrypts and allocates every frame by itself; inside the array they reach 280,000/s and 1,000,000/s. A body is opaque
+all the same: binary, never unpacked between its two ends.
+
+What comes from a peer is checked against the annotations of `protocol`, field by field, and within bounds that hold
+before anything is allocated. It raises `ProtocolError` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import msgpack
+
+from zmqbus.errors import ProtocolError
+from zmqbus.protocol import (
+    INLINE_BYTES,
+    MAX_BATCH,
+    MAX_BATCH_BYTES,
+    MAX_STRING_BYTES,
+    VERBS,
+    VERSION,
+    Envelope,
+    Hello,
+    Role,
+    Sessions,
+)
+
+_CODES: dict[type[Any], int] = {cls: code for code, cls in VERBS.items()}
+_LONG = frozenset((_CODES[Sessions],))  # long without a body: one to a message, or a few would pass the frame limit
+_WITH_BODY = frozenset(code for code, cls in VERBS.items() if cls._fields and cls._fields[-1] == "body")
+
+
+def _allowed(annotation: object) -> frozenset[type]:
+    """The runtime types that a field's annotation admits."""
+    members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    found: set[type] = set()
+    for member in members:
+        origin = get_origin(member) or member
+        assert isinstance(origin, type)
+        found.add(origin)
+        if origin is float:
+            found.add(int)  # msgpack has no way to insist on 1.0
+    return frozenset(found)
+
+
+_FIELDS = {code: tuple(_allowed(kind) for kind in cls.__annotations__.values()) for code, cls in VERBS.items()}
+# The parts of a tuple are not in its type, so they are looked at each time: (position, type of the parts).
+_PARTS = {
+    code: tuple(
+        (number, get_args(member)[0])
+        for number, kind in enumerate(cls.__annotations__.values(), start=1)
+        for member in (get_args(kind) if isinstance(kind, UnionType) else (kind,))
+        if get_origin(member) is tuple and get_args(member)[0] in (str, int)
+    )
+    for code, cls in VERBS.items()
+}
+_PACKER_LIMITS: dict[str, Any] = {
+    "use_list": False,
+    "max_str_len": MAX_STRING_BYTES,
+    "max_bin_len": INLINE_BYTES,
+    "max_array_len": 4096,
+    "max_map_len": 0,
+    "max_ext_len": 0,
+}
+
+
+def encode(envelopes: Sequence[Envelope]) -> list[bytes]:
+    """The frames of one message. Bodies over `INLINE_BYTES` leave the array for frames of their own."""
+    arrays: list[tuple[Any, ...]] = []
+    frames = [b""]
+    envelope: Any
+    for envelope in envelopes:
+        code = _CODES[envelope.__class__]
+        if code in _WITH_BODY and len(envelope[-1]) > INLINE_BYTES:
+            frames.append(envelope[-1])
+            arrays.append((code, *envelope[:-1], len(envelope[-1])))
+        else:
+            arrays.append((code, *envelope))
+    frames[0] = msgpack.packb(arrays)
+    return frames
+
+
+def batches(envelopes: Iterable[Envelope]) -> Iterator[list[Envelope]]:
+    """Cuts what waits for one peer into messages of at most `MAX_BATCH` envelopes and `MAX_BATCH_BYTES` of bodies."""
+    batch: list[Envelope] = []
+    size_bytes = 0
+    envelope: Any
+    for envelope in envelopes:
+        code = _CODES[envelope.__class__]
+        weight_bytes = len(envelope[-1]) if code in _WITH_BODY else MAX_BATCH_BYTES if code in _LONG else 0
+        if batch and (len(batch) >= MAX_BATCH or size_bytes + weight_bytes > MAX_BATCH_BYTES):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(envelope)
+        size_bytes += weight_bytes
+    if batch:
+        yield batch
+
+
+class Decoder:
+    """Frames → envelopes, for one side.
+
+    Checks every field against the annotations. The combinations of field types that passed once are remembered: there
+    are few, and a look-up is several times cheaper than the check.
+    """
+
+    def __init__(self, *, from_broker: bool) -> None:
+        self._verbs = {code: cls for code, cls in VERBS.items() if (code >= 32) == from_broker}
+        self._passed: dict[int, set[tuple[type, ...]]] = {code: set() for code in self._verbs}
+
+    def __repr__(self) -> str:
+        return f"<Decoder of {len(self._verbs)} verbs>"
+
+    def decode(self, frames: Sequence[bytes]) -> list[Envelope]:
+        """The envelopes of one message; raises `ProtocolError` and nothing else, whatever the frames hold."""
+        try:
+            arrays = msgpack.unpackb(frames[0], **_PACKER_LIMITS)
+        except Exception as error:  # msgpack raises a dozen kinds, RecursionError and UnicodeDecodeError among them
+            raise ProtocolError(f"a message does not begin with a msgpack array of envelopes: {error}") from None
+        if type(arrays) is not tuple or len(arrays) > MAX_BATCH:
+            raise ProtocolError("a message does not begin with an array of at most 512 envelopes")
+        envelopes: list[Envelope] = []
+        used = 1
+        for array in arrays:
+            if type(array) is not tuple or not array or type(array[0]) is not int or array[0] not in self._verbs:
+                raise ProtocolError(f"unknown verb in {array!r:.80}")
+            code = array[0]
+            if code == _HELLO and array[1:2] != (VERSION,):
+                # Another version's HELLO may have other fields; and what follows it, other verbs.
+                return [*envelopes, _foreign_hello(array)]
+            if code in _WITH_BODY and type(array[-1]) is int:
+                if used >= len(frames) or len(frames[used]) != array[-1]:
+                    raise ProtocolError("a body's frame is missing or has another length than its envelope says")
+                array = (*array[:-1], frames[used])
+                used += 1
+            signature = tuple(map(type, array))
+            if signature not in self._passed[code]:
+                self._check(code, signature)
+            for position, kind in _PARTS[code]:
+                parts = array[position]
+                if parts is not None and not all(type(part) is kind for part in parts):
+                    raise ProtocolError(f"{VERBS[code].__name__} with a list of something else than {kind.__name__}")
+            envelopes.append(self._verbs[code]._make(array[1:]))
+        if used != len(frames):
+            raise ProtocolError("a message has frames that belong to no envelope")
+        return envelopes
+
+    def _check(self, code: int, signature: tuple[type, ...]) -> None:
+        fields = _FIELDS[code]
+        if len(signature) != len(fields) + 1 or not all(
+            kind in kinds for kind, kinds in zip(signature[1:], fields, strict=True)
+        ):
+            raise ProtocolError(f"{VERBS[code].__name__} with fields of the wrong number or type")
+        self._passed[code].add(signature)
+
+
+_HELLO = _CODES[Hello]
+
+
+def _foreign_hello(array: tuple[Any, ...]) -> Hello:
+    """What can be known of the HELLO of another version of the protocol: which one, and of which release."""
+    version, release = (*array[1:3], None, None)[:2]
+    if type(version) is not int or type(release) is not str:
+        raise ProtocolError("HELLO does not begin with the version of its protocol and its release")
+    return Hello(version, release, Role.OBSERVER, None, None, None, None, "", "", 0, "", (), (), None)
