@@ -43,8 +43,9 @@ SUFFIX = ".shown"
 COMPACT_BYTES = 2 * taken.REMEMBERED * (MSG_ID_LENGTH + 2)
 #: So much is read at most: more is there only if no listener could rewrite it, and the newest ids stand at the end.
 MAX_READ_BYTES = 2 * COMPACT_BYTES
-#: How often an id is written anew because the file was replaced meanwhile. That happens once in 10,000 messages.
-TRIES = 3
+#: How often an id is written anew because the file was replaced meanwhile. That happens once in 10,000 messages, so
+#: the second try is the last one; no loop of this program is without an end.
+TRIES = 100
 
 #: The rule of `protocol.is_msg_id`, for a whole file at once.
 _ID = re.compile(rf"^[a-z0-9]{{8,{MSG_ID_LENGTH}}}$", re.MULTILINE | re.ASCII)
