@@ -360,7 +360,7 @@ MUTANTS = (
     Mutant(
         "no limit of lists",
         "broker/core.py",
-        "        if who.requests > LISTS_AT_ONCE:\n",
+        "        if who.requests >= LISTS_AT_ONCE:\n",
         "        if who.requests < 0:\n",
         f"{CORE} tests/real/test_hostile.py",
     ),

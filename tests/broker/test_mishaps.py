@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import events, mailbox, reading, upkeep
+from zmqbus.broker import core, events, mailbox, reading, upkeep
 from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet
@@ -389,6 +389,17 @@ def test_many_lists_at_once_do_not_make_a_giant_frame(net):
     observer.raw(codec.encode([protocol.List(str(number), False, "") for number in range(200)]))
     net.wake()
     assert max(len(frame) for frames in observer.down for frame in frames) <= protocol.MAX_FRAME_BYTES
+
+
+def test_who_asks_for_lists_too_often_gets_as_many_as_are_allowed(net):
+    observer = net.observer()
+    for number in range(core.LISTS_AT_ONCE + 20 * 5):  # twice as often as it may
+        observer.request(protocol.List(str(number), False, ""))
+        net.settle()
+        if number >= core.LISTS_AT_ONCE:
+            net.clock.advance(0.5 / core.LISTS_A_SECOND)
+    refused = [ref for ref, answer in observer.responses.items() if isinstance(answer, errors.RateLimited)]
+    assert 45 <= len(refused) <= 55
 
 
 def test_a_full_mailbox_does_not_keep_a_broadcast_from_the_others(net, monkeypatch):

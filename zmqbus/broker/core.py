@@ -403,12 +403,13 @@ class BrokerCore:
     # --- looking, renaming, leaving
 
     def _list(self, now: Instant, who: Connection, wanted: protocol.List) -> None:
-        who.requests = max(0.0, who.requests - (now.mono_s - who.requested_s) * LISTS_A_SECOND) + 1
+        who.requests = max(0.0, who.requests - (now.mono_s - who.requested_s) * LISTS_A_SECOND)
         who.requested_s = now.mono_s
-        if who.requests > LISTS_AT_ONCE:
+        if who.requests >= LISTS_AT_ONCE:
             raise RateLimited(
                 f"{LISTS_AT_ONCE} lists at once, and {LISTS_A_SECOND} a second, are the limit; retry in 1 s"
             )
+        who.requests += 1
         sessions = self.registry.reachable() if wanted.everyone else self.registry.live()
         ordered = sorted(sessions, key=lambda session: session.session_id)
         page = [s for s in ordered if s.session_id > wanted.after][: protocol.LIST_PAGE]
