@@ -223,13 +223,15 @@ def test_the_oldest_segment_that_is_needed(store, entry):
     store.commit()
     assert store.oldest_segment() == 5
     store.remove("two", [1])
-    assert store.oldest_segment() == 7
+    assert store.oldest_segment() == 5  # until it is committed, the next broker may find it there
     store.commit()
     assert store.oldest_segment() == 7
     store.put("one", 1, at(9))
+    assert store.oldest_segment() == 7
+    store.commit()
     assert store.oldest_segment() == 9
     store.remove("one", [1])
-    assert store.oldest_segment() is None
+    assert store.oldest_segment() == 9
     store.commit()
     assert store.oldest_segment() is None
 

@@ -134,7 +134,9 @@ class Database:
                 self._total += messages
                 empty.discard(number)
         if empty:
+            self._db.execute("BEGIN IMMEDIATE")  # one commit for all: each is an fsync where durability is "power"
             self._db.executemany("DELETE FROM mailboxes WHERE id = ?", [(number,) for number in empty])
+            self._db.execute("COMMIT")
 
     # --- what an earlier broker has left
 
@@ -347,14 +349,10 @@ class Database:
         return self._total
 
     def oldest_segment(self) -> int | None:
-        gone = {(box.number, seq) for box in self._changed for seq in (*box.removes, *box.replaced)}
+        # What is removed counts until the commit: if that does not come, the next broker finds it there.
         oldest: list[int] = [entry.pointer[0] for box in self._changed for entry in box.puts.values()]
         try:
-            if gone:
-                rows = self._db.execute("SELECT segment, mailbox, seq FROM owed ORDER BY segment")
-                oldest += islice((segment for segment, *key in rows if tuple(key) not in gone), 1)
-            else:
-                oldest += [row[0] for row in self._db.execute("SELECT min(segment) FROM owed") if row[0] is not None]
+            oldest += [row[0] for row in self._db.execute("SELECT min(segment) FROM owed") if row[0] is not None]
         except FileErrors as error:
             self._failed_read(error)
             return 0  # below all: none is deleted

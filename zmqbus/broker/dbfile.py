@@ -20,6 +20,7 @@ full disk, a missing permission or a lock it is OperationalError, for a database
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -38,8 +39,8 @@ MAX_FORMAT = 99
 #: Pages (of 4 KiB) after which the write-ahead log is worked into the database. Each time costs two fsyncs on the
 #: broker's only thread, some milliseconds, so not the usual 1000; but a log of 16 MiB still opens in 20 ms.
 CHECKPOINT_PAGES = 4000
-#: A log that has grown beyond it (a checkpoint failed) is cut to it by the next one.
-WAL_BYTES = 16 * 1024 * 1024
+#: The first commit after a checkpoint cuts off the rest of the older log, so that all behind it is of this one.
+WAL_BYTES = 0
 #: Pages kept in memory: the ends of a thousand mailboxes.
 CACHE_KIB = 8 * 1024
 #: The broker's election lets one process in, so whoever holds the lock is somebody who looks at the file by hand.
@@ -47,9 +48,6 @@ LOCK_TIMEOUT_S = 2.0
 _CURE = "make room on its disk, or make it and its directory writable"
 _NEWER = "written by a newer release"
 #: Of a write-ahead log: magic, version, page size, checkpoints, two salts, checksum.
-#: In place of a number of pages: nobody can tell, and nothing of the log will be read.
-UNREADABLE = sys.maxsize
-
 _LOG_HEADER = Struct(">8I")
 #: Of a page in it: its number, the size of the database if it ends a commit (else 0), the salts, checksum.
 _PAGE_HEADER = Struct(">6I")
@@ -186,10 +184,13 @@ def _fault(connection: sqlite3.Connection, path: str, notices: list[str], last_c
             return f"{_NEWER} (format {version}; this one knows {FORMAT})"
         if version != FORMAT or any(found.get(table.name) != table.create for table in TABLES):
             return "its tables are not those of a mailbox database"
-        if last_commit:
-            (_, frames, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if frames < last_commit and (last_commit == UNREADABLE or not _ends_torn(path + WAL, frames)):
-                _keep_log(path, notices)
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk keeps no broker from starting
+            if last_commit:
+                (_, frames, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if frames < last_commit:
+                    _keep_log(path, notices)
+            # Each run begins a log of its own: what a dead one has left in it could pass for this one's.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         # It reads every page, in 20 ms for 100,000 messages. (quick_check does not see that keys are out of order.)
         verdict: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if verdict != "ok":
@@ -271,49 +272,30 @@ def _last_commit(wal: str) -> int:
             return 0
         magic, _, page_bytes, _, *salts, sum_1, sum_2 = _LOG_HEADER.unpack(header)
         if (sum_1, sum_2) != _checksum(header[:24], "big" if magic & 1 else "little"):
-            return UNREADABLE
+            return sys.maxsize  # nobody can tell, and nothing of it will be read
         frames = (os.fstat(fd).st_size - len(header)) // (_PAGE_HEADER.size + page_bytes)
-        last = 0
+        # After a checkpoint the log is written over from its start, under other salts, and the first commit cuts off
+        # what is left of the old one. A writer that dies may leave the last page unwritten behind its header, so a
+        # commit counts when something of this log follows it, or when the file ends with it.
+        last = commit = 0
+        mine = False
         for number in range(1, frames + 1):
             page = file.read(_PAGE_HEADER.size)
             _, size, *page_salts, _, _ = _PAGE_HEADER.unpack(page)
-            # The log is written over from its start after a checkpoint, under another salt.
-            if page_salts == salts and size:
-                last = number
+            mine = page_salts == salts
+            if mine:
+                last = commit
+                if size:
+                    commit = number
+            elif last:
+                return number  # it was cut off long ago, so this is no older page
             file.seek(page_bytes, os.SEEK_CUR)
-        return last
+        return commit if mine and last else last
 
 
-def _ends_torn(wal: str, committed: int) -> bool:
-    """Whether, behind that many committed pages, none but the last is not whole. SQLite writes a page and what precedes
-    it in two writes: a process that dies between them leaves a page that says of itself that it ends a commit, and
-    holds what the log had there before it was written over."""
-    with open(wal, "rb") as file:
-        header = file.read(_LOG_HEADER.size)
-        magic, _, page_bytes, _, *salts, sum_1, sum_2 = _LOG_HEADER.unpack(header)
-        order: Literal["big", "little"] = "big" if magic & 1 else "little"
-        if committed:
-            file.seek((committed - 1) * (_PAGE_HEADER.size + page_bytes), os.SEEK_CUR)
-            *_, sum_1, sum_2 = _PAGE_HEADER.unpack(file.read(_PAGE_HEADER.size))
-            file.seek(page_bytes, os.SEEK_CUR)
-        whole, older = True, False
-        while len(page := file.read(_PAGE_HEADER.size)) == _PAGE_HEADER.size:
-            _, _, *page_salts, expected_1, expected_2 = _PAGE_HEADER.unpack(page)
-            content = file.read(page_bytes)
-            if page_salts != salts:
-                whole, older = False, True
-            elif not whole:
-                return False
-            else:
-                sum_1, sum_2 = _checksum(page[:8] + content, order, (sum_1, sum_2))
-                whole = (sum_1, sum_2) == (expected_1, expected_2)
-        # Where nothing older follows there was nothing to write over: without its page, the log would end before it.
-        return whole or older
-
-
-def _checksum(data: bytes, order: Literal["big", "little"], start: tuple[int, int] = (0, 0)) -> tuple[int, int]:
-    """SQLite's checksum, on from that of what precedes the data."""
-    first, second = start
+def _checksum(data: bytes, order: Literal["big", "little"]) -> tuple[int, int]:
+    """SQLite's checksum."""
+    first = second = 0
     for at in range(0, len(data) - 7, 8):
         first = (first + int.from_bytes(data[at : at + 4], order) + second) & 0xFFFFFFFF
         second = (second + int.from_bytes(data[at + 4 : at + 8], order) + first) & 0xFFFFFFFF

@@ -141,7 +141,8 @@ class Store(Protocol):
         """Messages kept, over all mailboxes."""
 
     def oldest_segment(self) -> int | None:
-        """The oldest segment of the journal that a message kept here points into; None if there is none."""
+        """The oldest segment of the journal that a message kept here points into, or one whose removal has not been
+        committed; None if there is none."""
 
     # --- who they are for
 

@@ -92,7 +92,8 @@ class MemoryStore:
         return sum(map(len, self._now.boxes.values()))
 
     def oldest_segment(self) -> int | None:
-        boxes = self._now.boxes.values()
+        # What is removed counts until the commit: if that does not come, it is there again.
+        boxes = [*self._now.boxes.values(), *self._committed.boxes.values()]
         return min((entry.pointer[0] for box in boxes for _, entry in box.values()), default=None)
 
     def save_session(self, row: SessionRow) -> None:
