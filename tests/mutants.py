@@ -151,6 +151,13 @@ MUTANTS = (
         RECOVERY,
     ),
     Mutant(
+        "a repeated broadcast is for those, too, who came later",
+        "broker/intake.py",
+        " if not to_many or not self._is_newcomer(session, before)]",
+        "]",
+        RECOVERY,
+    ),
+    Mutant(
         "a repeated broadcast is published",
         "broker/delivery.py",
         "            if attached and not entry.repeated and session.mailbox.may_publish(entry):\n",

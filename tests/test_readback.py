@@ -19,7 +19,7 @@ from tests.records import RECORD, RECORDS, ids, line
 from zmqbus import readback
 from zmqbus.errors import Unauthorized
 from zmqbus.journal import Journal
-from zmqbus.readback import Pointer, Reader, SegmentGone, find, read, recent, segments
+from zmqbus.readback import Earlier, Pointer, Reader, SegmentGone, find, read, recent, segments
 from zmqbus.record import HEAD_BYTES, JournalError, Record, decode_record, encode_record, glance
 
 
@@ -501,7 +501,7 @@ class TestReader:
         assert not reader.intact(pointer)
 
 
-def recent_by_a_full_parse(path: str, records: int, limit_bytes: int) -> dict[str, tuple[str, str | None]]:
+def recent_by_a_full_parse(path: str, records: int, limit_bytes: int) -> dict[str, Earlier]:
     newest_first: list[Record] = []
     for _, name in segments(path):
         content = Path(name).read_bytes()
@@ -515,10 +515,12 @@ def recent_by_a_full_parse(path: str, records: int, limit_bytes: int) -> dict[st
                     pass
             end = start - 1
         limit_bytes -= len(content)
-    return {
-        record.msg_id: (record.from_session, record.to_session_id)
-        for record in reversed(newest_first[: max(0, records)])
-    }
+    found: dict[str, Earlier] = {}
+    for age, record in reversed([*enumerate(newest_first[: max(0, records)])]):
+        first = found.get(record.msg_id)
+        place = records - age if first is None else first.place
+        found[record.msg_id] = Earlier(record.from_session, record.to_session_id, place)
+    return found
 
 
 GARBAGE = st.sampled_from([b"", b"{}", b"hello", b"\xff" * 40, line()[:60], line()[20:], b'{"ts":"2026-01-02"', b"[1]"])
@@ -565,7 +567,8 @@ class TestRecent:
         for to in ("a", "b", "c"):
             log.append([line("other0000000"), encode_record(RECORD._replace(to_session_id=to))])
         found = recent(path, records=100, limit_bytes=10**6)
-        assert found[RECORD.msg_id] == (RECORD.from_session, "c")
+        assert found[RECORD.msg_id][:2] == (RECORD.from_session, "c")
+        assert found[RECORD.msg_id].place == found["other0000000"].place + 1  # both are those of the first batch
         assert list(found) == ["other0000000", RECORD.msg_id]
         log.close()
 
@@ -586,7 +589,8 @@ class TestRecent:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(readback, "glance", counted)
             found = recent(path, records=100, limit_bytes=10**9)
-        assert found == {msg_id: (RECORD.from_session, msg_id) for msg_id in ids(5)}
+        assert {msg_id: seen[:2] for msg_id, seen in found.items()} == {i: (RECORD.from_session, i) for i in ids(5)}
+        assert [seen.place for seen in found.values()] == [96, 97, 98, 99, 100]
         assert max(heads) == HEAD_BYTES
 
     def test_stops_where_it_has_enough(self, log, path, preads):

@@ -333,15 +333,24 @@ def _read_line(fd: int, start: int) -> bytes | None:
     return None
 
 
-def recent(path: str, *, records: int, limit_bytes: int) -> dict[str, tuple[str, str | None]]:
-    """Between whom the newest messages went: id -> (`from_session`, `to_session_id`), the oldest first.
+class Earlier(NamedTuple):
+    """What the log tells of a message."""
+
+    from_session: str
+    to_session_id: str | None
+    place: int  # its order among the records: of two messages, the one that was accepted first has the lower one
+
+
+def recent(path: str, *, records: int, limit_bytes: int) -> dict[str, Earlier]:
+    """Between whom the newest messages went, by their ids, the oldest first.
 
     Looks at the newest `records` records that lie in the last `limit_bytes` of the log, over all its segments. Of two
-    with one id the later one counts. No more than the head of a line is looked at; lines that do not begin as a record
-    does, or are unfinished, are passed over. Segments that are begun meanwhile are not looked at. Raises `Unauthorized`
-    for files that are open to others, and `JournalError` for those that cannot be read.
+    with one id the later one counts, but for its place, which is that of the first. No more than the head of a line is
+    looked at; lines that do not begin as a record does, or are unfinished, are passed over. Segments that are begun
+    meanwhile are not looked at. Raises `Unauthorized` for files that are open to others, and `JournalError` for those
+    that cannot be read.
     """
-    newest_first: dict[str, tuple[str, str | None]] = {}
+    newest_first: dict[str, Earlier] = {}
     searched: set[int] = set()
     try:
         for _, _, name in survey(path):
@@ -358,7 +367,8 @@ def recent(path: str, *, records: int, limit_bytes: int) -> dict[str, tuple[str,
                     seen = glance(head)
                     if seen is None:
                         continue
-                    newest_first.setdefault(seen[0], seen[1:])
+                    later = newest_first.get(seen[0])
+                    newest_first[seen[0]] = Earlier(*(seen[1:] if later is None else later[:2]), records)
                     records -= 1
                     if records <= 0:
                         break

@@ -92,6 +92,7 @@ def session(session_id: str = "s1", **changes) -> SessionRow:
         "1234",
         ("deploys", "naïve"),
         ("resizers",),
+        "message0000a",
         1_700_000_000.5,
         17.25,
         True,

@@ -205,6 +205,54 @@ def test_a_broadcast_that_is_said_again_is_for_each_only_once(net):
     assert back(net, carol).bodies == [b"to all"]
 
 
+@pytest.mark.parametrize("since", ["the message", "the death"])
+def test_a_broadcast_that_is_said_again_is_not_for_who_came_later(net, since):
+    """They may have had younger ones of its sender."""
+    alice, bob = net.session("alice"), net.session("bob")
+    old = alice.send("", b"1", scope=Scope.ALL)
+    net.step()  # alice has not heard, for bob has not taken it
+    if since == "the message":
+        carol = net.session("carol", connect=False)
+        carol.connect()
+        net.step()
+        net.step()
+        alice.send("", b"2", scope=Scope.ALL)
+        net.step()
+        carol.take_all()
+        net.kill_broker()
+    else:
+        alice.stopped = True
+        net.kill_broker()
+        carol = net.session("carol")
+        alice.stopped = False
+    net.settle()
+    bob.take_all()
+    carol.take_all()
+    net.settle()
+    assert alice.answers[old] == protocol.Tally(old, 1, 0, ())
+    assert [message.body for message in carol.history][:1] == ([b"2"] if since == "the message" else [])
+    assert b"1" not in [message.body for message in carol.history]
+
+
+def test_who_went_without_a_broadcast_does_not_get_it_behind_younger_ones(net, monkeypatch):
+    monkeypatch.setattr(mailbox, "MAX_MESSAGES", 1)
+    alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
+    away(net, bob)
+    alice.send("bob", b"fills it")
+    net.settle()
+    first = alice.send("", b"1", scope=Scope.ALL)
+    net.settle()  # carol has not taken it, so alice has not heard
+    monkeypatch.setattr(mailbox, "MAX_MESSAGES", 10)
+    alice.send("bob", b"2")
+    net.settle()
+    net.kill_broker()
+    net.settle()
+    carol.take_all()
+    net.settle()
+    assert alice.answers[first] == protocol.Tally(first, 1, 0, ("bob",))
+    assert back(net, bob).bodies == [b"fills it", b"2"]
+
+
 @pytest.mark.parametrize("target, scope", [("b", Scope.SESSION), ("workers", Scope.GROUP)])
 def test_said_again_it_is_for_whoever_it_was_for_at_first(net, target, scope):
     bob = net.session("bob", groups=("workers",))

@@ -16,7 +16,7 @@ def registry() -> Registry:
 
 
 def add(registry: Registry, name: str, session_id: str = "", *, live: bool = True, since: float = 0.0) -> Session:
-    session = registry.enter(session_id or f"id-of-{name}", "token")
+    session = registry.enter(session_id or f"id-of-{name}", "token", "")
     session.name, session.since_ts = name, since
     if live:
         session.conn = registry.connect(name.encode(), Standing.MEMBER, f"lease-{name}", 0.0)

@@ -71,6 +71,7 @@ from zmqbus.errors import (
     Unauthorized,
     ZmqbusError,
 )
+from zmqbus.readback import Earlier
 
 #: The state `busy` in a list: has not taken its messages for so long.
 BUSY_STATE_S = 5.0
@@ -103,10 +104,11 @@ class BrokerCore:
         store: Store,
         new_token: Callable[[], str],
         pub_port: int = 0,
-        sent_before: Callable[[str], tuple[str, str | None] | None] = lambda msg_id: None,
+        sent_before: Callable[[str], Earlier | None] = lambda msg_id: None,
         owner_lives: Callable[[str], bool] = lambda owner: True,
+        last_id: str = "",
     ) -> None:
-        """`sent_before` looks a message id up in the journal: (whose it was, the session it was for), None: not there.
+        """`sent_before` looks a message id up in the journal, whose last one is `last_id`.
         `owner_lives` tells whether the owner that a HELLO named still runs."""
         self.epoch = epoch
         self.release = release
@@ -117,7 +119,7 @@ class BrokerCore:
         self._out = Outbox()
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store)
-        self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before)
+        self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before, last_id)
         self.reading = Reading(self.registry, self.delivery, self.intake, self._out)
         self.upkeep = Upkeep(self.registry, self.delivery, self.intake, store, self._out, owner_lives)
         self._started: Instant | None = None
@@ -328,7 +330,7 @@ class BrokerCore:
             )
         if standing is Standing.MEMBER:
             self._check_free(session, name)
-        return session or self.registry.enter(hello.session_id, digest)
+        return session or self.registry.enter(hello.session_id, digest, self.intake.last_id)
 
     def _check_guest(self, name: str, hello: protocol.Hello) -> None:
         if not name or not hello.token or len(hello.token) > MAX_ID_CHARS:

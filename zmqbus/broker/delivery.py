@@ -68,6 +68,7 @@ class Delivery:
         self._fates: dict[str, Fate] = {}
         self._earlier: dict[str, Fate] = {}  # those that an earlier broker has left; their number is bounded by it
         self._earlier_casts: dict[str, set[str]] = {}  # broadcasts that it left → the mailboxes that hold them
+        self._earlier_full: dict[str, set[str]] = {}  # likewise → the mailboxes that had no room for them
         self._due: list[_Due] = []
         self._fresh: list[_Due] = []  # those of them that were accepted since the last commit
         self._commits = True  # the last commit went well
@@ -103,7 +104,11 @@ class Delivery:
         self._earlier_casts.setdefault(msg_id, set()).add(mailbox)
 
     def remember_refused(self, refusal: Refusal) -> None:
-        """A message was refused by an earlier broker."""
+        """A message was refused by an earlier broker, or had no room in one mailbox."""
+        msg_id, of_one, mailbox = refusal.msg_id.partition("/")
+        if of_one:
+            self._earlier_full.setdefault(msg_id, set()).add(mailbox)
+            return
         refused = protocol.Refused(refusal.msg_id, refusal.code, refusal.text)
         self._earlier[refusal.msg_id] = Fate(refusal.sender_id, refused)
 
@@ -168,6 +173,12 @@ class Delivery:
         those who go without."""
         self.bcast += 1
         holders = self._earlier_casts.pop(entry.msg_id, ())
+        without_room = self._earlier_full.pop(entry.msg_id, ())
+        # There may be room by now, and younger ones of the same sender in it.
+        full = [*full, *(session for session in receivers if session.mailbox.key in without_room)]
+        receivers = [session for session in receivers if session.mailbox.key not in without_room]
+        for session in full:
+            self._note_full(entry, session)
         tally = Tally(entry.msg_id, entry.from_session, sender.route, len(receivers))
         tally.full = tuple(session.name for session in full)
         self._open[entry.msg_id] = tally
@@ -421,6 +432,7 @@ class Delivery:
                 self._remember_refused(refused, item.sender_id)
                 continue
             tally.full += (session.name,)
+            self._note_full(item.entry, session)
             tally.remaining -= 1
             if tally.remaining or tally.told:
                 continue
@@ -432,6 +444,10 @@ class Delivery:
                 self._out.reply(tally.origin, refused)
                 self._remember_refused(refused, tally.sender_id)
         self._due = [due for due in self._due if not due.item.told]
+
+    def _note_full(self, entry: Entry, session: Session) -> None:
+        """The next broker, too, has to know who goes without."""
+        self._store.save_refusal(Refusal(f"{entry.msg_id}/{session.mailbox.key}", entry.from_session, "", ""))
 
     def _count(self, tally: Tally, *, delivered: bool) -> None:
         tally.remaining -= 1

@@ -33,6 +33,7 @@ from zmqbus.errors import (
     ZmqbusError,
 )
 from zmqbus.protocol import Format, Pointer, Scope
+from zmqbus.readback import Earlier
 from zmqbus.record import Record
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
@@ -68,6 +69,7 @@ class _Before(NamedTuple):
     """What the journal knows of a message that is said again."""
 
     receiver: Session | None  # None: it was to many, or nobody is left of that id
+    place: int  # its order among all messages, when it was accepted first
 
 
 class Expected:
@@ -97,9 +99,10 @@ class Intake:
         delivery: Delivery,
         store: Store,
         out: Outbox,
-        sent_before: Callable[[str], tuple[str, str | None] | None],
+        sent_before: Callable[[str], Earlier | None],
+        last_id: str,
     ) -> None:
-        """`sent_before` looks a message up in the journal: whose it was, and the session that it was for."""
+        """`sent_before` looks a message up in the journal, whose last one is `last_id`."""
         self._registry = registry
         self._delivery = delivery
         self._store = store
@@ -112,9 +115,15 @@ class Intake:
         self._held = 0  # answers that are kept for them
         self._guest_broadcasts: dict[str, deque[float]] = {}
         self.accepted = 0  #: messages, since the start
+        self._last_id = last_id
 
     def __repr__(self) -> str:
         return f"<Intake: {len(self._staged)} staged, {len(self._waits)} answers awaited>"
+
+    @property
+    def last_id(self) -> str:
+        """Id of the last message whose receivers have been found: who comes now is not among them."""
+        return self._staged[-1].send.msg_id if self._staged else self._last_id
 
     # --- SEND
 
@@ -138,7 +147,8 @@ class Intake:
         to_many = send.scope in protocol.TO_MANY
         full: list[Session] = []
         if before is not None:
-            pass  # it has passed these checks
+            # It has passed these checks.
+            receivers = [session for session in receivers if not to_many or not self._is_newcomer(session, before)]
         elif to_many:
             self._count_broadcast(now, who)
             # One who does not read must not keep a broadcast from all the others; the sender is told who goes without.
@@ -234,10 +244,16 @@ class Intake:
         found = self._sent_before(send.msg_id)
         if found is None:
             return None
-        sender_id, receiver_id = found
-        if sender_id != who.sender_id:
+        if found.from_session != who.sender_id:
             raise ProtocolError("a message id that another session has used")
-        return _Before(self._registry.sessions.get(receiver_id or ""))
+        return _Before(self._registry.sessions.get(found.to_session_id or ""), found.place)
+
+    def _is_newcomer(self, session: Session, before: _Before) -> bool:
+        """Whether a session has come since a message was accepted first: then it may have younger ones already."""
+        if not session.restored:
+            return True
+        last = self._sent_before(session.entered_after)
+        return last is not None and last.place >= before.place
 
     def _count_broadcast(self, now: Instant, who: Connection) -> None:
         recent = who.session.broadcasts if who.session else self._guest_broadcasts.setdefault(who.sender_name, deque())
@@ -320,6 +336,7 @@ class Intake:
         """What was staged is in the log, at these places, and goes out."""
         for message, pointer in zip(self._unstage(), pointers, strict=True):
             self.accepted += 1
+            self._last_id = message.send.msg_id
             self._dispatch(now, message, _entry(now, message, pointer))
 
     def journal_failed(self, reason: str) -> None:

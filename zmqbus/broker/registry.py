@@ -126,6 +126,7 @@ class Session:
         "broadcasts",
         "conn",
         "cwd",
+        "entered_after",
         "groups",
         "label",
         "left",
@@ -135,6 +136,7 @@ class Session:
         "pid",
         "project",
         "recalls",
+        "restored",
         "session_id",
         "since_ts",
         "token_digest",
@@ -153,12 +155,14 @@ class Session:
         self.owner = ""  #: the process whose life bounds it
         self.topics: frozenset[str] = frozenset()
         self.groups: frozenset[str] = frozenset()
+        self.entered_after = ""  #: id of the message that was accepted last before its first coming
         self.since_ts = 0.0  #: wall clock of its last coming
         self.conn: Connection | None = None
         self.away_since_s = 0.0  #: on the steady clock
         self.left = False  #: disconnected on purpose: not to be found, nor broadcast to, until it comes back
         self.broadcasts: deque[float] = deque()
         self.recalls = 0
+        self.restored = False  #: an earlier broker knew it
 
     def __repr__(self) -> str:
         state = "live" if self.conn else "left" if self.left else "away"
@@ -200,8 +204,9 @@ class Registry:
 
     # --- sessions
 
-    def enter(self, session_id: str, token_digest: str) -> Session:
-        """A new session, away and without a name until a connection brings both.
+    def enter(self, session_id: str, token_digest: str, last_id: str) -> Session:
+        """A new session, away and without a name until a connection brings both. `last_id`: of the message that was
+        accepted last.
 
         Raises `RateLimited` where as many sessions as are remembered are connected or have mail.
         """
@@ -212,6 +217,7 @@ class Registry:
             self.forget(min(idle, key=lambda session: session.away_since_s))
         mailbox = self.unclaimed.pop(session_id, None) or Mailbox(session_id, self._store)
         session = self.sessions[session_id] = Session(session_id, token_digest, mailbox)
+        session.entered_after = last_id
         return session
 
     def restore(self, row: SessionRow, now_s: float) -> Session:
@@ -222,7 +228,8 @@ class Registry:
         session.name, session.label = row.name, row.label
         session.cwd, session.project, session.owner = row.cwd, row.project, row.owner
         session.topics, session.groups = frozenset(row.topics), frozenset(row.groups)
-        session.since_ts, session.left = row.since_ts, row.left
+        session.entered_after, session.since_ts, session.left = row.entered_after, row.since_ts, row.left
+        session.restored = True
         session.away_since_s = now_s if row.away_since_s is None else row.away_since_s
         if row.away_since_s is None:
             self.keep(session)
@@ -242,6 +249,7 @@ class Registry:
                 session.owner,
                 tuple(sorted(session.topics)),
                 tuple(sorted(session.groups)),
+                session.entered_after,
                 session.since_ts,
                 session.away_since_s if session.conn is None else None,
                 session.left,

@@ -33,7 +33,7 @@ from zmqbus.broker.store import StoreError
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal import Journal
 from zmqbus.process import Process, is_alive
-from zmqbus.readback import recent
+from zmqbus.readback import Earlier, recent
 from zmqbus.record import JournalError, encode_record
 from zmqbus.settings import Settings
 from zmqbus.wakeup import Wakeup
@@ -122,7 +122,7 @@ class Server:
         self._ticked_s = 0.0
         self._began = time.time() - _elapsed_s()
         self._commit_failure = ""  # what was logged last about it
-        self._earlier: dict[str, tuple[str, str | None]] | None = None
+        self._earlier: dict[str, Earlier] | None = None
 
     def __repr__(self) -> str:
         return f"<Server on port {self._settings.port}: {self._core!r}>"
@@ -161,6 +161,7 @@ class Server:
             pub_port=self._bind_publisher(),
             sent_before=self._sent_before,
             owner_lives=_owner_lives,
+            last_id=next(iter(recent(paths.log, records=1, limit_bytes=REPEATABLE_BYTES)), ""),
         )
         self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
@@ -320,7 +321,7 @@ class Server:
             self._log.error("%s", notice)
             self._core.notice(notice)
 
-    def _sent_before(self, msg_id: str) -> tuple[str, str | None] | None:
+    def _sent_before(self, msg_id: str) -> Earlier | None:
         if self._earlier is None:
             # Once, and only for a sender that repeats itself: 10 ms for what an earlier broker has written.
             self._earlier = recent(self._settings.paths.log, records=REPEATABLE, limit_bytes=REPEATABLE_BYTES)

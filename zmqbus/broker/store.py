@@ -63,6 +63,7 @@ class SessionRow(NamedTuple):
     owner: str
     topics: tuple[str, ...]
     groups: tuple[str, ...]
+    entered_after: str  #: id of the message that was accepted last before its first coming; "": not known
     since_ts: float  #: wall clock of its last coming, s
     away_since_s: float | None  #: on the steady clock; None: connected when this was kept
     left: bool  #: disconnected on purpose
@@ -79,7 +80,7 @@ class Awaited(NamedTuple):
 class Refusal(NamedTuple):
     """A message that was not accepted, and must not be when it is said again."""
 
-    msg_id: str
+    msg_id: str  #: where one mailbox only had no room for a message to many, the id, a slash, and the mailbox
     sender_id: str
     code: str
     text: str

@@ -109,6 +109,7 @@ SESSIONS = Table(
         _text("owner"),
         _text("topics"),
         _text("member_of"),
+        _text("entered_after"),
         _real("since_ts"),
         _maybe("away_since_s", "REAL", float),
         _number("has_left"),
@@ -154,6 +155,7 @@ def row_of(session: SessionRow) -> Row:
         *session[:8],
         json.dumps(session.topics),
         json.dumps(session.groups),
+        session.entered_after,
         session.since_ts,
         session.away_since_s,
         int(session.left),
@@ -162,7 +164,7 @@ def row_of(session: SessionRow) -> Row:
 
 def session_of(row: Row) -> SessionRow:
     """The session that a sound row of its table stands for."""
-    return SessionRow._make((*row[:8], *(strings(row[n]) for n in _LISTS), *row[10:12], bool(row[12])))
+    return SessionRow._make((*row[:8], *(strings(row[n]) for n in _LISTS), *row[10:13], bool(row[13])))
 
 
 def decoded(raw: bytes) -> str | bytes:

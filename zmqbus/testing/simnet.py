@@ -28,6 +28,7 @@ from zmqbus.client import core as client
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Format, Role, Scope
+from zmqbus.readback import Earlier
 from zmqbus.record import decode_record, encode_record
 from zmqbus.testing.store import MemoryStore
 
@@ -253,7 +254,7 @@ class SimNet:
         self._channels: list[events.Publish] = []
         self._records: list[bytes] = []
         self._marks: deque[events.Event] = deque()  # what XPUB will show at the next wake
-        self._earlier: dict[str, tuple[str, str | None]] = {}
+        self._earlier: dict[str, Earlier] = {}
         self._start_broker()
 
     def __repr__(self) -> str:
@@ -261,8 +262,11 @@ class SimNet:
 
     def _start_broker(self) -> None:
         self._epochs += 1
-        found = map(decode_record, self.journal)
-        self._earlier = {record.msg_id: (record.from_session, record.to_session_id) for record in found}
+        self._earlier = {}
+        for place, record in enumerate(map(decode_record, self.journal)):
+            first = self._earlier.get(record.msg_id)
+            place = place if first is None else first.place
+            self._earlier[record.msg_id] = Earlier(record.from_session, record.to_session_id, place)
         self.broker = broker.BrokerCore(
             epoch=f"epoch{self._epochs}",
             release="test",
@@ -271,6 +275,7 @@ class SimNet:
             pub_port=1,
             sent_before=self._earlier.get,
             owner_lives=self.living_owners.__contains__,
+            last_id=decode_record(self.journal[-1]).msg_id if self.journal else "",
         )
         self._do(self.broker.recover(self.clock.now))
 
