@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,22 @@ def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(serv
     peer.send_multipart(codec.encode([protocol.Send("aaaaaaaaaa02", 0, "bob", 0, None, False, b"kept")]))
     (deliver,) = served.hear(bob)
     assert deliver.body == b"kept"
+
+
+def test_a_database_that_is_gone_is_spoken_of(settings):
+    served = Served(settings)
+    served.server.open()
+    assert served.server.notices == []
+    served.enter(1, "bob")
+    guest = served.enter(3, "guest")
+    guest.send_multipart(codec.encode([protocol.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    served.turn(DEADLINE_MS)
+    served.close()
+    os.unlink(settings.paths.database)
+    again = Server(settings, logging.Logger("test"))
+    again.open()
+    assert len(again.notices) == 1 and "was gone, and was begun anew" in again.notices[0]
+    again.close()
 
 
 @pytest.mark.parametrize("durability, expected", [("process", ["commit"]), ("power", ["sync", "commit"])])

@@ -18,6 +18,7 @@ Nothing waits for more to come: a lone message passes through all five steps at 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -136,8 +137,15 @@ class Server:
         paths = self._settings.paths
         self._journal = Journal(paths.log)
         self._closing.callback(self._journal.close)
+        begun = not os.path.lexists(paths.database)
         self._store = Database(paths.database, paths.log, durability=self._settings.durability)
         self._closing.callback(self._store.close)
+        last_id = next(iter(recent(paths.log, records=1, limit_bytes=REPEATABLE_BYTES)), "")
+        if begun and last_id:
+            self._store.notices.append(
+                f"{paths.database} was gone, and was begun anew: sessions and unread messages are not known any more; "
+                "the texts of all messages are still in messages.log"
+            )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._closing.callback(context.term)
         self._zap = security.ZapHandler(context, keys.allowed_clients)
@@ -161,7 +169,7 @@ class Server:
             pub_port=self._bind_publisher(),
             sent_before=self._sent_before,
             owner_lives=_owner_lives,
-            last_id=next(iter(recent(paths.log, records=1, limit_bytes=REPEATABLE_BYTES)), ""),
+            last_id=last_id,
         )
         self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
