@@ -244,6 +244,13 @@ MUTANTS = (
         f"{MAILBOX} {CORE}",
     ),
     Mutant(
+        "a SUB that is left over takes broadcasts",
+        "broker/delivery.py",
+        "        spared += self._lingering.values()\n",
+        "",
+        CORE,
+    ),
+    Mutant(
         "two channels at once",
         "broker/mailbox.py",
         "        return self.open and in_line and ",

@@ -368,6 +368,23 @@ def test_who_does_not_read_a_mailbox_cannot_acknowledge_it(net):
     assert unread(net, bob) == 1
 
 
+def test_a_broadcast_does_not_overtake_by_a_sub_that_is_left_over(net):
+    """The DEALER's connection is gone, and the broker knows; the SUB still takes what is published."""
+    alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
+    net.lose(bob)
+    alice.send("bob", b"1")
+    net.wake()
+    alice.send("", b"2", scope=Scope.ALL)
+    net.settle()
+    assert carol.bodies == [b"2"] and bob.bodies == []
+    bob.connect()
+    net.settle()
+    assert bob.bodies == [b"1", b"2"]
+    bob.drop_subscriber()
+    net.settle()
+    assert not net.broker.registry.lingering
+
+
 # --- bounds
 
 

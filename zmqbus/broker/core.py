@@ -118,7 +118,7 @@ class BrokerCore:
         self._new_token = new_token
         self._out = Outbox()
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
-        self.delivery = Delivery(self._out, epoch, store)
+        self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
         self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before, last_id)
         self.reading = Reading(self.registry, self.delivery, self.intake, self._out)
         self.upkeep = Upkeep(self.registry, self.delivery, self.intake, store, self._out, owner_lives)
@@ -392,6 +392,7 @@ class BrokerCore:
         if connection is not None:
             self._out.reply(connection.route, protocol.Expired())
             self._part(now, connection)
+        self.registry.lingering.pop(lease, None)
 
     def _unreachable(self, now: Instant, route: bytes) -> None:
         connection = self.registry.connections.get(route)

@@ -58,7 +58,9 @@ class _Due(NamedTuple):
 class Delivery:
     """All messages that are under way, whoever they are for."""
 
-    def __init__(self, out: Outbox, epoch: str, store: Store) -> None:
+    def __init__(self, out: Outbox, epoch: str, store: Store, lingering: dict[str, int]) -> None:
+        """`lingering`: see `Registry`."""
+        self._lingering = lingering
         self._out = out
         self._epoch = epoch
         self._store = store
@@ -185,6 +187,7 @@ class Delivery:
         # Those on the channel who get it by another way, or not at all: its own sender, and who has no room for it.
         without = [sender.session, *full]
         spared = [session.conn.peer for session in without if session is not None and session.conn is not None]
+        spared += self._lingering.values()
         published = False
         for session in receivers:
             if session.mailbox.key in holders:

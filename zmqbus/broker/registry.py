@@ -180,6 +180,9 @@ class Registry:
         self._connected: dict[str, Session] = {}  # by name
         self._leases: dict[str, Connection] = {}
         self._peers = 0
+        #: Lease → peer of connections that have ended while their SUB still takes what is published. The client may not
+        #: know of the end yet, and what it took from there would overtake what waits for it.
+        self.lingering: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<Registry: {len(self.connections)} connections, {len(self._connected)} of {len(self.sessions)} live>"
@@ -198,6 +201,8 @@ class Registry:
         """Forgets a connection; its session, if it had one, is away."""
         self.connections.pop(connection.route, None)
         self._leases.pop(connection.lease, None)
+        if connection.attached:
+            self.lingering[connection.lease] = connection.peer
 
     def by_lease(self, lease: str) -> Connection | None:
         return self._leases.get(lease)
