@@ -27,6 +27,8 @@ from zmqbus.protocol import Role, Scope
 MIN_ID_PREFIX = 4
 #: Names and matches that an error lists at most.
 MAX_LISTED = 5
+#: Ended connections whose SUB is still there: they are named in each broadcast, which holds 4,096 names.
+MAX_LINGERING = 1_000
 #: Sessions that are remembered, connected or away: each costs a kilobyte. Beyond that the one that has been away for
 #: longest, and for which nothing waits, makes room.
 MAX_SESSIONS = 10_000
@@ -203,6 +205,8 @@ class Registry:
         self._leases.pop(connection.lease, None)
         if connection.attached:
             self.lingering[connection.lease] = connection.peer
+            if len(self.lingering) > MAX_LINGERING:
+                del self.lingering[next(iter(self.lingering))]
 
     def by_lease(self, lease: str) -> Connection | None:
         return self._leases.get(lease)
