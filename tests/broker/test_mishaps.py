@@ -380,9 +380,16 @@ def test_a_broadcast_does_not_overtake_by_a_sub_that_is_left_over(net):
     bob.connect()
     net.settle()
     assert bob.bodies == [b"1", b"2"]
+    filters = list(bob.filters)
+    lease = bob.core.welcome.lease
+    net.lose(bob)
     bob.drop_subscriber()
-    net.settle()
+    net.wake()
     assert not net.broker.registry.lingering
+    bob.filters = filters  # the SUB connects anew by itself, under the lease that has ended
+    net.changed_filters([], filters)
+    net.wake()
+    assert lease in net.broker.registry.lingering
 
 
 # --- bounds

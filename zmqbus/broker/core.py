@@ -385,6 +385,8 @@ class BrokerCore:
         connection = self.registry.by_lease(lease)
         if connection is not None:
             connection.attached = True
+        else:
+            self.registry.came_back(lease)
 
     def _unmarked(self, now: Instant, lease: str) -> None:
         """The one sign of a dead peer that libzmq gives at once; silence is found by `_tick`."""

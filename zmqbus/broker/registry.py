@@ -185,6 +185,7 @@ class Registry:
         #: Lease → peer of connections that have ended while their SUB still takes what is published. The client may not
         #: know of the end yet, and what it took from there would overtake what waits for it.
         self.lingering: dict[str, int] = {}
+        self._ended: dict[str, int] = {}  # likewise, whether their SUB is there or not: it may come back by itself
 
     def __repr__(self) -> str:
         return f"<Registry: {len(self.connections)} connections, {len(self._connected)} of {len(self.sessions)} live>"
@@ -204,9 +205,16 @@ class Registry:
         self.connections.pop(connection.route, None)
         self._leases.pop(connection.lease, None)
         if connection.attached:
-            self.lingering[connection.lease] = connection.peer
-            if len(self.lingering) > MAX_LINGERING:
-                del self.lingering[next(iter(self.lingering))]
+            self.lingering[connection.lease] = self._ended[connection.lease] = connection.peer
+            if len(self._ended) > MAX_LINGERING:
+                oldest = next(iter(self._ended))
+                del self._ended[oldest]
+                self.lingering.pop(oldest, None)
+
+    def came_back(self, lease: str) -> None:
+        """The SUB of a connection that has ended has connected anew, with its filters."""
+        if lease in self._ended:
+            self.lingering[lease] = self._ended[lease]
 
     def by_lease(self, lease: str) -> Connection | None:
         return self._leases.get(lease)

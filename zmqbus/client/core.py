@@ -295,7 +295,9 @@ class ClientCore:
             case Published(channel, envelopes):
                 for envelope in envelopes:
                     if isinstance(envelope, protocol.Broadcast):
-                        self._broadcast(channel, envelope)
+                        # Without a lease it may belong behind what waits in the mailbox, and comes from there.
+                        if self.phase is Phase.READY:
+                            self._broadcast(channel, envelope)
                     elif channel == protocol.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
                         _TABLE[envelope.__class__](self, envelope)
             case Up():
