@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from tests.broker.storekit import MESSAGES, Bench, Kept, fill, look, overwrite, works
 from zmqbus.broker.database import Database
+from zmqbus.broker.tables import PAGE_BYTES as PAGE
 from zmqbus.broker.tables import TABLES
-
-PAGE = 4096
 
 
 @pytest.fixture
@@ -93,6 +92,35 @@ def test_a_truncated_file(bench, kept, share):
         "where the upper pages are cut off, none can be found"
     )
     assert len(store.notices) == 1 and len(bench.names("damaged")) == 1
+    works(bench, store)
+
+
+@pytest.mark.parametrize("table", ["owed", "sessions", "awaited", "refusals"])
+def test_a_page_that_is_cut_off_costs_its_rows_and_makes_no_others(bench, kept, table):
+    """SQLite reads it as if zeros followed: rows with other values than were put in."""
+    end = pages_of(bench.path, table)[-1] * PAGE
+    sound_file = Path(bench.path).read_bytes()
+    for missing in range(1, 700, 31):
+        for name in bench.names("mailboxes"):
+            os.unlink(bench.directory / name)
+        with open(os.open(bench.path, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(sound_file[: end - missing])
+        store = bench.open()
+        messages, _ = look(store, kept)
+        assert messages < MESSAGES or table != "owed"
+        assert len(store.notices) == 1 and len(bench.names("damaged")) == 1
+        store.close()
+
+
+def test_the_last_page_alone_is_cut_off(bench, kept):
+    """Nothing else in the file is amiss, and the rest of what it held could pass for values."""
+    db = sqlite3.connect(bench.path)
+    db.execute("VACUUM")  # leaves no free page at the end
+    db.close()
+    os.truncate(bench.path, os.path.getsize(bench.path) - 5)
+    store = bench.open()
+    look(store, kept)
+    assert "was damaged (its last page is cut off)" in store.notices[0] and len(bench.names("damaged")) == 1
     works(bench, store)
 
 

@@ -21,7 +21,18 @@ import shutil
 import sqlite3
 from collections.abc import Generator, Iterator
 
-from zmqbus.broker.tables import APPLICATION_ID, MAILBOXES, OWED, TABLES, Row, Table, decoded, make_tables, sound
+from zmqbus.broker.tables import (
+    APPLICATION_ID,
+    MAILBOXES,
+    OWED,
+    PAGE_BYTES,
+    TABLES,
+    Row,
+    Table,
+    decoded,
+    make_tables,
+    sound,
+)
 from zmqbus.security import open_private
 
 #: SQLite files that belong to a database, after its name.
@@ -64,6 +75,10 @@ def save(path: str) -> str:
             if os.path.exists(path + suffix):
                 os.close(open_private(copy + suffix, os.O_RDWR | os.O_CREAT))
                 shutil.copyfile(path + suffix, copy + suffix)
+        # SQLite reads a page that is cut off as if zeros followed, which would make other values of what it held.
+        whole_bytes = os.path.getsize(copy) // PAGE_BYTES * PAGE_BYTES
+        if whole_bytes:
+            os.truncate(copy, whole_bytes)
         with open(copy, "r+b") as file:
             file.seek(_APPLICATION_ID_AT)
             if file.read(4) == APPLICATION_ID.to_bytes(4, "big"):

@@ -17,6 +17,8 @@ from zmqbus.broker.store import SessionRow
 APPLICATION_ID = 0x7A6D7162
 #: Of the tables below. A broker that finds a higher number begins a new file.
 FORMAT = 1
+#: The file is made of pages of this size.
+PAGE_BYTES = 4096
 
 Row = tuple[Any, ...]
 
@@ -177,7 +179,7 @@ def decoded(raw: bytes) -> str | bytes:
 
 def make_tables(connection: sqlite3.Connection) -> None:
     """Begins a database, whole or not at all."""
-    connection.execute("PRAGMA page_size = 4096")
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute("BEGIN EXCLUSIVE")
     for table in TABLES:
         connection.execute(table.create)
