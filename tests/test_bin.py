@@ -20,6 +20,8 @@ SCRIPTS = {
     "client.py": "connect",
     "send.py": "send",
     "list.py": "list",
+    "auto_start.py": "auto_start",
+    "hook.py": "hook",
     "install_deps.py": "install_deps",
     "zmqbus": "main",
 }

@@ -64,6 +64,8 @@ HOT = (
     "session.owner",
     "session.state",
     "session.shown",
+    "session.options",
+    "cli.hook",
 )
 #: Each of these costs 1 to 50 ms to import, which only rare functions may spend.
 COSTLY = {
@@ -89,16 +91,19 @@ COSTLY = {
 #: Module -> test file, below tests/, that covers it where a file of its own would say nothing more.
 TESTED_ELSEWHERE: dict[str, str] = {
     # The commands and the listener are what a user sees of them: their tests run real processes.
+    "cli.auto_start": "plugin/test_auto_start.py",
     "cli.broker": "real/test_list.py",
     "cli.common": "real/test_send.py",
     "cli.connect": "real/test_listener.py",
     "cli.disconnect": "real/test_list.py",
+    "cli.hook": "plugin/test_hook.py",
     "cli.inbox": "real/test_list.py",
     "cli.list": "real/test_list.py",
     "cli.main": "real/test_list.py",
     "cli.rename": "real/test_list.py",
     "cli.send": "real/test_send.py",
     "session.listener": "real/test_listener.py",
+    "session.notes": "real/test_listener.py",
     # Words without decisions, and decisions that only show in what all parts do together.
     # Two halves of one thing.
     "codec": "test_protocol.py",

@@ -52,7 +52,7 @@ def run(command: str, argv: "list[str]") -> int:
     """
     _make_output_safe()
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return _refuse_old_python()
+        return _refuse_old_python(command)
     subcommand = _subcommand(command, argv)
     if subcommand not in _WITHOUT_VENV:
         _use_venv(argv)
@@ -75,14 +75,14 @@ def _make_output_safe() -> None:
             reconfigure(encoding=None if chosen else "utf-8", errors="backslashreplace")
 
 
-def _refuse_old_python() -> int:
+def _refuse_old_python(command: str) -> int:
     _complain(
         "error: zmqbus needs python {}.{} or newer, this is {}; install a newer one and run the script with it, "
         "for example: python3.12 {}".format(
             OLDEST_PYTHON[0], OLDEST_PYTHON[1], sys.version.split()[0], sys.argv[0] or "<script>"
         )
     )
-    return 1
+    return 0 if command == "hook" else 1  # a hook never fails the session that it is a guest in
 
 
 def _subcommand(command: str, argv: "list[str]") -> str:

@@ -156,7 +156,7 @@ def test_requests(settings):
         health = observer.request(protocol.Status)
         assert isinstance(health, protocol.Health)
         assert dict(health.figures)["sessions"] == 0
-        assert observer.welcome is not None and observer.welcome.session_id == ""
+        assert observer.meet().session_id == ""
         assert observer.sessions(everyone=True) == []
         with pytest.raises(errors.ProtocolError):
             observer.request(lambda ref: protocol.Rename(ref, "x"))

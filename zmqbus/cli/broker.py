@@ -7,12 +7,12 @@ import sys
 import time
 
 from zmqbus import protocol
-from zmqbus.cli.common import FAILED, Parser, fail, print_json
+from zmqbus.cli.common import FAILED, Parser, fail, print_json, settings_of_session
 from zmqbus.client import launch
 from zmqbus.client.bus import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import is_alive, process_of
-from zmqbus.settings import Settings, load
+from zmqbus.settings import Settings
 
 #: How long a broker may take to end once it has said that it will.
 STOP_S = 5.0
@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--idle-shutdown-minutes", metavar="M", help="end when idle so long; 0: never")
     parser.add_port()
     options = parser.parse_args(argv)
-    settings = load({"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes})
     try:
+        settings = settings_of_session({"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes})
         if options.foreground:
             return _run_here(settings)
         if options.status:

@@ -10,16 +10,19 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from zmqbus.client import core
 from zmqbus.client.bus import Bus
 from zmqbus.errors import NotConnected, Timeout, ZmqbusError
+from zmqbus.process import Process
 from zmqbus.protocol import Role
-from zmqbus.session.owner import find_owners
+from zmqbus.session.options import with_options
+from zmqbus.session.owner import find_owner, find_owners
 from zmqbus.session.shown import Shown
-from zmqbus.session.state import SessionState, find_session
-from zmqbus.settings import Settings
+from zmqbus.session.state import Identity, SessionState, find_away, find_session
+from zmqbus.settings import Settings, find_project, load
 
 FAILED = 1
 USAGE = 2
@@ -56,6 +59,18 @@ def fail(error: ZmqbusError) -> int:
     return NO_ANSWER if isinstance(error, Timeout) else FAILED
 
 
+def settings_of_session(flags: Mapping[str, object] | None = None, *, wait_s: float = 0.0) -> Settings:
+    """The settings of this process, with what the plugin's hook has handed on to its session (`session.options`)."""
+    # The options name neither the data directory nor the owner, which say where they are.
+    found = load(flags, warn=_ignore)
+    owner = find_owner(found.owner_pid_override, os.environ)
+    return load(flags, with_options(found.data_dir, owner, os.environ, wait_s))
+
+
+def _ignore(warning: str) -> None:
+    """What is passed over is told when the settings are loaded for good."""
+
+
 def own_session(settings: Settings) -> tuple[SessionState | None, bool]:
     """The session that this process belongs to; and whether only the remains of one were found, and removed."""
     owner, *others = find_owners(settings.owner_pid_override, os.environ)
@@ -70,19 +85,39 @@ def act_as_session(settings: Settings) -> tuple[SessionState, Bus]:
     state, _ = own_session(settings)
     if state is None:
         raise NotConnected("not connected; run /inter-session connect first")
+    owner = Process(state.owner_pid, state.owner_started)
+    identity = Identity(state.session_id, state.token, state.name, state.label, state.port)
+    return state, act_as(settings, owner, identity, state.cwd, state.project)
+
+
+def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, project: str) -> Bus:
+    """A bus on which this command acts as the session of `owner`, whether a listener of it runs or not."""
     persona = core.Persona(
         role=Role.HELPER,
-        session_id=state.session_id,
-        token=state.token,
-        name=state.name,
-        label=state.label,
-        cwd=state.cwd,
-        project=state.project,
+        session_id=identity.session_id,
+        token=identity.token,
+        name=identity.name,
+        label=identity.label,
+        cwd=cwd,
+        project=project,
         pid=os.getpid(),
-        owner=f"{state.owner_pid}:{state.owner_started}",
+        owner=f"{owner.pid}:{owner.started}",
     )
-    shown = Shown(settings.data_dir, state.owner_pid, state.session_id)
-    return state, Bus(settings._replace(port=state.port), persona, shown)
+    shown = Shown(settings.data_dir, owner.pid, identity.session_id)
+    return Bus(settings._replace(port=identity.port or settings.port), persona, shown)
+
+
+def read_as_session(settings: Settings) -> Bus:
+    """A bus on which this command reads what waits for its session; that one may be away.
+
+    Raises `NotConnected` where this owner never had one.
+    """
+    owner, *others = find_owners(settings.owner_pid_override, os.environ)
+    away = find_away(settings.data_dir, owner, others)
+    if away is None:
+        return act_as_session(settings)[1]
+    cwd = os.getcwd()
+    return act_as(settings, *away, cwd, find_project(cwd))
 
 
 def print_json(value: Any) -> None:

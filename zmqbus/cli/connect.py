@@ -9,17 +9,22 @@ import time
 from collections.abc import Callable
 
 from zmqbus import naming
-from zmqbus.cli.common import Parser
+from zmqbus.cli.common import Parser, settings_of_session
 from zmqbus.errors import InvalidLabel, InvalidName, ZmqbusError
+from zmqbus.process import Process
 from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.listener import Listener, Plan
 from zmqbus.session.notify import bus_line
+from zmqbus.session.options import WAIT_S
 from zmqbus.session.owner import find_owner
-from zmqbus.session.state import AlreadyListening, ListenerLock, load_state
-from zmqbus.settings import Settings, find_project, load
+from zmqbus.session.state import AlreadyListening, ListenerLock, SessionState
+from zmqbus.settings import Settings, find_project
 
-#: How long a listener that has just begun may take to be on the bus, before it is named without its details.
+#: How long another process of this session may hold the lock without saying who it is: a listener that has just begun,
+#: or one that joins only to leave (`--away`).
 STARTING_S = 3.0
+#: Between two looks at it.
+LOOK_S = 0.02
 
 
 def main(argv: list[str]) -> int:
@@ -34,16 +39,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--group", action="append", default=[], metavar="G", help="join a group (repeatable)")
     parser.add_port()
     parser.add_argument("--idle-shutdown-minutes", metavar="M", help="a broker started here ends when idle so long")
+    parser.add_argument(
+        "--away", action="store_true", help="join and leave at once: what arrives waits, for zmqbus inbox"
+    )
+    parser.add_argument("--from-plugin", action="store_true", help="the plugin's monitor: its hook tells the options")
     parser.add_argument("--verbose", action="store_true", help="tell on standard error what happens")
     options = parser.parse_args(argv)
-    settings = load(
-        {
-            "port": options.port,
-            "idle_shutdown_minutes": options.idle_shutdown_minutes,
-            "name": options.flag_name if options.flag_name is not None else options.name,
-            "label": options.label,
-        }
-    )
+    flags = {
+        "port": options.port,
+        "idle_shutdown_minutes": options.idle_shutdown_minutes,
+        "name": options.flag_name if options.flag_name is not None else options.name,
+        "label": options.label,
+    }
     started_s = time.monotonic()
 
     def trace(text: str) -> None:
@@ -51,9 +58,8 @@ def main(argv: list[str]) -> int:
             print(f"{time.monotonic() - started_s:8.3f} {text}", file=sys.stderr, flush=True)
 
     try:
-        return _listen(settings, tuple(options.topic), tuple(options.group), trace)
-    except AlreadyListening as other:
-        return _leave_to(other, settings)
+        settings = settings_of_session(flags, wait_s=WAIT_S if options.from_plugin else 0.0)
+        return _connect(settings, tuple(options.topic), tuple(options.group), trace, away=options.away)
     except (InvalidName, InvalidLabel) as error:
         _say(str(error))
     except ZmqbusError as error:
@@ -61,7 +67,9 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-def _listen(settings: Settings, topics: tuple[str, ...], groups: tuple[str, ...], trace: Callable[[str], None]) -> int:
+def _connect(
+    settings: Settings, topics: tuple[str, ...], groups: tuple[str, ...], trace: Callable[[str], None], *, away: bool
+) -> int:
     for topic in topics:
         naming.check_name(topic, "topic")
     for group in groups:
@@ -70,9 +78,14 @@ def _listen(settings: Settings, topics: tuple[str, ...], groups: tuple[str, ...]
         naming.check_name(settings.name)
     label = naming.check_label(settings.label) if settings.label is not None else None
     owner = find_owner(settings.owner_pid_override, os.environ)
-    cwd = os.getcwd()
-    project = find_project(cwd)
-    with ListenerLock.acquire(settings.data_dir, owner) as lock:
+    try:
+        lock = _acquire(settings, owner)
+    except AlreadyListening as other:
+        _say(_already_running(other.state))
+        return 0
+    with lock:
+        cwd = os.getcwd()
+        project = find_project(cwd)
         identity = lock.identity
         if label is not None:
             remember_label(settings.data_dir, project, label or None)
@@ -82,26 +95,30 @@ def _listen(settings: Settings, topics: tuple[str, ...], groups: tuple[str, ...]
         if name is None:
             name = naming.derive_name(cwd)
             _say(f"no --name given; auto-named '{name}' from cwd {cwd}")
-        plan = Plan(name, settings.name is not None, label or None, topics, groups, cwd, project, owner, identity)
+        given = settings.name is not None
+        plan = Plan(name, given, label or None, topics, groups, cwd, project, owner, identity, away)
         return Listener(settings, lock, plan, trace).run()
 
 
-def _leave_to(other: AlreadyListening, settings: Settings) -> int:
-    """Another listener has this owner's lock; one that has just begun gets a moment to say who it is."""
-    state = other.state
-    owner = find_owner(settings.owner_pid_override, os.environ)
+def _acquire(settings: Settings, owner: Process) -> ListenerLock:
+    """The lock of this session. Whoever holds it and has not said who it is gets a moment: to say so, or to end."""
     deadline_s = time.monotonic() + STARTING_S
-    while state is None and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-        state = load_state(settings.data_dir, owner.pid)
-    if state is None:
-        _say("another monitor for this session is already running — it is still connecting; exiting")
-    else:
-        _say(
-            f"another monitor for this session is already running — name='{state.name}', "
-            f"listener_pid={state.listener_pid}, session_id={state.session_id}; exiting"
-        )
-    return 0
+    while True:
+        try:
+            return ListenerLock.acquire(settings.data_dir, owner)
+        except AlreadyListening as other:
+            if other.state is not None or time.monotonic() > deadline_s:
+                raise
+        time.sleep(LOOK_S)
+
+
+def _already_running(other: SessionState | None) -> str:
+    if other is None:
+        return "another monitor for this session is already running — it is still connecting; exiting"
+    return (
+        f"another monitor for this session is already running — name='{other.name}', "
+        f"listener_pid={other.listener_pid}, session_id={other.session_id}; exiting"
+    )
 
 
 def _say(text: str) -> None:

@@ -6,12 +6,12 @@ import sys
 import time
 
 from zmqbus import naming, protocol, readback
-from zmqbus.cli.common import Parser, act_as_session, fail, print_json
+from zmqbus.cli.common import Parser, fail, print_json, read_as_session, settings_of_session
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
 from zmqbus.protocol import Format
-from zmqbus.settings import Settings, load
+from zmqbus.settings import Settings
 
 
 def main(argv: list[str]) -> int:
@@ -21,12 +21,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--msg", metavar="ID", help="print the text of this message, whole, from the log")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each message")
     options = parser.parse_args(argv)
-    settings = load()
     try:
+        settings = settings_of_session()
         if options.msg is not None:
             return _one(settings, options.msg, as_json=options.json)
-        _, bus = act_as_session(settings)
-        with bus:
+        with read_as_session(settings) as bus:
             printed = False  # though some came, they may all have been shown before the broker was replaced
             for item in bus.unread(peek=options.peek):
                 if isinstance(item, protocol.Fetched):

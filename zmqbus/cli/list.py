@@ -6,12 +6,12 @@ import os
 import time
 
 from zmqbus import naming
-from zmqbus.cli.common import Parser, fail, own_session, print_json
+from zmqbus.cli.common import Parser, fail, own_session, print_json, settings_of_session
 from zmqbus.client.bus import observer
 from zmqbus.client.launch import broker_pid
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Session
-from zmqbus.settings import Settings, find_project, load
+from zmqbus.settings import Settings, find_project
 
 HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID")
 #: With --all: messages that wait for the session.
@@ -29,8 +29,8 @@ def main(argv: list[str], *, own: bool = False) -> int:
     parser.add_port()
     parser.set_defaults(own=own, all=False, project=False)
     options = parser.parse_args(argv)
-    settings = load({"port": options.port})
     try:
+        settings = settings_of_session({"port": options.port})
         if options.own:
             return _own(settings, as_json=options.json)
         state, _ = own_session(settings)

@@ -11,13 +11,13 @@ from argparse import ArgumentTypeError
 from typing import Any
 
 from zmqbus import protocol
-from zmqbus.cli.common import Parser, act_as_session, fail, print_json
+from zmqbus.cli.common import Parser, act_as_session, fail, print_json, settings_of_session
 from zmqbus.client import bodies
 from zmqbus.client.bus import BroadcastReceipt, Bus, Receipt, guest
 from zmqbus.errors import InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.naming import check_name
 from zmqbus.protocol import Scope
-from zmqbus.settings import Settings, find_project, load
+from zmqbus.settings import Settings, find_project
 
 #: How long `--wait` waits for an answer when no number is given.
 WAIT_S = 120.0
@@ -36,8 +36,8 @@ def main(argv: list[str], *, broadcast: bool = False) -> int:
     to_many = bool(options.all or options.project or options.topic)
     if options.wait is not None and (to_many or "," in (options.to or "")):
         parser.error("--wait takes one receiver: a name after --to, or a group")
-    settings = load({"port": options.port})
     try:
+        settings = settings_of_session({"port": options.port})
         body = _body(options)
         body = bodies.from_text(body, to_many=to_many)
         if options.sender:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -53,7 +53,8 @@ class Bus:
 
     def __init__(self, settings: Settings, persona: core.Persona, taken: TakenIds | None = None) -> None:
         """`taken`: what was taken before, where that is remembered for longer than this bus lives."""
-        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__, taken))
+        self._taken = TakenIds() if taken is None else taken
+        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__, self._taken))
         self._new_id = protocol.IdMaker()
         self._answers: dict[str, protocol.Receipt | protocol.Tally | errors.ZmqbusError] = {}
         self._responses: dict[str, protocol.Envelope | errors.ZmqbusError] = {}
@@ -171,6 +172,15 @@ class Bus:
                 return
             self._until(lambda: bool(self._incoming) or ref in self._responses)
 
+    def mark_read(self, msg_ids: Sequence[str]) -> None:
+        """Marks messages read that were only peeked at, for good: whatever happens now, they are not handed out again.
+        The broker hears of it from `settle`, or whenever it offers them."""
+        self._taken.add_all(msg_ids)
+
+    def settle(self) -> None:
+        """Has the broker offer the unread messages, so that those marked as read leave the mailbox."""
+        next(self.unread(peek=False))
+
     # --- asking the broker
 
     def sessions(self, *, everyone: bool = False) -> list[protocol.Session]:
@@ -195,9 +205,10 @@ class Bus:
             raise response
         return response
 
-    @property
-    def welcome(self) -> protocol.Welcome | None:
-        """What the broker said at the door."""
+    def meet(self) -> protocol.Welcome:
+        """Waits until the broker is there; returns what it said at the door."""
+        self._until(lambda: self._link.core.phase is core.Phase.READY)
+        assert self._link.core.welcome is not None
         return self._link.core.welcome
 
     # --- driving

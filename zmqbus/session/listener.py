@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 import zmqbus
 from zmqbus import errors, naming, protocol
-from zmqbus.client import bodies, core
+from zmqbus.client import core
 from zmqbus.client.link import Link
 from zmqbus.process import Process, is_alive, process_of
 from zmqbus.protocol import Role
-from zmqbus.record import JournalError
-from zmqbus.session.notify import Note, Pacer, bus_line
+from zmqbus.session.notes import note_of
+from zmqbus.session.notify import Pacer, bus_line
 from zmqbus.session.shown import Shown
 from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
 from zmqbus.settings import Settings
@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     project: str
     owner: Process
     identity: Identity | None  #: of an earlier listener of this owner
+    away: bool = False  #: to join, and leave at once
 
 
 class _Ended(Exception):
@@ -166,7 +167,7 @@ class Listener:
     def _deal(self, link: Link, effect: core.Effect) -> None:
         match effect:
             case core.Hand(message):
-                self._pacer.add(time.monotonic(), self._note(message))
+                self._pacer.add(time.monotonic(), note_of(message, self._settings.paths.log))
             case core.TakeBack():
                 self._pacer.forget()
             case core.Welcomed(welcome):
@@ -181,6 +182,10 @@ class Listener:
     def _welcomed(self, link: Link, welcome: protocol.Welcome) -> None:
         self._trace(f"connected as {welcome.name}, {welcome.waiting} waiting")
         self._tries = 0  # it may have to look for a name again, at the next broker
+        if self._plan.away:
+            self._persona = self._persona._replace(name=welcome.name)
+            self._remember()
+            raise _Ended(0, f"joined as '{welcome.name}' without a listener; what arrives waits: zmqbus inbox")
         self._show(welcome.name)
         if not link.patient:
             # From here on a broker that goes away is waited for, however long it takes.
@@ -216,11 +221,19 @@ class Listener:
     def _client(self) -> core.ClientCore:
         return core.ClientCore(self._persona, zmqbus.__version__, self._shown)
 
+    def _remember(self) -> None:
+        """Tells the next listener of this owner who this session is."""
+        persona = self._persona
+        assert persona.session_id and persona.token
+        self._lock.remember(
+            Identity(persona.session_id, persona.token, persona.name, persona.label, self._settings.port)
+        )
+
     def _show(self, name: str) -> None:
         """Tells the helpers, and the next listener of this owner, who this session is."""
         self._persona = persona = self._persona._replace(name=name)
         assert persona.session_id and persona.token
-        self._lock.remember(Identity(persona.session_id, persona.token, name, persona.label))
+        self._remember()
         self._lock.write_state(
             SessionState(
                 session_id=persona.session_id,
@@ -240,26 +253,6 @@ class Listener:
         )
 
     # --- lines
-
-    def _note(self, message: core.Incoming) -> Note:
-        try:
-            body = bodies.load(message, self._settings.paths.log)
-            text = bodies.as_text(message.fmt, body)
-        except JournalError as error:
-            text = f"(the text cannot be read from messages.log: {error})"
-            body = text.encode()
-        return Note(
-            msg_id=message.msg_id,
-            from_session=message.from_session,
-            from_name=message.from_name,
-            from_label=message.from_label,
-            text=text,
-            reply_to=message.reply_to,
-            to=bodies.audience(message),
-            age_s=message.age_s if message.age_s >= 0 else None,
-            size_bytes=len(body),
-            tag=message.ticket,
-        )
 
     def _flush(self, link: Link) -> None:
         """Writes what may be written now, and acknowledges what has been."""

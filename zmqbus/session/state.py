@@ -12,10 +12,11 @@ Two files below `<data>/clients` belong to a session, named after the pid of its
 * `<pid>.session`: what helpers need to act as the session. Replaced as a whole, so nobody ever reads half of one, and
   removed when the listener ends. After a `kill -9` it stays: then it is stale, and whoever finds it removes it.
 
-(A third, `<pid>.shown`, is the business of `zmqbus.session.shown`; like the lock file it stays while the owner lives.)
+(`<pid>.shown` is the business of `zmqbus.session.shown`, `<pid>.options` that of `zmqbus.session.options`. Like the
+lock file they stay while the owner lives.)
 
-Both hold the start time of the owner. A pid comes back one day; what was written for an earlier process with this pid
-counts as not there.
+All but `.shown` hold the start time of the owner. A pid comes back one day; what was written for an earlier process
+with this pid counts as not there.
 
 Rules that keep the races out:
 
@@ -55,10 +56,11 @@ RETRY_S = 0.002
 #: State and identity are some 1 KiB, two paths of 4 KiB at most. Larger ones are not ours.
 MAX_STATE_BYTES = 64 * 1024
 
-_LOCK, _STATE, _DRAFT = ".lock", ".session", ".session.tmp"
-#: `zmqbus.session.shown` writes these two.
-_SHOWN, _SHOWN_DRAFT = ".shown", ".shown.tmp"
-_OWNED = re.compile(r"([1-9][0-9]{0,9})(?:\.lock|(?:\.session|\.shown)(?:\.tmp)?)", re.ASCII)
+_LOCK, _STATE, _TMP = ".lock", ".session", ".tmp"
+_DRAFT = _STATE + _TMP
+#: `zmqbus.session.options` and `zmqbus.session.shown` write these.
+_OPTIONS, _SHOWN = ".options", ".shown"
+_OWNED = re.compile(r"([1-9][0-9]{0,9})(?:\.lock|(?:\.session|\.shown|\.options)(?:\.tmp)?)", re.ASCII)
 
 
 class SessionState(NamedTuple):
@@ -86,6 +88,7 @@ class Identity(NamedTuple):
     token: str
     name: str | None
     label: str | None
+    port: int | None = None  #: of the broker that it was on; None: written by a release that did not say so
 
 
 class AlreadyListening(LocalError):
@@ -245,6 +248,27 @@ def find_session(data_dir: str, owner: Process, ancestors: Iterable[Process] = (
     return None, stale
 
 
+def find_away(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) -> tuple[Process, Identity] | None:
+    """The session of `owner`, else of the first of `ancestors` that has one, if it has no listener; and whose it is.
+
+    None: there was none yet, or its listener is there or just beginning. Raises as `load_state` does.
+    """
+    paths = Paths(data_dir)
+    for process in (owner, *ancestors):
+        path = _file(paths, process.pid, _LOCK)
+        try:
+            fd = open_file(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            identity = _read_identity(fd, process.started)
+        finally:
+            os.close(fd)
+        if identity is not None and identity.name is not None:
+            return None if _is_held(path) else (process, identity)
+    return None
+
+
 def reap(data_dir: str, table: ProcessTable | None = None) -> list[str]:
     """Removes the files of owners that have died, and returns their names. What a listener still holds stays.
 
@@ -335,7 +359,9 @@ def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[s
         if not flock(fd, path, fcntl.LOCK_SH) or (table is not None and _owner_lives(data_dir, pid, fd, table)):
             return []
         # The lock goes last: as long as it is there, it tells whose the others are.
-        suffixes = (_STATE, _DRAFT) if table is None else (_STATE, _DRAFT, _SHOWN, _SHOWN_DRAFT, _LOCK)
+        suffixes = [_STATE, _DRAFT]
+        if table is not None:
+            suffixes += [_SHOWN, _SHOWN + _TMP, _OPTIONS, _OPTIONS + _TMP, _LOCK]
         removed = [suffix for suffix in suffixes if unlink(_file(paths, pid, suffix))]
         return [f"{pid}{suffix}" for suffix in removed if suffix != _LOCK or had_lock]
     finally:
@@ -344,9 +370,10 @@ def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[s
 
 def _owner_lives(data_dir: str, pid: int, lock_fd: int, table: ProcessTable) -> bool:
     started: set[str] = set()
-    record = parse(_head_line(lock_fd))
-    if isinstance(record, Mapping) and isinstance(record.get("owner_started"), str):
-        started.add(record["owner_started"])
+    options = load_json(_file(Paths(data_dir), pid, _OPTIONS), MAX_STATE_BYTES)
+    for record in (parse(_head_line(lock_fd)), options):
+        if isinstance(record, Mapping) and isinstance(record.get("owner_started"), str):
+            started.add(record["owner_started"])
     state = load_state(data_dir, pid)
     if state is not None:
         started.add(state.owner_started)
@@ -375,9 +402,9 @@ def _read_identity(fd: int, owner_started: str) -> Identity | None:
     record = parse(_head_line(fd))
     if not isinstance(record, dict) or record.get("owner_started") != owner_started:
         return None
-    session_id, token, name, label = (record.get(field) for field in Identity._fields)
+    session_id, token, name, label, port = (record.get(field) for field in Identity._fields)
     if not (isinstance(session_id, str) and session_id and isinstance(token, str) and token):
         return None
     if not (isinstance(name, str | None) and isinstance(label, str | None)):
         return None
-    return Identity(session_id, token, name, label)
+    return Identity(session_id, token, name, label, port if type(port) is int and 0 < port <= MAX_PORT else None)

@@ -1,0 +1,125 @@
+"""`auto_start.py`, `zmqbus auto-start`: whether the plugin's monitor starts with the session, or with the skill.
+
+The answer is one field of the plugin's `monitors/monitors.json`, which belongs to Claude Code and to its user: all that
+else stands in it is left as it is, and it is replaced as a whole, so that nobody ever reads half of it.
+
+Which plugin, is told by where this script was started: links are not followed, since a stand-alone skill may be a link
+into a plugin that is not in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from zmqbus.errors import ZmqbusError
+
+PLUGIN = "inter-session"
+MONITOR = "inter-session"
+ALWAYS = "always"
+ON_SKILL = f"on-skill-invoke:{PLUGIN}"
+#: Ours has 300 bytes; others may add monitors of their own.
+MAX_BYTES = 1024 * 1024
+
+_WHEN = {
+    ALWAYS: "on: the monitor starts with every session",
+    ON_SKILL: "off: the monitor starts when a session uses the skill inter-session",
+}
+_STAND_ALONE = (
+    "auto-start: nothing to switch: this is no installed plugin but a stand-alone skill or a checkout, and has no "
+    "monitor of its own; /inter-session connect starts one"
+)
+
+
+class MonitorsError(ZmqbusError):
+    """monitors.json cannot be read or written."""
+
+    code = "auto_start"
+
+
+def main(argv: list[str]) -> int:
+    """Tells or switches; 0 also where there is nothing to switch."""
+    # Not the parser of the other commands: they need the dependencies, and this does not.
+    parser = argparse.ArgumentParser(
+        prog="zmqbus auto-start", allow_abbrev=False, description="Whether the plugin's monitor starts with a session."
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--status", action="store_true", help="tell (the default)")
+    what.add_argument("--on", action="store_true", help="start it with every session")
+    what.add_argument("--off", action="store_true", help="start it when the skill is used")
+    options = parser.parse_args(argv)
+    root = find_plugin(sys.argv[0])
+    if root is None:
+        print(_STAND_ALONE)
+        return 0
+    path = os.path.join(root, "monitors", "monitors.json")
+    try:
+        monitors = _read(path)
+        monitor = _ours(monitors, path)
+        before = monitor.get("when")
+        wanted = ALWAYS if options.on else ON_SKILL if options.off else before
+        if wanted != before:
+            monitor["when"] = wanted
+            _write(path, monitors)
+    except MonitorsError as error:
+        print(f"error: {error.code}: {error}", file=sys.stderr)
+        return 1
+    print(f"auto-start is {_WHEN.get(str(wanted), f'set to {wanted!r}, which this release does not know')}")
+    if wanted != before:
+        print("run /reload-plugins to apply it; an update of the plugin sets it back to off")
+    return 0
+
+
+def find_plugin(script: str) -> str | None:
+    """The root of the plugin that a script in its `bin/`, or in that of its skill, belongs to; None: of no plugin."""
+    place = os.path.dirname(os.path.dirname(os.path.abspath(script)))
+    for root in (place, os.path.dirname(os.path.dirname(place))):
+        try:
+            with open(os.path.join(root, ".claude-plugin", "plugin.json"), encoding="utf-8") as file:
+                if json.load(file)["name"] == PLUGIN:
+                    return root
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _read(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.loads(file.read(MAX_BYTES))
+    except OSError as error:
+        raise MonitorsError(f"cannot read {path}: {error.strerror}; install the plugin anew") from None
+    except ValueError as error:
+        raise MonitorsError(f"{path} is not JSON ({error}); mend it, or install the plugin anew") from None
+
+
+def _ours(monitors: Any, path: str) -> dict[str, Any]:
+    for monitor in monitors if isinstance(monitors, list) else ():
+        if isinstance(monitor, dict) and monitor.get("name") == MONITOR:
+            return monitor
+    raise MonitorsError(f"{path} has no monitor named '{MONITOR}'; mend it, or install the plugin anew")
+
+
+def _write(path: str, monitors: Any) -> None:
+    path = os.path.realpath(path)
+    draft = f"{path}.{os.getpid()}.tmp"
+    try:
+        mode = os.stat(path).st_mode & 0o777
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(monitors, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(draft, path)
+    except OSError as error:
+        try:
+            os.unlink(draft)
+        except OSError:
+            pass  # there is none: it is what could not be made
+        raise MonitorsError(
+            f"cannot write {path}: {error.strerror}; make it and its directory writable and free some space; "
+            "nothing was changed"
+        ) from None

@@ -1,0 +1,30 @@
+"""From the message that came to the note that is shown: the two halves that `notify`, which is pure, does not know."""
+
+from __future__ import annotations
+
+from zmqbus.client import bodies
+from zmqbus.client.core import Incoming
+from zmqbus.record import JournalError
+from zmqbus.session.notify import Note
+
+
+def note_of(message: Incoming, log_path: str) -> Note:
+    """What to show of a message. Where its text is in the log and cannot be read there, the note says so."""
+    try:
+        body = bodies.load(message, log_path)
+        text = bodies.as_text(message.fmt, body)
+    except JournalError as error:
+        text = f"(the text cannot be read from messages.log: {error})"
+        body = text.encode()
+    return Note(
+        msg_id=message.msg_id,
+        from_session=message.from_session,
+        from_name=message.from_name,
+        from_label=message.from_label,
+        text=text,
+        reply_to=message.reply_to,
+        to=bodies.audience(message),
+        age_s=message.age_s if message.age_s >= 0 else None,
+        size_bytes=len(body),
+        tag=message.ticket,
+    )
