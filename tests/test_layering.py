@@ -96,7 +96,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.common": "real/test_send.py",
     "cli.connect": "real/test_listener.py",
     "cli.disconnect": "real/test_list.py",
-    "cli.hook": "plugin/test_hook.py",
+    "cli.hook": "real/test_hook.py",
     "cli.inbox": "real/test_list.py",
     "cli.list": "real/test_list.py",
     "cli.main": "real/test_list.py",
