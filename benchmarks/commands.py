@@ -96,14 +96,17 @@ def stage() -> Iterator[dict[str, str]]:
             run([sys.executable, f"{ROOT}/bin/zmqbus", "broker", "--stop"], environ)
 
 
-def run(command: list[str], environ: dict[str, str]) -> float:
-    """Wall-clock seconds of a whole process."""
-    began_s = time.perf_counter()
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
-    # Without a timeout: with one, `subprocess` polls with sleeps that double, and every figure is a power of two.
-    if process.wait():
-        raise SystemExit(f"{command} ended with status {process.returncode}")
-    return time.perf_counter() - began_s
+def run(command: list[str], environ: dict[str, str], given: str = "") -> float:
+    """Wall-clock seconds of a whole process; `given` is what it reads."""
+    with tempfile.TemporaryFile("w+") as stdin:
+        stdin.write(given)
+        stdin.seek(0)
+        began_s = time.perf_counter()
+        process = subprocess.Popen(command, env=environ, stdin=stdin, stdout=subprocess.DEVNULL)
+        # Without a timeout: with one, `subprocess` polls with sleeps that double, and every figure is a power of two.
+        if process.wait():
+            raise SystemExit(f"{command} ended with status {process.returncode}")
+        return time.perf_counter() - began_s
 
 
 def status_kib(pid: int, field: str) -> int:
@@ -138,7 +141,24 @@ def main() -> int:
             "send.py, delivered": lambda listener: run(send(listener), environ),
             "send.py, until the line has come": lambda listener: until_line(listener),
             "list.py": lambda _: run([sys.executable, f"{ROOT}/bin/list.py"], environ),
+            "hook.py, a listener runs": lambda listener: hook(listener.agent.pid, "UserPromptSubmit"),
+            "hook.py, none runs, and nothing waits": lambda _: hook(away, "UserPromptSubmit"),
+            "hook.py, none runs, and a message waits": lambda _: with_mail(),
+            "hook.py, at the start of a session": lambda listener: hook(listener.agent.pid, "SessionStart"),
         }
+        away = os.getpid()  # the owner of a session that has joined without a listener: this very process
+
+        def as_owner(pid: int) -> dict[str, str]:
+            return {**environ, "INTER_SESSION_PPID_OVERRIDE": str(pid)}
+
+        run([sys.executable, f"{ROOT}/bin/client.py", "--away", "--name", "away"], as_owner(away))
+
+        def hook(owner: int, event: str) -> float:
+            return run([sys.executable, f"{ROOT}/bin/hook.py"], as_owner(owner), f'{{"hook_event_name": "{event}"}}')
+
+        def with_mail() -> float:
+            run([sys.executable, f"{ROOT}/bin/send.py", "--as", "bench", "--to", "away", "--text", "hello"], environ)
+            return hook(away, "UserPromptSubmit")
 
         def until_line(listener: Listener) -> float:
             began_s = time.perf_counter()
