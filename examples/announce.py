@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from zmqbus import settings
 from zmqbus.client import bodies
-from zmqbus.client.bus import guest
+from zmqbus.client.command import guest
 from zmqbus.errors import ZmqbusError
 
 

@@ -5,6 +5,7 @@ The branches answer the question a caller has when something goes wrong: *who ha
 * `LocalError`: the caller. What it passed in, or what it has set up, cannot work; nothing left the process.
 * `DeliveryError`: nobody is broken, but this message cannot go where it was to go (or not now).
 * `BrokerError`: the bus. The broker cannot be reached, will not have us, or cannot do its work.
+* `RemoteError`: the handler that was asked.
 * `ProtocolError`: the peer on the wire broke docs/protocol.md. Never shown to users; the shell that reads the
   socket turns it into a refusal for the one who caused it.
 
@@ -92,6 +93,42 @@ class Timeout(DeliveryError, TimeoutError):
     code = "timeout"
 
 
+class Poisoned(DeliveryError):
+    """A request that several workers have died with, one after the other, is given to no more of them."""
+
+    code = "poisoned"
+
+
+class Overloaded(LocalError):
+    """More is outstanding than a program may have; take some answers first."""
+
+    code = "overloaded"
+
+
+class ForkedBus(LocalError):
+    """A bus is used in a child of the process that opened it."""
+
+    code = "forked"
+
+
+class RemoteError(ZmqbusError):
+    """The handler at the other end has raised an exception: its type, text and traceback.
+
+    A branch of its own: nothing was wrong with the bus, nor with the message.
+    """
+
+    code = "remote_error"
+
+    def __init__(self, kind: str, text: str, traceback: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind  #: name of the exception's class
+        self.text = text  #: what `str(error)` was
+        self.traceback = traceback  #: as Python prints it
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
+        return RemoteError, (self.kind, self.text, self.traceback)
+
+
 class BrokerError(ZmqbusError):
     """The broker is the one that cannot, or will not."""
 
@@ -141,6 +178,7 @@ BY_CODE: dict[str, type[ZmqbusError]] = {
         NotConnected,
         BrokerUnavailable,
         Timeout,
+        Poisoned,
         ProtocolError,
     )
 }

@@ -234,6 +234,52 @@ class Stop(NamedTuple):
     ref: str
 
 
+class Request(NamedTuple):
+    """Hand this to one worker of the group. Answered by RESULT or REFUSED, with this id, and by nothing before that.
+
+    `patient`: it may wait until the group has a worker; else it is refused where there is none. `again`: as in SEND.
+    """
+
+    msg_id: str
+    group: str
+    fmt: int
+    patient: bool
+    again: bool
+    body: bytes
+
+
+class Withdraw(NamedTuple):
+    """I wait for the answers to these requests no longer. Not answered."""
+
+    msg_ids: tuple[str, ...]
+
+
+class Offer(NamedTuple):
+    """I work for my groups, and hold up to `credit` unanswered requests at a time; 0: I take no more. Not answered.
+
+    The first one of a connection names what its worker has from before: requests that it is `holding`, and requests
+    that it has `answered`, perhaps to nobody, and whose answers it can give again. Later ones leave both empty.
+    """
+
+    credit: int
+    holding: tuple[str, ...]
+    answered: tuple[str, ...]
+
+
+class Answer(NamedTuple):
+    """The answer to a WORK. Not answered itself."""
+
+    msg_id: str
+    fmt: int
+    body: bytes
+
+
+class Unawait(NamedTuple):
+    """The answers to these messages of mine, which I have AWAITed, are awaited no longer. Not answered."""
+
+    msg_ids: tuple[str, ...]
+
+
 # --- broker → client --------------------------------------------------------------------------------------------
 
 
@@ -394,6 +440,40 @@ class Health(NamedTuple):
     figures: tuple[tuple[Any, ...], ...]
 
 
+class Work(NamedTuple):
+    """A request for you, to be answered by ANSWER. `tries`: how many workers have gone with it before."""
+
+    msg_id: str
+    from_session: str
+    from_name: str
+    from_label: str | None
+    group: str
+    fmt: int
+    ts: float
+    tries: int
+    pointer: tuple[int, ...] | None
+    body: bytes
+
+
+class Result(NamedTuple):
+    """The answer to your REQUEST `msg_id`, from this worker. `answer_id` is its own id, in the journal."""
+
+    msg_id: str
+    answer_id: str
+    from_session: str
+    from_name: str
+    fmt: int
+    ts: float
+    pointer: tuple[int, ...] | None
+    body: bytes
+
+
+class Withdrawn(NamedTuple):
+    """Nobody wants your answers to these any more: they do not count as held."""
+
+    msg_ids: tuple[str, ...]
+
+
 Envelope: TypeAlias = (
     Hello
     | Bye
@@ -409,6 +489,11 @@ Envelope: TypeAlias = (
     | Recalled
     | Status
     | Stop
+    | Request
+    | Withdraw
+    | Offer
+    | Answer
+    | Unawait
     | Welcome
     | Refused
     | Expired
@@ -425,6 +510,9 @@ Envelope: TypeAlias = (
     | Beat
     | Fetched
     | Health
+    | Work
+    | Result
+    | Withdrawn
 )
 
 #: The verbs' numbers. Never reused; 1–31 go to the broker, 32–63 come from it.
@@ -443,6 +531,11 @@ VERBS: dict[int, type[Any]] = {
     12: Status,
     13: Stop,
     14: Await,
+    15: Request,
+    16: Withdraw,
+    17: Offer,
+    18: Answer,
+    19: Unawait,
     32: Welcome,
     33: Refused,
     34: Expired,
@@ -459,6 +552,9 @@ VERBS: dict[int, type[Any]] = {
     45: Beat,
     46: Fetched,
     47: Health,
+    48: Work,
+    49: Result,
+    50: Withdrawn,
 }
 
 

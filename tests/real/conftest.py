@@ -24,7 +24,8 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from zmqbus.client.bus import Receipt, guest
+from zmqbus.client.command import guest
+from zmqbus.client.messages import Receipt
 from zmqbus.settings import load
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -9,8 +9,8 @@ import pytest
 from tests.real.conftest import Bus, ListenerProcess, wait_until
 from zmqbus import protocol
 from zmqbus.client import core
-from zmqbus.client.bus import Bus as Link
-from zmqbus.client.bus import Receipt
+from zmqbus.client.command import CommandBus as Link
+from zmqbus.client.messages import Receipt
 from zmqbus.process import is_alive, process_of
 from zmqbus.protocol import Role
 from zmqbus.session.shown import Shown

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tests.soak.history import EVERYONE, make_text
 from tests.soak.wire import Wire, notes_to, void
 from zmqbus.cli.common import act_as_session
-from zmqbus.client.bus import Bus, guest
+from zmqbus.client.command import CommandBus, guest
 from zmqbus.errors import NotConnected, ZmqbusError
 from zmqbus.protocol import Receipt, Scope, State, Tally
 from zmqbus.settings import load
@@ -115,13 +115,13 @@ class Player:
             except ZmqbusError as error:
                 self._notes.write("x", f"{error.code} {error}")
 
-    def _open(self) -> Bus:
+    def _open(self) -> CommandBus:
         settings = load()
         bus = act_as_session(settings)[1] if self._plan.as_session else guest(settings, self._plan.name)
         self._runs += 1
         return bus
 
-    def _play(self, bus: Bus) -> None:
+    def _play(self, bus: CommandBus) -> None:
         run = self._plan.incarnation * RUNS_A_PROCESS + self._runs
         self._notes.write("o", str(run))
         bus._answers = _Answers(self._notes)  # type: ignore[assignment]
@@ -158,7 +158,7 @@ class Player:
         while pending and time.monotonic() < end_s:
             self._hear(bus, pending, len(pending) - 1)
 
-    def _hear(self, bus: Bus, pending: deque[str], room: int) -> None:
+    def _hear(self, bus: CommandBus, pending: deque[str], room: int) -> None:
         """Waits until no more than `room` are under way. A refusal has been noted; whatever else comes is raised."""
         while pending and (len(pending) > room or pending[0] in bus._answers):
             try:

@@ -9,7 +9,7 @@ import time
 from zmqbus import protocol
 from zmqbus.cli.common import FAILED, Parser, fail, print_json, settings_of_session
 from zmqbus.client import launch
-from zmqbus.client.bus import observer
+from zmqbus.client.command import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import is_alive, process_of
 from zmqbus.settings import Settings

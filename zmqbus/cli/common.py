@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from zmqbus.client import core
-from zmqbus.client.bus import Bus
+from zmqbus.client.command import CommandBus
 from zmqbus.errors import NotConnected, Timeout, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.protocol import Role
@@ -77,7 +77,7 @@ def own_session(settings: Settings) -> tuple[SessionState | None, bool]:
     return find_session(settings.data_dir, owner, others)
 
 
-def act_as_session(settings: Settings) -> tuple[SessionState, Bus]:
+def act_as_session(settings: Settings) -> tuple[SessionState, CommandBus]:
     """A bus on which this command acts as its session. Raises `NotConnected` where there is none.
 
     The session's own port is used: its state file knows better than this shell's environment.
@@ -90,7 +90,7 @@ def act_as_session(settings: Settings) -> tuple[SessionState, Bus]:
     return state, act_as(settings, owner, identity, state.cwd, state.project)
 
 
-def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, project: str) -> Bus:
+def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, project: str) -> CommandBus:
     """A bus on which this command acts as the session of `owner`, whether a listener of it runs or not."""
     persona = core.Persona(
         role=Role.HELPER,
@@ -104,10 +104,10 @@ def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, pro
         owner=f"{owner.pid}:{owner.started}",
     )
     shown = Shown(settings.data_dir, owner.pid, identity.session_id)
-    return Bus(settings._replace(port=identity.port or settings.port), persona, shown)
+    return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown)
 
 
-def read_as_session(settings: Settings) -> Bus:
+def read_as_session(settings: Settings) -> CommandBus:
     """A bus on which this command reads what waits for its session; that one may be away.
 
     Raises `NotConnected` where this owner never had one.

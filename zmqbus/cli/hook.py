@@ -39,7 +39,7 @@ from zmqbus.session.state import Identity, find_away, find_session, reap
 from zmqbus.settings import Settings, find_project, load
 
 if TYPE_CHECKING:
-    from zmqbus.client.bus import Bus
+    from zmqbus.client.command import CommandBus
 
 #: A session is held up for no longer than 0.2 s, of which the interpreter's start takes up to 0.05.
 BUDGET_S = 0.15
@@ -162,7 +162,7 @@ def _waiting(settings: Settings, owner: Process, identity: Identity) -> str:
     return f" {count} unread message{'s wait' if count > 1 else ' waits'}: zmqbus inbox"
 
 
-def _bus(settings: Settings, owner: Process, identity: Identity) -> Bus:
+def _bus(settings: Settings, owner: Process, identity: Identity) -> CommandBus:
     """A bus on which to act as the session; starts no broker. Raises `BrokerUnavailable` if none runs."""
     from zmqbus.cli import common
     from zmqbus.client import launch

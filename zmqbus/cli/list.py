@@ -7,7 +7,7 @@ import time
 
 from zmqbus import naming
 from zmqbus.cli.common import Parser, fail, own_session, print_json, settings_of_session
-from zmqbus.client.bus import observer
+from zmqbus.client.command import observer
 from zmqbus.client.launch import broker_pid
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Session

@@ -13,7 +13,8 @@ from typing import Any
 from zmqbus import protocol
 from zmqbus.cli.common import Parser, act_as_session, fail, print_json, settings_of_session
 from zmqbus.client import bodies
-from zmqbus.client.bus import BroadcastReceipt, Bus, Receipt, guest
+from zmqbus.client.command import CommandBus, guest
+from zmqbus.client.messages import BroadcastReceipt, Receipt
 from zmqbus.errors import InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.naming import check_name
 from zmqbus.protocol import Scope
@@ -109,7 +110,7 @@ def _body(options: Any) -> str | bytes:
         raise InvalidPayload(f"cannot read {options.text_file}: {error.strerror}; check --text-file") from None
 
 
-def _send(bus: Bus, options: Any, body: bytes, project: str, settings: Settings) -> int:
+def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Settings) -> int:
     if options.reply_to is not None and not protocol.is_msg_id(options.reply_to):
         raise InvalidPayload("--reply-to takes the id of a message: 8 to 12 lower-case letters and digits")
     targets, scope = _targets(options, project)
@@ -158,7 +159,7 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
     return list(targets), Scope.SESSION
 
 
-def _wait(bus: Bus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
+def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
     """Prints the answer's text, and only then tells the broker that it has been taken."""
     answer = bus.answer_to(receipt.msg_id, options.wait)
     text = bodies.as_text(answer.fmt, bodies.load(answer, settings.paths.log))

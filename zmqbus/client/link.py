@@ -2,6 +2,9 @@
 
 `pump` is the whole of it: wait for something, let the core decide, do what concerns the sockets, and return what
 concerns the application. It holds no thread; whoever owns a `Link` calls `pump`, from one thread.
+
+Whoever waits in another way (`driver` does, with a lock that may not be held while it waits) polls `descriptors()` for
+`wait_s()`, and then calls `drain` until nothing is left: ZeroMQ's descriptors tell of a change, not of a state.
 """
 
 from __future__ import annotations
@@ -177,12 +180,30 @@ class Link:
 
         Returns the effects for the application, which may be none. Raises `PortHeld` or `BrokerUnavailable` as `open`.
         """
-        now_s = time.monotonic()
-        wait_s = self._wait_s(now_s)
+        wait_s = self.wait_s()
         if timeout_s is not None:
             wait_s = min(wait_s, timeout_s)
         # Rounded up: a poll that ends a fraction early would turn into a spin until the time has come.
-        ready = dict(self._poller.poll(int(max(0.0, wait_s) * 1000 + 0.999)))
+        return self._turn(dict(self._poller.poll(int(max(0.0, wait_s) * 1000 + 0.999))))
+
+    def descriptors(self) -> tuple[int, ...]:
+        """What to poll for input. They change when the session is welcomed."""
+        sockets = (self._dealer, self._monitor, self._subscriber)
+        return tuple(socket.fileno() for socket in sockets if socket is not None)
+
+    def wait_s(self) -> float:
+        """How long there is nothing to do, if nothing comes."""
+        now_s = time.monotonic()
+        if self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
+            return min(self._next_launch_s - now_s, self.core.next_tick_s(now_s))
+        return self.core.next_tick_s(now_s)
+
+    def drain(self) -> tuple[list[core.Effect], bool]:
+        """Deals with what is there, without waiting; and says whether there may be more. Raises as `pump`."""
+        ready = dict(self._poller.poll(0))
+        return self._turn(ready), bool(ready)
+
+    def _turn(self, ready: dict[object, int]) -> list[core.Effect]:
         now_s = time.monotonic()
         found: list[core.Effect] = []
         if self._monitor in ready:
@@ -200,11 +221,6 @@ class Link:
         if not found and self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
             self._look_for_broker(now_s)
         return found
-
-    def _wait_s(self, now_s: float) -> float:
-        if self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
-            return min(self._next_launch_s - now_s, self.core.next_tick_s(now_s))
-        return self.core.next_tick_s(now_s)
 
     # --- sockets
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from zmqbus import errors, protocol
-from zmqbus.client import bus
-from zmqbus.client.bus import BroadcastReceipt, Bus
+from zmqbus.client import command
+from zmqbus.client.command import CommandBus
 from zmqbus.client.core import Incoming, Persona
+from zmqbus.client.messages import BroadcastReceipt, Receipt
 from zmqbus.protocol import Role
 from zmqbus.settings import Settings, load
 
@@ -29,19 +30,19 @@ def persona(name: str, role: Role = Role.PROGRAM) -> Persona:
     return Persona(role, f"{name}-id", f"{name}-token", name, None, "/p", "/p", 1, "1:1", ("deploys",))
 
 
-def drive(*members: Bus) -> None:
+def drive(*members: CommandBus) -> None:
     """Between calls nothing happens. This is a call, and what was said before it has arrived when it returns."""
     for member in members:
         member.sessions()
 
 
-def next_message(receiver: Bus) -> Incoming:
+def next_message(receiver: CommandBus) -> Incoming:
     receiver._until(lambda: bool(receiver._incoming))
     return receiver._incoming.popleft()
 
 
 def test_from_one_to_another_and_back(settings):
-    with Bus(settings, persona("bob")) as bob, Bus(settings, persona("alice")) as alice:
+    with CommandBus(settings, persona("bob")) as bob, CommandBus(settings, persona("alice")) as alice:
         drive(bob)
         msg_id = alice.post("bob", b"question: ready?")
         drive(alice)
@@ -50,7 +51,7 @@ def test_from_one_to_another_and_back(settings):
         bob.take(question)
         drive(bob)
         receipt = alice.outcome(msg_id)
-        assert receipt == bus.Receipt(msg_id, "delivered", "bob", "bob-id", False, 0)
+        assert receipt == Receipt(msg_id, "delivered", "bob", "bob-id", False, 0)
         large = b"x" * (protocol.INLINE_BYTES + 1)
         answer = bob.post("alice", large, reply_to=msg_id)
         drive(bob)
@@ -63,15 +64,15 @@ def test_from_one_to_another_and_back(settings):
 
 
 def test_what_waits_is_read_by_a_command(settings):
-    with Bus(settings, persona("bob")) as bob:
+    with CommandBus(settings, persona("bob")) as bob:
         drive(bob)
-    with Bus(settings, persona("alice")) as alice:
+    with CommandBus(settings, persona("alice")) as alice:
         for number in range(3):
             receipt = alice.send("bob", b"%d" % number)
             assert (receipt.state, receipt.busy) == ("queued", False)
         with pytest.raises(errors.UnknownPeer, match="bob"):
             alice.send("nobody", b"?")
-        with Bus(settings, persona("bob", Role.HELPER)) as helper:
+        with CommandBus(settings, persona("bob", Role.HELPER)) as helper:
             *peeked, end = helper.unread(peek=True)
             assert [message.body for message in peeked if isinstance(message, Incoming)] == [b"0", b"1", b"2"]
             assert isinstance(end, protocol.Fetched) and (end.sent, end.left) == (3, 0)
@@ -85,7 +86,7 @@ def test_what_waits_is_read_by_a_command(settings):
 
 
 def test_broadcasts(settings):
-    with Bus(settings, persona("bob")) as bob, Bus(settings, persona("alice")) as alice:
+    with CommandBus(settings, persona("bob")) as bob, CommandBus(settings, persona("alice")) as alice:
         drive(bob)
         msg_id = alice.post("deploys", b"freeze", scope=protocol.Scope.TOPIC)
         drive(alice)
@@ -99,7 +100,7 @@ def test_broadcasts(settings):
 
 
 def test_an_answer_comes_to_the_guest_that_waits_for_it(settings):
-    with Bus(settings, persona("bob")) as bob, bus.guest(settings, "cron") as guest:
+    with CommandBus(settings, persona("bob")) as bob, command.guest(settings, "cron") as guest:
         drive(bob)
         msg_id = guest.post("bob", b"ready?", await_answer=True)
         drive(guest)
@@ -120,7 +121,7 @@ def test_many_pipelined_come_in_order(settings):
     count = 3_000  # three windows
 
     def receive() -> None:
-        with Bus(settings, persona("bob")) as bob:
+        with CommandBus(settings, persona("bob")) as bob:
             drive(bob)
             there.set()
             while len(got) < count:
@@ -133,7 +134,7 @@ def test_many_pipelined_come_in_order(settings):
     thread.start()
     try:
         assert there.wait(PATIENCE_S)
-        with Bus(settings, persona("alice")) as alice:
+        with CommandBus(settings, persona("alice")) as alice:
             sent = [alice.post("bob", b"%d" % number) for number in range(count)]
             for msg_id in sent:
                 alice.outcome(msg_id)
@@ -143,16 +144,16 @@ def test_many_pipelined_come_in_order(settings):
 
 
 def test_a_taken_name_is_an_error_of_the_first_call(settings):
-    with Bus(settings, persona("bob")) as bob:
+    with CommandBus(settings, persona("bob")) as bob:
         drive(bob)
         other = persona("bob")._replace(session_id="other", token="other")
-        with Bus(settings, other) as second, pytest.raises(errors.NameTaken):
+        with CommandBus(settings, other) as second, pytest.raises(errors.NameTaken):
             second.sessions()
         assert "bob" in [row.name for row in bob.sessions()]
 
 
 def test_requests(settings):
-    with bus.observer(settings) as observer:
+    with command.observer(settings) as observer:
         health = observer.request(protocol.Status)
         assert isinstance(health, protocol.Health)
         assert dict(health.figures)["sessions"] == 0

@@ -1,6 +1,6 @@
 """The bus as blocking calls, for one thread: what the commands are made of.
 
-    with Bus(settings, persona) as bus:
+    with CommandBus(settings, persona) as bus:
         receipt = bus.send("auth", b"run the tests")
 
 Every call drives the connection itself, so there is no thread, and between calls nothing happens. A broker that dies
@@ -14,12 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple
 
 import zmqbus
 from zmqbus import errors, protocol
 from zmqbus.client import core
 from zmqbus.client.link import Link
+from zmqbus.client.messages import BroadcastReceipt, Receipt
 from zmqbus.client.taken import TakenIds
 from zmqbus.protocol import Format, Role, Scope, State
 from zmqbus.settings import Settings
@@ -28,27 +28,7 @@ from zmqbus.settings import Settings
 CONFIRM_S = 5.0
 
 
-class Receipt(NamedTuple):
-    """What became of a message to one receiver."""
-
-    msg_id: str
-    state: str  #: "delivered": the receiver's process has taken it; "queued": it is safe, and will be shown later
-    to: str  #: the receiver's name
-    session_id: str
-    busy: bool  #: queued because the receiver is connected and did not take it within a second
-    away_s: int  #: how long the receiver has been away
-
-
-class BroadcastReceipt(NamedTuple):
-    """What became of a message to many."""
-
-    msg_id: str
-    delivered: int
-    queued: int
-    full: tuple[str, ...]  #: sessions that it is not for, since their mailboxes are full
-
-
-class Bus:
+class CommandBus:
     """A connection for a command or a simple script. A context manager; not thread-safe, and not to be forked."""
 
     def __init__(self, settings: Settings, persona: core.Persona, taken: TakenIds | None = None) -> None:
@@ -62,9 +42,9 @@ class Bus:
         self._refs = 0
 
     def __repr__(self) -> str:
-        return f"<Bus {self._link!r}>"
+        return f"<CommandBus {self._link!r}>"
 
-    def __enter__(self) -> Bus:
+    def __enter__(self) -> CommandBus:
         try:
             self._link.open()
         except BaseException:
@@ -251,11 +231,11 @@ class Bus:
                     raise reason or errors.NotConnected("the session was disconnected; run /inter-session connect")
 
 
-def guest(settings: Settings, name: str) -> Bus:
+def guest(settings: Settings, name: str) -> CommandBus:
     """A bus for a script that is no session: it speaks under a name, and is not listed. Use it as a context manager."""
-    return Bus(settings, core.Persona(role=Role.GUEST, name=name, token=protocol.new_token()))
+    return CommandBus(settings, core.Persona(role=Role.GUEST, name=name, token=protocol.new_token()))
 
 
-def observer(settings: Settings) -> Bus:
+def observer(settings: Settings) -> CommandBus:
     """A bus for looking only."""
-    return Bus(settings, core.Persona(role=Role.OBSERVER))
+    return CommandBus(settings, core.Persona(role=Role.OBSERVER))

@@ -1,0 +1,263 @@
+"""Drives a `Link` for a program: one thread waits for what comes, any thread may speak.
+
+Theory of operation
+===================
+
+ZeroMQ's sockets are for one thread at a time. Here a lock sees to that, and it is never held while anybody waits: the
+driver's own thread sleeps in `poll` on the sockets' descriptors and takes the lock when something has come; whoever
+has something to say takes it, says it on the spot, and deals with whatever has come meanwhile. So a message goes out
+without a change of threads. (A descriptor of ZeroMQ's is readable when there is something to look at, not as long as
+there is something to read: whoever has touched the sockets has to look until nothing is left.)
+
+What the link brings is given to the `Application` under the lock, and acted upon outside of it: futures are resolved by
+`later`, since their callbacks are somebody else's code, and may come back here.
+
+The thread is a daemon, and joined by `close`, which an exit handler calls for whoever forgot. It does not survive a
+fork; nobody who calls in a child process gets further than `check`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from zmqbus.client import core
+from zmqbus.client.link import Link
+from zmqbus.errors import ForkedBus, NotConnected, ZmqbusError
+
+#: Looks at the sockets in a row, before others may take the lock.
+TURNS = 16
+#: The longest sleep: poll() takes milliseconds, and a clock that was set wrong should not matter for long.
+MAX_SLEEP_S = 60.0
+
+
+class Application(Protocol):
+    """What a driver is for. The first three are called under its lock: they must not block, nor call it."""
+
+    def deal(self, effect: core.Effect) -> None:
+        """Takes what the link has brought."""
+
+    def speak(self, client: core.ClientCore) -> list[core.Effect]:
+        """Says what there is to say now; asked whenever something has been dealt with."""
+
+    def due_s(self) -> float | None:
+        """When `ring` wants to be called, on the monotonic clock."""
+
+    def ring(self) -> None:
+        """The time has come. Outside of the lock."""
+
+    def ended(self, error: ZmqbusError) -> None:
+        """The link has come to an end that was not asked for. Outside of the lock, once."""
+
+
+class Driver:
+    """A link with a thread. Thread-safe."""
+
+    def __init__(self, link: Link, application: Application) -> None:
+        self._link = link
+        self._application = application
+        self._lock = threading.Lock()
+        self._later: list[Callable[[], None]] = []
+        self._pid = os.getpid()
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._asleep_until_s = 0.0  # what the thread sleeps for; 0: it does not
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Driver of {self._link!r}{', closed' if self._closing else ''}>"
+
+    # --- life
+
+    def open(self) -> core.Welcomed:
+        """Connects, in the calling thread; returns when the broker has welcomed it. Raises why it cannot."""
+        try:
+            self._link.open()
+            welcomed: core.Welcomed | None = None
+            while welcomed is None:
+                for effect in self._link.pump(None):
+                    match effect:
+                        case core.Welcomed():
+                            welcomed = effect
+                        case core.Closed(reason):
+                            raise reason or NotConnected("the session was disconnected; connect anew")
+                        case _:
+                            self._application.deal(effect)
+        except BaseException:
+            self._closing = True
+            self._dispose()
+            raise
+        self._link.patient = True  # from here on a broker that goes away is waited for, however long it takes
+        self._thread = threading.Thread(target=self._run, name=f"zmqbus {self._link.core.persona.name}", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+        self._run_later()
+        return welcomed
+
+    def close(self) -> None:
+        """Leaves in good order: what has been said is sent. Idempotent; takes at most half a second."""
+        if os.getpid() != self._pid:
+            return  # the sockets are the parent's
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        self._wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        atexit.unregister(self.close)
+
+    def check(self) -> None:
+        """Raises `ForkedBus` in a child process, `NotConnected` when closed."""
+        if os.getpid() != self._pid:
+            raise ForkedBus(
+                f"this bus was opened by process {self._pid}, and this is a child of it; connect anew in the child"
+            )
+        if self._closing:
+            raise NotConnected("the bus is closed; open another one with zmqbus.connect()")
+
+    # --- for any thread
+
+    def say(self, speak: Callable[[core.ClientCore], list[core.Effect]] | None = None) -> None:
+        """Has the core say something, and the application what it has to say, now. What `speak` raises goes to the
+        caller. Raises as `check`."""
+        error = None
+        with self._lock:
+            self.check()
+            try:
+                if speak is not None:
+                    self._perform(speak)
+                self._perform(self._application.speak)
+                if self._look():
+                    self._wake()
+            except _Over as over:
+                error = over.reason
+            until_s = self._until_s()
+        if error is not None:
+            self._end(error)
+        elif until_s < self._asleep_until_s:
+            self._wake()
+        self._run_later()
+
+    def later(self, act: Callable[[], None]) -> None:
+        """Does this when the lock is free. For `deal` and `speak`."""
+        self._later.append(act)
+
+    # --- the thread
+
+    def _run(self) -> None:
+        poller = select.poll()
+        poller.register(self._wake_reader, select.POLLIN)
+        watched: tuple[int, ...] = ()
+        error: ZmqbusError | None = None
+        while error is None:
+            with self._lock:
+                if self._closing:
+                    break
+                try:
+                    more = self._look()
+                except _Over as over:
+                    error = over.reason
+                    more = True
+                descriptors = self._link.descriptors()
+                self._asleep_until_s = 0.0 if more else self._until_s()
+            self._run_later()
+            if descriptors != watched:
+                for descriptor in watched:
+                    poller.unregister(descriptor)
+                for descriptor in descriptors:
+                    poller.register(descriptor, select.POLLIN)
+                watched = descriptors
+                continue  # something may have come before they were watched
+            # Rounded up: a poll that ends a fraction early would turn into a spin until the time has come.
+            sleep_s = max(0.0, self._asleep_until_s - time.monotonic())
+            for descriptor, _ in poller.poll(int(sleep_s * 1000 + 0.999)):
+                if descriptor == self._wake_reader:
+                    self._drain_wakes()
+            self._asleep_until_s = 0.0
+            due_s = self._application.due_s()
+            if due_s is not None and due_s <= time.monotonic():
+                self._application.ring()
+        if error is not None:
+            self._end(error)
+        self._dispose()
+        self._run_later()
+
+    def _look(self) -> bool:
+        """Deals with what has come; whether there may be more. Under the lock."""
+        for _ in range(TURNS):
+            try:
+                effects, more = self._link.drain()
+            except ZmqbusError as error:
+                raise _Over(error) from None
+            for effect in effects:
+                self._take(effect)
+            if effects:
+                self._perform(self._application.speak)
+            if not more:
+                return False
+        return True
+
+    def _perform(self, speak: Callable[[core.ClientCore], list[core.Effect]]) -> None:
+        for effect in self._link.perform(speak(self._link.core)):
+            self._take(effect)
+
+    def _until_s(self) -> float:
+        """Until when there is nothing to do, if nothing comes. Under the lock."""
+        until_s = time.monotonic() + max(0.0, min(self._link.wait_s(), MAX_SLEEP_S))
+        due_s = self._application.due_s()
+        return until_s if due_s is None else min(until_s, due_s)
+
+    def _take(self, effect: core.Effect) -> None:
+        if isinstance(effect, core.Closed):
+            raise _Over(effect.reason or NotConnected("the session was disconnected by a command; connect anew"))
+        self._application.deal(effect)
+
+    def _run_later(self) -> None:
+        while self._later:
+            with self._lock:
+                acts, self._later = self._later, []
+            for act in acts:
+                act()
+
+    def _end(self, error: ZmqbusError) -> None:
+        with self._lock:
+            first, self._closing = not self._closing, True
+        self._wake()
+        if first:
+            self._application.ended(error)
+
+    def _dispose(self) -> None:
+        with self._lock:
+            self._link.perform(self._link.core.bye())
+            self._link.close()
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
+            self._wake_writer = -1
+
+    def _wake(self) -> None:
+        try:
+            if self._wake_writer >= 0:
+                os.write(self._wake_writer, b"\0")
+        except BlockingIOError:
+            pass  # it has been woken often enough
+
+    def _drain_wakes(self) -> None:
+        try:
+            while os.read(self._wake_reader, 4096):
+                pass
+        except BlockingIOError:
+            pass
+
+
+class _Over(Exception):
+    """The link has come to an end."""
+
+    def __init__(self, reason: ZmqbusError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason

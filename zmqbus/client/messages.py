@@ -1,0 +1,283 @@
+"""What a program sends and gets: values as bodies, messages, receipts.
+
+A body is text, bytes, or any value that msgpack knows; the format travels with it, so the other end gets back what
+was given. Two kinds of values have an extension type of their own: arrays (numpy), whose memory is copied once into the
+body and not at all out of it, and what went wrong in a remote handler.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import msgpack
+
+from zmqbus import naming, protocol
+from zmqbus.client import bodies
+from zmqbus.client.core import Incoming
+from zmqbus.errors import InvalidPayload, RemoteError, ZmqbusError
+from zmqbus.protocol import Format, Scope
+from zmqbus.record import JournalError
+
+#: What a message is acknowledged with, when that is left to the program.
+Acknowledge: TypeAlias = "Callable[[Message], None]"
+
+#: Extension types of msgpack, 0 to 127. They are part of the wire between programs.
+EXT_ARRAY = 1
+EXT_ERROR = 2
+#: ext 32: any length, so an array needs no second layout for small ones.
+_EXT_32 = 0xC9
+_EXT_HEAD = struct.Struct(">BIb")
+#: So much of the end of each part of a remote error travels: its cause is told at the end.
+MAX_ERROR_CHARS = 20_000
+
+
+class Receipt(NamedTuple):
+    """What became of a message to one receiver."""
+
+    msg_id: str
+    state: str  #: "delivered": the receiver's process has taken it; "queued": it is safe, and will be shown later
+    to: str  #: the receiver's name
+    session_id: str
+    busy: bool  #: queued because the receiver is connected and did not take it within a second
+    away_s: int  #: how long the receiver has been away
+
+
+class BroadcastReceipt(NamedTuple):
+    """What became of a message to many."""
+
+    msg_id: str
+    delivered: int
+    queued: int
+    full: tuple[str, ...]  #: sessions that it is not for, since their mailboxes are full
+
+
+class Message:
+    """A message, or the answer to one.
+
+    `body` is what was sent: `str`, `bytes`, or a value; `text` is that as text. Attributes are set once and not to be
+    changed.
+    """
+
+    __slots__ = (
+        "_acknowledge",
+        "_value",
+        "age_s",
+        "body_bytes",
+        "fmt",
+        "msg_id",
+        "reply_to",
+        "sender",
+        "sender_id",
+        "sender_label",
+        "sent_ts",
+        "to",
+    )
+
+    def __init__(
+        self,
+        *,
+        msg_id: str,
+        sender: str,
+        sender_id: str,
+        fmt: int,
+        body_bytes: bytes,
+        sender_label: str | None = None,
+        to: str | None = None,
+        reply_to: str | None = None,
+        sent_ts: float = 0.0,
+        age_s: int | None = None,
+        value: Any = None,
+        acknowledge: Acknowledge | None = None,
+    ) -> None:
+        self.msg_id = msg_id
+        self.sender = sender  #: name of the session that sent it
+        self.sender_id = sender_id  #: its session id
+        self.sender_label = sender_label
+        self.to = to  #: "all", "#topic", "%project", "@group"; None: to this session alone
+        self.reply_to = reply_to  #: id of the message that this one answers
+        self.sent_ts = sent_ts  #: wall clock, s
+        self.age_s = age_s  #: how long it was queued, s; None: it was not
+        self.fmt = fmt
+        self.body_bytes = body_bytes  #: the body as it travelled
+        self._acknowledge = acknowledge
+        self._value: Any = _UNREAD if value is None else value
+
+    def __repr__(self) -> str:
+        return f"<Message {self.msg_id} from {self.sender!r}, {len(self.body_bytes)} bytes>"
+
+    @property
+    def body(self) -> Any:
+        """What was sent. Raises `InvalidPayload` where it cannot be read, `RemoteError` where it is one."""
+        if self._value is _UNREAD:
+            self._value = decode(self.fmt, self.body_bytes)
+        if isinstance(self._value, ZmqbusError):
+            raise self._value
+        return self._value
+
+    @property
+    def text(self) -> str:
+        """The body as text: a text as it is, a value in Python's notation, bytes by their number."""
+        if self.fmt == Format.TEXT:
+            return self.body_bytes.decode("utf-8", "replace")
+        if self.fmt == Format.MSGPACK:
+            return repr(self.body)
+        return bodies.as_text(self.fmt, self.body_bytes)
+
+    def ack(self) -> None:
+        """Says that the work with this message is done, where the bus was opened with `ack="manual"`: only now its
+        sender hears `delivered`, and only now it does not come again after a crash. Otherwise it does nothing."""
+        if self._acknowledge is not None:
+            self._acknowledge(self)
+
+
+class _Unread:
+    """The value of a body that nobody has asked for."""
+
+
+_UNREAD = _Unread()
+
+
+def encode(value: Any, *, to_many: bool = False) -> tuple[Format, bytes]:
+    """A value as a body: its format and its bytes.
+
+    `str` is text, `bytes`, `bytearray` and `memoryview` are bytes; anything else goes through msgpack, arrays with the
+    buffer protocol and a numpy dtype included. Raises `InvalidPayload` for what none of these takes, `TextTooLong` over
+    the limit.
+    """
+    if isinstance(value, str):
+        return Format.TEXT, bodies.from_text(value, to_many=to_many)
+    if isinstance(value, bytes | bytearray | memoryview):
+        fmt, body = Format.BYTES, bytes(value)
+    elif _is_array(value):
+        fmt, body = Format.MSGPACK, _pack_array(value)
+    else:
+        fmt, body = Format.MSGPACK, _pack(value)
+    protocol.check_size(len(body), to_many=to_many)
+    return fmt, body
+
+
+def decode(fmt: int, body: bytes) -> Any:
+    """The value that `encode` was given; a `RemoteError` where the body is one. Raises `InvalidPayload`."""
+    if fmt == Format.TEXT:
+        return body.decode("utf-8", "replace")
+    if fmt == Format.BYTES:
+        return body
+    try:
+        if body[:1] == bytes([_EXT_32]) and len(body) > _EXT_HEAD.size and body[_EXT_HEAD.size - 1] == EXT_ARRAY:
+            return _read_array(memoryview(body)[_EXT_HEAD.size :])
+        return msgpack.unpackb(body, strict_map_key=False, ext_hook=_unpack_ext)
+    except InvalidPayload:
+        raise
+    except Exception as error:  # whatever msgpack raises for what is not msgpack
+        raise InvalidPayload(f"the body is no value that can be read ({error}); its sender has to mend it") from None
+
+
+def encode_error(error: BaseException, trace: str) -> tuple[Format, bytes]:
+    """The answer of a handler that failed."""
+    kind = type(error).__name__
+    parts = [part[-MAX_ERROR_CHARS:].encode("utf-8", "replace").decode() for part in (kind, str(error), trace)]
+    return Format.MSGPACK, bytes(msgpack.packb(msgpack.ExtType(EXT_ERROR, msgpack.packb(parts))))
+
+
+def scope_and_target(target: str) -> tuple[Scope, str]:
+    """Who is meant by a target of the Python API: `@group` is one of a group, everything else one session."""
+    if target.startswith("@"):
+        return Scope.GROUP, naming.check_name(target[1:], "group")
+    return Scope.SESSION, target
+
+
+def of_incoming(message: Incoming, log_path: str, acknowledge: Acknowledge | None = None) -> Message:
+    """A message that came through the mailbox. Where its body is in the log and cannot be read there, asking for it
+    raises the `JournalError`."""
+    error: ZmqbusError | None = None
+    try:
+        body = bodies.load(message, log_path)
+    except JournalError as found:
+        body, error = b"", found
+    return Message(
+        msg_id=message.msg_id,
+        sender=message.from_name,
+        sender_id=message.from_session,
+        sender_label=message.from_label,
+        to=f"@{message.target}" if message.scope == Scope.GROUP else bodies.audience(message),
+        reply_to=message.reply_to,
+        sent_ts=message.ts,
+        age_s=message.age_s if message.age_s >= 0 else None,
+        fmt=message.fmt,
+        body_bytes=body,
+        value=error,
+        acknowledge=acknowledge,
+    )
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def _pack(value: Any) -> bytes:
+    try:
+        return bytes(msgpack.packb(value, default=_default))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidPayload(
+            f"a value of type {type(value).__name__} cannot be sent ({error}); send text, bytes, numbers, lists, "
+            "dictionaries of these, or numpy arrays"
+        ) from None
+
+
+def _default(value: Any) -> Any:
+    if _is_array(value):
+        head, data = _array_parts(value)
+        return msgpack.ExtType(EXT_ARRAY, head + bytes(data))
+    scalar = getattr(value, "item", None)  # numpy's numbers
+    if callable(scalar) and type(value).__module__ == "numpy":
+        return scalar()
+    raise TypeError(f"no way to send a {type(value).__name__}")
+
+
+def _is_array(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
+
+
+def _array_parts(array: Any) -> tuple[bytes, memoryview]:
+    if array.dtype.hasobject:
+        raise TypeError("an array of objects has no bytes of its own")
+    import numpy  # whoever has an array has it
+
+    whole = numpy.ascontiguousarray(array)
+    head: bytes = msgpack.packb([array.dtype.str if array.dtype.names is None else array.dtype.descr, array.shape])
+    # A view as bytes: `cast` alone refuses dates and structures.
+    return head, whole.reshape(-1).view(numpy.uint8).data if whole.size else memoryview(b"")
+
+
+def _pack_array(array: Any) -> bytes:
+    try:
+        head, data = _array_parts(array)
+    except TypeError as error:
+        raise InvalidPayload(f"an array of {array.dtype} cannot be sent ({error}); convert it first") from None
+    return b"".join([_EXT_HEAD.pack(_EXT_32, len(head) + data.nbytes, EXT_ARRAY), head, data])
+
+
+def _read_array(content: memoryview) -> Any:
+    try:
+        import numpy
+    except ImportError:
+        raise InvalidPayload("the body is a numpy array; install numpy to read it") from None
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(content[:4096])
+    dtype, shape = unpacker.unpack()
+    if isinstance(dtype, list):
+        dtype = [tuple(field) for field in dtype]
+    kind = numpy.dtype(dtype)
+    if kind.hasobject:
+        raise InvalidPayload("an array of objects has no bytes of its own")
+    return numpy.frombuffer(content[unpacker.tell() :], dtype=kind).reshape(shape)
+
+
+def _unpack_ext(code: int, data: bytes) -> Any:
+    if code == EXT_ARRAY:
+        return _read_array(memoryview(data))
+    if code == EXT_ERROR:
+        kind, text, trace = msgpack.unpackb(data)
+        return RemoteError(kind, text, trace)
+    return msgpack.ExtType(code, data)

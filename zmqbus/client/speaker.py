@@ -1,0 +1,363 @@
+"""The half of a program's bus that speaks: messages and their receipts, requests and their answers, questions to the
+broker. Each is a future.
+
+Theory of operation
+===================
+
+It has a connection of its own, as a helper of the program's session (or as a guest, where that has no name). So an
+answer never waits behind messages that the program does not read: those come to the other half (`receiver`).
+
+What is said goes out at once as far as the window of the client's core allows; the rest waits here, in order, up to
+`MAX_OUTSTANDING`. A request ends in one of five ways, each of which takes it out of the tables: an answer, a refusal, its
+deadline, its cancellation, the end of the bus. In the last three the broker is told that nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeAlias
+
+from zmqbus import protocol, readback
+from zmqbus.client import core
+from zmqbus.client.driver import Driver
+from zmqbus.client.link import Link
+from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, of_incoming
+from zmqbus.errors import NotConnected, Overloaded, Timeout, ZmqbusError
+from zmqbus.protocol import Format, Scope, State
+from zmqbus.record import JournalError
+
+#: Messages and requests whose fate is open: what nobody waits for any more should not be sent.
+MAX_OUTSTANDING = 100_000
+#: Bytes of those that have not gone out yet.
+MAX_WAITING_BYTES = 256 * 1024 * 1024
+#: Requests to single sessions that are on the way: the broker lets a connection await 1,000 answers.
+MAX_AWAITED = 900
+#: Deadlines of requests that were answered in time are swept out when there are this many more than requests.
+MAX_STALE_DEADLINES = 1_000
+
+AnyReceipt: TypeAlias = Receipt | BroadcastReceipt
+
+
+class Reply(Future[Message]):
+    """The answer to a request, to come. `target` is whom it was sent to, `msg_id` its id.
+
+    A `concurrent.futures.Future`: `result()` gives the `Message`, or raises `RemoteError` (the handler failed),
+    `Timeout` (the deadline), or what kept the request from being handed over. `cancel()` withdraws the request.
+    """
+
+    def __init__(self, speaker: Speaker, msg_id: str, target: str) -> None:
+        super().__init__()
+        self._speaker = speaker
+        self.msg_id = msg_id
+        self.target = target
+
+    def cancel(self) -> bool:
+        """Withdraws the request, if it is not answered yet: who has not begun with it will not."""
+        done = super().cancel()
+        if done:
+            self._speaker.abandon(self.msg_id)
+        return done
+
+
+class Speaker:
+    """Sends, and resolves. Thread-safe, all of it."""
+
+    def __init__(self, link: Link, log_path: str) -> None:
+        self._driver = Driver(link, self)
+        self._log_path = log_path
+        self._new_id = protocol.IdMaker()
+        self._refs = 0
+        # All of these belong to the driver's lock.
+        self._waiting: deque[protocol.Send | protocol.Request] = deque()
+        self._waiting_bytes = 0
+        self._sent: dict[str, Future[Any]] = {}  # message → its receipt
+        self._asked: dict[str, tuple[Reply, bool]] = {}  # request → its answer, and whether a group was asked
+        self._called: dict[str, Future[protocol.Envelope]] = {}  # ref → the broker's answer
+        self._awaited = 0  # of those asked, how many are on the way to one session
+        self._taken: list[core.Ticket] = []
+        self._abandoned: list[str] = []  # requests that nobody waits for any more
+        self._unawaited: list[str] = []  # messages whose answers nobody waits for; the broker has to be told
+        self._deadlines: list[tuple[float, str]] = []
+
+    def __repr__(self) -> str:
+        return f"<Speaker: {len(self._sent)} sent, {len(self._asked)} asked, {len(self._waiting)} waiting>"
+
+    def open(self) -> None:
+        """Connects. Raises what keeps it from doing so."""
+        self._driver.open()
+
+    def close(self) -> None:
+        """Ends the connection; what is still open fails with `NotConnected`."""
+        self._driver.close()
+        self._fail_all(NotConnected("the bus was closed before this was answered"))
+
+    def check(self) -> None:
+        """Raises `ForkedBus` in a child process, `NotConnected` when closed."""
+        self._driver.check()
+
+    # --- for any thread
+
+    def send(
+        self, scope: Scope, target: str, fmt: Format, body: bytes, reply_to: str | None = None
+    ) -> tuple[str, Future[Any]]:
+        """Sends a message: its id, and its receipt to come. Raises `Overloaded`."""
+        future: Future[Any] = Future()
+        msg_id = self._new_id()
+
+        def say(_: core.ClientCore) -> list[core.Effect]:
+            self._queue(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body))
+            self._sent[msg_id] = future
+            return []
+
+        self._driver.say(say)
+        return msg_id, future
+
+    def ask(
+        self, scope: Scope, target: str, fmt: Format, body: bytes, timeout_s: float | None, *, patient: bool = True
+    ) -> Reply:
+        """Sends a request: its answer to come. `patient`: waits for a group to have a member. Raises `Overloaded`."""
+        to_group = scope == Scope.GROUP
+        reply = Reply(self, self._new_id(), f"@{target}" if to_group else target)
+
+        def say(_: core.ClientCore) -> list[core.Effect]:
+            if to_group:
+                self._queue(protocol.Request(reply.msg_id, target, fmt, patient, False, body))
+            else:
+                self._queue(protocol.Send(reply.msg_id, scope, target, fmt, None, False, body))
+            self._asked[reply.msg_id] = reply, to_group
+            if timeout_s is not None:
+                heapq.heappush(self._deadlines, (time.monotonic() + timeout_s, reply.msg_id))
+            return []
+
+        self._driver.say(say)
+        return reply
+
+    def call(self, make: Callable[[str], protocol.Envelope]) -> Future[protocol.Envelope]:
+        """Asks the broker; `make` gets the ref to use."""
+        future: Future[protocol.Envelope] = Future()
+
+        def say(client: core.ClientCore) -> list[core.Effect]:
+            self._refs += 1
+            ref = f"r{self._refs}"
+            self._called[ref] = future
+            return client.request(make(ref))
+
+        self._driver.say(say)
+        return future
+
+    def abandon(self, msg_id: str) -> None:
+        """Nobody waits for the answer to this request any more."""
+
+        def say(_: core.ClientCore) -> list[core.Effect]:
+            if msg_id in self._asked:
+                self._abandoned.append(msg_id)
+            return []
+
+        try:
+            self._driver.say(say)
+        except NotConnected:
+            pass  # then nobody waits for anything
+
+    # --- Application
+
+    def deal(self, effect: core.Effect) -> None:
+        """See `driver.Application`."""
+        match effect:
+            case core.Answer(msg_id, outcome):
+                self._answered(msg_id, outcome)
+            case core.Answered(msg_id, result):
+                self._settle(msg_id, result)
+            case core.Hand(message):
+                # Taken whether anybody waits for it or not: it was for this connection alone.
+                self._taken.append(message.ticket)
+                if message.reply_to in self._asked:
+                    assert message.reply_to is not None
+                    self._settle(message.reply_to, message)
+            case core.Response(ref, envelope):
+                future = self._called.pop(ref, None)
+                if future is not None:
+                    self._driver.later(partial(_resolve, future, envelope))
+
+    def speak(self, client: core.ClientCore) -> list[core.Effect]:
+        """See `driver.Application`."""
+        effects: list[core.Effect] = []
+        if self._taken:
+            for ticket in self._taken:
+                client.taken(ticket)
+            self._taken.clear()
+            effects += client.acknowledge()
+        if self._abandoned or self._unawaited:
+            effects += self._give_up(client)
+        while self._waiting:
+            envelope = self._waiting[0]
+            if isinstance(envelope, protocol.Request):
+                if not client.may_ask:
+                    break
+                effects += client.ask(envelope)
+            else:
+                if not client.may_send:
+                    break
+                if envelope.msg_id in self._asked:
+                    if self._awaited >= MAX_AWAITED:
+                        break
+                    self._awaited += 1
+                    effects += client.await_answer(envelope.msg_id)
+                effects += client.send(envelope)
+            self._waiting.popleft()
+            self._waiting_bytes -= len(envelope.body)
+        return effects
+
+    def due_s(self) -> float | None:
+        """See `driver.Application`."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def ring(self) -> None:
+        """See `driver.Application`."""
+        late: list[Reply] = []
+
+        def say(_: core.ClientCore) -> list[core.Effect]:
+            now_s = time.monotonic()
+            while self._deadlines and self._deadlines[0][0] <= now_s:
+                _, msg_id = heapq.heappop(self._deadlines)
+                if msg_id in self._asked:
+                    late.append(self._asked[msg_id][0])
+                    self._abandoned.append(msg_id)
+            return []
+
+        try:
+            self._driver.say(say)
+        except NotConnected:
+            return
+        for reply in late:
+            _resolve(
+                reply,
+                Timeout(
+                    f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again with "
+                    "a longer timeout, or see who is there with sessions()"
+                ),
+            )
+
+    def ended(self, error: ZmqbusError) -> None:
+        """See `driver.Application`."""
+        self._fail_all(error)
+
+    # --- inside
+
+    def _queue(self, envelope: protocol.Send | protocol.Request) -> None:
+        outstanding = len(self._sent) + len(self._asked)
+        if outstanding >= MAX_OUTSTANDING or self._waiting_bytes + len(envelope.body) > MAX_WAITING_BYTES:
+            raise Overloaded(
+                f"{outstanding:,} messages and requests are open ({self._waiting_bytes:,} bytes waiting to go out); take "
+                "some receipts or answers first, or use map(), which has so many under way as are of use"
+            )
+        self._waiting.append(envelope)
+        self._waiting_bytes += len(envelope.body)
+
+    def _answered(self, msg_id: str, outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> None:
+        future = self._sent.pop(msg_id, None)
+        if future is not None:
+            self._driver.later(partial(_resolve, future, _receipt(msg_id, outcome)))
+        elif isinstance(outcome, ZmqbusError):
+            self._settle(msg_id, outcome)
+
+    def _settle(self, msg_id: str, outcome: core.Incoming | protocol.Result | ZmqbusError) -> None:
+        found = self._asked.pop(msg_id, None)
+        if found is None:
+            return
+        reply, to_group = found
+        if not to_group:
+            self._unawaited.append(msg_id)
+        if len(self._deadlines) > len(self._asked) + MAX_STALE_DEADLINES:
+            self._deadlines = [(when_s, one) for when_s, one in self._deadlines if one in self._asked]
+            heapq.heapify(self._deadlines)
+        self._driver.later(partial(self._reply, reply, outcome))
+
+    def _reply(self, reply: Reply, outcome: core.Incoming | protocol.Result | ZmqbusError) -> None:
+        """Outside of the lock: a large answer is read from the log here."""
+        _resolve(reply, outcome if isinstance(outcome, ZmqbusError) else self._message(outcome, reply.msg_id))
+
+    def _message(self, outcome: core.Incoming | protocol.Result, msg_id: str) -> Message | ZmqbusError:
+        if isinstance(outcome, core.Incoming):
+            message = of_incoming(outcome, self._log_path)
+        else:
+            try:
+                body = outcome.body
+                if outcome.pointer is not None:
+                    body = readback.read(self._log_path, readback.Pointer(*outcome.pointer)).body
+            except JournalError as error:
+                return error
+            message = Message(
+                msg_id=msg_id,
+                sender=outcome.from_name,
+                sender_id=outcome.from_session,
+                reply_to=msg_id,
+                sent_ts=outcome.ts,
+                fmt=outcome.fmt,
+                body_bytes=body,
+            )
+        try:
+            _ = message.body  # read here, so that a handler's error, or what cannot be read, is how the future ends
+        except ZmqbusError as error:
+            return error
+        return message
+
+    def _give_up(self, client: core.ClientCore) -> list[core.Effect]:
+        """Forgets what was abandoned, and tells the broker what is awaited no longer."""
+        groups: list[str] = []
+        never_sent: set[str] = set()
+        if self._abandoned:
+            waiting = {envelope.msg_id: len(envelope.body) for envelope in self._waiting}
+            for msg_id in self._abandoned:
+                found = self._asked.pop(msg_id, None)
+                if found is None:
+                    continue
+                if msg_id in waiting:
+                    never_sent.add(msg_id)
+                    self._waiting_bytes -= waiting[msg_id]
+                else:
+                    (groups if found[1] else self._unawaited).append(msg_id)
+            self._abandoned.clear()
+        if never_sent:
+            self._waiting = deque(envelope for envelope in self._waiting if envelope.msg_id not in never_sent)
+        others, self._unawaited = self._unawaited, []
+        self._awaited -= len(others)
+        return [*(client.withdraw(groups) if groups else ()), *(client.unawait(others) if others else ())]
+
+    def _fail_all(self, error: ZmqbusError) -> None:
+        futures: list[Future[Any]] = [*self._sent.values(), *self._called.values()]
+        futures += [reply for reply, _ in self._asked.values()]
+        for table in (self._sent, self._called, self._asked):
+            table.clear()
+        self._waiting.clear()
+        for future in futures:
+            _resolve(future, error)
+
+
+def _receipt(msg_id: str, outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> AnyReceipt | ZmqbusError:
+    if isinstance(outcome, ZmqbusError):
+        return outcome
+    if isinstance(outcome, protocol.Tally):
+        return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full)
+    return Receipt(
+        msg_id,
+        "delivered" if outcome.state == State.DELIVERED else "queued",
+        outcome.name,
+        outcome.session_id,
+        outcome.state == State.BUSY,
+        outcome.away_s,
+    )
+
+
+def _resolve(future: Future[Any], outcome: Any) -> None:
+    """Gives a future its end, unless it has one: it may have been cancelled this instant."""
+    if future.done() or not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, ZmqbusError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
