@@ -105,6 +105,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "session.listener": "real/test_listener.py",
     "session.notes": "real/test_listener.py",
     # Words without decisions, and decisions that only show in what all parts do together.
+    "client.events": "client/test_core.py",
+    "client.work": "client/test_core.py",
     # Two halves of one thing.
     "codec": "test_protocol.py",
     "broker.events": "broker/test_core.py",

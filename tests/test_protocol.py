@@ -391,4 +391,4 @@ def test_the_mark_sorts_behind_every_other_filter(target: str) -> None:
 
 
 def test_a_decoder_says_what_it_reads() -> None:
-    assert repr(decoder(from_broker=False)) == "<Decoder of 14 verbs>"
+    assert repr(decoder(from_broker=False)) == "<Decoder of 19 verbs>"

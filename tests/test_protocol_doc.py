@@ -103,7 +103,7 @@ def test_limits() -> None:
         if name.isupper() and not name.startswith("_") and isinstance(value, int)
     }
     assert defined.pop("VERSION") == 1
-    assert "`VERSION` is 1" in SECTIONS["13. Versions"]
+    assert "`VERSION` is 1" in SECTIONS["14. Versions"]
     assert defined.pop("MSG_ID_LENGTH") == 12
     assert documented == defined
 
@@ -114,7 +114,7 @@ def test_bounds_of_a_mailbox() -> None:
 
 
 def test_timers() -> None:
-    documented = {name: number(value) for name, value, _ in table(SECTIONS["11. Timers"])}
+    documented = {name: number(value) for name, value, _ in table(SECTIONS["12. Timers"])}
     defined = {
         name: value
         for module in (broker, delivery, intake, reading, upkeep)
@@ -169,11 +169,11 @@ def test_what_a_client_understands() -> None:
 
 
 def test_codes() -> None:
-    assert {code for code, _ in table(SECTIONS["12. Codes"])} == set(errors.BY_CODE)
+    assert {code for code, _ in table(SECTIONS["13. Codes"])} == set(errors.BY_CODE)
 
 
 def test_channels() -> None:
-    rows = dict(table(SECTIONS["9. Channels and marks"]))
+    rows = dict(table(SECTIONS["10. Channels and marks"]))
     assert rows["everyone"] == "`*` NUL" and protocol.EVERYONE == b"*\0"
     assert rows["project"] == "`/` path NUL" and protocol.channel(protocol.Scope.PROJECT, "x") == b"/x\0"
     assert rows["topic"] == "`#` topic NUL" and protocol.channel(protocol.Scope.TOPIC, "x") == b"#x\0"
@@ -182,6 +182,6 @@ def test_channels() -> None:
 
 
 def test_the_reader_of_tables_sees_what_is_there() -> None:
-    assert len(VERBS) == 30
+    assert len(VERBS) == 38
     assert table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x y |\n") == [["1", ""], ["2", "x y"]]
     assert table("no table") == []

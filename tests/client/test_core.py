@@ -429,4 +429,158 @@ def test_no_ping_without_a_lease_and_no_spinning_either(phase):
 def test_repr(ready):
     ready.core.send(send())
     ready.hear(deliver(1), deliver(2, after=99))
-    assert repr(ready.core) == "<ClientCore me ready: 1 unconfirmed, 1 handed out, 1 held>"
+    assert repr(ready.core) == "<ClientCore me ready: 1 unconfirmed, 1 handed out, 1 held, 0 asked, 0 in hand>"
+
+
+# --- requests to a group
+
+
+def request(number: int = 0, body: bytes = b"") -> protocol.Request:
+    return protocol.Request(f"request{number:04d}", "resizers", 0, True, False, body)
+
+
+def result(number: int = 0) -> protocol.Result:
+    return protocol.Result(f"request{number:04d}", "answer000000", "w", "worker", 0, 1.0, None, b"done")
+
+
+def test_a_request_is_kept_until_it_is_answered(ready):
+    assert said(ready.core.ask(request())) == [request()]
+    assert ready.core.asked == 1
+    assert ready.hear(result()) == [core.Answered("request0000", result())]
+    assert ready.core.asked == 0
+    assert ready.hear(result()) == []
+
+
+def test_a_request_that_is_refused(ready):
+    ready.core.ask(request())
+    (answered,) = ready.hear(protocol.Refused("request0000", "unknown_peer", "nobody"))
+    assert isinstance(answered, core.Answered) and isinstance(answered.outcome, errors.UnknownPeer)
+    assert ready.hear(protocol.Refused("request0000", "unknown_peer", "nobody")) == []
+
+
+def test_requests_are_said_again_with_each_hello(ready):
+    ready.core.ask(request(1))
+    ready.handle(Down())
+    assert said(ready.core.ask(request(2))) == []
+    hello, *others = said(ready.handle(Up()))
+    assert isinstance(hello, protocol.Hello)
+    assert others == [request(1)._replace(again=True), request(2)]
+    ready.hear(welcome())
+    ready.hear(result(1))
+    assert said(ready.hear(protocol.Expired()))[1:] == [request(2)._replace(again=True)]
+
+
+def test_a_request_that_is_withdrawn(ready):
+    ready.core.ask(request(1))
+    ready.core.ask(request(2))
+    assert said(ready.core.withdraw(["request0001", "request0009"])) == [protocol.Withdraw(("request0001",))]
+    assert said(ready.core.withdraw(["request0001"])) == []
+    assert ready.hear(result(1)) == []
+    ready.handle(Down())
+    assert ready.core.withdraw(["request0002"]) == []
+    assert [type(one) for one in said(ready.handle(Up()))] == [protocol.Hello]
+
+
+def test_how_much_may_be_asked(ready):
+    for number in range(core.WINDOW_MESSAGES):
+        assert ready.core.may_ask
+        ready.core.ask(request(number))
+    assert not ready.core.may_ask
+    ready.core.withdraw(["request0000"])
+    assert ready.core.may_ask
+    ready.core.ask(request(0, bytes(core.WINDOW_BYTES + 1)))
+    ready.core.withdraw(["request0001"])
+    assert not ready.core.may_ask
+    ready.hear(result(0))
+    assert ready.core.may_ask
+
+
+def test_what_is_awaited_no_longer_is_not_awaited_again(ready):
+    ready.core.await_answer("message0001")
+    ready.core.await_answer("message0002")
+    assert said(ready.core.unawait(["message0001", "message0009"])) == [protocol.Unawait(("message0001",))]
+    assert said(ready.core.unawait(["message0001"])) == []
+    assert said(ready.handle(Up()))[1:] == [protocol.Await("message0002")]
+
+
+# --- work
+
+
+def work(number: int = 0, tries: int = 0) -> protocol.Work:
+    return protocol.Work(f"request{number:04d}", "s", "n", None, "resizers", 0, 1.0, tries, None, b"")
+
+
+@pytest.fixture
+def worker(ready) -> Client:
+    assert said(ready.core.offer(4)) == [protocol.Offer(4, (), ())]
+    return ready
+
+
+def test_work_is_done_once(worker):
+    assert worker.hear(work()) == [core.Do(work())]
+    assert worker.hear(work(tries=1)) == []
+    assert worker.core.in_hand == 1
+    answer = protocol.Answer("request0000", 0, b"done")
+    assert said(worker.core.answer(*answer)) == [answer]
+    assert worker.core.in_hand == 0
+    assert worker.core.answer(*answer) == []
+
+
+def test_an_answer_is_given_again_without_work(worker):
+    worker.hear(work())
+    worker.core.answer("request0000", 0, b"done")
+    assert worker.hear(work()) == [Transmit(protocol.Answer("request0000", 0, b"done"))]
+
+
+def test_hello_names_what_is_in_hand_and_what_is_answered(worker):
+    worker.hear(work(1), work(2), work(3))
+    worker.core.answer("request0002", 0, b"done")
+    worker.handle(Down())
+    assert said(worker.core.answer("request0003", 0, b"done")) == []
+    offer = protocol.Offer(4, ("request0001",), ("request0002", "request0003"))
+    assert said(worker.handle(Up()))[1:] == [offer]
+    assert said(worker.core.offer(0)) == [protocol.Offer(0, (), ())]
+    assert said(worker.handle(Up()))[1:] == [offer._replace(credit=0)]
+
+
+def test_who_has_not_offered_does_not_offer_again(ready):
+    assert [type(one) for one in said(ready.handle(Up()))] == [protocol.Hello]
+
+
+def test_an_offer_while_there_is_no_broker_is_made_to_the_next(ready):
+    ready.handle(Down())
+    assert said(ready.core.offer(7)) == []
+    assert said(ready.handle(Up()))[1:] == [protocol.Offer(7, (), ())]
+
+
+def test_work_of_a_connection_that_has_ended_is_left_alone(worker):
+    worker.handle(Up())
+    assert worker.hear(work()) == []
+    worker.hear(welcome())
+    assert worker.hear(work()) == [core.Do(work())]
+
+
+def test_work_that_is_withdrawn(worker):
+    worker.hear(work(1), work(2))
+    assert worker.hear(protocol.Withdrawn(("request0001", "request0009"))) == [core.Withdrawn(("request0001",))]
+    assert worker.hear(protocol.Withdrawn(("request0001",))) == []
+    assert worker.core.answer("request0001", 0, b"done") == []
+    assert worker.core.in_hand == 1
+
+
+def test_the_last_answers_are_remembered(worker, monkeypatch):
+    monkeypatch.setattr("zmqbus.client.work.REMEMBERED_ANSWERS", 2)
+    for number in range(3):
+        worker.hear(work(number))
+        worker.core.answer(f"request{number:04d}", 0, b"")
+    assert worker.hear(work(0)) == [core.Do(work(0))]
+    assert said(worker.hear(work(1), work(2))) == [protocol.Answer(f"request{n:04d}", 0, b"") for n in (1, 2)]
+
+
+def test_no_more_bytes_of_them_than_that_but_for_the_newest(worker, monkeypatch):
+    monkeypatch.setattr("zmqbus.client.work.REMEMBERED_BYTES", 10)
+    for number, size in enumerate((4, 4, 20)):
+        worker.hear(work(number))
+        worker.core.answer(f"request{number:04d}", 0, bytes(size))
+    assert worker.hear(work(0), work(1)) == [core.Do(work(0)), core.Do(work(1))]
+    assert said(worker.hear(work(2))) == [protocol.Answer("request0002", 0, bytes(20))]

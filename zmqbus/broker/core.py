@@ -129,6 +129,7 @@ class BrokerCore:
             protocol.Ping: self._ping,
             protocol.Send: self.intake.send,
             protocol.Await: self.intake.await_answer,
+            protocol.Unawait: self.intake.unawait,
             protocol.Ack: self._ack,
             protocol.Refill: self.delivery.refill,
             protocol.Fetch: self.reading.fetch,
@@ -504,7 +505,7 @@ def _ref(envelope: protocol.Envelope) -> str:
     match envelope:
         case protocol.Hello():
             return "hello"
-        case protocol.Send(msg_id=msg_id):
+        case protocol.Send(msg_id=msg_id) | protocol.Request(msg_id=msg_id) | protocol.Answer(msg_id=msg_id):
             return msg_id
         case _:
             ref = getattr(envelope, "ref", "")
@@ -524,16 +525,31 @@ ALLOWED: dict[Standing, frozenset[type]] = {
         protocol.Recalled,
         protocol.Rename,
         protocol.Disconnect,
+        protocol.Request,
+        protocol.Withdraw,
+        protocol.Offer,
+        protocol.Answer,
     },
     Standing.HELPER: _COMMON
     | {
         protocol.Send,
         protocol.Await,
+        protocol.Unawait,
         protocol.Ack,
         protocol.Rename,
         protocol.Disconnect,
         protocol.Fetch,
+        protocol.Request,
+        protocol.Withdraw,
     },
-    Standing.GUEST: _COMMON | {protocol.Send, protocol.Await, protocol.Ack},
+    Standing.GUEST: _COMMON
+    | {
+        protocol.Send,
+        protocol.Await,
+        protocol.Unawait,
+        protocol.Ack,
+        protocol.Request,
+        protocol.Withdraw,
+    },
     Standing.OBSERVER: _COMMON,
 }

@@ -291,6 +291,15 @@ class Intake:
         for item in expected.held:
             self._to_waiter(now, who, item.entry, item.origin)
 
+    def unawait(self, now: Instant, who: Connection, dropped: protocol.Unawait) -> None:
+        """The answers to these messages go where they would have gone without AWAIT."""
+        mine = [msg_id for msg_id in dropped.msg_ids if self._waits.get(msg_id) is who]
+        for msg_id in mine:
+            del self._waits[msg_id]
+            who.waits.discard(msg_id)
+        if mine:
+            self._store.forget_awaited(mine)
+
     def _waiter(self, msg_id: str) -> Connection | Expected | None:
         """Who awaits the answer to this message."""
         waiter = self._waits.get(msg_id)

@@ -15,18 +15,71 @@ that harmless. HELLO and what waits go in one wire message, so a command that sa
 *In.* Messages are handed out in the mailbox's order, which `Inbound` makes of the two ways on which they come; the
 application says which it has taken, and the broker is told, once for many. The ids of what was taken are remembered
 (`TakenIds`), for as long as whoever made that lets it, so that nothing that comes again is handed out again.
+
+*Work.* Requests to a group are kept until they are answered, and said again with every HELLO, as messages are; and what
+a worker has in hand is named there. `work` has both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from zmqbus import errors, protocol
+from zmqbus.client.events import (
+    Answer,
+    Answered,
+    Closed,
+    Do,
+    Down,
+    Effect,
+    Event,
+    Hand,
+    Incoming,
+    Published,
+    Received,
+    Renamed,
+    Response,
+    Retune,
+    Subscribe,
+    TakeBack,
+    Tick,
+    Ticket,
+    Transmit,
+    Up,
+    Welcomed,
+    Withdrawn,
+)
 from zmqbus.client.inbound import Inbound, Message
 from zmqbus.client.taken import TakenIds
+from zmqbus.client.work import Asked, Hands
 from zmqbus.protocol import Role, Scope
+
+__all__ = [  # of `events`, for the users of this module
+    "Answer",
+    "Answered",
+    "Closed",
+    "Do",
+    "Down",
+    "Effect",
+    "Event",
+    "Hand",
+    "Incoming",
+    "Published",
+    "Received",
+    "Renamed",
+    "Response",
+    "Retune",
+    "Subscribe",
+    "TakeBack",
+    "Tick",
+    "Ticket",
+    "Transmit",
+    "Up",
+    "Welcomed",
+    "Withdrawn",
+]
 
 #: Messages that a client has on the way and not confirmed. The broker remembers ids for at least as many of each.
 WINDOW_MESSAGES = 1_000
@@ -61,131 +114,6 @@ class Persona(NamedTuple):
     groups: tuple[str, ...] = ()
 
 
-class Ticket(NamedTuple):
-    """What a handed-out message is acknowledged with."""
-
-    lease: str
-    number: int
-    msg_id: str
-    reply_to: str | None
-
-
-class Incoming(NamedTuple):
-    """A message for the application."""
-
-    ticket: Ticket
-    msg_id: str
-    from_session: str
-    from_name: str
-    from_label: str | None
-    scope: int
-    target: str
-    fmt: int
-    reply_to: str | None
-    ts: float
-    age_s: int  #: -1: it did not wait
-    pointer: tuple[int, ...] | None  #: the body is in the journal
-    body: bytes
-
-
-# --- events -----------------------------------------------------------------------------------------------------
-
-
-class Up(NamedTuple):
-    """The transport is connected, anew or for the first time."""
-
-
-class Down(NamedTuple):
-    """The transport has lost its peer."""
-
-
-class Received(NamedTuple):
-    """A message came over the DEALER."""
-
-    envelopes: list[protocol.Envelope]
-
-
-class Published(NamedTuple):
-    """A message came over the SUB."""
-
-    channel: bytes
-    envelopes: list[protocol.Envelope]
-
-
-class Tick(NamedTuple):
-    """Time has passed."""
-
-
-Event: TypeAlias = Up | Down | Received | Published | Tick
-
-# --- effects ----------------------------------------------------------------------------------------------------
-
-
-class Transmit(NamedTuple):
-    """Send over the DEALER; neighbours may share a wire message."""
-
-    envelope: protocol.Envelope
-
-
-class Subscribe(NamedTuple):
-    """(Re)open the SUB on this port with these filters, in this order."""
-
-    port: int
-    channels: tuple[bytes, ...]
-
-
-class Retune(NamedTuple):
-    """Change one filter of the SUB."""
-
-    drop: bytes
-    add: bytes
-
-
-class Hand(NamedTuple):
-    """Give to the application."""
-
-    message: Incoming
-
-
-class TakeBack(NamedTuple):
-    """The application forgets what it was handed and has not taken; if it is still owed, it will come again."""
-
-
-class Answer(NamedTuple):
-    """What became of a message that was sent."""
-
-    msg_id: str
-    outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError
-
-
-class Response(NamedTuple):
-    """What a request (LIST, RENAME, …) brought."""
-
-    ref: str
-    envelope: protocol.Envelope | errors.ZmqbusError
-
-
-class Welcomed(NamedTuple):
-    """The session is on the bus, under this name."""
-
-    welcome: protocol.Welcome
-
-
-class Renamed(NamedTuple):
-    """The session goes by another name."""
-
-    name: str
-
-
-class Closed(NamedTuple):
-    """It is over: displaced, disconnected, or refused at the door."""
-
-    reason: errors.ZmqbusError | None
-
-
-Effect: TypeAlias = Transmit | Subscribe | Retune | Hand | TakeBack | Answer | Response | Welcomed | Renamed | Closed
-
-
 class Displaced(errors.BrokerError):
     """Another process took the session over."""
 
@@ -210,11 +138,13 @@ class ClientCore:
         self._spoke_s = 0.0
         self._taken_ids = TakenIds() if taken is None else taken
         self._inbound = Inbound(self._taken_ids, self._hand, self._transmit)
+        self._asked = Asked(self._transmit)
+        self._hands = Hands(self._transmit)
 
     def __repr__(self) -> str:
         return (
             f"<ClientCore {self.persona.name or 'nobody'} {self.phase.value}: {len(self._unconfirmed)} unconfirmed, "
-            f"{self._inbound.handed} handed out, {self._inbound.held} held>"
+            f"{self._inbound.handed} handed out, {self._inbound.held} held, {self._asked!r}, {self._hands!r}>"
         )
 
     # --- what the application says
@@ -234,6 +164,35 @@ class ClientCore:
             self._transmit(protocol.Await(msg_id))
         return self._flush()
 
+    def unawait(self, msg_ids: Iterable[str]) -> list[Effect]:
+        """The answers to these messages are awaited here no longer; what still comes goes to the session's mailbox."""
+        dropped = tuple(msg_id for msg_id in msg_ids if self._awaited.pop(msg_id, self) is None)
+        if dropped and self._greeted:
+            self._transmit(protocol.Unawait(dropped))
+        return self._flush()
+
+    def ask(self, request: protocol.Request) -> list[Effect]:
+        """Asks a group for something, and keeps the request until an `Answered` for it, or until it is withdrawn.
+        `may_ask` says whether there is room for it."""
+        self._asked.add(request, say=self._greeted)
+        return self._flush()
+
+    def withdraw(self, msg_ids: Iterable[str]) -> list[Effect]:
+        """The answers to these requests are not wanted any more: no `Answered` will come for them."""
+        self._asked.withdraw(msg_ids, say=self._greeted)
+        return self._flush()
+
+    def offer(self, credit: int) -> list[Effect]:
+        """Works for the session's groups, with up to `credit` unanswered requests at a time (0: takes no more); each
+        comes as a `Do`, and is answered with `answer`."""
+        self._hands.offer(credit, say=self._greeted)
+        return self._flush()
+
+    def answer(self, msg_id: str, fmt: int, body: bytes) -> list[Effect]:
+        """Answers a request that a `Do` has brought. Nothing happens if it was withdrawn, or is answered already."""
+        self._hands.answer(protocol.Answer(msg_id, fmt, body), say=self._greeted)
+        return self._flush()
+
     def request(self, request: protocol.Envelope) -> list[Effect]:
         """Asks the broker for something; a `Response` with its ref follows."""
         self._requests[request.ref] = request  # type: ignore[union-attr]
@@ -250,6 +209,21 @@ class ClientCore:
     def may_send(self) -> bool:
         """Whether another message fits what may be unconfirmed. More is an error of the caller's, and memory."""
         return len(self._unconfirmed) < WINDOW_MESSAGES and self._unconfirmed_bytes <= WINDOW_BYTES
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether another request fits what may be unanswered. The broker refuses more than 1,000."""
+        return self._asked.count < WINDOW_MESSAGES and self._asked.size_bytes <= WINDOW_BYTES
+
+    @property
+    def asked(self) -> int:
+        """Requests that are not answered."""
+        return self._asked.count
+
+    @property
+    def in_hand(self) -> int:
+        """Requests that the application has been given to work on, and has not answered."""
+        return self._hands.count
 
     @property
     def unconfirmed(self) -> int:
@@ -352,6 +326,8 @@ class ClientCore:
             self._say(send)
         for request in self._requests.values():
             self._transmit(request)
+        self._asked.repeat()
+        self._hands.repeat()
 
     def _expired(self, _: protocol.Expired) -> None:
         # While greeting, it answers something older than the HELLO that is under way.
@@ -388,6 +364,8 @@ class ClientCore:
         elif refused.ref in self._requests:
             del self._requests[refused.ref]
             self._out.append(Response(refused.ref, error))
+        elif self._asked.pop(refused.ref):
+            self._out.append(Answered(refused.ref, error))
 
     def _displaced(self, displaced: protocol.Displaced) -> None:
         if displaced.by_pid != self.persona.pid:
@@ -426,6 +404,22 @@ class ClientCore:
             self._inbound.give_back()  # what was only looked at
         if self._requests.pop(envelope.ref, None) is not None:
             self._out.append(Response(envelope.ref, envelope))
+
+    # --- work
+
+    def _result(self, result: protocol.Result) -> None:
+        if self._asked.pop(result.msg_id):
+            self._out.append(Answered(result.msg_id, result))
+
+    def _work(self, work: protocol.Work) -> None:
+        # Before WELCOME it is the broker's word to a connection that has ended since: it knows what HELLO named.
+        if self.phase is Phase.READY and self._hands.take(work.msg_id):
+            self._out.append(Do(work))
+
+    def _withdrawn(self, withdrawn: protocol.Withdrawn) -> None:
+        dropped = self._hands.drop(withdrawn.msg_ids)
+        if dropped:
+            self._out.append(Withdrawn(dropped))
 
     # --- messages
 
@@ -497,4 +491,7 @@ _TABLE: dict[type, Callable[..., None]] = {
     protocol.Fetched: ClientCore._response,
     protocol.Recall: ClientCore._recall,
     protocol.Beat: ClientCore._beat,
+    protocol.Work: ClientCore._work,
+    protocol.Result: ClientCore._result,
+    protocol.Withdrawn: ClientCore._withdrawn,
 }

@@ -1,0 +1,169 @@
+"""What can happen to a client, and what it can do: the words between its core and its shell.
+
+As the broker's (`zmqbus.broker.events`): everything the core learns is one of the events, and everything that it wants
+done is one of the effects, in order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from zmqbus import errors, protocol
+
+
+class Ticket(NamedTuple):
+    """What a handed-out message is acknowledged with."""
+
+    lease: str
+    number: int
+    msg_id: str
+    reply_to: str | None
+
+
+class Incoming(NamedTuple):
+    """A message for the application."""
+
+    ticket: Ticket
+    msg_id: str
+    from_session: str
+    from_name: str
+    from_label: str | None
+    scope: int
+    target: str
+    fmt: int
+    reply_to: str | None
+    ts: float
+    age_s: int  #: -1: it did not wait
+    pointer: tuple[int, ...] | None  #: the body is in the journal
+    body: bytes
+
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+class Up(NamedTuple):
+    """The transport is connected, anew or for the first time."""
+
+
+class Down(NamedTuple):
+    """The transport has lost its peer."""
+
+
+class Received(NamedTuple):
+    """A message came over the DEALER."""
+
+    envelopes: list[protocol.Envelope]
+
+
+class Published(NamedTuple):
+    """A message came over the SUB."""
+
+    channel: bytes
+    envelopes: list[protocol.Envelope]
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+Event: TypeAlias = Up | Down | Received | Published | Tick
+
+# --- effects ----------------------------------------------------------------------------------------------------
+
+
+class Transmit(NamedTuple):
+    """Send over the DEALER; neighbours may share a wire message."""
+
+    envelope: protocol.Envelope
+
+
+class Subscribe(NamedTuple):
+    """(Re)open the SUB on this port with these filters, in this order."""
+
+    port: int
+    channels: tuple[bytes, ...]
+
+
+class Retune(NamedTuple):
+    """Change one filter of the SUB."""
+
+    drop: bytes
+    add: bytes
+
+
+class Hand(NamedTuple):
+    """Give to the application."""
+
+    message: Incoming
+
+
+class TakeBack(NamedTuple):
+    """The application forgets what it was handed and has not taken; if it is still owed, it will come again."""
+
+
+class Answer(NamedTuple):
+    """What became of a message that was sent."""
+
+    msg_id: str
+    outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError
+
+
+class Response(NamedTuple):
+    """What a request (LIST, RENAME, …) brought."""
+
+    ref: str
+    envelope: protocol.Envelope | errors.ZmqbusError
+
+
+class Welcomed(NamedTuple):
+    """The session is on the bus, under this name."""
+
+    welcome: protocol.Welcome
+
+
+class Renamed(NamedTuple):
+    """The session goes by another name."""
+
+    name: str
+
+
+class Closed(NamedTuple):
+    """It is over: displaced, disconnected, or refused at the door."""
+
+    reason: errors.ZmqbusError | None
+
+
+class Answered(NamedTuple):
+    """A request that was asked of a group is over: this is its answer, or why there is none."""
+
+    msg_id: str
+    outcome: protocol.Result | errors.ZmqbusError
+
+
+class Do(NamedTuple):
+    """A request for the application to work on, told once, however often the broker repeats it."""
+
+    work: protocol.Work
+
+
+class Withdrawn(NamedTuple):
+    """Nobody wants the answers to these any more. What is being worked on may be given up."""
+
+    msg_ids: tuple[str, ...]
+
+
+Effect: TypeAlias = (
+    Transmit
+    | Subscribe
+    | Retune
+    | Hand
+    | TakeBack
+    | Answer
+    | Response
+    | Answered
+    | Do
+    | Withdrawn
+    | Welcomed
+    | Renamed
+    | Closed
+)
