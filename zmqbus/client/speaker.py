@@ -8,8 +8,8 @@ It has a connection of its own, as a helper of the program's session (or as a gu
 answer never waits behind messages that the program does not read: those come to the other half (`receiver`).
 
 What is said goes out at once as far as the window of the client's core allows; the rest waits here, in order, up to
-`MAX_OUTSTANDING`. A request ends in one of five ways, each of which takes it out of the tables: an answer, a refusal, its
-deadline, its cancellation, the end of the bus. In the last three the broker is told that nobody waits any more.
+`MAX_OUTSTANDING`. A request ends in one of five ways, each of which takes it out of the tables: an answer, a refusal,
+its deadline, its cancellation, the end of the bus. In the last three the broker is told that nobody waits any more.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class Speaker:
         def say(_: core.ClientCore) -> list[core.Effect]:
             now_s = time.monotonic()
             while self._deadlines and self._deadlines[0][0] <= now_s:
-                _, msg_id = heapq.heappop(self._deadlines)
+                msg_id = heapq.heappop(self._deadlines)[1]
                 if msg_id in self._asked:
                     late.append(self._asked[msg_id][0])
                     self._abandoned.append(msg_id)
@@ -237,8 +237,8 @@ class Speaker:
             _resolve(
                 reply,
                 Timeout(
-                    f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again with "
-                    "a longer timeout, or see who is there with sessions()"
+                    f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again "
+                    "with a longer timeout, or see who is there with sessions()"
                 ),
             )
 
@@ -252,8 +252,8 @@ class Speaker:
         outstanding = len(self._sent) + len(self._asked)
         if outstanding >= MAX_OUTSTANDING or self._waiting_bytes + len(envelope.body) > MAX_WAITING_BYTES:
             raise Overloaded(
-                f"{outstanding:,} messages and requests are open ({self._waiting_bytes:,} bytes waiting to go out); take "
-                "some receipts or answers first, or use map(), which has so many under way as are of use"
+                f"{outstanding:,} messages and requests are open ({self._waiting_bytes:,} bytes waiting to go out); "
+                "take some receipts or answers first, or use map(), which has so many under way as are of use"
             )
         self._waiting.append(envelope)
         self._waiting_bytes += len(envelope.body)
@@ -273,7 +273,7 @@ class Speaker:
         if not to_group:
             self._unawaited.append(msg_id)
         if len(self._deadlines) > len(self._asked) + MAX_STALE_DEADLINES:
-            self._deadlines = [(when_s, one) for when_s, one in self._deadlines if one in self._asked]
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._asked]
             heapq.heapify(self._deadlines)
         self._driver.later(partial(self._reply, reply, outcome))
 

@@ -1,0 +1,249 @@
+"""The bus for asyncio: the verbs of `zmqbus.connect` as coroutines.
+
+    async with zmqbus.aio.connect("orchestrator") as bus:
+        answer = await bus.ask("auth", "question: ready?", timeout=30)
+
+It is the same bus (`zmqbus.client.bus`), with the same guarantees and errors; what waits there is awaited here, and
+cancelling the task withdraws the request. It works in any running loop, Jupyter's too, and belongs to that one loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from zmqbus.client import bus as blocking
+from zmqbus.client.fanout import WINDOW, Progress, progress_for
+from zmqbus.client.messages import BroadcastReceipt, Message, Receipt
+from zmqbus.client.serving import Handler
+from zmqbus.errors import Timeout
+from zmqbus.protocol import Session
+
+_T = TypeVar("_T")
+
+
+class connect:
+    """Opens a bus; `async with connect(…) as bus`, or `bus = await connect(…)`. The arguments are those of
+    `zmqbus.connect`, and so are the errors."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        label: str | None = None,
+        topics: Iterable[str] = (),
+        group: str | Iterable[str] = (),
+        ack: Literal["auto", "manual"] = "auto",
+        port: int | None = None,
+    ) -> None:
+        self._open = partial(blocking.connect, name, label=label, topics=topics, group=group, ack=ack, port=port)
+        self._bus: Bus | None = None
+
+    def __await__(self) -> Generator[Any, None, Bus]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Bus:
+        self._bus = await self._connect()
+        return self._bus
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bus is not None:
+            await self._bus.close()
+
+    async def _connect(self) -> Bus:
+        # It may have to start a broker, which takes a tenth of a second, and up to five of them to give up.
+        return Bus(await _in_thread(self._open))
+
+
+class Bus:
+    """A program's place on the bus; see `zmqbus.client.bus.Bus`, whose verbs these are."""
+
+    def __init__(self, bus: blocking.Bus) -> None:
+        """For `connect` only."""
+        self._bus = bus
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        bus.watch(self._wake)
+
+    def __repr__(self) -> str:
+        return f"<aio {self._bus!r}>"
+
+    async def __aenter__(self) -> Bus:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leaves the bus. Idempotent."""
+        await _in_thread(self._bus.close)
+
+    @property
+    def name(self) -> str:
+        """What the program goes by on the bus."""
+        return self._bus.name
+
+    @property
+    def session_id(self) -> str | None:
+        """Its session id; None: a guest has none."""
+        return self._bus.session_id
+
+    # --- sending
+
+    async def send(
+        self, target: str, body: Any, *, reply_to: str | None = None, timeout: float = blocking.CONFIRM_S
+    ) -> Receipt:
+        """Sends to one session, and waits for the receipt; several tasks may do so at once."""
+        future = self._bus.send(target, body, reply_to=reply_to, wait=False)
+        return await _confirmed(future, timeout)
+
+    def send_soon(self, target: str, body: Any, *, reply_to: str | None = None) -> asyncio.Future[Receipt]:
+        """Sends at once, and leaves the receipt to be awaited: pipelined, in order (`send(…, wait=False)` there)."""
+        return asyncio.wrap_future(self._bus.send(target, body, reply_to=reply_to, wait=False))
+
+    async def broadcast(
+        self, body: Any, *, topic: str | None = None, project: bool = False, timeout: float = blocking.CONFIRM_S
+    ) -> BroadcastReceipt:
+        """Sends to every session, those of a topic, or those of this project."""
+        return await _in_thread(partial(self._bus.broadcast, body, topic=topic, project=project, timeout=timeout))
+
+    async def reply(self, message: Message, body: Any, *, timeout: float = blocking.CONFIRM_S) -> Receipt:
+        """Answers a message."""
+        return await _confirmed(self._bus.send(message.sender_id, body, reply_to=message.msg_id, wait=False), timeout)
+
+    # --- asking
+
+    def request(
+        self, target: str, body: Any, *, timeout: float | None = None, wait: bool = True
+    ) -> asyncio.Future[Message]:
+        """Sends a request at once; the answer is to be awaited. Cancelling it withdraws the request."""
+        return asyncio.wrap_future(self._bus.request(target, body, timeout=timeout, wait=wait))
+
+    async def ask(self, target: str, body: Any, *, timeout: float | None = 120.0) -> Message:
+        """Sends a request, and waits for the answer."""
+        return await self.request(target, body, timeout=timeout)
+
+    def scatter(
+        self, targets: Iterable[str], body: Any, *, timeout: float | None = None, progress: bool = False
+    ) -> list[asyncio.Future[Message]]:
+        """Asks several at once; `asyncio.as_completed` and `asyncio.gather` take the answers."""
+        return [
+            asyncio.wrap_future(reply) for reply in self._bus.scatter(targets, body, timeout=timeout, progress=progress)
+        ]
+
+    async def map(
+        self,
+        target: str,
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+    ) -> AsyncIterator[Message]:
+        """Asks `target` once for each item; gives the answers in the order of the items, as `Bus.map` there does."""
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        bar: Progress = progress_for(progress, None, f"map over {target}")
+        under_way: deque[asyncio.Future[Message]] = deque()
+        source = items if isinstance(items, AsyncIterable) else _from_iterable(items)
+        try:
+            async for item in source:
+                if len(under_way) >= WINDOW:
+                    yield await under_way[0]
+                    under_way.popleft()
+                    bar.update(1)
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
+                under_way.append(self.request(target, item, timeout=left_s))
+            while under_way:
+                yield await under_way[0]
+                under_way.popleft()
+                bar.update(1)
+        finally:
+            for future in under_way:
+                future.cancel()
+            bar.close()
+
+    # --- receiving
+
+    async def messages(self, timeout: float | None = None) -> AsyncIterator[Message]:
+        """Messages as they come; ends when none has come for `timeout` seconds (None: never)."""
+        while True:
+            self._arrived.clear()
+            while (message := self._bus.next_message(0.0)) is not None:
+                yield message
+                self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), timeout)
+            except asyncio.TimeoutError:
+                return
+
+    async def serve(self, handler: Handler, *, concurrency: int = 1) -> None:
+        """Answers requests until the task is cancelled or the bus is closed. Coroutine handlers run in a loop of their
+        own, in another thread: what they share with this one has to be made for that."""
+        stop = threading.Event()
+        serving = _in_thread(partial(self._bus.serve, handler, concurrency=concurrency, stop=stop))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            stop.set()
+            await serving
+            raise
+
+    # --- looking, renaming
+
+    async def sessions(self, *, away: bool = False, timeout: float = blocking.CONFIRM_S) -> list[Session]:
+        """Who is on the bus."""
+        return await _in_thread(partial(self._bus.sessions, away=away, timeout=timeout))
+
+    async def rename(self, name: str, *, timeout: float = blocking.CONFIRM_S) -> None:
+        """Takes another name."""
+        await _in_thread(partial(self._bus.rename, name, timeout=timeout))
+
+    # --- inside
+
+    def _wake(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.set)
+        except RuntimeError:
+            pass  # the loop is closed, and nobody waits in it
+
+
+def _in_thread(call: Callable[[], _T]) -> asyncio.Future[_T]:
+    """Runs what blocks in a thread of its own: the loop's executor may be busy with what waits for this."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="zmqbus aio", daemon=True).start()
+    return asyncio.wrap_future(future)
+
+
+async def _confirmed(future: Future[Receipt], timeout_s: float) -> Receipt:
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+    except asyncio.TimeoutError as error:
+        if isinstance(error, Timeout):
+            raise
+        raise blocking.not_confirmed(timeout_s) from error
+
+
+async def _from_iterable(items: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item

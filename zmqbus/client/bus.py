@@ -1,0 +1,379 @@
+"""The bus for Python programs: `zmqbus.connect` and what it returns.
+
+    with zmqbus.connect("orchestrator") as bus:
+        receipt = bus.send("auth", "run the tests")
+        answer = bus.ask("auth", "question: ready?", timeout=30)
+
+A bus with a name is a session like any other: it is listed, has a mailbox, and gets what was sent to that name. One
+without a name speaks as a guest, and gets answers only. Bodies are text, bytes, or any value that msgpack knows, numpy
+arrays included (`client.messages`).
+
+What happens where: `speaker` sends and resolves, `receiver` receives, each over a connection of its own; this module
+gives both their names in the language of the user. All of it may be called from any thread, and none of it from a
+child process that was forked (`ForkedBus`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import zmqbus
+from zmqbus import naming, protocol
+from zmqbus.client import core
+from zmqbus.client.fanout import map_over, watch
+from zmqbus.client.link import Link
+from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, encode, scope_and_target
+from zmqbus.client.receiver import Receiver
+from zmqbus.client.serving import Handler, Serving, check_handler
+from zmqbus.client.speaker import Reply, Speaker
+from zmqbus.errors import NameTaken, NotConnected, Timeout
+from zmqbus.process import process_of
+from zmqbus.protocol import Role, Scope, Session
+from zmqbus.settings import Settings, find_project, load
+
+#: How often another name is tried where nobody chose the one that was taken.
+NAME_TRIES = 20
+#: How long a call that has no timeout of its own waits for the broker's word: it answers everything within a second,
+#: and its successor is there within two.
+CONFIRM_S = 30.0
+#: Characters of the script's name in that of a guest.
+MAX_GUEST_CHARS = 20
+
+
+def connect(
+    name: str | None = None,
+    *,
+    label: str | None = None,
+    topics: Iterable[str] = (),
+    group: str | Iterable[str] = (),
+    ack: Literal["auto", "manual"] = "auto",
+    port: int | None = None,
+) -> Bus:
+    """Opens a bus, having started a broker if there is none.
+
+    `name`: what others call this program; with it comes a mailbox, whose messages `Bus.messages` gives. Without one the
+    program is a guest, or, where it joins a topic or a group, a session under a name of its own making.
+    `label`: what is shown beside the name. `topics`: broadcasts to get. `group`: one or several worker groups to join
+    (`Bus.serve`).
+    `ack`: "auto" acknowledges a message when the program takes it, "manual" leaves that to `Message.ack`.
+    `port`: of the broker (default: as `settings` finds it).
+
+    Raises `InvalidName`, `InvalidLabel`, `NameTaken` (another session that is connected has it), `Unauthorized`,
+    `PortHeld`, `BrokerUnavailable`.
+    """
+    if ack not in ("auto", "manual"):
+        raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}")
+    groups = (group,) if isinstance(group, str) else tuple(group)
+    topics = (topics,) if isinstance(topics, str) else tuple(topics)
+    settings = load({"port": port})
+    for what, names in (("topic", topics), ("group", groups)):
+        for one in names:
+            naming.check_name(one, what)
+    if name is None and not topics and not groups:
+        return Bus(settings, None, _guest())
+    owner = process_of(os.getpid())
+    cwd = os.getcwd()
+    persona = core.Persona(
+        role=Role.PROGRAM,
+        session_id=protocol.new_session_id(),
+        token=protocol.new_token(),
+        name=naming.check_name(name) if name is not None else _own_name(groups or topics),
+        label=naming.check_label(label) or None if label is not None else None,
+        cwd=cwd,
+        project=find_project(cwd),
+        pid=os.getpid(),
+        owner=f"{owner.pid}:{owner.started}",
+        topics=topics,
+        groups=groups,
+    )
+    wanted = persona.name or ""
+    for number in range(NAME_TRIES):
+        try:
+            return Bus(settings, persona, persona._replace(role=Role.HELPER), manual=ack == "manual", named=bool(name))
+        except NameTaken:
+            if name is not None or number == NAME_TRIES - 1:
+                raise
+            persona = persona._replace(name=naming.next_name(wanted, number + 2))
+    raise AssertionError("not reached")
+
+
+def _guest() -> core.Persona:
+    return core.Persona(role=Role.GUEST, name=_own_name((naming.derive_name(sys.argv[0]),)), token=protocol.new_token())
+
+
+def _own_name(parts: tuple[str, ...]) -> str:
+    """A name that hardly anybody else has."""
+    return f"{parts[0][:MAX_GUEST_CHARS].rstrip('-')}-{os.getpid()}"
+
+
+class Bus:
+    """A program's place on the bus; made by `connect`. A context manager; thread-safe.
+
+    Targets are names of sessions, unique prefixes of names, or session ids; `@group` is one member of a group.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        member: core.Persona | None,
+        speaker: core.Persona,
+        *,
+        manual: bool = False,
+        named: bool = True,
+    ) -> None:
+        """For `connect` only: `member` is the session (None: a guest), `speaker` who speaks for it."""
+        self._log_path = log_path = settings.paths.log
+        self._named = named
+        self._receiver: Receiver | None = None
+        if member is not None:
+            client = core.ClientCore(member, zmqbus.__version__)
+            self._receiver = Receiver(Link(settings, client), log_path, manual=manual)
+            self._receiver.open()
+        try:
+            link = Link(settings, core.ClientCore(speaker, zmqbus.__version__))
+            self._speaker = Speaker(link, log_path)
+            self._speaker.open()
+        except BaseException:
+            if self._receiver is not None:
+                self._receiver.close()
+            raise
+        self._guest = speaker.name or ""
+        self._session_id = member.session_id if member is not None else None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Bus {self.name!r}{', closed' if self._closed else ''}: {self._speaker!r}>"
+
+    def __enter__(self) -> Bus:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the bus; what is still open fails with `NotConnected`. A name that was given keeps its mailbox, a
+        session that nobody named is gone. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._receiver is not None and not self._named:
+                self._speaker.call(protocol.Disconnect).result(CONFIRM_S)
+        except Exception:
+            pass  # it is going, whatever the broker says
+        finally:
+            self._speaker.close()
+            if self._receiver is not None:
+                self._receiver.close()
+
+    @property
+    def name(self) -> str:
+        """What the program goes by on the bus."""
+        return self._receiver.name if self._receiver is not None else self._guest
+
+    @property
+    def session_id(self) -> str | None:
+        """Its session id; None: a guest has none."""
+        return self._session_id
+
+    # --- sending
+
+    @overload
+    def send(
+        self, target: str, body: Any, *, reply_to: str | None = None, wait: Literal[True] = True, timeout: float = ...
+    ) -> Receipt: ...
+
+    @overload
+    def send(
+        self, target: str, body: Any, *, reply_to: str | None = None, wait: Literal[False], timeout: float = ...
+    ) -> Future[Receipt]: ...
+
+    def send(
+        self, target: str, body: Any, *, reply_to: str | None = None, wait: bool = True, timeout: float = CONFIRM_S
+    ) -> Receipt | Future[Receipt]:
+        """Sends to one session.
+
+        Guarantee: a `Receipt` that says `delivered` means that the receiver's program or listener has taken it;
+        `queued`, that it is safe in its mailbox. Messages of one bus to one receiver arrive in order.
+        `wait=False` returns a future of the receipt at once, so that many can be under way.
+
+        Raises (or the future does) `UnknownPeer`, `Ambiguous`, `RateLimited` (its mailbox is full), `TextTooLong`,
+        `InvalidPayload`; `Timeout` if no broker confirms it within `timeout` seconds, and then it may still arrive;
+        `Overloaded` at once when 100,000 are open.
+        """
+        scope, name = scope_and_target(target)
+        _, future = self._speaker.send(scope, name, *encode(body), reply_to)
+        return self._confirmed(future, timeout) if wait else future
+
+    def broadcast(
+        self, body: Any, *, topic: str | None = None, project: bool = False, timeout: float = CONFIRM_S
+    ) -> BroadcastReceipt:
+        """Sends to every session, those that joined a topic, or those of this project; waits for the count.
+
+        Guarantee: it reaches every session that was connected or away when it was accepted, once each; `full` in the
+        receipt names those that had no room. Raises `RateLimited` over 60 a minute, `TextTooLong` over 256 KiB, and as
+        `send`.
+        """
+        if topic is not None and project:
+            raise ValueError("a broadcast goes to a topic or to the project, not to both")
+        scope, target = Scope.ALL, ""
+        if topic is not None:
+            scope, target = Scope.TOPIC, naming.check_name(topic, "topic")
+        elif project:
+            scope, target = Scope.PROJECT, find_project(os.getcwd())
+        _, future = self._speaker.send(scope, target, *encode(body, to_many=True))
+        receipt: BroadcastReceipt = self._confirmed(future, timeout)
+        return receipt
+
+    def reply(self, message: Message, body: Any, *, timeout: float = CONFIRM_S) -> Receipt:
+        """Answers a message: whoever waits for that gets it there, otherwise it comes as a message that names the first
+        one. Raises as `send`."""
+        _, future = self._speaker.send(Scope.SESSION, message.sender_id, *encode(body), message.msg_id)
+        receipt: Receipt = self._confirmed(future, timeout)
+        return receipt
+
+    # --- asking
+
+    def request(self, target: str, body: Any, *, timeout: float | None = None, wait: bool = True) -> Reply:
+        """Sends a request; returns the future of its answer, a `Message`.
+
+        Guarantee: the future ends. With the answer (exactly one, though the broker or a worker dies meanwhile); with
+        `RemoteError` where the handler failed; with `Timeout` after `timeout` seconds; with the error of whatever keeps
+        it from being handed over; with `NotConnected` when the bus is closed. `cancel()` withdraws the request.
+
+        `@group` hands it to the least loaded member; one that dies has it handed to another, up to three times
+        (`Poisoned`). Where the group has no member it waits for one, until the deadline; with `wait=False` that is
+        `UnknownPeer` at once. Raises `InvalidPayload`, `TextTooLong`, `Overloaded`.
+        """
+        scope, name = scope_and_target(target)
+        fmt, payload = encode(body)
+        return self._speaker.ask(scope, name, fmt, payload, timeout, patient=wait)
+
+    def ask(self, target: str, body: Any, *, timeout: float | None = 120.0) -> Message:
+        """Sends a request and waits for the answer, up to `timeout` seconds. Raises what `request`'s future does.
+        Interrupted (Ctrl-C), it withdraws the request."""
+        reply = self.request(target, body, timeout=timeout)
+        try:
+            return reply.result()
+        except BaseException:
+            reply.cancel()
+            raise
+
+    def scatter(
+        self, targets: Iterable[str], body: Any, *, timeout: float | None = None, progress: bool = False
+    ) -> list[Reply]:
+        """Asks several at once; returns the futures of their answers in the order of `targets`, each with its `target`.
+
+        `as_completed` gives them as they end. Each ends by itself, as `request`'s does: one that fails costs no other.
+        """
+        replies = [self.request(target, body, timeout=timeout) for target in targets]
+        if progress and replies:
+            watch(replies, "scatter")
+        return replies
+
+    def map(
+        self, target: str, items: Iterable[Any], *, timeout: float | None = None, progress: bool = False
+    ) -> Iterator[Message]:
+        """Asks `target` (mostly a group) once for each item; gives the answers in the order of the items.
+
+        Up to 512 are under way; `items` is read as answers come, so it may be endless. The first that fails raises
+        here, as does the deadline, `timeout` seconds from the call; what is still open then is withdrawn, and likewise
+        when the iterator is closed or forgotten.
+        """
+        return map_over(
+            lambda item, left_s: self.request(target, item, timeout=left_s),
+            items,
+            timeout,
+            progress=progress,
+            what=f"map over {target}",
+        )
+
+    # --- receiving
+
+    def serve(self, handler: Handler, *, concurrency: int = 1, stop: threading.Event | None = None) -> None:
+        """Answers the requests of this program's groups, and the messages that are sent to it, with what `handler`
+        returns for each `Message`; a message is only replied to where that is not None.
+
+        `concurrency` handlers run at a time: in threads, or as coroutines where the handler is one. An exception is an
+        answer, too: it reaches the caller as `RemoteError`. A handler that ends the process has its request given to
+        another worker. Returns when the bus is closed or `stop` is set, within 0.2 s, having finished what was begun.
+        Raises `NotConnected` for a guest.
+        """
+        check_handler(handler, concurrency)
+        receiver = self._member("serve()")
+        Serving(receiver, self._speaker, handler, concurrency, self._log_path).run(stop or threading.Event())
+
+    def messages(self, timeout: float | None = None) -> Iterator[Message]:
+        """Messages as they come, oldest first; ends when none has come for `timeout` seconds (None: never).
+
+        Guarantee: each once, in the order of each sender. A message is acknowledged when it is given out, or by its
+        `ack()` where the bus was opened with `ack="manual"`: until then it comes again after a crash, to the next
+        program of this name. Raises `NotConnected` for a guest, and when the bus ends.
+        """
+        while (message := self.next_message(timeout)) is not None:
+            yield message
+
+    def next_message(self, timeout: float | None = None) -> Message | None:
+        """The next message, as `messages` gives it; None when none has come for `timeout` seconds."""
+        return self._member("messages()").next_message(timeout)
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Calls `watcher`, from a thread of the bus, whenever messages have come or the bus has ended: for event loops.
+        It must not block. Does nothing for a guest, to whom nothing comes."""
+        if self._receiver is not None:
+            self._receiver.watch(watcher)
+
+    # --- looking, renaming
+
+    def sessions(self, *, away: bool = False, timeout: float = CONFIRM_S) -> list[Session]:
+        """Who is on the bus; with `away` those too that are not connected. Raises `Timeout`, `NotConnected`."""
+        rows: list[Session] = []
+        after = ""
+        while True:
+            page = self._confirmed(self._speaker.call(partial(_list, away, after)), timeout)
+            assert isinstance(page, protocol.Sessions)
+            rows += [Session._make(row) for row in page.rows]
+            if not page.more:
+                return sorted(rows, key=lambda row: row.name)
+            after = rows[-1].session_id
+
+    def rename(self, name: str, *, timeout: float = CONFIRM_S) -> None:
+        """Takes another name. Raises `InvalidName`, `NameTaken`, `NotConnected` for a guest."""
+        self._member("rename()")
+        naming.check_name(name)
+        self._confirmed(self._speaker.call(lambda ref: protocol.Rename(ref, name)), timeout)
+
+    # --- inside
+
+    def _member(self, what: str) -> Receiver:
+        if self._receiver is None:
+            raise NotConnected(f"{what} needs a session of its own; open the bus with zmqbus.connect(name)")
+        return self._receiver
+
+    def _confirmed(self, future: Future[Any], timeout_s: float) -> Any:
+        try:
+            return future.result(timeout_s)
+        except TimeoutError as error:
+            if future.done() and not future.cancelled():
+                raise  # it was the broker's word
+            raise not_confirmed(timeout_s) from error
+
+
+def not_confirmed(timeout_s: float) -> Timeout:
+    """The error for what no broker has answered."""
+    return Timeout(
+        f"no broker has confirmed this within {timeout_s:g} s; it may still be carried out: see zmqbus broker --status"
+    )
+
+
+def _list(away: bool, after: str, ref: str) -> protocol.List:
+    return protocol.List(ref, away, after)

@@ -1,0 +1,167 @@
+"""One to many: scatter and map, with as many requests under way as are of use, and their progress to be seen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import as_completed
+from types import TracebackType
+from typing import Any, Protocol
+
+from zmqbus.client.messages import Message
+from zmqbus.client.speaker import Reply
+from zmqbus.errors import Timeout
+
+__all__ = ["Progress", "as_completed", "map_over", "watch"]
+
+#: Requests of one `map` under way: enough that no worker waits, few enough that a dead one has little to hand back, and
+#: that whoever stops early has little to withdraw.
+WINDOW = 512
+#: Seconds between two lines of progress where there is no bar.
+LINE_S = 2.0
+
+
+class Progress(Protocol):
+    """Something that is told of progress: a bar, or lines."""
+
+    def update(self, n: int) -> object:
+        """`n` more are done."""
+
+    def close(self) -> None:
+        """That was it."""
+
+
+class _Lines:
+    """Progress as lines on standard error, one every two seconds: for pipes, logs, and those without tqdm."""
+
+    def __init__(self, total: int | None, what: str) -> None:
+        self._total = total
+        self._what = what
+        self._done = 0
+        self._began_s = self._told_s = time.monotonic()
+
+    def update(self, n: int) -> None:
+        self._done += n
+        if time.monotonic() - self._told_s >= LINE_S:
+            self._tell()
+
+    def close(self) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told_s = time.monotonic()
+        of = f" of {self._total}" if self._total is not None else ""
+        print(f"{self._what}: {self._done}{of} in {self._told_s - self._began_s:.1f} s", file=sys.stderr, flush=True)
+
+
+class _None:
+    """No progress wanted."""
+
+    def update(self, n: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def progress_for(wanted: bool, total: int | None, what: str) -> Progress:
+    """A bar on a terminal where tqdm is installed (the extra `progress`), lines elsewhere; nothing if not wanted."""
+    if not wanted:
+        return _None()
+    if sys.stderr is not None and sys.stderr.isatty():
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            bar: Progress = tqdm(total=total, desc=what)
+            return bar
+    return _Lines(total, what)
+
+
+def watch(replies: list[Reply], what: str) -> None:
+    """Tells the progress of these requests as they end."""
+    progress = progress_for(True, len(replies), what)
+    left = len(replies)
+
+    def ended(_: object) -> None:
+        nonlocal left
+        left -= 1
+        progress.update(1)
+        if not left:
+            progress.close()
+
+    for reply in replies:
+        reply.add_done_callback(ended)
+
+
+class map_over(Iterator[Message]):
+    """The answers to `items`, in their order, each asked for with `ask`; withdraws what is open when it is closed, left
+    by an exception, or forgotten."""
+
+    def __init__(
+        self,
+        ask: Callable[[Any, float | None], Reply],
+        items: Iterable[Any],
+        timeout_s: float | None,
+        *,
+        window: int = WINDOW,
+        progress: bool = False,
+        what: str = "map",
+    ) -> None:
+        self._ask = ask
+        self._items = iter(items)
+        self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._open: deque[Reply] = deque()
+        self._window = window
+        self._progress = progress_for(progress, len(items) if isinstance(items, Sized) else None, what)
+        self._fill()
+
+    def __next__(self) -> Message:
+        if not self._open:
+            self.close()
+            raise StopIteration
+        try:
+            message = self._open[0].result()
+        except BaseException:
+            self.close()
+            raise
+        self._open.popleft()
+        self._progress.update(1)
+        self._fill()
+        return message
+
+    def __enter__(self) -> map_over:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Withdraws what is open. Idempotent."""
+        self._items = iter(())
+        while self._open:
+            self._open.popleft().cancel()
+        self._progress.close()
+        self._progress = _None()
+
+    def _fill(self) -> None:
+        while len(self._open) < self._window:
+            left_s = None if self._deadline_s is None else self._deadline_s - time.monotonic()
+            if left_s is not None and left_s <= 0 and self._open:
+                return  # those that are open tell of the deadline
+            for item in self._items:
+                if left_s is not None and left_s <= 0:
+                    self.close()
+                    raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
+                self._open.append(self._ask(item, left_s))
+                break
+            else:
+                return

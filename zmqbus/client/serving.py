@@ -1,0 +1,220 @@
+"""A worker: takes the requests of its groups, and answers them with what a handler returns.
+
+Theory of operation
+===================
+
+*Credit.* The broker hands a worker as many requests at a time as it has offered to hold. One for each handler that may
+run at once would leave the worker idle for a round trip after each; many would wait here behind a long one, while
+another worker has nothing to do. So the offer follows what the handlers take: about `AHEAD_S` of work is held ahead.
+
+*Errors.* What a handler raises is its answer, and reaches the caller as `RemoteError`. What ends the process is not
+caught (`SystemExit`, `KeyboardInterrupt`): the broker gives the request to another worker.
+
+*Handlers* that are coroutines run in an event loop of this call's own; others in this thread or, where several may run
+at once, in a pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+from zmqbus import protocol, readback
+from zmqbus.client.messages import Message, encode, encode_error
+from zmqbus.client.receiver import Receiver
+from zmqbus.client.speaker import Speaker
+from zmqbus.errors import NotConnected
+from zmqbus.protocol import Format, Scope
+from zmqbus.record import JournalError
+
+Handler: TypeAlias = Callable[[Message], Any] | Callable[[Message], Awaitable[Any]]
+
+#: So much work is held ahead of the handlers, s: some round trips, so that no worker waits for the broker; and so
+#: little that nobody notices how long a request waits here while another worker is free.
+AHEAD_S = 0.005
+#: Requests that are held ahead at most: more bring nothing.
+MAX_AHEAD = 64
+#: The newest measurement's part in the average duration of a handler.
+WEIGHT = 0.1
+#: The offer is changed when it is off by this factor.
+STEP = 2
+#: Between two looks at whether it is to stop.
+LOOK_S = 0.2
+
+
+class Serving:
+    """One call of `Bus.serve`."""
+
+    def __init__(self, receiver: Receiver, speaker: Speaker, handler: Handler, concurrency: int, log_path: str) -> None:
+        self._receiver = receiver
+        self._speaker = speaker
+        self._handler = handler
+        self._concurrency = concurrency
+        self._log_path = log_path
+        self._credit = 0
+        self._average_s = AHEAD_S
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Serving {self._handler!r}: credit {self._credit}, {self._average_s * 1000:.2f} ms each>"
+
+    def run(self, stop: threading.Event) -> None:
+        """Serves until `stop` is set or the bus is closed; then finishes what was begun."""
+        self._offer(self._concurrency)
+        try:
+            if inspect.iscoroutinefunction(self._handler):
+                asyncio.run(self._run_async(stop))
+            elif self._concurrency == 1:
+                while (work := self._next(stop)) is not None:
+                    self._serve(work)
+            else:
+                self._run_pool(stop)
+        finally:
+            try:
+                self._offer(0)
+            except NotConnected:
+                pass  # the broker knows
+
+    def _run_pool(self, stop: threading.Event) -> None:
+        slots = threading.Semaphore(self._concurrency)
+
+        def serve(work: protocol.Work | Message) -> None:
+            try:
+                self._serve(work)
+            finally:
+                slots.release()
+
+        with ThreadPoolExecutor(self._concurrency, "zmqbus handler") as pool:
+            while True:
+                slots.acquire()
+                work = self._next(stop)
+                if work is None:
+                    return
+                pool.submit(serve, work)
+
+    async def _run_async(self, stop: threading.Event) -> None:
+        loop = asyncio.get_running_loop()
+        slots = asyncio.Semaphore(self._concurrency)
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def serve(work: protocol.Work | Message) -> None:
+            try:
+                message = self._message(work)
+                if message is not None:
+                    began_s = time.monotonic()
+                    try:
+                        value = await self._handler(message)
+                    except Exception as error:
+                        value = error
+                    self._answer(work, value, time.monotonic() - began_s)
+            finally:
+                slots.release()
+
+        while True:
+            await slots.acquire()
+            work = await loop.run_in_executor(None, self._next, stop)
+            if work is None:
+                break
+            task = loop.create_task(serve(work))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+
+    # --- one request
+
+    def _next(self, stop: threading.Event) -> protocol.Work | Message | None:
+        """The next request; None when it is over."""
+        while not stop.is_set():
+            try:
+                work = self._receiver.next_work(LOOK_S, or_message=True)
+            except NotConnected:
+                return None
+            if work is not None:
+                return work
+        return None
+
+    def _serve(self, work: protocol.Work | Message) -> None:
+        message = self._message(work)
+        if message is None:
+            return
+        began_s = time.monotonic()
+        value: Any
+        try:
+            value = self._handler(message)
+        except Exception as error:
+            value = error
+        self._answer(work, value, time.monotonic() - began_s)
+
+    def _message(self, work: protocol.Work | Message) -> Message | None:
+        """What the handler gets; None where nobody waits for the answer any more."""
+        if isinstance(work, Message):
+            return work
+        if self._receiver.is_withdrawn(work.msg_id):
+            self._receiver.answer(work.msg_id, Format.BYTES, b"")  # which frees its place
+            return None
+        value = None
+        body = work.body
+        if work.pointer is not None:
+            try:
+                body = readback.read(self._log_path, readback.Pointer(*work.pointer)).body
+            except JournalError as error:
+                value = error
+        return Message(
+            msg_id=work.msg_id,
+            sender=work.from_name,
+            sender_id=work.from_session,
+            sender_label=work.from_label,
+            to=f"@{work.group}",
+            sent_ts=work.ts,
+            fmt=work.fmt,
+            body_bytes=body,
+            value=value,
+        )
+
+    def _answer(self, work: protocol.Work | Message, value: Any, took_s: float) -> None:
+        """Says what came of it; what cannot be sent is an error of the handler's."""
+        try:
+            if isinstance(value, Exception):
+                raise value
+            fmt, body = encode(value)
+        except Exception as error:
+            fmt, body = encode_error(error, "".join(traceback.format_exception(error)))
+        if isinstance(work, Message):
+            work.ack()
+            if value is not None:
+                self._speaker.send(Scope.SESSION, work.sender_id, fmt, body, work.msg_id)
+            return
+        try:
+            self._receiver.answer(work.msg_id, fmt, body)
+        except NotConnected:
+            return  # the bus was closed under the handler: the broker gives the request to another worker
+        self._measured(took_s)
+
+    # --- credit
+
+    def _measured(self, took_s: float) -> None:
+        with self._lock:
+            self._average_s += WEIGHT * (took_s - self._average_s)
+            ahead = min(MAX_AHEAD, int(AHEAD_S * self._concurrency / max(self._average_s, 1e-6)))
+            wanted = self._concurrency + ahead
+            if self._credit / STEP < wanted < self._credit * STEP:
+                return
+        self._offer(wanted)
+
+    def _offer(self, credit: int) -> None:
+        self._credit = credit
+        self._receiver.offer(credit)
+
+
+def check_handler(handler: object, concurrency: int) -> None:
+    """Raises `TypeError` or `ValueError` for what cannot serve."""
+    if not callable(handler):
+        raise TypeError(f"a handler is a function that takes a Message, not {handler!r}")
+    if concurrency < 1:
+        raise ValueError(f"concurrency is at least 1, not {concurrency}")
