@@ -21,11 +21,13 @@ from zmqbus.process import Process, ProcessEntry, process_of
 from zmqbus.session import files
 from zmqbus.session import state as state_module
 from zmqbus.session.labels import load_label, remember_label
+from zmqbus.session.options import VARIABLES, hand_on, with_options
 from zmqbus.session.state import (
     AlreadyListening,
     Identity,
     ListenerLock,
     SessionState,
+    find_away,
     find_session,
     load_state,
     reap,
@@ -262,6 +264,7 @@ def test_identity_changes_in_place(data: str) -> None:
         "token": "token",
         "name": "b",
         "label": None,
+        "port": None,
         "owner_started": "1000",
     }
 
@@ -316,6 +319,38 @@ def test_full_disk_is_told_about(data: str, monkeypatch: pytest.MonkeyPatch) -> 
                 lock.remember(Identity("id", "token", None, None))
         assert load_state(data, OWNER.pid) == state_of(OWNER)
         assert not path_of(data, "4711.session.tmp").exists()
+
+
+def test_identity_keeps_the_port_of_its_broker(data: str) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.remember(Identity("id", "token", "auth", None, 12345))
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity == Identity("id", "token", "auth", None, 12345)
+
+
+def test_identity_of_a_release_that_did_not_keep_the_port(data: str) -> None:
+    record = json.loads(whole_identity(data))
+    del record["port"]
+    path_of(data, "4711.lock").write_text(json.dumps(record) + "\n")
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity == Identity("id", "token", "auth", "label", None)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 2**70, True, "9473", 9473.0, [], {}])
+def test_a_port_that_cannot_be_one_counts_as_none(data: str, port: object) -> None:
+    """Who the session is does not depend on it."""
+    record = json.loads(whole_identity(data)) | {"port": port}
+    path_of(data, "4711.lock").write_text(json.dumps(record) + "\n")
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity == Identity("id", "token", "auth", "label", None)
+
+
+@pytest.mark.parametrize("port", [1, 65535])
+def test_ports_at_the_ends_of_the_range(data: str, port: int) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.remember(Identity("id", "token", "auth", None, port))
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity is not None and lock.identity.port == port
 
 
 # --- the state file ---------------------------------------------------------------------------------------------
@@ -533,6 +568,98 @@ def test_a_process_started_by_the_listener_does_not_inherit_the_lock(data: str) 
         child.communicate()
 
 
+# --- finding one that is away -----------------------------------------------------------------------------------
+
+AWAY = Identity("id", "token", "auth", "label", 12345)
+
+
+def leave_away(data: str, owner: Process, identity: Identity = AWAY) -> None:
+    """What a listener leaves that has ended, or a session that has joined without one."""
+    with ListenerLock.acquire(data, owner) as lock:
+        lock.remember(identity)
+
+
+def test_nobody_is_away_where_nothing_is(data: str) -> None:
+    assert find_away(data, OWNER, [ME]) is None
+    assert not os.path.exists(data), "looking makes nothing"
+    ListenerLock.acquire(data, OWNER).release()  # an empty lock file
+    assert find_away(data, OWNER) is None
+
+
+def test_an_identity_without_a_listener_is_away(data: str) -> None:
+    leave_away(data, OWNER)
+    assert find_away(data, OWNER) == (OWNER, AWAY)
+    ListenerLock.acquire(data, OWNER).release()
+    assert find_away(data, OWNER) == (OWNER, AWAY), "looking leaves the lock to the next listener"
+
+
+def test_a_listener_that_was_killed_is_away(data: str) -> None:
+    leave_stale(data, OWNER)
+    assert find_away(data, OWNER) == (OWNER, Identity("id", "token", "auth", None))
+    assert path_of(data, "4711.session").exists(), "it removes nothing"
+
+
+def test_who_has_a_listener_is_not_away(data: str) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert find_away(data, OWNER) is None  # has not said yet who it is
+        lock.remember(AWAY)
+        assert find_away(data, OWNER) is None  # is just beginning
+        lock.write_state(state_of(OWNER))
+        assert find_away(data, OWNER) is None
+    assert find_away(data, OWNER) == (OWNER, AWAY)
+
+
+def test_an_earlier_process_with_this_pid_is_not_this_one(data: str) -> None:
+    leave_away(data, OWNER._replace(started="1"))
+    assert find_away(data, OWNER) is None
+
+
+def test_the_nearest_ancestor_that_has_a_session(data: str) -> None:
+    near, far = Process(20, "2"), Process(10, "1")
+    leave_away(data, far, AWAY._replace(name="far"))
+    assert find_away(data, OWNER, [OWNER, near, far]) == (far, AWAY._replace(name="far"))
+    leave_away(data, near._replace(started="1"), AWAY._replace(name="of an earlier process"))
+    assert find_away(data, OWNER, [near, far]) == (far, AWAY._replace(name="far"))
+    leave_away(data, near, AWAY._replace(name="near"))
+    assert find_away(data, OWNER, [near, far]) == (near, AWAY._replace(name="near"))
+    leave_away(data, OWNER)
+    assert find_away(data, OWNER, [near, far]) == (OWNER, AWAY)
+    assert find_away(data, OWNER) == (OWNER, AWAY)
+
+
+def test_the_listener_of_the_nearest_one_stands_for_all_of_them(data: str) -> None:
+    """Messages go to that one; mail of a session above it is not its business."""
+    far = Process(10, "1")
+    leave_away(data, far)
+    with ListenerLock.acquire(data, OWNER) as lock:
+        lock.remember(AWAY)
+        assert find_away(data, OWNER, [far]) is None
+
+
+def test_a_session_without_a_name_has_no_mail(data: str) -> None:
+    far = Process(10, "1")
+    leave_away(data, OWNER, AWAY._replace(name=None))
+    assert find_away(data, OWNER) is None
+    leave_away(data, far)
+    assert find_away(data, OWNER, [far]) == (far, AWAY)
+
+
+def test_a_torn_identity_is_nobody(data: str) -> None:
+    leave_away(data, OWNER)
+    whole = path_of(data, "4711.lock").read_bytes()
+    for length in range(len(whole)):
+        path_of(data, "4711.lock").write_bytes(whole[:length])
+        assert find_away(data, OWNER) is None
+
+
+@pytest.mark.parametrize("whose", [OWNER, Process(10, "1")])
+def test_a_lock_file_that_others_can_read_is_refused(data: str, whose: Process) -> None:
+    leave_away(data, whose)
+    path_of(data, f"{whose.pid}.lock").chmod(0o644)
+    with pytest.raises(Unauthorized, match="chmod 600"):
+        find_away(data, OWNER, [Process(10, "1")])
+
+
 # --- cleaning up ------------------------------------------------------------------------------------------------
 
 
@@ -583,6 +710,58 @@ def test_what_was_shown_outlives_the_listener_and_not_the_owner(data: str) -> No
     assert path_of(data, "4711.shown").exists()
     path_of(data, "4711.lock").unlink()  # a cleaner that was killed in the middle
     assert reap(data, Table()) == ["4711.shown"]
+
+
+def test_options_outlive_the_listener_and_not_the_owner(data: str) -> None:
+    leave_stale(data, OWNER)
+    hand_on(data, OWNER, {VARIABLES[0]: "12345"})
+    path_of(data, "4711.options.tmp").touch(0o600)
+    assert find_session(data, OWNER) == (None, True)  # removes the stale state
+    assert reap(data, Table(OWNER)) == []
+    assert with_options(data, OWNER, {}) == {VARIABLES[0]: "12345"}
+    assert reap(data, Table()) == ["4711.options", "4711.options.tmp", "4711.lock"]
+    assert os.listdir(data + "/clients") == ["reap.lock"]
+
+
+@pytest.mark.parametrize("table", [Table(), Table(OWNER._replace(started="2"))], ids=["dead", "pid used again"])
+def test_reap_removes_options_that_are_all_there_is(data: str, table: Table) -> None:
+    """A session that never joined has nothing else."""
+    hand_on(data, OWNER, {VARIABLES[0]: "12345"})
+    assert reap(data, table) == ["4711.options"]
+    assert os.listdir(data + "/clients") == ["reap.lock"]
+
+
+def test_reap_keeps_options_that_are_all_there_is_while_their_owner_lives(data: str) -> None:
+    hand_on(data, OWNER, {VARIABLES[0]: "12345"})
+    assert reap(data, Table(OWNER)) == []
+    assert with_options(data, OWNER, {}) == {VARIABLES[0]: "12345"}
+    assert find_away(data, OWNER) is None
+    assert find_session(data, OWNER) == (None, False)
+    reap(data, Table())
+    assert os.listdir(data + "/clients") == ["reap.lock"]
+
+
+def test_reap_leaves_nothing_behind_where_it_removes_nothing(data: str) -> None:
+    hand_on(data, OWNER, {VARIABLES[0]: "12345"})
+    assert reap(data, Table(OWNER)) == []
+    assert sorted(os.listdir(data + "/clients")) == ["4711.options", "reap.lock"]
+
+
+def test_reap_keeps_damaged_options_while_any_process_has_the_pid(data: str) -> None:
+    hand_on(data, OWNER, {})
+    path_of(data, "4711.options").write_text("{")
+    assert reap(data, Table(OWNER._replace(started="77"))) == []
+    assert path_of(data, "4711.options").exists()
+    reap(data, Table())
+    assert os.listdir(data + "/clients") == ["reap.lock"]
+
+
+def test_reap_passes_over_options_that_are_not_private(data: str) -> None:
+    hand_on(data, OWNER, {})
+    leave_stale(data, Process(12, "1"))
+    path_of(data, "4711.options").chmod(0o644)
+    assert reap(data, Table()) == ["12.session", "12.lock"]
+    assert path_of(data, "4711.options").exists()
 
 
 def test_reap_keeps_an_empty_lock_while_any_process_has_the_pid(data: str) -> None:

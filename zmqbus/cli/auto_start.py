@@ -81,7 +81,7 @@ def find_plugin(script: str) -> str | None:
             with open(os.path.join(root, ".claude-plugin", "plugin.json"), encoding="utf-8") as file:
                 if json.load(file)["name"] == PLUGIN:
                     return root
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             continue
     return None
 
@@ -92,7 +92,7 @@ def _read(path: str) -> Any:
             return json.loads(file.read(MAX_BYTES))
     except OSError as error:
         raise MonitorsError(f"cannot read {path}: {error.strerror}; install the plugin anew") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MonitorsError(f"{path} is not JSON ({error}); mend it, or install the plugin anew") from None
 
 
@@ -106,11 +106,17 @@ def _ours(monitors: Any, path: str) -> dict[str, Any]:
 def _write(path: str, monitors: Any) -> None:
     path = os.path.realpath(path)
     draft = f"{path}.{os.getpid()}.tmp"
+    text = json.dumps(monitors, indent=2, ensure_ascii=False) + "\n"
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # JSON can name half of a character
+        data = (json.dumps(monitors, indent=2) + "\n").encode()
     try:
         mode = os.stat(path).st_mode & 0o777
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(monitors, indent=2, ensure_ascii=False) + "\n")
+        os.fchmod(descriptor, mode)  # the umask may have taken some of it
+        with open(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(descriptor)
         os.replace(draft, path)

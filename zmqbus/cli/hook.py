@@ -62,20 +62,24 @@ def main(argv: list[str]) -> int:
     """Answers one event. Returns 0 whatever happens."""
     signal.signal(signal.SIGALRM, _give_up)
     signal.setitimer(signal.ITIMER_REAL, BUDGET_S)
-    event: dict[str, Any] = {}
     try:
-        event = _read_event()
+        _respond()
+    except Exception as error:  # a fault here is told where somebody looks for it, and is none of the session's
+        print(f"inter-session hook: {type(error).__name__}: {error}", file=sys.stderr)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return 0
+
+
+def _respond() -> None:
+    event = _read_event()
+    try:
         _answer(event)
     except (ImportError, ZmqbusError) as error:
         # Of what is wrong with the set-up the agent hears once, and can mend it.
         if event.get("hook_event_name") == "SessionStart":
             text = MISSING if isinstance(error, ImportError) else f"[inter-session] cannot work: {error}"
             _print(_context("SessionStart", text))
-    except Exception as error:  # a fault here is told where somebody looks for it, and is none of the session's
-        print(f"inter-session hook: {type(error).__name__}: {error}", file=sys.stderr)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return 0
 
 
 def _give_up(signum: int, frame: object) -> None:
@@ -115,8 +119,8 @@ def _context(kind: str, text: str) -> dict[str, Any]:
 
 
 def _print(output: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(output) + "\n")
-    sys.stdout.flush()
+    # Not into a buffer: what could not be written would be tried again at the end, and fail the command there.
+    os.write(sys.stdout.fileno(), (json.dumps(output) + "\n").encode())
 
 
 # --- at the start

@@ -355,8 +355,12 @@ def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[s
     path = _file(paths, pid, _LOCK)
     had_lock = os.path.lexists(path)
     fd = open_file(path, os.O_RDWR | os.O_CREAT)  # without the file there would be nothing to keep a listener away
+    made_here = False
     try:
-        if not flock(fd, path, fcntl.LOCK_SH) or (table is not None and _owner_lives(data_dir, pid, fd, table)):
+        if not flock(fd, path, fcntl.LOCK_SH):
+            return []
+        made_here = not had_lock
+        if table is not None and _owner_lives(data_dir, pid, fd, table):
             return []
         # The lock goes last: as long as it is there, it tells whose the others are.
         suffixes = [_STATE, _DRAFT]
@@ -365,6 +369,8 @@ def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[s
         removed = [suffix for suffix in suffixes if unlink(_file(paths, pid, suffix))]
         return [f"{pid}{suffix}" for suffix in removed if suffix != _LOCK or had_lock]
     finally:
+        if made_here and is_at(fd, path):
+            unlink(path)
         os.close(fd)
 
 

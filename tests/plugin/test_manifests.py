@@ -1,0 +1,464 @@
+"""The plugin's manifests, field by field, the links below plugin/, and what SKILL.md says about the commands.
+
+Clients take much that they then do not use: a monitor with a wrong `when` or an unknown field is dropped without a
+word. So what is written there is held to what is documented, and not to what a client takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zmqbus
+from zmqbus import settings
+from zmqbus.cli import auto_start
+from zmqbus.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "plugin"
+SKILL = PLUGIN / "skills" / "inter-session"
+TIMEOUT_S = 30.0
+
+#: What a plugin and its stand-alone skill need of the repository, as links.
+LINKED = ("bin", "zmqbus", "requirements.txt")
+
+#: What the client puts in; it sets none of them in the environment of what it starts.
+VARIABLES = {"CLAUDE_PLUGIN_ROOT", "CLAUDE_PLUGIN_DATA", "CLAUDE_PROJECT_DIR"}
+VARIABLE = re.compile(r"\$\{([^}]*)\}")
+EVENTS = {"SessionStart", "UserPromptSubmit", "Stop"}
+#: A prompt waits for its hook.
+MAX_HOOK_TIMEOUT_S = 10
+
+OPTION_FIELDS = {
+    *("type", "title", "description", "required", "default", "options", "multiple", "sensitive", "min", "max"),
+}
+OPTION_TYPES = {"string", "number", "boolean", "directory", "file"}
+
+
+def load(path: Path) -> Any:
+    """What a JSON file holds. Each field is given once: of two, a reader may take either."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert len({name for name, _ in pairs}) == len(pairs), f"a field of {path} is given twice"
+        return dict(pairs)
+
+    return json.loads(path.read_text("utf-8"), object_pairs_hook=once)
+
+
+def is_line(value: object) -> bool:
+    """A text that a dialogue can show in one line."""
+    return isinstance(value, str) and bool(value) and value == value.strip() and value.isprintable()
+
+
+# --- marketplace.json -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def marketplace() -> Any:
+    return load(ROOT / ".claude-plugin" / "marketplace.json")
+
+
+@pytest.fixture
+def manifest() -> Any:
+    return load(PLUGIN / ".claude-plugin" / "plugin.json")
+
+
+def test_the_marketplace(marketplace: Any) -> None:
+    assert set(marketplace) <= {"name", "owner", "metadata", "plugins"}
+    assert marketplace["name"] == "zmqbus"
+    assert set(marketplace["owner"]) <= {"name", "email", "url"} and is_line(marketplace["owner"]["name"])
+    metadata = marketplace.get("metadata", {})
+    assert set(metadata) <= {"description"} and all(map(is_line, metadata.values()))
+
+
+def test_the_marketplace_lists_the_plugin(marketplace: Any, manifest: Any) -> None:
+    (plugin,) = marketplace["plugins"]
+    assert set(plugin) == {"name", "source", "description"}, "the version stands in plugin.json alone"
+    assert plugin["name"] == manifest["name"]
+    assert plugin["description"] == manifest["description"]
+    assert plugin["source"].startswith("./") and ".." not in plugin["source"]
+    assert (ROOT / plugin["source"]).resolve() == PLUGIN
+
+
+# --- plugin.json ------------------------------------------------------------------------------------------------
+
+
+def test_the_plugin(manifest: Any) -> None:
+    assert set(manifest) <= {
+        *("name", "version", "description", "author", "homepage", "repository", "license", "keywords"),
+        *("experimental", "userConfig"),
+    }
+    assert manifest["name"] == auto_start.PLUGIN == "inter-session"
+    assert manifest["version"] == zmqbus.__version__
+    assert is_line(manifest["description"])
+    assert manifest["license"] == "MIT"
+    assert manifest["keywords"] and all(map(is_line, manifest["keywords"]))
+    assert isinstance(manifest["author"], dict), "a text is refused"
+    assert set(manifest["author"]) <= {"name", "email", "url"} and is_line(manifest["author"]["name"])
+
+
+def test_where_the_monitors_are(manifest: Any) -> None:
+    assert set(manifest["experimental"]) == {"monitors"}
+    path = manifest["experimental"]["monitors"]
+    assert path.startswith("./") and ".." not in path
+    assert (PLUGIN / path).is_file() and (PLUGIN / path) == PLUGIN / "monitors" / "monitors.json"
+
+
+def test_the_options(manifest: Any) -> None:
+    options = manifest["userConfig"]
+    assert set(options) == {"port", "idle_shutdown_minutes"}
+    for name, option in options.items():
+        assert set(option) <= OPTION_FIELDS, name
+        assert option["type"] in OPTION_TYPES, name
+        assert is_line(option["title"]) and is_line(option["description"]), name
+        assert not option.get("required"), f"{name}: nobody should have to answer a question to install it"
+        assert not option.get("sensitive"), f"{name}: those are not told to hooks as they are"
+
+
+def test_the_options_are_the_settings(manifest: Any) -> None:
+    port, minutes = manifest["userConfig"]["port"], manifest["userConfig"]["idle_shutdown_minutes"]
+    assert port["type"] == minutes["type"] == "number"
+    assert port["default"] == settings.DEFAULT_PORT
+    assert (port["min"], port["max"]) == (settings.MIN_PORT, settings.MAX_PORT)
+    assert minutes["default"] == settings.DEFAULT_IDLE_SHUTDOWN_MIN
+    assert minutes["min"] == 0 and minutes.get("max", 0) <= settings.MAX_IDLE_SHUTDOWN_MIN
+
+
+@pytest.mark.parametrize("at", ["default", "min", "max"])
+def test_each_value_that_can_be_set_is_taken(manifest: Any, at: str) -> None:
+    warnings: list[str] = []
+    environ = {
+        f"CLAUDE_PLUGIN_OPTION_{name.upper()}": str(option[at])
+        for name, option in manifest["userConfig"].items()
+        if at in option
+    }
+    found = settings.load(environ={"HOME": "/home/u", **environ}, warn=warnings.append)
+    assert warnings == []
+    assert str(found.port) == environ["CLAUDE_PLUGIN_OPTION_PORT"]
+
+
+# --- monitors.json and hooks.json -------------------------------------------------------------------------------
+
+
+def check_variables(command: str) -> None:
+    """Only what the client knows is put in, and a path with a blank or a `;` in it stays one word.
+
+    `${user_config…}` is refused by clients, and then the whole monitor is missing.
+    """
+    assert "user_config" not in command
+    assert set(VARIABLE.findall(command)) <= VARIABLES
+    assert command.count("$") == len(VARIABLE.findall(command)), "what is no ${…} a shell would have to fill in"
+    inside = False
+    for number, part in enumerate(re.split(r'(")', command)):
+        if number % 2:
+            inside = not inside
+        else:
+            assert inside or "$" not in part, "outside of double quotes"
+    assert not inside
+
+
+def script_of(words: list[str]) -> Path:
+    """The script that a command line starts; python3 and the `exec` before it are no scripts."""
+    (script,) = [word for word in words if "${CLAUDE_PLUGIN_ROOT}/" in word]
+    path = Path(script.replace("${CLAUDE_PLUGIN_ROOT}", str(PLUGIN)))
+    assert path.is_relative_to(PLUGIN) and ".." not in path.parts
+    assert path.is_file() and os.access(path, os.X_OK), f"{path} is no script"
+    return path
+
+
+def test_the_monitors() -> None:
+    monitors = load(PLUGIN / "monitors" / "monitors.json")
+    assert isinstance(monitors, list)
+    for monitor in monitors:
+        assert set(monitor) == {"name", "command", "description", "when"}
+        assert all(map(is_line, monitor.values()))
+        assert monitor["when"] in ("always", "on-skill-invoke:inter-session")
+        check_variables(monitor["command"])
+        words = shlex.split(monitor["command"])
+        assert words[:2] == ["exec", "python3"], "a shell between would have to die with it"
+        assert script_of(words).name == "client.py"
+        assert set(words[3:]) <= flags("connect")
+    assert [monitor["name"] for monitor in monitors] == [auto_start.MONITOR]
+
+
+def test_the_monitor_starts_with_the_skill() -> None:
+    """Whoever installs the plugin has not asked for a listener in each session yet."""
+    (monitor,) = load(PLUGIN / "monitors" / "monitors.json")
+    assert monitor["when"] == auto_start.ON_SKILL
+    name = monitor["when"].partition(":")[2]
+    assert (PLUGIN / "skills" / name / "SKILL.md").is_file()
+
+
+def test_the_hooks() -> None:
+    hooks = load(PLUGIN / "hooks" / "hooks.json")
+    assert set(hooks) <= {"description", "hooks"} and is_line(hooks.get("description", "none"))
+    assert set(hooks["hooks"]) == EVENTS
+    for event, groups in hooks["hooks"].items():
+        (group,) = groups
+        assert set(group) == {"hooks"}, f"{event}: a matcher would leave some of its kinds out"
+        (hook,) = group["hooks"]
+        assert set(hook) == {"type", "command", "args", "timeout"}
+        assert (hook["type"], hook["command"]) == ("command", "python3")
+        assert isinstance(hook["args"], list) and all(map(is_line, hook["args"]))
+        assert all(set(VARIABLE.findall(word)) <= VARIABLES for word in hook["args"])
+        assert script_of(hook["args"]).name == "hook.py"
+        assert type(hook["timeout"]) is int and 0 < hook["timeout"] <= MAX_HOOK_TIMEOUT_S
+
+
+# --- links ------------------------------------------------------------------------------------------------------
+
+
+def entries(directory: Path) -> Iterator[Path]:
+    """All that is below a directory, without following links."""
+    for path in sorted(directory.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from entries(path)
+
+
+def test_links_stay_inside_and_lead_somewhere() -> None:
+    links = [path for path in entries(PLUGIN) if path.is_symlink()]
+    assert links
+    for link in links:
+        target = os.readlink(link)
+        assert not os.path.isabs(target), link
+        # Each step, too: a link by way of the outside leads elsewhere on another machine.
+        assert Path(os.path.normpath(link.parent / target)).is_relative_to(ROOT), link
+        assert link.resolve(strict=True).is_relative_to(ROOT), link
+
+
+@pytest.mark.parametrize("place", [PLUGIN, SKILL], ids=["plugin", "skill"])
+@pytest.mark.parametrize("name", LINKED)
+def test_what_is_linked(place: Path, name: str) -> None:
+    assert (place / name).is_symlink()
+    assert (place / name).resolve() == ROOT / name
+
+
+def in_git(*paths: str) -> dict[str, str]:
+    """Path -> mode of what git keeps below `paths`."""
+    done = subprocess.run(
+        ["git", "ls-files", "-s", "-z", "--", *paths], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    if done.returncode:
+        pytest.skip(f"this is no checkout of git: {done.stderr.strip()}")
+    kept = {}
+    for line in filter(None, done.stdout.split("\0")):
+        description, _, path = line.partition("\t")
+        kept[path] = description.split()[0]
+    return kept
+
+
+@pytest.fixture
+def _checkout() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout of git")
+
+
+@pytest.mark.usefixtures("_checkout")
+def test_links_are_links_in_git_and_nowhere_copies() -> None:
+    modes = in_git("plugin")
+    for place in ("plugin", "plugin/skills/inter-session"):
+        for name in LINKED:
+            assert modes.get(f"{place}/{name}") == "120000", f"{place}/{name}"
+            assert not [path for path in modes if path.startswith(f"{place}/{name}/")]
+
+
+@pytest.mark.usefixtures("_checkout")
+def test_scripts_may_be_run_in_git() -> None:
+    """Whoever installs from git gets the modes that git keeps."""
+    modes = in_git("bin")
+    assert modes and set(modes.values()) == {"100755"}
+
+
+def test_nothing_is_added_to_the_plugin_by_accident() -> None:
+    """All of the plugin's directory is copied to those who install it."""
+    there = {str(path.relative_to(PLUGIN)) for path in entries(PLUGIN) if path.is_symlink() or path.is_file()}
+    assert there <= {
+        *(".claude-plugin/plugin.json", "monitors/monitors.json", "hooks/hooks.json", "README.md", "LICENSE"),
+        *("skills/inter-session/SKILL.md", "skills/inter-session/LICENSE"),
+        *LINKED,
+        *(f"skills/inter-session/{name}" for name in LINKED),
+    }
+
+
+# --- SKILL.md ---------------------------------------------------------------------------------------------------
+
+FRONTMATTER = re.compile(r"---\n(.*?)\n---\n(.*)", re.DOTALL)
+FIELD = re.compile(r"([a-z-]+):(?: (.*))?")
+FIELDS = {"name", "description", "argument-hint", "allowed-tools", "license", "metadata", "disable-model-invocation"}
+MAX_DESCRIPTION_CHARS = 1024
+#: All of it is read by each session that uses it.
+MAX_LINES = 350
+
+
+def skill_text() -> str:
+    return (SKILL / "SKILL.md").read_text("utf-8")
+
+
+def frontmatter() -> dict[str, str]:
+    """The fields between the two rules, in the part of YAML that is used there: `key: text`, and `key: >-` blocks."""
+    match = FRONTMATTER.fullmatch(skill_text())
+    assert match, "SKILL.md begins with its fields, between two lines of ---"
+    fields: dict[str, str] = {}
+    block = ""
+    for line in match[1].splitlines():
+        if line.startswith("  ") and block:
+            fields[block] = f"{fields[block]} {line.strip()}".strip()
+            continue
+        found = FIELD.fullmatch(line)
+        assert found, f"this line is no field: {line!r}"
+        name, value = found[1], (found[2] or "").strip()
+        assert name not in fields, f"{name} is given twice"
+        block = name if value in (">", ">-", "|", "|-") else ""
+        fields[name] = "" if block else plain(value)
+    return fields
+
+
+def plain(value: str) -> str:
+    """The text that a scalar of YAML stands for; what would mean something else without quotes is refused."""
+    if value[:1] == value[-1:] == '"' and len(value) > 1:
+        text: str = json.loads(value)
+        return text
+    assert value and value[0] not in "'[]{}&*!|>%@`#,?-", f"wants quotes: {value}"
+    assert ": " not in value and " #" not in value and not value.endswith(":"), f"wants quotes: {value}"
+    return value
+
+
+def test_the_frontmatter() -> None:
+    fields = frontmatter()
+    assert set(fields) <= FIELDS
+    assert fields["name"] == "inter-session" == SKILL.name
+    assert 0 < len(fields["description"]) <= MAX_DESCRIPTION_CHARS
+    for name, value in fields.items():
+        assert value, name
+        assert not set("<>") & set(value), f"{name}: no angle brackets"
+
+
+def test_the_skill_is_short() -> None:
+    assert len(skill_text().splitlines()) <= MAX_LINES
+
+
+#: Code: fenced, indented by four, or between backticks. Fences first, as their marks are backticks too.
+FENCED = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+INDENTED = re.compile(r"^ {4,}(\S.*)$", re.MULTILINE)
+INLINE = re.compile(r"`([^`]+)`")
+#: A script of bin/, with its directory or called by its name alone.
+SCRIPT = re.compile(r"(?<![\w/.-])(?:[\w./${}-]*bin/([\w.]+)|(\w+\.py)\b)")
+SUBCOMMAND = re.compile(r"\bzmqbus +([a-z][a-z-]*)")
+WORD_FLAG = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)")
+#: Ends a command line in a shell.
+END = re.compile(r"[;|&#]|<<")
+
+#: Script -> subcommand that it is.
+SCRIPTS = {
+    "client.py": "connect",
+    "send.py": "send",
+    "list.py": "list",
+    "auto_start.py": "auto-start",
+    "install_deps.py": "install-deps",
+}
+
+
+def code() -> list[str]:
+    """Each piece of code in SKILL.md, a command line each."""
+    body = skill_text()
+    pieces = [line for block in FENCED.findall(body) for line in block.splitlines()]
+    body = FENCED.sub("", body)
+    pieces += INDENTED.findall(body)
+    # An inline piece may go over a line's end.
+    return pieces + [" ".join(piece.split()) for piece in INLINE.findall(INDENTED.sub("", body))]
+
+
+def uses() -> list[tuple[str, str]]:
+    """(subcommand, the rest of its command line) for all that SKILL.md tells to run."""
+    found = []
+    for line in code():
+        for match in SUBCOMMAND.finditer(line.replace('"', "")):
+            rest = line.replace('"', "")[match.end() :]
+            found.append((match[1], END.split(rest)[0]))
+        for match in SCRIPT.finditer(line):
+            name = match[1] or match[2]
+            if name in SCRIPTS:
+                found.append((SCRIPTS[name], END.split(line[match.end() :])[0]))
+    return found
+
+
+@lru_cache
+def flags(subcommand: str) -> frozenset[str]:
+    """The flags that a subcommand takes, as its --help tells them."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "bin" / "zmqbus", subcommand, "--help"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), f"zmqbus {subcommand} --help"
+    usage = done.stdout.partition("\n\n")[0]
+    listed = re.findall(r"^  (-.*)$", done.stdout, re.MULTILINE)
+    return frozenset(WORD_FLAG.findall(" ".join([usage, *(line.split("  ")[0] for line in listed)])))
+
+
+def test_the_flags_are_read_from_the_help(data_dir: Path) -> None:
+    """What the tests below stand on."""
+    assert {"--to", "--text-file", "--reply-to", "--help", "-h"} <= flags("send")
+    assert "--name" not in flags("send") and "--yes" in flags("install-deps")
+
+
+def test_the_skill_tells_what_to_run() -> None:
+    told = {subcommand for subcommand, _ in uses()}
+    assert {"connect", "send", "list", "inbox", "rename", "status", "disconnect", "install-deps"} <= told
+
+
+def test_each_script_of_the_skill_is_there() -> None:
+    named = {match[1] or match[2] for line in code() for match in SCRIPT.finditer(line)}
+    assert {"zmqbus", "client.py"} <= named
+    for name in named:
+        for place in (SKILL, PLUGIN):
+            path = place / "bin" / name
+            assert path.is_file() and os.access(path, os.X_OK), name
+
+
+def test_each_subcommand_of_the_skill_is_there() -> None:
+    unknown = {subcommand for subcommand, _ in uses() if subcommand not in COMMANDS}
+    assert not unknown
+
+
+def test_each_flag_of_the_skill_is_taken(data_dir: Path) -> None:
+    wrong = [
+        f"zmqbus {subcommand} {flag}"
+        for subcommand, rest in uses()
+        if subcommand in COMMANDS
+        for flag in WORD_FLAG.findall(without_texts(rest))
+        if flag not in flags(subcommand)
+    ]
+    assert not wrong
+
+
+def test_flags_that_stand_alone_are_taken_by_some_command(data_dir: Path) -> None:
+    """`--peek leaves them unread`: which command it is of stands in the text around."""
+    known = frozenset().union(*map(flags, COMMANDS))
+    alone = [flag for piece in code() if piece.startswith("-") for flag in WORD_FLAG.findall(without_texts(piece))]
+    assert [flag for flag in alone if flag not in known] == []
+
+
+def without_texts(line: str) -> str:
+    """A command line without what stands between single quotes: that is said to people."""
+    return re.sub(r"'[^']*'", "''", line)
+
+
+def test_variables_in_paths_are_quoted() -> None:
+    """A home directory may have a blank in its name."""
+    for line in code():
+        if "${CLAUDE_SKILL_DIR}/" in line:
+            assert '"${CLAUDE_SKILL_DIR}/' in line, line

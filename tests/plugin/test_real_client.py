@@ -1,0 +1,458 @@
+"""The plugin in the hands of the real client: validated, installed from git and from a directory, run, removed.
+
+The client is the newest one of its npm package, in a directory of its own. It gets an environment of its own, too: no
+account, no settings, no home but an empty one; and only `plugin …` and `--version` are run, which need no account and
+no model. Where the package cannot be had, these tests are skipped: what they would find, others find without a client,
+except for what a client does while it installs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zmqbus
+from tests.real.conftest import HEADER, Owner, wait_until
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "@anthropic-ai/claude-code"
+PLUGIN_ID = "inter-session@zmqbus"
+#: The client refuses file:// URLs; git turns this one into a path, and nothing leaves the machine.
+URL = "https://zmqbus.invalid/zmqbus.git"
+
+#: Of the repository, with what links lead to.
+NEEDED = (".claude-plugin", "LICENSE", "README.md", "bin", "plugin", "requirements.txt", "zmqbus")
+
+#: Who is offline should not have to wait for the tries that npm makes by itself, which take a minute.
+PATIENCE = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
+#: Some 100 MB have to come over the network.
+INSTALL_TIMEOUT_S = 180.0
+CLIENT_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 30.0
+#: A hook that is slowed down gives way and says nothing. Of so many one is fast enough.
+HOOK_TRIES = 50
+
+COMMANDS = ("client.py", "send.py", "list.py", "auto_start.py", "install_deps.py", "zmqbus")
+
+Environment = Callable[["dict[str, str] | None"], "dict[str, str]"]
+
+
+def clean_env(home: Path) -> dict[str, str]:
+    """All that the client and npm get to see of the environment."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "DISABLE_AUTOUPDATER": "1",
+        "DISABLE_TELEMETRY": "1",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        # So that what hangs can be found when the tests end.
+        "ZMQBUS_TEST_RUN": os.environ.get("ZMQBUS_TEST_RUN", ""),
+    }
+
+
+def npm_env(home: Path) -> dict[str, str]:
+    """As above, with what says how the registry is reached from here."""
+    ways = {f"npm_config_{name}" for name in ("registry", "cafile", "proxy", "https_proxy", "noproxy")}
+    ways |= {"http_proxy", "https_proxy", "no_proxy", "node_extra_ca_certs", "ssl_cert_file"}
+    return {**clean_env(home), **{name: value for name, value in os.environ.items() if name.lower() in ways}}
+
+
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The client's program. Skips where it cannot be had or does not run here."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("there is no npm here")
+    prefix = tmp_path_factory.mktemp("client")
+    home = prefix / "home"
+    home.mkdir()
+    try:
+        try:
+            done = subprocess.run(
+                [npm, "install", "--no-audit", "--no-fund", *PATIENCE, "--prefix", prefix, f"{PACKAGE}@latest"],
+                env=npm_env(home),
+                cwd=prefix,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=INSTALL_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"npm does not get {PACKAGE} within {INSTALL_TIMEOUT_S:g} s")
+        if done.returncode:
+            pytest.skip(f"npm cannot get {PACKAGE}: {done.stderr.strip().partition(chr(10))[0]}")
+        yield _runnable(prefix, home)
+    finally:
+        # Some hundred megabytes, which pytest would keep for three runs.
+        shutil.rmtree(prefix, ignore_errors=True)
+
+
+def _runnable(prefix: Path, home: Path) -> Path:
+    """The one of the package's programs that runs: its own if its install script ran, else the one for this machine."""
+    machine = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    native = f"{PACKAGE}-{platform.system().lower()}-{machine}"
+    tried = []
+    for path in (prefix / "node_modules" / ".bin" / "claude", prefix / "node_modules" / native / "claude"):
+        try:
+            done = subprocess.run(
+                [path, "--version"],
+                env=clean_env(home),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=CLIENT_TIMEOUT_S,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            tried.append(str(error))
+            continue
+        if done.returncode == 0 and done.stdout[:1].isdigit():
+            return path
+        tried.append(done.stderr.strip()[-200:])
+    pytest.skip(f"the client does not run here: {'; '.join(tried)}")
+
+
+class Client:
+    """The client with a home of its own."""
+
+    def __init__(self, binary: Path, home: Path) -> None:
+        self._binary = binary
+        self.home = home
+
+    def call(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        """Runs `claude plugin …`."""
+        return subprocess.run(
+            [self._binary, "plugin", *args],
+            env=clean_env(self.home),
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=CLIENT_TIMEOUT_S,
+        )
+
+    def plugin(self, *args: str | Path) -> str:
+        """As `call`, where it has to go well; returns what it printed."""
+        done = self.call(*args)
+        assert done.returncode == 0, f"claude plugin {args}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def installed(self) -> dict[str, Any] | None:
+        """What `plugin list` says about this plugin."""
+        rows = json.loads(self.plugin("list", "--json"))
+        return next((row for row in rows if row["id"] == PLUGIN_ID), None)
+
+    def options(self) -> Any:
+        """What the user has set of the plugin's options."""
+        kept = json.loads((self.home / ".claude" / "settings.json").read_bytes())
+        return kept.get("pluginConfigs", {}).get(PLUGIN_ID, {}).get("options", {})
+
+
+@pytest.fixture
+def client(binary: Path, tmp_path: Path) -> Client:
+    home = tmp_path / "home of the client"
+    home.mkdir()
+    return Client(binary, home)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an installation needs of this repository, as it stands in the working tree, in a directory of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *NEEDED],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    if listed.returncode or not listed.stdout:
+        pytest.skip(f"this is no checkout of git: {listed.stderr.strip()}")
+    place = tmp_path_factory.mktemp("checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        if not os.path.lexists(ROOT / name):
+            continue  # removed, and not yet committed as such
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, place / name, follow_symlinks=False)
+    return place
+
+
+class Repository:
+    """What others clone, and the work tree that it is pushed from."""
+
+    def __init__(self, checkout: Path, place: Path) -> None:
+        self.work = place / "work"
+        self.bare = place / "zmqbus.git"
+        self._env = {**clean_env(place), "GIT_CONFIG_NOSYSTEM": "1"}
+        shutil.copytree(checkout, self.work, symlinks=True)
+        self._git("init", "--quiet", "--initial-branch=main")
+        self._git("init", "--quiet", "--initial-branch=main", "--bare", self.bare)
+        self.push()
+
+    def push(self) -> None:
+        """Commits all of the work tree and makes it what others get."""
+        identity = ("-c", "user.name=zmqbus", "-c", "user.email=zmqbus@zmqbus.invalid", "-c", "commit.gpgsign=false")
+        self._git("add", "--all", "--force")
+        self._git(*identity, "commit", "--quiet", "--message=all of it")
+        self._git("push", "--quiet", self.bare, "main")
+
+    def _git(self, *words: str | Path) -> None:
+        subprocess.run(["git", *words], cwd=self.work, env=self._env, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(checkout: Path, tmp_path: Path) -> Repository:
+    place = tmp_path / "git"
+    place.mkdir()
+    return Repository(checkout, place)
+
+
+@pytest.fixture
+def from_git(client: Client, repository: Repository) -> Client:
+    """A client to which `URL` is the repository."""
+    config = client.home / ".gitconfig"
+    config.write_text(f'[url "{repository.bare.as_uri()}"]\n\tinsteadOf = {URL}\n[safe]\n\tdirectory = *\n')
+    return client
+
+
+# --- validation -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The plugin as an installation has it: files in the place of links."""
+    place = tmp_path / "plugin"
+    shutil.copytree(ROOT / "plugin", place, ignore=shutil.ignore_patterns("__pycache__"))
+    return place
+
+
+def test_the_plugin_is_valid(client: Client, copy: Path) -> None:
+    client.plugin("validate", "--strict", copy)
+
+
+def test_the_marketplace_is_valid(client: Client, checkout: Path) -> None:
+    client.plugin("validate", "--strict", checkout)
+
+
+def test_what_the_plugin_provides(client: Client, copy: Path) -> None:
+    """Validation passes for a monitor that the client cannot use; only what it lists tells."""
+    done = client.call("validate", "--strict", "--json", copy)
+    if done.returncode and not done.stdout.startswith("{"):
+        pytest.skip(f"this client has no --json: {done.stderr.strip()}")
+    report = json.loads(done.stdout)
+    if "provides" not in report:
+        pytest.skip("this client does not list what a plugin provides")
+    provides = report["provides"]
+    (monitor,) = json.loads((copy / "monitors" / "monitors.json").read_bytes())
+    assert [(row["name"], row["command"]) for row in provides["monitors"]] == [(monitor["name"], monitor["command"])]
+    hooks = json.loads((copy / "hooks" / "hooks.json").read_bytes())["hooks"]
+    assert sorted(row["event"] for row in provides["hooks"]) == sorted(hooks)
+    for row in provides["hooks"]:
+        assert (row["command"], row["args"]) == ("python3", ["${CLAUDE_PLUGIN_ROOT}/bin/hook.py"])
+    assert provides["skills"] == ["inter-session:inter-session"]
+    assert sorted(provides["bin"]) == sorted([*COMMANDS, "hook.py"])
+
+
+def test_a_fault_would_be_found(client: Client, copy: Path) -> None:
+    """What the tests above stand on: this client does look."""
+    path = copy / ".claude-plugin" / "plugin.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["userConfig"]["port"]["colour"] = "blue"
+    path.write_text(json.dumps(manifest))
+    assert client.call("validate", "--strict", copy).returncode == 1
+
+
+# --- installation from git --------------------------------------------------------------------------------------
+
+
+def install(client: Client, source: str | Path, port: int) -> Path:
+    """Adds the marketplace, installs the plugin from it, and returns where the client has put it."""
+    client.plugin("marketplace", "add", source)
+    client.plugin("install", PLUGIN_ID, "--config", f"port={port}")
+    row = client.installed()
+    assert row is not None
+    assert (row["version"], row["enabled"]) == (zmqbus.__version__, True)
+    assert client.options() == {"port": port}
+    return Path(row["installPath"])
+
+
+def remove(client: Client) -> None:
+    client.plugin("uninstall", PLUGIN_ID)
+    assert client.installed() is None
+    client.plugin("marketplace", "remove", "zmqbus")
+    assert "zmqbus" not in [row["name"] for row in json.loads(client.plugin("marketplace", "list", "--json"))]
+
+
+def test_an_installation_from_git_is_whole(from_git: Client, checkout: Path, free_port: int) -> None:
+    place = install(from_git, URL, free_port)
+    assert place.is_relative_to(from_git.home), "the client's own copy"
+    assert [path for path in place.rglob("*") if path.is_symlink()] == []
+    for part in (place, place / "skills" / "inter-session"):
+        for linked in ("bin", "zmqbus"):
+            assert contents(part / linked) == contents(checkout / linked)
+        assert (part / "requirements.txt").read_bytes() == (checkout / "requirements.txt").read_bytes()
+    skill = Path("skills", "inter-session", "SKILL.md")
+    assert (place / skill).read_bytes() == (checkout / "plugin" / skill).read_bytes()
+    remove(from_git)
+
+
+def contents(directory: Path) -> dict[str, tuple[bytes, bool]]:
+    """Path -> content, and whether it may be run."""
+    return {
+        str(path.relative_to(directory)): (path.read_bytes(), bool(path.stat().st_mode & stat.S_IXUSR))
+        for path in directory.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_an_installation_from_git_works(from_git: Client, free_port: int, bin_env: Environment, data_dir: Path) -> None:
+    place = install(from_git, URL, free_port)
+    for bin_dir in (place / "bin", place / "skills" / "inter-session" / "bin"):
+        for script in COMMANDS:
+            done = run(bin_dir / script, "--help", env=bin_env(None))
+            assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: "), script
+    auto_start_works(place, bin_env(None))
+    the_bus_works(place, from_git.options()["port"], bin_env)
+    remove(from_git)
+
+
+def test_a_new_version_takes_the_place_of_the_old_one(
+    from_git: Client, repository: Repository, free_port: int, bin_env: Environment
+) -> None:
+    """What the user has set of the options stays; the monitor starts with the skill again, as auto_start.py says."""
+    old = install(from_git, URL, free_port)
+    done = run(old / "bin" / "auto_start.py", "--on", env=bin_env(None))
+    assert "an update of the plugin sets it back to off" in done.stdout
+    manifest = repository.work / "plugin" / ".claude-plugin" / "plugin.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_bytes()), "version": "99.0.0"}))
+    repository.push()
+    from_git.plugin("marketplace", "update", "zmqbus")
+    from_git.plugin("update", PLUGIN_ID)
+    row = from_git.installed()
+    assert row is not None and row["version"] == "99.0.0" and row["enabled"]
+    new = Path(row["installPath"])
+    assert new != old and contents(new / "bin") == contents(repository.work / "bin")
+    assert from_git.options() == {"port": free_port}
+    done = run(new / "bin" / "auto_start.py", env=bin_env(None))
+    assert done.stdout.startswith("auto-start is off")
+    remove(from_git)
+
+
+def test_it_can_be_switched_off_and_on(from_git: Client, free_port: int) -> None:
+    install(from_git, URL, free_port)
+    for switch, enabled in (("disable", False), ("enable", True)):
+        from_git.plugin(switch, PLUGIN_ID)
+        row = from_git.installed()
+        assert row is not None and row["enabled"] is enabled
+    assert from_git.options() == {"port": free_port}
+    remove(from_git)
+
+
+def test_an_installation_from_a_directory(
+    client: Client, checkout: Path, free_port: int, bin_env: Environment, data_dir: Path
+) -> None:
+    """As of a checkout in which somebody works."""
+    place = install(client, checkout, free_port)
+    for script in COMMANDS:
+        done = run(place / "bin" / script, "--help", env=bin_env(None))
+        assert (done.returncode, done.stderr) == (0, ""), script
+    done = run(place / "bin" / "auto_start.py", "--status", env=bin_env(None))
+    assert done.stdout.startswith("auto-start is off")
+    said = session_start(place, bin_env({"CLAUDE_PLUGIN_OPTION_PORT": str(free_port)}))
+    assert "is not on the bus" in said
+    remove(client)
+    assert (checkout / "plugin" / ".claude-plugin" / "plugin.json").is_file(), "it is not the client's to remove"
+
+
+# --- what an installation is used for ---------------------------------------------------------------------------
+
+
+def run(script: Path, *args: str, env: dict[str, str], input: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-B", script, *args],
+        env=env,
+        input=input,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=COMMAND_TIMEOUT_S,
+    )
+
+
+def auto_start_works(place: Path, env: dict[str, str]) -> None:
+    monitors = place / "monitors" / "monitors.json"
+    before = json.loads(monitors.read_bytes())
+    for words, said, when in (
+        ("--status", "auto-start is off", "on-skill-invoke:inter-session"),
+        ("--on", "auto-start is on", "always"),
+        ("--status", "auto-start is on", "always"),
+        ("--off", "auto-start is off", "on-skill-invoke:inter-session"),
+    ):
+        done = run(place / "bin" / "auto_start.py", words, env=env)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(said), done
+        assert json.loads(monitors.read_bytes())[0]["when"] == when
+    assert json.loads(monitors.read_bytes()) == before
+
+
+def session_start(place: Path, env: dict[str, str]) -> str:
+    """What the hook tells a session that begins."""
+    event = json.dumps({"session_id": "abc", "cwd": "/", "hook_event_name": "SessionStart", "source": "startup"})
+    for _ in range(HOOK_TRIES):
+        done = run(place / "bin" / "hook.py", env=env, input=event)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        if done.stdout:
+            text: str = json.loads(done.stdout)["hookSpecificOutput"]["additionalContext"]
+            return text
+    pytest.fail("the hook said nothing")
+
+
+def the_bus_works(place: Path, port: int, bin_env: Environment) -> None:
+    """The hook hands on the port that the user has set; the monitor takes it from there; a message gets through."""
+    (monitor,) = json.loads((place / "monitors" / "monitors.json").read_bytes())
+    command = monitor["command"].replace("${CLAUDE_PLUGIN_ROOT}", str(place))
+    skill = place / "skills" / "inter-session" / "bin"
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    with contextlib.ExitStack() as stack:
+        owner, other = Owner(), Owner()
+        stack.callback(owner.kill)
+        stack.callback(other.kill)
+        mine = bin_env({**path, "INTER_SESSION_PPID_OVERRIDE": str(owner.pid)})
+        theirs = bin_env({"INTER_SESSION_PPID_OVERRIDE": str(other.pid), "INTER_SESSION_PORT": str(port)})
+        hook_env = {**mine, "CLAUDE_PLUGIN_OPTION_PORT": str(port)}
+
+        assert "is not on the bus" in session_start(place, hook_env)
+        listener = subprocess.Popen(
+            ["sh", "-c", command],
+            env={**mine, "INTER_SESSION_NAME": "auth"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        stack.enter_context(listener)
+        stack.callback(listener.kill)
+        wait_until(
+            lambda: f"port={port}\n" in run(place / "bin" / "list.py", "--self", env=mine).stdout,
+            "the monitor is on the port that the user has set",
+        )
+        assert "this session is 'auth' on the bus" in session_start(place, hook_env)
+
+        done = run(skill / "send.py", "--to", "auth", "--as", "web", "--text", "it is installed", env=theirs)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("delivered msg="), done.stdout
+        assert listener.stdout is not None
+        line = listener.stdout.readline().rstrip("\n")
+        match = HEADER.match(line)
+        assert match and (match["name"], match["text"]) == ("web", "it is installed"), line
+        done = run(skill / "zmqbus", "list", "--json", env=theirs)
+        assert [row["name"] for row in json.loads(done.stdout)] == ["auth"]
+        assert run(skill / "zmqbus", "disconnect", env=mine).stdout == "disconnected\n"
+        assert listener.wait(COMMAND_TIMEOUT_S) == 0
