@@ -16,20 +16,28 @@ __version__ = "0.1.0"
 # Type checkers take this name for true wherever it comes from, and importing it from typing would cost a millisecond.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from zmqbus.client.bus import Bus, connect
+    from zmqbus.client.fanout import as_completed
+    from zmqbus.client.messages import BroadcastReceipt, Message, Receipt
+    from zmqbus.client.speaker import Reply
     from zmqbus.errors import (
         Ambiguous,
         BrokerError,
         BrokerUnavailable,
         DeliveryError,
+        ForkedBus,
         InvalidLabel,
         InvalidName,
         InvalidPayload,
         LocalError,
         NameTaken,
         NotConnected,
+        Overloaded,
+        Poisoned,
         PortHeld,
         ProtocolError,
         RateLimited,
+        RemoteError,
         TextTooLong,
         Timeout,
         Unauthorized,
@@ -40,48 +48,70 @@ if TYPE_CHECKING:
 #: Public name -> module that defines it.
 _EXPORTS = {
     "Ambiguous": "zmqbus.errors",
+    "BroadcastReceipt": "zmqbus.client.messages",
     "BrokerError": "zmqbus.errors",
     "BrokerUnavailable": "zmqbus.errors",
+    "Bus": "zmqbus.client.bus",
     "DeliveryError": "zmqbus.errors",
+    "ForkedBus": "zmqbus.errors",
     "InvalidLabel": "zmqbus.errors",
     "InvalidName": "zmqbus.errors",
     "InvalidPayload": "zmqbus.errors",
     "LocalError": "zmqbus.errors",
+    "Message": "zmqbus.client.messages",
     "NameTaken": "zmqbus.errors",
     "NotConnected": "zmqbus.errors",
+    "Overloaded": "zmqbus.errors",
+    "Poisoned": "zmqbus.errors",
     "PortHeld": "zmqbus.errors",
     "ProtocolError": "zmqbus.errors",
     "RateLimited": "zmqbus.errors",
+    "Receipt": "zmqbus.client.messages",
+    "RemoteError": "zmqbus.errors",
+    "Reply": "zmqbus.client.speaker",
     "TextTooLong": "zmqbus.errors",
     "Timeout": "zmqbus.errors",
     "Unauthorized": "zmqbus.errors",
     "UnknownPeer": "zmqbus.errors",
     "ZmqbusError": "zmqbus.errors",
+    "as_completed": "zmqbus.client.fanout",
+    "connect": "zmqbus.client.bus",
 }
 
 #: Public modules that can be used as attributes (`zmqbus.errors.Timeout`) without an import of their own.
-_SUBMODULES = frozenset(("errors",))
+_SUBMODULES = frozenset(("aio", "errors"))
 
 __all__ = [
     "Ambiguous",
+    "BroadcastReceipt",
     "BrokerError",
     "BrokerUnavailable",
+    "Bus",
     "DeliveryError",
+    "ForkedBus",
     "InvalidLabel",
     "InvalidName",
     "InvalidPayload",
     "LocalError",
+    "Message",
     "NameTaken",
     "NotConnected",
+    "Overloaded",
+    "Poisoned",
     "PortHeld",
     "ProtocolError",
     "RateLimited",
+    "Receipt",
+    "RemoteError",
+    "Reply",
     "TextTooLong",
     "Timeout",
     "Unauthorized",
     "UnknownPeer",
     "ZmqbusError",
     "__version__",
+    "as_completed",
+    "connect",
 ]
 
 

@@ -105,7 +105,8 @@ def connect(
 
 
 def _guest() -> core.Persona:
-    return core.Persona(role=Role.GUEST, name=_own_name((naming.derive_name(sys.argv[0]),)), token=protocol.new_token())
+    script = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    return core.Persona(role=Role.GUEST, name=_own_name((naming.derive_name(script),)), token=protocol.new_token())
 
 
 def _own_name(parts: tuple[str, ...]) -> str:
