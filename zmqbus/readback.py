@@ -26,7 +26,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from zmqbus.errors import Unauthorized
-from zmqbus.record import HEAD_BYTES, JournalError, Record, decode_record, glance, quote
+from zmqbus.record import HEAD_BYTES, JournalError, Record, decode_record, glance, is_of_work, quote
 from zmqbus.security import open_private
 
 #: The first line of a segment is under 100 bytes; a longer one is not ours.
@@ -342,9 +342,9 @@ class Earlier(NamedTuple):
 
 
 def recent(path: str, *, records: int, limit_bytes: int) -> dict[str, Earlier]:
-    """Between whom the newest messages went, by their ids, the oldest first.
+    """Between whom the newest messages went, by their ids, the oldest first. Requests and answers to them are none.
 
-    Looks at the newest `records` records that lie in the last `limit_bytes` of the log, over all its segments. Of two
+    Looks at the newest `records` messages that lie in the last `limit_bytes` of the log, over all its segments. Of two
     with one id the later one counts, but for its place, which is that of the first. No more than the head of a line is
     looked at; lines that do not begin as a record does, or are unfinished, are passed over. Segments that are begun
     meanwhile are not looked at. Raises `Unauthorized` for files that are open to others, and `JournalError` for those
@@ -364,7 +364,7 @@ def recent(path: str, *, records: int, limit_bytes: int) -> dict[str, Earlier]:
                 searched.add(serial)
                 size = os.fstat(fd).st_size
                 for head in _heads_back(fd, max(0, size - limit_bytes), size):
-                    seen = glance(head)
+                    seen = None if is_of_work(head) else glance(head)
                     if seen is None:
                         continue
                     later = newest_first.get(seen[0])

@@ -32,7 +32,8 @@ from zmqbus.errors import BrokerUnavailable, InvalidPayload
 #: The fields before the text are a few hundred bytes; with names and labels of nothing but escapes, some thousand.
 HEAD_BYTES = 16 * 1024
 
-Kind = Literal["message", "broadcast"]
+Kind = Literal["message", "broadcast", "request", "answer"]
+_KINDS = ("message", "broadcast", "request", "answer")
 BodyFormat = Literal["text", "msgpack", "bytes"]
 
 _ID = re.compile("[a-z0-9]{8,12}")
@@ -107,7 +108,7 @@ def decode_record(line: bytes) -> Record:
         if type(fields) is not dict:
             raise ValueError("not an object")
         fmt, kind = fields.get("fmt", "text"), fields["kind"]
-        if fmt not in ("text", "msgpack", "bytes") or kind not in ("message", "broadcast"):
+        if fmt not in ("text", "msgpack", "bytes") or kind not in _KINDS:
             raise ValueError("of another kind")
         if fmt == "text":
             body = _typed(fields["text"], str).encode()
@@ -132,6 +133,14 @@ def decode_record(line: bytes) -> Record:
         raise JournalError(f"a line of the log is no message record: it has no {error}; it was damaged") from None
     except (ValueError, RecursionError) as error:  # ValueError: of json, Unicode, base64 and our own
         raise JournalError(f"a line of the log is no message record: {error}; it was damaged") from None
+
+
+def is_of_work(head: bytes) -> bool:
+    """Whether the record that begins so is a request to a group, or the answer to one: there may be very many, and who
+    looks for messages passes them over."""
+    # Time and id come before the kind, and neither can hold a quote.
+    start = head[:80]
+    return b'"kind":"request"' in start or b'"kind":"answer"' in start
 
 
 def glance(head: bytes) -> tuple[str, str, str | None] | None:
@@ -160,9 +169,11 @@ def _head() -> re.Pattern[bytes]:
     # A JSON string, without what none contains. There is one way only to match it, so no string makes it slow.
     content = rb'[^"\\\x00-\x1f]*(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*)*'
     kept, passed = b'"(%s)"' % content, b'"%s"' % content
+    kinds = "|".join(_KINDS).encode()
     return re.compile(
-        rb'\{"ts":"[0-9]{4}-[0-9T:.-]{1,30}Z","msg_id":%s,"kind":"(?:message|broadcast)","from":%s,"from_name":%s,'
-        rb'"from_label":(?:null|%s),"to":%s,"to_session_id":(?:null|%s),"' % (kept, kept, passed, passed, passed, kept)
+        rb'\{"ts":"[0-9]{4}-[0-9T:.-]{1,30}Z","msg_id":%s,"kind":"(?:%s)","from":%s,"from_name":%s,'
+        rb'"from_label":(?:null|%s),"to":%s,"to_session_id":(?:null|%s),"'
+        % (kept, kinds, kept, passed, passed, passed, kept)
     )
 
 

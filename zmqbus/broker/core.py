@@ -22,7 +22,8 @@ each is visible to whoever would have to know if the next did not come:
 If the journal cannot be written, step 2 does not happen (`JournalFailed`): the senders are refused, and the mailboxes
 are as they were. If the store cannot commit, what it should have kept for this wake's messages is taken back, and they
 are refused (`CommitFailed`). A sender repeats what it has not been told about; fates are remembered, so that it may.
-`reading` is the one way round: a command that takes messages in its listener's place.
+`reading` is the one way round: a command that takes messages in its listener's place. And beside all of it stands
+`pool`: what is asked of a group and answered by one of its workers, which is nobody's mail.
 
 A broker may die at any instant. Whoever was told something finds it true at the next one (`recover`): sessions and what
 waits for them come out of the store. Whoever was not told says it again. Between those two there is nothing.
@@ -58,6 +59,7 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
+from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import STANDING, Connection, Registry, Session, Standing
 from zmqbus.broker.store import Store
@@ -71,6 +73,7 @@ from zmqbus.errors import (
     Unauthorized,
     ZmqbusError,
 )
+from zmqbus.protocol import Pointer
 from zmqbus.readback import Earlier
 
 #: The state `busy` in a list: has not taken its messages for so long.
@@ -120,6 +123,7 @@ class BrokerCore:
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
         self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before, last_id)
+        self.pool = Pool(self._out, epoch, owner_lives)
         self.reading = Reading(self.registry, self.delivery, self.intake, self._out)
         self.upkeep = Upkeep(self.registry, self.delivery, self.intake, store, self._out, owner_lives)
         self._started: Instant | None = None
@@ -130,6 +134,10 @@ class BrokerCore:
             protocol.Send: self.intake.send,
             protocol.Await: self.intake.await_answer,
             protocol.Unawait: self.intake.unawait,
+            protocol.Request: self.pool.request,
+            protocol.Withdraw: self.pool.withdraw,
+            protocol.Offer: self.pool.offer,
+            protocol.Answer: self.pool.answer,
             protocol.Ack: self._ack,
             protocol.Refill: self.delivery.refill,
             protocol.Fetch: self.reading.fetch,
@@ -156,9 +164,11 @@ class BrokerCore:
             case Tick():
                 self._tick(now)
             case Journaled(pointers):
-                self.intake.journaled(now, pointers)
+                self._journaled(now, pointers)
             case JournalFailed(reason):
+                self._out.appended = 0
                 self.intake.journal_failed(reason)
+                self.pool.journal_failed(reason)
             case Committed():
                 self.delivery.committed(now)
             case CommitFailed(reason):
@@ -171,7 +181,15 @@ class BrokerCore:
                 self._unreachable(now, route)
             case Malformed(route, reason):
                 self._out.reply(route, protocol.Refused("", ProtocolError.code, reason))
+        self.pool.flush(now)
         return self._out.take()
+
+    def _journaled(self, now: Instant, pointers: list[Pointer]) -> None:
+        self._out.appended = 0
+        of_pool = set(self.pool.places)
+        if len(of_pool) < len(pointers):
+            self.intake.journaled(now, [one for place, one in enumerate(pointers) if place not in of_pool])
+        self.pool.journaled(now, pointers)
 
     def notice(self, text: str) -> None:
         """Something was found damaged, or set aside: whoever asks for the status hears of it."""
@@ -181,11 +199,12 @@ class BrokerCore:
     def recover(self, now: Instant) -> list[Effect]:
         """Takes up what an earlier broker has left; to be called once, before anything else."""
         self.upkeep.recover(now)
+        self.pool.begin(now, (one for one in self.registry.sessions.values() if one.cut_off))
         return self._out.take()
 
     def next_tick_s(self) -> float | None:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
-        if self.delivery.waits or self.delivery.waits_for_commit or self.intake.expects:
+        if self.delivery.waits or self.delivery.waits_for_commit or self.intake.expects or self.pool.expects:
             return BUSY_TICK_S
         if self.registry.connections:
             return QUIET_TICK_S
@@ -194,14 +213,13 @@ class BrokerCore:
     @property
     def idle(self) -> bool:
         """Nobody is connected, and nothing would be lost or left undone if the broker ended now."""
-        return not self.registry.connections and not self.delivery.unsettled and not self._store.pending
+        settled = not self.delivery.unsettled and not self._store.pending and self.pool.idle
+        return settled and not self.registry.connections
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that anybody still has to read; asked when one is to be deleted."""
-        found = [
-            number for number in (self.delivery.oldest_segment(), self._store.oldest_segment()) if number is not None
-        ]
-        return min(found, default=None)
+        parts = (self.delivery, self._store, self.pool)
+        return min((number for part in parts if (number := part.oldest_segment()) is not None), default=None)
 
     # --- connections: who may say what
 
@@ -275,6 +293,7 @@ class BrokerCore:
             self._displace(now, session, hello.pid)
         connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)
         connection.session = session
+        connection.program = hello.role == protocol.Role.PROGRAM
         if standing is Standing.GUEST:
             connection.guest = name
             # The same for whoever has the token, so that a guest may repeat itself over a new connection; and
@@ -318,6 +337,8 @@ class BrokerCore:
             if self.delivery.consumer(session.mailbox) is None:
                 # Else a command reads it, and hands it over when it has ended.
                 self.delivery.attach(now, session.mailbox, connection)
+            if not connection.program:
+                self.pool.arrived(session.session_id)  # no worker, whatever it was before
 
     def _claim(self, hello: protocol.Hello, name: str, standing: Standing) -> Session:
         """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
@@ -351,11 +372,11 @@ class BrokerCore:
         self._part(now, session.conn)
 
     def _bye(self, now: Instant, who: Connection, _: protocol.Bye) -> None:
-        self._part(now, who, left=True)
+        self._part(now, who, left=True, gone=True)
 
-    def _part(self, now: Instant, connection: Connection, *, left: bool = False) -> None:
+    def _part(self, now: Instant, connection: Connection, *, left: bool = False, gone: bool = False) -> None:
         """Ends a connection, whatever it was: its session is away, what it waited for goes back where it belongs.
-        `left`: in good order; else it may be back in a moment."""
+        `left`: in good order; else it may be back in a moment. `gone`: and it has not come back already."""
         self.registry.drop(connection)
         session = connection.session
         own = session is not None and session.conn is connection
@@ -374,6 +395,7 @@ class BrokerCore:
                 self.reading.hand_back(now, connection, mailbox)
         if session is not None and own:
             self.reading.parted(now, session)
+        self.pool.parted(now, connection, gone=gone)
 
     def _ping(self, now: Instant, who: Connection, ping: protocol.Ping) -> None:
         session = who.session
@@ -463,7 +485,7 @@ class BrokerCore:
         session.left = True
         if session.conn is not None:
             self._tell(session, protocol.Disconnected(), last=True)
-            self._part(now, session.conn)
+            self._part(now, session.conn, gone=True)
         self.registry.keep(session)
         self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if connected else "not connected"))
 
@@ -479,6 +501,7 @@ class BrokerCore:
             ("accepted", self.intake.accepted),
             ("unread", sum(session.mailbox.total for session in self.registry.sessions.values())),
             ("broadcasts", self.delivery.bcast),
+            *self.pool.figures(),
             *((("notices", "; ".join(self.notices)),) if self.notices else ()),
         )
         self._out.reply(who.route, protocol.Health(status.ref, figures))
@@ -497,6 +520,7 @@ class BrokerCore:
             self._part(now, connection)
         self.reading.tick(now)
         self.intake.tick(now)
+        self.pool.tick(now)
         self.upkeep.tick(now)
 
 

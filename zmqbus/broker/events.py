@@ -128,6 +128,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._effects: list[Effect] = []
+        self.appended = 0  #: records since the journal's last answer
 
     def __repr__(self) -> str:
         return f"<Outbox of {len(self._effects)}>"
@@ -135,6 +136,13 @@ class Outbox:
     def put(self, effect: Effect) -> None:
         """Adds an effect behind the others."""
         self._effects.append(effect)
+
+    def append(self, record: Record) -> int:
+        """Has a record written. Returns its place among those of the wake, which the journal's answer will have, too:
+        more than one part of the core writes."""
+        self._effects.append(Append(record))
+        self.appended += 1
+        return self.appended - 1
 
     def reply(self, route: bytes, envelope: protocol.Envelope) -> None:
         """Says something to one connection."""

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 from zmqbus import naming, protocol
 from zmqbus.broker.delivery import Delivery
-from zmqbus.broker.events import Append, Instant, Outbox
+from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.mailbox import Item, Mailbox
 from zmqbus.broker.registry import Connection, Registry, Session
 from zmqbus.broker.store import Awaited, Entry, Store
@@ -47,11 +47,24 @@ EXPECTED_S = 3.0
 #: Answers that are held for commands that are expected back; more go where they would have gone without.
 MAX_HELD = 1_000
 
-_FORMATS: dict[int, Literal["text", "msgpack", "bytes"]] = {
+#: How the journal calls the formats.
+FORMATS: dict[int, Literal["text", "msgpack", "bytes"]] = {
     Format.TEXT: "text",
     Format.MSGPACK: "msgpack",
     Format.BYTES: "bytes",
 }
+
+
+def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
+    """Raises what a body is refused with: it is too long, or not what its format says."""
+    if fmt not in FORMATS:
+        raise ProtocolError(f"unknown body format {fmt}")
+    protocol.check_size(len(body), to_many=to_many)
+    if fmt == Format.TEXT:
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 class _Staged(NamedTuple):
@@ -141,7 +154,7 @@ class Intake:
     def _stage(self, now: Instant, who: Connection, send: protocol.Send) -> None:
         if send.reply_to is not None and not protocol.is_msg_id(send.reply_to):
             raise ProtocolError("what a message answers is a message id: 8 to 12 lower-case letters and digits")
-        self._check_body(send)
+        check_body(send.fmt, send.body, to_many=send.scope in protocol.TO_MANY)
         before = self._before(who, send) if send.again else None
         receivers, waiter, to = self._address(who, send, before)
         to_many = send.scope in protocol.TO_MANY
@@ -175,14 +188,14 @@ class Intake:
             to=to,
             to_session_id=to_session_id,
             reply_to=send.reply_to,
-            fmt=_FORMATS[send.fmt],
+            fmt=FORMATS[send.fmt],
             body=send.body,
         )
         for session in receivers:
             session.mailbox.reserve(len(send.body))
         self._places[send.msg_id] = len(self._staged)
         self._staged.append(_Staged(who, send, record, receivers, full, waiter))
-        self._out.put(Append(record))
+        self._out.append(record)
 
     def _staged_before(self, who: Connection, msg_id: str) -> bool:
         place = self._places.get(msg_id)
@@ -193,16 +206,6 @@ class Intake:
         # Said again within one wake: over a new connection, which is the one that has to hear of it.
         self._staged[place] = self._staged[place]._replace(sender=who)
         return True
-
-    def _check_body(self, send: protocol.Send) -> None:
-        if send.fmt not in _FORMATS:
-            raise ProtocolError(f"unknown body format {send.fmt}")
-        protocol.check_size(len(send.body), to_many=send.scope in protocol.TO_MANY)
-        if send.fmt == Format.TEXT:
-            try:
-                send.body.decode()
-            except UnicodeDecodeError as error:
-                raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
 
     def _address(
         self, who: Connection, send: protocol.Send, before: _Before | None

@@ -67,6 +67,7 @@ class Connection:
         "lease",
         "mailbox",
         "peer",
+        "program",
         "requested_s",
         "requests",
         "route",
@@ -82,6 +83,7 @@ class Connection:
         self.lease = lease
         self.last_seen_s = now_s
         self.session: Session | None = None
+        self.program = False  #: of the role PROGRAM: it may be a worker
         self.guest = ""  #: the name that a guest speaks under
         self.guest_id = ""
         self.attached = False  #: its SUB is in force
@@ -127,6 +129,7 @@ class Session:
         "away_since_s",
         "broadcasts",
         "conn",
+        "cut_off",
         "cwd",
         "entered_after",
         "groups",
@@ -165,6 +168,7 @@ class Session:
         self.broadcasts: deque[float] = deque()
         self.recalls = 0
         self.restored = False  #: an earlier broker knew it
+        self.cut_off = False  #: and it was connected when that one ended
 
     def __repr__(self) -> str:
         state = "live" if self.conn else "left" if self.left else "away"
@@ -247,6 +251,7 @@ class Registry:
         session.topics, session.groups = frozenset(row.topics), frozenset(row.groups)
         session.entered_after, session.since_ts, session.left = row.entered_after, row.since_ts, row.left
         session.restored = True
+        session.cut_off = row.away_since_s is None
         session.away_since_s = now_s if row.away_since_s is None else row.away_since_s
         if row.away_since_s is None:
             self.keep(session)

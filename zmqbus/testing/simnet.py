@@ -86,6 +86,10 @@ class SimClient:
         self.history: list[client.Incoming] = []  #: all that was ever handed out
         self.answers: dict[str, protocol.Receipt | protocol.Tally | ZmqbusError] = {}
         self.responses: dict[str, protocol.Envelope | ZmqbusError] = {}
+        self.works: dict[str, protocol.Work] = {}  #: requests in hand: neither answered nor withdrawn
+        self.done: list[str] = []  #: ids of all that it was ever given to work on, in order
+        self.dropped: list[str] = []  #: ids of those that were withdrawn while it had them in hand
+        self.results: dict[str, protocol.Result | ZmqbusError] = {}  #: what came of requests to groups
         self.renames: list[str] = []
         self.closed: list[ZmqbusError | None] = []
         self._new_id = protocol.IdMaker(f"client{len(net.clients):02d}".encode())
@@ -125,6 +129,32 @@ class SimClient:
     def request(self, envelope: protocol.Envelope) -> None:
         """Asks the broker for something."""
         self._do(self.core.request(envelope))
+
+    def call(self, group: str, body: bytes = b"", *, patient: bool = True, msg_id: str | None = None) -> str:
+        """Asks a group; returns the id under which `results` will hold what came of it."""
+        msg_id = msg_id or self._new_id()
+        self._do(self.core.ask(protocol.Request(msg_id, group, Format.TEXT, patient, False, body)))
+        return msg_id
+
+    def withdraw(self, *msg_ids: str) -> None:
+        """Waits for the answers to these requests no longer."""
+        self._do(self.core.withdraw(msg_ids))
+
+    def offer(self, credit: int) -> None:
+        """Works for its groups, with so many requests in hand at a time."""
+        self._do(self.core.offer(credit))
+
+    def answer(self, msg_id: str, body: bytes = b"", *, fmt: Format = Format.TEXT) -> None:
+        """Answers a request."""
+        self.works.pop(msg_id, None)
+        self._do(self.core.answer(msg_id, fmt, body))
+
+    def work(self, count: int = 1_000_000) -> list[protocol.Work]:
+        """Answers the oldest of what is in hand, each with its own body behind "done "; returns it."""
+        done = list(self.works.values())[:count]
+        for work in done:
+            self.answer(work.msg_id, b"done " + self.net.body(work))
+        return done
 
     def take_all(self) -> list[client.Incoming]:
         """Takes what has been handed out, in order, and acknowledges it. Returns what it shows."""
@@ -222,6 +252,17 @@ class SimClient:
                     self.answers[msg_id] = outcome
                 case client.Response(ref, envelope):
                     self.responses[ref] = envelope
+                case client.Answered(msg_id, result):
+                    assert msg_id not in self.results, f"{msg_id} was answered twice"
+                    self.results[msg_id] = result
+                case client.Do(work):
+                    assert work.msg_id not in self.works, f"{work.msg_id} was handed out twice"
+                    self.works[work.msg_id] = work
+                    self.done.append(work.msg_id)
+                case client.Withdrawn(msg_ids):
+                    self.dropped += msg_ids
+                    for msg_id in msg_ids:
+                        del self.works[msg_id]
                 case client.Renamed(name):
                     self.renames.append(name)
                 case client.Closed(reason):
@@ -278,6 +319,10 @@ class SimNet:
             last_id=decode_record(self.journal[-1]).msg_id if self.journal else "",
         )
         self._do(self.broker.recover(self.clock.now))
+
+    def body(self, carrier: protocol.Work | protocol.Result | client.Incoming) -> bytes:
+        """The body, from the envelope or from the journal."""
+        return carrier.body if carrier.pointer is None else decode_record(self.journal[carrier.pointer[1]]).body
 
     def _token(self) -> str:
         self._tokens += 1
