@@ -186,13 +186,14 @@ class Speaker:
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
         effects: list[core.Effect] = []
+        if self._abandoned or self._unawaited:
+            # Before the answers are taken: the core forgets with that that they were awaited, and the broker would not.
+            effects += self._give_up(client)
         if self._taken:
             for ticket in self._taken:
                 client.taken(ticket)
             self._taken.clear()
             effects += client.acknowledge()
-        if self._abandoned or self._unawaited:
-            effects += self._give_up(client)
         while self._waiting:
             envelope = self._waiting[0]
             if isinstance(envelope, protocol.Request):
