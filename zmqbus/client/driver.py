@@ -19,6 +19,7 @@ fork; nobody who calls in a child process gets further than `check`.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import select
 import threading
@@ -65,7 +66,7 @@ class Driver:
         self._later: list[Callable[[], None]] = []
         self._pid = os.getpid()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._asleep_until_s = 0.0  # what the thread sleeps for; 0: it does not
+        self._asleep_until_s = 0.0  # until when the thread sleeps, or is about to; 0: it does not
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -144,6 +145,12 @@ class Driver:
             self._wake()
         self._run_later()
 
+    def nudge(self) -> None:
+        """The application has something to say that need not go out this instant: its thread asks it. Costs whoever
+        calls next to nothing; may be called with or without the lock."""
+        if self._asleep_until_s:
+            self._wake()
+
     def later(self, act: Callable[[], None]) -> None:
         """Does this when the lock is free. For `deal` and `speak`."""
         self._later.append(act)
@@ -159,8 +166,11 @@ class Driver:
             with self._lock:
                 if self._closing:
                     break
+                # Before the application is asked: who nudges after that has to see that it sleeps.
+                self._asleep_until_s = math.inf
                 try:
                     more = self._look()
+                    self._perform(self._application.speak)
                 except _Over as over:
                     error = over.reason
                     more = True

@@ -41,9 +41,9 @@ class Receiver:
         self._withdrawn: set[str] = set()
         self._error: ZmqbusError | None = None
         self._watchers: list[Callable[[], None]] = []
-        # These belong to the driver's.
         self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
-        self._due: list[core.Ticket] = []
+        # Whoever takes a message puts it in at one end, the driver takes it out at the other.
+        self._due: deque[core.Ticket] = deque()
         self.name = link.core.persona.name or ""  #: what the session goes by
 
     def __repr__(self) -> str:
@@ -85,28 +85,22 @@ class Receiver:
 
     def _take(self, incoming: core.Incoming) -> bool:
         """Whether the message is this program's to handle; it may have been taken back, and come again, meanwhile."""
-        first = True
-
-        def say(_: core.ClientCore) -> list[core.Effect]:
-            nonlocal first
-            if self._manual:
-                first = incoming.msg_id not in self._tickets
-                self._tickets[incoming.msg_id] = incoming.ticket
-            else:
-                self._due.append(incoming.ticket)
-            return []
-
-        self._driver.say(say)
+        if not self._manual:
+            self._due.append(incoming.ticket)
+            self._driver.nudge()
+            return True
+        with self._arrived:
+            first = incoming.msg_id not in self._tickets
+            self._tickets[incoming.msg_id] = incoming.ticket
         return first
 
     def _acknowledge(self, message: Message) -> None:
-        def say(_: core.ClientCore) -> list[core.Effect]:
+        self._driver.check()
+        with self._arrived:
             ticket = self._tickets.pop(message.msg_id, None)
-            if ticket is not None:
-                self._due.append(ticket)
-            return []
-
-        self._driver.say(say)
+        if ticket is not None:
+            self._due.append(ticket)
+            self._driver.nudge()
 
     # --- work
 
@@ -160,9 +154,11 @@ class Receiver:
         """See `driver.Application`."""
         match effect:
             case core.Hand(message):
-                if message.msg_id in self._tickets:
-                    self._tickets[message.msg_id] = message.ticket
-                else:
+                with self._arrived:
+                    in_hand = message.msg_id in self._tickets
+                    if in_hand:
+                        self._tickets[message.msg_id] = message.ticket
+                if not in_hand:
                     self._arrive(lambda: self._inbox.append(message))
             case core.TakeBack():
                 with self._arrived:
@@ -179,9 +175,8 @@ class Receiver:
         """See `driver.Application`."""
         if not self._due:
             return []
-        for ticket in self._due:
-            client.taken(ticket)
-        self._due.clear()
+        while self._due:
+            client.taken(self._due.popleft())
         return client.acknowledge()
 
     def due_s(self) -> float | None:
