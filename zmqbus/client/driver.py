@@ -145,10 +145,9 @@ class Driver:
             self._wake()
         self._run_later()
 
-    def nudge(self) -> None:
-        """The application has something to say that need not go out this instant: its thread asks it. Costs whoever
-        calls next to nothing; may be called with or without the lock."""
-        if self._asleep_until_s:
+    def nudge(self, due_s: float) -> None:
+        """The application's `due_s` has come nearer: the thread is woken if it would sleep for longer."""
+        if due_s < self._asleep_until_s:
             self._wake()
 
     def later(self, act: Callable[[], None]) -> None:
@@ -166,11 +165,10 @@ class Driver:
             with self._lock:
                 if self._closing:
                     break
-                # Before the application is asked: who nudges after that has to see that it sleeps.
+                # Before the application is asked when it is due: who nudges after that has to see that it sleeps.
                 self._asleep_until_s = math.inf
                 try:
                     more = self._look()
-                    self._perform(self._application.speak)
                 except _Over as over:
                     error = over.reason
                     more = True

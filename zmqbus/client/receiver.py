@@ -26,6 +26,10 @@ from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, of_incoming
 from zmqbus.errors import NotConnected, ZmqbusError
 
+#: Messages that are taken one after the other are acknowledged together, no later than this after the first of them. One
+#: that is alone is acknowledged at once.
+COALESCE_S = 0.001
+
 
 class Receiver:
     """Receives. Thread-safe."""
@@ -43,7 +47,8 @@ class Receiver:
         self._watchers: list[Callable[[], None]] = []
         self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
         # Whoever takes a message puts it in at one end, the driver takes it out at the other.
-        self._due: deque[core.Ticket] = deque()
+        self._taken: deque[core.Ticket] = deque()
+        self._due_s: float | None = None  # when they are to be acknowledged at the latest
         self.name = link.core.persona.name or ""  #: what the session goes by
 
     def __repr__(self) -> str:
@@ -80,27 +85,35 @@ class Receiver:
                         return None
                     self._arrived.wait(left_s)
                 incoming = self._inbox.popleft()
-            if self._take(incoming):
-                return of_incoming(incoming, self._log_path, self._acknowledge if self._manual else None)
+                last = not self._inbox
+            if self._take(incoming, last=last):
+                return of_incoming(incoming, self._log_path, self._done if self._manual else None)
 
-    def _take(self, incoming: core.Incoming) -> bool:
-        """Whether the message is this program's to handle; it may have been taken back, and come again, meanwhile."""
+    def _take(self, incoming: core.Incoming, *, last: bool) -> bool:
+        """Whether the message is this program's to handle; it may have been taken back, and come again, meanwhile.
+        `last`: there is no other behind it."""
         if not self._manual:
-            self._due.append(incoming.ticket)
-            self._driver.nudge()
+            self._acknowledge(incoming.ticket, at_once=last)
             return True
         with self._arrived:
             first = incoming.msg_id not in self._tickets
             self._tickets[incoming.msg_id] = incoming.ticket
         return first
 
-    def _acknowledge(self, message: Message) -> None:
+    def _done(self, message: Message) -> None:
         self._driver.check()
         with self._arrived:
             ticket = self._tickets.pop(message.msg_id, None)
         if ticket is not None:
-            self._due.append(ticket)
-            self._driver.nudge()
+            self._acknowledge(ticket, at_once=True)
+
+    def _acknowledge(self, ticket: core.Ticket, *, at_once: bool) -> None:
+        self._taken.append(ticket)
+        if at_once:
+            self._driver.say()
+        elif self._due_s is None:
+            self._due_s = due_s = time.monotonic() + COALESCE_S
+            self._driver.nudge(due_s)
 
     # --- work
 
@@ -175,16 +188,21 @@ class Receiver:
         """See `driver.Application`."""
         if not self._due:
             return []
-        while self._due:
-            client.taken(self._due.popleft())
+        self._due_s = None
+        while self._taken:
+            client.taken(self._taken.popleft())
         return client.acknowledge()
 
     def due_s(self) -> float | None:
         """See `driver.Application`."""
-        return None
+        return self._due_s
 
     def ring(self) -> None:
-        """See `driver.Application`: it has no alarm."""
+        """See `driver.Application`."""
+        try:
+            self._driver.say()
+        except NotConnected:
+            pass  # then they come again, and are known
 
     def ended(self, error: ZmqbusError) -> None:
         """See `driver.Application`."""
