@@ -112,6 +112,11 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "broker.events": "broker/test_core.py",
     "broker.delivery": "broker/test_core.py",
     "broker.intake": "broker/test_core.py",
+    "broker.manners": "broker/test_core.py",
+    # The parts of the pool are seen through it.
+    "broker.aftermath": "broker/test_pool.py",
+    "broker.board": "broker/test_pool.py",
+    "broker.workers": "broker/test_pool.py",
     "broker.reading": "broker/test_core.py",
     "broker.upkeep": "broker/test_recovery.py",
     # One suite for the database and for the store that stands in for it.

@@ -10,11 +10,11 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from zmqbus import errors, protocol
+from zmqbus.broker import aftermath, board, delivery, intake, mailbox, manners, pool, reading, upkeep
 from zmqbus.broker import core as broker
-from zmqbus.broker import delivery, intake, mailbox, reading, upkeep
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
-from zmqbus.client import taken
+from zmqbus.client import taken, work
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "protocol.md").read_text("utf-8")
 
@@ -113,11 +113,21 @@ def test_bounds_of_a_mailbox() -> None:
         assert getattr(mailbox, name) == number(value), name
 
 
+def test_bounds_of_requests() -> None:
+    rows = table(SECTIONS["9. Requests and work"])
+    assert {name: number(value) for name, value, _ in rows} == {
+        name: value
+        for module in (pool, board)
+        for name, value in vars(module).items()
+        if name.startswith(("MAX_", "REMEMBERED_"))
+    }
+
+
 def test_timers() -> None:
     documented = {name: number(value) for name, value, _ in table(SECTIONS["12. Timers"])}
     defined = {
         name: value
-        for module in (broker, delivery, intake, reading, upkeep)
+        for module in (broker, delivery, intake, reading, upkeep, aftermath)
         for name, value in vars(module).items()
         if name.endswith("_S") and name.isupper() and not name.endswith("_TICK_S")  # the shell's, not the wire's
     }
@@ -130,6 +140,7 @@ def test_other_numbers_of_the_prose() -> None:
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
     assert (delivery.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
     assert broker.MAX_ID_CHARS == 64
+    assert (work.REMEMBERED_ANSWERS, work.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)
     for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):
         assert phrase in PAGE
 
@@ -157,7 +168,7 @@ def test_which_verb_in_which_standing() -> None:
     assert [row[0] for row in rows] == [cls.__name__.upper() for code, cls in protocol.VERBS.items() if code < 32]
     for verb, *cells in rows:
         for standing, cell in zip(Standing, cells, strict=True):
-            allowed = {cls.__name__.upper() for cls in broker.ALLOWED[standing]}
+            allowed = {cls.__name__.upper() for cls in manners.ALLOWED[standing]}
             otherwise = "expired" if standing is Standing.STRANGER else "no"
             assert cell == ("yes" if verb in allowed else otherwise), (verb, standing)
 

@@ -8,7 +8,7 @@ import msgpack
 import pytest
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import core, events
+from zmqbus.broker import core, events, manners
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
@@ -723,7 +723,7 @@ def test_every_verb_in_every_standing_is_answered_or_in_the_table(net):
             replies = [effect.envelope for effect in effects if isinstance(effect, events.Reply)]
             if standing is Standing.STRANGER:
                 assert replies == [protocol.Expired()]
-            elif verb not in core.ALLOWED[standing]:
+            elif verb not in manners.ALLOWED[standing]:
                 (reply,) = replies
                 assert isinstance(reply, protocol.Refused), (standing, verb)
                 assert "is not for a" in reply.text

@@ -59,6 +59,7 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
+from zmqbus.broker.manners import ALLOWED, ref_of
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import STANDING, Connection, Registry, Session, Standing
@@ -181,7 +182,7 @@ class BrokerCore:
                 self._unreachable(now, route)
             case Malformed(route, reason):
                 self._out.reply(route, protocol.Refused("", ProtocolError.code, reason))
-        self.pool.flush(now)
+        self.pool.flush()
         return self._out.take()
 
     def _journaled(self, now: Instant, pointers: list[Pointer]) -> None:
@@ -199,7 +200,7 @@ class BrokerCore:
     def recover(self, now: Instant) -> list[Effect]:
         """Takes up what an earlier broker has left; to be called once, before anything else."""
         self.upkeep.recover(now)
-        self.pool.begin(now, (one for one in self.registry.sessions.values() if one.cut_off))
+        self.pool.aftermath.begin(now, (one for one in self.registry.sessions.values() if one.cut_off))
         return self._out.take()
 
     def next_tick_s(self) -> float | None:
@@ -236,12 +237,12 @@ class BrokerCore:
                     return
                 verb = type(envelope).__name__.upper()
                 misplaced = ProtocolError(f"{verb} is not for a {standing.value}; see docs/protocol.md")
-                self._out.refuse(route, _ref(envelope), misplaced)
+                self._out.refuse(route, ref_of(envelope), misplaced)
                 continue
             try:
                 self._rules[envelope.__class__](now, connection or route, envelope)
             except ZmqbusError as error:
-                self._out.refuse(route, _ref(envelope), error)
+                self._out.refuse(route, ref_of(envelope), error)
                 if envelope.__class__ is protocol.Hello:
                     return  # what came with a refused HELLO has nobody to speak for it
             connection = self.registry.connections.get(route)
@@ -338,7 +339,7 @@ class BrokerCore:
                 # Else a command reads it, and hands it over when it has ended.
                 self.delivery.attach(now, session.mailbox, connection)
             if not connection.program:
-                self.pool.arrived(session.session_id)  # no worker, whatever it was before
+                self.pool.aftermath.arrived(session.session_id)  # no worker, whatever it was before
 
     def _claim(self, hello: protocol.Hello, name: str, standing: Standing) -> Session:
         """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
@@ -522,58 +523,3 @@ class BrokerCore:
         self.intake.tick(now)
         self.pool.tick(now)
         self.upkeep.tick(now)
-
-
-def _ref(envelope: protocol.Envelope) -> str:
-    """What a refusal of this envelope refers to."""
-    match envelope:
-        case protocol.Hello():
-            return "hello"
-        case protocol.Send(msg_id=msg_id) | protocol.Request(msg_id=msg_id) | protocol.Answer(msg_id=msg_id):
-            return msg_id
-        case _:
-            ref = getattr(envelope, "ref", "")
-            return ref if isinstance(ref, str) else ""
-
-
-_COMMON = frozenset((protocol.Hello, protocol.Bye, protocol.Ping, protocol.List, protocol.Status, protocol.Stop))
-
-#: Which verb a connection may say in which standing. What is not here is refused; a stranger is told to say HELLO.
-ALLOWED: dict[Standing, frozenset[type]] = {
-    Standing.STRANGER: frozenset((protocol.Hello,)),
-    Standing.MEMBER: _COMMON
-    | {
-        protocol.Send,
-        protocol.Ack,
-        protocol.Refill,
-        protocol.Recalled,
-        protocol.Rename,
-        protocol.Disconnect,
-        protocol.Request,
-        protocol.Withdraw,
-        protocol.Offer,
-        protocol.Answer,
-    },
-    Standing.HELPER: _COMMON
-    | {
-        protocol.Send,
-        protocol.Await,
-        protocol.Unawait,
-        protocol.Ack,
-        protocol.Rename,
-        protocol.Disconnect,
-        protocol.Fetch,
-        protocol.Request,
-        protocol.Withdraw,
-    },
-    Standing.GUEST: _COMMON
-    | {
-        protocol.Send,
-        protocol.Await,
-        protocol.Unawait,
-        protocol.Ack,
-        protocol.Request,
-        protocol.Withdraw,
-    },
-    Standing.OBSERVER: _COMMON,
-}

@@ -18,10 +18,7 @@ does not claim in that time is withdrawn. A worker that comes back names what it
 ended, that has left, or that does not come back, is given up, and its requests go to others, before all that wait.
 Three workers that go with one request may have gone of it: it is refused.
 
-*A broker that is new* knows none of this. It learns from the store which members of the group were connected when the
-one before it ended, and a request that was said before waits for those (LIMBO): one of them may have it. What workers
-name as theirs and nobody has asked here yet is a *claim*, and is settled when the caller says it again. The worker's
-own memory of its answers does the rest: WORK that it has answered is answered again.
+*A broker that is new* knows none of this, and learns it from both sides (`aftermath`).
 
 *Answers* are remembered by their place in the journal, so that a caller whose connection was lost with one gets it.
 """
@@ -34,32 +31,18 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from zmqbus import naming, protocol
+from zmqbus.broker.aftermath import RETURN_S, Aftermath
+from zmqbus.broker.board import Board
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.intake import FORMATS, check_body
 from zmqbus.broker.registry import Connection, Session
 from zmqbus.broker.workers import Caller, Group, Request, Stage, Worker
-from zmqbus.errors import (
-    BrokerUnavailable,
-    Poisoned,
-    ProtocolError,
-    RateLimited,
-    UnknownPeer,
-    ZmqbusError,
-)
+from zmqbus.errors import BrokerUnavailable, Poisoned, ProtocolError, UnknownPeer, ZmqbusError
 from zmqbus.protocol import Pointer
 from zmqbus.record import Record
 
-#: How long callers and workers that have lost their connection are expected back. They look for a broker for five
-#: seconds, and have found one after some tenths.
-RETURN_S = 5.0
 #: Requests of one connection that are not answered: as many as it may have messages unconfirmed.
 MAX_UNANSWERED = 1_000
-#: Requests that wait in one group,
-MAX_WAITING = 10_000
-#: and their bodies, as far as they are kept here (a larger one than `SPILL_BYTES` is not);
-MAX_WAITING_BYTES = 64 * 1024 * 1024
-#: and those of all groups together, for anybody may name any number of groups.
-MAX_POOL_BYTES = 256 * 1024 * 1024
 #: Requests whose callers are expected back; beyond that the oldest of these are withdrawn early.
 MAX_ORPHANS = 10_000
 #: Unanswered requests that a worker may have at a time; who offers more is given no more.
@@ -94,6 +77,8 @@ class Pool:
     def __init__(self, out: Outbox, epoch: str, owner_lives: Callable[[str], bool]) -> None:
         """`owner_lives`: whether the process that a HELLO named as its session's owner still runs."""
         self._out = out
+        self._board = Board(out)
+        self.aftermath = Aftermath(self._board, out, owner_lives)
         self._owner_lives = owner_lives
         self._new_id = protocol.IdMaker(sha256(epoch.encode()).digest()[:8])  # unique, as the epoch is
         self._staged: list[_Staged] = []
@@ -103,19 +88,7 @@ class Pool:
         self._orphaned = 0  # their requests, when they lost it
         self._workers: dict[str, Worker] = {}  # by session id
         self._absent: dict[Worker, None] = {}  # those without a connection
-        self._groups: dict[str, Group] = {}
-        self._changed: dict[Group, None] = {}  # something may move there; a set would make runs differ
-        self._waiting_bytes = 0
         self._past: OrderedDict[str, _Past] = OrderedDict()
-        self._order = 0  # of the last request that was put at the end of a queue
-        self._front = 0  # and before all others
-        # while the broker is new
-        self._new_until_s = 0.0
-        self._limbo: dict[str, Request] = {}
-        self._claims: dict[str, tuple[Worker, bool]] = {}  # id → who has it, and whether it has answered it
-        self._returning: dict[str, set[str]] = {}  # group → sessions that may have some of its requests
-        self._returning_owners: dict[str, str] = {}  # those sessions → their owners
-        # figures
         self.redispatched = 0  #: requests that were taken from workers that are gone
 
     def __repr__(self) -> str:
@@ -131,7 +104,7 @@ class Pool:
     @property
     def expects(self) -> bool:
         """Whether time alone may change something here."""
-        return bool(self._orphans or self._absent or self._limbo or self._claims)
+        return bool(self._orphans or self._absent or self.aftermath.lasts)
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that a request points into."""
@@ -141,7 +114,7 @@ class Pool:
         """What STATUS tells of it."""
         return (
             ("workers", len(self._workers)),
-            ("requests_waiting", len(self._limbo) + sum(group.waiting for group in self._groups.values())),
+            ("requests_waiting", self._board.waiting),
             ("requests_in_hand", sum(len(worker.hand) for worker in self._workers.values())),
             ("requests_redispatched", self.redispatched),
         )
@@ -169,15 +142,15 @@ class Pool:
         if len(caller.requests) >= MAX_UNANSWERED:
             raise ProtocolError(f"a connection may have {MAX_UNANSWERED:,} requests unanswered, and has")
         name = asked.group
-        group = self._groups.get(name)
+        group = self._board.groups.get(name)
         if group is None:
             group = Group(naming.check_name(name, "group"))
         check_body(asked.fmt, asked.body, to_many=False)
         kept = b"" if len(asked.body) > protocol.SPILL_BYTES else asked.body
-        self._check_room(group, len(kept))
+        self._board.check_room(group, len(kept))
         if not asked.patient and not self._has_worker(group, caller.sender_id):
             raise UnknownPeer(f"nobody works for the group '{name}'; start a worker, then ask again; see: zmqbus list")
-        self._groups[name] = group
+        self._board.groups[name] = group
         request = Request(msg_id, caller, group, asked.fmt, now.wall_s, kept)
         request.from_name = who.sender_name
         request.from_label = who.session.label if who.session is not None else None
@@ -185,7 +158,7 @@ class Pool:
         request.again = asked.again
         request.spilled = len(asked.body) > protocol.SPILL_BYTES
         caller.requests[msg_id] = self._requests[msg_id] = request
-        self._reserve(request)
+        self._board.reserve(request)
         record = Record(
             now.wall_s,
             msg_id,
@@ -213,23 +186,12 @@ class Pool:
             caller.requests[request.msg_id] = request
             request.caller = caller
 
-    def _check_room(self, group: Group, size_bytes: int) -> None:
-        if group.waiting + group.reserved >= MAX_WAITING or (
-            group.size_bytes + group.reserved_bytes + size_bytes > MAX_WAITING_BYTES
-        ):
-            raise RateLimited(
-                f"{group.waiting + group.reserved:,} requests wait in the group '{group.name}' already; "
-                "ask again when some of them are answered, or start more workers"
-            )
-        if self._waiting_bytes + size_bytes > MAX_POOL_BYTES:
-            raise RateLimited("too many large requests wait for workers; ask again when some of them are answered")
-
     def _has_worker(self, group: Group, sender_id: str) -> bool:
         """Whether anybody works for the group but its caller, or is expected back."""
         own = self._workers.get(sender_id)
         if len(group.workers) > (own is not None and own in group.workers):
             return True
-        return bool(self._returning.get(group.name, set()) - {sender_id})
+        return self.aftermath.expects(group.name, sender_id)
 
     def withdraw(self, now: Instant, who: Connection, withdrawn: protocol.Withdraw) -> None:
         """The caller waits for these no longer."""
@@ -251,97 +213,20 @@ class Pool:
         """It is over, and in no table any more."""
         del self._requests[request.msg_id]
         del request.caller.requests[request.msg_id]
-        self._take_out(request)
+        self._board.take_out(request)
         request.stage = Stage.GONE
 
-    def _take_out(self, request: Request) -> None:
-        """Out of where it waits, or out of its worker's hands."""
-        if request.worker is not None:
-            worker, request.worker = request.worker, None
-            del worker.hand[request.msg_id]
-            self._load_changed(worker)
-        elif request.stage is Stage.WAITING:
-            request.group.remove(request)
-            self._waiting_bytes -= request.size_bytes
-            self._changed[request.group] = None
-        elif request.stage is Stage.LIMBO:
-            del self._limbo[request.msg_id]
-            self._release(request)
-
-    # --- the queues
-
-    def _reserve(self, request: Request) -> None:
-        request.group.reserved += 1
-        request.group.reserved_bytes += request.size_bytes
-        self._waiting_bytes += request.size_bytes
-
-    def _release(self, request: Request) -> None:
-        request.group.reserved -= 1
-        request.group.reserved_bytes -= request.size_bytes
-        self._waiting_bytes -= request.size_bytes
-        self._changed[request.group] = None
-
-    def _wait(self, request: Request, *, front: bool = False) -> None:
-        """It waits for a worker, from now on."""
-        if front:
-            self._front -= 1
-            request.order = self._front
-        else:
-            self._order += 1
-            request.order = self._order
-        request.stage = Stage.WAITING
-        request.group.put(request, front=front)
-        self._waiting_bytes += request.size_bytes
-        self._changed[request.group] = None
-
-    def _load_changed(self, worker: Worker) -> None:
-        worker.place()
-        for group in worker.groups:
-            self._changed[group] = None
-
-    def flush(self, now: Instant) -> None:
-        """Hands out what waits, as far as there is credit, wherever something has changed."""
-        while self._changed:
-            group, _ = self._changed.popitem()
-            while (found := group.match()) is not None:
-                worker, request = found
-                self._waiting_bytes -= request.size_bytes
-                self._give(worker, request)
-                self._hand(worker, request)
-            if group.impatient and not group.workers and group.name not in self._returning:
-                self._refuse_hopeless(group)
-            if group.empty and self._groups.get(group.name) is group:
-                del self._groups[group.name]
+    def flush(self) -> None:
+        """What an event has changed takes effect: requests go to whoever can take them, or to nobody."""
+        while self._board.changed:
+            for group in self._board.move():
+                if group.impatient and not group.workers and not self.aftermath.expects(group.name):
+                    self._refuse_hopeless(group)
 
     def _refuse_hopeless(self, group: Group) -> None:
         for request in group.hopeless():
             left = f"nobody works for the group '{group.name}' any more; start a worker, then ask again"
             self._fail(request, UnknownPeer(left))
-
-    def _give(self, worker: Worker, request: Request) -> None:
-        """It is this worker's, as far as the tables go."""
-        request.stage = Stage.HELD
-        request.worker = worker
-        worker.hand[request.msg_id] = request
-        worker.place()
-
-    def _hand(self, worker: Worker, request: Request) -> None:
-        """WORK for a worker; which it may have had before."""
-        assert worker.conn is not None
-        work = protocol.Work(
-            request.msg_id,
-            request.caller.sender_id,
-            request.from_name,
-            request.from_label,
-            request.group.name,
-            request.fmt,
-            request.ts,
-            request.tries,
-            request.pointer if request.spilled else None,
-            request.body,
-        )
-        self._out.reply(worker.conn.route, work)
-        request.let_go()
 
     # --- workers
 
@@ -366,8 +251,8 @@ class Pool:
                 group.workers[worker] = None
             else:
                 group.workers.pop(worker, None)
-        self._load_changed(worker)
-        self.arrived(session.session_id)
+        self._board.load_changed(worker)
+        self.aftermath.arrived(session.session_id)
 
     def _reunite(self, worker: Worker, session: Session, who: Connection, offer: protocol.Offer) -> None:
         """A worker has come, or come back: what it has from before stays its own, as far as nobody else has it."""
@@ -375,11 +260,11 @@ class Pool:
         same = worker.owner == session.owner
         worker.owner = session.owner
         worker.conn = who
-        self._join(worker, session)
+        self._board.join(worker, session.groups)
         holding, answered = set(offer.holding), set(offer.answered)
         for request in reversed(list(worker.hand.values())):
             if request.msg_id in answered:
-                self._hand(worker, request)
+                self._board.hand(worker, request)
             elif request.msg_id not in holding:
                 # It was lost on the way to it; or with the process that was there before this one.
                 self._redispatch(worker, request, died=not same)
@@ -393,47 +278,20 @@ class Pool:
         if unwanted:
             self._out.reply(who.route, protocol.Withdrawn(tuple(unwanted)))
 
-    def _join(self, worker: Worker, session: Session) -> None:
-        """The groups that it works for: those that it has said HELLO with last."""
-        self._leave(worker)
-        groups = []
-        for name in sorted(session.groups):
-            if name not in self._groups:
-                self._groups[name] = Group(name)
-            groups.append(self._groups[name])
-        worker.groups = tuple(groups)
-        for group in groups:
-            group.joined += 1
-
-    def _leave(self, worker: Worker) -> None:
-        conn, worker.conn = worker.conn, None
-        worker.place()
-        worker.conn = conn
-        for group in worker.groups:
-            group.workers.pop(worker, None)
-            group.joined -= 1
-            self._changed[group] = None
-        worker.groups = ()
-
     def _reclaim(self, worker: Worker, msg_id: str, *, answered: bool) -> bool:
         """It says that it has this request in hand, or has answered it. False if it is not to go on with it."""
         request = self._requests.get(msg_id)
         if request is None or request.stage is Stage.STAGED:
-            if not self._new_until_s or msg_id in self._claims or not protocol.is_msg_id(msg_id):
-                return False
-            self._claims[msg_id] = (worker, answered)
-            if not answered:
-                worker.claims.add(msg_id)
-            return True
+            return self.aftermath.claim(worker, msg_id, answered=answered)
         if request.stage in (Stage.WAITING, Stage.LIMBO) and self._may_have(worker, request):
-            self._take_out(request)
-            self._give(worker, request)
+            self._board.take_out(request)
+            self._board.give(worker, request)
             if answered:
-                self._hand(worker, request)
+                self._board.hand(worker, request)
             request.let_go()
             return True
         if answered and request.stage is Stage.HELD and worker.session_id in request.had:
-            self._hand(worker, request)  # it was given up, and has the answer: that may be here first
+            self._board.hand(worker, request)  # it was given up, and has the answer: that may be here first
         return False
 
     def _may_have(self, worker: Worker, request: Request) -> bool:
@@ -446,14 +304,8 @@ class Pool:
         worker = self._workers.get(session.session_id)
         if worker is None or worker.conn is not who:
             raise ProtocolError("ANSWER without an OFFER")
-        claim = self._claims.get(answer.msg_id)
-        if claim is not None:
-            if claim[0] is worker:
-                # Nobody has asked here yet. The worker remembers its answer, and is asked for it when somebody has.
-                self._claims[answer.msg_id] = (worker, True)
-                worker.claims.discard(answer.msg_id)
-                self._load_changed(worker)
-            return
+        if self.aftermath.answered(worker, answer.msg_id):
+            return  # nobody has asked here yet; when somebody has, the worker is asked for it again, and remembers
         request = self._requests.get(answer.msg_id)
         if request is None or request.stage is Stage.ANSWERED:
             return  # withdrawn, or another was faster
@@ -471,7 +323,7 @@ class Pool:
             self._out.note(f"{request!r} is answered by {worker!r}, which had been given up")
             if holder is not None and holder.conn is not None:
                 self._out.reply(holder.conn.route, protocol.Withdrawn((request.msg_id,)))
-        self._take_out(request)
+        self._board.take_out(request)
         request.stage = Stage.ANSWERED
         caller = request.caller
         answer_id = self._new_id()
@@ -513,7 +365,7 @@ class Pool:
         for place, request, result, size_bytes in staged:
             pointer = pointers[place]
             if result is None:
-                self._release(request)
+                self._board.release(request)
                 if request.stage is not Stage.GONE:
                     request.pointer = pointer
                     self._enter(request)
@@ -527,29 +379,25 @@ class Pool:
         staged, self._staged = self._staged, []
         for _, request, result, _ in staged:
             if result is None:
-                self._release(request)
+                self._board.release(request)
             if request.stage is not Stage.GONE:
                 self._fail(request, BrokerUnavailable(reason))
 
     def _enter(self, request: Request) -> None:
         """A request is in the log. A worker may have it already, or may yet turn out to have it."""
-        claim = self._claims.pop(request.msg_id, None) if request.again else None
+        claim = self.aftermath.settle(request.msg_id) if request.again else None
         if claim is not None:
             worker, answered = claim
-            worker.claims.discard(request.msg_id)
             if self._may_have(worker, request):
-                self._give(worker, request)
+                self._board.give(worker, request)
                 if answered:
-                    self._hand(worker, request)
+                    self._board.hand(worker, request)
                 request.let_go()
                 return
-            self._load_changed(worker)
-        if request.again and request.group.name in self._returning:
-            request.stage = Stage.LIMBO
-            self._limbo[request.msg_id] = request
-            self._reserve(request)
+        if request.again and self.aftermath.expects(request.group.name):
+            self._board.in_limbo(request)
         else:
-            self._wait(request)
+            self._board.wait(request)
 
     def _end(self, request: Request, told: protocol.Result | protocol.Refused) -> None:
         conn = request.caller.conn
@@ -588,9 +436,7 @@ class Pool:
         if worker is None or worker.conn is not who:
             return
         worker.conn = None
-        for msg_id in [one for one, (claimant, _) in self._claims.items() if claimant is worker]:
-            del self._claims[msg_id]
-        worker.claims.clear()
+        self.aftermath.forget(worker)
         worker.place()
         if gone or not self._owner_lives(worker.owner):
             self._give_up(worker)
@@ -607,7 +453,7 @@ class Pool:
         """Its process has ended, or it does not come back: others have to do what it had in hand."""
         self._absent.pop(worker, None)
         del self._workers[worker.session_id]
-        self._leave(worker)
+        self._board.leave(worker)
         if worker.hand:
             self._out.note(f"{worker!r} is gone; others get what it had")
         for request in reversed(list(worker.hand.values())):
@@ -615,7 +461,7 @@ class Pool:
 
     def _redispatch(self, worker: Worker, request: Request, *, died: bool) -> None:
         """From this worker's hands to the head of the queue."""
-        self._take_out(request)
+        self._board.take_out(request)
         if died:
             request.tries += 1
             request.had += (worker.session_id,)
@@ -629,34 +475,7 @@ class Pool:
             self._fail(request, error, remember=True)
             return
         self.redispatched += 1
-        self._wait(request, front=True)
-
-    def begin(self, now: Instant, sessions: Iterable[Session]) -> None:
-        """The broker is new. `sessions`: those that were connected to the one before."""
-        self._new_until_s = now.mono_s + RETURN_S
-        for session in sessions:
-            if session.groups and self._owner_lives(session.owner):
-                self._returning_owners[session.session_id] = session.owner
-                for name in session.groups:
-                    self._returning.setdefault(name, set()).add(session.session_id)
-
-    def arrived(self, session_id: str) -> None:
-        """A session has come and offered, or will not: nothing waits for it any more."""
-        if self._returning_owners.pop(session_id, None) is None:
-            return
-        for name, expected in list(self._returning.items()):
-            expected.discard(session_id)
-            if not expected:
-                del self._returning[name]
-                self._leave_limbo(name)
-
-    def _leave_limbo(self, name: str) -> None:
-        """All that may have had something of this group are back, or late: what nobody has is for anybody."""
-        for request in [one for one in self._limbo.values() if one.group.name == name]:
-            self._take_out(request)
-            self._wait(request)
-        if name in self._groups:
-            self._changed[self._groups[name]] = None
+        self._board.wait(request, front=True)
 
     def tick(self, now: Instant) -> None:
         """Gives up whoever has not come back."""
@@ -665,27 +484,7 @@ class Pool:
                 self._give_up(worker)
         while self._orphans and now.mono_s >= self._orphans[0].until_s:
             self._give_up_caller()
-        if self._new_until_s:
-            self._look_for_the_returning(now)
-        for group in self._groups.values():
-            if group.impatient and len(group.workers) == 1 and group.name not in self._returning:
+        self.aftermath.tick(now)
+        for group in self._board.groups.values():
+            if group.impatient and len(group.workers) == 1 and not self.aftermath.expects(group.name):
                 self._refuse_hopeless(group)  # the one that is left may be the caller itself
-
-    def _look_for_the_returning(self, now: Instant) -> None:
-        late = now.mono_s >= self._new_until_s
-        for session_id, owner in list(self._returning_owners.items()):
-            if late or not self._owner_lives(owner):
-                self.arrived(session_id)
-        if not late:
-            return
-        self._new_until_s = 0.0
-        claims, self._claims = self._claims, {}
-        unwanted: dict[Worker, list[str]] = {}
-        for msg_id, (worker, answered) in claims.items():
-            if not answered:
-                unwanted.setdefault(worker, []).append(msg_id)
-        for worker, msg_ids in unwanted.items():
-            worker.claims.clear()
-            self._load_changed(worker)
-            if worker.conn is not None:
-                self._out.reply(worker.conn.route, protocol.Withdrawn(tuple(msg_ids)))
