@@ -26,8 +26,8 @@ from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, of_incoming
 from zmqbus.errors import NotConnected, ZmqbusError
 
-#: Messages that are taken one after the other are acknowledged together, no later than this after the first of them. One
-#: that is alone is acknowledged at once.
+#: Messages that are taken one after the other are acknowledged together, no later than this after the first of them.
+#: One that is alone is acknowledged at once.
 COALESCE_S = 0.001
 
 
@@ -186,9 +186,9 @@ class Receiver:
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
-        if not self._due:
-            return []
         self._due_s = None
+        if not self._taken:
+            return []
         while self._taken:
             client.taken(self._taken.popleft())
         return client.acknowledge()
