@@ -290,8 +290,9 @@ class Bus:
         here, as does the deadline, `timeout` seconds from the call; what is still open then is withdrawn, and likewise
         when the iterator is closed or forgotten.
         """
+        scope, name = scope_and_target(target)
         return map_over(
-            lambda item, left_s: self.request(target, item, timeout=left_s),
+            lambda some, left_s: self._speaker.ask_all(scope, name, [encode(item) for item in some], left_s),
             items,
             timeout,
             progress=progress,

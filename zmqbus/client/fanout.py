@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import as_completed
+from itertools import islice
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ __all__ = ["Progress", "as_completed", "map_over", "watch"]
 #: Requests of one `map` under way: enough that no worker waits, few enough that a dead one has little to hand back, and
 #: that whoever stops early has little to withdraw.
 WINDOW = 512
+#: That part of it is asked for together.
+REFILL = 1 / 8
 #: Seconds between two lines of progress where there is no bar.
 LINE_S = 2.0
 
@@ -103,7 +106,7 @@ class map_over(Iterator[Message]):
 
     def __init__(
         self,
-        ask: Callable[[Any, float | None], Reply],
+        ask: Callable[[list[Any], float | None], list[Reply]],
         items: Iterable[Any],
         timeout_s: float | None,
         *,
@@ -153,15 +156,16 @@ class map_over(Iterator[Message]):
         self._progress = _None()
 
     def _fill(self) -> None:
-        while len(self._open) < self._window:
-            left_s = None if self._deadline_s is None else self._deadline_s - time.monotonic()
-            if left_s is not None and left_s <= 0 and self._open:
-                return  # those that are open tell of the deadline
-            for item in self._items:
-                if left_s is not None and left_s <= 0:
-                    self.close()
-                    raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
-                self._open.append(self._ask(item, left_s))
-                break
-            else:
-                return
+        """Asks for more when a good part of the window is free, all of it together: one message costs less than many."""
+        free = self._window - len(self._open)
+        if free < self._window * REFILL:
+            return
+        left_s = None if self._deadline_s is None else self._deadline_s - time.monotonic()
+        if left_s is not None and left_s <= 0 and self._open:
+            return  # those that are open tell of the deadline
+        items = list(islice(self._items, free))
+        if not items:
+            return
+        if left_s is not None and left_s <= 0:
+            raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
+        self._open += self._ask(items, left_s)

@@ -26,8 +26,8 @@ from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, of_incoming
 from zmqbus.errors import NotConnected, ZmqbusError
 
-#: Messages that are taken one after the other are acknowledged together, no later than this after the first of them.
-#: One that is alone is acknowledged at once.
+#: Messages that are taken one after the other are acknowledged together, and requests answered, no later than this
+#: after the first of them. One that is alone is acknowledged, or answered, at once.
 COALESCE_S = 0.001
 
 
@@ -48,7 +48,8 @@ class Receiver:
         self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
         # Whoever takes a message puts it in at one end, the driver takes it out at the other.
         self._taken: deque[core.Ticket] = deque()
-        self._due_s: float | None = None  # when they are to be acknowledged at the latest
+        self._answers: deque[tuple[str, int, bytes]] = deque()
+        self._due_s: float | None = None  # when these are to be said at the latest
         self.name = link.core.persona.name or ""  #: what the session goes by
 
     def __repr__(self) -> str:
@@ -109,6 +110,10 @@ class Receiver:
 
     def _acknowledge(self, ticket: core.Ticket, *, at_once: bool) -> None:
         self._taken.append(ticket)
+        self._soon(at_once=at_once)
+
+    def _soon(self, *, at_once: bool) -> None:
+        """There is something to say: now, or with what follows it."""
         if at_once:
             self._driver.say()
         elif self._due_s is None:
@@ -148,8 +153,10 @@ class Receiver:
             return found
 
     def answer(self, msg_id: str, fmt: int, body: bytes) -> None:
-        """Answers a request of a group."""
-        self._driver.say(lambda client: client.answer(msg_id, fmt, body))
+        """Answers a request of a group: at once, or where more of them wait here, together with their answers."""
+        self._driver.check()
+        self._answers.append((msg_id, fmt, body))
+        self._soon(at_once=not self._work)
 
     def interrupt(self) -> None:
         """Wakes whoever waits, with `NotConnected`."""
@@ -187,11 +194,14 @@ class Receiver:
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
         self._due_s = None
-        if not self._taken:
-            return []
-        while self._taken:
-            client.taken(self._taken.popleft())
-        return client.acknowledge()
+        effects: list[core.Effect] = []
+        if self._taken:
+            while self._taken:
+                client.taken(self._taken.popleft())
+            effects += client.acknowledge()
+        while self._answers:
+            effects += client.answer(*self._answers.popleft())
+        return effects
 
     def due_s(self) -> float | None:
         """See `driver.Application`."""

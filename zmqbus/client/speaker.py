@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeAlias
@@ -110,6 +110,7 @@ class Speaker:
         msg_id = self._new_id()
 
         def say(_: core.ClientCore) -> list[core.Effect]:
+            self._check_room(1, len(body))
             self._queue(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body))
             self._sent[msg_id] = future
             return []
@@ -121,21 +122,37 @@ class Speaker:
         self, scope: Scope, target: str, fmt: Format, body: bytes, timeout_s: float | None, *, patient: bool = True
     ) -> Reply:
         """Sends a request: its answer to come. `patient`: waits for a group to have a member. Raises `Overloaded`."""
+        return self.ask_all(scope, target, [(fmt, body)], timeout_s, patient=patient)[0]
+
+    def ask_all(
+        self,
+        scope: Scope,
+        target: str,
+        requests: Sequence[tuple[Format, bytes]],
+        timeout_s: float | None,
+        *,
+        patient: bool = True,
+    ) -> list[Reply]:
+        """Sends several requests together. Raises `Overloaded`: then none of them."""
         to_group = scope == Scope.GROUP
-        reply = Reply(self, self._new_id(), f"@{target}" if to_group else target)
+        shown = f"@{target}" if to_group else target
+        replies = [Reply(self, self._new_id(), shown) for _ in requests]
 
         def say(_: core.ClientCore) -> list[core.Effect]:
-            if to_group:
-                self._queue(protocol.Request(reply.msg_id, target, fmt, patient, False, body))
-            else:
-                self._queue(protocol.Send(reply.msg_id, scope, target, fmt, None, False, body))
-            self._asked[reply.msg_id] = reply, to_group
-            if timeout_s is not None:
-                heapq.heappush(self._deadlines, (time.monotonic() + timeout_s, reply.msg_id))
+            self._check_room(len(requests), sum(len(body) for _, body in requests))
+            for reply, (fmt, body) in zip(replies, requests, strict=True):
+                msg_id = reply.msg_id
+                if to_group:
+                    self._queue(protocol.Request(msg_id, target, fmt, patient, False, body))
+                else:
+                    self._queue(protocol.Send(msg_id, scope, target, fmt, None, False, body))
+                self._asked[msg_id] = reply, to_group
+                if timeout_s is not None:
+                    heapq.heappush(self._deadlines, (time.monotonic() + timeout_s, msg_id))
             return []
 
         self._driver.say(say)
-        return reply
+        return replies
 
     def call(self, make: Callable[[str], protocol.Envelope]) -> Future[protocol.Envelope]:
         """Asks the broker; `make` gets the ref to use."""
@@ -249,13 +266,15 @@ class Speaker:
 
     # --- inside
 
-    def _queue(self, envelope: protocol.Send | protocol.Request) -> None:
+    def _check_room(self, count: int, size_bytes: int) -> None:
         outstanding = len(self._sent) + len(self._asked)
-        if outstanding >= MAX_OUTSTANDING or self._waiting_bytes + len(envelope.body) > MAX_WAITING_BYTES:
+        if outstanding + count > MAX_OUTSTANDING or self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
             raise Overloaded(
                 f"{outstanding:,} messages and requests are open ({self._waiting_bytes:,} bytes waiting to go out); "
                 "take some receipts or answers first, or use map(), which has so many under way as are of use"
             )
+
+    def _queue(self, envelope: protocol.Send | protocol.Request) -> None:
         self._waiting.append(envelope)
         self._waiting_bytes += len(envelope.body)
 
