@@ -20,8 +20,10 @@ __all__ = ["Progress", "as_completed", "map_over", "watch"]
 #: Requests of one `map` under way: enough that no worker waits, few enough that a dead one has little to hand back, and
 #: that whoever stops early has little to withdraw.
 WINDOW = 512
-#: That part of it is asked for together.
+#: That part of it is asked for together,
 REFILL = 1 / 8
+#: unless the items come more slowly than this, s.
+GATHER_S = 0.001
 #: Seconds between two lines of progress where there is no bar.
 LINE_S = 2.0
 
@@ -156,16 +158,24 @@ class map_over(Iterator[Message]):
         self._progress = _None()
 
     def _fill(self) -> None:
-        """Asks for more when a good part of the window is free, all of it together: one message costs less than many."""
+        """Asks for more when a good part of the window is free; together, since one message costs less than many, as
+        far as the items are there."""
         free = self._window - len(self._open)
         if free < self._window * REFILL:
             return
-        left_s = None if self._deadline_s is None else self._deadline_s - time.monotonic()
-        if left_s is not None and left_s <= 0 and self._open:
-            return  # those that are open tell of the deadline
-        items = list(islice(self._items, free))
-        if not items:
-            return
-        if left_s is not None and left_s <= 0:
-            raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
-        self._open += self._ask(items, left_s)
+        while free > 0:
+            left_s = None if self._deadline_s is None else self._deadline_s - time.monotonic()
+            if left_s is not None and left_s <= 0 and self._open:
+                return  # those that are open tell of the deadline
+            items: list[Any] = []
+            patience_s = time.monotonic() + GATHER_S
+            for item in islice(self._items, free):
+                items.append(item)
+                if time.monotonic() > patience_s:
+                    break
+            if not items:
+                return
+            if left_s is not None and left_s <= 0:
+                raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
+            self._open += self._ask(items, left_s)
+            free -= len(items)
