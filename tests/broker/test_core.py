@@ -8,7 +8,7 @@ import msgpack
 import pytest
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import core, events, manners
+from zmqbus.broker import events, manners
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
