@@ -48,8 +48,8 @@ MUTANTS = (
     Mutant(
         "queued is told before the commit",
         "broker/core.py",
-        "                self.intake.journaled(now, pointers)\n",
-        "                self.intake.journaled(now, pointers)\n                self.delivery.committed(now)\n",
+        "                self._journaled(now, pointers)\n",
+        "                self._journaled(now, pointers)\n                self.delivery.committed(now)\n",
         RECOVERY,
     ),
     Mutant(
@@ -581,8 +581,8 @@ MUTANTS = (
     Mutant(
         "a worker that has answered is not asked again",
         "broker/pool.py",
-        "            if request.msg_id in answered:\n                self._board.hand(worker, request)\n            elif",
-        "            if request.msg_id in answered:\n                pass\n            elif",
+        "in answered:\n                self._board.hand(worker, request)\n",
+        "in answered:\n                pass\n",
         POOL,
     ),
     Mutant(
@@ -602,8 +602,8 @@ MUTANTS = (
     Mutant(
         "anybody's answer counts",
         "broker/pool.py",
-        "        if holder is not worker and (session.session_id not in request.had or request.stage is Stage.STAGED):\n",
-        "        if request.stage is Stage.STAGED:\n",
+        "        if holder is not worker and (session.session_id not in request.had or",
+        "        if holder is not worker and (",
         POOL,
     ),
     Mutant(
