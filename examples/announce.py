@@ -3,8 +3,9 @@
 
     python examples/announce.py "freeze at 17:00"
     python examples/announce.py --topic deploys "v2.3 is out"
+    python examples/announce.py --project "I rebase main in five minutes"
 
-It speaks under a name, needs no listener, is not listed, and is gone when it has spoken. Those who are away get the
+It speaks as a guest: it needs no listener, is not listed, and is gone when it has spoken. Those who are away get the
 message when they come back; the receipt says how many took it now.
 """
 
@@ -16,26 +17,28 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # for a checkout; harmless elsewhere
 
-from zmqbus import settings
-from zmqbus.client import bodies
-from zmqbus.client.command import guest
-from zmqbus.errors import ZmqbusError
+import zmqbus
 
 
 def main() -> int:
     """Announces, and says how many heard it."""
     parser = argparse.ArgumentParser(description="Announce something to every session.")
-    parser.add_argument("text")
-    parser.add_argument("--topic", help="only to those who joined this topic")
-    parser.add_argument("--as", dest="name", default="announcer", help="the name to speak under")
+    parser.add_argument("text", nargs="?", default="status: just trying announce.py; nothing to do")
+    audience = parser.add_mutually_exclusive_group()
+    audience.add_argument("--topic", help="only to those who joined this topic")
+    audience.add_argument("--project", action="store_true", help="only to the sessions of this project")
     options = parser.parse_args()
     try:
-        with guest(settings.load(), options.name) as bus:
-            receipt = bus.broadcast(bodies.from_text(options.text, to_many=True), topic=options.topic)
-    except ZmqbusError as error:
+        with zmqbus.connect() as bus:
+            receipt = bus.broadcast(options.text, topic=options.topic, project=options.project)
+    except zmqbus.ZmqbusError as error:
         print(f"error: {error.code}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(f"announced to {receipt.delivered} sessions; {receipt.queued} will hear it later (msg={receipt.msg_id})")
+    if receipt.full:
+        print(f"without: {', '.join(receipt.full)}, whose mailboxes are full", file=sys.stderr)
     return 0
 
 

@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+"""Fan-out: no-op requests to two workers, and questions to a hundred sessions, beside what else does such things.
+
+    python benchmarks/fanout.py [--rounds N] [--only zmqbus,Pool,…]
+
+Peers that are not installed are named and left out; for all of them: `pip install ipyparallel distributed` into a
+virtual environment that has zmqbus and its dependencies as well.
+
+Each round measures every system once, one after the other, so that a noisy machine is noisy for all of them; the
+medians over the rounds and their ratios count, not single times. Two figures for each:
+
+*pipelined*: no-op requests, as many under way as the system's own way of mapping has, with the answers taken in order.
+*a round trip*: one request at a time, each after the answer to the one before; the median of those of a round.
+
+Workers are two processes of one thread each, on loopback, and stay for all rounds. What is started is ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import logging
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+sys.path.insert(0, ROOT)  # for a checkout; harmless elsewhere
+
+WORKERS = 2
+GROUP = "noop"
+SESSIONS = 100
+SESSION_PROCESSES = 4
+PATIENCE_S = 30.0
+#: Requests of a round: enough for a second of the fast ones, and few enough that the slow ones end.
+PIPELINED = {"zmqbus": 20_000, "Pool": 20_000, "ProcessPoolExecutor": 10_000, "ipyparallel": 500, "dask": 500}
+ROUND_TRIPS = {"zmqbus": 1_000, "Pool": 1_000, "ProcessPoolExecutor": 1_000, "ipyparallel": 100, "dask": 50}
+SCATTERS = 10
+
+#: A worker of ours: says when it is there, and serves until SIGTERM.
+WORKER = f"""
+import signal, sys
+sys.path.insert(0, {ROOT!r})
+import zmqbus
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    with zmqbus.connect(group={GROUP!r}) as worker:
+        print("ready", flush=True)
+        worker.serve(lambda message: message.body)
+except KeyboardInterrupt:
+    pass
+"""
+
+#: Some of the hundred sessions; each has two connections and a thread that serves, as a program of its own would.
+SITTERS = f"""
+import signal, sys, threading
+sys.path.insert(0, {ROOT!r})
+import zmqbus
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+over = threading.Event()
+buses = [zmqbus.connect(f"sitter-{{number}}") for number in range(int(sys.argv[1]), int(sys.argv[2]))]
+threads = [threading.Thread(target=bus.serve, args=(lambda m: m.text,), kwargs={{"stop": over}}) for bus in buses]
+for thread in threads:
+    thread.start()
+print("ready", flush=True)
+try:
+    signal.pause()
+except KeyboardInterrupt:
+    pass
+over.set()
+for thread in threads:
+    thread.join()
+for bus in buses:
+    bus.close()
+"""
+
+
+def noop(value: Any) -> Any:
+    """The work."""
+    return value
+
+
+class System:
+    """What is measured: two ways to have `noop` done by two workers."""
+
+    def __init__(self, pipelined: Callable[[range], list[Any]], one: Callable[[int], Any]) -> None:
+        self.pipelined = pipelined
+        self.one = one
+
+
+# --- the systems ------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """A port below the ephemeral range that nobody has."""
+    while True:
+        port = random.randint(10_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@contextlib.contextmanager
+def stage() -> Iterator[None]:
+    """Settings of this run's own, for this process and those it starts; their broker is stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="zmqbus-bench-") as directory:
+        for name in [name for name in os.environ if name.startswith(("INTER_SESSION_", "CLAUDE"))]:
+            del os.environ[name]
+        os.environ["HOME"] = directory
+        os.environ["INTER_SESSION_DATA_DIR"] = os.path.join(directory, "data")
+        os.environ["INTER_SESSION_PORT"] = str(free_port())
+        os.environ["IPYTHONDIR"] = os.path.join(directory, "ipython")
+        here = os.getcwd()
+        os.chdir(directory)  # dask and ipyparallel leave files where they run
+        try:
+            yield
+        finally:
+            os.chdir(here)
+            subprocess.run(
+                [sys.executable, f"{ROOT}/bin/zmqbus", "broker", "--stop"], stdout=subprocess.DEVNULL, check=False
+            )
+
+
+@contextlib.contextmanager
+def children(program: str, arguments: list[list[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that run this program, each of which has said that it is ready; they get SIGTERM at the end."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for each in arguments:
+            started.append(subprocess.Popen([sys.executable, "-c", program, *each], stdout=subprocess.PIPE))
+        for process in started:
+            assert process.stdout is not None
+            if process.stdout.readline() != b"ready\n":
+                raise SystemExit("a process of the benchmark has not started")
+        yield started
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+        for process in started:
+            try:
+                process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@contextlib.contextmanager
+def ours() -> Iterator[System]:
+    import zmqbus
+
+    with children(WORKER, [[]] * WORKERS), zmqbus.connect() as bus:
+        yield System(
+            lambda items: [answer.body for answer in bus.map(f"@{GROUP}", items)],
+            lambda item: bus.ask(f"@{GROUP}", item).body,
+        )
+
+
+@contextlib.contextmanager
+def pool() -> Iterator[System]:
+    with get_context("spawn").Pool(WORKERS) as workers:
+        yield System(lambda items: list(workers.imap(noop, items)), lambda item: workers.apply(noop, (item,)))
+
+
+@contextlib.contextmanager
+def executor() -> Iterator[System]:
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as workers:
+        yield System(
+            lambda items: list(workers.map(noop, items)),
+            lambda item: workers.submit(noop, item).result(),
+        )
+
+
+@contextlib.contextmanager
+def ipyparallel() -> Iterator[System]:
+    import ipyparallel as ipp
+
+    cluster = ipp.Cluster(n=WORKERS, log_level=logging.ERROR, controller_ip="127.0.0.1", engine_timeout=60)
+    with cluster as client:
+        client.wait_for_engines(WORKERS, timeout=60)
+        view = client.load_balanced_view()
+        # Requests of one task each, as those of the others are; one after the other, in order.
+        yield System(
+            lambda items: list(view.map_async(noop, items, chunksize=1, ordered=True)),
+            lambda item: view.apply_sync(noop, item),
+        )
+
+
+@contextlib.contextmanager
+def dask() -> Iterator[System]:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            processes=True,
+            n_workers=WORKERS,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        # pure=False: a task is run, however often it has been run before.
+        yield System(
+            lambda items: client.gather(client.map(noop, list(items), pure=False)),
+            lambda item: client.submit(noop, item, pure=False).result(),
+        )
+
+
+SYSTEMS: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager[System]]]] = {
+    "zmqbus": ("zmq", ours),
+    "Pool": ("multiprocessing", pool),
+    "ProcessPoolExecutor": ("concurrent.futures", executor),
+    "ipyparallel": ("ipyparallel", ipyparallel),
+    "dask": ("distributed", dask),
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------
+
+
+def per_second(system: System, count: int) -> float:
+    """No-ops a second, pipelined."""
+    items = range(count)
+    began_s = time.perf_counter()
+    answers = system.pipelined(items)
+    taken_s = time.perf_counter() - began_s
+    if answers != list(items):
+        raise SystemExit("the answers are not those to the questions")
+    return count / taken_s
+
+
+def round_trip_s(system: System, count: int) -> float:
+    """The median of so many round trips."""
+    times = []
+    for item in range(count):
+        began_s = time.perf_counter()
+        system.one(item)
+        times.append(time.perf_counter() - began_s)
+    return statistics.median(times)
+
+
+def scatter_s(bus: Any, names: list[str], text: str) -> float:
+    """Asks all of these sessions, and has the answers of all of them."""
+    began_s = time.perf_counter()
+    answers = [reply.result(PATIENCE_S) for reply in bus.scatter(names, text)]
+    taken_s = time.perf_counter() - began_s
+    if [answer.sender for answer in answers] != names:
+        raise SystemExit("not everybody has answered")
+    return taken_s
+
+
+def span(values: list[float], scale: float) -> str:
+    return f"({min(values) * scale:,.0f} … {max(values) * scale:,.0f})"
+
+
+def show(rates: dict[str, list[float]], trips: dict[str, list[float]]) -> None:
+    """The table; ratios are medians over the rounds of what was measured in one round."""
+    print(
+        f"{'':<22}{'pipelined, 1/s':>15} {'':<22}{'zmqbus is':>10}   {'a round trip, µs':>16} {'':<18}{'zmqbus is':>10}"
+    )
+    ours_rate, ours_trip = rates.get("zmqbus"), trips.get("zmqbus")
+    for name, rate in rates.items():
+        trip = trips[name]
+        times = ["", ""]
+        if ours_rate and ours_trip and name != "zmqbus":
+            times[0] = f"{statistics.median(a / b for a, b in zip(ours_rate, rate, strict=True)):.2f} ×"
+            times[1] = f"{statistics.median(b / a for a, b in zip(ours_trip, trip, strict=True)):.2f} ×"
+        print(
+            f"  {name:<20}{statistics.median(rate):>15,.0f} {span(rate, 1):<22}{times[0]:>10}   "
+            f"{statistics.median(trip) * 1e6:>16,.0f} {span(trip, 1e6):<18}{times[1]:>10}"
+        )
+
+
+def main() -> int:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Fan-out of no-ops, side by side.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", help=f"some of these, separated by commas: {','.join(SYSTEMS)}")
+    options = parser.parse_args()
+    wanted = options.only.split(",") if options.only else list(SYSTEMS)
+    warnings.filterwarnings("ignore")  # of the peers, about each other
+    with stage(), contextlib.ExitStack() as stack:
+        systems: dict[str, System] = {}
+        for name in wanted:
+            module, start = SYSTEMS[name]
+            if importlib.util.find_spec(module) is None:
+                print(f"{name} is left out: {module} is not installed")
+                continue
+            systems[name] = stack.enter_context(start())
+        rates: dict[str, list[float]] = {name: [] for name in systems}
+        trips: dict[str, list[float]] = {name: [] for name in systems}
+        for number in range(options.rounds + 1):
+            for name, system in systems.items():
+                rate = per_second(system, PIPELINED[name])
+                trip = round_trip_s(system, ROUND_TRIPS[name])
+                if number:  # the first round warms up
+                    rates[name].append(rate)
+                    trips[name].append(trip)
+        print(f"no-op requests to {WORKERS} workers, median of {options.rounds} rounds (min … max)")
+        show(rates, trips)
+    if "zmqbus" in systems:
+        with stage():
+            measure_scatter(options.rounds)
+    return 0
+
+
+def measure_scatter(rounds: int) -> None:
+    """A hundred sessions, asked at once."""
+    import zmqbus
+
+    each = SESSIONS // SESSION_PROCESSES
+    shares = [[str(number * each), str((number + 1) * each)] for number in range(SESSION_PROCESSES)]
+    names = [f"sitter-{number}" for number in range(SESSIONS)]
+    with children(SITTERS, shares), zmqbus.connect() as bus:
+        scatter_s(bus, names, "hello")
+        times = [scatter_s(bus, names, "hello") for _ in range(rounds * SCATTERS)]
+    print(f"scatter to {SESSIONS} sessions in {SESSION_PROCESSES} processes, and gather, median of {len(times)}")
+    print(f"  {statistics.median(times) * 1000:.1f} ms {span(times, 1000)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

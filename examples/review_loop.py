@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Two sessions in rounds: one writes, the other reviews, until the reviewer has nothing left to say.
+
+    python examples/review_loop.py              # plays it: a writer of a small function, and a reviewer that tries it
+    python examples/review_loop.py --implementer web --reviewer auth --timeout 1800 "add a rate limit to /login"
+
+The program drives; the agents need not know of each other. The implementer's answer is what the reviewer gets, the
+reviewer's remarks go back to the implementer, and `approved` at the beginning of a review ends it. The exit status is
+0 where it was approved, 1 where it was not within the rounds, 4 where somebody did not answer in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # for a checkout; harmless elsewhere
+
+import zmqbus
+
+
+def review_loop(bus: zmqbus.Bus, implementer: str, reviewer: str, task: str, rounds: int, timeout: float) -> bool:
+    """Drives the two; whether the work was approved."""
+    order = f"please do this, and answer with what you did: {task}"
+    for number in range(1, rounds + 1):
+        print(f"--- round {number}: {implementer} is at work", flush=True)
+        work = bus.ask(implementer, order, timeout=timeout)
+        print(work.text)
+        print(f"--- {reviewer} reviews", flush=True)
+        review = bus.ask(
+            reviewer,
+            "please review this; begin your answer with `approved`, or say what has to change\n"
+            f"task: {task}\n{work.text}",
+            timeout=timeout,
+        )
+        print(review.text)
+        if _verdict(review.text).startswith("approved"):
+            print(f"--- approved in round {number}")
+            return True
+        order = f"the reviewer of your work ({task}) asks for changes; please make them:\n{review.text}"
+    print(f"--- not approved within {rounds} rounds")
+    return False
+
+
+def _verdict(text: str) -> str:
+    """A review without the `answer:` or `done:` before it."""
+    text = text.strip().lower()
+    for prefix in ("answer:", "done:", "status:"):
+        text = text.removeprefix(prefix).strip()
+    return text
+
+
+# --- the two that this program plays ----------------------------------------------------------------------------
+
+TASK = "write slug(title): lower case, words joined by single dashes"
+#: What the writer comes up with, one after the other.
+DRAFTS = (
+    'def slug(title):\n    return title.replace(" ", "-")',
+    'def slug(title):\n    return title.lower().replace(" ", "-")',
+    'def slug(title):\n    return "-".join(title.lower().split())',
+)
+#: What the reviewer tries.
+CASES = {"Hello World": "hello-world", "two  blanks ": "two-blanks"}
+
+
+class Implementer:
+    """Writes the next draft whenever it is asked."""
+
+    def __init__(self) -> None:
+        self._drafts = iter(DRAFTS)
+
+    def __call__(self, message: zmqbus.Message) -> str:
+        return f"done:\n{next(self._drafts, DRAFTS[-1])}"
+
+
+def review(message: zmqbus.Message) -> str:
+    """Tries what it was given."""
+    names: dict[str, Callable[[str], str]] = {}
+    exec(message.text[message.text.index("def slug") :], {}, names)  # our own drafts: see above
+    wrong = [
+        f"slug({title!r}) is {names['slug'](title)!r}, and should be {wanted!r}"
+        for title, wanted in CASES.items()
+        if names["slug"](title) != wanted
+    ]
+    return "\n".join(wrong) if wrong else "approved: all cases are right"
+
+
+@contextlib.contextmanager
+def played(role: str, work: Callable[[zmqbus.Message], str]) -> Iterator[str]:
+    """A session that stands for an agent; its name. It is connected without one, so that nothing of it stays."""
+    over = threading.Event()
+    with zmqbus.connect(topics=role) as bus:
+        thread = threading.Thread(target=bus.serve, args=(work,), kwargs={"stop": over})
+        thread.start()
+        try:
+            yield bus.name
+        finally:
+            over.set()
+            thread.join()
+
+
+def main() -> int:
+    """Drives the two sessions."""
+    parser = argparse.ArgumentParser(description="Let two sessions implement and review in rounds.")
+    parser.add_argument("task", nargs="?", default=TASK)
+    parser.add_argument("--implementer", metavar="SESSION", help="who writes (default: one that this program plays)")
+    parser.add_argument("--reviewer", metavar="SESSION", help="who reviews (default: one that this program plays)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each answer (default: 1800)")
+    options = parser.parse_args()
+    if (options.implementer is None) != (options.reviewer is None):
+        parser.error("name both sessions, or neither")
+    try:
+        with contextlib.ExitStack() as stack:
+            implementer = options.implementer or stack.enter_context(played("implementer", Implementer()))
+            reviewer = options.reviewer or stack.enter_context(played("reviewer", review))
+            bus = stack.enter_context(zmqbus.connect())
+            approved = review_loop(bus, implementer, reviewer, options.task, options.rounds, options.timeout)
+    except zmqbus.ZmqbusError as error:
+        print(f"error: {error.code}: {error}", file=sys.stderr)
+        return 4 if isinstance(error, zmqbus.Timeout) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0 if approved else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
