@@ -228,6 +228,8 @@ class Shop(RuleBasedStateMachine):
     def credit_is_kept(self) -> None:
         for process in getattr(self, "processes", {}).values():
             assert len(process.works) <= MAX_CREDIT, f"{process} has too much in hand"
+            for work in process.works.values():
+                assert work.from_session != process.persona.session_id, f"{process} got its own request"
 
     @invariant()
     def the_books_are_right(self) -> None:
