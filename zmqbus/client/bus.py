@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotDone
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -38,6 +39,8 @@ from zmqbus.process import process_of
 from zmqbus.protocol import Role, Scope, Session
 from zmqbus.settings import Settings, find_project, load
 
+#: How long a session that goes for good waits for the broker's word: no session outlives its process for long.
+LEAVE_S = 2.0
 #: How often another name is tried where nobody chose the one that was taken.
 NAME_TRIES = 20
 #: How long a call that has no timeout of its own waits for the broker's word: it answers everything within a second,
@@ -130,6 +133,7 @@ class Bus:
         named: bool = True,
     ) -> None:
         """For `connect` only: `member` is the session (None: a guest), `speaker` who speaks for it."""
+        self._pid = os.getpid()
         self._log_path = log_path = settings.paths.log
         self._named = named
         self._receiver: Receiver | None = None
@@ -162,15 +166,15 @@ class Bus:
 
     def close(self) -> None:
         """Leaves the bus; what is still open fails with `NotConnected`. A name that was given keeps its mailbox, a
-        session that nobody named is gone. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+        session that nobody named is gone. Idempotent; in a child process it does nothing."""
+        if os.getpid() != self._pid:
+            return  # it is the parent's
+        first, self._closed = not self._closed, True
         try:
-            if self._receiver is not None and not self._named:
-                self._speaker.call(protocol.Disconnect).result(CONFIRM_S)
+            if first and self._receiver is not None and not self._named:
+                self._speaker.call(protocol.Disconnect).result(LEAVE_S)
         except Exception:
-            pass  # it is going, whatever the broker says
+            pass  # it is going, whatever the broker says, or whoever is called in its thread can wait for
         finally:
             self._speaker.close()
             if self._receiver is not None:
@@ -276,7 +280,14 @@ class Bus:
 
         `as_completed` gives them as they end. Each ends by itself, as `request`'s does: one that fails costs no other.
         """
-        replies = [self.request(target, body, timeout=timeout) for target in targets]
+        replies: list[Reply] = []
+        try:
+            for target in targets:
+                replies.append(self.request(target, body, timeout=timeout))
+        except BaseException:  # nobody has those that were made
+            for reply in replies:
+                reply.cancel()
+            raise
         if progress and replies:
             watch(replies, "scatter")
         return replies
@@ -364,8 +375,8 @@ class Bus:
     def _confirmed(self, future: Future[Any], timeout_s: float) -> Any:
         try:
             return future.result(timeout_s)
-        except TimeoutError as error:
-            if future.done() and not future.cancelled():
+        except (NotDone, TimeoutError) as error:  # one class, from python 3.11 on
+            if isinstance(error, Timeout):
                 raise  # it was the broker's word
             raise not_confirmed(timeout_s) from error
 

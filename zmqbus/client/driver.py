@@ -9,11 +9,13 @@ has something to say takes it, says it on the spot, and deals with whatever has 
 without a change of threads. (A descriptor of ZeroMQ's is readable when there is something to look at, not as long as
 there is something to read: whoever has touched the sockets has to look until nothing is left.)
 
-What the link brings is given to the `Application` under the lock, and acted upon outside of it: futures are resolved by
-`later`, since their callbacks are somebody else's code, and may come back here.
+What the link brings is given to the `Application` under the lock, and acted upon outside of it, by the thread: futures
+are resolved by `later`, since their callbacks are somebody else's code. It may come back here, but may not wait here
+(`waits_for_itself`); it may raise what it likes, and the thread goes on; and it is never run by whoever has something
+to say, who may hold a lock that it wants.
 
-The thread is a daemon, and joined by `close`, which an exit handler calls for whoever forgot. It does not survive a
-fork; nobody who calls in a child process gets further than `check`.
+The thread is a daemon, and joined by `close`, which an exit handler calls for whoever forgot. However it ends, it tells
+the application. It does not survive a fork; nobody who calls in a child process gets further than `check`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ import atexit
 import math
 import os
 import select
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -38,7 +42,8 @@ MAX_SLEEP_S = 60.0
 
 
 class Application(Protocol):
-    """What a driver is for. The first three are called under its lock: they must not block, nor call it."""
+    """What a driver is for. The first three are called under its lock: they must not block, nor call it. The others
+    are called by its thread, without the lock."""
 
     def deal(self, effect: core.Effect) -> None:
         """Takes what the link has brought."""
@@ -50,10 +55,10 @@ class Application(Protocol):
         """When `ring` wants to be called, on the monotonic clock."""
 
     def ring(self) -> None:
-        """The time has come. Outside of the lock."""
+        """The time has come."""
 
     def ended(self, error: ZmqbusError) -> None:
-        """The link has come to an end that was not asked for. Outside of the lock, once."""
+        """The link has come to an end, asked for (`NotConnected`) or not. Once, and the last thing that happens."""
 
 
 class Driver:
@@ -63,11 +68,13 @@ class Driver:
         self._link = link
         self._application = application
         self._lock = threading.Lock()
-        self._later: list[Callable[[], None]] = []
+        self._later: deque[Callable[[], None]] = deque()
         self._pid = os.getpid()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_lock = threading.Lock()  # or a wake could be written to what has got the pipe's number since
         self._asleep_until_s = 0.0  # until when the thread sleeps, or is about to; 0: it does not
         self._closing = False
+        self._reason: ZmqbusError | None = None  # of an end that was not asked for
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -97,53 +104,60 @@ class Driver:
         self._thread = threading.Thread(target=self._run, name=f"zmqbus {self._link.core.persona.name}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
-        self._run_later()
         return welcomed
 
     def close(self) -> None:
-        """Leaves in good order: what has been said is sent. Idempotent; takes at most half a second."""
-        if os.getpid() != self._pid:
+        """Leaves in good order: what has been said is sent, and the thread has ended when this returns, unless it is
+        the thread that calls. Idempotent; takes at most half a second, and as long as callbacks do."""
+        if self.forked:
             return  # the sockets are the parent's
         with self._lock:
-            if self._closing:
-                return
             self._closing = True
         self._wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         atexit.unregister(self.close)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that opened it. Nothing here may be touched then: the locks are as
+        they were when the process was forked."""
+        return os.getpid() != self._pid
+
+    @property
+    def waits_for_itself(self) -> bool:
+        """Whether the caller is this driver's thread: what it waited for here would never come."""
+        return threading.current_thread() is self._thread
+
     def check(self) -> None:
-        """Raises `ForkedBus` in a child process, `NotConnected` when closed."""
-        if os.getpid() != self._pid:
+        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the link."""
+        if self.forked:
             raise ForkedBus(
                 f"this bus was opened by process {self._pid}, and this is a child of it; connect anew in the child"
             )
+        if self._reason is not None:
+            raise self._reason
         if self._closing:
-            raise NotConnected("the bus is closed; open another one with zmqbus.connect()")
+            raise _closed()
 
     # --- for any thread
 
     def say(self, speak: Callable[[core.ClientCore], list[core.Effect]] | None = None) -> None:
         """Has the core say something, and the application what it has to say, now. What `speak` raises goes to the
         caller. Raises as `check`."""
-        error = None
+        self.check()  # before the lock, which nobody will release in a child process
         with self._lock:
             self.check()
+            effects = speak(self._link.core) if speak is not None else []
             try:
-                if speak is not None:
-                    self._perform(speak)
-                self._perform(self._application.speak)
-                if self._look():
-                    self._wake()
-            except _Over as over:
-                error = over.reason
-            until_s = self._until_s()
-        if error is not None:
-            self._end(error)
-        elif until_s < self._asleep_until_s:
-            self._wake()
-        self._run_later()
+                self._carry_out(effects)
+                self._carry_out(self._application.speak(self._link.core))
+                more = self._look()
+            except Exception as error:
+                self._over(error)
+                more = True
+            if self._asleep_until_s and (more or self._later or self._until_s() < self._asleep_until_s):
+                self._wake()
 
     def nudge(self, due_s: float) -> None:
         """The application's `due_s` has come nearer: the thread is woken if it would sleep for longer."""
@@ -151,27 +165,35 @@ class Driver:
             self._wake()
 
     def later(self, act: Callable[[], None]) -> None:
-        """Does this when the lock is free. For `deal` and `speak`."""
+        """Has the thread do this when the lock is free. For `deal`, `speak`, `ring` and `ended`."""
         self._later.append(act)
 
     # --- the thread
 
     def _run(self) -> None:
+        try:
+            self._drive()
+        except Exception as error:
+            with self._lock:
+                self._over(error)
+        try:
+            self._dispose()
+        finally:
+            self._run_later()
+            self._application.ended(self._reason or _closed())
+            self._run_later()
+
+    def _drive(self) -> None:
         poller = select.poll()
         poller.register(self._wake_reader, select.POLLIN)
         watched: tuple[int, ...] = ()
-        error: ZmqbusError | None = None
-        while error is None:
+        while True:
             with self._lock:
                 if self._closing:
-                    break
+                    return
                 # Before the application is asked when it is due: who nudges after that has to see that it sleeps.
                 self._asleep_until_s = math.inf
-                try:
-                    more = self._look()
-                except _Over as over:
-                    error = over.reason
-                    more = True
+                more = self._look()
                 descriptors = self._link.descriptors()
                 self._asleep_until_s = 0.0 if more else self._until_s()
             self._run_later()
@@ -191,29 +213,22 @@ class Driver:
             due_s = self._application.due_s()
             if due_s is not None and due_s <= time.monotonic():
                 self._application.ring()
-        if error is not None:
-            self._end(error)
-        self._dispose()
-        self._run_later()
 
     def _look(self) -> bool:
         """Deals with what has come; whether there may be more. Under the lock."""
         for _ in range(TURNS):
-            try:
-                effects, more = self._link.drain()
-            except ZmqbusError as error:
-                raise _Over(error) from None
-            for effect in effects:
-                self._take(effect)
+            # What goes out by the clock touches the sockets after it was seen that nothing is there.
+            due = self._link.wait_s() <= 0
+            effects, more = self._link.drain()
+            self._deal(effects)
             if effects:
-                self._perform(self._application.speak)
-            if not more:
+                self._carry_out(self._application.speak(self._link.core))
+            if not (more or due):
                 return False
         return True
 
-    def _perform(self, speak: Callable[[core.ClientCore], list[core.Effect]]) -> None:
-        for effect in self._link.perform(speak(self._link.core)):
-            self._take(effect)
+    def _carry_out(self, effects: list[core.Effect]) -> None:
+        self._deal(self._link.perform(effects))
 
     def _until_s(self) -> float:
         """Until when there is nothing to do, if nothing comes. Under the lock."""
@@ -221,39 +236,55 @@ class Driver:
         due_s = self._application.due_s()
         return until_s if due_s is None else min(until_s, due_s)
 
-    def _take(self, effect: core.Effect) -> None:
-        if isinstance(effect, core.Closed):
-            raise _Over(effect.reason or NotConnected("the session was disconnected by a command; connect anew"))
-        self._application.deal(effect)
+    def _deal(self, effects: list[core.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case core.Closed(reason):
+                    raise reason or NotConnected("the session was disconnected by a command; connect anew")
+                case core.Welcomed():
+                    self._wake()  # whoever sleeps does not watch the new descriptors
+            self._application.deal(effect)
 
     def _run_later(self) -> None:
         while self._later:
-            with self._lock:
-                acts, self._later = self._later, []
-            for act in acts:
+            act = self._later.popleft()
+            try:
                 act()
+            except BaseException:  # somebody's callback: it must not end the thread that all others rely on
+                hook_args = (*sys.exc_info(), threading.current_thread())
+                threading.excepthook(threading.ExceptHookArgs(hook_args))
 
-    def _end(self, error: ZmqbusError) -> None:
-        with self._lock:
-            first, self._closing = not self._closing, True
-        self._wake()
-        if first:
-            self._application.ended(error)
+    def _over(self, error: Exception) -> None:
+        """The link has come to an end. Under the lock."""
+        if self._closing:
+            return
+        if not isinstance(error, ZmqbusError):  # a fault of this package: who waits must not wait for ever
+            failed = ZmqbusError(f"the bus has failed ({type(error).__name__}: {error}); connect anew, and report this")
+            failed.__cause__ = error
+            error = failed
+        self._closing = True
+        self._reason = error
 
     def _dispose(self) -> None:
         with self._lock:
-            self._link.perform(self._link.core.bye())
-            self._link.close()
-            os.close(self._wake_reader)
-            os.close(self._wake_writer)
-            self._wake_writer = -1
+            try:
+                # What the application was going to say together with what follows is said now: nothing does.
+                self._link.perform(self._application.speak(self._link.core))
+                self._link.perform(self._link.core.bye())
+                self._link.close()
+            finally:
+                with self._wake_lock:
+                    os.close(self._wake_reader)
+                    os.close(self._wake_writer)
+                    self._wake_writer = -1
 
     def _wake(self) -> None:
-        try:
-            if self._wake_writer >= 0:
-                os.write(self._wake_writer, b"\0")
-        except BlockingIOError:
-            pass  # it has been woken often enough
+        with self._wake_lock:
+            try:
+                if self._wake_writer >= 0:
+                    os.write(self._wake_writer, b"\0")
+            except BlockingIOError:
+                pass  # it has been woken often enough
 
     def _drain_wakes(self) -> None:
         try:
@@ -263,9 +294,5 @@ class Driver:
             pass
 
 
-class _Over(Exception):
-    """The link has come to an end."""
-
-    def __init__(self, reason: ZmqbusError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
+def _closed() -> NotConnected:
+    return NotConnected("the bus is closed; open another one with zmqbus.connect()")

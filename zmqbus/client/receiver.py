@@ -24,7 +24,7 @@ from zmqbus.client import core
 from zmqbus.client.driver import Driver
 from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, of_incoming
-from zmqbus.errors import NotConnected, ZmqbusError
+from zmqbus.errors import ZmqbusError
 
 #: Messages that are taken one after the other are acknowledged together, and requests answered, no later than this
 #: after the first of them. One that is alone is acknowledged, or answered, at once.
@@ -46,8 +46,8 @@ class Receiver:
         self._error: ZmqbusError | None = None
         self._watchers: list[Callable[[], None]] = []
         self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
-        # Whoever takes a message puts it in at one end, the driver takes it out at the other.
-        self._taken: deque[core.Ticket] = deque()
+        self._taken: dict[str, core.Ticket] = {}  # of those that the program is done with; the broker has to be told
+        # Whoever answers puts it in at one end, the driver takes it out at the other.
         self._answers: deque[tuple[str, int, bytes]] = deque()
         self._due_s: float | None = None  # when these are to be said at the latest
         self.name = link.core.persona.name or ""  #: what the session goes by
@@ -64,10 +64,9 @@ class Receiver:
     def close(self) -> None:
         """Ends the connection; whoever waits for a message hears `NotConnected`."""
         self._driver.close()
-        self.ended(NotConnected("the bus was closed"))
 
     def check(self) -> None:
-        """Raises `ForkedBus` in a child process, `NotConnected` when closed."""
+        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
         self._driver.check()
 
     # --- messages
@@ -75,42 +74,31 @@ class Receiver:
     def next_message(self, timeout_s: float | None) -> Message | None:
         """The next message, oldest first; None if none comes in time. Raises what ended the connection."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            self._driver.check()
-            with self._arrived:
-                while not self._inbox:
-                    if self._error is not None:
-                        raise self._error
-                    left_s = None if deadline_s is None else deadline_s - time.monotonic()
-                    if left_s is not None and left_s <= 0:
-                        return None
-                    self._arrived.wait(left_s)
-                incoming = self._inbox.popleft()
-                last = not self._inbox
-            if self._take(incoming, last=last):
-                return of_incoming(incoming, self._log_path, self._done if self._manual else None)
-
-    def _take(self, incoming: core.Incoming, *, last: bool) -> bool:
-        """Whether the message is this program's to handle; it may have been taken back, and come again, meanwhile.
-        `last`: there is no other behind it."""
-        if not self._manual:
-            self._acknowledge(incoming.ticket, at_once=last)
-            return True
+        self._driver.check()
         with self._arrived:
-            first = incoming.msg_id not in self._tickets
-            self._tickets[incoming.msg_id] = incoming.ticket
-        return first
+            while not self._inbox:
+                if self._error is not None:
+                    raise self._error
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return None
+                self._arrived.wait(left_s)
+            incoming = self._inbox.popleft()
+            # In one with that: should the mailbox take it back at this instant, it comes again, and is known.
+            (self._tickets if self._manual else self._taken)[incoming.msg_id] = incoming.ticket
+            last = not self._inbox
+        if not self._manual:
+            self._soon(at_once=last)
+        return of_incoming(incoming, self._log_path, self._done if self._manual else None)
 
     def _done(self, message: Message) -> None:
         self._driver.check()
         with self._arrived:
             ticket = self._tickets.pop(message.msg_id, None)
+            if ticket is not None:
+                self._taken[message.msg_id] = ticket
         if ticket is not None:
-            self._acknowledge(ticket, at_once=True)
-
-    def _acknowledge(self, ticket: core.Ticket, *, at_once: bool) -> None:
-        self._taken.append(ticket)
-        self._soon(at_once=at_once)
+            self._soon(at_once=True)
 
     def _soon(self, *, at_once: bool) -> None:
         """There is something to say: now, or with what follows it."""
@@ -156,12 +144,9 @@ class Receiver:
         """Answers a request of a group: at once, or where more of them wait here, together with their answers."""
         self._driver.check()
         self._answers.append((msg_id, fmt, body))
-        self._soon(at_once=not self._work)
-
-    def interrupt(self) -> None:
-        """Wakes whoever waits, with `NotConnected`."""
         with self._arrived:
-            self._arrived.notify_all()
+            self._withdrawn.discard(msg_id)  # told while it was worked on, when nobody asks any more
+        self._soon(at_once=not self._work)
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls this, from the driver's thread, whenever something has come."""
@@ -175,11 +160,11 @@ class Receiver:
         match effect:
             case core.Hand(message):
                 with self._arrived:
-                    in_hand = message.msg_id in self._tickets
-                    if in_hand:
-                        self._tickets[message.msg_id] = message.ticket
-                if not in_hand:
-                    self._arrive(lambda: self._inbox.append(message))
+                    for hands in (self._tickets, self._taken):
+                        if message.msg_id in hands:
+                            hands[message.msg_id] = message.ticket
+                            return
+                self._arrive(lambda: self._inbox.append(message))
             case core.TakeBack():
                 with self._arrived:
                     self._inbox.clear()
@@ -195,9 +180,11 @@ class Receiver:
         """See `driver.Application`."""
         self._due_s = None
         effects: list[core.Effect] = []
-        if self._taken:
-            while self._taken:
-                client.taken(self._taken.popleft())
+        with self._arrived:
+            taken, self._taken = self._taken, {}
+        if taken:
+            for ticket in taken.values():
+                client.taken(ticket)
             effects += client.acknowledge()
         while self._answers:
             effects += client.answer(*self._answers.popleft())
@@ -211,7 +198,7 @@ class Receiver:
         """See `driver.Application`."""
         try:
             self._driver.say()
-        except NotConnected:
+        except ZmqbusError:
             pass  # then they come again, and are known
 
     def ended(self, error: ZmqbusError) -> None:
@@ -220,13 +207,12 @@ class Receiver:
             if self._error is None:
                 self._error = error
             self._arrived.notify_all()
-            watchers = [*self._watchers]
-        for watcher in watchers:
-            watcher()
+        for watcher in self._watchers:
+            self._driver.later(watcher)
 
     def _arrive(self, put: Callable[[], None]) -> None:
         with self._arrived:
             put()
-            self._arrived.notify()
+            self._arrived.notify_all()  # not one: those who wait do not all wait for the same
         for watcher in self._watchers:
             self._driver.later(watcher)

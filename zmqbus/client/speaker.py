@@ -15,19 +15,20 @@ its deadline, its cancellation, the end of the bus. In the last three the broker
 from __future__ import annotations
 
 import heapq
+import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from zmqbus import protocol, readback
 from zmqbus.client import core
 from zmqbus.client.driver import Driver
 from zmqbus.client.link import Link
 from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, of_incoming
-from zmqbus.errors import NotConnected, Overloaded, Timeout, ZmqbusError
+from zmqbus.errors import LocalError, Overloaded, Timeout, ZmqbusError
 from zmqbus.protocol import Format, Scope, State
 from zmqbus.record import JournalError
 
@@ -43,25 +44,71 @@ MAX_STALE_DEADLINES = 1_000
 AnyReceipt: TypeAlias = Receipt | BroadcastReceipt
 
 
-class Reply(Future[Message]):
+_T = TypeVar("_T")
+
+
+class Outcome(Future[_T]):
+    """What becomes of something that was said. Ended once, by `end` or by `cancel`, whoever comes first."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self._driver = driver
+        self._ending = threading.Lock()  # taken for good by whoever ends it
+
+    def end(self, outcome: _T | ZmqbusError) -> None:
+        """Gives it its result or its error, unless it has ended."""
+        if not self._ending.acquire(blocking=False) or not self.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, ZmqbusError):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
+
+    def cancel(self) -> bool:
+        """Gives it up, if it has not ended. What was sent is sent."""
+        cancelled = super().cancel()
+        if cancelled and self._ending.acquire(blocking=False):
+            # `wait` and `as_completed` do not count a cancelled future before this: an executor's worker would say it.
+            self.set_running_or_notify_cancel()
+        return cancelled
+
+    def result(self, timeout: float | None = None) -> _T:
+        """What became of it. Waits up to `timeout` seconds (None: as long as it takes)."""
+        self._check()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The error that it ended with, or None. Waits as `result` does."""
+        self._check()
+        return super().exception(timeout)
+
+    def _check(self) -> None:
+        if self._driver.waits_for_itself and not self.done():
+            raise LocalError(
+                "a callback runs in the thread of its bus, where waiting for that bus would never end; use request() "
+                "and send(wait=False) there, with callbacks of their own, or hand the work to another thread"
+            )
+
+
+class Reply(Outcome[Message]):
     """The answer to a request, to come. `target` is whom it was sent to, `msg_id` its id.
 
     A `concurrent.futures.Future`: `result()` gives the `Message`, or raises `RemoteError` (the handler failed),
     `Timeout` (the deadline), or what kept the request from being handed over. `cancel()` withdraws the request.
     """
 
-    def __init__(self, speaker: Speaker, msg_id: str, target: str) -> None:
-        super().__init__()
+    def __init__(self, driver: Driver, speaker: Speaker, msg_id: str, target: str) -> None:
+        super().__init__(driver)
         self._speaker = speaker
         self.msg_id = msg_id
         self.target = target
 
     def cancel(self) -> bool:
         """Withdraws the request, if it is not answered yet: who has not begun with it will not."""
-        done = super().cancel()
-        if done:
+        cancelled = super().cancel()
+        if cancelled:
             self._speaker.abandon(self.msg_id)
-        return done
+        return cancelled
 
 
 class Speaker:
@@ -73,11 +120,13 @@ class Speaker:
         self._new_id = protocol.IdMaker()
         self._refs = 0
         # All of these belong to the driver's lock.
-        self._waiting: deque[protocol.Send | protocol.Request] = deque()
+        self._waiting: OrderedDict[str, protocol.Send] = OrderedDict()  # the first to go out stands first
+        # Likewise, to groups: neither waits for the other, since a group without members takes nothing.
+        self._requests: OrderedDict[str, protocol.Request] = OrderedDict()
         self._waiting_bytes = 0
-        self._sent: dict[str, Future[Any]] = {}  # message → its receipt
+        self._sent: dict[str, Outcome[Any]] = {}  # message → its receipt
         self._asked: dict[str, tuple[Reply, bool]] = {}  # request → its answer, and whether a group was asked
-        self._called: dict[str, Future[protocol.Envelope]] = {}  # ref → the broker's answer
+        self._called: dict[str, Outcome[protocol.Envelope]] = {}  # ref → the broker's answer
         self._awaited = 0  # of those asked, how many are on the way to one session
         self._taken: list[core.Ticket] = []
         self._abandoned: list[str] = []  # requests that nobody waits for any more
@@ -85,7 +134,8 @@ class Speaker:
         self._deadlines: list[tuple[float, str]] = []
 
     def __repr__(self) -> str:
-        return f"<Speaker: {len(self._sent)} sent, {len(self._asked)} asked, {len(self._waiting)} waiting>"
+        waiting = len(self._waiting) + len(self._requests)
+        return f"<Speaker: {len(self._sent)} sent, {len(self._asked)} asked, {waiting} waiting>"
 
     def open(self) -> None:
         """Connects. Raises what keeps it from doing so."""
@@ -94,19 +144,18 @@ class Speaker:
     def close(self) -> None:
         """Ends the connection; what is still open fails with `NotConnected`."""
         self._driver.close()
-        self._fail_all(NotConnected("the bus was closed before this was answered"))
 
     def check(self) -> None:
-        """Raises `ForkedBus` in a child process, `NotConnected` when closed."""
+        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
         self._driver.check()
 
     # --- for any thread
 
     def send(
         self, scope: Scope, target: str, fmt: Format, body: bytes, reply_to: str | None = None
-    ) -> tuple[str, Future[Any]]:
+    ) -> tuple[str, Outcome[Any]]:
         """Sends a message: its id, and its receipt to come. Raises `Overloaded`."""
-        future: Future[Any] = Future()
+        future: Outcome[Any] = Outcome(self._driver)
         msg_id = self._new_id()
 
         def say(_: core.ClientCore) -> list[core.Effect]:
@@ -136,7 +185,7 @@ class Speaker:
         """Sends several requests together. Raises `Overloaded`: then none of them."""
         to_group = scope == Scope.GROUP
         shown = f"@{target}" if to_group else target
-        replies = [Reply(self, self._new_id(), shown) for _ in requests]
+        replies = [Reply(self._driver, self, self._new_id(), shown) for _ in requests]
 
         def say(_: core.ClientCore) -> list[core.Effect]:
             self._check_room(len(requests), sum(len(body) for _, body in requests))
@@ -154,9 +203,9 @@ class Speaker:
         self._driver.say(say)
         return replies
 
-    def call(self, make: Callable[[str], protocol.Envelope]) -> Future[protocol.Envelope]:
+    def call(self, make: Callable[[str], protocol.Envelope]) -> Outcome[protocol.Envelope]:
         """Asks the broker; `make` gets the ref to use."""
-        future: Future[protocol.Envelope] = Future()
+        future: Outcome[protocol.Envelope] = Outcome(self._driver)
 
         def say(client: core.ClientCore) -> list[core.Effect]:
             self._refs += 1
@@ -177,8 +226,8 @@ class Speaker:
 
         try:
             self._driver.say(say)
-        except NotConnected:
-            pass  # then nobody waits for anything
+        except ZmqbusError:
+            pass  # the bus has ended, and with it all that was asked; or it is the parent's
 
     # --- Application
 
@@ -198,7 +247,7 @@ class Speaker:
             case core.Response(ref, envelope):
                 future = self._called.pop(ref, None)
                 if future is not None:
-                    self._driver.later(partial(_resolve, future, envelope))
+                    self._driver.later(partial(future.end, envelope))
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
@@ -211,28 +260,26 @@ class Speaker:
                 client.taken(ticket)
             self._taken.clear()
             effects += client.acknowledge()
-        while self._waiting:
-            envelope = self._waiting[0]
-            if isinstance(envelope, protocol.Request):
-                if not client.may_ask:
+        while self._requests and client.may_ask:
+            request = self._requests.popitem(last=False)[1]
+            self._waiting_bytes -= len(request.body)
+            effects += client.ask(request)
+        while self._waiting and client.may_send:
+            send = next(iter(self._waiting.values()))
+            if send.msg_id in self._asked:
+                if self._awaited >= MAX_AWAITED:
                     break
-                effects += client.ask(envelope)
-            else:
-                if not client.may_send:
-                    break
-                if envelope.msg_id in self._asked:
-                    if self._awaited >= MAX_AWAITED:
-                        break
-                    self._awaited += 1
-                    effects += client.await_answer(envelope.msg_id)
-                effects += client.send(envelope)
-            self._waiting.popleft()
-            self._waiting_bytes -= len(envelope.body)
+                self._awaited += 1
+                effects += client.await_answer(send.msg_id)
+            del self._waiting[send.msg_id]
+            self._waiting_bytes -= len(send.body)
+            effects += client.send(send)
         return effects
 
     def due_s(self) -> float | None:
         """See `driver.Application`."""
-        return self._deadlines[0][0] if self._deadlines else None
+        deadlines = self._deadlines  # asked without the lock, too, when another thread may put another list there
+        return deadlines[0][0] if deadlines else None
 
     def ring(self) -> None:
         """See `driver.Application`."""
@@ -249,20 +296,23 @@ class Speaker:
 
         try:
             self._driver.say(say)
-        except NotConnected:
-            return
+        except ZmqbusError:
+            pass  # the bus has ended: those that are not late hear of that
         for reply in late:
-            _resolve(
-                reply,
-                Timeout(
-                    f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again "
-                    "with a longer timeout, or see who is there with sessions()"
-                ),
+            error = Timeout(
+                f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again with "
+                "a longer timeout, or see who is there with sessions()"
             )
+            self._driver.later(partial(reply.end, error))
 
     def ended(self, error: ZmqbusError) -> None:
         """See `driver.Application`."""
-        self._fail_all(error)
+        futures: list[Outcome[Any]] = [*self._sent.values(), *self._called.values()]
+        futures += [reply for reply, _ in self._asked.values()]
+        for table in (self._sent, self._called, self._asked, self._waiting, self._requests):
+            table.clear()
+        for future in futures:
+            self._driver.later(partial(future.end, error))
 
     # --- inside
 
@@ -275,13 +325,16 @@ class Speaker:
             )
 
     def _queue(self, envelope: protocol.Send | protocol.Request) -> None:
-        self._waiting.append(envelope)
+        if isinstance(envelope, protocol.Request):
+            self._requests[envelope.msg_id] = envelope
+        else:
+            self._waiting[envelope.msg_id] = envelope
         self._waiting_bytes += len(envelope.body)
 
     def _answered(self, msg_id: str, outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> None:
         future = self._sent.pop(msg_id, None)
         if future is not None:
-            self._driver.later(partial(_resolve, future, _receipt(msg_id, outcome)))
+            self._driver.later(partial(future.end, _receipt(msg_id, outcome)))
         elif isinstance(outcome, ZmqbusError):
             self._settle(msg_id, outcome)
 
@@ -299,7 +352,7 @@ class Speaker:
 
     def _reply(self, reply: Reply, outcome: core.Incoming | protocol.Result | ZmqbusError) -> None:
         """Outside of the lock: a large answer is read from the log here."""
-        _resolve(reply, outcome if isinstance(outcome, ZmqbusError) else self._message(outcome, reply.msg_id))
+        reply.end(outcome if isinstance(outcome, ZmqbusError) else self._message(outcome, reply.msg_id))
 
     def _message(self, outcome: core.Incoming | protocol.Result, msg_id: str) -> Message | ZmqbusError:
         if isinstance(outcome, core.Incoming):
@@ -329,33 +382,19 @@ class Speaker:
     def _give_up(self, client: core.ClientCore) -> list[core.Effect]:
         """Forgets what was abandoned, and tells the broker what is awaited no longer."""
         groups: list[str] = []
-        never_sent: set[str] = set()
-        if self._abandoned:
-            waiting = {envelope.msg_id: len(envelope.body) for envelope in self._waiting}
-            for msg_id in self._abandoned:
-                found = self._asked.pop(msg_id, None)
-                if found is None:
-                    continue
-                if msg_id in waiting:
-                    never_sent.add(msg_id)
-                    self._waiting_bytes -= waiting[msg_id]
-                else:
-                    (groups if found[1] else self._unawaited).append(msg_id)
-            self._abandoned.clear()
-        if never_sent:
-            self._waiting = deque(envelope for envelope in self._waiting if envelope.msg_id not in never_sent)
+        for msg_id in self._abandoned:
+            found = self._asked.pop(msg_id, None)
+            if found is None:
+                continue
+            never_sent = self._requests.pop(msg_id, None) or self._waiting.pop(msg_id, None)
+            if never_sent is not None:
+                self._waiting_bytes -= len(never_sent.body)
+            else:
+                (groups if found[1] else self._unawaited).append(msg_id)
+        self._abandoned.clear()
         others, self._unawaited = self._unawaited, []
         self._awaited -= len(others)
         return [*(client.withdraw(groups) if groups else ()), *(client.unawait(others) if others else ())]
-
-    def _fail_all(self, error: ZmqbusError) -> None:
-        futures: list[Future[Any]] = [*self._sent.values(), *self._called.values()]
-        futures += [reply for reply, _ in self._asked.values()]
-        for table in (self._sent, self._called, self._asked):
-            table.clear()
-        self._waiting.clear()
-        for future in futures:
-            _resolve(future, error)
 
 
 def _receipt(msg_id: str, outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> AnyReceipt | ZmqbusError:
@@ -371,13 +410,3 @@ def _receipt(msg_id: str, outcome: protocol.Receipt | protocol.Tally | ZmqbusErr
         outcome.state == State.BUSY,
         outcome.away_s,
     )
-
-
-def _resolve(future: Future[Any], outcome: Any) -> None:
-    """Gives a future its end, unless it has one: it may have been cancelled this instant."""
-    if future.done() or not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, ZmqbusError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
