@@ -21,7 +21,7 @@ import inspect
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -29,7 +29,7 @@ from zmqbus import protocol, readback
 from zmqbus.client.messages import Message, encode, encode_error
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.speaker import Speaker
-from zmqbus.errors import NotConnected
+from zmqbus.errors import NotConnected, ZmqbusError
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError
 
@@ -60,6 +60,7 @@ class Serving:
         self._credit = 0
         self._average_s = AHEAD_S
         self._lock = threading.Lock()
+        self._leaving: BaseException | None = None  # what a handler wants to end the process with
 
     def __repr__(self) -> str:
         return f"<Serving {self._handler!r}: credit {self._credit}, {self._average_s * 1000:.2f} ms each>"
@@ -68,8 +69,8 @@ class Serving:
         """Serves until `stop` is set or the bus is closed; then finishes what was begun."""
         self._offer(self._concurrency)
         try:
-            if inspect.iscoroutinefunction(self._handler):
-                asyncio.run(self._run_async(stop))
+            if _is_async(self._handler):
+                _run_to_end(self._run_async(stop))
             elif self._concurrency == 1:
                 while (work := self._next(stop)) is not None:
                     self._serve(work)
@@ -78,7 +79,7 @@ class Serving:
         finally:
             try:
                 self._offer(0)
-            except NotConnected:
+            except ZmqbusError:
                 pass  # the broker knows
 
     def _run_pool(self, stop: threading.Event) -> None:
@@ -87,6 +88,8 @@ class Serving:
         def serve(work: protocol.Work | Message) -> None:
             try:
                 self._serve(work)
+            except BaseException as error:  # of a thread of the pool, it would end only that
+                self._leaving = error
             finally:
                 slots.release()
 
@@ -95,8 +98,10 @@ class Serving:
                 slots.acquire()
                 work = self._next(stop)
                 if work is None:
-                    return
+                    break
                 pool.submit(serve, work)
+        if self._leaving is not None:
+            raise self._leaving
 
     async def _run_async(self, stop: threading.Event) -> None:
         loop = asyncio.get_running_loop()
@@ -112,25 +117,36 @@ class Serving:
                         value = await self._handler(message)
                     except Exception as error:
                         value = error
+                    except asyncio.CancelledError as error:
+                        if self._leaving is not None:
+                            raise  # another worker gets the request
+                        value = error
+                    except BaseException as error:
+                        self._leaving = error
+                        raise
                     self._answer(work, value, time.monotonic() - began_s)
             finally:
                 slots.release()
 
-        while True:
-            await slots.acquire()
-            work = await loop.run_in_executor(None, self._next, stop)
-            if work is None:
-                break
-            task = loop.create_task(serve(work))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await asyncio.gather(*tasks)
+        try:
+            while True:
+                await slots.acquire()
+                work = await loop.run_in_executor(None, self._next, stop)
+                if work is None:
+                    break
+                task = loop.create_task(serve(work))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            await asyncio.gather(*tasks)
+        except BaseException as error:  # interrupted: what is cancelled from here on is not answered
+            self._leaving = error
+            raise
 
     # --- one request
 
     def _next(self, stop: threading.Event) -> protocol.Work | Message | None:
         """The next request; None when it is over."""
-        while not stop.is_set():
+        while not stop.is_set() and self._leaving is None:
             try:
                 work = self._receiver.next_work(LOOK_S, or_message=True)
             except NotConnected:
@@ -180,17 +196,17 @@ class Serving:
     def _answer(self, work: protocol.Work | Message, value: Any, took_s: float) -> None:
         """Says what came of it; what cannot be sent is an error of the handler's."""
         try:
-            if isinstance(value, Exception):
+            if isinstance(value, Exception | asyncio.CancelledError):
                 raise value
             fmt, body = encode(value)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             fmt, body = encode_error(error, "".join(traceback.format_exception(error)))
-        if isinstance(work, Message):
-            work.ack()
-            if value is not None:
-                self._speaker.send(Scope.SESSION, work.sender_id, fmt, body, work.msg_id)
-            return
         try:
+            if isinstance(work, Message):
+                work.ack()
+                if value is not None:
+                    self._speaker.send(Scope.SESSION, work.sender_id, fmt, body, work.msg_id)
+                return
             self._receiver.answer(work.msg_id, fmt, body)
         except NotConnected:
             return  # the bus was closed under the handler: the broker gives the request to another worker
@@ -210,6 +226,21 @@ class Serving:
     def _offer(self, credit: int) -> None:
         self._credit = credit
         self._receiver.offer(credit)
+
+
+def _is_async(handler: Handler) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+
+
+def _run_to_end(serving: Coroutine[Any, Any, None]) -> None:
+    """Runs it in an event loop of its own; in a thread, where the caller is in one already (as in a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(serving)
+    else:
+        with ThreadPoolExecutor(1, "zmqbus serve") as thread:
+            thread.submit(asyncio.run, serving).result()
 
 
 def check_handler(handler: object, concurrency: int) -> None:
