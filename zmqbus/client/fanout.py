@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -90,13 +91,15 @@ def watch(replies: list[Reply], what: str) -> None:
     """Tells the progress of these requests as they end."""
     progress = progress_for(True, len(replies), what)
     left = len(replies)
+    lock = threading.Lock()  # they end in whichever thread ends or cancels them
 
     def ended(_: object) -> None:
         nonlocal left
-        left -= 1
-        progress.update(1)
-        if not left:
-            progress.close()
+        with lock:
+            left -= 1
+            progress.update(1)
+            if not left:
+                progress.close()
 
     for reply in replies:
         reply.add_done_callback(ended)
@@ -116,26 +119,29 @@ class map_over(Iterator[Message]):
         progress: bool = False,
         what: str = "map",
     ) -> None:
+        self._open: deque[Reply] = deque()
+        self._progress: Progress = _None()
         self._ask = ask
         self._items = iter(items)
+        self._failure: Exception | None = None  # why no more items are asked for; raised when its turn comes
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        self._open: deque[Reply] = deque()
         self._window = window
         self._progress = progress_for(progress, len(items) if isinstance(items, Sized) else None, what)
         self._fill()
 
     def __next__(self) -> Message:
-        if not self._open:
-            self.close()
-            raise StopIteration
         try:
+            if not self._open and self._failure is None:
+                self._fill()  # it stopped to give out an answer
+            if not self._open:
+                raise self._failure or StopIteration
             message = self._open[0].result()
+            self._open.popleft()
+            self._progress.update(1)
+            self._fill()
         except BaseException:
             self.close()
             raise
-        self._open.popleft()
-        self._progress.update(1)
-        self._fill()
         return message
 
     def __enter__(self) -> map_over:
@@ -152,6 +158,7 @@ class map_over(Iterator[Message]):
     def close(self) -> None:
         """Withdraws what is open. Idempotent."""
         self._items = iter(())
+        self._failure = None
         while self._open:
             self._open.popleft().cancel()
         self._progress.close()
@@ -163,19 +170,38 @@ class map_over(Iterator[Message]):
         free = self._window - len(self._open)
         if free < self._window * REFILL:
             return
-        while free > 0:
+        while free > 0 and self._failure is None:
             left_s = None if self._deadline_s is None else self._deadline_s - time.monotonic()
             if left_s is not None and left_s <= 0 and self._open:
                 return  # those that are open tell of the deadline
             items: list[Any] = []
             patience_s = time.monotonic() + GATHER_S
-            for item in islice(self._items, free):
-                items.append(item)
-                if time.monotonic() > patience_s:
-                    break
+            slow = False
+            try:
+                for item in islice(self._items, free):
+                    items.append(item)
+                    if slow := time.monotonic() > patience_s:
+                        break
+            except Exception as error:
+                self._failure = error  # the items before it are asked for
             if not items:
                 return
             if left_s is not None and left_s <= 0:
-                raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
-            self._open += self._ask(items, left_s)
+                self._failure = Timeout(
+                    "the deadline has passed before all items were handed out; give map a longer timeout"
+                )
+                return
+            try:
+                self._open += self._ask(items, left_s)
+            except Exception:  # of one of them: those before it are asked for, and those behind it never
+                self._ask_each(items, left_s)
             free -= len(items)
+            if slow and self._open and self._open[0].done():
+                return  # whoever makes the items may wait for that answer
+
+    def _ask_each(self, items: list[Any], left_s: float | None) -> None:
+        try:
+            for item in items:
+                self._open += self._ask([item], left_s)
+        except Exception as error:
+            self._failure = error
