@@ -60,8 +60,13 @@ class connect:
             await self._bus.close()
 
     async def _connect(self) -> Bus:
-        # It may have to start a broker, which takes a tenth of a second, and up to five of them to give up.
-        return Bus(await _in_thread(self._open))
+        # It may have to start a broker, which takes a tenth of a second, and up to five seconds to give up.
+        opening = _begin(self._open)
+        try:
+            return Bus(await asyncio.wrap_future(opening))
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unwanted)  # it cannot be stopped, and nobody will have it
+            raise
 
 
 class Bus:
@@ -154,24 +159,44 @@ class Bus:
         deadline_s = None if timeout is None else time.monotonic() + timeout
         bar: Progress = progress_for(progress, None, f"map over {target}")
         under_way: deque[asyncio.Future[Message]] = deque()
-        source = items if isinstance(items, AsyncIterable) else _from_iterable(items)
+        source = aiter(items if isinstance(items, AsyncIterable) else _from_iterable(items))
+        coming: asyncio.Future[Any] | None = None  # the next item; None: there is none, or no room for it
+        failure: BaseException | None = None  # why no more items are asked for; raised when its turn comes
+        exhausted = False
         try:
-            async for item in source:
-                if len(under_way) >= WINDOW:
-                    yield await under_way[0]
-                    under_way.popleft()
-                    bar.update(1)
+            while True:
+                if coming is None and not exhausted and len(under_way) < WINDOW:
+                    coming = asyncio.ensure_future(_next(source))
+                heads: list[asyncio.Future[Any]] = [coming] if coming is not None else []
+                heads += [under_way[0]] if under_way else []
+                if not heads:
+                    break
+                left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                patience_s = None if under_way else left_s  # a request tells of the deadline by itself
+                done, _ = await asyncio.wait(heads, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
-                if left_s is not None and left_s <= 0:
+                if coming is not None and coming in done:
+                    try:
+                        item = coming.result()
+                        if item is _END:
+                            exhausted = True
+                        elif left_s is None or left_s > 0:
+                            under_way.append(self.request(target, item, timeout=left_s))
+                    except Exception as error:
+                        failure, exhausted = error, True
+                    coming = None
+                elif under_way and under_way[0].done():
+                    message = under_way.popleft().result()
+                    bar.update(1)
+                    yield message
+                if left_s is not None and left_s <= 0 and not under_way and not exhausted:
                     raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
-                under_way.append(self.request(target, item, timeout=left_s))
-            while under_way:
-                yield await under_way[0]
-                under_way.popleft()
-                bar.update(1)
+            if failure is not None:
+                raise failure
         finally:
-            for future in under_way:
-                future.cancel()
+            for future in (coming, *under_way):
+                if future is not None:
+                    _forget(future)
             bar.close()
 
     # --- receiving
@@ -220,6 +245,10 @@ class Bus:
 
 
 def _in_thread(call: Callable[[], _T]) -> asyncio.Future[_T]:
+    return asyncio.wrap_future(_begin(call))
+
+
+def _begin(call: Callable[[], _T]) -> Future[_T]:
     """Runs what blocks in a thread of its own: the loop's executor may be busy with what waits for this."""
     future: Future[_T] = Future()
 
@@ -232,7 +261,18 @@ def _in_thread(call: Callable[[], _T]) -> asyncio.Future[_T]:
             future.set_exception(error)
 
     threading.Thread(target=run, name="zmqbus aio", daemon=True).start()
-    return asyncio.wrap_future(future)
+    return future
+
+
+def _close_unwanted(opening: Future[blocking.Bus]) -> None:
+    if opening.exception() is None:
+        opening.result().close()
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    """Nobody asks for it any more; not even how it ended, which asyncio would complain about."""
+    future.cancel()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def _confirmed(future: Future[Receipt], timeout_s: float) -> Receipt:
@@ -242,6 +282,17 @@ async def _confirmed(future: Future[Receipt], timeout_s: float) -> Receipt:
         if isinstance(error, Timeout):
             raise
         raise blocking.not_confirmed(timeout_s) from error
+
+
+_END = object()
+
+
+async def _next(source: AsyncIterator[Any]) -> Any:
+    """The next item; a task cannot end with the exception that says that there is none."""
+    try:
+        return await anext(source)
+    except StopAsyncIteration:
+        return _END
 
 
 async def _from_iterable(items: Iterable[Any]) -> AsyncIterator[Any]:
