@@ -16,7 +16,7 @@ import msgpack
 from zmqbus import naming, protocol
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
-from zmqbus.errors import InvalidPayload, RemoteError, ZmqbusError
+from zmqbus.errors import InvalidName, InvalidPayload, RemoteError, ZmqbusError
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError
 
@@ -29,6 +29,8 @@ EXT_ERROR = 2
 #: ext 32: any length, so an array needs no second layout for small ones.
 _EXT_32 = 0xC9
 _EXT_HEAD = struct.Struct(">BIb")
+#: What describes an array in front of its memory: some hundred fields.
+MAX_DTYPE_BYTES = 16 * 1024
 #: So much of the end of each part of a remote error travels: its cause is told at the end.
 MAX_ERROR_CHARS = 20_000
 
@@ -177,12 +179,18 @@ def decode(fmt: int, body: bytes) -> Any:
 def encode_error(error: BaseException, trace: str) -> tuple[Format, bytes]:
     """The answer of a handler that failed."""
     kind = type(error).__name__
-    parts = [part[-MAX_ERROR_CHARS:].encode("utf-8", "replace").decode() for part in (kind, str(error), trace)]
+    try:
+        text = str(error)
+    except Exception:  # its own code
+        text = "<an exception that cannot be shown>"
+    parts = [part[-MAX_ERROR_CHARS:].encode("utf-8", "replace").decode() for part in (kind, text, trace)]
     return Format.MSGPACK, bytes(msgpack.packb(msgpack.ExtType(EXT_ERROR, msgpack.packb(parts))))
 
 
 def scope_and_target(target: str) -> tuple[Scope, str]:
     """Who is meant by a target of the Python API: `@group` is one of a group, everything else one session."""
+    if not isinstance(target, str):
+        raise InvalidName(f"a target is the name of a session or a @group, not {target!r}")
     if target.startswith("@"):
         return Scope.GROUP, naming.check_name(target[1:], "group")
     return Scope.SESSION, target
@@ -245,7 +253,9 @@ def _array_parts(array: Any) -> tuple[bytes, memoryview]:
     import numpy  # whoever has an array has it
 
     whole = numpy.ascontiguousarray(array)
-    head: bytes = msgpack.packb([array.dtype.str if array.dtype.names is None else array.dtype.descr, array.shape])
+    head: bytes = msgpack.packb([_describe(array.dtype), array.shape])
+    if len(head) > MAX_DTYPE_BYTES:
+        raise TypeError(f"its dtype takes {len(head):,} bytes to describe, more than {MAX_DTYPE_BYTES:,}")
     # A view as bytes: `cast` alone refuses dates and structures.
     return head, whole.reshape(-1).view(numpy.uint8).data if whole.size else memoryview(b"")
 
@@ -253,9 +263,44 @@ def _array_parts(array: Any) -> tuple[bytes, memoryview]:
 def _pack_array(array: Any) -> bytes:
     try:
         head, data = _array_parts(array)
-    except TypeError as error:
-        raise InvalidPayload(f"an array of {array.dtype} cannot be sent ({error}); convert it first") from None
+    except (TypeError, ValueError) as error:
+        raise InvalidPayload(
+            f"an array of {str(array.dtype)[:100]} cannot be sent ({error}); convert it first"
+        ) from None
     return b"".join([_EXT_HEAD.pack(_EXT_32, len(head) + data.nbytes, EXT_ARRAY), head, data])
+
+
+def _describe(dtype: Any) -> Any:
+    """A dtype for msgpack. A structure by where its fields are: `dtype.descr` has no gaps, and not every order."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return [_describe(base), shape]
+    if dtype.names is None:
+        return dtype.str
+    fields = [dtype.fields[name] for name in dtype.names]
+    return {
+        "names": dtype.names,
+        "formats": [_describe(field[0]) for field in fields],
+        "offsets": [field[1] for field in fields],
+        "titles": [field[2] if len(field) > 2 else None for field in fields],
+        "itemsize": dtype.itemsize,
+        "aligned": dtype.isalignedstruct,
+    }
+
+
+def _dtype(description: Any) -> Any:
+    """The dtype that `_describe` was given. Raises whatever numpy does for what is none."""
+    import numpy
+
+    make: Any = numpy.dtype
+    if isinstance(description, list):
+        base, shape = description
+        return make((_dtype(base), tuple(shape)))
+    if isinstance(description, dict):
+        aligned = description.pop("aligned")
+        description["formats"] = [_dtype(field) for field in description["formats"]]
+        return make(description, align=aligned)
+    return make(description)
 
 
 def _read_array(content: memoryview) -> Any:
@@ -264,11 +309,9 @@ def _read_array(content: memoryview) -> Any:
     except ImportError:
         raise InvalidPayload("the body is a numpy array; install numpy to read it") from None
     unpacker = msgpack.Unpacker(max_buffer_size=0)
-    unpacker.feed(content[:4096])
-    dtype, shape = unpacker.unpack()
-    if isinstance(dtype, list):
-        dtype = [tuple(field) for field in dtype]
-    kind = numpy.dtype(dtype)
+    unpacker.feed(content[:MAX_DTYPE_BYTES])  # which copies it
+    description, shape = unpacker.unpack()
+    kind = _dtype(description)
     if kind.hasobject:
         raise InvalidPayload("an array of objects has no bytes of its own")
     return numpy.frombuffer(content[unpacker.tell() :], dtype=kind).reshape(shape)
