@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from zmqbus import errors
@@ -19,7 +21,10 @@ CODES = (
     "not_connected",
     "broker_unavailable",
     "timeout",
+    "poisoned",
 )
+#: What only programs meet: these do not come from the broker.
+LOCAL_CODES = ("overloaded", "forked", "remote_error")
 
 
 def all_errors(root: type[errors.ZmqbusError] = errors.ZmqbusError) -> list[type[errors.ZmqbusError]]:
@@ -35,7 +40,7 @@ def test_every_code_has_a_class(code):
 
 
 def test_nothing_else_is_shown_to_users():
-    assert {error.code for error in all_errors()} == {*CODES, "internal", "protocol"}
+    assert {error.code for error in all_errors()} == {*CODES, *LOCAL_CODES, "internal", "protocol"}
 
 
 def test_a_taken_name_is_an_invalid_one_for_users_and_has_a_code_on_the_wire():
@@ -52,7 +57,13 @@ def test_an_unknown_code_is_the_brokers_fault(code):
 
 
 def test_whose_fault_it_is():
-    branches = (errors.LocalError, errors.DeliveryError, errors.BrokerError, errors.ProtocolError)
+    branches = (
+        errors.LocalError,
+        errors.DeliveryError,
+        errors.BrokerError,
+        errors.RemoteError,
+        errors.ProtocolError,
+    )
     for error in all_errors():
         if error is not errors.ZmqbusError:
             assert len([branch for branch in branches if issubclass(error, branch)]) == 1, error
@@ -67,3 +78,11 @@ def test_a_held_port_is_named_with_a_way_out():
     error = errors.PortHeld(9473)
     assert error.port == 9473 and isinstance(error, errors.BrokerUnavailable)
     assert "9473" in str(error) and "--port" in str(error)
+
+
+def test_what_a_handler_raised_survives_a_process_pool():
+    error = errors.RemoteError("ValueError", "no such file", "Traceback …")
+    assert str(error) == "ValueError: no such file"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is errors.RemoteError
+    assert (again.kind, again.text, again.traceback) == ("ValueError", "no such file", "Traceback …")
