@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.contract.worlds import Member, World
-from zmqbus import codec, protocol
-from zmqbus.client import bodies, core, launch
+from tests.contract.worlds import Carrier, Member, World
+from zmqbus import codec, protocol, readback
+from zmqbus.client import core, launch
 from zmqbus.client import link as link_module
 from zmqbus.client.link import Link
 from zmqbus.client.taken import TakenIds
@@ -108,6 +108,17 @@ class RealMember(Member):
                     self.answers[msg_id] = outcome
                 case core.Response(ref, envelope):
                     self.responses[ref] = envelope
+                case core.Answered(msg_id, result):
+                    assert msg_id not in self.results, f"{msg_id} was answered twice"
+                    self.results[msg_id] = result
+                case core.Do(work):
+                    assert work.msg_id not in self.works, f"{work.msg_id} was handed out twice"
+                    self.works[work.msg_id] = work
+                    self.done.append(work.msg_id)
+                case core.Withdrawn(msg_ids):
+                    self.dropped += msg_ids
+                    for msg_id in msg_ids:
+                        del self.works[msg_id]
                 case core.Renamed(name):
                     self.renames.append(name)
                 case core.Closed(reason):
@@ -152,6 +163,7 @@ class RealMember(Member):
             self.ended = True
             close()
             self.handed.clear()
+            self.works.clear()
             self._world.see_off(self.core.persona)
 
 
@@ -272,8 +284,10 @@ class RealWorld(World):
         self._launch(self.settings)
         self._stalled = False
 
-    def whole(self, message: core.Incoming) -> bytes:
-        return bodies.load(message, self.settings.paths.log)
+    def whole(self, carrier: Carrier) -> bytes:
+        if carrier.pointer is None:
+            return carrier.body
+        return readback.read(self.settings.paths.log, carrier.pointer).body
 
     def close(self) -> None:
         """Everybody leaves; the broker is the data directory's business."""

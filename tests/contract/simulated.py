@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.contract.worlds import Member, World
+from tests.contract.worlds import Carrier, Member, World
 from zmqbus import codec, protocol
 from zmqbus.client import core
 from zmqbus.client.taken import TakenIds
-from zmqbus.record import decode_record
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
 
@@ -28,6 +27,8 @@ class SimMember(Member):
         self.client = client
         self.handed, self.history = client.handed, client.history
         self.answers, self.responses = client.answers, client.responses
+        self.works, self.done = client.works, client.done
+        self.dropped, self.results = client.dropped, client.results
         self.renames, self.closed = client.renames, client.closed
 
     def perform(self, effects: list[core.Effect]) -> None:
@@ -59,6 +60,7 @@ class SimMember(Member):
         self.client.stopped = False
         self.client.disconnect()
         self.handed.clear()
+        self.works.clear()
 
     def bye(self) -> None:
         self.client.bye()
@@ -117,7 +119,5 @@ class SimWorld(World):
         self.net.kill_broker(Death.DECIDED if self._stalled else Death.SENT)
         self._stalled = False
 
-    def whole(self, message: core.Incoming) -> bytes:
-        if message.pointer is None:
-            return message.body
-        return decode_record(self.net.journal[message.pointer[1]]).body
+    def whole(self, carrier: Carrier) -> bytes:
+        return self.net.body(carrier)

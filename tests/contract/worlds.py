@@ -36,6 +36,8 @@ from zmqbus.protocol import Format, Role, Scope, State
 #: What became of a message in few words: a state or the code of a refusal; of one to many (delivered, queued), and
 #: behind these the names of those who go without.
 Fate: TypeAlias = str | tuple[int | str, ...]
+#: What may have its body in the journal.
+Carrier: TypeAlias = core.Incoming | protocol.Work | protocol.Result
 
 
 def _gist(fate: Fate | None, expected: Fate) -> Fate | None:
@@ -59,6 +61,10 @@ class Member(ABC):
         self.history: list[core.Incoming] = []  #: all that was ever handed out
         self.answers: dict[str, protocol.Receipt | protocol.Tally | ZmqbusError] = {}
         self.responses: dict[str, protocol.Envelope | ZmqbusError] = {}
+        self.works: dict[str, protocol.Work] = {}  #: requests in hand
+        self.done: list[str] = []  #: ids of all that it was given to work on
+        self.dropped: list[str] = []  #: ids of those that were withdrawn while it had them
+        self.results: dict[str, protocol.Result | ZmqbusError] = {}
         self.renames: list[str] = []
         self.closed: list[ZmqbusError | None] = []
         self.heard: list[protocol.Envelope] = []  #: what came over the DEALER
@@ -156,6 +162,44 @@ class Member(ABC):
         msg_id = self.world.new_id()
         self.perform(self.core.await_answer(msg_id))
         return self.send(target, body, msg_id=msg_id)
+
+    def call(self, group: str, body: bytes = b"", *, patient: bool = True) -> str:
+        """Asks a group; returns the request's id."""
+        msg_id = self.world.new_id()
+        self.perform(self.core.ask(protocol.Request(msg_id, group, Format.TEXT, patient, False, body)))
+        return msg_id
+
+    def withdraw(self, *msg_ids: str) -> None:
+        """Waits for the answers to these no longer."""
+        self.perform(self.core.withdraw(msg_ids))
+
+    def offer(self, credit: int) -> None:
+        """Works for its groups."""
+        self.perform(self.core.offer(credit))
+
+    def work(self, *expected: str) -> None:
+        """Waits until exactly these requests are in hand, and answers each with its own body."""
+        if len(self.works) < len(expected):
+            self.world.until(lambda: len(self.works) >= len(expected))
+        assert sorted(self.works) == sorted(expected)
+        for msg_id in expected:
+            work = self.works.pop(msg_id)
+            self.perform(self.core.answer(msg_id, work.fmt, b"done " + self.world.whole(work)))
+
+    def hears_back(self, msg_id: str, expected: bytes | None = None) -> protocol.Result:
+        """Waits for the answer to a request, which must be this."""
+        self.world.until(lambda: msg_id in self.results)
+        result = self.results[msg_id]
+        assert isinstance(result, protocol.Result), result
+        assert expected is None or self.world.whole(result) == expected
+        return result
+
+    def hears_why_not(self, msg_id: str) -> str:
+        """Waits for the refusal of a request; returns its code."""
+        self.world.until(lambda: msg_id in self.results)
+        error = self.results[msg_id]
+        assert isinstance(error, ZmqbusError), error
+        return error.code
 
     def repeat(self, msg_id: str, target: str, body: bytes = b"", *, scope: Scope = Scope.SESSION) -> None:
         """Says a message again, as a sender that has heard nothing."""
@@ -342,5 +386,5 @@ class World(ABC):
         """The broker dies at once, and another one comes up in its place; members that do not stand still know."""
 
     @abstractmethod
-    def whole(self, message: core.Incoming) -> bytes:
+    def whole(self, carrier: Carrier) -> bytes:
         """The body of a message, wherever it is."""
