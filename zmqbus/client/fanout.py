@@ -126,19 +126,19 @@ class map_over(Iterator[Message]):
         self._failure: Exception | None = None  # why no more items are asked for; raised when its turn comes
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._window = window
+        self._slow = False  # the items take their time
         self._progress = progress_for(progress, len(items) if isinstance(items, Sized) else None, what)
         self._fill()
 
     def __next__(self) -> Message:
         try:
-            if not self._open and self._failure is None:
-                self._fill()  # it stopped to give out an answer
+            if not (self._slow and self._open and self._open[0].done()):  # whoever makes items may wait for an answer
+                self._fill()
             if not self._open:
                 raise self._failure or StopIteration
             message = self._open[0].result()
             self._open.popleft()
             self._progress.update(1)
-            self._fill()
         except BaseException:
             self.close()
             raise
@@ -176,11 +176,11 @@ class map_over(Iterator[Message]):
                 return  # those that are open tell of the deadline
             items: list[Any] = []
             patience_s = time.monotonic() + GATHER_S
-            slow = False
             try:
                 for item in islice(self._items, free):
                     items.append(item)
-                    if slow := time.monotonic() > patience_s:
+                    self._slow = time.monotonic() > patience_s
+                    if self._slow:
                         break
             except Exception as error:
                 self._failure = error  # the items before it are asked for
@@ -196,8 +196,8 @@ class map_over(Iterator[Message]):
             except Exception:  # of one of them: those before it are asked for, and those behind it never
                 self._ask_each(items, left_s)
             free -= len(items)
-            if slow and self._open and self._open[0].done():
-                return  # whoever makes the items may wait for that answer
+            if self._slow and self._open and self._open[0].done():
+                return
 
     def _ask_each(self, items: list[Any], left_s: float | None) -> None:
         try:
