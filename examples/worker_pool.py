@@ -82,7 +82,7 @@ def pool(size: int) -> Iterator[list[subprocess.Popen[bytes]]]:
             )
         for worker in workers:  # work may be handed in before they are there, but then the first has all of it
             assert worker.stdout is not None
-            print(worker.stdout.readline().decode(), end="")
+            print(worker.stdout.readline().decode(), end="", flush=True)
         yield workers
     finally:
         for worker in workers:
@@ -125,9 +125,9 @@ def main() -> int:
         return work()
     if options.kill and options.workers < 2:
         parser.error("--kill takes one worker of at least two")
-    paths = files_below(os.path.abspath(options.directory))
     began_s = time.monotonic()
     try:
+        paths = files_below(os.path.abspath(options.directory))
         with pool(options.workers) as workers, zmqbus.connect() as bus:
             done = hash_all(bus, paths, workers[0] if options.kill else None, options.progress)
     except zmqbus.ZmqbusError as error:
