@@ -77,7 +77,7 @@ def test_a_number_that_is_none_stays_one():
         ["\ud800"],
         numpy.array([object()]),
         {"deep": [numpy.array([None])]},
-        numpy.ma.array([1, 2], mask=[0, 1]),
+        numpy.ma.array([1, 2], mask=[False, True]),
         numpy.datetime64("2020-01-01"),
     ],
     ids=lambda value: type(value).__name__,
