@@ -37,7 +37,7 @@ RECORDS = st.builds(
     Record,
     ts=st.integers(0, 4_000_000_000_000).map(lambda ms: ms / 1000),
     msg_id=MSG_IDS,
-    kind=st.sampled_from(["message", "broadcast"]),
+    kind=st.sampled_from(["message", "broadcast", "request", "answer"]),
     from_session=TEXTS,
     from_name=TEXTS,
     from_label=st.none() | TEXTS,

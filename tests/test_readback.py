@@ -510,9 +510,12 @@ def recent_by_a_full_parse(path: str, records: int, limit_bytes: int) -> dict[st
             start = end - len(text)
             if number and limit_bytes >= len(content) - start:
                 try:
-                    newest_first.append(decode_record(text))
+                    record = decode_record(text)
                 except JournalError:
                     pass
+                else:
+                    if record.kind in ("message", "broadcast"):
+                        newest_first.append(record)
             end = start - 1
         limit_bytes -= len(content)
     found: dict[str, Earlier] = {}
@@ -592,6 +595,16 @@ class TestRecent:
         assert {msg_id: seen[:2] for msg_id, seen in found.items()} == {i: (RECORD.from_session, i) for i in ids(5)}
         assert [seen.place for seen in found.values()] == [96, 97, 98, 99, 100]
         assert max(heads) == HEAD_BYTES
+
+    def test_requests_and_answers_take_no_room_among_the_messages(self, log, path):
+        first, *others, last = ids(20)
+        work = [
+            encode_record(RECORD._replace(msg_id=one, kind=kind)) for one in others for kind in ("request", "answer")
+        ]
+        log.append([line(first), *work, line(last)])
+        found = recent(path, records=2, limit_bytes=10**9)
+        assert list(found) == [first, last]
+        assert [seen.place for seen in found.values()] == [1, 2]
 
     def test_stops_where_it_has_enough(self, log, path, preads):
         log.append([line(msg_id, "x" * 10_000) for msg_id in ids(1000)])

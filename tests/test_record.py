@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS, line
 from zmqbus.errors import InvalidPayload
-from zmqbus.record import HEAD_BYTES, JournalError, decode_record, encode_record, glance
+from zmqbus.record import HEAD_BYTES, JournalError, decode_record, encode_record, glance, is_of_work
+
+
+@given(RECORDS)
+def test_what_is_of_work_shows_at_the_start_of_the_line(record):
+    assert is_of_work(encode_record(record)[:HEAD_BYTES]) == (record.kind in ("request", "answer"))
 
 
 class TestLines:
