@@ -7,6 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -275,10 +276,13 @@ def test_more_than_one_turn_is_left_to_the_thread(driver, link, application):
 
 
 def test_what_comes_wakes_the_thread(driver, link, application):
+    def seen(count: int) -> bool:
+        return len(application.dealt) == count
+
     driver.open()
     for number in range(100):
         link.put(PONG)
-        wait_until(lambda number=number: len(application.dealt) == number + 1)
+        wait_until(partial(seen, number + 1))
 
 
 def test_something_that_comes_during_the_last_look_of_a_tick_is_seen(driver, link, application):
