@@ -51,16 +51,14 @@ SCATTERS = 10
 
 #: A worker of ours: says when it is there, and serves until SIGTERM.
 WORKER = f"""
-import signal, sys
+import signal, sys, threading
 sys.path.insert(0, {ROOT!r})
 import zmqbus
-signal.signal(signal.SIGTERM, signal.default_int_handler)
-try:
-    with zmqbus.connect(group={GROUP!r}) as worker:
-        print("ready", flush=True)
-        worker.serve(lambda message: message.body)
-except KeyboardInterrupt:
-    pass
+over = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: over.set())
+with zmqbus.connect(group={GROUP!r}) as worker:
+    print("ready", flush=True)
+    worker.serve(lambda message: message.body, stop=over)
 """
 
 #: Some of the hundred sessions; each has two connections and a thread that serves, as a program of its own would.
@@ -68,18 +66,13 @@ SITTERS = f"""
 import signal, sys, threading
 sys.path.insert(0, {ROOT!r})
 import zmqbus
-signal.signal(signal.SIGTERM, signal.default_int_handler)
 over = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: over.set())
 buses = [zmqbus.connect(f"sitter-{{number}}") for number in range(int(sys.argv[1]), int(sys.argv[2]))]
 threads = [threading.Thread(target=bus.serve, args=(lambda m: m.text,), kwargs={{"stop": over}}) for bus in buses]
 for thread in threads:
     thread.start()
 print("ready", flush=True)
-try:
-    signal.pause()
-except KeyboardInterrupt:
-    pass
-over.set()
 for thread in threads:
     thread.join()
 for bus in buses:

@@ -24,6 +24,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -47,14 +48,13 @@ def digest(message: zmqbus.Message) -> str:
 
 
 def work() -> int:
-    """Serves until it is told to end: by Ctrl-C, or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with zmqbus.connect(group=GROUP) as worker:
-            print(f"{worker.name} is at work", flush=True)
-            worker.serve(digest)
-    except KeyboardInterrupt:
-        pass
+    """Serves until Ctrl-C or SIGTERM; what was begun by then is finished."""
+    over = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: over.set())
+    with zmqbus.connect(group=GROUP) as worker:
+        print(f"{worker.name} is at work", flush=True)
+        worker.serve(digest, stop=over)
     return 0
 
 
