@@ -135,7 +135,9 @@ def test_the_broker_gets_the_data_directory_and_the_packages_of_its_starter(sett
     launch.launch(settings)
     data_dir, _, path = (tmp_path / "env").read_text().strip().partition(":")
     assert data_dir == settings.data_dir
-    assert path.split(":") == [entry for entry in sys.path if entry]
+    package, *others = path.split(":")
+    assert os.path.samefile(os.path.join(package, "zmqbus", "client", "launch.py"), launch.__file__)
+    assert others == [os.path.abspath(entry) for entry in sys.path if entry]
 
 
 # --- is there one?

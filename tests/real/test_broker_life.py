@@ -577,3 +577,17 @@ def test_status_tells_what_the_broker_does(bus):
     assert figures["port"] == bus.port
     assert figures["sessions"] == 1
     assert (ROOT / "zmqbus" / "__init__.py").read_text().count(figures["release"])
+
+
+def test_a_broker_is_never_found_in_the_directory_where_it_is_started(bus, tmp_path):
+    """An agent works in other people's repositories. One may have a `zmqbus` of its own, which is not to be run."""
+    decoy = tmp_path / "zmqbus" / "broker"
+    decoy.mkdir(parents=True)
+    for package in (decoy.parent, decoy):
+        (package / "__init__.py").write_text("")
+    witness = tmp_path / "it-ran"
+    (decoy / "daemon.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    for env in ({}, {"PYTHONPATH": "."}):
+        done = bus.zmqbus("broker", cwd=tmp_path, env=env)
+        assert (done.returncode, done.stderr) == (0, "") and not witness.exists()
+        assert bus.zmqbus("broker", "--stop").returncode == 0

@@ -103,13 +103,16 @@ def _launch(settings: Settings) -> str:
         f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
         f"--report={writer}",
     ]
-    # The way that this process found its packages, be it a virtual environment put on the path by the bootstrap.
-    environ = dict(
-        os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), INTER_SESSION_DATA_DIR=settings.data_dir
-    )
+    # This very package, and the way that this process found the others, be it a virtual environment put on the path by
+    # the bootstrap. What is relative, or "", meant a directory that the broker does not run in.
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = [package, *(os.path.abspath(entry) for entry in sys.path if entry)]
+    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(path), INTER_SESSION_DATA_DIR=settings.data_dir)
     try:
         with subprocess.Popen(
             command,
+            # `-m` looks in the current directory first, which may be anybody's repository, with a zmqbus of its own.
+            cwd="/",
             env=environ,
             pass_fds=(writer,),
             stdin=subprocess.DEVNULL,
