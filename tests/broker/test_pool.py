@@ -71,7 +71,7 @@ def clean(net: SimNet) -> None:
     core = net.broker.pool
     assert not core._requests and not core._staged
     assert not any(caller.requests for caller in [*core._callers.values(), *core._orphans])
-    assert not any(one.hand or one.claims for one in core._workers.values())
+    assert not any(one.hand or one.claims or one.handed_bytes for one in core._workers.values())
     assert not core._board.limbo and core._board.size_bytes == 0
     for group in core._board.groups.values():
         assert (group.waiting, group.size_bytes, group.impatient, group.reserved, group.reserved_bytes) == (0,) * 5
@@ -1091,6 +1091,25 @@ def test_and_its_bytes(net, caller, monkeypatch, limit):
     assert fourth not in caller.results
     assert net.broker.pool._board.size_bytes == 0
     assert first not in caller.results
+
+
+def test_what_is_under_way_to_a_worker_is_bounded(net, caller, monkeypatch):
+    monkeypatch.setattr(board, "MAX_HANDED_BYTES", 100)
+    one = worker(net, "one", 5)
+    bodies = [letter * 60 for letter in (b"a", b"b", b"c")]
+    asked = [caller.call("g", body) for body in bodies]
+    net.settle()
+    works = [one.works[msg_id] for msg_id in asked]
+    assert [work.pointer is None for work in works] == [True, False, False]
+    assert [net.body(work) for work in works] == bodies
+    one.work(1)
+    net.settle()
+    late = caller.call("g", bodies[0])
+    net.settle()
+    assert one.works[late].body == bodies[0]
+    one.work()
+    net.settle()
+    clean(net)
 
 
 def test_unanswered_requests_of_a_connection_are_bounded(net, caller, monkeypatch):

@@ -52,6 +52,7 @@ class Shop(RuleBasedStateMachine):
     def begin(self) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(board, "MAX_WAITING", MAX_WAITING)
+        self.patch.setattr(board, "MAX_HANDED_BYTES", 3)  # the bodies have one byte, or two
         self.patch.setattr(pool, "MAX_CREDIT", MAX_CREDIT)
         self.net = SimNet()
         self.processes: dict[str, SimClient] = {}
@@ -261,6 +262,7 @@ class Shop(RuleBasedStateMachine):
             assert request.worker is None or request.worker.hand[request.msg_id] is request
         for worker in core._workers.values():
             assert all(request.worker is worker for request in worker.hand.values())
+            assert worker.handed_bytes == sum(request.handed_bytes for request in worker.hand.values())
 
     # --- and in the end
 

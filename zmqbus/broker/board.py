@@ -22,6 +22,9 @@ MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 #: and those of all groups together, for anybody may name any number of groups.
 MAX_POOL_BYTES = 256 * 1024 * 1024
+#: Bodies under way to one worker, which may stand still: as much as a mailbox has under way. Beyond that the worker is
+#: told where they are in the journal.
+MAX_HANDED_BYTES = 4 * 1024 * 1024
 
 
 class Board:
@@ -118,6 +121,8 @@ class Board:
         if request.worker is not None:
             worker, request.worker = request.worker, None
             del worker.hand[request.msg_id]
+            worker.handed_bytes -= request.handed_bytes
+            request.handed_bytes = 0
             self.load_changed(worker)
         elif request.stage is Stage.WAITING:
             request.group.remove(request)
@@ -137,6 +142,12 @@ class Board:
     def hand(self, worker: Worker, request: Request) -> None:
         """WORK for a worker; which it may have had before."""
         assert worker.conn is not None
+        size_bytes = len(request.body)
+        if worker.handed_bytes + size_bytes > MAX_HANDED_BYTES:
+            request.let_go()
+        else:
+            worker.handed_bytes += size_bytes
+            request.handed_bytes += size_bytes
         work = protocol.Work(
             request.msg_id,
             request.caller.sender_id,

@@ -61,6 +61,7 @@ class Request:
         "from_name",
         "group",
         "had",
+        "handed_bytes",
         "msg_id",
         "order",
         "patient",
@@ -92,6 +93,7 @@ class Request:
         self.tries = 0  #: workers that have gone with it
         self.had: tuple[str, ...] = ()  #: the sessions of those: one of them may still answer
         self.worker: Worker | None = None
+        self.handed_bytes = 0  #: of the body that was sent to it
 
     def __repr__(self) -> str:
         return f"<Request {self.msg_id} to @{self.group.name} {self.stage.value}>"
@@ -104,7 +106,18 @@ class Request:
 class Worker:
     """A session that has offered to work, and what it has in hand."""
 
-    __slots__ = ("claims", "conn", "credit", "groups", "hand", "level", "owner", "session_id", "until_s")
+    __slots__ = (
+        "claims",
+        "conn",
+        "credit",
+        "groups",
+        "hand",
+        "handed_bytes",
+        "level",
+        "owner",
+        "session_id",
+        "until_s",
+    )
 
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
@@ -112,6 +125,7 @@ class Worker:
         self.conn: Connection | None = None
         self.credit = 0
         self.hand: dict[str, Request] = {}
+        self.handed_bytes = 0  #: of the bodies that were sent to it, of what is in hand
         self.claims: set[str] = set()  #: ids of what it has in hand, by its own account, and nobody has asked here yet
         self.groups: tuple[Group, ...] = ()
         self.level = -1  #: the queue of `Group._ready` that it stands in; -1: none
