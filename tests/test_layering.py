@@ -121,6 +121,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "broker.workers": "broker/test_pool.py",
     "broker.reading": "broker/test_core.py",
     "broker.upkeep": "broker/test_recovery.py",
+    # Half of the simulated network.
+    "testing.simclient": "testing/test_simnet.py",
     # One suite for the database and for the store that stands in for it.
     "testing.store": "broker/test_store.py",
 }

@@ -12,6 +12,7 @@
 Everything that travels is encoded and decoded, and nothing happens by itself: the same calls give the same run.
 """
 
-from zmqbus.testing.simnet import ManualClock, SimClient, SimNet
+from zmqbus.testing.simclient import SimClient
+from zmqbus.testing.simnet import ManualClock, SimNet
 
 __all__ = ["ManualClock", "SimClient", "SimNet"]

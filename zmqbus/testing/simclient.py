@@ -1,0 +1,220 @@
+"""A client on a `SimNet`: its application, and its end of the wires."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from zmqbus import codec, protocol
+from zmqbus.client import core as client
+from zmqbus.client.taken import TakenIds
+from zmqbus.errors import ZmqbusError
+from zmqbus.protocol import Format, Scope
+
+if TYPE_CHECKING:
+    from zmqbus.testing.simnet import SimNet
+
+
+class SimClient:
+    """A client on a `SimNet`, with what its application has seen."""
+
+    def __init__(self, net: SimNet, persona: client.Persona, taken: TakenIds | None = None) -> None:
+        self.net = net
+        self.persona = persona
+        self.taken = TakenIds() if taken is None else taken
+        self.core = client.ClientCore(persona, "test", self.taken)
+        self.route = b""
+        self.stopped = False  #: it stands still: receives nothing, and notices no passing of time
+        self.orphaned = False  #: its broker is dead, which it sees when it has received what was still under way
+        self.up: deque[list[bytes]] = deque()
+        self.down: deque[list[bytes]] = deque()
+        self.published: deque[list[bytes]] = deque()
+        self.filters: list[bytes] = []
+        self.handed: list[client.Incoming] = []  #: and not taken
+        self.history: list[client.Incoming] = []  #: all that was ever handed out
+        self.answers: dict[str, protocol.Receipt | protocol.Tally | ZmqbusError] = {}
+        self.responses: dict[str, protocol.Envelope | ZmqbusError] = {}
+        self.works: dict[str, protocol.Work] = {}  #: requests in hand: neither answered nor withdrawn
+        self.done: list[str] = []  #: ids of all that it was ever given to work on, in order
+        self.dropped: list[str] = []  #: ids of those that were withdrawn while it had them in hand
+        self.results: dict[str, protocol.Result | ZmqbusError] = {}  #: what came of requests to groups
+        self.renames: list[str] = []
+        self.closed: list[ZmqbusError | None] = []
+        self._new_id = protocol.IdMaker(f"client{len(net.clients):02d}".encode())
+        self._decoder = codec.Decoder(from_broker=True)
+
+    def __repr__(self) -> str:
+        return f"<SimClient {self.core!r}>"
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """Bodies handed out and not taken."""
+        return [message.body for message in self.handed]
+
+    # --- the application
+
+    def send(
+        self,
+        target: str,
+        body: bytes = b"",
+        *,
+        scope: Scope = Scope.SESSION,
+        fmt: Format = Format.TEXT,
+        reply_to: str | None = None,
+        msg_id: str | None = None,
+    ) -> str:
+        """Sends; returns the id under which `answers` will hold what became of it."""
+        msg_id = msg_id or self._new_id()
+        self._do(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body)))
+        return msg_id
+
+    def ask(self, target: str, body: bytes) -> str:
+        """Sends, and awaits the answer on this connection."""
+        msg_id = self._new_id()
+        self._do(self.core.await_answer(msg_id))
+        return self.send(target, body, msg_id=msg_id)
+
+    def request(self, envelope: protocol.Envelope) -> None:
+        """Asks the broker for something."""
+        self._do(self.core.request(envelope))
+
+    def call(self, group: str, body: bytes = b"", *, patient: bool = True, msg_id: str | None = None) -> str:
+        """Asks a group; returns the id under which `results` will hold what came of it."""
+        msg_id = msg_id or self._new_id()
+        self._do(self.core.ask(protocol.Request(msg_id, group, Format.TEXT, patient, False, body)))
+        return msg_id
+
+    def withdraw(self, *msg_ids: str) -> None:
+        """Waits for the answers to these requests no longer."""
+        self._do(self.core.withdraw(msg_ids))
+
+    def offer(self, credit: int) -> None:
+        """Works for its groups, with so many requests in hand at a time."""
+        self._do(self.core.offer(credit))
+
+    def answer(self, msg_id: str, body: bytes = b"", *, fmt: Format = Format.TEXT) -> None:
+        """Answers a request."""
+        self.works.pop(msg_id, None)
+        self._do(self.core.answer(msg_id, fmt, body))
+
+    def work(self, count: int = 1_000_000) -> list[protocol.Work]:
+        """Answers the oldest of what is in hand, each with its own body behind "done "; returns it."""
+        done = list(self.works.values())[:count]
+        for work in done:
+            self.answer(work.msg_id, b"done " + self.net.body(work))
+        return done
+
+    def take_all(self) -> list[client.Incoming]:
+        """Takes what has been handed out, in order, and acknowledges it. Returns what it shows."""
+        return self.take(len(self.handed))
+
+    def take(self, count: int = 1) -> list[client.Incoming]:
+        """Takes the oldest messages. Returns what it shows: another process of the session may have shown the rest."""
+        shown = []
+        for message in self.handed[:count]:
+            if message.msg_id not in self.taken:
+                shown.append(message)
+            self.core.taken(message.ticket)
+        del self.handed[:count]
+        self._do(self.core.acknowledge())
+        return shown
+
+    # --- the transport
+
+    def connect(self) -> None:
+        """A new connection, under a new route."""
+        if self.orphaned:
+            self.disconnect()
+        self.route = self.net.new_route(self)
+        self._do(self.core.handle(self.net.clock.mono_s, client.Up()))
+
+    def disconnect(self) -> None:
+        """The connection breaks: what was under way either way is gone, and the SUB's filters with it."""
+        self.net.lose(self)
+        self.drop_subscriber()
+        self.orphaned = False
+        self.up.clear()
+        self.down.clear()
+        self._do(self.core.handle(self.net.clock.mono_s, client.Down()))
+
+    def vanish(self) -> None:
+        """The connection is dead, and the broker has not noticed: what it sends is taken, and ends nowhere."""
+        self.net.divert(self)
+        self.filters = []
+        self.disconnect()
+
+    def drop_subscriber(self) -> None:
+        """The SUB's connection breaks; the broker sees the mark go."""
+        self.published.clear()
+        filters, self.filters = self.filters, []
+        self.net.changed_filters(filters, [])
+
+    def bye(self) -> None:
+        """Leaves in good order."""
+        self._do(self.core.bye())
+
+    def raw(self, frames: list[bytes]) -> None:
+        """Sends frames that no client core would send."""
+        self.up.append(frames)
+
+    def receive(self) -> bool:
+        """Deals with one message from the broker, if there is one; the SUB's first."""
+        now_s = self.net.clock.mono_s
+        if self.stopped:
+            return False
+        if self.published:
+            channel, *frames = self.published.popleft()
+            self._do(self.core.handle(now_s, client.Published(channel, self._decoder.decode(frames))))
+        elif self.down:
+            self._do(self.core.handle(now_s, client.Received(self._decoder.decode(self.down.popleft()))))
+        elif self.orphaned:
+            self.connect()
+        else:
+            return False
+        return True
+
+    def tick(self) -> None:
+        """Time has passed."""
+        if self.stopped or self.net.routes.get(self.route) is not self:
+            return
+        self._do(self.core.handle(self.net.clock.mono_s, client.Tick()))
+
+    def _do(self, effects: list[client.Effect]) -> None:
+        outgoing: list[protocol.Envelope] = []
+        for effect in effects:
+            match effect:
+                case client.Transmit(envelope):
+                    outgoing.append(envelope)
+                case client.Subscribe(_, channels):
+                    old, self.filters = self.filters, list(channels)
+                    self.net.changed_filters(old, self.filters)
+                case client.Retune(drop, add):
+                    self.filters = [add if one == drop else one for one in self.filters]
+                case client.Hand(message):
+                    self.handed.append(message)
+                    self.history.append(message)
+                case client.TakeBack():
+                    self.handed.clear()
+                case client.Answer(msg_id, outcome):
+                    assert msg_id not in self.answers, f"{msg_id} was answered twice"
+                    self.answers[msg_id] = outcome
+                case client.Response(ref, envelope):
+                    self.responses[ref] = envelope
+                case client.Answered(msg_id, result):
+                    assert msg_id not in self.results, f"{msg_id} was answered twice"
+                    self.results[msg_id] = result
+                case client.Do(work):
+                    assert work.msg_id not in self.works, f"{work.msg_id} was handed out twice"
+                    self.works[work.msg_id] = work
+                    self.done.append(work.msg_id)
+                case client.Withdrawn(msg_ids):
+                    self.dropped += msg_ids
+                    for msg_id in msg_ids:
+                        del self.works[msg_id]
+                case client.Renamed(name):
+                    self.renames.append(name)
+                case client.Closed(reason):
+                    self.closed.append(reason)
+        if not self.orphaned:  # else there is nobody at the other end
+            for batch in codec.batches(outgoing):
+                self.up.append(codec.encode(batch))
