@@ -49,6 +49,11 @@ CONFIRM_S = 30.0
 #: Characters of the script's name in that of a guest.
 MAX_GUEST_CHARS = 20
 
+#: (process, data directory, name) → session id and token of the session that this process closed last under the name:
+#: whoever opens it again is that session, and has its mailbox. (A process that has died leaves it to the next one of
+#: the name; as long as it lives the broker has to take the mail for that of somebody who is away.)
+_LEFT: dict[tuple[int, str, str], tuple[str, str]] = {}
+
 
 def connect(
     name: str | None = None,
@@ -83,10 +88,13 @@ def connect(
         return Bus(settings, None, _guest())
     owner = process_of(os.getpid())
     cwd = os.getcwd()
+    left_key = (os.getpid(), str(settings.data_dir), name or "")
+    left = _LEFT.pop(left_key, None)
+    session_id, token = left or (protocol.new_session_id(), protocol.new_token())
     persona = core.Persona(
         role=Role.PROGRAM,
-        session_id=protocol.new_session_id(),
-        token=protocol.new_token(),
+        session_id=session_id,
+        token=token,
         name=naming.check_name(name) if name is not None else _own_name(groups or topics),
         label=naming.check_label(label) or None if label is not None else None,
         cwd=cwd,
@@ -96,12 +104,21 @@ def connect(
         topics=topics,
         groups=groups,
     )
+    try:
+        return _open(settings, persona, manual=ack == "manual", named=name is not None)
+    except BaseException:
+        if left is not None:
+            _LEFT.setdefault(left_key, left)
+        raise
+
+
+def _open(settings: Settings, persona: core.Persona, *, manual: bool, named: bool) -> Bus:
     wanted = persona.name or ""
     for number in range(NAME_TRIES):
         try:
-            return Bus(settings, persona, persona._replace(role=Role.HELPER), manual=ack == "manual", named=bool(name))
+            return Bus(settings, persona, persona._replace(role=Role.HELPER), manual=manual, named=named)
         except NameTaken:
-            if name is not None or number == NAME_TRIES - 1:
+            if named or number == NAME_TRIES - 1:
                 raise
             persona = persona._replace(name=naming.next_name(wanted, number + 2))
     raise AssertionError("not reached")
@@ -151,6 +168,8 @@ class Bus:
             raise
         self._guest = speaker.name or ""
         self._session_id = member.session_id if member is not None else None
+        self._data_dir = str(settings.data_dir)
+        self._identity = (speaker.session_id or "", speaker.token or "")
         self._closed = False
 
     def __repr__(self) -> str:
@@ -179,6 +198,8 @@ class Bus:
             self._speaker.close()
             if self._receiver is not None:
                 self._receiver.close()
+                if first and self._named:
+                    _LEFT[(self._pid, self._data_dir, self.name)] = self._identity
 
     @property
     def name(self) -> str:
