@@ -1,0 +1,399 @@
+"""The receiving half: what is taken, acknowledged and handed out again; over a played driver, and a real broker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from zmqbus import errors, protocol
+from zmqbus.client import core
+from zmqbus.client.bus import Bus
+from zmqbus.client.receiver import Receiver
+from zmqbus.protocol import Scope
+
+#: Far over what any of this takes.
+PATIENCE_S = 30.0
+
+Connect = Callable[..., Bus]
+
+
+class PlayedCore:
+    """Notes what was taken and answered."""
+
+    def __init__(self) -> None:
+        self.persona = core.Persona(protocol.Role.PROGRAM, name="bob")
+        self.tickets: list[core.Ticket] = []
+        self.acks = 0
+        self.answers: list[str] = []
+
+    def taken(self, ticket: core.Ticket) -> None:
+        self.tickets.append(ticket)
+
+    def acknowledge(self) -> list[core.Effect]:
+        self.acks += 1
+        return []
+
+    def answer(self, msg_id: str, fmt: int, body: bytes) -> list[core.Effect]:
+        self.answers.append(msg_id)
+        return []
+
+
+class PlayedLink:
+    def __init__(self) -> None:
+        self.core = PlayedCore()
+
+
+class PlayedDriver:
+    """Asks the receiver what it has to say, when it is told to; `later` runs at once."""
+
+    def __init__(self, receiver: Receiver, client: PlayedCore) -> None:
+        self.receiver = receiver
+        self.client: Any = client
+        self.error: errors.ZmqbusError | None = None
+        self.nudged: list[float] = []
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def say(self, speak: Callable[[Any], Any] | None = None) -> None:
+        self.check()
+        if speak is not None:
+            speak(self.client)
+        self.receiver.speak(self.client)
+
+    def nudge(self, due_s: float) -> None:
+        self.nudged.append(due_s)
+
+    def later(self, act: Callable[[], None]) -> None:
+        act()
+
+    def close(self) -> None:
+        self.error = errors.NotConnected("closed")
+        self.receiver.ended(self.error)
+
+
+class Played:
+    def __init__(self, *, manual: bool) -> None:
+        link: Any = PlayedLink()
+        self.core: PlayedCore = link.core
+        self.receiver = Receiver(link, "log", manual=manual)
+        self.receiver._driver.close()  # it was never opened
+        self.driver = PlayedDriver(self.receiver, self.core)
+        self.receiver._driver = cast("Any", self.driver)
+
+    def hand(self, *msg_ids: str, lease: str = "one") -> None:
+        for msg_id in msg_ids:
+            ticket = core.Ticket(lease, 1, msg_id, None)
+            self.receiver.deal(
+                core.Hand(
+                    core.Incoming(ticket, msg_id, "sid", "auth", None, Scope.SESSION, "", 0, None, 0, -1, None, b"")
+                )
+            )
+
+    def take(self) -> str | None:
+        message = self.receiver.next_message(0.0)
+        return None if message is None else message.msg_id
+
+    def work(self, *msg_ids: str) -> None:
+        for msg_id in msg_ids:
+            self.receiver.deal(core.Do(protocol.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b"")))
+
+
+@pytest.fixture
+def auto() -> Played:
+    return Played(manual=False)
+
+
+@pytest.fixture
+def manual() -> Played:
+    return Played(manual=True)
+
+
+# --- taking
+
+
+def test_what_is_taken_is_acknowledged(auto):
+    auto.hand("a")
+    assert auto.core.tickets == []
+    assert auto.take() == "a"
+    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"]
+    assert auto.take() is None
+
+
+def test_a_burst_is_acknowledged_together_and_its_last_at_once(auto):
+    auto.hand("a", "b", "c")
+    assert [auto.take(), auto.take()] == ["a", "b"]
+    assert auto.core.acks == 0 and len(auto.driver.nudged) == 1
+    assert auto.receiver.due_s() == auto.driver.nudged[0]
+    assert auto.take() == "c"
+    assert auto.core.acks == 1 and auto.receiver.due_s() is None
+
+
+def test_the_alarm_acknowledges_what_was_taken_of_a_burst(auto):
+    auto.hand("a", "b")
+    auto.take()
+    auto.receiver.ring()
+    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"]
+    auto.driver.error = errors.NotConnected("over")
+    auto.receiver.ring()  # then it comes again
+
+
+def test_what_was_not_taken_is_taken_back(auto):
+    auto.hand("a", "b")
+    auto.take()
+    auto.receiver.deal(core.TakeBack())
+    assert auto.take() is None
+
+
+def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_again(auto):
+    auto.hand("a", "b")
+    assert auto.take() == "a"
+    auto.receiver.deal(core.TakeBack())
+    auto.hand("a", "b", lease="two")
+    assert auto.take() == "b"
+    assert auto.take() is None
+    assert {(ticket.msg_id, ticket.lease) for ticket in auto.core.tickets} == {("a", "two"), ("b", "two")}
+
+
+def test_what_the_program_acknowledges_waits_for_it(manual):
+    manual.hand("a")
+    message = manual.receiver.next_message(0.0)
+    assert message is not None and manual.core.tickets == []
+    message.ack()
+    assert [ticket.msg_id for ticket in manual.core.tickets] == ["a"]
+    message.ack()
+    assert len(manual.core.tickets) == 1
+
+
+def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_newer_ticket(manual):
+    manual.hand("a", "b")
+    message = manual.receiver.next_message(0.0)
+    manual.receiver.deal(core.TakeBack())
+    manual.hand("a", "b", lease="two")
+    assert [manual.take(), manual.take()] == ["b", None]
+    message.ack()
+    assert manual.core.tickets == [core.Ticket("two", 1, "a", None)]
+
+
+def test_a_new_name_is_noted(auto):
+    auto.receiver.deal(core.Renamed("robert"))
+    assert auto.receiver.name == "robert"
+
+
+# --- waiting
+
+
+@pytest.mark.parametrize("kind", ["message", "work"])
+def test_whoever_waits_gets_what_comes(auto, kind):
+    """Though others wait for something else: each of many, the last one too."""
+    got: list[Any] = []
+    over = threading.Event()
+
+    def messages() -> None:
+        while not over.is_set():
+            message = auto.receiver.next_message(PATIENCE_S)
+            got.append(message.msg_id)
+
+    def works() -> None:
+        while not over.is_set():
+            work = auto.receiver.next_work(PATIENCE_S)
+            got.append(work.msg_id)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in [messages, works] * 3]
+    for thread in threads:
+        thread.start()
+    for number in range(50):
+        (auto.hand if kind == "message" else auto.work)(f"m{number}")
+        end_s = time.monotonic() + PATIENCE_S
+        while len(got) <= number:
+            assert time.monotonic() < end_s
+            time.sleep(0.0005)
+    over.set()
+    auto.hand("x1", "x2", "x3")
+    auto.work("y1", "y2", "y3")
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    assert len(got) == 56
+
+
+def test_the_end_wakes_everybody(auto):
+    found: list[BaseException] = []
+
+    def waits(call: Callable[..., Any]) -> None:
+        try:
+            call(None)
+        except errors.ZmqbusError as error:
+            found.append(error)
+
+    calls = (auto.receiver.next_message, auto.receiver.next_work)
+    threads = [threading.Thread(target=waits, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    auto.receiver.close()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert [type(error) for error in found] == [errors.NotConnected] * 2
+
+
+def test_watchers_are_told_of_all_that_comes_and_of_the_end(auto):
+    told: list[int] = []
+    auto.receiver.watch(lambda: told.append(1))
+    auto.hand("a")
+    auto.work("b")
+    auto.receiver.close()
+    assert len(told) == 3
+
+
+# --- work
+
+
+def test_work_comes_before_messages(auto):
+    auto.hand("a")
+    auto.work("b")
+    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "b"
+    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "a"
+    assert auto.receiver.next_work(0.0, or_message=True) is None
+
+
+def test_answers_go_together_where_more_waits(auto):
+    auto.work("a", "b")
+    auto.receiver.next_work(0.0)
+    auto.receiver.answer("a", 0, b"")
+    assert auto.core.answers == []
+    auto.receiver.next_work(0.0)
+    auto.receiver.answer("b", 0, b"")
+    assert auto.core.answers == ["a", "b"]
+
+
+def test_what_was_withdrawn_is_known_once_and_not_for_ever(auto):
+    auto.work("a", "b")
+    auto.receiver.deal(core.Withdrawn(("a",)))
+    assert auto.receiver.is_withdrawn("a") and not auto.receiver.is_withdrawn("b")
+    auto.receiver.deal(core.Withdrawn(("b",)))  # while it is worked on, when nobody asks any more
+    auto.receiver.answer("b", 0, b"")
+    assert not auto.receiver._withdrawn
+
+
+def test_repr_counts(auto):
+    auto.hand("a")
+    assert repr(auto.receiver) == "<Receiver 'bob': 1 messages, 0 requests>"
+
+
+# --- with a broker
+
+
+def texts(bus: Bus, count: int) -> Iterator[str]:
+    for _ in range(count):
+        message = bus.next_message(PATIENCE_S)
+        assert message is not None
+        yield message.text
+
+
+def delivered(future: Any, timeout_s: float = 0.0) -> bool:
+    """Whether the sender has heard that it was taken. (Or will not, since this machine was busy for a second.)"""
+    if not timeout_s and not future.done():
+        return False
+    receipt = future.result(timeout_s)
+    return receipt.state == "delivered" or (receipt.busy and timeout_s > 0)
+
+
+def test_the_sender_hears_delivered_when_it_is_taken(connect: Connect):
+    bob, alice = connect("bob"), connect("alice")
+    future = alice.send("bob", "hi", wait=False)
+    while not bob._receiver._inbox:  # type: ignore[union-attr]
+        time.sleep(0.001)
+    assert not delivered(future)
+    assert bob.next_message(PATIENCE_S).text == "hi"  # type: ignore[union-attr]
+    assert delivered(future, PATIENCE_S)
+
+
+def test_the_sender_hears_delivered_when_the_program_says_so(connect: Connect):
+    bob, alice = connect("bob", ack="manual"), connect("alice")
+    future = alice.send("bob", "hi", wait=False)
+    message = bob.next_message(PATIENCE_S)
+    assert message is not None and not delivered(future)
+    message.ack()
+    assert delivered(future, PATIENCE_S)
+
+
+@pytest.mark.parametrize("ack", ["auto", "manual"])
+def test_the_mailbox_outlives_the_program_and_gives_the_next_one_what_is_owed(connect: Connect, ack):
+    alice, bob = connect("alice"), connect("bob", ack=ack)
+    for number in range(4):
+        alice.send("bob", str(number), wait=False)
+    first = bob.next_message(PATIENCE_S)
+    second = bob.next_message(PATIENCE_S)
+    assert first is not None and second is not None
+    first.ack()
+    bob.close()
+    alice.send("bob", "meanwhile", wait=False)
+    again = connect("bob")
+    assert again.session_id == bob.session_id
+    owed = ["1", "2", "3"] if ack == "manual" else ["2", "3"]
+    assert list(texts(again, len(owed) + 1)) == [*owed, "meanwhile"]
+    assert again.next_message(0.0) is None
+
+
+def test_acknowledgements_count_from_the_oldest_on(connect: Connect):
+    """The wire's are cumulative: what is done out of turn is told with what stands before it."""
+    alice, bob = connect("alice"), connect("bob", ack="manual")
+    sent = [alice.send("bob", str(number), wait=False) for number in range(2)]
+    first = bob.next_message(PATIENCE_S)
+    second = bob.next_message(PATIENCE_S)
+    assert first is not None and second is not None
+    second.ack()
+    alice.sessions()
+    bob.sessions()
+    assert not any(delivered(future) for future in sent)
+    first.ack()
+    assert all(delivered(future, PATIENCE_S) for future in sent)
+
+
+def test_a_name_that_was_changed_keeps_its_mailbox_too(connect: Connect):
+    alice, bob = connect("alice"), connect("bob")
+    bob.rename("robert")
+    while bob.name != "robert":
+        time.sleep(0.001)
+    bob.close()
+    assert alice.send("robert", "hi").state == "queued"
+    assert connect("bob").next_message(0.0) is None
+    assert list(texts(connect("robert"), 1)) == ["hi"]
+
+
+def test_acknowledging_after_the_end_is_an_error_that_says_so(connect: Connect):
+    alice, bob = connect("alice"), connect("bob", ack="manual")
+    alice.send("bob", "hi", wait=False)
+    message = bob.next_message(PATIENCE_S)
+    assert message is not None
+    bob.close()
+    with pytest.raises(errors.NotConnected):
+        message.ack()
+    assert list(texts(connect("bob"), 1)) == ["hi"]
+
+
+@pytest.mark.slow
+def test_many_threads_take_each_message_once(connect: Connect):
+    alice, bob = connect("alice"), connect("bob")
+    got: list[str] = []
+
+    def take() -> None:
+        while (message := bob.next_message(PATIENCE_S)) is not None and message.text != "end":
+            got.append(message.text)
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    sent = [alice.send("bob", str(number), wait=False) for number in range(3_000)]
+    for future in sent:
+        future.result(PATIENCE_S)
+    for _ in threads:
+        alice.send("bob", "end")
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(got, key=int) == [str(number) for number in range(3_000)]
