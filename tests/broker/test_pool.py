@@ -1180,7 +1180,7 @@ def test_only_a_program_with_groups_may_offer(net):
 
 def test_an_offer_that_names_too_much(net):
     member = net.session("greedy", role=Role.PROGRAM, groups=("g",))
-    many = tuple(f"id{number:06d}" for number in range(pool.MAX_CREDIT + 1))
+    many = tuple(f"id{number:06d}" for number in range(pool.MAX_NAMED + 1))
     for offer in (protocol.Offer(1, many, ()), protocol.Offer(1, (), many)):
         (refused,) = heard(net, member, offer)
         assert isinstance(refused, protocol.Refused) and refused.code == "protocol"

@@ -47,6 +47,8 @@ MAX_UNANSWERED = 1_000
 MAX_ORPHANS = 10_000
 #: Unanswered requests that a worker may have at a time; who offers more is given no more.
 MAX_CREDIT = 1_000
+#: Requests that an OFFER may name as held, and as answered: a worker remembers so many answers.
+MAX_NAMED = 1_000
 #: Groups that a worker may work for: each has to learn of every change of its load.
 MAX_GROUPS = 64
 #: So many workers may go with a request; it is given to no other.
@@ -238,8 +240,8 @@ class Pool:
             raise ProtocolError("only a program can be a worker")
         if not session.groups or len(session.groups) > MAX_GROUPS:
             raise ProtocolError(f"a worker has joined one group at least, and {MAX_GROUPS} at most")
-        if len(offer.holding) > MAX_CREDIT or len(offer.answered) > MAX_CREDIT:
-            raise ProtocolError(f"OFFER names {MAX_CREDIT:,} requests at most")
+        if len(offer.holding) > MAX_NAMED or len(offer.answered) > MAX_NAMED:
+            raise ProtocolError(f"OFFER names {MAX_NAMED:,} requests at most")
         worker = self._workers.get(session.session_id)
         if worker is None:
             worker = self._workers[session.session_id] = Worker(session.session_id)
