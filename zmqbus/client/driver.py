@@ -113,6 +113,7 @@ class Driver:
             return  # the sockets are the parent's
         with self._lock:
             self._closing = True
+            self._reason = None  # from here on it is closed, and no matter what came before
         self._wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()

@@ -1,0 +1,634 @@
+"""The bus as programs have it: one process, several programs, a broker in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, as_completed, wait
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import zmqbus
+from zmqbus import errors, protocol
+from zmqbus.client import bus as bus_module
+from zmqbus.client.bus import Bus
+from zmqbus.client.messages import BroadcastReceipt, Message, Receipt
+
+#: Far over what any of this takes.
+PATIENCE_S = 30.0
+ROOT = Path(__file__).resolve().parents[2]
+
+Connect = Callable[..., Bus]
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    end_s = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        assert time.monotonic() < end_s
+        time.sleep(0.002)
+    return value
+
+
+def broker(data_dir: Path) -> psutil.Process:
+    [pid_file] = data_dir.glob("server.*.pid")
+    return psutil.Process(int(pid_file.read_text()))
+
+
+def kill_broker(data_dir: Path) -> None:
+    process = broker(data_dir)
+    process.kill()
+    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.fixture
+def echo(connect: Connect) -> Iterator[Bus]:
+    """A program called "echo" that answers what it is asked with the same."""
+    bus = connect("echo")
+    stop = threading.Event()
+    thread = threading.Thread(target=bus.serve, args=(lambda message: message.body,), kwargs={"stop": stop})
+    thread.start()
+    yield bus
+    stop.set()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program of its own, to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE_S,
+        **options,
+    )
+
+
+# --- who is who
+
+
+def test_a_named_program_is_a_session_like_any_other(connect):
+    with connect("auth", label="Auth service", topics=["deploys"], group=["a", "b"]) as bus:
+        [row] = bus.sessions()
+        assert (row.name, row.label, row.session_id) == ("auth", "Auth service", bus.session_id)
+        assert row.pid == os.getpid()
+        assert (bus.name, repr(bus)) == ("auth", "<Bus 'auth': <Speaker: 0 sent, 0 asked, 0 waiting>>")
+    assert "closed" in repr(bus)
+    with connect("other") as other:
+        assert [row.name for row in other.sessions()] == ["other"]
+        assert sorted(row.name for row in other.sessions(away=True)) == ["auth", "other"]
+
+
+def test_a_program_without_a_name_is_a_guest(connect):
+    guest = connect()
+    assert guest.session_id is None and guest.name.endswith(f"-{os.getpid()}")
+    assert guest.sessions(away=True) == []
+    for call in (guest.next_message, lambda: next(guest.messages()), lambda: guest.rename("auth")):
+        with pytest.raises(errors.NotConnected, match=r"open the bus with zmqbus\.connect\(name\)"):
+            call()
+    guest.watch(lambda: None)
+
+
+def test_members_of_a_group_name_themselves_and_are_gone_after_close(connect):
+    members = [connect(group="workers") for _ in range(3)]
+    topical = connect(topics="deploys")
+    looker = connect()
+    assert len({member.name for member in members}) == 3
+    assert len(looker.sessions()) == 4
+    for member in (*members, topical):
+        member.close()
+    assert looker.sessions(away=True) == []
+
+
+def test_a_taken_name_is_an_error(connect):
+    connect("auth")
+    before = threading.active_count()
+    with pytest.raises(errors.NameTaken):
+        connect("auth")
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"name": "Bad Name"}, errors.InvalidName),
+        ({"name": ""}, errors.InvalidName),
+        ({"name": "a", "label": "\0"}, errors.InvalidLabel),
+        ({"topics": ["Bad Topic"]}, errors.InvalidName),
+        ({"group": "Bad Group"}, errors.InvalidName),
+        ({"ack": "perhaps"}, ValueError),
+    ],
+)
+def test_what_cannot_be_connected(connect, arguments, error):
+    with pytest.raises(error):
+        connect(**arguments)
+
+
+def test_renaming(connect):
+    bus, other = connect("auth"), connect("other")
+    bus.rename("login")
+    until(lambda: bus.name == "login")
+    other.send("login", "hi", wait=False)
+    assert bus.next_message(PATIENCE_S).text == "hi"
+    with pytest.raises(errors.NameTaken):
+        bus.rename("other")
+    with pytest.raises(errors.InvalidName):
+        bus.rename("Bad Name")
+
+
+# --- speaking
+
+
+def test_sending_and_receiving(connect):
+    alice, bob = connect("alice"), connect("bob")
+    future = alice.send("bob", {"numbers": [1, 2]}, wait=False)
+    message = bob.next_message(PATIENCE_S)
+    assert (message.body, message.sender, message.sender_id) == ({"numbers": [1, 2]}, "alice", alice.session_id)
+    receipt = future.result(PATIENCE_S)
+    assert receipt == Receipt(message.msg_id, receipt.state, "bob", bob.session_id, receipt.busy, 0)
+    bob.close()
+    assert alice.send("bob", "again").state == "queued"
+    assert alice.send("bo", "by a prefix").to == "bob"
+    assert alice.send(bob.session_id, "by its id").to == "bob"
+
+
+def test_sends_that_do_not_wait_arrive_in_order_between_those_that_do(connect):
+    alice, bob = connect("alice"), connect("bob")
+    got: list[Any] = []
+    reader = threading.Thread(target=lambda: got.extend(message.body for message in take(bob, 600)))
+    reader.start()
+    for number in range(0, 600, 3):
+        alice.send("bob", number, wait=False)
+        alice.request("bob", number + 1)
+        if number % 60 == 0:
+            alice.send("bob", number + 2)
+        else:
+            alice.send("bob", number + 2, wait=False)
+    reader.join(PATIENCE_S)
+    assert got == list(range(600))
+
+
+def take(bus: Bus, count: int) -> Iterator[Message]:
+    for _ in range(count):
+        message = bus.next_message(PATIENCE_S)
+        assert message is not None
+        yield message
+
+
+def test_broadcasts(connect):
+    alice = connect("alice")
+    bob, carol = connect("bob", topics=["deploys"]), connect("carol")
+    for options, readers, to in (
+        ({}, [bob, carol], "all"),
+        ({"topic": "deploys"}, [bob], "#deploys"),
+        ({"project": True}, [bob, carol], f"%{ROOT.name}"),
+    ):
+        told: list[Any] = []
+        thread = threading.Thread(
+            target=lambda told=told, options=options: told.append(alice.broadcast("x", **options))
+        )
+        thread.start()
+        assert [bus.next_message(PATIENCE_S).to for bus in readers] == [to] * len(readers)
+        thread.join(PATIENCE_S)
+        [receipt] = told
+        assert isinstance(receipt, BroadcastReceipt) and receipt.delivered + receipt.queued == len(readers)
+    with pytest.raises(ValueError, match="not to both"):
+        alice.broadcast("x", topic="deploys", project=True)
+    with pytest.raises(errors.TextTooLong):
+        alice.broadcast("x" * 300_000)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda bus: bus.send("nobody", "x"), errors.UnknownPeer),
+        (lambda bus: bus.ask("nobody", "x"), errors.UnknownPeer),
+        (lambda bus: bus.send(None, "x"), errors.InvalidName),
+        (lambda bus: bus.send("me", "to myself"), errors.UnknownPeer),
+        (lambda bus: bus.request("@", "x"), errors.InvalidName),
+        (lambda bus: bus.send("you", object()), errors.InvalidPayload),
+        (lambda bus: bus.request("you", {1, 2}), errors.InvalidPayload),
+        (lambda bus: bus.send("you", "x" * 17_000_000), errors.TextTooLong),
+        (lambda bus: bus.request("@nobody", "x", wait=False).result(PATIENCE_S), errors.UnknownPeer),
+        (lambda bus: bus.ask("@nobody", "x", timeout=0.05), errors.Timeout),
+        (lambda bus: list(bus.map("@nobody", [1], timeout=0.05)), errors.Timeout),
+        (lambda bus: bus.ask("you", "x", timeout=0.05), errors.Timeout),
+        (lambda bus: list(bus.map("@Bad", [1])), errors.InvalidName),
+        (lambda bus: bus.broadcast(object()), errors.InvalidPayload),
+        (lambda bus: bus.scatter(["you", "@Bad"], 1), errors.InvalidName),
+    ],
+)
+def test_bad_input_is_an_error_of_our_tree_and_leaves_nothing(connect, call, error):
+    bus = connect("me")
+    connect("you")
+    with pytest.raises(error) as caught:
+        call(bus)
+    assert isinstance(caught.value, errors.ZmqbusError) and len(str(caught.value)) > 10
+    until(lambda: not bus._speaker._asked)
+
+
+def test_ambiguous_names(connect):
+    bus = connect("auth-one")
+    connect("auth-two")
+    with pytest.raises(errors.Ambiguous, match="auth-two"):
+        bus.send("auth", "x")
+
+
+def test_what_no_broker_confirms_is_a_timeout(connect, data_dir):
+    bus, auth = connect(), connect("auth")
+    broker(data_dir).suspend()
+    try:
+        for call in (lambda: bus.send("auth", "x", timeout=0.05), lambda: bus.sessions(timeout=0.05)):
+            with pytest.raises(errors.Timeout, match=r"within 0\.05 s"):
+                call()
+    finally:
+        broker(data_dir).resume()
+    assert auth.next_message(PATIENCE_S).text == "x"
+
+
+# --- asking
+
+
+def test_asking(connect, echo):
+    bus = connect("alice")
+    assert bus.ask("echo", [1, 2]).body == [1, 2]
+    future: zmqbus.Reply = bus.request("echo", "later")
+    assert issubclass(zmqbus.Reply, Future) and future.result(PATIENCE_S).body == "later"
+    assert (future.target, future.result().reply_to) == ("echo", future.msg_id)
+
+
+def test_replying(connect):
+    alice, bob = connect("alice"), connect("bob")
+    future = alice.request("bob", "ready?")
+    question = bob.next_message(PATIENCE_S)
+    assert bob.reply(question, "yes").to == "alice"
+    assert future.result(PATIENCE_S).text == "yes"
+
+
+def test_scatter(connect, echo):
+    bus = connect("alice")
+    replies: list[zmqbus.Reply] = bus.scatter(["echo", "nobody", "echo"], "x")
+    assert [reply.target for reply in replies] == ["echo", "nobody", "echo"]
+    assert set(as_completed(replies, PATIENCE_S)) == set(replies)
+    assert replies[0].result().body == replies[2].result().body == "x"
+    assert isinstance(replies[1].exception(), errors.UnknownPeer)
+    assert bus.scatter([], "x", progress=True) == []
+
+
+def test_map_keeps_the_order_and_tells_its_progress(connect, echo, capsys):
+    bus = connect("alice")
+    assert [answer.body for answer in bus.map("echo", range(1000), progress=True)] == list(range(1000))
+    replies = bus.scatter(["echo"] * 3, "x", progress=True)
+    wait(replies, PATIENCE_S)
+    lines: list[str] = []
+
+    def read() -> bool:
+        lines.extend(capsys.readouterr().err.splitlines())
+        return len(lines) >= 2  # the last is told by a thread of the bus
+
+    until(read)
+    assert lines[0].startswith("map over echo: 1000 of 1000 in ")
+    assert lines[-1].startswith("scatter: 3 of 3 in ")
+
+
+def test_breaking_out_of_map_withdraws_what_is_open(connect, figures):
+    bus = connect()
+    mapped = bus.map("@nobody", range(1000))
+    until(lambda: figures()["requests_waiting"] == 512)
+    del mapped
+    gc.collect()
+    until(lambda: figures()["requests_waiting"] == 0)
+
+
+@pytest.mark.slow
+def test_ping_pong_ten_thousand_times(connect, echo):
+    """A lost wake-up would show as a pause of seconds each time, or for ever."""
+    bus = connect("alice")
+    for number in range(10_000):
+        assert bus.ask("echo", number, timeout=PATIENCE_S).body == number
+
+
+@pytest.mark.slow
+def test_many_threads_ask_over_one_bus(connect, echo):
+    bus = connect("alice")
+    wrong: list[Any] = []
+
+    def ask(seed: int) -> None:
+        draw = random.Random(seed)
+        for number in range(300):
+            body = [seed, number]
+            match draw.randrange(5):
+                case 0:
+                    got = bus.request("echo", body, timeout=PATIENCE_S).result().body
+                case 1:
+                    got = [answer.body for answer in bus.map("echo", [body] * 3, timeout=PATIENCE_S)][2]
+                case 2:
+                    bus.request("echo", body).cancel()
+                    got = body
+                case 3:
+                    bus.send("echo", "fyi", wait=False)
+                    got = body
+                case _:
+                    got = bus.ask("echo", body, timeout=PATIENCE_S).body
+            if got != body:
+                wrong.append((body, got))
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * PATIENCE_S)
+        assert not thread.is_alive()
+    assert wrong == []
+    until(lambda: not bus._speaker._asked and not bus._speaker._sent)
+
+
+# --- callbacks
+
+
+def test_callbacks_may_ask_on_and_may_hold_locks(connect, echo):
+    bus = connect("alice")
+    lock = threading.Lock()
+    done = threading.Event()
+    left = [200]
+
+    def again(future: Future[Message]) -> None:
+        with lock:
+            left[0] -= 1
+            if left[0]:
+                bus.request("echo", left[0]).add_done_callback(again)
+            else:
+                done.set()
+
+    def take_lock(_: object) -> None:
+        with lock:
+            pass
+
+    with lock:
+        for _ in range(20):
+            bus.request("echo", "x").add_done_callback(take_lock)
+        bus.request("echo", "x").add_done_callback(again)
+    assert done.wait(PATIENCE_S)
+
+
+def test_waiting_for_the_bus_in_a_callback_is_an_error_that_says_so(connect, echo):
+    bus = connect("alice")
+    found: Future[BaseException] = Future()
+
+    def callback(_: object) -> None:
+        try:
+            bus.ask("echo", "x")
+        except BaseException as error:
+            found.set_result(error)
+
+    bus.request("echo", "x").add_done_callback(callback)
+    assert isinstance(found.result(PATIENCE_S), errors.LocalError)
+    assert bus.ask("echo", "x").text == "x"
+
+
+@pytest.mark.parametrize("name", ["alice", None], ids=["named", "member"])
+def test_closing_in_a_callback(connect, echo, name):
+    bus = connect(name, group="g")
+    closed = threading.Event()
+
+    def close(_: object) -> None:
+        bus.close()
+        closed.set()
+
+    other = bus.request("@nobody", "x")
+    bus.request("echo", "x").add_done_callback(close)
+    assert closed.wait(PATIENCE_S)
+    assert isinstance(other.exception(PATIENCE_S), errors.NotConnected)
+    bus.close()
+    left = ["alice", "echo"] if name else ["echo"]
+    until(lambda: [row.name for row in echo.sessions(away=True)] == left)
+
+
+# --- ends
+
+
+def test_closing_wakes_whoever_waits(connect):
+    bus = connect("alice")
+    calls: list[Callable[[], Any]] = [
+        lambda: list(bus.messages()),
+        lambda: bus.ask("@nobody", "x"),
+        lambda: list(bus.map("@nobody", [1, 2])),
+        lambda: wait([bus.request("@nobody", "x")]).done.pop().result(),
+        lambda: next(as_completed([bus.request("@nobody", "x")])).result(),
+        lambda: bus.next_message(),
+    ]
+    found: list[BaseException] = []
+
+    def waits(call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=waits, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(bus._speaker._asked) == 5)
+    bus.close()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    assert [type(error) for error in found] == [errors.NotConnected] * 6
+
+
+def test_closing_from_many_threads_at_once(connect):
+    bus = connect(group="g")
+    threads = [threading.Thread(target=bus.close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    for call in (bus.sessions, lambda: bus.send("x", "x"), lambda: bus.request("x", "x"), bus.next_message):
+        with pytest.raises(errors.NotConnected, match="closed"):
+            call()
+
+
+def test_a_session_that_a_command_disconnects(connect):
+    bus = connect("alice")
+    waiting: Future[Any] = Future()
+
+    def read() -> None:
+        try:
+            waiting.set_result(list(bus.messages()))
+        except BaseException as error:
+            waiting.set_exception(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    bus._speaker.call(protocol.Disconnect).result(PATIENCE_S)
+    with pytest.raises(errors.NotConnected, match="disconnected by a command"):
+        waiting.result(PATIENCE_S)
+    thread.join(PATIENCE_S)
+    with pytest.raises(errors.NotConnected, match="disconnected by a command"):
+        bus.next_message(0.0)
+
+
+def test_a_program_that_forgets_to_close_ends(port):
+    done = run(
+        """
+        import zmqbus
+        bus = zmqbus.connect("auth")
+        bus.request("@nobody", "x")
+        bus.send("auth", "x", wait=False)
+        member = zmqbus.connect(group="g")
+        print("end")
+        """
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("end\n", "", 0)
+
+
+def test_an_interrupt_withdraws_what_was_asked(connect, figures):
+    """Ctrl-C while `ask` waits."""
+    script = textwrap.dedent(
+        """
+        import zmqbus
+        with zmqbus.connect("asker") as bus:
+            try:
+                print("asking", flush=True)
+                bus.ask("@nobody", "x")
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+                input()
+        """
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    try:
+        until(lambda: figures()["requests_waiting"] == 1)
+        program.send_signal(2)
+        assert program.stdout is not None
+        assert [program.stdout.readline() for _ in range(2)] == ["asking\n", "interrupted\n"]
+        until(lambda: figures()["requests_waiting"] == 0)
+        program.communicate("\n", PATIENCE_S)
+        assert program.returncode == 0
+    finally:
+        program.kill()
+        program.communicate()
+
+
+# --- brokers that die
+
+
+@pytest.mark.slow
+def test_a_broker_that_dies_while_requests_are_open(connect, data_dir, echo):
+    bus = connect("alice")
+    replies = [bus.request("echo", number, timeout=PATIENCE_S) for number in range(300)]
+    kill_broker(data_dir)
+    replies += [bus.request("echo", number, timeout=PATIENCE_S) for number in range(300, 600)]
+    assert [reply.result().body for reply in replies] == list(range(600))
+
+
+@pytest.mark.slow
+def test_messages_are_taken_once_though_brokers_die(connect, data_dir):
+    alice, bob = connect("alice"), connect("bob", ack="manual")
+    got: list[int] = []
+
+    def read() -> None:
+        while len(got) < 300:
+            message = bob.next_message(PATIENCE_S)
+            assert message is not None
+            got.append(message.body)
+            message.ack()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for number in range(300):
+        alice.send("bob", number, wait=False)
+        if number in (100, 200):
+            kill_broker(data_dir)
+            alice.sessions()
+    thread.join(PATIENCE_S)
+    assert got == list(range(300))
+    assert bob.next_message(0.2) is None
+
+
+@pytest.mark.slow
+def test_a_manual_message_that_is_worked_on_comes_not_again_with_the_next_broker(connect, data_dir):
+    alice, bob = connect("alice"), connect("bob", ack="manual")
+    future = alice.send("bob", "work", wait=False)
+    message = bob.next_message(PATIENCE_S)
+    kill_broker(data_dir)
+    alice.send("bob", "next", wait=False)
+    assert bob.next_message(PATIENCE_S).text == "next"
+    message.ack()
+    assert future.result(PATIENCE_S).to == "bob"
+    assert bob.next_message(0.2) is None
+    bob.close()
+    assert [message.text for message in take(connect("bob"), 1)] == ["next"]
+
+
+# --- child processes
+
+
+def test_a_bus_of_the_parent_is_an_error_in_a_forked_child(connect, echo):
+    bus = connect("alice")
+    reply = bus.request("echo", "x")
+    context = multiprocessing.get_context("fork")
+    found: Any = context.SimpleQueue()
+
+    def child() -> None:
+        for call in (
+            lambda: bus.send("echo", "x"),
+            lambda: bus.ask("echo", "x"),
+            bus.next_message,
+            bus.sessions,
+            lambda: list(bus.map("echo", [1])),
+        ):
+            try:
+                call()
+            except errors.ForkedBus as error:
+                found.put(str(error))
+        reply.cancel()
+        bus.close()  # nothing, and nothing hangs
+        gc.collect()
+        with zmqbus.connect("child") as own:
+            found.put(own.ask("echo", "from the child", timeout=PATIENCE_S).text)
+
+    process = context.Process(target=child)
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0
+    texts = [found.get() for _ in range(6)]
+    assert all("connect anew in the child" in text for text in texts[:5])
+    assert texts[5] == "from the child"
+    assert bus.ask("echo", "still mine").text == "still mine"
+    assert reply.result(PATIENCE_S).text == "x"
+
+
+def test_a_child_that_dies_with_the_parents_bus_leaves_it_alone(connect, echo):
+    bus = connect("alice")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            bus.close()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert bus.ask("echo", "x").text == "x"
+
+
+def test_the_name_of_a_child_is_not_taken_for_the_parents(connect):
+    """What the parent has left is not the child's to take up."""
+    bus = connect("alice")
+    bus.close()
+    key = next(iter(key for key in bus_module._LEFT if key[2] == "alice" and key[1] == bus._data_dir))
+    assert key[0] == os.getpid()
