@@ -8,7 +8,7 @@ import pytest
 
 from zmqbus import codec, errors, protocol
 from zmqbus.broker import board, pool
-from zmqbus.broker.aftermath import RETURN_S
+from zmqbus.broker.aftermath import OFFER_S, RETURN_S
 from zmqbus.broker.core import SILENCE_S
 from zmqbus.client.core import Persona
 from zmqbus.protocol import Format, Role
@@ -943,6 +943,22 @@ def test_nor_for_one_that_does_not_work_any_more(net, caller, crew):
     assert not other.works
     net.session(holder.persona.name or "")  # a listener now
     net.settle()
+    assert list(other.works) == [msg_id]
+
+
+def test_nor_for_a_program_that_comes_and_does_not_offer(net, crew):
+    one, two = crew
+    asking = net.session("asking", role=Role.PROGRAM, groups=("g",))
+    msg_id = asking.call("g")
+    net.settle()
+    holder, other = (one, two) if one.works else (two, one)
+    net.kill_broker()
+    net.living_owners.discard(holder.persona.owner)
+    net.clients.remove(holder)
+    net.settle()
+    net.advance(OFFER_S - 0.5, step_s=0.1)
+    assert not other.works
+    net.advance(0.6, step_s=0.1)
     assert list(other.works) == [msg_id]
 
 

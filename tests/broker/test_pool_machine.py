@@ -332,7 +332,8 @@ class Shop(RuleBasedStateMachine):
             assert not getattr(core, table), f"{table} leaks: {getattr(core, table)}"
         assert core._orphaned == 0
         assert (core._board.groups, core._board.limbo, core._board.changed, core._board.size_bytes) == ({}, {}, {}, 0)
-        assert not core.aftermath._claims and not core.aftermath._expected and not core.aftermath._owners
+        assert not core.aftermath._claims and not core.aftermath._expected
+        assert not core.aftermath._owners and not core.aftermath._came
         assert core.idle and self.net.broker.idle and self.net.broker.next_tick_s() is None
 
 

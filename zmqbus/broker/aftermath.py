@@ -26,6 +26,9 @@ from zmqbus.broker.workers import Worker
 #: How long callers and workers that have lost their connection, or their broker, are expected back. They look for a
 #: broker for five seconds, and have found one after some tenths.
 RETURN_S = 5.0
+#: And how long a program that has come back may take to offer, before it counts as none that works. The offer comes in
+#: the message of its HELLO, or right behind it.
+OFFER_S = 1.0
 
 
 class Aftermath:
@@ -39,6 +42,7 @@ class Aftermath:
         self._claims: dict[str, tuple[Worker, bool]] = {}  # id → who has it, and whether it has answered it
         self._expected: dict[str, set[str]] = {}  # group → sessions that may have some of its requests
         self._owners: dict[str, str] = {}  # those sessions → their owners
+        self._came: dict[str, float] = {}  # those of them that are here → when they count as none that works
 
     def __repr__(self) -> str:
         return f"<Aftermath: {len(self._owners)} sessions expected, {len(self._claims)} claims>"
@@ -62,10 +66,16 @@ class Aftermath:
         expected = self._expected.get(name)
         return expected is not None and expected != {without}
 
+    def came(self, now: Instant, session_id: str) -> None:
+        """A program is back, and may be about to offer."""
+        if session_id in self._owners:
+            self._came.setdefault(session_id, now.mono_s + OFFER_S)
+
     def arrived(self, session_id: str) -> None:
         """A session has come and offered, or will not: nothing waits for it any more."""
         if self._owners.pop(session_id, None) is None:
             return
+        self._came.pop(session_id, None)
         for name, expected in list(self._expected.items()):
             expected.discard(session_id)
             if not expected:
@@ -122,7 +132,7 @@ class Aftermath:
             return
         late = now.mono_s >= self._until_s
         for session_id, owner in list(self._owners.items()):
-            if late or not self._owner_lives(owner):
+            if late or now.mono_s >= self._came.get(session_id, self._until_s) or not self._owner_lives(owner):
                 self.arrived(session_id)
         if not late:
             return

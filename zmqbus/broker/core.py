@@ -338,7 +338,9 @@ class BrokerCore:
             if self.delivery.consumer(session.mailbox) is None:
                 # Else a command reads it, and hands it over when it has ended.
                 self.delivery.attach(now, session.mailbox, connection)
-            if not connection.program:
+            if connection.program:
+                self.pool.aftermath.came(now, session.session_id)
+            else:
                 self.pool.aftermath.arrived(session.session_id)  # no worker, whatever it was before
 
     def _claim(self, hello: protocol.Hello, name: str, standing: Standing) -> Session:
