@@ -1,0 +1,386 @@
+"""Pools of worker processes: killed, stopped, and left by their broker in mid-run; every item is answered once.
+
+The workers are scripts as users write them, each a process of its own. What they have done they note in a file of the
+test, a line a request, so that what was done twice can be told from what was answered twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import zmqbus
+from zmqbus import errors, protocol
+from zmqbus.client.command import observer
+from zmqbus.settings import load
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+#: Far over what any of this takes: a worker that stands still is given up after 12 s.
+PATIENCE_S = 90.0
+POLL_S = 0.01
+
+#: `handle` is put in front: what a worker does with a request.
+WORKER = """
+import hashlib, os, sys, time
+import zmqbus
+
+def note(text):
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write(f"{os.getpid()} {text}\\n")
+
+def sha(message):
+    time.sleep(0.003)  # some work
+    with open(message.body, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    note(message.body)
+    return digest
+
+def dies(message):
+    note(message.body)
+    os._exit(1)
+
+def exits(message):
+    note(message.body)
+    if message.body == "exit":
+        sys.exit(3)
+    return os.getpid()
+
+async def hangs(message):
+    import asyncio
+    note(message.body)
+    if message.body == "hang":
+        await asyncio.Event().wait()
+    return message.body
+
+with zmqbus.connect(group=sys.argv[1]) as bus:
+    bus.serve(globals()[sys.argv[2]], concurrency=int(sys.argv[3]))
+"""
+
+
+class Pool:
+    """Worker processes of one test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.notes = directory / "notes"
+        self.workers: list[subprocess.Popen[str]] = []
+
+    def start(self, handler: str, count: int = 1, *, group: str = "g", concurrency: int = 1) -> list[Any]:
+        env = {**os.environ, "NOTES": str(self.notes)}
+        arguments = [sys.executable, "-c", WORKER, group, handler, str(concurrency)]
+        started = [
+            subprocess.Popen(arguments, cwd=ROOT, env=env, stderr=subprocess.PIPE, encoding="utf-8")
+            for _ in range(count)
+        ]
+        self.workers += started
+        return started
+
+    def noted(self) -> list[tuple[int, str]]:
+        """Who has done what, as far as it is written."""
+        if not self.notes.exists():
+            return []
+        lines = [line for line in self.notes.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [(int(pid), text) for pid, text in (line.rstrip("\n").split(" ", 1) for line in lines)]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.send_signal(signal.SIGCONT)
+            worker.kill()
+            worker.communicate()
+
+
+@pytest.fixture(autouse=True)
+def _port(data_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTER_SESSION_PORT", str(free_port))
+
+
+@pytest.fixture
+def pool(data_dir: Path, tmp_path: Path) -> Iterator[Pool]:
+    pool = Pool(tmp_path)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def bus(pool: Pool) -> Iterator[zmqbus.Bus]:
+    with zmqbus.connect("orchestrator") as bus:
+        yield bus
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> dict[str, str]:
+    """Files, and what they hash to."""
+    found = {}
+    for number in range(400):
+        path = tmp_path / f"d{number % 20}" / f"file{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"%d\n" % number * 100)
+        found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    end_s = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        assert time.monotonic() < end_s
+        time.sleep(POLL_S)
+    return value
+
+
+def figures() -> dict[str, Any]:
+    with observer(load({})) as bus:
+        health = bus.request(protocol.Status)
+    assert isinstance(health, protocol.Health)
+    return dict(health.figures)
+
+
+def broker(data_dir: Path) -> psutil.Process:
+    [pid_file] = data_dir.glob("server.*.pid")
+    return psutil.Process(int(pid_file.read_text()))
+
+
+# --- a tree of files
+
+
+@pytest.mark.parametrize("how", ["quiet", "kill", "broker", "kill and broker", "new worker"])
+def test_a_tree_of_files_is_hashed_though_the_pool_is_disturbed(bus, pool, tree, data_dir, how):
+    workers = pool.start("sha", 3, concurrency=2)
+    items = [*tree]
+    answers = []
+    for number, answer in enumerate(bus.map("@g", items, timeout=PATIENCE_S)):
+        answers.append(answer.body)
+        if number == 60 and "kill" in how:
+            workers[0].kill()
+        if number == 120 and "broker" in how:
+            broker(data_dir).kill()
+        if number == 60 and how == "new worker":
+            workers[1].terminate()
+            pool.start("sha")
+    assert answers == [tree[item] for item in items]  # each once, in order
+    done = Counter(path for _, path in pool.noted())
+    assert done.keys() == tree.keys()
+    if how == "quiet":
+        assert set(done.values()) == {1}
+        assert {pid for pid, _ in pool.noted()} == {worker.pid for worker in workers}
+    until(lambda: figures()["requests_in_hand"] == figures()["requests_waiting"] == 0)
+
+
+def test_workers_that_are_all_killed_are_waited_for(bus, pool, tree):
+    workers = pool.start("sha", 2)
+    items = [*tree][:100]
+    replies = [bus.request("@g", item, timeout=PATIENCE_S) for item in items]
+    until(lambda: len(pool.noted()) > 10)
+    for worker in workers:
+        worker.kill()
+    pool.start("sha")
+    assert [reply.result().body for reply in replies] == [tree[item] for item in items]
+
+
+def test_a_worker_that_stands_still_is_given_up_and_its_answers_do_not_come_twice(bus, pool, tree):
+    """SIGSTOP: the connection is there, and says nothing."""
+    stopped, *_ = pool.start("sha", 2)
+    items = [*tree][:200]
+    answers = []
+    for number, answer in enumerate(bus.map("@g", items, timeout=PATIENCE_S)):
+        answers.append(answer.body)
+        if number == 20:
+            stopped.send_signal(signal.SIGSTOP)
+    assert answers == [tree[item] for item in items]
+    stopped.send_signal(signal.SIGCONT)
+    # It comes back, and works again.
+    workers = {worker.pid for worker in pool.workers}
+    for worker in pool.workers[1:]:
+        worker.kill()
+    assert bus.ask("@g", items[0], timeout=PATIENCE_S).body == tree[items[0]]
+    assert {pid for pid, _ in pool.noted()} <= workers
+
+
+def test_a_broker_that_stands_still_for_a_while(bus, pool, tree, data_dir):
+    pool.start("sha", 2)
+    items = [*tree][:100]
+    answers = []
+    for number, answer in enumerate(bus.map("@g", items, timeout=PATIENCE_S)):
+        answers.append(answer.body)
+        if number == 20:
+            process = broker(data_dir)
+            process.suspend()
+            threading.Timer(1.0, process.resume).start()
+    assert answers == [tree[item] for item in items]
+
+
+# --- handlers that end
+
+
+def test_a_handler_that_exits_takes_its_worker_with_it_and_nobody_else(bus, pool):
+    workers = pool.start("exits", 5)
+    until(lambda: figures()["workers"] == 5)
+    replies = [bus.request("@g", number, timeout=PATIENCE_S) for number in range(50)]
+    with pytest.raises(errors.Poisoned):
+        bus.ask("@g", "exit", timeout=PATIENCE_S)
+    ended = until(lambda: [one for one in workers if one.poll() is not None])
+    assert {worker.wait(PATIENCE_S) for worker in ended} == {3}
+    assert [text for _, text in pool.noted()].count("exit") == 3
+    assert {reply.result().body for reply in replies} <= {worker.pid for worker in workers}
+    assert bus.ask("@g", "still there?", timeout=PATIENCE_S).body in {worker.pid for worker in workers}
+
+
+def test_a_request_that_kills_whoever_takes_it_is_given_to_no_more_than_three(bus, pool):
+    pool.start("dies", 5)
+    until(lambda: figures()["workers"] == 5)
+    with pytest.raises(errors.Poisoned):
+        bus.ask("@g", "poison", timeout=PATIENCE_S)
+    assert len(pool.noted()) == 3
+    assert sum(worker.poll() is None for worker in pool.workers) == 2
+
+
+def test_a_handler_that_hangs_costs_only_its_own_request(bus, pool):
+    pool.start("hangs", concurrency=3)
+    hanging = bus.request("@g", "hang", timeout=3.0)
+    assert [answer.body for answer in bus.map("@g", range(50), timeout=PATIENCE_S)] == list(range(50))
+    with pytest.raises(errors.Timeout):
+        hanging.result()
+
+
+def test_a_worker_that_is_interrupted_leaves_in_good_order(bus, pool):
+    [worker] = pool.start("exits")
+    first = bus.ask("@g", 1, timeout=PATIENCE_S)
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(PATIENCE_S) != 0
+    assert first.body == worker.pid
+    assert figures()["workers"] == 0
+    assert [row.name for row in bus.sessions(away=True)] == ["orchestrator"]
+
+
+# --- callers that end
+
+CALLER = """
+import sys, zmqbus
+with zmqbus.connect() as bus:
+    replies = [bus.request("@nobody", n) for n in range(100)]
+    print("asked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_a_caller_that_ends_leaves_no_requests(pool, bus, signum):
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+    )
+    try:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "asked\n"
+        until(lambda: figures()["requests_waiting"] == 100)
+        caller.send_signal(signum)
+        caller.wait(PATIENCE_S)
+        until(lambda: figures()["requests_waiting"] == 0)
+    finally:
+        caller.kill()
+        caller.communicate()
+
+
+KEEPER = """
+import sys, zmqbus
+with zmqbus.connect("keeper", ack="manual") as bus:
+    for message in bus.messages():
+        print(message.text, flush=True)
+        if message.text == "done":
+            message.ack()
+"""
+
+
+def test_what_a_killed_program_had_not_acknowledged_comes_to_the_next_one_of_its_name(bus, pool):
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", KEEPER], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8")
+
+    first = start()
+    try:
+        until(lambda: [row for row in bus.sessions() if row.name == "keeper"])
+        done = bus.send("keeper", "done", wait=False)
+        owed = bus.send("keeper", "owed", wait=False)
+        assert first.stdout is not None
+        assert [first.stdout.readline() for _ in range(2)] == ["done\n", "owed\n"]
+        assert done.result(PATIENCE_S).to == "keeper"
+        first.kill()
+        first.wait(PATIENCE_S)
+        assert owed.result(PATIENCE_S).state == "queued"
+        bus.send("keeper", "meanwhile", wait=False)
+    finally:
+        first.kill()
+        first.communicate()
+    second = start()
+    try:
+        assert second.stdout is not None
+        assert [second.stdout.readline() for _ in range(2)] == ["owed\n", "meanwhile\n"]
+    finally:
+        second.kill()
+        second.communicate()
+
+
+# --- multiprocessing
+
+#: A file, since the children of "spawn" read it again.
+PROGRAM = """
+import multiprocessing, os, sys
+import zmqbus
+
+def work(ready):
+    with zmqbus.connect(group="g") as bus:
+        ready.release()
+        bus.serve(lambda message: [message.body, os.getpid()])
+
+def ask(number):
+    with zmqbus.connect() as bus:
+        return bus.ask("@g", number, timeout=60).body[0]
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    ready = context.Semaphore(0)
+    with zmqbus.connect("orchestrator") as bus:
+        workers = [context.Process(target=work, args=(ready,)) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            ready.acquire()
+        answers = [answer.body for answer in bus.map("@g", range(100), timeout=60)]
+        assert [number for number, _ in answers] == list(range(100))
+        assert {pid for _, pid in answers} <= {worker.pid for worker in workers}
+        with context.Pool(2) as callers:
+            assert callers.map(ask, range(10)) == list(range(10))
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+        assert "orchestrator" in [row.name for row in bus.sessions()]
+    print("end")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_and_callers_of_multiprocessing(bus, tmp_path, monkeypatch, method):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace('"orchestrator"', '"main"'))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run(
+        [sys.executable, str(program), method], capture_output=True, encoding="utf-8", timeout=PATIENCE_S, cwd=tmp_path
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("end\n", "", 0)
