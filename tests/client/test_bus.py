@@ -16,6 +16,7 @@ from concurrent.futures import Future, as_completed, wait
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import pytest
 
@@ -275,6 +276,15 @@ def test_replying(connect):
     question = bob.next_message(PATIENCE_S)
     assert bob.reply(question, "yes").to == "alice"
     assert future.result(PATIENCE_S).text == "yes"
+
+
+@pytest.mark.parametrize("size", [0, 1000, 70_000, 9 * 1024 * 1024])
+def test_arrays_there_and_back(connect, echo, size):
+    """Inside the envelope, in a frame of their own, and by way of the log."""
+    array = numpy.random.default_rng(size).integers(0, 255, (size // 10, 10), "u1")
+    answer = connect("alice").ask("echo", array, timeout=PATIENCE_S)
+    assert (answer.body.dtype, answer.body.shape) == (array.dtype, array.shape)
+    assert answer.body.tobytes() == array.tobytes()
 
 
 def test_scatter(connect, echo):
