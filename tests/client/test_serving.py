@@ -263,6 +263,44 @@ def test_it_takes_no_more_when_it_has_stopped(connect, serve, figures: Figures):
     again.join()
 
 
+@pytest.mark.parametrize("concurrency", [1, 3], ids=["here", "threads"])
+@pytest.mark.parametrize("soon", [False, True], ids=["function", "coroutine"])
+def test_what_was_handed_over_before_it_stopped_is_answered(connect, serve, figures: Figures, concurrency, soon):
+    """Nobody else gets it while this program is connected."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def handler(message: Message) -> Any:
+        if message.body == "wait":
+            entered.set()
+            assert go_on.wait(PATIENCE_S)
+        return message.body
+
+    async def handler_soon(message: Message) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(None, handler, message)
+
+    worker = serve(handler_soon if soon else handler, concurrency=concurrency)
+    bus = connect()
+    list(bus.map("@g", range(200), timeout=PATIENCE_S))  # it takes some ahead from then on
+    waiting = [bus.request("@g", "wait", timeout=PATIENCE_S) for _ in range(concurrency)]
+    assert entered.wait(PATIENCE_S)
+    others = [bus.request("@g", number) for number in range(100)]
+    bus.sessions()
+    held = max(0, figures()["requests_in_hand"] - concurrency)
+    worker.stop.set()
+    go_on.set()
+    assert worker.ended.result(PATIENCE_S) is None
+    assert [reply.result().body for reply in waiting] == ["wait"] * concurrency
+
+    def accounted_for() -> bool:
+        now = figures()
+        return now["requests_in_hand"] == 0 and now["requests_waiting"] + sum(one.done() for one in others) == 100
+
+    end_s = time.monotonic() + PATIENCE_S
+    while not accounted_for():
+        assert time.monotonic() < end_s
+    assert sum(one.done() for one in others) >= held
+
+
 def test_a_hanging_handler_ends_the_request_by_its_deadline_and_the_others_go_on(connect, serve):
     go_on = threading.Event()
 

@@ -49,6 +49,7 @@ class Receiver:
         self._taken: dict[str, core.Ticket] = {}  # of those that the program is done with; the broker has to be told
         # Whoever answers puts it in at one end, the driver takes it out at the other.
         self._answers: deque[tuple[str, int, bytes]] = deque()
+        self._asked = ""  # ref of what the broker is asked to see that it has heard everything before that
         self._due_s: float | None = None  # when these are to be said at the latest
         self.name = link.core.persona.name or ""  #: what the session goes by
 
@@ -114,6 +115,22 @@ class Receiver:
         """Says how many requests of its groups the program takes at a time."""
         self._driver.say(lambda client: client.offer(credit))
 
+    def stop_work(self) -> None:
+        """Takes no more requests. Returns when all are here that the broker has handed over before it heard of that:
+        they are this program's to answer, for nobody else gets them while it is connected."""
+
+        def say(client: core.ClientCore) -> list[core.Effect]:
+            if not client.persona.groups:
+                return []
+            self._asked = ref = f"w{id(done)}"
+            return [*client.offer(0), *client.request(protocol.Status(ref))]
+
+        done = object()
+        self._driver.say(say)
+        with self._arrived:
+            while self._asked and self._error is None:
+                self._arrived.wait()
+
     def next_work(self, timeout_s: float | None, *, or_message: bool = False) -> protocol.Work | Message | None:
         """The next request of a group (or, with `or_message`, the next message); None if none comes in time."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
@@ -170,6 +187,11 @@ class Receiver:
                     self._inbox.clear()
             case core.Do(work):
                 self._arrive(lambda: self._work.append(work))
+            case core.Response(ref, _):
+                with self._arrived:
+                    if ref == self._asked:
+                        self._asked = ""
+                    self._arrived.notify_all()
             case core.Withdrawn(msg_ids):
                 with self._arrived:
                     self._withdrawn.update(msg_ids)

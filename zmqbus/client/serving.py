@@ -60,13 +60,15 @@ class Serving:
         self._credit = 0
         self._average_s = AHEAD_S
         self._lock = threading.Lock()
+        self._stopping = False  # no more is taken, and what is here is finished
         self._leaving: BaseException | None = None  # what a handler wants to end the process with
 
     def __repr__(self) -> str:
         return f"<Serving {self._handler!r}: credit {self._credit}, {self._average_s * 1000:.2f} ms each>"
 
     def run(self, stop: threading.Event) -> None:
-        """Serves until `stop` is set or the bus is closed; then finishes what was begun."""
+        """Serves until `stop` is set or the bus is closed; then finishes what was begun, and whatever the broker has
+        handed over before it heard of the end."""
         self._offer(self._concurrency)
         try:
             if _is_async(self._handler):
@@ -137,6 +139,7 @@ class Serving:
                 task = loop.create_task(serve(work))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+                task.add_done_callback(_retrieve)
             await asyncio.gather(*tasks)
         except BaseException as error:  # interrupted: what is cancelled from here on is not answered
             self._leaving = error
@@ -146,12 +149,16 @@ class Serving:
 
     def _next(self, stop: threading.Event) -> protocol.Work | Message | None:
         """The next request; None when it is over."""
-        while not stop.is_set() and self._leaving is None:
+        while self._leaving is None:
             try:
-                work = self._receiver.next_work(LOOK_S, or_message=True)
+                if stop.is_set() and not self._stopping:
+                    with self._lock:
+                        self._stopping = True
+                    self._receiver.stop_work()
+                work = self._receiver.next_work(0.0 if self._stopping else LOOK_S, or_message=not self._stopping)
             except NotConnected:
                 return None
-            if work is not None:
+            if work is not None or self._stopping:
                 return work
         return None
 
@@ -216,16 +223,24 @@ class Serving:
 
     def _measured(self, took_s: float) -> None:
         with self._lock:
+            if self._stopping:
+                return
             self._average_s += WEIGHT * (took_s - self._average_s)
             ahead = min(MAX_AHEAD, int(AHEAD_S * self._concurrency / max(self._average_s, 1e-6)))
             wanted = self._concurrency + ahead
             if self._credit / STEP < wanted < self._credit * STEP:
                 return
-        self._offer(wanted)
+            self._offer(wanted)
 
     def _offer(self, credit: int) -> None:
         self._credit = credit
         self._receiver.offer(credit)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """What ends the process goes its way; asyncio need not complain that nobody has asked the task for it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _is_async(handler: Handler) -> bool:
