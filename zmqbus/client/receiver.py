@@ -29,6 +29,9 @@ from zmqbus.errors import ZmqbusError
 #: Messages that are taken one after the other are acknowledged together, and requests answered, no later than this
 #: after the first of them. One that is alone is acknowledged, or answered, at once.
 COALESCE_S = 0.001
+#: How long whoever stops working waits until the broker has heard of it: that takes milliseconds, and where it has a
+#: successor, two seconds. After that, requests that have crossed it on the way are left to their deadlines.
+SETTLE_S = 5.0
 
 
 class Receiver:
@@ -128,8 +131,7 @@ class Receiver:
         done = object()
         self._driver.say(say)
         with self._arrived:
-            while self._asked and self._error is None:
-                self._arrived.wait()
+            self._arrived.wait_for(lambda: not self._asked or self._error is not None, SETTLE_S)
 
     def next_work(self, timeout_s: float | None, *, or_message: bool = False) -> protocol.Work | Message | None:
         """The next request of a group (or, with `or_message`, the next message); None if none comes in time."""
