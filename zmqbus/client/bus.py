@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import zmqbus
 from zmqbus import naming, protocol
@@ -34,6 +34,7 @@ from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, encode, s
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.serving import Handler, Serving, check_handler
 from zmqbus.client.speaker import Reply, Speaker
+from zmqbus.client.taken import TakenIds
 from zmqbus.errors import NameTaken, NotConnected, Timeout
 from zmqbus.process import process_of
 from zmqbus.protocol import Role, Scope, Session
@@ -49,10 +50,19 @@ CONFIRM_S = 30.0
 #: Characters of the script's name in that of a guest.
 MAX_GUEST_CHARS = 20
 
-#: (process, data directory, name) → session id and token of the session that this process closed last under the name:
-#: whoever opens it again is that session, and has its mailbox. (A process that has died leaves it to the next one of
-#: the name; as long as it lives the broker has to take the mail for that of somebody who is away.)
-_LEFT: dict[tuple[int, str, str], tuple[str, str]] = {}
+
+class _Past(NamedTuple):
+    """What makes a program the same session as before."""
+
+    session_id: str
+    token: str
+    taken: TakenIds  #: its last acknowledgements may still be under way when it comes back
+
+
+#: (process, data directory, name) → the session that this process closed last under the name: whoever opens it again is
+#: that session, and has its mailbox. (A process that has died leaves it to the next one of the name; as long as it
+#: lives the broker has to take the mail for that of somebody who is away.)
+_LEFT: dict[tuple[int, str, str], _Past] = {}
 
 
 def connect(
@@ -90,11 +100,11 @@ def connect(
     cwd = os.getcwd()
     left_key = (os.getpid(), str(settings.data_dir), name or "")
     left = _LEFT.pop(left_key, None)
-    session_id, token = left or (protocol.new_session_id(), protocol.new_token())
+    past = left or _Past(protocol.new_session_id(), protocol.new_token(), TakenIds())
     persona = core.Persona(
         role=Role.PROGRAM,
-        session_id=session_id,
-        token=token,
+        session_id=past.session_id,
+        token=past.token,
         name=naming.check_name(name) if name is not None else _own_name(groups or topics),
         label=naming.check_label(label) or None if label is not None else None,
         cwd=cwd,
@@ -105,18 +115,18 @@ def connect(
         groups=groups,
     )
     try:
-        return _open(settings, persona, manual=ack == "manual", named=name is not None)
+        return _open(settings, persona, past, manual=ack == "manual", named=name is not None)
     except BaseException:
         if left is not None:
             _LEFT.setdefault(left_key, left)
         raise
 
 
-def _open(settings: Settings, persona: core.Persona, *, manual: bool, named: bool) -> Bus:
+def _open(settings: Settings, persona: core.Persona, past: _Past, *, manual: bool, named: bool) -> Bus:
     wanted = persona.name or ""
     for number in range(NAME_TRIES):
         try:
-            return Bus(settings, persona, persona._replace(role=Role.HELPER), manual=manual, named=named)
+            return Bus(settings, persona, persona._replace(role=Role.HELPER), past, manual=manual, named=named)
         except NameTaken:
             if named or number == NAME_TRIES - 1:
                 raise
@@ -145,17 +155,19 @@ class Bus:
         settings: Settings,
         member: core.Persona | None,
         speaker: core.Persona,
+        past: _Past | None = None,
         *,
         manual: bool = False,
         named: bool = True,
     ) -> None:
-        """For `connect` only: `member` is the session (None: a guest), `speaker` who speaks for it."""
+        """For `connect` only: `member` is the session (None: a guest), `speaker` who speaks for it, `past` what makes
+        it the same one if it is opened again."""
         self._pid = os.getpid()
         self._log_path = log_path = settings.paths.log
         self._named = named
         self._receiver: Receiver | None = None
         if member is not None:
-            client = core.ClientCore(member, zmqbus.__version__)
+            client = core.ClientCore(member, zmqbus.__version__, past.taken if past is not None else None)
             self._receiver = Receiver(Link(settings, client), log_path, manual=manual)
             self._receiver.open()
         try:
@@ -169,7 +181,7 @@ class Bus:
         self._guest = speaker.name or ""
         self._session_id = member.session_id if member is not None else None
         self._data_dir = str(settings.data_dir)
-        self._identity = (speaker.session_id or "", speaker.token or "")
+        self._past = past
         self._closed = False
 
     def __repr__(self) -> str:
@@ -198,8 +210,8 @@ class Bus:
             self._speaker.close()
             if self._receiver is not None:
                 self._receiver.close()
-                if first and self._named:
-                    _LEFT[(self._pid, self._data_dir, self.name)] = self._identity
+                if first and self._named and self._past is not None:
+                    _LEFT[(self._pid, self._data_dir, self.name)] = self._past
 
     @property
     def name(self) -> str:

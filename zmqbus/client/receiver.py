@@ -54,6 +54,7 @@ class Receiver:
         self._answers: deque[tuple[str, int, bytes]] = deque()
         self._asked = ""  # ref of what the broker is asked to see that it has heard everything before that
         self._due_s: float | None = None  # when these are to be said at the latest
+        self._groups = link.core.persona.groups
         self.name = link.core.persona.name or ""  #: what the session goes by
 
     def __repr__(self) -> str:
@@ -115,8 +116,9 @@ class Receiver:
     # --- work
 
     def offer(self, credit: int) -> None:
-        """Says how many requests of its groups the program takes at a time."""
-        self._driver.say(lambda client: client.offer(credit))
+        """Says how many requests of its groups the program takes at a time; nothing where it has joined none."""
+        if self._groups:
+            self._driver.say(lambda client: client.offer(credit))
 
     def stop_work(self) -> None:
         """Takes no more requests. Returns when all are here that the broker has handed over before it heard of that:

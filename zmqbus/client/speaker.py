@@ -365,7 +365,7 @@ class Speaker:
             except JournalError as error:
                 return error
             message = Message(
-                msg_id=msg_id,
+                msg_id=outcome.answer_id,
                 sender=outcome.from_name,
                 sender_id=outcome.from_session,
                 reply_to=msg_id,
