@@ -32,8 +32,9 @@ help: ## this list
 demo: $(RUNTIME) ## sets up and shows the bus at work
 	@$(SANDBOX) $(PY) examples/demo.py $(ARGS)
 
+# Most of these tests wait for processes: three at a time keep two cores busy.
 test: $(DEV) ## the whole test suite
-	@$(SANDBOX) $(PY) -m pytest -n 2 $(ARGS)
+	@$(SANDBOX) $(PY) -m pytest -n 3 $(ARGS)
 
 soak: $(DEV) ## kills, stops and cuts real processes for ten minutes, and accounts for every message
 	@$(SANDBOX) $(PY) -m tests.soak.run --seconds $(SOAK_S) $(if $(SEED),--seed $(SEED)) $(ARGS)

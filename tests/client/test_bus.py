@@ -323,10 +323,10 @@ def test_breaking_out_of_map_withdraws_what_is_open(connect, figures):
 
 
 @pytest.mark.slow
-def test_ping_pong_ten_thousand_times(connect, echo):
+def test_ping_pong_thousands_of_times(connect, echo):
     """A lost wake-up would show as a pause of seconds each time, or for ever."""
     bus = connect("alice")
-    for number in range(10_000):
+    for number in range(3_000):
         assert bus.ask("echo", number, timeout=PATIENCE_S).body == number
 
 
