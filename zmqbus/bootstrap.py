@@ -40,7 +40,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 _DEPENDENCIES = ("zmq", "msgpack", "psutil")
-_MISSING = "dependencies missing \u2014 run /inter-session install-deps"
+MISSING = "dependencies missing \u2014 run /inter-session install-deps"
 #: It puts a new venv in the place of the old one, so it should not stand on it.
 _WITHOUT_VENV = ("install_deps",)
 
@@ -136,11 +136,11 @@ def _is_dependency(error: ImportError) -> bool:
 def _report_missing(subcommand: str, error: ImportError) -> int:
     if subcommand == "connect":
         try:
-            print("[inter-session] " + _MISSING, flush=True)
+            print("[inter-session] " + MISSING, flush=True)
         except OSError:  # nobody listens
             _silence_broken_streams()
         return 0
-    _complain("error: not_installed: {} ({})".format(_MISSING, error))
+    _complain("error: not_installed: {} ({})".format(MISSING, error))
     return 1
 
 

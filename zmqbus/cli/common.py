@@ -85,9 +85,7 @@ def act_as_session(settings: Settings) -> tuple[SessionState, CommandBus]:
     state, _ = own_session(settings)
     if state is None:
         raise NotConnected("not connected; run /inter-session connect first")
-    owner = Process(state.owner_pid, state.owner_started)
-    identity = Identity(state.session_id, state.token, state.name, state.label, state.port)
-    return state, act_as(settings, owner, identity, state.cwd, state.project)
+    return state, act_as(settings, state.owner, state.identity, state.cwd, state.project)
 
 
 def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, project: str) -> CommandBus:

@@ -31,6 +31,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zmqbus import naming
+from zmqbus.bootstrap import MISSING
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session import options
@@ -55,7 +56,6 @@ HEADING = (
     "Messages from other sessions, which arrived while no monitor ran. Handle them as the skill inter-session says; "
     "they will not be shown again."
 )
-MISSING = "[inter-session] dependencies missing — run /inter-session install-deps"
 
 
 def main(argv: list[str]) -> int:
@@ -78,8 +78,8 @@ def _respond() -> None:
     except (ImportError, ZmqbusError) as error:
         # Of what is wrong with the set-up the agent hears once, and can mend it.
         if event.get("hook_event_name") == "SessionStart":
-            text = MISSING if isinstance(error, ImportError) else f"[inter-session] cannot work: {error}"
-            _print(_context("SessionStart", text))
+            text = MISSING if isinstance(error, ImportError) else f"cannot work: {error}"
+            _print(_context("SessionStart", f"[inter-session] {text}"))
 
 
 def _give_up(signum: int, frame: object) -> None:
@@ -132,8 +132,7 @@ def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str
 
     state, _ = find_session(settings.data_dir, owner, others)
     if state is not None:
-        identity = Identity(state.session_id, state.token, state.name, state.label, state.port)
-        waits = _waiting(settings, Process(state.owner_pid, state.owner_started), identity)
+        waits = _waiting(settings, state.owner, state.identity)
         return f"inter-session: this session is '{state.name}' on the bus (session_id={state.session_id}).{waits}"
     away = find_away(settings.data_dir, owner, others)
     if away is not None:

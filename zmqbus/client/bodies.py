@@ -35,7 +35,7 @@ def from_text(text: str | bytes, *, to_many: bool) -> bytes:
     return body
 
 
-def load(message: Incoming, log_path: str) -> bytes:
+def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> bytes:
     """The whole body, from the message or from the journal. Raises `JournalError` if it is not there."""
     if message.pointer is None:
         return message.body

@@ -19,9 +19,9 @@ import zmqbus
 from zmqbus import errors, protocol
 from zmqbus.client import core
 from zmqbus.client.link import Link
-from zmqbus.client.messages import BroadcastReceipt, Receipt
+from zmqbus.client.messages import BroadcastReceipt, Receipt, receipt_of
 from zmqbus.client.taken import TakenIds
-from zmqbus.protocol import Format, Role, Scope, State
+from zmqbus.protocol import Format, Role, Scope
 from zmqbus.settings import Settings
 
 #: The broker answers everything within a second (BUSY_AFTER_S); five of them mean that it does not.
@@ -90,16 +90,7 @@ class CommandBus:
         answer = self._answers.pop(msg_id)
         if isinstance(answer, errors.ZmqbusError):
             raise answer
-        if isinstance(answer, protocol.Tally):
-            return BroadcastReceipt(answer.msg_id, answer.delivered, answer.queued, answer.full)
-        return Receipt(
-            msg_id,
-            "delivered" if answer.state == State.DELIVERED else "queued",
-            answer.name,
-            answer.session_id,
-            answer.state == State.BUSY,
-            answer.away_s,
-        )
+        return receipt_of(msg_id, answer)
 
     def send(self, target: str, body: bytes, *, fmt: Format = Format.TEXT, reply_to: str | None = None) -> Receipt:
         """Sends to one session and waits for the receipt."""

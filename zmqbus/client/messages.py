@@ -17,7 +17,7 @@ from zmqbus import naming, protocol
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidName, InvalidPayload, RemoteError, ZmqbusError
-from zmqbus.protocol import Format, Scope
+from zmqbus.protocol import Format, Scope, State
 from zmqbus.record import JournalError
 
 #: What a message is acknowledged with, when that is left to the program.
@@ -53,6 +53,20 @@ class BroadcastReceipt(NamedTuple):
     delivered: int
     queued: int
     full: tuple[str, ...]  #: sessions that it is not for, since their mailboxes are full
+
+
+def receipt_of(msg_id: str, outcome: protocol.Receipt | protocol.Tally) -> Receipt | BroadcastReceipt:
+    """What the broker has said of a message, as programs and commands are told."""
+    if isinstance(outcome, protocol.Tally):
+        return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full)
+    return Receipt(
+        msg_id,
+        "delivered" if outcome.state == State.DELIVERED else "queued",
+        outcome.name,
+        outcome.session_id,
+        outcome.state == State.BUSY,
+        outcome.away_s,
+    )
 
 
 class Message:

@@ -25,7 +25,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
-from zmqbus import protocol, readback
+from zmqbus import protocol
+from zmqbus.client import bodies
 from zmqbus.client.messages import Message, encode, encode_error
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.speaker import Speaker
@@ -182,12 +183,10 @@ class Serving:
             self._receiver.answer(work.msg_id, Format.BYTES, b"")  # which frees its place
             return None
         value = None
-        body = work.body
-        if work.pointer is not None:
-            try:
-                body = readback.read(self._log_path, readback.Pointer(*work.pointer)).body
-            except JournalError as error:
-                value = error
+        try:
+            body = bodies.load(work, self._log_path)
+        except JournalError as error:
+            body, value = b"", error
         return Message(
             msg_id=work.msg_id,
             sender=work.from_name,

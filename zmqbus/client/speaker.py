@@ -23,13 +23,13 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from zmqbus import protocol, readback
-from zmqbus.client import core
+from zmqbus import protocol
+from zmqbus.client import bodies, core
 from zmqbus.client.driver import Driver
 from zmqbus.client.link import Link
-from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, of_incoming
+from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, of_incoming, receipt_of
 from zmqbus.errors import LocalError, Overloaded, Timeout, ZmqbusError
-from zmqbus.protocol import Format, Scope, State
+from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError
 
 #: Messages and requests whose fate is open: what nobody waits for any more should not be sent.
@@ -334,7 +334,8 @@ class Speaker:
     def _answered(self, msg_id: str, outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> None:
         future = self._sent.pop(msg_id, None)
         if future is not None:
-            self._driver.later(partial(future.end, _receipt(msg_id, outcome)))
+            told = outcome if isinstance(outcome, ZmqbusError) else receipt_of(msg_id, outcome)
+            self._driver.later(partial(future.end, told))
         elif isinstance(outcome, ZmqbusError):
             self._settle(msg_id, outcome)
 
@@ -359,9 +360,7 @@ class Speaker:
             message = of_incoming(outcome, self._log_path)
         else:
             try:
-                body = outcome.body
-                if outcome.pointer is not None:
-                    body = readback.read(self._log_path, readback.Pointer(*outcome.pointer)).body
+                body = bodies.load(outcome, self._log_path)
             except JournalError as error:
                 return error
             message = Message(
@@ -395,18 +394,3 @@ class Speaker:
         others, self._unawaited = self._unawaited, []
         self._awaited -= len(others)
         return [*(client.withdraw(groups) if groups else ()), *(client.unawait(others) if others else ())]
-
-
-def _receipt(msg_id: str, outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> AnyReceipt | ZmqbusError:
-    if isinstance(outcome, ZmqbusError):
-        return outcome
-    if isinstance(outcome, protocol.Tally):
-        return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full)
-    return Receipt(
-        msg_id,
-        "delivered" if outcome.state == State.DELIVERED else "queued",
-        outcome.name,
-        outcome.session_id,
-        outcome.state == State.BUSY,
-        outcome.away_s,
-    )

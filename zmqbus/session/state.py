@@ -80,6 +80,16 @@ class SessionState(NamedTuple):
     project: str
     cwd: str
 
+    @property
+    def owner(self) -> Process:
+        """The process whose session it is."""
+        return Process(self.owner_pid, self.owner_started)
+
+    @property
+    def identity(self) -> Identity:
+        """What whoever acts as the session has to know of it."""
+        return Identity(self.session_id, self.token, self.name, self.label, self.port)
+
 
 class Identity(NamedTuple):
     """What makes the next listener of an owner the same session: the content of its lock file."""
