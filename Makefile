@@ -32,7 +32,7 @@ help: ## this list
 demo: $(RUNTIME) ## sets up and shows the bus at work
 	@$(SANDBOX) $(PY) examples/demo.py $(ARGS)
 
-# Most of these tests wait for processes: three at a time keep two cores busy.
+# Most of the tests wait for processes: three at a time keep two cores busy. (Here and in check.)
 test: $(DEV) ## the whole test suite
 	@$(SANDBOX) $(PY) -m pytest -n 3 $(ARGS)
 
@@ -46,7 +46,7 @@ mutants: $(DEV) ## takes out each line that keeps a promise, and sees whether a 
 	@$(SANDBOX) $(PY) -m tests.mutants $(ARGS)
 
 check: lint ## format, types, layering, and the tests that are not slow: under a minute
-	@$(SANDBOX) $(PY) -m pytest -q -n 2 -m "not slow" $(ARGS)
+	@$(SANDBOX) $(PY) -m pytest -q -n 3 -m "not slow" $(ARGS)
 
 lint: $(DEV) ## the part of check that runs nothing: format, rules, types, layering
 	$(VENV)/bin/ruff format --check .
