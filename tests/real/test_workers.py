@@ -245,7 +245,9 @@ def test_a_request_that_kills_whoever_takes_it_is_given_to_no_more_than_three(bu
     with pytest.raises(errors.Poisoned):
         bus.ask("@g", "poison", timeout=PATIENCE_S)
     assert len(pool.noted()) == 3
-    assert sum(worker.poll() is None for worker in pool.workers) == 2
+    # The answer can overtake the kernel: a process's connections are closed before it is there to be waited for.
+    until(lambda: sum(worker.poll() is not None for worker in pool.workers) == 3)
+    assert figures()["workers"] == 2
 
 
 def test_a_handler_that_hangs_costs_only_its_own_request(bus, pool):
