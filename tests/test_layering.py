@@ -19,6 +19,7 @@ PACKAGE = ROOT / "zmqbus"
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
     "errors": 0,
+    "frames": 1,
     "wakeup": 1,
     "naming": 1,
     "process": 1,
@@ -63,6 +64,7 @@ HOT = (
     "journal",
     "protocol",
     "codec",
+    "frames",
     "session.owner",
     "session.state",
     "session.shown",

@@ -112,11 +112,10 @@ class Decoder:
     """
 
     def __init__(self, *, from_broker: bool) -> None:
-        self._verbs = {code: cls for code, cls in VERBS.items() if (code >= 32) == from_broker}
-        self._passed: dict[int, set[tuple[type, ...]]] = {code: set() for code in self._verbs}
+        self._rules = {code: _Rule(code, cls) for code, cls in VERBS.items() if (code >= 32) == from_broker}
 
     def __repr__(self) -> str:
-        return f"<Decoder of {len(self._verbs)} verbs>"
+        return f"<Decoder of {len(self._rules)} verbs>"
 
     def decode(self, frames: Sequence[bytes]) -> list[Envelope]:
         """The envelopes of one message; raises `ProtocolError` and nothing else, whatever the frames hold."""
@@ -126,39 +125,55 @@ class Decoder:
             raise ProtocolError(f"a message does not begin with a msgpack array of envelopes: {error}") from None
         if type(arrays) is not tuple or len(arrays) > MAX_BATCH:
             raise ProtocolError("a message does not begin with an array of at most 512 envelopes")
+        rules = self._rules
         envelopes: list[Envelope] = []
         used = 1
         for array in arrays:
-            if type(array) is not tuple or not array or type(array[0]) is not int or array[0] not in self._verbs:
+            rule = rules.get(array[0]) if type(array) is tuple and array and type(array[0]) is int else None
+            if rule is None:
                 raise ProtocolError(f"unknown verb in {array!r:.80}")
-            code = array[0]
-            if code == _HELLO and array[1:2] != (VERSION,):
+            if rule.code == _HELLO and array[1:2] != (VERSION,):
                 # Another version's HELLO may have other fields; and what follows it, other verbs.
                 return [*envelopes, _foreign_hello(array)]
-            if code in _WITH_BODY and type(array[-1]) is int:
+            if rule.with_body and type(array[-1]) is int:
                 if used >= len(frames) or len(frames[used]) != array[-1]:
                     raise ProtocolError("a body's frame is missing or has another length than its envelope says")
                 array = (*array[:-1], frames[used])
                 used += 1
             signature = tuple(map(type, array))
-            if signature not in self._passed[code]:
-                self._check(code, signature)
-            for position, kind in _PARTS[code]:
+            if signature not in rule.passed:
+                rule.check(signature)
+            for position, kind in rule.parts:
                 parts = array[position]
                 if parts is not None and not all(type(part) is kind for part in parts):
-                    raise ProtocolError(f"{VERBS[code].__name__} with a list of something else than {kind.__name__}")
-            envelopes.append(self._verbs[code]._make(array[1:]))
+                    raise ProtocolError(f"{rule.cls.__name__} with a list of something else than {kind.__name__}")
+            # Not by `_make`, which counts the fields again.
+            envelopes.append(tuple.__new__(rule.cls, array[1:]))
         if used != len(frames):
             raise ProtocolError("a message has frames that belong to no envelope")
         return envelopes
 
-    def _check(self, code: int, signature: tuple[type, ...]) -> None:
-        fields = _FIELDS[code]
+
+class _Rule:
+    """How the arrays of one verb are read."""
+
+    __slots__ = ("cls", "code", "parts", "passed", "with_body")
+
+    def __init__(self, code: int, cls: type[Any]) -> None:
+        self.code = code
+        self.cls = cls
+        self.with_body = code in _WITH_BODY
+        self.parts = _PARTS[code]
+        self.passed: set[tuple[type, ...]] = set()  #: types of the verb and its fields
+
+    def check(self, signature: tuple[type, ...]) -> None:
+        """Raises `ProtocolError` for types that the annotations do not admit; remembers those that they do."""
+        fields = _FIELDS[self.code]
         if len(signature) != len(fields) + 1 or not all(
             kind in kinds for kind, kinds in zip(signature[1:], fields, strict=True)
         ):
-            raise ProtocolError(f"{VERBS[code].__name__} with fields of the wrong number or type")
-        self._passed[code].add(signature)
+            raise ProtocolError(f"{self.cls.__name__} with fields of the wrong number or type")
+        self.passed.add(signature)
 
 
 _HELLO = _CODES[Hello]

@@ -6,7 +6,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ class PlayedLink:
         self.closed = 0
         self.opening: Exception | None = None
         self._reader, self._writer = os.pipe()
+        self._descriptors = (self._reader,)
         os.set_blocking(self._reader, False)
 
     def put(self, *effects: Any) -> None:
@@ -46,27 +47,32 @@ class PlayedLink:
             raise self.opening
 
     def pump(self, timeout_s: float | None) -> list[core.Effect]:
-        return self.drain()[0]
+        return self.turn(self.descriptors())
 
-    def drain(self) -> tuple[list[core.Effect], bool]:
+    def turn(self, ready: Collection[int]) -> list[core.Effect]:
+        if self._reader not in ready:
+            return []
         # Looking clears the edge, as it does in ZeroMQ: who looked has to go on until nothing is left.
         try:
             os.read(self._reader, 4096)
         except BlockingIOError:
             pass
         if not self.in_:
-            return [], False
+            return []
         found = self.in_.pop(0)
         if isinstance(found[0], Exception):
             raise found[0]
-        return found, True
+        return found
+
+    def overlooked(self) -> tuple[int, ...]:
+        return self.descriptors() if self.in_ else ()
 
     def perform(self, effects: list[core.Effect]) -> list[core.Effect]:
         self.said += effects
         return []
 
     def descriptors(self) -> tuple[int, ...]:
-        return (self._reader,)
+        return self._descriptors
 
     def wait_s(self) -> float:
         return self.tick_s
@@ -287,18 +293,16 @@ def test_what_comes_wakes_the_thread(driver, link, application):
 
 def test_something_that_comes_during_the_last_look_of_a_tick_is_seen(driver, link, application):
     """What goes out by the clock may swallow the edge; who sent it has to look once more."""
-    looked: list[bool] = []
-    drain = link.drain
+    turn = link.turn
 
-    def tick() -> tuple[list[core.Effect], bool]:
+    def tick(ready: Collection[int]) -> list[core.Effect]:
         if link.tick_s <= 0:
             link.tick_s = 4.0
             link.in_.append([PONG])  # swallowed: no edge
-            return [], False
-        looked.append(True)
-        return drain()
+            return []
+        return turn(ready)
 
-    link.drain = tick
+    link.turn = tick
     driver.open()
     link.tick_s = 0.0
     driver.nudge(0.0)

@@ -34,7 +34,7 @@ for what people read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from hmac import compare_digest
 
@@ -59,7 +59,7 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
-from zmqbus.broker.manners import ALLOWED, ref_of
+from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS, ref_of
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import STANDING, Connection, Registry, Session, Standing
@@ -162,10 +162,10 @@ class BrokerCore:
         match event:
             case Received(route, envelopes):
                 self._receive(now, route, envelopes)
-            case Tick():
-                self._tick(now)
             case Journaled(pointers):
                 self._journaled(now, pointers)
+            case Tick():
+                self._tick(now)
             case JournalFailed(reason):
                 self._out.appended = 0
                 self.intake.journal_failed(reason)
@@ -185,11 +185,15 @@ class BrokerCore:
         self.pool.flush()
         return self._out.take()
 
-    def _journaled(self, now: Instant, pointers: list[Pointer]) -> None:
+    def _journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
         self._out.appended = 0
-        of_pool = set(self.pool.places)
+        of_pool = self.pool.places
+        if not of_pool:
+            self.intake.journaled(now, pointers)
+            return
         if len(of_pool) < len(pointers):
-            self.intake.journaled(now, [one for place, one in enumerate(pointers) if place not in of_pool])
+            others = set(range(len(pointers))).difference(of_pool)
+            self.intake.journaled(now, [pointers[place] for place in sorted(others)])
         self.pool.journaled(now, pointers)
 
     def notice(self, text: str) -> None:
@@ -214,8 +218,9 @@ class BrokerCore:
     @property
     def idle(self) -> bool:
         """Nobody is connected, and nothing would be lost or left undone if the broker ended now."""
-        settled = not self.delivery.unsettled and not self._store.pending and self.pool.idle
-        return settled and not self.registry.connections
+        if self.registry.connections:
+            return False
+        return not self.delivery.unsettled and not self._store.pending and self.pool.idle
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that anybody still has to read; asked when one is to be deleted."""
@@ -229,14 +234,13 @@ class BrokerCore:
         if connection is not None:
             connection.last_seen_s = now.mono_s
         for envelope in envelopes:
-            standing = connection.standing if connection is not None else Standing.STRANGER
-            if envelope.__class__ not in ALLOWED[standing]:
-                if standing is Standing.STRANGER:
+            if envelope.__class__ not in (connection.allowed if connection is not None else FROM_STRANGERS):
+                if connection is None:
                     # One EXPIRED is enough: the client says HELLO and repeats the rest of this message itself.
                     self._out.reply(route, protocol.Expired())
                     return
                 verb = type(envelope).__name__.upper()
-                misplaced = ProtocolError(f"{verb} is not for a {standing.value}; see docs/protocol.md")
+                misplaced = ProtocolError(f"{verb} is not for a {connection.standing.value}; see docs/protocol.md")
                 self._out.refuse(route, ref_of(envelope), misplaced)
                 continue
             try:
@@ -293,6 +297,7 @@ class BrokerCore:
         if standing is Standing.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)
         connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)
+        connection.allowed = ALLOWED[standing]
         connection.session = session
         connection.program = hello.role == protocol.Role.PROGRAM
         if standing is Standing.GUEST:

@@ -15,6 +15,7 @@ that reads it in its place (`reading`), or, for the answers that a command waits
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,7 +68,8 @@ class Delivery:
         self.bcast = 0  #: number of the last broadcast
         self._channels: dict[bytes, int] = {}  # number of the last one that was published on each
         self._open: dict[str, Item | Tally] = {}  # by message id: the sender has not been told
-        self._fates: dict[str, Fate] = {}
+        # Not a dict: it would look for its oldest key past all those that were deleted before.
+        self._fates: OrderedDict[str, Fate] = OrderedDict()
         self._earlier: dict[str, Fate] = {}  # those that an earlier broker has left; their number is bounded by it
         self._earlier_casts: dict[str, set[str]] = {}  # broadcasts that it left → the mailboxes that hold them
         self._earlier_full: dict[str, set[str]] = {}  # likewise → the mailboxes that had no room for them
@@ -475,7 +477,7 @@ class Delivery:
     def _remember(self, msg_id: str, fate: Fate) -> None:
         self._fates[msg_id] = fate
         if len(self._fates) > REMEMBERED_FATES:
-            del self._fates[next(iter(self._fates))]
+            self._fates.popitem(last=False)
 
     # --- time
 

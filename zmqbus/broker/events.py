@@ -6,6 +6,7 @@ order in which it has to become visible.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from zmqbus import protocol
@@ -60,7 +61,7 @@ class Unmarked(NamedTuple):
 class Journaled(NamedTuple):
     """What was staged has been written; a pointer for each record, in order."""
 
-    pointers: list[Pointer]
+    pointers: Sequence[Pointer]
 
 
 class JournalFailed(NamedTuple):

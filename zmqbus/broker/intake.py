@@ -15,7 +15,7 @@ command wait in vain.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from zmqbus import naming, protocol
@@ -179,17 +179,17 @@ class Intake:
         if not to_many:
             to_session_id = waiter.sender_id if waiter is not None else receivers[0].session_id
         record = Record(
-            ts=now.wall_s,
-            msg_id=send.msg_id,
-            kind="broadcast" if to_many else "message",
-            from_session=who.sender_id,
-            from_name=who.sender_name,
-            from_label=who.session.label if who.session else None,
-            to=to,
-            to_session_id=to_session_id,
-            reply_to=send.reply_to,
-            fmt=FORMATS[send.fmt],
-            body=send.body,
+            now.wall_s,
+            send.msg_id,
+            "broadcast" if to_many else "message",
+            who.sender_id,
+            who.sender_name,
+            who.session.label if who.session else None,
+            to,
+            to_session_id,
+            send.reply_to,
+            FORMATS[send.fmt],
+            send.body,
         )
         for session in receivers:
             session.mailbox.reserve(len(send.body))
@@ -344,7 +344,7 @@ class Intake:
 
     # --- the journal's answer
 
-    def journaled(self, now: Instant, pointers: list[Pointer]) -> None:
+    def journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
         """What was staged is in the log, at these places, and goes out."""
         for message, pointer in zip(self._unstage(), pointers, strict=True):
             self.accepted += 1
@@ -423,7 +423,7 @@ def _entry(now: Instant, message: _Staged, pointer: Pointer) -> Entry:
         record.ts,
         now.steady_s,
         len(send.body),
-        tuple(pointer),
+        pointer,
         b"" if len(send.body) > protocol.SPILL_BYTES else send.body,
         send.again,
     )

@@ -59,3 +59,5 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     },
     Standing.OBSERVER: _COMMON,
 }
+
+FROM_STRANGERS = ALLOWED[Standing.STRANGER]

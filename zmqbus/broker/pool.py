@@ -26,7 +26,7 @@ Three workers that go with one request may have gone of it: it is refused.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -361,7 +361,7 @@ class Pool:
         """Which of the wake's records are these."""
         return [staged.place for staged in self._staged]
 
-    def journaled(self, now: Instant, pointers: list[Pointer]) -> None:
+    def journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
         """The wake's records are in the log, at these places: requests go out, and answers home."""
         staged, self._staged = self._staged, []
         for place, request, result, size_bytes in staged:

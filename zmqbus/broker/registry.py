@@ -57,6 +57,7 @@ class Connection:
     """One routing id, from its HELLO until it leaves, falls silent or is displaced."""
 
     __slots__ = (
+        "allowed",
         "attached",
         "beaten",
         "fetches",
@@ -79,6 +80,7 @@ class Connection:
     def __init__(self, route: bytes, standing: Standing, peer: int, lease: str, now_s: float) -> None:
         self.route = route
         self.standing = standing
+        self.allowed: frozenset[type] = frozenset()  #: what it may say, by the table in `manners`
         self.peer = peer  #: small number that stands for the lease in `Broadcast.spared`
         self.lease = lease
         self.last_seen_s = now_s

@@ -27,7 +27,7 @@ from contextlib import ExitStack
 import zmq
 
 import zmqbus
-from zmqbus import codec, protocol, security
+from zmqbus import codec, frames, protocol, security
 from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
 from zmqbus.broker.store import StoreError
@@ -69,9 +69,12 @@ LINGER_MS = 500
 PUB_PORTS = range(10_000, 30_000)
 
 
+#: A clock that is never set, and goes on while the machine sleeps, where there is one.
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def _elapsed_s() -> float:
-    """A clock that is never set, and goes on while the machine sleeps, where there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(_CLOCK)
 
 
 def _owner_lives(owner: str) -> bool:
@@ -251,37 +254,44 @@ class Server:
         for _ in range(DRAIN_MESSAGES):
             if time.monotonic() - now.mono_s > DRAIN_S:
                 return
-            try:
-                route, *frames = self._router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            parts = frames.receive(self._router)
+            if parts is None:
                 return
+            route, *parts = parts
             try:
-                event: events.Event = events.Received(route, self._decoder.decode(frames))
+                event: events.Event = events.Received(route, self._decoder.decode(parts))
             except ProtocolError as error:
                 event = events.Malformed(route, str(error))
             self._do(self._core.handle(now, event))
 
     def _drain_subscriptions(self, now: events.Instant) -> None:
         for _ in range(DRAIN_MESSAGES):
-            try:
-                frames = self._publisher.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            parts = frames.receive(self._publisher)
+            if parts is None:
                 return
-            change, topic = frames[0][:1], frames[0][1:]
+            change, topic = parts[0][:1], parts[0][1:]
             # Only the marks tell the broker anything; whatever else comes up the PUB is a filter, or nothing.
-            if len(frames) == 1 and change in (b"\0", b"\1") and topic[:1] == protocol.MARK and topic.endswith(b"\0"):
+            if len(parts) == 1 and change in (b"\0", b"\1") and topic[:1] == protocol.MARK and topic.endswith(b"\0"):
                 lease = topic[1:-1].decode("ascii", "replace")
                 self._do(self._core.handle(now, events.Marked(lease) if change == b"\1" else events.Unmarked(lease)))
 
     def _do(self, effects: list[events.Effect]) -> None:
+        outbox, records = self._outbox, self._records
         for effect in effects:
+            kind = effect.__class__  # nearly all are of the first two
+            if kind is events.Reply:
+                route, envelope = effect  # type: ignore[misc]
+                if route in outbox:
+                    outbox[route].append(envelope)
+                else:
+                    outbox[route] = [envelope]
+                continue
+            if kind is events.Append:
+                records.append(encode_record(effect.record))  # type: ignore[union-attr]
+                continue
             match effect:
-                case events.Reply(route, envelope):
-                    self._outbox.setdefault(route, []).append(envelope)
                 case events.Publish():
                     self._channels.append(effect)
-                case events.Append(record):
-                    self._records.append(encode_record(record))
                 case events.Note(text):
                     self._log.info("%s", text)
                 case events.Halt():
@@ -297,7 +307,7 @@ class Server:
             self._log.error("%s", error)
             self._do(self._core.handle(now, events.JournalFailed(str(error))))
         else:
-            self._do(self._core.handle(now, events.Journaled([tuple(pointer) for pointer in pointers])))
+            self._do(self._core.handle(now, events.Journaled(pointers)))
 
     def _commit(self, now: events.Instant) -> None:
         """Makes safe what the core has put into the store, so that senders may hear of it."""
@@ -339,19 +349,23 @@ class Server:
         """Sends the wake's effects. A peer that cannot be reached makes new ones, for others."""
         while self._outbox or self._channels:
             outbox, self._outbox = self._outbox, {}
-            channels, self._channels = self._channels, []
-            for channel, envelopes in _runs(channels):
-                for batch in codec.batches(envelopes):
-                    self._publisher.send_multipart([channel, *codec.encode(batch)], zmq.NOBLOCK)
+            if self._channels:
+                self._publish()
             for route, replies in outbox.items():
                 try:
-                    for batch in codec.batches(replies):
-                        self._router.send_multipart([route, *codec.encode(batch)], zmq.NOBLOCK)
+                    for batch in codec.batches(replies) if len(replies) > 1 else (replies,):
+                        frames.send(self._router, (route, *codec.encode(batch)))
                 except zmq.ZMQError as error:
                     if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                         raise
                     self._do(self._core.handle(now, events.Unreachable(route)))
             self._commit(now)
+
+    def _publish(self) -> None:
+        channels, self._channels = self._channels, []
+        for channel, envelopes in _runs(channels):
+            for batch in codec.batches(envelopes):
+                frames.send(self._publisher, (channel, *codec.encode(batch)))
 
     def _look_idle(self, now: events.Instant) -> None:
         if not self._core.idle:

@@ -7,7 +7,7 @@ ZeroMQ's sockets are for one thread at a time. Here a lock sees to that, and it 
 driver's own thread sleeps in `poll` on the sockets' descriptors and takes the lock when something has come; whoever
 has something to say takes it, says it on the spot, and deals with whatever has come meanwhile. So a message goes out
 without a change of threads. (A descriptor of ZeroMQ's is readable when there is something to look at, not as long as
-there is something to read: whoever has touched the sockets has to look until nothing is left.)
+there is something to read: whoever has touched a socket has to look until nothing is left. `Link` knows which.)
 
 What the link brings is given to the `Application` under the lock, and acted upon outside of it, by the thread: futures
 are resolved by `later`, since their callbacks are somebody else's code. It may come back here, but may not wait here
@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from zmqbus.client import core
@@ -149,15 +149,17 @@ class Driver:
         self.check()  # before the lock, which nobody will release in a child process
         with self._lock:
             self.check()
-            effects = speak(self._link.core) if speak is not None else []
+            link, application = self._link, self._application
+            effects = speak(link.core) if speak is not None else []
             try:
-                self._carry_out(effects)
-                self._carry_out(self._application.speak(self._link.core))
-                more = self._look()
+                if effects:
+                    self._carry_out(effects)
+                self._carry_out(application.speak(link.core))
+                busy = self._look(link.overlooked())
             except Exception as error:
                 self._over(error)
-                more = True
-            if self._asleep_until_s and (more or self._later or self._until_s() < self._asleep_until_s):
+                busy = True
+            if self._asleep_until_s and (busy or self._later or self._is_due_earlier()):
                 self._wake()
 
     def nudge(self, due_s: float) -> None:
@@ -188,48 +190,59 @@ class Driver:
         poller = select.poll()
         poller.register(self._wake_reader, select.POLLIN)
         watched: tuple[int, ...] = ()
+        ready: Collection[int] = ()
         while True:
             with self._lock:
                 if self._closing:
                     return
                 # Before the application is asked when it is due: who nudges after that has to see that it sleeps.
                 self._asleep_until_s = math.inf
-                more = self._look()
+                busy = self._look(ready, always=True)
                 descriptors = self._link.descriptors()
-                self._asleep_until_s = 0.0 if more else self._until_s()
+                self._asleep_until_s = until_s = 0.0 if busy else self._until_s()
             self._run_later()
-            if descriptors != watched:
+            if descriptors is not watched:
                 for descriptor in watched:
                     poller.unregister(descriptor)
                 for descriptor in descriptors:
                     poller.register(descriptor, select.POLLIN)
-                watched = descriptors
+                ready = watched = descriptors
                 continue  # something may have come before they were watched
             # Rounded up: a poll that ends a fraction early would turn into a spin until the time has come.
-            sleep_s = max(0.0, self._asleep_until_s - time.monotonic())
-            for descriptor, _ in poller.poll(int(sleep_s * 1000 + 0.999)):
-                if descriptor == self._wake_reader:
-                    self._drain_wakes()
+            sleep_ms = int((until_s - time.monotonic()) * 1000 + 0.999) if until_s else 0
+            ready = [descriptor for descriptor, _ in poller.poll(max(0, sleep_ms))]
+            if self._wake_reader in ready:
+                self._drain_wakes()
             self._asleep_until_s = 0.0
             due_s = self._application.due_s()
             if due_s is not None and due_s <= time.monotonic():
                 self._application.ring()
 
-    def _look(self) -> bool:
-        """Deals with what has come; whether there may be more. Under the lock."""
+    def _look(self, ready: Collection[int], *, always: bool = False) -> bool:
+        """Deals with what has come on these descriptors, and with what is overlooked; `always`: with the clock, too.
+        Whether it may have left something. Under the lock."""
+        link = self._link
         for _ in range(TURNS):
-            # What goes out by the clock touches the sockets after it was seen that nothing is there.
-            due = self._link.wait_s() <= 0
-            effects, more = self._link.drain()
-            self._deal(effects)
-            if effects:
-                self._carry_out(self._application.speak(self._link.core))
-            if not (more or due):
+            if not ready and not always:
                 return False
-        return True
+            always = False
+            effects = link.turn(ready)
+            if effects:
+                self._deal(effects)
+                self._carry_out(self._application.speak(link.core))
+            ready = link.overlooked()
+        return bool(ready)
 
     def _carry_out(self, effects: list[core.Effect]) -> None:
         self._deal(self._link.perform(effects))
+
+    def _is_due_earlier(self) -> bool:
+        """Whether anything is due before the thread wakes up."""
+        if self._link.core.phase is not core.Phase.READY:
+            return self._until_s() < self._asleep_until_s
+        # To the link, time only gets longer by speaking.
+        due_s = self._application.due_s()
+        return due_s is not None and due_s < self._asleep_until_s
 
     def _until_s(self) -> float:
         """Until when there is nothing to do, if nothing comes. Under the lock."""

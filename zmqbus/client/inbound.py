@@ -33,7 +33,7 @@ out a second time.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -66,7 +66,7 @@ class Inbound:
         self._ack_seq = 0
         self._ack_bcasts: list[int] = []
         # broadcasts
-        self._seen: dict[int, None] = {}  # oldest first; those, too, that will not come
+        self._seen: OrderedDict[int, None] = OrderedDict()  # oldest first; those, too, that will not come
         self._last_on: dict[bytes, int] = {}  # channel → number of the last one that came
         self._asked: set[int] = set()
         # what is held: all of the first come before all of the second
@@ -183,7 +183,7 @@ class Inbound:
     def _see(self, bcast: int) -> None:
         self._seen[bcast] = None
         if len(self._seen) > REMEMBERED:
-            del self._seen[next(iter(self._seen))]
+            self._seen.popitem(last=False)
 
     def _arrive(self, message: Message, seq: int, bcast: int) -> None:
         """Hands a message out, unless it has been taken before. It is acknowledged by `seq` or by `bcast`; the other

@@ -4,7 +4,9 @@
 concerns the application. It holds no thread; whoever owns a `Link` calls `pump`, from one thread.
 
 Whoever waits in another way (`driver` does, with a lock that may not be held while it waits) polls `descriptors()` for
-`wait_s()`, and then calls `drain` until nothing is left: ZeroMQ's descriptors tell of a change, not of a state.
+`wait_s()`, and then calls `turn` with those that are readable. ZeroMQ's descriptors tell of a change, not of a state: a
+socket that was touched may have something although its descriptor is quiet. So whoever has had something sent calls
+`overlooked` before it sleeps.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from struct import unpack_from
 
 import zmq
 
-from zmqbus import codec, protocol, security
+from zmqbus import codec, frames, protocol, security
 from zmqbus.client import core, launch
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.settings import Settings
@@ -35,6 +37,10 @@ EPHEMERAL_FROM = 30_000
 
 # Not MONITOR_STOPPED: that one is sent without a time limit, and a monitor that nobody reads any more hangs the close.
 _WATCHED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+#: As long as nobody has welcomed us.
+_WITHOUT = (core.Phase.OFFLINE, core.Phase.GREETING)
+#: What concerns the sockets, but for `Transmit`.
+_OURS = frozenset((core.Subscribe, core.Retune, core.Welcomed))
 
 
 def _endpoint(port: int) -> str:
@@ -99,7 +105,10 @@ class Link:
         self._subscriber: zmq.Socket[bytes] | None = None
         self._poller.register(self._dealer, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
+        self._descriptors: tuple[int, ...] = (int(self._dealer.fileno()), int(self._monitor.fileno()))
         self._outbox: list[protocol.Envelope] = []
+        self._has_sent = False  # since somebody has looked whether the dealer has something
+        self._look_at_subscriber = False  # likewise; or more was there than is taken at a time
         self._connected = False
         self._launched = False
         self._since_s = 0.0  # when the wait for a WELCOME began
@@ -153,27 +162,35 @@ class Link:
     def perform(self, effects: Iterable[core.Effect]) -> list[core.Effect]:
         """Carries out what concerns the sockets, and gives back the rest, which is the application's."""
         rest: list[core.Effect] = []
+        outbox = self._outbox
         for effect in effects:
-            match effect:
-                case core.Transmit(envelope):
-                    self._outbox.append(envelope)
-                case core.Subscribe(port, channels):
-                    self._subscribe(port, channels)
-                case core.Retune(drop, add):
-                    if self._subscriber is not None:
-                        self._subscriber.subscribe(add)
-                        self._subscriber.unsubscribe(drop)
-                case core.Welcomed():
-                    self._launched = False
-                    self._pause_s = BACKOFF_S[0]
-                    rest.append(effect)
-                case _:
-                    rest.append(effect)
-        if self._outbox:
-            outbox, self._outbox = self._outbox, []
+            kind = effect.__class__  # most are of the first or the last kind, and there are many
+            if kind is core.Transmit:
+                outbox.append(effect.envelope)  # type: ignore[union-attr, arg-type]
+            elif kind in _OURS:
+                self._do(effect, rest)
+            else:
+                rest.append(effect)
+        if outbox:
+            self._outbox = []
+            self._has_sent = True
             for batch in codec.batches(outbox):
-                self._dealer.send_multipart(codec.encode(batch), zmq.NOBLOCK)
+                frames.send(self._dealer, codec.encode(batch))
         return rest
+
+    def _do(self, effect: core.Effect, rest: list[core.Effect]) -> None:
+        match effect:
+            case core.Subscribe(port, channels):
+                self._subscribe(port, channels)
+            case core.Retune(drop, add):
+                if self._subscriber is not None:
+                    self._subscriber.subscribe(add)
+                    self._subscriber.unsubscribe(drop)
+                    self._look_at_subscriber = True
+            case core.Welcomed():
+                self._launched = False
+                self._pause_s = BACKOFF_S[0]
+                rest.append(effect)
 
     def pump(self, timeout_s: float | None) -> list[core.Effect]:
         """Waits up to `timeout_s` (None: as long as it takes) for something to happen, and deals with it.
@@ -184,54 +201,62 @@ class Link:
         if timeout_s is not None:
             wait_s = min(wait_s, timeout_s)
         # Rounded up: a poll that ends a fraction early would turn into a spin until the time has come.
-        return self._turn(dict(self._poller.poll(int(max(0.0, wait_s) * 1000 + 0.999))))
+        self._poller.poll(int(max(0.0, wait_s) * 1000 + 0.999))
+        return self.turn(self._descriptors)
 
     def descriptors(self) -> tuple[int, ...]:
         """What to poll for input. They change when the session is welcomed."""
-        sockets = (self._dealer, self._monitor, self._subscriber)
-        return tuple(socket.fileno() for socket in sockets if socket is not None)
+        return self._descriptors
 
     def wait_s(self) -> float:
         """How long there is nothing to do, if nothing comes."""
         now_s = time.monotonic()
-        if self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
+        if self.core.phase in _WITHOUT:
             return min(self._next_launch_s - now_s, self.core.next_tick_s(now_s))
         return self.core.next_tick_s(now_s)
 
-    def drain(self) -> tuple[list[core.Effect], bool]:
-        """Deals with what is there, without waiting; and says whether there may be more. Raises as `pump`."""
-        ready = dict(self._poller.poll(0))
-        return self._turn(ready), bool(ready)
-
-    def _turn(self, ready: dict[object, int]) -> list[core.Effect]:
+    def turn(self, ready: Collection[int]) -> list[core.Effect]:
+        """Deals with what there is on these descriptors, without waiting, and with what the time has brought. There may
+        be more of it after `DRAIN_MESSAGES`: then `overlooked` says so. Raises as `pump`."""
         now_s = time.monotonic()
         found: list[core.Effect] = []
-        if self._monitor in ready:
+        dealer, monitor, *subscriber = self._descriptors
+        lost_or_found = monitor in ready
+        if lost_or_found:
             found += self._drain_monitor(now_s)
         # The SUB first: what came over the DEALER may be waiting for it.
-        if self._subscriber is not None and self._subscriber in ready:
+        if subscriber and subscriber[0] in ready:
             found += self._drain_subscriber(now_s)
         # What came before a loss is there when the loss is told, though the poll may have looked a moment too early.
-        if self._dealer in ready or self._monitor in ready:
+        if lost_or_found or dealer in ready:
             found += self._drain_dealer(now_s)
         if self.core.next_tick_s(now_s) <= 0:
             found += self.perform(self.core.handle(now_s, core.Tick()))
         # What was found comes first, for it may be the last that was wanted: the answer to STOP arrives together with
         # the loss, and a broker launched here would be one that nobody asked for.
-        if not found and self.core.phase in (core.Phase.OFFLINE, core.Phase.GREETING):
+        if not found and self.core.phase in _WITHOUT:
             self._look_for_broker(now_s)
         return found
+
+    def overlooked(self) -> tuple[int, ...]:
+        """Descriptors that are quiet although there is something, which whoever has touched their sockets may have
+        caused. To be given to `turn`."""
+        missed: tuple[int, ...] = ()
+        if self._has_sent:
+            if frames.has_input(self._dealer):
+                missed = self._descriptors[:1]
+            else:
+                self._has_sent = False
+        if self._look_at_subscriber:
+            missed += self._descriptors[2:]
+        return missed
 
     # --- sockets
 
     def _drain_monitor(self, now_s: float) -> list[core.Effect]:
         found: list[core.Effect] = []
-        while True:
-            try:
-                frames = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return found
-            (event,) = unpack_from("=H", frames[0])
+        while (parts := frames.receive(self._monitor)) is not None:
+            (event,) = unpack_from("=H", parts[0])
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._connected = True
                 self._next_launch_s = now_s + RELAUNCH_S  # there is a broker; WELCOME is on its way
@@ -241,34 +266,38 @@ class Link:
                 self._since_s = now_s
                 self._next_launch_s = now_s
                 found += self.perform(self.core.handle(now_s, core.Down()))
+        return found
 
     def _drain_dealer(self, now_s: float) -> list[core.Effect]:
         found: list[core.Effect] = []
         for _ in range(DRAIN_MESSAGES):
+            parts = frames.receive(self._dealer)
+            if parts is None:
+                self._has_sent = False
+                return found
             try:
-                frames = self._dealer.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            try:
-                envelopes = self._decoder.decode(frames)
+                envelopes = self._decoder.decode(parts)
             except ProtocolError:
                 continue  # a newer broker's verb: a client that must understand it has been refused at HELLO
             found += self.perform(self.core.handle(now_s, core.Received(envelopes)))
+        self._has_sent = True
         return found
 
     def _drain_subscriber(self, now_s: float) -> list[core.Effect]:
         assert self._subscriber is not None
         found: list[core.Effect] = []
         for _ in range(DRAIN_MESSAGES):
+            parts = frames.receive(self._subscriber)
+            if parts is None:
+                self._look_at_subscriber = False
+                return found
+            channel, *rest = parts
             try:
-                channel, *frames = self._subscriber.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            try:
-                envelopes = self._decoder.decode(frames)
+                envelopes = self._decoder.decode(rest)
             except (ProtocolError, IndexError):
                 continue
             found += self.perform(self.core.handle(now_s, core.Published(channel, envelopes)))
+        self._look_at_subscriber = True
         return found
 
     def _subscribe(self, port: int, channels: tuple[bytes, ...]) -> None:
@@ -280,6 +309,7 @@ class Link:
             self._subscriber.subscribe(channel)
         self._subscriber.connect(_endpoint(port))
         self._poller.register(self._subscriber, zmq.POLLIN)
+        self._descriptors = (*self._descriptors[:2], int(self._subscriber.fileno()))
 
     # --- a broker
 

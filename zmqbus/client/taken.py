@@ -10,8 +10,8 @@ is given to the `ClientCore` by who makes it: the core itself touches no file.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import islice
 
 #: Ids of taken messages that are remembered: the broker has at most 1,000 under way to one receiver, so that many can
 #: come again; ten times that costs a megabyte.
@@ -22,7 +22,8 @@ class TakenIds:
     """The newest `REMEMBERED` ids of taken messages. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, None] = {}  # oldest first
+        # Oldest first. Not a dict: it would look for its oldest key past all those that were deleted before.
+        self._ids: OrderedDict[str, None] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {len(self._ids)} ids>"
@@ -37,10 +38,10 @@ class TakenIds:
         """The application has taken this message. An id that is there already keeps its place."""
         self._ids[msg_id] = None
         if len(self._ids) > REMEMBERED:
-            del self._ids[next(iter(self._ids))]
+            self._ids.popitem(last=False)
 
     def add_all(self, msg_ids: Sequence[str]) -> None:
         """The application has taken these messages, in this order."""
         self._ids.update(dict.fromkeys(msg_ids))
-        for oldest in list(islice(self._ids, max(0, len(self._ids) - REMEMBERED))):
-            del self._ids[oldest]
+        while len(self._ids) > REMEMBERED:
+            self._ids.popitem(last=False)
