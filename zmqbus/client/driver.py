@@ -111,8 +111,8 @@ class Driver:
         the thread that calls. Idempotent; takes at most half a second, and as long as callbacks do."""
         if self.forked:
             return  # the sockets are the parent's
+        self._closing = True  # first of all: an interrupt from here on costs the wait, and not the end
         with self._lock:
-            self._closing = True
             self._reason = None  # from here on it is closed, and no matter what came before
         self._wake()
         if self._thread is not None and self._thread is not threading.current_thread():
