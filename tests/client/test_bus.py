@@ -646,6 +646,58 @@ def test_a_broker_that_dies_while_requests_are_open(connect, data_dir, echo):
 
 
 @pytest.mark.slow
+def in_time(call: Callable[[], Any]) -> Any:
+    """What a call returns that must not wait for a broker. One that does fails the test, and does not hang it."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(PATIENCE_S)
+
+
+def starting(*buses: Bus) -> subprocess.Popen[bytes] | None:
+    """The broker that one of these has started, and that has not come up."""
+    for bus in buses:
+        assert bus._receiver is not None
+        for half in (bus._receiver, bus._speaker):
+            launching = half._driver._link._launching
+            if launching is not None and launching._process is not None:
+                return launching._process
+    return None
+
+
+def test_nobody_waits_for_a_broker_that_is_slow_to_start(connect, data_dir, starts):
+    """Whoever finds that there is none starts one, and keeps nobody else from saying what there is to say."""
+    alice, bob = connect("alice"), connect("bob")
+    starts.hold()
+    kill_broker(data_dir)
+    until(lambda: starting(alice, bob))
+    sent = [in_time(lambda number=number: alice.send("bob", number, wait=False)) for number in range(50)]
+    late = in_time(lambda: alice.request("@nobody", "x", timeout=0.05))
+    assert isinstance(late.exception(PATIENCE_S), errors.Timeout)  # deadlines hold meanwhile
+    withdrawn = in_time(lambda: alice.request("@nobody", "x"))
+    assert in_time(withdrawn.cancel)
+    assert in_time(lambda: bob.next_message(0.0)) is None
+    assert not any(future.done() for future in sent)
+    starts.let()
+    assert [message.body for message in take(bob, 50)] == list(range(50))
+    assert {future.result(PATIENCE_S).to for future in sent} == {"bob"}
+
+
+def test_closing_does_not_wait_for_a_broker_that_is_slow_to_start(connect, data_dir, starts):
+    bus = connect("alice")
+    starts.hold()
+    kill_broker(data_dir)
+    process = until(lambda: starting(bus))
+    in_time(bus.close)
+    assert process.returncode is not None  # ended, and seen off
+
+
 def test_messages_are_taken_once_though_brokers_die(connect, data_dir):
     alice, bob = connect("alice"), connect("bob", ack="manual")
     got: list[int] = []

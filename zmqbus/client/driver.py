@@ -101,6 +101,7 @@ class Driver:
             self._dispose()
             raise
         self._link.patient = True  # from here on a broker that goes away is waited for, however long it takes
+        self._link.waits_to_launch = False  # and started, if need be, while others have something to say
         self._thread = threading.Thread(target=self._run, name=f"zmqbus {self._link.core.persona.name}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
