@@ -115,6 +115,18 @@ def test_the_verbs():
     run(main)
 
 
+def test_leaving_for_good():
+    async def main():
+        async with aio.connect("looker") as looker:
+            bus = await aio.connect("alice")
+            assert (await looker.send("alice", "x")).to == "alice"
+            assert await bus.close(forget=True) == 1
+            assert await bus.close() == 0
+            assert [row.name for row in await looker.sessions(away=True)] == ["looker"]
+
+    run(main)
+
+
 def test_without_a_context_and_closed_twice():
     async def main() -> None:
         bus = await aio.connect("alice")

@@ -390,5 +390,17 @@ def test_the_mark_sorts_behind_every_other_filter(target: str) -> None:
     assert all(other < mark for other in (*others, protocol.name_channel(target), protocol.EVERYONE))
 
 
+def test_hello_leaves_out_that_somebody_chose_the_name_as_clients_do_that_do_not_know_it() -> None:
+    named = protocol.Hello(protocol.VERSION, "1", 1, "id", "token", "me", None, "/", "/", 7, "7:7", (), (), None)
+    for hello, fields in ((named, 14), (named._replace(named=False), 15)):
+        frames = codec.encode([hello, protocol.Bye()])
+        (array, bye) = msgpack.unpackb(frames[0])
+        assert len(array) == 1 + fields and bye == [2]
+        assert decoder(from_broker=False).decode(frames) == [hello, protocol.Bye()]
+    for wrong in (named[:13], (*named[:14], 1), (*named[:14], None), (*named, True)):
+        with pytest.raises(ProtocolError):
+            decoder(from_broker=False).decode([msgpack.packb([(1, *wrong)])])
+
+
 def test_a_decoder_says_what_it_reads() -> None:
-    assert repr(decoder(from_broker=False)) == "<Decoder of 19 verbs>"
+    assert repr(decoder(from_broker=False)) == "<Decoder of 20 verbs>"

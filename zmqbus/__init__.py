@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from zmqbus.client.bus import Bus, connect
-    from zmqbus.client.fanout import as_completed
+    from zmqbus.client.fanout import as_completed, wait
     from zmqbus.client.messages import BroadcastReceipt, Message, Receipt
     from zmqbus.client.speaker import Reply
     from zmqbus.errors import (
@@ -76,6 +76,7 @@ _EXPORTS = {
     "ZmqbusError": "zmqbus.errors",
     "as_completed": "zmqbus.client.fanout",
     "connect": "zmqbus.client.bus",
+    "wait": "zmqbus.client.fanout",
 }
 
 #: Public modules that can be used as attributes (`zmqbus.errors.Timeout`) without an import of their own.
@@ -112,6 +113,7 @@ __all__ = [
     "__version__",
     "as_completed",
     "connect",
+    "wait",
 ]
 
 

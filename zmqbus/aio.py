@@ -90,9 +90,9 @@ class Bus:
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Leaves the bus. Idempotent."""
-        await _in_thread(self._bus.close)
+    async def close(self, *, forget: bool = False) -> int:
+        """Leaves the bus; with `forget` for good. Returns how many messages were given up. Idempotent."""
+        return await _in_thread(partial(self._bus.close, forget=forget))
 
     @property
     def name(self) -> str:

@@ -33,6 +33,7 @@ from zmqbus.protocol import (
 )
 
 _CODES: dict[type[Any], int] = {cls: code for code, cls in VERBS.items()}
+_HELLO = _CODES[Hello]
 _LONG = frozenset((_CODES[Sessions],))  # long without a body: one to a message, or a few would pass the frame limit
 _WITH_BODY = frozenset(code for code, cls in VERBS.items() if cls._fields and cls._fields[-1] == "body")
 
@@ -81,6 +82,8 @@ def encode(envelopes: Sequence[Envelope]) -> list[bytes]:
         if code in _WITH_BODY and len(envelope[-1]) > INLINE_BYTES:
             frames.append(envelope[-1])
             arrays.append((code, *envelope[:-1], len(envelope[-1])))
+        elif code == _HELLO and envelope.named:
+            arrays.append((code, *envelope[:-1]))  # as before there was that field: an older broker takes it, too
         else:
             arrays.append((code, *envelope))
     frames[0] = msgpack.packb(arrays)
@@ -135,6 +138,8 @@ class Decoder:
             if rule.code == _HELLO and array[1:2] != (VERSION,):
                 # Another version's HELLO may have other fields; and what follows it, other verbs.
                 return [*envelopes, _foreign_hello(array)]
+            if rule.code == _HELLO and len(array) == len(Hello._fields):
+                array = (*array, True)  # its last field is left out where somebody chose the name
             if rule.with_body and type(array[-1]) is int:
                 if used >= len(frames) or len(frames[used]) != array[-1]:
                     raise ProtocolError("a body's frame is missing or has another length than its envelope says")
@@ -174,9 +179,6 @@ class _Rule:
         ):
             raise ProtocolError(f"{self.cls.__name__} with fields of the wrong number or type")
         self.passed.add(signature)
-
-
-_HELLO = _CODES[Hello]
 
 
 def _foreign_hello(array: tuple[Any, ...]) -> Hello:

@@ -119,6 +119,8 @@ class Hello(NamedTuple):
     """The first envelope of a connection: who it is. Answered by WELCOME or REFUSED(ref="hello").
 
     `lease`: the one that this client had before, so that what the broker still keeps under it ends.
+    `named`: somebody chose the name; else the session is forgotten with its process. Left out of the wire where it is
+    true, as by clients that do not know it.
     """
 
     version: int
@@ -135,6 +137,7 @@ class Hello(NamedTuple):
     topics: tuple[str, ...]
     groups: tuple[str, ...]
     lease: str | None
+    named: bool = True
 
 
 class Bye(NamedTuple):
@@ -278,6 +281,12 @@ class Unawait(NamedTuple):
     """The answers to these messages of mine, which I have AWAITed, are awaited no longer. Not answered."""
 
     msg_ids: tuple[str, ...]
+
+
+class Forget(NamedTuple):
+    """End the session I act for, for good: its name is free, and its mailbox is given up."""
+
+    ref: str
 
 
 # --- broker → client --------------------------------------------------------------------------------------------
@@ -494,6 +503,7 @@ Envelope: TypeAlias = (
     | Offer
     | Answer
     | Unawait
+    | Forget
     | Welcome
     | Refused
     | Expired
@@ -536,6 +546,7 @@ VERBS: dict[int, type[Any]] = {
     17: Offer,
     18: Answer,
     19: Unawait,
+    20: Forget,
     32: Welcome,
     33: Refused,
     34: Expired,

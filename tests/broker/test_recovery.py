@@ -604,7 +604,7 @@ def test_mail_of_a_session_that_nothing_else_is_known_of_waits_for_it(net):
     del net.store._committed.sessions["bob-session-id"]
     net.kill_broker()
     net.settle()
-    assert "<Upkeep, 1 mailboxes unclaimed>" in repr(net.broker.upkeep)
+    assert "<Upkeep, 1 mailboxes unclaimed, 0 sessions passing>" in repr(net.broker.upkeep)
     assert back(net, bob).bodies == [b"saved"]
 
 

@@ -281,6 +281,15 @@ def test_what_was_committed_is_found(kept, entry):
     assert kept.store.total() == 3
 
 
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_who_left_and_who_was_named_are_told_apart(kept, left, named):
+    row = session(left=left, named=named)
+    kept.store.save_session(row)
+    kept.store.commit()
+    assert kept.reopen().recover(9).sessions == [row]
+
+
 def test_what_was_not_committed_is_dropped(kept, entry):
     kept.store.put("box", 1, entry())
     kept.store.save_session(session())

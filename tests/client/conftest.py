@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from zmqbus import protocol
+from zmqbus.client import launch
 from zmqbus.client.bus import Bus
 from zmqbus.client.bus import connect as open_bus
 from zmqbus.client.command import observer
@@ -50,3 +52,48 @@ def figures(port: int) -> Callable[[], dict[str, Any]]:
         return dict(health.figures)
 
     return ask
+
+
+@pytest.fixture
+def broker_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes `launch` start a shell script; `$report` is the descriptor to report on."""
+
+    def say(script: str) -> None:
+        path = tmp_path / "python"
+        find = 'for a; do case "$a" in --report=*) report="${a#--report=}";; esac; done\n'
+        path.write_text(f"#!/bin/sh\n{find}{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return say
+
+
+class Starts:
+    """The starts of brokers in this process, which the test can hold up."""
+
+    def __init__(self, go: Path) -> None:
+        self._go = go
+
+    def hold(self) -> None:
+        """From now on no broker comes up."""
+        self._go.unlink()
+
+    def let(self) -> None:
+        """Those that were started come up, and so do later ones."""
+        self._go.touch()
+
+
+@pytest.fixture
+def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starts]:
+    """The starts of brokers, to be held up."""
+    starts = Starts(tmp_path / "go")
+    path = tmp_path / "slow-python"
+    path.write_text(f'#!/bin/sh\nwhile [ ! -e {starts._go} ]; do sleep 0.02; done\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    starts.let()
+    monkeypatch.setattr(sys, "executable", str(path))
+    # One is started, and nobody gives it up.
+    monkeypatch.setattr(launch, "TURN_S", 3600.0)
+    monkeypatch.setattr(launch, "LAUNCH_S", 3600.0)
+    yield starts
+    starts.let()

@@ -471,6 +471,104 @@ def test_closing_from_many_threads_at_once(connect):
             call()
 
 
+def away(bus: Bus) -> list[str]:
+    return [row.name for row in bus.sessions(away=True)]
+
+
+def test_leaving_for_good_gives_up_the_mailbox_and_says_how_much_was_in_it(connect):
+    alice, bob = connect("alice"), connect("bob")
+    first = alice.send("bob", "taken", wait=False)
+    assert bob.next_message(PATIENCE_S).text == "taken"
+    assert first.result(PATIENCE_S).to == "bob"
+    for number in range(3):
+        alice.send("bob", str(number), wait=False)
+    until(lambda: len(bob._receiver._inbox) == 3)
+    assert bob.next_message(0.0).text == "0"
+    assert bob.close(forget=True) == 2
+    assert bob.close(forget=True) == bob.close() == 0
+    assert away(alice) == ["alice"]
+    with pytest.raises(errors.UnknownPeer):
+        alice.send("bob", "too late")
+    again = connect("bob")
+    assert again.session_id != bob.session_id
+    assert again.next_message(0.0) is None
+    again.close()
+    assert away(alice) == ["alice", "bob"]  # as ever
+
+
+def test_what_a_program_has_not_acknowledged_is_given_up_too(connect):
+    alice, bob = connect("alice"), connect("bob", ack="manual")
+    sent = [alice.send("bob", str(number), wait=False) for number in range(2)]
+    first, second = take(bob, 2)
+    first.ack()
+    assert sent[0].result(PATIENCE_S).to == "bob"
+    assert bob.close(forget=True) == 1
+    with pytest.raises(errors.NotConnected):
+        second.ack()
+
+
+def test_leaving_for_good_without_a_broker_leaves_all_the_same(connect, data_dir, monkeypatch):
+    monkeypatch.setattr(bus_module, "LEAVE_S", 0.1)
+    bus = connect("alice")
+    process = broker(data_dir)
+    process.suspend()
+    assert bus.close(forget=True) == 0
+    process.resume()
+    # It was said all the same.
+    other = connect("other")
+    until(lambda: away(other) == ["other"])
+
+
+def test_a_guest_and_a_member_of_a_group_leave_as_ever(connect):
+    looker = connect()
+    member = connect(group="g")
+    assert member.close(forget=True) == 0
+    assert connect().close(forget=True) == 0
+    assert away(looker) == []
+
+
+@pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.parametrize("where", ["the word of the broker", "the first thread", "the second thread"])
+def test_an_interrupt_while_it_closes_costs_the_wait_only(connect, monkeypatch, where, forget):
+    """Ctrl-C at any of the places where close() waits."""
+    bus = connect("bob") if forget else connect(group="g")
+    looker = connect()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        match where:
+            case "the word of the broker":
+                patch.setattr(bus._receiver._arrived, "wait_for", interrupted)
+            case "the first thread":
+                patch.setattr(bus._speaker._driver._thread, "join", interrupted)
+            case _:
+                patch.setattr(bus._receiver._driver._thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bus.close(forget=forget)
+    until(lambda: away(looker) == [])
+    bus.close()
+    assert not bus._speaker._driver._thread.is_alive() and not bus._receiver._driver._thread.is_alive()
+    with pytest.raises(errors.NotConnected):
+        bus.send("x", "x")
+
+
+def test_a_worker_that_is_killed_is_off_the_list_and_gets_no_mail(connect):
+    looker = connect("looker")
+    script = "import zmqbus\nbus = zmqbus.connect(group='g', topics=['t'])\nprint(bus.name, flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        assert away(looker) == sorted([name, "looker"])
+        process.kill()
+        process.wait(PATIENCE_S)
+        until(lambda: away(looker) == ["looker"])
+        assert looker.broadcast("to t", topic="t")[1:] == (0, 0, ())
+
+
 def test_a_session_that_a_command_disconnects(connect):
     bus = connect("alice")
     waiting: Future[Any] = Future()
@@ -548,6 +646,58 @@ def test_a_broker_that_dies_while_requests_are_open(connect, data_dir, echo):
 
 
 @pytest.mark.slow
+def in_time(call: Callable[[], Any]) -> Any:
+    """What a call returns that must not wait for a broker. One that does fails the test, and does not hang it."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(PATIENCE_S)
+
+
+def starting(*buses: Bus) -> subprocess.Popen[bytes] | None:
+    """The broker that one of these has started, and that has not come up."""
+    for bus in buses:
+        assert bus._receiver is not None
+        for half in (bus._receiver, bus._speaker):
+            launching = half._driver._link._launching
+            if launching is not None and launching._process is not None:
+                return launching._process
+    return None
+
+
+def test_nobody_waits_for_a_broker_that_is_slow_to_start(connect, data_dir, starts):
+    """Whoever finds that there is none starts one, and keeps nobody else from saying what there is to say."""
+    alice, bob = connect("alice"), connect("bob")
+    starts.hold()
+    kill_broker(data_dir)
+    until(lambda: starting(alice, bob))
+    sent = [in_time(lambda number=number: alice.send("bob", number, wait=False)) for number in range(50)]
+    late = in_time(lambda: alice.request("@nobody", "x", timeout=0.05))
+    assert isinstance(late.exception(PATIENCE_S), errors.Timeout)  # deadlines hold meanwhile
+    withdrawn = in_time(lambda: alice.request("@nobody", "x"))
+    assert in_time(withdrawn.cancel)
+    assert in_time(lambda: bob.next_message(0.0)) is None
+    assert not any(future.done() for future in sent)
+    starts.let()
+    assert [message.body for message in take(bob, 50)] == list(range(50))
+    assert {future.result(PATIENCE_S).to for future in sent} == {"bob"}
+
+
+def test_closing_does_not_wait_for_a_broker_that_is_slow_to_start(connect, data_dir, starts):
+    bus = connect("alice")
+    starts.hold()
+    kill_broker(data_dir)
+    process = until(lambda: starting(bus))
+    in_time(bus.close)
+    assert process.returncode is not None  # ended, and seen off
+
+
 def test_messages_are_taken_once_though_brokers_die(connect, data_dir):
     alice, bob = connect("alice"), connect("bob", ack="manual")
     got: list[int] = []
@@ -634,11 +784,3 @@ def test_a_child_that_dies_with_the_parents_bus_leaves_it_alone(connect, echo):
             os._exit(0)
     os.waitpid(pid, 0)
     assert bus.ask("echo", "x").text == "x"
-
-
-def test_the_name_of_a_child_is_not_taken_for_the_parents(connect):
-    """What the parent has left is not the child's to take up."""
-    bus = connect("alice")
-    bus.close()
-    key = next(iter(key for key in bus_module._LEFT if key[2] == "alice" and key[1] == bus._data_dir))
-    assert key[0] == os.getpid()

@@ -126,6 +126,16 @@ def test_hello_says_who_it_is():
     )
 
 
+def test_a_broker_that_cannot_read_that_nobody_chose_the_name_is_greeted_as_if_somebody_had():
+    client = Client()
+    client.core.persona = client.core.persona._replace(named=False)
+    (hello,) = said(client.handle(Up()))
+    assert isinstance(hello, protocol.Hello) and not hello.named
+    (again,) = said(client.hear(protocol.Refused("", "protocol", "HELLO with fields of the wrong number or type")))
+    assert again == hello._replace(named=True)
+    assert said(client.hear(protocol.Refused("", "protocol", "something else"))) == []
+
+
 def test_only_expired_in_ready_greets_again(ready):
     assert [type(one) for one in said(ready.hear(protocol.Expired()))] == [protocol.Hello]
     assert said(ready.hear(protocol.Expired())) == []

@@ -8,14 +8,39 @@ import sys
 import types
 from collections.abc import Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TimeoutErrors
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+import zmqbus
 from zmqbus.client import fanout
-from zmqbus.client.fanout import map_over, progress_for, watch
+from zmqbus.client.fanout import as_completed, map_over, progress_for, wait, watch
 from zmqbus.errors import InvalidPayload, RemoteError, Timeout
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+
+    def what_type_checkers_see(bus: zmqbus.Bus) -> None:
+        """Never run: mypy holds each line against what the API says."""
+        replies = bus.scatter(["auth", "pay"], "x")
+        assert_type(bus.request("auth", "x"), zmqbus.Reply)
+        assert_type(replies, list[zmqbus.Reply])
+        assert_type(zmqbus.as_completed(replies, timeout=1), Iterator[zmqbus.Reply])
+        for reply in zmqbus.as_completed({bus.request("@g", n): n for n in range(3)}):
+            assert_type(reply, zmqbus.Reply)
+            assert_type(reply.target, str)
+            assert_type(reply.result(), zmqbus.Message)
+        done, not_done = zmqbus.wait(replies, timeout=1)
+        assert_type(done, set[zmqbus.Reply])
+        assert_type(not_done, set[zmqbus.Reply])
+        assert_type(zmqbus.wait(replies, return_when="FIRST_COMPLETED").done, set[zmqbus.Reply])
+        # Any future will do, and stays what it is.
+        assert_type(zmqbus.wait([bus.send("auth", "x", wait=False)]).not_done, set[Future[zmqbus.Receipt]])
+        zmqbus.wait(replies, return_when="WHENEVER")  # type: ignore[arg-type]
+        zmqbus.as_completed(["no future"])  # type: ignore[type-var]
+
 
 FAILED = RemoteError("ValueError", "no", "Traceback …")
 
@@ -315,3 +340,35 @@ def test_scatter_is_watched_to_its_end(bar):
     assert bar.closed == 0
     replies[2].set_exception(FAILED)
     assert bar.told == [1, 1, 1] and bar.closed == 1
+
+
+# --- as_completed and wait: the standard library's
+
+
+def test_futures_come_as_they_end():
+    futures: list[Future[int]] = [Future() for _ in range(3)]
+    futures[1].set_result(1)
+    coming = as_completed(futures)
+    assert next(coming) is futures[1]
+    futures[2].set_exception(FAILED)
+    assert next(coming) is futures[2]
+    futures[0].cancel()
+    futures[0].set_running_or_notify_cancel()
+    assert list(coming) == [futures[0]]
+
+
+def test_those_that_do_not_end_are_a_timeout():
+    with pytest.raises(TimeoutErrors):
+        list(as_completed([Future()], timeout=0.01))
+
+
+def test_waiting_tells_those_that_ended_from_those_that_did_not():
+    one: Future[int] = Future()
+    two: Future[int] = Future()
+    one.set_result(1)
+    waited = wait([one, two], timeout=0)
+    done, not_done = waited
+    assert (done, not_done) == (waited.done, waited.not_done) == ({one}, {two})
+    assert wait([one, two], return_when="FIRST_COMPLETED").done == {one}
+    two.set_exception(FAILED)
+    assert wait([one, two]) == ({one, two}, set())

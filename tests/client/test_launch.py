@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,24 +17,13 @@ from zmqbus.client import launch
 from zmqbus.errors import BrokerError, BrokerUnavailable, PortHeld, Unauthorized
 from zmqbus.settings import Settings, load
 
+#: Far over what any of this takes.
+PATIENCE_S = 90.0
+
 
 @pytest.fixture
 def settings(data_dir: Path, free_port: int) -> Settings:
     return load({"port": str(free_port)})
-
-
-@pytest.fixture
-def broker_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes `launch` start a shell script; `$report` is the descriptor to report on."""
-
-    def say(script: str) -> None:
-        path = tmp_path / "python"
-        find = 'for a; do case "$a" in --report=*) report="${a#--report=}";; esac; done\n'
-        path.write_text(f"#!/bin/sh\n{find}{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(path))
-
-    return say
 
 
 def report(line: str) -> str:
@@ -163,29 +152,91 @@ def test_the_pid_of_a_living_process_is_no_broker_unless_the_lock_is_held(settin
     assert launch.broker_pid(settings) is None
 
 
+# --- step by step
+
+
+def steps(starting: launch.Launch) -> str:
+    end_s = time.monotonic() + PATIENCE_S
+    while (told := starting.step()) is None:
+        assert time.monotonic() < end_s
+        starting.wait()
+    return told
+
+
+def test_a_step_does_not_wait_for_the_broker(settings, broker_says, tmp_path):
+    broker_says(f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; {report('ready')}")
+    before = descriptors()
+    starting = launch.Launch(settings)
+    assert repr(starting) == f"<Launch for port {settings.port}: waits for its turn>"
+    assert [starting.step() for _ in range(3)] == [None] * 3
+    assert re.fullmatch(rf"<Launch for port {settings.port}: pid \d+>", repr(starting))
+    (tmp_path / "go").touch()
+    assert steps(starting) == ""
+    starting.close()
+    assert descriptors() == before
+
+
+def test_nor_for_its_turn(settings, broker_says, tmp_path):
+    Path(settings.paths.keys).mkdir(parents=True, mode=0o700)
+    broker_says(f"echo x >> {tmp_path}/launches; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; {report('ready')}")
+    first, second = launch.Launch(settings), launch.Launch(settings)
+    assert first.step() is second.step() is None
+    (tmp_path / "go").touch()
+    assert steps(first) == ""
+    assert second.step() is None  # it is not its turn before the first is closed
+    first.close()
+    assert steps(second) == ""
+    second.close()
+    assert (tmp_path / "launches").read_text() == "x\nx\n"
+
+
+def test_one_that_is_given_up_leaves_nothing(settings, broker_says, tmp_path):
+    Path(settings.paths.keys).mkdir(parents=True, mode=0o700)
+    broker_says("exec sleep 600")
+    before = descriptors()
+    starting = launch.Launch(settings)
+    assert starting.step() is None
+    assert starting._process is not None
+    pid = starting._process.pid
+    starting.close()
+    starting.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert descriptors() == before
+    broker_says(report("ready"))
+    assert launch.launch(settings) == ""  # and it is anybody's turn
+
+
+def test_a_child_that_was_forked_meanwhile_keeps_nobody_from_his_turn(settings, broker_says):
+    Path(settings.paths.keys).mkdir(parents=True, mode=0o700)
+    broker_says(report("ready"))
+    starting = launch.Launch(settings)
+    starting.step()
+    inherited = os.dup(starting._turn)  # as a child has it
+    starting.close()
+    other = launch.Launch(settings)
+    assert steps(other) == "" and not other._waited
+    other.close()
+    os.close(inherited)
+
+
 # --- the line
 
 
-def test_a_line_may_come_in_pieces():
-    reader, writer = os.pipe()
-    os.write(writer, b"re")
-    threading.Timer(0.05, os.write, (writer, b"ady\nmore")).start()
-    assert launch._read_line(reader, time.monotonic() + 10) == "ready"
-    os.close(reader)
-    os.close(writer)
+def test_a_line_may_come_in_pieces(settings, broker_says, tmp_path):
+    piece = "printf '{}' > /dev/fd/$report"
+    wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    broker_says(f"{piece.format('re')}; {wait}; {piece.format('ady pie')}; {piece.format('ces')}; {report('')}")
+    starting = launch.Launch(settings)
+    while starting._said != b"re":
+        assert starting.step() is None
+    (tmp_path / "go").touch()
+    assert steps(starting) == "pieces"
+    starting.close()
 
 
-@pytest.mark.parametrize("said", [b"", b"rea"])
-def test_a_line_that_does_not_end_is_none(said):
-    reader, writer = os.pipe()
-    os.write(writer, said)
-    os.close(writer)
-    assert launch._read_line(reader, time.monotonic() + 10) == ""
-    os.close(reader)
-
-
-def test_a_line_that_comes_too_late_is_none():
-    reader, writer = os.pipe()
-    assert launch._read_line(reader, 0.0) == ""
-    os.close(reader)
-    os.close(writer)
+@pytest.mark.parametrize("said", ["", "printf rea > /dev/fd/$report"])
+def test_a_line_that_does_not_end_is_none(settings, broker_says, said):
+    broker_says(said)
+    with pytest.raises(BrokerUnavailable, match="did not come up"):
+        launch.launch(settings)

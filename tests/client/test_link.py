@@ -229,6 +229,46 @@ def test_a_port_that_is_held_ends_even_a_patient_one(link, monkeypatch, settings
         link.open()
 
 
+def test_one_that_does_not_wait_goes_on_while_a_broker_starts(link, settings, broker_says, start_broker, tmp_path):
+    broker_says(
+        f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; echo 'ready something was damaged' > /dev/fd/$report"
+    )
+    warned: list[str] = []
+    link._warn = warned.append
+    link.patient, link.waits_to_launch = True, False
+    link.open()
+    assert link.pump(0) == []
+    assert link._launching is not None and link.wait_s() <= launch.LOOK_S
+    broker = start_broker()  # somebody else has started one
+    enter(link, broker)
+    assert link._launching is not None and not warned
+    (tmp_path / "go").touch()
+    until(lambda: link._launching is None, link, broker)
+    assert warned == ["something was damaged"]
+
+
+def test_one_that_does_not_wait_hears_what_kept_a_broker_from_starting(link, settings, broker_says):
+    broker_says("echo held > /dev/fd/$report")
+    link.patient, link.waits_to_launch = True, False
+    with pytest.raises(PortHeld):
+        link.open()
+        until(lambda: False, link)
+    assert link._launching is None
+
+
+def test_a_failed_start_is_nothing_to_one_that_has_been_welcomed_meanwhile(
+    link, settings, broker_says, start_broker, tmp_path
+):
+    broker_says(f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; echo held > /dev/fd/$report")
+    link.patient, link.waits_to_launch = True, False
+    link.open()
+    broker = start_broker()
+    enter(link, broker)
+    (tmp_path / "go").touch()
+    until(lambda: link._launching is None, link, broker)
+    assert link.core.phase is core.Phase.READY
+
+
 def test_closing_hands_out_what_is_left_to_say(settings, start_broker, launched):
     broker = start_broker()
     link = Link(settings, core.ClientCore(PERSONA, "0"))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -16,7 +20,8 @@ from zmqbus.client.receiver import Receiver
 from zmqbus.protocol import Scope
 
 #: Far over what any of this takes.
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
+ROOT = Path(__file__).resolve().parents[2]
 
 Connect = Callable[..., Bus]
 
@@ -353,6 +358,39 @@ def test_acknowledgements_count_from_the_oldest_on(connect: Connect):
     assert not any(delivered(future) for future in sent)
     first.ack()
     assert all(delivered(future, PATIENCE_S) for future in sent)
+
+
+def test_what_was_acknowledged_behind_one_that_was_not_comes_again_after_a_crash_and_not_after_a_close(
+    connect: Connect,
+):
+    """Each acknowledgement is for its own message; but that it was given dies with the process."""
+    alice = connect("alice")
+    script = """
+        import os, signal, zmqbus
+        bus = zmqbus.connect("bob", ack="manual")
+        print("here", flush=True)
+        took = [bus.next_message(60) for _ in range(4)]
+        took[0].ack()
+        took[2].ack()
+        while alice := [row for row in bus.sessions() if row.name == "bob" and row.waiting > 3]:
+            pass  # until the broker has heard of the first
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"here\n"
+        sent = [alice.send("bob", str(number), wait=False) for number in range(4)]
+        process.wait(PATIENCE_S)
+    assert delivered(sent[0], PATIENCE_S)
+    assert all(future.result(PATIENCE_S).state == "queued" for future in sent[1:])
+    bob = connect("bob", ack="manual")
+    took = [bob.next_message(PATIENCE_S) for _ in range(3)]
+    assert [message.text for message in took if message is not None] == ["1", "2", "3"]
+    took[1].ack()  # type: ignore[union-attr]
+    bob.close()
+    again = connect("bob")  # the same process: it knows
+    assert list(texts(again, 2)) == ["1", "3"]
+    assert again.next_message(0.0) is None
 
 
 def test_a_name_that_was_changed_keeps_its_mailbox_too(connect: Connect):

@@ -146,6 +146,7 @@ class BrokerCore:
             protocol.List: self._list,
             protocol.Rename: self._rename,
             protocol.Disconnect: self._disconnect,
+            protocol.Forget: self._forget,
             protocol.Status: self._status,
             protocol.Stop: self._stop,
         }
@@ -211,7 +212,7 @@ class BrokerCore:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
         if self.delivery.waits or self.delivery.waits_for_commit or self.intake.expects or self.pool.expects:
             return BUSY_TICK_S
-        if self.registry.connections:
+        if self.registry.connections or self.upkeep.expects:
             return QUIET_TICK_S
         return None
 
@@ -314,6 +315,7 @@ class BrokerCore:
             session.topics, session.groups = frozenset(hello.topics), frozenset(hello.groups)
             session.conn = connection
             session.left = False
+            session.named = hello.named
             session.since_ts = now.wall_s
             self.registry.take_name(session, name)
             self.upkeep.inherit(session)
@@ -321,7 +323,9 @@ class BrokerCore:
         elif session is not None and not session.name:
             # A helper is here before its listener has found the new broker: the session is away, under its name.
             session.name, session.since_ts, session.away_since_s = name, now.wall_s, now.steady_s
+            session.owner, session.named = hello.owner, hello.named
             self.registry.keep(session)
+            self.upkeep.parted(session)
         self._out.reply(
             route,
             protocol.Welcome(
@@ -403,6 +407,7 @@ class BrokerCore:
                 self.reading.hand_back(now, connection, mailbox)
         if session is not None and own:
             self.reading.parted(now, session)
+            self.upkeep.parted(session, gone=gone)
         self.pool.parted(now, connection, gone=gone)
 
     def _ping(self, now: Instant, who: Connection, ping: protocol.Ping) -> None:
@@ -495,7 +500,21 @@ class BrokerCore:
             self._tell(session, protocol.Disconnected(), last=True)
             self._part(now, session.conn, gone=True)
         self.registry.keep(session)
+        self.upkeep.parted(session, gone=True)
         self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if connected else "not connected"))
+
+    def _forget(self, now: Instant, who: Connection, forget: protocol.Forget) -> None:
+        session = who.session
+        assert session is not None
+        unread = session.mailbox.total
+        session.named = False
+        own = session.conn
+        if own is not None:
+            if own is not who:
+                self._tell(session, protocol.Disconnected(), last=True)
+            self._part(now, own, gone=True)
+        self.upkeep.parted(session, gone=True)
+        self._out.reply(who.route, protocol.Done(forget.ref, str(unread)))
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
         assert self._started is not None

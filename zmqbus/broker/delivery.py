@@ -145,6 +145,26 @@ class Delivery:
                 self._out.refuse(item.origin, item.entry.msg_id, left)
                 self._open.pop(item.entry.msg_id, None)
 
+    def forsake(self, session: Session) -> int:
+        """A session is gone for good: what is in its mailbox, which has no consumer, is nobody's. Senders that have
+        been told nothing of their message yet hear that it was not taken. Returns how many messages are given up."""
+        for item in [due.item for due in self._due if due.session is session and not due.item.told]:
+            item.told = True
+            if item.tally is not None:
+                item.tally.remaining -= 1
+                if not item.tally.remaining:
+                    self._settle_tally(item.tally)
+                continue
+            msg_id = item.entry.msg_id
+            left = f"'{session.name}' left for good without taking it; see who is there: zmqbus list"
+            refused = protocol.Refused(msg_id, UnknownPeer.code, left)
+            self._open.pop(msg_id, None)
+            self._out.reply(item.origin, refused)
+            self._remember_refused(refused, item.sender_id)
+        self._due = [due for due in self._due if due.session is not session]
+        self._fresh = [due for due in self._fresh if due.session is not session]
+        return session.mailbox.empty()
+
     # --- out to the receivers
 
     def to_one(self, now: Instant, session: Session, entry: Entry, origin: bytes) -> None:
@@ -154,6 +174,8 @@ class Delivery:
         self._open[entry.msg_id] = item
         if item.stored:
             self._fresh.append(self._settle_behind(now, item, session))
+            if session.left and not session.named:
+                self.forsake(session)
 
     def to_waiter(self, now: Instant, waiter: Connection, entry: Entry, origin: bytes) -> bool:
         """An answer for the connection that waits for it. False if that cannot take it, and has no mailbox where it
@@ -209,6 +231,8 @@ class Delivery:
             item = self._enqueue(now, session, entry, tally=tally)
             if item.stored:
                 self._fresh.append(self._settle_behind(now, item, session))
+                if session.left and not session.named:
+                    self.forsake(session)
         if published:
             self._publish(entry, spared)
         if not tally.remaining and not tally.told:

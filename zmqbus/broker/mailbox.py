@@ -152,6 +152,11 @@ class Mailbox:
         self._reserved += 1
         self._reserved_bytes += size_bytes
 
+    @property
+    def awaits(self) -> bool:
+        """Whether a message for it is on its way through the journal."""
+        return self._reserved > 0
+
     def release(self, size_bytes: int) -> None:
         """That message is here, or will not come."""
         self._reserved -= 1
@@ -294,6 +299,13 @@ class Mailbox:
             self._store.remove(self.key, [seq for seq, _ in found])
         self._backlog = self.total_bytes = 0
         return moved
+
+    def empty(self) -> int:
+        """Forgets all that a closed mailbox holds: nobody will read it. Returns how many messages that were."""
+        lost, self._backlog, self.total_bytes = self._backlog, 0, 0
+        self._store.remove(self.key, range(self._sent_seq + 1, self._seq + 1))
+        self._sent_seq = self._seq
+        return lost
 
     # --- the window
 

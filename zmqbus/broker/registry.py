@@ -139,6 +139,7 @@ class Session:
         "left",
         "mailbox",
         "name",
+        "named",
         "owner",
         "pid",
         "project",
@@ -167,6 +168,7 @@ class Session:
         self.conn: Connection | None = None
         self.away_since_s = 0.0  #: on the steady clock
         self.left = False  #: disconnected on purpose: not to be found, nor broadcast to, until it comes back
+        self.named = True  #: somebody chose its name; else nothing is kept for it when it has gone for good
         self.broadcasts: deque[float] = deque()
         self.recalls = 0
         self.restored = False  #: an earlier broker knew it
@@ -252,6 +254,7 @@ class Registry:
         session.cwd, session.project, session.owner = row.cwd, row.project, row.owner
         session.topics, session.groups = frozenset(row.topics), frozenset(row.groups)
         session.entered_after, session.since_ts, session.left = row.entered_after, row.since_ts, row.left
+        session.named = row.named
         session.restored = True
         session.cut_off = row.away_since_s is None
         session.away_since_s = now_s if row.away_since_s is None else row.away_since_s
@@ -277,6 +280,7 @@ class Registry:
                 session.since_ts,
                 session.away_since_s if session.conn is None else None,
                 session.left,
+                session.named,
             )
         )
 
@@ -357,6 +361,10 @@ class Registry:
                 or (scope == Scope.TOPIC and target in session.topics)
             ):
                 yield session
+
+    def spoken_for(self, session: Session) -> bool:
+        """Whether any connection acts for a session: its own, or a command's."""
+        return any(connection.session is session for connection in self.connections.values())
 
     def members(self, group: str) -> list[Session]:
         """The connected sessions that have joined a group."""

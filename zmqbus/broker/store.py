@@ -67,6 +67,7 @@ class SessionRow(NamedTuple):
     since_ts: float  #: wall clock of its last coming, s
     away_since_s: float | None  #: on the steady clock; None: connected when this was kept
     left: bool  #: disconnected on purpose
+    named: bool = True  #: somebody chose its name; else it is forgotten with its process
 
 
 class Awaited(NamedTuple):

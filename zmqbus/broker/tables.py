@@ -128,6 +128,8 @@ _SCOPE, _FMT, _SIZE, _POINTER = (
 #: Scopes and formats are numbered from 0 (docs/protocol.md, section 5).
 _SCOPES, _FORMATS = range(5), range(3)
 _LISTS = tuple(number for number, column in enumerate(SESSIONS.columns) if column.name in ("topics", "member_of"))
+#: What `has_left` is made of. (The second came later, and needs no table of another shape.)
+_LEFT, _NAMELESS = 1, 2
 _KINDS = {table.name: frozenset(product(*(column.types for column in table.columns))) for table in TABLES}
 
 
@@ -160,13 +162,15 @@ def row_of(session: SessionRow) -> Row:
         session.entered_after,
         session.since_ts,
         session.away_since_s,
-        int(session.left),
+        session.left * _LEFT + (not session.named) * _NAMELESS,
     )
 
 
 def session_of(row: Row) -> SessionRow:
     """The session that a sound row of its table stands for."""
-    return SessionRow._make((*row[:8], *(strings(row[n]) for n in _LISTS), *row[10:13], bool(row[13])))
+    state = row[13]
+    named = not state & _NAMELESS
+    return SessionRow._make((*row[:8], *(strings(row[n]) for n in _LISTS), *row[10:13], bool(state & _LEFT), named))
 
 
 def decoded(raw: bytes) -> str | bytes:

@@ -2,7 +2,15 @@
 
 Sessions outlive their connections and their broker, and mail outlives sessions. So a broker begins with what the one
 before it has left (`recover`); an agent that was started anew gets what was sent to the one that died (`inherit`); and
-what has not been read for seven days goes, with a line in the log (`tick`). Nothing else is ever dropped.
+what has not been read for seven days goes, with a line in the log (`tick`).
+
+A session that nobody named is another matter: nobody can know the name that it would come back under, so mail that is
+kept for it is kept for nobody. It is away, with its mailbox, as long as it may come back: its connection or its broker
+is gone, and its process is not. When that has ended too, or has said that it will not be back, it is *given up*: out of
+all lists at once, and forgotten, with what it has not read, as soon as nobody speaks for it any more (its commands may
+still be there). A session whose owner says that it is over for good (FORGET) goes the same way.
+
+Nothing else is ever dropped.
 """
 
 from __future__ import annotations
@@ -22,6 +30,8 @@ from zmqbus.broker.store import Box, Store
 KEEP_S = 7 * 24 * 3600.0
 #: How often what has become too old is looked for.
 EXPIRY_LOOK_S = 600.0
+#: How often it is looked whether those that nobody named, and that are not connected, may come back yet.
+PASSING_LOOK_S = 1.0
 #: Ids that a line of the log lists at most.
 MAX_LOGGED = 20
 
@@ -45,9 +55,16 @@ class Upkeep:
         self._out = out
         self._owner_lives = owner_lives
         self._look_due_s = 0.0  # monotonic
+        self._passing_due_s = 0.0
+        self._passing: dict[str, Session] = {}  # by id: those that are not here, and may have to be forgotten
 
     def __repr__(self) -> str:
-        return f"<Upkeep, {len(self._registry.unclaimed)} mailboxes unclaimed>"
+        return f"<Upkeep, {len(self._registry.unclaimed)} mailboxes unclaimed, {len(self._passing)} sessions passing>"
+
+    @property
+    def expects(self) -> bool:
+        """Whether time alone may change something here soon."""
+        return bool(self._passing)
 
     # --- where another broker died
 
@@ -55,9 +72,15 @@ class Upkeep:
         """Puts what an earlier broker has left into the tables."""
         found = self._store.recover(REMEMBERED_FATES)
         boxes: dict[str, Session] = {}
+        given_up: set[str] = set()
         for row in found.sessions:
+            if not row.named and (row.left or not self._owner_lives(row.owner)):
+                self._store.forget_session(row.session_id)
+                given_up.add(row.mailbox)
+                continue
             session = self._registry.restore(row, now.steady_s)
             boxes[session.mailbox.key] = session
+            self.parted(session)
         for refusal in found.refusals:
             self._delivery.remember_refused(refusal)
         for awaited in found.awaited:
@@ -66,7 +89,11 @@ class Upkeep:
             if box.mailbox in boxes:
                 boxes[box.mailbox].mailbox.restore(box)
         for box in found.boxes:
-            if box.mailbox not in boxes:
+            if box.mailbox in given_up:
+                mailbox = Mailbox(box.mailbox, self._store)
+                mailbox.restore(box)
+                self._note_lost(f"session {box.mailbox}", mailbox.empty())
+            elif box.mailbox not in boxes:
                 self._take_in(now, box)
         for owed in found.owed:
             receiver = boxes.get(owed.mailbox) or self._registry.sessions.get(owed.mailbox.partition("/")[0])
@@ -106,6 +133,7 @@ class Upkeep:
                 other.name == session.name
                 and other is not session
                 and other.conn is None
+                and other.named
                 and other.project == session.project
                 and other.mailbox.total
                 and self._delivery.consumer(other.mailbox) is None
@@ -116,10 +144,49 @@ class Upkeep:
                 self._registry.forget(other)
                 return
 
+    # --- where nobody comes back
+
+    def parted(self, session: Session, *, gone: bool = False) -> None:
+        """A session has no connection of its own (any more). `gone`: in good order, so it will not be back. To be
+        called when its mailbox is closed; for a session with a name of its own, nothing happens."""
+        if session.named:
+            return
+        self._passing[session.session_id] = session
+        if gone or not self._owner_lives(session.owner):
+            self._give_up(session)
+
+    def _give_up(self, session: Session) -> None:
+        session.left = True
+        self._registry.keep(session)
+        self._forsake(session)
+
+    def _forsake(self, session: Session) -> None:
+        if self._delivery.consumer(session.mailbox) is None:  # else a command reads it
+            self._note_lost(repr(session), self._delivery.forsake(session))
+
+    def _note_lost(self, whose: str, count: int) -> None:
+        if count:
+            self._out.note(f"{whose} is gone for good, and {count} messages that it has not read with it")
+
+    def _look_after(self, session: Session) -> None:
+        """One of those that pass: is it back, is it over, may it be forgotten?"""
+        if session.conn is not None or session.named:
+            del self._passing[session.session_id]
+        elif not session.left and not self._owner_lives(session.owner):
+            self._give_up(session)
+        elif session.left and not session.mailbox.awaits and not self._registry.spoken_for(session):
+            self._forsake(session)
+            self._registry.forget(session)
+            del self._passing[session.session_id]
+
     # --- what is too old
 
     def tick(self, now: Instant) -> None:
-        """Drops, now and then, what has not been read for too long, and forgets sessions that do not come back."""
+        """Forgets sessions that will not come back. Drops, now and then, what has not been read for too long."""
+        if self._passing and now.mono_s >= self._passing_due_s:
+            self._passing_due_s = now.mono_s + PASSING_LOOK_S
+            for session in [*self._passing.values()]:
+                self._look_after(session)
         if now.mono_s < self._look_due_s:
             return
         self._look_due_s = now.mono_s + EXPIRY_LOOK_S

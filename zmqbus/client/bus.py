@@ -23,18 +23,17 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import zmqbus
 from zmqbus import naming, protocol
-from zmqbus.client import core
+from zmqbus.client import core, past
 from zmqbus.client.fanout import map_over, watch
 from zmqbus.client.link import Link
 from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, encode, scope_and_target
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.serving import Handler, Serving, check_handler
 from zmqbus.client.speaker import Reply, Speaker
-from zmqbus.client.taken import TakenIds
 from zmqbus.errors import NameTaken, NotConnected, Timeout
 from zmqbus.process import process_of
 from zmqbus.protocol import Role, Scope, Session
@@ -49,20 +48,6 @@ NAME_TRIES = 20
 CONFIRM_S = 30.0
 #: Characters of the script's name in that of a guest.
 MAX_GUEST_CHARS = 20
-
-
-class _Past(NamedTuple):
-    """What makes a program the same session as before."""
-
-    session_id: str
-    token: str
-    taken: TakenIds  #: its last acknowledgements may still be under way when it comes back
-
-
-#: (process, data directory, name) → the session that this process closed last under the name: whoever opens it again is
-#: that session, and has its mailbox. (A process that has died leaves it to the next one of the name; as long as it
-#: lives the broker has to take the mail for that of somebody who is away.)
-_LEFT: dict[tuple[int, str, str], _Past] = {}
 
 
 def connect(
@@ -98,13 +83,12 @@ def connect(
         return Bus(settings, None, _guest())
     owner = process_of(os.getpid())
     cwd = os.getcwd()
-    left_key = (os.getpid(), str(settings.data_dir), name or "")
-    left = _LEFT.pop(left_key, None)
-    past = left or _Past(protocol.new_session_id(), protocol.new_token(), TakenIds())
+    before = past.take(settings.data_dir, name) if name is not None else None
+    same = before or past.Past.new()
     persona = core.Persona(
         role=Role.PROGRAM,
-        session_id=past.session_id,
-        token=past.token,
+        session_id=same.session_id,
+        token=same.token,
         name=naming.check_name(name) if name is not None else _own_name(groups or topics),
         label=naming.check_label(label) or None if label is not None else None,
         cwd=cwd,
@@ -113,22 +97,23 @@ def connect(
         owner=f"{owner.pid}:{owner.started}",
         topics=topics,
         groups=groups,
+        named=name is not None,
     )
     try:
-        return _open(settings, persona, past, manual=ack == "manual", named=name is not None)
+        return _open(settings, persona, same, manual=ack == "manual")
     except BaseException:
-        if left is not None:
-            _LEFT.setdefault(left_key, left)
+        if before is not None and name is not None:
+            past.leave(settings.data_dir, name, before)
         raise
 
 
-def _open(settings: Settings, persona: core.Persona, past: _Past, *, manual: bool, named: bool) -> Bus:
+def _open(settings: Settings, persona: core.Persona, same: past.Past, *, manual: bool) -> Bus:
     wanted = persona.name or ""
     for number in range(NAME_TRIES):
         try:
-            return Bus(settings, persona, persona._replace(role=Role.HELPER), past, manual=manual, named=named)
+            return Bus(settings, persona, persona._replace(role=Role.HELPER), same, manual=manual)
         except NameTaken:
-            if named or number == NAME_TRIES - 1:
+            if persona.named or number == NAME_TRIES - 1:
                 raise
             persona = persona._replace(name=naming.next_name(wanted, number + 2))
     raise AssertionError("not reached")
@@ -155,19 +140,18 @@ class Bus:
         settings: Settings,
         member: core.Persona | None,
         speaker: core.Persona,
-        past: _Past | None = None,
+        same: past.Past | None = None,
         *,
         manual: bool = False,
-        named: bool = True,
     ) -> None:
-        """For `connect` only: `member` is the session (None: a guest), `speaker` who speaks for it, `past` what makes
+        """For `connect` only: `member` is the session (None: a guest), `speaker` who speaks for it, `same` what makes
         it the same one if it is opened again."""
         self._pid = os.getpid()
         self._log_path = log_path = settings.paths.log
-        self._named = named
+        self._named = member is not None and member.named
         self._receiver: Receiver | None = None
         if member is not None:
-            client = core.ClientCore(member, zmqbus.__version__, past.taken if past is not None else None)
+            client = core.ClientCore(member, zmqbus.__version__, same.taken if same is not None else None)
             self._receiver = Receiver(Link(settings, client), log_path, manual=manual)
             self._receiver.open()
         try:
@@ -180,8 +164,8 @@ class Bus:
             raise
         self._guest = speaker.name or ""
         self._session_id = member.session_id if member is not None else None
-        self._data_dir = str(settings.data_dir)
-        self._past = past
+        self._data_dir = settings.data_dir
+        self._same = same
         self._closed = False
 
     def __repr__(self) -> str:
@@ -195,23 +179,34 @@ class Bus:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Leaves the bus; what is still open fails with `NotConnected`. A name that was given keeps its mailbox, a
-        session that nobody named is gone. Idempotent; in a child process it does nothing."""
+    def close(self, *, forget: bool = False) -> int:
+        """Leaves the bus; what is still open fails with `NotConnected`. A name that was given keeps its mailbox; with
+        `forget` it does not: the name is free at once, and what has not been taken is given up. A session that nobody
+        named goes like that in any case.
+
+        Returns how many messages were given up (those, too, that were taken and not acknowledged), as far as the
+        broker has said so within 2 s. Raises nothing. Interrupted (Ctrl-C), it leaves all the same. Idempotent: what is
+        closed is not forgotten by another call; in a child process it does nothing.
+        """
         if os.getpid() != self._pid:
-            return  # it is the parent's
-        first, self._closed = not self._closed, True
+            return 0  # it is the parent's
+        given_up: int | None = None
+        receiver = self._receiver
+        forget = receiver is not None and not self._closed and (forget or not self._named)
         try:
-            if first and self._receiver is not None and not self._named:
-                self._speaker.call(protocol.Disconnect).result(LEAVE_S)
-        except Exception:
-            pass  # it is going, whatever the broker says, or whoever is called in its thread can wait for
+            if receiver is not None and forget:
+                given_up = receiver.forget(LEAVE_S)
         finally:
-            self._speaker.close()
-            if self._receiver is not None:
-                self._receiver.close()
-                if first and self._named and self._past is not None:
-                    _LEFT[(self._pid, self._data_dir, self.name)] = self._past
+            # Each of these begins with what makes its end certain, so that an interrupt costs the wait only.
+            try:
+                self._speaker.close()
+            finally:
+                if receiver is not None:
+                    receiver.close()
+                if not self._closed and not forget and self._named and self._same is not None:
+                    past.leave(self._data_dir, self.name, self._same)
+                self._closed = True
+        return given_up or 0
 
     @property
     def name(self) -> str:

@@ -112,6 +112,7 @@ class Persona(NamedTuple):
     owner: str = ""
     topics: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    named: bool = True  #: somebody chose the name; else the session is forgotten with its process
 
 
 class Displaced(errors.BrokerError):
@@ -317,6 +318,7 @@ class ClientCore:
                 persona.topics,
                 persona.groups,
                 self.welcome.lease if self.welcome is not None else None,
+                persona.named,
             )
         )
         # In one wire message with HELLO: one round trip for a command that has one thing to say.
@@ -366,6 +368,10 @@ class ClientCore:
             self._out.append(Response(refused.ref, error))
         elif self._asked.pop(refused.ref):
             self._out.append(Answered(refused.ref, error))
+        elif not refused.ref and self.phase is Phase.GREETING and not self.persona.named:
+            # A broker of an earlier release, which cannot read that nobody chose the name. It keeps mail for any name.
+            self.persona = self.persona._replace(named=True)
+            self._greet()
 
     def _displaced(self, displaced: protocol.Displaced) -> None:
         if displaced.by_pid != self.persona.pid:

@@ -101,6 +101,7 @@ class Driver:
             self._dispose()
             raise
         self._link.patient = True  # from here on a broker that goes away is waited for, however long it takes
+        self._link.waits_to_launch = False  # and started, if need be, while others have something to say
         self._thread = threading.Thread(target=self._run, name=f"zmqbus {self._link.core.persona.name}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -111,8 +112,8 @@ class Driver:
         the thread that calls. Idempotent; takes at most half a second, and as long as callbacks do."""
         if self.forked:
             return  # the sockets are the parent's
+        self._closing = True  # first of all: an interrupt from here on costs the wait, and not the end
         with self._lock:
-            self._closing = True
             self._reason = None  # from here on it is closed, and no matter what came before
         self._wake()
         if self._thread is not None and self._thread is not threading.current_thread():

@@ -7,16 +7,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from concurrent.futures import as_completed
+from concurrent import futures as standard
 from itertools import islice
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from zmqbus.client.messages import Message
 from zmqbus.client.speaker import Reply
 from zmqbus.errors import Timeout
 
-__all__ = ["Progress", "as_completed", "map_over", "watch"]
+__all__ = ["Progress", "Waited", "as_completed", "map_over", "wait", "watch"]
+
+_F = TypeVar("_F", bound="standard.Future[Any]")
 
 #: Requests of one `map` under way: enough that no worker waits, few enough that a dead one has little to hand back, and
 #: that whoever stops early has little to withdraw.
@@ -27,6 +29,42 @@ REFILL = 1 / 8
 GATHER_S = 0.001
 #: Seconds between two lines of progress where there is no bar.
 LINE_S = 2.0
+
+
+def as_completed(futures: Iterable[_F], timeout: float | None = None) -> Iterator[_F]:
+    """The futures as they end, each once. The standard library's, which takes any futures; only that type checkers see
+    which ones come out: of `scatter`, `Reply`s with their `target`.
+
+    `timeout`: s from the first one that is asked for; then `TimeoutError` is raised, and the others stay open.
+    """
+    return standard.as_completed(futures, timeout)  # type: ignore[return-value]
+
+
+class Waited(tuple[set[_F], set[_F]]):
+    """What `wait` returns: two sets, also as `done` and `not_done`."""
+
+    __slots__ = ()
+
+    @property
+    def done(self) -> set[_F]:
+        """Those that have ended, in whichever way."""
+        return self[0]
+
+    @property
+    def not_done(self) -> set[_F]:
+        """Those that are still open."""
+        return self[1]
+
+
+def wait(
+    futures: Iterable[_F],
+    timeout: float | None = None,
+    return_when: Literal["ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"] = "ALL_COMPLETED",
+) -> Waited[_F]:
+    """Waits for all of them, the first, or the first that fails; `timeout` s at most. Raises nothing for those that
+    failed, or are open. The standard library's, typed as `as_completed` is."""
+    done, not_done = standard.wait(futures, timeout, return_when)
+    return Waited((done, not_done))  # type: ignore[arg-type]
 
 
 class Progress(Protocol):

@@ -6,17 +6,25 @@ client that gets no answer launches all the same. That is always right, since th
 
 It is also 80 ms of a processor, and when a broker dies, all of its clients find that out at the same instant. So they
 take turns: who has had to wait for another's launch looks again before its own.
+
+A `Launch` goes in steps that do not wait, for those who have something else to do meanwhile (`driver`, which many
+threads want something of); `launch` is for those who have not.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
 from zmqbus.settings import Settings
+
+if TYPE_CHECKING:
+    import subprocess
 
 #: How long another client's launch is waited for. It takes a tenth of that, unless it was stopped in the middle.
 TURN_S = 2.0
@@ -59,105 +67,153 @@ def launch(settings: Settings) -> str:
     Raises `PortHeld` if something else is bound to the port, the broker's own error if it cannot start (keys that
     others can read, a data directory that another broker uses), `BrokerUnavailable` if it says nothing within 20 s.
     """
-    turn, waited = _take_turn(settings)
+    starting = Launch(settings)
     try:
-        if waited and broker_pid(settings) is not None:
-            return ""
-        return _launch(settings)
+        while (told := starting.step()) is None:
+            starting.wait()
+        return told
     finally:
-        if turn >= 0:
-            os.close(turn)
+        starting.close()
 
 
-def _take_turn(settings: Settings) -> tuple[int, bool]:
-    """Waits until no other client is launching a broker: a descriptor to close, and whether another one was. It is -1
-    where there is nothing to wait on, or the other one does not come to an end."""
-    try:
-        descriptor = os.open(settings.paths.keys, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return -1, False  # a broker has never been here, or the launch will tell what is wrong
-    deadline_s = time.monotonic() + TURN_S
-    waited = False
-    while True:
+class Launch:
+    """The start of a broker, as `launch` does it, step by step. For one thread.
+
+    It waits for its turn, starts the process, and waits for the line that this reports.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turn = -1  # what others wait for
+        self._waited = False  # another one was launching
+        self._turn_deadline_s = time.monotonic() + TURN_S
+        self._process: subprocess.Popen[bytes] | None = None
+        self._deadline_s = 0.0
+        self._reader = -1
+        self._said = b""
+
+    def __repr__(self) -> str:
+        state = "waits for its turn" if self._process is None else f"pid {self._process.pid}"
+        return f"<Launch for port {self._settings.port}: {state}>"
+
+    def step(self) -> str | None:
+        """Goes on as far as it can without waiting. None: not done yet. Returns and raises as `launch`; it is to be
+        closed then."""
+        if self._process is None:
+            if not self._take_turn():
+                return None
+            if self._waited and broker_pid(self._settings) is not None:
+                return ""
+            self._process = self._spawn()
+            self._deadline_s = time.monotonic() + LAUNCH_S
+        report = self._report()
+        return None if report is None else self._outcome(report)
+
+    def wait(self) -> None:
+        """Sleeps until another step may be of use."""
+        if self._reader < 0:
+            time.sleep(LOOK_S)
+        else:
+            select.select([self._reader], [], [], max(0.0, self._deadline_s - time.monotonic()))
+
+    def close(self) -> None:
+        """Gives up what it has: a process that has not reported, and not detached itself yet, is ended. Idempotent."""
+        if self._process is not None:
+            assert self._process.stderr is not None
+            if self._reader >= 0:
+                self._process.kill()
+            self._process.stderr.close()
+            self._process.wait()
+            self._process = None
+        if self._reader >= 0:
+            os.close(self._reader)
+        if self._turn >= 0:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)  # a child that was forked meanwhile has it, too, and would keep it
+            os.close(self._turn)
+        self._reader = self._turn = -1
+
+    # --- its turn
+
+    def _take_turn(self) -> bool:
+        """Whether no other client is launching a broker, or the other one does not come to an end."""
+        if self._turn < 0:
+            try:
+                self._turn = os.open(self._settings.paths.keys, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                return True  # a broker has never been here, or the launch will tell what is wrong
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor, waited
+            fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except OSError:
-            waited = True
-        if time.monotonic() > deadline_s:
-            os.close(descriptor)
-            return -1, True
-        time.sleep(LOOK_S)
+            self._waited = True
+        return time.monotonic() > self._turn_deadline_s
 
+    # --- the process
 
-def _launch(settings: Settings) -> str:
-    import subprocess  # 5 ms that only whoever finds no broker pays
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        import subprocess  # 5 ms that only whoever finds no broker pays
 
-    last_words = ""
-    reader, writer = os.pipe()
-    command = [
-        sys.executable,
-        "-m",
-        "zmqbus.broker.daemon",
-        f"--port={settings.port}",
-        f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
-        f"--report={writer}",
-    ]
-    # This very package, and the way that this process found the others, be it a virtual environment put on the path by
-    # the bootstrap. What is relative, or "", meant a directory that the broker does not run in.
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = [package, *(os.path.abspath(entry) for entry in sys.path if entry)]
-    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(path), INTER_SESSION_DATA_DIR=settings.data_dir)
-    try:
-        with subprocess.Popen(
-            command,
-            # `-m` looks in the current directory first, which may be anybody's repository, with a zmqbus of its own.
-            cwd="/",
-            env=environ,
-            pass_fds=(writer,),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        ) as process:
+        settings = self._settings
+        self._reader, writer = os.pipe()
+        command = [
+            sys.executable,
+            "-m",
+            "zmqbus.broker.daemon",
+            f"--port={settings.port}",
+            f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
+            f"--report={writer}",
+        ]
+        # This very package, and the way that this process found the others, be it a virtual environment put on the path
+        # by the bootstrap. What is relative, or "", meant a directory that the broker does not run in.
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = [package, *(os.path.abspath(entry) for entry in sys.path if entry)]
+        environ = dict(os.environ, PYTHONPATH=os.pathsep.join(path), INTER_SESSION_DATA_DIR=settings.data_dir)
+        try:
+            return subprocess.Popen(
+                command,
+                # `-m` looks in the current directory first, which may be anybody's repository, with its own zmqbus.
+                cwd="/",
+                env=environ,
+                pass_fds=(writer,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise BrokerUnavailable(f"cannot start a broker with {sys.executable}: {error}") from None
+        finally:
             os.close(writer)
-            writer = -1
-            report = _read_line(reader, time.monotonic() + LAUNCH_S)
-            if not report:
-                process.kill()  # the process that detaches; one that has detached already is not touched
-                assert process.stderr is not None
-                last_words = process.stderr.read()[-500:].decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-    except OSError as error:
-        raise BrokerUnavailable(f"cannot start a broker with {sys.executable}: {error}") from None
-    finally:
-        os.close(reader)
-        if writer >= 0:
-            os.close(writer)
-    word, _, text = report.partition(" ")
-    if word in ("ready", "exists"):
-        return text
-    if report == "held":
-        raise PortHeld(settings.port)
-    if word == "error":
-        code, _, text = text.partition(" ")
-        raise from_code(code, text)
-    raise BrokerUnavailable(
-        f"a broker was started and did not come up{last_words and f' ({last_words})'}; see "
-        f"{settings.paths.broker_log}, or run: zmqbus broker --foreground"
-    )
 
+    def _report(self) -> str | None:
+        """The first line that the process reports, without its end; "" when it has closed the pipe, or nothing came in
+        time; None: not yet."""
+        while b"\n" not in self._said:
+            if not select.select([self._reader], [], [], 0)[0]:
+                return None if time.monotonic() < self._deadline_s else ""
+            part = os.read(self._reader, 4096)
+            if not part:
+                return ""
+            self._said += part
+        return self._said.split(b"\n", 1)[0].decode("utf-8", "replace")
 
-def _read_line(descriptor: int, deadline_s: float) -> str:
-    """The first line from a pipe, without its end; "" when it is closed, or nothing came in time."""
-    import select
-
-    got = b""
-    while b"\n" not in got:
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
-            return ""
-        part = os.read(descriptor, 4096)
-        if not part:
-            return ""
-        got += part
-    return got.split(b"\n", 1)[0].decode("utf-8", "replace")
+    def _outcome(self, report: str) -> str:
+        assert self._process is not None and self._process.stderr is not None
+        last_words = ""
+        if not report:
+            self._process.kill()  # the process that detaches; one that has detached already is not touched
+            last_words = self._process.stderr.read()[-500:].decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
+        os.close(self._reader)
+        self._reader = -1
+        word, _, text = report.partition(" ")
+        if word in ("ready", "exists"):
+            return text
+        if report == "held":
+            raise PortHeld(self._settings.port)
+        if word == "error":
+            code, _, text = text.partition(" ")
+            raise from_code(code, text)
+        raise BrokerUnavailable(
+            f"a broker was started and did not come up{last_words and f' ({last_words})'}; see "
+            f"{self._settings.paths.broker_log}, or run: zmqbus broker --foreground"
+        )

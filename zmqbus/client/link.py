@@ -96,6 +96,8 @@ class Link:
         self._settings = settings
         self.core = client
         self.patient = patient
+        self.waits_to_launch = True  #: False: `pump` and `turn` go on while a broker starts, and return at once
+        self._launching: launch.Launch | None = None
         self._keys = security.client_keys(settings.data_dir)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
@@ -149,6 +151,7 @@ class Link:
 
     def close(self) -> None:
         """Sends what is left to say, and closes. Takes at most half a second, and that only if the broker hangs."""
+        self._end_launch()
         self._dealer.linger = 500 if self._connected else 0
         self._dealer.disable_monitor()
         self._monitor.close()
@@ -211,6 +214,8 @@ class Link:
     def wait_s(self) -> float:
         """How long there is nothing to do, if nothing comes."""
         now_s = time.monotonic()
+        if self._launching is not None:
+            return min(launch.LOOK_S, self.core.next_tick_s(now_s))
         if self.core.phase in _WITHOUT:
             return min(self._next_launch_s - now_s, self.core.next_tick_s(now_s))
         return self.core.next_tick_s(now_s)
@@ -234,7 +239,7 @@ class Link:
             found += self.perform(self.core.handle(now_s, core.Tick()))
         # What was found comes first, for it may be the last that was wanted: the answer to STOP arrives together with
         # the loss, and a broker launched here would be one that nobody asked for.
-        if not found and self.core.phase in _WITHOUT:
+        if not found and (self._launching is not None or self.core.phase in _WITHOUT):
             self._look_for_broker(now_s)
         return found
 
@@ -314,7 +319,10 @@ class Link:
     # --- a broker
 
     def _look_for_broker(self, now_s: float) -> None:
-        """Nobody has welcomed us yet: is there a broker at all?"""
+        """Nobody has welcomed us yet: is there a broker at all? Or one is being started here."""
+        if self._launching is not None:
+            self._launch()
+            return
         if now_s < self._next_launch_s:
             return
         if self._launched and not self.patient and now_s - self._since_s > CONNECT_S:
@@ -327,12 +335,22 @@ class Link:
             self._launch()
 
     def _launch(self) -> None:
+        """Starts a broker, or goes on with that."""
         try:
-            notices = launch.launch(self._settings)
-        except PortHeld:
-            raise
-        except ZmqbusError:
-            if not self.patient:
+            notices: str | None
+            if self.waits_to_launch:
+                notices = launch.launch(self._settings)
+            else:
+                self._launching = self._launching or launch.Launch(self._settings)
+                notices = self._launching.step()
+                if notices is None:
+                    return
+                self._end_launch()
+        except ZmqbusError as error:
+            self._end_launch()
+            if self.core.phase is core.Phase.READY:
+                return  # somebody else has started one
+            if isinstance(error, PortHeld) or not self.patient:
                 raise
             self._next_launch_s = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, BACKOFF_S[1])
@@ -342,3 +360,8 @@ class Link:
             self._next_launch_s = self._since_s + RELAUNCH_S
             if notices:
                 self._warn(notices)
+
+    def _end_launch(self) -> None:
+        if self._launching is not None:
+            self._launching.close()
+            self._launching = None

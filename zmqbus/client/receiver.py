@@ -29,6 +29,8 @@ from zmqbus.errors import ZmqbusError
 #: Messages that are taken one after the other are acknowledged together, and requests answered, no later than this
 #: after the first of them. One that is alone is acknowledged, or answered, at once.
 COALESCE_S = 0.001
+#: Ref of what a session says that goes for good.
+FORGET_REF = "forget"
 #: How long whoever stops working waits until the broker has heard of it: that takes milliseconds, and where it has a
 #: successor, two seconds. After that, requests that have crossed it on the way are left to their deadlines.
 SETTLE_S = 5.0
@@ -52,6 +54,9 @@ class Receiver:
         self._taken: dict[str, core.Ticket] = {}  # of those that the program is done with; the broker has to be told
         # Whoever answers puts it in at one end, the driver takes it out at the other.
         self._answers: deque[tuple[str, int, bytes]] = deque()
+        self._forgets = False  # it goes for good: to be said behind all that it has taken
+        self._forgetting = False  # that is said
+        self._given_up: int | None = None  # and carried out: so many messages were not taken
         self._asked = ""  # ref of what the broker is asked to see that it has heard everything before that
         self._due_s: float | None = None  # when these are to be said at the latest
         self._groups = link.core.persona.groups
@@ -69,6 +74,23 @@ class Receiver:
     def close(self) -> None:
         """Ends the connection; whoever waits for a message hears `NotConnected`."""
         self._driver.close()
+
+    def forget(self, timeout_s: float) -> int | None:
+        """Leaves for good: the name is free, and what has not been taken is given up. Waits up to `timeout_s` for the
+        broker's word; returns how many messages were not taken, None if it does not come.
+
+        It is said whatever happens: if the wait is interrupted, with `close` at the latest.
+        """
+        self._forgets = True
+        try:
+            self._driver.say()
+        except ZmqbusError:
+            return None  # the connection has ended, and with it all that could be said
+        if self._driver.waits_for_itself:
+            return None
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._given_up is not None or self._error is not None, timeout_s)
+            return self._given_up
 
     def check(self) -> None:
         """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
@@ -191,8 +213,10 @@ class Receiver:
                     self._inbox.clear()
             case core.Do(work):
                 self._arrive(lambda: self._work.append(work))
-            case core.Response(ref, _):
+            case core.Response(ref, envelope):
                 with self._arrived:
+                    if ref == FORGET_REF:
+                        self._given_up = int(envelope.text) if isinstance(envelope, protocol.Done) else 0
                     if ref == self._asked:
                         self._asked = ""
                     self._arrived.notify_all()
@@ -214,6 +238,9 @@ class Receiver:
             effects += client.acknowledge()
         while self._answers:
             effects += client.answer(*self._answers.popleft())
+        if self._forgets and not self._forgetting:
+            self._forgetting = True
+            effects += client.request(protocol.Forget(FORGET_REF))
         return effects
 
     def due_s(self) -> float | None:

@@ -1,0 +1,253 @@
+"""What is promised about sessions that pass: those that nobody named, and those that leave for good."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.contract.simulated import SimMember, SimWorld
+from tests.contract.worlds import Member, World
+from zmqbus import protocol
+from zmqbus.broker.core import QUIET_TICK_S, SILENCE_S
+from zmqbus.broker.upkeep import PASSING_LOOK_S
+from zmqbus.protocol import Role, Scope
+
+
+def names(member: Member) -> set[str]:
+    """Everybody who is in the list of all."""
+    page = member.request(protocol.List("names", True, ""))
+    return {row[0] for row in page.rows} - {"prober"}
+
+
+def worker(world: World, name: str = "w-1", **persona: Any) -> Member:
+    """A program that nobody named."""
+    return world.session(name, **{"role": Role.PROGRAM, "named": False, "groups": ("g",), **persona})
+
+
+def not_taken(sender: Member, msg_id: str) -> bool:
+    """Waits for what became of a message that its receiver has not taken: it hears so, or has heard that it waits."""
+    sender.world.until(lambda: msg_id in sender.answers)
+    return sender.fate(msg_id) in ("unknown_peer", "busy", "away")
+
+
+def test_a_killed_worker_is_off_every_list_and_nothing_is_kept_for_it(world: World) -> None:
+    alice, killed, named = world.session("alice"), worker(world, owner=world.dead_owner), world.session("bob")
+    sent = alice.send("w-1", b"x")
+    killed.gets(b"x")
+    killed.die()
+    named.die()
+    world.until(lambda: names(alice) == {"alice", "bob"})
+    assert not_taken(alice, sent)
+    alice.hears(alice.send("w-1", b"x"), "unknown_peer")
+    alice.hears(alice.to_all(b"x"), (0, 1))  # for bob, who has a name
+    world.kill_broker()
+    assert names(alice) == {"alice", "bob"}
+
+
+def test_as_long_as_its_process_lives_a_lost_connection_costs_it_nothing(world: World) -> None:
+    alice, cut = world.session("alice"), worker(world, topics=("t",))
+    cut.die()  # without a word; its owner lives
+    alice.hears(alice.send("w-1", b"1"), "away")
+    alice.hears(alice.send("t", b"2", scope=Scope.TOPIC), (0, 1))
+    world.kill_broker()
+    alice.hears(alice.send("w-1", b"3"), "away")
+    back = world.again(cut)
+    back.takes(b"1", b"2", b"3")
+    back.cut()
+    world.until(lambda: back.ready)
+    alice.send("w-1", b"4")
+    back.takes(b"4")
+
+
+def test_one_that_leaves_in_good_order_is_gone_at_once_and_senders_hear_so(world: World) -> None:
+    alice, bob, leaving = world.session("alice"), world.session("bob"), worker(world)
+    sent = alice.send("w-1", b"1")
+    cast = alice.to_all(b"2")
+    leaving.gets(b"1", b"2")
+    bob.takes(b"2")
+    leaving.bye()
+    assert not_taken(alice, sent)
+    world.until(lambda: cast in alice.answers)
+    assert alice.fate(cast) in ((1, 0), (1, 1))  # it was not for those who are gone, unless a second has passed
+    assert names(alice) == {"alice", "bob"}
+    alice.hears(alice.send("w-1", b"3"), "unknown_peer")
+    alice.hears(alice.send("w-1-session-id", b"3"), "unknown_peer")
+    # Were it to come back, it would be new.
+    again = world.again(leaving)
+    assert again.core.welcome is not None and again.core.welcome.waiting == 0
+    later = alice.send("w-1", b"4")
+    again.takes(b"4")
+    alice.hears(later, "delivered")
+
+
+def test_one_whose_process_ended_while_there_was_no_broker_is_not_taken_up(world: World) -> None:
+    alice, killed = world.session("alice"), worker(world, owner=world.dead_owner)
+    sent = alice.send("w-1", b"1")
+    killed.gets(b"1")
+    world.stall_broker()
+    killed.die()
+    world.kill_broker()
+    assert names(alice) == {"alice"}
+    assert not_taken(alice, sent)
+    world.kill_broker()
+    assert names(alice) == {"alice"}
+
+
+def test_disconnected_it_is_forgotten(world: World) -> None:
+    alice, bob = world.session("alice"), worker(world, "w-2")
+    sent = alice.send("w-2", b"1")
+    bob.gets(b"1")
+    assert world.helper(bob).request(protocol.Disconnect("d")) == protocol.Done("d", "disconnected")
+    world.until(lambda: bob.closed == [None])
+    assert not_taken(alice, sent)
+    assert names(alice) == {"alice"}
+    again = world.again(bob)
+    assert again.core.welcome is not None and again.core.welcome.waiting == 0
+
+
+@pytest.mark.parametrize("by_helper", [False, True])
+def test_a_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    first = alice.send("bob", b"1")
+    bob.takes(b"1")
+    alice.hears(first, "delivered")
+    sent = alice.send("bob", b"2")
+    bob.gets(b"2")
+    who = world.helper(bob) if by_helper else bob
+    assert who.request(protocol.Forget("f")) == protocol.Done("f", "1")
+    if by_helper:
+        world.until(lambda: bob.closed == [None])
+    assert not_taken(alice, sent)
+    assert names(alice) == {"alice"}
+    alice.hears(alice.send("bob", b"3"), "unknown_peer")
+    other = world.session("other", name="bob")  # the name is free, and no mail comes with it
+    assert other.core.welcome is not None and other.core.welcome.waiting == 0
+    other.bye()
+    alice.hears(alice.send("bob", b"4"), "away")  # it has a name
+    world.kill_broker()
+    world.again(other).takes(b"4")
+
+
+def test_who_is_away_can_be_forgotten_by_a_command(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    for number in range(3):
+        alice.hears(alice.send("bob", str(number).encode()), "away")
+    helper = world.helper(bob)
+    assert helper.request(protocol.Forget("f")) == protocol.Done("f", "3")
+    assert names(alice) == {"alice"}
+    helper.bye()
+    world.kill_broker()
+    assert names(alice) == {"alice"}
+    assert world.again(bob).history == []
+
+
+def test_a_command_that_is_there_before_its_program_knows_that_nobody_chose_the_name(world: World) -> None:
+    alice = world.session("alice")
+    bob = worker(world)
+    bob.die()
+    world.kill_broker()
+    helper = world.helper(bob)
+    alice.hears(alice.send("w-1", b"x"), "away")
+    assert helper.request(protocol.Forget("f")) == protocol.Done("f", "1")
+    assert names(alice) == {"alice"}
+
+
+# --- in the simulated world alone: its clock, its processes and its store
+
+
+@pytest.fixture
+def crew(sim: SimWorld) -> tuple[Member, Member]:
+    """Alice, and a worker whose process can be ended."""
+    sim.net.living_owners.add("7:7")
+    return sim.session("alice"), worker(sim, owner="7:7")
+
+
+def kept(sim: SimWorld) -> tuple[int, set[str]]:
+    """What the store holds: messages, and sessions."""
+    return sim.net.store.total(), {row.name for row in sim.net.store.recover(0).sessions}
+
+
+def test_it_is_forgotten_when_its_process_has_ended_with_all_that_was_kept(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    bob.die()
+    alice.hears(alice.send("w-1", b"x"), "away")
+    sim.pass_time(3600)
+    assert names(alice) == {"alice", "w-1"}
+    assert kept(sim) == (1, {"alice", "w-1"})
+    sim.net.living_owners.discard("7:7")
+    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    assert names(alice) == {"alice"}
+    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    assert kept(sim) == (0, {"alice"})
+    assert any("'w-1'" in note and "1 messages that it has not read" in note for note in sim.net.notes)
+    assert not sim.net.broker.upkeep.expects
+
+
+def test_one_that_is_dead_and_whose_connection_nobody_has_seen_end_is_off_the_list_within_15_s(sim, crew) -> None:
+    alice, bob = crew
+    sim.net.living_owners.discard("7:7")
+    bob.client.vanish()
+    bob.stop()
+    sim.pass_time(15)
+    assert SILENCE_S + QUIET_TICK_S < 15
+    assert names(alice) == {"alice"}
+
+
+def test_one_that_stood_still_for_an_hour_has_lost_nothing(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    bob.stop()
+    cast = alice.to_all(b"1")
+    sim.pass_time(3600)
+    assert alice.fate(cast) == (0, 1)
+    bob.go()
+    bob.takes(b"1")
+    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    assert not sim.net.broker.upkeep.expects
+
+
+def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    directed, cast = alice.send("w-1", b"1"), alice.to_all(b"2")
+    assert isinstance(bob, SimMember)
+    bob.client.bye()
+    sim.quiet()
+    assert (alice.fate(directed), alice.fate(cast)) == ("unknown_peer", (0, 0))
+    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    assert kept(sim) == (0, {"alice"})
+
+
+def test_it_stays_known_as_long_as_a_command_speaks_for_it(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    helper = sim.helper(bob)
+    bob.bye()
+    sim.pass_time(60)
+    assert "w-1-session-id" in sim.net.broker.registry.sessions
+    helper.hears(helper.send("alice", b"x"), "busy")
+    helper.bye()
+    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    assert "w-1-session-id" not in sim.net.broker.registry.sessions
+    assert names(alice) == {"alice"}
+
+
+def test_a_store_that_cannot_be_written_is_no_reason_to_keep_it(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    sim.net.store.fails = "disk full"
+    sent = alice.send("w-1", b"1")
+    bob.gets(b"1")
+    bob.bye()
+    assert not_taken(alice, sent)
+    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    sim.net.store.fails = None
+    sim.pass_time(1)
+    assert kept(sim) == (0, {"alice"})
+
+
+def test_mail_of_one_that_nobody_named_is_not_inherited(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    bob.die()
+    alice.hears(alice.send("w-1", b"x"), "away")
+    sim.net.living_owners.discard("7:7")
+    other = sim.session("other", name="w-1")
+    assert other.core.welcome is not None and other.core.welcome.waiting == 0
