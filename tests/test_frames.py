@@ -66,7 +66,7 @@ def test_what_a_touch_has_swallowed_is_seen(pair):
     for number in range(3):
         frames.send(dealer, [str(number).encode()])
     assert router.poll(PATIENCE_MS)
-    found = []
+    found: list[bytes] = []
     while len(found) < 3:
         message = frames.receive(router)
         if message is None:

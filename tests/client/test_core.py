@@ -213,7 +213,7 @@ def test_each_answer_is_given_once(ready):
     for number in range(3):
         ready.core.send(send(number))
     receipt = protocol.Receipt(0, "b", "bob", 0, ("message0000", "message0001", "message9999"))
-    assert ready.hear(receipt) == [core.Answer("message0000", receipt), core.Answer("message0001", receipt)]
+    assert ready.hear(receipt) == [core.Answer(("message0000", "message0001"), receipt)]
     assert ready.hear(receipt) == []
     (answer,) = ready.hear(protocol.Refused("message0002", "unknown_peer", "nobody"))
     assert isinstance(answer, core.Answer) and isinstance(answer.outcome, errors.UnknownPeer)
@@ -221,7 +221,7 @@ def test_each_answer_is_given_once(ready):
     tally = protocol.Tally("message0003", 1, 2)
     assert ready.hear(tally) == []
     ready.core.send(send(3))
-    assert ready.hear(tally) == [core.Answer("message0003", tally)]
+    assert ready.hear(tally) == [core.Answer(("message0003",), tally)]
 
 
 def test_the_response_to_a_request(ready):

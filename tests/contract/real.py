@@ -36,12 +36,14 @@ class _Monitor(zmq.Socket[bytes]):
 
     connected_fd = -1
 
-    def recv_multipart(self, *args: Any, **more: Any) -> Any:
-        frames = super().recv_multipart(*args, **more)
-        event, value = unpack_from("=Hi", frames[0])
+    def recv(self, *args: Any, **more: Any) -> Any:
+        frame = super().recv(*args, **more)
+        if not self.getsockopt(zmq.RCVMORE):
+            return frame  # the endpoint
+        event, value = unpack_from("=Hi", frame)
         if event == zmq.Event.CONNECTED:
             self.connected_fd = value
-        return frames
+        return frame
 
 
 class _Link(Link):
@@ -103,9 +105,10 @@ class RealMember(Member):
                     self.history.append(message)
                 case core.TakeBack():
                     self.handed.clear()
-                case core.Answer(msg_id, outcome):
-                    assert msg_id not in self.answers, f"{msg_id} was answered twice"
-                    self.answers[msg_id] = outcome
+                case core.Answer(msg_ids, outcome):
+                    for msg_id in msg_ids:
+                        assert msg_id not in self.answers, f"{msg_id} was answered twice"
+                        self.answers[msg_id] = outcome
                 case core.Response(ref, envelope):
                     self.responses[ref] = envelope
                 case core.Answered(msg_id, result):

@@ -145,12 +145,13 @@ class Member(ABC):
         fmt: Format = Format.TEXT,
         reply_to: str | None = None,
         msg_id: str | None = None,
+        again: bool = False,
     ) -> str:
         """Sends; returns the message's id."""
         msg_id = msg_id or self.world.new_id()
         self._sent_s.setdefault(msg_id, self.world.now_s)
         self.answers.pop(msg_id, None)
-        self.perform(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body)))
+        self.perform(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, again, body)))
         return msg_id
 
     def to_all(self, body: bytes = b"") -> str:
@@ -204,8 +205,7 @@ class Member(ABC):
     def repeat(self, msg_id: str, target: str, body: bytes = b"", *, scope: Scope = Scope.SESSION) -> None:
         """Says a message again, as a sender that has heard nothing."""
         self.answers.pop(msg_id, None)
-        self.core._said.add(msg_id)
-        self.send(target, body, scope=scope, msg_id=msg_id)
+        self.send(target, body, scope=scope, msg_id=msg_id, again=True)
 
     def hears(self, msg_id: str, expected: Fate) -> protocol.Receipt | protocol.Tally | ZmqbusError:
         """Waits for what became of a message, which must be this; returns all that was said."""

@@ -210,8 +210,8 @@ class CommandBus:
     def _take_in(self, effects: list[core.Effect]) -> None:
         for effect in effects:
             match effect:
-                case core.Answer(msg_id, outcome):
-                    self._answers[msg_id] = outcome
+                case core.Answer(msg_ids, outcome):
+                    self._answers.update(dict.fromkeys(msg_ids, outcome))
                 case core.Response(ref, envelope):
                     self._responses[ref] = envelope
                 case core.Hand(message):

@@ -132,7 +132,7 @@ class ClientCore:
         self._version = release
         self._out: list[Effect] = []
         self._unconfirmed: dict[str, protocol.Send] = {}
-        self._said: set[str] = set()  # those of them that were transmitted, over whichever connection
+        self._unsaid: set[str] = set()  # those of them that were never transmitted, over no connection
         self._unconfirmed_bytes = 0
         self._awaited: dict[str, None] = {}
         self._requests: dict[str, protocol.Envelope] = {}
@@ -152,10 +152,18 @@ class ClientCore:
 
     def send(self, send: protocol.Send) -> list[Effect]:
         """Sends a message, and keeps it until an `Answer` for it."""
-        self._unconfirmed[send.msg_id] = send
-        self._unconfirmed_bytes += len(send.body)
-        if self._greeted:
-            self._say(send)
+        return self.send_all((send,))
+
+    def send_all(self, sends: Iterable[protocol.Send]) -> list[Effect]:
+        """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
+        greeted = self._greeted
+        for send in sends:
+            self._unconfirmed[send.msg_id] = send
+            self._unconfirmed_bytes += len(send.body)
+            if greeted:
+                self._out.append(Transmit(send))
+            else:
+                self._unsaid.add(send.msg_id)
         return self._flush()
 
     def await_answer(self, msg_id: str) -> list[Effect]:
@@ -210,6 +218,11 @@ class ClientCore:
     def may_send(self) -> bool:
         """Whether another message fits what may be unconfirmed. More is an error of the caller's, and memory."""
         return len(self._unconfirmed) < WINDOW_MESSAGES and self._unconfirmed_bytes <= WINDOW_BYTES
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """How many more messages may be unconfirmed, and how many bytes of their bodies; the last may go over that."""
+        return WINDOW_MESSAGES - len(self._unconfirmed), WINDOW_BYTES - self._unconfirmed_bytes
 
     @property
     def may_ask(self) -> bool:
@@ -283,8 +296,10 @@ class ClientCore:
                 self._tick(now_s)
         # What came a second time is acknowledged here: the application hears nothing of it, and may be silent for long.
         self._acknowledge()
-        if any(isinstance(effect, Transmit) for effect in self._out):
-            self._spoke_s = now_s
+        for effect in self._out:
+            if effect.__class__ is Transmit:
+                self._spoke_s = now_s
+                break
         return self._flush()
 
     def next_tick_s(self, now_s: float) -> float:
@@ -325,7 +340,8 @@ class ClientCore:
         for msg_id in self._awaited:
             self._transmit(protocol.Await(msg_id))
         for send in self._unconfirmed.values():
-            self._say(send)
+            self._transmit(send if send.msg_id in self._unsaid else send._replace(again=True))
+        self._unsaid.clear()
         for request in self._requests.values():
             self._transmit(request)
         self._asked.repeat()
@@ -362,7 +378,7 @@ class ClientCore:
             self.phase = Phase.CLOSED
             self._out.append(Closed(error))
         elif refused.ref in self._unconfirmed:
-            self._confirm(refused.ref, error)
+            self._confirm((refused.ref,), error)
         elif refused.ref in self._requests:
             del self._requests[refused.ref]
             self._out.append(Response(refused.ref, error))
@@ -392,18 +408,22 @@ class ClientCore:
     # --- what became of what was sent
 
     def _receipt(self, receipt: protocol.Receipt) -> None:
-        for msg_id in receipt.msg_ids:
-            if msg_id in self._unconfirmed:
-                self._confirm(msg_id, receipt)
+        self._confirm(receipt.msg_ids, receipt)
 
     def _tally(self, tally: protocol.Tally) -> None:
-        if tally.msg_id in self._unconfirmed:
-            self._confirm(tally.msg_id, tally)
+        self._confirm((tally.msg_id,), tally)
 
-    def _confirm(self, msg_id: str, outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError) -> None:
-        self._unconfirmed_bytes -= len(self._unconfirmed.pop(msg_id).body)
-        self._said.discard(msg_id)
-        self._out.append(Answer(msg_id, outcome))
+    def _confirm(self, msg_ids: Iterable[str], outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError) -> None:
+        ended = []
+        for msg_id in msg_ids:
+            send = self._unconfirmed.pop(msg_id, None)
+            if send is not None:
+                self._unconfirmed_bytes -= len(send.body)
+                ended.append(msg_id)
+        if self._unsaid:
+            self._unsaid.difference_update(ended)
+        if ended:
+            self._out.append(Answer(tuple(ended), outcome))
 
     def _response(self, envelope: protocol.Sessions | protocol.Done | protocol.Health | protocol.Fetched) -> None:
         if isinstance(envelope, protocol.Fetched):
@@ -467,10 +487,6 @@ class ClientCore:
         self._out.append(Hand(incoming))
 
     # --- plumbing
-
-    def _say(self, send: protocol.Send) -> None:
-        self._transmit(send._replace(again=True) if send.msg_id in self._said else send)
-        self._said.add(send.msg_id)
 
     def _transmit(self, envelope: protocol.Envelope) -> None:
         self._out.append(Transmit(envelope))

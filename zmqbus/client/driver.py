@@ -9,6 +9,11 @@ has something to say takes it, says it on the spot, and deals with whatever has 
 without a change of threads. (A descriptor of ZeroMQ's is readable when there is something to look at, not as long as
 there is something to read: whoever has touched a socket has to look until nothing is left. `Link` knows which.)
 
+*Streams.* Whoever says one thing after the other, with many still under way, would have each go out by itself, for ten
+times what it costs together with others. So what is said soon after something else (`GATHER_S`) is put down, and goes
+out with what follows: when `GATHER` of it lie there, when the time is over, when somebody waits (`hurry`), or when the
+thread, which is woken for it, gets hold of the interpreter: whichever is first. What is alone goes out at once.
+
 What the link brings is given to the `Application` under the lock, and acted upon outside of it, by the thread: futures
 are resolved by `later`, since their callbacks are somebody else's code. It may come back here, but may not wait here
 (`waits_for_itself`); it may raise what it likes, and the thread goes on; and it is never run by whoever has something
@@ -37,6 +42,12 @@ from zmqbus.errors import ForkedBus, NotConnected, ZmqbusError
 
 #: Looks at the sockets in a row, before others may take the lock.
 TURNS = 16
+#: What is said within so long after the last of a stream is gathered, s: some ten messages' worth of python,
+GATHER_S = 0.0002
+#: and no more than this: beyond it a message costs no less for being with others.
+GATHER = 128
+#: It is a stream while so much is on the way. With less, whatever is said may be waited for.
+STREAM = 16
 #: The longest sleep: poll() takes milliseconds, and a clock that was set wrong should not matter for long.
 MAX_SLEEP_S = 60.0
 
@@ -73,6 +84,8 @@ class Driver:
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_lock = threading.Lock()  # or a wake could be written to what has got the pipe's number since
         self._asleep_until_s = 0.0  # until when the thread sleeps, or is about to; 0: it does not
+        self._gathering = False  # something was put down, and the thread has been woken for it
+        self._stream_until_s = 0.0
         self._closing = False
         self._reason: ZmqbusError | None = None  # of an end that was not asked for
         self._thread: threading.Thread | None = None
@@ -150,6 +163,7 @@ class Driver:
         self.check()  # before the lock, which nobody will release in a child process
         with self._lock:
             self.check()
+            self._gathering = False
             link, application = self._link, self._application
             effects = speak(link.core) if speak is not None else []
             try:
@@ -162,6 +176,24 @@ class Driver:
                 busy = True
             if self._asleep_until_s and (busy or self._later or self._is_due_earlier()):
                 self._wake()
+            self._stream_until_s = time.monotonic() + GATHER_S if link.core.unconfirmed >= STREAM else 0.0
+
+    def say_soon(self, gathered: int) -> None:
+        """As `say`, for what the application has put down, so much by now; in a stream, together with what follows."""
+        if gathered >= GATHER or time.monotonic() >= self._stream_until_s:
+            self.say()
+        elif not self._gathering:
+            self._gathering = True
+            if self._asleep_until_s:
+                self._wake()
+
+    def hurry(self) -> None:
+        """Somebody waits for what becomes of it: what was put down is said now."""
+        if self._gathering:
+            try:
+                self.say()
+            except ZmqbusError:
+                pass  # it has ended, and so will what is waited for
 
     def nudge(self, due_s: float) -> None:
         """The application's `due_s` has come nearer: the thread is woken if it would sleep for longer."""
@@ -198,6 +230,9 @@ class Driver:
                     return
                 # Before the application is asked when it is due: who nudges after that has to see that it sleeps.
                 self._asleep_until_s = math.inf
+                if self._gathering:
+                    self._gathering = False
+                    self._carry_out(self._application.speak(self._link.core))
                 busy = self._look(ready, always=True)
                 descriptors = self._link.descriptors()
                 self._asleep_until_s = until_s = 0.0 if busy else self._until_s()

@@ -102,9 +102,9 @@ class TakeBack(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What became of a message that was sent."""
+    """What became of messages that were sent: the same for all of them."""
 
-    msg_id: str
+    msg_ids: tuple[str, ...]
     outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError
 
 

@@ -8,7 +8,7 @@ body and not at all out of it, and what went wrong in a remote handler.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
@@ -59,13 +59,29 @@ def receipt_of(msg_id: str, outcome: protocol.Receipt | protocol.Tally) -> Recei
     """What the broker has said of a message, as programs and commands are told."""
     if isinstance(outcome, protocol.Tally):
         return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full)
-    return Receipt(
-        msg_id,
-        "delivered" if outcome.state == State.DELIVERED else "queued",
-        outcome.name,
-        outcome.session_id,
-        outcome.state == State.BUSY,
-        outcome.away_s,
+    return Receipt(msg_id, *_state_of(outcome))
+
+
+def receipts_of(
+    msg_ids: Iterable[str], outcome: protocol.Receipt | protocol.Tally | ZmqbusError
+) -> Iterator[tuple[str, Receipt | BroadcastReceipt | ZmqbusError]]:
+    """Likewise of several that share an outcome, which may be an error."""
+    if isinstance(outcome, protocol.Receipt):
+        state = _state_of(outcome)
+        for msg_id in msg_ids:
+            yield msg_id, Receipt(msg_id, *state)
+        return
+    for msg_id in msg_ids:
+        yield msg_id, outcome if isinstance(outcome, ZmqbusError) else receipt_of(msg_id, outcome)
+
+
+def _state_of(receipt: protocol.Receipt) -> tuple[str, str, str, bool, int]:
+    return (
+        "delivered" if receipt.state == State.DELIVERED else "queued",
+        receipt.name,
+        receipt.session_id,
+        receipt.state == State.BUSY,
+        receipt.away_s,
     )
 
 

@@ -7,7 +7,8 @@ Theory of operation
 It has a connection of its own, as a helper of the program's session (or as a guest, where that has no name). So an
 answer never waits behind messages that the program does not read: those come to the other half (`receiver`).
 
-What is said goes out at once as far as the window of the client's core allows; the rest waits here, in order, up to
+Whoever has something to say puts it down, and has the driver say it: at once, or in a stream together with what follows
+(`Driver.say_soon`). It goes out as far as the window of the client's core allows; the rest waits here, in order, up to
 `MAX_OUTSTANDING`. A request ends in one of five ways, each of which takes it out of the tables: an answer, a refusal,
 its deadline, its cancellation, the end of the bus. In the last three the broker is told that nobody waits any more.
 """
@@ -18,17 +19,17 @@ import heapq
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 from zmqbus import protocol
 from zmqbus.client import bodies, core
 from zmqbus.client.driver import Driver
 from zmqbus.client.link import Link
-from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, of_incoming, receipt_of
-from zmqbus.errors import LocalError, Overloaded, Timeout, ZmqbusError
+from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, of_incoming, receipts_of
+from zmqbus.client.outcome import Outcome
+from zmqbus.errors import Overloaded, Timeout, ZmqbusError
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError
 
@@ -44,50 +45,9 @@ MAX_STALE_DEADLINES = 1_000
 AnyReceipt: TypeAlias = Receipt | BroadcastReceipt
 
 
-_T = TypeVar("_T")
-
-
-class Outcome(Future[_T]):
-    """What becomes of something that was said. Ended once, by `end` or by `cancel`, whoever comes first."""
-
-    def __init__(self, driver: Driver) -> None:
-        super().__init__()
-        self._driver = driver
-        self._ending = threading.Lock()  # taken for good by whoever ends it
-
-    def end(self, outcome: _T | ZmqbusError) -> None:
-        """Gives it its result or its error, unless it has ended."""
-        if not self._ending.acquire(blocking=False) or not self.set_running_or_notify_cancel():
-            return
-        if isinstance(outcome, ZmqbusError):
-            self.set_exception(outcome)
-        else:
-            self.set_result(outcome)
-
-    def cancel(self) -> bool:
-        """Gives it up, if it has not ended. What was sent is sent."""
-        cancelled = super().cancel()
-        if cancelled and self._ending.acquire(blocking=False):
-            # `wait` and `as_completed` do not count a cancelled future before this: an executor's worker would say it.
-            self.set_running_or_notify_cancel()
-        return cancelled
-
-    def result(self, timeout: float | None = None) -> _T:
-        """What became of it. Waits up to `timeout` seconds (None: as long as it takes)."""
-        self._check()
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error that it ended with, or None. Waits as `result` does."""
-        self._check()
-        return super().exception(timeout)
-
-    def _check(self) -> None:
-        if self._driver.waits_for_itself and not self.done():
-            raise LocalError(
-                "a callback runs in the thread of its bus, where waiting for that bus would never end; use request() "
-                "and send(wait=False) there, with callbacks of their own, or hand the work to another thread"
-            )
+def _end_all(ended: Iterable[tuple[Outcome[Any], AnyReceipt | ZmqbusError]]) -> None:
+    for future, told in ended:
+        future.end(told)
 
 
 class Reply(Outcome[Message]):
@@ -111,6 +71,14 @@ class Reply(Outcome[Message]):
         return cancelled
 
 
+class _Put(NamedTuple):
+    """Something to say. A request has a future of its answer, and perhaps a deadline, on the monotonic clock."""
+
+    envelope: protocol.Send | protocol.Request
+    reply: Reply | None
+    due_s: float | None
+
+
 class Speaker:
     """Sends, and resolves. Thread-safe, all of it."""
 
@@ -119,6 +87,11 @@ class Speaker:
         self._log_path = log_path
         self._new_id = protocol.IdMaker()
         self._refs = 0
+        # What was put down, and is not in the tables yet: its own lock is never held for long.
+        self._put_lock = threading.Lock()
+        self._put: list[_Put] = []
+        self._put_bytes = 0
+        self._over: ZmqbusError | None = None  # nothing is put down any more
         # All of these belong to the driver's lock.
         self._waiting: OrderedDict[str, protocol.Send] = OrderedDict()  # the first to go out stands first
         # Likewise, to groups: neither waits for the other, since a group without members takes nothing.
@@ -157,14 +130,8 @@ class Speaker:
         """Sends a message: its id, and its receipt to come. Raises `Overloaded`."""
         future: Outcome[Any] = Outcome(self._driver)
         msg_id = self._new_id()
-
-        def say(_: core.ClientCore) -> list[core.Effect]:
-            self._check_room(1, len(body))
-            self._queue(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body))
-            self._sent[msg_id] = future
-            return []
-
-        self._driver.say(say)
+        put = _Put(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body), None, None)
+        self._driver.say_soon(self._put_down([put], len(body), future))
         return msg_id, future
 
     def ask(
@@ -185,23 +152,19 @@ class Speaker:
         """Sends several requests together. Raises `Overloaded`: then none of them."""
         to_group = scope == Scope.GROUP
         shown = f"@{target}" if to_group else target
-        replies = [Reply(self._driver, self, self._new_id(), shown) for _ in requests]
-
-        def say(_: core.ClientCore) -> list[core.Effect]:
-            self._check_room(len(requests), sum(len(body) for _, body in requests))
-            for reply, (fmt, body) in zip(replies, requests, strict=True):
-                msg_id = reply.msg_id
-                if to_group:
-                    self._queue(protocol.Request(msg_id, target, fmt, patient, False, body))
-                else:
-                    self._queue(protocol.Send(msg_id, scope, target, fmt, None, False, body))
-                self._asked[msg_id] = reply, to_group
-                if timeout_s is not None:
-                    heapq.heappush(self._deadlines, (time.monotonic() + timeout_s, msg_id))
-            return []
-
-        self._driver.say(say)
-        return replies
+        due_s = None if timeout_s is None else time.monotonic() + timeout_s
+        puts: list[_Put] = []
+        for fmt, body in requests:
+            msg_id = self._new_id()
+            envelope: protocol.Send | protocol.Request
+            if to_group:
+                envelope = protocol.Request(msg_id, target, fmt, patient, False, body)
+            else:
+                envelope = protocol.Send(msg_id, scope, target, fmt, None, False, body)
+            puts.append(_Put(envelope, Reply(self._driver, self, msg_id, shown), due_s))
+        self._put_down(puts, sum(len(body) for _, body in requests))
+        self._driver.say()
+        return [put.reply for put in puts if put.reply is not None]
 
     def call(self, make: Callable[[str], protocol.Envelope]) -> Outcome[protocol.Envelope]:
         """Asks the broker; `make` gets the ref to use."""
@@ -220,6 +183,7 @@ class Speaker:
         """Nobody waits for the answer to this request any more."""
 
         def say(_: core.ClientCore) -> list[core.Effect]:
+            self._take_up()
             if msg_id in self._asked:
                 self._abandoned.append(msg_id)
             return []
@@ -234,8 +198,8 @@ class Speaker:
     def deal(self, effect: core.Effect) -> None:
         """See `driver.Application`."""
         match effect:
-            case core.Answer(msg_id, outcome):
-                self._answered(msg_id, outcome)
+            case core.Answer(msg_ids, outcome):
+                self._answered(msg_ids, outcome)
             case core.Answered(msg_id, result):
                 self._settle(msg_id, result)
             case core.Hand(message):
@@ -252,6 +216,8 @@ class Speaker:
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
         effects: list[core.Effect] = []
+        if self._put:
+            self._take_up()
         if self._abandoned or self._unawaited:
             # Before the answers are taken: the core forgets with that that they were awaited, and the broker would not.
             effects += self._give_up(client)
@@ -264,17 +230,27 @@ class Speaker:
             request = self._requests.popitem(last=False)[1]
             self._waiting_bytes -= len(request.body)
             effects += client.ask(request)
-        while self._waiting and client.may_send:
-            send = next(iter(self._waiting.values()))
-            if send.msg_id in self._asked:
+        if self._waiting:
+            self._send_some(client, effects)
+        return effects
+
+    def _send_some(self, client: core.ClientCore, effects: list[core.Effect]) -> None:
+        """As many of those that wait as there is room for."""
+        count, size_bytes = client.room
+        sends: list[protocol.Send] = []
+        while self._waiting and len(sends) < count and size_bytes >= 0:
+            msg_id, send = self._waiting.popitem(last=False)
+            if msg_id in self._asked:
                 if self._awaited >= MAX_AWAITED:
+                    self._waiting[msg_id] = send
+                    self._waiting.move_to_end(msg_id, last=False)
                     break
                 self._awaited += 1
-                effects += client.await_answer(send.msg_id)
-            del self._waiting[send.msg_id]
+                effects += client.await_answer(msg_id)
+            size_bytes -= len(send.body)
             self._waiting_bytes -= len(send.body)
-            effects += client.send(send)
-        return effects
+            sends.append(send)
+        effects += client.send_all(sends)
 
     def due_s(self) -> float | None:
         """See `driver.Application`."""
@@ -286,6 +262,7 @@ class Speaker:
         late: list[Reply] = []
 
         def say(_: core.ClientCore) -> list[core.Effect]:
+            self._take_up()
             now_s = time.monotonic()
             while self._deadlines and self._deadlines[0][0] <= now_s:
                 msg_id = heapq.heappop(self._deadlines)[1]
@@ -307,8 +284,12 @@ class Speaker:
 
     def ended(self, error: ZmqbusError) -> None:
         """See `driver.Application`."""
+        with self._put_lock:
+            self._over = error
+            puts, self._put = self._put, []
         futures: list[Outcome[Any]] = [*self._sent.values(), *self._called.values()]
         futures += [reply for reply, _ in self._asked.values()]
+        futures += [put.reply for put in puts if put.reply is not None]
         for table in (self._sent, self._called, self._asked, self._waiting, self._requests):
             table.clear()
         for future in futures:
@@ -316,28 +297,53 @@ class Speaker:
 
     # --- inside
 
-    def _check_room(self, count: int, size_bytes: int) -> None:
-        outstanding = len(self._sent) + len(self._asked)
-        if outstanding + count > MAX_OUTSTANDING or self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
-            raise Overloaded(
-                f"{outstanding:,} messages and requests are open ({self._waiting_bytes:,} bytes waiting to go out); "
-                "take some receipts or answers first, or use map(), which has so many under way as are of use"
-            )
+    def _put_down(self, puts: Sequence[_Put], size_bytes: int, future: Outcome[Any] | None = None) -> int:
+        """For the driver to say; `future` is the receipt's. Returns how many lie there now. Raises `Overloaded`."""
+        self._driver.check()  # before any lock, which nobody will release in a child process
+        with self._put_lock:
+            if self._over is not None:
+                raise self._over
+            outstanding = len(self._sent) + len(self._asked) + len(self._put)
+            waiting_bytes = self._waiting_bytes + self._put_bytes
+            if outstanding + len(puts) > MAX_OUTSTANDING or waiting_bytes + size_bytes > MAX_WAITING_BYTES:
+                raise Overloaded(
+                    f"{outstanding:,} messages and requests are open ({waiting_bytes:,} bytes waiting to go out); "
+                    "take some receipts or answers first, or use map(), which has so many under way as are of use"
+                )
+            if future is not None:
+                self._sent[puts[0].envelope.msg_id] = future
+            self._put += puts
+            self._put_bytes += size_bytes
+            return len(self._put)
 
-    def _queue(self, envelope: protocol.Send | protocol.Request) -> None:
-        if isinstance(envelope, protocol.Request):
-            self._requests[envelope.msg_id] = envelope
-        else:
-            self._waiting[envelope.msg_id] = envelope
-        self._waiting_bytes += len(envelope.body)
+    def _take_up(self) -> None:
+        """What was put down goes into the tables. Under the driver's lock."""
+        with self._put_lock:
+            puts, self._put = self._put, []
+            self._waiting_bytes += self._put_bytes
+            self._put_bytes = 0
+        for envelope, reply, due_s in puts:
+            msg_id = envelope.msg_id
+            to_group = isinstance(envelope, protocol.Request)
+            if isinstance(envelope, protocol.Request):
+                self._requests[msg_id] = envelope
+            else:
+                self._waiting[msg_id] = envelope
+            if reply is not None:
+                self._asked[msg_id] = reply, to_group
+                if due_s is not None:
+                    heapq.heappush(self._deadlines, (due_s, msg_id))
 
-    def _answered(self, msg_id: str, outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> None:
-        future = self._sent.pop(msg_id, None)
-        if future is not None:
-            told = outcome if isinstance(outcome, ZmqbusError) else receipt_of(msg_id, outcome)
-            self._driver.later(partial(future.end, told))
-        elif isinstance(outcome, ZmqbusError):
-            self._settle(msg_id, outcome)
+    def _answered(self, msg_ids: Iterable[str], outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> None:
+        ended: list[tuple[Outcome[Any], AnyReceipt | ZmqbusError]] = []
+        for msg_id, told in receipts_of(msg_ids, outcome):
+            future = self._sent.pop(msg_id, None)
+            if future is not None:
+                ended.append((future, told))
+            elif isinstance(told, ZmqbusError):
+                self._settle(msg_id, told)
+        if ended:
+            self._driver.later(partial(_end_all, ended))
 
     def _settle(self, msg_id: str, outcome: core.Incoming | protocol.Result | ZmqbusError) -> None:
         found = self._asked.pop(msg_id, None)

@@ -195,9 +195,10 @@ class SimClient:
                     self.history.append(message)
                 case client.TakeBack():
                     self.handed.clear()
-                case client.Answer(msg_id, outcome):
-                    assert msg_id not in self.answers, f"{msg_id} was answered twice"
-                    self.answers[msg_id] = outcome
+                case client.Answer(msg_ids, outcome):
+                    for msg_id in msg_ids:
+                        assert msg_id not in self.answers, f"{msg_id} was answered twice"
+                        self.answers[msg_id] = outcome
                 case client.Response(ref, envelope):
                     self.responses[ref] = envelope
                 case client.Answered(msg_id, result):
