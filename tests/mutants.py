@@ -175,15 +175,15 @@ MUTANTS = (
     Mutant(
         "the client does not say that it repeats itself",
         "client/core.py",
-        "        self._transmit(send._replace(again=True) if send.msg_id in self._said else send)\n",
-        "        self._transmit(send)\n",
+        "            self._transmit(send if send.msg_id in self._unsaid else send._replace(again=True))\n",
+        "            self._transmit(send)\n",
         f"{CLIENT} {RECOVERY}",
     ),
     Mutant(
         "the client does not repeat itself",
         "client/core.py",
-        "        for send in self._unconfirmed.values():\n            self._say(send)\n",
-        "",
+        "        for send in self._unconfirmed.values():\n",
+        "        for send in ():\n",
         CLIENT,
     ),
     # --- nothing is shown twice
@@ -361,7 +361,7 @@ MUTANTS = (
     Mutant(
         "no room is kept for what is on its way through the journal",
         "broker/intake.py",
-        "            session.mailbox.reserve(len(send.body))\n",
+        "            session.mailbox.reserve(size_bytes)\n",
         "            session.mailbox.reserve(0)\n            session.mailbox._reserved -= 1\n",
         CORE,
     ),

@@ -14,7 +14,7 @@ answered message are recognised by the `msg=` or `re=` in front, which is how se
 between whom a message went, however long it is. It reads them one after the other from the start of the line, and is
 therefore not deceived by a name or a text that looks like a field.
 
-A record is made on the broker's hot path: 1.5 µs for a line of text, where `json.dumps` of a dict takes 6.
+A record is made on the broker's hot path: 1 µs for a line of text, where `json.dumps` of a dict takes 6.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Record(NamedTuple):
 
 def encode_record(record: Record) -> bytes:
     """One line of the log, without its newline. Raises `InvalidPayload` for a text that is not UTF-8."""
-    ts, msg_id, kind, from_session, from_name, from_label, to, to_session_id, reply_to, fmt, body = record
+    ts, msg_id, _, _, _, _, _, _, reply_to, fmt, body = record
     if fmt == "text":
         try:
             content = quote(body.decode())
@@ -77,13 +77,8 @@ def encode_record(record: Record) -> bytes:
         from binascii import b2a_base64  # not on everybody's path
 
         content = f'"fmt":{quote(fmt)},"text":"","data":"{b2a_base64(body, newline=False).decode()}"'
-    label = "null" if from_label is None else quote(from_label)
-    receiver = "null" if to_session_id is None else quote(to_session_id)
     answers = "" if reply_to is None else f'"reply_to":{quote(reply_to)},'
-    rest = (
-        f'"kind":"{kind}","from":{quote(from_session)},"from_name":{quote(from_name)},"from_label":{label},'
-        f'"to":{quote(to)},"to_session_id":{receiver},{answers}{content}}}'
-    )
+    rest = f"{_between(*record[2:8])}{answers}{content}}}"
     if not rest.isascii():
         for character, escape in _LINE_ENDS:
             if character in rest:
@@ -94,11 +89,24 @@ def encode_record(record: Record) -> bytes:
         hidden = _hidden(reply_to)
         while reply_to in rest:
             rest = rest.replace(reply_to, hidden)
-    for mark, pattern in _QUOTED_IDS:
-        if mark in rest:
+    if "msg=" in rest or "re=" in rest:
+        for _, pattern in _QUOTED_IDS:
             rest = pattern.sub(_hide, rest)
     second, ms = divmod(round(ts * 1000), 1000)
     return f'{{"ts":"{second_of(second)}.{ms:03d}Z","msg_id":{quote(msg_id)},{rest}'.encode()
+
+
+@lru_cache(maxsize=256)
+def _between(
+    kind: str, from_session: str, from_name: str, from_label: str | None, to: str, to_session_id: str | None
+) -> str:
+    """The fields that say between whom it goes. Remembered, since two that talk have much to say."""
+    label = "null" if from_label is None else quote(from_label)
+    receiver = "null" if to_session_id is None else quote(to_session_id)
+    return (
+        f'"kind":"{kind}","from":{quote(from_session)},"from_name":{quote(from_name)},"from_label":{label},'
+        f'"to":{quote(to)},"to_session_id":{receiver},'
+    )
 
 
 def decode_record(line: bytes) -> Record:

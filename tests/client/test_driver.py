@@ -6,7 +6,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -97,10 +97,11 @@ class Application:
         self.rung = threading.Event()
         self.to_say: list[core.Effect] = []
 
-    def deal(self, effect: core.Effect) -> None:
-        self.dealt.append(effect)
-        if self.acts:
-            self.driver.later(self.acts.pop(0))
+    def deal(self, effects: Sequence[core.Effect]) -> None:
+        for effect in effects:
+            self.dealt.append(effect)
+            if self.acts:
+                self.driver.later(self.acts.pop(0))
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         said, self.to_say = self.to_say, []

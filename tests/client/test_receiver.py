@@ -95,9 +95,11 @@ class Played:
         for msg_id in msg_ids:
             ticket = core.Ticket(lease, 1, msg_id, None)
             self.receiver.deal(
-                core.Hand(
-                    core.Incoming(ticket, msg_id, "sid", "auth", None, Scope.SESSION, "", 0, None, 0, -1, None, b"")
-                )
+                [
+                    core.Hand(
+                        core.Incoming(ticket, msg_id, "sid", "auth", None, Scope.SESSION, "", 0, None, 0, -1, None, b"")
+                    )
+                ]
             )
 
     def take(self) -> str | None:
@@ -106,7 +108,7 @@ class Played:
 
     def work(self, *msg_ids: str) -> None:
         for msg_id in msg_ids:
-            self.receiver.deal(core.Do(protocol.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b"")))
+            self.receiver.deal([core.Do(protocol.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b""))])
 
 
 @pytest.fixture
@@ -151,14 +153,14 @@ def test_the_alarm_acknowledges_what_was_taken_of_a_burst(auto):
 def test_what_was_not_taken_is_taken_back(auto):
     auto.hand("a", "b")
     auto.take()
-    auto.receiver.deal(core.TakeBack())
+    auto.receiver.deal([core.TakeBack()])
     assert auto.take() is None
 
 
 def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_again(auto):
     auto.hand("a", "b")
     assert auto.take() == "a"
-    auto.receiver.deal(core.TakeBack())
+    auto.receiver.deal([core.TakeBack()])
     auto.hand("a", "b", lease="two")
     assert auto.take() == "b"
     assert auto.take() is None
@@ -178,7 +180,7 @@ def test_what_the_program_acknowledges_waits_for_it(manual):
 def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_newer_ticket(manual):
     manual.hand("a", "b")
     message = manual.receiver.next_message(0.0)
-    manual.receiver.deal(core.TakeBack())
+    manual.receiver.deal([core.TakeBack()])
     manual.hand("a", "b", lease="two")
     assert [manual.take(), manual.take()] == ["b", None]
     message.ack()
@@ -186,7 +188,7 @@ def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_ne
 
 
 def test_a_new_name_is_noted(auto):
-    auto.receiver.deal(core.Renamed("robert"))
+    auto.receiver.deal([core.Renamed("robert")])
     assert auto.receiver.name == "robert"
 
 
@@ -278,9 +280,9 @@ def test_answers_go_together_where_more_waits(auto):
 
 def test_what_was_withdrawn_is_known_once_and_not_for_ever(auto):
     auto.work("a", "b")
-    auto.receiver.deal(core.Withdrawn(("a",)))
+    auto.receiver.deal([core.Withdrawn(("a",))])
     assert auto.receiver.is_withdrawn("a") and not auto.receiver.is_withdrawn("b")
-    auto.receiver.deal(core.Withdrawn(("b",)))  # while it is worked on, when nobody asks any more
+    auto.receiver.deal([core.Withdrawn(("b",))])  # while it is worked on, when nobody asks any more
     auto.receiver.answer("b", 0, b"")
     assert not auto.receiver._withdrawn
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import gc
 import glob
 import os
 import sys
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 ELECTION_S = 5.0
 #: Between two looks at that.
 LOOK_S = 0.02
+#: New objects before the collector looks for cycles among them.
+COLLECT_AFTER = 20_000
 #: A broker.log of this size is rotated, and this many old ones are kept.
 LOG_BYTES = 1024 * 1024
 LOGS_KEPT = 2
@@ -204,7 +207,15 @@ def run_here(settings: Settings) -> None:
 def _serve(settings: Settings, *, foreground: bool, report: int | None = None) -> None:
     lock = elect(settings)
     _raise_file_limit()
+    _collect_less_often()
     Lockholder(settings, lock).serve(foreground=foreground, report=report)
+
+
+def _collect_less_often() -> None:
+    """What the broker makes goes when its last user does. The collector of cycles, which by default looks for some
+    after each 700 new objects (60 messages), took a tenth of the broker's time and found none."""
+    gc.freeze()  # what is there by now stays
+    gc.set_threshold(COLLECT_AFTER, 10, 10)
 
 
 def _raise_file_limit() -> None:

@@ -247,15 +247,7 @@ class Delivery:
             self.bcast,
             prev,
             tuple(spared),
-            entry.msg_id,
-            entry.from_session,
-            entry.from_name,
-            entry.from_label,
-            entry.scope,
-            entry.target,
-            entry.fmt,
-            entry.reply_to,
-            entry.ts,
+            *entry.envelope,
             entry.pointer if entry.spilled else None,
             entry.body,
         )
@@ -312,23 +304,9 @@ class Delivery:
         assert mailbox is not None
         if consumer.fetching is not None:
             consumer.fetching.count += 1
-        deliver = protocol.Deliver(
-            item.seq,
-            item.bcast if resent else 0,
-            0 if resent else mailbox.after,
-            entry.msg_id,
-            entry.from_session,
-            entry.from_name,
-            entry.from_label,
-            entry.scope,
-            entry.target,
-            entry.fmt,
-            entry.reply_to,
-            entry.ts,
-            age_s,
-            entry.pointer if entry.spilled else None,
-            entry.body,
-        )
+        bcast, after = (item.bcast, 0) if resent else (0, mailbox.after)
+        pointer = entry.pointer if entry.spilled else None
+        deliver = protocol.Deliver(item.seq, bcast, after, *entry.envelope, age_s, pointer, entry.body)
         self._out.reply(consumer.route, deliver)
 
     # --- what comes back

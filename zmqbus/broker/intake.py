@@ -55,12 +55,19 @@ FORMATS: dict[int, Literal["text", "msgpack", "bytes"]] = {
 }
 
 
+#: As integers: to look a member of an enum up costs more than to compare it.
+_TEXT = int(Format.TEXT)
+_SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
+#: Scopes that say all there is to say of whom a message is for.
+_WITHOUT_TARGET = (_SESSION, _ALL)
+
+
 def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
     """Raises what a body is refused with: it is too long, or not what its format says."""
     if fmt not in FORMATS:
         raise ProtocolError(f"unknown body format {fmt}")
     protocol.check_size(len(body), to_many=to_many)
-    if fmt == Format.TEXT:
+    if fmt == _TEXT and not body.isascii():
         try:
             body.decode()
         except UnicodeDecodeError as error:
@@ -152,12 +159,14 @@ class Intake:
             self._delivery.refuse(who, protocol.Refused(send.msg_id, error.code, str(error)))
 
     def _stage(self, now: Instant, who: Connection, send: protocol.Send) -> None:
-        if send.reply_to is not None and not protocol.is_msg_id(send.reply_to):
+        _, scope, target, fmt, reply_to, again, body = send
+        size_bytes = len(body)
+        if reply_to is not None and not protocol.is_msg_id(reply_to):
             raise ProtocolError("what a message answers is a message id: 8 to 12 lower-case letters and digits")
-        check_body(send.fmt, send.body, to_many=send.scope in protocol.TO_MANY)
-        before = self._before(who, send) if send.again else None
-        receivers, waiter, to = self._address(who, send, before)
-        to_many = send.scope in protocol.TO_MANY
+        to_many = scope in protocol.TO_MANY
+        check_body(fmt, body, to_many=to_many)
+        before = self._before(who, send) if again else None
+        receivers, waiter, to = self._address(who, scope, target, reply_to, before)
         full: list[Session] = []
         if before is not None:
             # It has passed these checks.
@@ -165,7 +174,7 @@ class Intake:
         elif to_many:
             self._count_broadcast(now, who)
             # One who does not read must not keep a broadcast from all the others; the sender is told who goes without.
-            full = [session for session in receivers if session.mailbox.full(len(send.body))]
+            full = [session for session in receivers if session.mailbox.full(size_bytes)]
             receivers = [session for session in receivers if session not in full]
         else:
             if waiter is None:
@@ -173,7 +182,7 @@ class Intake:
                 name = receivers[0].name
             else:
                 mailbox, name = waiter.mailbox, waiter.sender_name
-            if mailbox is not None and mailbox.full(len(send.body)):
+            if mailbox is not None and mailbox.full(size_bytes):
                 raise RateLimited(f"the mailbox of '{name}' is full of unread messages; retry when it has read some")
         to_session_id = None
         if not to_many:
@@ -187,12 +196,12 @@ class Intake:
             who.session.label if who.session else None,
             to,
             to_session_id,
-            send.reply_to,
-            FORMATS[send.fmt],
-            send.body,
+            reply_to,
+            FORMATS[fmt],
+            body,
         )
         for session in receivers:
-            session.mailbox.reserve(len(send.body))
+            session.mailbox.reserve(size_bytes)
         self._places[send.msg_id] = len(self._staged)
         self._staged.append(_Staged(who, send, record, receivers, full, waiter))
         self._out.append(record)
@@ -208,20 +217,19 @@ class Intake:
         return True
 
     def _address(
-        self, who: Connection, send: protocol.Send, before: _Before | None
+        self, who: Connection, scope: int, target: str, reply_to: str | None, before: _Before | None
     ) -> tuple[list[Session], Connection | Expected | None, str]:
         """Who gets it: sessions, or the connection that waits for this very answer; and how the log calls them."""
-        target = send.target
         first = before.receiver if before is not None else None
-        if send.scope == Scope.SESSION:
-            waiter = self._waiter(send.reply_to) if send.reply_to else None
+        if scope == _SESSION:
+            waiter = self._waiter(reply_to) if reply_to else None
             if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
                 return [], waiter, waiter.sender_name
             session = first or self._registry.resolve(target)
             if session is who.session:
                 raise UnknownPeer(f"'{session.name}' is this session itself; a message needs another receiver")
             return [session], None, session.name
-        if send.scope == Scope.GROUP:
+        if scope == Scope.GROUP:
             naming.check_name(target, "group")
             if first is not None:
                 return [first], None, f"@{target}"
@@ -231,16 +239,16 @@ class Intake:
             # The least loaded, and among those the one that was least recently given something.
             least = min(members, key=lambda session: (session.mailbox.total, session.mailbox.last_append_s))
             return [least], None, f"@{target}"
-        if send.scope == Scope.ALL:
+        if scope == _ALL:
             to = "all"
-        elif send.scope == Scope.PROJECT:
+        elif scope == Scope.PROJECT:
             to = f"%{naming.project_name(target)}"
-        elif send.scope == Scope.TOPIC:
+        elif scope == Scope.TOPIC:
             naming.check_name(target, "topic")
             to = f"#{target}"
         else:
-            raise ProtocolError(f"unknown scope {send.scope}")
-        return [s for s in self._registry.audience(send.scope, target) if s is not who.session], None, to
+            raise ProtocolError(f"unknown scope {scope}")
+        return [s for s in self._registry.audience(scope, target) if s is not who.session], None, to
 
     def _before(self, who: Connection, send: protocol.Send) -> _Before | None:
         """What became of this message when it was said before; None: it never got as far as the journal."""
@@ -410,20 +418,22 @@ class Intake:
 
 
 def _entry(now: Instant, message: _Staged, pointer: Pointer) -> Entry:
-    send, record = message.send, message.record
+    msg_id, scope, target, fmt, reply_to, again, body = message.send
+    record = message.record
+    size_bytes = len(body)
     return Entry(
-        send.msg_id,
+        msg_id,
         record.from_session,
         record.from_name,
         record.from_label,
-        send.scope,
-        "" if send.scope in (Scope.SESSION, Scope.ALL) else send.target,
-        send.fmt,
-        send.reply_to,
+        scope,
+        "" if scope in _WITHOUT_TARGET else target,
+        fmt,
+        reply_to,
         record.ts,
         now.steady_s,
-        len(send.body),
+        size_bytes,
         pointer,
-        b"" if len(send.body) > protocol.SPILL_BYTES else send.body,
-        send.again,
+        b"" if size_bytes > protocol.SPILL_BYTES else body,
+        again,
     )

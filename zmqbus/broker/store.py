@@ -41,6 +41,11 @@ class Entry(NamedTuple):
     repeated: bool = False  #: its sender has said it before, perhaps to a broker that died
 
     @property
+    def envelope(self) -> tuple[str, str, str, str | None, int, str, int, str | None, float]:
+        """Its fields from `msg_id` to `ts`, which travel on as they are."""
+        return self[:9]
+
+    @property
     def spilled(self) -> bool:
         return len(self.body) != self.size_bytes
 

@@ -33,8 +33,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
+from weakref import WeakSet
 
 from zmqbus.client import core
 from zmqbus.client.link import Link
@@ -52,12 +53,24 @@ STREAM = 16
 MAX_SLEEP_S = 60.0
 
 
+#: All drivers of this process: each has to know when it finds itself in a child.
+_HERE: WeakSet[Driver] = WeakSet()
+
+
+def _note_fork() -> None:
+    for driver in _HERE:
+        driver.forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
 class Application(Protocol):
     """What a driver is for. The first three are called under its lock: they must not block, nor call it. The others
     are called by its thread, without the lock."""
 
-    def deal(self, effect: core.Effect) -> None:
-        """Takes what the link has brought."""
+    def deal(self, effects: Sequence[core.Effect]) -> None:
+        """Takes what the link has brought, in order."""
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """Says what there is to say now; asked whenever something has been dealt with."""
@@ -81,6 +94,10 @@ class Driver:
         self._lock = threading.Lock()
         self._later: deque[Callable[[], None]] = deque()
         self._pid = os.getpid()
+        #: This is a child of the process that opened it. Nothing here may be touched then: the locks are as they were
+        #: when the process was forked.
+        self.forked = False
+        _HERE.add(self)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_lock = threading.Lock()  # or a wake could be written to what has got the pipe's number since
         self._asleep_until_s = 0.0  # until when the thread sleeps, or is about to; 0: it does not
@@ -108,7 +125,7 @@ class Driver:
                         case core.Closed(reason):
                             raise reason or NotConnected("the session was disconnected; connect anew")
                         case _:
-                            self._application.deal(effect)
+                            self._application.deal((effect,))
         except BaseException:
             self._closing = True
             self._dispose()
@@ -132,12 +149,6 @@ class Driver:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         atexit.unregister(self.close)
-
-    @property
-    def forked(self) -> bool:
-        """Whether this is a child of the process that opened it. Nothing here may be touched then: the locks are as
-        they were when the process was forked."""
-        return os.getpid() != self._pid
 
     @property
     def waits_for_itself(self) -> bool:
@@ -287,13 +298,14 @@ class Driver:
         return until_s if due_s is None else min(until_s, due_s)
 
     def _deal(self, effects: list[core.Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case core.Closed(reason):
-                    raise reason or NotConnected("the session was disconnected by a command; connect anew")
-                case core.Welcomed():
-                    self._wake()  # whoever sleeps does not watch the new descriptors
-            self._application.deal(effect)
+        for number, effect in enumerate(effects):
+            if isinstance(effect, core.Closed):
+                self._application.deal(effects[:number])
+                raise effect.reason or NotConnected("the session was disconnected by a command; connect anew")
+            if effect.__class__ is core.Welcomed:
+                self._wake()  # whoever sleeps does not watch the new descriptors
+        if effects:
+            self._application.deal(effects)
 
     def _run_later(self) -> None:
         while self._later:

@@ -230,16 +230,18 @@ def of_incoming(message: Incoming, log_path: str, acknowledge: Acknowledge | Non
     """A message that came through the mailbox. Where its body is in the log and cannot be read there, asking for it
     raises the `JournalError`."""
     error: ZmqbusError | None = None
-    try:
-        body = bodies.load(message, log_path)
-    except JournalError as found:
-        body, error = b"", found
+    body = message.body
+    if message.pointer is not None:
+        try:
+            body = bodies.load(message, log_path)
+        except JournalError as found:
+            error = found
     return Message(
         msg_id=message.msg_id,
         sender=message.from_name,
         sender_id=message.from_session,
         sender_label=message.from_label,
-        to=f"@{message.target}" if message.scope == Scope.GROUP else bodies.audience(message),
+        to=None if message.scope == Scope.SESSION else _audience(message),
         reply_to=message.reply_to,
         sent_ts=message.ts,
         age_s=message.age_s if message.age_s >= 0 else None,
@@ -248,6 +250,10 @@ def of_incoming(message: Incoming, log_path: str, acknowledge: Acknowledge | Non
         value=error,
         acknowledge=acknowledge,
     )
+
+
+def _audience(message: Incoming) -> str | None:
+    return f"@{message.target}" if message.scope == Scope.GROUP else bodies.audience(message)
 
 
 # --- values -----------------------------------------------------------------------------------------------------

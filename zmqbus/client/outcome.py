@@ -89,6 +89,8 @@ class Outcome(Future[_T]):
         """What became of it. Waits up to `timeout` seconds (None: as long as it takes)."""
         if self._state != FINISHED:
             self._wait()
+        elif self._exception is None:
+            return self._result  # type: ignore[return-value]
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zmqbus import protocol
 from zmqbus.client import core
@@ -198,33 +198,43 @@ class Receiver:
 
     # --- Application
 
-    def deal(self, effect: core.Effect) -> None:
+    def deal(self, effects: Sequence[core.Effect]) -> None:
         """See `driver.Application`."""
-        match effect:
-            case core.Hand(message):
-                with self._arrived:
-                    for hands in (self._tickets, self._taken):
-                        if message.msg_id in hands:
-                            hands[message.msg_id] = message.ticket
-                            return
-                self._arrive(lambda: self._inbox.append(message))
-            case core.TakeBack():
-                with self._arrived:
-                    self._inbox.clear()
-            case core.Do(work):
-                self._arrive(lambda: self._work.append(work))
-            case core.Response(ref, envelope):
-                with self._arrived:
-                    if ref == FORGET_REF:
-                        self._given_up = int(envelope.text) if isinstance(envelope, protocol.Done) else 0
-                    if ref == self._asked:
-                        self._asked = ""
-                    self._arrived.notify_all()
-            case core.Withdrawn(msg_ids):
-                with self._arrived:
-                    self._withdrawn.update(msg_ids)
-            case core.Renamed(name):
-                self.name = name
+        arrived = False
+        with self._arrived:  # once for all of them
+            for effect in effects:
+                match effect:
+                    case core.Hand(message):
+                        arrived |= self._hand(message)
+                    case core.Do(work):
+                        self._work.append(work)
+                        arrived = True
+                    case core.TakeBack():
+                        self._inbox.clear()
+                    case core.Response(ref, envelope):
+                        if ref == FORGET_REF:
+                            self._given_up = int(envelope.text) if isinstance(envelope, protocol.Done) else 0
+                        if ref == self._asked:
+                            self._asked = ""
+                        self._arrived.notify_all()
+                    case core.Withdrawn(msg_ids):
+                        self._withdrawn.update(msg_ids)
+                    case core.Renamed(name):
+                        self.name = name
+            if arrived:
+                self._arrived.notify_all()  # not one: those who wait do not all wait for the same
+        if arrived:
+            for watcher in self._watchers:
+                self._driver.later(watcher)
+
+    def _hand(self, message: core.Incoming) -> bool:
+        """A message has come. False if the program has it in hand already, over another connection."""
+        for hands in (self._tickets, self._taken):
+            if message.msg_id in hands:
+                hands[message.msg_id] = message.ticket
+                return False
+        self._inbox.append(message)
+        return True
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
@@ -260,12 +270,5 @@ class Receiver:
             if self._error is None:
                 self._error = error
             self._arrived.notify_all()
-        for watcher in self._watchers:
-            self._driver.later(watcher)
-
-    def _arrive(self, put: Callable[[], None]) -> None:
-        with self._arrived:
-            put()
-            self._arrived.notify_all()  # not one: those who wait do not all wait for the same
         for watcher in self._watchers:
             self._driver.later(watcher)

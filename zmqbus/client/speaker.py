@@ -195,23 +195,24 @@ class Speaker:
 
     # --- Application
 
-    def deal(self, effect: core.Effect) -> None:
+    def deal(self, effects: Sequence[core.Effect]) -> None:
         """See `driver.Application`."""
-        match effect:
-            case core.Answer(msg_ids, outcome):
-                self._answered(msg_ids, outcome)
-            case core.Answered(msg_id, result):
-                self._settle(msg_id, result)
-            case core.Hand(message):
-                # Taken whether anybody waits for it or not: it was for this connection alone.
-                self._taken.append(message.ticket)
-                if message.reply_to in self._asked:
-                    assert message.reply_to is not None
-                    self._settle(message.reply_to, message)
-            case core.Response(ref, envelope):
-                future = self._called.pop(ref, None)
-                if future is not None:
-                    self._driver.later(partial(future.end, envelope))
+        for effect in effects:
+            match effect:
+                case core.Answer(msg_ids, outcome):
+                    self._answered(msg_ids, outcome)
+                case core.Answered(msg_id, result):
+                    self._settle(msg_id, result)
+                case core.Hand(message):
+                    # Taken whether anybody waits for it or not: it was for this connection alone.
+                    self._taken.append(message.ticket)
+                    if message.reply_to in self._asked:
+                        assert message.reply_to is not None
+                        self._settle(message.reply_to, message)
+                case core.Response(ref, envelope):
+                    future = self._called.pop(ref, None)
+                    if future is not None:
+                        self._driver.later(partial(future.end, envelope))
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
