@@ -38,11 +38,11 @@ MARKER = "ZMQBUS_TEST_RUN"
 PRIVATE_PREFIXES = ("INTER_SESSION_", "CLAUDE", "ZMQBUS_")
 
 #: A command that takes longer hangs.
-COMMAND_TIMEOUT_S = 30.0
+COMMAND_TIMEOUT_S = 90.0
 #: A broker that was told to stop writes out what it has; one that takes longer has not understood.
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 90.0
 #: Children that were just killed or waited for take a moment to leave the process table.
-SETTLE_TIMEOUT_S = 2.0
+SETTLE_TIMEOUT_S = 30.0
 
 #: A client that retries a closed port of the ephemeral range may connect to itself, so ports come from below it.
 LOWEST_PORT = 10_000
@@ -284,18 +284,33 @@ def _with_variable(name: str, value: str) -> list[psutil.Process]:
 
 def _kill(processes: list[psutil.Process]) -> list[str]:
     """Kills those that do not end by themselves right now; returns a line for each."""
-    _, alive = psutil.wait_procs(processes, timeout=SETTLE_TIMEOUT_S)
+    left = _settle(processes)
     lines = []
-    for process in alive:
+    for process in left:
         try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
             lines.append(f"pid {process.pid}: {' '.join(process.cmdline())}")
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(alive, timeout=SETTLE_TIMEOUT_S)
+    _settle(left)
     return lines
+
+
+def _settle(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Gives processes time to end; those that have not. (A zombie has: its parent may take its time.)"""
+    end_s = time.monotonic() + SETTLE_TIMEOUT_S
+    while left := [process for process in processes if not _has_ended(process)]:
+        if time.monotonic() > end_s:
+            return left
+        time.sleep(0.01)
+    return []
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _stop_brokers(data: Path) -> list[str]:

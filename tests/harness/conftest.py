@@ -30,7 +30,7 @@ from zmqbus.settings import load
 
 PLUGIN = ROOT / "plugin"
 #: Over the time that a command may take in the session, which then says so itself.
-ORDER_TIMEOUT_S = 90.0
+ORDER_TIMEOUT_S = 120.0
 
 Fields = dict[str, Any]
 MakeEnv = Callable[[dict[str, str] | None], dict[str, str]]

@@ -370,7 +370,7 @@ def test_wait_prints_the_answer(bus: Bus, guest: bool) -> None:
 
 def test_wait_takes_only_the_answer_to_this_message(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
-    asking = bus.popen("send.py", "--to", "auth", "--text", "ready?", "--wait", "60", "--json", owner=pay)
+    asking = bus.popen("send.py", "--to", "auth", "--text", "ready?", "--wait", "90", "--json", owner=pay)
     question = auth.wait_message("ready?")
     other = bus.deliver("auth", "another question", owner=pay)
     bus.deliver("pay", "not an answer", owner=auth)
@@ -408,7 +408,7 @@ def test_wait_without_an_answer(bus: Bus) -> None:
 def test_wait_for_one_who_is_away(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     assert auth.stop() == 0
-    asking = bus.popen("send.py", "--to", "auth", "--text", "ready?", "--wait", "60", owner=pay)
+    asking = bus.popen("send.py", "--to", "auth", "--text", "ready?", "--wait", "90", owner=pay)
     wait_until(lambda: [row["waiting"] for row in bus.list("--all") if row["name"] == "auth"] == [1], "it is queued")
     again = bus.listener(owner=auth)
     question = again.wait_message("ready?")
@@ -418,9 +418,9 @@ def test_wait_for_one_who_is_away(bus: Bus) -> None:
 
 
 def test_wait_fails_at_once_where_nothing_was_sent(bus: Bus) -> None:
-    failed(bus.send("--to", "nobody", "--text", "ready?", "--wait", "60", "--as", "script"), "unknown_peer")
+    failed(bus.send("--to", "nobody", "--text", "ready?", "--wait", "90", "--as", "script"), "unknown_peer")
     for to in (("--to", "auth,pay"), ("--all",), ("--topic", "deploys")):
-        done = bus.send(*to, "--text", "ready?", "--wait", "60", "--as", "script")
+        done = bus.send(*to, "--text", "ready?", "--wait", "90", "--as", "script")
         assert (done.returncode, done.stdout) == (2, ""), done
         assert "--wait takes one receiver" in done.stderr
 

@@ -353,7 +353,7 @@ def work(ready):
 
 def ask(number):
     with zmqbus.connect() as bus:
-        return bus.ask("@g", number, timeout=60).body[0]
+        return bus.ask("@g", number, timeout=90).body[0]
 
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[1])
@@ -364,7 +364,7 @@ if __name__ == "__main__":
             worker.start()
         for worker in workers:
             ready.acquire()
-        answers = [answer.body for answer in bus.map("@g", range(100), timeout=60)]
+        answers = [answer.body for answer in bus.map("@g", range(100), timeout=90)]
         assert [number for number, _ in answers] == list(range(100))
         assert {pid for _, pid in answers} <= {worker.pid for worker in workers}
         with context.Pool(2) as callers:
