@@ -269,7 +269,7 @@ def test_a_full_mailbox_is_refused_to_the_sender_and_nothing_is_dropped(slow_wor
     while taken < MAX_MESSAGES:
         slow_world.until(lambda: bob.handed)
         taken += len(bob.take_all())
-    slow_world.quiet()  # the broker has heard so: else the window may be full when the next one comes, over another wire
+    slow_world.quiet()  # the broker has heard so: else its window may be full when the next one comes, by another wire
     later = alice.send("bob", b"and there is room again")
     bob.takes(b"and there is room again")
     alice.hears(later, "delivered")
