@@ -24,7 +24,7 @@ from zmqbus.settings import load
 _T = TypeVar("_T")
 
 #: Far over what any of this takes.
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 ROOT = Path(__file__).resolve().parent.parent
 
 

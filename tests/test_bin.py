@@ -50,7 +50,7 @@ def call(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | No
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
     )
     assert done.stderr == ""
     assert done.returncode == 5
@@ -78,7 +78,7 @@ def test_an_old_python_says_so(version: str, data_dir: Path) -> None:
     python = shutil.which(f"python{version}")
     if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
         pytest.skip(f"no python {version} here")
-    done = subprocess.run([python, "-B", BIN / "client.py"], capture_output=True, encoding="utf-8", timeout=30)
+    done = subprocess.run([python, "-B", BIN / "client.py"], capture_output=True, encoding="utf-8", timeout=90)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: zmqbus needs python 3.10 or newer, this is {version}.")
     assert done.stdout == ""
@@ -139,7 +139,7 @@ def test_the_venv_of_another_python_is_started(checkout: Path, data_dir: Path) -
 def test_without_dependencies(script: str, data_dir: Path) -> None:
     # -S leaves out site-packages, so there are none.
     done = subprocess.run(
-        [sys.executable, "-S", "-I", "-B", BIN / script], capture_output=True, encoding="utf-8", timeout=30
+        [sys.executable, "-S", "-I", "-B", BIN / script], capture_output=True, encoding="utf-8", timeout=90
     )
     line = "dependencies missing — run /inter-session install-deps"
     if script == "client.py":

@@ -388,7 +388,7 @@ def test_a_reader_that_has_gone_ends_the_command_quietly(body: str, data_dir: Pa
     os.close(reader)
     with start(body, stdout=writer) as process:
         os.close(writer)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=90)
     assert err == ""
     assert process.returncode == 141
 
@@ -397,7 +397,7 @@ def test_output_that_cannot_be_written_is_an_error(data_dir: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
     with open("/dev/full", "w") as full, start("print('x')", stdout=full) as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=90)
     assert process.returncode == 1
     assert err.startswith("error: cannot write the output: No space left on device")
 
@@ -410,7 +410,7 @@ def test_streams_that_are_closed_from_the_start_do_no_harm(closing: str, data_di
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
     )
     assert done.returncode == 3
     assert done.stderr == ""
@@ -420,7 +420,7 @@ def test_output_is_utf_8_in_every_locale(data_dir: Path) -> None:
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     body = "print(*map(chr, (0x21B5, 0x2014, 0xDC80)))"  # in ASCII, since python reads its arguments in the locale too
     with start(body, env=locale, stdout=subprocess.PIPE) as process:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=90)
     assert (out, err) == ("↵ — \\udc80\n", "")
 
 
@@ -431,7 +431,7 @@ def test_it_loads_nothing_that_the_commands_do_not_load_anyway(data_dir: Path) -
         "import zmqbus.settings\nprint(*sorted(name for name in sys.modules if not name.startswith('_')))",
         stdout=subprocess.PIPE,
     ) as process:
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=90)
     loaded = set(out.split())
     assert "zmqbus.settings" in loaded
     assert not loaded & {"subprocess", "pathlib", "shutil", "asyncio", "tempfile", "zmq", "psutil", "dataclasses"}

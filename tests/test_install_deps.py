@@ -116,7 +116,7 @@ def test_it_asks_on_a_terminal(answer: str, status: int, install: Run, venv: Pat
             [sys.executable, BIN / "install_deps.py"], stdin=stdin, stdout=subprocess.PIPE, env=env, text=True
         ) as process:
             os.write(terminal, answer.encode())
-            out, _ = process.communicate(timeout=30)
+            out, _ = process.communicate(timeout=90)
     finally:
         os.close(terminal)
         os.close(stdin)
@@ -216,7 +216,7 @@ def test_ctrl_c_cleans_up(install: Run, data_dir: Path, tmp_path: Path, calls: P
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=90)
     assert (process.returncode, err) == (130, "")
     assert names(data_dir) == ["venv.lock"]
 

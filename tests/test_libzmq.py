@@ -269,7 +269,7 @@ honest, drawn = peer()
 squatter, _ = peer((drawn + 1) % 2**32)
 peer()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=90)
     assert done.returncode == -signal.SIGABRT
     assert b"Assertion failed" in done.stderr
 

@@ -122,7 +122,7 @@ def test_names_that_look_like_the_fields_after_them(name: str) -> None:
 def test_module_is_cheap_to_import() -> None:
     code = "import sys, zmqbus.process; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=True, cwd=ROOT
     )
     heavy = {"psutil", "pathlib", "dataclasses", "uuid", "subprocess", "shutil", "logging", "socket", "asyncio"}
     assert not heavy & set(done.stdout.split())

@@ -284,7 +284,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def run_child(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-c", code, *args], cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=60
+        [sys.executable, "-c", code, *args], cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=90
     )
 
 

@@ -9,22 +9,21 @@ showing a message and noting down that it was shown. The promise makes an except
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, note, settings
+from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from tests.broker.machinekit import RUN, Mishaps
 from zmqbus import protocol
 from zmqbus.broker import mailbox
 from zmqbus.client.core import Incoming, Phase
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.protocol import Scope, State
 from zmqbus.testing import SimClient, SimNet
-from zmqbus.testing.simnet import Death
 
 NAMES = ("alice", "bob", "carol", "dave")
 TOPIC = "deploys"
@@ -54,8 +53,10 @@ class Sent(NamedTuple):
     deaths: int  # of brokers, before it was sent
 
 
-class Bus(RuleBasedStateMachine):
+class Bus(Mishaps):
     """Directed messages and broadcasts, with everything that can go wrong between two processes."""
+
+    NAMES = NAMES
 
     @initialize()
     def begin(self) -> None:
@@ -75,6 +76,9 @@ class Bus(RuleBasedStateMachine):
         groups = (GROUP,) if name in MEMBERS else ()
         self.processes[name] = self.net.session(name, connect=False, topics=topics, groups=groups)
         self.processes[name].connect()
+
+    def broker_dies(self) -> None:
+        self.deaths += 1
 
     def known(self) -> frozenset[str]:
         """Sessions that are on record: they are connected or away, for any broker."""
@@ -97,67 +101,7 @@ class Bus(RuleBasedStateMachine):
             assert message.body == str(sent.order).encode()
             self.taken[name].append(message)
 
-    # --- processes
-
-    @rule(name=names)
-    def connect(self, name: str) -> None:
-        process = self.processes.get(name)
-        if process is None:
-            self.start(name)
-        elif process.core.phase is Phase.OFFLINE:
-            process.stopped = False
-            process.connect()
-
-    @rule(name=names)
-    def leave(self, name: str) -> None:
-        process = self.processes.pop(name, None)
-        if process is not None:
-            self.end(process, bye=True)
-
-    @rule(name=names)
-    def kill(self, name: str) -> None:
-        process = self.processes.pop(name, None)
-        if process is not None:
-            self.end(process)
-
-    @rule(name=names)
-    def take_over(self, name: str) -> None:
-        """Another process of the same owner, while the one before is still there."""
-        old = self.processes.get(name)
-        if old is not None:
-            old.stopped = True  # or each would take the session back from the other
-        self.start(name)
-        self.net.settle()
-        if old is not None:
-            self.end(old)
-
     # --- wires
-
-    @rule(name=names, again=st.booleans())
-    def cut(self, name: str, again: bool) -> None:
-        process = self.processes.get(name)
-        if process is not None:
-            process.disconnect()
-            if again:
-                process.connect()
-
-    @rule(name=names)
-    def vanish(self, name: str) -> None:
-        """The connection is gone, and the broker does not know."""
-        process = self.processes.get(name)
-        if process is not None:
-            process.vanish()
-
-    @rule(name=names, stopped=st.booleans())
-    def stop(self, name: str, stopped: bool) -> None:
-        process = self.processes.get(name)
-        if process is not None:
-            process.stopped = stopped
-
-    @rule(death=st.sampled_from(Death), lost=st.integers(0, 4))
-    def kill_the_broker(self, death: Death, lost: int) -> None:
-        self.deaths += 1
-        self.net.kill_broker(death, lost)
 
     @rule(name=names)
     def cut_subscriber(self, name: str) -> None:
@@ -178,11 +122,6 @@ class Bus(RuleBasedStateMachine):
                 process.published.pop()
         for _ in range(more):
             self.send(sender, "", Scope.ALL)
-
-    @rule(fails=st.booleans())
-    def journal(self, fails: bool) -> None:
-        self.net.wake()
-        self.net.journal_fails = "no space left on device" if fails else None
 
     @rule(fails=st.booleans())
     def store(self, fails: bool) -> None:
@@ -251,20 +190,6 @@ class Bus(RuleBasedStateMachine):
         self.net.settle()
 
     # --- time
-
-    @rule()
-    def step(self) -> None:
-        self.net.step()
-
-    @rule(name=names)
-    def receive(self, name: str) -> None:
-        process = self.processes.get(name)
-        if process is not None:
-            process.receive()
-
-    @rule()
-    def settle(self) -> None:
-        self.net.settle()
 
     @rule(seconds=st.sampled_from((0.1, 0.3, 1.1, 5.0, 13.0)))
     def wait(self, seconds: float) -> None:
@@ -393,17 +318,6 @@ class Topics(Bus):
     def topic(self, sender: str) -> None:
         self.send(sender, TOPIC, Scope.TOPIC)
 
-
-#: The deep sweep, of `make soak`.
-SOAK = "SOAK" in os.environ
-
-RUN = settings(
-    max_examples=5_000 if SOAK else 300,
-    stateful_step_count=60 if SOAK else 40,
-    derandomize="CI" in os.environ and not SOAK,  # there, a change breaks it or does not
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 TestBus = pytest.mark.slow(Bus.TestCase)
 TestBus.settings = RUN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,15 @@ def worker(net: SimNet, name: str, credit: int = 1, *, groups: tuple[str, ...] =
     found.offer(credit)
     net.settle()
     return found
+
+
+def in_hand(net: SimNet, caller: SimClient, *names: str, body: bytes = b"") -> tuple[Any, ...]:
+    """Workers of these names, the first of whom has a request in hand; and behind them the request's id."""
+    workers = [worker(net, name) for name in names]
+    msg_id = caller.call("g", body)
+    net.settle()
+    assert [*workers[0].works] == [msg_id]
+    return (*workers, msg_id)
 
 
 def die(net: SimNet, member: SimClient) -> None:
@@ -83,9 +93,7 @@ def clean(net: SimNet) -> None:
 
 
 def test_a_request_and_its_answer(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g", b"resize")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one", body=b"resize")
     (work,) = one.works.values()
     assert (work.msg_id, work.from_session, work.from_name, work.group) == (msg_id, "caller-session-id", "caller", "g")
     assert (work.fmt, work.tries, work.pointer, work.body) == (Format.TEXT, 0, None, b"resize")
@@ -103,9 +111,7 @@ def test_a_request_and_its_answer(net, caller):
 
 
 def test_both_are_records_of_the_journal(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g", b"resize")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one", body=b"resize")
     one.answer(msg_id, b"done")
     net.settle()
     asked, answered = map(json.loads, net.journal)
@@ -439,9 +445,7 @@ def test_one_that_is_withdrawn_before_it_is_written(net, caller):
 
 
 def test_an_answer_that_crosses_the_withdrawal_is_dropped(net, caller):
-    one = worker(net, "one", 1)
-    msg_id = caller.call("g")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one")
     caller.withdraw(msg_id)
     one.work()
     net.settle()
@@ -540,9 +544,7 @@ def test_commands_and_guests_come_back_too(net, role):
 
 
 def test_an_answer_is_told_again_to_a_caller_that_has_not_heard_it(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g", b"resize")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one", body=b"resize")
     caller.vanish()
     one.work()
     net.settle()
@@ -587,9 +589,7 @@ def lose_unseen(net: SimNet, guest: SimClient) -> None:
 
 
 def test_a_request_that_is_known_is_not_handed_out_twice(net, caller):
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two")
     for again in (True, False):
         caller.raw(codec.encode([protocol.Request(msg_id, "g", 0, True, again, b"")] * 2))
         net.settle()
@@ -636,9 +636,7 @@ def test_what_a_dead_worker_had_goes_to_others_first(net, caller):
 
 
 def test_what_a_worker_had_that_leaves_goes_to_others(net, caller):
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g", b"resize")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two", body=b"resize")
     one.bye()
     net.settle()
     assert two.works[msg_id].tries == 1
@@ -646,18 +644,14 @@ def test_what_a_worker_had_that_leaves_goes_to_others(net, caller):
 
 
 def test_a_worker_that_is_disconnected_is_not_expected_back(net, caller):
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two")
     net.helper(one).request(protocol.Disconnect("d"))
     net.settle()
     assert list(two.works) == [msg_id]
 
 
 def test_a_worker_that_lives_is_expected_back(net, caller):
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two")
     one.disconnect()
     net.settle()
     net.advance(RETURN_S - 1)
@@ -672,9 +666,7 @@ def test_a_worker_that_lives_is_expected_back(net, caller):
 
 
 def test_for_some_seconds(net, caller):
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two")
     one.disconnect()
     net.settle()
     net.advance(RETURN_S + 0.5)
@@ -690,9 +682,7 @@ def test_for_some_seconds(net, caller):
 
 
 def test_its_death_may_show_late(net, caller):
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two")
     one.disconnect()
     net.settle()
     net.living_owners.discard("one:1")
@@ -701,9 +691,7 @@ def test_its_death_may_show_late(net, caller):
 
 
 def test_a_worker_that_comes_back_before_another_has_it_keeps_it(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one")
     one.disconnect()
     net.advance(RETURN_S + 0.5)
     assert figures(net)["requests_waiting"] == 1
@@ -730,9 +718,7 @@ def test_work_that_was_lost_on_the_way_is_given_out_again(net, caller):
 
 
 def test_an_answer_that_was_lost_on_the_way_is_given_again(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g", b"resize")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one", body=b"resize")
     one.vanish()
     one.work()
     one.connect()
@@ -743,9 +729,7 @@ def test_an_answer_that_was_lost_on_the_way_is_given_again(net, caller):
 
 
 def test_another_process_of_the_session_has_not_what_the_first_one_had(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one")
     one.stopped = True
     new = worker(net, "one", owner="new:1", pid=4711)
     assert new.works[msg_id].tries == 1
@@ -756,9 +740,7 @@ def test_another_process_of_the_session_has_not_what_the_first_one_had(net, call
 
 
 def test_a_worker_that_stands_still_is_given_up_in_the_end(net, caller):
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two")
     one.stopped = True
     net.advance(SILENCE_S + RETURN_S + 3)
     assert list(two.works) == [msg_id]
@@ -774,9 +756,7 @@ def test_a_worker_that_stands_still_is_given_up_in_the_end(net, caller):
 
 def test_the_first_answer_counts(net, caller):
     """A worker that was given up has the answer, and the one that has the request now does not yet."""
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two")
     one.vanish()
     one.work()
     net.advance(SILENCE_S + RETURN_S + 3)
@@ -816,9 +796,7 @@ def test_a_poisoned_request_stays_so_when_it_is_said_again(net, caller):
 
 
 def test_what_a_worker_has_while_it_works_for_another_group_is_not_lost(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one")
     one.core.persona = one.core.persona._replace(groups=("other",))
     one.disconnect()
     one.connect()
@@ -1024,9 +1002,7 @@ def test_what_a_worker_has_counts_before_anybody_has_asked(net, caller):
 
 
 def test_what_nobody_says_again_is_withdrawn(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one")
     net.clients.remove(caller)
     net.restart_broker()
     net.settle()
@@ -1037,9 +1013,7 @@ def test_what_nobody_says_again_is_withdrawn(net, caller):
 
 
 def test_claims_go_with_their_worker(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one")
     caller.stopped = True
     net.kill_broker()
     net.settle()
@@ -1217,9 +1191,7 @@ def test_an_offer_that_names_what_is_none_of_its_own(net, caller):
 
 
 def test_answers_to_what_it_does_not_have(net, caller):
-    one, two = worker(net, "one"), worker(net, "two")
-    msg_id = caller.call("g")
-    net.settle()
+    one, two, msg_id = in_hand(net, caller, "one", "two")
     holder, other = (one, two) if one.works else (two, one)
     (refused,) = heard(net, other, protocol.Answer(msg_id, 0, b"forged"))
     assert isinstance(refused, protocol.Refused) and (refused.ref, refused.code) == (msg_id, "protocol")
@@ -1232,9 +1204,7 @@ def test_answers_to_what_it_does_not_have(net, caller):
 
 
 def test_an_answer_comes_once(net, caller):
-    one = worker(net, "one")
-    msg_id = caller.call("g")
-    net.settle()
+    one, msg_id = in_hand(net, caller, "one")
     assert heard(net, one, *[protocol.Answer(msg_id, 0, b"first"), protocol.Answer(msg_id, 0, b"second")]) == []
     assert result(caller, msg_id).body == b"first"
     assert len(net.journal) == 2

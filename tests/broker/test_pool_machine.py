@@ -6,24 +6,25 @@ request, is seen at the clients. The bounds are set down to a handful, so that e
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, note, settings
+from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 
+from tests.broker.machinekit import RUN, Mishaps
 from zmqbus import errors, protocol
 from zmqbus.broker import board, pool
 from zmqbus.client.core import Phase
 from zmqbus.protocol import Role
 from zmqbus.testing import SimClient, SimNet
-from zmqbus.testing.simnet import Death
 
 #: What each works for. `both` asks, too, and may meet its own requests.
 WORKERS = {"wendy": ("g",), "will": ("g", "h"), "both": ("g",)}
 CALLERS = ("alice", "bob", "both")
+#: Nobody chose their names: they are forgotten with their processes.
+NAMELESS = ("will", "both")
 NAMES = tuple(sorted({*WORKERS, *CALLERS}))
 
 MAX_WAITING = 8
@@ -45,8 +46,10 @@ class Asked(NamedTuple):
     patient: bool
 
 
-class Shop(RuleBasedStateMachine):
+class Shop(Mishaps):
     """Two who ask, two who work, and one who does both."""
+
+    NAMES = NAMES
 
     @initialize()
     def begin(self) -> None:
@@ -69,7 +72,14 @@ class Shop(RuleBasedStateMachine):
         self.started += 1
         owner = f"{name}:{self.started}"
         self.net.living_owners.add(owner)
-        process = self.net.session(name, role=Role.PROGRAM, connect=False, groups=WORKERS.get(name, ()), owner=owner)
+        process = self.net.session(
+            name,
+            role=Role.PROGRAM,
+            connect=False,
+            groups=WORKERS.get(name, ()),
+            owner=owner,
+            named=name not in NAMELESS,
+        )
         if name in WORKERS:
             process.offer(1 + self.started % MAX_CREDIT)
         self.processes[name] = process
@@ -89,68 +99,13 @@ class Shop(RuleBasedStateMachine):
         process.works.clear()
         self.ended.append(process)
 
-    # --- processes
-
-    @rule(name=names)
-    def connect(self, name: str) -> None:
-        process = self.processes.get(name)
-        if process is None:
-            self.start(name)
-        elif process.core.phase is Phase.OFFLINE:
-            process.stopped = False
-            process.connect()
-
-    @rule(name=names, bye=st.booleans())
-    def leave(self, name: str, bye: bool) -> None:
-        process = self.processes.pop(name, None)
-        if process is not None:
-            self.end(process, bye=bye)
-
-    @rule(name=names)
-    def take_over(self, name: str) -> None:
-        """Another process takes the session over."""
-        old = self.processes.get(name)
-        if old is not None:
-            old.stopped = True  # or each would take it back from the other
-        self.start(name)
-        self.net.settle()
-        if old is not None:
-            self.end(old)
-
-    @rule(name=names, stopped=st.booleans())
-    def stop(self, name: str, stopped: bool) -> None:
-        process = self.processes.get(name)
-        if process is not None:
-            process.stopped = stopped
-
-    # --- wires
-
-    @rule(name=names, again=st.booleans())
-    def cut(self, name: str, again: bool) -> None:
-        process = self.processes.get(name)
-        if process is not None:
-            process.disconnect()
-            if again:
-                process.connect()
-
-    @rule(name=names, again=st.booleans())
-    def vanish(self, name: str, again: bool) -> None:
-        """The connection is gone, and the broker does not know."""
-        process = self.processes.get(name)
-        if process is not None:
-            process.vanish()
-            if again:
-                process.connect()
-
-    @rule(death=st.sampled_from(Death), lost=st.integers(0, 4))
-    def kill_the_broker(self, death: Death, lost: int) -> None:
-        self.net.kill_broker(death, lost)
-
     @rule(fails=st.booleans())
     def journal(self, fails: bool) -> None:
-        self.net.wake()
         self.journal_failed = self.journal_failed or fails
-        self.net.journal_fails = "no space left on device" if fails else None
+        super().journal(fails)
+
+    def comes_to_rest(self) -> None:
+        self.nobody_has_what_another_has()
 
     # --- requests
 
@@ -188,21 +143,6 @@ class Shop(RuleBasedStateMachine):
             process.offer(credit)
 
     # --- time
-
-    @rule()
-    def step(self) -> None:
-        self.net.step()
-
-    @rule(name=names)
-    def receive(self, name: str) -> None:
-        process = self.processes.get(name)
-        if process is not None:
-            process.receive()
-
-    @rule()
-    def settle(self) -> None:
-        self.net.settle()
-        self.nobody_has_what_another_has()
 
     @rule(seconds=st.sampled_from((0.1, 1.0, 4.0, 6.0, 20.0)))
     def wait(self, seconds: float) -> None:
@@ -327,6 +267,8 @@ class Shop(RuleBasedStateMachine):
             process.bye()
         self.net.settle()
         self.net.advance(20, step_s=1)
+        known = {session.name for session in self.net.broker.registry.sessions.values()}
+        assert not known & {*NAMELESS} and not self.net.broker.upkeep.expects
         core = self.net.broker.pool
         for table in ("_staged", "_requests", "_callers", "_orphans", "_workers", "_absent"):
             assert not getattr(core, table), f"{table} leaks: {getattr(core, table)}"
@@ -337,14 +279,5 @@ class Shop(RuleBasedStateMachine):
         assert core.idle and self.net.broker.idle and self.net.broker.next_tick_s() is None
 
 
-#: The deep sweep, of `make soak`.
-SOAK = "SOAK" in os.environ
-
 TestShop = pytest.mark.slow(Shop.TestCase)
-TestShop.settings = settings(
-    max_examples=5_000 if SOAK else 300,
-    stateful_step_count=60 if SOAK else 40,
-    derandomize="CI" in os.environ and not SOAK,  # there, a change breaks it or does not
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestShop.settings = RUN

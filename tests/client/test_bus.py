@@ -27,7 +27,7 @@ from zmqbus.client.bus import Bus
 from zmqbus.client.messages import BroadcastReceipt, Message, Receipt
 
 #: Far over what any of this takes.
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 ROOT = Path(__file__).resolve().parents[2]
 
 Connect = Callable[..., Bus]

@@ -18,7 +18,7 @@ from zmqbus.client.driver import Driver
 from zmqbus.errors import BrokerUnavailable, ForkedBus, NotConnected, PortHeld, ZmqbusError
 
 #: Far over what any of this takes.
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 WELCOMED = core.Welcomed(protocol.Welcome(1, "0", "epoch", "sid", "auth", "lease", 1, 1, 0, 0))
 PONG = core.Renamed("pong")
 

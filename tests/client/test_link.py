@@ -21,7 +21,7 @@ from zmqbus.errors import BrokerUnavailable, PortHeld
 from zmqbus.protocol import Role
 from zmqbus.settings import Settings, load
 
-DEADLINE_S = 10.0
+DEADLINE_S = 90.0
 PERSONA = core.Persona(
     role=Role.PROGRAM, session_id="sid", token="token", name="auth", cwd="/", project="/p", topics=("t",), groups=("g",)
 )

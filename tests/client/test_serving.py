@@ -19,7 +19,7 @@ from zmqbus.client.messages import Message
 from zmqbus.client.serving import Serving, check_handler
 
 #: Far over what any of this takes.
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 Connect = Callable[..., Bus]
 Figures = Callable[[], dict[str, Any]]

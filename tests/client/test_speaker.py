@@ -16,7 +16,7 @@ from zmqbus.client.messages import Receipt
 from zmqbus.client.speaker import Speaker
 
 #: Far over what any of this takes.
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 Connect = Callable[..., Bus]
 Figures = Callable[[], dict[str, Any]]

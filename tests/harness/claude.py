@@ -27,10 +27,10 @@ from typing import Any
 from tests.harness.monitors import Config, Fields, Monitor, Tell
 
 #: A command that takes longer than this hangs.
-SHELL_TIMEOUT_S = 60.0
+SHELL_TIMEOUT_S = 90.0
 HOOK_TIMEOUT_S = 10.0
 #: What was ended ends within this.
-END_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 90.0
 
 
 class Client:

@@ -30,7 +30,7 @@ from zmqbus.settings import load
 
 PLUGIN = ROOT / "plugin"
 #: Over the time that a command may take in the session, which then says so itself.
-ORDER_TIMEOUT_S = 90.0
+ORDER_TIMEOUT_S = 120.0
 
 Fields = dict[str, Any]
 MakeEnv = Callable[[dict[str, str] | None], dict[str, str]]
@@ -166,13 +166,13 @@ class Claude:
 
     def wait_ended(self, monitor: str, timeout: float = DEADLINE_S) -> Fields:
         """The event that tells of a monitor's end."""
-
-        def ended() -> Fields | None:
-            events = list(self.events)
-            return next((each for each in events if each["event"] == "ended" and each["monitor"] == monitor), None)
-
-        event: Fields = self._wait_until(ended, f"monitor {monitor} ends", timeout)
+        event: Fields = self._wait_until(lambda: self.ended(monitor), f"monitor {monitor} ends", timeout)
         return event
+
+    def ended(self, monitor: str) -> Fields | None:
+        """The same, if it has ended."""
+        events = list(self.events)
+        return next((each for each in events if each["event"] == "ended" and each["monitor"] == monitor), None)
 
     # --- its session on the bus
 
@@ -206,14 +206,13 @@ class Claude:
 
     def wait_connected(self, after: Fields | None = None) -> Fields:
         """The state of the session, when a listener is on the bus; `after`: another than the one of that state."""
-        before = (after or {}).get("listener_pid")
-
-        def connected() -> Fields | None:
-            state = self.state
-            return state if state and state["listener_pid"] != before else None
-
-        connected_as: Fields = self._wait_until(connected, "the listener connects", DEADLINE_S)
+        connected_as: Fields = self._wait_until(lambda: self.connected(after), "the listener connects", DEADLINE_S)
         return connected_as
+
+    def connected(self, after: Fields | None = None) -> Fields | None:
+        """The same, if there is one."""
+        state = self.state
+        return state if state and state["listener_pid"] != (after or {}).get("listener_pid") else None
 
     # --- its end
 

@@ -110,7 +110,8 @@ def test_agent_without_a_session_acts_as_nobody(connect: Connect, start_claude: 
 def test_broadcast_reaches_the_others(connect: Connect) -> None:
     auth, pay, web = connect("auth"), connect("pay"), connect("web")
     done = pay.bash("send.py --all --text 'freeze at 17:00'")
-    assert re.fullmatch(r"broadcast msg=\S+ delivered=2 queued=0\n", done.stdout), done
+    counts = re.fullmatch(r"broadcast msg=\S+ delivered=(\d) queued=(\d)\n", done.stdout)
+    assert counts is not None and int(counts[1]) + int(counts[2]) == 2, done  # on a crowded machine, some are busy
     for claude in (auth, web):
         assert claude.wait_message("freeze at 17:00")["to"] == "all"
     assert pay.lines() == []
@@ -118,7 +119,7 @@ def test_broadcast_reaches_the_others(connect: Connect) -> None:
 
 def test_question_and_answer(connect: Connect) -> None:
     auth, pay = connect("auth"), connect("pay")
-    wait = pay.begin_bash("send.py --to auth --text 'question: ready?' --wait 60")
+    wait = pay.begin_bash("send.py --to auth --text 'question: ready?' --wait 90")
     question = auth.wait_message("question: ready?")
     assert question["name"] == "pay" and question["id"] is not None
     auth.send("pay", "answer: yes", "--reply-to", question["id"])

@@ -40,8 +40,8 @@ NEEDED = (".claude-plugin", "LICENSE", "README.md", "bin", "plugin", "requiremen
 PATIENCE = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
 #: Some 100 MB have to come over the network.
 INSTALL_TIMEOUT_S = 180.0
-CLIENT_TIMEOUT_S = 60.0
-COMMAND_TIMEOUT_S = 30.0
+CLIENT_TIMEOUT_S = 90.0
+COMMAND_TIMEOUT_S = 90.0
 #: A hook that is slowed down gives way and says nothing. Of so many one is fast enough.
 HOOK_TRIES = 50
 

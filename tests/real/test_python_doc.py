@@ -23,7 +23,7 @@ from tests.real.conftest import ROOT, Bus, wait_until
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
 #: A fence, and the comment on the line before it.
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[a-z ]+) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 
 #: Sessions that the guide talks to, and two of whom it plays the receiver.
 AROUND = """

@@ -86,11 +86,11 @@ def test_what_the_inbox_printed(bus: Bus) -> None:
 def test_what_a_command_got_with_wait(bus: Bus) -> None:
     """The answer was printed by the command that waited for it; a listener does not show it."""
     auth, pay = bus.listener("auth"), bus.listener("pay")
-    asking = bus.popen("send.py", "--to", "pay", "--text", "question: ready?", "--wait", "20", owner=auth)
+    asking = bus.popen("send.py", "--to", "pay", "--text", "question: ready?", "--wait", "90", owner=auth)
     question = pay.wait_message("question: ready?")["id"]
     assert question is not None
     answer = bus.deliver("auth", "answer: yes", "--reply-to", question, owner=pay)
-    assert asking.communicate(timeout=20)[0] == b"answer: yes\n"
+    assert asking.communicate(timeout=90)[0] == b"answer: yes\n"
     kill_both(bus, auth)
     again = bus.listener(owner=auth)
     assert repeat(bus, "auth", "answer: yes", answer).state == "delivered"

@@ -77,7 +77,7 @@ def run(bus: Bus, root: Path, script: str, *args: str, owner: ListenerProcess | 
         cwd=bus.cwd,
         input=b"",
         capture_output=True,
-        timeout=60,
+        timeout=90,
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 

@@ -160,6 +160,7 @@ def broker(data_dir: Path) -> psutil.Process:
 @pytest.mark.parametrize("how", ["quiet", "kill", "broker", "kill and broker", "new worker"])
 def test_a_tree_of_files_is_hashed_though_the_pool_is_disturbed(bus, pool, tree, data_dir, how):
     workers = pool.start("sha", 3, concurrency=2)
+    until(lambda: figures()["workers"] == 3)  # or the first may have done it all before the last is there
     items = [*tree]
     answers = []
     for number, answer in enumerate(bus.map("@g", items, timeout=PATIENCE_S)):
@@ -229,13 +230,19 @@ def test_a_broker_that_stands_still_for_a_while(bus, pool, tree, data_dir):
 def test_a_handler_that_exits_takes_its_worker_with_it_and_nobody_else(bus, pool):
     workers = pool.start("exits", 5)
     until(lambda: figures()["workers"] == 5)
-    replies = [bus.request("@g", number, timeout=PATIENCE_S) for number in range(50)]
+
+    def ask() -> None:
+        replies = [bus.request("@g", number, timeout=PATIENCE_S) for number in range(50)]
+        assert {reply.result().body for reply in replies} <= {worker.pid for worker in workers}
+
+    ask()
+    # Alone: what a worker holds ahead has gone with one worker, too, and with three of them by a rare chance.
     with pytest.raises(errors.Poisoned):
         bus.ask("@g", "exit", timeout=PATIENCE_S)
+    ask()
     ended = until(lambda: [one for one in workers if one.poll() is not None])
     assert {worker.wait(PATIENCE_S) for worker in ended} == {3}
     assert [text for _, text in pool.noted()].count("exit") == 3
-    assert {reply.result().body for reply in replies} <= {worker.pid for worker in workers}
     assert bus.ask("@g", "still there?", timeout=PATIENCE_S).body in {worker.pid for worker in workers}
 
 
@@ -247,7 +254,7 @@ def test_a_request_that_kills_whoever_takes_it_is_given_to_no_more_than_three(bu
     assert len(pool.noted()) == 3
     # The answer can overtake the kernel: a process's connections are closed before it is there to be waited for.
     until(lambda: sum(worker.poll() is not None for worker in pool.workers) == 3)
-    assert figures()["workers"] == 2
+    until(lambda: figures()["workers"] == 2)
 
 
 def test_a_handler_that_hangs_costs_only_its_own_request(bus, pool):
@@ -264,8 +271,8 @@ def test_a_worker_that_is_interrupted_leaves_in_good_order(bus, pool):
     worker.send_signal(signal.SIGINT)
     assert worker.wait(PATIENCE_S) != 0
     assert first.body == worker.pid
-    assert figures()["workers"] == 0
-    assert [row.name for row in bus.sessions(away=True)] == ["orchestrator"]
+    until(lambda: figures()["workers"] == 0)
+    until(lambda: [row.name for row in bus.sessions(away=True)] == ["orchestrator"])
 
 
 # --- callers that end
@@ -353,7 +360,7 @@ def work(ready):
 
 def ask(number):
     with zmqbus.connect() as bus:
-        return bus.ask("@g", number, timeout=60).body[0]
+        return bus.ask("@g", number, timeout=90).body[0]
 
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[1])
@@ -364,7 +371,7 @@ if __name__ == "__main__":
             worker.start()
         for worker in workers:
             ready.acquire()
-        answers = [answer.body for answer in bus.map("@g", range(100), timeout=60)]
+        answers = [answer.body for answer in bus.map("@g", range(100), timeout=90)]
         assert [number for number, _ in answers] == list(range(100))
         assert {pid for _, pid in answers} <= {worker.pid for worker in workers}
         with context.Pool(2) as callers:

@@ -886,7 +886,7 @@ def test_of_many_listeners_at_once_one_stays(data: str) -> None:
 def test_module_is_cheap_to_import() -> None:
     code = "import sys, zmqbus.session.state; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=True, cwd=ROOT
     )
     heavy = {
         "psutil",

@@ -16,7 +16,7 @@ import pytest
 from tests.soak.wire import PORTS, Wire
 
 #: Longer than anything here takes.
-DEADLINE_S = 20.0
+DEADLINE_S = 90.0
 
 #: Connects through a wire of its own to the port given, sends what it reads, prints what it gets, and says when it was
 #: cut off. In a process of its own: a wire lives as long as its process.
@@ -26,7 +26,7 @@ from tests.soak.wire import Wire
 wire = Wire(int(sys.argv[2]), mean_s=float(sys.argv[3]), note=lambda text: print("trouble:", text, flush=True))
 wire.install()
 host, port = wire.endpoint(int(sys.argv[1])).removeprefix("tcp://").split(":")
-end = socket.create_connection((host, int(port)), timeout=20)
+end = socket.create_connection((host, int(port)), timeout=90)
 print("connected", flush=True)
 try:
     for line in sys.stdin.buffer:
