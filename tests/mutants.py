@@ -488,10 +488,10 @@ MUTANTS = (
     ),
     # --- requests and work
     Mutant(
-        "work is handed out before the request is in the journal",
+        "a large request is handed out before it is in the journal",
         "broker/pool.py",
-        "        self._board.reserve(request)\n        record = Record(",
-        "        self._board.wait(request)\n        record = Record(",
+        "        return self.size_bytes <= PASSED_BYTES\n",
+        "        return True\n",
         POOL,
     ),
     Mutant(
@@ -504,8 +504,8 @@ MUTANTS = (
     Mutant(
         "answers are not remembered for callers that come back",
         "broker/pool.py",
-        '                self._remember(request, result._replace(pointer=pointer, body=b""))\n',
-        "",
+        '            self._remember(request, one.answer._replace(pointer=pointer, body=b""))\n',
+        "            self._past.pop(request.msg_id, None)\n",
         POOL,
     ),
     Mutant(

@@ -259,6 +259,7 @@ def test_a_credit_of_none_drains(net, caller):
     assert (len(one.works), len(two.works)) == (0, 1)
     one.offer(1)
     two.offer(0)
+    net.settle()
     caller.call("g")
     net.settle()
     assert len(one.works) == 1
@@ -1085,6 +1086,7 @@ def test_and_its_bytes(net, caller, monkeypatch, limit):
 
 def test_what_is_under_way_to_a_worker_is_bounded(net, caller, monkeypatch):
     monkeypatch.setattr(board, "MAX_HANDED_BYTES", 100)
+    monkeypatch.setattr(pool, "PASSED_BYTES", 50)  # what is passed on unwritten is bounded by that and the credit
     one = worker(net, "one", 5)
     bodies = [letter * 60 for letter in (b"a", b"b", b"c")]
     asked = [caller.call("g", body) for body in bodies]
@@ -1245,12 +1247,47 @@ def test_a_request_that_cannot_be_written_is_refused(net, caller):
     clean(net)
 
 
-def test_so_is_one_whose_answer_cannot_be_written(net, caller):
+def test_an_answer_that_is_home_already_stays_there(net, caller):
+    one = worker(net, "one")
+    msg_id = caller.call("g")
+    net.settle()
+    net.journal_fails = "no space left on device"
+    one.work()
+    net.settle()
+    assert result(caller, msg_id)
+    assert not net.broker.pool._past  # it cannot be given again
+    clean(net)
+
+
+def test_a_small_request_is_on_its_way_before_it_is_written(net, caller):
+    one = worker(net, "one")
+    small, large = caller.call("g", b"x"), caller.call("g", bytes(pool.PASSED_BYTES + 1))
+    net.wake(Death.PASSED)
+    assert not net.journal and not net.broker.may_speak_first
+    net.settle()
+    assert list(one.works) == [small]
+    one.work()
+    net.settle()
+    assert list(one.works) == [large] and len(net.journal) == 3
+
+
+def test_one_that_a_worker_has_and_that_cannot_be_written_is_withdrawn(net, caller):
+    one = worker(net, "one")
+    net.journal_fails = "no space left on device"
+    msg_id = caller.call("g")
+    net.settle()
+    assert isinstance(refusal(caller, msg_id), errors.BrokerUnavailable)
+    assert not one.works
+    clean(net)
+
+
+@pytest.mark.parametrize("size_bytes", [pool.PASSED_BYTES + 1, protocol.SPILL_BYTES + 1])
+def test_but_a_large_one_that_cannot_be_written_is_refused(net, caller, size_bytes):
     one = worker(net, "one")
     msg_id, second = caller.call("g"), caller.call("g")
     net.settle()
     net.journal_fails = "no space left on device"
-    one.work()
+    one.answer(msg_id, bytes(size_bytes))
     net.settle()
     assert isinstance(refusal(caller, msg_id), errors.BrokerUnavailable)
     net.journal_fails = None

@@ -23,7 +23,8 @@ If the journal cannot be written, step 2 does not happen (`JournalFailed`): the 
 are as they were. If the store cannot commit, what it should have kept for this wake's messages is taken back, and they
 are refused (`CommitFailed`). A sender repeats what it has not been told about; fates are remembered, so that it may.
 `reading` is the one way round: a command that takes messages in its listener's place. And beside all of it stands
-`pool`: what is asked of a group and answered by one of its workers, which is nobody's mail.
+`pool`: what is asked of a group and answered by one of its workers, which is nobody's mail, and need not be safe before
+it is told (`may_speak_first`).
 
 A broker may die at any instant. Whoever was told something finds it true at the next one (`recover`): sessions and what
 waits for them come out of the store. Whoever was not told says it again. Between those two there is nothing.
@@ -215,6 +216,17 @@ class BrokerCore:
         if self.registry.connections or self.upkeep.expects:
             return QUIET_TICK_S
         return None
+
+    @property
+    def may_speak_first(self) -> bool:
+        """Whether what there is to say may be said before the wake's records are written: none of it depends on them,
+        nor on the store."""
+        return not (
+            self.intake.waits_for_journal
+            or self.pool.waits_for_journal
+            or self.delivery.waits_for_commit
+            or self._store.pending
+        )
 
     @property
     def idle(self) -> bool:

@@ -352,6 +352,11 @@ class Intake:
 
     # --- the journal's answer
 
+    @property
+    def waits_for_journal(self) -> bool:
+        """Whether anything is staged."""
+        return bool(self._staged)
+
     def journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
         """What was staged is in the log, at these places, and goes out."""
         for message, pointer in zip(self._unstage(), pointers, strict=True):

@@ -9,8 +9,11 @@ has it in hand, and that is kept for one purpose, that no two workers have it un
 
 It goes through the stages of `workers.Stage`: its record is written (STAGED), it waits in its group's queue (WAITING)
 until a worker has credit, which may be at once, it is in hand (HELD), and the record of its answer is written
-(ANSWERED). As with messages, one write of the journal stands between what arrives in a wake and what goes out of it.
-The queues move once for each event, in `flush`, for the groups in which something has changed.
+(ANSWERED). The queues move once for each event, in `flush`, for the groups in which something has changed.
+
+*The journal* has all of it. A small request or answer is passed on at once, and its record written in the same wake
+(`_Staged.passed`): nobody but its caller answers for it, and to write it takes a fifth of the way to the worker. What
+is larger is written first, as messages are: to be refused where it cannot be, and because it travels on as a pointer.
 
 *Who is gone and who comes back.* A connection may be lost while the process lives, so callers and workers are expected
 back for `RETURN_S`. A caller that comes back says its requests again, and is given what has become of them; what it
@@ -51,6 +54,9 @@ MAX_CREDIT = 1_000
 MAX_NAMED = 1_000
 #: Groups that a worker may work for: each has to learn of every change of its load.
 MAX_GROUPS = 64
+#: Bodies up to this are passed on before they are in the journal. They stay in memory until then, which is no longer
+#: than a wake.
+PASSED_BYTES = protocol.INLINE_BYTES
 #: So many workers may go with a request; it is given to no other.
 MAX_TRIES = 3
 #: Answers whose place in the journal is remembered, for callers that come back: all of 20 callers at full tilt.
@@ -71,6 +77,11 @@ class _Staged(NamedTuple):
     request: Request
     answer: protocol.Result | None  # None: it is the request itself
     size_bytes: int
+
+    @property
+    def passed(self) -> bool:
+        """It has been passed on already."""
+        return self.size_bytes <= PASSED_BYTES
 
 
 class Pool:
@@ -160,7 +171,6 @@ class Pool:
         request.again = asked.again
         request.spilled = len(asked.body) > protocol.SPILL_BYTES
         caller.requests[msg_id] = self._requests[msg_id] = request
-        self._board.reserve(request)
         record = Record(
             now.wall_s,
             msg_id,
@@ -174,7 +184,12 @@ class Pool:
             FORMATS[asked.fmt],
             asked.body,
         )
-        self._staged.append(_Staged(self._out.append(record), request, None, len(asked.body)))
+        staged = _Staged(self._out.append(record), request, None, len(asked.body))
+        self._staged.append(staged)
+        if staged.passed:
+            self._enter(request)
+        else:
+            self._board.reserve(request)
 
     def _adopt(self, caller: Caller, request: Request) -> None:
         """It is said again, over a new connection most likely, which is the one that has to hear of it."""
@@ -352,7 +367,11 @@ class Pool:
             FORMATS[answer.fmt],
             answer.body,
         )
-        self._staged.append(_Staged(self._out.append(record), request, result, len(answer.body)))
+        staged = _Staged(self._out.append(record), request, result, len(answer.body))
+        self._staged.append(staged)
+        if staged.passed:
+            self._end(request, result)
+            self._remember(request, result)
 
     # --- the journal's answer
 
@@ -361,32 +380,51 @@ class Pool:
         """Which of the wake's records are these."""
         return [staged.place for staged in self._staged]
 
+    @property
+    def waits_for_journal(self) -> bool:
+        """Whether anybody is to hear something only when the wake's records are written."""
+        return any(not staged.passed for staged in self._staged)
+
     def journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
-        """The wake's records are in the log, at these places: requests go out, and answers home."""
+        """The wake's records are in the log, at these places: what waits for that goes out, and home."""
         staged, self._staged = self._staged, []
-        for place, request, result, size_bytes in staged:
-            pointer = pointers[place]
-            if result is None:
+        for one in staged:
+            request, pointer = one.request, pointers[one.place]
+            if one.answer is None:
+                request.pointer = pointer
+                if one.passed:
+                    if request.stage is Stage.HELD:
+                        request.let_go()
+                    continue
                 self._board.release(request)
                 if request.stage is not Stage.GONE:
-                    request.pointer = pointer
                     self._enter(request)
-            elif request.stage is not Stage.GONE:
-                spilled = size_bytes > protocol.SPILL_BYTES
-                self._end(request, result._replace(pointer=pointer) if spilled else result)
-                self._remember(request, result._replace(pointer=pointer, body=b""))
+                continue
+            if not one.passed:
+                if request.stage is Stage.GONE:
+                    continue
+                spilled = one.size_bytes > protocol.SPILL_BYTES
+                self._end(request, one.answer._replace(pointer=pointer) if spilled else one.answer)
+            self._remember(request, one.answer._replace(pointer=pointer, body=b""))
 
     def journal_failed(self, reason: str) -> None:
-        """They are not in the log: the callers are told so, also of what was answered."""
+        """They are not in the log. The callers are told so, but for answers that they have."""
         staged, self._staged = self._staged, []
-        for _, request, result, _ in staged:
-            if result is None:
+        for one in staged:
+            request = one.request
+            if one.passed and one.answer is not None:
+                self._past.pop(request.msg_id, None)  # there is no place where it could be had again
+                continue
+            if one.answer is None and not one.passed:
                 self._board.release(request)
-            if request.stage is not Stage.GONE:
-                self._fail(request, BrokerUnavailable(reason))
+            if request.stage is Stage.GONE:
+                continue
+            if request.worker is not None and request.worker.conn is not None:
+                self._out.reply(request.worker.conn.route, protocol.Withdrawn((request.msg_id,)))
+            self._fail(request, BrokerUnavailable(reason))
 
     def _enter(self, request: Request) -> None:
-        """A request is in the log. A worker may have it already, or may yet turn out to have it."""
+        """A request may be handed out. A worker may have it already, or may yet turn out to have it."""
         claim = self.aftermath.settle(request.msg_id) if request.again else None
         if claim is not None:
             worker, answered = claim

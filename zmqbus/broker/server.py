@@ -8,6 +8,9 @@ One thread and one `zmq.Poller`. Each wake runs the same steps, and their order 
 4. commit the store, in one transaction;
 5. send: everything for one peer that is ready now goes as one message.
 
+Where nothing of what there is to send depends on 3 and 4 (an alone request to a worker, `core.may_speak_first`), it is
+sent before them.
+
 A broker that dies before 4 has told nobody anything; one that dies after it has told nothing that is not on record.
 With durability `process` both writes are with the kernel then, which outlives every process; with `power` they are on
 the disk, the journal's first.
@@ -245,6 +248,8 @@ class Server:
         if now.mono_s - self._ticked_s >= TICK_S:
             self._ticked_s = now.mono_s
             self._do(self._core.handle(now, events.Tick()))
+        if self._records and self._core.may_speak_first:
+            self._send_all(now)
         self._write_journal(now)
         self._commit(now)
         self._send_all(now)

@@ -99,7 +99,9 @@ class Request:
         return f"<Request {self.msg_id} to @{self.group.name} {self.stage.value}>"
 
     def let_go(self) -> None:
-        """A worker has the body. For another one, if there has to be one, there is the journal."""
+        """A worker has the body. For another one, if there has to be one, there is the journal, once it is there."""
+        if self.pointer is None:
+            return
         self.body, self.size_bytes, self.spilled = b"", 0, True
 
 

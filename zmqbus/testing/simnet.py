@@ -63,9 +63,10 @@ class Death(IntEnum):
     """What the broker has done of a wake when it dies."""
 
     DECIDED = 0  #: nothing that anybody could see
-    JOURNALED = 1
-    COMMITTED = 2
-    SENT = 3
+    PASSED = 1  #: said what may be said first
+    JOURNALED = 2
+    COMMITTED = 3
+    SENT = 4
 
 
 class SimNet:
@@ -234,6 +235,8 @@ class SimNet:
 
     def _finish(self, death: Death = Death.SENT) -> None:
         """The steps of a wake behind the decisions."""
+        if death >= Death.PASSED and self._records and self.broker.may_speak_first:
+            self._send_all()
         if death >= Death.JOURNALED:
             self._write_journal()
         if death >= Death.COMMITTED:
