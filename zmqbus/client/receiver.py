@@ -178,6 +178,8 @@ class Receiver:
 
     def is_withdrawn(self, msg_id: str) -> bool:
         """Whether nobody waits for the answer to this request any more; asked once, when its turn has come."""
+        if not self._withdrawn:
+            return False
         with self._arrived:
             found = msg_id in self._withdrawn
             self._withdrawn.discard(msg_id)
@@ -187,8 +189,9 @@ class Receiver:
         """Answers a request of a group: at once, or where more of them wait here, together with their answers."""
         self._driver.check()
         self._answers.append((msg_id, fmt, body))
-        with self._arrived:
-            self._withdrawn.discard(msg_id)  # told while it was worked on, when nobody asks any more
+        if self._withdrawn:
+            with self._arrived:
+                self._withdrawn.discard(msg_id)  # told while it was worked on, when nobody asks any more
         self._soon(at_once=not self._work)
 
     def watch(self, watcher: Callable[[], None]) -> None:
@@ -240,9 +243,9 @@ class Receiver:
         """See `driver.Application`."""
         self._due_s = None
         effects: list[core.Effect] = []
-        with self._arrived:
-            taken, self._taken = self._taken, {}
-        if taken:
+        if self._taken:
+            with self._arrived:
+                taken, self._taken = self._taken, {}
             for ticket in taken.values():
                 client.taken(ticket)
             effects += client.acknowledge()

@@ -183,10 +183,12 @@ class Serving:
             self._receiver.answer(work.msg_id, Format.BYTES, b"")  # which frees its place
             return None
         value = None
-        try:
-            body = bodies.load(work, self._log_path)
-        except JournalError as error:
-            body, value = b"", error
+        body = work.body
+        if work.pointer is not None:
+            try:
+                body = bodies.load(work, self._log_path)
+            except JournalError as error:
+                value = error
         return Message(
             msg_id=work.msg_id,
             sender=work.from_name,
