@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS, line
+from zmqbus import record as record_module
 from zmqbus.errors import InvalidPayload
 from zmqbus.record import HEAD_BYTES, JournalError, decode_record, encode_record, glance, is_of_work
 
@@ -81,6 +83,21 @@ class TestLines:
         assert f"msg={quoted} ".encode() not in encoded
         assert f"re={quoted}]".encode() not in encoded
         assert decode_record(encoded).body == text.encode()
+
+    @given(RECORDS, st.none() | MSG_IDS, KNOTS, MSG_IDS)
+    @example(RECORD, None, 'a \\"b"\n\r\t', "aaaaaaaa")
+    @example(RECORD, None, "\x00\x1f\x7f\b\f\\n", "aaaaaaaa")
+    @example(RECORD._replace(from_name="x\u2028"), "aaaaaaaa", "aaaaaaaaa \x85\u2029", "aaaaaaaa")
+    def test_a_large_text_becomes_the_same_line(self, record, reply_to, knot, quoted):
+        """It is made in another way, which only the size decides upon."""
+        texts = [knot, f"{knot} msg={quoted} re={quoted}\n{reply_to}"]
+        bodies = [record.body, *(text.encode() for text in texts)]
+        for body in bodies:
+            made = record._replace(body=body, reply_to=reply_to)
+            with patch.object(record_module, "LARGE_BYTES", 0):
+                large = encode_record(made)
+            with patch.object(record_module, "LARGE_BYTES", 10**9):
+                assert encode_record(made) == large
 
     def test_shows_its_own_id_when_it_answers_itself(self):
         encoded = encode_record(RECORD._replace(reply_to=RECORD.msg_id, body=RECORD.msg_id.encode()))
