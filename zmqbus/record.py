@@ -74,13 +74,9 @@ def encode_record(record: Record) -> bytes:
     """One line of the log, without its newline. Raises `InvalidPayload` for a text that is not UTF-8."""
     ts, msg_id, _, _, _, _, _, _, reply_to, fmt, body = record
     if fmt == "text":
-        try:
-            text = body.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidPayload(f"the text is not UTF-8 ({error.reason}); send it as bytes") from None
         if len(body) >= LARGE_BYTES:
-            return _encode_large(record, text)
-        content = f'"text":{quote(text)}'
+            return _encode_large(record)
+        content = f'"text":{quote(_text(body))}'
     else:
         from binascii import b2a_base64  # not on everybody's path
 
@@ -103,12 +99,15 @@ def encode_record(record: Record) -> bytes:
     return f"{_start(ts, msg_id)}{rest}".encode()
 
 
-def _encode_large(record: Record, text: str) -> bytes:
+def _encode_large(record: Record) -> bytes:
     """The same of a large text, in a quarter of the time: `bytes.replace` and `in` look for single characters with the
     processor's vector instructions, and the text is copied as seldom as can be."""
     ts, msg_id, _, _, _, _, _, _, reply_to, _, body = record
+    ascii_only = body.isascii()
+    if not ascii_only:
+        _text(body)
     if any(character in body for character in _RARE_CONTROLS):
-        quoted = quote(text)[1:-1].encode()
+        quoted = quote(body.decode())[1:-1].encode()
     else:
         quoted = body
         for character, escape in _COMMON_ESCAPES:
@@ -116,20 +115,30 @@ def _encode_large(record: Record, text: str) -> bytes:
                 quoted = quoted.replace(character, escape)
     answers = "" if reply_to is None else f'"reply_to":{quote(reply_to)},'
     head = f'{_between(*record[2:8])}{answers}"text":"'
-    if not head.isascii() or not text.isascii():
-        for line_end, hidden in _LINE_ENDS:
-            head = head.replace(line_end, hidden)
-            quoted = quoted.replace(line_end.encode(), hidden.encode())
-    rest = b"".join((head.encode(), quoted, b'"}'))
+    if not ascii_only or not head.isascii():
+        for line_end, escaped in _LINE_ENDS:
+            head = head.replace(line_end, escaped)
+            quoted = quoted.replace(line_end.encode(), escaped.encode())
+    start = _start(ts, msg_id).encode()
+    line = b"".join((start, head.encode(), quoted, b'"}'))
     if reply_to is not None and _ID.fullmatch(reply_to):
+        rest = line[len(start) :]  # its own id it may show
         while reply_to.encode() in rest:
             rest = rest.replace(reply_to.encode(), _hidden(reply_to).encode())
-    if b"=" in rest and (b"msg=" in rest or b"re=" in rest):
-        whole = rest.decode()
+        line = start + rest
+    if b"=" in line and (b"msg=" in line or b"re=" in line):
+        whole = line.decode()
         for _, pattern in _QUOTED_IDS:
             whole = pattern.sub(_hide, whole)
-        rest = whole.encode()
-    return _start(ts, msg_id).encode() + rest
+        line = whole.encode()
+    return line
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidPayload(f"the text is not UTF-8 ({error.reason}); send it as bytes") from None
 
 
 def _start(ts: float, msg_id: str) -> str:
