@@ -1,0 +1,140 @@
+"""A run: which systems there are, how often they are measured, and what has come of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from typing import NamedTuple, TypeVar
+
+from benchmarks.crew import PeerFailed
+from benchmarks.figures import OURS, Curve, Figure, Results
+from benchmarks.systems import SYSTEMS, Duo
+
+#: Versions of these are told with the results.
+PACKAGES = ("pyzmq", "msgpack", "nats-py", "redis", "ipyparallel", "distributed")
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Run:
+    """What a case gets to work with."""
+
+    def __init__(self, *, quick: bool, rounds: int, only: Iterable[str] | None = None, quiet: bool = False) -> None:
+        """`only`: systems to measure; None: all that are there."""
+        self.quick = quick
+        self.rounds = rounds
+        self.results = Results(machine(), quick, rounds)
+        self._quiet = quiet
+        self._only = None if only is None else frozenset(only)
+
+    def __repr__(self) -> str:
+        return f"<Run of {self.rounds} rounds: {len(self.results.figures)} figures>"
+
+    def say(self, text: str) -> None:
+        """Tells whoever waits how far it is."""
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def wants(self, name: str) -> bool:
+        """Whether this system is to be measured."""
+        return self._only is None or name in self._only
+
+    def leave_out(self, what: str, why: str) -> None:
+        """A system, or one in one case, is not measured."""
+        if what not in self.results.left_out:
+            self.results.left_out[what] = why
+            self.say(f"{what} is left out: {why}")
+
+    def add(self, found: Figure | Curve) -> None:
+        """What was found."""
+        if isinstance(found, Figure):
+            self.results.figures.append(found)
+        else:
+            self.results.curves.append(found)
+
+    @contextlib.contextmanager
+    def duos(self, case: str, names: Iterable[str] | None = None) -> Iterator[dict[str, Duo]]:
+        """A sender and a receiver of each system that is there; ours has to be."""
+        with contextlib.ExitStack() as stack:
+            found: dict[str, Duo] = {}
+            for name in SYSTEMS if names is None else names:
+                if not self.wants(name):
+                    continue
+                missing = SYSTEMS[name].missing()
+                if missing:
+                    self.leave_out(name, missing)
+                    continue
+                try:
+                    found[name] = stack.enter_context(SYSTEMS[name].open())
+                except PeerFailed as error:
+                    if name == OURS:
+                        raise
+                    self.leave_out(f"{name} ({case})", str(error))
+            yield found
+
+    def interleave(
+        self, case: str, systems: dict[str, _T], act: Callable[[_T], _R], rounds: int | None = None
+    ) -> dict[str, list[_R]]:
+        """Does the same with each system, again and again, in turns; one round first that does not count.
+
+        Every other round goes backwards, so that nobody always comes after the same one. A system that fails is left
+        out from then on; if it is ours, that is an error.
+        """
+        found: dict[str, list[_R]] = {name: [] for name in systems}
+        for number in range((self.rounds if rounds is None else rounds) + 1):
+            names = list(found) if number % 2 else list(reversed(list(found)))
+            for name in names:
+                try:
+                    result = act(systems[name])
+                except PeerFailed as error:
+                    if name == OURS:
+                        raise
+                    self.leave_out(f"{name} ({case})", str(error))
+                    del found[name]
+                    continue
+                if number:
+                    found[name].append(result)
+        return found
+
+
+class Case(NamedTuple):
+    """Something that is measured."""
+
+    name: str  #: on the command line
+    title: str
+    measure: Callable[[Run], None]
+
+
+def perform(run: Run, cases: Iterable[Case]) -> None:
+    """Measures these. One that fails is named, and costs the others nothing."""
+    for case in cases:
+        began_s = time.monotonic()
+        run.say(f"{case.title} …")
+        try:
+            case.measure(run)
+        except Exception as error:
+            run.results.failed[case.name] = f"{type(error).__name__}: {error}"
+            run.say(f"{case.name} has failed: {error}")
+        run.say(f"  {time.monotonic() - began_s:.1f} s")
+
+
+def machine() -> dict[str, str]:
+    """What it ran on, as far as that explains the figures."""
+    import zmq
+
+    found = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "python": platform.python_version(),
+        "libzmq": zmq.zmq_version(),
+    }
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
