@@ -79,9 +79,15 @@ class Run:
             yield found
 
     def interleave(
-        self, case: str, systems: dict[str, _T], act: Callable[[_T], _R], rounds: int | None = None
+        self,
+        case: str,
+        systems: dict[str, _T],
+        act: Callable[[_T], _R],
+        rounds: int | None = None,
+        settle: Callable[[_T], None] | None = None,
     ) -> dict[str, list[_R]]:
-        """Does the same with each system, again and again, in turns; one round first that does not count.
+        """Does the same with each system, again and again, in turns; one round first that does not count. `settle` is
+        called after each, and not measured.
 
         Every other round goes backwards, so that nobody always comes after the same one. A system that fails is left
         out from then on; if it is ours, that is an error.
@@ -92,6 +98,8 @@ class Run:
             for name in names:
                 try:
                     result = act(systems[name])
+                    if settle is not None:
+                        settle(systems[name])
                 except PeerFailed as error:
                     if name == OURS:
                         raise

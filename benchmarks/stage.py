@@ -130,3 +130,15 @@ def raise_file_limit() -> None:
     """Hundreds of sessions in one process take a dozen descriptors each."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def flush(directory: str) -> None:
+    """Waits until all files below are on the disk."""
+    for where, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile, or a socket
+                descriptor = os.open(os.path.join(where, name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)

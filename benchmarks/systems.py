@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shutil
+import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from benchmarks import procfs
-from benchmarks.crew import Actor, Done, actors
-from benchmarks.stage import free_port, stage, start_broker
+from benchmarks.crew import Actor, Done, PeerFailed, actors
+from benchmarks.stage import PATIENCE_S, end, flush, free_port, stage, start, start_broker
 
 
 class Pass(NamedTuple):
@@ -28,10 +32,16 @@ class Pass(NamedTuple):
 class Duo:
     """A sender and a receiver, connected; what is between them is a process that serves by itself."""
 
-    def __init__(self, sender: Actor, receiver: Actor, middle_pid: int) -> None:
+    def __init__(self, sender: Actor, receiver: Actor, middle_pid: int, directory: str) -> None:
+        """`directory`: where it keeps what it keeps."""
         self.sender = sender
         self.receiver = receiver
         self.middle_pid = middle_pid
+        self._directory = directory
+
+    def settle(self) -> None:
+        """Has what it wrote on the disk, so that the next one does not wait for that."""
+        flush(self._directory)
 
     def exchange(self, count: int, size_bytes: int) -> Pass:
         """Pipelined: `value` is seconds from the first send until the receiver has read all of them."""
@@ -85,8 +95,8 @@ class Duo:
 class _WithForwarder(Duo):
     """What is between them has to be told how much there is to do."""
 
-    def __init__(self, sender: Actor, receiver: Actor, forwarder: Actor) -> None:
-        super().__init__(sender, receiver, forwarder.pid)
+    def __init__(self, sender: Actor, receiver: Actor, forwarder: Actor, directory: str) -> None:
+        super().__init__(sender, receiver, forwarder.pid, directory)
         self._forwarder = forwarder
 
     @contextlib.contextmanager
@@ -105,6 +115,7 @@ class System(NamedTuple):
     modules: tuple[str, ...]  #: python modules that it needs
     programs: tuple[str, ...]  #: programs that it needs
     open: Callable[[], contextlib.AbstractContextManager[Duo]]
+    asks: bool = True  #: whether it has requests and answers
 
     def missing(self) -> str:
         """What it lacks here; "" if nothing."""
@@ -119,7 +130,7 @@ def _ours() -> Iterator[Duo]:
     with stage() as environ:
         broker = start_broker(environ)
         with actors((module, "Receiver", {}), (module, "Sender", {}), environ=environ) as (receiver, sender):
-            yield Duo(sender, receiver, broker)
+            yield Duo(sender, receiver, broker, environ["HOME"])
 
 
 @contextlib.contextmanager
@@ -130,7 +141,60 @@ def _forwarder() -> Iterator[Duo]:
     where = {"port": free_port(), "keys": curve_keys()}
     parts = [(module, role, where) for role in ("Forwarder", "Receiver", "Sender")]
     with stage() as environ, actors(*parts, environ=environ) as (forwarder, receiver, sender):
-        yield _WithForwarder(sender, receiver, forwarder)
+        yield _WithForwarder(sender, receiver, forwarder, environ["HOME"])
+
+
+@contextlib.contextmanager
+def _nats(receiver_role: str, sender_role: str) -> Iterator[Duo]:
+    module = "benchmarks.peers.nats_"
+    with stage() as environ:
+        port = free_port()
+        config = os.path.join(environ["HOME"], "nats.conf")
+        with open(config, "w", encoding="ascii") as file:
+            file.write(
+                f"host: 127.0.0.1\nport: {port}\nmax_payload: 16777216\nmax_pending: 1073741824\n"
+                f'write_deadline: "60s"\njetstream {{ store_dir: "{environ["HOME"]}/jetstream" }}\n'
+            )
+        with _server(["nats-server", "-c", config], port, environ) as pid:
+            parts = [(module, role, {"port": port}) for role in (receiver_role, sender_role)]
+            with actors(*parts, environ=environ) as (receiver, sender):
+                yield Duo(sender, receiver, pid, environ["HOME"])
+
+
+@contextlib.contextmanager
+def _redis() -> Iterator[Duo]:
+    module = "benchmarks.peers.redis_"
+    with stage() as environ:
+        port = free_port()
+        # What it has accepted survives the death of the process, as with zmqbus: in the log, synced every second.
+        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", environ["HOME"]]
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
+        with _server(command, port, environ) as pid:
+            parts = [(module, role, {"port": port}) for role in ("Receiver", "Sender")]
+            with actors(*parts, environ=environ) as (receiver, sender):
+                yield Duo(sender, receiver, pid, environ["HOME"])
+
+
+@contextlib.contextmanager
+def _server(command: list[str], port: int, environ: dict[str, str]) -> Iterator[int]:
+    """A server that is not ours, from when it listens: its pid."""
+    process = start(command, environ, errors=os.path.join(environ["HOME"], "server.err"))
+    try:
+        _await_port(process, command[0], port)
+        yield process.pid
+    finally:
+        end(process)
+
+
+def _await_port(process: subprocess.Popen[bytes], what: str, port: int) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+                return
+        except OSError:
+            time.sleep(0.01)  # between two looks
+    raise PeerFailed(f"{what} does not listen")
 
 
 OURS = "zmqbus"
@@ -141,5 +205,27 @@ SYSTEMS: dict[str, System] = {
     for system in (
         System(OURS, "encrypted, journalled, acknowledged by the receiver", (), (), _ours),
         System(FLOOR, "bare ZeroMQ: encrypted; nothing kept, nothing acknowledged", (), (), _forwarder),
+        System(
+            "nats",
+            "NATS core: not encrypted; nothing kept, nothing acknowledged",
+            ("nats",),
+            ("nats-server",),
+            lambda: _nats("Receiver", "Sender"),
+        ),
+        System(
+            "jetstream",
+            "NATS JetStream: not encrypted; kept in files, acknowledged to the sender and by the receiver",
+            ("nats",),
+            ("nats-server",),
+            lambda: _nats("StreamReceiver", "StreamSender"),
+            asks=False,
+        ),
+        System(
+            "redis",
+            "Redis streams: not encrypted; kept in its log, acknowledged to the sender and by the receiver",
+            ("redis",),
+            ("redis-server",),
+            _redis,
+        ),
     )
 }

@@ -9,42 +9,39 @@ from __future__ import annotations
 from benchmarks.cases.directed import cpu_us
 from benchmarks.figures import Figure, Goal
 from benchmarks.run import Run
-from benchmarks.systems import FLOOR
+from benchmarks.systems import FLOOR, SYSTEMS
 from benchmarks.work import percentile
 
 #: Between two messages: no more than a few per cent of anybody's time.
 PAUSE_S = 0.002
 #: Messages of a round, and of a quick one: 1 in 1,000 of all rounds together can be told.
-MESSAGES = (500, 250)
+MESSAGES = (500, 200)
 SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-KINDS = {"one-way": "one way, 100 B", "request": "request and answer, 100 B"}
 GOALS: dict[str, tuple[Goal, ...]] = {
     "one-way-p50": (Goal(1.5, False, FLOOR), Goal(1.15, False, FLOOR, beyond=True)),
 }
 
 
 def measure(run: Run) -> None:
-    """Both kinds, in the same rounds."""
+    """One way, then there and back."""
     count = MESSAGES[run.quick]
-    for kind, title in KINDS.items():
-        with run.duos(kind) as duos:
-            rounds = run.interleave(
-                kind,
-                duos,
-                lambda duo: duo.one_way(count, PAUSE_S) if kind == "one-way" else duo.round_trips(count, PAUSE_S),  # noqa: B023
-            )
-        for name, share in SHARES.items():
-            key = f"{kind}-{name}"
+    with run.duos("latency") as duos:
+        one_way = run.interleave("one-way", duos, lambda duo: duo.one_way(count, PAUSE_S))
+        asking = {name: duo for name, duo in duos.items() if name in one_way and SYSTEMS[name].asks}
+        requests = run.interleave("request", asking, lambda duo: duo.round_trips(count, PAUSE_S))
+    for kind, title, rounds in (("one-way", "one way", one_way), ("request", "request and answer", requests)):
+        for share, of_all in SHARES.items():
+            key = f"{kind}-{share}"
             run.add(
                 Figure(
                     "latency",
                     key,
-                    f"{title}, {name}",
+                    f"{title}, 100 B, {share}",
                     "µs",
                     False,
-                    {who: [percentile(one.value, share) * 1e6 for one in passes] for who, passes in rounds.items()},
+                    {who: [percentile(one.value, of_all) * 1e6 for one in passes] for who, passes in rounds.items()},
                     GOALS.get(key, ()),
-                    cpu_us(rounds, count) if name == "p50" else {},
-                    guarded=name == "p50",
+                    cpu_us(rounds, count) if share == "p50" else {},
+                    guarded=share == "p50",
                 )
             )

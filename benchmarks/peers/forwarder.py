@@ -47,7 +47,8 @@ class Forwarder:
     """The process in the middle: `[to, body]` from one becomes `[from, body]` for the other."""
 
     def __init__(self, port: int, keys: dict[str, str]) -> None:
-        self._router: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router = context.socket(zmq.ROUTER)
         self._router.sndhwm = self._router.rcvhwm = 0
         self._router.router_mandatory = True
         as_server(self._router, keys)
@@ -78,7 +79,8 @@ class Forwarder:
 
 class _End:
     def __init__(self, port: int, keys: dict[str, str], name: str) -> None:
-        self._dealer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._dealer = context.socket(zmq.DEALER)
         self._dealer.sndhwm = self._dealer.rcvhwm = 0
         self._dealer.routing_id = name.encode()
         self._dealer.rcvtimeo = int(PATIENCE_S * 1000)
