@@ -189,3 +189,12 @@ def test_a_line_that_comes_too_late_is_none():
     assert launch._read_line(reader, 0.0) == ""
     os.close(reader)
     os.close(writer)
+
+
+def test_a_program_with_a_thousand_open_files_can_read_it_too():
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(reader, fcntl.F_DUPFD, 1024)  # select() ends at 1,023
+    os.write(writer, b"ready\n")
+    assert launch._read_line(high, time.monotonic() + 10) == "ready"
+    for descriptor in (reader, writer, high):
+        os.close(descriptor)

@@ -152,9 +152,11 @@ def _read_line(descriptor: int, deadline_s: float) -> str:
     import select
 
     got = b""
+    poller = select.poll()  # not select(), which raises ValueError for a program that has 1,024 files open
+    poller.register(descriptor, select.POLLIN)
     while b"\n" not in got:
         left_s = deadline_s - time.monotonic()
-        if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
+        if left_s <= 0 or not poller.poll(left_s * 1000):
             return ""
         part = os.read(descriptor, 4096)
         if not part:
