@@ -13,7 +13,7 @@ import os
 import sys
 
 from benchmarks import report
-from benchmarks.cases import directed, latency
+from benchmarks.cases import broadcast, directed, latency
 from benchmarks.run import Case, Run, perform
 from benchmarks.stage import ROOT, end_on_sigterm, raise_file_limit
 
@@ -30,6 +30,14 @@ CASES = (
         for size in directed.SIZES
     ),
     Case("latency", "latency", latency.measure),
+    *(
+        Case(
+            f"broadcast-{sessions}",
+            f"broadcasts to {sessions:,}",
+            lambda run, sessions=sessions: broadcast.measure_audience(run, sessions),  # type: ignore[misc]
+        )
+        for sessions in broadcast.SESSIONS
+    ),
 )
 
 

@@ -5,7 +5,8 @@ Theory of operation
 
 Each part of a system under test is a process of its own: `python -m benchmarks.crew MODULE CLASS JSON` makes an
 instance of that class, says that it is ready, and then carries out commands: a line of JSON each on standard input, and
-a line with the result on standard output. All systems are driven this way, by the same words, so that none of them has
+a line with the result on standard output. Who has something to do in between (answer pings, say) has a method `wait`,
+which does it until there is input. All systems are driven this way, by the same words, so that none of them has
 a start that another has not.
 
 A command is answered twice: when the process has begun with it, so that a receiver can be known to listen before its
@@ -23,7 +24,7 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from benchmarks.stage import PATIENCE_S, ROOT, end, raise_file_limit, start
@@ -101,7 +102,7 @@ class Actor:
         deadline_s = time.monotonic() + PATIENCE_S
         while b"\n" not in self._got:
             left_s = deadline_s - time.monotonic()
-            if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
+            if left_s <= 0 or not _readable(descriptor, left_s):
                 raise self._failed(f"has said nothing for {PATIENCE_S:g} s")
             part = os.read(descriptor, 1 << 16)
             if not part:
@@ -140,14 +141,35 @@ def _say(**fields: Any) -> None:
     sys.stdout.flush()
 
 
+def _wait(descriptor: int) -> None:
+    _readable(descriptor, PATIENCE_S)
+
+
+def _readable(descriptor: int, timeout_s: float) -> bool:
+    poller = select.poll()  # not select(), which ends at descriptor 1,023
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(max(0.0, timeout_s) * 1000))
+
+
+def _commands(wait: Callable[[int], None]) -> Iterator[Any]:
+    """Commands as they come, until standard input ends; `wait` is what is done in between, until there is input."""
+    got = b""
+    while True:
+        wait(0)
+        part = os.read(0, 1 << 16)
+        if not part:
+            return
+        *lines, got = (got + part).split(b"\n")
+        yield from (json.loads(line) for line in lines)
+
+
 def main(module: str, role: str, arguments: str) -> int:
     """Carries out commands until standard input ends."""
     raise_file_limit()
     try:
         player = getattr(importlib.import_module(module), role)(**json.loads(arguments))
         _say(ready=True)
-        for line in sys.stdin:
-            command = json.loads(line)
+        for command in _commands(getattr(player, "wait", _wait)):
             act = getattr(player, command["do"])
             gc.collect()  # what the round before has left behind is not this one's
             _say(began=True)

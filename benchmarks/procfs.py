@@ -8,8 +8,8 @@ import psutil
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of all threads that a process has or had. To the nanosecond for those that live, where the kernel
-    says so (Linux); else to the hundredth of a second."""
+    """Processor time of the threads that a process has: to the nanosecond where the kernel says so (Linux), else to the
+    hundredth of a second. For servers, whose threads do not end: what one that ended has used is not in it."""
     precise_s = 0.0
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):

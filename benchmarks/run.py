@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from typing import NamedTuple, TypeVar
 
+from benchmarks.audiences import AUDIENCES, Audience
 from benchmarks.crew import PeerFailed
 from benchmarks.figures import OURS, Curve, Figure, Results
 from benchmarks.systems import SYSTEMS, Duo
@@ -76,6 +77,26 @@ class Run:
                     if name == OURS:
                         raise
                     self.leave_out(f"{name} ({case})", str(error))
+            yield found
+
+    @contextlib.contextmanager
+    def audiences(self, case: str, sessions: int) -> Iterator[dict[str, Audience]]:
+        """An announcer and so many listeners of each system that is there, not connected yet; ours has to be."""
+        with contextlib.ExitStack() as stack:
+            found: dict[str, Audience] = {}
+            for hall in AUDIENCES.values():
+                if not (self.wants(hall.name) or self.wants(hall.system)):
+                    continue
+                missing = SYSTEMS[hall.system].missing()
+                if missing:
+                    self.leave_out(hall.system, missing)
+                    continue
+                try:
+                    found[hall.name] = stack.enter_context(hall.open(sessions))
+                except PeerFailed as error:
+                    if hall.name == OURS:
+                        raise
+                    self.leave_out(f"{hall.name} ({case})", str(error))
             yield found
 
     def interleave(

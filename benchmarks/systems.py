@@ -145,20 +145,28 @@ def _forwarder() -> Iterator[Duo]:
 
 
 @contextlib.contextmanager
-def _nats(receiver_role: str, sender_role: str) -> Iterator[Duo]:
-    module = "benchmarks.peers.nats_"
+def nats_server() -> Iterator[tuple[int, int, dict[str, str]]]:
+    """A NATS server on a stage of its own: its port, its pid, and the environment."""
     with stage() as environ:
         port = free_port()
         config = os.path.join(environ["HOME"], "nats.conf")
         with open(config, "w", encoding="ascii") as file:
+            # Limits that a benchmark would meet and its users may raise: none of what is lost then is told to anybody.
             file.write(
                 f"host: 127.0.0.1\nport: {port}\nmax_payload: 16777216\nmax_pending: 1073741824\n"
                 f'write_deadline: "60s"\njetstream {{ store_dir: "{environ["HOME"]}/jetstream" }}\n'
             )
         with _server(["nats-server", "-c", config], port, environ) as pid:
-            parts = [(module, role, {"port": port}) for role in (receiver_role, sender_role)]
-            with actors(*parts, environ=environ) as (receiver, sender):
-                yield Duo(sender, receiver, pid, environ["HOME"])
+            yield port, pid, environ
+
+
+@contextlib.contextmanager
+def _nats(receiver_role: str, sender_role: str) -> Iterator[Duo]:
+    module = "benchmarks.peers.nats_"
+    with nats_server() as (port, pid, environ):
+        parts = [(module, role, {"port": port}) for role in (receiver_role, sender_role)]
+        with actors(*parts, environ=environ) as (receiver, sender):
+            yield Duo(sender, receiver, pid, environ["HOME"])
 
 
 @contextlib.contextmanager

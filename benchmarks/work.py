@@ -43,6 +43,22 @@ class Check:
         return self._left > 0
 
 
+class Tick:
+    """Looks at what comes to one of many: each number once, in whatever order, whole."""
+
+    def __init__(self, count: int, size_bytes: int) -> None:
+        self._missing = set(range(count))
+        self._size_bytes = size_bytes
+
+    def take(self, body: str) -> bool:
+        """The next body; False when it was the last."""
+        number = int(body[:NUMBER_CHARS])
+        if len(body) != self._size_bytes or number not in self._missing:
+            raise ValueError(f"not expected (again): {body[:40]!r}")
+        self._missing.discard(number)
+        return bool(self._missing)
+
+
 def stamp(size_bytes: int = 100) -> str:
     """A body that says when it was made; the clock is the same for all processes of the machine."""
     return f"{time.monotonic_ns():020d}".ljust(size_bytes, ".")

@@ -244,3 +244,70 @@ class StreamSender(_End):
             futures.append(await self._streams.publish_async("stream.receiver", work.stamp().encode()))
         for future in futures:
             await future
+
+
+class Announcer(_End):
+    """Core: publishes to all."""
+
+    def prepare(self, count: int) -> None:
+        """Nothing."""
+
+    def publish(self, count: int, size_bytes: int) -> tuple[float, float]:
+        """Sends so many; when it began, and when it had handed over the last one."""
+        return self._run(self._publish(work.bodies(count, size_bytes)))
+
+    async def _publish(self, texts: list[str]) -> tuple[float, float]:
+        began_s = time.monotonic()
+        for text in texts:
+            await self._client.publish("all", text.encode())
+        await self._client.flush()
+        return began_s, time.monotonic()
+
+
+class Seats:
+    """Core: some subscribers, each with a connection of its own."""
+
+    def __init__(self, port: int, first: int, count: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._port = port
+        self._count = count
+        self._clients: list[Any] = []
+        self._checks: list[work.Tick] = []
+        self._left = 0
+        self._over: asyncio.Future[None] | None = None
+
+    def connect(self) -> float:
+        """Connects all; when the last one had subscribed."""
+        self._loop.run_until_complete(self._connect())
+        return time.monotonic()
+
+    async def _connect(self) -> None:
+        url = f"nats://127.0.0.1:{self._port}"
+        some = (nats.connect(url, allow_reconnect=False, connect_timeout=int(PATIENCE_S)) for _ in range(self._count))
+        self._clients = await asyncio.gather(*some)
+        for index, client in enumerate(self._clients):
+            await client.subscribe("all", cb=self._taker(index), **UNBOUNDED)
+            await client.flush(timeout=int(PATIENCE_S))
+
+    def _taker(self, index: int) -> Callable[[Any], Awaitable[None]]:
+        async def take(message: Any) -> None:
+            assert self._over is not None
+            if not self._checks[index].take(message.data.decode()):
+                self._left -= 1
+                if not self._left:
+                    self._over.set_result(None)
+
+        return take
+
+    def listen(self, count: int, size_bytes: int) -> float:
+        """Each reads so many messages; when the last one was read."""
+        self._checks = [work.Tick(count, size_bytes) for _ in self._clients]
+        self._left = len(self._checks)
+        self._over = self._loop.create_future()
+        self._loop.run_until_complete(asyncio.wait_for(self._over, PATIENCE_S))
+        return time.monotonic()
+
+    def close(self) -> None:
+        """Of the process."""
+        for client in self._clients:
+            self._loop.run_until_complete(client.close())
