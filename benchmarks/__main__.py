@@ -13,7 +13,7 @@ import os
 import sys
 
 from benchmarks import report
-from benchmarks.cases import broadcast, directed, latency
+from benchmarks.cases import backlog, broadcast, directed, latency, pool, processes, sessions
 from benchmarks.run import Case, Run, perform
 from benchmarks.stage import ROOT, end_on_sigterm, raise_file_limit
 
@@ -32,12 +32,17 @@ CASES = (
     Case("latency", "latency", latency.measure),
     *(
         Case(
-            f"broadcast-{sessions}",
-            f"broadcasts to {sessions:,}",
-            lambda run, sessions=sessions: broadcast.measure_audience(run, sessions),  # type: ignore[misc]
+            f"broadcast-{number}",
+            f"broadcasts to {number:,}",
+            lambda run, number=number: broadcast.measure_audience(run, number),  # type: ignore[misc]
         )
-        for sessions in broadcast.SESSIONS
+        for number in broadcast.SESSIONS
     ),
+    Case("commands", "whole processes", processes.measure),
+    Case("pool", "no-ops by two workers", pool.measure),
+    Case("sessions", "1,000 sessions", sessions.measure),
+    Case("backlog", "a backlog of 100,000", backlog.measure),
+    Case("growth", "growth with the number of sessions", sessions.growth),
 )
 
 

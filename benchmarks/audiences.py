@@ -69,7 +69,8 @@ class _OfPublisher(Audience):
         return ended_s - before_s
 
 
-def _shares(sessions: int) -> list[dict[str, int]]:
+def shares(sessions: int) -> list[dict[str, int]]:
+    """Which sessions each process has."""
     processes = min(PROCESSES, sessions)
     cuts = [sessions * number // processes for number in range(processes + 1)]
     return [{"first": first, "count": after - first} for first, after in itertools.pairwise(cuts)]
@@ -80,7 +81,7 @@ def _ours(sessions: int) -> Iterator[Audience]:
     module = "benchmarks.peers.zmqbus_seats"
     with stage() as environ:
         broker = start_broker(environ)
-        parts = [(module, "Seats", share) for share in _shares(sessions)]
+        parts = [(module, "Seats", share) for share in shares(sessions)]
         with actors((module, "Announcer", {}), *parts, environ=environ) as (announcer, *listeners):
             yield Audience(announcer, listeners, broker, sessions)
 
@@ -91,7 +92,7 @@ def _publisher(sessions: int) -> Iterator[Audience]:
 
     module = "benchmarks.peers.publisher"
     where: dict[str, Any] = {"port": free_port(), "keys": curve_keys()}
-    parts = [(module, "Seats", where | share) for share in _shares(sessions)]
+    parts = [(module, "Seats", where | share) for share in shares(sessions)]
     with stage() as environ, actors((module, "Announcer", where), *parts, environ=environ) as (announcer, *listeners):
         yield _OfPublisher(announcer, listeners, announcer.pid, sessions)
 
@@ -100,7 +101,7 @@ def _publisher(sessions: int) -> Iterator[Audience]:
 def _nats(sessions: int) -> Iterator[Audience]:
     module = "benchmarks.peers.nats_"
     with nats_server() as (port, pid, environ):
-        parts = [(module, "Seats", {"port": port} | share) for share in _shares(sessions)]
+        parts = [(module, "Seats", {"port": port} | share) for share in shares(sessions)]
         with actors((module, "Announcer", {"port": port}), *parts, environ=environ) as (announcer, *listeners):
             yield Audience(announcer, listeners, pid, sessions)
 

@@ -69,7 +69,8 @@ class Figure:
         ours, theirs = self.values.get(OURS), self.values.get(system)
         if not ours or not theirs or system == OURS:
             return None
-        return statistics.median(a / b for a, b in zip(ours, theirs, strict=True) if b)
+        quotients = [a / b for a, b in zip(ours, theirs, strict=False) if b]
+        return statistics.median(quotients) if quotients else None
 
     def as_json(self) -> dict[str, Any]:
         """For `results.json`: with the medians and ratios, which it is easier to look at than to compute."""

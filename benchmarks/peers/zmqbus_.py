@@ -72,6 +72,16 @@ class Sender:
             receipt.result(PATIENCE_S)
         return began_s, time.monotonic()
 
+    def fill(self, names: list[str], count: int, size_bytes: int) -> float:
+        """Sends so many to each of these, who are away; how long it took until all were safe, in seconds."""
+        texts = work.bodies(count, size_bytes)
+        began_s = time.monotonic()
+        for name in names:
+            receipts = [self._bus.send(name, text, wait=False) for text in texts]
+            if any(receipt.result(PATIENCE_S).state != "queued" for receipt in receipts):
+                raise ValueError(f"{name} was to be away")
+        return time.monotonic() - began_s
+
     def send_stamped(self, count: int, pause_s: float) -> None:
         """Sends so many stamped messages, at this pace, and waits for their receipts afterwards."""
         receipts: list[Future[zmqbus.Receipt]] = []

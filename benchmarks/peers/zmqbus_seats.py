@@ -36,15 +36,8 @@ class Seats:
     def __init__(self, first: int, count: int) -> None:
         self._settings = load()
         owner = process_of(os.getpid())
-        self._poller = select.epoll()
-        self._links: list[Link] = []
-        self._watched: dict[int, int] = {}  # descriptor → index of its link
-        self._opened: list[Link] = []
-        self._looked_s = 0.0
-        self._welcomed = 0
-        self._take: Callable[[int, core.Incoming], None] = _nobody
-        for number in range(first, first + count):
-            persona = core.Persona(
+        self._personas = [
+            core.Persona(
                 role=Role.PROGRAM,
                 session_id=protocol.new_session_id(),
                 token=protocol.new_token(),
@@ -54,7 +47,18 @@ class Seats:
                 pid=os.getpid(),
                 owner=f"{owner.pid}:{owner.started}",
             )
-            self._links.append(Link(self._settings, core.ClientCore(persona, zmqbus.__version__)))
+            for number in range(first, first + count)
+        ]
+        self._take: Callable[[int, core.Incoming], None] = _nobody
+        self._begin()
+
+    def _begin(self) -> None:
+        self._poller = select.epoll()
+        self._watched: dict[int, int] = {}  # descriptor → index of its link
+        self._links = [Link(self._settings, core.ClientCore(one, zmqbus.__version__)) for one in self._personas]
+        self._opened: list[Link] = []
+        self._looked_s = 0.0
+        self._welcomed = 0
 
     def connect(self) -> float:
         """Connects all; when the last one was on the bus."""
@@ -63,13 +67,27 @@ class Seats:
             self._opened.append(link)
             self._watch(index)
             self._turn(-1, 0.0)  # those before it go on meanwhile, as they would in processes of their own
-        self._run(lambda: self._welcomed == len(self._links))
+        self._run(lambda: self._welcomed >= len(self._links))
         for link in self._links:
             link.patient = True
         return time.monotonic()
 
+    def leave(self) -> None:
+        """All are away, with a mailbox, and can come back."""
+        self.close()
+        self._begin()
+
+    def drain(self, count: int, size_bytes: int) -> tuple[float, float]:
+        """All come back, and each takes so many messages that have waited for it: when they began to, and when the last
+        one was read."""
+        began_s = time.monotonic()
+        return began_s, self._attend(count, size_bytes, connected=False)
+
     def listen(self, count: int, size_bytes: int) -> float:
         """Each takes so many messages, reads and acknowledges them; when the last one was read."""
+        return self._attend(count, size_bytes, connected=True)
+
+    def _attend(self, count: int, size_bytes: int, *, connected: bool) -> float:
         checks = [work.Tick(count, size_bytes) for _ in self._links]
         left = len(checks)
         log_path = self._settings.paths.log
@@ -80,6 +98,8 @@ class Seats:
                 left -= 1
 
         self._take = take
+        if not connected:
+            self.connect()
         self._run(lambda: not left)
         self._take = _nobody
         return time.monotonic()
