@@ -27,7 +27,7 @@ SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
 	mkdir -m 0700 "$$tmp/home" "$$tmp/data" && HOME="$$tmp/home" INTER_SESSION_DATA_DIR="$$tmp/data" "$$@"' sandbox
 
-.PHONY: help demo test soak sweep mutants bench check lint format venv clean
+.PHONY: help demo test soak sweep mutants bench guard check lint format venv clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,6 +51,9 @@ mutants: $(DEV) ## takes out each line that keeps a promise, and sees whether a 
 
 bench: $(BENCH) ## zmqbus beside its rivals, in one run; QUICK=1: in under two minutes
 	@$(SANDBOX) $(PY) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+guard: $(RUNTIME) ## has anything become slow? ratios of a short run, beside those that are kept; ARGS=--keep: keeps them
+	@$(SANDBOX) $(PY) -m benchmarks.guard $(ARGS)
 
 check: lint ## format, types, layering, and the tests that are not slow: under a minute
 	@$(SANDBOX) $(PY) -m pytest -q -n 3 -m "not slow" $(ARGS)

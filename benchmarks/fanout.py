@@ -275,8 +275,8 @@ def available(wanted: list[str], say: Callable[[str], None]) -> list[str]:
     return there
 
 
-def measure(names: list[str], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """No-ops a second, and seconds for a round trip, of each of these in each round."""
+def measure(names: list[str], rounds: int, share: float = 1.0) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """No-ops a second, and seconds for a round trip, of each of these in each round; `share` of the requests."""
     warnings.filterwarnings("ignore")  # of the peers, about each other
     rates: dict[str, list[float]] = {name: [] for name in names}
     trips: dict[str, list[float]] = {name: [] for name in names}
@@ -284,8 +284,8 @@ def measure(names: list[str], rounds: int) -> tuple[dict[str, list[float]], dict
         systems = {name: stack.enter_context(SYSTEMS[name][1]()) for name in names}
         for number in range(rounds + 1):
             for name, system in systems.items():
-                rate = per_second(system, PIPELINED[name])
-                trip = round_trip_s(system, ROUND_TRIPS[name])
+                rate = per_second(system, int(PIPELINED[name] * share))
+                trip = round_trip_s(system, int(ROUND_TRIPS[name] * share))
                 if number:  # the first round warms up
                     rates[name].append(rate)
                     trips[name].append(trip)

@@ -118,6 +118,11 @@ class Results:
     left_out: dict[str, str] = field(default_factory=dict)  #: system, and where it is not all of it the case → why
     failed: dict[str, str] = field(default_factory=dict)  #: case → why there are no figures of it
 
+    def by_case(self) -> list[Figure]:
+        """The figures, those of one case together."""
+        order = {case: number for number, case in enumerate(dict.fromkeys(figure.case for figure in self.figures))}
+        return sorted(self.figures, key=lambda figure: order[figure.case])
+
     def as_json(self) -> dict[str, Any]:
         """For `results.json`."""
         found = asdict(self)

@@ -27,11 +27,13 @@ def ratio(number: float | None) -> str:
 
 def others(figure: Figure) -> list[str]:
     """Each of the others: its median, and the ratio of ours to it."""
-    return [
-        f"{name} {value(figure.median(name), figure.unit)} ({ratio(figure.ratio(name))})"
-        for name in figure.values
-        if name != OURS
-    ]
+    return [beside(figure, name) for name in figure.values if name != OURS]
+
+
+def beside(figure: Figure, name: str) -> str:
+    """The median of another one, and the ratio of ours to it where there is one."""
+    by = ratio(figure.ratio(name))
+    return f"{name} {value(figure.median(name), figure.unit)}{f' ({by})' if by else ''}"
 
 
 def goals(figure: Figure) -> list[str]:
@@ -52,9 +54,11 @@ def spread(figure: Figure) -> str:
 def terminal(results: Results) -> str:
     """The whole, for whoever has run it."""
     lines = [", ".join(f"{name} {what}" for name, what in results.machine.items())]
-    lines.append(f"medians of {results.rounds} interleaved rounds; in brackets what zmqbus is by that, as a ratio")
+    lines.append(
+        f"medians of up to {results.rounds} interleaved rounds; in brackets what zmqbus is by that, as a ratio"
+    )
     case = ""
-    for figure in results.figures:
+    for figure in results.by_case():
         if figure.case != case:
             case = figure.case
             lines.append("")
@@ -76,3 +80,80 @@ def terminal(results: Results) -> str:
         lines += ["", *(f"left out: {what}: {why}" for what, why in results.left_out.items())]
     lines += [f"failed: {case}: {why}" for case, why in results.failed.items()]
     return "\n".join(lines)
+
+
+# --- for the page -----------------------------------------------------------------------------------------------
+
+CASES = {
+    "directed": "Directed messages, pipelined",
+    "latency": "Latency",
+    "broadcast": "Broadcasts",
+    "commands": "Commands",
+    "pool": "Worker pools",
+    "sessions": "A thousand sessions",
+    "backlog": "A backlog of unread messages",
+}
+
+
+def markdown(results: Results) -> str:
+    """The whole, for docs/performance.md."""
+    told = ", ".join(f"{name} {what}" for name, what in results.machine.items())
+    kind = "A quick run" if results.quick else "A full run"
+    lines = [f"{kind}, medians of up to {results.rounds} interleaved rounds. {told}.", ""]
+    lines += _goals_table(results)
+    for case in dict.fromkeys(figure.case for figure in results.by_case()):
+        lines += _case_table(case, [figure for figure in results.figures if figure.case == case])
+    lines += _cpu_table(results)
+    for curve in results.curves:
+        for name, points in curve.points.items():
+            lines += [f"### {curve.title}, by {curve.x} ({name})", ""]
+            lines += _table(
+                [curve.x, *(f"{x:,.10g}" for x, _ in points)],
+                [[curve.unit, *(value(y, curve.unit) for _, y in points)]],
+            )
+    if results.left_out or results.failed:
+        lines += ["### Left out", ""]
+        lines += [f"- {what}: {why}" for what, why in {**results.left_out, **results.failed}.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---', *['---:'] * (len(head) - 1)])}|"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _goals_table(results: Results) -> list[str]:
+    rows = []
+    for figure in results.figures:
+        for goal in figure.goals:
+            if goal.against is None:
+                found = f"{value(figure.median(OURS), figure.unit)} {figure.unit}"
+            else:
+                found = ratio(figure.ratio(goal.against)) or "–"
+            said = goal.said(figure.unit) + (" (beyond)" if goal.beyond else "")
+            rows.append([figure.title, said, found, WORDS[goal.met(figure)]])
+    return ["### Goals", "", *_table(["what", "goal", "measured", ""], rows)] if rows else []
+
+
+def _case_table(case: str, figures: list[Figure]) -> list[str]:
+    systems = list(dict.fromkeys(name for figure in figures for name in figure.values))
+    rows = []
+    for figure in figures:
+        row = [f"{figure.title}, {figure.unit}"]
+        for name in systems:
+            by = f" ({ratio(figure.ratio(name))})" if figure.ratio(name) is not None else ""
+            row.append((value(figure.median(name), figure.unit) if name in figure.values else "") + by)
+        rows.append(row)
+    return [f"### {CASES.get(case, case)}", "", *_table(["", *systems], rows)]
+
+
+def _cpu_table(results: Results) -> list[str]:
+    rows = []
+    for figure in results.figures:
+        for name, parts in figure.cpu_us.items():
+            told = [f"{parts[who]:,.1f}" if who in parts else "" for who in ("sender", "middle")]
+            got = parts.get("receiver", parts.get("receivers"))
+            rows.append([figure.title, name, *told, "" if got is None else f"{got:,.1f}"])
+    head = ["what", "system", "sender", "in the middle", "receiver"]
+    return ["### Processor time for a message, µs", "", *_table(head, rows)] if rows else []

@@ -16,6 +16,10 @@ from benchmarks.crew import PeerFailed
 from benchmarks.figures import OURS, Curve, Figure, Results
 from benchmarks.systems import SYSTEMS, Duo
 
+#: A case goes on for no more rounds when it has taken so long (in a quick run), as long as it has had so many: on a
+#: machine that has much else to do, fewer rounds are better than none of the other cases.
+BUDGET_S = (60.0, 5.0)
+LEAST_ROUNDS = (3, 2)
 #: Versions of these are told with the results.
 PACKAGES = ("pyzmq", "msgpack", "nats-py", "redis", "ipyparallel", "distributed")
 
@@ -33,6 +37,8 @@ class Run:
         self.results = Results(machine(), quick, rounds)
         self._quiet = quiet
         self._only = None if only is None else frozenset(only)
+        self._open: dict[str, Duo] = {}
+        self._closing = contextlib.ExitStack()
 
     def __repr__(self) -> str:
         return f"<Run of {self.rounds} rounds: {len(self.results.figures)} figures>"
@@ -61,9 +67,12 @@ class Run:
 
     @contextlib.contextmanager
     def duos(self, case: str, names: Iterable[str] | None = None) -> Iterator[dict[str, Duo]]:
-        """A sender and a receiver of each system that is there; ours has to be."""
-        with contextlib.ExitStack() as stack:
-            found: dict[str, Duo] = {}
+        """A sender and a receiver of each system that is there; ours has to be, if it is asked for.
+
+        A quick run keeps them for the next case (until `close`), another one gives each case its own.
+        """
+        found: dict[str, Duo] = {}
+        try:
             for name in SYSTEMS if names is None else names:
                 if not self.wants(name):
                     continue
@@ -72,12 +81,24 @@ class Run:
                     self.leave_out(name, missing)
                     continue
                 try:
-                    found[name] = stack.enter_context(SYSTEMS[name].open())
+                    if name not in self._open:
+                        self._open[name] = self._closing.enter_context(SYSTEMS[name].open())
+                    found[name] = self._open[name]
                 except PeerFailed as error:
                     if name == OURS:
                         raise
                     self.leave_out(f"{name} ({case})", str(error))
             yield found
+        except BaseException:
+            self.close()
+            raise
+        if not self.quick:
+            self.close()
+
+    def close(self) -> None:
+        """Ends what was kept for the next case."""
+        self._open.clear()
+        self._closing.close()
 
     @contextlib.contextmanager
     def audiences(self, case: str, sessions: int) -> Iterator[dict[str, Audience]]:
@@ -108,13 +129,18 @@ class Run:
         settle: Callable[[_T], None] | None = None,
     ) -> dict[str, list[_R]]:
         """Does the same with each system, again and again, in turns; one round first that does not count. `settle` is
-        called after each, and not measured.
+        called after each, and not measured. `rounds`: exactly so many; otherwise as many as the run has, or fewer if
+        that takes too long.
 
         Every other round goes backwards, so that nobody always comes after the same one. A system that fails is left
         out from then on; if it is ours, that is an error.
         """
         found: dict[str, list[_R]] = {name: [] for name in systems}
+        began_s = time.monotonic()
         for number in range((self.rounds if rounds is None else rounds) + 1):
+            late = time.monotonic() - began_s > BUDGET_S[self.quick]
+            if rounds is None and late and number > LEAST_ROUNDS[self.quick]:
+                break
             names = list(found) if number % 2 else list(reversed(list(found)))
             for name in names:
                 try:
@@ -126,6 +152,7 @@ class Run:
                         raise
                     self.leave_out(f"{name} ({case})", str(error))
                     del found[name]
+                    self._open.pop(name, None)  # the next case gets a new one
                     continue
                 if number:
                     found[name].append(result)
@@ -138,6 +165,7 @@ class Case(NamedTuple):
     name: str  #: on the command line
     title: str
     measure: Callable[[Run], None]
+    pairs: bool = False  #: whether it wants a sender and a receiver, which may serve several cases
 
 
 def perform(run: Run, cases: Iterable[Case]) -> None:
@@ -146,11 +174,14 @@ def perform(run: Run, cases: Iterable[Case]) -> None:
         began_s = time.monotonic()
         run.say(f"{case.title} …")
         try:
+            if not case.pairs:
+                run.close()
             case.measure(run)
         except Exception as error:
             run.results.failed[case.name] = f"{type(error).__name__}: {error}"
             run.say(f"{case.name} has failed: {error}")
         run.say(f"  {time.monotonic() - began_s:.1f} s")
+    run.close()
 
 
 def machine() -> dict[str, str]:

@@ -19,11 +19,11 @@ EARLIER_PER_S = 8_200
 
 #: size → (messages of a round, of a quick round): half a second's work for the faster ones.
 SIZES = {
-    100: (40_000, 15_000),
-    4 * KIB: (20_000, 6_000),
-    64 * KIB: (3_000, 600),
-    MIB: (150, 40),
-    9 * MIB: (16, 6),
+    100: (40_000, 10_000),
+    4 * KIB: (20_000, 5_000),
+    64 * KIB: (3_000, 500),
+    MIB: (150, 30),
+    9 * MIB: (16, 3),
 }
 GOALS: dict[int, tuple[Goal, ...]] = {
     100: (

@@ -15,7 +15,7 @@ from benchmarks.work import percentile
 #: Between two messages: no more than a few per cent of anybody's time.
 PAUSE_S = 0.002
 #: Messages of a round, and of a quick one: 1 in 1,000 of all rounds together can be told.
-MESSAGES = (500, 200)
+MESSAGES = (500, 150)
 SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 GOALS: dict[str, tuple[Goal, ...]] = {
     "one-way-p50": (Goal(1.5, False, FLOOR), Goal(1.15, False, FLOOR, beyond=True)),

@@ -1,4 +1,4 @@
-"""A thousand sessions: how long until all are connected, and what they cost while nothing happens.
+"""A thousand sessions: how long until all are connected, what they cost while nothing happens, and broadcasts to them.
 
 They connect all at once, in four processes. The others have fewer things to say to a session: a bare SUB has one
 connection where a session of ours has two, and neither of them has a name, a mailbox or a lease.
@@ -11,6 +11,7 @@ import time
 
 from benchmarks import procfs
 from benchmarks.audiences import Audience, shares
+from benchmarks.cases.broadcast import measure_halls
 from benchmarks.crew import actors
 from benchmarks.figures import OURS, Curve, Figure, Goal
 from benchmarks.run import Run
@@ -20,7 +21,7 @@ from benchmarks.work import middle
 
 SESSIONS = 1_000
 #: Seconds of idleness that are measured: pings come every 4 s, so several rounds of them, and one in a quick run.
-IDLE_S = (20.0, 6.0)
+IDLE_S = (20.0, 5.0)
 #: Each round makes and ends four processes with thousands of threads; so there are few.
 ROUNDS = (3, 1)
 GOALS = {
@@ -35,17 +36,19 @@ SIZE_BYTES = 100
 
 
 def measure(run: Run) -> None:
-    """The storm, the memory, the idleness."""
+    """The storm, the memory, the idleness; then, in the last round, broadcasts."""
     connect_s: dict[str, list[float]] = {}
     memory_mb: dict[str, list[float]] = {}
     idle_percent: dict[str, list[float]] = {}
-    for _ in range(ROUNDS[run.quick]):
+    for number in range(ROUNDS[run.quick]):
         with run.audiences("sessions", SESSIONS) as halls:
             for name, hall in halls.items():
                 connect_s.setdefault(name, []).append(hall.connect())
                 memory_mb.setdefault(name, []).append(procfs.rss_bytes(hall.middle_pid) / 1e6)
             for name, spent in _idle(halls, IDLE_S[run.quick]).items():
                 idle_percent.setdefault(name, []).append(spent)
+            if number == ROUNDS[run.quick] - 1:
+                measure_halls(run, halls, SESSIONS)
     title = f"{SESSIONS:,} sessions"
     run.add(Figure("sessions", "sessions-connect", f"{title}: all connected", "s", False, connect_s, GOALS["connect"]))
     run.add(
