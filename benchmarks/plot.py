@@ -44,14 +44,16 @@ def draw(results: Results, path: str) -> None:
     from matplotlib import pyplot
 
     figures = {figure.key: figure for figure in results.figures}
-    picture, axes = pyplot.subplots(3, 2, figsize=(12, 13), layout="constrained")
+    picture, axes = pyplot.subplots(4, 2, figsize=(12, 16), layout="constrained")
     panels: list[Callable[[Any, dict[str, Figure], Results], bool]] = [
         _sizes,
         _rates,
         _audiences,
         _latencies,
         _pools,
-        _growth,
+        _processors,
+        _by_sessions,
+        _by_messages,
     ]
     for axis, panel in zip(axes.flat, panels, strict=True):
         axis.spines[["top", "right"]].set_visible(False)
@@ -106,6 +108,7 @@ def _sizes(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
         _line(axis, name, [x for x, _ in points], [x * y / 1e6 for x, y in points])
     axis.set(title="Directed, pipelined: by size", ylabel="MB/s", xscale="log", yscale="log")
     axis.set_xticks(list(SIZES), [named(size) for size in SIZES])
+    axis.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     if series:
@@ -126,7 +129,8 @@ def _audiences(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
     series = _series(figures, {f"broadcast-{number}": float(number) for number in SESSIONS})
     for name, points in series.items():
         _line(axis, name, [x for x, _ in points], [y / 1000 for _, y in points])
-    axis.set(title="Broadcast of 100 B: by audience", ylabel="thousand deliveries a second", xscale="log", yscale="log")
+    axis.set(title="Broadcast of 100 B: by audience", ylabel="thousand deliveries a second", xscale="log")
+    axis.set_ylim(bottom=0)
     axis.set_xticks(list(SESSIONS), [f"{number:,}" for number in SESSIONS])
     axis.set_xlabel("sessions")
     axis.minorticks_off()
@@ -137,18 +141,21 @@ def _audiences(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
 
 
 def _latencies(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
-    there = [figures[key] for key in ("one-way-p50", "one-way-p99", "request-p50") if key in figures]
+    there = [figures[key] for key in ("one-way-p50", "one-way-p99", "request-p50", "request-p99") if key in figures]
     if not there:
         return False
     names = list(there[0].values)
     width = 0.8 / len(names)
     for number, name in enumerate(names):
         places = [place + (number - (len(names) - 1) / 2) * width for place in range(len(there))]
-        heights = [figure.median(name) or 0.0 for figure in there]
+        heights = [figure.median(name) or float("nan") for figure in there]
         axis.bar(places, heights, width * 0.9, color=COLOURS.get(name, OTHER_COLOUR), label=name)
-    axis.set(title="Latency of 100 B at a gentle rate", ylabel="µs (less is better)")
+    axis.set(title="Latency of 100 B at a gentle rate", ylabel="µs (less is better)", yscale="log")
+    axis.set_yticks([100, 1000, 10000], ["100", "1,000", "10,000"])
+    axis.minorticks_off()
     axis.set_xticks(range(len(there)), [figure.key.replace("-", " ") for figure in there])
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, ncols=len(names), loc="upper left", columnspacing=0.9)
+    axis.set_ylim(top=3 * max(value for figure in there for value in _medians(figure).values()))
     return True
 
 
@@ -161,22 +168,43 @@ def _pools(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
     return True
 
 
-def _growth(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
-    curves = {curve.key: curve for curve in results.curves}
-    drawn = False
-    for key, scale, label, colour in (
-        ("growth-sessions-memory", 1.0, "by connected sessions", COLOURS[OURS]),
-        ("growth-messages-memory", 1e-3, "by thousand unread messages", COLOURS["nats"]),
-    ):
-        if key in curves:
-            points = curves[key].points[OURS]
-            axis.plot([x * scale for x, _ in points], [y for _, y in points], marker="o", color=colour, label=label)
-            drawn = True
-    axis.set(title="Memory of the broker", ylabel="MB", xscale="symlog", xlabel="sessions, or thousands of messages")
-    axis.set_xticks([0, 1, 10, 100, 1000], ["0", "1", "10", "100", "1,000"])
-    axis.minorticks_off()
+def _processors(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
+    figure = figures.get("directed-100b")
+    if figure is None or not figure.cpu_us:
+        return False
+    names = list(reversed(figure.cpu_us))
+    left = [0.0] * len(names)
+    for who, shade in (("sender", 1.0), ("middle", 0.65), ("receiver", 0.35)):
+        widths = [figure.cpu_us[name].get(who, 0.0) for name in names]
+        colours = [COLOURS.get(name, OTHER_COLOUR) for name in names]
+        bars = axis.barh(names, widths, left=left, color=colours)
+        for bar, width in zip(bars, widths, strict=True):
+            bar.set_alpha(shade)
+            if width > 2:
+                axis.text(
+                    bar.get_x() + width / 2, bar.get_y() + 0.4, f"{width:.0f}", ha="center", va="center", fontsize=8
+                )
+        left = [before + width for before, width in zip(left, widths, strict=True)]
+    axis.set(title="Processor time for 100 B: sender, middle, receiver", xlabel="µs")
+    return True
+
+
+def _by_sessions(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
+    return _memory(axis, results, "growth-sessions-memory", "connected sessions")
+
+
+def _by_messages(axis: Any, figures: dict[str, Figure], results: Results) -> bool:
+    return _memory(axis, results, "growth-messages-memory", "unread messages")
+
+
+def _memory(axis: Any, results: Results, key: str, x: str) -> bool:
+    curve = next((curve for curve in results.curves if curve.key == key), None)
+    if curve is None:
+        return False
+    for name, points in curve.points.items():
+        _line(axis, name, [x for x, _ in points], [y for _, y in points])
+    axis.set(title=f"Memory of the broker, by {x}", ylabel="MB", xlabel=x)
+    axis.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    if drawn:
-        axis.legend(frameon=False, fontsize=9)
-    return drawn
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import OURS, Figure, Results
+from benchmarks.figures import OURS, Curve, Figure, Results
 
 WORDS = {True: "reached", False: "missed", None: "not measured"}
 UNIT_DIGITS = {"MB": 1, "%": 2, "s": 2, "ms": 1}
@@ -105,12 +105,7 @@ def markdown(results: Results) -> str:
         lines += _case_table(case, [figure for figure in results.figures if figure.case == case])
     lines += _cpu_table(results)
     for curve in results.curves:
-        for name, points in curve.points.items():
-            lines += [f"### {curve.title}, by {curve.x} ({name})", ""]
-            lines += _table(
-                [curve.x, *(f"{x:,.10g}" for x, _ in points)],
-                [[curve.unit, *(value(y, curve.unit) for _, y in points)]],
-            )
+        lines += _curve_table(curve)
     if results.left_out or results.failed:
         lines += ["### Left out", ""]
         lines += [f"- {what}: {why}" for what, why in {**results.left_out, **results.failed}.items()]
@@ -149,11 +144,31 @@ def _case_table(case: str, figures: list[Figure]) -> list[str]:
 
 
 def _cpu_table(results: Results) -> list[str]:
+    figures = [figure for figure in results.by_case() if figure.cpu_us]
+    systems = list(dict.fromkeys(name for figure in figures for name in figure.cpu_us))
+    rows = [[figure.title, *(_parts(figure.cpu_us.get(name, {})) for name in systems)] for figure in figures]
+    return (
+        [
+            "### Processor time for a message, µs: sender + what is in the middle + receiver",
+            "",
+            *_table(["", *systems], rows),
+        ]
+        if rows
+        else []
+    )
+
+
+def _curve_table(curve: Curve) -> list[str]:
+    xs = sorted({x for points in curve.points.values() for x, _ in points})
     rows = []
-    for figure in results.figures:
-        for name, parts in figure.cpu_us.items():
-            told = [f"{parts[who]:,.1f}" if who in parts else "" for who in ("sender", "middle")]
-            got = parts.get("receiver", parts.get("receivers"))
-            rows.append([figure.title, name, *told, "" if got is None else f"{got:,.1f}"])
-    head = ["what", "system", "sender", "in the middle", "receiver"]
-    return ["### Processor time for a message, µs", "", *_table(head, rows)] if rows else []
+    for name, points in curve.points.items():
+        known = dict(points)
+        rows.append([f"{name}, {curve.unit}", *(value(known[x], curve.unit) if x in known else "" for x in xs)])
+    head = [curve.x, *(f"{x:,.10g}" for x in xs)]
+    return [f"### {curve.title[0].upper()}{curve.title[1:]}, by {curve.x.split(',')[0]}", "", *_table(head, rows)]
+
+
+def _parts(cpu_us: dict[str, float]) -> str:
+    """Sender, middle, receiver: what there is of them."""
+    told = (cpu_us[who] for who in ("sender", "middle", "receiver", "receivers") if who in cpu_us)
+    return " + ".join(f"{spent_us:,.0f}" if spent_us >= 100 else f"{spent_us:.1f}" for spent_us in told)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +23,9 @@ from benchmarks.systems import SYSTEMS, Duo
 BUDGET_S = (60.0, 5.0)
 LEAST_ROUNDS = (3, 2)
 #: Versions of these are told with the results.
-PACKAGES = ("pyzmq", "msgpack", "nats-py", "redis", "ipyparallel", "distributed")
+PACKAGES = ("pyzmq", "msgpack", "nats-py", "redis", "hiredis", "ipyparallel", "distributed")
+#: So do these programs, asked with `--version`.
+PROGRAMS = ("nats-server", "redis-server")
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -64,6 +68,13 @@ class Run:
             self.results.figures.append(found)
         else:
             self.results.curves.append(found)
+
+    def point(self, curve: Curve, system: str, x: float, y: float) -> None:
+        """A point of a curve, which is begun with the first one."""
+        known = next((one for one in self.results.curves if one.key == curve.key), None)
+        if known is None:
+            self.results.curves.append(known := curve)
+        known.points.setdefault(system, []).append((x, y))
 
     @contextlib.contextmanager
     def duos(self, case: str, names: Iterable[str] | None = None) -> Iterator[dict[str, Duo]]:
@@ -197,4 +208,10 @@ def machine() -> dict[str, str]:
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
+    for name in PROGRAMS:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+            version = re.search(r"\d+(\.\d+)+", told)
+            if version:
+                found[name] = version.group()
     return found

@@ -27,6 +27,7 @@ class Pass(NamedTuple):
     value: Any  #: what the receiver or the sender has measured
     confirmed_s: float  #: from the first send until the sender knew that all had come, or were safe
     cpu_s: dict[str, float]  #: processor time of "sender", "middle" and "receiver"
+    middle_bytes: int = 0  #: resident memory of "middle" afterwards
 
 
 class Duo:
@@ -52,7 +53,8 @@ class Duo:
             size_bytes=size_bytes,
         )
         began_s, confirmed_s = sent.value
-        return Pass(got.value - began_s, confirmed_s - began_s, self._cpu(got, sent, middle_s))
+        memory_bytes = procfs.rss_bytes(self.middle_pid)
+        return Pass(got.value - began_s, confirmed_s - began_s, self._cpu(got, sent, middle_s), memory_bytes)
 
     def one_way(self, count: int, pause_s: float) -> Pass:
         """At a gentle pace: `value` is how long each was under way, in seconds."""

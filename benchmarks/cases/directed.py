@@ -7,7 +7,7 @@ nothing, the receiver tells the number at the end.
 
 from __future__ import annotations
 
-from benchmarks.figures import Figure, Goal
+from benchmarks.figures import Curve, Figure, Goal
 from benchmarks.run import Run
 from benchmarks.systems import FLOOR, Duo, Pass
 from benchmarks.work import middle
@@ -43,12 +43,6 @@ def named(size_bytes: int) -> str:
     return f"{size_bytes // KIB} KiB" if size_bytes >= KIB else f"{size_bytes} B"
 
 
-def measure(run: Run) -> None:
-    """All sizes."""
-    for size_bytes in SIZES:
-        measure_size(run, size_bytes)
-
-
 def measure_size(run: Run, size_bytes: int) -> None:
     """One size, of all systems."""
     key = f"directed-{named(size_bytes).replace(' ', '').lower()}"
@@ -69,6 +63,16 @@ def measure_size(run: Run, size_bytes: int) -> None:
             cpu_us(rounds, count),
         )
     )
+    for name, passes in rounds.items():
+        most_bytes = max((one.middle_bytes for one in passes), default=0)
+        run.point(
+            Curve(
+                "directed", "growth-size-memory", "memory of what is in the middle", "size of a message, B", "MB", {}
+            ),
+            name,
+            size_bytes,
+            most_bytes / 1e6,
+        )
 
 
 def cpu_us(rounds: dict[str, list[Pass]], count: int) -> dict[str, dict[str, float]]:
