@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from benchmarks.audiences import AUDIENCES, Audience
 from benchmarks.crew import PeerFailed
 from benchmarks.figures import OURS, Curve, Figure, Results
+from benchmarks.stage import program
 from benchmarks.systems import SYSTEMS, Duo
 
 #: A case goes on for no more rounds when it has taken so long (in a quick run), as long as it has had so many: on a
@@ -210,7 +211,9 @@ def machine() -> dict[str, str]:
             found[name] = metadata.version(name)
     for name in PROGRAMS:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            told = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+            told = subprocess.run(
+                [program(name) or name, "--version"], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
             version = re.search(r"\d+(\.\d+)+", told)
             if version:
                 found[name] = version.group()

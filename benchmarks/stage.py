@@ -7,6 +7,7 @@ import ctypes
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,15 @@ PRIVATE_PREFIXES = ("INTER_SESSION_", "CLAUDE", "PYTHON")
 #: Ports from here on may be given out by the kernel as somebody's source port.
 PORTS = (10_000, 30_000)
 _PR_SET_PDEATHSIG = 1
+#: Loaded here, since nothing may be loaded between fork and exec.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+#: Where Debian has its servers, which is not on everybody's path.
+_MORE_PLACES = ("/usr/local/sbin", "/usr/sbin")
+
+
+def program(name: str) -> str | None:
+    """Where this program is; None: it is not installed."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_MORE_PLACES]))
 
 
 def free_port() -> int:
@@ -113,8 +123,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def _die_with_parent() -> None:
     """Between fork and exec: whatever becomes of the parent, this process ends with it. (On Linux; elsewhere, one that
     is talked to over a pipe ends when that is closed.)"""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_on_sigterm() -> None:

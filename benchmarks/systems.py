@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import procfs
 from benchmarks.crew import Actor, Done, PeerFailed, actors
-from benchmarks.stage import PATIENCE_S, end, flush, free_port, stage, start, start_broker
+from benchmarks.stage import PATIENCE_S, end, flush, free_port, program, stage, start, start_broker
 
 
 class Pass(NamedTuple):
@@ -122,7 +121,7 @@ class System(NamedTuple):
     def missing(self) -> str:
         """What it lacks here; "" if nothing."""
         modules = [name for name in self.modules if importlib.util.find_spec(name) is None]
-        programs = [name for name in self.programs if shutil.which(name) is None]
+        programs = [name for name in self.programs if program(name) is None]
         return f"{', '.join(programs + modules)} not installed" if modules or programs else ""
 
 
@@ -188,7 +187,10 @@ def _redis() -> Iterator[Duo]:
 @contextlib.contextmanager
 def _server(command: list[str], port: int, environ: dict[str, str]) -> Iterator[int]:
     """A server that is not ours, from when it listens: its pid."""
-    process = start(command, environ, errors=os.path.join(environ["HOME"], "server.err"))
+    where = program(command[0])
+    if where is None:
+        raise PeerFailed(f"{command[0]} is not installed")
+    process = start([where, *command[1:]], environ, errors=os.path.join(environ["HOME"], "server.err"))
     try:
         _await_port(process, command[0], port)
         yield process.pid

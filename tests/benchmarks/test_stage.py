@@ -83,3 +83,11 @@ def test_the_limit_of_files_is_raised(monkeypatch):
     monkeypatch.setattr("benchmarks.stage.resource.setrlimit", lambda which, limits: told.append(limits))
     stage.raise_file_limit()
     assert told == [(5_000, 5_000)]
+
+
+def test_servers_are_found_where_debian_has_them(monkeypatch, tmp_path):
+    (tmp_path / "some-server").write_text("#!/bin/sh\n")
+    (tmp_path / "some-server").chmod(0o755)
+    monkeypatch.setattr(stage, "_MORE_PLACES", (str(tmp_path),))
+    assert stage.program("some-server") == str(tmp_path / "some-server")
+    assert stage.program("no-such-server") is None
