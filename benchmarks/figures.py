@@ -57,7 +57,6 @@ class Figure:
     values: dict[str, list[float]]  #: system → its value in each round
     goals: tuple[Goal, ...] = ()
     cpu_us: dict[str, dict[str, float]] = field(default_factory=dict)  #: system → process → µs for each message
-    guarded: bool = True  #: whether its ratios are steady enough to be held against earlier ones
 
     def median(self, system: str) -> float | None:
         """The middle of this system's rounds; None: it was not measured."""

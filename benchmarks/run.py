@@ -35,12 +35,22 @@ _R = TypeVar("_R")
 class Run:
     """What a case gets to work with."""
 
-    def __init__(self, *, quick: bool, rounds: int, only: Iterable[str] | None = None, quiet: bool = False) -> None:
-        """`only`: systems to measure; None: all that are there."""
+    def __init__(
+        self,
+        *,
+        quick: bool,
+        rounds: int,
+        only: Iterable[str] | None = None,
+        quiet: bool = False,
+        budget_s: float | None = None,
+    ) -> None:
+        """`only`: systems to measure; None: all that are there. `budget_s`: how long a case goes on for more rounds;
+        None: as `BUDGET_S` says."""
         self.quick = quick
         self.rounds = rounds
         self.results = Results(machine(), quick, rounds)
         self._quiet = quiet
+        self._budget_s = BUDGET_S[quick] if budget_s is None else budget_s
         self._only = None if only is None else frozenset(only)
         self._open: dict[str, Duo] = {}
         self._closing = contextlib.ExitStack()
@@ -150,7 +160,7 @@ class Run:
         found: dict[str, list[_R]] = {name: [] for name in systems}
         began_s = time.monotonic()
         for number in range((self.rounds if rounds is None else rounds) + 1):
-            late = time.monotonic() - began_s > BUDGET_S[self.quick]
+            late = time.monotonic() - began_s > self._budget_s
             if rounds is None and late and number > LEAST_ROUNDS[self.quick]:
                 break
             names = list(found) if number % 2 else list(reversed(list(found)))

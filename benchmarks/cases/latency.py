@@ -10,7 +10,7 @@ from __future__ import annotations
 from benchmarks.cases.directed import cpu_us
 from benchmarks.figures import Figure, Goal
 from benchmarks.run import Run
-from benchmarks.systems import FLOOR, SYSTEMS
+from benchmarks.systems import FLOOR, SYSTEMS, Pass
 from benchmarks.work import percentile
 
 #: Between two messages: no more than a few per cent of anybody's time.
@@ -32,24 +32,38 @@ def told_us(rounds: list[list[float]], of_all: float) -> list[float]:
 
 def measure(run: Run) -> None:
     """One way, then there and back."""
+    measure_one_way(run)
+    measure_requests(run)
+
+
+def measure_one_way(run: Run) -> None:
+    """From one program to the other."""
     count = MESSAGES[run.quick]
-    with run.duos("latency") as duos:
-        one_way = run.interleave("one-way", duos, lambda duo: duo.one_way(count, PAUSE_S))
-        asking = {name: duo for name, duo in duos.items() if name in one_way and SYSTEMS[name].asks}
-        requests = run.interleave("request", asking, lambda duo: duo.round_trips(count, PAUSE_S))
-    for kind, title, rounds in (("one-way", "one way", one_way), ("request", "request and answer", requests)):
-        for share, of_all in SHARES.items():
-            key = f"{kind}-{share}"
-            run.add(
-                Figure(
-                    "latency",
-                    key,
-                    f"{title}, 100 B, {share}",
-                    "µs",
-                    False,
-                    {who: told_us([one.value for one in passes], of_all) for who, passes in rounds.items()},
-                    GOALS.get(key, ()),
-                    cpu_us(rounds, count) if share == "p50" else {},
-                    guarded=share == "p50",
-                )
+    with run.duos("one-way") as duos:
+        rounds = run.interleave("one-way", duos, lambda duo: duo.one_way(count, PAUSE_S))
+    _add(run, "one-way", "one way", rounds, count)
+
+
+def measure_requests(run: Run) -> None:
+    """There and back, where there are requests."""
+    count = MESSAGES[run.quick]
+    with run.duos("request", [system.name for system in SYSTEMS.values() if system.asks]) as duos:
+        rounds = run.interleave("request", duos, lambda duo: duo.round_trips(count, PAUSE_S))
+    _add(run, "request", "request and answer", rounds, count)
+
+
+def _add(run: Run, kind: str, title: str, rounds: dict[str, list[Pass]], count: int) -> None:
+    for share, of_all in SHARES.items():
+        key = f"{kind}-{share}"
+        run.add(
+            Figure(
+                "latency",
+                key,
+                f"{title}, 100 B, {share}",
+                "µs",
+                False,
+                {who: told_us([one.value for one in passes], of_all) for who, passes in rounds.items()},
+                GOALS.get(key, ()),
+                cpu_us(rounds, count) if share == "p50" else {},
             )
+        )

@@ -63,7 +63,6 @@ def measure(run: Run) -> None:
             False,
             idle_percent,
             GOALS["idle"],
-            guarded=False,
         )
     )
 

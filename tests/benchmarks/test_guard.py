@@ -66,3 +66,21 @@ def test_a_real_one_measures_what_it_watches():
     found = guard.measured(watched, 1)
     assert found.key == watched.key
     assert guard.judge(found, watched.against, None).found > 0
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(1.0, 0), (0.1, 1)])
+def test_the_program_fails_when_something_is_slow(monkeypatch, capsys, tmp_path, ratio, status):
+    kept = tmp_path / "kept.json"
+    monkeypatch.setattr(guard, "KEPT", str(kept))
+    monkeypatch.setattr(guard, "load", lambda: dict.fromkeys((watched.key for watched in guard.WATCHED), 1.0))
+    monkeypatch.setattr(guard, "WATCHED", guard.WATCHED[:1])
+    monkeypatch.setattr(
+        guard, "guard", lambda kept: [guard.judge(figure("k", "floor", ratio), "floor", kept.get("directed-100b"))]
+    )
+    monkeypatch.setattr("sys.argv", ["guard"])
+    assert guard.main() == status
+    assert ("k: more than 2 times worse" in capsys.readouterr().out) is bool(status)
+    assert not kept.exists()
+    monkeypatch.setattr("sys.argv", ["guard", "--keep"])
+    assert guard.main() == 0
+    assert kept.read_text() == f'{{\n "k": {ratio}\n}}\n'
