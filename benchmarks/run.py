@@ -216,6 +216,8 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "libzmq": zmq.zmq_version(),
     }
+    with contextlib.suppress(OSError, AttributeError):  # not everywhere
+        found["load"] = f"{os.getloadavg()[0]:.1f}"
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
