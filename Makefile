@@ -2,19 +2,23 @@
 #
 #   PYTHON=…   the interpreter that .venv is made with (default: the first of the usual names that is new enough)
 #   ARGS=…     further arguments for pytest, for the demo, or for soak (ARGS=--help tells which)
+#   QUICK=1    less of everything, for bench: under two minutes
 #   SOAK_S=…   how many seconds soak plays (default: 600), and SEED=… what it plays (default: drawn, and told)
 
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+QUICK ?=
 SOAK_S ?= 600
 SEED ?=
 
 PY := $(VENV)/bin/python
 
-# What the venv holds: nothing but the runtime, or what the checks need as well. Made again when the lists change.
+# What the venv holds: nothing but the runtime, or what the checks or the benchmarks need as well. Made again when the
+# lists change.
 RUNTIME := $(VENV)/.made-runtime
 DEV := $(VENV)/.made-dev
+BENCH := $(VENV)/.made-bench
 
 # Runs its arguments with a home and a data directory of their own, which are removed afterwards, and without the
 # settings of whoever works here: no target may touch their sessions.
@@ -23,7 +27,7 @@ SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
 	mkdir -m 0700 "$$tmp/home" "$$tmp/data" && HOME="$$tmp/home" INTER_SESSION_DATA_DIR="$$tmp/data" "$$@"' sandbox
 
-.PHONY: help demo test soak sweep mutants check lint format venv clean
+.PHONY: help demo test soak sweep mutants bench guard check lint format venv clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +48,12 @@ sweep: $(DEV) ## the simulated bus and the crash consistency, with thousands of 
 
 mutants: $(DEV) ## takes out each line that keeps a promise, and sees whether a test notices
 	@$(SANDBOX) $(PY) -m tests.mutants $(ARGS)
+
+bench: $(BENCH) ## zmqbus beside its rivals, in one run; QUICK=1: in under two minutes
+	@$(SANDBOX) $(PY) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+guard: $(RUNTIME) ## has anything become slow? ratios of a short run, beside those that are kept; ARGS=--keep: keeps them
+	@$(SANDBOX) $(PY) -m benchmarks.guard $(ARGS)
 
 check: lint ## format, types, layering, and the tests that are not slow: under a minute
 	@$(SANDBOX) $(PY) -m pytest -q -n 3 -m "not slow" $(ARGS)
@@ -102,4 +112,8 @@ $(RUNTIME): pyproject.toml requirements.txt
 
 $(DEV): pyproject.toml requirements.txt
 	$(call install,.[dev])
+	@touch $(RUNTIME)
+
+$(BENCH): pyproject.toml requirements.txt
+	$(call install,.[bench])
 	@touch $(RUNTIME)

@@ -11,31 +11,27 @@ single times. The receivers take turns, or their pacing would be what is measure
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # for `python benchmarks/commands.py`
+
+from benchmarks import procfs
+from benchmarks.stage import ROOT, broker_pid, stage
+
+#: What any client in Python has to do at least; and its name among the results.
 YARDSTICK = [sys.executable, "-c", "import zmq, msgpack"]
+YARDSTICK_NAME = "python -c 'import zmq, msgpack'"
+SEND, LINE, LIST = "send.py, delivered", "send.py, until the line has come", "list.py"
 LISTENERS = 8
 PATIENCE_S = 20.0
-
-
-def free_port() -> int:
-    """A port below the ephemeral range that nobody has."""
-    while True:
-        port = random.randint(10_000, 30_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Listener:
@@ -77,25 +73,6 @@ class Listener:
         self.agent.wait(PATIENCE_S)
 
 
-@contextlib.contextmanager
-def stage() -> Iterator[dict[str, str]]:
-    """An environment of its own, whose broker is stopped at the end."""
-    with tempfile.TemporaryDirectory(prefix="zmqbus-bench-") as directory:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("INTER_SESSION_", "CLAUDE"))}
-        for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
-            kept.pop(name, None)  # users have neither
-        environ = {
-            **kept,
-            "HOME": directory,
-            "INTER_SESSION_DATA_DIR": os.path.join(directory, "data"),
-            "INTER_SESSION_PORT": str(free_port()),
-        }
-        try:
-            yield environ
-        finally:
-            run([sys.executable, f"{ROOT}/bin/zmqbus", "broker", "--stop"], environ)
-
-
 def run(command: list[str], environ: dict[str, str], given: str = "") -> float:
     """Wall-clock seconds of a whole process; `given` is what it reads."""
     with tempfile.TemporaryFile("w+") as stdin:
@@ -109,20 +86,115 @@ def run(command: list[str], environ: dict[str, str], given: str = "") -> float:
         return time.perf_counter() - began_s
 
 
-def status_kib(pid: int, field: str) -> int:
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
+@dataclass(slots=True)
+class Found:
+    """What was measured, in seconds, bytes, and shares of a processor."""
 
+    times_s: dict[str, list[float]] = field(default_factory=dict)  #: command → a time for each round
+    connecting_s: list[float] = field(default_factory=list)
+    listener_bytes: list[float] = field(default_factory=list)
+    broker_bytes: float = 0.0
+    listener_idle: list[float] = field(default_factory=list)
+    broker_idle: float = 0.0
 
-def cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def ratio(self, name: str) -> float:
+        """Of a command to the yardstick, in the same rounds."""
+        pairs = zip(self.times_s[name], self.times_s[YARDSTICK_NAME], strict=True)
+        return statistics.median(a / b for a, b in pairs)
 
 
 def row(name: str, values: list[float], unit: str = "ms", scale: float = 1000.0, note: str = "") -> None:
     middle = statistics.median(values) * scale
     print(f"  {name:<44} {middle:8.1f} {unit:<3} ({min(values) * scale:.1f} … {max(values) * scale:.1f})  {note}")
+
+
+def measure(rounds: int, idle_s: float, only: tuple[str, ...] = ()) -> Found:
+    """Runs them. `only`: some of the commands, beside the yardstick; then nothing else is measured."""
+    found = Found()
+    with stage() as environ:
+        run([sys.executable, f"{ROOT}/bin/zmqbus", "broker"], environ)
+        listeners = [Listener(environ, f"listener-{number}") for number in range(LISTENERS)]
+        try:
+            for listener in listeners:
+                listener.connected_s()
+            _commands(found, environ, listeners, rounds, only)
+            if not only:
+                _rest(found, environ, listeners, rounds, idle_s)
+        finally:
+            for listener in listeners:
+                listener.close()
+    return found
+
+
+def _commands(
+    found: Found, environ: dict[str, str], listeners: list[Listener], rounds: int, only: tuple[str, ...]
+) -> None:
+    commands: dict[str, Callable[[Listener], float]] = {
+        YARDSTICK_NAME: lambda _: run(YARDSTICK, environ),
+        SEND: lambda listener: run(send(listener), environ),
+        LINE: lambda listener: until_line(listener),
+        LIST: lambda _: run([sys.executable, f"{ROOT}/bin/list.py"], environ),
+        "hook.py, a listener runs": lambda listener: hook(listener.agent.pid, "UserPromptSubmit"),
+        "hook.py, none runs, and nothing waits": lambda _: hook(away, "UserPromptSubmit"),
+        "hook.py, none runs, and a message waits": lambda _: with_mail(),
+        "hook.py, at the start of a session": lambda listener: hook(listener.agent.pid, "SessionStart"),
+    }
+    if only:
+        commands = {name: command for name, command in commands.items() if name == YARDSTICK_NAME or name in only}
+    away = os.getpid()  # the owner of a session that has joined without a listener: this very process
+
+    def as_owner(pid: int) -> dict[str, str]:
+        return {**environ, "INTER_SESSION_PPID_OVERRIDE": str(pid)}
+
+    run([sys.executable, f"{ROOT}/bin/client.py", "--away", "--name", "away"], as_owner(away))
+
+    def hook(owner: int, event: str) -> float:
+        return run([sys.executable, f"{ROOT}/bin/hook.py"], as_owner(owner), f'{{"hook_event_name": "{event}"}}')
+
+    def with_mail() -> float:
+        run([sys.executable, f"{ROOT}/bin/send.py", "--as", "bench", "--to", "away", "--text", "hello"], environ)
+        return hook(away, "UserPromptSubmit")
+
+    def until_line(listener: Listener) -> float:
+        began_s = time.perf_counter()
+        process = subprocess.Popen(send(listener), env=environ, stdout=subprocess.DEVNULL)
+        arrived_s = listener.line_s()
+        process.wait()
+        return arrived_s - began_s
+
+    def send(listener: Listener) -> list[str]:
+        name = f"listener-{listeners.index(listener)}"
+        return [sys.executable, f"{ROOT}/bin/send.py", "--as", "bench", "--to", name, "--text", "hello"]
+
+    found.times_s = {name: [] for name in commands}
+    turn = 0
+    for number in range(rounds + 1):
+        for name, command in commands.items():
+            turn += 1
+            listener = listeners[turn % LISTENERS]
+            taken_s = command(listener)
+            if number:  # the first round warms up
+                found.times_s[name].append(taken_s)
+            if name == SEND:
+                listener.line_s()
+
+
+def _rest(found: Found, environ: dict[str, str], listeners: list[Listener], rounds: int, idle_s: float) -> None:
+    for number in range(rounds):
+        newcomer = Listener(environ, f"newcomer-{number}")
+        try:
+            found.connecting_s.append(newcomer.connected_s())
+        finally:
+            newcomer.close()
+    broker = broker_pid(environ)
+    found.listener_bytes = [procfs.rss_bytes(one.process.pid) for one in listeners]
+    found.broker_bytes = procfs.rss_bytes(broker)
+    if idle_s:
+        pids = [*(one.process.pid for one in listeners), broker]
+        before_s = [procfs.cpu_s(pid) for pid in pids]
+        time.sleep(idle_s)  # what is measured is that nothing happens
+        used = [(procfs.cpu_s(pid) - spent_s) / idle_s for pid, spent_s in zip(pids, before_s, strict=True)]
+        found.listener_idle, found.broker_idle = used[:-1], used[-1]
 
 
 def main() -> int:
@@ -131,85 +203,22 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--idle", type=float, default=30.0, help="seconds of idleness to measure; 0: none")
     options = parser.parse_args()
-    with stage() as environ:
-        run([sys.executable, f"{ROOT}/bin/zmqbus", "broker"], environ)
-        listeners = [Listener(environ, f"listener-{number}") for number in range(LISTENERS)]
-        for listener in listeners:
-            listener.connected_s()
-        commands: dict[str, Callable[[Listener], float]] = {
-            "python -c 'import zmq, msgpack'": lambda _: run(YARDSTICK, environ),
-            "send.py, delivered": lambda listener: run(send(listener), environ),
-            "send.py, until the line has come": lambda listener: until_line(listener),
-            "list.py": lambda _: run([sys.executable, f"{ROOT}/bin/list.py"], environ),
-            "hook.py, a listener runs": lambda listener: hook(listener.agent.pid, "UserPromptSubmit"),
-            "hook.py, none runs, and nothing waits": lambda _: hook(away, "UserPromptSubmit"),
-            "hook.py, none runs, and a message waits": lambda _: with_mail(),
-            "hook.py, at the start of a session": lambda listener: hook(listener.agent.pid, "SessionStart"),
-        }
-        away = os.getpid()  # the owner of a session that has joined without a listener: this very process
-
-        def as_owner(pid: int) -> dict[str, str]:
-            return {**environ, "INTER_SESSION_PPID_OVERRIDE": str(pid)}
-
-        run([sys.executable, f"{ROOT}/bin/client.py", "--away", "--name", "away"], as_owner(away))
-
-        def hook(owner: int, event: str) -> float:
-            return run([sys.executable, f"{ROOT}/bin/hook.py"], as_owner(owner), f'{{"hook_event_name": "{event}"}}')
-
-        def with_mail() -> float:
-            run([sys.executable, f"{ROOT}/bin/send.py", "--as", "bench", "--to", "away", "--text", "hello"], environ)
-            return hook(away, "UserPromptSubmit")
-
-        def until_line(listener: Listener) -> float:
-            began_s = time.perf_counter()
-            process = subprocess.Popen(send(listener), env=environ, stdout=subprocess.DEVNULL)
-            arrived_s = listener.line_s()
-            process.wait()
-            return arrived_s - began_s
-
-        def send(listener: Listener) -> list[str]:
-            name = f"listener-{listeners.index(listener)}"
-            return [sys.executable, f"{ROOT}/bin/send.py", "--as", "bench", "--to", name, "--text", "hello"]
-
-        times: dict[str, list[float]] = {name: [] for name in commands}
-        turn = 0
-        for number in range(options.rounds + 1):
-            for name, command in commands.items():
-                turn += 1
-                listener = listeners[turn % LISTENERS]
-                taken_s = command(listener)
-                if number:  # the first round warms up
-                    times[name].append(taken_s)
-                if name == "send.py, delivered":
-                    listener.line_s()
-        print(f"whole processes, median of {options.rounds} rounds (min … max)")
-        yardstick, *others = commands
-        row(yardstick, times[yardstick], note="the yardstick")
-        for name in others:
-            ratios = [a / b for a, b in zip(times[name], times[yardstick], strict=True)]
-            row(name, times[name], note=f"{statistics.median(ratios):.2f} × the yardstick")
-        connecting: list[float] = []
-        for number in range(options.rounds):
-            newcomer = Listener(environ, f"newcomer-{number}")
-            connecting.append(newcomer.connected_s())
-            newcomer.close()
-        row("listener, from its start to connected", connecting)
-        with open(f"{environ['INTER_SESSION_DATA_DIR']}/server.{environ['INTER_SESSION_PORT']}.pid") as file:
-            broker = int(file.read())
-        print("resident memory")
-        row("a listener", [status_kib(one.process.pid, "VmRSS") for one in listeners], "MB", 1 / 1024)
-        row("the broker", [status_kib(broker, "VmRSS")], "MB", 1 / 1024)
-        if options.idle:
-            pids = [*(one.process.pid for one in listeners), broker]
-            before = [cpu_s(pid) for pid in pids]
-            time.sleep(options.idle)  # what is measured is that nothing happens
-            used = [(cpu_s(pid) - spent) / options.idle for pid, spent in zip(pids, before, strict=True)]
-            resolution = 1 / os.sysconf("SC_CLK_TCK") / options.idle
-            print(f"processor while idle for {options.idle:g} s (resolution {resolution:.3%})")
-            row("a listener", used[:-1], "%", 100)
-            row(f"the broker of {LISTENERS}", used[-1:], "%", 100)
-        for listener in listeners:
-            listener.close()
+    found = measure(options.rounds, options.idle)
+    print(f"whole processes, median of {options.rounds} rounds (min … max)")
+    for name, times_s in found.times_s.items():
+        row(
+            name,
+            times_s,
+            note="the yardstick" if name == YARDSTICK_NAME else f"{found.ratio(name):.2f} × the yardstick",
+        )
+    row("listener, from its start to connected", found.connecting_s)
+    print("resident memory")
+    row("a listener", found.listener_bytes, "MB", 1e-6)
+    row("the broker", [found.broker_bytes], "MB", 1e-6)
+    if options.idle:
+        print(f"processor while idle for {options.idle:g} s")
+        row("a listener", found.listener_idle, "%", 100)
+        row(f"the broker of {LISTENERS}", [found.broker_idle], "%", 100)
     return 0
 
 

@@ -22,13 +22,10 @@ import contextlib
 import importlib.util
 import logging
 import os
-import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,8 +33,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-sys.path.insert(0, ROOT)  # for a checkout; harmless elsewhere
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # for `python benchmarks/fanout.py`
+
+from benchmarks.stage import ROOT, stage
 
 WORKERS = 2
 GROUP = "noop"
@@ -96,34 +94,21 @@ class System:
 # --- the systems ------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    """A port below the ephemeral range that nobody has."""
-    while True:
-        port = random.randint(10_000, 30_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 @contextlib.contextmanager
-def stage() -> Iterator[None]:
-    """Settings of this run's own, for this process and those it starts; their broker is stopped at the end."""
-    with tempfile.TemporaryDirectory(prefix="zmqbus-bench-") as directory:
-        for name in [name for name in os.environ if name.startswith(("INTER_SESSION_", "CLAUDE"))]:
-            del os.environ[name]
-        os.environ["HOME"] = directory
-        os.environ["INTER_SESSION_DATA_DIR"] = os.path.join(directory, "data")
-        os.environ["INTER_SESSION_PORT"] = str(free_port())
-        os.environ["IPYTHONDIR"] = os.path.join(directory, "ipython")
-        here = os.getcwd()
-        os.chdir(directory)  # dask and ipyparallel leave files where they run
+def on_stage() -> Iterator[None]:
+    """Settings of this run's own, for this process and those it starts."""
+    with stage() as environ:
+        before, here = dict(os.environ), os.getcwd()
+        os.environ.clear()
+        # The workers of the others look for `noop` where it is imported from.
+        os.environ.update(environ | {"IPYTHONDIR": os.path.join(environ["HOME"], "ipython"), "PYTHONPATH": ROOT})
+        os.chdir(environ["HOME"])  # dask and ipyparallel leave files where they run
         try:
             yield
         finally:
             os.chdir(here)
-            subprocess.run(
-                [sys.executable, f"{ROOT}/bin/zmqbus", "broker", "--stop"], stdout=subprocess.DEVNULL, check=False
-            )
+            os.environ.clear()
+            os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -279,51 +264,61 @@ def show(rates: dict[str, list[float]], trips: dict[str, list[float]]) -> None:
         )
 
 
+def available(wanted: list[str], say: Callable[[str], None]) -> list[str]:
+    """Those that are installed; `say` is told of the others."""
+    there = []
+    for name in wanted:
+        if importlib.util.find_spec(SYSTEMS[name][0]) is None:
+            say(f"{name} is left out: {SYSTEMS[name][0]} is not installed")
+        else:
+            there.append(name)
+    return there
+
+
+def measure(names: list[str], rounds: int, share: float = 1.0) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """No-ops a second, and seconds for a round trip, of each of these in each round; `share` of the requests."""
+    warnings.filterwarnings("ignore")  # of the peers, about each other
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    trips: dict[str, list[float]] = {name: [] for name in names}
+    with on_stage(), contextlib.ExitStack() as stack:
+        systems = {name: stack.enter_context(SYSTEMS[name][1]()) for name in names}
+        for number in range(rounds + 1):
+            for name, system in systems.items():
+                rate = per_second(system, int(PIPELINED[name] * share))
+                trip = round_trip_s(system, int(ROUND_TRIPS[name] * share))
+                if number:  # the first round warms up
+                    rates[name].append(rate)
+                    trips[name].append(trip)
+    return rates, trips
+
+
+def measure_scatter(times: int) -> list[float]:
+    """A hundred sessions, asked at once, so many times: seconds until all have answered."""
+    import zmqbus
+
+    each = SESSIONS // SESSION_PROCESSES
+    shares = [[str(number * each), str((number + 1) * each)] for number in range(SESSION_PROCESSES)]
+    names = [f"sitter-{number}" for number in range(SESSIONS)]
+    with on_stage(), children(SITTERS, shares), zmqbus.connect() as bus:
+        scatter_s(bus, names, "hello")
+        return [scatter_s(bus, names, "hello") for _ in range(times)]
+
+
 def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="Fan-out of no-ops, side by side.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", help=f"some of these, separated by commas: {','.join(SYSTEMS)}")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else list(SYSTEMS)
-    warnings.filterwarnings("ignore")  # of the peers, about each other
-    with stage(), contextlib.ExitStack() as stack:
-        systems: dict[str, System] = {}
-        for name in wanted:
-            module, start = SYSTEMS[name]
-            if importlib.util.find_spec(module) is None:
-                print(f"{name} is left out: {module} is not installed")
-                continue
-            systems[name] = stack.enter_context(start())
-        rates: dict[str, list[float]] = {name: [] for name in systems}
-        trips: dict[str, list[float]] = {name: [] for name in systems}
-        for number in range(options.rounds + 1):
-            for name, system in systems.items():
-                rate = per_second(system, PIPELINED[name])
-                trip = round_trip_s(system, ROUND_TRIPS[name])
-                if number:  # the first round warms up
-                    rates[name].append(rate)
-                    trips[name].append(trip)
-        print(f"no-op requests to {WORKERS} workers, median of {options.rounds} rounds (min … max)")
-        show(rates, trips)
-    if "zmqbus" in systems:
-        with stage():
-            measure_scatter(options.rounds)
+    names = available(options.only.split(",") if options.only else list(SYSTEMS), print)
+    rates, trips = measure(names, options.rounds)
+    print(f"no-op requests to {WORKERS} workers, median of {options.rounds} rounds (min … max)")
+    show(rates, trips)
+    if "zmqbus" in names:
+        times = measure_scatter(options.rounds * SCATTERS)
+        print(f"scatter to {SESSIONS} sessions in {SESSION_PROCESSES} processes, and gather, median of {len(times)}")
+        print(f"  {statistics.median(times) * 1000:.1f} ms {span(times, 1000)}")
     return 0
-
-
-def measure_scatter(rounds: int) -> None:
-    """A hundred sessions, asked at once."""
-    import zmqbus
-
-    each = SESSIONS // SESSION_PROCESSES
-    shares = [[str(number * each), str((number + 1) * each)] for number in range(SESSION_PROCESSES)]
-    names = [f"sitter-{number}" for number in range(SESSIONS)]
-    with children(SITTERS, shares), zmqbus.connect() as bus:
-        scatter_s(bus, names, "hello")
-        times = [scatter_s(bus, names, "hello") for _ in range(rounds * SCATTERS)]
-    print(f"scatter to {SESSIONS} sessions in {SESSION_PROCESSES} processes, and gather, median of {len(times)}")
-    print(f"  {statistics.median(times) * 1000:.1f} ms {span(times, 1000)}")
 
 
 if __name__ == "__main__":

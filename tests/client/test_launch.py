@@ -240,3 +240,13 @@ def test_a_line_that_does_not_end_is_none(settings, broker_says, said):
     broker_says(said)
     with pytest.raises(BrokerUnavailable, match="did not come up"):
         launch.launch(settings)
+
+
+def test_a_program_with_a_thousand_open_files_can_read_it_too():
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(reader, fcntl.F_DUPFD, 1024)  # select() ends at 1,023
+    assert not launch._is_readable(high, 0.0)
+    os.write(writer, b"ready\n")
+    assert launch._is_readable(high, 20.0)
+    for descriptor in (reader, writer, high):
+        os.close(descriptor)

@@ -114,7 +114,7 @@ class Launch:
         if self._reader < 0:
             time.sleep(LOOK_S)
         else:
-            select.select([self._reader], [], [], max(0.0, self._deadline_s - time.monotonic()))
+            _is_readable(self._reader, max(0.0, self._deadline_s - time.monotonic()))
 
     def close(self) -> None:
         """Gives up what it has: a process that has not reported, and not detached itself yet, is ended. Idempotent."""
@@ -189,7 +189,7 @@ class Launch:
         """The first line that the process reports, without its end; "" when it has closed the pipe, or nothing came in
         time; None: not yet."""
         while b"\n" not in self._said:
-            if not select.select([self._reader], [], [], 0)[0]:
+            if not _is_readable(self._reader, 0.0):
                 return None if time.monotonic() < self._deadline_s else ""
             part = os.read(self._reader, 4096)
             if not part:
@@ -217,3 +217,10 @@ class Launch:
             f"a broker was started and did not come up{last_words and f' ({last_words})'}; see "
             f"{self._settings.paths.broker_log}, or run: zmqbus broker --foreground"
         )
+
+
+def _is_readable(descriptor: int, timeout_s: float) -> bool:
+    """Waits up to `timeout_s` for something to read. Not with select(), which ends at 1,023 open files."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(int(timeout_s * 1000 + 0.999)))

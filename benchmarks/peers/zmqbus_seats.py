@@ -1,0 +1,209 @@
+"""zmqbus with many sessions in one process, and senders of many broadcasts.
+
+Each session has the connections, the keys and the machine of a program of its own (`client.link`, `client.core`); only
+the interpreter is shared, since a thousand of those would not fit the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmqbus
+from benchmarks import work
+from benchmarks.stage import PATIENCE_S
+from zmqbus import protocol
+from zmqbus.client import bodies, core
+from zmqbus.client.link import Link
+from zmqbus.client.speaker import Speaker
+from zmqbus.process import process_of
+from zmqbus.protocol import Format, Role, Scope
+from zmqbus.settings import load
+
+#: Between two looks at who has a ping to send, or waits for a broker: a look at hundreds of sessions costs as much as
+#: some messages.
+LOOK_S = 0.1
+#: Broadcasts that one sender may make within a minute.
+BROADCASTS = 60
+
+
+class Seats:
+    """Some sessions, named by their number."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self._settings = load()
+        owner = process_of(os.getpid())
+        self._personas = [
+            core.Persona(
+                role=Role.PROGRAM,
+                session_id=protocol.new_session_id(),
+                token=protocol.new_token(),
+                name=f"seat-{number}",
+                cwd="/",
+                project="/",
+                pid=os.getpid(),
+                owner=f"{owner.pid}:{owner.started}",
+            )
+            for number in range(first, first + count)
+        ]
+        self._take: Callable[[int, core.Incoming], None] = _nobody
+        self._begin()
+
+    def _begin(self) -> None:
+        self._poller = select.epoll()
+        self._watched: dict[int, int] = {}  # descriptor → index of its link
+        self._links = [Link(self._settings, core.ClientCore(one, zmqbus.__version__)) for one in self._personas]
+        self._opened: list[Link] = []
+        self._looked_s = 0.0
+        self._welcomed = 0
+
+    def connect(self) -> float:
+        """Connects all; when the last one was on the bus."""
+        for index, link in enumerate(self._links):
+            link.open()
+            self._opened.append(link)
+            self._watch(index)
+            self._turn(-1, 0.0)  # those before it go on meanwhile, as they would in processes of their own
+        self._run(lambda: self._welcomed >= len(self._links))
+        for link in self._links:
+            link.patient = True
+        return time.monotonic()
+
+    def leave(self) -> None:
+        """All are away, with a mailbox, and can come back."""
+        self.close()
+        self._begin()
+
+    def drain(self, count: int, size_bytes: int) -> tuple[float, float]:
+        """All come back, and each takes so many messages that have waited for it: when they began to, and when the last
+        one was read."""
+        began_s = time.monotonic()
+        return began_s, self._attend(count, size_bytes, connected=False)
+
+    def listen(self, count: int, size_bytes: int) -> float:
+        """Each takes so many messages, reads and acknowledges them; when the last one was read."""
+        return self._attend(count, size_bytes, connected=True)
+
+    def _attend(self, count: int, size_bytes: int, *, connected: bool) -> float:
+        checks = [work.Tick(count, size_bytes) for _ in self._links]
+        left = len(checks)
+        log_path = self._settings.paths.log
+
+        def take(index: int, message: core.Incoming) -> None:
+            nonlocal left
+            if not checks[index].take(bodies.load(message, log_path).decode()):
+                left -= 1
+
+        self._take = take
+        if not connected:
+            self.connect()
+        self._run(lambda: not left)
+        self._take = _nobody
+        return time.monotonic()
+
+    def wait(self, descriptor: int) -> None:
+        """Lives on until there is input."""
+        self._poller.register(descriptor, select.EPOLLIN)
+        try:
+            while not self._turn(descriptor, LOOK_S):
+                pass
+        finally:
+            self._poller.unregister(descriptor)
+
+    def close(self) -> None:
+        """Of the process: the broker sees them go."""
+        for link in self._links:
+            link.perform(link.core.bye())
+            link.close()
+
+    def _watch(self, index: int) -> None:
+        for descriptor in self._links[index].descriptors():
+            if self._watched.get(descriptor) != index:
+                self._watched[descriptor] = index
+                self._poller.register(descriptor, select.EPOLLIN)
+
+    def _run(self, over: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not over():
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("not everything has come to all sessions")
+            self._turn(-1, LOOK_S)
+
+    def _turn(self, descriptor: int, timeout_s: float) -> bool:
+        """Waits for something, deals with it; whether it was this descriptor."""
+        found = [number for number, _ in self._poller.poll(timeout_s)]
+        busy = {self._watched[number] for number in found if number in self._watched}
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            busy.update(index for index, link in enumerate(self._opened) if link.wait_s() <= 0)
+        for index in busy:
+            link = self._links[index]
+            more = True
+            while more:
+                effects, more = link.drain()
+                self._deal(index, link, effects)
+        return descriptor in found
+
+    def _deal(self, index: int, link: Link, effects: list[core.Effect]) -> None:
+        taken = False
+        for effect in effects:
+            match effect:
+                case core.Welcomed():
+                    self._welcomed += 1
+                    self._watch(index)
+                case core.Hand(message):
+                    self._take(index, message)
+                    link.core.taken(message.ticket)
+                    taken = True
+                case core.Closed(reason):
+                    raise reason or RuntimeError("a session was ended")
+        if taken:
+            link.perform(link.core.acknowledge())
+
+
+def _nobody(index: int, message: core.Incoming) -> None:
+    raise RuntimeError(f"seat {index} was not expecting {message!r}")
+
+
+class Announcer:
+    """Broadcasts: as several guests, since each may make no more than 60 within a minute."""
+
+    def __init__(self) -> None:
+        self._settings = load()
+        self._guests = 0
+        self._speakers: list[Speaker] = []
+
+    def prepare(self, count: int) -> None:
+        """Guests for so many broadcasts, connected."""
+        while len(self._speakers) * BROADCASTS < count:
+            self._guests += 1
+            persona = core.Persona(role=Role.GUEST, name=f"guest-{self._guests}", token=protocol.new_token())
+            link = Link(self._settings, core.ClientCore(persona, zmqbus.__version__))
+            speaker = Speaker(link, self._settings.paths.log)
+            speaker.open()
+            self._speakers.append(speaker)
+
+    def publish(self, count: int, size_bytes: int) -> tuple[float, float]:
+        """Makes so many; when it began, and when it was told of each that it was accepted and is delivered."""
+        texts = [text.encode() for text in work.bodies(count, size_bytes)]
+        began_s = time.monotonic()
+        receipts: list[Any] = []
+        for number, text in enumerate(texts):
+            speaker = self._speakers[number // BROADCASTS]
+            receipts.append(speaker.send(Scope.ALL, "", Format.TEXT, text)[1])
+        for receipt in receipts:
+            receipt.result(PATIENCE_S)
+        ended_s = time.monotonic()
+        for speaker in self._speakers:
+            speaker.close()
+        self._speakers.clear()
+        return began_s, ended_s
+
+    def close(self) -> None:
+        """Of the process."""
+        for speaker in self._speakers:
+            speaker.close()
