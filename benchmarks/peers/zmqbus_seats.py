@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import zmqbus
@@ -135,17 +135,26 @@ class Seats:
     def _turn(self, descriptor: int, timeout_s: float) -> bool:
         """Waits for something, deals with it; whether it was this descriptor."""
         found = [number for number, _ in self._poller.poll(timeout_s)]
-        busy = {self._watched[number] for number in found if number in self._watched}
+        busy: dict[int, list[int]] = {}
+        for number in found:
+            if number in self._watched:
+                busy.setdefault(self._watched[number], []).append(number)
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
-            busy.update(index for index, link in enumerate(self._opened) if link.wait_s() <= 0)
-        for index in busy:
+            for index, link in enumerate(self._opened):
+                if link.wait_s() <= 0:
+                    busy.setdefault(index, [])
+        for index, numbers in busy.items():
             link = self._links[index]
-            more = True
-            while more:
-                effects, more = link.drain()
-                self._deal(index, link, effects)
+            ready: Collection[int] = numbers
+            while True:
+                known = link.descriptors()
+                self._deal(index, link, link.turn(ready))
+                # What has come before somebody watched it is there all the same.
+                ready = link.descriptors() if link.descriptors() is not known else link.overlooked()
+                if not ready:
+                    break
         return descriptor in found
 
     def _deal(self, index: int, link: Link, effects: list[core.Effect]) -> None:
