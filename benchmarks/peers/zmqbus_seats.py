@@ -66,6 +66,7 @@ class Seats:
             link.open()
             self._opened.append(link)
             self._watch(index)
+            self._look(index, link, link.descriptors())  # nothing shows on them before somebody has looked
             self._turn(-1, 0.0)  # those before it go on meanwhile, as they would in processes of their own
         self._run(lambda: self._welcomed >= len(self._links))
         for link in self._links:
@@ -146,16 +147,16 @@ class Seats:
                 if link.wait_s() <= 0:
                     busy.setdefault(index, [])
         for index, numbers in busy.items():
-            link = self._links[index]
-            ready: Collection[int] = numbers
-            while True:
-                known = link.descriptors()
-                self._deal(index, link, link.turn(ready))
-                # What has come before somebody watched it is there all the same.
-                ready = link.descriptors() if link.descriptors() is not known else link.overlooked()
-                if not ready:
-                    break
+            self._look(index, self._links[index], numbers)
         return descriptor in found
+
+    def _look(self, index: int, link: Link, ready: Collection[int]) -> None:
+        while True:
+            known = link.descriptors()
+            self._deal(index, link, link.turn(ready))
+            ready = link.descriptors() if link.descriptors() is not known else link.overlooked()
+            if not ready:
+                return
 
     def _deal(self, index: int, link: Link, effects: list[core.Effect]) -> None:
         taken = False

@@ -208,7 +208,8 @@ class Link:
         return self.turn(self._descriptors)
 
     def descriptors(self) -> tuple[int, ...]:
-        """What to poll for input. They change when the session is welcomed."""
+        """What to poll for input. They change when the session is welcomed. New ones are quiet until `turn` was called
+        with them: there may be something already."""
         return self._descriptors
 
     def wait_s(self) -> float:
