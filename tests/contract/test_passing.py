@@ -116,8 +116,8 @@ def test_a_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
     bob.gets(b"2")
     who = world.helper(bob) if by_helper else bob
     assert who.request(protocol.Forget("f")) == protocol.Done("f", "1")
-    if by_helper:
-        world.until(lambda: bob.closed == [None])
+    world.until(lambda: bob.closed == [None])
+    bob.take_all()  # what it still does is without effect
     assert not_taken(alice, sent)
     assert names(alice) == {"alice"}
     alice.hears(alice.send("bob", b"3"), "unknown_peer")
@@ -216,6 +216,26 @@ def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim:
     assert (alice.fate(directed), alice.fate(cast)) == ("unknown_peer", (0, 0))
     sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
     assert kept(sim) == (0, {"alice"})
+
+
+def test_one_that_has_left_for_good_does_not_come_back_by_itself(sim: SimWorld, crew) -> None:
+    alice, bob = sim.session("carol"), sim.session("dave")
+    alice.send("dave", b"1")
+    bob.gets(b"1")
+    assert bob.request(protocol.Forget("f")) == protocol.Done("f", "1")
+    bob.take_all()
+    sim.pass_time(3600)
+    assert names(alice) == {"alice", "carol", "w-1"}
+
+
+def test_those_who_ended_between_two_brokers_are_forgotten_by_the_next_with_their_mail(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    bob.die()
+    alice.hears(alice.send("w-1", b"x"), "away")
+    sim.net.living_owners.discard("7:7")
+    sim.kill_broker()
+    assert kept(sim) == (0, {"alice"})
+    assert any("1 messages that it has not read" in note for note in sim.net.notes)
 
 
 def test_it_stays_known_as_long_as_a_command_speaks_for_it(sim: SimWorld, crew) -> None:

@@ -140,7 +140,7 @@ class Driver:
         if self._reason is not None:
             raise self._reason
         if self._closing:
-            raise _closed()
+            raise closed()
 
     # --- for any thread
 
@@ -182,7 +182,7 @@ class Driver:
             self._dispose()
         finally:
             self._run_later()
-            self._application.ended(self._reason or _closed())
+            self._application.ended(self._reason or closed())
             self._run_later()
 
     def _drive(self) -> None:
@@ -296,5 +296,6 @@ class Driver:
             pass
 
 
-def _closed() -> NotConnected:
+def closed() -> NotConnected:
+    """The error of whoever wants something of a driver that was closed."""
     return NotConnected("the bus is closed; open another one with zmqbus.connect()")

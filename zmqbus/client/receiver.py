@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from zmqbus import protocol
 from zmqbus.client import core
-from zmqbus.client.driver import Driver
+from zmqbus.client.driver import Driver, closed
 from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, of_incoming
 from zmqbus.errors import ZmqbusError
@@ -258,7 +258,7 @@ class Receiver:
         """See `driver.Application`."""
         with self._arrived:
             if self._error is None:
-                self._error = error
+                self._error = closed() if self._forgets else error
             self._arrived.notify_all()
         for watcher in self._watchers:
             self._driver.later(watcher)
