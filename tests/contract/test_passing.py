@@ -207,15 +207,26 @@ def test_one_that_stood_still_for_an_hour_has_lost_nothing(sim: SimWorld, crew) 
     assert not sim.net.broker.upkeep.expects
 
 
-def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim: SimWorld, crew) -> None:
+@pytest.mark.parametrize("directed", [False, True])
+def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim: SimWorld, crew, directed) -> None:
     alice, bob = crew
-    directed, cast = alice.send("w-1", b"1"), alice.to_all(b"2")
+    sent = alice.send("w-1", b"1") if directed else alice.to_all(b"1")
     assert isinstance(bob, SimMember)
     bob.client.bye()
     sim.quiet()
-    assert (alice.fate(directed), alice.fate(cast)) == ("unknown_peer", (0, 0))
+    assert alice.fate(sent) == ("unknown_peer" if directed else (0, 0))
     sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
     assert kept(sim) == (0, {"alice"})
+
+
+def test_what_a_killed_one_had_in_hand_is_not_said_to_wait(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    sent, cast = alice.send("w-1", b"1"), alice.to_all(b"2")
+    bob.gets(b"1", b"2")
+    sim.net.living_owners.discard("7:7")
+    bob.die()
+    sim.quiet()
+    assert (alice.fate(sent), alice.fate(cast)) == ("unknown_peer", (0, 0))
 
 
 def test_one_that_has_left_for_good_does_not_come_back_by_itself(sim: SimWorld, crew) -> None:
