@@ -384,7 +384,7 @@ MUTANTS = (
     Mutant(
         "any token will do",
         "broker/core.py",
-        "not compare_digest(session.token_digest, digest)",
+        "not compare_digest(session.token_digest, sha256(token.encode()).hexdigest())",
         "not session.token_digest",
         f"{CORE} {RECOVERY}",
     ),

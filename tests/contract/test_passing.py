@@ -11,6 +11,7 @@ from tests.contract.worlds import Member, World
 from zmqbus import protocol
 from zmqbus.broker.core import QUIET_TICK_S, SILENCE_S
 from zmqbus.broker.upkeep import PASSING_LOOK_S
+from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Role, Scope
 
 
@@ -23,6 +24,11 @@ def names(member: Member) -> set[str]:
 def worker(world: World, name: str = "w-1", **persona: Any) -> Member:
     """A program that nobody named."""
     return world.session(name, **{"role": Role.PROGRAM, "named": False, "groups": ("g",), **persona})
+
+
+def forget(member: Member) -> protocol.Forget:
+    persona = member.core.persona
+    return protocol.Forget("f", persona.session_id or "", persona.token or "")
 
 
 def not_taken(sender: Member, msg_id: str) -> bool:
@@ -115,7 +121,7 @@ def test_a_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
     sent = alice.send("bob", b"2")
     bob.gets(b"2")
     who = world.helper(bob) if by_helper else bob
-    assert who.request(protocol.Forget("f")) == protocol.Done("f", "1")
+    assert who.request(forget(bob)) == protocol.Done("f", "1")
     world.until(lambda: bob.closed == [None])
     bob.take_all()  # what it still does is without effect
     assert not_taken(alice, sent)
@@ -135,12 +141,22 @@ def test_who_is_away_can_be_forgotten_by_a_command(world: World) -> None:
     for number in range(3):
         alice.hears(alice.send("bob", str(number).encode()), "away")
     helper = world.helper(bob)
-    assert helper.request(protocol.Forget("f")) == protocol.Done("f", "3")
+    assert helper.request(forget(bob)) == protocol.Done("f", "3")
     assert names(alice) == {"alice"}
     helper.bye()
     world.kill_broker()
     assert names(alice) == {"alice"}
     assert world.again(bob).history == []
+
+
+def test_only_the_token_s_holder_forgets_a_session(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    for who in (alice, bob):
+        refused = who.request(forget(bob)._replace(token="guessed"))
+        assert isinstance(refused, ZmqbusError) and refused.code == "unauthorized"
+    assert names(alice) == {"alice", "bob"}
+    assert bob.request(forget(bob)._replace(session_id="nobody")) == protocol.Done("f", "0")
+    assert not bob.closed and names(alice) == {"alice", "bob"}
 
 
 def test_a_command_that_is_there_before_its_program_knows_that_nobody_chose_the_name(world: World) -> None:
@@ -150,7 +166,7 @@ def test_a_command_that_is_there_before_its_program_knows_that_nobody_chose_the_
     world.kill_broker()
     helper = world.helper(bob)
     alice.hears(alice.send("w-1", b"x"), "away")
-    assert helper.request(protocol.Forget("f")) == protocol.Done("f", "1")
+    assert helper.request(forget(bob)) == protocol.Done("f", "1")
     assert names(alice) == {"alice"}
 
 
@@ -233,9 +249,19 @@ def test_one_that_has_left_for_good_does_not_come_back_by_itself(sim: SimWorld, 
     alice, bob = sim.session("carol"), sim.session("dave")
     alice.send("dave", b"1")
     bob.gets(b"1")
-    assert bob.request(protocol.Forget("f")) == protocol.Done("f", "1")
+    assert bob.request(forget(bob)) == protocol.Done("f", "1")
     bob.take_all()
     sim.pass_time(3600)
+    assert names(alice) == {"alice", "carol", "w-1"}
+
+
+def test_the_last_word_counts_though_the_loss_of_the_connection_is_seen_first(sim: SimWorld, crew) -> None:
+    alice, bob = sim.session("carol"), sim.session("dave")
+    assert isinstance(bob, SimMember)
+    bob.begin(forget(bob))
+    bob.client.drop_subscriber()  # which the broker hears of before what came over the DEALER
+    sim.quiet()
+    assert bob.responses["f"] == protocol.Done("f", "0") and bob.closed == [None]
     assert names(alice) == {"alice", "carol", "w-1"}
 
 

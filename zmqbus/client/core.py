@@ -411,7 +411,8 @@ class ClientCore:
         request = self._requests.pop(envelope.ref, None)
         if request is not None:
             self._out.append(Response(envelope.ref, envelope))
-        if isinstance(request, protocol.Forget) and self.persona.role in (Role.LISTENER, Role.PROGRAM):
+        own = isinstance(request, protocol.Forget) and request.session_id == self.persona.session_id
+        if own and self.persona.role in (Role.LISTENER, Role.PROGRAM):
             # Whatever it said from here on would be answered by EXPIRED, and the next HELLO bring the session back.
             self.phase = Phase.CLOSED
             self._out.append(Closed(None))

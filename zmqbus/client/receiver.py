@@ -240,7 +240,8 @@ class Receiver:
             effects += client.answer(*self._answers.popleft())
         if self._forgets and not self._forgetting:
             self._forgetting = True
-            effects += client.request(protocol.Forget(FORGET_REF))
+            persona = client.persona
+            effects += client.request(protocol.Forget(FORGET_REF, persona.session_id or "", persona.token or ""))
         return effects
 
     def due_s(self) -> float | None:
