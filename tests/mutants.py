@@ -29,6 +29,7 @@ CORE = "tests/broker/test_core.py tests/broker/test_mishaps.py"
 MAILBOX = "tests/broker/test_mailbox.py"
 POOL = "tests/broker/test_pool.py tests/broker/test_pool_machine.py"
 CLIENT = "tests/client/test_core.py tests/client/test_inbound.py"
+PASSING = "tests/contract/test_passing.py"
 DATABASE = "tests/broker/test_store.py tests/broker/test_database.py"
 JOURNAL = "tests/test_journal.py tests/test_readback.py"
 
@@ -383,7 +384,7 @@ MUTANTS = (
     Mutant(
         "any token will do",
         "broker/core.py",
-        "not compare_digest(session.token_digest, digest)",
+        "not compare_digest(session.token_digest, sha256(token.encode()).hexdigest())",
         "not session.token_digest",
         f"{CORE} {RECOVERY}",
     ),
@@ -421,6 +422,34 @@ MUTANTS = (
         "                and not self._owner_lives(other.owner)\n",
         "",
         RECOVERY,
+    ),
+    Mutant(
+        "mail is kept for a dead process that nobody named",
+        "broker/upkeep.py",
+        "        if gone or not self._owner_lives(session.owner):\n",
+        "        if gone:\n",
+        PASSING,
+    ),
+    Mutant(
+        "a session that nobody named is forgotten while its process lives",
+        "broker/upkeep.py",
+        "        elif not session.left and not self._owner_lives(session.owner):\n",
+        "        elif not session.left:\n",
+        PASSING,
+    ),
+    Mutant(
+        "what crosses the leaving of its receiver is said to wait",
+        "broker/delivery.py",
+        "\n            if session.left and not session.named:\n                self.forsake(session)\n",
+        "\n",
+        PASSING,
+    ),
+    Mutant(
+        "the next broker takes up the dead whom nobody named",
+        "broker/upkeep.py",
+        "            if not row.named and (row.left or not self._owner_lives(row.owner)):\n",
+        "            if not row.named and row.left:\n",
+        PASSING,
     ),
     Mutant(
         "no election",

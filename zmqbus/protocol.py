@@ -286,9 +286,13 @@ class Unawait(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """End the session I act for, for good: its name is free, and its mailbox is given up."""
+    """End this session for good: its name is free, and its mailbox is given up.
+
+    It names the session and proves that it may, since it is the last word of a client that may have lost its lease."""
 
     ref: str
+    session_id: str
+    token: str
 
 
 # --- broker → client --------------------------------------------------------------------------------------------

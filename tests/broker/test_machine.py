@@ -21,7 +21,7 @@ from tests.broker.machinekit import RUN, Mishaps
 from zmqbus import protocol
 from zmqbus.broker import mailbox
 from zmqbus.client.core import Incoming, Phase
-from zmqbus.errors import BrokerUnavailable, ZmqbusError
+from zmqbus.errors import BrokerUnavailable, UnknownPeer, ZmqbusError
 from zmqbus.protocol import Scope, State
 from zmqbus.testing import SimClient, SimNet
 
@@ -67,6 +67,7 @@ class Bus(Mishaps):
         self.processes: dict[str, SimClient] = {}
         self.sent: dict[str, Sent] = {}
         self.deaths = 0  # of brokers
+        self.store_failed = False
         self.taken: dict[str, list[Incoming]] = {name: [] for name in NAMES}
         for name in NAMES[:2]:
             self.start(name)
@@ -127,6 +128,7 @@ class Bus(Mishaps):
     def store(self, fails: bool) -> None:
         self.net.wake()
         self.net.store.fails = "no space left on device" if fails else None
+        self.store_failed = self.store_failed or fails
 
     @rule(seconds=st.sampled_from((-3600, 3600)))
     def set_the_clock(self, seconds: float) -> None:
@@ -270,6 +272,8 @@ class Bus(Mishaps):
             assert takers <= sent.perhaps
             if isinstance(answer, BrokerUnavailable) and self.deaths > sent.deaths:
                 pass  # there was no room for it when it was said again; what came of the first time, nobody knows
+            elif isinstance(answer, UnknownPeer) and self.deaths > sent.deaths and self.store_failed and sent.takers:
+                assert len(takers) <= 1  # likewise, where the member that had it went with the broker and is not stored
             elif isinstance(answer, ZmqbusError):
                 assert not takers, f"{msg_id} was refused ({answer}) and shown"
             elif answer is not None:

@@ -596,6 +596,26 @@ def test_mail_is_not_given_to_somebody_else(net, change):
 # --- a damaged store
 
 
+def test_a_group_s_message_goes_to_nobody_else_when_the_member_that_had_it_is_not_known_any_more(net):
+    """It came while the store could not be written, so the next broker does not know it; and it may have got it."""
+    alice, bob = net.session("alice"), net.session("bob", groups=("workers",))
+    bob.take_all()
+    alice.send("bob", b"so that bob has more to do")
+    net.settle()
+    net.store.fails = "no space left on device"
+    carol = net.session("carol", groups=("workers",))
+    msg_id = alice.send("workers", b"once", scope=Scope.GROUP)
+    net.settle()
+    assert carol.bodies == [b"once"]
+    net.kill_broker()
+    carol.disconnect()
+    net.store.fails = None
+    net.settle()
+    answer = alice.answers[msg_id]
+    assert isinstance(answer, errors.UnknownPeer) and "may have got it" in str(answer)
+    assert b"once" not in [message.body for message in bob.history]
+
+
 def test_mail_of_a_session_that_nothing_else_is_known_of_waits_for_it(net):
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)

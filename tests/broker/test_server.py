@@ -18,7 +18,7 @@ from zmqbus.broker.server import DRAIN_MESSAGES, Server
 from zmqbus.errors import PortHeld
 from zmqbus.settings import Settings, load
 
-DEADLINE_MS = 10_000
+DEADLINE_MS = 90_000
 
 
 @pytest.fixture

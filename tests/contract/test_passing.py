@@ -11,6 +11,7 @@ from tests.contract.worlds import Member, World
 from zmqbus import protocol
 from zmqbus.broker.core import QUIET_TICK_S, SILENCE_S
 from zmqbus.broker.upkeep import PASSING_LOOK_S
+from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Role, Scope
 
 
@@ -23,6 +24,11 @@ def names(member: Member) -> set[str]:
 def worker(world: World, name: str = "w-1", **persona: Any) -> Member:
     """A program that nobody named."""
     return world.session(name, **{"role": Role.PROGRAM, "named": False, "groups": ("g",), **persona})
+
+
+def forget(member: Member) -> protocol.Forget:
+    persona = member.core.persona
+    return protocol.Forget("f", persona.session_id or "", persona.token or "")
 
 
 def not_taken(sender: Member, msg_id: str) -> bool:
@@ -115,9 +121,9 @@ def test_a_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
     sent = alice.send("bob", b"2")
     bob.gets(b"2")
     who = world.helper(bob) if by_helper else bob
-    assert who.request(protocol.Forget("f")) == protocol.Done("f", "1")
-    if by_helper:
-        world.until(lambda: bob.closed == [None])
+    assert who.request(forget(bob)) == protocol.Done("f", "1")
+    world.until(lambda: bob.closed == [None])
+    bob.take_all()  # what it still does is without effect
     assert not_taken(alice, sent)
     assert names(alice) == {"alice"}
     alice.hears(alice.send("bob", b"3"), "unknown_peer")
@@ -135,12 +141,22 @@ def test_who_is_away_can_be_forgotten_by_a_command(world: World) -> None:
     for number in range(3):
         alice.hears(alice.send("bob", str(number).encode()), "away")
     helper = world.helper(bob)
-    assert helper.request(protocol.Forget("f")) == protocol.Done("f", "3")
+    assert helper.request(forget(bob)) == protocol.Done("f", "3")
     assert names(alice) == {"alice"}
     helper.bye()
     world.kill_broker()
     assert names(alice) == {"alice"}
     assert world.again(bob).history == []
+
+
+def test_only_the_token_s_holder_forgets_a_session(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    for who in (alice, bob):
+        refused = who.request(forget(bob)._replace(token="guessed"))
+        assert isinstance(refused, ZmqbusError) and refused.code == "unauthorized"
+    assert names(alice) == {"alice", "bob"}
+    assert bob.request(forget(bob)._replace(session_id="nobody")) == protocol.Done("f", "0")
+    assert not bob.closed and names(alice) == {"alice", "bob"}
 
 
 def test_a_command_that_is_there_before_its_program_knows_that_nobody_chose_the_name(world: World) -> None:
@@ -150,7 +166,7 @@ def test_a_command_that_is_there_before_its_program_knows_that_nobody_chose_the_
     world.kill_broker()
     helper = world.helper(bob)
     alice.hears(alice.send("w-1", b"x"), "away")
-    assert helper.request(protocol.Forget("f")) == protocol.Done("f", "1")
+    assert helper.request(forget(bob)) == protocol.Done("f", "1")
     assert names(alice) == {"alice"}
 
 
@@ -207,15 +223,56 @@ def test_one_that_stood_still_for_an_hour_has_lost_nothing(sim: SimWorld, crew) 
     assert not sim.net.broker.upkeep.expects
 
 
-def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim: SimWorld, crew) -> None:
+@pytest.mark.parametrize("directed", [False, True])
+def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim: SimWorld, crew, directed) -> None:
     alice, bob = crew
-    directed, cast = alice.send("w-1", b"1"), alice.to_all(b"2")
+    sent = alice.send("w-1", b"1") if directed else alice.to_all(b"1")
     assert isinstance(bob, SimMember)
     bob.client.bye()
     sim.quiet()
-    assert (alice.fate(directed), alice.fate(cast)) == ("unknown_peer", (0, 0))
+    assert alice.fate(sent) == ("unknown_peer" if directed else (0, 0))
     sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
     assert kept(sim) == (0, {"alice"})
+
+
+def test_what_a_killed_one_had_in_hand_is_not_said_to_wait(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    sent, cast = alice.send("w-1", b"1"), alice.to_all(b"2")
+    bob.gets(b"1", b"2")
+    sim.net.living_owners.discard("7:7")
+    bob.die()
+    sim.quiet()
+    assert (alice.fate(sent), alice.fate(cast)) == ("unknown_peer", (0, 0))
+
+
+def test_one_that_has_left_for_good_does_not_come_back_by_itself(sim: SimWorld, crew) -> None:
+    alice, bob = sim.session("carol"), sim.session("dave")
+    alice.send("dave", b"1")
+    bob.gets(b"1")
+    assert bob.request(forget(bob)) == protocol.Done("f", "1")
+    bob.take_all()
+    sim.pass_time(3600)
+    assert names(alice) == {"alice", "carol", "w-1"}
+
+
+def test_the_last_word_counts_though_the_loss_of_the_connection_is_seen_first(sim: SimWorld, crew) -> None:
+    alice, bob = sim.session("carol"), sim.session("dave")
+    assert isinstance(bob, SimMember)
+    bob.begin(forget(bob))
+    bob.client.drop_subscriber()  # which the broker hears of before what came over the DEALER
+    sim.quiet()
+    assert bob.responses["f"] == protocol.Done("f", "0") and bob.closed == [None]
+    assert names(alice) == {"alice", "carol", "w-1"}
+
+
+def test_those_who_ended_between_two_brokers_are_forgotten_by_the_next_with_their_mail(sim: SimWorld, crew) -> None:
+    alice, bob = crew
+    bob.die()
+    alice.hears(alice.send("w-1", b"x"), "away")
+    sim.net.living_owners.discard("7:7")
+    sim.kill_broker()
+    assert kept(sim) == (0, {"alice"})
+    assert any("1 messages that it has not read" in note for note in sim.net.notes)
 
 
 def test_it_stays_known_as_long_as_a_command_speaks_for_it(sim: SimWorld, crew) -> None:

@@ -21,7 +21,7 @@ from zmqbus.cli import auto_start
 from zmqbus.cli.auto_start import ALWAYS, ON_SKILL, find_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 
 ON = "auto-start is on: the monitor starts with every session\n"
 OFF = "auto-start is off: the monitor starts when a session uses the skill inter-session\n"

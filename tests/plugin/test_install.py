@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 #: A hook that is slowed down gives way and says nothing. Of so many one is fast enough.
 HOOK_TRIES = 50
 

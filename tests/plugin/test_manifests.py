@@ -27,7 +27,7 @@ from zmqbus.cli.main import COMMANDS
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugin"
 SKILL = PLUGIN / "skills" / "inter-session"
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 
 #: What a plugin and its stand-alone skill need of the repository, as links.
 LINKED = ("bin", "zmqbus", "requirements.txt")

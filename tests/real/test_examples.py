@@ -78,7 +78,8 @@ def test_announcement_reaches_everybody(bus: Bus) -> None:
     auth = bus.listener("auth", topics=["deploys"])
     done = example(bus, "announce.py", "freeze at 17:00")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("announced to 1 sessions; 0 will hear it later (msg=")
+    counts = re.match(r"announced to (\d) sessions; (\d) will hear it later \(msg=", done.stdout)
+    assert counts is not None and int(counts[1]) + int(counts[2]) == 1, done  # on a crowded machine, later
     assert auth.wait_message("freeze at 17:00")["to"] == "all"
     assert example(bus, "announce.py", "--topic", "deploys", "v2.3 is out").returncode == 0
     assert auth.wait_message("v2.3 is out")["to"] == "#deploys"

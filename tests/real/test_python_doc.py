@@ -37,7 +37,7 @@ def visit():
     # Somebody wants something of the two sessions that the guide plays, as soon as they are there.
     waiting = {"reviewer", "importer"}
     with zmqbus.connect() as bus:
-        while waiting and not over.wait(0.05):
+        while waiting and not over.wait(0.15):  # there may be ten lists a second
             for session in bus.sessions():
                 if session.name in waiting:
                     waiting.discard(session.name)

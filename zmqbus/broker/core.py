@@ -370,13 +370,17 @@ class BrokerCore:
             raise ProtocolError("HELLO for a session needs its id, its token and its name")
         session = self.registry.sessions.get(hello.session_id)
         digest = sha256(hello.token.encode()).hexdigest()
-        if session is not None and not compare_digest(session.token_digest, digest):
-            raise Unauthorized(
-                f"the token is not that of session {hello.session_id:.40}; connect anew: /inter-session connect"
-            )
+        if session is not None:
+            self._check_token(session, hello.token)
         if standing is Standing.MEMBER:
             self._check_free(session, name)
         return session or self.registry.enter(hello.session_id, digest, self.intake.last_id)
+
+    def _check_token(self, session: Session, token: str) -> None:
+        if not compare_digest(session.token_digest, sha256(token.encode()).hexdigest()):
+            raise Unauthorized(
+                f"the token is not that of session {session.session_id:.40}; connect anew: /inter-session connect"
+            )
 
     def _check_guest(self, name: str, hello: protocol.Hello) -> None:
         if not name or not hello.token or len(hello.token) > MAX_ID_CHARS:
@@ -515,18 +519,21 @@ class BrokerCore:
         self.upkeep.parted(session, gone=True)
         self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if connected else "not connected"))
 
-    def _forget(self, now: Instant, who: Connection, forget: protocol.Forget) -> None:
-        session = who.session
-        assert session is not None
-        unread = session.mailbox.total
-        session.named = False
-        own = session.conn
-        if own is not None:
-            if own is not who:
-                self._tell(session, protocol.Disconnected(), last=True)
-            self._part(now, own, gone=True)
-        self.upkeep.parted(session, gone=True)
-        self._out.reply(who.route, protocol.Done(forget.ref, str(unread)))
+    def _forget(self, now: Instant, who: Connection | bytes, forget: protocol.Forget) -> None:
+        # Of whoever has the token: the loss of a mark may be seen before the last word of the one that it was of.
+        session = self.registry.sessions.get(forget.session_id)
+        unread = 0
+        if session is not None:
+            self._check_token(session, forget.token)
+            unread = session.mailbox.total
+            session.named = False
+            own = session.conn
+            if own is not None:
+                if own is not who:
+                    self._tell(session, protocol.Disconnected(), last=True)
+                self._part(now, own, gone=True)
+            self.upkeep.parted(session, gone=True)
+        self._out.reply(who if isinstance(who, bytes) else who.route, protocol.Done(forget.ref, str(unread)))
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
         assert self._started is not None

@@ -233,6 +233,12 @@ class Intake:
             naming.check_name(target, "group")
             if first is not None:
                 return [first], None, f"@{target}"
+            if before is not None:
+                # It may have got it (what was known of it went with that broker), and one of a group is one.
+                raise UnknownPeer(
+                    f"the member of '{target}' that an earlier broker has accepted this for is not known any more, and "
+                    "may have got it; see who is there before you send it anew: zmqbus list"
+                )
             members = [session for session in self._registry.members(target) if session is not who.session]
             if not members:
                 raise UnknownPeer(f"no connected session has joined the group '{target}'; see: zmqbus list")

@@ -22,7 +22,7 @@ _COMMON = frozenset((protocol.Hello, protocol.Bye, protocol.Ping, protocol.List,
 
 #: Which verb a connection may say in which standing. What is not here is refused; a stranger is told to say HELLO.
 ALLOWED: dict[Standing, frozenset[type]] = {
-    Standing.STRANGER: frozenset((protocol.Hello,)),
+    Standing.STRANGER: frozenset((protocol.Hello, protocol.Forget)),
     Standing.MEMBER: _COMMON
     | {
         protocol.Send,

@@ -428,8 +428,14 @@ class ClientCore:
     def _response(self, envelope: protocol.Sessions | protocol.Done | protocol.Health | protocol.Fetched) -> None:
         if isinstance(envelope, protocol.Fetched):
             self._inbound.give_back()  # what was only looked at
-        if self._requests.pop(envelope.ref, None) is not None:
+        request = self._requests.pop(envelope.ref, None)
+        if request is not None:
             self._out.append(Response(envelope.ref, envelope))
+        own = isinstance(request, protocol.Forget) and request.session_id == self.persona.session_id
+        if own and self.persona.role in (Role.LISTENER, Role.PROGRAM):
+            # Whatever it said from here on would be answered by EXPIRED, and the next HELLO bring the session back.
+            self.phase = Phase.CLOSED
+            self._out.append(Closed(None))
 
     # --- work
 

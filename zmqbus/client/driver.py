@@ -164,7 +164,7 @@ class Driver:
         if self._reason is not None:
             raise self._reason
         if self._closing:
-            raise _closed()
+            raise closed()
 
     # --- for any thread
 
@@ -227,7 +227,7 @@ class Driver:
             self._dispose()
         finally:
             self._run_later()
-            self._application.ended(self._reason or _closed())
+            self._application.ended(self._reason or closed())
             self._run_later()
 
     def _drive(self) -> None:
@@ -356,5 +356,6 @@ class Driver:
             pass
 
 
-def _closed() -> NotConnected:
+def closed() -> NotConnected:
+    """The error of whoever wants something of a driver that was closed."""
     return NotConnected("the bus is closed; open another one with zmqbus.connect()")

@@ -30,6 +30,8 @@ RELAUNCH_S = 0.5
 CONNECT_S = 5.0
 #: First and longest pause between two launches that failed, for those who go on trying (a listener whose disk is full).
 BACKOFF_S = (0.5, 30.0)
+#: How long what was said last may take to go out when a link is closed: a broker that hangs keeps nobody.
+LINGER_MS = 500
 #: ZeroMQ messages taken from one socket before the others get their turn.
 DRAIN_MESSAGES = 100
 #: Ports from here on may be given out by the kernel as somebody's source port.
@@ -152,7 +154,7 @@ class Link:
     def close(self) -> None:
         """Sends what is left to say, and closes. Takes at most half a second, and that only if the broker hangs."""
         self._end_launch()
-        self._dealer.linger = 500 if self._connected else 0
+        self._dealer.linger = LINGER_MS if self._connected else 0
         self._dealer.disable_monitor()
         self._monitor.close()
         self._dealer.close()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 
 from zmqbus import protocol
 from zmqbus.client import core
-from zmqbus.client.driver import Driver
+from zmqbus.client.driver import Driver, closed
 from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, of_incoming
 from zmqbus.errors import ZmqbusError
@@ -253,7 +253,8 @@ class Receiver:
             effects += client.answer(*self._answers.popleft())
         if self._forgets and not self._forgetting:
             self._forgetting = True
-            effects += client.request(protocol.Forget(FORGET_REF))
+            persona = client.persona
+            effects += client.request(protocol.Forget(FORGET_REF, persona.session_id or "", persona.token or ""))
         return effects
 
     def due_s(self) -> float | None:
@@ -271,7 +272,7 @@ class Receiver:
         """See `driver.Application`."""
         with self._arrived:
             if self._error is None:
-                self._error = error
+                self._error = closed() if self._forgets else error
             self._arrived.notify_all()
         for watcher in self._watchers:
             self._driver.later(watcher)
