@@ -341,7 +341,7 @@ MUTANTS = (
     Mutant(
         "no credit by size",
         "broker/mailbox.py",
-        "self._window_bytes + entry.credit_bytes <= CREDIT_BYTES",
+        "self._window_bytes + weight_bytes <= CREDIT_BYTES",
         "True",
         MAILBOX,
     ),

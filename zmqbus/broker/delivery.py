@@ -277,11 +277,12 @@ class Delivery:
         told: bool = False,
     ) -> Item:
         """Puts a message in a session's mailbox, and sends it if it may go now."""
-        item = session.mailbox.append(entry, now.mono_s, origin=origin, tally=tally)
+        mailbox = session.mailbox
+        item = mailbox.append(entry, now.mono_s, origin=origin, tally=tally)
         item.told = told
         if not item.stored:
-            self._active[session.mailbox] = None
-            self._deliver(now, self._consumers[session.mailbox], item)
+            self._active[mailbox] = None
+            self._deliver(now, self._consumers[mailbox], item)
         return item
 
     def _pump(self, now: Instant, mailbox: Mailbox) -> None:

@@ -67,14 +67,25 @@ class Tally:
 class Item:
     """A message in one mailbox: its number, the way it went, and whether its sender knows what became of it."""
 
-    __slots__ = ("accepted_s", "bcast", "due", "entry", "origin", "resent", "seq", "stored", "tally", "told")
+    __slots__ = (
+        "accepted_s",
+        "bcast",
+        "due",
+        "entry",
+        "origin",
+        "resent",
+        "seq",
+        "stored",
+        "tally",
+        "told",
+        "weight_bytes",
+    )
 
     def __init__(
         self,
         seq: int,
         entry: Entry,
         accepted_s: float,
-        *,
         bcast: int = 0,
         origin: bytes = b"",
         tally: Tally | None = None,
@@ -90,6 +101,7 @@ class Item:
         self.told = told
         self.due = False  #: its sender will hear `queued` as soon as the store has committed
         self.stored = stored
+        self.weight_bytes = entry.credit_bytes
         self.resent = False  #: published, and sent again by the DEALER, which loses nothing
 
     @property
@@ -177,11 +189,12 @@ class Mailbox:
         """Whether a broadcast may reach the consumer by the PUB."""
         # On one channel a subscriber sees what it has missed; of two, each knows nothing of the other.
         in_line = not self._published or self._channel == (entry.scope, entry.target)
-        return self.open and in_line and not self._by_dealer and not self._backlog and self._has_credit(entry)
+        weight_bytes = entry.credit_bytes
+        return self.open and in_line and not self._by_dealer and not self._backlog and self._has_credit(weight_bytes)
 
     def may_send(self, entry: Entry) -> bool:
         """Whether a message may go out by the DEALER at once."""
-        return self.open and not self._backlog and self._has_credit(entry)
+        return self.open and not self._backlog and self._has_credit(entry.credit_bytes)
 
     def append(
         self, entry: Entry, now_s: float, *, origin: bytes = b"", tally: Tally | None = None, bcast: int = 0
@@ -189,10 +202,10 @@ class Mailbox:
         """Takes a message in. It is in the window afterwards if it may go now (by PUB when `bcast` is given, which
         `may_publish` must have allowed); else, and only then, it is `stored`."""
         self._seq += 1
-        item = Item(self._seq, entry, now_s, bcast=bcast, origin=origin, tally=tally)
+        item = Item(self._seq, entry, now_s, bcast, origin, tally)
         self.total_bytes += entry.size_bytes
         self.last_append_s = now_s
-        if bcast or self.may_send(entry):
+        if bcast or (self.open and not self._backlog and self._has_credit(item.weight_bytes)):
             self._enter(item)
         else:
             self.secure()
@@ -242,7 +255,7 @@ class Mailbox:
             room = CREDIT_MESSAGES - len(self.window)
             found = self._store.after(self.key, self._sent_seq, min(room, 100))
             for seq, entry in found:
-                if not self._has_credit(entry):
+                if not self._has_credit(entry.credit_bytes):
                     return
                 item = Item(seq, entry, now_s, told=True, stored=True)
                 self._backlog -= 1
@@ -309,15 +322,15 @@ class Mailbox:
 
     # --- the window
 
-    def _has_credit(self, entry: Entry) -> bool:
+    def _has_credit(self, weight_bytes: int) -> bool:
         return len(self.window) < CREDIT_MESSAGES and (
-            not self.window or self._window_bytes + entry.credit_bytes <= CREDIT_BYTES
+            not self.window or self._window_bytes + weight_bytes <= CREDIT_BYTES
         )
 
     def _enter(self, item: Item) -> None:
         self.window.append(item)
         self._loose += not item.stored
-        self._window_bytes += item.entry.credit_bytes
+        self._window_bytes += item.weight_bytes
         self._sent_seq = item.seq
         if item.bcast:
             self._published.add(item.bcast)
@@ -329,7 +342,7 @@ class Mailbox:
     def _leave(self) -> Item:
         item = self.window.popleft()
         self._loose -= not item.stored
-        self._window_bytes -= item.entry.credit_bytes
+        self._window_bytes -= item.weight_bytes
         if item.bcast:
             self._published.discard(item.bcast)
         else:
