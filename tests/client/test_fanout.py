@@ -221,7 +221,9 @@ def test_whoever_leaves_withdraws_what_is_open(leave, bar):
     assert bar.closed == 1
 
 
-def test_an_interrupt_while_items_are_made_withdraws_what_is_open():
+def test_an_interrupt_while_items_are_made_withdraws_what_is_open(monkeypatch):
+    monkeypatch.setattr("zmqbus.client.fanout.time", SimpleNamespace(monotonic=lambda: 100.0))  # the items come fast
+
     def items() -> Iterator[int]:
         yield 1
         yield 2
