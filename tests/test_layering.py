@@ -29,13 +29,15 @@ RANKS = {
     "security": 2,
     "codec": 3,
     "readback": 3,
+    "entry": 4,
     "journal": 4,
-    "broker": 5,
-    "client": 5,
-    "aio": 6,
-    "session": 6,
-    "testing": 7,
-    "cli": 8,
+    "history": 5,
+    "broker": 6,
+    "client": 6,
+    "aio": 7,
+    "session": 7,
+    "testing": 8,
+    "cli": 9,
 }
 
 #: Lower, and still not to be imported: (importer, imported).
