@@ -32,12 +32,14 @@ RANKS = {
     "entry": 4,
     "journal": 4,
     "history": 5,
-    "broker": 6,
-    "client": 6,
-    "aio": 7,
-    "session": 7,
-    "testing": 8,
-    "cli": 9,
+    "search": 6,
+    "broker": 7,
+    "client": 7,
+    "aio": 8,
+    "session": 8,
+    "testing": 9,
+    "console": 9,
+    "cli": 10,
 }
 
 #: Lower, and still not to be imported: (importer, imported).
@@ -49,6 +51,8 @@ FORBIDDEN = {
 }
 
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
+#: What only an extra brings: whoever imports these modules has to expect an ImportError.
+EXTRAS = {"console.app": {"starlette"}, "console.server": {"uvicorn"}}
 #: Not needed, and used where they are there: module -> what its functions may import.
 OPTIONAL = {"client.messages": {"numpy"}, "client.fanout": {"tqdm"}}
 
@@ -199,7 +203,7 @@ def test_imports_run_downhill(module: str) -> None:
 
 @pytest.mark.parametrize("module", modules())
 def test_only_the_declared_dependencies_are_imported(module: str) -> None:
-    allowed = DEPENDENCIES | {"zmqbus"} | sys.stdlib_module_names
+    allowed = DEPENDENCIES | {"zmqbus"} | sys.stdlib_module_names | EXTRAS.get(module, set())
     found = {(name.partition(".")[0], start) for _, name, start in imports(module)}
     assert {name for name, at_start in found if at_start} <= allowed
     assert {name for name, _ in found} <= allowed | OPTIONAL.get(module, set())

@@ -125,7 +125,7 @@ class Sieve:
         text = entry.head
         if not entry.whole:
             try:
-                text = _text(whole_line(fd, place, length) if len(line) < length else line)
+                text = text_of(fd, place, length, line)
             except JournalError:
                 return True
         return entry if self._wanted.pattern.search(text) else False
@@ -148,7 +148,7 @@ def _entry(fd: int, place: Place, length: int, line: bytes) -> Entry | None:
                 return None
         elif length <= SUMMARY_BYTES:
             try:
-                head, whole = _text(line), True
+                head, whole = text_of(fd, place, length, line), True
             except JournalError:
                 return None
         else:
@@ -180,12 +180,14 @@ def _beginning(line: bytes, at: int) -> tuple[str, bool]:
 
 
 def whole_line(fd: int, place: Place, length: int) -> bytes:
+    """A line of the file. Raises `JournalError` if it is cut."""
     found = os.pread(fd, length, place.offset)
     if len(found) < length:
         raise JournalError(f"the record at {place.offset} in segment {place.segment} is cut; it was damaged")
     return found
 
 
-def _text(line: bytes) -> str:
-    record = decode_record(line)
+def text_of(fd: int, place: Place, length: int, line: bytes) -> str:
+    """The whole text of a record of which `line` is the beginning, or all. Raises `JournalError` if it is damaged."""
+    record = decode_record(whole_line(fd, place, length) if len(line) < length else line)
     return as_text(record.fmt, record.body)

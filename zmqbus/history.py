@@ -50,6 +50,8 @@ POLL_BYTES = 16 * 1024 * 1024
 ACTIVE_WAIT_S = 0.05
 #: and at one that does not: 4 looks a second cost under 0.1 % of a core.
 IDLE_WAIT_S = 0.25
+#: The end of a longer line is looked for in pieces of this size.
+_END_BYTES = 64 * 1024
 
 __all__ = ("ALL", "Entry", "Follower", "History", "Page", "Place", "Wanted", "follow", "lines", "numbered")
 
@@ -103,7 +105,7 @@ def numbered(path: str) -> tuple[list[tuple[int, str]], list[str]]:
     return known, lost + unknown
 
 
-def _open(path: str, serial: int, name: str) -> int | None:
+def open_numbered(path: str, serial: int, name: str) -> int | None:
     """A descriptor of that segment; None if it is gone."""
     fd = open_if_there(name)
     if fd is not None:
@@ -114,6 +116,23 @@ def _open(path: str, serial: int, name: str) -> int | None:
         return open_segment(path, serial)  # renamed since
     except SegmentGone:
         return None
+
+
+def entry_at(fd: int, place: Place, sieve: Sieve) -> Entry | None:
+    """The entry whose line begins there, in the segment that is open; None if there is none, or it is not wanted."""
+    line = os.pread(fd, HEAD_BYTES, place.offset)
+    length = line.find(b"\n")
+    if length >= 0:
+        line = line[:length]
+    else:
+        at = len(line)
+        while (piece := os.pread(fd, _END_BYTES, place.offset + at)) and (end := piece.find(b"\n")) < 0:
+            at += len(piece)
+        if not piece:
+            return None  # it has no end
+        length = at + end
+    found = sieve.take(fd, place, length, line)
+    return found if isinstance(found, Entry) else None
 
 
 class History:
@@ -136,7 +155,7 @@ class History:
         known, _ = numbered(self._path)
         for serial, name in reversed(known):
             with _errors(self._path):
-                fd = _open(self._path, serial, name)
+                fd = open_numbered(self._path, serial, name)
                 if fd is not None:
                     try:
                         return Place(serial, find_back(fd, os.fstat(fd).st_size, b"\n") + 1)
@@ -198,13 +217,12 @@ class History:
             finally:
                 os.close(fd)
 
-    def at(self, places: Iterable[tuple[Place, int]], *, wanted: Wanted = ALL) -> Iterator[Entry]:
-        """The wanted ones of the entries at these places, each with the length of its line; in this order. What is
-        gone or damaged is left out."""
+    def at(self, places: Iterable[Place], *, wanted: Wanted = ALL) -> Iterator[Entry]:
+        """The wanted ones of the entries at these places, in this order. What is gone or damaged is left out."""
         sieve = Sieve(wanted)
         segment, fd = 0, -1
         try:
-            for place, length in places:
+            for place in places:
                 if place.segment != segment:
                     if fd >= 0:
                         os.close(fd)
@@ -216,9 +234,8 @@ class History:
                         pass
                 if fd >= 0:
                     with _errors(self._path):
-                        line = os.pread(fd, min(length, HEAD_BYTES), place.offset)
-                    found = sieve.take(fd, place, length, line)
-                    if isinstance(found, Entry):
+                        found = entry_at(fd, place, sieve)
+                    if found is not None:
                         yield found
         finally:
             if fd >= 0:
@@ -226,7 +243,7 @@ class History:
 
     def _segment(self, serial: int) -> int:
         known, _ = numbered(self._path)
-        fd = _open(self._path, serial, dict(known).get(serial, self._path))
+        fd = open_numbered(self._path, serial, dict(known).get(serial, self._path))
         if fd is None:
             raise SegmentGone(f"segment {serial} of {self._path} is gone; ask for the message to be sent again")
         return fd
@@ -239,7 +256,7 @@ class History:
             if before is not None and serial > before.segment:
                 continue
             with _errors(self._path):
-                fd = _open(self._path, serial, name)
+                fd = open_numbered(self._path, serial, name)
                 if fd is None:
                     continue
                 try:
@@ -375,7 +392,7 @@ class Follower:
         for serial, name in known:
             if serial < self.place.segment:
                 continue
-            fd = _open(self._path, serial, name)
+            fd = open_numbered(self._path, serial, name)
             if fd is not None:
                 self._fd = fd
                 if serial != self.place.segment:

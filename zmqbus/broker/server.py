@@ -30,6 +30,7 @@ import zmqbus
 from zmqbus import codec, protocol, security
 from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
+from zmqbus.broker.indexer import Keeper
 from zmqbus.broker.store import StoreError
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal import Journal
@@ -146,6 +147,8 @@ class Server:
                 f"{paths.database} was gone, and was begun anew: sessions and unread messages are not known any more; "
                 "the texts of all messages are still in messages.log"
             )
+        self._indexing = Keeper(self._settings, self._log.warning)
+        self._closing.callback(self._indexing.close)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._closing.callback(context.term)
         self._zap = security.ZapHandler(context, keys.allowed_clients)
@@ -242,6 +245,7 @@ class Server:
         if now.mono_s - self._ticked_s >= TICK_S:
             self._ticked_s = now.mono_s
             self._do(self._core.handle(now, events.Tick()))
+            self._indexing.tick(now.mono_s)
         self._write_journal(now)
         self._commit(now)
         self._send_all(now)
