@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, dict[str, bool], str]] = {
     "rename": ("rename", {}, "give this session another name"),
     "disconnect": ("disconnect", {}, "end this session's listener and free its name"),
     "broker": ("broker", {}, "start the broker, look at it, or stop it"),
+    "console": ("console", {}, "show the bus on a page in the browser, and send from it"),
     "auto-start": ("auto_start", {}, "whether the plugin's monitor starts with every session"),
     "install-deps": ("install_deps", {}, "make the virtual environment with what zmqbus needs"),
 }
