@@ -143,6 +143,7 @@ class History:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._names: dict[int, str] = {}  # where segments were when they were looked for last
         #: Lines that were passed over by `entries`, so far.
         self.damaged = 0
 
@@ -193,7 +194,7 @@ class History:
     def entries(self, after: Place | None = None, *, wanted: Wanted = ALL) -> Iterator[Entry]:
         """The entries from a place (None: the beginning) to the end of the log as it is when that is reached, the
         oldest first. Adds to `damaged`."""
-        follower = Follower(self._path, after or Place(0, 0), wanted=wanted)
+        follower = Follower(self._path, after or self._first_since(wanted.since_ts), wanted=wanted)
         try:
             while (found := follower.poll()) or not follower.wait_s:
                 yield from found
@@ -242,11 +243,23 @@ class History:
                 os.close(fd)
 
     def _segment(self, serial: int) -> int:
-        known, _ = numbered(self._path)
-        fd = open_numbered(self._path, serial, dict(known).get(serial, self._path))
-        if fd is None:
-            raise SegmentGone(f"segment {serial} of {self._path} is gone; ask for the message to be sent again")
-        return fd
+        for _ in range(2):
+            fd = open_numbered(self._path, serial, self._names[serial]) if serial in self._names else None
+            if fd is not None:
+                return fd
+            self._names = dict(numbered(self._path)[0])
+        raise SegmentGone(f"segment {serial} of {self._path} is gone; ask for the message to be sent again")
+
+    def _first_since(self, since_ts: float | None) -> Place:
+        """Where to begin to look for what came since a time: no segment before that was written to since."""
+        if since_ts is not None:
+            for serial, name in numbered(self._path)[0]:
+                try:
+                    if os.stat(name).st_mtime >= since_ts - 1:
+                        return Place(serial, 0)
+                except FileNotFoundError:
+                    break  # renamed meanwhile
+        return Place(0, 0)
 
     def _back(self, before: Place | None, wanted: Wanted) -> Iterator[tuple[Place, int, Entry | bool]]:
         """Place and length of each line before a place, the newest first, and what the sieve has to say of it."""

@@ -25,6 +25,7 @@ from zmqbus.search.index import TOKENIZE, Done, Index, IndexFault, Texts, is_of
 #: More words than this no text is looked for with; FTS5 would need long for thousands.
 MAX_TERMS = 50
 
+#: Minus, "words in this order", or one word.
 _TERM = re.compile(r'(-?)(?:"([^"]*)"?|([^\s"]+))')
 _PLAIN = re.compile("[a-z0-9]+")
 
@@ -68,6 +69,17 @@ def parse(words: str) -> Query:
         raise InvalidPayload(f"a search takes {MAX_TERMS} words at most; leave some out")
     fts = " AND ".join(wanted)
     return Query(f"({fts}) NOT ({' OR '.join(unwanted)})" if unwanted else fts, tuple(dict.fromkeys(plain)))
+
+
+def focus(words: str) -> re.Pattern[str]:
+    """What to look at in a text that was found: the first of the words that has to be there, as far as it is spelled
+    alike. Raises `InvalidPayload` if there is no word in them."""
+    parse(words)
+    for minus, phrase, word in _TERM.findall(words):
+        parts = re.findall(r"\w+", (phrase or word).rstrip("*"))
+        if not minus and parts:
+            return re.compile(r"\W+".join(map(re.escape, parts)), re.IGNORECASE)
+    return re.compile(r"(?!)")
 
 
 class Search:
