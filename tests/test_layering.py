@@ -26,6 +26,7 @@ RANKS = {
     "settings": 1,
     "bootstrap": 2,
     "protocol": 2,
+    "figures": 1,
     "security": 2,
     "codec": 3,
     "readback": 3,
@@ -110,6 +111,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.main": "real/test_list.py",
     "cli.rename": "real/test_list.py",
     "cli.send": "real/test_send.py",
+    "cli.stats": "real/test_stats.py",
     "session.listener": "real/test_listener.py",
     "session.notes": "real/test_listener.py",
     # Words without decisions, and decisions that only show in what all parts do together.

@@ -174,6 +174,7 @@ class Server:
             owner_lives=_owner_lives,
             last_id=last_id,
         )
+        self._core.shell_figures = lambda: (("handshakes_refused", self._zap.refused),)
         self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
         for socket_ in (self._router, self._publisher, self._zap.socket):

@@ -16,7 +16,6 @@ import sys
 import time
 
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
-from zmqbus.process import import_path
 from zmqbus.settings import Settings
 
 #: How long another client's launch is waited for. It takes a tenth of that, unless it was stopped in the middle.
@@ -104,7 +103,11 @@ def _launch(settings: Settings) -> str:
         f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
         f"--report={writer}",
     ]
-    environ = dict(os.environ, PYTHONPATH=import_path(), INTER_SESSION_DATA_DIR=settings.data_dir)
+    # This very package, and the way that this process found the others, be it a virtual environment put on the path by
+    # the bootstrap. What is relative, or "", meant a directory that the broker does not run in.
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = [package, *(os.path.abspath(entry) for entry in sys.path if entry)]
+    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(path), INTER_SESSION_DATA_DIR=settings.data_dir)
     try:
         with subprocess.Popen(
             command,
