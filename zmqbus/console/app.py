@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import os
-import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -137,7 +136,7 @@ class EventStream(Response):
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                 # A connection that breaks while it is written to is how pages go.
                 if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
-                    complain(outcome)
+                    guard.complain(outcome)
 
 
 class Console:
@@ -403,12 +402,15 @@ def _route(method: str, path: str, handle: Callable[[Request], Awaitable[Respons
             return await handle(request)
         except ZmqbusError as error:
             status = 413 if isinstance(error, TextTooLong) else 404 if isinstance(error, JournalError) else 400
-            return problem(status, error.code, str(error))
+            answer = problem(status, error.code, str(error))
+            if status == 413:
+                answer.headers["connection"] = "close"  # whatever is still to come of the body
+            return answer
         except ClientDisconnect:
             return Response(None, 400)
         except Exception as error:  # a fault of ours: told where it can be mended
-            complain(error)
-            return problem(500, "internal", "the console has failed at this; the terminal in which it runs tells more")
+            guard.complain(error)
+            return problem(guard.FAULT.status, guard.FAULT.code, guard.FAULT.text)
 
     return Route(path, guarded, methods=[method])
 
@@ -422,11 +424,6 @@ class _Concerns(Wanted):
     def fits(self, entry: Any) -> bool:
         """See `Wanted.fits`."""
         return self.sender in (entry.from_session, entry.to_session_id)
-
-
-def complain(error: Exception) -> None:
-    """Tells the terminal of a fault of ours, in a line."""
-    print(f"warning: the console failed at a request: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 def problem(status: int, code: str, text: str) -> Response:

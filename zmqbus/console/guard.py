@@ -18,6 +18,7 @@ not a file of ours, no framing, no guessing of types, no referrer.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -77,6 +78,7 @@ TOO_LARGE = Refusal(413, "too_large", f"a request takes {MAX_POST_BYTES // 1024 
 NOT_IN = Refusal(
     401, "not_in", "the page needs a new link: press Enter where zmqbus console runs, or run: zmqbus console --link"
 )
+FAULT = Refusal(500, "internal", "the console has failed at this; the terminal in which it runs tells more")
 
 
 def cookie_name(port: int) -> str:
@@ -163,8 +165,12 @@ class Guard:
             text = value.decode("latin-1")
             headers[name] = f"{headers[name]}, {text}" if name in headers and name != "cookie" else text
 
+        begun = False
+
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 own = {name.lower() for name, _ in message.get("headers", ())}
                 message["headers"] = [
                     *message.get("headers", ()),
@@ -178,7 +184,19 @@ class Guard:
             await refuse(send_guarded, verdict)
             return
         scope["visitor"] = verdict
-        await self._app(scope, receive, send_guarded)
+        try:
+            await self._app(scope, receive, send_guarded)
+        except OSError:
+            return  # the connection has broken: that is how pages go
+        except Exception as error:
+            complain(error)
+            if not begun:
+                await refuse(send_guarded, FAULT)
+
+
+def complain(error: Exception) -> None:
+    """Tells the terminal of a fault of ours, in a line."""
+    print(f"warning: the console failed at a request: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 async def refuse(send: Send, refusal: Refusal) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from zmqbus.console.app import Console
 from zmqbus.console.lease import Lease
 from zmqbus.console.tickets import LINK_S, Links, mint
 from zmqbus.errors import LocalError
-from zmqbus.session.files import replace
+from zmqbus.session.files import replace, unlink
 from zmqbus.session.state import SessionState
 from zmqbus.settings import Settings
 
@@ -118,6 +119,9 @@ async def _serve(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
+    # It would tell of every request that is none. What concerns the user of the terminal, `guard.complain` says.
+    logging.getLogger("uvicorn").addHandler(logging.NullHandler())
+    logging.getLogger("uvicorn").propagate = False
     server = _Server(config)
     loop = asyncio.get_running_loop()
 
@@ -144,6 +148,8 @@ async def _serve(
                 await opening
     finally:
         await asyncio.to_thread(console.close)
+        if open_in is not None:
+            unlink(_opener(settings, port))
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(signum)
 
@@ -151,12 +157,16 @@ async def _serve(
 async def _open(settings: Settings, port: int, lease: Lease, open_in: Callable[[str], bool]) -> None:
     """Opens the page in a browser. Not by its link, which every user of the machine could read in the list of
     processes, but by a file that leads there and that only this user can read."""
-    path = os.path.join(settings.data_dir, f"console.{port}.html")
+    path = _opener(settings, port)
     refresh = f"0; url={link(port, lease.secret)}"
     page = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{refresh}">'
     await asyncio.to_thread(replace, path, page.encode())
     if not await asyncio.to_thread(open_in, f"file://{path}"):
         _say("No browser could be started here; open the link in one.")
+
+
+def _opener(settings: Settings, port: int) -> str:
+    return os.path.join(settings.data_dir, f"console.{port}.html")
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ function refresh() {
   say($("compose-size"), size > most ? `${bytes(size)}: over the limit of ${bytes(most)}` : size > 1000 ? bytes(size) : "Ctrl + Enter sends");
   $("compose-size").classList.toggle("wrong", size > most);
   show($("compose-answers"), answers !== null);
-  $("compose-scope").disabled = answers !== null;
+  show($("compose-scope"), answers === null);
   say($("compose-title"), answers ? "Answer" : "New message");
 }
 

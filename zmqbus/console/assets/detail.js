@@ -77,7 +77,6 @@ export function openMessage(item) {
       button("Save", () => save(item, whole)),
     ),
     text,
-    more,
     h(
       "dl",
       { class: "facts" },
@@ -99,13 +98,14 @@ async function slice(item, from, signal) {
   return get(`/api/message/${encodeURIComponent(item.id)}`, { at: item.at, from }, signal);
 }
 
+/** Adds a part of the text, before the line that says how much there is to come. */
 function append(text, part) {
-  for (const piece of pieces(part, PIECE)) text.append(h("div", { class: "piece", dir: "auto" }, visible(piece)));
+  for (const piece of pieces(part, PIECE)) text.lastChild.before(h("div", { class: "piece", dir: "auto" }, visible(piece)));
 }
 
 /** Shows the text: the first part at once, the others as one scrolls there. */
 async function slices(item, text, more, size, signal) {
-  text.append(h("div", { class: "piece", dir: "auto" }, visible(item.text)));
+  text.append(h("div", { class: "piece", dir: "auto" }, visible(item.text)), more);
   text.classList.toggle("loading", !item.whole);
   let next = 0;
   const load = async () => {
@@ -113,7 +113,7 @@ async function slices(item, text, more, size, signal) {
       const answer = await slice(item, next, signal);
       if (signal.aborted) return;
       if (next === 0) {
-        text.replaceChildren();
+        text.replaceChildren(more);
         text.classList.remove("loading");
         size.replaceChildren(`${bytes(answer.message.bytes)} · ${plural(answer.chars, "character")}`);
         if (answer.message.fmt !== "text") size.append(` · ${answer.message.fmt}`);
@@ -143,7 +143,7 @@ function watch(element, act, signal) {
       observer.disconnect();
       act();
     },
-    { root: null, rootMargin: "400px" },
+    { root: element.parentElement, rootMargin: "600px" },
   );
   observer.observe(element);
   signal.addEventListener("abort", () => observer.disconnect());

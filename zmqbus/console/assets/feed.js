@@ -3,7 +3,7 @@
 import { $, fill, h, narrow, say, show, stateOf } from "./dom.js";
 import { List } from "./list.js";
 import { all, on, sessionOf, shown, showSource } from "./store.js";
-import { bytes, clock, dayOf, fullTime, line, plural } from "./text.js";
+import { bytes, clock, fullTime, line, plural } from "./text.js";
 
 /** So many messages that have just come are lit up; of more, none. */
 const LIT = 12;
@@ -75,10 +75,10 @@ function subtitle(source) {
     const found = plural(count, "message");
     if (source.loading) return `${found} so far …`;
     if (source.problem) return "";
-    return source.ended ? `${found} in the whole history` : `${found}, back to ${last ? dayOf(last.ts) : "the beginning"}`;
+    return source.ended ? `${found} in the whole history` : `${found}, back to ${last ? clock(last.ts) : "the beginning"}`;
   }
   if (!count) return "";
-  return source.ended ? plural(count, "message") : `the latest ${count.toLocaleString()}, back to ${dayOf(last.ts)}`;
+  return source.ended ? plural(count, "message") : `the latest ${count.toLocaleString()}, back to ${clock(last.ts)}`;
 }
 
 const EMPTY = {
@@ -100,6 +100,7 @@ function refresh(change = {}) {
   say($("flow-title"), source.kind === "search" ? `“${line(source.title)}”` : source.title);
   say($("flow-sub"), subtitle(source));
   show($("flow-clear"), source !== all);
+  $("feed").parentElement.classList.toggle("searching", source.kind === "search");
   const state = $("feed-state");
   const empty = source.items.length === 0;
   show($("feed"), !empty);

@@ -14,7 +14,7 @@ const MAX_EDGES = 80;
 const MAX_DOTS = 40;
 const MAX_STRANGERS = 8;
 const DOT_MS = 750;
-const MARGIN = { x: 132, y: 30 };
+const MARGIN = { x: 112, y: 30 };
 const LABEL = { width: 6.6, height: 15, chars: 16 };
 
 let svg, edgeLayer, nodeLayer, dotLayer;
@@ -37,6 +37,22 @@ function people() {
   return found;
 }
 
+/** Parts of the way round an oval, as angles: the same part is the same way everywhere on it. */
+function evenly(rx, ry) {
+  const steps = 360;
+  const ways = [0];
+  for (let step = 1; step <= steps; step++) {
+    const angle = ((step - 0.5) / steps) * 2 * Math.PI - Math.PI / 2;
+    ways.push(ways[step - 1] + Math.hypot(rx * Math.sin(angle), ry * Math.cos(angle)));
+  }
+  return (part) => {
+    const way = part * ways[steps];
+    let step = 0;
+    while (step < steps && ways[step + 1] < way) step++;
+    return (step / steps) * 2 * Math.PI - Math.PI / 2;
+  };
+}
+
 function place(found) {
   nodes = new Map();
   let slots = 0;
@@ -49,10 +65,9 @@ function place(found) {
   slots += new Set(found.map((one) => one.group)).size > 1 ? 0.7 : 0;
   const rx = Math.max(40, width / 2 - Math.min(MARGIN.x, width * 0.24));
   const ry = Math.max(30, height / 2 - MARGIN.y);
+  const angleAt = evenly(rx, ry);
   for (const one of found) {
-    // Squeezed towards the sides, where labels stand below each other and need less room than above and below.
-    const turn = (one.slot / Math.max(1, slots)) * 2 * Math.PI - Math.PI / 2;
-    const angle = turn + 0.16 * Math.sin(2 * turn);
+    const angle = angleAt(one.slot / Math.max(1, slots));
     nodes.set(one.id, { ...one, angle, x: width / 2 + rx * Math.cos(angle), y: height / 2 + ry * Math.sin(angle) });
   }
 }
@@ -150,9 +165,9 @@ function draw() {
   for (const [key, path] of edges) {
     const pair = talk.get(key);
     if (!pair) continue;
-    const fresh = Math.max(0.16, 1 - (now - pair.ts) / 120);
+    const fresh = Math.max(0.16, 0.85 - (now - pair.ts) / 120);
     path.style.opacity = fresh.toFixed(2);
-    path.style.strokeWidth = `${Math.min(3, 1 + Math.log2(pair.count) / 3)}px`;
+    path.style.strokeWidth = `${Math.min(2.4, 1 + Math.log2(pair.count) / 4)}px`;
   }
 }
 

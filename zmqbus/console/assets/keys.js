@@ -33,12 +33,14 @@ export function help() {
   $("help").showModal();
 }
 
+const SHOWN = { ArrowDown: "↓", ArrowUp: "↑", Escape: "Esc" };
+
 const typing = (element) => element?.closest("input:not([type=radio]), textarea, select, [contenteditable]");
 
 export function setUp(rows) {
   table = rows;
   $("help-keys").replaceChildren(
-    ...table.flatMap(([keys, does]) => [h("dt", {}, ...keys.map((key) => h("kbd", {}, key))), h("dd", {}, does)]),
+    ...table.flatMap(([keys, does]) => [h("dt", {}, ...keys.map((key) => h("kbd", {}, SHOWN[key] ?? key))), h("dd", {}, does)]),
   );
   applyTheme(document.documentElement.dataset.theme ?? "auto");
   $("theme").addEventListener("click", nextTheme);

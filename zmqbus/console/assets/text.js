@@ -47,7 +47,6 @@ export function clock(ts) {
   return then.toDateString() === new Date().toDateString() ? TIME.format(then) : DAY.format(then);
 }
 export const fullTime = (ts) => FULL.format(new Date(ts * 1000));
-export const dayOf = (ts) => DAY.format(new Date(ts * 1000));
 
 /** The last part of a path, which is what people call a project. */
 export function projectName(path) {
