@@ -39,6 +39,7 @@ RANKS = {
     "aio": 8,
     "session": 8,
     "testing": 9,
+    "doctor": 9,
     "console": 9,
     "cli": 10,
 }
@@ -47,8 +48,8 @@ RANKS = {
 FORBIDDEN = {
     # A session talks to the broker over the wire like everyone else.
     ("session", "broker"),
-    # It is what runs before anything else; only install-deps shares its knowledge of the venv.
-    *((part, "bootstrap") for part in RANKS if part not in ("bootstrap", "cli")),
+    # It is what runs before anything else; only install-deps and the doctor share its knowledge of the venv.
+    *((part, "bootstrap") for part in RANKS if part not in ("bootstrap", "cli", "doctor")),
 }
 
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
@@ -111,7 +112,13 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.main": "real/test_list.py",
     "cli.rename": "real/test_list.py",
     "cli.send": "real/test_send.py",
+    "cli.doctor": "real/test_doctor.py",
     "cli.stats": "real/test_stats.py",
+    # One subject, whose parts are seen through what it tells.
+    "doctor.bus": "real/test_doctor.py",
+    "doctor.files": "real/test_doctor.py",
+    "doctor.installed": "doctor/test_checks.py",
+    "doctor.report": "doctor/test_checks.py",
     "session.listener": "real/test_listener.py",
     "session.notes": "real/test_listener.py",
     # Words without decisions, and decisions that only show in what all parts do together.

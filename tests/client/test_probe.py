@@ -1,0 +1,65 @@
+"""A look at the broker that starts none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunBin
+from zmqbus.client.launch import broker_pid
+from zmqbus.client.probe import probe
+from zmqbus.errors import BrokerUnavailable, ZmqbusError
+from zmqbus.security import client_keys
+from zmqbus.settings import Settings, load
+
+
+@pytest.fixture
+def settings(data_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("INTER_SESSION_PORT", str(free_port))
+    client_keys(str(data_dir))
+    return load()
+
+
+def test_it_tells_what_the_broker_tells(settings: Settings, run_bin: RunBin) -> None:
+    run_bin("zmqbus", "broker")
+    figures = probe(settings, 90.0)
+    assert figures["sessions"] == 0
+    assert figures["connections"] == 1
+
+
+def test_no_broker(settings: Settings) -> None:
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        probe(settings, 0.2)
+    assert broker_pid(settings) is None
+
+
+def test_something_that_is_no_broker(settings: Settings) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", settings.port))
+        held.listen()
+        with pytest.raises(BrokerUnavailable, match=r"does not answer within 0\.2 s"):
+            probe(settings, 0.2)
+
+
+def test_a_broker_that_is_stopped(settings: Settings, run_bin: RunBin) -> None:
+    run_bin("zmqbus", "broker")
+    pid = broker_pid(settings)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(BrokerUnavailable, match="does not answer"):
+            probe(settings, 0.2)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_keys_that_are_damaged(settings: Settings) -> None:
+    (Path(settings.paths.keys) / "client.key_secret").write_text("rubbish")
+    with pytest.raises(ZmqbusError, match="holds no public key"):
+        probe(settings)
