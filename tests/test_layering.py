@@ -54,7 +54,7 @@ FORBIDDEN = {
 
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 #: What only an extra brings: whoever imports these modules has to expect an ImportError.
-EXTRAS = {"console.app": {"starlette"}, "console.server": {"uvicorn"}}
+EXTRAS = {"cli.screen": {"rich"}, "console.app": {"starlette"}, "console.server": {"uvicorn"}}
 #: Not needed, and used where they are there: module -> what its functions may import.
 OPTIONAL = {"client.messages": {"numpy"}, "client.fanout": {"tqdm"}}
 
@@ -114,6 +114,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.send": "real/test_send.py",
     "cli.doctor": "real/test_doctor.py",
     "cli.stats": "real/test_stats.py",
+    "cli.watch": "real/test_watch.py",
     # One subject, whose parts are seen through what it tells.
     "doctor.bus": "real/test_doctor.py",
     "doctor.files": "real/test_doctor.py",

@@ -7,15 +7,24 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import zmqbus
 from tests.conftest import RunBin
+from zmqbus import protocol
 from zmqbus.client.launch import broker_pid
-from zmqbus.client.probe import probe
+from zmqbus.client.probe import Probe
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.security import client_keys
 from zmqbus.settings import Settings, load
+
+
+def probe(settings: Settings, patience_s: float) -> dict[str, Any]:
+    with Probe(settings, patience_s) as found:
+        assert repr(found).startswith(f"<Probe of port {settings.port}: ")
+        return found.figures()
 
 
 @pytest.fixture
@@ -30,6 +39,16 @@ def test_it_tells_what_the_broker_tells(settings: Settings, run_bin: RunBin) -> 
     figures = probe(settings, 90.0)
     assert figures["sessions"] == 0
     assert figures["connections"] == 1
+
+
+def test_it_tells_who_is_there(settings: Settings, run_bin: RunBin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LIST_PAGE", 2)
+    with zmqbus.connect("one"), zmqbus.connect("two"), zmqbus.connect("three"), Probe(settings, 90.0) as found:
+        assert sorted(session.name for session in found.sessions()) == ["one", "three", "two"]
+        assert found.figures()["sessions"] == 3
+    with Probe(settings, 90.0) as found:
+        assert found.sessions() == []
+        assert len(found.sessions(everyone=True)) == 3
 
 
 def test_no_broker(settings: Settings) -> None:
@@ -62,4 +81,4 @@ def test_a_broker_that_is_stopped(settings: Settings, run_bin: RunBin) -> None:
 def test_keys_that_are_damaged(settings: Settings) -> None:
     (Path(settings.paths.keys) / "client.key_secret").write_text("rubbish")
     with pytest.raises(ZmqbusError, match="holds no public key"):
-        probe(settings)
+        probe(settings, 0.2)

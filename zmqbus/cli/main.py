@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, dict[str, bool], str]] = {
     "status": ("list", {"own": True}, "show this session"),
     "inbox": ("inbox", {}, "print unread messages, or one message whole"),
     "log": ("log", {}, "print the history: filter it, search it, follow it"),
+    "watch": ("watch", {}, "show who is there and what happens, as it happens"),
     "doctor": ("doctor", {}, "look for faults in the installation, and say how to mend them"),
     "stats": ("stats", {}, "show what the broker counts; for collectors of metrics, too"),
     "rename": ("rename", {}, "give this session another name"),

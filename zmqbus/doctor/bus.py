@@ -25,16 +25,18 @@ def broker(settings: Settings) -> Iterator[Finding]:
     if pid is None:
         yield from _absent(settings)
         return
-    from zmqbus.client.probe import probe  # needs the packages, which may be what is missing
+    from zmqbus.client.probe import Probe  # needs the packages, which may be what is missing
 
     try:
-        figures = probe(settings)
+        with Probe(settings) as probe:
+            figures = probe.figures()
     except ZmqbusError as error:
         if "speaks protocol" in str(error):
             yield fault("broker", f"{error} (pid {pid})", command("kill", str(pid)))
         else:
             # It loses nothing by that: whatever it has promised is on file, and the next one takes it up.
-            yield fault("broker", f"{error}; it is hung or stopped (pid {pid})", command("kill", "-9", str(pid)))
+            says = str(error).partition(";")[0]
+            yield fault("broker", f"{says}; it is hung or stopped (pid {pid})", command("kill", "-9", str(pid)))
         return
     release = figures.get("release")
     says = f"release {release}, protocol {figures.get('protocol')}, port {settings.port}, pid {pid}"
