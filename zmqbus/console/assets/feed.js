@@ -69,7 +69,7 @@ export function render(item, element) {
 }
 
 function subtitle(source) {
-  const count = source.items.length;
+  const { count } = source;
   const last = source.items.findLast?.((item) => !item.gap);
   if (source.kind === "search") {
     const found = plural(count, "message");
@@ -78,7 +78,8 @@ function subtitle(source) {
     return source.ended ? `${found} in the whole history` : `${found}, back to ${last ? clock(last.ts) : "the beginning"}`;
   }
   if (!count) return "";
-  return source.ended ? plural(count, "message") : `the latest ${count.toLocaleString()}, back to ${clock(last.ts)}`;
+  const some = source.gaps ? ` · ${plural(source.gaps, "gap")}` : "";
+  return `${source.ended ? plural(count, "message") : `the latest ${count.toLocaleString()}, back to ${clock(last.ts)}`}${some}`;
 }
 
 const EMPTY = {

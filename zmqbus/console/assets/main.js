@@ -132,7 +132,11 @@ function search() {
     feed.clear();
     return;
   }
-  showSource(ofSearch(text, regex ? "regex" : "words"));
+  const mode = regex ? "regex" : "words";
+  if (shown.source.query === `${mode} ${text}` && !shown.source.problem) return; // it is there already
+  const source = ofSearch(text, mode);
+  source.query = `${mode} ${text}`;
+  showSource(source);
 }
 $("search-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -187,16 +191,21 @@ keys.setUp([
 
 // --- telling those who do not see it
 
-let told = 0;
+let toldMs = -TELL_MS;
 let untold = 0;
+let telling = 0;
+
+function tell() {
+  telling = 0;
+  toldMs = performance.now();
+  const [newest] = shown.source.items;
+  say($("live"), untold === 1 && newest?.text ? `${newest.name}: ${line(newest.text).slice(0, 120)}` : plural(untold, "new message"));
+  untold = 0;
+}
 on("source", ({ source, fresh }) => {
   if (source !== shown.source || !fresh) return;
   untold += fresh.length;
-  if (performance.now() - told < TELL_MS) return;
-  told = performance.now();
-  const [newest] = source.items;
-  say($("live"), untold === 1 && newest?.text ? `${newest.name}: ${line(newest.text).slice(0, 120)}` : plural(untold, "new message"));
-  untold = 0;
+  telling ||= setTimeout(tell, Math.max(0, toldMs + TELL_MS - performance.now()));
 });
 
 // --- go

@@ -51,6 +51,11 @@ export class Source {
     this.started = false;
     this.problem = null;
     this.tookMs = null;
+    this.gaps = 0; // how many of the lines are none
+  }
+
+  get count() {
+    return this.items.length - this.gaps;
   }
 
   get ended() {
@@ -86,12 +91,17 @@ export class Source {
     const top = newest ? order(newest.at) : [0, -1];
     const fresh = messages.filter((message) => later(order(message.at), top));
     if (!fresh.length) return [];
-    if (gap && this.items.length) this.items.unshift({ gap: fresh[0].at, until: this.items[0].at });
+    gap = gap && this.items.length > 0;
+    if (gap) {
+      this.items.unshift({ gap: fresh[0].at, until: newest.at });
+      this.gaps += 1;
+    }
     // One by one would move all others each time.
     this.items = [...fresh.slice().reverse(), ...this.items];
     if (this.items.length > MAX_ITEMS) {
       this.items.length = MAX_ITEMS;
-      this.before = this.items[MAX_ITEMS - 1].at ?? null;
+      this.before = this.items.findLast((item) => item.at).at;
+      this.gaps = this.items.reduce((count, item) => count + (item.gap ? 1 : 0), 0);
     }
     emit("source", { source: this, added: fresh.length + (gap ? 1 : 0), fresh });
     return fresh;
@@ -109,6 +119,7 @@ export class Source {
       const at = this.items.indexOf(row);
       const done = found.length < page.items.length || page.before === null;
       const rest = done ? [] : [{ gap: page.before, until: row.until }];
+      if (done) this.gaps -= 1;
       this.items = [...this.items.slice(0, at), ...found, ...rest, ...this.items.slice(at + 1)];
     } catch (error) {
       row.loading = false;
