@@ -207,7 +207,8 @@ class Console:
         if token is None:
             if visitor is None:
                 return self.assets.page("door.html", 401, why="none")
-            return self.assets.page("index.html", version=zmqbus.__version__)
+            self.roster.ask_now()  # while the page loads
+            return self.assets.page("index.html")
         verdict = self.links.redeem(token)
         if verdict != "good":
             if visitor is not None:

@@ -134,7 +134,7 @@ class Roster:
             self._changed.notify_all()
 
     def ask_now(self) -> None:
-        """Something was done that changes the answer."""
+        """Something was done that changes the answer, or a page is about to want one."""
         with self._changed:
             self._asked = True
             self._changed.notify_all()
@@ -143,7 +143,7 @@ class Roster:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._ended or self._pages > 0)
+                    self._changed.wait_for(lambda: self._ended or self._pages > 0 or self._asked)
                     if self._ended:
                         return
                     self._asked = False

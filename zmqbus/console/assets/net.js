@@ -43,6 +43,9 @@ async function letIn(fresh) {
   await claiming;
 }
 
+// At once, while the other modules are still being read; whoever asks first waits for it, and hears how it went.
+letIn(false).catch(() => {});
+
 async function ask(path, options, signal) {
   await letIn(false);
   const go = () =>
