@@ -6,6 +6,9 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ import pytest
 
 import zmqbus
 from tests.conftest import RunBin
-from zmqbus import protocol
 from zmqbus.client.launch import broker_pid
 from zmqbus.client.probe import Probe
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
+from zmqbus.process import import_path
 from zmqbus.security import client_keys
 from zmqbus.settings import Settings, load
+
+PATIENCE_S = 90.0
 
 
 def probe(settings: Settings, patience_s: float) -> dict[str, Any]:
@@ -41,14 +46,33 @@ def test_it_tells_what_the_broker_tells(settings: Settings, run_bin: RunBin) -> 
     assert figures["connections"] == 1
 
 
-def test_it_tells_who_is_there(settings: Settings, run_bin: RunBin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LIST_PAGE", 2)
-    with zmqbus.connect("one"), zmqbus.connect("two"), zmqbus.connect("three"), Probe(settings, 90.0) as found:
-        assert sorted(session.name for session in found.sessions()) == ["one", "three", "two"]
-        assert found.figures()["sessions"] == 3
-    with Probe(settings, 90.0) as found:
-        assert found.sessions() == []
-        assert len(found.sessions(everyone=True)) == 3
+def test_it_tells_who_is_there(settings: Settings) -> None:
+    """Also where a list comes in pages: this broker's have two rows."""
+    code = (
+        "import zmqbus.protocol; zmqbus.protocol.LIST_PAGE = 2; from zmqbus.cli import broker; "
+        "broker.main(['--foreground'])"
+    )
+    environ = dict(os.environ, PYTHONPATH=import_path())
+    broker = subprocess.Popen([sys.executable, "-c", code], env=environ, stderr=subprocess.DEVNULL)
+    try:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while broker_pid(settings) != broker.pid:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        with (
+            zmqbus.connect("one"),
+            zmqbus.connect("two"),
+            zmqbus.connect("three"),
+            Probe(settings, PATIENCE_S) as found,
+        ):
+            assert sorted(session.name for session in found.sessions()) == ["one", "three", "two"]
+            assert found.figures()["sessions"] == 3
+        with Probe(settings, PATIENCE_S) as found:
+            assert found.sessions() == []
+            assert len(found.sessions(everyone=True)) == 3
+    finally:
+        broker.terminate()
+        broker.wait(PATIENCE_S)
 
 
 def test_no_broker(settings: Settings) -> None:
