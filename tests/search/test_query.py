@@ -15,7 +15,8 @@ from tests.records import RECORD, ids, line
 from zmqbus.entry import Place, Wanted
 from zmqbus.errors import InvalidPayload
 from zmqbus.journal import Journal
-from zmqbus.record import encode_record
+from zmqbus.record import JournalError, encode_record
+from zmqbus.search import query
 from zmqbus.search.index import Index
 from zmqbus.search.query import MAX_TERMS, Search, parse
 
@@ -167,6 +168,15 @@ def test_too_many_words(path: str) -> None:
     parse(" ".join(["word"] * MAX_TERMS))
     with pytest.raises(InvalidPayload, match="at most"):
         parse(" ".join(["word"] * (MAX_TERMS + 1)))
+
+
+def test_a_sqlite_that_cannot_search(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Journal(path)
+    log.append([line("one000000000", "login")])
+    log.close()
+    monkeypatch.setattr(query, "TOKENIZE", "missing")  # fails where FTS5 itself would be missing
+    with pytest.raises(JournalError, match=r"cannot search texts: .*; use --grep"):
+        list(Search(path, "", "login").entries())
 
 
 def test_repr(path: str) -> None:

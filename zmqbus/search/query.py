@@ -20,6 +20,7 @@ from typing import NamedTuple
 from zmqbus.entry import ALL, Entry, Place, Sieve, Wanted
 from zmqbus.errors import InvalidPayload
 from zmqbus.history import Page, entry_at, lines, numbered, open_numbered
+from zmqbus.record import JournalError
 from zmqbus.search.index import TOKENIZE, Done, Index, IndexFault, Texts, is_of
 
 #: More words than this no text is looked for with; FTS5 would need long for thousands.
@@ -173,6 +174,11 @@ class Search:
             found = memory.execute(
                 "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rowid DESC", (self._query.fts,)
             ).fetchall()
+        except sqlite3.Error as error:
+            # Most likely it was built without FTS5.
+            raise JournalError(
+                f"the SQLite of this python ({sqlite3.sqlite_version}) cannot search texts: {error}; use --grep"
+            ) from None
         finally:
             memory.close()
         return [row[0] for row in found]
