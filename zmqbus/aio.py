@@ -118,9 +118,9 @@ class Bus:
         return asyncio.wrap_future(self._bus.send(target, body, reply_to=reply_to, wait=False))
 
     async def broadcast(
-        self, body: Any, *, topic: str | None = None, project: bool = False, timeout: float = blocking.CONFIRM_S
+        self, body: Any, *, topic: str | None = None, project: bool | str = False, timeout: float = blocking.CONFIRM_S
     ) -> BroadcastReceipt:
-        """Sends to every session, those of a topic, or those of this project."""
+        """Sends to every session, those of a topic, or those of a project."""
         return await _in_thread(partial(self._bus.broadcast, body, topic=topic, project=project, timeout=timeout))
 
     async def reply(self, message: Message, body: Any, *, timeout: float = blocking.CONFIRM_S) -> Receipt:

@@ -207,7 +207,7 @@ class Reader:
         elif segment in self._gone:
             raise _gone(self._path, segment)
         try:
-            return _open_segment(self._path, segment)
+            return open_segment(self._path, segment)
         except SegmentGone:
             self._gone.add(segment)
             raise
@@ -221,7 +221,7 @@ def read(path: str, pointer: Sequence[int]) -> Record:
     if len(pointer) != 4:
         raise _no_pointer(path, pointer)
     segment, offset, length, crc = pointer
-    fd = _open_segment(path, segment)
+    fd = open_segment(path, segment)
     try:
         line = os.pread(fd, length, offset) if _is_within(offset, length, os.fstat(fd).st_size) else b""
     finally:
@@ -235,7 +235,9 @@ def _is_within(offset: int, length: int, size: int) -> bool:
     return offset >= 0 and 0 < length <= size - offset
 
 
-def _open_segment(path: str, segment: int) -> int:
+def open_segment(path: str, segment: int) -> int:
+    """A descriptor of the segment with this serial, whatever its name is now. Raises `SegmentGone` if there is none
+    any more, `JournalError` if there is none yet."""
     newest = 0
     for found in surveys(path):
         newest = newest_serial(found)
@@ -363,7 +365,8 @@ def recent(path: str, *, records: int, limit_bytes: int) -> dict[str, Earlier]:
                     continue  # renamed since the survey
                 searched.add(serial)
                 size = os.fstat(fd).st_size
-                for head in _heads_back(fd, max(0, size - limit_bytes), size):
+                for _, _, line in lines_back(fd, max(0, size - limit_bytes), size):
+                    head = line[:HEAD_BYTES]
                     seen = None if is_of_work(head) else glance(head)
                     if seen is None:
                         continue
@@ -380,8 +383,9 @@ def recent(path: str, *, records: int, limit_bytes: int) -> dict[str, Earlier]:
     return dict(reversed(newest_first.items()))
 
 
-def _heads_back(fd: int, floor: int, end: int) -> Iterator[bytes]:
-    """The lines that lie between `floor` and `end`, the last one first; of each `HEAD_BYTES` at most."""
+def lines_back(fd: int, floor: int, end: int) -> Iterator[tuple[int, int, bytes]]:
+    """The lines that lie between `floor` and `end`, the last one first: where each begins, how long it is without its
+    newline, and its bytes; of a line that does not fit a piece no more than the first `HEAD_BYTES`."""
     end = find_back(fd, end, b"\n", floor) + 1
     while end > floor:
         start = max(floor, end - PIECE_BYTES)
@@ -389,8 +393,10 @@ def _heads_back(fd: int, floor: int, end: int) -> Iterator[bytes]:
         if len(piece) < end - start:
             return  # cut meanwhile
         first, *others = piece[:-1].split(b"\n")
+        at = end
         for line in reversed(others):
-            yield line[:HEAD_BYTES]
+            at -= len(line) + 1
+            yield at, len(line), line
         end = start + len(first) + 1
         if others:
             continue  # the first line may have begun before the piece, so it is left to the next one
@@ -399,7 +405,8 @@ def _heads_back(fd: int, floor: int, end: int) -> Iterator[bytes]:
             if floor and os.pread(fd, 1, floor - 1) != b"\n":
                 return
             line_start = floor
-        yield os.pread(fd, min(HEAD_BYTES, end - 1 - line_start), line_start)
+        length = end - 1 - line_start
+        yield line_start, length, first if line_start == start else os.pread(fd, min(HEAD_BYTES, length), line_start)
         end = line_start
 
 

@@ -208,9 +208,8 @@ def glance(head: bytes) -> tuple[str, str, str | None] | None:
     """
     match = _head().match(head)
     if match is not None:
-        msg_id, from_session, to = match.groups()
         try:
-            return _unquoted(msg_id), _unquoted(from_session), None if to is None else _unquoted(to)
+            return _unquoted(match["id"]), _unquoted(match["from"]), _nullable(match["session"])
         except ValueError:
             return None
     # Nothing that `encode_record` has made; another release may have put the keys in another order.
@@ -221,18 +220,90 @@ def glance(head: bytes) -> tuple[str, str, str | None] | None:
     return record.msg_id, record.from_session, record.to_session_id
 
 
+class Head(NamedTuple):
+    """The short fields of a record, and where its body begins: what can be told without reading that."""
+
+    ts: float
+    msg_id: str
+    kind: Kind
+    from_session: str
+    from_name: str
+    from_label: str | None
+    to: str
+    to_session_id: str | None
+    reply_to: str | None
+    fmt: BodyFormat
+    body_at: int  # where in the line its body begins, as JSON or base64, up to the next quote
+
+
+def decode_head(head: bytes) -> Head | None:
+    """The short fields of the record that begins so; None if none does, or if `encode_record` has not made it.
+
+    `head` is a line, or the first `HEAD_BYTES` of a longer one.
+    """
+    match = _whole_head().match(head)
+    if match is None:
+        return None
+    try:
+        return Head(
+            _parse_ts(match["ts"].decode()),
+            _unquoted(match["id"]),
+            match["kind"].decode(),  # type: ignore[arg-type]  # the pattern takes no other
+            _unquoted(match["from"]),
+            _unquoted(match["name"]),
+            _nullable(match["label"]),
+            _unquoted(match["to"]),
+            _nullable(match["session"]),
+            _nullable(match["answers"]),
+            match["fmt"].decode() if match["fmt"] else "text",  # type: ignore[arg-type]
+            match.end(),
+        )
+    except ValueError:
+        return None
+
+
+def as_text(fmt: str, body: bytes) -> str:
+    """A body as something to read: a text as it is, values in Python's notation, bytes by their number."""
+    if fmt == "text":
+        return body.decode("utf-8", "replace")
+    if fmt == "msgpack":
+        import msgpack  # not on everybody's path
+
+        try:
+            return repr(msgpack.unpackb(body, strict_map_key=False))
+        except Exception:  # whatever msgpack raises for what is not msgpack: it is shown as bytes
+            pass
+    return f"<{len(body)} bytes>"
+
+
+#: What a JSON string may hold between its quotes. There is one way only to match it, so no string makes it slow.
+STRING = rb'[^"\\\x00-\x1f]*(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*)*'
+
+
+def _fields() -> bytes:
+    """A pattern for the fields before the text, as `encode_record` writes them."""
+    kinds = "|".join(_KINDS).encode()
+    return (
+        rb'\{"ts":"(?P<ts>[0-9]{4}-[0-9T:.-]{1,30}Z)","msg_id":"(?P<id>%s)","kind":"(?P<kind>%s)","from":"(?P<from>%s)",'
+        rb'"from_name":"(?P<name>%s)","from_label":(?:null|"(?P<label>%s)"),"to":"(?P<to>%s)",'
+        rb'"to_session_id":(?:null|"(?P<session>%s)"),' % (STRING, kinds, *(STRING,) * 5)
+    )
+
+
+# Made when they are needed, for that takes 1 ms.
 @lru_cache(maxsize=1)
 def _head() -> re.Pattern[bytes]:
-    """The fields before the text, as `encode_record` writes them. Made when it is needed, for that takes 1 ms."""
-    # A JSON string, without what none contains. There is one way only to match it, so no string makes it slow.
-    content = rb'[^"\\\x00-\x1f]*(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*)*'
-    kept, passed = b'"(%s)"' % content, b'"%s"' % content
-    kinds = "|".join(_KINDS).encode()
-    return re.compile(
-        rb'\{"ts":"[0-9]{4}-[0-9T:.-]{1,30}Z","msg_id":%s,"kind":"(?:%s)","from":%s,"from_name":%s,'
-        rb'"from_label":(?:null|%s),"to":%s,"to_session_id":(?:null|%s),"'
-        % (kept, kinds, kept, passed, passed, passed, kept)
-    )
+    return re.compile(_fields() + b'"')
+
+
+@lru_cache(maxsize=1)
+def _whole_head() -> re.Pattern[bytes]:
+    body = rb'(?:"fmt":"(?P<fmt>msgpack|bytes)","text":"","data":"|"text":")'
+    return re.compile(_fields() + rb'(?:"reply_to":"(?P<answers>%s)",)?' % STRING + body)
+
+
+def _nullable(string: bytes | None) -> str | None:
+    return None if string is None else _unquoted(string)
 
 
 def _unquoted(string: bytes) -> str:

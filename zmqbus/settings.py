@@ -70,6 +70,11 @@ class Paths(NamedTuple):
         return os.path.join(self.data_dir, "mailboxes.sqlite3")
 
     @property
+    def search_index(self) -> str:
+        """The index of all texts, an SQLite database made out of the log."""
+        return os.path.join(self.data_dir, "search.sqlite")
+
+    @property
     def broker_log(self) -> str:
         """What the broker has to say about itself."""
         return os.path.join(self.data_dir, "broker.log")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 import zmq
 
 from zmqbus import codec, protocol, security
+from zmqbus.broker import indexer
 from zmqbus.broker.server import DRAIN_MESSAGES, Server
 from zmqbus.errors import PortHeld
+from zmqbus.search.index import Index
 from zmqbus.settings import Settings, load
 
 DEADLINE_MS = 90_000
@@ -258,3 +261,49 @@ def test_only_marks_are_taken_from_the_subscribers(served):
         if connection.attached:
             break
     assert connection.attached
+
+
+# --- the search index, beside it
+
+
+def _turn_until_indexed(served: Served, condition: Any) -> None:
+    deadline_s = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline_s
+        served.server._ticked_s = 0.0
+        served.server._indexing._look_due_s = min(served.server._indexing._look_due_s, time.monotonic())
+        served.turn(5)
+
+
+def _speak(served: Served, peer: zmq.Socket[bytes], msg_id: str, text: str) -> Any:
+    peer.send_multipart(codec.encode([protocol.Send(msg_id, protocol.Scope.ALL, "", 0, None, False, text.encode())]))
+    return served.hear(peer)[0]
+
+
+def test_the_search_index_is_kept_up_to_date(served, monkeypatch):
+    monkeypatch.setattr(indexer, "GROWTH_BYTES", 1000)
+    peer = served.enter(role=0, name="alice")
+    assert isinstance(_speak(served, peer, "aaaaaaaaaaaa", "apple " + "x" * 2000), protocol.Tally)
+    path = served.settings.paths.search_index
+
+    def is_indexed() -> bool:
+        index = Index.look(path)
+        if index is None:
+            return False
+        with index:
+            return any(list(index.matches(serial, "apple", 2**62)) for serial in index.segments())
+
+    _turn_until_indexed(served, is_indexed)
+
+
+def test_an_index_that_cannot_be_written_is_said_once_and_stops_nothing(served, monkeypatch):
+    monkeypatch.setattr(indexer, "GROWTH_BYTES", 1000)
+    os.mkdir(served.settings.paths.search_index, 0o700)
+    said: list[str] = []
+    monkeypatch.setattr(served.server._indexing, "_report", said.append)
+    peer = served.enter(role=0, name="alice")
+    _speak(served, peer, "aaaaaaaaaaaa", "x" * 2000)
+    _turn_until_indexed(served, lambda: bool(said))
+    assert isinstance(_speak(served, peer, "bbbbbbbbbbbb", "x" * 2000), protocol.Tally)
+    assert len(said) == 1
+    assert "search.sqlite is not a file" in said[0]

@@ -29,6 +29,8 @@ from zmqbus.session.state import (
     SessionState,
     find_away,
     find_session,
+    is_listening,
+    leftovers,
     load_state,
     reap,
 )
@@ -901,3 +903,43 @@ def test_module_is_cheap_to_import() -> None:
         "hashlib",
     }
     assert not heavy & set(done.stdout.split())
+
+
+# --- looking without touching ---
+
+
+def test_leftovers_are_what_reap_would_remove_and_the_state_of_dead_listeners(data: str) -> None:
+    dead, reused, alive, locked = Process(11, "1"), Process(12, "1"), Process(13, "1"), Process(14, "1")
+    for owner in (dead, reused, alive):
+        leave_stale(data, owner)
+    for name in ("11.session.tmp", "11.shown", "13.shown", "14.shown", "notes.session"):
+        path_of(data, name).touch(0o600)
+    table = Table(alive, reused._replace(started="2"))
+    with ListenerLock.acquire(data, locked) as lock:
+        lock.write_state(state_of(locked))
+        before = sorted(os.listdir(data + "/clients"))
+        found = leftovers(data, table)
+        assert sorted(os.listdir(data + "/clients")) == before
+        assert is_listening(data, 14)
+        assert not is_listening(data, 13)
+        assert sorted(reap(data, table)) == [name for name in found if name != "13.session"]
+        assert "13.session" in found
+        assert leftovers(data, table) == ["13.session"]
+
+
+def test_leftovers_of_an_owner_without_a_lock_file(data: str) -> None:
+    leave_stale(data, OWNER)
+    path_of(data, "4711.lock").unlink()
+    assert leftovers(data, Table()) == ["4711.session"]
+    assert not path_of(data, "4711.lock").exists()
+
+
+def test_leftovers_that_are_not_private_are_left_out(data: str) -> None:
+    leave_stale(data, OWNER)
+    path_of(data, "4711.lock").chmod(0o644)
+    assert leftovers(data, Table()) == []
+
+
+def test_no_clients_no_leftovers(tmp_path: Path) -> None:
+    assert leftovers(str(tmp_path)) == []
+    assert not is_listening(str(tmp_path), 1)

@@ -60,6 +60,7 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
+from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS, ref_of
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
@@ -98,6 +99,12 @@ BUSY_TICK_S = 0.1
 QUIET_TICK_S = 2.0
 
 
+def _is_busy(now: Instant, mailbox: Mailbox) -> bool:
+    """Whether the consumer has not taken its messages for a while."""
+    oldest_s = mailbox.oldest_s()
+    return oldest_s is not None and now.mono_s - oldest_s >= BUSY_STATE_S
+
+
 class BrokerCore:
     """The broker without its sockets. Not thread-safe; `handle` is the only way in."""
 
@@ -122,6 +129,7 @@ class BrokerCore:
         self._store = store
         self._new_token = new_token
         self._out = Outbox()
+        self.shell_figures: Callable[[], tuple[tuple[str, int], ...]] = tuple  #: what the shell counts
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
         self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before, last_id)
@@ -183,6 +191,7 @@ class BrokerCore:
             case Unreachable(route):
                 self._unreachable(now, route)
             case Malformed(route, reason):
+                self._out.counts.refuse(ProtocolError.code)
                 self._out.reply(route, protocol.Refused("", ProtocolError.code, reason))
         self.pool.flush()
         return self._out.take()
@@ -475,11 +484,7 @@ class BrokerCore:
         self._out.reply(who.route, protocol.Sessions(wanted.ref, rows, more))
 
     def _row(self, now: Instant, session: Session) -> protocol.Session:
-        if session.conn is None:
-            state = "away"
-        else:
-            oldest_s = session.mailbox.oldest_s()
-            state = "busy" if oldest_s is not None and now.mono_s - oldest_s >= BUSY_STATE_S else "live"
+        state = "away" if session.conn is None else "busy" if _is_busy(now, session.mailbox) else "live"
         return protocol.Session(
             session.name,
             session.label,
@@ -537,17 +542,28 @@ class BrokerCore:
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
         assert self._started is not None
+        boxes = [session.mailbox for session in self.registry.sessions.values()]
+        under_way, under_way_bytes = self.delivery.under_way()
         figures = (
             ("release", self.release),
+            ("protocol", protocol.VERSION),
             ("epoch", self.epoch),
             ("uptime_s", int(now.mono_s - self._started.mono_s)),
             ("sessions", sum(1 for _ in self.registry.live())),
+            ("busy", sum(_is_busy(now, session.mailbox) for session in self.registry.live())),
             ("away", sum(1 for s in self.registry.reachable() if s.conn is None)),
             ("connections", len(self.registry.connections)),
             ("accepted", self.intake.accepted),
-            ("unread", sum(session.mailbox.total for session in self.registry.sessions.values())),
+            ("unread", sum(box.total for box in boxes)),
+            ("unread_bytes", sum(box.total_bytes for box in boxes)),
+            ("longest_mailbox", max((box.total for box in boxes), default=0)),
+            ("under_way", under_way),
+            ("under_way_bytes", under_way_bytes),
+            ("untold", self.delivery.unsettled),
             ("broadcasts", self.delivery.bcast),
             *self.pool.figures(),
+            *self._out.counts.figures(),
+            *self.shell_figures(),
             *((("notices", "; ".join(self.notices)),) if self.notices else ()),
         )
         self._out.reply(who.route, protocol.Health(status.ref, figures))

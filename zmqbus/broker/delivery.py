@@ -87,6 +87,10 @@ class Delivery:
         """Messages whose senders have not been told what became of them."""
         return len(self._open)
 
+    def under_way(self) -> tuple[int, int]:
+        """Messages that are sent and not acknowledged, and the bytes of credit that they use."""
+        return sum(len(box.window) for box in self._active), sum(box.window_bytes for box in self._active)
+
     @property
     def waits(self) -> bool:
         """Whether time alone may change something here: a message is under way."""
@@ -320,6 +324,7 @@ class Delivery:
         done = mailbox.acknowledge(ack.seq, ack.bcasts)
         if not done:
             return
+        self._out.counts.taken += len(done)
         told: dict[bytes, list[str]] = {}
         for item in done:
             if item.told:
@@ -345,11 +350,13 @@ class Delivery:
         for item in owed:
             if item.bcast <= last and not item.resent:
                 item.resent = True
+                self._out.counts.broadcasts_resent += 1
                 self._deliver(now, who, item, resent=True)
         self._out.reply(who.route, protocol.Beat(self._epoch, self.bcast, tuple(item.bcast for item in owed)))
 
     def refuse(self, who: Connection, refused: protocol.Refused) -> None:
         """A message is not accepted, and will not be."""
+        self._out.counts.refuse(refused.code)
         self._out.reply(who.route, refused)
         if refused.ref not in self._fates and refused.ref not in self._open:
             self._remember_refused(refused, who.sender_id)
@@ -364,6 +371,7 @@ class Delivery:
             return False
         if who.sender_id != known.sender_id:
             raise ProtocolError("a message id that another session has used")
+        self._out.counts.repeated += 1
         if not isinstance(known, Fate):
             known.origin = who.route
         elif isinstance(known.answer, protocol.Receipt):
@@ -375,6 +383,7 @@ class Delivery:
     # --- what senders hear
 
     def _settle_delivered(self, route: bytes, who: Connection, msg_ids: list[str]) -> None:
+        self._out.counts.delivered += len(msg_ids)
         receipt = protocol.Receipt(State.DELIVERED, who.sender_id, who.sender_name, 0, tuple(msg_ids))
         self._out.reply(route, receipt)
         fate: Fate | None = None
@@ -415,6 +424,7 @@ class Delivery:
                 self._count(item.tally, delivered=False)
                 continue
             msg_id = item.entry.msg_id
+            self._out.counts.queued += 1
             receipt = protocol.Receipt(state, session.session_id, session.name, away_s, (msg_id,))
             self._open.pop(msg_id, None)
             self._remember(msg_id, Fate(item.sender_id, receipt))
@@ -433,6 +443,7 @@ class Delivery:
             item.told = True
             session.mailbox.retract(item)
             refused = protocol.Refused(item.entry.msg_id, BrokerUnavailable.code, reason)
+            self._out.counts.refuse(refused.code)
             tally = item.tally
             if tally is None:
                 self._open.pop(item.entry.msg_id, None)
@@ -461,8 +472,10 @@ class Delivery:
         tally.remaining -= 1
         if delivered:
             tally.delivered += 1
+            self._out.counts.delivered += 1
         else:
             tally.queued += 1
+            self._out.counts.queued += 1
         if not tally.remaining:
             self._settle_tally(tally)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from zmqbus import protocol
+from zmqbus.broker.counts import Counts
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Pointer
 from zmqbus.record import Record
@@ -130,6 +131,7 @@ class Outbox:
     def __init__(self) -> None:
         self._effects: list[Effect] = []
         self.appended = 0  #: records since the journal's last answer
+        self.counts = Counts()
 
     def __repr__(self) -> str:
         return f"<Outbox of {len(self._effects)}>"
@@ -151,7 +153,9 @@ class Outbox:
 
     def refuse(self, route: bytes, ref: str, error: ZmqbusError) -> None:
         """Tells one connection that something is not done, and why. `ref`: see `protocol.Refused`."""
-        self._effects.append(Reply(route, protocol.Refused(ref, getattr(error, "wire_code", error.code), str(error))))
+        code = getattr(error, "wire_code", error.code)
+        self.counts.refuse(code)
+        self._effects.append(Reply(route, protocol.Refused(ref, code, str(error))))
 
     def note(self, text: str) -> None:
         """A line for broker.log."""

@@ -367,6 +367,7 @@ class Intake:
         """What was staged is in the log, at these places, and goes out."""
         for message, pointer in zip(self._unstage(), pointers, strict=True):
             self.accepted += 1
+            self._out.counts.accepted_bytes += len(message.send.body)
             self._last_id = message.send.msg_id
             self._dispatch(now, message, _entry(now, message, pointer))
 

@@ -146,6 +146,11 @@ class Mailbox:
         """Messages that are not acknowledged."""
         return len(self.window) + self._backlog
 
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of credit that the messages under way use."""
+        return self._window_bytes
+
     def restore(self, box: Box) -> None:
         """Takes up what an earlier broker left in the store."""
         self._backlog = box.messages

@@ -127,6 +127,7 @@ class Pool:
         """What STATUS tells of it."""
         return (
             ("workers", len(self._workers)),
+            ("groups", len(self._board.groups)),
             ("requests_waiting", self._board.waiting),
             ("requests_in_hand", sum(len(worker.hand) for worker in self._workers.values())),
             ("requests_redispatched", self.redispatched),
@@ -425,6 +426,7 @@ class Pool:
 
     def _enter(self, request: Request) -> None:
         """A request may be handed out. A worker may have it already, or may yet turn out to have it."""
+        self._out.counts.requests_accepted += 1
         claim = self.aftermath.settle(request.msg_id) if request.again else None
         if claim is not None:
             worker, answered = claim
@@ -443,10 +445,13 @@ class Pool:
         conn = request.caller.conn
         self._remove(request)
         if conn is not None:
+            if told.__class__ is protocol.Result:
+                self._out.counts.requests_answered += 1
             self._out.reply(conn.route, told)
 
     def _fail(self, request: Request, error: ZmqbusError, *, remember: bool = False) -> None:
         refused = protocol.Refused(request.msg_id, error.code, str(error))
+        self._out.counts.refuse(refused.code)
         self._end(request, refused)
         if remember:
             self._remember(request, refused)

@@ -33,6 +33,7 @@ import zmqbus
 from zmqbus import codec, frames, protocol, security
 from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
+from zmqbus.broker.indexer import Keeper
 from zmqbus.broker.store import StoreError
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal import Journal
@@ -154,6 +155,8 @@ class Server:
                 f"{paths.database} was gone, and was begun anew: sessions and unread messages are not known any more; "
                 "the texts of all messages are still in messages.log"
             )
+        self._indexing = Keeper(self._settings, self._log.warning)
+        self._closing.callback(self._indexing.close)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._closing.callback(context.term)
         self._zap = security.ZapHandler(context, keys.allowed_clients)
@@ -179,6 +182,7 @@ class Server:
             owner_lives=_owner_lives,
             last_id=last_id,
         )
+        self._core.shell_figures = lambda: (("handshakes_refused", self._zap.refused),)
         self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
         for socket_ in (self._router, self._publisher, self._zap.socket):
@@ -250,6 +254,7 @@ class Server:
         if now.mono_s - self._ticked_s >= TICK_S:
             self._ticked_s = now.mono_s
             self._do(self._core.handle(now, events.Tick()))
+            self._indexing.tick(now.mono_s)
         if self._records and self._core.may_speak_first:
             self._send_all(now)
         self._write_journal(now)

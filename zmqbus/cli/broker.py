@@ -7,7 +7,7 @@ import sys
 import time
 
 from zmqbus import protocol
-from zmqbus.cli.common import FAILED, Parser, fail, print_json, settings_of_session
+from zmqbus.cli.common import FAILED, Parser, broker_figures, fail, print_json, settings_of_session
 from zmqbus.client import launch
 from zmqbus.client.command import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
@@ -55,14 +55,10 @@ def _run_here(settings: Settings) -> int:
 
 
 def _status(settings: Settings, *, as_json: bool) -> int:
-    pid = launch.broker_pid(settings)
-    if pid is None:
+    figures = broker_figures(settings)
+    if figures is None:
         print_json(None) if as_json else print(f"no broker runs on port {settings.port}")
         return FAILED
-    with observer(settings) as bus:
-        health = bus.request(protocol.Status)
-    assert isinstance(health, protocol.Health)
-    figures = {"pid": pid, "port": settings.port, **dict(health.figures)}
     if as_json:
         print_json(figures)
     else:

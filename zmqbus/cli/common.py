@@ -13,8 +13,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from zmqbus.client import core
-from zmqbus.client.command import CommandBus
+from zmqbus import protocol
+from zmqbus.client import core, launch
+from zmqbus.client.command import CommandBus, observer
 from zmqbus.errors import NotConnected, Timeout, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.protocol import Role
@@ -116,6 +117,18 @@ def read_as_session(settings: Settings) -> CommandBus:
         return act_as_session(settings)[1]
     cwd = os.getcwd()
     return act_as(settings, *away, cwd, find_project(cwd))
+
+
+def broker_figures(settings: Settings) -> dict[str, Any] | None:
+    """What the broker on the settings' port tells of itself, its pid and port first; None: there is none, and none is
+    started for this. Raises the `BrokerError` that stands in the way."""
+    pid = launch.broker_pid(settings)
+    if pid is None:
+        return None
+    with observer(settings) as bus:
+        health = bus.request(protocol.Status)
+    assert isinstance(health, protocol.Health)
+    return {"pid": pid, "port": settings.port, **dict(health.figures)}
 
 
 def print_json(value: Any) -> None:

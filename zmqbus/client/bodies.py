@@ -6,12 +6,13 @@ bodies end up have one copy of it, and the broker does not carry it twice.
 
 from __future__ import annotations
 
-import msgpack
-
-from zmqbus import naming, protocol, readback
+from zmqbus import naming, protocol, readback, record
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
 from zmqbus.protocol import Format, Scope
+
+#: The log's words for the formats that can be read.
+_WORDS: dict[int, str] = {Format.TEXT: "text", Format.MSGPACK: "msgpack"}
 
 
 def from_text(text: str | bytes, *, to_many: bool) -> bytes:
@@ -39,8 +40,7 @@ def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> 
     """The whole body, from the message or from the journal. Raises `JournalError` if it is not there."""
     if message.pointer is None:
         return message.body
-    record = readback.read(log_path, readback.Pointer(*message.pointer))
-    return record.body
+    return readback.read(log_path, readback.Pointer(*message.pointer)).body
 
 
 def audience(message: Incoming) -> str | None:
@@ -56,12 +56,5 @@ def audience(message: Incoming) -> str | None:
 
 
 def as_text(fmt: int, body: bytes) -> str:
-    """A body as something to read: a text as it is, values in Python's notation, bytes by their number."""
-    if fmt == Format.TEXT:
-        return body.decode("utf-8", "replace")
-    if fmt == Format.MSGPACK:
-        try:
-            return repr(msgpack.unpackb(body, strict_map_key=False))
-        except Exception:  # whatever msgpack raises for what is not msgpack: it is shown as bytes
-            pass
-    return f"<{len(body)} bytes>"
+    """A body as something to read; see `record.as_text`."""
+    return record.as_text(_WORDS.get(fmt, ""), body)

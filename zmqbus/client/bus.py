@@ -248,21 +248,22 @@ class Bus:
         return self._confirmed(future, timeout) if wait else future
 
     def broadcast(
-        self, body: Any, *, topic: str | None = None, project: bool = False, timeout: float = CONFIRM_S
+        self, body: Any, *, topic: str | None = None, project: bool | str = False, timeout: float = CONFIRM_S
     ) -> BroadcastReceipt:
-        """Sends to every session, those that joined a topic, or those of this project; waits for the count.
+        """Sends to every session, those that joined a topic, or those of a project (True: this one; or its path, as
+        `sessions` tells it); waits for the count.
 
         Guarantee: it reaches every session that was connected or away when it was accepted, once each; `full` in the
         receipt names those that had no room. Raises `RateLimited` over 60 a minute, `TextTooLong` over 256 KiB, and as
         `send`.
         """
-        if topic is not None and project:
+        if topic is not None and project is not False:
             raise ValueError("a broadcast goes to a topic or to the project, not to both")
         scope, target = Scope.ALL, ""
         if topic is not None:
             scope, target = Scope.TOPIC, naming.check_name(topic, "topic")
-        elif project:
-            scope, target = Scope.PROJECT, find_project(os.getcwd())
+        elif project is not False:
+            scope, target = Scope.PROJECT, find_project(os.getcwd()) if project is True else project
         _, future = self._speaker.send(scope, target, *encode(body, to_many=True))
         receipt: BroadcastReceipt = self._confirmed(future, timeout)
         return receipt

@@ -305,6 +305,54 @@ def reap(data_dir: str, table: ProcessTable | None = None) -> list[str]:
     return removed
 
 
+def leftovers(data_dir: str, table: ProcessTable | None = None) -> list[str]:
+    """The names of the files that `reap` would remove, and of state files that a dead listener left. Removes nothing.
+
+    What is not private is left out.
+    """
+    paths = Paths(data_dir)
+    try:
+        names = sorted(os.listdir(paths.clients))
+    except OSError:
+        return []
+    found: list[str] = []
+    dead: dict[int, bool] = {}
+    for name in names:
+        match = _OWNED.fullmatch(name)
+        if match is None:
+            continue
+        pid = int(match[1])
+        try:
+            if pid not in dead:
+                dead[pid] = _is_abandoned(data_dir, pid, table or this_machine())
+            stale = name.startswith(f"{pid}{_STATE}") and not _is_held(_file(paths, pid, _LOCK))
+        except (Unauthorized, NotConnected):
+            continue
+        if dead[pid] or stale:
+            found.append(name)
+    return found
+
+
+def _is_abandoned(data_dir: str, pid: int, table: ProcessTable) -> bool:
+    """Whether the owner has died, and no listener is there any more."""
+    path = _file(Paths(data_dir), pid, _LOCK)
+    if _is_held(path):
+        return False
+    try:
+        fd = open_file(path, os.O_RDONLY)
+    except FileNotFoundError:
+        fd = os.open(os.devnull, os.O_RDONLY)
+    try:
+        return not _owner_lives(data_dir, pid, fd, table)
+    finally:
+        os.close(fd)
+
+
+def is_listening(data_dir: str, owner_pid: int) -> bool:
+    """Whether a listener of this owner lives. Raises `Unauthorized` where others could have made its lock."""
+    return _is_held(_file(Paths(data_dir), owner_pid, _LOCK))
+
+
 # --- sessions, live and stale -----------------------------------------------------------------------------------
 
 

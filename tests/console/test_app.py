@@ -1,0 +1,374 @@
+"""What the page can ask for, without a network and without a broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.console.conftest import PORT, Answer, Asked, log_in, put
+from tests.records import RECORD, ids
+from zmqbus.client.messages import BroadcastReceipt, Receipt
+from zmqbus.console.app import ASSETS_DIR, MAX_PAGE, MAX_SMALL_BYTES, SLICE_CHARS, Assets, Console
+from zmqbus.console.guard import MAX_POST_BYTES, cookie_name
+from zmqbus.console.tickets import LINK_S, Links, mint
+from zmqbus.errors import UnknownPeer
+from zmqbus.session.state import SessionState
+
+SECRET = b"s" * 32
+#: All that the page loads, in total.
+MAX_ASSETS_BYTES = 300 * 1024
+
+
+class FakeVoice:
+    """Says what it was asked to send."""
+
+    session_id = "123e4567-e89b-42d3-a456-426614174000"
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Any, ...]] = []
+
+    def watched_by(self, pages: int) -> None:
+        pass
+
+    def send(self, target: str, text: str, reply_to: str | None) -> Receipt:
+        if target == "nobody":
+            raise UnknownPeer("there is no session 'nobody'; see: zmqbus list")
+        self.said.append((target, text, reply_to))
+        return Receipt("abcdefgh", "delivered", target, "id", False, 0)
+
+    def broadcast(self, text: str, *, topic: str | None = None, project: str | None = None) -> BroadcastReceipt:
+        self.said.append((topic, project, text))
+        return BroadcastReceipt("abcdefgh", 2, 1, ("full-one",))
+
+
+@pytest.fixture
+def voice() -> FakeVoice:
+    return FakeVoice()
+
+
+@pytest.fixture
+def ended() -> list[SessionState]:
+    return []
+
+
+@pytest.fixture
+def app(settings: Any, voice: FakeVoice, ended: list[SessionState]) -> Iterator[Console]:
+    def disconnect(state: SessionState) -> str:
+        ended.append(state)
+        return "disconnected"
+
+    console = Console(settings, PORT, Links(SECRET), disconnect, voice=voice)  # type: ignore[arg-type]
+    yield console
+
+
+@pytest.fixture
+def stranger(app: Console) -> Asked:
+    return Asked(app.app)
+
+
+@pytest.fixture
+def ask(app: Console) -> Asked:
+    return log_in(Asked(app.app), mint(SECRET, time.time()))
+
+
+def refused(answer: Answer, status: int, code: str) -> str:
+    assert (answer.status, answer.json["error"]["code"]) == (status, code), answer
+    text: str = answer.json["error"]["text"]
+    assert text and "Traceback" not in text
+    return text
+
+
+# --- in -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_lets_in_once_and_leads_to_the_page_without_it(stranger: Asked) -> None:
+    token = mint(SECRET, time.time())
+    answer = stranger("GET", f"/?token={token}", headers={"sec-fetch-site": "none"})
+    assert (answer.status, answer.headers["location"]) == (303, "/")
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith(f"{cookie_name(PORT)}=")
+    for part in ("HttpOnly", "SameSite=strict", "Path=/", "Max-Age="):
+        assert part in cookie
+    assert "Domain" not in cookie
+    again = stranger("GET", f"/?token={token}", headers={"sec-fetch-site": "none"})
+    assert again.status == 401 and b'data-why="used"' in again.body and "set-cookie" not in again.headers
+
+
+def test_old_and_wrong_links_say_how_to_get_another(stranger: Asked) -> None:
+    for token, why in ((mint(SECRET, time.time() - LINK_S - 2), "expired"), ("x" * 40, "unknown"), ("", "unknown")):
+        answer = stranger("GET", f"/?token={token}", headers={"sec-fetch-site": "none"})
+        assert answer.status == 401 and f'data-why="{why}"'.encode() in answer.body
+        assert b"zmqbus console --link" in answer.body
+    answer = stranger("GET", "/")
+    assert answer.status == 401 and b'data-why="none"' in answer.body
+
+
+def test_what_stands_in_a_link_never_comes_into_the_page(stranger: Asked) -> None:
+    answer = stranger("GET", "/?token=%22%3E%3Cscript%3Ealert(1)%3C/script%3E&x=%3Cb%3E")
+    assert answer.status == 401 and b"alert" not in answer.body
+
+
+def test_from_another_page_the_door_leads_on_by_itself(stranger: Asked) -> None:
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    answer = stranger("GET", f"/?token={mint(SECRET, time.time())}", headers=headers)
+    assert (answer.status, answer.headers["refresh"]) == (200, "0; url=/")
+    assert "set-cookie" in answer.headers
+
+
+def test_who_is_in_sees_the_page_and_may_use_the_link_again(ask: Asked) -> None:
+    answer = ask("GET", "/")
+    assert answer.status == 200 and b"/assets/main.js" in answer.body
+    assert ask("GET", "/?token=old").status == 303
+
+
+def test_the_key_is_not_given_out_later(app: Console, ask: Asked) -> None:
+    visitor = app.visitors.find(ask.cookie)
+    assert visitor is not None
+    visitor.since_s -= 3600
+    refused(ask("POST", "/api/hello"), 401, "not_in")
+    assert ask("GET", "/api/messages").status == 200, "who has it goes on"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_small_and_asks_nobody_else() -> None:
+    assert 0 < len(Assets()) < MAX_ASSETS_BYTES
+    known = set(os.listdir(ASSETS_DIR))
+    for name in known:
+        text = Path(ASSETS_DIR, name).read_text("utf-8")
+        links = re.findall(r"""(?:src|href)="(/?[^"#]+)"|from "(\./[^"]+)"|url\(([^)]+)\)""", text)
+        for link in (next(filter(None, found)) for found in links):
+            assert link == "/" or os.path.basename(link) in known, (name, link)
+        outside = re.findall(r"""https?://[^\s"'`]+""", text)
+        assert all(one.startswith("http://www.w3.org/") for one in outside), (name, outside)
+
+
+def test_no_script_makes_markup() -> None:
+    for name in os.listdir(ASSETS_DIR):
+        text = Path(ASSETS_DIR, name).read_text("utf-8")
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "DOMParser",
+        ):
+            assert word not in text, (name, word)
+        if name.endswith(".html"):
+            assert not re.search(r"<script(?![^>]* src=)|\son[a-z]+=|style=|<style|javascript:", text), name
+
+
+def test_all_modules_are_loaded_at_once() -> None:
+    page = Path(ASSETS_DIR, "index.html").read_text("utf-8")
+    scripts = {name for name in os.listdir(ASSETS_DIR) if name.endswith(".js")}
+    assert set(re.findall(r'"/assets/([a-z]+\.js)"', page)) == scripts
+
+
+def test_files_are_not_sent_twice(stranger: Asked) -> None:
+    first = stranger("GET", "/assets/main.js")
+    assert first.status == 200 and first.headers["content-type"].startswith("text/javascript")
+    second = stranger("GET", "/assets/main.js", headers={"if-none-match": first.headers["etag"]})
+    assert (second.status, second.body) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/assets/../app.py",
+        "/assets/..%2fapp.py",
+        "/assets/....//app.py",
+        "/assets/%2e%2e/app.py",
+        "/assets//etc/passwd",
+        "/assets/\\..\\app.py",
+        "/assets/main.js/..",
+        "/assets/index.html",
+        "/assets/",
+        "/assets/main.js%00.css",
+        "/app.py",
+        "/../../../../etc/passwd",
+    ],
+)
+def test_there_is_no_way_to_other_files(stranger: Asked, ask: Asked, path: str) -> None:
+    for who in (stranger, ask):
+        answer = who("GET", path)
+        assert answer.status == 404 and b"import" not in answer.body and b"root:" not in answer.body
+
+
+# --- looking --------------------------------------------------------------------------------------------------------
+
+
+def test_the_history_comes_in_pages(ask: Asked, data_dir: Path) -> None:
+    assert ask("GET", "/api/messages").json == {"items": [], "before": None}
+    every = ids(25)
+    put(data_dir, *(RECORD._replace(msg_id=msg_id) for msg_id in every))
+    found: list[str] = []
+    before = None
+    while True:
+        page = ask("GET", "/api/messages?limit=10" + (f"&before={before}" if before else "")).json
+        found += [item["id"] for item in page["items"]]
+        before = page["before"]
+        if before is None:
+            break
+    assert found == every[::-1]
+    assert len(ask("GET", f"/api/messages?limit={10 * MAX_PAGE}").json["items"]) == 25
+    assert len(ask("GET", "/api/messages?limit=x").json["items"]) == 25
+    refused(ask("GET", "/api/messages?before=x"), 400, "invalid_payload")
+
+
+def test_the_messages_of_one_session(ask: Asked, data_dir: Path) -> None:
+    put(
+        data_dir,
+        RECORD._replace(msg_id="said0001", from_session="me", to_session_id="you"),
+        RECORD._replace(msg_id="heard001", from_session="you", to_session_id="me"),
+        RECORD._replace(msg_id="other001", from_session="you", to_session_id="they"),
+    )
+    page = ask("GET", "/api/messages?session=me").json
+    assert [item["id"] for item in page["items"]] == ["heard001", "said0001"]
+
+
+def test_a_message_whole_in_parts(ask: Asked, data_dir: Path) -> None:
+    text = ("<b>\U0001f600" * SLICE_CHARS)[: SLICE_CHARS * 3 + 5]
+    put(data_dir, RECORD._replace(msg_id="message1", body=text.encode()))
+    at = ask("GET", "/api/messages").json["items"][0]["at"]
+    for query in ("", f"at={at}&", "at=9.9&", "at=nonsense&"):
+        got = ""
+        more = True
+        while more:
+            answer = ask("GET", f"/api/message/message1?{query}from={len(got)}").json
+            assert answer["chars"] == len(text)
+            got += answer["part"]
+            more = answer["more"]
+        assert got == text
+    assert ask("GET", f"/api/message/message1?from={len(text) + 1}").json["part"] == ""
+    assert "not in the log" in refused(ask("GET", "/api/message/nowhere1"), 404, "broker_unavailable")
+    refused(ask("GET", "/api/message/x"), 400, "invalid_payload")
+
+
+def test_ten_mebibytes_of_markup_are_only_text(ask: Asked, data_dir: Path) -> None:
+    text = "<script>alert(1)</script><img src=x onerror=alert(2)>" * 200_000
+    put(data_dir, RECORD._replace(msg_id="message1", from_name="<b>", from_label="<i>", body=text.encode()))
+    page = ask("GET", "/api/messages")
+    assert page.headers["content-type"] == "application/json" and len(page.body) < 2_000
+    part = ask("GET", "/api/message/message1")
+    assert part.headers["content-type"] == "application/json" and len(part.body) < 4 * SLICE_CHARS
+    assert part.json["chars"] == len(text)
+
+
+def test_values_and_bytes(ask: Asked, data_dir: Path) -> None:
+    put(
+        data_dir,
+        RECORD._replace(msg_id="message1", fmt="bytes", body=b"\0\1"),
+        RECORD._replace(msg_id="message2", fmt="msgpack", body=b"\x92\x01\x02"),
+    )
+    assert ask("GET", "/api/message/message1").json["part"] == "<2 bytes>"
+    assert ask("GET", "/api/message/message2").json["part"] == "[1, 2]"
+
+
+def test_threads(ask: Asked, data_dir: Path) -> None:
+    put(data_dir, RECORD._replace(msg_id="question"), RECORD._replace(msg_id="answer01", reply_to="question"))
+    items = ask("GET", "/api/thread/answer01").json["items"]
+    assert [(item["id"], item["depth"]) for item in items] == [("question", 0), ("answer01", 1)]
+    assert ask("GET", "/api/thread/nowhere1").json["items"] == []
+    refused(ask("GET", "/api/thread/%22"), 400, "invalid_payload")
+
+
+def test_search_says_what_is_wrong_with_a_question(ask: Asked) -> None:
+    refused(ask("POST", "/api/search", {"text": "(", "mode": "regex"}), 400, "invalid_payload")
+    for body in ({"text": " ", "mode": "words"}, {"text": "x", "mode": "sql"}, {"text": 3, "mode": "words"}, {}):
+        refused(ask("POST", "/api/search", body), 400, "invalid_payload")
+
+
+def test_a_log_that_others_can_read(ask: Asked, data_dir: Path) -> None:
+    put(data_dir, RECORD)
+    (data_dir / "messages.log").chmod(0o644)
+    assert "chmod" in refused(ask("GET", "/api/messages"), 400, "unauthorized")
+
+
+# --- doing ----------------------------------------------------------------------------------------------------------
+
+
+def test_sending(ask: Asked, voice: FakeVoice) -> None:
+    answer = ask("POST", "/api/send", {"scope": "session", "to": "auth", "text": "hi", "replyTo": "abcdefgh"})
+    assert answer.json["state"] == "delivered" and answer.json["self"] == voice.session_id
+    for body in ({"scope": "all"}, {"scope": "topic", "to": "deploys"}, {"scope": "project", "to": "/work"}):
+        answer = ask("POST", "/api/send", {**body, "text": "hi"})
+        assert (answer.json["state"], answer.json["full"]) == ("broadcast", ["full-one"])
+    assert voice.said == [
+        ("auth", "hi", "abcdefgh"),
+        (None, None, "hi"),
+        ("deploys", None, "hi"),
+        (None, "/work", "hi"),
+    ]
+    assert "zmqbus list" in refused(
+        ask("POST", "/api/send", {"scope": "session", "to": "nobody", "text": "hi"}), 400, "unknown_peer"
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"scope": "session", "to": "", "text": "hi"},
+        {"scope": "session", "to": "auth", "text": ""},
+        {"scope": "session", "to": "auth", "text": "hi", "replyTo": "no id"},
+        {"scope": "session", "to": ["auth"], "text": "hi"},
+        {"scope": "session", "to": "auth", "text": {"x": 1}},
+        {"scope": "world", "to": "auth", "text": "hi"},
+        {"scope": None, "to": "auth", "text": "hi"},
+    ],
+)
+def test_what_cannot_be_sent(ask: Asked, voice: FakeVoice, body: Any) -> None:
+    refused(ask("POST", "/api/send", body), 400, "invalid_payload")
+    assert voice.said == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 50_000, b'{"text": NaN'])
+def test_bodies_that_are_no_object(ask: Asked, body: bytes) -> None:
+    for path in ("/api/send", "/api/search", "/api/disconnect", "/api/broker", "/api/hello"):
+        refused(ask("POST", path, body), 400, "invalid_payload")
+
+
+def test_bodies_are_read_no_further_than_allowed(ask: Asked, voice: FakeVoice) -> None:
+    # Without a length, as a chunked body comes; it is counted while it is read.
+    large = json.dumps({"text": "x" * MAX_SMALL_BYTES, "mode": "words"}).encode()
+    refused(ask("POST", "/api/search", large, {"content-length": None}), 413, "text_too_long")
+    huge = b'{"scope":"all","text":"' + b"x" * MAX_POST_BYTES + b'"}'
+    refused(ask("POST", "/api/send", huge, {"content-length": None}), 413, "text_too_long")
+    refused(ask("POST", "/api/send", huge), 413, "too_large")
+    assert voice.said == []
+
+
+def test_only_sessions_with_a_listener_can_be_disconnected(ask: Asked, ended: list[SessionState]) -> None:
+    for body in ({"session": "123e4567"}, {}, {"session": "../../etc"}):
+        assert "listener" in refused(ask("POST", "/api/disconnect", body), 400, "not_connected")
+    assert ended == []
+
+
+def test_what_is_not_there(ask: Asked) -> None:
+    for method, path in (("GET", "/nothing"), ("GET", "/api/nothing"), ("POST", "/api/nothing")):
+        refused(ask(method, path), 404, "not_found")
+    for method, path in (("POST", "/"), ("GET", "/api/send"), ("POST", "/api/messages")):
+        refused(ask(method, path), 405, "method")
+
+
+def test_a_fault_of_ours_is_told_in_the_terminal_and_not_on_the_page(
+    ask: Asked, app: Console, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(app.threads, "thread", fail)
+    answer = ask("GET", "/api/thread/abcdefgh")
+    assert "secret" not in refused(answer, 500, "internal")
+    printed = capfd.readouterr().err
+    assert "ZeroDivisionError: secret detail" in printed and "Traceback" not in printed

@@ -1,0 +1,89 @@
+"""Search from the page: in another process, so that no expression stops the console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.console.conftest import put
+from tests.records import RECORD, ids
+from zmqbus.console import search as module
+from zmqbus.console.search import MAX_FOUND, MAX_QUERY_CHARS, Query, answer, search
+from zmqbus.errors import InvalidPayload, Timeout
+from zmqbus.settings import Paths
+
+
+@pytest.fixture
+def paths(data_dir: Path) -> Paths:
+    texts = ["The login page", "logout", "a CAFÉ", "line\nbreak login again", "nothing"]
+    put(data_dir, *(RECORD._replace(msg_id=f"message{n}", body=text.encode()) for n, text in enumerate(texts)))
+    return Paths(str(data_dir))
+
+
+def found(paths: Paths, text: str, mode: str = "words", before: str | None = None) -> list[str]:
+    question = {"data_dir": paths.data_dir, "text": text, "mode": mode, "before": before}
+    return [item["id"] for item in answer(question)["items"]]
+
+
+def test_words(paths: Paths) -> None:
+    assert found(paths, "login") == ["message3", "message0"]
+    assert found(paths, "LOGIN page") == ["message0"]
+    assert found(paths, "log") == ["message3", "message1", "message0"], "the last word may be half typed"
+    assert found(paths, '"login page"') == ["message0"]
+    assert found(paths, "cafe") == ["message2"]
+    assert found(paths, "login zebra") == []
+
+
+def test_expressions(paths: Paths) -> None:
+    assert found(paths, "log(in|out)", "regex") == ["message3", "message1", "message0"]
+    assert found(paths, "^logout$", "regex") == ["message1"]
+    assert found(paths, "line\\nbreak", "regex") == ["message3"]
+
+
+def test_it_goes_on_where_it_ended(data_dir: Path) -> None:
+    every = ids(MAX_FOUND + 20)
+    put(data_dir, *(RECORD._replace(msg_id=msg_id) for msg_id in every))
+    for text, mode in (("tests", "words"), ("tests", "regex")):
+        question = {"data_dir": str(data_dir), "text": text, "mode": mode, "before": None}
+        first = answer(question)
+        assert len(first["items"]) == MAX_FOUND
+        second = answer({**question, "before": first["before"]})
+        assert [one["id"] for one in first["items"] + second["items"]] == every[::-1]
+        assert second["before"] is None
+
+
+@pytest.mark.slow
+def test_in_a_process_of_its_own(paths: Paths) -> None:
+    assert [item["id"] for item in search(paths, Query("login", "words"))["items"]] == ["message3", "message0"]
+    assert [item["id"] for item in search(paths, Query("out", "regex"))["items"]] == ["message1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "says"),
+    [
+        ("(", "regex", "no regular expression"),
+        ("x{99999999999999}", "regex", "no regular expression"),
+        ("-", "words", "words"),
+        ("!", "words", "words"),
+        ("x " * MAX_QUERY_CHARS, "words", "shorten"),
+    ],
+)
+def test_what_cannot_be_looked_for(paths: Paths, text: str, mode: str, says: str) -> None:
+    with pytest.raises(InvalidPayload, match=says):
+        search(paths, Query(text, mode))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_an_expression_that_never_ends_is_ended(data_dir: Path, monkeypatch) -> None:
+    put(data_dir, RECORD._replace(body=b"a" * 60 + b"!"))
+    monkeypatch.setattr(module, "PATIENCE_S", 2.0)
+    with pytest.raises(Timeout, match="simpler"):
+        search(Paths(str(data_dir)), Query("^(a+)+$", "regex"))
+
+
+@pytest.mark.slow
+def test_a_log_that_cannot_be_read(paths: Paths, data_dir: Path) -> None:
+    (data_dir / "messages.log").chmod(0o644)
+    with pytest.raises(InvalidPayload, match="chmod"):
+        search(paths, Query("login", "words"))

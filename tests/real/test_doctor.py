@@ -1,0 +1,538 @@
+"""`zmqbus doctor`: each fault that it knows is made, is found, and is gone when the command that it prints was run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.real.conftest import ROOT, Bus, wait_until
+from tests.records import RECORD, ids, line
+from tests.test_install_deps import UV
+from zmqbus.journal import Journal
+from zmqbus.record import encode_record
+from zmqbus.search.index import Index
+from zmqbus.security import client_keys
+
+pytestmark = pytest.mark.slow
+
+IS_ROOT = os.geteuid() == 0
+TIMEOUT_S = 90.0
+
+Finding = dict[str, Any]
+
+
+class Doctor:
+    """Runs `zmqbus doctor` in a shell, alone or behind a command that it has printed."""
+
+    def __init__(self, bus: Bus, shims: Path) -> None:
+        self.bus = bus
+        self.env = bus.env(bus.stranger)
+        self.before = ""  # of the shell, so that a limit or a variable holds in it
+        shim = shims / "zmqbus"
+        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "bin" / "zmqbus"}" "$@"\n')
+        shim.chmod(0o755)
+        self.env["PATH"] = f"{shims}{os.pathsep}{self.env['PATH']}"
+
+    def run(self, mend: str = ":") -> list[Finding]:
+        """What is found once `mend` has been run in the same shell."""
+        script = f"{self.before or ':'}\n{mend} >&2 || exit 77\nzmqbus doctor --json"
+        done = subprocess.run(
+            ["sh", "-c", script], env=self.env, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=self.bus.cwd
+        )
+        assert done.returncode in (0, 1), done.stderr
+        assert "Traceback" not in done.stderr
+        report = json.loads(done.stdout)
+        found: list[Finding] = report["checks"]
+        assert report["faults"] == sum(row["level"] == "fault" for row in found)
+        assert report["warnings"] == sum(row["level"] == "warning" for row in found)
+        assert done.returncode == (1 if report["faults"] else 0)
+        return found
+
+    def find(self, check: str, level: str) -> Finding:
+        """The one finding of this check, which has this level."""
+        rows = [row for row in self.run() if row["check"] == check and row["level"] != "ok"]
+        assert [row["level"] for row in rows] == [level], rows
+        return rows[0]
+
+    def cures(self, check: str, level: str, says: str) -> Finding:
+        """It finds that, and what it prints mends it."""
+        row = self.find(check, level)
+        assert says in row["says"], row
+        assert row["mend"], row
+        after = [other for other in self.run(row["mend"]) if other["check"] == check]
+        assert after and {other["level"] for other in after} == {"ok"}, after
+        return row
+
+
+@pytest.fixture
+def doctor(bus: Bus, tmp_path: Path) -> Doctor:
+    return Doctor(bus, tmp_path)
+
+
+@pytest.fixture
+def keys(data_dir: Path) -> Path:
+    client_keys(str(data_dir))
+    return data_dir / "keys"
+
+
+@pytest.fixture
+def log(data_dir: Path) -> Iterator[Journal]:
+    """Three segments of some messages."""
+    log = Journal(str(data_dir / "messages.log"), segment_bytes=1)
+    for msg_id in ids(3):
+        log.append([line(msg_id)])
+    yield log
+    log.close()
+
+
+def stamp(directory: Path) -> dict[str, object]:
+    """Everything in a directory, with what would change if it was touched."""
+    return {
+        str(path): (found.st_mode, found.st_mtime_ns, found.st_size, found.st_ino)
+        for path in [directory, *sorted(directory.rglob("*"))]
+        for found in [path.lstat()]
+    }
+
+
+def levels(rows: list[Finding]) -> set[str]:
+    return {row["level"] for row in rows}
+
+
+def ended(process: psutil.Process) -> None:
+    def is_over() -> bool:
+        try:
+            return process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_until(is_over, "it ends")
+
+
+# --- in order ---
+
+
+def test_nothing_is_there_yet(doctor: Doctor, data_dir: Path) -> None:
+    data_dir.rmdir()
+    assert levels(doctor.run()) == {"ok"}
+    assert not data_dir.exists()
+    data_dir.mkdir(mode=0o700)
+
+
+def test_all_is_well(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+    auth = bus.listener("auth")
+    bus.deliver("auth", "hello")
+    rows = doctor.run()
+    assert levels(rows) == {"ok"}, rows
+    says = {row["check"]: row["says"] for row in rows}
+    assert f"port {bus.port}, pid {bus.broker_pid()}, 1 sessions" in says["broker"]
+    assert says["log"] == "1 files, 1 messages read"
+    assert "belongs to no session" in says["listener"]
+    doctor.env = {**doctor.env, "INTER_SESSION_PPID_OVERRIDE": str(auth.owner.pid)}
+    assert any(row["says"].startswith("'auth', pid ") for row in doctor.run())
+    people = bus.zmqbus("doctor")
+    assert people.returncode == 0
+    assert people.stdout.endswith("all is well\n")
+
+
+def test_it_changes_nothing(doctor: Doctor, data_dir: Path, log: Journal, keys: Path) -> None:
+    """Not even where there is much to mend."""
+    (data_dir / "server.1234.pid").write_text("1")
+    (data_dir / "clients").mkdir(mode=0o700)
+    (data_dir / "clients" / "2147483647.options").write_text("{}")
+    for path in data_dir.rglob("*"):
+        if path.is_file():
+            path.chmod(0o600)
+    before = stamp(data_dir)
+    assert "warning" in levels(doctor.run())
+    os.chmod(data_dir / "messages.log", 0o644)
+    broken = stamp(data_dir)
+    assert "fault" in levels(doctor.run())
+    assert stamp(data_dir) == broken
+    os.chmod(data_dir / "messages.log", 0o600)
+    assert stamp(data_dir) == before
+    assert doctor.bus.broker_pid() is None
+
+
+def test_for_people(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+    data_dir.chmod(0o755)
+    done = bus.zmqbus("doctor")
+    assert done.returncode == 1
+    assert f"mend it: chmod 700 {data_dir}\n" in done.stdout
+    assert done.stdout.splitlines()[-1] == "1 fault, 0 warnings"
+    data_dir.chmod(0o700)
+
+
+# --- the directory, and who may look into it ---
+
+
+def test_a_directory_that_is_open(doctor: Doctor, data_dir: Path) -> None:
+    data_dir.chmod(0o750)
+    doctor.cures("directory", "fault", "is open to other users (mode 0750)")
+
+
+def test_a_directory_that_is_a_link(doctor: Doctor, data_dir: Path) -> None:
+    target = data_dir.with_name("elsewhere")
+    data_dir.rename(target)
+    data_dir.symlink_to(target)
+    doctor.cures("directory", "fault", "is a symbolic link")
+    data_dir.mkdir(mode=0o700)
+
+
+def test_a_directory_that_is_a_file(doctor: Doctor, data_dir: Path) -> None:
+    data_dir.rmdir()
+    data_dir.write_text("")
+    doctor.cures("directory", "fault", "is not a directory")
+    data_dir.mkdir(mode=0o700)
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
+@pytest.mark.parametrize("name", ["", "messages.log"])
+def test_what_belongs_to_somebody_else(doctor: Doctor, data_dir: Path, log: Journal, name: str) -> None:
+    os.chown(data_dir / name, 12345, -1)
+    doctor.cures("permissions" if name else "directory", "fault", "belongs to another user (uid 12345)")
+
+
+@pytest.mark.parametrize(
+    "name", ["messages.log", "messages.log.1", "keys/client.key_secret", "clients/labels.json", "keys"]
+)
+def test_files_that_are_open(doctor: Doctor, data_dir: Path, log: Journal, keys: Path, name: str) -> None:
+    path = data_dir / name
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists():
+        path.write_text("{}")
+    path.chmod(0o755 if path.is_dir() else 0o644)
+    doctor.cures("permissions", "fault", f"{path} is open to other users")
+
+
+def test_a_file_that_is_a_link(doctor: Doctor, data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("")
+    (data_dir / "broker.log").symlink_to(tmp_path / "target")
+    doctor.cures("permissions", "fault", "is a symbolic link")
+    assert (tmp_path / "target").exists()
+
+
+def test_a_directory_in_the_place_of_a_file(doctor: Doctor, data_dir: Path) -> None:
+    (data_dir / "search.sqlite").mkdir()
+    doctor.cures("permissions", "fault", "is not a file")
+
+
+# --- keys ---
+
+
+def test_keys_that_are_damaged(doctor: Doctor, data_dir: Path, keys: Path) -> None:
+    (keys / "broker.key").write_text("rubbish")
+    doctor.cures("keys", "fault", "broker.key holds no public key")
+
+
+def test_keys_that_are_missing_under_a_broker(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+    bus.zmqbus("broker")
+    broker = psutil.Process(bus.broker_pid())
+    (data_dir / "keys" / "client.key_secret").unlink()
+    row = doctor.find("keys", "fault")
+    assert row["mend"].startswith(f"kill {broker.pid}; rm -r ")
+    doctor.run(row["mend"])
+    ended(broker)
+    assert levels(doctor.run()) == {"ok"}
+
+
+def test_keys_that_were_left_half_made(doctor: Doctor, data_dir: Path) -> None:
+    (data_dir / "keys.new-abc").mkdir(mode=0o700)
+    doctor.cures("keys", "warning", "was left by a process that was killed")
+
+
+# --- broker ---
+
+
+def test_a_broker_that_hangs(doctor: Doctor, bus: Bus) -> None:
+    bus.listener("auth")
+    pid = bus.signal_broker(signal.SIGSTOP)
+    row = doctor.find("broker", "fault")
+    assert "it is hung or stopped" in row["says"]
+    assert row["mend"] == f"kill -9 {pid}"
+    doctor.run(row["mend"])
+    # The listener starts another one.
+    wait_until(
+        lambda: not [row for row in doctor.run() if row["check"] == "broker" and row["level"] != "ok"], "it is well"
+    )
+    assert bus.broker_pid() != pid
+
+
+def foreground(bus: Bus, patch: str) -> subprocess.Popen[bytes]:
+    """A broker in which something is different."""
+    code = f"import sys, zmqbus, zmqbus.protocol; {patch}; from zmqbus.cli import broker; broker.main(['--foreground'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**bus.env(bus.stranger), "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+        cwd=bus.cwd,
+    )
+    wait_until(lambda: bus.broker_pid() == process.pid, "it serves")
+    return process
+
+
+def test_a_broker_of_another_protocol(doctor: Doctor, bus: Bus) -> None:
+    process = foreground(bus, "zmqbus.protocol.VERSION = 99")
+    try:
+        row = doctor.find("broker", "fault")
+        assert "speaks protocol 1, the broker (release 0.1.0) speaks 99" in row["says"]
+        assert row["mend"] == f"kill {process.pid}"
+        doctor.run(row["mend"])
+        process.wait(TIMEOUT_S)
+        assert levels(doctor.run()) == {"ok"}
+    finally:
+        process.kill()
+        process.wait(TIMEOUT_S)
+
+
+def test_a_broker_of_another_release(doctor: Doctor, bus: Bus) -> None:
+    process = foreground(bus, "zmqbus.__version__ = '0.0.1'")
+    try:
+        row = doctor.find("broker", "warning")
+        assert "release 0.0.1" in row["says"]
+        assert row["mend"] == "zmqbus broker --stop"
+        doctor.cures("broker", "warning", "this is release")
+    finally:
+        process.kill()
+        process.wait(TIMEOUT_S)
+
+
+def test_a_port_that_is_held(doctor: Doctor, bus: Bus) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", bus.port))
+        held.listen()
+        row = doctor.cures("broker", "fault", f"port {bus.port} is held by another program")
+        assert f"(pid {os.getpid()})" in row["says"]
+        assert row["mend"].startswith("export INTER_SESSION_PORT=")
+
+
+def test_a_broker_on_another_port(doctor: Doctor, bus: Bus, new_port: Callable[[], int]) -> None:
+    bus.zmqbus("broker")
+    other = new_port()
+    doctor.before = f"export INTER_SESSION_PORT={other}"
+    row = doctor.cures("broker", "fault", f"serves port {bus.port}, and {other} is set here")
+    assert row["mend"] == f"export INTER_SESSION_PORT={bus.port}"
+
+
+# --- what is left behind ---
+
+
+def private(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o600)
+
+
+@pytest.mark.parametrize("content", ["2147483647", "rubbish", ""])
+def test_a_pid_file_of_a_broker_that_was_killed(doctor: Doctor, data_dir: Path, content: str) -> None:
+    private(data_dir / "server.1234.pid", content)
+    doctor.cures("stale", "warning", "a file of processes that have ended: server.1234.pid")
+
+
+def test_what_a_killed_listener_leaves(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+    """Its owner lives: the state file goes, what makes it the same session again stays. Its owner dies: all goes."""
+    auth = bus.listener("auth")
+    auth.stop(signal.SIGKILL)
+    row = doctor.cures("stale", "warning", f"a file of processes that have ended: {auth.owner.pid}.session")
+    assert (data_dir / "clients" / f"{auth.owner.pid}.lock").exists()
+    auth.owner.kill()
+    row = doctor.cures("stale", "warning", "of processes that have ended")
+    assert f"{auth.owner.pid}.lock" in row["mend"]
+    assert not list((data_dir / "clients").glob(f"{auth.owner.pid}.*"))
+
+
+# --- database, log, index ---
+
+
+@pytest.fixture
+def database(bus: Bus, data_dir: Path) -> Path:
+    """The mailboxes as a broker has left them."""
+    bus.zmqbus("broker")
+    bus.zmqbus("broker", "--stop")
+    return data_dir / "mailboxes.sqlite3"
+
+
+def test_a_database_that_is_damaged(doctor: Doctor, database: Path) -> None:
+    size = database.stat().st_size
+    with open(database, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+    doctor.cures("database", "fault", "is damaged")
+
+
+def test_what_is_no_database(doctor: Doctor, database: Path) -> None:
+    database.write_bytes(b"no database at all" * 1000)
+    doctor.cures("database", "fault", "is damaged (file is not a database)")
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [("PRAGMA application_id = 1", "of another program"), ("PRAGMA user_version = 77", "newer release (format 77)")],
+)
+def test_a_database_of_somebody_else(doctor: Doctor, database: Path, statement: str, says: str) -> None:
+    connection = sqlite3.connect(database)
+    connection.execute(statement)
+    connection.close()
+    doctor.cures("database", "fault", says)
+
+
+def test_a_database_that_a_killed_broker_left(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+    """What is in its write-ahead log belongs to it. It is as it has to be, and stays as it is."""
+    auth = bus.listener("auth")
+    auth.stop()
+    bus.send("--to", "auth", "--text", "hello", "--as", "script")
+    ended(psutil.Process(bus.signal_broker(signal.SIGKILL)))
+    assert (data_dir / "mailboxes.sqlite3-wal").stat().st_size
+    before = stamp(data_dir)
+    assert [row["level"] for row in doctor.run() if row["check"] == "database"] == ["ok"]
+    assert stamp(data_dir) == before
+
+
+def test_what_the_broker_has_mended_is_told_once(doctor: Doctor, bus: Bus, database: Path) -> None:
+    database.write_bytes(b"no database at all" * 1000)
+    bus.zmqbus("broker")
+    doctor.cures("broker", "warning", "it has found: ")
+
+
+@pytest.mark.parametrize("name", ["messages.log", "messages.log.2"])
+def test_a_file_of_the_log_that_begins_wrongly(doctor: Doctor, data_dir: Path, log: Journal, name: str) -> None:
+    path = data_dir / name
+    if name != "messages.log":
+        # Its serial could be told from its neighbours'; two of them leave no doubt that there is no room.
+        (data_dir / "messages.log.3").write_bytes(b"rubbish\n")
+        (data_dir / "messages.log.3").chmod(0o600)
+        path = data_dir / "messages.log.3"
+    else:
+        path.write_bytes(b"?" + path.read_bytes()[1:])
+    doctor.cures("log", "fault", f"{path} does not begin as a file of the log")
+
+
+def test_damaged_lines(doctor: Doctor, data_dir: Path, log: Journal) -> None:
+    with open(data_dir / "messages.log", "ab") as file:
+        file.write(b"rubbish\n")
+    row = doctor.find("log", "warning")
+    assert row["says"].startswith("1 of the newest 4 lines are damaged")
+    assert row["mend"] is None  # they do no harm
+
+
+def test_an_index_that_is_damaged(doctor: Doctor, data_dir: Path, log: Journal) -> None:
+    path = data_dir / "search.sqlite"
+    with Index.open(str(path)) as index:
+        index.fill(str(data_dir / "messages.log"))
+    assert levels(doctor.run()) == {"ok"}
+    path.write_bytes(b"rubbish" * 1000)
+    doctor.cures("index", "warning", "cannot be used; searches go through the log")
+
+
+# --- what it runs on ---
+
+
+def test_a_venv_that_is_not_complete(doctor: Doctor, data_dir: Path) -> None:
+    (data_dir / "venv").mkdir()
+    doctor.cures("venv", "warning", "is not complete")
+
+
+def test_a_venv_without_its_python(doctor: Doctor, data_dir: Path) -> None:
+    (data_dir / "venv" / "bin").mkdir(parents=True)
+    (data_dir / "venv" / "zmqbus-installed").write_text("")
+    (data_dir / "venv" / "bin" / "python").symlink_to("/nonexistent/python")
+    doctor.cures("venv", "fault", "has no python any more")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CLAUDE_PLUGIN_OPTION_PORT", "99999"),
+        ("INTER_SESSION_IDLE_MINUTES", "soon"),
+        ("INTER_SESSION_OWNER_CHECK_INTERVAL_S", "-1"),
+        ("INTER_SESSION_DURABILITY", "eternal"),
+    ],
+)
+def test_settings_that_do_not_parse(doctor: Doctor, variable: str, value: str) -> None:
+    doctor.before = f"export {variable}={value}"
+    row = doctor.cures("settings", "warning", f"passed over {variable}='{value}'")
+    assert row["mend"] == f"unset {variable}"
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can raise a hard limit again")
+@pytest.mark.parametrize(("limit", "level"), [(500, "warning"), (50, "fault")])
+def test_few_files(doctor: Doctor, limit: int, level: str) -> None:
+    doctor.before = f"ulimit -n {limit}"
+    may_raise = subprocess.run(["sh", "-c", f"{doctor.before}; ulimit -n 4096"], capture_output=True).returncode == 0
+    if may_raise:  # in a container, root may not
+        doctor.cures("files", level, f"a broker may open {limit} files")
+    row = doctor.find("files", level)
+    assert f"a broker may open {limit} files" in row["says"]
+    assert row["mend"] == "ulimit -n 4096"
+
+
+def test_a_clock_that_was_set_back(doctor: Doctor, log: Journal) -> None:
+    log.append([encode_record(RECORD._replace(ts=4_000_000_000.0))])
+    row = doctor.find("clock", "warning")
+    assert "the clock was set back, or is wrong" in row["says"]
+    assert row["mend"] == "sudo timedatectl set-ntp true"  # the one that is not run here
+
+
+# --- this session's listener ---
+
+
+@pytest.fixture
+def listening(doctor: Doctor, bus: Bus) -> Any:
+    auth = bus.listener("auth")
+    doctor.env = {**doctor.env, "INTER_SESSION_PPID_OVERRIDE": str(auth.owner.pid)}
+    return auth
+
+
+def test_a_listener_that_is_stopped(doctor: Doctor, bus: Bus, listening: Any) -> None:
+    listening.send_signal(signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(listening.state["listener_pid"]).status() == psutil.STATUS_STOPPED, "it stops")
+    row = doctor.find("listener", "fault")
+    assert "the listener of 'auth' is stopped" in row["says"]
+    assert row["mend"].startswith("kill -CONT ")
+    wait_until(lambda: levels(doctor.run(row["mend"])) == {"ok"}, "it goes on")
+
+
+def test_a_listener_on_another_port(doctor: Doctor, bus: Bus, listening: Any, new_port: Callable[[], int]) -> None:
+    doctor.before = f"export INTER_SESSION_PORT={new_port()}"
+    row = doctor.cures("listener", "warning", f"'auth' is on port {bus.port}")
+    assert row["mend"] == f"export INTER_SESSION_PORT={bus.port}"
+
+
+def test_a_listener_whose_state_file_was_removed(doctor: Doctor, listening: Any) -> None:
+    listening.state_path.unlink()
+    row = doctor.find("listener", "warning")
+    assert "its state file was removed" in row["says"]
+
+
+# --- packages ---
+
+
+def test_packages_that_cannot_be_imported(doctor: Doctor, tmp_path: Path) -> None:
+    """It runs without them, which is when it is needed. A stand-in for uv installs those that the tests have."""
+    import zmq
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("zmq", "msgpack", "psutil"):
+        (broken / f"{name}.py").write_text("raise ImportError('is not installed')\n")
+    there = Path(zmq.__file__).parent.parent
+    doctor.before = (
+        f"export PYTHONPATH={broken} UV_CALLS={tmp_path / 'calls'}\n"
+        f"export UV_THEN='ln -s {there}/*zmq* {there}/msgpack* {there}/psutil* "
+        f"{doctor.bus.data_dir}/*/lib/python*/site-packages/'"
+    )
+    uv = tmp_path / "uv"
+    uv.write_text(UV)
+    uv.chmod(0o755)
+    row = doctor.cures("packages", "fault", "pyzmq (ImportError: is not installed)")
+    assert row["mend"].endswith("bin/install_deps.py --yes")

@@ -1,0 +1,94 @@
+"""`zmqbus stats`: figures of a real broker, for people, for programs and for collectors."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from typing import Any
+
+import pytest
+
+from tests.real.conftest import DEADLINE_S, Bus, wait_until
+from tests.test_figures import read
+
+
+def test_no_broker(bus: Bus) -> None:
+    done = bus.zmqbus("stats")
+    assert (done.returncode, done.stdout) == (1, f"no broker runs on port {bus.port}\n")
+    done = bus.zmqbus("stats", "--json")
+    assert (done.returncode, done.stdout) == (1, "null\n")
+    done = bus.zmqbus("stats", "--prometheus")
+    assert (done.returncode, read(done.stdout)) == (0, {"zmqbus_up": ("gauge", {"": 0})})
+    assert bus.broker_pid() is None, "asking starts none"
+
+
+def test_figures(bus: Bus) -> None:
+    bus.listener("auth")
+    bus.deliver("auth", "hello")
+    refused = bus.send("--to", "nobody", "--text", "hello", "--as", "script")
+    assert refused.returncode == 1
+    found = json.loads(bus.zmqbus("stats", "--json").stdout)
+    assert (found["pid"], found["port"]) == (bus.broker_pid(), bus.port)
+    assert (found["sessions"], found["accepted"], found["delivered"], found["accepted_bytes"]) == (1, 1, 1, 5)
+    assert found["refused_unknown_peer"] == 1
+    assert found["memory_bytes"] > 1_000_000
+    assert found["open_files"] > 3
+    metrics = read(bus.zmqbus("stats", "--prometheus").stdout)
+    assert metrics["zmqbus_up"] == ("gauge", {"": 1})
+    assert metrics["zmqbus_delivered_total"] == ("counter", {"": 1})
+    assert metrics["zmqbus_refused_total"] == ("counter", {'{code="unknown_peer"}': 1})
+    lines = bus.zmqbus("stats").stdout.splitlines()
+    assert lines[0] == f"broker on port {bus.port}, pid {bus.broker_pid()}; rates since its start"
+    rows = {line.split()[0]: line.split()[1] for line in lines[1:]}
+    assert rows["accepted"] == "1"
+    assert set(found) - {"pid", "port"} == set(rows)
+
+
+def test_watching_over_a_broker_that_goes_and_comes(bus: Bus) -> None:
+    process = bus.popen("zmqbus", "stats", "--watch", "0.2", "--json", owner=bus.stranger)
+    stream = process.stdout
+    assert stream is not None
+
+    def look() -> Any:
+        return json.loads(stream.readline())
+
+    assert look() is None
+    bus.zmqbus("broker")
+    first = wait_until(look, "a broker")
+    second = look()
+    assert first["epoch"] == second["epoch"]
+    assert second["rates"]["accepted"] == 0
+    bus.zmqbus("broker", "--stop")
+    wait_until(lambda: look() is None, "it has gone")
+    bus.zmqbus("broker")
+    assert wait_until(look, "another broker")["epoch"] != first["epoch"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(DEADLINE_S) == 130
+
+
+def test_watching_for_people(bus: Bus) -> None:
+    process = bus.popen("zmqbus", "stats", "--watch", "0.2", owner=bus.stranger)
+    stream = process.stdout
+    assert stream is not None
+    assert stream.readline() == f"no broker runs on port {bus.port}\n".encode()
+    bus.zmqbus("broker")
+    wait_until(lambda: re.fullmatch(rb"broker on port \d+, pid \d+\n", stream.readline()), "rates of two looks")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(DEADLINE_S) == 130
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--watch", "x"), "error: usage: --watch takes seconds from 0.1 to 86400, not 'x'"),
+        (("--watch", "0"), "not '0'"),
+        (("--watch", "nan"), "not 'nan'"),
+        (("--watch", "1", "--prometheus"), "leave --watch out"),
+        (("--json", "--prometheus"), "not allowed with"),
+    ],
+)
+def test_usage(bus: Bus, args: tuple[str, ...], message: str) -> None:
+    done = bus.zmqbus("stats", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr

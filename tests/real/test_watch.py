@@ -1,0 +1,168 @@
+"""`zmqbus watch`: a line for each thing that happens; at a terminal a screen, and the terminal whole after it."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.real.conftest import ROOT, Bus, wait_until
+from zmqbus.cli.watch import changes
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 90.0
+
+
+class Reading:
+    """What a process prints, without waiting for more than there is."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.data = b""
+
+    def more(self) -> str:
+        while select.select([self._descriptor], [], [], 0)[0]:
+            try:
+                piece = os.read(self._descriptor, 65536)
+            except OSError:  # Linux says so when the other end of a terminal is closed
+                break
+            if not piece:
+                break
+            self.data += piece
+        return self.data.decode("utf-8", "replace")
+
+    def wait(self, pattern: str) -> None:
+        wait_until(lambda: re.search(pattern, self.more(), re.MULTILINE), f"{pattern} in {self.data!r}", PATIENCE_S)
+
+
+def plain(bus: Bus) -> tuple[subprocess.Popen[bytes], Reading]:
+    process = bus.popen("zmqbus", "watch", owner=bus.stranger)
+    assert process.stdout is not None
+    return process, Reading(process.stdout.fileno())
+
+
+def test_lines(bus: Bus) -> None:
+    process, seen = plain(bus)
+    seen.wait(rf"^\d\d:\d\d:\d\d \* no broker runs on port {bus.port}; the next session starts one$")
+    assert bus.broker_pid() is None, "watching starts none"
+    auth = bus.listener("auth")
+    seen.wait(r"\* a broker answers$")
+    seen.wait(r"\* auth is live$")
+    bus.deliver("auth", "hello\x1b[31m there\nforged")
+    seen.wait(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [a-z0-9]+ [a-z0-9-]+ → auth: hello there↵forged$")
+    auth.stop()
+    seen.wait(r"\* auth is away$")
+    bus.signal_broker(signal.SIGKILL)
+    seen.wait(r"(?s)auth is away.*\* no broker runs")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE_S) == 130
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_a_broker_that_hangs(bus: Bus) -> None:
+    bus.listener("auth")
+    process, seen = plain(bus)
+    seen.wait(r"\* auth is live$")
+    bus.signal_broker(signal.SIGSTOP)
+    seen.wait(r"\* the broker on port \d+ does not answer within 0.5 s; see: zmqbus doctor$")
+    bus.signal_broker(signal.SIGCONT)
+    seen.wait(r"(?s)does not answer.*\* a broker answers$")
+    process.kill()
+
+
+def test_what_was_there_comes_first_and_a_reader_that_goes_ends_it(bus: Bus) -> None:
+    bus.listener("auth")
+    bus.deliver("auth", "before")
+    process, seen = plain(bus)
+    seen.wait(r"→ auth: before$")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(PATIENCE_S) in (0, 141)
+
+
+class Terminal:
+    """`zmqbus watch` at a terminal of its own."""
+
+    def __init__(self, bus: Bus, *args: str, env: dict[str, str] | None = None) -> None:
+        self.leader, follower = os.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "bin" / "zmqbus"), "watch", *args],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env={**bus.env(bus.stranger), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", **(env or {})},
+            cwd=bus.cwd,
+            start_new_session=True,
+        )
+        os.close(follower)
+        self.seen = Reading(self.leader)
+
+    def end(self, signum: int) -> str:
+        self.process.send_signal(signum)
+        deadline_s = time.monotonic() + PATIENCE_S
+        while self.process.poll() is None:
+            self.seen.more()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        text = self.seen.more()
+        os.close(self.leader)
+        return text
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_terminal_is_left_as_it_was(bus: Bus, signum: int, status: int) -> None:
+    pytest.importorskip("rich")
+    bus.listener("auth")
+    terminal = Terminal(bus)
+    terminal.seen.wait(r"1 live")
+    bus.deliver("auth", "hello there")
+    terminal.seen.wait(r"hello there")
+    text = terminal.end(signum)
+    assert terminal.process.returncode == status
+    assert "Traceback" not in text
+    # The other page and the cursor, each put back after it was taken last.
+    assert text.rindex("\x1b[?1049l") > text.rindex("\x1b[?1049h")
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_without_rich_it_says_how_to_get_it(bus: Bus, tmp_path: Path) -> None:
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("raise ModuleNotFoundError('No module named rich', name='rich')\n")
+    bus.listener("auth")
+    terminal = Terminal(bus, env={"PYTHONPATH": str(tmp_path)})
+    terminal.seen.wait(r"\* auth is live")
+    text = terminal.end(signal.SIGINT)
+    assert f"(for a screen with the sessions on it: {sys.executable} -m pip install 'rich>=13,<16')" in text
+    assert terminal.process.returncode == 130
+
+
+def test_plain_at_a_terminal(bus: Bus) -> None:
+    bus.listener("auth")
+    bus.deliver("auth", "word " * 100)
+    terminal = Terminal(bus, "--plain")
+    terminal.seen.wait(r"\* auth is live")
+    lines = [text for text in terminal.end(signal.SIGINT).splitlines() if "word" in text]
+    assert [len(text) for text in lines] == [100]
+    assert lines[0].endswith("…")
+
+
+def test_what_has_become_of_whom() -> None:
+    before = {"1": ("auth", "live"), "2": ("pay", "live"), "3": ("web", "live"), "4": ("old", "live")}
+    after = {"1": ("auth", "live"), "2": ("pay", "away"), "3": ("site", "live"), "5": ("new", "busy")}
+    assert changes(before, after) == ["pay is away", "web is now site", "new is busy", "old has left"]
+
+
+def test_usage(bus: Bus) -> None:
+    done: Any = bus.zmqbus("watch", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "unrecognized arguments: --json" in done.stderr

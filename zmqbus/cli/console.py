@@ -1,0 +1,100 @@
+"""`zmqbus console`: the bus on a page, in a browser on this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+
+from zmqbus import protocol
+from zmqbus.cli.common import Parser, act_as, fail, own_session, settings_of_session
+from zmqbus.errors import LocalError, ZmqbusError
+from zmqbus.session.state import SessionState
+from zmqbus.settings import MAX_PORT, Settings
+
+#: As in pyproject.toml, extra "console".
+NEEDS = ("starlette>=0.40,<2", "uvicorn>=0.30,<1")
+
+
+class _Missing(LocalError):
+    code = "missing"
+
+
+def main(argv: list[str]) -> int:
+    """Runs the console until Ctrl-C; with `--link`, prints a link to the one that runs."""
+    parser = Parser("console", "Show the bus on a page, and send from it; on this machine only.")
+    parser.add_argument("--port", metavar="P", help="port of the page (default: a free one)")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser, too")
+    parser.add_argument("--link", action="store_true", help="print another link to the console that runs")
+    parser.add_argument("--broker-port", metavar="P", help="port of the broker (default 9473, or INTER_SESSION_PORT)")
+    options = parser.parse_args(argv)
+    port = _port(options.port, parser)
+    try:
+        settings = settings_of_session({"port": options.broker_port})
+        if options.link:
+            return _link(settings, port or None)
+        state, _ = own_session(settings)
+        if state is not None and options.broker_port is None:
+            settings = settings._replace(port=state.port)
+        return _run(settings, port, open_too=options.open)
+    except ZmqbusError as error:
+        return fail(error)
+
+
+def _port(text: str | None, parser: Parser) -> int:
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= MAX_PORT):
+        parser.error(f"--port takes a whole number from 1 to {MAX_PORT}, not '{text:.40}'")
+    return int(text)
+
+
+def _run(settings: Settings, port: int, *, open_too: bool) -> int:
+    try:
+        from zmqbus.console import server
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio", "h11", "click"):
+            raise
+        raise _Missing(f"the console needs packages that are not installed; run: {install_command(settings)}") from None
+
+    def disconnect(state: SessionState) -> str:
+        with act_as(settings, state.owner, state.identity, state.cwd, state.project) as bus:
+            done = bus.request(protocol.Disconnect)
+        assert isinstance(done, protocol.Done)
+        return done.text
+
+    def open_in(url: str) -> bool:
+        import webbrowser
+
+        return webbrowser.open(url)
+
+    return server.run(settings, port, disconnect, open_in=open_in if open_too else None)
+
+
+def _link(settings: Settings, port: int | None) -> int:
+    from zmqbus.console.lease import NoConsole, running
+    from zmqbus.console.tickets import mint
+
+    found = running(settings.data_dir, port)
+    if not found:
+        where = f" on port {port}" if port else ""
+        return fail(NoConsole(f"no console runs{where}; start one with: zmqbus console"))
+    for one in found:
+        print(f"http://127.0.0.1:{one.port}/?token={mint(one.secret, time.time())}")
+    return 0
+
+
+def install_command(settings: Settings) -> str:
+    """The command that installs what is missing, into the environment that this very command runs in."""
+    import zmq
+
+    venv = settings.paths.venv
+    python = sys.executable
+    if os.path.realpath(zmq.__file__).startswith(os.path.realpath(venv) + os.sep):
+        python = os.path.join(venv, "bin", "python")  # install-deps made it, and with uv it has no pip
+    needs = " ".join(shlex.quote(need) for need in NEEDS)
+    if python != sys.executable and shutil.which("uv"):
+        return f"uv pip install --python {shlex.quote(python)} {needs}"
+    return f"{shlex.quote(python)} -m pip install {needs}"

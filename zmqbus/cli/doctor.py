@@ -1,0 +1,24 @@
+"""`zmqbus doctor`: what is installed, what runs, what is wrong, and the command that mends it. It changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+
+from zmqbus.doctor import report
+from zmqbus.doctor.checks import examine
+
+
+def main(argv: list[str]) -> int:
+    """Prints what it finds; exit 1 if there is a fault."""
+    # Not the parser of the other commands: that needs the packages whose absence this command has to tell of.
+    parser = argparse.ArgumentParser(
+        prog="zmqbus doctor",
+        allow_abbrev=False,
+        description="Look for faults in the installation, and say how to mend each. Changes nothing, starts nothing.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--port", metavar="P", help="port of the broker (default 9473, or INTER_SESSION_PORT)")
+    options = parser.parse_args(argv)
+    findings = [*examine({"port": options.port})]
+    print(report.for_programs(findings) if options.json else report.for_people(findings))
+    return 1 if report.count(findings, "fault") else 0

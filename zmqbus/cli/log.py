@@ -1,0 +1,197 @@
+"""`zmqbus log`: the history, over all files of the log; what fits, what holds some words, and what is to come."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+from zmqbus import naming
+from zmqbus.cli.common import Parser, fail
+from zmqbus.cli.flow import as_json, line_of, pause, since, width_of_terminal
+from zmqbus.entry import Entry, Place, Wanted
+from zmqbus.errors import UnknownPeer, ZmqbusError
+from zmqbus.history import Follower, History, numbered
+from zmqbus.record import JournalError
+from zmqbus.search.query import Search, focus
+from zmqbus.settings import load
+
+#: Without any bound, a terminal gets so many: a screen or two, and not the whole of 300 MB.
+AT_A_TERMINAL = 200
+#: Before what is to come, so many of those that came last, as `tail -f` does.
+BEFORE_FOLLOWING = 10
+
+
+def main(argv: list[str]) -> int:
+    """Prints messages, oldest first."""
+    parser = Parser("log", "Print the messages that went over the bus, oldest first.")
+    parser.add_argument("--from", dest="sender", metavar="N", help="only from the session with this name or id")
+    parser.add_argument("--to", metavar="N", help="only to it; or to all, #topic, %%project or @group")
+    parser.add_argument("--since", metavar="WHEN", help="only since then: 90s, 30m, 2h, 7d, or an ISO time")
+    parser.add_argument("--grep", metavar="RE", help="only texts in which this regular expression is found")
+    parser.add_argument(
+        "--search", metavar="WORDS", help='only texts with these words; also "in this order", begin*, -not'
+    )
+    parser.add_argument("--limit", metavar="N", help="only the newest N; 0: all (default at a terminal: 200)")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on with what comes, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each message, complete")
+    options = parser.parse_args(argv)
+    wanted = _wanted(parser, options)
+    limit = _limit(parser, options)
+    if options.follow and options.search is not None:
+        parser.error("--search looks at what is there; with --follow, use --grep")
+    settings = load()
+    try:
+        return _Printer(settings.paths.log, settings.paths.search_index, wanted, options).run(limit)
+    except ZmqbusError as error:
+        return fail(error)
+
+
+def _wanted(parser: Parser, options: argparse.Namespace) -> Wanted:
+    since_ts = pattern = None
+    if options.since is not None:
+        try:
+            since_ts = since(options.since, time.time())
+        except ValueError as error:
+            parser.error(f"--since: {error}")
+    if options.grep is not None:
+        try:
+            pattern = re.compile(options.grep)
+        except (re.error, OverflowError, RecursionError) as error:
+            parser.error(
+                f"--grep: this is no regular expression: {error}; put a \\ before what is to be a plain character"
+            )
+    return Wanted(options.sender, options.to, since_ts, pattern)
+
+
+def _limit(parser: Parser, options: argparse.Namespace) -> int | None:
+    """How many at most; None: all."""
+    if options.limit is not None:
+        if not (options.limit.isascii() and options.limit.isdecimal() and len(options.limit) < 10):
+            parser.error(f"--limit takes a number of messages, 0 for all, not '{naming.sanitise(options.limit, 40)}'")
+        return int(options.limit) or None
+    if options.since is not None:
+        return None
+    if options.follow:
+        return BEFORE_FOLLOWING
+    return AT_A_TERMINAL if sys.stdout.isatty() and not options.json else None
+
+
+class _Printer:
+    """Prints entries, and says at the end what there is to be said about them."""
+
+    def __init__(self, path: str, index: str, wanted: Wanted, options: argparse.Namespace) -> None:
+        self._path = path
+        self._history = History(path)
+        self._wanted = wanted
+        self._options = options
+        self._search = Search(path, index, options.search) if options.search is not None else None
+        self._looked_for = wanted.pattern or (focus(options.search) if options.search is not None else None)
+        self._width = None if options.json else width_of_terminal()
+        self._printed = self._cut = self._damaged = 0
+        self._more = False
+
+    def run(self, limit: int | None) -> int:
+        end = self._history.end()  # what comes from here on is followed
+        self._print(self._past(limit, end))
+        self._damaged += self._history.damaged
+        if self._options.follow:
+            with Follower(self._path, end, wanted=self._wanted) as follower:
+                while True:
+                    self._print(follower.poll())
+                    sys.stdout.flush()
+                    if follower.wait_s and pause(follower.wait_s):
+                        return 0
+        self._say(limit)
+        return 0
+
+    def _past(self, limit: int | None, end: Place) -> Iterable[Entry]:
+        if self._search is not None:
+            if limit is None:
+                return reversed([*self._search.entries(end, wanted=self._wanted)])
+            page = self._search.page(end, limit=limit, wanted=self._wanted)
+        elif limit is None:
+            return self._all(end)
+        else:
+            page = self._history.page(end, limit=limit, wanted=self._wanted)
+        self._more = page.before is not None
+        self._damaged += page.damaged
+        return reversed(page.entries)
+
+    def _all(self, end: Place) -> Iterator[Entry]:
+        for entry in self._history.entries(wanted=self._wanted):
+            if entry.place >= end:
+                return  # it has come meanwhile; who follows gets it, and who does not would get no end
+            yield entry
+
+    def _print(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            try:
+                if self._options.json:
+                    line = as_json(entry, self._history.record)
+                else:
+                    line, cut = line_of(entry, self._history.text, self._width, self._looked_for)
+                    self._cut += cut
+            except JournalError:
+                self._damaged += 1  # further on than an entry shows; or its segment was deleted this instant
+                continue
+            self._printed += 1
+            print(line)
+
+    def _say(self, limit: int | None) -> None:
+        sys.stdout.flush()
+        if not self._printed:
+            self._say_nothing()
+        if self._options.json:
+            self._say_damage()
+            return
+        hints = []
+        if self._more and self._options.limit is None and self._printed:
+            hints.append(f"the newest {limit} are shown; all: --limit 0")
+        if self._cut:
+            hints.append("a message whole: zmqbus inbox --msg ID")
+        if hints:
+            print(f"({'; '.join(hints)})", file=sys.stderr)
+        self._say_damage()
+
+    def _say_nothing(self) -> None:
+        """Raises `UnknownPeer` where a name may have been mistyped."""
+        if not numbered(self._path)[0]:
+            print(f"no messages yet: there is no {self._path}", file=sys.stderr)
+            return
+        names: tuple[set[str], set[str]] | None = None
+        for place, (flag, name) in enumerate((("from", self._wanted.sender), ("to", self._wanted.receiver))):
+            if name is None:
+                continue
+            names = names or self._names()
+            if not any(known == name or (len(name) >= 8 and known.startswith(name)) for known in names[place]):
+                others = [known for known in names[place] if not _ID.fullmatch(known)]
+                near = naming.nearest(name, sorted(others))
+                hint = f"; did you mean {', '.join(near)}?" if near else "; see the names with: zmqbus list --all"
+                raise UnknownPeer(f"the log has no message {flag} '{naming.sanitise(name, 60)}'{hint}")
+        print("no message fits", file=sys.stderr)
+
+    def _names(self) -> tuple[set[str], set[str]]:
+        """Names and ids of all senders, and of all receivers."""
+        senders: set[str] = set()
+        receivers: set[str] = set()
+        for entry in History(self._path).entries():
+            senders.update((entry.from_name, entry.from_session))
+            receivers.update((entry.to, entry.to_session_id or ""))
+        return senders, receivers
+
+    def _say_damage(self) -> None:
+        if self._damaged:
+            lines = "a line that is" if self._damaged == 1 else f"{self._damaged} lines that are"
+            print(f"warning: passed over {lines} no message; see zmqbus doctor", file=sys.stderr)
+        for name in numbered(self._path)[1]:
+            if os.path.lexists(name) and os.path.getsize(name):
+                print(f"warning: passed over {name}, whose first line is damaged; see zmqbus doctor", file=sys.stderr)
+        if self._search is not None and self._search.fault:
+            print(f"warning: the log was searched without its index: {self._search.fault}", file=sys.stderr)
+
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")

@@ -1,0 +1,139 @@
+"""`zmqbus stats`: what the broker counts, for people, for programs, and for collectors of metrics."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from zmqbus.cli.common import FAILED, Parser, broker_figures, fail, print_json, settings_of_session
+from zmqbus.cli.flow import pause
+from zmqbus.errors import BrokerError, ZmqbusError
+from zmqbus.figures import FIGURES, PROCESS, REFUSED, about, prometheus, rates
+from zmqbus.naming import sanitise
+from zmqbus.settings import Settings
+
+#: Between two looks; less would be a load of its own.
+MIN_WATCH_S, MAX_WATCH_S = 0.1, 86_400.0
+#: Moves the cursor to the top left, and clears the screen from there.
+_CLEAR = "\x1b[H\x1b[J"
+
+
+def main(argv: list[str]) -> int:
+    """Prints the figures once, or every so many seconds. Starts no broker."""
+    parser = Parser("stats", "Show what the broker counts: messages, mailboxes, workers, refusals.")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON; with --watch, an object each time")
+    form.add_argument("--prometheus", action="store_true", help="print Prometheus's text format")
+    parser.add_argument("--watch", metavar="S", help="again every S seconds, with rates, until Ctrl-C")
+    parser.add_port()
+    options = parser.parse_args(argv)
+    interval_s: float | None = None
+    if options.watch is not None:
+        if options.prometheus:
+            parser.error("--prometheus is read again by whoever collects it; leave --watch out")
+        interval_s = _seconds(parser, options.watch)
+    try:
+        settings = settings_of_session({"port": options.port})
+        if interval_s is not None:
+            return _watch(settings, interval_s, as_json=options.json)
+        figures = _look(settings)
+    except ZmqbusError as error:
+        return fail(error)
+    if options.prometheus:
+        sys.stdout.write(prometheus(figures))
+        return 0  # that no broker runs is a figure as well
+    if options.json:
+        print_json(figures)
+    elif figures is None:
+        print(f"no broker runs on port {settings.port}")
+    else:
+        print("\n".join(_table(figures, {})))
+    return 0 if figures is not None else FAILED
+
+
+def _seconds(parser: Parser, text: str) -> float:
+    try:
+        seconds = float(text) if text.isascii() and "_" not in text else -1.0
+    except ValueError:
+        seconds = -1.0
+    if not MIN_WATCH_S <= seconds <= MAX_WATCH_S:
+        parser.error(f"--watch takes seconds from {MIN_WATCH_S:g} to {MAX_WATCH_S:g}, not '{sanitise(text, 40)}'")
+    return seconds
+
+
+def _look(settings: Settings) -> dict[str, Any] | None:
+    """The broker's figures and those of its process."""
+    figures = broker_figures(settings)
+    if figures is not None:
+        figures.update(_process(figures["pid"]))
+    return figures
+
+
+def _process(pid: int) -> dict[str, float]:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            return {
+                "memory_bytes": process.memory_info().rss,
+                "cpu_s": round(times.user + times.system, 2),
+                "open_files": process.num_fds(),
+            }
+    except psutil.Error:  # it has ended this instant, or this system does not tell
+        return {}
+
+
+def _watch(settings: Settings, interval_s: float, *, as_json: bool) -> int:
+    before: dict[str, Any] | None = None
+    before_s = 0.0
+    screen = sys.stdout.isatty() and not as_json
+    while True:
+        now_s = time.monotonic()
+        fault = f"no broker runs on port {settings.port}"
+        try:
+            figures = _look(settings)
+        except BrokerError as error:  # it is ending, or starting: the next look will tell
+            figures, fault = None, f"{error.code}: {error}"
+        speeds = rates(before, figures, now_s - before_s) if before and figures else {}
+        if as_json:
+            print_json(figures if figures is None else {**figures, "rates": speeds})
+        else:
+            lines = _table(figures, speeds) if figures is not None else [fault]
+            print((_CLEAR if screen else "") + "\n".join([*lines, "" if not screen else f"(every {interval_s:g} s)"]))
+        sys.stdout.flush()
+        before, before_s = figures, now_s
+        if pause(max(0.0, now_s + interval_s - time.monotonic())):
+            return 0
+
+
+def _table(figures: Mapping[str, Any], speeds: Mapping[str, float]) -> list[str]:
+    """A line for each figure: name, value, rate, meaning. Rates of one look alone are those since the start."""
+    names = [name for name in (*FIGURES, *PROCESS) if name in figures]
+    names += sorted(name for name in figures if name.startswith(REFUSED))
+    names += [name for name in figures if name not in names and name not in ("pid", "port")]
+    rows = []
+    uptime_s = max(1, int(figures.get("uptime_s", 1)))
+    for name in names:
+        value = figures[name]
+        figure = about(name)
+        rate = ""
+        if figure is not None and figure.kind == "counter" and name != "cpu_s":
+            speed = speeds.get(name) if speeds else value / uptime_s
+            rate = f"{speed:,.1f}/s" if speed else ""
+        rows.append((name, _shown(value), rate, figure.says if figure is not None else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    head = f"broker on port {figures['port']}, pid {figures['pid']}" + ("" if speeds else "; rates since its start")
+    return [
+        head,
+        *(f"{name:{widths[0]}}  {value:>{widths[1]}}  {rate:>{widths[2]}}  {says}" for name, value, rate, says in rows),
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return sanitise(str(value), 200)
+    return f"{value:,}"

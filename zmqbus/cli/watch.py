@@ -1,0 +1,192 @@
+"""`zmqbus watch`: the bus as it lives, in the terminal: who is there, and what goes between them.
+
+The messages come out of messages.log, which costs the broker nothing; once a second it is asked who is there. None is
+started for that. At a terminal, and where `rich` is installed, this is a screen that is drawn anew (`cli.screen`);
+otherwise a line for each thing that happens.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+from zmqbus.cli.common import Parser, fail, settings_of_session
+from zmqbus.cli.flow import line_of, pause, width_of_terminal
+from zmqbus.client.launch import broker_pid
+from zmqbus.client.probe import Probe
+from zmqbus.entry import Entry
+from zmqbus.errors import BrokerError, ZmqbusError
+from zmqbus.figures import rates
+from zmqbus.history import Follower, History
+from zmqbus.naming import sanitise
+from zmqbus.protocol import Session
+from zmqbus.record import JournalError
+from zmqbus.settings import Settings
+
+#: How often the broker is asked who is there.
+LOOK_S = 1.0
+#: What an answer to that may take: a broker that hangs must not stop the messages for long.
+PATIENCE_S = 0.5
+#: Messages that stand there when the watching begins.
+BEFORE = 20
+#: As in pyproject.toml, extra "watch".
+RICH = "rich>=13,<16"
+
+
+class Look(NamedTuple):
+    """Who is there at the moment."""
+
+    sessions: list[Session]
+    figures: dict[str, Any]  # of the broker; {} where none answers
+    rates: dict[str, float]
+    fault: str | None  # why none does
+
+
+def main(argv: list[str]) -> int:
+    """Shows what happens, until Ctrl-C."""
+    parser = Parser("watch", "Show who is on the bus and what goes over it, as it happens, until Ctrl-C.")
+    parser.add_argument("--plain", action="store_true", help="a line for each thing, also at a terminal")
+    parser.add_port()
+    options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _end)  # so that the terminal is left whole
+    signal.signal(signal.SIGHUP, _end)
+    try:
+        settings = settings_of_session({"port": options.port})
+        watcher = Watcher(settings)
+        if not options.plain and sys.stdout.isatty():
+            try:
+                from zmqbus.cli.screen import show
+            except ImportError as error:
+                if (error.name or "").partition(".")[0] != "rich":
+                    raise
+                print(
+                    f"(for a screen with the sessions on it: {sys.executable} -m pip install '{RICH}')", file=sys.stderr
+                )
+            else:
+                return show(watcher)
+        return _lines(watcher)
+    except ZmqbusError as error:
+        return fail(error)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+class Watcher:
+    """Where both forms of showing get what they show. Not thread-safe."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self._clock = clock
+        self.history = History(settings.paths.log)
+        start = self.history.end()
+        #: What was there before, the oldest first.
+        self.before = self.history.page(start, limit=BEFORE).entries[::-1]
+        self._follower = Follower(settings.paths.log, start)
+        self._look_due_s = 0.0
+        self._looked_s = 0.0
+        self.look = Look([], {}, {}, None)
+
+    def __repr__(self) -> str:
+        return f"<Watcher of port {self.settings.port}: {len(self.look.sessions)} sessions>"
+
+    def close(self) -> None:
+        """Closes the log. Idempotent."""
+        self._follower.close()
+
+    def poll(self) -> list[Entry]:
+        """The messages that have come."""
+        return self._follower.poll()
+
+    @property
+    def damaged(self) -> int:
+        """Lines of the log that were passed over."""
+        return self._follower.damaged
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait before the next `poll`."""
+        return self._follower.wait_s
+
+    def refresh(self) -> bool:
+        """Asks the broker, where that is due; returns whether it was."""
+        now_s = self._clock()
+        if now_s < self._look_due_s:
+            return False
+        before, self.look = self.look, self._ask()
+        if before.figures and self.look.figures:
+            self.look = self.look._replace(rates=rates(before.figures, self.look.figures, now_s - self._looked_s))
+        self._looked_s = now_s
+        self._look_due_s = self._clock() + LOOK_S
+        return True
+
+    def _ask(self) -> Look:
+        port = self.settings.port
+        if broker_pid(self.settings) is None:
+            return Look([], {}, {}, f"no broker runs on port {port}; the next session starts one")
+        try:
+            with Probe(self.settings, PATIENCE_S) as probe:
+                return Look(probe.sessions(everyone=True), probe.figures(), {}, None)
+        except BrokerError as error:
+            return Look(self.look.sessions, {}, {}, str(error))
+
+
+def states(sessions: Sequence[Session]) -> dict[str, tuple[str, str]]:
+    """Name and state of each session, by its id."""
+    return {session.session_id: (session.name, session.state) for session in sessions}
+
+
+def changes(before: dict[str, tuple[str, str]], after: dict[str, tuple[str, str]]) -> list[str]:
+    """What has become of whom, in words."""
+    said = []
+    for session_id, (name, state) in after.items():
+        old = before.get(session_id)
+        if old is None:
+            said.append(f"{sanitise(name, 60)} is {state}")
+        elif old[0] != name:
+            said.append(f"{sanitise(old[0], 60)} is now {sanitise(name, 60)}")
+        elif old[1] != state:
+            said.append(f"{sanitise(name, 60)} is {state}")
+    said += [f"{sanitise(before[gone][0], 60)} has left" for gone in before if gone not in after]
+    return said
+
+
+def text_of(watcher: Watcher, entry: Entry) -> str:
+    """The whole text of an entry, or of what is left of it."""
+    try:
+        return watcher.history.text(entry)
+    except JournalError:
+        return entry.head
+
+
+def _lines(watcher: Watcher) -> int:
+    """A line for each message, and one for whoever comes and goes."""
+    width = width_of_terminal()
+    known: dict[str, tuple[str, str]] = {}
+    fault: str | None = None
+    entries = watcher.before
+    try:
+        while True:
+            for entry in entries:
+                print(line_of(entry, lambda entry: text_of(watcher, entry), width)[0])
+            if watcher.refresh():
+                now = time.strftime("%H:%M:%S")
+                if watcher.look.fault != fault:
+                    fault = watcher.look.fault
+                    print(f"{now} * {fault or 'a broker answers'}")
+                if watcher.look.fault is None:
+                    after = states(watcher.look.sessions)
+                    for said in changes(known, after):
+                        print(f"{now} * {said}")
+                    known = after
+            sys.stdout.flush()
+            entries = watcher.poll()
+            if not entries and watcher.wait_s and pause(watcher.wait_s):
+                return 0
+    finally:
+        watcher.close()

@@ -1,0 +1,54 @@
+// Making elements. There is no way here to make markup of a text: children are nodes, or become text.
+
+export const $ = (id) => document.getElementById(id);
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function put(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "class") element.setAttribute("class", value);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  fill(element, ...children);
+  return element;
+}
+
+export const h = (tag, attributes, ...children) => put(document.createElement(tag), attributes, children);
+export const s = (tag, attributes, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
+
+/** Adds children; those that are null or false are left out, lists are flattened. */
+export function fill(element, ...children) {
+  for (const child of children.flat(2)) if (child !== null && child !== undefined && child !== false) element.append(child);
+}
+
+/** Shows or hides. */
+export function show(element, shown) {
+  if (element.hidden === shown) element.hidden = !shown;
+}
+
+/** Sets a text, if it is another one: what is unchanged is not announced again. */
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+export const narrow = matchMedia("(max-width: 760px)");
+export const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** A designed state: what there is instead of content. */
+export function stateOf(title, text, ...more) {
+  return [h("p", { class: "state-title" }, title), text && h("p", { class: "sub" }, text), ...more];
+}
+
+let toastCount = 0;
+
+/** Tells what became of something; goes by itself. */
+export function toast(text, kind = "done") {
+  const box = h("div", { class: `toast ${kind}` }, text);
+  $("toasts").append(box);
+  const own = ++toastCount;
+  setTimeout(() => box.remove(), kind === "wrong" ? 9000 : 5000);
+  while ($("toasts").children.length > 3) $("toasts").firstChild.remove();
+  return own;
+}

@@ -1,0 +1,59 @@
+// The keyboard, the theme, and the sheet that tells about both.
+
+import { $, h, say } from "./dom.js";
+import { known } from "./store.js";
+
+/** [keys, what they do, action]; the sheet shows them in this order. */
+let table = [];
+
+const THEMES = ["auto", "light", "dark"];
+const THEME_NAMES = { auto: "as the system has it", light: "light", dark: "dark" };
+
+function applyTheme(theme) {
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  $("theme").setAttribute("aria-label", `Theme: ${THEME_NAMES[theme]}. Change it`);
+  $("theme").title = `Theme: ${THEME_NAMES[theme]} (t)`;
+}
+
+export function nextTheme() {
+  const now = document.documentElement.dataset.theme ?? "auto";
+  const theme = THEMES[(THEMES.indexOf(now) + 1) % THEMES.length];
+  try {
+    if (theme === "auto") localStorage.removeItem("zmqbus-theme");
+    else localStorage.setItem("zmqbus-theme", theme);
+  } catch {
+    // Then it holds until the page is left.
+  }
+  applyTheme(theme);
+}
+
+export function help() {
+  say($("help-foot"), `zmqbus ${known.version} · broker port ${known.port} · ${known.dataDir}`);
+  $("help").showModal();
+}
+
+const SHOWN = { ArrowDown: "↓", ArrowUp: "↑", Escape: "Esc" };
+
+const typing = (element) => element?.closest("input:not([type=radio]), textarea, select, [contenteditable]");
+
+export function setUp(rows) {
+  table = rows;
+  $("help-keys").replaceChildren(
+    ...table.flatMap(([keys, does]) => [h("dt", {}, ...keys.map((key) => h("kbd", {}, SHOWN[key] ?? key))), h("dd", {}, does)]),
+  );
+  applyTheme(document.documentElement.dataset.theme ?? "auto");
+  $("theme").addEventListener("click", nextTheme);
+  $("help-open").addEventListener("click", help);
+  for (const button of document.querySelectorAll("[data-close]")) {
+    button.addEventListener("click", () => button.closest("dialog").close());
+  }
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (document.querySelector("dialog[open]")) return;
+    if (typing(event.target) && event.key !== "Escape") return;
+    const row = table.find(([keys, , act]) => act && keys.includes(event.key));
+    if (!row) return;
+    if (row[2](event) !== false) event.preventDefault();
+  });
+}

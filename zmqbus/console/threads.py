@@ -1,0 +1,108 @@
+"""Threads: a message, what it answers, and what answers it.
+
+A record names the message that it answers; the way back, from a message to its answers, the log does not have. So the
+first time that a thread is wanted the log is gone through, once, for the answers in it (a line that has none is passed
+over after its first bytes: 100,000 of them take some 0.1 s), and from then on only what has come since.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from zmqbus import readback
+from zmqbus.console.shape import of_entry, of_record
+from zmqbus.history import History, Place, lines, numbered
+from zmqbus.record import JournalError, decode_head
+
+#: Answers that are remembered, the newest: 100 bytes each.
+MAX_ANSWERS = 500_000
+#: Messages of one thread that are shown.
+MAX_SHOWN = 300
+#: How far a thread is followed back to its beginning.
+MAX_ANCESTORS = 100
+#: The fields before `reply_to`, of which names and labels are the longest.
+HEAD_BYTES = 4096
+_ANSWERS = re.compile(rb'"reply_to":"(?=[^"]{1,60}")')
+
+
+class Threads:
+    """What answers what. Thread-safe."""
+
+    def __init__(self, log_path: str) -> None:
+        self._path = log_path
+        self._lock = threading.Lock()
+        # Id → places of what answers it, in their order.
+        self._answers: OrderedDict[str, list[Place]] = OrderedDict()
+        self._count = 0
+        self._next = Place(0, 0)  # where to go on
+
+    def thread(self, msg_id: str) -> list[dict[str, Any]]:
+        """The thread that a message is in: its messages in their order, each with its `depth`.
+
+        Empty where there is no such message. Raises `JournalError`, `Unauthorized`.
+        """
+        with self._lock:
+            self._catch_up()
+            first = self._root(msg_id)
+            if first is None:
+                return []
+            history = History(self._path)
+            shown = [{**first, "depth": 0}]
+            seen = {first["id"]}
+            # Depth first, so that what answers a message stands below it.
+            todo = [(place, 1) for place in reversed(self._answers.get(first["id"], []))]
+            while todo and len(shown) < MAX_SHOWN:
+                place, depth = todo.pop()
+                for entry in history.at([place]):
+                    if entry.msg_id in seen:
+                        continue
+                    seen.add(entry.msg_id)
+                    shown.append({**of_entry(entry), "depth": depth})
+                    todo += [(child, depth + 1) for child in reversed(self._answers.get(entry.msg_id, []))]
+            return shown
+
+    def _root(self, msg_id: str) -> dict[str, Any] | None:
+        """The message that began it; or the earliest that is still there."""
+        found: dict[str, Any] | None = None
+        seen: set[str] = set()
+        wanted: str | None = msg_id
+        while wanted and wanted not in seen and len(seen) < MAX_ANCESTORS:
+            seen.add(wanted)
+            record = readback.find(self._path, wanted)
+            if record is None:
+                break
+            found, wanted = of_record(record)[0], record.reply_to
+        return found
+
+    def _catch_up(self) -> None:
+        for serial, name in numbered(self._path)[0]:
+            if serial < self._next.segment:
+                continue
+            fd = readback.open_if_there(name)
+            if fd is None:
+                continue
+            try:
+                if readback.serial_of(os.pread(fd, readback.MAX_META_BYTES, 0)) != serial:
+                    continue  # renamed meanwhile; the next thread that is wanted finds it
+                begin = self._next.offset if serial == self._next.segment else 0
+                for start, length, line in lines(fd, begin):
+                    self._next = Place(serial, start + length + 1)
+                    if _ANSWERS.search(line, 0, HEAD_BYTES):
+                        self._note(Place(serial, start), line)
+            except OSError as error:
+                raise JournalError(f"{name} cannot be read: {error.strerror}; see to its disk") from None
+            finally:
+                os.close(fd)
+
+    def _note(self, place: Place, line: bytes) -> None:
+        head = decode_head(line)
+        if head is None or not head.reply_to:
+            return
+        self._answers.setdefault(head.reply_to, []).append(place)
+        self._count += 1
+        while self._count > MAX_ANSWERS:
+            self._count -= len(self._answers.popitem(last=False)[1])

@@ -1,0 +1,176 @@
+"""The broker that answers, or what is in its place; what dead processes have left; and this session's own listener."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+
+import zmqbus
+from zmqbus.client.launch import broker_pid
+from zmqbus.doctor.report import Finding, command, fault, ok, warning
+from zmqbus.errors import Unauthorized, ZmqbusError
+from zmqbus.process import Process, is_alive, process_of
+from zmqbus.session.state import is_listening, leftovers, load_state
+from zmqbus.settings import MAX_PORT, Settings
+
+_PID_FILE = re.compile(r"server\.([1-9][0-9]{0,4})\.pid")
+
+
+def broker(settings: Settings) -> Iterator[Finding]:
+    """Which broker answers on the port; where none does, whether one could. Starts none."""
+    pid = broker_pid(settings)
+    if pid is None:
+        yield from _absent(settings)
+        return
+    from zmqbus.client.probe import Probe  # needs the packages, which may be what is missing
+
+    try:
+        with Probe(settings) as probe:
+            figures = probe.figures()
+    except ZmqbusError as error:
+        if "speaks protocol" in str(error):
+            yield fault("broker", f"{error} (pid {pid})", command("kill", str(pid)))
+        else:
+            # It loses nothing by that: whatever it has promised is on file, and the next one takes it up.
+            says = str(error).partition(";")[0]
+            yield fault("broker", f"{says}; it is hung or stopped (pid {pid})", command("kill", "-9", str(pid)))
+        return
+    release = figures.get("release")
+    says = f"release {release}, protocol {figures.get('protocol')}, port {settings.port}, pid {pid}"
+    if release != zmqbus.__version__:
+        yield warning("broker", f"{says}; this is release {zmqbus.__version__}", "zmqbus broker --stop")
+    elif figures.get("notices"):
+        # It has mended that. Whoever reads this knows it by now, and the next broker has nothing to tell.
+        yield warning("broker", f"{says}; it has found: {figures['notices']}", "zmqbus broker --stop")
+    else:
+        yield ok("broker", f"{says}, {figures.get('sessions')} sessions")
+
+
+def _absent(settings: Settings) -> Iterator[Finding]:
+    port = settings.port
+    others = [other for other, pid in _pid_files(settings) if other != port and _serves(settings, other, pid)]
+    if others:
+        yield fault(
+            "broker",
+            f"the broker of {settings.data_dir} serves port {others[0]}, and {port} is set here; a directory has one",
+            f"export INTER_SESSION_PORT={others[0]}",
+        )
+    elif _is_free(port):
+        yield ok("broker", f"none runs on port {port}; the first session starts one")
+    else:
+        free = next((other for other in range(port + 1, min(port + 1000, MAX_PORT)) if _is_free(other)), 0)
+        yield fault(
+            "broker",
+            f"port {port} is held by another program{_holder(port)}",
+            f"export INTER_SESSION_PORT={free}" if free else None,
+        )
+
+
+def any_broker(settings: Settings) -> int | None:
+    """The pid of a broker of this data directory, whatever port it serves."""
+    return next((pid for port, pid in _pid_files(settings) if _serves(settings, port, pid)), None)
+
+
+def _serves(settings: Settings, port: int, pid: int | None) -> bool:
+    """Whether a pid file tells the truth: somebody is elected, and it may be this process."""
+    return pid is not None and broker_pid(settings._replace(port=port)) == pid and is_alive(process_of(pid))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the broker does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
+    return True
+
+
+def _holder(port: int) -> str:
+    """Which program that is, as far as this user may know."""
+    import psutil
+
+    try:
+        for found in psutil.net_connections(kind="tcp"):
+            if found.laddr and found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid:
+                return f": {psutil.Process(found.pid).name()} (pid {found.pid})"
+    except psutil.Error:
+        pass
+    return ""
+
+
+def _pid_files(settings: Settings) -> list[tuple[int, int | None]]:
+    """Ports that have a pid file, each with the pid in it."""
+    found: list[tuple[int, int | None]] = []
+    try:
+        names = sorted(os.listdir(settings.data_dir))
+    except OSError:
+        return found
+    for name in names:
+        match = _PID_FILE.fullmatch(name)
+        if match is None:
+            continue
+        try:
+            with open(os.path.join(settings.data_dir, name), encoding="ascii") as file:
+                pid: int | None = int(file.read(32))
+        except (OSError, ValueError):
+            pid = None
+        found.append((int(match[1]), pid))
+    return found
+
+
+def stale_files(settings: Settings) -> Iterator[Finding]:
+    """What processes that are dead have left behind."""
+    names = []
+    for port, pid in _pid_files(settings):
+        if not _serves(settings, port, pid):
+            names.append(settings.paths.pid_file(port))
+    names += [os.path.join(settings.paths.clients, name) for name in leftovers(settings.data_dir)]
+    if names:
+        what = "a file" if len(names) == 1 else f"{len(names)} files"
+        first = ", ".join(map(os.path.basename, names[:3])) + (", …" if len(names) > 3 else "")
+        yield warning("stale", f"{what} of processes that have ended: {first}", command("rm", "-f", *names))
+    else:
+        yield ok("stale", "nothing was left behind")
+
+
+def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]:
+    """The listener of the session that this shell belongs to."""
+    for owner in owners:
+        try:
+            state = load_state(settings.data_dir, owner.pid)
+            listening = is_listening(settings.data_dir, owner.pid)
+        except Unauthorized:
+            return  # told about by the look at the permissions
+        except ZmqbusError as error:
+            yield fault("listener", str(error))
+            return
+        if listening and state is None:
+            yield warning("listener", f"one of process {owner.pid} is just starting, or its state file was removed")
+            return
+        if listening and state is not None and state.owner_started == owner.started:
+            import psutil
+
+            try:
+                status = psutil.Process(state.listener_pid).status()
+            except psutil.Error:
+                status = ""
+            if status == psutil.STATUS_STOPPED:
+                yield fault(
+                    "listener",
+                    f"the listener of '{state.name}' is stopped (pid {state.listener_pid}), and shows nothing",
+                    command("kill", "-CONT", str(state.listener_pid)),
+                )
+            elif state.port != settings.port:
+                yield warning(
+                    "listener",
+                    f"'{state.name}' is on port {state.port}, and this is set to {settings.port}",
+                    f"export INTER_SESSION_PORT={state.port}",
+                )
+            else:
+                yield ok("listener", f"'{state.name}', pid {state.listener_pid}")
+            return
+    yield ok("listener", "this shell belongs to no session; one joins with: zmqbus connect")
