@@ -107,6 +107,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.broker": "real/test_list.py",
     "cli.common": "real/test_send.py",
     "cli.connect": "real/test_listener.py",
+    "cli.console": "console/test_server.py",
     "cli.disconnect": "real/test_list.py",
     "cli.hook": "real/test_hook.py",
     "cli.inbox": "real/test_list.py",

@@ -12,6 +12,8 @@ const RECENT_S = 600;
 /** Curves, dots under way, sessions without a list entry: as many as can be told apart. */
 const MAX_EDGES = 80;
 const MAX_DOTS = 40;
+/** Of more messages at once than this, none is shown on its way. */
+const MAX_FRESH = 25;
 const MAX_STRANGERS = 8;
 const DOT_MS = 750;
 const MARGIN = { x: 112, y: 30 };
@@ -246,9 +248,10 @@ export function setUp({ open }) {
   on("source", (change) => {
     if (change.source !== all) return;
     soon();
-    if (change.fresh) {
+    // In a flood nothing moves: nobody could follow it, and drawing it would take the processor from those who speak.
+    if (change.fresh && !change.gap && change.fresh.length <= MAX_FRESH) {
       // After the curves are there.
-      requestAnimationFrame(() => requestAnimationFrame(() => change.fresh.slice(0, MAX_DOTS).forEach(pulse)));
+      requestAnimationFrame(() => requestAnimationFrame(() => change.fresh.forEach(pulse)));
     }
   });
   setInterval(() => document.hidden || soon(), 5000);

@@ -103,7 +103,7 @@ export class Source {
       this.before = this.items.findLast((item) => item.at).at;
       this.gaps = this.items.reduce((count, item) => count + (item.gap ? 1 : 0), 0);
     }
-    emit("source", { source: this, added: fresh.length + (gap ? 1 : 0), fresh });
+    emit("source", { source: this, added: fresh.length + (gap ? 1 : 0), fresh, gap });
     return fresh;
   }
 
