@@ -37,11 +37,9 @@ import psutil
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(0, ROOT)
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-
-from commands import Listener, free_port  # noqa: E402
 
 import zmqbus  # noqa: E402
+from benchmarks.commands import Listener, free_port  # noqa: E402
 from zmqbus.record import Record, encode_record  # noqa: E402
 
 HISTORY = 10_000
@@ -125,7 +123,8 @@ def reader(console: Console) -> Iterator[None]:
     finally:
         assert connection.sock is not None or response.fp is not None
         with contextlib.suppress(OSError, AttributeError):
-            response.fp.raw._sock.shutdown(2)  # type: ignore[union-attr]
+            raw: Any = response.fp
+            raw.raw._sock.shutdown(2)
         thread.join()
         connection.close()
 
@@ -202,7 +201,8 @@ class Load:
 
 
 def measure_page(browser: Any, console: Console, rounds: int) -> None:
-    times, yardstick = [], []
+    times: list[float] = []
+    yardstick: list[float] = []
     for _ in range(rounds):
         for url, ready, into in (
             (console.link(), "#sessions .session", times),

@@ -380,7 +380,7 @@ def test_without_a_zap_handler_whoever_knows_the_public_key_is_let_in(wire, free
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is there by itself on Linux only")
 def test_a_source_address_can_be_bound(wire, free_port):
-    """`link._endpoint`: from another source address, a socket that retries a port cannot connect to itself."""
+    """`link.endpoint`: from another source address, a socket that retries a port cannot connect to itself."""
     router = wire.socket(zmq.ROUTER)
     router.bind(f"tcp://127.0.0.1:{free_port}")
     dealer = wire.socket(zmq.DEALER)

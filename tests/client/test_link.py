@@ -294,9 +294,9 @@ def test_closing_without_a_broker_does_not_wait(settings, launched):
 def test_ports_that_the_kernel_may_give_out_are_connected_to_from_another_address(port, monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     source = "127.0.0.2:0;" if port >= 30_000 else ""
-    assert link_module._endpoint(port) == f"tcp://{source}127.0.0.1:{port}"
+    assert link_module.endpoint(port) == f"tcp://{source}127.0.0.1:{port}"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert link_module._endpoint(port) == f"tcp://127.0.0.1:{port}"
+    assert link_module.endpoint(port) == f"tcp://127.0.0.1:{port}"
 
 
 def test_repr_shows_the_state(link, settings):

@@ -72,7 +72,7 @@ class _Link(Link):
     def cut_subscriber(self) -> None:
         """Gives the SUB another TCP connection; its filters go over that one, too."""
         assert self._subscriber is not None and self.core.welcome is not None
-        endpoint = link_module._endpoint(self.core.welcome.pub_port)
+        endpoint = link_module.endpoint(self.core.welcome.pub_port)
         self._subscriber.disconnect(endpoint)
         self._subscriber.connect(endpoint)
 

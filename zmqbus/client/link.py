@@ -45,7 +45,8 @@ _WITHOUT = (core.Phase.OFFLINE, core.Phase.GREETING)
 _OURS = frozenset((core.Subscribe, core.Retune, core.Welcomed))
 
 
-def _endpoint(port: int) -> str:
+def endpoint(port: int) -> str:
+    """Where a client connects to."""
     # A socket that retries a closed port in the ephemeral range can be given that very port as its own, connect to
     # itself, and so keep the broker from binding it. Another source address rules that out where there is one.
     if port >= EPHEMERAL_FROM and sys.platform == "linux":
@@ -140,7 +141,7 @@ class Link:
         self._next_launch_s = self._since_s + RELAUNCH_S
         if launch.broker_pid(self._settings) is None:
             self._launch()
-        self._dealer.connect(_endpoint(self._settings.port))
+        self._dealer.connect(endpoint(self._settings.port))
 
     def watch(self, descriptor: int, *, hang_up: bool = False) -> None:
         """Makes `pump` return when this descriptor is readable, too; with `hang_up`, when its other end has gone."""
@@ -315,7 +316,7 @@ class Link:
         self._subscriber = _subscriber(self._context, self._keys)
         for channel in channels:
             self._subscriber.subscribe(channel)
-        self._subscriber.connect(_endpoint(port))
+        self._subscriber.connect(endpoint(port))
         self._poller.register(self._subscriber, zmq.POLLIN)
         self._descriptors = (*self._descriptors[:2], int(self._subscriber.fileno()))
 

@@ -11,6 +11,7 @@ import zmq
 import zmqbus
 from zmqbus import codec, protocol, security
 from zmqbus.client import core
+from zmqbus.client.link import endpoint
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import BrokerUnavailable, ProtocolError, ZmqbusError
 from zmqbus.protocol import Role
@@ -48,7 +49,7 @@ class Probe:
 
     def __enter__(self) -> Probe:
         try:
-            self._dealer.connect(f"tcp://127.0.0.1:{self._port}")
+            self._dealer.connect(endpoint(self._port))
             self._perform(self._client.handle(time.monotonic(), core.Up()))
             while self._client.phase is not core.Phase.READY:
                 self._turn()
