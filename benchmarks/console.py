@@ -39,7 +39,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(0, ROOT)
 
 import zmqbus  # noqa: E402
-from benchmarks.commands import Listener, free_port  # noqa: E402
+from benchmarks.commands import Listener  # noqa: E402
+from benchmarks.stage import free_port  # noqa: E402
 from zmqbus.record import Record, encode_record  # noqa: E402
 
 HISTORY = 10_000
