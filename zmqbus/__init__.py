@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from zmqbus.client.bus import Bus, connect
     from zmqbus.client.fanout import as_completed, wait
-    from zmqbus.client.messages import BroadcastReceipt, Message, Receipt
+    from zmqbus.client.messages import Message
+    from zmqbus.client.receipts import BroadcastReceipt, Receipt
     from zmqbus.client.speaker import Reply
     from zmqbus.errors import (
         Ambiguous,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 #: Public name -> module that defines it.
 _EXPORTS = {
     "Ambiguous": "zmqbus.errors",
-    "BroadcastReceipt": "zmqbus.client.messages",
+    "BroadcastReceipt": "zmqbus.client.receipts",
     "BrokerError": "zmqbus.errors",
     "BrokerUnavailable": "zmqbus.errors",
     "Bus": "zmqbus.client.bus",
@@ -66,7 +67,7 @@ _EXPORTS = {
     "PortHeld": "zmqbus.errors",
     "ProtocolError": "zmqbus.errors",
     "RateLimited": "zmqbus.errors",
-    "Receipt": "zmqbus.client.messages",
+    "Receipt": "zmqbus.client.receipts",
     "RemoteError": "zmqbus.errors",
     "Reply": "zmqbus.client.speaker",
     "TextTooLong": "zmqbus.errors",

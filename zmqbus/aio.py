@@ -21,7 +21,8 @@ from typing import Any, Literal, TypeVar
 
 from zmqbus.client import bus as blocking
 from zmqbus.client.fanout import WINDOW, Progress, progress_for
-from zmqbus.client.messages import BroadcastReceipt, Message, Receipt
+from zmqbus.client.messages import Message
+from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.client.serving import Handler
 from zmqbus.errors import Timeout
 from zmqbus.protocol import Session

@@ -25,7 +25,8 @@ from zmqbus import errors, protocol
 from zmqbus.client import bus as bus_module
 from zmqbus.client import link as link_module
 from zmqbus.client.bus import Bus
-from zmqbus.client.messages import BroadcastReceipt, Message, Receipt
+from zmqbus.client.messages import Message
+from zmqbus.client.receipts import BroadcastReceipt, Receipt
 
 #: Far over what any of this takes.
 PATIENCE_S = 90.0

@@ -11,7 +11,7 @@ from zmqbus import errors, protocol
 from zmqbus.client import command
 from zmqbus.client.command import CommandBus
 from zmqbus.client.core import Incoming, Persona
-from zmqbus.client.messages import BroadcastReceipt, Receipt
+from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.protocol import Role
 from zmqbus.settings import Settings, load
 

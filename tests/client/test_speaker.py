@@ -12,7 +12,7 @@ import pytest
 from zmqbus import errors, protocol
 from zmqbus.client import speaker as speaker_module
 from zmqbus.client.bus import Bus
-from zmqbus.client.messages import Receipt
+from zmqbus.client.receipts import Receipt
 from zmqbus.client.speaker import Speaker
 
 #: Far over what any of this takes.

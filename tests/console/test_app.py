@@ -14,7 +14,7 @@ import pytest
 
 from tests.console.conftest import PORT, Answer, Asked, log_in, put
 from tests.records import RECORD, ids
-from zmqbus.client.messages import BroadcastReceipt, Receipt
+from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.console.app import ASSETS_DIR, MAX_PAGE, MAX_SMALL_BYTES, SLICE_CHARS, Assets, Console
 from zmqbus.console.guard import MAX_POST_BYTES, cookie_name
 from zmqbus.console.tickets import LINK_S, Links, mint

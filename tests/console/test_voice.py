@@ -9,7 +9,7 @@ import pytest
 
 from tests.console.conftest import PATIENCE_S
 from tests.real.conftest import Bus, wait_until
-from zmqbus.client.messages import Receipt
+from zmqbus.client.receipts import Receipt
 from zmqbus.console import voice as module
 from zmqbus.console.voice import Voice, receipt_json
 from zmqbus.errors import NameTaken, NotConnected

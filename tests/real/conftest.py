@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from zmqbus.client.command import guest
-from zmqbus.client.messages import Receipt
+from zmqbus.client.receipts import Receipt
 from zmqbus.settings import load
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -10,7 +10,7 @@ from tests.real.conftest import Bus, ListenerProcess, wait_until
 from zmqbus import protocol
 from zmqbus.client import core
 from zmqbus.client.command import CommandBus as Link
-from zmqbus.client.messages import Receipt
+from zmqbus.client.receipts import Receipt
 from zmqbus.process import is_alive, process_of
 from zmqbus.protocol import Role
 from zmqbus.session.shown import Shown

@@ -14,7 +14,7 @@ from zmqbus import protocol
 from zmqbus.cli.common import Parser, act_as_session, fail, print_json, settings_of_session
 from zmqbus.client import bodies
 from zmqbus.client.command import CommandBus, guest
-from zmqbus.client.messages import BroadcastReceipt, Receipt
+from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.errors import InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.naming import check_name
 from zmqbus.protocol import Scope

@@ -6,7 +6,7 @@ bodies end up have one copy of it, and the broker does not carry it twice.
 
 from __future__ import annotations
 
-from zmqbus import naming, protocol, readback, record
+from zmqbus import naming, protocol
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
 from zmqbus.protocol import Format, Scope
@@ -40,6 +40,8 @@ def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> 
     """The whole body, from the message or from the journal. Raises `JournalError` if it is not there."""
     if message.pointer is None:
         return message.body
+    from zmqbus import readback  # 3 ms with what it needs, which most commands never do
+
     return readback.read(log_path, readback.Pointer(*message.pointer)).body
 
 
@@ -57,4 +59,6 @@ def audience(message: Incoming) -> str | None:
 
 def as_text(fmt: int, body: bytes) -> str:
     """A body as something to read; see `record.as_text`."""
+    from zmqbus import record
+
     return record.as_text(_WORDS.get(fmt, ""), body)

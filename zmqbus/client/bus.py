@@ -30,7 +30,8 @@ from zmqbus import naming, protocol
 from zmqbus.client import core, past
 from zmqbus.client.fanout import map_over, watch
 from zmqbus.client.link import Link
-from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, encode, scope_and_target
+from zmqbus.client.messages import Message, encode, scope_and_target
+from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.serving import Handler, Serving, check_handler
 from zmqbus.client.speaker import Reply, Speaker

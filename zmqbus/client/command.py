@@ -19,7 +19,7 @@ import zmqbus
 from zmqbus import errors, protocol
 from zmqbus.client import core
 from zmqbus.client.link import Link
-from zmqbus.client.messages import BroadcastReceipt, Receipt, receipt_of
+from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipt_of
 from zmqbus.client.taken import TakenIds
 from zmqbus.protocol import Format, Role, Scope
 from zmqbus.settings import Settings

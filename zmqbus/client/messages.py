@@ -1,4 +1,4 @@
-"""What a program sends and gets: values as bodies, messages, receipts.
+"""What a program sends and gets: values as bodies, and messages.
 
 A body is text, bytes, or any value that msgpack knows; the format travels with it, so the other end gets back what
 was given. Two kinds of values have an extension type of their own: arrays (numpy), whose memory is copied once into the
@@ -8,8 +8,8 @@ body and not at all out of it, and what went wrong in a remote handler.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import msgpack
 
@@ -17,7 +17,7 @@ from zmqbus import naming, protocol
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidName, InvalidPayload, RemoteError, ZmqbusError
-from zmqbus.protocol import Format, Scope, State
+from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError
 
 #: What a message is acknowledged with, when that is left to the program.
@@ -33,56 +33,6 @@ _EXT_HEAD = struct.Struct(">BIb")
 MAX_DTYPE_BYTES = 16 * 1024
 #: So much of the end of each part of a remote error travels: its cause is told at the end.
 MAX_ERROR_CHARS = 20_000
-
-
-class Receipt(NamedTuple):
-    """What became of a message to one receiver."""
-
-    msg_id: str
-    state: str  #: "delivered": the receiver's process has taken it; "queued": it is safe, and will be shown later
-    to: str  #: the receiver's name
-    session_id: str
-    busy: bool  #: queued because the receiver is connected and did not take it within a second
-    away_s: int  #: how long the receiver has been away
-
-
-class BroadcastReceipt(NamedTuple):
-    """What became of a message to many."""
-
-    msg_id: str
-    delivered: int
-    queued: int
-    full: tuple[str, ...]  #: sessions that it is not for, since their mailboxes are full
-
-
-def receipt_of(msg_id: str, outcome: protocol.Receipt | protocol.Tally) -> Receipt | BroadcastReceipt:
-    """What the broker has said of a message, as programs and commands are told."""
-    if isinstance(outcome, protocol.Tally):
-        return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full)
-    return Receipt(msg_id, *_state_of(outcome))
-
-
-def receipts_of(
-    msg_ids: Iterable[str], outcome: protocol.Receipt | protocol.Tally | ZmqbusError
-) -> Iterator[tuple[str, Receipt | BroadcastReceipt | ZmqbusError]]:
-    """Likewise of several that share an outcome, which may be an error."""
-    if isinstance(outcome, protocol.Receipt):
-        state = _state_of(outcome)
-        for msg_id in msg_ids:
-            yield msg_id, Receipt(msg_id, *state)
-        return
-    for msg_id in msg_ids:
-        yield msg_id, outcome if isinstance(outcome, ZmqbusError) else receipt_of(msg_id, outcome)
-
-
-def _state_of(receipt: protocol.Receipt) -> tuple[str, str, str, bool, int]:
-    return (
-        "delivered" if receipt.state == State.DELIVERED else "queued",
-        receipt.name,
-        receipt.session_id,
-        receipt.state == State.BUSY,
-        receipt.away_s,
-    )
 
 
 class Message:

@@ -27,8 +27,9 @@ from zmqbus import protocol
 from zmqbus.client import bodies, core
 from zmqbus.client.driver import Driver
 from zmqbus.client.link import Link
-from zmqbus.client.messages import BroadcastReceipt, Message, Receipt, of_incoming, receipts_of
+from zmqbus.client.messages import Message, of_incoming
 from zmqbus.client.outcome import Outcome
+from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipts_of
 from zmqbus.errors import Overloaded, Timeout, ZmqbusError
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmqbus
 from zmqbus.client import bus as bus_module
-from zmqbus.client.messages import BroadcastReceipt, Receipt
+from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.errors import NameTaken, NotConnected, ZmqbusError
 from zmqbus.naming import next_name
 from zmqbus.settings import Settings

@@ -1,0 +1,60 @@
+"""What senders are told of their messages; apart from `messages`, of which commands need nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from zmqbus import protocol
+from zmqbus.errors import ZmqbusError
+from zmqbus.protocol import State
+
+
+class Receipt(NamedTuple):
+    """What became of a message to one receiver."""
+
+    msg_id: str
+    state: str  #: "delivered": the receiver's process has taken it; "queued": it is safe, and will be shown later
+    to: str  #: the receiver's name
+    session_id: str
+    busy: bool  #: queued because the receiver is connected and did not take it within a second
+    away_s: int  #: how long the receiver has been away
+
+
+class BroadcastReceipt(NamedTuple):
+    """What became of a message to many."""
+
+    msg_id: str
+    delivered: int
+    queued: int
+    full: tuple[str, ...]  #: sessions that it is not for, since their mailboxes are full
+
+
+def receipt_of(msg_id: str, outcome: protocol.Receipt | protocol.Tally) -> Receipt | BroadcastReceipt:
+    """What the broker has said of a message, as programs and commands are told."""
+    if isinstance(outcome, protocol.Tally):
+        return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full)
+    return Receipt(msg_id, *_state_of(outcome))
+
+
+def receipts_of(
+    msg_ids: Iterable[str], outcome: protocol.Receipt | protocol.Tally | ZmqbusError
+) -> Iterator[tuple[str, Receipt | BroadcastReceipt | ZmqbusError]]:
+    """Likewise of several that share an outcome, which may be an error."""
+    if isinstance(outcome, protocol.Receipt):
+        state = _state_of(outcome)
+        for msg_id in msg_ids:
+            yield msg_id, Receipt(msg_id, *state)
+        return
+    for msg_id in msg_ids:
+        yield msg_id, outcome if isinstance(outcome, ZmqbusError) else receipt_of(msg_id, outcome)
+
+
+def _state_of(receipt: protocol.Receipt) -> tuple[str, str, str, bool, int]:
+    return (
+        "delivered" if receipt.state == State.DELIVERED else "queued",
+        receipt.name,
+        receipt.session_id,
+        receipt.state == State.BUSY,
+        receipt.away_s,
+    )
