@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import msgpack
 
-from zmqbus import naming, protocol
+# `bodies` reads the log with it, when it is too late to load it: an update may delete the files of a release at work.
+from zmqbus import naming, protocol, readback  # noqa: F401
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidName, InvalidPayload, RemoteError, ZmqbusError

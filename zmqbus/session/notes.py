@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zmqbus import readback  # noqa: F401 (as in `client.messages`: not to be loaded when it is needed)
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
 from zmqbus.record import JournalError
