@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.real.conftest import Bus
+from tests.real.conftest import Bus, wait_until
 from tests.real.conftest import bus as bus  # a fixture
 from zmqbus.console.guard import KEY_HEADER, cookie_name
 from zmqbus.record import Record, encode_record
@@ -285,7 +285,8 @@ def open_page(browser: Any, console: ConsoleProcess, seen: Seen) -> Iterator[Cal
         context.set_default_timeout(PATIENCE_S * 1000)
         page = context.new_page()
         seen.watch(page)
-        page.goto(url or console.new_link())
+        # One that leads on at once is left before all of it is there.
+        page.goto(url or console.new_link(), wait_until="load" if url is None else "commit")
         if url is None:
             page.wait_for_selector("html[data-ready]")
         return page
@@ -294,6 +295,16 @@ def open_page(browser: Any, console: ConsoleProcess, seen: Seen) -> Iterator[Cal
     for context in contexts:
         context.close()
     seen.check()
+
+
+def wait_count(locator: Any, count: int) -> None:
+    """Waits until so many elements fit: the page draws when it comes to it, and not as part of what was done to it."""
+    wait_until(lambda: locator.count() == count, f"{count} of {locator}", PATIENCE_S)
+
+
+def wait_true(page: Any, expression: str) -> None:
+    """Waits until this is so on the page. (Not with the page's own `wait_for_function`: its policy forbids that.)"""
+    wait_until(lambda: page.evaluate(expression), expression, PATIENCE_S)
 
 
 @pytest.fixture

@@ -73,8 +73,13 @@ def _stop(settings: Settings) -> int:
         print(f"no broker runs on port {settings.port}")
         return 0
     process = process_of(pid)
-    with observer(settings) as bus:
-        bus.request(protocol.Stop)
+    try:
+        with observer(settings, starts=False) as bus:
+            bus.request(protocol.Stop)
+    except BrokerUnavailable:
+        if launch.broker_pid(settings) == pid:
+            raise
+        # It was ending already.
     deadline_s = time.monotonic() + STOP_S
     while is_alive(process):  # false for a zombie: in many a container nobody looks after orphans
         if time.monotonic() > deadline_s:
