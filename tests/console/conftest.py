@@ -42,13 +42,18 @@ JSON = "application/json"
 
 
 def put(data_dir: Path, *records: Record, name: str = "messages.log", segment: int = 1) -> None:
-    """Writes a segment of a log, or adds to it."""
+    """Writes a segment of a log, or adds to it. A new one is there with all that is in it."""
     path = data_dir / name
-    if not path.exists():
-        path.touch(0o600)
-        path.write_text(f'{{"kind":"segment","segment":{segment},"format":1,"created":"2026-01-02T03:04:05Z"}}\n')
-    with path.open("ab") as log:
-        log.write(b"".join(encode_record(record) + b"\n" for record in records))
+    lines = b"".join(encode_record(record) + b"\n" for record in records)
+    if path.exists():
+        with path.open("ab") as log:
+            log.write(lines)
+        return
+    new = data_dir / f"{name}.new"
+    new.touch(0o600)
+    head = f'{{"kind":"segment","segment":{segment},"format":1,"created":"2026-01-02T03:04:05Z"}}\n'
+    new.write_bytes(head.encode() + lines)
+    new.rename(path)
 
 
 # --- the application, without a network -----------------------------------------------------------------------------

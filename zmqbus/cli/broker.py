@@ -14,8 +14,9 @@ from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import is_alive, process_of
 from zmqbus.settings import Settings
 
-#: How long a broker may take to end once it has said that it will.
-STOP_S = 5.0
+#: How long a broker may take to end once it has said that it will: it writes out what it has, on a disk that others use
+#: as well. Nobody waits longer than it takes.
+STOP_S = 20.0
 
 
 def main(argv: list[str]) -> int:
