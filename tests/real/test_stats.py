@@ -12,6 +12,8 @@ import pytest
 from tests.real.conftest import DEADLINE_S, Bus, wait_until
 from tests.test_figures import read
 
+pytestmark = pytest.mark.slow
+
 
 def test_no_broker(bus: Bus) -> None:
     done = bus.zmqbus("stats")
