@@ -51,7 +51,14 @@ DEFAULT_EPHEMERAL_START = 32_768
 
 # No deadline: what a loaded machine makes slow is not wrong. print_blob: a failure can be replayed from the log alone.
 hypothesis.settings.register_profile("zmqbus", deadline=None, print_blob=True)
+# For `make check`, which is run after each change, and each time with other examples; the whole suite takes them all.
+hypothesis.settings.register_profile("quick", parent=hypothesis.settings.get_profile("zmqbus"), max_examples=30)
 hypothesis.settings.load_profile("zmqbus")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow":
+        hypothesis.settings.load_profile("quick")
 
 
 class RunBin(Protocol):

@@ -397,6 +397,26 @@ class TestFollowing:
         assert ids_of(list(History(path).entries(wanted=wanted))) == written[-1:]
         log.close()
 
+    @pytest.mark.parametrize("oldest", [True, False])
+    def test_a_segment_that_one_look_misses_is_not_passed_over(
+        self, path: str, monkeypatch: pytest.MonkeyPatch, oldest: bool
+    ) -> None:
+        """Its file was renamed between the reading and the opening of names. Also where none is older."""
+        log = Journal(path, segment_bytes=1)
+        written = write(log, 3)
+        log.close()
+        real = readback.survey
+        missed = 1 if oldest else 2
+        looks: list[int] = []
+
+        def survey(path: str) -> list[tuple[int, int, str]]:
+            looks.append(1)
+            return [found for found in real(path) if len(looks) > 1 or found[1] != missed]
+
+        monkeypatch.setattr("zmqbus.history.survey", survey)
+        with Follower(path, Place(missed, 0)) as follower:
+            assert ids_of(follower.poll()) == written[missed - 1 :]
+
     def test_it_looks_less_often_when_nothing_comes(self, log: Journal, path: str) -> None:
         with Follower(path) as follower:
             waits = []

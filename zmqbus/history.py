@@ -32,6 +32,7 @@ from zmqbus.entry import ALL, Entry, Place, Sieve, Wanted, whole_line
 from zmqbus.readback import (
     MAX_META_BYTES,
     PIECE_BYTES,
+    READ_ATTEMPTS,
     SegmentGone,
     find_back,
     lines_back,
@@ -86,10 +87,21 @@ def lines(fd: int, start: int) -> Iterator[tuple[int, int, bytes]]:
 def numbered(path: str) -> tuple[list[tuple[int, str]], list[str]]:
     """Serials and names of the segments, the oldest first, also of those that do not say their serial and must have it;
     and the names of those that cannot be placed. (The newest is among these before it has its first line.)"""
+    before = None
+    for _ in range(READ_ATTEMPTS):
+        found = survey(path)
+        serials = [serial for _, serial, _ in found]
+        if found == before or serials == list(range(serials[0] if serials else 0, 0, -1))[: len(serials)]:
+            break  # none is missing; or it is missing for good, and not for having been renamed during the look
+        before = found
+    return _placed(found)
+
+
+def _placed(found: list[tuple[int, int, str]]) -> tuple[list[tuple[int, str]], list[str]]:
     known: list[tuple[int, str]] = []
     lost: list[str] = []
     unknown: list[str] = []  # between the last of `known` and the next one
-    for _, serial, name in reversed(survey(path)):
+    for _, serial, name in reversed(found):
         if not serial:
             unknown.append(name)
             continue
@@ -400,18 +412,26 @@ class Follower:
         return self._last_look
 
     def _open_next(self) -> bool:
-        """Opens the segment of the place, or the first one after it."""
-        known, _ = numbered(self._path)
-        for serial, name in known:
-            if serial < self.place.segment:
-                continue
-            fd = open_numbered(self._path, serial, name)
-            if fd is not None:
-                self._fd = fd
-                if serial != self.place.segment:
-                    self.place = Place(serial, 0)
-                return True
-        return False
+        """Opens the segment of the place, or the first one after it. That the one of the place is gone is believed when
+        two looks are alike: one look may miss what is renamed meanwhile."""
+        before = None
+        for _ in range(READ_ATTEMPTS):
+            known, _ = numbered(self._path)
+            for serial, name in known:
+                if serial < self.place.segment:
+                    continue
+                if serial != self.place.segment and known != before:
+                    break
+                fd = open_numbered(self._path, serial, name)
+                if fd is not None:
+                    self._fd = fd
+                    if serial != self.place.segment:
+                        self.place = Place(serial, 0)
+                    return True
+            else:
+                return False
+            before = known
+        return False  # the next poll looks again
 
 
 def _sleep(seconds: float) -> bool:

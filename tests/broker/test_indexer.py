@@ -158,7 +158,13 @@ def test_a_failure_is_said_once(settings: Settings, log: Journal, ticking: Ticki
     assert indexed(settings, "apple") == 1
 
 
-def test_a_process_that_is_killed_is_said(log: Journal, ticking: Ticking) -> None:
+def test_a_process_that_is_killed_is_said(
+    log: Journal, ticking: Ticking, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    endless = tmp_path / "python"  # the real one might have done its work before it can be killed
+    endless.write_text("#!/bin/sh\nexec sleep 600\n")
+    endless.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(endless))
     grow(log, 20_000)
     ticking.look()
     assert ticking.pid is not None

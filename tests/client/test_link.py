@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -200,6 +201,37 @@ def test_one_that_does_not_answer_is_launched_again_and_then_given_up_on(link, l
     with pytest.raises(BrokerUnavailable, match=r"does not answer; see .*, or stop it"):
         until(lambda: False, link)
     assert len(launched) >= 1
+
+
+def test_one_that_only_looks_starts_no_broker(settings, launched, monkeypatch):
+    """Neither where there is none, nor in the place of one that does not answer."""
+    link = Link(settings, core.ClientCore(PERSONA, "0"), starts=False)
+    with contextlib.closing(link):
+        monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+        with pytest.raises(BrokerUnavailable, match=f"no broker runs on port {settings.port}; "):
+            link.open()
+        monkeypatch.setattr(launch, "broker_pid", lambda _: 1)
+        monkeypatch.setattr(link_module, "RELAUNCH_S", 0.02)
+        monkeypatch.setattr(link_module, "CONNECT_S", 0.1)
+        link.open()
+        with pytest.raises(BrokerUnavailable, match="does not answer"):
+            until(lambda: False, link)
+    assert launched == []
+
+
+def test_one_that_only_looks_does_not_bring_back_a_broker_that_ends(settings, start_broker, launched, monkeypatch):
+    """Or whoever happens to look would undo `zmqbus broker --stop`."""
+    link = Link(settings, core.ClientCore(PERSONA, "0"), starts=False)
+    with contextlib.closing(link):
+        broker = start_broker()
+        link.open()
+        enter(link, broker)
+        link.perform(link.core.request(protocol.List("l", True, "")))
+        broker.close()
+        monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+        with pytest.raises(BrokerUnavailable, match="no broker runs on port"):
+            until(lambda: False, link)
+    assert launched == []
 
 
 def test_a_patient_one_goes_on_for_ever_with_longer_and_longer_pauses(link, monkeypatch):

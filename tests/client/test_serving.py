@@ -18,6 +18,9 @@ from zmqbus.client.bus import Bus
 from zmqbus.client.messages import Message
 from zmqbus.client.serving import Serving, check_handler
 
+#: Each is short, and has a broker of its own; together they take half a minute.
+pytestmark = pytest.mark.slow
+
 #: Far over what any of this takes.
 PATIENCE_S = 90.0
 

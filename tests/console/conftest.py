@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.real.conftest import Bus
+from tests.real.conftest import Bus, wait_until
 from tests.real.conftest import bus as bus  # a fixture
 from zmqbus.console.guard import KEY_HEADER, cookie_name
 from zmqbus.record import Record, encode_record
@@ -42,13 +42,18 @@ JSON = "application/json"
 
 
 def put(data_dir: Path, *records: Record, name: str = "messages.log", segment: int = 1) -> None:
-    """Writes a segment of a log, or adds to it."""
+    """Writes a segment of a log, or adds to it. A new one is there with all that is in it."""
     path = data_dir / name
-    if not path.exists():
-        path.touch(0o600)
-        path.write_text(f'{{"kind":"segment","segment":{segment},"format":1,"created":"2026-01-02T03:04:05Z"}}\n')
-    with path.open("ab") as log:
-        log.write(b"".join(encode_record(record) + b"\n" for record in records))
+    lines = b"".join(encode_record(record) + b"\n" for record in records)
+    if path.exists():
+        with path.open("ab") as log:
+            log.write(lines)
+        return
+    new = data_dir / f"{name}.new"
+    new.touch(0o600)
+    head = f'{{"kind":"segment","segment":{segment},"format":1,"created":"2026-01-02T03:04:05Z"}}\n'
+    new.write_bytes(head.encode() + lines)
+    new.rename(path)
 
 
 # --- the application, without a network -----------------------------------------------------------------------------
@@ -285,7 +290,8 @@ def open_page(browser: Any, console: ConsoleProcess, seen: Seen) -> Iterator[Cal
         context.set_default_timeout(PATIENCE_S * 1000)
         page = context.new_page()
         seen.watch(page)
-        page.goto(url or console.new_link())
+        # One that leads on at once is left before all of it is there.
+        page.goto(url or console.new_link(), wait_until="load" if url is None else "commit")
         if url is None:
             page.wait_for_selector("html[data-ready]")
         return page
@@ -294,6 +300,16 @@ def open_page(browser: Any, console: ConsoleProcess, seen: Seen) -> Iterator[Cal
     for context in contexts:
         context.close()
     seen.check()
+
+
+def wait_count(locator: Any, count: int) -> None:
+    """Waits until so many elements fit: the page draws when it comes to it, and not as part of what was done to it."""
+    wait_until(lambda: locator.count() == count, f"{count} of {locator}", PATIENCE_S)
+
+
+def wait_true(page: Any, expression: str) -> None:
+    """Waits until this is so on the page. (Not with the page's own `wait_for_function`: its policy forbids that.)"""
+    wait_until(lambda: page.evaluate(expression), expression, PATIENCE_S)
 
 
 @pytest.fixture

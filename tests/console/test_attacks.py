@@ -66,7 +66,7 @@ def test_the_insider_gets_in(insider: Insider, auth: ListenerProcess) -> None:
     """What the attacks below leave out is what makes the difference."""
     assert insider("GET", "/api/messages")[0] == 200
     status, _, body = insider("POST", "/api/send", {"scope": "session", "to": "auth", "text": "insider"})
-    assert (status, json.loads(body)["state"]) == (200, "delivered")
+    assert status == 200 and json.loads(body)["state"] in ("delivered", "queued")
     auth.wait_message("insider")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.console.conftest import PATIENCE_S, ConsoleProcess, put
+from tests.console.conftest import PATIENCE_S, ConsoleProcess, put, wait_count, wait_true
 from tests.real.conftest import Bus, wait_until
 from tests.records import RECORD, ids
 
@@ -38,6 +38,13 @@ def count_elements(page: Any) -> int:
     return count
 
 
+def goes_on(page: Any) -> int:
+    """Goes to the end of what is there; how high that is, in pixels."""
+    page.keyboard.press("End")
+    height: int = page.evaluate("document.querySelector('#feed .sizer').offsetHeight")
+    return height
+
+
 def is_wide(page: Any) -> bool:
     """Whether anything sticks out to the side."""
     found: bool = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
@@ -53,14 +60,14 @@ def faulty(seen: Any) -> None:
 def test_a_person_at_work(bus: Bus, open_page: Any, console: ConsoleProcess, faulty: None) -> None:
     page = open_page()
     page.wait_for_selector("#sessions-state:has-text('No broker')")
-    assert page.locator("#feed-state:has-text('No messages yet')").is_visible()
+    page.wait_for_selector("#feed-state:has-text('No messages yet')")
     # Listeners appear.
     auth = bus.listener("auth", label="Auth service")
     pay = bus.listener("pay")
     session(page, "auth").wait_for()
     session(page, "pay").wait_for()
     page.wait_for_selector("#broker[data-state=up]")
-    assert "Auth service" in session(page, "auth").inner_text()
+    page.locator("#sessions .session:has-text('Auth service')").first.wait_for()
     # A message between them shows in the list and in the picture.
     sent = bus.send("--to", "pay", "--text", "question: which currency?", owner=auth)
     assert sent.returncode == 0
@@ -72,14 +79,15 @@ def test_a_person_at_work(bus: Bus, open_page: Any, console: ConsoleProcess, fau
     page.locator("#compose-to").fill("auth")
     page.locator("#compose-text").fill("please run the tests")
     page.locator("#compose-send").click()
-    page.locator(".toast:has-text('Delivered to auth')").wait_for()
+    # Queued, if the listener takes longer than the broker's second to take it.
+    page.locator(".toast:text-matches('^(Delivered to|Queued for) auth')").wait_for()
     got = auth.wait_message("please run the tests")
     assert got["name"] == "console"
     answer = bus.send("--to", "console", "--reply-to", str(got["id"]), "--text", "done: all green", owner=auth)
-    assert answer.stdout.startswith("delivered ")
+    assert answer.stdout.startswith(("delivered ", "queued "))
     row(page, "done: all green").click()
     page.locator(".thread-row:has-text('please run the tests')").wait_for()
-    assert page.locator(".thread-row").count() == 2
+    wait_count(page.locator(".thread-row"), 2)
     # A reply from the page names what it answers.
     page.keyboard.press("r")
     page.locator("#compose-text").fill("answer: thanks")
@@ -92,7 +100,7 @@ def test_a_person_at_work(bus: Bus, open_page: Any, console: ConsoleProcess, fau
     page.locator("#compose-scope label:has-text('Everyone')").click()
     page.locator("#compose-text").fill("freeze at five")
     page.locator("#compose-send:has-text('2 sessions')").click()
-    page.locator(".toast:has-text('2 delivered')").wait_for()
+    page.locator(".toast:text-matches('2 delivered|1 delivered, 1 queued|2 queued')").wait_for()
     assert auth.wait_message("freeze at five")["to"] == pay.wait_message("freeze at five")["to"] == "all"
     # To nobody: told where one writes, and nothing that was written is lost.
     page.locator("#compose-open").click()
@@ -133,7 +141,7 @@ def test_search(bus: Bus, data_dir: Path, open_page: Any, faulty: None) -> None:
     page.keyboard.type("needle")
     page.wait_for_selector("#flow-title:has-text('needle')")
     page.wait_for_selector("#flow-sub:has-text('100 messages, back to')")
-    assert row(page, "hay and").count() == 0
+    row(page, "hay and").wait_for(state="detached")
     page.keyboard.press("Enter")
     page.keyboard.press("End")
     page.wait_for_selector("#flow-sub:has-text('150 messages in the whole history')")
@@ -170,7 +178,7 @@ def test_the_broker_goes_and_comes_back(bus: Bus, open_page: Any) -> None:
     # It hangs: the page says so, and what is known stays.
     bus.signal_broker(signal.SIGSTOP)
     page.wait_for_selector("#banner:has-text('does not answer')")
-    assert session(page, "auth").is_visible()
+    session(page, "auth").wait_for()
     bus.signal_broker(signal.SIGCONT)
     page.wait_for_selector("#broker[data-state=up]")
     page.wait_for_selector("#banner", state="hidden")
@@ -178,7 +186,7 @@ def test_the_broker_goes_and_comes_back(bus: Bus, open_page: Any) -> None:
     auth.stop()
     assert bus.zmqbus("broker", "--stop").returncode == 0
     page.wait_for_selector("#banner:has-text('No broker is running')")
-    assert row(page, "after the death").is_visible(), "the history is there without one"
+    row(page, "after the death").wait_for()  # the history is there without one
     bus.listener("later")
     session(page, "later").wait_for()
     page.wait_for_selector("#banner", state="hidden")
@@ -226,7 +234,7 @@ def test_the_log_is_rotated_while_it_is_followed(data_dir: Path, open_page: Any)
     row(page, "the first of the new").wait_for()
     row(page, "the last of the old").click()
     page.wait_for_selector(".body:has-text('the last of the old')")
-    assert page.locator("#feed .message").count() == 3
+    wait_count(page.locator("#feed .message"), 3)
 
 
 def test_a_flood_leaves_a_gap_that_can_be_filled(data_dir: Path, open_page: Any) -> None:
@@ -240,8 +248,8 @@ def test_a_flood_leaves_a_gap_that_can_be_filled(data_dir: Path, open_page: Any)
     # Downwards: a page of what was left out comes with each asking, until nothing is missing.
     page.locator("#feed").focus()
     page.keyboard.press("Home")
+    page.wait_for_selector("#flow-sub:has-text('gap')")
     said = page.locator("#flow-sub")
-    assert "gap" in said.inner_text()
     end_s = time.monotonic() + PATIENCE_S
     while "gap" in said.inner_text():
         assert time.monotonic() < end_s, said.inner_text()
@@ -266,16 +274,20 @@ def test_by_keyboard_alone(bus: Bus, open_page: Any) -> None:
     page.keyboard.press("?")
     page.wait_for_selector("#help[open] dd:has-text('New message')")
     page.keyboard.press("Escape")
+    page.wait_for_selector("#help[open]", state="detached")
     # The first thing that Tab comes to leads past everything else.
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("j")
     page.keyboard.press("j")
-    active = page.locator("#feed .row.active")
-    assert active.get_attribute("id") == page.locator("#feed").get_attribute("aria-activedescendant")
+    wait_true(
+        page,
+        """document.querySelector("#feed .row.active")?.id
+        === document.querySelector("#feed").getAttribute("aria-activedescendant")""",
+    )
     page.keyboard.press("Enter")
     page.wait_for_selector(".body:has-text('first')")
-    assert page.locator("#feed [aria-selected=true]").count() == 1
+    wait_count(page.locator("#feed [aria-selected=true]"), 1)
     page.keyboard.press("Escape")
     page.wait_for_selector("#detail:has-text('Nothing opened')")
     page.keyboard.press("1")
@@ -288,7 +300,7 @@ def test_by_keyboard_alone(bus: Bus, open_page: Any) -> None:
         if page.evaluate("document.activeElement.textContent") == "Write to it":
             break
     # What has the focus is seen to have it.
-    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    wait_true(page, "getComputedStyle(document.activeElement).outlineStyle == 'solid'")
     page.keyboard.press("Enter")
     page.wait_for_selector("#compose[open]")
     page.keyboard.type("written by keyboard")
@@ -297,7 +309,7 @@ def test_by_keyboard_alone(bus: Bus, open_page: Any) -> None:
     page.wait_for_selector("#compose[open]", state="detached")
     page.keyboard.press("t")
     page.keyboard.press("t")
-    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
+    wait_true(page, "getComputedStyle(document.documentElement).colorScheme == 'dark'")
     page.reload()
     page.wait_for_selector("html[data-ready][data-theme=dark]")
 
@@ -307,9 +319,9 @@ def test_what_screen_readers_are_told(bus: Bus, open_page: Any) -> None:
     page = open_page()
     session(page, "auth").wait_for()
     for role in ("banner", "main", "search", "complementary"):
-        assert page.get_by_role(role).count() == 1, role
-    assert page.get_by_role("listbox", name="Sessions").count() == 1
-    assert "Auth service" in (session(page, "auth").get_attribute("aria-label") or "")
+        wait_count(page.get_by_role(role), 1)
+    wait_count(page.get_by_role("listbox", name="Sessions"), 1)
+    page.locator("#sessions .session[aria-label*='Auth service']").wait_for()
     bus.deliver("auth", "news for everybody")
     page.locator("#live:has-text('news for everybody')").wait_for(state="attached")
     unnamed = page.evaluate(
@@ -346,6 +358,7 @@ def test_nothing_sticks_out(bus: Bus, data_dir: Path, open_page: Any, width: int
     detail = page.locator("#detail").evaluate("element => element.scrollWidth <= element.clientWidth")
     assert detail
     page.keyboard.press("c")
+    page.wait_for_selector("#compose[open]")
     box = page.locator("#compose").bounding_box()
     assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
     page.keyboard.press("Escape")
@@ -369,20 +382,17 @@ def test_two_hundred_sessions_and_a_hundred_thousand_messages(
         assert count_elements(page) < MAX_ELEMENTS
         page.locator("#session-filter").fill("crowd-017")
         session(page, "crowd-017").wait_for()
-        assert page.locator("#sessions .session").count() == 1
+        wait_count(page.locator("#sessions .session"), 1)
         page.locator("#session-filter").fill("")
         # Down through the pages of the history: more comes as long as one goes on.
         page.locator("#feed").focus()
-        for _ in range(5):
-            page.keyboard.press("End")
-            page.wait_for_timeout(50)
-        wait_until(lambda: page.evaluate("document.querySelector('#feed .sizer').offsetHeight") > 600 * 30, "pages", 90)
+        wait_until(lambda: goes_on(page) > 600 * 30, "pages", PATIENCE_S)
         assert count_elements(page) < MAX_ELEMENTS
         # What comes now does not move what is looked at, and can be gone to.
         top = page.locator("#feed").evaluate("element => element.scrollTop")
         put(data_dir, RECORD._replace(msg_id="brandnew", body=b"brand new"))
         page.locator("#newer:has-text('1 new message')").wait_for()
-        assert page.locator("#feed").evaluate("element => element.scrollTop") > top
+        wait_true(page, f"document.querySelector('#feed').scrollTop > {top}")
         page.locator("#newer").click()
         row(page, "brand new").wait_for()
         # The oldest is found.

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -71,10 +70,10 @@ def test_links_from_other_terminals(bus: Bus, start_console: Callable[..., Conso
     assert bus.zmqbus("console", "--link").returncode == 1
 
 
-def test_a_second_one_on_the_port(bus: Bus, start_console: Callable[..., ConsoleProcess]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_a_second_one_on_the_port(
+    bus: Bus, start_console: Callable[..., ConsoleProcess], new_port: Callable[[], int]
+) -> None:
+    port = new_port()
     first = start_console("--port", str(port))
     second = bus.zmqbus("console", "--port", str(port))
     assert (second.returncode, second.stdout) == (1, "")

@@ -109,15 +109,17 @@ def test_on_a_real_bus(bus: Bus, settings: Settings) -> None:
     voice = Voice(settings)
     try:
         receipt = voice.send(auth.session_id, "question: ready?", None)
-        assert (receipt.state, receipt.to) == ("delivered", "auth")
+        # Queued, too: whoever takes longer than the broker's second to take it has it all the same.
+        assert receipt.state in ("delivered", "queued") and receipt.to == "auth"
         got = auth.wait_message("question: ready?")
         assert got["name"] == "console"
         answer = bus.send("--to", "console", "--reply-to", str(got["id"]), "--text", "answer: yes", owner=auth)
-        assert answer.stdout.startswith("delivered "), "it takes what it is sent"
+        assert answer.stdout.startswith(("delivered ", "queued ")), "it takes what it is sent"
         broadcast = voice.broadcast("freeze", project=str(bus.cwd))
-        assert broadcast.delivered == 1
+        assert broadcast.delivered + broadcast.queued == 1
         assert auth.wait_message("freeze")["name"] == "console"
-        assert voice.broadcast("nobody", project="/nowhere").delivered == 0
+        nobody = voice.broadcast("nobody", project="/nowhere")
+        assert nobody.delivered + nobody.queued == 0
     finally:
         voice.close()
     wait_until(lambda: bus.states().get("console") in (None, "away"), "it has left", PATIENCE_S)

@@ -25,15 +25,9 @@ def _world(request: pytest.FixtureRequest) -> Iterator[World]:
         world.close()
 
 
-@pytest.fixture(params=["sim", "real"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """Each of the two worlds."""
-    yield from _world(request)
-
-
 @pytest.fixture(params=["sim", pytest.param("real", marks=pytest.mark.slow)])
-def slow_world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """Likewise, for what takes the real one more than a second."""
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Each of the two worlds. (The real one has a broker for each test: a minute for all of them.)"""
     yield from _world(request)
 
 

@@ -74,17 +74,17 @@ def test_order_holds_across_it(world: World) -> None:
     bob.takes(b"1", b"2", b"3", b"4")
 
 
-def test_messages_that_a_sender_was_told_wait_are_not_lost_with_the_receiver_at_hand(slow_world: World) -> None:
+def test_messages_that_a_sender_was_told_wait_are_not_lost_with_the_receiver_at_hand(world: World) -> None:
     """`busy` is a promise, too: what is under way is in the store by then, and so is all before it."""
-    alice, bob = slow_world.session("alice"), slow_world.session("bob")
+    alice, bob = world.session("alice"), world.session("bob")
     sent = [alice.send("bob", b"1"), alice.to_all(b"2"), alice.send("bob", b"3")]
     bob.gets(b"1", b"2", b"3")
     alice.hears(sent[0], "busy")
     alice.hears(sent[1], (0, 1))
     alice.hears(sent[2], "busy")
     alice.die()
-    slow_world.kill_broker()
-    slow_world.until(lambda: len(bob.history) == 6)
+    world.kill_broker()
+    world.until(lambda: len(bob.history) == 6)
     bob.takes(b"1", b"2", b"3")
 
 

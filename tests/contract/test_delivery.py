@@ -145,19 +145,19 @@ def test_two_senders_do_not_mix_up_their_orders(world: World) -> None:
         assert [body for body in bodies if body[0] == sender] == [f"{sender}{number}" for number in range(20)]
 
 
-def test_one_who_has_not_taken_it_within_a_second_is_busy(slow_world: World) -> None:
-    alice, bob = slow_world.session("alice"), slow_world.session("bob")
+def test_one_who_has_not_taken_it_within_a_second_is_busy(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"x")
     bob.gets(b"x")
     receipt = alice.hears(sent, "busy")
     assert isinstance(receipt, protocol.Receipt) and receipt.name == "bob"
     assert [message.msg_id for message in bob.take_all()] == [sent]
-    slow_world.quiet()
+    world.quiet()
     assert alice.fate(sent) == "busy"  # the first answer is final
 
 
-def test_one_who_stands_still_keeps_nobody_from_anything(slow_world: World) -> None:
-    alice, bob, carol = (slow_world.session(name) for name in ("alice", "bob", "carol"))
+def test_one_who_stands_still_keeps_nobody_from_anything(world: World) -> None:
+    alice, bob, carol = (world.session(name) for name in ("alice", "bob", "carol"))
     bob.stop()
     first, second = alice.send("bob", b"1"), alice.to_all(b"2")
     third = alice.send("carol", b"3")
@@ -251,8 +251,8 @@ def test_bytes_under_way_are_bounded_too(world: World) -> None:
     assert [message.msg_id for message in bob.history] == sent
 
 
-def test_a_full_mailbox_is_refused_to_the_sender_and_nothing_is_dropped(slow_world: World) -> None:
-    alice, bob, carol = (slow_world.session(name) for name in ("alice", "bob", "carol"))
+def test_a_full_mailbox_is_refused_to_the_sender_and_nothing_is_dropped(world: World) -> None:
+    alice, bob, carol = (world.session(name) for name in ("alice", "bob", "carol"))
     bob.bye()
     page = 500
     for first in range(0, MAX_MESSAGES, page):
@@ -264,12 +264,12 @@ def test_a_full_mailbox_is_refused_to_the_sender_and_nothing_is_dropped(slow_wor
     carol.takes(b"for those who have room")
     tally = alice.hears(cast, (1, 0, "bob"))
     assert isinstance(tally, protocol.Tally)
-    bob = slow_world.again(bob)
+    bob = world.again(bob)
     taken = 0
     while taken < MAX_MESSAGES:
-        slow_world.until(lambda: bob.handed)
+        world.until(lambda: bob.handed)
         taken += len(bob.take_all())
-    slow_world.quiet()  # the broker has heard so: else its window may be full when the next one comes, by another wire
+    world.quiet()  # the broker has heard so: else its window may be full when the next one comes, by another wire
     later = alice.send("bob", b"and there is room again")
     bob.takes(b"and there is room again")
     alice.hears(later, "delivered")

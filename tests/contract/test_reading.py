@@ -95,19 +95,19 @@ def test_one_command_at_a_time_reads(world: World) -> None:
     assert second.request(protocol.Fetch("f2", False)) == protocol.Fetched("f2", 0, 0)
 
 
-def test_a_listener_that_stands_still_keeps_no_command_waiting(slow_world: World) -> None:
-    alice, bob = slow_world.session("alice"), slow_world.session("bob")
+def test_a_listener_that_stands_still_keeps_no_command_waiting(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
     alice.to_all(b"1")
     alice.send("bob", b"2")
     bob.stop()
-    helper = slow_world.helper(bob)
+    helper = world.helper(bob)
     helper.begin(protocol.Fetch("f", False))
     helper.takes(b"1", b"2")
-    slow_world.until(lambda: helper.responses)
+    world.until(lambda: helper.responses)
     helper.bye()
     bob.go()
     alice.send("bob", b"3")
-    slow_world.until(lambda: b"3" in bob.bodies)
+    world.until(lambda: b"3" in bob.bodies)
     assert [message.body for message in bob.take_all()] == [b"3"]  # the others have been shown
 
 
@@ -270,14 +270,14 @@ def test_a_guest_that_leaves_takes_no_answer(world: World) -> None:
     bob.hears(late, "unknown_peer")
 
 
-def test_a_command_that_is_not_back_in_time_leaves_its_answer_to_the_listener(slow_world: World) -> None:
-    alice, bob = slow_world.session("alice"), slow_world.session("bob")
-    helper = slow_world.helper(alice)
+def test_a_command_that_is_not_back_in_time_leaves_its_answer_to_the_listener(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    helper = world.helper(alice)
     asked = question(helper, bob)
     helper.stop()
-    slow_world.kill_broker()
+    world.kill_broker()
     bob.send("alice", b"answer", reply_to=asked)
     alice.takes(b"answer")
     helper.go()
-    slow_world.quiet()
+    world.quiet()
     assert helper.history == []

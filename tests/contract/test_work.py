@@ -164,8 +164,8 @@ def test_a_request_that_the_broker_has_died_with(world):
     asking.hears_back(msg_id, b"done resize")
 
 
-def test_a_worker_that_does_not_come_back_is_given_up(slow_world):
-    world = slow_world
+def test_a_worker_that_does_not_come_back_is_given_up(world):
+    world = world
     one, two, asking = worker(world, "one"), worker(world, "two"), caller(world)
     msg_id = asking.call("g")
     world.until(lambda: one.works)

@@ -20,6 +20,9 @@ import pytest
 from zmqbus.cli import auto_start
 from zmqbus.cli.auto_start import ALWAYS, ON_SKILL, find_plugin
 
+#: Each is short, and copies a plugin and runs the command in it; together they take half a minute.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 90.0
 

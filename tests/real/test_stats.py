@@ -12,6 +12,8 @@ import pytest
 from tests.real.conftest import DEADLINE_S, Bus, wait_until
 from tests.test_figures import read
 
+pytestmark = pytest.mark.slow
+
 
 def test_no_broker(bus: Bus) -> None:
     done = bus.zmqbus("stats")
@@ -24,11 +26,17 @@ def test_no_broker(bus: Bus) -> None:
 
 
 def test_figures(bus: Bus) -> None:
-    bus.listener("auth")
+    auth = bus.listener("auth")
     bus.deliver("auth", "hello")
+    auth.wait_message("hello")
     refused = bus.send("--to", "nobody", "--text", "hello", "--as", "script")
     assert refused.returncode == 1
-    found = json.loads(bus.zmqbus("stats", "--json").stdout)
+
+    def look() -> Any:
+        return json.loads(bus.zmqbus("stats", "--json").stdout)
+
+    # That it was taken is told to the broker after it was shown.
+    found = wait_until(lambda: (now := look()) and now["delivered"] and now, "it is delivered")
     assert (found["pid"], found["port"]) == (bus.broker_pid(), bus.port)
     assert (found["sessions"], found["accepted"], found["delivered"], found["accepted_bytes"]) == (1, 1, 1, 5)
     assert found["refused_unknown_peer"] == 1
@@ -56,7 +64,7 @@ def test_watching_over_a_broker_that_goes_and_comes(bus: Bus) -> None:
     assert look() is None
     assert bus.zmqbus("broker").returncode == 0
     first = wait_until(look, "a broker")
-    second = look()
+    second = wait_until(lambda: (found := look()) and found["rates"] and found, "two looks, one after the other")
     assert first["epoch"] == second["epoch"]
     assert second["rates"]["accepted"] == 0
     assert bus.zmqbus("broker", "--stop").returncode == 0

@@ -14,8 +14,9 @@ from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import is_alive, process_of
 from zmqbus.settings import Settings
 
-#: How long a broker may take to end once it has said that it will.
-STOP_S = 5.0
+#: How long a broker may take to end once it has said that it will: it writes out what it has, on a disk that others use
+#: as well. Nobody waits longer than it takes.
+STOP_S = 20.0
 
 
 def main(argv: list[str]) -> int:
@@ -73,8 +74,13 @@ def _stop(settings: Settings) -> int:
         print(f"no broker runs on port {settings.port}")
         return 0
     process = process_of(pid)
-    with observer(settings) as bus:
-        bus.request(protocol.Stop)
+    try:
+        with observer(settings, starts=False) as bus:
+            bus.request(protocol.Stop)
+    except BrokerUnavailable:
+        if launch.broker_pid(settings) == pid:
+            raise
+        # It was ending already.
     deadline_s = time.monotonic() + STOP_S
     while is_alive(process):  # false for a zombie: in many a container nobody looks after orphans
         if time.monotonic() > deadline_s:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from zmqbus import protocol
 from zmqbus.client import core, launch
 from zmqbus.client.command import CommandBus, observer
-from zmqbus.errors import NotConnected, Timeout, ZmqbusError
+from zmqbus.errors import BrokerUnavailable, NotConnected, Timeout, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.protocol import Role
 from zmqbus.session.options import with_options
@@ -125,8 +125,13 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
     pid = launch.broker_pid(settings)
     if pid is None:
         return None
-    with observer(settings) as bus:
-        health = bus.request(protocol.Status)
+    try:
+        with observer(settings, starts=False) as bus:
+            health = bus.request(protocol.Status)
+    except BrokerUnavailable:
+        if launch.broker_pid(settings) is None:
+            return None  # it has ended meanwhile
+        raise
     assert isinstance(health, protocol.Health)
     return {"pid": pid, "port": settings.port, **dict(health.figures)}
 

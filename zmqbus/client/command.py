@@ -31,10 +31,13 @@ CONFIRM_S = 5.0
 class CommandBus:
     """A connection for a command or a simple script. A context manager; not thread-safe, and not to be forked."""
 
-    def __init__(self, settings: Settings, persona: core.Persona, taken: TakenIds | None = None) -> None:
-        """`taken`: what was taken before, where that is remembered for longer than this bus lives."""
+    def __init__(
+        self, settings: Settings, persona: core.Persona, taken: TakenIds | None = None, *, starts: bool = True
+    ) -> None:
+        """`taken`: what was taken before, where that is remembered for longer than this bus lives. `starts`: whether
+        a broker is started where none runs; else that is a `BrokerUnavailable`."""
         self._taken = TakenIds() if taken is None else taken
-        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__, self._taken))
+        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__, self._taken), starts=starts)
         self._new_id = protocol.IdMaker()
         self._answers: dict[str, protocol.Receipt | protocol.Tally | errors.ZmqbusError] = {}
         self._responses: dict[str, protocol.Envelope | errors.ZmqbusError] = {}
@@ -227,6 +230,7 @@ def guest(settings: Settings, name: str) -> CommandBus:
     return CommandBus(settings, core.Persona(role=Role.GUEST, name=name, token=protocol.new_token()))
 
 
-def observer(settings: Settings) -> CommandBus:
-    """A bus for looking only."""
-    return CommandBus(settings, core.Persona(role=Role.OBSERVER))
+def observer(settings: Settings, *, starts: bool = True) -> CommandBus:
+    """A bus for looking only. One that does not `starts` never starts a broker, also not in the place of one that ends
+    while it is asked: `zmqbus broker --stop` would be undone by whoever happens to look."""
+    return CommandBus(settings, core.Persona(role=Role.OBSERVER), starts=starts)

@@ -90,15 +90,18 @@ class Link:
         client: core.ClientCore,
         *,
         patient: bool = False,
+        starts: bool = True,
         warn: Callable[[str], None] = _warn,
     ) -> None:
         """`patient` goes on for ever when there is no broker and none can be started (a listener that has been on the
-        bus before); else that is an error after 5 s. `warn` is told what a broker that was launched here has found
-        damaged; by default it goes to standard error."""
+        bus before); else that is an error after 5 s. `starts`: whether it starts a broker; if not, and where none runs,
+        or none any more, that is a `BrokerUnavailable` at once. `warn` is told what a broker that was launched here has
+        found damaged; by default it goes to standard error."""
         self._warn = warn
         self._settings = settings
         self.core = client
         self.patient = patient
+        self._starts = starts
         self.waits_to_launch = True  #: False: `pump` and `turn` go on while a broker starts, and return at once
         self._launching: launch.Launch | None = None
         self._keys = security.client_keys(settings.data_dir)
@@ -139,7 +142,9 @@ class Link:
         """
         self._since_s = time.monotonic()
         self._next_launch_s = self._since_s + RELAUNCH_S
-        if launch.broker_pid(self._settings) is None:
+        if not self._starts:
+            self._demand_broker()
+        elif launch.broker_pid(self._settings) is None:
             self._launch()
         self._dealer.connect(endpoint(self._settings.port))
 
@@ -329,14 +334,22 @@ class Link:
             return
         if now_s < self._next_launch_s:
             return
-        if self._launched and not self.patient and now_s - self._since_s > CONNECT_S:
+        if (self._launched or not self._starts) and not self.patient and now_s - self._since_s > CONNECT_S:
             raise BrokerUnavailable(
                 f"the broker on port {self._settings.port} does not answer; see {self._settings.paths.broker_log}, "
                 "or stop it with: zmqbus broker --stop"
             )
         self._next_launch_s = now_s + RELAUNCH_S
-        if not self._launched or launch.broker_pid(self._settings) is None:
+        if not self._starts:
+            self._demand_broker()
+        elif not self._launched or launch.broker_pid(self._settings) is None:
             self._launch()
+
+    def _demand_broker(self) -> None:
+        if launch.broker_pid(self._settings) is None:
+            raise BrokerUnavailable(
+                f"no broker runs on port {self._settings.port}; the next session starts one, or: zmqbus broker"
+            )
 
     def _launch(self) -> None:
         """Starts a broker, or goes on with that."""

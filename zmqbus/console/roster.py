@@ -1,8 +1,8 @@
 """Who is on the bus, asked of the broker about once a second as long as a page is open.
 
-The console looks as an observer, which is no session and keeps no broker alive. A link that finds no broker starts one;
-a person who looks must not, or the state that they look for would never be seen. So before each question the broker's
-lock is looked at (`launch.broker_pid`), and without a broker none is asked.
+The console looks as an observer, which is no session and keeps no broker alive. Other links start a broker where they
+find none; a person who looks must not, or the state that they look for would never be seen. So before each question the
+broker's lock is looked at (`launch.broker_pid`), and the link is one that starts none, should it end at that moment.
 """
 
 from __future__ import annotations
@@ -169,12 +169,14 @@ class Roster:
             return View("gone", None, f"No broker runs on port {self._settings.port}.")
         try:
             if self._bus is None:
-                bus = observer(self._settings)
+                bus = observer(self._settings, starts=False)
                 self._bus = bus.__enter__()
                 self._bus_pid = pid
             rows = self._bus.sessions(everyone=True)[:MAX_SESSIONS]
         except ZmqbusError as error:
             self._hang_up()
+            if launch.broker_pid(self._settings) is None:  # it has ended while it was asked
+                return View("gone", None, f"No broker runs on port {self._settings.port}.")
             return View("silent", pid, str(error), self.view.sessions)
         listeners = self.listeners.ids()
         rows.sort(key=lambda row: (row.project, row.name, row.session_id))
