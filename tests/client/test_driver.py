@@ -34,13 +34,15 @@ class PlayedLink:
         self.tick_s = 4.0
         self.closed = 0
         self.opening: Exception | None = None
+        self._lock = threading.Lock()
         self._reader, self._writer = os.pipe()
         self._descriptors = (self._reader,)
         os.set_blocking(self._reader, False)
 
     def put(self, *effects: Any) -> None:
-        self.in_.append(list(effects))
-        os.write(self._writer, b"\0")
+        with self._lock:  # or it is dealt with, and the link closed, between the two
+            self.in_.append(list(effects))
+            os.write(self._writer, b"\0")
 
     def open(self) -> None:
         if self.opening is not None:
@@ -53,13 +55,14 @@ class PlayedLink:
         if self._reader not in ready:
             return []
         # Looking clears the edge, as it does in ZeroMQ: who looked has to go on until nothing is left.
-        try:
-            os.read(self._reader, 4096)
-        except BlockingIOError:
-            pass
-        if not self.in_:
-            return []
-        found = self.in_.pop(0)
+        with self._lock:
+            try:
+                os.read(self._reader, 4096)
+            except BlockingIOError:
+                pass
+            if not self.in_:
+                return []
+            found = self.in_.pop(0)
         if isinstance(found[0], Exception):
             raise found[0]
         return found
