@@ -359,8 +359,6 @@ def curve_client(socket: zmq.Socket[Any], keys: ClientKeys) -> None:
 def curve_server(socket: zmq.Socket[Any], keys: BrokerKeys) -> None:
     """Makes the socket a server that talks CURVE only, and asks the context's `ZapHandler`. To be called before it
     binds."""
-    import zmq
-
     # Without it, a client with no mechanism (NULL) would get in.
     socket.curve_server = True
     # Without it, no handshake can be answered. (The public key follows from it.)

@@ -281,12 +281,11 @@ class Mailbox:
         done: list[Item] = []
         window = self.window
         taken = self._taken_bcasts
-        if self._published:
-            # Only those that are under way: what else a peer may name would stay for ever.
-            if found := self._published.intersection(bcasts):
-                if taken is _NO_NUMBERS:
-                    taken = self._taken_bcasts = set()
-                taken.update(found)
+        # Only those that are under way: what else a peer may name would stay for ever.
+        if self._published and (found := self._published.intersection(bcasts)):
+            if taken is _NO_NUMBERS:
+                taken = self._taken_bcasts = set()
+            taken.update(found)
         while window:
             item = window[0]
             if (item.bcast not in taken) if item.bcast else (item.seq > seq):
