@@ -64,10 +64,10 @@ ZAP_VERSION = b"1.0"
 _ZAP_FIXED_FRAMES = 6
 #: Handshakes answered in one go. More are waiting only in a flood, and then the messages of those who are in go first.
 MAX_HANDSHAKES = 100
-#: A handler's socket that has answered so many gives way to another one (see `ZapHandler.renew`): 1.5 MB.
-RENEW_AFTER = 250
+#: A handler's socket that has answered so many gives way to another one (see `ZapHandler.renew`): 0.6 MB.
+RENEW_AFTER = 100
 #: And is closed so much later: libzmq finds the handler and writes its request in one go.
-RETIRED_S = 0.5
+RETIRED_S = 0.2
 
 
 class KeyPair(NamedTuple):
