@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -505,11 +506,12 @@ class Bus:
         poller.register(self.server, zmq.POLLIN)
         poller.register(self.monitor, zmq.POLLIN)
         if self.zap is not None:
-            poller.register(self.zap.socket, zmq.POLLIN)
+            for one in self.zap.sockets:
+                poller.register(one, zmq.POLLIN)
         deadline = time.monotonic() + DEADLINE_S
         while (left := deadline - time.monotonic()) > 0:
             ready = dict(poller.poll(math.ceil(left * 1000)))
-            if self.zap is not None and self.zap.socket in ready:
+            if self.zap is not None and not ready.keys().isdisjoint(self.zap.sockets):
                 self.zap.handle()
             if self.server in ready:
                 self.server.recv_multipart()
@@ -633,3 +635,88 @@ class TestHandshakes:
         assert len(closed) == 1
         monkeypatch.undo()
         closed[0].close()
+
+
+class TestRenewal:
+    """The handler's socket is replaced, and whoever has been let in stays in."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch) -> None:
+        monkeypatch.setattr(security, "RENEW_AFTER", 1)
+
+    def enter(self, bus: Bus) -> zmq.Socket:
+        client = bus.client(bus.client_keys)
+        client.connect(bus.endpoint)
+        client.send(b"hello")
+        assert bus.hears()
+        return client
+
+    def test_those_who_are_in_stay_and_others_come_in(self, bus):
+        old = bus.zap.socket
+        first = self.enter(bus)
+        assert bus.zap.renew(100.0)
+        assert bus.zap.sockets == (bus.zap.socket, old) and bus.zap.socket is not old
+        assert not bus.zap.renew(100.0)  # whoever has found the old one has time
+        assert bus.zap.renew(100.0 + 2 * security.RETIRED_S)
+        assert old.closed and bus.zap.sockets == (bus.zap.socket,)
+        self.enter(bus)
+        first.send(b"still here")
+        assert bus.hears()
+        assert bus.zap.refused == 0
+
+    def test_strangers_are_refused_as_before(self, bus):
+        self.enter(bus)
+        assert bus.zap.renew(0.0)
+        public, secret = fresh_pair()
+        client = bus.client(security.ClientKeys(bus.keys.public, public, secret))
+        client.connect(bus.endpoint)
+        client.send(b"hello")
+        while bus.zap.refused == 0:
+            assert bus.zap.socket.poll(DEADLINE_S * 1000)
+            bus.zap.handle()
+        assert not bus.server.poll(0)
+
+    def test_whoever_asked_the_old_one_is_answered_by_it(self, bus):
+        asker = bus.context.socket(zmq.DEALER)
+        bus.clients.append(asker)
+        asker.linger = 0
+        asker.connect(security.ZAP_ENDPOINT)
+        self.enter(bus)
+        assert bus.zap.renew(0.0)
+        retired = bus.zap.sockets[1]
+        asker.send_multipart([b"", *REQUEST])
+        assert retired.poll(DEADLINE_S * 1000)
+        assert bus.zap.handle() == 1
+        assert asker.poll(DEADLINE_S * 1000) and asker.recv_multipart()[2] == b"7"
+        asker.send_multipart([b"", *REQUEST])
+        assert retired.poll(DEADLINE_S * 1000)
+        assert not bus.zap.renew(10.0)  # it answers this one, and waits again
+        assert asker.poll(DEADLINE_S * 1000) and asker.recv_multipart()[2] == b"7"
+        assert not bus.zap.renew(10.0 + security.RETIRED_S / 2)
+        assert bus.zap.renew(10.0 + 2 * security.RETIRED_S) and retired.closed
+
+    def test_not_before_it_has_answered_many(self, bus, monkeypatch):
+        monkeypatch.setattr(security, "RENEW_AFTER", 2)
+        self.enter(bus)
+        assert not bus.zap.renew(0.0)
+        self.enter(bus)
+        assert bus.zap.renew(0.0)
+
+    def test_never_where_a_missing_handler_would_let_all_in(self, data, monkeypatch):
+        """Between the old one and the new there is none for a moment."""
+        monkeypatch.setattr(security, "_enforces_domain", lambda socket: False)
+        with contextlib.closing(Bus(data)) as bus:
+            self.enter(bus)
+            assert bus.zap is not None and not bus.zap.renew(0.0)
+
+    def test_without_a_socket_left_the_old_one_goes_on(self, bus, monkeypatch):
+        self.enter(bus)
+
+        def fail(*_: object) -> None:
+            raise zmq.ZMQError(errno.EMFILE)
+
+        with monkeypatch.context() as full:
+            full.setattr(bus.zap, "_open", fail)
+            assert not bus.zap.renew(0.0)
+        self.enter(bus)
+        assert bus.zap.renew(0.0)

@@ -133,6 +133,23 @@ def test_broadcasts_are_acknowledged_by_name_and_leave_in_order(box):
     assert box.owed() == [] and not box._taken_bcasts and not box._published
 
 
+def test_mailboxes_share_what_is_empty_and_nothing_else(box, store):
+    """What is not there yet is one object for all of them, which must stay empty."""
+    other = mailbox.Mailbox("other", store)
+    other.open = True
+    box.append(entry(0), NOW_S, bcast=7)
+    box.append(entry(1), NOW_S, bcast=8)
+    box.acknowledge(0, (8,))
+    assert not other.window and not other._published and not other._taken_bcasts
+    other.append(entry(0), NOW_S, bcast=9)
+    assert [item.bcast for item in box.owed()] == [7] and [item.bcast for item in other.owed()] == [9]
+    box.acknowledge(0, (7,))
+    other.close()
+    fresh = mailbox.Mailbox("fresh", store)
+    assert not fresh.window and not fresh._published and not fresh._taken_bcasts
+    assert box._published is fresh._published  # and what was needed once is let go
+
+
 def test_a_directed_message_waits_in_the_window_for_the_broadcast_before_it(box):
     box.append(entry(0), NOW_S, bcast=7)
     box.append(entry(1), NOW_S)

@@ -89,6 +89,24 @@ def test_it_answers_and_says_so(served):
     assert repr(served.server).startswith(f"<Server on port {served.settings.port}: <BrokerCore ")
 
 
+def test_the_handler_of_handshakes_is_renewed_under_those_who_are_in(served, monkeypatch):
+    monkeypatch.setattr(security, "RENEW_AFTER", 1)
+    monkeypatch.setattr(security, "RETIRED_S", 0.0)
+    peers: list[zmq.Socket[bytes]] = []
+    for _ in range(3):
+        before = served.server._zap.socket
+        peers.append(served.enter())
+        for _ in range(DEADLINE_MS // 10):
+            if before.closed:
+                break
+            served.turn(10)
+        assert before.closed and served.server._zap.sockets == (served.server._zap.socket,)
+    for peer in peers:
+        peer.send_multipart(codec.encode([protocol.Status("s")]))
+        (health,) = served.hear(peer)
+        assert dict(health.figures)["connections"] == 3
+
+
 def test_both_ports_are_bound_to_loopback_only(served):
     for port in (served.settings.port, served.server._core.pub_port):
         with socket.socket() as probe:

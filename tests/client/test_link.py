@@ -166,6 +166,7 @@ def test_an_answer_that_comes_with_the_loss_is_told_before_a_launch(link, start_
     assert link.pump(0) == [core.Response("s", protocol.Done("s", "stopping"))]
     assert link.core.phase is core.Phase.OFFLINE
     assert launched == []
+    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
     link.pump(0)
     assert len(launched) == 1  # whoever goes on does need one
 
@@ -195,12 +196,46 @@ def test_without_a_broker_one_is_launched_first(link, monkeypatch, launched, sta
 
 
 def test_one_that_does_not_answer_is_launched_again_and_then_given_up_on(link, launched, monkeypatch):
-    monkeypatch.setattr(link_module, "RELAUNCH_S", 0.02)
+    """The pid file may be a dead one's, whatever it says."""
+    monkeypatch.setattr(link_module, "LOOK_S", 0.02)
+    monkeypatch.setattr(link_module, "INSIST_S", 0.1)
     monkeypatch.setattr(link_module, "CONNECT_S", 0.1)
     link.open()
     with pytest.raises(BrokerUnavailable, match=r"does not answer; see .*, or stop it"):
         until(lambda: False, link)
-    assert len(launched) >= 1
+    assert len(launched) == 1
+
+
+def test_one_that_is_there_is_not_launched_while_it_is_slow(link, launched, monkeypatch):
+    """As in a storm of a thousand clients, each of which would start a process for nothing."""
+    looks: list[int] = []
+
+    def look(_: Settings) -> int:
+        looks.append(1)
+        return 1
+
+    monkeypatch.setattr(launch, "broker_pid", look)
+    monkeypatch.setattr(link_module, "LOOK_S", 0.001)
+    monkeypatch.setattr(link_module, "INSIST_S", DEADLINE_S)
+    link.open()
+    until(lambda: len(looks) > 5, link)
+    assert launched == []
+    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    until(lambda: launched, link)  # it has gone
+
+
+def test_one_that_has_shaken_hands_is_not_launched_and_given_up_on_if_it_says_nothing(
+    link, launched, start_broker, monkeypatch
+):
+    broker = start_broker()
+    link.open()
+    until(lambda: broker.heard, link, broker)
+    monkeypatch.setattr(link_module, "LOOK_S", 0.02)
+    monkeypatch.setattr(link_module, "INSIST_S", 0.02)
+    monkeypatch.setattr(link_module, "CONNECT_S", 0.1)
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        until(lambda: False, link, broker)
+    assert launched == []
 
 
 def test_one_that_only_looks_starts_no_broker(settings, launched, monkeypatch):
@@ -211,7 +246,7 @@ def test_one_that_only_looks_starts_no_broker(settings, launched, monkeypatch):
         with pytest.raises(BrokerUnavailable, match=f"no broker runs on port {settings.port}; "):
             link.open()
         monkeypatch.setattr(launch, "broker_pid", lambda _: 1)
-        monkeypatch.setattr(link_module, "RELAUNCH_S", 0.02)
+        monkeypatch.setattr(link_module, "LOOK_S", 0.02)
         monkeypatch.setattr(link_module, "CONNECT_S", 0.1)
         link.open()
         with pytest.raises(BrokerUnavailable, match="does not answer"):

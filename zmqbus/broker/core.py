@@ -35,6 +35,7 @@ for what people read.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from hmac import compare_digest
@@ -64,7 +65,7 @@ from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS, ref_of
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
-from zmqbus.broker.registry import STANDING, Connection, Registry, Session, Standing
+from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
 from zmqbus.broker.store import Store
 from zmqbus.broker.upkeep import Upkeep
 from zmqbus.errors import (
@@ -329,11 +330,13 @@ class BrokerCore:
             connection.guest_id = f"guest-{sha256((hello.token or '').encode()).hexdigest()[:16]}"
         if session is not None and (standing is Standing.MEMBER or not session.name):
             session.label = label
-            session.cwd, session.project = hello.cwd, hello.project
+            # Many sessions of one place: the string once, not once for each.
+            session.cwd, session.project = sys.intern(hello.cwd), sys.intern(hello.project)
         if standing is Standing.MEMBER:
             assert session is not None
             session.pid, session.owner = hello.pid, hello.owner
-            session.topics, session.groups = frozenset(hello.topics), frozenset(hello.groups)
+            session.topics = frozenset(hello.topics) if hello.topics else NO_NAMES
+            session.groups = frozenset(hello.groups) if hello.groups else NO_NAMES
             session.conn = connection
             session.left = False
             session.named = hello.named

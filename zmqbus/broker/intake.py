@@ -273,7 +273,12 @@ class Intake:
         return last is not None and last.place >= before.place
 
     def _count_broadcast(self, now: Instant, who: Connection) -> None:
-        recent = who.session.broadcasts if who.session else self._guest_broadcasts.setdefault(who.sender_name, deque())
+        if who.session is None:
+            recent = self._guest_broadcasts.setdefault(who.sender_name, deque())
+        else:
+            if who.session.broadcasts is None:
+                who.session.broadcasts = deque()
+            recent = who.session.broadcasts
         while recent and recent[0] <= now.mono_s - MINUTE_S:
             recent.popleft()
         if len(recent) >= BROADCASTS_PER_MINUTE:

@@ -43,6 +43,9 @@ CREDIT_BYTES = 4 * 1024 * 1024
 #: What a mailbox holds at most, unread; more is refused to the sender.
 MAX_MESSAGES = 10_000
 MAX_BYTES = 256 * 1024 * 1024
+# What most mailboxes have in them, of one kind for all: a thousand empty ones of each would be 1 MB. Never added to.
+_NO_ITEMS: deque[Item] = deque(maxlen=0)
+_NO_NUMBERS: set[int] = set()
 
 
 class Tally:
@@ -116,16 +119,37 @@ class Item:
 class Mailbox:
     """See the module. Calls return what has to be done about it; nothing here knows of connections."""
 
+    __slots__ = (
+        "_backlog",
+        "_by_dealer",
+        "_channel",
+        "_last_bcast",
+        "_loose",
+        "_published",
+        "_reserved",
+        "_reserved_bytes",
+        "_sent_seq",
+        "_seq",
+        "_store",
+        "_taken_bcasts",
+        "_window_bytes",
+        "key",
+        "last_append_s",
+        "open",
+        "total_bytes",
+        "window",
+    )
+
     def __init__(self, key: str, store: Store) -> None:
         self.key = key
         self._store = store
-        self.window: deque[Item] = deque()
+        self.window = _NO_ITEMS
         self._window_bytes = 0
         self._by_dealer = 0
-        self._published: set[int] = set()  # numbers of the broadcasts in the window
+        self._published = _NO_NUMBERS  # numbers of the broadcasts in the window
         self._last_bcast = 0
         self._channel = (0, "")  # that it was published on
-        self._taken_bcasts: set[int] = set()  # acknowledged, and still behind something that is not
+        self._taken_bcasts = _NO_NUMBERS  # acknowledged, and still behind something that is not
         self._seq = 0
         self._sent_seq = 0  # the highest number that is, or was, in the window
         self._backlog = 0
@@ -275,9 +299,11 @@ class Mailbox:
         done: list[Item] = []
         window = self.window
         taken = self._taken_bcasts
-        if self._published:
-            # Only those that are under way: what else a peer may name would stay for ever.
-            taken.update(self._published.intersection(bcasts))
+        # Only those that are under way: what else a peer may name would stay for ever.
+        if self._published and (found := self._published.intersection(bcasts)):
+            if taken is _NO_NUMBERS:
+                taken = self._taken_bcasts = set()
+            taken.update(found)
         while window:
             item = window[0]
             if (item.bcast not in taken) if item.bcast else (item.seq > seq):
@@ -289,6 +315,9 @@ class Mailbox:
             if stored:
                 self._store.remove(self.key, stored)
             self.total_bytes -= sum(item.entry.size_bytes for item in done)
+            if not window:
+                # A set never shrinks: those of a thousand receivers that were all behind once would keep 3 MB.
+                self._taken_bcasts = self._published = _NO_NUMBERS
         return done
 
     def close(self) -> list[Item]:
@@ -299,9 +328,8 @@ class Mailbox:
         self._backlog += len(self.window)
         if self.window:
             self._sent_seq = self.window[0].seq - 1
-        self.window.clear()
-        self._taken_bcasts.clear()
-        self._published.clear()
+        self.window = _NO_ITEMS
+        self._taken_bcasts = self._published = _NO_NUMBERS
         self._window_bytes = self._by_dealer = 0
         return untold
 
@@ -333,11 +361,15 @@ class Mailbox:
         )
 
     def _enter(self, item: Item) -> None:
+        if self.window is _NO_ITEMS:
+            self.window = deque()
         self.window.append(item)
         self._loose += not item.stored
         self._window_bytes += item.weight_bytes
         self._sent_seq = item.seq
         if item.bcast:
+            if self._published is _NO_NUMBERS:
+                self._published = set()
             self._published.add(item.bcast)
             self._last_bcast = item.bcast
             self._channel = (item.entry.scope, item.entry.target)

@@ -32,6 +32,8 @@ MAX_LINGERING = 1_000
 #: Sessions that are remembered, connected or away: each costs a kilobyte. Beyond that the one that has been away for
 #: longest, and for which nothing waits, makes room.
 MAX_SESSIONS = 10_000
+#: The topics or groups of a session that has joined none, as most have: one set for all of them.
+NO_NAMES: frozenset[str] = frozenset()
 
 
 class Standing(Enum):
@@ -161,15 +163,15 @@ class Session:
         self.project = ""
         self.pid = 0
         self.owner = ""  #: the process whose life bounds it
-        self.topics: frozenset[str] = frozenset()
-        self.groups: frozenset[str] = frozenset()
+        self.topics = NO_NAMES
+        self.groups = NO_NAMES
         self.entered_after = ""  #: id of the message that was accepted last before its first coming
         self.since_ts = 0.0  #: wall clock of its last coming
         self.conn: Connection | None = None
         self.away_since_s = 0.0  #: on the steady clock
         self.left = False  #: disconnected on purpose: not to be found, nor broadcast to, until it comes back
         self.named = True  #: somebody chose its name; else nothing is kept for it when it has gone for good
-        self.broadcasts: deque[float] = deque()
+        self.broadcasts: deque[float] | None = None  #: when it made those of the last minute; None: never any
         self.recalls = 0
         self.restored = False  #: an earlier broker knew it
         self.cut_off = False  #: and it was connected when that one ended

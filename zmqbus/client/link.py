@@ -24,9 +24,13 @@ from zmqbus.client import core, launch
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.settings import Settings
 
-#: Without a WELCOME for so long, the broker may be gone whatever its pid file says: launch one.
-RELAUNCH_S = 0.5
-#: Without a WELCOME for so long since the last launch, it is no use.
+#: Between two looks whether there is a broker at all, while there is no WELCOME.
+LOOK_S = 0.5
+#: Without even a handshake for so long, one is launched whatever the pid file says: it may be left from a broker that
+#: was killed, while one on another port holds the data directory, and the launch finds out and says so. Not sooner: a
+#: thousand clients at once wait for seconds, and each of their launches would cost the broker 80 ms of a processor.
+INSIST_S = 3.0
+#: Without a WELCOME for so long since the last launch, or since the handshake, it is no use.
 CONNECT_S = 5.0
 #: First and longest pause between two launches that failed, for those who go on trying (a listener whose disk is full).
 BACKOFF_S = (0.5, 30.0)
@@ -141,7 +145,7 @@ class Link:
         Raises what `launch.launch` raises, unless the link is patient.
         """
         self._since_s = time.monotonic()
-        self._next_launch_s = self._since_s + RELAUNCH_S
+        self._next_launch_s = self._since_s + LOOK_S
         if not self._starts:
             self._demand_broker()
         elif launch.broker_pid(self._settings) is None:
@@ -273,7 +277,8 @@ class Link:
             (event,) = unpack_from("=H", parts[0])
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._connected = True
-                self._next_launch_s = now_s + RELAUNCH_S  # there is a broker; WELCOME is on its way
+                self._since_s = now_s  # there is a broker (no other has its keys); WELCOME is on its way
+                self._next_launch_s = now_s + LOOK_S
                 found += self.perform(self.core.handle(now_s, core.Up()))
             elif event == zmq.Event.DISCONNECTED:
                 self._connected = False
@@ -334,15 +339,18 @@ class Link:
             return
         if now_s < self._next_launch_s:
             return
-        if (self._launched or not self._starts) and not self.patient and now_s - self._since_s > CONNECT_S:
+        waited_s = now_s - self._since_s
+        answerable = self._launched or self._connected or not self._starts
+        if answerable and not self.patient and waited_s > CONNECT_S:
             raise BrokerUnavailable(
                 f"the broker on port {self._settings.port} does not answer; see {self._settings.paths.broker_log}, "
                 "or stop it with: zmqbus broker --stop"
             )
-        self._next_launch_s = now_s + RELAUNCH_S
+        self._next_launch_s = now_s + LOOK_S
+        unheard = not self._launched and not self._connected
         if not self._starts:
             self._demand_broker()
-        elif not self._launched or launch.broker_pid(self._settings) is None:
+        elif (unheard and waited_s > INSIST_S) or launch.broker_pid(self._settings) is None:
             self._launch()
 
     def _demand_broker(self) -> None:
@@ -374,7 +382,7 @@ class Link:
         else:
             self._launched = True
             self._since_s = time.monotonic()
-            self._next_launch_s = self._since_s + RELAUNCH_S
+            self._next_launch_s = self._since_s + LOOK_S
             if notices:
                 self._warn(notices)
 
