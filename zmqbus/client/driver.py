@@ -235,6 +235,8 @@ class Driver:
         poller.register(self._wake_reader, select.POLLIN)
         watched: tuple[int, ...] = ()
         ready: Collection[int] = ()
+        link = self._link
+        until_s = 0.0
         while True:
             with self._lock:
                 if self._closing:
@@ -245,8 +247,15 @@ class Driver:
                     self._gathering = False
                     self._carry_out(self._application.speak(self._link.core))
                 busy = self._look(ready, always=True)
-                descriptors = self._link.descriptors()
-                self._asleep_until_s = until_s = 0.0 if busy else self._until_s()
+                descriptors = link.descriptors()
+                # What was reckoned before will do as long as the session is there and nobody has woken the thread: to
+                # the link, time only gets longer by speaking, and whoever has the application due earlier wakes it.
+                known = link.core.phase is core.Phase.READY and self._wake_reader not in ready
+                if busy:
+                    until_s = 0.0
+                elif not known or until_s <= time.monotonic():
+                    until_s = self._until_s()
+                self._asleep_until_s = until_s
             self._run_later()
             if descriptors is not watched:
                 for descriptor in watched:
@@ -263,6 +272,7 @@ class Driver:
             self._asleep_until_s = 0.0
             due_s = self._application.due_s()
             if due_s is not None and due_s <= time.monotonic():
+                until_s = 0.0
                 self._application.ring()
 
     def _look(self, ready: Collection[int], *, always: bool = False) -> bool:
