@@ -214,7 +214,8 @@ class CommandBus:
         for effect in effects:
             match effect:
                 case core.Answer(msg_ids, outcome):
-                    self._answers.update(dict.fromkeys(msg_ids, outcome))
+                    for msg_id in msg_ids:
+                        self._answers[msg_id] = outcome
                 case core.Response(ref, envelope):
                     self._responses[ref] = envelope
                 case core.Hand(message):
