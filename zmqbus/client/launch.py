@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING
 
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
+from zmqbus.process import import_path
 from zmqbus.settings import Settings
 
 if TYPE_CHECKING:
@@ -163,11 +164,7 @@ class Launch:
             f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
             f"--report={writer}",
         ]
-        # This very package, and the way that this process found the others, be it a virtual environment put on the path
-        # by the bootstrap. What is relative, or "", meant a directory that the broker does not run in.
-        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        path = [package, *(os.path.abspath(entry) for entry in sys.path if entry)]
-        environ = dict(os.environ, PYTHONPATH=os.pathsep.join(path), INTER_SESSION_DATA_DIR=settings.data_dir)
+        environ = dict(os.environ, PYTHONPATH=import_path(), INTER_SESSION_DATA_DIR=settings.data_dir)
         try:
             return subprocess.Popen(
                 command,
