@@ -117,6 +117,28 @@ def _placed(found: list[tuple[int, int, str]]) -> tuple[list[tuple[int, str]], l
     return known, lost + unknown
 
 
+def segments_back(path: str, before: Place | None, since_ts: float | None) -> Iterator[tuple[int, int, int]]:
+    """The segments that have something before a place (None: the end of the log) and were written to since an instant,
+    the newest first: serial, descriptor, which is open until the next one is asked for, and where to end."""
+    known, _ = numbered(path)
+    for serial, name in reversed(known):
+        if before is not None and serial > before.segment:
+            continue
+        fd = open_numbered(path, serial, name)
+        if fd is None:
+            continue
+        try:
+            found = os.fstat(fd)
+            if since_ts is not None and found.st_mtime < since_ts - 1:
+                continue  # nothing has been written to it since
+            end = found.st_size
+            if before is not None and serial == before.segment:
+                end = min(end, before.offset)
+            yield serial, fd, end
+        finally:
+            os.close(fd)
+
+
 def open_numbered(path: str, serial: int, name: str) -> int | None:
     """A descriptor of that segment; None if it is gone."""
     fd = open_if_there(name)
@@ -276,26 +298,11 @@ class History:
     def _back(self, before: Place | None, wanted: Wanted) -> Iterator[tuple[Place, int, Entry | bool]]:
         """Place and length of each line before a place, the newest first, and what the sieve has to say of it."""
         sieve = Sieve(wanted)
-        known, _ = numbered(self._path)
-        for serial, name in reversed(known):
-            if before is not None and serial > before.segment:
-                continue
-            with _errors(self._path):
-                fd = open_numbered(self._path, serial, name)
-                if fd is None:
-                    continue
-                try:
-                    found = os.fstat(fd)
-                    if wanted.since_ts is not None and found.st_mtime < wanted.since_ts - 1:
-                        continue  # nothing has been written to it since
-                    end = found.st_size
-                    if before is not None and serial == before.segment:
-                        end = min(end, before.offset)
-                    for start, length, line in lines_back(fd, 0, end):
-                        place = Place(serial, start)
-                        yield place, length, sieve.take(fd, place, length, line)
-                finally:
-                    os.close(fd)
+        with _errors(self._path):
+            for serial, fd, end in segments_back(self._path, before, wanted.since_ts):
+                for start, length, line in lines_back(fd, 0, end):
+                    place = Place(serial, start)
+                    yield place, length, sieve.take(fd, place, length, line)
 
 
 @contextmanager

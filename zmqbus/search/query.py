@@ -11,7 +11,6 @@ program, as in `test_login` or `src/auth.py`, makes words in this order of it.
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from zmqbus.entry import ALL, Entry, Place, Sieve, Wanted
 from zmqbus.errors import InvalidPayload
-from zmqbus.history import Page, entry_at, lines, numbered, open_numbered
+from zmqbus.history import Page, entry_at, lines, segments_back
 from zmqbus.record import JournalError
 from zmqbus.search.index import TOKENIZE, Done, Index, IndexFault, Texts, is_of
 
@@ -121,26 +120,11 @@ class Search:
                     done = index.segments()
                 except IndexFault as error:
                     self.fault = str(error)
-            known, _ = numbered(self._log_path)
-            for serial, name in reversed(known):
-                if before is not None and serial > before.segment:
-                    continue
-                fd = open_numbered(self._log_path, serial, name)
-                if fd is None:
-                    continue
-                try:
-                    found = os.fstat(fd)
-                    if wanted.since_ts is not None and found.st_mtime < wanted.since_ts - 1:
-                        continue  # nothing has been written to it since
-                    end = found.st_size
-                    if before is not None and before.segment == serial:
-                        end = min(end, before.offset)
-                    for offset in self._offsets(index, done.get(serial), fd, serial, end):
-                        entry = entry_at(fd, Place(serial, offset), sieve)
-                        if entry is not None:
-                            yield entry
-                finally:
-                    os.close(fd)
+            for serial, fd, end in segments_back(self._log_path, before, wanted.since_ts):
+                for offset in self._offsets(index, done.get(serial), fd, serial, end):
+                    entry = entry_at(fd, Place(serial, offset), sieve)
+                    if entry is not None:
+                        yield entry
         finally:
             if index is not None:
                 index.close()
