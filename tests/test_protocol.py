@@ -33,6 +33,8 @@ def values(annotation: object) -> st.SearchStrategy[Any]:
         part = get_args(annotation)[0]
         if get_origin(part) is tuple:
             return st.lists(st.tuples(st.text(max_size=5), INTS), max_size=4).map(tuple)
+        if part is bytes:
+            return st.lists(st.binary(max_size=100) | st.just(bytes(INLINE_BYTES)), max_size=4).map(tuple)
         return st.lists(values(part), max_size=4).map(tuple)
     return {
         int: INTS,
@@ -403,4 +405,4 @@ def test_hello_leaves_out_that_somebody_chose_the_name_as_clients_do_that_do_not
 
 
 def test_a_decoder_says_what_it_reads() -> None:
-    assert repr(decoder(from_broker=False)) == "<Decoder of 20 verbs>"
+    assert repr(decoder(from_broker=False)) == "<Decoder of 21 verbs>"

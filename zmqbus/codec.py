@@ -26,15 +26,18 @@ from zmqbus.protocol import (
     MAX_STRING_BYTES,
     VERBS,
     VERSION,
+    Delivers,
     Envelope,
     Hello,
     Role,
+    Sends,
     Sessions,
 )
 
 _CODES: dict[type[Any], int] = {cls: code for code, cls in VERBS.items()}
 _HELLO = _CODES[Hello]
 _LONG = frozenset((_CODES[Sessions],))  # long without a body: one to a message, or a few would pass the frame limit
+_RUNS = frozenset((_CODES[Sends], _CODES[Delivers]))  # many messages in one
 _WITH_BODY = frozenset(code for code, cls in VERBS.items() if cls._fields and cls._fields[-1] == "body")
 
 
@@ -58,7 +61,7 @@ _PARTS = {
         (number, get_args(member)[0])
         for number, kind in enumerate(cls.__annotations__.values(), start=1)
         for member in (get_args(kind) if isinstance(kind, UnionType) else (kind,))
-        if get_origin(member) is tuple and get_args(member)[0] in (str, int)
+        if get_origin(member) is tuple and get_args(member)[0] in (str, int, bytes)
     )
     for code, cls in VERBS.items()
 }
@@ -91,18 +94,27 @@ def encode(envelopes: Sequence[Envelope]) -> list[bytes]:
 
 
 def batches(envelopes: Iterable[Envelope]) -> Iterator[list[Envelope]]:
-    """Cuts what waits for one peer into messages of at most `MAX_BATCH` envelopes and `MAX_BATCH_BYTES` of bodies."""
+    """Cuts what waits for one peer into messages of at most `MAX_BATCH` envelopes (each message in a SENDS or DELIVERS
+    counts as one) and `MAX_BATCH_BYTES` of bodies."""
     batch: list[Envelope] = []
-    size_bytes = 0
+    size_bytes = count = 0
     envelope: Any
     for envelope in envelopes:
         code = _CODES[envelope.__class__]
-        weight_bytes = len(envelope[-1]) if code in _WITH_BODY else MAX_BATCH_BYTES if code in _LONG else 0
-        if batch and (len(batch) >= MAX_BATCH or size_bytes + weight_bytes > MAX_BATCH_BYTES):
+        number = 1
+        if code in _WITH_BODY:
+            weight_bytes = len(envelope[-1])
+        elif code in _RUNS:
+            number = len(envelope[-1])
+            weight_bytes = sum(map(len, envelope[-1]))
+        else:
+            weight_bytes = MAX_BATCH_BYTES if code in _LONG else 0
+        if batch and (count + number > MAX_BATCH or size_bytes + weight_bytes > MAX_BATCH_BYTES):
             yield batch
-            batch, size_bytes = [], 0
+            batch, size_bytes, count = [], 0, 0
         batch.append(envelope)
         size_bytes += weight_bytes
+        count += number
     if batch:
         yield batch
 
@@ -150,7 +162,7 @@ class Decoder:
                 rule.check(signature)
             for position, kind in rule.parts:
                 parts = array[position]
-                if parts is not None and not all(type(part) is kind for part in parts):
+                if parts and set(map(type, parts)) != {kind}:
                     raise ProtocolError(f"{rule.cls.__name__} with a list of something else than {kind.__name__}")
             # Not by `_make`, which counts the fields again.
             envelopes.append(tuple.__new__(rule.cls, array[1:]))

@@ -25,7 +25,7 @@ This module has no `from __future__ import annotations`: the codec reads the ann
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias
@@ -49,6 +49,8 @@ INLINE_BYTES = 4 * 1024
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 #: Envelopes in one message: the rate is flat from about 128 on, and a bound keeps the pauses short.
 MAX_BATCH = 512
+#: Messages in one SENDS or DELIVERS: from here on a message costs no less for being with more of them.
+MAX_RUN = 256
 #: Bodies in one message, so that a batch stays far below what a slow peer could choke on.
 MAX_BATCH_BYTES = 1024 * 1024
 #: Longest string in an envelope: a path (4,096 on Linux) with room to spare.
@@ -166,6 +168,16 @@ class Send(NamedTuple):
     reply_to: str | None
     again: bool
     body: bytes
+
+
+class Sends(NamedTuple):
+    """Pass these bodies on, to one session each and in this order: as many SENDs that differ in their ids and bodies
+    only, answer nothing and are said for the first time. Answered as those would be. No body is over `INLINE_BYTES`."""
+
+    target: str
+    fmt: int
+    msg_ids: tuple[str, ...]
+    bodies: tuple[bytes, ...]
 
 
 class Await(NamedTuple):
@@ -356,6 +368,21 @@ class Deliver(NamedTuple):
     body: bytes
 
 
+class Delivers(NamedTuple):
+    """Messages for you: as many DELIVERs, numbered from `seq` on, that differ in their numbers, ids and bodies only,
+    were sent to this session alone, answer nothing and have not waited. No body is over `INLINE_BYTES`."""
+
+    seq: int
+    after: int
+    from_session: str
+    from_name: str
+    from_label: str | None
+    fmt: int
+    ts: float
+    msg_ids: tuple[str, ...]
+    bodies: tuple[bytes, ...]
+
+
 class Broadcast(NamedTuple):
     """A message for everyone on the channel but the peers in `spared`, who get it (or not) by another way.
 
@@ -510,6 +537,7 @@ Envelope: TypeAlias = (
     | Answer
     | Unawait
     | Forget
+    | Sends
     | Welcome
     | Refused
     | Expired
@@ -529,6 +557,7 @@ Envelope: TypeAlias = (
     | Work
     | Result
     | Withdrawn
+    | Delivers
 )
 
 #: The verbs' numbers. Never reused; 1–31 go to the broker, 32–63 come from it.
@@ -553,6 +582,7 @@ VERBS: dict[int, type[Any]] = {
     18: Answer,
     19: Unawait,
     20: Forget,
+    21: Sends,
     32: Welcome,
     33: Refused,
     34: Expired,
@@ -572,6 +602,7 @@ VERBS: dict[int, type[Any]] = {
     48: Work,
     49: Result,
     50: Withdrawn,
+    51: Delivers,
 }
 
 
@@ -664,6 +695,19 @@ class IdMaker:
 def is_msg_id(text: str) -> bool:
     """Whether a peer's message id is one: 8 to 12 lower-case letters and digits."""
     return 8 <= len(text) <= MSG_ID_LENGTH and text.isascii() and text.isalnum() and text == text.lower()
+
+
+def are_msg_ids(texts: Sequence[str]) -> bool:
+    """Whether all of these are message ids, and no two the same."""
+    whole = "".join(texts)
+    lengths = set(map(len, texts))
+    return (
+        all(8 <= length <= MSG_ID_LENGTH for length in lengths)
+        and whole.isascii()
+        and whole.isalnum()
+        and whole == whole.lower()
+        and len(set(texts)) == len(texts)
+    )
 
 
 def new_token() -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any, Literal, NamedTuple
@@ -68,6 +68,53 @@ class Record(NamedTuple):
     reply_to: str | None
     fmt: BodyFormat
     body: bytes  # UTF-8 where fmt is "text"
+
+
+class Records(NamedTuple):
+    """Texts from one session to another, alike but for their ids and texts. All ids are what message ids are made of,
+    and all texts are UTF-8."""
+
+    ts: float
+    msg_ids: Sequence[str]
+    from_session: str
+    from_name: str
+    from_label: str | None
+    to: str
+    to_session_id: str
+    bodies: Sequence[bytes]
+
+    def apart(self) -> Iterator[Record]:
+        """Each by itself."""
+        sender, receiver = self[2:5], self[5:7]
+        for msg_id, body in zip(self.msg_ids, self.bodies, strict=True):
+            yield Record(self.ts, msg_id, "message", *sender, *receiver, None, "text", body)
+
+
+def encode_all(records: Iterable[Record | Records]) -> list[bytes]:
+    """Lines of the log, one for each message."""
+    lines: list[bytes] = []
+    for record in records:
+        if isinstance(record, Records):
+            lines += _encode_alike(record)
+        else:
+            lines.append(encode_record(record))
+    return lines
+
+
+def _encode_alike(records: Records) -> list[bytes]:
+    """The same as `encode_record` makes of each, in half of the time: what there is to look for is looked for in all
+    of them at once."""
+    between = _between("message", *records[2:7])
+    texts = b"\n".join(records.bodies).decode().split("\n")
+    if len(texts) == len(records.bodies):
+        start, middle = _start(records.ts, "").removesuffix('",'), f'",{between}"text":'
+        lines = [
+            f"{start}{msg_id}{middle}{text}}}" for msg_id, text in zip(records.msg_ids, map(quote, texts), strict=True)
+        ]
+        whole = "\n".join(lines)
+        if whole.isascii() and "msg=" not in whole and "re=" not in whole:
+            return whole.encode().split(b"\n")
+    return [encode_record(record) for record in records.apart()]
 
 
 def encode_record(record: Record) -> bytes:

@@ -143,6 +143,7 @@ class BrokerCore:
             protocol.Bye: self._bye,
             protocol.Ping: self._ping,
             protocol.Send: self.intake.send,
+            protocol.Sends: self.intake.send_all,
             protocol.Await: self.intake.await_answer,
             protocol.Unawait: self.intake.unawait,
             protocol.Request: self.pool.request,

@@ -16,14 +16,15 @@ that reads it in its place (`reading`), or, for the answers that a command waits
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from zmqbus import protocol
 from zmqbus.broker.events import Instant, Outbox, Publish
-from zmqbus.broker.mailbox import Item, Mailbox, Tally
+from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Session
 from zmqbus.broker.store import Entry, Refusal, Store
+from zmqbus.broker.window import Item, Run, Tally
 from zmqbus.errors import BrokerUnavailable, ProtocolError, UnknownPeer
 from zmqbus.protocol import State
 
@@ -67,7 +68,7 @@ class Delivery:
         self._store = store
         self.bcast = 0  #: number of the last broadcast
         self._channels: dict[bytes, int] = {}  # number of the last one that was published on each
-        self._open: dict[str, Item | Tally] = {}  # by message id: the sender has not been told
+        self._open: dict[str, Item | Run | Tally] = {}  # by message id: the sender has not been told
         # Not a dict: it would look for its oldest key past all those that were deleted before.
         self._fates: OrderedDict[str, Fate] = OrderedDict()
         self._earlier: dict[str, Fate] = {}  # those that an earlier broker has left; their number is bounded by it
@@ -98,7 +99,8 @@ class Delivery:
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that a message under way points into; None if there is none."""
-        return min((item.entry.pointer[0] for box in self._active for item in box.window), default=None)
+        found = (box.window.oldest_segment() for box in self._active)
+        return min((number for number in found if number is not None), default=None)
 
     # --- what an earlier broker has left
 
@@ -180,6 +182,37 @@ class Delivery:
             self._fresh.append(self._settle_behind(now, item, session))
             if session.left and not session.named:
                 self.forsake(session)
+
+    def run_to_one(self, now: Instant, session: Session, run: Run) -> None:
+        """Directed messages of one sender, in one piece as far as they can go out now."""
+        mailbox = session.mailbox
+        count = mailbox.room(run)
+        ready = run
+        if count < len(run):
+            ready = run.take(count)
+        if count:
+            mailbox.append_run(ready, now.mono_s)
+            self._open.update(dict.fromkeys(ready.msg_ids, ready))
+            self._active[mailbox] = None
+            sender_id, sender_name, sender_label, fmt, ts, _ = ready.common
+            delivers = protocol.Delivers(
+                ready.seq,
+                mailbox.after,
+                sender_id,
+                sender_name,
+                sender_label,
+                fmt,
+                ts,
+                tuple(ready.msg_ids),
+                tuple(ready.bodies),
+            )
+            consumer = self._consumers[mailbox]
+            if consumer.fetching is not None:
+                consumer.fetching.count += count
+            self._out.reply(consumer.route, delivers)
+        if ready is not run:
+            for entry in run.entries():
+                self.to_one(now, session, entry, run.origin)
 
     def to_waiter(self, now: Instant, waiter: Connection, entry: Entry, origin: bytes) -> bool:
         """An answer for the connection that waits for it. False if that cannot take it, and has no mailbox where it
@@ -324,18 +357,22 @@ class Delivery:
         done = mailbox.acknowledge(ack.seq, ack.bcasts)
         if not done:
             return
-        self._out.counts.taken += len(done)
-        told: dict[bytes, list[str]] = {}
+        told: dict[tuple[bytes, str], list[str]] = {}
         for item in done:
+            if isinstance(item, Run):
+                self._out.counts.taken += len(item)
+                told.setdefault((item.origin, item.sender_id), []).extend(item.msg_ids)
+                continue
+            self._out.counts.taken += 1
             if item.told:
                 continue
             item.told = True
             if item.tally is not None:
                 self._count(item.tally, delivered=True)
             else:
-                told.setdefault(item.origin, []).append(item.entry.msg_id)
-        for route, msg_ids in told.items():
-            self._settle_delivered(route, who, msg_ids)
+                told.setdefault((item.origin, item.sender_id), []).append(item.entry.msg_id)
+        for (route, sender_id), msg_ids in told.items():
+            self._settle_delivered(route, sender_id, who, msg_ids)
         self._pump(now, mailbox)
         if not mailbox.window:
             self._active.pop(mailbox, None)
@@ -369,6 +406,8 @@ class Delivery:
         known = self._fates.get(msg_id) or self._open.get(msg_id) or self._earlier.get(msg_id)
         if known is None:
             return False
+        if isinstance(known, Run):
+            known = known.of(msg_id)
         if who.sender_id != known.sender_id:
             raise ProtocolError("a message id that another session has used")
         self._out.counts.repeated += 1
@@ -380,19 +419,20 @@ class Delivery:
             self._out.reply(who.route, known.answer)
         return True
 
+    def all_new(self, msg_ids: Collection[str]) -> bool:
+        """Whether no message of these ids has been journaled, nor is remembered as refused."""
+        return all(known.keys().isdisjoint(msg_ids) for known in (self._open, self._fates, self._earlier))
+
     # --- what senders hear
 
-    def _settle_delivered(self, route: bytes, who: Connection, msg_ids: list[str]) -> None:
+    def _settle_delivered(self, route: bytes, sender_id: str, who: Connection, msg_ids: list[str]) -> None:
         self._out.counts.delivered += len(msg_ids)
         receipt = protocol.Receipt(State.DELIVERED, who.sender_id, who.sender_name, 0, tuple(msg_ids))
         self._out.reply(route, receipt)
-        fate: Fate | None = None
-        for msg_id in msg_ids:
-            item = self._open.pop(msg_id, None)
-            if item is not None:
-                if fate is None or fate.sender_id != item.sender_id:
-                    fate = Fate(item.sender_id, receipt._replace(msg_ids=()))
-                self._remember(msg_id, fate)
+        fate = Fate(sender_id, receipt._replace(msg_ids=()))
+        settled = [msg_id for msg_id in msg_ids if self._open.pop(msg_id, None) is not None]
+        self._fates.update(dict.fromkeys(settled, fate))
+        self._trim()
 
     def _settle_behind(self, now: Instant, item: Item, session: Session) -> _Due:
         if session.conn is None:
@@ -492,7 +532,10 @@ class Delivery:
 
     def _remember(self, msg_id: str, fate: Fate) -> None:
         self._fates[msg_id] = fate
-        if len(self._fates) > REMEMBERED_FATES:
+        self._trim()
+
+    def _trim(self) -> None:
+        while len(self._fates) > REMEMBERED_FATES:
             self._fates.popitem(last=False)
 
     # --- time
@@ -504,7 +547,9 @@ class Delivery:
             if consumer is None or not mailbox.window:
                 self._active.pop(mailbox, None)
                 continue
-            for item in mailbox.window:
+            # Without the first look, runs that have been under way for a moment would be taken apart.
+            late = now.mono_s - mailbox.window.oldest.accepted_s >= BUSY_AFTER_S
+            for item in mailbox.window if late else ():
                 if now.mono_s - item.accepted_s < BUSY_AFTER_S:
                     break
                 # A guest's are left alone: nothing may be called queued that would die with it.
@@ -515,7 +560,7 @@ class Delivery:
 
     def _beat(self, now: Instant, mailbox: Mailbox, consumer: Connection) -> None:
         last = mailbox.after
-        if last > consumer.beaten and now.mono_s - mailbox.window[0].accepted_s >= BEAT_AFTER_S:
+        if last > consumer.beaten and now.mono_s - mailbox.window.oldest.accepted_s >= BEAT_AFTER_S:
             consumer.beaten = last
             numbers = tuple(item.bcast for item in mailbox.owed())
             self._out.reply(consumer.route, protocol.Beat(self._epoch, self.bcast, numbers))

@@ -13,7 +13,7 @@ from zmqbus import protocol
 from zmqbus.broker.counts import Counts
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Pointer
-from zmqbus.record import Record
+from zmqbus.record import Record, Records
 
 
 class Instant(NamedTuple):
@@ -109,7 +109,7 @@ class Publish(NamedTuple):
 class Append(NamedTuple):
     """Write to the journal before anything that follows becomes visible."""
 
-    record: Record
+    record: Record | Records
 
 
 class Note(NamedTuple):
@@ -146,6 +146,11 @@ class Outbox:
         self._effects.append(Append(record))
         self.appended += 1
         return self.appended - 1
+
+    def append_all(self, records: Records) -> None:
+        """Has several written."""
+        self._effects.append(Append(records))
+        self.appended += len(records.msg_ids)
 
     def reply(self, route: bytes, envelope: protocol.Envelope) -> None:
         """Says something to one connection."""

@@ -21,9 +21,10 @@ from typing import Literal, NamedTuple
 from zmqbus import naming, protocol
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.mailbox import Item, Mailbox
+from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Registry, Session
 from zmqbus.broker.store import Awaited, Entry, Store
+from zmqbus.broker.window import Common, Item, Run
 from zmqbus.errors import (
     BrokerUnavailable,
     InvalidPayload,
@@ -34,7 +35,7 @@ from zmqbus.errors import (
 )
 from zmqbus.protocol import Format, Pointer, Scope
 from zmqbus.readback import Earlier
-from zmqbus.record import Record
+from zmqbus.record import Record, Records
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60
@@ -85,6 +86,16 @@ class _Staged(NamedTuple):
     waiter: Connection | Expected | None
 
 
+class _StagedRun(NamedTuple):
+    """The same of several, alike, to one session."""
+
+    sender: Connection
+    sends: protocol.Sends
+    record: Records
+    receiver: Session
+    size_bytes: int
+
+
 class _Before(NamedTuple):
     """What the journal knows of a message that is said again."""
 
@@ -127,7 +138,7 @@ class Intake:
         self._delivery = delivery
         self._store = store
         self._out = out
-        self._staged: list[_Staged] = []
+        self._staged: list[_Staged | _StagedRun] = []
         self._places: dict[str, int] = {}  # message id → its place in `_staged`
         self._sent_before = sent_before
         self._waits: dict[str, Connection] = {}  # message id → who waits for its answer
@@ -143,7 +154,10 @@ class Intake:
     @property
     def last_id(self) -> str:
         """Id of the last message whose receivers have been found: who comes now is not among them."""
-        return self._staged[-1].send.msg_id if self._staged else self._last_id
+        if not self._staged:
+            return self._last_id
+        last = self._staged[-1]
+        return last.sends.msg_ids[-1] if isinstance(last, _StagedRun) else last.send.msg_id
 
     # --- SEND
 
@@ -157,6 +171,55 @@ class Intake:
             self._stage(now, who, send)
         except ZmqbusError as error:
             self._delivery.refuse(who, protocol.Refused(send.msg_id, error.code, str(error)))
+
+    def send_all(self, now: Instant, who: Connection, sends: protocol.Sends) -> None:
+        """Stages messages that are alike in one piece; or, if there is anything that one of them may be refused for or
+        that tells them apart, each by itself. Raises `ProtocolError` if they are no messages."""
+        msg_ids, bodies = sends.msg_ids, sends.bodies
+        if len(msg_ids) != len(bodies) or len(bodies) > protocol.MAX_RUN:
+            raise ProtocolError(f"SENDS has as many ids as bodies, and {protocol.MAX_RUN} at most")
+        receiver = self._receiver_of_run(who, sends)
+        if receiver is None:
+            for msg_id, body in zip(msg_ids, bodies, strict=True):
+                one = protocol.Send(msg_id, _SESSION, sends.target, sends.fmt, None, False, body)
+                try:
+                    self.send(now, who, one)
+                except ProtocolError as error:
+                    self._out.refuse(who.route, msg_id, error)
+            return
+        record = Records(
+            now.wall_s,
+            msg_ids,
+            who.sender_id,
+            who.sender_name,
+            who.session.label if who.session else None,
+            receiver.name,
+            receiver.session_id,
+            bodies,
+        )
+        size_bytes = sum(map(len, bodies))
+        receiver.mailbox.reserve(size_bytes, len(bodies))
+        self._places.update(dict.fromkeys(msg_ids, len(self._staged)))
+        self._staged.append(_StagedRun(who, sends, record, receiver, size_bytes))
+        self._out.append_all(record)
+
+    def _receiver_of_run(self, who: Connection, sends: protocol.Sends) -> Session | None:
+        """Who gets all of them, if nothing at all is to be said against any."""
+        msg_ids, bodies = sends.msg_ids, sends.bodies
+        if sends.fmt != _TEXT or not protocol.are_msg_ids(msg_ids):
+            return None
+        if not self._delivery.all_new(msg_ids) or not self._places.keys().isdisjoint(msg_ids):
+            return None
+        try:
+            if not all(map(bytes.isascii, bodies)):
+                for body in bodies:
+                    body.decode()
+            receiver = self._registry.resolve(sends.target)
+        except (UnicodeDecodeError, ZmqbusError):
+            return None
+        if receiver is who.session or receiver.mailbox.full(sum(map(len, bodies)), len(bodies)):
+            return None
+        return receiver
 
     def _stage(self, now: Instant, who: Connection, send: protocol.Send) -> None:
         _, scope, target, fmt, reply_to, again, body = send
@@ -370,22 +433,37 @@ class Intake:
 
     def journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
         """What was staged is in the log, at these places, and goes out."""
-        for message, pointer in zip(self._unstage(), pointers, strict=True):
+        place = 0
+        for message in self._unstage():
+            if isinstance(message, _StagedRun):
+                msg_ids = message.sends.msg_ids
+                self.accepted += len(msg_ids)
+                self._out.counts.accepted_bytes += message.size_bytes
+                self._last_id = msg_ids[-1]
+                run = _run(now, message, pointers[place : place + len(msg_ids)])
+                self._delivery.run_to_one(now, message.receiver, run)
+                place += len(msg_ids)
+                continue
             self.accepted += 1
             self._out.counts.accepted_bytes += len(message.send.body)
             self._last_id = message.send.msg_id
-            self._dispatch(now, message, _entry(now, message, pointer))
+            self._dispatch(now, message, _entry(now, message, pointers[place]))
+            place += 1
 
     def journal_failed(self, reason: str) -> None:
         """What was staged is not in the log: it has never been."""
         for message in self._unstage():
-            refused = protocol.Refused(message.send.msg_id, BrokerUnavailable.code, reason)
-            self._delivery.refuse(message.sender, refused)
+            msg_ids = message.sends.msg_ids if isinstance(message, _StagedRun) else (message.send.msg_id,)
+            for msg_id in msg_ids:
+                self._delivery.refuse(message.sender, protocol.Refused(msg_id, BrokerUnavailable.code, reason))
 
-    def _unstage(self) -> list[_Staged]:
+    def _unstage(self) -> list[_Staged | _StagedRun]:
         staged, self._staged = self._staged, []
         self._places.clear()
         for message in staged:
+            if isinstance(message, _StagedRun):
+                message.receiver.mailbox.release(message.size_bytes, len(message.sends.msg_ids))
+                continue
             for session in message.receivers:
                 session.mailbox.release(len(message.send.body))
         return staged
@@ -454,3 +532,11 @@ def _entry(now: Instant, message: _Staged, pointer: Pointer) -> Entry:
         b"" if size_bytes > protocol.SPILL_BYTES else body,
         again,
     )
+
+
+def _run(now: Instant, message: _StagedRun, pointers: Sequence[Pointer]) -> Run:
+    record = message.record
+    common = Common(
+        record.from_session, record.from_name, record.from_label, message.sends.fmt, record.ts, now.steady_s
+    )
+    return Run(common, message.sends.msg_ids, message.sends.bodies, pointers, message.sender.route)

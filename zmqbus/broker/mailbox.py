@@ -30,11 +30,11 @@ the backlog, and the next consumer gets it from the start.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from zmqbus.broker.store import Box, Entry, Store
+from zmqbus.broker.store import FIELDS_BYTES, Box, Entry, Store
+from zmqbus.broker.window import Item, Run, Tally, Window
 
 #: Messages under way to one consumer. Enough to keep a fast one busy over a scheduling pause of 10 ms at 100,000/s.
 CREDIT_MESSAGES = 1000
@@ -44,76 +44,8 @@ CREDIT_BYTES = 4 * 1024 * 1024
 MAX_MESSAGES = 10_000
 MAX_BYTES = 256 * 1024 * 1024
 # What most mailboxes have in them, of one kind for all: a thousand empty ones of each would be 1 MB. Never added to.
-_NO_ITEMS: deque[Item] = deque(maxlen=0)
+_NO_ITEMS = Window()
 _NO_NUMBERS: set[int] = set()
-
-
-class Tally:
-    """A message to many, until its sender has been told how many took it."""
-
-    __slots__ = ("delivered", "full", "msg_id", "origin", "queued", "remaining", "sender_id", "told")
-
-    def __init__(self, msg_id: str, sender_id: str, origin: bytes, remaining: int) -> None:
-        self.msg_id = msg_id
-        self.sender_id = sender_id
-        self.origin = origin
-        self.remaining = remaining
-        self.full: tuple[str, ...] = ()  #: names of the sessions that have no room for it
-        self.delivered = 0
-        self.queued = 0
-        self.told = False
-
-    def __repr__(self) -> str:
-        return f"<Tally {self.msg_id}: {self.delivered} delivered, {self.queued} queued, {self.remaining} open>"
-
-
-class Item:
-    """A message in one mailbox: its number, the way it went, and whether its sender knows what became of it."""
-
-    __slots__ = (
-        "accepted_s",
-        "bcast",
-        "due",
-        "entry",
-        "origin",
-        "resent",
-        "seq",
-        "stored",
-        "tally",
-        "told",
-        "weight_bytes",
-    )
-
-    def __init__(
-        self,
-        seq: int,
-        entry: Entry,
-        accepted_s: float,
-        bcast: int = 0,
-        origin: bytes = b"",
-        tally: Tally | None = None,
-        told: bool = False,
-        stored: bool = False,
-    ) -> None:
-        self.seq = seq
-        self.entry = entry
-        self.accepted_s = accepted_s
-        self.bcast = bcast  #: number under which it was published, 0 when it took the DEALER
-        self.origin = origin  #: connection to which the receipt goes
-        self.tally = tally
-        self.told = told
-        self.due = False  #: its sender will hear `queued` as soon as the store has committed
-        self.stored = stored
-        self.weight_bytes = entry.credit_bytes
-        self.resent = False  #: published, and sent again by the DEALER, which loses nothing
-
-    @property
-    def sender_id(self) -> str:
-        return self.entry.from_session
-
-    def __repr__(self) -> str:
-        way = f"published as {self.bcast}" if self.bcast else "by DEALER"
-        return f"<Item {self.seq} {self.entry.msg_id} {way}{', told' if self.told else ''}>"
 
 
 class Mailbox:
@@ -181,16 +113,17 @@ class Mailbox:
         self.total_bytes = box.size_bytes
         self._seq = box.last_seq
 
-    def full(self, size_bytes: int) -> bool:
-        """Whether another message of that size would go over the limits, those counted that have a reservation."""
+    def full(self, size_bytes: int, messages: int = 1) -> bool:
+        """Whether another message of that size (or several, which have it together) would go over the limits, those
+        counted that have a reservation."""
         return (
-            self.total + self._reserved >= MAX_MESSAGES
+            self.total + self._reserved + messages > MAX_MESSAGES
             or self.total_bytes + self._reserved_bytes + size_bytes > MAX_BYTES
         )
 
-    def reserve(self, size_bytes: int) -> None:
-        """Keeps room for a message that is on its way through the journal."""
-        self._reserved += 1
+    def reserve(self, size_bytes: int, messages: int = 1) -> None:
+        """Keeps room for messages that are on their way through the journal."""
+        self._reserved += messages
         self._reserved_bytes += size_bytes
 
     @property
@@ -198,9 +131,9 @@ class Mailbox:
         """Whether a message for it is on its way through the journal."""
         return self._reserved > 0
 
-    def release(self, size_bytes: int) -> None:
-        """That message is here, or will not come."""
-        self._reserved -= 1
+    def release(self, size_bytes: int, messages: int = 1) -> None:
+        """Those messages are here, or will not come."""
+        self._reserved -= messages
         self._reserved_bytes -= size_bytes
 
     @property
@@ -210,7 +143,7 @@ class Mailbox:
 
     def oldest_s(self) -> float | None:
         """When the oldest message under way was accepted."""
-        return self.window[0].accepted_s if self.window else None
+        return self.window.oldest.accepted_s if self.window else None
 
     # --- in
 
@@ -224,6 +157,33 @@ class Mailbox:
     def may_send(self, entry: Entry) -> bool:
         """Whether a message may go out by the DEALER at once."""
         return self.open and not self._backlog and self._has_credit(entry.credit_bytes)
+
+    def room(self, run: Run) -> int:
+        """How many of the first messages of a run may go out by the DEALER at once."""
+        if not self.open or self._backlog:
+            return 0
+        count = min(len(run), CREDIT_MESSAGES - len(self.window))
+        if self._window_bytes + run.weight_bytes <= CREDIT_BYTES:
+            return count
+        left_bytes = CREDIT_BYTES - self._window_bytes
+        for number, body in enumerate(run.bodies[:count]):
+            left_bytes -= len(body) + FIELDS_BYTES
+            if left_bytes < 0:
+                return number
+        return count
+
+    def append_run(self, run: Run, now_s: float) -> None:
+        """Takes messages in for which `room` is. They are in the window afterwards."""
+        if self.window is _NO_ITEMS:
+            self.window = Window()
+        run.seq = self._seq + 1
+        run.accepted_s = self.last_append_s = now_s
+        self._seq = self._sent_seq = self._seq + len(run)
+        self.total_bytes += run.size_bytes
+        self.window.append_run(run)
+        self._loose += len(run)
+        self._by_dealer += len(run)
+        self._window_bytes += run.weight_bytes
 
     def append(
         self, entry: Entry, now_s: float, *, origin: bytes = b"", tally: Tally | None = None, bcast: int = 0
@@ -293,10 +253,11 @@ class Mailbox:
             if not found:
                 return
 
-    def acknowledge(self, seq: int, bcasts: Iterable[int]) -> list[Item]:
+    def acknowledge(self, seq: int, bcasts: Iterable[int]) -> list[Item | Run]:
         """The consumer has taken what came by DEALER up to number `seq`, and these broadcasts; returns what that
         settles, oldest first."""
-        done: list[Item] = []
+        done: list[Item | Run] = []
+        stored: list[int] = []
         window = self.window
         taken = self._taken_bcasts
         # Only those that are under way: what else a peer may name would stay for ever.
@@ -305,19 +266,25 @@ class Mailbox:
                 taken = self._taken_bcasts = set()
             taken.update(found)
         while window:
-            item = window[0]
-            if (item.bcast not in taken) if item.bcast else (item.seq > seq):
+            piece = window.oldest
+            if isinstance(piece, Run):
+                if piece.seq > seq:
+                    break
+                done.append(self._leave_run(seq))
+                continue
+            if (piece.bcast not in taken) if piece.bcast else (piece.seq > seq):
                 break
-            taken.discard(item.bcast)
-            done.append(self._leave())
-        if done:
-            stored = [item.seq for item in done if item.stored]
-            if stored:
-                self._store.remove(self.key, stored)
-            self.total_bytes -= sum(item.entry.size_bytes for item in done)
-            if not window:
-                # A set never shrinks: those of a thousand receivers that were all behind once would keep 3 MB.
-                self._taken_bcasts = self._published = _NO_NUMBERS
+            taken.discard(piece.bcast)
+            self._leave()
+            self.total_bytes -= piece.entry.size_bytes
+            if piece.stored:
+                stored.append(piece.seq)
+            done.append(piece)
+        if stored:
+            self._store.remove(self.key, stored)
+        if done and not window:
+            # A set never shrinks: those of a thousand receivers that were all behind once would keep 3 MB.
+            self._taken_bcasts = self._published = _NO_NUMBERS
         return done
 
     def close(self) -> list[Item]:
@@ -327,7 +294,7 @@ class Mailbox:
         self.secure()
         self._backlog += len(self.window)
         if self.window:
-            self._sent_seq = self.window[0].seq - 1
+            self._sent_seq = self.window.oldest.seq - 1
         self.window = _NO_ITEMS
         self._taken_bcasts = self._published = _NO_NUMBERS
         self._window_bytes = self._by_dealer = 0
@@ -362,7 +329,7 @@ class Mailbox:
 
     def _enter(self, item: Item) -> None:
         if self.window is _NO_ITEMS:
-            self.window = deque()
+            self.window = Window()
         self.window.append(item)
         self._loose += not item.stored
         self._window_bytes += item.weight_bytes
@@ -385,3 +352,11 @@ class Mailbox:
         else:
             self._by_dealer -= 1
         return item
+
+    def _leave_run(self, seq: int) -> Run:
+        run = self.window.pop_run(seq)
+        self._loose -= len(run)
+        self._by_dealer -= len(run)
+        self._window_bytes -= run.weight_bytes
+        self.total_bytes -= run.size_bytes
+        return run

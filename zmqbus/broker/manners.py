@@ -26,6 +26,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     Standing.MEMBER: _COMMON
     | {
         protocol.Send,
+        protocol.Sends,
         protocol.Ack,
         protocol.Refill,
         protocol.Recalled,
@@ -40,6 +41,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     Standing.HELPER: _COMMON
     | {
         protocol.Send,
+        protocol.Sends,
         protocol.Await,
         protocol.Unawait,
         protocol.Ack,
@@ -53,6 +55,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     Standing.GUEST: _COMMON
     | {
         protocol.Send,
+        protocol.Sends,
         protocol.Await,
         protocol.Unawait,
         protocol.Ack,

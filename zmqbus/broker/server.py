@@ -39,7 +39,7 @@ from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusErro
 from zmqbus.journal import Journal
 from zmqbus.process import Process, is_alive
 from zmqbus.readback import Earlier, recent
-from zmqbus.record import JournalError, Record, encode_record
+from zmqbus.record import JournalError, Record, Records, encode_all
 from zmqbus.settings import Settings
 from zmqbus.wakeup import Wakeup
 
@@ -129,7 +129,7 @@ class Server:
         self._stop_reason: str | None = None
         self._outbox: dict[bytes, list[protocol.Envelope]] = {}
         self._channels: list[events.Publish] = []
-        self._records: list[Record] = []
+        self._records: list[Record | Records] = []
         self._decoder = codec.Decoder(from_broker=False)
         self._idle_since_s = 0.0
         self._ticked_s = 0.0
@@ -328,7 +328,7 @@ class Server:
             return
         records, self._records = self._records, []
         try:
-            pointers = self._journal.append(list(map(encode_record, records)), oldest_needed=self._core.oldest_segment)
+            pointers = self._journal.append(encode_all(records), oldest_needed=self._core.oldest_segment)
         except ZmqbusError as error:
             self._log.error("%s", error)
             self._do(self._core.handle(now, events.JournalFailed(str(error))))

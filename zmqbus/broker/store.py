@@ -18,6 +18,10 @@ from zmqbus.errors import BrokerUnavailable
 from zmqbus.protocol import Pointer
 
 
+#: What the fields of a message weigh on its way to a receiver: as much again as a small body.
+FIELDS_BYTES = 200
+
+
 class StoreError(BrokerUnavailable):
     """What was changed since the last commit is not on the disk."""
 
@@ -51,8 +55,8 @@ class Entry(NamedTuple):
 
     @property
     def credit_bytes(self) -> int:
-        """What it weighs on the way to a receiver: the body and about as much again as the fields of a small one."""
-        return len(self.body) + 200
+        """What it weighs on the way to a receiver."""
+        return len(self.body) + FIELDS_BYTES
 
 
 class SessionRow(NamedTuple):

@@ -152,7 +152,8 @@ class Bus:
         self._named = member is not None and member.named
         self._receiver: Receiver | None = None
         if member is not None:
-            client = core.ClientCore(member, zmqbus.__version__, same.taken if same is not None else None)
+            taken = same.taken if same is not None else None
+            client = core.ClientCore(member, zmqbus.__version__, taken, in_runs=not manual)
             self._receiver = Receiver(Link(settings, client), log_path, manual=manual)
             self._receiver.open()
         try:
@@ -362,7 +363,8 @@ class Bus:
         `ack()` where the bus was opened with `ack="manual"`: until then it comes again after a crash, to the next
         program of this name. Raises `NotConnected` for a guest, and when the bus ends.
         """
-        while (message := self.next_message(timeout)) is not None:
+        receiver = self._member("messages()")
+        while (message := receiver.next_message(timeout)) is not None:
             yield message
 
     def next_message(self, timeout: float | None = None) -> Message | None:

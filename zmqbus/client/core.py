@@ -22,7 +22,7 @@ a worker has in hand is named there. `work` has both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from zmqbus.client.events import (
     Effect,
     Event,
     Hand,
+    HandRun,
     Incoming,
     Published,
     Received,
@@ -51,6 +52,7 @@ from zmqbus.client.events import (
     Welcomed,
     Withdrawn,
 )
+from zmqbus.client.gathering import runs_of
 from zmqbus.client.inbound import Inbound, Message
 from zmqbus.client.taken import TakenIds
 from zmqbus.client.work import Asked, Hands
@@ -65,6 +67,7 @@ __all__ = [  # of `events`, for the users of this module
     "Effect",
     "Event",
     "Hand",
+    "HandRun",
     "Incoming",
     "Published",
     "Received",
@@ -124,8 +127,11 @@ class Displaced(errors.BrokerError):
 class ClientCore:
     """One connection to the broker, without its sockets. Not thread-safe."""
 
-    def __init__(self, persona: Persona, release: str, taken: TakenIds | None = None) -> None:
-        """`taken`: what the application has taken before, where that is remembered for longer than this core lives."""
+    def __init__(
+        self, persona: Persona, release: str, taken: TakenIds | None = None, *, in_runs: bool = False
+    ) -> None:
+        """`taken`: what the application has taken before, where that is remembered for longer than this core lives.
+        `in_runs`: the application takes messages that are alike in one piece (`HandRun`), too."""
         self.persona = persona
         self.phase = Phase.OFFLINE
         self.welcome: protocol.Welcome | None = None
@@ -138,7 +144,7 @@ class ClientCore:
         self._requests: dict[str, protocol.Envelope] = {}
         self._spoke_s = 0.0
         self._taken_ids = TakenIds() if taken is None else taken
-        self._inbound = Inbound(self._taken_ids, self._hand, self._transmit)
+        self._inbound = Inbound(self._taken_ids, self._hand, self._transmit, self._hand_run if in_runs else None)
         self._asked = Asked(self._transmit)
         self._hands = Hands(self._transmit)
 
@@ -156,14 +162,13 @@ class ClientCore:
 
     def send_all(self, sends: Iterable[protocol.Send]) -> list[Effect]:
         """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
-        greeted = self._greeted
-        for send in sends:
-            self._unconfirmed[send.msg_id] = send
-            self._unconfirmed_bytes += len(send.body)
-            if greeted:
-                self._out.append(Transmit(send))
-            else:
-                self._unsaid.add(send.msg_id)
+        new = {send.msg_id: send for send in sends}
+        self._unconfirmed.update(new)
+        self._unconfirmed_bytes += sum([len(send.body) for send in new.values()])
+        if self._greeted:
+            self._out += [Transmit(envelope) for envelope in runs_of(new.values())]
+        else:
+            self._unsaid.update(new)
         return self._flush()
 
     def await_answer(self, msg_id: str) -> list[Effect]:
@@ -250,6 +255,12 @@ class ClientCore:
         self._awaited.pop(ticket.reply_to or "", None)
         if self.welcome is not None and ticket.lease == self.welcome.lease:
             self._inbound.settle(ticket.number)
+
+    def taken_run(self, lease: str, number: int, msg_ids: Sequence[str]) -> None:
+        """Likewise several, whose tickets have numbers in a row from this one on."""
+        self._taken_ids.add_all(msg_ids)
+        if self.welcome is not None and lease == self.welcome.lease:
+            self._inbound.settle_run(number, len(msg_ids))
 
     def acknowledge(self) -> list[Effect]:
         """The acknowledgement of all that was taken since the last one."""
@@ -458,6 +469,9 @@ class ClientCore:
     def _deliver(self, deliver: protocol.Deliver) -> None:
         self._inbound.deliver(deliver)
 
+    def _delivers(self, delivers: protocol.Delivers) -> None:
+        self._inbound.deliver_all(delivers)
+
     def _broadcast(self, channel: bytes, cast: protocol.Broadcast) -> None:
         # Before WELCOME it does not know whether it is for it. If it is, it comes by another way.
         if self.phase is Phase.READY:
@@ -492,6 +506,10 @@ class ClientCore:
         )
         self._out.append(Hand(incoming))
 
+    def _hand_run(self, run: protocol.Delivers, number: int) -> None:
+        assert self.welcome is not None
+        self._out.append(HandRun(self.welcome.lease, number, run))
+
     # --- plumbing
 
     def _transmit(self, envelope: protocol.Envelope) -> None:
@@ -511,6 +529,7 @@ _TABLE: dict[type, Callable[..., None]] = {
     protocol.Disconnected: ClientCore._disconnected,
     protocol.Renamed: ClientCore._renamed,
     protocol.Deliver: ClientCore._deliver,
+    protocol.Delivers: ClientCore._delivers,
     protocol.Receipt: ClientCore._receipt,
     protocol.Tally: ClientCore._tally,
     protocol.Sessions: ClientCore._response,

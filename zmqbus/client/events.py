@@ -6,6 +6,8 @@ done is one of the effects, in order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple, TypeAlias
 
 from zmqbus import errors, protocol
@@ -97,6 +99,35 @@ class Hand(NamedTuple):
     message: Incoming
 
 
+class HandRun(NamedTuple):
+    """Give to the application, in this order: messages that are alike. The ticket of the first one has this number,
+    and each after it one more."""
+
+    lease: str
+    number: int
+    messages: protocol.Delivers
+
+    def apart(self) -> Iterator[Incoming]:
+        """Each by itself."""
+        run = self.messages
+        for number, msg_id, body in zip(count(self.number), run.msg_ids, run.bodies):  # noqa: B905: one has no end
+            yield Incoming(
+                Ticket(self.lease, number, msg_id, None),
+                msg_id,
+                run.from_session,
+                run.from_name,
+                run.from_label,
+                protocol.Scope.SESSION,
+                "",
+                run.fmt,
+                None,
+                run.ts,
+                -1,
+                None,
+                body,
+            )
+
+
 class TakeBack(NamedTuple):
     """The application forgets what it was handed and has not taken; if it is still owed, it will come again."""
 
@@ -157,6 +188,7 @@ Effect: TypeAlias = (
     | Subscribe
     | Retune
     | Hand
+    | HandRun
     | TakeBack
     | Answer
     | Response

@@ -34,7 +34,8 @@ out a second time.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import TypeAlias
 
 from zmqbus import protocol
@@ -47,21 +48,29 @@ class Inbound:
     """What has come to one client, from one WELCOME to the next. Not thread-safe."""
 
     def __init__(
-        self, taken: TakenIds, hand: Callable[[Message, int], None], ask: Callable[[protocol.Refill], None]
+        self,
+        taken: TakenIds,
+        hand: Callable[[Message, int], None],
+        ask: Callable[[protocol.Refill], None],
+        hand_run: Callable[[protocol.Delivers, int], None] | None = None,
     ) -> None:
         """`taken`: what is not handed out again; whoever calls `settle` adds to it. `hand` is called with each message
-        for the application, in order, and its ticket number; `ask` with what the broker is to be asked for."""
+        for the application, in order, and its ticket number (or `hand_run`, if it is given, with several that are
+        alike, and the number of the first); `ask` with what the broker is to be asked for."""
         self.ack_due = False  #: `ack` has something new to say
         self._taken_ids = taken
         self._hand = hand
+        self._hand_run = hand_run
         self._ask = ask
         # the lease
         self._epoch = ""
         self._since = 0  # number of the last broadcast before it
         self._peer = 0
-        # what has been handed out, in order, and not settled, as (seq, bcast): the last has the ticket number `_number`
+        # What has been handed out, in order, and not settled: the last has the ticket number `_number`, the first
+        # `_first`. As (seq, bcast, how many), of which there are several only with numbers in a row and without bcast.
         self._number = 0
-        self._handed: deque[tuple[int, int]] = deque()
+        self._first = 1
+        self._handed: deque[tuple[int, int, int]] = deque()
         self._taken_numbers: set[int] = set()  # behind one that is not taken
         self._ack_seq = 0
         self._ack_bcasts: list[int] = []
@@ -79,7 +88,7 @@ class Inbound:
     @property
     def handed(self) -> int:
         """Messages that were handed out, and cannot be acknowledged yet."""
-        return len(self._handed)
+        return self._number + 1 - self._first
 
     @property
     def held(self) -> int:
@@ -102,6 +111,7 @@ class Inbound:
         """What has been handed out and is not taken is the mailbox's again. Kept here, it would hold up all later
         acknowledgements."""
         self._handed.clear()
+        self._first = self._number + 1
         self._taken_numbers.clear()
 
     def recall(self, bcasts: Sequence[int]) -> None:
@@ -128,6 +138,25 @@ class Inbound:
             self._held_delivers.append(deliver)
         else:
             self._arrive(deliver, deliver.seq, 0)
+
+    def deliver_all(self, run: protocol.Delivers) -> None:
+        """Several came over the DEALER, alike. In one piece, unless something tells them apart."""
+        if len(run.msg_ids) != len(run.bodies):
+            return  # no broker says that
+        if (
+            self._hand_run is None
+            or self._held_delivers
+            or self._held_casts
+            or (run.after and run.after not in self._seen)
+            or not self._taken_ids.isdisjoint(run.msg_ids)
+        ):
+            for deliver in _apart(run):
+                self.deliver(deliver)
+            return
+        first = self._number + 1
+        self._number += len(run.msg_ids)
+        self._handed.append((run.seq, 0, len(run.msg_ids)))
+        self._hand_run(run, first)
 
     def broadcast(self, channel: bytes, cast: protocol.Broadcast) -> None:
         """A message came over the SUB, on this channel."""
@@ -192,7 +221,7 @@ class Inbound:
             self._see(bcast)
             self._asked.discard(bcast)
         self._number += 1
-        self._handed.append((seq, bcast))
+        self._handed.append((seq, bcast, 1))
         if message.msg_id in self._taken_ids:
             self.settle(self._number)
         else:
@@ -202,26 +231,61 @@ class Inbound:
 
     def settle(self, number: int) -> None:
         """The message with this ticket number is taken."""
-        first = self._number - len(self._handed) + 1
-        if not first <= number <= self._number:
+        self.settle_run(number, 1)
+
+    def settle_run(self, number: int, messages: int) -> None:
+        """So many messages from this ticket number on are taken."""
+        end = min(number + messages, self._number + 1)
+        number = max(number, self._first)
+        messages = end - number
+        if messages <= 0:
             return  # settled, or given back in the meantime
-        if number != first:
-            self._taken_numbers.add(number)
+        if number != self._first:
+            self._taken_numbers.update(range(number, number + messages))
             return
         self.ack_due = True
-        while True:
-            seq, bcast = self._handed.popleft()
+        self._settle_first(messages)
+        while self._first in self._taken_numbers:
+            self._taken_numbers.discard(self._first)
+            self._settle_first(1)
+
+    def _settle_first(self, messages: int) -> None:
+        self._first += messages
+        while messages:
+            seq, bcast, several = self._handed.popleft()
+            if several > messages:
+                self._handed.appendleft((seq + messages, 0, several - messages))
+                several = messages
             if bcast:
                 self._ack_bcasts.append(bcast)
             else:
-                self._ack_seq = seq
-            first += 1
-            if first not in self._taken_numbers:
-                return
-            self._taken_numbers.discard(first)
+                self._ack_seq = seq + several - 1
+            messages -= several
 
     def ack(self) -> protocol.Ack:
         """The acknowledgement of all that was taken since the last one."""
         bcasts, self._ack_bcasts = self._ack_bcasts, []
         self.ack_due = False
         return protocol.Ack(self._ack_seq, tuple(bcasts))
+
+
+def _apart(run: protocol.Delivers) -> Iterator[protocol.Deliver]:
+    """Each by itself."""
+    for seq, msg_id, body in zip(count(run.seq), run.msg_ids, run.bodies):  # noqa: B905: one has no end
+        yield protocol.Deliver(
+            seq,
+            0,
+            run.after,
+            msg_id,
+            run.from_session,
+            run.from_name,
+            run.from_label,
+            protocol.Scope.SESSION,
+            "",
+            run.fmt,
+            None,
+            run.ts,
+            -1,
+            None,
+            body,
+        )

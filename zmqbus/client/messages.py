@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
@@ -36,27 +36,26 @@ MAX_DTYPE_BYTES = 16 * 1024
 MAX_ERROR_CHARS = 20_000
 
 
+class About(NamedTuple):
+    """What is known of a message beside its body; messages that came together share it."""
+
+    sender: str
+    sender_id: str
+    fmt: int
+    sender_label: str | None = None
+    to: str | None = None
+    reply_to: str | None = None
+    sent_ts: float = 0.0
+    age_s: int | None = None
+
+
 class Message:
     """A message, or the answer to one.
 
-    `body` is what was sent: `str`, `bytes`, or a value; `text` is that as text. Attributes are set once and not to be
-    changed.
+    `body` is what was sent: `str`, `bytes`, or a value; `text` is that as text.
     """
 
-    __slots__ = (
-        "_acknowledge",
-        "_value",
-        "age_s",
-        "body_bytes",
-        "fmt",
-        "msg_id",
-        "reply_to",
-        "sender",
-        "sender_id",
-        "sender_label",
-        "sent_ts",
-        "to",
-    )
+    __slots__ = ("_about", "_acknowledge", "_value", "body_bytes", "msg_id")
 
     def __init__(
         self,
@@ -74,21 +73,65 @@ class Message:
         value: Any = None,
         acknowledge: Acknowledge | None = None,
     ) -> None:
+        self._about = About(sender, sender_id, fmt, sender_label, to, reply_to, sent_ts, age_s)
         self.msg_id = msg_id
-        self.sender = sender  #: name of the session that sent it
-        self.sender_id = sender_id  #: its session id
-        self.sender_label = sender_label
-        self.to = to  #: "all", "#topic", "%project", "@group"; None: to this session alone
-        self.reply_to = reply_to  #: id of the message that this one answers
-        self.sent_ts = sent_ts  #: wall clock, s
-        self.age_s = age_s  #: how long it was queued, s; None: it was not
-        self.fmt = fmt
         self.body_bytes = body_bytes  #: the body as it travelled
-        self._acknowledge = acknowledge
         self._value: Any = _UNREAD if value is None else value
+        self._acknowledge = acknowledge
+
+    @classmethod
+    def plain(cls, about: About, msg_id: str, body: bytes) -> Message:
+        """One with nothing special about it, of which there are many."""
+        message = cls.__new__(cls)
+        message._about = about
+        message.msg_id = msg_id
+        message.body_bytes = body
+        message._value = _UNREAD
+        message._acknowledge = None
+        return message
 
     def __repr__(self) -> str:
         return f"<Message {self.msg_id} from {self.sender!r}, {len(self.body_bytes)} bytes>"
+
+    @property
+    def sender(self) -> str:
+        """Name of the session that sent it."""
+        return self._about.sender
+
+    @property
+    def sender_id(self) -> str:
+        """Its session id."""
+        return self._about.sender_id
+
+    @property
+    def sender_label(self) -> str | None:
+        """Its label."""
+        return self._about.sender_label
+
+    @property
+    def to(self) -> str | None:
+        """"all", "#topic", "%project", "@group"; None: to this session alone."""
+        return self._about.to
+
+    @property
+    def reply_to(self) -> str | None:
+        """Id of the message that this one answers."""
+        return self._about.reply_to
+
+    @property
+    def sent_ts(self) -> float:
+        """When it was accepted: wall clock, s."""
+        return self._about.sent_ts
+
+    @property
+    def age_s(self) -> int | None:
+        """How long it was queued, s; None: it was not."""
+        return self._about.age_s
+
+    @property
+    def fmt(self) -> int:
+        """What its bytes are: a `protocol.Format`."""
+        return self._about.fmt
 
     @property
     def body(self) -> Any:
@@ -201,6 +244,11 @@ def of_incoming(message: Incoming, log_path: str, acknowledge: Acknowledge | Non
         value=error,
         acknowledge=acknowledge,
     )
+
+
+def about_run(run: protocol.Delivers) -> About:
+    """What is known of messages that have come in one piece."""
+    return About(run.from_name, run.from_session, run.fmt, run.from_label, sent_ts=run.ts)
 
 
 def _audience(message: Incoming) -> str | None:

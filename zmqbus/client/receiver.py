@@ -23,7 +23,7 @@ from zmqbus import protocol
 from zmqbus.client import core
 from zmqbus.client.driver import Driver, closed
 from zmqbus.client.link import Link
-from zmqbus.client.messages import Message, of_incoming
+from zmqbus.client.messages import Message, about_run, of_incoming
 from zmqbus.errors import ZmqbusError
 
 #: Messages that are taken one after the other are acknowledged together, and requests answered, no later than this
@@ -36,6 +36,20 @@ FORGET_REF = "forget"
 SETTLE_S = 5.0
 
 
+class _Batch:
+    """Messages that have come in one piece, and how far the program has taken them."""
+
+    __slots__ = ("about", "at", "bodies", "hand", "msg_ids", "told")
+
+    def __init__(self, hand: core.HandRun) -> None:
+        self.hand = hand
+        self.msg_ids = hand.messages.msg_ids
+        self.bodies = hand.messages.bodies
+        self.about = about_run(hand.messages)
+        self.at = 0  #: so many are taken
+        self.told = 0  #: and of so many of them the core knows
+
+
 class Receiver:
     """Receives. Thread-safe."""
 
@@ -45,13 +59,15 @@ class Receiver:
         self._manual = manual
         self._arrived = threading.Condition()
         # These belong to the condition's lock.
-        self._inbox: deque[core.Incoming] = deque()
+        self._inbox: deque[core.Incoming | _Batch] = deque()
         self._work: deque[protocol.Work] = deque()
         self._withdrawn: set[str] = set()
         self._error: ZmqbusError | None = None
         self._watchers: list[Callable[[], None]] = []
         self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
         self._taken: dict[str, core.Ticket] = {}  # of those that the program is done with; the broker has to be told
+        self._batches: list[_Batch] = []  # likewise, where they came in one piece: as far as each is taken
+        self._unsure: dict[str, None] = {}  # taken, not told, and the mailbox's again: they will come again
         # Whoever answers puts it in at one end, the driver takes it out at the other.
         self._answers: deque[tuple[str, int, bytes]] = deque()
         self._forgets = False  # it goes for good: to be said behind all that it has taken
@@ -63,7 +79,8 @@ class Receiver:
         self.name = link.core.persona.name or ""  #: what the session goes by
 
     def __repr__(self) -> str:
-        return f"<Receiver {self.name!r}: {len(self._inbox)} messages, {len(self._work)} requests>"
+        waiting = sum(len(one.msg_ids) - one.at if isinstance(one, _Batch) else 1 for one in list(self._inbox))
+        return f"<Receiver {self.name!r}: {waiting} messages, {len(self._work)} requests>"
 
     def open(self) -> core.Welcomed:
         """Connects. Raises what keeps it from doing so."""
@@ -110,13 +127,28 @@ class Receiver:
                 if left_s is not None and left_s <= 0:
                     return None
                 self._arrived.wait(left_s)
-            incoming = self._inbox.popleft()
-            # In one with that: should the mailbox take it back at this instant, it comes again, and is known.
-            (self._tickets if self._manual else self._taken)[incoming.msg_id] = incoming.ticket
+            incoming = self._inbox[0]
+            # Taken in one with that: should the mailbox take it back at this instant, it comes again, and is known.
+            if isinstance(incoming, _Batch):
+                message = self._next_of(incoming)
+            else:
+                self._inbox.popleft()
+                (self._tickets if self._manual else self._taken)[incoming.msg_id] = incoming.ticket
+                message = None
             last = not self._inbox
         if not self._manual:
             self._soon(at_once=last)
-        return of_incoming(incoming, self._log_path, self._done if self._manual else None)
+        return message or of_incoming(incoming, self._log_path, self._done if self._manual else None)
+
+    def _next_of(self, batch: _Batch) -> Message:
+        """The next message of those that stand first in the inbox, and have come in one piece."""
+        at = batch.at
+        batch.at = at + 1
+        if batch.at == len(batch.msg_ids):
+            self._inbox.popleft()
+        if at == batch.told:  # the first one that the core has not been told of
+            self._batches.append(batch)
+        return Message.plain(batch.about, batch.msg_ids[at], batch.bodies[at])
 
     def _done(self, message: Message) -> None:
         self._driver.check()
@@ -209,11 +241,15 @@ class Receiver:
                 match effect:
                     case core.Hand(message):
                         arrived |= self._hand(message)
+                    case core.HandRun():
+                        arrived |= self._hand_run(effect)
                     case core.Do(work):
                         self._work.append(work)
                         arrived = True
                     case core.TakeBack():
                         self._inbox.clear()
+                        for batch in self._batches:
+                            self._unsure.update(dict.fromkeys(batch.msg_ids[batch.told : batch.at]))
                     case core.Response(ref, envelope):
                         if ref == FORGET_REF:
                             self._given_up = int(envelope.text) if isinstance(envelope, protocol.Done) else 0
@@ -236,16 +272,35 @@ class Receiver:
             if message.msg_id in hands:
                 hands[message.msg_id] = message.ticket
                 return False
+        if message.msg_id in self._unsure:
+            self._taken[message.msg_id] = message.ticket
+            return False
         self._inbox.append(message)
+        return True
+
+    def _hand_run(self, hand: core.HandRun) -> bool:
+        """Likewise several, in one piece unless one of them is in hand already."""
+        known = (self._tickets, self._taken, self._unsure)
+        if any(some and not some.keys().isdisjoint(hand.messages.msg_ids) for some in known):
+            return any([self._hand(message) for message in hand.apart()])
+        self._inbox.append(_Batch(hand))
         return True
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
         self._due_s = None
         effects: list[core.Effect] = []
-        if self._taken:
+        if self._taken or self._batches:
             with self._arrived:
                 taken, self._taken = self._taken, {}
+                batches = [(batch, batch.told, batch.at) for batch in self._batches]
+                for batch in self._batches:
+                    batch.told = batch.at
+                self._batches.clear()
+                self._unsure.clear()
+            for batch, told, at in batches:
+                hand = batch.hand
+                client.taken_run(hand.lease, hand.number + told, hand.messages.msg_ids[told:at])
             for ticket in taken.values():
                 client.taken(ticket)
             effects += client.acknowledge()

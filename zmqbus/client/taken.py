@@ -11,7 +11,7 @@ is given to the `ClientCore` by who makes it: the core itself touches no file.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 #: Ids of taken messages that are remembered: the broker has at most 1,000 under way to one receiver, so that many can
 #: come again; ten times that costs a megabyte.
@@ -33,6 +33,10 @@ class TakenIds:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def isdisjoint(self, msg_ids: Iterable[str]) -> bool:
+        """Whether none of these is among them."""
+        return self._ids.keys().isdisjoint(msg_ids)
 
     def add(self, msg_id: str) -> None:
         """The application has taken this message. An id that is there already keeps its place."""

@@ -111,6 +111,13 @@ class Shown(TakenIds):
             self._tell(error)
         return msg_id in self._ids
 
+    def isdisjoint(self, msg_ids: Iterable[str]) -> bool:
+        try:
+            self._look()
+        except (ZmqbusError, OSError) as error:
+            self._tell(error)
+        return super().isdisjoint(msg_ids)
+
     def news(self) -> bool:
         """Whether another process of the session has shown something since this was asked last."""
         try:

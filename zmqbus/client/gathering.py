@@ -1,0 +1,35 @@
+"""What is said one after the other, said as one: neighbouring SENDs that are alike become a SENDS.
+
+Only neighbours, for the order in which a client says things is the order in which they happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
+
+from zmqbus import protocol
+from zmqbus.protocol import INLINE_BYTES, MAX_RUN, Scope
+
+_ALIKE = itemgetter(slice(1, 6))  # scope, target, fmt, reply_to, again
+_MSG_ID, _BODY = itemgetter(0), itemgetter(6)
+
+
+def runs_of(sends: Iterable[protocol.Send]) -> list[protocol.Send | protocol.Sends]:
+    """The same messages, in the same order, in as few envelopes as can be."""
+    said: list[protocol.Send | protocol.Sends] = []
+    for (scope, target, fmt, reply_to, again), group in groupby(sends, _ALIKE):
+        run = list(group)
+        if len(run) == 1 or scope != Scope.SESSION or reply_to is not None or again:
+            said += run
+            continue
+        bodies = tuple(map(_BODY, run))
+        if max(map(len, bodies)) > INLINE_BYTES:
+            said += run
+            continue
+        msg_ids = tuple(map(_MSG_ID, run))
+        for start in range(0, len(run), MAX_RUN):
+            end = start + MAX_RUN
+            said.append(protocol.Sends(target, fmt, msg_ids[start:end], bodies[start:end]))
+    return said
