@@ -198,4 +198,4 @@ def _foreign_hello(array: tuple[Any, ...]) -> Hello:
     version, release = (*array[1:3], None, None)[:2]
     if type(version) is not int or type(release) is not str:
         raise ProtocolError("HELLO does not begin with the version of its protocol and its release")
-    return Hello(version, release, Role.OBSERVER, None, None, None, None, "", "", 0, "", (), (), None)
+    return Hello(version, release, int(Role.OBSERVER), None, None, None, None, "", "", 0, "", (), (), None)

@@ -5,13 +5,14 @@ Theory of operation
 
 `concurrent.futures.Future` makes a condition when it is made, and takes it when it ends: 4 µs, of the 8 that a message
 has here from its sender to its receipt. But of a thousand messages under way, somebody waits for one. So an `Outcome`
-makes its condition when somebody asks for it, which everything in `concurrent.futures` does that waits or looks.
+makes its condition, and the lists of those who are to hear of it, when somebody asks for one of them, which everything
+in `concurrent.futures` does that waits or looks.
 
 Whoever ends it first writes the result, then the state, and only then looks for a condition; whoever waits has made the
 condition before it looks at the state. So one of them sees the other: either the state is there, or the condition is,
-and is notified. (Each of these is one operation on the object's dictionary, which CPython does whole.)
+and is notified. (Each of these is one assignment, which CPython does whole.)
 
-Who may end it is settled by a lock that is taken for good: `end` or `cancel`, whoever comes first.
+Who may end it is settled by a list that only one can empty: `end` or `cancel`, whoever comes first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 from zmqbus.errors import LocalError, ZmqbusError
 
 _T = TypeVar("_T")
+_MAKING = threading.Lock()  # held for a moment, by whoever is the first to look at one of them
 
 
 class Waited(Protocol):
@@ -37,48 +39,76 @@ class Waited(Protocol):
         """Somebody waits: what has been put down is to be said now."""
 
 
+class _Watched:
+    """What whoever waits for a future, or looks at it, makes use of."""
+
+    __slots__ = ("callbacks", "condition", "waiters")
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.waiters: list[Any] = []
+        self.callbacks: list[Any] = []
+
+
 class Outcome(Future[_T]):
     """What becomes of something that was said. Ended once, by `end` or by `cancel`, whoever comes first."""
 
-    # What `Future.__init__` sets, but for the condition; a test compares them.
-    _condition: threading.Condition
+    # What `Future.__init__` sets; a test compares them.
+    _state = PENDING
+    _result: _T | None = None
+    _exception: BaseException | None = None
+    _watched: _Watched | None = None
 
     def __init__(self, by: Waited) -> None:
-        self._state = PENDING
-        self._result: _T | None = None
-        self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
         self._by = by
-        self._ending = threading.Lock()
+        self._open = [None]  # emptied by whoever ends it
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "_condition":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return self.__dict__.setdefault("_condition", threading.Condition())  # one of them, whoever asks at once
+    def _watch(self) -> _Watched:
+        watched = self._watched
+        if watched is None:
+            with _MAKING:
+                watched = self._watched = self._watched or _Watched()
+        return watched
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        return self._watch().condition
+
+    @property
+    def _waiters(self) -> list[Any]:
+        return self._watch().waiters
+
+    @property
+    def _done_callbacks(self) -> list[Any]:
+        return self._watch().callbacks
 
     def end(self, outcome: _T | ZmqbusError) -> None:
         """Gives it its result or its error, unless it has ended."""
-        if not self._ending.acquire(blocking=False):
+        try:
+            self._open.pop()
+        except IndexError:
             return
         if isinstance(outcome, ZmqbusError):
             self._exception = outcome
         else:
             self._result = outcome
         self._state = FINISHED
-        if "_condition" in self.__dict__:  # somebody has looked
-            with self._condition:
-                for waiter in self._waiters:
+        watched = self._watched
+        if watched is not None:
+            with watched.condition:
+                for waiter in watched.waiters:
                     if self._exception is not None:
                         waiter.add_exception(self)
                     else:
                         waiter.add_result(self)
-                self._condition.notify_all()
+                watched.condition.notify_all()
             self._invoke_callbacks()
 
     def cancel(self) -> bool:
         """Gives it up, if it has not ended. What was sent is sent."""
-        if not self._ending.acquire(blocking=False):
+        try:
+            self._open.pop()
+        except IndexError:
             return self.cancelled()
         super().cancel()
         # `wait` and `as_completed` do not count a cancelled future before this: an executor's worker would say it.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -73,10 +73,10 @@ class Reply(Outcome[Message]):
 
 
 class _Put(NamedTuple):
-    """Something to say. A request has a future of its answer, and perhaps a deadline, on the monotonic clock."""
+    """A request to say, the future of its answer, and perhaps a deadline, on the monotonic clock."""
 
     envelope: protocol.Send | protocol.Request
-    reply: Reply | None
+    reply: Reply
     due_s: float | None
 
 
@@ -90,11 +90,16 @@ class Speaker:
         self._refs = 0
         # What was put down, and is not in the tables yet: its own lock is never held for long.
         self._put_lock = threading.Lock()
-        self._put: list[_Put] = []
+        self._put: list[protocol.Send | _Put] = []
         self._put_bytes = 0
+        # Room that was found and not used up. To reckon it anew with each message would cost as much as to put it down.
+        self._room = 0
+        self._room_bytes = 0
         self._over: ZmqbusError | None = None  # nothing is put down any more
         # All of these belong to the driver's lock.
-        self._waiting: OrderedDict[str, protocol.Send] = OrderedDict()  # the first to go out stands first
+        self._waiting: deque[protocol.Send] = deque()  # the first to go out stands first
+        self._unsent: dict[str, protocol.Send] = {}  # those of them that are requests
+        self._dropped: set[str] = set()  # and those that were given up
         # Likewise, to groups: neither waits for the other, since a group without members takes nothing.
         self._requests: OrderedDict[str, protocol.Request] = OrderedDict()
         self._waiting_bytes = 0
@@ -129,10 +134,22 @@ class Speaker:
         self, scope: Scope, target: str, fmt: Format, body: bytes, reply_to: str | None = None
     ) -> tuple[str, Outcome[Any]]:
         """Sends a message: its id, and its receipt to come. Raises `Overloaded`."""
-        future: Outcome[Any] = Outcome(self._driver)
+        driver = self._driver
+        driver.check()  # before any lock, which nobody will release in a child process
+        future: Outcome[Any] = Outcome(driver)
         msg_id = self._new_id()
-        put = _Put(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body), None, None)
-        self._driver.say_soon(self._put_down([put], len(body), future))
+        # Not by its name, which counts and names the fields again.
+        send = tuple.__new__(protocol.Send, (msg_id, scope, target, fmt, reply_to, False, body))
+        with self._put_lock:
+            self._room -= 1
+            self._room_bytes -= len(body)
+            if self._room < 0 or self._room_bytes < 0:
+                self._find_room(1, len(body))
+            self._put_bytes += len(body)
+            self._sent[msg_id] = future
+            self._put.append(send)
+            gathered = len(self._put)
+        driver.say_soon(gathered)
         return msg_id, future
 
     def ask(
@@ -163,9 +180,14 @@ class Speaker:
             else:
                 envelope = protocol.Send(msg_id, scope, target, fmt, None, False, body)
             puts.append(_Put(envelope, Reply(self._driver, self, msg_id, shown), due_s))
-        self._put_down(puts, sum(len(body) for _, body in requests))
+        size_bytes = sum(len(body) for _, body in requests)
+        self._driver.check()
+        with self._put_lock:
+            self._find_room(len(puts), size_bytes)
+            self._put += puts
+            self._put_bytes += size_bytes
         self._driver.say()
-        return [put.reply for put in puts if put.reply is not None]
+        return [put.reply for put in puts]
 
     def call(self, make: Callable[[str], protocol.Envelope]) -> Outcome[protocol.Envelope]:
         """Asks the broker; `make` gets the ref to use."""
@@ -240,18 +262,22 @@ class Speaker:
         """As many of those that wait as there is room for."""
         count, size_bytes = client.room
         sends: list[protocol.Send] = []
-        while self._waiting and len(sends) < count and size_bytes >= 0:
-            msg_id, send = self._waiting.popitem(last=False)
-            if msg_id in self._asked:
+        waiting, unsent = self._waiting, self._unsent
+        while waiting and len(sends) < count and size_bytes >= 0:
+            send = waiting[0]
+            if unsent and send.msg_id in unsent:
                 if self._awaited >= MAX_AWAITED:
-                    self._waiting[msg_id] = send
-                    self._waiting.move_to_end(msg_id, last=False)
                     break
+                del unsent[send.msg_id]
                 self._awaited += 1
-                effects += client.await_answer(msg_id)
+                effects += client.await_answer(send.msg_id)
+            waiting.popleft()
+            if self._dropped and send.msg_id in self._dropped:
+                self._dropped.remove(send.msg_id)
+                continue
             size_bytes -= len(send.body)
-            self._waiting_bytes -= len(send.body)
             sends.append(send)
+        self._waiting_bytes -= sum([len(send.body) for send in sends])
         effects += client.send_all(sends)
 
     def due_s(self) -> float | None:
@@ -288,35 +314,34 @@ class Speaker:
         """See `driver.Application`."""
         with self._put_lock:
             self._over = error
+            self._room = self._room_bytes = 0
             puts, self._put = self._put, []
         futures: list[Outcome[Any]] = [*self._sent.values(), *self._called.values()]
         futures += [reply for reply, _ in self._asked.values()]
-        futures += [put.reply for put in puts if put.reply is not None]
-        for table in (self._sent, self._called, self._asked, self._waiting, self._requests):
+        futures += [put.reply for put in puts if isinstance(put, _Put)]
+        for table in (self._sent, self._called, self._asked, self._waiting, self._requests, self._unsent):
             table.clear()
         for future in futures:
             self._driver.later(partial(future.end, error))
 
     # --- inside
 
-    def _put_down(self, puts: Sequence[_Put], size_bytes: int, future: Outcome[Any] | None = None) -> int:
-        """For the driver to say; `future` is the receipt's. Returns how many lie there now. Raises `Overloaded`."""
-        self._driver.check()  # before any lock, which nobody will release in a child process
-        with self._put_lock:
-            if self._over is not None:
-                raise self._over
-            outstanding = len(self._sent) + len(self._asked) + len(self._put)
-            waiting_bytes = self._waiting_bytes + self._put_bytes
-            if outstanding + len(puts) > MAX_OUTSTANDING or waiting_bytes + size_bytes > MAX_WAITING_BYTES:
-                raise Overloaded(
-                    f"{outstanding:,} messages and requests are open ({waiting_bytes:,} bytes waiting to go out); "
-                    "take some receipts or answers first, or use map(), which has so many under way as are of use"
-                )
-            if future is not None:
-                self._sent[puts[0].envelope.msg_id] = future
-            self._put += puts
-            self._put_bytes += size_bytes
-            return len(self._put)
+    def _find_room(self, messages: int, size_bytes: int) -> None:
+        """For so many messages and requests more, and others after them. Under the lock of what was put down. Raises
+        `Overloaded`, and what has ended the connection."""
+        self._room = self._room_bytes = 0
+        if self._over is not None:
+            raise self._over
+        outstanding = len(self._sent) + len(self._asked) + len(self._put)
+        waiting_bytes = self._waiting_bytes + self._put_bytes
+        room = MAX_OUTSTANDING - outstanding - messages
+        room_bytes = MAX_WAITING_BYTES - waiting_bytes - size_bytes
+        if room < 0 or room_bytes < 0:
+            raise Overloaded(
+                f"{outstanding:,} messages and requests are open ({waiting_bytes:,} bytes waiting to go out); "
+                "take some receipts or answers first, or use map(), which has so many under way as are of use"
+            )
+        self._room, self._room_bytes = room, room_bytes
 
     def _take_up(self) -> None:
         """What was put down goes into the tables. Under the driver's lock."""
@@ -324,17 +349,21 @@ class Speaker:
             puts, self._put = self._put, []
             self._waiting_bytes += self._put_bytes
             self._put_bytes = 0
-        for envelope, reply, due_s in puts:
+        for put in puts:
+            if isinstance(put, protocol.Send):
+                self._waiting.append(put)
+                continue
+            envelope, reply, due_s = put
             msg_id = envelope.msg_id
             to_group = isinstance(envelope, protocol.Request)
             if isinstance(envelope, protocol.Request):
                 self._requests[msg_id] = envelope
             else:
-                self._waiting[msg_id] = envelope
-            if reply is not None:
-                self._asked[msg_id] = reply, to_group
-                if due_s is not None:
-                    heapq.heappush(self._deadlines, (due_s, msg_id))
+                self._waiting.append(envelope)
+                self._unsent[msg_id] = envelope
+            self._asked[msg_id] = reply, to_group
+            if due_s is not None:
+                heapq.heappush(self._deadlines, (due_s, msg_id))
 
     def _answered(self, msg_ids: Iterable[str], outcome: protocol.Receipt | protocol.Tally | ZmqbusError) -> None:
         ended: list[tuple[Outcome[Any], AnyReceipt | ZmqbusError]] = []
@@ -393,7 +422,9 @@ class Speaker:
             found = self._asked.pop(msg_id, None)
             if found is None:
                 continue
-            never_sent = self._requests.pop(msg_id, None) or self._waiting.pop(msg_id, None)
+            never_sent = self._requests.pop(msg_id, None) or self._unsent.get(msg_id)
+            if self._unsent.pop(msg_id, None) is not None:
+                self._dropped.add(msg_id)  # it stands among others, and is passed over there
             if never_sent is not None:
                 self._waiting_bytes -= len(never_sent.body)
             else:
