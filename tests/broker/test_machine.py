@@ -161,6 +161,19 @@ class Bus(Mishaps):
             for _ in range(count):
                 self.send(sender, receiver, Scope.SESSION)
 
+    @rule(sender=names, receiver=names, count=st.integers(2, MAILBOX + 2))
+    def send_a_run(self, sender: str, receiver: str, count: int) -> None:
+        """Several in one piece, as many as credit is for, and more than a mailbox holds."""
+        process = self.processes.get(sender)
+        if process is None or sender == receiver:
+            return
+        first = len(self.sent)
+        msg_ids = [process._new_id() for _ in range(count)]
+        for order, msg_id in enumerate(msg_ids, first):
+            target = frozenset((receiver,))
+            self.sent[msg_id] = Sent(order, sender, process, target, target, None, self.deaths)
+        process.send_all(receiver, [str(order).encode() for order in range(first, first + count)], msg_ids)
+
     @rule(sender=names)
     def broadcast(self, sender: str) -> None:
         self.send(sender, "", Scope.ALL)

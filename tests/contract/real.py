@@ -92,7 +92,7 @@ class RealMember(Member):
     """A `Link` as a `Member`."""
 
     def __init__(self, world: RealWorld, persona: core.Persona, taken: TakenIds) -> None:
-        client = core.ClientCore(persona, "test", taken)
+        client = core.ClientCore(persona, "test", taken, in_runs=True)
         super().__init__(world, client, taken)
         self._world = world
         self.stopped = False
@@ -105,6 +105,9 @@ class RealMember(Member):
                 case core.Hand(message):
                     self.handed.append(message)
                     self.history.append(message)
+                case core.HandRun():
+                    self.handed += effect.apart()
+                    self.history += effect.apart()
                 case core.TakeBack():
                     self.handed.clear()
                 case core.Answer(msg_ids, outcome):

@@ -154,6 +154,14 @@ class Member(ABC):
         self.perform(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, again, body)))
         return msg_id
 
+    def send_all(self, target: str, *bodies: bytes, fmt: Format = Format.TEXT) -> list[str]:
+        """Sends several at once, which travel in one piece; returns their ids."""
+        sends = [protocol.Send(self.world.new_id(), Scope.SESSION, target, fmt, None, False, body) for body in bodies]
+        for send in sends:
+            self._sent_s.setdefault(send.msg_id, self.world.now_s)
+        self.perform(self.core.send_all(sends))
+        return [send.msg_id for send in sends]
+
     def to_all(self, body: bytes = b"") -> str:
         """Sends to everyone."""
         return self.send("", body, scope=Scope.ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zmqbus import codec, protocol
@@ -22,7 +23,7 @@ class SimClient:
         self.net = net
         self.persona = persona
         self.taken = TakenIds() if taken is None else taken
-        self.core = client.ClientCore(persona, "test", self.taken)
+        self.core = client.ClientCore(persona, "test", self.taken, in_runs=True)
         self.route = b""
         self.stopped = False  #: it stands still: receives nothing, and notices no passing of time
         self.orphaned = False  #: its broker is dead, which it sees when it has received what was still under way
@@ -67,6 +68,16 @@ class SimClient:
         msg_id = msg_id or self._new_id()
         self._do(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
+
+    def send_all(self, target: str, bodies: Sequence[bytes], msg_ids: Sequence[str] | None = None) -> list[str]:
+        """Sends several at once, which travel in one piece; returns their ids."""
+        msg_ids = [self._new_id() for _ in bodies] if msg_ids is None else list(msg_ids)
+        sends = [
+            protocol.Send(msg_id, Scope.SESSION, target, Format.TEXT, None, False, body)
+            for msg_id, body in zip(msg_ids, bodies, strict=True)
+        ]
+        self._do(self.core.send_all(sends))
+        return msg_ids
 
     def ask(self, target: str, body: bytes) -> str:
         """Sends, and awaits the answer on this connection."""
@@ -114,7 +125,11 @@ class SimClient:
         for message in self.handed[:count]:
             if message.msg_id not in self.taken:
                 shown.append(message)
-            self.core.taken(message.ticket)
+        for run in _in_a_row([message.ticket for message in self.handed[:count]]):
+            if len(run) == 1:
+                self.core.taken(run[0])
+            else:
+                self.core.taken_run(run[0].lease, run[0].number, [ticket.msg_id for ticket in run])
         del self.handed[:count]
         self._do(self.core.acknowledge())
         return shown
@@ -193,6 +208,9 @@ class SimClient:
                 case client.Hand(message):
                     self.handed.append(message)
                     self.history.append(message)
+                case client.HandRun():
+                    self.handed += effect.apart()
+                    self.history += effect.apart()
                 case client.TakeBack():
                     self.handed.clear()
                 case client.Answer(msg_ids, outcome):
@@ -219,3 +237,15 @@ class SimClient:
         if not self.orphaned:  # else there is nobody at the other end
             for batch in codec.batches(outgoing):
                 self.up.append(codec.encode(batch))
+
+
+def _in_a_row(tickets: list[client.Ticket]) -> list[list[client.Ticket]]:
+    """What may be said to be taken in one piece: numbers of one lease in a row, of messages that answer nothing."""
+    runs: list[list[client.Ticket]] = []
+    for ticket in tickets:
+        last = runs[-1][-1] if runs else None
+        if last is not None and ticket[:2] == (last.lease, last.number + 1) and not ticket.reply_to and not last.reply_to:
+            runs[-1].append(ticket)
+        else:
+            runs.append([ticket])
+    return runs
