@@ -26,6 +26,7 @@ from zmqbus.protocol import (
     MAX_STRING_BYTES,
     VERBS,
     VERSION,
+    Broadcasts,
     Delivers,
     Envelope,
     Hello,
@@ -37,7 +38,7 @@ from zmqbus.protocol import (
 _CODES: dict[type[Any], int] = {cls: code for code, cls in VERBS.items()}
 _HELLO = _CODES[Hello]
 _LONG = frozenset((_CODES[Sessions],))  # long without a body: one to a message, or a few would pass the frame limit
-_RUNS = frozenset((_CODES[Sends], _CODES[Delivers]))  # many messages in one
+_RUNS = frozenset((_CODES[Sends], _CODES[Delivers], _CODES[Broadcasts]))  # many messages in one
 _WITH_BODY = frozenset(code for code, cls in VERBS.items() if cls._fields and cls._fields[-1] == "body")
 
 
@@ -94,7 +95,7 @@ def encode(envelopes: Sequence[Envelope]) -> list[bytes]:
 
 
 def batches(envelopes: Iterable[Envelope]) -> Iterator[list[Envelope]]:
-    """Cuts what waits for one peer into messages of at most `MAX_BATCH` envelopes (each message in a SENDS or DELIVERS
+    """Cuts what waits for one peer into messages of at most `MAX_BATCH` envelopes (each message in a run
     counts as one) and `MAX_BATCH_BYTES` of bodies."""
     batch: list[Envelope] = []
     size_bytes = count = 0

@@ -49,7 +49,7 @@ INLINE_BYTES = 4 * 1024
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 #: Envelopes in one message: the rate is flat from about 128 on, and a bound keeps the pauses short.
 MAX_BATCH = 512
-#: Messages in one SENDS or DELIVERS: from here on a message costs no less for being with more of them.
+#: Messages in one SENDS, DELIVERS or BROADCASTS: from here on a message costs no less for being with more of them.
 MAX_RUN = 256
 #: Bodies in one message, so that a batch stays far below what a slow peer could choke on.
 MAX_BATCH_BYTES = 1024 * 1024
@@ -171,9 +171,10 @@ class Send(NamedTuple):
 
 
 class Sends(NamedTuple):
-    """Pass these bodies on, to one session each and in this order: as many SENDs that differ in their ids and bodies
-    only, answer nothing and are said for the first time. Answered as those would be. No body is over `INLINE_BYTES`."""
+    """Pass these bodies on, in this order: as many SENDs that differ in their ids and bodies only, answer nothing and
+    are said for the first time. Answered as those would be. No body is over `INLINE_BYTES`."""
 
+    scope: int
     target: str
     fmt: int
     msg_ids: tuple[str, ...]
@@ -406,6 +407,25 @@ class Broadcast(NamedTuple):
     body: bytes
 
 
+class Broadcasts(NamedTuple):
+    """As many BROADCASTs that differ in their numbers, ids and bodies only, and answer nothing. Their numbers rise by
+    one, from `bcast` on, and each but the first has the one before it as its `prev`. No body is over `INLINE_BYTES`."""
+
+    epoch: str
+    bcast: int
+    prev: int
+    spared: tuple[int, ...]
+    from_session: str
+    from_name: str
+    from_label: str | None
+    scope: int
+    target: str
+    fmt: int
+    ts: float
+    msg_ids: tuple[str, ...]
+    bodies: tuple[bytes, ...]
+
+
 class Receipt(NamedTuple):
     """What became of messages to one receiver. `away_s` is how long it has been away."""
 
@@ -558,6 +578,7 @@ Envelope: TypeAlias = (
     | Result
     | Withdrawn
     | Delivers
+    | Broadcasts
 )
 
 #: The verbs' numbers. Never reused; 1–31 go to the broker, 32–63 come from it.
@@ -603,6 +624,7 @@ VERBS: dict[int, type[Any]] = {
     49: Result,
     50: Withdrawn,
     51: Delivers,
+    52: Broadcasts,
 }
 
 

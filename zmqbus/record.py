@@ -71,23 +71,23 @@ class Record(NamedTuple):
 
 
 class Records(NamedTuple):
-    """Texts from one session to another, alike but for their ids and texts. All ids are what message ids are made of,
-    and all texts are UTF-8."""
+    """Texts of one session, alike but for their ids and texts. All ids are what message ids are made of, and all texts
+    are UTF-8."""
 
     ts: float
     msg_ids: Sequence[str]
+    kind: Kind
     from_session: str
     from_name: str
     from_label: str | None
     to: str
-    to_session_id: str
+    to_session_id: str | None
     bodies: Sequence[bytes]
 
     def apart(self) -> Iterator[Record]:
         """Each by itself."""
-        sender, receiver = self[2:5], self[5:7]
         for msg_id, body in zip(self.msg_ids, self.bodies, strict=True):
-            yield Record(self.ts, msg_id, "message", *sender, *receiver, None, "text", body)
+            yield Record(self.ts, msg_id, *self[2:8], None, "text", body)
 
 
 def encode_all(records: Iterable[Record | Records]) -> list[bytes]:
@@ -104,7 +104,7 @@ def encode_all(records: Iterable[Record | Records]) -> list[bytes]:
 def _encode_alike(records: Records) -> list[bytes]:
     """The same as `encode_record` makes of each, in half of the time: what there is to look for is looked for in all
     of them at once."""
-    between = _between("message", *records[2:7])
+    between = _between(*records[2:8])
     texts = b"\n".join(records.bodies).decode().split("\n")
     if len(texts) == len(records.bodies):
         start, middle = _start(records.ts, "").removesuffix('",'), f'",{between}"text":'

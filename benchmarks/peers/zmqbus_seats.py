@@ -28,6 +28,8 @@ from zmqbus.settings import load
 LOOK_S = 0.1
 #: Broadcasts that one sender may make within a minute.
 BROADCASTS = 60
+#: Broadcasts under way: what goes over a receiver's credit of 1,000 is stored for it, which is another measurement.
+WINDOW = 600
 
 
 class Seats:
@@ -49,16 +51,19 @@ class Seats:
             )
             for number in range(first, first + count)
         ]
-        self._take: Callable[[int, core.Incoming], None] = _nobody
+        self._take: Callable[[int, bytes], None] = _nobody
         self._begin()
 
     def _begin(self) -> None:
         self._poller = select.epoll()
         self._watched: dict[int, int] = {}  # descriptor → index of its link
-        self._links = [Link(self._settings, core.ClientCore(one, zmqbus.__version__)) for one in self._personas]
+        self._links = [self._link(one) for one in self._personas]
         self._opened: list[Link] = []
         self._looked_s = 0.0
         self._welcomed = 0
+
+    def _link(self, persona: core.Persona) -> Link:
+        return Link(self._settings, core.ClientCore(persona, zmqbus.__version__, in_runs=True))
 
     def connect(self) -> float:
         """Connects all; when the last one was on the bus."""
@@ -91,11 +96,10 @@ class Seats:
     def _attend(self, count: int, size_bytes: int, *, connected: bool) -> float:
         checks = [work.Tick(count, size_bytes) for _ in self._links]
         left = len(checks)
-        log_path = self._settings.paths.log
 
-        def take(index: int, message: core.Incoming) -> None:
+        def take(index: int, body: bytes) -> None:
             nonlocal left
-            if not checks[index].take(bodies.load(message, log_path).decode()):
+            if not checks[index].take(body.decode()):
                 left -= 1
 
         self._take = take
@@ -166,8 +170,13 @@ class Seats:
                     self._welcomed += 1
                     self._watch(index)
                 case core.Hand(message):
-                    self._take(index, message)
+                    self._take(index, bodies.load(message, self._settings.paths.log))
                     link.core.taken(message.ticket)
+                    taken = True
+                case core.HandRun(lease, number, messages):
+                    for body in messages.bodies:
+                        self._take(index, body)
+                    link.core.taken_run(lease, number, messages.msg_ids)
                     taken = True
                 case core.Closed(reason):
                     raise reason or RuntimeError("a session was ended")
@@ -175,8 +184,8 @@ class Seats:
             link.perform(link.core.acknowledge())
 
 
-def _nobody(index: int, message: core.Incoming) -> None:
-    raise RuntimeError(f"seat {index} was not expecting {message!r}")
+def _nobody(index: int, body: bytes) -> None:
+    raise RuntimeError(f"seat {index} was not expecting {body!r}")
 
 
 class Announcer:
@@ -205,6 +214,8 @@ class Announcer:
         for number, text in enumerate(texts):
             speaker = self._speakers[number // BROADCASTS]
             receipts.append(speaker.send(Scope.ALL, "", Format.TEXT, text)[1])
+            if number >= WINDOW:
+                receipts[number - WINDOW].result(PATIENCE_S)
         for receipt in receipts:
             receipt.result(PATIENCE_S)
         ended_s = time.monotonic()

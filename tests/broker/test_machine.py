@@ -110,12 +110,13 @@ class Bus(Mishaps):
         if process is not None:
             process.drop_subscriber()
 
-    @rule(sender=names, mask=st.integers(1, 2 ** len(NAMES) - 1), more=st.integers(0, 3))
-    def lose_a_broadcast(self, sender: str, mask: int, more: int) -> None:
-        """The PUB drops one for some of its subscribers, and perhaps not the ones after it."""
+    @rule(sender=names, mask=st.integers(1, 2 ** len(NAMES) - 1), more=st.integers(0, 3), count=st.integers(1, CREDIT))
+    def lose_a_broadcast(self, sender: str, mask: int, more: int, count: int) -> None:
+        """The PUB drops one, or several that travel in one piece, for some of its subscribers, and perhaps not the ones
+        after it."""
         if sender not in self.processes:
             return
-        self.send(sender, "", Scope.ALL)
+        self.send(sender, "", Scope.ALL, count)
         self.net.wake()
         for bit, name in enumerate(NAMES):
             process = self.processes.get(name)
@@ -136,7 +137,8 @@ class Bus(Mishaps):
 
     # --- messages
 
-    def send(self, sender: str, target: str, scope: Scope) -> None:
+    def send(self, sender: str, target: str, scope: Scope, count: int = 1) -> None:
+        """Several travel in one piece."""
         process = self.processes.get(sender)
         if process is None:
             return
@@ -150,10 +152,12 @@ class Bus(Mishaps):
             surely, perhaps = self.known() & others, others
         else:
             surely, perhaps = self.known() & others & frozenset(FOLLOWERS), others & frozenset(FOLLOWERS)
-        order = len(self.sent)
-        msg_id = process._new_id()
-        self.sent[msg_id] = Sent(order, sender, process, surely, perhaps, takers, self.deaths)
-        process.send(target, str(order).encode(), scope=scope, msg_id=msg_id)
+        first = len(self.sent)
+        msg_ids = [process._new_id() for _ in range(count)]
+        for order, msg_id in enumerate(msg_ids, first):
+            self.sent[msg_id] = Sent(order, sender, process, surely, perhaps, takers, self.deaths)
+        bodies = [str(order).encode() for order in range(first, first + count)]
+        process.send_all(target, bodies, scope=scope, msg_ids=msg_ids)
 
     @rule(sender=names, receiver=names, count=st.integers(1, 3))
     def send_one(self, sender: str, receiver: str, count: int) -> None:
@@ -163,16 +167,13 @@ class Bus(Mishaps):
 
     @rule(sender=names, receiver=names, count=st.integers(2, MAILBOX + 2))
     def send_a_run(self, sender: str, receiver: str, count: int) -> None:
-        """Several in one piece, as many as credit is for, and more than a mailbox holds."""
-        process = self.processes.get(sender)
-        if process is None or sender == receiver:
-            return
-        first = len(self.sent)
-        msg_ids = [process._new_id() for _ in range(count)]
-        for order, msg_id in enumerate(msg_ids, first):
-            target = frozenset((receiver,))
-            self.sent[msg_id] = Sent(order, sender, process, target, target, None, self.deaths)
-        process.send_all(receiver, [str(order).encode() for order in range(first, first + count)], msg_ids)
+        """In one piece as many as credit is for, and more than a mailbox holds."""
+        if sender != receiver:
+            self.send(sender, receiver, Scope.SESSION, count)
+
+    @rule(sender=names, count=st.integers(2, CREDIT + 2))
+    def broadcast_a_run(self, sender: str, count: int) -> None:
+        self.send(sender, "", Scope.ALL, count)
 
     @rule(sender=names)
     def broadcast(self, sender: str) -> None:
@@ -331,9 +332,9 @@ class Topics(Bus):
     def lose_a_broadcast(self, sender: str) -> None:
         """Not in this one."""
 
-    @rule(sender=names)
-    def topic(self, sender: str) -> None:
-        self.send(sender, TOPIC, Scope.TOPIC)
+    @rule(sender=names, count=st.integers(1, CREDIT))
+    def topic(self, sender: str, count: int) -> None:
+        self.send(sender, TOPIC, Scope.TOPIC, count)
 
 
 TestBus = pytest.mark.slow(Bus.TestCase)

@@ -154,9 +154,11 @@ class Member(ABC):
         self.perform(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, again, body)))
         return msg_id
 
-    def send_all(self, target: str, *bodies: bytes, fmt: Format = Format.TEXT) -> list[str]:
+    def send_all(
+        self, target: str, *bodies: bytes, scope: Scope = Scope.SESSION, fmt: Format = Format.TEXT
+    ) -> list[str]:
         """Sends several at once, which travel in one piece; returns their ids."""
-        sends = [protocol.Send(self.world.new_id(), Scope.SESSION, target, fmt, None, False, body) for body in bodies]
+        sends = [protocol.Send(self.world.new_id(), scope, target, fmt, None, False, body) for body in bodies]
         for send in sends:
             self._sent_s.setdefault(send.msg_id, self.world.now_s)
         self.perform(self.core.send_all(sends))

@@ -194,7 +194,7 @@ class Delivery:
             mailbox.append_run(ready, now.mono_s)
             self._open.update(dict.fromkeys(ready.msg_ids, ready))
             self._active[mailbox] = None
-            sender_id, sender_name, sender_label, fmt, ts, _ = ready.common
+            sender_id, sender_name, sender_label, _, _, fmt, ts, _ = ready.common
             delivers = protocol.Delivers(
                 ready.seq,
                 mailbox.after,
@@ -274,6 +274,34 @@ class Delivery:
             self._publish(entry, spared)
         if not tally.remaining and not tally.told:
             self._settle_tally(tally)
+
+    def run_to_many(self, now: Instant, receivers: list[Session], run: Run, sender: Connection) -> bool:
+        """Broadcasts of one sender that everybody can take in one piece, and in the same way: published. False, and
+        nothing is done, if there is anybody who cannot."""
+        if not receivers:
+            return False
+        first = self.bcast + 1
+        run.bcast = first
+        for session in receivers:
+            if session.conn is None or not session.conn.attached or not session.mailbox.may_publish_run(run):
+                run.bcast = 0
+                return False
+        self.bcast += len(run)
+        run.tallies = [Tally(msg_id, run.sender_id, run.origin, len(receivers)) for msg_id in run.msg_ids]
+        self._open.update(zip(run.msg_ids, run.tallies, strict=True))
+        for session in receivers:
+            session.mailbox.append_run(run.twin(), now.mono_s)
+            self._active[session.mailbox] = None
+        own = sender.session.conn if sender.session is not None else None
+        spared = (*((own.peer,) if own is not None else ()), *self._lingering.values())
+        channel = protocol.channel(run.common.scope, run.common.target)
+        prev = self._channels.get(channel, 0)
+        self._channels[channel] = self.bcast
+        broadcasts = protocol.Broadcasts(
+            self._epoch, first, prev, spared, *run.common.envelope, tuple(run.msg_ids), tuple(run.bodies)
+        )
+        self._out.put(Publish(channel, broadcasts))
+        return True
 
     def _publish(self, entry: Entry, spared: list[int]) -> None:
         channel = protocol.channel(entry.scope, entry.target)
@@ -361,6 +389,10 @@ class Delivery:
         for item in done:
             if isinstance(item, Run):
                 self._out.counts.taken += len(item)
+                for tally in item.tallies:
+                    self._count(tally, delivered=True)
+                if item.tallies:
+                    continue
                 told.setdefault((item.origin, item.sender_id), []).extend(item.msg_ids)
                 continue
             self._out.counts.taken += 1
@@ -421,7 +453,8 @@ class Delivery:
 
     def all_new(self, msg_ids: Collection[str]) -> bool:
         """Whether no message of these ids has been journaled, nor is remembered as refused."""
-        return all(known.keys().isdisjoint(msg_ids) for known in (self._open, self._fates, self._earlier))
+        known = (self._open, self._fates, self._earlier, self._earlier_casts, self._earlier_full)
+        return all(one.keys().isdisjoint(msg_ids) for one in known)
 
     # --- what senders hear
 
@@ -562,5 +595,4 @@ class Delivery:
         last = mailbox.after
         if last > consumer.beaten and now.mono_s - mailbox.window.oldest.accepted_s >= BEAT_AFTER_S:
             consumer.beaten = last
-            numbers = tuple(item.bcast for item in mailbox.owed())
-            self._out.reply(consumer.route, protocol.Beat(self._epoch, self.bcast, numbers))
+            self._out.reply(consumer.route, protocol.Beat(self._epoch, self.bcast, mailbox.owed_numbers()))

@@ -15,7 +15,8 @@ command wait in vain.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from zmqbus import naming, protocol
@@ -87,12 +88,12 @@ class _Staged(NamedTuple):
 
 
 class _StagedRun(NamedTuple):
-    """The same of several, alike, to one session."""
+    """The same of several, alike."""
 
     sender: Connection
     sends: protocol.Sends
-    record: Records
-    receiver: Session
+    record: Record | Records  # of all, or of the first
+    receivers: list[Session]
     size_bytes: int
 
 
@@ -178,35 +179,42 @@ class Intake:
         msg_ids, bodies = sends.msg_ids, sends.bodies
         if len(msg_ids) != len(bodies) or len(bodies) > protocol.MAX_RUN:
             raise ProtocolError(f"SENDS has as many ids as bodies, and {protocol.MAX_RUN} at most")
-        receiver = self._receiver_of_run(who, sends)
-        if receiver is None:
+        found = self._receivers_of_run(now, who, sends)
+        if found is None:
             for msg_id, body in zip(msg_ids, bodies, strict=True):
-                one = protocol.Send(msg_id, _SESSION, sends.target, sends.fmt, None, False, body)
+                one = protocol.Send(msg_id, sends.scope, sends.target, sends.fmt, None, False, body)
                 try:
                     self.send(now, who, one)
                 except ProtocolError as error:
                     self._out.refuse(who.route, msg_id, error)
             return
+        receivers, to = found
+        to_many = sends.scope != _SESSION
         record = Records(
             now.wall_s,
             msg_ids,
+            "broadcast" if to_many else "message",
             who.sender_id,
             who.sender_name,
             who.session.label if who.session else None,
-            receiver.name,
-            receiver.session_id,
+            to,
+            None if to_many else receivers[0].session_id,
             bodies,
         )
         size_bytes = sum(map(len, bodies))
-        receiver.mailbox.reserve(size_bytes, len(bodies))
+        for session in receivers:
+            session.mailbox.reserve(size_bytes, len(bodies))
         self._places.update(dict.fromkeys(msg_ids, len(self._staged)))
-        self._staged.append(_StagedRun(who, sends, record, receiver, size_bytes))
+        self._staged.append(_StagedRun(who, sends, record, receivers, size_bytes))
         self._out.append_all(record)
 
-    def _receiver_of_run(self, who: Connection, sends: protocol.Sends) -> Session | None:
-        """Who gets all of them, if nothing at all is to be said against any."""
-        msg_ids, bodies = sends.msg_ids, sends.bodies
-        if sends.fmt != _TEXT or not protocol.are_msg_ids(msg_ids):
+    def _receivers_of_run(
+        self, now: Instant, who: Connection, sends: protocol.Sends
+    ) -> tuple[list[Session], str] | None:
+        """Who gets all of them, and how the log calls them, if nothing at all is to be said against any."""
+        _, target, fmt, msg_ids, bodies = sends
+        to_many = sends.scope in protocol.TO_MANY
+        if fmt != _TEXT or not (to_many or sends.scope == _SESSION) or not protocol.are_msg_ids(msg_ids):
             return None
         if not self._delivery.all_new(msg_ids) or not self._places.keys().isdisjoint(msg_ids):
             return None
@@ -214,12 +222,18 @@ class Intake:
             if not all(map(bytes.isascii, bodies)):
                 for body in bodies:
                     body.decode()
-            receiver = self._registry.resolve(sends.target)
+            receivers, _, to = self._address(who, sends.scope, target, None, None)
         except (UnicodeDecodeError, ZmqbusError):
             return None
-        if receiver is who.session or receiver.mailbox.full(sum(map(len, bodies)), len(bodies)):
+        size_bytes = sum(map(len, bodies))
+        if any(session.mailbox.full(size_bytes, len(bodies)) for session in receivers):
             return None
-        return receiver
+        if to_many:
+            recent = self._recent_broadcasts(now, who)
+            if len(recent) + len(bodies) > BROADCASTS_PER_MINUTE:
+                return None
+            recent.extend([now.mono_s] * len(bodies))
+        return receivers, to
 
     def _stage(self, now: Instant, who: Connection, send: protocol.Send) -> None:
         _, scope, target, fmt, reply_to, again, body = send
@@ -335,7 +349,8 @@ class Intake:
         last = self._sent_before(session.entered_after)
         return last is not None and last.place >= before.place
 
-    def _count_broadcast(self, now: Instant, who: Connection) -> None:
+    def _recent_broadcasts(self, now: Instant, who: Connection) -> deque[float]:
+        """When the session has made those of the last minute."""
         if who.session is None:
             recent = self._guest_broadcasts.setdefault(who.sender_name, deque())
         else:
@@ -344,6 +359,10 @@ class Intake:
             recent = who.session.broadcasts
         while recent and recent[0] <= now.mono_s - MINUTE_S:
             recent.popleft()
+        return recent
+
+    def _count_broadcast(self, now: Instant, who: Connection) -> None:
+        recent = self._recent_broadcasts(now, who)
         if len(recent) >= BROADCASTS_PER_MINUTE:
             retry_s = recent[0] + MINUTE_S - now.mono_s
             raise RateLimited(
@@ -434,14 +453,13 @@ class Intake:
     def journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
         """What was staged is in the log, at these places, and goes out."""
         place = 0
-        for message in self._unstage():
+        for message in _gathered(self._unstage()):
             if isinstance(message, _StagedRun):
                 msg_ids = message.sends.msg_ids
                 self.accepted += len(msg_ids)
                 self._out.counts.accepted_bytes += message.size_bytes
                 self._last_id = msg_ids[-1]
-                run = _run(now, message, pointers[place : place + len(msg_ids)])
-                self._delivery.run_to_one(now, message.receiver, run)
+                self._dispatch_run(now, message, _run(now, message, pointers[place : place + len(msg_ids)]))
                 place += len(msg_ids)
                 continue
             self.accepted += 1
@@ -462,7 +480,8 @@ class Intake:
         self._places.clear()
         for message in staged:
             if isinstance(message, _StagedRun):
-                message.receiver.mailbox.release(message.size_bytes, len(message.sends.msg_ids))
+                for session in message.receivers:
+                    session.mailbox.release(message.size_bytes, len(message.sends.msg_ids))
                 continue
             for session in message.receivers:
                 session.mailbox.release(len(message.send.body))
@@ -482,6 +501,13 @@ class Intake:
                 self._to_waiter(now, awaiting, entry, route)
             elif not self.hold(self._delivery.begin(entry, route)):
                 self._without_waiter(now, waiter.session, waiter.sender_name, entry, route)
+
+    def _dispatch_run(self, now: Instant, message: _StagedRun, run: Run) -> None:
+        if message.sends.scope == _SESSION:
+            self._delivery.run_to_one(now, message.receivers[0], run)
+        elif not self._delivery.run_to_many(now, message.receivers, run, message.sender):
+            for entry in run.entries():
+                self._delivery.to_many(now, message.receivers, entry, message.sender, [])
 
     def _to_waiter(self, now: Instant, waiter: Connection, entry: Entry, route: bytes) -> None:
         if not self._delivery.to_waiter(now, waiter, entry, route):
@@ -534,9 +560,50 @@ def _entry(now: Instant, message: _Staged, pointer: Pointer) -> Entry:
     )
 
 
+def _gathered(staged: Iterable[_Staged | _StagedRun]) -> Iterator[_Staged | _StagedRun]:
+    """The same, with those that are alike and were said one after the other in one piece."""
+    for _, group in groupby(staged, _kind):
+        alike = list(group)
+        first = alike[0]
+        if len(alike) == 1 or isinstance(first, _StagedRun):
+            yield from alike
+            continue
+        messages = [message.send for message in alike if isinstance(message, _Staged)]
+        bodies = tuple(send.body for send in messages)
+        _, scope, target, fmt, _, _, _ = first.send
+        sends = protocol.Sends(scope, target, fmt, tuple(send.msg_id for send in messages), bodies)
+        yield _StagedRun(first.sender, sends, first.record, first.receivers, sum(map(len, bodies)))
+
+
+def _kind(message: _Staged | _StagedRun) -> object:
+    """What is the same for messages that are alike."""
+    if isinstance(message, _StagedRun):
+        return id(message)
+    send, record = message.send, message.record
+    if (
+        send.fmt != _TEXT
+        or send.reply_to is not None
+        or send.again
+        or send.scope == Scope.GROUP
+        or message.full
+        or message.waiter is not None
+        or len(send.body) > protocol.INLINE_BYTES
+    ):
+        return id(message)
+    receivers = tuple(map(id, message.receivers))
+    return message.sender.route, record.ts, record[3:6], send.scope, send.target, receivers
+
+
 def _run(now: Instant, message: _StagedRun, pointers: Sequence[Pointer]) -> Run:
-    record = message.record
+    record, sends = message.record, message.sends
     common = Common(
-        record.from_session, record.from_name, record.from_label, message.sends.fmt, record.ts, now.steady_s
+        record.from_session,
+        record.from_name,
+        record.from_label,
+        sends.scope,
+        "" if sends.scope in _WITHOUT_TARGET else sends.target,
+        sends.fmt,
+        record.ts,
+        now.steady_s,
     )
-    return Run(common, message.sends.msg_ids, message.sends.bodies, pointers, message.sender.route)
+    return Run(common, sends.msg_ids, sends.bodies, pointers, message.sender.route, message.size_bytes)

@@ -149,10 +149,20 @@ class Mailbox:
 
     def may_publish(self, entry: Entry) -> bool:
         """Whether a broadcast may reach the consumer by the PUB."""
+        return self._in_line(entry.scope, entry.target) and self._has_credit(entry.credit_bytes)
+
+    def _in_line(self, scope: int, target: str) -> bool:
         # On one channel a subscriber sees what it has missed; of two, each knows nothing of the other.
-        in_line = not self._published or self._channel == (entry.scope, entry.target)
-        weight_bytes = entry.credit_bytes
-        return self.open and in_line and not self._by_dealer and not self._backlog and self._has_credit(weight_bytes)
+        same = not self._published or self._channel == (scope, target)
+        return self.open and same and not self._by_dealer and not self._backlog
+
+    def may_publish_run(self, run: Run) -> bool:
+        """The same of several."""
+        return (
+            self._in_line(run.common.scope, run.common.target)
+            and len(self.window) + len(run) <= CREDIT_MESSAGES
+            and self._window_bytes + run.weight_bytes <= CREDIT_BYTES
+        )
 
     def may_send(self, entry: Entry) -> bool:
         """Whether a message may go out by the DEALER at once."""
@@ -173,7 +183,8 @@ class Mailbox:
         return count
 
     def append_run(self, run: Run, now_s: float) -> None:
-        """Takes messages in for which `room` is. They are in the window afterwards."""
+        """Takes messages in for which `room` is, or which `may_publish_run` has allowed. They are in the window
+        afterwards."""
         if self.window is _NO_ITEMS:
             self.window = Window()
         run.seq = self._seq + 1
@@ -182,8 +193,16 @@ class Mailbox:
         self.total_bytes += run.size_bytes
         self.window.append_run(run)
         self._loose += len(run)
-        self._by_dealer += len(run)
         self._window_bytes += run.weight_bytes
+        if not run.bcast:
+            self._by_dealer += len(run)
+            return
+        if self._published is _NO_NUMBERS:
+            self._published = set()
+        end = run.bcast + len(run)
+        self._published.update(range(run.bcast, end))
+        self._last_bcast = end - 1
+        self._channel = (run.common.scope, run.common.target)
 
     def append(
         self, entry: Entry, now_s: float, *, origin: bytes = b"", tally: Tally | None = None, bcast: int = 0
@@ -268,9 +287,10 @@ class Mailbox:
         while window:
             piece = window.oldest
             if isinstance(piece, Run):
-                if piece.seq > seq:
+                count = _taken_of(piece, seq, taken)
+                if not count:
                     break
-                done.append(self._leave_run(seq))
+                done.append(self._leave_run(count))
                 continue
             if (piece.bcast not in taken) if piece.bcast else (piece.seq > seq):
                 break
@@ -303,6 +323,10 @@ class Mailbox:
     def owed(self) -> list[Item]:
         """The published messages that are not acknowledged."""
         return [item for item in self.window if item.bcast and item.bcast not in self._taken_bcasts]
+
+    def owed_numbers(self) -> tuple[int, ...]:
+        """Their numbers. Takes nothing apart."""
+        return tuple(number for number in self.window.bcasts() if number not in self._taken_bcasts)
 
     def drain(self) -> list[Item]:
         """Empties a closed mailbox whose contents move elsewhere."""
@@ -353,10 +377,25 @@ class Mailbox:
             self._by_dealer -= 1
         return item
 
-    def _leave_run(self, seq: int) -> Run:
-        run = self.window.pop_run(seq)
+    def _leave_run(self, count: int) -> Run:
+        run = self.window.pop_run(count)
         self._loose -= len(run)
-        self._by_dealer -= len(run)
         self._window_bytes -= run.weight_bytes
         self.total_bytes -= run.size_bytes
+        if run.bcast:
+            numbers = range(run.bcast, run.bcast + len(run))
+            self._taken_bcasts.difference_update(numbers)
+            self._published.difference_update(numbers)
+        else:
+            self._by_dealer -= len(run)
         return run
+
+
+def _taken_of(run: Run, seq: int, bcasts: set[int]) -> int:
+    """How many of its first messages are taken."""
+    if not run.bcast:
+        return min(max(0, seq - run.seq + 1), len(run))
+    count = 0
+    while count < len(run) and run.bcast + count in bcasts:
+        count += 1
+    return count

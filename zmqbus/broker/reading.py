@@ -50,8 +50,7 @@ class Reading:
         if session.conn is not None and session.mailbox.window:
             session.recalls += 1
             session.mailbox.open = False  # what comes behind RECALL would be shown there, and by the command again
-            under_way = tuple(item.bcast for item in session.mailbox.owed())
-            self._out.reply(session.conn.route, protocol.Recall(session.recalls, under_way))
+            self._out.reply(session.conn.route, protocol.Recall(session.recalls, session.mailbox.owed_numbers()))
         else:
             self._begin(now, who)
 

@@ -6,7 +6,8 @@ costs a message a tenth of what an item of its own does. Whatever concerns one o
 that it waits, it is said again) takes the run *apart*, once and for good: then each has its `Item`. The first ones of a
 run can be taken off it; the rest remains one.
 
-So a run has gone by the DEALER, is not in the store, and nobody has been told anything of it.
+So a run is not in the store, and nobody has been told anything of it. It has gone by the DEALER, or it was published:
+then each of its receivers has a run of its own, and they share what each message to many has, its `Tally`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from zmqbus import protocol
 from zmqbus.broker.store import FIELDS_BYTES, Entry
 from zmqbus.protocol import Pointer
 
@@ -94,15 +94,34 @@ class Common(NamedTuple):
     from_session: str
     from_name: str
     from_label: str | None
+    scope: int
+    target: str
     fmt: int
     ts: float
     steady_s: float
+
+    @property
+    def envelope(self) -> tuple[str, str, str | None, int, str, int, float]:
+        """The fields from `from_session` to `ts`, which travel on as they are."""
+        return self[:7]
 
 
 class Run:
     """Messages of one sender to one receiver that were accepted together, as long as nothing tells them apart."""
 
-    __slots__ = ("_items", "accepted_s", "bodies", "common", "msg_ids", "origin", "pointers", "seq", "size_bytes")
+    __slots__ = (
+        "_items",
+        "accepted_s",
+        "bcast",
+        "bodies",
+        "common",
+        "msg_ids",
+        "origin",
+        "pointers",
+        "seq",
+        "size_bytes",
+        "tallies",
+    )
 
     def __init__(
         self,
@@ -111,13 +130,18 @@ class Run:
         bodies: Sequence[bytes],
         pointers: Sequence[Pointer],
         origin: bytes,
+        size_bytes: int,
+        bcast: int = 0,
+        tallies: Sequence[Tally] = (),
     ) -> None:
         self.common = common
         self.msg_ids = msg_ids
         self.bodies = bodies
         self.pointers = pointers
         self.origin = origin  #: connection to which the receipts go
-        self.size_bytes = sum(map(len, bodies))
+        self.size_bytes = size_bytes  #: of all bodies
+        self.bcast = bcast  #: number under which the first was published, 0 when they took the DEALER
+        self.tallies = tallies  #: of those to many, one for each
         self.seq = 0  #: number of the first in the mailbox
         self.accepted_s = 0.0  #: when it came into the mailbox
         self._items: dict[str, Item] | None = None
@@ -137,13 +161,37 @@ class Run:
         """Credit that it uses."""
         return self.size_bytes + FIELDS_BYTES * len(self.msg_ids)
 
+    def twin(self) -> Run:
+        """The same messages, for another mailbox."""
+        return Run(
+            self.common,
+            self.msg_ids,
+            self.bodies,
+            self.pointers,
+            self.origin,
+            self.size_bytes,
+            self.bcast,
+            self.tallies,
+        )
+
     def take(self, count: int) -> Run:
         """Takes the first `count` off; this one keeps the rest."""
-        first = Run(self.common, self.msg_ids[:count], self.bodies[:count], self.pointers[:count], self.origin)
+        bodies = self.bodies[:count]
+        first = Run(
+            self.common,
+            self.msg_ids[:count],
+            bodies,
+            self.pointers[:count],
+            self.origin,
+            sum(map(len, bodies)),
+            self.bcast,
+            self.tallies[:count],
+        )
         first.seq, first.accepted_s = self.seq, self.accepted_s
         self.msg_ids, self.bodies = self.msg_ids[count:], self.bodies[count:]
-        self.pointers = self.pointers[count:]
+        self.pointers, self.tallies = self.pointers[count:], self.tallies[count:]
         self.seq += count
+        self.bcast += count if self.bcast else 0
         self.size_bytes -= first.size_bytes
         return first
 
@@ -156,8 +204,8 @@ class Run:
                 common.from_session,
                 common.from_name,
                 common.from_label,
-                protocol.Scope.SESSION,
-                "",
+                common.scope,
+                common.target,
                 common.fmt,
                 None,
                 common.ts,
@@ -170,7 +218,15 @@ class Run:
     def apart(self) -> list[Item]:
         """The items that stand for it from now on."""
         items = [
-            Item(seq, entry, self.accepted_s, origin=self.origin) for seq, entry in enumerate(self.entries(), self.seq)
+            Item(
+                self.seq + number,
+                entry,
+                self.accepted_s,
+                self.bcast + number if self.bcast else 0,
+                self.origin,
+                self.tallies[number] if self.tallies else None,
+            )
+            for number, entry in enumerate(self.entries())
         ]
         self._items = {item.entry.msg_id: item for item in items}
         return items
@@ -226,11 +282,10 @@ class Window:
         self._count -= 1
         return item
 
-    def pop_run(self, seq: int) -> Run:
-        """Takes the first messages of the oldest run out, those up to number `seq`; one at least."""
+    def pop_run(self, count: int) -> Run:
+        """Takes the first messages of the oldest run out, so many, or all of them."""
         run = self._pieces[0]
         assert isinstance(run, Run)
-        count = seq - run.seq + 1
         if count < len(run):
             run = run.take(count)
         else:
@@ -243,6 +298,12 @@ class Window:
         """The oldest segment of the journal that any of them points into."""
         pieces = self._pieces
         return min((one.pointers[0][0] if isinstance(one, Run) else one.entry.pointer[0] for one in pieces), default=None)
+
+    def bcasts(self) -> Iterator[int]:
+        """The numbers of those that were published."""
+        for piece in self._pieces:
+            if piece.bcast:
+                yield from range(piece.bcast, piece.bcast + (len(piece) if isinstance(piece, Run) else 1))
 
     def _apart(self) -> deque[Item]:
         """All of it as items."""

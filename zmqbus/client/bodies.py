@@ -45,7 +45,7 @@ def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> 
     return readback.read(log_path, readback.Pointer(*message.pointer)).body
 
 
-def audience(message: Incoming) -> str | None:
+def audience(message: Incoming | protocol.Broadcasts) -> str | None:
     """How a message to many was addressed, as its receivers are shown it: `all`, `#topic`, `%project name`. None: it
     was for this session alone."""
     if message.scope == Scope.ALL:

@@ -297,6 +297,9 @@ class ClientCore:
                         # Without a lease it may belong behind what waits in the mailbox, and comes from there.
                         if self.phase is Phase.READY:
                             self._broadcast(channel, envelope)
+                    elif isinstance(envelope, protocol.Broadcasts):
+                        if self.phase is Phase.READY:
+                            self._inbound.broadcast_all(channel, envelope)
                     elif channel == protocol.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
                         _TABLE[envelope.__class__](self, envelope)
             case Up():
@@ -506,7 +509,7 @@ class ClientCore:
         )
         self._out.append(Hand(incoming))
 
-    def _hand_run(self, run: protocol.Delivers, number: int) -> None:
+    def _hand_run(self, run: protocol.Delivers | protocol.Broadcasts, number: int) -> None:
         assert self.welcome is not None
         self._out.append(HandRun(self.welcome.lease, number, run))
 

@@ -9,10 +9,11 @@ has something to say takes it, says it on the spot, and deals with whatever has 
 without a change of threads. (A descriptor of ZeroMQ's is readable when there is something to look at, not as long as
 there is something to read: whoever has touched a socket has to look until nothing is left. `Link` knows which.)
 
-*Streams.* Whoever says one thing after the other, with many still under way, would have each go out by itself, for ten
-times what it costs together with others. So what is said soon after something else (`GATHER_S`) is put down, and goes
-out with what follows: when `GATHER` of it lie there, when the time is over, when somebody waits (`hurry`), or when the
-thread, which is woken for it, gets hold of the interpreter: whichever is first. What is alone goes out at once.
+*Streams.* Whoever says one thing after the other, with others still under way, would have each go out by itself, for
+ten times what it costs together with others. So what is said in a stream is put down, and the thread, which is woken
+for it, says it together with what was put down until it gets hold of the interpreter; or whoever puts the last of
+`GATHER` down does, or whoever waits (`hurry`): whichever is first. Nothing waits for more to come, and what is alone
+goes out at once.
 
 What the link brings is given to the `Application` under the lock, and acted upon outside of it, by the thread: futures
 are resolved by `later`, since their callbacks are somebody else's code. It may come back here, but may not wait here
@@ -43,12 +44,11 @@ from zmqbus.errors import ForkedBus, NotConnected, ZmqbusError
 
 #: Looks at the sockets in a row, before others may take the lock.
 TURNS = 16
-#: What is said within so long after the last of a stream is gathered, s: some ten messages' worth of python,
-GATHER_S = 0.0002
-#: and no more than this: beyond it a message costs no less for being with others.
+#: So much of a stream is gathered at most: beyond it a message costs no less for being with others.
 GATHER = 128
-#: It is a stream while so much is on the way. With less, whatever is said may be waited for.
-STREAM = 16
+#: It is a stream while anything is on the way that was said within so long, s: some turns of a scheduler that has others
+#: to care for. (With a limit of 200 µs a busy machine had every message go out by itself, and was kept busy by that.)
+STREAM_S = 0.01
 #: The longest sleep: poll() takes milliseconds, and a clock that was set wrong should not matter for long.
 MAX_SLEEP_S = 60.0
 
@@ -102,7 +102,7 @@ class Driver:
         self._wake_lock = threading.Lock()  # or a wake could be written to what has got the pipe's number since
         self._asleep_until_s = 0.0  # until when the thread sleeps, or is about to; 0: it does not
         self._gathering = False  # something was put down, and the thread has been woken for it
-        self._stream_until_s = 0.0
+        self._said_s = 0.0  # when somebody said something last
         self._closing = False
         self._reason: ZmqbusError | None = None  # of an end that was not asked for
         self._thread: threading.Thread | None = None
@@ -187,11 +187,13 @@ class Driver:
                 busy = True
             if self._asleep_until_s and (busy or self._later or self._is_due_earlier()):
                 self._wake()
-            self._stream_until_s = time.monotonic() + GATHER_S if link.core.unconfirmed >= STREAM else 0.0
+            self._said_s = time.monotonic()
 
     def say_soon(self, gathered: int) -> None:
-        """As `say`, for what the application has put down, so much by now; in a stream, together with what follows."""
-        if gathered >= GATHER or time.monotonic() >= self._stream_until_s:
+        """As `say`, for what the application has put down, so much by now; in a stream the thread says it, together
+        with what is put down until it gets to that."""
+        alone = not self._link.core.unconfirmed or time.monotonic() - self._said_s > STREAM_S
+        if alone or gathered >= GATHER:
             self.say()
         elif not self._gathering:
             self._gathering = True
@@ -246,6 +248,7 @@ class Driver:
                 if self._gathering:
                     self._gathering = False
                     self._carry_out(self._application.speak(self._link.core))
+                    self._said_s = time.monotonic()
                 busy = self._look(ready, always=True)
                 descriptors = link.descriptors()
                 # What was reckoned before will do as long as the session is there and nobody has woken the thread: to

@@ -105,11 +105,14 @@ class HandRun(NamedTuple):
 
     lease: str
     number: int
-    messages: protocol.Delivers
+    messages: protocol.Delivers | protocol.Broadcasts
 
     def apart(self) -> Iterator[Incoming]:
         """Each by itself."""
         run = self.messages
+        scope, target = int(protocol.Scope.SESSION), ""
+        if isinstance(run, protocol.Broadcasts):
+            scope, target = run.scope, run.target
         for number, msg_id, body in zip(count(self.number), run.msg_ids, run.bodies):  # noqa: B905: one has no end
             yield Incoming(
                 Ticket(self.lease, number, msg_id, None),
@@ -117,8 +120,8 @@ class HandRun(NamedTuple):
                 run.from_session,
                 run.from_name,
                 run.from_label,
-                protocol.Scope.SESSION,
-                "",
+                scope,
+                target,
                 run.fmt,
                 None,
                 run.ts,

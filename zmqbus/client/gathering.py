@@ -21,7 +21,7 @@ def runs_of(sends: Iterable[protocol.Send]) -> list[protocol.Send | protocol.Sen
     said: list[protocol.Send | protocol.Sends] = []
     for (scope, target, fmt, reply_to, again), group in groupby(sends, _ALIKE):
         run = list(group)
-        if len(run) == 1 or scope != Scope.SESSION or reply_to is not None or again:
+        if len(run) == 1 or scope == Scope.GROUP or reply_to is not None or again:  # of a group, each has another taker
             said += run
             continue
         bodies = tuple(map(_BODY, run))
@@ -31,5 +31,5 @@ def runs_of(sends: Iterable[protocol.Send]) -> list[protocol.Send | protocol.Sen
         msg_ids = tuple(map(_MSG_ID, run))
         for start in range(0, len(run), MAX_RUN):
             end = start + MAX_RUN
-            said.append(protocol.Sends(target, fmt, msg_ids[start:end], bodies[start:end]))
+            said.append(protocol.Sends(scope, target, fmt, msg_ids[start:end], bodies[start:end]))
     return said

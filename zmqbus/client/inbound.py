@@ -42,6 +42,7 @@ from zmqbus import protocol
 from zmqbus.client.taken import REMEMBERED, TakenIds
 
 Message: TypeAlias = protocol.Deliver | protocol.Broadcast
+Messages: TypeAlias = protocol.Delivers | protocol.Broadcasts
 
 
 class Inbound:
@@ -52,7 +53,7 @@ class Inbound:
         taken: TakenIds,
         hand: Callable[[Message, int], None],
         ask: Callable[[protocol.Refill], None],
-        hand_run: Callable[[protocol.Delivers, int], None] | None = None,
+        hand_run: Callable[[Messages, int], None] | None = None,
     ) -> None:
         """`taken`: what is not handed out again; whoever calls `settle` adds to it. `hand` is called with each message
         for the application, in order, and its ticket number (or `hand_run`, if it is given, with several that are
@@ -67,7 +68,7 @@ class Inbound:
         self._since = 0  # number of the last broadcast before it
         self._peer = 0
         # What has been handed out, in order, and not settled: the last has the ticket number `_number`, the first
-        # `_first`. As (seq, bcast, how many), of which there are several only with numbers in a row and without bcast.
+        # `_first`. As (seq, bcast, how many): of several, the numbers of the first.
         self._number = 0
         self._first = 1
         self._handed: deque[tuple[int, int, int]] = deque()
@@ -150,7 +151,7 @@ class Inbound:
             or (run.after and run.after not in self._seen)
             or not self._taken_ids.isdisjoint(run.msg_ids)
         ):
-            for deliver in _apart(run):
+            for deliver in _delivers(run):
                 self.deliver(deliver)
             return
         first = self._number + 1
@@ -175,6 +176,36 @@ class Inbound:
         if self._peer not in cast.spared and cast.bcast not in self._seen:
             self._held_casts.append(cast)
         self._release()
+
+    def broadcast_all(self, channel: bytes, run: protocol.Broadcasts) -> None:
+        """Several came over the SUB, alike. In one piece, unless something tells them apart, or is in their way."""
+        if len(run.msg_ids) != len(run.bodies):
+            return  # no broker says that
+        numbers = range(run.bcast, run.bcast + len(run.msg_ids))
+        if (
+            self._hand_run is None
+            or run.epoch != self._epoch
+            or run.bcast <= self._since
+            or channel != protocol.channel(run.scope, run.target)
+            or run.prev > self._last_on.get(channel, self._since)
+            or self._peer in run.spared
+            or self._asked
+            or self._held_delivers
+            or self._held_casts
+            or not self._seen.keys().isdisjoint(numbers)
+            or not self._taken_ids.isdisjoint(run.msg_ids)
+        ):
+            for cast in _broadcasts(run):
+                self.broadcast(channel, cast)
+            return
+        self._last_on[channel] = numbers[-1]
+        self._seen.update(dict.fromkeys(numbers))
+        while len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        first = self._number + 1
+        self._number += len(numbers)
+        self._handed.append((0, run.bcast, len(numbers)))
+        self._hand_run(run, first)
 
     def beat(self, beat: protocol.Beat) -> None:
         """The broker says what is owed."""
@@ -254,10 +285,11 @@ class Inbound:
         while messages:
             seq, bcast, several = self._handed.popleft()
             if several > messages:
-                self._handed.appendleft((seq + messages, 0, several - messages))
+                rest = several - messages
+                self._handed.appendleft((0, bcast + messages, rest) if bcast else (seq + messages, 0, rest))
                 several = messages
             if bcast:
-                self._ack_bcasts.append(bcast)
+                self._ack_bcasts += range(bcast, bcast + several)
             else:
                 self._ack_seq = seq + several - 1
             messages -= several
@@ -269,7 +301,7 @@ class Inbound:
         return protocol.Ack(self._ack_seq, tuple(bcasts))
 
 
-def _apart(run: protocol.Delivers) -> Iterator[protocol.Deliver]:
+def _delivers(run: protocol.Delivers) -> Iterator[protocol.Deliver]:
     """Each by itself."""
     for seq, msg_id, body in zip(count(run.seq), run.msg_ids, run.bodies):  # noqa: B905: one has no end
         yield protocol.Deliver(
@@ -289,3 +321,26 @@ def _apart(run: protocol.Delivers) -> Iterator[protocol.Deliver]:
             None,
             body,
         )
+
+
+def _broadcasts(run: protocol.Broadcasts) -> Iterator[protocol.Broadcast]:
+    prev = run.prev
+    for bcast, msg_id, body in zip(count(run.bcast), run.msg_ids, run.bodies):  # noqa: B905: one has no end
+        yield protocol.Broadcast(
+            run.epoch,
+            bcast,
+            prev,
+            run.spared,
+            msg_id,
+            run.from_session,
+            run.from_name,
+            run.from_label,
+            run.scope,
+            run.target,
+            run.fmt,
+            None,
+            run.ts,
+            None,
+            body,
+        )
+        prev = bcast

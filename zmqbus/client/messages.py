@@ -246,9 +246,10 @@ def of_incoming(message: Incoming, log_path: str, acknowledge: Acknowledge | Non
     )
 
 
-def about_run(run: protocol.Delivers) -> About:
+def about_run(run: protocol.Delivers | protocol.Broadcasts) -> About:
     """What is known of messages that have come in one piece."""
-    return About(run.from_name, run.from_session, run.fmt, run.from_label, sent_ts=run.ts)
+    to = bodies.audience(run) if isinstance(run, protocol.Broadcasts) else None
+    return About(run.from_name, run.from_session, run.fmt, run.from_label, to, sent_ts=run.ts)
 
 
 def _audience(message: Incoming) -> str | None:

@@ -75,7 +75,7 @@ class Outcome(Future[_T]):
         return self._watch().condition
 
     @property
-    def _waiters(self) -> list[Any]:
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
         return self._watch().waiters
 
     @property
@@ -102,7 +102,7 @@ class Outcome(Future[_T]):
                     else:
                         waiter.add_result(self)
                 watched.condition.notify_all()
-            self._invoke_callbacks()
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # of Future
 
     def cancel(self) -> bool:
         """Gives it up, if it has not ended. What was sent is sent."""

@@ -69,11 +69,18 @@ class SimClient:
         self._do(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
 
-    def send_all(self, target: str, bodies: Sequence[bytes], msg_ids: Sequence[str] | None = None) -> list[str]:
+    def send_all(
+        self,
+        target: str,
+        bodies: Sequence[bytes],
+        *,
+        scope: Scope = Scope.SESSION,
+        msg_ids: Sequence[str] | None = None,
+    ) -> list[str]:
         """Sends several at once, which travel in one piece; returns their ids."""
         msg_ids = [self._new_id() for _ in bodies] if msg_ids is None else list(msg_ids)
         sends = [
-            protocol.Send(msg_id, Scope.SESSION, target, Format.TEXT, None, False, body)
+            protocol.Send(msg_id, scope, target, Format.TEXT, None, False, body)
             for msg_id, body in zip(msg_ids, bodies, strict=True)
         ]
         self._do(self.core.send_all(sends))
