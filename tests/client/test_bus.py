@@ -486,7 +486,7 @@ def test_leaving_for_good_gives_up_the_mailbox_and_says_how_much_was_in_it(conne
     assert first.result(PATIENCE_S).to == "bob"
     for number in range(3):
         alice.send("bob", str(number), wait=False)
-    until(lambda: len(bob._receiver._inbox) == 3)
+    until(lambda: bob._receiver.unread == 3)
     assert bob.next_message(0.0).text == "0"
     assert bob.close(forget=True) == 2
     assert bob.close(forget=True) == bob.close() == 0

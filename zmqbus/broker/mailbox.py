@@ -395,7 +395,9 @@ def _taken_of(run: Run, seq: int, bcasts: set[int]) -> int:
     """How many of its first messages are taken."""
     if not run.bcast:
         return min(max(0, seq - run.seq + 1), len(run))
+    if bcasts.issuperset(range(run.bcast, run.bcast + len(run))):
+        return len(run)
     count = 0
-    while count < len(run) and run.bcast + count in bcasts:
+    while run.bcast + count in bcasts:
         count += 1
     return count

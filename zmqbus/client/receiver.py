@@ -79,8 +79,12 @@ class Receiver:
         self.name = link.core.persona.name or ""  #: what the session goes by
 
     def __repr__(self) -> str:
-        waiting = sum(len(one.msg_ids) - one.at if isinstance(one, _Batch) else 1 for one in list(self._inbox))
-        return f"<Receiver {self.name!r}: {waiting} messages, {len(self._work)} requests>"
+        return f"<Receiver {self.name!r}: {self.unread} messages, {len(self._work)} requests>"
+
+    @property
+    def unread(self) -> int:
+        """Messages that are here and not taken."""
+        return sum(len(one.msg_ids) - one.at if isinstance(one, _Batch) else 1 for one in list(self._inbox))
 
     def open(self) -> core.Welcomed:
         """Connects. Raises what keeps it from doing so."""
