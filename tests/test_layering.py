@@ -18,6 +18,7 @@ PACKAGE = ROOT / "zmqbus"
 
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
+    "digest": 0,
     "errors": 0,
     "frames": 1,
     "wakeup": 1,
@@ -56,8 +57,8 @@ FORBIDDEN = {
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 #: What only an extra brings: whoever imports these modules has to expect an ImportError.
 EXTRAS = {"cli.screen": {"rich"}, "console.app": {"starlette"}, "console.server": {"uvicorn"}}
-#: Not needed, and used where they are there: module -> what its functions may import.
-OPTIONAL = {"client.messages": {"numpy"}, "client.fanout": {"tqdm"}}
+#: Not needed, and used where they are there: module -> what it may try to import, when it is needed.
+OPTIONAL = {"digest": {"_sha2", "_sha256"}, "client.messages": {"numpy"}, "client.fanout": {"tqdm"}}
 
 #: Imported by `send` and other short-lived commands, whose whole run is a few dozen milliseconds.
 HOT = (
