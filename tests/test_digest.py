@@ -36,7 +36,11 @@ def test_a_python_without_its_own_digest_uses_hashlib():
     # hashlib and hmac themselves come first: parts of the standard library want what is taken away.
     program = f"import hashlib, hmac; {lacking} from zmqbus import digest as d; print(d.sha256 is hashlib.sha256)"
     result = subprocess.run(
-        [sys.executable, "-c", program + "; print(d.compare_digest is hmac.compare_digest, d.compare_digest('a', 'a'))"],
+        [
+            sys.executable,
+            "-c",
+            program + "; print(d.compare_digest is hmac.compare_digest, d.compare_digest('a', 'a'))",
+        ],
         env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(digest.__file__))},
         capture_output=True,
         text=True,

@@ -25,8 +25,8 @@ want a thread or an event loop (theirs is a coroutine), and the broker is one th
 pure function here, and the handler one more socket in the broker's poll.
 
 Each command imports this module, so it imports nothing costly, zmq included, before a function needs it. The files are
-in the format of `zmq.auth`; they are written and read here, because that package brings logging and asyncio along (5 ms,
-and 1 MB), and the format is two lines.
+in the format of `zmq.auth`; they are written and read here, because that package brings logging and asyncio along
+(5 ms, and 1 MB), and the format is two lines.
 """
 
 from __future__ import annotations

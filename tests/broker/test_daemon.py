@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from zmqbus import security
 from zmqbus.broker import daemon
 from zmqbus.errors import BrokerUnavailable, Unauthorized, ZmqbusError
 from zmqbus.settings import Settings, load
