@@ -34,10 +34,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from zmqbus.errors import BrokerUnavailable, Unauthorized
 from zmqbus.settings import Paths
+from zmqbus.tuples import NamedTuple
 
 if TYPE_CHECKING:
     import zmq

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from zmqbus import naming, protocol
 from zmqbus.broker.delivery import Delivery
@@ -35,6 +35,7 @@ from zmqbus.errors import (
 from zmqbus.protocol import Format, Pointer, Scope
 from zmqbus.readback import Earlier
 from zmqbus.record import Record
+from zmqbus.tuples import NamedTuple
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60

@@ -12,10 +12,11 @@ store that outlives the process; `zmqbus.testing.store` one for tests.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from zmqbus.errors import BrokerUnavailable
 from zmqbus.protocol import Pointer
+from zmqbus.tuples import NamedTuple
 
 
 class StoreError(BrokerUnavailable):

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import NamedTuple
 
 from zmqbus import errors, protocol
 from zmqbus.client.events import (
@@ -55,6 +54,7 @@ from zmqbus.client.inbound import Inbound, Message
 from zmqbus.client.taken import TakenIds
 from zmqbus.client.work import Asked, Hands
 from zmqbus.protocol import Role, Scope
+from zmqbus.tuples import NamedTuple
 
 __all__ = [  # of `events`, for the users of this module
     "Answer",

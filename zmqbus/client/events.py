@@ -6,9 +6,10 @@ done is one of the effects, in order.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from zmqbus import errors, protocol
+from zmqbus.tuples import NamedTuple
 
 
 class Ticket(NamedTuple):
