@@ -10,7 +10,7 @@ if os.path.realpath(sys.path[0]) == HERE:
 if os.path.isdir(os.path.join(os.path.dirname(HERE), "zmqbus")):
     sys.path.insert(0, os.path.dirname(HERE))
 
-from zmqbus.bootstrap import run
+from zmqbus.bootstrap import main
 
 if __name__ == "__main__":
-    sys.exit(run("send", sys.argv[1:]))
+    main("send")

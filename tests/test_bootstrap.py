@@ -127,8 +127,68 @@ def test_console_runs_the_main_command_without_a_venv(
     packages = make_venv(data_dir)
     monkeypatch.setattr(sys, "argv", ["zmqbus", "list", "--json"])
     command(len)
+    monkeypatch.setattr(os, "_exit", lambda status: None)
     assert bootstrap.console() == 2
     assert str(packages) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("command_name", "argv", "at_once"),
+    [
+        ("send", ["--to", "x"], True),
+        ("list", [], True),
+        ("hook", [], True),
+        ("main", ["send", "--to", "x"], True),
+        ("main", ["connect"], False),  # a listener has threads, and children
+        ("main", ["console"], False),
+        ("main", ["log", "--follow"], False),
+        ("main", [], False),
+        ("connect", [], False),
+        ("install_deps", [], False),
+    ],
+)
+def test_a_command_that_is_done_leaves_at_once(
+    command_name: str, argv: list[str], at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(sys, "argv", ["script", *argv])
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(bootstrap, "run", lambda name, given: 7 if (name, given) == (command_name, argv) else 0)
+    trace = sys.gettrace()
+    sys.settrace(None)  # a coverage run has one, and is left to its end
+    try:
+        with pytest.raises(SystemExit) as ended:
+            bootstrap.main(command_name)
+    finally:
+        sys.settrace(trace)
+    assert ended.value.code == 7  # what python ends with where os._exit is not what it is here
+    assert left == ([7] if at_once else [])
+
+
+def test_a_debugger_sees_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(sys, "argv", ["send.py"])
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(bootstrap, "run", lambda name, given: 0)
+    monkeypatch.setattr(sys, "gettrace", lambda: print)
+    with pytest.raises(SystemExit):
+        bootstrap.main("send")
+    assert not left
+
+
+def test_the_collector_rests_while_a_command_is_imported_and_no_longer(data_dir: Path, command: Install) -> None:
+    import gc
+
+    seen: list[bool] = []
+    command(lambda argv: seen.append(gc.isenabled()))
+    assert gc.isenabled()
+    assert bootstrap.run("probe", []) == 0
+    gc.disable()
+    try:
+        assert bootstrap.run("probe", []) == 0  # whoever has switched it off keeps it so
+    finally:
+        gc.enable()
+    assert seen == [True, False]
 
 
 # Missing dependencies

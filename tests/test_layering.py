@@ -18,6 +18,8 @@ PACKAGE = ROOT / "zmqbus"
 
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
+    "digest": 0,
+    "tuples": 0,
     "errors": 0,
     "frames": 1,
     "wakeup": 1,
@@ -56,12 +58,13 @@ FORBIDDEN = {
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 #: What only an extra brings: whoever imports these modules has to expect an ImportError.
 EXTRAS = {"cli.screen": {"rich"}, "console.app": {"starlette"}, "console.server": {"uvicorn"}}
-#: Not needed, and used where they are there: module -> what its functions may import.
-OPTIONAL = {"client.messages": {"numpy"}, "client.fanout": {"tqdm"}}
+#: Not needed, and used where they are there: module -> what it may try to import, when it is needed.
+OPTIONAL = {"digest": {"_sha2", "_sha256"}, "client.messages": {"numpy"}, "client.fanout": {"tqdm"}}
 
 #: Imported by `send` and other short-lived commands, whose whole run is a few dozen milliseconds.
 HOT = (
     "errors",
+    "tuples",
     "bootstrap",
     "naming",
     "process",
@@ -78,6 +81,10 @@ HOT = (
     "session.shown",
     "session.options",
     "cli.hook",
+    "cli.common",
+    "cli.plain",
+    "cli.send",
+    "cli.list",
 )
 #: Each of these costs 1 to 50 ms to import, which only rare functions may spend.
 COSTLY = {
@@ -113,6 +120,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.inbox": "real/test_list.py",
     "cli.list": "real/test_list.py",
     "cli.main": "real/test_list.py",
+    "cli.parser": "cli/test_plain.py",
     "cli.rename": "real/test_list.py",
     "cli.send": "real/test_send.py",
     "cli.doctor": "real/test_doctor.py",

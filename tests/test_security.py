@@ -320,7 +320,7 @@ class TestKeys:
             lambda content: content[:-10],
             lambda content: content.replace(b"public-key", b"public_key"),
             lambda content: b"\0" * len(content),
-            lambda content: content * 20,
+            lambda content: content * 50,
             lambda content: re.sub(rb'public-key = ".', b'public-key = "~', content),
             lambda content: re.sub(rb'public-key = ".{5}', b'public-key = "#####', content),
             lambda content: re.sub(rb'public-key = ".{5}', b'public-key = "', content),

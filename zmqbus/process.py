@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from zmqbus.tuples import NamedTuple
 
 #: So much of a command line is read: what decides stands at its beginning, and shells carry whole scripts in `-c`.
 CMDLINE_BYTES = 16 * 1024

@@ -28,9 +28,10 @@ import os
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import product
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from zmqbus.errors import TextTooLong
+from zmqbus.tuples import NamedTuple
 
 #: Version of the wire, told in HELLO and WELCOME. It rises only when an old peer would misread a new one.
 VERSION = 1

@@ -23,11 +23,11 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 from zmqbus.errors import Unauthorized
 from zmqbus.record import HEAD_BYTES, JournalError, Record, decode_record, glance, is_of_work, quote
 from zmqbus.security import open_private
+from zmqbus.tuples import NamedTuple
 
 #: The first line of a segment is under 100 bytes; a longer one is not ours.
 MAX_META_BYTES = 256

@@ -25,9 +25,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from zmqbus.errors import BrokerUnavailable, InvalidPayload
+from zmqbus.tuples import NamedTuple
 
 #: The fields before the text are a few hundred bytes; with names and labels of nothing but escapes, some thousand.
 HEAD_BYTES = 16 * 1024

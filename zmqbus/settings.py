@@ -21,7 +21,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+
+from zmqbus.tuples import NamedTuple
 
 DEFAULT_PORT = 9473
 DEFAULT_IDLE_SHUTDOWN_MIN = 10

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from zmqbus import security
 from zmqbus.broker import daemon
 from zmqbus.errors import BrokerUnavailable, Unauthorized, ZmqbusError
 from zmqbus.settings import Settings, load
@@ -159,18 +158,7 @@ def test_a_starter_that_has_gone_is_no_error(settings):
     daemon._report(None, "ready")
 
 
-def test_the_log_is_private_and_a_disk_without_room_for_it_is_no_reason_not_to_serve(settings, monkeypatch, capsys):
-    log = daemon._log(settings, foreground=False)
-    log.info("hello")
-    for handler in log.handlers:
-        handler.close()
-    path = Path(settings.paths.broker_log)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.read_text().endswith("INFO hello\n")
-
-    def full(path: str, flags: int) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(security, "open_private", full)
-    daemon._log(settings, foreground=False).info("nobody hears this")
-    assert "no broker.log" in capsys.readouterr().err
+def test_words_that_it_does_not_know_are_named(capsys):
+    assert daemon.main(["--port=4000", "--colour=red"]) == 2
+    said = capsys.readouterr()
+    assert "--report=" in said.err and not said.out

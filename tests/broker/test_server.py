@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -16,6 +15,7 @@ import zmq
 
 from zmqbus import codec, protocol, security
 from zmqbus.broker import indexer
+from zmqbus.broker.log import Log
 from zmqbus.broker.server import DRAIN_MESSAGES, Server
 from zmqbus.errors import PortHeld
 from zmqbus.search.index import Index
@@ -34,7 +34,7 @@ class Served:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.server = Server(settings, logging.Logger("test"))
+        self.server = Server(settings, Log(settings.paths.broker_log))
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.peers: list[zmq.Socket[bytes]] = []
 
@@ -117,7 +117,7 @@ def test_both_ports_are_bound_to_loopback_only(served):
 
 def test_a_port_that_is_held_is_told_and_nothing_stays_open(settings):
     with socket.create_server(("127.0.0.1", settings.port)):
-        server = Server(settings, logging.Logger("test"))
+        server = Server(settings, Log(settings.paths.broker_log))
         with pytest.raises(PortHeld, match=f"port {settings.port} is held by another program"):
             server.open()
         server.close()
@@ -194,7 +194,7 @@ def test_a_database_that_is_gone_is_spoken_of(settings):
     served.turn(DEADLINE_MS)
     served.close()
     os.unlink(settings.paths.database)
-    again = Server(settings, logging.Logger("test"))
+    again = Server(settings, Log(settings.paths.broker_log))
     again.open()
     assert len(again.notices) == 1 and "was gone, and was begun anew" in again.notices[0]
     again.close()

@@ -37,8 +37,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from hashlib import sha256
-from hmac import compare_digest
 
 from zmqbus import naming, protocol
 from zmqbus.broker.delivery import Delivery
@@ -68,6 +66,7 @@ from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
 from zmqbus.broker.store import Store
 from zmqbus.broker.upkeep import Upkeep
+from zmqbus.digest import compare_digest, sha256
 from zmqbus.errors import (
     BrokerUnavailable,
     NameTaken,

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import NamedTuple
 
 from zmqbus import protocol
 from zmqbus.broker.events import Instant, Outbox, Publish
@@ -27,6 +26,7 @@ from zmqbus.broker.store import Entry, Refusal, Store
 from zmqbus.broker.window import Item, Run, Tally
 from zmqbus.errors import BrokerUnavailable, ProtocolError, UnknownPeer
 from zmqbus.protocol import State
+from zmqbus.tuples import NamedTuple
 
 #: A receiver that has not taken a message by then is reported as busy.
 BUSY_AFTER_S = 1.0

@@ -7,13 +7,14 @@ order in which it has to become visible.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from zmqbus import protocol
 from zmqbus.broker.counts import Counts
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Pointer
 from zmqbus.record import Record, Records
+from zmqbus.tuples import NamedTuple
 
 
 class Instant(NamedTuple):

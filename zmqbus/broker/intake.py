@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from zmqbus import naming, protocol
 from zmqbus.broker.delivery import Delivery
@@ -37,6 +37,7 @@ from zmqbus.errors import (
 from zmqbus.protocol import Format, Pointer, Scope
 from zmqbus.readback import Earlier
 from zmqbus.record import Record, Records
+from zmqbus.tuples import NamedTuple
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60

@@ -30,8 +30,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import sha256
-from typing import NamedTuple
 
 from zmqbus import naming, protocol
 from zmqbus.broker.aftermath import RETURN_S, Aftermath
@@ -40,9 +38,11 @@ from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.intake import FORMATS, check_body
 from zmqbus.broker.registry import Connection, Session
 from zmqbus.broker.workers import Caller, Group, Request, Stage, Worker
+from zmqbus.digest import sha256
 from zmqbus.errors import BrokerUnavailable, Poisoned, ProtocolError, UnknownPeer, ZmqbusError
 from zmqbus.protocol import Pointer
 from zmqbus.record import Record
+from zmqbus.tuples import NamedTuple
 
 #: Requests of one connection that are not answered: as many as it may have messages unconfirmed.
 MAX_UNANSWERED = 1_000

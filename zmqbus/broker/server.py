@@ -20,7 +20,6 @@ Nothing waits for more to come: a lone message passes through all five steps at 
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import time
@@ -34,6 +33,7 @@ from zmqbus import codec, frames, protocol, security
 from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
 from zmqbus.broker.indexer import Keeper
+from zmqbus.broker.log import Log
 from zmqbus.broker.store import StoreError
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal import Journal
@@ -122,7 +122,7 @@ def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKey
 class Server:
     """Binds, serves and closes. Made by `daemon`, which holds the election's lock for as long as this lives."""
 
-    def __init__(self, settings: Settings, log: logging.Logger) -> None:
+    def __init__(self, settings: Settings, log: Log) -> None:
         self._settings = settings
         self._log = log
         self._closing = ExitStack()
@@ -218,17 +218,14 @@ class Server:
         with Wakeup() as wakeup:
             self._poller.register(wakeup.fd, zmq.POLLIN)
             self._log.info(
-                "release %s serves port %d, broadcasts on %d",
-                self._core.release,
-                self._settings.port,
-                self._core.pub_port,
+                f"release {self._core.release} serves port {self._settings.port}, broadcasts on {self._core.pub_port}"
             )
             while self._stop_reason is None:
                 ready = dict(self._poller.poll(self._timeout_ms()))
                 if wakeup.caught is not None:
                     self._stop(f"got {wakeup.caught.name}")
                 self._wake(ready)
-        self._log.info("ends: %s", self._stop_reason)
+        self._log.info(f"ends: {self._stop_reason}")
         return self._stop_reason
 
     def _stop(self, reason: str) -> None:
@@ -319,7 +316,7 @@ class Server:
                 case events.Publish():
                     self._channels.append(effect)
                 case events.Note(text):
-                    self._log.info("%s", text)
+                    self._log.info(text)
                 case events.Halt():
                     self._stop("asked to stop")
 
@@ -330,7 +327,7 @@ class Server:
         try:
             pointers = self._journal.append(encode_all(records), oldest_needed=self._core.oldest_segment)
         except ZmqbusError as error:
-            self._log.error("%s", error)
+            self._log.error(str(error))
             self._do(self._core.handle(now, events.JournalFailed(str(error))))
         else:
             self._do(self._core.handle(now, events.Journaled(pointers)))
@@ -346,7 +343,7 @@ class Server:
         except (StoreError, JournalError) as error:
             if self._commit_failure != str(error):
                 self._commit_failure = str(error)
-                self._log.error("%s", error)
+                self._log.error(str(error))
             self._do(self._core.handle(now, events.CommitFailed(str(error))))
         else:
             if self._commit_failure:
@@ -362,7 +359,7 @@ class Server:
             found.append(f"messages.log: {self._journal.recovered}")
             self._journal.recovered = None
         for notice in found:
-            self._log.error("%s", notice)
+            self._log.error(notice)
             self._core.notice(notice)
 
     def _sent_before(self, msg_id: str) -> Earlier | None:

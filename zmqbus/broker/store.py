@@ -12,11 +12,11 @@ store that outlives the process; `zmqbus.testing.store` one for tests.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from zmqbus.errors import BrokerUnavailable
 from zmqbus.protocol import Pointer
-
+from zmqbus.tuples import NamedTuple
 
 #: What the fields of a message weigh on its way to a receiver: as much again as a small body.
 FIELDS_BYTES = 200

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from zmqbus.broker.store import SessionRow
+from zmqbus.tuples import NamedTuple
 
 #: "zmqb": tells the file from those of other programs, also to file(1).
 APPLICATION_ID = 0x7A6D7162

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from zmqbus.broker.store import FIELDS_BYTES, Entry
 from zmqbus.protocol import Pointer
+from zmqbus.tuples import NamedTuple
 
 
 class Tally:
@@ -297,7 +297,9 @@ class Window:
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that any of them points into."""
         pieces = self._pieces
-        return min((one.pointers[0][0] if isinstance(one, Run) else one.entry.pointer[0] for one in pieces), default=None)
+        return min(
+            (one.pointers[0][0] if isinstance(one, Run) else one.entry.pointer[0] for one in pieces), default=None
+        )
 
     def bcasts(self) -> Iterator[int]:
         """The numbers of those that were published."""

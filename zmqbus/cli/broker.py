@@ -7,7 +7,8 @@ import sys
 import time
 
 from zmqbus import protocol
-from zmqbus.cli.common import FAILED, Parser, broker_figures, fail, print_json, settings_of_session
+from zmqbus.cli.common import FAILED, broker_figures, fail, print_json, settings_of_session
+from zmqbus.cli.parser import Parser
 from zmqbus.client import launch
 from zmqbus.client.command import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError

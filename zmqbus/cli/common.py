@@ -1,17 +1,16 @@
 """What the commands share: how they speak of errors, whom they act for, and how ages look.
 
 Exit statuses: 0 done; 1 a failure, told as `error: <code>: <what and what to do>` on standard error with nothing on
-standard output; 2 wrong usage (argparse); 4 no answer in time.
+standard output; 2 wrong usage (`parser`); 4 no answer in time.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from zmqbus import protocol
 from zmqbus.client import core, launch
@@ -26,32 +25,7 @@ from zmqbus.session.state import Identity, SessionState, find_away, find_session
 from zmqbus.settings import Settings, find_project, load
 
 FAILED = 1
-USAGE = 2
 NO_ANSWER = 4
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Help as wide as the terminal says it is in COLUMNS. (Left to itself, argparse imports `shutil` to ask the
-    terminal, for every option that is added: 2 ms of a command that lives for 50.)"""
-
-    def __init__(self, prog: str, *arguments: Any, **more: Any) -> None:
-        columns = os.environ.get("COLUMNS", "")
-        super().__init__(prog, width=int(columns) - 2 if columns.isdecimal() else 98)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors look like all others, with the usage behind them."""
-
-    def __init__(self, command: str, description: str, **more: Any) -> None:
-        super().__init__(
-            prog=f"zmqbus {command}", description=description, allow_abbrev=False, formatter_class=_Formatter, **more
-        )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"error: usage: {message}\n{self.format_usage()}")
-
-    def add_port(self) -> None:
-        self.add_argument("--port", metavar="P", help="port of the broker (default 9473, or INTER_SESSION_PORT)")
 
 
 def fail(error: ZmqbusError) -> int:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 from zmqbus import naming
-from zmqbus.cli.common import Parser, settings_of_session
+from zmqbus.cli.common import settings_of_session
+from zmqbus.cli.parser import Parser
 from zmqbus.errors import InvalidLabel, InvalidName, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session.labels import load_label, remember_label

@@ -9,7 +9,8 @@ import sys
 import time
 
 from zmqbus import protocol
-from zmqbus.cli.common import Parser, act_as, fail, own_session, settings_of_session
+from zmqbus.cli.common import act_as, fail, own_session, settings_of_session
+from zmqbus.cli.parser import Parser
 from zmqbus.errors import LocalError, ZmqbusError
 from zmqbus.session.state import SessionState
 from zmqbus.settings import MAX_PORT, Settings

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from zmqbus import protocol
-from zmqbus.cli.common import Parser, act_as_session, fail
+from zmqbus.cli.common import act_as_session, fail
+from zmqbus.cli.parser import Parser
 from zmqbus.errors import NotConnected, ZmqbusError
 from zmqbus.settings import load
 

@@ -6,7 +6,8 @@ import sys
 import time
 
 from zmqbus import naming, protocol, readback
-from zmqbus.cli.common import Parser, fail, print_json, read_as_session, settings_of_session
+from zmqbus.cli.common import fail, print_json, read_as_session, settings_of_session
+from zmqbus.cli.parser import Parser
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError

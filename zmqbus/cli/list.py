@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from types import SimpleNamespace
+from typing import Any
 
 from zmqbus import naming
-from zmqbus.cli.common import Parser, fail, own_session, print_json, settings_of_session
+from zmqbus.cli.common import fail, own_session, print_json, settings_of_session
+from zmqbus.cli.plain import plain
 from zmqbus.client.command import observer
 from zmqbus.client.launch import broker_pid
 from zmqbus.errors import ZmqbusError
@@ -16,19 +19,14 @@ from zmqbus.settings import Settings, find_project
 HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID")
 #: With --all: messages that wait for the session.
 UNREAD = "UNREAD"
+# What `plain` reads: word → field.
+_VALUES = {"--port": "port"}
+_SWITCHES = {"--all": "all", "--project": "project", "--self": "own", "--json": "json"}
 
 
 def main(argv: list[str], *, own: bool = False) -> int:
     """Prints a table of sessions; with `--self` (or `own`), what this session is."""
-    parser = Parser("status" if own else "list", "Show who is on the bus.")
-    if not own:
-        parser.add_argument("--all", action="store_true", help="those away, too, and how much waits for them")
-        parser.add_argument("--project", action="store_true", help="only the sessions of this project")
-        parser.add_argument("--self", dest="own", action="store_true", help="this session only")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_port()
-    parser.set_defaults(own=own, all=False, project=False)
-    options = parser.parse_args(argv)
+    options = (None if own else _plain(argv)) or _parse(argv, own)
     try:
         settings = settings_of_session({"port": options.port})
         if options.own:
@@ -51,6 +49,27 @@ def main(argv: list[str], *, own: bool = False) -> int:
     except ZmqbusError as error:
         return fail(error)
     return 0
+
+
+def _plain(argv: list[str]) -> Any:
+    given = plain(argv, _VALUES, _SWITCHES)
+    if given is None:
+        return None
+    return SimpleNamespace(**dict.fromkeys(_VALUES.values()) | dict.fromkeys(_SWITCHES.values(), False) | given)
+
+
+def _parse(argv: list[str], own: bool) -> Any:
+    from zmqbus.cli.parser import Parser
+
+    parser = Parser("status" if own else "list", "Show who is on the bus.")
+    if not own:
+        parser.add_argument("--all", action="store_true", help="those away, too, and how much waits for them")
+        parser.add_argument("--project", action="store_true", help="only the sessions of this project")
+        parser.add_argument("--self", dest="own", action="store_true", help="this session only")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_port()
+    parser.set_defaults(own=own, all=False, project=False)
+    return parser.parse_args(argv)
 
 
 def _own(settings: Settings, *, as_json: bool) -> int:

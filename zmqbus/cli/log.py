@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterable, Iterator
 
 from zmqbus import naming
-from zmqbus.cli.common import Parser, fail
+from zmqbus.cli.common import fail
 from zmqbus.cli.flow import as_json, line_of, pause, since, width_of_terminal
+from zmqbus.cli.parser import Parser
 from zmqbus.entry import Entry, Place, Wanted
 from zmqbus.errors import UnknownPeer, ZmqbusError
 from zmqbus.history import Follower, History, numbered

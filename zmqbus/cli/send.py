@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentTypeError
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from zmqbus import protocol
-from zmqbus.cli.common import Parser, act_as_session, fail, print_json, settings_of_session
+from zmqbus.cli.common import act_as_session, fail, print_json, settings_of_session
+from zmqbus.cli.plain import plain
 from zmqbus.client import bodies
 from zmqbus.client.command import CommandBus, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
@@ -20,23 +21,29 @@ from zmqbus.naming import check_name
 from zmqbus.protocol import Scope
 from zmqbus.settings import Settings, find_project
 
+if TYPE_CHECKING:
+    from zmqbus.cli.parser import Parser
+
 #: How long `--wait` waits for an answer when no number is given.
 WAIT_S = 120.0
 #: Sessions that an error names at most.
 MAX_NAMED = 5
 #: A year. What is over that is not a time to wait, and does not fit into a poll.
 MAX_WAIT_S = 366 * 24 * 3600.0
+# What `plain` reads: word → field. Of the targets and of the contents it takes exactly one.
+_TARGETS = {"--to": "to", "--group": "group", "--topic": "topic"}
+_TARGET_SWITCHES = {"--all": "all", "--project": "project"}
+_CONTENTS = {"--text": "text", "--text-file": "text_file", "--file": "file"}
+_VALUES = {**_TARGETS, **_CONTENTS, "--reply-to": "reply_to", "--as": "sender", "--port": "port"}
+_SWITCHES = {**_TARGET_SWITCHES, "--json": "json"}
 
 
 def main(argv: list[str], *, broadcast: bool = False) -> int:
     """Sends; prints what became of it. With `broadcast`, to all if nothing else is said."""
-    parser = _parser(broadcast)
-    options = parser.parse_args(argv)
+    options = (None if broadcast else _plain(argv)) or _parse(argv, broadcast)
     if broadcast and not (options.project or options.topic):
         options.all = True
-    to_many = bool(options.all or options.project or options.topic)
-    if options.wait is not None and (to_many or "," in (options.to or "")):
-        parser.error("--wait takes one receiver: a name after --to, or a group")
+    to_many = _is_to_many(options)
     try:
         settings = settings_of_session({"port": options.port})
         body = _body(options)
@@ -53,7 +60,32 @@ def main(argv: list[str], *, broadcast: bool = False) -> int:
         return fail(error)
 
 
+def _plain(argv: list[str]) -> Any:
+    given = plain(argv, _VALUES, _SWITCHES)
+    if given is None:
+        return None
+    for choice in ({*_TARGETS.values(), *_TARGET_SWITCHES.values()}, set(_CONTENTS.values())):
+        if len(choice & given.keys()) != 1:
+            return None
+    nothing = dict.fromkeys(_VALUES.values()) | dict.fromkeys(_SWITCHES.values(), False)
+    return SimpleNamespace(**nothing | given, wait=None)
+
+
+def _parse(argv: list[str], broadcast: bool) -> Any:
+    parser = _parser(broadcast)
+    options = parser.parse_args(argv)
+    if options.wait is not None and (_is_to_many(options) or "," in (options.to or "")):
+        parser.error("--wait takes one receiver: a name after --to, or a group")
+    return options
+
+
+def _is_to_many(options: Any) -> bool:
+    return bool(options.all or options.project or options.topic)
+
+
 def _parser(broadcast: bool) -> Parser:
+    from zmqbus.cli.parser import Parser
+
     if broadcast:
         parser = Parser("broadcast", "Send a text to every session, to those of this project, or of a topic.")
     else:
@@ -82,6 +114,8 @@ def _parser(broadcast: bool) -> Parser:
 
 
 def _seconds(text: str) -> float:
+    from argparse import ArgumentTypeError
+
     try:
         value = float(text)
     except ValueError:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from zmqbus.cli.common import Parser, fail, settings_of_session
+from zmqbus.cli.common import fail, settings_of_session
 from zmqbus.cli.flow import line_of, pause, width_of_terminal
+from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import broker_pid
 from zmqbus.client.probe import Probe
 from zmqbus.entry import Entry

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import NamedTuple
 
 from zmqbus import errors, protocol
 from zmqbus.client.events import (
@@ -57,6 +56,7 @@ from zmqbus.client.inbound import Inbound, Message
 from zmqbus.client.taken import TakenIds
 from zmqbus.client.work import Asked, Hands
 from zmqbus.protocol import Role, Scope
+from zmqbus.tuples import NamedTuple
 
 __all__ = [  # of `events`, for the users of this module
     "Answer",
@@ -127,9 +127,7 @@ class Displaced(errors.BrokerError):
 class ClientCore:
     """One connection to the broker, without its sockets. Not thread-safe."""
 
-    def __init__(
-        self, persona: Persona, release: str, taken: TakenIds | None = None, *, in_runs: bool = False
-    ) -> None:
+    def __init__(self, persona: Persona, release: str, taken: TakenIds | None = None, *, in_runs: bool = False) -> None:
         """`taken`: what the application has taken before, where that is remembered for longer than this core lives.
         `in_runs`: the application takes messages that are alike in one piece (`HandRun`), too."""
         self.persona = persona

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from zmqbus import errors, protocol
+from zmqbus.tuples import NamedTuple
 
 
 class Ticket(NamedTuple):

@@ -38,7 +38,8 @@ LAUNCH_S = 20.0
 def broker_pid(settings: Settings) -> int | None:
     """The pid in the port's pid file, if there is a broker for this data directory."""
     try:
-        with open(settings.paths.pid_file(settings.port), encoding="ascii") as file:
+        # As bytes: text, even of ASCII, takes a codec that nothing else here needs (0.3 ms).
+        with open(settings.paths.pid_file(settings.port), "rb") as file:
             pid = int(file.read())
     except (OSError, ValueError):
         return None

@@ -16,7 +16,6 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import zmqbus
 from zmqbus import errors, naming, protocol
@@ -29,6 +28,7 @@ from zmqbus.session.notify import Pacer, bus_line
 from zmqbus.session.shown import Shown
 from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
 from zmqbus.settings import Settings
+from zmqbus.tuples import NamedTuple
 from zmqbus.wakeup import Wakeup
 
 #: How often another name is tried when the wanted one is taken.

@@ -36,9 +36,9 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from zmqbus.naming import MAX_LABEL_CHARS, MAX_NAME_CHARS, sanitise
+from zmqbus.tuples import NamedTuple
 
 #: Longest line: what the harness shows of one.
 LINE_CHARS = 500

@@ -41,13 +41,14 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from zmqbus.errors import LocalError, NotConnected, Unauthorized
 from zmqbus.process import Process, ProcessTable, is_alive, this_machine
 from zmqbus.security import secure_dir
 from zmqbus.session.files import cannot, flock, is_at, load_json, open_file, parse, replace, unlink
 from zmqbus.settings import MAX_PID, MAX_PORT, Paths
+from zmqbus.tuples import NamedTuple
 
 #: Lookers hold a lock for microseconds. One that holds it this long has been stopped in the middle.
 ACQUIRE_PATIENCE_S = 5.0
