@@ -46,8 +46,9 @@ from zmqbus.errors import ForkedBus, NotConnected, ZmqbusError
 TURNS = 16
 #: So much of a stream is gathered at most: beyond it a message costs no less for being with others.
 GATHER = 128
-#: It is a stream while anything is on the way that was said within so long, s: some turns of a scheduler that has others
-#: to care for. (With a limit of 200 µs a busy machine had every message go out by itself, and was kept busy by that.)
+#: It is a stream while anything is on the way, and no longer than this after the last was said, s: some turns of a
+#: scheduler that has others to care for. (With 200 µs every message went out by itself on a busy machine, and kept it
+#: busy by that.)
 STREAM_S = 0.01
 #: The longest sleep: poll() takes milliseconds, and a clock that was set wrong should not matter for long.
 MAX_SLEEP_S = 60.0

@@ -67,6 +67,8 @@ class Receiver:
         self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
         self._taken: dict[str, core.Ticket] = {}  # of those that the program is done with; the broker has to be told
         self._batches: list[_Batch] = []  # likewise, where they came in one piece: as far as each is taken
+        self._waiting = 0  # threads that wait for a message
+        self._given: deque[core.Incoming] = deque()  # messages that are theirs, and taken
         self._unsure: dict[str, None] = {}  # taken, not told, and the mailbox's again: they will come again
         # Whoever answers puts it in at one end, the driver takes it out at the other.
         self._answers: deque[tuple[str, int, bytes]] = deque()
@@ -124,13 +126,19 @@ class Receiver:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._driver.check()
         with self._arrived:
-            while not self._inbox:
+            while not self._inbox and not self._given:
                 if self._error is not None:
                     raise self._error
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     return None
-                self._arrived.wait(left_s)
+                self._waiting += 1
+                try:
+                    self._arrived.wait(left_s)
+                finally:
+                    self._waiting -= 1
+            if self._given:
+                return of_incoming(self._given.popleft(), self._log_path)
             first = self._inbox[0]
             # Taken in one with that: should the mailbox take it back at this instant, it comes again, and is known.
             if isinstance(first, _Batch):
@@ -200,7 +208,7 @@ class Receiver:
         while True:
             self._driver.check()
             with self._arrived:
-                while not self._work and not (or_message and self._inbox):
+                while not self._work and not (or_message and (self._inbox or self._given)):
                     if self._error is not None:
                         raise self._error
                     left_s = None if deadline_s is None else deadline_s - time.monotonic()
@@ -266,10 +274,21 @@ class Receiver:
                     case core.Renamed(name):
                         self.name = name
             if arrived:
+                self._give()
                 self._arrived.notify_all()  # not one: those who wait do not all wait for the same
         if arrived:
             for watcher in self._watchers:
                 self._driver.later(watcher)
+
+    def _give(self) -> None:
+        """A message that is alone is the program's at once, if somebody waits for it: it is acknowledged while whoever
+        that is wakes up."""
+        if self._waiting and len(self._inbox) == 1 and not self._manual and not self._given:
+            first = self._inbox[0]
+            if not isinstance(first, _Batch):
+                self._inbox.popleft()
+                self._taken[first.msg_id] = first.ticket
+                self._given.append(first)
 
     def _hand(self, message: core.Incoming) -> bool:
         """A message has come. False if the program has it in hand already, over another connection."""
