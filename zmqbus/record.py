@@ -47,6 +47,8 @@ LARGE_BYTES = 4 * 1024
 _COMMON_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
 #: and what they seldom have.
 _RARE_CONTROLS = tuple(bytes((code,)) for code in range(32) if code not in b"\n\t\r")
+#: All that is not written as it is.
+_NOT_PLAIN = (b'"', b"\\", b"\t", b"\r", *_RARE_CONTROLS)
 #: A string as JSON writes it, with its quotes; letters of all scripts stay as they are, for grep.
 quote: Callable[[str], str] = encode_basestring
 
@@ -103,19 +105,19 @@ def encode_all(records: Iterable[Record | Records]) -> list[bytes]:
 
 
 def _encode_alike(records: Records) -> list[bytes]:
-    """The same as `encode_record` makes of each, in half of the time: what there is to look for is looked for in all
-    of them at once."""
+    """The same as `encode_record` makes of each, in a fifth of the time where none of them holds anything that is
+    spelled in another way: that is looked for in all at once, as in large texts."""
+    bodies = records.bodies
     between = _between(*records[2:8])
-    texts = b"\n".join(records.bodies).decode().split("\n")
-    if len(texts) == len(records.bodies):
-        start, middle = _start(records.ts, "").removesuffix('",'), f'",{between}"text":'
-        lines = [
-            f"{start}{msg_id}{middle}{text}}}" for msg_id, text in zip(records.msg_ids, map(quote, texts), strict=True)
-        ]
-        whole = "\n".join(lines)
-        if whole.isascii() and "msg=" not in whole and "re=" not in whole:
-            return whole.encode().split(b"\n")
-    return [encode_record(record) for record in records.apart()]
+    texts = b"\n".join(bodies)
+    plain = texts.isascii() and between.isascii() and texts.count(b"\n") == len(bodies) - 1
+    quoted_ids = "=" in between or (b"=" in texts and (b"msg=" in texts or b"re=" in texts))
+    if not plain or quoted_ids or any(character in texts for character in _NOT_PLAIN):
+        return [encode_record(record) for record in records.apart()]
+    start = _start(records.ts, "").removesuffix('",').encode()
+    middle = f'",{between}"text":"'.encode()
+    msg_ids = "\n".join(records.msg_ids).encode().split(b"\n")
+    return [b'%b%b%b%b"}' % (start, msg_id, middle, body) for msg_id, body in zip(msg_ids, bodies, strict=True)]
 
 
 def encode_record(record: Record) -> bytes:

@@ -454,7 +454,8 @@ class Intake:
     def journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
         """What was staged is in the log, at these places, and goes out."""
         place = 0
-        for message in _gathered(self._unstage()):
+        staged = self._unstage()
+        for message in staged if len(staged) == 1 else _gathered(staged):
             if isinstance(message, _StagedRun):
                 msg_ids = message.sends.msg_ids
                 self.accepted += len(msg_ids)

@@ -5,7 +5,7 @@ Only neighbours, for the order in which a client says things is the order in whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from itertools import groupby
 from operator import itemgetter
 
@@ -16,8 +16,10 @@ _ALIKE = itemgetter(slice(1, 6))  # scope, target, fmt, reply_to, again
 _MSG_ID, _BODY = itemgetter(0), itemgetter(6)
 
 
-def runs_of(sends: Iterable[protocol.Send]) -> list[protocol.Send | protocol.Sends]:
+def runs_of(sends: Collection[protocol.Send]) -> list[protocol.Send | protocol.Sends]:
     """The same messages, in the same order, in as few envelopes as can be."""
+    if len(sends) == 1:
+        return list(sends)
     said: list[protocol.Send | protocol.Sends] = []
     for (scope, target, fmt, reply_to, again), group in groupby(sends, _ALIKE):
         run = list(group)

@@ -189,7 +189,7 @@ class Link:
         if outbox:
             self._outbox = []
             self._has_sent = True
-            for batch in codec.batches(outbox):
+            for batch in codec.batches(outbox) if len(outbox) > 1 else (outbox,):
                 frames.send(self._dealer, codec.encode(batch))
         return rest
 
