@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqbus.broker import mailbox
-from zmqbus.broker.mailbox import Mailbox, Tally
+from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.store import Entry
+from zmqbus.broker.window import Tally
 from zmqbus.testing.store import MemoryStore
 
 NOW_S = 5.0

@@ -17,7 +17,6 @@ from typing import NamedTuple, Protocol
 from zmqbus.errors import BrokerUnavailable
 from zmqbus.protocol import Pointer
 
-
 #: What the fields of a message weigh on its way to a receiver: as much again as a small body.
 FIELDS_BYTES = 200
 

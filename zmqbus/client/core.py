@@ -127,9 +127,7 @@ class Displaced(errors.BrokerError):
 class ClientCore:
     """One connection to the broker, without its sockets. Not thread-safe."""
 
-    def __init__(
-        self, persona: Persona, release: str, taken: TakenIds | None = None, *, in_runs: bool = False
-    ) -> None:
+    def __init__(self, persona: Persona, release: str, taken: TakenIds | None = None, *, in_runs: bool = False) -> None:
         """`taken`: what the application has taken before, where that is remembered for longer than this core lives.
         `in_runs`: the application takes messages that are alike in one piece (`HandRun`), too."""
         self.persona = persona

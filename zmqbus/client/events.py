@@ -110,7 +110,7 @@ class HandRun(NamedTuple):
     def apart(self) -> Iterator[Incoming]:
         """Each by itself."""
         run = self.messages
-        for number, msg_id, body in zip(count(self.number), run.msg_ids, run.bodies):  # noqa: B905: one has no end
+        for number, msg_id, body in zip(count(self.number), run.msg_ids, run.bodies, strict=False):
             yield Incoming(
                 Ticket(self.lease, number, msg_id, None),
                 msg_id,

@@ -141,7 +141,7 @@ class Inbound:
 
     def deliver_all(self, run: protocol.Delivers) -> None:
         """Several came over the DEALER, alike. In one piece, unless something tells them apart."""
-        if len(run.msg_ids) != len(run.bodies):
+        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):
             return  # no broker says that
         if (
             self._hand_run is None
@@ -243,6 +243,8 @@ class Inbound:
         if number != self._first:
             self._taken_numbers.update(range(number, number + messages))
             return
+        if self._taken_numbers:
+            self._taken_numbers.difference_update(range(number, number + messages))  # settled twice
         self.ack_due = True
         self._settle_first(messages)
         while self._first in self._taken_numbers:
@@ -271,7 +273,7 @@ class Inbound:
 
 def _apart(run: protocol.Delivers) -> Iterator[protocol.Deliver]:
     """Each by itself."""
-    for seq, msg_id, body in zip(count(run.seq), run.msg_ids, run.bodies):  # noqa: B905: one has no end
+    for seq, msg_id, body in zip(count(run.seq), run.msg_ids, run.bodies, strict=False):
         yield protocol.Deliver(
             seq,
             0,

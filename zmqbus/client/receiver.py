@@ -127,18 +127,21 @@ class Receiver:
                 if left_s is not None and left_s <= 0:
                     return None
                 self._arrived.wait(left_s)
-            incoming = self._inbox[0]
+            first = self._inbox[0]
             # Taken in one with that: should the mailbox take it back at this instant, it comes again, and is known.
-            if isinstance(incoming, _Batch):
-                message = self._next_of(incoming)
+            taken: Message | core.Incoming
+            if isinstance(first, _Batch):
+                taken = self._next_of(first)
             else:
+                taken = first
                 self._inbox.popleft()
-                (self._tickets if self._manual else self._taken)[incoming.msg_id] = incoming.ticket
-                message = None
+                (self._tickets if self._manual else self._taken)[first.msg_id] = first.ticket
             last = not self._inbox
         if not self._manual:
             self._soon(at_once=last)
-        return message or of_incoming(incoming, self._log_path, self._done if self._manual else None)
+        if isinstance(taken, Message):
+            return taken
+        return of_incoming(taken, self._log_path, self._done if self._manual else None)
 
     def _next_of(self, batch: _Batch) -> Message:
         """The next message of those that stand first in the inbox, and have come in one piece."""

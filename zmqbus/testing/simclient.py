@@ -244,7 +244,12 @@ def _in_a_row(tickets: list[client.Ticket]) -> list[list[client.Ticket]]:
     runs: list[list[client.Ticket]] = []
     for ticket in tickets:
         last = runs[-1][-1] if runs else None
-        if last is not None and ticket[:2] == (last.lease, last.number + 1) and not ticket.reply_to and not last.reply_to:
+        if (
+            last is not None
+            and ticket[:2] == (last.lease, last.number + 1)
+            and not ticket.reply_to
+            and not last.reply_to
+        ):
             runs[-1].append(ticket)
         else:
             runs.append([ticket])
