@@ -330,6 +330,8 @@ def test_batches_are_cut_by_number_and_by_size() -> None:
     assert list(map(len, codec.batches([protocol.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
     third = SEND._replace(body=bytes(MAX_BATCH_BYTES // 3))
     assert list(map(len, codec.batches([third] * 7))) == [3, 3, 1]
+    assert list(map(len, codec.batches([run(protocol.MAX_RUN)] * 5))) == [2, 2, 1]
+    assert list(map(len, codec.batches([run(protocol.MAX_RUN, INLINE_BYTES), run(1)]))) == [1, 1]
     huge = SEND._replace(body=bytes(protocol.MAX_BODY_BYTES))
     assert list(map(len, codec.batches([third, huge, third]))) == [1, 1, 1]
     assert list(codec.batches([])) == []

@@ -226,9 +226,9 @@ class TestRuns:
     @example([("abcdefgh", "x"), ("bcdefghi", "a\u2028b")], (1.0, "s", "n", None, "to", "id"))
     @example([("abcdefgh", "ms"), ("bcdefghi", "g=abcdefgh")], (1.0, "s", "n", None, "to", "id"))
     def test_each_line_is_what_it_would_be_by_itself(self, messages, common):
-        ts, *between = common
+        ts, sender, name, label, to, receiver = common
         msg_ids = [msg_id for msg_id, _ in messages]
-        records = Records(ts, msg_ids, *between, [text.encode() for _, text in messages])
+        records = Records(ts, msg_ids, sender, name, label, to, receiver, [text.encode() for _, text in messages])
         assert encode_all((records,)) == [encode_record(record) for record in records.apart()]
 
     @given(st.lists(st.one_of(RECORDS, st.lists(TEXTS, min_size=1, max_size=3)), max_size=5))

@@ -114,9 +114,8 @@ class Said:
     def seen(self) -> tuple[object, ...]:
         """All there is to compare."""
         counts, box = self.net.broker._out.counts, self.net.broker.registry.sessions["bob-session-id"].mailbox
-        incoming = [message._replace(ticket=None) for message in self.bob.history]
         return (
-            [message[1:] for message in incoming],
+            [message[1:] for message in self.bob.history],  # without their tickets
             self.told,
             self.net.journal,
             (box.total, box.total_bytes, box.window_bytes, box._reserved, box._reserved_bytes),
@@ -286,17 +285,40 @@ def test_said_again_while_it_is_under_way_the_receipts_go_to_the_newer_connectio
     said.say("bob", messages(b"1", b"2", b"3"))
     said.heard.clear()
     helper = said.net.helper(said.alice)
-    again: list[protocol.Envelope] = []
-    handle = helper.core.handle
-    helper.core.handle = lambda now_s, event: (again.extend(getattr(event, "envelopes", ())), handle(now_s, event))[1]
+    again = Said(True)  # what that one hears
+    again._listen_in(helper)
     helper.raw(codec.encode([protocol.Send("message0001", 0, "bob", 0, None, True, b"2")]))
     said.net.settle()
     said.bob.take_all()
     said.net.settle()
     assert said.bob.history[-1].body == b"3" and len(said.bob.history) == 3
-    receipts = [one for one in again if isinstance(one, protocol.Receipt)]
+    receipts = [one for one in again.heard if isinstance(one, protocol.Receipt)]
     assert [one.msg_ids for one in receipts] == [("message0000", "message0001", "message0002")]
     assert said.told == []
+
+
+def test_said_again_when_it_is_apart_and_its_fate_is_open_each_is_answered_there():
+    """One before it has waited for a second: all that is under way was looked at, and the run is apart."""
+    net = SimNet()
+    alice, bob = net.session("alice"), net.session("bob")
+    early = alice.send("bob", b"0")
+    net.settle()
+    net.advance(0.8, step_s=0.1)
+    sent = alice.send_all("bob", [b"1", b"2", b"3"])
+    net.settle()
+    net.advance(0.4, step_s=0.1)
+    told = alice.answers[early]
+    assert isinstance(told, protocol.Receipt) and told.state == State.BUSY
+    assert not any(msg_id in alice.answers for msg_id in sent)
+    alice.disconnect()
+    alice.connect()
+    net.settle()
+    bob.take_all()
+    net.settle()
+    for msg_id in sent:
+        told = alice.answers[msg_id]
+        assert isinstance(told, protocol.Receipt) and told.state == State.DELIVERED
+    assert [message.body for message in bob.history] == [b"0", b"1", b"2", b"3"]
 
 
 def test_a_run_of_which_one_is_settled_is_answered_for_that_and_accepted_for_the_rest():

@@ -362,13 +362,12 @@ def test_runs_change_nothing_but_how_often_something_is_done(moves):
         patch.setattr(mailbox, "CREDIT_MESSAGES", 6)
         patch.setattr(mailbox, "CREDIT_BYTES", 1500)
         stores = MemoryStore(), MemoryStore()
-        boxes = tuple(Mailbox("key", store) for store in stores)
-        in_runs, one_by_one = boxes
+        boxes = in_runs, one_by_one = Mailbox("key", stores[0]), Mailbox("key", stores[1])
         count = 0
         for now_s, (move, what) in enumerate(moves, 1):
             if move == "run":
                 several = run(count, what)
-                items = list(several.entries())
+                entries = list(several.entries())
                 room = in_runs.room(several)
                 ready = several.take(room) if room < len(several) else several
                 if room:
@@ -376,7 +375,7 @@ def test_runs_change_nothing_but_how_often_something_is_done(moves):
                 if ready is not several:
                     for one in several.entries():
                         in_runs.append(one, now_s)
-                for one in items:
+                for one in entries:
                     one_by_one.append(one, now_s)
                 count += len(what)
             elif move == "append":
@@ -391,11 +390,9 @@ def test_runs_change_nothing_but_how_often_something_is_done(moves):
             elif move == "ack":
                 up_to = in_runs._seq - in_runs.total + what
                 numbers = tuple(range(count + 1)) if what % 2 else ()
-                first, second = (box.acknowledge(up_to, numbers) for box in boxes)
-                assert told(first) == told(second)
+                assert told(in_runs.acknowledge(up_to, numbers)) == told(one_by_one.acknowledge(up_to, numbers))
             elif move == "close":
-                first, second = (box.close() for box in boxes)
-                assert [item.entry for item in first] == [item.entry for item in second]
+                assert [one.entry for one in in_runs.close()] == [one.entry for one in one_by_one.close()]
             elif move == "open":
                 in_runs.open = one_by_one.open = True
             elif move == "secure":
@@ -405,13 +402,11 @@ def test_runs_change_nothing_but_how_often_something_is_done(moves):
                     elif what > 7:
                         box.secure()
             elif move == "refill":
-                first, second = ([item.entry for item in box.refill(now_s)] for box in boxes)
-                assert first == second
+                assert [one.entry for one in in_runs.refill(now_s)] == [one.entry for one in one_by_one.refill(now_s)]
             elif move == "expire":
                 assert in_runs.expire(what) == one_by_one.expire(what)
             elif move == "owed":
-                first, second = ([item.bcast for item in box.owed()] for box in boxes)
-                assert first == second
+                assert [one.bcast for one in in_runs.owed()] == [one.bcast for one in one_by_one.owed()]
             assert shape(in_runs, stores[0]) == shape(one_by_one, stores[1])
         for box in boxes:
             box.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,11 +14,11 @@ from zmqbus.client.gathering import runs_of
 from zmqbus.protocol import INLINE_BYTES, MAX_RUN, Format, Scope, Send, Sends
 
 
-def send(number: int = 0, **more: object) -> Send:
+def send(number: int = 0, **more: Any) -> Send:
     return Send(f"message{number:04d}", Scope.SESSION, "bob", Format.TEXT, None, False, b"%d" % number)._replace(**more)
 
 
-def sends(count: int, **more: object) -> list[Send]:
+def sends(count: int, **more: Any) -> list[Send]:
     return [send(number, **more) for number in range(count)]
 
 

@@ -524,7 +524,7 @@ class Run:
         return envelopes
 
     def take(self, count: int = 1) -> list[int]:
-        taken = []
+        taken: list[int] = []
         while len(taken) < count and (message := self.receiver.next_message(0.0)) is not None:
             taken.append(int(message.text))
         self.got += taken
@@ -625,6 +625,7 @@ def test_what_the_program_acknowledges_itself_comes_one_by_one():
     run = Run(manual=True)
     run.send(3)
     first, second = run.receiver.next_message(0.0), run.receiver.next_message(0.0)
+    assert first is not None and second is not None
     run.receiver.ring()
     assert run.acknowledged == 0
     second.ack()
@@ -632,7 +633,7 @@ def test_what_the_program_acknowledges_itself_comes_one_by_one():
     run.welcome()
     run.send(3)
     third = run.receiver.next_message(0.0)
-    assert (third.text, run.receiver.next_message(0.0)) == ("3", None)
+    assert third is not None and (third.text, run.receiver.next_message(0.0)) == ("3", None)
     first.ack()
     assert run.acknowledged == 2
     third.ack()
