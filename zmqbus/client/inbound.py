@@ -8,6 +8,7 @@ the SUB, which may drop it, and is told apart by its number. `Inbound` makes one
 rules of section 8.2 of `docs/protocol.md`:
 
     DELIVER                      ──▶ handed out; held if something before it is, or is not here yet
+    DELIVERS                     ──▶ likewise, each; in one piece if that goes for all of them
     DELIVER of a broadcast       ──▶ handed out at once: it was published, and is sent again since that copy was lost
     BROADCAST                    ──▶ handed out; held while anything is asked for
     a gap, or a BEAT that owes   ──▶ REFILL
@@ -22,7 +23,8 @@ Held broadcasts come before held DELIVERs, whichever came first. For the broker 
 a DELIVER under way: whatever is published comes before those.
 
 *Acknowledging.* Each message is handed out under a ticket number, one up from the one before, and the application says
-which it has taken (`settle`), in whatever order. The acknowledgement for the DEALER is cumulative, so it goes no
+which it has taken (`settle`), in whatever order. The messages of a run have numbers in a row, and are settled together
+or one by one. The acknowledgement for the DEALER is cumulative, so it goes no
 further than the first message that is not taken. Broadcasts are acknowledged each by its number, since a SUB may lose
 any. What was handed out may have to be given back (`give_back`, `recall`, a new lease): then it is the mailbox's again,
 its ticket number settles nothing any more, and if it is still owed it comes again.

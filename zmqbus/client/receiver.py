@@ -7,6 +7,10 @@ A message is *taken* when the program has it in hand: `next_message` returns it 
 itself, says so; only then its sender hears `delivered`. What was not taken is the mailbox's, whatever has been
 received: a lost connection takes it back, and it comes again.
 
+What comes in one piece stays in one piece here (`_Batch`), with a mark how far it is taken. If the mailbox takes it
+back, the messages up to the mark, as far as the core has not been told of them, are `unsure`: they will come again, and
+are acknowledged then without being handed out. Where the program acknowledges, no runs come.
+
 Where the program acknowledges (`manual`), a message stays owed while it is worked on. Should it come again meanwhile,
 over another connection, it is the same message: it is not handed out twice, and the acknowledgement that is due goes
 with the newer ticket.
