@@ -354,7 +354,7 @@ MOVES = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(MOVES)
 def test_runs_change_nothing_but_how_often_something_is_done(moves):
     """The same messages, once as runs and once one by one: the same is under way, stored, settled and dropped."""
