@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import uuid
 from collections.abc import Sequence
 from types import UnionType
@@ -9,7 +11,7 @@ from typing import Any, get_args, get_origin
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from zmqbus import codec, protocol
@@ -222,8 +224,19 @@ SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BY
         [b"\x91\x92\x0c\xdb\xff\xff\xff\xff"],  # a string of four gigabytes
         [msgpack.packb([[2]]) + b"\x00"],
         [b"\x91\x92\x0c\xa1\xff"],  # not UTF-8
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa", 7], [b"x", b"y"]]])],  # runs: an id that is none
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], ["x"]]])],  # a text for a body
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [None]]])],
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa", "bbbbbbbb"], [b"x", 1]]]), b"y"],  # no body leaves the envelope
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [b"x"]]]), b"y"],
+        [msgpack.packb([[21, "bob", 0, [], [], b""]])],
+        [msgpack.packb([[21, "bob", 0, "aaaaaaaa", b"x"]])],
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], None]])],
+        [msgpack.packb([[21, "bob", None, ["aaaaaaaa"], [b"x"]]])],
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [bytes(INLINE_BYTES + 1)]]])],
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"] * 4097, [b"x"] * 4097]])],
     ],
-    ids=range(25),
+    ids=range(36),
 )
 def test_each_of_these_is_refused(frames: list[bytes]) -> None:
     with pytest.raises(ProtocolError):
@@ -281,6 +294,30 @@ def test_the_largest_body_stays_below_the_frame_limit() -> None:
         assert len(codec.encode(batch)[0]) <= protocol.MAX_FRAME_BYTES
 
 
+def run(count: int, size_bytes: int = 1) -> protocol.Sends:
+    return protocol.Sends(0, "bob", 0, tuple(f"message{n:05d}" for n in range(count)), (bytes(size_bytes),) * count)
+
+
+def test_a_run_is_as_many_messages_as_it_has_bodies() -> None:
+    """Or one message could hold a hundred thousand, all of which are dealt with in one go."""
+    reader = decoder(from_broker=False)
+    full = [run(protocol.MAX_RUN)] * (MAX_BATCH // protocol.MAX_RUN)
+    assert reader.decode(codec.encode(full)) == full
+    for more in (protocol.Bye(), run(1), run(protocol.MAX_RUN)):
+        with pytest.raises(ProtocolError, match="more than 512 messages"):
+            reader.decode(codec.encode([*full, more]))
+        assert codec.encode([more, *full])  # the encoder leaves it to `batches`
+    with pytest.raises(ProtocolError, match="more than 512 messages"):
+        reader.decode(codec.encode([run(2)] * MAX_BATCH))
+
+
+def test_the_largest_run_stays_below_the_frame_limit() -> None:
+    largest = run(protocol.MAX_RUN, INLINE_BYTES)
+    assert sum(map(len, largest.bodies)) <= MAX_BATCH_BYTES
+    assert len(codec.encode([largest])) == 1  # whatever the bodies are, they stand inside
+    assert decoder(from_broker=False).decode(codec.encode([largest])) == [largest]
+
+
 # --- batches
 
 
@@ -293,9 +330,32 @@ def test_batches_are_cut_by_number_and_by_size() -> None:
     assert list(map(len, codec.batches([protocol.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
     third = SEND._replace(body=bytes(MAX_BATCH_BYTES // 3))
     assert list(map(len, codec.batches([third] * 7))) == [3, 3, 1]
+    assert list(map(len, codec.batches([run(protocol.MAX_RUN)] * 5))) == [2, 2, 1]
+    assert list(map(len, codec.batches([run(protocol.MAX_RUN, INLINE_BYTES), run(1)]))) == [1, 1]
     huge = SEND._replace(body=bytes(protocol.MAX_BODY_BYTES))
     assert list(map(len, codec.batches([third, huge, third]))) == [1, 1, 1]
     assert list(codec.batches([])) == []
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, protocol.MAX_RUN), st.sampled_from((0, 100, INLINE_BYTES))).map(lambda r: run(*r)),
+            st.just(protocol.Bye()),
+            st.sampled_from((1, INLINE_BYTES + 1, MAX_BATCH_BYTES)).map(lambda size: SEND._replace(body=bytes(size))),
+        ),
+        max_size=12,
+    )
+)
+def test_batches_with_runs_stay_within_the_bounds_and_are_taken(envelopes: list[Any]) -> None:
+    reader = decoder(from_broker=False)
+    cut = list(codec.batches(envelopes))
+    assert [one for batch in cut for one in batch] == envelopes
+    for batch in cut:
+        bodies = [one.bodies if isinstance(one, protocol.Sends) else (getattr(one, "body", b""),) for one in batch]
+        assert sum(map(len, bodies)) <= MAX_BATCH
+        assert sum(len(body) for several in bodies for body in several) <= MAX_BATCH_BYTES or len(batch) == 1
+        assert reader.decode(codec.encode(batch)) == batch
 
 
 def test_two_pages_of_sessions_never_share_a_message() -> None:
@@ -349,6 +409,57 @@ def test_message_ids(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "a" * 7, "a" * 13, "ABCDEFGH", "abc-1234", "abcdefg\n", "abcdéfgh", "٣" * 8])
 def test_what_is_no_message_id(text: str) -> None:
     assert not protocol.is_msg_id(text)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.sampled_from("ab19zé٣ǅAß\n-"), min_size=7, max_size=13),
+            st.text(st.sampled_from("ab"), min_size=8, max_size=8),
+            st.text(st.sampled_from("abcdefghijkl0123456789"), min_size=8, max_size=12),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+@example(["abcdefgh", "abcdefgh"])
+@example(["abcdefghabcdefgh", ""])
+@example(["abcdefg", "abcdefghi"])
+@example(["abcdefgh", "ABCDEFGH"])
+@example(["abcdefgh", "abcdefg\n"])
+def test_many_are_message_ids_if_each_is_one_and_no_other(texts: list[str]) -> None:
+    assert protocol.are_msg_ids(texts) == (all(map(protocol.is_msg_id, texts)) and len(set(texts)) == len(texts))
+
+
+def test_no_ids_are_none() -> None:
+    """A run has one at least."""
+    assert not protocol.are_msg_ids([])
+
+
+def test_no_two_threads_get_the_same_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the count runs over under their hands."""
+    monkeypatch.setattr(protocol.IdMaker, "_WIDTH", 2)
+    make = protocol.IdMaker()
+    before = sys.getswitchinterval()
+    made: list[list[str]] = [[] for _ in range(4)]
+    start = threading.Barrier(len(made))
+
+    def draw(ids: list[str]) -> None:
+        start.wait(90)
+        ids += [make() for _ in range(10_000)]
+
+    threads = [threading.Thread(target=draw, args=(ids,)) for ids in made]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    ids = [one for several in made for one in several]
+    assert len(ids) == 40_000 == len(set(ids))
+    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in ids)
 
 
 def test_session_ids_are_random_uuids() -> None:

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS, line
 from zmqbus import record as record_module
 from zmqbus.errors import InvalidPayload
-from zmqbus.record import HEAD_BYTES, JournalError, decode_record, encode_record, glance, is_of_work
+from zmqbus.record import (
+    HEAD_BYTES,
+    LARGE_BYTES,
+    JournalError,
+    Records,
+    decode_record,
+    encode_all,
+    encode_record,
+    glance,
+    is_of_work,
+)
 
 
 @given(RECORDS)
@@ -186,3 +196,77 @@ class TestGlance:
         """Each string can be matched in one way only, or this would take for ever."""
         head = line().split(b'"from_name"')[0] + b'"from_name":"' + b"\\\\a" * (HEAD_BYTES // 2)
         assert glance(head) is None
+
+
+#: What there is to look for in a text: line ends, what JSON escapes, what grep must not find, and what is neither.
+PIECES = st.sampled_from(
+    [
+        *("a", " ", "\n", "\r", "\t", '"', "\\", "\\n", "\x01", "\x08", "\x7f", "\x85", "\u2028", "\u2029", "é", "🚀"),
+        *("=", "msg=", "re=", "msg=abcdefgh", "re=abcdefgh12", "msg=abcdefgh msg=bcdefgh1", "abc123def456", "}", "{"),
+    ]
+)
+TEXTS = st.one_of(
+    st.lists(PIECES, max_size=8).map("".join),
+    st.text(max_size=20),
+    st.sampled_from(("x" * (LARGE_BYTES - 1), "x" * LARGE_BYTES, '"\\' * LARGE_BYTES, "é" * LARGE_BYTES)),
+)
+NAMES = st.sampled_from(("alice", "orchestrator", "Größe \u2028", 'a "b" \\', "msg=abcdefgh", "re=abcdefgh1"))
+
+
+class TestRuns:
+    """Messages that are alike are written together, and each line is what it would be by itself."""
+
+    @given(
+        st.lists(st.tuples(MSG_IDS, TEXTS), max_size=12),
+        st.tuples(st.floats(0, 2e9), NAMES, NAMES, st.none() | NAMES, NAMES, NAMES),
+    )
+    @example([("abcdefgh", "a\nb"), ("bcdefghi", "")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abcdefgh", ""), ("bcdefghi", ""), ("cdefghij", "")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abcdefgh", "msg=abcdefgh"), ("bcdefghi", "x")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abcdefgh", "x"), ("bcdefghi", "a\u2028b")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abcdefgh", "ms"), ("bcdefghi", "g=abcdefgh")], (1.0, "s", "n", None, "to", "id"))
+    def test_each_line_is_what_it_would_be_by_itself(self, messages, common):
+        ts, sender, name, label, to, receiver = common
+        msg_ids = [msg_id for msg_id, _ in messages]
+        records = Records(
+            ts, msg_ids, "message", sender, name, label, to, receiver, [text.encode() for _, text in messages]
+        )
+        assert encode_all((records,)) == [encode_record(record) for record in records.apart()]
+
+    @given(st.lists(st.one_of(RECORDS, st.lists(TEXTS, min_size=1, max_size=3)), max_size=5))
+    def test_among_others_each_keeps_its_place(self, parts):
+        mixed = [
+            Records(
+                1.0,
+                ["message0001"] * len(part),
+                "message",
+                "s",
+                "n",
+                None,
+                "to",
+                "id",
+                [text.encode() for text in part],
+            )
+            if isinstance(part, list)
+            else part
+            for part in parts
+        ]
+        one_by_one = []
+        for part in mixed:
+            one_by_one += list(part.apart()) if isinstance(part, Records) else [part]
+        assert encode_all(mixed) == [encode_record(record) for record in one_by_one]
+
+    def test_what_they_are_apart(self):
+        records = Records(7.0, ("message0001", "message0002"), "message", "s", "n", "l", "to", "id", (b"x", b"y"))
+        first, second = records.apart()
+        assert first == RECORD._replace(
+            ts=7.0,
+            msg_id="message0001",
+            from_session="s",
+            from_name="n",
+            from_label="l",
+            to="to",
+            to_session_id="id",
+            body=b"x",
+        )
+        assert second == first._replace(msg_id="message0002", body=b"y")

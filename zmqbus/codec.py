@@ -6,6 +6,9 @@ bodies: a frame for each body carries 150,000 envelopes/s one at a time and 290,
 encrypts and allocates every frame by itself; inside the array they reach 280,000/s and 1,000,000/s. A body is opaque
 all the same: binary, never unpacked between its two ends.
 
+A run (SENDS, DELIVERS) is as many messages as it has bodies, wherever messages are counted: a peer cannot have more of
+them looked at in one go by putting them into one envelope.
+
 What comes from a peer is checked against the annotations of `protocol`, field by field, and within bounds that hold
 before anything is allocated. It raises `ProtocolError` and nothing else.
 """
@@ -144,6 +147,7 @@ class Decoder:
         rules = self._rules
         envelopes: list[Envelope] = []
         used = 1
+        count = len(arrays)
         for array in arrays:
             rule = rules.get(array[0]) if type(array) is tuple and array and type(array[0]) is int else None
             if rule is None:
@@ -165,6 +169,10 @@ class Decoder:
                 parts = array[position]
                 if parts and set(map(type, parts)) != {kind}:
                     raise ProtocolError(f"{rule.cls.__name__} with a list of something else than {kind.__name__}")
+            if rule.is_run:
+                count += len(array[-1]) - 1
+                if count > MAX_BATCH:
+                    raise ProtocolError("a message has more than 512 messages in its envelopes")
             # Not by `_make`, which counts the fields again.
             envelopes.append(tuple.__new__(rule.cls, array[1:]))
         if used != len(frames):
@@ -175,12 +183,13 @@ class Decoder:
 class _Rule:
     """How the arrays of one verb are read."""
 
-    __slots__ = ("cls", "code", "parts", "passed", "with_body")
+    __slots__ = ("cls", "code", "is_run", "parts", "passed", "with_body")
 
     def __init__(self, code: int, cls: type[Any]) -> None:
         self.code = code
         self.cls = cls
         self.with_body = code in _WITH_BODY
+        self.is_run = code in _RUNS
         self.parts = _PARTS[code]
         self.passed: set[tuple[type, ...]] = set()  #: types of the verb and its fields
 

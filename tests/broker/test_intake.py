@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import mailbox
-from zmqbus.protocol import State
-from zmqbus.testing import SimNet
+from zmqbus.broker import events, mailbox
+from zmqbus.client import core as client
+from zmqbus.protocol import Format, State
+from zmqbus.testing import SimClient, SimNet
 
 
 @pytest.fixture
@@ -56,3 +61,418 @@ def test_answers_to_a_helper_that_takes_none_count_against_a_limit(net, monkeypa
     net.advance(2)
     refused = [one for one in sent if isinstance(bob.answers[one], errors.RateLimited)]
     assert refused == sent[5:]
+
+
+# --- SENDS: in one piece or one by one, the same is accepted, refused, written, delivered and told
+
+
+class Said:
+    """A bus of its own on which alice says the same as SENDS or as SENDs; what is seen of it."""
+
+    def __init__(self, in_runs: bool) -> None:
+        self.in_runs = in_runs
+        self.net = SimNet()
+        self.alice, self.bob = self.net.session("alice"), self.net.session("bob")
+        self.heard: list[protocol.Envelope] = []
+        self._listen_in(self.alice)
+
+    def _listen_in(self, member: SimClient) -> None:
+        handle = member.core.handle
+
+        def recording(now_s: float, event: client.Event) -> list[client.Effect]:
+            if isinstance(event, client.Received):
+                self.heard += event.envelopes
+            return handle(now_s, event)
+
+        member.core.handle = recording  # type: ignore[method-assign]
+
+    def put(self, target: str, messages: Messages, fmt: int = Format.TEXT, *, by: SimClient | None = None) -> None:
+        """Says it; nobody has heard it yet."""
+        if self.in_runs:
+            msg_ids, bodies = zip(*messages, strict=True)
+            said: list[protocol.Envelope] = [protocol.Sends(0, target, fmt, msg_ids, bodies)]
+        else:
+            said = [protocol.Send(msg_id, 0, target, fmt, None, False, body) for msg_id, body in messages]
+        (by or self.alice).raw(codec.encode(said))
+
+    def say(self, target: str, messages: Messages, fmt: int = Format.TEXT) -> None:
+        self.put(target, messages, fmt)
+        self.net.settle()
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """Of each message, in the order in which alice hears it: its state or its refusal. The texts, too."""
+        told = []
+        for envelope in self.heard:
+            if isinstance(envelope, protocol.Receipt):
+                told += [(msg_id, State(envelope.state).name) for msg_id in envelope.msg_ids]
+            elif isinstance(envelope, protocol.Refused):
+                told.append((envelope.ref, f"{envelope.code}: {envelope.text}"))
+        return told
+
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """All there is to compare."""
+        counts, box = self.net.broker._out.counts, self.net.broker.registry.sessions["bob-session-id"].mailbox
+        return (
+            [message[1:] for message in self.bob.history],  # without their tickets
+            self.told,
+            self.net.journal,
+            (box.total, box.total_bytes, box.window_bytes, box._reserved, box._reserved_bytes),
+            self.net.store.total(),
+            {name: getattr(counts, name) for name in ("taken", "delivered", "queued", "repeated", "accepted_bytes")},
+            counts.refused,
+            self.net.broker.intake.accepted,
+            self.net.broker.intake.last_id,
+            self.net.broker.delivery.unsettled,
+        )
+
+
+Messages = list[tuple[str, bytes]]
+
+
+def messages(*bodies: bytes, first: int = 0) -> Messages:
+    return [(f"message{number:04d}", body) for number, body in enumerate(bodies, first)]
+
+
+def with_ids(*msg_ids: str) -> Messages:
+    return [(msg_id, b"%d" % number) for number, msg_id in enumerate(msg_ids)]
+
+
+def both(play: Callable[[Said], None]) -> Said:
+    """Plays it twice, and holds what came of it against each other."""
+    in_runs, one_by_one = Said(True), Said(False)
+    for said in (in_runs, one_by_one):
+        play(said)
+        said.net.settle()
+    assert in_runs.seen == one_by_one.seen
+    assert in_runs.net.mangled == 0
+    return in_runs
+
+
+def refused(said: Said, *msg_ids: str) -> list[str]:
+    """The codes that these were refused with."""
+    told = dict(said.told)
+    return [told[msg_id].partition(":")[0] for msg_id in msg_ids]
+
+
+GOOD = messages(b"1", "zwei ü".encode(), b'3\n"\\', b"")
+
+
+@pytest.mark.parametrize("fmt", Format)
+def test_what_is_alike_is_passed_on(fmt):
+    def play(said: Said) -> None:
+        said.say("bob", GOOD, fmt)
+        assert said.bob.bodies == [body for _, body in GOOD] and said.told == []
+        said.bob.take(2)
+        said.net.settle()
+        said.bob.take_all()
+
+    said = both(play)
+    assert said.told == [(msg_id, "DELIVERED") for msg_id, _ in GOOD]
+    assert said.net.broker.intake.last_id == "message0003"
+
+
+def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
+    """Whoever comes between the decision and the journal is behind all of it."""
+    said = Said(True)
+    said.put("bob", GOOD)
+    said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, [])))
+    (frames,) = said.alice.up
+    said.alice.up.clear()
+    decoded = codec.Decoder(from_broker=False).decode(frames)
+    said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, decoded)))
+    assert said.net.broker.intake.last_id == "message0003"
+    assert repr(said.net.broker.intake) == "<Intake: 1 staged, 0 answers awaited>"
+
+
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [("alice", "unknown_peer"), ("alice-session-id", "unknown_peer"), ("nobody", "unknown_peer"), ("", "unknown_peer")],
+)
+def test_a_target_that_none_may_have_refuses_each(target, code):
+    said = both(lambda said: said.say(target, GOOD))
+    assert refused(said, *dict(GOOD)) == [code] * 4
+
+
+def test_a_target_that_several_answer_to_refuses_each():
+    def play(said: Said) -> None:
+        said.net.session("bobby")
+        said.net.session("bobcat")
+        said.say("bobb", GOOD)  # one
+        said.say("bobc", messages(b"x", b"y", first=10))
+        said.say("bo", messages(b"x", b"y", first=20))
+
+    said = both(play)
+    assert refused(said, "message0020", "message0021") == ["ambiguous"] * 2
+    assert said.net.broker.intake.accepted == 6
+
+
+@pytest.mark.parametrize("bad", ["", "short", "UPPERCASE0", "abcdefg\n", "x" * 13, "é" * 8])
+def test_one_that_has_no_id_of_its_own_is_refused_and_the_others_go_on(bad):
+    said = both(lambda said: said.say("bob", with_ids("message0000", bad, "message0002")))
+    assert refused(said, bad) == ["protocol"]
+    assert said.bob.bodies == [b"0", b"2"]
+
+
+def test_one_that_is_there_twice_is_one_message():
+    said = both(lambda said: said.say("bob", with_ids("message0000", "message0001", "message0000", "message0002")))
+    assert said.bob.bodies == [b"0", b"1", b"3"]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"ok \xc3", "é".encode()[:1], "\ud800".encode("utf-8", "surrogatepass")])
+def test_a_text_that_is_none_is_refused_and_the_others_go_on(bad):
+    said = both(lambda said: said.say("bob", messages(b"1", "é".encode(), bad, b"4")))
+    assert refused(said, "message0002") == ["invalid_payload"]
+    assert said.bob.bodies == [b"1", "é".encode(), b"4"]
+
+
+def test_texts_that_are_one_only_together_are_none():
+    first, second = "é".encode()[:1], "é".encode()[1:]
+    said = both(lambda said: said.say("bob", messages(b"1", first, second)))
+    assert refused(said, "message0001", "message0002") == ["invalid_payload"] * 2
+
+
+@pytest.mark.parametrize("fmt", [3, -1, 2**40])
+def test_a_format_that_there_is_not_refuses_each(fmt):
+    said = both(lambda said: said.say("bob", GOOD, fmt))
+    assert refused(said, *dict(GOOD)) == ["protocol"] * 4
+
+
+@pytest.mark.parametrize("state", ["staged", "open", "settled"])
+def test_an_id_of_another_session_is_refused_and_the_others_go_on(state):
+    """Whether that message is on its way to the journal, under way, or over; and as often as it is tried."""
+
+    def play(said: Said) -> None:
+        carol = said.net.session("carol")
+        said.net.clients.remove(carol)
+        said.net.clients.insert(0, carol)  # she is heard first
+        said.put("bob", messages(b"carol's", b"hers too", first=1), by=carol)
+        if state != "staged":
+            said.net.settle()
+        if state == "settled":
+            said.bob.take_all()
+            said.net.settle()
+        said.say("bob", messages(b"1", b"2", b"3", b"4"))
+
+    said = both(play)
+    assert refused(said, "message0001", "message0002") == ["protocol"] * 2
+    assert [message.body for message in said.bob.history] == [b"carol's", b"hers too", b"1", b"4"]
+
+
+@pytest.mark.parametrize("later", [1, 2, 3])
+def test_said_again_before_it_is_in_the_journal_it_is_one_and_answered_where_it_was_said_last(later):
+    def play(said: Said) -> None:
+        helper = said.net.helper(said.alice)
+        said._listen_in(helper)
+        said.put("bob", messages(b"1", b"2", b"3"))
+        helper.raw(
+            codec.encode([protocol.Send(f"message{n:04d}", 0, "bob", 0, None, True, b"x") for n in range(later)])
+        )
+        said.net.settle()
+        assert said.bob.bodies == [b"1", b"2", b"3"]
+        said.bob.take_all()
+        said.net.settle()
+
+    said = Said(True)
+    play(said)
+    assert sorted(said.told) == [(f"message{number:04d}", "DELIVERED") for number in range(3)]
+    assert said.net.broker._out.counts.accepted_bytes == 3
+
+
+def test_said_again_while_it_is_under_way_the_receipts_go_to_the_newer_connection():
+    said = Said(True)
+    said.say("bob", messages(b"1", b"2", b"3"))
+    said.heard.clear()
+    helper = said.net.helper(said.alice)
+    again = Said(True)  # what that one hears
+    again._listen_in(helper)
+    helper.raw(codec.encode([protocol.Send("message0001", 0, "bob", 0, None, True, b"2")]))
+    said.net.settle()
+    said.bob.take_all()
+    said.net.settle()
+    assert said.bob.history[-1].body == b"3" and len(said.bob.history) == 3
+    receipts = [one for one in again.heard if isinstance(one, protocol.Receipt)]
+    assert [one.msg_ids for one in receipts] == [("message0000", "message0001", "message0002")]
+    assert said.told == []
+
+
+def test_said_again_when_it_is_apart_and_its_fate_is_open_each_is_answered_there():
+    """One before it has waited for a second: all that is under way was looked at, and the run is apart."""
+    net = SimNet()
+    alice, bob = net.session("alice"), net.session("bob")
+    early = alice.send("bob", b"0")
+    net.settle()
+    net.advance(0.8, step_s=0.1)
+    sent = alice.send_all("bob", [b"1", b"2", b"3"])
+    net.settle()
+    net.advance(0.4, step_s=0.1)
+    told = alice.answers[early]
+    assert isinstance(told, protocol.Receipt) and told.state == State.BUSY
+    assert not any(msg_id in alice.answers for msg_id in sent)
+    alice.disconnect()
+    alice.connect()
+    net.settle()
+    bob.take_all()
+    net.settle()
+    for msg_id in sent:
+        told = alice.answers[msg_id]
+        assert isinstance(told, protocol.Receipt) and told.state == State.DELIVERED
+    assert [message.body for message in bob.history] == [b"0", b"1", b"2", b"3"]
+
+
+def test_a_run_of_which_one_is_settled_is_answered_for_that_and_accepted_for_the_rest():
+    def play(said: Said) -> None:
+        said.say("bob", messages(b"1", b"2"))
+        said.bob.take_all()
+        said.net.settle()
+        said.say("bob", messages(b"1", b"2", b"3"))
+
+    said = both(play)
+    assert [message.body for message in said.bob.history] == [b"1", b"2", b"3"]
+    assert said.told == [("message0000", "DELIVERED"), ("message0001", "DELIVERED")] * 2
+
+
+@pytest.mark.parametrize("credit", [2, 1000])
+def test_a_mailbox_takes_what_it_has_room_for_and_the_rest_is_refused(monkeypatch, credit):
+    monkeypatch.setattr(mailbox, "MAX_MESSAGES", 5)
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", credit)
+
+    def play(said: Said) -> None:
+        said.say("bob", messages(b"1", b"2", b"3"))
+        said.put("bob", messages(b"4", b"5", b"6", first=3))  # in one wake: the first counts what it keeps
+        said.put("bob", messages(b"7", b"8", first=6))
+        said.net.settle()
+        while said.bob.take_all():
+            said.net.settle()
+        said.say("bob", messages(b"8", b"9", first=7))  # what was refused stays so
+
+    said = both(play)
+    assert [message.body for message in said.bob.history] == [b"1", b"2", b"3", b"4", b"5", b"9"]
+    assert refused(said, "message0005", "message0006", "message0007") == ["rate_limited"] * 3
+
+
+def test_a_mailbox_that_has_no_room_for_all_of_its_bytes_takes_those_that_fit(monkeypatch):
+    monkeypatch.setattr(mailbox, "MAX_BYTES", 10)
+    said = both(lambda said: said.say("bob", messages(b"1234", b"12345", b"12", b"1")))
+    assert said.bob.bodies == [b"1234", b"12345", b"1"]
+    assert refused(said, "message0002") == ["rate_limited"]
+
+
+def test_a_mailbox_that_is_away_stores_each(monkeypatch):
+    def play(said: Said) -> None:
+        said.bob.bye()
+        said.net.settle()
+        said.say("bob", GOOD)
+
+    said = both(play)
+    assert said.told == [(msg_id, "AWAY") for msg_id, _ in GOOD]
+    assert said.net.store.total() == 4
+
+
+def test_what_the_journal_does_not_take_is_refused_each_and_leaves_nothing():
+    def play(said: Said) -> None:
+        said.net.journal_fails = "no space"
+        said.say("bob", GOOD)
+        said.net.journal_fails = None
+        said.say("bob", GOOD)  # a refusal is final
+        said.say("bob", messages(b"later", first=9))
+
+    said = both(play)
+    assert [code for msg_id, code in said.told if msg_id in dict(GOOD)] == ["broker_unavailable: no space"] * 8
+    assert said.bob.bodies == [b"later"] and len(said.net.journal) == 1
+
+
+@pytest.mark.parametrize(
+    "sends",
+    [
+        protocol.Sends(0, "bob", 0, ("message0001",), (b"1", b"2")),
+        protocol.Sends(0, "bob", 0, ("message0001", "message0002"), (b"1",)),
+        protocol.Sends(0, "bob", 0, (), (b"1",)),
+        protocol.Sends(
+            0, "bob", 0, tuple(f"message{n:04d}" for n in range(protocol.MAX_RUN + 1)), (b"",) * (protocol.MAX_RUN + 1)
+        ),
+    ],
+    ids=("fewer ids", "fewer bodies", "no ids", "too many"),
+)
+def test_what_is_no_run_is_refused_as_a_whole(sends):
+    said = Said(True)
+    said.alice.raw(codec.encode([sends, protocol.Send("message9999", 0, "bob", 0, None, False, b"next")]))
+    said.net.settle()
+    assert said.bob.bodies == [b"next"]
+    ((ref, why),) = said.told
+    assert ref == "" and why == "protocol: SENDS has as many ids as bodies, and 256 at most"
+
+
+def test_the_longest_run_is_taken_and_one_of_nothing_is_nothing():
+    long = messages(*[b"%d" % number for number in range(protocol.MAX_RUN)])
+    said = both(lambda said: said.say("bob", long))
+    assert said.bob.bodies == [body for _, body in long]
+    said.alice.raw(codec.encode([protocol.Sends(0, "bob", 0, (), ())]))
+    said.net.settle()
+    assert said.told == [] and said.net.broker.intake.accepted == protocol.MAX_RUN
+
+
+def test_only_who_may_send_may_send_runs():
+    said = Said(True)
+    observer = said.net.observer()
+    said._listen_in(observer)
+    said.put("bob", GOOD, by=observer)
+    said.net.settle()
+    assert said.bob.bodies == []
+    assert [(ref, why.partition(":")[0]) for ref, why in said.told] == [("", "protocol")]
+    for number, speaker in enumerate((said.net.helper(said.alice), said.net.guest("script"))):
+        said.bob.take_all()
+        said.put("bob", messages(b"1", b"2", first=10 * number), by=speaker)
+        said.net.settle()
+        assert said.bob.bodies == [b"1", b"2"]
+
+
+BODIES = st.sampled_from((b"", b"x", "ü".encode(), b"\n", b"\xff", bytes(300)))
+NUMBERS = st.integers(0, 14)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("say"), st.lists(st.tuples(NUMBERS, BODIES), min_size=1, max_size=6)),
+        st.tuples(st.just("fresh"), st.lists(BODIES, min_size=1, max_size=6)),
+        st.tuples(st.sampled_from(("take", "drop", "wait", "fail", "broadcast", "bye")), st.integers(1, 4)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_whatever_is_said_in_runs_is_what_is_said_one_by_one(steps):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mailbox, "CREDIT_MESSAGES", 4)
+        patch.setattr(mailbox, "CREDIT_BYTES", 1200)
+        patch.setattr(mailbox, "MAX_MESSAGES", 9)
+
+        def play(said: Said) -> None:
+            fresh = 100
+            for number, (step, what) in enumerate(steps):
+                if step == "say":
+                    said.say("bob", [(f"message{one:04d}", body) for one, body in what])
+                elif step == "fresh":
+                    said.say("bob", messages(*what, first=fresh))
+                    fresh += len(what)
+                elif step == "take":
+                    said.bob.take(what)
+                elif step == "drop":
+                    said.bob.disconnect()
+                    said.bob.connect()
+                elif step == "bye":
+                    said.bob.bye()
+                    said.net.settle()
+                    said.bob.disconnect()
+                    said.bob.core.phase = client.Phase.OFFLINE
+                    said.bob.connect()
+                elif step == "wait":
+                    said.net.advance(0.6 * what, step_s=0.2)
+                elif step == "fail":
+                    said.net.journal_fails = "no space" if what > 2 else None
+                elif step == "broadcast":
+                    said.alice.raw(codec.encode([protocol.Send(f"toall{number:05d}", 1, "", 0, None, False, b"all")]))
+                said.net.settle()
+
+        both(play)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmqbus.broker import mailbox
-from zmqbus.broker.mailbox import Mailbox, Tally
+from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.store import Entry
+from zmqbus.broker.window import Common, Item, Run, Tally
 from zmqbus.testing.store import MemoryStore
 
 NOW_S = 5.0
@@ -235,6 +236,182 @@ def test_whatever_happens_each_message_leaves_once_and_in_order(moves):
             assert box.total == len(box.window) + box._backlog == box.total_bytes == appended - len(left)
             assert store.total() >= box._backlog
         assert left == list(range(1, len(left) + 1))
+
+
+# --- runs
+
+
+def run(first: int, sizes: list[int]) -> Run:
+    entries = [entry(first + place, size) for place, size in enumerate(sizes)]
+    return Run(
+        Common("s", "n", None, 0, "", 0, 1.0, 1.0),
+        tuple(one.msg_id for one in entries),
+        tuple(one.body for one in entries),
+        tuple(one.pointer for one in entries),
+        b"",
+        sum(sizes),
+    )
+
+
+def test_a_run_is_under_way_and_not_stored(box, store):
+    assert box.room(run(0, [1, 2, 3])) == 3
+    box.append_run(run(0, [1, 2, 3]), NOW_S)
+    assert (box.total, box.total_bytes, store.total(), box.window_bytes) == (3, 6, 0, 606)
+    assert not box.may_publish(entry())
+    assert box.oldest_s() == box.last_append_s == NOW_S
+
+
+def test_what_is_stored_behind_a_run_takes_it_along(store):
+    box = Mailbox("key", store)
+    box.open = True
+    box.append_run(run(0, [1, 1]), NOW_S)
+    box.open = False
+    assert box.append(entry(2), NOW_S).stored
+    assert [seq for seq, _ in store.after("key", 0, 9)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("credit_messages", "credit_bytes", "before", "sizes", "room"),
+    [
+        (3, 10_000, 0, [1] * 5, 3),
+        (3, 10_000, 2, [1] * 5, 1),
+        (3, 10_000, 3, [1] * 5, 0),
+        (9, 602, 0, [1, 1, 1], 2),  # each weighs 201
+        (9, 603, 0, [1, 1, 1], 3),
+        (9, 603, 1, [1, 1, 1], 2),
+        (9, 603, 0, [500, 1, 1], 0),
+        (9, 902, 0, [500, 1, 1], 2),
+        (9, 900, 0, [1, 500, 1, 1], 1),
+        (9, 901, 0, [1, 500, 1, 1], 2),
+    ],
+)
+def test_there_is_room_for_as_many_as_credit_allows(
+    box, monkeypatch, credit_messages, credit_bytes, before, sizes, room
+):
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", credit_messages)
+    monkeypatch.setattr(mailbox, "CREDIT_BYTES", credit_bytes)
+    for number in range(before):
+        assert not box.append(entry(number), NOW_S).stored
+    assert box.room(run(before, sizes)) == room
+
+
+def test_there_is_no_room_where_messages_wait_nor_where_nobody_reads(box, monkeypatch):
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 1)
+    box.append(entry(0), NOW_S)
+    box.append(entry(1), NOW_S)
+    box.acknowledge(1, ())
+    assert box.room(run(2, [1])) == 0
+    list(box.refill(NOW_S))
+    box.acknowledge(2, ())
+    assert box.room(run(2, [1])) == 1
+    box.close()
+    assert box.room(run(2, [1])) == 0
+
+
+def test_a_run_leaves_as_far_as_it_is_acknowledged(box, store):
+    box.append(entry(0), NOW_S)
+    box.append_run(run(1, [1, 2, 3]), NOW_S)
+    box.append(entry(4), NOW_S)
+    first, part = box.acknowledge(3, ())
+    assert (first.seq, list(part.msg_ids)) == (1, ["message0001", "message0002"])
+    assert (box.total, box.total_bytes, box.window_bytes) == (2, 4, 404)
+    assert box.acknowledge(3, ()) == []
+    rest, last = box.acknowledge(99, ())
+    assert (list(rest.msg_ids), last.seq) == (["message0003"], 5)
+    assert (box.total, box.total_bytes, box.window_bytes, store.total()) == (0, 0, 0, 0)
+
+
+def test_a_run_waits_for_the_broadcast_before_it(box):
+    box.append(entry(0), NOW_S, bcast=7)
+    box.append_run(run(1, [1, 1]), NOW_S)
+    assert box.after == 7
+    assert box.acknowledge(3, ()) == []
+    cast, both = box.acknowledge(3, (7,))
+    assert (cast.bcast, len(both)) == (7, 2)
+
+
+def shape(box: Mailbox, store: MemoryStore) -> tuple[object, ...]:
+    """All that anybody can see of a mailbox without taking a run apart."""
+    return (
+        (len(box.window), box.total, box.total_bytes, box.window_bytes, box.after, box.oldest_s(), box.last_append_s),
+        (box.full(1), box.may_send(entry()), box.may_publish(entry()), box.window.oldest_segment()),
+        store.after("key", 0, 1000),
+    )
+
+
+def told(settled: list[Item | Run]) -> list[str]:
+    return [msg_id for one in settled for msg_id in (one.msg_ids if isinstance(one, Run) else (one.entry.msg_id,))]
+
+
+MOVES = st.lists(
+    st.one_of(
+        st.tuples(st.just("run"), st.lists(st.integers(0, 300), min_size=1, max_size=7)),
+        st.tuples(
+            st.sampled_from(("append", "publish", "ack", "close", "open", "secure", "refill", "expire", "owed")),
+            st.integers(0, 9),
+        ),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=200)
+@given(MOVES)
+def test_runs_change_nothing_but_how_often_something_is_done(moves):
+    """The same messages, once as runs and once one by one: the same is under way, stored, settled and dropped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mailbox, "CREDIT_MESSAGES", 6)
+        patch.setattr(mailbox, "CREDIT_BYTES", 1500)
+        stores = MemoryStore(), MemoryStore()
+        boxes = in_runs, one_by_one = Mailbox("key", stores[0]), Mailbox("key", stores[1])
+        count = 0
+        for now_s, (move, what) in enumerate(moves, 1):
+            if move == "run":
+                several = run(count, what)
+                entries = list(several.entries())
+                room = in_runs.room(several)
+                ready = several.take(room) if room < len(several) else several
+                if room:
+                    in_runs.append_run(ready, now_s)
+                if ready is not several:
+                    for one in several.entries():
+                        in_runs.append(one, now_s)
+                for one in entries:
+                    one_by_one.append(one, now_s)
+                count += len(what)
+            elif move == "append":
+                for box in boxes:
+                    box.append(entry(count), now_s)
+                count += 1
+            elif move == "publish":
+                if in_runs.may_publish(entry()):
+                    for box in boxes:
+                        box.append(entry(count), now_s, bcast=count + 1)
+                    count += 1
+            elif move == "ack":
+                up_to = in_runs._seq - in_runs.total + what
+                numbers = tuple(range(count + 1)) if what % 2 else ()
+                assert told(in_runs.acknowledge(up_to, numbers)) == told(one_by_one.acknowledge(up_to, numbers))
+            elif move == "close":
+                assert [one.entry for one in in_runs.close()] == [one.entry for one in one_by_one.close()]
+            elif move == "open":
+                in_runs.open = one_by_one.open = True
+            elif move == "secure":
+                for box in boxes:
+                    if len(box.window) > what:
+                        box.secure(box.window[what])
+                    elif what > 7:
+                        box.secure()
+            elif move == "refill":
+                assert [one.entry for one in in_runs.refill(now_s)] == [one.entry for one in one_by_one.refill(now_s)]
+            elif move == "expire":
+                assert in_runs.expire(what) == one_by_one.expire(what)
+            elif move == "owed":
+                assert [one.bcast for one in in_runs.owed()] == [one.bcast for one in one_by_one.owed()]
+            assert shape(in_runs, stores[0]) == shape(one_by_one, stores[1])
+        for box in boxes:
+            box.close()
+        assert shape(in_runs, stores[0]) == shape(one_by_one, stores[1])
 
 
 def test_repr(box):

@@ -594,3 +594,95 @@ def test_no_more_bytes_of_them_than_that_but_for_the_newest(worker, monkeypatch)
         worker.core.answer(f"request{number:04d}", 0, bytes(size))
     assert worker.hear(work(0), work(1)) == [core.Do(work(0)), core.Do(work(1))]
     assert said(worker.hear(work(2))) == [protocol.Answer("request0002", 0, bytes(20))]
+
+
+# --- runs
+
+
+def delivers(seq: int, count: int, after: int = 0) -> protocol.Delivers:
+    msg_ids = tuple(f"direct{number:06d}" for number in range(seq, seq + count))
+    return protocol.Delivers(seq, after, "s", "n", "l", 2, 1.5, msg_ids, (b"x",) * count)
+
+
+@pytest.fixture
+def in_runs() -> ClientCore:
+    client = ClientCore(ME, "1.2.3", in_runs=True)
+    client.handle(0.0, Up())
+    client.handle(0.0, Received([welcome()]))
+    return client
+
+
+def test_several_are_said_in_as_few_envelopes_as_can_be_and_kept_each_by_itself(ready):
+    sends = [send(number, b"%d" % number) for number in range(4)]
+    sends[2] = sends[2]._replace(target="carol")
+    run, carol, last = said(ready.note(ready.core.send_all(sends)))
+    assert run == protocol.Sends(0, "bob", 0, ("message0000", "message0001"), (b"0", b"1"))
+    assert (carol, last) == tuple(sends[2:])
+    assert ready.core.unconfirmed == 4
+    assert ready.core.room == (core.WINDOW_MESSAGES - 4, core.WINDOW_BYTES - 4)
+    told = protocol.Receipt(0, "id", "bob", 0, ("message0001", "message0003"))
+    assert ready.hear(told) == [core.Answer(("message0001", "message0003"), told)]
+    (refused,) = ready.hear(protocol.Refused("message0000", "rate_limited", "full"))
+    assert refused.msg_ids == ("message0000",) and isinstance(refused.outcome, errors.RateLimited)
+    assert ready.core.room == (core.WINDOW_MESSAGES - 1, core.WINDOW_BYTES - 1)
+
+
+def test_what_was_said_as_one_is_said_again_one_by_one_and_says_so(ready):
+    """As SENDs: an earlier broker may know some of them, and then each is for whoever it was for."""
+    sends = [send(number) for number in range(3)]
+    ready.note(ready.core.send_all(sends))
+    ready.hear(protocol.Receipt(0, "id", "bob", 0, ("message0001",)))
+    ready.handle(Down())
+    _, *again = said(ready.handle(Up()))
+    assert again == [sends[0]._replace(again=True), sends[2]._replace(again=True)]
+
+
+def test_what_was_never_said_is_said_for_the_first_time():
+    client = Client()
+    assert said(client.note(client.core.send_all([send(0), send(1)]))) == []
+    _, *first = said(client.handle(Up()))
+    assert first == [send(0), send(1)]
+
+
+def test_a_run_is_handed_out_as_one_and_taken_in_parts(in_runs):
+    run = delivers(1, 3)
+    assert in_runs.handle(0.0, Received([run])) == [core.HandRun("lease", 1, run)]
+    in_runs.taken_run("lease", 1, run.msg_ids[:2])
+    assert said(in_runs.acknowledge()) == [protocol.Ack(2, ())]
+    in_runs.taken(core.Ticket("lease", 3, run.msg_ids[2], None))
+    assert said(in_runs.acknowledge()) == [protocol.Ack(3, ())]
+
+
+def test_each_of_a_run_is_what_it_would_be_by_itself(ready):
+    """Whoever is given runs and wants none takes them apart, and sees what others see."""
+    run = delivers(4, 2)
+    one_by_one = ready.hear(run)
+    assert [core.Hand(message) for message in core.HandRun("lease", 1, run).apart()] == one_by_one
+    assert shown(one_by_one) == ["direct000004", "direct000005"]
+    assert one_by_one[1].message == core.Incoming(
+        core.Ticket("lease", 2, "direct000005", None),
+        "direct000005",
+        "s",
+        "n",
+        "l",
+        Scope.SESSION,
+        "",
+        2,
+        None,
+        1.5,
+        -1,
+        None,
+        b"x",
+    )
+
+
+def test_what_was_taken_under_another_lease_is_known_and_settles_nothing(in_runs):
+    run = delivers(1, 3)
+    in_runs.handle(0.0, Received([run]))
+    in_runs.handle(0.0, Down())
+    in_runs.handle(0.0, Up())
+    in_runs.handle(0.0, Received([welcome(lease="other")]))
+    in_runs.taken_run("lease", 1, run.msg_ids[:2])
+    assert said(in_runs.acknowledge()) == []
+    effects = in_runs.handle(0.0, Received([run]))
+    assert shown(effects) == ["direct000003"] and said(effects) == [protocol.Ack(2, ())]

@@ -722,3 +722,209 @@ def test_the_application_sees_the_mailboxs_order_and_each_message_once(steps):
     assert sorted(bus.taken) == sorted(bus.order)
     assert not bus.items  # and all of it is acknowledged
     assert bus.inbound.held == bus.inbound.handed == 0
+
+
+# --- runs
+
+
+def run(seq: int, count: int, *, after: int = 0) -> protocol.Delivers:
+    msg_ids = tuple(directs(*range(seq, seq + count)))
+    return protocol.Delivers(seq, after, "s", "n", None, 0, 1.0, msg_ids, (b"",) * count)
+
+
+class RunClient(Client):
+    """A `Client` that is given runs as they are. What each was handed as is in `pieces`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[int] = []
+        self.inbound = Inbound(
+            self.taken_ids, self._hand, lambda refill: self.asked.append(refill.bcasts), self._hand_run
+        )
+        self.inbound.begin(welcome())
+
+    def _hand(self, message: Message, number: int) -> None:
+        super()._hand(message, number)
+        self.pieces.append(1)
+
+    def _hand_run(self, run: protocol.Delivers | protocol.Broadcasts, number: int) -> None:
+        self.numbers.update(zip(run.msg_ids, itertools.count(number), strict=False))
+        self.handed += run.msg_ids
+        self.pieces.append(len(run.msg_ids))
+
+    def runs(self, *runs: protocol.Delivers) -> list[str]:
+        before = len(self.handed)
+        for one in runs:
+            self.inbound.deliver_all(one)
+        return self.handed[before:]
+
+
+@pytest.fixture
+def runner() -> RunClient:
+    return RunClient()
+
+
+def test_a_run_is_handed_out_in_one_piece_and_acknowledged_in_parts(runner):
+    assert runner.runs(run(1, 4), run(5, 2)) == directs(1, 2, 3, 4, 5, 6)
+    assert runner.pieces == [4, 2] and runner.inbound.handed == 6
+    assert runner.take(*directs(1, 2)) == protocol.Ack(2, ())
+    assert runner.take(*directs(4)) is None
+    assert runner.take(*directs(3)) == protocol.Ack(4, ())
+    assert runner.take(*directs(5, 6)) == protocol.Ack(6, ())
+    assert runner.inbound.handed == 0 and not runner.inbound._handed
+
+
+def test_taken_as_one_it_is_acknowledged_as_one(runner):
+    runner.runs(run(3, 5))
+    runner.dealer(deliver(8))
+    runner.inbound.settle_run(runner.numbers["direct000003"], 5)
+    assert runner.ack() == protocol.Ack(7, ())
+    runner.inbound.settle_run(runner.numbers["direct000008"], 1)
+    assert runner.ack() == protocol.Ack(8, ())
+
+
+def test_whoever_takes_no_runs_gets_each_by_itself(client):
+    client.inbound.deliver_all(run(1, 3))
+    assert client.handed == directs(1, 2, 3)
+    assert client.take(*directs(1, 2, 3)) == protocol.Ack(3, ())
+
+
+def test_apart_each_is_a_message_of_its_own(client):
+    found: list[Message] = []
+    client.inbound._hand = lambda message, _: found.append(message)
+    long = protocol.Delivers(7, 0, "id", "alice", "Ä", 2, 17.5, ("message0001", "message0002"), (b"x", b"y"))
+    client.inbound.deliver_all(long)
+    first = protocol.Deliver(
+        7, 0, 0, "message0001", "id", "alice", "Ä", Scope.SESSION, "", 2, None, 17.5, -1, None, b"x"
+    )
+    assert found == [first, first._replace(seq=8, msg_id="message0002", body=b"y")]
+
+
+def test_a_run_that_follows_a_broadcast_waits_for_it(runner):
+    assert runner.runs(run(2, 3, after=11)) == []
+    assert runner.inbound.held == 3
+    assert runner.sub(broadcast(11)) == [*casts(11), *directs(2, 3, 4)]
+    assert runner.runs(run(5, 2, after=11)) == directs(5, 6)
+    assert runner.pieces == [1, 1, 1, 1, 2]
+    assert runner.take(*casts(11), *directs(2, 3, 4, 5, 6)) == protocol.Ack(6, (11,))
+
+
+def test_nothing_overtakes_what_is_held(runner):
+    runner.sub(broadcast(12, prev=11))  # one is missing, and asked for
+    assert runner.runs(run(3, 2)) == []
+    runner.dealer(deliver(5))
+    assert runner.runs(run(6, 1)) == [] and runner.inbound.held == 5
+    assert runner.dealer(deliver(1, bcast=11), beat(12)) == [*casts(11, 12), *directs(3, 4, 5, 6)]
+
+
+def test_those_of_a_run_that_were_taken_before_are_not_handed_out(runner):
+    for msg_id in directs(1, 2, 4):
+        runner.taken_ids.add(msg_id)
+    assert runner.runs(run(1, 5)) == directs(3, 5)
+    assert runner.ack() == protocol.Ack(2, ())
+    assert runner.take(*directs(3)) == protocol.Ack(4, ())
+    assert runner.take(*directs(5)) == protocol.Ack(5, ())
+
+
+def test_a_run_that_was_taken_before_is_acknowledged_at_once(runner):
+    runner.taken_ids.add_all(directs(1, 2, 3))
+    assert runner.runs(run(1, 3)) == []
+    assert runner.ack() == protocol.Ack(3, ())
+
+
+def test_what_is_given_back_of_a_run_is_settled_by_its_new_numbers_only(runner):
+    runner.runs(run(1, 4))
+    runner.take(*directs(1))
+    old = dict(runner.numbers)
+    runner.inbound.give_back()
+    assert runner.runs(run(2, 3)) == directs(2, 3, 4)
+    runner.inbound.settle_run(old["direct000001"], 4)
+    assert runner.ack() is None and runner.inbound.handed == 3
+    assert runner.take(*directs(2, 3, 4)) == protocol.Ack(4, ())
+
+
+def test_numbers_that_reach_beyond_what_was_given_settle_what_was(runner):
+    runner.runs(run(1, 3))
+    first = runner.numbers["direct000001"]
+    runner.inbound.settle_run(first + 3, 5)
+    runner.inbound.settle_run(first - 9, 3)
+    runner.inbound.settle_run(first, 0)
+    assert runner.ack() is None and runner.inbound.handed == 3
+    runner.inbound.settle_run(first - 2, 3)  # reaches one
+    assert runner.ack() == protocol.Ack(1, ())
+    runner.inbound.settle_run(first + 2, 100)
+    assert runner.ack() is None
+    runner.runs(run(4, 2))  # of which nothing was said
+    runner.inbound.settle_run(first + 1, 1)
+    assert runner.ack() == protocol.Ack(3, ()) and runner.inbound.handed == 2
+
+
+def test_what_is_settled_twice_is_not_kept(runner):
+    runner.runs(run(1, 5))
+    first = runner.numbers["direct000001"]
+    runner.inbound.settle(first + 2)
+    runner.inbound.settle_run(first, 5)
+    assert runner.ack() == protocol.Ack(5, ()) and not runner.inbound._taken_numbers
+
+
+@pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
+def test_what_is_no_run_is_passed_over(runner, more):
+    assert runner.runs(run(1, 2)._replace(**more)) == []
+    assert runner.inbound.handed == runner.inbound.held == 0 and runner.pieces == []
+    assert runner.runs(run(1, 1)) == directs(1)
+    assert runner.take(*directs(1)) == protocol.Ack(1, ())
+
+
+RUN_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("run"), st.integers(1, 5)),
+        st.tuples(st.just("settle"), st.tuples(st.integers(-2, 12), st.integers(0, 6))),
+        st.tuples(st.just("cast"), st.booleans()),
+        st.tuples(st.just("taken"), st.integers(1, 8)),
+        st.tuples(st.sampled_from(("deliver", "ack", "back", "heal")), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@given(RUN_STEPS)
+def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
+    runner, client = RunClient(), Client()
+    seq, bcast, lost = 0, 10, 0
+    for step, what in steps:
+        if step == "run":
+            one = run(seq + 1, what, after=lost)
+            seq += what
+            assert runner.runs(one) == client.dealer(*inbound._delivers(one))
+        elif step == "deliver":
+            seq += 1
+            assert runner.dealer(deliver(seq, after=lost)) == client.dealer(deliver(seq, after=lost))
+        elif step == "taken":
+            runner.taken_ids.add(f"direct{seq + what:06d}")
+            client.taken_ids.add(f"direct{seq + what:06d}")
+        elif step == "cast":
+            bcast += 1
+            if what and not lost:
+                lost = bcast  # it does not come, and what follows waits for it
+            else:
+                cast = broadcast(bcast, prev=bcast - 1)
+                assert runner.sub(cast) == client.sub(cast)
+        elif step == "heal" and lost:
+            assert runner.dealer(deliver(0, bcast=lost)) == client.dealer(deliver(0, bcast=lost))
+            assert runner.dealer(beat(upto=bcast)) == client.dealer(beat(upto=bcast))
+            lost = 0
+        elif step == "settle":
+            first = runner.inbound._first + what[0]
+            runner.inbound.settle_run(first, what[1])
+            for number in range(first, first + what[1]):
+                client.inbound.settle(number)
+        elif step == "back":
+            runner.inbound.give_back()
+            client.inbound.give_back()
+        elif step == "ack":
+            assert runner.ack() == client.ack()
+        assert runner.numbers == client.numbers and runner.asked == client.asked
+        assert (runner.inbound.handed, runner.inbound.held) == (client.inbound.handed, client.inbound.held)
+        assert runner.inbound._taken_numbers == client.inbound._taken_numbers
+        assert sum(several for _, _, several in runner.inbound._handed) == runner.inbound.handed
+    assert runner.ack() == client.ack()

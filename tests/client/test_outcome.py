@@ -167,6 +167,25 @@ def test_an_end_and_a_wait_at_the_same_instant(how):
         assert heard == [number]
 
 
+def test_all_who_look_at_once_see_the_same_condition():
+    """Or some of them would wait for one that nobody notifies."""
+    for _ in range(300):
+        outcome: Outcome[int] = Outcome(Played())
+        barrier = threading.Barrier(4)
+        seen: list[Any] = []
+
+        def look(outcome: Any = outcome, barrier: Any = barrier, seen: Any = seen) -> None:
+            barrier.wait()
+            seen.append((outcome._condition, outcome._waiters, outcome._done_callbacks))
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({tuple(map(id, one)) for one in seen}) == 1
+
+
 def test_waiting_for_the_first_error(outcome):
     others: list[Outcome[Any]] = [Outcome(Played()) for _ in range(3)]
     result: list[Any] = []

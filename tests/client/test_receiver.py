@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zmqbus import errors, protocol
 from zmqbus.client import core
@@ -437,3 +439,283 @@ def test_many_threads_take_each_message_once(connect: Connect):
     for thread in threads:
         thread.join(PATIENCE_S)
     assert sorted(got, key=int) == [str(number) for number in range(3_000)]
+
+
+# --- runs
+
+
+class RealLink:
+    def __init__(self, client: core.ClientCore) -> None:
+        self.core = client
+
+
+class Run:
+    """A receiver with a real core, and a mailbox that sends as the broker does. What the program takes is noted."""
+
+    def __init__(self, *, manual: bool = False) -> None:
+        persona = core.Persona(protocol.Role.PROGRAM, "id", "token", "bob")
+        self.core = core.ClientCore(persona, "1.2.3", in_runs=not manual)
+        self.receiver = Receiver(cast("Any", RealLink(self.core)), "log", manual=manual)
+        self.receiver._driver.close()  # it was never opened
+        self.driver = PlayedDriver(self.receiver, cast("Any", self))
+        self.receiver._driver = cast("Any", self.driver)
+        self.lock = threading.Lock()  # the driver's
+        self.leases = 0
+        self.last = 0  # of the messages in the mailbox
+        self.sent = 0
+        self.acknowledged = 0
+        self.got: list[int] = []
+        self.welcome()
+
+    # the driver asks for what is to be said to the core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.core, name)
+
+    def acknowledge(self) -> list[core.Effect]:
+        self.carry_out(self.core.acknowledge())
+        return []
+
+    def carry_out(self, effects: list[core.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, core.Transmit) and isinstance(effect.envelope, protocol.Ack):
+                assert self.acknowledged < effect.envelope.seq <= self.sent
+                self.acknowledged = effect.envelope.seq
+        self.receiver.deal(effects)
+
+    def hear(self, *envelopes: protocol.Envelope) -> None:
+        self.carry_out(self.core.handle(0.0, core.Received(list(envelopes))))
+
+    def welcome(self, *sizes: int) -> None:
+        """Another connection: the mailbox is the mailbox's again. With WELCOME come the next messages."""
+        self.leases += 1
+        self.carry_out([*self.core.handle(0.0, core.Down()), *self.core.handle(0.0, core.Up())])
+        self.sent = self.acknowledged
+        self.hear(
+            protocol.Welcome(1, "9.9", "epoch", "id", "bob", f"lease{self.leases}", 4, 5555, 0, 0),
+            *self.next_ones(*sizes),
+        )
+
+    def recall(self) -> None:
+        """A command reads, and takes nothing."""
+        self.hear(protocol.Recall(1, ()))
+        self.sent = self.acknowledged
+
+    def send(self, *sizes: int) -> None:
+        """The next messages, in runs of so many."""
+        self.hear(*self.next_ones(*sizes))
+
+    def next_ones(self, *sizes: int) -> list[protocol.Envelope]:
+        envelopes: list[protocol.Envelope] = []
+        for size in sizes:
+            numbers = range(self.sent + 1, self.sent + 1 + size)
+            ids = tuple(f"message{number:05d}" for number in numbers)
+            bodies = tuple(b"%d" % number for number in numbers)
+            if size == 1:
+                envelopes.append(
+                    protocol.Deliver(
+                        numbers[0], 0, 0, ids[0], "sid", "auth", None, 0, "", 0, None, 1.0, -1, None, bodies[0]
+                    )
+                )
+            else:
+                envelopes.append(protocol.Delivers(numbers[0], 0, "sid", "auth", None, 0, 1.0, ids, bodies))
+            self.sent += size
+        self.last = max(self.last, self.sent)
+        return envelopes
+
+    def take(self, count: int = 1) -> list[int]:
+        taken: list[int] = []
+        while len(taken) < count and (message := self.receiver.next_message(0.0)) is not None:
+            taken.append(int(message.text))
+        self.got += taken
+        return taken
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run()
+
+
+def hold_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's thread is slow: nothing is said of what is taken."""
+    monkeypatch.setattr(run.driver, "say", lambda speak=None: None)
+
+
+def test_a_run_is_taken_message_by_message(run):
+    run.send(3, 1, 2)
+    assert repr(run.receiver) == "<Receiver 'bob': 6 messages, 0 requests>"
+    message = run.receiver.next_message(0.0)
+    assert (message.msg_id, message.text, message.sender, message.sender_id) == ("message00001", "1", "auth", "sid")
+    assert (message.to, message.reply_to, message.age_s, message.sent_ts, message.fmt) == (None, None, None, 1.0, 0)
+    message.ack()  # it does nothing here
+    assert repr(run.receiver) == "<Receiver 'bob': 5 messages, 0 requests>"
+    assert run.take(9) == [2, 3, 4, 5, 6]
+    assert run.acknowledged == 6
+    assert run.take() == []
+
+
+def test_what_is_taken_of_a_run_is_acknowledged_by_and_by(run):
+    run.send(4)
+    run.take(2)
+    assert run.acknowledged == 0 and len(run.driver.nudged) == 1
+    run.receiver.ring()
+    assert run.acknowledged == 2
+    run.take()
+    run.receiver.ring()
+    assert run.acknowledged == 3
+    run.receiver.ring()  # there is nothing to say
+    assert run.acknowledged == 3
+    run.take()
+    assert run.acknowledged == 4
+
+
+@pytest.mark.parametrize("sizes", [(4,), (1, 1, 1, 1), (2, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("how", ["welcome", "recall"])
+def test_what_was_taken_of_a_run_and_comes_again_is_not_handed_out_again(run, monkeypatch, sizes, told, how):
+    """However it comes again: in other pieces, under another lease, before the core has heard of it, or after."""
+    run.send(4)
+    with monkeypatch.context() as patch:
+        if not told:
+            hold_back(run, patch)
+        run.take(2)
+        if told:
+            run.receiver.ring()
+        acknowledged, run.acknowledged = run.acknowledged, 0  # the acknowledgement is lost with the connection
+        assert acknowledged == (2 if told else 0)
+        getattr(run, how)()
+        run.send(*sizes)
+        assert run.acknowledged == (2 if told else 0)  # what the core knows, it acknowledges by itself
+    run.receiver.ring()
+    assert run.acknowledged == 2
+    assert run.take(9) == [3, 4]
+    assert run.acknowledged == 4 and not run.receiver._unsure and not run.receiver._taken
+
+
+def test_all_of_it_in_one_message(run, monkeypatch):
+    """WELCOME, and what comes again, and more: dealt with before anything can be said."""
+    run.send(3)
+    with monkeypatch.context() as patch:
+        hold_back(run, patch)
+        run.take(2)
+    run.welcome(5, 1)
+    assert run.take(9) == [3, 4, 5, 6]
+    assert run.acknowledged == 6
+
+
+def test_taken_back_twice_before_anything_is_said(run, monkeypatch):
+    run.send(6)
+    with monkeypatch.context() as patch:
+        hold_back(run, patch)
+        run.take(2)
+        run.welcome()
+        run.send(3, 3)
+        assert run.take(2) == [3, 4]
+        run.welcome()
+        run.send(6)
+        assert run.take() == [5]
+    assert run.acknowledged == 0
+    run.receiver.ring()
+    assert run.acknowledged == 5
+    assert run.take(9) == [6]
+    assert run.acknowledged == 6
+
+
+def test_what_the_program_acknowledges_itself_comes_one_by_one():
+    run = Run(manual=True)
+    run.send(3)
+    first, second = run.receiver.next_message(0.0), run.receiver.next_message(0.0)
+    assert first is not None and second is not None
+    run.receiver.ring()
+    assert run.acknowledged == 0
+    second.ack()
+    assert run.acknowledged == 0  # the first is owed
+    run.welcome()
+    run.send(3)
+    third = run.receiver.next_message(0.0)
+    assert third is not None and (third.text, run.receiver.next_message(0.0)) == ("3", None)
+    first.ack()
+    assert run.acknowledged == 2
+    third.ack()
+    assert run.acknowledged == 3
+
+
+RUN_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.lists(st.integers(1, 4), min_size=1, max_size=3)),
+        st.tuples(st.sampled_from(("take", "quietly")), st.integers(1, 5)),
+        st.tuples(st.sampled_from(("welcome", "recall", "say", "lose")), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@given(RUN_STEPS)
+def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(steps):
+    run = Run()
+    for step, what in steps:
+        if step == "send":
+            run.send(*what)
+        elif step == "take":
+            run.take(what)
+        elif step == "quietly":
+            with pytest.MonkeyPatch.context() as patch:
+                hold_back(run, patch)
+                run.take(what)
+        elif step == "lose":  # the acknowledgements since the last one that arrived, with the connection
+            run.acknowledged = min(run.acknowledged, what)
+            run.welcome()
+        elif step == "say":
+            run.receiver.ring()
+        else:
+            getattr(run, step)()
+        assert run.got == list(range(1, len(run.got) + 1))
+        assert run.acknowledged <= len(run.got)
+    run.welcome()
+    while run.sent < run.last:
+        run.send(min(3, run.last - run.sent))
+    run.take(1000)
+    run.receiver.ring()
+    assert run.got == list(range(1, run.last + 1)) and run.acknowledged == run.last
+    assert not (run.receiver._taken or run.receiver._batches or run.receiver._unsure or run.core._inbound.handed)
+
+
+def test_two_threads_take_from_one_run(run):
+    """Each message goes to one of them, to each in order; what is acknowledged is what both have taken."""
+    count = 3000
+    run.driver.say = lambda speak=None: None
+    got: list[list[int]] = [[], []]
+    start = threading.Barrier(3)
+
+    def take(mine: list[int]) -> None:
+        start.wait(PATIENCE_S)
+        while (message := run.receiver.next_message(PATIENCE_S)) is not None and message.text != "end":
+            mine.append(int(message.text))
+            if not len(mine) % 50:
+                with run.lock:
+                    run.receiver.speak(cast("Any", run))
+
+    threads = [threading.Thread(target=take, args=(mine,), daemon=True) for mine in got]
+    for thread in threads:
+        thread.start()
+    start.wait(PATIENCE_S)
+    for _ in range(count // 250):
+        with run.lock:
+            run.send(100, 1, 149)
+        if run.last == 1500:
+            with run.lock:
+                run.welcome()
+                while run.sent < 1500:
+                    run.send(min(120, 1500 - run.sent))
+    end = protocol.Delivers(count + 1, 0, "sid", "auth", None, 0, 1.0, ("endendend1", "endendend2"), (b"end", b"end"))
+    with run.lock:
+        run.sent += 2
+        run.hear(end)
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    assert sorted(got[0] + got[1]) == list(range(1, count + 1))
+    assert all(mine == sorted(mine) for mine in got)
+    with run.lock:
+        run.receiver.speak(cast("Any", run))
+    assert run.acknowledged == count + 2

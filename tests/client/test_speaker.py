@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from zmqbus import errors, protocol
+from zmqbus.client import core
 from zmqbus.client import speaker as speaker_module
 from zmqbus.client.bus import Bus
 from zmqbus.client.receipts import Receipt
-from zmqbus.client.speaker import Speaker
+from zmqbus.client.speaker import Reply, Speaker
 
 #: Far over what any of this takes.
 PATIENCE_S = 90.0
@@ -273,3 +274,253 @@ def test_cancelling_after_the_end_is_no_error(connect):
 def test_repr_counts(pair):
     speaker, _ = pair
     assert repr(speaker) == "<Speaker: 0 sent, 0 asked, 0 waiting>"
+
+
+# --- what is put down, and in which order it goes out
+
+
+class PlayedDriver:
+    """Carries nothing out until it is told to; what was transmitted is noted."""
+
+    waits_for_itself = False
+
+    def __init__(self, speaker: Speaker, client: core.ClientCore) -> None:
+        self.speaker = speaker
+        self.client = client
+        self.transmitted: list[protocol.Envelope] = []
+        self.busy = True
+
+    def check(self) -> None:
+        pass
+
+    def hurry(self) -> None:
+        pass
+
+    def say(self, speak: Callable[[core.ClientCore], list[core.Effect]] | None = None) -> None:
+        effects = speak(self.client) if speak is not None else []
+        if not self.busy:
+            effects += self.speaker.speak(self.client)
+        self.transmitted += [one.envelope for one in effects if isinstance(one, core.Transmit)]
+
+    def say_soon(self, gathered: int) -> None:
+        self.say()
+
+    def later(self, act: Callable[[], None]) -> None:
+        act()
+
+
+class Played:
+    """A speaker whose connection the test plays."""
+
+    def __init__(self) -> None:
+        persona = core.Persona(protocol.Role.HELPER, "id", "token", "alice")
+        self.core = core.ClientCore(persona, "1.2.3")
+        self.core.handle(0.0, core.Up())
+        self.core.handle(
+            0.0, core.Received([protocol.Welcome(1, "9.9", "epoch", "id", "alice", "lease", 4, 5555, 0, 0)])
+        )
+        self.speaker = Speaker(cast("Any", self), "log")
+        self.speaker._driver.close()  # it was never opened
+        self.driver = PlayedDriver(self.speaker, self.core)
+        self.speaker._driver = cast("Any", self.driver)
+
+    def send(self, text: str = "", *, to: str = "bob") -> Future[Any]:
+        return self.speaker.send(protocol.Scope.SESSION, to, protocol.Format.TEXT, text.encode())[1]
+
+    def ask(self, text: str = "", *, group: bool = False) -> Reply:
+        scope = protocol.Scope.GROUP if group else protocol.Scope.SESSION
+        return self.speaker.ask(scope, "bob", protocol.Format.TEXT, text.encode(), None)
+
+    def go(self) -> list[str]:
+        """Says what there is to say; returns the bodies that went out."""
+        self.driver.busy = False
+        del self.driver.transmitted[:]
+        self.driver.say()
+        self.driver.busy = True
+        bodies: list[bytes] = []
+        for envelope in self.driver.transmitted:
+            if isinstance(envelope, protocol.Sends):
+                bodies += envelope.bodies
+            elif isinstance(envelope, protocol.Send | protocol.Request):
+                bodies.append(envelope.body)
+        return [body.decode() for body in bodies]
+
+    def hear(self, *envelopes: protocol.Envelope) -> None:
+        self.speaker.deal(self.core.handle(0.0, core.Received(list(envelopes))))
+
+    def confirm_all(self) -> None:
+        self.hear(protocol.Receipt(0, "id", "bob", 0, tuple(self.core._unconfirmed)))
+
+
+@pytest.fixture
+def played() -> Played:
+    return Played()
+
+
+def test_messages_that_are_put_down_are_counted_once(played, monkeypatch):
+    monkeypatch.setattr(speaker_module, "MAX_OUTSTANDING", 10)
+    sent = [played.send() for _ in range(6)]
+    asked = [played.ask(group=number == 3) for number in range(4)]
+    for say in (played.send, played.ask):
+        with pytest.raises(errors.Overloaded, match=r"^10 messages and requests are open"):
+            say()
+    assert len(played.speaker._sent) == 6  # nothing is left of what was refused
+    assert len(played.go()) == 10
+    for say in (played.send, played.ask):
+        with pytest.raises(errors.Overloaded, match=r"^10 messages and requests are open"):
+            say()
+    played.confirm_all()
+    assert all(one.done() for one in sent)
+    more = [played.send() for _ in range(5)]
+    asked.append(played.ask())
+    with pytest.raises(errors.Overloaded):
+        played.send()
+    assert asked[0].cancel()
+    played.go()
+    more.append(played.send())
+    assert not any(one.done() for one in more)
+
+
+def test_room_that_was_found_is_used_up_and_then_looked_for_again(played, monkeypatch):
+    """Several at once that there is no room for: none of them is put down, and room for one may be there."""
+    monkeypatch.setattr(speaker_module, "MAX_OUTSTANDING", 4)
+    played.send()
+    assert played.speaker._room == 3
+    played.send()
+    with pytest.raises(errors.Overloaded):
+        played.speaker.ask_all(protocol.Scope.SESSION, "bob", [(protocol.Format.TEXT, b"")] * 3, None)
+    assert len(played.speaker._put) == 2
+    played.ask()
+    played.send()
+    with pytest.raises(errors.Overloaded):
+        played.send()
+    played.go()
+    played.confirm_all()
+    assert [played.send() for _ in range(3)]
+    with pytest.raises(errors.Overloaded):
+        played.ask()
+
+
+def test_bytes_that_wait_are_bounded_and_those_that_have_gone_out_do_not_count(played, monkeypatch):
+    monkeypatch.setattr(speaker_module, "MAX_WAITING_BYTES", 1000)
+    monkeypatch.setattr(core, "WINDOW_MESSAGES", 2)
+    for _ in range(3):
+        played.send("x" * 300)
+    for say in (played.send, played.ask):
+        with pytest.raises(errors.Overloaded, match=r"\(900 bytes waiting to go out\)"):
+            say("x" * 101)
+    played.send("x" * 60)
+    played.ask("x" * 40)
+    with pytest.raises(errors.Overloaded, match=r"1,000 bytes waiting"):
+        played.send("x")
+    played.send("")
+    assert len(played.go()) == 2
+    assert played.speaker._waiting_bytes == 400
+    played.send("x" * 600)
+    with pytest.raises(errors.Overloaded):
+        played.send("x")
+    for _ in range(3):
+        played.confirm_all()
+        played.go()
+    assert played.speaker._waiting_bytes == 0
+
+
+def test_messages_and_requests_go_out_in_the_order_in_which_they_were_said(played):
+    for number in range(3):
+        played.send(f"a{number}")
+    played.ask("b")
+    played.send("c0")
+    played.send("c1", to="carol")
+    played.ask("d", group=True)
+    played.send("c2", to="carol")
+    assert played.go() == ["d", "a0", "a1", "a2", "b", "c0", "c1", "c2"]  # those to groups have a queue of their own
+    said = played.driver.transmitted
+    place = {type(one): number for number, one in enumerate(said)}
+    assert place[protocol.Await] < place[protocol.Sends]  # the answer must not come before it is awaited
+    assert [len(one.msg_ids) for one in said if isinstance(one, protocol.Sends)] == [5, 2]
+
+
+def test_the_window_cuts_the_order_nowhere(played, monkeypatch):
+    monkeypatch.setattr(core, "WINDOW_MESSAGES", 3)
+    monkeypatch.setattr(speaker_module, "MAX_AWAITED", 2)
+    names = [f"{'ask' if number % 2 else 'send'}{number}" for number in range(14)]
+    for name in names:
+        (played.ask if name.startswith("ask") else played.send)(name)
+    went: list[str] = []
+    while part := played.go():
+        assert len(part) <= 3
+        went += part
+        played.confirm_all()
+    # The third that awaits an answer has to wait for one, and all behind it keep their places.
+    assert went == names[:5]
+    for msg_id in list(played.speaker._asked)[:7]:
+        ticket = core.Ticket("lease", 1, f"answer{msg_id[:6]}", msg_id)
+        incoming = core.Incoming(ticket, ticket.msg_id, "s", "bob", None, 0, "", 0, msg_id, 0.0, -1, None, b"")
+        played.speaker.deal([core.Hand(incoming)])
+        while part := played.go():
+            went += part
+            played.confirm_all()
+    assert went == names
+    assert not (played.speaker._waiting or played.speaker._unsent or played.speaker._dropped)
+
+
+def test_a_request_that_is_cancelled_before_it_went_out_is_never_said(played, monkeypatch):
+    monkeypatch.setattr(core, "WINDOW_MESSAGES", 1)
+    played.send("first")
+    early = played.ask("early")
+    assert early.cancel()  # while it lies where it was put down
+    late = played.ask("late")
+    played.ask("kept")
+    played.send("last")
+    went = played.go()
+    assert late.cancel()  # while it stands among others
+    for _ in range(4):
+        played.confirm_all()
+        went += played.go()
+        assert not any(isinstance(one, protocol.Unawait) for one in played.driver.transmitted)
+    assert went == ["first", "kept", "last"]
+    assert (played.speaker._waiting_bytes, played.speaker._awaited) == (0, 1)
+    assert not (played.speaker._waiting or played.speaker._unsent or played.speaker._dropped)
+
+
+def test_nor_is_one_to_a_group(played, monkeypatch):
+    monkeypatch.setattr(core, "WINDOW_MESSAGES", 1)
+    out, dropped = played.ask("out", group=True), played.ask("dropped", group=True)
+    played.ask("kept", group=True)
+    assert played.go() == ["out"]
+    assert dropped.cancel()
+    assert played.go() == [] == played.driver.transmitted
+    assert out.cancel()
+    assert played.go() == ["kept"]
+    withdrawn = [one for one in played.driver.transmitted if isinstance(one, protocol.Withdraw)]
+    assert withdrawn == [protocol.Withdraw((out.msg_id,))]
+    assert played.speaker._waiting_bytes == 0
+
+
+def test_one_that_is_cancelled_at_the_head_of_a_full_window_holds_nobody_up(played, monkeypatch):
+    monkeypatch.setattr(core, "WINDOW_MESSAGES", 1)
+    monkeypatch.setattr(speaker_module, "MAX_AWAITED", 1)
+    first, second = played.ask("first"), played.ask("second")
+    played.send("third")
+    assert played.go() == ["first"]
+    played.confirm_all()
+    assert played.go() == []  # no more answers may be awaited
+    second.cancel()
+    assert played.go() == ["third"]
+    assert first.cancel()
+    played.go()
+    assert played.speaker._awaited == 0
+
+
+def test_the_end_takes_what_lies_there_along(played):
+    futures = [played.send("put"), played.ask("put")]
+    played.go()
+    futures += [played.send("later"), played.ask("later"), played.ask("later", group=True)]
+    played.speaker.ended(errors.NotConnected("over"))
+    for future in futures:
+        with pytest.raises(errors.NotConnected, match="over"):
+            future.result(0)
+    for say in (played.send, played.ask):
+        with pytest.raises(errors.NotConnected, match="over"):
+            say("x")
+    assert settled_here(played.speaker)

@@ -41,3 +41,13 @@ def test_a_core_goes_by_the_memory_that_it_is_given_though_it_is_empty() -> None
     assert "m1" in ids
     core.ClientCore(core.Persona(role=Role.PROGRAM), "1").taken(core.Ticket("lease", 1, "m2", None))
     assert "m2" not in ids  # a core that is given none has its own
+
+
+def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taken, "REMEMBERED", 3)
+    ids = TakenIds()
+    assert ids.isdisjoint(("a", "b")) and ids.isdisjoint(())
+    ids.add_all(("a", "b"))
+    assert not ids.isdisjoint(("x", "b")) and ids.isdisjoint(("x", "y"))
+    ids.add_all(("c", "b", "d", "e"))
+    assert [msg_id in ids for msg_id in "abcde"] == [False, False, True, True, True]

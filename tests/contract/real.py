@@ -21,6 +21,7 @@ from zmqbus.client.link import Link
 from zmqbus.client.taken import TakenIds
 from zmqbus.process import process_of
 from zmqbus.protocol import Role, Scope
+from zmqbus.record import Record, decode_record
 from zmqbus.settings import Settings
 
 #: What takes longer than this does not happen, on two cores that many share.
@@ -302,6 +303,10 @@ class RealWorld(World):
         if carrier.pointer is None:
             return carrier.body
         return readback.read(self.settings.paths.log, carrier.pointer).body
+
+    def journal(self) -> list[Record]:
+        with open(self.settings.paths.log, "rb") as log:
+            return [decode_record(line) for line in log if not line.startswith(b'{"kind":"segment"')]
 
     def close(self) -> None:
         """Everybody leaves; the broker is the data directory's business."""

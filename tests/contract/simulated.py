@@ -9,6 +9,7 @@ from tests.contract.worlds import Carrier, Member, World
 from zmqbus import codec, protocol
 from zmqbus.client import core
 from zmqbus.client.taken import TakenIds
+from zmqbus.record import Record, decode_record
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
 
@@ -121,3 +122,6 @@ class SimWorld(World):
 
     def whole(self, carrier: Carrier) -> bytes:
         return self.net.body(carrier)
+
+    def journal(self) -> list[Record]:
+        return list(map(decode_record, self.net.journal))

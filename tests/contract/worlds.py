@@ -32,6 +32,7 @@ from zmqbus.client import core
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Format, Role, Scope, State
+from zmqbus.record import Record
 
 #: What became of a message in few words: a state or the code of a refusal; of one to many (delivered, queued), and
 #: behind these the names of those who go without.
@@ -398,3 +399,7 @@ class World(ABC):
     @abstractmethod
     def whole(self, carrier: Carrier) -> bytes:
         """The body of a message, wherever it is."""
+
+    @abstractmethod
+    def journal(self) -> list[Record]:
+        """All that the log holds."""

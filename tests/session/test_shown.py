@@ -145,6 +145,19 @@ def test_commands_and_listener_see_what_the_others_showed(data: str) -> None:
     assert len(listener) == 3
 
 
+def test_many_that_are_asked_for_at_once_are_looked_up_where_others_add(
+    data: str, trace: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, command = keeper(data, trace), helper(data)
+    listener.open()
+    assert listener.isdisjoint(ids(3))
+    command.add("message00002")
+    assert not listener.isdisjoint(ids(3)) and listener.isdisjoint(["message00007"])
+    monkeypatch.setattr(listener, "_look", full_disk)
+    assert not listener.isdisjoint(ids(3))  # what is known is known
+    assert len(trace) == 1
+
+
 def test_the_file_of_another_session_counts_as_not_there(data: str) -> None:
     before = keeper(data, session="another")
     before.add("message00001")

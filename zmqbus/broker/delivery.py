@@ -5,6 +5,9 @@ remembered, so that a sender that repeats itself hears the same again. To one re
 `delivered` when the consumer of the mailbox has acknowledged it, `queued` as soon as the store has committed it. To
 many it is a TALLY, when each has done one or the other, which takes a second at most.
 
+Messages that were accepted as a run (`window.Run`) are open under one object, and go out and are acknowledged as one,
+as long as all that happens to them is that. What has to be told, stored or looked at for one of them takes it apart.
+
 *Due* are those answers that wait for the commit. It comes at the end of the wake, and takes all of them along; if the
 disk refuses it, what was accepted in this very wake is taken back and refused, and the rest waits for another commit:
 nobody has been told anything that is not so.

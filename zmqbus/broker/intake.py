@@ -3,6 +3,9 @@
 Between being staged here and the journal's answer a message is nowhere else, so nothing has to be undone if the journal
 cannot be written: the senders are refused, and that is all.
 
+A run (SENDS) is staged, journaled and passed on as one if there is nothing at all to be said against any message in it.
+Otherwise each is taken by itself, as if it had come so: that one is refused and another not, is for `send` to find out.
+
 A sender that was not answered says a message again, perhaps to another broker than the first time. If it was accepted
 then (the journal knows, and only for such a message it is asked), it is for whoever it was for: a prefix may fit
 somebody else by now, and another member of a group be the least loaded. Nor are limits a reason to refuse it now.

@@ -23,6 +23,9 @@ reach this consumer that way only if nothing is under way to it on the other: th
 So every consumer sees one order, that of its mailbox, at the price of one integer; a broadcast that finds a busy
 consumer takes the DEALER for that one, and only for that one.
 
+What comes as a run (SENDS) enters the window as a run, as far as credit goes, and leaves it as it is acknowledged; the
+rest, and all that is put into the store, is one item for each message (`window`). Nothing here depends on which it is.
+
 Acknowledgements are cumulative for the DEALER, which is one ordered stream, and name each broadcast, which a PUB may
 drop. A message leaves the window only behind all those before it. When the consumer goes, the window falls back into
 the backlog, and the next consumer gets it from the start.

@@ -3,8 +3,9 @@
 A message in a mailbox is an `Item`. But a sender that says much says it in runs (SENDS), and as long as nothing tells
 the messages of a run apart, one object stands for all of them: it is journaled, sent and acknowledged as a whole, and
 costs a message a tenth of what an item of its own does. Whatever concerns one of them (it is stored, its sender is told
-that it waits, it is said again) takes the run *apart*, once and for good: then each has its `Item`. The first ones of a
-run can be taken off it; the rest remains one.
+that it waits) takes the run *apart*, once and for good: then each has its `Item`. The first ones of a run can be taken
+off it; the rest remains one. And if one is said again, over a new connection, all receipts go there: the connection
+that said the run is no more, and its sender repeats whatever it has heard nothing of.
 
 So a run is not in the store, and nobody has been told anything of it. It has gone by the DEALER, or it was published:
 then each of its receivers has a run of its own, and they share what each message to many has, its `Tally`.
@@ -297,9 +298,9 @@ class Window:
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that any of them points into."""
         pieces = self._pieces
-        return min(
-            (one.pointers[0][0] if isinstance(one, Run) else one.entry.pointer[0] for one in pieces), default=None
-        )
+        # The journal only grows: of a run, the first is in the oldest.
+        found = (one.pointers[0] if isinstance(one, Run) else one.entry.pointer for one in pieces)
+        return min((pointer[0] for pointer in found), default=None)
 
     def bcasts(self) -> Iterator[int]:
         """The numbers of those that were published."""

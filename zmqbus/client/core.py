@@ -10,7 +10,8 @@ The machine of a connection:
        └────down───────┴────────────────────┘            any ──DISPLACED, DISCONNECTED, HELLO refused──▶ CLOSED
 
 *Out.* A message is kept until its sender has been told what became of it, and sent again with every HELLO; its id makes
-that harmless. HELLO and what waits go in one wire message, so a command that says one thing needs one round trip.
+that harmless. Neighbours that are alike are said as one (`gathering`), and again each by itself. HELLO and what waits
+go in one wire message, so a command that says one thing needs one round trip.
 
 *In.* Messages are handed out in the mailbox's order, which `Inbound` makes of the two ways on which they come; the
 application says which it has taken, and the broker is told, once for many. The ids of what was taken are remembered

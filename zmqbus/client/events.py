@@ -114,7 +114,7 @@ class HandRun(NamedTuple):
         scope, target = int(protocol.Scope.SESSION), ""
         if isinstance(run, protocol.Broadcasts):
             scope, target = run.scope, run.target
-        for number, msg_id, body in zip(count(self.number), run.msg_ids, run.bodies):  # noqa: B905: one has no end
+        for number, msg_id, body in zip(count(self.number), run.msg_ids, run.bodies, strict=False):
             yield Incoming(
                 Ticket(self.lease, number, msg_id, None),
                 msg_id,

@@ -8,6 +8,7 @@ the SUB, which may drop it, and is told apart by its number. `Inbound` makes one
 rules of section 8.2 of `docs/protocol.md`:
 
     DELIVER                      ──▶ handed out; held if something before it is, or is not here yet
+    DELIVERS                     ──▶ likewise, each; in one piece if that goes for all of them
     DELIVER of a broadcast       ──▶ handed out at once: it was published, and is sent again since that copy was lost
     BROADCAST                    ──▶ handed out; held while anything is asked for
     a gap, or a BEAT that owes   ──▶ REFILL
@@ -22,7 +23,8 @@ Held broadcasts come before held DELIVERs, whichever came first. For the broker 
 a DELIVER under way: whatever is published comes before those.
 
 *Acknowledging.* Each message is handed out under a ticket number, one up from the one before, and the application says
-which it has taken (`settle`), in whatever order. The acknowledgement for the DEALER is cumulative, so it goes no
+which it has taken (`settle`), in whatever order. The messages of a run have numbers in a row, and are settled together
+or one by one. The acknowledgement for the DEALER is cumulative, so it goes no
 further than the first message that is not taken. Broadcasts are acknowledged each by its number, since a SUB may lose
 any. What was handed out may have to be given back (`give_back`, `recall`, a new lease): then it is the mailbox's again,
 its ticket number settles nothing any more, and if it is still owed it comes again.
@@ -142,7 +144,7 @@ class Inbound:
 
     def deliver_all(self, run: protocol.Delivers) -> None:
         """Several came over the DEALER, alike. In one piece, unless something tells them apart."""
-        if len(run.msg_ids) != len(run.bodies):
+        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):
             return  # no broker says that
         if (
             self._hand_run is None
@@ -274,6 +276,8 @@ class Inbound:
         if number != self._first:
             self._taken_numbers.update(range(number, number + messages))
             return
+        if self._taken_numbers:
+            self._taken_numbers.difference_update(range(number, number + messages))  # settled twice
         self.ack_due = True
         self._settle_first(messages)
         while self._first in self._taken_numbers:
@@ -303,7 +307,7 @@ class Inbound:
 
 def _delivers(run: protocol.Delivers) -> Iterator[protocol.Deliver]:
     """Each by itself."""
-    for seq, msg_id, body in zip(count(run.seq), run.msg_ids, run.bodies):  # noqa: B905: one has no end
+    for seq, msg_id, body in zip(count(run.seq), run.msg_ids, run.bodies, strict=False):
         yield protocol.Deliver(
             seq,
             0,
@@ -325,7 +329,7 @@ def _delivers(run: protocol.Delivers) -> Iterator[protocol.Deliver]:
 
 def _broadcasts(run: protocol.Broadcasts) -> Iterator[protocol.Broadcast]:
     prev = run.prev
-    for bcast, msg_id, body in zip(count(run.bcast), run.msg_ids, run.bodies):  # noqa: B905: one has no end
+    for bcast, msg_id, body in zip(count(run.bcast), run.msg_ids, run.bodies, strict=False):
         yield protocol.Broadcast(
             run.epoch,
             bcast,

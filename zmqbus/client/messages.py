@@ -110,7 +110,7 @@ class Message:
 
     @property
     def to(self) -> str | None:
-        """ "all", "#topic", "%project", "@group"; None: to this session alone."""
+        """To whom it went: "all", "#topic", "%project", "@group"; None: to this session alone."""
         return self._about.to
 
     @property

@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zmqbus.errors import LocalError, ZmqbusError
 
@@ -70,17 +70,15 @@ class Outcome(Future[_T]):
                 watched = self._watched = self._watched or _Watched()
         return watched
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        return self._watch().condition
+    if not TYPE_CHECKING:  # to whom these are what they are in every future
 
-    @property
-    def _waiters(self) -> list[Any]:  # type: ignore[override]
-        return self._watch().waiters
+        @property
+        def _waiters(self):
+            return self._watch().waiters
 
-    @property
-    def _done_callbacks(self) -> list[Any]:
-        return self._watch().callbacks
+        @property
+        def _done_callbacks(self):
+            return self._watch().callbacks
 
     def end(self, outcome: _T | ZmqbusError) -> None:
         """Gives it its result or its error, unless it has ended."""
@@ -102,7 +100,7 @@ class Outcome(Future[_T]):
                     else:
                         waiter.add_result(self)
                 watched.condition.notify_all()
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # of Future
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # of Future, and not in its stub
 
     def cancel(self) -> bool:
         """Gives it up, if it has not ended. What was sent is sent."""

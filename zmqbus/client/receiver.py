@@ -7,6 +7,10 @@ A message is *taken* when the program has it in hand: `next_message` returns it 
 itself, says so; only then its sender hears `delivered`. What was not taken is the mailbox's, whatever has been
 received: a lost connection takes it back, and it comes again.
 
+What comes in one piece stays in one piece here (`_Batch`), with a mark how far it is taken. If the mailbox takes it
+back, the messages up to the mark, as far as the core has not been told of them, are `unsure`: they will come again, and
+are acknowledged then without being handed out. Where the program acknowledges, no runs come.
+
 Where the program acknowledges (`manual`), a message stays owed while it is worked on. Should it come again meanwhile,
 over another connection, it is the same message: it is not handed out twice, and the acknowledgement that is due goes
 with the newer ticket.
@@ -141,17 +145,19 @@ class Receiver:
                 return of_incoming(self._given.popleft(), self._log_path)
             first = self._inbox[0]
             # Taken in one with that: should the mailbox take it back at this instant, it comes again, and is known.
+            taken: Message | core.Incoming
             if isinstance(first, _Batch):
-                message = self._next_of(first)
+                taken = self._next_of(first)
             else:
+                taken = first
                 self._inbox.popleft()
                 (self._tickets if self._manual else self._taken)[first.msg_id] = first.ticket
             last = not self._inbox
         if not self._manual:
             self._soon(at_once=last)
-        if isinstance(first, _Batch):
-            return message
-        return of_incoming(first, self._log_path, self._done if self._manual else None)
+        if isinstance(taken, Message):
+            return taken
+        return of_incoming(taken, self._log_path, self._done if self._manual else None)
 
     def _next_of(self, batch: _Batch) -> Message:
         """The next message of those that stand first in the inbox, and have come in one piece."""

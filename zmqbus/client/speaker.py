@@ -91,6 +91,7 @@ class Speaker:
         # What was put down, and is not in the tables yet: its own lock is never held for long.
         self._put_lock = threading.Lock()
         self._put: list[protocol.Send | _Put] = []
+        self._put_asked = 0  # requests among it; messages are in `_sent` at once
         self._put_bytes = 0
         # Room that was found and not used up. To reckon it anew with each message would cost as much as to put it down.
         self._room = 0
@@ -185,6 +186,7 @@ class Speaker:
         with self._put_lock:
             self._find_room(len(puts), size_bytes)
             self._put += puts
+            self._put_asked += len(puts)
             self._put_bytes += size_bytes
         self._driver.say()
         return [put.reply for put in puts]
@@ -332,7 +334,7 @@ class Speaker:
         self._room = self._room_bytes = 0
         if self._over is not None:
             raise self._over
-        outstanding = len(self._sent) + len(self._asked) + len(self._put)
+        outstanding = len(self._sent) + len(self._asked) + self._put_asked
         waiting_bytes = self._waiting_bytes + self._put_bytes
         room = MAX_OUTSTANDING - outstanding - messages
         room_bytes = MAX_WAITING_BYTES - waiting_bytes - size_bytes
@@ -348,7 +350,7 @@ class Speaker:
         with self._put_lock:
             puts, self._put = self._put, []
             self._waiting_bytes += self._put_bytes
-            self._put_bytes = 0
+            self._put_asked = self._put_bytes = 0
         for put in puts:
             if isinstance(put, protocol.Send):
                 self._waiting.append(put)
