@@ -73,6 +73,10 @@ class Outcome(Future[_T]):
     if not TYPE_CHECKING:  # to whom these are what they are in every future
 
         @property
+        def _condition(self):
+            return self._watch().condition
+
+        @property
         def _waiters(self):
             return self._watch().waiters
 
