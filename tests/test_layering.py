@@ -18,6 +18,7 @@ PACKAGE = ROOT / "zmqbus"
 
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
+    "checksum": 0,
     "errors": 0,
     "frames": 1,
     "wakeup": 1,
@@ -67,6 +68,7 @@ HOT = (
     "process",
     "settings",
     "security",
+    "checksum",
     "record",
     "readback",
     "journal",
