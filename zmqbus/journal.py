@@ -112,7 +112,7 @@ class Journal:
     def append(
         self, lines: Sequence[bytes | Spelled], *, oldest_needed: int | Callable[[], int | None] | None = None
     ) -> list[Pointer]:
-        """Writes these lines (of `encode_record` or `spelled_line`) and returns where each of them is; all of them or none.
+        """Writes these lines (of `encode_record` or `spelled_line`) and returns where each is; all of them or none.
 
         `oldest_needed` is the lowest serial that unread mail points to, None where there is no such mail; or a function
         that finds it out, which is called only when a rotation is about to delete a segment.
@@ -139,7 +139,7 @@ class Journal:
         offset = self._size
         for line in lines:
             length = len(line)
-            crc = zlib.crc32(line) if line.__class__ is bytes else line.crc  # type: ignore[arg-type, union-attr]
+            crc = zlib.crc32(line) if line.__class__ is bytes else line.crc  # type: ignore[union-attr]
             pointers.append(Pointer(self._serial, offset, length, crc))
             offset += length + 1
         self._size = offset

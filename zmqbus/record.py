@@ -199,16 +199,16 @@ class Spelled:
 
 
 def spelled_line(record: Record, spelled: bytes, crc: int) -> Spelled:
-    """The line of a record whose body, left empty here, somebody else has spelled with `spell`, and whose zlib.crc32
-    that one has told. If it is not, the line is damaged, and no other is. `check_spelled` says whether it may be used."""
+    """The line of a record whose body, left empty here, somebody else has spelled with `spell`, and told its zlib.crc32.
+    If that is not it, the line is damaged, and no other is. `check_spelled` says whether it may be used."""
     opening = b'"text":"' if record.fmt == "text" else f'"fmt":"{record.fmt}","text":"","data":"'.encode()
     return Spelled(_before(record, opening), spelled, crc)
 
 
 def check_spelled(fmt: BodyFormat, spelled: bytes) -> None:
-    """Raises `InvalidPayload` for what somebody has spelled if, between its quotes, it could be more than one string, or
-    end the line. Other faults (an escape that there is not, a raw control character) make it a string that cannot be
-    read: the message has a body that is damaged, which is its sender's own."""
+    """Raises `InvalidPayload` for what somebody has spelled if, between its quotes, it could be more than one string,
+    or end the line. Other faults (an escape that there is not, a raw control character) make it a string that cannot
+    be read: the message has a body that is damaged, which is its sender's own."""
     if b"\n" in spelled:
         raise _not_spelled("a line end")
     if fmt != "text":
@@ -247,7 +247,9 @@ def _check_string(spelled: bytes) -> None:
 
 
 def _not_spelled(what: str) -> InvalidPayload:
-    return InvalidPayload(f"what a program has put down for the log holds {what}; send it again, or update that program")
+    return InvalidPayload(
+        f"what was put down for the log holds {what}; send it again, or update the program that sends"
+    )
 
 
 def _text(body: bytes) -> str:
@@ -320,7 +322,7 @@ def _decode_large(line: bytes) -> Record | None:
     head = decode_head(line[:HEAD_BYTES])
     if head is None or not line.endswith(b'"}'):
         return None
-    *fields, fmt, at = head
+    at, fmt = head.body_at, head.fmt
     end = len(line) - 2
     if fmt != "text":
         data = memoryview(line)[at:end]
@@ -329,7 +331,7 @@ def _decode_large(line: bytes) -> Record | None:
         from binascii import a2b_base64
 
         try:
-            return Record(*fields, fmt, a2b_base64(data))
+            return Record(*head[:9], fmt, a2b_base64(data))
         except ValueError:
             return None
     body: bytes | None = line[at:end]
@@ -342,7 +344,7 @@ def _decode_large(line: bytes) -> Record | None:
             body.decode()
         except UnicodeDecodeError:
             return None
-    return None if body is None else Record(*fields, fmt, body)
+    return None if body is None else Record(*head[:9], fmt, body)
 
 
 def _unescaped(text: bytes) -> bytes | None:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from zmqbus import protocol
-from zmqbus.client import core
+from zmqbus.client import bodies, core
 from zmqbus.client.driver import Driver, closed
 from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, of_incoming
@@ -41,7 +41,7 @@ class Receiver:
 
     def __init__(self, link: Link, log_path: str, *, manual: bool) -> None:
         self._driver = Driver(link, self)
-        self._log_path = log_path
+        self._log = bodies.Log(log_path)
         self._manual = manual
         self._arrived = threading.Condition()
         # These belong to the condition's lock.
@@ -74,6 +74,7 @@ class Receiver:
     def close(self) -> None:
         """Ends the connection; whoever waits for a message hears `NotConnected`."""
         self._driver.close()
+        self._log.close()
 
     def forget(self, timeout_s: float) -> int | None:
         """Leaves for good: the name is free, and what has not been taken is given up. Waits up to `timeout_s` for the
@@ -116,7 +117,7 @@ class Receiver:
             last = not self._inbox
         if not self._manual:
             self._soon(at_once=last)
-        return of_incoming(incoming, self._log_path, self._done if self._manual else None)
+        return of_incoming(incoming, self._log, self._done if self._manual else None)
 
     def _done(self, message: Message) -> None:
         self._driver.check()
