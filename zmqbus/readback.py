@@ -26,7 +26,17 @@ from itertools import groupby
 from typing import NamedTuple
 
 from zmqbus.errors import Unauthorized
-from zmqbus.record import HEAD_BYTES, JournalError, Record, decode_record, glance, is_of_work, quote
+from zmqbus.record import (
+    HEAD_BYTES,
+    JournalError,
+    Record,
+    decode_head,
+    decode_large,
+    decode_record,
+    glance,
+    is_of_work,
+    quote,
+)
 from zmqbus.security import open_private
 
 #: The first line of a segment is under 100 bytes; a longer one is not ours.
@@ -171,6 +181,13 @@ class Reader:
     ) -> None:
         if not run:
             return
+        if end - start > RUN_BYTES:  # a single one
+            segment, offset, length, crc, number = run[0]
+            try:
+                results[number] = _read_large(fd, offset, length, crc) or _damaged(self._path, segment, offset)
+            except JournalError as error:
+                results[number] = error
+            return
         piece = os.pread(fd, end - start, start)
         for segment, offset, length, crc, number in run:
             line = piece[offset - start : offset - start + length]
@@ -211,6 +228,21 @@ class Reader:
         except SegmentGone:
             self._gone.add(segment)
             raise
+
+
+def _read_large(fd: int, offset: int, length: int, crc: int) -> Record | None:
+    """A single large record: what stands around its body is read apart, so that the body, where nothing in it is
+    escaped, is not copied. None if it is not what the pointer says. Raises `JournalError` as `decode_record`."""
+    start = os.pread(fd, HEAD_BYTES, offset)
+    head = decode_head(start)
+    body_at = 0 if head is None else head.body_at
+    content = os.pread(fd, length - body_at - 2, offset + body_at)
+    end = os.pread(fd, 2, offset + length - 2)
+    start = start[:body_at]
+    if body_at + len(content) + len(end) != length or zlib.crc32(end, zlib.crc32(content, zlib.crc32(start))) != crc:
+        return None
+    record = decode_large(head, content) if head is not None and end == b'"}' else None
+    return decode_record(b"".join((start, content, end))) if record is None else record
 
 
 def read(path: str, pointer: Sequence[int]) -> Record:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from codecs import escape_decode
 from collections.abc import Callable
 from functools import lru_cache
 from json.encoder import encode_basestring
@@ -58,6 +59,12 @@ _UNESCAPED = {ord(b"\\"): b"\\", ord(b'"'): b'"', ord(b"n"): b"\n", ord(b"t"): b
 #: through the whole text in another way, which takes 1 ms for a megabyte.
 MAX_LOOKS = 4_000
 _FAR_BACK = 64
+#: Escapes that are so far apart are taken one by one, at 0.3 µs each; or as many as this.
+_FAR_APART_BYTES = 512
+_FEW_ESCAPES = 64
+#: What a text is full of shows in so many pieces of it, of this size.
+_SAMPLES = 16
+_SAMPLE_BYTES = 2048
 #: A string as JSON writes it, with its quotes; letters of all scripts stay as they are, for grep.
 quote: Callable[[str], str] = encode_basestring
 
@@ -199,8 +206,8 @@ class Spelled:
 
 
 def spelled_line(record: Record, spelled: bytes, crc: int) -> Spelled:
-    """The line of a record whose body, left empty here, somebody else has spelled with `spell`, and told its zlib.crc32.
-    If that is not it, the line is damaged, and no other is. `check_spelled` says whether it may be used."""
+    """The line of a record whose body, left empty here, somebody else has spelled with `spell`, and told its crc32. If
+    that is not it, the line is damaged, and no other is. `check_spelled` says whether it may be used."""
     opening = b'"text":"' if record.fmt == "text" else f'"fmt":"{record.fmt}","text":"","data":"'.encode()
     return Spelled(_before(record, opening), spelled, crc)
 
@@ -280,7 +287,8 @@ def _between(
 def decode_record(line: bytes) -> Record:
     """The record that a line of the log holds; keys that it does not know are passed over. Raises `JournalError`."""
     if len(line) >= LARGE_BYTES:
-        large = _decode_large(line)
+        head = decode_head(line[:HEAD_BYTES])
+        large = decode_large(head, line[head.body_at : -2]) if head is not None and line.endswith(b'"}') else None
         if large is not None:
             return large
     try:
@@ -315,44 +323,40 @@ def decode_record(line: bytes) -> Record:
         raise JournalError(f"a line of the log is no message record: {error}; it was damaged") from None
 
 
-def _decode_large(line: bytes) -> Record | None:
-    """The same of a line with a large body that `encode_record` has made, without a look at each of its characters;
-    None if it is another one, or if there is anything wrong with it. (A raw control character it lets pass, which
-    `encode_record` does not make either.)"""
-    head = decode_head(line[:HEAD_BYTES])
-    if head is None or not line.endswith(b'"}'):
-        return None
-    at, fmt = head.body_at, head.fmt
-    end = len(line) - 2
-    if fmt != "text":
-        data = memoryview(line)[at:end]
-        if line.find(b'"', at) != end or line.find(b"\\", at) >= 0 or not line.isascii():
+def decode_large(head: Head, content: bytes) -> Record | None:
+    """The record that begins with `head`, and has this between the quotes of its body: all of the line, but for the
+    last two bytes. Without a parser, which would look at each character; None where it takes one, or where there is
+    anything wrong. (What is no JSON within those quotes may get through, as some text; `encode_record` makes none.)"""
+    body: bytes | None = content
+    if head.fmt != "text":
+        if b'"' in content or b"\\" in content or not content.isascii():
             return None
         from binascii import a2b_base64
 
         try:
-            return Record(*head[:9], fmt, a2b_base64(data))
+            return Record(*head[:9], head.fmt, a2b_base64(content))
         except ValueError:
             return None
-    body: bytes | None = line[at:end]
-    if line.find(b"\\", at) >= 0:
-        body = _unescaped(line[at:end])
-    elif line.find(b'"', at) != end:
+    if b"\\" in content:
+        body = _unescaped(content)
+    elif b'"' in content:
         return None
     if body is not None and not body.isascii():
         try:
             body.decode()
         except UnicodeDecodeError:
             return None
-    return None if body is None else Record(*head[:9], fmt, body)
+    return None if body is None else Record(*head[:9], "text", body)
 
 
 def _unescaped(text: bytes) -> bytes | None:
-    """What a string with few escapes stands for; None if they are many or rare, or if it is no string."""
+    """What a string of JSON stands for; None if that takes a parser, or if it is no string."""
+    if text.count(b"\\", 0, _SAMPLE_BYTES) > _SAMPLE_BYTES // _FAR_APART_BYTES:
+        return _unescaped_many(text)
     parts: list[bytes] = []
     start = 0
     quotes = text.find(b'"')  # where the next one is
-    for _ in range(MAX_LOOKS):
+    for _ in range(max(_FEW_ESCAPES, len(text) // _FAR_APART_BYTES)):
         at = text.find(b"\\", start)
         if at < 0:
             at = len(text)
@@ -379,6 +383,30 @@ def _unescaped(text: bytes) -> bytes | None:
         start = at + 2
         if quotes == at + 1:
             quotes = text.find(b'"', start)
+    return _unescaped_many(text)
+
+
+def _unescaped_many(text: bytes) -> bytes | None:
+    """The same for texts with many escapes (lines, most of the time), at a third of what a parser takes.
+
+    Python's own escapes are JSON's but for `\\u` and `\\/`, which it leaves as they are. So where a backslash is left it
+    was escaped itself, unless one of these two follows. Python may warn of them, so texts that have them here and there
+    are not tried.
+    """
+    step = len(text) // _SAMPLES + 1
+    if any(text.find(b"\\u", at, at + _SAMPLE_BYTES) >= 0 for at in range(0, len(text), step)):
+        return None
+    try:
+        plain: bytes = escape_decode(text)[0]
+    except (ValueError, Warning):
+        return None
+    at = -1
+    for _ in range(MAX_LOOKS):
+        at = plain.find(b"\\", at + 1)
+        if at < 0:
+            return plain
+        if plain[at + 1 : at + 2] in (b"u", b"/"):
+            return None
     return None
 
 

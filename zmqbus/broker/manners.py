@@ -13,6 +13,8 @@ def ref_of(envelope: protocol.Envelope) -> str:
             return "hello"
         case protocol.Send(msg_id=msg_id) | protocol.Request(msg_id=msg_id) | protocol.Answer(msg_id=msg_id):
             return msg_id
+        case protocol.Spooled(msg_id=msg_id):
+            return msg_id
         case _:
             ref = getattr(envelope, "ref", "")
             return ref if isinstance(ref, str) else ""
@@ -26,6 +28,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     Standing.MEMBER: _COMMON
     | {
         protocol.Send,
+        protocol.Spooled,
         protocol.Ack,
         protocol.Refill,
         protocol.Recalled,
@@ -40,6 +43,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     Standing.HELPER: _COMMON
     | {
         protocol.Send,
+        protocol.Spooled,
         protocol.Await,
         protocol.Unawait,
         protocol.Ack,
@@ -53,6 +57,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     Standing.GUEST: _COMMON
     | {
         protocol.Send,
+        protocol.Spooled,
         protocol.Await,
         protocol.Unawait,
         protocol.Ack,

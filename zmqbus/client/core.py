@@ -42,11 +42,13 @@ from zmqbus.client.events import (
     Renamed,
     Response,
     Retune,
+    Spool,
     Subscribe,
     TakeBack,
     Tick,
     Ticket,
     Transmit,
+    Unspool,
     Up,
     Welcomed,
     Withdrawn,
@@ -71,11 +73,13 @@ __all__ = [  # of `events`, for the users of this module
     "Renamed",
     "Response",
     "Retune",
+    "Spool",
     "Subscribe",
     "TakeBack",
     "Tick",
     "Ticket",
     "Transmit",
+    "Unspool",
     "Up",
     "Welcomed",
     "Withdrawn",
@@ -134,6 +138,8 @@ class ClientCore:
         self._unconfirmed: dict[str, protocol.Send] = {}
         self._unsaid: set[str] = set()  # those of them that were never transmitted, over no connection
         self._unconfirmed_bytes = 0
+        self.spools = False  #: whoever acts for it can put bodies down in a file (`Spool`)
+        self._spooled: set[str] = set()  # messages whose bodies are in one
         self._awaited: dict[str, None] = {}
         self._requests: dict[str, protocol.Envelope] = {}
         self._spoke_s = 0.0
@@ -157,10 +163,14 @@ class ClientCore:
     def send_all(self, sends: Iterable[protocol.Send]) -> list[Effect]:
         """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
         greeted = self._greeted
+        spools = self.spools and self._may_spool
         for send in sends:
             self._unconfirmed[send.msg_id] = send
             self._unconfirmed_bytes += len(send.body)
-            if greeted:
+            if spools and len(send.body) > protocol.SPILL_BYTES:
+                self._spooled.add(send.msg_id)
+                self._out.append(Spool(send))
+            elif greeted:
                 self._out.append(Transmit(send))
             else:
                 self._unsaid.add(send.msg_id)
@@ -213,6 +223,12 @@ class ClientCore:
     def _greeted(self) -> bool:
         """Whether what is said now comes behind a HELLO. WELCOME need not be here yet: the broker takes it in order."""
         return self.phase in (Phase.GREETING, Phase.READY)
+
+    @property
+    def _may_spool(self) -> bool:
+        """Whether the broker reads files: one of this release does, and it has to be known which one it is."""
+        welcome = self.welcome
+        return self.phase is Phase.READY and welcome is not None and welcome.release == self._version
 
     @property
     def may_send(self) -> bool:
@@ -422,6 +438,11 @@ class ClientCore:
                 ended.append(msg_id)
         if self._unsaid:
             self._unsaid.difference_update(ended)
+        if self._spooled:
+            done = self._spooled.intersection(ended)
+            if done:
+                self._spooled -= done
+                self._out.append(Unspool(tuple(done)))
         if ended:
             self._out.append(Answer(tuple(ended), outcome))
 

@@ -29,7 +29,7 @@ from zmqbus.client.taken import TakenIds
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Role
 from zmqbus.readback import Earlier
-from zmqbus.record import decode_record, encode_record
+from zmqbus.record import Spelled, decode_record, encode_record
 from zmqbus.testing.simclient import SimClient
 from zmqbus.testing.store import MemoryStore
 
@@ -227,7 +227,9 @@ class SimNet:
                 case events.Publish():
                     self._channels.append(effect)
                 case events.Append(record):
-                    self._records.append(encode_record(record))
+                    self._records.append(
+                        b"".join(record.parts) if isinstance(record, Spelled) else encode_record(record)
+                    )
                 case events.Note(text):
                     self.notes.append(text)
                 case events.Halt():
