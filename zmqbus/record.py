@@ -390,11 +390,12 @@ def _unescaped_many(text: bytes) -> bytes | None:
     """The same for texts with many escapes (lines, most of the time), at a third of what a parser takes.
 
     Python's own escapes are JSON's but for `\\u` and `\\/`, which it leaves as they are. So where a backslash is left it
-    was escaped itself, unless one of these two follows. Python may warn of them, so texts that have them here and there
+    was escaped itself, unless one of these two follows. Python may warn of them, so texts that are seen to have them
     are not tried.
     """
     step = len(text) // _SAMPLES + 1
-    if any(text.find(b"\\u", at, at + _SAMPLE_BYTES) >= 0 for at in range(0, len(text), step)):
+    samples = (text[at : at + _SAMPLE_BYTES] for at in range(0, len(text), step))
+    if any(b"\\u" in sample or b"\\/" in sample for sample in samples):
         return None
     try:
         plain: bytes = escape_decode(text)[0]
