@@ -389,9 +389,9 @@ def _unescaped(text: bytes) -> bytes | None:
 def _unescaped_many(text: bytes) -> bytes | None:
     """The same for texts with many escapes (lines, most of the time), at a third of what a parser takes.
 
-    Python's own escapes are JSON's but for `\\u` and `\\/`, which it leaves as they are. So where a backslash is left it
-    was escaped itself, unless one of these two follows. Python may warn of them, so texts that are seen to have them
-    are not tried.
+    Python's own escapes are JSON's but for `\\u` and `\\/`, which it leaves as they are. So where a backslash is left
+    it was escaped itself, unless one of these two follows. Python may warn of them, so texts that are seen to have
+    them are not tried.
     """
     step = len(text) // _SAMPLES + 1
     samples = (text[at : at + _SAMPLE_BYTES] for at in range(0, len(text), step))

@@ -167,7 +167,7 @@ class ClientCore:
         for send in sends:
             self._unconfirmed[send.msg_id] = send
             self._unconfirmed_bytes += len(send.body)
-            if spools and len(send.body) > protocol.SPILL_BYTES:
+            if spools and len(send.body) > protocol.SPILL_BYTES and not send.again:
                 self._spooled.add(send.msg_id)
                 self._out.append(Spool(send))
             elif greeted:

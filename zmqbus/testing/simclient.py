@@ -56,7 +56,7 @@ class SimClient:
     @property
     def bodies(self) -> list[bytes]:
         """Bodies handed out and not taken."""
-        return [message.body for message in self.handed]
+        return [self.net.body(message) for message in self.handed]
 
     # --- the application
 
