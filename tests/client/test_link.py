@@ -443,6 +443,7 @@ def test_each_welcome_has_a_file_of_its_own(link, settings, start_broker, launch
     until(lambda: broker.heard, link, broker)
     (second,) = broker.heard
     spool = Path(settings.paths.spool)
+    assert first.file != second.file
     assert {one.name for one in spool.iterdir()} == {first.file, second.file}
     broker.say(protocol.Receipt(0, "b", "pay", 0, (first.msg_id, second.msg_id)))
     until(lambda: not link.core.unconfirmed, link, broker)
