@@ -323,11 +323,10 @@ def decode_record(line: bytes) -> Record:
         raise JournalError(f"a line of the log is no message record: {error}; it was damaged") from None
 
 
-def decode_large(head: Head, content: bytes) -> Record | None:
+def decode_large(head: Head, content: bytes | bytearray) -> Record | None:
     """The record that begins with `head`, and has this between the quotes of its body: all of the line, but for the
     last two bytes. Without a parser, which would look at each character; None where it takes one, or where there is
     anything wrong. (What is no JSON within those quotes may get through, as some text; `encode_record` makes none.)"""
-    body: bytes | None = content
     if head.fmt != "text":
         if b'"' in content or b"\\" in content or not content.isascii():
             return None
@@ -337,10 +336,13 @@ def decode_large(head: Head, content: bytes) -> Record | None:
             return Record(*head[:9], head.fmt, a2b_base64(content))
         except ValueError:
             return None
+    body: bytes | None
     if b"\\" in content:
         body = _unescaped(content)
     elif b'"' in content:
         return None
+    else:
+        body = bytes(content)
     if body is not None and not body.isascii():
         try:
             body.decode()
@@ -349,11 +351,11 @@ def decode_large(head: Head, content: bytes) -> Record | None:
     return None if body is None else Record(*head[:9], "text", body)
 
 
-def _unescaped(text: bytes) -> bytes | None:
+def _unescaped(text: bytes | bytearray) -> bytes | None:
     """What a string of JSON stands for; None if that takes a parser, or if it is no string."""
     if text.count(b"\\", 0, _SAMPLE_BYTES) > _SAMPLE_BYTES // _FAR_APART_BYTES:
         return _unescaped_many(text)
-    parts: list[bytes] = []
+    parts: list[bytes | bytearray] = []
     start = 0
     quotes = text.find(b'"')  # where the next one is
     for _ in range(max(_FEW_ESCAPES, len(text) // _FAR_APART_BYTES)):
@@ -386,7 +388,7 @@ def _unescaped(text: bytes) -> bytes | None:
     return _unescaped_many(text)
 
 
-def _unescaped_many(text: bytes) -> bytes | None:
+def _unescaped_many(text: bytes | bytearray) -> bytes | None:
     """The same for texts with many escapes (lines, most of the time), at a third of what a parser takes.
 
     Python's own escapes are JSON's but for `\\u` and `\\/`, which it leaves as they are. So where a backslash is left
