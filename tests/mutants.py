@@ -40,6 +40,9 @@ RECEIVER = "tests/client/test_receiver.py"
 SPEAKER = "tests/client/test_speaker.py"
 GATHERING = "tests/client/test_gathering.py"
 PROTOCOL = "tests/test_protocol.py"
+SPOOLED = (
+    "tests/broker/test_intake.py tests/broker/test_spooled.py tests/client/test_spool.py tests/client/test_link.py"
+)
 
 
 class Mutant(NamedTuple):
@@ -53,6 +56,42 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
+    # --- bodies in files
+    Mutant(
+        "what was put down goes into the log unseen",
+        "broker/intake.py",
+        "            check_spelled(record.fmt, piece)\n",
+        "",
+        SPOOLED,
+    ),
+    Mutant(
+        "a piece is overwritten before the fate of its message is known",
+        "client/spool.py",
+        "        self._pieces[send.msg_id] = offset, length\n",
+        "",
+        SPOOLED,
+    ),
+    Mutant(
+        "the file of one connection is used for the next",
+        "client/link.py",
+        "                    self._spool.renew()\n",
+        "                    pass\n",
+        SPOOLED,
+    ),
+    Mutant(
+        "any number of large bodies is read for one message",
+        "broker/spooled.py",
+        "        if self.read_bytes >= WAKE_BYTES:\n",
+        "        if self.read_bytes < 0:\n",
+        SPOOLED,
+    ),
+    Mutant(
+        "what may be an earlier message is put down as a new one",
+        "client/core.py",
+        " and not send.again\n",
+        "\n",
+        CLIENT,
+    ),
     # --- nothing is told too early
     Mutant(
         "queued is told before the commit",

@@ -23,7 +23,7 @@ from zmqbus import journal
 from zmqbus.errors import BrokerUnavailable, Unauthorized
 from zmqbus.journal import Journal, JournalFull
 from zmqbus.readback import Pointer, find, read, segments
-from zmqbus.record import JournalError, encode_record
+from zmqbus.record import JournalError, encode_record, spell, spelled_line
 
 
 @pytest.fixture
@@ -71,6 +71,28 @@ class TestWriting:
         assert pointers[3] == Pointer(1, pointers[2].offset + len(lines[2]) + 1, len(lines[3]), zlib.crc32(lines[3]))
         assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600
         assert log.recovered is None
+
+    @pytest.mark.parametrize("others", [0, 3, 600])
+    @pytest.mark.parametrize("size_bytes", [100, 70_000, 1_000_000])
+    def test_lines_whose_bodies_others_have_spelled(self, log, path, size_bytes, others):
+        """Among others, and however much there is: they are where their pointers say, under their checksums."""
+        record = RECORD._replace(msg_id="spelled00000", body=b'say "x"\n' * (size_bytes // 8))
+        text = spell("text", record.body, None)
+        spelled = spelled_line(record._replace(body=b""), text, zlib.crc32(text))
+        plain = [line(msg_id, f"text {msg_id}") for msg_id in ids(others)]
+        pointers = log.append([*plain[:2], spelled, *plain[2:], spelled])
+        assert len(pointers) == others + 2
+        assert [read(path, pointer).body for pointer in (pointers[min(2, others)], pointers[-1])] == [record.body] * 2
+        assert [read(path, pointer).msg_id for pointer in pointers].count("spelled00000") == 2
+        assert Path(path).read_bytes().count(b"\n") == others + 3
+
+    def test_a_wrong_checksum_costs_the_one_line(self, log, path):
+        text = spell("text", b"x" * 70_000, None)
+        spelled = spelled_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
+        before, bad, behind = log.append([line("one111111111"), spelled, line("two222222222")])
+        assert [read(path, one).msg_id for one in (before, behind)] == ["one111111111", "two222222222"]
+        with pytest.raises(JournalError, match="damaged"):
+            read(path, bad)
 
     def test_nothing_is_written_for_nothing(self, log, path):
         before = os.path.getsize(path)

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "zmqbus"
 
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
+    "checksum": 0,
     "digest": 0,
     "tuples": 0,
     "errors": 0,
@@ -70,6 +71,7 @@ HOT = (
     "process",
     "settings",
     "security",
+    "checksum",
     "record",
     "readback",
     "journal",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from unittest.mock import patch
 
 import pytest
@@ -17,11 +19,14 @@ from zmqbus.record import (
     LARGE_BYTES,
     JournalError,
     Records,
+    check_spelled,
     decode_record,
     encode_all,
     encode_record,
     glance,
     is_of_work,
+    spell,
+    spelled_line,
 )
 
 
@@ -270,3 +275,126 @@ class TestRuns:
             body=b"x",
         )
         assert second == first._replace(msg_id="message0002", body=b"y")
+
+
+#: Large enough to be made and read in the way of large ones.
+LONG = "x" * record_module.LARGE_BYTES
+#: What goes between the quotes of a string: all that is escaped, and what is easily mistaken for it.
+_WHOLE = ['"', "\\", "\\\\", '\\"', "\\n", "\\t", "\\/", "\\b", "\\u0041", "\\u00e9", "\\ud800", "\\u12", "\\uzzzz"]
+_SINGLE = ["a", "\n", "\x00", "\x1f", "ß", "\x85", "\u2028", "u", "n"]
+SPELLINGS = st.lists(st.sampled_from([*_WHOLE, *_SINGLE]), max_size=12).map("".join)
+
+
+class TestLargeLines:
+    @given(RECORDS, st.none() | MSG_IDS, KNOTS | SPELLINGS)
+    @example(RECORD._replace(fmt="bytes", body=b""), "aaaaaaaa", "")
+    def test_are_read_as_they_were_made(self, record, reply_to, knot):
+        for fmt, body in (("text", (knot + LONG + knot).encode()), ("bytes", knot.encode() + bytes(range(256)) * 20)):
+            made = record._replace(fmt=fmt, body=body, reply_to=reply_to)
+            decoded = decode_record(encode_record(made))
+            assert decoded._replace(ts=0) == made._replace(ts=0)
+
+    @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")  # of what is no JSON
+    @given(SPELLINGS, st.booleans())
+    @example("\\", False)
+    @example('"', False)
+    @example('","x":"', False)
+    @example('"}{"', False)
+    def test_are_read_as_the_parser_reads_them_or_not_at_all(self, piece, behind):
+        """Whatever stands there. Raw control characters are let through, and nothing is made of them."""
+        text = LONG + piece if behind else piece + LONG
+        start, _, rest = encode_record(RECORD._replace(body=b"@")).partition(b"@")
+        made = start + text.encode() + rest
+        try:
+            with patch.object(record_module, "LARGE_BYTES", 10**9):
+                slow = decode_record(made).body
+        except JournalError:
+            slow = None
+        try:
+            fast = decode_record(made).body
+        except JournalError:
+            fast = None
+        if slow is None and fast is not None:
+            assert any(character < 32 for character in made)
+        else:
+            assert fast == slow
+
+    def test_many_escapes_and_rare_ones_take_the_long_way(self):
+        for text in ('"\n' * record_module.MAX_LOOKS, f"\x01\b{LONG}", f"\U0001f389{LONG}\\"):
+            made = RECORD._replace(body=text.encode() + LONG.encode())
+            assert decode_record(encode_record(made)).body == made.body
+
+    @pytest.mark.parametrize("data", [b"not base64!", b"QUJD\xff", b'QU"JD', b"QQ"])
+    def test_base64_that_is_none(self, data):
+        start, _, _ = encode_record(RECORD._replace(fmt="bytes", body=b"AAAA")).partition(b"QUFBQQ==")
+        made = start + data + b"QUJD" * 2000 + b'"}'
+        try:
+            with patch.object(record_module, "LARGE_BYTES", 10**9):
+                slow = decode_record(made).body
+        except JournalError:
+            with pytest.raises(JournalError):
+                decode_record(made)
+        else:
+            assert decode_record(made).body == slow
+
+
+class TestSpelledElsewhere:
+    @given(RECORDS, st.none() | MSG_IDS, KNOTS)
+    def test_it_becomes_the_line_that_it_would_have_become_here(self, record, reply_to, knot):
+        body = (knot + LONG + knot).encode()
+        made = record._replace(body=body, reply_to=reply_to)
+        spelled = spell(made.fmt, made.body, reply_to)
+        check_spelled(made.fmt, spelled)
+        line = spelled_line(made._replace(body=b""), spelled, zlib.crc32(spelled))
+        whole = b"".join(line.parts)
+        assert whole == encode_record(made)
+        assert (line.crc, line.size_bytes, len(line)) == (zlib.crc32(whole), len(whole), len(whole))
+        assert line.parts[1] is spelled
+        assert repr(line) == f"<Spelled line of {len(whole):,} bytes>"
+
+    @given(SPELLINGS, st.booleans())
+    @example("\\", True)
+    @example('\\\\"', False)
+    @example('\\\\\\"', False)
+    @example('"}\n{"', False)
+    @example('\x00"\x00,', False)
+    @example("\\" * 64, True)
+    @example("\\" * 65, True)
+    @example("\\" * 65 + '"', True)
+    @example("\\" * 66 + '"', True)
+    @example('\\"' * 5000, True)
+    @example('\\"' * 5000 + '"', True)
+    def test_nothing_passes_that_could_be_taken_for_something_else(self, piece, behind):
+        """Between its quotes it is one string on one line: where the JSON around it goes on is where it ends."""
+        spelled = (LONG + piece if behind else piece + LONG).encode()
+        try:
+            check_spelled("text", spelled)
+        except InvalidPayload:
+            passes = False
+        else:
+            passes = True
+        # The judge: pairs of a backslash and anything, and what is neither quote nor backslash.
+        is_one = re.fullmatch(rb'(?:[^"\\\n]|\\[^\n])*', spelled, re.DOTALL) is not None
+        assert not passes or is_one
+        try:
+            json.loads('"' + spelled.decode() + '"')
+        except ValueError:
+            return
+        assert passes
+
+    @pytest.mark.parametrize("fmt", ["text", "bytes", "msgpack"])
+    @pytest.mark.parametrize("bad", [b"\n", b'"', b"\\", b"\xff", b'a","text":"b'])
+    def test_what_is_refused(self, fmt, bad):
+        with pytest.raises(InvalidPayload):
+            check_spelled(fmt, LONG.encode() + bad)
+
+    def test_bytes_are_spelled_in_base64(self):
+        assert spell("bytes", b"\xff\0", "abc123de") == b"/wA="
+        check_spelled("bytes", b"/wA=")
+        check_spelled("msgpack", b"")
+
+    def test_an_id_that_is_quoted_behind_many_equals_signs_is_hidden(self):
+        text = "a=b " * (record_module.MAX_LOOKS + 1) + "msg=abc123de re=abc123df"
+        spelled = spell("text", text.encode(), None)
+        assert b"abc123de" not in spelled and b"abc123df" not in spelled
+        assert json.loads(b'"' + spelled + b'"') == text

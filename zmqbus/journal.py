@@ -46,7 +46,7 @@ from zmqbus.readback import (
     serial_of,
     survey,
 )
-from zmqbus.record import JournalError, second_of
+from zmqbus.record import JournalError, Spelled, second_of
 from zmqbus.security import open_private, secure_dir
 
 #: A file of this size still opens in an editor, and is read by grep in 20 ms.
@@ -58,6 +58,8 @@ KEEP_SEGMENTS = 5
 JOIN_BYTES = 256 * 1024
 #: Buffers in one `writev` (IOV_MAX of Linux and macOS).
 MAX_BUFFERS = 1024
+#: Those of a line that is `Spelled`, with its newline.
+_MOST_PARTS = 4
 
 #: macOS's fsync leaves the data in the disk's own cache; this is the call that does not. Elsewhere, fsync is.
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
@@ -108,9 +110,9 @@ class Journal:
         return self._serial
 
     def append(
-        self, lines: Sequence[bytes], *, oldest_needed: int | Callable[[], int | None] | None = None
+        self, lines: Sequence[bytes | Spelled], *, oldest_needed: int | Callable[[], int | None] | None = None
     ) -> list[Pointer]:
-        """Writes these lines (of `encode_record`) and returns where each of them is; all of them or none.
+        """Writes these lines (of `encode_record` or `spelled_line`) and returns where each is; all of them or none.
 
         `oldest_needed` is the lowest serial that unread mail points to, None where there is no such mail; or a function
         that finds it out, which is called only when a rotation is about to delete a segment.
@@ -137,7 +139,8 @@ class Journal:
         offset = self._size
         for line in lines:
             length = len(line)
-            pointers.append(Pointer(self._serial, offset, length, zlib.crc32(line)))
+            crc = zlib.crc32(line) if line.__class__ is bytes else line.crc  # type: ignore[union-attr]
+            pointers.append(Pointer(self._serial, offset, length, crc))
             offset += length + 1
         self._size = offset
         self._unsynced.add(self._serial)
@@ -320,13 +323,16 @@ class Journal:
                     # Too much is kept, which is no reason to refuse mail. The next rotation tries again.
                     pass
 
-    def _write(self, lines: Sequence[bytes], total_bytes: int) -> None:
+    def _write(self, lines: Sequence[bytes | Spelled], total_bytes: int) -> None:
         """One write for all, where the kernel takes it in one. On failure, the file has its old size again."""
-        buffers: list[bytes]
-        if total_bytes > JOIN_BYTES and 2 * len(lines) <= MAX_BUFFERS:
-            buffers = [part for line in lines for part in (line, b"\n")]
+        buffers: list[bytes] = []
+        if total_bytes > JOIN_BYTES and _MOST_PARTS * len(lines) <= MAX_BUFFERS:
+            for line in lines:
+                buffers += (*line.parts, b"\n") if isinstance(line, Spelled) else (line, b"\n")
         else:
-            buffers = [b"\n".join((*lines, b""))]
+            if Spelled in set(map(type, lines)):
+                lines = [b"".join(line.parts) if isinstance(line, Spelled) else line for line in lines]
+            buffers.append(b"\n".join((*lines, b"")))  # type: ignore[arg-type]  # none of them is spelled here
         try:
             written = os.writev(self._fd, buffers)
             if written < total_bytes:

@@ -56,6 +56,10 @@ MAX_RUN = 256
 MAX_BATCH_BYTES = 1024 * 1024
 #: Longest string in an envelope: a path (4,096 on Linux) with room to spare.
 MAX_STRING_BYTES = 8 * 1024
+#: Longest body that is put down in a file (SPOOLED), as it is spelled there: the broker reads it at once.
+MAX_SPELLED_BYTES = 16 * 1024 * 1024
+#: How large such a file may be: what a client may have unconfirmed, and as much again for escapes and gaps.
+MAX_SPOOL_BYTES = 48 * 1024 * 1024
 #: Sessions in one SESSIONS envelope; longer lists are paged, so that no reply is large.
 LIST_PAGE = 200
 
@@ -309,6 +313,25 @@ class Forget(NamedTuple):
     token: str
 
 
+class Spooled(NamedTuple):
+    """SEND, with its body in a file: `size_bytes` of it, spelled as in the journal, are `length` bytes from `offset` on
+    in the sender's `file`, and have this checksum. Never said again: that is SEND.
+
+    Only to a broker of one's own release, as WELCOME tells it.
+    """
+
+    msg_id: str
+    scope: int
+    target: str
+    fmt: int
+    reply_to: str | None
+    size_bytes: int
+    file: str
+    offset: int
+    length: int
+    crc: int
+
+
 # --- broker → client --------------------------------------------------------------------------------------------
 
 
@@ -559,6 +582,7 @@ Envelope: TypeAlias = (
     | Unawait
     | Forget
     | Sends
+    | Spooled
     | Welcome
     | Refused
     | Expired
@@ -605,6 +629,7 @@ VERBS: dict[int, type[Any]] = {
     19: Unawait,
     20: Forget,
     21: Sends,
+    22: Spooled,
     32: Welcome,
     33: Refused,
     34: Expired,

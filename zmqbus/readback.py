@@ -25,7 +25,17 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from zmqbus.errors import Unauthorized
-from zmqbus.record import HEAD_BYTES, JournalError, Record, decode_record, glance, is_of_work, quote
+from zmqbus.record import (
+    HEAD_BYTES,
+    JournalError,
+    Record,
+    decode_head,
+    decode_large,
+    decode_record,
+    glance,
+    is_of_work,
+    quote,
+)
 from zmqbus.security import open_private
 from zmqbus.tuples import NamedTuple
 
@@ -42,6 +52,8 @@ MAX_OPEN_SEGMENTS = 16
 GAP_BYTES = 4096
 #: So much is fetched together at most, but for a single record that is larger.
 RUN_BYTES = 256 * 1024
+#: So large a buffer a `Reader` keeps from one large record to the next.
+BUFFER_BYTES = 4 * 1024 * 1024
 
 META_START = b'{"kind":"segment","segment":'
 _META = re.compile(META_START + rb'([1-9][0-9]{0,17}),"format":1,"created":"[0-9TZ:.-]{1,40}"\}\n')
@@ -74,6 +86,7 @@ class Reader:
         self._path = path
         self._max_open = max_open
         self._closed = False
+        self._buffer = bytearray()
         #: Serial -> descriptor; what was used last stands last.
         self._fds: dict[int, int] = {}
         #: What was not to be found in the directory as it was at `_changed_ns`. A mailbox may hold many messages whose
@@ -171,6 +184,16 @@ class Reader:
     ) -> None:
         if not run:
             return
+        if end - start > RUN_BYTES:  # a single one
+            segment, offset, length, crc, number = run[0]
+            try:
+                found = _read_large(fd, offset, length, crc, self._buffer)
+                results[number] = found or _damaged(self._path, segment, offset)
+            except JournalError as error:
+                results[number] = error
+            if len(self._buffer) > BUFFER_BYTES:
+                self._buffer = bytearray()
+            return
         piece = os.pread(fd, end - start, start)
         for segment, offset, length, crc, number in run:
             line = piece[offset - start : offset - start + length]
@@ -211,6 +234,30 @@ class Reader:
         except SegmentGone:
             self._gone.add(segment)
             raise
+
+
+def _read_large(fd: int, offset: int, length: int, crc: int, buffer: bytearray) -> Record | None:
+    """A single large record: what stands around its body is read apart, and the body into `buffer`, which is given the
+    length that it needs. None if it is not what the pointer says. Raises `JournalError` as `decode_record`.
+
+    The buffer is there again for the next one: a megabyte that comes fresh from the system costs more page faults than
+    its copy.
+    """
+    start = os.pread(fd, HEAD_BYTES, offset)
+    head = decode_head(start)
+    body_at = 0 if head is None else head.body_at
+    size_bytes = length - body_at - 2
+    if len(buffer) < size_bytes:
+        buffer.extend(bytes(size_bytes - len(buffer)))
+    else:
+        del buffer[size_bytes:]
+    whole = os.preadv(fd, [buffer], offset + body_at) == size_bytes
+    end = os.pread(fd, 2, offset + length - 2)
+    start = start[:body_at]
+    if not whole or len(end) < 2 or zlib.crc32(end, zlib.crc32(buffer, zlib.crc32(start))) != crc:
+        return None
+    record = decode_large(head, buffer) if head is not None and end == b'"}' else None
+    return decode_record(b"".join((start, buffer, end))) if record is None else record
 
 
 def read(path: str, pointer: Sequence[int]) -> Record:

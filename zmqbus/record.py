@@ -15,6 +15,10 @@ between whom a message went, however long it is. It reads them one after the oth
 therefore not deceived by a name or a text that looks like a field.
 
 A record is made on the broker's hot path: 1 µs for a line of text, where `json.dumps` of a dict takes 6.
+
+*A large body is spelled where there is time.* Escaping a megabyte takes longer than writing it. So a sender may do that
+(`spell`), and the broker puts what it was given between its own fields (`spelled_line`), when it has made sure that it
+is one string (`check_spelled`): which takes a look for three characters.
 """
 
 from __future__ import annotations
@@ -22,11 +26,14 @@ from __future__ import annotations
 import json
 import re
 import time
+from codecs import escape_decode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any, Literal
+from zlib import crc32
 
+from zmqbus.checksum import combine
 from zmqbus.errors import BrokerUnavailable, InvalidPayload
 from zmqbus.tuples import NamedTuple
 
@@ -49,6 +56,18 @@ _COMMON_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"
 _RARE_CONTROLS = tuple(bytes((code,)) for code in range(32) if code not in b"\n\t\r")
 #: All that is not written as it is.
 _NOT_PLAIN = (b'"', b"\\", b"\t", b"\r", *_RARE_CONTROLS)
+#: How they are read. What is not here is rare, but for the `u` of ids that are hidden.
+_UNESCAPED = {ord(b"\\"): b"\\", ord(b'"'): b'"', ord(b"n"): b"\n", ord(b"t"): b"\t", ord(b"r"): b"\r", ord(b"/"): b"/"}
+#: So many occurrences of a character are looked at one by one, at 0.15 µs each; if there are more, whoever looks goes
+#: through the whole text in another way, which takes 1 ms for a megabyte.
+MAX_LOOKS = 4_000
+_FAR_BACK = 64
+#: Escapes that are so far apart are taken one by one, at 0.3 µs each; or as many as this.
+_FAR_APART_BYTES = 512
+_FEW_ESCAPES = 64
+#: What a text is full of shows in so many pieces of it, of this size.
+_SAMPLES = 16
+_SAMPLE_BYTES = 2048
 #: A string as JSON writes it, with its quotes; letters of all scripts stay as they are, for grep.
 quote: Callable[[str], str] = encode_basestring
 
@@ -93,12 +112,14 @@ class Records(NamedTuple):
             yield Record(self.ts, msg_id, *self[2:8], None, "text", body)
 
 
-def encode_all(records: Iterable[Record | Records]) -> list[bytes]:
+def encode_all(records: Iterable[Record | Records | Spelled]) -> list[bytes | Spelled]:
     """Lines of the log, one for each message."""
-    lines: list[bytes] = []
+    lines: list[bytes | Spelled] = []
     for record in records:
         if isinstance(record, Records):
             lines += _encode_alike(record)
+        elif isinstance(record, Spelled):
+            lines.append(record)
         else:
             lines.append(encode_record(record))
     return lines
@@ -152,7 +173,17 @@ def encode_record(record: Record) -> bytes:
 def _encode_large(record: Record) -> bytes:
     """The same of a large text, in a quarter of the time: `bytes.replace` and `in` look for single characters with the
     processor's vector instructions, and the text is copied as seldom as can be."""
-    ts, msg_id, _, _, _, _, _, _, reply_to, _, body = record
+    return b"".join((_before(record, b'"text":"'), spell(record.fmt, record.body, record.reply_to), b'"}'))
+
+
+def spell(fmt: BodyFormat, body: bytes, reply_to: str | None) -> bytes:
+    """A large body as it stands in its line, between the quotes; `reply_to` is what its message answers. A sender may
+    make it, and have it put into the line as it is (`spelled_line`). Raises `InvalidPayload` for a text that is not
+    UTF-8."""
+    if fmt != "text":
+        from binascii import b2a_base64  # not on everybody's path
+
+        return b2a_base64(body, newline=False)  # of which no part can be taken for an id that is quoted
     ascii_only = body.isascii()
     if not ascii_only:
         _text(body)
@@ -163,25 +194,121 @@ def _encode_large(record: Record) -> bytes:
         for character, escape in _COMMON_ESCAPES:
             if character in quoted:
                 quoted = quoted.replace(character, escape)
-    answers = "" if reply_to is None else f'"reply_to":{quote(reply_to)},'
-    head = f'{_between(*record[2:8])}{answers}"text":"'
-    if not ascii_only or not head.isascii():
+    if not ascii_only:
+        for line_end, escaped in _LINE_ENDS:
+            quoted = quoted.replace(line_end.encode(), escaped.encode())
+    if reply_to is not None and _ID.fullmatch(reply_to):
+        hidden = _hidden(reply_to).encode()
+        while reply_to.encode() in quoted:
+            quoted = quoted.replace(reply_to.encode(), hidden)
+    return _hide_quoted(quoted)
+
+
+def _before(record: Record, opening: bytes) -> bytes:
+    """The line up to its body, which follows upon `opening`."""
+    answers = "" if record.reply_to is None else f'"reply_to":{quote(record.reply_to)},'
+    head = f"{_between(*record[2:8])}{answers}"
+    if not head.isascii():
         for line_end, escaped in _LINE_ENDS:
             head = head.replace(line_end, escaped)
-            quoted = quoted.replace(line_end.encode(), escaped.encode())
-    start = _start(ts, msg_id).encode()
-    line = b"".join((start, head.encode(), quoted, b'"}'))
-    if reply_to is not None and _ID.fullmatch(reply_to):
-        rest = line[len(start) :]  # its own id it may show
-        while reply_to.encode() in rest:
-            rest = rest.replace(reply_to.encode(), _hidden(reply_to).encode())
-        line = start + rest
-    if b"=" in line and (b"msg=" in line or b"re=" in line):
-        whole = line.decode()
-        for _, pattern in _QUOTED_IDS:
-            whole = pattern.sub(_hide, whole)
-        line = whole.encode()
-    return line
+    if record.reply_to is not None and _ID.fullmatch(record.reply_to):
+        hidden = _hidden(record.reply_to)
+        while record.reply_to in head:
+            head = head.replace(record.reply_to, hidden)
+    return b"".join((_start(record.ts, record.msg_id).encode(), _hide_quoted(head.encode()), opening))
+
+
+def _hide_quoted(text: bytes) -> bytes:
+    """Without the ids in it that follow upon `msg=` or `re=`."""
+    if not _may_quote(text):
+        return text
+    whole = text.decode()
+    for _, pattern in _QUOTED_IDS:
+        whole = pattern.sub(_hide, whole)
+    return whole.encode()
+
+
+def _may_quote(text: bytes) -> bool:
+    """Whether there is a `msg=` or `re=` in it. To look for a single character takes a sixtieth of the time."""
+    at = -1
+    for _ in range(MAX_LOOKS):
+        at = text.find(b"=", at + 1)
+        if at < 0:
+            return False
+        if text.endswith((b"msg", b"re"), 0, at):
+            return True
+    return b"msg=" in text or b"re=" in text
+
+
+class Spelled:
+    """A line whose body is not copied into it before it is written: three parts, and the checksum of the whole."""
+
+    __slots__ = ("crc", "parts", "size_bytes")
+
+    def __init__(self, head: bytes, body: bytes, body_crc: int) -> None:
+        self.parts = head, body, b'"}'
+        self.size_bytes = len(head) + len(body) + 2
+        self.crc = crc32(b'"}', combine(crc32(head), body_crc, len(body)))
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    def __repr__(self) -> str:
+        return f"<Spelled line of {self.size_bytes:,} bytes>"
+
+
+def spelled_line(record: Record, spelled: bytes, crc: int) -> Spelled:
+    """The line of a record whose body, left empty here, somebody else has spelled with `spell`, and told its crc32. If
+    that is not it, the line is damaged, and no other is. `check_spelled` says whether it may be used."""
+    opening = b'"text":"' if record.fmt == "text" else f'"fmt":"{record.fmt}","text":"","data":"'.encode()
+    return Spelled(_before(record, opening), spelled, crc)
+
+
+def check_spelled(fmt: BodyFormat, spelled: bytes) -> None:
+    """Raises `InvalidPayload` for what somebody has spelled if, between its quotes, it could be more than one string,
+    or end the line. Other faults (an escape that there is not, a raw control character) make it a string that cannot
+    be read: the message has a body that is damaged, which is its sender's own."""
+    if b"\n" in spelled:
+        raise _not_spelled("a line end")
+    if fmt != "text":
+        if b'"' in spelled or b"\\" in spelled or not spelled.isascii():
+            raise _not_spelled("what is no base64")
+        return
+    if not spelled.isascii():
+        try:
+            spelled.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidPayload(f"the text is not UTF-8 ({error.reason}); send it as bytes") from None
+    if spelled.endswith(b"\\") and not _is_plain(spelled, len(spelled)):
+        _check_string(spelled)
+    at = -1
+    for _ in range(MAX_LOOKS):
+        at = spelled.find(b'"', at + 1)
+        if at < 0:
+            return
+        if spelled[at - 1 : at] != b"\\" or not _is_plain(spelled, at - 1):
+            break
+    _check_string(spelled)
+
+
+def _is_plain(text: bytes, end: int) -> bool:
+    """Whether the character that would stand at `end` does not follow upon the beginning of an escape. Looked at up to
+    some characters back, and otherwise denied."""
+    backslashes = len(text[max(0, end - _FAR_BACK) : end]) - len(text[max(0, end - _FAR_BACK) : end].rstrip(b"\\"))
+    return backslashes < _FAR_BACK and backslashes % 2 == 0
+
+
+def _check_string(spelled: bytes) -> None:
+    try:
+        json.loads(f'"{spelled.decode()}"')  # not the bytes, which might be taken for UTF-16
+    except (ValueError, RecursionError):
+        raise _not_spelled("what is no string") from None
+
+
+def _not_spelled(what: str) -> InvalidPayload:
+    return InvalidPayload(
+        f"what was put down for the log holds {what}; send it again, or update the program that sends"
+    )
 
 
 def _text(body: bytes) -> str:
@@ -211,6 +338,11 @@ def _between(
 
 def decode_record(line: bytes) -> Record:
     """The record that a line of the log holds; keys that it does not know are passed over. Raises `JournalError`."""
+    if len(line) >= LARGE_BYTES:
+        head = decode_head(line[:HEAD_BYTES])
+        large = decode_large(head, line[head.body_at : -2]) if head is not None and line.endswith(b'"}') else None
+        if large is not None:
+            return large
     try:
         fields = json.loads(line.decode())
         if type(fields) is not dict:
@@ -241,6 +373,96 @@ def decode_record(line: bytes) -> Record:
         raise JournalError(f"a line of the log is no message record: it has no {error}; it was damaged") from None
     except (ValueError, RecursionError) as error:  # ValueError: of json, Unicode, base64 and our own
         raise JournalError(f"a line of the log is no message record: {error}; it was damaged") from None
+
+
+def decode_large(head: Head, content: bytes | bytearray) -> Record | None:
+    """The record that begins with `head`, and has this between the quotes of its body: all of the line, but for the
+    last two bytes. Without a parser, which would look at each character; None where it takes one, or where there is
+    anything wrong. (What is no JSON within those quotes may get through, as some text; `encode_record` makes none.)"""
+    if head.fmt != "text":
+        if b'"' in content or b"\\" in content or not content.isascii():
+            return None
+        from binascii import a2b_base64
+
+        try:
+            return Record(*head[:9], head.fmt, a2b_base64(content))
+        except ValueError:
+            return None
+    body: bytes | None
+    if b"\\" in content:
+        body = _unescaped(content)
+    elif b'"' in content:
+        return None
+    else:
+        body = bytes(content)
+    if body is not None and not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            return None
+    return None if body is None else Record(*head[:9], "text", body)
+
+
+def _unescaped(text: bytes | bytearray) -> bytes | None:
+    """What a string of JSON stands for; None if that takes a parser, or if it is no string."""
+    if text.count(b"\\", 0, _SAMPLE_BYTES) > _SAMPLE_BYTES // _FAR_APART_BYTES:
+        return _unescaped_many(text)
+    parts: list[bytes | bytearray] = []
+    start = 0
+    quotes = text.find(b'"')  # where the next one is
+    for _ in range(max(_FEW_ESCAPES, len(text) // _FAR_APART_BYTES)):
+        at = text.find(b"\\", start)
+        if at < 0:
+            at = len(text)
+        if 0 <= quotes < at:
+            return None  # it is not escaped
+        parts.append(text[start:at])
+        if at == len(text):
+            return b"".join(parts)
+        escaped = text[at + 1 : at + 2]
+        if escaped == b"u":
+            digits = text[at + 2 : at + 6]
+            if len(digits) < 4 or not digits.isalnum():
+                return None
+            try:
+                parts.append(chr(int(digits, 16)).encode())
+            except ValueError:  # no digits, or half a character
+                return None
+            start = at + 6
+            continue
+        meant = _UNESCAPED.get(escaped[0]) if escaped else None
+        if meant is None:
+            return None
+        parts.append(meant)
+        start = at + 2
+        if quotes == at + 1:
+            quotes = text.find(b'"', start)
+    return _unescaped_many(text)
+
+
+def _unescaped_many(text: bytes | bytearray) -> bytes | None:
+    """The same for texts with many escapes (lines, most of the time), at a third of what a parser takes.
+
+    Python's own escapes are JSON's but for `\\u` and `\\/`, which it leaves as they are. So where a backslash is left
+    it was escaped itself, unless one of these two follows. Python may warn of them, so texts that are seen to have
+    them are not tried.
+    """
+    step = len(text) // _SAMPLES + 1
+    samples = (text[at : at + _SAMPLE_BYTES] for at in range(0, len(text), step))
+    if any(b"\\u" in sample or b"\\/" in sample for sample in samples):
+        return None
+    try:
+        plain: bytes = escape_decode(text)[0]
+    except (ValueError, Warning):
+        return None
+    at = -1
+    for _ in range(MAX_LOOKS):
+        at = plain.find(b"\\", at + 1)
+        if at < 0:
+            return plain
+        if plain[at + 1 : at + 2] in (b"u", b"/"):
+            return None
+    return None
 
 
 def is_of_work(head: bytes) -> bool:

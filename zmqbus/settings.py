@@ -81,6 +81,11 @@ class Paths(NamedTuple):
         """What the broker has to say about itself."""
         return os.path.join(self.data_dir, "broker.log")
 
+    @property
+    def spool(self) -> str:
+        """Directory of the files in which programs put large bodies down for the broker."""
+        return os.path.join(self.data_dir, "spool")
+
     def pid_file(self, port: int) -> str:
         """The pid, as text, of the broker that serves `port`."""
         return os.path.join(self.data_dir, f"server.{port}.pid")

@@ -63,6 +63,7 @@ class Bus(Mishaps):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(mailbox, "CREDIT_MESSAGES", CREDIT)
         self.patch.setattr(mailbox, "MAX_MESSAGES", MAILBOX)
+        self.prepare()
         self.net = SimNet()
         self.processes: dict[str, SimClient] = {}
         self.sent: dict[str, Sent] = {}
@@ -71,6 +72,9 @@ class Bus(Mishaps):
         self.taken: dict[str, list[Incoming]] = {name: [] for name in NAMES}
         for name in NAMES[:2]:
             self.start(name)
+
+    def prepare(self) -> None:
+        """What one kind of bus has otherwise than the others."""
 
     def start(self, name: str) -> None:
         topics = (TOPIC,) if name in FOLLOWERS else ()
@@ -99,7 +103,7 @@ class Bus(Mishaps):
             sent = self.sent[message.msg_id]
             assert name in sent.perhaps, f"{name} got what was not for it: {message}"
             assert message.msg_id not in {before.msg_id for before in self.taken[name]}, f"{name} took twice: {message}"
-            assert message.body == str(sent.order).encode()
+            assert self.net.body(message) == str(sent.order).encode()
             self.taken[name].append(message)
 
     # --- wires
@@ -337,7 +341,20 @@ class Topics(Bus):
         self.send(sender, TOPIC, Scope.TOPIC, count)
 
 
+class Files(Bus):
+    """All bodies are put down in files, which may be lost."""
+
+    def prepare(self) -> None:
+        self.patch.setattr(protocol, "SPILL_BYTES", 0)
+
+    @rule()
+    def lose_the_files(self) -> None:
+        self.net.spool.clear()
+
+
 TestBus = pytest.mark.slow(Bus.TestCase)
 TestBus.settings = RUN
 TestTopics = pytest.mark.slow(Topics.TestCase)
 TestTopics.settings = RUN
+TestFiles = pytest.mark.slow(Files.TestCase)
+TestFiles.settings = RUN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import zmq
 
 from zmqbus import codec, protocol, security
 from zmqbus.broker import indexer
+from zmqbus.broker import server as server_module
+from zmqbus.broker import spooled as spooled_module
 from zmqbus.broker.log import Log
 from zmqbus.broker.server import DRAIN_MESSAGES, Server
-from zmqbus.errors import PortHeld
+from zmqbus.errors import PortHeld, Unauthorized
+from zmqbus.readback import read
 from zmqbus.search.index import Index
 from zmqbus.settings import Settings, load
 
@@ -325,3 +329,112 @@ def test_an_index_that_cannot_be_written_is_said_once_and_stops_nothing(served, 
     assert isinstance(_speak(served, peer, "bbbbbbbbbbbb", "x" * 2000), protocol.Tally)
     assert len(said) == 1
     assert "search.sqlite is not a file" in said[0]
+
+
+class TestSpooled:
+    """Large bodies that are put down in files."""
+
+    BODY = b"x" * 70_000
+
+    def put_down(self, served: Served, name: str, pieces: int = 1) -> Path:
+        path = Path(served.settings.paths.spool, name)
+        path.write_bytes(self.BODY * pieces)
+        path.chmod(0o600)
+        return path
+
+    def spooled(self, number: int, name: str, target: str = "bob") -> protocol.Spooled:
+        size = len(self.BODY)
+        crc = zlib.crc32(self.BODY)
+        return protocol.Spooled(f"message{number:05}", 0, target, 0, None, size, name, number * size, size, crc)
+
+    def test_they_end_up_in_the_log_and_their_receiver_is_told_where(self, served):
+        alice, bob = served.enter(2, "alice"), served.enter(1, "bob")
+        self.put_down(served, "a" * 32, pieces=2)
+        alice.send_multipart(codec.encode([self.spooled(0, "a" * 32)]))
+        alice.send_multipart(codec.encode([self.spooled(1, "a" * 32)]))
+        delivered: list[Any] = []
+        while len(delivered) < 2:
+            delivered += served.hear(bob)
+        for number, one in enumerate(delivered):
+            assert (one.msg_id, one.body) == (f"message{number:05}", b"")
+            assert read(served.settings.paths.log, one.pointer).body == self.BODY
+
+    def test_a_file_is_removed_when_its_connection_has_ended(self, served):
+        alice, watcher = served.enter(2, "alice"), served.enter()
+        served.enter(1, "bob")
+        path = self.put_down(served, "a" * 32)
+        alice.send_multipart(codec.encode([self.spooled(0, "a" * 32), protocol.Bye()]))
+        for _ in range(DEADLINE_MS // 10):
+            served.turn(10)
+            watcher.send_multipart(codec.encode([protocol.Status("s")]))  # or there might be nothing to wake up for
+            if not path.exists():
+                break
+        assert not path.exists()
+        with pytest.raises(zmq.Again):
+            alice.recv_multipart(zmq.NOBLOCK)
+
+    def test_and_when_it_was_the_last_one(self, served):
+        alice = served.enter(3, "alice")
+        path = self.put_down(served, "a" * 32)
+        refused = self.spooled(0, "a" * 32, target="alice2")
+        alice.send_multipart(codec.encode([refused]))
+        assert served.hear(alice)[0].code == "unknown_peer"
+        assert served.server._spools.is_empty  # it was not even opened
+        served.enter(1, "bob")
+        alice.send_multipart(codec.encode([self.spooled(0, "a" * 32)._replace(msg_id="message99999")]))
+        while served.server._spools.is_empty:
+            served.turn(5)
+        for peer in served.peers:
+            peer.send_multipart(codec.encode([protocol.Bye()]))
+        for _ in range(DEADLINE_MS // 10):
+            served.turn(10)
+            if not path.exists():
+                break
+        assert not path.exists()
+
+    def test_what_was_left_is_removed_when_a_broker_begins(self, settings):
+        spool = Path(settings.paths.spool)
+        spool.mkdir(mode=0o700, parents=True)
+        Path(settings.data_dir).chmod(0o700)
+        (spool / ("a" * 32)).write_bytes(b"left")
+        server = Server(settings, Log(settings.paths.broker_log))
+        server.open()
+        server.close()
+        assert list(spool.iterdir()) == []
+
+    def test_a_spool_that_is_open_to_others_is_refused_with_what_mends_it(self, settings):
+        spool = Path(settings.paths.spool)
+        spool.mkdir(mode=0o700, parents=True)
+        Path(settings.data_dir).chmod(0o700)
+        spool.chmod(0o750)
+        server = Server(settings, Log(settings.paths.broker_log))
+        with pytest.raises(Unauthorized, match="chmod 700"):
+            server.open()
+        server.close()
+
+    def test_a_wake_reads_so_much_and_leaves_the_rest_for_the_next(self, served, monkeypatch):
+        monkeypatch.setattr(spooled_module, "WAKE_BYTES", 100_000)
+        monkeypatch.setattr(server_module, "WAKE_BYTES", 100_000)
+        alice, bob = served.enter(2, "alice"), served.enter(1, "bob")
+        self.put_down(served, "a" * 32, pieces=10)
+        for number in range(10):
+            alice.send_multipart(codec.encode([self.spooled(number, "a" * 32)]))
+        delivered: list[Any] = []
+        while len(delivered) < 10:
+            delivered += served.hear(bob)
+            assert served.server._spools.read_bytes <= 140_000
+        assert [one.msg_id for one in delivered] == [f"message{number:05}" for number in range(10)]
+
+    def test_many_in_one_message_are_refused_from_there_on(self, served, monkeypatch):
+        """An honest client sends each by itself."""
+        monkeypatch.setattr(spooled_module, "WAKE_BYTES", 100_000)
+        alice = served.enter(2, "alice")
+        served.enter(1, "bob")
+        self.put_down(served, "a" * 32, pieces=10)
+        alice.send_multipart(codec.encode([self.spooled(number, "a" * 32) for number in range(10)]))
+        codes = [one.code for one in served.hear(alice) if isinstance(one, protocol.Refused)]
+        assert codes == ["rate_limited"] * 8
+
+    def test_a_codec_cuts_them_apart(self):
+        many = [self.spooled(number, "a" * 32) for number in range(3)]
+        assert [len(batch) for batch in codec.batches(many)] == [1, 1, 1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import msgpack
 import pytest
 
-from zmqbus import protocol
+from zmqbus import protocol, readback
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming, Ticket
 from zmqbus.errors import InvalidPayload, TextTooLong
@@ -63,6 +65,58 @@ def test_a_large_body_is_read_from_the_log(tmp_path):
     assert bodies.load(incoming(b"", tuple(pointer)), log) == body
     with pytest.raises(JournalError):
         bodies.load(incoming(b"", (pointer.segment, pointer.offset, pointer.length, pointer.crc ^ 1)), log)
+
+
+class TestLog:
+    """The journal of a program that reads much of it."""
+
+    @pytest.fixture
+    def written(self, tmp_path):
+        """The path of a log with three bodies, and pointers to them."""
+        tmp_path.chmod(0o700)
+        path = str(tmp_path / "messages.log")
+        journal = Journal(path)
+        record = Record(1.0, "aaaaaaaaaaaa", "message", "s", "n", None, "bob", "id", None, "text", b"")
+        pointers = journal.append([encode_record(record._replace(body=bytes([97 + n]) * 70_000)) for n in range(3)])
+        journal.close()
+        return path, [tuple(pointer) for pointer in pointers]
+
+    def test_bodies_are_read_one_after_the_other_from_files_that_stay_open(self, written, monkeypatch):
+        path, pointers = written
+        log = bodies.Log(path)
+        assert log.load(incoming(b"here")) == b"here"
+        assert log.load(incoming(b"", pointers[0])) == b"a" * 70_000
+        monkeypatch.setattr(readback, "survey", lambda path: pytest.fail("it looked for the file again"))
+        assert [log.load(incoming(b"", one))[:1] for one in pointers] == [b"a", b"b", b"c"]
+        assert "segments [1] open" in repr(log)
+        log.close()
+
+    def test_when_it_is_closed_or_in_use_they_are_read_all_the_same(self, written):
+        path, pointers = written
+        log = bodies.Log(path)
+        with log._lock:
+            assert log.load(incoming(b"", pointers[1])) == b"b" * 70_000
+        log.close()
+        log.close()
+        assert log.load(incoming(b"", pointers[2])) == b"c" * 70_000
+        assert log._reader is None
+
+    def test_by_many_threads_at_once(self, written):
+        path, pointers = written
+        log = bodies.Log(path)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: log.load(incoming(b"", pointers[n % 3]))[:1], range(300)))
+        assert found == [b"a", b"b", b"c"] * 100
+        log.close()
+
+    def test_what_cannot_be_read_is_an_error_and_the_next_is_read(self, written):
+        path, pointers = written
+        log = bodies.Log(path)
+        for bad in ((*pointers[0][:3], 1), (9, *pointers[0][1:]), (1, 2, 3)):
+            with pytest.raises(JournalError):
+                log.load(incoming(b"", bad))
+        assert log.load(incoming(b"", pointers[0])) == b"a" * 70_000
+        log.close()
 
 
 # --- to look at

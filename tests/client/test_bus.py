@@ -290,6 +290,80 @@ def test_arrays_there_and_back(connect, echo, size):
     assert answer.body.tobytes() == array.tobytes()
 
 
+class TestLargeMessages:
+    """They take the way by the sender's file, in their place among the others."""
+
+    TEXTS = tuple(f"{number} " + 'a line with "quotes" and ü\n' * (number * 4_000) for number in range(12))
+
+    def test_they_arrive_whole_and_in_order(self, connect, data_dir):
+        alice, bob = connect("alice"), connect("bob")
+        receipts = [alice.send("bob", text, wait=False) for text in self.TEXTS]
+        for text in self.TEXTS:
+            message = bob.next_message(PATIENCE_S)
+            assert message is not None and message.text == text
+        assert {receipt.result(PATIENCE_S).state for receipt in receipts} == {"delivered"}
+        assert len(list((data_dir / "spool").iterdir())) == 1
+        alice.close()
+        assert list((data_dir / "spool").iterdir()) == []
+
+    @pytest.mark.slow
+    def test_whoever_leaves_at_once_has_said_them_and_nothing_is_left_behind(self, connect, data_dir):
+        bob = connect("bob")
+        with connect("alice") as alice:
+            for text in self.TEXTS:
+                alice.send("bob", text, wait=False)
+        for text in self.TEXTS:
+            message = bob.next_message(PATIENCE_S)
+            assert message is not None and message.text == text
+        until(lambda: not list((data_dir / "spool").iterdir()))
+
+    @pytest.mark.slow
+    def test_whoever_is_killed_leaves_nothing_behind(self, connect, data_dir):
+        bob = connect("bob")
+        script = (
+            "import zmqbus\n"
+            "bus = zmqbus.connect('alice')\n"
+            "while True: [bus.send('bob', 'x' * 100_000, wait=False) for _ in range(10)][-1].result()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            for _ in range(20):
+                message = bob.next_message(PATIENCE_S)
+                assert message is not None and message.text == "x" * 100_000
+            assert list((data_dir / "spool").iterdir())
+            process.kill()
+        until(lambda: not list((data_dir / "spool").iterdir()))
+
+    @pytest.mark.slow
+    def test_a_broker_that_is_killed_with_them_loses_none(self, connect, data_dir):
+        alice, bob = connect("alice"), connect("bob")
+        texts = self.TEXTS * 3
+        receipts = [alice.send("bob", text, wait=False) for text in texts]
+        kill_broker(data_dir)
+        for text in texts:
+            message = bob.next_message(PATIENCE_S)
+            assert message is not None and message.text == text
+        assert all(receipt.result(PATIENCE_S) for receipt in receipts)
+        assert alice.send("bob", texts[5]).state == "queued"  # and then by the new one, in a file of its own
+        message = bob.next_message(PATIENCE_S)
+        assert message is not None and message.text == texts[5]
+
+    def test_a_disk_that_does_not_take_them_is_no_concern_of_the_program(self, connect, monkeypatch):
+        alice, bob = connect("alice"), connect("bob")
+
+        def full(*_: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        receipt = alice.send("bob", self.TEXTS[7], wait=False)
+        message = bob.next_message(PATIENCE_S)
+        assert message is not None and message.text == self.TEXTS[7]
+        assert receipt.result(PATIENCE_S).state == "delivered"
+
+
 def test_scatter(connect, echo):
     bus = connect("alice")
     replies: list[zmqbus.Reply] = bus.scatter(["echo", "nobody", "echo"], "x")

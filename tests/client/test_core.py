@@ -209,6 +209,75 @@ def test_what_is_unanswered_is_said_again(ready, again):
     ]
 
 
+def freed(effects: list[core.Effect]) -> list[str]:
+    """Messages whose room in the file is given back. (By its class: effects that hold the same are equal.)"""
+    return [msg_id for effect in effects if isinstance(effect, core.Unspool) for msg_id in effect.msg_ids]
+
+
+class TestLargeBodies:
+    """They are put down in a file, if whoever acts for the core can do that, and the broker is of the same release."""
+
+    LARGE = b"x" * (protocol.SPILL_BYTES + 1)
+
+    @pytest.fixture
+    def spooling(self) -> Client:
+        client = Client()
+        client.core.spools = True
+        client.handle(Up())
+        client.hear(welcome(release="1.2.3"))
+        return client
+
+    def test_they_keep_their_place_among_the_others(self, spooling):
+        sends = [send(0), send(1, self.LARGE), send(2, self.LARGE[:-1]), send(3, self.LARGE)]
+        effects = spooling.core.send_all(sends)
+        assert effects == [(one,) for one in sends]
+        assert [type(one) for one in effects] == [Transmit, core.Spool, Transmit, core.Spool]
+
+    @pytest.mark.parametrize("outcome", ["receipt", "refusal", "tally"])
+    def test_their_room_is_free_when_their_fate_is_known(self, spooling, outcome):
+        spooling.core.send_all([send(0), send(1, self.LARGE)])
+        told = {
+            "receipt": protocol.Receipt(0, "b", "bob", 0, ("message0000", "message0001")),
+            "refusal": protocol.Refused("message0001", "unknown_peer", "nobody"),
+            "tally": protocol.Tally("message0001", 1, 0),
+        }[outcome]
+        effects = spooling.hear(told)
+        assert freed(effects) == ["message0001"]
+        assert freed(spooling.hear(told)) == []
+
+    def test_what_was_not_put_down_is_not_taken_up(self, spooling):
+        spooling.core.send(send(0))
+        assert freed(spooling.hear(protocol.Receipt(0, "b", "b", 0, ("message0000",)))) == []
+
+    @pytest.mark.parametrize("again", [(Down(), Up()), (Received([protocol.Expired()]),)])
+    def test_what_is_said_again_goes_along_with_its_body_and_its_room_stays_taken_until_then(self, spooling, again):
+        spooling.core.send(send(0, self.LARGE))
+        effects = [effect for event in again for effect in spooling.handle(event)]
+        assert said(effects)[1:] == [send(0, self.LARGE)._replace(again=True)]
+        assert freed(effects) == []
+        spooling.hear(welcome(release="1.2.3"))
+        assert freed(spooling.hear(protocol.Receipt(0, "b", "bob", 0, ("message0000",)))) == ["message0000"]
+
+    def test_before_it_is_known_who_the_broker_is_they_go_along(self, spooling):
+        for event in (Down(), Up()):
+            spooling.handle(event)
+        assert said(spooling.core.send(send(0, self.LARGE))) == [send(0, self.LARGE)]
+
+    def test_another_release_may_not_know_of_files(self, spooling):
+        for event in (Down(), Up()):
+            spooling.handle(event)
+        spooling.hear(welcome(release="1.2.4"))
+        assert said(spooling.core.send(send(0, self.LARGE))) == [send(0, self.LARGE)]
+
+    def test_who_says_it_again_of_his_own_accord_says_so(self, spooling):
+        again = send(0, self.LARGE)._replace(again=True)
+        assert said(spooling.core.send(again)) == [again]
+
+    def test_who_cannot_write_files_has_none_written(self, spooling):
+        spooling.core.spools = False
+        assert said(spooling.core.send(send(0, self.LARGE))) == [send(0, self.LARGE)]
+
+
 def test_each_answer_is_given_once(ready):
     for number in range(3):
         ready.core.send(send(number))

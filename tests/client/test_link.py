@@ -368,3 +368,83 @@ def test_ports_that_the_kernel_may_give_out_are_connected_to_from_another_addres
 
 def test_repr_shows_the_state(link, settings):
     assert repr(link).startswith(f"<Link to port {settings.port}: <ClientCore auth offline")
+
+
+LARGE = b"x" * (protocol.SPILL_BYTES + 1)
+
+
+def large(number: int) -> protocol.Send:
+    return protocol.Send(f"aaaaaaaaaa{number:02}", 0, "pay", 0, None, False, LARGE)
+
+
+def test_large_bodies_go_by_a_file_as_long_as_there_can_be_one(link, settings, start_broker, launched):
+    """In the order of all others; and when it is closed, nothing is left of it but what is under way."""
+    broker = start_broker()
+    link.open()
+    enter(link, broker)
+    spool = Path(settings.paths.spool)
+    link.perform(link.core.send_all([large(1), large(2)._replace(body=b"small"), large(3)]))
+    until(lambda: len(broker.heard) == 3, link, broker)
+    first, second, third = broker.heard
+    assert [type(one) for one in broker.heard] == [protocol.Spooled, protocol.Send, protocol.Spooled]
+    assert [one.name for one in spool.iterdir()] == [first.file]
+    assert (spool / first.file).read_bytes() == LARGE * 2
+    assert (first.offset, third.offset, second.body) == (0, len(LARGE), b"small")
+    broker.say(protocol.Receipt(0, "b", "pay", 0, (first.msg_id,)))
+    until(lambda: link.core.unconfirmed == 2, link, broker)
+    spool.chmod(0o755)  # whoever has a file goes on with it
+    link.perform(link.core.send(large(4)))
+    until(lambda: len(broker.heard) == 4, link, broker)
+    assert broker.heard[3].offset == 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_files_are_removed_with_the_link_unless_something_in_them_is_under_way(told, settings, start_broker, launched):
+    broker = start_broker()
+    own = Link(settings, core.ClientCore(PERSONA, "0"))
+    own.open()
+    enter(own, broker)
+    own.perform(own.core.send(large(1)))
+    until(lambda: broker.heard, own, broker)
+    (spooled,) = broker.heard
+    if told:
+        broker.say(protocol.Receipt(0, "b", "pay", 0, (spooled.msg_id,)))
+        until(lambda: not own.core.unconfirmed, own, broker)
+    own.close()
+    assert [one.name for one in Path(settings.paths.spool).iterdir()] == ([] if told else [spooled.file])
+
+
+def test_where_there_can_be_no_file_they_go_along(link, settings, start_broker, launched):
+    broker = start_broker()
+    Path(settings.paths.spool).mkdir(mode=0o755)
+    Path(settings.paths.spool).chmod(0o755)
+    link.open()
+    enter(link, broker)
+    link.perform(link.core.send(large(1)))
+    until(lambda: broker.heard, link, broker)
+    assert broker.heard == [large(1)]
+
+
+def test_each_welcome_has_a_file_of_its_own(link, settings, start_broker, launched):
+    broker = start_broker()
+    link.open()
+    enter(link, broker)
+    link.perform(link.core.send(large(1)))
+    until(lambda: broker.heard, link, broker)
+    (first,) = broker.heard
+    broker.heard.clear()
+    broker.say(protocol.Expired())
+    until(lambda: len(broker.heard) == 2, link, broker)
+    assert broker.heard[1] == large(1)._replace(again=True)
+    broker.heard.clear()
+    broker.welcome("another lease")
+    until(lambda: link.core.phase is core.Phase.READY, link, broker)
+    link.perform(link.core.send(large(2)))
+    until(lambda: broker.heard, link, broker)
+    (second,) = broker.heard
+    spool = Path(settings.paths.spool)
+    assert first.file != second.file
+    assert {one.name for one in spool.iterdir()} == {first.file, second.file}
+    broker.say(protocol.Receipt(0, "b", "pay", 0, (first.msg_id, second.msg_id)))
+    until(lambda: not link.core.unconfirmed, link, broker)
+    assert [one.name for one in spool.iterdir()] == [second.file]

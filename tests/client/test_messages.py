@@ -329,17 +329,17 @@ def test_ack_is_passed_on_or_nothing():
     ],
 )
 def test_how_a_message_was_addressed(changes, to):
-    found = of_incoming(incoming(**changes), "log")
+    found = of_incoming(incoming(**changes), bodies.Log("log"))
     assert (found.to, found.sender, found.sender_label, found.age_s) == (to, "auth", "Auth", None)
-    assert of_incoming(incoming(age_s=7), "log").age_s == 7
+    assert of_incoming(incoming(age_s=7), bodies.Log("log")).age_s == 7
 
 
 def test_a_body_that_is_not_in_the_log_any_more_is_told_to_whoever_asks_for_it(monkeypatch):
     def load(*_: object) -> bytes:
         raise record.JournalError("the segment is gone")
 
-    monkeypatch.setattr(bodies, "load", load)
-    found = of_incoming(incoming(pointer=(1, 2, 3)), "log")
+    monkeypatch.setattr(bodies.Log, "load", load)
+    found = of_incoming(incoming(pointer=(1, 2, 3)), bodies.Log("log"))
     with pytest.raises(record.JournalError, match="gone"):
         _ = found.body
 

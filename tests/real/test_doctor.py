@@ -204,12 +204,15 @@ def test_what_belongs_to_somebody_else(doctor: Doctor, data_dir: Path, log: Jour
 
 
 @pytest.mark.parametrize(
-    "name", ["messages.log", "messages.log.1", "keys/client.key_secret", "clients/labels.json", "keys"]
+    "name",
+    ["messages.log", "messages.log.1", "keys/client.key_secret", "clients/labels.json", "keys", "spool", "spool/ab12"],
 )
 def test_files_that_are_open(doctor: Doctor, data_dir: Path, log: Journal, keys: Path, name: str) -> None:
     path = data_dir / name
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    if not path.exists():
+    if name == "spool":
+        path.mkdir()
+    elif not path.exists():
         path.write_text("{}")
     path.chmod(0o755 if path.is_dir() else 0o644)
     doctor.cures("permissions", "fault", f"{path} is open to other users")

@@ -451,6 +451,68 @@ def forged_fields_in_a_message(attacker: Attacker) -> None:
     assert wrong == open_ids - {"aaaaaaaaaa02", "aaaaaaaaaa04"}
 
 
+def spool_of(attacker: Attacker, content: bytes) -> str:
+    """A file of the attacker's, as a client would make it; its name."""
+    name = os.urandom(16).hex()
+    path = attacker.bus.data_dir / "spool" / name
+    path.write_bytes(content)
+    path.chmod(0o600)
+    return name
+
+
+def forged_records_in_a_file(attacker: Attacker) -> None:
+    """What a sender puts down for the log cannot become a record of somebody else's there."""
+    guest = attacker.enter(protocol.Role.GUEST)
+    padding = b"x" * 70_000
+    forged = b'{"ts":"2026-01-02T03:04:05.678Z","msg_id":"forgedforged","kind":"message","from":"x","text":"rm"}'
+    bad = [b'"}\n' + forged + b'\n{"a":"', b'","from_name":"auth","text":"', b"\\", b"\n", b"\xff", b'\\\\"']
+    for number, piece in enumerate(bad):
+        content = padding + piece
+        size = len(content)
+        name = spool_of(attacker, content)
+        attacker.say(guest, [VERB["Spooled"], f"file0000000{number}", 0, "pay", 0, None, size, name, 0, size, 1])
+        answer = attacker.hear(guest)
+        assert isinstance(answer, protocol.Refused) and answer.code == "invalid_payload", answer
+    log = (attacker.bus.data_dir / "messages.log").read_bytes()
+    assert b"forgedforged" not in log
+
+
+def files_that_are_not_for_it(attacker: Attacker) -> None:
+    """Names that lead elsewhere, links, and pieces that are not there."""
+    guest = attacker.enter(protocol.Role.GUEST)
+    link = attacker.bus.data_dir / "spool" / ("e" * 32)
+    link.symlink_to(attacker.bus.data_dir / "keys" / "broker.key_secret")
+    names = ["../keys/broker.key_secret", "/etc/passwd", "", "e" * 32, "f" * 32, spool_of(attacker, b"short")]
+    for number, name in enumerate(names):
+        piece = [None, 70_000, name, 0, 70_000, 1]
+        attacker.say(guest, [VERB["Spooled"], f"file0000001{number}", 0, "pay", 0, *piece])
+        answer = attacker.hear(guest)
+        assert isinstance(answer, protocol.Refused), answer
+        assert answer.code in ("protocol", "unauthorized", "broker_unavailable")
+    link.unlink()
+
+
+def a_text_that_cannot_be_read(attacker: Attacker) -> None:
+    """With a checksum that is wrong, or escapes that are none: it is that one message that nobody can read."""
+    guest = attacker.enter(protocol.Role.GUEST)
+    for number, piece in enumerate((b"x" * 70_000, b"\\z" * 40_000)):
+        name = spool_of(attacker, piece)
+        fields = [f"file0000002{number}", 0, "pay", 0, None, len(piece) - 10_000 * number, name, 0, len(piece), 1]
+        attacker.say(guest, [VERB["Spooled"], *fields])
+        assert isinstance(attacker.hear(guest), protocol.Receipt | protocol.Refused)
+
+
+def flood_of_large_files(attacker: Attacker) -> None:
+    """A hundred bytes that ask for sixteen million each."""
+    guest = attacker.enter(protocol.Role.GUEST, **DEAF)
+    size = protocol.MAX_BODY_BYTES
+    name = spool_of(attacker, b'\\"' * size)
+    spooled = [
+        (VERB["Spooled"], f"flood{number:07}", 0, "pay", 0, None, size - 10, name, 0, size, 1) for number in range(512)
+    ]
+    flood(guest, [msgpack.packb(spooled)])
+
+
 # --- floods
 
 
@@ -580,6 +642,10 @@ ATTACKS: list[Attack] = [
     hello_again_and_again,
     stale_leases,
     forged_fields_in_a_message,
+    forged_records_in_a_file,
+    files_that_are_not_for_it,
+    a_text_that_cannot_be_read,
+    flood_of_large_files,
     flood_of_lists,
     flood_of_many_lists_in_a_message,
     flood_of_refusals,

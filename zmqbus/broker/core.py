@@ -64,6 +64,7 @@ from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS, ref_of
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
+from zmqbus.broker.spooled import no_spools
 from zmqbus.broker.store import Store
 from zmqbus.broker.upkeep import Upkeep
 from zmqbus.digest import compare_digest, sha256
@@ -119,8 +120,10 @@ class BrokerCore:
         sent_before: Callable[[str], Earlier | None] = lambda msg_id: None,
         owner_lives: Callable[[str], bool] = lambda owner: True,
         last_id: str = "",
+        read_spooled: Callable[[bytes, protocol.Spooled], bytes] = no_spools,
     ) -> None:
-        """`sent_before` looks a message id up in the journal, whose last one is `last_id`.
+        """`sent_before` looks a message id up in the journal, whose last one is `last_id`. `read_spooled` reads what a
+        sender has put down (SPOOLED), or raises why it cannot.
         `owner_lives` tells whether the owner that a HELLO named still runs."""
         self.epoch = epoch
         self.release = release
@@ -132,7 +135,7 @@ class BrokerCore:
         self.shell_figures: Callable[[], tuple[tuple[str, int], ...]] = tuple  #: what the shell counts
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
-        self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before, last_id)
+        self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before, last_id, read_spooled)
         self.pool = Pool(self._out, epoch, owner_lives)
         self.reading = Reading(self.registry, self.delivery, self.intake, self._out)
         self.upkeep = Upkeep(self.registry, self.delivery, self.intake, store, self._out, owner_lives)
@@ -143,6 +146,7 @@ class BrokerCore:
             protocol.Ping: self._ping,
             protocol.Send: self.intake.send,
             protocol.Sends: self.intake.send_all,
+            protocol.Spooled: self.intake.spooled,
             protocol.Await: self.intake.await_answer,
             protocol.Unawait: self.intake.unawait,
             protocol.Request: self.pool.request,

@@ -13,7 +13,7 @@ from zmqbus import protocol
 from zmqbus.broker.counts import Counts
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Pointer
-from zmqbus.record import Record, Records
+from zmqbus.record import Record, Records, Spelled
 from zmqbus.tuples import NamedTuple
 
 
@@ -110,7 +110,7 @@ class Publish(NamedTuple):
 class Append(NamedTuple):
     """Write to the journal before anything that follows becomes visible."""
 
-    record: Record | Records
+    record: Record | Records | Spelled
 
 
 class Note(NamedTuple):
@@ -141,9 +141,9 @@ class Outbox:
         """Adds an effect behind the others."""
         self._effects.append(effect)
 
-    def append(self, record: Record) -> int:
-        """Has a record written. Returns its place among those of the wake, which the journal's answer will have, too:
-        more than one part of the core writes."""
+    def append(self, record: Record | Spelled) -> int:
+        """Has a record, or a line that is made already, written. Returns its place among those of the wake, which the
+        journal's answer will have, too: more than one part of the core writes."""
         self._effects.append(Append(record))
         self.appended += 1
         return self.appended - 1

@@ -27,6 +27,7 @@ from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Registry, Session
+from zmqbus.broker.spooled import check as check_spooled
 from zmqbus.broker.store import Awaited, Entry, Store
 from zmqbus.broker.window import Common, Item, Run
 from zmqbus.errors import (
@@ -39,7 +40,7 @@ from zmqbus.errors import (
 )
 from zmqbus.protocol import Format, Pointer, Scope
 from zmqbus.readback import Earlier
-from zmqbus.record import Record, Records
+from zmqbus.record import Record, Records, Spelled, check_spelled, spelled_line
 from zmqbus.tuples import NamedTuple
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
@@ -89,6 +90,7 @@ class _Staged(NamedTuple):
     receivers: list[Session]
     full: list[Session]  # those that a broadcast is not for, having no room for it
     waiter: Connection | Expected | None
+    size_bytes: int
 
 
 class _StagedRun(NamedTuple):
@@ -137,8 +139,10 @@ class Intake:
         out: Outbox,
         sent_before: Callable[[str], Earlier | None],
         last_id: str,
+        read_spooled: Callable[[bytes, protocol.Spooled], bytes],
     ) -> None:
-        """`sent_before` looks a message up in the journal, whose last one is `last_id`."""
+        """`sent_before` looks a message up in the journal, whose last one is `last_id`. `read_spooled` reads what the
+        sender of that route has put down, or raises why it cannot."""
         self._registry = registry
         self._delivery = delivery
         self._store = store
@@ -152,6 +156,7 @@ class Intake:
         self._guest_broadcasts: dict[str, deque[float]] = {}
         self.accepted = 0  #: messages, since the start
         self._last_id = last_id
+        self._read_spooled = read_spooled
 
     def __repr__(self) -> str:
         return f"<Intake: {len(self._staged)} staged, {len(self._waits)} answers awaited>"
@@ -166,14 +171,19 @@ class Intake:
 
     # --- SEND
 
-    def send(self, now: Instant, who: Connection, send: protocol.Send) -> None:
+    def spooled(self, now: Instant, who: Connection, spooled: protocol.Spooled) -> None:
+        """As `send`, of a message whose body its sender has put down."""
+        msg_id, scope, target, fmt, reply_to, *_ = spooled
+        self.send(now, who, protocol.Send(msg_id, scope, target, fmt, reply_to, False, b""), spooled)
+
+    def send(self, now: Instant, who: Connection, send: protocol.Send, spooled: protocol.Spooled | None = None) -> None:
         """Stages a message, or refuses it. Raises `ProtocolError` if its id cannot be its own."""
         if not protocol.is_msg_id(send.msg_id):
             raise ProtocolError("a message id is 8 to 12 lower-case letters and digits")
         if self._delivery.said_before(who, send.msg_id) or self._staged_before(who, send.msg_id):
             return
         try:
-            self._stage(now, who, send)
+            self._stage(now, who, send, spooled)
         except ZmqbusError as error:
             self._delivery.refuse(who, protocol.Refused(send.msg_id, error.code, str(error)))
 
@@ -239,13 +249,16 @@ class Intake:
             recent.extend([now.mono_s] * len(bodies))
         return receivers, to
 
-    def _stage(self, now: Instant, who: Connection, send: protocol.Send) -> None:
+    def _stage(self, now: Instant, who: Connection, send: protocol.Send, spooled: protocol.Spooled | None) -> None:
         _, scope, target, fmt, reply_to, again, body = send
-        size_bytes = len(body)
+        size_bytes = len(body) if spooled is None else spooled.size_bytes
         if reply_to is not None and not protocol.is_msg_id(reply_to):
             raise ProtocolError("what a message answers is a message id: 8 to 12 lower-case letters and digits")
         to_many = scope in protocol.TO_MANY
         check_body(fmt, body, to_many=to_many)
+        if spooled is not None:
+            protocol.check_size(size_bytes, to_many=to_many)
+            check_spooled(spooled)
         before = self._before(who, send) if again else None
         receivers, waiter, to = self._address(who, scope, target, reply_to, before)
         full: list[Session] = []
@@ -281,11 +294,17 @@ class Intake:
             FORMATS[fmt],
             body,
         )
+        line: Record | Spelled = record
+        if spooled is not None:
+            # Last: nothing is read for a message that is refused.
+            piece = self._read_spooled(who.route, spooled)
+            check_spelled(record.fmt, piece)
+            line = spelled_line(record, piece, spooled.crc)
         for session in receivers:
             session.mailbox.reserve(size_bytes)
         self._places[send.msg_id] = len(self._staged)
-        self._staged.append(_Staged(who, send, record, receivers, full, waiter))
-        self._out.append(record)
+        self._staged.append(_Staged(who, send, record, receivers, full, waiter, size_bytes))
+        self._out.append(line)
 
     def _staged_before(self, who: Connection, msg_id: str) -> bool:
         place = self._places.get(msg_id)
@@ -468,7 +487,7 @@ class Intake:
                 place += len(msg_ids)
                 continue
             self.accepted += 1
-            self._out.counts.accepted_bytes += len(message.send.body)
+            self._out.counts.accepted_bytes += message.size_bytes
             self._last_id = message.send.msg_id
             self._dispatch(now, message, _entry(now, message, pointers[place]))
             place += 1
@@ -489,7 +508,7 @@ class Intake:
                     session.mailbox.release(message.size_bytes, len(message.sends.msg_ids))
                 continue
             for session in message.receivers:
-                session.mailbox.release(len(message.send.body))
+                session.mailbox.release(message.size_bytes)
         return staged
 
     def _dispatch(self, now: Instant, message: _Staged, entry: Entry) -> None:
@@ -546,7 +565,7 @@ class Intake:
 def _entry(now: Instant, message: _Staged, pointer: Pointer) -> Entry:
     msg_id, scope, target, fmt, reply_to, again, body = message.send
     record = message.record
-    size_bytes = len(body)
+    size_bytes = message.size_bytes
     return Entry(
         msg_id,
         record.from_session,
@@ -593,6 +612,7 @@ def _kind(message: _Staged | _StagedRun) -> object:
         or message.full
         or message.waiter is not None
         or len(send.body) > protocol.INLINE_BYTES
+        or len(send.body) < message.size_bytes  # it is in a file
     ):
         return id(message)
     receivers = tuple(map(id, message.receivers))

@@ -13,6 +13,8 @@ def ref_of(envelope: protocol.Envelope) -> str:
             return "hello"
         case protocol.Send(msg_id=msg_id) | protocol.Request(msg_id=msg_id) | protocol.Answer(msg_id=msg_id):
             return msg_id
+        case protocol.Spooled(msg_id=msg_id):
+            return msg_id
         case _:
             ref = getattr(envelope, "ref", "")
             return ref if isinstance(ref, str) else ""
@@ -27,6 +29,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     | {
         protocol.Send,
         protocol.Sends,
+        protocol.Spooled,
         protocol.Ack,
         protocol.Refill,
         protocol.Recalled,
@@ -42,6 +45,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     | {
         protocol.Send,
         protocol.Sends,
+        protocol.Spooled,
         protocol.Await,
         protocol.Unawait,
         protocol.Ack,
@@ -56,6 +60,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
     | {
         protocol.Send,
         protocol.Sends,
+        protocol.Spooled,
         protocol.Await,
         protocol.Unawait,
         protocol.Ack,

@@ -34,12 +34,13 @@ from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
 from zmqbus.broker.indexer import Keeper
 from zmqbus.broker.log import Log
+from zmqbus.broker.spooled import WAKE_BYTES, Spools
 from zmqbus.broker.store import StoreError
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal import Journal
 from zmqbus.process import Process, is_alive
 from zmqbus.readback import Earlier, recent
-from zmqbus.record import JournalError, Record, Records, encode_all
+from zmqbus.record import JournalError, Record, Records, Spelled, encode_all
 from zmqbus.settings import Settings
 from zmqbus.wakeup import Wakeup
 
@@ -129,7 +130,7 @@ class Server:
         self._stop_reason: str | None = None
         self._outbox: dict[bytes, list[protocol.Envelope]] = {}
         self._channels: list[events.Publish] = []
-        self._records: list[Record | Records] = []
+        self._records: list[Record | Records | Spelled] = []
         self._decoder = codec.Decoder(from_broker=False)
         self._idle_since_s = 0.0
         self._ticked_s = 0.0
@@ -152,6 +153,8 @@ class Server:
         begun = not os.path.lexists(paths.database)
         self._store = Database(paths.database, paths.log, durability=self._settings.durability)
         self._closing.callback(self._store.close)
+        self._spools = Spools(paths.spool)  # before anyone is welcomed who might use it
+        self._closing.callback(self._spools.close)
         last_id = next(iter(recent(paths.log, records=1, limit_bytes=REPEATABLE_BYTES)), "")
         if begun and last_id:
             self._store.notices.append(
@@ -186,6 +189,7 @@ class Server:
             sent_before=self._sent_before,
             owner_lives=_owner_lives,
             last_id=last_id,
+            read_spooled=self._spools.read,
         )
         self._core.shell_figures = lambda: (("handshakes_refused", self._zap.refused),)
         self._do(self._core.recover(self._now()))
@@ -249,6 +253,7 @@ class Server:
         if not ready.keys().isdisjoint(self._zap.sockets):
             self._zap.handle()
         now = self._now()
+        self._spools.read_bytes = 0
         if self._publisher in ready:
             self._drain_subscriptions(now)
         if self._router in ready:
@@ -263,6 +268,8 @@ class Server:
         self._write_journal(now)
         self._commit(now)
         self._send_all(now)
+        if not self._spools.is_empty and (self._ticked_s == now.mono_s or not self._core.registry.connections):
+            self._spools.sweep(self._core.registry.connections)
         self._look_idle(now)
 
     def _renew_zap(self, now: events.Instant) -> None:
@@ -275,7 +282,7 @@ class Server:
 
     def _drain_router(self, now: events.Instant) -> None:
         for _ in range(DRAIN_MESSAGES):
-            if time.monotonic() - now.mono_s > DRAIN_S:
+            if time.monotonic() - now.mono_s > DRAIN_S or self._spools.read_bytes >= WAKE_BYTES:
                 return
             parts = frames.receive(self._router)
             if parts is None:

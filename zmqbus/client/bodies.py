@@ -6,13 +6,23 @@ bodies end up have one copy of it, and the broker does not carry it twice.
 
 from __future__ import annotations
 
+import threading
+from typing import TYPE_CHECKING
+
 from zmqbus import naming, protocol
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
 from zmqbus.protocol import Format, Scope
 
+if TYPE_CHECKING:
+    from zmqbus.readback import Reader
+
 #: The log's words for the formats that can be read.
 _WORDS: dict[int, str] = {Format.TEXT: "text", Format.MSGPACK: "msgpack"}
+
+
+#: Segments of the log that a program keeps open. A deleted one takes room on the disk for as long.
+MAX_OPEN_SEGMENTS = 2
 
 
 def from_text(text: str | bytes, *, to_many: bool) -> bytes:
@@ -43,6 +53,45 @@ def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> 
     from zmqbus import readback  # 3 ms with what it needs, which most commands never do
 
     return readback.read(log_path, readback.Pointer(*message.pointer)).body
+
+
+class Log:
+    """The journal, for a program that reads many bodies: its files stay open in between, which saves a look at the
+    directory and at each of them for every body. Thread-safe."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._reader: Reader | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Log {self._path}: {self._reader!r}>"
+
+    def load(self, message: Incoming | protocol.Work | protocol.Result) -> bytes:
+        """As the function `load`."""
+        if message.pointer is None:
+            return message.body
+        if not self._lock.acquire(blocking=False):
+            return load(message, self._path)  # another thread reads: nobody waits for a disk that he does not need
+        try:
+            if self._closed:
+                return load(message, self._path)
+            if self._reader is None:
+                from zmqbus.readback import Reader
+
+                self._reader = Reader(self._path, max_open=MAX_OPEN_SEGMENTS)
+            return self._reader.read(message.pointer).body
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Closes the files. What is still asked for is read all the same. Idempotent."""
+        with self._lock:
+            self._closed = True
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
 
 
 def audience(message: Incoming | protocol.Broadcasts) -> str | None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
+from itertools import groupby
 
 from zmqbus import errors, protocol
 from zmqbus.client.events import (
@@ -43,11 +44,13 @@ from zmqbus.client.events import (
     Renamed,
     Response,
     Retune,
+    Spool,
     Subscribe,
     TakeBack,
     Tick,
     Ticket,
     Transmit,
+    Unspool,
     Up,
     Welcomed,
     Withdrawn,
@@ -75,11 +78,13 @@ __all__ = [  # of `events`, for the users of this module
     "Renamed",
     "Response",
     "Retune",
+    "Spool",
     "Subscribe",
     "TakeBack",
     "Tick",
     "Ticket",
     "Transmit",
+    "Unspool",
     "Up",
     "Welcomed",
     "Withdrawn",
@@ -125,6 +130,11 @@ class Displaced(errors.BrokerError):
     code = "displaced"
 
 
+def _is_for_a_file(send: protocol.Send) -> bool:
+    """Whether its body is put down in a file. What was said before goes along: the broker may know it."""
+    return len(send.body) > protocol.SPILL_BYTES and not send.again
+
+
 class ClientCore:
     """One connection to the broker, without its sockets. Not thread-safe."""
 
@@ -139,6 +149,8 @@ class ClientCore:
         self._unconfirmed: dict[str, protocol.Send] = {}
         self._unsaid: set[str] = set()  # those of them that were never transmitted, over no connection
         self._unconfirmed_bytes = 0
+        self.spools = False  #: whoever acts for it can put bodies down in a file (`Spool`)
+        self._spooled: set[str] = set()  # messages whose bodies are in one
         self._awaited: dict[str, None] = {}
         self._requests: dict[str, protocol.Envelope] = {}
         self._spoke_s = 0.0
@@ -162,12 +174,21 @@ class ClientCore:
     def send_all(self, sends: Iterable[protocol.Send]) -> list[Effect]:
         """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
         new = {send.msg_id: send for send in sends}
+        sizes = [len(send.body) for send in new.values()]
         self._unconfirmed.update(new)
-        self._unconfirmed_bytes += sum([len(send.body) for send in new.values()])
-        if self._greeted:
-            self._out += [Transmit(envelope) for envelope in runs_of(new.values())]
-        else:
+        self._unconfirmed_bytes += sum(sizes)
+        if not self._greeted:
             self._unsaid.update(new)
+        elif self.spools and self._may_spool and max(sizes, default=0) > protocol.SPILL_BYTES:
+            for large, group in groupby(new.values(), _is_for_a_file):
+                if large:
+                    spools = [Spool(send) for send in group]
+                    self._spooled.update(spool.send.msg_id for spool in spools)
+                    self._out += spools
+                else:
+                    self._out += [Transmit(envelope) for envelope in runs_of(list(group))]
+        else:
+            self._out += [Transmit(envelope) for envelope in runs_of(new.values())]
         return self._flush()
 
     def await_answer(self, msg_id: str) -> list[Effect]:
@@ -217,6 +238,12 @@ class ClientCore:
     def _greeted(self) -> bool:
         """Whether what is said now comes behind a HELLO. WELCOME need not be here yet: the broker takes it in order."""
         return self.phase in (Phase.GREETING, Phase.READY)
+
+    @property
+    def _may_spool(self) -> bool:
+        """Whether the broker reads files: one of this release does, and it has to be known which one it is."""
+        welcome = self.welcome
+        return self.phase is Phase.READY and welcome is not None and welcome.release == self._version
 
     @property
     def may_send(self) -> bool:
@@ -435,6 +462,11 @@ class ClientCore:
                 ended.append(msg_id)
         if self._unsaid:
             self._unsaid.difference_update(ended)
+        if self._spooled:
+            done = self._spooled.intersection(ended)
+            if done:
+                self._spooled -= done
+                self._out.append(Unspool(tuple(done)))
         if ended:
             self._out.append(Answer(tuple(ended), outcome))
 

@@ -80,6 +80,18 @@ class Transmit(NamedTuple):
     envelope: protocol.Envelope
 
 
+class Spool(NamedTuple):
+    """Put the body of this message down in a file and send SPOOLED, or the message as it is if that cannot be done."""
+
+    send: protocol.Send
+
+
+class Unspool(NamedTuple):
+    """What was put down for these messages is not needed any more."""
+
+    msg_ids: tuple[str, ...]
+
+
 class Subscribe(NamedTuple):
     """(Re)open the SUB on this port with these filters, in this order."""
 
@@ -189,6 +201,8 @@ class Withdrawn(NamedTuple):
 
 Effect: TypeAlias = (
     Transmit
+    | Spool
+    | Unspool
     | Subscribe
     | Retune
     | Hand

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from struct import unpack_from
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -23,6 +24,9 @@ from zmqbus import codec, frames, protocol, security
 from zmqbus.client import core, launch
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.settings import Settings
+
+if TYPE_CHECKING:
+    from zmqbus.client.spool import Spool
 
 #: Between two looks whether there is a broker at all, while there is no WELCOME.
 LOOK_S = 0.5
@@ -46,7 +50,7 @@ _WATCHED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 #: As long as nobody has welcomed us.
 _WITHOUT = (core.Phase.OFFLINE, core.Phase.GREETING)
 #: What concerns the sockets, but for `Transmit`.
-_OURS = frozenset((core.Subscribe, core.Retune, core.Welcomed))
+_OURS = frozenset((core.Subscribe, core.Retune, core.Welcomed, core.Spool, core.Unspool))
 
 
 def endpoint(port: int) -> str:
@@ -119,6 +123,8 @@ class Link:
         self._poller.register(self._monitor, zmq.POLLIN)
         self._descriptors: tuple[int, ...] = (int(self._dealer.fileno()), int(self._monitor.fileno()))
         self._outbox: list[protocol.Envelope] = []
+        self._spool: Spool | None = None
+        client.spools = True
         self._has_sent = False  # since somebody has looked whether the dealer has something
         self._look_at_subscriber = False  # likewise; or more was there than is taken at a time
         self._connected = False
@@ -159,6 +165,7 @@ class Link:
     def restart(self, client: core.ClientCore) -> list[core.Effect]:
         """Goes on over the same sockets as somebody else (another name, after the first was taken)."""
         self.core = client
+        client.spools = True
         return self.perform(client.handle(time.monotonic(), core.Up())) if self._connected else []
 
     def close(self) -> None:
@@ -171,6 +178,8 @@ class Link:
         if self._subscriber is not None:
             self._subscriber.close()
         self._context.term()
+        if self._spool is not None:
+            self._spool.close()
 
     # --- the application's side
 
@@ -202,7 +211,18 @@ class Link:
                     self._subscriber.subscribe(add)
                     self._subscriber.unsubscribe(drop)
                     self._look_at_subscriber = True
+            case core.Spool(send):
+                if self._spool is None:
+                    from zmqbus.client.spool import Spool  # which few commands need
+
+                    self._spool = Spool(self._settings.paths.spool)
+                self._outbox.append(self._spool.put(send) or send)
+            case core.Unspool(msg_ids):
+                if self._spool is not None:
+                    self._spool.free(msg_ids)
             case core.Welcomed():
+                if self._spool is not None:
+                    self._spool.renew()
                 self._launched = False
                 self._pause_s = BACKOFF_S[0]
                 rest.append(effect)

@@ -220,14 +220,14 @@ def scope_and_target(target: str) -> tuple[Scope, str]:
     return Scope.SESSION, target
 
 
-def of_incoming(message: Incoming, log_path: str, acknowledge: Acknowledge | None = None) -> Message:
+def of_incoming(message: Incoming, log: bodies.Log, acknowledge: Acknowledge | None = None) -> Message:
     """A message that came through the mailbox. Where its body is in the log and cannot be read there, asking for it
     raises the `JournalError`."""
     error: ZmqbusError | None = None
     body = message.body
     if message.pointer is not None:
         try:
-            body = bodies.load(message, log_path)
+            body = log.load(message)
         except JournalError as found:
             error = found
     return Message(

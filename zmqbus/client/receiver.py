@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from zmqbus import protocol
-from zmqbus.client import core
+from zmqbus.client import bodies, core
 from zmqbus.client.driver import Driver, closed
 from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, about_run, of_incoming
@@ -59,7 +59,7 @@ class Receiver:
 
     def __init__(self, link: Link, log_path: str, *, manual: bool) -> None:
         self._driver = Driver(link, self)
-        self._log_path = log_path
+        self._log = bodies.Log(log_path)
         self._manual = manual
         self._arrived = threading.Condition()
         # These belong to the condition's lock.
@@ -101,6 +101,7 @@ class Receiver:
     def close(self) -> None:
         """Ends the connection; whoever waits for a message hears `NotConnected`."""
         self._driver.close()
+        self._log.close()
 
     def forget(self, timeout_s: float) -> int | None:
         """Leaves for good: the name is free, and what has not been taken is given up. Waits up to `timeout_s` for the
@@ -142,7 +143,7 @@ class Receiver:
                 finally:
                     self._waiting -= 1
             if self._given:
-                return of_incoming(self._given.popleft(), self._log_path)
+                return of_incoming(self._given.popleft(), self._log)
             first = self._inbox[0]
             # Taken in one with that: should the mailbox take it back at this instant, it comes again, and is known.
             taken: Message | core.Incoming
@@ -157,7 +158,7 @@ class Receiver:
             self._soon(at_once=last)
         if isinstance(taken, Message):
             return taken
-        return of_incoming(taken, self._log_path, self._done if self._manual else None)
+        return of_incoming(taken, self._log, self._done if self._manual else None)
 
     def _next_of(self, batch: _Batch) -> Message:
         """The next message of those that stand first in the inbox, and have come in one piece."""

@@ -85,7 +85,7 @@ class Speaker:
 
     def __init__(self, link: Link, log_path: str) -> None:
         self._driver = Driver(link, self)
-        self._log_path = log_path
+        self._log = bodies.Log(log_path)
         self._new_id = protocol.IdMaker()
         self._refs = 0
         # What was put down, and is not in the tables yet: its own lock is never held for long.
@@ -124,6 +124,7 @@ class Speaker:
     def close(self) -> None:
         """Ends the connection; what is still open fails with `NotConnected`."""
         self._driver.close()
+        self._log.close()
 
     def check(self) -> None:
         """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
@@ -396,10 +397,10 @@ class Speaker:
 
     def _message(self, outcome: core.Incoming | protocol.Result, msg_id: str) -> Message | ZmqbusError:
         if isinstance(outcome, core.Incoming):
-            message = of_incoming(outcome, self._log_path)
+            message = of_incoming(outcome, self._log)
         else:
             try:
-                body = bodies.load(outcome, self._log_path)
+                body = self._log.load(outcome)
             except JournalError as error:
                 return error
             message = Message(

@@ -46,14 +46,14 @@ def permissions(settings: Settings) -> Iterator[Finding]:
     paths = settings.paths
     looked = 0
     faults: list[Finding] = []
-    for path in (paths.keys, paths.clients):
+    for path in (paths.keys, paths.clients, paths.spool):
         if os.path.lexists(path):
             looked += 1
             faults += _private("permissions", path, directory=True)
     names = [
         os.path.join(settings.data_dir, name) for name in sorted(os.listdir(settings.data_dir)) if _OURS.fullmatch(name)
     ]
-    for parent in (paths.keys, paths.clients):
+    for parent in (paths.keys, paths.clients, paths.spool):
         if os.path.isdir(parent) and not os.path.islink(parent):
             names += [os.path.join(parent, name) for name in sorted(os.listdir(parent))]
     for name in names:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from zmqbus import codec, protocol
 from zmqbus.client import core as client
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Format, Scope
+from zmqbus.record import BodyFormat, spell
 
 if TYPE_CHECKING:
     from zmqbus.testing.simnet import SimNet
+
+_WORDS: dict[int, BodyFormat] = {Format.TEXT: "text", Format.MSGPACK: "msgpack", Format.BYTES: "bytes"}
 
 
 class SimClient:
@@ -41,6 +45,9 @@ class SimClient:
         self.results: dict[str, protocol.Result | ZmqbusError] = {}  #: what came of requests to groups
         self.renames: list[str] = []
         self.closed: list[ZmqbusError | None] = []
+        self.core.spools = True
+        self._file = ""  # of this WELCOME
+        self._pieces: dict[str, int] = {}  # message → offset of its body there
         self._new_id = protocol.IdMaker(f"client{len(net.clients):02d}".encode())
         self._decoder = codec.Decoder(from_broker=True)
 
@@ -50,7 +57,7 @@ class SimClient:
     @property
     def bodies(self) -> list[bytes]:
         """Bodies handed out and not taken."""
-        return [message.body for message in self.handed]
+        return [self.net.body(message) for message in self.handed]
 
     # --- the application
 
@@ -201,12 +208,33 @@ class SimClient:
             return
         self._do(self.core.handle(self.net.clock.mono_s, client.Tick()))
 
+    def _put_down(self, send: protocol.Send) -> protocol.Envelope:
+        """What to say in the place of this message."""
+        msg_id, scope, target, fmt, reply_to, _, body = send
+        try:
+            piece = spell(_WORDS[fmt], body, reply_to)
+        except ZmqbusError:
+            return send
+        # One is not overwritten by the next, so the offsets rise.
+        offset = self._pieces[msg_id] = max(self._pieces.values(), default=-1) + 1
+        self.net.spool[self._file, offset] = piece
+        return protocol.Spooled(
+            msg_id, scope, target, fmt, reply_to, len(body), self._file, offset, len(piece), crc32(piece)
+        )
+
     def _do(self, effects: list[client.Effect]) -> None:
         outgoing: list[protocol.Envelope] = []
         for effect in effects:
             match effect:
                 case client.Transmit(envelope):
                     outgoing.append(envelope)
+                case client.Spool(send):
+                    outgoing.append(self._put_down(send))
+                case client.Unspool(msg_ids):
+                    for msg_id in msg_ids:
+                        self.net.spool.pop((self._file, self._pieces.pop(msg_id, -1)), None)
+                case client.Welcomed():
+                    self._file, self._pieces = self.net.new_file(), {}
                 case client.Subscribe(_, channels):
                     old, self.filters = self.filters, list(channels)
                     self.net.changed_filters(old, self.filters)

@@ -2,7 +2,8 @@
 
 It does what the sockets do, and no more: three queues a client (up and down the DEALER, down the SUB), each in order,
 none in order with another; a SUB that gets what its filters, which are prefixes, let through; a mark that reaches the
-broker behind all other filters; a route that is new with each connection.
+broker behind all other filters; a route that is new with each connection. And a file, new with each WELCOME, in which a
+client puts large bodies down.
 
 And it does to them what happens to sockets and processes:
 
@@ -26,10 +27,10 @@ from zmqbus.broker import events
 from zmqbus.broker.store import StoreError
 from zmqbus.client import core as client
 from zmqbus.client.taken import TakenIds
-from zmqbus.errors import ZmqbusError
+from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.protocol import Role
 from zmqbus.readback import Earlier
-from zmqbus.record import decode_record, encode_all
+from zmqbus.record import Spelled, decode_record, encode_all
 from zmqbus.testing.simclient import SimClient
 from zmqbus.testing.store import MemoryStore
 
@@ -83,9 +84,11 @@ class SimNet:
         self.store = store or MemoryStore()
         self.routes: dict[bytes, SimClient | None] = {}  #: None: the peer is gone, and that is not known
         self.shown: dict[str, TakenIds] = {}  #: what the processes of each session have taken, which outlives them
+        self.spool: dict[tuple[str, int], bytes] = {}  #: what clients have put down: file and offset → piece
         self.living_owners = {"1:1"}  #: owners of sessions that still run
         self._tokens = 0
         self._route_count = 0
+        self._files = 0
         self._decoder = codec.Decoder(from_broker=False)
         self._epochs = 0
         self._outbox: dict[bytes, list[protocol.Envelope]] = {}
@@ -114,8 +117,15 @@ class SimNet:
             sent_before=self._earlier.get,
             owner_lives=self.living_owners.__contains__,
             last_id=decode_record(self.journal[-1]).msg_id if self.journal else "",
+            read_spooled=self._read_spooled,
         )
         self._do(self.broker.recover(self.clock.now))
+
+    def _read_spooled(self, _: bytes, spooled: protocol.Spooled) -> bytes:
+        try:
+            return self.spool[spooled.file, spooled.offset]
+        except KeyError:
+            raise BrokerUnavailable("what was put down is not there; send it again") from None
 
     def body(self, carrier: protocol.Work | protocol.Result | client.Incoming) -> bytes:
         """The body, from the envelope or from the journal."""
@@ -173,6 +183,11 @@ class SimNet:
         self.routes[route] = owner
         return route
 
+    def new_file(self) -> str:
+        """The name of a file that nobody has had."""
+        self._files += 1
+        return f"{self._files:032x}"
+
     def lose(self, owner: SimClient) -> None:
         """The route of a client leads nowhere any more."""
         if self.routes.get(owner.route) is owner:
@@ -227,7 +242,8 @@ class SimNet:
                 case events.Publish():
                     self._channels.append(effect)
                 case events.Append(record):
-                    self._records += encode_all((record,))
+                    lines = encode_all((record,))
+                    self._records += [b"".join(line.parts) if isinstance(line, Spelled) else line for line in lines]
                 case events.Note(text):
                     self.notes.append(text)
                 case events.Halt():
