@@ -18,8 +18,7 @@ command wait in vain.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from zmqbus import naming, protocol
@@ -28,8 +27,9 @@ from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Registry, Session
 from zmqbus.broker.spooled import check as check_spooled
+from zmqbus.broker.staged import Staged, StagedRun, entry_of, gathered, run_of
 from zmqbus.broker.store import Awaited, Entry, Store
-from zmqbus.broker.window import Common, Item, Run
+from zmqbus.broker.window import Item, Run
 from zmqbus.errors import (
     BrokerUnavailable,
     InvalidPayload,
@@ -65,8 +65,6 @@ FORMATS: dict[int, Literal["text", "msgpack", "bytes"]] = {
 #: As integers: to look a member of an enum up costs more than to compare it.
 _TEXT = int(Format.TEXT)
 _SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
-#: Scopes that say all there is to say of whom a message is for.
-_WITHOUT_TARGET = (_SESSION, _ALL)
 
 
 def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
@@ -79,28 +77,6 @@ def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
             body.decode()
         except UnicodeDecodeError as error:
             raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
-class _Staged(NamedTuple):
-    """A message between its acceptance and the journal's answer."""
-
-    sender: Connection
-    send: protocol.Send
-    record: Record
-    receivers: list[Session]
-    full: list[Session]  # those that a broadcast is not for, having no room for it
-    waiter: Connection | Expected | None
-    size_bytes: int
-
-
-class _StagedRun(NamedTuple):
-    """The same of several, alike."""
-
-    sender: Connection
-    sends: protocol.Sends
-    record: Record | Records  # of all, or of the first
-    receivers: list[Session]
-    size_bytes: int
 
 
 class _Before(NamedTuple):
@@ -147,7 +123,7 @@ class Intake:
         self._delivery = delivery
         self._store = store
         self._out = out
-        self._staged: list[_Staged | _StagedRun] = []
+        self._staged: list[Staged | StagedRun] = []
         self._places: dict[str, int] = {}  # message id → its place in `_staged`
         self._sent_before = sent_before
         self._waits: dict[str, Connection] = {}  # message id → who waits for its answer
@@ -167,7 +143,7 @@ class Intake:
         if not self._staged:
             return self._last_id
         last = self._staged[-1]
-        return last.sends.msg_ids[-1] if isinstance(last, _StagedRun) else last.send.msg_id
+        return last.sends.msg_ids[-1] if isinstance(last, StagedRun) else last.send.msg_id
 
     # --- SEND
 
@@ -219,7 +195,7 @@ class Intake:
         for session in receivers:
             session.mailbox.reserve(size_bytes, len(bodies))
         self._places.update(dict.fromkeys(msg_ids, len(self._staged)))
-        self._staged.append(_StagedRun(who, sends, record, receivers, size_bytes))
+        self._staged.append(StagedRun(who, sends, record, receivers, size_bytes))
         self._out.append_all(record)
 
     def _receivers_of_run(
@@ -303,7 +279,7 @@ class Intake:
         for session in receivers:
             session.mailbox.reserve(size_bytes)
         self._places[send.msg_id] = len(self._staged)
-        self._staged.append(_Staged(who, send, record, receivers, full, waiter, size_bytes))
+        self._staged.append(Staged(who, send, record, receivers, full, waiter, size_bytes))
         self._out.append(line)
 
     def _staged_before(self, who: Connection, msg_id: str) -> bool:
@@ -477,33 +453,33 @@ class Intake:
         """What was staged is in the log, at these places, and goes out."""
         place = 0
         staged = self._unstage()
-        for message in staged if len(staged) == 1 else _gathered(staged):
-            if isinstance(message, _StagedRun):
+        for message in staged if len(staged) == 1 else gathered(staged):
+            if isinstance(message, StagedRun):
                 msg_ids = message.sends.msg_ids
                 self.accepted += len(msg_ids)
                 self._out.counts.accepted_bytes += message.size_bytes
                 self._last_id = msg_ids[-1]
-                self._dispatch_run(now, message, _run(now, message, pointers[place : place + len(msg_ids)]))
+                self._dispatch_run(now, message, run_of(now, message, pointers[place : place + len(msg_ids)]))
                 place += len(msg_ids)
                 continue
             self.accepted += 1
             self._out.counts.accepted_bytes += message.size_bytes
             self._last_id = message.send.msg_id
-            self._dispatch(now, message, _entry(now, message, pointers[place]))
+            self._dispatch(now, message, entry_of(now, message, pointers[place]))
             place += 1
 
     def journal_failed(self, reason: str) -> None:
         """What was staged is not in the log: it has never been."""
         for message in self._unstage():
-            msg_ids = message.sends.msg_ids if isinstance(message, _StagedRun) else (message.send.msg_id,)
+            msg_ids = message.sends.msg_ids if isinstance(message, StagedRun) else (message.send.msg_id,)
             for msg_id in msg_ids:
                 self._delivery.refuse(message.sender, protocol.Refused(msg_id, BrokerUnavailable.code, reason))
 
-    def _unstage(self) -> list[_Staged | _StagedRun]:
+    def _unstage(self) -> list[Staged | StagedRun]:
         staged, self._staged = self._staged, []
         self._places.clear()
         for message in staged:
-            if isinstance(message, _StagedRun):
+            if isinstance(message, StagedRun):
                 for session in message.receivers:
                     session.mailbox.release(message.size_bytes, len(message.sends.msg_ids))
                 continue
@@ -511,7 +487,7 @@ class Intake:
                 session.mailbox.release(message.size_bytes)
         return staged
 
-    def _dispatch(self, now: Instant, message: _Staged, entry: Entry) -> None:
+    def _dispatch(self, now: Instant, message: Staged, entry: Entry) -> None:
         route = message.sender.route
         waiter = message.waiter
         if entry.scope in protocol.TO_MANY:
@@ -526,7 +502,7 @@ class Intake:
             elif not self.hold(self._delivery.begin(entry, route)):
                 self._without_waiter(now, waiter.session, waiter.sender_name, entry, route)
 
-    def _dispatch_run(self, now: Instant, message: _StagedRun, run: Run) -> None:
+    def _dispatch_run(self, now: Instant, message: StagedRun, run: Run) -> None:
         if message.sends.scope == _SESSION:
             self._delivery.run_to_one(now, message.receivers[0], run)
         elif not self._delivery.run_to_many(now, message.receivers, run, message.sender):
@@ -560,75 +536,3 @@ class Intake:
         for name, recent in list(self._guest_broadcasts.items()):
             if recent[-1] <= now.mono_s - MINUTE_S:
                 del self._guest_broadcasts[name]
-
-
-def _entry(now: Instant, message: _Staged, pointer: Pointer) -> Entry:
-    msg_id, scope, target, fmt, reply_to, again, body = message.send
-    record = message.record
-    size_bytes = message.size_bytes
-    return Entry(
-        msg_id,
-        record.from_session,
-        record.from_name,
-        record.from_label,
-        scope,
-        "" if scope in _WITHOUT_TARGET else target,
-        fmt,
-        reply_to,
-        record.ts,
-        now.steady_s,
-        size_bytes,
-        pointer,
-        b"" if size_bytes > protocol.SPILL_BYTES else body,
-        again,
-    )
-
-
-def _gathered(staged: Iterable[_Staged | _StagedRun]) -> Iterator[_Staged | _StagedRun]:
-    """The same, with those that are alike and were said one after the other in one piece."""
-    for _, group in groupby(staged, _kind):
-        alike = list(group)
-        first = alike[0]
-        if len(alike) == 1 or isinstance(first, _StagedRun):
-            yield from alike
-            continue
-        messages = [message.send for message in alike if isinstance(message, _Staged)]
-        bodies = tuple(send.body for send in messages)
-        _, scope, target, fmt, _, _, _ = first.send
-        sends = protocol.Sends(scope, target, fmt, tuple(send.msg_id for send in messages), bodies)
-        yield _StagedRun(first.sender, sends, first.record, first.receivers, sum(map(len, bodies)))
-
-
-def _kind(message: _Staged | _StagedRun) -> object:
-    """What is the same for messages that are alike."""
-    if isinstance(message, _StagedRun):
-        return id(message)
-    send, record = message.send, message.record
-    if (
-        send.fmt != _TEXT
-        or send.reply_to is not None
-        or send.again
-        or send.scope == Scope.GROUP
-        or message.full
-        or message.waiter is not None
-        or len(send.body) > protocol.INLINE_BYTES
-        or len(send.body) < message.size_bytes  # it is in a file
-    ):
-        return id(message)
-    receivers = tuple(map(id, message.receivers))
-    return message.sender.route, record.ts, record[3:6], send.scope, send.target, receivers
-
-
-def _run(now: Instant, message: _StagedRun, pointers: Sequence[Pointer]) -> Run:
-    record, sends = message.record, message.sends
-    common = Common(
-        record.from_session,
-        record.from_name,
-        record.from_label,
-        sends.scope,
-        "" if sends.scope in _WITHOUT_TARGET else sends.target,
-        sends.fmt,
-        record.ts,
-        now.steady_s,
-    )
-    return Run(common, sends.msg_ids, sends.bodies, pointers, message.sender.route, message.size_bytes)
