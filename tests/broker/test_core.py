@@ -802,3 +802,36 @@ def test_a_hello_of_another_version_is_refused_whatever_else_is_in_it(net):
     net.settle()
     assert isinstance(stranger.closed[0], errors.BrokerUnavailable)
     assert "release 9.9" in str(stranger.closed[0])
+
+
+def test_a_client_of_another_release_says_and_hears_one_by_one(net):
+    """It may not know the verbs for several."""
+    alice, old = net.session("alice"), net.session("old", connect=False)
+    old.core._version = "of another time"
+    old.connect()
+    net.settle()
+    heard: list[protocol.Envelope] = []
+    handle = old.core.handle
+
+    def recording(now_s: float, event: client.Event) -> list[client.Effect]:
+        if isinstance(event, client.Received | client.Published):
+            heard.extend(event.envelopes)
+        return handle(now_s, event)
+
+    old.core.handle = recording
+    alice.send_all("old", [b"1", b"2"])
+    net.settle()
+    assert [message.body for message in old.take_all()] == [b"1", b"2"]
+    net.settle()
+    alice.send_all("", [b"3", b"4"], scope=Scope.ALL)
+    net.settle()
+    assert [message.body for message in old.take_all()] == [b"3", b"4"]
+    assert [type(one) for one in heard] == [protocol.Deliver] * 2 + [protocol.Broadcast] * 2
+    sent = old.send_all("alice", [b"5", b"6"])
+    said = codec.Decoder(from_broker=False).decode(old.up[-1])
+    assert [type(one) for one in said] == [protocol.Send] * 2
+    net.settle()
+    assert alice.bodies == [b"5", b"6"]
+    alice.take_all()
+    net.settle()
+    assert [receipt(old, msg_id).state for msg_id in sent] == [State.DELIVERED] * 2

@@ -327,6 +327,7 @@ class BrokerCore:
         connection.allowed = ALLOWED[standing]
         connection.session = session
         connection.program = hello.role == protocol.Role.PROGRAM
+        connection.related = hello.release == self.release
         if standing is Standing.GUEST:
             connection.guest = name
             # The same for whoever has the token, so that a guest may repeat itself over a new connection; and

@@ -189,11 +189,12 @@ class Delivery:
     def run_to_one(self, now: Instant, session: Session, run: Run) -> None:
         """Directed messages of one sender, in one piece as far as they can go out now."""
         mailbox = session.mailbox
-        count = mailbox.room(run)
+        consumer = self._consumers.get(mailbox)
+        count = mailbox.room(run) if consumer is not None and consumer.related else 0
         ready = run
         if count < len(run):
             ready = run.take(count)
-        if count:
+        if count and consumer is not None:
             mailbox.append_run(ready, now.mono_s)
             self._open.update(dict.fromkeys(ready.msg_ids, ready))
             self._active[mailbox] = None
@@ -209,7 +210,6 @@ class Delivery:
                 tuple(ready.msg_ids),
                 tuple(ready.bodies),
             )
-            consumer = self._consumers[mailbox]
             if consumer.fetching is not None:
                 consumer.fetching.count += count
             self._out.reply(consumer.route, delivers)
@@ -286,7 +286,8 @@ class Delivery:
         first = self.bcast + 1
         run.bcast = first
         for session in receivers:
-            if session.conn is None or not session.conn.attached or not session.mailbox.may_publish_run(run):
+            conn = session.conn
+            if conn is None or not (conn.attached and conn.related and session.mailbox.may_publish_run(run)):
                 run.bcast = 0
                 return False
         self.bcast += len(run)

@@ -71,6 +71,7 @@ class Connection:
         "mailbox",
         "peer",
         "program",
+        "related",
         "requested_s",
         "requests",
         "route",
@@ -88,6 +89,7 @@ class Connection:
         self.last_seen_s = now_s
         self.session: Session | None = None
         self.program = False  #: of the role PROGRAM: it may be a worker
+        self.related = False  #: of the broker's own release: it knows all verbs
         self.guest = ""  #: the name that a guest speaks under
         self.guest_id = ""
         self.attached = False  #: its SUB is in force

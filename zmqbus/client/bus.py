@@ -27,7 +27,9 @@ from typing import Any, Literal, overload
 
 import zmqbus
 from zmqbus import naming, protocol
-from zmqbus.client import core, past
+
+# `link` needs it for large bodies, when it is too late to load it: an update may delete the files of a release at work.
+from zmqbus.client import core, past, spool  # noqa: F401
 from zmqbus.client.fanout import map_over, watch
 from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, encode, scope_and_target

@@ -179,7 +179,9 @@ class ClientCore:
         self._unconfirmed_bytes += sum(sizes)
         if not self._greeted:
             self._unsaid.update(new)
-        elif self.spools and self._may_spool and max(sizes, default=0) > protocol.SPILL_BYTES:
+        elif not self._is_related:
+            self._out += map(Transmit, new.values())
+        elif self.spools and max(sizes, default=0) > protocol.SPILL_BYTES:
             for large, group in groupby(new.values(), _is_for_a_file):
                 if large:
                     spools = [Spool(send) for send in group]
@@ -240,8 +242,8 @@ class ClientCore:
         return self.phase in (Phase.GREETING, Phase.READY)
 
     @property
-    def _may_spool(self) -> bool:
-        """Whether the broker reads files: one of this release does, and it has to be known which one it is."""
+    def _is_related(self) -> bool:
+        """Whether the broker is of this release: then it reads files, and understands runs."""
         welcome = self.welcome
         return self.phase is Phase.READY and welcome is not None and welcome.release == self._version
 
