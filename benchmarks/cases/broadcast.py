@@ -9,8 +9,9 @@ from benchmarks.run import Run
 from benchmarks.systems import Pass
 
 SIZE_BYTES = 100
-#: sessions → (broadcasts of a round, of a quick one).
-SESSIONS = {1: (3_000, 1_200), 10: (3_000, 900), 100: (1_200, 480), 1_000: (120, 40)}
+#: sessions → (broadcasts of a round, of a quick one). All of them may be under way at once: what goes over a receiver's
+#: credit of 1,000 is stored for it, which is another measurement.
+SESSIONS = {1: (960, 960), 10: (960, 900), 100: (960, 480), 1_000: (120, 40)}
 GOALS: dict[int, tuple[Goal, ...]] = {100: (Goal(0.8, True, PUB), Goal(1.0, True, PUB, beyond=True))}
 
 
