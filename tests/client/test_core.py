@@ -681,7 +681,13 @@ def in_runs() -> ClientCore:
     return client
 
 
+def test_to_a_broker_of_another_release_each_is_said_by_itself(ready):
+    sends = [send(number, b"%d" % number) for number in range(3)]
+    assert said(ready.note(ready.core.send_all(sends))) == sends
+
+
 def test_several_are_said_in_as_few_envelopes_as_can_be_and_kept_each_by_itself(ready):
+    ready.hear(welcome(release=ready.core._version))
     sends = [send(number, b"%d" % number) for number in range(4)]
     sends[2] = sends[2]._replace(target="carol")
     run, carol, last = said(ready.note(ready.core.send_all(sends)))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqbus import protocol
-from zmqbus.client import inbound
+from zmqbus.client import inbound, numbers
 from zmqbus.client.inbound import Inbound, Message
 from zmqbus.client.taken import TakenIds
 from zmqbus.protocol import Scope
@@ -468,7 +468,7 @@ def test_losses_are_mended_in_every_order(client, order):
 
 
 def test_the_oldest_numbers_are_forgotten(monkeypatch):
-    monkeypatch.setattr(inbound, "REMEMBERED", 3)
+    monkeypatch.setattr(numbers, "REMEMBERED", 3)
     client = Client()
     client.sub(*(broadcast(number, prev=number - 1) for number in range(11, 15)))
     assert client.dealer(deliver(1, bcast=12), deliver(2, bcast=14)) == []

@@ -35,13 +35,14 @@ out a second time.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import TypeAlias
 
 from zmqbus import protocol
-from zmqbus.client.taken import REMEMBERED, TakenIds
+from zmqbus.client.numbers import Numbers
+from zmqbus.client.taken import TakenIds
 
 Message: TypeAlias = protocol.Deliver | protocol.Broadcast
 Messages: TypeAlias = protocol.Delivers | protocol.Broadcasts
@@ -78,7 +79,7 @@ class Inbound:
         self._ack_seq = 0
         self._ack_bcasts: list[int] = []
         # broadcasts
-        self._seen: OrderedDict[int, None] = OrderedDict()  # oldest first; those, too, that will not come
+        self._seen = Numbers()  # those, too, that will not come
         self._last_on: dict[bytes, int] = {}  # channel → number of the last one that came
         self._asked: set[int] = set()
         # what is held: all of the first come before all of the second
@@ -123,7 +124,7 @@ class Inbound:
         self._drop_held()
         for number in bcasts:
             self._asked.discard(number)
-            self._see(number)
+            self._seen.add(number)
 
     def _drop_held(self) -> None:
         self._held_casts.clear()
@@ -194,16 +195,14 @@ class Inbound:
             or self._asked
             or self._held_delivers
             or self._held_casts
-            or not self._seen.keys().isdisjoint(numbers)
+            or self._seen.has_any(numbers.start, numbers.stop)
             or not self._taken_ids.isdisjoint(run.msg_ids)
         ):
             for cast in _broadcasts(run):
                 self.broadcast(channel, cast)
             return
         self._last_on[channel] = numbers[-1]
-        self._seen.update(dict.fromkeys(numbers))
-        while len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
+        self._seen.add_all(numbers.start, numbers.stop)
         first = self._number + 1
         self._number += len(numbers)
         self._handed.append((0, run.bcast, len(numbers)))
@@ -220,7 +219,7 @@ class Inbound:
         # What was asked for and is not owed will not come; nothing need wait for it.
         for number in [n for n in self._asked if n <= beat.upto and n not in beat.bcasts]:
             self._asked.discard(number)
-            self._see(number)
+            self._seen.add(number)
         self._release()
 
     def _refill(self, numbers: tuple[int, ...]) -> None:
@@ -242,16 +241,11 @@ class Inbound:
             deliver = delivers.popleft()
             self._arrive(deliver, deliver.seq, 0)
 
-    def _see(self, bcast: int) -> None:
-        self._seen[bcast] = None
-        if len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
-
     def _arrive(self, message: Message, seq: int, bcast: int) -> None:
         """Hands a message out, unless it has been taken before. It is acknowledged by `seq` or by `bcast`; the other
         is 0."""
         if bcast:
-            self._see(bcast)
+            self._seen.add(bcast)
             self._asked.discard(bcast)
         self._number += 1
         self._handed.append((seq, bcast, 1))

@@ -10,7 +10,7 @@ is given to the `ClientCore` by who makes it: the core itself touches no file.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 #: Ids of taken messages that are remembered: the broker has at most 1,000 under way to one receiver, so that many can
@@ -22,8 +22,8 @@ class TakenIds:
     """The newest `REMEMBERED` ids of taken messages. Not thread-safe."""
 
     def __init__(self) -> None:
-        # Oldest first. Not a dict: it would look for its oldest key past all those that were deleted before.
-        self._ids: OrderedDict[str, None] = OrderedDict()
+        self._ids: set[str] = set()
+        self._order: deque[str] = deque()  # the same, oldest first
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {len(self._ids)} ids>"
@@ -36,16 +36,24 @@ class TakenIds:
 
     def isdisjoint(self, msg_ids: Iterable[str]) -> bool:
         """Whether none of these is among them."""
-        return self._ids.keys().isdisjoint(msg_ids)
+        return self._ids.isdisjoint(msg_ids)
 
     def add(self, msg_id: str) -> None:
         """The application has taken this message. An id that is there already keeps its place."""
-        self._ids[msg_id] = None
-        if len(self._ids) > REMEMBERED:
-            self._ids.popitem(last=False)
+        if msg_id not in self._ids:
+            self._ids.add(msg_id)
+            self._order.append(msg_id)
+            self._trim()
 
     def add_all(self, msg_ids: Sequence[str]) -> None:
         """The application has taken these messages, in this order."""
-        self._ids.update(dict.fromkeys(msg_ids))
-        while len(self._ids) > REMEMBERED:
-            self._ids.popitem(last=False)
+        if not self._ids.isdisjoint(msg_ids):
+            msg_ids = [msg_id for msg_id in msg_ids if msg_id not in self._ids]
+        self._order.extend(dict.fromkeys(msg_ids))
+        self._ids.update(msg_ids)
+        self._trim()
+
+    def _trim(self) -> None:
+        extra = len(self._order) - REMEMBERED
+        if extra > 0:
+            self._ids.difference_update([self._order.popleft() for _ in range(extra)])
