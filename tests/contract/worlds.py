@@ -102,7 +102,7 @@ class Member(ABC):
 
     def taken_of(self, msg_ids: Collection[str]) -> list[str]:
         """Those of these messages that were taken, by whichever process of the session, in the order of that."""
-        return [msg_id for msg_id in self.shown._ids if msg_id in msg_ids]
+        return [msg_id for msg_id in self.shown if msg_id in msg_ids]
 
     @property
     def ready(self) -> bool:

@@ -11,7 +11,7 @@ is given to the `ClientCore` by who makes it: the core itself touches no file.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 #: Ids of taken messages that are remembered: the broker has at most 1,000 under way to one receiver, so that many can
 #: come again; ten times that costs a megabyte.
@@ -30,6 +30,10 @@ class TakenIds:
 
     def __contains__(self, msg_id: str) -> bool:
         return msg_id in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        """Oldest first."""
+        return iter(self._order)
 
     def __len__(self) -> int:
         return len(self._ids)

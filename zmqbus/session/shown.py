@@ -225,7 +225,7 @@ class Shown(TakenIds):
             os.close(old)
 
     def _content(self) -> bytes:
-        return self._head + _record(tuple(self._order))
+        return self._head + _record(tuple(self))
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
