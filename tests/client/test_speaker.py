@@ -317,7 +317,7 @@ class Played:
         self.core = core.ClientCore(persona, "1.2.3")
         self.core.handle(0.0, core.Up())
         self.core.handle(
-            0.0, core.Received([protocol.Welcome(1, "9.9", "epoch", "id", "alice", "lease", 4, 5555, 0, 0)])
+            0.0, core.Received([protocol.Welcome(1, "1.2.3", "epoch", "id", "alice", "lease", 4, 5555, 0, 0)])
         )
         self.speaker = Speaker(cast("Any", self), "log")
         self.speaker._driver.close()  # it was never opened
