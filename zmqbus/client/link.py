@@ -196,11 +196,15 @@ class Link:
             else:
                 rest.append(effect)
         if outbox:
-            self._outbox = []
-            self._has_sent = True
-            for batch in codec.batches(outbox) if len(outbox) > 1 else (outbox,):
-                frames.send(self._dealer, codec.encode(batch))
+            self._send_out()
         return rest
+
+    def _send_out(self) -> None:
+        outbox = self._outbox[:]
+        self._outbox.clear()
+        self._has_sent = True
+        for batch in codec.batches(outbox) if len(outbox) > 1 else (outbox,):
+            frames.send(self._dealer, codec.encode(batch))
 
     def _do(self, effect: core.Effect, rest: list[core.Effect]) -> None:
         match effect:
@@ -217,6 +221,7 @@ class Link:
 
                     self._spool = Spool(self._settings.paths.spool)
                 self._outbox.append(self._spool.put(send) or send)
+                self._send_out()  # the broker has work for a millisecond, and so has the next body here
             case core.Unspool(msg_ids):
                 if self._spool is not None:
                     self._spool.free(msg_ids)
