@@ -281,15 +281,15 @@ MUTANTS = (
     Mutant(
         "a broadcast is published past what is under way by DEALER",
         "broker/mailbox.py",
-        " and not self._by_dealer and not self._backlog and",
-        " and not self._backlog and",
+        " and not self._by_dealer and not self._backlog\n",
+        " and not self._backlog\n",
         f"{MAILBOX} {CORE}",
     ),
     Mutant(
         "a broadcast is published past what waits",
         "broker/mailbox.py",
-        " and not self._by_dealer and not self._backlog and",
-        " and not self._by_dealer and",
+        " and not self._by_dealer and not self._backlog\n",
+        " and not self._by_dealer\n",
         f"{MAILBOX} {CORE}",
     ),
     Mutant(
@@ -302,7 +302,7 @@ MUTANTS = (
     Mutant(
         "two channels at once",
         "broker/mailbox.py",
-        "        return self.open and in_line and ",
+        "        return self.open and same and ",
         "        return self.open and ",
         f"{MAILBOX} {CORE} {MACHINE}",
     ),
@@ -558,9 +558,9 @@ MUTANTS = (
     ),
     Mutant(
         "ages are taken from the wall clock",
-        "broker/intake.py",
-        "        now.steady_s,\n",
-        "        now.wall_s,\n",
+        "broker/staged.py",
+        "        now.steady_s,\n        size_bytes,\n",
+        "        now.wall_s,\n        size_bytes,\n",
         RECOVERY,
     ),
     # --- requests and work
@@ -807,22 +807,22 @@ MUTANTS = (
     Mutant(
         "a run of another format is written as text",
         "broker/intake.py",
-        "        if sends.fmt != _TEXT or not protocol",
-        "        if not protocol",
+        "        if fmt != _TEXT or not (to_many",
+        "        if not (to_many",
         INTAKE,
     ),
     Mutant(
         "a run to oneself is accepted",
         "broker/intake.py",
-        "        if receiver is who.session or receiver.mailbox.full(sum",
-        "        if receiver.mailbox.full(sum",
+        "            if session is who.session:\n",
+        "            if session is None:\n",
         INTAKE,
     ),
     Mutant(
         "a run goes over the limit of a mailbox",
         "broker/intake.py",
-        "        if receiver is who.session or receiver.mailbox.full(sum(map(len, bodies)), len(bodies)):\n",
-        "        if receiver is who.session:\n",
+        "        if any(session.mailbox.full(size_bytes, len(bodies)) for session in receivers):\n",
+        "        if not bodies:\n",
         INTAKE,
     ),
     Mutant(
@@ -850,15 +850,15 @@ MUTANTS = (
     Mutant(
         "a run that is staged keeps no room",
         "broker/intake.py",
-        "        receiver.mailbox.reserve(size_bytes, len(bodies))\n",
-        "        receiver.mailbox.reserve(0, 0)\n",
+        "            session.mailbox.reserve(size_bytes, len(bodies))\n",
+        "            session.mailbox.reserve(0, 0)\n",
         INTAKE,
     ),
     Mutant(
         "the room of a staged run is not given back",
         "broker/intake.py",
-        "                message.receiver.mailbox.release(message.size_bytes, len(message.sends.msg_ids))\n",
-        "",
+        "                    session.mailbox.release(message.size_bytes, len(message.sends.msg_ids))\n",
+        "                    pass\n",
         INTAKE,
     ),
     Mutant(
@@ -955,8 +955,8 @@ MUTANTS = (
     Mutant(
         "a part of a run points to the wrong records",
         "broker/window.py",
-        "        self.pointers = self.pointers[count:]\n",
-        "",
+        "        self.pointers, self.tallies = self.pointers[count:], self.tallies[count:]\n",
+        "        self.tallies = self.tallies[count:]\n",
         WINDOW,
     ),
     Mutant(
@@ -990,8 +990,8 @@ MUTANTS = (
     Mutant(
         "what was taken of a run is handed out again",
         "client/inbound.py",
-        "            or not self._taken_ids.isdisjoint(run.msg_ids)\n",
-        "",
+        "            or not self._taken_ids.isdisjoint(run.msg_ids)\n        ):\n            for deliver",
+        "        ):\n            for deliver",
         INBOUND,
     ),
     Mutant(
@@ -1011,8 +1011,9 @@ MUTANTS = (
     Mutant(
         "an empty run is handed out",
         "client/inbound.py",
-        "        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):\n",
-        "        if len(run.msg_ids) != len(run.bodies):\n",
+        "        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):\n"
+        "            return  # no broker says that\n        if",
+        "        if len(run.msg_ids) != len(run.bodies):\n            return\n        if",
         INBOUND,
     ),
     Mutant(
@@ -1039,8 +1040,8 @@ MUTANTS = (
     Mutant(
         "what is left of a run is not owed",
         "client/inbound.py",
-        "                self._handed.appendleft((seq + messages, 0, several - messages))\n",
-        "",
+        "self._handed.appendleft((0, bcast + messages, rest) if",
+        "bool((0, bcast + messages, rest) if",
         INBOUND,
     ),
     Mutant(
@@ -1109,15 +1110,15 @@ MUTANTS = (
     Mutant(
         "what is to be hidden in a run is written as it is",
         "record.py",
-        '        if whole.isascii() and "msg=" not in whole and "re=" not in whole:\n',
-        "        if whole.isascii():\n",
+        "    if not plain or quoted_ids or any",
+        "    if not plain or any",
         RECORD,
     ),
     Mutant(
         "line ends of all scripts are written as they are in a run",
         "record.py",
-        '        if whole.isascii() and "msg="',
-        '        if "msg="',
+        "    plain = texts.isascii() and between",
+        "    plain = between",
         RECORD,
     ),
     Mutant(

@@ -7,6 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -214,7 +215,8 @@ def test_a_session_that_a_command_has_disconnected(driver, link, application):
 def test_the_end_is_told_by_the_thread_though_another_has_found_it(driver, link, application):
     driver.open()
     link.in_.append([core.Closed(None)])  # no edge: the next who looks finds it
-    driver.say()
+    with suppress(ZmqbusError):  # the thread may be the first
+        driver.say()
     assert application.over.wait(PATIENCE_S)
     assert application.ended_in[0] is not threading.current_thread()
 
@@ -245,7 +247,8 @@ def test_a_fault_of_its_own_is_an_end_like_any_other(driver, link, application, 
 def test_a_fault_found_by_a_caller_is_an_end_too(driver, link, application):
     driver.open()
     link.in_.append([ZeroDivisionError("mistake")])
-    driver.say()
+    with suppress(ZmqbusError):  # the thread may be the first to look
+        driver.say()
     assert application.over.wait(PATIENCE_S)
 
 

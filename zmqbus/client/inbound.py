@@ -181,7 +181,7 @@ class Inbound:
 
     def broadcast_all(self, channel: bytes, run: protocol.Broadcasts) -> None:
         """Several came over the SUB, alike. In one piece, unless something tells them apart, or is in their way."""
-        if len(run.msg_ids) != len(run.bodies):
+        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):
             return  # no broker says that
         numbers = range(run.bcast, run.bcast + len(run.msg_ids))
         if (
