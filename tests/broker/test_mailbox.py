@@ -195,6 +195,14 @@ def test_full(monkeypatch):
     assert box.full(0)
 
 
+def test_what_is_on_its_way_through_the_journal_is_part_of_its_load(box):
+    box.append(entry(), NOW_S)
+    box.reserve(10, 3)
+    assert (box.total, box.load, box.awaits) == (1, 4, True)
+    box.release(10, 3)
+    assert (box.load, box.awaits) == (1, False)
+
+
 def test_oldest(box):
     assert box.oldest_s() is None
     box.append(entry(0), 3.0)

@@ -319,7 +319,7 @@ class Intake:
             if not members:
                 raise UnknownPeer(f"no connected session has joined the group '{target}'; see: zmqbus list")
             # The least loaded, and among those the one that was least recently given something.
-            least = min(members, key=lambda session: (session.mailbox.total, session.mailbox.last_append_s))
+            least = min(members, key=lambda session: (session.mailbox.load, session.mailbox.last_append_s))
             return [least], None, f"@{target}"
         if scope == _ALL:
             to = "all"
