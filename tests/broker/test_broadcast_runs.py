@@ -146,6 +146,7 @@ def test_whoever_cannot_take_them_that_way_gets_each_in_its_place(monkeypatch, w
             connection = said.net.broker.registry.sessions["carol-session-id"].conn
             assert connection is not None
             connection.attached = False
+            carol.filters = []
         elif why == "away":
             carol.bye()
         elif why == "credit":

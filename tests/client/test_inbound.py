@@ -994,6 +994,13 @@ def test_a_lost_run_is_as_many_gaps(runner):
     assert runner.dealer(deliver(3, bcast=13)) == casts(13, 14, 15)
 
 
+def test_a_run_waits_for_what_is_asked_for_on_another_channel(runner):
+    runner.dealer(beat(11))
+    assert runner.asked == [(11,)]
+    assert runner.sub_runs(published(12, 2, 0)) == []
+    assert runner.dealer(deliver(1, bcast=11)) == casts(11, 12, 13)
+
+
 def test_of_a_run_that_comes_late_only_what_was_not_sent_again_is_handed_out(runner):
     runner.dealer(beat(11, 12))
     runner.dealer(deliver(1, bcast=11))
