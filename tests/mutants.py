@@ -1163,6 +1163,15 @@ MUTANTS = (
     ),
     # --- runs of broadcasts, gathering, streams
     Mutant(
+        "a run of broadcasts is taken before it is welcome",
+        "client/core.py",
+        "                        if self.phase is Phase.READY:\n"
+        "                            self._inbound.broadcast_all(",
+        "                        if self.phase is not Phase.OFFLINE:\n"
+        "                            self._inbound.broadcast_all(",
+        CLIENT,
+    ),
+    Mutant(
         "a run is published past the credit in messages",
         "broker/mailbox.py",
         "            and len(self.window) + len(run) <= CREDIT_MESSAGES\n",
