@@ -464,10 +464,8 @@ def test_nor_runs_of_them_and_then_each_as_it_takes_them(in_runs):
         incoming = [effect.message for effect in effects if isinstance(effect, Hand)]
     assert [one.body for one in incoming] == [b"x", b"y"]
     for one, msg_id in zip(incoming, ids(11, 12), strict=True):
-        assert (one.msg_id, one.ticket.msg_id, one.from_session, one.from_name, one.from_label) == (
-            *(msg_id, msg_id),
-            *("s", "n", "Ä"),
-        )
+        assert one.msg_id == one.ticket.msg_id == msg_id
+        assert (one.from_session, one.from_name, one.from_label) == ("s", "n", "Ä")
         assert (one.scope, one.target, one.reply_to, one.age_s, one.pointer) == (3, "deploys", None, -1, None)
     client.core.taken_run(incoming[0].ticket.lease, incoming[0].ticket.number, ids(11, 12))
     assert said(client.core.acknowledge()) == [protocol.Ack(0, (11, 12))]
