@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from zmqbus import errors, protocol
-from zmqbus.broker import aftermath, board, delivery, intake, mailbox, manners, pool, reading, upkeep
+from zmqbus.broker import aftermath, awaits, board, delivery, fates, intake, mailbox, manners, pool, reading, upkeep
 from zmqbus.broker import core as broker
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
@@ -127,7 +127,7 @@ def test_timers() -> None:
     documented = {name: number(value) for name, value, _ in table(SECTIONS["12. Timers"])}
     defined = {
         name: value
-        for module in (broker, delivery, intake, reading, upkeep, aftermath)
+        for module in (broker, delivery, intake, awaits, reading, upkeep, aftermath)
         for name, value in vars(module).items()
         if name.endswith("_S") and name.isupper() and not name.endswith("_TICK_S")  # the shell's, not the wire's
     }
@@ -135,10 +135,10 @@ def test_timers() -> None:
 
 
 def test_other_numbers_of_the_prose() -> None:
-    assert (intake.BROADCASTS_PER_MINUTE, intake.MAX_WAITS) == (60, 1000)
+    assert (intake.BROADCASTS_PER_MINUTE, awaits.MAX_WAITS) == (60, 1000)
     assert (reading.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
-    assert (delivery.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
+    assert (fates.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
     assert broker.MAX_ID_CHARS == 64
     assert (work.REMEMBERED_ANSWERS, work.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)
     for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):
@@ -174,9 +174,9 @@ def test_which_verb_in_which_standing() -> None:
 
 
 def test_what_a_client_understands() -> None:
-    """Everything that the broker may say; BROADCAST by the SUB, the rest by either socket."""
+    """Everything that the broker may say; broadcasts by the SUB, the rest by either socket."""
     from_broker = {cls for code, cls in protocol.VERBS.items() if code >= 32}
-    assert set(client._TABLE) | {protocol.Broadcast} == from_broker
+    assert set(client._TABLE) | {protocol.Broadcast, protocol.Broadcasts} == from_broker
 
 
 def test_codes() -> None:
@@ -193,6 +193,6 @@ def test_channels() -> None:
 
 
 def test_the_reader_of_tables_sees_what_is_there() -> None:
-    assert len(VERBS) == 42
+    assert len(VERBS) == 43
     assert table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x y |\n") == [["1", ""], ["2", "x y"]]
     assert table("no table") == []

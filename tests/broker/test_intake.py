@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.broker.saidkit import Said, both, messages, refused, with_ids
 from zmqbus import codec, errors, protocol
 from zmqbus.broker import events, mailbox
 from zmqbus.broker.spooled import no_spools
 from zmqbus.client import core as client
 from zmqbus.protocol import Format, Scope, State
 from zmqbus.record import spell
-from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing import SimNet
 from zmqbus.testing.simnet import Death
 
 
@@ -71,96 +71,6 @@ def test_answers_to_a_helper_that_takes_none_count_against_a_limit(net, monkeypa
 # --- SENDS: in one piece or one by one, the same is accepted, refused, written, delivered and told
 
 
-class Said:
-    """A bus of its own on which alice says the same as SENDS or as SENDs; what is seen of it."""
-
-    def __init__(self, in_runs: bool) -> None:
-        self.in_runs = in_runs
-        self.net = SimNet()
-        self.alice, self.bob = self.net.session("alice"), self.net.session("bob")
-        self.heard: list[protocol.Envelope] = []
-        self._listen_in(self.alice)
-
-    def _listen_in(self, member: SimClient) -> None:
-        handle = member.core.handle
-
-        def recording(now_s: float, event: client.Event) -> list[client.Effect]:
-            if isinstance(event, client.Received):
-                self.heard += event.envelopes
-            return handle(now_s, event)
-
-        member.core.handle = recording  # type: ignore[method-assign]
-
-    def put(self, target: str, messages: Messages, fmt: int = Format.TEXT, *, by: SimClient | None = None) -> None:
-        """Says it; nobody has heard it yet."""
-        if self.in_runs:
-            msg_ids, bodies = zip(*messages, strict=True)
-            said: list[protocol.Envelope] = [protocol.Sends(0, target, fmt, msg_ids, bodies)]
-        else:
-            said = [protocol.Send(msg_id, 0, target, fmt, None, False, body) for msg_id, body in messages]
-        (by or self.alice).raw(codec.encode(said))
-
-    def say(self, target: str, messages: Messages, fmt: int = Format.TEXT) -> None:
-        self.put(target, messages, fmt)
-        self.net.settle()
-
-    @property
-    def told(self) -> list[tuple[str, str]]:
-        """Of each message, in the order in which alice hears it: its state or its refusal. The texts, too."""
-        told = []
-        for envelope in self.heard:
-            if isinstance(envelope, protocol.Receipt):
-                told += [(msg_id, State(envelope.state).name) for msg_id in envelope.msg_ids]
-            elif isinstance(envelope, protocol.Refused):
-                told.append((envelope.ref, f"{envelope.code}: {envelope.text}"))
-        return told
-
-    @property
-    def seen(self) -> tuple[object, ...]:
-        """All there is to compare."""
-        counts, box = self.net.broker._out.counts, self.net.broker.registry.sessions["bob-session-id"].mailbox
-        return (
-            [message[1:] for message in self.bob.history],  # without their tickets
-            self.told,
-            self.net.journal,
-            (box.total, box.total_bytes, box.window_bytes, box._reserved, box._reserved_bytes),
-            self.net.store.total(),
-            {name: getattr(counts, name) for name in ("taken", "delivered", "queued", "repeated", "accepted_bytes")},
-            counts.refused,
-            self.net.broker.intake.accepted,
-            self.net.broker.intake.last_id,
-            self.net.broker.delivery.unsettled,
-        )
-
-
-Messages = list[tuple[str, bytes]]
-
-
-def messages(*bodies: bytes, first: int = 0) -> Messages:
-    return [(f"message{number:04d}", body) for number, body in enumerate(bodies, first)]
-
-
-def with_ids(*msg_ids: str) -> Messages:
-    return [(msg_id, b"%d" % number) for number, msg_id in enumerate(msg_ids)]
-
-
-def both(play: Callable[[Said], None]) -> Said:
-    """Plays it twice, and holds what came of it against each other."""
-    in_runs, one_by_one = Said(True), Said(False)
-    for said in (in_runs, one_by_one):
-        play(said)
-        said.net.settle()
-    assert in_runs.seen == one_by_one.seen
-    assert in_runs.net.mangled == 0
-    return in_runs
-
-
-def refused(said: Said, *msg_ids: str) -> list[str]:
-    """The codes that these were refused with."""
-    told = dict(said.told)
-    return [told[msg_id].partition(":")[0] for msg_id in msg_ids]
-
-
 GOOD = messages(b"1", "zwei ü".encode(), b'3\n"\\', b"")
 
 
@@ -180,7 +90,7 @@ def test_what_is_alike_is_passed_on(fmt):
 
 def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
     """Whoever comes between the decision and the journal is behind all of it."""
-    said = Said(True)
+    said = Said("run")
     said.put("bob", GOOD)
     said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, [])))
     (frames,) = said.alice.up
@@ -188,7 +98,7 @@ def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
     decoded = codec.Decoder(from_broker=False).decode(frames)
     said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, decoded)))
     assert said.net.broker.intake.last_id == "message0003"
-    assert repr(said.net.broker.intake) == "<Intake: 1 staged, 0 answers awaited>"
+    assert repr(said.net.broker.intake) == "<Intake: 1 staged, 0 accepted>"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +179,7 @@ def test_an_id_of_another_session_is_refused_and_the_others_go_on(state):
 def test_said_again_before_it_is_in_the_journal_it_is_one_and_answered_where_it_was_said_last(later):
     def play(said: Said) -> None:
         helper = said.net.helper(said.alice)
-        said._listen_in(helper)
+        said.listen_in(helper)
         said.put("bob", messages(b"1", b"2", b"3"))
         helper.raw(
             codec.encode([protocol.Send(f"message{n:04d}", 0, "bob", 0, None, True, b"x") for n in range(later)])
@@ -279,19 +189,19 @@ def test_said_again_before_it_is_in_the_journal_it_is_one_and_answered_where_it_
         said.bob.take_all()
         said.net.settle()
 
-    said = Said(True)
+    said = Said("run")
     play(said)
     assert sorted(said.told) == [(f"message{number:04d}", "DELIVERED") for number in range(3)]
     assert said.net.broker._out.counts.accepted_bytes == 3
 
 
 def test_said_again_while_it_is_under_way_the_receipts_go_to_the_newer_connection():
-    said = Said(True)
+    said = Said("run")
     said.say("bob", messages(b"1", b"2", b"3"))
     said.heard.clear()
     helper = said.net.helper(said.alice)
-    again = Said(True)  # what that one hears
-    again._listen_in(helper)
+    again = Said("run")  # what that one hears
+    again.listen_in(helper)
     helper.raw(codec.encode([protocol.Send("message0001", 0, "bob", 0, None, True, b"2")]))
     said.net.settle()
     said.bob.take_all()
@@ -401,7 +311,7 @@ def test_what_the_journal_does_not_take_is_refused_each_and_leaves_nothing():
     ids=("fewer ids", "fewer bodies", "no ids", "too many"),
 )
 def test_what_is_no_run_is_refused_as_a_whole(sends):
-    said = Said(True)
+    said = Said("run")
     said.alice.raw(codec.encode([sends, protocol.Send("message9999", 0, "bob", 0, None, False, b"next")]))
     said.net.settle()
     assert said.bob.bodies == [b"next"]
@@ -419,9 +329,9 @@ def test_the_longest_run_is_taken_and_one_of_nothing_is_nothing():
 
 
 def test_only_who_may_send_may_send_runs():
-    said = Said(True)
+    said = Said("run")
     observer = said.net.observer()
-    said._listen_in(observer)
+    said.listen_in(observer)
     said.put("bob", GOOD, by=observer)
     said.net.settle()
     assert said.bob.bodies == []

@@ -195,6 +195,14 @@ def test_full(monkeypatch):
     assert box.full(0)
 
 
+def test_what_is_on_its_way_through_the_journal_is_part_of_its_load(box):
+    box.append(entry(), NOW_S)
+    box.reserve(10, 3)
+    assert (box.total, box.load, box.awaits) == (1, 4, True)
+    box.release(10, 3)
+    assert (box.load, box.awaits) == (1, False)
+
+
 def test_oldest(box):
     assert box.oldest_s() is None
     box.append(entry(0), 3.0)
@@ -241,7 +249,7 @@ def test_whatever_happens_each_message_leaves_once_and_in_order(moves):
 # --- runs
 
 
-def run(first: int, sizes: list[int]) -> Run:
+def run(first: int, sizes: list[int], *, bcast: int = 0) -> Run:
     entries = [entry(first + place, size) for place, size in enumerate(sizes)]
     return Run(
         Common("s", "n", None, 0, "", 0, 1.0, 1.0),
@@ -250,6 +258,8 @@ def run(first: int, sizes: list[int]) -> Run:
         tuple(one.pointer for one in entries),
         b"",
         sum(sizes),
+        bcast,
+        [Tally(one.msg_id, "s", b"", 2) for one in entries] if bcast else (),
     )
 
 
@@ -330,13 +340,110 @@ def test_a_run_waits_for_the_broadcast_before_it(box):
     assert (cast.bcast, len(both)) == (7, 2)
 
 
+def test_a_published_run_is_acknowledged_by_its_numbers_and_leaves_in_order(box, store):
+    assert box.may_publish_run(run(0, [1, 2, 3], bcast=7))
+    box.append_run(run(0, [1, 2, 3], bcast=7), NOW_S)
+    assert (box.after, box.owed_numbers()) == (9, (7, 8, 9))
+    assert (box.total, box.total_bytes, box.window_bytes, store.total()) == (3, 6, 606, 0)
+    assert box.acknowledge(99, ()) == []  # that is said of what has come by DEALER
+    assert box.acknowledge(0, (8, 9, 99)) == []
+    assert (box.owed_numbers(), box.after) == ((7,), 9)
+    (taken,) = box.acknowledge(0, (7, 8))
+    assert list(taken.msg_ids) == ["message0000", "message0001", "message0002"]
+    assert (box.after, box.owed_numbers(), box.total, box.window_bytes) == (0, (), 0, 0)
+
+
+def test_a_published_run_leaves_as_far_as_it_is_acknowledged(box):
+    box.append_run(run(0, [1, 2, 3, 4], bcast=7), NOW_S)
+    (first,) = box.acknowledge(0, (7, 9))
+    assert (list(first.msg_ids), first.bcast, len(first.tallies)) == (["message0000"], 7, 1)
+    assert (box.owed_numbers(), box.total, box.total_bytes) == ((8, 10), 3, 9)
+    (middle,) = box.acknowledge(0, (8,))
+    assert (middle.bcast, [tally.msg_id for tally in middle.tallies]) == (8, ["message0001", "message0002"])
+    assert [item.bcast for item in box.owed()] == [10]
+    (last,) = box.acknowledge(0, (10,))
+    assert (last.bcast, last.tally.msg_id, box.total) == (10, "message0003", 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "allowed"),
+    [
+        ("nothing", True),
+        ("published", True),
+        ("another channel", False),
+        ("by dealer", False),
+        ("backlog", False),
+        ("nobody", False),
+    ],
+)
+def test_a_run_is_published_only_where_each_of_it_would_be(box, monkeypatch, before, allowed):
+    if before == "published":
+        box.append(entry(0), NOW_S, bcast=1)
+    elif before == "another channel":
+        box.append(entry(0)._replace(scope=3, target="deploys"), NOW_S, bcast=1)
+    elif before == "by dealer":
+        box.append(entry(0), NOW_S)
+    elif before == "backlog":
+        with monkeypatch.context() as patch:
+            patch.setattr(mailbox, "CREDIT_MESSAGES", 0)
+            box.append(entry(0), NOW_S)
+    elif before == "nobody":
+        box.close()
+    assert box.may_publish_run(run(1, [1, 1], bcast=2)) == box.may_publish(entry(1)) == allowed
+
+
+@pytest.mark.parametrize(
+    ("credit_messages", "credit_bytes", "allowed"),
+    [(4, 10_000, True), (3, 10_000, False), (9, 804, True), (9, 803, False)],
+)
+def test_a_run_is_published_as_a_whole_or_not(box, monkeypatch, credit_messages, credit_bytes, allowed):
+    monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", credit_messages)
+    monkeypatch.setattr(mailbox, "CREDIT_BYTES", credit_bytes)
+    box.append(entry(0), NOW_S, bcast=1)  # each weighs 201
+    assert box.may_publish_run(run(1, [1, 1, 1], bcast=2)) == allowed
+
+
+@pytest.mark.parametrize("taken", [(), (8,)])
+def test_what_is_owed_of_a_published_run_falls_back(box, store, taken):
+    box.append_run(run(0, [1, 2, 3], bcast=7), NOW_S)
+    box.acknowledge(0, taken)
+    untold = box.close()
+    assert [(item.bcast, item.tally.msg_id) for item in untold] == [
+        (7 + place, f"message000{place}") for place in range(3)
+    ]
+    assert (box.after, box.owed_numbers(), store.total()) == (0, (), 3)
+    box.open = True
+    assert [(item.seq, item.bcast) for item in box.refill(NOW_S)] == [(1, 0), (2, 0), (3, 0)]
+    assert box.acknowledge(0, (7, 8, 9)) == []  # those numbers are of another connection
+    assert told(box.acknowledge(3, ())) == ["message0000", "message0001", "message0002"]
+
+
+def test_mailboxes_share_the_tallies_of_a_run_and_nothing_else(store):
+    first, second = Mailbox("first", store), Mailbox("second", store)
+    several = run(0, [1, 1], bcast=7)
+    for box in (first, second):
+        box.open = True
+        box.append_run(several.twin(), NOW_S)
+    (done,) = first.acknowledge(0, (7,))
+    assert (len(first.window), len(second.window)) == (1, 2)
+    (other,) = second.acknowledge(0, (7, 8))
+    assert isinstance(done, Run) and isinstance(other, Run)
+    assert done.tallies[0] is other.tallies[0] and len(other.tallies) == 2
+    assert first.owed()[0].tally is other.tallies[1]
+
+
 def shape(box: Mailbox, store: MemoryStore) -> tuple[object, ...]:
     """All that anybody can see of a mailbox without taking a run apart."""
     return (
         (len(box.window), box.total, box.total_bytes, box.window_bytes, box.after, box.oldest_s(), box.last_append_s),
         (box.full(1), box.may_send(entry()), box.may_publish(entry()), box.window.oldest_segment()),
+        (box.may_publish(OTHER), box.owed_numbers()),
         store.after("key", 0, 1000),
     )
+
+
+#: On another channel than all the rest.
+OTHER = entry()._replace(scope=3, target="deploys")
 
 
 def told(settled: list[Item | Run]) -> list[str]:
@@ -345,7 +452,8 @@ def told(settled: list[Item | Run]) -> list[str]:
 
 MOVES = st.lists(
     st.one_of(
-        st.tuples(st.just("run"), st.lists(st.integers(0, 300), min_size=1, max_size=7)),
+        st.tuples(st.sampled_from(("run", "cast", "cast")), st.lists(st.integers(0, 300), min_size=1, max_size=7)),
+        st.tuples(st.just("named"), st.lists(st.integers(0, 9), max_size=7)),
         st.tuples(
             st.sampled_from(("append", "publish", "ack", "close", "open", "secure", "refill", "expire", "owed")),
             st.integers(0, 9),
@@ -379,6 +487,18 @@ def test_runs_change_nothing_but_how_often_something_is_done(moves):
                 for one in entries:
                     one_by_one.append(one, now_s)
                 count += len(what)
+            elif move == "cast":
+                several = run(count, what, bcast=count + 1)
+                if in_runs.may_publish_run(several):
+                    for number, one in enumerate(several.entries(), count + 1):
+                        assert one_by_one.may_publish(one)
+                        one_by_one.append(one, now_s, bcast=number)
+                    in_runs.append_run(several, now_s)
+                    count += len(what)
+            elif move == "named":  # some of what is under way, and what is not, in any order, and twice
+                owed = [*in_runs.owed_numbers(), 99_999]
+                picked = [owed[place % len(owed)] for place in what]
+                assert told(in_runs.acknowledge(0, picked)) == told(one_by_one.acknowledge(0, picked))
             elif move == "append":
                 for box in boxes:
                     box.append(entry(count), now_s)

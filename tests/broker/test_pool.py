@@ -1363,9 +1363,9 @@ def test_an_answer_is_for_the_mailbox_when_it_is_awaited_no_longer(net):
     bob.send("alice", b"answer", reply_to=question.msg_id)
     net.settle()
     assert alice.bodies == [b"answer"] and not helper.bodies
-    assert not net.broker.intake._waits and not net.store._now.awaited
+    assert not net.broker.awaits._waits and not net.store._now.awaited
     for _ in range(1_000):
         helper._do(helper.core.await_answer(helper._new_id()))
         helper._do(helper.core.unawait(list(helper.core._awaited)))
     net.settle()
-    assert not net.broker.intake._waits and not helper.responses
+    assert not net.broker.awaits._waits and not helper.responses

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import delivery, events, intake, mailbox, registry, upkeep
+from zmqbus.broker import awaits, delivery, events, mailbox, registry, upkeep
 from zmqbus.client.core import Phase
 from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet
@@ -306,7 +306,7 @@ def test_ids_of_an_earlier_broker_are_bounded(net, monkeypatch):
     net.settle()
     net.kill_broker()
     net.settle()
-    assert len(net.broker.delivery._earlier) == 3
+    assert len(net.broker.delivery.fates._earlier) == 3
 
 
 # --- answers that are awaited
@@ -370,12 +370,12 @@ def test_a_command_that_does_not_come_back_leaves_the_answer_to_its_session(net)
     answer = bob.send("alice", b"yes", reply_to=question)
     net.settle()
     assert alice.handed == []
-    net.advance(intake.EXPECTED_S + 1)
+    net.advance(awaits.EXPECTED_S + 1)
     assert alice.bodies == [b"yes"]
     alice.take_all()
     net.settle()
     assert state(bob, answer) in (State.DELIVERED, State.BUSY)
-    assert not net.broker.intake._expected and not net.broker.intake._held
+    assert not net.broker.awaits._expected and not net.broker.awaits._held
     assert net.store.recover(10).awaited == []
 
 
@@ -384,7 +384,7 @@ def test_a_guest_that_does_not_come_back_gets_nothing(net):
     question = ask(net, guest, bob)
     guest.disconnect()
     answer = bob.send("cron", b"yes", reply_to=question)
-    net.advance(intake.EXPECTED_S + 1)
+    net.advance(awaits.EXPECTED_S + 1)
     assert isinstance(bob.answers[answer], errors.UnknownPeer)
     assert not net.broker.delivery.unsettled
 
@@ -418,7 +418,7 @@ def test_the_awaited_answer_of_another_session_is_not_to_be_had(net):
 
 
 def test_answers_are_held_within_bounds(net, monkeypatch):
-    monkeypatch.setattr(intake, "MAX_HELD", 2)
+    monkeypatch.setattr(awaits, "MAX_HELD", 2)
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = ask(net, helper, bob)

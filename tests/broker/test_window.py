@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqbus.broker.store import FIELDS_BYTES, Entry
-from zmqbus.broker.window import Common, Item, Run, Window
+from zmqbus.broker.window import Common, Item, Run, Tally, Window
 from zmqbus.protocol import Scope
 
 COMMON = Common("sender-id", "alice", "Älice", 0, "", 0, 17.5, 3.5)
@@ -41,6 +41,14 @@ def ids(one: Item | Run) -> list[str]:
 
 def named(*seqs: int) -> list[str]:
     return [f"message{seq:05d}" for seq in seqs]
+
+
+def published(count: int, seq: int = 1, *, bcast: int = 20) -> Run:
+    """A run of broadcasts, whose first has this number."""
+    one = run(count, seq)
+    one.bcast = bcast
+    one.tallies = [Tally(msg_id, one.sender_id, one.origin, 1) for msg_id in one.msg_ids]
+    return one
 
 
 # --- a run
@@ -101,6 +109,42 @@ def test_the_first_ones_can_be_taken_off(count, taken, size_bytes):
 
 
 # --- the window
+
+
+def test_the_first_ones_of_a_published_run_take_their_numbers_and_tallies_along():
+    whole = published(4, 7)
+    tallies = list(whole.tallies)
+    first = whole.take(1)
+    assert (first.bcast, first.tallies) == (20, tallies[:1])
+    assert (whole.bcast, whole.seq, whole.tallies) == (21, 8, tallies[1:])
+    assert [(item.bcast, item.tally) for item in whole.apart()] == [
+        (21, tallies[1]),
+        (22, tallies[2]),
+        (23, tallies[3]),
+    ]
+
+
+def test_a_twin_is_the_same_for_another_mailbox():
+    whole = published(3, 7)
+    twin = whole.twin()
+    twin.seq, twin.accepted_s = 90, 9.0
+    twin.take(2)
+    assert (whole.seq, whole.accepted_s, len(whole), whole.bcast, whole.size_bytes) == (7, 8.0, 3, 20, 9)
+    assert (twin.seq, twin.bcast, twin.size_bytes, list(twin.msg_ids)) == (92, 22, 3, named(9))
+    assert twin.tallies[0] is whole.tallies[2]
+    assert [one.entry for one in twin.apart()] == list(whole.entries())[2:]
+
+
+def test_which_numbers_were_published_is_known_without_taking_anything_apart():
+    window = Window()
+    window.append(Item(1, item(1).entry, 8.0, bcast=20))
+    window.append_run(published(3, 2, bcast=24))
+    window.append_run(run(2, 5))
+    window.append(item(7))
+    assert list(window.bcasts()) == [20, 24, 25, 26]
+    assert len(window._pieces) == 4
+    assert [one.bcast for one in window] == [20, 24, 25, 26, 0, 0, 0]
+    assert list(window.bcasts()) == [20, 24, 25, 26]
 
 
 def test_an_item_is_made_for_each_when_somebody_looks():

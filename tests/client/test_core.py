@@ -444,6 +444,33 @@ def test_before_it_is_welcome_it_takes_no_broadcasts(ready):
     assert shown(ready.handle(cast(11))) == ids(11)
 
 
+@pytest.mark.parametrize("in_runs", [True, False])
+def test_nor_runs_of_them_and_then_each_as_it_takes_them(in_runs):
+    client = Client()
+    client.core = ClientCore(ME, "1.2.3", in_runs=in_runs)
+    run = protocol.Broadcasts(
+        "epoch", 11, 10, (), "s", "n", "Ä", 3, "deploys", 0, 1.0, tuple(ids(11, 12)), (b"x", b"y")
+    )
+    published = Published(b"#deploys\0", [run])
+    client.handle(Up())
+    assert client.handle(published) == []
+    client.hear(welcome())
+    effects = client.handle(published)
+    if in_runs:
+        (hand,) = effects
+        assert isinstance(hand, core.HandRun)
+        incoming = list(hand.apart())
+    else:
+        incoming = [effect.message for effect in effects if isinstance(effect, Hand)]
+    assert [one.body for one in incoming] == [b"x", b"y"]
+    for one, msg_id in zip(incoming, ids(11, 12), strict=True):
+        assert one.msg_id == one.ticket.msg_id == msg_id
+        assert (one.from_session, one.from_name, one.from_label) == ("s", "n", "Ä")
+        assert (one.scope, one.target, one.reply_to, one.age_s, one.pointer) == (3, "deploys", None, -1, None)
+    client.core.taken_run(incoming[0].ticket.lease, incoming[0].ticket.number, ids(11, 12))
+    assert said(client.core.acknowledge()) == [protocol.Ack(0, (11, 12))]
+
+
 def test_what_has_not_come_is_asked_for(ready):
     assert ready.handle(cast(12, prev=11)) == [Transmit(protocol.Refill((11,)))]
     effects = ready.hear(deliver(1, bcast=11), protocol.Beat("epoch", 99, (11, 12, 13)))

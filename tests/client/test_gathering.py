@@ -41,6 +41,24 @@ def test_neighbours_become_one():
     ]
 
 
+@pytest.mark.parametrize("scope", [scope for scope in Scope if scope != Scope.GROUP])
+def test_to_one_or_to_many_a_run_says_to_whom(scope):
+    alike = sends(3, scope=scope)
+    (said,) = runs_of(alike)
+    assert isinstance(said, Sends) and (said.scope, said.target) == (scope, "bob")
+    assert apart([said]) == alike
+
+
+def test_what_is_for_others_is_no_part_of_it():
+    said = runs_of([*sends(2, scope=Scope.ALL), *sends(2, scope=Scope.TOPIC), *sends(2), *sends(2, target="carol")])
+    assert [(one.scope, one.target, len(one[-1])) for one in said] == [
+        (Scope.ALL, "bob", 2),
+        (Scope.TOPIC, "bob", 2),
+        (Scope.SESSION, "bob", 2),
+        (Scope.SESSION, "carol", 2),
+    ]
+
+
 def test_one_alone_stays_what_it_is():
     assert runs_of(sends(1)) == sends(1)
     assert runs_of([]) == []
@@ -67,7 +85,7 @@ def test_another_one_between_them_keeps_its_place(more):
     [
         {"reply_to": "question0001"},
         {"again": True},
-        *({"scope": scope} for scope in Scope if scope != Scope.SESSION),
+        {"scope": Scope.GROUP},
     ],
 )
 def test_what_a_run_cannot_say_is_said_one_by_one(more):
@@ -100,7 +118,7 @@ MIXED = st.lists(
     st.builds(
         Send,
         st.uuids().map(lambda one: one.hex[:12]),
-        st.sampled_from((0, 0, 0, 1, 2)),
+        st.sampled_from((0, 0, 0, *Scope)),
         st.sampled_from(("bob", "carol")),
         st.sampled_from((0, 2)),
         st.sampled_from((None, None, "question0001")),

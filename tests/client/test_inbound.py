@@ -758,6 +758,13 @@ class RunClient(Client):
             self.inbound.deliver_all(one)
         return self.handed[before:]
 
+    def sub_runs(self, *runs: protocol.Broadcasts, channel: bytes | None = None) -> list[str]:
+        before = len(self.handed)
+        for one in runs:
+            own = protocol.channel(one.scope, one.target)
+            self.inbound.broadcast_all(own if channel is None else channel, one)
+        return self.handed[before:]
+
 
 @pytest.fixture
 def runner() -> RunClient:
@@ -925,6 +932,225 @@ def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
             assert runner.ack() == client.ack()
         assert runner.numbers == client.numbers and runner.asked == client.asked
         assert (runner.inbound.handed, runner.inbound.held) == (client.inbound.handed, client.inbound.held)
+        assert runner.inbound._taken_numbers == client.inbound._taken_numbers
+        assert sum(several for _, _, several in runner.inbound._handed) == runner.inbound.handed
+    assert runner.ack() == client.ack()
+
+
+# --- runs of broadcasts
+
+
+def published(bcast: int, count: int, prev: int = 0, **more: Any) -> protocol.Broadcasts:
+    msg_ids = tuple(casts(*range(bcast, bcast + count)))
+    one = protocol.Broadcasts("epoch", bcast, prev, (), "s", "n", None, Scope.ALL, "", 0, 1.0, msg_ids, (b"",) * count)
+    return one._replace(**more)
+
+
+def test_published_it_is_handed_out_in_one_piece_and_acknowledged_in_parts(runner):
+    assert runner.sub_runs(published(11, 4, 10), published(15, 2, 14)) == casts(11, 12, 13, 14, 15, 16)
+    assert runner.pieces == [4, 2] and runner.inbound.handed == 6
+    assert runner.take(*casts(11, 12)) == protocol.Ack(0, (11, 12))
+    assert runner.take(*casts(14)) is None
+    assert runner.take(*casts(13)) == protocol.Ack(0, (13, 14))
+    runner.inbound.settle_run(runner.numbers["bcast0000015"], 2)
+    assert runner.ack() == protocol.Ack(0, (15, 16))
+    assert runner.inbound.handed == 0 and not runner.inbound._handed
+
+
+def test_apart_each_is_a_broadcast_of_its_own(client):
+    found: list[Message] = []
+    client.inbound._hand = lambda message, _: found.append(message)
+    ids = ("message0001", "message0002")
+    topic = protocol.Broadcasts("epoch", 17, 12, (3,), "id", "alice", "Ä", 3, "deploys", 2, 17.5, ids, (b"x", b"y"))
+    client.inbound.broadcast_all(b"#deploys\0", topic)
+    assert found == []  # 12 is missing
+    client.dealer(deliver(1, bcast=12))
+    first = protocol.Broadcast(
+        "epoch", 17, 12, (3,), "message0001", "id", "alice", "Ä", 3, "deploys", 2, None, 17.5, None, b"x"
+    )
+    assert found[1:] == [first, first._replace(bcast=18, prev=17, msg_id="message0002", body=b"y")]
+
+
+def test_a_run_tells_of_the_gap_before_it_and_follows_what_was_missing(runner):
+    assert runner.sub_runs(published(12, 3, 11)) == []
+    assert runner.asked == [(11,)] and runner.inbound.held == 3
+    assert runner.sub_runs(published(15, 2, 14)) == []
+    assert runner.asked == [(11,)]
+    assert runner.dealer(deliver(1, bcast=11)) == casts(11, 12, 13, 14, 15, 16)
+    assert runner.sub_runs(published(17, 2, 16)) == casts(17, 18) and runner.pieces[-1] == 2
+
+
+def test_a_gap_in_front_that_was_filled_already_is_none(runner):
+    runner.dealer(deliver(1, bcast=11))
+    assert runner.sub_runs(published(12, 2, 11)) == casts(12, 13)
+    assert runner.asked == []
+
+
+def test_a_lost_run_is_as_many_gaps(runner):
+    assert runner.dealer(beat(11, 12, 13)) == []
+    assert runner.asked == [(11, 12, 13)]
+    assert runner.sub_runs(published(14, 2, 13)) == [] and runner.asked == [(11, 12, 13)]
+    assert runner.dealer(deliver(1, bcast=11), deliver(2, bcast=12)) == casts(11, 12)
+    assert runner.dealer(deliver(3, bcast=13)) == casts(13, 14, 15)
+
+
+def test_a_run_waits_for_what_is_asked_for_on_another_channel(runner):
+    runner.dealer(beat(11))
+    assert runner.asked == [(11,)]
+    assert runner.sub_runs(published(12, 2, 0)) == []
+    assert runner.dealer(deliver(1, bcast=11)) == casts(11, 12, 13)
+
+
+def test_of_a_run_that_comes_late_only_what_was_not_sent_again_is_handed_out(runner):
+    runner.dealer(beat(11, 12))
+    runner.dealer(deliver(1, bcast=11))
+    assert runner.sub_runs(published(11, 3, 0)) == []  # 12 is asked for
+    assert runner.dealer(deliver(2, bcast=12)) == casts(12, 13)
+    assert runner.take(*casts(11, 12, 13)) == protocol.Ack(0, (11, 12, 13))
+
+
+def test_what_is_seen_of_it_is_not_handed_out_again(runner):
+    runner.dealer(deliver(1, bcast=12))
+    assert runner.sub_runs(published(11, 3)) == casts(11, 13)
+    assert runner.sub_runs(published(11, 3)) == []
+
+
+def test_a_message_that_follows_a_run_names_its_last(runner):
+    assert runner.dealer(deliver(3, after=12)) == []
+    assert runner.sub_runs(published(11, 2, 10)) == [*casts(11, 12), *directs(3)]
+    assert runner.dealer(deliver(4, after=12)) == directs(4)
+
+
+def test_it_does_not_pass_what_is_held(runner):
+    """It comes between the two that it was said between."""
+    runner.dealer(deliver(5, after=11))
+    assert runner.sub_runs(published(11, 2)) == [*casts(11), *directs(5), *casts(12)]
+    assert runner.pieces == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("other", "channel"),
+    [
+        ({"epoch": "another"}, None),
+        ({"bcast": 9}, None),
+        ({"scope": Scope.TOPIC, "target": "deploy"}, b"#deploys\0"),
+        ({"scope": Scope.TOPIC, "target": "deploys"}, b"*\0"),
+    ],
+)
+def test_a_run_that_is_not_for_it(runner, other, channel):
+    """Of the second, one is from before the lease, and one is at its beginning."""
+    assert runner.sub_runs(published(12, 2, 11)._replace(**other), channel=channel) == []
+    assert runner.asked == [] and runner.inbound.handed == runner.inbound.held == 0
+
+
+def test_of_a_run_over_the_beginning_of_the_lease_the_later_ones_are_for_it(runner):
+    assert runner.sub_runs(published(9, 4, 8)) == casts(11, 12)
+
+
+def test_a_run_that_it_is_spared_is_not_handed_out_and_no_gap(runner):
+    assert runner.sub_runs(published(11, 3, 10, spared=(7, ME))) == []
+    assert runner.sub_runs(published(14, 2, 13)) == casts(14, 15)
+    assert runner.asked == []
+
+
+def test_those_of_a_published_run_that_were_taken_before_are_not_handed_out(runner):
+    for msg_id in casts(11, 13):
+        runner.taken_ids.add(msg_id)
+    assert runner.sub_runs(published(11, 4, 10)) == casts(12, 14)
+    assert runner.ack() == protocol.Ack(0, (11,))
+    assert runner.take(*casts(12, 14)) == protocol.Ack(0, (12, 13, 14))
+
+
+def test_whoever_takes_no_runs_gets_each_broadcast_by_itself(client):
+    client.inbound.broadcast_all(b"*\0", published(11, 3, 10))
+    assert client.handed == casts(11, 12, 13)
+    assert client.take(*casts(11, 12, 13)) == protocol.Ack(0, (11, 12, 13))
+
+
+@pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
+def test_what_is_no_run_of_broadcasts_is_passed_over(runner, more):
+    assert runner.sub_runs(published(11, 2)._replace(**more)) == []
+    assert runner.inbound.handed == runner.inbound.held == 0 and runner.pieces == []
+    assert runner.sub_runs(published(11, 1, 10)) == casts(11) and runner.asked == []
+
+
+def test_the_oldest_numbers_of_runs_are_forgotten_too(runner, monkeypatch):
+    monkeypatch.setattr(inbound, "REMEMBERED", 5)
+    for bcast in range(11, 41, 3):
+        runner.sub_runs(published(bcast, 3, bcast - 1))
+    assert list(runner.inbound._seen) == [36, 37, 38, 39, 40]
+
+
+CHANNELS = ((Scope.ALL, ""), (Scope.TOPIC, "deploys"))
+CAST_STEPS = st.lists(
+    st.one_of(
+        # its channel, how many, how many are missing before it on that channel, is it spared, and does it come
+        st.tuples(
+            st.sampled_from(("run", "run", "run", "late", "foreign")),
+            st.tuples(st.integers(0, 1), st.integers(1, 4), st.integers(0, 2), st.booleans()),
+        ),
+        st.tuples(st.just("settle"), st.tuples(st.integers(-2, 12), st.integers(0, 6))),
+        st.tuples(st.just("taken"), st.integers(1, 8)),
+        st.tuples(st.just("beat"), st.lists(st.integers(0, 12), max_size=4)),
+        st.tuples(st.just("recall"), st.lists(st.integers(0, 12), max_size=4)),
+        st.tuples(st.sampled_from(("deliver", "follow", "mend", "ack", "back", "begin")), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@given(CAST_STEPS)
+def test_broadcasts_in_runs_or_one_by_one_the_same_is_handed_out_asked_for_and_acknowledged(steps):
+    runner, client = RunClient(), Client()
+    bcast, seq, since, epoch = 10, 0, 10, "epoch"
+    last_on = [0, 0]
+    for step, what in steps:
+        if step in ("run", "late", "foreign"):
+            which, count, missing, spared = what
+            if step == "late":
+                bcast = max(since, bcast - 3)  # it came by another way meanwhile, or has come once already
+            first, prev = bcast + 1 + missing, last_on[which] if not missing else bcast + missing
+            scope, target = CHANNELS[which]
+            one = published(first, count, prev, scope=scope, target=target, epoch="x" if step == "foreign" else epoch)
+            if spared and not missing:
+                one = one._replace(spared=(1, ME))
+            bcast = last_on[which] = first + count - 1
+            assert runner.sub_runs(one) == client.sub(*inbound._broadcasts(one))
+        elif step in ("deliver", "follow"):
+            seq += 1
+            one_more = deliver(seq, after=bcast + 1 if step == "follow" else 0)
+            assert runner.dealer(one_more) == client.dealer(one_more)
+        elif step == "mend" and runner.asked:
+            for number in runner.asked[-1]:
+                again = deliver(0, bcast=number)
+                assert runner.dealer(again) == client.dealer(again)
+        elif step == "beat":
+            said = protocol.Beat(epoch, bcast, tuple(sorted({max(since, bcast - one) + 1 for one in what})))
+            assert runner.dealer(said) == client.dealer(said)
+        elif step == "taken":
+            runner.taken_ids.add(f"bcast{bcast + what:07d}")
+            client.taken_ids.add(f"bcast{bcast + what:07d}")
+        elif step == "settle":
+            number = runner.inbound._first + what[0]
+            runner.inbound.settle_run(number, what[1])
+            for one_of_them in range(number, number + what[1]):
+                client.inbound.settle(one_of_them)
+        elif step == "recall":
+            for either in (runner, client):
+                either.inbound.recall([bcast - one for one in what])
+        elif step == "back":
+            runner.inbound.give_back()
+            client.inbound.give_back()
+        elif step == "begin":
+            epoch, since = f"{epoch}+", bcast
+            for either in (runner, client):
+                either.inbound.begin(welcome(epoch=epoch, bcast=since))
+        elif step == "ack":
+            assert runner.ack() == client.ack()
+        assert runner.numbers == client.numbers and runner.asked == client.asked
+        assert (runner.inbound.handed, runner.inbound.held) == (client.inbound.handed, client.inbound.held)
+        assert runner.inbound._seen.keys() == client.inbound._seen.keys()
+        assert runner.inbound._last_on == client.inbound._last_on
         assert runner.inbound._taken_numbers == client.inbound._taken_numbers
         assert sum(several for _, _, several in runner.inbound._handed) == runner.inbound.handed
     assert runner.ack() == client.ack()

@@ -259,6 +259,105 @@ def test_watchers_are_told_of_all_that_comes_and_of_the_end(auto):
     assert len(told) == 3
 
 
+# --- a message that is alone, and somebody who waits for it
+
+
+def test_it_is_acknowledged_before_whoever_waits_has_woken_up(auto):
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(auto.receiver.next_message(PATIENCE_S)), daemon=True)
+    thread.start()
+    end_s = time.monotonic() + PATIENCE_S
+    while not auto.receiver._waiting:
+        assert time.monotonic() < end_s
+        time.sleep(0.0005)
+    with auto.receiver._arrived:  # so that it cannot wake up
+        auto.hand("a")
+        auto.receiver.speak(auto.core)  # as the driver does, when something was dealt with
+        assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"] and got == []
+        assert auto.receiver.unread == 0
+    thread.join(PATIENCE_S)
+    assert got[0].msg_id == "a" and auto.receiver._waiting == 0
+    auto.receiver.speak(auto.core)
+    assert len(auto.core.tickets) == 1 and auto.take() is None
+
+
+def waits(played: Any, waiting: int = 1) -> None:
+    """So many threads wait for a message; they will wake up some time."""
+    played.receiver._waiting = waiting
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_wait_that_is_interrupted_leaves_it_for_the_next_call(auto, monkeypatch, interrupted):
+    """Or one whose time is over at that instant takes it."""
+
+    def wait(_: float | None = None) -> bool:
+        assert auto.receiver._waiting == 1
+        auto.hand("a")
+        if interrupted:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(auto.receiver._arrived, "wait", wait)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            auto.receiver.next_message(PATIENCE_S)
+    else:
+        assert auto.receiver.next_message(PATIENCE_S).msg_id == "a"
+    assert auto.receiver._waiting == 0
+    auto.hand("b")
+    assert [auto.take(), auto.take(), auto.take()] == (["a", "b", None] if interrupted else ["b", None, None])
+
+
+def test_it_is_returned_before_what_came_later_whoever_asks(auto):
+    waits(auto, 3)
+    auto.hand("a", "b", "c")
+    assert [one.msg_id for one in auto.receiver._given] == ["a"] and auto.receiver.unread == 2
+    waits(auto, 0)
+    assert [auto.take() for _ in range(4)] == ["a", "b", "c", None]
+    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a", "b", "c"]
+
+
+def test_whoever_would_take_work_or_a_message_gets_it_too(auto):
+    waits(auto)
+    auto.hand("a")
+    assert auto.receiver.next_work(0.0) is None
+    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "a"
+
+
+@pytest.mark.parametrize("before", ["nobody waits", "another is there", "the program acknowledges"])
+def test_it_is_given_to_nobody_who_does_not_take_it_next(auto, manual, before):
+    played = manual if before == "the program acknowledges" else auto
+    if before == "another is there":
+        played.hand("first")
+    if before != "nobody waits":
+        waits(played)
+    played.hand("a")
+    played.receiver.speak(played.core)
+    assert not played.receiver._given and played.core.tickets == []
+    assert played.receiver.unread == (2 if before == "another is there" else 1)
+
+
+def test_what_was_given_and_is_taken_back_comes_once(auto):
+    waits(auto)
+    auto.hand("a")
+    waits(auto, 0)
+    auto.receiver.deal([core.TakeBack()])
+    auto.hand("a", lease="two")
+    assert auto.receiver.unread == 0
+    assert [auto.take(), auto.take()] == ["a", None]
+    auto.receiver.speak(auto.core)
+    assert [(ticket.lease, ticket.msg_id) for ticket in auto.core.tickets] == [("two", "a")]
+
+
+def test_what_was_given_is_returned_though_the_connection_has_ended(auto):
+    waits(auto)
+    auto.hand("a")
+    auto.receiver.ended(errors.NotConnected("over"))
+    assert auto.take() == "a"
+    with pytest.raises(errors.NotConnected):
+        auto.take()
+
+
 # --- work
 
 
@@ -644,7 +743,7 @@ RUN_STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("send"), st.lists(st.integers(1, 4), min_size=1, max_size=3)),
         st.tuples(st.sampled_from(("take", "quietly")), st.integers(1, 5)),
-        st.tuples(st.sampled_from(("welcome", "recall", "say", "lose")), st.just(0)),
+        st.tuples(st.sampled_from(("welcome", "recall", "say", "lose", "give", "give")), st.just(0)),
     ),
     max_size=40,
 )
@@ -667,10 +766,14 @@ def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(st
             run.welcome()
         elif step == "say":
             run.receiver.ring()
+        elif step == "give":  # somebody waits; who wakes up some time
+            waits(run)
+            run.send(1)
+            waits(run, 0)
         else:
             getattr(run, step)()
         assert run.got == list(range(1, len(run.got) + 1))
-        assert run.acknowledged <= len(run.got)
+        assert run.acknowledged <= len(run.got) + len(run.receiver._given)
     run.welcome()
     while run.sent < run.last:
         run.send(min(3, run.last - run.sent))
@@ -678,6 +781,43 @@ def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(st
     run.receiver.ring()
     assert run.got == list(range(1, run.last + 1)) and run.acknowledged == run.last
     assert not (run.receiver._taken or run.receiver._batches or run.receiver._unsure or run.core._inbound.handed)
+
+
+def test_what_comes_in_one_piece_is_given_to_nobody_unasked(run):
+    waits(run)
+    run.send(3)
+    assert not run.receiver._given and run.receiver.unread == 3
+    run.receiver.ring()
+    assert run.acknowledged == 0
+
+
+def test_what_is_unread_is_counted_message_by_message(run):
+    run.send(4, 1, 2)
+    assert run.receiver.unread == 7
+    run.take(2)
+    assert run.receiver.unread == 5
+    run.take(3)
+    assert run.receiver.unread == 2
+    run.recall()
+    assert run.receiver.unread == 0
+
+
+def test_a_run_of_broadcasts_is_taken_message_by_message(run):
+    ids = ("message00001", "message00002", "message00003")
+    cast = protocol.Broadcasts(
+        "epoch", 1, 0, (), "sid", "auth", "Äuth", Scope.TOPIC, "deploys", 0, 1.0, ids, (b"1", b"2", b"3")
+    )
+    run.carry_out(run.core.handle(0.0, core.Published(b"#deploys\0", [cast])))
+    assert run.receiver.unread == 3
+    message = run.receiver.next_message(0.0)
+    assert (message.msg_id, message.text, message.sender, message.sender_label) == ("message00001", "1", "auth", "Äuth")
+    assert (message.to, message.reply_to, message.age_s, message.sent_ts) == ("#deploys", None, None, 1.0)
+    told: list[protocol.Ack] = []
+    run.carry_out = lambda effects: told.extend(one.envelope for one in effects)
+    run.receiver.ring()
+    assert told == [protocol.Ack(0, (1,))]
+    assert run.take(9) == [2, 3]
+    assert told[1:] == [protocol.Ack(0, (2, 3))]
 
 
 def test_two_threads_take_from_one_run(run):

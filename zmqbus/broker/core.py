@@ -39,6 +39,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from zmqbus import naming, protocol
+from zmqbus.broker.awaits import Awaits
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import (
     CommitFailed,
@@ -135,10 +136,11 @@ class BrokerCore:
         self.shell_figures: Callable[[], tuple[tuple[str, int], ...]] = tuple  #: what the shell counts
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
-        self.intake = Intake(self.registry, self.delivery, store, self._out, sent_before, last_id, read_spooled)
+        self.awaits = Awaits(self.delivery, store, self._out)
+        self.intake = Intake(self.registry, self.delivery, self.awaits, self._out, sent_before, last_id, read_spooled)
         self.pool = Pool(self._out, epoch, owner_lives)
-        self.reading = Reading(self.registry, self.delivery, self.intake, self._out)
-        self.upkeep = Upkeep(self.registry, self.delivery, self.intake, store, self._out, owner_lives)
+        self.reading = Reading(self.registry, self.delivery, self.awaits, self._out)
+        self.upkeep = Upkeep(self.registry, self.delivery, self.awaits, store, self._out, owner_lives)
         self._started: Instant | None = None
         self._rules: dict[type, Callable[..., None]] = {
             protocol.Hello: self._hello,
@@ -147,8 +149,8 @@ class BrokerCore:
             protocol.Send: self.intake.send,
             protocol.Sends: self.intake.send_all,
             protocol.Spooled: self.intake.spooled,
-            protocol.Await: self.intake.await_answer,
-            protocol.Unawait: self.intake.unawait,
+            protocol.Await: self.awaits.await_answer,
+            protocol.Unawait: self.awaits.unawait,
             protocol.Request: self.pool.request,
             protocol.Withdraw: self.pool.withdraw,
             protocol.Offer: self.pool.offer,
@@ -225,7 +227,7 @@ class BrokerCore:
 
     def next_tick_s(self) -> float | None:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
-        if self.delivery.waits or self.delivery.waits_for_commit or self.intake.expects or self.pool.expects:
+        if self.delivery.waits or self.delivery.waits_for_commit or self.awaits.expects or self.pool.expects:
             return BUSY_TICK_S
         if self.registry.connections or self.upkeep.expects:
             return QUIET_TICK_S
@@ -431,11 +433,11 @@ class BrokerCore:
             self.registry.release_name(session)
             self.registry.keep(session)
         self.reading.end(now, connection)
-        self.intake.forget_waits(now, connection, left=left)
+        self.awaits.forget_waits(now, connection, left=left)
         mailbox = connection.mailbox
         if mailbox is not None:
             if self.delivery.consumer(mailbox) is connection:
-                self.delivery.detach(mailbox, self.intake.hold)
+                self.delivery.detach(mailbox, self.awaits.hold)
             if session is None or mailbox is not session.mailbox:
                 self.reading.hand_back(now, connection, mailbox)
         if session is not None and own:
@@ -589,6 +591,7 @@ class BrokerCore:
             self._out.reply(connection.route, protocol.Expired())
             self._part(now, connection)
         self.reading.tick(now)
+        self.awaits.tick(now)
         self.intake.tick(now)
         self.pool.tick(now)
         self.upkeep.tick(now)

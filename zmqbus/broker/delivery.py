@@ -1,9 +1,9 @@
 """Messages on their way: from the journal to the receivers, and what their senders hear.
 
 A message that has been journaled is *open* until its sender has been told what became of it; then only its fate is
-remembered, so that a sender that repeats itself hears the same again. To one receiver the answer is a RECEIPT:
-`delivered` when the consumer of the mailbox has acknowledged it, `queued` as soon as the store has committed it. To
-many it is a TALLY, when each has done one or the other, which takes a second at most.
+remembered (`fates`), so that a sender that repeats itself hears the same again. To one receiver the answer is a
+RECEIPT: `delivered` when the consumer of the mailbox has acknowledged it, `queued` as soon as the store has committed
+it. To many it is a TALLY, when each has done one or the other, which takes a second at most.
 
 Messages that were accepted as a run (`window.Run`) are open under one object, and go out and are acknowledged as one,
 as long as all that happens to them is that. What has to be told, stored or looked at for one of them takes it apart.
@@ -18,14 +18,14 @@ that reads it in its place (`reading`), or, for the answers that a command waits
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 
 from zmqbus import protocol
 from zmqbus.broker.events import Instant, Outbox, Publish
+from zmqbus.broker.fates import Fate, Fates
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Session
-from zmqbus.broker.store import Entry, Refusal, Store
+from zmqbus.broker.store import Entry, Store
 from zmqbus.broker.window import Item, Run, Tally
 from zmqbus.errors import BrokerUnavailable, ProtocolError, UnknownPeer
 from zmqbus.protocol import State
@@ -35,20 +35,6 @@ from zmqbus.tuples import NamedTuple
 BUSY_AFTER_S = 1.0
 #: A published broadcast that is not acknowledged by then is called to mind (BEAT).
 BEAT_AFTER_S = 0.25
-#: Ids of settled messages that are remembered, so that sending again is harmless. A sender keeps at most 1,000
-#: unconfirmed (`client.core.WINDOW_MESSAGES`), so this covers every one of 20 senders at full tilt.
-REMEMBERED_FATES = 20_000
-
-
-class Fate(NamedTuple):
-    """What the sender of a settled message was told, to be told again if it sends again. Messages that were settled
-    together share one: a receipt's ids are filled in when it is repeated.
-
-    A refusal is a fate, too: what was refused may not be accepted when it is repeated, behind what was sent after it.
-    """
-
-    sender_id: str
-    answer: protocol.Receipt | protocol.Tally | protocol.Refused
 
 
 class _Due(NamedTuple):
@@ -68,15 +54,10 @@ class Delivery:
         self._lingering = lingering
         self._out = out
         self._epoch = epoch
-        self._store = store
+        self.fates = Fates(store)  #: of what is not open any more
         self.bcast = 0  #: number of the last broadcast
         self._channels: dict[bytes, int] = {}  # number of the last one that was published on each
         self._open: dict[str, Item | Run | Tally] = {}  # by message id: the sender has not been told
-        # Not a dict: it would look for its oldest key past all those that were deleted before.
-        self._fates: OrderedDict[str, Fate] = OrderedDict()
-        self._earlier: dict[str, Fate] = {}  # those that an earlier broker has left; their number is bounded by it
-        self._earlier_casts: dict[str, set[str]] = {}  # broadcasts that it left → the mailboxes that hold them
-        self._earlier_full: dict[str, set[str]] = {}  # likewise → the mailboxes that had no room for them
         self._due: list[_Due] = []
         self._fresh: list[_Due] = []  # those of them that were accepted since the last commit
         self._commits = True  # the last commit went well
@@ -104,26 +85,6 @@ class Delivery:
         """The oldest segment of the journal that a message under way points into; None if there is none."""
         found = (box.window.oldest_segment() for box in self._active)
         return min((number for number in found if number is not None), default=None)
-
-    # --- what an earlier broker has left
-
-    def remember_queued(self, msg_id: str, sender_id: str, session: Session) -> None:
-        """A message is in the session's mailbox since before this broker began."""
-        receipt = protocol.Receipt(State.AWAY, session.session_id, session.name, 0, ())
-        self._earlier[msg_id] = Fate(sender_id, receipt)
-
-    def remember_cast(self, msg_id: str, mailbox: str) -> None:
-        """A broadcast is in this mailbox since before this broker began; what became of it elsewhere is not known."""
-        self._earlier_casts.setdefault(msg_id, set()).add(mailbox)
-
-    def remember_refused(self, refusal: Refusal) -> None:
-        """A message was refused by an earlier broker, or had no room in one mailbox."""
-        msg_id, of_one, mailbox = refusal.msg_id.partition("/")
-        if of_one:
-            self._earlier_full.setdefault(msg_id, set()).add(mailbox)
-            return
-        refused = protocol.Refused(refusal.msg_id, refusal.code, refusal.text)
-        self._earlier[refusal.msg_id] = Fate(refusal.sender_id, refused)
 
     # --- consumers
 
@@ -169,7 +130,7 @@ class Delivery:
             refused = protocol.Refused(msg_id, UnknownPeer.code, left)
             self._open.pop(msg_id, None)
             self._out.reply(item.origin, refused)
-            self._remember_refused(refused, item.sender_id)
+            self.fates.keep_refused(refused, item.sender_id)
         self._due = [due for due in self._due if due.session is not session]
         self._fresh = [due for due in self._fresh if due.session is not session]
         return session.mailbox.empty()
@@ -238,13 +199,12 @@ class Delivery:
         """A broadcast: published once for all who can take it that way, put into the mailboxes of all others. `full`:
         those who go without."""
         self.bcast += 1
-        holders = self._earlier_casts.pop(entry.msg_id, ())
-        without_room = self._earlier_full.pop(entry.msg_id, ())
+        holders, without_room = self.fates.earlier_cast(entry.msg_id)
         # There may be room by now, and younger ones of the same sender in it.
         full = [*full, *(session for session in receivers if session.mailbox.key in without_room)]
         receivers = [session for session in receivers if session.mailbox.key not in without_room]
         for session in full:
-            self._note_full(entry, session)
+            self.fates.keep_full(entry.msg_id, entry.from_session, session.mailbox.key)
         tally = Tally(entry.msg_id, entry.from_session, sender.route, len(receivers))
         tally.full = tuple(session.name for session in full)
         self._open[entry.msg_id] = tally
@@ -431,15 +391,15 @@ class Delivery:
         """A message is not accepted, and will not be."""
         self._out.counts.refuse(refused.code)
         self._out.reply(who.route, refused)
-        if refused.ref not in self._fates and refused.ref not in self._open:
-            self._remember_refused(refused, who.sender_id)
+        if refused.ref not in self._open and self.fates.find(refused.ref) is None:
+            self.fates.keep_refused(refused, who.sender_id)
 
     def said_before(self, who: Connection, msg_id: str) -> bool:
         """Whether a message of this id has been journaled: then its sender is told what it was told, or will be.
 
         Raises `ProtocolError` if it was another's.
         """
-        known = self._fates.get(msg_id) or self._open.get(msg_id) or self._earlier.get(msg_id)
+        known = self.fates.find(msg_id) or self._open.get(msg_id)
         if known is None:
             return False
         if isinstance(known, Run):
@@ -447,18 +407,15 @@ class Delivery:
         if who.sender_id != known.sender_id:
             raise ProtocolError("a message id that another session has used")
         self._out.counts.repeated += 1
-        if not isinstance(known, Fate):
-            known.origin = who.route
-        elif isinstance(known.answer, protocol.Receipt):
-            self._out.reply(who.route, known.answer._replace(msg_ids=(msg_id,)))
+        if isinstance(known, Fate):
+            self._out.reply(who.route, known.answer_for(msg_id))
         else:
-            self._out.reply(who.route, known.answer)
+            known.origin = who.route
         return True
 
     def all_new(self, msg_ids: Collection[str]) -> bool:
         """Whether no message of these ids has been journaled, nor is remembered as refused."""
-        known = (self._open, self._fates, self._earlier, self._earlier_casts, self._earlier_full)
-        return all(one.keys().isdisjoint(msg_ids) for one in known)
+        return self._open.keys().isdisjoint(msg_ids) and self.fates.none_of(msg_ids)
 
     # --- what senders hear
 
@@ -468,8 +425,7 @@ class Delivery:
         self._out.reply(route, receipt)
         fate = Fate(sender_id, receipt._replace(msg_ids=()))
         settled = [msg_id for msg_id in msg_ids if self._open.pop(msg_id, None) is not None]
-        self._fates.update(dict.fromkeys(settled, fate))
-        self._trim()
+        self.fates.keep_all(settled, fate)
 
     def _settle_behind(self, now: Instant, item: Item, session: Session) -> _Due:
         if session.conn is None:
@@ -504,7 +460,7 @@ class Delivery:
             self._out.counts.queued += 1
             receipt = protocol.Receipt(state, session.session_id, session.name, away_s, (msg_id,))
             self._open.pop(msg_id, None)
-            self._remember(msg_id, Fate(item.sender_id, receipt))
+            self.fates.keep(msg_id, Fate(item.sender_id, receipt))
             self._out.reply(item.origin, receipt)
         if not self._commits:
             self._commits = True
@@ -525,10 +481,10 @@ class Delivery:
             if tally is None:
                 self._open.pop(item.entry.msg_id, None)
                 self._out.reply(item.origin, refused)
-                self._remember_refused(refused, item.sender_id)
+                self.fates.keep_refused(refused, item.sender_id)
                 continue
             tally.full += (session.name,)
-            self._note_full(item.entry, session)
+            self.fates.keep_full(item.entry.msg_id, item.sender_id, session.mailbox.key)
             tally.remaining -= 1
             if tally.remaining or tally.told:
                 continue
@@ -538,12 +494,8 @@ class Delivery:
                 tally.told = True
                 self._open.pop(tally.msg_id, None)
                 self._out.reply(tally.origin, refused)
-                self._remember_refused(refused, tally.sender_id)
+                self.fates.keep_refused(refused, tally.sender_id)
         self._due = [due for due in self._due if not due.item.told]
-
-    def _note_full(self, entry: Entry, session: Session) -> None:
-        """The next broker, too, has to know who goes without."""
-        self._store.save_refusal(Refusal(f"{entry.msg_id}/{session.mailbox.key}", entry.from_session, "", ""))
 
     def _count(self, tally: Tally, *, delivered: bool) -> None:
         tally.remaining -= 1
@@ -561,19 +513,7 @@ class Delivery:
         answer = protocol.Tally(tally.msg_id, tally.delivered, tally.queued, tally.full)
         self._open.pop(tally.msg_id, None)
         self._out.reply(tally.origin, answer)
-        self._remember(tally.msg_id, Fate(tally.sender_id, answer))
-
-    def _remember_refused(self, refused: protocol.Refused, sender_id: str) -> None:
-        self._remember(refused.ref, Fate(sender_id, refused))
-        self._store.save_refusal(Refusal(refused.ref, sender_id, refused.code, refused.text))
-
-    def _remember(self, msg_id: str, fate: Fate) -> None:
-        self._fates[msg_id] = fate
-        self._trim()
-
-    def _trim(self) -> None:
-        while len(self._fates) > REMEMBERED_FATES:
-            self._fates.popitem(last=False)
+        self.fates.keep(tally.msg_id, Fate(tally.sender_id, answer))
 
     # --- time
 

@@ -10,9 +10,7 @@ A sender that was not answered says a message again, perhaps to another broker t
 then (the journal knows, and only for such a message it is asked), it is for whoever it was for: a prefix may fit
 somebody else by now, and another member of a group be the least loaded. Nor are limits a reason to refuse it now.
 
-An answer is for the command that awaits it (AWAIT). If that command has lost its connection, or the broker has died
-under it, it is back in a moment: for so long the answer is held, or the session's listener would show it, and the
-command wait in vain.
+An answer is for the command that awaits it, if there is one (`awaits`).
 """
 
 from __future__ import annotations
@@ -22,14 +20,15 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from zmqbus import naming, protocol
+from zmqbus.broker.awaits import Awaits, Expected
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Registry, Session
 from zmqbus.broker.spooled import check as check_spooled
 from zmqbus.broker.staged import Staged, StagedRun, entry_of, gathered, run_of
-from zmqbus.broker.store import Awaited, Entry, Store
-from zmqbus.broker.window import Item, Run
+from zmqbus.broker.store import Entry
+from zmqbus.broker.window import Run
 from zmqbus.errors import (
     BrokerUnavailable,
     InvalidPayload,
@@ -46,14 +45,6 @@ from zmqbus.tuples import NamedTuple
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60
 MINUTE_S = 60.0
-#: Answers that one connection may wait for: as many as it may have messages unconfirmed.
-MAX_WAITS = 1_000
-#: How long a command that has lost its connection is expected back. It looks for a broker for five seconds, and has
-#: found one after some tenths; the sender of the answer waits as long for its receipt.
-EXPECTED_S = 3.0
-#: Answers that are held for commands that are expected back; more go where they would have gone without.
-MAX_HELD = 1_000
-
 #: How the journal calls the formats.
 FORMATS: dict[int, Literal["text", "msgpack", "bytes"]] = {
     Format.TEXT: "text",
@@ -86,24 +77,6 @@ class _Before(NamedTuple):
     place: int  # its order among all messages, when it was accepted first
 
 
-class Expected:
-    """A command that awaits an answer, and has no connection."""
-
-    __slots__ = ("held", "sender_id", "sender_name", "session", "until_s")
-
-    mailbox: Mailbox | None = None
-
-    def __init__(self, awaited: Awaited, session: Session | None, until_s: float) -> None:
-        self.sender_id = awaited.waiter_id
-        self.sender_name = awaited.waiter_name
-        self.session = session  #: None: a guest's
-        self.until_s = until_s
-        self.held: list[Item] = []  #: answers to its message, whose senders wait to hear of them
-
-    def __repr__(self) -> str:
-        return f"<Expected {self.sender_name}: {len(self.held)} held>"
-
-
 class Intake:
     """The door for messages."""
 
@@ -111,7 +84,7 @@ class Intake:
         self,
         registry: Registry,
         delivery: Delivery,
-        store: Store,
+        awaits: Awaits,
         out: Outbox,
         sent_before: Callable[[str], Earlier | None],
         last_id: str,
@@ -121,21 +94,18 @@ class Intake:
         sender of that route has put down, or raises why it cannot."""
         self._registry = registry
         self._delivery = delivery
-        self._store = store
+        self._awaits = awaits
         self._out = out
         self._staged: list[Staged | StagedRun] = []
         self._places: dict[str, int] = {}  # message id → its place in `_staged`
         self._sent_before = sent_before
-        self._waits: dict[str, Connection] = {}  # message id → who waits for its answer
-        self._expected: dict[str, Expected] = {}  # likewise, of those that have lost their connection
-        self._held = 0  # answers that are kept for them
         self._guest_broadcasts: dict[str, deque[float]] = {}
         self.accepted = 0  #: messages, since the start
         self._last_id = last_id
         self._read_spooled = read_spooled
 
     def __repr__(self) -> str:
-        return f"<Intake: {len(self._staged)} staged, {len(self._waits)} answers awaited>"
+        return f"<Intake: {len(self._staged)} staged, {self.accepted} accepted>"
 
     @property
     def last_id(self) -> str:
@@ -298,7 +268,7 @@ class Intake:
         """Who gets it: sessions, or the connection that waits for this very answer; and how the log calls them."""
         first = before.receiver if before is not None else None
         if scope == _SESSION:
-            waiter = self._waiter(reply_to) if reply_to else None
+            waiter = self._awaits.waiter(reply_to) if reply_to else None
             if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
                 return [], waiter, waiter.sender_name
             session = first or self._registry.resolve(target)
@@ -319,7 +289,7 @@ class Intake:
             if not members:
                 raise UnknownPeer(f"no connected session has joined the group '{target}'; see: zmqbus list")
             # The least loaded, and among those the one that was least recently given something.
-            least = min(members, key=lambda session: (session.mailbox.total, session.mailbox.last_append_s))
+            least = min(members, key=lambda session: (session.mailbox.load, session.mailbox.last_append_s))
             return [least], None, f"@{target}"
         if scope == _ALL:
             to = "all"
@@ -369,78 +339,6 @@ class Intake:
                 f"retry in {retry_s:.0f} s"
             )
         recent.append(now.mono_s)
-
-    # --- AWAIT
-
-    def await_answer(self, now: Instant, who: Connection, wanted: protocol.Await) -> None:
-        """The answer to a message is for this connection, and not for the session's mailbox."""
-        if not protocol.is_msg_id(wanted.msg_id) or len(who.waits) >= MAX_WAITS:
-            raise ProtocolError(f"AWAIT names a message id, and a connection awaits {MAX_WAITS} answers at most")
-        other = self._waits.get(wanted.msg_id)
-        if other is not None and other.sender_id != who.sender_id:
-            raise ProtocolError("the answer to this message is awaited by another session")
-        expected = self._expected.get(wanted.msg_id)
-        if expected is not None and expected.sender_id != who.sender_id:
-            raise ProtocolError("the answer to this message is awaited by another session")
-        who.waits.add(wanted.msg_id)
-        self._waits[wanted.msg_id] = who
-        if who.mailbox is None:
-            self.open_answers(now, who)
-        if expected is None:
-            self._store.save_awaited(Awaited(wanted.msg_id, who.sender_id, who.sender_name))
-            return
-        del self._expected[wanted.msg_id]
-        self._held -= len(expected.held)
-        for item in expected.held:
-            self._to_waiter(now, who, item.entry, item.origin)
-
-    def unawait(self, now: Instant, who: Connection, dropped: protocol.Unawait) -> None:
-        """The answers to these messages go where they would have gone without AWAIT."""
-        mine = [msg_id for msg_id in dropped.msg_ids if self._waits.get(msg_id) is who]
-        for msg_id in mine:
-            del self._waits[msg_id]
-            who.waits.discard(msg_id)
-        if mine:
-            self._store.forget_awaited(mine)
-
-    def _waiter(self, msg_id: str) -> Connection | Expected | None:
-        """Who awaits the answer to this message."""
-        waiter = self._waits.get(msg_id)
-        if waiter is not None:
-            return waiter
-        return self._expected.get(msg_id) if self._held < MAX_HELD else None
-
-    def open_answers(self, now: Instant, who: Connection) -> None:
-        """Gives a helper or guest a mailbox for the answers that it waits for."""
-        self._delivery.attach(now, Mailbox(f"{who.sender_id}/{who.lease}", self._store), who)
-
-    def expect(self, awaited: Awaited, session: Session | None, now: Instant) -> None:
-        """A command that waits for an answer has lost its connection, or its broker."""
-        self._expected[awaited.msg_id] = Expected(awaited, session, now.mono_s + EXPECTED_S)
-
-    def forget_waits(self, now: Instant, who: Connection, *, left: bool) -> None:
-        """The connection has gone. Unless it has left in good order, the command may be back in a moment."""
-        mine = [msg_id for msg_id in who.waits if self._waits.get(msg_id) is who]
-        for msg_id in mine:
-            del self._waits[msg_id]
-            if not left:
-                self.expect(Awaited(msg_id, who.sender_id, who.sender_name), who.session, now)
-        if left and mine:
-            self._store.forget_awaited(mine)
-
-    def hold(self, item: Item) -> bool:
-        """Keeps an answer, whose sender has not been told of it, for the command that is expected back, if one is."""
-        expected = self._expected.get(item.entry.reply_to or "")
-        if expected is None or self._held >= MAX_HELD:
-            return False
-        expected.held.append(item)
-        self._held += 1
-        return True
-
-    @property
-    def expects(self) -> bool:
-        """Whether time alone may change something here."""
-        return bool(self._expected)
 
     # --- the journal's answer
 
@@ -495,12 +393,7 @@ class Intake:
         elif waiter is None:
             self._delivery.to_one(now, message.receivers[0], entry, route)
         else:
-            # Who awaits it now: since the answer was staged, the command may have lost its connection, or come back.
-            awaiting = self._waits.get(entry.reply_to or "")
-            if awaiting is not None and awaiting.sender_id == waiter.sender_id:
-                self._to_waiter(now, awaiting, entry, route)
-            elif not self.hold(self._delivery.begin(entry, route)):
-                self._without_waiter(now, waiter.session, waiter.sender_name, entry, route)
+            self._awaits.pass_on(now, waiter, entry, route)
 
     def _dispatch_run(self, now: Instant, message: StagedRun, run: Run) -> None:
         if message.sends.scope == _SESSION:
@@ -509,30 +402,8 @@ class Intake:
             for entry in run.entries():
                 self._delivery.to_many(now, message.receivers, entry, message.sender, [])
 
-    def _to_waiter(self, now: Instant, waiter: Connection, entry: Entry, route: bytes) -> None:
-        if not self._delivery.to_waiter(now, waiter, entry, route):
-            busy = RateLimited(f"'{waiter.guest}' has not taken the answers it was sent; retry when it has")
-            self._delivery.drop(entry.msg_id)
-            self._out.refuse(route, entry.msg_id, busy)
-
-    def _without_waiter(self, now: Instant, session: Session | None, name: str, entry: Entry, route: bytes) -> None:
-        """The command has gone: the answer is for its session's mailbox, and a guest has none."""
-        if session is not None:
-            self._delivery.to_one(now, session, entry, route)
-            return
-        self._delivery.drop(entry.msg_id)
-        gone = UnknownPeer(f"'{name}' has stopped waiting for the answer; it has no mailbox")
-        self._out.refuse(route, entry.msg_id, gone)
-
     def tick(self, now: Instant) -> None:
-        """Gives up commands that have not come back, and forgets the broadcasts of guests long gone."""
-        for msg_id, expected in list(self._expected.items()):
-            if now.mono_s >= expected.until_s:
-                del self._expected[msg_id]
-                self._held -= len(expected.held)
-                self._store.forget_awaited((msg_id,))
-                for item in expected.held:
-                    self._without_waiter(now, expected.session, expected.sender_name, item.entry, item.origin)
+        """Forgets the broadcasts of guests long gone."""
         for name, recent in list(self._guest_broadcasts.items()):
             if recent[-1] <= now.mono_s - MINUTE_S:
                 del self._guest_broadcasts[name]

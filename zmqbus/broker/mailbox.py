@@ -106,6 +106,11 @@ class Mailbox:
         return len(self.window) + self._backlog
 
     @property
+    def load(self) -> int:
+        """Those, and what is on its way to it through the journal."""
+        return self.total + self._reserved
+
+    @property
     def window_bytes(self) -> int:
         """Bytes of credit that the messages under way use."""
         return self._window_bytes

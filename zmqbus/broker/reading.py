@@ -8,9 +8,9 @@ mailbox is open towards it alone; afterwards, however it ends, it goes back to t
 from __future__ import annotations
 
 from zmqbus import protocol
+from zmqbus.broker.awaits import Awaits
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.intake import Intake
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Fetching, Registry, Session
 from zmqbus.errors import ProtocolError, RateLimited
@@ -24,10 +24,10 @@ MAX_FETCHES = 4
 class Reading:
     """The commands that read, or are about to."""
 
-    def __init__(self, registry: Registry, delivery: Delivery, intake: Intake, out: Outbox) -> None:
+    def __init__(self, registry: Registry, delivery: Delivery, awaits: Awaits, out: Outbox) -> None:
         self._registry = registry
         self._delivery = delivery
-        self._intake = intake
+        self._awaits = awaits
         self._out = out
         self._readers: dict[str, Connection] = {}  # by session id
 
@@ -89,7 +89,7 @@ class Reading:
             self._delivery.detach(session.mailbox)
             who.mailbox = None
             if who.waits and self._registry.connections.get(who.route) is who:
-                self._intake.open_answers(now, who)
+                self._awaits.open_answers(now, who)
         if session.conn is not None and self._delivery.consumer(session.mailbox) is None:
             self._delivery.attach(now, session.mailbox, session.conn)
 

@@ -21,7 +21,7 @@ from zmqbus.record import Record, Records
 from zmqbus.tuples import NamedTuple
 
 if TYPE_CHECKING:
-    from zmqbus.broker.intake import Expected
+    from zmqbus.broker.awaits import Expected
 
 #: As an integer: to look a member of an enum up costs more than to compare it.
 _TEXT = int(Format.TEXT)

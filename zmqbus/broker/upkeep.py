@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zmqbus import protocol
-from zmqbus.broker.delivery import REMEMBERED_FATES, Delivery
+from zmqbus.broker.awaits import Awaits
+from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.intake import Intake
+from zmqbus.broker.fates import REMEMBERED_FATES
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Registry, Session
 from zmqbus.broker.store import Box, Store
@@ -43,14 +44,14 @@ class Upkeep:
         self,
         registry: Registry,
         delivery: Delivery,
-        intake: Intake,
+        awaits: Awaits,
         store: Store,
         out: Outbox,
         owner_lives: Callable[[str], bool],
     ) -> None:
         self._registry = registry
         self._delivery = delivery
-        self._intake = intake
+        self._awaits = awaits
         self._store = store
         self._out = out
         self._owner_lives = owner_lives
@@ -82,9 +83,9 @@ class Upkeep:
             boxes[session.mailbox.key] = session
             self.parted(session)
         for refusal in found.refusals:
-            self._delivery.remember_refused(refusal)
+            self._delivery.fates.remember_refused(refusal)
         for awaited in found.awaited:
-            self._intake.expect(awaited, self._registry.sessions.get(awaited.waiter_id), now)
+            self._awaits.expect(awaited, self._registry.sessions.get(awaited.waiter_id), now)
         for box in found.boxes:
             if box.mailbox in boxes:
                 boxes[box.mailbox].mailbox.restore(box)
@@ -98,9 +99,9 @@ class Upkeep:
         for owed in found.owed:
             receiver = boxes.get(owed.mailbox) or self._registry.sessions.get(owed.mailbox.partition("/")[0])
             if owed.scope in protocol.TO_MANY:
-                self._delivery.remember_cast(owed.msg_id, owed.mailbox)
+                self._delivery.fates.remember_cast(owed.msg_id, owed.mailbox)
             elif receiver is not None:
-                self._delivery.remember_queued(owed.msg_id, owed.from_session, receiver)
+                self._delivery.fates.remember_queued(owed.msg_id, owed.from_session, receiver)
         if found.sessions:
             unread = sum(box.messages for box in found.boxes)
             self._out.note(f"took up {len(found.sessions)} sessions and {unread} unread messages")

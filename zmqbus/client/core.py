@@ -322,9 +322,10 @@ class ClientCore:
             case Published(channel, envelopes):
                 for envelope in envelopes:
                     if isinstance(envelope, protocol.Broadcast):
-                        # Without a lease it may belong behind what waits in the mailbox, and comes from there.
+                        # Without a lease it does not know whether it is for it, and where its place is: behind what
+                        # waits in the mailbox, perhaps. It comes from there.
                         if self.phase is Phase.READY:
-                            self._broadcast(channel, envelope)
+                            self._inbound.broadcast(channel, envelope)
                     elif isinstance(envelope, protocol.Broadcasts):
                         if self.phase is Phase.READY:
                             self._inbound.broadcast_all(channel, envelope)
@@ -507,11 +508,6 @@ class ClientCore:
 
     def _delivers(self, delivers: protocol.Delivers) -> None:
         self._inbound.deliver_all(delivers)
-
-    def _broadcast(self, channel: bytes, cast: protocol.Broadcast) -> None:
-        # Before WELCOME it does not know whether it is for it. If it is, it comes by another way.
-        if self.phase is Phase.READY:
-            self._inbound.broadcast(channel, cast)
 
     def _beat(self, beat: protocol.Beat) -> None:
         self._inbound.beat(beat)

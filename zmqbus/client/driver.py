@@ -175,9 +175,9 @@ class Driver:
         self.check()  # before the lock, which nobody will release in a child process
         with self._lock:
             self.check()
-            self._gathering = False
             link, application = self._link, self._application
             effects = speak(link.core) if speak is not None else []
+            self._gathering = False  # not before: if that raises, the thread says what was put down
             try:
                 if effects:
                     self._carry_out(effects)

@@ -1,0 +1,217 @@
+"""What is promised of messages to many that travel in one piece: what is promised of each by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.test_runs import TEXTS, bodies, written
+from tests.contract.worlds import Member, World
+from zmqbus import protocol
+from zmqbus.broker.intake import BROADCASTS_PER_MINUTE
+from zmqbus.protocol import Scope
+
+
+def crew(world: World) -> tuple[Member, Member, Member]:
+    return world.session("alice"), world.session("bob"), world.session("carol")
+
+
+def in_runs(member: Member) -> int:
+    """How many messages have come over the SUB in one piece with others."""
+    return sum(len(one.msg_ids) for one in member.overheard if isinstance(one, protocol.Broadcasts))
+
+
+def resent(member: Member) -> int:
+    """How many were sent again, by the DEALER."""
+    return len([one for one in member.heard if isinstance(one, protocol.Deliver) and one.bcast])
+
+
+def safe_and_taken_once(world: World, alice: Member, sent: list[str], *members: Member) -> None:
+    """Waits until each has taken all, in order and once; its sender was told that it is safe."""
+    for member in members:
+        world.until(lambda member=member: member.drain() and len(member.taken_of(sent)) == len(sent))  # type: ignore[misc]
+        assert member.taken_of(sent) == sent
+    for msg_id in sent:
+        alice.hears_it_is_safe(msg_id)
+
+
+def test_everybody_gets_them_in_order_and_as_they_were_sent(world: World) -> None:
+    alice, bob, carol = world.session("alice", label="Älice"), world.session("bob"), world.session("carol")
+    sent = alice.send_all("", *TEXTS, scope=Scope.ALL)
+    for member in (bob, carol):
+        messages = member.gets(*TEXTS)
+        assert [message.msg_id for message in messages] == sent
+        for message in messages:
+            assert (message.from_name, message.from_session) == ("alice", "alice-session-id")
+            assert (message.from_label, message.scope, message.target) == ("Älice", Scope.ALL, "")
+            assert (message.age_s, message.pointer, message.reply_to) == (-1, None, None) and message.ts > 0
+        assert in_runs(member) == len(TEXTS)
+        member.take_all()
+    for msg_id in sent:
+        alice.hears(msg_id, (2, 0))
+    assert alice.history == [] and [record.msg_id for record in written(world)] == sent
+    assert {(record.kind, record.to) for record in written(world)} == {("broadcast", "all")}
+
+
+def test_topics_and_projects(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob", topics=("deploys",))
+    carol = world.session("carol", project="/p/q")
+    sent = alice.send_all("deploys", b"1", b"2", scope=Scope.TOPIC)
+    assert [(one.scope, one.target) for one in bob.takes(b"1", b"2")] == [(Scope.TOPIC, "deploys")] * 2
+    sent += alice.send_all("/p/q", b"3", b"4", scope=Scope.PROJECT)
+    assert [(one.scope, one.target) for one in carol.takes(b"3", b"4")] == [(Scope.PROJECT, "/p/q")] * 2
+    for msg_id in sent:
+        alice.hears(msg_id, (1, 0))
+    for msg_id in alice.send_all("nobody-there", b"5", b"6", scope=Scope.TOPIC):
+        alice.hears(msg_id, (0, 0))
+
+
+def test_each_for_one_who_is_away_waits_in_order(world: World) -> None:
+    alice, bob, carol = crew(world)
+    carol.bye()
+    sent = alice.send_all("", *bodies(5), scope=Scope.ALL)
+    bob.takes(*bodies(5))
+    for msg_id in sent:
+        alice.hears(msg_id, (1, 1))
+    messages = world.again(carol).takes(*bodies(5))
+    assert all(message.age_s >= 0 for message in messages)
+
+
+def test_whoever_does_not_take_them_is_busy_and_all_of_them_are_safe(world: World) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.send_all("", *bodies(5), scope=Scope.ALL)
+    bob.takes(*bodies(5))
+    carol.gets(*bodies(5))
+    for msg_id in sent:
+        alice.hears(msg_id, (1, 1))
+    carol.die()
+    assert [message.body for message in world.again(carol).takes(*bodies(5))] == bodies(5)
+
+
+def test_among_directed_messages_each_keeps_its_place(world: World) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.send_all("", *bodies(3), scope=Scope.ALL)
+    sent += alice.send_all("bob", *bodies(3, 3))
+    last = alice.send_all("", *bodies(3, 6), scope=Scope.ALL)
+    bob.takes(*bodies(9))
+    carol.takes(*bodies(3), *bodies(3, 6))
+    for msg_id in (*sent, *last):
+        alice.hears_it_is_safe(msg_id)
+
+
+def test_a_helper_speaks_as_its_session_which_does_not_get_them(world: World) -> None:
+    alice, bob, _ = crew(world)
+    helper = world.helper(alice)
+    sent = helper.send_all("", *bodies(3), scope=Scope.ALL)
+    assert {message.from_name for message in bob.takes(*bodies(3))} == {"alice"}
+    for msg_id in sent:
+        helper.hears_it_is_safe(msg_id)
+    behind = bob.send("alice", b"behind")
+    alice.takes(b"behind")
+    bob.hears(behind, "delivered")
+    assert len(alice.history) == 1
+
+
+def test_what_the_rate_does_not_allow_is_refused_each(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    sent = alice.send_all("", *bodies(BROADCASTS_PER_MINUTE + 5), scope=Scope.ALL)
+    for msg_id in sent[BROADCASTS_PER_MINUTE:]:
+        assert "retry in" in str(alice.hears(msg_id, "rate_limited"))
+    bob.takes(*bodies(BROADCASTS_PER_MINUTE))
+    for msg_id in sent[:BROADCASTS_PER_MINUTE]:
+        alice.hears_it_is_safe(msg_id)
+
+
+# --- mishaps
+
+
+def test_a_run_that_the_pub_has_lost_comes_before_what_is_behind_it(world: World) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.send_all("", *bodies(4), scope=Scope.ALL)
+    bob.lose_broadcast()
+    sent += alice.send_all("", *bodies(3, 4), scope=Scope.ALL)
+    bob.takes(*bodies(7))
+    carol.takes(*bodies(7))
+    for msg_id in sent:
+        alice.hears(msg_id, (2, 0))
+    assert resent(bob) >= 4 and not resent(carol)
+
+
+def test_a_lost_run_that_is_the_last_is_missed_by_the_beat(world: World) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.send_all("", *bodies(4), scope=Scope.ALL)
+    bob.lose_broadcast()
+    carol.takes(*bodies(4))
+    bob.takes(*bodies(4))
+    for msg_id in sent:
+        alice.hears(msg_id, (2, 0))
+    assert any(isinstance(envelope, protocol.Beat) for envelope in bob.heard)
+
+
+def test_a_directed_message_waits_for_a_lost_run_before_it(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    alice.send_all("", *bodies(3), scope=Scope.ALL)
+    bob.lose_broadcast()
+    alice.send("bob", b"3")
+    bob.takes(*bodies(4))
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_connection_that_breaks_while_they_are_taken(world: World, deaf: bool) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.send_all("", *bodies(6), scope=Scope.ALL)
+    if deaf:
+        bob.lose_broadcast()
+    else:
+        bob.gets(*bodies(6))
+        bob.take(2)
+    bob.cut()
+    world.until(lambda: bob.ready)
+    sent += alice.send_all("", *bodies(3, 6), scope=Scope.ALL)
+    safe_and_taken_once(world, alice, sent, bob, carol)
+
+
+def test_a_sender_that_loses_its_connection_says_each_again_and_none_comes_twice(world: World) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.send_all("", *bodies(6), scope=Scope.ALL)
+    bob.gets(*bodies(6))
+    bob.take(3)
+    alice.cut()
+    world.until(lambda: alice.ready)
+    sent += alice.send_all("", *bodies(4, 6), scope=Scope.ALL)
+    safe_and_taken_once(world, alice, sent, bob, carol)
+    assert [message.body for message in bob.history] == bodies(10)
+    assert [record.msg_id for record in written(world)] == sent
+
+
+@pytest.mark.parametrize("taken", [0, 3, 8])
+@pytest.mark.parametrize("stalled", [False, True])
+def test_a_broker_that_dies_under_them(world: World, taken: int, stalled: bool) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.send_all("", *bodies(8), scope=Scope.ALL)
+    bob.gets(*bodies(8))
+    carol.gets(*bodies(8))
+    if stalled:
+        world.stall_broker()
+        sent += alice.send_all("", *bodies(4, 8), scope=Scope.ALL)
+    bob.take(taken)
+    world.kill_broker()
+    sent += alice.send_all("", *bodies(4, len(sent)), scope=Scope.ALL)
+    safe_and_taken_once(world, alice, sent, bob, carol)
+    assert len([message for message in bob.history if message.msg_id in sent[:taken]]) == taken
+
+
+def test_a_command_that_reads_takes_over_what_is_not_taken(world: World) -> None:
+    alice, bob, carol = crew(world)
+    sent = alice.send_all("", *bodies(5), scope=Scope.ALL)
+    bob.gets(*bodies(5))
+    bob.take(2)
+    helper = world.helper(bob)
+    helper.begin(protocol.Fetch("f", False))
+    helper.gets(*bodies(3, 2))
+    world.until(lambda: not bob.handed)
+    helper.take_all()
+    world.until(lambda: helper.responses)
+    carol.takes(*bodies(5))
+    for msg_id in sent:
+        alice.hears_it_is_safe(msg_id)
+    assert bob.taken_of(sent) == sent
