@@ -29,6 +29,11 @@ class Numbers:
     def __len__(self) -> int:
         return self._count
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Numbers) and (self._starts, self._ends) == (other._starts, other._ends)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
     def __contains__(self, number: int) -> bool:
         place = bisect_right(self._starts, number)
         return place > 0 and number < self._ends[place - 1]
