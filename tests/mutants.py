@@ -1719,13 +1719,6 @@ MUTANTS = (
         AWAITS,
     ),
     Mutant(
-        "any number of answers is held",
-        "broker/awaits.py",
-        "        if expected is None or self._held >= MAX_HELD:\n",
-        "        if expected is None:\n",
-        AWAITS,
-    ),
-    Mutant(
         "what is held is not handed to who comes back",
         "broker/awaits.py",
         "        for item in expected.held:\n            self._to_waiter(",

@@ -469,6 +469,8 @@ def test_nor_runs_of_them_and_then_each_as_it_takes_them(in_runs):
         assert (one.scope, one.target, one.reply_to, one.age_s, one.pointer) == (3, "deploys", None, -1, None)
     client.core.taken_run(incoming[0].ticket.lease, incoming[0].ticket.number, ids(11, 12))
     assert said(client.core.acknowledge()) == [protocol.Ack(0, (11, 12))]
+    client.hear(protocol.Expired())
+    assert client.handle(Published(b"#deploys\0", [run._replace(bcast=13, prev=12, msg_ids=tuple(ids(13, 14)))])) == []
 
 
 def test_what_has_not_come_is_asked_for(ready):
