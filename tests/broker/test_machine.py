@@ -313,7 +313,8 @@ class Bus(Mishaps):
         core = self.net.broker
         for part, tables in (
             (core.delivery, ("_open", "_consumers", "_active", "_due", "_fresh")),
-            (core.intake, ("_staged", "_places", "_waits", "_expected")),
+            (core.intake, ("_staged", "_places")),
+            (core.awaits, ("_waits", "_expected")),
             (core.reading, ("_readers",)),
         ):
             for table in tables:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import zmq
 
+import zmqbus
 from tests.contract.worlds import Carrier, Member, World
 from zmqbus import codec, protocol, readback
 from zmqbus.client import core, launch
@@ -93,7 +94,7 @@ class RealMember(Member):
     """A `Link` as a `Member`."""
 
     def __init__(self, world: RealWorld, persona: core.Persona, taken: TakenIds) -> None:
-        client = core.ClientCore(persona, "test", taken, in_runs=True)
+        client = core.ClientCore(persona, zmqbus.__version__, taken, in_runs=True)
         super().__init__(world, client, taken)
         self._world = world
         self.stopped = False

@@ -35,9 +35,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Protocol
 from weakref import WeakSet
 
+from zmqbus import protocol
 from zmqbus.client import core
 from zmqbus.client.link import Link
 from zmqbus.errors import ForkedBus, NotConnected, ZmqbusError
@@ -50,6 +52,9 @@ GATHER = 128
 #: scheduler that has others to care for. (With 200 µs every message went out by itself on a busy machine, and kept it
 #: busy by that.)
 STREAM_S = 0.01
+#: How long a link that is closed waits for the broker to have taken what was said last, and the question for that.
+ARRIVAL_S = 0.5
+ARRIVAL_REF = "arrived"
 #: The longest sleep: poll() takes milliseconds, and a clock that was set wrong should not matter for long.
 MAX_SLEEP_S = 60.0
 
@@ -140,7 +145,7 @@ class Driver:
 
     def close(self) -> None:
         """Leaves in good order: what has been said is sent, and the thread has ended when this returns, unless it is
-        the thread that calls. Idempotent; takes at most half a second, and as long as callbacks do."""
+        the thread that calls. Idempotent; takes at most a second if the broker hangs, and as long as callbacks do."""
         if self.forked:
             return  # the sockets are the parent's
         self._closing = True  # first of all: an interrupt from here on costs the wait, and not the end
@@ -346,6 +351,7 @@ class Driver:
             try:
                 # What the application was going to say together with what follows is said now: nothing does.
                 self._link.perform(self._application.speak(self._link.core))
+                self._see_it_arrive()
                 self._link.perform(self._link.core.bye())
                 self._link.close()
             finally:
@@ -353,6 +359,25 @@ class Driver:
                     os.close(self._wake_reader)
                     os.close(self._wake_writer)
                     self._wake_writer = -1
+
+    def _see_it_arrive(self) -> None:
+        """Waits until the broker has taken whatever nobody has confirmed yet, for `ARRIVAL_S` at most: it answers a
+        question behind all that. Without this, what is under way is lost if something of the broker's comes meanwhile:
+        a TCP connection that is closed with something unread is reset, and takes along what the other end has not read.
+        """
+        link = self._link
+        end_s = time.monotonic() + ARRIVAL_S
+        if not link.core.unconfirmed or self._reason is not None:
+            return
+        effects = link.core.request(protocol.Status(ARRIVAL_REF))
+        with suppress(ZmqbusError):  # there is no broker any more
+            found = link.perform(effects)
+            while link.core.phase is core.Phase.READY and (left_s := end_s - time.monotonic()) > 0:
+                found += link.pump(left_s)
+                self._application.deal(found)
+                if any(isinstance(one, core.Response) and one.ref == ARRIVAL_REF for one in found):
+                    return
+                found = []
 
     def _wake(self) -> None:
         with self._wake_lock:
