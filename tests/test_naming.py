@@ -412,6 +412,7 @@ class TestProjectName:
             ("/srv/\x01", "unnamed"),
             ("/srv/Größe", "Größe"),
             ("/srv/" + "x" * 255, "x" * 60),
+            ("/srv/👨\u200d👩\u200d👧\u200c\xa0", "👨\u200d👩\u200d👧_"),
         ],
     )
     def test_examples(self, project: str, name: str) -> None:

@@ -136,7 +136,8 @@ def project_name(project: str) -> str:
     name = os.path.basename(project.rstrip("/"))
     if not name:
         return "root"
-    return re.sub(r'[\s"\[\]]', "_", sanitise(name, MAX_PROJECT_NAME_CHARS)) or "unnamed"
+    word = re.sub(r'[\s"\[\]]', "_", sanitise(name, MAX_PROJECT_NAME_CHARS))
+    return sanitise(word, MAX_PROJECT_NAME_CHARS) or "unnamed"  # a joiner may have lost what it joined
 
 
 def _slug(text: str) -> str:
