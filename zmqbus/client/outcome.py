@@ -12,7 +12,8 @@ Whoever ends it first writes the result, then the state, and only then looks for
 condition before it looks at the state. So one of them sees the other: either the state is there, or the condition is,
 and is notified. (Each of these is one assignment, which CPython does whole.)
 
-Who may end it is settled by a list that only one can empty: `end` or `cancel`, whoever comes first.
+Who may end it is settled by an attribute that only one can take away: `end` or `cancel`, whoever comes first. (A lock
+or a list would be one more object for the garbage collector to look at, for each of a hundred thousand.)
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Outcome(Future[_T]):
 
     def __init__(self, by: Waited) -> None:
         self._by = by
-        self._open = [None]  # emptied by whoever ends it
+        self._open = None  # taken away by whoever ends it
 
     def _watch(self) -> _Watched:
         watched = self._watched
@@ -87,8 +88,8 @@ class Outcome(Future[_T]):
     def end(self, outcome: _T | ZmqbusError) -> None:
         """Gives it its result or its error, unless it has ended."""
         try:
-            self._open.pop()
-        except IndexError:
+            del self._open
+        except AttributeError:
             return
         if isinstance(outcome, ZmqbusError):
             self._exception = outcome
@@ -109,8 +110,8 @@ class Outcome(Future[_T]):
     def cancel(self) -> bool:
         """Gives it up, if it has not ended. What was sent is sent."""
         try:
-            self._open.pop()
-        except IndexError:
+            del self._open
+        except AttributeError:
             return self.cancelled()
         super().cancel()
         # `wait` and `as_completed` do not count a cancelled future before this: an executor's worker would say it.
