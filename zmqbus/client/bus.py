@@ -184,9 +184,10 @@ class Bus:
         self.close()
 
     def close(self, *, forget: bool = False) -> int:
-        """Leaves the bus; what is still open fails with `NotConnected`. A name that was given keeps its mailbox; with
-        `forget` it does not: the name is free at once, and what has not been taken is given up. A session that nobody
-        named goes like that in any case.
+        """Leaves the bus; what is still open fails with `NotConnected`, though what was sent is with the broker by
+        then, if there is one that answers within half a second. A name that was given keeps its mailbox; with `forget`
+        it does not: the name is free at once, and what has not been taken is given up. A session that nobody named goes
+        like that in any case.
 
         Returns how many messages were given up (those, too, that were taken and not acknowledged), as far as the
         broker has said so within 2 s. Raises nothing. Interrupted (Ctrl-C), it leaves all the same. Idempotent: what is
