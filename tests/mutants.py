@@ -160,7 +160,7 @@ MUTANTS = (
         "broker/fates.py",
         "        settled[msg_id] = fate\n",
         "",
-        CORE,
+        "tests/broker/test_fates.py tests/contract/test_repeats.py",
     ),
     Mutant(
         "an id is not recognised",
