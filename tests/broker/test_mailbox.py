@@ -539,3 +539,13 @@ def test_repr(box):
     assert repr(box) == "<Mailbox key open: 1 under way, 0 behind>"
     assert repr(item) == "<Item 1 message0001 published as 3>"
     assert repr(Tally("m", "s", b"", 2)) == "<Tally m: 0 delivered, 0 queued, 2 open>"
+
+
+def test_what_has_left_of_published_runs_is_not_owed_nor_under_way(box):
+    box.append_run(run(0, [1, 2], bcast=7), NOW_S)
+    box.append_run(run(2, [1, 2, 3], bcast=9), NOW_S)
+    assert [len(piece) for piece in box.acknowledge(0, (7, 8, 9))] == [2, 1]
+    assert box.owed_numbers() == (10, 11) and box.after == 11
+    assert box._published == {10, 11}
+    box.acknowledge(0, (10, 11))
+    assert not box._published and box.after == 0

@@ -957,6 +957,17 @@ def test_published_it_is_handed_out_in_one_piece_and_acknowledged_in_parts(runne
     assert runner.inbound.handed == 0 and not runner.inbound._handed
 
 
+def test_a_run_of_another_broker_is_passed_over(runner):
+    assert runner.sub_runs(published(11, 2, 10, epoch="another")) == []
+    assert runner.sub_runs(published(11, 2, 10)) == casts(11, 12)
+
+
+def test_a_run_that_matched_a_filter_and_is_for_another_channel_is_passed_over(runner):
+    deploys = published(11, 2, 10, scope=Scope.TOPIC, target="deploys")
+    assert runner.sub_runs(deploys, channel=b"#deploy\0") == []
+    assert runner.sub_runs(deploys) == casts(11, 12)
+
+
 def test_apart_each_is_a_broadcast_of_its_own(client):
     found: list[Message] = []
     client.inbound._hand = lambda message, _: found.append(message)
