@@ -28,7 +28,7 @@ import os
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import product
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from zmqbus.errors import TextTooLong
 from zmqbus.tuples import NamedTuple
@@ -108,6 +108,14 @@ class Format(IntEnum):
     TEXT = 0  #: UTF-8
     MSGPACK = 1
     BYTES = 2
+
+
+#: How the journal calls the formats.
+FORMAT_WORDS: dict[int, Literal["text", "msgpack", "bytes"]] = {
+    Format.TEXT: "text",
+    Format.MSGPACK: "msgpack",
+    Format.BYTES: "bytes",
+}
 
 
 class State(IntEnum):

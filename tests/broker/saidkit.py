@@ -87,6 +87,27 @@ class Said:
         """Says it to everybody."""
         self.say("", messages, scope=Scope.ALL)
 
+    def befall(self, step: str, count: int) -> None:
+        """What may happen to bob, and to the broker's disk, between two messages."""
+        match step:
+            case "take":
+                self.bob.take(count)
+            case "drop":
+                self.bob.disconnect()
+                self.bob.connect()
+            case "bye":
+                self.bob.bye()
+                self.net.settle()
+                self.bob.disconnect()
+                self.bob.core.phase = client.Phase.OFFLINE
+                self.bob.connect()
+            case "wait":
+                self.net.advance(0.6 * count, step_s=0.2)
+            case "fail":
+                self.net.journal_fails = "no space" if count > 2 else None
+            case _:
+                raise ValueError(step)
+
     @property
     def told(self) -> list[tuple[str, str]]:
         """Of each message, in the order in which alice hears it: its state, its count, or its refusal with its text."""

@@ -12,7 +12,6 @@ from tests.broker.saidkit import Said, both, messages, refused
 from zmqbus import codec, protocol
 from zmqbus.broker import delivery, events, intake, mailbox
 from zmqbus.broker.delivery import BEAT_AFTER_S
-from zmqbus.client import core as client
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import decode_record
 
@@ -500,25 +499,12 @@ def test_whatever_is_broadcast_in_runs_is_what_is_broadcast_one_by_one(steps):
                         said.bob.published.clear()
                 elif step == "say":
                     said.put("", [(f"message{one:04d}", body) for one, body in what], scope=1)
-                elif step == "take":
-                    said.bob.take(what)
                 elif step == "carol takes":
                     carol.take(what)
-                elif step == "drop":
-                    said.bob.disconnect()
-                    said.bob.connect()
-                elif step == "bye":
-                    said.bob.bye()
-                    said.net.settle()
-                    said.bob.disconnect()
-                    said.bob.core.phase = client.Phase.OFFLINE
-                    said.bob.connect()
-                elif step == "wait":
-                    said.net.advance(0.6 * what, step_s=0.2)
-                elif step == "fail":
-                    said.net.journal_fails = "no space" if what > 2 else None
                 elif step == "full":
                     said.net.store.fails = "no room" if what > 2 else None
+                else:
+                    said.befall(step, what)
                 said.net.settle()
 
         both(play)

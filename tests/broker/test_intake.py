@@ -13,7 +13,6 @@ from tests.broker.saidkit import Said, both, messages, refused, with_ids
 from zmqbus import codec, errors, protocol
 from zmqbus.broker import events, mailbox
 from zmqbus.broker.spooled import no_spools
-from zmqbus.client import core as client
 from zmqbus.protocol import Format, Scope, State
 from zmqbus.record import spell
 from zmqbus.testing import SimNet
@@ -371,23 +370,10 @@ def test_whatever_is_said_in_runs_is_what_is_said_one_by_one(steps):
                 elif step == "fresh":
                     said.say("bob", messages(*what, first=fresh))
                     fresh += len(what)
-                elif step == "take":
-                    said.bob.take(what)
-                elif step == "drop":
-                    said.bob.disconnect()
-                    said.bob.connect()
-                elif step == "bye":
-                    said.bob.bye()
-                    said.net.settle()
-                    said.bob.disconnect()
-                    said.bob.core.phase = client.Phase.OFFLINE
-                    said.bob.connect()
-                elif step == "wait":
-                    said.net.advance(0.6 * what, step_s=0.2)
-                elif step == "fail":
-                    said.net.journal_fails = "no space" if what > 2 else None
                 elif step == "broadcast":
                     said.alice.raw(codec.encode([protocol.Send(f"toall{number:05d}", 1, "", 0, None, False, b"all")]))
+                else:
+                    said.befall(step, what)
                 said.net.settle()
 
         both(play)

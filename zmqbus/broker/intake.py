@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from zmqbus import naming, protocol
 from zmqbus.broker.awaits import Awaits, Expected
@@ -37,7 +36,7 @@ from zmqbus.errors import (
     UnknownPeer,
     ZmqbusError,
 )
-from zmqbus.protocol import Format, Pointer, Scope
+from zmqbus.protocol import FORMAT_WORDS, Format, Pointer, Scope
 from zmqbus.readback import Earlier
 from zmqbus.record import Record, Records, Spelled, check_spelled, spelled_line
 from zmqbus.tuples import NamedTuple
@@ -45,14 +44,6 @@ from zmqbus.tuples import NamedTuple
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60
 MINUTE_S = 60.0
-#: How the journal calls the formats.
-FORMATS: dict[int, Literal["text", "msgpack", "bytes"]] = {
-    Format.TEXT: "text",
-    Format.MSGPACK: "msgpack",
-    Format.BYTES: "bytes",
-}
-
-
 #: As integers: to look a member of an enum up costs more than to compare it.
 _TEXT = int(Format.TEXT)
 _SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
@@ -60,7 +51,7 @@ _SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
 
 def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
     """Raises what a body is refused with: it is too long, or not what its format says."""
-    if fmt not in FORMATS:
+    if fmt not in FORMAT_WORDS:
         raise ProtocolError(f"unknown body format {fmt}")
     protocol.check_size(len(body), to_many=to_many)
     if fmt == _TEXT and not body.isascii():
@@ -139,7 +130,8 @@ class Intake:
         msg_ids, bodies = sends.msg_ids, sends.bodies
         if len(msg_ids) != len(bodies) or len(bodies) > protocol.MAX_RUN:
             raise ProtocolError(f"SENDS has as many ids as bodies, and {protocol.MAX_RUN} at most")
-        found = self._receivers_of_run(now, who, sends)
+        size_bytes = sum(map(len, bodies))
+        found = self._receivers_of_run(now, who, sends, size_bytes)
         if found is None:
             for msg_id, body in zip(msg_ids, bodies, strict=True):
                 one = protocol.Send(msg_id, sends.scope, sends.target, sends.fmt, None, False, body)
@@ -161,7 +153,6 @@ class Intake:
             None if to_many else receivers[0].session_id,
             bodies,
         )
-        size_bytes = sum(map(len, bodies))
         for session in receivers:
             session.mailbox.reserve(size_bytes, len(bodies))
         self._places.update(dict.fromkeys(msg_ids, len(self._staged)))
@@ -169,7 +160,7 @@ class Intake:
         self._out.append_all(record)
 
     def _receivers_of_run(
-        self, now: Instant, who: Connection, sends: protocol.Sends
+        self, now: Instant, who: Connection, sends: protocol.Sends, size_bytes: int
     ) -> tuple[list[Session], str] | None:
         """Who gets all of them, and how the log calls them, if nothing at all is to be said against any."""
         _, target, fmt, msg_ids, bodies = sends
@@ -185,7 +176,6 @@ class Intake:
             receivers, _, to = self._address(who, sends.scope, target, None, None)
         except (UnicodeDecodeError, ZmqbusError):
             return None
-        size_bytes = sum(map(len, bodies))
         if any(session.mailbox.full(size_bytes, len(bodies)) for session in receivers):
             return None
         if to_many:
@@ -237,7 +227,7 @@ class Intake:
             to,
             to_session_id,
             reply_to,
-            FORMATS[fmt],
+            FORMAT_WORDS[fmt],
             body,
         )
         line: Record | Spelled = record

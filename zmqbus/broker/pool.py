@@ -35,7 +35,7 @@ from zmqbus import naming, protocol
 from zmqbus.broker.aftermath import RETURN_S, Aftermath
 from zmqbus.broker.board import Board
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.intake import FORMATS, check_body
+from zmqbus.broker.intake import check_body
 from zmqbus.broker.registry import Connection, Session
 from zmqbus.broker.workers import Caller, Group, Request, Stage, Worker
 from zmqbus.digest import sha256
@@ -182,7 +182,7 @@ class Pool:
             f"@{name}",
             None,
             None,
-            FORMATS[asked.fmt],
+            protocol.FORMAT_WORDS[asked.fmt],
             asked.body,
         )
         staged = _Staged(self._out.append(record), request, None, len(asked.body))
@@ -365,7 +365,7 @@ class Pool:
             request.from_name,
             caller.sender_id,
             request.msg_id,
-            FORMATS[answer.fmt],
+            protocol.FORMAT_WORDS[answer.fmt],
             answer.body,
         )
         staged = _Staged(self._out.append(record), request, result, len(answer.body))

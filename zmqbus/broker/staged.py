@@ -78,9 +78,6 @@ def gathered(staged: Iterable[Staged | StagedRun]) -> Iterator[Staged | StagedRu
     """The same, with those that are alike and were said one after the other in one piece."""
     for _, group in groupby(staged, _kind):
         alike = list(group)
-        if len(alike) == 1:
-            yield from alike
-            continue
         yield from (_as_run(alike[start : start + MAX_RUN]) for start in range(0, len(alike), MAX_RUN))
 
 

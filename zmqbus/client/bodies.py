@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING
 from zmqbus import naming, protocol
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
-from zmqbus.protocol import Format, Scope
+from zmqbus.protocol import Scope
 
 if TYPE_CHECKING:
     from zmqbus.readback import Reader
-
-#: The log's words for the formats that can be read.
-_WORDS: dict[int, str] = {Format.TEXT: "text", Format.MSGPACK: "msgpack"}
 
 
 #: Segments of the log that a program keeps open. A deleted one takes room on the disk for as long.
@@ -110,4 +107,4 @@ def as_text(fmt: int, body: bytes) -> str:
     """A body as something to read; see `record.as_text`."""
     from zmqbus import record
 
-    return record.as_text(_WORDS.get(fmt, ""), body)
+    return record.as_text(protocol.FORMAT_WORDS.get(fmt, ""), body)

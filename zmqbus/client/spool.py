@@ -26,16 +26,13 @@ from zlib import crc32
 
 from zmqbus import protocol
 from zmqbus.errors import ZmqbusError
-from zmqbus.protocol import Format
-from zmqbus.record import BodyFormat, spell
+from zmqbus.record import spell
 from zmqbus.security import open_private, secure_dir
 
 #: After a failure nothing is tried for so long: each attempt costs the spelling of the body.
 PAUSE_S = 10.0
 #: When nothing is under way, the file is cut down to this: as much as is worth keeping in the page cache.
 KEEP_BYTES = 4 * 1024 * 1024
-#: How the journal calls the formats.
-_WORDS: dict[int, BodyFormat] = {Format.TEXT: "text", Format.MSGPACK: "msgpack", Format.BYTES: "bytes"}
 
 
 def find_room(used: Iterable[tuple[int, int]], length: int, limit: int) -> int | None:
@@ -68,7 +65,7 @@ class Spool:
 
     def put(self, send: protocol.Send) -> protocol.Spooled | None:
         """Writes the body of a message; what to say in its place. None: it is to be sent as it is."""
-        fmt = _WORDS.get(send.fmt)
+        fmt = protocol.FORMAT_WORDS.get(send.fmt)
         if fmt is None or time.monotonic() < self._pause_until_s:
             return None
         try:

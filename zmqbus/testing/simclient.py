@@ -12,12 +12,10 @@ from zmqbus.client import core as client
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Format, Scope
-from zmqbus.record import BodyFormat, spell
+from zmqbus.record import spell
 
 if TYPE_CHECKING:
     from zmqbus.testing.simnet import SimNet
-
-_WORDS: dict[int, BodyFormat] = {Format.TEXT: "text", Format.MSGPACK: "msgpack", Format.BYTES: "bytes"}
 
 
 class SimClient:
@@ -212,7 +210,7 @@ class SimClient:
         """What to say in the place of this message."""
         msg_id, scope, target, fmt, reply_to, _, body = send
         try:
-            piece = spell(_WORDS[fmt], body, reply_to)
+            piece = spell(protocol.FORMAT_WORDS[fmt], body, reply_to)
         except ZmqbusError:
             return send
         # One is not overwritten by the next, so the offsets rise.
