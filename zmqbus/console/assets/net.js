@@ -126,7 +126,8 @@ async function ask(path, options, signal) {
   const [proof, check] = await who.request(options.method, url.pathname + url.search);
   const response = await fetch(url, { ...options, headers: { ...options.headers, [PROOF]: proof }, signal, cache: "no-store", redirect: "error" });
   if (await check(response.headers.get(PROOF))) return response;
-  if (response.status === 401) throw new Problem("not_in", "the page needs a new link");
+  // Not known here (any more), or not under this name: another console has the port, or says so.
+  if (response.status === 401 || response.status === 421) throw new Problem("not_in", "the page needs a new link");
   throw UNREACHABLE();
 }
 
