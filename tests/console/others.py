@@ -17,7 +17,10 @@ def _command(code: str, arguments: tuple[str, ...]) -> list[str]:
     if os.geteuid() != 0:
         pytest.skip("only root can run programs as another user")
     # Imported first: the interpreter may lie where nobody else can read.
-    become = f"import os, select, socket, sys; ''.encode('idna'); os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+    become = (
+        "import os, select, socket, sys; ''.encode('idna')\n"
+        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+    )
     return [sys.executable, "-I", "-c", become + code, *arguments]
 
 

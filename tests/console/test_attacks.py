@@ -406,7 +406,11 @@ def test_another_user_who_has_the_port_after_the_console_is_told_nothing_and_bel
     console.process.kill()
     console.process.wait(PATIENCE_S)
     page.wait_for_selector("#banner:has-text('out of reach')")
-    forged = {"items": [], "before": None, "roster": {"sessions": [], "broker": "up", "text": "forged", "now": 0}}
+    forged: dict[str, Any] = {
+        "items": [],
+        "before": None,
+        "roster": {"sessions": [], "broker": "up", "text": "forged", "now": 0},
+    }
     hello = f"event: hello\ndata: {json.dumps({**forged, 'version': 'forged', 'trouble': 'forged'})}\n\n".encode()
     impostor = OtherUser(console.port)
     try:

@@ -341,7 +341,7 @@ class Held:
 def test_what_is_under_way_does_not_touch_the_dialog_that_was_opened_since(
     talk: tuple[Any, Any, Any], faulty: None
 ) -> None:
-    page, auth, pay = talk
+    page, auth, _ = talk
     held = Held(page, "/api/send")
     answer(page, "auth").fill("answer: slow one")
     page.keyboard.press("Control+Enter")
@@ -436,7 +436,8 @@ def test_a_search_that_was_not_begun_does_not_replace_what_was_chosen_since(
           const search = document.querySelector("#search");
           search.value = "nothing like it";
           search.dispatchEvent(new Event("input"));
-          [...document.querySelectorAll("#detail .actions button")].find((one) => one.textContent === "Its messages").click();
+          const buttons = [...document.querySelectorAll("#detail .actions button")];
+          buttons.find((one) => one.textContent === "Its messages").click();
         }"""
     )
     page.wait_for_selector("#flow-title:has-text('Messages of auth')")

@@ -176,7 +176,9 @@ def test_data_wants_a_proof_and_nothing_that_a_browser_sends_by_itself_is_one(
             headers["authorization"] = f"Bearer {proof_of(visitor, 'GET', path)}"
             assert judge(visitors, "GET", path, headers) is guard.NOT_IN
         twice = proof_of(visitor, "GET", path)
-        assert judge(visitors, "GET", path, page(None, "GET", path) | {PROOF_HEADER: f"{twice}, {twice}"}) is guard.NOT_IN
+        assert (
+            judge(visitors, "GET", path, page(None, "GET", path) | {PROOF_HEADER: f"{twice}, {twice}"}) is guard.NOT_IN
+        )
     # A link is used up without one.
     assert judge(visitors, "POST", guard.ENTER, page(None, "POST", guard.ENTER)) == Admitted()
 

@@ -57,7 +57,9 @@ def test_what_others_can_read_is_refused(data_dir: Path) -> None:
         Lease(str(data_dir), 4711)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"secret": 3}', '{"secret": "xyz"}', '{"secret": "00", "name": "evil.example"}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"secret": 3}', '{"secret": "xyz"}', '{"secret": "00", "name": "evil.example"}']
+)
 def test_damaged_files_are_no_console(data_dir: Path, content: str) -> None:
     with Lease(str(data_dir), 4711):
         (data_dir / "console.4711").write_text(content)

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 
@@ -69,15 +68,17 @@ def test_where_nothing_is_told_nothing_is_guessed(monkeypatch: pytest.MonkeyPatc
 
 def test_users_without_a_number_here_are_unknown(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another user namespace: the kernel names one that stands for all of them."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        with closing(socket.create_connection(listening.getsockname(), PATIENCE_S)) as there:
-            own = listening.getsockname()
-            assert peers.same(peers.uid(socket.AF_INET, there.getsockname(), own))
-            monkeypatch.setattr(module, "_overflow_uid", os.getuid)
-            monkeypatch.setattr(os, "getuid", lambda real=os.getuid(): real + 1)
-            with Peers() as stranger:
-                uid = stranger.uid(socket.AF_INET, there.getsockname(), own)
-                assert uid is None and not stranger.foreign(uid)
+    monkeypatch.setattr(module, "_overflow_uid", os.getuid)
+    with (
+        Peers() as here,
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname(), PATIENCE_S) as there,
+    ):
+        addresses = there.getsockname(), listening.getsockname()
+        assert here.same(here.uid(socket.AF_INET, *addresses)), "whoever is that one is told apart from himself"
+        here._own += 1
+        uid = here.uid(socket.AF_INET, *addresses)
+        assert uid is None and not here.foreign(uid)
 
 
 def test_root_is_no_other_user(peers: Peers) -> None:

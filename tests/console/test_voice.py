@@ -99,9 +99,7 @@ def test_it_comes_back_under_the_name_that_it_had(
     assert [bus.name for bus in joined] == ["console-2", "console-2"]
 
 
-def test_at_the_end_it_leaves_for_good(
-    voice: Voice, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_the_end_it_leaves_for_good(voice: Voice, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch) -> None:
     voice.send("auth", "hi", None)
     voice.close()
     assert [bus.forgotten for bus in joined] == [True]

@@ -16,7 +16,8 @@ from zmqbus.errors import LocalError, ZmqbusError
 from zmqbus.session.state import SessionState
 from zmqbus.settings import MAX_PORT, Settings
 
-#: Opens the address that it reads, in a process of its own: a browser may run until it is closed, and write what it likes.
+#: Opens the address that it reads, in a process of its own: a browser may run until it is closed, and print what it
+#: likes.
 OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.stdin.read()))"
 
 #: As in pyproject.toml, extra "console".

@@ -153,7 +153,8 @@ class Console:
         *,
         voice: Voice | None = None,
     ) -> None:
-        """`authority`: name and port of the page, as links have it. `disconnect` ends the listener of a session, as that session (`cli.console`)."""
+        """`authority`: name and port of the page, as links have it. `disconnect` ends a session's listener, as that
+        session (`cli.console`)."""
         self.settings = settings
         self.links = links
         self.visitors = Visitors()

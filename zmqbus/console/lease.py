@@ -72,7 +72,9 @@ class Lease:
                 raise ConsoleRuns(
                     f"a console runs on port {port} already; get a link to it with: zmqbus console --link --port {port}"
                 )
-            data = json.dumps({"port": port, "pid": os.getpid(), "name": self.name, "secret": self.secret.hex()}).encode()
+            data = json.dumps(
+                {"port": port, "pid": os.getpid(), "name": self.name, "secret": self.secret.hex()}
+            ).encode()
             os.pwrite(self._fd, data, 0)
             os.ftruncate(self._fd, len(data))
         except BaseException:

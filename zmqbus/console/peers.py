@@ -84,7 +84,7 @@ class Peers:
         return int(uid)
 
     def foreign(self, uid: int | None) -> bool:
-        """Whether this is certainly another user. Root is not one: it can do everything anyway, and relays run as it."""
+        """Whether this is certainly another user. Root does not count: it can do everything, and relays run as it."""
         return uid is not None and uid not in (self._own, ROOT)
 
     def same(self, uid: int | None) -> bool:

@@ -135,7 +135,7 @@ class Visitors:
         return visitor
 
     def find(self, proof: str, method: str, target: str) -> tuple[Visitor, str] | None:
-        """The visitor whose request carries this proof (`id.nonce.mac`), and the proof for the answer; None: nobody's."""
+        """Whose request carries this proof (`id.nonce.mac`), and the proof for the answer; None: nobody's."""
         visitor_id, _, rest = proof.partition(".")
         nonce, _, mac = rest.partition(".")
         visitor = self._visitors.get(visitor_id)
@@ -148,7 +148,7 @@ class Visitors:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What came of a link: the verdict, and, where it is good, the visitor's id and the console's proof for the page."""
+    """What came of a link: the verdict; where it is good, the visitor's id and the console's proof for the page."""
 
     verdict: Verdict
     visitor: str = ""
