@@ -379,6 +379,22 @@ def test_an_answer_goes_to_the_session_that_it_was_begun_for_though_another_has_
     assert not any("first auth" in line for line in other.lines)
 
 
+def test_an_answer_to_a_script_that_has_ended_goes_to_no_session_whose_name_begins_like_its(
+    bus: Bus, open_page: Any, faulty: None
+) -> None:
+    auth, autopilot = bus.listener("auth"), bus.listener("autopilot")
+    bus.burst("auth", ["question: from auto?"], sender="auto")
+    page = open_page()
+    session(page, "autopilot").wait_for()
+    answer(page, "auto").fill("answer: for the script")
+    assert page.locator("#compose-to").input_value() == "auto"
+    page.keyboard.press("Control+Enter")
+    page.locator("#compose-wrong:visible").wait_for()
+    bus.deliver("autopilot", "the next thing")
+    autopilot.wait_message("the next thing")
+    assert not any("for the script" in line for line in [*autopilot.lines, *auth.lines])
+
+
 def test_the_box_that_asks_belongs_to_what_it_asks_about(talk: tuple[Any, Any, Any], faulty: None) -> None:
     page, auth, pay = talk
     held = Held(page, "/api/disconnect")

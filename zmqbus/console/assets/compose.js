@@ -23,13 +23,16 @@ const encoder = new TextEncoder();
 const scope = () => $("compose-form").elements.scope.value;
 const keyOf = (to, reply) => (reply ? `reply ${reply.id}` : to ? `to ${to.id}` : "new");
 
+const idOf = (name) => known.sessions.find((session) => session.name === name)?.id;
+
 /** Whom the field means: the id of the session that the dialog was opened for, or of one of this name; else what was
  *  typed. */
 function receiver() {
   const typed = $("compose-to").value.trim();
   if (scope() === "session") {
-    if (draft.to?.id && typed === draft.to.name) return draft.to.id; // though another may have got its name since
-    return known.sessions.find((session) => session.name === typed)?.id ?? typed;
+    // Though another may have got its name since, or have a name that begins like it.
+    if (draft.to && typed === draft.to.name) return draft.to.id;
+    return idOf(typed) ?? typed;
   }
   if (scope() === "project") return known.sessions.find((session) => projectName(session.project) === typed)?.project ?? typed;
   return typed.replace(/^#/, "");
@@ -69,7 +72,9 @@ function wrong(text) {
 export function open({ to = null, reply = null } = {}) {
   const session = reply ? sessionOf(reply.from) : to;
   const name = session ? session.name : reply ? line(reply.name) : "";
-  draft = { key: keyOf(to, reply), reply, to: session ? { name, id: session.id } : null, sending: false };
+  // Who wrote and has gone may have come back under the name; else it is the one who wrote, or nobody.
+  const id = session?.id ?? (reply ? (idOf(reply.name) ?? reply.from) : null);
+  draft = { key: keyOf(to, reply), reply, to: id ? { name, id } : null, sending: false };
   const before = drafts.get(draft.key);
   $("compose-form").elements.scope.value = before?.scope ?? "session";
   $("compose-to").value = (draft.key === "new" && before?.to) || name;
