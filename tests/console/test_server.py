@@ -56,6 +56,13 @@ def test_it_ends_though_a_page_is_open(start_console: Callable[..., ConsoleProce
     connection.close()
 
 
+def test_it_goes_on_under_nohup(start_console: Callable[..., ConsoleProcess]) -> None:
+    console = start_console(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    console.process.send_signal(signal.SIGHUP)
+    assert console.enter()("GET", "/api/messages")[0] == 200
+    assert console.stop() == (0, "")
+
+
 def test_links_from_other_terminals(bus: Bus, start_console: Callable[..., ConsoleProcess]) -> None:
     none = bus.zmqbus("console", "--link")
     assert none.returncode == 1 and "zmqbus console" in none.stderr and none.stdout == ""

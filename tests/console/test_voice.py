@@ -170,7 +170,7 @@ def test_on_a_real_bus(bus: Bus, settings: Settings) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_when_the_console_ends_its_session_is_gone(bus: Bus, start_console: Any, signum: int) -> None:
     auth = bus.listener("auth")
     console = start_console()

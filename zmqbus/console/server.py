@@ -4,8 +4,9 @@ The port is held on both loopback addresses, IPv4 and IPv6: the names in links l
 free another user's program could listen.
 
 The terminal is for the links. Enter prints another one; so does `zmqbus console --link` in any other terminal of the
-user, which needs nothing of this process but its file (`lease`). Ctrl-C and SIGTERM end the streams of the pages first,
-for the server waits for its connections, and then everything else: when `serve` returns, no thread is left.
+user, which needs nothing of this process but its file (`lease`). Ctrl-C, SIGTERM and the end of the terminal end the
+streams of the pages first, for the server waits for its connections, and then everything else: when `serve` returns, no
+thread is left.
 """
 
 from __future__ import annotations
@@ -173,7 +174,10 @@ async def _serve(
     def say_link() -> None:
         _say(link(authority, mint(lease.secret, time.time())))
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        ends.append(signal.SIGHUP)  # its terminal was closed
+    for signum in ends:
         loop.add_signal_handler(signum, stop)
     console.start()
     opening: asyncio.Task[None] | None = None
@@ -193,7 +197,7 @@ async def _serve(
             opening.cancel()
         await asyncio.to_thread(console.close)
         unlink(_opener(settings, port))
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in ends:
             loop.remove_signal_handler(signum)
 
 
