@@ -28,7 +28,8 @@ import runpy, sys
 sys.path.insert(0, sys.argv.pop(1))
 del sys.argv[0]
 import zmqbus.cli.hook
-zmqbus.cli.hook.BUDGET_S = zmqbus.cli.hook.AFTERWARDS_S = 90.0
+zmqbus.cli.hook.BUDGET_TICKS = zmqbus.cli.hook.AFTERWARDS_TICKS = 9000
+zmqbus.cli.hook.LIMIT_S = 90.0
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -63,8 +63,11 @@ def act_as_session(settings: Settings) -> tuple[SessionState, CommandBus]:
     return state, act_as(settings, state.owner, state.identity, state.cwd, state.project)
 
 
-def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, project: str) -> CommandBus:
-    """A bus on which this command acts as the session of `owner`, whether a listener of it runs or not."""
+def act_as(
+    settings: Settings, owner: Process, identity: Identity, cwd: str, project: str, *, starts: bool = True
+) -> CommandBus:
+    """A bus on which this command acts as the session of `owner`, whether a listener of it runs or not. `starts`: see
+    `CommandBus`."""
     persona = core.Persona(
         role=Role.HELPER,
         session_id=identity.session_id,
@@ -77,7 +80,7 @@ def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, pro
         owner=f"{owner.pid}:{owner.started}",
     )
     shown = Shown(settings.data_dir, owner.pid, identity.session_id)
-    return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown)
+    return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown, starts=starts)
 
 
 def read_as_session(settings: Settings) -> CommandBus:
