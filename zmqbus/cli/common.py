@@ -21,7 +21,7 @@ from zmqbus.protocol import Role
 from zmqbus.session.options import with_options
 from zmqbus.session.owner import find_owner, find_owners
 from zmqbus.session.shown import Shown
-from zmqbus.session.state import Identity, SessionState, find_away, find_session
+from zmqbus.session.state import Identity, SessionState, find_away, find_session, note_left
 from zmqbus.settings import Settings, find_project, load
 
 FAILED = 1
@@ -94,6 +94,14 @@ def read_as_session(settings: Settings) -> CommandBus:
         return act_as_session(settings)[1]
     cwd = os.getcwd()
     return act_as(settings, *away, cwd, find_project(cwd))
+
+
+def note_disconnected(settings: Settings) -> None:
+    """Notes that this process's session, which has no listener, was disconnected: the hooks do not join again for it."""
+    owner, *others = find_owners(settings.owner_pid_override, os.environ)
+    away = find_away(settings.data_dir, owner, others)
+    if away is not None:
+        note_left(settings.data_dir, away[0])
 
 
 def broker_figures(settings: Settings) -> dict[str, Any] | None:

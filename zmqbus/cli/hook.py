@@ -23,8 +23,9 @@ down as shown and acknowledged after that write, as in the listener.
 
 *The budget counts what the process could use.* A limit on the clock alone would be over before anything was done
 wherever the machine is busy, at every try. So it is counted in ticks of a timer, and a process that waits for a
-processor gets one tick for all that it has missed: alone on the machine 15 ticks are 0.15 s, in a crowd they are as much
-longer as everything else is.
+processor gets one tick for all that it has missed: alone on the machine 15 ticks are 0.15 s, in a crowd they are as
+much longer as everything else is. While it waits for the broker it misses none, though the broker may; so it gets as many
+times more of them as it has been slowed down before.
 
 *The work does not grow with what waits.* The broker is asked for the first few messages and the beginning of each
 (PREVIEW); what does not fit is counted, and comes with the next event.
@@ -60,7 +61,7 @@ BUDGET_TICKS = 15
 #: What there is to do behind the output: some notes on a file, some bytes to the broker. An acknowledgement that does
 #: not get through costs nothing, since the note tells the listener that the message was shown.
 AFTERWARDS_TICKS = 5
-#: However busy the machine is: the harness gives up on a hook after 10 s (hooks.json), and throws away what it says.
+#: However busy the machine is. The harness gives up on a hook after 10 s (hooks.json), and drops what it says.
 LIMIT_S = 5.0
 #: The harness takes 10,000 characters; headings and the digest line have some of them.
 MAX_CHARS = 9_000
@@ -79,16 +80,16 @@ class _Budget:
     """Ends the process, with 0, when its ticks are used up. See the top of this module."""
 
     def __init__(self) -> None:
-        self._left = 0
-        self._end_s = 0.0
+        self._allowed = self._ticks = 0
+        self._start_s = 0.0
 
     def __repr__(self) -> str:
-        return f"<_Budget: {self._left} ticks>"
+        return f"<_Budget: {self._ticks} of {self._allowed} ticks>"
 
     def allow(self, ticks: int) -> None:
         """The process may go on for so many ticks from now on."""
-        self._left = ticks
-        self._end_s = time.monotonic() + LIMIT_S
+        self._allowed, self._ticks = ticks, 0
+        self._start_s = time.monotonic()
         signal.signal(signal.SIGALRM, self._tick)
         signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
 
@@ -97,8 +98,12 @@ class _Budget:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _tick(self, signum: int, frame: object) -> None:
-        self._left -= 1
-        if self._left <= 0 or time.monotonic() > self._end_s:
+        self._ticks += 1
+        elapsed_s = time.monotonic() - self._start_s
+        # How many times slower than alone on the machine this process has been so far. The broker is in the same crowd,
+        # and while it is waited for, no tick is missed here.
+        slower = max(1.0, elapsed_s / (self._ticks * TICK_S))
+        if self._ticks >= self._allowed * slower or elapsed_s > LIMIT_S:
             os._exit(0)
 
 
@@ -208,7 +213,7 @@ def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str
     left = joined.identity if joined is not None else None
     if left is not None and left.left:
         return (
-            f"inter-session: this session was '{left.name}' on the bus of this machine's sessions, and is disconnected; "
+            f"inter-session: this session was '{left.name}' on the bus of this machine's sessions and is disconnected; "
             "/inter-session connect joins it again."
         )
     return (
