@@ -29,6 +29,7 @@ RANKS = {
     "record": 1,
     "settings": 1,
     "bootstrap": 2,
+    "children": 0,
     "protocol": 2,
     "figures": 1,
     "security": 2,

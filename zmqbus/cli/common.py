@@ -97,7 +97,7 @@ def read_as_session(settings: Settings) -> CommandBus:
 
 
 def note_disconnected(settings: Settings) -> None:
-    """Notes that this process's session, which has no listener, was disconnected: the hooks do not join again for it."""
+    """Notes that this process's session, which has no listener, was disconnected: no hook joins on its behalf."""
     owner, *others = find_owners(settings.owner_pid_override, os.environ)
     away = find_away(settings.data_dir, owner, others)
     if away is not None:

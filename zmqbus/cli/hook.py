@@ -24,8 +24,8 @@ down as shown and acknowledged after that write, as in the listener.
 *The budget counts what the process could use.* A limit on the clock alone would be over before anything was done
 wherever the machine is busy, at every try. So it is counted in ticks of a timer, and a process that waits for a
 processor gets one tick for all that it has missed: alone on the machine 15 ticks are 0.15 s, in a crowd they are as
-much longer as everything else is. While it waits for the broker it misses none, though the broker may; so it gets as many
-times more of them as it has been slowed down before.
+much longer as everything else is. While it waits for the broker it misses none, though the broker may; so it gets as
+many times more of them as it has been slowed down before.
 
 *The work does not grow with what waits.* The broker is asked for the first few messages and the beginning of each
 (PREVIEW); what does not fit is counted, and comes with the next event.
