@@ -19,7 +19,7 @@ def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
     warnings: list[str] = []
     settings = load(flags, warn=warnings.append)
     yield from _safely("python", installed.python)
-    packages = [*_safely("packages", installed.packages)]
+    packages = [*_safely("packages", lambda: installed.packages(settings))]
     yield from packages
     yield from _safely("venv", lambda: installed.venv(settings))
     directory = [*_safely("directory", lambda: files.directory(settings))]
