@@ -9,6 +9,7 @@ import pytest
 from tests.contract.simulated import SimWorld
 from tests.contract.worlds import Member, World
 from zmqbus import protocol
+from zmqbus.broker.mailbox import CREDIT_BYTES
 from zmqbus.errors import ZmqbusError
 
 
@@ -339,6 +340,15 @@ def test_of_a_session_with_a_listener_nothing_is_previewed_or_marked(world: Worl
     assert helper.request(protocol.MarkRead("m", (msg_id,))) == protocol.Done("m", "")
     bob.take()
     alice.hears(msg_id, "delivered")
+
+
+def test_nor_what_waits_behind_that(world: World) -> None:
+    """The listener has as much in hand as credit allows; the rest is on its way to it all the same."""
+    alice, bob = world.session("alice"), world.session("bob")
+    sent = [alice.send("bob", b"x" * 60_000) for _ in range(CREDIT_BYTES // 60_000 + 2)]
+    alice.hears_it_is_safe(sent[-1])
+    helper = world.helper(bob)
+    assert previews(helper) == ([], len(sent))
 
 
 def test_nor_while_another_command_reads(world: World) -> None:
