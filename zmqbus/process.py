@@ -57,14 +57,6 @@ class ProcessTable(Protocol):
         """The user it runs as; None: no such process."""
 
 
-def import_path() -> str:
-    """PYTHONPATH for a child that is to run this very package, with what this process has found of the others: be it a
-    virtual environment put on the path by the bootstrap. What is relative, or "", meant a directory that the child does
-    not run in."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return os.pathsep.join([package, *(os.path.abspath(entry) for entry in sys.path if entry)])
-
-
 class ProcTable:
     """The table of Linux, read from /proc."""
 

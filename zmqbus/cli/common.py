@@ -21,7 +21,7 @@ from zmqbus.protocol import Role
 from zmqbus.session.options import with_options
 from zmqbus.session.owner import find_owner, find_owners
 from zmqbus.session.shown import Shown
-from zmqbus.session.state import Identity, SessionState, find_away, find_session
+from zmqbus.session.state import Identity, SessionState, find_away, find_session, note_left
 from zmqbus.settings import Settings, find_project, load
 
 FAILED = 1
@@ -63,8 +63,11 @@ def act_as_session(settings: Settings) -> tuple[SessionState, CommandBus]:
     return state, act_as(settings, state.owner, state.identity, state.cwd, state.project)
 
 
-def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, project: str) -> CommandBus:
-    """A bus on which this command acts as the session of `owner`, whether a listener of it runs or not."""
+def act_as(
+    settings: Settings, owner: Process, identity: Identity, cwd: str, project: str, *, starts: bool = True
+) -> CommandBus:
+    """A bus on which this command acts as the session of `owner`, whether a listener of it runs or not. `starts`: see
+    `CommandBus`."""
     persona = core.Persona(
         role=Role.HELPER,
         session_id=identity.session_id,
@@ -77,7 +80,7 @@ def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, pro
         owner=f"{owner.pid}:{owner.started}",
     )
     shown = Shown(settings.data_dir, owner.pid, identity.session_id)
-    return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown)
+    return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown, starts=starts)
 
 
 def read_as_session(settings: Settings) -> CommandBus:
@@ -91,6 +94,14 @@ def read_as_session(settings: Settings) -> CommandBus:
         return act_as_session(settings)[1]
     cwd = os.getcwd()
     return act_as(settings, *away, cwd, find_project(cwd))
+
+
+def note_disconnected(settings: Settings) -> None:
+    """Notes that this process's session, which has no listener, was disconnected: no hook joins on its behalf."""
+    owner, *others = find_owners(settings.owner_pid_override, os.environ)
+    away = find_away(settings.data_dir, owner, others)
+    if away is not None:
+        note_left(settings.data_dir, away[0])
 
 
 def broker_figures(settings: Settings) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmqbus import protocol
-from zmqbus.cli.common import act_as_session, fail
+from zmqbus.cli.common import act_as_session, fail, note_disconnected
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import NotConnected, ZmqbusError
 from zmqbus.settings import load
@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
         with bus:
             done = bus.request(protocol.Disconnect)
     except NotConnected:
+        note_disconnected(load())
         print("not connected")
     except ZmqbusError as error:
         return fail(error)

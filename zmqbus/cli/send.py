@@ -30,6 +30,8 @@ WAIT_S = 120.0
 MAX_NAMED = 5
 #: A year. What is over that is not a time to wait, and does not fit into a poll.
 MAX_WAIT_S = 366 * 24 * 3600.0
+#: A text of the largest size, its line end, and one byte that tells that it is too long.
+MAX_READ_BYTES = protocol.MAX_BODY_BYTES + 3
 # What `plain` reads: word → field. Of the targets and of the contents it takes exactly one.
 _TARGETS = {"--to": "to", "--group": "group", "--topic": "topic"}
 _TARGET_SWITCHES = {"--all": "all", "--project": "project"}
@@ -99,7 +101,11 @@ def _parser(broadcast: bool) -> Parser:
     to.add_argument("--topic", metavar="T", help="every session that has joined the topic")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", metavar="S", help="the text")
-    what.add_argument("--text-file", metavar="F", help="a file with the text; - is standard input")
+    what.add_argument(
+        "--text-file",
+        metavar="F",
+        help="a file with the text; - is standard input; one line end at its end is no part of it",
+    )
     what.add_argument("--file", metavar="PATH", help="ask the receiver to read this file")
     parser.add_argument("--reply-to", metavar="ID", help="the message that this one answers")
     if not broadcast:
@@ -137,11 +143,16 @@ def _body(options: Any) -> str | bytes:
         return f"Please read the file {path} ({os.path.getsize(path):,} bytes) and handle it as if it stood here."
     try:
         if options.text_file == "-":
-            return sys.stdin.buffer.read(protocol.MAX_BODY_BYTES + 1)
+            return _without_line_end(sys.stdin.buffer.read(MAX_READ_BYTES))
         with open(options.text_file, "rb") as file:
-            return file.read(protocol.MAX_BODY_BYTES + 1)
+            return _without_line_end(file.read(MAX_READ_BYTES))
     except OSError as error:
         raise InvalidPayload(f"cannot read {options.text_file}: {error.strerror}; check --text-file") from None
+
+
+def _without_line_end(text: bytes) -> bytes:
+    """A here-document, `echo` and an editor end the last line, too: that line end is no part of the text."""
+    return text[: -2 if text.endswith(b"\r\n") else -1] if text.endswith(b"\n") else text
 
 
 def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Settings) -> int:

@@ -100,6 +100,15 @@ class Identity(NamedTuple):
     name: str | None
     label: str | None
     port: int | None = None  #: of the broker that it was on; None: written by a release that did not say so
+    left: bool = False  #: disconnected by the user: nothing joins again on its behalf
+
+
+class Joined(NamedTuple):
+    """An owner that has, or had, a session."""
+
+    owner: Process
+    identity: Identity | None  #: None: its first listener is just beginning
+    held: bool  #: a listener has the lock
 
 
 class AlreadyListening(LocalError):
@@ -176,6 +185,11 @@ class ListenerLock:
         if written != len(data):
             raise NotConnected(f"the disk of {self._paths.data_dir} is full; free some space and connect again")
         self._identity = identity
+
+    def note_left(self) -> None:
+        """Notes that the user has disconnected this session, until it is remembered anew. Raises as `remember`."""
+        if self._identity is not None and not self._identity.left:
+            self.remember(self._identity._replace(left=True))
 
     def write_state(self, state: SessionState) -> None:
         """Shows the session to its helpers. They see the old state or the new one, never a mixture.
@@ -264,6 +278,17 @@ def find_away(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) 
 
     None: there was none yet, or its listener is there or just beginning. Raises as `load_state` does.
     """
+    joined = find_joined(data_dir, owner, ancestors)
+    if joined is None or joined.identity is None or joined.held:
+        return None
+    return joined.owner, joined.identity
+
+
+def find_joined(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) -> Joined | None:
+    """`owner`, else the first of `ancestors`, that has or had a session, or is about to get one; None: none of them.
+
+    Raises as `load_state` does.
+    """
     paths = Paths(data_dir)
     for process in (owner, *ancestors):
         path = _file(paths, process.pid, _LOCK)
@@ -275,9 +300,24 @@ def find_away(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) 
             identity = _read_identity(fd, process.started)
         finally:
             os.close(fd)
-        if identity is not None and identity.name is not None:
-            return None if _is_held(path) else (process, identity)
+        if identity is not None and identity.name is None:
+            identity = None
+        held = _is_held(path)
+        if identity is not None or held:
+            return Joined(process, identity, held)
     return None
+
+
+def note_left(data_dir: str, owner: Process) -> None:
+    """Notes that the user has disconnected the session of `owner`, which has no listener. Does nothing where there is
+    no session, or a listener after all. Raises as `ListenerLock.acquire`."""
+    if find_away(data_dir, owner) is None:
+        return
+    try:
+        with ListenerLock.acquire(data_dir, owner) as lock:
+            lock.note_left()
+    except AlreadyListening:
+        return
 
 
 def reap(data_dir: str, table: ProcessTable | None = None) -> list[str]:
@@ -467,9 +507,10 @@ def _read_identity(fd: int, owner_started: str) -> Identity | None:
     record = parse(_head_line(fd))
     if not isinstance(record, dict) or record.get("owner_started") != owner_started:
         return None
-    session_id, token, name, label, port = (record.get(field) for field in Identity._fields)
+    session_id, token, name, label, port, left = (record.get(field) for field in Identity._fields)
     if not (isinstance(session_id, str) and session_id and isinstance(token, str) and token):
         return None
     if not (isinstance(name, str | None) and isinstance(label, str | None)):
         return None
-    return Identity(session_id, token, name, label, port if type(port) is int and 0 < port <= MAX_PORT else None)
+    found = port if type(port) is int and 0 < port <= MAX_PORT else None
+    return Identity(session_id, token, name, label, found, left is True)
