@@ -77,7 +77,7 @@ class TestWriting:
     def test_lines_whose_bodies_others_have_spelled(self, log, path, size_bytes, others):
         """Among others, and however much there is: they are where their pointers say, under their checksums."""
         record = RECORD._replace(msg_id="spelled00000", body=b'say "x"\n' * (size_bytes // 8))
-        text = spell("text", record.body, None)
+        text = spell("text", record.body)
         spelled = spelled_line(record._replace(body=b""), text, zlib.crc32(text))
         plain = [line(msg_id, f"text {msg_id}") for msg_id in ids(others)]
         pointers = log.append([*plain[:2], spelled, *plain[2:], spelled])
@@ -87,7 +87,7 @@ class TestWriting:
         assert Path(path).read_bytes().count(b"\n") == others + 3
 
     def test_a_wrong_checksum_costs_the_one_line(self, log, path):
-        text = spell("text", b"x" * 70_000, None)
+        text = spell("text", b"x" * 70_000)
         spelled = spelled_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
         before, bad, behind = log.append([line("one111111111"), spelled, line("two222222222")])
         assert [read(path, one).msg_id for one in (before, behind)] == ["one111111111", "two222222222"]

@@ -343,7 +343,7 @@ class TestSpelledElsewhere:
     def test_it_becomes_the_line_that_it_would_have_become_here(self, record, reply_to, knot):
         body = (knot + LONG + knot).encode()
         made = record._replace(body=body, reply_to=reply_to)
-        spelled = spell(made.fmt, made.body, reply_to)
+        spelled = spell(made.fmt, made.body)
         check_spelled(made.fmt, spelled)
         line = spelled_line(made._replace(body=b""), spelled, zlib.crc32(spelled))
         whole = b"".join(line.parts)
@@ -389,12 +389,12 @@ class TestSpelledElsewhere:
             check_spelled(fmt, LONG.encode() + bad)
 
     def test_bytes_are_spelled_in_base64(self):
-        assert spell("bytes", b"\xff\0", "abc123de") == b"/wA="
+        assert spell("bytes", b"\xff\0") == b"/wA="
         check_spelled("bytes", b"/wA=")
         check_spelled("msgpack", b"")
 
     def test_an_id_that_is_quoted_behind_many_equals_signs_is_hidden(self):
         text = "a=b " * (record_module.MAX_LOOKS + 1) + "msg=abc123de re=abc123df"
-        spelled = spell("text", text.encode(), None)
+        spelled = spell("text", text.encode())
         assert b"abc123de" not in spelled and b"abc123df" not in spelled
         assert json.loads(b'"' + spelled + b'"') == text

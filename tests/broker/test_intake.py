@@ -393,7 +393,7 @@ class Spooling:
 
     def put_down(self, msg_id: str = "handmade0000", piece: bytes | None = None, **changes: Any) -> None:
         """Says SPOOLED of a piece of its own making."""
-        piece = spell("text", LARGE, None) if piece is None else piece
+        piece = spell("text", LARGE) if piece is None else piece
         file = self.net.new_file()
         self.net.spool[file, 0] = piece
         spooled = protocol.Spooled(
@@ -560,7 +560,7 @@ class TestSpooled:
 
     def test_who_may_not_send_may_not_do_it_this_way(self, net, spooling):
         eve = net.observer()
-        piece = spell("text", LARGE, None)
+        piece = spell("text", LARGE)
         spooled = protocol.Spooled("handmade0000", 0, "bob", 0, None, len(LARGE), "0" * 32, 0, len(piece), 0)
         eve.raw(codec.encode([spooled]))
         net.wake()

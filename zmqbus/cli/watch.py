@@ -27,6 +27,7 @@ from zmqbus.naming import sanitise
 from zmqbus.protocol import Session
 from zmqbus.record import JournalError
 from zmqbus.settings import Settings
+from zmqbus.wakeup import is_ignored
 
 #: How often the broker is asked who is there.
 LOOK_S = 1.0
@@ -53,8 +54,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--plain", action="store_true", help="a line for each thing, also at a terminal")
     parser.add_port()
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _end)  # so that the terminal is left whole
-    signal.signal(signal.SIGHUP, _end)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if not is_ignored(number):
+            signal.signal(number, _end)  # so that the terminal is left whole
     try:
         settings = settings_of_session({"port": options.port})
         watcher = Watcher(settings)
