@@ -36,7 +36,7 @@ def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
     shutil.copytree(BIN, root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "zmqbus" / "cli").mkdir(parents=True)
-    for name in ("__init__.py", "bootstrap.py", "settings.py"):
+    for name in ("__init__.py", "bootstrap.py", "output.py", "wording.py", "settings.py"):
         shutil.copy(ROOT / "zmqbus" / name, root / "zmqbus" / name)
     for module in SCRIPTS.values():
         (root / "zmqbus" / "cli" / f"{module}.py").write_text(FAKE_COMMAND)

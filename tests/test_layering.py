@@ -132,6 +132,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.disconnect": "real/test_list.py",
     "cli.hook": "real/test_hook.py",
     "cli.inbox": "real/test_list.py",
+    "cli.jsonform": "real/test_jsonform.py",
     "cli.list": "real/test_list.py",
     "cli.main": "real/test_list.py",
     "cli.parser": "cli/test_plain.py",

@@ -28,7 +28,7 @@ class LocalError(ZmqbusError):
     """The caller's input or set-up is at fault; nothing was sent."""
 
 
-class Usage(LocalError, ValueError):
+class InvalidOption(LocalError, ValueError):
     """A flag or an argument was given that cannot be used. Commands end with exit status 2."""
 
     code = "usage"

@@ -5,7 +5,7 @@ Theory of operation
 
 *One line, one id.* It is part of the contract that `grep -F '<id>' messages.log | tail -1` prints the record of that
 message, whatever later messages say of it. So every id has `ID_MARK` in it, two letters that hardly any text has next
-to each other; and where a record has them, but for its own id, the second is written as a JSON escape: `z\\u0071` is the
+to each other. Where a record has them, but for its own id, the second is written as a JSON escape: `z\\u0071` is the
 same string to every JSON parser, and no match for grep. Nothing has to be known of which ids there are. No escape of
 JSON has either letter in it, so what precedes them cannot make another string of that.
 

@@ -5,8 +5,9 @@ what holds when nothing is set. `load` walks the sources of a row from the first
 that parses. The rules that hold for every row:
 
 * A variable that does not parse is passed over with one warning, and the next source is tried. A wrong variable in some
-  shell profile may cost its user a line on stderr, never the session. A flag that does not parse is an error (`Usage`):
-  somebody has just typed it, and to go on with another value would be to do something else than was asked for.
+  shell profile may cost its user a line on stderr, never the session. A flag that does not parse is an error
+  (`InvalidOption`): somebody has just typed it, and to go on with another value would be to do something else than was
+  asked for.
 * An environment value that is empty or blank counts as not set, without a warning: that is how shells and plugin
   manifests say "no value". A flag was typed, so an empty one is a value: it clears a label, and is wrong elsewhere.
 * The name and the label are handed on as they came. What is wrong with them is an error with a line of its own, and it
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from zmqbus.errors import Usage
+from zmqbus.errors import InvalidOption
 from zmqbus.tuples import NamedTuple
 
 DEFAULT_PORT = 9473
@@ -268,8 +269,8 @@ def load(
 
     `flags` knows `port`, `idle_shutdown_minutes`, `name` and `label`, as text or as numbers; None is "not given", and
     other keys are left alone, so that the whole of a parsed command line can be handed in. Each variable that is
-    passed over calls `warn` once with a line that names it, its value and what that must be. Raises `Usage` for a flag
-    that cannot be used, and nothing else.
+    passed over calls `warn` once with a line that names it, its value and what that must be. Raises `InvalidOption` for
+    a flag that cannot be used, and nothing else.
     """
     given = {} if flags is None else flags
     env = os.environ if environ is None else environ
@@ -281,7 +282,7 @@ def _resolve(rule: _Rule, flags: Mapping[str, object], environ: Mapping[str, str
         try:
             return rule.parse(str(given), environ)
         except ValueError:
-            raise Usage(f"--{rule.flag.replace('_', '-')} {rule.says}, not {_shown(given)}") from None
+            raise InvalidOption(f"--{rule.flag.replace('_', '-')} {rule.says}, not {_shown(given)}") from None
     for variable in rule.variables:
         text = environ.get(variable, "")
         if not text or text.isspace():

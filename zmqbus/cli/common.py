@@ -1,8 +1,8 @@
 """What the commands share: how they speak of errors, whom they act for, and how ages look.
 
 Exit statuses: 0 done; 1 a failure, told as `error: <code>: <what and what to do>` on standard error with nothing on
-standard output; 2 wrong usage (`parser`, and `errors.Usage`); 4 no answer in time. An output that cannot be written is
-the business of `bootstrap`.
+standard output; 2 wrong usage (`parser`, and `errors.InvalidOption`); 4 no answer in time. An output that cannot be
+written is the business of `bootstrap`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from zmqbus import protocol, wording
 from zmqbus.client import core, launch
 from zmqbus.client.command import CommandBus, observer
-from zmqbus.errors import BrokerUnavailable, NotConnected, Timeout, Usage, ZmqbusError
+from zmqbus.errors import BrokerUnavailable, InvalidOption, NotConnected, Timeout, ZmqbusError
 from zmqbus.output import OutputFailed
 from zmqbus.process import Process
 from zmqbus.protocol import Role
@@ -33,7 +33,7 @@ NO_ANSWER = 4
 def fail(error: ZmqbusError) -> int:
     """Tells of an error on standard error; returns the exit status."""
     print(f"error: {error.code}: {error}", file=sys.stderr)
-    if isinstance(error, Usage):
+    if isinstance(error, InvalidOption):
         return USAGE
     return NO_ANSWER if isinstance(error, Timeout) else FAILED
 

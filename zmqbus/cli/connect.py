@@ -11,7 +11,7 @@ from collections.abc import Callable
 from zmqbus import naming
 from zmqbus.cli.common import fail, settings_of_session
 from zmqbus.cli.parser import Parser
-from zmqbus.errors import InvalidLabel, InvalidName, NotConnected, Usage, ZmqbusError
+from zmqbus.errors import InvalidLabel, InvalidName, InvalidOption, NotConnected, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.listener import Listener, Plan
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     try:
         settings = settings_of_session(flags, wait_s=WAIT_S if options.from_plugin else 0.0)
         return _connect(settings, tuple(options.topic), tuple(options.group), trace, away=options.away)
-    except Usage as error:
+    except InvalidOption as error:
         return fail(error)
     except (InvalidName, InvalidLabel) as error:
         _say(str(error))

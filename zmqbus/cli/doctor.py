@@ -7,7 +7,7 @@ import sys
 
 from zmqbus.doctor import report
 from zmqbus.doctor.checks import examine
-from zmqbus.errors import Usage
+from zmqbus.errors import InvalidOption
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         findings = [*examine({"port": options.port})]
-    except Usage as error:
+    except InvalidOption as error:
         print(f"error: {error.code}: {error}", file=sys.stderr)
         return 2
     print(report.for_programs(findings) if options.json else report.for_people(findings))

@@ -12,7 +12,7 @@ from zmqbus.cli.common import fail, own_session, settings_of_session
 from zmqbus.cli.plain import plain
 from zmqbus.client.command import observer
 from zmqbus.client.launch import broker_pid
-from zmqbus.errors import Usage, ZmqbusError
+from zmqbus.errors import InvalidOption, ZmqbusError
 from zmqbus.protocol import Session
 from zmqbus.settings import NO_DIRECTORY, Settings, where_am_i
 
@@ -39,7 +39,7 @@ def main(argv: list[str], *, own: bool = False) -> int:
         if options.project:
             project = state.project if state is not None else where_am_i().project
             if not project:
-                raise Usage(f"--project: {NO_DIRECTORY}")
+                raise InvalidOption(f"--project: {NO_DIRECTORY}")
             sessions = [session for session in sessions if session.project == project]
         sessions.sort(key=lambda session: (session.state == "away", session.name, session.since))
         if options.json:

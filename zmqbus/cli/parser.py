@@ -41,6 +41,11 @@ class Parser(argparse.ArgumentParser):
         self.register("action", None, _Once)
         self.register("action", "store", _Once)
 
+    def parse_args(self, *arguments: Any) -> Any:  # type: ignore[override]
+        options = super().parse_args(*arguments)
+        options.__dict__.pop("_given", None)
+        return options
+
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"error: usage: {message}\n{self.format_usage()}")
 

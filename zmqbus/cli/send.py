@@ -16,7 +16,7 @@ from zmqbus.cli.plain import plain
 from zmqbus.client import bodies
 from zmqbus.client.command import CommandBus, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.errors import InvalidPayload, RateLimited, Usage, ZmqbusError
+from zmqbus.errors import InvalidOption, InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.naming import check_name, sanitise
 from zmqbus.protocol import Scope
 from zmqbus.settings import NO_DIRECTORY, Settings, shown_path, where_am_i
@@ -231,7 +231,7 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
         return [""], Scope.ALL
     if options.project:
         if not project:
-            raise Usage(f"--project: {NO_DIRECTORY}")
+            raise InvalidOption(f"--project: {NO_DIRECTORY}")
         return [project], Scope.PROJECT
     if options.topic is not None:
         return [check_name(options.topic, "topic")], Scope.TOPIC

@@ -24,6 +24,7 @@ from zmqbus.client import core
 from zmqbus.client.link import Link
 from zmqbus.process import Process, is_alive, process_of
 from zmqbus.protocol import Role
+from zmqbus.record import iso_time
 from zmqbus.session.notes import note_of
 from zmqbus.session.notify import Pacer, bus_line
 from zmqbus.session.shown import Shown
@@ -81,7 +82,7 @@ class Listener:
         self._tries = 0  # of other names, since the session was last on the bus
         self._wanted = plan.name
         self._chosen = plan.name_given  # somebody chose the name, so only close variants of it are tried
-        self._created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._created_at = iso_time(time.time())
         identity = plan.identity
         self._persona = core.Persona(
             role=Role.LISTENER,
