@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from zmqbus import protocol
+from zmqbus.client import bodies
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.errors import ZmqbusError
 from zmqbus.output import takes_unicode
@@ -66,11 +68,7 @@ def _fields(header: Record | Entry, text: str) -> dict[str, Any]:
 
 def arrived(incoming: Incoming, body: bytes, name: str | None, session_id: str | None) -> dict[str, Any]:
     """A message as it came to the session with this name and id."""
-    from zmqbus import protocol
-
-    scope, target = incoming.scope, incoming.target
-    to_many = {protocol.Scope.ALL: "all", protocol.Scope.TOPIC: f"#{target}", protocol.Scope.PROJECT: f"%{target}"}
-    to = to_many.get(protocol.Scope(scope))
+    to = bodies.audience(incoming)
     return message(
         Record(
             incoming.ts,
