@@ -248,7 +248,8 @@ _RULES = (
 )
 
 
-def _warn_on_stderr(text: str) -> None:
+def warn_on_stderr(text: str) -> None:
+    """Prints a warning, where there is somebody to read it."""
     stream = sys.stderr
     if stream is None:  # a detached process without one; print() would turn to stdout, which is the agent's channel
         return
@@ -263,7 +264,7 @@ def _warn_on_stderr(text: str) -> None:
 def load(
     flags: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
-    warn: Callable[[str], None] = _warn_on_stderr,
+    warn: Callable[[str], None] = warn_on_stderr,
 ) -> Settings:
     """The settings that hold for `flags` (first) and `environ` (then; default: the process's own).
 
