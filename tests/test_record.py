@@ -399,9 +399,10 @@ class TestSpelledElsewhere:
         check_spelled("bytes", b"/wA=")
         check_spelled("msgpack", b"")
 
-    @pytest.mark.parametrize("looks", [0, 1, record_module.MAX_LOOKS, record_module.MAX_LOOKS + 1])
-    def test_an_id_is_hidden_behind_many_of_its_letters(self, looks):
-        text = "quiz " * looks + "abc1zq3e abczq3df"
+    @pytest.mark.parametrize("size", [0, record_module.LARGE_TEXT_BYTES])
+    @pytest.mark.parametrize("looks", [0, 1, record_module.MAX_MARK_LOOKS, record_module.MAX_MARK_LOOKS + 1])
+    def test_an_id_is_hidden_behind_many_of_its_letters(self, looks, size):
+        text = "q" + "quiz " * looks + "x" * size + "abc1zq3e abczq3df"
         spelled = spell("text", text.encode())
         assert b"abc1zq3e" not in spelled and b"abczq3df" not in spelled
         assert json.loads(b'"' + spelled + b'"') == text

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.real.conftest import COMMAND_TIMEOUT_S, ROOT, Bus, ListenerProcess, Owner, wait_until
+from tests.real.test_hook import PATIENT
 
 #: A directory with a name that is not UTF-8.
 ODD = b"caf\xe9"
@@ -25,7 +26,7 @@ def shell(
     bus: Bus, script: str, owner: Owner | ListenerProcess | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs a line of sh in which `$send`, `$list`, `$client` and `$zmqbus` are the commands."""
-    names = {"send": "send.py", "list": "list.py", "client": "client.py", "zmqbus": "zmqbus", "hook": "hook.py"}
+    names = {"send": "send.py", "list": "list.py", "client": "client.py", "zmqbus": "zmqbus"}
     commands = {name: shlex.join([sys.executable, str(ROOT / "bin" / file)]) for name, file in names.items()}
     done = subprocess.run(
         ["sh", "-c", script],
@@ -143,11 +144,13 @@ def test_hooks_of_a_session_whose_worktree_was_deleted(bus: Bus, event: str) -> 
     pay.stop()
     bus.deliver("pay", "while you were away")
     told = json.dumps({"hook_event_name": event, "cwd": "/no/such/worktree"})
-    done = no_traceback(shell(bus, GONE + f"printf %s {shlex.quote(told)} | $hook", pay))
+    hook = shlex.join([sys.executable, "-c", PATIENT, str(ROOT), str(ROOT / "bin" / "hook.py")])
+    call = f"{GONE} printf %s {shlex.quote(told)} | {hook}"
+    done = no_traceback(shell(bus, call, pay))
     assert (done.returncode, done.stderr) == (0, "")
     assert ("1 unread message waits" if event == "SessionStart" else "while you were away") in done.stdout
     if event == "SessionStart":  # of a session that is not on the bus
-        done = no_traceback(shell(bus, GONE + f"printf %s {shlex.quote(told)} | $hook"))
+        done = no_traceback(shell(bus, call))
         assert "joins it under a name: /inter-session connect <name>" in done.stdout
 
 
