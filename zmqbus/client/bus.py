@@ -37,7 +37,7 @@ from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.serving import Handler, Serving, check_handler
 from zmqbus.client.speaker import Reply, Speaker
-from zmqbus.errors import NameTaken, NotConnected, Timeout
+from zmqbus.errors import InvalidOption, NameTaken, NotConnected, Timeout
 from zmqbus.process import process_of
 from zmqbus.protocol import Role, Scope, Session
 from zmqbus.settings import NO_DIRECTORY, Settings, load, shown_path, where_am_i
@@ -71,14 +71,17 @@ def connect(
     `ack`: "auto" acknowledges a message when the program takes it, "manual" leaves that to `Message.ack`.
     `port`: of the broker (default: as `settings` finds it).
 
-    Raises `InvalidName`, `InvalidLabel`, `NameTaken` (another session that is connected has it), `Unauthorized`,
-    `PortHeld`, `BrokerUnavailable`.
+    Raises `InvalidOption` (the port), `InvalidName`, `InvalidLabel`, `NameTaken` (another session that is connected has
+    it), `Unauthorized`, `PortHeld`, `BrokerUnavailable`.
     """
     if ack not in ("auto", "manual"):
         raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}")
     groups = (group,) if isinstance(group, str) else tuple(group)
     topics = (topics,) if isinstance(topics, str) else tuple(topics)
-    settings = load({"port": port})
+    try:
+        settings = load({"port": port})
+    except InvalidOption as error:
+        raise InvalidOption(str(error).removeprefix("--")) from None  # here it is an argument
     for what, names in (("topic", topics), ("group", groups)):
         for one in names:
             naming.check_name(one, what)
