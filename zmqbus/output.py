@@ -123,5 +123,5 @@ def _writer(stream: "TextIO", original: "TextIO | None", descriptor: int) -> "Te
         return stream
     encoding = stream.encoding if chosen and stream is not None else "utf-8"
     raw = _Descriptor(descriptor, tells=descriptor == 1)
-    lines = descriptor == 2 or raw.isatty() or bool(sys.flags.unbuffered)
+    lines = descriptor == 2 or raw.isatty() or getattr(stream, "write_through", False)  # python -u
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=lines)

@@ -252,7 +252,7 @@ def test_bad_input_is_an_error_of_our_tree_and_leaves_nothing(connect, call, err
 def test_an_empty_value_is_a_value(connect):
     """Only a text that nobody could see is refused: scripts send what they have."""
     bus, other = connect("me"), connect("you")
-    values = [b"", None, [], 0]
+    values: list[Any] = [b"", None, [], 0]
     for value in values:
         bus.send("you", value, wait=False)
     messages = other.messages()
