@@ -233,9 +233,9 @@ class TestRuns:
     )
     @example([("abcdefgh", "a\nb"), ("bcdefghi", "")], (1.0, "s", "n", None, "to", "id"))
     @example([("abcdefgh", ""), ("bcdefghi", ""), ("cdefghij", "")], (1.0, "s", "n", None, "to", "id"))
-    @example([("abcdefgh", "msg=abcdefgh"), ("bcdefghi", "x")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abzqefgh", "see abzqefgh"), ("bczqfghi", "x")], (1.0, "s", "n", None, "to", "id"))
     @example([("abcdefgh", "x"), ("bcdefghi", "a\u2028b")], (1.0, "s", "n", None, "to", "id"))
-    @example([("abcdefgh", "ms"), ("bcdefghi", "g=abcdefgh")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abzqefgh", "z"), ("bczqfghi", "qz")], (1.0, "s", "n", None, "to", "id"))
     def test_each_line_is_what_it_would_be_by_itself(self, messages, common):
         ts, sender, name, label, to, receiver = common
         msg_ids = [msg_id for msg_id, _ in messages]
