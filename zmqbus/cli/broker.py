@@ -7,7 +7,8 @@ import sys
 import time
 
 from zmqbus import protocol
-from zmqbus.cli.common import FAILED, broker_figures, fail, print_json, settings_of_session
+from zmqbus.cli.common import FAILED, broker_figures, fail, settings_of_session, tell
+from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client import launch
 from zmqbus.client.command import observer
@@ -31,6 +32,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--idle-shutdown-minutes", metavar="M", help="end when idle so long; 0: never")
     parser.add_port()
     options = parser.parse_args(argv)
+    if options.json and not options.status:
+        parser.error("--json goes with --status")
+    if options.idle_shutdown_minutes is not None and (options.status or options.stop):
+        parser.error("--idle-shutdown-minutes is for a broker that is started here")
     try:
         settings = settings_of_session({"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes})
         if options.foreground:
@@ -42,7 +47,7 @@ def main(argv: list[str]) -> int:
         notices = launch.launch(settings)
         if notices:
             print(f"warning: {notices}", file=sys.stderr)
-        print(f"broker serves port {settings.port} (pid {launch.broker_pid(settings)})")
+        tell(f"broker serves port {settings.port} (pid {launch.broker_pid(settings)})")
     except ZmqbusError as error:
         return fail(error)
     return 0
@@ -87,5 +92,5 @@ def _stop(settings: Settings) -> int:
         if time.monotonic() > deadline_s:
             raise BrokerUnavailable(f"the broker (pid {pid}) has not ended within {STOP_S:g} s; see its broker.log")
         time.sleep(0.01)  # it is nobody's child here, so there is nothing to wait on but its pid
-    print(f"broker (pid {pid}) stopped")
+    tell(f"broker (pid {pid}) stopped")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmqbus import protocol
-from zmqbus.cli.common import act_as_session, fail, note_disconnected
+from zmqbus.cli.common import act_as_session, fail, note_disconnected, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import NotConnected, ZmqbusError
 from zmqbus.settings import load
@@ -23,5 +23,5 @@ def main(argv: list[str]) -> int:
         return fail(error)
     else:
         assert isinstance(done, protocol.Done)
-        print(done.text)
+        tell(done.text)
     return 0

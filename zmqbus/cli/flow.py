@@ -7,7 +7,6 @@ be seen. At a terminal it is also no wider than that; a cut one ends with `…`.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import re
 import select
@@ -15,11 +14,9 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import Any
 
 from zmqbus.entry import Entry
 from zmqbus.naming import project_name, sanitise
-from zmqbus.record import Record, as_text, second_of
 
 #: Seconds in the units that a duration is given in.
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -137,33 +134,6 @@ def line_of(
     if shown == text and not whole:
         shown = fit(text + " …", room)
     return head + shown, shown != text or not whole
-
-
-def as_json(entry: Entry, load: Callable[[Entry], Record]) -> str:
-    """A message as a line of JSON, complete: the keys of the log, and a text also for values."""
-    second, ms = divmod(round(entry.ts * 1000), 1000)
-    fields: dict[str, Any] = {
-        "ts": f"{second_of(second)}.{ms:03d}Z",
-        "msg_id": entry.msg_id,
-        "kind": entry.kind,
-        "from": entry.from_session,
-        "from_name": entry.from_name,
-        "from_label": entry.from_label,
-        "to": entry.to,
-        "to_session_id": entry.to_session_id,
-        "reply_to": entry.reply_to,
-        "fmt": entry.fmt,
-    }
-    if entry.fmt == "text" and entry.whole:
-        fields["text"] = entry.head
-    else:
-        record = load(entry)
-        fields["text"] = as_text(record.fmt, record.body)
-        if record.fmt != "text":
-            from binascii import b2a_base64
-
-            fields["data"] = b2a_base64(record.body, newline=False).decode()
-    return json.dumps(fields, ensure_ascii=False)
 
 
 def pause(seconds: float) -> bool:

@@ -48,7 +48,7 @@ from zmqbus.process import Process
 from zmqbus.session import options
 from zmqbus.session.owner import find_owners
 from zmqbus.session.state import Identity, Joined, find_joined, find_session, reap
-from zmqbus.settings import Settings, find_project, load
+from zmqbus.settings import Settings, load, where_am_i
 
 if TYPE_CHECKING:
     from zmqbus.client.command import CommandBus
@@ -216,9 +216,10 @@ def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str
             f"inter-session: this session was '{left.name}' on the bus of this machine's sessions and is disconnected; "
             "/inter-session connect joins it again."
         )
+    cwd = where_am_i().cwd
     return (
-        "inter-session: this session is not on the bus of this machine's sessions; /inter-session connect joins it as "
-        f"'{naming.derive_name(os.getcwd())}'."
+        "inter-session: this session is not on the bus of this machine's sessions; /inter-session connect joins it"
+        + (f" as '{naming.derive_name(cwd)}'." if cwd else " under a name: /inter-session connect <name>.")
     )
 
 
@@ -239,7 +240,7 @@ def _bus(settings: Settings, owner: Process, identity: Identity) -> CommandBus:
     one. Entering it raises `BrokerUnavailable` if none runs."""
     from zmqbus.cli import common
 
-    return common.act_as(settings, owner, identity, os.getcwd(), find_project(os.getcwd()), starts=False)
+    return common.act_as(settings, owner, identity, *where_am_i(), starts=False)
 
 
 def _join() -> None:

@@ -6,12 +6,13 @@ import sys
 import time
 
 from zmqbus import naming, protocol, readback
-from zmqbus.cli.common import fail, print_json, read_as_session, settings_of_session
+from zmqbus.cli.common import fail, read_as_session, settings_of_session
+from zmqbus.cli.jsonform import arrived, message, print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client import bodies
-from zmqbus.client.core import Incoming
+from zmqbus.client.core import Incoming, Persona
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
-from zmqbus.protocol import Format
+from zmqbus.record import as_text
 from zmqbus.settings import Settings
 
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
                     _end(printed, item.left, as_json=options.json)
                     break
                 printed = True
-                _print(settings, item, as_json=options.json)
+                _print(settings, bus.identity, item, as_json=options.json)
                 sys.stdout.flush()
                 if not options.peek:
                     bus.take(item)
@@ -48,37 +49,22 @@ def _one(settings: Settings, msg_id: str, *, as_json: bool) -> int:
     record = readback.find(settings.paths.log, msg_id)
     if record is None:
         raise UnknownPeer(f"no message {msg_id} in {settings.paths.log} or its rotated files; check the id")
-    fmt = {"text": Format.TEXT, "msgpack": Format.MSGPACK}.get(record.fmt, Format.BYTES)
-    text = bodies.as_text(fmt, record.body)
-    if as_json:
-        print_json({"msg_id": msg_id, "from": record.from_session, "from_name": record.from_name, "text": text})
-    else:
-        print(text)
+    print_json(message(record)) if as_json else print(as_text(record.fmt, record.body))
     return 0
 
 
-def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
-    text = bodies.as_text(message.fmt, bodies.load(message, settings.paths.log))
-    audience = bodies.audience(message)
+def _print(settings: Settings, mine: Persona, incoming: Incoming, *, as_json: bool) -> None:
+    body = bodies.load(incoming, settings.paths.log)
     if as_json:
-        print_json(
-            {
-                "msg_id": message.msg_id,
-                "ts": message.ts,
-                "from": message.from_session,
-                "from_name": message.from_name,
-                "from_label": message.from_label,
-                "to": audience,
-                "reply_to": message.reply_to,
-                "text": text,
-            }
-        )
+        print_json(arrived(incoming, body, mine.name, mine.session_id))
         return
-    label = f' "{naming.sanitise(message.from_label)}"' if message.from_label else ""
-    answers = f" re={message.reply_to}" if message.reply_to else ""
+    text = bodies.as_text(incoming.fmt, body)
+    audience = bodies.audience(incoming)
+    label = f' "{naming.sanitise(incoming.from_label)}"' if incoming.from_label else ""
+    answers = f" re={incoming.reply_to}" if incoming.reply_to else ""
     to = f" to={audience}" if audience else ""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(message.ts))
-    print(f'msg={message.msg_id} from="{message.from_name}"{label}{answers}{to} at {when}')
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(incoming.ts))
+    print(f'msg={incoming.msg_id} from="{incoming.from_name}"{label}{answers}{to} at {when}')
     # Indented, so that no line of a body can be taken for a header.
     for line in text.splitlines() or [""]:
         print(f"    {naming.sanitise(line)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmqbus import protocol
-from zmqbus.cli.common import act_as_session, fail
+from zmqbus.cli.common import act_as_session, fail, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import ZmqbusError
 from zmqbus.naming import check_name
@@ -23,5 +23,5 @@ def main(argv: list[str]) -> int:
     except ZmqbusError as error:
         return fail(error)
     assert isinstance(done, protocol.Done)
-    print(f"renamed {done.text} to {name}" if done.text != name else f"already named {name}")
+    tell(f"renamed {done.text} to {name}" if done.text != name else f"already named {name}")
     return 0

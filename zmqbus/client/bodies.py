@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from zmqbus.readback import Reader
 
 
+#: A text over so many bytes or characters is not looked at for whether it is blank.
+MAX_BLANK = 4096
 #: Segments of the log that a program keeps open. A deleted one takes room on the disk for as long.
 MAX_OPEN_SEGMENTS = 2
 
@@ -41,6 +43,16 @@ def from_text(text: str | bytes, *, to_many: bool) -> bytes:
             ) from None
     protocol.check_size(len(body), to_many=to_many)
     return body
+
+
+def check_not_empty(text: bytes | str) -> None:
+    """Raises `InvalidPayload` for a text that shows nothing to whoever reads it: mostly a variable that was not set. A
+    program that means "no value" sends `None`, or `b""`."""
+    if len(text) > MAX_BLANK:
+        return
+    shown = naming.sanitise(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+    if not shown.strip(f" {naming.LINE_END}") or shown.isspace():
+        raise InvalidPayload("the text is empty; say something, or see what it was to be made of")
 
 
 def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> bytes:

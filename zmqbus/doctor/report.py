@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from zmqbus.naming import sanitise
+from zmqbus.output import takes_unicode
 
 Level = Literal["ok", "warning", "fault"]
 
@@ -67,7 +68,7 @@ def for_programs(findings: Iterable[Finding]) -> str:
             "warnings": count(rows, "warning"),
             "checks": [row._asdict() for row in rows],
         },
-        ensure_ascii=False,
+        ensure_ascii=not takes_unicode(),
     )
 
 
