@@ -386,6 +386,11 @@ class Expired(NamedTuple):
     """I do not know this connection (any more): say HELLO."""
 
 
+class Probe(NamedTuple):
+    """I have not heard from you for a while. A client that is READY answers with PING; one that is busy, or stopped,
+    need not: only a connection that is gone ends."""
+
+
 class Displaced(NamedTuple):
     """Another process has taken this session over: close."""
 
@@ -633,6 +638,7 @@ Envelope: TypeAlias = (
     | Disconnected
     | Recall
     | Beat
+    | Probe
     | Fetched
     | Previews
     | Health
@@ -690,6 +696,7 @@ VERBS: dict[int, type[Any]] = {
     50: Withdrawn,
     51: Delivers,
     52: Broadcasts,
+    53: Probe,
     55: Previews,
 }
 

@@ -94,7 +94,7 @@ __all__ = [  # of `events`, for the users of this module
 WINDOW_MESSAGES = 1_000
 #: Bytes of their bodies: two of the largest may be under way.
 WINDOW_BYTES = 2 * protocol.MAX_BODY_BYTES
-#: Without traffic for so long, a ping. The broker gives up after 12 s (`broker.core.SILENCE_S`).
+#: Without traffic for so long, a ping. After 12 s the broker counts it as busy (`broker.core.SILENCE_S`).
 PING_S = 4.0
 
 
@@ -439,6 +439,10 @@ class ClientCore:
             self.persona = self.persona._replace(named=True)
             self._greet()
 
+    def _probe(self, _: protocol.Probe) -> None:
+        if self.phase is Phase.READY and self.welcome is not None:
+            self._transmit(protocol.Ping(self.welcome.lease, self.persona.name or ""))
+
     def _displaced(self, displaced: protocol.Displaced) -> None:
         if displaced.by_pid != self.persona.pid:
             self.phase = Phase.CLOSED
@@ -565,6 +569,7 @@ _TABLE: dict[type, Callable[..., None]] = {
     protocol.Welcome: ClientCore._welcome,
     protocol.Refused: ClientCore._refused,
     protocol.Expired: ClientCore._expired,
+    protocol.Probe: ClientCore._probe,
     protocol.Displaced: ClientCore._displaced,
     protocol.Disconnected: ClientCore._disconnected,
     protocol.Renamed: ClientCore._renamed,
