@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.simulated import SimWorld
+from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
 from zmqbus import protocol
-from zmqbus.broker.core import SILENCE_S
+from zmqbus.broker.core import MAX_PROBE_PAUSE_S, SILENCE_S
 from zmqbus.client.core import PING_S, Displaced
-from zmqbus.errors import ZmqbusError
+from zmqbus.errors import NameTaken, ZmqbusError
 from zmqbus.protocol import Role
 
 

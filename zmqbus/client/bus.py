@@ -124,7 +124,13 @@ def _open(settings: Settings, persona: core.Persona, same: past.Past, *, manual:
 
 def _guest() -> core.Persona:
     script = os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    return core.Persona(role=Role.GUEST, name=_own_name((naming.derive_name(script),)), token=protocol.new_token())
+    owner = process_of(os.getpid())
+    return core.Persona(
+        role=Role.GUEST,
+        name=_own_name((naming.derive_name(script),)),
+        token=protocol.new_token(),
+        owner=f"{owner.pid}:{owner.started}",
+    )
 
 
 def _own_name(parts: tuple[str, ...]) -> str:

@@ -236,6 +236,15 @@ class ClientCore:
         self._hands.answer(protocol.Answer(msg_id, fmt, body), say=self._greeted)
         return self._flush()
 
+    def give_back(self) -> list[Effect]:
+        """Works no more, and does not answer what it has in hand: other workers may have that.
+
+        No verb says so. A worker that says HELLO names what it has in hand; this one says it again, and names nothing.
+        """
+        if self._hands.give_back() and self._greeted:
+            self._greet()
+        return self._flush()
+
     def request(self, request: protocol.Envelope) -> list[Effect]:
         """Asks the broker for something; a `Response` with its ref follows."""
         self._requests[request.ref] = request  # type: ignore[union-attr]

@@ -205,7 +205,7 @@ def encode_error(error: BaseException, trace: str) -> tuple[Format, bytes]:
     kind = type(error).__name__
     try:
         text = str(error)
-    except Exception:  # its own code
+    except BaseException:  # its own code
         text = "<an exception that cannot be shown>"
     parts = [part[-MAX_ERROR_CHARS:].encode("utf-8", "replace").decode() for part in (kind, text, trace)]
     return Format.MSGPACK, bytes(msgpack.packb(msgpack.ExtType(EXT_ERROR, msgpack.packb(parts))))

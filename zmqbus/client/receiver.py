@@ -209,6 +209,19 @@ class Receiver:
         with self._arrived:
             self._arrived.wait_for(lambda: not self._asked or self._error is not None, SETTLE_S)
 
+    def give_back(self) -> None:
+        """Takes no more requests, and leaves those that are here, and not answered, to other workers."""
+
+        def say(client: core.ClientCore) -> list[core.Effect]:
+            with self._arrived:
+                self._work.clear()
+            effects: list[core.Effect] = []
+            while self._answers:  # first, or they were given back, too
+                effects += client.answer(*self._answers.popleft())
+            return effects + client.give_back()
+
+        self._driver.say(say)
+
     def next_work(self, timeout_s: float | None, *, or_message: bool = False) -> protocol.Work | Message | None:
         """The next request of a group (or, with `or_message`, the next message); None if none comes in time."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s

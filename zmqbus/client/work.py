@@ -125,6 +125,13 @@ class Hands:
         if say:
             self._transmit(answer)
 
+    def give_back(self) -> bool:
+        """Takes no more, and forgets what is in hand. False if there is nothing."""
+        self._credit = 0 if self._credit is not None else None
+        held = bool(self._holding)
+        self._holding.clear()
+        return held
+
     def drop(self, msg_ids: Iterable[str]) -> tuple[str, ...]:
         """The answers to these are not wanted. Returns those that are in hand, and are so no longer."""
         return tuple(msg_id for msg_id in msg_ids if self._holding.pop(msg_id, self) is None)
