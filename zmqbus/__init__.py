@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         BrokerUnavailable,
         DeliveryError,
         ForkedBus,
+        InvalidArgument,
         InvalidLabel,
         InvalidName,
         InvalidPayload,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         UnknownPeer,
         ZmqbusError,
     )
+    from zmqbus.protocol import Session
 
 #: Public name -> module that defines it.
 _EXPORTS = {
@@ -55,6 +57,7 @@ _EXPORTS = {
     "Bus": "zmqbus.client.bus",
     "DeliveryError": "zmqbus.errors",
     "ForkedBus": "zmqbus.errors",
+    "InvalidArgument": "zmqbus.errors",
     "InvalidLabel": "zmqbus.errors",
     "InvalidName": "zmqbus.errors",
     "InvalidPayload": "zmqbus.errors",
@@ -70,6 +73,7 @@ _EXPORTS = {
     "Receipt": "zmqbus.client.receipts",
     "RemoteError": "zmqbus.errors",
     "Reply": "zmqbus.client.speaker",
+    "Session": "zmqbus.protocol",
     "TextTooLong": "zmqbus.errors",
     "Timeout": "zmqbus.errors",
     "Unauthorized": "zmqbus.errors",
@@ -91,6 +95,7 @@ __all__ = [
     "Bus",
     "DeliveryError",
     "ForkedBus",
+    "InvalidArgument",
     "InvalidLabel",
     "InvalidName",
     "InvalidPayload",
@@ -106,6 +111,7 @@ __all__ = [
     "Receipt",
     "RemoteError",
     "Reply",
+    "Session",
     "TextTooLong",
     "Timeout",
     "Unauthorized",

@@ -593,6 +593,12 @@ class Result(NamedTuple):
     body: bytes
 
 
+class Unassigned(NamedTuple):
+    """Nobody works for the group of this REQUEST of yours: it waits for a worker. Said once, when the request comes."""
+
+    msg_id: str
+
+
 class Withdrawn(NamedTuple):
     """Nobody wants your answers to these any more: they do not count as held."""
 
@@ -645,6 +651,7 @@ Envelope: TypeAlias = (
     | Work
     | Result
     | Withdrawn
+    | Unassigned
     | Delivers
     | Broadcasts
 )
@@ -697,6 +704,7 @@ VERBS: dict[int, type[Any]] = {
     51: Delivers,
     52: Broadcasts,
     53: Probe,
+    54: Unassigned,
     55: Previews,
 }
 

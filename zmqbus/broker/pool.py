@@ -170,7 +170,8 @@ class Pool:
         check_body(asked.fmt, asked.body, to_many=False)
         kept = b"" if len(asked.body) > protocol.SPILL_BYTES else asked.body
         self._board.check_room(group, len(kept))
-        if not asked.patient and not self._has_worker(group, caller.sender_id):
+        manned = self._has_worker(group, caller.sender_id)
+        if not asked.patient and not manned:
             raise UnknownPeer(f"nobody works for the group '{name}'; start a worker, then ask again; see: zmqbus list")
         self._board.groups[name] = group
         request = Request(msg_id, caller, group, asked.fmt, now.wall_s, kept)
@@ -179,6 +180,8 @@ class Pool:
         request.patient = asked.patient
         request.again = asked.again
         request.spilled = len(asked.body) > protocol.SPILL_BYTES
+        if not manned:
+            self._out.reply(who.route, protocol.Unassigned(msg_id))
         caller.requests[msg_id] = self._requests[msg_id] = request
         record = Record(
             now.wall_s,

@@ -50,6 +50,7 @@ from zmqbus.client.events import (
     Tick,
     Ticket,
     Transmit,
+    Unassigned,
     Unspool,
     Up,
     Welcomed,
@@ -84,6 +85,7 @@ __all__ = [  # of `events`, for the users of this module
     "Tick",
     "Ticket",
     "Transmit",
+    "Unassigned",
     "Unspool",
     "Up",
     "Welcomed",
@@ -521,6 +523,10 @@ class ClientCore:
         if dropped:
             self._out.append(Withdrawn(dropped))
 
+    def _unassigned(self, unassigned: protocol.Unassigned) -> None:
+        if unassigned.msg_id in self._asked:
+            self._out.append(Unassigned(unassigned.msg_id))
+
     # --- messages
 
     def _deliver(self, deliver: protocol.Deliver) -> None:
@@ -596,4 +602,5 @@ _TABLE: dict[type, Callable[..., None]] = {
     protocol.Work: ClientCore._work,
     protocol.Result: ClientCore._result,
     protocol.Withdrawn: ClientCore._withdrawn,
+    protocol.Unassigned: ClientCore._unassigned,
 }

@@ -201,6 +201,12 @@ class Withdrawn(NamedTuple):
     msg_ids: tuple[str, ...]
 
 
+class Unassigned(NamedTuple):
+    """Nobody worked for the group of this request when it came: it waits there for a worker."""
+
+    msg_id: str
+
+
 Effect: TypeAlias = (
     Transmit
     | Spool
@@ -215,6 +221,7 @@ Effect: TypeAlias = (
     | Answered
     | Do
     | Withdrawn
+    | Unassigned
     | Welcomed
     | Renamed
     | Closed

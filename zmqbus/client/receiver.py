@@ -101,7 +101,10 @@ class Receiver:
     def close(self) -> None:
         """Ends the connection; whoever waits for a message hears `NotConnected`."""
         self._driver.close()
-        self._log.close()
+
+    def close_soon(self) -> None:
+        """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
+        self._driver.close_soon()
 
     def forget(self, timeout_s: float) -> int | None:
         """Leaves for good: the name is free, and what has not been taken is given up. Waits up to `timeout_s` for the
@@ -369,6 +372,7 @@ class Receiver:
 
     def ended(self, error: ZmqbusError) -> None:
         """See `driver.Application`."""
+        self._log.close()
         with self._arrived:
             if self._error is None:
                 self._error = closed() if self._forgets else error

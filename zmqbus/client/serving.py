@@ -28,11 +28,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 from zmqbus import protocol
-from zmqbus.client import bodies
+from zmqbus.client import arguments, bodies
 from zmqbus.client.messages import Message, encode, encode_error
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.speaker import Speaker
-from zmqbus.errors import NotConnected, ZmqbusError
+from zmqbus.errors import InvalidArgument, NotConnected, ZmqbusError
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError
 
@@ -291,8 +291,7 @@ def _trace(error: BaseException) -> str:
 
 
 def check_handler(handler: object, concurrency: int) -> None:
-    """Raises `TypeError` or `ValueError` for what cannot serve."""
+    """Raises `InvalidArgument` for what cannot serve."""
     if not callable(handler):
-        raise TypeError(f"a handler is a function that takes a Message, not {handler!r}")
-    if concurrency < 1:
-        raise ValueError(f"concurrency is at least 1, not {concurrency}")
+        raise InvalidArgument(f"a handler is a function that takes a Message, not {arguments.shown(handler)}")
+    arguments.count(concurrency, "concurrency")

@@ -37,6 +37,10 @@ class Asked:
     def __repr__(self) -> str:
         return f"{len(self._requests)} asked"
 
+    def __contains__(self, msg_id: str) -> bool:
+        """Whether the answer to this request is waited for."""
+        return msg_id in self._requests
+
     @property
     def count(self) -> int:
         """How many there are."""
