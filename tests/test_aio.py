@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -412,7 +412,7 @@ def test_one_that_nobody_closes_ends_and_says_so():
         (lambda bus: anext(bus.map("me", 5)), errors.InvalidArgument),
         (lambda bus: anext(bus.messages("5")), errors.InvalidArgument),
         (lambda bus: bus.serve(len, concurrency=0), errors.InvalidArgument),
-        (lambda bus: aio.connect(5), errors.InvalidName),
+        (lambda bus: aio.connect(cast(Any, 5)), errors.InvalidName),
     ],
 )
 def test_arguments_are_checked(call, error):

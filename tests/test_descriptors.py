@@ -37,7 +37,7 @@ def test_what_is_there_may_be_taken() -> None:
 
 
 def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = set(os.listdir("/dev/fd"))
     with pytest.raises(BrokerUnavailable) as caught:
         descriptors.reserve(soft + 1, "a test") if soft < 5_000 else _reserve_of_few()

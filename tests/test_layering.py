@@ -22,6 +22,7 @@ RANKS = {
     "digest": 0,
     "tuples": 0,
     "errors": 0,
+    "descriptors": 1,
     "frames": 1,
     "wakeup": 1,
     "naming": 1,

@@ -39,8 +39,8 @@ def shortage(what: str, error: Exception, count: str = "more") -> BrokerUnavaila
         return BrokerUnavailable(f"too many files are open on this machine; {what} needs {count}: end some programs")
     limit = os.sysconf("SC_OPEN_MAX")  # not by `resource`: its import would take a descriptor
     return BrokerUnavailable(
-        f"too few file descriptors: this process may have {limit} files open, and {what} needs {count}; raise the limit "
-        "(ulimit -n 1024), or close files, and buses, that are not needed any more"
+        f"too few file descriptors: this process may have {limit} files open, and {what} needs {count}; raise the "
+        "limit (ulimit -n 1024), or close files, and buses, that are not needed any more"
     )
 
 

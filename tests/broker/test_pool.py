@@ -514,10 +514,12 @@ def test_what_no_worker_has_is_withdrawn_if_a_caller_does_not_come_back_in_time(
     clean(net)
     caller.connect()  # it was busy
     net.settle()
-    assert result(caller, first) and list(one.works) == [second]
+    assert result(caller, first)
+    assert list(one.works) == [second]
     one.work()
     net.settle()
-    assert one.done == [first, second] and result(caller, second)
+    assert one.done == [first, second]
+    assert result(caller, second)
 
 
 @pytest.mark.parametrize("after_s", [0.0, RETURN_S + 0.5])
@@ -548,7 +550,8 @@ def test_a_caller_that_comes_back_very_late_withdraws_what_it_does_not_say_again
     assert one.dropped == [first]
     one.work()
     net.settle()
-    assert result(caller, second) and one.done == [first, second]
+    assert result(caller, second)
+    assert one.done == [first, second]
     clean(net)
 
 
@@ -1026,7 +1029,8 @@ def test_for_as_long_as_his_process_lives(net, caller, crew):
     holder.work()
     other.work()
     net.settle()
-    assert result(caller, msg_id) and result(caller, late)
+    assert result(caller, msg_id)
+    assert result(caller, late)
     assert not holder.dropped and holder.done == [msg_id]
     clean(net)
 
@@ -1046,7 +1050,8 @@ def test_over_any_number_of_brokers(net, caller, crew):
     net.settle()
     holder.work()
     net.settle()
-    assert result(caller, msg_id) and not other.done
+    assert result(caller, msg_id)
+    assert not other.done
     clean(net)
 
 
@@ -1199,7 +1204,8 @@ def test_what_nobody_says_again_stays_with_its_worker(net, caller):
     net.advance(10 * RETURN_S)
     caller.stopped = False
     net.settle()
-    assert result(caller, msg_id) and one.done == [msg_id] and not two.done
+    assert result(caller, msg_id)
+    assert one.done == [msg_id] and not two.done
     clean(net)
 
 

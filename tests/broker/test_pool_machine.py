@@ -31,7 +31,8 @@ MAX_WAITING = 8
 MAX_CREDIT = 3
 
 #: Rounds of "settle, work, let time pass" after which a bus that still owes an answer is stuck: some for the work, the
-#: rest for timers (twelve seconds until a process is found to have ended whose sockets another holds, perhaps three times).
+#: rest for timers (twelve seconds until a process is found to have ended whose sockets another holds, perhaps three
+#: times).
 ROUNDS = 120
 
 names = st.sampled_from(NAMES)

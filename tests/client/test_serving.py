@@ -218,7 +218,7 @@ def test_no_exception_of_a_handler_ends_its_worker(connect, serve, concurrency, 
         bus.ask("@g", "leave", timeout=PATIENCE_S)
     # A coroutine cannot raise StopIteration: Python makes another error of it.
     assert caught.value.kind in (type(error).__name__, "RuntimeError")
-    assert isinstance(caught.value.traceback, str) and caught.value.text is not None
+    assert type(error).__name__ in caught.value.traceback
     assert bus.ask("@g", "go on", timeout=PATIENCE_S).body == "still here"
     assert not leaving.ended.done()
 

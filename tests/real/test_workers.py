@@ -96,7 +96,9 @@ class Pool:
         self.notes = directory / "notes"
         self.workers: list[subprocess.Popen[str]] = []
 
-    def start(self, handler: str, count: int = 1, *, group: str = "g", concurrency: int = 1, after: str = "") -> list[Any]:
+    def start(
+        self, handler: str, count: int = 1, *, group: str = "g", concurrency: int = 1, after: str = ""
+    ) -> list[Any]:
         env = {**os.environ, "NOTES": str(self.notes)}
         arguments = [sys.executable, "-c", WORKER, group, handler, str(concurrency), after]
         started = [

@@ -168,6 +168,6 @@ class Aftermath:
         if waiting:
             who = ", ".join(sorted(expected)[:MAX_LISTED])
             self._out.note(
-                f"{waiting} requests to @{name} may be at work in sessions that have not come back, and whose processes "
-                f"live ({who}): nobody else is given them before those have ended"
+                f"{waiting} requests to @{name} may be at work in sessions that have not come back, and whose "
+                f"processes live ({who}): nobody else is given them before those have ended"
             )

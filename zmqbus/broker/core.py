@@ -82,7 +82,7 @@ from zmqbus.readback import Earlier
 
 #: The state `busy` in a list: has not taken its messages for so long.
 BUSY_STATE_S = 5.0
-#: A connection that says nothing for so long is silent: clients ping every 4 s, so that three pings are missing by then.
+#: A connection that says nothing for so long is silent: clients ping every 4 s, so three pings are missing by then.
 #: Silence is not death. A process that holds its interpreter, or that was stopped, says nothing either. So a silent
 #: connection is listed as busy and given no more work, and it ends only if its process has ended or its TCP connection
 #: is gone. The promise is that a dead listener is off the list within 15 s.

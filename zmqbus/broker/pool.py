@@ -532,7 +532,9 @@ class Pool:
         if caller.returned or not self._owner_lives(caller.owner):
             self._withdraw(caller.requests.values())
             return
-        self._withdraw([one for one in caller.requests.values() if one.worker is None and one.stage is not Stage.ANSWERED])
+        self._withdraw(
+            [one for one in caller.requests.values() if one.worker is None and one.stage is not Stage.ANSWERED]
+        )
         if caller.requests:
             self._late[caller] = None
 
@@ -540,7 +542,7 @@ class Pool:
         """A caller for which workers are still at work: what for, if it has ended, or wants it no longer?"""
         if caller.requests and caller.returned and not caller.until_s:
             caller.until_s = now.mono_s + RETURN_S  # it is saying its requests again
-        elif caller.returned and now.mono_s >= caller.until_s or not self._owner_lives(caller.owner):
+        elif (caller.returned and now.mono_s >= caller.until_s) or not self._owner_lives(caller.owner):
             self._withdraw(caller.requests.values())
         if not caller.requests:
             del self._late[caller]

@@ -210,8 +210,8 @@ class Server:
         if limit < WANTED_DESCRIPTORS:
             sessions = (limit - OWN_DESCRIPTORS) // 2
             notice = (
-                f"this broker may have {limit} files open, which is enough for about {sessions} sessions; for more, raise "
-                "the hard limit (ulimit -Hn), and start it anew: zmqbus broker --stop"
+                f"this broker may have {limit} files open, which is enough for about {sessions} sessions; for more, "
+                "raise the hard limit (ulimit -Hn), and start it anew: zmqbus broker --stop"
             )
             self._log.warning(notice)
             self._core.notice(notice)

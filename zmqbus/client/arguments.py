@@ -1,7 +1,7 @@
 """The arguments of the Python API, checked where they come in.
 
-What is wrong with one is said at the call that has it, by its name and what it has to be. Otherwise it would be an error
-of whatever code meets it first, in another thread perhaps, or none: `scatter("auth", …)` would ask a, u, t and h.
+An error names the argument and what it has to be, and is raised by the call that has it. Unchecked, it would be one of
+whatever code meets it first, in another thread perhaps, or none: `scatter("auth", …)` would ask a, u, t and h.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def shown(value: object) -> str:
 def seconds(value: object, what: str = "timeout") -> float:
     """A number of seconds; what is endless is as long as a thread can wait."""
     if value.__class__ is float and value == value:
-        return min(value, MAX_S)  # type: ignore[type-var, return-value]
+        return min(value, MAX_S)
     if isinstance(value, bool) or not hasattr(type(value), "__float__"):
         raise InvalidArgument(f"{what} is a number of seconds, not {shown(value)}")
     try:
@@ -127,5 +127,3 @@ def count(value: object, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidArgument(f"{what} is a number, at least 1, not {shown(value)}")
     return value
-
-

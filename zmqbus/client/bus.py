@@ -75,8 +75,8 @@ def connect(
 
     A bus is to be closed, best by `with`. One that nobody has any more ends by itself, with a `ResourceWarning`.
 
-    Raises `InvalidName`, `InvalidLabel`, `InvalidArgument`, `NameTaken` (another session that is connected has it), `Unauthorized`,
-    `PortHeld`, `BrokerUnavailable`.
+    Raises `InvalidName`, `InvalidLabel`, `InvalidArgument`, `NameTaken` (another session that is connected has it),
+    `Unauthorized`, `PortHeld`, `BrokerUnavailable` (too few file descriptors among its reasons).
     """
     if ack not in ("auto", "manual"):
         raise InvalidArgument(f"ack is 'auto' or 'manual', not {arguments.shown(ack)}")
@@ -291,7 +291,8 @@ class Bus:
             arguments.message_id(reply_to)
         _, future = self._speaker.send(scope, name, *encode(body), reply_to)
         if wait:
-            return self._confirmed(future, timeout)
+            receipt: Receipt = self._confirmed(future, timeout)
+            return receipt
         future.bus = self
         return future
 
@@ -404,8 +405,8 @@ class Bus:
         returns for each `Message`; a message is only replied to where that is not None.
 
         `concurrency` handlers run at a time: in threads, or as coroutines where the handler is one. An exception is an
-        answer, too, whatever it is (`sys.exit` included): it reaches the caller as `RemoteError`, and the worker goes on.
-        The requests of a worker whose process ends are given to another.
+        answer, too, whatever it is (`sys.exit` included): it reaches the caller as `RemoteError`, and the worker goes
+        on. The requests of a worker whose process ends are given to another.
 
         Returns when the bus is closed or `stop` is set, within 0.2 s, having finished what was begun. Returns with
         Ctrl-C, too: handlers in threads finish, one in the main thread and coroutines are interrupted, and what is not

@@ -21,7 +21,8 @@ are resolved by `later`, since their callbacks are somebody else's code. It may 
 to say, who may hold a lock that it wants.
 
 The thread is a daemon, and joined by `close`, which an exit handler calls for whoever forgot; where the owner of all
-this is collected before that, `close_soon` ends the thread. However it ends, it tells the application. It does not survive a fork; nobody who calls in a child process gets further than `check`.
+this is collected before that, `close_soon` ends the thread. However it ends, it tells the application. It does not
+survive a fork; nobody who calls in a child process gets further than `check`.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ class Driver:
         atexit.unregister(self.close)
 
     def close_soon(self) -> None:
-        """As `close`, for a garbage collector, which may come at any point of any thread: waits for nobody, and takes no
-        lock that may be held. The thread ends by itself, in good order."""
+        """As `close`, for a garbage collector, which may come at any point of any thread: waits for nobody, and takes
+        no lock that may be held. The thread ends by itself, in good order."""
         if self.forked:
             return
         self._closing = True

@@ -7,10 +7,10 @@ Theory of operation
 run at once would leave the worker idle for a round trip after each; many would wait here behind a long one, while
 another worker has nothing to do. So the offer follows what the handlers take: about `AHEAD_S` of work is held ahead.
 
-*Errors.* What a handler raises is its answer, and reaches the caller as `RemoteError`: `sys.exit` too, which would end a
-worker that others rely on, and whose next one would end of the same request. The one exception is Ctrl-C, which Python
-raises in the main thread and nowhere else: it ends `serve`. Handlers that have begun in threads are waited for; one that
-runs in the main thread, and coroutines, are interrupted; what is not answered goes back to the group.
+*Errors.* What a handler raises is its answer, and reaches the caller as `RemoteError`. `sys.exit` does, too: it would
+end a worker that others rely on, and then the next one that gets the request. The one exception is Ctrl-C, which Python
+raises in the main thread and nowhere else: it ends `serve`. Handlers that have begun in threads are waited for; one in
+the main thread, and coroutines, are interrupted; what is not answered goes back to the group.
 
 *Handlers* that are coroutines run in an event loop of this call's own; others in this thread or, where several may run
 at once, in a pool of threads.

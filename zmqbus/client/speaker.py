@@ -76,8 +76,8 @@ def _too_late(reply: Reply, *, unassigned: bool) -> Timeout:
     """The error of a request whose deadline has come."""
     if unassigned:
         return Timeout(
-            f"no answer from '{reply.target}' to {reply.msg_id} in time: nobody worked for that group when it was asked; "
-            "start a worker (connect(group=…) and serve()), or see who is there with sessions()"
+            f"no answer from '{reply.target}' to {reply.msg_id} in time: nobody worked for that group when it was "
+            "asked; start a worker (connect(group=…) and serve()), or see who is there with sessions()"
         )
     return Timeout(
         f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again with "
@@ -339,7 +339,15 @@ class Speaker:
         futures: list[Outcome[Any]] = [*self._sent.values(), *self._called.values()]
         futures += [reply for reply, _ in self._asked.values()]
         futures += [put.reply for put in puts if isinstance(put, _Put)]
-        for table in (self._sent, self._called, self._asked, self._waiting, self._requests, self._unsent, self._unassigned):
+        for table in (
+            self._sent,
+            self._called,
+            self._asked,
+            self._waiting,
+            self._requests,
+            self._unsent,
+            self._unassigned,
+        ):
             table.clear()
         for future in futures:
             self._driver.later(partial(future.end, error))
