@@ -895,6 +895,20 @@ MUTANTS = (
         POOL,
     ),
     Mutant(
+        "a caller is not told that nobody works for its group",
+        "broker/pool.py",
+        "        if not manned:\n",
+        "        if False:\n",
+        POOL,
+    ),
+    Mutant(
+        "what is in hand is not given back after Ctrl-C",
+        "client/work.py",
+        "        self._holding.clear()\n        return held\n",
+        "        return held\n",
+        "tests/client/test_core.py",
+    ),
+    Mutant(
         "a worker that this broker knows claims what was withdrawn",
         "broker/aftermath.py",
         "worker.session_id not in self._known or ",

@@ -150,7 +150,7 @@ def test_errors_are_those_of_the_other_bus():
                 await bus.ask("nobody", "x")
             with pytest.raises(errors.InvalidPayload):
                 await bus.send("nobody", object())
-            with pytest.raises(errors.Timeout, match="nobody worked for that group"):
+            with pytest.raises(errors.Timeout, match="nobody works for that group"):
                 await bus.ask("@nobody", "x", timeout=0.05)
             with pytest.raises(errors.NameTaken):
                 await aio.connect("alice")

@@ -593,10 +593,12 @@ class Result(NamedTuple):
     body: bytes
 
 
-class Unassigned(NamedTuple):
-    """Nobody works for the group of this REQUEST of yours: it waits for a worker. Said once, when the request comes."""
+class Assignment(NamedTuple):
+    """Whether somebody works on this REQUEST of yours. Said when nobody works for its group, so that it waits for a
+    worker; and when it has one after all."""
 
     msg_id: str
+    has_worker: bool
 
 
 class Withdrawn(NamedTuple):
@@ -651,7 +653,7 @@ Envelope: TypeAlias = (
     | Work
     | Result
     | Withdrawn
-    | Unassigned
+    | Assignment
     | Delivers
     | Broadcasts
 )
@@ -704,7 +706,7 @@ VERBS: dict[int, type[Any]] = {
     51: Delivers,
     52: Broadcasts,
     53: Probe,
-    54: Unassigned,
+    54: Assignment,
     55: Previews,
 }
 

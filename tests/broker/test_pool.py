@@ -11,7 +11,7 @@ from zmqbus import codec, errors, protocol
 from zmqbus.broker import aftermath, board, pool
 from zmqbus.broker.aftermath import OFFER_S, RETURN_S
 from zmqbus.broker.core import SILENCE_S
-from zmqbus.client.core import Persona
+from zmqbus.client.core import Assignment, Persona
 from zmqbus.protocol import Format, Role
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
@@ -350,6 +350,46 @@ def test_without_a_worker_a_patient_request_waits(net, caller):
     assert not caller.results
     one = worker(net, "one")
     assert list(one.works) == [msg_id]
+
+
+def test_its_caller_is_told_so_and_when_there_is_one(net, caller):
+    heard: list[Any] = []
+    handle = caller.core.handle
+
+    def listen(now_s: float, event: Any) -> list[Any]:
+        effects = handle(now_s, event)
+        heard.extend(effects)
+        return effects
+
+    caller.core.handle = listen
+
+    def told() -> list[tuple[str, bool]]:
+        found = [(one.msg_id, one.has_worker) for one in heard if isinstance(one, Assignment)]
+        heard.clear()
+        return found
+
+    msg_id = caller.call("g")
+    net.settle()
+    assert told() == [(msg_id, False)]
+    lose(net, caller)
+    caller.connect()  # it does not know any more what it was told
+    net.settle()
+    assert told() == [(msg_id, False)]
+    one = worker(net, "one")
+    assert told() == [(msg_id, True)]
+    die(net, one)
+    net.settle()
+    assert told() == [(msg_id, False)]
+    net.restart_broker()
+    net.settle()
+    assert told() == [(msg_id, False)]
+    two = worker(net, "two")
+    two.work()
+    net.settle()
+    assert told() == [(msg_id, True)] and net.body(result(caller, msg_id)) == b"done "
+    caller.call("g")
+    net.settle()
+    assert told() == []
 
 
 def test_and_an_impatient_one_is_refused(net, caller):

@@ -309,10 +309,10 @@ def test_no_public_parameter_is_left_unchecked(connect):
 
 def test_a_group_without_a_worker_is_told_as_such(connect):
     bus = connect("me")
-    with pytest.raises(errors.Timeout, match="nobody worked for that group"):
+    with pytest.raises(errors.Timeout, match="nobody works for that group"):
         bus.ask("@nobody", "x", timeout=0.3)
     member = connect(group="some")  # which does not serve
-    with pytest.raises(errors.Timeout, match="nobody worked for that group"):
+    with pytest.raises(errors.Timeout, match="nobody works for that group"):
         bus.ask("@some", "x", timeout=0.3)
     member._receiver.offer(1)
     until(lambda: _asks_in_vain(bus))

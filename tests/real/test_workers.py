@@ -60,6 +60,16 @@ def holds(message):
     ctypes.PyDLL(None).sleep(int(message.body.split()[1]))  # which keeps the interpreter to itself
     return os.getpid()
 
+def forks(message):
+    import signal
+    child = os.fork()
+    if not child:
+        sys.stderr.close()
+        time.sleep(90)
+        os._exit(0)
+    note(child)
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def exits(message):
     note(message.body)
     if message.body == "exit":
@@ -323,6 +333,24 @@ def test_a_request_that_kills_whoever_takes_it_is_given_to_no_more_than_three(bu
     # The answer can overtake the kernel: a process's connections are closed before it is there to be waited for.
     until(lambda: sum(worker.poll() is not None for worker in pool.workers) == 3)
     until(lambda: figures()["workers"] == 2)
+
+
+def test_a_worker_that_dies_while_a_child_of_its_holds_its_sockets(bus, pool):
+    """Nothing shows that it has ended but its pid: the kernel closes no connection that somebody has."""
+    [worker] = pool.start("forks")
+    reply = bus.request("@g", "x", timeout=PATIENCE_S)
+    child = int(until(lambda: pool.noted())[0][1])
+    try:
+        assert worker.wait(PATIENCE_S) == -signal.SIGKILL
+        [other] = pool.start("holds")
+        assert psutil.pid_exists(child) and not reply.done()
+        until(lambda: figures()["requests_redispatched"] == 1)
+        assert psutil.pid_exists(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(errors.RemoteError):  # the other one has it, and cannot make anything of it
+        reply.result()
+    assert {pid for pid, text in pool.noted() if text == "x"} == {other.pid}
 
 
 def test_a_handler_that_hangs_costs_only_its_own_request(bus, pool):

@@ -181,7 +181,7 @@ class Pool:
         request.again = asked.again
         request.spilled = len(asked.body) > protocol.SPILL_BYTES
         if not manned:
-            self._out.reply(who.route, protocol.Unassigned(msg_id))
+            self._board.tell_assignment(request, has_worker=False)
         caller.requests[msg_id] = self._requests[msg_id] = request
         record = Record(
             now.wall_s,
@@ -214,6 +214,8 @@ class Pool:
             del before.requests[request.msg_id]
             caller.requests[request.msg_id] = request
             request.caller = caller
+            if request.unassigned:
+                self._board.tell_assignment(request, has_worker=False)
 
     def _has_worker(self, group: Group, sender_id: str) -> bool:
         """Whether anybody works for the group but its caller, or is expected back."""
@@ -577,6 +579,8 @@ class Pool:
             return
         self.redispatched += 1
         self._board.wait(request, front=True)
+        if request.patient and not self._has_worker(request.group, request.caller.sender_id):
+            self._board.tell_assignment(request, has_worker=False)
 
     def tick(self, now: Instant) -> None:
         """Gives up whoever has ended, and keeps only so much for whoever has not come back."""

@@ -75,6 +75,7 @@ class Request:
         "stage",
         "tries",
         "ts",
+        "unassigned",
         "worker",
     )
 
@@ -96,6 +97,7 @@ class Request:
         self.order = 0  #: among those that wait
         self.tries = 0  #: workers whose processes have ended with it in hand
         self.had: tuple[str, ...] = ()  #: the sessions of those: one of them may still answer
+        self.unassigned = False  #: its caller was told that nobody works for the group
         self.worker: Worker | None = None
         self.handed_bytes = 0  #: of the body that was sent to it
 

@@ -31,6 +31,7 @@ from zmqbus import errors, protocol
 from zmqbus.client.events import (
     Answer,
     Answered,
+    Assignment,
     Closed,
     Do,
     Down,
@@ -50,7 +51,6 @@ from zmqbus.client.events import (
     Tick,
     Ticket,
     Transmit,
-    Unassigned,
     Unspool,
     Up,
     Welcomed,
@@ -66,6 +66,7 @@ from zmqbus.tuples import NamedTuple
 __all__ = [  # of `events`, for the users of this module
     "Answer",
     "Answered",
+    "Assignment",
     "Closed",
     "Do",
     "Down",
@@ -85,7 +86,6 @@ __all__ = [  # of `events`, for the users of this module
     "Tick",
     "Ticket",
     "Transmit",
-    "Unassigned",
     "Unspool",
     "Up",
     "Welcomed",
@@ -523,9 +523,9 @@ class ClientCore:
         if dropped:
             self._out.append(Withdrawn(dropped))
 
-    def _unassigned(self, unassigned: protocol.Unassigned) -> None:
-        if unassigned.msg_id in self._asked:
-            self._out.append(Unassigned(unassigned.msg_id))
+    def _assignment(self, assignment: protocol.Assignment) -> None:
+        if assignment.msg_id in self._asked:
+            self._out.append(Assignment(assignment.msg_id, assignment.has_worker))
 
     # --- messages
 
@@ -602,5 +602,5 @@ _TABLE: dict[type, Callable[..., None]] = {
     protocol.Work: ClientCore._work,
     protocol.Result: ClientCore._result,
     protocol.Withdrawn: ClientCore._withdrawn,
-    protocol.Unassigned: ClientCore._unassigned,
+    protocol.Assignment: ClientCore._assignment,
 }

@@ -201,10 +201,11 @@ class Withdrawn(NamedTuple):
     msg_ids: tuple[str, ...]
 
 
-class Unassigned(NamedTuple):
-    """Nobody worked for the group of this request when it came: it waits there for a worker."""
+class Assignment(NamedTuple):
+    """Whether somebody works for the group of this request. Without a word it is so."""
 
     msg_id: str
+    has_worker: bool
 
 
 Effect: TypeAlias = (
@@ -221,7 +222,7 @@ Effect: TypeAlias = (
     | Answered
     | Do
     | Withdrawn
-    | Unassigned
+    | Assignment
     | Welcomed
     | Renamed
     | Closed

@@ -76,8 +76,8 @@ def _too_late(reply: Reply, *, unassigned: bool) -> Timeout:
     """The error of a request whose deadline has come."""
     if unassigned:
         return Timeout(
-            f"no answer from '{reply.target}' to {reply.msg_id} in time: nobody worked for that group when it was "
-            "asked; start a worker (connect(group=…) and serve()), or see who is there with sessions()"
+            f"no answer from '{reply.target}' to {reply.msg_id} in time: nobody works for that group; "
+            "start a worker (connect(group=…) and serve()), or see who is there with sessions()"
         )
     return Timeout(
         f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again with "
@@ -125,7 +125,7 @@ class Speaker:
         self._abandoned: list[str] = []  # requests that nobody waits for any more
         self._unawaited: list[str] = []  # messages whose answers nobody waits for; the broker has to be told
         self._deadlines: list[tuple[float, str]] = []
-        self._unassigned: set[str] = set()  # requests to groups for which nobody worked when they came
+        self._unassigned: set[str] = set()  # requests to groups for which nobody works
 
     def __repr__(self) -> str:
         waiting = len(self._waiting) + len(self._requests)
@@ -246,8 +246,10 @@ class Speaker:
                     self._answered(msg_ids, outcome)
                 case core.Answered(msg_id, result):
                     self._settle(msg_id, result)
-                case core.Unassigned(msg_id):
-                    self._unassigned.add(msg_id)
+                case core.Assignment(msg_id, has_worker):
+                    (self._unassigned.discard if has_worker else self._unassigned.add)(msg_id)
+                case core.Welcomed():
+                    self._unassigned.clear()  # another broker tells anew
                 case core.Hand(message):
                     # Taken whether anybody waits for it or not: it was for this connection alone.
                     self._taken.append(message.ticket)
