@@ -274,6 +274,9 @@ def test_broadcasts(connect):
         (lambda bus: bus.serve(None), errors.InvalidArgument),
         (lambda bus: bus.serve(len, stop=True), errors.InvalidArgument),
         (lambda bus: zmqbus.wait([], timeout=cast(Any, "5")), errors.InvalidArgument),
+        (lambda bus: zmqbus.wait(cast(Any, 5)), errors.InvalidArgument),
+        (lambda bus: zmqbus.wait([], return_when=cast(Any, "soon")), errors.InvalidArgument),
+        (lambda bus: zmqbus.as_completed(cast(Any, None)), errors.InvalidArgument),
         (lambda bus: zmqbus.as_completed([], timeout=cast(Any, "5")), errors.InvalidArgument),
     ],
 )

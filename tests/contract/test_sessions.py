@@ -8,6 +8,7 @@ from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
 from zmqbus import protocol
 from zmqbus.broker.core import MAX_PROBE_PAUSE_S, SILENCE_S
+from zmqbus.broker.reading import RECALL_S
 from zmqbus.client.core import PING_S, Displaced
 from zmqbus.errors import NameTaken, ZmqbusError
 from zmqbus.protocol import Role
@@ -308,15 +309,16 @@ def test_a_silent_one_is_probed_less_and_less(sim: SimWorld) -> None:
 def test_a_command_that_stands_still_does_not_keep_an_inbox_from_its_session(sim: SimWorld) -> None:
     alice, bob = sim.session("alice"), sim.session("bob")
     helper = sim.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
     bob.stop()
-    sim.pass_time(0.1)
+    alice.hears(alice.send("bob", b"x"), "busy")
+    helper.begin(protocol.Fetch("f", False))
     helper.stop()
+    sim.pass_time(RECALL_S + 1)
     bob.go()
-    sent = alice.send("bob", b"x")
-    sim.pass_time(SILENCE_S + 2)
+    sim.pass_time(1)
+    assert bob.bodies == []  # the command has it, and does not take it
+    sim.pass_time(SILENCE_S + 1)
     bob.takes(b"x")
-    assert alice.fate(sent) == "busy"
 
 
 def test_a_new_name_that_it_has_missed_is_told_with_the_next_ping(sim: SimWorld) -> None:

@@ -111,6 +111,13 @@ def targets(value: object) -> list[Any]:
     return list(value)
 
 
+def futures(value: Any) -> Any:
+    """Futures to wait for, in a list."""
+    if not isinstance(value, Iterable):
+        raise InvalidArgument(f"futures is a list of futures, not {shown(value)}")
+    return value
+
+
 def items(value: object, *kinds: type) -> Any:
     """Bodies, one after the other. A text or bytes would be taken apart into characters or numbers."""
     if isinstance(value, str | bytes | bytearray | memoryview):

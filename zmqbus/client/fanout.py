@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from zmqbus.client import arguments
 from zmqbus.client.messages import Message
 from zmqbus.client.speaker import Reply
-from zmqbus.errors import Timeout, ZmqbusError
+from zmqbus.errors import InvalidArgument, Timeout, ZmqbusError
 
 __all__ = ["Progress", "Waited", "as_completed", "map_over", "tell_item", "wait", "watch"]
 
@@ -38,7 +38,8 @@ def as_completed(futures: Iterable[_F], timeout: float | None = None) -> Iterato
 
     `timeout`: s from the first one that is asked for; then `TimeoutError` is raised, and the others stay open.
     """
-    return standard.as_completed(futures, arguments.seconds_or_none(timeout))  # type: ignore[return-value]
+    timeout = arguments.seconds_or_none(timeout)
+    return standard.as_completed(arguments.futures(futures), timeout)  # type: ignore[no-any-return]
 
 
 class Waited(tuple[set[_F], set[_F]]):
@@ -64,8 +65,13 @@ def wait(
 ) -> Waited[_F]:
     """Waits for all of them, the first, or the first that fails; `timeout` s at most. Raises nothing for those that
     failed, or are open. The standard library's, typed as `as_completed` is."""
-    done, not_done = standard.wait(futures, arguments.seconds_or_none(timeout), return_when)
-    return Waited((done, not_done))  # type: ignore[arg-type]
+    timeout = arguments.seconds_or_none(timeout)
+    if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"):
+        raise InvalidArgument(
+            f"return_when is ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {arguments.shown(return_when)}"
+        )
+    done, not_done = standard.wait(arguments.futures(futures), timeout, return_when)
+    return Waited((done, not_done))
 
 
 class Progress(Protocol):
