@@ -39,7 +39,7 @@ def as_completed(futures: Iterable[_F], timeout: float | None = None) -> Iterato
     `timeout`: s from the first one that is asked for; then `TimeoutError` is raised, and the others stay open.
     """
     timeout = arguments.seconds_or_none(timeout)
-    return standard.as_completed(arguments.futures(futures), timeout)  # type: ignore[no-any-return]
+    return standard.as_completed(arguments.futures(futures), timeout)  # type: ignore[return-value]
 
 
 class Waited(tuple[set[_F], set[_F]]):
@@ -71,7 +71,7 @@ def wait(
             f"return_when is ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {arguments.shown(return_when)}"
         )
     done, not_done = standard.wait(arguments.futures(futures), timeout, return_when)
-    return Waited((done, not_done))
+    return Waited((done, not_done))  # type: ignore[arg-type]
 
 
 class Progress(Protocol):
