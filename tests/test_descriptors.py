@@ -105,8 +105,8 @@ def test_commands_and_the_broker_say_so(data_dir: Path, free_port: int, monkeypa
     monkeypatch.setenv("INTER_SESSION_PORT", str(free_port))
     for count in range(12, 48, 6):
         done = limited(count, sys.executable, "bin/send.py", "--to", "auth", "--text", "x", "--as", "cron")
-        assert done.returncode == 1 and done.stdout == "", (count, done)
-        assert done.stderr.startswith("error: broker_unavailable: too few file descriptors"), (count, done)
+        assert done.returncode == 1 and done.stdout == "", (count, done.stderr)
+        assert done.stderr.startswith("error: broker_unavailable: too few file descriptors"), done.stderr
     script = "import sys; from zmqbus.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = limited(24, sys.executable, "-c", script, "broker", "--foreground")
     assert done.returncode == 1 and "too few file descriptors" in done.stderr and "Traceback" not in done.stderr
