@@ -18,7 +18,9 @@ from zmqbus.session.notify import format_note
 def lines(value: Any) -> list[str]:
     fmt, body = encode(value)
     ticket = Ticket("lease", 1, "abcd1234", None)
-    message = Incoming(ticket, "abcd1234", "id", "auth", None, Scope.SESSION, "", fmt, None, 1.0, -1, None, len(body), body)
+    message = Incoming(
+        ticket, "abcd1234", "id", "auth", None, Scope.SESSION, "", fmt, None, 1.0, -1, None, len(body), body
+    )
     reader = Reader("/log")  # of which nothing is read
     return format_note(note_of(message, reader), "/log")
 
