@@ -133,7 +133,7 @@ def test_timers() -> None:
     documented = {name: number(value) for name, value, _ in table(SECTIONS["12. Timers"])}
     defined = {
         name: value
-        for module in (broker, delivery, intake, awaits, reading, upkeep, aftermath)
+        for module in (broker, delivery, intake, awaits, reading, upkeep, aftermath, pool)
         for name, value in vars(module).items()
         if name.endswith("_S") and name.isupper() and not name.endswith("_TICK_S")  # the shell's, not the wire's
     }
@@ -200,6 +200,6 @@ def test_channels() -> None:
 
 
 def test_the_reader_of_tables_sees_what_is_there() -> None:
-    assert len(VERBS) == 46
+    assert len(VERBS) == 48
     assert table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x y |\n") == [["1", ""], ["2", "x y"]]
     assert table("no table") == []

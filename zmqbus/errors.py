@@ -22,6 +22,8 @@ class ZmqbusError(Exception):
     """Root of all errors of this package. `str(error)` says what happened and what to do."""
 
     code: ClassVar[str] = "internal"
+    index: int | None = None  #: of an error that `map` raises: the number of the item that failed, from 0
+    item: object = None  #: and that item
 
 
 class LocalError(ZmqbusError):
@@ -51,6 +53,13 @@ class InvalidLabel(LocalError):
     """A label is too long or holds characters that labels may not hold."""
 
     code = "invalid_label"
+
+
+class InvalidArgument(LocalError, TypeError, ValueError):
+    """An argument of the Python API is not what it has to be; the message names it. It is Python's `TypeError` and
+    `ValueError`, too."""
+
+    code = "invalid_argument"
 
 
 class InvalidPayload(LocalError):

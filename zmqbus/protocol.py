@@ -388,6 +388,11 @@ class Expired(NamedTuple):
     """I do not know this connection (any more): say HELLO."""
 
 
+class Probe(NamedTuple):
+    """I have not heard from you for a while. A client that is READY answers with PING; one that is busy, or stopped,
+    need not: only a connection that is gone ends."""
+
+
 class Displaced(NamedTuple):
     """Another process has taken this session over: close."""
 
@@ -590,6 +595,14 @@ class Result(NamedTuple):
     body: bytes
 
 
+class Assignment(NamedTuple):
+    """Whether somebody works on this REQUEST of yours. Said when nobody works for its group, so that it waits for a
+    worker; and when it has one after all."""
+
+    msg_id: str
+    has_worker: bool
+
+
 class Withdrawn(NamedTuple):
     """Nobody wants your answers to these any more: they do not count as held."""
 
@@ -635,12 +648,14 @@ Envelope: TypeAlias = (
     | Disconnected
     | Recall
     | Beat
+    | Probe
     | Fetched
     | Previews
     | Health
     | Work
     | Result
     | Withdrawn
+    | Assignment
     | Delivers
     | Broadcasts
 )
@@ -692,6 +707,8 @@ VERBS: dict[int, type[Any]] = {
     50: Withdrawn,
     51: Delivers,
     52: Broadcasts,
+    53: Probe,
+    54: Assignment,
     55: Previews,
 }
 

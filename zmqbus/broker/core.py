@@ -60,7 +60,6 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
-from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS, ref_of
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
@@ -83,9 +82,16 @@ from zmqbus.readback import Earlier
 
 #: The state `busy` in a list: has not taken its messages for so long.
 BUSY_STATE_S = 5.0
-#: A connection that says nothing for so long is gone. Clients ping every 4 s, so that three pings are lost by then; the
-#: promise is that a dead listener is off the list within 15 s.
+#: A connection that says nothing for so long is silent: clients ping every 4 s, so three pings are missing by then.
+#: Silence is not death. A process that holds its interpreter, or that was stopped, says nothing either. So a silent
+#: connection is listed as busy and given no more work, and it ends only if its process has ended or its TCP connection
+#: is gone. The promise is that a dead listener is off the list within 15 s.
 SILENCE_S = 12.0
+#: How often silent connections are looked for.
+SILENCE_LOOK_S = 0.5
+#: The longest pause between two probes of a silent connection; the first ones double. What is sent to a stopped process
+#: stays in its buffers, which hold some thousands of these.
+MAX_PROBE_PAUSE_S = 600.0
 #: Notices that the status repeats; broker.log has them all.
 MAX_NOTICES = 20
 #: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
@@ -101,9 +107,11 @@ BUSY_TICK_S = 0.1
 QUIET_TICK_S = 2.0
 
 
-def _is_busy(now: Instant, mailbox: Mailbox) -> bool:
-    """Whether the consumer has not taken its messages for a while."""
-    oldest_s = mailbox.oldest_s()
+def _is_busy(now: Instant, session: Session) -> bool:
+    """Whether a connected session has not taken its messages for a while, or has said nothing."""
+    if session.conn is not None and session.conn.silent:
+        return True
+    oldest_s = session.mailbox.oldest_s()
     return oldest_s is not None and now.mono_s - oldest_s >= BUSY_STATE_S
 
 
@@ -141,6 +149,8 @@ class BrokerCore:
         self.pool = Pool(self._out, epoch, owner_lives)
         self.reading = Reading(self.registry, self.delivery, self.awaits, self._out)
         self.upkeep = Upkeep(self.registry, self.delivery, self.awaits, store, self._out, owner_lives)
+        self._owner_lives = owner_lives
+        self._silence_due_s = 0.0
         self._started: Instant | None = None
         self._rules: dict[type, Callable[..., None]] = {
             protocol.Hello: self._hello,
@@ -224,7 +234,7 @@ class BrokerCore:
     def recover(self, now: Instant) -> list[Effect]:
         """Takes up what an earlier broker has left; to be called once, before anything else."""
         self.upkeep.recover(now)
-        self.pool.aftermath.begin(now, (one for one in self.registry.sessions.values() if one.cut_off))
+        self.pool.aftermath.begin(now, self.registry.sessions.values())
         return self._out.take()
 
     def next_tick_s(self) -> float | None:
@@ -264,6 +274,9 @@ class BrokerCore:
         connection = self.registry.connections.get(route)
         if connection is not None:
             connection.last_seen_s = now.mono_s
+            if connection.silent:
+                connection.silent = False
+                self.pool.silence_changed(connection)
         for envelope in envelopes:
             if envelope.__class__ not in (connection.allowed if connection is not None else FROM_STRANGERS):
                 if connection is None:
@@ -325,11 +338,14 @@ class BrokerCore:
             # The same client over a new connection. That the old one is dead may not show for seconds, and what it had
             # in hand, awaited or read would stay with it for so long.
             self._part(now, before)
+        if hello.lease:
+            self.pool.caller_returned(hello.lease)
         if standing is Standing.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)
         connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)
         connection.allowed = ALLOWED[standing]
         connection.session = session
+        connection.owner = hello.owner
         connection.program = hello.role == protocol.Role.PROGRAM
         connection.related = hello.release == self.release
         if standing is Standing.GUEST:
@@ -430,6 +446,8 @@ class BrokerCore:
         if session is not None and own:
             session.conn = None
             session.away_since_s = now.steady_s
+            if gone:
+                session.groups = NO_NAMES  # it works for none of them any more, and no later broker waits for it
             self.registry.release_name(session)
             self.registry.keep(session)
         self.reading.end(now, connection)
@@ -494,7 +512,7 @@ class BrokerCore:
         self._out.reply(who.route, protocol.Sessions(wanted.ref, rows, more))
 
     def _row(self, now: Instant, session: Session) -> protocol.Session:
-        state = "away" if session.conn is None else "busy" if _is_busy(now, session.mailbox) else "live"
+        state = "away" if session.conn is None else "busy" if _is_busy(now, session) else "live"
         return protocol.Session(
             session.name,
             session.label,
@@ -530,6 +548,7 @@ class BrokerCore:
         if session.conn is not None:
             self._tell(session, protocol.Disconnected(), last=True)
             self._part(now, session.conn, gone=True)
+        self.pool.left(session)
         self.registry.keep(session)
         self.upkeep.parted(session, gone=True)
         self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if connected else "not connected"))
@@ -547,6 +566,7 @@ class BrokerCore:
                 if own is not who:
                     self._tell(session, protocol.Disconnected(), last=True)
                 self._part(now, own, gone=True)
+            self.pool.left(session)
             self.upkeep.parted(session, gone=True)
         self._out.reply(who if isinstance(who, bytes) else who.route, protocol.Done(forget.ref, str(unread)))
 
@@ -560,7 +580,7 @@ class BrokerCore:
             ("epoch", self.epoch),
             ("uptime_s", int(now.mono_s - self._started.mono_s)),
             ("sessions", sum(1 for _ in self.registry.live())),
-            ("busy", sum(_is_busy(now, session.mailbox) for session in self.registry.live())),
+            ("busy", sum(_is_busy(now, session) for session in self.registry.live())),
             ("away", sum(1 for s in self.registry.reachable() if s.conn is None)),
             ("connections", len(self.registry.connections)),
             ("accepted", self.intake.accepted),
@@ -586,12 +606,33 @@ class BrokerCore:
 
     def _tick(self, now: Instant) -> None:
         self.delivery.tick(now)
-        for connection in [c for c in self.registry.connections.values() if now.mono_s - c.last_seen_s > SILENCE_S]:
-            self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s")
-            self._out.reply(connection.route, protocol.Expired())
-            self._part(now, connection)
+        if now.mono_s >= self._silence_due_s:
+            self._silence_due_s = now.mono_s + SILENCE_LOOK_S
+            for connection in [c for c in self.registry.connections.values() if now.mono_s - c.last_seen_s > SILENCE_S]:
+                self._look_after_silent(now, connection)
         self.reading.tick(now)
         self.awaits.tick(now)
         self.intake.tick(now)
         self.pool.tick(now)
         self.upkeep.tick(now)
+
+    def _look_after_silent(self, now: Instant, connection: Connection) -> None:
+        """Ends a silent connection whose process has ended, though another process may hold its sockets (a child that
+        was forked), and one that keeps an inbox from its session. Others are probed: if the connection is gone, the
+        shell finds the route unreachable."""
+        ended = not self._owner_lives(connection.owner)
+        if ended or connection.fetching is not None:
+            why = "its process has ended" if ended else "it reads the inbox of a session"
+            self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s, and {why}: it is given up")
+            self._out.reply(connection.route, protocol.Expired())
+            self._part(now, connection)
+            return
+        if not connection.silent:
+            connection.silent = True
+            connection.probe_at_s = now.mono_s
+            self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s; it is busy, or stopped")
+            self.pool.silence_changed(connection)
+        if now.mono_s >= connection.probe_at_s:
+            pause_s = min(max(now.mono_s - connection.last_seen_s, SILENCE_S), MAX_PROBE_PAUSE_S)
+            connection.probe_at_s = now.mono_s + pause_s
+            self._out.reply(connection.route, protocol.Probe())

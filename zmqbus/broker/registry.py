@@ -56,7 +56,7 @@ STANDING = {
 
 
 class Connection:
-    """One routing id, from its HELLO until it leaves, falls silent or is displaced."""
+    """One routing id, from its HELLO until it leaves, is lost or is displaced."""
 
     __slots__ = (
         "allowed",
@@ -69,14 +69,17 @@ class Connection:
         "last_seen_s",
         "lease",
         "mailbox",
+        "owner",
         "peer",
         "previews",
+        "probe_at_s",
         "program",
         "related",
         "requested_s",
         "requests",
         "route",
         "session",
+        "silent",
         "standing",
         "waits",
     )
@@ -88,6 +91,9 @@ class Connection:
         self.peer = peer  #: small number that stands for the lease in `Broadcast.spared`
         self.lease = lease
         self.last_seen_s = now_s
+        self.owner = ""  #: the process whose life bounds it, as HELLO named it
+        self.silent = False  #: has said nothing for a while: busy, or stopped
+        self.probe_at_s = 0.0  #: while it is silent: when it is probed next
         self.session: Session | None = None
         self.program = False  #: of the role PROGRAM: it may be a worker
         self.related = False  #: of the broker's own release: it knows all verbs
@@ -137,7 +143,6 @@ class Session:
         "away_since_s",
         "broadcasts",
         "conn",
-        "cut_off",
         "cwd",
         "entered_after",
         "groups",
@@ -178,7 +183,6 @@ class Session:
         self.broadcasts: deque[float] | None = None  #: when it made those of the last minute; None: never any
         self.recalls = 0
         self.restored = False  #: an earlier broker knew it
-        self.cut_off = False  #: and it was connected when that one ended
 
     def __repr__(self) -> str:
         state = "live" if self.conn else "left" if self.left else "away"
@@ -262,7 +266,6 @@ class Registry:
         session.entered_after, session.since_ts, session.left = row.entered_after, row.since_ts, row.left
         session.named = row.named
         session.restored = True
-        session.cut_off = row.away_since_s is None
         session.away_since_s = now_s if row.away_since_s is None else row.away_since_s
         if row.away_since_s is None:
             self.keep(session)
