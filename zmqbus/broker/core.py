@@ -77,6 +77,7 @@ from zmqbus.errors import (
     ProtocolError,
     RateLimited,
     Unauthorized,
+    UnknownPeer,
     ZmqbusError,
 )
 from zmqbus.protocol import Pointer
@@ -169,6 +170,7 @@ class BrokerCore:
             protocol.Rename: self._rename,
             protocol.Disconnect: self._disconnect,
             protocol.Forget: self._forget,
+            protocol.Remove: self._remove,
             protocol.Status: self._status,
             protocol.Stop: self._stop,
         }
@@ -539,14 +541,14 @@ class BrokerCore:
     def _disconnect(self, now: Instant, who: Connection, disconnect: protocol.Disconnect) -> None:
         session = who.session
         assert session is not None
-        connected = session.conn is not None
+        was_there = not session.left  # one that is away is left in the same way
         session.left = True
         if session.conn is not None:
             self._tell(session, protocol.Disconnected(), last=True)
             self._part(now, session.conn, gone=True)
         self.registry.keep(session)
         self.upkeep.parted(session, gone=True)
-        self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if connected else "not connected"))
+        self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
 
     def _forget(self, now: Instant, who: Connection | bytes, forget: protocol.Forget) -> None:
         # Of whoever has the token: the loss of a mark may be seen before the last word of the one that it was of.
@@ -563,6 +565,25 @@ class BrokerCore:
                 self._part(now, own, gone=True)
             self.upkeep.parted(session, gone=True)
         self._out.reply(who if isinstance(who, bytes) else who.route, protocol.Done(forget.ref, str(unread)))
+
+    def _remove(self, now: Instant, who: Connection, remove: protocol.Remove) -> None:
+        session = self.registry.known(remove.session_id)
+        if session is None or session.left:
+            raise UnknownPeer("that session is not on the bus any more; see who is: zmqbus list --all")
+        if session.conn is not None:
+            raise Unauthorized(
+                f"'{session.name}' is connected, and only those away can be removed; end it first: zmqbus disconnect "
+                "in its own shell, or on the page of zmqbus console"
+            )
+        if self.delivery.consumer(session.mailbox) is not None:
+            raise RateLimited(f"a command reads the inbox of '{session.name}'; repeat this when it has ended")
+        unread = session.mailbox.total
+        if 0 <= remove.unread < unread:
+            raise RateLimited(f"{unread} messages wait for '{session.name}' by now; look again before you remove them")
+        self._out.note(f"{session!r} is removed on request")
+        session.named = False
+        self.upkeep.parted(session, gone=True)
+        self._out.reply(who.route, protocol.Done(remove.ref, str(unread)))
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
         assert self._started is not None
