@@ -139,7 +139,7 @@ class Delivery:
     def take_over(self, now: Instant, session: Session, other: Session) -> bool:
         """What waits for a session whose owner has ended is for another one now; senders that are about to hear that it
         is queued will. False, and nothing is done, if the store cannot be read."""
-        if not session.mailbox.take_over(other.mailbox, session.session_id):
+        if not session.mailbox.take_over(other.mailbox):
             return False
         self.fates.moved(other.mailbox.key, session.mailbox.key)
         self._taken_over = True

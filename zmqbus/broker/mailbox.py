@@ -41,7 +41,6 @@ from itertools import islice
 
 from zmqbus.broker.store import FIELDS_BYTES, Box, Entry, Store
 from zmqbus.broker.window import Item, Run, Tally, Window
-from zmqbus.protocol import TO_MANY
 
 #: Messages under way to one consumer. Enough to keep a fast one busy over a scheduling pause of 10 ms at 100,000/s.
 CREDIT_MESSAGES = 1000
@@ -340,11 +339,10 @@ class Mailbox:
         """Their numbers. Takes nothing apart."""
         return tuple(number for number in self.window.bcasts() if number not in self._taken_bcasts)
 
-    def take_over(self, other: Mailbox, reader_id: str) -> bool:
+    def take_over(self, other: Mailbox) -> bool:
         """Takes in all that a closed mailbox holds, which is empty then: behind what is under way here, with what waits
-        behind that in the order of acceptance, and no message twice. What `reader_id`, whose mailbox this is, has
-        itself said to many is left out. The limits are no reason to lose anything. False, and nothing is done, if the
-        store cannot be read."""
+        behind that in the order of acceptance, and no message twice. The limits are no reason to lose anything. False,
+        and nothing is done, if the store cannot be read."""
         theirs = self._store.heads(other.key, 0)
         mine = self._store.heads(self.key, self._sent_seq)
         if len(theirs) != other.total or len(mine) != self._backlog:
@@ -353,11 +351,7 @@ class Mailbox:
         other._backlog = other.total_bytes = 0
         known = {item.entry.msg_id for item in self.window} if theirs else set()
         known.update(entry.msg_id for _, entry in mine)
-        new = [
-            (seq, entry)
-            for seq, entry in theirs
-            if entry.msg_id not in known and not (entry.from_session == reader_id and entry.scope in TO_MANY)
-        ]
+        new = [(seq, entry) for seq, entry in theirs if entry.msg_id not in known]
         if not new:
             return True
         self.secure()  # what is under way comes before all that is put into the store here

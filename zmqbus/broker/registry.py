@@ -207,6 +207,13 @@ class Session:
         return session
 
 
+def last_come(sessions: list[Session]) -> Session:
+    """Who of these bears the name that they share: the one that is connected; else whoever came last, and has not left
+    on purpose."""
+    # Of several within one reading of the clock, the one that was filed last.
+    return max(reversed(sessions), key=lambda one: (one.conn is not None, not one.left, one.since_ts))
+
+
 class Registry:
     """The tables. Changes keep them consistent; nothing here decides what anybody is told."""
 
@@ -478,7 +485,7 @@ class Registry:
     def _away_by_name(self, name: str) -> Session | None:
         """Whom a name means that nobody connected has."""
         named = [session for session in self._filed.get(name, ()) if not session.left]
-        return max(named, key=lambda session: session.since_ts) if named else None
+        return last_come(named) if named else None
 
     def audience(self, scope: int, target: str) -> Iterator[Session]:
         """The sessions that a message to many is for; the caller leaves out its sender."""

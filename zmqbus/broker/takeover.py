@@ -46,7 +46,7 @@ from collections.abc import Callable, Iterable
 
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.registry import Registry, Session
+from zmqbus.broker.registry import Registry, Session, last_come
 from zmqbus.readback import Earlier
 
 #: How long a dead session that nothing waits for is kept, for those who send to its name.
@@ -128,7 +128,7 @@ class Takeover:
         ended = [session for session in seat if session.conn is None and self._has_ended(now, session)]
         if not ended:
             return False
-        bearer = max((one for one in seat if one.conn or not one.left or one in ended), key=_rank)
+        bearer = last_come([one for one in seat if one.conn or not one.left or one in ended])
         taken = [session for session in _oldest_first(ended) if session is not bearer and self._is_closed(session)]
         return any([self._take_over(now, bearer, session) for session in taken])
 
@@ -183,10 +183,6 @@ class Takeover:
             return False
         session.owner_ended = True
         return True
-
-
-def _rank(session: Session) -> tuple[bool, bool, float]:
-    return session.conn is not None, not session.left, session.since_ts
 
 
 def _oldest_first(sessions: Iterable[Session]) -> list[Session]:
