@@ -26,6 +26,7 @@ from zmqbus.broker.core import SILENCE_S
 from zmqbus.client.core import Phase
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Scope
+from zmqbus.record import decode_record
 from zmqbus.testing import SimClient
 
 
@@ -45,6 +46,7 @@ class Nights(test_machine.Bus):
         self.idents: dict[str, Ident] = {}  # name → who bears it, or bore it last and may come back
         self.runs = 0
         self.by_session: dict[str, Counter[str]] = {}  # what each has taken
+        self.taken_in_order: dict[str, None] = {}  # by whomever
         self.uncertain: set[str] = set()  # taken by one that died before that was known
         self.twins: dict[str, list[tuple[str, int]]] = {}  # name → other names that were one with it before this order
 
@@ -94,6 +96,7 @@ class Nights(test_machine.Bus):
             assert self.net.body(message) == str(sent.order).encode()
             assert not taken[message.msg_id], f"{own} took twice: {message}"
             taken[message.msg_id] += 1
+            self.taken_in_order.setdefault(message.msg_id)
             credited = self.credited(name, message.msg_id)
             assert credited, f"{own} got what was not for {name}: {message}"
             for one in credited:
@@ -210,13 +213,27 @@ class Seats(Nights):
 
     @invariant()
     def order_holds(self) -> None:
-        """From one sender to the session that the messages were for when they were accepted."""
+        """See `order_holds_by_sessions`: what was for another session may come behind younger ones."""
+
+    def order_holds_by_sessions(self) -> None:
+        """From one process to the session that its messages were for when they were accepted, whoever took them."""
+        first: dict[str, str | None] = {}
+        for record in map(decode_record, self.net.journal):
+            first.setdefault(record.msg_id, record.to_session_id)
+        orders: dict[tuple[SimClient, str], list[int]] = {}
+        for msg_id in self.taken_in_order:
+            receiver = first[msg_id]
+            if receiver is not None:
+                orders.setdefault((self.sent[msg_id].process, receiver), []).append(self.sent[msg_id].order)
+        for (process, receiver), order in orders.items():
+            assert order == sorted(order), f"from {process} to {receiver}: {order}"
 
     def come_to_rest(self) -> None:
         for name in NAMES:
             while self.asleep[name]:
                 self.owner_dies(self.asleep[name].pop())
         super().come_to_rest()
+        self.order_holds_by_sessions()
 
 
 TestNights = pytest.mark.slow(Nights.TestCase)
