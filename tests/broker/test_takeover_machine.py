@@ -145,6 +145,8 @@ class Seats(Nights):
     younger behind what that has had. So what holds for a session is looked at here, not what holds for a name.
     """
 
+    ALONE = False
+
     def prepare(self) -> None:
         super().prepare()
         self.asleep: dict[str, list[Ident]] = {name: [] for name in NAMES}  # away, and alive
