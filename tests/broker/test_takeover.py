@@ -385,6 +385,35 @@ def test_a_session_that_is_alone_and_has_mail_is_not_asked_about(net, alice, run
     assert listed(net)[1] == ("nightly", "away", 2)
 
 
+def test_what_is_under_way_stays_before_it_when_the_broker_dies(net, alice, runs):
+    older = runs.nap()
+    say(net, alice, b"1", older.persona.session_id)
+    younger = runs.start()
+    say(net, alice, b"2")  # nobody has been told of it yet, so it need not be stored
+    runs.kill(older)
+    net.helper(younger)  # asks for the mail, and it is looked
+    assert younger.bodies == [b"2", b"1"]
+    net.kill_broker()
+    net.settle()
+    assert younger.bodies == [b"2", b"1"]
+
+
+def test_a_command_of_one_that_was_taken_over_brings_nothing_back(net, alice, runs):
+    dead = runs.nap()
+    helper = net.helper(dead)
+    net.living_owners.discard(dead.persona.owner)
+    younger = runs.start()
+    helper.request(protocol.Disconnect("d"))
+    net.settle()
+    tell_all(net, alice, b"to all")
+    assert listed(net) == [("alice", "live", 0), ("nightly", "live", 1)]
+    net.restart_broker()
+    net.settle()
+    say(net, alice, b"x", dead.persona.session_id)
+    assert read(net, younger) == [b"to all", b"x"]
+    assert {session.session_id for session in net.broker.registry.away()} <= {dead.persona.session_id}
+
+
 # --- messages of every kind
 
 
