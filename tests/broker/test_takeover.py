@@ -95,6 +95,20 @@ def listed(net: SimNet) -> list[tuple[str, str, int]]:
     return sorted((row.name, row.state, row.waiting) for row in map(protocol.Session._make, page.rows))
 
 
+class Asked:
+    """Whether owners live: as another one says, or all of them; and which were asked about."""
+
+    def __init__(self, lives: Any = None) -> None:
+        self.lives = lives
+        self.owners: list[str] = []
+
+    def __call__(self, owner: str) -> bool:
+        self.owners.append(owner)
+        return self.lives is None or bool(self.lives(owner))
+
+    __contains__ = __call__
+
+
 def count(net: SimNet, name: str = "nightly") -> int:
     return sum(session.name == name for session in net.broker.registry.sessions.values())
 
@@ -171,15 +185,15 @@ def test_those_without_a_project_follow_each_other_too(net, alice, runs):
 
 
 def test_an_owner_that_cannot_be_judged_is_never_taken_for_dead(net, alice, runs):
-    asked: list[str] = []
-    net.living_owners = type("Any", (), {"__contains__": lambda _, owner: asked.append(owner) or True})()
+    asked = Asked()
+    net.living_owners = asked
     net.restart_broker()
     older = net.session("nightly", owner="of another machine")
     runs.leave(older)
     say(net, alice, b"x")
     newer = net.session("nightly", session_id="other", token="other", owner="1:1")
     net.advance(3 * takeover.ROUND_S, step_s=2)
-    assert "of another machine" in asked
+    assert "of another machine" in asked.owners
     assert newer.bodies == [] and count(net) == 2
 
 
@@ -362,15 +376,14 @@ def test_a_command_may_read_the_successor_s_inbox_meanwhile(net, alice, runs):
 def test_looks_at_owners_are_few(net, alice, runs, monkeypatch):
     monkeypatch.setattr(takeover, "LOOKS_A_SECOND", 5)
     monkeypatch.setattr(takeover, "ROUND_SESSIONS", 3)
-    asked: list[str] = []
-    real = net.broker.takeover._owner_lives
-    monkeypatch.setattr(net.broker.takeover, "_owner_lives", lambda owner: asked.append(owner) or real(owner))
+    asked = Asked(net.broker.takeover._owner_lives)
+    monkeypatch.setattr(net.broker.takeover, "_owner_lives", asked)
     members = [runs.nap() for _ in range(20)]
     net.clock.advance(1)
-    asked.clear()
+    asked.owners.clear()
     for _ in range(10):
         tell_all(net, alice, b"x")
-    assert len(asked) <= 5
+    assert len(asked.owners) <= 5
     runs.kill(*members[:-1])
     net.advance(2 * takeover.ROUND_S + 20, step_s=1)
     assert count(net) == 1, "in the end all are found"
@@ -660,7 +673,7 @@ def test_a_message_that_is_on_its_way_through_the_journal(net, alice, runs, scop
         def settle_shared(self, *_: Any) -> None:
             staged.append("all")
 
-    intake._takeover = Blind()  # type: ignore[assignment]
+    intake._takeover = Blind()
     net._do(net.broker.handle(net.clock.now, _received(net, alice)))
     intake._takeover = real
     real.settle(net.clock.now, resolved)

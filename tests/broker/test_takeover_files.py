@@ -171,7 +171,7 @@ def test_where_the_store_cannot_be_read_nothing_is_moved(bench: Bench, monkeypat
     for mailbox_ in ("one", "other"):
         real = store.heads
 
-        def partly(key: str, seq: int, without: str = mailbox_, real=real):  # type: ignore[no-untyped-def]
+        def partly(key: str, seq: int, without: str = mailbox_, real=real):
             return real(key, seq)[1:] if key == without else real(key, seq)
 
         monkeypatch.setattr(store, "heads", partly)

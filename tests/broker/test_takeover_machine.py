@@ -23,7 +23,7 @@ from tests.broker.test_machine import FOLLOWERS, GROUP, MEMBERS, NAMES, TOPIC, n
 from zmqbus import protocol
 from zmqbus.broker import takeover
 from zmqbus.broker.core import SILENCE_S
-from zmqbus.client.core import Phase
+from zmqbus.client.core import Incoming, Phase
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Scope
 from zmqbus.record import decode_record
@@ -102,7 +102,7 @@ class Nights(test_machine.Bus):
             for one in credited:
                 self.takes(one, message)
 
-    def takes(self, name: str, message: test_machine.Incoming) -> None:
+    def takes(self, name: str, message: Incoming) -> None:
         if message.msg_id not in {before.msg_id for before in self.taken[name]}:
             self.taken[name].append(message)
         else:
@@ -206,7 +206,7 @@ class Seats(Nights):
             for msg_id in list(self.sent)[first:]:
                 self.sent[msg_id] = self.sent[msg_id]._replace(perhaps=frozenset(NAMES))
 
-    def takes(self, name: str, message: test_machine.Incoming) -> None:
+    def takes(self, name: str, message: Incoming) -> None:
         sent = self.sent[message.msg_id]
         if len(sent.perhaps) == 1:
             super().takes(name, message)
