@@ -152,6 +152,10 @@ class Seats(Nights):
         self.asleep: dict[str, list[Ident]] = {name: [] for name in NAMES}  # away, and alive
         self.renames = 0
 
+    def known(self) -> frozenset[str]:
+        """A name that was given up may still stand in a store that cannot be written."""
+        return super().known() & {session.name for session in self.net.broker.registry.reachable()}
+
     @rule(name=names, bye=st.booleans())
     def fall_asleep(self, name: str, bye: bool) -> None:
         """The session is away, and its owner lives; another one may take its name."""
