@@ -54,7 +54,7 @@ class Nights(test_machine.Bus):
         ident = self.idents.get(name)
         if ident is None:
             self.runs += 1
-            ident = self.idents[name] = Ident(f"{name}-{self.runs}-id", f"token-{self.runs}", f"{self.runs}:{name}")
+            ident = self.idents[name] = Ident(f"{self.runs}-of-{name}", f"token-{self.runs}", f"{self.runs}:{name}")
             self.net.living_owners.add(ident.owner)
         holder = self.net.broker.registry.holder(name)
         if holder is not None and holder.session_id != ident.session_id:
