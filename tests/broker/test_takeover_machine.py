@@ -197,6 +197,10 @@ class Seats(Nights):
         order = len(self.sent)
         pairs = {(twin, before) for twin, before in self.twins.get(name, ())} | {(name, order)}
         self.twins[to] = [*self.twins.get(to, ()), *pairs]
+        for msg_id, sent in self.sent.items():
+            if sent.process is process and msg_id not in process.answers:
+                # Said again, it is not for the name that is its sender's own by now.
+                self.sent[msg_id] = sent._replace(surely=sent.surely - {to})
         other = self.idents.pop(to, None)
         if other is not None:
             self.asleep[to].append(other)
