@@ -22,5 +22,6 @@ def main(argv: list[str]) -> int:
         return fail(error)
     else:
         assert isinstance(done, protocol.Done)
+        note_disconnected(load())
         print(done.text)
     return 0
