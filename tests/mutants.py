@@ -25,6 +25,7 @@ PATIENCE_S = 300.0
 
 RECOVERY = "tests/broker/test_recovery.py"
 MACHINE = "tests/broker/test_machine.py"
+TAKEOVER = "tests/broker/test_takeover.py"
 CORE = "tests/broker/test_core.py tests/broker/test_mishaps.py"
 MAILBOX = "tests/broker/test_mailbox.py"
 POOL = "tests/broker/test_pool.py tests/broker/test_pool_machine.py"
@@ -545,10 +546,136 @@ MUTANTS = (
     ),
     Mutant(
         "a mailbox goes to an agent whose owner lives",
-        "broker/upkeep.py",
-        "                and not self._owner_lives(other.owner)\n",
+        "broker/takeover.py",
+        "        if self._owner_lives(session.owner):\n",
+        "        if False:\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "of the dead each keeps its mail until one comes",
+        "broker/takeover.py",
+        "        if len(seat) > 1 and self._settle(now, seat):\n",
+        "        if len(seat) > 1 and session.conn is not None and self._settle(now, seat):\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "nobody looks for those that die under a younger one",
+        "broker/core.py",
+        "        self.takeover.tick(now)\n",
         "",
-        RECOVERY,
+        TAKEOVER,
+    ),
+    Mutant(
+        "a session that is renamed gets no mail",
+        "broker/core.py",
+        "            self.takeover.settle(now, session)\n        self._out.reply(who.route, protocol.Done(rename.ref",
+        "        self._out.reply(who.route, protocol.Done(rename.ref",
+        TAKEOVER,
+    ),
+    Mutant(
+        "a mailbox is taken from under a command that reads it",
+        "broker/takeover.py",
+        "        return self._delivery.consumer(session.mailbox) is None\n",
+        "        return True\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "mail goes to a session that nobody named",
+        "broker/registry.py",
+        "        return [one for one in filed if one.project == session.project and one.named]\n",
+        "        return [one for one in filed if one.project == session.project]\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "mail is merged in the order of mailboxes",
+        "broker/mailbox.py",
+        "        merged = sorted(_placed(mine, 0) + _placed(new, 1))\n",
+        "        merged = _placed(mine, 0) + _placed(new, 1)\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "a message that waits for both comes twice",
+        "broker/mailbox.py",
+        "        known.update(entry.msg_id for _, entry in mine)\n",
+        "",
+        TAKEOVER,
+    ),
+    Mutant(
+        "a message that is under way and waits for the other comes twice",
+        "broker/mailbox.py",
+        "        known = {item.entry.msg_id for item in self.window} if theirs else set()\n",
+        "        known: set[str] = set()\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "what is under way is not stored before what is merged behind it",
+        "broker/mailbox.py",
+        "        self.secure()  # what is under way comes before all that is put into the store here\n",
+        "",
+        TAKEOVER,
+    ),
+    Mutant(
+        "what is staged for one that was taken over is lost",
+        "broker/delivery.py",
+        "        if session.successor is not None:\n            session = session.heir  # taken",
+        "        if False:\n            session = session.heir  # taken",
+        TAKEOVER,
+    ),
+    Mutant(
+        "a broadcast that is staged for both comes twice",
+        "broker/delivery.py",
+        "        if self._taken_over:\n",
+        "        if False:\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "a repeated broadcast does not find the mailbox that was merged",
+        "broker/delivery.py",
+        "        self.fates.moved(other.mailbox.key, session.mailbox.key)\n",
+        "",
+        TAKEOVER,
+    ),
+    Mutant(
+        "the next broker does not know who was taken over",
+        "broker/registry.py",
+        "        self._store.save_session(succeeded_row(session.session_id, successor.session_id, now_s))\n",
+        "        self._store.forget_session(session.session_id)\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "a session that was taken over is kept by a command of its own",
+        "broker/registry.py",
+        "            return  # forgotten, or taken over: a command of it may still be there\n",
+        "            pass\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "what was accepted for the dead is not for the successor",
+        "broker/takeover.py",
+        "            bearer.restored, bearer.entered_after = True, other.entered_after\n",
+        "            pass\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "a dead session without mail stays",
+        "broker/takeover.py",
+        "        self._registry.forget(session)\n        return True\n",
+        "        return False\n",
+        TAKEOVER,
+    ),
+    Mutant(
+        "a session that is connected can be removed",
+        "broker/core.py",
+        '        if session is None or session.left:\n            raise UnknownPeer("that',
+        '        if session is None:\n            raise UnknownPeer("that',
+        TAKEOVER,
+    ),
+    Mutant(
+        "more is removed than was agreed to",
+        "broker/core.py",
+        "        if 0 <= remove.unread < unread:\n",
+        "        if False:\n",
+        TAKEOVER,
     ),
     Mutant(
         "mail is kept for a dead process that nobody named",
@@ -679,8 +806,8 @@ MUTANTS = (
     Mutant(
         "sessions are not kept",
         "broker/core.py",
-        "            self.upkeep.inherit(session)\n            self.registry.keep(session)\n",
-        "            self.upkeep.inherit(session)\n",
+        "            self.registry.keep(session)\n            self.takeover.settle(now, session)\n        elif",
+        "            self.registry._file(session)\n            self.takeover.settle(now, session)\n        elif",
         RECOVERY,
     ),
     Mutant(

@@ -358,6 +358,14 @@ class Spooled(NamedTuple):
     crc: int
 
 
+class Remove(NamedTuple):
+    """End a session that is away, whoever's it is, with its mail: at most `unread` messages; -1: however many."""
+
+    ref: str
+    session_id: str
+    unread: int
+
+
 # --- broker → client --------------------------------------------------------------------------------------------
 
 
@@ -632,6 +640,7 @@ Envelope: TypeAlias = (
     | Answer
     | Unawait
     | Forget
+    | Remove
     | Sends
     | Spooled
     | Welcome
@@ -684,6 +693,7 @@ VERBS: dict[int, type[Any]] = {
     20: Forget,
     21: Sends,
     22: Spooled,
+    23: Remove,
     25: Preview,
     26: MarkRead,
     32: Welcome,

@@ -66,6 +66,7 @@ from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
 from zmqbus.broker.spooled import no_spools
 from zmqbus.broker.store import Store
+from zmqbus.broker.takeover import Takeover
 from zmqbus.broker.upkeep import Upkeep
 from zmqbus.digest import compare_digest, sha256
 from zmqbus.errors import (
@@ -75,6 +76,7 @@ from zmqbus.errors import (
     ProtocolError,
     RateLimited,
     Unauthorized,
+    UnknownPeer,
     ZmqbusError,
 )
 from zmqbus.protocol import Pointer
@@ -145,10 +147,13 @@ class BrokerCore:
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
         self.awaits = Awaits(self.delivery, store, self._out)
-        self.intake = Intake(self.registry, self.delivery, self.awaits, self._out, sent_before, last_id, read_spooled)
+        self.takeover = Takeover(self.registry, self.delivery, self._out, owner_lives, sent_before)
+        self.intake = Intake(
+            self.registry, self.delivery, self.awaits, self.takeover, self._out, sent_before, last_id, read_spooled
+        )
         self.pool = Pool(self._out, epoch, owner_lives)
         self.reading = Reading(self.registry, self.delivery, self.awaits, self._out)
-        self.upkeep = Upkeep(self.registry, self.delivery, self.awaits, store, self._out, owner_lives)
+        self.upkeep = Upkeep(self.registry, self.delivery, self.awaits, store, self._out, owner_lives, self.takeover)
         self._owner_lives = owner_lives
         self._silence_due_s = 0.0
         self._started: Instant | None = None
@@ -175,6 +180,7 @@ class BrokerCore:
             protocol.Rename: self._rename,
             protocol.Disconnect: self._disconnect,
             protocol.Forget: self._forget,
+            protocol.Remove: self._remove,
             protocol.Status: self._status,
             protocol.Stop: self._stop,
         }
@@ -325,6 +331,8 @@ class BrokerCore:
             for name in names:
                 naming.check_name(name, what)
         label = naming.check_label(hello.label) or None if hello.label else None
+        if not self.registry.connections:
+            self.takeover.settle_all(now)  # the clock of one that nobody is connected to stands still
         name = naming.check_name(hello.name) if hello.name else ""
         session: Session | None = None
         if standing is Standing.GUEST:
@@ -359,7 +367,7 @@ class BrokerCore:
             session.cwd, session.project = sys.intern(hello.cwd), sys.intern(hello.project)
         if standing is Standing.MEMBER:
             assert session is not None
-            session.pid, session.owner = hello.pid, hello.owner
+            session.pid, session.owner, session.owner_ended = hello.pid, hello.owner, False
             session.topics = frozenset(hello.topics) if hello.topics else NO_NAMES
             session.groups = frozenset(hello.groups) if hello.groups else NO_NAMES
             session.conn = connection
@@ -367,14 +375,17 @@ class BrokerCore:
             session.named = hello.named
             session.since_ts = now.wall_s
             self.registry.take_name(session, name)
-            self.upkeep.inherit(session)
             self.registry.keep(session)
+            self.takeover.settle(now, session)
         elif session is not None and not session.name:
-            # A helper is here before its listener has found the new broker: the session is away, under its name.
-            session.name, session.since_ts, session.away_since_s = name, now.wall_s, now.steady_s
+            # A helper is here before its listener has found the new broker: the session is away, under its name. (It
+            # has not come itself: whoever has, and is away, comes before it.)
+            session.name, session.away_since_s = name, now.steady_s
             session.owner, session.named = hello.owner, hello.named
             self.registry.keep(session)
             self.upkeep.parted(session)
+        if session is not None and standing is Standing.HELPER:
+            self.takeover.settle(now, session)
         self._out.reply(
             route,
             protocol.Welcome(
@@ -504,6 +515,8 @@ class BrokerCore:
                 f"{LISTS_AT_ONCE} lists at once, and {LISTS_A_SECOND} a second, are the limit; retry in 1 s"
             )
         who.requests += 1
+        if wanted.everyone:
+            self.takeover.settle_shared(now)
         sessions = self.registry.reachable() if wanted.everyone else self.registry.live()
         ordered = sorted(sessions, key=lambda session: session.session_id)
         page = [s for s in ordered if s.session_id > wanted.after][: protocol.LIST_PAGE]
@@ -538,12 +551,13 @@ class BrokerCore:
             self._tell(session, protocol.Renamed(name))
             self.registry.take_name(session, name)
             self.registry.keep(session)
+            self.takeover.settle(now, session)
         self._out.reply(who.route, protocol.Done(rename.ref, old))
 
     def _disconnect(self, now: Instant, who: Connection, disconnect: protocol.Disconnect) -> None:
         session = who.session
         assert session is not None
-        connected = session.conn is not None
+        was_there = not session.left  # one that is away is left in the same way
         session.left = True
         if session.conn is not None:
             self._tell(session, protocol.Disconnected(), last=True)
@@ -551,7 +565,7 @@ class BrokerCore:
         self.pool.left(session)
         self.registry.keep(session)
         self.upkeep.parted(session, gone=True)
-        self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if connected else "not connected"))
+        self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
 
     def _forget(self, now: Instant, who: Connection | bytes, forget: protocol.Forget) -> None:
         # Of whoever has the token: the loss of a mark may be seen before the last word of the one that it was of.
@@ -569,6 +583,25 @@ class BrokerCore:
             self.pool.left(session)
             self.upkeep.parted(session, gone=True)
         self._out.reply(who if isinstance(who, bytes) else who.route, protocol.Done(forget.ref, str(unread)))
+
+    def _remove(self, now: Instant, who: Connection, remove: protocol.Remove) -> None:
+        session = self.registry.known(remove.session_id)
+        if session is None or session.left:
+            raise UnknownPeer("that session is not on the bus any more; see who is: zmqbus list --all")
+        if session.conn is not None:
+            raise Unauthorized(
+                f"'{session.name}' is connected, and only those away can be removed; end it first: zmqbus disconnect "
+                "in its own shell, or on the page of zmqbus console"
+            )
+        if self.delivery.consumer(session.mailbox) is not None:
+            raise RateLimited(f"a command reads the inbox of '{session.name}'; repeat this when it has ended")
+        unread = session.mailbox.total
+        if 0 <= remove.unread < unread:
+            raise RateLimited(f"{unread} messages wait for '{session.name}' by now; look again before you remove them")
+        self._out.note(f"{session!r} is removed on request")
+        session.named = False
+        self.upkeep.parted(session, gone=True)
+        self._out.reply(who.route, protocol.Done(remove.ref, str(unread)))
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
         assert self._started is not None
@@ -614,6 +647,7 @@ class BrokerCore:
         self.awaits.tick(now)
         self.intake.tick(now)
         self.pool.tick(now)
+        self.takeover.tick(now)
         self.upkeep.tick(now)
 
     def _look_after_silent(self, now: Instant, connection: Connection) -> None:
