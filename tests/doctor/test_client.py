@@ -9,7 +9,7 @@ import pytest
 
 from zmqbus.doctor.client import client, version_of
 from zmqbus.doctor.report import Finding
-from zmqbus.process import Process
+from zmqbus.process import Place, Process
 
 #: No process has this pid, so nothing is told by /proc.
 NOBODY = 2**31 - 2
@@ -20,6 +20,12 @@ class Table:
 
     def __init__(self, *cmdline: str) -> None:
         self._cmdline = list(cmdline)
+
+    def place(self) -> Place:
+        return Place()
+
+    def exists(self, pid: int) -> bool:
+        return False
 
     def look(self, pid: int) -> None:
         return None

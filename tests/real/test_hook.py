@@ -19,7 +19,8 @@ from tests.real.conftest import COMMAND_TIMEOUT_S, HEADER, ROOT, Bus, ListenerPr
 from zmqbus import naming, protocol
 from zmqbus.cli import connect
 from zmqbus.client.command import guest
-from zmqbus.session.options import SUFFIX
+from zmqbus.process import process_of
+from zmqbus.session.owned import OPTIONS
 from zmqbus.session.shown import Shown
 from zmqbus.session.state import AlreadyListening, ListenerLock
 from zmqbus.settings import load
@@ -208,7 +209,7 @@ def test_a_monitor_that_is_faster_than_the_hook_waits_for_it(bus, new_port):
 def test_options_of_the_dead_are_removed(bus):
     dead = bus.owner()
     call(bus, "SessionStart", dead, source="startup")
-    left = bus.data_dir / "clients" / f"{dead.pid}{SUFFIX}"
+    left = bus.data_dir / "clients" / f"{dead.pid}{OPTIONS}"
     assert left.exists()
     dead.kill()
     call(bus, "SessionStart", bus.owner(), source="startup")
@@ -379,7 +380,7 @@ def test_what_was_shown_and_not_acknowledged_is_passed_over(bus):
     owner = join(bus, "ci")
     sent = [receipt.msg_id for receipt in bus.burst("ci", [f"text {number}" for number in range(600)])]
     (lock,) = (bus.data_dir / "clients").glob("*.lock")
-    shown = Shown(str(bus.data_dir), owner.pid, json.loads(lock.read_text())["session_id"])
+    shown = Shown(str(bus.data_dir), process_of(owner.pid), json.loads(lock.read_text())["session_id"])
     shown.add_all(sent[:450])
     text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
     assert ids(text)[0] == sent[450]

@@ -46,7 +46,7 @@ from zmqbus.bootstrap import MISSING
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session import options
-from zmqbus.session.owner import find_owners
+from zmqbus.session.owner import find_owners, handed_on
 from zmqbus.session.state import Identity, Joined, find_joined, find_session, reap
 from zmqbus.settings import Settings, load, where_am_i
 
@@ -154,7 +154,7 @@ def _answer(event: Mapping[str, Any], budget: _Budget) -> None:
             # It should have joined at its start. What hindered it there may be over.
             if plain.name is not None:
                 naming.check_name(plain.name)
-                _join()
+                _join(owner)
         elif not (kind == "Stop" and event.get("stop_hook_active")):
             away = _away(joined)
             if away is not None:
@@ -192,7 +192,7 @@ def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str
     if joins:
         assert settings.name is not None
         naming.check_name(settings.name)
-        _join()  # before anything that takes long
+        _join(owner)  # before anything that takes long
     import zmqbus.cli.common  # noqa: F401  (with it comes all that is needed to join)
 
     if joins:
@@ -243,13 +243,15 @@ def _bus(settings: Settings, owner: Process, identity: Identity) -> CommandBus:
     return common.act_as(settings, owner, identity, *where_am_i(), starts=False)
 
 
-def _join() -> None:
-    """Joins on behalf of a session that was given a name, in a process of its own: it may have to start a broker."""
+def _join(owner: Process) -> None:
+    """Joins on behalf of a session that was given a name, in a process of its own: it may have to start a broker. It
+    outlives this one, and could not find its owner then; so it is told."""
     import subprocess
 
     script = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "client.py")
     subprocess.Popen(
         [sys.executable, script, "--away"],
+        env=handed_on(owner, os.environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -113,7 +113,7 @@ def _connect(
         cwd=place.cwd,
         project=place.project,
         pid=os.getpid(),
-        owner=f"{owner.pid}:{owner.started}",
+        owner=owner.text,
         topics=topics,
         groups=groups,
         named=name is not None,
@@ -145,7 +145,7 @@ def _guest() -> core.Persona:
         role=Role.GUEST,
         name=_own_name((naming.derive_name(script),)),
         token=protocol.new_token(),
-        owner=f"{owner.pid}:{owner.started}",
+        owner=owner.text,
     )
 
 
