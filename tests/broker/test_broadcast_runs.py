@@ -129,7 +129,7 @@ def test_a_guest_is_no_receiver_and_an_observer_may_not():
     said.put("", GOOD, by=observer, scope=Scope.ALL)
     said.net.settle()
     assert said.bob.bodies == []
-    assert [(ref, why.partition(":")[0]) for ref, why in said.told] == [("", "protocol")]
+    assert [(ref, why.partition(":")[0]) for ref, why in said.told] == [(ref, "protocol") for ref, _ in GOOD]
 
 
 # --- one of the receivers cannot take them that way

@@ -60,7 +60,7 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
-from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS, ref_of
+from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
@@ -279,18 +279,23 @@ class BrokerCore:
                 self.pool.silence_changed(connection)
         for envelope in envelopes:
             if envelope.__class__ not in (connection.allowed if connection is not None else FROM_STRANGERS):
+                if isinstance(envelope, protocol.Faulty) and (connection is not None or envelope.refs == ("hello",)):
+                    self._out.refuse_all(route, envelope.refs, ProtocolError(envelope.reason))
+                    if envelope.refs == ("hello",):
+                        return
+                    continue
                 if connection is None:
                     # One EXPIRED is enough: the client says HELLO and repeats the rest of this message itself.
                     self._out.reply(route, protocol.Expired())
                     return
                 verb = type(envelope).__name__.upper()
                 misplaced = ProtocolError(f"{verb} is not for a {connection.standing.value}; see docs/protocol.md")
-                self._out.refuse(route, ref_of(envelope), misplaced)
+                self._out.refuse_all(route, protocol.refs_of(envelope.__class__, envelope), misplaced)
                 continue
             try:
                 self._rules[envelope.__class__](now, connection or route, envelope)
             except ZmqbusError as error:
-                self._out.refuse(route, ref_of(envelope), error)
+                self._out.refuse_all(route, protocol.refs_of(envelope.__class__, envelope), error)
                 if envelope.__class__ is protocol.Hello:
                     return  # what came with a refused HELLO has nobody to speak for it
             connection = self.registry.connections.get(route)

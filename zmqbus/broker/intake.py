@@ -128,8 +128,8 @@ class Intake:
         """Stages messages that are alike in one piece; or, if there is anything that one of them may be refused for or
         that tells them apart, each by itself. Raises `ProtocolError` if they are no messages."""
         msg_ids, bodies = sends.msg_ids, sends.bodies
-        if len(msg_ids) != len(bodies) or len(bodies) > protocol.MAX_RUN:
-            raise ProtocolError(f"SENDS has as many ids as bodies, and {protocol.MAX_RUN} at most")
+        if len(msg_ids) != len(bodies):
+            raise ProtocolError("SENDS has as many ids as bodies")
         size_bytes = sum(map(len, bodies))
         found = self._receivers_of_run(now, who, sends, size_bytes)
         if found is None:
@@ -138,7 +138,7 @@ class Intake:
                 try:
                     self.send(now, who, one)
                 except ProtocolError as error:
-                    self._out.refuse(who.route, msg_id, error)
+                    self._out.refuse(who.route, msg_id[: protocol.FIELD_CHARS["ref"]], error)
             return
         receivers, to = found
         to_many = sends.scope != _SESSION
