@@ -49,9 +49,7 @@ def values(annotation: object, chars: int = 12) -> st.SearchStrategy[Any]:
 
 
 def envelopes_of(cls: Any) -> st.SearchStrategy[Any]:
-    fields = (
-        values(kind, min(20, protocol.FIELD_CHARS.get(name, 20))) for name, kind in cls.__annotations__.items()
-    )
+    fields = (values(kind, min(20, protocol.FIELD_CHARS.get(name, 20))) for name, kind in cls.__annotations__.items())
     return st.tuples(*fields).map(cls._make)
 
 
@@ -320,7 +318,7 @@ def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
             envelope = cls._make((*longest[:at], one, *longest[at + 1 :]))
             with pytest.raises(ZmqbusError, match="limit is"):
                 protocol.check_fields(envelope)
-            if cls.__annotations__ and list(cls.__annotations__)[at] in ("msg_id", "reply_to") or (
+            if (cls.__annotations__ and list(cls.__annotations__)[at] in ("msg_id", "reply_to")) or (
                 cls is protocol.Sends and len(one) <= protocol.MAX_RUN and kind == tuple[str, ...]
             ):
                 continue  # the broker's core looks at each of their characters

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from zmqbus import errors, protocol
+from zmqbus import codec, errors, protocol
 from zmqbus.broker import aftermath, awaits, board, delivery, fates, intake, mailbox, manners, pool, reading, upkeep
 from zmqbus.broker import core as broker
 from zmqbus.broker.registry import Standing
@@ -114,6 +114,13 @@ def test_limits() -> None:
     assert documented == defined
 
 
+def test_limits_of_fields() -> None:
+    assert {name: number(value) for name, value in table(SECTIONS["3.3 Fields"])} == protocol.FIELD_CHARS
+    assert protocol.FIELD_PARTS == {"topics": 256, "groups": 256, "bodies": protocol.MAX_RUN}
+    assert "256 parts (`topics`, `groups`), `MAX_RUN` (`bodies`)" in SECTIONS["3.3 Fields"]
+    assert codec.NUMBER_BYTES == 16
+
+
 def test_bounds_of_a_mailbox() -> None:
     for name, value, _ in table(SECTIONS["8.1 Numbers and window"]):
         assert getattr(mailbox, name) == number(value), name
@@ -146,7 +153,6 @@ def test_other_numbers_of_the_prose() -> None:
     assert (reading.MAX_PREVIEWS, reading.PREVIEW_MESSAGES, reading.PREVIEW_HEAD_BYTES) == (16, 250, 4096)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
     assert (fates.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
-    assert broker.MAX_ID_CHARS == 64
     assert (work.REMEMBERED_ANSWERS, work.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)
     for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):
         assert phrase in PAGE

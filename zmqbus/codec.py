@@ -71,8 +71,7 @@ def _allowed(annotation: object) -> frozenset[type]:
     return frozenset(found)
 
 
-#: Where the list of numbers is that some verbs have, and what each of them weighs in a batch: parts are bounded as bytes
-#: are, and 64 Ki of them are half of `MAX_PARTS`.
+#: What each number of a list weighs in a batch, so that parts are bounded as bytes are: to half of `MAX_PARTS`.
 NUMBER_BYTES = 16
 _NUMBERS = {
     code: place
@@ -231,8 +230,7 @@ class _Rule:
         #: (position, type of the parts, name, most parts, most characters of each)
         bounds = {at: (name, most, None if self.is_run else each) for at, name, most, each in LISTS.get(cls, ())}
         self.lists: list[tuple[int, type, str, int, int | None]] = [
-            (at, kind, *bounds.get(at, ("", MAX_ARRAY, None)))  # type: ignore[misc]
-            for at, kind in _PARTS[code]
+            (at, kind, *bounds.get(at, ("", MAX_ARRAY, None))) for at, kind in _PARTS[code]
         ]
         self.passed: set[tuple[type, ...]] = set()  #: types of the verb and its fields
 

@@ -77,7 +77,7 @@ MAX_SPOOL_BYTES = 48 * 1024 * 1024
 LIST_PAGE = 200
 
 
-#: Characters of each field that is a string, or a list of strings, whatever the verb. Whoever says an envelope checks it
+#: Characters of each field that is a string, or a list of strings, whatever the verb. Who says an envelope checks it
 #: against this (`check_fields`), since nobody else can say so well what is wrong; and the broker checks what it hears.
 #: What else holds for a field (names, labels, ids) is no matter of its length, and is said where it is asked.
 FIELD_CHARS: dict[str, int] = {
@@ -794,13 +794,13 @@ def check_fields(envelope: Any) -> None:
         value = envelope[at - 1]
         if value is not None:
             _check_string(name, value, limit)
-    for at, name, parts, limit in LISTS[envelope.__class__]:
+    for at, name, parts, each in LISTS[envelope.__class__]:
         values = envelope[at - 1]
         if len(values) > parts:
             raise _WRONG.get(name, InvalidPayload)(f"{len(values):,} {name}; the limit is {parts:,}")
-        if limit is not None:
+        if each is not None:
             for value in values:
-                _check_string(name, value, limit)
+                _check_string(name, value, each)
 
 
 def _check_string(name: str, value: str, limit: int) -> None:
@@ -827,9 +827,9 @@ def refs_of(cls: type[Any], fields: Sequence[Any]) -> tuple[str, ...]:
     if cls is Sends:
         msg_ids = fields[3] if len(fields) > 3 and type(fields[3]) is tuple else ()
         return tuple(one for one in msg_ids if type(one) is str and len(one) <= FIELD_CHARS["msg_id"]) or ("",)
-    if cls._fields[:1] in (("msg_id",), ("ref",)) and cls is not Await:
-        if fields and type(fields[0]) is str and len(fields[0]) <= FIELD_CHARS["ref"]:
-            return (fields[0],)
+    named = cls._fields[:1] in (("msg_id",), ("ref",)) and cls is not Await
+    if named and fields and type(fields[0]) is str and len(fields[0]) <= FIELD_CHARS["ref"]:
+        return (fields[0],)
     return ("",)
 
 
@@ -906,5 +906,10 @@ def new_session_id() -> str:
     raw = bytearray(os.urandom(16))
     raw[6] = raw[6] & 0x0F | 0x40
     raw[8] = raw[8] & 0x3F | 0x80
+    return session_id_of(raw)
+
+
+def session_id_of(raw: bytes | bytearray) -> str:
+    """These 16 bytes in the form of a session id, which is that of a UUID."""
     text = raw.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

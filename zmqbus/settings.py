@@ -371,8 +371,12 @@ def find_project(cwd: str) -> str:
 
     A work tree is known by the `.git` in its root: a directory, or a file in linked work trees and submodules. The
     innermost one wins, as it does for git. Runs no process, and what cannot be read or is not there is no work tree:
-    for an absolute `cwd` it raises nothing.
+    for an absolute `cwd` it raises nothing. A path that is no UTF-8 is given as far as it is, for it travels as text.
     """
+    return _readable(_find_project(cwd))
+
+
+def _find_project(cwd: str) -> str:
     start = os.path.realpath(cwd)
     directory = start
     while not os.path.exists(os.path.join(directory, ".git")):
@@ -381,3 +385,7 @@ def find_project(cwd: str) -> str:
             return start
         directory = parent
     return directory
+
+
+def _readable(path: str) -> str:
+    return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

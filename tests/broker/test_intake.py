@@ -15,7 +15,7 @@ from zmqbus.broker import events, mailbox
 from zmqbus.broker.spooled import no_spools
 from zmqbus.protocol import Format, Scope, State
 from zmqbus.record import spell
-from zmqbus.testing import SimNet
+from zmqbus.testing import SimNet, session_id_of
 from zmqbus.testing.simnet import Death
 
 
@@ -47,7 +47,7 @@ def test_what_a_message_answers_is_a_message_id(net, reply_to):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"hello", reply_to=reply_to)
     net.settle()
-    assert isinstance(alice.answers[msg_id], errors.ProtocolError)
+    assert isinstance(alice.answers[msg_id], errors.ProtocolError | errors.InvalidPayload)
     assert bob.bodies == []
 
 
@@ -102,7 +102,12 @@ def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
 
 @pytest.mark.parametrize(
     ("target", "code"),
-    [("alice", "unknown_peer"), ("alice-session-id", "unknown_peer"), ("nobody", "unknown_peer"), ("", "unknown_peer")],
+    [
+        ("alice", "unknown_peer"),
+        (session_id_of("alice"), "unknown_peer"),
+        ("nobody", "unknown_peer"),
+        ("", "unknown_peer"),
+    ],
 )
 def test_a_target_that_none_may_have_refuses_each(target, code):
     said = both(lambda said: said.say(target, GOOD))
@@ -513,7 +518,7 @@ class TestSpooled:
         net.settle()
         assert isinstance(spooling.alice.answers[msg_id], errors.BrokerUnavailable)
         net.journal_fails = None
-        assert net.broker.registry.sessions["bob-session-id"].mailbox.total_bytes == 0
+        assert net.broker.registry.sessions[session_id_of("bob")].mailbox.total_bytes == 0
         assert spooling.receives() == []
 
     def test_it_counts_in_the_mailbox_as_what_it_is(self, net, spooling, monkeypatch):

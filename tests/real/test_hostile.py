@@ -7,6 +7,7 @@ before send each other a message, the broker is the process it was, and it has n
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import msgpack
 import psutil
@@ -470,7 +472,9 @@ def forged_records_in_a_file(attacker: Attacker) -> None:
         content = padding + piece
         size = len(content)
         name = spool_of(attacker, content)
-        attacker.say(guest, [VERB["Spooled"], f"file0000000{number}", 0, "pay", 0, None, size, name, 0, size, 1])
+        attacker.say(
+            guest, [VERB["Spooled"], f"file0000000{number}", 0, "pay", 0, None, size, name, 0, size, crc32(content)]
+        )
         answer = attacker.hear(guest)
         assert isinstance(answer, protocol.Refused) and answer.code == "invalid_payload", answer
     log = (attacker.bus.data_dir / "messages.log").read_bytes()
@@ -493,13 +497,28 @@ def files_that_are_not_for_it(attacker: Attacker) -> None:
 
 
 def a_text_that_cannot_be_read(attacker: Attacker) -> None:
-    """With a checksum that is wrong, or escapes that are none: it is that one message that nobody can read."""
+    """With a checksum that is wrong, escapes that are none, raw control characters, another size: it is refused, and
+    every line of the log is JSON."""
     guest = attacker.enter(protocol.Role.GUEST)
-    for number, piece in enumerate((b"x" * 70_000, b"\\z" * 40_000)):
+    good = b"x" * 70_000
+    for number, (piece, size, crc) in enumerate(
+        (
+            (good, len(good), crc32(good) ^ 1),
+            (good, len(good) - 1, None),
+            (b"\\z" * 40_000, 70_000, None),
+            (b"\\ud800" * 20_000, 70_000, None),
+            (good + b"\x01", len(good) + 1, None),
+            (good + b"\n", len(good) + 1, None),
+        )
+    ):
         name = spool_of(attacker, piece)
-        fields = [f"file0000002{number}", 0, "pay", 0, None, len(piece) - 10_000 * number, name, 0, len(piece), 1]
+        checksum = crc32(piece) if crc is None else crc
+        fields = [f"file0000002{number}", 0, "pay", 0, None, size, name, 0, len(piece), checksum]
         attacker.say(guest, [VERB["Spooled"], *fields])
-        assert isinstance(attacker.hear(guest), protocol.Receipt | protocol.Refused)
+        answer = attacker.hear(guest)
+        assert isinstance(answer, protocol.Refused) and answer.code in ("invalid_payload", "protocol"), answer
+    for line in (attacker.bus.data_dir / "messages.log").read_bytes().splitlines():
+        json.loads(line)
 
 
 def flood_of_large_files(attacker: Attacker) -> None:

@@ -94,9 +94,6 @@ SILENCE_LOOK_S = 0.5
 MAX_PROBE_PAUSE_S = 600.0
 #: Notices that the status repeats; broker.log has them all.
 MAX_NOTICES = 20
-#: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
-#: travel on to others, whose own limit for a string must not be what stops them.
-MAX_ID_CHARS = 64
 #: Lists that one connection may ask for at once, and each second after that. A list is the largest answer to the
 #: smallest question, and who asks without reading would have them pile up.
 LISTS_AT_ONCE = 50
@@ -357,7 +354,8 @@ class BrokerCore:
             connection.guest = name
             # The same for whoever has the token, so that a guest may repeat itself over a new connection; and
             # receivers, who see the id, cannot tell the token from it.
-            connection.guest_id = f"guest-{sha256((hello.token or '').encode()).hexdigest()[:16]}"
+            # It has the form of a session id, which no name has: who answers it cannot mean anybody else.
+            connection.guest_id = protocol.session_id_of(sha256((hello.token or "").encode()).digest()[:16])
         if session is not None and (standing is Standing.MEMBER or not session.name):
             session.label = label
             # Many sessions of one place: the string once, not once for each.
@@ -408,8 +406,10 @@ class BrokerCore:
 
     def _claim(self, hello: protocol.Hello, name: str, standing: Standing) -> Session:
         """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
-        if not hello.session_id or not hello.token or not name or len(hello.session_id) > MAX_ID_CHARS:
+        if not hello.session_id or not hello.token or not name:
             raise ProtocolError("HELLO for a session needs its id, its token and its name")
+        if not naming.is_session_id(hello.session_id):
+            raise ProtocolError("HELLO with a session id that is no UUID in lower case")
         session = self.registry.sessions.get(hello.session_id)
         digest = sha256(hello.token.encode()).hexdigest()
         if session is not None:
@@ -423,7 +423,7 @@ class BrokerCore:
             raise Unauthorized(f"the token is not that of session {session.session_id:.40}; connect the session anew")
 
     def _check_guest(self, name: str, hello: protocol.Hello) -> None:
-        if not name or not hello.token or len(hello.token) > MAX_ID_CHARS:
+        if not name or not hello.token:
             raise ProtocolError("HELLO of a guest needs a name and a token")
         if self.registry.holder(name) is not None:
             raise NameTaken(f"'{name}' is the name of a connected session; give --as another one")

@@ -234,7 +234,7 @@ class Intake:
         if spooled is not None:
             # Last: nothing is read for a message that is refused.
             piece = self._read_spooled(who.route, spooled)
-            check_spelled(record.fmt, piece)
+            check_spelled(record.fmt, piece, spooled.size_bytes, spooled.crc)
             line = spelled_line(record, piece, spooled.crc)
         for session in receivers:
             session.mailbox.reserve(size_bytes)

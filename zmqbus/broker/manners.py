@@ -5,7 +5,6 @@ from __future__ import annotations
 from zmqbus import protocol
 from zmqbus.broker.registry import Standing
 
-
 _COMMON = frozenset((protocol.Hello, protocol.Bye, protocol.Ping, protocol.List, protocol.Status, protocol.Stop))
 
 #: Which verb a connection may say in which standing. What is not here is refused; a stranger is told to say HELLO.

@@ -221,7 +221,9 @@ class ClientCore:
             except errors.ZmqbusError as error:
                 self._answer_unfit(new, [send], error)
 
-    def _answer_unfit(self, new: dict[str, protocol.Send], unfit: list[protocol.Send], error: errors.ZmqbusError) -> None:
+    def _answer_unfit(
+        self, new: dict[str, protocol.Send], unfit: list[protocol.Send], error: errors.ZmqbusError
+    ) -> None:
         for send in unfit:
             del new[send.msg_id]
         self._out.append(Answer(tuple(send.msg_id for send in unfit), error))
@@ -419,7 +421,7 @@ class ClientCore:
             persona.token,
             persona.name,
             persona.label,
-            persona.cwd,
+            persona.cwd.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),  # a path may be anything
             persona.project,
             persona.pid,
             persona.owner,
