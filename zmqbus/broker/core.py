@@ -98,6 +98,14 @@ MAX_NOTICES = 20
 #: smallest question, and who asks without reading would have them pile up.
 LISTS_AT_ONCE = 50
 LISTS_A_SECOND = 10
+#: Bytes of such answers (lists, figures), likewise: all that 10,000 sessions have to be listed for.
+ANSWERS_AT_ONCE_BYTES = 4 * 1024 * 1024
+ANSWERS_A_SECOND_BYTES = 1024 * 1024
+#: A page of a list ends here, or at `LIST_PAGE`: the paths of two hundred sessions may be 1.6 MB.
+PAGE_BYTES = 64 * 1024
+#: What the figures come to, and a row of a list beside its strings.
+HEALTH_BYTES = 2_000
+ROW_BYTES = 80
 #: While messages are under way the core wants to hear of the time so often: a tenth of the second that receivers have.
 BUSY_TICK_S = 0.1
 #: And otherwise, as long as anybody is connected: silence is measured in seconds.
@@ -502,8 +510,7 @@ class BrokerCore:
     # --- looking, renaming, leaving
 
     def _list(self, now: Instant, who: Connection, wanted: protocol.List) -> None:
-        who.requests = max(0.0, who.requests - (now.mono_s - who.requested_s) * LISTS_A_SECOND)
-        who.requested_s = now.mono_s
+        self._count_bulky(now, who)
         if who.requests >= LISTS_AT_ONCE:
             raise RateLimited(
                 f"{LISTS_AT_ONCE} lists at once, and {LISTS_A_SECOND} a second, are the limit; retry in 1 s"
@@ -511,10 +518,30 @@ class BrokerCore:
         who.requests += 1
         sessions = self.registry.reachable() if wanted.everyone else self.registry.live()
         ordered = sorted(sessions, key=lambda session: session.session_id)
-        page = [s for s in ordered if s.session_id > wanted.after][: protocol.LIST_PAGE]
+        page = []
+        size_bytes = 0
+        for session in ordered:
+            if session.session_id > wanted.after:
+                page.append(session)
+                size_bytes += ROW_BYTES + len(session.cwd) + len(session.project) + len(session.label or "")
+                if len(page) >= protocol.LIST_PAGE or size_bytes >= PAGE_BYTES:
+                    break
+        who.answered_bytes += size_bytes
         more = bool(page) and page[-1] is not ordered[-1]
         rows = tuple(tuple(self._row(now, session)) for session in page)
         self._out.reply(who.route, protocol.Sessions(wanted.ref, rows, more))
+
+    def _count_bulky(self, now: Instant, who: Connection) -> None:
+        """Raises `RateLimited` for a connection that has asked for so much that it cannot have read it all."""
+        passed_s = now.mono_s - who.requested_s
+        who.requested_s = now.mono_s
+        who.requests = max(0.0, who.requests - passed_s * LISTS_A_SECOND)
+        who.answered_bytes = max(0.0, who.answered_bytes - passed_s * ANSWERS_A_SECOND_BYTES)
+        if who.answered_bytes >= ANSWERS_AT_ONCE_BYTES:
+            raise RateLimited(
+                f"{ANSWERS_AT_ONCE_BYTES >> 20} MiB of lists and figures at once, and "
+                f"{ANSWERS_A_SECOND_BYTES >> 20} MiB a second, are the limit; retry in 1 s"
+            )
 
     def _row(self, now: Instant, session: Session) -> protocol.Session:
         state = "away" if session.conn is None else "busy" if _is_busy(now, session) else "live"
@@ -577,6 +604,8 @@ class BrokerCore:
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
         assert self._started is not None
+        self._count_bulky(now, who)
+        who.answered_bytes += HEALTH_BYTES
         boxes = [session.mailbox for session in self.registry.sessions.values()]
         under_way, under_way_bytes = self.delivery.under_way()
         figures = (

@@ -44,6 +44,9 @@ from zmqbus.tuples import NamedTuple
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60
 MINUTE_S = 60.0
+#: Broadcasts of all guests together within a minute: a guest's name costs nothing, and each broadcast is a row for each
+#: session that is away.
+GUEST_BROADCASTS_PER_MINUTE = 120
 #: As integers: to look a member of an enum up costs more than to compare it.
 _TEXT = int(Format.TEXT)
 _SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
@@ -181,6 +184,8 @@ class Intake:
         if to_many:
             recent = self._recent_broadcasts(now, who)
             if len(recent) + len(bodies) > BROADCASTS_PER_MINUTE:
+                return None
+            if who.session is None and self._guests_room(now) < len(bodies):
                 return None
             recent.extend([now.mono_s] * len(bodies))
         return receivers, to
@@ -328,7 +333,17 @@ class Intake:
                 f"{BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of a session; "
                 f"retry in {retry_s:.0f} s"
             )
+        if who.session is None and self._guests_room(now) < 1:
+            raise RateLimited(
+                f"{GUEST_BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of all who speak without a "
+                "session; retry in a minute, or connect first"
+            )
         recent.append(now.mono_s)
+
+    def _guests_room(self, now: Instant) -> int:
+        """How many more broadcasts guests may make at this moment."""
+        young = (at > now.mono_s - MINUTE_S for recent in self._guest_broadcasts.values() for at in recent)
+        return GUEST_BROADCASTS_PER_MINUTE - sum(young)
 
     # --- the journal's answer
 
@@ -395,5 +410,5 @@ class Intake:
     def tick(self, now: Instant) -> None:
         """Forgets the broadcasts of guests long gone."""
         for name, recent in list(self._guest_broadcasts.items()):
-            if recent[-1] <= now.mono_s - MINUTE_S:
+            if not recent or recent[-1] <= now.mono_s - MINUTE_S:
                 del self._guest_broadcasts[name]
