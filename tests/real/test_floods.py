@@ -168,11 +168,15 @@ FLOODS = [
 
 
 @pytest.mark.parametrize("attack", FLOODS, ids=lambda attack: attack.__name__)
-def test_a_flood_grows_the_broker_to_its_bound_and_not_for_good(stage: Stage, attack: Callable[[Attacker], None]) -> None:
+def test_a_flood_grows_the_broker_to_its_bound_and_not_for_good(
+    stage: Stage, attack: Callable[[Attacker], None]
+) -> None:
     with Watch(stage.broker) as watch:
         attack(stage.attacker)
         if os.environ.get("SHOW"):
-            print(attack.__name__, "peak", watch.peak_bytes >> 20, "MiB, at its end", stage.broker.memory_info().rss >> 20)
+            print(
+                attack.__name__, "peak", watch.peak_bytes >> 20, "MiB, at its end", stage.broker.memory_info().rss >> 20
+            )
         stage.prove(MAX_BYTES)
     assert watch.peak_bytes < MAX_BYTES, f"{watch.peak_bytes >> 20} MiB"
     stage.attacker.close()

@@ -8,11 +8,12 @@ bytes. A message may have any number of frames of 16 MiB, of which nobody hears 
 lies there as far as it has come; each byte of a subscription becomes a node of a tree, 48 bytes. So a few connections
 can take all memory there is, those among them that have not even shown a key. Nor can libzmq be told to close one.
 
-The kernel can. It counts the bytes of each connection (TCP_INFO), and a socket that is shut down here is, to libzmq, one
-whose peer has gone: it drops what it has read of it. So when the process has grown by more than what the broker itself
-keeps (`SOFT_BYTES`), the connections are watched, each `WATCH_S`; and when it has grown by `HARD_BYTES`, those that have
-sent most since then are closed, one at each look, until it has not. Whoever is honest and closed by mistake comes back
-and says again what was not answered: it costs a reconnect, and no message.
+The kernel can. It counts the bytes of each connection (TCP_INFO), and a socket that is shut down here is, to libzmq,
+one whose peer has gone: it drops what it has read of it, and what it has for it. So when the process has grown by more
+than what the broker itself keeps (`SOFT_BYTES`), the connections are watched, each `WATCH_S`; and when it has grown by
+`HARD_BYTES`, those are closed that have read nothing since then of what is sent to them, or else those that have sent
+most, one at each look, until it is enough. Whoever is honest and closed by mistake comes back and says again what was
+not answered: it costs a reconnect, and no message.
 
 A connection to the PUB says a few hundred bytes in its life, so there the sum is the judgement: over
 `MAX_SUBSCRIBING_BYTES` it is closed at once.

@@ -58,6 +58,9 @@ TICK_S = 0.05
 PEER_HWM = 400
 #: Messages of one peer that wait for the next wake: a wake takes that many, and each may hold 512 envelopes.
 PEER_IN_HWM = DRAIN_MESSAGES
+#: Subscriptions of one peer that wait to be taken in. (With 1, libzmq 4.3.5 never reads a message of several frames to
+#: its end, nor what comes after it.)
+SUBSCRIBER_IN_HWM = 8
 #: A handshake that is not done by then is dropped, so that half-open connections do not pile up.
 HANDSHAKE_MS = 5_000
 #: Connections that may wait for their handshake: 1,000 sessions may come at once.
@@ -125,9 +128,9 @@ def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKey
     publisher = context.socket(zmq.XPUB)
     _secure(publisher, keys)
     publisher.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
-    # libzmq takes subscriptions in until there is none, whatever time it is: with a queue of one, whoever sends them
-    # without end is waited for at each, and the loop goes on.
-    publisher.rcvhwm = 1
+    # libzmq takes subscriptions in until there is none, whatever time it is. With a short queue it has to wait for
+    # whoever sends them without end, and the loop goes on.
+    publisher.rcvhwm = SUBSCRIBER_IN_HWM
     return publisher
 
 
