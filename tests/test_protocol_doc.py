@@ -10,7 +10,20 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import aftermath, awaits, board, delivery, fates, intake, mailbox, manners, pool, reading, upkeep
+from zmqbus.broker import (
+    aftermath,
+    awaits,
+    board,
+    delivery,
+    fates,
+    intake,
+    mailbox,
+    manners,
+    pool,
+    pressure,
+    reading,
+    upkeep,
+)
 from zmqbus.broker import core as broker
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
@@ -151,6 +164,12 @@ def test_other_numbers_of_the_prose() -> None:
     assert (intake.BROADCASTS_PER_MINUTE, awaits.MAX_WAITS) == (60, 1000)
     assert (reading.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
     assert (reading.MAX_PREVIEWS, reading.PREVIEW_MESSAGES, reading.PREVIEW_HEAD_BYTES) == (16, 250, 4096)
+    assert (intake.GUEST_BROADCASTS_PER_MINUTE, broker.PAGE_BYTES, pressure.MAX_SUBSCRIBING_BYTES) == (
+        120,
+        2**16,
+        2**17,
+    )
+    assert (broker.ANSWERS_AT_ONCE_BYTES, broker.ANSWERS_A_SECOND_BYTES) == (4 * 2**20, 2**20)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
     assert (fates.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
     assert (work.REMEMBERED_ANSWERS, work.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)

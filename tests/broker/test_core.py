@@ -8,7 +8,7 @@ import msgpack
 import pytest
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import events, manners
+from zmqbus.broker import core, events, manners
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
@@ -895,3 +895,35 @@ def test_a_target_that_only_the_broker_finds_too_long_is_named_and_costs_its_nei
     refused = [one.ref for one in heard if isinstance(one, protocol.Refused)]
     assert refused == [send.msg_id for send in sends[::2]]
     assert bob.bodies == [b"", b"", b""]
+
+
+def test_lists_and_figures_are_counted_in_bytes(net, monkeypatch):
+    monkeypatch.setattr(core, "ANSWERS_AT_ONCE_BYTES", 5 * core.HEALTH_BYTES)
+    monkeypatch.setattr(core, "ANSWERS_A_SECOND_BYTES", core.HEALTH_BYTES)
+    watcher = net.observer()
+    for number in range(8):
+        watcher.request(protocol.Status(f"s{number}"))
+    net.settle()
+    answers = [watcher.responses[f"s{number}"] for number in range(8)]
+    assert [isinstance(one, errors.RateLimited) for one in answers] == [False] * 5 + [True] * 3
+    net.advance(1.1)
+    watcher.request(protocol.Status("later"))
+    net.settle()
+    assert isinstance(watcher.responses["later"], protocol.Health)
+
+
+def test_a_page_of_a_list_ends_by_its_size(net):
+    for number in range(30):
+        net.session(f"s{number:02}", project=f"/{number:02}" + "p" * 4_000)
+    watcher = net.observer()
+    found, after = [], ""
+    while True:
+        watcher.request(protocol.List(f"l{after}"[:60], True, after))
+        net.settle()
+        page = watcher.responses[f"l{after}"[:60]]
+        assert sum(len(row[2]) + len(row[3]) for row in page.rows) < core.PAGE_BYTES + 2 * 4_096
+        found += page.rows
+        if not page.more:
+            break
+        after = page.rows[-1][6]
+    assert [row[0] for row in found] == [f"s{number:02}" for number in range(30)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.broker.saidkit import Said, both, messages, refused, with_ids
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import events, mailbox
+from zmqbus.broker import events, intake, mailbox
 from zmqbus.broker.spooled import no_spools
 from zmqbus.protocol import Format, Scope, State
 from zmqbus.record import spell
@@ -580,3 +580,26 @@ class TestSpooled:
         monkeypatch.setattr(net.broker.intake, "_read_spooled", no_spools)
         spooling.put_down()
         assert spooling.refusal().code == "unauthorized"
+
+
+def test_guests_share_a_limit_of_broadcasts_since_their_names_cost_nothing(net):
+    net.session("bob")
+    told = {}
+    for name in range(5):
+        guest = net.guest(f"guest-{name}")
+        ids = [guest.send("", b"x", scope=Scope.ALL) for _ in range(intake.BROADCASTS_PER_MINUTE // 2)]
+        net.settle()
+        net.advance(1.5)
+        told[name] = [guest.answers[msg_id] for msg_id in ids]
+    refused = [isinstance(one, errors.RateLimited) for name in range(5) for one in told[name]]
+    assert refused == [False] * intake.GUEST_BROADCASTS_PER_MINUTE + [True] * 30
+    session = net.session("alice")
+    msg_id = session.send("", b"x", scope=Scope.ALL)
+    net.settle()
+    net.advance(1.5)
+    assert isinstance(session.answers[msg_id], protocol.Tally)
+    net.advance(intake.MINUTE_S)
+    msg_id = guest.send("", b"x", scope=Scope.ALL)
+    net.settle()
+    net.advance(1.5)
+    assert isinstance(guest.answers[msg_id], protocol.Tally)

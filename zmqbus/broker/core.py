@@ -273,6 +273,11 @@ class BrokerCore:
         parts = (self.delivery, self._store, self.pool)
         return min((number for part in parts if (number := part.oldest_segment()) is not None), default=None)
 
+    def oldest_under_way(self) -> int | None:
+        """The oldest segment that anybody may read without the store's knowing."""
+        found = (self.delivery.oldest_segment(), self.pool.oldest_segment())
+        return min((number for number in found if number is not None), default=None)
+
     # --- connections: who may say what
 
     def _receive(self, now: Instant, route: bytes, envelopes: list[protocol.Envelope]) -> None:

@@ -37,6 +37,7 @@ from zmqbus.broker.log import Log
 from zmqbus.broker.pressure import Pressure
 from zmqbus.broker.spooled import WAKE_BYTES, Spools
 from zmqbus.broker.store import StoreError
+from zmqbus.broker.thinning import Thinning
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal import Journal
 from zmqbus.process import Process, is_alive
@@ -209,7 +210,9 @@ class Server:
         self._core.shell_figures = lambda: (
             ("handshakes_refused", self._zap.refused),
             ("connections_closed", self._pressure.closed),
+            ("log_kept_bytes", self._thinning.kept_bytes),
         )
+        self._thinning = Thinning(self._journal, self._store, self._core, self._log.warning)
         self._pressure = Pressure(port, self._core.pub_port)
         self._closing.callback(self._pressure.close)
         self._do(self._core.recover(self._now()))
@@ -328,6 +331,8 @@ class Server:
         self._write_journal(now)
         self._commit(now)
         self._send_all(now)
+        if self._ticked_s == now.mono_s:
+            self._thinning.tick(now.mono_s)
         if not self._spools.is_empty and (self._ticked_s == now.mono_s or not self._core.registry.connections):
             self._spools.sweep(self._core.registry.connections)
         self._look_idle(now)
