@@ -344,7 +344,9 @@ def _damaged(path: str, segment: int, offset: int) -> JournalError:
 
 
 def _no_pointer(path: str, pointer: Sequence[int]) -> JournalError:
-    return JournalError(f"{pointer!r:.80} is no pointer into {path}; the broker is of another release: restart it")
+    return JournalError(
+        f"what has {len(pointer)} numbers is no pointer into {path}; the broker is of another release: restart it"
+    )
 
 
 def _unreadable(path: str, segment: int, error: OSError) -> JournalError:

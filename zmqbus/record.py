@@ -265,8 +265,10 @@ def check_spelled(fmt: BodyFormat, spelled: bytes, size_bytes: int, crc: int) ->
     if b"\\" in spelled or b'"' in spelled:
         size = _size_of_string(spelled)
     else:
-        if any(code in spelled[at : at + _CACHED] for at in range(0, len(spelled), _CACHED) for code in range(32)):
-            raise _not_spelled("control characters")
+        for at in range(0, len(spelled), _CACHED):
+            piece = spelled[at : at + _CACHED]
+            if any(code in piece for code in range(32)):
+                raise _not_spelled("control characters")
         if not spelled.isascii():
             _text(spelled)
         size = len(spelled)

@@ -426,7 +426,7 @@ def stale_leases(attacker: Attacker) -> None:
     for lease in ("", "0" * 32, "x" * 64, attacker.victim.state["token"]):
         attacker.say(program, [VERB["Ping"], lease, "attacker"])
         assert attacker.hear(program) == protocol.Expired()
-    attacker.say(program, [VERB["Ack"], 2**63, list(range(4000))], [VERB["Ack"], -1, [-1]], [VERB["Recalled"], 2**40])
+    attacker.say(program, [VERB["Ack"], 2**63, list(range(2000))], [VERB["Ack"], -1, [-1]], [VERB["Recalled"], 2**40])
     second = attacker.enter(protocol.Role.PROGRAM)  # takes the session over: the lease of the first is stale
     attacker.say(program, [VERB["Status"], "s"])
     assert isinstance(attacker.hear(program), protocol.Displaced)

@@ -58,7 +58,7 @@ def broker(settings: Settings) -> Iterator[Finding]:
     kept_bytes = figures.get("log_kept_bytes", 0)
     if isinstance(kept_bytes, int) and kept_bytes >= MUCH_KEPT_BYTES:
         says = f"{kept_bytes / 1e6:,.0f} MB of old log are kept for {figures.get('unread')} messages that are not read"
-        yield warning("unread mail", f"{says}; see whose they are, and read or give them up", "zmqbus list --all")
+        yield warning("mail", f"{says}; see whose they are, and read or give them up", "zmqbus list --all")
 
 
 def _absent(settings: Settings) -> Iterator[Finding]:
