@@ -312,6 +312,8 @@ def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
             longer = [value + "x", "\N{SNOWMAN}" * (len(value) + 1)]
         elif kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...]):
             longer = [value * 17]  # more than any list may have
+            if len(value) == protocol.FIELD_PARTS.get(list(cls.__annotations__)[at], protocol.MAX_LIST):
+                longer.append((*value, value[0]))
             if kind == tuple[str, ...]:
                 longer.append((*value[1:], value[0] + "x"))
         for one in longer:

@@ -126,7 +126,7 @@ class Said:
     def seen(self) -> tuple[object, ...]:
         """All there is to compare."""
         counts, sessions = self.net.broker._out.counts, self.net.broker.registry.sessions
-        boxes = [sessions[session_id_of(member.persona.name)].mailbox for member in self.members]
+        boxes = [sessions[session_id_of(member.persona.name or "")].mailbox for member in self.members]
         names = ("taken", "delivered", "queued", "repeated", "accepted_bytes", "broadcasts_resent")
         return (
             [[message[1:] for message in member.history] for member in self.members],  # without their tickets

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from zmqbus.broker import pressure
 from zmqbus.broker.pressure import HARD_BYTES, LOOK_S, MAX_SUBSCRIBING_BYTES, SETTLED_S, SOFT_BYTES, WATCH_S, Pressure
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux counts a connection's bytes")
@@ -157,7 +157,7 @@ def test_without_proc_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> Non
     def no_proc(*_: object) -> int:
         raise FileNotFoundError
 
-    monkeypatch.setattr(pressure.os, "open", no_proc)
+    monkeypatch.setattr(os, "open", no_proc)
     watch = Pressure(1, 2)
     assert watch.wait_s is None and watch.look(1.0, lambda: 0) == []
     assert repr(watch) == "<Pressure: 0 connections closed>"

@@ -820,14 +820,15 @@ def test_what_is_over_a_limit_is_answered_here_and_named(ready):
     """Said, it would come back as part of a message that nobody can read, at every HELLO."""
     long = protocol.Send("toolong00001", 0, "x" * 4_097, 0, None, False, b"")
     good = long._replace(msg_id="good00000001", target="bob")
-    effects = ready.core.send_all([long, good])
+    effects: Any = ready.core.send_all([long, good])
     assert [type(one) for one in effects] == [core.Answer, core.Transmit]
     (msg_id,), error = effects[0]
     assert msg_id == long.msg_id and isinstance(error, errors.InvalidName)
     assert effects[1].envelope == good
     assert ready.core.unconfirmed == 1
     reply = long._replace(target="bob", reply_to="x" * 13)
-    ((_, error),) = ready.core.send_all([reply])
+    refused: Any = ready.core.send_all([reply])
+    ((_, error),) = refused
     assert isinstance(error, errors.InvalidPayload)
 
 
@@ -840,8 +841,9 @@ def test_a_request_over_a_limit_is_answered_here(ready):
 
 
 def test_a_hello_over_a_limit_ends_with_its_reason():
-    for persona in ({"owner": "o" * 257}, {"label": "l" * 241}, {"topics": ("t" * 41,)}, {"token": "\udcff"}):
-        made = core.ClientCore(core.Persona(Role.PROGRAM, "id", "token", "name")._replace(**persona), "0")
+    changes: Any
+    for changes in ({"owner": "o" * 257}, {"label": "l" * 241}, {"topics": ("t" * 41,)}, {"token": "\udcff"}):
+        made = core.ClientCore(core.Persona(Role.PROGRAM, "id", "token", "name")._replace(**changes), "0")
         (closed,) = made.handle(0.0, core.Up())
         assert isinstance(closed, core.Closed) and closed.reason is not None
         assert made.phase is core.Phase.CLOSED
@@ -849,6 +851,7 @@ def test_a_hello_over_a_limit_ends_with_its_reason():
 
 def test_a_directory_whose_name_is_no_text_keeps_nobody_off_the_bus():
     made = core.ClientCore(core.Persona(Role.PROGRAM, "id", "token", "name", cwd="/tmp/\udcff"), "0")
-    (said,) = made.handle(0.0, core.Up())
-    assert said.envelope.cwd == "/tmp/\ufffd"
-    assert codec.encode([said.envelope])
+    effects: Any = made.handle(0.0, core.Up())
+    (hello,) = effects
+    assert hello.envelope.cwd == "/tmp/\ufffd"
+    assert codec.encode([hello.envelope])

@@ -35,13 +35,16 @@ class Player:
         self.honest = [
             self.net.session(name, role=Role.PROGRAM, project="/honest") for name in ("honest-a", "honest-b")
         ]
-        self.rogues = [
-            self.net.session("rogue", role=Role.PROGRAM),
-            self.net.guest("rogue-guest"),
-            self.net.observer(),
-        ]
-        self.rogues.append(self.net.helper(self.rogues[0]))
+        self._entered = 0
+        self._enter()
         self.net.settle()
+
+    def _enter(self) -> None:
+        """The hostile ones, anew: what they say may have ended those before."""
+        self._entered += 1
+        rogue = self.net.session(f"rogue-{self._entered}", role=Role.PROGRAM)
+        guest = self.net.guest(f"guest-{self._entered}")
+        self.rogues = [rogue, guest, self.net.observer(), self.net.helper(rogue)]
 
     def play(self, envelopes: int) -> None:
         """Fuzzes so many; raises `AssertionError` where somebody else has noticed."""
@@ -50,6 +53,7 @@ class Player:
             rogue.raw(frames)
             if count % ROUND == 0:
                 self.prove()
+                self._enter()
 
     def prove(self) -> None:
         """What the two say to each other arrives."""

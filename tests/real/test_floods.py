@@ -66,7 +66,7 @@ def stage(bus: Bus) -> Iterator[Stage]:
     stage.close()
 
 
-def until_closed(dealers: list[zmq.Socket[bytes]], say: Callable[[zmq.Socket[bytes]], None]) -> None:
+def until_closed(dealers: list[zmq.Socket[bytes]], say: Callable[[zmq.Socket[bytes]], object]) -> None:
     """Says something over all of them in turn, for as long as the flood goes on."""
     end_s = time.monotonic() + FLOOD_S
     for dealer in dealers:
