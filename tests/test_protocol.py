@@ -436,10 +436,9 @@ def test_the_largest_body_stays_below_the_frame_limit() -> None:
     assert protocol.MAX_BROADCAST_BYTES < protocol.MAX_BODY_BYTES < protocol.MAX_FRAME_BYTES
     # A full batch of small messages whose strings are all as long as they may be.
     send = full_of(protocol.Send)._replace(body=bytes(INLINE_BYTES))
-    deliver = protocol.Deliver(
-        2**63, 2**63, 2**63, "a" * 12, "s" * 36, "n" * 40, "l" * 60, 0, "t" * 4_096, 0, "r" * 12, 1.5, 2**31,
-        (2**31,) * 4, bytes(2_048),
-    )  # fmt: skip
+    longest: dict[Any, Any] = {int: 2**63, str: "x" * 40, float: 1.5, str | None: "x" * 60, bytes: bytes(2_048)}
+    fields = [longest.get(kind, (2**31,) * 4) for kind in protocol.Deliver.__annotations__.values()]
+    deliver = protocol.Deliver._make(fields)._replace(target="t" * 4_096)
     for one in (send, send._replace(body=bytes(2_048)), deliver):
         for batch in codec.batches([one] * MAX_BATCH):
             (frame,) = codec.encode(batch)
