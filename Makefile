@@ -27,7 +27,7 @@ SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
 	mkdir -m 0700 "$$tmp/home" "$$tmp/data" && HOME="$$tmp/home" INTER_SESSION_DATA_DIR="$$tmp/data" "$$@"' sandbox
 
-.PHONY: help demo test soak sweep mutants bench guard check lint format venv clean
+.PHONY: help demo test soak sweep fuzz mutants bench guard check lint format venv clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,9 @@ soak: $(DEV) ## kills, stops and cuts real processes for ten minutes, and accoun
 
 sweep: $(DEV) ## the simulated bus and the crash consistency, with thousands of seeds: a quarter of an hour
 	@SOAK=1 $(SANDBOX) $(PY) -m pytest -n 2 tests/broker/test_machine.py tests/broker/test_pool_machine.py tests/broker/test_crash_consistency.py $(ARGS)
+
+fuzz: $(DEV) ## 600,000 hostile envelopes; ARGS=--help: other numbers, and the seed of a run that has found something
+	@$(SANDBOX) $(PY) -m tests.fuzz.play $(ARGS)
 
 mutants: $(DEV) ## takes out each line that keeps a promise, and sees whether a test notices
 	@$(SANDBOX) $(PY) -m tests.mutants $(ARGS)

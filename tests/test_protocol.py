@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import tracemalloc
 import uuid
 from collections.abc import Sequence
 from types import UnionType
@@ -15,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from zmqbus import codec, protocol
-from zmqbus.errors import ProtocolError
-from zmqbus.protocol import INLINE_BYTES, MAX_BATCH, MAX_BATCH_BYTES, MAX_STRING_BYTES, Scope
+from zmqbus.errors import InvalidName, InvalidPayload, ProtocolError, ZmqbusError
+from zmqbus.protocol import INLINE_BYTES, MAX_BATCH, MAX_BATCH_BYTES, Scope
 
 INTS = st.integers(-(2**63), 2**64 - 1)
 BODIES = st.one_of(
@@ -25,10 +26,10 @@ BODIES = st.one_of(
 )
 
 
-def values(annotation: object) -> st.SearchStrategy[Any]:
+def values(annotation: object, chars: int = 12) -> st.SearchStrategy[Any]:
     """Values that fit a field."""
     if isinstance(annotation, UnionType):
-        return st.one_of(*map(values, get_args(annotation)))
+        return st.one_of(*(values(one, chars) for one in get_args(annotation)))
     if annotation is type(None):
         return st.none()
     if get_origin(annotation) is tuple:
@@ -37,10 +38,10 @@ def values(annotation: object) -> st.SearchStrategy[Any]:
             return st.lists(st.tuples(st.text(max_size=5), INTS), max_size=4).map(tuple)
         if part is bytes:
             return st.lists(st.binary(max_size=100) | st.just(bytes(INLINE_BYTES)), max_size=4).map(tuple)
-        return st.lists(values(part), max_size=4).map(tuple)
+        return st.lists(values(part, chars), max_size=4).map(tuple)
     return {
         int: INTS,
-        str: st.text(st.characters(codec="utf-8"), max_size=20),
+        str: st.text(st.characters(codec="utf-8"), max_size=chars),
         bool: st.booleans(),
         float: st.floats(allow_nan=False),
         bytes: BODIES,
@@ -48,7 +49,8 @@ def values(annotation: object) -> st.SearchStrategy[Any]:
 
 
 def envelopes_of(cls: Any) -> st.SearchStrategy[Any]:
-    return st.tuples(*map(values, cls.__annotations__.values())).map(cls._make)
+    fields = (values(kind, min(20, protocol.FIELD_CHARS.get(name, 20))) for name, kind in cls.__annotations__.items())
+    return st.tuples(*fields).map(cls._make)
 
 
 TO_BROKER = [cls for code, cls in protocol.VERBS.items() if code < 32]
@@ -118,6 +120,8 @@ def refuse_or_read(frames: list[bytes], *, from_broker: bool) -> None:
     except ProtocolError:
         return
     for envelope in read:
+        if type(envelope) is protocol.Faulty:
+            continue
         for value, annotation in zip(envelope, type(envelope).__annotations__.values(), strict=True):
             assert fits(value, annotation), envelope
 
@@ -239,36 +243,178 @@ SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BY
     ids=range(36),
 )
 def test_each_of_these_is_refused(frames: list[bytes]) -> None:
-    with pytest.raises(ProtocolError):
-        decoder(from_broker=False).decode(frames)
+    assert refused(frames)
+
+
+def refused(frames: list[bytes], reader: codec.Decoder | None = None) -> bool:
+    """Whether nothing of it is taken: as a whole, or each envelope for itself."""
+    try:
+        read = (reader or decoder(from_broker=False)).decode(frames)
+    except ProtocolError:
+        return True
+    return set(map(type, read)) == {protocol.Faulty}
 
 
 def test_a_pointer_is_made_of_numbers() -> None:
     reader = decoder(from_broker=True)
     deliver = protocol.Deliver(1, 0, 0, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 0.5, -1, (1, 2, 3, 4), 0, b"")
     assert reader.decode(codec.encode([deliver])) == [deliver]
-    with pytest.raises(ProtocolError):
-        reader.decode(codec.encode([deliver._replace(pointer=(1, 2, "3", 4))]))  # type: ignore[arg-type]
+    assert refused(codec.encode([deliver._replace(pointer=(1, 2, "3", 4))]), reader)  # type: ignore[arg-type]
 
 
 def test_a_shape_that_passed_once_does_not_let_others_pass() -> None:
     reader = decoder(from_broker=False)
     assert reader.decode([msgpack.packb([[5, 1, [2, 3]]])]) == [protocol.Ack(1, (2, 3))]
-    with pytest.raises(ProtocolError):
-        reader.decode([msgpack.packb([[5, 1, [2, None]]])])
-    with pytest.raises(ProtocolError):
-        reader.decode([msgpack.packb([[5, 1]])])
+    assert refused([msgpack.packb([[5, 1, [2, None]]])], reader)
+    assert refused([msgpack.packb([[5, 1]])], reader)
 
 
 # --- limits
 
 
-def test_the_longest_string_passes_and_a_longer_one_does_not() -> None:
+def full_of(cls: Any) -> Any:
+    """An envelope whose strings and lists are all as long as they may be."""
+    values: list[Any] = [
+        protocol.VERSION if cls is protocol.Hello and at == 0 else _longest(name, kind)
+        for at, (name, kind) in enumerate(cls.__annotations__.items())
+    ]
+    return cls._make(values)
+
+
+def _longest(name: str, kind: Any) -> Any:
+    if kind in (str, str | None):
+        return "x" * protocol.FIELD_CHARS[name]
+    parts = protocol.FIELD_PARTS.get(name, protocol.MAX_LIST)
+    if name == "msg_ids":
+        parts = protocol.MAX_RUN
+    return {
+        int: 1,
+        bool: True,
+        bytes: b"x",
+        tuple[int, ...]: (1,) * parts,
+        tuple[bytes, ...]: (b"x",) * parts,
+        tuple[str, ...]: ("x" * protocol.FIELD_CHARS.get(name, 0),) * parts,
+    }[kind]
+
+
+@pytest.mark.parametrize("cls", TO_BROKER, ids=lambda cls: cls.__name__)
+def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
+    """What is as long as it may be is said and heard; what is longer by one is neither, and its message is named."""
+    longest = full_of(cls)
+    protocol.check_fields(longest)
     reader = decoder(from_broker=False)
-    longest = [protocol.Status("x" * MAX_STRING_BYTES)]
-    assert reader.decode(codec.encode(longest)) == longest
-    with pytest.raises(ProtocolError):
-        reader.decode(codec.encode([protocol.Status("x" * (MAX_STRING_BYTES + 1))]))
+    assert reader.decode(codec.encode([longest])) == [longest]
+    beside = protocol.Bye()
+    for at, kind in enumerate(cls.__annotations__.values()):
+        value = longest[at]
+        longer: list[Any] = []
+        if kind in (str, str | None):
+            longer = [value + "x", "\N{SNOWMAN}" * (len(value) + 1)]
+        elif kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...]):
+            longer = [value * 17]  # more than any list may have
+            if len(value) == protocol.FIELD_PARTS.get(list(cls.__annotations__)[at], protocol.MAX_LIST):
+                longer.append((*value, value[0]))
+            if kind == tuple[str, ...]:
+                longer.append((*value[1:], value[0] + "x"))
+        for one in longer:
+            envelope = cls._make((*longest[:at], one, *longest[at + 1 :]))
+            with pytest.raises(ZmqbusError, match="limit is"):
+                protocol.check_fields(envelope)
+            if (cls.__annotations__ and list(cls.__annotations__)[at] in ("msg_id", "reply_to")) or (
+                cls is protocol.Sends and len(one) <= protocol.MAX_RUN and kind == tuple[str, ...]
+            ):
+                continue  # the broker's core looks at each of their characters
+            try:
+                faulty, after = reader.decode(codec.encode([envelope, beside]))
+            except ProtocolError:
+                assert kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...])  # over what an array may have
+                continue
+            assert isinstance(faulty, protocol.Faulty) and after == beside
+            expected = protocol.refs_of(cls, longest)
+            if cls is not protocol.Sends and at > 0:
+                assert faulty.refs == expected
+            assert len(faulty.reason) < 200
+
+
+def test_every_field_that_a_client_says_has_a_limit() -> None:
+    for cls in TO_BROKER:
+        for name, kind in cls.__annotations__.items():
+            if kind in (str, str | None, tuple[str, ...]):
+                assert name in protocol.FIELD_CHARS, (cls, name)
+
+
+def test_what_cannot_be_encoded_is_not_said() -> None:
+    with pytest.raises(InvalidName, match="not valid Unicode"):
+        protocol.check_target("p\udcffy")
+    with pytest.raises(InvalidPayload, match="ref is not valid Unicode"):
+        protocol.check_fields(protocol.Status("\udcff"))
+
+
+def test_one_envelope_that_is_wrong_costs_its_neighbours_nothing() -> None:
+    good = SEND._replace(msg_id="bbbbbbbbbbbb")
+    for bad in (
+        SEND._replace(target="x" * 5_000),
+        SEND._replace(target="x" * 100_000),
+        SEND._replace(scope="all"),  # type: ignore[arg-type]
+    ):
+        read = decoder(from_broker=False).decode(codec.encode([bad, good]))
+        assert read[1:] == [good]
+        assert isinstance(read[0], protocol.Faulty) and read[0].refs == (SEND.msg_id,)
+    read = decoder(from_broker=False).decode(codec.encode([run(3)._replace(target="x" * 5_000), good]))
+    assert read[1:] == [good]
+    assert isinstance(read[0], protocol.Faulty) and read[0].refs == run(3).msg_ids
+
+
+def nested(size_bytes: int, arity: int) -> bytes:
+    """Small arrays in small arrays, as many as fit."""
+    leaf = b"\x90"
+    while len(leaf) < 200:
+        leaf = bytes([0x90 | arity]) + leaf * arity
+    row = b"\xdc" + protocol.MAX_LIST.to_bytes(2, "big") + leaf * protocol.MAX_LIST
+    count = max(1, size_bytes // len(row))
+    return b"\xdc" + count.to_bytes(2, "big") + row * count
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        nested(protocol.MAX_FRAME_BYTES - 100_000, 2),
+        nested(protocol.MAX_FRAME_BYTES - 100_000, 15),
+        nested(protocol.MAX_HEADER_BYTES, 1),
+        nested(protocol.MAX_HEADER_BYTES, 3),
+        (b"\x92" * 1_000 + b"\x90" * 2_000) * 32,
+        (b"\xdc\x07\xff" + b"\xcd\xff\xff" * 1_300) * 1023,
+        b"\xdc\x08\x00" * 1023,
+        (b"\xdc\x08\x00" + b"\xcd\xff\xff" * 1_300) * 1023,
+        msgpack.packb([[12, ["ab"] * 4000]] * 300),
+    ],
+    ids=range(9),
+)
+def test_the_parts_of_a_message_are_bounded_in_total(frame: bytes) -> None:
+    """In memory, and in what is said of it: neither grows with what was sent."""
+    tracemalloc.start()
+    try:
+        try:
+            read = decoder(from_broker=False).decode([frame])
+        except ProtocolError as error:
+            reason = str(error)
+        else:
+            (faulty,) = read
+            assert isinstance(faulty, protocol.Faulty)
+            reason = faulty.reason
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(reason) < 200
+    assert peak < 64 * 1024 * 1024, f"{peak >> 20} MiB"
+
+
+def test_the_largest_batches_are_within_the_bounds() -> None:
+    cast = protocol.Broadcast(
+        "e" * 16, 1, 0, (70_000,) * 1_000, "a" * 12, "s" * 36, "n" * 40, "l" * 60, 1, "", 0, None, 1.5, None, b"x"
+    )
+    for batch in codec.batches([cast] * MAX_BATCH):
+        assert decoder(from_broker=True).decode(codec.encode(batch)) == batch
 
 
 def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
@@ -289,9 +435,14 @@ def test_the_largest_batch_passes_and_a_larger_one_does_not() -> None:
 def test_the_largest_body_stays_below_the_frame_limit() -> None:
     assert protocol.MAX_BROADCAST_BYTES < protocol.MAX_BODY_BYTES < protocol.MAX_FRAME_BYTES
     # A full batch of small messages whose strings are all as long as they may be.
-    send = protocol.Send("a" * 12, 0, "t" * MAX_STRING_BYTES, 0, "r" * MAX_STRING_BYTES, False, bytes(INLINE_BYTES))
-    for batch in codec.batches([send] * MAX_BATCH):
-        assert len(codec.encode(batch)[0]) <= protocol.MAX_FRAME_BYTES
+    send = full_of(protocol.Send)._replace(body=bytes(INLINE_BYTES))
+    longest: dict[Any, Any] = {int: 2**63, str: "x" * 40, float: 1.5, str | None: "x" * 60, bytes: bytes(2_048)}
+    fields = [longest.get(kind, (2**31,) * 4) for kind in protocol.Deliver.__annotations__.values()]
+    deliver = protocol.Deliver._make(fields)._replace(target="t" * 4_096)
+    for one in (send, send._replace(body=bytes(2_048)), deliver):
+        for batch in codec.batches([one] * MAX_BATCH):
+            (frame,) = codec.encode(batch)
+            assert len(frame) <= protocol.MAX_HEADER_BYTES < protocol.MAX_FRAME_BYTES
 
 
 def run(count: int, size_bytes: int = 1) -> protocol.Sends:
@@ -511,8 +662,7 @@ def test_hello_leaves_out_that_somebody_chose_the_name_as_clients_do_that_do_not
         assert len(array) == 1 + fields and bye == [2]
         assert decoder(from_broker=False).decode(frames) == [hello, protocol.Bye()]
     for wrong in (named[:13], (*named[:14], 1), (*named[:14], None), (*named, True)):
-        with pytest.raises(ProtocolError):
-            decoder(from_broker=False).decode([msgpack.packb([(1, *wrong)])])
+        assert refused([msgpack.packb([(1, *wrong)])])
 
 
 def test_a_decoder_says_what_it_reads() -> None:

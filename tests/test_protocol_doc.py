@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from zmqbus import errors, protocol
+from zmqbus import codec, errors, protocol
 from zmqbus.broker import (
     aftermath,
     awaits,
@@ -20,6 +20,7 @@ from zmqbus.broker import (
     mailbox,
     manners,
     pool,
+    pressure,
     reading,
     registry,
     takeover,
@@ -128,6 +129,13 @@ def test_limits() -> None:
     assert documented == defined
 
 
+def test_limits_of_fields() -> None:
+    assert {name: number(value) for name, value in table(SECTIONS["3.3 Fields"])} == protocol.FIELD_CHARS
+    assert protocol.FIELD_PARTS == {"topics": 256, "groups": 256, "bodies": protocol.MAX_RUN}
+    assert "256 parts (`topics`, `groups`), `MAX_RUN` (`bodies`)" in SECTIONS["3.3 Fields"]
+    assert codec.NUMBER_BYTES == 16
+
+
 def test_bounds_of_a_mailbox() -> None:
     for name, value, _ in table(SECTIONS["8.1 Numbers and window"]):
         assert getattr(mailbox, name) == number(value), name
@@ -158,9 +166,14 @@ def test_other_numbers_of_the_prose() -> None:
     assert (intake.BROADCASTS_PER_MINUTE, awaits.MAX_WAITS) == (60, 1000)
     assert (reading.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
     assert (reading.MAX_PREVIEWS, reading.PREVIEW_MESSAGES, reading.PREVIEW_HEAD_BYTES) == (16, 250, 4096)
+    assert (intake.GUEST_BROADCASTS_PER_MINUTE, broker.PAGE_BYTES, pressure.MAX_SUBSCRIBING_BYTES) == (
+        120,
+        2**16,
+        2**17,
+    )
+    assert (broker.ANSWERS_AT_ONCE_BYTES, broker.ANSWERS_A_SECOND_BYTES) == (4 * 2**20, 2**20)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
     assert (fates.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
-    assert broker.MAX_ID_CHARS == 64
     assert (registry.MAX_SUCCEEDED, takeover.ROUND_SESSIONS) == (10_000, 200)
     assert (work.REMEMBERED_ANSWERS, work.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)
     for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from unittest.mock import patch
 
@@ -350,7 +349,7 @@ class TestSpelledElsewhere:
         body = (knot + LONG + knot).encode()
         made = record._replace(body=body, reply_to=reply_to)
         spelled = spell(made.fmt, made.body)
-        check_spelled(made.fmt, spelled)
+        check_spelled(made.fmt, spelled, len(body), zlib.crc32(spelled))
         line = spelled_line(made._replace(body=b""), spelled, zlib.crc32(spelled))
         whole = b"".join(line.parts)
         assert whole == encode_record(made)
@@ -370,34 +369,53 @@ class TestSpelledElsewhere:
     @example("\\" * 66 + '"', True)
     @example('\\"' * 5000, True)
     @example('\\"' * 5000 + '"', True)
-    def test_nothing_passes_that_could_be_taken_for_something_else(self, piece, behind):
-        """Between its quotes it is one string on one line: where the JSON around it goes on is where it ends."""
+    def test_what_passes_is_a_string_and_what_is_one_passes(self, piece, behind):
         spelled = (LONG + piece if behind else piece + LONG).encode()
         try:
-            check_spelled("text", spelled)
-        except InvalidPayload:
-            passes = False
-        else:
-            passes = True
-        # The judge: pairs of a backslash and anything, and what is neither quote nor backslash.
-        is_one = re.fullmatch(rb'(?:[^"\\\n]|\\[^\n])*', spelled, re.DOTALL) is not None
-        assert not passes or is_one
-        try:
-            json.loads('"' + spelled.decode() + '"')
-        except ValueError:
+            text = json.loads('"' + spelled.decode() + '"').encode()
+        except ValueError:  # of JSON; or half a character
+            text = None
+        if text is None:
+            with pytest.raises(InvalidPayload):
+                check_spelled("text", spelled, len(spelled), zlib.crc32(spelled))
             return
-        assert passes
+        check_spelled("text", spelled, len(text), zlib.crc32(spelled))
+        line = spelled_line(RECORD._replace(body=b""), spelled, zlib.crc32(spelled))
+        assert json.loads(b"".join(line.parts))["text"].encode() == text
+        for size, crc in ((len(text) + 1, zlib.crc32(spelled)), (len(text), zlib.crc32(spelled) ^ 1)):
+            with pytest.raises(InvalidPayload):
+                check_spelled("text", spelled, size, crc)
+
+    @pytest.mark.parametrize("at", [0, record_module._CACHED - 1, record_module._CACHED, 2 * record_module._CACHED])
+    @pytest.mark.parametrize("code", range(32))
+    def test_a_raw_control_character_is_found_wherever_it_stands(self, code, at):
+        spelled = bytearray(b"x" * (2 * record_module._CACHED + 1))
+        spelled[at] = code
+        with pytest.raises(InvalidPayload, match="control characters"):
+            check_spelled("text", bytes(spelled), len(spelled), zlib.crc32(spelled))
 
     @pytest.mark.parametrize("fmt", ["text", "bytes", "msgpack"])
-    @pytest.mark.parametrize("bad", [b"\n", b'"', b"\\", b"\xff", b'a","text":"b'])
+    @pytest.mark.parametrize("bad", [b"\n", b'"', b"\\", b"\xff", b'a","text":"b', b"\\ud800", b"\\z", b"\0"])
     def test_what_is_refused(self, fmt, bad):
-        with pytest.raises(InvalidPayload):
-            check_spelled(fmt, LONG.encode() + bad)
+        spelled = LONG.encode() + bad
+        for size in (len(spelled), len(spelled) - 1, len(spelled) // 4 * 3):
+            with pytest.raises(InvalidPayload):
+                check_spelled(fmt, spelled, size, zlib.crc32(spelled))
+
+    @pytest.mark.parametrize("bad", [b"QQ=A", b"QQ==", b"Q===", b"====", b"QQ-_"])
+    def test_base64_has_its_padding_at_its_end(self, bad):
+        spelled = b"QUJD" * 10 + bad
+        for size in (31, 32, 33):
+            if (bad, size) == (b"QQ==", 31):
+                check_spelled("bytes", spelled, size, zlib.crc32(spelled))
+                continue
+            with pytest.raises(InvalidPayload):
+                check_spelled("bytes", spelled, size, zlib.crc32(spelled))
 
     def test_bytes_are_spelled_in_base64(self):
         assert spell("bytes", b"\xff\0") == b"/wA="
-        check_spelled("bytes", b"/wA=")
-        check_spelled("msgpack", b"")
+        check_spelled("bytes", b"/wA=", 2, zlib.crc32(b"/wA="))
+        check_spelled("msgpack", b"", 0, 0)
 
     @pytest.mark.parametrize("size", [0, record_module.LARGE_TEXT_BYTES])
     @pytest.mark.parametrize("looks", [0, 1, record_module.MAX_MARK_LOOKS, record_module.MAX_MARK_LOOKS + 1])

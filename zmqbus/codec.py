@@ -10,7 +10,9 @@ A run (SENDS, DELIVERS) is as many messages as it has bodies, wherever messages 
 them looked at in one go by putting them into one envelope.
 
 What comes from a peer is checked against the annotations of `protocol`, field by field, and within bounds that hold
-before anything is allocated. It raises `ProtocolError` and nothing else.
+before anything is made of it: the size of the frame, and the parts in it, in total. A message that cannot be read is a
+`ProtocolError`, and nothing else is raised; an envelope in it that is not what it has to be is a `Faulty`, and the
+others are read as if it were not there. What is refused is never printed: that could be all of it.
 """
 
 from __future__ import annotations
@@ -24,22 +26,30 @@ import msgpack
 from zmqbus.errors import ProtocolError
 from zmqbus.protocol import (
     INLINE_BYTES,
+    LISTS,
+    MAX_ARRAY,
     MAX_BATCH,
     MAX_BATCH_BYTES,
-    MAX_STRING_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_LIST,
+    MAX_PARTS,
+    STRINGS,
     VERBS,
     VERSION,
     Broadcasts,
     Delivers,
     Envelope,
+    Faulty,
     Hello,
     Previews,
     Role,
     Sends,
     Sessions,
     Spooled,
+    refs_of,
 )
 
+_IDS = ("msg_id", "reply_to")
 _CODES: dict[type[Any], int] = {cls: code for code, cls in VERBS.items()}
 _HELLO = _CODES[Hello]
 #: Long without a body: one to a message, or a few would pass the frame limit, or what a broker reads at once.
@@ -61,6 +71,14 @@ def _allowed(annotation: object) -> frozenset[type]:
     return frozenset(found)
 
 
+#: What each number of a list weighs in a batch, so that parts are bounded as bytes are: to half of `MAX_PARTS`.
+NUMBER_BYTES = 16
+_NUMBERS = {
+    code: place
+    for code, cls in VERBS.items()
+    for place, kind in enumerate(cls.__annotations__.values())
+    if kind == tuple[int, ...]
+}
 _FIELDS = {code: tuple(_allowed(kind) for kind in cls.__annotations__.values()) for code, cls in VERBS.items()}
 # The parts of a tuple are not in its type, so they are looked at each time: (position, type of the parts).
 _PARTS = {
@@ -74,9 +92,8 @@ _PARTS = {
 }
 _PACKER_LIMITS: dict[str, Any] = {
     "use_list": False,
-    "max_str_len": MAX_STRING_BYTES,
+    "max_str_len": MAX_HEADER_BYTES,
     "max_bin_len": INLINE_BYTES,
-    "max_array_len": 4096,
     "max_map_len": 0,
     "max_ext_len": 0,
 }
@@ -96,10 +113,7 @@ def encode(envelopes: Sequence[Envelope]) -> list[bytes]:
             arrays.append((code, *envelope[:-1]))  # as before there was that field: an older broker takes it, too
         else:
             arrays.append((code, *envelope))
-    try:
-        frames[0] = msgpack.packb(arrays)
-    except UnicodeEncodeError:  # half a character, of a path or an argument that is not UTF-8
-        frames[0] = msgpack.packb(arrays, unicode_errors="backslashreplace")
+    frames[0] = msgpack.packb(arrays)
     return frames
 
 
@@ -119,6 +133,8 @@ def batches(envelopes: Iterable[Envelope]) -> Iterator[list[Envelope]]:
             weight_bytes = sum(map(len, envelope[-1]))
         else:
             weight_bytes = MAX_BATCH_BYTES if code in _LONG else 0
+        if code in _NUMBERS:
+            weight_bytes += NUMBER_BYTES * len(envelope[_NUMBERS[code]])
         if batch and (count + number > MAX_BATCH or size_bytes + weight_bytes > MAX_BATCH_BYTES):
             yield batch
             batch, size_bytes, count = [], 0, 0
@@ -137,6 +153,8 @@ class Decoder:
     """
 
     def __init__(self, *, from_broker: bool) -> None:
+        # An array's room is made before what is in it is read, and a thousand may stand in each other.
+        self._limits = {**_PACKER_LIMITS, "max_array_len": MAX_ARRAY if from_broker else MAX_LIST}
         self._rules = {code: _Rule(code, cls) for code, cls in VERBS.items() if (code >= 32) == from_broker}
 
     def __repr__(self) -> str:
@@ -145,7 +163,9 @@ class Decoder:
     def decode(self, frames: Sequence[bytes]) -> list[Envelope]:
         """The envelopes of one message; raises `ProtocolError` and nothing else, whatever the frames hold."""
         try:
-            arrays = msgpack.unpackb(frames[0], **_PACKER_LIMITS)
+            arrays = _unpacked(frames[0], self._limits)
+        except ProtocolError:
+            raise
         except Exception as error:  # msgpack raises a dozen kinds, RecursionError and UnicodeDecodeError among them
             raise ProtocolError(f"a message does not begin with a msgpack array of envelopes: {error}") from None
         if type(arrays) is not tuple or len(arrays) > MAX_BATCH:
@@ -157,7 +177,7 @@ class Decoder:
         for array in arrays:
             rule = rules.get(array[0]) if type(array) is tuple and array and type(array[0]) is int else None
             if rule is None:
-                raise ProtocolError(f"unknown verb in {array!r:.80}")
+                raise ProtocolError("a message has an envelope of an unknown verb")
             if rule.code == _HELLO and array[1:2] != (VERSION,):
                 # Another version's HELLO may have other fields; and what follows it, other verbs.
                 return [*envelopes, _foreign_hello(array)]
@@ -169,12 +189,17 @@ class Decoder:
                 array = (*array[:-1], frames[used])
                 used += 1
             signature = tuple(map(type, array))
-            if signature not in rule.passed:
-                rule.check(signature)
-            for position, kind in rule.parts:
-                parts = array[position]
-                if parts and set(map(type, parts)) != {kind}:
-                    raise ProtocolError(f"{rule.cls.__name__} with a list of something else than {kind.__name__}")
+            fault = None if signature in rule.passed else rule.check(signature)
+            if fault is None:
+                for at, name, limit in rule.strings:
+                    value = array[at]
+                    if value is not None and len(value) > limit:
+                        fault = f"{name} of {len(value):,} characters; the limit is {limit:,}"
+                if rule.lists:
+                    fault = rule.check_lists(array) or fault
+            if fault is not None:
+                envelopes.append(Faulty(rule.cls.__name__.upper(), refs_of(rule.cls, array[1:]), fault))
+                continue
             if rule.is_run:
                 count += len(array[-1]) - 1
                 if count > MAX_BATCH:
@@ -189,24 +214,64 @@ class Decoder:
 class _Rule:
     """How the arrays of one verb are read."""
 
-    __slots__ = ("cls", "code", "is_run", "parts", "passed", "with_body")
+    __slots__ = ("cls", "code", "is_run", "lists", "passed", "strings", "with_body")
 
     def __init__(self, code: int, cls: type[Any]) -> None:
         self.code = code
         self.cls = cls
         self.with_body = code in _WITH_BODY
         self.is_run = code in _RUNS
-        self.parts = _PARTS[code]
+        #: The broker is believed as to lengths: it has the key that says that it is the broker. And ids of messages are
+        #: looked at by whoever takes them, all of their characters.
+        self.strings = tuple(one for one in STRINGS.get(cls, ()) if one[1] not in _IDS)
+        #: (position, type of the parts, name, most parts, most characters of each)
+        bounds = {at: (name, most, None if self.is_run else each) for at, name, most, each in LISTS.get(cls, ())}
+        self.lists: list[tuple[int, type, str, int, int | None]] = [
+            (at, kind, *bounds.get(at, ("", MAX_ARRAY, None))) for at, kind in _PARTS[code]
+        ]
         self.passed: set[tuple[type, ...]] = set()  #: types of the verb and its fields
 
-    def check(self, signature: tuple[type, ...]) -> None:
-        """Raises `ProtocolError` for types that the annotations do not admit; remembers those that they do."""
+    def check(self, signature: tuple[type, ...]) -> str | None:
+        """What is wrong about fields of these types, if the annotations do not admit them; else remembers them."""
         fields = _FIELDS[self.code]
         if len(signature) != len(fields) + 1 or not all(
             kind in kinds for kind, kinds in zip(signature[1:], fields, strict=True)
         ):
-            raise ProtocolError(f"{self.cls.__name__} with fields of the wrong number or type")
+            return f"{self.cls.__name__.upper()} with fields of the wrong number or type"
         self.passed.add(signature)
+        return None
+
+    def check_lists(self, array: tuple[Any, ...]) -> str | None:
+        """What is wrong about the lengths of lists, and about their parts."""
+        for at, kind, name, most, each in self.lists:
+            parts = array[at]
+            if not parts:
+                continue
+            if set(map(type, parts)) != {kind}:
+                return f"{self.cls.__name__.upper()} with a list of something else than {kind.__name__}"
+            if len(parts) > most:
+                return f"{len(parts):,} {name}; the limit is {most:,}"
+            if each is not None and max(map(len, parts)) > each:
+                return f"one of the {name} has more than {each:,} characters"
+        return None
+
+
+def _unpacked(frame: bytes, limits: dict[str, Any]) -> Any:
+    """What a first frame holds. Its parts are at most as many as its bytes, so only in a large one are they counted."""
+    if len(frame) <= MAX_PARTS:
+        return msgpack.unpackb(frame, **limits)
+    if len(frame) > MAX_HEADER_BYTES:
+        raise ProtocolError(f"the first frame of a message has {len(frame):,} bytes; the limit is {MAX_HEADER_BYTES:,}")
+    left = MAX_PARTS
+
+    def count(array: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal left
+        left -= 1 + len(array)
+        if left < 0:
+            raise ProtocolError(f"a message has more than {MAX_PARTS:,} parts")
+        return array
+
+    return msgpack.unpackb(frame, list_hook=count, **limits)
 
 
 def _foreign_hello(array: tuple[Any, ...]) -> Hello:

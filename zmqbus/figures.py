@@ -51,6 +51,8 @@ FIGURES: dict[str, Figure] = {
     "requests_waiting": Figure("gauge", "requests that no worker has yet"),
     "requests_in_hand": Figure("gauge", "requests that a worker has"),
     "requests_redispatched": Figure("counter", "requests that were taken from workers that are gone"),
+    "log_kept_bytes": Figure("gauge", "bytes of the disk that unread mail keeps of old parts of the log"),
+    "connections_closed": Figure("counter", "connections that were closed since they filled the broker's memory"),
     "handshakes_refused": Figure("counter", "connections that did not hold the user's key"),
     "notices": Figure("word", "what was found damaged or set aside"),
 }

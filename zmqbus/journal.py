@@ -18,6 +18,9 @@ of the user's processes reads, without a lock.
   renamed upwards from the first free number, and so a rotation that was cut short leaves a gap and loses nothing.
 * Nothing is deleted but the oldest segments, and those only when nobody's unread mail points into them. A segment whose
   first line cannot be read may be the one that mail points to, so it is deleted only when no mail is waiting at all.
+* Unread mail keeps its records, not whole segments: what is needed of a segment that is to go is copied into a file of
+  its own (`keep_only`), each record to the offset that it had, with holes between them, and so under the same pointers.
+  The file gets its name when it is whole, and only then the segment goes; a writer that dies between leaves both.
 * If something else has cut, moved or removed the log (`> messages.log`), the writer notices before its next batch and
   begins a segment under a new serial, so that no pointer ever means two things.
 * What was appended outlives the process. To make it outlive a power cut too is what `sync` is for.
@@ -33,6 +36,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from zmqbus.errors import Unauthorized
 from zmqbus.readback import (
@@ -41,10 +45,13 @@ from zmqbus.readback import (
     Pointer,
     find_back,
     is_start_of_meta,
+    kept,
+    kept_path,
     newest_serial,
     open_if_there,
     serial_of,
     survey,
+    unfinished,
 )
 from zmqbus.record import JournalError, Spelled, second_of
 from zmqbus.security import open_private, secure_dir
@@ -56,6 +63,8 @@ KEEP_SEGMENTS = 5
 #: Up to here the lines of a batch are joined for writing. Over it, they are handed to the kernel as they are: a copy of
 #: 10 MiB costs more than a longer list.
 JOIN_BYTES = 256 * 1024
+#: Copied at a time of what unread mail keeps.
+_COPY_BYTES = 1024 * 1024
 #: Buffers in one `writev` (IOV_MAX of Linux and macOS).
 MAX_BUFFERS = 1024
 #: Those of a line that is `Spelled`, with its newline.
@@ -97,6 +106,8 @@ class Journal:
         secure_dir(os.path.dirname(path))
         try:
             self._open()
+            for name in unfinished(path):
+                os.unlink(name)
         except OSError as error:
             raise self._failed(error) from None
 
@@ -280,7 +291,8 @@ class Journal:
 
     def _begin(self, fd: int) -> tuple[int, int]:
         """Writes the first line of a new segment into an empty file; returns its serial and where records start."""
-        serial = max(self._serial, newest_serial(survey(self._path))) + 1
+        thinned = max((serial for serial, _ in kept(self._path)), default=0)
+        serial = max(self._serial, newest_serial(survey(self._path)), thinned) + 1
         meta = META_START + b'%d,"format":1,"created":"%sZ"}\n' % (serial, second_of(int(time.time())).encode())
         if os.write(fd, meta) != len(meta):
             # What it took is recognised as an unfinished first line.
@@ -322,6 +334,65 @@ class Journal:
                 except OSError:
                     # Too much is kept, which is no reason to refuse mail. The next rotation tries again.
                     pass
+
+    # --- what unread mail keeps
+
+    def excess(self) -> list[tuple[int, str]]:
+        """Serials and files of the segments that are kept for unread mail alone."""
+        return [(serial, name) for number, serial, name in survey(self._path) if number > self._keep and serial]
+
+    def sizes(self, files: Sequence[tuple[int, str]]) -> list[int]:
+        """How much of the disk each of these takes."""
+        found = []
+        for _, name in files:
+            with suppress(OSError):
+                found.append(os.stat(name).st_blocks * 512)
+        return found
+
+    def kept(self) -> list[tuple[int, str, int]]:
+        """Serials and files of what was kept of earlier ones, and how much of the disk each takes."""
+        found = []
+        for serial, name in kept(self._path):
+            with suppress(OSError):
+                found.append((serial, name, os.stat(name).st_blocks * 512))
+        return found
+
+    def keep_only(self, serial: int, name: str, records: Sequence[tuple[int, int]]) -> None:
+        """Keeps these records, (offset, length) in order, of the segment `serial` in this file, and removes the rest;
+        of a file that `keep_only` has made, likewise. Raises `JournalError` if that cannot be done: nothing changes."""
+        target = kept_path(self._path, serial)
+        new = f"{target}.new"
+        try:
+            if records:
+                source = open_private(name, os.O_RDONLY)
+                try:
+                    self._copy_records(source, new, records)
+                finally:
+                    os.close(source)
+                os.rename(new, target)
+                self._names_unsynced = True
+            if name != target or not records:
+                os.unlink(name)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(new)
+            raise self._failed(error) from None
+        except Unauthorized as error:
+            raise JournalError(str(error)) from None
+
+    def _copy_records(self, source: int, new: str, records: Sequence[tuple[int, int]]) -> None:
+        fd = open_private(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            for offset, length in records:
+                at, end = offset - 1, offset + length + 1  # with the line ends before and behind it
+                while at < end:
+                    piece = os.pread(source, min(_COPY_BYTES, end - at), at)
+                    if not piece:
+                        break  # it was cut: whoever reads the record hears that it is damaged
+                    at += os.pwrite(fd, piece, at)
+            os.fsync(fd)  # the segment goes when this has its name, and no later write would show that it is not there
+        finally:
+            os.close(fd)
 
     def _write(self, lines: Sequence[bytes | Spelled], total_bytes: int) -> None:
         """One write for all, where the kernel takes it in one. On failure, the file has its old size again."""

@@ -55,6 +55,7 @@ _NEAREST_RATIO = 0.5
 _PIECE_CHARS = 1024
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_SESSION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 #: Cc, Cf, Cs, Co, and the separators; see check_label about Cn.
 _NOT_IN_LABELS = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs"))
@@ -63,6 +64,8 @@ _NOT_IN_LABELS = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs"))
 def check_name(name: str, what: str = "name") -> str:
     """`name`, if it is a valid name of a session, topic or group (`what` says which); otherwise raises InvalidName."""
     if _NAME.fullmatch(name):
+        if what == "name" and is_session_id(name):
+            raise InvalidName(f"invalid name {_quoted(name)}: it has the form of a session id; choose another one")
         return name
     fitting = _slug(name[:_QUOTED_CHARS])
     hint = f", for example {fitting}" if fitting else ""
@@ -70,6 +73,12 @@ def check_name(name: str, what: str = "name") -> str:
         f"invalid {what} {_quoted(name)}: use 1 to {MAX_NAME_CHARS} lower-case letters, digits and '-', "
         f"beginning with a letter or digit{hint}"
     )
+
+
+def is_session_id(text: str) -> bool:
+    """Whether this has the form of a session id (a UUID, in lower case), which no session's name may have: a target is
+    looked for among the ids first, so an id of the form of a name would get the mail for that name."""
+    return _SESSION_ID.fullmatch(text) is not None
 
 
 def check_label(label: str) -> str:
@@ -93,7 +102,8 @@ def check_label(label: str) -> str:
 
 def derive_name(cwd: str) -> str:
     """A valid name for a session that works in `cwd`, after the last part of its path."""
-    return _slug(os.path.basename(cwd.rstrip("/"))) or FALLBACK_NAME
+    name = _slug(os.path.basename(cwd.rstrip("/"))) or FALLBACK_NAME
+    return f"dir-{name}" if is_session_id(name) else name  # which has 36 characters: there is room
 
 
 def next_name(name: str, n: int) -> str:

@@ -15,7 +15,8 @@ Rules that hold for every verb:
 * An envelope is a `NamedTuple` whose fields, in order, are the wire's. The annotations are the type check: what comes
   from a peer either fits them or is a `ProtocolError`. (A named tuple costs 0.2 µs and its class next to nothing to
   import; a frozen dataclass 0.7 µs and 8 ms for a command that lives for 40.)
-* Strings, arrays and frames are bounded before anything is allocated for them, by msgpack's own limits.
+* Frames, and the number of parts in them, are bounded before anything is made of them; strings and lists by
+  `FIELD_CHARS` and `FIELD_PARTS`, on both sides.
 * The body, where a verb has one, is the last field.
 * `msg_id` is made by the sender, so that sending again is harmless.
 * HELLO's first two fields and REFUSED are the same in every version for ever, so that the two ends can always tell
@@ -25,10 +26,12 @@ This module has no `from __future__ import annotations`: the codec reads the ann
 """
 
 import os
+from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
-from zmqbus.errors import TextTooLong
+from zmqbus.errors import InvalidLabel, InvalidName, InvalidPayload, TextTooLong, ZmqbusError
 from zmqbus.ids import MSG_ID_LENGTH as MSG_ID_LENGTH
 from zmqbus.ids import IdMaker as IdMaker
 from zmqbus.ids import are_msg_ids as are_msg_ids
@@ -56,14 +59,52 @@ MAX_BATCH = 512
 MAX_RUN = 256
 #: Bodies in one message, so that a batch stays far below what a slow peer could choke on.
 MAX_BATCH_BYTES = 1024 * 1024
-#: Longest string in an envelope: a path (4,096 on Linux) with room to spare.
-MAX_STRING_BYTES = 8 * 1024
+#: The first frame of a message, with all its envelopes: a full batch (`MAX_BATCH`, `MAX_BATCH_BYTES`) whose strings
+#: are all as long as they may be has less.
+MAX_HEADER_BYTES = 4 * 1024 * 1024
+#: Parts of that frame, arrays and what is in them, at whatever depth: what a decoder makes an object of, at up to 70
+#: bytes each. A full batch has half of it.
+MAX_PARTS = 128 * 1024
+#: Parts of one array,
+MAX_ARRAY = 4 * 1024
+#: and of one that goes to the broker, where a list has a thousand ids at most.
+MAX_LIST = 2 * 1024
 #: Longest body that is put down in a file (SPOOLED), as it is spelled there: the broker reads it at once.
 MAX_SPELLED_BYTES = 16 * 1024 * 1024
 #: How large such a file may be: what a client may have unconfirmed, and as much again for escapes and gaps.
 MAX_SPOOL_BYTES = 48 * 1024 * 1024
 #: Sessions in one SESSIONS envelope; longer lists are paged, so that no reply is large.
 LIST_PAGE = 200
+
+
+#: Characters of each field that is a string, or a list of strings, whatever the verb. Who says an envelope checks it
+#: against this (`check_fields`), since nobody else can say so well what is wrong; and the broker checks what it hears.
+#: What else holds for a field (names, labels, ids) is no matter of its length, and is said where it is asked.
+FIELD_CHARS: dict[str, int] = {
+    "after": 64,
+    "cwd": 4_096,  # PATH_MAX of Linux
+    "file": 32,
+    "group": 40,
+    "groups": 40,
+    "label": 240,  # 60 in NFC, of which each may be four characters before
+    "lease": 64,
+    "msg_id": 12,
+    "msg_ids": 12,
+    "answered": 12,
+    "holding": 12,
+    "name": 40,
+    "owner": 256,
+    "project": 4_096,
+    "ref": 64,
+    "release": 64,
+    "reply_to": 12,
+    "session_id": 36,
+    "target": 4_096,  # a project's path is the longest
+    "token": 64,
+    "topics": 40,
+}
+#: Parts of each field that is a list, where that is less than `MAX_LIST`.
+FIELD_PARTS: dict[str, int] = {"bodies": MAX_RUN, "groups": 256, "topics": 256}
 
 
 def check_size(size_bytes: int, *, to_many: bool) -> None:
@@ -369,6 +410,15 @@ class Remove(NamedTuple):
 # --- broker → client --------------------------------------------------------------------------------------------
 
 
+class Faulty(NamedTuple):
+    """What a decoder makes of an envelope whose fields are not what they have to be, so that what stands beside it in
+    its message does not pay for it. Never on the wire. `refs`: what a refusal of it refers to."""
+
+    verb: str
+    refs: tuple[str, ...]
+    reason: str
+
+
 class Welcome(NamedTuple):
     """You are in. The lease is good until a newer HELLO for the session, or until you fall silent."""
 
@@ -667,6 +717,7 @@ Envelope: TypeAlias = (
     | Assignment
     | Delivers
     | Broadcasts
+    | Faulty
 )
 
 #: The verbs' numbers. Never reused; 1–31 go to the broker, 32–63 come from it.
@@ -721,6 +772,75 @@ VERBS: dict[int, type[Any]] = {
     54: Assignment,
     55: Previews,
 }
+
+
+def _limits(cls: type[Any]) -> tuple[tuple[int, str, int], ...]:
+    """Position (the verb's number stands first), name and limit of those fields that `FIELD_CHARS` bounds."""
+    fields = enumerate(cls.__annotations__.items(), start=1)
+    return tuple((at, name, FIELD_CHARS[name]) for at, (name, kind) in fields if kind in (str, str | None))
+
+
+#: Of each verb that a client says: the fields that are one string,
+STRINGS = {cls: _limits(cls) for code, cls in VERBS.items() if code < 32}
+#: and those that are lists: position, name, parts at most, and characters of a part where it is a string.
+LISTS = {
+    cls: tuple(
+        (at, name, FIELD_PARTS.get(name, MAX_LIST), FIELD_CHARS.get(name))
+        for at, (name, kind) in enumerate(cls.__annotations__.items(), start=1)
+        if kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...])
+    )
+    for code, cls in VERBS.items()
+    if code < 32
+}
+#: What a field that is too long is refused as; anything else is an `InvalidPayload`.
+_WRONG: dict[str, type[ZmqbusError]] = dict.fromkeys(("name", "target", "group", "groups", "topics"), InvalidName)
+_WRONG["label"] = InvalidLabel
+
+
+def check_fields(envelope: Any) -> None:
+    """Raises what an envelope must not be said for: a string that is too long or cannot be encoded, a list that is too
+    long. For its sender, before it is said. (A body has `check_size`.)"""
+    for at, name, limit in STRINGS[envelope.__class__]:
+        value = envelope[at - 1]
+        if value is not None:
+            _check_string(name, value, limit)
+    for at, name, parts, each in LISTS[envelope.__class__]:
+        values = envelope[at - 1]
+        if len(values) > parts:
+            raise _WRONG.get(name, InvalidPayload)(f"{len(values):,} {name}; the limit is {parts:,}")
+        if each is not None:
+            for value in values:
+                _check_string(name, value, each)
+
+
+def _check_string(name: str, value: str, limit: int) -> None:
+    wrong = _WRONG.get(name, InvalidPayload)
+    if len(value) > limit:
+        raise wrong(f"{name} of {len(value):,} characters; the limit is {limit:,}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise wrong(f"{name} is not valid Unicode ({error.reason} at character {error.start})") from None
+
+
+@lru_cache(maxsize=256)
+def check_target(target: str) -> None:
+    """As `check_fields`, of a message's target alone. Remembered, since who has much to say says it to few."""
+    _check_string("target", target, FIELD_CHARS["target"])
+
+
+def refs_of(cls: type[Any], fields: Sequence[Any]) -> tuple[str, ...]:
+    """What a refusal of an envelope of this verb refers to, as far as that can be told: `fields` may hold anything."""
+    if cls is Hello:
+        return ("hello",)
+    if cls is Sends:
+        msg_ids = fields[3] if len(fields) > 3 and type(fields[3]) is tuple else ()
+        return tuple(one for one in msg_ids if type(one) is str and len(one) <= FIELD_CHARS["msg_id"]) or ("",)
+    named = cls._fields[:1] in (("msg_id",), ("ref",)) and cls is not Await
+    if named and fields and type(fields[0]) is str and len(fields[0]) <= FIELD_CHARS["ref"]:
+        return (fields[0],)
+    return ("",)
 
 
 class Session(NamedTuple):
@@ -796,5 +916,10 @@ def new_session_id() -> str:
     raw = bytearray(os.urandom(16))
     raw[6] = raw[6] & 0x0F | 0x40
     raw[8] = raw[8] & 0x3F | 0x80
+    return session_id_of(raw)
+
+
+def session_id_of(raw: bytes | bytearray) -> str:
+    """These 16 bytes in the form of a session id, which is that of a UUID."""
     text = raw.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -325,6 +325,9 @@ def open_segment(path: str, segment: int) -> int:
             if is_it:
                 return fd
             os.close(fd)
+    fd = open_if_there(kept_path(path, segment))
+    if fd is not None:
+        return fd
     if segment > newest:
         raise JournalError(f"segment {segment} of {path} is not there yet (the newest is {newest}); try again")
     raise _gone(path, segment)
@@ -341,7 +344,9 @@ def _damaged(path: str, segment: int, offset: int) -> JournalError:
 
 
 def _no_pointer(path: str, pointer: Sequence[int]) -> JournalError:
-    return JournalError(f"{pointer!r:.80} is no pointer into {path}; the broker is of another release: restart it")
+    return JournalError(
+        f"what has {len(pointer)} numbers is no pointer into {path}; the broker is of another release: restart it"
+    )
 
 
 def _unreadable(path: str, segment: int, error: OSError) -> JournalError:
@@ -370,6 +375,15 @@ def find(path: str, msg_id: str) -> Record | None:
                 serial = serial_of(os.pread(fd, MAX_META_BYTES, 0)) or 0
                 record = None if serial and serial in searched else _find_in(fd, needle, msg_id)
                 searched.add(serial)
+            finally:
+                os.close(fd)
+            if record is not None:
+                return record
+    for _, name in reversed(kept(path)):
+        fd = open_if_there(name)
+        if fd is not None:
+            try:
+                record = _find_in(fd, needle, msg_id)
             finally:
                 os.close(fd)
             if record is not None:
@@ -524,6 +538,31 @@ def survey(path: str) -> list[tuple[int, int, str]]:
             finally:
                 os.close(fd)
     return found
+
+
+def kept_path(path: str, serial: int) -> str:
+    """Where the records of a segment are that unread mail points to, when the segment itself has been deleted: each at
+    the offset that it had, and between them nothing."""
+    return f"{path}.kept.{serial}"
+
+
+def kept(path: str) -> list[tuple[int, str]]:
+    """The serials of those that there are, and their files, in order."""
+    directory, base = os.path.split(path)
+    prefix = base + ".kept."
+    try:
+        names = [name for name in os.listdir(directory or ".") if name.startswith(prefix)]
+    except FileNotFoundError:
+        return []
+    serials = [name[len(prefix) :] for name in names]
+    return sorted((int(one), kept_path(path, int(one))) for one in serials if one.isascii() and one.isdigit())
+
+
+def unfinished(path: str) -> list[str]:
+    """Files that were to become such, when their writer died."""
+    directory, base = os.path.split(path)
+    names = os.listdir(directory or ".")
+    return [os.path.join(directory, one) for one in names if one.startswith(f"{base}.kept.") and one.endswith(".new")]
 
 
 def newest_serial(found: list[tuple[int, int, str]]) -> int:

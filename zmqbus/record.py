@@ -17,7 +17,7 @@ A record is made on the broker's hot path: 1 µs for a line of text, where `json
 
 *A large body is spelled where there is time.* Escaping a megabyte takes longer than writing it. So a sender may do that
 (`spell`), and the broker puts what it was given between its own fields (`spelled_line`), when it has made sure that it
-is one string (`check_spelled`): which takes a look for three characters.
+is what it has to be (`check_spelled`), which is a third of the work.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ MAX_LOOKS = 4_000
 #: Likewise for the mark of ids, at 0.2 µs each, in texts over this size.
 MAX_MARK_LOOKS = 1_500
 LARGE_TEXT_BYTES = 64 * 1024
-_FAR_BACK = 64
+#: So much is looked through for each of 32 characters at a time: it stays in the processor's cache.
+_CACHED = 256 * 1024
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 #: Escapes that are so far apart are taken one by one, at 0.3 µs each; or as many as this.
 _FAR_APART_BYTES = 512
 _FEW_ESCAPES = 64
@@ -244,50 +246,42 @@ class Spelled:
 
 
 def spelled_line(record: Record, spelled: bytes, crc: int) -> Spelled:
-    """The line of a record whose body, left empty here, somebody else has spelled with `spell`, and told its crc32. If
-    that is not it, the line is damaged, and no other is. `check_spelled` says whether it may be used."""
+    """The line of a record whose body, left empty here, somebody else has spelled with `spell`; its crc32 is `crc`.
+    `check_spelled` says whether it may be used."""
     opening = b'"text":"' if record.fmt == "text" else f'"fmt":"{record.fmt}","text":"","data":"'.encode()
     return Spelled(_before(record, opening), spelled, crc)
 
 
-def check_spelled(fmt: BodyFormat, spelled: bytes) -> None:
-    """Raises `InvalidPayload` for what somebody has spelled if, between its quotes, it could be more than one string,
-    or end the line. Other faults (an escape that there is not, a raw control character) make it a string that cannot
-    be read: the message has a body that is damaged, which is its sender's own."""
-    if b"\n" in spelled:
-        raise _not_spelled("a line end")
+def check_spelled(fmt: BodyFormat, spelled: bytes, size_bytes: int, crc: int) -> None:
+    """Raises `InvalidPayload` for what somebody has spelled, if it has another checksum than was said, or is no body of
+    that size between two quotes of JSON. A megabyte takes 0.6 ms without escapes and 1.5 ms with many."""
+    if crc32(spelled) != crc:
+        raise _not_spelled("something else than its checksum says")
     if fmt != "text":
-        if b'"' in spelled or b"\\" in spelled or not spelled.isascii():
+        padding = -size_bytes % 3
+        if spelled.translate(None, _BASE64) != b"=" * padding or not spelled.endswith(b"=" * padding):
             raise _not_spelled("what is no base64")
         return
-    if not spelled.isascii():
-        try:
-            spelled.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidPayload(f"the text is not UTF-8 ({error.reason}); send it as bytes") from None
-    if spelled.endswith(b"\\") and not _is_plain(spelled, len(spelled)):
-        _check_string(spelled)
-    at = -1
-    for _ in range(MAX_LOOKS):
-        at = spelled.find(b'"', at + 1)
-        if at < 0:
-            return
-        if spelled[at - 1 : at] != b"\\" or not _is_plain(spelled, at - 1):
-            break
-    _check_string(spelled)
+    if b"\\" in spelled or b'"' in spelled:
+        size = _size_of_string(spelled)
+    else:
+        for at in range(0, len(spelled), _CACHED):
+            piece = spelled[at : at + _CACHED]
+            if any(code in piece for code in range(32)):
+                raise _not_spelled("control characters")
+        if not spelled.isascii():
+            _text(spelled)
+        size = len(spelled)
+    if size != size_bytes:
+        raise _not_spelled("a text of another size than its sender says")
 
 
-def _is_plain(text: bytes, end: int) -> bool:
-    """Whether the character that would stand at `end` does not follow upon the beginning of an escape. Looked at up to
-    some characters back, and otherwise denied."""
-    backslashes = len(text[max(0, end - _FAR_BACK) : end]) - len(text[max(0, end - _FAR_BACK) : end].rstrip(b"\\"))
-    return backslashes < _FAR_BACK and backslashes % 2 == 0
-
-
-def _check_string(spelled: bytes) -> None:
+def _size_of_string(spelled: bytes) -> int:
+    """How many bytes of UTF-8 a string of JSON stands for."""
     try:
-        json.loads(f'"{spelled.decode()}"')  # not the bytes, which might be taken for UTF-16
-    except (ValueError, RecursionError):
+        text = json.loads(f'"{spelled.decode()}"')  # not the bytes, which might be taken for UTF-16
+        return len(text) if text.isascii() else len(text.encode())
+    except (ValueError, RecursionError):  # of Unicode and of JSON
         raise _not_spelled("what is no string") from None
 
 

@@ -367,7 +367,7 @@ def where_am_i() -> Place:
         cwd = os.getcwd()
     except OSError:  # removed, or below a directory that may not be read
         return Place("", "")
-    return Place(shown_path(cwd), shown_path(find_project(cwd)))
+    return Place(shown_path(cwd), find_project(cwd))
 
 
 def shown_path(path: str) -> str:
@@ -389,8 +389,12 @@ def find_project(cwd: str) -> str:
 
     A work tree is known by the `.git` in its root: a directory, or a file in linked work trees and submodules. The
     innermost one wins, as it does for git. Runs no process, and what cannot be read or is not there is no work tree:
-    for an absolute `cwd` it raises nothing.
+    for an absolute `cwd` it raises nothing. It is text that can travel: `shown_path`.
     """
+    return shown_path(_find_project(cwd))
+
+
+def _find_project(cwd: str) -> str:
     start = os.path.realpath(cwd)
     directory = start
     while not os.path.exists(os.path.join(directory, ".git")):

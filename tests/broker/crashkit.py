@@ -38,7 +38,7 @@ from zmqbus.errors import ZmqbusError
 from zmqbus.journal import Journal
 from zmqbus.protocol import Role, State
 from zmqbus.readback import recent
-from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing import SimClient, SimNet, session_id_of
 
 #: Small, so that a short run has rotations; more segments than are kept without a need.
 SEGMENT_BYTES, KEEP = 4_000, 2
@@ -47,7 +47,7 @@ ROUNDS = 60
 #: The name that the one guest speaks under.
 GUEST = "cron"
 #: The session that nobody knows of while the run is recorded.
-LATE = "late-session-id"
+LATE = session_id_of("late")
 
 
 # --- who must get what ------------------------------------------------------------------------------------------

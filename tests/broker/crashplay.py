@@ -9,7 +9,7 @@ from tests.broker.crashkit import GUEST, LATE, FileNet, Sent
 from zmqbus import protocol
 from zmqbus.client.core import Persona, Phase
 from zmqbus.protocol import Role, Scope
-from zmqbus.testing import SimClient
+from zmqbus.testing import SimClient, session_id_of
 from zmqbus.testing.simnet import Death
 
 
@@ -26,7 +26,7 @@ class Play:
         self._processes = 0
         if not net.ledger.names:
             for name in self.NAMES:
-                self.start(f"{name}-session-id")
+                self.start(session_id_of(name))
 
     def __repr__(self) -> str:
         return f"<Play on {self.net!r}>"
@@ -65,7 +65,7 @@ class Play:
 
     def somebody(self) -> SimClient:
         """A session's listener."""
-        return self.chance.choice(self.listeners() or [self.start("alice-session-id")])
+        return self.chance.choice(self.listeners() or [self.start(session_id_of("alice"))])
 
     def listeners(self) -> list[SimClient]:
         """All of them."""
@@ -118,9 +118,9 @@ class Play:
         others = set(self.net.ledger.names) - {member.persona.session_id or ""}
         kind = self.chance.randrange(3)
         if kind == 0:
-            self.send(member, Scope.TOPIC, self.TOPIC, others - {"dave-session-id"})
+            self.send(member, Scope.TOPIC, self.TOPIC, others - {session_id_of("dave")})
         elif kind == 1:
-            self.send(member, Scope.GROUP, self.GROUP, others - {"alice-session-id"}, takers=1)
+            self.send(member, Scope.GROUP, self.GROUP, others - {session_id_of("alice")}, takers=1)
         else:
             self.send(member, Scope.ALL, "", others | {LATE})
 

@@ -11,7 +11,7 @@ from zmqbus import codec, protocol
 from zmqbus.broker import intake
 from zmqbus.client import core as client
 from zmqbus.protocol import Format, Scope, State
-from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing import SimClient, SimNet, session_id_of
 
 #: As SENDS; as SENDs that come within one wake; as SENDs that the broker takes one by one, though they come in a wake.
 Way: TypeAlias = Literal["run", "wake", "alone"]
@@ -126,7 +126,7 @@ class Said:
     def seen(self) -> tuple[object, ...]:
         """All there is to compare."""
         counts, sessions = self.net.broker._out.counts, self.net.broker.registry.sessions
-        boxes = [sessions[f"{member.persona.name}-session-id"].mailbox for member in self.members]
+        boxes = [sessions[session_id_of(member.persona.name or "")].mailbox for member in self.members]
         names = ("taken", "delivered", "queued", "repeated", "accepted_bytes", "broadcasts_resent")
         return (
             [[message[1:] for message in member.history] for member in self.members],  # without their tickets

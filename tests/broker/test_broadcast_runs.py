@@ -14,6 +14,7 @@ from zmqbus.broker import delivery, events, intake, mailbox
 from zmqbus.broker.delivery import BEAT_AFTER_S
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import decode_record
+from zmqbus.testing import session_id_of
 
 GOOD = messages(b"1", "zwei ü".encode(), b'3\n"\\', b"")
 IDS = [msg_id for msg_id, _ in GOOD]
@@ -129,7 +130,7 @@ def test_a_guest_is_no_receiver_and_an_observer_may_not():
     said.put("", GOOD, by=observer, scope=Scope.ALL)
     said.net.settle()
     assert said.bob.bodies == []
-    assert [(ref, why.partition(":")[0]) for ref, why in said.told] == [("", "protocol")]
+    assert [(ref, why.partition(":")[0]) for ref, why in said.told] == [(ref, "protocol") for ref, _ in GOOD]
 
 
 # --- one of the receivers cannot take them that way
@@ -142,7 +143,7 @@ def test_whoever_cannot_take_them_that_way_gets_each_in_its_place(monkeypatch, w
         if why == "mail":
             said.alice.raw(codec.encode([protocol.Send("directed0001", 0, "carol", 0, None, False, b"0")]))
         elif why == "unmarked":  # her SUB is not in force yet
-            connection = said.net.broker.registry.sessions["carol-session-id"].conn
+            connection = said.net.broker.registry.sessions[session_id_of("carol")].conn
             assert connection is not None
             connection.attached = False
             carol.filters = []
@@ -428,9 +429,9 @@ def test_a_connection_that_lingers_is_spared(monkeypatch):
         put(effect)
 
     monkeypatch.setattr(said.net.broker.delivery._out, "put", putting)
-    connection = said.net.broker.registry.sessions["carol-session-id"].conn
+    connection = said.net.broker.registry.sessions[session_id_of("carol")].conn
     assert connection is not None
-    peer, mine = connection.peer, said.net.broker.registry.sessions["alice-session-id"].conn
+    peer, mine = connection.peer, said.net.broker.registry.sessions[session_id_of("alice")].conn
     assert mine is not None
     said.net.broker.delivery._lingering["lease"] = peer
     said.say("", GOOD, scope=Scope.ALL)
@@ -450,7 +451,7 @@ def test_nothing_is_done_of_a_run_that_one_cannot_take(monkeypatch):
 
     def looking(self: delivery.Delivery, *args: Any) -> bool:
         done = run_to_many(self, *args)
-        box = said.net.broker.registry.sessions["bob-session-id"].mailbox
+        box = said.net.broker.registry.sessions[session_id_of("bob")].mailbox
         seen.append((len(box.window), self.bcast, done))
         assert args[2].bcast == 0
         return done

@@ -8,11 +8,11 @@ import msgpack
 import pytest
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import events, manners
+from zmqbus.broker import core, events, manners
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
 from zmqbus.protocol import Role, Scope, State
-from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing import SimClient, SimNet, session_id_of
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_delivered_only_after_the_application_has_taken_it(net):
     assert msg_id not in alice.answers
     bob.take_all()
     net.settle()
-    assert receipt(alice, msg_id)[:3] == (State.DELIVERED, "bob-session-id", "bob")
+    assert receipt(alice, msg_id)[:3] == (State.DELIVERED, session_id_of("bob"), "bob")
 
 
 def test_a_message_that_did_not_wait_has_no_age(net):
@@ -85,7 +85,7 @@ def test_a_receiver_that_does_not_take_it_within_a_second_is_busy(net):
     assert receipt(alice, msg_id).state == State.BUSY
     bob.take_all()
     net.settle()  # no second answer: SimClient would object
-    assert net.broker.registry.sessions["bob-session-id"].mailbox.total == 0
+    assert net.broker.registry.sessions[session_id_of("bob")].mailbox.total == 0
 
 
 def test_whose_receiver_leaves_before_taking_it_hears_that_it_is_queued(net):
@@ -125,7 +125,7 @@ def test_a_stopped_receiver_costs_its_credit_and_no_more(net):
             alice.send("bob", f"{number}".encode())
         net.settle()
         net.advance(2)
-    mailbox = net.broker.registry.sessions["bob-session-id"].mailbox
+    mailbox = net.broker.registry.sessions[session_id_of("bob")].mailbox
     assert len(mailbox.window) == 1000 == len(bob.handed)
     assert mailbox.total == 2700
     assert len(alice.answers) == 2700
@@ -170,7 +170,7 @@ def test_the_journal_has_every_message(net):
     net.settle()
     one, two = (json.loads(line) for line in net.journal)
     assert (one["msg_id"], one["kind"], one["from_name"], one["from_label"]) == (first, "message", "alice", "Alice's")
-    assert (one["to"], one["to_session_id"], one["text"]) == ("bob", "bob-session-id", "grüße\n")
+    assert (one["to"], one["to_session_id"], one["text"]) == ("bob", session_id_of("bob"), "grüße\n")
     assert (two["msg_id"], two["kind"], two["to"], two["to_session_id"]) == (second, "broadcast", "all", None)
 
 
@@ -231,7 +231,7 @@ def test_a_message_whose_acknowledgement_was_lost_is_not_shown_twice(net):
     assert bob.handed == []
     bob.take_all()
     net.settle()
-    assert net.broker.registry.sessions["bob-session-id"].mailbox.total == 0
+    assert net.broker.registry.sessions[session_id_of("bob")].mailbox.total == 0
 
 
 # --- one to many
@@ -352,9 +352,9 @@ def test_targets_are_resolved_in_order(net):
     net.session("billing")
     for target, expected in (
         ("auth", "auth"),  # exact, though a prefix of another
-        ("auth-session-id", "auth"),
+        (session_id_of("auth"), "auth"),
         ("bill", "billing"),
-        ("billing-session", "billing"),
+        (session_id_of("billing")[:13], "billing"),
     ):
         msg_id = alice.send(target, b"?")
         net.settle()
@@ -391,23 +391,23 @@ def test_oneself_is_no_target(net):
 
 def test_a_taken_name_is_refused_and_costs_the_holder_nothing(net):
     alice = net.session("alice")
-    other = net.session("alice", session_id="another", token="another-token")
+    other = net.session("alice", session_id=session_id_of("another"), token="another-token")
     assert isinstance(other.closed[0], errors.NameTaken)
     msg_id = alice.send("alice", b"?")
     net.settle()
     assert "itself" in str(refusal(alice, msg_id))
-    assert "another" not in net.broker.registry.sessions
+    assert session_id_of("another") not in net.broker.registry.sessions
 
 
 def test_a_name_is_free_as_soon_as_its_holder_leaves(net):
     net.session("alice").bye()
     net.settle()
-    other = net.session("alice", session_id="another", token="another-token")
+    other = net.session("alice", session_id=session_id_of("another"), token="another-token")
     assert other.closed == []
 
 
 def test_rename_moves_the_session(net):
-    alice, bob = net.session("alice", session_id="another"), net.session("bob")
+    alice, bob = net.session("alice", session_id=session_id_of("another")), net.session("bob")
     net.helper(alice).request(protocol.Rename("r", "lead"))
     net.settle()
     assert alice.renames == ["lead"]
@@ -434,7 +434,7 @@ def test_a_rename_that_got_lost_is_found_with_the_next_ping(net):
 
 def test_the_token_is_what_a_session_is_claimed_with(net):
     net.session("alice")
-    thief = net.session("thief", session_id="alice-session-id", token="guessed")
+    thief = net.session("thief", session_id=session_id_of("alice"), token="guessed")
     assert isinstance(thief.closed[0], errors.Unauthorized)
     helper = net._enter(thief.persona._replace(role=Role.HELPER, name="alice"), True)
     assert isinstance(helper.closed[0], errors.Unauthorized)
@@ -837,3 +837,93 @@ def test_a_client_of_another_release_says_and_hears_one_by_one(net):
     alice.take_all()
     net.settle()
     assert [receipt(old, msg_id).state for msg_id in sent] == [State.DELIVERED] * 2
+
+
+@pytest.mark.parametrize(
+    "session_id", ["bob", "b" * 36, "bob-" + "0" * 32, "6F6E6500-0000-0000-0000-000000000000", "x"]
+)
+def test_an_id_has_a_form_that_no_name_has(net, session_id):
+    """A target is looked for among the ids first: an id that is somebody's name would get that one's mail."""
+    alice, bob = net.session("alice"), net.session("bob")
+    thief = net.session("thief", session_id=session_id)
+    assert isinstance(thief.closed[0], errors.ProtocolError | errors.InvalidPayload)
+    alice.send("bob", b"for bob")
+    net.settle()
+    assert (bob.bodies, thief.bodies) == ([b"for bob"], [])
+
+
+def test_a_name_has_no_form_of_an_id(net):
+    bob = net.session("bob")
+    thief = net.session(bob.persona.session_id, session_id=session_id_of("thief"))
+    assert isinstance(thief.closed[0], errors.InvalidName)
+    net.helper(net.session("other")).request(protocol.Rename("r", bob.persona.session_id))
+    net.settle()
+    assert bob.persona.session_id not in {session.name for session in net.broker.registry.sessions.values()}
+
+
+def test_a_target_over_the_limit_costs_its_sender_that_message_and_nothing_else(net):
+    """Its sender is told, and what stands behind it goes through, also after the broker's death."""
+    alice, bob = net.session("alice"), net.session("bob")
+    for number, target in enumerate(("x" * 4_097, "x" * 9_000, "x" * 100_000, "p\udcffy")):
+        bad = alice.send(target, b"?")
+        alice.send("bob", b"%d" % number)
+        net.settle()
+        assert isinstance(alice.answers[bad], errors.InvalidName), alice.answers
+        assert bob.bodies == [b"%d" % number]
+        bob.take_all()
+        net.settle()
+    assert alice.core.unconfirmed == 0
+
+
+def test_a_target_that_only_the_broker_finds_too_long_is_named_and_costs_its_neighbours_nothing(net):
+    """Of a client that does not check."""
+    alice, bob = net.session("alice"), net.session("bob")
+    heard = []
+    sends = [
+        protocol.Send(f"message{n:05d}", 0, "bob" if n % 2 else "x" * 9_000, 0, None, False, b"") for n in range(6)
+    ]
+    listen = alice.core.handle
+
+    def handle(now_s, event):
+        if isinstance(event, client.Received):
+            heard.extend(event.envelopes)
+        return listen(now_s, event)
+
+    alice.core.handle = handle
+    alice.raw(codec.encode(sends))
+    net.settle()
+    refused = [one.ref for one in heard if isinstance(one, protocol.Refused)]
+    assert refused == [send.msg_id for send in sends[::2]]
+    assert bob.bodies == [b"", b"", b""]
+
+
+def test_lists_and_figures_are_counted_in_bytes(net, monkeypatch):
+    monkeypatch.setattr(core, "ANSWERS_AT_ONCE_BYTES", 5 * core.HEALTH_BYTES)
+    monkeypatch.setattr(core, "ANSWERS_A_SECOND_BYTES", core.HEALTH_BYTES)
+    watcher = net.observer()
+    for number in range(8):
+        watcher.request(protocol.Status(f"s{number}"))
+    net.settle()
+    answers = [watcher.responses[f"s{number}"] for number in range(8)]
+    assert [isinstance(one, errors.RateLimited) for one in answers] == [False] * 5 + [True] * 3
+    net.advance(1.1)
+    watcher.request(protocol.Status("later"))
+    net.settle()
+    assert isinstance(watcher.responses["later"], protocol.Health)
+
+
+def test_a_page_of_a_list_ends_by_its_size(net):
+    for number in range(30):
+        net.session(f"s{number:02}", project=f"/{number:02}" + "p" * 4_000)
+    watcher = net.observer()
+    found, after = [], ""
+    while True:
+        watcher.request(protocol.List(f"l{after}"[:60], True, after))
+        net.settle()
+        page = watcher.responses[f"l{after}"[:60]]
+        assert sum(len(row[2]) + len(row[3]) for row in page.rows) < core.PAGE_BYTES + 2 * 4_096
+        found += page.rows
+        if not page.more:
+            break
+        after = page.rows[-1][6]
+    assert [row[0] for row in found] == [f"s{number:02}" for number in range(30)]

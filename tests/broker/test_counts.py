@@ -31,7 +31,7 @@ def figures(net: SimNet) -> dict[str, Any]:
 
 def test_all_is_described_and_all_that_is_described_is_there(net: SimNet) -> None:
     found = figures(net)
-    shell = {"handshakes_refused", "notices"}
+    shell = {"connections_closed", "handshakes_refused", "log_kept_bytes", "notices"}
     assert found.keys() | shell == FIGURES.keys()
     for name, value in found.items():
         figure = about(name)

@@ -26,8 +26,9 @@ from zmqbus import protocol
 from zmqbus.broker import database, dbfile, mailbox
 from zmqbus.broker.store import Entry
 from zmqbus.protocol import Scope
+from zmqbus.testing import session_id_of
 
-AWAY = ("bob-session-id", "carol-session-id", "dave-session-id")
+AWAY = (session_id_of("bob"), session_id_of("carol"), session_id_of("dave"))
 SOAK = "SOAK" in os.environ
 SEEDS = range(20 if SOAK else 4)
 #: Deaths that are tried of one run; all of them if there are no more.
@@ -79,8 +80,8 @@ def some(found: list[End], seed: int) -> list[End]:
 def everything_once(play_: Play) -> None:
     """Something of each kind, so that each is followed by each death."""
     net = play_.net
-    bob = net.live("bob-session-id")
-    dave = net.live("dave-session-id")
+    bob = net.live(session_id_of("bob"))
+    dave = net.live(session_id_of("dave"))
     assert bob is not None and dave is not None
     play_.end(bob, bye=True)
     play_.directed()
@@ -104,7 +105,7 @@ def everything_once(play_: Play) -> None:
     net.advance(1.2)
     play_.kill()
     play_.directed()
-    play_.start("bob-session-id")
+    play_.start(session_id_of("bob"))
     net.settle()
     play_.take_some()
     play_.to_many()
@@ -192,10 +193,10 @@ class Mail(NamedTuple):
 
 def send_and_leave(play_: Play) -> None:
     net = play_.net
-    alice = net.live("alice-session-id")
+    alice = net.live(session_id_of("alice"))
     assert alice is not None
     for _ in range(4):
-        play_.send(alice, Scope.SESSION, "bob", {"bob-session-id"})
+        play_.send(alice, Scope.SESSION, "bob", {session_id_of("bob")})
     net.settle()
     for name in AWAY:
         member = net.live(name)
@@ -244,7 +245,7 @@ def new_mail_flows(world: FileNet, mail: Mail) -> None:
     not (`Ledger.note_taken` sees to that). Whose text is lost, is told so, and named in what the broker said."""
     play_ = Play(world, 7)
     world.settle()
-    alice = world.live("alice-session-id")
+    alice = world.live(session_id_of("alice"))
     assert alice is not None
     known = set(AWAY) & set(world.broker.registry.sessions)
     for receiver in sorted(known):

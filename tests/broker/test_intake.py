@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tests.broker.saidkit import Said, both, messages, refused, with_ids
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import events, mailbox
+from zmqbus.broker import events, intake, mailbox
 from zmqbus.broker.spooled import no_spools
 from zmqbus.protocol import Format, Scope, State
 from zmqbus.record import spell
-from zmqbus.testing import SimNet
+from zmqbus.testing import SimNet, session_id_of
 from zmqbus.testing.simnet import Death
 
 
@@ -47,7 +47,7 @@ def test_what_a_message_answers_is_a_message_id(net, reply_to):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"hello", reply_to=reply_to)
     net.settle()
-    assert isinstance(alice.answers[msg_id], errors.ProtocolError)
+    assert isinstance(alice.answers[msg_id], errors.ProtocolError | errors.InvalidPayload)
     assert bob.bodies == []
 
 
@@ -102,7 +102,12 @@ def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
 
 @pytest.mark.parametrize(
     ("target", "code"),
-    [("alice", "unknown_peer"), ("alice-session-id", "unknown_peer"), ("nobody", "unknown_peer"), ("", "unknown_peer")],
+    [
+        ("alice", "unknown_peer"),
+        (session_id_of("alice"), "unknown_peer"),
+        ("nobody", "unknown_peer"),
+        ("", "unknown_peer"),
+    ],
 )
 def test_a_target_that_none_may_have_refuses_each(target, code):
     said = both(lambda said: said.say(target, GOOD))
@@ -314,8 +319,11 @@ def test_what_is_no_run_is_refused_as_a_whole(sends):
     said.alice.raw(codec.encode([sends, protocol.Send("message9999", 0, "bob", 0, None, False, b"next")]))
     said.net.settle()
     assert said.bob.bodies == [b"next"]
-    ((ref, why),) = said.told
-    assert ref == "" and why == "protocol: SENDS has as many ids as bodies, and 256 at most"
+    assert [ref for ref, _ in said.told] == list(sends.msg_ids or ("",))
+    assert {why for _, why in said.told} <= {
+        "protocol: SENDS has as many ids as bodies",
+        "protocol: 257 bodies; the limit is 256",
+    }
 
 
 def test_the_longest_run_is_taken_and_one_of_nothing_is_nothing():
@@ -334,7 +342,7 @@ def test_only_who_may_send_may_send_runs():
     said.put("bob", GOOD, by=observer)
     said.net.settle()
     assert said.bob.bodies == []
-    assert [(ref, why.partition(":")[0]) for ref, why in said.told] == [("", "protocol")]
+    assert [(ref, why.partition(":")[0]) for ref, why in said.told] == [(ref, "protocol") for ref, _ in GOOD]
     for number, speaker in enumerate((said.net.helper(said.alice), said.net.guest("script"))):
         said.bob.take_all()
         said.put("bob", messages(b"1", b"2", first=10 * number), by=speaker)
@@ -510,7 +518,7 @@ class TestSpooled:
         net.settle()
         assert isinstance(spooling.alice.answers[msg_id], errors.BrokerUnavailable)
         net.journal_fails = None
-        assert net.broker.registry.sessions["bob-session-id"].mailbox.total_bytes == 0
+        assert net.broker.registry.sessions[session_id_of("bob")].mailbox.total_bytes == 0
         assert spooling.receives() == []
 
     def test_it_counts_in_the_mailbox_as_what_it_is(self, net, spooling, monkeypatch):
@@ -572,3 +580,26 @@ class TestSpooled:
         monkeypatch.setattr(net.broker.intake, "_read_spooled", no_spools)
         spooling.put_down()
         assert spooling.refusal().code == "unauthorized"
+
+
+def test_guests_share_a_limit_of_broadcasts_since_their_names_cost_nothing(net):
+    net.session("bob")
+    told = {}
+    for name in range(5):
+        guest = net.guest(f"guest-{name}")
+        ids = [guest.send("", b"x", scope=Scope.ALL) for _ in range(intake.BROADCASTS_PER_MINUTE // 2)]
+        net.settle()
+        net.advance(1.5)
+        told[name] = [guest.answers[msg_id] for msg_id in ids]
+    refused = [isinstance(one, errors.RateLimited) for name in range(5) for one in told[name]]
+    assert refused == [False] * intake.GUEST_BROADCASTS_PER_MINUTE + [True] * 30
+    session = net.session("alice")
+    msg_id = session.send("", b"x", scope=Scope.ALL)
+    net.settle()
+    net.advance(1.5)
+    assert isinstance(session.answers[msg_id], protocol.Tally)
+    net.advance(intake.MINUTE_S)
+    msg_id = guest.send("", b"x", scope=Scope.ALL)
+    net.settle()
+    net.advance(1.5)
+    assert isinstance(guest.answers[msg_id], protocol.Tally)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from zmqbus import codec, errors, protocol
+from zmqbus import codec, errors, naming, protocol
 from zmqbus.broker import aftermath, board, pool
 from zmqbus.broker.aftermath import OFFER_S, RETURN_S
 from zmqbus.broker.core import SILENCE_S
 from zmqbus.client.core import Assignment, Persona
 from zmqbus.protocol import Format, Role
-from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.testing.simnet import Death
 
 
@@ -95,14 +95,19 @@ def clean(net: SimNet) -> None:
 def test_a_request_and_its_answer(net, caller):
     one, msg_id = in_hand(net, caller, "one", body=b"resize")
     (work,) = one.works.values()
-    assert (work.msg_id, work.from_session, work.from_name, work.group) == (msg_id, "caller-session-id", "caller", "g")
+    assert (work.msg_id, work.from_session, work.from_name, work.group) == (
+        msg_id,
+        session_id_of("caller"),
+        "caller",
+        "g",
+    )
     assert (work.fmt, work.tries, work.pointer, work.body) == (Format.TEXT, 0, None, b"resize")
     assert work.ts == net.clock.wall_s
     one.answer(msg_id, b"done")
     net.settle()
     answer = result(caller, msg_id)
     assert (answer.from_session, answer.from_name, answer.body, answer.pointer) == (
-        "one-session-id",
+        session_id_of("one"),
         "one",
         b"done",
         None,
@@ -118,7 +123,7 @@ def test_both_are_records_of_the_journal(net, caller):
     assert (asked["msg_id"], asked["kind"], asked["from_name"], asked["to"]) == (msg_id, "request", "caller", "@g")
     assert (asked["to_session_id"], asked["text"]) == (None, "resize")
     assert (answered["kind"], answered["from_name"], answered["to"]) == ("answer", "one", "caller")
-    assert (answered["to_session_id"], answered["reply_to"]) == ("caller-session-id", msg_id)
+    assert (answered["to_session_id"], answered["reply_to"]) == (session_id_of("caller"), msg_id)
     assert answered["msg_id"] == result(caller, msg_id).answer_id != msg_id
     assert answered["text"] == "done"
 
@@ -323,7 +328,7 @@ def test_what_is_put_aside_for_its_caller_keeps_its_turn(net, caller):
     one.work()
     net.settle()
     assert list(one.works) == [third]
-    assert list(net.broker.pool._board.groups["g"]._aside["one-session-id"]) == [own]
+    assert list(net.broker.pool._board.groups["g"]._aside[session_id_of("one")]) == [own]
     ask(caller)
     two.work()
     net.settle()
@@ -1599,7 +1604,7 @@ def test_reprs(net, caller):
         "<Aftermath: 0 sessions expected, 0 claims>",
         f"<Request {request.msg_id} to @g held>",
     ]
-    assert repr(request.worker) == "<Worker one-sess: 1 of 2 in hand>"
+    assert repr(request.worker) == f"<Worker {session_id_of('one')[:8]}: 1 of 2 in hand>"
     assert repr(request.group) == "<Group g: 1 workers, 0 waiting>"
     assert repr(request.caller).endswith(": 1 unanswered>")
     assert one.core.in_hand == 1
@@ -1613,7 +1618,7 @@ def test_a_persona_without_a_session_asks_as_a_guest(net):
     guest.connect()
     net.settle()
     (work,) = one.works.values()
-    assert work.from_name == "cron" and work.from_session.startswith("guest-")
+    assert work.from_name == "cron" and naming.is_session_id(work.from_session)
 
 
 def test_an_answer_is_for_the_mailbox_when_it_is_awaited_no_longer(net):

@@ -10,7 +10,7 @@ from zmqbus import codec, errors, protocol
 from zmqbus.broker import awaits, delivery, events, mailbox, registry, upkeep
 from zmqbus.client.core import Phase
 from zmqbus.protocol import Role, Scope, State
-from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.testing.simnet import Death
 
 WEEK_S = upkeep.KEEP_S
@@ -565,12 +565,12 @@ def test_a_new_agent_of_the_same_name_and_project_gets_the_mail_of_the_one_that_
     away(net, old)
     alice.send("bob", b"for bob")
     net.settle()
-    persona = old.persona._replace(session_id="another-id", token="another-token", owner="8:8", pid=77)
+    persona = old.persona._replace(session_id=session_id_of("another"), token="another-token", owner="8:8", pid=77)
     newcomer = net._enter(persona, True)
     assert newcomer.bodies == [b"for bob"]
     newcomer.take_all()
     net.settle()
-    assert "bob-session-id" not in net.broker.registry.sessions
+    assert session_id_of("bob") not in net.broker.registry.sessions
     net.kill_broker()
     net.settle()
     assert newcomer.core.phase is Phase.READY
@@ -587,7 +587,9 @@ def test_mail_is_not_given_to_somebody_else(net, change):
     away(net, old)
     alice.send("bob", b"for bob")
     net.settle()
-    persona = old.persona._replace(session_id="another-id", token="another-token", owner="8:8", pid=77, **change)
+    persona = old.persona._replace(
+        session_id=session_id_of("another"), token="another-token", owner="8:8", pid=77, **change
+    )
     newcomer = net._enter(persona, True)
     assert newcomer.bodies == []
     assert back(net, old).closed or net.clients[-1].bodies == [b"for bob"]
@@ -621,7 +623,7 @@ def test_mail_of_a_session_that_nothing_else_is_known_of_waits_for_it(net):
     away(net, bob)
     alice.send("bob", b"saved")
     net.settle()
-    del net.store._committed.sessions["bob-session-id"]
+    del net.store._committed.sessions[session_id_of("bob")]
     net.kill_broker()
     net.settle()
     assert "<Upkeep, 1 mailboxes unclaimed, 0 sessions passing>" in repr(net.broker.upkeep)
@@ -633,14 +635,14 @@ def test_it_does_not_wait_for_ever(net):
     away(net, bob)
     alice.send("bob", b"saved")
     net.settle()
-    del net.store._committed.sessions["bob-session-id"]
+    del net.store._committed.sessions[session_id_of("bob")]
     net.kill_broker()
     net.settle()
     net.clock.advance(WEEK_S + 1)
     net._decide(events.Tick())
     assert net.store.total() == 0
     assert not net.broker.registry.unclaimed
-    assert any("bob-session-id, which has not come back, has not read" in note for note in net.notes)
+    assert any(f"{session_id_of('bob')}, which has not come back, has not read" in note for note in net.notes)
 
 
 # --- time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from zmqbus.broker import registry as registry_module
 from zmqbus.broker.registry import MAX_LISTED, MIN_ID_PREFIX, STANDING, Registry, Session, Standing
 from zmqbus.errors import Ambiguous, UnknownPeer
 from zmqbus.protocol import Role, Scope
@@ -154,3 +155,19 @@ def test_repr(registry):
     assert repr(registry) == "<Registry: 1 connections, 1 of 1 live>"
     assert repr(alice) == "<Session 'alice' 01234567 live: 0 unread>"
     assert repr(alice.conn) == "<Connection 616c696365 member for alice>"
+
+
+def test_sessions_that_came_and_went_make_room_before_those_that_were_here(registry, monkeypatch):
+    """Whoever enters ten thousand sessions, each for a moment, crowds out those, and nobody's that was here."""
+    monkeypatch.setattr(registry_module, "MAX_SESSIONS", 20)
+    honest = [add(registry, f"honest-{number}", live=False, since=100.0) for number in range(10)]
+    for session in honest:
+        session.away_since_s = 100.0 + registry_module.BRIEF_S
+    for number in range(200):
+        brief = add(registry, f"brief-{number}", live=False, since=1_000.0 + number)
+        brief.away_since_s = 1_000.0 + number
+    assert [session for session in registry.sessions.values() if session in honest] == honest
+    assert len(registry.sessions) == 20
+    assert sorted(s.name for s in registry.sessions.values() if s not in honest) == sorted(
+        f"brief-{number}" for number in range(190, 200)
+    )

@@ -24,6 +24,7 @@ from zmqbus.errors import PortHeld, Unauthorized
 from zmqbus.readback import read
 from zmqbus.search.index import Index
 from zmqbus.settings import Settings, load
+from zmqbus.testing import session_id_of
 
 DEADLINE_MS = 90_000
 
@@ -62,7 +63,7 @@ class Served:
 
     def enter(self, role: int = 4, name: str | None = None) -> zmq.Socket[bytes]:
         peer = self.peer()
-        session_id = f"{name}-session-id" if name else None
+        session_id = session_id_of(name) if name else None
         hello = protocol.Hello(
             protocol.VERSION, "0", role, session_id, name, name, None, "/", "/", 1, "1:1", (), (), None
         )
@@ -263,7 +264,7 @@ def test_it_ends_when_it_is_told_to(served):
 
 def test_only_marks_are_taken_from_the_subscribers(served):
     member = served.peer()
-    session = ("bob-session-id", "token", "bob")
+    session = (session_id_of("bob"), "token", "bob")
     hello = protocol.Hello(protocol.VERSION, "0", 1, *session, None, "/", "/", 1, "1:1", (), (), None)
     member.send_multipart(codec.encode([hello]))
     (welcome,) = served.hear(member)

@@ -10,7 +10,7 @@ from zmqbus import errors, protocol
 from zmqbus.broker import mailbox, registry, takeover, upkeep
 from zmqbus.broker.core import SILENCE_S
 from zmqbus.protocol import Role, Scope, State
-from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.testing.simnet import Death
 
 HOUR_S = takeover.EMPTY_KEEP_S
@@ -38,7 +38,11 @@ class Runs:
         self.count += 1
         owner = f"{self.count}:owner"
         self.net.living_owners.add(owner)
-        given: dict[str, Any] = {"session_id": f"run-{self.count}", "token": f"token-{self.count}", "owner": owner}
+        given: dict[str, Any] = {
+            "session_id": session_id_of(f"run-{self.count}"),
+            "token": f"token-{self.count}",
+            "owner": owner,
+        }
         return self.net.session(name, **{**given, **more})
 
     def leave(self, *members: SimClient) -> None:
@@ -152,8 +156,8 @@ def test_of_three_that_died_there_is_one_and_the_next_has_all_its_mail_once(net,
 
 def test_they_may_all_have_lived_at_the_same_time(net, alice, runs):
     members = [runs.nap() for _ in range(3)]
-    for member in members:
-        say(net, alice, b"to " + member.persona.session_id.encode(), member.persona.session_id)
+    for number, member in enumerate(members, 1):
+        say(net, alice, b"to run-%d" % number, member.persona.session_id)
     tell_all(net, alice, b"to all")
     say(net, alice, b"to the name")
     assert count(net) == 3, "each may come back"
@@ -191,7 +195,7 @@ def test_an_owner_that_cannot_be_judged_is_never_taken_for_dead(net, alice, runs
     older = net.session("nightly", owner="of another machine")
     runs.leave(older)
     say(net, alice, b"x")
-    newer = net.session("nightly", session_id="other", token="other", owner="1:1")
+    newer = net.session("nightly", session_id=session_id_of("other"), token="other", owner="1:1")
     net.advance(3 * takeover.ROUND_S, step_s=2)
     assert "of another machine" in asked.owners
     assert newer.bodies == [] and count(net) == 2
@@ -317,9 +321,10 @@ def test_a_broker_that_dies_over_it_leaves_all_or_nothing_of_it(net, alice, runs
     if death < Death.COMMITTED:
         assert {key: sorted(box) for key, box in net.store._committed.boxes.items()} == before
     net.settle()
-    while last.core.persona.name != "nightly":
+    if last.core.persona.name != "nightly":
         last.request(protocol.Rename("again", "nightly"))
         net.settle()
+    assert last.core.persona.name == "nightly"
     net.advance(2 * takeover.ROUND_S, step_s=2)
     read(net, last)
     shown = {message.msg_id: net.body(message) for message in last.history}
@@ -553,7 +558,7 @@ def test_an_id_is_remembered_as_long_as_mail_is_and_while_its_successor_is(net, 
     monkeypatch.setattr(registry, "MAX_SUCCEEDED", 2)
     for _ in range(5):
         runs.night(name="web")
-    assert list(net.broker.registry._succeeded) == [f"run-{runs.count - 2}", f"run-{runs.count - 1}"]
+    assert list(net.broker.registry._succeeded) == [session_id_of(f"run-{runs.count - n}") for n in (2, 1)]
 
 
 def test_a_name_that_several_have_is_one_that_is_meant(net, alice, runs):
@@ -632,7 +637,9 @@ def test_a_broadcast_that_had_no_room_is_not_for_the_successor_behind_younger_on
     net.settle()
     say_to = net.session("carol")
     say(net, say_to, b"young")
-    assert net.broker.delivery.fates.earlier_cast(msg_id) == ({"run-2"}, set()), "the one has it that took over"
+    assert net.broker.delivery.fates.earlier_cast(msg_id) == ({session_id_of("run-2")}, set()), (
+        "the one has it that took over"
+    )
     assert younger
 
 
@@ -755,7 +762,7 @@ def test_a_session_that_is_away_is_removed_with_its_mail(net, alice, runs):
     assert isinstance(remove(net, member.persona.session_id), errors.UnknownPeer)
     net.advance(3)
     assert count(net) == 0 and net.store.total() == 0
-    assert not net.store._committed.sessions.keys() - {"alice-session-id"}
+    assert not net.store._committed.sessions.keys() - {session_id_of("alice")}
     assert read(net, net._enter(member.persona, True)) == []
 
 

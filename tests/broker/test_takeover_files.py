@@ -16,7 +16,7 @@ from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.store import SessionRow, succeeded_row
 from zmqbus.broker.takeover import ROUND_S
 from zmqbus.protocol import Scope
-from zmqbus.testing import SimClient
+from zmqbus.testing import SimClient, session_id_of
 
 #: Deaths that are tried; all of them with SOAK.
 TRIED = 1_000_000 if "SOAK" in os.environ else 150
@@ -25,7 +25,7 @@ TRIED = 1_000_000 if "SOAK" in os.environ else 150
 def start(net: FileNet, number: int) -> SimClient:
     owner = f"{number}:owner"
     net.living_owners.add(owner)
-    return net.session("bob", session_id=f"bob-{number}", token=f"token-{number}", owner=owner)
+    return net.session("bob", session_id=session_id_of(f"bob-{number}"), token=f"token-{number}", owner=owner)
 
 
 def leave(net: FileNet, member: SimClient) -> None:
@@ -45,12 +45,12 @@ def nights(net: FileNet) -> None:
     """Two that have mail, some of it the same, die; the third takes it over, and reads some; and so does a fourth."""
     net.session("alice")
     leave(net, start(net, 1))
-    say(net, "bob-1", b"first")
+    say(net, session_id_of("bob-1"), b"first")
     leave(net, start(net, 2))
     for number in range(3):
-        say(net, "bob-2", b"%d" % number)
+        say(net, session_id_of("bob-2"), b"%d" % number)
         say(net, "", b"%d to all" % number)
-        say(net, "bob-1", b"%d" % number + b"x" * 400)
+        say(net, session_id_of("bob-1"), b"%d" % number + b"x" * 400)
     net.living_owners -= {"1:owner", "2:owner"}
     third = start(net, 3)
     third.take(3)
@@ -85,7 +85,7 @@ def test_any_death_on_the_way_loses_doubles_or_reorders_nothing(tmp_path: Path, 
 
 def all_comes_to_the_fourth(world: FileNet) -> None:
     for member in [*world.clients]:
-        if member.persona.name == "bob" and member.persona.session_id != "bob-4":
+        if member.persona.name == "bob" and member.persona.session_id != session_id_of("bob-4"):
             world.clients.remove(member)
     world.living_owners -= {"1:owner", "2:owner", "3:owner"}
     if not world.clients:
@@ -94,7 +94,7 @@ def all_comes_to_the_fourth(world: FileNet) -> None:
     fourth = world.clients[1] if len(world.clients) > 1 else start(world, 4)
     world.settle()
     world.advance(ROUND_S + 2, step_s=1)
-    waiting = [entry.msg_id for _, entry in world.store.heads("bob-4", 0)]
+    waiting = [entry.msg_id for _, entry in world.store.heads(session_id_of("bob-4"), 0)]
     assert len(waiting) == len(set(waiting)), "something waits twice"
     while fourth.handed:
         fourth.take_all()
@@ -103,7 +103,7 @@ def all_comes_to_the_fourth(world: FileNet) -> None:
     said = list(alice.answers)  # one after the other
     got = list(dict.fromkeys(message.msg_id for message in fourth.history))
     assert got == sorted(got, key=said.index), "not in the order of acceptance"
-    third = set(world.shown.get("bob-3", ()))
+    third = set(world.shown.get(session_id_of("bob-3"), ()))
     assert {*got, *third} == set(said), "something is lost"
     assert not [answer for answer in alice.answers.values() if isinstance(answer, Exception)]
     assert world.store.total() == 0 and not alice.core.unconfirmed

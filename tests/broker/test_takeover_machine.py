@@ -27,7 +27,7 @@ from zmqbus.client.core import Incoming, Phase
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Scope
 from zmqbus.record import decode_record
-from zmqbus.testing import SimClient
+from zmqbus.testing import SimClient, session_id_of
 
 
 class Ident(NamedTuple):
@@ -54,7 +54,9 @@ class Nights(test_machine.Bus):
         ident = self.idents.get(name)
         if ident is None:
             self.runs += 1
-            ident = self.idents[name] = Ident(f"{self.runs}-of-{name}", f"token-{self.runs}", f"{self.runs}:{name}")
+            ident = self.idents[name] = Ident(
+                session_id_of(f"{self.runs}-of-{name}"), f"token-{self.runs}", f"{self.runs}:{name}"
+            )
             self.net.living_owners.add(ident.owner)
         holder = self.net.broker.registry.holder(name)
         if holder is not None and holder.session_id != ident.session_id:

@@ -238,7 +238,7 @@ def test_broadcasts(connect):
         (lambda bus: bus.send("you", ""), errors.InvalidPayload),
         (lambda bus: bus.send("you", " \n\u200b"), errors.InvalidPayload),
         (lambda bus: bus.broadcast("\t"), errors.InvalidPayload),
-        (lambda bus: bus.send("half \udce9 a name", "x"), errors.UnknownPeer),
+        (lambda bus: bus.send("half \udce9 a name", "x"), errors.InvalidName),
         (lambda bus: bus.request("you", {1, 2}), errors.InvalidPayload),
         (lambda bus: bus.send("you", "x" * 17_000_000), errors.TextTooLong),
         (lambda bus: bus.request("@nobody", "x", wait=False).result(PATIENCE_S), errors.UnknownPeer),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from zmqbus import errors, protocol
+from zmqbus import codec, errors, protocol
 from zmqbus.client import core
 from zmqbus.client.core import ClientCore, Down, Hand, Persona, Phase, Published, Received, Tick, Transmit, Up
 from zmqbus.protocol import Role, Scope
@@ -811,3 +811,47 @@ def test_what_was_taken_under_another_lease_is_known_and_settles_nothing(in_runs
     assert said(in_runs.acknowledge()) == []
     effects = in_runs.handle(0.0, Received([run]))
     assert shown(effects) == ["direct000003"] and said(effects) == [protocol.Ack(2, ())]
+
+
+# --- what must not be said
+
+
+def test_what_is_over_a_limit_is_answered_here_and_named(ready):
+    """Said, it would come back as part of a message that nobody can read, at every HELLO."""
+    long = protocol.Send("toolong00001", 0, "x" * 4_097, 0, None, False, b"")
+    good = long._replace(msg_id="good00000001", target="bob")
+    effects: Any = ready.core.send_all([long, good])
+    assert [type(one) for one in effects] == [core.Answer, core.Transmit]
+    (msg_id,), error = effects[0]
+    assert msg_id == long.msg_id and isinstance(error, errors.InvalidName)
+    assert effects[1].envelope == good
+    assert ready.core.unconfirmed == 1
+    reply = long._replace(target="bob", reply_to="x" * 13)
+    refused: Any = ready.core.send_all([reply])
+    ((_, error),) = refused
+    assert isinstance(error, errors.InvalidPayload)
+
+
+def test_a_request_over_a_limit_is_answered_here(ready):
+    (response,) = ready.core.request(protocol.Rename("r", "x" * 41))
+    assert response.ref == "r" and isinstance(response.envelope, errors.InvalidName)
+    (answered,) = ready.core.ask(protocol.Request("request00001", "g" * 41, 0, True, False, b""))
+    assert answered.msg_id == "request00001" and isinstance(answered.outcome, errors.InvalidName)
+    assert ready.core.asked == 0
+
+
+def test_a_hello_over_a_limit_ends_with_its_reason():
+    changes: Any
+    for changes in ({"owner": "o" * 257}, {"label": "l" * 241}, {"topics": ("t" * 41,)}, {"token": "\udcff"}):
+        made = core.ClientCore(core.Persona(Role.PROGRAM, "id", "token", "name")._replace(**changes), "0")
+        (closed,) = made.handle(0.0, core.Up())
+        assert isinstance(closed, core.Closed) and closed.reason is not None
+        assert made.phase is core.Phase.CLOSED
+
+
+def test_a_directory_whose_name_is_no_text_keeps_nobody_off_the_bus():
+    made = core.ClientCore(core.Persona(Role.PROGRAM, "id", "token", "name", cwd="/tmp/\udcff"), "0")
+    effects: Any = made.handle(0.0, core.Up())
+    (hello,) = effects
+    assert hello.envelope.cwd == "/tmp/\\xff"
+    assert codec.encode([hello.envelope])

@@ -24,7 +24,14 @@ from zmqbus.settings import Settings, load
 
 DEADLINE_S = 90.0
 PERSONA = core.Persona(
-    role=Role.PROGRAM, session_id="sid", token="token", name="auth", cwd="/", project="/p", topics=("t",), groups=("g",)
+    role=Role.PROGRAM,
+    session_id="11111111-1111-4111-8111-111111111111",
+    token="token",
+    name="auth",
+    cwd="/",
+    project="/p",
+    topics=("t",),
+    groups=("g",),
 )
 
 

@@ -81,7 +81,7 @@ class TestPieces:
         spooled = put(spool, message(1, body, fmt))
         check(spooled)
         found = piece(directory, spooled)
-        check_spelled(word, found)
+        check_spelled(word, found, spooled.size_bytes, spooled.crc)
         assert found == spell(word, body)
         assert (spooled.size_bytes, spooled.crc) == (len(body), zlib.crc32(found))
         assert (spooled.msg_id, spooled.scope, spooled.target, spooled.fmt) == ("message00001", 0, "bob", fmt)

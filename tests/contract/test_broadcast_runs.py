@@ -9,6 +9,7 @@ from tests.contract.worlds import Member, World
 from zmqbus import protocol
 from zmqbus.broker.intake import BROADCASTS_PER_MINUTE
 from zmqbus.protocol import Scope
+from zmqbus.testing import session_id_of
 
 
 def crew(world: World) -> tuple[Member, Member, Member]:
@@ -41,7 +42,7 @@ def test_everybody_gets_them_in_order_and_as_they_were_sent(world: World) -> Non
         messages = member.gets(*TEXTS)
         assert [message.msg_id for message in messages] == sent
         for message in messages:
-            assert (message.from_name, message.from_session) == ("alice", "alice-session-id")
+            assert (message.from_name, message.from_session) == ("alice", session_id_of("alice"))
             assert (message.from_label, message.scope, message.target) == ("Älice", Scope.ALL, "")
             assert (message.age_s, message.pointer, message.reply_to) == (-1, None, None) and message.ts > 0
         assert in_runs(member) == len(TEXTS)

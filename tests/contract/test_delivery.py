@@ -10,6 +10,7 @@ from zmqbus import protocol
 from zmqbus.broker.mailbox import CREDIT_BYTES, CREDIT_MESSAGES, MAX_MESSAGES
 from zmqbus.broker.store import Entry
 from zmqbus.protocol import Format, Scope
+from zmqbus.testing import session_id_of
 
 
 def numbers(first: int, last: int) -> list[bytes]:
@@ -22,12 +23,12 @@ def test_delivered_means_taken(world: World) -> None:
     (message,) = bob.gets(b"hello")
     world.quiet()
     assert alice.fate(sent) in (None, "busy")
-    assert (message.msg_id, message.from_name, message.from_session) == (sent, "alice", "alice-session-id")
+    assert (message.msg_id, message.from_name, message.from_session) == (sent, "alice", session_id_of("alice"))
     assert (message.scope, message.target, message.reply_to, message.age_s) == (Scope.SESSION, "", None, -1)
     bob.take_all()
     receipt = alice.hears(sent, "delivered")
     assert isinstance(receipt, protocol.Receipt)
-    assert (receipt.name, receipt.session_id) == ("bob", "bob-session-id")
+    assert (receipt.name, receipt.session_id) == ("bob", session_id_of("bob"))
 
 
 def test_one_who_is_away_gets_it_when_it_is_back_and_learns_that_it_waited(world: World) -> None:
@@ -51,7 +52,7 @@ def test_everything_of_a_message_arrives(world: World) -> None:
     (message,) = bob.gets(b"\xff\0")
     assert (message.from_label, message.fmt) == ("The first", Format.BYTES)
     bob.take_all()
-    bob.send("alice-session-id", b"\x93\1\2\3", fmt=Format.MSGPACK, reply_to=question)
+    bob.send(session_id_of("alice"), b"\x93\1\2\3", fmt=Format.MSGPACK, reply_to=question)
     (answer,) = alice.gets(b"\x93\1\2\3")
     assert (answer.reply_to, answer.fmt, answer.from_label) == (question, Format.MSGPACK, None)
 

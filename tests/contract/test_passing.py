@@ -13,6 +13,7 @@ from zmqbus.broker.core import QUIET_TICK_S, SILENCE_S
 from zmqbus.broker.upkeep import PASSING_LOOK_S
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Role, Scope
+from zmqbus.testing import session_id_of
 
 
 def names(member: Member) -> set[str]:
@@ -78,7 +79,7 @@ def test_one_that_leaves_in_good_order_is_gone_at_once_and_senders_hear_so(world
     assert alice.fate(cast) in ((1, 0), (1, 1))  # it was not for those who are gone, unless a second has passed
     assert names(alice) == {"alice", "bob"}
     alice.hears(alice.send("w-1", b"3"), "unknown_peer")
-    alice.hears(alice.send("w-1-session-id", b"3"), "unknown_peer")
+    alice.hears(alice.send(session_id_of("w-1"), b"3"), "unknown_peer")
     # Were it to come back, it would be new.
     again = world.again(leaving)
     assert again.core.welcome is not None and again.core.welcome.waiting == 0
@@ -280,11 +281,11 @@ def test_it_stays_known_as_long_as_a_command_speaks_for_it(sim: SimWorld, crew) 
     helper = sim.helper(bob)
     bob.bye()
     sim.pass_time(60)
-    assert "w-1-session-id" in sim.net.broker.registry.sessions
+    assert session_id_of("w-1") in sim.net.broker.registry.sessions
     helper.hears(helper.send("alice", b"x"), "busy")
     helper.bye()
     sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
-    assert "w-1-session-id" not in sim.net.broker.registry.sessions
+    assert session_id_of("w-1") not in sim.net.broker.registry.sessions
     assert names(alice) == {"alice"}
 
 

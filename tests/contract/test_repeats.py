@@ -7,6 +7,7 @@ import pytest
 from tests.contract.worlds import Member, World
 from zmqbus import protocol
 from zmqbus.protocol import Scope
+from zmqbus.testing import session_id_of
 
 
 def receipts(member: Member, msg_id: str) -> list[protocol.Envelope]:
@@ -223,7 +224,7 @@ def test_the_target_means_what_it_meant_then(world: World) -> None:
     world.until(lambda: alice.fate(sent) or len(bob.history) > 1)
     bob.takes(b"1")
     receipt = alice.hears_it_is_safe(sent)
-    assert isinstance(receipt, protocol.Receipt) and receipt.session_id == "bob-session-id"
+    assert isinstance(receipt, protocol.Receipt) and receipt.session_id == session_id_of("bob")
     world.quiet()
     assert heir.history == []
 

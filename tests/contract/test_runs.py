@@ -9,6 +9,7 @@ from zmqbus import protocol
 from zmqbus.broker.mailbox import CREDIT_MESSAGES, MAX_MESSAGES
 from zmqbus.protocol import MAX_RUN, Format, Scope
 from zmqbus.record import Record
+from zmqbus.testing import session_id_of
 
 #: What texts are full of, and what is easily lost or taken for something else.
 TEXTS = (b"one", b"", b"line\nline\r\n", 'quoted "\\" ü 🚀 \u2028'.encode(), b"msg=abcdefgh12 re=abcdefgh", b"x" * 4096)
@@ -53,7 +54,11 @@ def test_they_arrive_in_order_and_as_they_were_sent(world: World, fmt: Format) -
     messages = bob.gets(*texts)
     assert [message.msg_id for message in messages] == sent
     for message in messages:
-        assert (message.from_name, message.from_session, message.from_label) == ("alice", "alice-session-id", "Älice")
+        assert (message.from_name, message.from_session, message.from_label) == (
+            "alice",
+            session_id_of("alice"),
+            "Älice",
+        )
         assert (message.scope, message.target, message.fmt, message.reply_to) == (Scope.SESSION, "", fmt, None)
         assert (message.age_s, message.pointer) == (-1, None) and message.ts > 0
     assert in_runs(bob) == (len(texts) if fmt == Format.TEXT else 0)
@@ -70,7 +75,7 @@ def test_each_is_in_the_journal_by_itself(world: World) -> None:
     bob.takes(*expected)
     for record, msg_id, body in zip(written(world), sent, expected, strict=True):
         assert (record.msg_id, record.body, record.fmt, record.kind) == (msg_id, body, "text", "message")
-        assert (record.from_name, record.to, record.to_session_id) == ("alice", "bob", "bob-session-id")
+        assert (record.from_name, record.to, record.to_session_id) == ("alice", "bob", session_id_of("bob"))
         assert record.reply_to is None
 
 
@@ -175,7 +180,7 @@ def test_a_helper_speaks_as_its_session(world: World) -> None:
     sent = helper.send_all("bob", *bodies(3))
     sent += alice.send_all("bob", *bodies(2, 3)) if bob.gets(*bodies(3)) else []
     messages = bob.takes(*bodies(5))
-    assert {(message.from_name, message.from_session) for message in messages} == {("alice", "alice-session-id")}
+    assert {(message.from_name, message.from_session) for message in messages} == {("alice", session_id_of("alice"))}
     for msg_id in sent[:3]:
         helper.hears(msg_id, "delivered")
     for msg_id in sent[3:]:

@@ -6,12 +6,13 @@ import pytest
 
 from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
+from zmqbus import naming, protocol
 from zmqbus.broker.core import MAX_PROBE_PAUSE_S, SILENCE_S
 from zmqbus.broker.reading import RECALL_S
 from zmqbus.client.core import PING_S, Displaced
 from zmqbus.errors import NameTaken, ZmqbusError
 from zmqbus.protocol import Role
+from zmqbus.testing import session_id_of
 
 
 def rows(member: Member, *, everyone: bool = True) -> dict[str, protocol.Session]:
@@ -85,7 +86,7 @@ def test_names_are_unique_among_the_connected(world: World) -> None:
     assert other.ready
     alice.send("bob", b"for the one who is here")
     other.takes(b"for the one who is here")
-    alice.send("bob-session-id", b"for the one who is away")
+    alice.send(session_id_of("bob"), b"for the one who is away")
     assert refusal(world.again(bob)) == "name_taken"
     again = world.again(bob, name="bob2")
     again.takes(b"for the one who is away")
@@ -95,20 +96,20 @@ def test_one_who_is_away_answers_to_its_name(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.die()
     receipt = alice.hears(alice.send("bob", b"x"), "away")
-    assert isinstance(receipt, protocol.Receipt) and receipt.session_id == "bob-session-id"
+    assert isinstance(receipt, protocol.Receipt) and receipt.session_id == session_id_of("bob")
 
 
 def test_prefixes_of_names_and_ids_will_do(world: World) -> None:
     alice, bob, _ = world.session("alice"), world.session("builder"), world.session("backend")
     alice.send("bui", b"1")
-    alice.send("builder-sess", b"2")
+    alice.send(session_id_of("builder")[:14], b"2")
     bob.takes(b"1", b"2")
     assert "backend" in str(alice.hears(alice.send("b", b"x"), "ambiguous"))
 
 
 def test_only_the_token_s_holder_speaks_for_a_session(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
-    assert refusal(world.session("thief", session_id="bob-session-id", token="guessed")) == "unauthorized"
+    assert refusal(world.session("thief", session_id=session_id_of("bob"), token="guessed")) == "unauthorized"
     bob.bye()
     assert refusal(world.session("bob", token="guessed")) == "unauthorized"
     world.kill_broker()
@@ -204,7 +205,7 @@ def test_each_says_what_its_role_allows(world: World) -> None:
         assert isinstance(error, ZmqbusError) and error.code == "protocol"
     guest.send("bob", b"x")
     (message,) = bob.takes(b"x")
-    assert message.from_name == "script" and message.from_session.startswith("guest-")
+    assert message.from_name == "script" and naming.is_session_id(message.from_session)
     assert not any(isinstance(envelope, protocol.Refused) for envelope in bob.heard)
 
 

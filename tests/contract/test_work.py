@@ -6,6 +6,7 @@ from tests.contract.worlds import Member, World
 from zmqbus import protocol
 from zmqbus.broker.aftermath import RETURN_S
 from zmqbus.protocol import Role
+from zmqbus.testing import session_id_of
 
 
 def worker(world: World, name: str, credit: int = 1, **persona: object) -> Member:
@@ -24,7 +25,7 @@ def test_a_request_and_its_answer(world):
     msg_id = asking.call("g", b"resize")
     one.work(msg_id)
     result = asking.hears_back(msg_id, b"done resize")
-    assert (result.from_name, result.from_session, result.pointer) == ("one", "one-session-id", None)
+    assert (result.from_name, result.from_session, result.pointer) == ("one", session_id_of("one"), None)
 
 
 def test_large_bodies(world):

@@ -33,6 +33,7 @@ from zmqbus.client.taken import TakenIds
 from zmqbus.errors import ZmqbusError
 from zmqbus.protocol import Format, Role, Scope, State
 from zmqbus.record import Record
+from zmqbus.testing import session_id_of
 
 #: What became of a message in few words: a state or the code of a refusal; of one to many (delivered, queued), and
 #: behind these the names of those who go without.
@@ -325,7 +326,7 @@ class World(ABC):
         return self._enter(
             core.Persona(
                 role=Role.LISTENER,
-                session_id=f"{name}-session-id",
+                session_id=session_id_of(name),
                 token=f"{name}-token",
                 name=name,
                 cwd="/p",

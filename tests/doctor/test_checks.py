@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import zmq
 
+import zmqbus
 from tests.records import ids, line
-from zmqbus import history
+from zmqbus import history, network, pidfile
 from zmqbus.doctor import bus, checks, files, installed, report
 from zmqbus.doctor.installation import install_command
 from zmqbus.doctor.report import Finding, fault, ok, warning
@@ -212,3 +213,30 @@ def test_for_programs() -> None:
 
 def test_commands_are_quoted() -> None:
     assert report.command("rm", "-f", "a b", "c'd") == "rm -f 'a b' 'c'\"'\"'d'"
+
+
+@pytest.mark.parametrize(("kept_bytes", "warned"), [(0, False), (bus.MUCH_KEPT_BYTES - 1, False), (3 * GIB, True)])
+def test_old_log_that_is_kept_for_unread_mail_is_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, warned: bool
+) -> None:
+    from zmqbus.client import probe
+
+    class Answers:
+        def __init__(self, _: Settings) -> None: ...
+
+        def __enter__(self) -> Answers:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def figures(self) -> dict[str, Any]:
+            release = zmqbus.__version__
+            return {"release": release, "protocol": 1, "sessions": 1, "unread": 7, "log_kept_bytes": kept_bytes}
+
+    served = pidfile.Served(settings.port, 4711, None, network.here())
+    monkeypatch.setattr(bus, "find_broker", lambda _: served)
+    monkeypatch.setattr(probe, "Probe", Answers)
+    found = [finding for finding in bus.broker(settings) if finding.check == "mail"]
+    assert bool(found) is warned
+    if warned:
+        assert "3,221 MB" in str(found[0]) and "7 messages" in str(found[0]) and "zmqbus list --all" in str(found[0])

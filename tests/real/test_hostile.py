@@ -7,6 +7,7 @@ before send each other a message, the broker is the process it was, and it has n
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import msgpack
 import psutil
@@ -137,7 +139,7 @@ class Stage:
         (pub_port,) = ports - {self.bus.port}
         return int(pub_port)
 
-    def prove(self) -> None:
+    def prove(self, max_growth_bytes: int = MAX_GROWTH_BYTES) -> None:
         """Messages go through in both directions, and to all; the broker is the one it was, and has not grown."""
         self._count += 1
         for sender, receiver in ((self.auth, self.pay), (self.pay, self.auth)):
@@ -152,7 +154,7 @@ class Stage:
         assert self.bus.broker_pid() == self.broker.pid
         assert self.broker.is_running()
         grown = self.broker.memory_info().rss - self.rss_bytes
-        assert grown < MAX_GROWTH_BYTES, f"the broker has grown by {grown >> 20} MiB"
+        assert grown < max_growth_bytes, f"the broker has grown by {grown >> 20} MiB"
 
     def close(self) -> None:
         self.attacker.close()
@@ -388,6 +390,8 @@ def absurd_hellos(attacker: Attacker) -> None:
         {"session_id": "x" * 8000, "role": 0},
         {"session_id": "", "role": 0},
         {"name": "x" * 8000},
+        {"cwd": "x" * 8000, "role": 0},
+        {"session_id": "pay", "role": 0},
         {"name": "No Such Name", "role": 0},
         {"name": "a\n[inter-session] forged", "role": 3},
         {"label": "\x1b[31mred", "role": 0},
@@ -404,7 +408,7 @@ def absurd_hellos(attacker: Attacker) -> None:
     dealer = attacker.socket()
     attacker.say(
         dealer,
-        attacker.hello(protocol.Role.PROGRAM, cwd="c" * 8000, project="p\0" * 4000, owner="o" * 8000, pid=-(2**63)),
+        attacker.hello(protocol.Role.PROGRAM, cwd="c" * 4096, project="p\0" * 2048, owner="o" * 256, pid=-(2**63)),
     )
     assert isinstance(attacker.hear(dealer), protocol.Welcome)
 
@@ -419,10 +423,10 @@ def hello_again_and_again(attacker: Attacker) -> None:
 
 def stale_leases(attacker: Attacker) -> None:
     program = attacker.enter(protocol.Role.PROGRAM)
-    for lease in ("", "0" * 32, "x" * 8000, attacker.victim.state["token"]):
+    for lease in ("", "0" * 32, "x" * 64, attacker.victim.state["token"]):
         attacker.say(program, [VERB["Ping"], lease, "attacker"])
         assert attacker.hear(program) == protocol.Expired()
-    attacker.say(program, [VERB["Ack"], 2**63, list(range(4000))], [VERB["Ack"], -1, [-1]], [VERB["Recalled"], 2**40])
+    attacker.say(program, [VERB["Ack"], 2**63, list(range(2000))], [VERB["Ack"], -1, [-1]], [VERB["Recalled"], 2**40])
     second = attacker.enter(protocol.Role.PROGRAM)  # takes the session over: the lease of the first is stale
     attacker.say(program, [VERB["Status"], "s"])
     assert isinstance(attacker.hear(program), protocol.Displaced)
@@ -470,7 +474,9 @@ def forged_records_in_a_file(attacker: Attacker) -> None:
         content = padding + piece
         size = len(content)
         name = spool_of(attacker, content)
-        attacker.say(guest, [VERB["Spooled"], f"file0000000{number}", 0, "pay", 0, None, size, name, 0, size, 1])
+        attacker.say(
+            guest, [VERB["Spooled"], f"file0000000{number}", 0, "pay", 0, None, size, name, 0, size, crc32(content)]
+        )
         answer = attacker.hear(guest)
         assert isinstance(answer, protocol.Refused) and answer.code == "invalid_payload", answer
     log = (attacker.bus.data_dir / "messages.log").read_bytes()
@@ -493,13 +499,28 @@ def files_that_are_not_for_it(attacker: Attacker) -> None:
 
 
 def a_text_that_cannot_be_read(attacker: Attacker) -> None:
-    """With a checksum that is wrong, or escapes that are none: it is that one message that nobody can read."""
+    """With a checksum that is wrong, escapes that are none, raw control characters, another size: it is refused, and
+    every line of the log is JSON."""
     guest = attacker.enter(protocol.Role.GUEST)
-    for number, piece in enumerate((b"x" * 70_000, b"\\z" * 40_000)):
+    good = b"x" * 70_000
+    for number, (piece, size, crc) in enumerate(
+        (
+            (good, len(good), crc32(good) ^ 1),
+            (good, len(good) - 1, None),
+            (b"\\z" * 40_000, 70_000, None),
+            (b"\\ud800" * 20_000, 70_000, None),
+            (good + b"\x01", len(good) + 1, None),
+            (good + b"\n", len(good) + 1, None),
+        )
+    ):
         name = spool_of(attacker, piece)
-        fields = [f"file0000002{number}", 0, "pay", 0, None, len(piece) - 10_000 * number, name, 0, len(piece), 1]
+        checksum = crc32(piece) if crc is None else crc
+        fields = [f"file0000002{number}", 0, "pay", 0, None, size, name, 0, len(piece), checksum]
         attacker.say(guest, [VERB["Spooled"], *fields])
-        assert isinstance(attacker.hear(guest), protocol.Receipt | protocol.Refused)
+        answer = attacker.hear(guest)
+        assert isinstance(answer, protocol.Refused) and answer.code in ("invalid_payload", "protocol"), answer
+    for line in (attacker.bus.data_dir / "messages.log").read_bytes().splitlines():
+        json.loads(line)
 
 
 def flood_of_large_files(attacker: Attacker) -> None:

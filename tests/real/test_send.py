@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import zmqbus
 from tests.real.conftest import DEADLINE_S, Bus, wait_until
+from zmqbus import errors
 from zmqbus.broker.intake import BROADCASTS_PER_MINUTE
 from zmqbus.cli import send
 from zmqbus.cli.common import act_as_session
@@ -578,3 +581,43 @@ def test_reader_that_is_gone_is_no_traceback(bus: Bus) -> None:
     process.wait(DEADLINE_S)
     assert b"Traceback" not in process.stderr.read()
     auth.wait_message("hi")
+
+
+# --- fields over their limits
+
+
+def test_a_target_over_the_limit_is_named_at_once_and_costs_nothing_else(bus: Bus) -> None:
+    """It used to be said, and refused by nobody who could say which message it was."""
+    auth, pay = bus.listener("auth"), bus.listener("pay")
+    for target in ("x" * 5_000, "x" * 9_000, "x" * 100_000, "p\udcffy"):
+        for more in ((), ("--as", "cron")):
+            done = bus.send("--to", target, "--text", "?", *more, owner=auth)
+            assert (done.returncode, done.stdout) == (1, ""), done
+            assert done.stderr.startswith("error: invalid_name: target "), done
+            assert len(done.stderr) < 200
+    bus.deliver("pay", "and the next one goes through", owner=auth)
+    pay.wait_message("and the next one goes through")
+
+
+def test_python_is_told_which_message_has_a_target_over_the_limit(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    pay = bus.listener("pay")
+    monkeypatch.setenv("INTER_SESSION_DATA_DIR", str(bus.data_dir))
+    monkeypatch.setenv("INTER_SESSION_PORT", str(bus.port))
+    with zmqbus.connect("program") as program:
+        bad = [program.send(target, "?", wait=False) for target in ("x" * 5_000, "x" * 90_000)]
+        good = program.send("pay", "behind them")
+        for future in bad:
+            with pytest.raises(errors.InvalidName, match="the limit is 4,096"):
+                future.result(DEADLINE_S)
+        with pytest.raises(errors.InvalidName):
+            program.ask("@" + "g" * 300, "?", timeout=DEADLINE_S)
+        assert good.state in ("delivered", "queued")
+    pay.wait_message("behind them")
+
+
+def test_a_directory_whose_name_is_no_text_keeps_nobody_off_the_bus(bus: Bus, tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/gr\xfc\xdfe"
+    os.mkdir(odd)
+    auth = bus.listener("auth", cwd=Path(os.fsdecode(odd)))
+    bus.deliver("auth", "hello", owner=bus.listener("pay"))
+    auth.wait_message("hello")

@@ -210,7 +210,7 @@ def test_files_and_arguments_that_are_not_utf_8(bus: Bus, odd: str) -> None:
         ([*send, "--text-file", path + "x"], "invalid_payload"),
         ([*send, "--file", path + "x"], "invalid_payload"),
         ([*send, "--text", "x", "--reply-to", "\udce9"], "invalid_payload"),
-        (["--to", "\udce9", "--as", "script", "--text", "x"], "unknown_peer"),
+        (["--to", "\udce9", "--as", "script", "--text", "x"], "invalid_name"),
         (["--to", "auth", "--as", "\udce9", "--text", "x"], "invalid_name"),
         (["--topic", "\udce9", "--as", "script", "--text", "x"], "invalid_name"),
     ):

@@ -60,7 +60,7 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
-from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS, ref_of
+from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
@@ -96,13 +96,18 @@ SILENCE_LOOK_S = 0.5
 MAX_PROBE_PAUSE_S = 600.0
 #: Notices that the status repeats; broker.log has them all.
 MAX_NOTICES = 20
-#: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
-#: travel on to others, whose own limit for a string must not be what stops them.
-MAX_ID_CHARS = 64
 #: Lists that one connection may ask for at once, and each second after that. A list is the largest answer to the
 #: smallest question, and who asks without reading would have them pile up.
 LISTS_AT_ONCE = 50
 LISTS_A_SECOND = 10
+#: Bytes of such answers (lists, figures), likewise: all that 10,000 sessions have to be listed for.
+ANSWERS_AT_ONCE_BYTES = 4 * 1024 * 1024
+ANSWERS_A_SECOND_BYTES = 1024 * 1024
+#: A page of a list ends here, or at `LIST_PAGE`: the paths of two hundred sessions may be 1.6 MB.
+PAGE_BYTES = 64 * 1024
+#: What the figures come to, and a row of a list beside its strings.
+HEALTH_BYTES = 2_000
+ROW_BYTES = 80
 #: While messages are under way the core wants to hear of the time so often: a tenth of the second that receivers have.
 BUSY_TICK_S = 0.1
 #: And otherwise, as long as anybody is connected: silence is measured in seconds.
@@ -274,6 +279,11 @@ class BrokerCore:
         parts = (self.delivery, self._store, self.pool)
         return min((number for part in parts if (number := part.oldest_segment()) is not None), default=None)
 
+    def oldest_under_way(self) -> int | None:
+        """The oldest segment that anybody may read without the store's knowing."""
+        found = (self.delivery.oldest_segment(), self.pool.oldest_segment())
+        return min((number for number in found if number is not None), default=None)
+
     # --- connections: who may say what
 
     def _receive(self, now: Instant, route: bytes, envelopes: list[protocol.Envelope]) -> None:
@@ -285,18 +295,23 @@ class BrokerCore:
                 self.pool.silence_changed(connection)
         for envelope in envelopes:
             if envelope.__class__ not in (connection.allowed if connection is not None else FROM_STRANGERS):
+                if isinstance(envelope, protocol.Faulty) and (connection is not None or envelope.refs == ("hello",)):
+                    self._out.refuse_all(route, envelope.refs, ProtocolError(envelope.reason))
+                    if envelope.refs == ("hello",):
+                        return
+                    continue
                 if connection is None:
                     # One EXPIRED is enough: the client says HELLO and repeats the rest of this message itself.
                     self._out.reply(route, protocol.Expired())
                     return
                 verb = type(envelope).__name__.upper()
                 misplaced = ProtocolError(f"{verb} is not for a {connection.standing.value}; see docs/protocol.md")
-                self._out.refuse(route, ref_of(envelope), misplaced)
+                self._out.refuse_all(route, protocol.refs_of(envelope.__class__, envelope), misplaced)
                 continue
             try:
                 self._rules[envelope.__class__](now, connection or route, envelope)
             except ZmqbusError as error:
-                self._out.refuse(route, ref_of(envelope), error)
+                self._out.refuse_all(route, protocol.refs_of(envelope.__class__, envelope), error)
                 if envelope.__class__ is protocol.Hello:
                     return  # what came with a refused HELLO has nobody to speak for it
             connection = self.registry.connections.get(route)
@@ -360,7 +375,8 @@ class BrokerCore:
             connection.guest = name
             # The same for whoever has the token, so that a guest may repeat itself over a new connection; and
             # receivers, who see the id, cannot tell the token from it.
-            connection.guest_id = f"guest-{sha256((hello.token or '').encode()).hexdigest()[:16]}"
+            # It has the form of a session id, which no name has: who answers it cannot mean anybody else.
+            connection.guest_id = protocol.session_id_of(sha256((hello.token or "").encode()).digest()[:16])
         if session is not None and (standing is Standing.MEMBER or not session.name):
             session.label = label
             # Many sessions of one place: the string once, not once for each.
@@ -414,8 +430,10 @@ class BrokerCore:
 
     def _claim(self, hello: protocol.Hello, name: str, standing: Standing) -> Session:
         """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
-        if not hello.session_id or not hello.token or not name or len(hello.session_id) > MAX_ID_CHARS:
+        if not hello.session_id or not hello.token or not name:
             raise ProtocolError("HELLO for a session needs its id, its token and its name")
+        if not naming.is_session_id(hello.session_id):
+            raise ProtocolError("HELLO with a session id that is no UUID in lower case")
         session = self.registry.sessions.get(hello.session_id)
         digest = sha256(hello.token.encode()).hexdigest()
         if session is not None:
@@ -429,7 +447,7 @@ class BrokerCore:
             raise Unauthorized(f"the token is not that of session {session.session_id:.40}; connect the session anew")
 
     def _check_guest(self, name: str, hello: protocol.Hello) -> None:
-        if not name or not hello.token or len(hello.token) > MAX_ID_CHARS:
+        if not name or not hello.token:
             raise ProtocolError("HELLO of a guest needs a name and a token")
         if self.registry.holder(name) is not None:
             raise NameTaken(f"'{name}' is the name of a connected session; give --as another one")
@@ -508,8 +526,7 @@ class BrokerCore:
     # --- looking, renaming, leaving
 
     def _list(self, now: Instant, who: Connection, wanted: protocol.List) -> None:
-        who.requests = max(0.0, who.requests - (now.mono_s - who.requested_s) * LISTS_A_SECOND)
-        who.requested_s = now.mono_s
+        self._count_bulky(now, who)
         if who.requests >= LISTS_AT_ONCE:
             raise RateLimited(
                 f"{LISTS_AT_ONCE} lists at once, and {LISTS_A_SECOND} a second, are the limit; retry in 1 s"
@@ -519,10 +536,30 @@ class BrokerCore:
             self.takeover.settle_shared(now)
         sessions = self.registry.reachable() if wanted.everyone else self.registry.live()
         ordered = sorted(sessions, key=lambda session: session.session_id)
-        page = [s for s in ordered if s.session_id > wanted.after][: protocol.LIST_PAGE]
+        page = []
+        size_bytes = 0
+        for session in ordered:
+            if session.session_id > wanted.after:
+                page.append(session)
+                size_bytes += ROW_BYTES + len(session.cwd) + len(session.project) + len(session.label or "")
+                if len(page) >= protocol.LIST_PAGE or size_bytes >= PAGE_BYTES:
+                    break
+        who.answered_bytes += size_bytes
         more = bool(page) and page[-1] is not ordered[-1]
         rows = tuple(tuple(self._row(now, session)) for session in page)
         self._out.reply(who.route, protocol.Sessions(wanted.ref, rows, more))
+
+    def _count_bulky(self, now: Instant, who: Connection) -> None:
+        """Raises `RateLimited` for a connection that has asked for so much that it cannot have read it all."""
+        passed_s = now.mono_s - who.requested_s
+        who.requested_s = now.mono_s
+        who.requests = max(0.0, who.requests - passed_s * LISTS_A_SECOND)
+        who.answered_bytes = max(0.0, who.answered_bytes - passed_s * ANSWERS_A_SECOND_BYTES)
+        if who.answered_bytes >= ANSWERS_AT_ONCE_BYTES:
+            raise RateLimited(
+                f"{ANSWERS_AT_ONCE_BYTES >> 20} MiB of lists and figures at once, and "
+                f"{ANSWERS_A_SECOND_BYTES >> 20} MiB a second, are the limit; retry in 1 s"
+            )
 
     def _row(self, now: Instant, session: Session) -> protocol.Session:
         state = "away" if session.conn is None else "busy" if _is_busy(now, session) else "live"
@@ -605,6 +642,8 @@ class BrokerCore:
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
         assert self._started is not None
+        self._count_bulky(now, who)
+        who.answered_bytes += HEALTH_BYTES
         boxes = [session.mailbox for session in self.registry.sessions.values()]
         under_way, under_way_bytes = self.delivery.under_way()
         figures = (

@@ -362,6 +362,15 @@ class Database:
             return 0  # below all: none is deleted
         return min(oldest, default=None)
 
+    def records_in(self, segment: int) -> list[tuple[int, int]]:
+        """Offset and length of the records in a segment that messages kept here point to, in order. To be asked when
+        nothing is pending. Raises `StoreError` where the file cannot be read."""
+        try:
+            select = "SELECT DISTINCT start, length FROM owed WHERE segment = ? ORDER BY start"
+            return self._db.execute(select, (segment,)).fetchall()
+        except FileErrors as error:
+            raise dbfile.in_the_way(self._path, error) from None
+
     # --- who they are for
 
     def save_session(self, row: SessionRow) -> None:

@@ -163,6 +163,11 @@ class Outbox:
         self.counts.refuse(code)
         self._effects.append(Reply(route, protocol.Refused(ref, code, str(error))))
 
+    def refuse_all(self, route: bytes, refs: Sequence[str], error: ZmqbusError) -> None:
+        """Likewise of an envelope that holds several messages."""
+        for ref in refs:
+            self.refuse(route, ref, error)
+
     def note(self, text: str) -> None:
         """A line for broker.log."""
         self._effects.append(Note(text))

@@ -45,6 +45,9 @@ from zmqbus.tuples import NamedTuple
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60
 MINUTE_S = 60.0
+#: Broadcasts of all guests together within a minute: a guest's name costs nothing, and each broadcast is a row for each
+#: session that is away.
+GUEST_BROADCASTS_PER_MINUTE = 120
 #: As integers: to look a member of an enum up costs more than to compare it.
 _TEXT = int(Format.TEXT)
 _SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
@@ -131,8 +134,8 @@ class Intake:
         """Stages messages that are alike in one piece; or, if there is anything that one of them may be refused for or
         that tells them apart, each by itself. Raises `ProtocolError` if they are no messages."""
         msg_ids, bodies = sends.msg_ids, sends.bodies
-        if len(msg_ids) != len(bodies) or len(bodies) > protocol.MAX_RUN:
-            raise ProtocolError(f"SENDS has as many ids as bodies, and {protocol.MAX_RUN} at most")
+        if len(msg_ids) != len(bodies):
+            raise ProtocolError("SENDS has as many ids as bodies")
         size_bytes = sum(map(len, bodies))
         found = self._receivers_of_run(now, who, sends, size_bytes)
         if found is None:
@@ -141,7 +144,7 @@ class Intake:
                 try:
                     self.send(now, who, one)
                 except ProtocolError as error:
-                    self._out.refuse(who.route, msg_id, error)
+                    self._out.refuse(who.route, msg_id[: protocol.FIELD_CHARS["ref"]], error)
             return
         receivers, to = found
         to_many = sends.scope != _SESSION
@@ -184,6 +187,8 @@ class Intake:
         if to_many:
             recent = self._recent_broadcasts(now, who)
             if len(recent) + len(bodies) > BROADCASTS_PER_MINUTE:
+                return None
+            if who.session is None and self._guests_room(now) < len(bodies):
                 return None
             recent.extend([now.mono_s] * len(bodies))
         return receivers, to
@@ -237,7 +242,7 @@ class Intake:
         if spooled is not None:
             # Last: nothing is read for a message that is refused.
             piece = self._read_spooled(who.route, spooled)
-            check_spelled(record.fmt, piece)
+            check_spelled(record.fmt, piece, spooled.size_bytes, spooled.crc)
             line = spelled_line(record, piece, spooled.crc)
         for session in receivers:
             session.mailbox.reserve(size_bytes)
@@ -338,7 +343,17 @@ class Intake:
                 f"{BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of a session; "
                 f"retry in {retry_s:.0f} s"
             )
+        if who.session is None and self._guests_room(now) < 1:
+            raise RateLimited(
+                f"{GUEST_BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of all who speak without a "
+                "session; retry in a minute, or connect first"
+            )
         recent.append(now.mono_s)
+
+    def _guests_room(self, now: Instant) -> int:
+        """How many more broadcasts guests may make at this moment."""
+        young = (at > now.mono_s - MINUTE_S for recent in self._guest_broadcasts.values() for at in recent)
+        return GUEST_BROADCASTS_PER_MINUTE - sum(young)
 
     # --- the journal's answer
 
@@ -405,5 +420,5 @@ class Intake:
     def tick(self, now: Instant) -> None:
         """Forgets the broadcasts of guests long gone."""
         for name, recent in list(self._guest_broadcasts.items()):
-            if recent[-1] <= now.mono_s - MINUTE_S:
+            if not recent or recent[-1] <= now.mono_s - MINUTE_S:
                 del self._guest_broadcasts[name]

@@ -1,24 +1,9 @@
-"""Which verb a connection may say, and what a refusal of it refers to: the tables of `core`."""
+"""Which verb a connection may say: the table of `core`."""
 
 from __future__ import annotations
 
 from zmqbus import protocol
 from zmqbus.broker.registry import Standing
-
-
-def ref_of(envelope: protocol.Envelope) -> str:
-    """What a refusal of this envelope refers to."""
-    match envelope:
-        case protocol.Hello():
-            return "hello"
-        case protocol.Send(msg_id=msg_id) | protocol.Request(msg_id=msg_id) | protocol.Answer(msg_id=msg_id):
-            return msg_id
-        case protocol.Spooled(msg_id=msg_id):
-            return msg_id
-        case _:
-            ref = getattr(envelope, "ref", "")
-            return ref if isinstance(ref, str) else ""
-
 
 _COMMON = frozenset(
     (

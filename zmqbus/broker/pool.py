@@ -48,6 +48,8 @@ from zmqbus.protocol import Pointer
 from zmqbus.record import Record
 from zmqbus.tuples import NamedTuple
 
+#: What a request takes in memory beside its body.
+REQUEST_BYTES = 1_000
 #: Requests of one connection that are not answered: as many as it may have messages unconfirmed.
 MAX_UNANSWERED = 1_000
 #: Requests whose callers are expected back; beyond that the oldest of these are withdrawn early.
@@ -140,6 +142,11 @@ class Pool:
             ("requests_in_hand", sum(len(worker.hand) for worker in self._workers.values())),
             ("requests_redispatched", self.redispatched),
         )
+
+    @property
+    def kept_bytes(self) -> int:
+        """What its requests take in memory."""
+        return self._board.size_bytes + REQUEST_BYTES * len(self._requests)
 
     # --- callers
 

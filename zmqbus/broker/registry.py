@@ -33,11 +33,13 @@ MIN_ID_PREFIX = 4
 MAX_LISTED = 5
 #: Ended connections whose SUB is still there: they are named in each broadcast, which holds 4,096 names.
 MAX_LINGERING = 1_000
-#: Sessions that are remembered, connected or away: each costs a kilobyte. Beyond that the one that has been away for
-#: longest, and for which nothing waits, makes room.
+#: Sessions that are remembered, connected or away: each costs a kilobyte. Beyond that one for which nothing waits makes
+#: room: the one that has been away for longest of those that were here briefly, or else of all.
 MAX_SESSIONS = 10_000
 #: Ids of sessions that were taken over that are remembered: each may be said again by a sender that holds on to it.
 MAX_SUCCEEDED = 10_000
+#: A session that was connected for no longer than this makes room before those that were.
+BRIEF_S = 60.0
 #: The topics or groups of a session that has joined none, as most have: one set for all of them.
 NO_NAMES: frozenset[str] = frozenset()
 
@@ -66,6 +68,7 @@ class Connection:
 
     __slots__ = (
         "allowed",
+        "answered_bytes",
         "attached",
         "beaten",
         "fetches",
@@ -110,6 +113,7 @@ class Connection:
         self.fetches = 0  #: how often it has read a mailbox
         self.previews = 0  #: how often it has looked at one, or marked messages in it
         self.requests = 0.0  #: bulky answers that it has been given lately, as `core` counts them
+        self.answered_bytes = 0.0  #: and their size
         self.requested_s = now_s
         self.waits: set[str] = set()  #: ids of messages whose answers it waits for
         self.fetching: Fetching | None = None
@@ -283,7 +287,8 @@ class Registry:
             idle = [s for s in self.sessions.values() if s.conn is None and not s.mailbox.total]
             if not idle:
                 raise RateLimited(f"{MAX_SESSIONS:,} sessions are connected or have mail; end some, then connect again")
-            self.forget(min(idle, key=lambda session: session.away_since_s))
+            # Those first that came and went at once: with them nobody can crowd out those that were here.
+            self.forget(min(idle, key=lambda one: (one.away_since_s - one.since_ts >= BRIEF_S, one.away_since_s)))
         mailbox = self.unclaimed.pop(session_id, None) or Mailbox(session_id, self._store)
         session = self.sessions[session_id] = Session(session_id, token_digest, mailbox)
         session.entered_after = last_id

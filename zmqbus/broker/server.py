@@ -34,8 +34,10 @@ from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
 from zmqbus.broker.indexer import Keeper
 from zmqbus.broker.log import Log
+from zmqbus.broker.pressure import Pressure
 from zmqbus.broker.spooled import WAKE_BYTES, Spools
 from zmqbus.broker.store import StoreError
+from zmqbus.broker.thinning import Thinning
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal import Journal
 from zmqbus.process import Process, has_ended
@@ -57,6 +59,9 @@ TICK_S = 0.05
 PEER_HWM = 400
 #: Messages of one peer that wait for the next wake: a wake takes that many, and each may hold 512 envelopes.
 PEER_IN_HWM = DRAIN_MESSAGES
+#: Subscriptions of one peer that wait to be taken in. (With 1, libzmq 4.3.5 never reads a message of several frames to
+#: its end, nor what comes after it.)
+SUBSCRIBER_IN_HWM = 8
 #: A handshake that is not done by then is dropped, so that half-open connections do not pile up.
 HANDSHAKE_MS = 5_000
 #: Connections that may wait for their handshake: 1,000 sessions may come at once.
@@ -67,6 +72,9 @@ MAX_SUBSCRIPTION_BYTES = 16 * 1024
 #: every one of 20 senders at full tilt; and the bytes bound the time where bodies are large.
 REPEATABLE = 20_000
 REPEATABLE_BYTES = 128 * 1024 * 1024
+#: What a message under way takes beside its body, and a connection with its session and both of its sockets.
+MESSAGE_BYTES = 1_000
+CONNECTION_BYTES = 100_000
 #: What poll() takes at most: a C int. Ten idle years are more than that; the loop just goes round once.
 MAX_POLL_MS = 2**31 - 1
 #: How long a closing broker tries to hand out its last words.
@@ -122,6 +130,9 @@ def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKey
     publisher = context.socket(zmq.XPUB)
     _secure(publisher, keys)
     publisher.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
+    # libzmq takes subscriptions in until there is none, whatever time it is. With a short queue it has to wait for
+    # whoever sends them without end, and the loop goes on.
+    publisher.rcvhwm = SUBSCRIBER_IN_HWM
     return publisher
 
 
@@ -197,7 +208,14 @@ class Server:
             last_id=last_id,
             read_spooled=self._spools.read,
         )
-        self._core.shell_figures = lambda: (("handshakes_refused", self._zap.refused),)
+        self._core.shell_figures = lambda: (
+            ("handshakes_refused", self._zap.refused),
+            ("connections_closed", self._pressure.closed),
+            ("log_kept_bytes", self._thinning.kept_bytes),
+        )
+        self._thinning = Thinning(self._journal, self._store, self._core, self._log.warning)
+        self._pressure = Pressure(port, self._core.pub_port)
+        self._closing.callback(self._pressure.close)
         self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
         for socket_ in (self._router, self._publisher, *self._zap.sockets):
@@ -243,7 +261,7 @@ class Server:
                 f"release {self._core.release} serves port {self._settings.port}, broadcasts on {self._core.pub_port}"
             )
             while self._stop_reason is None:
-                ready = dict(self._poller.poll(self._timeout_ms()))
+                ready = self._wait()
                 if wakeup.caught is not None:
                     self._stop(f"got {wakeup.caught.name}")
                 self._wake(ready)
@@ -264,6 +282,33 @@ class Server:
         left_s = self._idle_since_s + self._settings.idle_shutdown_s - time.monotonic()
         return min(max(0, int(left_s * 1000) + 1), MAX_POLL_MS)
 
+    def _wait(self) -> dict[object, int]:
+        """Sleeps until there is something to do. Looks at the process's size meanwhile: what makes it grow need not be
+        anything that wakes it."""
+        timeout_ms = self._timeout_ms()
+        until_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        while True:
+            step_s = self._pressure.wait_s
+            step_ms = timeout_ms if step_s is None else int(step_s * 1000)
+            if until_s is not None:
+                left_ms = max(0, int((until_s - time.monotonic()) * 1000 + 0.999))
+                step_ms = left_ms if step_ms is None else min(step_ms, left_ms)
+            ready: dict[object, int] = dict(self._poller.poll(step_ms))
+            if ready or (until_s is not None and time.monotonic() >= until_s):
+                return ready
+            self._look_at_pressure(time.monotonic())
+
+    def _look_at_pressure(self, now_s: float) -> None:
+        for line in self._pressure.look(now_s, self._kept_bytes):
+            self._log.warning(line)
+
+    def _kept_bytes(self) -> int:
+        """What the broker itself keeps in memory, and has bounds for."""
+        messages, under_way_bytes = self._core.delivery.under_way()
+        connections = len(self._core.registry.connections)
+        kept_bytes = self._core.pool.kept_bytes + under_way_bytes + messages * MESSAGE_BYTES
+        return 2 * kept_bytes + connections * CONNECTION_BYTES
+
     def _now(self) -> events.Instant:
         return events.Instant(time.monotonic(), time.time(), self._began + _elapsed_s())
 
@@ -271,6 +316,7 @@ class Server:
         if not ready.keys().isdisjoint(self._zap.sockets):
             self._zap.handle()
         now = self._now()
+        self._look_at_pressure(now.mono_s)
         self._spools.read_bytes = 0
         if self._publisher in ready:
             self._drain_subscriptions(now)
@@ -286,6 +332,8 @@ class Server:
         self._write_journal(now)
         self._commit(now)
         self._send_all(now)
+        if self._ticked_s == now.mono_s:
+            self._thinning.tick(now.mono_s)
         if not self._spools.is_empty and (self._ticked_s == now.mono_s or not self._core.registry.connections):
             self._spools.sweep(self._core.registry.connections)
         self._look_idle(now)

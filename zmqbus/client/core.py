@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from itertools import groupby
+from operator import attrgetter
 
 from zmqbus import errors, protocol
 from zmqbus.client.events import (
@@ -61,6 +62,7 @@ from zmqbus.client.inbound import Inbound, Message
 from zmqbus.client.taken import TakenIds
 from zmqbus.client.work import Asked, Hands
 from zmqbus.protocol import Role, Scope
+from zmqbus.settings import shown_path
 from zmqbus.tuples import NamedTuple
 
 __all__ = [  # of `events`, for the users of this module
@@ -132,6 +134,9 @@ class Displaced(errors.BrokerError):
     code = "displaced"
 
 
+_TARGET = attrgetter("target")
+
+
 def _is_for_a_file(send: protocol.Send) -> bool:
     """Whether its body is put down in a file. What was said before goes along: the broker may know it."""
     return len(send.body) > protocol.SPILL_BYTES and not send.again
@@ -183,6 +188,7 @@ class ClientCore:
     def send_all(self, sends: Iterable[protocol.Send]) -> list[Effect]:
         """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
         new = {send.msg_id: send for send in sends}
+        self._refuse_unfit(new)
         sizes = [len(send.body) for send in new.values()]
         self._unconfirmed.update(new)
         self._unconfirmed_bytes += sum(sizes)
@@ -202,6 +208,27 @@ class ClientCore:
             self._out += [Transmit(envelope) for envelope in runs_of(new.values())]
         return self._flush()
 
+    def _refuse_unfit(self, new: dict[str, protocol.Send]) -> None:
+        """Takes out what must not be said, and answers it. The broker, or libzmq, would refuse all that goes with it,
+        at every HELLO; and here alone it is known which one it is."""
+        for target in set(map(_TARGET, new.values())):
+            try:
+                protocol.check_target(target)
+            except errors.ZmqbusError as error:
+                self._answer_unfit(new, [send for send in new.values() if send.target == target], error)
+        for send in [send for send in new.values() if send.reply_to is not None]:
+            try:
+                protocol.check_fields(send)
+            except errors.ZmqbusError as error:
+                self._answer_unfit(new, [send], error)
+
+    def _answer_unfit(
+        self, new: dict[str, protocol.Send], unfit: list[protocol.Send], error: errors.ZmqbusError
+    ) -> None:
+        for send in unfit:
+            del new[send.msg_id]
+        self._out.append(Answer(tuple(send.msg_id for send in unfit), error))
+
     def await_answer(self, msg_id: str) -> list[Effect]:
         """The answer to this message comes here, and not to the session's mailbox. To be said before it is sent."""
         self._awaited[msg_id] = None
@@ -219,6 +246,11 @@ class ClientCore:
     def ask(self, request: protocol.Request) -> list[Effect]:
         """Asks a group for something, and keeps the request until an `Answered` for it, or until it is withdrawn.
         `may_ask` says whether there is room for it."""
+        try:
+            protocol.check_fields(request)
+        except errors.ZmqbusError as error:
+            self._out.append(Answered(request.msg_id, error))
+            return self._flush()
         self._asked.add(request, say=self._greeted)
         return self._flush()
 
@@ -249,6 +281,11 @@ class ClientCore:
 
     def request(self, request: protocol.Envelope) -> list[Effect]:
         """Asks the broker for something; a `Response` with its ref follows."""
+        try:
+            protocol.check_fields(request)
+        except errors.ZmqbusError as error:
+            self._out.append(Response(request.ref, error))  # type: ignore[union-attr]
+            return self._flush()
         self._requests[request.ref] = request  # type: ignore[union-attr]
         if self._greeted:
             self._transmit(request)
@@ -377,26 +414,31 @@ class ClientCore:
 
     def _greet(self) -> None:
         persona = self.persona
-        self.phase = Phase.GREETING
-        self._transmit(
-            protocol.Hello(
-                protocol.VERSION,
-                self._version,
-                persona.role,
-                persona.session_id,
-                persona.token,
-                persona.name,
-                persona.label,
-                persona.cwd,
-                persona.project,
-                persona.pid,
-                persona.owner,
-                persona.topics,
-                persona.groups,
-                self.welcome.lease if self.welcome is not None else None,
-                persona.named,
-            )
+        hello = protocol.Hello(
+            protocol.VERSION,
+            self._version,
+            persona.role,
+            persona.session_id,
+            persona.token,
+            persona.name,
+            persona.label,
+            shown_path(persona.cwd),
+            persona.project,
+            persona.pid,
+            persona.owner,
+            persona.topics,
+            persona.groups,
+            self.welcome.lease if self.welcome is not None else None,
+            persona.named,
         )
+        try:
+            protocol.check_fields(hello)
+        except errors.ZmqbusError as error:
+            self.phase = Phase.CLOSED
+            self._out.append(Closed(error))
+            return
+        self.phase = Phase.GREETING
+        self._transmit(hello)
         # In one wire message with HELLO: one round trip for a command that has one thing to say.
         for msg_id in self._awaited:
             self._transmit(protocol.Await(msg_id))

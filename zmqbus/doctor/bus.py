@@ -22,6 +22,8 @@ from zmqbus.settings import MAX_PORT, Settings
 
 #: See `zmqbus.settings`: it wins over INTER_SESSION_PORT.
 _OPTION = "CLAUDE_PLUGIN_OPTION_PORT"
+#: Old log that is kept for unread mail: as much as all that is kept for everybody.
+MUCH_KEPT_BYTES = 256 * 1024 * 1024
 
 
 def broker(settings: Settings) -> Iterator[Finding]:
@@ -54,6 +56,10 @@ def broker(settings: Settings) -> Iterator[Finding]:
         yield warning("broker", f"{says}; it has found: {figures['notices']}", "zmqbus broker --stop")
     else:
         yield ok("broker", f"{says}, {figures.get('sessions')} sessions")
+    kept_bytes = figures.get("log_kept_bytes", 0)
+    if isinstance(kept_bytes, int) and kept_bytes >= MUCH_KEPT_BYTES:
+        says = f"{kept_bytes / 1e6:,.0f} MB of old log are kept for {figures.get('unread')} messages that are not read"
+        yield warning("mail", f"{says}; see whose they are, and read or give them up", "zmqbus list --all")
 
 
 def _unusable(settings: Settings, served: pidfile.Served, error: ZmqbusError) -> Finding:

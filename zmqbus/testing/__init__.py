@@ -13,6 +13,6 @@ Everything that travels is encoded and decoded, and nothing happens by itself: t
 """
 
 from zmqbus.testing.simclient import SimClient
-from zmqbus.testing.simnet import ManualClock, SimNet
+from zmqbus.testing.simnet import ManualClock, SimNet, session_id_of
 
-__all__ = ["ManualClock", "SimClient", "SimNet"]
+__all__ = ["ManualClock", "SimClient", "SimNet", "session_id_of"]

@@ -27,12 +27,19 @@ from zmqbus.broker import events
 from zmqbus.broker.store import StoreError
 from zmqbus.client import core as client
 from zmqbus.client.taken import TakenIds
+from zmqbus.digest import sha256
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.protocol import Role
 from zmqbus.readback import Earlier
 from zmqbus.record import Spelled, decode_record, encode_all
 from zmqbus.testing.simclient import SimClient
 from zmqbus.testing.store import MemoryStore
+
+
+def session_id_of(name: str) -> str:
+    """The id of the session of this name: the same each time, in the order of the names."""
+    raw = name.encode() if len(name) <= 16 else sha256(name.encode()).digest()
+    return protocol.session_id_of(raw[:16].ljust(16, b"\0"))
 
 
 class ManualClock:
@@ -143,7 +150,7 @@ class SimNet:
         """A session's listener (or program), connected and known to the broker."""
         persona = client.Persona(
             role=role,
-            session_id=f"{name}-session-id",
+            session_id=session_id_of(name),
             token=f"{name}-token",
             name=name,
             cwd=project,

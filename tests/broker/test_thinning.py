@@ -1,0 +1,295 @@
+"""Unread mail keeps its records, whatever was said after it, and no more; and no crash in between loses one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.records import RECORD
+from zmqbus.broker import thinning
+from zmqbus.broker.database import Database
+from zmqbus.broker.logcheck import LogCheck
+from zmqbus.broker.store import Entry, StoreError
+from zmqbus.broker.thinning import LOOK_S, Thinning
+from zmqbus.journal import Journal
+from zmqbus.readback import Reader, find, kept, kept_path
+from zmqbus.record import JournalError, encode_record
+
+SEGMENT_BYTES = 64 * 1024
+KEEP = 2
+
+
+class Log:
+    """A journal of small segments, a store, and what thins the one for the other."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = str(directory / "messages.log")
+        self.directory = directory
+        self.database = str(directory / "mail.db")
+        self.under_way: int | None = None
+        self.warnings: list[str] = []
+        self.said = 0
+        self.now_s = 0.0
+        self.unread: dict[int, tuple[Any, bytes]] = {}  # number in the mailbox → pointer and body
+        self.open()
+
+    def open(self) -> None:
+        self.journal = Journal(self.path, segment_bytes=SEGMENT_BYTES, keep=KEEP)
+        self.store = Database(self.database, self.path)
+        core: Any = SimpleNamespace(
+            delivery=SimpleNamespace(waits_for_commit=False), oldest_under_way=lambda: self.under_way
+        )
+        self.thinning = Thinning(self.journal, self.store, core, self.warnings.append)
+
+    def close(self) -> None:
+        self.store.close()
+        self.journal.close()
+
+    def restart(self) -> None:
+        self.close()
+        self.open()
+
+    def say(self, body: bytes, *, keep: bool = False) -> int:
+        """Writes a message, and puts it into the mailbox if it is to be kept; its number there."""
+        self.said += 1
+        msg_id = f"message{self.said:05d}"
+        record = RECORD._replace(msg_id=msg_id, body=body, fmt="text")
+        (pointer,) = self.journal.append([encode_record(record)], oldest_needed=self.store.oldest_segment)
+        if keep:
+            entry = Entry(msg_id, "s", "n", None, 0, "bob", 0, None, 1.0, 1.0, len(body), pointer, b"")
+            self.store.put("box", self.said, entry)
+            self.store.commit()
+            self.unread[self.said] = pointer, body
+        return self.said
+
+    def read(self, number: int) -> None:
+        self.store.remove("box", [number])
+        self.store.commit()
+        del self.unread[number]
+
+    def fill(self, segments: int) -> None:
+        """So many segments of what nobody waits for."""
+        until = self.journal.segment + segments
+        while self.journal.segment < until:
+            self.say(b"x" * 5_000)
+
+    def thin(self) -> None:
+        for _ in range(50):
+            self.now_s += LOOK_S
+            self.thinning.tick(self.now_s)
+
+    def check(self) -> None:
+        """All that is unread can be read, by its pointer and by its id."""
+        reader = Reader(self.path)
+        check = LogCheck(self.path, reader)
+        for number, (pointer, body) in self.unread.items():
+            assert reader.read(pointer).body == body
+            check.see(f"message{number:05d}", *pointer)
+            found = find(self.path, f"message{number:05d}")
+            assert found is not None and found.body == body
+        assert check.unreadable() == set()
+        reader.close()
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(one.stat().st_blocks * 512 for one in self.directory.glob("messages.log*"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Any:
+    tmp_path.chmod(0o700)
+    log = Log(tmp_path)
+    yield log
+    log.close()
+
+
+def test_one_unread_message_keeps_itself_and_not_what_was_said_after_it(log: Log) -> None:
+    log.say(b"the one that nobody reads", keep=True)
+    for _ in range(5):
+        log.fill(10)
+        log.thin()
+        log.check()
+        assert log.disk_bytes < (KEEP + 3) * SEGMENT_BYTES
+    assert log.thinning.kept_bytes <= 8192
+    assert [serial for serial, _ in kept(log.path)] == [1]
+    log.restart()
+    log.check()
+
+
+def test_it_goes_when_it_is_read(log: Log) -> None:
+    number = log.say(b"unread", keep=True)
+    log.fill(10)
+    log.thin()
+    assert kept(log.path)
+    log.read(number)
+    log.thin()
+    assert kept(log.path) == [] and log.thinning.kept_bytes == 0
+
+
+def test_the_first_and_the_last_record_of_a_segment_and_large_ones(log: Log) -> None:
+    for body in (b"first", b"y" * 60_000, b"z" * 10_000, "grüße\n".encode() * 1_000):
+        log.say(body, keep=True)
+        log.fill(1)
+        log.say(body + b"!", keep=True)
+    log.fill(10)
+    log.thin()
+    log.check()
+    assert len(kept(log.path)) >= 4
+
+
+def test_what_was_kept_is_thinned_again_when_most_of_it_is_read(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thinning, "SLACK_BYTES", 0)
+    numbers = [log.say(b"u" * 5_000, keep=True) for _ in range(9)]
+    log.fill(10)
+    log.thin()
+    before = log.thinning.kept_bytes
+    for number in numbers[:-1]:
+        log.read(number)
+    log.thin()
+    log.check()
+    assert log.thinning.kept_bytes < before / 2
+
+
+def test_what_is_under_way_is_left_alone_until_it_has_arrived(log: Log) -> None:
+    log.say(b"unread", keep=True)
+    log.under_way = 1
+    log.fill(10)
+    log.thin()
+    assert kept(log.path) == [] and log.journal.excess()
+    log.under_way = None
+    log.thin()
+    assert [serial for serial, _ in kept(log.path)] == [1] and not log.journal.excess()
+    log.check()
+
+
+def test_nothing_is_thinned_while_the_store_does_not_know_all(log: Log) -> None:
+    log.say(b"unread", keep=True)
+    log.fill(10)
+    entry = Entry("pending00001", "s", "n", None, 0, "bob", 0, None, 1.0, 1.0, 1, log.unread[1][0], b"")
+    log.store.put("box", 99, entry)
+    log.thin()
+    assert kept(log.path) == []
+
+
+def test_a_new_segment_never_gets_the_serial_of_one_that_was_kept(log: Log) -> None:
+    log.fill(5)
+    log.say(b"unread", keep=True)
+    log.fill(5)
+    log.thin()
+    log.close()
+    for name in log.directory.glob("messages.log*"):
+        if "kept" not in name.name:
+            name.unlink()
+    log.open()
+    assert log.journal.segment > max(serial for serial, _ in kept(log.path))
+    log.check()
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+CALLS = ("pwrite", "fsync", "rename", "unlink", "ftruncate")
+
+
+def crashing(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
+    """The `at`th change of a file is the last: of a write, half is done."""
+    count = 0
+
+    def wrap(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                if name == "pwrite":
+                    real(args[0], args[1][: len(args[1]) // 2], args[2])
+                raise Crash
+            if count > at:
+                raise Crash
+            return real(*args, **more)
+
+        return call
+
+    for name in CALLS:
+        monkeypatch.setattr(os, name, wrap(name))
+    return lambda: count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_a_crash_at_any_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    monkeypatch.setattr(thinning, "SLACK_BYTES", 0)
+    at, steps = 0, 1
+    while at < steps:
+        at += 1
+        directory = tmp_path / str(at)
+        directory.mkdir(mode=0o700)
+        log = Log(directory)
+        numbers = [log.say(b"%d" % number * 3_000, keep=True) for number in range(8)]
+        log.fill(8)
+        if again:
+            log.thin()
+            for number in numbers[1:]:
+                log.read(number)
+        with monkeypatch.context() as patched:
+            counted = crashing(patched, at)
+            try:
+                log.thin()
+            except Crash:
+                steps = at + 1
+            else:
+                steps = at
+                assert counted() < at
+        log.restart()
+        assert not [name for name in os.listdir(directory) if name.endswith(".new")]
+        log.check()
+        log.thin()
+        log.check()
+        assert not log.journal.excess()
+        assert log.warnings == []
+        assert not [name for name in os.listdir(directory) if name.endswith(".new")]
+        log.close()
+    assert at > 3
+
+
+def test_a_full_disk_leaves_all_as_it_was_and_is_tried_again(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.say(b"unread", keep=True)
+    log.fill(10)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        log.thin()
+    assert log.warnings and "no room" in log.warnings[0]
+    assert kept(log.path) == [] and log.journal.excess()
+    log.check()
+    log.thin()
+    assert not log.journal.excess()
+    log.check()
+
+
+def test_a_store_that_cannot_be_read_keeps_all(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: int) -> Any:
+        raise StoreError("it cannot be read")
+
+    log.say(b"unread", keep=True)
+    log.fill(10)
+    monkeypatch.setattr(log.store, "records_in", fails)
+    log.thin()
+    assert log.journal.excess() and "it cannot be read" in log.warnings[0]
+
+
+def test_a_file_that_others_can_read_is_not_touched(log: Log) -> None:
+    log.say(b"unread", keep=True)
+    log.fill(10)
+    ((serial, name), *_) = log.journal.excess()[-1:]
+    os.chmod(name, 0o644)
+    with pytest.raises(JournalError):
+        log.journal.keep_only(serial, name, [(100, 10)])
+    assert os.path.exists(name) and not os.path.exists(kept_path(log.path, serial))
+    os.chmod(name, 0o600)
