@@ -18,10 +18,12 @@ PACKAGE = ROOT / "zmqbus"
 
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
+    "display": -1,
     "checksum": 0,
     "digest": 0,
     "tuples": 0,
     "errors": 0,
+    "output": 0,
     "frames": 1,
     "wakeup": 1,
     "naming": 1,
@@ -65,6 +67,8 @@ OPTIONAL = {"digest": {"_sha2", "_sha256"}, "client.messages": {"numpy"}, "clien
 #: Imported by `send` and other short-lived commands, whose whole run is a few dozen milliseconds.
 HOT = (
     "errors",
+    "display",
+    "output",
     "tuples",
     "bootstrap",
     "naming",
@@ -239,7 +243,8 @@ def test_what_every_command_loads_is_cheap_to_import(module: str) -> None:
 
 
 def test_errors_and_the_bootstrap_import_next_to_nothing() -> None:
-    assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing"}
+    assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing", "zmqbus.display"}
+    assert not [name for _, name, start in imports("errors") if start and name.startswith("zmqbus")]
     assert {name for _, name, start in imports("bootstrap") if start} == {"os", "sys"}
     assert {name for _, name, _ in imports("bootstrap") if name.startswith("zmqbus")} == {"zmqbus.settings"}
 

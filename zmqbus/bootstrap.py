@@ -147,6 +147,7 @@ def _call(command: str, argv: "list[str]") -> int:
         collects = gc.isenabled()
         gc.disable()
         try:
+            import_module("zmqbus.output").guard()
             module = import_module("zmqbus.cli." + command)
         finally:
             if collects:

@@ -23,6 +23,16 @@ class ZmqbusError(Exception):
 
     code: ClassVar[str] = "internal"
 
+    def __str__(self) -> str:
+        # It quotes targets, candidates, paths and what others wrote, and is shown by whoever meets it: a command, a
+        # log, the traceback of a program. One line, safe to show, wherever that is.
+        text = super().__str__()
+        if text.isascii() and text.isprintable():
+            return text
+        from zmqbus.display import sanitise
+
+        return sanitise(text)
+
 
 class LocalError(ZmqbusError):
     """The caller's input or set-up is at fault; nothing was sent."""

@@ -11,6 +11,7 @@ from zmqbus.cli.common import FAILED, broker_figures, fail, print_json, settings
 from zmqbus.cli.parser import Parser
 from zmqbus.client import launch
 from zmqbus.client.command import observer
+from zmqbus.display import sanitise
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import is_alive, process_of
 from zmqbus.settings import Settings
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
             return _stop(settings)
         notices = launch.launch(settings)
         if notices:
-            print(f"warning: {notices}", file=sys.stderr)
+            print(f"warning: {sanitise(notices)}", file=sys.stderr)
         print(f"broker serves port {settings.port} (pid {launch.broker_pid(settings)})")
     except ZmqbusError as error:
         return fail(error)
@@ -65,7 +66,7 @@ def _status(settings: Settings, *, as_json: bool) -> int:
         print_json(figures)
     else:
         for name, value in figures.items():
-            print(f"{name}={value}")
+            print(f"{sanitise(name)}={sanitise(str(value))}")
     return 0
 
 

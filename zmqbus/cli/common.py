@@ -6,7 +6,6 @@ standard output; 2 wrong usage (`parser`); 4 no answer in time.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from zmqbus import protocol
 from zmqbus.client import core, launch
 from zmqbus.client.command import CommandBus, observer
+from zmqbus.display import to_json
 from zmqbus.errors import BrokerUnavailable, NotConnected, Timeout, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.protocol import Role
@@ -112,4 +112,4 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
 
 def print_json(value: Any) -> None:
     """One object, one line."""
-    print(json.dumps(value, ensure_ascii=False))
+    print(to_json(value))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from zmqbus import naming
 from zmqbus.cli.common import settings_of_session
 from zmqbus.cli.parser import Parser
+from zmqbus.display import sanitise
 from zmqbus.errors import InvalidLabel, InvalidName, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session.labels import load_label, remember_label
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
 
     def trace(text: str) -> None:
         if options.verbose:
-            print(f"{time.monotonic() - started_s:8.3f} {text}", file=sys.stderr, flush=True)
+            print(f"{time.monotonic() - started_s:8.3f} {sanitise(text)}", file=sys.stderr, flush=True)
 
     try:
         settings = settings_of_session(flags, wait_s=WAIT_S if options.from_plugin else 0.0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 
-from zmqbus import naming, protocol, readback
+from zmqbus import protocol, readback
 from zmqbus.cli.common import fail, print_json, read_as_session, settings_of_session
 from zmqbus.cli.parser import Parser
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
+from zmqbus.display import INDENT, sanitise, sanitise_lines
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
+from zmqbus.output import print_text
 from zmqbus.protocol import Format
 from zmqbus.settings import Settings
 
@@ -20,12 +22,20 @@ def main(argv: list[str]) -> int:
     parser = Parser("inbox", "Print this session's unread messages, oldest first, and mark them read.")
     parser.add_argument("--peek", action="store_true", help="leave them unread")
     parser.add_argument("--msg", metavar="ID", help="print the text of this message, whole, from the log")
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each message")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a JSON object for each message")
+    form.add_argument(
+        "--raw",
+        action="store_true",
+        help="with --msg: the text as it is, also at a terminal, which obeys it",
+    )
     options = parser.parse_args(argv)
+    if options.raw and options.msg is None:
+        parser.error("--raw prints one message as it is; say which with --msg ID")
     try:
         settings = settings_of_session()
         if options.msg is not None:
-            return _one(settings, options.msg, as_json=options.json)
+            return _one(settings, options.msg, as_json=options.json, raw=options.raw or not sys.stdout.isatty())
         with read_as_session(settings) as bus:
             printed = False  # though some came, they may all have been shown before the broker was replaced
             for item in bus.unread(peek=options.peek):
@@ -42,7 +52,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _one(settings: Settings, msg_id: str, *, as_json: bool) -> int:
+def _one(settings: Settings, msg_id: str, *, as_json: bool, raw: bool) -> int:
+    """One message whole. A file, or a program behind a pipe, gets every byte of it; a terminal what it may show."""
     if not protocol.is_msg_id(msg_id):
         raise InvalidPayload("--msg takes the id of a message: 8 to 12 lower-case letters and digits")
     record = readback.find(settings.paths.log, msg_id)
@@ -53,7 +64,7 @@ def _one(settings: Settings, msg_id: str, *, as_json: bool) -> int:
     if as_json:
         print_json({"msg_id": msg_id, "from": record.from_session, "from_name": record.from_name, "text": text})
     else:
-        print(text)
+        print_text(text, raw=raw)
     return 0
 
 
@@ -74,14 +85,14 @@ def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
             }
         )
         return
-    label = f' "{naming.sanitise(message.from_label)}"' if message.from_label else ""
-    answers = f" re={message.reply_to}" if message.reply_to else ""
-    to = f" to={audience}" if audience else ""
+    label = f' "{sanitise(message.from_label)}"' if message.from_label else ""
+    answers = f" re={sanitise(message.reply_to)}" if message.reply_to else ""
+    to = f" to={sanitise(audience)}" if audience else ""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(message.ts))
-    print(f'msg={message.msg_id} from="{message.from_name}"{label}{answers}{to} at {when}')
+    print(f'msg={sanitise(message.msg_id)} from="{sanitise(message.from_name)}"{label}{answers}{to} at {when}')
     # Indented, so that no line of a body can be taken for a header.
-    for line in text.splitlines() or [""]:
-        print(f"    {naming.sanitise(line)}")
+    for line in sanitise_lines(text):
+        print(f"{INDENT}{line}")
 
 
 def _end(printed: bool, left: int, *, as_json: bool) -> None:

@@ -10,7 +10,6 @@ Runs on the standard library, since it is there for those who have nothing else 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import os
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 from zmqbus import security, settings
 from zmqbus.bootstrap import VENV_MARKER, site_packages
+from zmqbus.cli.parser import Parser
 from zmqbus.errors import ZmqbusError
 
 #: What requirements.txt says, for a package that was installed without that file; a test keeps the two equal.
@@ -83,11 +83,9 @@ def main(argv: list[str]) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zmqbus install-deps",
-        allow_abbrev=False,
-        description="Installs what zmqbus needs (pyzmq, msgpack, psutil) into a virtual environment of its own.",
+def _parser() -> Parser:
+    parser = Parser(
+        "install-deps", "Installs what zmqbus needs (pyzmq, msgpack, psutil) into a virtual environment of its own."
     )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("--upgrade", action="store_true", help="install anew, with the newest versions that fit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from zmqbus import protocol
 from zmqbus.cli.common import act_as_session, fail
 from zmqbus.cli.parser import Parser
+from zmqbus.display import sanitise
 from zmqbus.errors import ZmqbusError
 from zmqbus.naming import check_name
 from zmqbus.settings import load
@@ -23,5 +24,5 @@ def main(argv: list[str]) -> int:
     except ZmqbusError as error:
         return fail(error)
     assert isinstance(done, protocol.Done)
-    print(f"renamed {done.text} to {name}" if done.text != name else f"already named {name}")
+    print(f"renamed {sanitise(done.text)} to {name}" if done.text != name else f"already named {name}")
     return 0

@@ -16,8 +16,10 @@ from zmqbus.cli.plain import plain
 from zmqbus.client import bodies
 from zmqbus.client.command import CommandBus, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
+from zmqbus.display import sanitise
 from zmqbus.errors import InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.naming import check_name
+from zmqbus.output import print_text
 from zmqbus.protocol import Scope
 from zmqbus.settings import Settings, find_project
 
@@ -68,7 +70,7 @@ def _plain(argv: list[str]) -> Any:
         if len(choice & given.keys()) != 1:
             return None
     nothing = dict.fromkeys(_VALUES.values()) | dict.fromkeys(_SWITCHES.values(), False)
-    return SimpleNamespace(**nothing | given, wait=None)
+    return SimpleNamespace(**nothing | given, wait=None, raw=False)
 
 
 def _parse(argv: list[str], broadcast: bool) -> Any:
@@ -76,6 +78,8 @@ def _parse(argv: list[str], broadcast: bool) -> Any:
     options = parser.parse_args(argv)
     if options.wait is not None and (_is_to_many(options) or "," in (options.to or "")):
         parser.error("--wait takes one receiver: a name after --to, or a group")
+    if options.raw and options.wait is None:
+        parser.error("--raw is about the answer; add --wait")
     return options
 
 
@@ -108,8 +112,10 @@ def _parser(broadcast: bool) -> Parser:
         )
     parser.add_argument("--as", dest="sender", metavar="NAME", help="speak under this name, without a listener")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    if not broadcast:
+        parser.add_argument("--raw", action="store_true", help="with --wait: the answer as it is, not made safe")
     parser.add_port()
-    parser.set_defaults(to=None, group=None, wait=None)
+    parser.set_defaults(to=None, group=None, wait=None, raw=False)
     return parser
 
 
@@ -211,7 +217,7 @@ def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, se
             }
         )
     else:
-        print(text)
+        print_text(text, raw=options.raw)
     sys.stdout.flush()
     bus.take(answer)
     return 0
@@ -221,11 +227,11 @@ def _line(receipt: Receipt | BroadcastReceipt) -> str:
     if isinstance(receipt, BroadcastReceipt):
         return f"broadcast msg={receipt.msg_id} delivered={receipt.delivered} queued={receipt.queued}"
     if receipt.state == "delivered":
-        return f"delivered msg={receipt.msg_id} to={receipt.to}"
+        return f"delivered msg={receipt.msg_id} to={sanitise(receipt.to)}"
     from zmqbus.session.notify import format_age  # only for this, and it costs as much as the wire
 
     why = "busy" if receipt.busy else f"away {format_age(receipt.away_s)}"
-    return f"queued msg={receipt.msg_id} to={receipt.to} ({why})"
+    return f"queued msg={receipt.msg_id} to={sanitise(receipt.to)} ({why})"
 
 
 def _as_dict(receipt: Receipt | BroadcastReceipt) -> dict[str, object]:

@@ -10,9 +10,10 @@ from typing import Any
 from zmqbus.cli.common import FAILED, broker_figures, fail, print_json, settings_of_session
 from zmqbus.cli.flow import pause
 from zmqbus.cli.parser import Parser
+from zmqbus.display import sanitise
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.figures import FIGURES, PROCESS, REFUSED, about, prometheus, rates
-from zmqbus.naming import sanitise
+from zmqbus.output import write_raw
 from zmqbus.settings import Settings
 
 #: Between two looks; less would be a load of its own.
@@ -104,7 +105,9 @@ def _watch(settings: Settings, interval_s: float, *, as_json: bool) -> int:
             print_json(figures if figures is None else {**figures, "rates": speeds})
         else:
             lines = _table(figures, speeds) if figures is not None else [fault]
-            print((_CLEAR if screen else "") + "\n".join([*lines, "" if not screen else f"(every {interval_s:g} s)"]))
+            if screen:
+                write_raw(_CLEAR)
+            print("\n".join([*lines, "" if not screen else f"(every {interval_s:g} s)"]))
         sys.stdout.flush()
         before, before_s = figures, now_s
         if pause(max(0.0, now_s + interval_s - time.monotonic())):

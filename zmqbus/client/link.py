@@ -22,6 +22,7 @@ import zmq
 
 from zmqbus import codec, frames, protocol, security
 from zmqbus.client import core, launch
+from zmqbus.display import sanitise
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.settings import Settings
 
@@ -86,7 +87,7 @@ def _subscriber(context: zmq.Context[zmq.Socket[bytes]], keys: security.ClientKe
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {sanitise(text)}", file=sys.stderr)
 
 
 class Link:
