@@ -19,6 +19,8 @@ PACKAGE = ROOT / "zmqbus"
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
     "display": -1,
+    "cmdline": 0,
+    "holder": 0,
     "checksum": 0,
     "digest": 0,
     "tuples": 0,
@@ -69,6 +71,7 @@ HOT = (
     "errors",
     "display",
     "output",
+    "cmdline",
     "tuples",
     "bootstrap",
     "naming",

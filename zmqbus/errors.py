@@ -158,9 +158,12 @@ class BrokerUnavailable(BrokerError):
 class PortHeld(BrokerUnavailable):
     """The port is bound by something that is not a broker of this data directory."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, holder: str = "") -> None:
+        """`holder`: which program that is, as far as it is known."""
+        who = f"it is {holder}; " if holder else ""
         super().__init__(
-            f"port {port} is held by another program; end it, or choose another port with --port or INTER_SESSION_PORT"
+            f"port {port} is held by another program; {who}end it, or choose another port with --port or "
+            "INTER_SESSION_PORT"
         )
         self.port = port
 

@@ -118,6 +118,9 @@ class Settings(NamedTuple):
     owner_check_interval_s: float
     no_reexec: bool
     durability: Literal["process", "power"]
+    #: Whether somebody chose the port. The well-known one is only where to begin: where another program holds it, the
+    #: broker takes another one, and clients find it by the pid file (`client.launch.find_broker`).
+    port_chosen: bool = True
 
     @property
     def paths(self) -> Paths:
@@ -270,7 +273,8 @@ def load(
     """
     given = {} if flags is None else flags
     env = os.environ if environ is None else environ
-    return Settings(**{rule.field: _resolve(rule, given, env, warn) for rule in _RULES})
+    values = {rule.field: _resolve(rule, given, env, warn) for rule in _RULES}
+    return Settings(**values, port_chosen=values["port"] != DEFAULT_PORT)
 
 
 def _resolve(rule: _Rule, flags: Mapping[str, object], environ: Mapping[str, str], warn: Callable[[str], None]) -> Any:
@@ -327,6 +331,15 @@ def _home(environ: Mapping[str, str]) -> str:
         return pwd.getpwuid(os.getuid()).pw_dir or "/"
     except KeyError:  # a container's uid without an account
         return "/"
+
+
+def port_of(name: str) -> int | None:
+    """The port in the name of a broker's pid file; None: it is another file's."""
+    head, _, rest = name.partition(".")
+    number, _, tail = rest.partition(".")
+    if (head, tail) != ("server", "pid") or not (number.isascii() and number.isdecimal()) or len(number) > 5:
+        return None
+    return int(number) if MIN_PORT <= int(number) <= MAX_PORT else None
 
 
 def find_project(cwd: str) -> str:

@@ -120,7 +120,7 @@ def test_a_data_directory_that_others_can_read_is_refused(settings):
 def test_the_pid_file_is_private_and_whole(settings):
     holder = daemon.Lockholder(settings, -1)
     os.umask(umask := os.umask(0))
-    holder._write_pid()
+    holder._write_pid(settings.port)
     os.umask(umask)
     path = Path(settings.paths.pid_file(settings.port))
     assert path.read_text() == str(os.getpid())

@@ -16,6 +16,7 @@ Nothing costly is imported before the election is won: the twenty-nine losers of
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -24,16 +25,18 @@ import time
 
 from zmqbus import security
 from zmqbus.errors import BrokerUnavailable, PortHeld, ZmqbusError
-from zmqbus.settings import Settings, load
+from zmqbus.settings import Settings, load, port_of
 
 #: How long a candidate watches a lock whose holder has no pid file: it is starting, or ending.
 ELECTION_S = 5.0
+#: A pid has at most seven digits; a longer file is none of a broker's.
+MAX_PID_BYTES = 32
 #: Between two looks at that.
 LOOK_S = 0.02
 #: New objects before the collector looks for cycles among them.
 COLLECT_AFTER = 20_000
 #: What the detached process is told, each as `--name=value`. (`argparse` would take 0.4 MB of memory to read that.)
-OPTIONS = ("port", "idle-shutdown-minutes", "report")
+OPTIONS = ("port", "idle-shutdown-minutes", "report", "elsewhere")
 
 
 class Elsewhere(BrokerUnavailable):
@@ -55,7 +58,8 @@ def elect(settings: Settings) -> int:
         except BlockingIOError:
             pass
         ports = _served(settings)
-        if settings.port in ports or (not ports and time.monotonic() > deadline_s):
+        mine = settings.port in ports or (ports and not settings.port_chosen)
+        if mine or (not ports and time.monotonic() > deadline_s):
             os.close(descriptor)
             raise Elsewhere("a broker serves this port already")
         if ports:
@@ -71,14 +75,14 @@ def _served(settings: Settings) -> list[int]:
     """Ports that have a pid file. The holder of the lock writes its own before it answers, and removes it first."""
     found: list[int] = []
     for name in os.listdir(settings.data_dir):
-        if not (name.startswith("server.") and name.endswith(".pid")):
+        port = port_of(name)
+        if port is None:
             continue
         try:
-            with open(os.path.join(settings.data_dir, name), encoding="ascii") as file:
-                pid = int(file.read())
+            pid = int(security.read_small(os.path.join(settings.data_dir, name), MAX_PID_BYTES))
             if pid > 0:  # 0 and less name groups of processes
                 os.kill(pid, 0)
-                found.append(int(name.rsplit(".", 2)[1]))
+                found.append(port)
         except (OSError, ValueError, OverflowError):
             continue  # of a broker that was killed: the next one on that port writes it anew
     return found
@@ -90,7 +94,7 @@ class Lockholder:
     def __init__(self, settings: Settings, lock: int) -> None:
         self._settings = settings
         self._lock = lock
-        self._pid_file = settings.paths.pid_file(settings.port)
+        self._pid_file = ""  # there is none before the port is known
 
     def serve(self, *, foreground: bool, report: int | None = None) -> None:
         """Opens the server, reports `ready`, and serves until it ends."""
@@ -101,7 +105,7 @@ class Lockholder:
         server = Server(self._settings, log)
         try:
             server.open()
-            self._write_pid()
+            self._write_pid(server.port)
             _report(report, " ".join(("ready", *server.notices)))
             server.run()
         finally:
@@ -110,20 +114,27 @@ class Lockholder:
             log.close()
             os.close(self._lock)
 
-    def _write_pid(self) -> None:
+    def _write_pid(self, port: int) -> None:
+        self._remove_others()
+        self._pid_file = self._settings.paths.pid_file(port)
         new = f"{self._pid_file}.new"
         descriptor = security.open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(str(os.getpid()))
         os.replace(new, self._pid_file)
 
+    def _remove_others(self) -> None:
+        """Whoever looks for this broker finds it by the one pid file there is: those of brokers that were killed go."""
+        for name in os.listdir(self._settings.data_dir):
+            if port_of(name) is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self._settings.data_dir, name))
+
     def _remove_pid(self) -> None:
         try:
-            with open(self._pid_file, encoding="ascii") as file:
-                mine = file.read() == str(os.getpid())
-            if mine:
+            if self._pid_file and int(security.read_small(self._pid_file, MAX_PID_BYTES)) == os.getpid():
                 os.unlink(self._pid_file)
-        except OSError:
+        except (OSError, ValueError):
             pass  # never written, or gone: what was to be achieved
 
 
@@ -163,6 +174,8 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         given[name] = value
     settings = load({"port": given.get("port"), "idle_shutdown_minutes": given.get("idle-shutdown-minutes")})
+    # The starter follows the broker to whatever port it serves, though it would begin at this one.
+    settings = settings._replace(port_chosen=settings.port_chosen and "elsewhere" not in given)
     os.umask(0o077)
     report = int(given["report"]) if "report" in given else None
     try:

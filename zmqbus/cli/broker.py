@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
         notices = launch.launch(settings)
         if notices:
             print(f"warning: {sanitise(notices)}", file=sys.stderr)
-        print(f"broker serves port {settings.port} (pid {launch.broker_pid(settings)})")
+        pid, port = launch.find_broker(settings) or (None, settings.port)
+        print(f"broker serves port {port} (pid {pid})")
     except ZmqbusError as error:
         return fail(error)
     return 0

@@ -96,9 +96,10 @@ def read_as_session(settings: Settings) -> CommandBus:
 def broker_figures(settings: Settings) -> dict[str, Any] | None:
     """What the broker on the settings' port tells of itself, its pid and port first; None: there is none, and none is
     started for this. Raises the `BrokerError` that stands in the way."""
-    pid = launch.broker_pid(settings)
-    if pid is None:
+    found = launch.find_broker(settings)
+    if found is None:
         return None
+    pid, port = found
     try:
         with observer(settings, starts=False) as bus:
             health = bus.request(protocol.Status)
@@ -107,7 +108,7 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
             return None  # it has ended meanwhile
         raise
     assert isinstance(health, protocol.Health)
-    return {"pid": pid, "port": settings.port, **dict(health.figures)}
+    return {"pid": pid, "port": port, **dict(health.figures)}
 
 
 def print_json(value: Any) -> None:

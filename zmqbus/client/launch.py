@@ -21,12 +21,16 @@ import time
 from typing import TYPE_CHECKING
 
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
+from zmqbus.holder import who_holds
 from zmqbus.process import import_path
-from zmqbus.settings import Settings
+from zmqbus.security import read_small
+from zmqbus.settings import Settings, port_of
 
 if TYPE_CHECKING:
     import subprocess
 
+#: A pid has at most seven digits; a longer file is none of a broker's.
+MAX_PID_BYTES = 32
 #: How long another client's launch is waited for. It takes a tenth of that, unless it was stopped in the middle.
 TURN_S = 2.0
 #: Between two looks at that.
@@ -36,14 +40,45 @@ LAUNCH_S = 20.0
 
 
 def broker_pid(settings: Settings) -> int | None:
-    """The pid in the port's pid file, if there is a broker for this data directory."""
+    """The pid of the broker that these settings lead to, if there is one for this data directory."""
+    found = find_broker(settings)
+    return found[0] if found is not None else None
+
+
+def find_broker(settings: Settings) -> tuple[int, int] | None:
+    """Pid and port of the broker that these settings lead to, if there is one for this data directory.
+
+    It is the one on the settings' port. Where nobody chose the port, it is the one that the data directory names: only
+    this user can write there, and whatever answers on that port has to prove with its key that it is the broker.
+    """
+    pid = _read_pid(settings.paths.pid_file(settings.port))
+    if pid is not None:
+        return (pid, settings.port) if _is_elected(settings) else None
+    if settings.port_chosen or not _is_elected(settings):
+        return None
+    try:
+        names = os.listdir(settings.data_dir)
+    except OSError:
+        return None
+    for name in names:
+        port = port_of(name)
+        if port is not None and (pid := _read_pid(settings.paths.pid_file(port))) is not None:
+            return pid, port
+    return None
+
+
+def served(settings: Settings) -> Settings:
+    """The settings with the port on which the broker is found, or is to be started."""
+    found = find_broker(settings)
+    return settings if found is None else settings._replace(port=found[1])
+
+
+def _read_pid(path: str) -> int | None:
     try:
         # As bytes: text, even of ASCII, takes a codec that nothing else here needs (0.3 ms).
-        with open(settings.paths.pid_file(settings.port), "rb") as file:
-            pid = int(file.read())
+        return int(read_small(path, MAX_PID_BYTES))
     except (OSError, ValueError):
         return None
-    return pid if _is_elected(settings) else None
 
 
 def _is_elected(settings: Settings) -> bool:
@@ -164,6 +199,7 @@ class Launch:
             f"--port={settings.port}",
             f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
             f"--report={writer}",
+            *(() if settings.port_chosen else ("--elsewhere=1",)),
         ]
         environ = dict(os.environ, PYTHONPATH=import_path(), INTER_SESSION_DATA_DIR=settings.data_dir)
         try:
@@ -207,7 +243,7 @@ class Launch:
         if word in ("ready", "exists"):
             return text
         if report == "held":
-            raise PortHeld(self._settings.port)
+            raise PortHeld(self._settings.port, who_holds(self._settings.port))
         if word == "error":
             code, _, text = text.partition(" ")
             raise from_code(code, text)

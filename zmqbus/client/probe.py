@@ -10,7 +10,7 @@ import zmq
 
 import zmqbus
 from zmqbus import codec, protocol, security
-from zmqbus.client import core
+from zmqbus.client import core, launch
 from zmqbus.client.link import endpoint
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import BrokerUnavailable, ProtocolError, ZmqbusError
@@ -30,7 +30,7 @@ class Probe:
     """
 
     def __init__(self, settings: Settings, patience_s: float = PATIENCE_S) -> None:
-        self._port = settings.port
+        self._port = launch.served(settings).port
         self._patience_s = patience_s
         self._deadline_s = time.monotonic() + patience_s
         self._refs = 0

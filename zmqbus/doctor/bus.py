@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 from collections.abc import Iterator, Sequence
 
 import zmqbus
-from zmqbus.client.launch import broker_pid
+from zmqbus.client.launch import MAX_PID_BYTES, broker_pid, find_broker, served
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import Unauthorized, ZmqbusError
+from zmqbus.holder import who_holds
 from zmqbus.process import Process, is_alive, process_of
+from zmqbus.security import read_small
 from zmqbus.session.state import is_listening, leftovers, load_state
-from zmqbus.settings import MAX_PORT, Settings
-
-_PID_FILE = re.compile(r"server\.([1-9][0-9]{0,4})\.pid")
+from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings, port_of
 
 
 def broker(settings: Settings) -> Iterator[Finding]:
     """Which broker answers on the port; where none does, whether one could. Starts none."""
-    pid = broker_pid(settings)
-    if pid is None:
+    found = find_broker(settings)
+    if found is None:
         yield from _absent(settings)
         return
+    pid, port = found
     from zmqbus.client.probe import Probe  # needs the packages, which may be what is missing
 
     try:
@@ -39,7 +39,7 @@ def broker(settings: Settings) -> Iterator[Finding]:
             yield fault("broker", f"{says}; it is hung or stopped (pid {pid})", command("kill", "-9", str(pid)))
         return
     release = figures.get("release")
-    says = f"release {release}, protocol {figures.get('protocol')}, port {settings.port}, pid {pid}"
+    says = f"release {release}, protocol {figures.get('protocol')}, port {port}, pid {pid}"
     if release != zmqbus.__version__:
         yield warning("broker", f"{says}; this is release {zmqbus.__version__}", "zmqbus broker --stop")
     elif figures.get("notices"):
@@ -61,10 +61,15 @@ def _absent(settings: Settings) -> Iterator[Finding]:
     elif _is_free(port):
         yield ok("broker", f"none runs on port {port}; the first session starts one")
     else:
+        holder = who_holds(port)
+        says = f"port {port} is held by another program" + (f": {holder}" if holder else "")
+        if port == DEFAULT_PORT:
+            yield warning("broker", f"{says}; the first session starts a broker on another port")
+            return
         free = next((other for other in range(port + 1, min(port + 1000, MAX_PORT)) if _is_free(other)), 0)
         yield fault(
             "broker",
-            f"port {port} is held by another program{_holder(port)}",
+            says,
             f"export INTER_SESSION_PORT={free}" if free else None,
         )
 
@@ -89,19 +94,6 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _holder(port: int) -> str:
-    """Which program that is, as far as this user may know."""
-    import psutil
-
-    try:
-        for found in psutil.net_connections(kind="tcp"):
-            if found.laddr and found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid:
-                return f": {psutil.Process(found.pid).name()} (pid {found.pid})"
-    except psutil.Error:
-        pass
-    return ""
-
-
 def _pid_files(settings: Settings) -> list[tuple[int, int | None]]:
     """Ports that have a pid file, each with the pid in it."""
     found: list[tuple[int, int | None]] = []
@@ -110,15 +102,14 @@ def _pid_files(settings: Settings) -> list[tuple[int, int | None]]:
     except OSError:
         return found
     for name in names:
-        match = _PID_FILE.fullmatch(name)
-        if match is None:
+        port = port_of(name)
+        if port is None:
             continue
         try:
-            with open(os.path.join(settings.data_dir, name), encoding="ascii") as file:
-                pid: int | None = int(file.read(32))
+            pid: int | None = int(read_small(os.path.join(settings.data_dir, name), MAX_PID_BYTES))
         except (OSError, ValueError):
             pid = None
-        found.append((int(match[1]), pid))
+        found.append((port, pid))
     return found
 
 
@@ -164,7 +155,7 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
                     f"the listener of '{state.name}' is stopped (pid {state.listener_pid}), and shows nothing",
                     command("kill", "-CONT", str(state.listener_pid)),
                 )
-            elif state.port != settings.port:
+            elif state.port != served(settings).port:
                 yield warning(
                     "listener",
                     f"'{state.name}' is on port {state.port}, and this is set to {settings.port}",

@@ -68,6 +68,7 @@ class Listener:
 
     def __init__(self, settings: Settings, lock: ListenerLock, plan: Plan, trace: Callable[[str], None]) -> None:
         self._settings = settings
+        self._port = settings.port  # of the broker that has welcomed the session
         self._lock = lock
         self._plan = plan
         self._trace = trace
@@ -181,6 +182,7 @@ class Listener:
 
     def _welcomed(self, link: Link, welcome: protocol.Welcome) -> None:
         self._trace(f"connected as {welcome.name}, {welcome.waiting} waiting")
+        self._port = link.port
         self._tries = 0  # it may have to look for a name again, at the next broker
         if self._plan.away:
             self._persona = self._persona._replace(name=welcome.name)
@@ -225,9 +227,7 @@ class Listener:
         """Tells the next listener of this owner who this session is."""
         persona = self._persona
         assert persona.session_id and persona.token
-        self._lock.remember(
-            Identity(persona.session_id, persona.token, persona.name, persona.label, self._settings.port)
-        )
+        self._lock.remember(Identity(persona.session_id, persona.token, persona.name, persona.label, self._port))
 
     def _show(self, name: str) -> None:
         """Tells the helpers, and the next listener of this owner, who this session is."""
@@ -242,7 +242,7 @@ class Listener:
                 listener_pid=os.getpid(),
                 listener_started=process_of(os.getpid()).started,
                 host="127.0.0.1",
-                port=self._settings.port,
+                port=self._port,
                 created_at=self._created_at,
                 token=persona.token,
                 owner_pid=self._plan.owner.pid,
