@@ -14,6 +14,7 @@ from zmqbus.display import INDENT, sanitise, sanitise_lines
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
 from zmqbus.output import print_text
 from zmqbus.protocol import Format
+from zmqbus.record import JournalError
 from zmqbus.settings import Settings
 
 
@@ -43,8 +44,10 @@ def main(argv: list[str]) -> int:
                     _end(printed, item.left, as_json=options.json)
                     break
                 printed = True
-                _print(settings, item, as_json=options.json)
+                error = _print(settings, item, as_json=options.json)
                 sys.stdout.flush()
+                if error is not None:
+                    print(f"warning: {error}; ask '{sanitise(item.from_name)}' to send it again", file=sys.stderr)
                 if not options.peek:
                     bus.take(item)
     except ZmqbusError as error:
@@ -68,8 +71,10 @@ def _one(settings: Settings, msg_id: str, *, as_json: bool, raw: bool) -> int:
     return 0
 
 
-def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
-    text = bodies.as_text(message.fmt, bodies.load(message, settings.paths.log))
+def _print(settings: Settings, message: Incoming, *, as_json: bool) -> JournalError | None:
+    """Prints a message; returns what keeps its text from being read. It is shown as read all the same: it would stand
+    before all that comes after it, for good."""
+    text, error = bodies.readable(message, settings.paths.log)
     audience = bodies.audience(message)
     if as_json:
         print_json(
@@ -82,9 +87,10 @@ def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
                 "to": audience,
                 "reply_to": message.reply_to,
                 "text": text,
+                **({"damaged": True} if error is not None else {}),
             }
         )
-        return
+        return error
     label = f' "{sanitise(message.from_label)}"' if message.from_label else ""
     answers = f" re={sanitise(message.reply_to)}" if message.reply_to else ""
     to = f" to={sanitise(audience)}" if audience else ""
@@ -93,6 +99,7 @@ def _print(settings: Settings, message: Incoming, *, as_json: bool) -> None:
     # Indented, so that no line of a body can be taken for a header.
     for line in sanitise_lines(text):
         print(f"{INDENT}{line}")
+    return error
 
 
 def _end(printed: bool, left: int, *, as_json: bool) -> None:

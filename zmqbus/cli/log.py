@@ -13,6 +13,7 @@ from zmqbus import naming
 from zmqbus.cli.common import fail
 from zmqbus.cli.flow import as_json, line_of, pause, since, width_of_terminal
 from zmqbus.cli.parser import Parser
+from zmqbus.client.bodies import damage
 from zmqbus.entry import Entry, Place, Wanted
 from zmqbus.errors import UnknownPeer, ZmqbusError
 from zmqbus.history import Follower, History, numbered
@@ -136,8 +137,9 @@ class _Printer:
                 else:
                     line, cut = line_of(entry, self._history.text, self._width, self._looked_for)
                     self._cut += cut
-            except JournalError:
-                self._damaged += 1  # further on than an entry shows; or its segment was deleted this instant
+            except JournalError as error:
+                # Further on than an entry shows; or its segment was deleted this instant.
+                print(f"warning: passed over: {damage(entry.msg_id, entry.from_name, error)}", file=sys.stderr)
                 continue
             self._printed += 1
             print(line)

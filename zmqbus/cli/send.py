@@ -202,7 +202,10 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
 def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
     """Prints the answer's text, and only then tells the broker that it has been taken."""
     answer = bus.answer_to(receipt.msg_id, options.wait)
-    text = bodies.as_text(answer.fmt, bodies.load(answer, settings.paths.log))
+    text, error = bodies.readable(answer, settings.paths.log)
+    if error is not None:
+        bus.take(answer)  # it will never be readable, and is nobody's next message
+        raise error
     if options.json:
         print_json(
             {

@@ -16,6 +16,7 @@ from zmqbus.protocol import Scope
 
 if TYPE_CHECKING:
     from zmqbus.readback import Reader
+    from zmqbus.record import JournalError
 
 
 #: Segments of the log that a program keeps open. A deleted one takes room on the disk for as long.
@@ -50,6 +51,30 @@ def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> 
     from zmqbus import readback  # 3 ms with what it needs, which most commands never do
 
     return readback.read(log_path, readback.Pointer(*message.pointer)).body
+
+
+def damage(msg_id: str, from_name: str, error: JournalError) -> JournalError:
+    """The error of a body that cannot be read back, which names the message and who wrote it."""
+    from zmqbus.record import JournalError
+
+    return JournalError(f"the text of message {msg_id} from '{from_name}' cannot be read: {error}")
+
+
+def readable(message: Incoming, log_path: str) -> tuple[str, JournalError | None]:
+    """The whole text of a message; where its record is damaged, words in its place, and the error that says so.
+
+    Whoever shows messages one after the other goes on with the next: a damaged one will never be readable, and what is
+    behind it must not wait for it.
+    """
+    if message.pointer is None:
+        return as_text(message.fmt, message.body), None
+    from zmqbus.record import JournalError
+
+    try:
+        return as_text(message.fmt, load(message, log_path)), None
+    except JournalError as found:
+        error = damage(message.msg_id, message.from_name, found)
+        return f"({error})", error
 
 
 class Log:

@@ -5,18 +5,12 @@ from __future__ import annotations
 from zmqbus import readback  # noqa: F401 (as in `client.messages`: not to be loaded when it is needed)
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming
-from zmqbus.record import JournalError
 from zmqbus.session.notify import Note
 
 
 def note_of(message: Incoming, log_path: str) -> Note:
     """What to show of a message. Where its text is in the log and cannot be read there, the note says so."""
-    try:
-        body = bodies.load(message, log_path)
-        text = bodies.as_text(message.fmt, body)
-    except JournalError as error:
-        text = f"(the text cannot be read from messages.log: {error})"
-        body = text.encode()
+    text, _ = bodies.readable(message, log_path)
     return Note(
         msg_id=message.msg_id,
         from_session=message.from_session,
@@ -26,6 +20,6 @@ def note_of(message: Incoming, log_path: str) -> Note:
         reply_to=message.reply_to,
         to=bodies.audience(message),
         age_s=message.age_s if message.age_s >= 0 else None,
-        size_bytes=len(body),
+        size_bytes=len(text.encode("utf-8", "surrogatepass")),
         tag=message.ticket,
     )
