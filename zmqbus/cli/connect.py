@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from zmqbus import naming
+from zmqbus import cmdline, naming
 from zmqbus.cli.common import settings_of_session
 from zmqbus.cli.parser import Parser
 from zmqbus.display import sanitise
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--from-plugin", action="store_true", help="the plugin's monitor: its hook tells the options")
     parser.add_argument("--verbose", action="store_true", help="tell on standard error what happens")
     options = parser.parse_args(argv)
+    cmdline.hide((options.label,))
     flags = {
         "port": options.port,
         "idle_shutdown_minutes": options.idle_shutdown_minutes,

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from zmqbus import naming
+from zmqbus import cmdline, naming
 from zmqbus.cli.common import fail
 from zmqbus.cli.flow import as_json, line_of, pause, since, width_of_terminal
 from zmqbus.cli.parser import Parser
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--follow", "-f", action="store_true", help="go on with what comes, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each message, complete")
     options = parser.parse_args(argv)
+    cmdline.hide((options.grep, options.search))
     wanted = _wanted(parser, options)
     limit = _limit(parser, options)
     if options.follow and options.search is not None:

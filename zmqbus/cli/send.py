@@ -10,7 +10,7 @@ import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zmqbus import protocol
+from zmqbus import cmdline, protocol
 from zmqbus.cli.common import act_as_session, fail, print_json, settings_of_session
 from zmqbus.cli.plain import plain
 from zmqbus.client import bodies
@@ -43,6 +43,7 @@ _SWITCHES = {**_TARGET_SWITCHES, "--json": "json"}
 def main(argv: list[str], *, broadcast: bool = False) -> int:
     """Sends; prints what became of it. With `broadcast`, to all if nothing else is said."""
     options = (None if broadcast else _plain(argv)) or _parse(argv, broadcast)
+    cmdline.hide((options.text,))
     if broadcast and not (options.project or options.topic):
         options.all = True
     to_many = _is_to_many(options)
@@ -102,7 +103,9 @@ def _parser(broadcast: bool) -> Parser:
     to.add_argument("--project", action="store_true", help="every session of this project")
     to.add_argument("--topic", metavar="T", help="every session that has joined the topic")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text", metavar="S", help="the text")
+    what.add_argument(
+        "--text", metavar="S", help="the text; others see it in the process list for a moment: for secrets take a file"
+    )
     what.add_argument("--text-file", metavar="F", help="a file with the text; - is standard input")
     what.add_argument("--file", metavar="PATH", help="ask the receiver to read this file")
     parser.add_argument("--reply-to", metavar="ID", help="the message that this one answers")
