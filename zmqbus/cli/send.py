@@ -17,7 +17,7 @@ from zmqbus.client import bodies
 from zmqbus.client.command import CommandBus, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.display import sanitise
-from zmqbus.errors import InvalidPayload, RateLimited, ZmqbusError
+from zmqbus.errors import BrokerUnavailable, InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.naming import check_name
 from zmqbus.output import print_text
 from zmqbus.protocol import Scope
@@ -179,12 +179,24 @@ def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Se
             print(_line(receipt))
     status = 0
     for receipt in receipts:
-        if isinstance(receipt, BroadcastReceipt) and receipt.full:
-            names = ", ".join(receipt.full[:MAX_NAMED]) + (" …" if len(receipt.full) > MAX_NAMED else "")
-            errors.append(RateLimited(f"not for {names}: the mailbox is full of unread messages; retry later"))
+        if isinstance(receipt, BroadcastReceipt):
+            if receipt.full:
+                whom = _names(receipt.full)
+                errors.append(RateLimited(f"not for {whom}: the mailbox is full of unread messages; retry later"))
+            if receipt.unsaved:
+                errors.append(
+                    BrokerUnavailable(
+                        f"not for {_names(receipt.unsaved)}: the broker cannot write it down; free some space on the "
+                        f"disk of {settings.data_dir}, see {settings.paths.broker_log}, then send it to them again"
+                    )
+                )
     for refused in errors:
         status = fail(refused)
     return status
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:MAX_NAMED]) + (" …" if len(names) > MAX_NAMED else "")
 
 
 def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
