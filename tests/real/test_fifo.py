@@ -15,7 +15,13 @@ pytestmark = pytest.mark.slow
 
 #: Far over what a command takes, and far under what a reader of a FIFO waits.
 PATIENCE_S = 60.0
-COMMANDS = (("list.py",), ("zmqbus", "inbox"), ("zmqbus", "log"), ("zmqbus", "doctor"), ("zmqbus", "broker", "--status"))
+COMMANDS = (
+    ("list.py",),
+    ("zmqbus", "inbox"),
+    ("zmqbus", "log"),
+    ("zmqbus", "doctor"),
+    ("zmqbus", "broker", "--status"),
+)
 
 
 @pytest.fixture
