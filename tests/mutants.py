@@ -48,6 +48,9 @@ FATES = "tests/broker/test_fates.py"
 SPOOLED = (
     "tests/broker/test_intake.py tests/broker/test_spooled.py tests/client/test_spool.py tests/client/test_link.py"
 )
+CONSOLE_TICKETS = "tests/console/test_tickets.py"
+CONSOLE_GUARD = "tests/console/test_guard.py"
+CONSOLE_CONNECTIONS = "tests/console/test_connections.py"
 
 
 class Mutant(NamedTuple):
@@ -61,6 +64,77 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
+    # --- who gets into the console
+    Mutant(
+        "whoever knows the id of a visitor is that visitor",
+        "console/tickets.py",
+        "        if not _equal(mac, visitor.request_proof(nonce, method, target)):\n            return None\n",
+        "",
+        CONSOLE_TICKETS,
+    ),
+    Mutant(
+        "the head of a link opens the console without its secret",
+        "console/tickets.py",
+        '        if not _equal(proof, sign(secret, "enter", nonce)):\n            return Entry("unknown")\n',
+        "",
+        CONSOLE_TICKETS,
+    ),
+    Mutant(
+        "a link opens the console twice",
+        "console/tickets.py",
+        "        self._used[number] = until_s\n",
+        "",
+        CONSOLE_TICKETS,
+    ),
+    Mutant(
+        "what the list of processes shows of a link opens it for everybody",
+        "console/tickets.py",
+        "        if known[-1] and not same_user:\n",
+        "        if False:\n",
+        CONSOLE_TICKETS,
+    ),
+    Mutant(
+        "the flag that a link is for one user can be taken off",
+        "console/tickets.py",
+        '    return hmac.new(secret, b"link\\0" + head, sha256).digest()\n',
+        '    return hmac.new(secret, b"link\\0" + head[:-_FLAG_BYTES], sha256).digest()\n',
+        CONSOLE_TICKETS,
+    ),
+    Mutant(
+        "a proof for one request is good for another",
+        "console/tickets.py",
+        '        return sign(self.key, "request", nonce, method, target)\n',
+        '        return sign(self.key, "request", nonce)\n',
+        CONSOLE_TICKETS,
+    ),
+    Mutant(
+        "answers do not prove that they are the console's",
+        "console/guard.py",
+        "                    *([] if verdict.proof is None else [(PROOF_HEADER.encode(), verdict.proof.encode())]),\n",
+        "",
+        CONSOLE_GUARD,
+    ),
+    Mutant(
+        "any name in front of the console's is the console's",
+        "console/guard.py",
+        "    if host not in names:\n",
+        "    if not host.endswith(tuple(names)):\n",
+        CONSOLE_GUARD,
+    ),
+    Mutant(
+        "another user keeps a connection to the console",
+        "console/connections.py",
+        "            connection.transport.abort()\n            return\n",
+        "",
+        CONSOLE_CONNECTIONS,
+    ),
+    Mutant(
+        "half requests take all connections of the console",
+        "console/connections.py",
+        "            self._end(next(iter(self._unproven)))\n",
+        "            pass\n",
+        CONSOLE_CONNECTIONS,
+    ),
     # --- bodies in files
     Mutant(
         "what was put down goes into the log unseen",

@@ -62,7 +62,12 @@ FORBIDDEN = {
 
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 #: What only an extra brings: whoever imports these modules has to expect an ImportError.
-EXTRAS = {"cli.screen": {"rich"}, "console.app": {"starlette"}, "console.server": {"uvicorn"}}
+EXTRAS = {
+    "cli.screen": {"rich"},
+    "console.app": {"starlette"},
+    "console.server": {"uvicorn"},
+    "console.connections": {"uvicorn"},
+}
 #: Not needed, and used where they are there: module -> what it may try to import, when it is needed.
 OPTIONAL = {"digest": {"_sha2", "_sha256"}, "client.messages": {"numpy"}, "client.fanout": {"tqdm"}}
 

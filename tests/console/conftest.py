@@ -26,13 +26,16 @@ import pytest
 
 from tests.real.conftest import Bus, wait_until
 from tests.real.conftest import bus as bus  # a fixture
-from zmqbus.console.guard import KEY_HEADER, cookie_name
+from zmqbus.console.guard import ENTER, PROOF_HEADER
+from zmqbus.console.tickets import NONCE_BYTES, Visitor, encode, page_key, sign, split
 from zmqbus.record import Record, encode_record
 from zmqbus.settings import load
 
 #: Two cores may be shared with the whole suite.
 PATIENCE_S = 90.0
 PORT = 18_231
+NAME = "z0123456789abcdef.localhost"
+AUTHORITY = f"{NAME}:{PORT}"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -70,28 +73,51 @@ class Answer:
         return json.loads(self.body)
 
 
+def new_nonce() -> str:
+    """One as the page makes it."""
+    return encode(os.urandom(NONCE_BYTES))
+
+
+def proof_of(visitor: Visitor, method: str, target: str) -> str:
+    """What a page of this visitor's puts into the header of a request."""
+    nonce = new_nonce()
+    return f"{visitor.id}.{nonce}.{visitor.request_proof(nonce, method, target)}"
+
+
+def entering(token: str) -> tuple[dict[str, str], Callable[[dict[str, str]], Visitor]]:
+    """What a page sends to use a link up, and what it makes of the answer; fails where that is not the console's."""
+    parts = split(token)
+    assert parts is not None, token
+    head, secret = parts
+    nonce = new_nonce()
+
+    def welcome(answer: dict[str, str]) -> Visitor:
+        assert answer["proof"] == sign(secret, "welcome", nonce, answer["visitor"])
+        return Visitor(answer["visitor"], page_key(secret, nonce, answer["visitor"]), 0.0)
+
+    return {"link": head, "nonce": nonce, "proof": sign(secret, "enter", nonce)}, welcome
+
+
 @dataclass(slots=True)
 class Asked:
     """Asks an ASGI application. Headers are those of the console's page, unless others are given; None: left out."""
 
     app: Callable[..., Any]
-    port: int = PORT
-    cookie: str | None = None
-    key: str | None = None
+    authority: str = AUTHORITY
+    visitor: Visitor | None = None
+    scope: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str | None] | None = None
     ) -> Answer:
-        sent: dict[str, str | None] = {"host": f"127.0.0.1:{self.port}", "sec-fetch-site": "same-origin"}
+        sent: dict[str, str | None] = {"host": self.authority, "sec-fetch-site": "same-origin"}
         data = b""
         if method == "POST":
             data = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
-            sent |= {"origin": f"http://127.0.0.1:{self.port}", "content-type": JSON, "content-length": str(len(data))}
-        if self.cookie is not None:
-            sent["cookie"] = f"{cookie_name(self.port)}={self.cookie}"
-        if self.key is not None:
-            sent[KEY_HEADER] = self.key
+            sent |= {"origin": f"http://{self.authority}", "content-type": JSON, "content-length": str(len(data))}
+        if self.visitor is not None:
+            sent[PROOF_HEADER] = proof_of(self.visitor, method, path)
         sent |= self.defaults | dict(headers or {})
         return asyncio.run(self._ask(method, path, data, sent))
 
@@ -108,8 +134,9 @@ class Asked:
             "root_path": "",
             "query_string": parts.query.encode(),
             "headers": [(n.encode(), v.encode("latin-1")) for n, v in headers.items() if v is not None],
-            "server": ("127.0.0.1", self.port),
+            "server": ("127.0.0.1", PORT),
             "client": ("127.0.0.1", 50_000),
+            **self.scope,
         }
         pieces = [data[at : at + 65_536] for at in range(0, len(data), 65_536)] or [b""]
         found: list[dict[str, Any]] = []
@@ -130,10 +157,10 @@ class Asked:
 
 def log_in(ask: Asked, token: str) -> Asked:
     """The same, let in with a link."""
-    answer = ask("GET", f"/?token={token}", headers={"sec-fetch-site": "none"})
-    assert answer.status == 303, answer
-    ask.cookie = answer.headers["set-cookie"].partition("=")[2].partition(";")[0]
-    ask.key = ask("POST", "/api/hello").json["key"]
+    body, welcome = entering(token)
+    answer = ask("POST", ENTER, body)
+    assert answer.status == 200, answer
+    ask.visitor = welcome(answer.json)
     return ask
 
 
@@ -151,6 +178,7 @@ class ConsoleProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.link = self.next_link()
+        self.authority = urlsplit(self.link).netloc
         self.port = urlsplit(self.link).port or 0
 
     def _read(self) -> None:
@@ -169,9 +197,9 @@ class ConsoleProcess:
             if line.startswith("http://"):
                 return line
 
-    def new_link(self) -> str:
+    def new_link(self, *flags: str) -> str:
         """A link that any terminal can ask for."""
-        done = self.bus.zmqbus("console", "--link", "--port", str(self.port))
+        done = self.bus.zmqbus("console", "--link", "--port", str(self.port), *flags)
         assert done.returncode == 0, done
         return done.stdout.strip()
 
@@ -183,14 +211,21 @@ class ConsoleProcess:
         assert self.process.stderr is not None
         return status, self.process.stderr.read().decode()
 
+    def enter(self, link: str | None = None) -> Insider:
+        """Uses a link up, as a page does."""
+        body, welcome = entering(token_of(link or self.new_link()))
+        status, _, answer = Insider(self, None)("POST", ENTER, body)
+        assert status == 200, answer
+        return Insider(self, welcome(json.loads(answer)))
+
     def raw(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """One request, with these headers and no others but Host and Content-Length where they are not given."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
-            connection.putrequest(method, path, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
-            for name, value in (headers or {}).items():
+            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            for name, value in {"Host": self.authority, **(headers or {})}.items():
                 connection.putheader(name, value)
             if body is not None and "Content-Length" not in (headers or {}):
                 connection.putheader("Content-Length", str(len(body)))
@@ -199,6 +234,47 @@ class ConsoleProcess:
             return response.status, {n.lower(): v for n, v in response.getheaders()}, response.read()
         finally:
             connection.close()
+
+
+def token_of(link: str) -> str:
+    """The token of a link."""
+    return link.partition("#link=")[2]
+
+
+class Insider:
+    """A visitor, or somebody who would like to be one: leaves out or changes what it likes of what a page sends."""
+
+    def __init__(self, console: ConsoleProcess, visitor: Visitor | None) -> None:
+        self.console = console
+        self.visitor = visitor
+        self.host = console.authority
+
+    def headers(self, method: str, path: str) -> dict[str, str]:
+        """What a page sends."""
+        found = {"Host": self.host}
+        if self.visitor is not None:
+            found["X-Zmqbus-Proof"] = proof_of(self.visitor, method, path)
+        if method == "POST":
+            found |= {"Origin": f"http://{self.host}", "Content-Type": JSON}
+        return found
+
+    def __call__(
+        self, method: str, path: str, body: Any = None, **changes: str | None
+    ) -> tuple[int, dict[str, str], bytes]:
+        data = None
+        if method == "POST":
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers: dict[str, str | None] = {**self.headers(method, path)}
+        headers |= {name.replace("_", "-"): value for name, value in changes.items()}
+        return self.console.raw(method, path, data, {n: value for n, value in headers.items() if value is not None})
+
+    def stream(self) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """The stream of events, at its first."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.console.port, timeout=PATIENCE_S)
+        connection.request("GET", "/api/events", headers=self.headers("GET", "/api/events"))
+        response = connection.getresponse()
+        assert response.status == 200 and response.readline() == b"event: hello\n"
+        return connection, response
 
 
 @pytest.fixture

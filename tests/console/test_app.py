@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.console.conftest import PORT, Answer, Asked, log_in, put
+from tests.console.conftest import AUTHORITY, Answer, Asked, entering, log_in, put
 from tests.records import RECORD, ids
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.console.app import ASSETS_DIR, MAX_PAGE, MAX_SMALL_BYTES, SLICE_CHARS, Assets, Console
-from zmqbus.console.guard import MAX_POST_BYTES, cookie_name
+from zmqbus.console.guard import ENTER, MAX_POST_BYTES
 from zmqbus.console.tickets import LINK_S, Links, mint
 from zmqbus.errors import UnknownPeer
 from zmqbus.session.state import SessionState
@@ -64,7 +64,7 @@ def app(settings: Any, voice: FakeVoice, ended: list[SessionState]) -> Iterator[
         ended.append(state)
         return "disconnected"
 
-    console = Console(settings, PORT, Links(SECRET), disconnect, voice=voice)  # type: ignore[arg-type]
+    console = Console(settings, AUTHORITY, Links(SECRET), disconnect, voice=voice)  # type: ignore[arg-type]
     yield console
 
 
@@ -88,52 +88,34 @@ def refused(answer: Answer, status: int, code: str) -> str:
 # --- in -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_lets_in_once_and_leads_to_the_page_without_it(stranger: Asked) -> None:
+def test_the_page_is_the_same_for_everybody_and_has_nothing_of_the_bus(stranger: Asked, ask: Asked) -> None:
+    first, second = stranger("GET", "/"), ask("GET", "/?token=x")
+    assert first.status == second.status == 200 and first.body == second.body
+    assert b"/assets/main.js" in first.body
+    assert not {"set-cookie", "location", "refresh"} & {*first.headers, *second.headers}
+
+
+def test_a_link_lets_in_once(stranger: Asked) -> None:
     token = mint(SECRET, time.time())
-    answer = stranger("GET", f"/?token={token}", headers={"sec-fetch-site": "none"})
-    assert (answer.status, answer.headers["location"]) == (303, "/")
-    cookie = answer.headers["set-cookie"]
-    assert cookie.startswith(f"{cookie_name(PORT)}=")
-    for part in ("HttpOnly", "SameSite=strict", "Path=/", "Max-Age="):
-        assert part in cookie
-    assert "Domain" not in cookie
-    again = stranger("GET", f"/?token={token}", headers={"sec-fetch-site": "none"})
-    assert again.status == 401 and b'data-why="used"' in again.body and "set-cookie" not in again.headers
+    assert stranger("GET", "/api/messages").status == 401
+    ask = log_in(stranger, token)
+    answer = ask("GET", "/api/messages")
+    assert answer.status == 200 and "set-cookie" not in answer.headers
+    refused(stranger("POST", ENTER, entering(token)[0]), 401, "link_used")
 
 
-def test_old_and_wrong_links_say_how_to_get_another(stranger: Asked) -> None:
-    for token, why in ((mint(SECRET, time.time() - LINK_S - 2), "expired"), ("x" * 40, "unknown"), ("", "unknown")):
-        answer = stranger("GET", f"/?token={token}", headers={"sec-fetch-site": "none"})
-        assert answer.status == 401 and f'data-why="{why}"'.encode() in answer.body
-        assert b"zmqbus console --link" in answer.body
-    answer = stranger("GET", "/")
-    assert answer.status == 401 and b'data-why="none"' in answer.body
+def test_old_and_wrong_links_say_why(stranger: Asked) -> None:
+    for token, why in ((mint(SECRET, time.time() - LINK_S - 2), "expired"), (mint(b"t" * 32, time.time()), "unknown")):
+        refused(stranger("POST", ENTER, entering(token)[0]), 401, f"link_{why}")
+    for body in ({}, {"link": "x"}, {"link": "A" * 34, "nonce": "n" * 22, "proof": "<script>"}):
+        refused(stranger("POST", ENTER, body), 401, "link_unknown")
+    refused(stranger("POST", ENTER, {"link": 3}), 400, "invalid_payload")
 
 
-def test_what_stands_in_a_link_never_comes_into_the_page(stranger: Asked) -> None:
-    answer = stranger("GET", "/?token=%22%3E%3Cscript%3Ealert(1)%3C/script%3E&x=%3Cb%3E")
-    assert answer.status == 401 and b"alert" not in answer.body
-
-
-def test_from_another_page_the_door_leads_on_by_itself(stranger: Asked) -> None:
-    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
-    answer = stranger("GET", f"/?token={mint(SECRET, time.time())}", headers=headers)
-    assert (answer.status, answer.headers["refresh"]) == (200, "0; url=/")
-    assert "set-cookie" in answer.headers
-
-
-def test_who_is_in_sees_the_page_and_may_use_the_link_again(ask: Asked) -> None:
-    answer = ask("GET", "/")
-    assert answer.status == 200 and b"/assets/main.js" in answer.body
-    assert ask("GET", "/?token=old").status == 303
-
-
-def test_the_key_is_not_given_out_later(app: Console, ask: Asked) -> None:
-    visitor = app.visitors.find(ask.cookie)
-    assert visitor is not None
-    visitor.since_s -= 3600
-    refused(ask("POST", "/api/hello"), 401, "not_in")
-    assert ask("GET", "/api/messages").status == 200, "who has it goes on"
+def test_a_link_that_was_an_argument_is_for_this_user_alone(app: Console, stranger: Asked) -> None:
+    token = mint(SECRET, time.time(), same_user=True)
+    refused(stranger("POST", ENTER, entering(token)[0]), 401, "link_elsewhere")
+    assert log_in(Asked(app.app, scope={"same_user": True}), token).visitor is not None
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -334,7 +316,7 @@ def test_what_cannot_be_sent(ask: Asked, voice: FakeVoice, body: Any) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 50_000, b'{"text": NaN'])
 def test_bodies_that_are_no_object(ask: Asked, body: bytes) -> None:
-    for path in ("/api/send", "/api/search", "/api/disconnect", "/api/broker", "/api/hello"):
+    for path in ("/api/send", "/api/search", "/api/disconnect", "/api/broker", ENTER):
         refused(ask("POST", path, body), 400, "invalid_payload")
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import http.server
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.console.conftest import JSON, PATIENCE_S, TEXT, ConsoleProcess
-from tests.real.conftest import Bus, ListenerProcess
+from tests.console.conftest import JSON, PATIENCE_S, TEXT, ConsoleProcess, Insider, token_of, wait_true
+from tests.console.others import NOBODY, start_as_nobody
+from tests.real.conftest import Bus, ListenerProcess, wait_until
+from zmqbus.console.connections import MAX_UNPROVEN
+from zmqbus.console.peers import Peers
 
 pytestmark = pytest.mark.slow
 
@@ -29,37 +34,9 @@ def auth(bus: Bus) -> ListenerProcess:
     return bus.listener("auth")
 
 
-class Insider:
-    """Has a cookie and a key, and can leave out or change what it likes."""
-
-    def __init__(self, console: ConsoleProcess) -> None:
-        self.console = console
-        self.host = f"127.0.0.1:{console.port}"
-        _, headers, _ = console.raw("GET", console.new_link().partition(str(console.port))[2])
-        self.cookie = headers["set-cookie"].partition(";")[0]
-        found = re.search(rb'"key":"([^"]+)"', self("POST", "/api/hello", {})[2])
-        assert found is not None
-        self.key = found[1].decode()
-
-    def __call__(self, method: str, path: str, body: Any = None, **changes: str | None) -> tuple[int, Any, bytes]:
-        headers: dict[str, str | None] = {
-            "Host": self.host,
-            "Cookie": self.cookie,
-            "X-Zmqbus-Key": getattr(self, "key", ""),
-        }
-        data = None
-        if method == "POST":
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            headers |= {"Origin": f"http://{self.host}", "Content-Type": JSON}
-        headers |= {name.replace("_", "-"): value for name, value in changes.items()}
-        return self.console.raw(
-            method, path, data, {name: value for name, value in headers.items() if value is not None}
-        )
-
-
 @pytest.fixture
 def insider(console: ConsoleProcess) -> Insider:
-    return Insider(console)
+    return console.enter()
 
 
 def test_the_insider_gets_in(insider: Insider, auth: ListenerProcess) -> None:
@@ -80,6 +57,7 @@ SEND = {"scope": "session", "to": "auth", "text": "owned"}
         (421, SEND, {"Host": "evil.example", "Origin": "http://evil.example"}),
         (403, SEND, {"Origin": "http://evil.example"}),  # a page of somebody else
         (403, SEND, {"Origin": "http://127.0.0.1:1"}),  # of another port
+        (421, SEND, {"Host": "localhost"}),
         (403, SEND, {"Origin": "null"}),  # of a frame in a sandbox, or a file
         (403, SEND, {"Origin": None}),
         (403, SEND, {"Sec-Fetch-Site": "cross-site"}),
@@ -90,10 +68,9 @@ SEND = {"scope": "session", "to": "auth", "text": "owned"}
             {"Content-Type": TEXT},
         ),  # a form with enctype text/plain
         (415, b"scope=session&to=auth&text=owned", {"Content-Type": "application/x-www-form-urlencoded"}),
-        (401, SEND, {"Cookie": None}),
-        (401, SEND, {"Cookie": "zmqbus=forged"}),
-        (401, SEND, {"X-Zmqbus-Key": None}),  # who has the cookie alone, from another port
-        (401, SEND, {"X-Zmqbus-Key": "forged"}),
+        (401, SEND, {"X-Zmqbus-Proof": None}),
+        (401, SEND, {"X-Zmqbus-Proof": "forged"}),
+        (401, SEND, {"X-Zmqbus-Proof": None, "Cookie": "zmqbus=forged"}),
         (413, SEND, {"Content-Length": str(1 << 40)}),
     ],
 )
@@ -112,12 +89,13 @@ def test_nothing_is_read_by_others(insider: Insider, bus: Bus, auth: ListenerPro
     for path in ("/api/messages", "/api/events", "/api/thread/abcdefgh", "/"):
         for changes in (
             {"Host": "evil.example"},
-            {"Cookie": None},
-            {"Cookie": "x=y"},
+            {"X-Zmqbus-Proof": None},
+            {"X-Zmqbus-Proof": "x.y.z"},
             {"Sec-Fetch-Site": "cross-site"},
         ):
             status, _, body = insider("GET", path, **changes)
-            assert status in (401, 403, 421) and b"secret" not in body
+            assert status in (401, 403, 421) or path == "/"
+            assert b"secret" not in body
 
 
 def test_preflights_are_not_answered(insider: Insider) -> None:
@@ -133,7 +111,7 @@ def test_a_length_that_lies_and_a_body_without_one(insider: Insider) -> None:
     with contextlib.closing(socket.create_connection(("127.0.0.1", insider.console.port), PATIENCE_S)) as connection:
         head = (
             f"POST /api/send HTTP/1.1\r\nHost: {insider.host}\r\nOrigin: http://{insider.host}\r\n"
-            f"Cookie: {insider.cookie}\r\nX-Zmqbus-Key: {insider.key}\r\nContent-Type: {JSON}\r\n"
+            f"X-Zmqbus-Proof: {insider.headers('POST', '/api/send')['X-Zmqbus-Proof']}\r\nContent-Type: {JSON}\r\n"
             "Transfer-Encoding: chunked\r\n\r\n"
         )
         connection.sendall(head.encode())
@@ -166,7 +144,7 @@ def test_junk(console: ConsoleProcess, junk: bytes) -> None:
         while more := connection.recv(65_536):
             answer += more
     assert not answer or re.match(rb"HTTP/1\.1 4\d\d ", answer)
-    assert console.raw("GET", "/")[0] == 401, "it goes on"
+    assert console.raw("GET", "/")[0] == 200, "it goes on"
 
 
 def test_it_is_on_loopback_only(console: ConsoleProcess) -> None:
@@ -181,17 +159,59 @@ def test_it_is_on_loopback_only(console: ConsoleProcess) -> None:
 
 def test_streams_are_bounded(insider: Insider) -> None:
     """The oldest has to go, however many are opened."""
-    streams = []
-    for _ in range(8):
-        connection = http.client.HTTPConnection("127.0.0.1", insider.console.port, timeout=PATIENCE_S)
-        connection.request("GET", "/api/events", headers={"Cookie": insider.cookie, "X-Zmqbus-Key": insider.key})
-        response = connection.getresponse()
-        assert response.status == 200 and response.readline() == b"event: hello\n"
-        streams.append((connection, response))
+    streams = [insider.stream() for _ in range(8)]
     for _, response in streams[:4]:
         assert b"event: superseded" in response.read()
     for connection, _ in streams:
         connection.close()
+
+
+HALF = """
+import socket, sys
+port, count, ended = int(sys.argv[1]), int(sys.argv[2]), 0
+open = []
+for _ in range(count):
+    try:
+        open.append(socket.create_connection(("127.0.0.1", port), 60))
+        open[-1].sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n")
+    except OSError:
+        ended += 1
+print("there", flush=True)
+sys.stdin.read()
+"""
+MANY = 1_500
+
+
+@pytest.mark.parametrize("whose", ["another user's", "nobody knows whose"])
+def test_half_requests_cost_the_user_nothing(console: ConsoleProcess, insider: Insider, whose: str) -> None:
+    """Another user's end as they come. Where the kernel tells nothing (or they are one's own) the oldest make room."""
+    stream, response = insider.stream()
+    if whose == "another user's":
+        with Peers() as peers:
+            if not peers.can_tell():
+                pytest.skip("the kernel does not say whose connections are")
+        flood = start_as_nobody(HALF, str(console.port), str(MANY))
+    else:
+        command = [sys.executable, "-I", "-c", HALF, str(console.port), str(MANY)]
+        flood = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert flood.stdout is not None and flood.stdin is not None
+    try:
+        assert flood.stdout.readline() == b"there\n"
+        most = 4 if whose == "another user's" else MAX_UNPROVEN + 4  # the listeners' and the user's own
+        process = psutil.Process(console.process.pid)
+        wait_until(lambda: len(process.net_connections("tcp")) <= most, "they were closed", PATIENCE_S)
+        assert insider("GET", "/api/messages")[0] == 200, "asked with a connection that is new"
+        assert console.raw("GET", "/")[0] == 200
+        console.enter()
+    finally:
+        flood.stdin.close()
+        flood.wait(PATIENCE_S)
+        flood.stdout.close()
+    assert console.process.poll() is None
+    if whose == "another user's":
+        assert f"uid {NOBODY}" in console.stop()[1]
+        assert b"event: bye" in response.read(), "the stream stood all the time"
+    stream.close()
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------
@@ -258,7 +278,7 @@ def test_other_pages_in_the_same_browser(
               go("/api/events", {{mode, credentials}});
               go("/", {{mode, credentials}});
               go("/api/send", {{mode, credentials, method: "POST", body: text}});
-              go("/api/hello", {{mode, credentials, method: "POST", body: "{{}}"}});
+              go("/api/enter", {{mode, credentials, method: "POST", body: "{{}}"}});
               if (mode == "cors") go("/api/send", {{mode, credentials, method: "POST", body: text,
                 headers: {{"content-type": "application/json", "x-zmqbus-key": "x"}}}});
             }}
@@ -280,12 +300,167 @@ def test_other_pages_in_the_same_browser(
     bus.deliver("auth", "the next thing")
     auth.wait_message("the next thing")
     assert not any("owned" in line for line in auth.lines)
-    if host == "127.0.0.1":
-        # The cookie did go to the other port: it must not be enough.
-        (stolen,) = {cookie for cookie in evil.cookies if f"zmqbus-{console.port}" in cookie}
-        own = {"Cookie": stolen, "Origin": target, "Content-Type": JSON}
-        assert console.raw("GET", "/api/messages", headers=own)[0] == 401
+    assert set(evil.cookies) == {""}, "browsers send cookies to every port; there are none"
     page.wait_for_selector("#feed :text('the next thing')")
+
+
+class OtherUser:
+    """A server of somebody else on a port of 127.0.0.1, that keeps what it is sent and tries to get in with it."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.heard: list[tuple[str, dict[str, str], bytes]] = []
+        #: What it says to whoever asks for a path: (type, body, more headers).
+        self.says: dict[str, tuple[str, bytes, dict[str, str]]] = {}
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                size = int(self.headers.get("Content-Length") or 0)
+                outer.heard.append((self.path, {n.lower(): v for n, v in self.headers.items()}, self.rfile.read(size)))
+                kind, body, more = outer.says.get(self.path.partition("?")[0]) or outer.says.get("*") or ("", b"", {})
+                self.send_response(200)
+                for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **more}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def other_user() -> Iterator[OtherUser]:
+    one = OtherUser()
+    yield one
+    one.close()
+
+
+POLL = b"""<!doctype html><title>polls</title><script>
+setInterval(() => fetch("/poll", {credentials: "include"}), 20);
+</script>"""
+
+
+def test_another_users_server_that_the_user_has_a_tab_open_on_cannot_take_over_the_console(
+    open_page: Any, console: ConsoleProcess, bus: Bus, auth: ListenerProcess, other_user: OtherUser, seen: Any
+) -> None:
+    """It is told all that the browser sends by itself, and asks for the key with that, from outside of the browser."""
+    seen.expected = ("net::ERR", "Failed to fetch")  # of its polls, when it ends
+    other_user.says["/"] = "text/html", POLL, {}
+    secret = bus.deliver("auth", "a secret")
+    tab = open_page(url=f"http://127.0.0.1:{other_user.port}/")
+    link = console.new_link()
+    page = tab.context.new_page()
+    seen.watch(page)
+    page.goto(link)
+    page.wait_for_selector("html[data-ready]")
+    # Also by the address alone, which is the host that the other server has.
+    second = tab.context.new_page()
+    seen.watch(second)
+    second.goto(console.new_link("--numeric"))
+    second.wait_for_selector("html[data-ready]")
+    count = len(other_user.heard)
+    wait_until(lambda: len(other_user.heard) > count + 5, "it was polled after the console was opened", PATIENCE_S)
+    heard = {name: value for _, headers, _ in other_user.heard for name, value in headers.items() if name != "host"}
+    token = token_of(link)
+    assert not any(part in value for value in heard.values() for part in (token, console.authority, "zmqbus"))
+    # What it could do with whatever it heard, with headers of its own making.
+    for host in (console.authority, f"127.0.0.1:{console.port}"):
+        own = {**{n: v for n, v in heard.items() if n in ("cookie", "user-agent", "authorization")}, "Host": host}
+        own |= {"Origin": f"http://{host}", "Content-Type": JSON, "Sec-Fetch-Site": "same-origin"}
+        for path in ("/api/hello", "/api/enter"):
+            status, headers, body = console.raw("POST", path, b"{}", own)
+            assert status in (401, 404) and "set-cookie" not in headers and b"key" not in body
+        for path in ("/api/messages", "/api/events", f"/api/message/{secret}"):
+            status, _, body = console.raw("GET", path, None, own)
+            assert status == 401 and b"secret" not in body
+        send = json.dumps({"scope": "session", "to": "auth", "text": "owned"}).encode()
+        assert console.raw("POST", "/api/send", send, own)[0] == 401
+    bus.deliver("auth", "the next thing")
+    auth.wait_message("the next thing")
+    assert not any("owned" in line for line in auth.lines)
+    assert tab.context.cookies() == []
+
+
+def test_another_user_who_has_the_port_after_the_console_is_told_nothing_and_believed_nothing(
+    open_page: Any, console: ConsoleProcess, bus: Bus, auth: ListenerProcess, seen: Any
+) -> None:
+    seen.expected = ("",)
+    page = open_page()
+    page.wait_for_selector("#sessions .session:has-text('auth')")
+    stored = json.loads(page.evaluate("sessionStorage.getItem('zmqbus-visitor')"))
+    page.keyboard.press("c")
+    page.locator("#compose-to").fill("auth")
+    page.locator("#compose-text").fill("for auth alone")
+    console.process.kill()
+    console.process.wait(PATIENCE_S)
+    page.wait_for_selector("#banner:has-text('out of reach')")
+    forged: dict[str, Any] = {
+        "items": [],
+        "before": None,
+        "roster": {"sessions": [], "broker": "up", "text": "forged", "now": 0},
+    }
+    hello = f"event: hello\ndata: {json.dumps({**forged, 'version': 'forged', 'trouble': 'forged'})}\n\n".encode()
+    impostor = OtherUser(console.port)
+    try:
+        impostor.says["/api/events"] = "text/event-stream", hello, {"X-Zmqbus-Proof": "A" * 43}
+        impostor.says["*"] = "application/json", b'{"state":"delivered","to":"auth","items":[]}', {}
+        wait_until(lambda: len(impostor.heard) > 2, "the page asks again", PATIENCE_S)
+        page.locator("#compose-send").click()
+        page.locator("#compose-wrong:has-text('cannot be reached')").wait_for()
+        wait_until(lambda: len(impostor.heard) > 4, "and again", PATIENCE_S)
+        page.wait_for_selector("#banner:has-text('out of reach')")
+        page.wait_for_selector("#sessions .session:has-text('auth')")
+        assert "forged" not in page.content()
+        heard = json.dumps([(path, headers, body.decode()) for path, headers, body in impostor.heard])
+        assert stored["key"] not in heard and "for auth alone" not in heard
+        assert {path for path, _, _ in impostor.heard} == {"/api/events"}
+    finally:
+        impostor.close()
+
+
+WORKER = b"""
+self.addEventListener("install", () => self.skipWaiting());
+self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+self.addEventListener("fetch", (event) => event.respondWith(new Response("<title>owned</title>",
+  { headers: { "content-type": "text/html" } })));
+"""
+INSTALL = b"""<!doctype html><title>waits</title><script>
+navigator.serviceWorker.register("/worker.js").then(() => navigator.serviceWorker.ready)
+  .then(() => fetch("/assets/main.js")).then(() => { document.title = "installed"; });
+</script>"""
+
+
+def test_what_another_user_has_left_in_the_browser_for_the_port_does_not_get_the_link(
+    open_page: Any, start_console: Any, seen: Any
+) -> None:
+    """A service worker or a cached script of whoever had the port before would run as the console's own page."""
+    before = OtherUser()
+    before.says["/"] = "text/html", INSTALL, {}
+    before.says["/worker.js"] = "text/javascript", WORKER, {}
+    before.says["/assets/main.js"] = "text/javascript", b"document.title='owned'", {"Cache-Control": "max-age=9999"}
+    try:
+        page = open_page(url=f"http://127.0.0.1:{before.port}/")
+        wait_true(page, "document.title == 'installed'")
+    finally:
+        before.close()
+    page.reload()
+    assert page.title() == "owned", "it is there"
+    console = start_console("--port", str(before.port))
+    page.goto(console.link)
+    page.wait_for_selector("html[data-ready]")
+    assert page.title() == "zmqbus"
 
 
 def test_hostile_names_labels_and_texts_are_only_text(

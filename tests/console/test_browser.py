@@ -125,10 +125,10 @@ def test_a_person_at_work(bus: Bus, open_page: Any, console: ConsoleProcess, fau
     page.reload()
     row(page, "freeze at five").wait_for()
     session(page, "auth").wait_for()
-    assert "token" not in page.url
-    # So does another tab; a browser that was not let in is told what to do.
+    assert "link=" not in page.url
+    # So is another tab, by the first one; a browser that was not let in is told what to do.
     tab = page.context.new_page()
-    tab.goto(f"http://127.0.0.1:{console.port}/")
+    tab.goto(f"http://{console.authority}/")
     row(tab, "freeze at five").wait_for()
 
 
@@ -205,23 +205,261 @@ def test_the_console_goes_and_another_one_comes(
     page.goto(other.link)
     page.wait_for_selector("html[data-ready]")
     page.wait_for_selector("#door", state="hidden")
-    # A link that was used says so, on a page of its own.
-    page.context.clear_cookies()
-    page.goto(other.link)
-    assert page.locator("h1:visible").inner_text() == "This link has been used"
-    page.goto(f"http://127.0.0.1:{other.port}/")
-    assert page.locator("h1:visible").inner_text() == "This page opens with a link"
+
+
+def title_of_door(page: Any) -> str:
+    page.wait_for_selector("#door-title:not(:empty)")
+    text: str = page.locator("#door-title").inner_text()
+    return text
+
+
+def test_links_that_open_nothing_say_why(open_page: Any, console: ConsoleProcess, faulty: None) -> None:
+    link = console.new_link()
+    page = open_page(url=link)
+    page.wait_for_selector("html[data-ready]")
+    assert page.url == f"http://{console.authority}/", "what lets in is gone from the address"
+    # The same again in the same tab, which is in; and by hand, for a link that is pasted loads nothing anew.
+    page.goto("about:blank")
+    page.goto(link)
+    page.wait_for_selector("html[data-ready]")
+    with page.expect_navigation():
+        page.evaluate("link => { location.href = link; }", console.new_link())
+    page.wait_for_selector("html[data-ready]")
+    for url, title in (
+        (link, "This link has been used"),
+        (link[:-3], "This link is not from this console"),
+        (f"http://{console.authority}/#link=", "This link is not from this console"),
+        (f"http://{console.authority}/", "This page needs a link"),
+        (f"http://127.0.0.1:{console.port}/", "This page needs a link"),
+    ):
+        assert title_of_door(open_page(url=url)) == title
+    stranger = open_page(url=f"http://{console.authority}/")
+    title_of_door(stranger)
+    assert stranger.locator("#door-help").is_visible()
+    stranger.keyboard.press("c")
+    assert stranger.locator("#compose").is_hidden()
+    stranger.keyboard.press("Tab")
+    assert stranger.evaluate("!document.activeElement.closest('.desk, .top')"), "nothing behind it is reached"
 
 
 def test_a_link_from_a_file_and_from_another_page(
     bus: Bus, open_page: Any, console: ConsoleProcess, tmp_path: Path
 ) -> None:
-    """As `--open` does it: the browser takes it for a request of another page, and would keep the cookie back."""
+    """As `--open` does it where the kernel does not tell whose connections are."""
     opener = tmp_path / "open.html"
     opener.write_text(f'<meta http-equiv="refresh" content="0; url={console.new_link()}">')
     page = open_page(url=f"file://{opener}")
     page.wait_for_selector("html[data-ready]")
-    assert page.url == f"http://127.0.0.1:{console.port}/"
+    assert page.url == f"http://{console.authority}/"
+
+
+# --- what is written, and to whom -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talk(bus: Bus, open_page: Any, seen: Any) -> tuple[Any, Any, Any]:
+    """A page with a message of auth's and one of pay's, and both listeners."""
+    auth, pay = bus.listener("auth"), bus.listener("pay")
+    assert bus.send("--to", "pay", "--text", "question: from auth?", owner=auth).returncode == 0
+    assert bus.send("--to", "auth", "--text", "question: from pay?", owner=pay).returncode == 0
+    page = open_page()
+    for name in ("auth", "pay"):
+        session(page, name).wait_for()
+        row(page, f"question: from {name}?").wait_for()
+    return page, auth, pay
+
+
+def answer(page: Any, name: str) -> Any:
+    """Opens the dialog for an answer to that one's message."""
+    row(page, f"question: from {name}?").click()
+    page.locator(f"#detail .detail-head .person:has-text('{name}')").first.wait_for()
+    page.keyboard.press("r")
+    page.wait_for_selector("#compose[open]")
+    return page.locator("#compose-text")
+
+
+def test_what_was_begun_for_one_does_not_get_into_what_goes_to_another(talk: tuple[Any, Any, Any]) -> None:
+    page, auth, pay = talk
+    answer(page, "auth").fill("the password is hunter2")
+    page.keyboard.press("Escape")
+    assert answer(page, "pay").input_value() == ""
+    page.locator("#compose-text").fill("answer: hello pay")
+    page.keyboard.press("Control+Enter")
+    pay.wait_message("answer: hello pay")
+    page.wait_for_selector("#compose[open]", state="detached")
+    session(page, "console").wait_for()  # whose coming moves the others
+    # It comes back where it was begun, and nowhere else.
+    session(page, "pay").click()
+    page.locator("#detail button:has-text('Write to it')").click()
+    assert page.locator("#compose-text").input_value() == ""
+    page.locator("#compose button[data-close]").first.click()
+    page.keyboard.press("c")
+    assert page.locator("#compose-text").input_value() == page.locator("#compose-to").input_value() == ""
+    page.keyboard.press("Escape")
+    assert answer(page, "auth").input_value() == "the password is hunter2"
+    page.keyboard.press("Control+Enter")
+    auth.wait_message("the password is hunter2")
+    page.wait_for_selector("#compose[open]", state="detached")
+    assert not any("hunter2" in line for line in pay.lines)
+    assert answer(page, "auth").input_value() == "", "what was sent is no draft any more"
+
+
+def test_a_new_message_is_for_nobody_yet_whatever_was_sent_before(talk: tuple[Any, Any, Any]) -> None:
+    page, auth, pay = talk
+    page.keyboard.press("c")
+    page.locator("#compose-scope label:has-text('Everyone')").click()
+    page.locator("#compose-text").fill("to everyone")
+    page.keyboard.press("Control+Enter")
+    pay.wait_message("to everyone")
+    page.wait_for_selector("#compose[open]", state="detached")
+    page.keyboard.press("c")
+    assert page.locator("input[name=scope]:checked").get_attribute("value") == "session"
+    # One that was given up comes back whole: with the one it was for.
+    page.locator("#compose-to").fill("auth")
+    page.locator("#compose-text").fill("half a text")
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    assert page.locator("#compose-to").input_value() == "auth"
+    assert page.locator("#compose-text").input_value() == "half a text"
+    assert auth.status is None
+
+
+class Held:
+    """Requests to a path of the console wait until they are let go."""
+
+    def __init__(self, page: Any, path: str) -> None:
+        self.routes: list[Any] = []
+        page.route(f"**{path}", lambda route: self.routes.append(route))
+
+    def wait(self, page: Any, count: int) -> None:
+        end_s = time.monotonic() + PATIENCE_S
+        while len(self.routes) < count:
+            assert time.monotonic() < end_s
+            page.wait_for_timeout(10)  # lets the driver tell of them
+
+
+def test_what_is_under_way_does_not_touch_the_dialog_that_was_opened_since(
+    talk: tuple[Any, Any, Any], faulty: None
+) -> None:
+    page, auth, _ = talk
+    held = Held(page, "/api/send")
+    answer(page, "auth").fill("answer: slow one")
+    page.keyboard.press("Control+Enter")
+    held.wait(page, 1)
+    page.keyboard.press("Escape")
+    answer(page, "pay").fill("answer: in the middle of it")
+    held.routes[0].continue_()
+    auth.wait_message("answer: slow one")
+    page.locator(".toast:has-text('auth')").wait_for()
+    assert page.locator("#compose[open]").count() == 1
+    assert page.locator("#compose-text").input_value() == "answer: in the middle of it"
+    # And one that fails says so beside it, and is there to be sent again.
+    page.keyboard.press("Control+Enter")
+    held.wait(page, 2)
+    page.keyboard.press("Escape")
+    answer(page, "auth").fill("another")
+    held.routes[1].abort()
+    page.locator(".toast.wrong:has-text('Not sent to pay')").wait_for()
+    assert page.locator("#compose-wrong").is_hidden()
+    assert page.locator("#compose-text").input_value() == "another"
+    page.keyboard.press("Escape")
+    assert answer(page, "pay").input_value() == "answer: in the middle of it"
+
+
+def test_an_answer_goes_to_the_session_that_it_was_begun_for_though_another_has_its_name_now(
+    bus: Bus, talk: tuple[Any, Any, Any]
+) -> None:
+    page, auth, _ = talk
+    answer(page, "auth").fill("answer: for the first auth")
+    assert bus.zmqbus("rename", "author", owner=auth).returncode == 0
+    other = bus.listener("auth")
+    page.locator(f".node[data-id='{other.session_id}']").wait_for(state="attached")
+    page.keyboard.press("Control+Enter")
+    auth.wait_message("answer: for the first auth")
+    assert not any("first auth" in line for line in other.lines)
+
+
+def test_an_answer_to_a_script_that_has_ended_goes_to_no_session_whose_name_begins_like_its(
+    bus: Bus, open_page: Any, faulty: None
+) -> None:
+    auth, autopilot = bus.listener("auth"), bus.listener("autopilot")
+    bus.burst("auth", ["question: from auto?"], sender="auto")
+    page = open_page()
+    session(page, "autopilot").wait_for()
+    answer(page, "auto").fill("answer: for the script")
+    assert page.locator("#compose-to").input_value() == "auto"
+    page.keyboard.press("Control+Enter")
+    page.locator("#compose-wrong:visible").wait_for()
+    bus.deliver("autopilot", "the next thing")
+    autopilot.wait_message("the next thing")
+    assert not any("for the script" in line for line in [*autopilot.lines, *auth.lines])
+
+
+def test_the_box_that_asks_belongs_to_what_it_asks_about(talk: tuple[Any, Any, Any], faulty: None) -> None:
+    page, auth, pay = talk
+    held = Held(page, "/api/disconnect")
+    session(page, "auth").click()
+    page.locator("#disconnect").click()
+    text = page.locator("#confirm-text").inner_text()
+    assert "refused until it connects again" in text and "wait until" not in text
+    page.locator("#confirm-yes").click()
+    held.wait(page, 1)
+    page.keyboard.press("Escape")
+    session(page, "pay").click()
+    page.locator("#detail h2:has-text('pay')").wait_for()
+    page.locator("#disconnect").click()
+    held.routes[0].continue_()
+    assert auth.wait_exit(PATIENCE_S) == 0
+    page.locator(".toast:has-text('auth is disconnected')").wait_for()
+    assert page.locator("#confirm-title").inner_text() == "Disconnect pay?"
+    assert page.locator("#confirm-yes").is_enabled() and pay.status is None
+    page.locator("#confirm-no").click()
+
+
+def test_after_a_disconnect_messages_are_refused_as_the_box_says(bus: Bus, talk: tuple[Any, Any, Any]) -> None:
+    page, auth, pay = talk
+    pay_id = pay.session_id
+    session(page, "pay").click()
+    page.locator("#disconnect").click()
+    page.locator("#confirm-yes").click()
+    assert pay.wait_exit(PATIENCE_S) == 0
+    done = bus.send("--to", pay_id, "--text", "too late", owner=auth)
+    assert done.returncode == 1 and "unknown_peer" in done.stderr
+
+
+def test_the_cursor_stays_on_what_it_is_on(bus: Bus, open_page: Any) -> None:
+    pay = bus.listener("pay")
+    page = open_page()
+    session(page, "pay").wait_for()
+    page.keyboard.press("1")
+    page.locator("#sessions .session.active:has-text('pay')").wait_for()
+    bus.listener("auth")  # above it
+    session(page, "auth").wait_for()
+    page.locator("#sessions .session.active:has-text('pay')").wait_for()
+    page.keyboard.press("Enter")
+    page.locator("#detail h2:has-text('pay')").wait_for()
+    assert pay.status is None
+
+
+def test_a_search_that_was_not_begun_does_not_replace_what_was_chosen_since(
+    talk: tuple[Any, Any, Any],
+) -> None:
+    page, _, _ = talk
+    session(page, "auth").click()
+    page.locator("#detail h2:has-text('auth')").wait_for()
+    page.evaluate(
+        """() => {
+          const search = document.querySelector("#search");
+          search.value = "nothing like it";
+          search.dispatchEvent(new Event("input"));
+          const buttons = [...document.querySelectorAll("#detail .actions button")];
+          buttons.find((one) => one.textContent === "Its messages").click();
+        }"""
+    )
+    page.wait_for_selector("#flow-title:has-text('Messages of auth')")
+    page.evaluate("new Promise((done) => setTimeout(done, 500))")  # longer than a search waits for more to be typed
+    assert page.locator("#flow-title").inner_text() == "Messages of auth"
+    assert page.locator("#search").input_value() == ""
 
 
 def test_the_log_is_rotated_while_it_is_followed(data_dir: Path, open_page: Any) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.console.conftest import PORT, Asked
+from tests.console.conftest import AUTHORITY, NAME, PORT, Asked, proof_of
 from zmqbus.console import guard
-from zmqbus.console.guard import KEY_HEADER, Guard, Refusal, cookie_name, cookie_of, judge
+from zmqbus.console.guard import PROOF_HEADER, Admitted, Guard, Refusal, names_of
 from zmqbus.console.tickets import Visitor, Visitors
 
-HOST = f"127.0.0.1:{PORT}"
+NAMES = names_of(AUTHORITY)
 NAVIGATION = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
 
 
@@ -23,35 +23,44 @@ def visitors() -> Visitors:
 
 @pytest.fixture
 def visitor(visitors: Visitors) -> Visitor:
-    return visitors.admit()
+    return visitors.admit("v" * 22, b"k" * 32)
 
 
-def page(visitor: Visitor | None, **headers: str) -> dict[str, str]:
+def page(visitor: Visitor | None, method: str, path: str, **headers: str) -> dict[str, str]:
     """The headers that the console's own page sends."""
-    own = {"host": HOST, "sec-fetch-site": "same-origin"}
+    own = {"host": AUTHORITY, "sec-fetch-site": "same-origin"}
+    if method == "POST":
+        own |= {"origin": f"http://{AUTHORITY}", "content-type": "application/json", "content-length": "2"}
     if visitor is not None:
-        own |= {"cookie": f"{cookie_name(PORT)}={visitor.cookie}", KEY_HEADER: visitor.key}
+        own[PROOF_HEADER] = proof_of(visitor, method, path)
     return own | {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def post(visitor: Visitor | None, **headers: str) -> dict[str, str]:
-    own = page(visitor, origin=f"http://{HOST}", content_type="application/json", content_length="2")
-    return own | {name.replace("_", "-"): value for name, value in headers.items()}
+def judge(visitors: Visitors, method: str, path: str, headers: dict[str, str]) -> Refusal | Admitted:
+    return guard.judge(method, path.partition("?")[0], path, headers, NAMES, visitors)
+
+
+def code(verdict: Refusal | Admitted) -> str | None:
+    return verdict.code if isinstance(verdict, Refusal) else None
 
 
 def test_the_page_itself_gets_in(visitors: Visitors, visitor: Visitor) -> None:
-    assert judge("GET", "/api/messages", page(visitor), PORT, visitors) is visitor
-    assert judge("POST", "/api/send", post(visitor), PORT, visitors) is visitor
-    local = post(visitor, host=f"localhost:{PORT}", origin=f"http://localhost:{PORT}")
-    assert judge("POST", "/api/send", local, PORT, visitors) is visitor
-    charset = post(visitor, content_type="application/json; charset=utf-8")
-    assert judge("POST", "/api/send", charset, PORT, visitors) is visitor
+    for method, path, changes in (
+        ("GET", "/api/messages?limit=1&before=2.3", {}),
+        ("POST", "/api/send", {}),
+        ("POST", "/api/send", {"content_type": "application/json; charset=utf-8"}),
+        ("POST", "/api/send", {"host": f"127.0.0.1:{PORT}", "origin": f"http://127.0.0.1:{PORT}"}),
+    ):
+        headers = page(visitor, method, path, **changes)
+        nonce = headers[PROOF_HEADER].split(".")[1]
+        assert judge(visitors, method, path, headers) == Admitted(visitor, visitor.answer_proof(nonce, method, path))
 
 
 def test_the_start_page_is_there_for_everybody_who_is_here(visitors: Visitors) -> None:
     for site in ("none", "same-origin", "cross-site", "same-site"):
-        assert judge("GET", "/", page(None, sec_fetch_site=site, **NAVIGATION), PORT, visitors) is None
-    assert judge("GET", "/", {"host": HOST}, PORT, visitors) is None, "a browser that does not say where it comes from"
+        headers = page(None, "GET", "/", sec_fetch_site=site, **NAVIGATION)
+        assert judge(visitors, "GET", "/", headers) == Admitted()
+    assert judge(visitors, "GET", "/", {"host": AUTHORITY}) == Admitted(), "a browser that does not say where from"
 
 
 @pytest.mark.parametrize(
@@ -64,30 +73,34 @@ def test_the_start_page_is_there_for_everybody_who_is_here(visitors: Visitors) -
         f"127.0.0.1:{PORT + 1}",
         "127.0.0.1",
         "localhost",
-        f"localhost.:{PORT}",
-        f"LOCALHOST:{PORT}",
+        f"localhost:{PORT}",
+        f"z0123456789abcdee.localhost:{PORT}",
+        f"{NAME}.:{PORT}",
+        f"{NAME.upper()}:{PORT}",
+        f"x.{NAME}:{PORT}",
+        NAME,
         f"[::1]:{PORT}",
         f"0.0.0.0:{PORT}",
         f"127.0.0.2:{PORT}",
-        f"{HOST}, {HOST}",
-        f"{HOST}@evil.example",
-        f" {HOST}",
+        f"{AUTHORITY}, {AUTHORITY}",
+        f"{AUTHORITY}@evil.example",
+        f" {AUTHORITY}",
     ],
 )
 def test_a_rebound_name_is_another_one(visitors: Visitors, visitor: Visitor, host: str) -> None:
     for method, path in (("GET", "/"), ("GET", "/api/events"), ("POST", "/api/send"), ("GET", "/assets/main.js")):
-        headers = {**post(visitor), "host": host, "origin": f"http://{host}"}
-        assert judge(method, path, headers, PORT, visitors) is guard.NOT_HERE
+        headers = page(visitor, method, path, host=host, origin=f"http://{host}")
+        assert judge(visitors, method, path, headers) is guard.NOT_HERE
 
 
 def test_on_port_80_browsers_leave_it_out(visitors: Visitors) -> None:
-    for host in ("127.0.0.1", "localhost", "127.0.0.1:80"):
-        assert judge("GET", "/", {"host": host}, 80, visitors) is None
+    assert names_of(f"{NAME}:80") == {f"{NAME}:80", NAME, "127.0.0.1:80", "127.0.0.1"}
+    assert names_of(f"{NAME}:8080") == {f"{NAME}:8080", "127.0.0.1:8080"}
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get"])
 def test_other_methods(visitors: Visitors, visitor: Visitor, method: str) -> None:
-    assert judge(method, "/api/send", post(visitor), PORT, visitors) is guard.METHOD
+    assert judge(visitors, method, "/api/send", page(visitor, method, "/api/send")) is guard.METHOD
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "", "Same-Origin", "same-origin, none"])
@@ -96,17 +109,17 @@ def test_other_pages_get_nothing(visitors: Visitors, visitor: Visitor, site: str
     for method, path in (
         ("GET", "/api/events"),
         ("GET", "/api/messages"),
-        ("POST", "/api/hello"),
+        ("POST", guard.ENTER),
         ("POST", "/api/send"),
         ("GET", "/assets/main.js"),
         ("GET", "/"),
     ):
-        headers = {**(post if method == "POST" else page)(visitor), "sec-fetch-site": site}
-        assert judge(method, path, headers, PORT, visitors) is guard.CROSS_SITE
+        headers = page(visitor, method, path, sec_fetch_site=site)
+        assert judge(visitors, method, path, headers) is guard.CROSS_SITE
     # Nor by a link to what has data, nor in a frame.
     for path, dest in (("/api/messages", "document"), ("/", "iframe"), ("/", "object"), ("/", "empty")):
-        headers = page(visitor, sec_fetch_site="cross-site", sec_fetch_mode="navigate", sec_fetch_dest=dest)
-        assert judge("GET", path, headers, PORT, visitors) is guard.CROSS_SITE
+        changes = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate", "sec_fetch_dest": dest}
+        assert judge(visitors, "GET", path, page(visitor, "GET", path, **changes)) is guard.CROSS_SITE
 
 
 @pytest.mark.parametrize(
@@ -115,69 +128,59 @@ def test_other_pages_get_nothing(visitors: Visitors, visitor: Visitor, site: str
         "null",
         "",
         "http://evil.example",
-        f"https://{HOST}",
-        f"http://{HOST}/",
+        f"https://{AUTHORITY}",
+        f"http://{AUTHORITY}/",
         f"http://127.0.0.1:{PORT + 1}",
+        f"http://127.0.0.1:{PORT}",
         f"http://localhost:{PORT}",
     ],
 )
 def test_other_origins(visitors: Visitors, visitor: Visitor, origin: str) -> None:
-    assert judge("POST", "/api/send", post(visitor, origin=origin), PORT, visitors) is guard.CROSS_SITE
-    assert judge("GET", "/api/events", page(visitor, origin=origin), PORT, visitors) is guard.CROSS_SITE
+    for method, path in (("POST", "/api/send"), ("POST", guard.ENTER), ("GET", "/api/events")):
+        headers = page(visitor, method, path, origin=origin)
+        assert judge(visitors, method, path, headers) is guard.CROSS_SITE
 
 
 def test_a_post_says_where_it_comes_from(visitors: Visitors, visitor: Visitor) -> None:
-    headers = post(visitor)
+    headers = page(visitor, "POST", "/api/send")
     del headers["origin"]
-    assert judge("POST", "/api/send", headers, PORT, visitors) is guard.CROSS_SITE
+    assert judge(visitors, "POST", "/api/send", headers) is guard.CROSS_SITE
 
 
 @pytest.mark.parametrize(
     "kind",
     ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json", "application/jsonx"],
 )
-def test_no_form_can_post(visitors: Visitors, visitor: Visitor, kind: str) -> None:
-    assert judge("POST", "/api/send", post(visitor, content_type=kind), PORT, visitors) is guard.NOT_JSON
+@pytest.mark.parametrize("path", ["/api/send", guard.ENTER])
+def test_no_form_can_post(visitors: Visitors, visitor: Visitor, kind: str, path: str) -> None:
+    assert code(judge(visitors, "POST", path, page(visitor, "POST", path, content_type=kind))) == "not_json"
 
 
 @pytest.mark.parametrize("length", [str(guard.MAX_POST_BYTES + 1), "9" * 400, "-1", "x", "", "1e3", "²"])
 def test_what_is_too_large_is_refused_before_it_is_read(visitors: Visitors, visitor: Visitor, length: str) -> None:
-    assert judge("POST", "/api/send", post(visitor, content_length=length), PORT, visitors) is guard.TOO_LARGE
-    assert (
-        judge("POST", "/api/send", post(visitor, content_length=str(guard.MAX_POST_BYTES)), PORT, visitors) is visitor
-    )
+    path = "/api/send"
+    verdict = judge(visitors, "POST", path, page(visitor, "POST", path, content_length=length))
+    assert code(verdict) == "too_large"
+    assert verdict.proof is not None, "the page is to believe it"
+    most = page(visitor, "POST", path, content_length=str(guard.MAX_POST_BYTES))
+    assert code(judge(visitors, "POST", path, most)) is None
 
 
-def test_data_wants_the_cookie_and_the_key(visitors: Visitors, visitor: Visitor) -> None:
-    other = visitors.admit()
-    forged = [
-        {"cookie": ""},
-        {"cookie": f"{cookie_name(PORT)}=forged"},
-        {"cookie": f"{cookie_name(PORT + 1)}={visitor.cookie}"},
-        {"cookie": f"{cookie_name(PORT)}={visitor.cookie}; {cookie_name(PORT)}=forged"},
-        {KEY_HEADER: ""},
-        {KEY_HEADER: "forged"},
-        {KEY_HEADER: other.key},
-        {KEY_HEADER: visitor.cookie},
-    ]
-    for path in ("/api/events", "/api/messages", "/api/message/abcdefgh", "/api/anything"):
-        for change in forged:
-            assert judge("GET", path, page(visitor) | change, PORT, visitors) is guard.NOT_IN
-    # The cookie alone, as another port of this machine may have got to see it.
-    stolen = page(visitor)
-    del stolen[KEY_HEADER]
-    assert judge("GET", "/api/messages", stolen, PORT, visitors) is guard.NOT_IN
-    assert judge("POST", "/api/hello", post(None), PORT, visitors) is guard.NOT_IN
-    assert judge("GET", "/", page(visitor) | forged[1], PORT, visitors) is None, "the page says what to do"
-
-
-def test_cookies_of_others_do_not_matter() -> None:
-    name = cookie_name(PORT)
-    assert cookie_of(f"a=b; {name}=x; c", PORT) == "x"
-    assert cookie_of(f"{name} = x ", PORT) == "x"
-    assert cookie_of(f"{name}=x; {name}=y", PORT) is None
-    assert cookie_of(name, PORT) is None
-    assert cookie_of("", PORT) is None
+def test_data_wants_a_proof_and_nothing_that_a_browser_sends_by_itself_is_one(
+    visitors: Visitors, visitor: Visitor
+) -> None:
+    other = Visitor(visitor.id, b"o" * 32, 0.0)
+    for path in ("/api/events", "/api/messages", "/api/message/abcdefgh", "/api/anything", "/api/enter/", "/api/"):
+        for proof in ("", "forged", proof_of(other, "GET", path), proof_of(visitor, "GET", "/api/else"), visitor.id):
+            headers = page(None, "GET", path) | {PROOF_HEADER: proof, "cookie": f"zmqbus-{PORT}={visitor.id}"}
+            headers["authorization"] = f"Bearer {proof_of(visitor, 'GET', path)}"
+            assert judge(visitors, "GET", path, headers) is guard.NOT_IN
+        twice = proof_of(visitor, "GET", path)
+        assert (
+            judge(visitors, "GET", path, page(None, "GET", path) | {PROOF_HEADER: f"{twice}, {twice}"}) is guard.NOT_IN
+        )
+    # A link is used up without one.
+    assert judge(visitors, "POST", guard.ENTER, page(None, "POST", guard.ENTER)) == Admitted()
 
 
 async def _teapot(scope: Any, receive: Any, send: Any) -> None:
@@ -186,7 +189,7 @@ async def _teapot(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_every_answer_carries_the_policy(visitors: Visitors) -> None:
-    ask = Asked(Guard(_teapot, PORT, visitors))
+    ask = Asked(Guard(_teapot, AUTHORITY, visitors))
     for answer in (ask("GET", "/"), ask("GET", "/api/x"), ask("GET", "/", headers={"host": "evil.example"})):
         policy = answer.headers["content-security-policy"].split("; ")
         for part in (
@@ -208,11 +211,23 @@ def test_every_answer_carries_the_policy(visitors: Visitors) -> None:
 
 
 def test_refusals_say_why(visitors: Visitors) -> None:
-    ask = Asked(Guard(_teapot, PORT, visitors))
+    ask = Asked(Guard(_teapot, AUTHORITY, visitors))
     answer = ask("GET", "/api/messages")
     assert (answer.status, answer.json["error"]["code"]) == (401, "not_in")
     assert "zmqbus console --link" in answer.json["error"]["text"]
-    assert isinstance(judge("GET", "/", {}, PORT, visitors), Refusal), "no Host at all"
+    assert judge(visitors, "GET", "/", {}) is guard.NOT_HERE, "no Host at all"
+
+
+def test_answers_to_a_visitor_prove_that_they_are_the_consoles(visitors: Visitors, visitor: Visitor) -> None:
+    proven: list[str] = []
+    ask = Asked(Guard(_teapot, AUTHORITY, visitors), visitor=visitor, scope={"prove": lambda: proven.append("x")})
+    proof = proof_of(visitor, "GET", "/api/x?y=%20z")
+    answer = ask("GET", "/api/x?y=%20z", headers={PROOF_HEADER: proof})
+    assert answer.headers[PROOF_HEADER] == visitor.answer_proof(proof.split(".")[1], "GET", "/api/x?y=%20z")
+    assert proven == ["x"], "and the connection is the user's from now on"
+    for path, headers in (("/", {}), ("/api/x", {PROOF_HEADER: proof}), ("/api/x", {"host": "evil.example"})):
+        assert PROOF_HEADER not in ask("GET", path, headers=headers).headers
+    assert proven == ["x"]
 
 
 def test_no_websockets(visitors: Visitors) -> None:
@@ -224,5 +239,5 @@ def test_no_websockets(visitors: Visitors) -> None:
     async def receive() -> Any:
         return {"type": "websocket.connect"}
 
-    asyncio.run(Guard(_teapot, PORT, visitors)({"type": "websocket", "headers": []}, receive, send))
+    asyncio.run(Guard(_teapot, AUTHORITY, visitors)({"type": "websocket", "headers": []}, receive, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]

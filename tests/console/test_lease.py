@@ -17,7 +17,7 @@ def test_a_console_is_found_while_it_runs(data_dir: Path) -> None:
     with Lease(str(data_dir), 4711) as lease, Lease(str(data_dir), 812):
         found = running(str(data_dir))
         assert [one.port for one in found] == [812, 4711]
-        assert found[1].secret == lease.secret
+        assert (found[1].name, found[1].secret) == (lease.name, lease.secret)
         assert [one.port for one in running(str(data_dir), 812)] == [812]
         assert running(str(data_dir), 813) == []
     assert running(str(data_dir)) == []
@@ -30,6 +30,8 @@ def test_each_run_has_a_secret_of_its_own_that_only_the_user_can_read(data_dir: 
     assert first.secret.hex() not in (data_dir / "console.4711").read_text(), "it goes with the console"
     with Lease(str(data_dir), 4711) as second:
         assert second.secret != first.secret
+        assert second.name != first.name, "browsers keep what they have of an address; this one is new to them"
+        assert second.name.endswith(".localhost")
 
 
 def test_two_on_a_port(data_dir: Path) -> None:
@@ -55,7 +57,9 @@ def test_what_others_can_read_is_refused(data_dir: Path) -> None:
         Lease(str(data_dir), 4711)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"secret": 3}', '{"secret": "xyz"}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"secret": 3}', '{"secret": "xyz"}', '{"secret": "00", "name": "evil.example"}']
+)
 def test_damaged_files_are_no_console(data_dir: Path, content: str) -> None:
     with Lease(str(data_dir), 4711):
         (data_dir / "console.4711").write_text(content)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
+import asyncio
+import json
 import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,18 +18,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.console.conftest import PATIENCE_S, ConsoleProcess
-from tests.real.conftest import ROOT, Bus
+from tests.console.conftest import PATIENCE_S, ConsoleProcess, Insider, entering, token_of
+from tests.console.others import as_nobody
+from tests.real.conftest import ROOT, Bus, wait_until
+from zmqbus.console import server
+from zmqbus.console.guard import ENTER
+from zmqbus.console.lease import Lease
+from zmqbus.console.peers import Peers
+from zmqbus.console.tickets import Links, Visitors, decode, split
+from zmqbus.settings import Settings
 
 pytestmark = pytest.mark.slow
 
-LINK = re.compile(r"http://127\.0\.0\.1:(\d+)/\?token=[A-Za-z0-9_-]{70,}")
+LINK = re.compile(r"http://z[0-9a-f]{16}\.localhost:(\d+)/#link=[A-Za-z0-9_.-]{78}")
 
 
 def test_it_prints_a_link_and_ends_with_ctrl_c(bus: Bus, start_console: Callable[..., ConsoleProcess]) -> None:
     console = start_console()
     assert LINK.fullmatch(console.link)
-    assert console.raw("GET", console.link.removeprefix(f"http://127.0.0.1:{console.port}"))[0] == 303
+    assert console.enter(console.link)("GET", "/api/messages")[0] == 200
     assert console.stop(signal.SIGINT) == (0, "")
     assert "one use" in console.printed[-1] and "--link" in console.printed[-1]
     assert bus.broker_pid() is None, "looking starts no broker"
@@ -36,17 +45,8 @@ def test_it_prints_a_link_and_ends_with_ctrl_c(bus: Bus, start_console: Callable
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_though_a_page_is_open(start_console: Callable[..., ConsoleProcess], signum: int) -> None:
     console = start_console()
-    status, headers, _ = console.raw("GET", console.link.partition(str(console.port))[2])
-    cookie = headers["set-cookie"].partition(";")[0]
-    origin = f"http://127.0.0.1:{console.port}"
-    own = {"Cookie": cookie, "Origin": origin, "Content-Type": "application/json"}
-    key = re.search(rb'"key":"([^"]+)"', console.raw("POST", "/api/hello", b"{}", own)[2])
-    assert status == 303 and key is not None
-    connection = http.client.HTTPConnection("127.0.0.1", console.port, timeout=PATIENCE_S)
-    connection.request("GET", "/api/events", headers={"Cookie": cookie, "X-Zmqbus-Key": key[1].decode()})
-    response = connection.getresponse()
-    assert response.status == 200 and response.getheader("content-type", "").startswith("text/event-stream")
-    assert response.readline() == b"event: hello\n"
+    connection, response = console.enter().stream()
+    assert response.getheader("content-type", "").startswith("text/event-stream")
     rest: list[bytes] = []
     reading = threading.Thread(target=lambda: rest.append(response.read()))
     reading.start()
@@ -56,6 +56,13 @@ def test_it_ends_though_a_page_is_open(start_console: Callable[..., ConsoleProce
     connection.close()
 
 
+def test_it_goes_on_under_nohup(start_console: Callable[..., ConsoleProcess]) -> None:
+    console = start_console(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    console.process.send_signal(signal.SIGHUP)
+    assert console.enter()("GET", "/api/messages")[0] == 200
+    assert console.stop() == (0, "")
+
+
 def test_links_from_other_terminals(bus: Bus, start_console: Callable[..., ConsoleProcess]) -> None:
     none = bus.zmqbus("console", "--link")
     assert none.returncode == 1 and "zmqbus console" in none.stderr and none.stdout == ""
@@ -63,9 +70,9 @@ def test_links_from_other_terminals(bus: Bus, start_console: Callable[..., Conso
     first, second = console.new_link(), console.new_link()
     assert first != second
     for link in (first, second):
-        path = link.partition(str(console.port))[2]
-        assert console.raw("GET", path)[0] == 303
-        assert console.raw("GET", path)[0] == 401
+        console.enter(link)
+        status, _, body = Insider(console, None)("POST", ENTER, entering(token_of(link))[0])
+        assert status == 401 and b"link_used" in body
     assert console.stop() == (0, "")
     assert bus.zmqbus("console", "--link").returncode == 1
 
@@ -78,7 +85,7 @@ def test_a_second_one_on_the_port(
     second = bus.zmqbus("console", "--port", str(port))
     assert (second.returncode, second.stdout) == (1, "")
     assert second.stderr.startswith("error: port_held: ") and f"--link --port {port}" in second.stderr
-    assert first.raw("GET", "/")[0] == 401, "the first is not disturbed"
+    assert first.raw("GET", "/")[0] == 200, "the first is not disturbed"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "x", "-1", "1e3", "²", ""])
@@ -119,33 +126,137 @@ def test_enter_prints_another_link(bus: Bus) -> None:
     os.close(controller)
 
 
-def test_open_leads_there_without_telling_the_link_to_the_list_of_processes(
-    bus: Bus, start_console: Callable[..., ConsoleProcess], tmp_path: Path
+def test_links_by_address(start_console: Callable[..., ConsoleProcess], bus: Bus) -> None:
+    console = start_console()
+    link = console.new_link("--numeric")
+    assert link.startswith(f"http://127.0.0.1:{console.port}/#link=")
+    console.enter(link)
+    done = bus.zmqbus("console", "--numeric")
+    assert done.returncode == 2 and "--link" in done.stderr
+
+
+def test_the_port_is_held_on_both_addresses(
+    bus: Bus, start_console: Callable[..., ConsoleProcess], new_port: Callable[[], int]
 ) -> None:
+    """Names below localhost lead to either; on a free one somebody else could listen for what the page asks."""
+    try:
+        other = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with other:
+        taken = other.getsockname()[1]
+        done = bus.zmqbus("console", "--port", str(taken))
+        assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("error: port_held: ")
+    console = start_console()
+    with pytest.raises(OSError), socket.create_server(("::1", console.port), family=socket.AF_INET6):
+        pass
+    with socket.create_connection(("::1", console.port), PATIENCE_S) as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {console.authority}\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def fake_browser(tmp_path: Path, then: str = "") -> tuple[Path, Path]:
+    """A program that writes down what it is called with; and where."""
     seen = tmp_path / "seen"
     browser = tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$1" > {seen}.new && mv {seen}.new {seen}\n')
+    browser.write_text(f'#!/bin/sh\necho "$1" > {seen}.new && mv {seen}.new {seen}\n{then}\n')
     browser.chmod(0o700)
+    return browser, seen
+
+
+def wait_url(seen: Path) -> str:
+    wait_until(seen.exists, "the browser is started", PATIENCE_S)
+    return seen.read_text().strip()
+
+
+def test_open_leads_there_and_what_the_list_of_processes_shows_of_it_is_for_this_user_alone(
+    start_console: Callable[..., ConsoleProcess], tmp_path: Path, data_dir: Path
+) -> None:
+    with Peers() as peers:
+        if not peers.can_tell():
+            pytest.skip("the kernel does not say whose connections are")
+    browser, seen = fake_browser(tmp_path)
     console = start_console("--open", env={"BROWSER": f"{browser} %s"})
-    end_s = time.monotonic() + PATIENCE_S
-    while not seen.exists():
-        assert time.monotonic() < end_s, "the browser was not started"
-        time.sleep(0.02)
-    url = seen.read_text().strip()
-    assert url.startswith("file:///") and "token" not in url
-    path = Path(url.removeprefix("file://"))
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert LINK.search(path.read_text())
+    url = wait_url(seen)
+    assert LINK.fullmatch(url), "no file: browsers in a sandbox read none in hidden directories"
+    assert not list(data_dir.glob("*.html"))
+    parts = split(token_of(url))
+    assert parts is not None and (decode(parts[0], 25) or b"")[-1] == 1
+    if os.geteuid() == 0:
+        body = json.dumps(entering(token_of(url))[0]).encode()
+        head = f"POST {ENTER} HTTP/1.1\r\nHost: {console.authority}\r\nOrigin: http://{console.authority}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        answer = as_nobody(ASK, str(console.port), (head.encode() + body).hex())
+        assert answer.stdout.strip() == "", "another user has read it from the list of processes"
+    console.enter(url)
+    status, errors = console.stop()
+    assert status == 0 and ("another user" in errors) == (os.geteuid() == 0)
+
+
+ASK = """
+import socket, sys
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 60)
+try:
+    connection.sendall(bytes.fromhex(sys.argv[2]))
+    print(connection.recv(4096).decode())
+except OSError:
+    pass
+"""
+
+
+def test_open_where_the_kernel_does_not_tell_whose_connections_are(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a file that only the user can read, and that leads there."""
+    monkeypatch.setattr(Peers, "can_tell", lambda self: False)
+    opened: list[str] = []
+
+    def open_in(url: str) -> subprocess.Popen[bytes]:
+        opened.append(url)
+        path = Path(url.removeprefix("file://"))
+        assert path.stat().st_mode & 0o777 == 0o600
+        found = LINK.search(path.read_text())
+        assert found is not None
+        opened.append(found[0])
+        return subprocess.Popen(["true"])
+
+    with Lease(settings.data_dir, 4711) as lease, Peers() as peers:
+        asyncio.run(server._open(settings, f"{lease.name}:4711", lease, peers, open_in))
+        links, body = Links(lease.secret), entering(token_of(opened[1]))[0]
+        assert links.redeem(Visitors(), body["link"], body["nonce"], body["proof"]).verdict == "good"
+    assert opened[0].startswith("file:///") and "link=" not in opened[0]
+    assert "cannot read the file" in capsys.readouterr().out
+
+
+def test_a_browser_that_never_returns_keeps_nobody_waiting(
+    start_console: Callable[..., ConsoleProcess], tmp_path: Path
+) -> None:
+    """It runs until it is closed; the console ends all the same, and leaves it alone."""
+    end = tmp_path / "end"
+    browser, seen = fake_browser(tmp_path, f"until [ -e {end} ]; do sleep 0.1; done; touch {end}ed")
+    console = start_console("--open", env={"BROWSER": f"{browser} %s"})
+    try:
+        console.enter(wait_url(seen))
+        assert console.stop() == (0, "")
+        assert not Path(f"{end}ed").exists()
+    finally:
+        end.touch()
+        wait_until(Path(f"{end}ed").exists, "the browser has ended", PATIENCE_S)
+
+
+def test_what_a_browser_says_is_not_said_in_the_terminal(
+    start_console: Callable[..., ConsoleProcess], tmp_path: Path
+) -> None:
+    browser, seen = fake_browser(tmp_path, "echo noise; echo noise >&2")
+    console = start_console("--open", env={"BROWSER": f"{browser} %s"})
+    wait_url(seen)
     assert console.stop() == (0, "")
-    assert not path.exists(), "it goes with the console"
+    assert not any("noise" in line for line in console.printed)
 
 
 def test_no_browser_to_open(start_console: Callable[..., ConsoleProcess]) -> None:
     console = start_console("--open", env={"BROWSER": "/nonexistent/browser %s", "PATH": "/nonexistent"})
-    end_s = time.monotonic() + PATIENCE_S
-    while not any("No browser" in line for line in console.printed):
-        assert time.monotonic() < end_s, console.printed
-        time.sleep(0.02)
+    wait_until(lambda: any("No browser" in line for line in console.printed), "it is told", PATIENCE_S)
 
 
 def test_without_the_packages_it_says_what_to_install(bus: Bus, tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.console.conftest import PATIENCE_S
+from tests.console.conftest import start_console as start_console  # a fixture
 from tests.real.conftest import Bus, wait_until
 from zmqbus.client.receipts import Receipt
 from zmqbus.console import voice as module
@@ -21,6 +25,7 @@ class FakeBus:
         self.name = name
         self.session_id = f"id of {name}"
         self.closed = threading.Event()
+        self.forgotten = False
 
     def send(self, target: str, text: str, *, reply_to: str | None, timeout: float) -> Receipt:
         return Receipt("abcdefgh", "delivered", target, "id", False, 0)
@@ -30,8 +35,15 @@ class FakeBus:
         self.closed.wait()
         raise NotConnected("closed")
 
-    def close(self) -> None:
+    def close(self, *, forget: bool = False) -> None:
+        self.forgotten = forget and not self.closed.is_set()
         self.closed.set()
+
+
+@pytest.fixture
+def taken() -> set[str]:
+    """Names that others have."""
+    return {"console"}
 
 
 @pytest.fixture
@@ -40,9 +52,7 @@ def joined() -> list[FakeBus]:
 
 
 @pytest.fixture
-def voice(settings: Settings, joined: list[FakeBus]):
-    taken = {"console"}
-
+def voice(settings: Settings, joined: list[FakeBus], taken: set[str]):
     def connect(name: str, **_: Any) -> FakeBus:
         if name in taken:
             raise NameTaken(f"the name '{name}' is taken")
@@ -74,6 +84,40 @@ def test_it_leaves_when_no_page_is_open_and_comes_back(
     wait_until(lambda: voice.session_id is None, "it has left", PATIENCE_S)
     voice.send("auth", "hi", None)
     assert len(joined) == 2
+
+
+def test_it_comes_back_under_the_name_that_it_had(
+    voice: Voice, joined: list[FakeBus], taken: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the other name would stay on the list, away."""
+    monkeypatch.setattr(module, "STAY_S", 0.01)
+    voice.send("auth", "hi", None)
+    voice.watched_by(0)
+    assert joined[0].closed.wait(PATIENCE_S)
+    taken.clear()
+    voice.send("auth", "hi", None)
+    assert [bus.name for bus in joined] == ["console-2", "console-2"]
+
+
+def test_at_the_end_it_leaves_for_good(voice: Voice, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch) -> None:
+    voice.send("auth", "hi", None)
+    voice.close()
+    assert [bus.forgotten for bus in joined] == [True]
+
+
+@pytest.mark.parametrize("broker", [None, 4711])
+def test_at_the_end_it_leaves_for_good_though_it_was_away(
+    voice: Voice, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch, broker: int | None
+) -> None:
+    monkeypatch.setattr(module, "STAY_S", 0.01)
+    monkeypatch.setattr(module, "broker_pid", lambda settings: broker)
+    voice.send("auth", "hi", None)
+    voice.watched_by(0)
+    assert joined[0].closed.wait(PATIENCE_S)
+    assert not joined[0].forgotten, "its page may come back"
+    voice.close()
+    # It comes back to say so; where there is no broker, none is started for it.
+    assert [bus.forgotten for bus in joined] == ([False] if broker is None else [False, True])
 
 
 def test_a_reload_changes_nothing(voice: Voice, joined: list[FakeBus]) -> None:
@@ -122,4 +166,41 @@ def test_on_a_real_bus(bus: Bus, settings: Settings) -> None:
         assert nobody.delivered + nobody.queued == 0
     finally:
         voice.close()
-    wait_until(lambda: bus.states().get("console") in (None, "away"), "it has left", PATIENCE_S)
+    wait_until(lambda: "console" not in bus.states(), "it has left for good", PATIENCE_S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_when_the_console_ends_its_session_is_gone(bus: Bus, start_console: Any, signum: int) -> None:
+    auth = bus.listener("auth")
+    console = start_console()
+    status, _, body = console.enter()("POST", "/api/send", {"scope": "session", "to": "auth", "text": "hi"})
+    assert status == 200, body
+    auth.wait_message("hi")
+    assert "console" in bus.states()
+    assert console.stop(signum) == (0, "")
+    assert set(bus.states()) == {"auth"}
+
+
+@pytest.mark.slow
+def test_it_is_the_same_wherever_it_is_started_and_goes_on_when_that_directory_has_gone(
+    bus: Bus, start_console: Any, tmp_path: Path
+) -> None:
+    """So what a killed one has left is taken over by the next: the same name, in the same project."""
+    auth = bus.listener("auth")
+    projects = set()
+    for number in range(2):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        console = start_console(cwd=directory)
+        directory.rmdir()
+        send = {"scope": "session", "to": "auth", "text": f"hi {number}"}
+        status, _, body = console.enter()("POST", "/api/send", send)
+        assert status == 200, body
+        auth.wait_message(f"hi {number}")
+        found = json.loads(bus.zmqbus("list", "--all", "--json").stdout)
+        projects |= {one["project"] for one in found if one["name"] == "console"}
+        console.process.kill()
+        console.process.wait(PATIENCE_S)
+        wait_until(lambda: bus.states().get("console") == "away", "it is found dead", PATIENCE_S)
+    assert projects == {"/"}

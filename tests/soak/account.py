@@ -14,7 +14,9 @@ Pure: a `History` goes in, an `Account` comes out. Each fault names the message,
 | stranded | a sender was told that no broker answers, and none was stopped: a dead one is replaced at once |
 
 *Excepted* is a message shown a second time where the process that showed it first was killed at that instant: between
-the write, which the harness has read, and the note of it, which nobody has.
+the write, which the harness has read, and the note of it, which nobody has. The note of an agent that has died is
+nobody's, either: where the broker was killed, stopped or cut off before the listener could tell it of the line, and
+agent and listener died after that, the agent's successor is shown the line again.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ INSTANT_S = 0.25
 #: A receipt may overtake the line on its way through the harness, which reads a dozen pipes in turn. More than this is
 #: told; nothing depends on it.
 EARLY_S = 2.0
+#: An acknowledgement that was under way to a broker that was hit, or over a wire that was cut, comes so late at most:
+#: the longest stop, and another connection. An agent that dies before that takes the note of the line along.
+UNACKNOWLEDGED_S = 20.0
 #: Refusals that a run provokes: too many broadcasts, full mailboxes, commands of a session whose listener was killed.
 EXPECTED_REFUSALS = ("rate_limited", "not_connected")
 #: Who said something so near to the death of the broker waited for it when it died.
@@ -104,6 +109,7 @@ def settle(history: History) -> Account:
     for blow in history.blows:
         if blow.what == "kill":
             kills[blow.pid].append(blow.at_s)
+    died = _deaths_before_an_acknowledgement(history)
     # Order among first showings: a second one is a duplicate, or excepted, and not a matter of order.
     highest: dict[tuple[str, str], Sent] = {}
     for shown in history.shown:
@@ -114,7 +120,7 @@ def settle(history: History) -> Account:
         assert message is not None
         key = (shown.receiver, shown.label)
         if (before := first.get(key)) is not None:
-            kind, why = _shown_again(before, shown, kills.get(before.pid, ()))
+            kind, why = _shown_again(before, shown, kills.get(before.pid, ()), died[shown.receiver])
             again += kind != "duplicated"
             if kind:
                 faults.append(Fault(kind, shown.label, shown.receiver, why))
@@ -196,8 +202,28 @@ def _what_is_wrong(history: History, message: Sent | None, shown: Shown) -> str 
     return None
 
 
-def _shown_again(before: Shown, shown: Shown, killed_s: Iterable[float]) -> tuple[str, str]:
+def _deaths_before_an_acknowledgement(history: History) -> dict[str, list[tuple[float, float]]]:
+    """Of each receiver, when an acknowledgement may have been held up, and when its agent died after that."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    hindrances = [blow for blow in history.blows if blow.what in ("kill", "stop", "cut", "wire")]
+    for death in history.blows:
+        if death.what == "die":
+            found[death.whom] += [
+                (blow.at_s, death.at_s)
+                for blow in hindrances
+                if blow.whom in ("broker", death.whom) and 0 < death.at_s - blow.at_s < UNACKNOWLEDGED_S
+            ]
+    return found
+
+
+def _shown_again(
+    before: Shown, shown: Shown, killed_s: Iterable[float], died: Iterable[tuple[float, float]]
+) -> tuple[str, str]:
     """What a second showing is: "" (excepted), "unmarked" or "duplicated"; and why."""
+    if any(
+        abs(hit_s - before.at_s) < UNACKNOWLEDGED_S and before.at_s < death_s < shown.at_s for hit_s, death_s in died
+    ):
+        return ("", "") if shown.queued else ("unmarked", f"by the {shown.by} {shown.pid}, the successor of a dead one")
     after_s = [at_s - before.at_s for at_s in killed_s]
     # Read after the kill, a line was written before it all the same; a pid is not used twice within a run's minutes.
     if not any(late_s < INSTANT_S for late_s in after_s):
@@ -232,7 +258,8 @@ def _told(answer: Answer) -> str:
 def _kind_of(whom: str) -> str:
     """`s0` → sender, `r3` → listener, `inbox of r3` → inbox."""
     word = whom.partition(" ")[0]
-    return {"r": "listener", "s": "sender"}.get(word[0], word) if word[1:].isdigit() else word
+    kinds = {"r": "listener", "s": "sender", "w": "worker", "q": "requester"}
+    return kinds.get(word[0], word) if word[1:].isdigit() else word
 
 
 def _recoveries(history: History) -> list[float]:

@@ -13,12 +13,15 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
+from tests.soak import labour
 from tests.soak.crew import Caller, Receiver, Sender
+from tests.soak.hands import Requester, Visitors, Worker, can_unshare
 from tests.soak.history import History, read_notes
 from tests.soak.schedule import Deed, Setup, schedule
 from tests.soak.stage import END_S, Stage
@@ -54,6 +57,9 @@ class Chaos:
         self._receivers: list[Receiver] = []
         self._senders: list[Sender] = []
         self._caller: Caller | None = None
+        self._workers: list[Worker] = []
+        self._requester: Requester | None = None
+        self._visitors: Visitors | None = None
         self._counted: dict[Path, list[int]] = {}
         self.rss_bytes: dict[int, list[int]] = {}  #: of each broker, by pid
         self.failures = self._stage.failures  #: what went wrong that is no matter of messages
@@ -71,8 +77,9 @@ class Chaos:
         self._stage.close()
 
     @property
-    def _crew(self) -> list[Receiver | Sender | Caller]:
-        return [*self._senders, *([self._caller] if self._caller else []), *self._receivers]
+    def _crew(self) -> list[Receiver | Sender | Caller | Worker | Requester | Visitors]:
+        some = (self._caller, self._requester, self._visitors)
+        return [*self._senders, *(one for one in some if one), *self._workers, *self._receivers]
 
     def run(self) -> None:
         """Plays the schedule, and waits until everything has come to rest.
@@ -94,6 +101,8 @@ class Chaos:
         stage = self._stage
         sent, answers, blows = list(stage.sent), list(stage.answers), list(stage.blows)
         for path in sorted(stage.notes.iterdir()):
+            if path.suffix == ".labour":
+                continue
             noted = read_notes(path.name.partition(".")[0], path.read_text("utf-8"))
             sent += noted[0]
             answers += noted[1]
@@ -103,6 +112,10 @@ class Chaos:
         if self._caller is not None:
             own[self._caller.own_name] = self._receivers[1].name
         return History(self._setup.receiver_names, sent, answers, list(stage.shown), sorted(blows), own)
+
+    def labour(self) -> labour.LabourAccount:
+        """What became of the requests to the group."""
+        return labour.settle(labour.read_steps(self._stage.notes), self._stage.blows)
 
     def memory_mib(self) -> tuple[float, float]:
         """Largest and median memory of the brokers."""
@@ -122,6 +135,11 @@ class Chaos:
             speaks_as = self._receivers[0] if name == self._setup.sender_names[-1] else None
             self._senders.append(Sender(self._stage, name, speaks_as))
         self._caller = Caller(self._stage, self._receivers[1], [self._receivers[0], *self._receivers[2:]])
+        if self._setup.workers:
+            self._workers += [Worker(self._stage, name) for name in self._setup.worker_names]
+            self._requester = Requester(self._stage, "q0")
+        if can_unshare():
+            self._visitors = Visitors(self._stage)
 
     def _play(self) -> None:
         started_s = time.monotonic()
@@ -147,6 +165,10 @@ class Chaos:
             sender.rest()
         self._wait(lambda: all(sender.process is None for sender in self._senders), END_S, "the senders end")
         self._wait(lambda: self._caller is None or self._caller.idle, END_S, "the last command ends")
+        if self._requester is not None:
+            self._requester.rest()
+        self._wait(lambda: self._requester is None or self._requester.ended, labour.LAST_S, "the last request ends")
+        self._wait(lambda: self._visitors is None or self._visitors.idle, END_S, "the last visit ends")
         self._say("all is said; reading what waits")
         for receiver in self._receivers:
             receiver.rest()
@@ -154,7 +176,11 @@ class Chaos:
         self._wait(lambda: all(one.read_nothing >= empty for one in self._receivers), DRAIN_S, "all is read")
         self._sample()
         done = self._stage.run("list.py", "--json", "--all")
-        waiting = {row["name"]: row["waiting"] for row in json.loads(done.stdout or "[]") if row["waiting"]}
+        rows = json.loads(done.stdout or "[]")
+        waiting = {row["name"]: row["waiting"] for row in rows if row["waiting"] and row["name"] != "visitor"}
+        ghosts = Counter(row["name"] for row in rows if row["name"] in self._setup.receiver_names)
+        if any(count > 1 for count in ghosts.values()):
+            self.failures.append(f"several sessions of one name at the end: {ghosts}")
         if done.returncode or waiting:
             self.failures.append(f"at the end the broker says that messages wait: {waiting} {done.stderr.decode()}")
 
@@ -178,9 +204,17 @@ class Chaos:
             done = self._stage.hit_broker(deed.what, deed.value)
         elif deed.whom == "command":
             done = self._caller is not None and self._caller.hit(deed)
+        elif deed.whom == "container":
+            done = self._visitors is None or self._visitors.hit(deed)
+        elif deed.whom == "q0":
+            done = self._requester is None or self._requester.hit(deed)
         else:
-            number = int(deed.whom[1:])
-            done = (self._receivers[number] if deed.whom[0] == "r" else self._senders[number]).hit(deed)
+            crews: dict[str, Sequence[Receiver | Sender | Worker]] = {
+                "r": self._receivers,
+                "s": self._senders,
+                "w": self._workers,
+            }
+            done = crews[deed.whom[0]][int(deed.whom[1:])].hit(deed)
         if not done and not self._stage.calm:
             self._stage.later(AGAIN_S, lambda: self._do(deed) if not self._stage.calm else None)
 

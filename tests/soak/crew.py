@@ -39,6 +39,10 @@ LINE_S, TOLD_S = 5.0, 25.0
 COMMAND_PAUSE_S = 0.7
 #: A command dies so long after its start: in the interpreter's, on its way to the broker, or while it waits.
 COMMAND_DIES_S = (0.02, 0.25)
+#: How many agents may die under a name without ever listening before one comes that stays; and how many of those that
+#: die take their listener along, which otherwise notices the death within two looks.
+SHORT_LIVES = (0, 0, 1, 2)
+LISTENER_DIES_TOO = 0.5
 #: A broker that was stopped so long ago at most excuses a listener that could not connect.
 EXCUSED_S = 25.0
 
@@ -62,6 +66,9 @@ class Receiver:
         self.dies_when_told = False  #: the listener is killed as soon as somebody was told that it has taken something
         self._dies_at_line = False  # and as soon as it shows something
         self._ending = False  # it was told to end, or its reader has gone
+        self._dead = False  # the owner was killed; the next one comes when its listener has noticed
+        self._short_lives = 0  # owners that will die before one comes that stays
+        self._joining: subprocess.Popen[bytes] | None = None  # the command by which a short life comes on the bus
         self._inbox: subprocess.Popen[bytes] | None = None
         self._inbox_at_s = float("inf")
         self._inbox_lines = 0
@@ -83,11 +90,13 @@ class Receiver:
         """Starts what has ended, and plays the agent."""
         if self.listener is not None and self.listener.poll() is not None:
             self._listener_ended(self.listener, now_s)
-        if self.listener is None and now_s >= self._listen_at_s:
+        if self._dead and self.listener is None and self._inbox is None:
+            self._live_again()
+        if self.listener is None and not self._dead and now_s >= self._listen_at_s:
             self._start_listener()
         if self._inbox is not None and self._inbox.poll() is not None:
             self._inbox_ended(self._inbox.returncode, now_s)
-        if self._inbox is None and self.listener is not None and now_s >= self._inbox_at_s:
+        if self._inbox is None and self.listener is not None and not self._dead and now_s >= self._inbox_at_s:
             self._start_inbox()
 
     def rest(self) -> None:
@@ -99,6 +108,8 @@ class Receiver:
 
     def hit(self, deed: Deed) -> bool:
         """See the module."""
+        if deed.what == "die":
+            return self._die(deed)
         if deed.what == "kill inbox":
             self._inbox_dies_at = 1 + int(deed.value * 20)
             return True
@@ -125,6 +136,7 @@ class Receiver:
 
     def close(self) -> None:
         """Ends all of it."""
+        self._stage.end(self._joining)
         self._stage.end(self._inbox)
         self._stage.end(self.listener)
         self._read()
@@ -133,6 +145,39 @@ class Receiver:
         for descriptor in (self._reader, self._writer):
             if descriptor >= 0:
                 os.close(descriptor)
+
+    # --- the agent
+
+    def _die(self, deed: Deed) -> bool:
+        """The owner dies. Another one will come under its name, perhaps after some that never listen."""
+        if self._dead or self.listener is None or self.listener.poll() is not None:
+            return False
+        self._dead = self._ending = True
+        self._short_lives = self._chance.choice(SHORT_LIVES)
+        self.owner.kill()
+        self._stage.end(self.owner)
+        self._stage.note("die", self.name, self.owner.pid, f"{self._short_lives} short lives follow")
+        if deed.value < LISTENER_DIES_TOO:
+            self._stage.kill(self.name, self.listener)
+        return True
+
+    def _live_again(self) -> None:
+        """The listener has ended, too: the next owner joins without one and dies, or stays."""
+        if self._joining is not None:
+            if self._joining.poll() is None:
+                return
+            self._stage.end(self._joining)
+            self._joining = None
+            self.owner.kill()
+            self._stage.end(self.owner)
+        self.owner = self._stage.start_owner()
+        if not self._short_lives:
+            self._dead = False
+            return
+        self._short_lives -= 1
+        command = [str(ROOT / "bin" / "client.py"), "--away", "--name", self.name]
+        self._joining = self._stage.popen(command, self._stage.env(self.owner))
+        self._stage.note("join", self.name, self._joining.pid)
 
     # --- the listener
 

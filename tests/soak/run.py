@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import _Ports
+from tests.soak import labour
 from tests.soak.account import Account, settle, table, tell
 from tests.soak.chaos import Chaos
 from tests.soak.history import History
@@ -33,6 +34,7 @@ def run(setup: Setup) -> tuple[Chaos, History, Account]:
     with Chaos(setup) as chaos:
         chaos.run()
     history = chaos.history()  # now: what was written in the last moment counts
+    chaos.failures += [f"{fault.kind} {fault.label}: {fault.why}" for fault in chaos.labour().faults]
     return chaos, history, settle(history)
 
 
@@ -42,6 +44,7 @@ def verdict(setup: Setup, chaos: Chaos, history: History, account: Account, told
     lines = [
         f"{'seed':<12}{setup.seed}, {setup.duration_s:g} s, {setup.receivers} receivers, {setup.senders} senders",
         table(account),
+        labour.table(chaos.labour()),
         f"{'broker':<12}{len(chaos.rss_bytes)} processes seen, at most {largest:.1f} MiB, median {median:.1f} MiB",
         *(f"{'FAILURE':<12}{failure}" for failure in chaos.failures),
     ]
@@ -64,6 +67,7 @@ def as_json(setup: Setup, chaos: Chaos, history: History, account: Account) -> d
         "duration_s": setup.duration_s,
         "numbers": setup.numbers._asdict(),
         "account": account.as_json(),
+        "labour": chaos.labour()._asdict() | {"faults": [fault._asdict() for fault in chaos.labour().faults]},
         "failures": chaos.failures,
         # Of each process the first sample and the last one.
         "broker_mib": {"max": round(largest, 1), "median": round(median, 1), "each": each},
@@ -80,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--messages", type=int, default=None, help=f"to be sent ({RATE} a second)")
     parser.add_argument("--receivers", type=int, default=6)
     parser.add_argument("--senders", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=3, help="of a group (3; 0: nobody asks one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep data, notes and logs there if anything is wrong")
     for field in Numbers._fields:
@@ -100,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         numbers=numbers._replace(**given),
         receivers=options.receivers,
         senders=options.senders,
+        workers=options.workers,
         tell=lambda text: print(text, flush=True),
     )
     print(f"seed {setup.seed}: {setup.numbers}", flush=True)

@@ -29,6 +29,13 @@ class Numbers(NamedTuple):
     listener_stops: int = 25
     sender_stops: int = 20
     cuts: int = 40  #: all connections of a wired process are reset; its wire does more by itself
+    owner_deaths: int = 30  #: an agent dies, some with those after it, and another one comes under its name
+    worker_kills: int = 20
+    worker_stops: int = 12  #: for longer than the silence after which a connection ends
+    requester_stops: int = 4
+    holds: int = 12  #: a handler holds its worker's interpreter for as long
+    visits: int = 60  #: of a container that shares the data directory
+    seclusions: int = 6  #: of a shell that has a network of its own
 
     def scaled(self, duration_s: float) -> Numbers:
         """As many as fit the duration, and one of each at least where there are any."""
@@ -48,6 +55,7 @@ class Setup(NamedTuple):
     senders: int = 4
     broadcasts_a_minute: float = 45.0  #: of each sender; 60 are allowed
     large_part: float = 0.01  #: of the messages, how many are over 64 KiB
+    workers: int = 3  #: of the group
     tell: Callable[[str], None] | None = None  #: hears how it goes
 
     @property
@@ -60,6 +68,16 @@ class Setup(NamedTuple):
         """`s0`, `s1`, …; the last one speaks as the session r0, the others as guests."""
         return tuple(f"s{number}" for number in range(self.senders))
 
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        """`w0`, `w1`, …"""
+        return tuple(f"w{number}" for number in range(self.workers))
+
+    @property
+    def mortal_names(self) -> tuple[str, ...]:
+        """The receivers whose owners may die: nobody else speaks as them, who would go on as their successors."""
+        return self.receiver_names[2:]
+
     def is_wired(self, name: str) -> bool:
         """Whether this process talks to the broker over a bad wire: a third of the listeners, half of the senders."""
         number = int(name[1:])
@@ -70,8 +88,8 @@ class Deed(NamedTuple):
     """Something to be done to somebody at some instant."""
 
     at_s: float  #: since the beginning
-    what: str  #: "kill", "stop", "cut", "expire", "close", "kill inbox"
-    whom: str  #: "broker", "command", or a name
+    what: str  #: "kill", "stop", "cut", "expire", "close", "kill inbox", "die", "hold", "visit", "seclude"
+    whom: str  #: "broker", "command", "container", "q0" (the requester), or a name
     value: float = 0.0  #: how long, or a number drawn for it
 
 
@@ -100,9 +118,21 @@ def schedule(setup: Setup) -> list[Deed]:
     some(numbers.listener_stops, "stop", receivers, SHORT_S)
     some(numbers.sender_stops, "stop", senders, SHORT_S)
     some(numbers.cuts, "cut", tuple(wired))
+    some(numbers.owner_deaths, "die", setup.mortal_names)
+    some(numbers.worker_kills, "kill", setup.worker_names)
+    some(numbers.worker_stops, "stop", setup.worker_names, LONG_S)
+    requesters = ("q0",) if setup.workers else ()
+    some(numbers.requester_stops, "stop", requesters, LONG_S)
+    some(numbers.holds, "hold", requesters, LONG_S)
+    some(numbers.visits, "visit", ("container",))
+    some(numbers.seclusions, "seclude", ("container",))
     # Some die together: a broker with what it has under way, and one of those from whom or to whom it is.
     brokers = [deed for deed in deeds if (deed.what, deed.whom) == ("kill", "broker")]
     others = [deed for deed in deeds if deed.what == "kill" and deed.whom[0] in "rs"]
     for death, other in zip(brokers[::3], chance.sample(others, len(others)), strict=False):
         deeds[deeds.index(other)] = other._replace(at_s=max(0.0, death.at_s + chance.uniform(-0.05, 0.05)))
+    # And some who visit come when there is no broker: the next one may be theirs.
+    visits = [deed for deed in deeds if deed.what == "visit"]
+    for death, visit in zip(brokers[1::3], chance.sample(visits, len(visits)), strict=False):
+        deeds[deeds.index(visit)] = visit._replace(at_s=max(0.0, death.at_s + chance.uniform(-0.15, 0.05)))
     return sorted(deeds)

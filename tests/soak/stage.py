@@ -117,6 +117,7 @@ class Stage:
             "INTER_SESSION_PORT": str(self.setup.port),
             "INTER_SESSION_PPID_OVERRIDE": str(owner.pid if owner else os.getpid()),
             "INTER_SESSION_IDLE_MINUTES": "2",  # should this process be killed
+            "INTER_SESSION_OWNER_CHECK_INTERVAL_S": "1",
             "PYTHONPATH": str(ROOT),
         }
 
@@ -185,13 +186,26 @@ class Stage:
     # --- the broker
 
     def broker(self) -> psutil.Process | None:
-        """The broker that the pid file names, if it is one of this run and lives."""
+        """The broker that the pid file names, if it is one of this run and lives. The pid of one that was started in
+        the container is another one here."""
         try:
-            broker = psutil.Process(int((self.data_dir / f"server.{self.setup.port}.pid").read_text()))
-            ours = broker.environ().get("INTER_SESSION_DATA_DIR") == str(self.data_dir)
-            return broker if ours and broker.status() != psutil.STATUS_ZOMBIE else None
-        except (OSError, ValueError, psutil.Error):
+            pid = int((self.data_dir / f"server.{self.setup.port}.pid").read_text())
+        except (OSError, ValueError):
             return None
+        if self._is_broker(pid):
+            return psutil.Process(pid)
+        return next((process for process in psutil.process_iter() if self._is_broker(process.pid)), None)
+
+    def _is_broker(self, pid: int) -> bool:
+        try:
+            process = psutil.Process(pid)
+            return (
+                "zmqbus.broker.daemon" in process.cmdline()
+                and process.environ().get("INTER_SESSION_DATA_DIR") == str(self.data_dir)
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except (OSError, ValueError, psutil.Error):
+            return False
 
     def hit_broker(self, what: str, seconds: float) -> bool:
         """Kills or stops it; False: there is none at this moment."""

@@ -134,6 +134,21 @@ def test_again_after_a_kill_at_that_instant_is_excepted(by):
     assert account.again == 1
 
 
+def test_the_successor_of_a_dead_agent_may_be_shown_what_could_not_be_acknowledged():
+    def kinds(*blows: tuple[str, str], queued: bool = True) -> list[str]:
+        told = Told().sends("s0.1:1").hears("s0.1:1").is_shown("s0.1:1")
+        for what, whom in blows:
+            told.hit(what, whom, pid=9, after_s=1.0)
+        return [kind for kind, *_ in faults(told.is_shown("s0.1:1", pid=2 * PID, queued=queued))]
+
+    assert kinds(("kill", "broker"), ("die", "r0")) == []
+    assert kinds(("cut", "r0"), ("die", "r0")) == []
+    assert kinds(("kill", "broker"), ("die", "r0"), queued=False) == ["unmarked"]
+    assert kinds(("kill", "broker"), ("die", "r1")) == ["duplicated"]
+    assert kinds(("die", "r0"), ("kill", "broker")) == ["duplicated"]
+    assert kinds(("cut", "r1"), ("die", "r0")) == ["duplicated"]
+
+
 def test_a_kill_that_is_noted_before_its_last_line_was_read_counts():
     told = Told().sends("s0.1:1").hit("kill", "r0").is_shown("s0.1:1").is_shown("s0.1:1", pid=101, queued=True)
     assert faults(told) == []

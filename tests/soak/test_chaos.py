@@ -30,6 +30,13 @@ NUMBERS = Numbers(
     listener_stops=3,
     sender_stops=2,
     cuts=4,
+    owner_deaths=5,
+    worker_kills=2,
+    worker_stops=1,
+    requester_stops=0,
+    holds=1,
+    visits=8,
+    seclusions=1,
 )
 
 
@@ -56,6 +63,9 @@ def test_nothing_is_lost_doubled_or_out_of_order(base, free_port):
     assert account.blows["kill broker"] >= 3, story
     assert account.blows["kill listener"] >= 3, story
     assert account.blows["kill sender"] >= 2, story
+    assert account.blows["die listener"] >= 3, story
+    labour = chaos.labour()
+    assert labour.answered > 50 and labour.held, story
     assert len(chaos.rss_bytes) >= 3, "brokers that were killed were followed by others"
 
 
@@ -87,6 +97,7 @@ def test_the_schedule_follows_from_the_seed(base):
     kills = [deed.whom for deed in deeds if deed.what == "kill"]
     assert kills.count("broker") == NUMBERS.broker_kills
     assert kills.count("command") == NUMBERS.command_kills
+    assert {deed.whom for deed in deeds if deed.what == "die"} <= {"r2", "r3", "r4", "r5"}
     assert {deed.whom for deed in deeds if deed.what == "cut"} <= {"r2", "r5", "s1", "s3"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 
@@ -14,6 +15,10 @@ from zmqbus.cli.parser import Parser
 from zmqbus.errors import LocalError, ZmqbusError
 from zmqbus.session.state import SessionState
 from zmqbus.settings import MAX_PORT, Settings
+
+#: Opens the address that it reads, in a process of its own: a browser may run until it is closed, and print what it
+#: likes.
+OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.stdin.read()))"
 
 #: As in pyproject.toml, extra "console".
 NEEDS = ("starlette>=0.40,<2", "uvicorn>=0.30,<1")
@@ -29,13 +34,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", metavar="P", help="port of the page (default: a free one)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser, too")
     parser.add_argument("--link", action="store_true", help="print another link to the console that runs")
+    parser.add_argument("--numeric", action="store_true", help="with --link: for a browser that finds no *.localhost")
     parser.add_argument("--broker-port", metavar="P", help="port of the broker (default 9473, or INTER_SESSION_PORT)")
     options = parser.parse_args(argv)
     port = _port(options.port, parser)
+    if options.numeric and not options.link:
+        parser.error("--numeric goes with --link")
     try:
         settings = settings_of_session({"port": options.broker_port})
         if options.link:
-            return _link(settings, port or None)
+            return _link(settings, port or None, numeric=options.numeric)
         state, _ = own_session(settings)
         if state is not None and options.broker_port is None:
             settings = settings._replace(port=state.port)
@@ -66,24 +74,39 @@ def _run(settings: Settings, port: int, *, open_too: bool) -> int:
         assert isinstance(done, protocol.Done)
         return done.text
 
-    def open_in(url: str) -> bool:
-        import webbrowser
+    # The console belongs to no project: of all that were killed on this data directory, one name is left at most, which
+    # the next one takes over. And it goes on when the directory that it was started in is removed.
+    os.environ["INTER_SESSION_DATA_DIR"] = settings.data_dir
+    os.chdir("/")
+    return server.run(settings, port, disconnect, open_in=_open if open_too else None)
 
-        return webbrowser.open(url)
 
-    return server.run(settings, port, disconnect, open_in=open_in if open_too else None)
+def _open(url: str) -> subprocess.Popen[bytes]:
+    """Starts what opens an address in the user's browser."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-c", OPEN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C ends the console, not the browser
+    )
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        pipe.write(url.encode())
+    return process
 
 
-def _link(settings: Settings, port: int | None) -> int:
+def _link(settings: Settings, port: int | None, *, numeric: bool) -> int:
     from zmqbus.console.lease import NoConsole, running
-    from zmqbus.console.tickets import mint
+    from zmqbus.console.tickets import link, mint
 
     found = running(settings.data_dir, port)
     if not found:
         where = f" on port {port}" if port else ""
         return fail(NoConsole(f"no console runs{where}; start one with: zmqbus console"))
     for one in found:
-        print(f"http://127.0.0.1:{one.port}/?token={mint(one.secret, time.time())}")
+        name = "127.0.0.1" if numeric else one.name
+        print(link(f"{name}:{one.port}", mint(one.secret, time.time())))
     return 0
 
 

@@ -12,11 +12,11 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import zmqbus
@@ -30,7 +30,7 @@ from zmqbus.console.roster import Roster
 from zmqbus.console.search import Query, search
 from zmqbus.console.shape import of_entry, of_record, place_of, place_text
 from zmqbus.console.threads import Threads
-from zmqbus.console.tickets import VISIT_S, Links, Visitor, Visitors
+from zmqbus.console.tickets import Links, Visitors
 from zmqbus.console.voice import Voice, receipt_json
 from zmqbus.errors import InvalidPayload, NotConnected, TextTooLong, ZmqbusError
 from zmqbus.history import History, Wanted
@@ -58,10 +58,14 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-#: Why somebody stands before the door; one of these goes into the page that says so.
-_WHY = ("none", "used", "expired", "unknown")
 
-_T = TypeVar("_T")
+#: What a program is told of a link that opens nothing; the page has words of its own for people.
+_LINK_TEXTS = {
+    "used": "this link has been used; each opens the console once",
+    "expired": "this link is too old",
+    "unknown": "this link is not from this console",
+    "elsewhere": "this link is only for a browser of this user, on this machine",
+}
 
 
 class Assets:
@@ -79,12 +83,10 @@ class Assets:
     def __len__(self) -> int:
         return sum(len(content) for content, _, _ in self._files.values())
 
-    def page(self, name: str, status: int = 200, **words: str) -> Response:
-        """A page; `{{word}}` in it is replaced. (The words are ours: nothing from outside comes into a page.)"""
-        content, kind, _ = self._files[name]
-        for word, text in words.items():
-            content = content.replace(b"{{%s}}" % word.encode(), text.encode())
-        return Response(content, status, {"content-type": kind})
+    def page(self) -> Response:
+        """The page: the same for everybody, with nothing of the bus in it."""
+        content, kind, _ = self._files["index.html"]
+        return Response(content, 200, {"content-type": kind})
 
     def file(self, name: str, known: str | None) -> Response:
         """A file; or word that it has not changed since `known`, the tag that the browser has of it."""
@@ -145,15 +147,15 @@ class Console:
     def __init__(
         self,
         settings: Settings,
-        port: int,
+        authority: str,
         links: Links,
         disconnect: Callable[[SessionState], str],
         *,
         voice: Voice | None = None,
     ) -> None:
-        """`port`: of the page. `disconnect` ends the listener of a session, as that session (`cli.console`)."""
+        """`authority`: name and port of the page, as links have it. `disconnect` ends a session's listener, as that
+        session (`cli.console`)."""
         self.settings = settings
-        self.port = port
         self.links = links
         self.visitors = Visitors()
         self.hub = Hub(self._watched_by)
@@ -165,9 +167,9 @@ class Console:
         self._disconnect = disconnect
         self._texts: OrderedDict[tuple[str, str | None], tuple[dict[str, Any], str]] = OrderedDict()
         routes = [
-            _route("GET", "/", self._door),
+            _route("GET", "/", self._page),
             _route("GET", "/assets/{name}", self._asset),
-            _route("POST", "/api/hello", self._hello),
+            _route("POST", guard.ENTER, self._enter),
             _route("GET", "/api/events", self._events),
             _route("GET", "/api/messages", self._messages),
             _route("GET", "/api/message/{msg_id}", self._message),
@@ -181,7 +183,7 @@ class Console:
             404: lambda request, error: problem(404, "not_found", "there is nothing here"),
             405: lambda request, error: problem(405, "method", "this is not asked for like that"),
         }
-        self.app = guard.Guard(Starlette(routes=routes, exception_handlers=handlers), port, self.visitors)
+        self.app = guard.Guard(Starlette(routes=routes, exception_handlers=handlers), authority, self.visitors)
 
     def start(self) -> None:
         """Begins to look. To be called in the event loop."""
@@ -201,46 +203,30 @@ class Console:
 
     # --- in
 
-    async def _door(self, request: Request) -> Response:
-        visitor: Visitor | None = request.scope["visitor"]
-        token = request.query_params.get("token")
-        if token is None:
-            if visitor is None:
-                return self.assets.page("door.html", 401, why="none")
-            self.roster.ask_now()  # while the page loads
-            return self.assets.page("index.html")
-        verdict = self.links.redeem(token)
-        if verdict != "good":
-            if visitor is not None:
-                return RedirectResponse("/", 303)  # the same link again, in the browser that used it
-            return self.assets.page("door.html", 401, why=verdict if verdict in _WHY else "unknown")
-        visitor = self.visitors.admit()
-        if request.headers.get("sec-fetch-site", "none") == "none":
-            response: Response = RedirectResponse("/", 303)
-        else:
-            # The link was followed from another page. What a redirect leads to would count as asked for by that page,
-            # and come without the cookie; what this page leads to is asked for by us.
-            response = self.assets.page("door.html", 200, why="in")
-            response.headers["refresh"] = "0; url=/"
-        response.set_cookie(
-            guard.cookie_name(self.port), visitor.cookie, max_age=int(VISIT_S), httponly=True, samesite="strict"
-        )
-        return response
+    async def _page(self, request: Request) -> Response:
+        return self.assets.page()
 
     async def _asset(self, request: Request) -> Response:
         return self.assets.file(request.path_params["name"], request.headers.get("if-none-match"))
 
-    async def _hello(self, request: Request) -> Response:
-        await self._json(request, MAX_SMALL_BYTES)
-        key = self.visitors.claim_key(request.scope["visitor"])
-        if key is None:
-            return problem(401, "not_in", guard.NOT_IN.text)
-        return JSONResponse({"key": key})
+    async def _enter(self, request: Request) -> Response:
+        asked = await self._json(request, MAX_SMALL_BYTES)
+        entry = self.links.redeem(
+            self.visitors,
+            _text_of(asked, "link"),
+            _text_of(asked, "nonce"),
+            _text_of(asked, "proof"),
+            same_user=request.scope.get("same_user", False),
+        )
+        if entry.verdict != "good":
+            return problem(401, f"link_{entry.verdict}", _LINK_TEXTS[entry.verdict])
+        self.roster.ask_now()  # while the page loads
+        return JSONResponse({"visitor": entry.visitor, "proof": entry.proof})
 
     # --- looking
 
     async def _events(self, request: Request) -> Response:
-        stream = self.hub.open(request.scope["visitor"].cookie)
+        stream = self.hub.open(request.scope["visitor"].id)
 
         async def first() -> bytes:
             return event("hello", await asyncio.to_thread(self._snapshot))
@@ -271,9 +257,9 @@ class Console:
         if "before" in query and before is None:
             raise InvalidPayload("'before' is no place in the log; reload the page")
         limit = _whole(query.get("limit"), PAGE, MAX_PAGE)
-        return JSONResponse(await asyncio.to_thread(self._page, before, limit, query.get("session")))
+        return JSONResponse(await asyncio.to_thread(self._history, before, limit, query.get("session")))
 
-    def _page(self, before: Any, limit: int, session: str | None) -> dict[str, Any]:
+    def _history(self, before: Any, limit: int, session: str | None) -> dict[str, Any]:
         history = History(self.settings.paths.log)
         if session is None:
             page = history.page(before, limit=limit)

@@ -4,12 +4,13 @@ The page can send, and end sessions. Whoever can make the user's browser ask for
 pages (cross-site requests, forms, frames), names that were bent to this address (DNS rebinding), and what listens on
 other ports of this machine. `judge` is the whole of the decision, and pure:
 
-1. `Host` is this address, literally. A rebound name is another one.
+1. `Host` is one of this console's names, literally. A rebound name is another one.
 2. GET, HEAD and POST; nothing else.
 3. `Sec-Fetch-Site`, which no page can forge, says that the page itself asks, or the user does (a bookmark, a link from
-   the terminal). From elsewhere only the start page can be navigated to, which holds nothing and shows nothing.
-4. `Origin`, where there is one, is ours; a POST has one. Its body is JSON by its type, which no form can send.
-5. What has data, or does something, wants the cookie and the key (`tickets`).
+   the terminal). From elsewhere only the start page can be navigated to, which is the same for everybody.
+4. `Origin`, where there is one, is ours; a POST has one.
+5. What has data, or does something, carries a proof that only a visitor can make (`tickets`). The answer carries one.
+6. The body of a POST is JSON by its type, which no form can send, and not too large.
 
 Every answer, the refusals too, goes out with headers that keep it to itself: a policy under which nothing runs that is
 not a file of ours, no framing, no guessing of types, no referrer.
@@ -19,8 +20,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from zmqbus.console.tickets import Visitor, Visitors
@@ -34,7 +35,12 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: A text of 10 MiB in JSON: a character may take two bytes there, and control characters six. More than this no text
 #: of a message needs.
 MAX_POST_BYTES = 24 * 1024 * 1024
-KEY_HEADER = "x-zmqbus-key"
+#: Every console answers to it, besides its own name: for browsers that cannot find that, and for forwarded ports.
+ADDRESS = "127.0.0.1"
+#: Of a request: `id.nonce.mac`; of its answer: the console's own.
+PROOF_HEADER = "x-zmqbus-proof"
+#: Where a link is used: who asks here has no key yet.
+ENTER = "/api/enter"
 
 POLICY = "; ".join(
     (
@@ -69,9 +75,10 @@ class Refusal:
     status: int
     code: str
     text: str
+    proof: str | None = None
 
 
-NOT_HERE = Refusal(421, "wrong_host", "this console answers to 127.0.0.1 and localhost only; use the link it printed")
+NOT_HERE = Refusal(421, "wrong_host", "this console is not called by this name; use the link that it printed")
 METHOD = Refusal(405, "method", "only GET and POST are spoken here")
 CROSS_SITE = Refusal(403, "cross_site", "another page has asked for this, and only the console's own page may")
 NOT_JSON = Refusal(415, "not_json", "the body has to be application/json")
@@ -82,20 +89,24 @@ NOT_IN = Refusal(
 FAULT = Refusal(500, "internal", "the console has failed at this; the terminal in which it runs tells more")
 
 
-def cookie_name(port: int) -> str:
-    """Cookies know no ports: two consoles must not overwrite each other's."""
-    return f"zmqbus-{port}"
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that goes on: whose it is (None: nobody's in particular), and the proof that its answer carries."""
+
+    visitor: Visitor | None = None
+    proof: str | None = None
 
 
 def judge(
-    method: str, path: str, headers: Mapping[str, str], port: int, visitors: Visitors
-) -> Refusal | Visitor | None:
-    """What to do with a request: a refusal; or let it in, as this visitor, or as nobody in particular.
+    method: str, path: str, target: str, headers: Mapping[str, str], names: Collection[str], visitors: Visitors
+) -> Refusal | Admitted:
+    """What to do with a request: a refusal, or let it in.
 
-    `headers` by their lower-case names; of one that came twice, both values, which then fit nothing.
+    `target`: the path as it was sent, with the query. `headers` by their lower-case names; of one that came twice, both
+    values, which then fit nothing. `names`: what may stand in `Host`.
     """
     host = headers.get("host", "")
-    if host not in hosts(port):
+    if host not in names:
         return NOT_HERE
     if method not in ("GET", "HEAD", "POST"):
         return METHOD
@@ -114,44 +125,37 @@ def judge(
             return CROSS_SITE
     elif origin != f"http://{host}":
         return CROSS_SITE
+    admitted = Admitted()
+    if path.startswith("/api/") and path != ENTER:
+        found = visitors.find(headers.get(PROOF_HEADER, ""), method, target)
+        if found is None:
+            return NOT_IN
+        admitted = Admitted(*found)
     if method == "POST":
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return NOT_JSON
+            return replace(NOT_JSON, proof=admitted.proof)
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or len(length) > 12 or int(length) > MAX_POST_BYTES:
-            return TOO_LARGE
-    visitor = visitors.find(cookie_of(headers.get("cookie", ""), port))
-    if path.startswith("/api/"):
-        if visitor is None:
-            return NOT_IN
-        if path != "/api/hello" and not visitors.fits(visitor, headers.get(KEY_HEADER)):
-            return NOT_IN
-    return visitor
+            return replace(TOO_LARGE, proof=admitted.proof)
+    return admitted
 
 
-def hosts(port: int) -> tuple[str, ...]:
-    """What may stand in `Host`."""
-    names = ("127.0.0.1", "localhost")
-    bare = names if port == 80 else ()
-    return (*(f"{name}:{port}" for name in names), *bare)
+def names_of(authority: str) -> frozenset[str]:
+    """What may stand in `Host` of a console whose links lead to this `name:port`: that, and the address.
 
-
-def cookie_of(header: str, port: int) -> str | None:
-    """The value of this console's cookie; None where there is none, or two."""
-    found = [
-        value.strip()
-        for name, equals, value in (part.partition("=") for part in header.split(";"))
-        if equals and name.strip() == cookie_name(port)
-    ]
-    return found[0] if len(found) == 1 else None
+    Browsers leave port 80 out.
+    """
+    name, _, port = authority.rpartition(":")
+    bare = (name, ADDRESS) if port == "80" else ()
+    return frozenset((authority, f"{ADDRESS}:{port}", *bare))
 
 
 class Guard:
     """Stands before an ASGI application."""
 
-    def __init__(self, app: App, port: int, visitors: Visitors) -> None:
+    def __init__(self, app: App, authority: str, visitors: Visitors) -> None:
         self._app = app
-        self._port = port
+        self._names = names_of(authority)
         self._visitors = visitors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,8 +168,12 @@ class Guard:
         for raw, value in scope["headers"]:
             name = raw.decode("latin-1").lower()
             text = value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {text}" if name in headers and name != "cookie" else text
+            headers[name] = f"{headers[name]}, {text}" if name in headers else text
 
+        target = bytes(scope.get("raw_path") or b"").decode("latin-1")
+        if scope.get("query_string"):
+            target += "?" + bytes(scope["query_string"]).decode("latin-1")
+        verdict = judge(scope["method"], scope["path"], target, headers, self._names, self._visitors)
         begun = False
 
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
@@ -177,14 +185,16 @@ class Guard:
                     *message.get("headers", ()),
                     *((name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own),
                     *([] if b"cache-control" in own else [(b"cache-control", b"no-store")]),
+                    *([] if verdict.proof is None else [(PROOF_HEADER.encode(), verdict.proof.encode())]),
                 ]
             await send(message)
 
-        verdict = judge(scope["method"], scope["path"], headers, self._port, self._visitors)
+        if verdict.proof is not None and "prove" in scope:
+            scope["prove"]()
         if isinstance(verdict, Refusal):
             await refuse(send_guarded, verdict)
             return
-        scope["visitor"] = verdict
+        scope["visitor"] = verdict.visitor
         try:
             await self._app(scope, receive, send_guarded)
         except OSError:

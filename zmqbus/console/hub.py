@@ -35,7 +35,7 @@ class Stream:
     """One page's queue."""
 
     def __init__(self, owner: str) -> None:
-        self.owner = owner  # whose stream it is: the cookie of the visitor
+        self.owner = owner  # whose stream it is: the id of the visitor
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._more = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The file of a running console: that there is one on a port, and the secret that its links are signed with.
+"""The file of a running console: that there is one on a port, its name, and the secret that its links are signed with.
 
 It lies in the data directory, where only the user can read (0600), and is locked for as long as the console runs; the
 kernel lets go however it ends. So a file that nobody holds is a leftover, and is written over. Whoever can read it can
@@ -24,6 +24,17 @@ from zmqbus.session.files import flock, open_file, parse
 MAX_FILE_BYTES = 4096
 _FILE = re.compile(r"console\.([1-9][0-9]{0,4})", re.ASCII)
 
+_NAME = re.compile(r"z[0-9a-f]{16}\.localhost", re.ASCII)
+
+
+def new_name() -> str:
+    """A host name for one run of a console, which leads to this machine (browsers see to that, without asking anybody).
+
+    What a browser keeps for an address (scripts in its cache, service workers, storage) is kept by name and port. Under
+    a name that was never used, nothing is left of whoever had the port before; it might be another user's program.
+    """
+    return f"z{secrets.token_hex(8)}.localhost"
+
 
 class ConsoleRuns(LocalError):
     """Another console of this data directory has the port."""
@@ -42,6 +53,7 @@ class Running:
     """A console that runs."""
 
     port: int
+    name: str
     secret: bytes
 
 
@@ -51,6 +63,7 @@ class Lease:
     def __init__(self, data_dir: str, port: int) -> None:
         """Raises `ConsoleRuns`; `Unauthorized` where others could read the file, `NotConnected` where it cannot be."""
         secure_dir(data_dir)
+        self.name = new_name()
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self._path = os.path.join(data_dir, f"console.{port}")
         self._fd = open_file(self._path, os.O_RDWR | os.O_CREAT)
@@ -59,7 +72,9 @@ class Lease:
                 raise ConsoleRuns(
                     f"a console runs on port {port} already; get a link to it with: zmqbus console --link --port {port}"
                 )
-            data = json.dumps({"port": port, "pid": os.getpid(), "secret": self.secret.hex()}).encode()
+            data = json.dumps(
+                {"port": port, "pid": os.getpid(), "name": self.name, "secret": self.secret.hex()}
+            ).encode()
             os.pwrite(self._fd, data, 0)
             os.ftruncate(self._fd, len(data))
         except BaseException:
@@ -102,7 +117,10 @@ def _look(data_dir: str, port: int) -> Running | None:
         os.close(fd)
     if not isinstance(record, dict) or not isinstance(record.get("secret"), str):
         return None
+    name = record.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return None
     try:
-        return Running(port, bytes.fromhex(record["secret"]))
+        return Running(port, name, bytes.fromhex(record["secret"]))
     except ValueError:
         return None

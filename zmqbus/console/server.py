@@ -1,43 +1,59 @@
 """Running the console: a port on loopback, links in the terminal, and a quiet end.
 
+The port is held on both loopback addresses, IPv4 and IPv6: the names in links lead to either, and on one that was left
+free another user's program could listen.
+
 The terminal is for the links. Enter prints another one; so does `zmqbus console --link` in any other terminal of the
-user, which needs nothing of this process but its file (`lease`). Ctrl-C and SIGTERM end the streams of the pages first,
-for the server waits for its connections, and then everything else: when `serve` returns, no thread is left.
+user, which needs nothing of this process but its file (`lease`). Ctrl-C, SIGTERM and the end of the terminal end the
+streams of the pages first, for the server waits for its connections, and then everything else: when `serve` returns, no
+thread is left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 
 from zmqbus.console.app import Console
+from zmqbus.console.connections import Connection, Crowd
+from zmqbus.console.guard import ADDRESS
 from zmqbus.console.lease import Lease
-from zmqbus.console.tickets import LINK_S, Links, mint
+from zmqbus.console.peers import Peers
+from zmqbus.console.tickets import LINK_S, Links, link, mint
 from zmqbus.errors import LocalError
 from zmqbus.session.files import replace, unlink
 from zmqbus.session.state import SessionState
 from zmqbus.settings import Settings
 
-HOST = "127.0.0.1"
-#: Connections at a time: some pages with six each, and room.
-MAX_CONNECTIONS = 100
+#: IPv6's loopback address.
+ADDRESS_6 = "::1"
+#: How often another port is tried, where one is free on one address and taken on the other.
+PORT_TRIES = 20
 #: How long a connection may be idle between two requests.
 KEEP_ALIVE_S = 30
+#: How long it is watched whether a browser starts. One that runs in the foreground does not come back at all.
+OPENING_S, OPENING_LOOK_S = 15.0, 0.1
 #: How long open answers may take when the console ends.
 GRACE_S = 2
 #: The console is the last to get the processor where it is scarce: it must not slow the bus that it shows.
 NICENESS = 5
 #: Where this process is not in the foreground, what is typed is not for it; looked at again after this.
 BACKGROUND_S = 1.0
+
+
+NO_BROWSER = "No browser could be started here; open the link in one."
 
 
 class PortTaken(LocalError):
@@ -55,58 +71,81 @@ class _Server(uvicorn.Server):
         yield
 
 
-def link(port: int, secret: bytes) -> str:
-    """A link that is good for one use."""
-    return f"http://{HOST}:{port}/?token={mint(secret, time.time())}"
-
-
 def run(
     settings: Settings,
     port: int,
     disconnect: Callable[[SessionState], str],
     *,
-    open_in: Callable[[str], bool] | None = None,
+    open_in: Callable[[str], subprocess.Popen[bytes]] | None = None,
 ) -> int:
-    """Runs the console until Ctrl-C. `port` 0: any. `open_in` opens a URL in a browser, and says whether it could.
+    """Runs the console until Ctrl-C. `port` 0: any. `open_in` starts a process that opens a URL in a browser, and whose
+    exit status says whether it could.
 
     Raises `PortTaken`, and what `Lease` raises.
     """
-    with _listen(port) as listening:
-        port = listening.getsockname()[1]
-        with Lease(settings.data_dir, port) as lease:
-            with contextlib.suppress(OSError):
-                os.nice(NICENESS)
-            asyncio.run(_serve(settings, listening, lease, disconnect, open_in))
+    with contextlib.ExitStack() as stack:
+        listening = [stack.enter_context(one) for one in _listen(port)]
+        port = listening[0].getsockname()[1]
+        lease = stack.enter_context(Lease(settings.data_dir, port))
+        peers = stack.enter_context(Peers())
+        with contextlib.suppress(OSError):
+            os.nice(NICENESS)
+        asyncio.run(_serve(settings, listening, lease, peers, disconnect, open_in))
     return 0
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(port: int) -> list[socket.socket]:
+    """The sockets on both loopback addresses; only one, where the machine has no IPv6."""
+    for tries_left in reversed(range(1 if port else PORT_TRIES)):
+        found = [_bind(socket.AF_INET, ADDRESS, port)]
+        try:
+            found.append(_bind(socket.AF_INET6, ADDRESS_6, found[0].getsockname()[1]))
+        except OSError as error:
+            if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                return found
+            found[0].close()
+            if not tries_left:
+                raise _taken(port, error) from None
+            continue
+        return found
+    raise AssertionError("not reached")
+
+
+def _bind(family: int, address: str, port: int) -> socket.socket:
     # By its protocol, too: asyncio switches Nagle's algorithm off only where it sees that, and with it every answer of
     # two writes would wait 40 ms for an acknowledgement.
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # A console that has just ended leaves connections that linger; the port is free all the same.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((HOST, port))
+        listening.bind((address, port))
         listening.listen(64)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listening.close()
-        raise PortTaken(
-            f"port {port} cannot be had ({getattr(error, 'strerror', None) or error}); if a console runs there, get a "
-            f"link to it with: zmqbus console --link --port {port} — or choose another port, or none"
-        ) from None
+        if family == socket.AF_INET6:
+            raise
+        raise _taken(port, error) from None
     return listening
+
+
+def _taken(port: int, error: OSError) -> PortTaken:
+    return PortTaken(
+        f"port {port} cannot be had ({error.strerror or error}); if a console runs there, get a link to it with: "
+        f"zmqbus console --link --port {port} — or choose another port, or none"
+    )
 
 
 async def _serve(
     settings: Settings,
-    listening: socket.socket,
+    listening: list[socket.socket],
     lease: Lease,
+    peers: Peers,
     disconnect: Callable[[SessionState], str],
-    open_in: Callable[[str], bool] | None,
+    open_in: Callable[[str], subprocess.Popen[bytes]] | None,
 ) -> None:
-    port = listening.getsockname()[1]
-    console = Console(settings, port, Links(lease.secret), disconnect)
+    port = listening[0].getsockname()[1]
+    authority = f"{lease.name}:{port}"
+    console = Console(settings, authority, Links(lease.secret), disconnect)
     config = uvicorn.Config(
         console.app,
         log_config=None,
@@ -115,9 +154,8 @@ async def _serve(
         proxy_headers=False,  # nobody stands before us, and whoever says so lies
         lifespan="off",
         ws="none",
-        http="h11",
+        http=partial(Connection, Crowd(peers)),  # type: ignore[arg-type]  # all that it is, is called
         loop="asyncio",
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
@@ -133,38 +171,71 @@ async def _serve(
         server.should_exit = True
         console.hub.close_all()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    def say_link() -> None:
+        _say(link(authority, mint(lease.secret, time.time())))
+
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        ends.append(signal.SIGHUP)  # its terminal was closed
+    for signum in ends:
         loop.add_signal_handler(signum, stop)
     console.start()
+    opening: asyncio.Task[None] | None = None
     try:
         _say(f"zmqbus console: port {port}, for the broker on port {settings.port}")
-        _say(link(port, lease.secret))
-        with _links_on_enter(loop, lambda: _say(link(port, lease.secret))) as typing:
+        say_link()
+        with _links_on_enter(loop, say_link) as typing:
             _say(
                 f"The link is good for one use, within {LINK_S // 60} minutes. "
                 + ("Enter prints another; Ctrl-C ends the console." if typing else "Another: zmqbus console --link")
             )
-            opening = asyncio.create_task(_open(settings, port, lease, open_in)) if open_in is not None else None
-            await server.serve(sockets=[listening])
-            if opening is not None:
-                await opening
+            if open_in is not None:
+                opening = asyncio.create_task(_open(settings, authority, lease, peers, open_in))
+            await server.serve(sockets=listening)
     finally:
+        if opening is not None:
+            opening.cancel()
         await asyncio.to_thread(console.close)
-        if open_in is not None:
-            unlink(_opener(settings, port))
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        unlink(_opener(settings, port))
+        for signum in ends:
             loop.remove_signal_handler(signum)
 
 
-async def _open(settings: Settings, port: int, lease: Lease, open_in: Callable[[str], bool]) -> None:
-    """Opens the page in a browser. Not by its link, which every user of the machine could read in the list of
-    processes, but by a file that leads there and that only this user can read."""
-    path = _opener(settings, port)
-    refresh = f"0; url={link(port, lease.secret)}"
-    page = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{refresh}">'
-    await asyncio.to_thread(replace, path, page.encode())
-    if not await asyncio.to_thread(open_in, f"file://{path}"):
-        _say("No browser could be started here; open the link in one.")
+async def _open(
+    settings: Settings,
+    authority: str,
+    lease: Lease,
+    peers: Peers,
+    open_in: Callable[[str], subprocess.Popen[bytes]],
+) -> None:
+    """Opens the page in a browser, which gets the address as an argument, and arguments can be read by every user of
+    the machine, in the list of processes.
+
+    So it is a link that is good for connections of this user only, where the kernel says whose they are. Elsewhere it
+    is the address of a file that leads there and that only this user can read. A browser that may not read hidden
+    directories (a snap) cannot read that file; but where there are such browsers, the kernel tells.
+    """
+    if peers.can_tell():
+        url, advice = link(authority, mint(lease.secret, time.time(), same_user=True)), ""
+    else:
+        path = _opener(settings, int(authority.rpartition(":")[2]))
+        refresh = f"0; url={link(authority, mint(lease.secret, time.time()))}"
+        page = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{refresh}">'
+        replace(path, page.encode())
+        url, advice = f"file://{path}", " If the browser cannot read the file, open the link in it."
+    try:
+        opener = open_in(url)
+    except OSError:
+        _say(NO_BROWSER)
+        return
+    # Not waited for: a browser may run until it is closed, and it is not ours to end.
+    end_s = time.monotonic() + OPENING_S
+    while opener.poll() is None and time.monotonic() < end_s:
+        await asyncio.sleep(OPENING_LOOK_S)
+    if opener.returncode:
+        _say(NO_BROWSER)
+    elif advice:
+        _say(advice.strip())
 
 
 def _opener(settings: Settings, port: int) -> str:

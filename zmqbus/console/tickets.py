@@ -1,17 +1,24 @@
-"""Who may see the page: links that are good for once, and the browsers that came in with one.
+"""Authentication of the page: links that are good for one use, and the keys that pages derive from them.
 
 Theory of operation
 ===================
 
-*A link* holds a token: a random number, the time until which it is good, and a signature over both. The key of the
-signature belongs to the console that runs (`lease`), and whoever can read its file, which is the user, can make
-another link. Each is good for one use: what was used is remembered for as long as it would have been good.
+*A link* carries a token behind its `#`, which browsers do not send to any server. The token has two parts: a public
+head (a random number, the time until which the link is good, a flag) and a secret, the HMAC of the head under the key
+of the console that runs (`lease`). Whoever can read the console's file, which is the user, can make another link.
 
-*A browser* that used one gets two secrets. The cookie comes first; it is `HttpOnly`, so no script reads it, and
-`SameSite=Strict`. But cookies know nothing of ports: a browser sends them to whatever listens on another port of this
-machine, and that may be another user's. So the page fetches a second secret, the key, right after it has been let in,
-keeps it where only pages of its own origin (port included) can read, and sends it in a header. A request needs both.
-The key is handed out for some seconds after the link was used, and then never again.
+*Entering.* The page takes the token out of its address and proves that it knows the secret: it sends the head, a nonce
+and an HMAC of the nonce under the secret. The console answers with the id of a new visitor and with an HMAC of its own,
+which proves to the page that it has the secret, too. Both then derive the visitor's key from the secret, the nonce and
+the id. Neither the secret nor the key is ever sent. A link that was used is remembered for as long as it would have
+been good.
+
+*Each request* carries the visitor's id, a nonce and an HMAC, under the key, of the nonce, the method and the target;
+each answer carries an HMAC of the same under the same key. So whoever answers in place of the console (another user's
+program that takes the port when the console has ended) learns nothing that opens anything, and the page shows nothing
+that it says.
+
+There are no cookies: browsers send these by themselves, and to every port of a host.
 
 Pure: clock and randomness are handed in.
 """
@@ -19,6 +26,7 @@ Pure: clock and randomness are handed in.
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -33,25 +41,118 @@ from typing import Literal, TypeAlias
 LINK_S = 300
 #: Browsers that may be in at a time. A person has two or three; the one that came first has to make room.
 MAX_VISITORS = 16
-#: The page asks for its key as its first act. A reload in the middle of that may ask again.
-KEY_S = 20.0
 #: Someone who comes back after a weekend has not gone; the console itself seldom lives longer.
 VISIT_S = 7 * 24 * 3600.0
 
+#: Of random numbers, and of keys.
 NONCE_BYTES, SECRET_BYTES = 16, 32
-_UNTIL_BYTES = 8
+_UNTIL_BYTES, _FLAG_BYTES = 8, 1
+_HEAD_BYTES = NONCE_BYTES + _UNTIL_BYTES + _FLAG_BYTES
+#: What the other side chooses, and what is put into HMACs: no separator can occur in it.
+_NONCE = re.compile(r"[A-Za-z0-9_-]{22,64}", re.ASCII)
 
-Verdict: TypeAlias = Literal["good", "used", "expired", "unknown"]
-
-
-def mint(secret: bytes, now_s: float, nonce: bytes | None = None) -> str:
-    """A token for one link, good for `LINK_S` from `now_s` (wall clock, s) on."""
-    head = (nonce or secrets.token_bytes(NONCE_BYTES)) + int(now_s + LINK_S).to_bytes(_UNTIL_BYTES, "big")
-    return urlsafe_b64encode(head + _sign(secret, head)).rstrip(b"=").decode()
+Verdict: TypeAlias = Literal["good", "used", "expired", "unknown", "elsewhere"]
 
 
-def _sign(secret: bytes, head: bytes) -> bytes:
+def encode(data: bytes) -> str:
+    """Base64 for addresses and headers, without padding."""
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def decode(text: str, length: int) -> bytes | None:
+    """The inverse of `encode`; None where the text is not that, of `length` bytes."""
+    if len(text) > 100 or not text.isascii():
+        return None
+    try:
+        data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except (NotBase64, ValueError):
+        return None
+    return data if len(data) == length and encode(data) == text else None
+
+
+def sign(key: bytes, *parts: str) -> str:
+    """An HMAC-SHA256 of these parts, none of which contains a line end."""
+    return encode(hmac.new(key, "\n".join(parts).encode("utf-8", "replace"), sha256).digest())
+
+
+def _equal(one: str, other: str) -> bool:
+    # As bytes: a header may hold characters that a comparison of texts refuses.
+    return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))
+
+
+def mint(secret: bytes, now_s: float, nonce: bytes | None = None, *, same_user: bool = False) -> str:
+    """A token for one link, good for `LINK_S` from `now_s` (wall clock, s) on.
+
+    `same_user`: only for connections of which the kernel says that they are this user's (`peers`).
+    """
+    until = int(now_s + LINK_S).to_bytes(_UNTIL_BYTES, "big")
+    head = (nonce or secrets.token_bytes(NONCE_BYTES)) + until + bytes([same_user])
+    return f"{encode(head)}.{encode(_link_secret(secret, head))}"
+
+
+def link(authority: str, token: str) -> str:
+    """The address that opens the page."""
+    return f"http://{authority}/#link={token}"
+
+
+def _link_secret(secret: bytes, head: bytes) -> bytes:
     return hmac.new(secret, b"link\0" + head, sha256).digest()
+
+
+@dataclass(slots=True)
+class Visitor:
+    """A browser that was let in."""
+
+    id: str
+    key: bytes
+    since_s: float  # steady clock
+
+    def request_proof(self, nonce: str, method: str, target: str) -> str:
+        """What a request of this visitor carries."""
+        return sign(self.key, "request", nonce, method, target)
+
+    def answer_proof(self, nonce: str, method: str, target: str) -> str:
+        """What the answer to it carries."""
+        return sign(self.key, "answer", nonce, method, target)
+
+
+class Visitors:
+    """The browsers that were let in; in memory only, so they end with the console."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._visitors: OrderedDict[str, Visitor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._visitors)
+
+    def admit(self, visitor_id: str, key: bytes) -> Visitor:
+        """Lets one in; the one that came first goes where there are too many."""
+        visitor = Visitor(visitor_id, key, self._clock())
+        self._visitors[visitor_id] = visitor
+        while len(self._visitors) > MAX_VISITORS:
+            self._visitors.popitem(last=False)
+        return visitor
+
+    def find(self, proof: str, method: str, target: str) -> tuple[Visitor, str] | None:
+        """Whose request carries this proof (`id.nonce.mac`), and the proof for the answer; None: nobody's."""
+        visitor_id, _, rest = proof.partition(".")
+        nonce, _, mac = rest.partition(".")
+        visitor = self._visitors.get(visitor_id)
+        if visitor is None or not _NONCE.fullmatch(nonce) or self._clock() - visitor.since_s > VISIT_S:
+            return None
+        if not _equal(mac, visitor.request_proof(nonce, method, target)):
+            return None
+        return visitor, visitor.answer_proof(nonce, method, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What came of a link: the verdict; where it is good, the visitor's id and the console's proof for the page."""
+
+    verdict: Verdict
+    visitor: str = ""
+    proof: str = ""
 
 
 class Links:
@@ -62,69 +163,40 @@ class Links:
         self._clock = clock
         self._used: OrderedDict[bytes, float] = OrderedDict()  # nonce → good until
 
-    def redeem(self, token: str) -> Verdict:
-        """What this token is good for, and from now on no more."""
+    def redeem(self, visitors: Visitors, head: str, nonce: str, proof: str, *, same_user: bool = False) -> Entry:
+        """Uses the link with this head up, for one visitor, if `proof` shows that its secret is known.
+
+        `nonce`: of the page. `same_user`: the kernel says that the connection is this user's.
+        """
         now_s = self._clock()
         while self._used and next(iter(self._used.values())) < now_s - LINK_S:
             self._used.popitem(last=False)
-        if len(token) > 200 or not token.isascii():
-            return "unknown"
-        try:
-            content = urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        except (NotBase64, ValueError):
-            return "unknown"
-        head, signature = content[: NONCE_BYTES + _UNTIL_BYTES], content[NONCE_BYTES + _UNTIL_BYTES :]
-        if not hmac.compare_digest(signature, _sign(self._secret, head)):
-            return "unknown"
-        nonce, until_s = head[:NONCE_BYTES], int.from_bytes(head[NONCE_BYTES:], "big")
-        if nonce in self._used:
-            return "used"
+        known = decode(head, _HEAD_BYTES)
+        if known is None or not _NONCE.fullmatch(nonce):
+            return Entry("unknown")
+        secret = _link_secret(self._secret, known)
+        if not _equal(proof, sign(secret, "enter", nonce)):
+            return Entry("unknown")
+        number, until_s = known[:NONCE_BYTES], int.from_bytes(known[NONCE_BYTES:-_FLAG_BYTES], "big")
+        if number in self._used:
+            return Entry("used")
         if now_s > until_s:
-            return "expired"
-        self._used[nonce] = until_s
-        return "good"
+            return Entry("expired")
+        if known[-1] and not same_user:
+            return Entry("elsewhere")  # and it stays good, for the one it was made for
+        self._used[number] = until_s
+        visitor = encode(secrets.token_bytes(NONCE_BYTES))
+        visitors.admit(visitor, page_key(secret, nonce, visitor))
+        return Entry("good", visitor, sign(secret, "welcome", nonce, visitor))
 
 
-@dataclass(slots=True)
-class Visitor:
-    """A browser that was let in."""
-
-    cookie: str
-    key: str
-    since_s: float  # steady clock
+def page_key(secret: bytes, nonce: str, visitor: str) -> bytes:
+    """The key that page and console derive from the secret of the link."""
+    return hmac.new(secret, "\n".join(("key", nonce, visitor)).encode(), sha256).digest()
 
 
-class Visitors:
-    """The browsers that were let in; in memory only, so they end with the console."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._visitors: list[Visitor] = []
-
-    def __len__(self) -> int:
-        return len(self._visitors)
-
-    def admit(self) -> Visitor:
-        """Lets one in; the one that came first goes where there are too many."""
-        visitor = Visitor(secrets.token_urlsafe(SECRET_BYTES), secrets.token_urlsafe(SECRET_BYTES), self._clock())
-        self._visitors = [*self._visitors[-(MAX_VISITORS - 1) :], visitor]
-        return visitor
-
-    def find(self, cookie: str | None) -> Visitor | None:
-        """The one with this cookie. Takes the same time for every cookie that is wrong."""
-        found = None
-        now_s = self._clock()
-        for visitor in self._visitors:
-            # As bytes: a header may hold characters that a comparison of texts refuses.
-            if hmac.compare_digest(visitor.cookie.encode(), (cookie or "").encode()):
-                found = visitor
-        return found if found is not None and now_s - found.since_s <= VISIT_S else None
-
-    def claim_key(self, visitor: Visitor) -> str | None:
-        """The key for the page that has just been let in; None when it is too late to ask for it."""
-        return visitor.key if self._clock() - visitor.since_s <= KEY_S else None
-
-    @staticmethod
-    def fits(visitor: Visitor, key: str | None) -> bool:
-        """Whether this is the visitor's key."""
-        return hmac.compare_digest(visitor.key.encode(), (key or "").encode())
+def split(token: str) -> tuple[str, bytes] | None:
+    """Head and secret of a token, as a page takes it apart; None where it is none."""
+    head, _, text = token.partition(".")
+    secret = decode(text, SECRET_BYTES)
+    return None if secret is None else (head, secret)

@@ -3,17 +3,20 @@
 It joins the bus with the first message that is sent, not before: who only looks is not on the list. As long as a page
 is open it stays, so that answers reach it (they are shown because they are in the log; here they are only taken, and
 thereby acknowledged). With the last page it leaves, after a while; its name keeps its mailbox, and its next message
-brings it back.
+brings it back. With the end of the console it leaves for good: nobody is going to come back under its name, so nothing
+is kept for it, and whoever answers later is told so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import zmqbus
 from zmqbus.client import bus as bus_module
+from zmqbus.client.launch import broker_pid
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.errors import NameTaken, NotConnected, ZmqbusError
 from zmqbus.naming import next_name
@@ -39,6 +42,7 @@ class Voice:
         self._bus: bus_module.Bus | None = None
         self._reader: threading.Thread | None = None
         self._leaving: threading.Timer | None = None
+        self._away: str | None = None  # the name under which it has left, to come back
         self._ended = False
 
     @property
@@ -62,9 +66,16 @@ class Voice:
         """Leaves the bus for good. Idempotent."""
         with self._lock:
             self._ended = True
-            if self._leaving is not None:
-                self._leaving.cancel()
-        self._leave()
+            leaving = self._leaving
+        if leaving is not None:
+            leaving.cancel()
+            leaving.join()  # it may be in the middle of it
+        self._leave(forget=True)
+        away, self._away = self._away, None
+        if away is not None and broker_pid(self._settings) is not None:
+            # It had left, and may be called away yet. Coming back is how this process proves whose session that is.
+            with contextlib.suppress(ZmqbusError):
+                self._connect(away, label=LABEL, port=self._settings.port).close(forget=True)
 
     def send(self, target: str, text: str, reply_to: str | None) -> Receipt:
         """Sends to one session. Raises what `Bus.send` raises, and what keeps it from joining."""
@@ -83,26 +94,30 @@ class Voice:
             if self._bus is not None:  # it has ended by itself
                 self._bus.close()
                 self._bus = None
-            name = NAME
-            for number in range(2, NAME_TRIES + 2):
-                try:
-                    self._bus = self._connect(name, label=LABEL, port=self._settings.port)
-                    break
-                except NameTaken:
-                    if number > NAME_TRIES:
-                        raise
-                    name = next_name(NAME, number)
-            assert self._bus is not None
+            self._bus = self._connect_under(self._away)
+            self._away = None
             self._reader = threading.Thread(target=_take, args=(self._bus,), name="console voice")
             self._reader.start()
             return self._bus
 
-    def _leave(self) -> None:
+    def _connect_under(self, before: str | None) -> bus_module.Bus:
+        """Joins under the name that it had before, or the first that is free."""
+        names = [NAME, *(next_name(NAME, number) for number in range(2, NAME_TRIES + 1))]
+        if before is not None:
+            names = [before, *(name for name in names if name != before)]
+        *others, last = names
+        for name in others:
+            with contextlib.suppress(NameTaken):
+                return self._connect(name, label=LABEL, port=self._settings.port)
+        return self._connect(last, label=LABEL, port=self._settings.port)
+
+    def _leave(self, *, forget: bool = False) -> None:
         with self._lock:
             bus, self._bus = self._bus, None
             reader, self._reader = self._reader, None
         if bus is not None:
-            bus.close()
+            self._away = None if forget else bus.name
+            bus.close(forget=forget)
         if reader is not None:
             reader.join()
 

@@ -10,16 +10,30 @@ const MAX_ONE_BYTES = 10 * 1024 * 1024;
 const MAX_MANY_BYTES = 256 * 1024;
 const LABELS = { session: "Session", project: "Project", topic: "Topic" };
 
-let answers = null; // the message that is answered
-let sending = false;
+/** Texts that were begun and not sent, at most. */
+const MAX_DRAFTS = 50;
+
+/** What is being written: for whom, and as an answer to what. Each dialog has one of its own, so that nothing of one
+ *  gets into another: neither its text nor what becomes of it while it is under way. */
+let draft = null; // {key, reply, to: {name, id}, sending}
+/** key → {scope, to, text}: what was begun and not sent comes back in a dialog for the same, and in no other. */
+const drafts = new Map();
 const encoder = new TextEncoder();
 
 const scope = () => $("compose-form").elements.scope.value;
+const keyOf = (to, reply) => (reply ? `reply ${reply.id}` : to ? `to ${to.id}` : "new");
 
-/** Whom the field means: the id of a session where its name is known, else what was typed. */
+const idOf = (name) => known.sessions.find((session) => session.name === name)?.id;
+
+/** Whom the field means: the id of the session that the dialog was opened for, or of one of this name; else what was
+ *  typed. */
 function receiver() {
   const typed = $("compose-to").value.trim();
-  if (scope() === "session") return known.sessions.find((session) => session.name === typed)?.id ?? typed;
+  if (scope() === "session") {
+    // Though another may have got its name since, or have a name that begins like it.
+    if (draft.to && typed === draft.to.name) return draft.to.id;
+    return idOf(typed) ?? typed;
+  }
   if (scope() === "project") return known.sessions.find((session) => projectName(session.project) === typed)?.project ?? typed;
   return typed.replace(/^#/, "");
 }
@@ -32,20 +46,22 @@ function options() {
 }
 
 function refresh() {
+  if (!draft) return;
   const kind = scope();
   show($("compose-to-field"), kind !== "all");
   say($("compose-to-label"), LABELS[kind] ?? "");
   $("compose-names").replaceChildren(...options().map(([value, label]) => h("option", { value, label: label ? line(label) : null })));
   const many = known.sessions.filter((session) => session.id !== known.self).length;
-  say($("compose-send"), sending ? "Sending …" : kind === "all" ? `Send to ${plural(many, "session")}` : "Send");
-  $("compose-send").disabled = sending;
+  say($("compose-send"), draft.sending ? "Sending …" : kind === "all" ? `Send to ${plural(many, "session")}` : "Send");
+  $("compose-send").disabled = draft.sending;
+  $("compose-text").readOnly = draft.sending;
   const size = encoder.encode($("compose-text").value).length;
   const most = kind === "session" ? MAX_ONE_BYTES : MAX_MANY_BYTES;
   say($("compose-size"), size > most ? `${bytes(size)}: over the limit of ${bytes(most)}` : size > 1000 ? bytes(size) : "Ctrl + Enter sends");
   $("compose-size").classList.toggle("wrong", size > most);
-  show($("compose-answers"), answers !== null);
-  show($("compose-scope"), answers === null);
-  say($("compose-title"), answers ? "Answer" : "New message");
+  show($("compose-answers"), draft.reply !== null);
+  show($("compose-scope"), draft.reply === null);
+  say($("compose-title"), draft.reply ? "Answer" : "New message");
 }
 
 function wrong(text) {
@@ -54,11 +70,15 @@ function wrong(text) {
 }
 
 export function open({ to = null, reply = null } = {}) {
-  answers = reply;
-  const form = $("compose-form");
-  if (to || reply) form.elements.scope.value = "session";
   const session = reply ? sessionOf(reply.from) : to;
-  if (session || reply) $("compose-to").value = session ? session.name : line(reply.name);
+  const name = session ? session.name : reply ? line(reply.name) : "";
+  // Who wrote and has gone may have come back under the name; else it is the one who wrote, or nobody.
+  const id = session?.id ?? (reply ? (idOf(reply.name) ?? reply.from) : null);
+  draft = { key: keyOf(to, reply), reply, to: id ? { name, id } : null, sending: false };
+  const before = drafts.get(draft.key);
+  $("compose-form").elements.scope.value = before?.scope ?? "session";
+  $("compose-to").value = (draft.key === "new" && before?.to) || name;
+  $("compose-text").value = before?.text ?? "";
   if (reply) {
     $("compose-answers").replaceChildren(
       h("span", { class: "re" }, "↳ "),
@@ -70,6 +90,20 @@ export function open({ to = null, reply = null } = {}) {
   refresh();
   $("compose").showModal();
   (session || reply ? $("compose-text") : $("compose-to")).focus();
+}
+
+function remember(key, what) {
+  drafts.delete(key);
+  if (what.text) drafts.set(key, what);
+  if (drafts.size > MAX_DRAFTS) drafts.delete(drafts.keys().next().value);
+}
+
+/** The dialog has been closed, by whatever: what was not sent is kept for a dialog of the same kind. */
+function closed() {
+  if (!draft) return;
+  if (!draft.sending) remember(draft.key, { scope: scope(), to: $("compose-to").value, text: $("compose-text").value });
+  draft = null;
+  $("compose-form").reset();
 }
 
 function outcome(receipt) {
@@ -84,32 +118,42 @@ function outcome(receipt) {
 
 async function send(event) {
   event?.preventDefault();
-  if (sending) return;
-  const text = $("compose-text").value;
-  if (scope() !== "all" && !$("compose-to").value.trim()) {
+  const mine = draft;
+  if (!mine || mine.sending) return;
+  const written = { scope: scope(), to: $("compose-to").value, text: $("compose-text").value };
+  if (written.scope !== "all" && !written.to.trim()) {
     wrong("Say whom it is for.");
     $("compose-to").focus();
     return;
   }
-  if (!text) {
+  if (!written.text) {
     wrong("Write something first.");
     $("compose-text").focus();
     return;
   }
   wrong(null);
-  sending = true;
+  mine.sending = true;
   refresh();
+  let receipt;
   try {
-    const receipt = await post("/api/send", { scope: scope(), to: scope() === "all" ? "" : receiver(), text, replyTo: answers?.id ?? null });
-    if (receipt.self) known.self = receipt.self;
-    $("compose-text").value = "";
-    $("compose").close();
-    toast(...outcome(receipt));
+    const to = written.scope === "all" ? "" : receiver();
+    receipt = await post("/api/send", { scope: written.scope, to, text: written.text, replyTo: mine.reply?.id ?? null });
   } catch (error) {
-    wrong(line(error.message));
+    if (draft === mine) {
+      mine.sending = false;
+      refresh();
+      wrong(line(error.message));
+    } else {
+      // The dialog was closed meanwhile, and there may be another one: this is told beside it.
+      if (draft?.key !== mine.key) remember(mine.key, written);
+      toast(`Not sent to ${written.scope === "all" ? "everyone" : line(written.to)}: ${line(error.message)}`, "wrong");
+    }
+    return;
   }
-  sending = false;
-  refresh();
+  if (receipt.self) known.self = receipt.self;
+  drafts.delete(mine.key);
+  if (draft === mine) $("compose").close();
+  toast(...outcome(receipt));
 }
 
 export function setUp() {
@@ -123,13 +167,17 @@ export function setUp() {
   $("compose").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send(event);
   });
+  $("compose").addEventListener("close", closed);
   on("roster", () => $("compose").open && refresh());
 }
+
+let asked = null; // what is being asked
 
 /** Asks before something is done that cannot be taken back. */
 export function confirm({ title, text, yes, act }) {
   const dialog = $("confirm");
   const button = $("confirm-yes");
+  const mine = (asked = {});
   say($("confirm-title"), title);
   say($("confirm-text"), text);
   say(button, yes);
@@ -138,11 +186,19 @@ export function confirm({ title, text, yes, act }) {
     button.disabled = true;
     try {
       await act();
-      dialog.close();
+      if (asked === mine) dialog.close();
     } catch (error) {
-      say($("confirm-text"), line(error.message));
-      button.disabled = false;
+      if (asked === mine) {
+        say($("confirm-text"), line(error.message));
+        button.disabled = false;
+      } else {
+        toast(line(error.message), "wrong"); // the box was closed, and may ask for something else by now
+      }
     }
+  };
+  dialog.onclose = () => {
+    asked = null;
+    button.onclick = null;
   };
   dialog.showModal();
   $("confirm-no").focus();

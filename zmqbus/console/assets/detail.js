@@ -281,10 +281,15 @@ function ageText(session) {
   return session.state === "away" ? text : `${text} (${clock(session.since)})`;
 }
 
+function disconnectText(session) {
+  const kept = session.waiting ? ` What waits for it now (${plural(session.waiting, "message")}) stays, and is shown then.` : "";
+  return `Its listener ends, and its name is free at once. Messages to it are refused until it connects again.${kept}`;
+}
+
 function askDisconnect(session) {
   actions.confirm({
     title: `Disconnect ${session.name}?`,
-    text: "Its listener ends, and its name is free at once. Messages to it wait until it connects again.",
+    text: disconnectText(session),
     yes: "Disconnect",
     act: async () => {
       await post("/api/disconnect", { session: session.id });

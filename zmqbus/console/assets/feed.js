@@ -172,7 +172,6 @@ export function setUp({ open }) {
 /** Back to all messages; whether there was anything to go back from. */
 export function clear() {
   if (shown.source === all) return false;
-  $("search").value = "";
   showSource(all);
   return true;
 }

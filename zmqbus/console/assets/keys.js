@@ -50,7 +50,7 @@ export function setUp(rows) {
   }
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    if (document.querySelector("dialog[open]")) return;
+    if (document.querySelector("dialog[open], #door:not([hidden])")) return;
     if (typing(event.target) && event.key !== "Escape") return;
     const row = table.find(([keys, , act]) => act && keys.includes(event.key));
     if (!row) return;

@@ -15,6 +15,7 @@ export class List {
     this.active = -1;
     this.selected = () => false;
     this.skip = () => false; // rows that are no choice
+    this.key = (item) => item.id; // what makes it the same item
     this.rows = new Map(); // index → element
     this.spare = [];
     this.pending = 0;
@@ -26,10 +27,11 @@ export class List {
     this.sizer.setAttribute("role", "presentation");
     root.append(this.sizer);
     root.addEventListener("scroll", () => this.draw(), { passive: true });
-    root.addEventListener("keydown", (event) => this.key(event));
+    root.addEventListener("keydown", (event) => this.press(event));
     root.addEventListener("click", (event) => {
       const row = event.target.closest("[role=option]");
-      if (row) this.choose(Number(row.dataset.index));
+      // What was seen there: the items may have moved since it was drawn.
+      if (row) this.choose(this.find(row.item, Number(row.dataset.index)));
     });
     root.addEventListener("focus", () => {
       if (this.active < 0 && this.items.length) this.move(this.first());
@@ -42,13 +44,21 @@ export class List {
     return Math.max(0, found);
   }
 
+  /** Where an item is now: at this index, or elsewhere; -1: not any more. Items are told apart by `key`. */
+  find(item, index) {
+    const key = this.key(item);
+    const same = (other) => other !== undefined && (other === item || (key !== undefined && this.key(other) === key));
+    return same(this.items[index]) ? index : this.items.findIndex(same);
+  }
+
   /** Shows these items. `added`: so many are new on top; what is looked at stays where it is. */
   set(items, added = 0) {
     const step = this.height();
     const scrolled = this.root.scrollTop > step / 2;
+    const current = this.items[this.active];
     this.items = items;
-    if (added && this.active >= 0) this.active += added;
-    if (this.active >= items.length) this.active = items.length - 1;
+    // The cursor stays on what it is on, wherever that is now; where it is gone, it is on nothing.
+    if (current !== undefined) this.active = this.find(current, this.active + added);
     this.sizer.style.height = `${items.length * step}px`;
     if (added && scrolled) this.root.scrollTop += added * step;
     this.draw(true);
@@ -116,7 +126,7 @@ export class List {
     if (last >= this.items.length - 20) this.near();
   }
 
-  key(event) {
+  press(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const page = Math.max(1, Math.floor(this.root.clientHeight / this.height()) - 1);
     const steps = { ArrowDown: 1, ArrowUp: -1, j: 1, k: -1, PageDown: page, PageUp: -page };

@@ -16,6 +16,8 @@ const SILENT_MS = 4000;
 /** New messages are told to screen readers no more often than this. */
 const TELL_MS = 5000;
 
+let searching = 0; // the timer of a search that is being typed
+
 // --- views (one at a time where there is no room for three)
 
 function view(name, focus = true) {
@@ -44,7 +46,12 @@ on("opened", ({ message, session }) => {
 });
 on("close", close);
 on("open-session", (id) => detail.openSession(id));
-on("shown", (source) => source.kind !== "all" && narrow.matches && view("flow", false));
+on("shown", (source) => {
+  if (source.kind !== "all" && narrow.matches) view("flow", false);
+  // A search that was typed and has not begun does not take the place of what was chosen since.
+  clearTimeout(searching);
+  if (source.kind !== "search") $("search").value = "";
+});
 
 // --- the state of the bus, and of the way to it
 
@@ -74,7 +81,7 @@ function banner(broker) {
     key = `lost ${retryS}`;
     content = [
       h("b", {}, "The console is out of reach. "),
-      `What you see is as it was. Trying again ${retryS < 1 ? "now" : `every ${Math.round(retryS)} s`}; if it has ended, start it with zmqbus console. `,
+      `What you see is as it was. Trying again ${retryS < 1 ? "now" : `every ${Math.round(retryS)} s`}; if it has ended, start it anew, and open the link that it prints: zmqbus console. `,
       h("button", { type: "button", onclick: () => stream.open() }, "Try now"),
     ];
   } else if (link === "elsewhere") {
@@ -123,7 +130,6 @@ setInterval(status, 1000);
 // --- search
 
 let regex = false;
-let searching = 0;
 
 function search() {
   clearTimeout(searching);
@@ -183,7 +189,11 @@ keys.setUp([
   [["g"], "Show or hide the graph", () => graph.toggle()],
   [["t"], "Change the theme", () => keys.nextTheme()],
   [["Escape"], "Back: out of the search, the detail", (event) => {
-    if (event.target === $("search")) $("search").blur();
+    if (event.target === $("search")) {
+      clearTimeout(searching);
+      $("search").value = "";
+      $("search").blur();
+    }
     return close() || feed.clear();
   }],
   [["?"], "This sheet", () => keys.help()],
@@ -221,16 +231,34 @@ function hearAll(kind, data) {
   }
 }
 
-const stream = new Stream(hearAll, (state, pauseS = 0) => {
+/** Why the page is shut: what a person is told, by the code of the refusal. */
+const DOOR = {
+  not_in: ["This page needs a link", "This tab has not been let in, or the console that let it in has ended."],
+  link_used: ["This link has been used", "Each link opens the console once. If that was not you, somebody else may have seen it: end the console with Ctrl C, and start it again."],
+  link_expired: ["This link is too old", "A link is good for five minutes."],
+  link_unknown: ["This link is not from this console", "It was cut, or comes from a console that has ended."],
+  link_elsewhere: ["This link is for another browser", "It was made for a browser that runs as the same user as the console, on the same machine."],
+  no_crypto: ["This browser cannot open the console", "It does not offer Web Crypto to this page. Open the link as it was printed, in a browser of today."],
+};
+
+function shut(code) {
+  const closed = code !== null;
+  show($("door"), closed);
+  // Nothing behind it can be reached, and nothing that was open stays so.
+  for (const part of document.body.children) if (part !== $("door")) part.inert = closed;
+  if (!closed) return;
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+  const [title, text] = DOOR[code] ?? DOOR.not_in;
+  say($("door-title"), title);
+  say($("door-text"), text);
+  show($("door-help"), code !== "no_crypto");
+  $("door").focus();
+}
+
+const stream = new Stream(hearAll, (state, detail) => {
   link = known.link = state;
-  retryS = pauseS;
-  show($("door"), state === "shut");
-  if (state === "shut") {
-    for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
-    $("desk").inert = true;
-  } else {
-    $("desk").inert = false;
-  }
+  retryS = state === "lost" ? detail : 0;
+  shut(state === "shut" ? detail : null);
   status();
 });
 // A laptop that wakes up does not wait for the next try.

@@ -50,7 +50,7 @@ export const fullTime = (ts) => FULL.format(new Date(ts * 1000));
 
 /** The last part of a path, which is what people call a project. */
 export function projectName(path) {
-  return path ? line(path.replace(/\/+$/, "").split("/").pop() || "/") : "no project";
+  return line(path?.replace(/\/+$/, "").split("/").pop() ?? "") || "no project";
 }
 
 /** Cuts a text into pieces no longer than `size`, never within a character. */

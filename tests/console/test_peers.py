@@ -1,0 +1,86 @@
+"""Whose connections the kernel says they are."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.console.others import NOBODY, start_as_nobody
+from zmqbus.console import peers as module
+from zmqbus.console.peers import Peers
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def peers() -> Iterator[Peers]:
+    with Peers() as found:
+        if not found.can_tell():
+            pytest.skip("the kernel does not say whose connections are")
+        yield found
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_ones_own(peers: Peers, family: socket.AddressFamily, address: str) -> None:
+    try:
+        listening = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {address}")
+    with listening, socket.create_connection(listening.getsockname()[:2], PATIENCE_S) as there:
+        here, peer = listening.accept()
+        with here:
+            uid = peers.uid(family, peer, here.getsockname())
+            assert uid == os.getuid() and peers.same(uid) and not peers.foreign(uid)
+            # It says nothing of one that is not there, and goes on.
+            assert peers.uid(family, (peer[0], 1), here.getsockname()) is None
+            # A socket that nobody holds any more is nobody's, and not root's.
+            there.close()
+            assert peers.uid(family, peer, here.getsockname()) is None
+            assert peers.can_tell()
+
+
+def test_another_users(peers: Peers) -> None:
+    code = 'c = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 60); sys.stdin.read()'
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        process = start_as_nobody(code, str(listening.getsockname()[1]))
+        assert process.stdin is not None and process.stdout is not None
+        listening.settimeout(PATIENCE_S)
+        here, peer = listening.accept()
+        with here:
+            uid = peers.uid(socket.AF_INET, peer, here.getsockname())
+            assert uid == NOBODY and peers.foreign(uid) and not peers.same(uid)
+        process.stdin.close()
+        process.wait(PATIENCE_S)
+        process.stdout.close()
+
+
+def test_where_nothing_is_told_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "elsewhere")
+    with Peers() as peers:
+        assert not peers.can_tell()
+        uid = peers.uid(socket.AF_INET, ("127.0.0.1", 1), ("127.0.0.1", 2))
+        assert uid is None and not peers.same(uid) and not peers.foreign(uid)
+
+
+def test_users_without_a_number_here_are_unknown(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another user namespace: the kernel names one that stands for all of them."""
+    monkeypatch.setattr(module, "_overflow_uid", os.getuid)
+    with (
+        Peers() as here,
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname(), PATIENCE_S) as there,
+    ):
+        addresses = there.getsockname(), listening.getsockname()
+        assert here.same(here.uid(socket.AF_INET, *addresses)), "whoever is that one is told apart from himself"
+        here._own += 1
+        uid = here.uid(socket.AF_INET, *addresses)
+        assert uid is None and not here.foreign(uid)
+
+
+def test_root_is_no_other_user(peers: Peers) -> None:
+    assert not peers.foreign(0)
+    assert not peers.same(None)

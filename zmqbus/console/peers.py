@@ -1,0 +1,113 @@
+"""Whose connection it is: the user whose process holds the other end of a TCP connection over loopback.
+
+Linux tells it (`sock_diag`, an exact query by both addresses, a few microseconds whatever else is connected). Elsewhere
+nobody does, nor for a peer in another network namespace or behind a proxy; that is None, *unknown*, and never a guess.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from types import TracebackType
+from typing import Any
+
+#: <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>.
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+NLM_F_REQUEST = 1
+ANY_STATE = 0xFFFF_FFFF
+NO_COOKIE = 0xFFFF_FFFF
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_QUERY = struct.Struct("=BBBxI")  # family, protocol, extensions, states
+_PORTS = struct.Struct("!HH16s16s")  # source port, its peer's, source address, its peer's
+_REST = struct.Struct("=III")  # interface, cookie
+_FOUND = struct.Struct("=4x48x12xII")  # …, uid, inode
+#: The kernel answers within the call; this is for one that does not.
+PATIENCE_S = 0.2
+ROOT = 0
+
+
+class Peers:
+    """Looks up who is at the other end. A context manager; for one thread."""
+
+    def __init__(self) -> None:
+        self._own = os.getuid()
+        self._overflow = _overflow_uid()
+        self._sequence = 0
+        self._kernel: socket.socket | None = None
+        if sys.platform == "linux":
+            try:
+                self._kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)
+                self._kernel.settimeout(PATIENCE_S)
+            except OSError:
+                self._kernel = None
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = None
+
+    def uid(self, family: int, peer: tuple[Any, ...], own: tuple[Any, ...]) -> int | None:
+        """The user of the process that connected from `peer` to `own` (addresses of this family); None: unknown."""
+        if self._kernel is None or family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
+        try:
+            addresses = socket.inet_pton(family, peer[0]), socket.inet_pton(family, own[0])
+            query = (
+                _QUERY.pack(family, socket.IPPROTO_TCP, 0, ANY_STATE)
+                + _PORTS.pack(peer[1], own[1], *addresses)
+                + _REST.pack(0, NO_COOKIE, NO_COOKIE)
+            )
+            size = _HEADER.size + len(query)
+            self._kernel.send(_HEADER.pack(size, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, self._sequence, 0) + query)
+            while True:
+                answer = self._kernel.recv(4096)
+                _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
+                if sequence == self._sequence:  # else it belongs to one that was given up
+                    break
+            if kind != SOCK_DIAG_BY_FAMILY:
+                return None
+            uid, inode = _FOUND.unpack_from(answer, _HEADER.size)
+        except (OSError, ValueError, struct.error):
+            return None
+        # Without an inode nobody holds it any more, and the kernel says root; the overflow id is whoever has none here.
+        if not inode or (uid == self._overflow and uid != self._own):
+            return None
+        return int(uid)
+
+    def foreign(self, uid: int | None) -> bool:
+        """Whether this is certainly another user. Root does not count: it can do everything, and relays run as it."""
+        return uid is not None and uid not in (self._own, ROOT)
+
+    def same(self, uid: int | None) -> bool:
+        """Whether this is certainly the user of this process."""
+        return uid == self._own
+
+    def can_tell(self) -> bool:
+        """Whether the kernel tells of connections here; tried with one."""
+        if self._kernel is None:
+            return False
+        try:
+            with socket.create_server(("127.0.0.1", 0)) as listening:
+                own = listening.getsockname()
+                with socket.create_connection(own, PATIENCE_S) as there:
+                    return self.same(self.uid(socket.AF_INET, there.getsockname(), own))
+        except OSError:
+            return False
+
+
+def _overflow_uid() -> int:
+    """Whom the kernel names where a user has no number in this namespace."""
+    try:
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 65_534
