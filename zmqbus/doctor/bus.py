@@ -13,6 +13,7 @@ from zmqbus.client.launch import broker_pid
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import Unauthorized, ZmqbusError
 from zmqbus.process import Process, is_alive, process_of
+from zmqbus.session.owned import stem_of
 from zmqbus.session.state import is_listening, leftovers, load_state
 from zmqbus.settings import MAX_PORT, Settings
 
@@ -141,8 +142,8 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
     """The listener of the session that this shell belongs to."""
     for owner in owners:
         try:
-            state = load_state(settings.data_dir, owner.pid)
-            listening = is_listening(settings.data_dir, owner.pid)
+            state = load_state(settings.data_dir, stem_of(settings.data_dir, owner))
+            listening = is_listening(settings.data_dir, owner)
         except Unauthorized:
             return  # told about by the look at the permissions
         except ZmqbusError as error:
@@ -151,7 +152,7 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
         if listening and state is None:
             yield warning("listener", f"one of process {owner.pid} is just starting, or its state file was removed")
             return
-        if listening and state is not None and state.owner_started == owner.started:
+        if listening and state is not None and state.owner.is_same(owner):
             import psutil
 
             try:
