@@ -57,6 +57,9 @@ FIRST_NAMESPACE = str(0xEFFFFFFC)
 #: The largest pid of any system here.
 MAX_PID = 2**31 - 1
 
+#: Longest chain of parents that is followed. Real ones have a dozen links; a broken table must not keep us for ever.
+MAX_ANCESTORS = 128
+
 #: States of a process that has ended: zombie, and the two names of "dead".
 _ENDED = frozenset("ZXx")
 #: A boot id that could not be read. It differs from every other one, so nothing is judged by it.
@@ -252,6 +255,22 @@ def process_of(pid: int, table: ProcessTable | None = None) -> Process:
     table = table or this_machine()
     entry = table.look(pid)
     return Process(pid, entry.started if entry else "", *table.place())
+
+
+def ancestors(pid: int | None = None, table: ProcessTable | None = None) -> list[Process]:
+    """The processes above `pid` (default: above this one), nearest first; as far as they can be seen."""
+    table = table or this_machine()
+    place = table.place()
+    chain: list[Process] = []
+    entry = table.look(os.getpid() if pid is None else pid)
+    seen: set[int] = set()
+    while entry is not None and entry.parent > 0 and entry.parent not in seen and len(chain) < MAX_ANCESTORS:
+        parent = entry.parent
+        seen.add(parent)
+        entry = table.look(parent)
+        if entry is not None:
+            chain.append(Process(parent, entry.started, *place))
+    return chain
 
 
 def life_of(process: Process, table: ProcessTable | None = None) -> Life:

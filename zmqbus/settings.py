@@ -90,6 +90,15 @@ class Paths(NamedTuple):
         """The pid, as text, of the broker that serves `port`."""
         return os.path.join(self.data_dir, f"server.{port}.pid")
 
+    def process_file(self, port: int) -> str:
+        """Which process that is, in what place, and which network it serves."""
+        return os.path.join(self.data_dir, f"server.{port}.process")
+
+    @property
+    def network(self) -> str:
+        """Which network the last broker has served."""
+        return os.path.join(self.data_dir, "network")
+
     @property
     def clients(self) -> str:
         """Directory of the locks and state files of listeners, named after their owners' pids."""
@@ -118,6 +127,7 @@ class Settings(NamedTuple):
     owner_check_interval_s: float
     no_reexec: bool
     durability: Literal["process", "power"]
+    loopback_only: bool  # start a broker in a network that has nothing but a loopback, whatever speaks against it
 
     @property
     def paths(self) -> Paths:
@@ -241,6 +251,14 @@ _RULES = (
         _durability,
         "must be one of " + ", ".join(DURABILITIES),
         DEFAULT_DURABILITY,
+    ),
+    _Rule(
+        "loopback_only",
+        None,
+        ("INTER_SESSION_LOOPBACK_ONLY",),
+        _switch,
+        "must be one of 1, true, yes, on, 0, false, no, off",
+        "off",
     ),
 )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from zmqbus import pidfile
 from zmqbus.broker import daemon
 from zmqbus.errors import BrokerUnavailable, Unauthorized, ZmqbusError
 from zmqbus.settings import Settings, load
@@ -120,12 +121,13 @@ def test_a_data_directory_that_others_can_read_is_refused(settings):
 def test_the_pid_file_is_private_and_whole(settings):
     holder = daemon.Lockholder(settings, -1)
     os.umask(umask := os.umask(0))
-    holder._write_pid()
+    pidfile.write(settings.paths, settings.port)
     os.umask(umask)
     path = Path(settings.paths.pid_file(settings.port))
     assert path.read_text() == str(os.getpid())
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in path.parent.glob("*.pid*")] == [path.name]
+    assert [p.stat().st_mode & 0o777 for p in path.parent.iterdir() if p.is_file()] == [0o600] * 3
     holder._remove_pid()
     assert not path.exists()
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqbus.process import FIRST_NAMESPACE, Place, Process, ProcessEntry, is_alive
+from zmqbus.process import FIRST_NAMESPACE, MAX_ANCESTORS, Place, Process, ProcessEntry, ancestors, is_alive
 from zmqbus.session import owner
 from zmqbus.session.owner import find_owners, looks_like_claude
 from zmqbus.settings import load
@@ -262,10 +262,10 @@ def test_claude_pid_of_a_zombie_or_of_another_user_is_passed_over() -> None:
 def test_broken_tables_end() -> None:
     table = FakeTable(SHELL, SHELL)
     table.put(100, 101, SHELL)  # a circle
-    assert [p.pid for p in owner.ancestors(ME, table)] == [101, 100]
+    assert [p.pid for p in ancestors(ME, table)] == [101, 100]
     deep = FakeTable(*([SHELL] * 500))
-    assert len(owner.ancestors(ME, deep)) == owner.MAX_ANCESTORS
-    assert owner.ancestors(12345, table) == []
+    assert len(ancestors(ME, deep)) == MAX_ANCESTORS
+    assert ancestors(12345, table) == []
 
 
 # --- real processes ---------------------------------------------------------------------------------------------
@@ -285,10 +285,10 @@ def child(*command: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_real_ancestors_begin_with_the_parent() -> None:
-    chain = owner.ancestors()
+    chain = ancestors()
     assert chain[0].pid == os.getppid()
     assert all(is_alive(process) for process in chain)
-    assert owner.ancestors(chain[0].pid) == chain[1:]
+    assert ancestors(chain[0].pid) == chain[1:]
 
 
 ASK = (

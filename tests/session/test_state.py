@@ -24,6 +24,7 @@ from zmqbus.session import state as state_module
 from zmqbus.session.files import replace
 from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.options import VARIABLES, hand_on, with_options
+from zmqbus.session.owned import stem_of
 from zmqbus.session.shown import Shown
 from zmqbus.session.state import (
     AlreadyListening,
@@ -1039,16 +1040,16 @@ def test_lock_says_whose_it_is_before_its_listener_is_connected(data: str) -> No
 
 def test_lock_that_another_place_took_while_the_name_was_chosen(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     other = at(4711, "1", CONTAINER)
-    real, chosen = state_module.stem_of, []
+    chosen: list[str] = []
 
     def late(data_dir: str, owner: Process) -> str:
-        stem = real(data_dir, owner)
+        stem = stem_of(data_dir, owner)
         if owner == OWNER and not chosen:
             leave_away(data, other)
         chosen.append(stem)
         return stem
 
-    monkeypatch.setattr(state_module, "stem_of", late)
+    monkeypatch.setattr("zmqbus.session.state.stem_of", late)
     with ListenerLock.acquire(data, OWNER) as lock:
         assert lock.identity is None
     assert chosen[0] == "4711" and chosen[-1] == f"4711-{HERE.tag}"

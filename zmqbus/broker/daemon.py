@@ -22,7 +22,7 @@ import os
 import sys
 import time
 
-from zmqbus import security
+from zmqbus import network, pidfile, security
 from zmqbus.errors import BrokerUnavailable, PortHeld, ZmqbusError
 from zmqbus.settings import Settings, load
 
@@ -68,20 +68,26 @@ def elect(settings: Settings) -> int:
 
 
 def _served(settings: Settings) -> list[int]:
-    """Ports that have a pid file. The holder of the lock writes its own before it answers, and removes it first."""
-    found: list[int] = []
-    for name in os.listdir(settings.data_dir):
-        if not (name.startswith("server.") and name.endswith(".pid")):
-            continue
-        try:
-            with open(os.path.join(settings.data_dir, name), encoding="ascii") as file:
-                pid = int(file.read())
-            if pid > 0:  # 0 and less name groups of processes
-                os.kill(pid, 0)
-                found.append(int(name.rsplit(".", 2)[1]))
-        except (OSError, ValueError, OverflowError):
-            continue  # of a broker that was killed: the next one on that port writes it anew
-    return found
+    """Ports that have a pid file of a process that may live. The holder of the lock writes its own before it answers,
+    and removes it first. It may be in another PID namespace, where its pid means nothing here."""
+    return [port for port, served in pidfile.read_all(settings.paths) if served is not None and served.may_live]
+
+
+def check_network(settings: Settings) -> None:
+    """Raises `BrokerUnavailable` where a broker would hold the lock, and nobody outside of this sandbox could reach it
+    (`zmqbus.network`)."""
+    if settings.loopback_only:
+        return
+    served, served_open = pidfile.last_network(settings.paths)
+    why = network.why_closed(os.environ, served, served_open=served_open)
+    if why:
+        raise BrokerUnavailable(
+            f"no broker is started here: this shell has a network of its own with nothing but a loopback ({why}), and "
+            f"would lock all other sessions out. {network.GET_OUT}; if all sessions live in this network, set "
+            "INTER_SESSION_LOOPBACK_ONLY=1"
+        )
+    if network.try_port(settings.port) is network.Port.FORBIDDEN:
+        raise BrokerUnavailable(network.FORBIDDEN_TEXT)
 
 
 class Lockholder:
@@ -90,7 +96,6 @@ class Lockholder:
     def __init__(self, settings: Settings, lock: int) -> None:
         self._settings = settings
         self._lock = lock
-        self._pid_file = settings.paths.pid_file(settings.port)
 
     def serve(self, *, foreground: bool, report: int | None = None) -> None:
         """Opens the server, reports `ready`, and serves until it ends."""
@@ -101,7 +106,7 @@ class Lockholder:
         server = Server(self._settings, log)
         try:
             server.open()
-            self._write_pid()
+            pidfile.write(self._settings.paths, self._settings.port)
             _report(report, " ".join(("ready", *server.notices)))
             server.run()
         finally:
@@ -110,21 +115,10 @@ class Lockholder:
             log.close()
             os.close(self._lock)
 
-    def _write_pid(self) -> None:
-        new = f"{self._pid_file}.new"
-        descriptor = security.open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(str(os.getpid()))
-        os.replace(new, self._pid_file)
-
     def _remove_pid(self) -> None:
-        try:
-            with open(self._pid_file, encoding="ascii") as file:
-                mine = file.read() == str(os.getpid())
-            if mine:
-                os.unlink(self._pid_file)
-        except OSError:
-            pass  # never written, or gone: what was to be achieved
+        served = pidfile.read(self._settings.paths, self._settings.port)
+        if served is not None and served.pid == os.getpid():
+            pidfile.remove(self._settings.paths, self._settings.port)
 
 
 def _detach() -> None:
@@ -187,6 +181,11 @@ def run_here(settings: Settings) -> None:
 
 def _serve(settings: Settings, *, foreground: bool, report: int | None = None) -> None:
     lock = elect(settings)
+    try:
+        check_network(settings)
+    except BaseException:
+        os.close(lock)
+        raise
     # ZeroMQ and the rest: only the winner of the election pays. And before the fork: what importing needed once of the
     # libraries is mapped in the process that ends with it, which makes the broker 2 MB smaller.
     import zmqbus.broker.server  # noqa: F401

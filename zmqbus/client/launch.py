@@ -20,6 +20,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from zmqbus import network, pidfile
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
 from zmqbus.process import import_path
 from zmqbus.settings import Settings
@@ -36,17 +37,46 @@ LAUNCH_S = 20.0
 
 
 def broker_pid(settings: Settings) -> int | None:
-    """The pid in the port's pid file, if there is a broker for this data directory."""
-    try:
-        # As bytes: text, even of ASCII, takes a codec that nothing else here needs (0.3 ms).
-        with open(settings.paths.pid_file(settings.port), "rb") as file:
-            pid = int(file.read())
-    except (OSError, ValueError):
-        return None
-    return pid if _is_elected(settings) else None
+    """The pid in the port's pid file, if there is a broker for this data directory. It may count in another PID
+    namespace; whoever wants more than to show it takes `find_broker`."""
+    served = find_broker(settings)
+    return None if served is None else served.pid
 
 
-def _is_elected(settings: Settings) -> bool:
+def find_broker(settings: Settings) -> pidfile.Served | None:
+    """What the broker of this data directory says of itself, if there is one on this port."""
+    served = pidfile.read(settings.paths, settings.port)
+    return served if served is not None and is_elected(settings) else None
+
+
+def check_reach(settings: Settings) -> None:
+    """Raises `BrokerUnavailable` where the broker is in another network, whose loopback cannot be reached from here.
+
+    Looks at the own network, and only where it is another one tries the port: somebody may forward it."""
+    served = pidfile.read(settings.paths, settings.port)
+    here = network.here()
+    if served is None or not served.network.differs(here) or network.try_port(settings.port) is network.Port.OPEN:
+        return
+    if served.network.boot == here.boot:
+        where = "in another network than this shell (one of them is in a sandbox or a container),"
+    else:
+        where = "on another machine, or in a virtual one,"
+    raise BrokerUnavailable(
+        f"the broker of {settings.data_dir} (pid {served.pid} there) runs {where} so its port {settings.port} cannot "
+        f"be reached from here. {network.GET_OUT}; or set INTER_SESSION_DATA_DIR to a directory of its own"
+    )
+
+
+def check_loopback(port: int) -> None:
+    """Raises `BrokerUnavailable` where this process may not use the loopback, or there is none."""
+    found = network.try_port(port)
+    if found is network.Port.FORBIDDEN:
+        raise BrokerUnavailable(network.FORBIDDEN_TEXT)
+    if found is network.Port.UNREACHABLE:
+        raise BrokerUnavailable(f"127.0.0.1 cannot be reached: the loopback of this network is down. {network.GET_OUT}")
+
+
+def is_elected(settings: Settings) -> bool:
     """Whether anybody holds the lock of `broker.daemon`. A pid alone proves nothing: it may be a zombie's, or have been
     used again. (The lock is taken shared here, for microseconds; a candidate that meets it looks again.)"""
     try:

@@ -129,6 +129,7 @@ class Link:
         self._look_at_subscriber = False  # likewise; or more was there than is taken at a time
         self._connected = False
         self._launched = False
+        self._has_tried = False  # whether this process can use the loopback at all
         self._since_s = 0.0  # when the wait for a WELCOME began
         self._next_launch_s = 0.0
         self._pause_s = BACKOFF_S[0]
@@ -156,6 +157,8 @@ class Link:
             self._demand_broker()
         elif launch.broker_pid(self._settings) is None:
             self._launch()
+        else:
+            launch.check_reach(self._settings)
         self._dealer.connect(endpoint(self._settings.port))
 
     def watch(self, descriptor: int, *, hang_up: bool = False) -> None:
@@ -372,6 +375,8 @@ class Link:
                 "or stop it with: zmqbus broker --stop"
             )
         self._next_launch_s = now_s + LOOK_S
+        if not self._connected and not self._has_tried and not self.patient:
+            self._check_loopback()
         unheard = not self._launched and not self._connected
         if not self._starts:
             self._demand_broker()
@@ -383,6 +388,14 @@ class Link:
             raise BrokerUnavailable(
                 f"no broker runs on port {self._settings.port}; the next session starts one, or: zmqbus broker"
             )
+        launch.check_reach(self._settings)
+
+    def _check_loopback(self) -> None:
+        """Nobody has answered for half a second: it may be this process that cannot. Looked at once: a thousand clients
+        that wait for one broker are not to double its work."""
+        self._has_tried = True
+        launch.check_reach(self._settings)
+        launch.check_loopback(self._settings.port)
 
     def _launch(self) -> None:
         """Starts a broker, or goes on with that."""

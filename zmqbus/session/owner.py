@@ -46,10 +46,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from zmqbus.process import FIRST_NAMESPACE, Process, ProcessTable, is_alive, process_of, this_machine
-
-#: Longest chain of parents that is followed. Real ones have a dozen links; a broken table must not keep us for ever.
-MAX_ANCESTORS = 128
+from zmqbus.process import FIRST_NAMESPACE, Process, ProcessTable, ancestors, is_alive, process_of, this_machine
 
 _INTERPRETERS = frozenset(("node", "nodejs", "bun"))
 #: Options of node and bun whose value is a word of its own, and must not be taken for the script.
@@ -69,22 +66,6 @@ _INITS = frozenset(
 #: The setting that names an owner (`settings`).
 OVERRIDE = "INTER_SESSION_PPID_OVERRIDE"
 _PID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
-
-
-def ancestors(pid: int | None = None, table: ProcessTable | None = None) -> list[Process]:
-    """The processes above `pid` (default: above this one), nearest first; as far as they can be seen."""
-    table = table or this_machine()
-    place = table.place()
-    chain: list[Process] = []
-    entry = table.look(os.getpid() if pid is None else pid)
-    seen: set[int] = set()
-    while entry is not None and entry.parent > 0 and entry.parent not in seen and len(chain) < MAX_ANCESTORS:
-        parent = entry.parent
-        seen.add(parent)
-        entry = table.look(parent)
-        if entry is not None:
-            chain.append(Process(parent, entry.started, *place))
-    return chain
 
 
 def find_owners(
