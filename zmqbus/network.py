@@ -15,7 +15,8 @@ but a loopback. No agent can live in there without help from outside, so a broke
 anything says that the sessions are elsewhere:
 
 * an agent's sandbox says so in the environment;
-* an ancestor of this process is in another network, or in another user namespace, where that cannot be seen;
+* an ancestor of this process is in another network, as far as that can be seen;
+* the user namespace has one user id only, as sandboxes without privileges have it, and containers have not;
 * the last broker of the data directory served a network with more than a loopback.
 
 Otherwise (a machine without a network card, a build in a container without network) it is started. And a setting lets
@@ -47,8 +48,8 @@ FORBIDDEN_TEXT = (
 )
 #: How long a connection over the loopback may take, s. A listener whose queue is full does not answer at all.
 CONNECT_S = 0.25
-#: /proc/net/dev has a line of some 120 bytes for each interface.
-INTERFACES_BYTES = 64 * 1024
+#: /proc/net/dev has a line of some 120 bytes for each interface. Nothing else that is read here is longer.
+MAX_BYTES = 64 * 1024
 
 #: What a kernel puts into each new network by itself, connected to nothing.
 _EMPTY = frozenset(
@@ -106,7 +107,7 @@ def has_only_loopback() -> bool:
     """Whether this network has no interface that could lead anywhere; False where that cannot be seen."""
     try:
         with open("/proc/self/net/dev", "rb") as file:
-            lines = file.read(INTERFACES_BYTES).decode("utf-8", "replace").splitlines()[2:]
+            lines = file.read(MAX_BYTES).decode("utf-8", "replace").splitlines()[2:]
     except OSError:
         return False
     names = {line.partition(":")[0].strip() for line in lines}
@@ -127,25 +128,29 @@ def why_closed(environ: Mapping[str, str], served: Network, *, served_open: bool
             return f"{variable} is set"
     if served_open:
         return "the last broker served another one"
+    if _has_one_id():
+        return "it is a sandbox's: there is one user id"
     if _is_cut_off(me):
         return "the processes that have started this one are in another one"
     return ""
 
 
+def _has_one_id() -> bool:
+    try:
+        with open("/proc/self/uid_map", "rb") as file:
+            return sum(int(line.split()[2]) for line in file.read(MAX_BYTES).splitlines()) == 1
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def _is_cut_off(me: Network) -> bool:
     """Whether a process above this one is in another network."""
-    table = this_machine()
-    user = os.geteuid()
-    for process in ancestors(os.getpid(), table):
+    for process in ancestors():
         try:
             if os.readlink(f"/proc/{process.pid}/ns/net") != f"net:[{me.namespace}]":
                 return True
-        except PermissionError:
-            # Of one's own processes that is told, unless they are in the user namespace outside of this one.
-            if table.uid(process.pid) == user:
-                return True
         except OSError:
-            continue
+            continue  # another user's, or one with more privileges
     return False
 
 

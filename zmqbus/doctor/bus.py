@@ -148,9 +148,7 @@ def stale_files(settings: Settings) -> Iterator[Finding]:
         yield warning("stale", f"{what} of processes that have ended: {first}", command("rm", "-f", *names))
     else:
         others = elsewhere(settings.data_dir)
-        left = (
-            f"; {len(others)} sessions of another PID namespace or machine cannot be judged from here" if others else ""
-        )
+        left = f"; of another PID namespace or machine, and not to be judged from here: {len(others)}" if others else ""
         yield ok("stale", f"nothing was left behind{left}")
 
 

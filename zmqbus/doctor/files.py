@@ -74,6 +74,12 @@ def _private(check: str, path: str, *, directory: bool) -> Iterator[Finding]:
     elif not (stat.S_ISDIR(found.st_mode) if directory else stat.S_ISREG(found.st_mode)):
         what = "directory" if directory else "file"
         yield fault(check, f"{path} is not a {what}", command("mv", path, f"{path}.aside"))
+    elif found.st_uid != user and security.is_unmapped(found.st_uid):
+        yield fault(
+            check,
+            f"{path} belongs to a user who has no id in this user namespace (uid {found.st_uid}): this shell is in a "
+            "sandbox or a container; run the command outside of it",
+        )
     elif found.st_uid != user:
         chown = ("chown",) if user == 0 else ("sudo", "chown")
         yield fault(check, f"{path} belongs to another user (uid {found.st_uid})", command(*chown, str(user), path))
