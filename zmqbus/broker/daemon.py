@@ -86,8 +86,6 @@ def check_network(settings: Settings) -> None:
             f"would lock all other sessions out. {network.GET_OUT}; if all sessions live in this network, set "
             "INTER_SESSION_LOOPBACK_ONLY=1"
         )
-    if network.try_port(settings.port) is network.Port.FORBIDDEN:
-        raise BrokerUnavailable(network.FORBIDDEN_TEXT)
 
 
 class Lockholder:

@@ -136,6 +136,7 @@ class Launch:
                 return None
             if self._waited and broker_pid(self._settings) is not None:
                 return ""
+            check_loopback(self._settings.port)
             self._process = self._spawn()
             self._deadline_s = time.monotonic() + LAUNCH_S
         report = self._report()
