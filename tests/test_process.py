@@ -13,17 +13,23 @@ from pathlib import Path
 import pytest
 
 from zmqbus.process import (
+    FIRST_NAMESPACE,
+    Life,
+    Place,
     Process,
     ProcessEntry,
     ProcessTable,
     ProcTable,
     PsutilTable,
+    has_ended,
     is_alive,
+    life_of,
     process_of,
     this_machine,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = this_machine().place()
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -32,6 +38,12 @@ class OneProcess:
 
     def __init__(self, *, ended: bool = False) -> None:
         self.ended = ended
+
+    def place(self) -> Place:
+        return HERE
+
+    def exists(self, pid: int) -> bool:
+        return pid == 100
 
     def look(self, pid: int) -> ProcessEntry | None:
         return ProcessEntry(0, "t100", self.ended) if pid == 100 else None
@@ -56,16 +68,137 @@ def child(*command: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_same_pid_other_start_time_is_another_process() -> None:
     table = OneProcess()
-    assert process_of(100, table) == Process(100, "t100")
-    assert is_alive(Process(100, "t100"), table)
-    assert not is_alive(Process(100, "t99"), table)
-    assert not is_alive(Process(100, "t100"), OneProcess(ended=True))
+    here = Process(100, "t100", *HERE)
+    assert process_of(100, table) == here
+    assert is_alive(here, table)
+    assert has_ended(here._replace(started="t99"), table)
+    assert has_ended(here, OneProcess(ended=True))
 
 
 def test_no_such_process_is_never_alive() -> None:
     table = OneProcess()
-    assert process_of(101, table) == Process(101, "")
-    assert not is_alive(Process(101, ""), table)
+    assert process_of(101, table) == Process(101, "", *HERE)
+    assert has_ended(process_of(101, table), table)
+
+
+# --- places -----------------------------------------------------------------------------------------------------
+
+#: A machine of whose kernel and files everything is known.
+KNOWN = Place(FIRST_NAMESPACE, "boot", "machine")
+
+
+class TableOf:
+    """A table of a place, which shows some pids and hides others."""
+
+    def __init__(self, place: Place, shown: dict[int, str], hidden: tuple[int, ...] = ()) -> None:
+        self.where, self.shown, self.hidden = place, shown, hidden
+
+    def place(self) -> Place:
+        return self.where
+
+    def exists(self, pid: int) -> bool:
+        return pid in self.shown or pid in self.hidden
+
+    def look(self, pid: int) -> ProcessEntry | None:
+        return ProcessEntry(0, self.shown[pid], False) if pid in self.shown else None
+
+    def cmdline(self, pid: int) -> list[str]:
+        return []
+
+    def uid(self, pid: int) -> int | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("place", "started", "life"),
+    [
+        (KNOWN, "t7", Life.ALIVE),
+        (KNOWN, "t6", Life.ENDED),
+        # A container, with the same pid and even the same start time.
+        (KNOWN._replace(namespace="4026539999"), "t7", Life.UNKNOWN),
+        (KNOWN._replace(namespace="4026539999"), "t6", Life.UNKNOWN),
+        (KNOWN._replace(namespace=""), "t7", Life.UNKNOWN),
+        # This machine before its last restart: pids and start times begin anew.
+        (KNOWN._replace(boot="earlier"), "t7", Life.ENDED),
+        (KNOWN._replace(boot="earlier", namespace="4026539999"), "t7", Life.ENDED),
+        (KNOWN._replace(boot="?"), "t7", Life.UNKNOWN),
+        # Another machine that shares the directory, or a guest of this one.
+        (KNOWN._replace(boot="other", machine="other"), "t7", Life.UNKNOWN),
+        (KNOWN._replace(boot="other", machine=""), "t7", Life.UNKNOWN),
+        # Written by an earlier release.
+        (Place(), "t7", Life.ALIVE),
+        (Place(), "t6", Life.UNKNOWN),
+    ],
+)
+def test_life_of_a_process_by_its_place(place: Place, started: str, life: Life) -> None:
+    process = Process(7, started, *place)
+    table = TableOf(KNOWN, {7: "t7"})
+    assert life_of(process, table) is life
+    assert (is_alive(process, table), has_ended(process, table)) == (life is Life.ALIVE, life is Life.ENDED)
+
+
+def test_pid_that_is_not_there_has_ended_only_where_it_counts() -> None:
+    table = TableOf(KNOWN, {})
+    assert life_of(Process(7, "t7", *KNOWN), table) is Life.ENDED
+    assert life_of(Process(7, "", *KNOWN), table) is Life.ENDED
+    assert life_of(Process(7, "t7", *KNOWN._replace(namespace="4026539999")), table) is Life.UNKNOWN
+    assert life_of(Process(7, "t7"), table) is Life.UNKNOWN
+
+
+def test_hidden_process_is_not_taken_for_dead() -> None:
+    """/proc with hidepid, of another namespace, or not mounted."""
+    assert life_of(Process(7, "t7", *KNOWN), TableOf(KNOWN, {}, hidden=(7,))) is Life.UNKNOWN
+
+
+@pytest.mark.parametrize("blind", [KNOWN._replace(namespace=""), Place("", "?", ""), Place("", "?", "machine")])
+def test_whoever_does_not_know_its_own_place_judges_nobody(blind: Place) -> None:
+    table = TableOf(blind, {})
+    for place in (blind, KNOWN, KNOWN._replace(namespace="4026539999"), Place()):
+        assert life_of(Process(7, "t7", *place), table) is Life.UNKNOWN
+
+
+def test_system_without_namespaces_judges_by_its_table() -> None:
+    table = TableOf(Place(), {7: "t7"})
+    assert life_of(Process(7, "t7"), table) is Life.ALIVE
+    assert life_of(Process(7, "t6"), table) is Life.ENDED
+    assert life_of(Process(8, "t8"), table) is Life.ENDED
+    assert life_of(Process(8, "t8", *KNOWN), table) is Life.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "process", [Process(7, "t7", *KNOWN), Process(7, "1700000000.123"), Process(1, "", "", "?", ""), process_of(1)]
+)
+def test_text_round_trip(process: Process) -> None:
+    assert Process.parse(process.text) == process
+    assert len(process.text) < 100
+
+
+def test_text_of_an_earlier_release_and_of_strangers() -> None:
+    assert Process.parse("4711:1000") == Process(4711, "1000")
+    for text in (
+        "",
+        "x",
+        "0:1",
+        "-1:1",
+        "4711",
+        "4711:1:2",
+        "4711:1:2:3:4:5",
+        "99999999999:1",
+        "4711:1\n",
+        None,
+        5,
+        b"1:1",
+    ):
+        assert Process.parse(text) is None
+
+
+def test_same_process() -> None:
+    here = Process(7, "t7", *KNOWN)
+    assert here.is_same(here)
+    assert here.is_same(Process(7, "t7")) and Process(7, "t7").is_same(here)
+    assert not here.is_same(Process(7, "t6"))
+    for other in (KNOWN._replace(namespace="4026539999"), KNOWN._replace(boot="x"), KNOWN._replace(machine="")):
+        assert not here.is_same(Process(7, "t7", *other))
 
 
 # --- real processes ---------------------------------------------------------------------------------------------
@@ -103,7 +236,7 @@ def test_real_process_dies(table: ProcessTable) -> None:
         assert table.look(process.pid) is None
         assert table.cmdline(process.pid) == []
         assert table.uid(process.pid) is None
-        assert process_of(process.pid, table) == Process(process.pid, "")
+        assert process_of(process.pid, table) == Process(process.pid, "", *HERE)
 
 
 @LINUX
@@ -117,6 +250,28 @@ def test_names_that_look_like_the_fields_after_them(name: str) -> None:
         assert entry is not None
         assert entry.parent == os.getpid()
         assert abs(float(entry.started) / os.sysconf("SC_CLK_TCK") - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
+
+
+@LINUX
+def test_place_is_that_of_this_kernel() -> None:
+    place = ProcTable().place()
+    assert place.namespace and place.namespace == os.readlink("/proc/self/ns/pid")[5:-1]
+    assert place.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    machine_id = Path("/etc/machine-id")
+    if machine_id.exists() and len(machine_id.read_text().strip()) == 32:
+        assert place.machine and place.machine not in machine_id.read_text()
+    assert PsutilTable().place() == place
+
+
+def test_signal_0_tells_whether_there_is_such_a_process() -> None:
+    table = this_machine()
+    assert table.exists(os.getpid())
+    with child("cat") as process:
+        assert table.exists(process.pid)
+        process.kill()
+        process.wait()
+        assert not table.exists(process.pid)
+    assert table.exists(2**40), "what cannot be asked is not taken for dead"
 
 
 def test_module_is_cheap_to_import() -> None:

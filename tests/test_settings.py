@@ -54,6 +54,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         owner_check_interval_s=10.0,
         no_reexec=False,
         durability="process",
+        loopback_only=False,
         port_chosen=False,
     )
 

@@ -154,7 +154,11 @@ def open_private(path: str, flags: int) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EMLINK, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO):
             raise
-        check_private_file(path)
+        try:
+            check_private_file(path)
+        except PermissionError:
+            _check_above(path)
+            raise
         raise Unauthorized(f"{path} cannot be opened: {error.strerror}; make it yours to read and write") from None
     try:
         found = os.fstat(fd)
@@ -198,6 +202,12 @@ def _check(path: str, found: os.stat_result, *, directory: bool) -> None:
     if not (stat.S_ISDIR(found.st_mode) if directory else stat.S_ISREG(found.st_mode)):
         raise Unauthorized(f"{path} is not a {what}; move it out of the way")
     if found.st_uid != user:
+        if is_unmapped(found.st_uid):
+            raise Unauthorized(
+                f"{path} belongs to a user who has no id in this user namespace (uid {found.st_uid} stands for all of "
+                "them): this shell is in a sandbox or a container. Run the command outside of it, give the container "
+                "the user's own id (podman: --userns=keep-id), or set INTER_SESSION_DATA_DIR to a directory in it"
+            )
         raise Unauthorized(
             f"{path} belongs to another user (uid {found.st_uid}, you are {user}); "
             f"if it is to be yours, run: sudo chown {user} {_quoted(path)}; "
@@ -208,6 +218,32 @@ def _check(path: str, found: os.stat_result, *, directory: bool) -> None:
             f"{path} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}); "
             f"run: chmod {mode:o} {_quoted(path)}"
         )
+
+
+def _check_above(path: str) -> None:
+    """Raises `Unauthorized` where the lowest directory above `path` that can be seen is not the user's own."""
+    while (parent := os.path.dirname(path)) != path:
+        path = parent
+        try:
+            found = os.lstat(path)
+        except PermissionError:
+            continue
+        _check(path, found, directory=True)
+        return
+
+
+def is_unmapped(uid: int) -> bool:
+    """Whether a file's uid is the one that stands for all users who have none in this user namespace."""
+    try:
+        with open("/proc/sys/kernel/overflowuid", "rb") as file:
+            if int(file.read(32)) != uid:
+                return False
+        with open("/proc/self/uid_map", "rb") as file:
+            ranges = [[int(word) for word in line.split()] for line in file.read(65536).splitlines()]
+    except (OSError, ValueError):
+        return False
+    # Where all ids are mapped, as in the first namespace, it is a user like others.
+    return not any(first <= uid < first + count for first, _, count in ranges)
 
 
 def _make_dirs(path: str) -> None:

@@ -90,6 +90,15 @@ class Paths(NamedTuple):
         """The pid, as text, of the broker that serves `port`."""
         return os.path.join(self.data_dir, f"server.{port}.pid")
 
+    def process_file(self, port: int) -> str:
+        """Which process that is, in what place, and which network it serves."""
+        return os.path.join(self.data_dir, f"server.{port}.process")
+
+    @property
+    def network(self) -> str:
+        """Which network the last broker has served."""
+        return os.path.join(self.data_dir, "network")
+
     @property
     def clients(self) -> str:
         """Directory of the locks and state files of listeners, named after their owners' pids."""
@@ -118,6 +127,7 @@ class Settings(NamedTuple):
     owner_check_interval_s: float
     no_reexec: bool
     durability: Literal["process", "power"]
+    loopback_only: bool  # start a broker in a network that has nothing but a loopback, whatever speaks against it
     #: Whether somebody chose the port. The well-known one is only where to begin: where another program holds it, the
     #: broker takes another one, and clients find it by the pid file (`client.launch.find_broker`).
     port_chosen: bool = True
@@ -245,6 +255,14 @@ _RULES = (
         "must be one of " + ", ".join(DURABILITIES),
         DEFAULT_DURABILITY,
     ),
+    _Rule(
+        "loopback_only",
+        None,
+        ("INTER_SESSION_LOOPBACK_ONLY",),
+        _switch,
+        "must be one of 1, true, yes, on, 0, false, no, off",
+        "off",
+    ),
 )
 
 
@@ -331,15 +349,6 @@ def _home(environ: Mapping[str, str]) -> str:
         return pwd.getpwuid(os.getuid()).pw_dir or "/"
     except KeyError:  # a container's uid without an account
         return "/"
-
-
-def port_of(name: str) -> int | None:
-    """The port in the name of a broker's pid file; None: it is another file's."""
-    head, _, rest = name.partition(".")
-    number, _, tail = rest.partition(".")
-    if (head, tail) != ("server", "pid") or not (number.isascii() and number.isdecimal()) or len(number) > 5:
-        return None
-    return int(number) if MIN_PORT <= int(number) <= MAX_PORT else None
 
 
 def find_project(cwd: str) -> str:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from zmqbus import network, pidfile
 from zmqbus.broker import daemon
 from zmqbus.errors import BrokerUnavailable, Unauthorized, ZmqbusError
+from zmqbus.process import Process, this_machine
 from zmqbus.settings import Settings, load
 
 
@@ -120,12 +122,13 @@ def test_a_data_directory_that_others_can_read_is_refused(settings):
 def test_the_pid_file_is_private_and_whole(settings):
     holder = daemon.Lockholder(settings, -1)
     os.umask(umask := os.umask(0))
-    holder._write_pid(settings.port)
+    pidfile.write(settings.paths, settings.port)
     os.umask(umask)
     path = Path(settings.paths.pid_file(settings.port))
     assert path.read_text() == str(os.getpid())
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in path.parent.glob("*.pid*")] == [path.name]
+    assert [p.stat().st_mode & 0o777 for p in path.parent.iterdir() if p.is_file()] == [0o600] * 3
     holder._remove_pid()
     assert not path.exists()
 
@@ -162,3 +165,35 @@ def test_words_that_it_does_not_know_are_named(capsys):
     assert daemon.main(["--port=4000", "--colour=red"]) == 2
     said = capsys.readouterr()
     assert "--report=" in said.err and not said.out
+
+
+# --- a network that is closed
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    monkeypatch.setattr(network, "why_closed", lambda environ, served, served_open: f"{served.text} {served_open}")
+
+
+def test_a_broker_does_not_keep_the_lock_of_a_network_that_nobody_else_can_reach(settings, closed):
+    pidfile.write(settings.paths, settings.port)
+    pidfile.remove(settings.paths, settings.port)
+    last = f"{network.here().text} {not network.has_only_loopback()}"
+    with pytest.raises(BrokerUnavailable, match="INTER_SESSION_LOOPBACK_ONLY=1") as caught:
+        daemon._serve(settings, foreground=True)
+    assert last in str(caught.value)
+    os.close(daemon.elect(settings))
+
+
+def test_the_setting_starts_it_all_the_same(settings, closed):
+    daemon.check_network(settings._replace(loopback_only=True))
+
+
+def test_a_broker_of_another_pid_namespace_serves_its_port(settings):
+    lock = daemon.elect(settings)
+    serve(settings, settings.port, "4194000")
+    elsewhere = Process(4194000, "1", *this_machine().place()._replace(namespace="4026539999"))
+    Path(settings.paths.process_file(settings.port)).write_text(f"{elsewhere.text} 1:2")
+    with pytest.raises(daemon.Elsewhere):
+        daemon.elect(settings)
+    os.close(lock)

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from zmqbus import network
 from zmqbus.broker import daemon
 from zmqbus.client import launch
 from zmqbus.errors import BrokerError, BrokerUnavailable, PortHeld, Unauthorized
+from zmqbus.network import Network, Port
+from zmqbus.process import Process
 from zmqbus.settings import Settings, load
 
 #: Far over what any of this takes.
@@ -250,3 +253,47 @@ def test_a_program_with_a_thousand_open_files_can_read_it_too():
     assert launch._is_readable(high, 20.0)
     for descriptor in (reader, writer, high):
         os.close(descriptor)
+
+
+# --- a shell that cannot reach the broker
+
+
+def serve_elsewhere(settings: Settings, place: Network) -> None:
+    Path(settings.paths.pid_file(settings.port)).write_text("4711")
+    text = f"{Process(4711, '1', '4026539999', 'boot', 'machine').text} {place.text}"
+    Path(settings.paths.process_file(settings.port)).write_text(text)
+
+
+@pytest.mark.parametrize("sandbox", [Port.FORBIDDEN, Port.UNREACHABLE])
+def test_nothing_is_launched_where_the_loopback_cannot_be_used(settings, broker_says, monkeypatch, tmp_path, sandbox):
+    monkeypatch.setattr(network, "try_port", lambda port: sandbox)
+    broker_says(f"touch {tmp_path}/launched; {report('ready')}")
+    with pytest.raises(BrokerUnavailable, match="sandbox") as caught:
+        launch.launch(settings)
+    assert not (tmp_path / "launched").exists()
+    assert "kill" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("boot", "where"), [("this", "in another network than this shell"), ("other", "on another machine")]
+)
+@pytest.mark.parametrize("found", Port)
+def test_broker_in_another_network(settings, monkeypatch, boot, where, found):
+    monkeypatch.setattr(network, "here", lambda: Network("1", "this"))
+    monkeypatch.setattr(network, "try_port", lambda port: found)
+    serve_elsewhere(settings, Network("2", boot))
+    if found is Port.OPEN:  # somebody forwards it
+        launch.check_reach(settings)
+        return
+    with pytest.raises(BrokerUnavailable, match=where) as caught:
+        launch.check_reach(settings)
+    assert "pid 4711 there" in str(caught.value) and "INTER_SESSION_DATA_DIR" in str(caught.value)
+
+
+@pytest.mark.parametrize("served", [Network("1", "this"), Network()])
+def test_broker_in_this_network_is_not_tried(settings, monkeypatch, served):
+    monkeypatch.setattr(network, "here", lambda: Network("1", "this"))
+    monkeypatch.setattr(network, "try_port", lambda port: pytest.fail("each command would pay for it"))
+    launch.check_reach(settings)
+    serve_elsewhere(settings, served)
+    launch.check_reach(settings)

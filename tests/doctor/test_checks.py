@@ -137,13 +137,13 @@ def test_a_database_that_the_disk_does_not_give(settings: Settings, monkeypatch:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(files, "_unsound", fails)
-    (finding,) = files.database(settings, None)
+    (finding,) = files.database(settings, is_served=False)
     assert finding == fault("database", f"{settings.paths.database} cannot be read: Input/output error")
 
 
 def test_an_empty_database_is_begun_by_the_broker(settings: Settings) -> None:
     Path(settings.paths.database).touch()
-    assert [row.level for row in files.database(settings, None)] == ["ok"]
+    assert [row.level for row in files.database(settings, is_served=False)] == ["ok"]
 
 
 def test_a_database_that_is_too_large_to_copy_is_left_to_the_broker(
@@ -151,9 +151,9 @@ def test_a_database_that_is_too_large_to_copy_is_left_to_the_broker(
 ) -> None:
     Path(settings.paths.database).write_bytes(b"no database")
     Path(f"{settings.paths.database}-wal").write_bytes(b"x")
-    assert [row.level for row in files.database(settings, None)] == ["fault"]
+    assert [row.level for row in files.database(settings, is_served=False)] == ["fault"]
     monkeypatch.setattr(files, "COPY_BYTES", 5)
-    assert [row.level for row in files.database(settings, None)] == ["ok"]
+    assert [row.level for row in files.database(settings, is_served=False)] == ["ok"]
 
 
 def test_a_check_that_fails_ends_no_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

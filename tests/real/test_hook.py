@@ -14,7 +14,7 @@ import pytest
 from tests.real.conftest import COMMAND_TIMEOUT_S, HEADER, ROOT, Bus, ListenerProcess, Owner, wait_until
 from zmqbus import naming
 from zmqbus.cli import connect
-from zmqbus.session.options import SUFFIX
+from zmqbus.session.owned import OPTIONS
 from zmqbus.session.state import AlreadyListening, ListenerLock
 from zmqbus.settings import load
 
@@ -201,7 +201,7 @@ def test_a_monitor_that_is_faster_than_the_hook_waits_for_it(bus, new_port):
 def test_options_of_the_dead_are_removed(bus):
     dead = bus.owner()
     call(bus, "SessionStart", dead, source="startup")
-    left = bus.data_dir / "clients" / f"{dead.pid}{SUFFIX}"
+    left = bus.data_dir / "clients" / f"{dead.pid}{OPTIONS}"
     assert left.exists()
     dead.kill()
     call(bus, "SessionStart", bus.owner(), source="startup")

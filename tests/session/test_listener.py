@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from zmqbus.client import core
-from zmqbus.process import Process
+from zmqbus.process import Process, this_machine
 from zmqbus.protocol import Format, Scope
 from zmqbus.session.listener import Listener, Plan
 from zmqbus.session.shown import Shown
 from zmqbus.session.state import Identity, ListenerLock
 from zmqbus.settings import load
 
-OWNER = Process(4711, "1000")
+OWNER = Process(4711, "1000", *this_machine().place())
 
 
 class FakeLink:
@@ -81,7 +81,7 @@ class Stage:
 
     def on_file(self) -> list[int]:
         """Numbers of the messages that another process of the session knows to have been shown."""
-        known = Shown(self.settings.data_dir, OWNER.pid, "session")
+        known = Shown(self.settings.data_dir, OWNER, "session")
         try:
             return [number for number in range(6) if f"message{number:05}" in known]
         finally:
@@ -142,7 +142,7 @@ def test_what_a_command_has_printed_in_the_meantime_is_not_shown(stage: Stage) -
     """A listener that is stopped cannot give back what it holds, and `zmqbus inbox` does not wait for it."""
     for number in range(3):
         stage.deal(number)
-    command = Shown(stage.settings.data_dir, OWNER.pid, "session")
+    command = Shown(stage.settings.data_dir, OWNER, "session")
     command.add("message00001")
     command.close()
     stage.flush()

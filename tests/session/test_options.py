@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from zmqbus.errors import Unauthorized
-from zmqbus.process import Process
+from zmqbus.process import Process, this_machine
 from zmqbus.session import options
 from zmqbus.session.options import MAX_BYTES, VARIABLES, hand_on, with_options
+from zmqbus.session.owned import record_of
 from zmqbus.settings import DEFAULT_IDLE_SHUTDOWN_MIN, DEFAULT_PORT, load
 
-OWNER = Process(4711, "1000")
+OWNER = Process(4711, "1000", *this_machine().place())
 PORT, MINUTES = VARIABLES
 SET = {PORT: "12345", MINUTES: "2.5"}
 #: For what has to happen; only a hang can miss it.
@@ -65,7 +66,7 @@ def test_only_the_options_of_the_bus_are_handed_on(data: str) -> None:
 
 def test_what_is_not_set_is_not_handed_on(data: str) -> None:
     hand_on(data, OWNER, {PORT: "", "HOME": "/home/u"})
-    assert json.loads(path_of(data).read_bytes()) == {"owner_started": OWNER.started, "options": {}}
+    assert json.loads(path_of(data).read_bytes()) == {**record_of(OWNER), "options": {}}
     assert with_options(data, OWNER, {}) == {}
 
 

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqbus.process import Process, ProcessEntry, is_alive
+from zmqbus.process import FIRST_NAMESPACE, MAX_ANCESTORS, Place, Process, ProcessEntry, ancestors, is_alive
 from zmqbus.session import owner
 from zmqbus.session.owner import find_owners, looks_like_claude
+from zmqbus.settings import load
 
 ME = 900
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ class FakeTable:
         self.lines: dict[int, list[str]] = {}
         self.entries: dict[int, ProcessEntry] = {}
         self.uids: dict[int, int] = {}
+        self.where = Place(FIRST_NAMESPACE, "boot", "machine")
         parent = 0
         for number, cmdline in enumerate(chain):
             parent = self.put(100 + number, parent, cmdline)
@@ -40,6 +42,12 @@ class FakeTable:
         self.entries[pid] = ProcessEntry(parent, f"t{pid}", ended)
         self.uids[pid] = os.geteuid() if uid is None else uid
         return pid
+
+    def place(self) -> Place:
+        return self.where
+
+    def exists(self, pid: int) -> bool:
+        return pid in self.entries
 
     def look(self, pid: int) -> ProcessEntry | None:
         return self.entries.get(pid)
@@ -116,11 +124,11 @@ def test_certain_match_beats_nearer_doubtful_one() -> None:
 
 
 def test_doubtful_match_is_taken_where_nothing_is_better() -> None:
-    assert owners(FakeTable(INIT, SHELL, WEAK, SHELL)) == [102, 101, 100]
+    assert owners(FakeTable(INIT, SHELL, WEAK, SHELL)) == [102, 101]
 
 
 def test_parent_and_those_above_without_claude() -> None:
-    assert owners(FakeTable(INIT, SHELL, ["make"])) == [102, 101, 100]
+    assert owners(FakeTable(INIT, SHELL, ["make"])) == [102, 101]
 
 
 def test_first_process_of_a_container_owns_itself() -> None:
@@ -134,12 +142,77 @@ def test_claude_as_first_process_of_a_container() -> None:
     assert owners(table) == [1]
 
 
+# --- orphans
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        ["/sbin/init"],
+        ["/usr/lib/systemd/systemd", "--user"],
+        ["/usr/bin/tini", "--", "python"],
+        ["docker-init", "--", "sh"],
+        ["bwrap", "--unshare-all", "sh"],
+        ["/usr/bin/containerd-shim-runc-v2", "-id", "x"],
+    ],
+)
+def test_init_is_nobodys_owner(init: list[str]) -> None:
+    table = FakeTable(INIT, init)
+    assert owners(table) == [ME], "an orphan owns itself"
+    assert owners(FakeTable(INIT, init, SHELL)) == [102]
+
+
+def test_pid_1_of_a_machine_is_an_init_whatever_it_is_called() -> None:
+    table = FakeTable()
+    table.put(1, 0, ["/process_api"])
+    table.put(ME, 1, ["python"])
+    assert owners(table) == [ME]
+    table.where = table.where._replace(namespace="4026532179")
+    assert owners(table) == [1], "the program of a container"
+    table.lines[1] = ["tini", "--", "bash"]
+    assert owners(table) == [ME]
+
+
+def test_pid_1_of_a_machine_is_the_owner_where_it_is_an_agent() -> None:
+    table = FakeTable()
+    table.put(1, 0, CLAUDE)
+    table.put(ME, 1, ["python"])
+    assert owners(table) == [1]
+
+
+def test_shell_of_the_terminal_owns_an_orphan() -> None:
+    """What nohup and `&` leave: the parent has ended, the kernel session has not."""
+    table = FakeTable(INIT, SHELL)
+    table.put(ME, 100, ["python"])
+    table.entries[ME] = table.entries[ME]._replace(leader=101)
+    assert owners(table) == [101]
+    table.uids[101] = os.geteuid() + 1
+    assert owners(table) == [ME], "a leader of another user"
+    table.put(101, 100, SHELL, ended=True)
+    assert owners(table) == [ME], "a leader that has ended"
+    table.put(101, 0, INIT)
+    assert owners(table) == [ME], "an init"
+    table.entries[ME] = table.entries[ME]._replace(leader=77)
+    assert owners(table) == [ME], "a leader that is gone"
+    table.entries[ME] = table.entries[ME]._replace(leader=ME)
+    assert owners(table) == [ME], "its own leader, by setsid"
+
+
+def test_owner_that_is_handed_on_is_found_by_an_orphan() -> None:
+    table = FakeTable(INIT, SHELL)
+    owner_ = find_owners(None, {}, table, ME)[0]
+    environ = owner.handed_on(owner_, {"PATH": "/bin"})
+    assert environ == {"PATH": "/bin", "INTER_SESSION_PPID_OVERRIDE": "101"}
+    table.put(ME, 100, ["python"])
+    assert find_owners(load(environ=environ).owner_pid_override, environ, table, ME) == [owner_]
+
+
 def test_override_is_first_even_when_dead() -> None:
     table = FakeTable(INIT, CLAUDE)
     assert owners(table, override=100, claude_pid="101") == [100]
     assert owners(table, override=77) == [77]
-    assert find_owners(77, {}, table) == [Process(77, "")]
-    assert not is_alive(Process(77, ""), table)
+    assert find_owners(77, {}, table) == [Process(77, "", *table.where)]
+    assert not is_alive(Process(77, "", *table.where), table)
 
 
 def test_claude_pid_names_an_ancestor_that_does_not_look_like_it() -> None:
@@ -175,24 +248,24 @@ def test_claude_pid_counts_for_an_orphan() -> None:
 def test_claude_pid_that_says_nothing_is_passed_over(text: str) -> None:
     table = FakeTable(INIT, SHELL)
     table.put(500, 1, CLAUDE)
-    assert owners(table, claude_pid=text) == [101, 100]
+    assert owners(table, claude_pid=text) == [101]
 
 
 def test_claude_pid_of_a_zombie_or_of_another_user_is_passed_over() -> None:
     table = FakeTable(INIT, SHELL)
     table.put(500, 1, CLAUDE, ended=True)
     table.put(501, 1, CLAUDE, uid=os.geteuid() + 1)
-    assert owners(table, claude_pid="500") == [101, 100]
-    assert owners(table, claude_pid="501") == [101, 100]
+    assert owners(table, claude_pid="500") == [101]
+    assert owners(table, claude_pid="501") == [101]
 
 
 def test_broken_tables_end() -> None:
     table = FakeTable(SHELL, SHELL)
     table.put(100, 101, SHELL)  # a circle
-    assert [p.pid for p in owner.ancestors(ME, table)] == [101, 100]
+    assert [p.pid for p in ancestors(ME, table)] == [101, 100]
     deep = FakeTable(*([SHELL] * 500))
-    assert len(owner.ancestors(ME, deep)) == owner.MAX_ANCESTORS
-    assert owner.ancestors(12345, table) == []
+    assert len(ancestors(ME, deep)) == MAX_ANCESTORS
+    assert ancestors(12345, table) == []
 
 
 # --- real processes ---------------------------------------------------------------------------------------------
@@ -212,10 +285,10 @@ def child(*command: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_real_ancestors_begin_with_the_parent() -> None:
-    chain = owner.ancestors()
+    chain = ancestors()
     assert chain[0].pid == os.getppid()
     assert all(is_alive(process) for process in chain)
-    assert owner.ancestors(chain[0].pid) == chain[1:]
+    assert ancestors(chain[0].pid) == chain[1:]
 
 
 ASK = (

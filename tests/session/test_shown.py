@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from zmqbus.client import taken
 from zmqbus.errors import Unauthorized
+from zmqbus.process import Process, this_machine
 from zmqbus.protocol import IdMaker, is_msg_id
 from zmqbus.session import files
 from zmqbus.session import shown as shown_module
 from zmqbus.session.shown import Shown
 
-OWNER = 4711
+OWNER = Process(4711, "1000", *this_machine().place())
 SESSION = "4f0c6a9e-0000-4000-8000-000000000001"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +41,7 @@ def trace() -> list[str]:
 
 
 def path_of(data: str) -> Path:
-    return Path(data, "clients", f"{OWNER}.shown")
+    return Path(data, "clients", f"{OWNER.pid}.shown")
 
 
 def keeper(data: str, trace: list[str] | None = None, session: str = SESSION) -> Shown:
@@ -78,7 +79,7 @@ def test_the_next_listener_knows_what_was_shown(data: str) -> None:
 def test_a_killed_listener_has_left_every_id_that_it_added(data: str) -> None:
     code = (
         "import os, sys, zmqbus.session.shown as s\n"
-        f"shown = s.Shown({data!r}, {OWNER}, {SESSION!r}, keeper=True); shown.open()\n"
+        f"shown = s.Shown({data!r}, s.Process.parse({OWNER.text!r}), {SESSION!r}, keeper=True); shown.open()\n"
         "shown.add('message00001'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=90).returncode == -9
@@ -430,9 +431,10 @@ def test_a_file_that_cannot_be_rewritten_is_written_on(
 
 ADD = """
 import sys
+from zmqbus.process import Process
 from zmqbus.session import shown
 shown.COMPACT_BYTES = 2000
-who = shown.Shown(sys.argv[1], int(sys.argv[2]), sys.argv[3], keeper=sys.argv[4] == "keeper")
+who = shown.Shown(sys.argv[1], Process.parse(sys.argv[2]), sys.argv[3], keeper=sys.argv[4] == "keeper")
 if sys.argv[4] == "keeper":
     who.open()
 print(flush=True)
@@ -448,7 +450,7 @@ def test_processes_that_append_at_once_while_the_file_is_replaced(data: str) -> 
     keeper(data).open()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", ADD, data, str(OWNER), SESSION, name],
+            [sys.executable, "-c", ADD, data, OWNER.text, SESSION, name],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,32 +18,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqbus.errors import NotConnected, Unauthorized
-from zmqbus.process import Process, ProcessEntry, process_of
+from zmqbus.process import Place, Process, ProcessEntry, process_of, this_machine
 from zmqbus.session import files
 from zmqbus.session import state as state_module
+from zmqbus.session.files import replace
 from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.options import VARIABLES, hand_on, with_options
+from zmqbus.session.owned import stem_of
+from zmqbus.session.shown import Shown
 from zmqbus.session.state import (
     AlreadyListening,
     Identity,
     ListenerLock,
     SessionState,
+    elsewhere,
     find_away,
     find_session,
     is_listening,
     leftovers,
     load_state,
     reap,
+    states,
 )
 
 ME = process_of(os.getpid())
-OWNER = Process(4711, "1000")
+HERE = this_machine().place()
+OWNER = Process(4711, "1000", *HERE)
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
     return str(tmp_path / "data")
+
+
+def at(pid: int, started: str, place: Place = HERE) -> Process:
+    return Process(pid, started, *place)
 
 
 def state_of(owner: Process, **changes: object) -> SessionState:
@@ -60,6 +71,7 @@ def state_of(owner: Process, **changes: object) -> SessionState:
         owner_started=owner.started,
         project="/home/u/src/auth",
         cwd="/home/u/src/auth",
+        **owner.place._asdict(),
     )
     return made._replace(**changes)  # type: ignore[arg-type]
 
@@ -80,7 +92,13 @@ class Table:
     """A process table that knows these processes."""
 
     def __init__(self, *alive: Process) -> None:
-        self.alive = dict(alive)
+        self.alive = {process.pid: process.started for process in alive}
+
+    def place(self) -> Place:
+        return HERE
+
+    def exists(self, pid: int) -> bool:
+        return pid in self.alive
 
     def look(self, pid: int) -> ProcessEntry | None:
         return ProcessEntry(1, self.alive[pid], False) if pid in self.alive else None
@@ -245,10 +263,11 @@ def test_directory_open_to_others_is_refused(data: str) -> None:
 
 def test_identity_is_that_of_the_very_same_owner(data: str) -> None:
     leave_stale(data, OWNER)
-    with ListenerLock.acquire(data, OWNER._replace(started="1001")) as lock:
-        assert lock.identity is None
     with ListenerLock.acquire(data, OWNER) as lock:
         assert lock.identity == Identity("id", "token", "auth", None)
+    with ListenerLock.acquire(data, OWNER._replace(started="1001")) as lock:
+        assert lock.identity is None
+    assert os.listdir(data + "/clients") == ["4711.lock"], "a pid that was used again takes the name over"
 
 
 def test_identity_changes_in_place(data: str) -> None:
@@ -268,6 +287,7 @@ def test_identity_changes_in_place(data: str) -> None:
         "label": None,
         "port": None,
         "owner_started": "1000",
+        **HERE._asdict(),
     }
 
 
@@ -319,7 +339,7 @@ def test_full_disk_is_told_about(data: str, monkeypatch: pytest.MonkeyPatch) -> 
                 lock.write_state(state_of(OWNER, name="other"))
             with pytest.raises(NotConnected, match="No space left"):
                 lock.remember(Identity("id", "token", None, None))
-        assert load_state(data, OWNER.pid) == state_of(OWNER)
+        assert load_state(data, "4711") == state_of(OWNER)
         assert not path_of(data, "4711.session.tmp").exists()
 
 
@@ -359,12 +379,12 @@ def test_ports_at_the_ends_of_the_range(data: str, port: int) -> None:
 
 
 def test_state_round_trip(data: str) -> None:
-    assert load_state(data, OWNER.pid) is None
+    assert load_state(data, "4711") is None
     odd = state_of(OWNER, label='ü "x" \\ 😀', cwd=os.fsdecode(b"/tmp/not utf-8 \xff"))
     with ListenerLock.acquire(data, OWNER) as lock:
         lock.write_state(odd)
-        assert load_state(data, OWNER.pid) == odd
-    assert load_state(data, OWNER.pid) is None
+        assert load_state(data, "4711") == odd
+    assert load_state(data, "4711") is None
 
 
 def test_state_file_has_the_keys_of_the_contract(data: str) -> None:
@@ -404,15 +424,15 @@ BAD_VALUES: tuple[object, ...] = ([], True, 1.5, {})
 )
 def test_damaged_field_makes_the_file_stale(data: str, change: dict[str, object]) -> None:
     put_state(data, json.dumps(GOOD | change).encode())
-    assert load_state(data, OWNER.pid) is None
+    assert load_state(data, "4711") is None
     assert find_session(data, OWNER) == (None, True)
     assert not path_of(data, "4711.session").exists()
 
 
-@pytest.mark.parametrize("field", [field for field in SessionState._fields if field != "label"])
+@pytest.mark.parametrize("field", [field for field in SessionState._fields if field not in ("label", *Place._fields)])
 def test_missing_field_makes_the_file_stale(data: str, field: str) -> None:
     put_state(data, json.dumps({key: value for key, value in GOOD.items() if key != field}).encode())
-    assert load_state(data, OWNER.pid) is None
+    assert load_state(data, "4711") is None
 
 
 @pytest.mark.parametrize(
@@ -432,21 +452,21 @@ def test_missing_field_makes_the_file_stale(data: str, field: str) -> None:
 )
 def test_garbage_makes_the_file_stale(data: str, content: bytes) -> None:
     put_state(data, content)
-    assert load_state(data, OWNER.pid) is None
+    assert load_state(data, "4711") is None
 
 
 def test_every_prefix_is_stale(data: str) -> None:
     whole = json.dumps(GOOD).encode()
     put_state(data, whole)
-    assert load_state(data, OWNER.pid) == state_of(OWNER)
+    assert load_state(data, "4711") == state_of(OWNER)
     for length in range(len(whole)):
         path_of(data, "4711.session").write_bytes(whole[:length])
-        assert load_state(data, OWNER.pid) is None
+        assert load_state(data, "4711") is None
 
 
 def test_keys_of_a_newer_release_are_no_fault(data: str) -> None:
     put_state(data, json.dumps(GOOD | {"colour": "blue"}).encode())
-    assert load_state(data, OWNER.pid) == state_of(OWNER)
+    assert load_state(data, "4711") == state_of(OWNER)
 
 
 json_values = st.recursive(
@@ -460,7 +480,7 @@ def test_any_json_is_a_sound_state_or_none(
 ) -> None:
     data = str(tmp_path_factory.mktemp("state") / "data")
     put_state(data, json.dumps(GOOD | changes).encode())
-    found = load_state(data, OWNER.pid)
+    found = load_state(data, "4711")
     if found is not None:
         assert found._asdict() == GOOD | changes
         assert found.token and found.owner_pid == OWNER.pid
@@ -470,7 +490,7 @@ def test_state_that_others_can_read_is_refused(data: str) -> None:
     put_state(data, json.dumps(GOOD).encode())
     path_of(data, "4711.session").chmod(0o644)
     with pytest.raises(Unauthorized):
-        load_state(data, OWNER.pid)
+        load_state(data, "4711")
     with pytest.raises(Unauthorized):
         find_session(data, OWNER)
     assert path_of(data, "4711.session").exists()
@@ -513,7 +533,7 @@ def test_stale_state_without_a_lock_file(data: str) -> None:
 
 
 def test_nearest_ancestor_with_a_live_session(data: str) -> None:
-    near, far, farther = Process(20, "2"), Process(10, "1"), Process(5, "0")
+    near, far, farther = at(20, "2"), at(10, "1"), at(5, "0")
     leave_stale(data, near)
     with ListenerLock.acquire(data, far) as lock, ListenerLock.acquire(data, farther) as other:
         lock.write_state(state_of(far))
@@ -617,7 +637,7 @@ def test_an_earlier_process_with_this_pid_is_not_this_one(data: str) -> None:
 
 
 def test_the_nearest_ancestor_that_has_a_session(data: str) -> None:
-    near, far = Process(20, "2"), Process(10, "1")
+    near, far = at(20, "2"), at(10, "1")
     leave_away(data, far, AWAY._replace(name="far"))
     assert find_away(data, OWNER, [OWNER, near, far]) == (far, AWAY._replace(name="far"))
     leave_away(data, near._replace(started="1"), AWAY._replace(name="of an earlier process"))
@@ -631,7 +651,7 @@ def test_the_nearest_ancestor_that_has_a_session(data: str) -> None:
 
 def test_the_listener_of_the_nearest_one_stands_for_all_of_them(data: str) -> None:
     """Messages go to that one; mail of a session above it is not its business."""
-    far = Process(10, "1")
+    far = at(10, "1")
     leave_away(data, far)
     with ListenerLock.acquire(data, OWNER) as lock:
         lock.remember(AWAY)
@@ -639,7 +659,7 @@ def test_the_listener_of_the_nearest_one_stands_for_all_of_them(data: str) -> No
 
 
 def test_a_session_without_a_name_has_no_mail(data: str) -> None:
-    far = Process(10, "1")
+    far = at(10, "1")
     leave_away(data, OWNER, AWAY._replace(name=None))
     assert find_away(data, OWNER) is None
     leave_away(data, far)
@@ -654,19 +674,19 @@ def test_a_torn_identity_is_nobody(data: str) -> None:
         assert find_away(data, OWNER) is None
 
 
-@pytest.mark.parametrize("whose", [OWNER, Process(10, "1")])
+@pytest.mark.parametrize("whose", [OWNER, at(10, "1")])
 def test_a_lock_file_that_others_can_read_is_refused(data: str, whose: Process) -> None:
     leave_away(data, whose)
     path_of(data, f"{whose.pid}.lock").chmod(0o644)
     with pytest.raises(Unauthorized, match="chmod 600"):
-        find_away(data, OWNER, [Process(10, "1")])
+        find_away(data, OWNER, [at(10, "1")])
 
 
 # --- cleaning up ------------------------------------------------------------------------------------------------
 
 
 def test_reap_removes_what_dead_owners_left(data: str) -> None:
-    dead, reused, alive, locked = Process(11, "1"), Process(12, "1"), Process(13, "1"), Process(14, "1")
+    dead, reused, alive, locked = at(11, "1"), at(12, "1"), at(13, "1"), at(14, "1")
     for owner in (dead, reused, alive):
         leave_stale(data, owner)
     path_of(data, "11.session.tmp").write_text("half")
@@ -760,21 +780,23 @@ def test_reap_keeps_damaged_options_while_any_process_has_the_pid(data: str) -> 
 
 def test_reap_passes_over_options_that_are_not_private(data: str) -> None:
     hand_on(data, OWNER, {})
-    leave_stale(data, Process(12, "1"))
+    leave_stale(data, at(12, "1"))
     path_of(data, "4711.options").chmod(0o644)
     assert reap(data, Table()) == ["12.session", "12.lock"]
     assert path_of(data, "4711.options").exists()
 
 
 def test_reap_keeps_an_empty_lock_while_any_process_has_the_pid(data: str) -> None:
-    ListenerLock.acquire(data, OWNER).release()
+    ListenerLock.acquire(data, at(12, "1")).release()
+    path_of(data, "12.lock").unlink()
+    path_of(data, "4711.lock").touch(0o600)
     assert reap(data, Table(OWNER._replace(started="77"))) == []
     assert reap(data, Table()) == ["4711.lock"]
 
 
 def test_reap_passes_over_what_is_not_private(data: str) -> None:
-    leave_stale(data, Process(11, "1"))
-    leave_stale(data, Process(12, "1"))
+    leave_stale(data, at(11, "1"))
+    leave_stale(data, at(12, "1"))
     path_of(data, "11.lock").chmod(0o666)
     assert reap(data, Table()) == ["12.session", "12.lock"]
 
@@ -909,7 +931,7 @@ def test_module_is_cheap_to_import() -> None:
 
 
 def test_leftovers_are_what_reap_would_remove_and_the_state_of_dead_listeners(data: str) -> None:
-    dead, reused, alive, locked = Process(11, "1"), Process(12, "1"), Process(13, "1"), Process(14, "1")
+    dead, reused, alive, locked = at(11, "1"), at(12, "1"), at(13, "1"), at(14, "1")
     for owner in (dead, reused, alive):
         leave_stale(data, owner)
     for name in ("11.session.tmp", "11.shown", "13.shown", "14.shown", "notes.session"):
@@ -920,8 +942,8 @@ def test_leftovers_are_what_reap_would_remove_and_the_state_of_dead_listeners(da
         before = sorted(os.listdir(data + "/clients"))
         found = leftovers(data, table)
         assert sorted(os.listdir(data + "/clients")) == before
-        assert is_listening(data, 14)
-        assert not is_listening(data, 13)
+        assert is_listening(data, locked)
+        assert not is_listening(data, alive)
         assert sorted(reap(data, table)) == [name for name in found if name != "13.session"]
         assert "13.session" in found
         assert leftovers(data, table) == ["13.session"]
@@ -942,4 +964,154 @@ def test_leftovers_that_are_not_private_are_left_out(data: str) -> None:
 
 def test_no_clients_no_leftovers(tmp_path: Path) -> None:
     assert leftovers(str(tmp_path)) == []
-    assert not is_listening(str(tmp_path), 1)
+    assert not is_listening(str(tmp_path), ME)
+
+
+# --- one directory, several places ---
+
+#: Places of others: a container on this kernel, another machine, and a process of an earlier release.
+CONTAINER = HERE._replace(namespace="4026539999")
+MACHINE = Place("4026531836", "another boot", "another machine")
+EARLIER = Place()
+ELSEWHERE = (CONTAINER, MACHINE, EARLIER)
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_files_of_another_place_are_left_alone(data: str, place: Place) -> None:
+    """A container that shares the directory has no process 4711, and must not take the host's for dead."""
+    leave_stale(data, at(4711, "1", place))
+    hand_on(data, at(4711, "1", place), {})
+    path_of(data, "4711.shown").touch(0o600)
+    before = sorted(os.listdir(data + "/clients"))
+    assert reap(data, Table()) == []
+    assert leftovers(data, Table()) == []
+    assert [name for name in sorted(os.listdir(data + "/clients")) if name != "reap.lock"] == before
+    assert elsewhere(data) == ["4711"]
+
+
+@pytest.mark.parametrize("place", [CONTAINER, MACHINE])
+@pytest.mark.parametrize("started", ["1000", "1"])
+def test_same_pid_elsewhere_keeps_its_session_and_its_mail(data: str, place: Place, started: str) -> None:
+    """Not even the same start time makes it the same process."""
+    other = at(4711, started, place)
+    leave_away(data, other, AWAY._replace(session_id="other", token="of another"))
+    hand_on(data, other, {VARIABLES[0]: "12345"})
+    Shown(data, other, "other", keeper=True).open()
+    before = {name: path_of(data, name).read_bytes() for name in os.listdir(data + "/clients")}
+    assert find_away(data, OWNER) is None
+    assert with_options(data, OWNER, {}) == {}
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity is None
+        lock.remember(AWAY)
+        lock.write_state(state_of(OWNER))
+        hand_on(data, OWNER, {VARIABLES[0]: "9999"})
+        Shown(data, OWNER, AWAY.session_id, keeper=True).open()
+        assert find_session(data, OWNER) == (state_of(OWNER), False)
+        with pytest.raises(AlreadyListening, match=f"listener_pid={ME.pid}"):
+            ListenerLock.acquire(data, OWNER)
+        assert is_listening(data, OWNER)
+        assert states(data) == [state_of(OWNER)]
+    assert find_away(data, OWNER) == (OWNER, AWAY)
+    assert with_options(data, OWNER, {}) == {VARIABLES[0]: "9999"}
+    assert {name: path_of(data, name).read_bytes() for name in before} == before
+    # Its own owner ends: only its own files go.
+    own = f"4711-{HERE.tag}"
+    assert sorted(reap(data, Table())) == [f"{own}.lock", f"{own}.options", f"{own}.shown"]
+    assert {name: path_of(data, name).read_bytes() for name in before} == before
+
+
+def test_live_listener_elsewhere_with_the_same_pid(data: str) -> None:
+    other = at(4711, "1000", CONTAINER)
+    with ListenerLock.acquire(data, other) as theirs:
+        theirs.write_state(state_of(other))
+        assert find_session(data, OWNER) == (None, False)
+        with ListenerLock.acquire(data, OWNER) as ours:
+            ours.write_state(state_of(OWNER))
+            assert find_session(data, OWNER) == (state_of(OWNER), False)
+            assert sorted(state.namespace for state in states(data)) == sorted((HERE.namespace, CONTAINER.namespace))
+        assert load_state(data, "4711") == state_of(other)
+
+
+def test_lock_says_whose_it_is_before_its_listener_is_connected(data: str) -> None:
+    with ListenerLock.acquire(data, at(4711, "1", CONTAINER)):
+        assert json.loads(path_of(data, "4711.lock").read_text()) == {"owner_started": "1", **CONTAINER._asdict()}
+        ListenerLock.acquire(data, OWNER).release()
+
+
+def test_lock_that_another_place_took_while_the_name_was_chosen(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = at(4711, "1", CONTAINER)
+    chosen: list[str] = []
+
+    def late(data_dir: str, owner: Process) -> str:
+        stem = stem_of(data_dir, owner)
+        if owner == OWNER and not chosen:
+            leave_away(data, other)
+        chosen.append(stem)
+        return stem
+
+    monkeypatch.setattr("zmqbus.session.state.stem_of", late)
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity is None
+    assert chosen[0] == "4711" and chosen[-1] == f"4711-{HERE.tag}"
+    monkeypatch.undo()
+    assert json.loads(path_of(data, "4711.lock").read_text())["session_id"] == AWAY.session_id
+
+
+def test_files_of_an_earlier_boot_of_this_machine_go(data: str) -> None:
+    """With the same pid and the same start time: every boot counts both from the beginning."""
+    leave_stale(data, at(4711, "1000", HERE._replace(boot="an earlier boot")))
+    assert find_away(data, OWNER) is None
+    assert sorted(reap(data, Table(OWNER))) == ["4711.lock", "4711.session"]
+
+
+def test_earlier_release_wrote_no_place_and_is_still_its_own_session(data: str) -> None:
+    leave_away(data, at(4711, "1000", EARLIER))
+    record = json.loads(path_of(data, "4711.lock").read_text())
+    for field in Place._fields:
+        del record[field]
+    path_of(data, "4711.lock").write_text(json.dumps(record) + "\n")
+    assert find_away(data, OWNER) == (OWNER, AWAY)
+    with ListenerLock.acquire(data, OWNER) as lock:
+        assert lock.identity == AWAY
+        old = {key: value for key, value in state_of(OWNER)._asdict().items() if key not in Place._fields}
+        replace(str(path_of(data, "4711.session")), json.dumps(old).encode())
+        found = find_session(data, OWNER)[0]
+        assert found is not None and found.owner == at(4711, "1000", EARLIER)
+
+
+def test_files_from_elsewhere_go_when_nothing_has_touched_them_for_long(data: str) -> None:
+    owner = at(4711, "1", CONTAINER)
+    long_ago = time.time() - state_module.FOREIGN_KEEP_S - 60
+    with ListenerLock.acquire(data, owner) as lock:
+        lock.remember(AWAY)
+        hand_on(data, owner, {})
+        for name in ("4711.lock", "4711.options"):
+            os.utime(path_of(data, name), (long_ago, long_ago))
+        assert reap(data, Table()) == [], "a listener holds it"
+    path_of(data, "4711.shown").touch(0o600)
+    assert reap(data, Table()) == [], "the session has shown something"
+    os.utime(path_of(data, "4711.shown"), (long_ago, long_ago))
+    assert sorted(reap(data, Table())) == ["4711.lock", "4711.options", "4711.shown"]
+
+
+def test_listener_dates_its_lock_now_and_then(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ListenerLock.acquire(data, OWNER) as lock:
+        os.utime(path_of(data, "4711.lock"), (1, 1))
+        lock.touch()
+        assert path_of(data, "4711.lock").stat().st_mtime == 1
+        monkeypatch.setattr(state_module, "TOUCH_S", 0.0)
+        lock.touch()
+        assert path_of(data, "4711.lock").stat().st_mtime > 1
+
+
+def test_hidden_owner_is_not_taken_for_dead(data: str) -> None:
+    """/proc is not mounted, or hides what is not ours: the kernel still says that there is such a process."""
+
+    class Hiding(Table):
+        def look(self, pid: int) -> ProcessEntry | None:
+            return None
+
+    leave_away(data, OWNER)
+    path_of(data, "12.lock").touch(0o600)
+    assert reap(data, Hiding(OWNER, at(12, "1"))) == []
+    assert sorted(reap(data, Hiding())) == ["12.lock", "4711.lock"]

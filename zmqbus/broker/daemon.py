@@ -16,21 +16,18 @@ Nothing costly is imported before the election is won: the twenty-nine losers of
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import gc
 import os
 import sys
 import time
 
-from zmqbus import security
+from zmqbus import network, pidfile, security
 from zmqbus.errors import BrokerUnavailable, PortHeld, ZmqbusError
-from zmqbus.settings import Settings, load, port_of
+from zmqbus.settings import Settings, load
 
 #: How long a candidate watches a lock whose holder has no pid file: it is starting, or ending.
 ELECTION_S = 5.0
-#: A pid has at most seven digits; a longer file is none of a broker's.
-MAX_PID_BYTES = 32
 #: Between two looks at that.
 LOOK_S = 0.02
 #: New objects before the collector looks for cycles among them.
@@ -72,20 +69,24 @@ def elect(settings: Settings) -> int:
 
 
 def _served(settings: Settings) -> list[int]:
-    """Ports that have a pid file. The holder of the lock writes its own before it answers, and removes it first."""
-    found: list[int] = []
-    for name in os.listdir(settings.data_dir):
-        port = port_of(name)
-        if port is None:
-            continue
-        try:
-            pid = int(security.read_small(os.path.join(settings.data_dir, name), MAX_PID_BYTES))
-            if pid > 0:  # 0 and less name groups of processes
-                os.kill(pid, 0)
-                found.append(port)
-        except (OSError, ValueError, OverflowError):
-            continue  # of a broker that was killed: the next one on that port writes it anew
-    return found
+    """Ports that have a pid file of a process that may live. The holder of the lock writes its own before it answers,
+    and removes it first. It may be in another PID namespace, where its pid means nothing here."""
+    return [port for port, served in pidfile.read_all(settings.paths) if served is not None and served.may_live]
+
+
+def check_network(settings: Settings) -> None:
+    """Raises `BrokerUnavailable` where a broker would hold the lock, and nobody outside of this sandbox could reach it
+    (`zmqbus.network`)."""
+    if settings.loopback_only:
+        return
+    served, served_open = pidfile.last_network(settings.paths)
+    why = network.why_closed(os.environ, served, served_open=served_open)
+    if why:
+        raise BrokerUnavailable(
+            f"no broker is started here: this shell has a network of its own with nothing but a loopback ({why}), and "
+            f"would lock all other sessions out. {network.GET_OUT}; if all sessions live in this network, set "
+            "INTER_SESSION_LOOPBACK_ONLY=1"
+        )
 
 
 class Lockholder:
@@ -94,7 +95,7 @@ class Lockholder:
     def __init__(self, settings: Settings, lock: int) -> None:
         self._settings = settings
         self._lock = lock
-        self._pid_file = ""  # there is none before the port is known
+        self._port = 0  # that it serves; 0: not yet
 
     def serve(self, *, foreground: bool, report: int | None = None) -> None:
         """Opens the server, reports `ready`, and serves until it ends."""
@@ -105,7 +106,8 @@ class Lockholder:
         server = Server(self._settings, log)
         try:
             server.open()
-            self._write_pid(server.port)
+            self._port = server.port
+            pidfile.write(self._settings.paths, self._port)
             _report(report, " ".join(("ready", *server.notices)))
             server.run()
         finally:
@@ -114,28 +116,10 @@ class Lockholder:
             log.close()
             os.close(self._lock)
 
-    def _write_pid(self, port: int) -> None:
-        self._remove_others()
-        self._pid_file = self._settings.paths.pid_file(port)
-        new = f"{self._pid_file}.new"
-        descriptor = security.open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(str(os.getpid()))
-        os.replace(new, self._pid_file)
-
-    def _remove_others(self) -> None:
-        """Whoever looks for this broker finds it by the one pid file there is: those of brokers that were killed go."""
-        for name in os.listdir(self._settings.data_dir):
-            if port_of(name) is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(self._settings.data_dir, name))
-
     def _remove_pid(self) -> None:
-        try:
-            if self._pid_file and int(security.read_small(self._pid_file, MAX_PID_BYTES)) == os.getpid():
-                os.unlink(self._pid_file)
-        except (OSError, ValueError):
-            pass  # never written, or gone: what was to be achieved
+        served = pidfile.read(self._settings.paths, self._port) if self._port else None
+        if served is not None and served.pid == os.getpid():
+            pidfile.remove(self._settings.paths, self._port)
 
 
 def _detach() -> None:
@@ -200,6 +184,11 @@ def run_here(settings: Settings) -> None:
 
 def _serve(settings: Settings, *, foreground: bool, report: int | None = None) -> None:
     lock = elect(settings)
+    try:
+        check_network(settings)
+    except BaseException:
+        os.close(lock)
+        raise
     # ZeroMQ and the rest: only the winner of the election pays. And before the fork: what importing needed once of the
     # libraries is mapped in the process that ends with it, which makes the broker 2 MB smaller.
     import zmqbus.broker.server  # noqa: F401

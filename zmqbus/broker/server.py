@@ -39,7 +39,7 @@ from zmqbus.broker.store import StoreError
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.holder import who_holds
 from zmqbus.journal import Journal
-from zmqbus.process import Process, is_alive
+from zmqbus.process import Process, has_ended
 from zmqbus.readback import Earlier, recent
 from zmqbus.record import JournalError, Record, Records, Spelled, encode_all
 from zmqbus.settings import DEFAULT_PORT, Settings
@@ -89,9 +89,10 @@ def _elapsed_s() -> float:
 
 
 def _owner_lives(owner: str) -> bool:
-    """Whether the process that a HELLO named as its session's owner still runs."""
-    pid, _, started = owner.partition(":")
-    return not pid.isdecimal() or is_alive(Process(int(pid), started))
+    """Whether the process that a HELLO named as its session's owner may still run: one that cannot be judged from here,
+    because it is in another PID namespace or on another machine, may."""
+    process = Process.parse(owner)
+    return process is None or not has_ended(process)
 
 
 def _secure(socket: zmq.Socket[bytes], keys: security.BrokerKeys) -> None:

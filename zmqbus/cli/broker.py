@@ -6,14 +6,14 @@ import os
 import sys
 import time
 
-from zmqbus import protocol
+from zmqbus import pidfile, protocol
 from zmqbus.cli.common import FAILED, broker_figures, fail, print_json, settings_of_session
 from zmqbus.cli.parser import Parser
 from zmqbus.client import launch
 from zmqbus.client.command import observer
 from zmqbus.display import sanitise
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
-from zmqbus.process import is_alive, process_of
+from zmqbus.process import Life, life_of
 from zmqbus.settings import Settings
 
 #: How long a broker may take to end once it has said that it will: it writes out what it has, on a disk that others use
@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
         notices = launch.launch(settings)
         if notices:
             print(f"warning: {sanitise(notices)}", file=sys.stderr)
-        pid, port = launch.find_broker(settings) or (None, settings.port)
+        served = launch.find_broker(settings)
+        port, pid = (served.port, served.pid) if served is not None else (settings.port, None)
         print(f"broker serves port {port} (pid {pid})")
     except ZmqbusError as error:
         return fail(error)
@@ -72,22 +73,32 @@ def _status(settings: Settings, *, as_json: bool) -> int:
 
 
 def _stop(settings: Settings) -> int:
-    pid = launch.broker_pid(settings)
-    if pid is None:
+    """Asks the broker to end, and waits until it has. Nothing is ever signalled: a pid file may be wrong."""
+    served = launch.find_broker(settings)
+    if served is None:
         print(f"no broker runs on port {settings.port}")
         return 0
-    process = process_of(pid)
     try:
         with observer(settings, starts=False) as bus:
             bus.request(protocol.Stop)
     except BrokerUnavailable:
-        if launch.broker_pid(settings) == pid:
+        if launch.find_broker(settings) == served:
             raise
         # It was ending already.
     deadline_s = time.monotonic() + STOP_S
-    while is_alive(process):  # false for a zombie: in many a container nobody looks after orphans
+    while _is_ending(settings, served):
         if time.monotonic() > deadline_s:
-            raise BrokerUnavailable(f"the broker (pid {pid}) has not ended within {STOP_S:g} s; see its broker.log")
-        time.sleep(0.01)  # it is nobody's child here, so there is nothing to wait on but its pid
-    print(f"broker (pid {pid}) stopped")
+            raise BrokerUnavailable(
+                f"the broker (pid {served.pid}) has not ended within {STOP_S:g} s; see {settings.paths.broker_log}"
+            )
+        time.sleep(0.01)  # it is nobody's child here, so there is nothing to wait on but its lock and its pid
+    print(f"broker (pid {served.pid}) stopped")
     return 0
+
+
+def _is_ending(settings: Settings, served: pidfile.Served) -> bool:
+    """Whether this broker still runs. One of another PID namespace does for as long as the lock is held, unless by
+    another broker, which clients may have started meanwhile."""
+    if served.process is not None and (life := life_of(served.process)) is not Life.UNKNOWN:
+        return life is Life.ALIVE  # not so for a zombie: in many a container nobody looks after orphans
+    return launch.is_elected(settings) and launch.find_broker(settings) in (None, served)

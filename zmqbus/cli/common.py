@@ -34,12 +34,18 @@ def fail(error: ZmqbusError) -> int:
     return NO_ANSWER if isinstance(error, Timeout) else FAILED
 
 
-def settings_of_session(flags: Mapping[str, object] | None = None, *, wait_s: float = 0.0) -> Settings:
+def settings_of_session(flags: Mapping[str, object] | None = None) -> Settings:
     """The settings of this process, with what the plugin's hook has handed on to its session (`session.options`)."""
+    return settings_and_owner(flags)[0]
+
+
+def settings_and_owner(flags: Mapping[str, object] | None = None, *, wait_s: float = 0.0) -> tuple[Settings, Process]:
+    """The settings of this process, as `settings_of_session`, and the owner of its session. The owner is found before
+    anything is waited for: the process that has started this one may end meanwhile."""
     # The options name neither the data directory nor the owner, which say where they are.
     found = load(flags, warn=_ignore)
     owner = find_owner(found.owner_pid_override, os.environ)
-    return load(flags, with_options(found.data_dir, owner, os.environ, wait_s))
+    return load(flags, with_options(found.data_dir, owner, os.environ, wait_s)), owner
 
 
 def _ignore(warning: str) -> None:
@@ -74,9 +80,9 @@ def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, pro
         cwd=cwd,
         project=project,
         pid=os.getpid(),
-        owner=f"{owner.pid}:{owner.started}",
+        owner=owner.text,
     )
-    shown = Shown(settings.data_dir, owner.pid, identity.session_id)
+    shown = Shown(settings.data_dir, owner, identity.session_id)
     return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown)
 
 
@@ -99,7 +105,6 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
     found = launch.find_broker(settings)
     if found is None:
         return None
-    pid, port = found
     try:
         with observer(settings, starts=False) as bus:
             health = bus.request(protocol.Status)
@@ -108,7 +113,7 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
             return None  # it has ended meanwhile
         raise
     assert isinstance(health, protocol.Health)
-    return {"pid": pid, "port": port, **dict(health.figures)}
+    return {"pid": found.pid, "port": found.port, **dict(health.figures)}
 
 
 def print_json(value: Any) -> None:

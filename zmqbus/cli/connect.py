@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from zmqbus import cmdline, naming
-from zmqbus.cli.common import settings_of_session
+from zmqbus.cli.common import settings_and_owner
 from zmqbus.cli.parser import Parser
 from zmqbus.display import sanitise
 from zmqbus.errors import InvalidLabel, InvalidName, ZmqbusError
@@ -18,7 +18,6 @@ from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.listener import Listener, Plan
 from zmqbus.session.notify import bus_line
 from zmqbus.session.options import WAIT_S
-from zmqbus.session.owner import find_owner
 from zmqbus.session.state import AlreadyListening, ListenerLock, SessionState
 from zmqbus.settings import Settings, find_project
 
@@ -61,8 +60,8 @@ def main(argv: list[str]) -> int:
             print(f"{time.monotonic() - started_s:8.3f} {sanitise(text)}", file=sys.stderr, flush=True)
 
     try:
-        settings = settings_of_session(flags, wait_s=WAIT_S if options.from_plugin else 0.0)
-        return _connect(settings, tuple(options.topic), tuple(options.group), trace, away=options.away)
+        settings, owner = settings_and_owner(flags, wait_s=WAIT_S if options.from_plugin else 0.0)
+        return _connect(settings, owner, tuple(options.topic), tuple(options.group), trace, away=options.away)
     except (InvalidName, InvalidLabel) as error:
         _say(str(error))
     except ZmqbusError as error:
@@ -71,7 +70,13 @@ def main(argv: list[str]) -> int:
 
 
 def _connect(
-    settings: Settings, topics: tuple[str, ...], groups: tuple[str, ...], trace: Callable[[str], None], *, away: bool
+    settings: Settings,
+    owner: Process,
+    topics: tuple[str, ...],
+    groups: tuple[str, ...],
+    trace: Callable[[str], None],
+    *,
+    away: bool,
 ) -> int:
     for topic in topics:
         naming.check_name(topic, "topic")
@@ -80,7 +85,6 @@ def _connect(
     if settings.name is not None:
         naming.check_name(settings.name)
     label = naming.check_label(settings.label) if settings.label is not None else None
-    owner = find_owner(settings.owner_pid_override, os.environ)
     try:
         lock = _acquire(settings, owner)
     except AlreadyListening as other:

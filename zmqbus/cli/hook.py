@@ -35,7 +35,7 @@ from zmqbus.bootstrap import MISSING
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session import options
-from zmqbus.session.owner import find_owners
+from zmqbus.session.owner import find_owners, handed_on
 from zmqbus.session.state import Identity, find_away, find_session, reap
 from zmqbus.settings import Settings, find_project, load
 
@@ -142,7 +142,7 @@ def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str
         )
     if settings.name is not None:
         name = naming.check_name(settings.name)
-        _join()
+        _join(owner)
         return (
             f"inter-session: this session joins the bus as '{name}'. Until it has a monitor (/inter-session connect) "
             "unread messages are shown with each prompt."
@@ -176,13 +176,15 @@ def _bus(settings: Settings, owner: Process, identity: Identity) -> CommandBus:
     return common.act_as(settings, owner, identity, os.getcwd(), find_project(os.getcwd()))
 
 
-def _join() -> None:
-    """Joins on behalf of a session that was given a name, in a process of its own: it may have to start a broker."""
+def _join(owner: Process) -> None:
+    """Joins on behalf of a session that was given a name, in a process of its own: it may have to start a broker. It
+    outlives this one, and could not find its owner then; so it is told."""
     import subprocess
 
     script = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "client.py")
     subprocess.Popen(
         [sys.executable, script, "--away"],
+        env=handed_on(owner, os.environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

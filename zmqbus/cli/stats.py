@@ -10,10 +10,12 @@ from typing import Any
 from zmqbus.cli.common import FAILED, broker_figures, fail, print_json, settings_of_session
 from zmqbus.cli.flow import pause
 from zmqbus.cli.parser import Parser
+from zmqbus.client.launch import find_broker
 from zmqbus.display import sanitise
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.figures import FIGURES, PROCESS, REFUSED, about, prometheus, rates
 from zmqbus.output import write_raw
+from zmqbus.process import is_alive
 from zmqbus.settings import Settings
 
 #: Between two looks; less would be a load of its own.
@@ -69,15 +71,19 @@ def _look(settings: Settings) -> dict[str, Any] | None:
     """The broker's figures and those of its process."""
     figures = broker_figures(settings)
     if figures is not None:
-        figures.update(_process(figures["pid"]))
+        figures.update(_process(settings))
     return figures
 
 
-def _process(pid: int) -> dict[str, float]:
+def _process(settings: Settings) -> dict[str, float]:
+    """What the system tells of the broker's process; nothing where its pid may be another process's here."""
     import psutil
 
+    served = find_broker(settings)
+    if served is None or served.process is None or not is_alive(served.process):
+        return {}
     try:
-        process = psutil.Process(pid)
+        process = psutil.Process(served.pid)
         with process.oneshot():
             times = process.cpu_times()
             return {

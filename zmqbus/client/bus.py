@@ -97,7 +97,7 @@ def connect(
         cwd=cwd,
         project=find_project(cwd),
         pid=os.getpid(),
-        owner=f"{owner.pid}:{owner.started}",
+        owner=owner.text,
         topics=topics,
         groups=groups,
         named=name is not None,

@@ -20,17 +20,15 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from zmqbus import network, pidfile
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
 from zmqbus.holder import who_holds
 from zmqbus.process import import_path
-from zmqbus.security import read_small
-from zmqbus.settings import Settings, port_of
+from zmqbus.settings import Settings
 
 if TYPE_CHECKING:
     import subprocess
 
-#: A pid has at most seven digits; a longer file is none of a broker's.
-MAX_PID_BYTES = 32
 #: How long another client's launch is waited for. It takes a tenth of that, unless it was stopped in the middle.
 TURN_S = 2.0
 #: Between two looks at that.
@@ -40,48 +38,59 @@ LAUNCH_S = 20.0
 
 
 def broker_pid(settings: Settings) -> int | None:
-    """The pid of the broker that these settings lead to, if there is one for this data directory."""
-    found = find_broker(settings)
-    return found[0] if found is not None else None
+    """The pid in the port's pid file, if there is a broker for this data directory. It may count in another PID
+    namespace; whoever wants more than to show it takes `find_broker`."""
+    served = find_broker(settings)
+    return None if served is None else served.pid
 
 
-def find_broker(settings: Settings) -> tuple[int, int] | None:
-    """Pid and port of the broker that these settings lead to, if there is one for this data directory.
+def find_broker(settings: Settings) -> pidfile.Served | None:
+    """What the broker of this data directory says of itself, if there is one that these settings lead to.
 
     It is the one on the settings' port. Where nobody chose the port, it is the one that the data directory names: only
     this user can write there, and whatever answers on that port has to prove with its key that it is the broker.
     """
-    pid = _read_pid(settings.paths.pid_file(settings.port))
-    if pid is not None:
-        return (pid, settings.port) if _is_elected(settings) else None
-    if settings.port_chosen or not _is_elected(settings):
+    served = pidfile.read(settings.paths, settings.port)
+    if (served is None and settings.port_chosen) or not is_elected(settings):
         return None
-    try:
-        names = os.listdir(settings.data_dir)
-    except OSError:
-        return None
-    for name in names:
-        port = port_of(name)
-        if port is not None and (pid := _read_pid(settings.paths.pid_file(port))) is not None:
-            return pid, port
-    return None
+    return served or next((other for _, other in pidfile.read_all(settings.paths) if other is not None), None)
 
 
-def served(settings: Settings) -> Settings:
+def at_broker(settings: Settings) -> Settings:
     """The settings with the port on which the broker is found, or is to be started."""
-    found = find_broker(settings)
-    return settings if found is None else settings._replace(port=found[1])
+    served = find_broker(settings)
+    return settings if served is None else settings._replace(port=served.port)
 
 
-def _read_pid(path: str) -> int | None:
-    try:
-        # As bytes: text, even of ASCII, takes a codec that nothing else here needs (0.3 ms).
-        return int(read_small(path, MAX_PID_BYTES))
-    except (OSError, ValueError):
-        return None
+def check_reach(settings: Settings) -> None:
+    """Raises `BrokerUnavailable` where the broker is in another network, whose loopback cannot be reached from here.
+
+    Looks at the own network, and only where it is another one tries the port: somebody may forward it."""
+    settings = at_broker(settings)
+    served = pidfile.read(settings.paths, settings.port)
+    here = network.here()
+    if served is None or not served.network.differs(here) or network.try_port(settings.port) is network.Port.OPEN:
+        return
+    if served.network.boot == here.boot:
+        where = "in another network than this shell (one of them is in a sandbox or a container),"
+    else:
+        where = "on another machine, or in a virtual one,"
+    raise BrokerUnavailable(
+        f"the broker of {settings.data_dir} (pid {served.pid} there) runs {where} so its port {settings.port} cannot "
+        f"be reached from here. {network.GET_OUT}; or set INTER_SESSION_DATA_DIR to a directory of its own"
+    )
 
 
-def _is_elected(settings: Settings) -> bool:
+def check_loopback(port: int) -> None:
+    """Raises `BrokerUnavailable` where this process may not use the loopback, or there is none."""
+    found = network.try_port(port)
+    if found is network.Port.FORBIDDEN:
+        raise BrokerUnavailable(network.FORBIDDEN_TEXT)
+    if found is network.Port.UNREACHABLE:
+        raise BrokerUnavailable(f"127.0.0.1 cannot be reached: the loopback of this network is down. {network.GET_OUT}")
+
+
+def is_elected(settings: Settings) -> bool:
     """Whether anybody holds the lock of `broker.daemon`. A pid alone proves nothing: it may be a zombie's, or have been
     used again. (The lock is taken shared here, for microseconds; a candidate that meets it looks again.)"""
     try:
@@ -141,6 +150,7 @@ class Launch:
                 return None
             if self._waited and broker_pid(self._settings) is not None:
                 return ""
+            check_loopback(self._settings.port)
             self._process = self._spawn()
             self._deadline_s = time.monotonic() + LAUNCH_S
         report = self._report()

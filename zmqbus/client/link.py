@@ -132,6 +132,7 @@ class Link:
         self._look_at_subscriber = False  # likewise; or more was there than is taken at a time
         self._connected = False
         self._launched = False
+        self._has_tried = False  # whether this process can use the loopback at all
         self._since_s = 0.0  # when the wait for a WELCOME began
         self._next_launch_s = 0.0
         self._pause_s = BACKOFF_S[0]
@@ -159,7 +160,9 @@ class Link:
             self._demand_broker()
         elif launch.broker_pid(self._settings) is None:
             self._launch()
-        self._port = launch.served(self._settings).port
+        else:
+            launch.check_reach(self._settings)
+        self._port = launch.at_broker(self._settings).port
         self._dealer.connect(endpoint(self._port))
 
     @property
@@ -381,6 +384,8 @@ class Link:
                 "or stop it with: zmqbus broker --stop"
             )
         self._next_launch_s = now_s + LOOK_S
+        if not self._connected and not self._has_tried and not self.patient:
+            self._check_loopback()
         unheard = not self._launched and not self._connected
         if not self._starts:
             self._demand_broker()
@@ -390,7 +395,7 @@ class Link:
 
     def _follow(self) -> None:
         """Turns to the port on which the broker is now: the next one may have found the last one's taken."""
-        port = launch.served(self._settings).port
+        port = launch.at_broker(self._settings).port
         if port != self._port and not self._connected:
             self._dealer.disconnect(endpoint(self._port))
             self._dealer.connect(endpoint(port))
@@ -401,6 +406,14 @@ class Link:
             raise BrokerUnavailable(
                 f"no broker runs on port {self._settings.port}; the next session starts one, or: zmqbus broker"
             )
+        launch.check_reach(self._settings)
+
+    def _check_loopback(self) -> None:
+        """Nobody has answered for half a second: it may be this process that cannot. Looked at once: a thousand clients
+        that wait for one broker are not to double its work."""
+        self._has_tried = True
+        launch.check_reach(self._settings)
+        launch.check_loopback(self._port)
 
     def _launch(self) -> None:
         """Starts a broker, or goes on with that."""

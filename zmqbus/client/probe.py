@@ -10,7 +10,8 @@ import zmq
 
 import zmqbus
 from zmqbus import codec, protocol, security
-from zmqbus.client import core, launch
+from zmqbus.client import core
+from zmqbus.client.launch import at_broker, check_loopback, check_reach
 from zmqbus.client.link import endpoint
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import BrokerUnavailable, ProtocolError, ZmqbusError
@@ -30,7 +31,8 @@ class Probe:
     """
 
     def __init__(self, settings: Settings, patience_s: float = PATIENCE_S) -> None:
-        self._port = launch.served(settings).port
+        self._settings = settings = at_broker(settings)
+        self._port = settings.port
         self._patience_s = patience_s
         self._deadline_s = time.monotonic() + patience_s
         self._refs = 0
@@ -49,6 +51,7 @@ class Probe:
 
     def __enter__(self) -> Probe:
         try:
+            check_reach(self._settings)
             self._dealer.connect(endpoint(self._port))
             self._perform(self._client.handle(time.monotonic(), core.Up()))
             while self._client.phase is not core.Phase.READY:
@@ -101,6 +104,7 @@ class Probe:
     def _turn(self) -> None:
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0 or not self._dealer.poll(int(left_s * 1000) + 1):
+            check_loopback(self._port)
             raise BrokerUnavailable(
                 f"the broker on port {self._port} does not answer within {self._patience_s:g} s; see: zmqbus doctor"
             )

@@ -18,7 +18,7 @@ from zmqbus.client import launch
 from zmqbus.client.command import CommandBus, observer
 from zmqbus.console.shape import of_session
 from zmqbus.errors import ZmqbusError
-from zmqbus.session.state import SessionState, load_state
+from zmqbus.session.state import SessionState, states
 from zmqbus.settings import Settings
 
 #: Between two questions. For 200 sessions one takes the broker a millisecond.
@@ -65,30 +65,13 @@ class Listeners:
         except OSError:
             return frozenset()
         if changed_ns != self._changed_ns:
-            self._ids = frozenset(state.session_id for state in self._states())
+            self._ids = frozenset(state.session_id for state in states(self._data_dir))
             self._changed_ns = changed_ns
         return self._ids
 
     def find(self, session_id: str) -> SessionState | None:
         """The state of a session; None where it has no file here, which is so for programs."""
-        return next((state for state in self._states() if state.session_id == session_id), None)
-
-    def _states(self) -> list[SessionState]:
-        try:
-            names = os.listdir(self._directory)
-        except OSError:
-            return []
-        found = []
-        for name in names:
-            owner, dot, kind = name.partition(".")
-            if dot and kind == "session" and owner.isascii() and owner.isdigit() and len(owner) <= 10:
-                try:
-                    state = load_state(self._data_dir, int(owner))
-                except ZmqbusError:
-                    continue  # `zmqbus doctor` tells about it; it is not this page's to act as
-                if state is not None:
-                    found.append(state)
-        return found
+        return next((state for state in states(self._data_dir) if state.session_id == session_id), None)
 
 
 class Roster:

@@ -8,38 +8,41 @@ import socket
 from collections.abc import Iterator, Sequence
 
 import zmqbus
-from zmqbus.client.launch import MAX_PID_BYTES, broker_pid, find_broker, served
+from zmqbus import network, pidfile
+from zmqbus.client.launch import at_broker, check_loopback, check_reach, find_broker, is_elected
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import Unauthorized, ZmqbusError
 from zmqbus.holder import who_holds
-from zmqbus.process import Process, is_alive, process_of
-from zmqbus.security import read_small
-from zmqbus.session.state import is_listening, leftovers, load_state
-from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings, port_of
+from zmqbus.process import Process, is_alive
+from zmqbus.session.owned import stem_of
+from zmqbus.session.state import elsewhere, is_listening, leftovers, load_state
+from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings
 
 
 def broker(settings: Settings) -> Iterator[Finding]:
     """Which broker answers on the port; where none does, whether one could. Starts none."""
-    found = find_broker(settings)
-    if found is None:
+    settings = at_broker(settings)
+    served = find_broker(settings)
+    if served is None:
         yield from _absent(settings)
         return
-    pid, port = found
     from zmqbus.client.probe import Probe  # needs the packages, which may be what is missing
 
+    pid = served.pid
+    try:
+        check_reach(settings)
+        check_loopback(settings.port)
+    except ZmqbusError as error:
+        yield fault("broker", str(error))
+        return
     try:
         with Probe(settings) as probe:
             figures = probe.figures()
     except ZmqbusError as error:
-        if "speaks protocol" in str(error):
-            yield fault("broker", f"{error} (pid {pid})", command("kill", str(pid)))
-        else:
-            # It loses nothing by that: whatever it has promised is on file, and the next one takes it up.
-            says = str(error).partition(";")[0]
-            yield fault("broker", f"{says}; it is hung or stopped (pid {pid})", command("kill", "-9", str(pid)))
+        yield _unusable(settings, served, error)
         return
     release = figures.get("release")
-    says = f"release {release}, protocol {figures.get('protocol')}, port {port}, pid {pid}"
+    says = f"release {release}, protocol {figures.get('protocol')}, port {settings.port}, pid {pid}"
     if release != zmqbus.__version__:
         yield warning("broker", f"{says}; this is release {zmqbus.__version__}", "zmqbus broker --stop")
     elif figures.get("notices"):
@@ -49,9 +52,41 @@ def broker(settings: Settings) -> Iterator[Finding]:
         yield ok("broker", f"{says}, {figures.get('sessions')} sessions")
 
 
+def _unusable(settings: Settings, served: pidfile.Served, error: ZmqbusError) -> Finding:
+    """A broker that holds the lock, and does not talk to this release, or to nobody."""
+    pid = served.pid
+    if "speaks protocol" in str(error):
+        return fault("broker", f"{error} (pid {pid})", kill(served))
+    says = str(error).partition(";")[0]
+    if network.try_port(settings.port) is network.Port.REFUSED:
+        # Neither hung nor stopped: those still accept connections. So the pid file is not that of the lock's holder.
+        return fault(
+            "broker",
+            f"{says}: nobody listens there, though a process holds the lock on {settings.data_dir}; it is just "
+            f"starting or ending, or serves another port or network; find it with: fuser -v {settings.data_dir}",
+        )
+    if kill(served) is None:
+        return fault(
+            "broker",
+            f"{says}; it is hung or stopped, and in another PID namespace (pid {pid} there), so end it there: in the "
+            "container or on the machine that it runs on",
+        )
+    # It loses nothing by that: whatever it has promised is on file, and the next one takes it up.
+    return fault("broker", f"{says}; it is hung or stopped (pid {pid})", kill(served, "-9"))
+
+
+def kill(served: pidfile.Served | None, *options: str) -> str | None:
+    """The command that ends a broker; None where its pid may be another process's here."""
+    if served is None or served.process is None or not is_alive(served.process):
+        return None
+    return command("kill", *options, str(served.pid))
+
+
 def _absent(settings: Settings) -> Iterator[Finding]:
     port = settings.port
-    others = [other for other, pid in _pid_files(settings) if other != port and _serves(settings, other, pid)]
+    others = [
+        other for other, served in pidfile.read_all(settings.paths) if other != port and _serves(settings, served)
+    ]
     if others:
         yield fault(
             "broker",
@@ -74,14 +109,14 @@ def _absent(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def any_broker(settings: Settings) -> int | None:
-    """The pid of a broker of this data directory, whatever port it serves."""
-    return next((pid for port, pid in _pid_files(settings) if _serves(settings, port, pid)), None)
+def any_broker(settings: Settings) -> pidfile.Served | None:
+    """A broker of this data directory, whatever port it serves."""
+    return next((served for _, served in pidfile.read_all(settings.paths) if _serves(settings, served)), None)
 
 
-def _serves(settings: Settings, port: int, pid: int | None) -> bool:
+def _serves(settings: Settings, served: pidfile.Served | None) -> bool:
     """Whether a pid file tells the truth: somebody is elected, and it may be this process."""
-    return pid is not None and broker_pid(settings._replace(port=port)) == pid and is_alive(process_of(pid))
+    return served is not None and is_elected(settings) and served.may_live
 
 
 def _is_free(port: int) -> bool:
@@ -94,46 +129,29 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _pid_files(settings: Settings) -> list[tuple[int, int | None]]:
-    """Ports that have a pid file, each with the pid in it."""
-    found: list[tuple[int, int | None]] = []
-    try:
-        names = sorted(os.listdir(settings.data_dir))
-    except OSError:
-        return found
-    for name in names:
-        port = port_of(name)
-        if port is None:
-            continue
-        try:
-            pid: int | None = int(read_small(os.path.join(settings.data_dir, name), MAX_PID_BYTES))
-        except (OSError, ValueError):
-            pid = None
-        found.append((port, pid))
-    return found
-
-
 def stale_files(settings: Settings) -> Iterator[Finding]:
     """What processes that are dead have left behind."""
-    names = []
-    for port, pid in _pid_files(settings):
-        if not _serves(settings, port, pid):
-            names.append(settings.paths.pid_file(port))
+    names: list[str] = []
+    for port, served in pidfile.read_all(settings.paths):
+        if not _serves(settings, served):
+            names += filter(os.path.lexists, (settings.paths.pid_file(port), settings.paths.process_file(port)))
     names += [os.path.join(settings.paths.clients, name) for name in leftovers(settings.data_dir)]
     if names:
         what = "a file" if len(names) == 1 else f"{len(names)} files"
         first = ", ".join(map(os.path.basename, names[:3])) + (", …" if len(names) > 3 else "")
         yield warning("stale", f"{what} of processes that have ended: {first}", command("rm", "-f", *names))
     else:
-        yield ok("stale", "nothing was left behind")
+        others = elsewhere(settings.data_dir)
+        left = f"; of another PID namespace or machine, and not to be judged from here: {len(others)}" if others else ""
+        yield ok("stale", f"nothing was left behind{left}")
 
 
 def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]:
     """The listener of the session that this shell belongs to."""
     for owner in owners:
         try:
-            state = load_state(settings.data_dir, owner.pid)
-            listening = is_listening(settings.data_dir, owner.pid)
+            state = load_state(settings.data_dir, stem_of(settings.data_dir, owner))
+            listening = is_listening(settings.data_dir, owner)
         except Unauthorized:
             return  # told about by the look at the permissions
         except ZmqbusError as error:
@@ -142,7 +160,7 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
         if listening and state is None:
             yield warning("listener", f"one of process {owner.pid} is just starting, or its state file was removed")
             return
-        if listening and state is not None and state.owner_started == owner.started:
+        if listening and state is not None and state.owner.is_same(owner):
             import psutil
 
             try:
@@ -155,7 +173,7 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
                     f"the listener of '{state.name}' is stopped (pid {state.listener_pid}), and shows nothing",
                     command("kill", "-CONT", str(state.listener_pid)),
                 )
-            elif state.port != served(settings).port:
+            elif state.port != at_broker(settings).port:
                 yield warning(
                     "listener",
                     f"'{state.name}' is on port {state.port}, and this is set to {settings.port}",

@@ -45,15 +45,19 @@ def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
 def _inside(settings: Settings, owners: list[Process], *, can_talk: bool) -> Iterator[Finding]:
     permissions = [*_safely("permissions", lambda: files.permissions(settings))]
     yield from permissions
-    pid = bus.any_broker(settings)
-    keys = [*_safely("keys", lambda: files.keys(settings, pid))] if can_talk else []
+    broker = bus.any_broker(settings)
+    keys = (
+        [*_safely("keys", lambda: files.keys(settings, bus.kill(broker), is_served=broker is not None))]
+        if can_talk
+        else []
+    )
     yield from keys
     sound = all(finding.level != "fault" for finding in (*permissions, *keys))
     if sound and can_talk:
         yield from _safely("broker", lambda: bus.broker(settings))
     yield from _safely("stale", lambda: bus.stale_files(settings))
     if sound:
-        yield from _safely("database", lambda: files.database(settings, pid))
+        yield from _safely("database", lambda: files.database(settings, is_served=broker is not None))
         yield from _safely("log", lambda: files.log(settings))
         yield from _safely("index", lambda: files.index(settings))
         yield from _safely("clock", lambda: installed.clock(settings))

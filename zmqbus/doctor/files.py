@@ -27,7 +27,7 @@ COPY_BYTES = 256 * 1024 * 1024
 #: Everything that is ours in the data directory, but for the virtual environment.
 _OURS = re.compile(
     r"messages\.log(\.[1-9][0-9]*|\.new)?|mailboxes\.sqlite3.*|search\.sqlite(-wal|-shm|-journal)?|broker\.log(\.[0-9]+)?"
-    r"|server\.[0-9]+\.pid"
+    r"|server\.[0-9]+\.(pid|process)|network"
 )
 
 
@@ -74,6 +74,12 @@ def _private(check: str, path: str, *, directory: bool) -> Iterator[Finding]:
     elif not (stat.S_ISDIR(found.st_mode) if directory else stat.S_ISREG(found.st_mode)):
         what = "directory" if directory else "file"
         yield fault(check, f"{path} is not a {what}", command("mv", path, f"{path}.aside"))
+    elif found.st_uid != user and security.is_unmapped(found.st_uid):
+        yield fault(
+            check,
+            f"{path} belongs to a user who has no id in this user namespace (uid {found.st_uid}): this shell is in a "
+            "sandbox or a container; run the command outside of it",
+        )
     elif found.st_uid != user:
         chown = ("chown",) if user == 0 else ("sudo", "chown")
         yield fault(check, f"{path} belongs to another user (uid {found.st_uid})", command(*chown, str(user), path))
@@ -86,8 +92,8 @@ def _private(check: str, path: str, *, directory: bool) -> Iterator[Finding]:
         )
 
 
-def keys(settings: Settings, broker_pid: int | None) -> Iterator[Finding]:
-    """The keys fit each other."""
+def keys(settings: Settings, kill: str | None, *, is_served: bool) -> Iterator[Finding]:
+    """The keys fit each other. `kill` is the command that ends the broker, where it can be ended from here."""
     path = settings.paths.keys
     for name in sorted(glob.glob(os.path.join(glob.escape(settings.data_dir), f"{NEW_KEYS_PREFIX}*"))):
         yield warning(
@@ -99,8 +105,12 @@ def keys(settings: Settings, broker_pid: int | None) -> Iterator[Finding]:
     try:
         security.broker_keys(settings.data_dir)
     except ZmqbusError as error:
-        end = f"kill {broker_pid}; " if broker_pid is not None else ""  # it would go on with keys that are gone
-        yield fault("keys", str(error).partition("; ")[0], end + command("rm", "-r", path))
+        says, remove = str(error).partition("; ")[0], command("rm", "-r", path)
+        if is_served and kill is None:
+            # It would go on with keys that are gone.
+            yield fault("keys", f"{says}; end the broker where it runs (another PID namespace), and then: {remove}")
+        else:
+            yield fault("keys", says, f"{kill}; {remove}" if is_served else remove)
     else:
         yield ok("keys", path)
 
@@ -147,13 +157,13 @@ def index(settings: Settings) -> Iterator[Finding]:
         yield ok("index", path)
 
 
-def database(settings: Settings, broker_pid: int | None) -> Iterator[Finding]:
+def database(settings: Settings, *, is_served: bool) -> Iterator[Finding]:
     """The mailboxes' database is sound."""
     path = settings.paths.database
     if not os.path.lexists(path):
         yield ok("database", "none yet; the broker makes it")
         return
-    if broker_pid is not None:
+    if is_served:
         yield ok("database", "held by the broker, which has checked it when it started")
         return
     try:

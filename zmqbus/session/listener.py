@@ -21,7 +21,7 @@ import zmqbus
 from zmqbus import errors, naming, protocol
 from zmqbus.client import core
 from zmqbus.client.link import Link
-from zmqbus.process import Process, is_alive, process_of
+from zmqbus.process import Process, has_ended, process_of
 from zmqbus.protocol import Role
 from zmqbus.session.notes import note_of
 from zmqbus.session.notify import Pacer, bus_line
@@ -97,12 +97,12 @@ class Listener:
             cwd=plan.cwd,
             project=plan.project,
             pid=os.getpid(),
-            owner=f"{plan.owner.pid}:{plan.owner.started}",
+            owner=plan.owner.text,
             topics=plan.topics,
             groups=plan.groups,
         )
         assert self._persona.session_id
-        self._shown = Shown(settings.data_dir, plan.owner.pid, self._persona.session_id, keeper=True, trace=self._trace)
+        self._shown = Shown(settings.data_dir, plan.owner, self._persona.session_id, keeper=True, trace=self._trace)
 
     def __repr__(self) -> str:
         return f"<Listener {self._persona.name!r}: {self._pacer!r}>"
@@ -160,7 +160,8 @@ class Listener:
         if now_s < self._next_look_s:
             return
         self._next_look_s = now_s + self._settings.owner_check_interval_s
-        if not is_alive(self._plan.owner):
+        self._lock.touch()
+        if has_ended(self._plan.owner):
             raise _Ended(0, f"owning session (pid {self._plan.owner.pid}) is gone; exiting")
 
     def _look_at_reader(self) -> None:
@@ -278,6 +279,7 @@ class Listener:
                 owner_started=self._plan.owner.started,
                 project=persona.project,
                 cwd=persona.cwd,
+                **self._plan.owner.place._asdict(),
             )
         )
 

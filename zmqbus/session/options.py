@@ -5,23 +5,22 @@ to monitors, not to the shells that the agent starts. So the hook writes it down
 `<data>/clients/<owner pid>.options`, and whoever belongs to the same owner reads it there as if its own environment
 held it. What that really holds wins.
 
-Like the other files of an owner it bears the owner's start time, so that a later process with the same pid does not
-take it for its own, and it is removed with them (`zmqbus.session.state`).
+Like the other files of an owner it bears the owner's start time and place, so that another process with the same pid
+does not take it for its own (`zmqbus.session.owned`), and it is removed with them (`zmqbus.session.state`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 
 from zmqbus.process import Process
 from zmqbus.security import secure_dir
 from zmqbus.session.files import load_json, replace
+from zmqbus.session.owned import OPTIONS, owner_in, path_of, record_of, stem_of
 from zmqbus.settings import Paths
 
-SUFFIX = ".options"
 #: What is handed on. Other options are not the bus's.
 VARIABLES = ("CLAUDE_PLUGIN_OPTION_PORT", "CLAUDE_PLUGIN_OPTION_IDLE_SHUTDOWN_MINUTES")
 #: Two numbers. A larger file is not ours.
@@ -40,8 +39,8 @@ def hand_on(data_dir: str, owner: Process, environ: Mapping[str, str]) -> None:
     secure_dir(data_dir)
     secure_dir(Paths(data_dir).clients)
     options = {name: environ[name] for name in VARIABLES if environ.get(name)}
-    record = {"owner_started": owner.started, "options": options}
-    path = _path(data_dir, owner)
+    record = {**record_of(owner), "options": options}
+    path = path_of(data_dir, stem_of(data_dir, owner), OPTIONS)
     if load_json(path, MAX_BYTES) != record:
         replace(path, json.dumps(record).encode())
 
@@ -62,14 +61,12 @@ def with_options(data_dir: str, owner: Process, environ: Mapping[str, str], wait
 
 def _read(data_dir: str, owner: Process) -> dict[str, str] | None:
     """What was handed on to this very process; None: nothing yet."""
-    record = load_json(_path(data_dir, owner), MAX_BYTES)
-    if not isinstance(record, dict) or record.get("owner_started") != owner.started:
+    stem = stem_of(data_dir, owner)
+    record = load_json(path_of(data_dir, stem, OPTIONS), MAX_BYTES)
+    found = owner_in(record, stem)
+    if found is None or not found.is_same(owner):
         return None
     options = record.get("options")
     if not isinstance(options, dict):
         return None
     return {name: options[name] for name in VARIABLES if isinstance(options.get(name), str)}
-
-
-def _path(data_dir: str, owner: Process) -> str:
-    return os.path.join(Paths(data_dir).clients, f"{owner.pid}{SUFFIX}")

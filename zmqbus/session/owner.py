@@ -18,6 +18,17 @@ pid alone would not do either: pids are used again, and the start time tells the
 4. The nearest process above us that may be Claude Code.
 5. The parent, and after it the processes above. Without Claude Code a session belongs to a shell, and helpers run by
    `make` or `uv run` from that shell are to find it: that is why there is a list, and not one owner only.
+6. For an orphan, the leader of its kernel session (the shell of its terminal), where that is another process that
+   lives; otherwise the orphan itself.
+
+**An init is nobody's owner.** Processes whose parent has ended are handed to pid 1, or to a subreaper such as
+`systemd --user`. All orphans of a machine would share that owner, and it never ends. So an init ends the list of the
+processes above (`_is_init`), unless it certainly is an agent. Pid 1 of a container is often no init but the very
+program that the container is for, or its shell: there it stays in the list. In the first PID namespace of a kernel pid
+1 is an init, whatever it is called.
+
+Whoever starts a process that is to outlive its parent finds the owner first and hands it on (`handed_on`): afterwards
+the chain is broken.
 
 "Certainly" is a `cmdline[0]` called `claude`, an installed version of it, or node or bun running its package. "May be"
 is node or bun running a path that mentions claude in another way: a development build, but also any tool in
@@ -35,10 +46,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from zmqbus.process import Process, ProcessTable, process_of, this_machine
-
-#: Longest chain of parents that is followed. Real ones have a dozen links; a broken table must not keep us for ever.
-MAX_ANCESTORS = 128
+from zmqbus.process import FIRST_NAMESPACE, Process, ProcessTable, ancestors, is_alive, process_of, this_machine
 
 _INTERPRETERS = frozenset(("node", "nodejs", "bun"))
 #: Options of node and bun whose value is a word of its own, and must not be taken for the script.
@@ -47,22 +55,17 @@ _OPTIONS_WITH_VALUE = frozenset(
 )
 #: Options that carry the program itself: there is no script to look at.
 _INLINE_PROGRAM = frozenset(("-e", "--eval", "-p", "--print", "-pe"))
+#: Programs that take in orphans: as pid 1 of a machine or a container, or as a subreaper below it.
+_INITS = frozenset(
+    (
+        *("init", "systemd", "launchd", "openrc-init", "runit", "runit-init", "runsvdir", "s6-svscan", "my_init"),
+        *("tini", "tini-static", "dumb-init", "docker-init", "podman-init", "catatonit", "pause", "bwrap"),
+        *("conmon", "containerd-shim", "containerd-shim-runc-v2"),
+    )
+)
+#: The setting that names an owner (`settings`).
+OVERRIDE = "INTER_SESSION_PPID_OVERRIDE"
 _PID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
-
-
-def ancestors(pid: int | None = None, table: ProcessTable | None = None) -> list[Process]:
-    """The processes above `pid` (default: above this one), nearest first; as far as they can be seen."""
-    table = table or this_machine()
-    chain: list[Process] = []
-    entry = table.look(os.getpid() if pid is None else pid)
-    seen: set[int] = set()
-    while entry is not None and entry.parent > 0 and entry.parent not in seen and len(chain) < MAX_ANCESTORS:
-        parent = entry.parent
-        seen.add(parent)
-        entry = table.look(parent)
-        if entry is not None:
-            chain.append(Process(parent, entry.started))
-    return chain
 
 
 def find_owners(
@@ -77,22 +80,31 @@ def find_owners(
     if override is not None:
         return [process_of(override, table)]
     me = os.getpid() if pid is None else pid
-    chain = ancestors(me, table)
+    chain: list[Process] = []
     told = _told(environ, table)
     weak: int | None = None
-    for number, process in enumerate(chain):
+    for number, process in enumerate(ancestors(me, table)):
         if process == told:
             return [process]
-        certain = looks_like_claude(table.cmdline(process.pid))
+        cmdline = table.cmdline(process.pid)
+        certain = looks_like_claude(cmdline)
         if certain:
             return [process]
+        if _is_init(process, cmdline):
+            break  # above it there are only more of them
         if certain is False and weak is None:
             weak = number
+        chain.append(process)
     if told is not None:
         return [told]
     if weak is not None:
         return chain[weak:]
-    return chain or [process_of(me, table)]  # no parent to be seen: the first process of a container
+    return chain or [_owner_of_orphan(me, table)]
+
+
+def handed_on(owner: Process, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a child that is to outlive this process, and to have the same owner."""
+    return {**environ, OVERRIDE: str(owner.pid)}
 
 
 def find_owner(override: int | None, environ: Mapping[str, str], table: ProcessTable | None = None) -> Process:
@@ -135,6 +147,24 @@ def _script(cmdline: list[str]) -> str | None:
     return None
 
 
+def _is_init(process: Process, cmdline: list[str]) -> bool:
+    """Whether this process takes in orphans, so that being its child says nothing."""
+    if process.pid == 1 and process.namespace in ("", FIRST_NAMESPACE):
+        return True
+    return bool(cmdline) and cmdline[0].rsplit("/", 1)[-1].removesuffix(":") in _INITS
+
+
+def _owner_of_orphan(me: int, table: ProcessTable) -> Process:
+    """The leader of its kernel session, which nohup and `&` leave as it is; else the process itself."""
+    entry = table.look(me)
+    leader = process_of(entry.leader, table) if entry is not None and entry.leader not in (0, me) else None
+    if leader is not None and is_alive(leader, table) and table.uid(leader.pid) == os.geteuid():
+        cmdline = table.cmdline(leader.pid)
+        if looks_like_claude(cmdline) or not _is_init(leader, cmdline):
+            return leader
+    return process_of(me, table)
+
+
 def _told(environ: Mapping[str, str], table: ProcessTable) -> Process | None:
     """The process that `CLAUDE_PID` names, where it is alive and ours."""
     text = environ.get("CLAUDE_PID", "")
@@ -144,4 +174,4 @@ def _told(environ: Mapping[str, str], table: ProcessTable) -> Process | None:
     entry = table.look(pid)
     if entry is None or entry.ended or table.uid(pid) != os.geteuid():
         return None
-    return Process(pid, entry.started)
+    return Process(pid, entry.started, *table.place())

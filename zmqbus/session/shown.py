@@ -8,8 +8,9 @@ message comes again, and its id tells that it was shown. A process can remember 
 it for the next listener of the owner, and for the commands that act as the session: what `zmqbus inbox` printed is not
 shown again either, nor the other way round.
 
-`clients/<pid of the owner>.shown` begins with a line that names the session. A file of another session (an earlier
-owner with this pid) counts as not there. After that come the ids, a line each, in the order in which they were shown.
+`clients/<pid of the owner>.shown` (`zmqbus.session.owned` has the rule) begins with a line that names the session. A
+file of another session (an earlier owner with this pid) counts as not there. After that come the ids, a line each, in
+the order in which they were shown.
 
 * **One write adds.** The file is open for appending and each record goes out in one write, at once: the id is on file
   before the acknowledgement leaves. A record begins with a newline of its own, so that what an earlier one left torn
@@ -33,11 +34,10 @@ from collections.abc import Callable, Iterable, Sequence
 from zmqbus.client import taken
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import Unauthorized, ZmqbusError
+from zmqbus.process import Process
 from zmqbus.protocol import MSG_ID_LENGTH
 from zmqbus.session.files import open_file, replace
-from zmqbus.settings import Paths
-
-SUFFIX = ".shown"
+from zmqbus.session.owned import SHOWN, path_of, stem_of
 
 #: A file of this size is rewritten: it has twice the ids that are remembered, so that is done once in 10,000 messages.
 COMPACT_BYTES = 2 * taken.REMEMBERED * (MSG_ID_LENGTH + 2)
@@ -61,7 +61,7 @@ class Shown(TakenIds):
     def __init__(
         self,
         data_dir: str,
-        owner_pid: int,
+        owner: Process,
         session_id: str,
         *,
         keeper: bool = False,
@@ -69,7 +69,7 @@ class Shown(TakenIds):
     ) -> None:
         """`keeper`: this is the session's listener, and holds its lock. Only then the file is made or replaced."""
         super().__init__()
-        self._path = os.path.join(Paths(data_dir).clients, f"{owner_pid}{SUFFIX}")
+        self._path = path_of(data_dir, stem_of(data_dir, owner), SHOWN)
         self._head = f"{session_id}\n".encode()
         self._keeper = keeper
         self._trace = trace

@@ -3,7 +3,8 @@
 Theory of operation
 ===================
 
-Two files below `<data>/clients` belong to a session, named after the pid of its owner:
+Two files below `<data>/clients` belong to a session, named after the pid of its owner (`zmqbus.session.owned` has the
+rule, and the names where a process of another PID namespace has the same pid):
 
 * `<pid>.lock`: held with flock, exclusively, by the listener for its life; the kernel lets go when the listener dies,
   however it dies. **The lock is the truth**: a session is live when its lock is held, whatever pids and files say. Its
@@ -15,8 +16,10 @@ Two files below `<data>/clients` belong to a session, named after the pid of its
 (`<pid>.shown` is the business of `zmqbus.session.shown`, `<pid>.options` that of `zmqbus.session.options`. Like the
 lock file they stay while the owner lives.)
 
-All but `.shown` hold the start time of the owner. A pid comes back one day; what was written for an earlier process
-with this pid counts as not there.
+All but `.shown` hold the start time and the place of the owner. A pid comes back one day; what was written for an
+earlier process with this pid counts as not there. What was written for a process of another place, which may live, is
+left alone: nobody takes it over or removes it from here. Such files would pile up where each run has a container of its
+own, so those that no listener holds go when nothing has touched them for `FOREIGN_KEEP_S`.
 
 Rules that keep the races out:
 
@@ -26,6 +29,8 @@ Rules that keep the races out:
 * Lock files are unlinked only by a cleaner, which holds `reap.lock` (so there is one) and SH on the file (so there is
   no listener). A listener that gets EX compares the file that it locked with the one that has the name now: what was
   unlinked while it waited would be a lock that nobody else can see.
+* Whoever gets EX writes down at once whose the file is, before anything slow: a listener of another place that finds
+  the lock held knows then that it has to use another name.
 * State files are written only by the holder of EX, and removed by it or by a cleaner.
 
 What others could read, what belongs to another user and what is a link is refused (`Unauthorized`), because a token is
@@ -37,16 +42,33 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from zmqbus.errors import LocalError, NotConnected, Unauthorized
-from zmqbus.process import Process, ProcessTable, is_alive, this_machine
+from zmqbus.process import Life, Process, ProcessTable, life_of, this_machine
 from zmqbus.security import secure_dir
 from zmqbus.session.files import cannot, flock, is_at, load_json, open_file, parse, replace, unlink
+from zmqbus.session.owned import (
+    LOCK,
+    MAX_RECORD_BYTES,
+    OPTIONS,
+    OWNED,
+    SHOWN,
+    STATE,
+    TMP,
+    head_line,
+    is_anothers,
+    lock_record,
+    owner_in,
+    path_of,
+    pid_of,
+    record_of,
+    stem_of,
+)
 from zmqbus.settings import MAX_PID, MAX_PORT, Paths
 from zmqbus.tuples import NamedTuple
 
@@ -54,14 +76,13 @@ from zmqbus.tuples import NamedTuple
 ACQUIRE_PATIENCE_S = 5.0
 #: Pause between two tries for a lock that a looker holds: long for a looker, short for the one who waits.
 RETRY_S = 0.002
-#: State and identity are some 1 KiB, two paths of 4 KiB at most. Larger ones are not ours.
-MAX_STATE_BYTES = 64 * 1024
+#: How long files stay that belong to an owner of another place, once nothing touches them any more. Mail waits for 7
+#: days, so there has long been nothing left to come back for.
+FOREIGN_KEEP_S = 30 * 24 * 3600.0
+#: How often a listener says that its files are in use, by dating its lock file.
+TOUCH_S = 3600.0
 
-_LOCK, _STATE, _TMP = ".lock", ".session", ".tmp"
-_DRAFT = _STATE + _TMP
-#: `zmqbus.session.options` and `zmqbus.session.shown` write these.
-_OPTIONS, _SHOWN = ".options", ".shown"
-_OWNED = re.compile(r"([1-9][0-9]{0,9})(?:\.lock|(?:\.session|\.shown|\.options)(?:\.tmp)?)", re.ASCII)
+_DRAFT = STATE + TMP
 
 
 class SessionState(NamedTuple):
@@ -80,11 +101,19 @@ class SessionState(NamedTuple):
     owner_started: str
     project: str
     cwd: str
+    namespace: str = ""  #: with `boot` and `machine`: where both pids count (`process.Place`)
+    boot: str = ""
+    machine: str = ""
 
     @property
     def owner(self) -> Process:
         """The process whose session it is."""
-        return Process(self.owner_pid, self.owner_started)
+        return Process(self.owner_pid, self.owner_started, self.namespace, self.boot, self.machine)
+
+    @property
+    def listener(self) -> Process:
+        """The process that listens."""
+        return Process(self.listener_pid, self.listener_started, self.namespace, self.boot, self.machine)
 
     @property
     def identity(self) -> Identity:
@@ -120,12 +149,18 @@ class ListenerLock:
     The descriptor is closed on exec, so that a broker that the listener starts does not inherit the lock.
     """
 
-    def __init__(self, fd: int, data_dir: str, owner: Process) -> None:
+    def __init__(self, fd: int, data_dir: str, stem: str, owner: Process) -> None:
         """For `acquire` only: `fd` is the locked lock file."""
         self._fd = fd
         self._owner = owner
-        self._paths = Paths(data_dir)
-        self._identity = _read_identity(fd, owner.started)
+        self._data_dir = data_dir
+        self._stem = stem
+        self._touched_s = time.monotonic()
+        self._identity = _read_identity(fd, stem, owner)
+        found = owner_in(parse(head_line(fd)), stem)
+        if found is None or not found.is_same(owner):
+            with suppress(OSError):  # a full disk: `remember` will say so
+                self._write(record_of(owner))
 
     @classmethod
     def acquire(cls, data_dir: str, owner: Process) -> ListenerLock:
@@ -137,20 +172,24 @@ class ListenerLock:
         paths = Paths(data_dir)
         secure_dir(data_dir)
         secure_dir(paths.clients)
-        path = _file(paths, owner.pid, _LOCK)
         deadline_s = time.monotonic() + ACQUIRE_PATIENCE_S
         while time.monotonic() < deadline_s:
+            stem = stem_of(data_dir, owner)
+            path = path_of(data_dir, stem, LOCK)
             fd = open_file(path, os.O_RDWR | os.O_CREAT)
             try:
                 if flock(fd, path, fcntl.LOCK_EX):
-                    if is_at(fd, path):
-                        lock = cls(fd, data_dir, owner)
+                    # Somebody elsewhere who has the same pid may have been here since the name was chosen.
+                    if is_at(fd, path) and not is_anothers(owner_in(parse(head_line(fd)), stem), owner):
+                        lock = cls(fd, data_dir, stem, owner)
                         lock.remove_state()
                         fd = -1  # the lock's from here on
                         return lock
-                    continue  # a cleaner unlinked it meanwhile: there is another file, or none
+                    continue  # or a cleaner has unlinked it: there is another file, or none
                 if not flock(fd, path, fcntl.LOCK_SH):
-                    raise AlreadyListening(_running(data_dir, owner.pid))
+                    if is_anothers(owner_in(parse(head_line(fd)), stem), owner):
+                        continue
+                    raise AlreadyListening(_running(data_dir, stem))
             finally:
                 if fd >= 0:
                     os.close(fd)
@@ -164,18 +203,30 @@ class ListenerLock:
 
     def remember(self, identity: Identity) -> None:
         """Keeps the identity for the next listener of this owner. Raises NotConnected where it cannot be written."""
-        text = json.dumps({**identity._asdict(), "owner_started": self._owner.started}) + "\n"
-        # In place, since the file that carries the lock must stay. It goes out in one write, and readers stop at the
-        # first newline: whatever instant a kill hits, the old or the new identity is there, whole.
-        data = text.encode()
         try:
-            written = os.pwrite(self._held(), data, 0)
-            os.ftruncate(self._fd, written)
+            whole = self._write({**identity._asdict(), **record_of(self._owner)})
         except OSError as error:
-            raise cannot("write", _file(self._paths, self._owner.pid, _LOCK), error) from error
-        if written != len(data):
-            raise NotConnected(f"the disk of {self._paths.data_dir} is full; free some space and connect again")
+            raise cannot("write", path_of(self._data_dir, self._stem, LOCK), error) from error
+        if not whole:
+            raise NotConnected(f"the disk of {self._data_dir} is full; free some space and connect again")
         self._identity = identity
+
+    def _write(self, record: dict[str, Any]) -> bool:
+        """Replaces the content of the lock file. False: the disk has taken a part of it."""
+        # In place, since the file that carries the lock must stay. It goes out in one write, and readers stop at the
+        # first newline: whatever instant a kill hits, the old or the new record is there, whole.
+        data = (json.dumps(record) + "\n").encode()
+        written = os.pwrite(self._held(), data, 0)
+        os.ftruncate(self._fd, written)
+        return written == len(data)
+
+    def touch(self) -> None:
+        """Says, once in `TOUCH_S`, that the files are in use; for those who cannot see whether the owner lives."""
+        now_s = time.monotonic()
+        if now_s - self._touched_s >= TOUCH_S:
+            self._touched_s = now_s
+            with suppress(OSError):
+                os.utime(self._held())
 
     def write_state(self, state: SessionState) -> None:
         """Shows the session to its helpers. They see the old state or the new one, never a mixture.
@@ -183,14 +234,14 @@ class ListenerLock:
         Raises NotConnected where it cannot be written; then what was there before stays.
         """
         self._held()
-        path = _file(self._paths, self._owner.pid, _STATE)
+        path = path_of(self._data_dir, self._stem, STATE)
         replace(path, json.dumps(state._asdict()).encode())
 
     def remove_state(self) -> None:
         """Hides the session from its helpers. Does nothing where it is hidden already."""
         self._held()
-        for suffix in (_STATE, _DRAFT):
-            unlink(_file(self._paths, self._owner.pid, suffix))
+        for suffix in (STATE, _DRAFT):
+            unlink(path_of(self._data_dir, self._stem, suffix))
 
     def release(self) -> None:
         """Lets go of the lock; the state file stays as it is. Idempotent."""
@@ -219,16 +270,18 @@ class ListenerLock:
         return self._fd
 
 
-def load_state(data_dir: str, owner_pid: int) -> SessionState | None:
-    """The state file of an owner, live or not; None where there is none, or what is there is damaged.
+def load_state(data_dir: str, stem: str) -> SessionState | None:
+    """The state file of an owner, live or not; None where there is none, or what is there is damaged. `stem` is what
+    the names of its files begin with (`owned.stem_of`).
 
     Raises Unauthorized where others could have written or read it.
     """
-    record = load_json(_file(Paths(data_dir), owner_pid, _STATE), MAX_STATE_BYTES)
+    record = load_json(path_of(data_dir, stem, STATE), MAX_RECORD_BYTES)
     if not isinstance(record, dict):
         return None
-    # Keys that this release does not know are a newer one's, and no fault.
-    values: dict[str, Any] = {field: record.get(field) for field in SessionState._fields}
+    # Keys that this release does not know are a newer one's, and no fault; an earlier one wrote no place.
+    defaults = SessionState._field_defaults
+    values: dict[str, Any] = {field: record.get(field, defaults.get(field)) for field in SessionState._fields}
     for field, value in values.items():
         if field in ("listener_pid", "port", "owner_pid"):
             if type(value) is not int:  # a bool is an int too
@@ -237,7 +290,19 @@ def load_state(data_dir: str, owner_pid: int) -> SessionState | None:
             return None
     state = SessionState(**values)
     sound = state.session_id and state.token and 0 < state.listener_pid <= MAX_PID and 0 < state.port <= MAX_PORT
-    return state if sound and state.owner_pid == owner_pid else None
+    return state if sound and state.owner_pid == pid_of(stem) else None
+
+
+def states(data_dir: str) -> list[SessionState]:
+    """All state files that can be read, live or not, of whatever place."""
+    found: list[SessionState] = []
+    for stem, suffixes in _stems(data_dir).items():
+        if STATE in suffixes:
+            with suppress(Unauthorized, NotConnected):  # `zmqbus doctor` tells about it
+                state = load_state(data_dir, stem)
+                if state is not None:
+                    found.append(state)
+    return found
 
 
 def find_session(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) -> tuple[SessionState | None, bool]:
@@ -264,15 +329,15 @@ def find_away(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) 
 
     None: there was none yet, or its listener is there or just beginning. Raises as `load_state` does.
     """
-    paths = Paths(data_dir)
     for process in (owner, *ancestors):
-        path = _file(paths, process.pid, _LOCK)
+        stem = stem_of(data_dir, process)
+        path = path_of(data_dir, stem, LOCK)
         try:
             fd = open_file(path, os.O_RDONLY)
         except FileNotFoundError:
             continue
         try:
-            identity = _read_identity(fd, process.started)
+            identity = _read_identity(fd, stem, process)
         finally:
             os.close(fd)
         if identity is not None and identity.name is not None:
@@ -285,20 +350,15 @@ def reap(data_dir: str, table: ProcessTable | None = None) -> list[str]:
 
     Does nothing while another process is at it. What is not private is left for `zmqbus doctor` to tell about.
     """
-    clients = Paths(data_dir).clients
-    try:
-        names = os.listdir(clients)
-    except OSError:  # nothing was ever made here, or it is not ours to look into
-        return []
-    pids = sorted({int(match[1]) for name in names if (match := _OWNED.fullmatch(name))})
+    stems = _stems(data_dir)
     removed: list[str] = []
-    cleaning = _begin_cleaning(clients) if pids else None
+    cleaning = _begin_cleaning(Paths(data_dir).clients) if stems else None
     if cleaning is None:
         return removed
     try:
-        for pid in pids:
+        for stem in stems:
             try:
-                removed += _clean(data_dir, pid, table or this_machine())
+                removed += _clean(data_dir, stem, table or this_machine())
             except (Unauthorized, NotConnected):
                 continue  # told about by `zmqbus doctor`, and no reason to leave the others
     finally:
@@ -311,74 +371,63 @@ def leftovers(data_dir: str, table: ProcessTable | None = None) -> list[str]:
 
     What is not private is left out.
     """
-    paths = Paths(data_dir)
-    try:
-        names = sorted(os.listdir(paths.clients))
-    except OSError:
-        return []
+    table = table or this_machine()
     found: list[str] = []
-    dead: dict[int, bool] = {}
-    for name in names:
-        match = _OWNED.fullmatch(name)
-        if match is None:
-            continue
-        pid = int(match[1])
+    for stem, suffixes in _stems(data_dir).items():
         try:
-            if pid not in dead:
-                dead[pid] = _is_abandoned(data_dir, pid, table or this_machine())
-            stale = name.startswith(f"{pid}{_STATE}") and not _is_held(_file(paths, pid, _LOCK))
+            if _is_held(path_of(data_dir, stem, LOCK)):
+                continue
+            life = _life(data_dir, stem, table)
         except (Unauthorized, NotConnected):
             continue
-        if dead[pid] or stale:
-            found.append(name)
+        if life is not Life.ENDED:
+            suffixes = [suffix for suffix in suffixes if suffix.startswith(STATE) and life is Life.ALIVE]
+        found += [stem + suffix for suffix in suffixes]
+    return sorted(found)
+
+
+def elsewhere(data_dir: str) -> list[str]:
+    """Stems of the files whose owners cannot be judged from here: they are of a container, or of another machine."""
+    found: list[str] = []
+    for stem in _stems(data_dir):
+        with suppress(Unauthorized, NotConnected):
+            if _life(data_dir, stem, this_machine()) is Life.UNKNOWN:
+                found.append(stem)
     return found
 
 
-def _is_abandoned(data_dir: str, pid: int, table: ProcessTable) -> bool:
-    """Whether the owner has died, and no listener is there any more."""
-    path = _file(Paths(data_dir), pid, _LOCK)
-    if _is_held(path):
-        return False
-    try:
-        fd = open_file(path, os.O_RDONLY)
-    except FileNotFoundError:
-        fd = os.open(os.devnull, os.O_RDONLY)
-    try:
-        return not _owner_lives(data_dir, pid, fd, table)
-    finally:
-        os.close(fd)
-
-
-def is_listening(data_dir: str, owner_pid: int) -> bool:
+def is_listening(data_dir: str, owner: Process) -> bool:
     """Whether a listener of this owner lives. Raises `Unauthorized` where others could have made its lock."""
-    return _is_held(_file(Paths(data_dir), owner_pid, _LOCK))
+    return _is_held(path_of(data_dir, stem_of(data_dir, owner), LOCK))
 
 
 # --- sessions, live and stale -----------------------------------------------------------------------------------
 
 
 def _session_of(data_dir: str, owner: Process) -> tuple[SessionState | None, bool]:
-    paths = Paths(data_dir)
-    path = _file(paths, owner.pid, _STATE)
-    state = load_state(data_dir, owner.pid)
+    stem = stem_of(data_dir, owner)
+    path = path_of(data_dir, stem, STATE)
+    state = load_state(data_dir, stem)
     if state is None and not os.path.lexists(path):
         return None, False
-    if _is_held(_file(paths, owner.pid, _LOCK)):
+    if _is_held(path_of(data_dir, stem, LOCK)):
         # A listener that outlives its owner for some seconds may hold the lock of a pid that is already used again.
-        return (state if state is not None and state.owner_started == owner.started else None), False
-    cleaning = _begin_cleaning(paths.clients)
+        return (state if state is not None and state.owner.is_same(owner) else None), False
+    if state is not None and is_anothers(state.owner, owner):
+        return None, False
+    cleaning = _begin_cleaning(Paths(data_dir).clients)
     if cleaning is None:
         return None, True  # whoever cleans at this moment will find it too
     try:
-        return None, bool(_clean(data_dir, owner.pid))
+        return None, bool(_clean(data_dir, stem))
     finally:
         os.close(cleaning)
 
 
-def _running(data_dir: str, owner_pid: int) -> SessionState | None:
+def _running(data_dir: str, stem: str) -> SessionState | None:
     """The state of the listener that holds the lock; not that of one before it, which it has not yet removed."""
-    state = load_state(data_dir, owner_pid)
-    if state is None or not is_alive(Process(state.listener_pid, state.listener_started)):
+    state = load_state(data_dir, stem)
+    if state is None or life_of(state.listener) is Life.ENDED:
         return None
     return state
 
@@ -405,13 +454,12 @@ def _begin_cleaning(clients: str) -> int | None:
     return None
 
 
-def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[str]:
-    """Removes what no listener holds: the state, and with a `table` all files, if the owner is dead; else nothing.
+def _clean(data_dir: str, stem: str, table: ProcessTable | None = None) -> list[str]:
+    """Removes what no listener holds: the state, and with a `table` all files, if the owner has ended; else nothing.
 
     Returns the names of what it removed. The caller is the only cleaner.
     """
-    paths = Paths(data_dir)
-    path = _file(paths, pid, _LOCK)
+    path = path_of(data_dir, stem, LOCK)
     had_lock = os.path.lexists(path)
     fd = open_file(path, os.O_RDWR | os.O_CREAT)  # without the file there would be nothing to keep a listener away
     made_here = False
@@ -419,53 +467,75 @@ def _clean(data_dir: str, pid: int, table: ProcessTable | None = None) -> list[s
         if not flock(fd, path, fcntl.LOCK_SH):
             return []
         made_here = not had_lock
-        if table is not None and _owner_lives(data_dir, pid, fd, table):
+        if table is not None and _life(data_dir, stem, table) is not Life.ENDED:
             return []
         # The lock goes last: as long as it is there, it tells whose the others are.
-        suffixes = [_STATE, _DRAFT]
+        suffixes = [STATE, _DRAFT]
         if table is not None:
-            suffixes += [_SHOWN, _SHOWN + _TMP, _OPTIONS, _OPTIONS + _TMP, _LOCK]
-        removed = [suffix for suffix in suffixes if unlink(_file(paths, pid, suffix))]
-        return [f"{pid}{suffix}" for suffix in removed if suffix != _LOCK or had_lock]
+            suffixes += [SHOWN, SHOWN + TMP, OPTIONS, OPTIONS + TMP, LOCK]
+        removed = [suffix for suffix in suffixes if unlink(path_of(data_dir, stem, suffix))]
+        return [f"{stem}{suffix}" for suffix in removed if suffix != LOCK or had_lock]
     finally:
         if made_here and is_at(fd, path):
             unlink(path)
         os.close(fd)
 
 
-def _owner_lives(data_dir: str, pid: int, lock_fd: int, table: ProcessTable) -> bool:
-    started: set[str] = set()
-    options = load_json(_file(Paths(data_dir), pid, _OPTIONS), MAX_STATE_BYTES)
-    for record in (parse(_head_line(lock_fd)), options):
-        if isinstance(record, Mapping) and isinstance(record.get("owner_started"), str):
-            started.add(record["owner_started"])
-    state = load_state(data_dir, pid)
-    if state is not None:
-        started.add(state.owner_started)
-    if started:
-        return any(is_alive(Process(pid, start), table) for start in started)
-    # A listener that has just made its lock file has written nothing yet: any process with this pid may be its owner.
-    entry = table.look(pid)
-    return entry is not None and not entry.ended
+def _life(data_dir: str, stem: str, table: ProcessTable) -> Life:
+    """Whether the owner of these files lives, as far as it can be told; one that cannot be judged has ended when
+    nothing has touched them for `FOREIGN_KEEP_S`."""
+    owners = _owners(data_dir, stem)
+    lives = {life_of(owner, table) for owner in owners}
+    if not owners and stem in (str(pid_of(stem)), f"{pid_of(stem)}-{table.place().tag}"):
+        # A listener that has just made its lock file has written nothing yet: any process with this pid may own it.
+        entry = table.look(pid_of(stem))
+        unseen = entry is None and table.exists(pid_of(stem))
+        return Life.ALIVE if unseen or (entry is not None and not entry.ended) else Life.ENDED
+    if Life.ALIVE in lives:
+        return Life.ALIVE
+    if lives == {Life.ENDED}:
+        return Life.ENDED
+    return Life.ENDED if _untouched_s(data_dir, stem) > FOREIGN_KEEP_S else Life.UNKNOWN
+
+
+def _owners(data_dir: str, stem: str) -> set[Process]:
+    """Those that the files of this stem were written for: mostly one."""
+    options = load_json(path_of(data_dir, stem, OPTIONS), MAX_RECORD_BYTES)
+    state = load_state(data_dir, stem)
+    found = (owner_in(lock_record(data_dir, stem), stem), owner_in(options, stem), state.owner if state else None)
+    return {owner for owner in found if owner is not None}
+
+
+def _untouched_s(data_dir: str, stem: str) -> float:
+    """For how long nothing has written to the files of this stem."""
+    newest_s = 0.0
+    for suffix in (LOCK, STATE, OPTIONS, SHOWN):
+        with suppress(FileNotFoundError):
+            newest_s = max(newest_s, os.stat(path_of(data_dir, stem, suffix), follow_symlinks=False).st_mtime)
+    return time.time() - newest_s
 
 
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def _file(paths: Paths, owner_pid: int, suffix: str) -> str:
-    return os.path.join(paths.clients, f"{owner_pid}{suffix}")
+def _stems(data_dir: str) -> dict[str, list[str]]:
+    """Stem → suffixes of all files that belong to owners, in order."""
+    try:
+        names = sorted(os.listdir(Paths(data_dir).clients))
+    except OSError:  # nothing was ever made here, or it is not ours to look into
+        return {}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := OWNED.fullmatch(name):
+            found.setdefault(match[1], []).append(name[match.end(1) :])
+    return found
 
 
-def _head_line(fd: int) -> bytes:
-    """The first line of a lock file; b"" where it has not been ended."""
-    line, newline, _ = os.pread(fd, MAX_STATE_BYTES, 0).partition(b"\n")
-    return line if newline else b""
-
-
-def _read_identity(fd: int, owner_started: str) -> Identity | None:
-    """The identity in a lock file whose lock is held; None where there is none, or it is an earlier process's."""
-    record = parse(_head_line(fd))
-    if not isinstance(record, dict) or record.get("owner_started") != owner_started:
+def _read_identity(fd: int, stem: str, owner: Process) -> Identity | None:
+    """The identity in an open lock file; None where there is none, or it is another process's."""
+    record = parse(head_line(fd))
+    found = owner_in(record, stem)
+    if found is None or not found.is_same(owner):
         return None
     session_id, token, name, label, port = (record.get(field) for field in Identity._fields)
     if not (isinstance(session_id, str) and session_id and isinstance(token, str) and token):
