@@ -19,6 +19,8 @@ from zmqbus.client import core, launch
 from zmqbus.client import link as link_module
 from zmqbus.client.link import Link
 from zmqbus.errors import BrokerUnavailable, PortHeld
+from zmqbus.network import Network
+from zmqbus.pidfile import Served
 from zmqbus.protocol import Role
 from zmqbus.settings import Settings, load
 
@@ -318,7 +320,8 @@ def test_it_turns_to_the_port_on_which_the_next_broker_is(link, settings, start_
     link.open()
     assert link.port == 1
     broker = start_broker()
-    monkeypatch.setattr(launch, "find_broker", lambda _: (1, settings.port))
+    served = Served(settings.port, 1, None, Network())
+    monkeypatch.setattr(launch, "find_broker", lambda _: served)
     enter(link, broker)
     assert link.port == settings.port
 

@@ -115,7 +115,10 @@ def test_listeners_wait_for_a_chosen_port_say_so_once_and_come_back(bus: Bus) ->
 
 @pytest.fixture
 def well_known(bus: Bus) -> Iterator[Bus]:
+    """A bus on the port that nobody chose; all of its sessions live in the network of this test."""
     bus.port = DEFAULT_PORT
+    make_env = bus._make_env
+    bus._make_env = lambda extra: make_env({"INTER_SESSION_LOOPBACK_ONLY": "1", **(extra or {})})
     yield bus
 
 
