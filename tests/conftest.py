@@ -57,6 +57,9 @@ hypothesis.settings.load_profile("zmqbus")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has started the tests in its background. What they start would ignore it, too, as it should.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr == "not slow":
         hypothesis.settings.load_profile("quick")
 

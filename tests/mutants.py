@@ -984,7 +984,7 @@ MUTANTS = (
     ),
     Mutant(
         "ids may be there twice",
-        "protocol.py",
+        "ids.py",
         "        and len(set(texts)) == len(texts)\n",
         "",
         f"{PROTOCOL} {INTAKE}",
@@ -1222,11 +1222,47 @@ MUTANTS = (
         GATHERING,
     ),
     Mutant(
-        "what is to be hidden in a run is written as it is",
+        "ids in the texts of a run are written as they are",
         "record.py",
-        "    if not plain or quoted_ids or any",
-        "    if not plain or any",
+        "    texts = _hide_marks(texts)\n",
+        "",
         RECORD,
+    ),
+    Mutant(
+        "ids in a text are written as they are",
+        "record.py",
+        "_hide_mark(quote(_text(body)))",
+        "quote(_text(body))",
+        RECORD,
+    ),
+    Mutant(
+        "ids in a large text are written as they are",
+        "record.py",
+        "    return _hide_marks(quoted)\n",
+        "    return quoted\n",
+        RECORD,
+    ),
+    Mutant(
+        "ids do not show that they are ids",
+        "ids.py",
+        " - len(ID_MARK) - self._WIDTH) + ID_MARK\n",
+        " - self._WIDTH)\n",
+        "tests/test_protocol.py tests/test_journal.py",
+    ),
+    # --- a command that cannot say what it has done
+    Mutant(
+        "a message is read though it could not be printed",
+        "output.py",
+        "            raise OutputFailed(error) from None\n",
+        "            return len(data)\n",
+        "tests/test_output.py tests/real/test_surroundings.py",
+    ),
+    Mutant(
+        "an ignored signal is not ignored",
+        "wakeup.py",
+        " if not is_ignored(number)\n",
+        "\n",
+        "tests/test_wakeup.py",
     ),
     Mutant(
         "line ends of all scripts are written as they are in a run",
@@ -1868,8 +1904,8 @@ MUTANTS = (
     Mutant(
         "what a command prints is not made safe below all of it",
         "output.py",
-        '        super().write("\\n".join(_line(line) for line in text.split("\\n")))\n',
-        "        super().write(text)\n",
+        """            text = "\\n".join("\\t".join(map(sanitise, line.split("\\t"))) for line in text.split("\\n"))\n""",
+        "",
         "tests/test_output.py",
     ),
     Mutant(

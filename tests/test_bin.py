@@ -36,7 +36,7 @@ def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
     shutil.copytree(BIN, root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "zmqbus" / "cli").mkdir(parents=True)
-    for name in ("__init__.py", "bootstrap.py", "settings.py"):
+    for name in ("__init__.py", "bootstrap.py", "output.py", "wording.py", "settings.py"):
         shutil.copy(ROOT / "zmqbus" / name, root / "zmqbus" / name)
     for module in SCRIPTS.values():
         (root / "zmqbus" / "cli" / f"{module}.py").write_text(FAKE_COMMAND)
@@ -148,3 +148,32 @@ def test_without_dependencies(script: str, data_dir: Path) -> None:
         assert done.stdout == ""
         assert done.stderr.startswith(f"error: not_installed: {line}")
         assert done.returncode == 1
+
+
+@pytest.mark.parametrize("how", [["-m", "zmqbus"], [str(ROOT / "zmqbus" / "__main__.py")]])
+def test_python_m(how: list[str], data_dir: Path, tmp_path: Path) -> None:
+    """As a module, and as the file that `bootstrap` names when it changes over to the venv's python."""
+    env = {"PYTHONPATH": str(ROOT)} if how[0] == "-m" else {}
+    done = subprocess.run(
+        [sys.executable, *how, "--version"],
+        env={**os.environ, **env},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("zmqbus ")
+
+
+def test_python_m_without_the_dependencies(data_dir: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "zmqbus", "list"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: not_installed: dependencies missing — run zmqbus install-deps (")

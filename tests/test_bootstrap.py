@@ -195,7 +195,7 @@ def test_the_collector_rests_while_a_command_is_imported_and_no_longer(data_dir:
 
 
 @pytest.mark.parametrize("missing", ["zmq", "msgpack", "psutil"])
-@pytest.mark.parametrize(("name", "argv"), [("connect", []), ("connect", ["--name", "x"]), ("main", ["connect"])])
+@pytest.mark.parametrize(("name", "argv"), [("connect", []), ("connect", ["--name", "x"])])
 def test_the_listener_says_so_on_stdout_and_ends_well(
     missing: str, name: str, argv: list[str], data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,15 +204,33 @@ def test_the_listener_says_so_on_stdout_and_ends_well(
     assert capsys.readouterr() == (LISTENER_LINE, "")
 
 
-@pytest.mark.parametrize(("name", "argv"), [("probe", []), ("main", ["send", "connect"]), ("main", [])])
+@pytest.mark.parametrize(
+    ("name", "argv", "cure"),
+    [
+        ("probe", [], "/inter-session install-deps"),  # a script of the skill
+        ("main", ["send", "connect"], "zmqbus install-deps"),
+        ("main", [], "zmqbus install-deps"),
+    ],
+)
 def test_other_commands_fail(
-    name: str, argv: list[str], data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
+    name: str, argv: list[str], cure: str, data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(raising(ModuleNotFoundError("No module named 'zmq'", name="zmq")))
     assert bootstrap.run(name, argv) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: not_installed: dependencies missing — run /inter-session install-deps")
+    assert err.startswith(f"error: not_installed: dependencies missing — run {cure} (")
+
+
+def test_at_a_shell_the_listener_names_the_command_of_the_shell(
+    data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(raising(ModuleNotFoundError("No module named 'zmq'", name="zmq")))
+    assert bootstrap.run("main", ["connect"]) == 0
+    assert capsys.readouterr() == ("[inter-session] dependencies missing — run zmqbus install-deps\n", "")
+    monkeypatch.setenv("CLAUDE_PID", "4711")
+    assert bootstrap.run("main", ["connect"]) == 0
+    assert capsys.readouterr() == (LISTENER_LINE, "")
 
 
 def test_a_dependency_that_cannot_be_loaded_has_the_same_cure(
@@ -517,7 +535,32 @@ def test_output_that_cannot_be_written_is_an_error(data_dir: Path) -> None:
     with open("/dev/full", "w") as full, start("print('x')", stdout=full) as process:
         _, err = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert err.startswith("error: cannot write the output: No space left on device")
+    assert err == (
+        "error: output: cannot write the output: No space left on device; free some space, or see where the output is "
+        "redirected to\n"
+    )
+
+
+@pytest.mark.parametrize(("redirection", "status"), [(">/dev/full", 1), ("| true", 141)])
+def test_what_was_carried_out_and_could_not_be_told_is_said(redirection: str, status: int, data_dir: Path) -> None:
+    body = "import select\nfrom zmqbus.cli.common import tell\n"
+    if status == 141:
+        body += "reader = select.poll()\nreader.register(1, 0)\nreader.poll(60_000)\n"  # until it has gone
+    body += "tell('sent msg=abc')"
+    code = RUNNER.format(body="\n".join("    " + line for line in body.splitlines()))
+    shell = f'("$0" -c "$1"; echo $? >&2) {redirection}'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    reason = "No space left on device" if status == 1 else "Broken pipe"
+    assert done.stderr == (
+        "error: output: this was carried out and need not be repeated, but could not be printed "
+        f"({reason}): sent msg=abc\n{status}\n"
+    )
 
 
 @pytest.mark.parametrize("closing", ["1>&-", "2>&-", "1>&- 2>&-"])
@@ -531,7 +574,8 @@ def test_streams_that_are_closed_from_the_start_do_no_harm(closing: str, data_di
         timeout=90,
     )
     assert done.returncode == 3
-    assert done.stderr == ""
+    assert ("cannot write the output: Bad file descriptor" in done.stderr) == (closing == "1>&-")
+    assert done.stderr.count("\n") <= 1
 
 
 def test_output_is_utf_8_in_every_locale(data_dir: Path) -> None:

@@ -24,7 +24,7 @@ CODES = (
     "poisoned",
 )
 #: What only programs meet: these do not come from the broker.
-LOCAL_CODES = ("overloaded", "forked", "remote_error")
+LOCAL_CODES = ("overloaded", "forked", "remote_error", "usage")
 
 
 def all_errors(root: type[errors.ZmqbusError] = errors.ZmqbusError) -> list[type[errors.ZmqbusError]]:

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from tests.records import RECORD, ids, line
 from zmqbus import journal
 from zmqbus.errors import BrokerUnavailable, Unauthorized
+from zmqbus.ids import IdMaker
 from zmqbus.journal import Journal, JournalFull
 from zmqbus.readback import Pointer, find, read, segments
-from zmqbus.record import JournalError, encode_record, spell, spelled_line
+from zmqbus.record import JournalError, Records, encode_all, encode_record, spell, spelled_line
 
 
 @pytest.fixture
@@ -45,22 +46,35 @@ def lines_of(name: str) -> list[bytes]:
 
 class TestGrep:
     def test_prints_the_whole_message(self, log, path):
-        """The command of the contract, as it stands there."""
+        """The command of the contract, as it stands there: whatever later messages say of it, in whatever words."""
         body = "first line\nline two\u2028" + "x" * 100_000
-        answer = RECORD._replace(msg_id="zzz000000001", reply_to=RECORD.msg_id)
-        later = [
-            RECORD._replace(msg_id="zzz000000000", body=b"something else"),
-            answer._replace(body=f"done: {RECORD.msg_id} and [inter-session msg={RECORD.msg_id}] again".encode()),
-            RECORD._replace(msg_id="zzz000000002", body=f"as in msg={RECORD.msg_id}".encode()),
+        make = IdMaker()
+        msg_id, answer_id = make(), make()
+        answer = RECORD._replace(msg_id=answer_id, reply_to=msg_id)
+        mentions = [
+            f"done: {msg_id} and [inter-session msg={msg_id}] again",
+            f"as in msg={msg_id}",
+            f"see {msg_id}",
+            msg_id,
+            f'"msg_id":"{msg_id}"',
+            f"x{msg_id}y\\{msg_id}",
+            f"{msg_id} " * 1000,  # long enough for another way of writing it
         ]
-        log.append([encode_record(RECORD._replace(body=body.encode()))])
+        later = [
+            answer,
+            *(RECORD._replace(msg_id=make(), body=text.encode()) for text in mentions),
+            RECORD._replace(msg_id=make(), from_name=f"about-{msg_id}", from_label=msg_id, to=msg_id),
+        ]
+        alike = [f"and {msg_id} too".encode()] * 3
+        log.append([encode_record(RECORD._replace(msg_id=msg_id, body=body.encode()))])
         log.append([encode_record(record) for record in later])
-        command = f"grep -F '{RECORD.msg_id}' {path} | tail -1"
+        log.append(encode_all([Records(1.0, [make() for _ in alike], "message", *RECORD[3:8], alike)]))
+        command = f"grep -F '{msg_id}' {path} | tail -1"
         printed = subprocess.run(command, shell=True, capture_output=True, check=True).stdout
         assert json.loads(printed)["text"] == body
-        command = f"grep -F 'zzz000000001' {path} | tail -1"
+        command = f"grep -F '{answer_id}' {path} | tail -1"
         printed = subprocess.run(command, shell=True, capture_output=True, check=True).stdout
-        assert json.loads(printed)["reply_to"] == RECORD.msg_id
+        assert json.loads(printed)["reply_to"] == msg_id
 
 
 class TestWriting:
@@ -77,7 +91,7 @@ class TestWriting:
     def test_lines_whose_bodies_others_have_spelled(self, log, path, size_bytes, others):
         """Among others, and however much there is: they are where their pointers say, under their checksums."""
         record = RECORD._replace(msg_id="spelled00000", body=b'say "x"\n' * (size_bytes // 8))
-        text = spell("text", record.body, None)
+        text = spell("text", record.body)
         spelled = spelled_line(record._replace(body=b""), text, zlib.crc32(text))
         plain = [line(msg_id, f"text {msg_id}") for msg_id in ids(others)]
         pointers = log.append([*plain[:2], spelled, *plain[2:], spelled])
@@ -87,7 +101,7 @@ class TestWriting:
         assert Path(path).read_bytes().count(b"\n") == others + 3
 
     def test_a_wrong_checksum_costs_the_one_line(self, log, path):
-        text = spell("text", b"x" * 70_000, None)
+        text = spell("text", b"x" * 70_000)
         spelled = spelled_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
         before, bad, behind = log.append([line("one111111111"), spelled, line("two222222222")])
         assert [read(path, one).msg_id for one in (before, behind)] == ["one111111111", "two222222222"]

@@ -24,8 +24,10 @@ RANKS = {
     "checksum": 0,
     "digest": 0,
     "tuples": 0,
-    "errors": 0,
     "output": 0,
+    "ids": 0,
+    "wording": 0,
+    "errors": 0,
     "frames": 1,
     "wakeup": 1,
     "naming": 1,
@@ -52,6 +54,7 @@ RANKS = {
     "doctor": 9,
     "console": 9,
     "cli": 10,
+    "__main__": 11,
 }
 
 #: Lower, and still not to be imported: (importer, imported).
@@ -59,7 +62,7 @@ FORBIDDEN = {
     # A session talks to the broker over the wire like everyone else.
     ("session", "broker"),
     # It is what runs before anything else; only install-deps and the doctor share its knowledge of the venv.
-    *((part, "bootstrap") for part in RANKS if part not in ("bootstrap", "cli", "doctor")),
+    *((part, "bootstrap") for part in RANKS if part not in ("bootstrap", "cli", "doctor", "__main__")),
 }
 
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
@@ -77,10 +80,11 @@ OPTIONAL = {"digest": {"_sha2", "_sha256"}, "client.messages": {"numpy"}, "clien
 HOT = (
     "errors",
     "display",
-    "output",
     "cmdline",
     "tuples",
     "bootstrap",
+    "output",
+    "wording",
     "naming",
     "process",
     "network",
@@ -128,6 +132,7 @@ COSTLY = {
 #: Module -> test file, below tests/, that covers it where a file of its own would say nothing more.
 TESTED_ELSEWHERE: dict[str, str] = {
     # The commands and the listener are what a user sees of them: their tests run real processes.
+    "__main__": "test_bin.py",
     "cli.auto_start": "plugin/test_auto_start.py",
     "cli.broker": "real/test_list.py",
     "cli.common": "real/test_send.py",
@@ -136,6 +141,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.disconnect": "real/test_list.py",
     "cli.hook": "real/test_hook.py",
     "cli.inbox": "real/test_list.py",
+    "cli.jsonform": "real/test_jsonform.py",
     "cli.list": "real/test_list.py",
     "cli.main": "real/test_list.py",
     "cli.parser": "cli/test_plain.py",
@@ -156,6 +162,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "client.work": "client/test_core.py",
     # Two halves of one thing.
     "codec": "test_protocol.py",
+    "ids": "test_protocol.py",
     "broker.events": "broker/test_core.py",
     "broker.delivery": "broker/test_core.py",
     "broker.intake": "broker/test_core.py",
@@ -257,8 +264,11 @@ def test_what_every_command_loads_is_cheap_to_import(module: str) -> None:
 def test_errors_and_the_bootstrap_import_next_to_nothing() -> None:
     assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing", "zmqbus.display"}
     assert not [name for _, name, start in imports("errors") if start and name.startswith("zmqbus")]
-    assert {name for _, name, start in imports("bootstrap") if start} == {"os", "sys"}
-    assert {name for _, name, _ in imports("bootstrap") if name.startswith("zmqbus")} == {"zmqbus.settings"}
+    light = {"zmqbus.output", "zmqbus.wording"}
+    assert {name for _, name, start in imports("bootstrap") if start} == {"os", "sys"} | light
+    assert {name for _, name, _ in imports("bootstrap") if name.startswith("zmqbus")} == {"zmqbus.settings"} | light
+    for module in light:
+        assert {name for _, name, start in imports(module.removeprefix("zmqbus.")) if start} <= {"io", "os", "sys"}
 
 
 def test_the_package_imports_nothing_when_it_is_imported() -> None:

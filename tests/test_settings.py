@@ -14,7 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from zmqbus import settings
-from zmqbus.settings import Paths, Settings, find_project, load
+from zmqbus.errors import InvalidOption
+from zmqbus.settings import Paths, Settings, find_project, load, shown_path, where_am_i
 
 
 class Warnings(list[str]):
@@ -130,11 +131,19 @@ def test_other_keys_among_the_flags_are_left_alone() -> None:
 
 def test_a_value_that_does_not_parse_gives_way_to_the_next_source(warnings: Warnings) -> None:
     environ = {"CLAUDE_PLUGIN_OPTION_PORT": "9473abc", "INTER_SESSION_PORT": "9002", "HOME": "/home/u"}
-    assert load({"port": "-1"}, environ, warnings).port == 9002
-    assert len(warnings) == 2
-    assert "--port='-1'" in warnings[0]
-    assert "CLAUDE_PLUGIN_OPTION_PORT='9473abc'" in warnings[1]
-    assert all("from 1 to 65535" in text for text in warnings)
+    assert load({}, environ, warnings).port == 9002
+    assert len(warnings) == 1
+    assert "CLAUDE_PLUGIN_OPTION_PORT='9473abc'" in warnings[0]
+    assert "from 1 to 65535" in warnings[0]
+
+
+@pytest.mark.parametrize("value", ["-1", "", "abc", "70000", " ", "9473 9474"])
+def test_a_flag_that_does_not_parse_is_an_error(value: str, warnings: Warnings) -> None:
+    """It was typed just now: another port would be another broker."""
+    with pytest.raises(InvalidOption, match=r"^--port must be a whole number from 1 to 65535, not '") as caught:
+        load({"port": value}, {"INTER_SESSION_PORT": "9002", "HOME": "/home/u"}, warnings)
+    assert isinstance(caught.value, ValueError)
+    assert warnings == []
 
 
 def test_a_source_that_is_not_reached_is_not_judged() -> None:
@@ -183,13 +192,13 @@ def test_other_values_that_are_none(variable: str, text: str) -> None:
 
 @pytest.mark.parametrize("value", [True, 9473.0, "", b"9473", [], 10**5000], ids=lambda value: type(value).__name__)
 def test_flags_of_a_wrong_kind(value: object) -> None:
-    loaded, warning = passed_over({"port": value})
-    assert loaded == quiet()
-    assert "--port=" in warning
+    with pytest.raises(InvalidOption, match=r"^--port must be "):
+        quiet({"port": value})
 
 
 def test_the_flag_is_named_as_it_is_typed() -> None:
-    assert "--idle-shutdown-minutes='soon'" in passed_over({"idle_shutdown_minutes": "soon"})[1]
+    with pytest.raises(InvalidOption, match=r"^--idle-shutdown-minutes must be .*, not 'soon'$"):
+        quiet({"idle_shutdown_minutes": "soon"})
 
 
 def test_minus_nought_is_nought() -> None:
@@ -227,8 +236,11 @@ def test_a_warning_is_one_line_without_control_characters() -> None:
     ),
     st.dictionaries(st.sampled_from([v for rule in settings._RULES for v in rule.variables] + ["HOME"]), st.text()),
 )
-def test_never_raises_and_the_result_is_in_range(flags: dict[str, object], environ: dict[str, str]) -> None:
-    loaded = load(flags, environ, Warnings())
+def test_the_result_is_in_range(flags: dict[str, object], environ: dict[str, str]) -> None:
+    try:
+        loaded = load(flags, environ, Warnings())
+    except InvalidOption:
+        loaded = load({}, environ, Warnings())  # which never raises
     assert type(loaded.port) is int and 1 <= loaded.port <= 65535
     assert type(loaded.idle_shutdown_s) is float and 0 <= loaded.idle_shutdown_s < float("inf")
     assert os.path.isabs(loaded.data_dir) and "\0" not in loaded.data_dir
@@ -377,3 +389,36 @@ def test_import_stays_cheap() -> None:
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(settings.__file__)))
+
+
+# Where this process works
+
+
+def test_where_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "repo" / ".git").mkdir(parents=True)
+    (tmp_path / "repo" / "src").mkdir()
+    monkeypatch.chdir(tmp_path / "repo" / "src")
+    root = os.path.realpath(tmp_path / "repo")
+    assert where_am_i() == (f"{root}/src", root)
+
+
+def test_a_directory_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError):
+        os.getcwd()
+    assert where_am_i() == ("", "")
+
+
+def test_two_directories_that_are_not_utf_8_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+    for name in (b"caf\xe9", b"caf\xe8", "café".encode()):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.mkdir(path)
+        monkeypatch.chdir(os.fsdecode(path))
+        places.append(where_am_i())
+        places[-1].cwd.encode()  # does not raise
+    assert len(set(places)) == 3
+    assert [os.path.basename(place.cwd) for place in places] == ["caf\\xe9", "caf\\xe8", "café"]
+    assert shown_path("/a/b") == "/a/b"

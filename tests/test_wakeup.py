@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,6 +14,34 @@ from zmqbus.wakeup import ENDING, Wakeup
 
 def readable(descriptor: int, timeout_s: float = 0.0) -> bool:
     return bool(select.select([descriptor], [], [], timeout_s)[0])
+
+
+@pytest.fixture(autouse=True)
+def heeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """None of them is ignored, whoever has started the tests."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_is_ignored_stays_so(number: signal.Signals) -> None:
+    """`nohup`, and a shell that starts something in its background."""
+    signal.signal(number, signal.SIG_IGN)
+    with Wakeup() as wakeup:
+        os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_IGN and wakeup.caught is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert readable(wakeup.fd, 5.0) and wakeup.caught is signal.SIGTERM
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_sigterm_ends_it_in_any_case() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with Wakeup() as wakeup:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wakeup.caught is signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", ENDING)

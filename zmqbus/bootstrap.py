@@ -16,13 +16,15 @@ too old has to get as far as saying so. In order:
 3. The command's module is imported and runs. Where a dependency is missing, the listener says so on stdout, which the
    agent reads, and ends with 0, because for a monitor that is no failure; all others are commands, and fail.
    The collector of cycles rests meanwhile: what an import makes stays.
-4. Ctrl-C, and a reader of our output that has gone (`… | head`), end the command without a traceback. Any other
-   exception is a fault of ours and is shown in full.
+4. Ctrl-C, and an output that cannot be written (`output`: a reader that has gone, a full disk, a stream that was closed
+   from the start) end the command without a traceback. Any other exception is a fault of ours and is shown in full.
 5. A command that is done, and has closed what it had, leaves at once: python would take 4 to 8 ms to take itself apart.
 """
 
 import os
 import sys
+
+from zmqbus import output, wording
 
 #: The oldest python that the package runs on, as in pyproject.toml.
 OLDEST_PYTHON = (3, 10)
@@ -45,9 +47,12 @@ REEXEC_VARIABLE = "INTER_SESSION_REEXEC_PID"
 #: Exit statuses that shells use for a command ended by SIGINT and by SIGPIPE.
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+#: and ours, for an output that cannot be written for another reason.
+EXIT_OUTPUT = 1
 
 _DEPENDENCIES = ("zmq", "msgpack", "psutil")
-MISSING = "dependencies missing \u2014 run /inter-session install-deps"
+_MISSING = "dependencies missing \u2014 run {}"
+MISSING = _MISSING.format("/inter-session install-deps")
 #: It puts a new venv in the place of the old one, so it should not stand on it.
 _WITHOUT_VENV = ("install_deps",)
 #: These have no thread, no child and nothing open when they return: their connections are closed and their context is
@@ -68,7 +73,8 @@ def run(command: str, argv: "list[str]") -> int:
 
     May not return: the process may go on as the python of the venv, from the start of the same script.
     """
-    _make_output_safe()
+    output.install()
+    wording.set_script(command != "main")
     if sys.version_info[:2] < OLDEST_PYTHON:
         return _refuse_old_python(command)
     subcommand = _subcommand(command, argv)
@@ -79,32 +85,28 @@ def run(command: str, argv: "list[str]") -> int:
 
 def console() -> int:
     """The `zmqbus` command of an installed package: its own environment has the dependencies, so no venv is used."""
-    _make_output_safe()
+    output.install()
     argv = sys.argv[1:]
     status = _run_command("main", _subcommand("main", argv), argv)
     _leave("main", argv, status)
     return status
 
 
+def module() -> None:
+    """What `python -m zmqbus` does: as `console` where this python has the dependencies, with the venv elsewhere."""
+    from importlib.util import find_spec
+
+    if all(find_spec(name) for name in _DEPENDENCIES):
+        sys.exit(console())
+    main("main")
+
+
 def _leave(command: str, argv: "list[str]", status: int) -> None:
     """Ends the process where that is all that is left to do. Else it returns, and python ends it in its own way."""
     # Not under a debugger or a profiler, which want to see the end.
     if _subcommand(command, argv) in _DONE_WHEN_THEY_RETURN and sys.gettrace() is None and sys.getprofile() is None:
-        if sys.stderr is not None:
-            try:
-                sys.stderr.flush()
-            except (OSError, ValueError):
-                pass  # closed, or its reader has gone
+        sys.stderr.flush()
         os._exit(status)
-
-
-def _make_output_safe() -> None:
-    """Output is UTF-8 whatever the locale says, because that is what agents read, and no character can break it."""
-    chosen = os.environ.get("PYTHONIOENCODING")  # whoever sets it knows why
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # not in python 3.6, nor in a test's stand-in
-        if reconfigure is not None:
-            reconfigure(encoding=None if chosen else "utf-8", errors="backslashreplace")
 
 
 def _refuse_old_python(command: str) -> int:
@@ -128,15 +130,24 @@ def _subcommand(command: str, argv: "list[str]") -> str:
 
 
 def _run_command(command: str, subcommand: str, argv: "list[str]") -> int:
+    status = 0
     try:
         status = _call(command, argv)
-        return _flush() or status
+        sys.stdout.flush()
+        refused = output.failure()  # told to somebody who has kept it to himself, as argparse does
+        if refused is not None:
+            raise output.OutputFailed(refused)
+        return status
+    except output.OutputFailed as failed:
+        reported = _report_output(failed)
+        return status or reported
     except KeyboardInterrupt:
-        _silence_broken_streams()
+        _drop_output()
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        if not _silence_broken_streams():
+        if not (_has_no_reader(sys.stdout) or _has_no_reader(sys.stderr)):
             raise  # not our output: a fault in the command
+        _drop_output()
         return EXIT_BROKEN_PIPE
     except ImportError as error:
         if not _is_dependency(error):
@@ -152,7 +163,6 @@ def _call(command: str, argv: "list[str]") -> int:
         collects = gc.isenabled()
         gc.disable()
         try:
-            import_module("zmqbus.output").guard()
             module = import_module("zmqbus.cli." + command)
         finally:
             if collects:
@@ -175,52 +185,45 @@ def _is_dependency(error: ImportError) -> bool:
 
 
 def _report_missing(subcommand: str, error: ImportError) -> int:
+    missing = _MISSING.format(wording.command("install-deps"))
     if subcommand == "connect":
         try:
-            print("[inter-session] " + MISSING, flush=True)
-        except OSError:  # nobody listens
-            _silence_broken_streams()
+            print("[inter-session] " + missing, flush=True)
+        except output.OutputFailed as failed:
+            return _report_output(failed)
         return 0
-    _complain("error: not_installed: {} ({})".format(MISSING, error))
+    _complain("error: not_installed: {} ({})".format(missing, error))
     return 1
 
 
+def _report_output(failed: output.OutputFailed) -> int:
+    """Says that the output could not be written; returns the exit status. Nothing is said of a reader that has gone,
+    unless the command has done something that it could not tell."""
+    reason = failed.reason.strerror or failed.reason
+    if failed.done:
+        _complain(
+            "error: output: this was carried out and need not be repeated, but could not be printed ({}): {}".format(
+                reason, failed.done
+            )
+        )
+    elif not failed.closed_pipe:
+        _complain("error: output: {}; {}".format(failed, failed.hint))
+    return EXIT_BROKEN_PIPE if failed.closed_pipe else EXIT_OUTPUT
+
+
 def _complain(line: str) -> None:
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:  # stderr is gone, there is nobody to tell; the exit status still says it
-        _silence_broken_streams()
+    print(line, file=sys.stderr, flush=True)
 
 
-def _flush() -> int:
-    """Writes out what print() has kept, while errors can still be handled: at exit python would show a traceback.
-
-    Returns 0, or the exit status where the output has nowhere to go.
-    """
-    if sys.stdout is None or sys.stdout.closed:
-        return 0
+def _drop_output() -> None:
+    """Writes out what is kept, as far as anybody takes it: left to the end, python would show a traceback."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk, for example
-        _to_devnull(sys.stdout)
-        _complain("error: cannot write the output: {}; see where it is redirected to".format(error.strerror))
-        return 1
-    return 0
+    except (output.OutputFailed, OSError, ValueError):
+        pass
 
 
-def _silence_broken_streams() -> bool:
-    """Whether stdout or stderr has lost its reader. What they still hold is thrown away then, without an error."""
-    found = False
-    for stream in (sys.stdout, sys.stderr):
-        if _is_broken(stream):
-            found = True
-            _to_devnull(stream)
-    return found
-
-
-def _is_broken(stream: "object") -> bool:
+def _has_no_reader(stream: "object") -> bool:
     import select  # only for these rare ends
 
     poller = select.poll()
@@ -230,16 +233,6 @@ def _is_broken(stream: "object") -> bool:
         return False
     # Nothing is asked for: errors and hang-ups are always told.
     return bool(poller.poll(0))
-
-
-def _to_devnull(stream: "object") -> None:
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, stream.fileno())  # type: ignore[attr-defined]
-    except (OSError, ValueError, AttributeError):
-        pass  # nothing with a file under it (a test's stand-in): python has nothing to flush to it at exit
-    finally:
-        os.close(null)
 
 
 def _use_venv(argv: "list[str]") -> None:

@@ -95,7 +95,10 @@ def encode(envelopes: Sequence[Envelope]) -> list[bytes]:
             arrays.append((code, *envelope[:-1]))  # as before there was that field: an older broker takes it, too
         else:
             arrays.append((code, *envelope))
-    frames[0] = msgpack.packb(arrays)
+    try:
+        frames[0] = msgpack.packb(arrays)
+    except UnicodeEncodeError:  # half a character, of a path or an argument that is not UTF-8
+        frames[0] = msgpack.packb(arrays, unicode_errors="backslashreplace")
     return frames
 
 

@@ -156,11 +156,12 @@ def as_block(text: str) -> str:
     return "\n".join(INDENT + line if line.startswith(HEADER) else line for line in sanitise_lines(text))
 
 
-def to_json(value: Any) -> str:
-    """A value as JSON on one line, complete, in which nothing drives a terminal or hides."""
+def to_json(value: Any, *, ascii_only: bool = False) -> str:
+    """A value as JSON on one line, complete, in which nothing drives a terminal or hides. `ascii_only`: for an output
+    that takes nothing else."""
     import json  # here and below: whoever has something to show in JSON has it loaded, and the errors need none of it
 
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=ascii_only)
     return text if text.isascii() and text.isprintable() else _escaped().sub(_escape, text)
 
 

@@ -38,6 +38,12 @@ class LocalError(ZmqbusError):
     """The caller's input or set-up is at fault; nothing was sent."""
 
 
+class InvalidOption(LocalError, ValueError):
+    """A flag or an argument was given that cannot be used. Commands end with exit status 2."""
+
+    code = "usage"
+
+
 class InvalidName(LocalError):
     """A session, topic or group name breaks the rule for names."""
 

@@ -36,6 +36,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
 from typing import Protocol
@@ -158,7 +159,16 @@ def import_path() -> str:
     virtual environment put on the path by the bootstrap. What is relative, or "", meant a directory that the child does
     not run in."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return os.pathsep.join([package, *(os.path.abspath(entry) for entry in sys.path if entry)])
+    return os.pathsep.join([package, *_absolute(sys.path)])
+
+
+def _absolute(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        if path:
+            try:
+                yield os.path.abspath(path)
+            except OSError:  # relative to a current directory that has been removed: nothing is there
+                continue
 
 
 class ProcTable:

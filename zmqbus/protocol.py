@@ -25,12 +25,14 @@ This module has no `from __future__ import annotations`: the codec reads the ann
 """
 
 import os
-from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from itertools import product
 from typing import Any, Literal, TypeAlias
 
 from zmqbus.errors import TextTooLong
+from zmqbus.ids import MSG_ID_LENGTH as MSG_ID_LENGTH
+from zmqbus.ids import IdMaker as IdMaker
+from zmqbus.ids import are_msg_ids as are_msg_ids
+from zmqbus.ids import is_msg_id as is_msg_id
 from zmqbus.tuples import NamedTuple
 
 #: Version of the wire, told in HELLO and WELCOME. It rises only when an old peer would misread a new one.
@@ -711,67 +713,7 @@ def mark_channel(lease: str) -> bytes:
     return MARK + lease.encode() + b"\0"
 
 
-# --- message ids ------------------------------------------------------------------------------------------------
-
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-MSG_ID_LENGTH = 12
-
-
-_PAIRS = [first + second for first in _DIGITS for second in _DIGITS]
-
-
-def _base36(number: int, width: int) -> str:
-    digits = ""
-    for _ in range(width // 2):
-        number, pair = divmod(number, 36 * 36)
-        digits = _PAIRS[pair] + digits
-    return _DIGITS[number % 36] + digits if width % 2 else digits
-
-
-class IdMaker:
-    """Makes message ids: 12 lower-case letters and digits, unique without asking anyone.
-
-    Seven characters (36 bits) are random for each maker and five count, so that an id costs a sixth of a microsecond
-    and no system call. When the count runs over (60 million) the random part is drawn anew. Thread-safe.
-    """
-
-    _WIDTH = 5
-
-    def __init__(self, entropy: bytes | None = None) -> None:
-        self._series = self._draw(entropy or os.urandom(8))
-
-    def _draw(self, drawn: bytes) -> Iterator[str]:
-        prefix = _base36(int.from_bytes(drawn, "big"), MSG_ID_LENGTH - self._WIDTH)
-        # Not from zero: two makers with one prefix, were there ever two, should still differ.
-        start = _base36(int.from_bytes(drawn, "little"), self._WIDTH)
-        turned = (_DIGITS[at:] + _DIGITS[:at] for at in map(_DIGITS.index, start))
-        # All of it in C, and so one operation, which no two threads share.
-        return map("".join, product((prefix,), *turned))
-
-    def __call__(self) -> str:
-        while True:
-            msg_id = next(self._series, None)
-            if msg_id is not None:
-                return msg_id
-            self._series = self._draw(os.urandom(8))
-
-
-def is_msg_id(text: str) -> bool:
-    """Whether a peer's message id is one: 8 to 12 lower-case letters and digits."""
-    return 8 <= len(text) <= MSG_ID_LENGTH and text.isascii() and text.isalnum() and text == text.lower()
-
-
-def are_msg_ids(texts: Sequence[str]) -> bool:
-    """Whether all of these are message ids, and no two the same."""
-    whole = "".join(texts)
-    lengths = set(map(len, texts))
-    return (
-        all(8 <= length <= MSG_ID_LENGTH for length in lengths)
-        and whole.isascii()
-        and whole.isalnum()
-        and whole == whole.lower()
-        and len(set(texts)) == len(texts)
-    )
+# --- secrets and session ids -------------------------------------------------------------------------------------
 
 
 def new_token() -> str:

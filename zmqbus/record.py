@@ -4,11 +4,10 @@ Theory of operation
 ===================
 
 *One line, one id.* It is part of the contract that `grep -F '<id>' messages.log | tail -1` prints the record of that
-message. An answer comes later and names the id too, in `reply_to` and often in its text. So records spell the ids of
-*other* messages with their last character as a JSON escape: `abc123de\\u0066` is the same string to every JSON parser,
-and no match for grep. The last character, not the first: what precedes a match may be a backslash, which makes the
-first a part of an escape (`\\n` + `ever1234`), while no escape reaches the last of eight. Other ids than that of the
-answered message are recognised by the `msg=` or `re=` in front, which is how sessions see and quote them.
+message, whatever later messages say of it. So every id has `ID_MARK` in it, two letters that hardly any text has next
+to each other. Where a record has them, but for its own id, the second is written as a JSON escape: `z\\u0071` is the
+same string to every JSON parser, and no match for grep. Nothing has to be known of which ids there are. No escape of
+JSON has either letter in it, so what precedes them cannot make another string of that.
 
 *The short fields first.* They stand in one order, and before the text; so `glance` finds in the first few hundred bytes
 between whom a message went, however long it is. It reads them one after the other from the start of the line, and is
@@ -35,6 +34,7 @@ from zlib import crc32
 
 from zmqbus.checksum import combine
 from zmqbus.errors import BrokerUnavailable, InvalidPayload
+from zmqbus.ids import ID_MARK
 from zmqbus.tuples import NamedTuple
 
 #: The fields before the text are a few hundred bytes; with names and labels of nothing but escapes, some thousand.
@@ -44,8 +44,7 @@ Kind = Literal["message", "broadcast", "request", "answer"]
 _KINDS = ("message", "broadcast", "request", "answer")
 BodyFormat = Literal["text", "msgpack", "bytes"]
 
-_ID = re.compile("[a-z0-9]{8,12}")
-_QUOTED_IDS = tuple((mark, re.compile(f"({mark}[a-z0-9]{{7,11}})([a-z0-9])(?![a-z0-9])")) for mark in ("msg=", "re="))
+_HIDDEN_MARK = "z\\u0071"
 #: Legal within a JSON string, and line ends to half of the tools that work by lines.
 _LINE_ENDS = (("\x85", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 #: Texts from this size on are worth another way of quoting.
@@ -61,6 +60,9 @@ _UNESCAPED = {ord(b"\\"): b"\\", ord(b'"'): b'"', ord(b"n"): b"\n", ord(b"t"): b
 #: So many occurrences of a character are looked at one by one, at 0.15 µs each; if there are more, whoever looks goes
 #: through the whole text in another way, which takes 1 ms for a megabyte.
 MAX_LOOKS = 4_000
+#: Likewise for the mark of ids, at 0.2 µs each, in texts over this size.
+MAX_MARK_LOOKS = 1_500
+LARGE_TEXT_BYTES = 64 * 1024
 _FAR_BACK = 64
 #: Escapes that are so far apart are taken one by one, at 0.3 µs each; or as many as this.
 _FAR_APART_BYTES = 512
@@ -132,12 +134,12 @@ def _encode_alike(records: Records) -> list[bytes]:
     between = _between(*records[2:8])
     texts = b"\0".join(bodies)
     plain = texts.isascii() and between.isascii() and texts.count(b"\0") == len(bodies) - 1
-    quoted_ids = "=" in between or (b"=" in texts and (b"msg=" in texts or b"re=" in texts))
-    if not plain or quoted_ids or any(character in texts for character in _RARE_BUT_NUL):
+    if not plain or any(character in texts for character in _RARE_BUT_NUL):
         return [encode_record(record) for record in records.apart()]
     for character, escape in _COMMON_ESCAPES:
         if character in texts:
             texts = texts.replace(character, escape)
+    texts = _hide_marks(texts)
     start = _start(records.ts, "").removesuffix('",').encode()
     middle = f'",{between}"text":"'.encode()
     msg_ids = "\0".join(records.msg_ids).encode().split(b"\0")
@@ -151,43 +153,32 @@ def encode_record(record: Record) -> bytes:
     if fmt == "text":
         if len(body) >= LARGE_BYTES:
             return _encode_large(record)
-        content = f'"text":{quote(_text(body))}'
+        content = f'"text":{_hide_mark(quote(_text(body)))}'
     else:
         from binascii import b2a_base64  # not on everybody's path
 
         content = f'"fmt":{quote(fmt)},"text":"","data":"{b2a_base64(body, newline=False).decode()}"'
-    answers = "" if reply_to is None else f'"reply_to":{quote(reply_to)},'
-    rest = f"{_between(*record[2:8])}{answers}{content}}}"
+    rest = f"{_between(*record[2:8])}{_answers(reply_to)}{content}}}"
     if not rest.isascii():
         for character, escape in _LINE_ENDS:
             if character in rest:
                 rest = rest.replace(character, escape)
-    if reply_to is not None and _ID.fullmatch(reply_to):
-        # All of the rest is searched, not the text alone: names can contain an id, and outside of strings JSON has
-        # nothing that is as long as one. Again and again, for two occurrences may overlap.
-        hidden = _hidden(reply_to)
-        while reply_to in rest:
-            rest = rest.replace(reply_to, hidden)
-    if "=" in rest and ("msg=" in rest or "re=" in rest):
-        for _, pattern in _QUOTED_IDS:
-            rest = pattern.sub(_hide, rest)
     return f"{_start(ts, msg_id)}{rest}".encode()
 
 
 def _encode_large(record: Record) -> bytes:
     """The same of a large text, in a quarter of the time: `bytes.replace` and `in` look for single characters with the
     processor's vector instructions, and the text is copied as seldom as can be."""
-    return b"".join((_before(record, b'"text":"'), spell(record.fmt, record.body, record.reply_to), b'"}'))
+    return b"".join((_before(record, b'"text":"'), spell(record.fmt, record.body), b'"}'))
 
 
-def spell(fmt: BodyFormat, body: bytes, reply_to: str | None) -> bytes:
-    """A large body as it stands in its line, between the quotes; `reply_to` is what its message answers. A sender may
-    make it, and have it put into the line as it is (`spelled_line`). Raises `InvalidPayload` for a text that is not
-    UTF-8."""
+def spell(fmt: BodyFormat, body: bytes) -> bytes:
+    """A large body as it stands in its line, between the quotes. A sender may make it, and have it put into the line as
+    it is (`spelled_line`). Raises `InvalidPayload` for a text that is not UTF-8."""
     if fmt != "text":
         from binascii import b2a_base64  # not on everybody's path
 
-        return b2a_base64(body, newline=False)  # of which no part can be taken for an id that is quoted
+        return b2a_base64(body, newline=False)  # which does not show what text a value holds
     ascii_only = body.isascii()
     if not ascii_only:
         _text(body)
@@ -201,47 +192,38 @@ def spell(fmt: BodyFormat, body: bytes, reply_to: str | None) -> bytes:
     if not ascii_only:
         for line_end, escaped in _LINE_ENDS:
             quoted = quoted.replace(line_end.encode(), escaped.encode())
-    if reply_to is not None and _ID.fullmatch(reply_to):
-        hidden = _hidden(reply_to).encode()
-        while reply_to.encode() in quoted:
-            quoted = quoted.replace(reply_to.encode(), hidden)
-    return _hide_quoted(quoted)
+    return _hide_marks(quoted)
 
 
 def _before(record: Record, opening: bytes) -> bytes:
     """The line up to its body, which follows upon `opening`."""
-    answers = "" if record.reply_to is None else f'"reply_to":{quote(record.reply_to)},'
-    head = f"{_between(*record[2:8])}{answers}"
+    head = f"{_between(*record[2:8])}{_answers(record.reply_to)}"
     if not head.isascii():
         for line_end, escaped in _LINE_ENDS:
             head = head.replace(line_end, escaped)
-    if record.reply_to is not None and _ID.fullmatch(record.reply_to):
-        hidden = _hidden(record.reply_to)
-        while record.reply_to in head:
-            head = head.replace(record.reply_to, hidden)
-    return b"".join((_start(record.ts, record.msg_id).encode(), _hide_quoted(head.encode()), opening))
+    return b"".join((_start(record.ts, record.msg_id).encode(), head.encode(), opening))
 
 
-def _hide_quoted(text: bytes) -> bytes:
-    """Without the ids in it that follow upon `msg=` or `re=`."""
-    if not _may_quote(text):
-        return text
-    whole = text.decode()
-    for _, pattern in _QUOTED_IDS:
-        whole = pattern.sub(_hide, whole)
-    return whole.encode()
+def _answers(reply_to: str | None) -> str:
+    return "" if reply_to is None else f'"reply_to":{_hide_mark(quote(reply_to))},'
 
 
-def _may_quote(text: bytes) -> bool:
-    """Whether there is a `msg=` or `re=` in it. To look for a single character takes a sixtieth of the time."""
+def _hide_mark(text: str) -> str:
+    """A JSON string without `ID_MARK` in it."""
+    return text.replace(ID_MARK, _HIDDEN_MARK) if "q" in text else text
+
+
+def _hide_marks(text: bytes) -> bytes:
+    """The same of what may be large. There, to look for a single character takes a sixtieth of the time, and prose has
+    a thousand of it in a megabyte; where there are more, they are not looked at one by one."""
     at = -1
-    for _ in range(MAX_LOOKS):
-        at = text.find(b"=", at + 1)
+    for _ in range(MAX_MARK_LOOKS if len(text) > LARGE_TEXT_BYTES else 0):
+        at = text.find(b"q", at + 1)
         if at < 0:
-            return False
-        if text.endswith((b"msg", b"re"), 0, at):
-            return True
-    return b"msg=" in text or b"re=" in text
+            return text
+        if text.endswith(b"z", 0, at):
+            break
+    return text.replace(ID_MARK.encode(), _HIDDEN_MARK.encode())
 
 
 class Spelled:
@@ -323,8 +305,7 @@ def _text(body: bytes) -> str:
 
 
 def _start(ts: float, msg_id: str) -> str:
-    second, ms = divmod(round(ts * 1000), 1000)
-    return f'{{"ts":"{second_of(second)}.{ms:03d}Z","msg_id":{quote(msg_id)},'
+    return f'{{"ts":"{iso_time(ts)}","msg_id":{quote(msg_id)},'
 
 
 @lru_cache(maxsize=256)
@@ -334,7 +315,7 @@ def _between(
     """The fields that say between whom it goes. Remembered, since two that talk have much to say."""
     label = "null" if from_label is None else quote(from_label)
     receiver = "null" if to_session_id is None else quote(to_session_id)
-    return (
+    return _hide_mark(
         f'"kind":"{kind}","from":{quote(from_session)},"from_name":{quote(from_name)},"from_label":{label},'
         f'"to":{quote(to)},"to_session_id":{receiver},'
     )
@@ -593,12 +574,10 @@ def _typed(value: Any, kind: type, *, optional: bool = False) -> Any:
     return value
 
 
-def _hidden(msg_id: str) -> str:
-    return f"{msg_id[:-1]}\\u{ord(msg_id[-1]):04x}"
-
-
-def _hide(match: re.Match[str]) -> str:
-    return f"{match[1]}\\u{ord(match[2]):04x}"
+def iso_time(ts: float) -> str:
+    """ISO 8601 in UTC with milliseconds, as times are told to programs."""
+    second, ms = divmod(round(ts * 1000), 1000)
+    return f"{second_of(second)}.{ms:03d}Z"
 
 
 @lru_cache(maxsize=2)

@@ -4,8 +4,10 @@ Each setting is one row of `_RULES`: which flag, which environment variables in 
 what holds when nothing is set. `load` walks the sources of a row from the first to the last and takes the first value
 that parses. The rules that hold for every row:
 
-* A value that does not parse is passed over with one warning, and the next source is tried. A wrong variable in some
-  shell profile may cost its user a line on stderr, never the session.
+* A variable that does not parse is passed over with one warning, and the next source is tried. A wrong variable in some
+  shell profile may cost its user a line on stderr, never the session. A flag that does not parse is an error
+  (`InvalidOption`): somebody has just typed it, and to go on with another value would be to do something else than was
+  asked for.
 * An environment value that is empty or blank counts as not set, without a warning: that is how shells and plugin
   manifests say "no value". A flag was typed, so an empty one is a value: it clears a label, and is wrong elsewhere.
 * The name and the label are handed on as they came. What is wrong with them is an error with a line of its own, and it
@@ -23,6 +25,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from zmqbus.errors import InvalidOption
 from zmqbus.tuples import NamedTuple
 
 DEFAULT_PORT = 9473
@@ -266,7 +269,8 @@ _RULES = (
 )
 
 
-def _warn_on_stderr(text: str) -> None:
+def warn_on_stderr(text: str) -> None:
+    """Prints a warning, where there is somebody to read it."""
     stream = sys.stderr
     if stream is None:  # a detached process without one; print() would turn to stdout, which is the agent's channel
         return
@@ -281,13 +285,14 @@ def _warn_on_stderr(text: str) -> None:
 def load(
     flags: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
-    warn: Callable[[str], None] = _warn_on_stderr,
+    warn: Callable[[str], None] = warn_on_stderr,
 ) -> Settings:
     """The settings that hold for `flags` (first) and `environ` (then; default: the process's own).
 
     `flags` knows `port`, `idle_shutdown_minutes`, `name` and `label`, as text or as numbers; None is "not given", and
-    other keys are left alone, so that the whole of a parsed command line can be handed in. Each value that is passed
-    over calls `warn` once with a line that names its source, the value and what it must be. Never raises.
+    other keys are left alone, so that the whole of a parsed command line can be handed in. Each variable that is
+    passed over calls `warn` once with a line that names it, its value and what that must be. Raises `InvalidOption` for
+    a flag that cannot be used, and nothing else.
     """
     given = {} if flags is None else flags
     env = os.environ if environ is None else environ
@@ -296,18 +301,19 @@ def load(
 
 
 def _resolve(rule: _Rule, flags: Mapping[str, object], environ: Mapping[str, str], warn: Callable[[str], None]) -> Any:
-    sources: list[tuple[str, object]] = []
-    if rule.flag is not None and flags.get(rule.flag) is not None:
-        sources.append(("--" + rule.flag.replace("_", "-"), flags[rule.flag]))
+    if rule.flag is not None and (given := flags.get(rule.flag)) is not None:
+        try:
+            return rule.parse(str(given), environ)
+        except ValueError:
+            raise InvalidOption(f"--{rule.flag.replace('_', '-')} {rule.says}, not {_shown(given)}") from None
     for variable in rule.variables:
         text = environ.get(variable, "")
-        if text and not text.isspace():
-            sources.append((variable, text))
-    for source, value in sources:
+        if not text or text.isspace():
+            continue
         try:
-            return rule.parse(str(value), environ)
+            return rule.parse(text, environ)
         except (ValueError, OSError):  # OSError: a relative path, and the current directory has been removed
-            warn(f"passed over {source}={_shown(value)}: it {rule.says}")
+            warn(f"passed over {variable}={_shown(text)}: it {rule.says}")
     return None if rule.default is None else rule.parse(str(rule.default), environ)
 
 
@@ -349,6 +355,37 @@ def _home(environ: Mapping[str, str]) -> str:
         return pwd.getpwuid(os.getuid()).pw_dir or "/"
     except KeyError:  # a container's uid without an account
         return "/"
+
+
+class Place(NamedTuple):
+    """Where a process works, as others are told: both are valid Unicode (`shown_path`)."""
+
+    cwd: str  # "": the current directory is gone, or cannot be seen
+    project: str  # as `find_project` finds it; "" likewise
+
+
+def where_am_i() -> Place:
+    """The current directory and its project. Never raises: a directory can be removed under a process that is in it,
+    and most of what a command does needs none. Whoever does need one looks for "", and says what to do."""
+    try:
+        cwd = os.getcwd()
+    except OSError:  # removed, or below a directory that may not be read
+        return Place("", "")
+    return Place(shown_path(cwd), shown_path(find_project(cwd)))
+
+
+def shown_path(path: str) -> str:
+    """A path as text that is valid Unicode. Its bytes need not be UTF-8; those that are not become `\\xNN`, so that two
+    directories remain two."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path
+
+
+#: What a command says that needs a directory and has none.
+NO_DIRECTORY = "the current directory is gone (it was deleted, or may not be read); cd to another one"
 
 
 def find_project(cwd: str) -> str:

@@ -15,8 +15,17 @@ from typing import Any
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+def is_ignored(number: signal.Signals) -> bool:
+    """Whether whoever started this process wants it to outlive the signal."""
+    return number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN
+
+
 class Wakeup:
-    """A context in which `ENDING` signals make `fd` readable, and `caught` says which one came. Main thread only."""
+    """A context in which `ENDING` signals make `fd` readable, and `caught` says which one came. Main thread only.
+
+    What is ignored when the context is entered stays so: `nohup` has asked for that, or a shell that runs this in its
+    background. SIGTERM is not among it, because nothing but SIGKILL would end the process then.
+    """
 
     def __init__(self) -> None:
         self.caught: signal.Signals | None = None
@@ -30,7 +39,9 @@ class Wakeup:
         os.set_blocking(self.fd, False)
         os.set_blocking(self._writer, False)
         self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._handlers: dict[signal.Signals, Any] = {number: signal.signal(number, self._note) for number in ENDING}
+        self._handlers: dict[signal.Signals, Any] = {
+            number: signal.signal(number, self._note) for number in ENDING if not is_ignored(number)
+        }
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.records import RECORD, RECORDS
 from zmqbus import display
-from zmqbus.cli import flow
+from zmqbus.cli import flow, jsonform
 from zmqbus.entry import ALL, Entry, Place, Sieve
 from zmqbus.naming import sanitise
 from zmqbus.record import Record, encode_record
@@ -128,7 +128,7 @@ def test_clocks() -> None:
 
 @given(RECORDS)
 def test_json_is_complete(record: Record) -> None:
-    fields = json.loads(flow.as_json(entry_of(record), lambda entry: record))
+    fields = jsonform.entry(entry_of(record), lambda entry: record)
     log = json.loads(encode_record(record))
     assert fields.items() >= {key: value for key, value in log.items() if key not in ("text", "data")}.items()
     if record.fmt == "text":
@@ -139,7 +139,7 @@ def test_json_is_complete(record: Record) -> None:
 
 def test_json_of_a_value_holds_it_readable_too() -> None:
     record = RECORD._replace(fmt="msgpack", body=msgpack.packb({"a": 1}))
-    assert json.loads(flow.as_json(entry_of(record), lambda entry: record))["text"] == "{'a': 1}"
+    assert jsonform.entry(entry_of(record), lambda entry: record)["text"] == "{'a': 1}"
 
 
 def test_no_terminal_no_width(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:

@@ -133,6 +133,8 @@ def test_a_taken_name_is_an_error(connect):
         ({"topics": ["Bad Topic"]}, errors.InvalidName),
         ({"group": "Bad Group"}, errors.InvalidName),
         ({"ack": "perhaps"}, ValueError),
+        ({"port": "abc"}, errors.InvalidOption),
+        ({"port": 0}, errors.InvalidOption),
     ],
 )
 def test_what_cannot_be_connected(connect, arguments, error):
@@ -223,6 +225,10 @@ def test_broadcasts(connect):
         (lambda bus: bus.send("me", "to myself"), errors.UnknownPeer),
         (lambda bus: bus.request("@", "x"), errors.InvalidName),
         (lambda bus: bus.send("you", object()), errors.InvalidPayload),
+        (lambda bus: bus.send("you", ""), errors.InvalidPayload),
+        (lambda bus: bus.send("you", " \n\u200b"), errors.InvalidPayload),
+        (lambda bus: bus.broadcast("\t"), errors.InvalidPayload),
+        (lambda bus: bus.send("half \udce9 a name", "x"), errors.UnknownPeer),
         (lambda bus: bus.request("you", {1, 2}), errors.InvalidPayload),
         (lambda bus: bus.send("you", "x" * 17_000_000), errors.TextTooLong),
         (lambda bus: bus.request("@nobody", "x", wait=False).result(PATIENCE_S), errors.UnknownPeer),
@@ -241,6 +247,16 @@ def test_bad_input_is_an_error_of_our_tree_and_leaves_nothing(connect, call, err
         call(bus)
     assert isinstance(caught.value, errors.ZmqbusError) and len(str(caught.value)) > 10
     until(lambda: not bus._speaker._asked)
+
+
+def test_an_empty_value_is_a_value(connect):
+    """Only a text that nobody could see is refused: scripts send what they have."""
+    bus, other = connect("me"), connect("you")
+    values: list[Any] = [b"", None, [], 0]
+    for value in values:
+        bus.send("you", value, wait=False)
+    messages = other.messages()
+    assert [next(messages).body for _ in values] == values
 
 
 def test_ambiguous_names(connect):

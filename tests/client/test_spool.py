@@ -82,7 +82,7 @@ class TestPieces:
         check(spooled)
         found = piece(directory, spooled)
         check_spelled(word, found)
-        assert found == spell(word, body, None)
+        assert found == spell(word, body)
         assert (spooled.size_bytes, spooled.crc) == (len(body), zlib.crc32(found))
         assert (spooled.msg_id, spooled.scope, spooled.target, spooled.fmt) == ("message00001", 0, "bob", fmt)
 

@@ -92,7 +92,7 @@ def test_json(bus: Bus) -> None:
         "waiting": 0,
     }
     assert {key: row[key] for key in expected} == expected
-    assert row["since"] > 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", row["since"])
 
 
 def test_busy_is_shown(bus: Bus) -> None:
@@ -323,7 +323,7 @@ def test_inbox_json(bus: Bus) -> None:
     done = bus.zmqbus("inbox", "--json", owner=auth)
     assert (done.returncode, done.stderr) == (0, "")
     one, two = (json.loads(line) for line in done.stdout.splitlines())
-    assert (one["msg_id"], one["text"], one["from_name"], one["to"]) == (sent, "one\ntwo", "pay", None)
+    assert (one["msg_id"], one["text"], one["from_name"], one["to"]) == (sent, "one\ntwo", "pay", "auth")
     assert one["from"] == pay.session_id
     assert (two["text"], two["to"]) == ("three", "all")
     assert bus.zmqbus("inbox", "--json", owner=auth).stdout == ""

@@ -153,7 +153,7 @@ def test_whole_text_is_in_the_log(bus: Bus) -> None:
     cont = auth.wait_for(" cont]")
     match = re.fullmatch(rf"\[inter-session msg={msg_id} cont\] full text (\d\.\d MB) at (.*)", cont)
     assert match and match[1] == f"{size / 1024 / 1024:.1f} MB", cont
-    bus.deliver("pay", f"answer: about msg={msg_id}, done", "--reply-to", msg_id, owner=auth)
+    bus.deliver("pay", f"answer: about {msg_id}, msg={msg_id}, done", "--reply-to", msg_id, owner=auth)
     found = subprocess.run(
         f"grep -F '{msg_id}' '{match[2]}' | tail -1", shell=True, capture_output=True, timeout=DEADLINE_S, check=True
     )

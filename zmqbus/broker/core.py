@@ -405,9 +405,7 @@ class BrokerCore:
 
     def _check_token(self, session: Session, token: str) -> None:
         if not compare_digest(session.token_digest, sha256(token.encode()).hexdigest()):
-            raise Unauthorized(
-                f"the token is not that of session {session.session_id:.40}; connect anew: /inter-session connect"
-            )
+            raise Unauthorized(f"the token is not that of session {session.session_id:.40}; connect the session anew")
 
     def _check_guest(self, name: str, hello: protocol.Hello) -> None:
         if not name or not hello.token or len(hello.token) > MAX_ID_CHARS:
@@ -521,7 +519,7 @@ class BrokerCore:
         assert session is not None
         name = naming.check_name(rename.name)
         if session.conn is None:
-            raise NotConnected("the session's listener is not connected; run /inter-session connect first")
+            raise NotConnected("the session's listener is not connected; connect the session first")
         self._check_free(session, name)
         old = session.name
         if name == old:

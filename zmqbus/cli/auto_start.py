@@ -14,6 +14,7 @@ import os
 import sys
 from typing import Any
 
+from zmqbus import wording
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import ZmqbusError
 
@@ -30,7 +31,7 @@ _WHEN = {
 }
 _STAND_ALONE = (
     "auto-start: nothing to switch: this is no installed plugin but a stand-alone skill or a checkout, and has no "
-    "monitor of its own; /inter-session connect starts one"
+    "monitor of its own; {} starts one"
 )
 
 
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     root = find_plugin(sys.argv[0])
     if root is None:
-        print(_STAND_ALONE)
+        print(_STAND_ALONE.format(wording.command("connect")))
         return 0
     path = os.path.join(root, "monitors", "monitors.json")
     try:
@@ -66,7 +67,8 @@ def main(argv: list[str]) -> int:
         return 1
     print(f"auto-start is {_WHEN.get(str(wanted), f'set to {wanted!r}, which this release does not know')}")
     if wanted != before:
-        print("run /reload-plugins to apply it; an update of the plugin sets it back to off")
+        run = "run /reload-plugins" if wording.for_agent() else "run /reload-plugins in Claude Code"
+        print(f"{run} to apply it; an update of the plugin sets it back to off")
     return 0
 
 

@@ -7,7 +7,8 @@ import sys
 import time
 
 from zmqbus import pidfile, protocol
-from zmqbus.cli.common import FAILED, broker_figures, fail, print_json, settings_of_session
+from zmqbus.cli.common import FAILED, broker_figures, fail, settings_of_session, tell
+from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client import launch
 from zmqbus.client.command import observer
@@ -32,6 +33,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--idle-shutdown-minutes", metavar="M", help="end when idle so long; 0: never")
     parser.add_port()
     options = parser.parse_args(argv)
+    if options.json and not options.status:
+        parser.error("--json goes with --status")
+    if options.idle_shutdown_minutes is not None and (options.status or options.stop):
+        parser.error("--idle-shutdown-minutes is for a broker that is started here")
     try:
         settings = settings_of_session({"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes})
         if options.foreground:
@@ -45,7 +50,7 @@ def main(argv: list[str]) -> int:
             print(f"warning: {sanitise(notices)}", file=sys.stderr)
         served = launch.find_broker(settings)
         port, pid = (served.port, served.pid) if served is not None else (settings.port, None)
-        print(f"broker serves port {port} (pid {pid})")
+        tell(f"broker serves port {port} (pid {pid})")
     except ZmqbusError as error:
         return fail(error)
     return 0
@@ -92,7 +97,7 @@ def _stop(settings: Settings) -> int:
                 f"the broker (pid {served.pid}) has not ended within {STOP_S:g} s; see {settings.paths.broker_log}"
             )
         time.sleep(0.01)  # it is nobody's child here, so there is nothing to wait on but its lock and its pid
-    print(f"broker (pid {served.pid}) stopped")
+    tell(f"broker (pid {served.pid}) stopped")
     return 0
 
 

@@ -1,7 +1,8 @@
 """What the commands share: how they speak of errors, whom they act for, and how ages look.
 
 Exit statuses: 0 done; 1 a failure, told as `error: <code>: <what and what to do>` on standard error with nothing on
-standard output; 2 wrong usage (`parser`); 4 no answer in time.
+standard output; 2 wrong usage (`parser`, and `errors.InvalidOption`); 4 no answer in time. An output that cannot be
+written is the business of `bootstrap`.
 """
 
 from __future__ import annotations
@@ -11,27 +12,41 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from zmqbus import protocol
+from zmqbus import protocol, wording
 from zmqbus.client import core, launch
 from zmqbus.client.command import CommandBus, observer
-from zmqbus.display import to_json
-from zmqbus.errors import BrokerUnavailable, NotConnected, Timeout, ZmqbusError
+from zmqbus.errors import BrokerUnavailable, InvalidOption, NotConnected, Timeout, ZmqbusError
+from zmqbus.output import OutputFailed, write_raw
 from zmqbus.process import Process
 from zmqbus.protocol import Role
 from zmqbus.session.options import with_options
 from zmqbus.session.owner import find_owner, find_owners
 from zmqbus.session.shown import Shown
 from zmqbus.session.state import Identity, SessionState, find_away, find_session
-from zmqbus.settings import Settings, find_project, load
+from zmqbus.settings import Settings, load, where_am_i
 
 FAILED = 1
+USAGE = 2
 NO_ANSWER = 4
 
 
 def fail(error: ZmqbusError) -> int:
     """Tells of an error on standard error; returns the exit status."""
     print(f"error: {error.code}: {error}", file=sys.stderr)
+    if isinstance(error, InvalidOption):
+        return USAGE
     return NO_ANSWER if isinstance(error, Timeout) else FAILED
+
+
+def tell(lines: str, done: str | None = None, *, raw: bool = False) -> None:
+    """Prints what a command has done, at once; `raw`: not made safe to show. Where that cannot be written, the error
+    says what was done (`done`, or the lines themselves), so that nobody does it again."""
+    try:
+        write_raw(f"{lines}\n") if raw else print(lines)
+        sys.stdout.flush()
+    except OutputFailed as failed:
+        failed.done = done if done is not None else lines.replace("\n", "; ")
+        raise
 
 
 def settings_of_session(flags: Mapping[str, object] | None = None) -> Settings:
@@ -65,7 +80,7 @@ def act_as_session(settings: Settings) -> tuple[SessionState, CommandBus]:
     """
     state, _ = own_session(settings)
     if state is None:
-        raise NotConnected("not connected; run /inter-session connect first")
+        raise NotConnected(f"not connected; run {wording.command('connect')} first")
     return state, act_as(settings, state.owner, state.identity, state.cwd, state.project)
 
 
@@ -95,8 +110,7 @@ def read_as_session(settings: Settings) -> CommandBus:
     away = find_away(settings.data_dir, owner, others)
     if away is None:
         return act_as_session(settings)[1]
-    cwd = os.getcwd()
-    return act_as(settings, *away, cwd, find_project(cwd))
+    return act_as(settings, *away, *where_am_i())
 
 
 def broker_figures(settings: Settings) -> dict[str, Any] | None:
@@ -114,8 +128,3 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
         raise
     assert isinstance(health, protocol.Health)
     return {"pid": found.pid, "port": found.port, **dict(health.figures)}
-
-
-def print_json(value: Any) -> None:
-    """One object, one line."""
-    print(to_json(value))

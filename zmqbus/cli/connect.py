@@ -3,23 +3,22 @@ output, since that is what the agent sees, the errors too."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
 
 from zmqbus import cmdline, naming
-from zmqbus.cli.common import settings_and_owner
+from zmqbus.cli.common import fail, settings_and_owner
 from zmqbus.cli.parser import Parser
 from zmqbus.display import sanitise
-from zmqbus.errors import InvalidLabel, InvalidName, ZmqbusError
+from zmqbus.errors import InvalidLabel, InvalidName, InvalidOption, NotConnected, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.listener import Listener, Plan
 from zmqbus.session.notify import bus_line
 from zmqbus.session.options import WAIT_S
 from zmqbus.session.state import AlreadyListening, ListenerLock, SessionState
-from zmqbus.settings import Settings, find_project
+from zmqbus.settings import NO_DIRECTORY, Settings, where_am_i
 
 #: How long another process of this session may hold the lock without saying who it is: a listener that has just begun,
 #: or one that joins only to leave (`--away`).
@@ -47,6 +46,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--verbose", action="store_true", help="tell on standard error what happens")
     options = parser.parse_args(argv)
     cmdline.hide((options.label,))
+    if options.name is not None and options.flag_name not in (None, options.name):
+        parser.error(f"two names, '{options.name:.40}' and '{options.flag_name:.40}'; give one")
     flags = {
         "port": options.port,
         "idle_shutdown_minutes": options.idle_shutdown_minutes,
@@ -62,6 +63,8 @@ def main(argv: list[str]) -> int:
     try:
         settings, owner = settings_and_owner(flags, wait_s=WAIT_S if options.from_plugin else 0.0)
         return _connect(settings, owner, tuple(options.topic), tuple(options.group), trace, away=options.away)
+    except InvalidOption as error:
+        return fail(error)
     except (InvalidName, InvalidLabel) as error:
         _say(str(error))
     except ZmqbusError as error:
@@ -91,15 +94,16 @@ def _connect(
         _say(_already_running(other.state))
         return 0
     with lock:
-        cwd = os.getcwd()
-        project = find_project(cwd)
+        cwd, project = where_am_i()
         identity = lock.identity
-        if label is not None:
+        if label is None:
+            label = identity.label if identity else load_label(settings.data_dir, project) if project else None
+        elif project:
             remember_label(settings.data_dir, project, label or None)
-        else:
-            label = identity.label if identity else load_label(settings.data_dir, project)
         name = settings.name or (identity.name if identity else None)
         if name is None:
+            if not cwd:
+                raise NotConnected(f"there is no name: {NO_DIRECTORY}, or name the session: --name N")
             name = naming.derive_name(cwd)
             _say(f"no --name given; auto-named '{name}' from cwd {cwd}")
         given = settings.name is not None

@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
     port = _port(options.port, parser)
     if options.numeric and not options.link:
         parser.error("--numeric goes with --link")
+    if options.broker_port is not None:
+        _port(options.broker_port, parser, "--broker-port")
     try:
         settings = settings_of_session({"port": options.broker_port})
         if options.link:
@@ -52,11 +54,11 @@ def main(argv: list[str]) -> int:
         return fail(error)
 
 
-def _port(text: str | None, parser: Parser) -> int:
+def _port(text: str | None, parser: Parser, flag: str = "--port") -> int:
     if text is None:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= MAX_PORT):
-        parser.error(f"--port takes a whole number from 1 to {MAX_PORT}, not '{text:.40}'")
+        parser.error(f"{flag} takes a whole number from 1 to {MAX_PORT}, not '{text:.40}'")
     return int(text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmqbus import protocol
-from zmqbus.cli.common import act_as_session, fail
+from zmqbus.cli.common import act_as_session, fail, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.display import sanitise
 from zmqbus.errors import NotConnected, ZmqbusError
@@ -23,5 +23,5 @@ def main(argv: list[str]) -> int:
         return fail(error)
     else:
         assert isinstance(done, protocol.Done)
-        print(sanitise(done.text))
+        tell(sanitise(done.text))
     return 0

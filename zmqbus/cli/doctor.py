@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 from zmqbus.cli.parser import Parser
 from zmqbus.doctor import report
 from zmqbus.doctor.checks import examine
+from zmqbus.errors import InvalidOption
 
 
 def main(argv: list[str]) -> int:
@@ -15,6 +18,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_port()
     options = parser.parse_args(argv)
-    findings = [*examine({"port": options.port})]
+    try:
+        findings = [*examine({"port": options.port})]
+    except InvalidOption as error:
+        print(f"error: {error.code}: {error}", file=sys.stderr)
+        return 2
     print(report.for_programs(findings) if options.json else report.for_people(findings))
     return 1 if report.count(findings, "fault") else 0

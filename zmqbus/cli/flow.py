@@ -13,12 +13,10 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
-from zmqbus.display import columns, fit, sanitise, to_json
+from zmqbus.display import columns, fit, sanitise
 from zmqbus.entry import Entry
 from zmqbus.naming import project_name
-from zmqbus.record import Record, as_text, second_of
 
 #: Seconds in the units that a duration is given in.
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -112,33 +110,6 @@ def line_of(
     if shown == text and not whole:
         shown = fit(text + " …", room)
     return head + shown, shown != text or not whole
-
-
-def as_json(entry: Entry, load: Callable[[Entry], Record]) -> str:
-    """A message as a line of JSON, complete: the keys of the log, and a text also for values."""
-    second, ms = divmod(round(entry.ts * 1000), 1000)
-    fields: dict[str, Any] = {
-        "ts": f"{second_of(second)}.{ms:03d}Z",
-        "msg_id": entry.msg_id,
-        "kind": entry.kind,
-        "from": entry.from_session,
-        "from_name": entry.from_name,
-        "from_label": entry.from_label,
-        "to": entry.to,
-        "to_session_id": entry.to_session_id,
-        "reply_to": entry.reply_to,
-        "fmt": entry.fmt,
-    }
-    if entry.fmt == "text" and entry.whole:
-        fields["text"] = entry.head
-    else:
-        record = load(entry)
-        fields["text"] = as_text(record.fmt, record.body)
-        if record.fmt != "text":
-            from binascii import b2a_base64
-
-            fields["data"] = b2a_base64(record.body, newline=False).decode()
-    return to_json(fields)
 
 
 def pause(seconds: float) -> bool:

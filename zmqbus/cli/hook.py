@@ -37,7 +37,7 @@ from zmqbus.process import Process
 from zmqbus.session import options
 from zmqbus.session.owner import find_owners, handed_on
 from zmqbus.session.state import Identity, find_away, find_session, reap
-from zmqbus.settings import Settings, find_project, load
+from zmqbus.settings import Settings, load, where_am_i
 
 if TYPE_CHECKING:
     from zmqbus.client.command import CommandBus
@@ -147,9 +147,10 @@ def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str
             f"inter-session: this session joins the bus as '{name}'. Until it has a monitor (/inter-session connect) "
             "unread messages are shown with each prompt."
         )
+    cwd = where_am_i().cwd
     return (
-        "inter-session: this session is not on the bus of this machine's sessions; /inter-session connect joins it as "
-        f"'{naming.derive_name(os.getcwd())}'."
+        "inter-session: this session is not on the bus of this machine's sessions; /inter-session connect joins it"
+        + (f" as '{naming.derive_name(cwd)}'." if cwd else " under a name: /inter-session connect <name>.")
     )
 
 
@@ -173,7 +174,7 @@ def _bus(settings: Settings, owner: Process, identity: Identity) -> CommandBus:
     settings = settings._replace(port=identity.port or settings.port)
     if launch.broker_pid(settings) is None:
         raise BrokerUnavailable("no broker runs; whatever has arrived waits in the mailbox for the next one")
-    return common.act_as(settings, owner, identity, os.getcwd(), find_project(os.getcwd()))
+    return common.act_as(settings, owner, identity, *where_am_i())
 
 
 def _join(owner: Process) -> None:

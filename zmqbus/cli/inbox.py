@@ -6,15 +6,15 @@ import sys
 import time
 
 from zmqbus import protocol, readback
-from zmqbus.cli.common import fail, print_json, read_as_session, settings_of_session
+from zmqbus.cli.common import fail, read_as_session, settings_of_session
+from zmqbus.cli.jsonform import arrived, message, print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client import bodies
-from zmqbus.client.core import Incoming
+from zmqbus.client.core import Incoming, Persona
 from zmqbus.display import INDENT, sanitise, sanitise_lines
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
 from zmqbus.output import print_text
-from zmqbus.protocol import Format
-from zmqbus.record import JournalError
+from zmqbus.record import JournalError, as_text
 from zmqbus.settings import Settings
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
                     _end(printed, item.left, as_json=options.json)
                     break
                 printed = True
-                error = _print(settings, item, as_json=options.json)
+                error = _print(settings, bus.identity, item, as_json=options.json)
                 sys.stdout.flush()
                 if error is not None:
                     print(f"warning: {error}; ask '{sanitise(item.from_name)}' to send it again", file=sys.stderr)
@@ -62,42 +62,26 @@ def _one(settings: Settings, msg_id: str, *, as_json: bool, raw: bool) -> int:
     record = readback.find(settings.paths.log, msg_id)
     if record is None:
         raise UnknownPeer(f"no message {msg_id} in {settings.paths.log} or its rotated files; check the id")
-    fmt = {"text": Format.TEXT, "msgpack": Format.MSGPACK}.get(record.fmt, Format.BYTES)
-    text = bodies.as_text(fmt, record.body)
-    if as_json:
-        print_json({"msg_id": msg_id, "from": record.from_session, "from_name": record.from_name, "text": text})
-    else:
-        print_text(text, raw=raw)
+    print_json(message(record)) if as_json else print_text(as_text(record.fmt, record.body), raw=raw)
     return 0
 
 
-def _print(settings: Settings, message: Incoming, *, as_json: bool) -> JournalError | None:
+def _print(settings: Settings, mine: Persona, incoming: Incoming, *, as_json: bool) -> JournalError | None:
     """Prints a message; returns what keeps its text from being read. It is shown as read all the same: it would stand
     before all that comes after it, for good."""
-    text, error = bodies.readable(message, settings.paths.log)
-    audience = bodies.audience(message)
+    fmt, body, error = bodies.readable(incoming, settings.paths.log)
     if as_json:
-        print_json(
-            {
-                "msg_id": message.msg_id,
-                "ts": message.ts,
-                "from": message.from_session,
-                "from_name": message.from_name,
-                "from_label": message.from_label,
-                "to": audience,
-                "reply_to": message.reply_to,
-                "text": text,
-                **({"damaged": True} if error is not None else {}),
-            }
-        )
+        form = arrived(incoming._replace(fmt=fmt), body, mine.name, mine.session_id)
+        print_json(form if error is None else {**form, "damaged": True})
         return error
-    label = f' "{sanitise(message.from_label)}"' if message.from_label else ""
-    answers = f" re={sanitise(message.reply_to)}" if message.reply_to else ""
+    audience = bodies.audience(incoming)
+    label = f' "{sanitise(incoming.from_label)}"' if incoming.from_label else ""
+    answers = f" re={sanitise(incoming.reply_to)}" if incoming.reply_to else ""
     to = f" to={sanitise(audience)}" if audience else ""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(message.ts))
-    print(f'msg={sanitise(message.msg_id)} from="{sanitise(message.from_name)}"{label}{answers}{to} at {when}')
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(incoming.ts))
+    print(f'msg={sanitise(incoming.msg_id)} from="{sanitise(incoming.from_name)}"{label}{answers}{to} at {when}')
     # Indented, so that no line of a body can be taken for a header.
-    for line in sanitise_lines(text):
+    for line in sanitise_lines(bodies.as_text(fmt, body)):
         print(f"{INDENT}{line}")
     return error
 

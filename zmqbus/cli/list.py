@@ -7,14 +7,14 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from zmqbus.cli.common import fail, own_session, print_json, settings_of_session
+from zmqbus.cli.common import fail, own_session, settings_of_session
 from zmqbus.cli.plain import plain
 from zmqbus.client.command import observer
 from zmqbus.client.launch import broker_pid
 from zmqbus.display import columns, pad, sanitise
-from zmqbus.errors import ZmqbusError
+from zmqbus.errors import InvalidOption, ZmqbusError
 from zmqbus.protocol import Session
-from zmqbus.settings import Settings, find_project
+from zmqbus.settings import NO_DIRECTORY, Settings, where_am_i
 
 HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID")
 #: With --all: messages that wait for the session.
@@ -37,11 +37,15 @@ def main(argv: list[str], *, own: bool = False) -> int:
         with observer(settings) as bus:
             sessions = bus.sessions(everyone=options.all)
         if options.project:
-            project = state.project if state is not None else find_project(os.getcwd())
+            project = state.project if state is not None else where_am_i().project
+            if not project:
+                raise InvalidOption(f"--project: {NO_DIRECTORY}")
             sessions = [session for session in sessions if session.project == project]
         sessions.sort(key=lambda session: (session.state == "away", session.name, session.since))
         if options.json:
-            print_json([session._asdict() for session in sessions])
+            from zmqbus.cli import jsonform  # only for this
+
+            jsonform.print_json([jsonform.session(row) for row in sessions])
         elif sessions:
             _print_table(sessions, unread=options.all)
         else:
@@ -73,15 +77,18 @@ def _parse(argv: list[str], own: bool) -> Any:
 
 
 def _own(settings: Settings, *, as_json: bool) -> int:
+    if as_json:
+        from zmqbus.cli.jsonform import print_json  # only for this
+
     state, stale = own_session(settings)
     if state is None:
         if as_json:
-            print_json(None)
+            print_json({"connected": False, "stale_state_removed": stale})
         else:
             print("not connected (stale state cleaned up)" if stale else "not connected")
         return 0
     pid = broker_pid(settings._replace(port=state.port))
-    fields = {
+    fields: dict[str, object] = {
         "name": state.name,
         "session_id": state.session_id,
         "listener_pid": state.listener_pid,
@@ -90,7 +97,8 @@ def _own(settings: Settings, *, as_json: bool) -> int:
         "broker": f"running (pid {pid})" if pid else "not running",
     }
     if as_json:
-        print_json(fields)
+        fields["broker"] = {"running": pid is not None, "pid": pid}
+        print_json({"connected": True, **fields, "label": state.label, "since": state.created_at})
     else:
         for field, value in fields.items():
             print(f"{field}={sanitise(str(value))}")
@@ -114,7 +122,7 @@ def _row(session: Session) -> tuple[str, ...]:
         sanitise(session.name),
         sanitise(session.label or "-"),
         sanitise(os.path.basename(session.project) or session.project or "-"),
-        sanitise(_short(session.cwd)),
+        sanitise(_short(session.cwd) or "-"),
         sanitise(session.state),
         _clock(since_ts),
         sanitise(session.session_id, 8),

@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterable, Iterator
 
 from zmqbus import cmdline, naming
+from zmqbus.cli import jsonform
 from zmqbus.cli.common import fail
-from zmqbus.cli.flow import as_json, line_of, pause, since, width_of_terminal
+from zmqbus.cli.flow import line_of, pause, since, width_of_terminal
 from zmqbus.cli.parser import Parser
 from zmqbus.client.bodies import damage
 from zmqbus.entry import Entry, Place, Wanted
@@ -134,7 +135,7 @@ class _Printer:
         for entry in entries:
             try:
                 if self._options.json:
-                    line = as_json(entry, self._history.record)
+                    line = jsonform.encode(jsonform.entry(entry, self._history.record))
                 else:
                     line, cut = line_of(entry, self._history.text, self._width, self._looked_for)
                     self._cut += cut

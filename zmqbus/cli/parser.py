@@ -20,6 +20,19 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, width=int(columns) - 2 if columns.isdecimal() else 98)
 
 
+class _Once(argparse.Action):
+    """Stores a value. A second, other one is an error: to take the last, as argparse does, would be to send to one
+    session what was meant for two."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
+    ) -> None:
+        given: dict[str, Any] = namespace.__dict__.setdefault("_given", {})
+        if given.setdefault(self.dest, value) != value:
+            parser.error(f"{option or self.dest} is given twice; give it once")
+        setattr(namespace, self.dest, value)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all others, with the usage behind them."""
 
@@ -27,6 +40,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"zmqbus {command}", description=description, allow_abbrev=False, formatter_class=_Formatter, **more
         )
+        self.register("action", None, _Once)
+        self.register("action", "store", _Once)
+
+    def parse_args(self, *arguments: Any) -> Any:  # type: ignore[override]
+        options = super().parse_args(*arguments)
+        options.__dict__.pop("_given", None)
+        return options
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"error: usage: {sanitise(message)}\n{self.format_usage()}")

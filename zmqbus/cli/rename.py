@@ -11,7 +11,7 @@ import sys
 import time
 
 from zmqbus import protocol
-from zmqbus.cli.common import act_as_session, fail, own_session
+from zmqbus.cli.common import act_as_session, fail, own_session, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.display import sanitise
 from zmqbus.errors import ZmqbusError
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             "Is the disk full? Its own lines say so",
             file=sys.stderr,
         )
-    print(f"renamed {sanitise(done.text)} to {name}" if done.text != name else f"already named {name}")
+    tell(f"renamed {sanitise(done.text)} to {name}" if done.text != name else f"already named {name}")
     return 0
 
 

@@ -11,17 +11,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from zmqbus import cmdline, protocol
-from zmqbus.cli.common import act_as_session, fail, print_json, settings_of_session
+from zmqbus.cli.common import act_as_session, fail, settings_of_session, tell
 from zmqbus.cli.plain import plain
 from zmqbus.client import bodies
 from zmqbus.client.command import CommandBus, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.display import sanitise
-from zmqbus.errors import BrokerUnavailable, InvalidPayload, RateLimited, ZmqbusError
+from zmqbus.display import as_block, sanitise
+from zmqbus.errors import BrokerUnavailable, InvalidOption, InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.naming import check_name
-from zmqbus.output import print_text
 from zmqbus.protocol import Scope
-from zmqbus.settings import Settings, find_project
+from zmqbus.settings import NO_DIRECTORY, Settings, shown_path, where_am_i
 
 if TYPE_CHECKING:
     from zmqbus.cli.parser import Parser
@@ -49,11 +48,11 @@ def main(argv: list[str], *, broadcast: bool = False) -> int:
     to_many = _is_to_many(options)
     try:
         settings = settings_of_session({"port": options.port})
-        body = _body(options)
-        body = bodies.from_text(body, to_many=to_many)
+        body = bodies.from_text(_body(options), to_many=to_many)
+        bodies.check_not_empty(body)
         if options.sender:
             check_name(options.sender)
-            bus, project = guest(settings, options.sender), find_project(os.getcwd())
+            bus, project = guest(settings, options.sender), where_am_i().project
         else:
             state, bus = act_as_session(settings)
             project = state.project
@@ -136,21 +135,50 @@ def _seconds(text: str) -> float:
 
 def _body(options: Any) -> str | bytes:
     if options.text is not None:
-        return str(options.text)
+        return _typed(options.text)
     if options.file is not None:
-        path: str = options.file
-        if not os.path.isabs(path):
-            raise InvalidPayload(f"--file needs an absolute path, not '{path}'; the receiver has another directory")
-        if not os.path.isfile(path):
-            raise InvalidPayload(f"there is no file at {path}; check the path")
-        return f"Please read the file {path} ({os.path.getsize(path):,} bytes) and handle it as if it stood here."
+        return _pointer(options.file)
     try:
         if options.text_file == "-":
             return sys.stdin.buffer.read(protocol.MAX_BODY_BYTES + 1)
         with open(options.text_file, "rb") as file:
             return file.read(protocol.MAX_BODY_BYTES + 1)
     except OSError as error:
-        raise InvalidPayload(f"cannot read {options.text_file}: {error.strerror}; check --text-file") from None
+        what = "standard input" if options.text_file == "-" else shown_path(options.text_file)
+        raise InvalidPayload(f"cannot read {sanitise(what)}: {error.strerror}; check --text-file") from None
+    except ValueError:  # a NUL in the name
+        raise InvalidPayload("--text-file takes the path of a file, or -") from None
+
+
+def _typed(text: str) -> str | bytes:
+    """A text from the command line. Where the locale could not read it, its bytes as they were typed."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def _pointer(path: str) -> str:
+    """The text that asks the receiver to read a file."""
+    shown = sanitise(shown_path(path))
+    if not os.path.isabs(path):
+        raise InvalidPayload(f"--file needs an absolute path, not '{shown}'; the receiver has another directory")
+    try:
+        size_bytes = os.path.getsize(path) if os.path.isfile(path) else None
+    except (OSError, ValueError):
+        size_bytes = None
+    if size_bytes is None:
+        raise InvalidPayload(f"there is no file at {shown}; check the path")
+    if shown != path:
+        # What a line of text cannot show, or is not UTF-8, in a notation that a shell takes for the file's name.
+        shown = "$'" + "".join(map(_ansi_c, os.fsencode(path))) + "' (as bash writes it)"
+    return f"Please read the file {shown} ({size_bytes:,} bytes) and handle it as if it stood here."
+
+
+def _ansi_c(byte: int) -> str:
+    character = chr(byte)
+    return character if character.isascii() and character.isprintable() and character not in "\\'" else f"\\x{byte:02x}"
 
 
 def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Settings) -> int:
@@ -161,23 +189,23 @@ def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Se
         bus.post(target, body, scope=scope, reply_to=options.reply_to, await_answer=options.wait is not None)
         for target in targets
     ]
-    receipts: list[Receipt | BroadcastReceipt] = []
-    errors: list[ZmqbusError] = []
+    outcomes: list[Receipt | BroadcastReceipt | ZmqbusError] = []
     for msg_id in sent:
         try:
-            receipts.append(bus.outcome(msg_id))
+            outcomes.append(bus.outcome(msg_id))
         except ZmqbusError as error:
-            errors.append(error)
+            outcomes.append(error)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, ZmqbusError)]
+    receipts = [outcome for outcome in outcomes if not isinstance(outcome, ZmqbusError)]
     if options.wait is not None and receipts:
         return _wait(bus, receipts[0], options, settings)
-    if options.json:
-        if receipts:
-            shown = [_as_dict(receipt) for receipt in receipts]
-            print_json(shown[0] if len(targets) == 1 else {"receipts": shown})
-    else:
-        for receipt in receipts:
-            print(_line(receipt))
-    status = 0
+    lines = "\n".join(map(_line, receipts))
+    if options.json and len(targets) > 1:
+        _tell_json({"receipts": [*map(_as_json, targets, outcomes)]}, lines)
+    elif options.json and receipts:
+        _tell_json(_as_json(targets[0], receipts[0]), lines)
+    elif receipts:
+        _tell(lines, lines)
     for receipt in receipts:
         if isinstance(receipt, BroadcastReceipt):
             if receipt.full:
@@ -190,6 +218,7 @@ def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Se
                         f"disk of {settings.data_dir}, see {settings.paths.broker_log}, then send it to them again"
                     )
                 )
+    status = 0
     for refused in errors:
         status = fail(refused)
     return status
@@ -199,10 +228,30 @@ def _names(names: tuple[str, ...]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (" …" if len(names) > MAX_NAMED else "")
 
 
+def _tell(text: str, sent: str, *, raw: bool = False) -> None:
+    tell(text, "the message was sent: " + sent.replace("\n", "; ") if sent else "", raw=raw)
+
+
+def _tell_json(value: object, sent: str) -> None:
+    from zmqbus.cli import jsonform  # only for this
+
+    _tell(jsonform.encode(value), sent)
+
+
+def _as_json(target: str, outcome: Receipt | BroadcastReceipt | ZmqbusError) -> dict[str, Any]:
+    from zmqbus.cli import jsonform
+
+    if isinstance(outcome, ZmqbusError):
+        return jsonform.refusal(target, outcome)
+    return jsonform.receipt(outcome)
+
+
 def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
     if options.all:
         return [""], Scope.ALL
     if options.project:
+        if not project:
+            raise InvalidOption(f"--project: {NO_DIRECTORY}")
         return [project], Scope.PROJECT
     if options.topic is not None:
         return [check_name(options.topic, "topic")], Scope.TOPIC
@@ -217,26 +266,21 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
 def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
     """Prints the answer's text, and only then tells the broker that it has been taken."""
     answer = bus.answer_to(receipt.msg_id, options.wait)
-    text, error = bodies.readable(answer, settings.paths.log)
+    fmt, body, error = bodies.readable(answer, settings.paths.log)
     if error is not None:
         bus.take(answer)  # it will never be readable, and is nobody's next message
         raise error
+    sent = f"{_line(receipt)}; its answer {answer.msg_id} stays unread"
     if options.json:
-        print_json(
-            {
-                **_as_dict(receipt),
-                "answer": {
-                    "msg_id": answer.msg_id,
-                    "from": answer.from_session,
-                    "from_name": answer.from_name,
-                    "from_label": answer.from_label,
-                    "text": text,
-                },
-            }
+        from zmqbus.cli import jsonform
+
+        mine = bus.identity
+        _tell_json(
+            jsonform.receipt(receipt) | {"answer": jsonform.arrived(answer, body, mine.name, mine.session_id)}, sent
         )
     else:
-        print_text(text, raw=options.raw)
-    sys.stdout.flush()
+        text = bodies.as_text(fmt, body)
+        _tell(text if options.raw else as_block(text), sent, raw=options.raw)
     bus.take(answer)
     return 0
 
@@ -250,9 +294,3 @@ def _line(receipt: Receipt | BroadcastReceipt) -> str:
 
     why = "busy" if receipt.busy else f"away {format_age(receipt.away_s)}"
     return f"queued msg={receipt.msg_id} to={sanitise(receipt.to)} ({why})"
-
-
-def _as_dict(receipt: Receipt | BroadcastReceipt) -> dict[str, object]:
-    if isinstance(receipt, BroadcastReceipt):
-        return {"state": "broadcast", **receipt._asdict()}
-    return receipt._asdict()

@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from zmqbus.cli.common import FAILED, broker_figures, fail, print_json, settings_of_session
+from zmqbus.cli.common import FAILED, broker_figures, fail, settings_of_session
 from zmqbus.cli.flow import pause
+from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import find_broker
 from zmqbus.display import sanitise

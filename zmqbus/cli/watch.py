@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
+from zmqbus.cli import jsonform
 from zmqbus.cli.common import fail, settings_of_session
 from zmqbus.cli.flow import line_of, pause, width_of_terminal
 from zmqbus.cli.parser import Parser
@@ -25,8 +26,9 @@ from zmqbus.figures import rates
 from zmqbus.history import Follower, History
 from zmqbus.naming import sanitise
 from zmqbus.protocol import Session
-from zmqbus.record import JournalError
+from zmqbus.record import JournalError, iso_time
 from zmqbus.settings import Settings
+from zmqbus.wakeup import is_ignored
 
 #: How often the broker is asked who is there.
 LOOK_S = 1.0
@@ -51,14 +53,16 @@ def main(argv: list[str]) -> int:
     """Shows what happens, until Ctrl-C."""
     parser = Parser("watch", "Show who is on the bus and what goes over it, as it happens, until Ctrl-C.")
     parser.add_argument("--plain", action="store_true", help="a line for each thing, also at a terminal")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each thing")
     parser.add_port()
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _end)  # so that the terminal is left whole
-    signal.signal(signal.SIGHUP, _end)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if not is_ignored(number):
+            signal.signal(number, _end)  # so that the terminal is left whole
     try:
         settings = settings_of_session({"port": options.port})
         watcher = Watcher(settings)
-        if not options.plain and sys.stdout.isatty():
+        if not options.plain and not options.json and sys.stdout.isatty():
             try:
                 from zmqbus.cli.screen import show
             except ImportError as error:
@@ -69,7 +73,7 @@ def main(argv: list[str]) -> int:
                 )
             else:
                 return show(watcher)
-        return _lines(watcher)
+        return _lines(watcher, _ShowJson(watcher) if options.json else _Show(watcher))
     except ZmqbusError as error:
         return fail(error)
 
@@ -137,24 +141,39 @@ class Watcher:
             return Look(self.look.sessions, {}, {}, str(error))
 
 
+class Change(NamedTuple):
+    """What has become of a session."""
+
+    session_id: str
+    name: str
+    state: str  # that it is in now: "live", "busy", "away"; "renamed", "left"
+    former_name: str | None = None  # of one that was renamed
+
+
 def states(sessions: Sequence[Session]) -> dict[str, tuple[str, str]]:
     """Name and state of each session, by its id."""
     return {session.session_id: (session.name, session.state) for session in sessions}
 
 
-def changes(before: dict[str, tuple[str, str]], after: dict[str, tuple[str, str]]) -> list[str]:
-    """What has become of whom, in words."""
-    said = []
+def changes(before: dict[str, tuple[str, str]], after: dict[str, tuple[str, str]]) -> list[Change]:
+    """What has become of whom between two looks."""
+    found = []
     for session_id, (name, state) in after.items():
         old = before.get(session_id)
-        if old is None:
-            said.append(f"{sanitise(name, 60)} is {state}")
-        elif old[0] != name:
-            said.append(f"{sanitise(old[0], 60)} is now {sanitise(name, 60)}")
-        elif old[1] != state:
-            said.append(f"{sanitise(name, 60)} is {state}")
-    said += [f"{sanitise(before[gone][0], 60)} has left" for gone in before if gone not in after]
-    return said
+        if old is not None and old[0] != name:
+            found.append(Change(session_id, name, "renamed", old[0]))
+        elif old is None or old[1] != state:
+            found.append(Change(session_id, name, state))
+    found += [Change(gone, before[gone][0], "left") for gone in before if gone not in after]
+    return found
+
+
+def in_words(change: Change) -> str:
+    """A change as people are told of it."""
+    name = sanitise(change.name, 60)
+    if change.state == "renamed":
+        return f"{sanitise(change.former_name or '', 60)} is now {name}"
+    return f"{name} has left" if change.state == "left" else f"{name} is {change.state}"
 
 
 def text_of(watcher: Watcher, entry: Entry) -> str:
@@ -165,25 +184,23 @@ def text_of(watcher: Watcher, entry: Entry) -> str:
         return entry.head
 
 
-def _lines(watcher: Watcher) -> int:
+def _lines(watcher: Watcher, show: _Show) -> int:
     """A line for each message, and one for whoever comes and goes."""
-    width = width_of_terminal()
     known: dict[str, tuple[str, str]] = {}
     fault: str | None = None
     entries = watcher.before
     try:
         while True:
             for entry in entries:
-                print(line_of(entry, lambda entry: text_of(watcher, entry), width)[0])
+                show.message(entry)
             if watcher.refresh():
-                now = time.strftime("%H:%M:%S")
                 if watcher.look.fault != fault:
                     fault = watcher.look.fault
-                    print(f"{now} * {fault or 'a broker answers'}")
+                    show.broker(fault)
                 if watcher.look.fault is None:
                     after = states(watcher.look.sessions)
-                    for said in changes(known, after):
-                        print(f"{now} * {said}")
+                    for change in changes(known, after):
+                        show.change(change)
                     known = after
             sys.stdout.flush()
             entries = watcher.poll()
@@ -191,3 +208,39 @@ def _lines(watcher: Watcher) -> int:
                 return 0
     finally:
         watcher.close()
+
+
+class _Show:
+    """Prints what happens, for people."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._width = width_of_terminal()
+
+    def message(self, entry: Entry) -> None:
+        print(line_of(entry, lambda entry: text_of(self._watcher, entry), self._width)[0])
+
+    def broker(self, fault: str | None) -> None:
+        print(f"{time.strftime('%H:%M:%S')} * {fault or 'a broker answers'}")
+
+    def change(self, change: Change) -> None:
+        print(f"{time.strftime('%H:%M:%S')} * {in_words(change)}")
+
+
+class _ShowJson(_Show):
+    """Prints what happens, for programs: an object a line."""
+
+    def message(self, entry: Entry) -> None:
+        try:
+            self._print("message", jsonform.entry(entry, self._watcher.history.record))
+        except JournalError:
+            return  # damaged, or deleted this instant
+
+    def broker(self, fault: str | None) -> None:
+        self._print("broker", {"ts": iso_time(time.time()), "answers": fault is None, "fault": fault})
+
+    def change(self, change: Change) -> None:
+        self._print("session", {"ts": iso_time(time.time()), **change._asdict()})
+
+    def _print(self, event: str, fields: dict[str, Any]) -> None:
+        jsonform.print_json({"event": event, **fields})

@@ -9,16 +9,18 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from zmqbus import naming, protocol
+from zmqbus import display, naming, protocol
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
-from zmqbus.protocol import Scope
+from zmqbus.protocol import Format, Scope
 
 if TYPE_CHECKING:
     from zmqbus.readback import Reader
     from zmqbus.record import JournalError
 
 
+#: A text over so many bytes or characters is not looked at for whether it is blank.
+MAX_BLANK = 4096
 #: Segments of the log that a program keeps open. A deleted one takes room on the disk for as long.
 MAX_OPEN_SEGMENTS = 2
 
@@ -44,6 +46,16 @@ def from_text(text: str | bytes, *, to_many: bool) -> bytes:
     return body
 
 
+def check_not_empty(text: bytes | str) -> None:
+    """Raises `InvalidPayload` for a text that shows nothing to whoever reads it: mostly a variable that was not set. A
+    program that means "no value" sends `None`, or `b""`."""
+    if len(text) > MAX_BLANK:
+        return
+    shown = display.sanitise(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+    if not shown.strip(f" {display.LINE_END}") or shown.isspace():
+        raise InvalidPayload("the text is empty; say something, or see what it was to be made of")
+
+
 def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> bytes:
     """The whole body, from the message or from the journal. Raises `JournalError` if it is not there."""
     if message.pointer is None:
@@ -60,21 +72,22 @@ def damage(msg_id: str, from_name: str, error: JournalError) -> JournalError:
     return JournalError(f"the text of message {msg_id} from '{from_name}' cannot be read: {error}")
 
 
-def readable(message: Incoming, log_path: str) -> tuple[str, JournalError | None]:
-    """The whole text of a message; where its record is damaged, words in its place, and the error that says so.
+def readable(message: Incoming, log_path: str) -> tuple[int, bytes, JournalError | None]:
+    """The format of a message and its whole body; where its record is damaged, a text in its place, and the error that
+    says so.
 
     Whoever shows messages one after the other goes on with the next: a damaged one will never be readable, and what is
     behind it must not wait for it.
     """
     if message.pointer is None:
-        return as_text(message.fmt, message.body), None
+        return message.fmt, message.body, None
     from zmqbus.record import JournalError
 
     try:
-        return as_text(message.fmt, load(message, log_path)), None
+        return message.fmt, load(message, log_path), None
     except JournalError as found:
         error = damage(message.msg_id, message.from_name, found)
-        return f"({error})", error
+        return Format.TEXT, f"({error})".encode(), error
 
 
 class Log:

@@ -29,7 +29,7 @@ import zmqbus
 from zmqbus import naming, protocol
 
 # `link` needs it for large bodies, when it is too late to load it: an update may delete the files of a release at work.
-from zmqbus.client import core, past, spool  # noqa: F401
+from zmqbus.client import bodies, core, past, spool  # noqa: F401
 from zmqbus.client.fanout import map_over, watch
 from zmqbus.client.link import Link
 from zmqbus.client.messages import Message, encode, scope_and_target
@@ -37,10 +37,10 @@ from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.serving import Handler, Serving, check_handler
 from zmqbus.client.speaker import Reply, Speaker
-from zmqbus.errors import NameTaken, NotConnected, Timeout
+from zmqbus.errors import InvalidOption, NameTaken, NotConnected, Timeout
 from zmqbus.process import process_of
 from zmqbus.protocol import Role, Scope, Session
-from zmqbus.settings import Settings, find_project, load
+from zmqbus.settings import NO_DIRECTORY, Settings, load, shown_path, where_am_i
 
 #: How long a session that goes for good waits for the broker's word: no session outlives its process for long.
 LEAVE_S = 2.0
@@ -71,21 +71,24 @@ def connect(
     `ack`: "auto" acknowledges a message when the program takes it, "manual" leaves that to `Message.ack`.
     `port`: of the broker (default: as `settings` finds it).
 
-    Raises `InvalidName`, `InvalidLabel`, `NameTaken` (another session that is connected has it), `Unauthorized`,
-    `PortHeld`, `BrokerUnavailable`.
+    Raises `InvalidOption` (the port), `InvalidName`, `InvalidLabel`, `NameTaken` (another session that is connected has
+    it), `Unauthorized`, `PortHeld`, `BrokerUnavailable`.
     """
     if ack not in ("auto", "manual"):
         raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}")
     groups = (group,) if isinstance(group, str) else tuple(group)
     topics = (topics,) if isinstance(topics, str) else tuple(topics)
-    settings = load({"port": port})
+    try:
+        settings = load({"port": port})
+    except InvalidOption as error:
+        raise InvalidOption(str(error).removeprefix("--")) from None  # here it is an argument
     for what, names in (("topic", topics), ("group", groups)):
         for one in names:
             naming.check_name(one, what)
     if name is None and not topics and not groups:
         return Bus(settings, None, _guest())
     owner = process_of(os.getpid())
-    cwd = os.getcwd()
+    place = where_am_i()
     before = past.take(settings.data_dir, name) if name is not None else None
     same = before or past.Past.new()
     persona = core.Persona(
@@ -94,8 +97,8 @@ def connect(
         token=same.token,
         name=naming.check_name(name) if name is not None else _own_name(groups or topics),
         label=naming.check_label(label) or None if label is not None else None,
-        cwd=cwd,
-        project=find_project(cwd),
+        cwd=place.cwd,
+        project=place.project,
         pid=os.getpid(),
         owner=owner.text,
         topics=topics,
@@ -249,6 +252,8 @@ class Bus:
         `Overloaded` at once when 100,000 are open.
         """
         scope, name = scope_and_target(target)
+        if isinstance(body, str):
+            bodies.check_not_empty(body)
         _, future = self._speaker.send(scope, name, *encode(body), reply_to)
         return self._confirmed(future, timeout) if wait else future
 
@@ -268,7 +273,11 @@ class Bus:
         if topic is not None:
             scope, target = Scope.TOPIC, naming.check_name(topic, "topic")
         elif project is not False:
-            scope, target = Scope.PROJECT, find_project(os.getcwd()) if project is True else project
+            scope, target = Scope.PROJECT, where_am_i().project if project is True else shown_path(project)
+            if not target:
+                raise ValueError(NO_DIRECTORY if project is True else "the path of the project is empty")
+        if isinstance(body, str):
+            bodies.check_not_empty(body)
         _, future = self._speaker.send(scope, target, *encode(body, to_many=True))
         receipt: BroadcastReceipt = self._confirmed(future, timeout)
         return receipt

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 import zmqbus
-from zmqbus import errors, protocol
+from zmqbus import errors, protocol, wording
 from zmqbus.client import core
 from zmqbus.client.link import Link
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipt_of
@@ -43,6 +43,11 @@ class CommandBus:
         self._responses: dict[str, protocol.Envelope | errors.ZmqbusError] = {}
         self._incoming: deque[core.Incoming] = deque()
         self._refs = 0
+
+    @property
+    def identity(self) -> core.Persona:
+        """As whom it speaks."""
+        return self._link.core.persona
 
     def __repr__(self) -> str:
         return f"<CommandBus {self._link!r}>"
@@ -223,7 +228,9 @@ class CommandBus:
                 case core.TakeBack():
                     self._incoming.clear()
                 case core.Closed(reason):
-                    raise reason or errors.NotConnected("the session was disconnected; run /inter-session connect")
+                    raise reason or errors.NotConnected(
+                        f"the session was disconnected; run {wording.command('connect')}"
+                    )
 
 
 def guest(settings: Settings, name: str) -> CommandBus:

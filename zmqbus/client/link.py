@@ -22,9 +22,8 @@ import zmq
 
 from zmqbus import codec, frames, protocol, security
 from zmqbus.client import core, launch
-from zmqbus.display import sanitise
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
-from zmqbus.settings import Settings
+from zmqbus.settings import Settings, warn_on_stderr
 
 if TYPE_CHECKING:
     from zmqbus.client.spool import Spool
@@ -86,10 +85,6 @@ def _subscriber(context: zmq.Context[zmq.Socket[bytes]], keys: security.ClientKe
     return subscriber
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {sanitise(text)}", file=sys.stderr)
-
-
 class Link:
     """Connects a `ClientCore` to the broker."""
 
@@ -100,7 +95,7 @@ class Link:
         *,
         patient: bool = False,
         starts: bool = True,
-        warn: Callable[[str], None] = _warn,
+        warn: Callable[[str], None] = warn_on_stderr,
     ) -> None:
         """`patient` goes on for ever when there is no broker and none can be started (a listener that has been on the
         bus before); else that is an error after 5 s. `starts`: whether it starts a broker; if not, and where none runs,

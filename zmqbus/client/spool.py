@@ -69,7 +69,7 @@ class Spool:
         if fmt is None or time.monotonic() < self._pause_until_s:
             return None
         try:
-            spelled = spell(fmt, send.body, send.reply_to)
+            spelled = spell(fmt, send.body)
             length = len(spelled)
             offset = find_room(self._pieces.values(), length, self._limit_bytes)
             if offset is None or length > protocol.MAX_SPELLED_BYTES:

@@ -15,7 +15,7 @@ from zmqbus.settings import Settings, load
 
 
 def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
-    """Looks at everything, and tells what it finds. Changes nothing, starts nothing; raises nothing."""
+    """Looks at everything, and tells what it finds. Changes nothing, starts nothing; may raise `InvalidOption`."""
     warnings: list[str] = []
     settings = load(flags, warn=warnings.append)
     yield from _safely("python", installed.python)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from zmqbus.display import sanitise, to_json
+from zmqbus.output import takes_unicode
 
 Level = Literal["ok", "warning", "fault"]
 
@@ -65,7 +66,8 @@ def for_programs(findings: Iterable[Finding]) -> str:
             "faults": count(rows, "fault"),
             "warnings": count(rows, "warning"),
             "checks": [row._asdict() for row in rows],
-        }
+        },
+        ascii_only=not takes_unicode(),
     )
 
 

@@ -11,6 +11,7 @@ own accord: its owner dies, its standard output has no reader any more, the sess
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -18,11 +19,12 @@ import time
 from collections.abc import Callable
 
 import zmqbus
-from zmqbus import errors, naming, protocol
+from zmqbus import errors, naming, output, protocol, wording
 from zmqbus.client import core
 from zmqbus.client.link import Link
 from zmqbus.process import Process, has_ended, process_of
 from zmqbus.protocol import Role
+from zmqbus.record import iso_time
 from zmqbus.session.notes import note_of
 from zmqbus.session.notify import Pacer, bus_line
 from zmqbus.session.shown import Shown
@@ -86,7 +88,7 @@ class Listener:
         self._written_down = False  # who this session is, for its helpers
         self._is_behind = False  # what has changed since could not be
         self._next_try_s = 0.0
-        self._created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._created_at = iso_time(time.time())
         identity = plan.identity
         self._persona = core.Persona(
             role=Role.LISTENER,
@@ -108,7 +110,9 @@ class Listener:
         return f"<Listener {self._persona.name!r}: {self._pacer!r}>"
 
     def run(self) -> int:
-        """Serves until the end; returns the exit status."""
+        """Serves until the end; returns the exit status. Raises `OutputFailed` where its lines cannot be written."""
+        if not output.is_open(self._stdout):
+            raise output.OutputFailed(OSError(errno.EBADF, "it is closed"))
         self._shown.open()
         link = Link(self._settings, self._client(), warn=lambda text: self._pacer.announce(bus_line(text)))
         with Wakeup() as wakeup:
@@ -120,6 +124,10 @@ class Listener:
                     self._turn(link, wakeup)
             except _Ended as end:
                 status, line = end.status, end.line
+            except output.OutputFailed as failed:
+                # Unread is what was not written, and what was written in part.
+                failed.hint = "what could not be shown stays unread; see where the output is redirected to"
+                raise
             except errors.PortHeld as error:
                 status, line = 1, str(error)
             except errors.ZmqbusError as error:
@@ -224,7 +232,9 @@ class Listener:
             name = naming.next_name(self._wanted, self._plan.owner.pid)
         else:
             raise _Ended(
-                1, f"name '{self._wanted}' taken after {NAME_RETRIES} retries; run /inter-session connect <other-name>"
+                1,
+                f"name '{self._wanted}' taken after {NAME_RETRIES} retries; run "
+                f"{wording.command('connect <other-name>')}",
             )
         self._pacer.announce(bus_line(f"name '{taken}' taken; using '{name}'"))
         self._persona = self._persona._replace(name=name)
@@ -330,9 +340,11 @@ class Listener:
                 self._unwritten = self._unwritten[written:]
         except BlockingIOError:  # the descriptor was handed to us in that mode, and another writer was faster
             return False
-        except OSError:
-            self._trace("standard output cannot be written to")
-            raise _Ended(0) from None
+        except OSError as error:
+            self._trace(f"standard output cannot be written to: {error.strerror}")
+            if isinstance(error, BrokenPipeError):
+                raise _Ended(0) from None  # the monitor was ended
+            raise output.OutputFailed(error) from None
         return False
 
     def _say_last(self, line: str) -> None:
@@ -340,7 +352,7 @@ class Listener:
         self._unwritten += _as_bytes((line,))
         try:
             self._push(LAST_LINE_S)
-        except _Ended:
+        except (_Ended, output.OutputFailed):
             pass  # nobody reads it, and it ends as it was going to
 
 

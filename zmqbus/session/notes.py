@@ -10,7 +10,8 @@ from zmqbus.session.notify import Note
 
 def note_of(message: Incoming, log_path: str) -> Note:
     """What to show of a message. Where its text is in the log and cannot be read there, the note says so."""
-    text, _ = bodies.readable(message, log_path)
+    fmt, body, _ = bodies.readable(message, log_path)
+    text = bodies.as_text(fmt, body)
     return Note(
         msg_id=message.msg_id,
         from_session=message.from_session,
@@ -20,6 +21,6 @@ def note_of(message: Incoming, log_path: str) -> Note:
         reply_to=message.reply_to,
         to=bodies.audience(message),
         age_s=message.age_s if message.age_s >= 0 else None,
-        size_bytes=len(text.encode("utf-8", "surrogatepass")),
+        size_bytes=len(body),
         tag=message.ticket,
     )

@@ -210,7 +210,7 @@ class SimClient:
         """What to say in the place of this message."""
         msg_id, scope, target, fmt, reply_to, _, body = send
         try:
-            piece = spell(protocol.FORMAT_WORDS[fmt], body, reply_to)
+            piece = spell(protocol.FORMAT_WORDS[fmt], body)
         except ZmqbusError:
             return send
         # One is not overwritten by the next, so the offsets rise.
