@@ -27,7 +27,10 @@ SCRIPTS = {
 }
 MAX_LINES = 20
 
-FAKE_COMMAND = "import sys\ndef main(argv):\n    print(__name__, argv, sys.path[0])\n    return 5\n"
+FAKE_COMMAND = (
+    "import os.path as path\ndef main(argv):\n"
+    "    print(__name__, argv, path.dirname(path.dirname(path.dirname(path.abspath(__file__)))))\n    return 5\n"
+)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -255,8 +257,110 @@ def test_an_old_python_is_told_what_is_wrong(
     assert bootstrap.run("probe", []) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: zmqbus needs python 3.10 or newer, this is 3.9.18; ")
+    assert err.startswith(f"error: zmqbus needs python 3.10 or newer, and {sys.executable} is 3.9.18; ")
     assert err.count("\n") == 1
+
+
+def test_the_listener_tells_it_on_stdout(
+    command: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    assert bootstrap.run("connect", []) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("[inter-session] cannot connect: zmqbus needs python 3.10 or newer") and err == ""
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ('{"hook_event_name": "SessionStart"}', True),
+        ('{"hook_event_name": "Stop"}', False),
+        ("[]", False),
+        ("no json", False),
+    ],
+)
+def test_a_hook_tells_it_at_the_start_of_a_session(
+    event: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(event))
+    assert bootstrap.run("hook", []) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    if not said:
+        assert out == ""
+        return
+    told = json.loads(out)["hookSpecificOutput"]
+    assert told["hookEventName"] == "SessionStart" and "needs python 3.10" in told["additionalContext"]
+
+
+@pytest.mark.parametrize("given", ["", "relative"])
+def test_an_old_python_uses_the_venv_of_a_newer_one(
+    given: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given:  # the settings, which know what to do about it, cannot be read by an old python
+        monkeypatch.chdir(data_dir.parent)
+        monkeypatch.setenv("INTER_SESSION_DATA_DIR", data_dir.name)
+    make_venv(data_dir)
+    python = make_python(data_dir, "")
+    became: list[tuple[str, list[str]]] = []
+
+    def execv(path: str, argv: list[str]) -> None:
+        became.append((path, argv))
+        raise SystemExit
+
+    monkeypatch.setenv(bootstrap.REEXEC_VARIABLE, "")  # what is set now is gone after the test
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    monkeypatch.setattr(sys, "argv", ["/x/send.py", "--to", "y"])
+    with pytest.raises(SystemExit):
+        bootstrap.run("send", ["--to", "y"])
+    assert became == [(str(python), [str(python), "/x/send.py", "--to", "y"])]
+
+
+# The order of imports
+
+
+def test_the_standard_library_comes_first_then_this_package(
+    data_dir: Path, command: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = os.path.dirname(os.__file__)
+    dynamic = os.path.join(library, "lib-dynload")
+    monkeypatch.setattr(sys, "path", ["/path/of/others", str(ROOT), library, dynamic, "/site-packages"])
+    command(len)
+    bootstrap.run("probe", [])
+    assert sys.path == [library, dynamic, str(ROOT), "/path/of/others", "/site-packages"]
+
+
+@pytest.mark.parametrize("given", ["{0}:", ":{0}", "{0}::/y", ".:{0}", "sub:{0}"])
+def test_relative_entries_of_pythonpath_are_dropped(given: str, data_dir: Path, tmp_path: Path) -> None:
+    """An empty one is the current directory: whatever repository that is."""
+    repository, packages = tmp_path / "repository", tmp_path / "packages"
+    for directory in (repository, repository / "sub", packages):
+        directory.mkdir()
+    for directory in (repository, repository / "sub"):
+        (directory / "msgpack.py").write_text("raise SystemExit('the repository is imported')\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bin" / "list.py"), "--self"],
+        env={**os.environ, "PYTHONPATH": given.format(packages)},
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "not connected\n", "")
+
+
+def test_the_listener_tells_of_its_own_faults_on_stdout(
+    data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A monitor that ends without a line on stdout has not told anybody anything."""
+    for fault in (ValueError("a fault"), ModuleNotFoundError("No module named 'zmqbuss'", name="zmqbuss")):
+        command(raising(fault))
+        with pytest.raises(type(fault)):
+            bootstrap.run("connect", [])
+        line = "[inter-session] cannot connect: a fault of zmqbus itself ("
+        assert capsys.readouterr().out.startswith(line)
 
 
 # The data directory
@@ -323,7 +427,8 @@ def test_a_venv_of_the_same_python_is_put_first(
     command(main)
     try:
         assert bootstrap.run("probe", []) == 0
-        assert sys.path[0] == str(packages)
+        before = sys.path[: sys.path.index(str(packages))]
+        assert os.path.dirname(os.__file__) in before and not any("site-packages" in entry for entry in before)
         assert bootstrap.run("probe", []) == 0
         assert sys.path.count(str(packages)) == 1
     finally:

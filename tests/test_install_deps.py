@@ -19,6 +19,7 @@ import pytest
 
 from zmqbus import bootstrap
 from zmqbus.cli import install_deps
+from zmqbus.doctor.installation import REQUIREMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / "bin"
@@ -81,11 +82,11 @@ def existing(venv: Path) -> Path:
 
 def test_the_requirements_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert install_deps.wanted_requirements() == install_deps.REQUIREMENTS == tuple(lines)
+    assert install_deps.wanted_requirements() == REQUIREMENTS == tuple(lines)
     assert install_deps.requirements_file() == str(ROOT / "requirements.txt")
     monkeypatch.setattr(install_deps, "__file__", "/nowhere/site-packages/zmqbus/cli/install_deps.py")
     assert install_deps.requirements_file() == ""
-    assert install_deps.make_plan("/data/venv", None).commands[1][-3:] == install_deps.REQUIREMENTS
+    assert install_deps.make_plan("/data/venv", None).commands[1][-3:] == REQUIREMENTS
 
 
 @pytest.mark.parametrize("uv", ["/opt/uv", None])
@@ -96,6 +97,37 @@ def test_the_plan(uv: str | None) -> None:
     assert make[-1] == target
     assert f"{target}/bin/python" in fill
     assert fill[-2:] == ("-r", str(ROOT / "requirements.txt"))
+
+
+def test_the_plan_with_extras() -> None:
+    fill = install_deps.make_plan("/data/venv", None, ["console", "watch"]).commands[1]
+    assert fill[-3:] == ("starlette>=0.40,<2", "uvicorn>=0.30,<1", "rich>=13,<16")
+
+
+def have(venv: Path, *distributions: str, python: str = VERSION) -> None:
+    for name in distributions:
+        (venv / "lib" / f"python{python}" / "site-packages" / f"{name}.dist-info").mkdir(parents=True)
+
+
+def test_extras_that_are_there_are_kept(install: Run, venv: Path, calls: Path) -> None:
+    """Also where the venv was made by another python, which is when it is made anew."""
+    assert install("--yes").returncode == 0
+    have(venv, "rich-14.0.0", python="3.1")
+    have(venv, "starlette-0.41.0", "click-8.1")  # without uvicorn it is no console
+    calls.unlink()
+    assert install("--upgrade", "--yes").returncode == 0
+    last = calls.read_text().splitlines()[-1]
+    assert "rich>=13,<16" in last and "starlette" not in last
+
+
+def test_an_extra_is_added(install: Run, venv: Path, calls: Path) -> None:
+    assert install("--yes").returncode == 0
+    have(venv, "rich-14.0.0")
+    assert "already installed" in install("--yes", "--extra", "watch").stdout
+    assert install("--yes", "--extra", "console").returncode == 0
+    last = calls.read_text().splitlines()[-1]
+    assert all(need in last for need in ("rich>=13,<16", "starlette>=0.40,<2", "uvicorn>=0.30,<1"))
+    assert "nonsense" in install("--extra", "nonsense").stderr
 
 
 def test_nothing_runs_without_consent(install: Run, calls: Path, data_dir: Path) -> None:

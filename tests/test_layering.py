@@ -36,6 +36,7 @@ RANKS = {
     "record": 1,
     "settings": 1,
     "bootstrap": 2,
+    "children": 0,
     "protocol": 2,
     "figures": 1,
     "security": 2,
@@ -156,7 +157,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "doctor.installed": "doctor/test_checks.py",
     "doctor.report": "doctor/test_checks.py",
     "session.listener": "real/test_listener.py",
-    "session.notes": "real/test_listener.py",
     # Words without decisions, and decisions that only show in what all parts do together.
     "client.events": "client/test_core.py",
     "client.work": "client/test_core.py",

@@ -245,7 +245,7 @@ def test_each_of_these_is_refused(frames: list[bytes]) -> None:
 
 def test_a_pointer_is_made_of_numbers() -> None:
     reader = decoder(from_broker=True)
-    deliver = protocol.Deliver(1, 0, 0, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 0.5, -1, (1, 2, 3, 4), b"")
+    deliver = protocol.Deliver(1, 0, 0, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 0.5, -1, (1, 2, 3, 4), 0, b"")
     assert reader.decode(codec.encode([deliver])) == [deliver]
     with pytest.raises(ProtocolError):
         reader.decode(codec.encode([deliver._replace(pointer=(1, 2, "3", 4))]))  # type: ignore[arg-type]
@@ -516,4 +516,4 @@ def test_hello_leaves_out_that_somebody_chose_the_name_as_clients_do_that_do_not
 
 
 def test_a_decoder_says_what_it_reads() -> None:
-    assert repr(decoder(from_broker=False)) == "<Decoder of 22 verbs>"
+    assert repr(decoder(from_broker=False)) == "<Decoder of 24 verbs>"

@@ -85,6 +85,12 @@ def test_the_row_of_a_list() -> None:
     ]
 
 
+def test_the_row_of_a_preview() -> None:
+    assert [(field, kind) for field, kind, _ in table(SECTIONS["6.4 A row of PREVIEWS"])] == [
+        (field, in_words(kind)) for field, kind in _annotations(protocol.Previewed)
+    ]
+
+
 def _annotations(cls: type) -> list[tuple[str, object]]:
     return list(cls.__annotations__.items())
 
@@ -137,6 +143,7 @@ def test_timers() -> None:
 def test_other_numbers_of_the_prose() -> None:
     assert (intake.BROADCASTS_PER_MINUTE, awaits.MAX_WAITS) == (60, 1000)
     assert (reading.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
+    assert (reading.MAX_PREVIEWS, reading.PREVIEW_MESSAGES, reading.PREVIEW_HEAD_BYTES) == (16, 250, 4096)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
     assert (fates.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
     assert broker.MAX_ID_CHARS == 64
@@ -193,6 +200,6 @@ def test_channels() -> None:
 
 
 def test_the_reader_of_tables_sees_what_is_there() -> None:
-    assert len(VERBS) == 43
+    assert len(VERBS) == 46
     assert table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x y |\n") == [["1", ""], ["2", "x y"]]
     assert table("no table") == []

@@ -530,6 +530,46 @@ class TestReader:
         assert not reader.intact(pointer)
 
 
+class TestTheHeadOfALargeBody:
+    TEXT = ('an "ä"\n\\' * 400_000).encode()
+
+    def test_it_is_the_beginning_of_the_text(self, log, reader, preads):
+        record = RECORD._replace(body=self.TEXT)
+        (pointer,) = log.append([encode_record(record)])
+        head = reader.read_head(pointer, record.msg_id, 4096)
+        assert len(head) >= 4096 and self.TEXT.startswith(head)
+        assert sum(preads) < 10 * HEAD_BYTES, "no more of it is read"
+
+    def test_a_short_one_is_whole(self, log, reader):
+        record = RECORD._replace(body=b"short")
+        (pointer,) = log.append([encode_record(record)])
+        assert reader.read_head(pointer, record.msg_id, 4096) == b"short"
+
+    def test_another_record_is_refused(self, log, reader):
+        (pointer,) = log.append([encode_record(RECORD._replace(body=self.TEXT))])
+        with pytest.raises(JournalError, match="damaged"):
+            reader.read_head(pointer, "another00000", 10)
+
+    def test_a_value_is_refused(self, log, reader):
+        (pointer,) = log.append([encode_record(RECORD._replace(fmt="bytes", body=b"x"))])
+        with pytest.raises(JournalError, match="damaged"):
+            reader.read_head(pointer, RECORD.msg_id, 10)
+
+    @pytest.mark.parametrize("change", [(0, 0, 10**9, 0), (0, 10**9, 0, 0)])
+    def test_a_pointer_beyond_the_file_is_refused(self, log, reader, change):
+        (pointer,) = log.append([encode_record(RECORD)])
+        wrong = tuple(map(sum, zip(pointer, change, strict=True)))
+        with pytest.raises(JournalError, match="damaged"):
+            reader.read_head(wrong, RECORD.msg_id, 10)
+
+    def test_what_is_no_pointer_is_refused(self, log, reader):
+        with pytest.raises(JournalError, match="no pointer"):
+            reader.read_head((1, 2), RECORD.msg_id, 10)
+        reader.close()
+        with pytest.raises(JournalError, match="closed"):
+            reader.read_head((1, 2, 3, 4), RECORD.msg_id, 10)
+
+
 def recent_by_a_full_parse(path: str, records: int, limit_bytes: int) -> dict[str, Earlier]:
     newest_first: list[Record] = []
     for _, name in segments(path):

@@ -406,3 +406,24 @@ class TestSpelledElsewhere:
         spelled = spell("text", text.encode())
         assert b"abc1zq3e" not in spelled and b"abczq3df" not in spelled
         assert json.loads(b'"' + spelled + b'"') == text
+
+
+class TestTheBeginningOfALargeText:
+    @given(KNOTS | SPELLINGS, st.data())
+    def test_any_part_of_what_was_spelled_gives_a_beginning_of_the_text(self, text, data):
+        body = text.encode()
+        spelled = record_module.spell("text", body) + b'"}'
+        cut = data.draw(st.integers(0, len(spelled)))
+        found = record_module.decode_start(spelled[:cut]).decode()
+        assert text.startswith(found)
+        assert len(found) >= cut // 6 - 2 or found == text
+
+    def test_it_ends_at_the_closing_quote(self):
+        assert record_module.decode_start(b'a\\"b\\u00e4","next":"x') == 'a"bä'.encode()
+
+    @pytest.mark.parametrize("content", [b"", b'"', b"\\", b"\\u12", b"\\q", b"\n", b"\xff"])
+    def test_what_is_no_string_gives_nothing(self, content):
+        assert record_module.decode_start(content) == b""
+
+    def test_half_a_pair_of_escapes_at_the_cut_is_no_error(self):
+        assert record_module.decode_start(b"a\\ud83d\\ude") == b"a?"

@@ -4,21 +4,26 @@ The scripts in bin/ are started by whatever `python3` is first on the PATH, and 
 everything here runs on the standard library alone, and this file is readable for python 3.6 too: an interpreter that is
 too old has to get as far as saying so. In order:
 
-1. Python older than 3.10: one line on stderr, exit status 1.
+1. `sys.path` is put in order: the standard library first, then this package, then the rest. Otherwise a directory in
+   PYTHONPATH that holds a `typing.py` or another `zmq` decides what is imported here. Relative entries are dropped: an
+   empty one means the current directory, which is anybody's repository.
 2. `<data dir>/venv`, which install-deps makes, is used when it is complete. Made by the same version of python, it only
-   has to be put in front of `sys.path`, which costs nothing; a second start of the interpreter would cost 10 to 20 ms.
+   has to be put on `sys.path`, behind the standard library and in front of all other packages, which costs nothing; a
+   second start of the interpreter would cost 10 to 20 ms.
    Its .pth files are not read, since none of the three dependencies has one. Made by another version, its extension
    modules would not load here, so its own python is started instead, in place of this process. A venv that is broken,
-   half made or gone is passed over: the dependencies may be installed elsewhere, and step 3 tells when they are not.
+   half made or gone is passed over: the dependencies may be installed elsewhere, and step 4 tells when they are not.
    Code is only taken from a data directory that belongs to this user and is open to nobody else (0700), below
    directories that nobody else can write to; and never from one that is named relative to the current directory, which
    may be anybody's repository.
-3. The command's module is imported and runs. Where a dependency is missing, the listener says so on stdout, which the
+3. Python older than 3.10, and no venv with a newer one: one line that says so, exit status 1.
+4. The command's module is imported and runs. Where a dependency is missing, the listener says so on stdout, which the
    agent reads, and ends with 0, because for a monitor that is no failure; all others are commands, and fail.
    The collector of cycles rests meanwhile: what an import makes stays.
-4. Ctrl-C, and an output that cannot be written (`output`: a reader that has gone, a full disk, a stream that was closed
-   from the start) end the command without a traceback. Any other exception is a fault of ours and is shown in full.
-5. A command that is done, and has closed what it had, leaves at once: python would take 4 to 8 ms to take itself apart.
+5. Ctrl-C, and an output that cannot be written (`output`: a reader that has gone, a full disk, a stream that was closed
+   from the start) end the command without a traceback. Any other exception is a fault of ours and is shown in full; by
+   the listener on stdout as well, in a line.
+6. A command that is done, and has closed what it had, leaves at once: python would take 4 to 8 ms to take itself apart.
 """
 
 import os
@@ -75,17 +80,19 @@ def run(command: str, argv: "list[str]") -> int:
     """
     output.install()
     wording.set_script(command != "main")
-    if sys.version_info[:2] < OLDEST_PYTHON:
-        return _refuse_old_python(command)
+    _order_path()
     subcommand = _subcommand(command, argv)
     if subcommand not in _WITHOUT_VENV:
         _use_venv(argv)
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return _refuse_old_python(subcommand)
     return _run_command(command, subcommand, argv)
 
 
 def console() -> int:
     """The `zmqbus` command of an installed package: its own environment has the dependencies, so no venv is used."""
     output.install()
+    _order_path()
     argv = sys.argv[1:]
     status = _run_command("main", _subcommand("main", argv), argv)
     _leave("main", argv, status)
@@ -109,14 +116,44 @@ def _leave(command: str, argv: "list[str]", status: int) -> None:
         os._exit(status)
 
 
-def _refuse_old_python(command: str) -> int:
-    _complain(
-        "error: zmqbus needs python {}.{} or newer, this is {}; install a newer one and run the script with it, "
-        "for example: python3.12 {}".format(
-            OLDEST_PYTHON[0], OLDEST_PYTHON[1], sys.version.split()[0], sys.argv[0] or "<script>"
-        )
+def _refuse_old_python(subcommand: str) -> int:
+    needs = "zmqbus needs python {}.{} or newer, and {} is {}".format(
+        OLDEST_PYTHON[0], OLDEST_PYTHON[1], sys.executable or "this", sys.version.split()[0]
     )
-    return 0 if command == "hook" else 1  # a hook never fails the session that it is a guest in
+    script = sys.argv[0] or "<script>"
+    if subcommand == "hook":
+        _tell_at_start(
+            "cannot work: {}; with a newer one, run {} once: what it installs is used from then on".format(
+                needs, os.path.join(os.path.dirname(os.path.abspath(script)), "install_deps.py")
+            )
+        )
+        return 0  # a hook never fails the session that it is a guest in
+    if subcommand == "connect":
+        _say("cannot connect: {}; run it with a newer one, for example: python3.12 {}".format(needs, script))
+    else:
+        _complain("error: {}; run it with a newer one, for example: python3.12 {}".format(needs, script))
+    return 1
+
+
+def _tell_at_start(text: str) -> None:
+    """What a hook says at the start of a session, about itself; nothing at other events."""
+    import json
+
+    try:
+        event = json.loads(sys.stdin.read())
+        if event.get("hook_event_name") == "SessionStart":
+            context = {"hookEventName": "SessionStart", "additionalContext": "[inter-session] " + text}
+            print(json.dumps({"hookSpecificOutput": context}), flush=True)
+    except (AttributeError, OSError, RuntimeError, ValueError, output.OutputFailed):  # no event, or nobody there
+        pass
+
+
+def _say(text: str) -> None:
+    """A line of the listener: standard output is all that an agent sees of it."""
+    try:
+        print("[inter-session] " + text, flush=True)
+    except output.OutputFailed as failed:
+        _report_output(failed)
 
 
 def _subcommand(command: str, argv: "list[str]") -> str:
@@ -151,8 +188,14 @@ def _run_command(command: str, subcommand: str, argv: "list[str]") -> int:
         return EXIT_BROKEN_PIPE
     except ImportError as error:
         if not _is_dependency(error):
+            if subcommand == "connect":
+                _say("cannot connect: a fault of zmqbus itself (ImportError: {})".format(error))
             raise
         return _report_missing(subcommand, error)
+    except Exception as error:
+        if subcommand == "connect":
+            _say("cannot connect: a fault of zmqbus itself ({}: {})".format(type(error).__name__, error))
+        raise
 
 
 def _call(command: str, argv: "list[str]") -> int:
@@ -187,10 +230,7 @@ def _is_dependency(error: ImportError) -> bool:
 def _report_missing(subcommand: str, error: ImportError) -> int:
     missing = _MISSING.format(wording.command("install-deps"))
     if subcommand == "connect":
-        try:
-            print("[inter-session] " + missing, flush=True)
-        except output.OutputFailed as failed:
-            return _report_output(failed)
+        _say(missing)
         return 0
     _complain("error: not_installed: {} ({})".format(missing, error))
     return 1
@@ -235,6 +275,35 @@ def _has_no_reader(stream: "object") -> bool:
     return bool(poller.poll(0))
 
 
+def _order_path(packages: str = "") -> None:
+    """Puts the standard library first, then `packages` (of the venv), then where this package is, then the rest. What
+    PYTHONPATH names by a relative path is dropped."""
+    library = os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    relative = _relative_entries() - {own}
+    standard, rest = [], []
+    for entry in sys.path:
+        if not os.path.isabs(entry) or entry in relative:
+            continue
+        # Its directory, the one of its extension modules, and the archive that python looks into before both.
+        if entry in (library, os.path.join(library, "lib-dynload")) or (
+            entry.endswith(".zip") and os.path.dirname(entry) == os.path.dirname(library)
+        ):
+            standard.append(entry)
+        elif entry not in (packages, own):
+            rest.append(entry)
+    sys.path[:] = standard + ([packages] if packages else []) + [own] + rest
+
+
+def _relative_entries() -> "set[str]":
+    """What python has made of the relative entries of PYTHONPATH."""
+    given = os.environ.get("PYTHONPATH", "")
+    try:
+        return {os.path.abspath(part) for part in given.split(os.pathsep) if given and not os.path.isabs(part)}
+    except OSError:  # there is no current directory
+        return set()
+
+
 def _use_venv(argv: "list[str]") -> None:
     """Makes the packages of `<data dir>/venv` importable, if it is complete; or becomes its python."""
     # Taken out of the environment: our children start afresh.
@@ -245,11 +314,12 @@ def _use_venv(argv: "list[str]") -> None:
         return
     packages = site_packages(venv)
     if packages and _is_same_python(venv):
-        if packages not in sys.path:
-            sys.path.insert(0, packages)
+        _order_path(packages)
         return
     python = os.path.join(venv, "bin", "python")
     if changed_over or not os.access(python, os.X_OK):
+        if packages:  # its own python, of an implementation that `_is_same_python` does not know
+            _order_path(packages)
         return
     os.environ[REEXEC_VARIABLE] = str(os.getpid())
     try:
@@ -271,6 +341,8 @@ def find_data_dir() -> str:
         given = os.path.join(os.environ.get("HOME", ""), given[2:].lstrip("/"))
     if os.path.isabs(given):
         return os.path.abspath(given)
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return os.path.abspath(os.path.expanduser(given))  # it could not read the settings
     from zmqbus import settings
 
     return settings.load(warn=_ignore).data_dir
@@ -279,6 +351,8 @@ def find_data_dir() -> str:
 def _is_switched_off() -> bool:
     if not os.environ.get(NO_REEXEC_VARIABLE, "").strip():
         return False
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return True  # it could not read the settings
     from zmqbus import settings
 
     return settings.load(warn=_ignore).no_reexec

@@ -33,6 +33,7 @@ from zmqbus.protocol import (
     Delivers,
     Envelope,
     Hello,
+    Previews,
     Role,
     Sends,
     Sessions,
@@ -42,7 +43,7 @@ from zmqbus.protocol import (
 _CODES: dict[type[Any], int] = {cls: code for code, cls in VERBS.items()}
 _HELLO = _CODES[Hello]
 #: Long without a body: one to a message, or a few would pass the frame limit, or what a broker reads at once.
-_LONG = frozenset((_CODES[Sessions], _CODES[Spooled]))
+_LONG = frozenset((_CODES[Sessions], _CODES[Spooled], _CODES[Previews]))
 _RUNS = frozenset((_CODES[Sends], _CODES[Delivers], _CODES[Broadcasts]))  # many messages in one
 _WITH_BODY = frozenset(code for code, cls in VERBS.items() if cls._fields and cls._fields[-1] == "body")
 

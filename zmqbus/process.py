@@ -36,7 +36,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
 from typing import Protocol
@@ -152,23 +151,6 @@ class ProcessTable(Protocol):
 
     def uid(self, pid: int) -> int | None:
         """The user it runs as; None: no such process."""
-
-
-def import_path() -> str:
-    """PYTHONPATH for a child that is to run this very package, with what this process has found of the others: be it a
-    virtual environment put on the path by the bootstrap. What is relative, or "", meant a directory that the child does
-    not run in."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return os.pathsep.join([package, *_absolute(sys.path)])
-
-
-def _absolute(paths: Iterable[str]) -> Iterator[str]:
-    for path in paths:
-        if path:
-            try:
-                yield os.path.abspath(path)
-            except OSError:  # relative to a current directory that has been removed: nothing is there
-                continue
 
 
 class ProcTable:

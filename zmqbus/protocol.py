@@ -249,6 +249,22 @@ class Fetch(NamedTuple):
     peek: bool
 
 
+class Preview(NamedTuple):
+    """Show me the beginning of the oldest unread messages of the session I act for: at most so many, of each body at
+    most so many bytes. They stay unread. Answered by PREVIEWS."""
+
+    ref: str
+    messages: int
+    head_bytes: int
+
+
+class MarkRead(NamedTuple):
+    """The session has been shown these messages, of which PREVIEWS told: they leave its mailbox. Answered by DONE."""
+
+    ref: str
+    msg_ids: tuple[str, ...]
+
+
 class Recalled(NamedTuple):
     """Answer to RECALL: what I had not shown is the mailbox's again."""
 
@@ -383,7 +399,7 @@ class Deliver(NamedTuple):
 
     `seq` counts the mailbox; `bcast` is the number of a published broadcast that is sent again this way, else 0;
     `after` is the published broadcast that precedes it, to be waited for, else 0; `age_s` is -1 for a message that did
-    not wait.
+    not wait. `size_bytes` is the size of the body, wherever that is.
     """
 
     seq: int
@@ -400,6 +416,7 @@ class Deliver(NamedTuple):
     ts: float
     age_s: int
     pointer: tuple[int, ...] | None
+    size_bytes: int
     body: bytes
 
 
@@ -536,6 +553,15 @@ class Fetched(NamedTuple):
     left: int
 
 
+class Previews(NamedTuple):
+    """The oldest unread messages, each as a `Previewed`, and how many are unread beyond them. None of them where a
+    process of the session is connected, which shows them."""
+
+    ref: str
+    rows: tuple[tuple[Any, ...], ...]
+    left: int
+
+
 class Health(NamedTuple):
     """Figures of the broker, as pairs of a name and a value."""
 
@@ -589,6 +615,8 @@ Envelope: TypeAlias = (
     | Rename
     | Disconnect
     | Fetch
+    | Preview
+    | MarkRead
     | Recalled
     | Status
     | Stop
@@ -615,6 +643,7 @@ Envelope: TypeAlias = (
     | Recall
     | Beat
     | Fetched
+    | Previews
     | Health
     | Work
     | Result
@@ -647,6 +676,8 @@ VERBS: dict[int, type[Any]] = {
     20: Forget,
     21: Sends,
     22: Spooled,
+    25: Preview,
+    26: MarkRead,
     32: Welcome,
     33: Refused,
     34: Expired,
@@ -668,6 +699,7 @@ VERBS: dict[int, type[Any]] = {
     50: Withdrawn,
     51: Delivers,
     52: Broadcasts,
+    55: Previews,
 }
 
 
@@ -684,6 +716,24 @@ class Session(NamedTuple):
     pid: int
     waiting: int
     away_s: int
+
+
+class Previewed(NamedTuple):
+    """One row of PREVIEWS."""
+
+    msg_id: str
+    from_session: str
+    from_name: str
+    from_label: str | None
+    scope: int
+    target: str
+    fmt: int
+    reply_to: str | None
+    ts: float
+    age_s: int
+    pointer: tuple[int, ...]
+    size_bytes: int  #: of the whole body
+    head: bytes  #: its beginning; empty where the body is in the journal alone
 
 
 # --- channels of the PUB socket ---------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from zmqbus.record import (
     decode_head,
     decode_large,
     decode_record,
+    decode_start,
     glance,
     is_of_work,
     quote,
@@ -125,6 +126,29 @@ class Reader:
                 for *_, number in wanted:
                     results.setdefault(number, error)
         return [results[number] for number in range(len(pointers))]
+
+    def read_head(self, pointer: Sequence[int], msg_id: str, limit_bytes: int) -> bytes:
+        """The beginning of the body of a text message, at least `limit_bytes` of it where there is as much. Reads no
+        more than that, so it is checked against the id of the message, and not against the checksum.
+
+        Raises `JournalError` if another record is there, or none, or one whose body is no text.
+        """
+        if self._closed:
+            raise JournalError("the reader is closed; open another one")
+        if len(pointer) != 4:
+            raise _no_pointer(self._path, pointer)
+        segment, offset, length, _ = pointer
+        fd = self._descriptor(segment)
+        # A character of the text takes six bytes at most, as an escape.
+        try:
+            within = _is_within(offset, length, os.fstat(fd).st_size)
+            line = os.pread(fd, min(length, HEAD_BYTES + 6 * limit_bytes), offset) if within else b""
+        except OSError as error:
+            raise _unreadable(self._path, segment, error) from None
+        head = decode_head(line)
+        if head is None or head.msg_id != msg_id or head.fmt != "text":
+            raise _damaged(self._path, segment, offset)
+        return decode_start(line[head.body_at :])
 
     def intact(self, pointer: Sequence[int]) -> bool:
         """Whether the pointer leads to bytes of its length and checksum; they are not parsed, nor held all at once."""

@@ -388,6 +388,19 @@ def decode_large(head: Head, content: bytes | bytearray) -> Record | None:
     return None if body is None else Record(*head[:9], "text", body)
 
 
+def decode_start(content: bytes) -> bytes:
+    """The text whose beginning, as it stands in its line behind the opening quote, this is: up to the closing quote, or
+    to the last character that is whole."""
+    match = _string().match(content)
+    assert match is not None  # it matches nothing, too
+    whole = match[0].decode("utf-8", "ignore")  # the cut may have gone through a character
+    try:
+        text: str = json.loads(f'"{whole}"')
+    except ValueError:  # an escape that there is not; `encode_record` makes none
+        text = ""
+    return text.encode("utf-8", "replace")  # half of a pair of escapes is left where the cut went between the two
+
+
 def _unescaped(text: bytes | bytearray) -> bytes | None:
     """What a string of JSON stands for; None if that takes a parser, or if it is no string."""
     if text.count(b"\\", 0, _SAMPLE_BYTES) > _SAMPLE_BYTES // _FAR_APART_BYTES:
@@ -551,6 +564,11 @@ def _fields() -> bytes:
 @lru_cache(maxsize=1)
 def _head() -> re.Pattern[bytes]:
     return re.compile(_fields() + b'"')
+
+
+@lru_cache(maxsize=1)
+def _string() -> re.Pattern[bytes]:
+    return re.compile(rb'(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
 
 
 @lru_cache(maxsize=1)

@@ -705,6 +705,8 @@ def test_every_verb_in_every_standing_is_answered_or_in_the_table(net):
         protocol.List: protocol.List("l", False, ""),
         protocol.Rename: protocol.Rename("r", "x"),
         protocol.Fetch: protocol.Fetch("f", True),
+        protocol.Preview: protocol.Preview("p", 10, 10),
+        protocol.MarkRead: protocol.MarkRead("m", ("goodgood0000",)),
         protocol.Recalled: protocol.Recalled(7),
         protocol.Status: protocol.Status("s"),
         protocol.Disconnect: protocol.Disconnect("d"),  # last: it ends the session

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.records import ids, line
+from zmqbus import children
 from zmqbus.broker import indexer
 from zmqbus.broker.indexer import Keeper, index_all
 from zmqbus.journal import Journal
-from zmqbus.process import import_path, is_alive, process_of
+from zmqbus.process import is_alive, process_of
 from zmqbus.search.index import Index
 from zmqbus.search.query import Search
 from zmqbus.settings import Settings, load
@@ -209,8 +210,8 @@ def test_it_ends_with_its_broker(settings: Settings, log: Journal, lives: bool) 
     grow(log, 20_000)
     parent = os.getpid() if lives else os.getppid()
     done = subprocess.run(
-        [sys.executable, "-m", "zmqbus.broker.indexer", str(parent)],
-        env=dict(os.environ, PYTHONPATH=import_path()),
+        children.command("zmqbus.broker.indexer", str(parent)),
+        env=children.environ(),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

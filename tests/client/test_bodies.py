@@ -18,7 +18,7 @@ from zmqbus.record import JournalError, Record, encode_record
 
 def incoming(body: bytes, pointer: tuple[int, ...] | None = None) -> Incoming:
     ticket = Ticket("lease", 1, "aaaaaaaaaaaa", None)
-    return Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, pointer, body)
+    return Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, pointer, len(body), body)
 
 
 # --- texts

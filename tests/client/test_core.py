@@ -20,7 +20,7 @@ def welcome(**more: Any) -> protocol.Welcome:
 
 def deliver(seq: int, *, bcast: int = 0, after: int = 0, reply_to: str | None = None) -> protocol.Deliver:
     msg_id = f"bcast{bcast:07d}" if bcast else f"direct{seq:06d}"
-    return protocol.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, reply_to, 1.0, -1, None, b"")
+    return protocol.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, reply_to, 1.0, -1, None, 0, b"")
 
 
 def cast(bcast: int, prev: int = 0, **more: Any) -> Published:
@@ -421,6 +421,7 @@ def test_what_the_application_gets(ready):
         9.5,
         7,
         (1, 2, 3, 4),
+        70_000,
         b"x",
     )
     (hand,) = ready.hear(deliver)
@@ -431,7 +432,7 @@ def test_what_the_application_gets(ready):
     assert hand == Hand(
         core.Incoming(
             core.Ticket("lease", 2, "bcast0000011", None),
-            *("bcast0000011", "s", "n", "Bob", Scope.TOPIC, "deploys", 0, None, 1.0, -1, (5,), b"y"),
+            *("bcast0000011", "s", "n", "Bob", Scope.TOPIC, "deploys", 0, None, 1.0, -1, (5,), -1, b"y"),
         )
     )
 
@@ -776,6 +777,7 @@ def test_each_of_a_run_is_what_it_would_be_by_itself(ready):
         1.5,
         -1,
         None,
+        1,
         b"x",
     )
 

@@ -26,7 +26,7 @@ def welcome(**more: Any) -> protocol.Welcome:
 
 def deliver(seq: int, *, bcast: int = 0, after: int = 0, msg_id: str = "") -> protocol.Deliver:
     msg_id = msg_id or (f"bcast{bcast:07d}" if bcast else f"direct{seq:06d}")
-    return protocol.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, None, 1.0, -1, None, b"")
+    return protocol.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, None, 1.0, -1, None, 0, b"")
 
 
 def broadcast(bcast: int, prev: int = 0, **more: Any) -> protocol.Broadcast:
@@ -802,7 +802,7 @@ def test_apart_each_is_a_message_of_its_own(client):
     long = protocol.Delivers(7, 0, "id", "alice", "Ä", 2, 17.5, ("message0001", "message0002"), (b"x", b"y"))
     client.inbound.deliver_all(long)
     first = protocol.Deliver(
-        7, 0, 0, "message0001", "id", "alice", "Ä", Scope.SESSION, "", 2, None, 17.5, -1, None, b"x"
+        7, 0, 0, "message0001", "id", "alice", "Ä", Scope.SESSION, "", 2, None, 17.5, -1, None, 1, b"x"
     )
     assert found == [first, first._replace(seq=8, msg_id="message0002", body=b"y")]
 

@@ -38,7 +38,9 @@ def message(fmt: int, body: bytes, **more: Any) -> Message:
 
 def incoming(**changes: Any) -> Incoming:
     ticket = Ticket("lease", 1, "aaaaaaaaaa01", None)
-    base = Incoming(ticket, "aaaaaaaaaa01", "sid", "auth", "Auth", Scope.SESSION, "bob", 0, None, 5.0, -1, None, b"hi")
+    base = Incoming(
+        ticket, "aaaaaaaaaa01", "sid", "auth", "Auth", Scope.SESSION, "bob", 0, None, 5.0, -1, None, 2, b"hi"
+    )
     return base._replace(**changes)
 
 

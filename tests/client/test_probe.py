@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 import zmqbus
-from tests.conftest import RunBin
+from tests.conftest import ROOT, RunBin
 from zmqbus.client.launch import broker_pid
 from zmqbus.client.probe import Probe
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
-from zmqbus.process import import_path
 from zmqbus.security import client_keys
 from zmqbus.settings import Settings, load
 
@@ -52,8 +51,7 @@ def test_it_tells_who_is_there(settings: Settings) -> None:
         "import zmqbus.protocol; zmqbus.protocol.LIST_PAGE = 2; from zmqbus.cli import broker; "
         "broker.main(['--foreground'])"
     )
-    environ = dict(os.environ, PYTHONPATH=import_path())
-    broker = subprocess.Popen([sys.executable, "-c", code], env=environ, stderr=subprocess.DEVNULL)
+    broker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         deadline_s = time.monotonic() + PATIENCE_S
         while broker_pid(settings) != broker.pid:

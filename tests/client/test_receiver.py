@@ -99,7 +99,9 @@ class Played:
             self.receiver.deal(
                 [
                     core.Hand(
-                        core.Incoming(ticket, msg_id, "sid", "auth", None, Scope.SESSION, "", 0, None, 0, -1, None, b"")
+                        core.Incoming(
+                            ticket, msg_id, "sid", "auth", None, Scope.SESSION, "", 0, None, 0, -1, None, 0, b""
+                        )
                     )
                 ]
             )
@@ -613,7 +615,22 @@ class Run:
             if size == 1:
                 envelopes.append(
                     protocol.Deliver(
-                        numbers[0], 0, 0, ids[0], "sid", "auth", None, 0, "", 0, None, 1.0, -1, None, bodies[0]
+                        numbers[0],
+                        0,
+                        0,
+                        ids[0],
+                        "sid",
+                        "auth",
+                        None,
+                        0,
+                        "",
+                        0,
+                        None,
+                        1.0,
+                        -1,
+                        None,
+                        len(bodies[0]),
+                        bodies[0],
                     )
                 )
             else:

@@ -455,7 +455,7 @@ def test_the_window_cuts_the_order_nowhere(played, monkeypatch):
     assert went == names[:5]
     for msg_id in list(played.speaker._asked)[:7]:
         ticket = core.Ticket("lease", 1, f"answer{msg_id[:6]}", msg_id)
-        incoming = core.Incoming(ticket, ticket.msg_id, "s", "bob", None, 0, "", 0, msg_id, 0.0, -1, None, b"")
+        incoming = core.Incoming(ticket, ticket.msg_id, "s", "bob", None, 0, "", 0, msg_id, 0.0, -1, None, 0, b"")
         played.speaker.deal([core.Hand(incoming)])
         while part := played.go():
             went += part

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 
 from tests.contract.simulated import SimWorld
 from tests.contract.worlds import Member, World
 from zmqbus import protocol
+from zmqbus.broker.mailbox import CREDIT_BYTES
 from zmqbus.errors import ZmqbusError
 
 
@@ -281,3 +284,95 @@ def test_a_command_that_is_not_back_in_time_leaves_its_answer_to_the_listener(wo
     helper.go()
     world.quiet()
     assert helper.history == []
+
+
+_refs = count()
+
+
+def previews(helper: Member, messages: int = 100, head_bytes: int = 100) -> tuple[list[protocol.Previewed], int]:
+    answer = helper.request(protocol.Preview(f"p{next(_refs)}", messages, head_bytes))
+    assert isinstance(answer, protocol.Previews)
+    return [protocol.Previewed._make(row) for row in answer.rows], answer.left
+
+
+def test_a_preview_shows_the_beginning_and_leaves_all_as_it_was(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    sent = [alice.send("bob", body) for body in (b"first" * 100, b"2", b"x" * (protocol.SPILL_BYTES + 1), b"4")]
+    for msg_id in sent:
+        alice.hears(msg_id, "away")
+    helper = world.helper(bob)
+    rows, left = previews(helper, 3, 5)
+    assert [row.msg_id for row in rows] == sent[:3] and left == 1
+    assert [(row.head, row.size_bytes) for row in rows] == [
+        (b"first", 500),
+        (b"2", 1),
+        (b"", protocol.SPILL_BYTES + 1),  # it is in the journal, and the broker does not read it
+    ]
+    assert all(row.from_name == "alice" and row.age_s >= 0 and len(row.pointer) == 4 for row in rows)
+    assert previews(helper, 3, 5) == (rows, left)
+    world.again(bob).gets(b"first" * 100, b"2", b"", b"4")  # the third by its pointer
+
+
+def test_what_is_marked_leaves_the_mailbox_and_nothing_else_does(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    sent = [alice.send("bob", b"%d" % number) for number in range(4)]
+    for msg_id in sent:
+        alice.hears(msg_id, "away")
+    helper = world.helper(bob)
+    marked = helper.request(protocol.MarkRead("m", (*sent[:2], "nomessage000")))
+    assert marked == protocol.Done("m", "")
+    rows, left = previews(helper, 1)
+    assert [row.msg_id for row in rows] == sent[2:3] and left == 1
+    assert helper.request(protocol.MarkRead("n", tuple(sent[:2]))) == protocol.Done("n", "")
+    bob = world.again(bob)
+    assert bob.core.welcome is not None and bob.core.welcome.waiting == 2
+    bob.takes(b"2", b"3")
+
+
+def test_of_a_session_with_a_listener_nothing_is_previewed_or_marked(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    msg_id = alice.send("bob", b"1")
+    bob.gets(b"1")
+    helper = world.helper(bob)
+    assert previews(helper) == ([], 1)
+    assert helper.request(protocol.MarkRead("m", (msg_id,))) == protocol.Done("m", "")
+    bob.take()
+    alice.hears(msg_id, "delivered")
+
+
+def test_nor_what_waits_behind_that(world: World) -> None:
+    """The listener has as much in hand as credit allows; the rest is on its way to it all the same."""
+    alice, bob = world.session("alice"), world.session("bob")
+    sent = [alice.send("bob", b"x" * 60_000) for _ in range(CREDIT_BYTES // 60_000 + 2)]
+    alice.hears_it_is_safe(sent[-1])
+    helper = world.helper(bob)
+    assert previews(helper) == ([], len(sent))
+
+
+def test_nor_while_another_command_reads(world: World) -> None:
+    alice, bob = world.session("alice"), world.session("bob")
+    bob.bye()
+    sent = alice.send("bob", b"1")
+    alice.hears(sent, "away")
+    reader, looker = world.helper(bob), world.helper(bob)
+    reader.begin(protocol.Fetch("f", False))
+    reader.gets(b"1")
+    assert previews(looker)[0] == []
+    assert looker.request(protocol.MarkRead("m", (sent,))) == protocol.Done("m", "")
+    reader.take()
+    world.until(lambda: reader.responses)
+    assert reader.responses["f"] == protocol.Fetched("f", 1, 0)
+
+
+def test_previews_are_bounded(world: World) -> None:
+    bob = world.session("bob")
+    bob.bye()
+    helper = world.helper(bob)
+    too_many = helper.request(protocol.MarkRead("m", tuple(f"message{number:05}" for number in range(251))))
+    assert isinstance(too_many, ZmqbusError) and "more than 250" in str(too_many)
+    for _ in range(16):
+        assert previews(helper) == ([], 0)
+    refused = helper.request(protocol.Preview("more", 1, 1))
+    assert isinstance(refused, ZmqbusError) and "16 times" in str(refused)

@@ -20,6 +20,7 @@ import zmq
 from tests.records import ids, line
 from zmqbus import history
 from zmqbus.doctor import bus, checks, files, installed, report
+from zmqbus.doctor.installation import install_command
 from zmqbus.doctor.report import Finding, fault, ok, warning
 from zmqbus.errors import BrokerUnavailable
 from zmqbus.journal import Journal
@@ -72,15 +73,10 @@ def test_the_disk_of_a_directory_that_is_not_there(settings: Settings, data_dir:
 
 def test_a_libzmq_that_cannot_encrypt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq, "has", lambda what: False)
-    (finding,) = installed.packages()
+    (finding,) = installed.packages(load())
     assert finding.level == "fault"
     assert "no CURVE" in finding.says
-    assert finding.mend == installed.install_command()
-
-
-def test_how_to_install_where_there_is_no_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installed, "package_dir", lambda: "/nowhere/zmqbus")
-    assert installed.install_command().endswith(" -m pip install pyzmq msgpack psutil")
+    assert finding.mend == install_command(load())
 
 
 def test_a_venv(settings: Settings, data_dir: Path) -> None:

@@ -178,7 +178,7 @@ class Claude:
 
     def send(self, to: str, text: str, *flags: str) -> str:
         """The agent sends, and it arrives or waits; returns the message's id."""
-        done = self.bash(shlex.join(["send.py", "--to", to, "--text-file", "-", *flags]), input=text)
+        done = self.bash(shlex.join(["send.py", "--to", to, "--text-file", "-", *flags]), input=f"{text}\n")
         match = re.fullmatch(r"(?:delivered|queued) msg=([a-z0-9]{8,12}) to=.*\n", done.stdout)
         assert (done.status, done.stderr) == (0, "") and match is not None, done
         return match[1]

@@ -184,7 +184,9 @@ def test_the_monitors() -> None:
         assert all(map(is_line, monitor.values()))
         assert monitor["when"] in ("always", "on-skill-invoke:inter-session")
         check_variables(monitor["command"])
-        words = shlex.split(monitor["command"])
+        check, told, command = monitor["command"].partition("; }; ")
+        assert check.startswith("command -v python3 >/dev/null || { echo '[inter-session] cannot connect: ") and told
+        words = shlex.split(command)
         assert words[:2] == ["exec", "python3"], "a shell between would have to die with it"
         assert script_of(words).name == "client.py"
         assert set(words[3:]) <= flags("connect")
@@ -207,11 +209,12 @@ def test_the_hooks() -> None:
         (group,) = groups
         assert set(group) == {"hooks"}, f"{event}: a matcher would leave some of its kinds out"
         (hook,) = group["hooks"]
-        assert set(hook) == {"type", "command", "args", "timeout"}
-        assert (hook["type"], hook["command"]) == ("command", "python3")
-        assert isinstance(hook["args"], list) and all(map(is_line, hook["args"]))
-        assert all(set(VARIABLE.findall(word)) <= VARIABLES for word in hook["args"])
-        assert script_of(hook["args"]).name == "hook.py"
+        # No "args": clients before 2.1.139 do not know it, and would run a bare python3, with the event as its program.
+        assert set(hook) == {"type", "command", "timeout"} and hook["type"] == "command"
+        assert hook["command"] == (
+            '[ ! -r "$CLAUDE_PLUGIN_ROOT/bin/hook.py" ] || ! command -v python3 >/dev/null || '
+            'exec python3 "$CLAUDE_PLUGIN_ROOT/bin/hook.py"'
+        )
         assert type(hook["timeout"]) is int and 0 < hook["timeout"] <= MAX_HOOK_TIMEOUT_S
 
 
@@ -427,6 +430,52 @@ def test_each_script_of_the_skill_is_there() -> None:
         for place in (SKILL, PLUGIN):
             path = place / "bin" / name
             assert path.is_file() and os.access(path, os.X_OK), name
+
+
+def test_the_skill_needs_no_run_bits() -> None:
+    """A cache of the client may have lost them."""
+    text = (SKILL / "SKILL.md").read_text("utf-8")
+    starts = re.findall(r'(\S*) ?"\$\{CLAUDE_SKILL_DIR\}/bin/', text)
+    assert starts and all(start.endswith("python3") for start in starts), starts
+
+
+def sh(command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        env=env,
+        input='{"hook_event_name": "Stop", "stop_hook_active": true}',
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+
+def test_a_hook_that_cannot_run_says_nothing_and_blocks_nothing(tmp_path: Path) -> None:
+    """An exit status of 2, which python has for a script that is not there, would hold up each prompt for ever."""
+    command = load(PLUGIN / "hooks" / "hooks.json")["hooks"]["Stop"][0]["hooks"][0]["command"]
+    python = tmp_path / "bin"
+    python.mkdir()
+    (python / "python3").symlink_to(sys.executable)
+    for root, path in ((tmp_path / "gone", python), (PLUGIN, tmp_path)):
+        done = sh(command, CLAUDE_PLUGIN_ROOT=str(root), PATH=str(path))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (sh(command, PATH=str(python)).returncode, sh(command, PATH=str(python)).stdout) == (0, "")
+
+
+def test_a_hook_runs_from_any_path(tmp_path: Path) -> None:
+    command = load(PLUGIN / "hooks" / "hooks.json")["hooks"]["Stop"][0]["hooks"][0]["command"]
+    odd = tmp_path / 'a "$HOME" `x`'
+    (odd / "bin").mkdir(parents=True)
+    (odd / "bin" / "hook.py").write_text("print('here')\n")
+    (tmp_path / "python3").symlink_to(sys.executable)
+    assert sh(command, CLAUDE_PLUGIN_ROOT=str(odd), PATH=str(tmp_path)).stdout == "here\n"
+
+
+def test_a_monitor_without_python_says_so_on_stdout(tmp_path: Path) -> None:
+    (monitor,) = load(PLUGIN / "monitors" / "monitors.json")
+    done = sh(monitor["command"], PATH=str(tmp_path))
+    assert done.stdout.startswith("[inter-session] cannot connect: there is no python3 on the PATH")
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_each_subcommand_of_the_skill_is_there() -> None:

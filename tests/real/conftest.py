@@ -311,7 +311,8 @@ class Bus:
     def deliver(self, to: str, text: str, *args: str, owner: Owner | ListenerProcess | None = None) -> str:
         """Sends (under the name `script` unless `owner` has a session), demands success, returns the message's id."""
         sender = ["--as", "script"] if owner is None else []
-        done = self.send("--to", to, "--text-file", "-", *sender, *args, owner=owner, input=text)
+        # With a line end, which is no part of the text, so that one that the text ends with is.
+        done = self.send("--to", to, "--text-file", "-", *sender, *args, owner=owner, input=f"{text}\n")
         assert (done.returncode, done.stderr) == (0, ""), done
         match = re.match(r"(?:delivered|queued) msg=([a-z0-9]{8,12}) to=", done.stdout)
         assert match is not None, done.stdout

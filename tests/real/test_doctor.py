@@ -327,6 +327,16 @@ def test_a_broker_on_another_port(doctor: Doctor, bus: Bus, new_port: Callable[[
     assert row["mend"] == f"export INTER_SESSION_PORT={bus.port}"
 
 
+def test_a_port_that_the_plugins_option_says(doctor: Doctor, bus: Bus, new_port: Callable[[], int]) -> None:
+    """It wins over INTER_SESSION_PORT, so setting that would mend nothing."""
+    bus.zmqbus("broker")
+    other = new_port()
+    doctor.before = f"export CLAUDE_PLUGIN_OPTION_PORT={other}"
+    row = doctor.cures("broker", "fault", f"serves port {bus.port}, and {other} is set here")
+    assert row["mend"] == f"export CLAUDE_PLUGIN_OPTION_PORT={bus.port}"
+    assert f"(the plugin's option `port` says {other}; in Claude Code, /plugin changes it)" in row["says"]
+
+
 # --- what is left behind ---
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
+import msgpack
+import psutil
 import pytest
 
 from tests.real.conftest import COMMAND_TIMEOUT_S, HEADER, ROOT, Bus, ListenerProcess, Owner, wait_until
-from zmqbus import naming
+from zmqbus import naming, protocol
 from zmqbus.cli import connect
+from zmqbus.client.command import guest
+from zmqbus.process import process_of
 from zmqbus.session.owned import OPTIONS
+from zmqbus.session.shown import Shown
 from zmqbus.session.state import AlreadyListening, ListenerLock
 from zmqbus.settings import load
 
@@ -28,7 +35,8 @@ import runpy, sys
 sys.path.insert(0, sys.argv.pop(1))
 del sys.argv[0]
 import zmqbus.cli.hook
-zmqbus.cli.hook.BUDGET_S = zmqbus.cli.hook.AFTERWARDS_S = 90.0
+zmqbus.cli.hook.BUDGET_TICKS = zmqbus.cli.hook.AFTERWARDS_TICKS = 9000
+zmqbus.cli.hook.LIMIT_S = 90.0
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -326,3 +334,122 @@ def test_without_a_broker_it_says_nothing_and_starts_none(bus):
 def test_input_that_does_not_end_holds_nobody_up(bus):
     process = bus.popen("hook.py", owner=bus.owner(), stdin=subprocess.PIPE)
     assert process.wait(90) == 0, "though nothing was written, and the pipe is open"
+
+
+# --- a backlog, and a busy machine
+
+
+def test_large_texts_are_shown_by_their_beginnings(bus):
+    """They are not read: a hook would be at its end before it has."""
+    owner = join(bus, "ci")
+    letters = ["\x01", '"', "ä", "z"]  # each spelled in another way
+    bus.burst("ci", [letter + "wanted " + letter * (protocol.MAX_BODY_BYTES // 3) for letter in letters])
+    text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
+    lines = text.splitlines()[1:]
+    assert len(lines) == 8 and all("wanted " in line for line in lines[::2])
+    assert all(" truncated=" in line for line in lines[::2]) and all(" cont] full text" in line for line in lines[1::2])
+    assert bus.zmqbus("inbox", owner=owner).stdout == "no unread messages\n"
+
+
+def test_a_large_value_is_told_by_its_size(bus):
+    owner = join(bus, "ci")
+    with guest(load(environ=bus.env()), "script") as link:
+        receipt = link.send("ci", msgpack.packb(list(range(100_000))), fmt=protocol.Format.MSGPACK)
+    text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
+    assert (
+        f"[inter-session msg={receipt.msg_id}" in text and "<a value of 359.9 KB>" in text and "cont] full text" in text
+    )
+
+
+def test_thousands_that_wait_come_in_order_over_several_events(bus):
+    owner = join(bus, "ci")
+    sent = [receipt.msg_id for receipt in bus.burst("ci", [f"text {number} " + "x" * 100 for number in range(3000)])]
+    shown: list[str] = []
+    for _ in range(3):
+        text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
+        shown += ids(text)
+        left = len(sent) - len(shown)
+        assert text.endswith(f"[inter-session] {left} more messages waiting; read them with: zmqbus inbox")
+    assert shown == sent[: len(shown)] and len(shown) > 100
+    lines = bus.zmqbus("inbox", "--json", owner=owner).stdout.splitlines()
+    assert [json.loads(line)["msg_id"] for line in lines] == sent[len(shown) :]
+
+
+def test_what_was_shown_and_not_acknowledged_is_passed_over(bus):
+    """The broker may not have heard of it; the note on file is what counts."""
+    owner = join(bus, "ci")
+    sent = [receipt.msg_id for receipt in bus.burst("ci", [f"text {number}" for number in range(600)])]
+    (lock,) = (bus.data_dir / "clients").glob("*.lock")
+    shown = Shown(str(bus.data_dir), process_of(owner.pid), json.loads(lock.read_text())["session_id"])
+    shown.add_all(sent[:450])
+    text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
+    assert ids(text)[0] == sent[450]
+
+
+def test_a_process_that_was_kept_from_the_processor_still_shows_its_mail(bus):
+    """A limit on the clock would be over, with the first thing that it does."""
+    owner = join(bus, "ci")
+    msg_id = bus.deliver("ci", "still there")
+    process = bus.popen("hook.py", owner=owner, stdin=subprocess.PIPE)
+    alarm = 1 << (signal.SIGALRM - 1)
+    wait_until(lambda: caught(process.pid) & alarm, "its budget runs")
+    process.send_signal(signal.SIGSTOP)
+    event = {"cwd": str(bus.cwd), "hook_event_name": "UserPromptSubmit"}
+    time.sleep(1.5)  # what it waits for is the stall itself
+    process.send_signal(signal.SIGCONT)
+    out, _ = process.communicate(json.dumps(event).encode(), COMMAND_TIMEOUT_S)
+    assert ids(told(json.loads(out), "UserPromptSubmit")) == [msg_id]
+
+
+def caught(pid: int) -> int:
+    """The signals that a process has handlers for."""
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
+
+
+def test_a_join_that_failed_is_made_up_for_by_a_later_hook(bus):
+    named = {"INTER_SESSION_NAME": "nightly"}
+    owner = bus.owner()
+    with socket.create_server(("127.0.0.1", bus.port)):  # somebody else has the port
+        assert "joins the bus as" in told(call(bus, "SessionStart", owner, named, source="startup"), "SessionStart")
+        wait_until(lambda: "--away" not in commands_on(bus), "its attempt has ended")
+    assert call(bus, "UserPromptSubmit", owner, named, prompt="x") is None
+    wait_until(lambda: [row["name"] for row in bus.list("--all")] == ["nightly"], "it joins")
+    msg_id = bus.deliver("nightly", "good morning")
+    output = call(bus, "Stop", owner, named, stop_hook_active=False)
+    assert output is not None and ids(output["reason"]) == [msg_id]
+
+
+def commands_on(bus: Bus) -> str:
+    """The command lines of the processes that work on this bus's data directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("INTER_SESSION_DATA_DIR") == str(bus.data_dir):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return "\n".join(found)
+
+
+# --- a session that was disconnected
+
+
+@pytest.mark.parametrize("joined", ["listener", "away"])
+def test_a_disconnected_session_is_not_said_to_be_on_the_bus(bus, joined):
+    named = {"INTER_SESSION_NAME": "auth"}
+    if joined == "listener":
+        listener = bus.listener("auth")
+        owner = listener.owner
+        assert bus.zmqbus("disconnect", owner=owner).stdout == "disconnected\n"
+        listener.wait_exit()
+    else:
+        owner = join(bus, "auth")
+        bus.zmqbus("disconnect", owner=owner)
+    text = told(call(bus, "SessionStart", owner, named, source="clear"), "SessionStart")
+    assert "was 'auth' on the bus" in text and "is disconnected" in text and "this session is 'auth'" not in text
+    for kind in ("UserPromptSubmit", "Stop"):
+        assert call(bus, kind, owner, named, prompt="x") is None
+        assert "--away" not in commands_on(bus), "nothing joins on its behalf"
+    bus.listener("auth", owner=owner)
+    assert "this session is 'auth' on the bus" in told(call(bus, "SessionStart", owner, source="clear"), "SessionStart")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.real.conftest import DEADLINE_S, Bus, wait_until
 from zmqbus.broker.intake import BROADCASTS_PER_MINUTE
+from zmqbus.cli import send
 from zmqbus.cli.common import act_as_session
 from zmqbus.client.command import guest
 from zmqbus.settings import load
@@ -187,8 +188,18 @@ def test_text_from_a_file_and_from_standard_input(bus: Bus) -> None:
     reached(bus.send("--to", "auth", "--text-file", str(path), "--as", "script"), "auth")
     reached(bus.send("--to", "auth", "--text-file", "text.md", "--as", "script"), "auth")
     reached(bus.send("--to", "auth", "--text-file", "-", "--as", "script", input=text), "auth")
-    assert [record["text"] for record in bus.records() if record["kind"] == "message"] == [text] * 3
+    whole = text.removesuffix("\n")
+    assert [record["text"] for record in bus.records() if record["kind"] == "message"] == [whole] * 3
     wait_until(lambda: len(auth.lines) == 3, "all three are shown")
+    assert all(line.endswith("é and \U0001f600") for line in auth.lines), "and none ends with a line end"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [("a", "a"), ("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a\r", "a\r"), ("\na", "\na"), ("a\n\r\n", "a\n")],
+)
+def test_one_line_end_at_the_end_is_no_part_of_the_text(given: str, text: str) -> None:
+    assert send._without_line_end(given.encode()) == text.encode()
 
 
 def test_file_is_a_pointer(bus: Bus) -> None:
@@ -221,7 +232,9 @@ def test_limits(bus: Bus, many: bool) -> None:
     text = "é" * (limit // 2)
     over = bus.send(*to, "--text-file", "-", "--as", "script", input=text + "x")
     assert limit_text in failed(over, "text_too_long")
-    done = bus.send(*to, "--text-file", "-", "--as", "script", input=text)
+    over = bus.send(*to, "--text-file", "-", "--as", "script", input=text + "\n\n")
+    assert limit_text in failed(over, "text_too_long")
+    done = bus.send(*to, "--text-file", "-", "--as", "script", input=text + "\r\n")
     assert done.returncode == 0, done
     fields = auth.wait_message("é" * 100)
     assert fields["truncated"] == str(limit)

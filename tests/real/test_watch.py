@@ -16,6 +16,8 @@ import pytest
 
 from tests.real.conftest import ROOT, Bus, wait_until
 from zmqbus.cli.watch import changes, in_words
+from zmqbus.doctor.installation import install_command
+from zmqbus.settings import load
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +144,7 @@ def test_without_rich_it_says_how_to_get_it(bus: Bus, tmp_path: Path) -> None:
     terminal = Terminal(bus, env={"PYTHONPATH": str(tmp_path)})
     terminal.seen.wait(r"\* auth is live")
     text = terminal.end(signal.SIGINT)
-    assert f"(for a screen with the sessions on it: {sys.executable} -m pip install 'rich>=13,<16')" in text
+    assert f"(for a screen with the sessions on it: {install_command(load(), 'watch')})" in text
     assert terminal.process.returncode == 130
 
 

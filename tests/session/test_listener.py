@@ -105,7 +105,7 @@ def arrival(number: int) -> core.Hand:
     ticket = core.Ticket("lease", number, msg_id, None)
     return core.Hand(
         core.Incoming(
-            ticket, msg_id, "s1", "pay", None, Scope.SESSION, "s2", Format.TEXT, None, 0.0, -1, None, b"x" * 300
+            ticket, msg_id, "s1", "pay", None, Scope.SESSION, "s2", Format.TEXT, None, 0.0, -1, None, 300, b"x" * 300
         )
     )
 

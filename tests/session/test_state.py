@@ -285,6 +285,7 @@ def test_identity_changes_in_place(data: str) -> None:
         "token": "token",
         "name": "b",
         "label": None,
+        "left": False,
         "port": None,
         "owner_started": "1000",
         **HERE._asdict(),

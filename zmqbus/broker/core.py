@@ -161,6 +161,8 @@ class BrokerCore:
             protocol.Ack: self._ack,
             protocol.Refill: self.delivery.refill,
             protocol.Fetch: self.reading.fetch,
+            protocol.Preview: self.reading.preview,
+            protocol.MarkRead: self.reading.mark_read,
             protocol.Recalled: self.reading.recalled,
             protocol.List: self._list,
             protocol.Rename: self._rename,

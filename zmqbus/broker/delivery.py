@@ -336,7 +336,9 @@ class Delivery:
             consumer.fetching.count += 1
         bcast, after = (item.bcast, 0) if resent else (0, mailbox.after)
         pointer = entry.pointer if entry.spilled else None
-        deliver = protocol.Deliver(item.seq, bcast, after, *entry.envelope, age_s, pointer, entry.body)
+        deliver = protocol.Deliver(
+            item.seq, bcast, after, *entry.envelope, age_s, pointer, entry.size_bytes, entry.body
+        )
         self._out.reply(consumer.route, deliver)
 
     # --- what comes back

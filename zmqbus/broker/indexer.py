@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from zmqbus import children
 from zmqbus.errors import ZmqbusError
-from zmqbus.process import import_path
 from zmqbus.readback import survey
 from zmqbus.search.index import DamagedIndex, Index, remove
 from zmqbus.settings import Settings, load
@@ -109,9 +109,9 @@ class Keeper:
 
         self._waiting_bytes = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "zmqbus.broker.indexer", str(os.getpid())],
-            cwd="/",  # `-m` looks in the current directory first, which may be anybody's
-            env=dict(os.environ, PYTHONPATH=import_path(), INTER_SESSION_DATA_DIR=self._data_dir),
+            children.command("zmqbus.broker.indexer", str(os.getpid())),
+            cwd="/",
+            env=children.environ({"INTER_SESSION_DATA_DIR": self._data_dir}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

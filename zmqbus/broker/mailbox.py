@@ -33,7 +33,7 @@ the backlog, and the next consumer gets it from the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from zmqbus.broker.store import FIELDS_BYTES, Box, Entry, Store
@@ -344,6 +344,16 @@ class Mailbox:
             self._store.remove(self.key, [seq for seq, _ in found])
         self._backlog = self.total_bytes = 0
         return moved
+
+    def oldest(self, limit: int) -> list[tuple[int, Entry]]:
+        """The first messages behind the window, at most `limit` and some MiB of them. They stay."""
+        return self._store.after(self.key, self._sent_seq, limit)
+
+    def discard(self, found: Sequence[tuple[int, Entry]]) -> None:
+        """Drops messages that `oldest` has just told of: their reader has them."""
+        self._store.remove(self.key, [seq for seq, _ in found])
+        self._backlog -= len(found)
+        self.total_bytes -= sum(entry.size_bytes for _, entry in found)
 
     def empty(self) -> int:
         """Forgets all that a closed mailbox holds: nobody will read it. Returns how many messages that were."""

@@ -53,6 +53,8 @@ ALLOWED: dict[Standing, frozenset[type]] = {
         protocol.Disconnect,
         protocol.Forget,
         protocol.Fetch,
+        protocol.Preview,
+        protocol.MarkRead,
         protocol.Request,
         protocol.Withdraw,
     },

@@ -1,8 +1,14 @@
-"""FETCH: a command reads a session's mailbox in its listener's place (`zmqbus inbox`).
+"""A command reads a session's mailbox in its listener's place: whole (FETCH), or the beginning of it (PREVIEW).
+
+*FETCH* (`zmqbus inbox`) hands out all that is unread, and all of it.
 
 The listener may hold messages that it has not shown. So it is asked to give them back (RECALL) before the command gets
 anything, and only if it does not answer within a second does the command go on without it. While the command reads, the
 mailbox is open towards it alone; afterwards, however it ends, it goes back to the listener.
+
+*PREVIEW* (the hooks) costs the same whatever waits: so many messages, and so much of each body. It is for sessions that
+have no listener, and shows nothing of others. The messages stay where they are until MARKREAD names those that were
+shown.
 """
 
 from __future__ import annotations
@@ -19,6 +25,12 @@ from zmqbus.errors import ProtocolError, RateLimited
 RECALL_S = 1.0
 #: How often one connection may read: each peek sends what credit allows anew, and nobody may have read the last one.
 MAX_FETCHES = 4
+#: How often one connection may say PREVIEW and MARKREAD: each reads up to a MiB of the store.
+MAX_PREVIEWS = 16
+#: Messages in one PREVIEWS, or one MARKREAD: more than a hook has room to show.
+PREVIEW_MESSAGES = 250
+#: Of each body; a line shows 400 characters, of four bytes at most, and as much again may be taken out of it.
+PREVIEW_HEAD_BYTES = 4096
 
 
 class Reading:
@@ -53,6 +65,48 @@ class Reading:
             self._out.reply(session.conn.route, protocol.Recall(session.recalls, session.mailbox.owed_numbers()))
         else:
             self._begin(now, who)
+
+    def preview(self, now: Instant, who: Connection, preview: protocol.Preview) -> None:
+        """A command wants to see what waits for its session, without taking it."""
+        mailbox = self._unattended(who)
+        limit = max(0, min(preview.messages, PREVIEW_MESSAGES))
+        found = mailbox.oldest(limit) if mailbox is not None else []
+        head_bytes = max(0, min(preview.head_bytes, PREVIEW_HEAD_BYTES))
+        rows = tuple(
+            protocol.Previewed(
+                *entry.envelope,
+                max(0, int(now.steady_s - entry.accepted_s)),
+                entry.pointer,
+                entry.size_bytes,
+                entry.body[:head_bytes],
+            )
+            for _, entry in found
+        )
+        assert who.session is not None
+        self._out.reply(who.route, protocol.Previews(preview.ref, rows, who.session.mailbox.total - len(rows)))
+
+    def mark_read(self, now: Instant, who: Connection, mark: protocol.MarkRead) -> None:
+        """A command has shown these messages. Where a listener has come meanwhile, they are on their way to it, and the
+        ids that the command has noted down tell it so."""
+        if len(mark.msg_ids) > PREVIEW_MESSAGES:
+            raise ProtocolError(f"more than {PREVIEW_MESSAGES} messages in one MARKREAD")
+        mailbox = self._unattended(who)
+        if mailbox is not None:
+            shown = frozenset(mark.msg_ids)
+            read = [(seq, entry) for seq, entry in mailbox.oldest(len(shown)) if entry.msg_id in shown]
+            mailbox.discard(read)
+            self._out.counts.taken += len(read)
+        self._out.reply(who.route, protocol.Done(mark.ref, ""))
+
+    def _unattended(self, who: Connection) -> Mailbox | None:
+        """The mailbox of the connection's session; None if somebody is being shown what is in it."""
+        session = who.session
+        assert session is not None
+        if who.previews >= MAX_PREVIEWS:
+            raise RateLimited(f"a connection may look at the inbox {MAX_PREVIEWS} times; repeat the command")
+        who.previews += 1
+        taken = session.conn is not None or self._delivery.consumer(session.mailbox) is not None
+        return None if taken else session.mailbox
 
     def recalled(self, now: Instant, who: Connection, recalled: protocol.Recalled) -> None:
         """A listener has given back what it had not shown."""

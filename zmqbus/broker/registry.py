@@ -70,6 +70,7 @@ class Connection:
         "lease",
         "mailbox",
         "peer",
+        "previews",
         "program",
         "related",
         "requested_s",
@@ -95,6 +96,7 @@ class Connection:
         self.attached = False  #: its SUB is in force
         self.mailbox: Mailbox | None = None  #: what this connection consumes
         self.fetches = 0  #: how often it has read a mailbox
+        self.previews = 0  #: how often it has looked at one, or marked messages in it
         self.requests = 0.0  #: bulky answers that it has been given lately, as `core` counts them
         self.requested_s = now_s
         self.waits: set[str] = set()  #: ids of messages whose answers it waits for

@@ -22,7 +22,7 @@ from zmqbus.protocol import Role
 from zmqbus.session.options import with_options
 from zmqbus.session.owner import find_owner, find_owners
 from zmqbus.session.shown import Shown
-from zmqbus.session.state import Identity, SessionState, find_away, find_session
+from zmqbus.session.state import Identity, SessionState, find_away, find_session, note_left
 from zmqbus.settings import Settings, load, where_am_i
 
 FAILED = 1
@@ -84,8 +84,11 @@ def act_as_session(settings: Settings) -> tuple[SessionState, CommandBus]:
     return state, act_as(settings, state.owner, state.identity, state.cwd, state.project)
 
 
-def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, project: str) -> CommandBus:
-    """A bus on which this command acts as the session of `owner`, whether a listener of it runs or not."""
+def act_as(
+    settings: Settings, owner: Process, identity: Identity, cwd: str, project: str, *, starts: bool = True
+) -> CommandBus:
+    """A bus on which this command acts as the session of `owner`, whether a listener of it runs or not. `starts`: see
+    `CommandBus`."""
     persona = core.Persona(
         role=Role.HELPER,
         session_id=identity.session_id,
@@ -98,7 +101,7 @@ def act_as(settings: Settings, owner: Process, identity: Identity, cwd: str, pro
         owner=owner.text,
     )
     shown = Shown(settings.data_dir, owner, identity.session_id)
-    return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown)
+    return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown, starts=starts)
 
 
 def read_as_session(settings: Settings) -> CommandBus:
@@ -111,6 +114,14 @@ def read_as_session(settings: Settings) -> CommandBus:
     if away is None:
         return act_as_session(settings)[1]
     return act_as(settings, *away, *where_am_i())
+
+
+def note_disconnected(settings: Settings) -> None:
+    """Notes that this process's session, which has no listener, was disconnected: no hook joins on its behalf."""
+    owner, *others = find_owners(settings.owner_pid_override, os.environ)
+    away = find_away(settings.data_dir, owner, others)
+    if away is not None:
+        note_left(settings.data_dir, away[0])
 
 
 def broker_figures(settings: Settings) -> dict[str, Any] | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +17,6 @@ from zmqbus.settings import MAX_PORT, Settings
 #: Opens the address that it reads, in a process of its own: a browser may run until it is closed, and print what it
 #: likes.
 OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.stdin.read()))"
-
-#: As in pyproject.toml, extra "console".
-NEEDS = ("starlette>=0.40,<2", "uvicorn>=0.30,<1")
 
 
 class _Missing(LocalError):
@@ -68,7 +63,11 @@ def _run(settings: Settings, port: int, *, open_too: bool) -> int:
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio", "h11", "click"):
             raise
-        raise _Missing(f"the console needs packages that are not installed; run: {install_command(settings)}") from None
+        from zmqbus.doctor.installation import install_command
+
+        raise _Missing(
+            f"the console needs packages that are not installed; run: {install_command(settings, 'console')}"
+        ) from None
 
     def disconnect(state: SessionState) -> str:
         with act_as(settings, state.owner, state.identity, state.cwd, state.project) as bus:
@@ -110,17 +109,3 @@ def _link(settings: Settings, port: int | None, *, numeric: bool) -> int:
         name = "127.0.0.1" if numeric else one.name
         print(link(f"{name}:{one.port}", mint(one.secret, time.time())))
     return 0
-
-
-def install_command(settings: Settings) -> str:
-    """The command that installs what is missing, into the environment that this very command runs in."""
-    import zmq
-
-    venv = settings.paths.venv
-    python = sys.executable
-    if os.path.realpath(zmq.__file__).startswith(os.path.realpath(venv) + os.sep):
-        python = os.path.join(venv, "bin", "python")  # install-deps made it, and with uv it has no pip
-    needs = " ".join(shlex.quote(need) for need in NEEDS)
-    if python != sys.executable and shutil.which("uv"):
-        return f"uv pip install --python {shlex.quote(python)} {needs}"
-    return f"{shlex.quote(python)} -m pip install {needs}"

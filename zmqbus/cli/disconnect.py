@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zmqbus import protocol
-from zmqbus.cli.common import act_as_session, fail, tell
+from zmqbus.cli.common import act_as_session, fail, note_disconnected, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.display import sanitise
 from zmqbus.errors import NotConnected, ZmqbusError
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
         with bus:
             done = bus.request(protocol.Disconnect)
     except NotConnected:
+        note_disconnected(load())
         print("not connected")
     except ZmqbusError as error:
         return fail(error)

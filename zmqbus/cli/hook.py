@@ -9,16 +9,26 @@ Claude Code starts this for three events, hands it a JSON object on standard inp
   on the bus and what waits for it. After `/clear` and `/compact` the agent has forgotten; the bus has not.
 * UserPromptSubmit and Stop show the unread messages of a session that has no listener at the moment: in a run without
   monitors (`claude -p`), under a harness that has none, or after a monitor that nobody started again. So the session
-  has to have been on the bus before: by `connect`, or because `INTER_SESSION_NAME` names it, in which case
-  SessionStart joins on its behalf.
+  has to have been on the bus before: by `connect`, or because `INTER_SESSION_NAME` names it.
+* Each of the three joins on behalf of a session that `INTER_SESSION_NAME` names and that has not joined yet. The first
+  one should; the others make up for a join that failed. A session that was disconnected is left alone.
 
 Stop goes on with the turn when there is mail, once: where the turn goes on because of this hook already
 (`stop_hook_active`) the mail waits for the next prompt, or two sessions that thank each other would never end.
 
-*A hook is a guest in somebody's session.* Whatever happens it ends with 0, within `BUDGET_S` of its start, and without
-having said anything half: a timer ends the process where it stands, and the output is one write behind everything that
-can fail or wait. It starts no broker, waits for none, and where a listener runs it looks at a lock and leaves. Messages
-are noted down as shown and acknowledged after that write, as in the listener.
+*A hook is a guest in somebody's session.* Whatever happens it ends with 0, within its budget, and without having said
+anything half: a timer ends the process where it stands, and the output is one write behind everything that can fail or
+wait. It starts no broker, waits for none, and where a listener runs it looks at a lock and leaves. Messages are noted
+down as shown and acknowledged after that write, as in the listener.
+
+*The budget counts what the process could use.* A limit on the clock alone would be over before anything was done
+wherever the machine is busy, at every try. So it is counted in ticks of a timer, and a process that waits for a
+processor gets one tick for all that it has missed: alone on the machine 15 ticks are 0.15 s, in a crowd they are as
+much longer as everything else is. While it waits for the broker it misses none, though the broker may; so it gets as
+many times more of them as it has been slowed down before.
+
+*The work does not grow with what waits.* The broker is asked for the first few messages and the beginning of each
+(PREVIEW); what does not fit is counted, and comes with the next event.
 """
 
 from __future__ import annotations
@@ -27,28 +37,36 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zmqbus import naming
 from zmqbus.bootstrap import MISSING
-from zmqbus.errors import BrokerUnavailable, ZmqbusError
+from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session import options
 from zmqbus.session.owner import find_owners, handed_on
-from zmqbus.session.state import Identity, find_away, find_session, reap
+from zmqbus.session.state import Identity, Joined, find_joined, find_session, reap
 from zmqbus.settings import Settings, load, where_am_i
 
 if TYPE_CHECKING:
     from zmqbus.client.command import CommandBus
+    from zmqbus.protocol import Previewed
 
+#: Of the timer that the budget is counted in. Short against the budget, long against what a tick costs (5 µs).
+TICK_S = 0.01
 #: A session is held up for no longer than 0.2 s, of which the interpreter's start takes up to 0.05.
-BUDGET_S = 0.15
+BUDGET_TICKS = 15
 #: What there is to do behind the output: some notes on a file, some bytes to the broker. An acknowledgement that does
 #: not get through costs nothing, since the note tells the listener that the message was shown.
-AFTERWARDS_S = 0.05
+AFTERWARDS_TICKS = 5
+#: However busy the machine is. The harness gives up on a hook after 10 s (hooks.json), and drops what it says.
+LIMIT_S = 5.0
 #: The harness takes 10,000 characters; headings and the digest line have some of them.
 MAX_CHARS = 9_000
+#: Messages that are looked at. The shortest line takes some 45 characters, so no more than this many fit.
+MAX_MESSAGES = 200
 #: A prompt may be long, and nothing of it matters here.
 MAX_INPUT_BYTES = 32 * 1024 * 1024
 
@@ -58,32 +76,59 @@ HEADING = (
 )
 
 
+class _Budget:
+    """Ends the process, with 0, when its ticks are used up. See the top of this module."""
+
+    def __init__(self) -> None:
+        self._allowed = self._ticks = 0
+        self._start_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<_Budget: {self._ticks} of {self._allowed} ticks>"
+
+    def allow(self, ticks: int) -> None:
+        """The process may go on for so many ticks from now on."""
+        self._allowed, self._ticks = ticks, 0
+        self._start_s = time.monotonic()
+        signal.signal(signal.SIGALRM, self._tick)
+        signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
+
+    def suspend(self) -> None:
+        """It may go on for as long as it needs."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _tick(self, signum: int, frame: object) -> None:
+        self._ticks += 1
+        elapsed_s = time.monotonic() - self._start_s
+        # How many times slower than alone on the machine this process has been so far. The broker is in the same crowd,
+        # and while it is waited for, no tick is missed here.
+        slower = max(1.0, elapsed_s / (self._ticks * TICK_S))
+        if self._ticks >= self._allowed * slower or elapsed_s > LIMIT_S:
+            os._exit(0)
+
+
 def main(argv: list[str]) -> int:
     """Answers one event. Returns 0 whatever happens."""
-    signal.signal(signal.SIGALRM, _give_up)
-    signal.setitimer(signal.ITIMER_REAL, BUDGET_S)
+    budget = _Budget()
+    budget.allow(BUDGET_TICKS)
     try:
-        _respond()
+        _respond(budget)
     except Exception as error:  # a fault here is told where somebody looks for it, and is none of the session's
         print(f"inter-session hook: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        budget.suspend()
     return 0
 
 
-def _respond() -> None:
+def _respond(budget: _Budget) -> None:
     event = _read_event()
     try:
-        _answer(event)
+        _answer(event, budget)
     except (ImportError, ZmqbusError) as error:
         # Of what is wrong with the set-up the agent hears once, and can mend it.
         if event.get("hook_event_name") == "SessionStart":
             text = MISSING if isinstance(error, ImportError) else f"cannot work: {error}"
             _print(_context("SessionStart", f"[inter-session] {text}"))
-
-
-def _give_up(signum: int, frame: object) -> None:
-    os._exit(0)
 
 
 def _read_event() -> dict[str, Any]:
@@ -95,7 +140,7 @@ def _read_event() -> dict[str, Any]:
     return event
 
 
-def _answer(event: Mapping[str, Any]) -> None:
+def _answer(event: Mapping[str, Any], budget: _Budget) -> None:
     plain = load(warn=_ignore)
     owner, *others = find_owners(plain.owner_pid_override, os.environ)
     kind = event.get("hook_event_name")
@@ -103,11 +148,25 @@ def _answer(event: Mapping[str, Any]) -> None:
         options.hand_on(plain.data_dir, owner, os.environ)
         _print(_context(kind, _introduce(load(warn=_ignore), owner, others)))
         reap(plain.data_dir)
-    elif kind == "UserPromptSubmit" or (kind == "Stop" and not event.get("stop_hook_active")):
-        away = find_away(plain.data_dir, owner, others)
-        if away is not None:
-            settings = load(environ=options.with_options(plain.data_dir, owner, os.environ), warn=_ignore)
-            _show_mail(kind, settings, *away)
+    elif kind in ("UserPromptSubmit", "Stop"):
+        joined = find_joined(plain.data_dir, owner, others)
+        if joined is None:
+            # It should have joined at its start. What hindered it there may be over.
+            if plain.name is not None:
+                naming.check_name(plain.name)
+                _join(owner)
+        elif not (kind == "Stop" and event.get("stop_hook_active")):
+            away = _away(joined)
+            if away is not None:
+                settings = load(environ=options.with_options(plain.data_dir, owner, os.environ), warn=_ignore)
+                _show_mail(kind, settings, *away, budget)
+
+
+def _away(joined: Joined | None) -> tuple[Process, Identity] | None:
+    """Whose session it is, and which, if it is on the bus and has no listener. One that was disconnected is not."""
+    if joined is None or joined.identity is None or joined.held or joined.identity.left:
+        return None
+    return joined.owner, joined.identity
 
 
 def _ignore(warning: str) -> None:
@@ -128,24 +187,34 @@ def _print(output: Mapping[str, Any]) -> None:
 
 def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str:
     """Who the session is on the bus, and what waits for it. Raises ImportError where the dependencies are missing."""
+    joined = find_joined(settings.data_dir, owner, others)
+    joins = joined is None and settings.name is not None
+    if joins:
+        assert settings.name is not None
+        naming.check_name(settings.name)
+        _join(owner)  # before anything that takes long
     import zmqbus.cli.common  # noqa: F401  (with it comes all that is needed to join)
 
+    if joins:
+        return (
+            f"inter-session: this session joins the bus as '{settings.name}'. Until it has a monitor (/inter-session "
+            "connect) unread messages are shown with each prompt."
+        )
     state, _ = find_session(settings.data_dir, owner, others)
     if state is not None:
         waits = _waiting(settings, state.owner, state.identity)
         return f"inter-session: this session is '{state.name}' on the bus (session_id={state.session_id}).{waits}"
-    away = find_away(settings.data_dir, owner, others)
+    away = _away(joined)
     if away is not None:
         return (
             f"inter-session: this session is '{away[1].name}' on the bus, and has no monitor at the moment; unread "
             f"messages are shown with each prompt. To start one: /inter-session connect.{_waiting(settings, *away)}"
         )
-    if settings.name is not None:
-        name = naming.check_name(settings.name)
-        _join(owner)
+    left = joined.identity if joined is not None else None
+    if left is not None and left.left:
         return (
-            f"inter-session: this session joins the bus as '{name}'. Until it has a monitor (/inter-session connect) "
-            "unread messages are shown with each prompt."
+            f"inter-session: this session was '{left.name}' on the bus of this machine's sessions and is disconnected; "
+            "/inter-session connect joins it again."
         )
     cwd = where_am_i().cwd
     return (
@@ -167,14 +236,11 @@ def _waiting(settings: Settings, owner: Process, identity: Identity) -> str:
 
 
 def _bus(settings: Settings, owner: Process, identity: Identity) -> CommandBus:
-    """A bus on which to act as the session; starts no broker. Raises `BrokerUnavailable` if none runs."""
+    """A bus on which to act as the session; starts no broker: whatever has arrived waits in the mailbox for the next
+    one. Entering it raises `BrokerUnavailable` if none runs."""
     from zmqbus.cli import common
-    from zmqbus.client import launch
 
-    settings = settings._replace(port=identity.port or settings.port)
-    if launch.broker_pid(settings) is None:
-        raise BrokerUnavailable("no broker runs; whatever has arrived waits in the mailbox for the next one")
-    return common.act_as(settings, owner, identity, *where_am_i())
+    return common.act_as(settings, owner, identity, *where_am_i(), starts=False)
 
 
 def _join(owner: Process) -> None:
@@ -196,38 +262,44 @@ def _join(owner: Process) -> None:
 # --- mail
 
 
-def _show_mail(kind: str, settings: Settings, owner: Process, identity: Identity) -> None:
+def _show_mail(kind: str, settings: Settings, owner: Process, identity: Identity, budget: _Budget) -> None:
     """Prints what waits, as far as there is room, and marks it read."""
-    from zmqbus import protocol
+    from zmqbus.session.notes import HEAD_BYTES
+
+    with _bus(settings, owner, identity) as bus:
+        waiting, more = bus.preview(MAX_MESSAGES, HEAD_BYTES)
+        lines, shown = _lines(waiting, settings.paths.log)
+        if not shown:
+            return
+        more += len(waiting) - len(shown)
+        if more:
+            lines.append(f"[inter-session] {more} more messages waiting; read them with: zmqbus inbox")
+        text = "\n".join([HEADING, *lines])
+        budget.suspend()  # from here on it is said, and has to be noted as said
+        _print({"decision": "block", "reason": text} if kind == "Stop" else _context(kind, text))
+        bus.mark_read(shown)
+        budget.allow(AFTERWARDS_TICKS)
+        bus.settle(shown)
+
+
+def _lines(waiting: list[Previewed], log_path: str) -> tuple[list[str], list[str]]:
+    """The lines of the first of these messages, as many as there is room for; and the ids of those."""
+    from zmqbus.readback import Reader
     from zmqbus.session.notes import note_of
     from zmqbus.session.notify import format_note
 
-    log_path = settings.paths.log
-    with _bus(settings, owner, identity) as bus:
-        waiting = []
-        more = 0
-        for item in bus.unread(peek=True):
-            if isinstance(item, protocol.Fetched):
-                more = item.left
-            else:
-                waiting.append(item)
-        lines: list[str] = []
-        chars = shown = 0
+    lines: list[str] = []
+    shown: list[str] = []
+    chars = 0
+    log = Reader(log_path)
+    try:
         for message in waiting:
-            note = format_note(note_of(message, log_path), log_path)
+            note = format_note(note_of(message, log), log_path)
             chars += sum(len(line) + 1 for line in note)
             if chars > MAX_CHARS:
                 break
             lines += note
-            shown += 1
-        if not shown:
-            return
-        more += len(waiting) - shown
-        if more:
-            lines.append(f"[inter-session] {more} more messages waiting; read them with: zmqbus inbox")
-        text = "\n".join([HEADING, *lines])
-        signal.setitimer(signal.ITIMER_REAL, 0)  # from here on it is said, and has to be noted as said
-        _print({"decision": "block", "reason": text} if kind == "Stop" else _context(kind, text))
-        bus.mark_read([message.msg_id for message in waiting[:shown]])
-        signal.setitimer(signal.ITIMER_REAL, AFTERWARDS_S)
-        bus.settle()
+            shown.append(message.msg_id)
+    finally:
+        log.close()
+    return lines, shown

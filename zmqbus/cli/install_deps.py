@@ -3,7 +3,8 @@
 It says what it will run before it runs anything, and runs it only after `--yes` or an answer. The venv is built beside
 its place, tried out by importing the packages, marked as complete, and only then moved in by renaming, so that whatever
 ends the installation half-way, the scripts in bin/ go on with what they had: `zmqbus.bootstrap` passes over a venv
-without the marker. A lock keeps two installations apart; whoever holds it may clear away what earlier ones left.
+without the marker. Extras that the old one has are in the new one, too. A lock keeps two installations apart; whoever
+holds it may clear away what earlier ones left.
 
 Runs on the standard library, since it is there for those who have nothing else yet.
 """
@@ -12,21 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from zmqbus import security, settings
 from zmqbus.bootstrap import VENV_MARKER, site_packages
 from zmqbus.cli.parser import Parser
+from zmqbus.doctor.installation import EXTRAS, REQUIREMENTS
 from zmqbus.errors import ZmqbusError
-
-#: What requirements.txt says, for a package that was installed without that file; a test keeps the two equal.
-REQUIREMENTS = ("pyzmq>=26,<28", "msgpack>=1.0.5,<2", "psutil>=5.9,<8")
 
 #: Three wheels take seconds, three builds from source minutes; longer than this nobody waits for.
 COMMAND_TIMEOUT_S = 900.0
@@ -51,6 +52,9 @@ MISLEADING_VARIABLES = (
     "UV_TARGET",
     "UV_PYTHON",
 )
+
+#: The name that a requirement begins with.
+_NAME = re.compile("[a-z0-9]+")
 
 _CHECK = (
     "import zmq, msgpack, psutil\n"
@@ -77,7 +81,9 @@ def main(argv: list[str]) -> int:
     """`install_deps.py [--yes] [--upgrade] [--no-uv]`; returns the exit status, 0 or 1. Wrong usage exits with 2."""
     options = _parser().parse_args(argv)
     try:
-        return _install(settings.load(), yes=options.yes, upgrade=options.upgrade, uv=options.uv)
+        return _install(
+            settings.load(), yes=options.yes, upgrade=options.upgrade, uv=options.uv, extras=tuple(options.extra)
+        )
     except ZmqbusError as error:
         print(f"error: {error.code}: {error}", file=sys.stderr)
         return 1
@@ -89,18 +95,26 @@ def _parser() -> Parser:
     )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("--upgrade", action="store_true", help="install anew, with the newest versions that fit")
+    parser.add_argument(
+        "--extra",
+        action="append",
+        default=[],
+        choices=sorted(EXTRAS),
+        help="install what this command needs, too (repeatable); what is there already is kept",
+    )
     parser.add_argument("--no-uv", dest="uv", action="store_false", help="use python's own venv and pip, not uv")
     return parser
 
 
-def _install(loaded: settings.Settings, *, yes: bool, upgrade: bool, uv: bool) -> int:
+def _install(loaded: settings.Settings, *, yes: bool, upgrade: bool, uv: bool, extras: tuple[str, ...]) -> int:
     venv = loaded.paths.venv
-    if not upgrade:
+    kept = installed_extras(venv)
+    if not upgrade and kept.issuperset(extras):
         versions = _installed(venv)
         if versions:
             print(f"already installed in {venv}: {versions}")
             return 0
-    plan = make_plan(venv, shutil.which("uv") if uv else None)
+    plan = make_plan(venv, shutil.which("uv") if uv else None, sorted(kept.union(extras)))
     print(f"This makes {venv}" + (" anew:" if os.path.lexists(venv) else ":"))
     for command in plan.commands:
         print("    " + shlex.join(command))
@@ -114,12 +128,23 @@ def _install(loaded: settings.Settings, *, yes: bool, upgrade: bool, uv: bool) -
     return 0
 
 
-def make_plan(venv: str, uv: str | None) -> _Plan:
+def installed_extras(venv: str) -> set[str]:
+    """The extras whose packages are in `venv`, whichever python it was made by: a new one has to have them, too."""
+    directories = glob.glob(os.path.join(glob.escape(venv), "lib", "python*", "site-packages"))
+    there = {
+        name.lower()
+        for directory in directories
+        for name in (entry.partition("-")[0] for entry in os.listdir(directory) if entry.endswith(".dist-info"))
+    }
+    return {extra for extra, needs in EXTRAS.items() if all(_NAME.match(need)[0] in there for need in needs)}  # type: ignore[index]
+
+
+def make_plan(venv: str, uv: str | None, extras: Iterable[str] = ()) -> _Plan:
     """The commands that make `venv`; `uv` is its path, None where there is none."""
     target = f"{venv}.new-{os.getpid()}"
     python = os.path.join(target, "bin", "python")
     file = requirements_file()
-    wanted = ("-r", file) if file else REQUIREMENTS
+    wanted = (*(("-r", file) if file else REQUIREMENTS), *(need for extra in extras for need in EXTRAS[extra]))
     if uv:
         make: tuple[str, ...] = (uv, "venv", "--python", sys.executable, target)
         fill: tuple[str, ...] = (uv, "pip", "install", "--python", python, *wanted)

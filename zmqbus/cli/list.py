@@ -65,7 +65,13 @@ def _plain(argv: list[str]) -> Any:
 def _parse(argv: list[str], own: bool) -> Any:
     from zmqbus.cli.parser import Parser
 
-    parser = Parser("status" if own else "list", "Show who is on the bus.")
+    parser = Parser(
+        *(
+            ("status", "Show this session: its name, its listener, its broker.")
+            if own
+            else ("list", "Show who is on the bus.")
+        )
+    )
     if not own:
         parser.add_argument("--all", action="store_true", help="those away, too, and how much waits for them")
         parser.add_argument("--project", action="store_true", help="only the sessions of this project")

@@ -31,6 +31,8 @@ WAIT_S = 120.0
 MAX_NAMED = 5
 #: A year. What is over that is not a time to wait, and does not fit into a poll.
 MAX_WAIT_S = 366 * 24 * 3600.0
+#: A text of the largest size, its line end, and one byte that tells that it is too long.
+MAX_READ_BYTES = protocol.MAX_BODY_BYTES + 3
 # What `plain` reads: word → field. Of the targets and of the contents it takes exactly one.
 _TARGETS = {"--to": "to", "--group": "group", "--topic": "topic"}
 _TARGET_SWITCHES = {"--all": "all", "--project": "project"}
@@ -105,7 +107,11 @@ def _parser(broadcast: bool) -> Parser:
     what.add_argument(
         "--text", metavar="S", help="the text; others see it in the process list for a moment: for secrets take a file"
     )
-    what.add_argument("--text-file", metavar="F", help="a file with the text; - is standard input")
+    what.add_argument(
+        "--text-file",
+        metavar="F",
+        help="a file with the text; - is standard input; one line end at its end is no part of it",
+    )
     what.add_argument("--file", metavar="PATH", help="ask the receiver to read this file")
     parser.add_argument("--reply-to", metavar="ID", help="the message that this one answers")
     if not broadcast:
@@ -140,9 +146,9 @@ def _body(options: Any) -> str | bytes:
         return _pointer(options.file)
     try:
         if options.text_file == "-":
-            return sys.stdin.buffer.read(protocol.MAX_BODY_BYTES + 1)
+            return _without_line_end(sys.stdin.buffer.read(MAX_READ_BYTES))
         with open(options.text_file, "rb") as file:
-            return file.read(protocol.MAX_BODY_BYTES + 1)
+            return _without_line_end(file.read(MAX_READ_BYTES))
     except OSError as error:
         what = "standard input" if options.text_file == "-" else shown_path(options.text_file)
         raise InvalidPayload(f"cannot read {sanitise(what)}: {error.strerror}; check --text-file") from None
@@ -179,6 +185,11 @@ def _pointer(path: str) -> str:
 def _ansi_c(byte: int) -> str:
     character = chr(byte)
     return character if character.isascii() and character.isprintable() and character not in "\\'" else f"\\x{byte:02x}"
+
+
+def _without_line_end(text: bytes) -> bytes:
+    """A here-document, `echo` and an editor end the last line, too: that line end is no part of the text."""
+    return text[: -2 if text.endswith(b"\r\n") else -1] if text.endswith(b"\n") else text
 
 
 def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Settings) -> int:

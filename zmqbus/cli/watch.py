@@ -36,8 +36,6 @@ LOOK_S = 1.0
 PATIENCE_S = 0.5
 #: Messages that stand there when the watching begins.
 BEFORE = 20
-#: As in pyproject.toml, extra "watch".
-RICH = "rich>=13,<16"
 
 
 class Look(NamedTuple):
@@ -68,9 +66,9 @@ def main(argv: list[str]) -> int:
             except ImportError as error:
                 if (error.name or "").partition(".")[0] != "rich":
                     raise
-                print(
-                    f"(for a screen with the sessions on it: {sys.executable} -m pip install '{RICH}')", file=sys.stderr
-                )
+                from zmqbus.doctor.installation import install_command
+
+                print(f"(for a screen with the sessions on it: {install_command(settings, 'watch')})", file=sys.stderr)
             else:
                 return show(watcher)
         return _lines(watcher, _ShowJson(watcher) if options.json else _Show(watcher))

@@ -129,7 +129,7 @@ class Log:
                 self._reader = None
 
 
-def audience(message: Incoming | protocol.Broadcasts) -> str | None:
+def audience(message: Incoming | protocol.Previewed | protocol.Broadcasts) -> str | None:
     """How a message to many was addressed, as its receivers are shown it: `all`, `#topic`, `%project name`. None: it
     was for this session alone."""
     if message.scope == Scope.ALL:

@@ -26,6 +26,8 @@ from zmqbus.settings import Settings
 
 #: The broker answers everything within a second (BUSY_AFTER_S); five of them mean that it does not.
 CONFIRM_S = 5.0
+#: How often a preview is asked for again because all of it had been shown. Each must have lost its acknowledgement.
+MAX_PREVIEWS = 4
 
 
 class CommandBus:
@@ -151,14 +153,30 @@ class CommandBus:
                 return
             self._until(lambda: bool(self._incoming) or ref in self._responses)
 
+    def preview(self, messages: int, head_bytes: int) -> tuple[list[protocol.Previewed], int]:
+        """The oldest unread messages, at most so many, each with at most `head_bytes` of its body; and how many more
+        are unread. They stay unread. What it costs does not depend on how much waits."""
+        left = 0
+        for _ in range(MAX_PREVIEWS):
+            answer = self.request(lambda ref: protocol.Preview(ref, messages, head_bytes))
+            assert isinstance(answer, protocol.Previews)
+            rows = [protocol.Previewed._make(row) for row in answer.rows]
+            shown = [row.msg_id for row in rows if row.msg_id in self._taken]
+            left = answer.left
+            if len(shown) < len(rows) or not rows:
+                return [row for row in rows if row.msg_id not in shown], left
+            # All of them were shown before, and only their acknowledgement was lost: they are in the way of the others.
+            self.settle(shown)
+        return [], left
+
     def mark_read(self, msg_ids: Sequence[str]) -> None:
-        """Marks messages read that were only peeked at, for good: whatever happens now, they are not handed out again.
-        The broker hears of it from `settle`, or whenever it offers them."""
+        """Marks previewed messages read, for good: whatever happens now, they are not handed out again. The broker
+        hears of it from `settle`, or from whoever it offers them to."""
         self._taken.add_all(msg_ids)
 
-    def settle(self) -> None:
-        """Has the broker offer the unread messages, so that those marked as read leave the mailbox."""
-        next(self.unread(peek=False))
+    def settle(self, msg_ids: Sequence[str]) -> None:
+        """Tells the broker of messages that were marked read, so that they leave the mailbox."""
+        self.request(lambda ref: protocol.MarkRead(ref, tuple(msg_ids)))
 
     # --- asking the broker
 

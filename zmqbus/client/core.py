@@ -135,6 +135,13 @@ def _is_for_a_file(send: protocol.Send) -> bool:
     return len(send.body) > protocol.SPILL_BYTES and not send.again
 
 
+def _size_bytes(message: Message) -> int:
+    """The size of a message's body, wherever that is; -1 if it is not told."""
+    if isinstance(message, protocol.Deliver):
+        return message.size_bytes
+    return len(message.body) if message.pointer is None else -1
+
+
 class ClientCore:
     """One connection to the broker, without its sockets. Not thread-safe."""
 
@@ -534,6 +541,7 @@ class ClientCore:
             message.ts,
             message.age_s if isinstance(message, protocol.Deliver) else -1,
             message.pointer,
+            _size_bytes(message),
             message.body,
         )
         self._out.append(Hand(incoming))
@@ -568,6 +576,7 @@ _TABLE: dict[type, Callable[..., None]] = {
     protocol.Done: ClientCore._response,
     protocol.Health: ClientCore._response,
     protocol.Fetched: ClientCore._response,
+    protocol.Previews: ClientCore._response,
     protocol.Recall: ClientCore._recall,
     protocol.Beat: ClientCore._beat,
     protocol.Work: ClientCore._work,

@@ -38,6 +38,7 @@ class Incoming(NamedTuple):
     ts: float
     age_s: int  #: -1: it did not wait
     pointer: tuple[int, ...] | None  #: the body is in the journal
+    size_bytes: int  #: of the whole body; -1: not told
     body: bytes
 
 
@@ -140,6 +141,7 @@ class HandRun(NamedTuple):
                 run.ts,
                 -1,
                 None,
+                len(body),
                 body,
             )
 

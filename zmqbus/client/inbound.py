@@ -317,6 +317,7 @@ def _delivers(run: protocol.Delivers) -> Iterator[protocol.Deliver]:
             run.ts,
             -1,
             None,
+            len(body),
             body,
         )
 

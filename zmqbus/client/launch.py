@@ -20,10 +20,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from zmqbus import network, pidfile
+from zmqbus import children, network, pidfile
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
 from zmqbus.holder import who_holds
-from zmqbus.process import import_path
 from zmqbus.settings import Settings
 
 if TYPE_CHECKING:
@@ -202,22 +201,18 @@ class Launch:
 
         settings = self._settings
         self._reader, writer = os.pipe()
-        command = [
-            sys.executable,
-            "-m",
+        command = children.command(
             "zmqbus.broker.daemon",
             f"--port={settings.port}",
             f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
             f"--report={writer}",
             *(() if settings.port_chosen else ("--elsewhere=1",)),
-        ]
-        environ = dict(os.environ, PYTHONPATH=import_path(), INTER_SESSION_DATA_DIR=settings.data_dir)
+        )
         try:
             return subprocess.Popen(
                 command,
-                # `-m` looks in the current directory first, which may be anybody's repository, with its own zmqbus.
-                cwd="/",
-                env=environ,
+                cwd="/",  # it holds on to no directory that somebody may want to remove or unmount
+                env=children.environ({"INTER_SESSION_DATA_DIR": settings.data_dir}),
                 pass_fds=(writer,),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -8,7 +8,6 @@ expression in the log, backwards, a bounded part for each question; the answer s
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,10 +15,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from zmqbus import children
 from zmqbus.console.shape import of_entry, place_of, place_text
 from zmqbus.errors import InvalidPayload, Timeout, ZmqbusError
 from zmqbus.history import History, Wanted
-from zmqbus.process import import_path
 from zmqbus.search.query import Search, parse
 from zmqbus.settings import Paths
 
@@ -71,11 +70,11 @@ def search(paths: Paths, query: Query) -> dict[str, Any]:
     question = {"data_dir": paths.data_dir, "text": query.text, "mode": query.mode, "before": query.before}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "zmqbus.console.search"],
+            children.command("zmqbus.console.search"),
             input=json.dumps(question).encode(),
             capture_output=True,
-            cwd="/",  # `-m` looks in the current directory first
-            env=dict(os.environ, PYTHONPATH=import_path()),
+            cwd="/",
+            env=children.environ(),
             timeout=PATIENCE_S,
         )
     except subprocess.TimeoutExpired:

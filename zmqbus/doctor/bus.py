@@ -13,10 +13,16 @@ from zmqbus.client.launch import at_broker, check_loopback, check_reach, find_br
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import Unauthorized, ZmqbusError
 from zmqbus.holder import who_holds
+from zmqbus.naming import sanitise
 from zmqbus.process import Process, is_alive
+from zmqbus.session.options import with_options
 from zmqbus.session.owned import stem_of
+from zmqbus.session.owner import find_owners
 from zmqbus.session.state import elsewhere, is_listening, leftovers, load_state
 from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings
+
+#: See `zmqbus.settings`: it wins over INTER_SESSION_PORT.
+_OPTION = "CLAUDE_PLUGIN_OPTION_PORT"
 
 
 def broker(settings: Settings) -> Iterator[Finding]:
@@ -90,8 +96,9 @@ def _absent(settings: Settings) -> Iterator[Finding]:
     if others:
         yield fault(
             "broker",
-            f"the broker of {settings.data_dir} serves port {others[0]}, and {port} is set here; a directory has one",
-            f"export INTER_SESSION_PORT={others[0]}",
+            f"the broker of {settings.data_dir} serves port {others[0]}, and {port} is set here{_by_option(settings)}; "
+            "a directory has one",
+            _set_port(settings, others[0]),
         )
     elif _is_free(port):
         yield ok("broker", f"none runs on port {port}; the first session starts one")
@@ -104,9 +111,26 @@ def _absent(settings: Settings) -> Iterator[Finding]:
         free = next((other for other in range(port + 1, min(port + 1000, MAX_PORT)) if _is_free(other)), 0)
         yield fault(
             "broker",
-            says,
-            f"export INTER_SESSION_PORT={free}" if free else None,
+            f"{says}{_by_option(settings)}",
+            _set_port(settings, free) if free else None,
         )
+
+
+def _set_port(settings: Settings, port: int) -> str:
+    """The command that sets the port in a shell. An option of the plugin wins over INTER_SESSION_PORT."""
+    return f"export {_OPTION if _option(settings) else 'INTER_SESSION_PORT'}={port}"
+
+
+def _by_option(settings: Settings) -> str:
+    """A remark, where an option of the plugin says which port it is: it holds for all sessions, and not for a shell."""
+    given = _option(settings)
+    return f" (the plugin's option `port` says {given}; in Claude Code, /plugin changes it)" if given else ""
+
+
+def _option(settings: Settings) -> str:
+    """The plugin's option, as this shell or its session has it; "" where none is set."""
+    owner = find_owners(settings.owner_pid_override, os.environ)[0]
+    return sanitise(with_options(settings.data_dir, owner, os.environ).get(_OPTION, "").strip(), 20)
 
 
 def any_broker(settings: Settings) -> pidfile.Served | None:
@@ -176,8 +200,8 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
             elif state.port != at_broker(settings).port:
                 yield warning(
                     "listener",
-                    f"'{state.name}' is on port {state.port}, and this is set to {settings.port}",
-                    f"export INTER_SESSION_PORT={state.port}",
+                    f"'{state.name}' is on port {state.port}, and this is set to {settings.port}{_by_option(settings)}",
+                    _set_port(settings, state.port),
                 )
             else:
                 yield ok("listener", f"'{state.name}', pid {state.listener_pid}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from zmqbus.doctor import bus, files, installed
+from zmqbus.doctor import bus, client, files, installed
 from zmqbus.doctor.report import Finding, fault
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
@@ -19,7 +19,7 @@ def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
     warnings: list[str] = []
     settings = load(flags, warn=warnings.append)
     yield from _safely("python", installed.python)
-    packages = [*_safely("packages", installed.packages)]
+    packages = [*_safely("packages", lambda: installed.packages(settings))]
     yield from packages
     yield from _safely("venv", lambda: installed.venv(settings))
     directory = [*_safely("directory", lambda: files.directory(settings))]
@@ -35,6 +35,7 @@ def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
     except ZmqbusError:
         pass  # a file that others could have written: the look at the permissions finds it
     yield from installed.settings_given(warnings)
+    yield from _safely("client", lambda: client.client(owners))
     yield from _safely("files", installed.file_limit)
     yield from _safely("disk", lambda: installed.disk(settings))
     yield from directory

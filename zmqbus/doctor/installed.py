@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import zmqbus
 from zmqbus.bootstrap import VENV_MARKER, site_packages
+from zmqbus.doctor.installation import install_command
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import ZmqbusError
 from zmqbus.history import History
@@ -40,21 +41,13 @@ def package_dir() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def install_command() -> str:
-    """Installs what is needed, with the python that runs this."""
-    script = os.path.join(os.path.dirname(package_dir()), "bin", "install_deps.py")
-    if os.path.isfile(script):
-        return command(sys.executable, script, "--yes")
-    return command(sys.executable, "-m", "pip", "install", *NEEDED.values())
-
-
 def python() -> Iterator[Finding]:
     """The interpreter and this release."""
     yield ok("python", f"{platform.python_version()} ({sys.executable})")
     yield ok("zmqbus", f"{zmqbus.__version__} ({package_dir()})")
 
 
-def packages() -> Iterator[Finding]:
+def packages(settings: Settings) -> Iterator[Finding]:
     """Whether what is needed can be imported."""
     from importlib import import_module
 
@@ -66,12 +59,12 @@ def packages() -> Iterator[Finding]:
         except Exception as error:  # a package that is there and broken may raise anything
             missing.append(f"{name} ({sanitised(error)})")
     if missing:
-        yield fault("packages", f"cannot be imported: {', '.join(missing)}", install_command())
+        yield fault("packages", f"cannot be imported: {', '.join(missing)}", install_command(settings))
     else:
         import zmq
 
         if not zmq.has("curve"):
-            yield fault("packages", "this pyzmq has no CURVE, so nothing can be encrypted", install_command())
+            yield fault("packages", "this pyzmq has no CURVE, so nothing can be encrypted", install_command(settings))
         else:
             import msgpack
 

@@ -17,6 +17,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import zmqbus
 from zmqbus import errors, naming, output, protocol, wording
@@ -24,6 +25,7 @@ from zmqbus.client import core
 from zmqbus.client.link import Link
 from zmqbus.process import Process, has_ended, process_of
 from zmqbus.protocol import Role
+from zmqbus.readback import Reader
 from zmqbus.record import iso_time
 from zmqbus.session.notes import note_of
 from zmqbus.session.notify import Pacer, bus_line
@@ -186,7 +188,10 @@ class Listener:
     def _deal(self, link: Link, effect: core.Effect) -> None:
         match effect:
             case core.Hand(message):
-                self._pacer.add(time.monotonic(), note_of(message, self._settings.paths.log))
+                # Closed at once: a segment that is kept open takes room on the disk after its deletion.
+                with closing(Reader(self._settings.paths.log)) as log:
+                    note = note_of(message, log)
+                self._pacer.add(time.monotonic(), note)
             case core.TakeBack():
                 self._pacer.forget()
             case core.Welcomed(welcome):
@@ -214,6 +219,7 @@ class Listener:
 
     def _closed(self, link: Link, reason: errors.ZmqbusError | None) -> None:
         if reason is None:
+            self._lock.note_left()
             raise _Ended(0, "disconnected; exiting")
         if isinstance(reason, errors.NameTaken):
             link.perform(self._try_next_name(link))

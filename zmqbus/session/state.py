@@ -129,6 +129,15 @@ class Identity(NamedTuple):
     name: str | None
     label: str | None
     port: int | None = None  #: of the broker that it was on; None: written by a release that did not say so
+    left: bool = False  #: disconnected by the user: nothing joins again on its behalf
+
+
+class Joined(NamedTuple):
+    """An owner that has, or had, a session."""
+
+    owner: Process
+    identity: Identity | None  #: None: its first listener is just beginning
+    held: bool  #: a listener has the lock
 
 
 class AlreadyListening(LocalError):
@@ -210,6 +219,11 @@ class ListenerLock:
         if not whole:
             raise NotConnected(f"the disk of {self._data_dir} is full; free some space and connect again")
         self._identity = identity
+
+    def note_left(self) -> None:
+        """Notes that the user has disconnected this session, until it is remembered anew. Raises as `remember`."""
+        if self._identity is not None and not self._identity.left:
+            self.remember(self._identity._replace(left=True))
 
     def _write(self, record: dict[str, Any]) -> bool:
         """Replaces the content of the lock file. False: the disk has taken a part of it."""
@@ -329,6 +343,17 @@ def find_away(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) 
 
     None: there was none yet, or its listener is there or just beginning. Raises as `load_state` does.
     """
+    joined = find_joined(data_dir, owner, ancestors)
+    if joined is None or joined.identity is None or joined.held:
+        return None
+    return joined.owner, joined.identity
+
+
+def find_joined(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) -> Joined | None:
+    """`owner`, else the first of `ancestors`, that has or had a session, or is about to get one; None: none of them.
+
+    Raises as `load_state` does.
+    """
     for process in (owner, *ancestors):
         stem = stem_of(data_dir, process)
         path = path_of(data_dir, stem, LOCK)
@@ -340,9 +365,24 @@ def find_away(data_dir: str, owner: Process, ancestors: Iterable[Process] = ()) 
             identity = _read_identity(fd, stem, process)
         finally:
             os.close(fd)
-        if identity is not None and identity.name is not None:
-            return None if _is_held(path) else (process, identity)
+        if identity is not None and identity.name is None:
+            identity = None
+        held = _is_held(path)
+        if identity is not None or held:
+            return Joined(process, identity, held)
     return None
+
+
+def note_left(data_dir: str, owner: Process) -> None:
+    """Notes that the user has disconnected the session of `owner`, which has no listener. Does nothing where there is
+    no session, or a listener after all. Raises as `ListenerLock.acquire`."""
+    if find_away(data_dir, owner) is None:
+        return
+    try:
+        with ListenerLock.acquire(data_dir, owner) as lock:
+            lock.note_left()
+    except AlreadyListening:
+        return
 
 
 def reap(data_dir: str, table: ProcessTable | None = None) -> list[str]:
@@ -537,9 +577,10 @@ def _read_identity(fd: int, stem: str, owner: Process) -> Identity | None:
     found = owner_in(record, stem)
     if found is None or not found.is_same(owner):
         return None
-    session_id, token, name, label, port = (record.get(field) for field in Identity._fields)
+    session_id, token, name, label, port, left = (record.get(field) for field in Identity._fields)
     if not (isinstance(session_id, str) and session_id and isinstance(token, str) and token):
         return None
     if not (isinstance(name, str | None) and isinstance(label, str | None)):
         return None
-    return Identity(session_id, token, name, label, port if type(port) is int and 0 < port <= MAX_PORT else None)
+    on_port = port if type(port) is int and 0 < port <= MAX_PORT else None
+    return Identity(session_id, token, name, label, on_port, left is True)
