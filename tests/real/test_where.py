@@ -114,6 +114,7 @@ def test_container_with_the_hosts_network_talks_to_the_hosts_broker(bus: Bus) ->
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("delivered "), done
     assert auth.wait_message("from inside")["name"] == "inner"
     broker = bus.broker_pid()
+    assert auth.stop() == 0  # or it would start another one at once
     done = inside(bus, CONTAINER, "zmqbus", "broker", "--stop")
     assert done.stdout == f"broker (pid {broker}) stopped\n", done
 
@@ -173,23 +174,38 @@ def test_doctor_advises_no_kill_of_a_pid_that_is_another_process_here(bus: Bus) 
         process.wait()
 
 
-def test_same_pid_in_host_and_container(bus: Bus) -> None:
-    """Pid 1 of two containers: the second takes neither the session nor the token nor the mail of the first."""
+def test_same_pid_in_two_containers(bus: Bus) -> None:
+    """Pid 1 of both: the second takes neither the session nor the token nor the mail of the first."""
     name = {"INTER_SESSION_PPID_OVERRIDE": "1"}
-    joined = inside(bus, CONTAINER, "client.py", "--name", "first", "--away", env=name)
-    assert "joined as 'first'" in joined.stdout, joined
-    bus.deliver("first", "for the first one")
-    before = clients(bus)
-    assert "1.lock" in before
-    inbox = inside(bus, CONTAINER, "zmqbus", "inbox", env=name)
-    assert inbox.returncode == 1 and "not_connected" in inbox.stderr
-    joined = inside(bus, CONTAINER, "client.py", "--name", "second", "--away", env=name)
-    assert "joined as 'second'" in joined.stdout, joined
-    after = clients(bus)
-    assert before.items() <= after.items()
-    tagged = [json.loads(after[file]) for file in after if file.startswith("1-") and file.endswith(".lock")]
-    assert [record["name"] for record in tagged] == ["second"]
-    assert bus.states() == {"first": "away", "second": "away"}
+    bus.zmqbus("broker")
+    first = subprocess.Popen(
+        [
+            *(*CONTAINER, "sh", "-c", '"$@"; read line', "sh"),
+            *(sys.executable, str(ROOT / "bin" / "client.py"), "--name", "first", "--away"),
+        ],
+        env=bus.env(None, name),
+        cwd=bus.cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert first.stdout is not None and "joined as 'first'" in first.stdout.readline()
+        bus.deliver("first", "for the first one")
+        before = clients(bus)
+        assert "1.lock" in before
+        inbox = inside(bus, CONTAINER, "zmqbus", "inbox", env=name)
+        assert inbox.returncode == 1 and "not_connected" in inbox.stderr
+        joined = inside(bus, CONTAINER, "client.py", "--name", "second", "--away", env=name)
+        assert "joined as 'second'" in joined.stdout, joined
+        after = clients(bus)
+        assert before.items() <= after.items()
+        tagged = [json.loads(after[file]) for file in after if file.startswith("1-") and file.endswith(".lock")]
+        assert [record["name"] for record in tagged] == ["second"]
+        assert bus.states() == {"first": "away", "second": "away"}
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def test_proc_of_another_namespace_judges_nobody(bus: Bus) -> None:
