@@ -294,13 +294,7 @@ def test_a_hook_tells_it_at_the_start_of_a_session(
     assert told["hookEventName"] == "SessionStart" and "needs python 3.10" in told["additionalContext"]
 
 
-@pytest.mark.parametrize("given", ["", "relative"])
-def test_an_old_python_uses_the_venv_of_a_newer_one(
-    given: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if given:  # the settings, which know what to do about it, cannot be read by an old python
-        monkeypatch.chdir(data_dir.parent)
-        monkeypatch.setenv("INTER_SESSION_DATA_DIR", data_dir.name)
+def test_an_old_python_uses_the_venv_of_a_newer_one(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_venv(data_dir)
     python = make_python(data_dir, "")
     became: list[tuple[str, list[str]]] = []
