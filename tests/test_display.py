@@ -37,6 +37,8 @@ def test_lines_and_tabs_of_a_text_stay() -> None:
     text = "def f():\n\treturn 1\n\n\tx\ty\n"
     assert display.sanitise_lines(text) == ["def f():", "\treturn 1", "", "\tx\ty"]
     assert display.as_block("one\r\ntwo\u2028three") == "one\ntwo\nthree"
+    assert display.as_block("one\n\n") == "one\n\n"
+    assert display.as_block("one\x85") == "one\n"
     assert display.sanitise_lines("") == [""]
 
 

@@ -148,12 +148,17 @@ def sanitise_lines(text: str) -> list[str]:
     return ["\t".join(map(sanitise, line.split("\t"))) for line in text.splitlines()] or [""]
 
 
+#: Characters with which a text may end that `str.splitlines` takes for the end of a line.
+_LAST = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+
+
 def as_block(text: str) -> str:
     """A text with its lines, safe to show where others' lines stand too: one that looks like a header of the listener
     is indented, so that no text can pass for one."""
     if text.isascii() and text.isprintable() and not text.startswith(HEADER):
         return text
-    return "\n".join(INDENT + line if line.startswith(HEADER) else line for line in sanitise_lines(text))
+    lines = [INDENT + line if line.startswith(HEADER) else line for line in sanitise_lines(text)]
+    return "\n".join(lines) + ("\n" if text[-1:] in _LAST else "")
 
 
 def to_json(value: Any, *, ascii_only: bool = False) -> str:
