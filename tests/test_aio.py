@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_errors_are_those_of_the_other_bus():
                 await bus.ask("nobody", "x")
             with pytest.raises(errors.InvalidPayload):
                 await bus.send("nobody", object())
-            with pytest.raises(errors.Timeout, match="longer timeout"):
+            with pytest.raises(errors.Timeout, match="nobody works for that group"):
                 await bus.ask("@nobody", "x", timeout=0.05)
             with pytest.raises(errors.NameTaken):
                 await aio.connect("alice")
@@ -386,6 +387,56 @@ def test_a_cancelled_connect_leaves_nothing():
 
 
 # --- serving
+
+
+@pytest.mark.filterwarnings("always::ResourceWarning")
+def test_one_that_nobody_closes_ends_and_says_so():
+    async def main() -> None:
+        bus = await aio.connect("auth")
+        assert bus.name == "auth"
+        del bus
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="unclosed bus 'auth'"):
+        run(main)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda bus: bus.send("me", "x", timeout="5"), errors.InvalidArgument),
+        (lambda bus: bus.reply("me", "x"), errors.InvalidArgument),
+        (lambda bus: bus.ask("me", "x", timeout="5"), errors.InvalidArgument),
+        (lambda bus: _async(bus.scatter, "me", "x"), errors.InvalidArgument),
+        (lambda bus: anext(bus.map("me", "abc")), errors.InvalidArgument),
+        (lambda bus: anext(bus.map("me", 5)), errors.InvalidArgument),
+        (lambda bus: anext(bus.messages("5")), errors.InvalidArgument),
+        (lambda bus: bus.serve(len, concurrency=0), errors.InvalidArgument),
+        (lambda bus: aio.connect(cast(Any, 5)), errors.InvalidName),
+    ],
+)
+def test_arguments_are_checked(call, error):
+    async def main() -> None:
+        async with aio.connect("me") as bus:
+            with pytest.raises(error):
+                await call(bus)
+
+    run(main)
+
+
+async def _async(call: Callable[..., Any], *arguments: Any) -> Any:
+    return call(*arguments)
+
+
+def test_what_fails_in_map_is_named():
+    async def main() -> None:
+        async with aio.connect() as bus:
+            with pytest.raises(errors.ZmqbusError) as caught:
+                async for _ in bus.map("@nobody", [{1}], timeout=PATIENCE_S):
+                    pass
+            assert (caught.value.index, caught.value.item) == (0, {1})
+
+    run(main)
 
 
 def test_serving_until_it_is_cancelled():

@@ -24,7 +24,7 @@ CODES = (
     "poisoned",
 )
 #: What only programs meet: these do not come from the broker.
-LOCAL_CODES = ("overloaded", "forked", "remote_error", "usage")
+LOCAL_CODES = ("overloaded", "forked", "remote_error", "usage", "invalid_argument")
 
 
 def all_errors(root: type[errors.ZmqbusError] = errors.ZmqbusError) -> list[type[errors.ZmqbusError]]:

@@ -28,6 +28,7 @@ RANKS = {
     "ids": 0,
     "wording": 0,
     "errors": 0,
+    "descriptors": 1,
     "frames": 1,
     "wakeup": 1,
     "naming": 1,

@@ -516,4 +516,4 @@ def test_hello_leaves_out_that_somebody_chose_the_name_as_clients_do_that_do_not
 
 
 def test_a_decoder_says_what_it_reads() -> None:
-    assert repr(decoder(from_broker=False)) == "<Decoder of 24 verbs>"
+    assert repr(decoder(from_broker=False)) == "<Decoder of 25 verbs>"

@@ -10,7 +10,21 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from zmqbus import errors, protocol
-from zmqbus.broker import aftermath, awaits, board, delivery, fates, intake, mailbox, manners, pool, reading, upkeep
+from zmqbus.broker import (
+    aftermath,
+    awaits,
+    board,
+    delivery,
+    fates,
+    intake,
+    mailbox,
+    manners,
+    pool,
+    reading,
+    registry,
+    takeover,
+    upkeep,
+)
 from zmqbus.broker import core as broker
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
@@ -133,7 +147,7 @@ def test_timers() -> None:
     documented = {name: number(value) for name, value, _ in table(SECTIONS["12. Timers"])}
     defined = {
         name: value
-        for module in (broker, delivery, intake, awaits, reading, upkeep, aftermath)
+        for module in (broker, delivery, intake, awaits, reading, upkeep, takeover, aftermath, pool)
         for name, value in vars(module).items()
         if name.endswith("_S") and name.isupper() and not name.endswith("_TICK_S")  # the shell's, not the wire's
     }
@@ -147,6 +161,7 @@ def test_other_numbers_of_the_prose() -> None:
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
     assert (fates.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
     assert broker.MAX_ID_CHARS == 64
+    assert (registry.MAX_SUCCEEDED, takeover.ROUND_SESSIONS) == (10_000, 200)
     assert (work.REMEMBERED_ANSWERS, work.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)
     for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):
         assert phrase in PAGE
@@ -200,6 +215,6 @@ def test_channels() -> None:
 
 
 def test_the_reader_of_tables_sees_what_is_there() -> None:
-    assert len(VERBS) == 46
+    assert len(VERBS) == 49
     assert table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x y |\n") == [["1", ""], ["2", "x y"]]
     assert table("no table") == []

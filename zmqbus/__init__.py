@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         BrokerUnavailable,
         DeliveryError,
         ForkedBus,
+        InvalidArgument,
         InvalidLabel,
         InvalidName,
         InvalidOption,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         UnknownPeer,
         ZmqbusError,
     )
+    from zmqbus.protocol import Session
 
 #: Public name -> module that defines it.
 _EXPORTS = {
@@ -56,6 +58,7 @@ _EXPORTS = {
     "Bus": "zmqbus.client.bus",
     "DeliveryError": "zmqbus.errors",
     "ForkedBus": "zmqbus.errors",
+    "InvalidArgument": "zmqbus.errors",
     "InvalidLabel": "zmqbus.errors",
     "InvalidName": "zmqbus.errors",
     "InvalidOption": "zmqbus.errors",
@@ -72,6 +75,7 @@ _EXPORTS = {
     "Receipt": "zmqbus.client.receipts",
     "RemoteError": "zmqbus.errors",
     "Reply": "zmqbus.client.speaker",
+    "Session": "zmqbus.protocol",
     "TextTooLong": "zmqbus.errors",
     "Timeout": "zmqbus.errors",
     "Unauthorized": "zmqbus.errors",
@@ -93,6 +97,7 @@ __all__ = [
     "Bus",
     "DeliveryError",
     "ForkedBus",
+    "InvalidArgument",
     "InvalidLabel",
     "InvalidName",
     "InvalidOption",
@@ -109,6 +114,7 @@ __all__ = [
     "Receipt",
     "RemoteError",
     "Reply",
+    "Session",
     "TextTooLong",
     "Timeout",
     "Unauthorized",

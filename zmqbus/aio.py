@@ -18,10 +18,12 @@ from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar
+from weakref import WeakMethod
 
+from zmqbus.client import arguments
 from zmqbus.client import bus as blocking
-from zmqbus.client.fanout import WINDOW, Progress, progress_for
-from zmqbus.client.messages import Message
+from zmqbus.client.fanout import WINDOW, Progress, progress_for, tell_item
+from zmqbus.client.messages import Message, check_message
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.client.serving import Handler
 from zmqbus.errors import Timeout
@@ -78,7 +80,13 @@ class Bus:
         self._bus = bus
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
-        bus.watch(self._wake)
+        wake = WeakMethod(self._wake)  # or the bus's thread would keep one that nobody has any more
+
+        def arrived() -> None:
+            if (act := wake()) is not None:
+                act()
+
+        bus.watch(arrived)
 
     def __repr__(self) -> str:
         return f"<aio {self._bus!r}>"
@@ -111,6 +119,7 @@ class Bus:
         self, target: str, body: Any, *, reply_to: str | None = None, timeout: float = blocking.CONFIRM_S
     ) -> Receipt:
         """Sends to one session, and waits for the receipt; several tasks may do so at once."""
+        timeout = arguments.seconds(timeout)
         future = self._bus.send(target, body, reply_to=reply_to, wait=False)
         return await _confirmed(future, timeout)
 
@@ -126,6 +135,8 @@ class Bus:
 
     async def reply(self, message: Message, body: Any, *, timeout: float = blocking.CONFIRM_S) -> Receipt:
         """Answers a message."""
+        check_message(message)
+        timeout = arguments.seconds(timeout)
         return await _confirmed(self._bus.send(message.sender_id, body, reply_to=message.msg_id, wait=False), timeout)
 
     # --- asking
@@ -157,9 +168,14 @@ class Bus:
         progress: bool = False,
     ) -> AsyncIterator[Message]:
         """Asks `target` once for each item; gives the answers in the order of the items, as `Bus.map` there does."""
+        timeout = arguments.seconds_or_none(timeout)
         deadline_s = None if timeout is None else time.monotonic() + timeout
+        arguments.items(items, AsyncIterable)
+        arguments.flag(progress, "progress")
         bar: Progress = progress_for(progress, None, f"map over {target}")
         under_way: deque[asyncio.Future[Message]] = deque()
+        asked: deque[Any] = deque()  # the items of those, and behind them one that could not be asked for
+        index = 0  # of the first of these
         source = aiter(items if isinstance(items, AsyncIterable) else _from_iterable(items))
         coming: asyncio.Future[Any] | None = None  # the next item; None: there is none, or no room for it
         failure: BaseException | None = None  # why no more items are asked for; raised when its turn comes
@@ -182,18 +198,25 @@ class Bus:
                         if item is _END:
                             exhausted = True
                         elif left_s is None or left_s > 0:
+                            asked.append(item)
                             under_way.append(self.request(target, item, timeout=left_s))
                     except Exception as error:
                         failure, exhausted = error, True
                     coming = None
                 elif under_way and under_way[0].done():
                     message = under_way.popleft().result()
+                    asked.popleft()
+                    index += 1
                     bar.update(1)
                     yield message
                 if left_s is not None and left_s <= 0 and not under_way and not exhausted:
                     raise Timeout("the deadline has passed before all items were handed out; give map a longer timeout")
             if failure is not None:
                 raise failure
+        except Exception as error:
+            if asked:
+                tell_item(error, index, asked[0])
+            raise
         finally:
             for future in (coming, *under_way):
                 if future is not None:
@@ -204,6 +227,7 @@ class Bus:
 
     async def messages(self, timeout: float | None = None) -> AsyncIterator[Message]:
         """Messages as they come; ends when none has come for `timeout` seconds (None: never)."""
+        timeout = arguments.seconds_or_none(timeout)
         while True:
             self._arrived.clear()
             while (message := self._bus.next_message(0.0)) is not None:

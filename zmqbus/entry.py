@@ -151,6 +151,13 @@ def _entry(fd: int, place: Place, length: int, line: bytes) -> Entry | None:
                 head, whole = text_of(fd, place, length, line), True
             except JournalError:
                 return None
+        elif found.fmt == "bytes":
+            # The end of the base64, and what closes the record, tell how many they are: that is all there is to show.
+            tail = line[-4:] if len(line) == length else os.pread(fd, 4, place.offset + length - 4)
+            if not tail.endswith(b'"}'):
+                return None
+            size = (length - found.body_at - 2) // 4 * 3 - tail.count(b"=")
+            head, whole = f"<{size} bytes>", True
         else:
             head, whole = f"<{(length - found.body_at) * 3 // 4} bytes>", False
         return Entry(place, length, *found[:-1], head[:SUMMARY_CHARS], whole and len(head) <= SUMMARY_CHARS)

@@ -22,6 +22,8 @@ class ZmqbusError(Exception):
     """Root of all errors of this package. `str(error)` says what happened and what to do."""
 
     code: ClassVar[str] = "internal"
+    index: int | None = None  #: of an error that `map` raises: the number of the item that failed, from 0
+    item: object = None  #: and that item
 
     def __str__(self) -> str:
         # It quotes targets, candidates, paths and what others wrote, and is shown by whoever meets it: a command, a
@@ -61,6 +63,13 @@ class InvalidLabel(LocalError):
     """A label is too long or holds characters that labels may not hold."""
 
     code = "invalid_label"
+
+
+class InvalidArgument(LocalError, TypeError, ValueError):
+    """An argument of the Python API is not what it has to be; the message names it. It is Python's `TypeError` and
+    `ValueError`, too."""
+
+    code = "invalid_argument"
 
 
 class InvalidPayload(LocalError):

@@ -358,6 +358,14 @@ class Spooled(NamedTuple):
     crc: int
 
 
+class Remove(NamedTuple):
+    """End a session that is away, whoever's it is, with its mail: at most `unread` messages; -1: however many."""
+
+    ref: str
+    session_id: str
+    unread: int
+
+
 # --- broker → client --------------------------------------------------------------------------------------------
 
 
@@ -386,6 +394,11 @@ class Refused(NamedTuple):
 
 class Expired(NamedTuple):
     """I do not know this connection (any more): say HELLO."""
+
+
+class Probe(NamedTuple):
+    """I have not heard from you for a while. A client that is READY answers with PING; one that is busy, or stopped,
+    need not: only a connection that is gone ends."""
 
 
 class Displaced(NamedTuple):
@@ -597,6 +610,14 @@ class Result(NamedTuple):
     body: bytes
 
 
+class Assignment(NamedTuple):
+    """Whether somebody works on this REQUEST of yours. Said when nobody works for its group, so that it waits for a
+    worker; and when it has one after all."""
+
+    msg_id: str
+    has_worker: bool
+
+
 class Withdrawn(NamedTuple):
     """Nobody wants your answers to these any more: they do not count as held."""
 
@@ -626,6 +647,7 @@ Envelope: TypeAlias = (
     | Answer
     | Unawait
     | Forget
+    | Remove
     | Sends
     | Spooled
     | Welcome
@@ -642,12 +664,14 @@ Envelope: TypeAlias = (
     | Disconnected
     | Recall
     | Beat
+    | Probe
     | Fetched
     | Previews
     | Health
     | Work
     | Result
     | Withdrawn
+    | Assignment
     | Delivers
     | Broadcasts
 )
@@ -676,6 +700,7 @@ VERBS: dict[int, type[Any]] = {
     20: Forget,
     21: Sends,
     22: Spooled,
+    23: Remove,
     25: Preview,
     26: MarkRead,
     32: Welcome,
@@ -699,6 +724,8 @@ VERBS: dict[int, type[Any]] = {
     50: Withdrawn,
     51: Delivers,
     52: Broadcasts,
+    53: Probe,
+    54: Assignment,
     55: Previews,
 }
 

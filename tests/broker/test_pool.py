@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from zmqbus import codec, errors, protocol
-from zmqbus.broker import board, pool
+from zmqbus.broker import aftermath, board, pool
 from zmqbus.broker.aftermath import OFFER_S, RETURN_S
 from zmqbus.broker.core import SILENCE_S
-from zmqbus.client.core import Persona
+from zmqbus.client.core import Assignment, Persona
 from zmqbus.protocol import Format, Role
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
@@ -352,6 +352,46 @@ def test_without_a_worker_a_patient_request_waits(net, caller):
     assert list(one.works) == [msg_id]
 
 
+def test_its_caller_is_told_so_and_when_there_is_one(net, caller):
+    heard: list[Any] = []
+    handle = caller.core.handle
+
+    def listen(now_s: float, event: Any) -> list[Any]:
+        effects = handle(now_s, event)
+        heard.extend(effects)
+        return effects
+
+    caller.core.handle = listen
+
+    def told() -> list[tuple[str, bool]]:
+        found = [(one.msg_id, one.has_worker) for one in heard if isinstance(one, Assignment)]
+        heard.clear()
+        return found
+
+    msg_id = caller.call("g")
+    net.settle()
+    assert told() == [(msg_id, False)]
+    lose(net, caller)
+    caller.connect()  # it does not know any more what it was told
+    net.settle()
+    assert told() == [(msg_id, False)]
+    one = worker(net, "one")
+    assert told() == [(msg_id, True)]
+    die(net, one)
+    net.settle()
+    assert told() == [(msg_id, False)]
+    net.restart_broker()
+    net.settle()
+    assert told() == [(msg_id, False)]
+    two = worker(net, "two")
+    two.work()
+    net.settle()
+    assert told() == [(msg_id, True)] and net.body(result(caller, msg_id)) == b"done "
+    caller.call("g")
+    net.settle()
+    assert told() == []
+
+
 def test_and_an_impatient_one_is_refused(net, caller):
     msg_id = caller.call("g", patient=False)
     net.settle()
@@ -501,15 +541,71 @@ def test_a_caller_that_is_cut_off_is_expected_back(net, caller):
     clean(net)
 
 
-def test_and_if_it_does_not_come_its_requests_are_withdrawn(net, caller):
+def test_what_no_worker_has_is_withdrawn_if_a_caller_does_not_come_back_in_time(net, caller):
     one = worker(net, "one", 1)
-    first, _ = caller.call("g"), caller.call("g")
+    first, second = caller.call("g"), caller.call("g")
     net.settle()
     lose(net, caller)
     assert not net.broker.idle
     net.advance(RETURN_S + 0.5)
+    assert not one.dropped and figures(net)["requests_waiting"] == 0
+    one.work()
+    net.settle()
+    clean(net)
+    caller.connect()  # it was busy
+    net.settle()
+    assert result(caller, first)
+    assert list(one.works) == [second]
+    one.work()
+    net.settle()
+    assert one.done == [first, second]
+    assert result(caller, second)
+
+
+@pytest.mark.parametrize("after_s", [0.0, RETURN_S + 0.5])
+def test_and_the_rest_when_its_process_has_ended(net, after_s):
+    caller = net.session("asking", role=Role.PROGRAM, owner="asking:1")
+    net.living_owners.add("asking:1")
+    one = worker(net, "one", 1)
+    first, _ = caller.call("g"), caller.call("g")
+    net.settle()
+    lose(net, caller)
+    net.advance(after_s)
+    net.living_owners.discard("asking:1")
+    net.advance(RETURN_S + 0.5)
     assert one.dropped == [first]
     clean(net)
+
+
+def test_a_caller_that_comes_back_very_late_withdraws_what_it_does_not_say_again(net, caller):
+    one = worker(net, "one", 2)
+    first, second = caller.call("g"), caller.call("g")
+    net.settle()
+    lose(net, caller)
+    net.advance(10 * RETURN_S)
+    caller.withdraw(first)
+    caller.connect()
+    net.settle()
+    net.advance(RETURN_S + 0.5)
+    assert one.dropped == [first]
+    one.work()
+    net.settle()
+    assert result(caller, second)
+    assert one.done == [first, second]
+    clean(net)
+
+
+def test_what_is_kept_for_a_worker_is_not_given_to_another_when_that_one_dies(net, caller):
+    one, two, msg_id = in_hand(net, caller, "one", "two")
+    lose(net, caller)
+    net.advance(RETURN_S + 0.5)
+    die(net, one)
+    net.settle()
+    assert not two.works
+    clean(net)
+    caller.connect()
+    net.settle()
+    assert list(two.works) == [msg_id]
 
 
 def test_what_a_caller_does_not_say_again_is_withdrawn(net, caller):
@@ -640,7 +736,7 @@ def test_what_a_worker_had_that_leaves_goes_to_others(net, caller):
     one, two, msg_id = in_hand(net, caller, "one", "two", body=b"resize")
     one.bye()
     net.settle()
-    assert two.works[msg_id].tries == 1
+    assert two.works[msg_id].tries == 0  # it was given back
     assert net.body(two.works[msg_id]) == b"resize"
 
 
@@ -666,20 +762,43 @@ def test_a_worker_that_lives_is_expected_back(net, caller):
     clean(net)
 
 
-def test_for_some_seconds(net, caller):
+def test_for_as_long_as_its_process_lives(net, caller):
     one, two, msg_id = in_hand(net, caller, "one", "two")
     one.disconnect()
     net.settle()
-    net.advance(RETURN_S + 0.5)
-    assert two.works[msg_id].tries == 1
-    # It comes after all, with the request in hand, and hears that another has it.
+    net.advance(100 * RETURN_S, step_s=10)
+    assert not two.works
     one.connect()
     net.settle()
-    assert one.dropped == [msg_id]
-    two.work()
+    assert not one.dropped
+    one.work()
     net.settle()
-    assert result(caller, msg_id).from_name == "two"
+    assert result(caller, msg_id).from_name == "one"
+    assert not two.done
     clean(net)
+
+
+def test_one_that_has_nothing_in_hand_is_forgotten_sooner(net, caller):
+    one = worker(net, "one")
+    one.disconnect()
+    net.settle()
+    assert figures(net)["workers"] == 1
+    net.advance(RETURN_S + 0.5)
+    assert figures(net)["workers"] == 0
+    one.connect()
+    msg_id = caller.call("g")
+    net.settle()
+    assert list(one.works) == [msg_id]
+
+
+def test_a_worker_that_is_cut_off_may_be_disconnected_by_a_command(net, caller):
+    one, two, msg_id = in_hand(net, caller, "one", "two")
+    helper = net.helper(one)
+    one.disconnect()
+    net.settle()
+    helper.request(protocol.Disconnect("d"))
+    net.settle()
+    assert list(two.works) == [msg_id] and two.works[msg_id].tries == 0
 
 
 def test_its_death_may_show_late(net, caller):
@@ -695,7 +814,7 @@ def test_a_worker_that_comes_back_before_another_has_it_keeps_it(net, caller):
     one, msg_id = in_hand(net, caller, "one")
     one.disconnect()
     net.advance(RETURN_S + 0.5)
-    assert figures(net)["requests_waiting"] == 1
+    assert figures(net)["requests_in_hand"] == 1
     one.connect()
     net.settle()
     assert not one.dropped and figures(net)["requests_in_hand"] == 1
@@ -729,30 +848,77 @@ def test_an_answer_that_was_lost_on_the_way_is_given_again(net, caller):
     clean(net)
 
 
-def test_another_process_of_the_session_has_not_what_the_first_one_had(net, caller):
+@pytest.mark.parametrize("died", [False, True])
+def test_another_process_of_the_session_has_not_what_the_first_one_had(net, caller, died):
     one, msg_id = in_hand(net, caller, "one")
     one.stopped = True
-    new = worker(net, "one", owner="new:1", pid=4711)
-    assert new.works[msg_id].tries == 1
+    if died:
+        net.living_owners.discard("one:1")
+    net.living_owners.add("new:1")
+    new = net.session("one", role=Role.PROGRAM, groups=("g",), owner="new:1", pid=4711)
+    new.offer(1)
+    net.settle()
+    assert new.works[msg_id].tries == died
     new.work()
     net.settle()
     assert result(caller, msg_id)
     clean(net)
 
 
-def test_a_worker_that_stands_still_is_given_up_in_the_end(net, caller):
+def test_a_worker_that_stands_still_is_busy(net, caller):
     one, two, msg_id = in_hand(net, caller, "one", "two")
     one.stopped = True
-    net.advance(SILENCE_S + RETURN_S + 3)
-    assert list(two.works) == [msg_id]
+    net.advance(100 * SILENCE_S, step_s=10)
+    assert not two.works and figures(net)["requests_redispatched"] == 0
     one.stopped = False
     net.settle()
     net.advance(5)
-    assert one.dropped == [msg_id]
-    two.work()
+    assert not one.dropped
+    one.work()
     net.settle()
-    assert result(caller, msg_id)
+    assert result(caller, msg_id).from_name == "one"
     clean(net)
+
+
+def test_and_gets_nothing_more_until_it_goes_on(net, caller):
+    one = worker(net, "one", 3)
+    one.stopped = True
+    first = caller.call("g")
+    net.settle()
+    net.advance(SILENCE_S + 2)
+    second = caller.call("g")
+    net.settle()
+    assert figures(net)["requests_waiting"] == 1
+    two = worker(net, "two", 1)
+    assert list(two.works) == [second]
+    third = caller.call("g")
+    net.settle()
+    one.stopped = False
+    net.settle()
+    net.advance(5)
+    assert list(one.works) == [first, third]
+
+
+def test_one_whose_process_has_ended_while_another_holds_its_sockets(net, caller):
+    """A child that was forked keeps the connections up, and says nothing."""
+    one, two, msg_id = in_hand(net, caller, "one", "two")
+    one.stopped = True
+    net.living_owners.discard("one:1")
+    net.advance(SILENCE_S - 1)
+    assert not two.works
+    net.advance(2)
+    assert two.works[msg_id].tries == 1
+
+
+def test_a_stopped_one_that_is_killed(net, caller):
+    """Its connection ends with it, which the broker sees though it has said nothing for long."""
+    one, two, msg_id = in_hand(net, caller, "one", "two")
+    one.stopped = True
+    net.advance(3 * SILENCE_S)
+    assert not two.works
+    die(net, one)
+    net.settle()
+    assert list(two.works) == [msg_id]
 
 
 def test_the_first_answer_counts(net, caller):
@@ -760,6 +926,7 @@ def test_the_first_answer_counts(net, caller):
     one, two, msg_id = in_hand(net, caller, "one", "two")
     one.vanish()
     one.work()
+    net.living_owners.discard("one:1")  # so it seems
     net.advance(SILENCE_S + RETURN_S + 3)
     assert list(two.works) == [msg_id]
     one.connect()
@@ -883,7 +1050,7 @@ def test_what_somebody_may_have_waits_for_him(net, caller, crew):
     clean(net)
 
 
-def test_but_not_for_ever(net, caller, crew):
+def test_for_as_long_as_his_process_lives(net, caller, crew):
     one, two = crew
     msg_id = caller.call("g")
     net.settle()
@@ -891,11 +1058,73 @@ def test_but_not_for_ever(net, caller, crew):
     holder.stopped = True
     net.kill_broker()
     net.settle()
-    net.advance(RETURN_S + 0.5)
-    assert list(other.works) == [msg_id]
+    net.advance(100 * RETURN_S, step_s=10)
+    assert not other.works
+    assert any("1 requests to @g may be at work" in note for note in net.notes)
+    late = caller.call("g")
+    net.settle()
+    assert list(other.works) == [late]  # nobody else can have this one
     holder.stopped = False
     net.settle()
-    assert holder.dropped == [msg_id]
+    holder.work()
+    other.work()
+    net.settle()
+    assert result(caller, msg_id)
+    assert result(caller, late)
+    assert not holder.dropped and holder.done == [msg_id]
+    clean(net)
+
+
+def test_over_any_number_of_brokers(net, caller, crew):
+    one, two = crew
+    msg_id = caller.call("g")
+    net.settle()
+    holder, other = (one, two) if one.works else (two, one)
+    holder.stopped = True
+    for _ in range(3):
+        net.kill_broker()
+        net.settle()
+        net.advance(2 * RETURN_S)
+        assert not other.works
+    holder.stopped = False
+    net.settle()
+    holder.work()
+    net.settle()
+    assert result(caller, msg_id)
+    assert not other.done
+    clean(net)
+
+
+def test_but_not_for_one_that_was_seen_to_leave(net, caller, crew):
+    one, two = crew
+    msg_id = caller.call("g")
+    net.settle()
+    holder, other = (one, two) if one.works else (two, one)
+    other.bye()  # its process lives
+    net.settle()
+    net.kill_broker()
+    net.clients.remove(other)
+    net.living_owners.discard(holder.persona.owner)
+    net.clients.remove(holder)
+    net.settle()
+    three = worker(net, "three")
+    net.advance(0.5)
+    assert list(three.works) == [msg_id]
+
+
+def test_nor_for_one_that_a_command_has_disconnected(net, caller, crew):
+    one, two = crew
+    msg_id = caller.call("g")
+    net.settle()
+    holder, other = (one, two) if one.works else (two, one)
+    holder.stopped = True
+    helper = net.helper(holder)
+    net.kill_broker()
+    net.settle()
+    assert not other.works
+    helper.request(protocol.Disconnect("d"))
+    net.settle()
+    assert list(other.works) == [msg_id]
 
 
 def test_nor_for_the_dead(net, caller, crew):
@@ -1002,15 +1231,49 @@ def test_what_a_worker_has_counts_before_anybody_has_asked(net, caller):
     clean(net)
 
 
-def test_what_nobody_says_again_is_withdrawn(net, caller):
-    one, msg_id = in_hand(net, caller, "one")
-    net.clients.remove(caller)
-    net.restart_broker()
+def test_what_nobody_says_again_stays_with_its_worker(net, caller):
+    """The caller may be busy, too, and it would be done a second time."""
+    one, two, msg_id = in_hand(net, caller, "one", "two")
+    caller.stopped = True
+    net.kill_broker()
     net.settle()
+    net.advance(10 * RETURN_S)
     assert not one.dropped
-    net.advance(RETURN_S + 0.5)
+    one.work()
+    net.settle()
+    net.advance(10 * RETURN_S)
+    caller.stopped = False
+    net.settle()
+    assert result(caller, msg_id)
+    assert one.done == [msg_id] and not two.done
+    clean(net)
+
+
+def test_a_worker_that_this_broker_knows_claims_nothing(net, caller):
+    one, msg_id = in_hand(net, caller, "one")
+    lose(net, one)
+    caller.withdraw(msg_id)
+    net.settle()
+    one.connect()
+    net.settle()
     assert one.dropped == [msg_id]
     clean(net)
+
+
+def test_claims_are_bounded(net, caller, monkeypatch):
+    monkeypatch.setattr(aftermath, "MAX_CLAIMS", 2)
+    one = worker(net, "one", 4)
+    asked = [caller.call("g") for _ in range(4)]
+    net.settle()
+    caller.stopped = True
+    net.kill_broker()
+    net.settle()
+    one.work(3)
+    net.settle()
+    one.disconnect()
+    one.connect()
+    net.settle()
+    assert list(one.works) == asked[3:] and len(net.broker.pool.aftermath._claims) == 2
 
 
 def test_claims_go_with_their_worker(net, caller):

@@ -31,7 +31,8 @@ MAX_WAITING = 8
 MAX_CREDIT = 3
 
 #: Rounds of "settle, work, let time pass" after which a bus that still owes an answer is stuck: some for the work, the
-#: rest for timers (twelve seconds of silence, and five in which somebody may come back, perhaps three times).
+#: rest for timers (twelve seconds until a process is found to have ended whose sockets another holds, perhaps three
+#: times).
 ROUNDS = 120
 
 names = st.sampled_from(NAMES)
@@ -62,7 +63,8 @@ class Shop(Mishaps):
         self.ended: list[SimClient] = []
         self.asked: dict[str, Asked] = {}
         self.withdrawn: set[str] = set()
-        self.gone = 0  # workers that have ended, or may have been given up, with something in hand
+        self.gone = 0  # workers that have ended with something in hand
+        self.holders: dict[str, SimClient] = {}  # who was given each request last
         self.journal_failed = False
         self.started = 0
         for name in ("alice", "wendy"):
@@ -96,6 +98,19 @@ class Shop(Mishaps):
             self.net.wake()
         self.net.living_owners.discard(process.persona.owner)
         process.disconnect()
+        process.works.clear()
+        self.ended.append(process)
+
+    @rule(name=st.sampled_from(NAMES))
+    def end_with_sockets_held(self, name: str) -> None:
+        """The process is gone, and a child that it has forked keeps its sockets open, and says nothing."""
+        process = self.processes.pop(name, None)
+        if process is None:
+            return
+        if process.works:
+            self.gone += 1
+        self.net.living_owners.discard(process.persona.owner)
+        process.stopped = True
         process.works.clear()
         self.ended.append(process)
 
@@ -144,10 +159,8 @@ class Shop(Mishaps):
 
     # --- time
 
-    @rule(seconds=st.sampled_from((0.1, 1.0, 4.0, 6.0, 20.0)))
+    @rule(seconds=st.sampled_from((0.1, 1.0, 4.0, 6.0, 20.0, 60.0)))
     def wait(self, seconds: float) -> None:
-        if seconds > 4 and any(process.works for process in self.processes.values()):
-            self.gone += 1  # whoever is not connected, or stands still, may be given up
         self.net.advance(seconds, step_s=max(0.1, seconds / 10))
         self.nobody_has_what_another_has()
 
@@ -164,6 +177,16 @@ class Shop(Mishaps):
             for msg_id in process.works:
                 assert msg_id not in holders, f"{name} and {holders[msg_id]} both have {msg_id}"
                 holders[msg_id] = name
+
+    @invariant()
+    def nobody_does_what_another_may_be_doing(self) -> None:
+        """However long that one has said nothing: only its end, or its word, gives a request to another."""
+        for name, process in getattr(self, "processes", {}).items():
+            for msg_id in process.done:
+                holder = self.holders.setdefault(msg_id, process)
+                if holder is not process:
+                    assert holder in self.ended, f"{name} was given {msg_id}, which {holder} may be doing"
+                    self.holders[msg_id] = process
 
     @invariant()
     def credit_is_kept(self) -> None:
@@ -192,7 +215,7 @@ class Shop(Mishaps):
             ready = [worker.session_id for level in group._ready.values() for worker in level]
             for worker in core._workers.values():
                 load = len(worker.hand) + len(worker.claims)
-                fits = worker.conn is not None and load < worker.credit
+                fits = worker.conn is not None and not worker.conn.silent and load < worker.credit
                 assert (worker.session_id in ready) == (fits and group in worker.groups)
             # Nothing waits that somebody could have.
             assert all(one == request.caller.sender_id for one in ready for request in waiting)
@@ -270,7 +293,7 @@ class Shop(Mishaps):
         known = {session.name for session in self.net.broker.registry.sessions.values()}
         assert not known & {*NAMELESS} and not self.net.broker.upkeep.expects
         core = self.net.broker.pool
-        for table in ("_staged", "_requests", "_callers", "_orphans", "_workers", "_absent"):
+        for table in ("_staged", "_requests", "_callers", "_orphans", "_late", "_workers", "_absent"):
             assert not getattr(core, table), f"{table} leaks: {getattr(core, table)}"
         assert core._orphaned == 0
         assert (core._board.groups, core._board.limbo, core._board.changed, core._board.size_bytes) == ({}, {}, {}, 0)

@@ -22,6 +22,7 @@ def add(registry: Registry, name: str, session_id: str = "", *, live: bool = Tru
         session.conn = registry.connect(name.encode(), Standing.MEMBER, f"lease-{name}", 0.0)
         session.conn.session = session
         registry.take_name(session, name)
+    registry.keep(session)
     return session
 
 

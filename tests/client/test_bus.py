@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import multiprocessing
 import os
 import random
@@ -11,10 +12,11 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import psutil
@@ -132,14 +134,22 @@ def test_a_taken_name_is_an_error(connect):
         ({"name": "a", "label": "\0"}, errors.InvalidLabel),
         ({"topics": ["Bad Topic"]}, errors.InvalidName),
         ({"group": "Bad Group"}, errors.InvalidName),
-        ({"ack": "perhaps"}, ValueError),
-        ({"port": "abc"}, errors.InvalidOption),
-        ({"port": 0}, errors.InvalidOption),
+        ({"ack": "perhaps"}, errors.InvalidArgument),
+        ({"name": 5}, errors.InvalidName),
+        ({"name": b"auth"}, errors.InvalidName),
+        ({"label": 5}, errors.InvalidLabel),
+        ({"topics": 5}, errors.InvalidArgument),
+        ({"topics": [5]}, errors.InvalidName),
+        ({"group": [None]}, errors.InvalidName),
+        ({"port": "9473"}, errors.InvalidArgument),
+        ({"port": 0}, errors.InvalidArgument),
     ],
 )
 def test_what_cannot_be_connected(connect, arguments, error):
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         connect(**arguments)
+    named = [*arguments][-1].rstrip("s")  # one of its topics
+    assert named in str(caught.value)
 
 
 def test_renaming(connect):
@@ -238,6 +248,39 @@ def test_broadcasts(connect):
         (lambda bus: list(bus.map("@Bad", [1])), errors.InvalidName),
         (lambda bus: bus.broadcast(object()), errors.InvalidPayload),
         (lambda bus: bus.scatter(["you", "@Bad"], 1), errors.InvalidName),
+        (lambda bus: bus.scatter("you", 1), errors.InvalidArgument),
+        (lambda bus: bus.scatter(None, 1), errors.InvalidArgument),
+        (lambda bus: bus.scatter(["you"], 1, progress="no"), errors.InvalidArgument),
+        (lambda bus: bus.map("you", "abc"), errors.InvalidArgument),
+        (lambda bus: bus.map("you", b"abc"), errors.InvalidArgument),
+        (lambda bus: bus.map("you", None), errors.InvalidArgument),
+        (lambda bus: bus.map("you", [1], timeout="5"), errors.InvalidArgument),
+        (lambda bus: bus.send(["you", "me"], "x"), errors.InvalidName),
+        (lambda bus: bus.send("you", "x", timeout="5"), errors.InvalidArgument),
+        (lambda bus: bus.send("you", "x", timeout=None), errors.InvalidArgument),
+        (lambda bus: bus.send("you", "x", wait="no"), errors.InvalidArgument),
+        (lambda bus: bus.send("you", "x", reply_to=5), errors.InvalidArgument),
+        (lambda bus: bus.request("you", "x", timeout="5"), errors.InvalidArgument),
+        (lambda bus: bus.request("you", "x", wait=None), errors.InvalidArgument),
+        (lambda bus: bus.ask("you", "x", timeout=[5]), errors.InvalidArgument),
+        (lambda bus: bus.reply("you", "x"), errors.InvalidArgument),
+        (lambda bus: bus.broadcast("x", topic=5), errors.InvalidName),
+        (lambda bus: bus.broadcast("x", project=5), errors.InvalidArgument),
+        (lambda bus: bus.broadcast("x", timeout="5"), errors.InvalidArgument),
+        (lambda bus: bus.messages(timeout="5"), errors.InvalidArgument),
+        (lambda bus: bus.next_message("5"), errors.InvalidArgument),
+        (lambda bus: bus.sessions(away="no"), errors.InvalidArgument),
+        (lambda bus: bus.sessions(timeout="5"), errors.InvalidArgument),
+        (lambda bus: bus.rename(5), errors.InvalidName),
+        (lambda bus: bus.close(forget="no"), errors.InvalidArgument),
+        (lambda bus: bus.watch(None), errors.InvalidArgument),
+        (lambda bus: bus.serve(None), errors.InvalidArgument),
+        (lambda bus: bus.serve(len, stop=True), errors.InvalidArgument),
+        (lambda bus: zmqbus.wait([], timeout=cast(Any, "5")), errors.InvalidArgument),
+        (lambda bus: zmqbus.wait(cast(Any, 5)), errors.InvalidArgument),
+        (lambda bus: zmqbus.wait([], return_when=cast(Any, "soon")), errors.InvalidArgument),
+        (lambda bus: zmqbus.as_completed(cast(Any, None)), errors.InvalidArgument),
+        (lambda bus: zmqbus.as_completed([], timeout=cast(Any, "5")), errors.InvalidArgument),
     ],
 )
 def test_bad_input_is_an_error_of_our_tree_and_leaves_nothing(connect, call, error):
@@ -257,6 +300,108 @@ def test_an_empty_value_is_a_value(connect):
         bus.send("you", value, wait=False)
     messages = other.messages()
     assert [next(messages).body for _ in values] == values
+
+
+def test_no_public_parameter_is_left_unchecked(connect):
+    """Whatever takes a nonsense value takes it on purpose."""
+    bus = connect("me")
+    bodies = {"body", "item"}  # anything may be one
+    for verb in ("send", "broadcast", "reply", "request", "ask", "scatter", "map", "serve", "messages", "sessions"):
+        call = getattr(bus, verb)
+        given = {"target": "me", "targets": ["me"], "items": [1], "handler": len, "name": "me", "message": None}
+        for name in inspect.signature(call).parameters:
+            if name in bodies:
+                continue
+            arguments = {
+                other: given.get(other, "x")
+                for other, one in inspect.signature(call).parameters.items()
+                if one.default is inspect.Parameter.empty
+            }
+            arguments[name] = object()
+            with pytest.raises(errors.ZmqbusError) as caught:
+                call(**arguments)
+            assert isinstance(caught.value, errors.LocalError), (verb, name, caught.value)
+
+
+def test_a_group_without_a_worker_is_told_as_such(connect):
+    bus = connect("me")
+    with pytest.raises(errors.Timeout, match="nobody works for that group"):
+        bus.ask("@nobody", "x", timeout=0.3)
+    member = connect(group="some")  # which does not serve
+    with pytest.raises(errors.Timeout, match="nobody works for that group"):
+        bus.ask("@some", "x", timeout=0.3)
+    member._receiver.offer(1)
+    until(lambda: _asks_in_vain(bus))
+    assert not bus._speaker._unassigned
+
+
+def _asks_in_vain(bus: Bus) -> bool:
+    try:
+        bus.ask("@some", "x", timeout=0.3)
+    except errors.Timeout as error:
+        return "may still be at work" in str(error)
+    return False
+
+
+def test_what_fails_in_map_is_named(connect, echo):
+    bus = connect()
+    answers = bus.map("echo", [1, 2, {3}, 4], timeout=PATIENCE_S)
+    assert [next(answers).body, next(answers).body] == [1, 2]
+    with pytest.raises(errors.InvalidPayload) as caught:
+        next(answers)
+    assert (caught.value.index, caught.value.item) == (2, {3})
+    if sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == ["of item 2 of map: {3} (set)"]
+    assert errors.ZmqbusError("x").index is None
+
+
+# --- a bus that nobody closes
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("zmqbus") for thread in threading.enumerate())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("always::ResourceWarning")
+def test_those_that_are_dropped_end_and_say_so(port):
+    before = threads(), len(os.listdir("/dev/fd"))
+    with warnings.catch_warnings(record=True) as caught:
+        for number in range(20):
+            zmqbus.connect(f"m{number}")
+            zmqbus.connect()
+        gc.collect()
+    told = [str(one.message) for one in caught if issubclass(one.category, ResourceWarning)]
+    assert len(told) == 40 and "unclosed bus 'm0'; use it in a with statement" in told
+    until(lambda: (threads(), len(os.listdir("/dev/fd"))) == before)
+    with zmqbus.connect() as bus:
+        assert bus.sessions() == []  # they have left in good order
+        assert {row.name for row in bus.sessions(away=True)} == {f"m{number}" for number in range(20)}
+    with zmqbus.connect("m0") as again:  # the same session as before, as if it had been closed
+        assert again.session_id in {row.session_id for row in again.sessions()}
+        assert len([row for row in again.sessions(away=True) if row.name == "m0"]) == 1
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+def test_one_that_was_closed_does_not_complain(port):
+    bus = zmqbus.connect()
+    bus.close()
+    del bus
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_one_that_somebody_awaits_an_answer_from_goes_on(port, echo):
+    reply = zmqbus.connect().request("echo", "x", timeout=PATIENCE_S)
+    receipt = zmqbus.connect().send("echo", "y", wait=False)
+    answers = zmqbus.connect().map("echo", ["z"], timeout=PATIENCE_S)
+    gc.collect()
+    assert reply.result().body == "x"
+    assert receipt.result(PATIENCE_S).to == "echo"
+    assert next(answers).body == "z"
+    del reply, receipt, answers
+    gc.collect()
+    until(lambda: threads() == 2)  # of the echo
 
 
 def test_ambiguous_names(connect):

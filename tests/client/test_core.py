@@ -652,6 +652,25 @@ def test_hello_names_what_is_in_hand_and_what_is_answered(worker):
     assert said(worker.handle(Up()))[1:] == [offer._replace(credit=0)]
 
 
+@pytest.mark.parametrize("phase", Phase)
+def test_a_probe_is_answered_where_there_is_a_lease(phase):
+    answered = said(in_phase(phase).hear(protocol.Probe()))
+    assert [type(one) for one in answered] == ([protocol.Ping] if phase is Phase.READY else [])
+
+
+def test_what_is_given_back_is_not_named_with_the_hello_that_follows(worker):
+    worker.hear(work(1), work(2))
+    worker.core.answer("request0001", 0, b"done")
+    hello, offer = said(worker.core.give_back())
+    assert isinstance(hello, protocol.Hello) and offer == protocol.Offer(0, (), ("request0001",))
+    assert worker.core.in_hand == 0
+    assert said(worker.core.answer("request0002", 0, b"too late")) == []
+
+
+def test_where_nothing_is_in_hand_nothing_is_said(worker):
+    assert said(worker.core.give_back()) == []
+
+
 def test_who_has_not_offered_does_not_offer_again(ready):
     assert [type(one) for one in said(ready.handle(Up()))] == [protocol.Hello]
 

@@ -308,8 +308,22 @@ def test_a_body_that_cannot_be_read_is_told_to_whoever_asks_for_it():
         _ = message(*encode_error(ValueError("x"), "")).body
 
 
-def test_repr_shows_where_it_comes_from_and_not_what_is_in_it():
-    assert repr(message(Format.TEXT, b"secret")) == "<Message aaaaaaaaaa01 from 'auth', 6 bytes>"
+@pytest.mark.parametrize(
+    ("fmt", "body", "shown"),
+    [
+        (Format.TEXT, b"run the tests", "'run the tests'"),
+        (Format.TEXT, b"a\nb", r"'a\nb'"),
+        (Format.TEXT, b"x" * 61, f"'{'x' * 60}'… (61 bytes)"),
+        (Format.TEXT, b"x" * 1_000_000, f"'{'x' * 60}'… (1,000,000 bytes)"),
+        (Format.BYTES, b"secret", "6 bytes"),
+        (Format.MSGPACK, msgpack.packb({"a": 1}), "{'a': 1}"),
+        (Format.MSGPACK, msgpack.packb([0] * 1_000), "1,003 bytes"),
+        (Format.MSGPACK, b"\xc1", "InvalidPayload: the body is no value"),
+    ],
+)
+def test_repr_shows_the_beginning_of_what_is_in_it(fmt, body, shown):
+    assert repr(message(fmt, body)).startswith(f"<Message aaaaaaaaaa01 from 'auth': {shown}")
+    assert len(repr(message(fmt, body))) < 200
 
 
 def test_ack_is_passed_on_or_nothing():

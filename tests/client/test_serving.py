@@ -180,26 +180,55 @@ def test_what_a_handler_raises_reaches_the_caller_with_its_traceback(
     assert not worker.ended.done()  # it goes on
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("an exception with code of its own")
+
+
+class Evil(dict[str, int]):
+    def __iter__(self) -> Any:
+        raise GeneratorExit
+
+    items = keys = __iter__
+
+
+def returns(value: Any) -> Any:
+    return lambda message: value
+
+
 @pytest.mark.parametrize("concurrency", [1, 3], ids=["here", "threads"])
 @pytest.mark.parametrize("soon", [False, True], ids=["function", "coroutine"])
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_a_handler_that_ends_the_process_has_its_request_given_to_another(connect, serve, concurrency, soon, error):
-    entered = threading.Event()
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("odd"), Mute(), StopIteration()]
+)
+def test_no_exception_of_a_handler_ends_its_worker(connect, serve, concurrency, soon, error):
+    """Whatever it is: another worker would end of the same request."""
 
-    def leave(message: Message) -> None:
-        entered.set()
-        raise error(3)
+    def leave(message: Message) -> str:
+        if message.body == "leave":
+            raise error
+        return "still here"
 
-    async def leave_soon(message: Message) -> None:
-        leave(message)
+    async def leave_soon(message: Message) -> str:
+        return leave(message)
 
     leaving = serve(leave_soon if soon else leave, concurrency=concurrency)
-    reply = connect().request("@g", 21, timeout=PATIENCE_S)
-    assert entered.wait(PATIENCE_S)
-    serve(double)
-    assert isinstance(leaving.ended.exception(PATIENCE_S), error)
-    leaving.bus.close()  # as the end of the process would
-    assert reply.result().body == 42
+    bus = connect()
+    with pytest.raises(errors.RemoteError) as caught:
+        bus.ask("@g", "leave", timeout=PATIENCE_S)
+    # A coroutine cannot raise StopIteration: Python makes another error of it.
+    assert caught.value.kind in (type(error).__name__, "RuntimeError")
+    assert type(error).__name__ in caught.value.traceback
+    assert bus.ask("@g", "go on", timeout=PATIENCE_S).body == "still here"
+    assert not leaving.ended.done()
+
+
+@pytest.mark.parametrize("value", [object(), Evil(a=1), [SystemExit(1)], {1: lambda: 0}, SystemExit(4)])
+def test_no_value_of_a_handler_ends_its_worker(connect, serve, value):
+    leaving = serve(returns(value))
+    with pytest.raises(errors.RemoteError):
+        connect().ask("@g", "x", timeout=PATIENCE_S)
+    assert not leaving.ended.done()
 
 
 def test_a_bus_that_is_closed_under_a_handler_ends_serve_and_the_request_goes_to_another(connect, serve):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from struct import unpack_from
@@ -190,6 +191,7 @@ class RealWorld(World):
         own = process_of(os.getpid())
         self.living_owner = f"{own.pid}:{own.started}"
         self.dead_owner = f"{own.pid}:0"
+        self._owners: dict[str, subprocess.Popen[bytes]] = {}
         self._prober: Member | None = None
         self._watcher: Member | None = None
         self._barriers = 0
@@ -202,6 +204,17 @@ class RealWorld(World):
         if persona.role in (Role.LISTENER, Role.PROGRAM):
             persona = persona._replace(topics=(*persona.topics, f"probe-{persona.pid}"))
         return RealMember(self, persona, taken)
+
+    def new_owner(self) -> str:
+        process = subprocess.Popen(["sleep", "600"])
+        owner = f"{process.pid}:{process_of(process.pid).started}"
+        self._owners[owner] = process
+        return owner
+
+    def end_owner(self, owner: str) -> None:
+        process = self._owners.pop(owner)
+        process.kill()
+        process.wait()
 
     def _turning(self) -> list[RealMember]:
         members = [member for member in self.members if isinstance(member, RealMember)]
@@ -314,3 +327,5 @@ class RealWorld(World):
         self._closing = True
         for member in self.members:
             member.die()
+        for owner in list(self._owners):
+            self.end_owner(owner)

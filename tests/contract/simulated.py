@@ -87,6 +87,14 @@ class SimWorld(World):
         client.connect()
         return member
 
+    def new_owner(self) -> str:
+        owner = f"{next(self._pids)}:1"
+        self.net.living_owners.add(owner)
+        return owner
+
+    def end_owner(self, owner: str) -> None:
+        self.net.living_owners.discard(owner)
+
     def attach(self, *members: Member) -> None:
         self.quiet()
         for member in members:

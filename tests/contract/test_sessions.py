@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.simulated import SimWorld
+from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
 from zmqbus import protocol
-from zmqbus.broker.core import SILENCE_S
+from zmqbus.broker.core import MAX_PROBE_PAUSE_S, SILENCE_S
+from zmqbus.broker.reading import RECALL_S
 from zmqbus.client.core import PING_S, Displaced
-from zmqbus.errors import ZmqbusError
+from zmqbus.errors import NameTaken, ZmqbusError
 from zmqbus.protocol import Role
 
 
@@ -256,17 +257,68 @@ def test_a_program_has_a_mailbox_like_a_listener(world: World) -> None:
 # --- in the simulated world alone: timers longer than a test may last
 
 
-def test_one_that_says_nothing_for_so_long_is_away_until_it_goes_on(sim: SimWorld) -> None:
+def test_one_that_says_nothing_is_busy_and_keeps_its_name(sim: SimWorld) -> None:
     alice, bob = sim.session("alice"), sim.session("bob")
     sim.pass_time(2 * SILENCE_S)
-    assert set(rows(alice, everyone=False)) == {"alice", "bob"}  # they ping
+    assert {name: row.state for name, row in rows(alice, everyone=False).items()} == {"alice": "live", "bob": "live"}
     bob.stop()
-    sim.pass_time(SILENCE_S + 1)
-    assert set(rows(alice, everyone=False)) == {"alice"}
-    alice.hears(alice.send("bob", b"x"), "away")
+    sim.pass_time(100 * SILENCE_S)
+    assert {name: row.state for name, row in rows(alice, everyone=False).items()} == {"alice": "live", "bob": "busy"}
+    other = sim.session("other", name="bob")
+    assert isinstance(other.closed[0], NameTaken)
+    alice.hears(alice.send("bob", b"x"), "busy")
     bob.go()
     bob.takes(b"x")
-    assert set(rows(alice, everyone=False)) == {"alice", "bob"}
+    sim.pass_time(5)
+    assert {name: row.state for name, row in rows(alice, everyone=False).items()} == {"alice": "live", "bob": "live"}
+
+
+def test_one_whose_process_has_ended_is_away_though_its_sockets_are_held(sim: SimWorld) -> None:
+    alice, bob = sim.session("alice"), sim.session("bob", owner=(owner := sim.new_owner()))
+    bob.stop()
+    sim.end_owner(owner)
+    sim.pass_time(15)
+    assert set(rows(alice, everyone=False)) == {"alice"}
+
+
+def test_one_whose_connection_is_gone_without_a_sign_is_found_by_the_probe(sim: SimWorld) -> None:
+    """A command has no mark whose loss would show."""
+    alice = sim.session("alice")
+    helper = sim.helper(alice)
+    assert isinstance(helper, SimMember)
+    sim.net.lose(helper.client)
+    helper.stop()
+    before = len(sim.net.broker.registry.connections)
+    sim.pass_time(SILENCE_S + 2)
+    assert len(sim.net.broker.registry.connections) == before - 1
+
+
+def test_a_silent_one_is_probed_less_and_less(sim: SimWorld) -> None:
+    """What is sent to a stopped process stays in its buffers."""
+    sim.session("alice")
+    bob = sim.session("bob")
+    assert isinstance(bob, SimMember)
+    bob.stop()
+    sim.pass_time(24 * 3600)
+    assert len(bob.client.down) < 24 * 3600 / MAX_PROBE_PAUSE_S + 10
+    bob.go()
+    sim.quiet()
+    assert bob.ready and not bob.losses
+
+
+def test_a_command_that_stands_still_does_not_keep_an_inbox_from_its_session(sim: SimWorld) -> None:
+    alice, bob = sim.session("alice"), sim.session("bob")
+    helper = sim.helper(bob)
+    bob.stop()
+    alice.hears(alice.send("bob", b"x"), "busy")
+    helper.begin(protocol.Fetch("f", False))
+    helper.stop()
+    sim.pass_time(RECALL_S + 1)
+    bob.go()
+    sim.pass_time(1)
+    assert bob.bodies == []  # the command has it, and does not take it
+    sim.pass_time(SILENCE_S + 1)
+    bob.takes(b"x")
 
 
 def test_a_new_name_that_it_has_missed_is_told_with_the_next_ping(sim: SimWorld) -> None:

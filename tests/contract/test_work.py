@@ -99,7 +99,7 @@ def test_a_worker_that_leaves_is_not_waited_for(world):
     one.bye()
     two = worker(world, "two")
     world.until(lambda: two.works)
-    assert two.works[msg_id].tries == 1
+    assert two.works[msg_id].tries == 0  # it was given back
     two.work(msg_id)
     asking.hears_back(msg_id)
 
@@ -164,18 +164,36 @@ def test_a_request_that_the_broker_has_died_with(world):
     asking.hears_back(msg_id, b"done resize")
 
 
-def test_a_worker_that_does_not_come_back_is_given_up(world):
-    world = world
-    one, two, asking = worker(world, "one"), worker(world, "two"), caller(world)
+def test_a_worker_that_does_not_come_back_keeps_what_it_has_until_its_process_has_ended(world):
+    owner = world.new_owner()
+    one, two, asking = worker(world, "one", owner=owner), worker(world, "two"), caller(world)
     msg_id = asking.call("g")
     world.until(lambda: one.works)
-    one.die()
-    began_s = world.now_s
+    one.die()  # its connection, that is
+    late_s = world.now_s + RETURN_S + 1
+    world.until(lambda: world.now_s > late_s)
+    assert not two.works
+    world.end_owner(owner)
     world.until(lambda: two.works)
-    assert world.now_s - began_s > RETURN_S - 1
     assert two.works[msg_id].tries == 1
     two.work(msg_id)
     asking.hears_back(msg_id)
+
+
+def test_over_a_brokers_death_too(world):
+    owner = world.new_owner()
+    one, two, asking = worker(world, "one", owner=owner), worker(world, "two"), caller(world)
+    msg_id = asking.call("g")
+    world.until(lambda: one.works)
+    one.stop()
+    world.kill_broker()
+    late_s = world.now_s + RETURN_S + 1
+    world.until(lambda: world.now_s > late_s)
+    assert not two.works
+    one.go()
+    one.work(msg_id)
+    asking.hears_back(msg_id, b"done ")
+    assert not two.done
 
 
 def test_three_workers_that_go_with_a_request(world):

@@ -373,6 +373,14 @@ class World(ABC):
     living_owner: str  #: of a session: a process that runs
     dead_owner: str
 
+    @abstractmethod
+    def new_owner(self) -> str:
+        """A process that runs until `end_owner`."""
+
+    @abstractmethod
+    def end_owner(self, owner: str) -> None:
+        """A process of `new_owner` ends."""
+
     # --- time
 
     @property

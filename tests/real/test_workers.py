@@ -30,7 +30,7 @@ from zmqbus.settings import load
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-#: Far over what any of this takes: a worker that stands still is given up after 12 s.
+#: Far over what any of this takes.
 PATIENCE_S = 90.0
 POLL_S = 0.01
 
@@ -54,10 +54,36 @@ def dies(message):
     note(message.body)
     os._exit(1)
 
+def holds(message):
+    import ctypes
+    note(message.body)
+    ctypes.PyDLL(None).sleep(int(message.body.split()[1]))  # which keeps the interpreter to itself
+    return os.getpid()
+
+def forks(message):
+    import signal
+    child = os.fork()
+    if not child:
+        sys.stderr.close()
+        time.sleep(90)
+        os._exit(0)
+    note(child)
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def exits(message):
     note(message.body)
     if message.body == "exit":
         sys.exit(3)
+    return os.getpid()
+
+def waits(message):
+    note(message.body)
+    while True:
+        time.sleep(0.01)
+
+def sleeps(message):
+    note(message.body)
+    time.sleep(1)
     return os.getpid()
 
 async def hangs(message):
@@ -69,6 +95,7 @@ async def hangs(message):
 
 with zmqbus.connect(group=sys.argv[1]) as bus:
     bus.serve(globals()[sys.argv[2]], concurrency=int(sys.argv[3]))
+    exec(sys.argv[4])
 """
 
 
@@ -79,11 +106,15 @@ class Pool:
         self.notes = directory / "notes"
         self.workers: list[subprocess.Popen[str]] = []
 
-    def start(self, handler: str, count: int = 1, *, group: str = "g", concurrency: int = 1) -> list[Any]:
+    def start(
+        self, handler: str, count: int = 1, *, group: str = "g", concurrency: int = 1, after: str = ""
+    ) -> list[Any]:
         env = {**os.environ, "NOTES": str(self.notes)}
-        arguments = [sys.executable, "-c", WORKER, group, handler, str(concurrency)]
+        arguments = [sys.executable, "-c", WORKER, group, handler, str(concurrency), after]
         started = [
-            subprocess.Popen(arguments, cwd=ROOT, env=env, stderr=subprocess.PIPE, encoding="utf-8")
+            subprocess.Popen(
+                arguments, cwd=ROOT, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+            )
             for _ in range(count)
         ]
         self.workers += started
@@ -193,23 +224,75 @@ def test_workers_that_are_all_killed_are_waited_for(bus, pool, tree):
     assert [reply.result().body for reply in replies] == [tree[item] for item in items]
 
 
-def test_a_worker_that_stands_still_is_given_up_and_its_answers_do_not_come_twice(bus, pool, tree):
+def test_a_worker_that_stands_still_is_given_nothing_more_and_keeps_what_it_has(bus, pool, tree):
     """SIGSTOP: the connection is there, and says nothing."""
     stopped, *_ = pool.start("sha", 2)
+    until(lambda: figures()["workers"] == 2)
     items = [*tree][:200]
-    answers = []
-    for number, answer in enumerate(bus.map("@g", items, timeout=PATIENCE_S)):
-        answers.append(answer.body)
-        if number == 20:
-            stopped.send_signal(signal.SIGSTOP)
-    assert answers == [tree[item] for item in items]
+    stopped.send_signal(signal.SIGSTOP)
+    replies = [bus.request("@g", item, timeout=PATIENCE_S) for item in items[:2]]
+    until(lambda: figures()["requests_in_hand"] == 1 and len(pool.noted()) == 1)
+    until(lambda: [row.state for row in bus.sessions() if row.name == f"g-{stopped.pid}"] == ["busy"])
+    answers = [answer.body for answer in bus.map("@g", items[2:], timeout=PATIENCE_S)]
+    assert answers == [tree[item] for item in items[2:]]
+    assert sum(not reply.done() for reply in replies) == 1
     stopped.send_signal(signal.SIGCONT)
-    # It comes back, and works again.
-    workers = {worker.pid for worker in pool.workers}
-    for worker in pool.workers[1:]:
-        worker.kill()
-    assert bus.ask("@g", items[0], timeout=PATIENCE_S).body == tree[items[0]]
-    assert {pid for pid, _ in pool.noted()} <= workers
+    assert [reply.result().body for reply in replies] == [tree[item] for item in items[:2]]
+    assert set(Counter(path for _, path in pool.noted()).values()) == {1}
+    assert figures()["requests_redispatched"] == 0
+
+
+#: Longer than the broker takes silence for silence (12 s), and than it would then expect anybody back (5 s).
+HELD_S = 20
+
+BUSY_CALLER = """
+import ctypes, sys, zmqbus
+with zmqbus.connect() as bus:
+    reply = bus.request("@g", f"hold 8 for {sys.argv[1]}")
+    print("asked", flush=True)
+    sys.stdin.readline()
+    ctypes.PyDLL(None).sleep(int(sys.argv[1]))
+    print(reply.result(60).body, flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["quiet", "broker"])
+def test_nobody_who_is_busy_is_taken_for_dead(bus, pool, data_dir, how):
+    """Workers, and a caller, whose interpreters are held, and a worker that is stopped; and a broker that is new to all
+    of them. There is always a worker free to whom their requests could be given."""
+    pool.start("holds", 4)
+    until(lambda: figures()["workers"] == 4)
+    held = bus.request("@g", f"hold {HELD_S}", timeout=PATIENCE_S)
+    pid = until(lambda: pool.noted())[0][0]
+    still = bus.request("@g", "hold 1", timeout=PATIENCE_S)
+    until(lambda: len(pool.noted()) == 2)
+    stopped = next(worker for worker in pool.workers if worker.pid == pool.noted()[1][0])
+    stopped.send_signal(signal.SIGSTOP)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", BUSY_CALLER, str(HELD_S)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        assert caller.stdin is not None and caller.stdout is not None
+        assert caller.stdout.readline() == "asked\n"
+        until(lambda: len(pool.noted()) == 3)
+        caller.stdin.write("go on\n")
+        caller.stdin.flush()
+        if how == "broker":
+            broker(data_dir).kill()
+        assert held.result().body == pid
+        assert not still.done()
+        stopped.send_signal(signal.SIGCONT)
+        assert still.result().body == stopped.pid
+        assert int(caller.stdout.readline()) == pool.noted()[2][0]
+    finally:
+        caller.kill()
+        caller.communicate()
+    assert len(pool.noted()) == 3  # each once
+    assert figures()["requests_redispatched"] == 0
 
 
 def test_a_broker_that_stands_still_for_a_while(bus, pool, tree, data_dir):
@@ -228,23 +311,17 @@ def test_a_broker_that_stands_still_for_a_while(bus, pool, tree, data_dir):
 # --- handlers that end
 
 
-def test_a_handler_that_exits_takes_its_worker_with_it_and_nobody_else(bus, pool):
-    workers = pool.start("exits", 5)
-    until(lambda: figures()["workers"] == 5)
-
-    def ask() -> None:
-        replies = [bus.request("@g", number, timeout=PATIENCE_S) for number in range(50)]
-        assert {reply.result().body for reply in replies} <= {worker.pid for worker in workers}
-
-    ask()
-    # Alone: what a worker holds ahead has gone with one worker, too, and with three of them by a rare chance.
-    with pytest.raises(errors.Poisoned):
-        bus.ask("@g", "exit", timeout=PATIENCE_S)
-    ask()
-    ended = until(lambda: [one for one in workers if one.poll() is not None])
-    assert {worker.wait(PATIENCE_S) for worker in ended} == {3}
-    assert [text for _, text in pool.noted()].count("exit") == 3
-    assert bus.ask("@g", "still there?", timeout=PATIENCE_S).body in {worker.pid for worker in workers}
+def test_a_handler_that_exits_is_an_error_of_its_own_request_and_nobody_elses(bus, pool):
+    workers = pool.start("exits", 2)
+    until(lambda: figures()["workers"] == 2)
+    for _ in range(6):
+        with pytest.raises(errors.RemoteError) as caught:
+            bus.ask("@g", "exit", timeout=PATIENCE_S)
+        assert (caught.value.kind, caught.value.text) == ("SystemExit", "3")
+    assert [text for _, text in pool.noted()].count("exit") == 6
+    replies = [bus.request("@g", number, timeout=PATIENCE_S) for number in range(50)]
+    assert {reply.result().body for reply in replies} <= {worker.pid for worker in workers}
+    assert [worker.poll() for worker in workers] == [None, None]
 
 
 def test_a_request_that_kills_whoever_takes_it_is_given_to_no_more_than_three(bus, pool):
@@ -258,6 +335,24 @@ def test_a_request_that_kills_whoever_takes_it_is_given_to_no_more_than_three(bu
     until(lambda: figures()["workers"] == 2)
 
 
+def test_a_worker_that_dies_while_a_child_of_its_holds_its_sockets(bus, pool):
+    """Nothing shows that it has ended but its pid: the kernel closes no connection that somebody has."""
+    [worker] = pool.start("forks")
+    reply = bus.request("@g", "x", timeout=PATIENCE_S)
+    child = int(until(lambda: pool.noted())[0][1])
+    try:
+        assert worker.wait(PATIENCE_S) == -signal.SIGKILL
+        [other] = pool.start("holds")
+        assert psutil.pid_exists(child) and not reply.done()
+        until(lambda: figures()["requests_redispatched"] == 1)
+        assert psutil.pid_exists(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(errors.RemoteError):  # the other one has it, and cannot make anything of it
+        reply.result()
+    assert {pid for pid, text in pool.noted() if text == "x"} == {other.pid}
+
+
 def test_a_handler_that_hangs_costs_only_its_own_request(bus, pool):
     pool.start("hangs", concurrency=3)
     hanging = bus.request("@g", "hang", timeout=3.0)
@@ -267,13 +362,53 @@ def test_a_handler_that_hangs_costs_only_its_own_request(bus, pool):
 
 
 def test_a_worker_that_is_interrupted_leaves_in_good_order(bus, pool):
+    """Ctrl-C while nothing is in hand."""
     [worker] = pool.start("exits")
     first = bus.ask("@g", 1, timeout=PATIENCE_S)
     worker.send_signal(signal.SIGINT)
-    assert worker.wait(PATIENCE_S) != 0
+    assert (worker.wait(PATIENCE_S), worker.stderr.read()) == (0, "")
     assert first.body == worker.pid
     until(lambda: figures()["workers"] == 0)
     until(lambda: [row.name for row in bus.sessions(away=True)] == ["orchestrator"])
+
+
+@pytest.mark.parametrize(("handler", "concurrency"), [("waits", 1), ("hangs", 1), ("hangs", 3)])
+def test_what_an_interrupted_worker_has_in_hand_goes_to_another(bus, pool, handler, concurrency):
+    """Ctrl-C in the middle of it. That is no death, however often it happens."""
+    reply = bus.request("@g", "hang", timeout=PATIENCE_S)
+    for number in range(4):
+        [worker] = pool.start(handler, concurrency=concurrency)
+        until(lambda: len(pool.noted()) == number + 1)  # noqa: B023
+        worker.send_signal(signal.SIGINT)
+        assert (worker.wait(PATIENCE_S), worker.stderr.read()) == (0, "")
+        assert not reply.done()
+    [last] = pool.start("exits")
+    assert reply.result().body == last.pid
+
+
+def test_handlers_in_threads_finish_what_they_have_begun_when_their_worker_is_interrupted(bus, pool):
+    [worker] = pool.start("sleeps", concurrency=2)
+    replies = [bus.request("@g", number, timeout=PATIENCE_S) for number in range(4)]
+    until(lambda: len(pool.noted()) == 2)
+    worker.send_signal(signal.SIGINT)
+    assert {reply.result().body for reply in replies[:2]} == {worker.pid}
+    assert (worker.wait(PATIENCE_S), worker.stderr.read()) == (0, "")
+    [other] = pool.start("sleeps", concurrency=2)
+    assert {reply.result().body for reply in replies[2:]} == {other.pid}
+    assert sorted(text for _, text in pool.noted()) == ["0", "1", "2", "3"]
+
+
+def test_a_worker_that_is_interrupted_and_goes_on_has_given_back_what_it_had(bus, pool):
+    """Its bus stays open: nobody else would get the request as long as the process lives."""
+    [worker] = pool.start("waits", after="input()")
+    reply = bus.request("@g", "hang", timeout=PATIENCE_S)
+    until(pool.noted)
+    worker.send_signal(signal.SIGINT)
+    [other] = pool.start("exits")
+    assert reply.result().body == other.pid
+    assert worker.poll() is None
+    worker.communicate("\n", PATIENCE_S)
+    assert worker.returncode == 0
 
 
 # --- callers that end

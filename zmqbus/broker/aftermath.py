@@ -1,20 +1,21 @@
-"""What a new broker has to find out about the requests of the one before it, in its first seconds.
+"""What a new broker has to find out about the requests of the one before it.
 
 The callers say their requests again, the workers name what they have in hand, and neither waits for the other. So there
 are two sides to be brought together:
 
-* A request that is said again waits (in *limbo*) as long as any session of its group that was connected when the last
-  broker ended has not come back: that one may have it. The store knows those sessions.
-* What a worker names and nobody has asked here yet is a *claim*. When the caller says the request, it is that worker's.
-  A worker may have answered it, too, to a broker that died with the answer; it is handed the request again then, and
-  remembers.
+* A request that is said again waits (in *limbo*) as long as any session that may have it has not come back: one that
+  has joined the group, was not seen to leave it, and whose process lives. The store knows those sessions. A worker may
+  take its time to come back: a handler that holds the interpreter keeps it from saying anything, for however long.
+* What a worker of that time names and nobody has asked here yet is a *claim*. When the caller says the request, it is
+  that worker's. A worker may have answered it, too, to a broker that died with the answer; it is handed the request
+  again then, and remembers. The caller may take its time as well, so a claim stays as long as its worker does.
 
-After `RETURN_S` whoever is not here is late: limbo is emptied into the queues, and the workers hear that nobody wants
-what they have.
+A session that comes back and does not offer is no worker, and nothing waits for it.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from zmqbus import protocol
@@ -23,12 +24,17 @@ from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.registry import Session
 from zmqbus.broker.workers import Worker
 
-#: How long callers and workers that have lost their connection, or their broker, are expected back. They look for a
-#: broker for five seconds, and have found one after some tenths.
+#: How long callers that have lost their connection are expected back with what no worker has, and how long a worker
+#: without a connection counts that has nothing in hand. Clients look for a broker for five seconds, and have found one
+#: after some tenths.
 RETURN_S = 5.0
 #: And how long a program that has come back may take to offer, before it counts as none that works. The offer comes in
 #: the message of its HELLO, or right behind it.
 OFFER_S = 1.0
+#: Claims that are remembered when the worker has answered: as many as answers of this broker's own time.
+MAX_CLAIMS = 20_000
+#: Sessions that a line of the log lists at most.
+MAX_LISTED = 5
 
 
 class Aftermath:
@@ -38,11 +44,14 @@ class Aftermath:
         self._board = board
         self._out = out
         self._owner_lives = owner_lives
-        self._until_s = 0.0  # 0: it is over
-        self._claims: dict[str, tuple[Worker, bool]] = {}  # id → who has it, and whether it has answered it
+        self._known: frozenset[str] = frozenset()  # sessions that may have had requests of another broker
+        # Id → who has it, and whether it has answered it; those that were claimed first stand first.
+        self._claims: OrderedDict[str, tuple[Worker, bool]] = OrderedDict()
         self._expected: dict[str, set[str]] = {}  # group → sessions that may have some of its requests
         self._owners: dict[str, str] = {}  # those sessions → their owners
         self._came: dict[str, float] = {}  # those of them that are here → when they count as none that works
+        self._until_s = 0.0
+        self._is_early = False  # it is not so late yet that those who are expected should have come
 
     def __repr__(self) -> str:
         return f"<Aftermath: {len(self._owners)} sessions expected, {len(self._claims)} claims>"
@@ -50,21 +59,27 @@ class Aftermath:
     @property
     def lasts(self) -> bool:
         """Whether time alone may change something here."""
-        return bool(self._claims or self._board.limbo)
+        return bool(self._board.limbo or self._is_early)
 
     def begin(self, now: Instant, sessions: Iterable[Session]) -> None:
-        """The broker is new. `sessions`: those that were connected to the one before."""
+        """The broker is new. `sessions`: those that the one before has known."""
         self._until_s = now.mono_s + RETURN_S
         for session in sessions:
-            if session.groups and self._owner_lives(session.owner):
+            if session.groups and not session.left and self._owner_lives(session.owner):
                 self._owners[session.session_id] = session.owner
                 for name in session.groups:
                     self._expected.setdefault(name, set()).add(session.session_id)
+        self._known = frozenset(self._owners)
+        self._is_early = bool(self._owners)
 
-    def expects(self, name: str, without: str = "") -> bool:
-        """Whether a session of this group may come back; another one than that."""
+    def expects(self, name: str) -> bool:
+        """Whether a session that has joined this group may have requests of it in hand, and has not come back."""
+        return name in self._expected
+
+    def expects_soon(self, name: str, without: str = "") -> bool:
+        """Whether a session of this group, another one than that, should be back in a moment."""
         expected = self._expected.get(name)
-        return expected is not None and expected != {without}
+        return self._is_early and expected is not None and expected != {without}
 
     def came(self, now: Instant, session_id: str) -> None:
         """A program is back, and may be about to offer."""
@@ -83,7 +98,7 @@ class Aftermath:
                 self._empty_limbo(name)
 
     def _empty_limbo(self, name: str) -> None:
-        """All who may have had something of this group are back, or late: what nobody has is for anybody."""
+        """All who may have had something of this group are back, or ended: what nobody has is for anybody."""
         for request in [one for one in self._board.limbo.values() if one.group.name == name]:
             self._board.take_out(request)
             self._board.wait(request)
@@ -94,12 +109,20 @@ class Aftermath:
 
     def claim(self, worker: Worker, msg_id: str, *, answered: bool) -> bool:
         """A worker has a request that nobody has asked here. False: nobody will."""
-        if not self._until_s or msg_id in self._claims or not protocol.is_msg_id(msg_id):
+        if worker.session_id not in self._known or msg_id in self._claims or not protocol.is_msg_id(msg_id):
             return False
         self._claims[msg_id] = (worker, answered)
         if not answered:
             worker.claims.add(msg_id)
+        self._bound()
         return True
+
+    def _bound(self) -> None:
+        """Forgets the oldest of those that are answered, where there are too many."""
+        if len(self._claims) > MAX_CLAIMS:
+            oldest = next((msg_id for msg_id, (_, answered) in self._claims.items() if answered), None)
+            if oldest is not None:
+                del self._claims[oldest]
 
     def answered(self, worker: Worker, msg_id: str) -> bool:
         """A worker has answered what it claims, and has a hand free. False if that is no claim of its own."""
@@ -127,23 +150,24 @@ class Aftermath:
     # --- time
 
     def tick(self, now: Instant) -> None:
-        """Waits no longer for whoever is late, or dead."""
-        if not self._until_s:
-            return
-        late = now.mono_s >= self._until_s
+        """Waits no longer for those whose processes have ended, nor for those who do not work any more."""
         for session_id, owner in list(self._owners.items()):
-            if late or now.mono_s >= self._came.get(session_id, self._until_s) or not self._owner_lives(owner):
+            came_s = self._came.get(session_id)
+            if (came_s is not None and now.mono_s >= came_s) or not self._owner_lives(owner):
                 self.arrived(session_id)
-        if not late:
-            return
-        self._until_s = 0.0
-        claims, self._claims = self._claims, {}
-        unwanted: dict[Worker, list[str]] = {}
-        for msg_id, (worker, answered) in claims.items():
-            if not answered:
-                unwanted.setdefault(worker, []).append(msg_id)
-        for worker, msg_ids in unwanted.items():
-            worker.claims.clear()
-            self._board.load_changed(worker)
-            if worker.conn is not None:
-                self._out.reply(worker.conn.route, protocol.Withdrawn(tuple(msg_ids)))
+        if self._is_early and (now.mono_s >= self._until_s or not self._owners):
+            self._is_early = False
+            for name, expected in self._expected.items():
+                self._note_late(name, expected)
+
+    def _note_late(self, name: str, expected: set[str]) -> None:
+        """These sessions should be back by now: whoever wants an answer at once or not at all waits no longer."""
+        if name in self._board.groups:
+            self._board.changed[self._board.groups[name]] = None
+        waiting = sum(request.group.name == name for request in self._board.limbo.values())
+        if waiting:
+            who = ", ".join(sorted(expected)[:MAX_LISTED])
+            self._out.note(
+                f"{waiting} requests to @{name} may be at work in sessions that have not come back, and whose "
+                f"processes live ({who}): nobody else is given them before those have ended"
+            )

@@ -135,9 +135,17 @@ class Board:
     def give(self, worker: Worker, request: Request) -> None:
         """It is this worker's, as far as the tables go."""
         request.stage = Stage.HELD
+        if request.unassigned:
+            self.tell_assignment(request, has_worker=True)
         request.worker = worker
         worker.hand[request.msg_id] = request
         worker.place()
+
+    def tell_assignment(self, request: Request, *, has_worker: bool) -> None:
+        """The caller is to know whether there is anybody for its request."""
+        request.unassigned = not has_worker
+        if request.caller.conn is not None:
+            self._out.reply(request.caller.conn.route, protocol.Assignment(request.msg_id, has_worker))
 
     def hand(self, worker: Worker, request: Request) -> None:
         """WORK for a worker; which it may have had before."""

@@ -61,13 +61,13 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.intake import Intake
-from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS, ref_of
 from zmqbus.broker.pool import Pool
 from zmqbus.broker.reading import Reading
 from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
 from zmqbus.broker.spooled import no_spools
 from zmqbus.broker.store import Store
+from zmqbus.broker.takeover import Takeover
 from zmqbus.broker.upkeep import Upkeep
 from zmqbus.digest import compare_digest, sha256
 from zmqbus.errors import (
@@ -77,6 +77,7 @@ from zmqbus.errors import (
     ProtocolError,
     RateLimited,
     Unauthorized,
+    UnknownPeer,
     ZmqbusError,
 )
 from zmqbus.protocol import Pointer
@@ -84,9 +85,16 @@ from zmqbus.readback import Earlier
 
 #: The state `busy` in a list: has not taken its messages for so long.
 BUSY_STATE_S = 5.0
-#: A connection that says nothing for so long is gone. Clients ping every 4 s, so that three pings are lost by then; the
-#: promise is that a dead listener is off the list within 15 s.
+#: A connection that says nothing for so long is silent: clients ping every 4 s, so three pings are missing by then.
+#: Silence is not death. A process that holds its interpreter, or that was stopped, says nothing either. So a silent
+#: connection is listed as busy and given no more work, and it ends only if its process has ended or its TCP connection
+#: is gone. The promise is that a dead listener is off the list within 15 s.
 SILENCE_S = 12.0
+#: How often silent connections are looked for.
+SILENCE_LOOK_S = 0.5
+#: The longest pause between two probes of a silent connection; the first ones double. What is sent to a stopped process
+#: stays in its buffers, which hold some thousands of these.
+MAX_PROBE_PAUSE_S = 600.0
 #: Notices that the status repeats; broker.log has them all.
 MAX_NOTICES = 20
 #: Longest session id, and longest token of a guest (its id is made of it): a UUID has 36 characters, a token 32. Ids
@@ -102,9 +110,11 @@ BUSY_TICK_S = 0.1
 QUIET_TICK_S = 2.0
 
 
-def _is_busy(now: Instant, mailbox: Mailbox) -> bool:
-    """Whether the consumer has not taken its messages for a while."""
-    oldest_s = mailbox.oldest_s()
+def _is_busy(now: Instant, session: Session) -> bool:
+    """Whether a connected session has not taken its messages for a while, or has said nothing."""
+    if session.conn is not None and session.conn.silent:
+        return True
+    oldest_s = session.mailbox.oldest_s()
     return oldest_s is not None and now.mono_s - oldest_s >= BUSY_STATE_S
 
 
@@ -140,10 +150,15 @@ class BrokerCore:
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
         self.awaits = Awaits(self.delivery, store, self._out)
-        self.intake = Intake(self.registry, self.delivery, self.awaits, self._out, sent_before, last_id, read_spooled)
+        self.takeover = Takeover(self.registry, self.delivery, self._out, owner_lives, sent_before)
+        self.intake = Intake(
+            self.registry, self.delivery, self.awaits, self.takeover, self._out, sent_before, last_id, read_spooled
+        )
         self.pool = Pool(self._out, epoch, owner_lives)
         self.reading = Reading(self.registry, self.delivery, self.awaits, self._out)
-        self.upkeep = Upkeep(self.registry, self.delivery, self.awaits, store, self._out, owner_lives)
+        self.upkeep = Upkeep(self.registry, self.delivery, self.awaits, store, self._out, owner_lives, self.takeover)
+        self._owner_lives = owner_lives
+        self._silence_due_s = 0.0
         self._started: Instant | None = None
         self._rules: dict[type, Callable[..., None]] = {
             protocol.Hello: self._hello,
@@ -168,6 +183,7 @@ class BrokerCore:
             protocol.Rename: self._rename,
             protocol.Disconnect: self._disconnect,
             protocol.Forget: self._forget,
+            protocol.Remove: self._remove,
             protocol.Status: self._status,
             protocol.Stop: self._stop,
         }
@@ -194,10 +210,10 @@ class BrokerCore:
                 self.pool.journal_failed(reason)
             case Committed():
                 self.delivery.committed(now)
-                self._renames_kept(None)
+                self._renames_kept(now, None)
             case CommitFailed(reason):
                 self.delivery.commit_failed(reason)
-                self._renames_kept(reason)
+                self._renames_kept(now, reason)
             case Marked(lease):
                 self._marked(lease)
             case Unmarked(lease):
@@ -229,7 +245,7 @@ class BrokerCore:
     def recover(self, now: Instant) -> list[Effect]:
         """Takes up what an earlier broker has left; to be called once, before anything else."""
         self.upkeep.recover(now)
-        self.pool.aftermath.begin(now, (one for one in self.registry.sessions.values() if one.cut_off))
+        self.pool.aftermath.begin(now, self.registry.sessions.values())
         return self._out.take()
 
     def next_tick_s(self) -> float | None:
@@ -269,6 +285,9 @@ class BrokerCore:
         connection = self.registry.connections.get(route)
         if connection is not None:
             connection.last_seen_s = now.mono_s
+            if connection.silent:
+                connection.silent = False
+                self.pool.silence_changed(connection)
         for envelope in envelopes:
             if envelope.__class__ not in (connection.allowed if connection is not None else FROM_STRANGERS):
                 if connection is None:
@@ -320,6 +339,8 @@ class BrokerCore:
             for name in names:
                 naming.check_name(name, what)
         label = naming.check_label(hello.label) or None if hello.label else None
+        if not self.registry.connections:
+            self.takeover.settle_all(now)  # the clock of one that nobody is connected to stands still
         name = naming.check_name(hello.name) if hello.name else ""
         session: Session | None = None
         if standing is Standing.GUEST:
@@ -333,11 +354,14 @@ class BrokerCore:
             # The same client over a new connection. That the old one is dead may not show for seconds, and what it had
             # in hand, awaited or read would stay with it for so long.
             self._part(now, before)
+        if hello.lease:
+            self.pool.caller_returned(hello.lease)
         if standing is Standing.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)
         connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)
         connection.allowed = ALLOWED[standing]
         connection.session = session
+        connection.owner = hello.owner
         connection.program = hello.role == protocol.Role.PROGRAM
         connection.related = hello.release == self.release
         if standing is Standing.GUEST:
@@ -351,7 +375,7 @@ class BrokerCore:
             session.cwd, session.project = sys.intern(hello.cwd), sys.intern(hello.project)
         if standing is Standing.MEMBER:
             assert session is not None
-            session.pid, session.owner = hello.pid, hello.owner
+            session.pid, session.owner, session.owner_ended = hello.pid, hello.owner, False
             session.topics = frozenset(hello.topics) if hello.topics else NO_NAMES
             session.groups = frozenset(hello.groups) if hello.groups else NO_NAMES
             session.conn = connection
@@ -359,14 +383,17 @@ class BrokerCore:
             session.named = hello.named
             session.since_ts = now.wall_s
             self.registry.take_name(session, name)
-            self.upkeep.inherit(session)
             self.registry.keep(session)
+            self.takeover.settle(now, session)
         elif session is not None and not session.name:
-            # A helper is here before its listener has found the new broker: the session is away, under its name.
-            session.name, session.since_ts, session.away_since_s = name, now.wall_s, now.steady_s
+            # A helper is here before its listener has found the new broker: the session is away, under its name. (It
+            # has not come itself: whoever has, and is away, comes before it.)
+            session.name, session.away_since_s = name, now.steady_s
             session.owner, session.named = hello.owner, hello.named
             self.registry.keep(session)
             self.upkeep.parted(session)
+        if session is not None and standing is Standing.HELPER:
+            self.takeover.settle(now, session)
         self._out.reply(
             route,
             protocol.Welcome(
@@ -438,6 +465,8 @@ class BrokerCore:
         if session is not None and own:
             session.conn = None
             session.away_since_s = now.steady_s
+            if gone:
+                session.groups = NO_NAMES  # it works for none of them any more, and no later broker waits for it
             self.registry.release_name(session)
             self.registry.keep(session)
         self.reading.end(now, connection)
@@ -494,6 +523,8 @@ class BrokerCore:
                 f"{LISTS_AT_ONCE} lists at once, and {LISTS_A_SECOND} a second, are the limit; retry in 1 s"
             )
         who.requests += 1
+        if wanted.everyone:
+            self.takeover.settle_shared(now)
         sessions = self.registry.reachable() if wanted.everyone else self.registry.live()
         ordered = sorted(sessions, key=lambda session: session.session_id)
         page = [s for s in ordered if s.session_id > wanted.after][: protocol.LIST_PAGE]
@@ -502,7 +533,7 @@ class BrokerCore:
         self._out.reply(who.route, protocol.Sessions(wanted.ref, rows, more))
 
     def _row(self, now: Instant, session: Session) -> protocol.Session:
-        state = "away" if session.conn is None else "busy" if _is_busy(now, session.mailbox) else "live"
+        state = "away" if session.conn is None else "busy" if _is_busy(now, session) else "live"
         return protocol.Session(
             session.name,
             session.label,
@@ -531,13 +562,14 @@ class BrokerCore:
         self.registry.keep(session)
         self._renaming.append((who.route, rename.ref, session, old, name))
 
-    def _renames_kept(self, reason: str | None) -> None:
+    def _renames_kept(self, now: Instant, reason: str | None) -> None:
         """The new names are in the store, and are told now; or (with `reason`) they are not, and nobody has a new one:
         a name that the next broker does not know would be another session's mail."""
         renaming, self._renaming = self._renaming, []
         if reason is None:
             for route, ref, session, old, name in renaming:
                 self._tell(session, protocol.Renamed(name), name=old)
+                self.takeover.settle(now, session)
                 self._out.reply(route, protocol.Done(ref, old))
             return
         for route, ref, session, old, _ in reversed(renaming):  # for one that was renamed twice
@@ -550,14 +582,15 @@ class BrokerCore:
     def _disconnect(self, now: Instant, who: Connection, disconnect: protocol.Disconnect) -> None:
         session = who.session
         assert session is not None
-        connected = session.conn is not None
+        was_there = not session.left  # one that is away is left in the same way
         session.left = True
         if session.conn is not None:
             self._tell(session, protocol.Disconnected(), last=True)
             self._part(now, session.conn, gone=True)
+        self.pool.left(session)
         self.registry.keep(session)
         self.upkeep.parted(session, gone=True)
-        self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if connected else "not connected"))
+        self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
 
     def _forget(self, now: Instant, who: Connection | bytes, forget: protocol.Forget) -> None:
         # Of whoever has the token: the loss of a mark may be seen before the last word of the one that it was of.
@@ -572,8 +605,28 @@ class BrokerCore:
                 if own is not who:
                     self._tell(session, protocol.Disconnected(), last=True)
                 self._part(now, own, gone=True)
+            self.pool.left(session)
             self.upkeep.parted(session, gone=True)
         self._out.reply(who if isinstance(who, bytes) else who.route, protocol.Done(forget.ref, str(unread)))
+
+    def _remove(self, now: Instant, who: Connection, remove: protocol.Remove) -> None:
+        session = self.registry.known(remove.session_id)
+        if session is None or session.left:
+            raise UnknownPeer("that session is not on the bus any more; see who is: zmqbus list --all")
+        if session.conn is not None:
+            raise Unauthorized(
+                f"'{session.name}' is connected, and only those away can be removed; end it first: zmqbus disconnect "
+                "in its own shell, or on the page of zmqbus console"
+            )
+        if self.delivery.consumer(session.mailbox) is not None:
+            raise RateLimited(f"a command reads the inbox of '{session.name}'; repeat this when it has ended")
+        unread = session.mailbox.total
+        if 0 <= remove.unread < unread:
+            raise RateLimited(f"{unread} messages wait for '{session.name}' by now; look again before you remove them")
+        self._out.note(f"{session!r} is removed on request")
+        session.named = False
+        self.upkeep.parted(session, gone=True)
+        self._out.reply(who.route, protocol.Done(remove.ref, str(unread)))
 
     def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
         assert self._started is not None
@@ -585,7 +638,7 @@ class BrokerCore:
             ("epoch", self.epoch),
             ("uptime_s", int(now.mono_s - self._started.mono_s)),
             ("sessions", sum(1 for _ in self.registry.live())),
-            ("busy", sum(_is_busy(now, session.mailbox) for session in self.registry.live())),
+            ("busy", sum(_is_busy(now, session) for session in self.registry.live())),
             ("away", sum(1 for s in self.registry.reachable() if s.conn is None)),
             ("connections", len(self.registry.connections)),
             ("accepted", self.intake.accepted),
@@ -611,12 +664,34 @@ class BrokerCore:
 
     def _tick(self, now: Instant) -> None:
         self.delivery.tick(now)
-        for connection in [c for c in self.registry.connections.values() if now.mono_s - c.last_seen_s > SILENCE_S]:
-            self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s")
-            self._out.reply(connection.route, protocol.Expired())
-            self._part(now, connection)
+        if now.mono_s >= self._silence_due_s:
+            self._silence_due_s = now.mono_s + SILENCE_LOOK_S
+            for connection in [c for c in self.registry.connections.values() if now.mono_s - c.last_seen_s > SILENCE_S]:
+                self._look_after_silent(now, connection)
         self.reading.tick(now)
         self.awaits.tick(now)
         self.intake.tick(now)
         self.pool.tick(now)
+        self.takeover.tick(now)
         self.upkeep.tick(now)
+
+    def _look_after_silent(self, now: Instant, connection: Connection) -> None:
+        """Ends a silent connection whose process has ended, though another process may hold its sockets (a child that
+        was forked), and one that keeps an inbox from its session. Others are probed: if the connection is gone, the
+        shell finds the route unreachable."""
+        ended = not self._owner_lives(connection.owner)
+        if ended or connection.fetching is not None:
+            why = "its process has ended" if ended else "it reads the inbox of a session"
+            self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s, and {why}: it is given up")
+            self._out.reply(connection.route, protocol.Expired())
+            self._part(now, connection)
+            return
+        if not connection.silent:
+            connection.silent = True
+            connection.probe_at_s = now.mono_s
+            self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s; it is busy, or stopped")
+            self.pool.silence_changed(connection)
+        if now.mono_s >= connection.probe_at_s:
+            pause_s = min(max(now.mono_s - connection.last_seen_s, SILENCE_S), MAX_PROBE_PAUSE_S)
+            connection.probe_at_s = now.mono_s + pause_s
+            self._out.reply(connection.route, protocol.Probe())

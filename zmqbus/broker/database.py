@@ -256,6 +256,10 @@ class Database:
         self._read_bodies(found)
         return list(found.items())
 
+    def heads(self, mailbox: str, seq: int) -> list[tuple[int, Entry]]:
+        box = self._boxes.get(mailbox)
+        return [] if box is None else list(self._merged(box, seq, self._total))
+
     def _merged(self, box: _Box, seq: int, limit: int) -> Iterator[tuple[int, Entry]]:
         """What a mailbox holds after `seq`, in order; bodies that are only in the log are left out."""
         entries: dict[int, Entry] = {}

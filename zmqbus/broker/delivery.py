@@ -60,6 +60,7 @@ class Delivery:
         self._open: dict[str, Item | Run | Tally] = {}  # by message id: the sender has not been told
         self._due: list[_Due] = []
         self._fresh: list[_Due] = []  # those of them that were accepted since the last commit
+        self._taken_over = False  # since then a session was; so receivers of what is staged may not be there any more
         self._commits = True  # the last commit went well
         self._active: dict[Mailbox, None] = {}  # those with a message under way; a set would make runs differ
         self._consumers: dict[Mailbox, Connection] = {}
@@ -118,7 +119,7 @@ class Delivery:
     def forsake(self, session: Session) -> int:
         """A session is gone for good: what is in its mailbox, which has no consumer, is nobody's. Senders that have
         been told nothing of their message yet hear that it was not taken. Returns how many messages are given up."""
-        for item in [due.item for due in self._due if due.session is session and not due.item.told]:
+        for item in [due.item for due in self._due if due.session.heir is session and not due.item.told]:
             item.told = True
             if item.tally is not None:
                 item.tally.remaining -= 1
@@ -131,15 +132,27 @@ class Delivery:
             self._open.pop(msg_id, None)
             self._out.reply(item.origin, refused)
             self.fates.keep_refused(refused, item.sender_id)
-        self._due = [due for due in self._due if due.session is not session]
+        self._due = [due for due in self._due if due.session.heir is not session]
         self._fresh = [due for due in self._fresh if due.session is not session]
         return session.mailbox.empty()
+
+    def take_over(self, now: Instant, session: Session, other: Session) -> bool:
+        """What waits for a session whose owner has ended is for another one now; senders that are about to hear that it
+        is queued will. False, and nothing is done, if the store cannot be read."""
+        if not session.mailbox.take_over(other.mailbox):
+            return False
+        self.fates.moved(other.mailbox.key, session.mailbox.key)
+        self._taken_over = True
+        self._pump(now, session.mailbox)
+        return True
 
     # --- out to the receivers
 
     def to_one(self, now: Instant, session: Session, entry: Entry, origin: bytes) -> None:
         """A directed message. If it cannot go out now, it is stored, and its sender told so at once: the receiver is
         away, or has as much under way as it may."""
+        if session.successor is not None:
+            session = session.heir  # taken over since the message was staged
         item = self._enqueue(now, session, entry, origin=origin)
         self._open[entry.msg_id] = item
         if item.stored:
@@ -149,6 +162,8 @@ class Delivery:
 
     def run_to_one(self, now: Instant, session: Session, run: Run) -> None:
         """Directed messages of one sender, in one piece as far as they can go out now."""
+        if session.successor is not None:
+            session = session.heir
         mailbox = session.mailbox
         consumer = self._consumers.get(mailbox)
         count = mailbox.room(run) if consumer is not None and consumer.related else 0
@@ -199,6 +214,10 @@ class Delivery:
         """A broadcast: published once for all who can take it that way, put into the mailboxes of all others. `full`:
         those who go without."""
         self.bcast += 1
+        if self._taken_over:
+            # Since it was staged; perhaps by somebody who gets it as well.
+            receivers = list({session.heir: None for session in receivers if session.heir is not sender.session})
+            full = [session for session in {one.heir: None for one in full} if session not in receivers]
         holders, without_room = self.fates.earlier_cast(entry.msg_id)
         # There may be room by now, and younger ones of the same sender in it.
         full = [*full, *(session for session in receivers if session.mailbox.key in without_room)]
@@ -293,7 +312,7 @@ class Delivery:
 
     def put_back(self, now: Instant, session: Session, entry: Entry) -> None:
         """A message whose sender has been told already changes over to a session's mailbox."""
-        self._enqueue(now, session, entry, told=True)
+        self._enqueue(now, session.heir, entry, told=True)
 
     def _enqueue(
         self,
@@ -451,6 +470,7 @@ class Delivery:
         """What is in the store is safe, and senders may hear so."""
         due, self._due = self._due, []
         self._fresh.clear()
+        self._taken_over = False
         for item, session, state, away_s in due:
             if item.told:
                 continue  # acknowledged in the meantime
@@ -472,7 +492,7 @@ class Delivery:
 
     def commit_failed(self, reason: str) -> None:
         """The disk does not take it. What is not older than this wake is refused: nobody has been told of it."""
-        self._commits = False
+        self._commits = self._taken_over = False
         fresh, self._fresh = self._fresh, []
         for item, session, _, _ in fresh:
             item.told = True

@@ -53,6 +53,7 @@ class Fates:
         self._earlier: dict[str, Fate] = {}  # those that an earlier broker has left; their number is bounded by it
         self._earlier_casts: dict[str, set[str]] = {}  # broadcasts that it left → the mailboxes that hold them
         self._earlier_full: dict[str, set[str]] = {}  # likewise → the mailboxes that had no room for them
+        self._moved: dict[str, str] = {}  # mailbox that was merged into another → that one
 
     def __repr__(self) -> str:
         return f"<Fates of {len(self._settled)} messages, and of {len(self._earlier)} before>"
@@ -71,7 +72,23 @@ class Fates:
     def earlier_cast(self, msg_id: str) -> tuple[Collection[str], Collection[str]]:
         """The mailboxes that hold this broadcast since before this broker began, and those that had no room for it.
         Once: after that it is a message like any other."""
-        return self._earlier_casts.pop(msg_id, ()), self._earlier_full.pop(msg_id, ())
+        holders: Collection[str]
+        full: Collection[str]
+        holders, full = self._earlier_casts.pop(msg_id, ()), self._earlier_full.pop(msg_id, ())
+        if self._moved and (holders or full):
+            holders, full = set(map(self._now, holders)), set(map(self._now, full))
+            return holders, full - holders
+        return holders, full
+
+    def moved(self, mailbox: str, into: str) -> None:
+        """What this mailbox held is in another one."""
+        if self._earlier_casts or self._earlier_full:
+            self._moved[mailbox] = into
+
+    def _now(self, mailbox: str) -> str:
+        while mailbox in self._moved:
+            mailbox = self._moved[mailbox]
+        return mailbox
 
     # --- what is told
 

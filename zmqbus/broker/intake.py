@@ -27,6 +27,7 @@ from zmqbus.broker.registry import Connection, Registry, Session
 from zmqbus.broker.spooled import check as check_spooled
 from zmqbus.broker.staged import Staged, StagedRun, entry_of, gathered, run_of
 from zmqbus.broker.store import Entry
+from zmqbus.broker.takeover import Takeover
 from zmqbus.broker.window import Run
 from zmqbus.errors import (
     BrokerUnavailable,
@@ -76,6 +77,7 @@ class Intake:
         registry: Registry,
         delivery: Delivery,
         awaits: Awaits,
+        takeover: Takeover,
         out: Outbox,
         sent_before: Callable[[str], Earlier | None],
         last_id: str,
@@ -86,6 +88,7 @@ class Intake:
         self._registry = registry
         self._delivery = delivery
         self._awaits = awaits
+        self._takeover = takeover
         self._out = out
         self._staged: list[Staged | StagedRun] = []
         self._places: dict[str, int] = {}  # message id → its place in `_staged`
@@ -173,7 +176,7 @@ class Intake:
             if not all(map(bytes.isascii, bodies)):
                 for body in bodies:
                     body.decode()
-            receivers, _, to = self._address(who, sends.scope, target, None, None)
+            receivers, _, to = self._address(now, who, sends.scope, target, None, None)
         except (UnicodeDecodeError, ZmqbusError):
             return None
         if any(session.mailbox.full(size_bytes, len(bodies)) for session in receivers):
@@ -196,7 +199,7 @@ class Intake:
             protocol.check_size(size_bytes, to_many=to_many)
             check_spooled(spooled)
         before = self._before(who, send) if again else None
-        receivers, waiter, to = self._address(who, scope, target, reply_to, before)
+        receivers, waiter, to = self._address(now, who, scope, target, reply_to, before)
         full: list[Session] = []
         if before is not None:
             # It has passed these checks.
@@ -253,7 +256,7 @@ class Intake:
         return True
 
     def _address(
-        self, who: Connection, scope: int, target: str, reply_to: str | None, before: _Before | None
+        self, now: Instant, who: Connection, scope: int, target: str, reply_to: str | None, before: _Before | None
     ) -> tuple[list[Session], Connection | Expected | None, str]:
         """Who gets it: sessions, or the connection that waits for this very answer; and how the log calls them."""
         first = before.receiver if before is not None else None
@@ -261,7 +264,7 @@ class Intake:
             waiter = self._awaits.waiter(reply_to) if reply_to else None
             if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
                 return [], waiter, waiter.sender_name
-            session = first or self._registry.resolve(target)
+            session = first or self._resolve(now, target)
             if session is who.session:
                 raise UnknownPeer(f"'{session.name}' is this session itself; a message needs another receiver")
             return [session], None, session.name
@@ -290,7 +293,14 @@ class Intake:
             to = f"#{target}"
         else:
             raise ProtocolError(f"unknown scope {scope}")
+        self._takeover.settle_shared(now)
         return [s for s in self._registry.audience(scope, target) if s is not who.session], None, to
+
+    def _resolve(self, now: Instant, target: str) -> Session:
+        session = self._registry.resolve(target)
+        if session.conn is None and self._takeover.settle(now, session):
+            return self._registry.resolve(target)  # it has died: somebody else has its mail now, or nobody had any
+        return session
 
     def _before(self, who: Connection, send: protocol.Send) -> _Before | None:
         """What became of this message when it was said before; None: it never got as far as the journal."""
@@ -299,7 +309,7 @@ class Intake:
             return None
         if found.from_session != who.sender_id:
             raise ProtocolError("a message id that another session has used")
-        return _Before(self._registry.sessions.get(found.to_session_id or ""), found.place)
+        return _Before(self._registry.known(found.to_session_id or ""), found.place)
 
     def _is_newcomer(self, session: Session, before: _Before) -> bool:
         """Whether a session has come since a message was accepted first: then it may have younger ones already."""

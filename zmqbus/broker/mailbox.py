@@ -26,6 +26,9 @@ consumer takes the DEALER for that one, and only for that one.
 What comes as a run (SENDS) enters the window as a run, as far as credit goes, and leaves it as it is acknowledged; the
 rest, and all that is put into the store, is one item for each message (`window`). Nothing here depends on which it is.
 
+What waits in the mailbox of a session that has died moves into that of the next one (`take_over`): behind the window,
+whose numbers are out, and into its place among what waits here, which gets new numbers from there on.
+
 Acknowledgements are cumulative for the DEALER, which is one ordered stream, and name each broadcast, which a PUB may
 drop. A message leaves the window only behind all those before it. When the consumer goes, the window falls back into
 the backlog, and the next consumer gets it from the start.
@@ -336,6 +339,32 @@ class Mailbox:
         """Their numbers. Takes nothing apart."""
         return tuple(number for number in self.window.bcasts() if number not in self._taken_bcasts)
 
+    def take_over(self, other: Mailbox) -> bool:
+        """Takes in all that a closed mailbox holds, which is empty then: behind what is under way here, with what waits
+        behind that in the order of acceptance, and no message twice. The limits are no reason to lose anything. False,
+        and nothing is done, if the store cannot be read."""
+        theirs = self._store.heads(other.key, 0)
+        mine = self._store.heads(self.key, self._sent_seq)
+        if len(theirs) != other.total or len(mine) != self._backlog:
+            return False
+        self._store.remove(other.key, [seq for seq, _ in theirs])
+        other._backlog = other.total_bytes = 0
+        known = {item.entry.msg_id for item in self.window} if theirs else set()
+        known.update(entry.msg_id for _, entry in mine)
+        new = [(seq, entry) for seq, entry in theirs if entry.msg_id not in known]
+        if not new:
+            return True
+        self.secure()  # what is under way comes before all that is put into the store here
+        merged = sorted(_placed(mine, 0) + _placed(new, 1))
+        kept = next(number for number, (_, whose, _, _) in enumerate(merged) if whose)
+        self._store.remove(self.key, [seq for _, whose, seq, _ in merged[kept:] if not whose])
+        for _, _, _, entry in merged[kept:]:
+            self._seq += 1
+            self._store.put(self.key, self._seq, entry)
+        self._backlog = len(merged)
+        self.total_bytes += sum(entry.size_bytes for _, entry in new)
+        return True
+
     def drain(self) -> list[Item]:
         """Empties a closed mailbox whose contents move elsewhere."""
         moved: list[Item] = []
@@ -407,6 +436,17 @@ class Mailbox:
         else:
             self._by_dealer -= len(run)
         return run
+
+
+def _placed(entries: list[tuple[int, Entry]], whose: int) -> list[tuple[tuple[int, ...], int, int, Entry]]:
+    """What one mailbox holds, each with a place to sort it by: the journal is written in the order of acceptance.
+    Where a message stands behind a younger one (an answer that nobody waited for any more), it stays there."""
+    placed = []
+    place: tuple[int, ...] = ()
+    for seq, entry in entries:
+        place = max(place, entry.pointer[:2])
+        placed.append((place, whose, seq, entry))
+    return placed
 
 
 def _taken_of(run: Run, seq: int, bcasts: set[int]) -> int:

@@ -20,7 +20,17 @@ def ref_of(envelope: protocol.Envelope) -> str:
             return ref if isinstance(ref, str) else ""
 
 
-_COMMON = frozenset((protocol.Hello, protocol.Bye, protocol.Ping, protocol.List, protocol.Status, protocol.Stop))
+_COMMON = frozenset(
+    (
+        protocol.Hello,
+        protocol.Bye,
+        protocol.Ping,
+        protocol.List,
+        protocol.Status,
+        protocol.Stop,
+        protocol.Remove,
+    )
+)
 
 #: Which verb a connection may say in which standing. What is not here is refused; a stranger is told to say HELLO.
 ALLOWED: dict[Standing, frozenset[type]] = {

@@ -15,11 +15,15 @@ until a worker has credit, which may be at once, it is in hand (HELD), and the r
 (`_Staged.passed`): nobody but its caller answers for it, and to write it takes a fifth of the way to the worker. What
 is larger is written first, as messages are: to be refused where it cannot be, and because it travels on as a pointer.
 
-*Who is gone and who comes back.* A connection may be lost while the process lives, so callers and workers are expected
-back for `RETURN_S`. A caller that comes back says its requests again, and is given what has become of them; what it
-does not claim in that time is withdrawn. A worker that comes back names what it has in hand; a worker whose process has
-ended, that has left, or that does not come back, is given up, and its requests go to others, before all that wait.
-Three workers that go with one request may have gone of it: it is refused.
+*Who is gone and who comes back.* A worker may be busy without a word for any time: a handler holds the interpreter, or
+the process was stopped. Neither silence nor a lost connection is its end. It keeps what it has in hand for as long as
+its process lives, and is given nothing more while it is silent. What it has goes to others, before all that wait, when
+its process has ended, or when it has left in good order. Three workers whose processes end with one request in hand may
+have died of it: it is refused. A worker that comes back names what it has in hand.
+
+A caller whose connection is lost is expected back for `RETURN_S`. It says its requests again, and is given what has
+become of them. After that time what no worker has is withdrawn: the caller may say it again. What a worker has in hand
+is kept as long as the caller's process lives, or a caller that is busy, too, would have it done a second time.
 
 *A broker that is new* knows none of this, and learns it from both sides (`aftermath`).
 
@@ -57,8 +61,10 @@ MAX_GROUPS = 64
 #: Bodies up to this are passed on before they are in the journal. They stay in memory until then, which is no longer
 #: than a wake.
 PASSED_BYTES = protocol.INLINE_BYTES
-#: So many workers may go with a request; it is given to no other.
+#: The processes of so many workers may end with a request in hand; it is given to no other.
 MAX_TRIES = 3
+#: How often it is looked which processes still live, of workers and callers without a connection.
+OWNER_LOOK_S = 0.1
 #: Answers whose place in the journal is remembered, for callers that come back: all of 20 callers at full tilt.
 REMEMBERED_RESULTS = 20_000
 
@@ -99,6 +105,8 @@ class Pool:
         self._callers: dict[Connection, Caller] = {}
         self._orphans: deque[Caller] = deque()  # callers without a connection, the first to be given up first
         self._orphaned = 0  # their requests, when they lost it
+        self._late: dict[Caller, None] = {}  # callers that have not come back in time, and for whom workers are at work
+        self._owners_due_s = 0.0  # when it is looked next which processes still live
         self._workers: dict[str, Worker] = {}  # by session id
         self._absent: dict[Worker, None] = {}  # those without a connection
         self._past: OrderedDict[str, _Past] = OrderedDict()
@@ -117,7 +125,7 @@ class Pool:
     @property
     def expects(self) -> bool:
         """Whether time alone may change something here."""
-        return bool(self._orphans or self._absent or self.aftermath.lasts)
+        return bool(self._orphans or self._late or self._absent or self.aftermath.lasts)
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that a request points into."""
@@ -162,7 +170,8 @@ class Pool:
         check_body(asked.fmt, asked.body, to_many=False)
         kept = b"" if len(asked.body) > protocol.SPILL_BYTES else asked.body
         self._board.check_room(group, len(kept))
-        if not asked.patient and not self._has_worker(group, caller.sender_id):
+        manned = self._has_worker(group, caller.sender_id)
+        if not asked.patient and not manned:
             raise UnknownPeer(f"nobody works for the group '{name}'; start a worker, then ask again; see: zmqbus list")
         self._board.groups[name] = group
         request = Request(msg_id, caller, group, asked.fmt, now.wall_s, kept)
@@ -171,6 +180,8 @@ class Pool:
         request.patient = asked.patient
         request.again = asked.again
         request.spilled = len(asked.body) > protocol.SPILL_BYTES
+        if not manned:
+            self._board.tell_assignment(request, has_worker=False)
         caller.requests[msg_id] = self._requests[msg_id] = request
         record = Record(
             now.wall_s,
@@ -203,19 +214,30 @@ class Pool:
             del before.requests[request.msg_id]
             caller.requests[request.msg_id] = request
             request.caller = caller
+            if request.unassigned:
+                self._board.tell_assignment(request, has_worker=False)
 
     def _has_worker(self, group: Group, sender_id: str) -> bool:
         """Whether anybody works for the group but its caller, or is expected back."""
         own = self._workers.get(sender_id)
         if len(group.workers) > (own is not None and own in group.workers):
             return True
-        return self.aftermath.expects(group.name, sender_id)
+        return self.aftermath.expects_soon(group.name, sender_id)
 
     def withdraw(self, now: Instant, who: Connection, withdrawn: protocol.Withdraw) -> None:
         """The caller waits for these no longer."""
         caller = self._callers.get(who)
         if caller is not None:
             self._withdraw([caller.requests[one] for one in dict.fromkeys(withdrawn.msg_ids) if one in caller.requests])
+
+    def caller_returned(self, lease: str) -> None:
+        """The client that had this lease is back, over another connection, and says again there what it still wants."""
+        for caller in (*self._orphans, *self._late):
+            if caller.lease == lease:
+                caller.returned = True
+                if caller.late:
+                    caller.until_s = 0.0
+                return
 
     def _withdraw(self, requests: Iterable[Request]) -> None:
         told: dict[Worker, list[str]] = {}
@@ -238,7 +260,7 @@ class Pool:
         """What an event has changed takes effect: requests go to whoever can take them, or to nobody."""
         while self._board.changed:
             for group in self._board.move():
-                if group.impatient and not group.workers and not self.aftermath.expects(group.name):
+                if group.impatient and not group.workers and not self.aftermath.expects_soon(group.name):
                     self._refuse_hopeless(group)
 
     def _refuse_hopeless(self, group: Group) -> None:
@@ -275,7 +297,7 @@ class Pool:
     def _reunite(self, worker: Worker, session: Session, who: Connection, offer: protocol.Offer) -> None:
         """A worker has come, or come back: what it has from before stays its own, as far as nobody else has it."""
         self._absent.pop(worker, None)
-        same = worker.owner == session.owner
+        died = worker.owner != session.owner and not self._owner_lives(worker.owner)
         worker.owner = session.owner
         worker.conn = who
         self._board.join(worker, session.groups)
@@ -285,7 +307,7 @@ class Pool:
                 self._board.hand(worker, request)
             elif request.msg_id not in holding:
                 # It was lost on the way to it; or with the process that was there before this one.
-                self._redispatch(worker, request, died=not same)
+                self._redispatch(worker, request, died=died)
         unwanted = []
         for msg_id in offer.holding:
             if msg_id not in worker.hand and not self._reclaim(worker, msg_id, answered=False):
@@ -473,6 +495,7 @@ class Pool:
             else:
                 caller.until_s = now.mono_s + RETURN_S
                 caller.lost = len(caller.requests)
+                caller.returned = False
                 self._orphans.append(caller)
                 self._orphaned += caller.lost
                 while self._orphaned > MAX_ORPHANS:
@@ -483,53 +506,96 @@ class Pool:
         worker.conn = None
         self.aftermath.forget(worker)
         worker.place()
-        if gone or not self._owner_lives(worker.owner):
-            self._give_up(worker)
+        lives = self._owner_lives(worker.owner)
+        if gone or not lives:
+            self._give_up(worker, died=not lives)
         else:
             worker.until_s = now.mono_s + RETURN_S
             self._absent[worker] = None
 
+    def left(self, session: Session) -> None:
+        """A session has left for good, over whichever connection: nothing is kept for its worker."""
+        worker = self._workers.get(session.session_id)
+        if worker is not None and worker.conn is None:
+            self._give_up(worker, died=not self._owner_lives(worker.owner))
+        self.aftermath.arrived(session.session_id)
+
+    def silence_changed(self, who: Connection) -> None:
+        """A connection has fallen silent, or has been heard again: a silent worker is given nothing more."""
+        worker = self._workers.get(who.session.session_id) if who.session is not None else None
+        if worker is not None and worker.conn is who:
+            self._board.load_changed(worker)
+
     def _give_up_caller(self) -> None:
+        """Keeps nothing more for the first of those that are expected back, but what workers have in hand."""
         caller = self._orphans.popleft()
         self._orphaned -= caller.lost
-        self._withdraw(caller.requests.values())
+        caller.late = True
+        if caller.returned or not self._owner_lives(caller.owner):
+            self._withdraw(caller.requests.values())
+            return
+        self._withdraw(
+            [one for one in caller.requests.values() if one.worker is None and one.stage is not Stage.ANSWERED]
+        )
+        if caller.requests:
+            self._late[caller] = None
 
-    def _give_up(self, worker: Worker) -> None:
-        """Its process has ended, or it does not come back: others have to do what it had in hand."""
+    def _look_after_late(self, now: Instant, caller: Caller) -> None:
+        """A caller for which workers are still at work: what for, if it has ended, or wants it no longer?"""
+        if caller.requests and caller.returned and not caller.until_s:
+            caller.until_s = now.mono_s + RETURN_S  # it is saying its requests again
+        elif (caller.returned and now.mono_s >= caller.until_s) or not self._owner_lives(caller.owner):
+            self._withdraw(caller.requests.values())
+        if not caller.requests:
+            del self._late[caller]
+
+    def _give_up(self, worker: Worker, *, died: bool) -> None:
+        """Others have to do what a worker had in hand. `died`: its process has ended; else it has given that back."""
         self._absent.pop(worker, None)
         del self._workers[worker.session_id]
         self._board.leave(worker)
         if worker.hand:
             self._out.note(f"{worker!r} is gone; others get what it had")
         for request in reversed(list(worker.hand.values())):
-            self._redispatch(worker, request, died=True)
+            self._redispatch(worker, request, died=died)
 
     def _redispatch(self, worker: Worker, request: Request, *, died: bool) -> None:
         """From this worker's hands to the head of the queue."""
         self._board.take_out(request)
+        if request.caller.late:
+            self._remove(request)  # it was kept for the worker's sake; the caller may say it again
+            return
         if died:
             request.tries += 1
             request.had += (worker.session_id,)
         if request.tries >= MAX_TRIES:
             error = Poisoned(
-                f"{request.tries} workers of the group '{request.group.name}' have ended with this request in hand, "
-                "one after the other, and it is given to no more; see why (messages.log has it under "
+                f"the processes of {request.tries} workers of the group '{request.group.name}' have ended with this "
+                "request in hand, one after the other, and it is given to no more; see why (messages.log has it under "
                 f"{request.msg_id}) before you ask again"
             )
-            self._out.note(f"{request!r} is refused: {request.tries} workers have gone with it")
+            self._out.note(f"{request!r} is refused: {request.tries} workers have died with it")
             self._fail(request, error, remember=True)
             return
         self.redispatched += 1
         self._board.wait(request, front=True)
+        if request.patient and not self._has_worker(request.group, request.caller.sender_id):
+            self._board.tell_assignment(request, has_worker=False)
 
     def tick(self, now: Instant) -> None:
-        """Gives up whoever has not come back."""
-        for worker in list(self._absent):
-            if now.mono_s >= worker.until_s or not self._owner_lives(worker.owner):
-                self._give_up(worker)
+        """Gives up whoever has ended, and keeps only so much for whoever has not come back."""
         while self._orphans and now.mono_s >= self._orphans[0].until_s:
             self._give_up_caller()
-        self.aftermath.tick(now)
+        if now.mono_s >= self._owners_due_s:
+            self._owners_due_s = now.mono_s + OWNER_LOOK_S
+            for worker in list(self._absent):
+                if not self._owner_lives(worker.owner):
+                    self._give_up(worker, died=True)
+                elif now.mono_s >= worker.until_s and not worker.hand:
+                    self._give_up(worker, died=False)
+            for caller in list(self._late):
+                self._look_after_late(now, caller)
+            self.aftermath.tick(now)
         for group in self._board.groups.values():
-            if group.impatient and len(group.workers) == 1 and not self.aftermath.expects(group.name):
+            if group.impatient and len(group.workers) == 1 and not self.aftermath.expects_soon(group.name):
                 self._refuse_hopeless(group)  # the one that is left may be the caller itself

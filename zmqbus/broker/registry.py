@@ -9,6 +9,10 @@ The store keeps every session, so that mail can be sent to those that are away, 
 
 Names are unique among connected sessions only. A session that is away still answers to its name as long as nobody
 connected has it, which is what lets mail wait for it; it never keeps the name from anyone.
+
+Sessions of one name and project share a *seat*, and follow each other in it (`takeover`). The id of one that was taken
+over leads to the one that did it, for as long as mail is kept; whoever still holds such a session, and has something
+for it, asks for its `heir`.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from enum import Enum
 
 from zmqbus import naming
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.store import SessionRow, Store
+from zmqbus.broker.store import SessionRow, Store, succeeded_row
 from zmqbus.errors import Ambiguous, RateLimited, UnknownPeer
 from zmqbus.protocol import Role, Scope
 
@@ -32,6 +36,8 @@ MAX_LINGERING = 1_000
 #: Sessions that are remembered, connected or away: each costs a kilobyte. Beyond that the one that has been away for
 #: longest, and for which nothing waits, makes room.
 MAX_SESSIONS = 10_000
+#: Ids of sessions that were taken over that are remembered: each may be said again by a sender that holds on to it.
+MAX_SUCCEEDED = 10_000
 #: The topics or groups of a session that has joined none, as most have: one set for all of them.
 NO_NAMES: frozenset[str] = frozenset()
 
@@ -56,7 +62,7 @@ STANDING = {
 
 
 class Connection:
-    """One routing id, from its HELLO until it leaves, falls silent or is displaced."""
+    """One routing id, from its HELLO until it leaves, is lost or is displaced."""
 
     __slots__ = (
         "allowed",
@@ -69,14 +75,17 @@ class Connection:
         "last_seen_s",
         "lease",
         "mailbox",
+        "owner",
         "peer",
         "previews",
+        "probe_at_s",
         "program",
         "related",
         "requested_s",
         "requests",
         "route",
         "session",
+        "silent",
         "standing",
         "waits",
     )
@@ -88,6 +97,9 @@ class Connection:
         self.peer = peer  #: small number that stands for the lease in `Broadcast.spared`
         self.lease = lease
         self.last_seen_s = now_s
+        self.owner = ""  #: the process whose life bounds it, as HELLO named it
+        self.silent = False  #: has said nothing for a while: busy, or stopped
+        self.probe_at_s = 0.0  #: while it is silent: when it is probed next
         self.session: Session | None = None
         self.program = False  #: of the role PROGRAM: it may be a worker
         self.related = False  #: of the broker's own release: it knows all verbs
@@ -137,9 +149,9 @@ class Session:
         "away_since_s",
         "broadcasts",
         "conn",
-        "cut_off",
         "cwd",
         "entered_after",
+        "filed",
         "groups",
         "label",
         "left",
@@ -147,12 +159,15 @@ class Session:
         "name",
         "named",
         "owner",
+        "owner_ended",
+        "owner_seen_s",
         "pid",
         "project",
         "recalls",
         "restored",
         "session_id",
         "since_ts",
+        "successor",
         "token_digest",
         "topics",
     )
@@ -167,6 +182,10 @@ class Session:
         self.project = ""
         self.pid = 0
         self.owner = ""  #: the process whose life bounds it
+        self.owner_ended = False  #: that process is known to have ended: for good
+        self.owner_seen_s = 0.0  #: when it was seen to run, on the steady clock
+        self.successor: Session | None = None  #: who has taken it over
+        self.filed: str | None = None  #: the name that the registry has filed it under
         self.topics = NO_NAMES
         self.groups = NO_NAMES
         self.entered_after = ""  #: id of the message that was accepted last before its first coming
@@ -178,11 +197,25 @@ class Session:
         self.broadcasts: deque[float] | None = None  #: when it made those of the last minute; None: never any
         self.recalls = 0
         self.restored = False  #: an earlier broker knew it
-        self.cut_off = False  #: and it was connected when that one ended
 
     def __repr__(self) -> str:
         state = "live" if self.conn else "left" if self.left else "away"
         return f"<Session {self.name!r} {self.session_id[:8]} {state}: {self.mailbox.total} unread>"
+
+    @property
+    def heir(self) -> Session:
+        """Itself, or whoever has taken it over, or that one in turn."""
+        session = self
+        while session.successor is not None:
+            session = session.successor
+        return session
+
+
+def last_come(sessions: list[Session]) -> Session:
+    """Who of these bears the name that they share: the one that is connected; else whoever came last, and has not left
+    on purpose."""
+    # Of several within one reading of the clock, the one that was filed last.
+    return max(reversed(sessions), key=lambda one: (one.conn is not None, not one.left, one.since_ts))
 
 
 class Registry:
@@ -194,6 +227,11 @@ class Registry:
         self.sessions: dict[str, Session] = {}
         self.unclaimed: dict[str, Mailbox] = {}  #: mail of sessions that nothing else is known of, by their ids
         self._connected: dict[str, Session] = {}  # by name
+        self._filed: dict[str, list[Session]] = {}  # by name, all of them
+        self._shared: dict[str, None] = {}  # names that several sessions have
+        self._succeeded: dict[
+            str, tuple[str, float]
+        ] = {}  # id of one taken over → id of who did it, and when; oldest first
         self._leases: dict[str, Connection] = {}
         self._peers = 0
         #: Lease → peer of connections that have ended while their SUB still takes what is published. The client may not
@@ -249,6 +287,7 @@ class Registry:
         mailbox = self.unclaimed.pop(session_id, None) or Mailbox(session_id, self._store)
         session = self.sessions[session_id] = Session(session_id, token_digest, mailbox)
         session.entered_after = last_id
+        self._succeeded.pop(session_id, None)
         return session
 
     def restore(self, row: SessionRow, now_s: float) -> Session:
@@ -262,14 +301,21 @@ class Registry:
         session.entered_after, session.since_ts, session.left = row.entered_after, row.since_ts, row.left
         session.named = row.named
         session.restored = True
-        session.cut_off = row.away_since_s is None
         session.away_since_s = now_s if row.away_since_s is None else row.away_since_s
+        self._file(session)
         if row.away_since_s is None:
             self.keep(session)
         return session
 
+    def restore_succeeded(self, row: SessionRow) -> None:
+        """A session that was taken over under an earlier broker."""
+        self._succeeded[row.session_id] = (row.successor, row.away_since_s or 0.0)
+
     def keep(self, session: Session) -> None:
         """Puts what is known of a session into the store; to be called whenever that has changed."""
+        if self.sessions.get(session.session_id) is not session:
+            return  # forgotten, or taken over: a command of it may still be there
+        self._file(session)
         self._store.save_session(
             SessionRow(
                 session.session_id,
@@ -293,8 +339,86 @@ class Registry:
     def forget(self, session: Session) -> None:
         """Removes a session for good."""
         self.release_name(session)
-        if self.sessions.pop(session.session_id, None) is not None:
+        if self.sessions.get(session.session_id) is session:
+            del self.sessions[session.session_id]
+            self._unfile(session)
             self._store.forget_session(session.session_id)
+
+    # --- seats
+
+    def _file(self, session: Session) -> None:
+        name = session.name
+        if session.filed == name:
+            return
+        self._unfile(session)
+        session.filed = name
+        filed = self._filed.setdefault(name, [])
+        filed.append(session)
+        if len(filed) == 2:
+            self._shared[name] = None
+
+    def _unfile(self, session: Session) -> None:
+        name, session.filed = session.filed, None
+        if name is None:
+            return
+        filed = self._filed[name]
+        filed.remove(session)
+        if len(filed) == 1:
+            del self._shared[name]
+        elif not filed:
+            del self._filed[name]
+
+    def seat(self, session: Session) -> list[Session]:
+        """The sessions of this one's name and project that somebody named, itself among them."""
+        filed = self._filed.get(session.name, ())
+        return [one for one in filed if one.project == session.project and one.named]
+
+    def shared_seats(self) -> list[list[Session]]:
+        """All seats of several sessions."""
+        seats: dict[tuple[str, str], list[Session]] = {}
+        for name in self._shared:
+            for session in self._filed[name]:
+                if session.named:
+                    seats.setdefault((name, session.project), []).append(session)
+        return [seat for seat in seats.values() if len(seat) > 1]
+
+    def away(self) -> list[Session]:
+        """Sessions that are not connected."""
+        return [session for session in self.sessions.values() if session.conn is None]
+
+    def succeed(self, session: Session, successor: Session, now_s: float) -> None:
+        """Removes a session that another one has taken over (at `now_s` of the steady clock): its id stands for that
+        one."""
+        self.release_name(session)
+        del self.sessions[session.session_id]
+        self._unfile(session)
+        session.successor = successor
+        self._succeeded.pop(session.session_id, None)
+        self._succeeded[session.session_id] = (successor.session_id, now_s)
+        self._store.save_session(succeeded_row(session.session_id, successor.session_id, now_s))
+        if len(self._succeeded) > MAX_SUCCEEDED:
+            self._forget_succeeded(next(iter(self._succeeded)))
+
+    def drop_succeeded(self, before_s: float) -> None:
+        """Forgets who was taken over before this instant of the steady clock, and by nobody who is left."""
+        for session_id, (_, at_s) in list(self._succeeded.items()):
+            if at_s < before_s or self.known(session_id) is None:
+                self._forget_succeeded(session_id)
+
+    def _forget_succeeded(self, session_id: str) -> None:
+        del self._succeeded[session_id]
+        self._store.forget_session(session_id)
+
+    def known(self, session_id: str) -> Session | None:
+        """The session of this id, or who has taken it over."""
+        for _ in range(MAX_SUCCEEDED):  # a damaged store may hold a circle
+            session = self.sessions.get(session_id)
+            if session is not None or session_id not in self._succeeded:
+                return session
+            session_id, _ = self._succeeded[session_id]
+        return None
+
+    # --- names
 
     def holder(self, name: str) -> Session | None:
         """The connected session of this name."""
@@ -330,25 +454,28 @@ class Registry:
         session = self._connected.get(target)
         if session is not None and target not in self.sessions:
             return session  # the hot path: an exact name
-        exact = self.sessions.get(target)
+        exact = self.known(target)
         if exact is not None and not exact.left:
             return exact
         if session is not None:
             return session
+        named = self._away_by_name(target)
+        if named is not None:
+            return named
         reachable = list(self.reachable())
-        named = [session for session in reachable if session.name == target]
-        if named:
-            return max(named, key=lambda session: session.since_ts)
         shown = naming.sanitise(target, 80)
         if target:
-            for matches in (
-                [session for session in reachable if session.name.startswith(target)],
-                [s for s in reachable if len(target) >= MIN_ID_PREFIX and s.session_id.startswith(target)],
+            for by_name, matches in (
+                (True, [session for session in reachable if session.name.startswith(target)]),
+                (False, [s for s in reachable if len(target) >= MIN_ID_PREFIX and s.session_id.startswith(target)]),
             ):
                 connected = [session for session in matches if session.conn]
                 found = connected or matches
                 if len(found) == 1:
                     return found[0]
+                if by_name and found and len({one.name for one in found}) == 1:
+                    # One name that several have had, which is one that is meant.
+                    return self._away_by_name(found[0].name) or found[0]
                 if found:
                     listed = ", ".join(f"{s.name} ({s.session_id[:8]})" for s in found[:MAX_LISTED])
                     more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
@@ -357,6 +484,11 @@ class Registry:
         near = naming.nearest(target[:80], names, MAX_LISTED) or names[:MAX_LISTED]
         hint = f"connected or away: {', '.join(near)}" if near else "nobody is on the bus yet"
         raise UnknownPeer(f"no session answers to '{shown}'; {hint}; see: zmqbus list --all")
+
+    def _away_by_name(self, name: str) -> Session | None:
+        """Whom a name means that nobody connected has."""
+        named = [session for session in self._filed.get(name, ()) if not session.left]
+        return last_come(named) if named else None
 
     def audience(self, scope: int, target: str) -> Iterator[Session]:
         """The sessions that a message to many is for; the caller leaves out its sender."""

@@ -29,7 +29,7 @@ from contextlib import ExitStack, suppress
 import zmq
 
 import zmqbus
-from zmqbus import codec, frames, protocol, security
+from zmqbus import codec, descriptors, frames, protocol, security
 from zmqbus.broker import core, events
 from zmqbus.broker.database import Database
 from zmqbus.broker.indexer import Keeper
@@ -75,6 +75,10 @@ LINGER_MS = 500
 #: An option of libzmq's context that pyzmq has no name for. It lets frames stay in the buffer that they were read into,
 #: which touches another page for each connection, 8 MB for 1,000 sessions; and with CURVE all are copied anyway.
 _ZERO_COPY_RECV = 10
+#: Files that the broker opens for itself, with some to spare: sockets, database, journal, its segments and the index.
+OWN_DESCRIPTORS = 48
+#: Connections for 1,000 sessions, two each. With a lower limit the broker says so: those beyond it could not connect.
+WANTED_DESCRIPTORS = OWN_DESCRIPTORS + 2 * 1_000
 #: The broadcast port is drawn from here, and the router's where its own is held: below every system's range of
 #: ephemeral ports, where a client that retries a closed port can be given it as its own and connect to itself.
 ANY_PORTS = range(10_000, 30_000)
@@ -149,6 +153,7 @@ class Server:
     def open(self) -> None:
         """Binds both sockets and the journal. Raises `BrokerUnavailable` where the port is held by another program,
         `Unauthorized` where keys or files are not the user's own."""
+        descriptors.reserve(OWN_DESCRIPTORS, "the broker")
         keys = security.broker_keys(self._settings.data_dir)
         paths = self._settings.paths
         self._journal = Journal(paths.log)
@@ -194,7 +199,19 @@ class Server:
         for socket_ in (self._router, self._publisher, *self._zap.sockets):
             self._poller.register(socket_, zmq.POLLIN)
         self._note_damage()
+        self._note_limit()
         self._idle_since_s = time.monotonic()
+
+    def _note_limit(self) -> None:
+        limit = os.sysconf("SC_OPEN_MAX")
+        if limit < WANTED_DESCRIPTORS:
+            sessions = (limit - OWN_DESCRIPTORS) // 2
+            notice = (
+                f"this broker may have {limit} files open, which is enough for about {sessions} sessions; for more, "
+                "raise the hard limit (ulimit -Hn), and start it anew: zmqbus broker --stop"
+            )
+            self._log.warning(notice)
+            self._core.notice(notice)
 
     def _bind_router(self) -> None:
         """Binds the settings' port; or another one where that is held and is the well-known one, which nobody chose."""

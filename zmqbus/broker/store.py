@@ -77,6 +77,12 @@ class SessionRow(NamedTuple):
     away_since_s: float | None  #: on the steady clock; None: connected when this was kept
     left: bool  #: disconnected on purpose
     named: bool = True  #: somebody chose its name; else it is forgotten with its process
+    successor: str = ""  #: id of the session that has taken it over, which this id stands for; else ""
+
+
+def succeeded_row(session_id: str, successor: str, at_s: float) -> SessionRow:
+    """What is left of a session that another one has taken over, at `at_s` of the steady clock."""
+    return SessionRow(session_id, "", "", "", None, "", "", "", (), (), "", 0.0, at_s, True, True, successor)
 
 
 class Awaited(NamedTuple):
@@ -144,6 +150,9 @@ class Store(Protocol):
 
     def after(self, mailbox: str, seq: int, limit: int) -> list[tuple[int, Entry]]:
         """Up to `limit` entries with numbers over `seq`, in order."""
+
+    def heads(self, mailbox: str, seq: int) -> list[tuple[int, Entry]]:
+        """All entries with numbers over `seq`, in order; their bodies may be left out."""
 
     def stale(self, before_s: float) -> list[str]:
         """The mailboxes that hold messages accepted before this instant of the steady clock."""

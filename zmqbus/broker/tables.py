@@ -129,8 +129,9 @@ _SCOPE, _FMT, _SIZE, _POINTER = (
 #: Scopes and formats are numbered from 0 (docs/protocol.md, section 5).
 _SCOPES, _FORMATS = range(5), range(3)
 _LISTS = tuple(number for number, column in enumerate(SESSIONS.columns) if column.name in ("topics", "member_of"))
-#: What `has_left` is made of. (The second came later, and needs no table of another shape.)
-_LEFT, _NAMELESS = 1, 2
+#: What `has_left` is made of. (The others came later, and need no table of another shape.) With the last, `mailbox` is
+#: the id of the session that has taken this one over.
+_LEFT, _NAMELESS, _SUCCEEDED = 1, 2, 4
 _KINDS = {table.name: frozenset(product(*(column.types for column in table.columns))) for table in TABLES}
 
 
@@ -157,21 +158,25 @@ def strings(text: str) -> tuple[str, ...] | None:
 def row_of(session: SessionRow) -> Row:
     """A session as its table has it."""
     return (
-        *session[:8],
+        *session[:2],
+        session.successor or session.mailbox,
+        *session[3:8],
         json.dumps(session.topics),
         json.dumps(session.groups),
         session.entered_after,
         session.since_ts,
         session.away_since_s,
-        session.left * _LEFT + (not session.named) * _NAMELESS,
+        session.left * _LEFT + (not session.named) * _NAMELESS + bool(session.successor) * _SUCCEEDED,
     )
 
 
 def session_of(row: Row) -> SessionRow:
     """The session that a sound row of its table stands for."""
     state = row[13]
-    named = not state & _NAMELESS
-    return SessionRow._make((*row[:8], *(strings(row[n]) for n in _LISTS), *row[10:13], bool(state & _LEFT), named))
+    mailbox, successor = ("", row[2]) if state & _SUCCEEDED else (row[2], "")
+    lists = (strings(row[number]) for number in _LISTS)
+    left, named = bool(state & _LEFT), not state & _NAMELESS
+    return SessionRow._make((*row[:2], mailbox, *row[3:8], *lists, *row[10:13], left, named, successor))
 
 
 def decoded(raw: bytes) -> str | bytes:

@@ -1,7 +1,7 @@
-"""What nobody asks for: taking up what an earlier broker left, the mail of agents that died, and what is too old.
+"""What nobody asks for: taking up what an earlier broker left, and what is too old.
 
 Sessions outlive their connections and their broker, and mail outlives sessions. So a broker begins with what the one
-before it has left (`recover`); an agent that was started anew gets what was sent to the one that died (`inherit`); and
+before it has left (`recover`); an agent that was started anew gets what was sent to the one that died (`takeover`); and
 what has not been read for seven days goes, with a line in the log (`tick`).
 
 A session that nobody named is another matter: nobody can know the name that it would come back under, so mail that is
@@ -24,7 +24,8 @@ from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.fates import REMEMBERED_FATES
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Registry, Session
-from zmqbus.broker.store import Box, Store
+from zmqbus.broker.store import Box, Refusal, Store
+from zmqbus.broker.takeover import Takeover
 
 #: How long a message is kept for a session that does not read it. A session that has been away for so long gets no
 #: more, and is forgotten when nothing waits for it.
@@ -48,6 +49,7 @@ class Upkeep:
         store: Store,
         out: Outbox,
         owner_lives: Callable[[str], bool],
+        takeover: Takeover,
     ) -> None:
         self._registry = registry
         self._delivery = delivery
@@ -55,6 +57,7 @@ class Upkeep:
         self._store = store
         self._out = out
         self._owner_lives = owner_lives
+        self._takeover = takeover
         self._look_due_s = 0.0  # monotonic
         self._passing_due_s = 0.0
         self._passing: dict[str, Session] = {}  # by id: those that are not here, and may have to be forgotten
@@ -75,6 +78,9 @@ class Upkeep:
         boxes: dict[str, Session] = {}
         given_up: set[str] = set()
         for row in found.sessions:
+            if row.successor:
+                self._registry.restore_succeeded(row)
+                continue
             if not row.named and (row.left or not self._owner_lives(row.owner)):
                 self._store.forget_session(row.session_id)
                 given_up.add(row.mailbox)
@@ -83,9 +89,9 @@ class Upkeep:
             boxes[session.mailbox.key] = session
             self.parted(session)
         for refusal in found.refusals:
-            self._delivery.fates.remember_refused(refusal)
+            self._delivery.fates.remember_refused(self._with_heir(refusal))
         for awaited in found.awaited:
-            self._awaits.expect(awaited, self._registry.sessions.get(awaited.waiter_id), now)
+            self._awaits.expect(awaited, self._registry.known(awaited.waiter_id), now)
         for box in found.boxes:
             if box.mailbox in boxes:
                 boxes[box.mailbox].mailbox.restore(box)
@@ -97,14 +103,21 @@ class Upkeep:
             elif box.mailbox not in boxes:
                 self._take_in(now, box)
         for owed in found.owed:
-            receiver = boxes.get(owed.mailbox) or self._registry.sessions.get(owed.mailbox.partition("/")[0])
+            receiver = boxes.get(owed.mailbox) or self._registry.known(owed.mailbox.partition("/")[0])
             if owed.scope in protocol.TO_MANY:
                 self._delivery.fates.remember_cast(owed.msg_id, owed.mailbox)
             elif receiver is not None:
                 self._delivery.fates.remember_queued(owed.msg_id, owed.from_session, receiver)
-        if found.sessions:
+        if self._registry.sessions:
             unread = sum(box.messages for box in found.boxes)
-            self._out.note(f"took up {len(found.sessions)} sessions and {unread} unread messages")
+            self._out.note(f"took up {len(self._registry.sessions)} sessions and {unread} unread messages")
+        self._takeover.settle_all(now)
+
+    def _with_heir(self, refusal: Refusal) -> Refusal:
+        """Where it is of one mailbox, and that was merged into another: of that one."""
+        msg_id, of_one, mailbox = refusal.msg_id.partition("/")
+        heir = self._registry.known(mailbox) if of_one else None
+        return refusal if heir is None else refusal._replace(msg_id=f"{msg_id}/{heir.mailbox.key}")
 
     def _take_in(self, now: Instant, box: Box) -> None:
         """A mailbox that is no known session's."""
@@ -117,33 +130,10 @@ class Upkeep:
             return
         # Answers for a command that ended with the broker. They are for its session now; a guest, which has none, has
         # had them, or their sender has not been told and will say them again.
-        session = self._registry.sessions.get(session_id)
+        session = self._registry.known(session_id)
         for item in mailbox.drain():
             if session is not None:
                 self._delivery.put_back(now, session, item.entry)
-
-    # --- where an agent died
-
-    def inherit(self, session: Session) -> None:
-        """A session's owner may have died for good, and a new one have come in its place: the same name, in the same
-        project. What waits for the old one was sent to that name, and is the new one's."""
-        if session.mailbox.total or self._delivery.consumer(session.mailbox) is not None:
-            return
-        for other in [*self._registry.sessions.values()]:
-            if (
-                other.name == session.name
-                and other is not session
-                and other.conn is None
-                and other.named
-                and other.project == session.project
-                and other.mailbox.total
-                and self._delivery.consumer(other.mailbox) is None
-                and not self._owner_lives(other.owner)
-            ):
-                self._out.note(f"{session!r} takes over the mail of {other!r}, whose owner is gone")
-                session.mailbox = other.mailbox
-                self._registry.forget(other)
-                return
 
     # --- where nobody comes back
 
@@ -192,6 +182,7 @@ class Upkeep:
             return
         self._look_due_s = now.mono_s + EXPIRY_LOOK_S
         before_s = now.steady_s - KEEP_S
+        self._registry.drop_succeeded(before_s)
         stale = set(self._store.stale(before_s))
         for session in [*self._registry.sessions.values()]:
             if session.mailbox.key in stale:

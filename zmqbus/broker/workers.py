@@ -36,14 +36,18 @@ class Stage(Enum):
 class Caller:
     """A connection that asks, or asked and is expected back, and what it waits for."""
 
-    __slots__ = ("conn", "lost", "requests", "sender_id", "until_s")
+    __slots__ = ("conn", "late", "lease", "lost", "owner", "requests", "returned", "sender_id", "until_s")
 
     def __init__(self, conn: Connection) -> None:
         self.conn: Connection | None = conn
         self.sender_id = conn.sender_id
+        self.lease = conn.lease
+        self.owner = conn.owner  #: its process
         self.requests: dict[str, Request] = {}
-        self.until_s = 0.0  #: it is expected back until then
+        self.until_s = 0.0  #: without a connection: requests that no worker has are kept for it until then
         self.lost = 0  #: how many requests it had when it lost its connection
+        self.returned = False  #: the same client has a new connection, and has said again there what it still wants
+        self.late = False  #: it has not come back in time; only what workers have in hand is kept for it
 
     def __repr__(self) -> str:
         return f"<Caller {self.conn!r}: {len(self.requests)} unanswered>"
@@ -71,6 +75,7 @@ class Request:
         "stage",
         "tries",
         "ts",
+        "unassigned",
         "worker",
     )
 
@@ -90,8 +95,9 @@ class Request:
         self.spilled = False  #: the body is in the journal only
         self.stage = Stage.STAGED
         self.order = 0  #: among those that wait
-        self.tries = 0  #: workers that have gone with it
+        self.tries = 0  #: workers whose processes have ended with it in hand
         self.had: tuple[str, ...] = ()  #: the sessions of those: one of them may still answer
+        self.unassigned = False  #: its caller was told that nobody works for the group
         self.worker: Worker | None = None
         self.handed_bytes = 0  #: of the body that was sent to it
 
@@ -131,15 +137,20 @@ class Worker:
         self.claims: set[str] = set()  #: ids of what it has in hand, by its own account, and nobody has asked here yet
         self.groups: tuple[Group, ...] = ()
         self.level = -1  #: the queue of `Group._ready` that it stands in; -1: none
-        self.until_s = 0.0  #: it is expected back until then
+        self.until_s = 0.0  #: without a connection, and with nothing in hand, it counts as a worker until then
+
+    @property
+    def responsive(self) -> bool:
+        """Whether it can be given something: it is connected, and was heard of lately."""
+        return self.conn is not None and not self.conn.silent
 
     def __repr__(self) -> str:
         return f"<Worker {self.session_id[:8]}: {len(self.hand)} of {self.credit} in hand>"
 
     def place(self) -> None:
-        """To be called whenever the load, the credit or the connection has changed."""
+        """To be called whenever the load, the credit, the connection or its silence has changed."""
         load = len(self.hand) + len(self.claims)
-        level = load if load < self.credit and self.conn is not None else -1
+        level = load if load < self.credit and self.responsive else -1
         if level != self.level:
             for group in self.groups:
                 group.settle(self, level)

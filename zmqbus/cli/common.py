@@ -105,7 +105,7 @@ def act_as(
 
 
 def read_as_session(settings: Settings) -> CommandBus:
-    """A bus on which this command reads what waits for its session; that one may be away.
+    """A bus on which this command reads what waits for its session, or leaves it; that one may be away.
 
     Raises `NotConnected` where this owner never had one.
     """

@@ -1,9 +1,9 @@
-"""`zmqbus disconnect`: end this session's listener, and free its name at once."""
+"""`zmqbus disconnect`: end this session's listener, if it has one, and free its name at once."""
 
 from __future__ import annotations
 
 from zmqbus import protocol
-from zmqbus.cli.common import act_as_session, fail, note_disconnected, tell
+from zmqbus.cli.common import fail, note_disconnected, read_as_session, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.display import sanitise
 from zmqbus.errors import NotConnected, ZmqbusError
@@ -14,8 +14,7 @@ def main(argv: list[str]) -> int:
     """Disconnects. Doing so twice is no error."""
     Parser("disconnect", "End this session's listener and free its name. Idempotent.").parse_args(argv)
     try:
-        _, bus = act_as_session(load())
-        with bus:
+        with read_as_session(load()) as bus:
             done = bus.request(protocol.Disconnect)
     except NotConnected:
         note_disconnected(load())
@@ -24,5 +23,6 @@ def main(argv: list[str]) -> int:
         return fail(error)
     else:
         assert isinstance(done, protocol.Done)
+        note_disconnected(load())
         tell(sanitise(done.text))
     return 0

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, dict[str, bool], str]] = {
     "stats": ("stats", {}, "show what the broker counts; for collectors of metrics, too"),
     "rename": ("rename", {}, "give this session another name"),
     "disconnect": ("disconnect", {}, "end this session's listener and free its name"),
+    "forget": ("forget", {}, "remove a session that is away, with its unread mail"),
     "broker": ("broker", {}, "start the broker, look at it, or stop it"),
     "console": ("console", {}, "show the bus on a page in the browser, and send from it"),
     "auto-start": ("auto_start", {}, "whether the plugin's monitor starts with every session"),

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotDone
@@ -29,15 +30,16 @@ import zmqbus
 from zmqbus import naming, protocol
 
 # `link` needs it for large bodies, when it is too late to load it: an update may delete the files of a release at work.
-from zmqbus.client import bodies, core, past, spool  # noqa: F401
+from zmqbus.client import arguments, bodies, core, past, spool  # noqa: F401
 from zmqbus.client.fanout import map_over, watch
 from zmqbus.client.link import Link
-from zmqbus.client.messages import Message, encode, scope_and_target
+from zmqbus.client.messages import Message, check_message, encode, scope_and_target
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.serving import Handler, Serving, check_handler
 from zmqbus.client.speaker import Reply, Speaker
-from zmqbus.errors import InvalidOption, NameTaken, NotConnected, Timeout
+from zmqbus.descriptors import explained
+from zmqbus.errors import InvalidArgument, NameTaken, NotConnected, Timeout
 from zmqbus.process import process_of
 from zmqbus.protocol import Role, Scope, Session
 from zmqbus.settings import NO_DIRECTORY, Settings, load, shown_path, where_am_i
@@ -71,20 +73,31 @@ def connect(
     `ack`: "auto" acknowledges a message when the program takes it, "manual" leaves that to `Message.ack`.
     `port`: of the broker (default: as `settings` finds it).
 
-    Raises `InvalidOption` (the port), `InvalidName`, `InvalidLabel`, `NameTaken` (another session that is connected has
-    it), `Unauthorized`, `PortHeld`, `BrokerUnavailable`.
+    A bus is to be closed, best by `with`. One that nobody has any more ends by itself, with a `ResourceWarning`.
+
+    Raises `InvalidName`, `InvalidLabel`, `InvalidArgument`, `NameTaken` (another session that is connected has it),
+    `Unauthorized`, `PortHeld`, `BrokerUnavailable` (too few file descriptors among its reasons).
     """
     if ack not in ("auto", "manual"):
-        raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}")
-    groups = (group,) if isinstance(group, str) else tuple(group)
-    topics = (topics,) if isinstance(topics, str) else tuple(topics)
-    try:
-        settings = load({"port": port})
-    except InvalidOption as error:
-        raise InvalidOption(str(error).removeprefix("--")) from None  # here it is an argument
-    for what, names in (("topic", topics), ("group", groups)):
-        for one in names:
-            naming.check_name(one, what)
+        raise InvalidArgument(f"ack is 'auto' or 'manual', not {arguments.shown(ack)}")
+    name = None if name is None else arguments.name(name)
+    label = arguments.label(label)
+    groups = arguments.names(group, "group")
+    topics = arguments.names(topics, "topic")
+    settings = load({"port": arguments.port(port)})
+    with explained("a bus"):
+        return _connect(settings, name, label, topics, groups, manual=ack == "manual")
+
+
+def _connect(
+    settings: Settings,
+    name: str | None,
+    label: str | None,
+    topics: tuple[str, ...],
+    groups: tuple[str, ...],
+    *,
+    manual: bool,
+) -> Bus:
     if name is None and not topics and not groups:
         return Bus(settings, None, _guest())
     owner = process_of(os.getpid())
@@ -95,8 +108,8 @@ def connect(
         role=Role.PROGRAM,
         session_id=same.session_id,
         token=same.token,
-        name=naming.check_name(name) if name is not None else _own_name(groups or topics),
-        label=naming.check_label(label) or None if label is not None else None,
+        name=name if name is not None else _own_name(groups or topics),
+        label=label,
         cwd=place.cwd,
         project=place.project,
         pid=os.getpid(),
@@ -106,7 +119,7 @@ def connect(
         named=name is not None,
     )
     try:
-        return _open(settings, persona, same, manual=ack == "manual")
+        return _open(settings, persona, same, manual=manual)
     except BaseException:
         if before is not None and name is not None:
             past.leave(settings.data_dir, name, before)
@@ -127,7 +140,13 @@ def _open(settings: Settings, persona: core.Persona, same: past.Past, *, manual:
 
 def _guest() -> core.Persona:
     script = os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    return core.Persona(role=Role.GUEST, name=_own_name((naming.derive_name(script),)), token=protocol.new_token())
+    owner = process_of(os.getpid())
+    return core.Persona(
+        role=Role.GUEST,
+        name=_own_name((naming.derive_name(script),)),
+        token=protocol.new_token(),
+        owner=f"{owner.pid}:{owner.started}",
+    )
 
 
 def _own_name(parts: tuple[str, ...]) -> str:
@@ -152,6 +171,7 @@ class Bus:
     ) -> None:
         """For `connect` only: `member` is the session (None: a guest), `speaker` who speaks for it, `same` what makes
         it the same one if it is opened again."""
+        self._closed = True  # until it is open
         self._pid = os.getpid()
         self._log_path = log_path = settings.paths.log
         self._named = member is not None and member.named
@@ -178,6 +198,18 @@ class Bus:
     def __repr__(self) -> str:
         return f"<Bus {self.name!r}{', closed' if self._closed else ''}: {self._speaker!r}>"
 
+    def __del__(self) -> None:
+        # The threads do not have it, nor does what they have, but for futures that are still open.
+        if self._closed or os.getpid() != self._pid:
+            return
+        warnings.warn(f"unclosed bus {self.name!r}; use it in a with statement", ResourceWarning, 2, source=self)
+        self._closed = True
+        self._speaker.close_soon()
+        if self._receiver is not None:
+            self._receiver.close_soon()
+            if self._named and self._same is not None:
+                past.leave(self._data_dir, self.name, self._same)
+
     def __enter__(self) -> Bus:
         return self
 
@@ -196,6 +228,7 @@ class Bus:
         broker has said so within 2 s. Raises nothing. Interrupted (Ctrl-C), it leaves all the same. Idempotent: what is
         closed is not forgotten by another call; in a child process it does nothing.
         """
+        arguments.flag(forget, "forget")
         if os.getpid() != self._pid:
             return 0  # it is the parent's
         given_up: int | None = None
@@ -252,10 +285,18 @@ class Bus:
         `Overloaded` at once when 100,000 are open.
         """
         scope, name = scope_and_target(target)
+        timeout = arguments.seconds(timeout)
+        arguments.flag(wait, "wait")
+        if reply_to is not None:
+            arguments.message_id(reply_to)
         if isinstance(body, str):
             bodies.check_not_empty(body)
         _, future = self._speaker.send(scope, name, *encode(body), reply_to)
-        return self._confirmed(future, timeout) if wait else future
+        if wait:
+            receipt: Receipt = self._confirmed(future, timeout)
+            return receipt
+        future.bus = self
+        return future
 
     def broadcast(
         self, body: Any, *, topic: str | None = None, project: bool | str = False, timeout: float = CONFIRM_S
@@ -267,15 +308,18 @@ class Bus:
         receipt names those that had no room. Raises `RateLimited` over 60 a minute, `TextTooLong` over 256 KiB, and as
         `send`.
         """
+        timeout = arguments.seconds(timeout)
+        if not isinstance(project, bool | str):
+            raise InvalidArgument(f"project is True, False or a project's path, not {arguments.shown(project)}")
         if topic is not None and project is not False:
-            raise ValueError("a broadcast goes to a topic or to the project, not to both")
+            raise InvalidArgument("a broadcast goes to a topic or to the project, not to both")
         scope, target = Scope.ALL, ""
         if topic is not None:
-            scope, target = Scope.TOPIC, naming.check_name(topic, "topic")
+            scope, target = Scope.TOPIC, arguments.name(topic, "topic")
         elif project is not False:
             scope, target = Scope.PROJECT, where_am_i().project if project is True else shown_path(project)
             if not target:
-                raise ValueError(NO_DIRECTORY if project is True else "the path of the project is empty")
+                raise InvalidArgument(NO_DIRECTORY if project is True else "the path of the project is empty")
         if isinstance(body, str):
             bodies.check_not_empty(body)
         _, future = self._speaker.send(scope, target, *encode(body, to_many=True))
@@ -285,6 +329,8 @@ class Bus:
     def reply(self, message: Message, body: Any, *, timeout: float = CONFIRM_S) -> Receipt:
         """Answers a message: whoever waits for that gets it there, otherwise it comes as a message that names the first
         one. Raises as `send`."""
+        check_message(message)
+        timeout = arguments.seconds(timeout)
         _, future = self._speaker.send(Scope.SESSION, message.sender_id, *encode(body), message.msg_id)
         receipt: Receipt = self._confirmed(future, timeout)
         return receipt
@@ -303,8 +349,12 @@ class Bus:
         `UnknownPeer` at once. Raises `InvalidPayload`, `TextTooLong`, `Overloaded`.
         """
         scope, name = scope_and_target(target)
+        timeout = arguments.seconds_or_none(timeout)
+        patient = arguments.flag(wait, "wait")
         fmt, payload = encode(body)
-        return self._speaker.ask(scope, name, fmt, payload, timeout, patient=wait)
+        reply = self._speaker.ask(scope, name, fmt, payload, timeout, patient=patient)
+        reply.bus = self  # which is not collected as long as an answer is awaited
+        return reply
 
     def ask(self, target: str, body: Any, *, timeout: float | None = 120.0) -> Message:
         """Sends a request and waits for the answer, up to `timeout` seconds. Raises what `request`'s future does.
@@ -323,9 +373,10 @@ class Bus:
 
         `as_completed` gives them as they end. Each ends by itself, as `request`'s does: one that fails costs no other.
         """
+        arguments.flag(progress, "progress")
         replies: list[Reply] = []
         try:
-            for target in targets:
+            for target in arguments.targets(targets):
                 replies.append(self.request(target, body, timeout=timeout))
         except BaseException:  # nobody has those that were made
             for reply in replies:
@@ -342,14 +393,14 @@ class Bus:
 
         Up to 512 are under way; `items` is read as answers come, so it may be endless. The first that fails raises
         here, as does the deadline, `timeout` seconds from the call; what is still open then is withdrawn, and likewise
-        when the iterator is closed or forgotten.
+        when the iterator is closed or forgotten. The error has the number of its item as `index`, and it as `item`.
         """
         scope, name = scope_and_target(target)
         return map_over(
             lambda some, left_s: self._speaker.ask_all(scope, name, [encode(item) for item in some], left_s),
-            items,
-            timeout,
-            progress=progress,
+            arguments.items(items),
+            arguments.seconds_or_none(timeout),
+            progress=arguments.flag(progress, "progress"),
             what=f"map over {target}",
         )
 
@@ -360,11 +411,16 @@ class Bus:
         returns for each `Message`; a message is only replied to where that is not None.
 
         `concurrency` handlers run at a time: in threads, or as coroutines where the handler is one. An exception is an
-        answer, too: it reaches the caller as `RemoteError`. A handler that ends the process has its request given to
-        another worker. Returns when the bus is closed or `stop` is set, within 0.2 s, having finished what was begun.
-        Raises `NotConnected` for a guest.
+        answer, too, whatever it is (`sys.exit` included): it reaches the caller as `RemoteError`, and the worker goes
+        on. The requests of a worker whose process ends are given to another.
+
+        Returns when the bus is closed or `stop` is set, within 0.2 s, having finished what was begun. Returns with
+        Ctrl-C, too: handlers in threads finish, one in the main thread and coroutines are interrupted, and what is not
+        answered goes to another worker. Raises `NotConnected` for a guest.
         """
         check_handler(handler, concurrency)
+        if stop is not None and not callable(getattr(stop, "is_set", None)):
+            raise InvalidArgument(f"stop is a threading.Event, not {arguments.shown(stop)}")
         receiver = self._member("serve()")
         Serving(receiver, self._speaker, handler, concurrency, self._log_path).run(stop or threading.Event())
 
@@ -375,17 +431,21 @@ class Bus:
         `ack()` where the bus was opened with `ack="manual"`: until then it comes again after a crash, to the next
         program of this name. Raises `NotConnected` for a guest, and when the bus ends.
         """
-        receiver = self._member("messages()")
-        while (message := receiver.next_message(timeout)) is not None:
+        return self._messages(self._member("messages()"), arguments.seconds_or_none(timeout))
+
+    def _messages(self, receiver: Receiver, timeout_s: float | None) -> Iterator[Message]:
+        while (message := receiver.next_message(timeout_s)) is not None:
             yield message
 
     def next_message(self, timeout: float | None = None) -> Message | None:
         """The next message, as `messages` gives it; None when none has come for `timeout` seconds."""
-        return self._member("messages()").next_message(timeout)
+        return self._member("messages()").next_message(arguments.seconds_or_none(timeout))
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher`, from a thread of the bus, whenever messages have come or the bus has ended: for event loops.
         It must not block. Does nothing for a guest, to whom nothing comes."""
+        if not callable(watcher):
+            raise InvalidArgument(f"a watcher is a function without arguments, not {arguments.shown(watcher)}")
         if self._receiver is not None:
             self._receiver.watch(watcher)
 
@@ -393,6 +453,8 @@ class Bus:
 
     def sessions(self, *, away: bool = False, timeout: float = CONFIRM_S) -> list[Session]:
         """Who is on the bus; with `away` those too that are not connected. Raises `Timeout`, `NotConnected`."""
+        arguments.flag(away, "away")
+        timeout = arguments.seconds(timeout)
         rows: list[Session] = []
         after = ""
         while True:
@@ -406,7 +468,8 @@ class Bus:
     def rename(self, name: str, *, timeout: float = CONFIRM_S) -> None:
         """Takes another name. Raises `InvalidName`, `NameTaken`, `NotConnected` for a guest."""
         self._member("rename()")
-        naming.check_name(name)
+        arguments.name(name)
+        timeout = arguments.seconds(timeout)
         self._confirmed(self._speaker.call(lambda ref: protocol.Rename(ref, name)), timeout)
 
     # --- inside

@@ -31,6 +31,7 @@ from zmqbus import errors, protocol
 from zmqbus.client.events import (
     Answer,
     Answered,
+    Assignment,
     Closed,
     Do,
     Down,
@@ -65,6 +66,7 @@ from zmqbus.tuples import NamedTuple
 __all__ = [  # of `events`, for the users of this module
     "Answer",
     "Answered",
+    "Assignment",
     "Closed",
     "Do",
     "Down",
@@ -94,7 +96,7 @@ __all__ = [  # of `events`, for the users of this module
 WINDOW_MESSAGES = 1_000
 #: Bytes of their bodies: two of the largest may be under way.
 WINDOW_BYTES = 2 * protocol.MAX_BODY_BYTES
-#: Without traffic for so long, a ping. The broker gives up after 12 s (`broker.core.SILENCE_S`).
+#: Without traffic for so long, a ping. After 12 s the broker counts it as busy (`broker.core.SILENCE_S`).
 PING_S = 4.0
 
 
@@ -234,6 +236,15 @@ class ClientCore:
     def answer(self, msg_id: str, fmt: int, body: bytes) -> list[Effect]:
         """Answers a request that a `Do` has brought. Nothing happens if it was withdrawn, or is answered already."""
         self._hands.answer(protocol.Answer(msg_id, fmt, body), say=self._greeted)
+        return self._flush()
+
+    def give_back(self) -> list[Effect]:
+        """Works no more, and does not answer what it has in hand: other workers may have that.
+
+        No verb says so. A worker that says HELLO names what it has in hand; this one says it again, and names nothing.
+        """
+        if self._hands.give_back() and self._greeted:
+            self._greet()
         return self._flush()
 
     def request(self, request: protocol.Envelope) -> list[Effect]:
@@ -439,6 +450,10 @@ class ClientCore:
             self.persona = self.persona._replace(named=True)
             self._greet()
 
+    def _probe(self, _: protocol.Probe) -> None:
+        if self.phase is Phase.READY and self.welcome is not None:
+            self._transmit(protocol.Ping(self.welcome.lease, self.persona.name or ""))
+
     def _displaced(self, displaced: protocol.Displaced) -> None:
         if displaced.by_pid != self.persona.pid:
             self.phase = Phase.CLOSED
@@ -508,6 +523,10 @@ class ClientCore:
         if dropped:
             self._out.append(Withdrawn(dropped))
 
+    def _assignment(self, assignment: protocol.Assignment) -> None:
+        if assignment.msg_id in self._asked:
+            self._out.append(Assignment(assignment.msg_id, assignment.has_worker))
+
     # --- messages
 
     def _deliver(self, deliver: protocol.Deliver) -> None:
@@ -565,6 +584,7 @@ _TABLE: dict[type, Callable[..., None]] = {
     protocol.Welcome: ClientCore._welcome,
     protocol.Refused: ClientCore._refused,
     protocol.Expired: ClientCore._expired,
+    protocol.Probe: ClientCore._probe,
     protocol.Displaced: ClientCore._displaced,
     protocol.Disconnected: ClientCore._disconnected,
     protocol.Renamed: ClientCore._renamed,
@@ -582,4 +602,5 @@ _TABLE: dict[type, Callable[..., None]] = {
     protocol.Work: ClientCore._work,
     protocol.Result: ClientCore._result,
     protocol.Withdrawn: ClientCore._withdrawn,
+    protocol.Assignment: ClientCore._assignment,
 }

@@ -20,8 +20,9 @@ are resolved by `later`, since their callbacks are somebody else's code. It may 
 (`waits_for_itself`); it may raise what it likes, and the thread goes on; and it is never run by whoever has something
 to say, who may hold a lock that it wants.
 
-The thread is a daemon, and joined by `close`, which an exit handler calls for whoever forgot. However it ends, it tells
-the application. It does not survive a fork; nobody who calls in a child process gets further than `check`.
+The thread is a daemon, and joined by `close`, which an exit handler calls for whoever forgot; where the owner of all
+this is collected before that, `close_soon` ends the thread. However it ends, it tells the application. It does not
+survive a fork; nobody who calls in a child process gets further than `check`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakSet
 
-from zmqbus import protocol
+from zmqbus import descriptors, protocol
 from zmqbus.client import core
 from zmqbus.client.link import Link
 from zmqbus.errors import ForkedBus, NotConnected, ZmqbusError
@@ -156,6 +157,18 @@ class Driver:
             self._thread.join()
         atexit.unregister(self.close)
 
+    def close_soon(self) -> None:
+        """As `close`, for a garbage collector, which may come at any point of any thread: waits for nobody, and takes
+        no lock that may be held. The thread ends by itself, in good order."""
+        if self.forked:
+            return
+        self._closing = True
+        if self._wake_lock.acquire(blocking=False):  # else somebody is just waking it, or it has ended
+            try:
+                self._write_wake()
+            finally:
+                self._wake_lock.release()
+
     @property
     def waits_for_itself(self) -> bool:
         """Whether the caller is this driver's thread: what it waited for here would never come."""
@@ -237,6 +250,7 @@ class Driver:
             self._run_later()
             self._application.ended(self._reason or closed())
             self._run_later()
+            atexit.unregister(self.close)
 
     def _drive(self) -> None:
         poller = select.poll()
@@ -339,6 +353,8 @@ class Driver:
         """The link has come to an end. Under the lock."""
         if self._closing:
             return
+        if getattr(error, "errno", None) in descriptors.SHORTAGE:
+            error = descriptors.shortage("the bus", error)
         if not isinstance(error, ZmqbusError):  # a fault of this package: who waits must not wait for ever
             failed = ZmqbusError(f"the bus has failed ({type(error).__name__}: {error}); connect anew, and report this")
             failed.__cause__ = error
@@ -381,11 +397,14 @@ class Driver:
 
     def _wake(self) -> None:
         with self._wake_lock:
-            try:
-                if self._wake_writer >= 0:
-                    os.write(self._wake_writer, b"\0")
-            except BlockingIOError:
-                pass  # it has been woken often enough
+            self._write_wake()
+
+    def _write_wake(self) -> None:
+        try:
+            if self._wake_writer >= 0:
+                os.write(self._wake_writer, b"\0")
+        except BlockingIOError:
+            pass  # it has been woken often enough
 
     def _drain_wakes(self) -> None:
         try:

@@ -201,6 +201,13 @@ class Withdrawn(NamedTuple):
     msg_ids: tuple[str, ...]
 
 
+class Assignment(NamedTuple):
+    """Whether somebody works for the group of this request. Without a word it is so."""
+
+    msg_id: str
+    has_worker: bool
+
+
 Effect: TypeAlias = (
     Transmit
     | Spool
@@ -215,6 +222,7 @@ Effect: TypeAlias = (
     | Answered
     | Do
     | Withdrawn
+    | Assignment
     | Welcomed
     | Renamed
     | Closed

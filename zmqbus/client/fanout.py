@@ -12,12 +12,13 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
+from zmqbus.client import arguments
 from zmqbus.client.messages import Message
 from zmqbus.client.speaker import Reply
 from zmqbus.display import sanitise
-from zmqbus.errors import Timeout
+from zmqbus.errors import InvalidArgument, Timeout, ZmqbusError
 
-__all__ = ["Progress", "Waited", "as_completed", "map_over", "wait", "watch"]
+__all__ = ["Progress", "Waited", "as_completed", "map_over", "tell_item", "wait", "watch"]
 
 _F = TypeVar("_F", bound="standard.Future[Any]")
 
@@ -38,7 +39,8 @@ def as_completed(futures: Iterable[_F], timeout: float | None = None) -> Iterato
 
     `timeout`: s from the first one that is asked for; then `TimeoutError` is raised, and the others stay open.
     """
-    return standard.as_completed(futures, timeout)  # type: ignore[return-value]
+    timeout = arguments.seconds_or_none(timeout)
+    return standard.as_completed(arguments.futures(futures), timeout)  # type: ignore[return-value]
 
 
 class Waited(tuple[set[_F], set[_F]]):
@@ -64,7 +66,12 @@ def wait(
 ) -> Waited[_F]:
     """Waits for all of them, the first, or the first that fails; `timeout` s at most. Raises nothing for those that
     failed, or are open. The standard library's, typed as `as_completed` is."""
-    done, not_done = standard.wait(futures, timeout, return_when)
+    timeout = arguments.seconds_or_none(timeout)
+    if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"):
+        raise InvalidArgument(
+            f"return_when is ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {arguments.shown(return_when)}"
+        )
+    done, not_done = standard.wait(arguments.futures(futures), timeout, return_when)
     return Waited((done, not_done))  # type: ignore[arg-type]
 
 
@@ -148,6 +155,14 @@ def watch(replies: list[Reply], what: str) -> None:
         reply.add_done_callback(ended)
 
 
+def tell_item(error: BaseException, index: int, item: Any) -> None:
+    """An error of `map` says which item it is of: to programs, and to whoever reads its traceback."""
+    if isinstance(error, ZmqbusError):
+        error.index, error.item = index, item
+    if hasattr(error, "add_note"):  # from python 3.11 on
+        error.add_note(f"of item {index} of map: {arguments.shown(item)}")
+
+
 class map_over(Iterator[Message]):
     """The answers to `items`, in their order, each asked for with `ask`; withdraws what is open when it is closed, left
     by an exception, or forgotten."""
@@ -163,6 +178,8 @@ class map_over(Iterator[Message]):
         what: str = "map",
     ) -> None:
         self._open: deque[Reply] = deque()
+        self._asked: deque[Any] = deque()  # the items of those, and behind them one that could not be asked for
+        self._index = 0  # of the first of these
         self._progress: Progress = _None()
         self._ask = ask
         self._items = iter(items)
@@ -181,8 +198,15 @@ class map_over(Iterator[Message]):
                 raise self._failure or StopIteration
             message = self._open[0].result()
             self._open.popleft()
+            self._asked.popleft()
+            self._index += 1
             self._progress.update(1)
-        except BaseException:
+        except StopIteration:
+            self.close()
+            raise
+        except BaseException as error:
+            if self._asked and isinstance(error, Exception):
+                tell_item(error, self._index, self._asked[0])
             self.close()
             raise
         return message
@@ -202,6 +226,7 @@ class map_over(Iterator[Message]):
         """Withdraws what is open. Idempotent."""
         self._items = iter(())
         self._failure = None
+        self._asked.clear()
         while self._open:
             self._open.popleft().cancel()
         self._progress.close()
@@ -236,6 +261,7 @@ class map_over(Iterator[Message]):
                 return
             try:
                 self._open += self._ask(items, left_s)
+                self._asked += items
             except Exception:  # of one of them: those before it are asked for, and those behind it never
                 self._ask_each(items, left_s)
             free -= len(items)
@@ -245,6 +271,7 @@ class map_over(Iterator[Message]):
     def _ask_each(self, items: list[Any], left_s: float | None) -> None:
         try:
             for item in items:
+                self._asked.append(item)
                 self._open += self._ask([item], left_s)
         except Exception as error:
             self._failure = error

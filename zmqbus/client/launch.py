@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING
 
 from zmqbus import children, network, pidfile
+from zmqbus.descriptors import SHORTAGE, explained, shortage
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
 from zmqbus.holder import who_holds
 from zmqbus.settings import Settings
@@ -200,7 +201,8 @@ class Launch:
         import subprocess  # 5 ms that only whoever finds no broker pays
 
         settings = self._settings
-        self._reader, writer = os.pipe()
+        with explained("the start of a broker"):
+            self._reader, writer = os.pipe()
         command = children.command(
             "zmqbus.broker.daemon",
             f"--port={settings.port}",
@@ -220,6 +222,8 @@ class Launch:
                 start_new_session=True,
             )
         except OSError as error:
+            if error.errno in SHORTAGE:
+                raise shortage("the start of a broker", error) from None
             raise BrokerUnavailable(f"cannot start a broker with {sys.executable}: {error}") from None
         finally:
             os.close(writer)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from zmqbus import codec, frames, protocol, security
+from zmqbus import codec, descriptors, frames, protocol, security
 from zmqbus.client import core, launch
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.settings import Settings, warn_on_stderr
@@ -42,6 +42,9 @@ BACKOFF_S = (0.5, 30.0)
 LINGER_MS = 500
 #: ZeroMQ messages taken from one socket before the others get their turn.
 DRAIN_MESSAGES = 100
+#: What a connection takes: context, sockets, monitor, and the driver's pipe are 11, a SUB is 2 more; and files that are
+#: open for a moment: keys, the log, or the pipes to a broker that is started.
+DESCRIPTORS = 11 + 2 + 8
 #: Ports from here on may be given out by the kernel as somebody's source port.
 EPHEMERAL_FROM = 30_000
 
@@ -111,6 +114,7 @@ class Link:
         self.waits_to_launch = True  #: False: `pump` and `turn` go on while a broker starts, and return at once
         self._launching: launch.Launch | None = None
         self._keys = security.client_keys(settings.data_dir)
+        descriptors.reserve(DESCRIPTORS, "a connection to the bus")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._decoder = codec.Decoder(from_broker=True)

@@ -15,9 +15,9 @@ import msgpack
 
 # `bodies` reads the log with it, when it is too late to load it: an update may delete the files of a release at work.
 from zmqbus import naming, protocol, readback  # noqa: F401
-from zmqbus.client import bodies
+from zmqbus.client import arguments, bodies
 from zmqbus.client.core import Incoming
-from zmqbus.errors import InvalidName, InvalidPayload, RemoteError, ZmqbusError
+from zmqbus.errors import InvalidArgument, InvalidName, InvalidPayload, RemoteError, ZmqbusError
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError
 
@@ -32,6 +32,8 @@ _EXT_32 = 0xC9
 _EXT_HEAD = struct.Struct(">BIb")
 #: What describes an array in front of its memory: some hundred fields.
 MAX_DTYPE_BYTES = 16 * 1024
+#: Characters of a text or value in the `repr` of a message.
+MAX_SHOWN_CHARS = 60
 #: So much of the end of each part of a remote error travels: its cause is told at the end.
 MAX_ERROR_CHARS = 20_000
 
@@ -91,7 +93,22 @@ class Message:
         return message
 
     def __repr__(self) -> str:
-        return f"<Message {self.msg_id} from {self.sender!r}, {len(self.body_bytes)} bytes>"
+        return f"<Message {self.msg_id} from {self.sender!r}: {self._shown()}>"
+
+    def _shown(self) -> str:
+        """The beginning of the text; of a large value its size, since reading it may take its time."""
+        size = len(self.body_bytes)
+        if self.fmt == Format.TEXT:
+            text = self.body_bytes[: 4 * MAX_SHOWN_CHARS].decode("utf-8", "replace")
+            cut = size > 4 * MAX_SHOWN_CHARS or len(text) > MAX_SHOWN_CHARS
+            return f"{text[:MAX_SHOWN_CHARS]!r}{f'… ({size:,} bytes)' if cut else ''}"
+        if self.fmt == Format.MSGPACK and size <= 4 * MAX_SHOWN_CHARS:
+            try:
+                text = repr(self.body)
+            except Exception as error:  # it is one, or cannot be read
+                text = f"{type(error).__name__}: {error}"
+            return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}… ({size:,} bytes)"
+        return f"{size:,} bytes"
 
     @property
     def sender(self) -> str:
@@ -207,16 +224,27 @@ def encode_error(error: BaseException, trace: str) -> tuple[Format, bytes]:
     kind = type(error).__name__
     try:
         text = str(error)
-    except Exception:  # its own code
+    except BaseException:  # its own code
         text = "<an exception that cannot be shown>"
     parts = [part[-MAX_ERROR_CHARS:].encode("utf-8", "replace").decode() for part in (kind, text, trace)]
     return Format.MSGPACK, bytes(msgpack.packb(msgpack.ExtType(EXT_ERROR, msgpack.packb(parts))))
 
 
+def check_message(message: object) -> None:
+    """Raises `InvalidArgument` for what is none, and so cannot be replied to."""
+    if not isinstance(message, Message):
+        raise InvalidArgument(
+            f"reply() answers a Message, as messages() gives it, not {arguments.shown(message)}; "
+            "send to a name with send()"
+        )
+
+
 def scope_and_target(target: str) -> tuple[Scope, str]:
     """Who is meant by a target of the Python API: `@group` is one of a group, everything else one session."""
     if not isinstance(target, str):
-        raise InvalidName(f"a target is the name of a session or a @group, not {target!r}")
+        raise InvalidName(
+            f"a target is the name of a session or a @group, not {arguments.shown(target)}; ask several with scatter()"
+        )
     if target.startswith("@"):
         return Scope.GROUP, naming.check_name(target[1:], "group")
     return Scope.SESSION, target

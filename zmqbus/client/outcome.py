@@ -59,6 +59,7 @@ class Outcome(Future[_T]):
     _result: _T | None = None
     _exception: BaseException | None = None
     _watched: _Watched | None = None
+    bus: object = None  #: what has to live until it ends
 
     def __init__(self, by: Waited) -> None:
         self._by = by

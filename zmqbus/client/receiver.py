@@ -101,7 +101,10 @@ class Receiver:
     def close(self) -> None:
         """Ends the connection; whoever waits for a message hears `NotConnected`."""
         self._driver.close()
-        self._log.close()
+
+    def close_soon(self) -> None:
+        """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
+        self._driver.close_soon()
 
     def forget(self, timeout_s: float) -> int | None:
         """Leaves for good: the name is free, and what has not been taken is given up. Waits up to `timeout_s` for the
@@ -208,6 +211,19 @@ class Receiver:
         self._driver.say(say)
         with self._arrived:
             self._arrived.wait_for(lambda: not self._asked or self._error is not None, SETTLE_S)
+
+    def give_back(self) -> None:
+        """Takes no more requests, and leaves those that are here, and not answered, to other workers."""
+
+        def say(client: core.ClientCore) -> list[core.Effect]:
+            with self._arrived:
+                self._work.clear()
+            effects: list[core.Effect] = []
+            while self._answers:  # first, or they were given back, too
+                effects += client.answer(*self._answers.popleft())
+            return effects + client.give_back()
+
+        self._driver.say(say)
 
     def next_work(self, timeout_s: float | None, *, or_message: bool = False) -> protocol.Work | Message | None:
         """The next request of a group (or, with `or_message`, the next message); None if none comes in time."""
@@ -356,6 +372,7 @@ class Receiver:
 
     def ended(self, error: ZmqbusError) -> None:
         """See `driver.Application`."""
+        self._log.close()
         with self._arrived:
             if self._error is None:
                 self._error = closed() if self._forgets else error

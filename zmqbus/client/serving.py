@@ -7,8 +7,10 @@ Theory of operation
 run at once would leave the worker idle for a round trip after each; many would wait here behind a long one, while
 another worker has nothing to do. So the offer follows what the handlers take: about `AHEAD_S` of work is held ahead.
 
-*Errors.* What a handler raises is its answer, and reaches the caller as `RemoteError`. What ends the process is not
-caught (`SystemExit`, `KeyboardInterrupt`): the broker gives the request to another worker.
+*Errors.* What a handler raises is its answer, and reaches the caller as `RemoteError`. `sys.exit` does, too: it would
+end a worker that others rely on, and then the next one that gets the request. The one exception is Ctrl-C, which Python
+raises in the main thread and nowhere else: it ends `serve`. Handlers that have begun in threads are waited for; one in
+the main thread, and coroutines, are interrupted; what is not answered goes back to the group.
 
 *Handlers* that are coroutines run in an event loop of this call's own; others in this thread or, where several may run
 at once, in a pool of threads.
@@ -26,11 +28,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 from zmqbus import protocol
-from zmqbus.client import bodies
+from zmqbus.client import arguments, bodies
 from zmqbus.client.messages import Message, encode, encode_error
 from zmqbus.client.receiver import Receiver
 from zmqbus.client.speaker import Speaker
-from zmqbus.errors import NotConnected, ZmqbusError
+from zmqbus.errors import InvalidArgument, NotConnected, ZmqbusError
 from zmqbus.protocol import Format, Scope
 from zmqbus.record import JournalError
 
@@ -69,16 +71,21 @@ class Serving:
 
     def run(self, stop: threading.Event) -> None:
         """Serves until `stop` is set or the bus is closed; then finishes what was begun, and whatever the broker has
-        handed over before it heard of the end."""
+        handed over before it heard of the end. Ends at once with Ctrl-C, and gives back what is not answered."""
         self._offer(self._concurrency)
         try:
             if _is_async(self._handler):
-                _run_to_end(self._run_async(stop))
+                self._run_to_end(self._run_async(stop))
             elif self._concurrency == 1:
                 while (work := self._next(stop)) is not None:
                     self._serve(work)
             else:
                 self._run_pool(stop)
+        except KeyboardInterrupt as error:
+            self._leaving = error
+            if not _in_main_thread():
+                raise
+            self._give_back()
         finally:
             try:
                 self._offer(0)
@@ -91,8 +98,6 @@ class Serving:
         def serve(work: protocol.Work | Message) -> None:
             try:
                 self._serve(work)
-            except BaseException as error:  # of a thread of the pool, it would end only that
-                self._leaving = error
             finally:
                 slots.release()
 
@@ -103,8 +108,6 @@ class Serving:
                 if work is None:
                     break
                 pool.submit(serve, work)
-        if self._leaving is not None:
-            raise self._leaving
 
     async def _run_async(self, stop: threading.Event) -> None:
         loop = asyncio.get_running_loop()
@@ -118,15 +121,11 @@ class Serving:
                     began_s = time.monotonic()
                     try:
                         value = await self._handler(message)
-                    except Exception as error:
-                        value = error
-                    except asyncio.CancelledError as error:
-                        if self._leaving is not None:
+                    except BaseException as error:
+                        if self._leaving is not None or _is_interrupt(error):
+                            self._leaving = error
                             raise  # another worker gets the request
                         value = error
-                    except BaseException as error:
-                        self._leaving = error
-                        raise
                     self._answer(work, value, time.monotonic() - began_s)
             finally:
                 slots.release()
@@ -171,7 +170,9 @@ class Serving:
         value: Any
         try:
             value = self._handler(message)
-        except Exception as error:
+        except BaseException as error:
+            if _is_interrupt(error):
+                raise
             value = error
         self._answer(work, value, time.monotonic() - began_s)
 
@@ -204,11 +205,14 @@ class Serving:
     def _answer(self, work: protocol.Work | Message, value: Any, took_s: float) -> None:
         """Says what came of it; what cannot be sent is an error of the handler's."""
         try:
-            if isinstance(value, Exception | asyncio.CancelledError):
-                raise value
-            fmt, body = encode(value)
-        except (Exception, asyncio.CancelledError) as error:
-            fmt, body = encode_error(error, "".join(traceback.format_exception(error)))
+            if isinstance(value, BaseException):
+                fmt, body = encode_error(value, _trace(value))
+            else:
+                fmt, body = encode(value)
+        except BaseException as error:  # a value may have code of its own, and so may an exception
+            if _is_interrupt(error):
+                raise
+            fmt, body = encode_error(error, _trace(error))
         try:
             if isinstance(work, Message):
                 work.ack()
@@ -237,6 +241,28 @@ class Serving:
         self._credit = credit
         self._receiver.offer(credit)
 
+    def _give_back(self) -> None:
+        """What is not answered, begun or not, is for another worker."""
+        try:
+            self._receiver.give_back()
+        except ZmqbusError:
+            pass  # the bus has ended, which has the same effect
+
+    def _run_to_end(self, serving: Coroutine[Any, Any, None]) -> None:
+        """Runs it in an event loop of its own; in a thread, where the caller is in one already (as in a notebook)."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(serving)
+        else:
+            with ThreadPoolExecutor(1, "zmqbus serve") as thread:
+                ended = thread.submit(asyncio.run, serving)
+                try:
+                    ended.result()
+                except BaseException as error:
+                    self._leaving = error  # else the thread, which is waited for, would not end
+                    raise
+
 
 def _retrieve(task: asyncio.Task[None]) -> None:
     """What ends the process goes its way; asyncio need not complain that nobody has asked the task for it."""
@@ -248,20 +274,24 @@ def _is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
-def _run_to_end(serving: Coroutine[Any, Any, None]) -> None:
-    """Runs it in an event loop of its own; in a thread, where the caller is in one already (as in a notebook)."""
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, and not what a handler has made up."""
+    return isinstance(error, KeyboardInterrupt) and _in_main_thread()
+
+
+def _trace(error: BaseException) -> str:
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(serving)
-    else:
-        with ThreadPoolExecutor(1, "zmqbus serve") as thread:
-            thread.submit(asyncio.run, serving).result()
+        return "".join(traceback.format_exception(error))
+    except BaseException as fault:  # an exception's own code
+        return f"<no traceback: {type(fault).__name__} while it was printed>"
 
 
 def check_handler(handler: object, concurrency: int) -> None:
-    """Raises `TypeError` or `ValueError` for what cannot serve."""
+    """Raises `InvalidArgument` for what cannot serve."""
     if not callable(handler):
-        raise TypeError(f"a handler is a function that takes a Message, not {handler!r}")
-    if concurrency < 1:
-        raise ValueError(f"concurrency is at least 1, not {concurrency}")
+        raise InvalidArgument(f"a handler is a function that takes a Message, not {arguments.shown(handler)}")
+    arguments.count(concurrency, "concurrency")

@@ -72,6 +72,19 @@ class Reply(Outcome[Message]):
         return cancelled
 
 
+def _too_late(reply: Reply, *, unassigned: bool) -> Timeout:
+    """The error of a request whose deadline has come."""
+    if unassigned:
+        return Timeout(
+            f"no answer from '{reply.target}' to {reply.msg_id} in time: nobody works for that group; "
+            "start a worker (connect(group=…) and serve()), or see who is there with sessions()"
+        )
+    return Timeout(
+        f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again with "
+        "a longer timeout, or see who is there with sessions()"
+    )
+
+
 class _Put(NamedTuple):
     """A request to say, the future of its answer, and perhaps a deadline, on the monotonic clock."""
 
@@ -112,6 +125,7 @@ class Speaker:
         self._abandoned: list[str] = []  # requests that nobody waits for any more
         self._unawaited: list[str] = []  # messages whose answers nobody waits for; the broker has to be told
         self._deadlines: list[tuple[float, str]] = []
+        self._unassigned: set[str] = set()  # requests to groups for which nobody works
 
     def __repr__(self) -> str:
         waiting = len(self._waiting) + len(self._requests)
@@ -124,7 +138,10 @@ class Speaker:
     def close(self) -> None:
         """Ends the connection; what is still open fails with `NotConnected`."""
         self._driver.close()
-        self._log.close()
+
+    def close_soon(self) -> None:
+        """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
+        self._driver.close_soon()
 
     def check(self) -> None:
         """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
@@ -229,6 +246,10 @@ class Speaker:
                     self._answered(msg_ids, outcome)
                 case core.Answered(msg_id, result):
                     self._settle(msg_id, result)
+                case core.Assignment(msg_id, has_worker):
+                    (self._unassigned.discard if has_worker else self._unassigned.add)(msg_id)
+                case core.Welcomed():
+                    self._unassigned.clear()  # another broker tells anew
                 case core.Hand(message):
                     # Taken whether anybody waits for it or not: it was for this connection alone.
                     self._taken.append(message.ticket)
@@ -290,7 +311,7 @@ class Speaker:
 
     def ring(self) -> None:
         """See `driver.Application`."""
-        late: list[Reply] = []
+        late: list[tuple[Reply, Timeout]] = []
 
         def say(_: core.ClientCore) -> list[core.Effect]:
             self._take_up()
@@ -298,7 +319,8 @@ class Speaker:
             while self._deadlines and self._deadlines[0][0] <= now_s:
                 msg_id = heapq.heappop(self._deadlines)[1]
                 if msg_id in self._asked:
-                    late.append(self._asked[msg_id][0])
+                    reply = self._asked[msg_id][0]
+                    late.append((reply, _too_late(reply, unassigned=msg_id in self._unassigned)))
                     self._abandoned.append(msg_id)
             return []
 
@@ -306,15 +328,12 @@ class Speaker:
             self._driver.say(say)
         except ZmqbusError:
             pass  # the bus has ended: those that are not late hear of that
-        for reply in late:
-            error = Timeout(
-                f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again with "
-                "a longer timeout, or see who is there with sessions()"
-            )
+        for reply, error in late:
             self._driver.later(partial(reply.end, error))
 
     def ended(self, error: ZmqbusError) -> None:
         """See `driver.Application`."""
+        self._log.close()
         with self._put_lock:
             self._over = error
             self._room = self._room_bytes = 0
@@ -322,7 +341,15 @@ class Speaker:
         futures: list[Outcome[Any]] = [*self._sent.values(), *self._called.values()]
         futures += [reply for reply, _ in self._asked.values()]
         futures += [put.reply for put in puts if isinstance(put, _Put)]
-        for table in (self._sent, self._called, self._asked, self._waiting, self._requests, self._unsent):
+        for table in (
+            self._sent,
+            self._called,
+            self._asked,
+            self._waiting,
+            self._requests,
+            self._unsent,
+            self._unassigned,
+        ):
             table.clear()
         for future in futures:
             self._driver.later(partial(future.end, error))
@@ -383,6 +410,7 @@ class Speaker:
         found = self._asked.pop(msg_id, None)
         if found is None:
             return
+        self._unassigned.discard(msg_id)
         reply, to_group = found
         if not to_group:
             self._unawaited.append(msg_id)
@@ -425,6 +453,7 @@ class Speaker:
             found = self._asked.pop(msg_id, None)
             if found is None:
                 continue
+            self._unassigned.discard(msg_id)
             never_sent = self._requests.pop(msg_id, None) or self._unsent.get(msg_id)
             if self._unsent.pop(msg_id, None) is not None:
                 self._dropped.add(msg_id)  # it stands among others, and is passed over there

@@ -37,6 +37,10 @@ class Asked:
     def __repr__(self) -> str:
         return f"{len(self._requests)} asked"
 
+    def __contains__(self, msg_id: str) -> bool:
+        """Whether the answer to this request is waited for."""
+        return msg_id in self._requests
+
     @property
     def count(self) -> int:
         """How many there are."""
@@ -124,6 +128,13 @@ class Hands:
             self._answered_bytes -= len(self._answered.popitem(last=False)[1].body)
         if say:
             self._transmit(answer)
+
+    def give_back(self) -> bool:
+        """Takes no more, and forgets what is in hand. False if there is nothing."""
+        self._credit = 0 if self._credit is not None else None
+        held = bool(self._holding)
+        self._holding.clear()
+        return held
 
     def drop(self, msg_ids: Iterable[str]) -> tuple[str, ...]:
         """The answers to these are not wanted. Returns those that are in hand, and are so no longer."""

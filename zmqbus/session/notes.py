@@ -55,6 +55,8 @@ def _beginning(message: Incoming | protocol.Previewed, log: Reader) -> tuple[str
     if message.fmt == Format.TEXT:
         # The end of a beginning may be half of a character.
         return here.decode("utf-8", "ignore" if len(here) < size_bytes else "replace"), size_bytes
-    if len(here) < size_bytes:
+    if len(here) < size_bytes and message.fmt == Format.MSGPACK:
         return f"<a value of {format_size(size_bytes)}>", size_bytes
-    return bodies.as_text(message.fmt, here), size_bytes
+    text = f"<{size_bytes} bytes>" if len(here) < size_bytes else bodies.as_text(message.fmt, here)
+    # Of the text: a value is shorter or longer in Python's notation than on the wire, and is not cut for that.
+    return text, len(text.encode("utf-8", "surrogatepass"))

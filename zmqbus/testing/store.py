@@ -84,6 +84,9 @@ class MemoryStore:
         # Numbers are put in rising order but for those that the window hands back when a receiver goes.
         return list(islice(((number, box[number][1]) for number in sorted(box) if number > seq), limit))
 
+    def heads(self, mailbox: str, seq: int) -> list[tuple[int, Entry]]:
+        return self.after(mailbox, seq, len(self._now.boxes.get(mailbox, ())))
+
     def stale(self, before_s: float) -> list[str]:
         boxes = self._now.boxes.items()
         return [key for key, box in boxes if any(entry.accepted_s < before_s for _, entry in box.values())]

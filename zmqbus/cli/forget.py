@@ -1,0 +1,89 @@
+"""`zmqbus forget NAME|ID`: remove a session that is away, with what it has not read."""
+
+from __future__ import annotations
+
+import sys
+
+from zmqbus import naming, protocol
+from zmqbus.cli.common import FAILED, fail, settings_of_session, tell
+from zmqbus.cli.parser import Parser
+from zmqbus.client.command import observer
+from zmqbus.errors import Ambiguous, Unauthorized, UnknownPeer, ZmqbusError
+from zmqbus.protocol import Session
+
+#: A prefix of an id counts from this length on, as for a target of a message.
+MIN_ID_PREFIX = 4
+#: However many messages it has: nobody was asked.
+ANY = -1
+
+
+def main(argv: list[str]) -> int:
+    """Removes the session, having asked."""
+    parser = Parser("forget", "Remove a session that is away, with its unread mail.")
+    parser.add_argument("session", metavar="NAME|ID", help="name or session id, as in zmqbus list --all")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_port()
+    options = parser.parse_args(argv)
+    try:
+        with observer(settings_of_session({"port": options.port})) as bus:
+            session = find(bus.sessions(everyone=True), options.session)
+            if not options.yes and not _agreed(session):
+                return FAILED
+            limit = ANY if options.yes else session.waiting
+            done = bus.request(lambda ref: protocol.Remove(ref, session.session_id, limit))
+    except ZmqbusError as error:
+        return fail(error)
+    assert isinstance(done, protocol.Done)
+    tell(f"forgot '{session.name}'" + (f" and {_messages(int(done.text))}" if done.text != "0" else ""))
+    return 0
+
+
+def find(sessions: list[Session], wanted: str) -> Session:
+    """The session that is away and that a name, an id, or the beginning of an id stands for.
+
+    Raises `UnknownPeer`, `Ambiguous`, or, where it is connected, `Unauthorized`.
+    """
+    shown = naming.sanitise(wanted, 80)
+    found = [session for session in sessions if session.session_id == wanted]
+    found = found or [session for session in sessions if session.name == wanted]
+    if not found and len(wanted) >= MIN_ID_PREFIX:
+        found = [session for session in sessions if session.session_id.startswith(wanted)]
+    if not found:
+        near = naming.nearest(wanted[:80], sorted({session.name for session in sessions}), 5)
+        hint = f"nearest: {', '.join(near)}; " if near else ""
+        raise UnknownPeer(f"no session answers to '{shown}'; {hint}see who is there: zmqbus list --all")
+    away = [session for session in found if session.state == "away"]
+    if not away:
+        raise Unauthorized(
+            f"'{found[0].name}' is connected, and only those away can be removed; end it first: zmqbus disconnect in "
+            "its own shell, or on the page of zmqbus console"
+        )
+    if len(away) > 1:
+        listed = ", ".join(f"{session.session_id} ({naming.sanitise(session.project)})" for session in away[:5])
+        raise Ambiguous(f"'{shown}' stands for {len(away)} sessions that are away: {listed}; give the id of one")
+    return away[0]
+
+
+def _agreed(session: Session) -> bool:
+    what = (
+        f"'{session.name}' ({session.session_id[:8]}, project {naming.sanitise(session.project) or '-'}) is away; "
+        f"{_messages(session.waiting)} would go with it"
+    )
+    if sys.stdin is None or not sys.stdin.isatty():
+        print(
+            f"error: unauthorized: {what}, and there is no terminal to ask on; pass --yes to go ahead", file=sys.stderr
+        )
+        return False
+    try:
+        answer = input(f"{what}. Forget it? [y/N] ")
+    except EOFError:
+        answer = ""
+        print()
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    print("nothing was removed")
+    return False
+
+
+def _messages(count: int) -> str:
+    return f"{count or 'no'} unread message{'' if count == 1 else 's'}"

@@ -1,0 +1,56 @@
+"""File descriptors, of which a process may have so many: asked for before libzmq takes them.
+
+A bus takes about a dozen. Where there are fewer, libzmq fails in the middle of a connection, or ends the whole process
+(it asserts that its poll set can be made), and neither says what is to be done. So whoever is about to open a
+connection asks first (`reserve`), and what fails all the same is told in the same words (`explained`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from zmqbus.errors import BrokerUnavailable
+
+#: What the system says when a process, or all of them together, may open no more.
+SHORTAGE = (errno.EMFILE, errno.ENFILE)
+
+
+def reserve(count: int, what: str) -> None:
+    """Raises `BrokerUnavailable` unless so many files can be opened now. `what` needs them."""
+    found: list[int] = []
+    try:
+        for _ in range(count):
+            found.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno not in SHORTAGE:
+            raise
+        raise shortage(what, error, f"{count} more, and finds {len(found)}") from None
+    finally:
+        for descriptor in found:
+            os.close(descriptor)
+
+
+def shortage(what: str, error: Exception, count: str = "more") -> BrokerUnavailable:
+    """The error for what could not be done for want of descriptors."""
+    if getattr(error, "errno", None) == errno.ENFILE:
+        return BrokerUnavailable(f"too many files are open on this machine; {what} needs {count}: end some programs")
+    limit = os.sysconf("SC_OPEN_MAX")  # not by `resource`: its import would take a descriptor
+    return BrokerUnavailable(
+        f"too few file descriptors: this process may have {limit} files open, and {what} needs {count}; raise the "
+        "limit (ulimit -n 1024), or close files, and buses, that are not needed any more"
+    )
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Within it a want of descriptors, of the system's or of libzmq's (whose errors have an `errno`, too), is told as
+    `shortage` does."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) not in SHORTAGE:
+            raise
+        raise shortage(what, error) from error
