@@ -189,8 +189,8 @@ class RealWorld(World):
         # candidate of its own, which is another contract (and half a second) than this one.
         patch.setattr(launch, "launch", lambda settings: "")
         own = process_of(os.getpid())
-        self.living_owner = f"{own.pid}:{own.started}"
-        self.dead_owner = f"{own.pid}:0"
+        self.living_owner = own.text
+        self.dead_owner = own._replace(started="0").text
         self._owners: dict[str, subprocess.Popen[bytes]] = {}
         self._prober: Member | None = None
         self._watcher: Member | None = None
@@ -207,7 +207,7 @@ class RealWorld(World):
 
     def new_owner(self) -> str:
         process = subprocess.Popen(["sleep", "600"])
-        owner = f"{process.pid}:{process_of(process.pid).started}"
+        owner = process_of(process.pid).text
         self._owners[owner] = process
         return owner
 

@@ -145,7 +145,7 @@ def _guest() -> core.Persona:
         role=Role.GUEST,
         name=_own_name((naming.derive_name(script),)),
         token=protocol.new_token(),
-        owner=f"{owner.pid}:{owner.started}",
+        owner=owner.text,
     )
 
 
