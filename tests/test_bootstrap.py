@@ -294,13 +294,7 @@ def test_a_hook_tells_it_at_the_start_of_a_session(
     assert told["hookEventName"] == "SessionStart" and "needs python 3.10" in told["additionalContext"]
 
 
-@pytest.mark.parametrize("given", ["", "relative"])
-def test_an_old_python_uses_the_venv_of_a_newer_one(
-    given: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if given:  # the settings, which know what to do about it, cannot be read by an old python
-        monkeypatch.chdir(data_dir.parent)
-        monkeypatch.setenv("INTER_SESSION_DATA_DIR", data_dir.name)
+def test_an_old_python_uses_the_venv_of_a_newer_one(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_venv(data_dir)
     python = make_python(data_dir, "")
     became: list[tuple[str, list[str]]] = []
@@ -467,8 +461,8 @@ def test_a_venv_is_passed_over(
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
-def test_no_code_from_where_others_can_write(
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o770, 0o707, 0o777])
+def test_no_code_from_where_others_can_look_or_write(
     mode: int, data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packages = make_venv(data_dir)
@@ -477,6 +471,64 @@ def test_no_code_from_where_others_can_write(
     assert bootstrap.run("probe", []) == 0
     assert str(packages) not in sys.path
     assert f"chmod 700 '{data_dir}'" in capsys.readouterr().err
+
+
+def planted(at: Path) -> Path:
+    """A venv as it could come with anybody's repository: whole, and owned by whoever cloned that."""
+    at.mkdir(parents=True)
+    packages = make_venv(at)
+    (packages / "zmq.py").write_text("raise SystemExit('the planted code has run')\n")
+    for path in (at, *at.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return packages
+
+
+@pytest.mark.parametrize("given", ["data", "./data", "../repository/data"])
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_no_code_from_below_the_current_directory(
+    given: str, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages = planted(tmp_path / "repository" / "data")
+    (tmp_path / "repository" / "data").chmod(mode)
+    monkeypatch.chdir(tmp_path / "repository")
+    monkeypatch.setenv("INTER_SESSION_DATA_DIR", given)
+    bootstrap._use_venv([])
+    assert str(packages) not in sys.path
+    assert "is a relative path" in capsys.readouterr().err
+
+
+def test_no_code_from_a_data_directory_that_somebody_else_made(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages = make_venv(data_dir)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    bootstrap._use_venv([])
+    assert str(packages) not in sys.path
+    assert "belongs to another user" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_no_code_from_below_a_directory_that_others_can_write_to(
+    link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever can write to a directory above puts another one in the place of the data directory, or of the venv."""
+    open_to_others = tmp_path / "everybody"
+    data = (tmp_path if link else open_to_others) / "data"
+    data.mkdir(parents=True, mode=0o700)
+    packages = make_venv(data)
+    if link:
+        open_to_others.mkdir()
+        (data / "venv").rename(open_to_others / "venv")
+        (data / "venv").symlink_to(open_to_others / "venv")
+    open_to_others.chmod(0o777)
+    monkeypatch.setenv("INTER_SESSION_DATA_DIR", str(data))
+    bootstrap._use_venv([])
+    assert str(packages) not in sys.path
+    assert f"chmod go-w '{open_to_others}'" in capsys.readouterr().err
+    open_to_others.chmod(0o1777)  # as /tmp: there everybody may make something of their own, and no more
+    bootstrap._use_venv([])
+    assert str(packages) in sys.path
+    assert capsys.readouterr().err == ""
 
 
 def test_install_deps_does_not_stand_on_the_venv_that_it_replaces(data_dir: Path, command: Install) -> None:

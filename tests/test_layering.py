@@ -18,6 +18,9 @@ PACKAGE = ROOT / "zmqbus"
 
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
+    "display": -1,
+    "cmdline": 0,
+    "holder": 0,
     "checksum": 0,
     "digest": 0,
     "tuples": 0,
@@ -78,6 +81,8 @@ OPTIONAL = {"digest": {"_sha2", "_sha256"}, "client.messages": {"numpy"}, "clien
 #: Imported by `send` and other short-lived commands, whose whole run is a few dozen milliseconds.
 HOT = (
     "errors",
+    "display",
+    "cmdline",
     "tuples",
     "bootstrap",
     "output",
@@ -258,7 +263,8 @@ def test_what_every_command_loads_is_cheap_to_import(module: str) -> None:
 
 
 def test_errors_and_the_bootstrap_import_next_to_nothing() -> None:
-    assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing"}
+    assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing", "zmqbus.display"}
+    assert not [name for _, name, start in imports("errors") if start and name.startswith("zmqbus")]
     light = {"zmqbus.output", "zmqbus.wording"}
     assert {name for _, name, start in imports("bootstrap") if start} == {"os", "sys"} | light
     assert {name for _, name, _ in imports("bootstrap") if name.startswith("zmqbus")} == {"zmqbus.settings"} | light

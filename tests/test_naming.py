@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqbus import naming
+from zmqbus import display, naming
 from zmqbus.errors import InvalidLabel, InvalidName
 from zmqbus.naming import check_label, check_name, derive_name, nearest, next_name, project_name, sanitise
 
@@ -315,10 +315,10 @@ class TestSanitise:
             chr(code)
             for block in (scripts_and_symbols, tags, private)
             for code in block
-            if unicodedata.category(chr(code)) != "Cn" and chr(code) not in ends + takes_more + naming.LINE_END
+            if unicodedata.category(chr(code)) != "Cn" and chr(code) not in ends + takes_more + display.LINE_END
         ]
         hidden = set()
-        for character, piece in zip(known, sanitise("a" + "\na".join(known)).split(naming.LINE_END), strict=True):
+        for character, piece in zip(known, sanitise("a" + "\na".join(known)).split(display.LINE_END), strict=True):
             if piece == "a":
                 hidden.add(character)
             else:
@@ -348,7 +348,7 @@ class TestSanitise:
         assert sanitise(text) == text
 
     def test_a_limit_over_a_gap_longer_than_a_piece(self) -> None:
-        gap = "\x1b[0m\0" * 5 * naming._PIECE_CHARS
+        gap = "\x1b[0m\0" * 5 * display._PIECE_CHARS
         assert sanitise(gap + "abc" + gap + "def" + gap, 5) == "abcde"
         assert sanitise("x" * 3000 + gap + "y" * 3000, 5999) == "x" * 3000 + "y" * 2999
 

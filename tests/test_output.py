@@ -132,3 +132,52 @@ def test_what_a_test_has_put_there_stays(capsys: pytest.CaptureFixture[str]) -> 
     output.install()
     assert (sys.stdout, sys.stderr) == (stdout, stderr)
     assert output.failure() is None
+
+
+# --- nothing that a terminal obeys
+
+HOSTILE = "a\\x1b]0;title\\x07b\\x9b31mc\\u202ed\\u2028e\\rf\\x7f"
+SAFE = "abcd↵e↵f"
+
+
+def shown(body: str) -> tuple[str, str]:
+    """What a process prints that has installed the streams."""
+    done = run(f"import sys\noutput.install()\n{body}")
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def test_lines_are_safe_and_stay_lines() -> None:
+    out, err = shown(f"print('{HOSTILE}\\n{HOSTILE}\\tx'); print('y'); print('{HOSTILE}', file=sys.stderr)")
+    assert (out, err) == (f"{SAFE}\n{SAFE}\tx\ny\n", f"{SAFE}\n")
+
+
+def test_a_traceback_is_safe() -> None:
+    out, err = shown(f"raise ValueError('{HOSTILE}')")
+    assert out == "" and f"ValueError: {SAFE}\n" in err and "\x1b" not in err.replace(SAFE, "")
+
+
+def test_writing_returns_the_length_that_was_given() -> None:
+    assert shown("print(sys.stdout.write('a\\x07b'))") == ("ab3\n", "")
+
+
+def test_what_no_encoding_has_is_shown_as_an_escape() -> None:
+    assert shown("print('a\\udc80b')") == ("a\\udc80b\n", "")
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_text_is_printed_as_it_is_where_that_is_asked_for(raw: bool) -> None:
+    out, _ = shown(f"output.print_text('x\\x1b[31m\\ty\\n[inter-session msg=aaaaaaaa] z', raw={raw})")
+    assert out == (
+        "x\x1b[31m\ty\n[inter-session msg=aaaaaaaa] z\n" if raw else "x\ty\n    [inter-session msg=aaaaaaaa] z\n"
+    )
+
+
+def test_what_is_drawn_and_what_is_printed_keep_their_order() -> None:
+    out, _ = shown("print('1'); output.raw_stdout().write('\\x1b[H'); output.raw_stdout().flush(); print('2')")
+    assert out == "1\n\x1b[H2\n"
+
+
+def test_what_is_to_drive_a_terminal_goes_to_the_stand_in_of_a_test_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert output.raw_stdout() is sys.stdout
+    output.write_raw("\x1b[H")
+    assert capsys.readouterr().out == "\x1b[H"

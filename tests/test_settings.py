@@ -56,11 +56,21 @@ def test_defaults_are_those_of_the_contract() -> None:
         no_reexec=False,
         durability="process",
         loopback_only=False,
+        port_chosen=False,
     )
 
 
+@pytest.mark.parametrize("source", ["flag", "CLAUDE_PLUGIN_OPTION_PORT", "INTER_SESSION_PORT"])
+def test_a_port_is_chosen_unless_it_is_the_well_known_one(source: str) -> None:
+    def given(port: int) -> Settings:
+        return quiet({"port": port}) if source == "flag" else quiet(**{source: str(port)})
+
+    assert given(9474).port_chosen and not given(9473).port_chosen
+    assert not given(9473)._replace(port=9999).port_chosen  # where a session was on another port, nobody chose that
+
+
 def test_every_field_has_one_rule() -> None:
-    assert [rule.field for rule in settings._RULES] == list(Settings._fields)
+    assert [rule.field for rule in settings._RULES] == list(Settings._fields)[:-1]  # the last follows from the port
 
 
 @pytest.mark.parametrize(
@@ -84,7 +94,8 @@ def test_every_field_has_one_rule() -> None:
 def test_each_variable_sets_its_field(variable: str, text: str, field: str, value: object) -> None:
     loaded = quiet(**{variable: text})
     assert getattr(loaded, field) == value
-    assert loaded._asdict() == {**quiet()._asdict(), field: value}, "and no other field"
+    follows = {"port_chosen": field == "port"}
+    assert loaded._asdict() == {**quiet()._asdict(), field: value, **follows}, "and no other field"
 
 
 @pytest.mark.parametrize("text", ["1", "true", "YES", "On"])

@@ -13,7 +13,9 @@ too old has to get as far as saying so. In order:
    Its .pth files are not read, since none of the three dependencies has one. Made by another version, its extension
    modules would not load here, so its own python is started instead, in place of this process. A venv that is broken,
    half made or gone is passed over: the dependencies may be installed elsewhere, and step 4 tells when they are not.
-   Code is only taken from a data directory that belongs to this user and that nobody else can write to.
+   Code is only taken from a data directory that belongs to this user and is open to nobody else (0700), below
+   directories that nobody else can write to; and never from one that is named relative to the current directory, which
+   may be anybody's repository.
 3. Python older than 3.10, and no venv with a newer one: one line that says so, exit status 1.
 4. The command's module is imported and runs. Where a dependency is missing, the listener says so on stdout, which the
    agent reads, and ends with 0, because for a monitor that is no failure; all others are commands, and fail.
@@ -36,6 +38,9 @@ OLDEST_PYTHON = (3, 10)
 DATA_DIR_VARIABLE = "INTER_SESSION_DATA_DIR"
 DEFAULT_DATA_DIR = "~/.claude/data/inter-session"
 NO_REEXEC_VARIABLE = "INTER_SESSION_NO_REEXEC"
+
+#: As whom the kernel shows users that a container has no number for (/proc/sys/kernel/overflowuid).
+UNKNOWN_UID = 65534
 
 #: Written last into a finished venv: one without it was left by an interrupted install.
 VENV_MARKER = "zmqbus-installed"
@@ -305,7 +310,7 @@ def _use_venv(argv: "list[str]") -> None:
     changed_over = os.environ.pop(REEXEC_VARIABLE, "") == str(os.getpid())
     data_dir = find_data_dir()
     venv = os.path.join(data_dir, "venv")
-    if not os.path.exists(os.path.join(venv, VENV_MARKER)) or _is_switched_off() or not _is_private(data_dir):
+    if not os.path.exists(os.path.join(venv, VENV_MARKER)) or _is_switched_off() or not _is_trusted(data_dir, venv):
         return
     packages = site_packages(venv)
     if packages and _is_same_python(venv):
@@ -357,19 +362,52 @@ def _ignore(warning: str) -> None:
     """Leaves the warnings about settings to the command, which loads them again."""
 
 
-def _is_private(data_dir: str) -> bool:
+def _is_trusted(data_dir: str, venv: str) -> bool:
     """Whether only this user can have put code there. Says what to do where that is not so."""
+    fault = _fault_of(data_dir, venv)
+    if fault:
+        _complain("warning: the venv in {!r} is not used: {}".format(data_dir, fault))
+    return not fault
+
+
+def _fault_of(data_dir: str, venv: str) -> str:
+    """Why code from this venv is not to be run, and what to do; "" where nothing speaks against it."""
+    given = os.environ.get(DATA_DIR_VARIABLE, "").strip()
+    if given and not given.startswith("~") and not os.path.isabs(given):
+        return (
+            "INTER_SESSION_DATA_DIR is a relative path, and so means whatever directory this was started in; set it to "
+            "an absolute one"
+        )
     try:
-        found = os.stat(data_dir)
+        own = [os.lstat(data_dir), os.stat(venv), os.stat(os.path.join(venv, VENV_MARKER))]
+        if any(found.st_uid != os.geteuid() for found in own) or own[0].st_mode & 0o077:
+            return (
+                "it belongs to another user, or is open to others; mend it: chmod 700 {!r}, or set "
+                "INTER_SESSION_DATA_DIR to a directory of your own".format(data_dir)
+            )
+        for directory in sorted(set(_parents(data_dir)) | set(_parents(os.path.realpath(venv)))):
+            found = os.stat(directory)
+            # Who may write to a directory puts another one in the place of what is in it; not so where it is "sticky",
+            # as /tmp is. Its owner may, too. (The last is how a container shows users that it does not know.)
+            open_to_others = found.st_mode & 0o022 and not found.st_mode & 0o1000
+            if open_to_others or found.st_uid not in (os.geteuid(), 0, UNKNOWN_UID):
+                return (
+                    "{0!r} above it belongs to another user, or can be written to by others; mend it: chmod go-w "
+                    "{0!r}, or set INTER_SESSION_DATA_DIR to a directory of your own".format(directory)
+                )
     except OSError:  # removed this instant
-        return False
-    if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
-        return True
-    _complain(
-        "warning: {0!r} belongs to another user or can be written to by others, so its venv is not used; "
-        "mend it: chmod 700 {0!r}, or set INTER_SESSION_DATA_DIR to a directory of your own".format(data_dir)
-    )
-    return False
+        return "it was removed or changed at this moment; try again"
+    return ""
+
+
+def _parents(path: str) -> "list[str]":
+    """The directories above a path, links resolved."""
+    found = []
+    place = os.path.realpath(path)
+    while place != os.path.dirname(place):
+        place = os.path.dirname(place)
+        found.append(place)
+    return found
 
 
 def site_packages(venv: str) -> str:

@@ -25,6 +25,16 @@ class ZmqbusError(Exception):
     index: int | None = None  #: of an error that `map` raises: the number of the item that failed, from 0
     item: object = None  #: and that item
 
+    def __str__(self) -> str:
+        # It quotes targets, candidates, paths and what others wrote, and is shown by whoever meets it: a command, a
+        # log, the traceback of a program. One line, safe to show, wherever that is.
+        text = super().__str__()
+        if text.isascii() and text.isprintable():
+            return text
+        from zmqbus.display import sanitise
+
+        return sanitise(text)
+
 
 class LocalError(ZmqbusError):
     """The caller's input or set-up is at fault; nothing was sent."""
@@ -163,9 +173,12 @@ class BrokerUnavailable(BrokerError):
 class PortHeld(BrokerUnavailable):
     """The port is bound by something that is not a broker of this data directory."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, holder: str = "") -> None:
+        """`holder`: which program that is, as far as it is known."""
+        who = f"it is {holder}; " if holder else ""
         super().__init__(
-            f"port {port} is held by another program; end it, or choose another port with --port or INTER_SESSION_PORT"
+            f"port {port} is held by another program; {who}end it, or choose another port with --port or "
+            "INTER_SESSION_PORT"
         )
         self.port = port
 

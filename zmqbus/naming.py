@@ -1,34 +1,18 @@
-"""Names, labels, and text made safe to show. Pure: no files, no clock, no state.
+"""Names and labels. Pure: no files, no clock, no state.
 
 **Names** address: sessions, topics and groups share one small alphabet, so that a name can stand in a header, a file
 name, a command line and a topic prefix without quoting. **Labels** are for people: any text that is visible and stays
 on its line.
-
-**Display.** What a peer wrote is shown to an agent in one line that begins with a header of ours. `sanitise` is what
-stands between the two. Its result is a single line, drives no terminal, and holds nothing that a person who looks at
-what the agent reads would not see, or that would make what they see run in another order. It removes
-
-* escape sequences: CSI, the strings (OSC, DCS, SOS, PM, APC) with what they carry, and the short ones. A string that
-  is never ended loses its introducer only: a stray escape must not swallow the rest of a message;
-* control characters, after line ends have become `↵` and tabs spaces;
-* format characters (bidi overrides, zero-width ones, tags) and those other characters that are defined to be invisible,
-  with two exceptions that ordinary writing needs: a joiner between two visible characters outside ASCII (Persian,
-  Indic, emoji families) and a variation selector after a visible character. One of each at most in a place, so
-  neither can carry a text of its own;
-* surrogates, which cannot be printed, and private-use characters, which mean whatever some font says.
-
-The table of invisible characters is written out rather than asked of `unicodedata`, so that every Python version shows
-the same message alike; a test compares it with the interpreter's own.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import unicodedata
 from collections.abc import Iterable
 
+from zmqbus.display import sanitise as sanitise
 from zmqbus.errors import InvalidLabel, InvalidName
 
 #: Characters in a name. Part of the contract.
@@ -39,8 +23,6 @@ MAX_LABEL_CHARS = 60
 MAX_PROJECT_NAME_CHARS = 60
 #: What a session is called whose directory has no letter or digit that a name could use.
 FALLBACK_NAME = "session"
-#: Stands for a line end in what is shown.
-LINE_END = "↵"
 
 #: No character stands for more than four in NFD, and composing cannot undo more than that: text longer than this many
 #: times a limit is over it in NFC too, and need not be normalised to know.
@@ -51,8 +33,6 @@ _QUOTED_CHARS = 60
 _NEAREST_SHORTLIST = 12
 #: Under this similarity (difflib's ratio) a name is not "near".
 _NEAREST_RATIO = 0.5
-#: A shown token is matched in pieces of at most so many, so that a match neither scans nor stacks up without bound.
-_PIECE_CHARS = 1024
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _SESSION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -161,100 +141,3 @@ def _slug(text: str) -> str:
 def _quoted(text: str) -> str:
     shown = sanitise(text, _QUOTED_CHARS + 1)
     return f"'{shown}'" if len(shown) <= _QUOTED_CHARS else f"'{shown[: _QUOTED_CHARS - 1]}…'"
-
-
-# --- Display ---
-
-#: ESC, and the 8-bit forms of ESC P, ESC X, ESC [, ESC \, ESC ], ESC ^ and ESC _.
-_INTRODUCERS = "\\x1b\\x90\\x98\\x9b-\\x9f"
-_LINE_ENDS = "\\n\\v\\f\\r\\x85\\u2028\\u2029"
-_JOINERS = "\\u200c\\u200d"
-_SELECTORS = "\\ufe00-\\ufe0f"
-#: Control characters that are neither introducers nor line ends nor the tab.
-_CONTROLS = "\\x00-\\x08\\x0e-\\x1a\\x1c-\\x1f\\x7f-\\x84\\x86-\\x8f\\x91-\\x97\\x99\\x9a"
-#: Cf without the joiners, Cs, Co, and what Unicode calls "default ignorable", the selectors above apart.
-_INVISIBLE = (
-    "\\xad\\u034f\\u0600-\\u0605\\u061c\\u06dd\\u070f\\u0890\\u0891\\u08e2\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f"
-    "\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u206f\\u3164\\ud800-\\uf8ff\\ufeff\\uffa0\\ufff0-\\ufffb"
-    "\\U000110bd\\U000110cd\\U00013430-\\U0001343f\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a"
-    "\\U000e0000-\\U000e0fff\\U000f0000-\\U0010ffff"
-)
-#: Everything that may have to go: none of these is ever shown, joiners and selectors apart, where they belong.
-_SUSPECT = _INTRODUCERS + _CONTROLS + _INVISIBLE + _JOINERS + _SELECTORS
-#: A visible character outside ASCII; and any visible one. Not `↵`: what stands next to it must be treated alike before
-#: and after a line end has become one, or showing a text twice would change it.
-_WIDE = f"[^\\x00-\\x9f{_SUSPECT}{_LINE_ENDS}{LINE_END}]"
-_VISIBLE = f"[^\\x00-\\x20\\x80-\\x9f{_SUSPECT}{_LINE_ENDS}{LINE_END}]"
-
-#: Rest of a CSI sequence after its introducer: parameters, intermediates, final.
-_CSI = "[0-?]*[ -/]*[@-~]"
-#: Rest of a string: what it carries, which the next introducer ends whatever happens, as it does in terminals, and its
-#: terminator, BEL or ST. For that first reason no two scans for a terminator overlap, and time stays linear.
-_STRING = f"[^\\x07{_INTRODUCERS}]*(?:\\x07|\\x1b\\\\|\\x9c)"
-#: One stretch of what is not shown. It begins with a set, and tells by looking back what it has met: re looks for a set
-#: many times faster than for a choice of patterns.
-_HIDDEN = (
-    f"[{_SUSPECT}]"
-    "(?:"
-    f"(?<=\\x1b)(?:\\[{_CSI}|[PX\\]^_]{_STRING}|[ -/]*[0-~]|)"  # the last but one: the short, and the incomplete
-    f"|(?<=\\x9b){_CSI}"
-    f"|(?<=[\\x90\\x98\\x9d-\\x9f]){_STRING}"
-    f"|(?<![{_JOINERS}{_SELECTORS}])"  # any other but these two kinds goes as it is
-    f"|(?<=[{_JOINERS}])(?:(?<!{_WIDE}[{_JOINERS}])(?<!{_WIDE}\\ufe0f[{_JOINERS}])|(?!{_WIDE}))"
-    f"|(?<=[{_SELECTORS}])(?<!{_VISIBLE}[{_SELECTORS}])"
-    ")"
-    # After something hidden there is nothing to join or to vary.
-    f"[{_CONTROLS}{_INVISIBLE}{_JOINERS}{_SELECTORS}]*"
-)
-
-
-# Compiled when first needed: it takes some ms, and most of what is shown is plain ASCII.
-@functools.cache
-def _hidden() -> re.Pattern[str]:
-    return re.compile(_HIDDEN)
-
-
-@functools.cache
-def _token() -> re.Pattern[str]:
-    """The decisions of `_hidden` one by one from the left, as groups: hidden, line end, tab, shown."""
-    return re.compile(
-        f"((?:{_HIDDEN}){{1,{_PIECE_CHARS}}})"
-        f"|(\\r\\n|[{_LINE_ENDS}])"
-        "|(\\t)"
-        f"|([^\\t{_LINE_ENDS}{_SUSPECT}]{{1,{_PIECE_CHARS}}}|[{_JOINERS}{_SELECTORS}])"
-    )
-
-
-def sanitise(text: str, limit: int | None = None) -> str:
-    """`text` as one line that is safe to show (see the top of this module); at most the first `limit` characters of it.
-
-    The same as `sanitise(text)[:limit]`, but reads no further than it has to: the head of 10 MiB of text costs what is
-    shown of it. Showing a result again changes nothing, except that a joiner which a `limit` left at the end would go.
-    Never raises; takes time in proportion to the text, whatever it is (2 MiB of prose: some 30 ms). `limit` >= 0.
-    """
-    if limit is not None and limit < len(text):
-        head = text[:limit]
-        return head if head.isascii() and head.isprintable() else _head(text, limit)
-    if text.isascii() and text.isprintable():
-        return text
-    text = text.replace("\r\n", LINE_END)
-    for line_end in "\n\r\v\f\x85\u2028\u2029":
-        text = text.replace(line_end, LINE_END)
-    return _hidden().sub("", text).replace("\t", " ")
-
-
-def _head(text: str, limit: int) -> str:
-    match = _token().match
-    parts: list[str] = []
-    missing, at, end = limit, 0, len(text)
-    while missing > 0 and at < end:
-        token = match(text, at)
-        assert token is not None  # its four alternatives cover every character
-        at = token.end()
-        kind = token.lastindex
-        if kind == 1:
-            continue
-        part = LINE_END if kind == 2 else " " if kind == 3 else token[4]
-        parts.append(part)
-        missing -= len(part)
-    return "".join(parts)[:limit]

@@ -7,6 +7,11 @@ them, raises what no command expects. `install` replaces them:
 
 * Standard output raises `OutputFailed` at the first write that the system refuses, and swallows all that follows.
 * Standard error never fails: there is nobody left to tell.
+* Neither shows a terminal anything but text. What a command prints (of peers, files, arguments, errors) is made safe
+  where its line is put together, because only there is known what may not be a line end. Below all of it, each line
+  goes through the same function (`display.sanitise`), so that a place that was forgotten, a traceback or a message of
+  argparse drives no terminal. What is to drive it (the screen of `watch`), or to arrive byte for byte, says so:
+  `write_raw`.
 * A descriptor that is closed gets a stand-in that cannot be used, so that no other file is opened under its number.
 
 Readable for python 3.6, like `bootstrap`, which is the one that calls `install`.
@@ -69,6 +74,55 @@ def _wait_for_room(descriptor: int) -> None:
     poller.poll()
 
 
+class SafeText(io.TextIOWrapper):
+    """A text stream that shows only what `display.sanitise` lets through; newlines and tabs stay."""
+
+    def write(self, text: str) -> int:
+        """Writes the text, made safe. Returns the length of what it was given, as streams do."""
+        given = len(text)
+        # str.isascii is not in python 3.6, which only gets as far as saying that it is too old.
+        if text != "\n" and not (text.isprintable() and hasattr(text, "isascii") and text.isascii()):
+            from zmqbus.display import sanitise  # where there is something to look at
+
+            # What no encoding has (a file name's odd byte) is shown as the stream would show it, and not taken out.
+            text = text.encode("utf-8", "backslashreplace").decode()
+            text = "\n".join("\t".join(map(sanitise, line.split("\t"))) for line in text.split("\n"))
+        super().write(text)
+        return given
+
+    def write_raw(self, text: str) -> int:
+        """Writes the text as it is."""
+        return super().write(text)
+
+
+class _Raw:
+    """A `SafeText` as a stream that changes nothing."""
+
+    def __init__(self, stream: SafeText) -> None:
+        self._stream = stream
+        self.write = stream.write_raw
+
+    def __getattr__(self, name: str) -> "Any":
+        return getattr(self._stream, name)
+
+
+def raw_stdout() -> "Any":
+    """Standard output for those who draw on the terminal: nothing of what is written to this is taken out."""
+    return _Raw(sys.stdout) if isinstance(sys.stdout, SafeText) else sys.stdout
+
+
+def write_raw(text: str) -> None:
+    """Writes to standard output what is to arrive as it is."""
+    raw_stdout().write(text)
+
+
+def print_text(text: str, *, raw: bool) -> None:
+    """Prints a text of a peer with its lines: safe to show, or with `raw` as it is."""
+    from zmqbus.display import as_block
+
+    write_raw((text if raw else as_block(text)) + "\n")
+
+
 def install() -> None:
     """Replaces the standard streams; those that a test or an embedding program has put there stay, made safe.
 
@@ -124,4 +178,4 @@ def _writer(stream: "TextIO", original: "TextIO | None", descriptor: int) -> "Te
     encoding = stream.encoding if chosen and stream is not None else "utf-8"
     raw = _Descriptor(descriptor, tells=descriptor == 1)
     lines = descriptor == 2 or raw.isatty() or getattr(stream, "write_through", False)  # python -u
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=lines)
+    return SafeText(io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=lines)

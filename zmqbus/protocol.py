@@ -551,12 +551,19 @@ class Receipt(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What became of a message to many; `full` names the sessions that it is not for, since their mailboxes are."""
+    """What became of a message to many. It is not for the sessions that `full` names, since their mailboxes are, nor
+    for those in `unsaved`, for which the broker could not store it."""
 
     msg_id: str
     delivered: int
     queued: int
     full: tuple[str, ...] = ()
+    unsaved: tuple[str, ...] = ()
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """The sessions that it is not for, whyever."""
+        return self.full + self.unsaved
 
 
 class Sessions(NamedTuple):

@@ -173,6 +173,24 @@ def open_private(path: str, flags: int) -> int:
     return fd
 
 
+def read_small(path: str, limit_bytes: int) -> bytes:
+    """What a small file of the data directory holds, whoever made it; for what proves nothing by itself (a pid).
+
+    Never waits: a link, a FIFO or a device in its place is refused, and so is what is longer than `limit_bytes`. Raises
+    OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        data = os.read(fd, limit_bytes + 1)
+    finally:
+        os.close(fd)
+    if len(data) > limit_bytes:
+        raise OSError(errno.EFBIG, "too large", path)
+    return data
+
+
 def _check(path: str, found: os.stat_result, *, directory: bool) -> None:
     what, mode = ("directory", DIR_MODE) if directory else ("file", FILE_MODE)
     user = os.geteuid()

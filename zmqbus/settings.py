@@ -131,6 +131,9 @@ class Settings(NamedTuple):
     no_reexec: bool
     durability: Literal["process", "power"]
     loopback_only: bool  # start a broker in a network that has nothing but a loopback, whatever speaks against it
+    #: Whether somebody chose the port. The well-known one is only where to begin: where another program holds it, the
+    #: broker takes another one, and clients find it by the pid file (`client.launch.find_broker`).
+    port_chosen: bool = True
 
     @property
     def paths(self) -> Paths:
@@ -293,7 +296,8 @@ def load(
     """
     given = {} if flags is None else flags
     env = os.environ if environ is None else environ
-    return Settings(**{rule.field: _resolve(rule, given, env, warn) for rule in _RULES})
+    values = {rule.field: _resolve(rule, given, env, warn) for rule in _RULES}
+    return Settings(**values, port_chosen=values["port"] != DEFAULT_PORT)
 
 
 def _resolve(rule: _Rule, flags: Mapping[str, object], environ: Mapping[str, str], warn: Callable[[str], None]) -> Any:

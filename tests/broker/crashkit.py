@@ -113,7 +113,8 @@ class Ledger:
             match answer:
                 case protocol.Receipt(state=state, session_id=receiver) if state != State.DELIVERED:
                     queued = receiver == who
-                case protocol.Tally(full=full):
+                case protocol.Tally() as tally:
+                    full = tally.without
                     queued = who in self.sent[msg_id].surely and not self.names.get(who, set()).intersection(full)
                 case _:
                     queued = False
@@ -395,7 +396,7 @@ class FileNet(SimNet):
                     # A guest that has shown its answer, and ended before that was known, cannot be asked any more.
                     assert not takers or takers == {GUEST}, said
                 case protocol.Receipt() | protocol.Tally() as answer:
-                    full = answer.full if isinstance(answer, protocol.Tally) else ()
+                    full = answer.without if isinstance(answer, protocol.Tally) else ()
                     without = {who for who, names in ledger.names.items() if names.intersection(full)}
                     if msg_id not in lost:
                         assert takers >= sent.surely - without, f"lost: {said}"

@@ -116,7 +116,7 @@ class Said:
             if isinstance(envelope, protocol.Receipt):
                 told += [(msg_id, State(envelope.state).name) for msg_id in envelope.msg_ids]
             elif isinstance(envelope, protocol.Tally):
-                full = "".join(f" without {name}" for name in envelope.full)
+                full = "".join(f" without {name}" for name in envelope.without)
                 told.append((envelope.msg_id, f"{envelope.delivered} and {envelope.queued}{full}"))
             elif isinstance(envelope, protocol.Refused):
                 told.append((envelope.ref, f"{envelope.code}: {envelope.text}"))

@@ -122,6 +122,7 @@ def test_a_data_directory_that_others_can_read_is_refused(settings):
 def test_the_pid_file_is_private_and_whole(settings):
     holder = daemon.Lockholder(settings, -1)
     os.umask(umask := os.umask(0))
+    holder._port = settings.port
     pidfile.write(settings.paths, settings.port)
     os.umask(umask)
     path = Path(settings.paths.pid_file(settings.port))
@@ -135,12 +136,17 @@ def test_the_pid_file_is_private_and_whole(settings):
 
 def test_a_pid_file_of_another_is_left_alone(settings):
     path = serve(settings, settings.port, "1")
-    daemon.Lockholder(settings, -1)._remove_pid()
+    holder = daemon.Lockholder(settings, -1)
+    holder._port = settings.port
+    holder._remove_pid()
     assert path.read_text() == "1"
 
 
-def test_a_pid_file_that_is_gone_is_no_error(settings):
-    daemon.Lockholder(settings, -1)._remove_pid()
+@pytest.mark.parametrize("served", [True, False])
+def test_a_pid_file_that_is_gone_is_no_error(settings, served):
+    holder = daemon.Lockholder(settings, -1)
+    holder._port = settings.port if served else 0
+    holder._remove_pid()
 
 
 # --- what the starter hears

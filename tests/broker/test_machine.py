@@ -296,7 +296,7 @@ class Bus(Mishaps):
             elif isinstance(answer, ZmqbusError):
                 assert not takers, f"{msg_id} was refused ({answer}) and shown"
             elif answer is not None:
-                full = set(answer.full) if isinstance(answer, protocol.Tally) else set()
+                full = set(answer.without) if isinstance(answer, protocol.Tally) else set()
                 assert takers >= sent.surely - full, f"{msg_id} is lost: not taken by {set(sent.surely - takers)}"
                 # As with a refusal: said again, there was no room for it; it may have been there before.
                 again = self.deaths > sent.deaths

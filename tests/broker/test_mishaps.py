@@ -456,3 +456,44 @@ def test_who_has_no_room_for_a_broadcast_does_not_take_it_from_the_pub(net, monk
     alice.send("", b"to all", scope=Scope.ALL)
     net.settle()
     assert (bob.bodies, carol.bodies) == ([b"1", b"2"], [b"to all"])
+
+
+# --- a store that cannot be written
+
+
+def test_nobody_is_renamed_while_the_store_does_not_take_it(net):
+    """ "renamed", and after the next broker's start the session would go by its old name, or another one by the new."""
+    bob, eve = net.session("bob"), net.session("eve")
+    net.settle()
+    net.store.fails = "no space left on device"
+    bob.request(protocol.Rename("r1", "robert"))
+    net.settle()
+    refused = bob.responses["r1"]
+    assert isinstance(refused, errors.BrokerUnavailable) and "not renamed: no space left on device" in str(refused)
+    assert bob.core.persona.name == "bob"
+    eve.send("bob", b"still you")
+    net.store.fails = None
+    bob.request(protocol.Rename("r2", "robert"))
+    net.settle()
+    done = bob.responses["r2"]
+    assert isinstance(done, protocol.Done) and done.text == "bob" and bob.core.persona.name == "robert"
+    net.kill_broker()
+    net.restart_broker()
+    net.settle()
+    assert net.broker.registry.sessions[bob.persona.session_id].name == "robert"
+
+
+def test_a_broadcast_says_for_whom_the_store_did_not_take_it_and_calls_no_mailbox_full(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    away = net.session("carol")
+    net.settle()
+    away.bye()
+    net.settle()
+    net.store.fails = "no space left on device"
+    msg_id = alice.send("", b"to all", scope=Scope.ALL)
+    net.settle()
+    bob.take_all()
+    net.settle()
+    answer = alice.answers[msg_id]
+    assert isinstance(answer, protocol.Tally), answer
+    assert (answer.delivered, answer.queued, answer.full, answer.unsaved) == (1, 0, (), ("carol",))

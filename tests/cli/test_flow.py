@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.records import RECORD, RECORDS
+from zmqbus import display
 from zmqbus.cli import flow, jsonform
 from zmqbus.entry import ALL, Entry, Place, Sieve
 from zmqbus.naming import sanitise
@@ -65,8 +66,8 @@ def test_what_is_no_time_says_what_is_one(text: str) -> None:
 def test_a_line_is_one_line_of_the_terminal(record: Record, width: int) -> None:
     line, cut = line_of(record._replace(fmt="text", body=b"x" * len(record.body)), width)
     heading = flow.heading(entry_of(record), short=True)
-    room = max(width - sum(map(flow.columns_of, heading)), flow.MIN_WIDTH // 2)
-    assert sum(map(flow.columns_of, line)) <= sum(map(flow.columns_of, heading)) + room
+    room = max(width - display.columns(heading), flow.MIN_WIDTH // 2)
+    assert display.columns(line) <= display.columns(heading) + room
     assert sanitise(line) == line
     assert cut == (len(record.body) > room)
 
@@ -74,16 +75,16 @@ def test_a_line_is_one_line_of_the_terminal(record: Record, width: int) -> None:
 @given(st.text(max_size=100), st.integers(2, 60))
 def test_what_fits_is_not_cut(text: str, columns: int) -> None:
     text = sanitise(text)
-    fitting = flow.fit(text, columns)
-    assert sum(map(flow.columns_of, fitting)) <= columns
-    assert fitting == text if sum(map(flow.columns_of, text)) <= columns else fitting.endswith("…")
+    fitting = display.fit(text, columns)
+    assert display.columns(fitting) <= columns
+    assert fitting == text if display.columns(text) <= columns else fitting.endswith("…")
 
 
 def test_wide_characters_take_two_columns() -> None:
-    assert flow.fit("漢字漢字", 8) == "漢字漢字"
-    assert flow.fit("漢字漢字", 7) == "漢字漢…"
-    assert flow.fit("漢字漢字", 6) == "漢字…"
-    assert flow.fit("e\u0301" * 8, 8) == "e\u0301" * 8
+    assert display.fit("漢字漢字", 8) == "漢字漢字"
+    assert display.fit("漢字漢字", 7) == "漢字漢…"
+    assert display.fit("漢字漢字", 6) == "漢字…"
+    assert display.fit("e\u0301" * 8, 8) == "e\u0301" * 8
 
 
 def test_hostile_text_is_made_harmless() -> None:

@@ -19,6 +19,8 @@ from zmqbus.client import core, launch
 from zmqbus.client import link as link_module
 from zmqbus.client.link import Link
 from zmqbus.errors import BrokerUnavailable, PortHeld
+from zmqbus.network import Network
+from zmqbus.pidfile import Served
 from zmqbus.protocol import Role
 from zmqbus.settings import Settings, load
 
@@ -292,15 +294,43 @@ def test_a_patient_one_goes_on_for_ever_with_longer_and_longer_pauses(link, monk
     assert link._pause_s == 0.04
 
 
-def test_a_port_that_is_held_ends_even_a_patient_one(link, monkeypatch, settings):
+def test_a_patient_one_waits_for_a_port_that_is_held_and_says_so_once(link, monkeypatch, settings):
+    tries: list[int] = []
+
     def held(_: Settings) -> None:
-        raise PortHeld(settings.port)
+        tries.append(1)
+        raise PortHeld(settings.port, "python3 (pid 7)")
 
     monkeypatch.setattr(launch, "launch", held)
-    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    monkeypatch.setattr(link_module, "BACKOFF_S", (0.01, 0.02))
     link.patient = True
+    link._pause_s = 0.01
+    warned: list[str] = []
+    link._warn = warned.append
+    link.open()
+    until(lambda: len(tries) >= 4, link)
+    assert [text.split("; ")[:2] for text in warned] == [
+        [f"port {settings.port} is held by another program", "it is python3 (pid 7)"]
+    ]
+    assert warned[0].endswith("; this waits until the port is free")
+    link.patient = False
     with pytest.raises(PortHeld):
-        link.open()
+        until(lambda: False, link)
+
+
+def test_it_turns_to_the_port_on_which_the_next_broker_is(link, settings, start_broker, monkeypatch):
+    """Nobody chose the port: the data directory names another one, where the broker proves itself with its key."""
+    link._settings = settings._replace(port=1, port_chosen=False)
+    link.patient = True
+    monkeypatch.setattr(launch, "launch", lambda _: "")
+    monkeypatch.setattr(link_module, "LOOK_S", 0.01)
+    link.open()
+    assert link.port == 1
+    broker = start_broker()
+    served = Served(settings.port, 1, None, Network())
+    monkeypatch.setattr(launch, "find_broker", lambda _: served)
+    enter(link, broker)
+    assert link.port == settings.port
 
 
 def test_one_that_does_not_wait_goes_on_while_a_broker_starts(link, settings, broker_says, start_broker, tmp_path):
@@ -323,7 +353,7 @@ def test_one_that_does_not_wait_goes_on_while_a_broker_starts(link, settings, br
 
 def test_one_that_does_not_wait_hears_what_kept_a_broker_from_starting(link, settings, broker_says):
     broker_says("echo held > /dev/fd/$report")
-    link.patient, link.waits_to_launch = True, False
+    link.patient, link.waits_to_launch = False, False
     with pytest.raises(PortHeld):
         link.open()
         until(lambda: False, link)

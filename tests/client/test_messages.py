@@ -369,3 +369,11 @@ def test_what_is_no_target(target):
 def test_targets():
     assert scope_and_target("@workers") == (Scope.GROUP, "workers")
     assert scope_and_target("auth") == (Scope.SESSION, "auth")
+
+
+@pytest.mark.parametrize("fmt", [Format.TEXT, Format.MSGPACK, Format.BYTES])
+def test_a_body_that_cannot_be_read_back_is_an_error_and_never_an_empty_text(fmt: Format) -> None:
+    damaged = message(fmt, b"", value=record.JournalError("the record is damaged"))
+    for read in (lambda: damaged.text, lambda: damaged.body):
+        with pytest.raises(record.JournalError, match="the record is damaged"):
+            read()

@@ -123,8 +123,8 @@ class Member(ABC):
                 return None
             case protocol.Receipt(state=state):
                 return State(state).name.lower()
-            case protocol.Tally(delivered=delivered, queued=queued, full=full):
-                return (delivered, queued, *full)
+            case protocol.Tally(delivered=delivered, queued=queued) as tally:
+                return (delivered, queued, *tally.without)
             case error:
                 return error.code
 
@@ -234,7 +234,9 @@ class Member(ABC):
         """Waits for what became of a message: it was taken, or it waits, everywhere; returns what was said."""
         self.world.until(lambda: msg_id in self.answers)
         answer = self.answers[msg_id]
-        assert isinstance(answer, protocol.Receipt) or (isinstance(answer, protocol.Tally) and not answer.full), answer
+        assert isinstance(answer, protocol.Receipt) or (isinstance(answer, protocol.Tally) and not answer.without), (
+            answer
+        )
         return answer
 
     def gets(self, *expected: bytes) -> list[core.Incoming]:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import zmq
 
-from tests.real.conftest import DEADLINE_S, LONG_DEADLINE_S, ROOT, Bus, ListenerProcess, wait_until
+from tests.real.conftest import DEADLINE_S, ROOT, Bus, ListenerProcess, wait_until
 from zmqbus import codec, protocol, security
 
 pytestmark = pytest.mark.slow
@@ -543,29 +543,6 @@ def test_a_port_that_a_stranger_holds(bus, kind, stale):
     if stale:
         pid_file(bus).unlink()
     bus.listener("auth")  # and once the port is free, all is well
-
-
-def test_a_listener_whose_brokers_port_is_taken_says_so_and_ends(bus):
-    """The broker is stopped for good, and something else takes the port before the listener can start a new one."""
-    auth = bus.listener("auth")
-    process = broker(bus)
-    auth.send_signal(signal.SIGSTOP)
-    process.kill()
-    wait_until(lambda: gone(process), "the broker is dead")
-    holder = wait_until(lambda: _take(bus.port), "the port is free")
-    try:
-        auth.send_signal(signal.SIGCONT)
-        assert auth.wait_exit(LONG_DEADLINE_S) == 1
-        assert auth.lines[-1].startswith(f"[inter-session] port {bus.port} is held by another program; ")
-    finally:
-        holder.close()
-
-
-def _take(port: int) -> Stranger | None:
-    try:
-        return Stranger(port, None)
-    except OSError:
-        return None
 
 
 def test_status_tells_what_the_broker_does(bus):

@@ -81,7 +81,7 @@ class _Answers(dict[str, object]):
         if isinstance(answer, ZmqbusError):
             self._notes.write("e", f"{msg_id} {getattr(answer, 'code', '?')} {answer}")
         elif isinstance(answer, Tally):
-            full = ",".join(answer.full) or "-"
+            full = ",".join(answer.without) or "-"
             self._notes.write("b", f"{msg_id} {answer.delivered} {answer.queued} {full}")
         elif isinstance(answer, Receipt) and answer.state == State.DELIVERED:
             self._notes.write("d", msg_id)

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from zmqbus import naming, protocol
 from zmqbus.broker.awaits import Awaits
@@ -149,6 +150,8 @@ class BrokerCore:
         self._new_token = new_token
         self._out = Outbox()
         self.shell_figures: Callable[[], tuple[tuple[str, int], ...]] = tuple  #: what the shell counts
+        #: In this wake: route and ref of the request, session, name before and after.
+        self._renaming: list[tuple[bytes, str, Session, str, str]] = []
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
         self.awaits = Awaits(self.delivery, store, self._out)
@@ -212,8 +215,10 @@ class BrokerCore:
                 self.pool.journal_failed(reason)
             case Committed():
                 self.delivery.committed(now)
+                self._renames_kept(now, None)
             case CommitFailed(reason):
                 self.delivery.commit_failed(reason)
+                self._renames_kept(now, reason)
             case Marked(lease):
                 self._marked(lease)
             case Unmarked(lease):
@@ -316,8 +321,11 @@ class BrokerCore:
                     return  # what came with a refused HELLO has nobody to speak for it
             connection = self.registry.connections.get(route)
 
-    def _tell(self, session: Session, envelope: protocol.Envelope, *, last: bool = False) -> None:
-        """Says something to a session outside its mailbox: on its own name's channel once that is in force.
+    def _tell(
+        self, session: Session, envelope: protocol.Envelope, *, last: bool = False, name: str | None = None
+    ) -> None:
+        """Says something to a session outside its mailbox: on its own name's channel once that is in force. (`name`:
+        where it has another one by now.)
 
         The last word goes both ways. A channel may be lost (the session has just been renamed), and a listener that
         missed it would hear EXPIRED at its next ping, and come back.
@@ -325,7 +333,7 @@ class BrokerCore:
         if session.conn is None:
             return
         if session.conn.attached:
-            self._out.put(Publish(protocol.name_channel(session.name), envelope))
+            self._out.put(Publish(protocol.name_channel(name or session.name), envelope))
         if last or not session.conn.attached:
             self._out.reply(session.conn.route, envelope)
 
@@ -584,12 +592,29 @@ class BrokerCore:
             raise NotConnected("the session's listener is not connected; connect the session first")
         self._check_free(session, name)
         old = session.name
-        if name != old:
-            self._tell(session, protocol.Renamed(name))
-            self.registry.take_name(session, name)
-            self.registry.keep(session)
-            self.takeover.settle(now, session)
-        self._out.reply(who.route, protocol.Done(rename.ref, old))
+        if name == old:
+            self._out.reply(who.route, protocol.Done(rename.ref, old))
+            return
+        self.registry.take_name(session, name)
+        self.registry.keep(session)
+        self._renaming.append((who.route, rename.ref, session, old, name))
+
+    def _renames_kept(self, now: Instant, reason: str | None) -> None:
+        """The new names are in the store, and are told now; or (with `reason`) they are not, and nobody has a new one:
+        a name that the next broker does not know would be another session's mail."""
+        renaming, self._renaming = self._renaming, []
+        if reason is None:
+            for route, ref, session, old, name in renaming:
+                self._tell(session, protocol.Renamed(name), name=old)
+                self.takeover.settle(now, session)
+                self._out.reply(route, protocol.Done(ref, old))
+            return
+        for route, ref, session, old, _ in reversed(renaming):  # for one that was renamed twice
+            with suppress(NameTaken):  # by somebody who has just come: then it stays as it is until the disk has room
+                self._check_free(session, old)
+                self.registry.take_name(session, old)
+                self.registry.keep(session)
+            self._out.reply(route, protocol.Refused(ref, BrokerUnavailable.code, f"not renamed: {reason}"))
 
     def _disconnect(self, now: Instant, who: Connection, disconnect: protocol.Disconnect) -> None:
         session = who.session

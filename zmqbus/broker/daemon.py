@@ -33,7 +33,7 @@ LOOK_S = 0.02
 #: New objects before the collector looks for cycles among them.
 COLLECT_AFTER = 20_000
 #: What the detached process is told, each as `--name=value`. (`argparse` would take 0.4 MB of memory to read that.)
-OPTIONS = ("port", "idle-shutdown-minutes", "report")
+OPTIONS = ("port", "idle-shutdown-minutes", "report", "elsewhere")
 
 
 class Elsewhere(BrokerUnavailable):
@@ -55,7 +55,8 @@ def elect(settings: Settings) -> int:
         except BlockingIOError:
             pass
         ports = _served(settings)
-        if settings.port in ports or (not ports and time.monotonic() > deadline_s):
+        mine = settings.port in ports or (ports and not settings.port_chosen)
+        if mine or (not ports and time.monotonic() > deadline_s):
             os.close(descriptor)
             raise Elsewhere("a broker serves this port already")
         if ports:
@@ -94,6 +95,7 @@ class Lockholder:
     def __init__(self, settings: Settings, lock: int) -> None:
         self._settings = settings
         self._lock = lock
+        self._port = 0  # that it serves; 0: not yet
 
     def serve(self, *, foreground: bool, report: int | None = None) -> None:
         """Opens the server, reports `ready`, and serves until it ends."""
@@ -104,7 +106,8 @@ class Lockholder:
         server = Server(self._settings, log)
         try:
             server.open()
-            pidfile.write(self._settings.paths, self._settings.port)
+            self._port = server.port
+            pidfile.write(self._settings.paths, self._port)
             _report(report, " ".join(("ready", *server.notices)))
             server.run()
         finally:
@@ -114,9 +117,9 @@ class Lockholder:
             os.close(self._lock)
 
     def _remove_pid(self) -> None:
-        served = pidfile.read(self._settings.paths, self._settings.port)
+        served = pidfile.read(self._settings.paths, self._port) if self._port else None
         if served is not None and served.pid == os.getpid():
-            pidfile.remove(self._settings.paths, self._settings.port)
+            pidfile.remove(self._settings.paths, self._port)
 
 
 def _detach() -> None:
@@ -155,6 +158,8 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         given[name] = value
     settings = load({"port": given.get("port"), "idle_shutdown_minutes": given.get("idle-shutdown-minutes")})
+    # The starter follows the broker to whatever port it serves, though it would begin at this one.
+    settings = settings._replace(port_chosen=settings.port_chosen and "elsewhere" not in given)
     os.umask(0o077)
     report = int(given["report"]) if "report" in given else None
     try:

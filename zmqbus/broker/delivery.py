@@ -505,7 +505,7 @@ class Delivery:
                 self._out.reply(item.origin, refused)
                 self.fates.keep_refused(refused, item.sender_id)
                 continue
-            tally.full += (session.name,)
+            tally.unsaved += (session.name,)
             self.fates.keep_full(item.entry.msg_id, item.sender_id, session.mailbox.key)
             tally.remaining -= 1
             if tally.remaining or tally.told:
@@ -532,7 +532,7 @@ class Delivery:
 
     def _settle_tally(self, tally: Tally) -> None:
         tally.told = True
-        answer = protocol.Tally(tally.msg_id, tally.delivered, tally.queued, tally.full)
+        answer = protocol.Tally(tally.msg_id, tally.delivered, tally.queued, tally.full, tally.unsaved)
         self._open.pop(tally.msg_id, None)
         self._out.reply(tally.origin, answer)
         self.fates.keep(tally.msg_id, Fate(tally.sender_id, answer))

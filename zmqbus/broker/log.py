@@ -1,8 +1,8 @@
 """broker.log: what the broker has to say to whoever looks into it later.
 
-A line each, with time, pid and level. The file is the user's own (0600); one that has its size becomes `broker.log.1`
-before the next line, and the one that was that, `.2`. A line that cannot be written is lost, and only that: a disk
-without room must not keep the broker from serving.
+A line each, with time, pid and level; what peers chose (names, targets) is made safe to show in it. The file is the
+user's own (0600); one that has its size becomes `broker.log.1` before the next line, and the one that was that, `.2`. A
+line that cannot be written is lost, and only that: a disk without room must not keep the broker from serving.
 
 The standard library's `logging` would do it, and with its handlers take 1.4 MB of the broker's memory for it.
 """
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 
+from zmqbus.display import sanitise
 from zmqbus.errors import ZmqbusError
 from zmqbus.security import open_private
 
@@ -61,7 +62,7 @@ class Log:
     def _say(self, level: str, text: str) -> None:
         now_s = time.time()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now_s))
-        line = f"{stamp},{int(now_s % 1 * 1000):03} {os.getpid()} {level} {text}\n"
+        line = f"{stamp},{int(now_s % 1 * 1000):03} {os.getpid()} {level} {sanitise(text)}\n"
         if self._echo:
             try:
                 sys.stderr.write(line)

@@ -39,11 +39,12 @@ from zmqbus.broker.spooled import WAKE_BYTES, Spools
 from zmqbus.broker.store import StoreError
 from zmqbus.broker.thinning import Thinning
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
+from zmqbus.holder import who_holds
 from zmqbus.journal import Journal
 from zmqbus.process import Process, has_ended
 from zmqbus.readback import Earlier, recent
 from zmqbus.record import JournalError, Record, Records, Spelled, encode_all
-from zmqbus.settings import Settings
+from zmqbus.settings import DEFAULT_PORT, Settings
 from zmqbus.wakeup import Wakeup
 
 #: ZeroMQ messages taken from one socket before the loop goes round,
@@ -86,9 +87,9 @@ _ZERO_COPY_RECV = 10
 OWN_DESCRIPTORS = 48
 #: Connections for 1,000 sessions, two each. With a lower limit the broker says so: those beyond it could not connect.
 WANTED_DESCRIPTORS = OWN_DESCRIPTORS + 2 * 1_000
-#: The broadcast port is drawn from here: below every system's range of ephemeral ports, where a client that retries a
-#: closed port can be given that very port as its own and connect to itself.
-PUB_PORTS = range(10_000, 30_000)
+#: The broadcast port is drawn from here, and the router's where its own is held: below every system's range of
+#: ephemeral ports, where a client that retries a closed port can be given it as its own and connect to itself.
+ANY_PORTS = range(10_000, 30_000)
 
 
 #: A clock that is never set, and goes on while the machine sleeps, where there is one.
@@ -141,6 +142,7 @@ class Server:
 
     def __init__(self, settings: Settings, log: Log) -> None:
         self._settings = settings
+        self.port = settings.port  #: of the ROUTER; another one, where that is held and may be left
         self._log = log
         self._closing = ExitStack()
         self._stop_reason: str | None = None
@@ -155,7 +157,7 @@ class Server:
         self._earlier: dict[str, Earlier] | None = None
 
     def __repr__(self) -> str:
-        return f"<Server on port {self._settings.port}: {self._core!r}>"
+        return f"<Server on port {self.port}: {self._core!r}>"
 
     # --- life
 
@@ -190,19 +192,13 @@ class Server:
         self._closing.callback(self._router.close)
         self._publisher = _publisher(context, keys)
         self._closing.callback(self._publisher.close)
-        port = self._settings.port
-        try:
-            self._router.bind(f"tcp://127.0.0.1:{port}")
-        except zmq.ZMQError as error:
-            if error.errno == zmq.EADDRINUSE:
-                raise PortHeld(port) from None
-            raise BrokerUnavailable(f"cannot bind port {port}: {error}; choose another one with --port") from None
+        self._bind_router()
         self._core = core.BrokerCore(
             epoch=protocol.new_token()[:16],
             release=zmqbus.__version__,
             store=self._store,
             new_token=protocol.new_token,
-            pub_port=self._bind_publisher(),
+            pub_port=self._bind_any(self._publisher),
             sent_before=self._sent_before,
             owner_lives=_owner_lives,
             last_id=last_id,
@@ -235,14 +231,32 @@ class Server:
             self._log.warning(notice)
             self._core.notice(notice)
 
-    def _bind_publisher(self) -> int:
-        for port in random.sample(PUB_PORTS, 200):
+    def _bind_router(self) -> None:
+        """Binds the settings' port; or another one where that is held and is the well-known one, which nobody chose."""
+        port = self._settings.port
+        try:
+            self._router.bind(f"tcp://127.0.0.1:{port}")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE:
+                raise BrokerUnavailable(f"cannot bind port {port}: {error}; choose another one with --port") from None
+            holder = who_holds(port)
+            if port != DEFAULT_PORT:
+                raise PortHeld(port, holder) from None
+            self.port = self._bind_any(self._router)
+            self._store.notices.append(
+                f"port {port} is held by {holder or 'another program'}, so the bus is on port {self.port} until its "
+                "broker ends; commands and sessions find it by themselves"
+            )
+            self._log.warning(self._store.notices[-1])
+
+    def _bind_any(self, socket: zmq.Socket[bytes]) -> int:
+        for port in random.sample(ANY_PORTS, 200):
             try:
-                self._publisher.bind(f"tcp://127.0.0.1:{port}")
+                socket.bind(f"tcp://127.0.0.1:{port}")
             except zmq.ZMQError:
                 continue
             return port
-        raise BrokerUnavailable("no free port between 10000 and 29999 for broadcasts; end what holds them")
+        raise BrokerUnavailable("no free port between 10000 and 29999; end what holds them")
 
     @property
     def notices(self) -> list[str]:
@@ -257,9 +271,7 @@ class Server:
         """Serves until it is stopped, or nobody has needed it for the idle time; returns why."""
         with Wakeup() as wakeup:
             self._poller.register(wakeup.fd, zmq.POLLIN)
-            self._log.info(
-                f"release {self._core.release} serves port {self._settings.port}, broadcasts on {self._core.pub_port}"
-            )
+            self._log.info(f"release {self._core.release} serves port {self.port}, broadcasts on {self._core.pub_port}")
             while self._stop_reason is None:
                 ready = self._wait()
                 if wakeup.caught is not None:

@@ -24,7 +24,7 @@ from zmqbus.tuples import NamedTuple
 class Tally:
     """A message to many, until its sender has been told how many took it."""
 
-    __slots__ = ("delivered", "full", "msg_id", "origin", "queued", "remaining", "sender_id", "told")
+    __slots__ = ("delivered", "full", "msg_id", "origin", "queued", "remaining", "sender_id", "told", "unsaved")
 
     def __init__(self, msg_id: str, sender_id: str, origin: bytes, remaining: int) -> None:
         self.msg_id = msg_id
@@ -32,6 +32,7 @@ class Tally:
         self.origin = origin
         self.remaining = remaining
         self.full: tuple[str, ...] = ()  #: names of the sessions that have no room for it
+        self.unsaved: tuple[str, ...] = ()  #: names of those for which the disk did not take it
         self.delivered = 0
         self.queued = 0
         self.told = False

@@ -9,13 +9,13 @@ into a plugin that is not in use.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from typing import Any
 
 from zmqbus import wording
+from zmqbus.cli.parser import Parser
 from zmqbus.errors import ZmqbusError
 
 PLUGIN = "inter-session"
@@ -43,10 +43,7 @@ class MonitorsError(ZmqbusError):
 
 def main(argv: list[str]) -> int:
     """Tells or switches; 0 also where there is nothing to switch."""
-    # Not the parser of the other commands: they need the dependencies, and this does not.
-    parser = argparse.ArgumentParser(
-        prog="zmqbus auto-start", allow_abbrev=False, description="Whether the plugin's monitor starts with a session."
-    )
+    parser = Parser("auto-start", "Whether the plugin's monitor starts with a session.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--status", action="store_true", help="tell (the default)")
     what.add_argument("--on", action="store_true", help="start it with every session")

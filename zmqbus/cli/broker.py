@@ -12,6 +12,7 @@ from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client import launch
 from zmqbus.client.command import observer
+from zmqbus.display import sanitise
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import Life, life_of
 from zmqbus.settings import Settings
@@ -46,8 +47,10 @@ def main(argv: list[str]) -> int:
             return _stop(settings)
         notices = launch.launch(settings)
         if notices:
-            print(f"warning: {notices}", file=sys.stderr)
-        tell(f"broker serves port {settings.port} (pid {launch.broker_pid(settings)})")
+            print(f"warning: {sanitise(notices)}", file=sys.stderr)
+        served = launch.find_broker(settings)
+        port, pid = (served.port, served.pid) if served is not None else (settings.port, None)
+        tell(f"broker serves port {port} (pid {pid})")
     except ZmqbusError as error:
         return fail(error)
     return 0
@@ -70,7 +73,7 @@ def _status(settings: Settings, *, as_json: bool) -> int:
         print_json(figures)
     else:
         for name, value in figures.items():
-            print(f"{name}={value}")
+            print(f"{sanitise(name)}={sanitise(str(value))}")
     return 0
 
 

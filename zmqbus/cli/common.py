@@ -16,7 +16,7 @@ from zmqbus import protocol, wording
 from zmqbus.client import core, launch
 from zmqbus.client.command import CommandBus, observer
 from zmqbus.errors import BrokerUnavailable, InvalidOption, NotConnected, Timeout, ZmqbusError
-from zmqbus.output import OutputFailed
+from zmqbus.output import OutputFailed, write_raw
 from zmqbus.process import Process
 from zmqbus.protocol import Role
 from zmqbus.session.options import with_options
@@ -38,11 +38,11 @@ def fail(error: ZmqbusError) -> int:
     return NO_ANSWER if isinstance(error, Timeout) else FAILED
 
 
-def tell(lines: str, done: str | None = None) -> None:
-    """Prints what a command has done, at once. Where that cannot be written, the error says what was done (`done`, or
-    the lines themselves), so that nobody does it again."""
+def tell(lines: str, done: str | None = None, *, raw: bool = False) -> None:
+    """Prints what a command has done, at once; `raw`: not made safe to show. Where that cannot be written, the error
+    says what was done (`done`, or the lines themselves), so that nobody does it again."""
     try:
-        print(lines)
+        write_raw(f"{lines}\n") if raw else print(lines)
         sys.stdout.flush()
     except OutputFailed as failed:
         failed.done = done if done is not None else lines.replace("\n", "; ")
@@ -127,8 +127,8 @@ def note_disconnected(settings: Settings) -> None:
 def broker_figures(settings: Settings) -> dict[str, Any] | None:
     """What the broker on the settings' port tells of itself, its pid and port first; None: there is none, and none is
     started for this. Raises the `BrokerError` that stands in the way."""
-    pid = launch.broker_pid(settings)
-    if pid is None:
+    found = launch.find_broker(settings)
+    if found is None:
         return None
     try:
         with observer(settings, starts=False) as bus:
@@ -138,4 +138,4 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
             return None  # it has ended meanwhile
         raise
     assert isinstance(health, protocol.Health)
-    return {"pid": pid, "port": settings.port, **dict(health.figures)}
+    return {"pid": found.pid, "port": found.port, **dict(health.figures)}

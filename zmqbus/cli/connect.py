@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from zmqbus import naming
+from zmqbus import cmdline, naming
 from zmqbus.cli.common import fail, settings_and_owner
 from zmqbus.cli.parser import Parser
+from zmqbus.display import sanitise
 from zmqbus.errors import InvalidLabel, InvalidName, InvalidOption, NotConnected, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session.labels import load_label, remember_label
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--from-plugin", action="store_true", help="the plugin's monitor: its hook tells the options")
     parser.add_argument("--verbose", action="store_true", help="tell on standard error what happens")
     options = parser.parse_args(argv)
+    cmdline.hide((options.label,))
     if options.name is not None and options.flag_name not in (None, options.name):
         parser.error(f"two names, '{options.name:.40}' and '{options.flag_name:.40}'; give one")
     flags = {
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     def trace(text: str) -> None:
         if options.verbose:
-            print(f"{time.monotonic() - started_s:8.3f} {text}", file=sys.stderr, flush=True)
+            print(f"{time.monotonic() - started_s:8.3f} {sanitise(text)}", file=sys.stderr, flush=True)
 
     try:
         settings, owner = settings_and_owner(flags, wait_s=WAIT_S if options.from_plugin else 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from zmqbus import protocol
 from zmqbus.cli.common import fail, note_disconnected, read_as_session, tell
 from zmqbus.cli.parser import Parser
+from zmqbus.display import sanitise
 from zmqbus.errors import NotConnected, ZmqbusError
 from zmqbus.settings import load
 
@@ -23,5 +24,5 @@ def main(argv: list[str]) -> int:
     else:
         assert isinstance(done, protocol.Done)
         note_disconnected(load())
-        tell(done.text)
+        tell(sanitise(done.text))
     return 0

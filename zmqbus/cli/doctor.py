@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from zmqbus.cli.parser import Parser
 from zmqbus.doctor import report
 from zmqbus.doctor.checks import examine
 from zmqbus.errors import InvalidOption
@@ -12,14 +12,11 @@ from zmqbus.errors import InvalidOption
 
 def main(argv: list[str]) -> int:
     """Prints what it finds; exit 1 if there is a fault."""
-    # Not the parser of the other commands: that needs the packages whose absence this command has to tell of.
-    parser = argparse.ArgumentParser(
-        prog="zmqbus doctor",
-        allow_abbrev=False,
-        description="Look for faults in the installation, and say how to mend each. Changes nothing, starts nothing.",
+    parser = Parser(
+        "doctor", "Look for faults in the installation, and say how to mend each. Changes nothing, starts nothing."
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--port", metavar="P", help="port of the broker (default 9473, or INTER_SESSION_PORT)")
+    parser.add_port()
     options = parser.parse_args(argv)
     try:
         findings = [*examine({"port": options.port})]

@@ -12,11 +12,11 @@ import re
 import select
 import sys
 import time
-import unicodedata
 from collections.abc import Callable
 
+from zmqbus.display import columns, fit, sanitise
 from zmqbus.entry import Entry
-from zmqbus.naming import project_name, sanitise
+from zmqbus.naming import project_name
 
 #: Seconds in the units that a duration is given in.
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -59,30 +59,6 @@ def width_of_terminal() -> int | None:
         return DEFAULT_WIDTH
 
 
-def fit(text: str, columns: int) -> str:
-    """As much of a sanitised text as fits so many columns; with `…` at the end if that is not all."""
-    if len(text) <= columns and text.isascii():
-        return text
-    used = 0
-    for at, character in enumerate(text):
-        used += columns_of(character)
-        if used > columns:
-            kept = text[:at]
-            while kept and sum(map(columns_of, kept)) > columns - 1:
-                kept = kept[:-1]
-            return kept + "…"
-    return text
-
-
-def columns_of(character: str) -> int:
-    """Columns that a terminal gives a character."""
-    if character.isascii():
-        return 1
-    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
 def clock(ts: float, *, short: bool) -> str:
     """Local time; `short` leaves out a date of today, and the year."""
     then = time.localtime(ts)
@@ -102,7 +78,7 @@ def target(entry: Entry) -> str:
 def heading(entry: Entry, *, short: bool) -> str:
     """What stands before the text of a message."""
     answers = f" re={sanitise(entry.reply_to, 12)}" if entry.reply_to else ""
-    work = "" if entry.kind in ("message", "broadcast") else f" {entry.kind}"
+    work = "" if entry.kind in ("message", "broadcast") else f" {sanitise(entry.kind, 12)}"
     return (
         f"{clock(entry.ts, short=short)} {sanitise(entry.msg_id, 12)} "
         f"{sanitise(entry.from_name, 60)} → {target(entry)}{work}{answers}: "
@@ -120,7 +96,7 @@ def line_of(
     head = heading(entry, short=width is not None)
     if width is None:
         return head + sanitise(entry.head if entry.whole else load(entry)), False
-    room = max(width - sum(map(columns_of, head)), MIN_WIDTH // 2)
+    room = max(width - columns(head), MIN_WIDTH // 2)
     chars = _SHOWN_CHARS_A_COLUMN * room
     text = sanitise(entry.head, chars)
     whole = entry.whole and len(entry.head) <= chars

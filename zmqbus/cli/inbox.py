@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import time
 
-from zmqbus import naming, protocol, readback
+from zmqbus import protocol, readback
 from zmqbus.cli.common import fail, read_as_session, settings_of_session
 from zmqbus.cli.jsonform import arrived, message, print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client import bodies
 from zmqbus.client.core import Incoming, Persona
+from zmqbus.display import INDENT, sanitise, sanitise_lines
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
-from zmqbus.record import as_text
+from zmqbus.output import print_text
+from zmqbus.record import JournalError, as_text
 from zmqbus.settings import Settings
 
 
@@ -21,12 +23,20 @@ def main(argv: list[str]) -> int:
     parser = Parser("inbox", "Print this session's unread messages, oldest first, and mark them read.")
     parser.add_argument("--peek", action="store_true", help="leave them unread")
     parser.add_argument("--msg", metavar="ID", help="print the text of this message, whole, from the log")
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each message")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a JSON object for each message")
+    form.add_argument(
+        "--raw",
+        action="store_true",
+        help="with --msg: the text as it is, also at a terminal, which obeys it",
+    )
     options = parser.parse_args(argv)
+    if options.raw and options.msg is None:
+        parser.error("--raw prints one message as it is; say which with --msg ID")
     try:
         settings = settings_of_session()
         if options.msg is not None:
-            return _one(settings, options.msg, as_json=options.json)
+            return _one(settings, options.msg, as_json=options.json, raw=options.raw or not sys.stdout.isatty())
         with read_as_session(settings) as bus:
             printed = False  # though some came, they may all have been shown before the broker was replaced
             for item in bus.unread(peek=options.peek):
@@ -34,8 +44,10 @@ def main(argv: list[str]) -> int:
                     _end(printed, item.left, as_json=options.json)
                     break
                 printed = True
-                _print(settings, bus.identity, item, as_json=options.json)
+                error = _print(settings, bus.identity, item, as_json=options.json)
                 sys.stdout.flush()
+                if error is not None:
+                    print(f"warning: {error}; ask '{sanitise(item.from_name)}' to send it again", file=sys.stderr)
                 if not options.peek:
                     bus.take(item)
     except ZmqbusError as error:
@@ -43,31 +55,35 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _one(settings: Settings, msg_id: str, *, as_json: bool) -> int:
+def _one(settings: Settings, msg_id: str, *, as_json: bool, raw: bool) -> int:
+    """One message whole. A file, or a program behind a pipe, gets every byte of it; a terminal what it may show."""
     if not protocol.is_msg_id(msg_id):
         raise InvalidPayload("--msg takes the id of a message: 8 to 12 lower-case letters and digits")
     record = readback.find(settings.paths.log, msg_id)
     if record is None:
         raise UnknownPeer(f"no message {msg_id} in {settings.paths.log} or its rotated files; check the id")
-    print_json(message(record)) if as_json else print(as_text(record.fmt, record.body))
+    print_json(message(record)) if as_json else print_text(as_text(record.fmt, record.body), raw=raw)
     return 0
 
 
-def _print(settings: Settings, mine: Persona, incoming: Incoming, *, as_json: bool) -> None:
-    body = bodies.load(incoming, settings.paths.log)
+def _print(settings: Settings, mine: Persona, incoming: Incoming, *, as_json: bool) -> JournalError | None:
+    """Prints a message; returns what keeps its text from being read. It is shown as read all the same: it would stand
+    before all that comes after it, for good."""
+    fmt, body, error = bodies.readable(incoming, settings.paths.log)
     if as_json:
-        print_json(arrived(incoming, body, mine.name, mine.session_id))
-        return
-    text = bodies.as_text(incoming.fmt, body)
+        form = arrived(incoming._replace(fmt=fmt), body, mine.name, mine.session_id)
+        print_json(form if error is None else {**form, "damaged": True})
+        return error
     audience = bodies.audience(incoming)
-    label = f' "{naming.sanitise(incoming.from_label)}"' if incoming.from_label else ""
-    answers = f" re={incoming.reply_to}" if incoming.reply_to else ""
-    to = f" to={audience}" if audience else ""
+    label = f' "{sanitise(incoming.from_label)}"' if incoming.from_label else ""
+    answers = f" re={sanitise(incoming.reply_to)}" if incoming.reply_to else ""
+    to = f" to={sanitise(audience)}" if audience else ""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(incoming.ts))
-    print(f'msg={incoming.msg_id} from="{incoming.from_name}"{label}{answers}{to} at {when}')
+    print(f'msg={sanitise(incoming.msg_id)} from="{sanitise(incoming.from_name)}"{label}{answers}{to} at {when}')
     # Indented, so that no line of a body can be taken for a header.
-    for line in text.splitlines() or [""]:
-        print(f"    {naming.sanitise(line)}")
+    for line in sanitise_lines(bodies.as_text(fmt, body)):
+        print(f"{INDENT}{line}")
+    return error
 
 
 def _end(printed: bool, left: int, *, as_json: bool) -> None:

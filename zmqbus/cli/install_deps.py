@@ -11,7 +11,6 @@ Runs on the standard library, since it is there for those who have nothing else 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import glob
@@ -26,6 +25,8 @@ from typing import NamedTuple
 
 from zmqbus import security, settings
 from zmqbus.bootstrap import VENV_MARKER, site_packages
+from zmqbus.cli.parser import Parser
+from zmqbus.display import INDENT, sanitise
 from zmqbus.doctor.installation import EXTRAS, REQUIREMENTS
 from zmqbus.errors import ZmqbusError
 
@@ -68,6 +69,11 @@ class InstallError(ZmqbusError):
 
     code = "not_installed"
 
+    def __init__(self, text: str, said: tuple[str, ...] = ()) -> None:
+        """`said`: the last lines of the program that failed."""
+        super().__init__(text)
+        self.said = said
+
 
 class _Plan(NamedTuple):
     """What will be run. `target` is where the venv is built, `venv` where it goes."""
@@ -86,14 +92,14 @@ def main(argv: list[str]) -> int:
         )
     except ZmqbusError as error:
         print(f"error: {error.code}: {error}", file=sys.stderr)
+        for line in error.said if isinstance(error, InstallError) else ():
+            print(f"{INDENT}{sanitise(line)}", file=sys.stderr)
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zmqbus install-deps",
-        allow_abbrev=False,
-        description="Installs what zmqbus needs (pyzmq, msgpack, psutil) into a virtual environment of its own.",
+def _parser() -> Parser:
+    parser = Parser(
+        "install-deps", "Installs what zmqbus needs (pyzmq, msgpack, psutil) into a virtual environment of its own."
     )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("--upgrade", action="store_true", help="install anew, with the newest versions that fit")
@@ -288,11 +294,11 @@ def _run(command: tuple[str, ...], directory: str, environ: Mapping[str, str]) -
     if done.returncode != 0:
         # Each has its own configuration: where one lacks an index or a certificate, the other may have it.
         hint = ", or with --no-uv." if os.path.basename(command[0]) == "uv" else "."
-        last = "\n".join("    " + line for line in done.stdout.rstrip().splitlines()[-SHOWN_LINES:])
         raise InstallError(
-            f"`{shlex.join(command)}` failed with exit status {done.returncode}:\n{last}\n"
-            "Nothing was changed. See that the package index can be reached (network, proxy, pip's or uv's "
-            "configuration) and that the disk is not full, then run this again" + hint
+            f"`{shlex.join(command)}` failed with exit status {done.returncode}, and nothing was changed. See that the "
+            "package index can be reached (network, proxy, pip's or uv's configuration) and that the disk is not full, "
+            f"then run this again{hint} The last that it said:",
+            tuple(done.stdout.rstrip().splitlines()[-SHOWN_LINES:]),
         )
 
 

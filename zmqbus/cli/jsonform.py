@@ -7,7 +7,6 @@ are numbers whose unit is in their name (`away_s`), sizes likewise (`memory_byte
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zmqbus import protocol
 from zmqbus.client import bodies
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
+from zmqbus.display import to_json
 from zmqbus.errors import ZmqbusError
 from zmqbus.output import takes_unicode
 from zmqbus.record import Record, as_text, iso_time
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def encode(value: Any) -> str:
-    """One value as one line, which standard output can write in its encoding."""
-    return json.dumps(value, ensure_ascii=not takes_unicode())
+    """One value as one line, which standard output can write in its encoding, and no terminal obeys."""
+    return to_json(value, ascii_only=not takes_unicode())
 
 
 def print_json(value: Any) -> None:
@@ -89,7 +89,7 @@ def arrived(incoming: Incoming, body: bytes, name: str | None, session_id: str |
 def receipt(told: Receipt | BroadcastReceipt) -> dict[str, Any]:
     """What became of a message that was sent."""
     if isinstance(told, BroadcastReceipt):
-        return {"state": "broadcast", **told._asdict(), "full": list(told.full)}
+        return {"state": "broadcast", **told._asdict(), "full": list(told.full), "unsaved": list(told.unsaved)}
     return told._asdict()
 
 

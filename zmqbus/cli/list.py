@@ -7,11 +7,11 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from zmqbus import naming
 from zmqbus.cli.common import fail, own_session, settings_of_session
 from zmqbus.cli.plain import plain
 from zmqbus.client.command import observer
 from zmqbus.client.launch import broker_pid
+from zmqbus.display import columns, pad, sanitise
 from zmqbus.errors import InvalidOption, ZmqbusError
 from zmqbus.protocol import Session
 from zmqbus.settings import NO_DIRECTORY, Settings, where_am_i
@@ -107,7 +107,7 @@ def _own(settings: Settings, *, as_json: bool) -> int:
         print_json({"connected": True, **fields, "label": state.label, "since": state.created_at})
     else:
         for field, value in fields.items():
-            print(f"{field}={value}")
+            print(f"{field}={sanitise(str(value))}")
     return 0
 
 
@@ -116,22 +116,22 @@ def _print_table(sessions: list[Session], *, unread: bool) -> None:
     if unread:
         counts = (UNREAD, *(str(session.waiting) if session.waiting else "-" for session in sessions))
         rows = [(*row, count) for row, count in zip(rows, counts, strict=True)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(columns(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _row(session: Session) -> tuple[str, ...]:
     # Since when it is what it is: there, or away.
     since_ts = session.since if session.state != "away" else time.time() - session.away_s
     return (
-        session.name,
-        naming.sanitise(session.label or "-"),
-        naming.sanitise(os.path.basename(session.project) or session.project or "-"),
-        naming.sanitise(_short(session.cwd) or "-"),
-        session.state,
+        sanitise(session.name),
+        sanitise(session.label or "-"),
+        sanitise(os.path.basename(session.project) or session.project or "-"),
+        sanitise(_short(session.cwd) or "-"),
+        sanitise(session.state),
         _clock(since_ts),
-        session.session_id[:8],
+        sanitise(session.session_id, 8),
     )
 
 

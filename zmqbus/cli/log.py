@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from zmqbus import naming
+from zmqbus import cmdline, naming
 from zmqbus.cli import jsonform
 from zmqbus.cli.common import fail
 from zmqbus.cli.flow import line_of, pause, since, width_of_terminal
 from zmqbus.cli.parser import Parser
+from zmqbus.client.bodies import damage
 from zmqbus.entry import Entry, Place, Wanted
 from zmqbus.errors import UnknownPeer, ZmqbusError
 from zmqbus.history import Follower, History, numbered
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--follow", "-f", action="store_true", help="go on with what comes, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each message, complete")
     options = parser.parse_args(argv)
+    cmdline.hide((options.grep, options.search))
     wanted = _wanted(parser, options)
     limit = _limit(parser, options)
     if options.follow and options.search is not None:
@@ -137,8 +139,9 @@ class _Printer:
                 else:
                     line, cut = line_of(entry, self._history.text, self._width, self._looked_for)
                     self._cut += cut
-            except JournalError:
-                self._damaged += 1  # further on than an entry shows; or its segment was deleted this instant
+            except JournalError as error:
+                # Further on than an entry shows; or its segment was deleted this instant.
+                print(f"warning: passed over: {damage(entry.msg_id, entry.from_name, error)}", file=sys.stderr)
                 continue
             self._printed += 1
             print(line)

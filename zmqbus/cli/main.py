@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 import zmqbus
+from zmqbus.display import sanitise
 
 #: Subcommand → (module of zmqbus.cli, keyword arguments of its main, what it does).
 COMMANDS: dict[str, tuple[str, dict[str, bool], str]] = {
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         print(_help())
         return 0
     if command not in COMMANDS:
-        print(f"error: usage: there is no command '{command:.40}'; see: zmqbus --help", file=sys.stderr)
+        print(f"error: usage: there is no command '{sanitise(command, 40)}'; see: zmqbus --help", file=sys.stderr)
         return 2
     module, arguments, _ = COMMANDS[command]
     status: int = import_module(f"zmqbus.cli.{module}").main(rest, **arguments)

@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import Any, NoReturn
 
+from zmqbus.display import sanitise
+
 USAGE = 2
 
 
@@ -47,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"error: usage: {message}\n{self.format_usage()}")
+        self.exit(USAGE, f"error: usage: {sanitise(message)}\n{self.format_usage()}")
 
     def add_port(self) -> None:
         self.add_argument("--port", metavar="P", help="port of the broker (default 9473, or INTER_SESSION_PORT)")

@@ -1,13 +1,27 @@
-"""`zmqbus rename NEW`: another name for this session, in place."""
+"""`zmqbus rename NEW`: another name for this session, in place.
+
+The broker has stored the name when it says that it is done. The listener hears of it at the same time, and writes it
+down for the session's other commands and for its next listener: that is waited for, since a full disk may keep it from
+that, and "renamed" alone would not be all of the truth.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
+
 from zmqbus import protocol
-from zmqbus.cli.common import act_as_session, fail, tell
+from zmqbus.cli.common import act_as_session, fail, own_session, tell
 from zmqbus.cli.parser import Parser
+from zmqbus.display import sanitise
 from zmqbus.errors import ZmqbusError
 from zmqbus.naming import check_name
-from zmqbus.settings import load
+from zmqbus.settings import Settings, load
+
+#: How long the listener may take to write down the new name. It takes a millisecond.
+WRITTEN_S = 2.0
+#: Between two looks at that.
+LOOK_S = 0.005
 
 
 def main(argv: list[str]) -> int:
@@ -17,11 +31,29 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         name = check_name(options.name)
-        _, bus = act_as_session(load())
+        settings = load()
+        _, bus = act_as_session(settings)
         with bus:
             done = bus.request(lambda ref: protocol.Rename(ref, name))
     except ZmqbusError as error:
         return fail(error)
     assert isinstance(done, protocol.Done)
-    tell(f"renamed {done.text} to {name}" if done.text != name else f"already named {name}")
+    if not _is_written_down(settings, name):
+        print(
+            f"warning: the listener has not written the new name into {settings.paths.clients} yet; it goes on trying. "
+            "Is the disk full? Its own lines say so",
+            file=sys.stderr,
+        )
+    tell(f"renamed {sanitise(done.text)} to {name}" if done.text != name else f"already named {name}")
     return 0
+
+
+def _is_written_down(settings: Settings, name: str) -> bool:
+    deadline_s = time.monotonic() + WRITTEN_S
+    while True:
+        state, _ = own_session(settings)
+        if state is None or state.name == name:
+            return True  # the listener has ended meanwhile: the next one hears its name from the broker
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(LOOK_S)

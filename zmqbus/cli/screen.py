@@ -1,7 +1,7 @@
 """The screen of `zmqbus watch`: sessions above, messages below, drawn with `rich` on the terminal's other page.
 
 What is on the terminal is what was there before when this ends, however it ends: the library goes back to the first
-page and shows the cursor again. All text goes through `naming.sanitise`, and into objects in which nothing is markup.
+page and shows the cursor again. All text goes through `display.sanitise`, and into objects in which nothing is markup.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from zmqbus.cli.flow import MIN_WIDTH, clock, columns_of, fit, target
+from zmqbus.cli.flow import MIN_WIDTH, clock, target
 from zmqbus.cli.watch import Look, Watcher
+from zmqbus.display import columns, fit, sanitise
 from zmqbus.entry import Entry
-from zmqbus.naming import sanitise
+from zmqbus.output import raw_stdout
 from zmqbus.protocol import Session
 
 #: Messages that are kept: more than any terminal has lines.
@@ -37,7 +38,7 @@ MIN_SESSIONS = 3
 
 def show(watcher: Watcher, console: Console | None = None) -> int:
     """Shows until it is interrupted."""
-    console = console or Console()
+    console = console or Console(file=raw_stdout())
     messages: deque[Entry] = deque(watcher.before, maxlen=KEPT)
     drawn_s = 0.0
     try:
@@ -104,7 +105,7 @@ def _table(sessions: Sequence[Session]) -> Table:
             justify="right" if heading == "UNREAD" else "left",
         )
     for session in sessions:
-        state = session.state if session.state != "away" else f"away {_age(session.away_s)}"
+        state = sanitise(session.state, 12) if session.state != "away" else f"away {_age(session.away_s)}"
         table.add_row(
             Text(sanitise(session.name, 40)),
             Text(state, style=COLOURS.get(session.state, "")),
@@ -133,7 +134,7 @@ def _message(entry: Entry, width: int) -> Text:
     if entry.reply_to:
         line.append(f" re={sanitise(entry.reply_to, 12)}", style="dim")
     line.append(": ")
-    room = max(1, width - sum(map(columns_of, line.plain)))
+    room = max(1, width - columns(line.plain))
     text = sanitise(entry.head, 2 * room)
     cut = not entry.whole or len(entry.head) > 2 * room
     shown = fit(text, room)

@@ -10,14 +10,15 @@ import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zmqbus import protocol
+from zmqbus import cmdline, protocol
 from zmqbus.cli.common import act_as_session, fail, settings_of_session, tell
 from zmqbus.cli.plain import plain
 from zmqbus.client import bodies
 from zmqbus.client.command import CommandBus, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.errors import InvalidOption, InvalidPayload, RateLimited, ZmqbusError
-from zmqbus.naming import check_name, sanitise
+from zmqbus.display import as_block, sanitise
+from zmqbus.errors import BrokerUnavailable, InvalidOption, InvalidPayload, RateLimited, ZmqbusError
+from zmqbus.naming import check_name
 from zmqbus.protocol import Scope
 from zmqbus.settings import NO_DIRECTORY, Settings, shown_path, where_am_i
 
@@ -43,6 +44,7 @@ _SWITCHES = {**_TARGET_SWITCHES, "--json": "json"}
 def main(argv: list[str], *, broadcast: bool = False) -> int:
     """Sends; prints what became of it. With `broadcast`, to all if nothing else is said."""
     options = (None if broadcast else _plain(argv)) or _parse(argv, broadcast)
+    cmdline.hide((options.text,))
     if broadcast and not (options.project or options.topic):
         options.all = True
     to_many = _is_to_many(options)
@@ -70,7 +72,7 @@ def _plain(argv: list[str]) -> Any:
         if len(choice & given.keys()) != 1:
             return None
     nothing = dict.fromkeys(_VALUES.values()) | dict.fromkeys(_SWITCHES.values(), False)
-    return SimpleNamespace(**nothing | given, wait=None)
+    return SimpleNamespace(**nothing | given, wait=None, raw=False)
 
 
 def _parse(argv: list[str], broadcast: bool) -> Any:
@@ -78,6 +80,8 @@ def _parse(argv: list[str], broadcast: bool) -> Any:
     options = parser.parse_args(argv)
     if options.wait is not None and (_is_to_many(options) or "," in (options.to or "")):
         parser.error("--wait takes one receiver: a name after --to, or a group")
+    if options.raw and options.wait is None:
+        parser.error("--raw is about the answer; add --wait")
     return options
 
 
@@ -100,7 +104,9 @@ def _parser(broadcast: bool) -> Parser:
     to.add_argument("--project", action="store_true", help="every session of this project")
     to.add_argument("--topic", metavar="T", help="every session that has joined the topic")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text", metavar="S", help="the text")
+    what.add_argument(
+        "--text", metavar="S", help="the text; others see it in the process list for a moment: for secrets take a file"
+    )
     what.add_argument(
         "--text-file",
         metavar="F",
@@ -114,8 +120,10 @@ def _parser(broadcast: bool) -> Parser:
         )
     parser.add_argument("--as", dest="sender", metavar="NAME", help="speak under this name, without a listener")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    if not broadcast:
+        parser.add_argument("--raw", action="store_true", help="with --wait: the answer as it is, not made safe")
     parser.add_port()
-    parser.set_defaults(to=None, group=None, wait=None)
+    parser.set_defaults(to=None, group=None, wait=None, raw=False)
     return parser
 
 
@@ -210,17 +218,29 @@ def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Se
     elif receipts:
         _tell(lines, lines)
     for receipt in receipts:
-        if isinstance(receipt, BroadcastReceipt) and receipt.full:
-            names = ", ".join(receipt.full[:MAX_NAMED]) + (" …" if len(receipt.full) > MAX_NAMED else "")
-            errors.append(RateLimited(f"not for {names}: the mailbox is full of unread messages; retry later"))
+        if isinstance(receipt, BroadcastReceipt):
+            if receipt.full:
+                whom = _names(receipt.full)
+                errors.append(RateLimited(f"not for {whom}: the mailbox is full of unread messages; retry later"))
+            if receipt.unsaved:
+                errors.append(
+                    BrokerUnavailable(
+                        f"not for {_names(receipt.unsaved)}: the broker cannot write it down; free some space on the "
+                        f"disk of {settings.data_dir}, see {settings.paths.broker_log}, then send it to them again"
+                    )
+                )
     status = 0
     for refused in errors:
         status = fail(refused)
     return status
 
 
-def _tell(text: str, sent: str) -> None:
-    tell(text, "the message was sent: " + sent.replace("\n", "; ") if sent else "")
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:MAX_NAMED]) + (" …" if len(names) > MAX_NAMED else "")
+
+
+def _tell(text: str, sent: str, *, raw: bool = False) -> None:
+    tell(text, "the message was sent: " + sent.replace("\n", "; ") if sent else "", raw=raw)
 
 
 def _tell_json(value: object, sent: str) -> None:
@@ -257,7 +277,10 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
 def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
     """Prints the answer's text, and only then tells the broker that it has been taken."""
     answer = bus.answer_to(receipt.msg_id, options.wait)
-    body = bodies.load(answer, settings.paths.log)
+    fmt, body, error = bodies.readable(answer, settings.paths.log)
+    if error is not None:
+        bus.take(answer)  # it will never be readable, and is nobody's next message
+        raise error
     sent = f"{_line(receipt)}; its answer {answer.msg_id} stays unread"
     if options.json:
         from zmqbus.cli import jsonform
@@ -267,7 +290,8 @@ def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, se
             jsonform.receipt(receipt) | {"answer": jsonform.arrived(answer, body, mine.name, mine.session_id)}, sent
         )
     else:
-        _tell(bodies.as_text(answer.fmt, body), sent)
+        text = bodies.as_text(fmt, body)
+        _tell(text if options.raw else as_block(text), sent, raw=options.raw)
     bus.take(answer)
     return 0
 
@@ -276,8 +300,8 @@ def _line(receipt: Receipt | BroadcastReceipt) -> str:
     if isinstance(receipt, BroadcastReceipt):
         return f"broadcast msg={receipt.msg_id} delivered={receipt.delivered} queued={receipt.queued}"
     if receipt.state == "delivered":
-        return f"delivered msg={receipt.msg_id} to={receipt.to}"
+        return f"delivered msg={receipt.msg_id} to={sanitise(receipt.to)}"
     from zmqbus.session.notify import format_age  # only for this, and it costs as much as the wire
 
     why = "busy" if receipt.busy else f"away {format_age(receipt.away_s)}"
-    return f"queued msg={receipt.msg_id} to={receipt.to} ({why})"
+    return f"queued msg={receipt.msg_id} to={sanitise(receipt.to)} ({why})"

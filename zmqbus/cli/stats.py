@@ -12,9 +12,10 @@ from zmqbus.cli.flow import pause
 from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import find_broker
+from zmqbus.display import sanitise
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.figures import FIGURES, PROCESS, REFUSED, about, prometheus, rates
-from zmqbus.naming import sanitise
+from zmqbus.output import write_raw
 from zmqbus.process import is_alive
 from zmqbus.settings import Settings
 
@@ -111,7 +112,9 @@ def _watch(settings: Settings, interval_s: float, *, as_json: bool) -> int:
             print_json(figures if figures is None else {**figures, "rates": speeds})
         else:
             lines = _table(figures, speeds) if figures is not None else [fault]
-            print((_CLEAR if screen else "") + "\n".join([*lines, "" if not screen else f"(every {interval_s:g} s)"]))
+            if screen:
+                write_raw(_CLEAR)
+            print("\n".join([*lines, "" if not screen else f"(every {interval_s:g} s)"]))
         sys.stdout.flush()
         before, before_s = figures, now_s
         if pause(max(0.0, now_s + interval_s - time.monotonic())):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from zmqbus import naming, protocol
+from zmqbus import display, naming, protocol
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
-from zmqbus.protocol import Scope
+from zmqbus.protocol import Format, Scope
 
 if TYPE_CHECKING:
     from zmqbus.readback import Reader
+    from zmqbus.record import JournalError
 
 
 #: A text over so many bytes or characters is not looked at for whether it is blank.
@@ -50,8 +51,8 @@ def check_not_empty(text: bytes | str) -> None:
     program that means "no value" sends `None`, or `b""`."""
     if len(text) > MAX_BLANK:
         return
-    shown = naming.sanitise(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
-    if not shown.strip(f" {naming.LINE_END}") or shown.isspace():
+    shown = display.sanitise(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+    if not shown.strip(f" {display.LINE_END}") or shown.isspace():
         raise InvalidPayload("the text is empty; say something, or see what it was to be made of")
 
 
@@ -62,6 +63,31 @@ def load(message: Incoming | protocol.Work | protocol.Result, log_path: str) -> 
     from zmqbus import readback  # 3 ms with what it needs, which most commands never do
 
     return readback.read(log_path, readback.Pointer(*message.pointer)).body
+
+
+def damage(msg_id: str, from_name: str, error: JournalError) -> JournalError:
+    """The error of a body that cannot be read back, which names the message and who wrote it."""
+    from zmqbus.record import JournalError
+
+    return JournalError(f"the text of message {msg_id} from '{from_name}' cannot be read: {error}")
+
+
+def readable(message: Incoming, log_path: str) -> tuple[int, bytes, JournalError | None]:
+    """The format of a message and its whole body; where its record is damaged, a text in its place, and the error that
+    says so.
+
+    Whoever shows messages one after the other goes on with the next: a damaged one will never be readable, and what is
+    behind it must not wait for it.
+    """
+    if message.pointer is None:
+        return message.fmt, message.body, None
+    from zmqbus.record import JournalError
+
+    try:
+        return message.fmt, load(message, log_path), None
+    except JournalError as found:
+        error = damage(message.msg_id, message.from_name, found)
+        return Format.TEXT, f"({error})".encode(), error
 
 
 class Log:

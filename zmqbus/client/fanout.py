@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from zmqbus.client import arguments
 from zmqbus.client.messages import Message
 from zmqbus.client.speaker import Reply
+from zmqbus.display import sanitise
 from zmqbus.errors import InvalidArgument, Timeout, ZmqbusError
 
 __all__ = ["Progress", "Waited", "as_completed", "map_over", "tell_item", "wait", "watch"]
@@ -104,7 +105,11 @@ class _Lines:
     def _tell(self) -> None:
         self._told_s = time.monotonic()
         of = f" of {self._total}" if self._total is not None else ""
-        print(f"{self._what}: {self._done}{of} in {self._told_s - self._began_s:.1f} s", file=sys.stderr, flush=True)
+        print(
+            f"{sanitise(self._what)}: {self._done}{of} in {self._told_s - self._began_s:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class _None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from zmqbus import children, network, pidfile
 from zmqbus.descriptors import SHORTAGE, explained, shortage
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
+from zmqbus.holder import who_holds
 from zmqbus.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,15 +45,28 @@ def broker_pid(settings: Settings) -> int | None:
 
 
 def find_broker(settings: Settings) -> pidfile.Served | None:
-    """What the broker of this data directory says of itself, if there is one on this port."""
+    """What the broker of this data directory says of itself, if there is one that these settings lead to.
+
+    It is the one on the settings' port. Where nobody chose the port, it is the one that the data directory names: only
+    this user can write there, and whatever answers on that port has to prove with its key that it is the broker.
+    """
     served = pidfile.read(settings.paths, settings.port)
-    return served if served is not None and is_elected(settings) else None
+    if (served is None and settings.port_chosen) or not is_elected(settings):
+        return None
+    return served or next((other for _, other in pidfile.read_all(settings.paths) if other is not None), None)
+
+
+def at_broker(settings: Settings) -> Settings:
+    """The settings with the port on which the broker is found, or is to be started."""
+    served = find_broker(settings)
+    return settings if served is None else settings._replace(port=served.port)
 
 
 def check_reach(settings: Settings) -> None:
     """Raises `BrokerUnavailable` where the broker is in another network, whose loopback cannot be reached from here.
 
     Looks at the own network, and only where it is another one tries the port: somebody may forward it."""
+    settings = at_broker(settings)
     served = pidfile.read(settings.paths, settings.port)
     here = network.here()
     if served is None or not served.network.differs(here) or network.try_port(settings.port) is network.Port.OPEN:
@@ -194,6 +208,7 @@ class Launch:
             f"--port={settings.port}",
             f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
             f"--report={writer}",
+            *(() if settings.port_chosen else ("--elsewhere=1",)),
         )
         try:
             return subprocess.Popen(
@@ -237,7 +252,7 @@ class Launch:
         if word in ("ready", "exists"):
             return text
         if report == "held":
-            raise PortHeld(self._settings.port)
+            raise PortHeld(self._settings.port, who_holds(self._settings.port))
         if word == "error":
             code, _, text = text.partition(" ")
             raise from_code(code, text)

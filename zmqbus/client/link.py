@@ -106,6 +106,8 @@ class Link:
         found damaged; by default it goes to standard error."""
         self._warn = warn
         self._settings = settings
+        self._port = settings.port  # that the dealer connects to
+        self._held = False  # it was told that the port is held
         self.core = client
         self.patient = patient
         self._starts = starts
@@ -135,7 +137,7 @@ class Link:
         self._pause_s = BACKOFF_S[0]
 
     def __repr__(self) -> str:
-        return f"<Link to port {self._settings.port}: {self.core!r}>"
+        return f"<Link to port {self._port}: {self.core!r}>"
 
     def _watch(self, dealer: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
         dealer.monitor("inproc://zmqbus.monitor", _WATCHED)
@@ -159,7 +161,13 @@ class Link:
             self._launch()
         else:
             launch.check_reach(self._settings)
-        self._dealer.connect(endpoint(self._settings.port))
+        self._port = launch.at_broker(self._settings).port
+        self._dealer.connect(endpoint(self._port))
+
+    @property
+    def port(self) -> int:
+        """The port on which the broker is looked for."""
+        return self._port
 
     def watch(self, descriptor: int, *, hang_up: bool = False) -> None:
         """Makes `pump` return when this descriptor is readable, too; with `hang_up`, when its other end has gone."""
@@ -231,7 +239,7 @@ class Link:
             case core.Welcomed():
                 if self._spool is not None:
                     self._spool.renew()
-                self._launched = False
+                self._launched = self._held = False
                 self._pause_s = BACKOFF_S[0]
                 rest.append(effect)
 
@@ -371,7 +379,7 @@ class Link:
         answerable = self._launched or self._connected or not self._starts
         if answerable and not self.patient and waited_s > CONNECT_S:
             raise BrokerUnavailable(
-                f"the broker on port {self._settings.port} does not answer; see {self._settings.paths.broker_log}, "
+                f"the broker on port {self._port} does not answer; see {self._settings.paths.broker_log}, "
                 "or stop it with: zmqbus broker --stop"
             )
         self._next_launch_s = now_s + LOOK_S
@@ -382,6 +390,15 @@ class Link:
             self._demand_broker()
         elif (unheard and waited_s > INSIST_S) or launch.broker_pid(self._settings) is None:
             self._launch()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Turns to the port on which the broker is now: the next one may have found the last one's taken."""
+        port = launch.at_broker(self._settings).port
+        if port != self._port and not self._connected:
+            self._dealer.disconnect(endpoint(self._port))
+            self._dealer.connect(endpoint(port))
+            self._port = port
 
     def _demand_broker(self) -> None:
         if launch.broker_pid(self._settings) is None:
@@ -395,7 +412,7 @@ class Link:
         that wait for one broker are not to double its work."""
         self._has_tried = True
         launch.check_reach(self._settings)
-        launch.check_loopback(self._settings.port)
+        launch.check_loopback(self._port)
 
     def _launch(self) -> None:
         """Starts a broker, or goes on with that."""
@@ -413,8 +430,11 @@ class Link:
             self._end_launch()
             if self.core.phase is core.Phase.READY:
                 return  # somebody else has started one
-            if isinstance(error, PortHeld) or not self.patient:
+            if not self.patient:
                 raise
+            if isinstance(error, PortHeld) and not self._held:
+                self._held = True
+                self._warn(f"{error}; this waits until the port is free")
             self._next_launch_s = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, BACKOFF_S[1])
         else:

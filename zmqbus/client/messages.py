@@ -161,7 +161,9 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The body as text: a text as it is, a value in Python's notation, bytes by their number."""
+        """The body as text: a text as it is, a value in Python's notation, bytes by their number. Raises as `body`."""
+        if isinstance(self._value, ZmqbusError):
+            raise self._value
         if self.fmt == Format.TEXT:
             return self.body_bytes.decode("utf-8", "replace")
         if self.fmt == Format.MSGPACK:
@@ -257,7 +259,7 @@ def of_incoming(message: Incoming, log: bodies.Log, acknowledge: Acknowledge | N
         try:
             body = log.load(message)
         except JournalError as found:
-            error = found
+            error = bodies.damage(message.msg_id, message.from_name, found)
     return Message(
         msg_id=message.msg_id,
         sender=message.from_name,

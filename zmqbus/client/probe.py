@@ -11,7 +11,7 @@ import zmq
 import zmqbus
 from zmqbus import codec, protocol, security
 from zmqbus.client import core
-from zmqbus.client.launch import check_loopback, check_reach
+from zmqbus.client.launch import at_broker, check_loopback, check_reach
 from zmqbus.client.link import endpoint
 from zmqbus.client.taken import TakenIds
 from zmqbus.errors import BrokerUnavailable, ProtocolError, ZmqbusError
@@ -31,7 +31,7 @@ class Probe:
     """
 
     def __init__(self, settings: Settings, patience_s: float = PATIENCE_S) -> None:
-        self._settings = settings
+        self._settings = settings = at_broker(settings)
         self._port = settings.port
         self._patience_s = patience_s
         self._deadline_s = time.monotonic() + patience_s

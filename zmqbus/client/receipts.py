@@ -28,12 +28,13 @@ class BroadcastReceipt(NamedTuple):
     delivered: int
     queued: int
     full: tuple[str, ...]  #: sessions that it is not for, since their mailboxes are full
+    unsaved: tuple[str, ...] = ()  #: likewise, since the broker's disk did not take it
 
 
 def receipt_of(msg_id: str, outcome: protocol.Receipt | protocol.Tally) -> Receipt | BroadcastReceipt:
     """What the broker has said of a message, as programs and commands are told."""
     if isinstance(outcome, protocol.Tally):
-        return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full)
+        return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full, outcome.unsaved)
     return Receipt(msg_id, *_state_of(outcome))
 
 

@@ -189,7 +189,7 @@ class Serving:
             try:
                 body = bodies.load(work, self._log_path)
             except JournalError as error:
-                value = error
+                value = bodies.damage(work.msg_id, work.from_name, error)
         return Message(
             msg_id=work.msg_id,
             sender=work.from_name,

@@ -430,7 +430,7 @@ class Speaker:
             try:
                 body = self._log.load(outcome)
             except JournalError as error:
-                return error
+                return bodies.damage(outcome.answer_id, outcome.from_name, error)
             message = Message(
                 msg_id=outcome.answer_id,
                 sender=outcome.from_name,

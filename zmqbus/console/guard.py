@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from zmqbus.console.tickets import Visitor, Visitors
+from zmqbus.display import sanitise
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -206,7 +207,11 @@ class Guard:
 
 def complain(error: Exception) -> None:
     """Tells the terminal of a fault of ours, in a line."""
-    print(f"warning: the console failed at a request: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    print(
+        f"warning: the console failed at a request: {type(error).__name__}: {sanitise(str(error))}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 async def refuse(send: Send, refusal: Refusal) -> None:

@@ -134,5 +134,5 @@ def _take(bus: bus_module.Bus) -> None:
 def receipt_json(receipt: Receipt | BroadcastReceipt) -> dict[str, Any]:
     """What became of a message, for the page."""
     if isinstance(receipt, BroadcastReceipt):
-        return {"state": "broadcast", **receipt._asdict(), "full": list(receipt.full)}
+        return {"state": "broadcast", **receipt._asdict(), "full": list(receipt.full), "unsaved": list(receipt.unsaved)}
     return receipt._asdict()

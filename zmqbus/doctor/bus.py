@@ -9,16 +9,17 @@ from collections.abc import Iterator, Sequence
 
 import zmqbus
 from zmqbus import network, pidfile
-from zmqbus.client.launch import check_loopback, check_reach, find_broker, is_elected
+from zmqbus.client.launch import at_broker, check_loopback, check_reach, find_broker, is_elected
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import Unauthorized, ZmqbusError
+from zmqbus.holder import who_holds
 from zmqbus.naming import sanitise
 from zmqbus.process import Process, is_alive
 from zmqbus.session.options import with_options
 from zmqbus.session.owned import stem_of
 from zmqbus.session.owner import find_owners
 from zmqbus.session.state import elsewhere, is_listening, leftovers, load_state
-from zmqbus.settings import MAX_PORT, Settings
+from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings
 
 #: See `zmqbus.settings`: it wins over INTER_SESSION_PORT.
 _OPTION = "CLAUDE_PLUGIN_OPTION_PORT"
@@ -28,6 +29,7 @@ MUCH_KEPT_BYTES = 256 * 1024 * 1024
 
 def broker(settings: Settings) -> Iterator[Finding]:
     """Which broker answers on the port; where none does, whether one could. Starts none."""
+    settings = at_broker(settings)
     served = find_broker(settings)
     if served is None:
         yield from _absent(settings)
@@ -107,10 +109,15 @@ def _absent(settings: Settings) -> Iterator[Finding]:
     elif _is_free(port):
         yield ok("broker", f"none runs on port {port}; the first session starts one")
     else:
+        holder = who_holds(port)
+        says = f"port {port} is held by another program" + (f": {holder}" if holder else "")
+        if port == DEFAULT_PORT:
+            yield warning("broker", f"{says}; the first session starts a broker on another port")
+            return
         free = next((other for other in range(port + 1, min(port + 1000, MAX_PORT)) if _is_free(other)), 0)
         yield fault(
             "broker",
-            f"port {port} is held by another program{_holder(port)}{_by_option(settings)}",
+            f"{says}{_by_option(settings)}",
             _set_port(settings, free) if free else None,
         )
 
@@ -150,19 +157,6 @@ def _is_free(port: int) -> bool:
         except OSError as error:
             return error.errno != errno.EADDRINUSE
     return True
-
-
-def _holder(port: int) -> str:
-    """Which program that is, as far as this user may know."""
-    import psutil
-
-    try:
-        for found in psutil.net_connections(kind="tcp"):
-            if found.laddr and found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid:
-                return f": {psutil.Process(found.pid).name()} (pid {found.pid})"
-    except psutil.Error:
-        pass
-    return ""
 
 
 def stale_files(settings: Settings) -> Iterator[Finding]:
@@ -209,7 +203,7 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
                     f"the listener of '{state.name}' is stopped (pid {state.listener_pid}), and shows nothing",
                     command("kill", "-CONT", str(state.listener_pid)),
                 )
-            elif state.port != settings.port:
+            elif state.port != at_broker(settings).port:
                 yield warning(
                     "listener",
                     f"'{state.name}' is on port {state.port}, and this is set to {settings.port}{_by_option(settings)}",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from zmqbus.naming import sanitise
+from zmqbus.display import sanitise, to_json
 from zmqbus.output import takes_unicode
 
 Level = Literal["ok", "warning", "fault"]
@@ -62,13 +61,13 @@ def for_people(findings: Iterable[Finding]) -> str:
 def for_programs(findings: Iterable[Finding]) -> str:
     """One JSON object."""
     rows = list(findings)
-    return json.dumps(
+    return to_json(
         {
             "faults": count(rows, "fault"),
             "warnings": count(rows, "warning"),
             "checks": [row._asdict() for row in rows],
         },
-        ensure_ascii=not takes_unicode(),
+        ascii_only=not takes_unicode(),
     )
 
 

@@ -39,6 +39,8 @@ from zmqbus.wakeup import Wakeup
 NAME_RETRIES = 3
 #: A reader that does not read is looked at again after so long: the link's poller waits for input only.
 STALLED_S = 0.2
+#: Between two tries to write down what a full disk has not taken.
+WRITE_AGAIN_S = 1.0
 #: How long the last line may wait for such a reader.
 LAST_LINE_S = 1.0
 
@@ -72,6 +74,7 @@ class Listener:
 
     def __init__(self, settings: Settings, lock: ListenerLock, plan: Plan, trace: Callable[[str], None]) -> None:
         self._settings = settings
+        self._port = settings.port  # of the broker that has welcomed the session
         self._lock = lock
         self._plan = plan
         self._trace = trace
@@ -84,6 +87,9 @@ class Listener:
         self._tries = 0  # of other names, since the session was last on the bus
         self._wanted = plan.name
         self._chosen = plan.name_given  # somebody chose the name, so only close variants of it are tried
+        self._written_down = False  # who this session is, for its helpers
+        self._is_behind = False  # what has changed since could not be
+        self._next_try_s = 0.0
         self._created_at = iso_time(time.time())
         identity = plan.identity
         self._persona = core.Persona(
@@ -144,6 +150,8 @@ class Listener:
             self._trace(f"got {wakeup.caught.name}")
             raise _Ended(0)
         self._look_at_owner(now_s)
+        if self._is_behind and now_s >= self._next_try_s:
+            self._show(self._persona.name or "")
         for effect in link.pump(self._sleep_s(now_s)):
             self._deal(link, effect)
         self._look_at_reader()
@@ -151,6 +159,8 @@ class Listener:
 
     def _sleep_s(self, now_s: float) -> float:
         until_owner_s = self._next_look_s - now_s
+        if self._is_behind:
+            until_owner_s = min(until_owner_s, self._next_try_s - now_s)
         if self._stalled:
             return max(0.0, min(until_owner_s, STALLED_S))
         due_s = self._pacer.next_deadline(now_s)
@@ -195,6 +205,7 @@ class Listener:
 
     def _welcomed(self, link: Link, welcome: protocol.Welcome) -> None:
         self._trace(f"connected as {welcome.name}, {welcome.waiting} waiting")
+        self._port = link.port
         self._tries = 0  # it may have to look for a name again, at the next broker
         if self._plan.away:
             self._persona = self._persona._replace(name=welcome.name)
@@ -242,24 +253,42 @@ class Listener:
         """Tells the next listener of this owner who this session is."""
         persona = self._persona
         assert persona.session_id and persona.token
-        self._lock.remember(
-            Identity(persona.session_id, persona.token, persona.name, persona.label, self._settings.port)
-        )
+        self._lock.remember(Identity(persona.session_id, persona.token, persona.name, persona.label, self._port))
 
     def _show(self, name: str) -> None:
-        """Tells the helpers, and the next listener of this owner, who this session is."""
-        self._persona = persona = self._persona._replace(name=name)
-        assert persona.session_id and persona.token
+        """Tells the helpers, and the next listener of this owner, who this session is.
+
+        Raises `NotConnected` where that cannot be written, and never could: then nobody could act for the session. Once
+        it could, a disk that is full by now ends nothing: it is said, and tried again.
+        """
+        self._persona = self._persona._replace(name=name)
+        try:
+            self._write_down()
+        except errors.NotConnected as error:
+            if not self._written_down:
+                raise
+            if not self._is_behind:
+                self._is_behind = True
+                self._pacer.announce(bus_line(f"{error}; this session goes on as '{name}', and tries again"))
+            self._next_try_s = time.monotonic() + WRITE_AGAIN_S
+        else:
+            if self._is_behind:
+                self._pacer.announce(bus_line(f"the state of '{name}' is written down now"))
+            self._written_down, self._is_behind = True, False
+
+    def _write_down(self) -> None:
+        persona = self._persona
+        assert persona.session_id and persona.token and persona.name
         self._remember()
         self._lock.write_state(
             SessionState(
                 session_id=persona.session_id,
-                name=name,
+                name=persona.name,
                 label=persona.label,
                 listener_pid=os.getpid(),
                 listener_started=process_of(os.getpid()).started,
                 host="127.0.0.1",
-                port=self._settings.port,
+                port=self._port,
                 created_at=self._created_at,
                 token=persona.token,
                 owner_pid=self._plan.owner.pid,

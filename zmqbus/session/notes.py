@@ -26,7 +26,7 @@ def note_of(message: Incoming | protocol.Previewed, log: Reader) -> Note:
     try:
         text, size_bytes = _beginning(message, log)
     except JournalError as error:
-        text = f"(the text cannot be read from messages.log: {error})"
+        text = f"({bodies.damage(message.msg_id, message.from_name, error)})"
         size_bytes = len(text.encode())
     return Note(
         msg_id=message.msg_id,
