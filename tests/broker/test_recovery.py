@@ -526,7 +526,7 @@ def test_a_broadcast_goes_to_those_for_whom_no_disk_is_needed(net):
     net.settle()
     carol.take_all()
     net.settle()
-    assert alice.answers[msg_id] == protocol.Tally(msg_id, 1, 0, ("bob",))
+    assert alice.answers[msg_id] == protocol.Tally(msg_id, 1, 0, (), ("bob",))
     away(net, carol)
     msg_id = alice.send("", b"to nobody", scope=Scope.ALL)
     net.settle()

@@ -807,7 +807,7 @@ def test_a_worker_that_is_killed_is_off_the_list_and_gets_no_mail(connect):
         process.kill()
         process.wait(PATIENCE_S)
         until(lambda: away(looker) == ["looker"])
-        assert looker.broadcast("to t", topic="t")[1:] == (0, 0, ())
+        assert looker.broadcast("to t", topic="t")[1:] == (0, 0, (), ())
 
 
 def test_a_session_that_a_command_disconnects(connect):

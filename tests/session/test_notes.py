@@ -84,7 +84,7 @@ def test_a_medium_one_is_read_whole_and_checked(stage: Stage, monkeypatch: pytes
     assert stage.note(body).text == body.decode()
     real = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, size, at: real(fd, size, at).replace(b"xx", b"xy", 1))
-    assert stage.note(body).text.startswith("(the text cannot be read from messages.log: ")
+    assert stage.note(body).text.startswith("(the text of message ")
 
 
 def test_a_body_whose_size_is_not_told_is_read_whole(stage: Stage) -> None:
@@ -119,4 +119,4 @@ def test_a_text_that_is_gone_is_told(stage: Stage) -> None:
     stage.journal = Journal(stage.path)
     ticket = Ticket("lease", 1, "aaaaaaaaaaaa", None)
     lost = Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, (9, 9, 9, 9), MIB, b"")
-    assert note_of(lost, stage.reader).text.startswith("(the text cannot be read from messages.log: ")
+    assert note_of(lost, stage.reader).text.startswith("(the text of message ")

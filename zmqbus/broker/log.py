@@ -62,14 +62,16 @@ class Log:
     def _say(self, level: str, text: str) -> None:
         now_s = time.time()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now_s))
-        line = f"{stamp},{int(now_s % 1 * 1000):03} {os.getpid()} {level} {sanitise(text)}\n"
+        # Half a character, of a path that is not UTF-8, is shown as an escape before what is unsafe is taken out.
+        shown = sanitise(text.encode(errors="backslashreplace").decode())
+        line = f"{stamp},{int(now_s % 1 * 1000):03} {os.getpid()} {level} {shown}\n"
         if self._echo:
             try:
                 sys.stderr.write(line)
                 sys.stderr.flush()
             except (OSError, ValueError):
                 pass  # whoever looked on has gone
-        content = line.encode(errors="backslashreplace")
+        content = line.encode()
         try:
             if self._descriptor < 0:
                 self._open()

@@ -210,7 +210,7 @@ class Server:
             ("log_kept_bytes", self._thinning.kept_bytes),
         )
         self._thinning = Thinning(self._journal, self._store, self._core, self._log.warning)
-        self._pressure = Pressure(port, self._core.pub_port)
+        self._pressure = Pressure(self.port, self._core.pub_port)
         self._closing.callback(self._pressure.close)
         self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
