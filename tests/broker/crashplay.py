@@ -37,7 +37,7 @@ class Play:
         """A process of this session comes."""
         self._processes += 1
         ledger = self.net.ledger
-        name = session_id.partition("-")[0]
+        name = next(name for name in self.NAMES if session_id_of(name) == session_id)
         ledger.names.setdefault(session_id, {name})
         persona = Persona(
             role=Role.LISTENER,

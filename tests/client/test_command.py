@@ -14,6 +14,7 @@ from zmqbus.client.core import Incoming, Persona
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.protocol import Role
 from zmqbus.settings import Settings, load
+from zmqbus.testing import session_id_of
 
 #: Far over what any of this takes.
 PATIENCE_S = 90.0
@@ -27,7 +28,7 @@ def settings(data_dir: Path, free_port: int) -> Settings:
 
 
 def persona(name: str, role: Role = Role.PROGRAM) -> Persona:
-    return Persona(role, f"{name}-id", f"{name}-token", name, None, "/p", "/p", 1, "1:1", ("deploys",))
+    return Persona(role, session_id_of(name), f"{name}-token", name, None, "/p", "/p", 1, "1:1", ("deploys",))
 
 
 def drive(*members: CommandBus) -> None:
@@ -51,7 +52,7 @@ def test_from_one_to_another_and_back(settings):
         bob.take(question)
         drive(bob)
         receipt = alice.outcome(msg_id)
-        assert receipt == Receipt(msg_id, "delivered", "bob", "bob-id", False, 0)
+        assert receipt == Receipt(msg_id, "delivered", "bob", session_id_of("bob"), False, 0)
         large = b"x" * (protocol.INLINE_BYTES + 1)
         answer = bob.post("alice", large, reply_to=msg_id)
         drive(bob)
@@ -146,7 +147,7 @@ def test_many_pipelined_come_in_order(settings):
 def test_a_taken_name_is_an_error_of_the_first_call(settings):
     with CommandBus(settings, persona("bob")) as bob:
         drive(bob)
-        other = persona("bob")._replace(session_id="other", token="other")
+        other = persona("bob")._replace(session_id=session_id_of("other"), token="other")
         with CommandBus(settings, other) as second, pytest.raises(errors.NameTaken):
             second.sessions()
         assert "bob" in [row.name for row in bob.sessions()]

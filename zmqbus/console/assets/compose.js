@@ -70,6 +70,7 @@ function wrong(text) {
 }
 
 export function open({ to = null, reply = null } = {}) {
+  closed(); // its event may not have come yet: browsers send it some time after the dialog has closed
   const session = reply ? sessionOf(reply.from) : to;
   const name = session ? session.name : reply ? line(reply.name) : "";
   // Who wrote and has gone may have come back under the name; else it is the one who wrote, or nobody.
@@ -98,9 +99,10 @@ function remember(key, what) {
   if (drafts.size > MAX_DRAFTS) drafts.delete(drafts.keys().next().value);
 }
 
-/** The dialog has been closed, by whatever: what was not sent is kept for a dialog of the same kind. */
+/** The dialog has been closed, by whatever: what was not sent is kept for a dialog of the same kind. Does nothing where
+ * another one has been opened since. */
 function closed() {
-  if (!draft) return;
+  if (!draft || $("compose").open) return;
   if (!draft.sending) remember(draft.key, { scope: scope(), to: $("compose-to").value, text: $("compose-text").value });
   draft = null;
   $("compose-form").reset();
@@ -110,7 +112,8 @@ function outcome(receipt) {
   if (receipt.state === "broadcast") {
     const parts = [`${receipt.delivered} delivered`, `${receipt.queued} queued`];
     if (receipt.full.length) parts.push(`no room at ${receipt.full.slice(0, 5).join(", ")}`);
-    return [`Sent to many: ${parts.join(", ")}`, receipt.full.length ? "wrong" : "done"];
+    if (receipt.unsaved.length) parts.push(`not kept for ${receipt.unsaved.slice(0, 5).join(", ")}: the disk is full`);
+    return [`Sent to many: ${parts.join(", ")}`, receipt.full.length + receipt.unsaved.length ? "wrong" : "done"];
   }
   if (receipt.state === "delivered") return [`Delivered to ${receipt.to}`, "done"];
   return [`Queued for ${receipt.to}: ${receipt.busy ? "it is busy" : `away ${age(receipt.away_s)}`}. It is safe, and will be shown then.`, "done"];
@@ -197,6 +200,7 @@ export function confirm({ title, text, yes, act }) {
     }
   };
   dialog.onclose = () => {
+    if (dialog.open) return; // of the box before this one
     asked = null;
     button.onclick = null;
   };

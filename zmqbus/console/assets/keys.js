@@ -35,7 +35,9 @@ export function help() {
 
 const SHOWN = { ArrowDown: "↓", ArrowUp: "↑", Escape: "Esc" };
 
-const typing = (element) => element?.closest("input:not([type=radio]), textarea, select, [contenteditable]");
+/** Whether keys are text there. A dialog that has been closed keeps the focus until the page is drawn again. */
+const typing = (element) =>
+  element?.closest("input:not([type=radio]), textarea, select, [contenteditable]") && !element.closest("dialog:not([open])");
 
 export function setUp(rows) {
   table = rows;
@@ -47,6 +49,14 @@ export function setUp(rows) {
   $("help-open").addEventListener("click", help);
   for (const button of document.querySelectorAll("[data-close]")) {
     button.addEventListener("click", () => button.closest("dialog").close());
+  }
+  // Browsers close a dialog some time after the key, and give it what is typed meanwhile.
+  for (const dialog of document.querySelectorAll("dialog")) {
+    dialog.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.isComposing) return;
+      event.preventDefault();
+      dialog.close();
+    });
   }
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
