@@ -76,7 +76,7 @@ class Account(NamedTuple):
     shown: int  #: all showings
     again: int  #: of them excepted second ones
     partial: list[str]  #: broadcasts that nobody was told about and that some receivers were shown: their labels
-    miscounted: int  #: tallies whose sum is not the number of receivers
+    miscounted: int  #: tallies whose sum is less than the number of receivers
     early: int  #: reported as delivered, and read by the harness EARLY_S later or more
     early_max_s: float
     blows: Counter[str]  #: "kill broker" → how often
@@ -154,7 +154,7 @@ def settle(history: History) -> Account:
                 if receiver not in reached:
                     faults.append(Fault("lost", message.label, receiver, f"it was reported as {_told(answer)}"))
             if answer.kind == "tally":
-                miscounted += answer.delivered + answer.queued != len(audience)
+                miscounted += answer.delivered + answer.queued < len(audience)  # programs are told, too
             elif answer.kind == "delivered" and reached:
                 late_s = first[reached[0], message.label].at_s - answer.at_s
                 early += late_s > EARLY_S
@@ -299,7 +299,7 @@ def table(account: Account) -> str:
         "sent": f"{account.sent:,}, of them {account.broadcasts:,} broadcasts, {account.spilled:,} over 64 KiB",
         "delivered": f"{account.delivered:,}",
         "queued": f"{account.queued:,}",
-        "tallies": f"{account.tallies:,} ({account.miscounted} do not add up to the receivers)",
+        "tallies": f"{account.tallies:,} ({account.miscounted} count less than the receivers)",
         "refused": ", ".join(f"{count:,} {code}" for code, count in account.refused.most_common()) or "0",
         "unsure": f"{account.unsure:,}, {account.unsure_shown:,} of them shown, {len(account.partial)} to some only",
         "shown": f"{account.shown:,}, {account.owed:,} promised; {account.again} again (killed between write and note)",
