@@ -28,6 +28,8 @@ from zmqbus.settings import load
 LOOK_S = 0.1
 #: Broadcasts that one sender may make within a minute.
 BROADCASTS = 60
+#: What all seats have joined, and nobody else.
+TOPIC = "seats"
 
 
 class Seats:
@@ -45,7 +47,8 @@ class Seats:
                 cwd="/",
                 project="/",
                 pid=os.getpid(),
-                owner=f"{owner.pid}:{owner.started}",
+                owner=owner.text,
+                topics=(TOPIC,),
             )
             for number in range(first, first + count)
         ]
@@ -187,18 +190,26 @@ def _nobody(index: int, body: bytes) -> None:
 
 
 class Announcer:
-    """Broadcasts: as several guests, since each may make no more than 60 within a minute."""
+    """Broadcasts to the seats: as several sessions, since each may make no more than 60 within a minute."""
 
     def __init__(self) -> None:
         self._settings = load()
-        self._guests = 0
+        self._sessions = 0
+        self._owner = process_of(os.getpid()).text
         self._speakers: list[Speaker] = []
 
     def prepare(self, count: int) -> None:
-        """Guests for so many broadcasts, connected."""
+        """Sessions for so many broadcasts, connected. They take none themselves: nobody listens for them."""
         while len(self._speakers) * BROADCASTS < count:
-            self._guests += 1
-            persona = core.Persona(role=Role.GUEST, name=f"guest-{self._guests}", token=protocol.new_token())
+            self._sessions += 1
+            persona = core.Persona(
+                role=Role.HELPER,
+                session_id=protocol.new_session_id(),
+                token=protocol.new_token(),
+                name=f"announcer-{self._sessions}",
+                owner=self._owner,
+                named=False,
+            )
             link = Link(self._settings, core.ClientCore(persona, zmqbus.__version__))
             speaker = Speaker(link, self._settings.paths.log)
             speaker.open()
@@ -211,7 +222,7 @@ class Announcer:
         receipts: list[Any] = []
         for number, text in enumerate(texts):
             speaker = self._speakers[number // BROADCASTS]
-            receipts.append(speaker.send(Scope.ALL, "", Format.TEXT, text)[1])
+            receipts.append(speaker.send(Scope.TOPIC, TOPIC, Format.TEXT, text)[1])
         for receipt in receipts:
             receipt.result(PATIENCE_S)
         ended_s = time.monotonic()
