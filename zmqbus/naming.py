@@ -35,7 +35,7 @@ _NEAREST_SHORTLIST = 12
 _NEAREST_RATIO = 0.5
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-_SESSION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_SESSION_ID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 #: Cc, Cf, Cs, Co, and the separators; see check_label about Cn.
 _NOT_IN_LABELS = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs"))
@@ -58,7 +58,7 @@ def check_name(name: str, what: str = "name") -> str:
 def is_session_id(text: str) -> bool:
     """Whether this has the form of a session id (a UUID, in lower case), which no session's name may have: a target is
     looked for among the ids first, so an id of the form of a name would get the mail for that name."""
-    return _SESSION_ID.fullmatch(text) is not None
+    return len(text) == 36 and re.fullmatch(_SESSION_ID, text) is not None
 
 
 def check_label(label: str) -> str:

@@ -26,7 +26,7 @@ from zmqbus.tuples import NamedTuple
 #: What is read of each of these files; they have some 150 bytes.
 MAX_BYTES = 1024
 
-_NAME = re.compile(r"server\.([1-9][0-9]{0,4})\.pid", re.ASCII)
+_NAME = r"server\.([1-9][0-9]{0,4})\.pid"
 _OPEN, _CLOSED = "open", "closed"
 
 
@@ -75,7 +75,7 @@ def read_all(paths: Paths) -> Iterator[tuple[int, Served | None]]:
     except OSError:
         return
     for name in names:
-        if match := _NAME.fullmatch(name):
+        if match := re.fullmatch(_NAME, name, re.ASCII):
             yield int(match[1]), read(paths, int(match[1]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_names_of_owned_files() -> None:
     for stem in ("4711", f"4711-{tag}"):
         assert pid_of(stem) == 4711
         for suffix in (".lock", ".session", ".session.tmp", ".shown", ".shown.tmp", ".options", ".options.tmp"):
-            match = OWNED.fullmatch(stem + suffix)
+            match = re.fullmatch(OWNED, stem + suffix, re.ASCII)
             assert match is not None and match[1] == stem
     for name in (
         "labels.json",
@@ -86,4 +87,4 @@ def test_names_of_owned_files() -> None:
         f"4711-{tag}0.lock",
         "4711.pid",
     ):
-        assert OWNED.fullmatch(name) is None
+        assert re.fullmatch(OWNED, name, re.ASCII) is None

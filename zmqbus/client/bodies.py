@@ -49,8 +49,8 @@ def from_text(text: str | bytes, *, to_many: bool) -> bytes:
 def check_not_empty(text: bytes | str) -> None:
     """Raises `InvalidPayload` for a text that shows nothing to whoever reads it: mostly a variable that was not set. A
     program that means "no value" sends `None`, or `b""`."""
-    if len(text) > MAX_BLANK:
-        return
+    if len(text) > MAX_BLANK or text[:1].isalnum():
+        return  # as nearly all of them
     shown = display.sanitise(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
     if not shown.strip(f" {display.LINE_END}") or shown.isspace():
         raise InvalidPayload("the text is empty; say something, or see what it was to be made of")

@@ -13,7 +13,6 @@ agree, and are otherwise somebody else's.
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 from zmqbus.process import Place, Process, has_ended
@@ -24,7 +23,7 @@ LOCK, STATE, OPTIONS, SHOWN, TMP = ".lock", ".session", ".options", ".shown", ".
 #: Records of an owner are some 1 KiB, two paths of 4 KiB at most. Larger ones are not ours.
 MAX_RECORD_BYTES = 64 * 1024
 #: A file of an owner, and its stem.
-OWNED = re.compile(r"([1-9][0-9]{0,9}(?:-[0-9a-f]{12})?)(?:\.lock|(?:\.session|\.shown|\.options)(?:\.tmp)?)", re.ASCII)
+OWNED = r"([1-9][0-9]{0,9}(?:-[0-9a-f]{12})?)(?:\.lock|(?:\.session|\.shown|\.options)(?:\.tmp)?)"
 
 
 def record_of(owner: Process) -> dict[str, str]:

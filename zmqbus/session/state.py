@@ -42,6 +42,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -566,7 +567,7 @@ def _stems(data_dir: str) -> dict[str, list[str]]:
         return {}
     found: dict[str, list[str]] = {}
     for name in names:
-        if match := OWNED.fullmatch(name):
+        if match := re.fullmatch(OWNED, name, re.ASCII):
             found.setdefault(match[1], []).append(name[match.end(1) :])
     return found
 
