@@ -123,8 +123,8 @@ def test_limits() -> None:
         for name, value in vars(protocol).items()
         if name.isupper() and not name.startswith("_") and isinstance(value, int)
     }
-    assert defined.pop("VERSION") == 1
-    assert "`VERSION` is 1" in SECTIONS["14. Versions"]
+    assert defined.pop("VERSION") == 2
+    assert "`VERSION` is 2" in SECTIONS["14. Versions"]
     assert defined.pop("MSG_ID_LENGTH") == 12
     assert documented == defined
 

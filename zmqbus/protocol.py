@@ -39,7 +39,7 @@ from zmqbus.ids import is_msg_id as is_msg_id
 from zmqbus.tuples import NamedTuple
 
 #: Version of the wire, told in HELLO and WELCOME. It rises only when an old peer would misread a new one.
-VERSION = 1
+VERSION = 2
 
 # --- limits -----------------------------------------------------------------------------------------------------
 

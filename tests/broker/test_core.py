@@ -800,7 +800,7 @@ def test_repr_shows_the_state(net):
 def test_a_hello_of_another_version_is_refused_whatever_else_is_in_it(net):
     stranger = net.session("alice", connect=False)
     stranger.route = net.new_route(stranger)
-    stranger.raw([msgpack.packb([[1, 2, "9.9", "what", "else", ["it"], 1.5], [77, "a verb of tomorrow"]])])
+    stranger.raw([msgpack.packb([[1, 3, "9.9", "what", "else", ["it"], 1.5], [77, "a verb of tomorrow"]])])
     net.settle()
     assert isinstance(stranger.closed[0], errors.BrokerUnavailable)
     assert "release 9.9" in str(stranger.closed[0])

@@ -122,7 +122,7 @@ def test_hello_says_who_it_is():
     client = Client()
     (hello,) = said(client.handle(Up()))
     assert hello == protocol.Hello(
-        1, "1.2.3", 0, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), (), None
+        2, "1.2.3", 0, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), (), None
     )
 
 

@@ -20,6 +20,7 @@ from tests.real.conftest import ROOT, Bus, wait_until
 from tests.records import RECORD, ids, line
 from tests.test_install_deps import UV
 from zmqbus.journal import Journal
+from zmqbus.protocol import VERSION
 from zmqbus.record import encode_record
 from zmqbus.search.index import Index
 from zmqbus.security import client_keys
@@ -288,7 +289,7 @@ def test_a_broker_of_another_protocol(doctor: Doctor, bus: Bus) -> None:
     process = foreground(bus, "zmqbus.protocol.VERSION = 99")
     try:
         row = doctor.find("broker", "fault")
-        assert "speaks protocol 1, the broker (release 0.1.0) speaks 99" in row["says"]
+        assert f"speaks protocol {VERSION}, the broker (release 0.1.0) speaks 99" in row["says"]
         assert row["mend"] == f"kill {process.pid}"
         doctor.run(row["mend"])
         process.wait(TIMEOUT_S)

@@ -26,7 +26,7 @@ def release(tmp_path: Path, version: str, *, protocol: int | None = None) -> Pat
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
     change(root / "zmqbus" / "__init__.py", '__version__ = "0.1.0"', f'__version__ = "{version}"')
     if protocol is not None:
-        change(root / "zmqbus" / "protocol.py", "\nVERSION = 1\n", f"\nVERSION = {protocol}\n")
+        change(root / "zmqbus" / "protocol.py", "\nVERSION = 2\n", f"\nVERSION = {protocol}\n")
     return root
 
 
@@ -129,7 +129,7 @@ def test_a_listener_whose_release_is_gone_finds_the_next_broker(bus, tmp_path):
 
 
 def test_a_release_that_speaks_another_protocol_is_told_which_to_end(bus, tmp_path):
-    new = release(tmp_path, "9.0.0", protocol=2)
+    new = release(tmp_path, "9.0.0", protocol=3)
     listening = bus.listener("auth")
     status, out, err = run(bus, new, "send.py", "--as", "script", "--to", "auth", "--text", "x")
     assert (status, out) == (1, "")
