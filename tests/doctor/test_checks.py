@@ -80,6 +80,13 @@ def test_a_libzmq_that_cannot_encrypt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.mend == install_command(load())
 
 
+def test_no_venv(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not say that packages come with the python where they do not."""
+    assert [*installed.venv(settings)] == [ok("venv", "none; the packages come with the python")]
+    monkeypatch.setattr(installed, "NEEDED", {"zmqbus_is_not_this": "pyzmq"})
+    assert [*installed.venv(settings)] == [ok("venv", "none yet")]
+
+
 def test_a_venv(settings: Settings, data_dir: Path) -> None:
     (data_dir / "venv" / "bin").mkdir(parents=True)
     (data_dir / "venv" / "zmqbus-installed").write_text("")
