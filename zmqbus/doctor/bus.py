@@ -107,6 +107,16 @@ def _absent(settings: Settings) -> Iterator[Finding]:
             _set_port(settings, others[0]),
         )
     elif _is_free(port):
+        last, last_open = pidfile.last_network(settings.paths)
+        why = None if settings.loopback_only else network.why_closed(os.environ, last, served_open=last_open)
+        if why:
+            yield fault(
+                "broker",
+                f"none runs on port {port}, and none is started here: this shell has a network of its own with nothing "
+                f"but a loopback ({why}). {network.GET_OUT}; if all sessions live in this network, set "
+                "INTER_SESSION_LOOPBACK_ONLY=1",
+            )
+            return
         yield ok("broker", f"none runs on port {port}; the first session starts one")
     else:
         holder = who_holds(port)
