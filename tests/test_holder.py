@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from zmqbus import holder
+from zmqbus.errors import PortHeld
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 
@@ -31,3 +33,16 @@ def test_of_another_users_program_it_is_told_whose_it_is(monkeypatch: pytest.Mon
     monkeypatch.setattr(holder, "_socket", lambda port: (uid, "1"))
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert holder.who_holds(9473) == f"a program of user {name}"
+
+
+def test_a_broker_of_another_data_directory_is_not_any_program() -> None:
+    """It is well, and nothing to be ended lightly."""
+    code = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "zmqbus.broker.daemon"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        port = int(process.stdout.readline())
+        assert holder.who_holds(port) == f"a zmqbus broker of another data directory (pid {process.pid})"
+        assert "end it" not in str(PortHeld(port, holder.who_holds(port)))
+        process.stdin.close()

@@ -57,6 +57,11 @@ class TestNames:
         with pytest.raises(InvalidName, match=r"^invalid topic 'My Topic': .*, for example my-topic$"):
             check_name("My Topic", "topic")
 
+    def test_what_would_fit_is_made_of_what_is_shown(self) -> None:
+        """No remains of an escape sequence in it: `q`, not `q-31m`."""
+        with pytest.raises(InvalidName, match=r"for example q$"):
+            check_name("q\x1b[31m\n")
+
     @given(hostile | st.just("x" * 1_000_000))
     def test_the_message_is_safe_to_show(self, name: str) -> None:
         with pytest.raises(InvalidName) as caught:

@@ -176,9 +176,10 @@ class PortHeld(BrokerUnavailable):
     def __init__(self, port: int, holder: str = "") -> None:
         """`holder`: which program that is, as far as it is known."""
         who = f"it is {holder}; " if holder else ""
+        ours = holder.startswith("a zmqbus broker ")  # which is well: nothing to be ended
         super().__init__(
-            f"port {port} is held by another program; {who}end it, or choose another port with --port or "
-            "INTER_SESSION_PORT"
+            f"port {port} is held by another program; {who}{'' if ours else 'end it, or '}choose another port with "
+            "--port or INTER_SESSION_PORT"
         )
         self.port = port
 

@@ -56,6 +56,9 @@ def _process(socket: str) -> str:
         try:
             for descriptor in os.listdir(f"/proc/{pid}/fd"):
                 if os.readlink(f"/proc/{pid}/fd/{descriptor}") == socket:
+                    with open(f"/proc/{pid}/cmdline", "rb") as arguments:
+                        if b"zmqbus.broker.daemon" in arguments.read().split(b"\0"):
+                            return f"a zmqbus broker of another data directory (pid {pid})"
                     with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                         return f"{file.read().strip()} (pid {pid})"
         except OSError:

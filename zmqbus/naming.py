@@ -47,7 +47,7 @@ def check_name(name: str, what: str = "name") -> str:
         if what == "name" and is_session_id(name):
             raise InvalidName(f"invalid name {_quoted(name)}: it has the form of a session id; choose another one")
         return name
-    fitting = _slug(name[:_QUOTED_CHARS])
+    fitting = _slug(sanitise(name, _QUOTED_CHARS))
     hint = f", for example {fitting}" if fitting else ""
     raise InvalidName(
         f"invalid {what} {_quoted(name)}: use 1 to {MAX_NAME_CHARS} lower-case letters, digits and '-', "

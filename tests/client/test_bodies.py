@@ -131,3 +131,10 @@ def test_what_cannot_be_shown_is_counted():
     assert bodies.as_text(Format.MSGPACK, b"\xc1") == "<1 bytes>"
     assert bodies.as_text(99, b"12") == "<2 bytes>"
     assert bodies.as_text(Format.TEXT, b"a\xffb") == "a\ufffdb"
+
+
+def test_a_lone_surrogate_is_not_called_empty() -> None:
+    """What is wrong with it is said where it is made UTF-8."""
+    bodies.check_not_empty("\ud800")
+    with pytest.raises(InvalidPayload, match="text is empty"):
+        bodies.check_not_empty(" \u200b")

@@ -80,6 +80,24 @@ def test_a_libzmq_that_cannot_encrypt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.mend == install_command(load())
 
 
+def test_no_broker_where_none_is_started(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not "the first session starts one": every session would be refused."""
+    monkeypatch.setattr(network, "why_closed", lambda *a, **more: "the last broker served another one")
+    (finding,) = bus.broker(settings)
+    assert finding.level == "fault"
+    assert "none is started here" in finding.says and "the last broker served another one" in finding.says
+    monkeypatch.setenv("INTER_SESSION_LOOPBACK_ONLY", "1")
+    (finding,) = bus.broker(load())
+    assert finding.level == "ok"
+
+
+def test_no_venv(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not say that packages come with the python where they do not."""
+    assert [*installed.venv(settings)] == [ok("venv", "none; the packages come with the python")]
+    monkeypatch.setattr(installed, "NEEDED", {"zmqbus_is_not_this": "pyzmq"})
+    assert [*installed.venv(settings)] == [ok("venv", "none yet")]
+
+
 def test_a_venv(settings: Settings, data_dir: Path) -> None:
     (data_dir / "venv" / "bin").mkdir(parents=True)
     (data_dir / "venv" / "zmqbus-installed").write_text("")

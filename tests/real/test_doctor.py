@@ -130,6 +130,18 @@ def test_nothing_is_there_yet(doctor: Doctor, data_dir: Path) -> None:
     data_dir.mkdir(mode=0o700)
 
 
+def test_a_session_without_a_listener(doctor: Doctor, bus: Bus) -> None:
+    """It belongs to one: what was sent to it waits."""
+    owner = bus.owner()
+    assert bus.zmqbus("connect", "--away", "--name", "auth", owner=owner).returncode == 0
+    doctor.env = bus.env(owner) | {"PATH": doctor.env["PATH"]}
+    (says,) = [row["says"] for row in doctor.run() if row["check"] == "listener"]
+    assert says == "none for 'auth', whose mail waits: zmqbus inbox; one is begun with: zmqbus connect"
+    assert bus.zmqbus("disconnect", owner=owner).returncode == 0
+    (says,) = [row["says"] for row in doctor.run() if row["check"] == "listener"]
+    assert "belongs to no session" in says
+
+
 def test_all_is_well(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
     auth = bus.listener("auth")
     bus.deliver("auth", "hello")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from zmqbus.display import sanitise
@@ -40,16 +42,29 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"zmqbus {command}", description=description, allow_abbrev=False, formatter_class=_Formatter, **more
         )
+        self._arguments: list[str] = []
         self.register("action", None, _Once)
         self.register("action", "store", _Once)
 
-    def parse_args(self, *arguments: Any) -> Any:  # type: ignore[override]
-        options = super().parse_args(*arguments)
+    def parse_args(self, arguments: Sequence[str] | None = None) -> Any:  # type: ignore[override]
+        self._arguments = list(sys.argv[1:] if arguments is None else arguments)
+        options = super().parse_args(self._arguments)
         options.__dict__.pop("_given", None)
         return options
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith(" required") or " required: " in message:
+            # What is missing may be there, misspelt. argparse looks for that last.
+            unknown = self._unknown_flags()
+            if unknown:
+                message = f"unrecognized arguments: {' '.join(unknown)}"
         self.exit(USAGE, f"error: usage: {sanitise(message)}\n{self.format_usage()}")
+
+    def _unknown_flags(self) -> list[str]:
+        """The long options among the arguments that this command does not have."""
+        arguments = self._arguments[: self._arguments.index("--")] if "--" in self._arguments else self._arguments
+        names = (text.partition("=")[0] for text in arguments if text.startswith("--") and " " not in text)
+        return [name for name in names if name not in self._option_string_actions]
 
     def add_port(self) -> None:
         self.add_argument("--port", metavar="P", help="port of the broker (default 9473, or INTER_SESSION_PORT)")

@@ -51,7 +51,11 @@ def check_not_empty(text: bytes | str) -> None:
     program that means "no value" sends `None`, or `b""`."""
     if len(text) > MAX_BLANK or text[:1].isalnum():
         return  # as nearly all of them
-    shown = display.sanitise(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    elif any("\ud800" <= character <= "\udfff" for character in text):
+        return  # it is not shown, and not empty: whoever makes UTF-8 of it says what is wrong
+    shown = display.sanitise(text)
     if not shown.strip(f" {display.LINE_END}") or shown.isspace():
         raise InvalidPayload("the text is empty; say something, or see what it was to be made of")
 

@@ -18,7 +18,7 @@ from zmqbus.process import Process, is_alive
 from zmqbus.session.options import with_options
 from zmqbus.session.owned import stem_of
 from zmqbus.session.owner import find_owners
-from zmqbus.session.state import elsewhere, is_listening, leftovers, load_state
+from zmqbus.session.state import elsewhere, find_joined, is_listening, leftovers, load_state
 from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings
 
 #: See `zmqbus.settings`: it wins over INTER_SESSION_PORT.
@@ -107,6 +107,16 @@ def _absent(settings: Settings) -> Iterator[Finding]:
             _set_port(settings, others[0]),
         )
     elif _is_free(port):
+        last, last_open = pidfile.last_network(settings.paths)
+        why = None if settings.loopback_only else network.why_closed(os.environ, last, served_open=last_open)
+        if why:
+            yield fault(
+                "broker",
+                f"none runs on port {port}, and none is started here: this shell has a network of its own with nothing "
+                f"but a loopback ({why}). {network.GET_OUT}; if all sessions live in this network, set "
+                "INTER_SESSION_LOOPBACK_ONLY=1",
+            )
+            return
         yield ok("broker", f"none runs on port {port}; the first session starts one")
     else:
         holder = who_holds(port)
@@ -212,4 +222,16 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
             else:
                 yield ok("listener", f"'{state.name}', pid {state.listener_pid}")
             return
+    try:
+        joined = find_joined(settings.data_dir, owners[0], owners[1:]) if owners else None
+    except Unauthorized:
+        return
+    except ZmqbusError as error:
+        yield fault("listener", str(error))
+        return
+    if joined is not None and joined.identity is not None and not joined.identity.left:
+        name = joined.identity.name
+        says = f"none for '{name}', whose mail waits: zmqbus inbox; one is begun with: zmqbus connect"
+        yield ok("listener", says)
+        return
     yield ok("listener", "this shell belongs to no session; one joins with: zmqbus connect")

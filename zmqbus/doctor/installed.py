@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import zmqbus
 from zmqbus.bootstrap import VENV_MARKER, site_packages
@@ -81,7 +82,8 @@ def venv(settings: Settings) -> Iterator[Finding]:
     """The virtual environment that install-deps makes."""
     path = settings.paths.venv
     if not os.path.lexists(path):
-        yield ok("venv", "none; the packages come with the python")
+        missing = any(find_spec(module) is None for module in NEEDED)
+        yield ok("venv", "none yet" if missing else "none; the packages come with the python")
         return
     if not os.path.exists(os.path.join(path, VENV_MARKER)):
         yield warning("venv", f"{path} is not complete, and is not used", command("rm", "-r", path))
