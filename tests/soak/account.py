@@ -16,7 +16,9 @@ Pure: a `History` goes in, an `Account` comes out. Each fault names the message,
 *Excepted* is a message shown a second time where the process that showed it first was killed at that instant: between
 the write, which the harness has read, and the note of it, which nobody has. The note of an agent that has died is
 nobody's, either: where the broker was killed, stopped or cut off before the listener could tell it of the line, and
-agent and listener died after that, the agent's successor is shown the line again.
+agent and listener died after that, the agent's successor is shown the line again. So it is if the broker was killed
+after it heard of the line and before it told the sender: the sender repeats the message to a broker that cannot know
+what the dead agent has shown (docs/guarantees.md, 7).
 """
 
 from __future__ import annotations
@@ -110,6 +112,7 @@ def settle(history: History) -> Account:
         if blow.what == "kill":
             kills[blow.pid].append(blow.at_s)
     died = _deaths_before_an_acknowledgement(history)
+    broker_killed_s = [blow.at_s for blow in history.blows if (blow.what, blow.whom) == ("kill", "broker")]
     # Order among first showings: a second one is a duplicate, or excepted, and not a matter of order.
     highest: dict[tuple[str, str], Sent] = {}
     for shown in history.shown:
@@ -120,7 +123,11 @@ def settle(history: History) -> Account:
         assert message is not None
         key = (shown.receiver, shown.label)
         if (before := first.get(key)) is not None:
-            kind, why = _shown_again(before, shown, kills.get(before.pid, ()), died[shown.receiver])
+            told_s = answers[shown.label].at_s if shown.label in answers else shown.at_s
+            excuses = died[shown.receiver] + _deaths_around_a_kill(
+                history, shown.receiver, [at_s for at_s in broker_killed_s if before.at_s < at_s < told_s]
+            )
+            kind, why = _shown_again(before, shown, kills.get(before.pid, ()), excuses)
             again += kind != "duplicated"
             if kind:
                 faults.append(Fault(kind, shown.label, shown.receiver, why))
@@ -214,6 +221,16 @@ def _deaths_before_an_acknowledgement(history: History) -> dict[str, list[tuple[
                 if blow.whom in ("broker", death.whom) and 0 < death.at_s - blow.at_s < UNACKNOWLEDGED_S
             ]
     return found
+
+
+def _deaths_around_a_kill(history: History, receiver: str, killed_s: list[float]) -> list[tuple[float, float]]:
+    """Each of these kills of the broker, with each death of the receiver's agent."""
+    return [
+        (at_s, death.at_s)
+        for death in history.blows
+        if (death.what, death.whom) == ("die", receiver)
+        for at_s in killed_s
+    ]
 
 
 def _shown_again(

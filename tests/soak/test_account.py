@@ -145,8 +145,23 @@ def test_the_successor_of_a_dead_agent_may_be_shown_what_could_not_be_acknowledg
     assert kinds(("cut", "r0"), ("die", "r0")) == []
     assert kinds(("kill", "broker"), ("die", "r0"), queued=False) == ["unmarked"]
     assert kinds(("kill", "broker"), ("die", "r1")) == ["duplicated"]
-    assert kinds(("die", "r0"), ("kill", "broker")) == ["duplicated"]
     assert kinds(("cut", "r1"), ("die", "r0")) == ["duplicated"]
+
+
+def test_a_successor_may_be_shown_what_a_killed_broker_had_not_told_the_sender():
+    def kinds(*, heard_before: bool, broker: str = "broker", queued: bool = True) -> list[str]:
+        told = Told().sends("s0.1:1").is_shown("s0.1:1").hit("die", "r0", pid=9)
+        if heard_before:
+            told.hears("s0.1:1")
+        told.hit("kill", broker, pid=8, after_s=1.0)
+        if not heard_before:
+            told.hears("s0.1:1", "queued")
+        return [kind for kind, *_ in faults(told.is_shown("s0.1:1", pid=2 * PID, queued=queued))]
+
+    assert kinds(heard_before=False) == []
+    assert kinds(heard_before=False, queued=False) == ["unmarked"]
+    assert kinds(heard_before=True) == ["duplicated"]
+    assert kinds(heard_before=False, broker="s1") == ["duplicated"]
 
 
 def test_a_kill_that_is_noted_before_its_last_line_was_read_counts():
