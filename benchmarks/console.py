@@ -42,9 +42,9 @@ sys.path.insert(0, ROOT)
 import zmqbus  # noqa: E402
 from benchmarks.commands import Listener  # noqa: E402
 from benchmarks.stage import free_port  # noqa: E402
+from zmqbus.console.auth import NONCE_BYTES, Visitor, encode, page_key, sign, split  # noqa: E402
 from zmqbus.console.guard import ENTER, PROOF_HEADER  # noqa: E402
-from zmqbus.console.tickets import NONCE_BYTES, Visitor, encode, page_key, sign, split  # noqa: E402
-from zmqbus.record import Record, encode_record  # noqa: E402
+from zmqbus.journal.record import Record, encode_record  # noqa: E402
 
 HISTORY = 10_000
 PATIENCE_S = 60.0

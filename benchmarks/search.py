@@ -22,11 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from zmqbus.history import History, Wanted
-from zmqbus.journal import Journal
-from zmqbus.record import Record, encode_record
-from zmqbus.search.index import Index
-from zmqbus.search.query import Search
+from zmqbus.journal.history import History, Wanted
+from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.search_index import Index
+from zmqbus.journal.search_query import Search
+from zmqbus.journal.writer import Journal
 
 SMALLEST_BYTES, LARGEST_BYTES = 100, 64 * 1024
 RARE = "zebrafisch needle"

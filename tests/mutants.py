@@ -28,28 +28,26 @@ MACHINE = "tests/broker/test_machine.py"
 TAKEOVER = "tests/broker/test_takeover.py"
 CORE = "tests/broker/test_core.py tests/broker/test_mishaps.py"
 MAILBOX = "tests/broker/test_mailbox.py"
-POOL = "tests/broker/test_pool.py tests/broker/test_pool_machine.py"
-CLIENT = "tests/client/test_core.py tests/client/test_inbound.py"
+POOL = "tests/broker/groups/test_requests.py tests/broker/test_pool_machine.py"
+CLIENT = "tests/client/test_core.py tests/client/test_reorder.py"
 PASSING = "tests/contract/test_passing.py"
-DATABASE = "tests/broker/test_store.py tests/broker/test_database.py"
-JOURNAL = "tests/test_journal.py tests/test_readback.py"
-INTAKE = "tests/broker/test_intake.py"
-WINDOW = "tests/broker/test_window.py"
-RECORD = "tests/test_record.py"
-INBOUND = "tests/client/test_inbound.py"
-RECEIVER = "tests/client/test_receiver.py"
-SPEAKER = "tests/client/test_speaker.py"
-GATHERING = "tests/client/test_gathering.py"
-PROTOCOL = "tests/test_protocol.py"
-STAGED = "tests/broker/test_staged.py"
+DATABASE = "tests/broker/storage/test_api.py tests/broker/storage/test_sqlite.py"
+JOURNAL = "tests/journal/test_writer.py tests/journal/test_reader.py"
+INTAKE = "tests/broker/test_admission.py"
+WINDOW = "tests/broker/test_in_flight.py"
+RECORD = "tests/journal/test_record.py"
+INBOUND = "tests/client/test_reorder.py"
+RECEIVER = "tests/client/test_consumer.py"
+SPEAKER = "tests/client/test_producer.py"
+GATHERING = "tests/client/test_coalesce.py"
+PROTOCOL = "tests/wire/test_verbs.py"
+STAGED = "tests/broker/test_pending.py"
 BROADCAST_RUNS = "tests/broker/test_broadcast_runs.py"
-DRIVER = "tests/client/test_driver.py"
-AWAITS = "tests/broker/test_awaits.py"
-FATES = "tests/broker/test_fates.py"
-SPOOLED = (
-    "tests/broker/test_intake.py tests/broker/test_spooled.py tests/client/test_spool.py tests/client/test_link.py"
-)
-CONSOLE_TICKETS = "tests/console/test_tickets.py"
+DRIVER = "tests/client/test_io_thread.py"
+AWAITS = "tests/broker/test_reply_routing.py"
+FATES = "tests/broker/test_dedup.py"
+SPOOLED = "tests/broker/test_admission.py tests/broker/shell/test_spool_reader.py tests/client/test_spool_writer.py tests/client/test_transport.py"
+CONSOLE_TICKETS = "tests/console/test_auth.py"
 CONSOLE_GUARD = "tests/console/test_guard.py"
 CONSOLE_CONNECTIONS = "tests/console/test_connections.py"
 
@@ -213,14 +211,14 @@ MUTANTS = (
         "broker/server.py",
         "            self._store.commit()\n",
         "",
-        "tests/broker/test_server.py tests/real/test_list.py",
+        "tests/broker/shell/test_server.py tests/real/test_list.py",
     ),
     Mutant(
         "the journal is not synced before the rows that point into it",
         "broker/server.py",
         "                self._journal.sync()  # first: the store's rows point into it\n",
         "                pass\n",
-        "tests/broker/test_server.py",
+        "tests/broker/shell/test_server.py",
     ),
     Mutant(
         "the listener acknowledges before its line is out",
@@ -235,7 +233,7 @@ MUTANTS = (
         "broker/fates.py",
         "        settled[msg_id] = fate\n",
         "",
-        "tests/broker/test_fates.py tests/contract/test_repeats.py",
+        "tests/broker/test_dedup.py tests/contract/test_repeats.py",
     ),
     Mutant(
         "an id is not recognised",
@@ -738,7 +736,7 @@ MUTANTS = (
         "network.py",
         "    if served_open:\n",
         "    if False:\n",
-        "tests/test_network.py",
+        "tests/system/test_network.py",
     ),
     Mutant(
         "a hook's budget is over with the clock",
@@ -801,7 +799,7 @@ MUTANTS = (
         "broker/daemon.py",
         "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
-        "tests/broker/test_daemon.py",
+        "tests/broker/shell/test_daemon.py",
     ),
     Mutant(
         "a silent connection is taken for dead",
@@ -1294,7 +1292,7 @@ MUTANTS = (
         "record.py",
         "    if crc32(spelled) != crc:\n",
         "    if False:\n",
-        "tests/test_record.py",
+        "tests/journal/test_record.py",
     ),
     Mutant(
         "one bad id of a run ends the others",
@@ -1590,7 +1588,7 @@ MUTANTS = (
         "ids.py",
         " - len(ID_MARK) - self._WIDTH) + ID_MARK\n",
         " - self._WIDTH)\n",
-        "tests/test_protocol.py tests/test_journal.py",
+        "tests/wire/test_verbs.py tests/journal/test_writer.py",
     ),
     # --- a command that cannot say what it has done
     Mutant(
@@ -1598,14 +1596,14 @@ MUTANTS = (
         "output.py",
         "            raise OutputFailed(error) from None\n",
         "            return len(data)\n",
-        "tests/test_output.py tests/real/test_surroundings.py",
+        "tests/system/test_streams.py tests/real/test_surroundings.py",
     ),
     Mutant(
         "an ignored signal is not ignored",
         "wakeup.py",
         " if not is_ignored(number)\n",
         "\n",
-        "tests/test_wakeup.py",
+        "tests/wire/test_wakeup.py",
     ),
     Mutant(
         "line ends of all scripts are written as they are in a run",
@@ -2249,35 +2247,35 @@ MUTANTS = (
         "output.py",
         'map(sanitise, line.split("\\t"))',
         'line.split("\\t")',
-        "tests/test_output.py",
+        "tests/system/test_streams.py",
     ),
     Mutant(
         "an error shows what it quotes as it is",
         "errors.py",
         "        return sanitise(text)\n",
         "        return text\n",
-        "tests/test_display.py",
+        "tests/text/test_display.py",
     ),
     Mutant(
         "JSON holds what terminals obey",
         "display.py",
         "    return text if text.isascii() and text.isprintable() else _escaped().sub(_escape, text)\n",
         "    return text\n",
-        "tests/test_display.py",
+        "tests/text/test_display.py",
     ),
     Mutant(
         "a line of a text passes for a header",
         "display.py",
         "INDENT + line if line.startswith(HEADER) else line for line",
         "line for line",
-        "tests/test_display.py",
+        "tests/text/test_display.py",
     ),
     Mutant(
         "a text stays in the process list",
         "cmdline.py",
         '    os.pwrite(memory, MASK.ljust(size, b"\\0")[:size], place)\n',
         "    return\n",
-        "tests/test_cmdline.py",
+        "tests/system/test_cmdline.py",
     ),
     Mutant(
         "the venv below the current directory is run",
@@ -2298,7 +2296,7 @@ MUTANTS = (
         "client/messages.py",
         "        if isinstance(self._value, ZmqbusError):\n            raise self._value\n        if self.fmt",
         "        if self.fmt",
-        "tests/client/test_messages.py",
+        "tests/client/test_message.py",
     ),
     Mutant(
         "a name is told before it is stored",
@@ -2319,14 +2317,14 @@ MUTANTS = (
         "client/link.py",
         "            if not self.patient:\n                raise\n",
         "            if isinstance(error, PortHeld) or not self.patient:\n                raise\n",
-        "tests/client/test_link.py",
+        "tests/client/test_transport.py",
     ),
     Mutant(
         "a client stays at a port that its broker has left",
         "client/link.py",
         "        if port != self._port and not self._connected:\n",
         "        if False:\n",
-        "tests/client/test_link.py",
+        "tests/client/test_transport.py",
     ),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from zmqbus.record import Record, encode_record
+from zmqbus.journal.record import Record, encode_record
 
 RECORD = Record(
     ts=1767323045.678,

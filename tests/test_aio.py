@@ -16,11 +16,12 @@ from typing import Any, TypeVar, cast
 import pytest
 
 import zmqbus
-from zmqbus import aio, errors, protocol
-from zmqbus.client.command import observer
+from zmqbus import aio, errors
 from zmqbus.client.fanout import WINDOW
-from zmqbus.client.messages import Message
+from zmqbus.client.message import Message
+from zmqbus.client.oneshot import observer
 from zmqbus.settings import load
+from zmqbus.wire import verbs
 
 _T = TypeVar("_T")
 
@@ -54,8 +55,8 @@ def run(main: Callable[[], Awaitable[_T]]) -> _T:
 
 def requests_waiting() -> int:
     with observer(load({})) as bus:
-        health = bus.request(protocol.Status)
-    assert isinstance(health, protocol.Health)
+        health = bus.request(verbs.Status)
+    assert isinstance(health, verbs.Health)
     return int(dict(health.figures)["requests_waiting"])
 
 

@@ -18,36 +18,16 @@ PACKAGE = ROOT / "zmqbus"
 
 #: Part of the package -> height. A part imports itself and what is lower, never its equals.
 RANKS = {
-    "display": -1,
-    "cmdline": 0,
-    "holder": 0,
-    "checksum": 0,
-    "digest": 0,
+    "text": 0,
     "tuples": 0,
-    "output": 0,
-    "ids": 0,
-    "wording": 0,
-    "errors": 0,
-    "descriptors": 1,
-    "frames": 1,
-    "wakeup": 1,
-    "naming": 1,
-    "process": 1,
-    "network": 2,
-    "record": 1,
-    "settings": 1,
-    "bootstrap": 2,
-    "children": 0,
-    "protocol": 2,
-    "figures": 1,
-    "security": 2,
-    "codec": 3,
-    "pidfile": 3,
-    "readback": 3,
-    "entry": 4,
+    "errors": 1,
+    "settings": 2,
+    "wire": 2,
+    "security": 3,
     "journal": 4,
-    "history": 5,
-    "search": 6,
+    "process": 4,
+    "system": 5,
+    "bootstrap": 6,
     "broker": 7,
     "client": 7,
     "aio": 8,
@@ -70,43 +50,43 @@ FORBIDDEN = {
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 #: What only an extra brings: whoever imports these modules has to expect an ImportError.
 EXTRAS = {
-    "cli.screen": {"rich"},
+    "cli.tui": {"rich"},
     "console.app": {"starlette"},
     "console.server": {"uvicorn"},
     "console.connections": {"uvicorn"},
 }
 #: Not needed, and used where they are there: module -> what it may try to import, when it is needed.
-OPTIONAL = {"digest": {"_sha2", "_sha256"}, "client.messages": {"numpy"}, "client.fanout": {"tqdm"}}
+OPTIONAL = {"security.digest": {"_sha2", "_sha256"}, "client.message": {"numpy"}, "client.fanout": {"tqdm"}}
 
 #: Imported by `send` and other short-lived commands, whose whole run is a few dozen milliseconds.
 HOT = (
     "errors",
-    "display",
-    "cmdline",
+    "text.display",
+    "system.cmdline",
     "tuples",
     "bootstrap",
-    "output",
-    "wording",
-    "naming",
+    "system.streams",
+    "text.wording",
+    "wire.naming",
     "process",
-    "network",
+    "system.network",
     "settings",
-    "security",
-    "pidfile",
-    "checksum",
-    "record",
-    "readback",
-    "journal",
-    "protocol",
-    "codec",
-    "frames",
+    "security.keys",
+    "system.pidfile",
+    "journal.checksum",
+    "journal.record",
+    "journal.reader",
+    "journal.writer",
+    "wire.verbs",
+    "wire.codec",
+    "wire.sockets",
     "session.owner",
     "session.state",
-    "session.shown",
-    "session.options",
+    "session.shown_log",
+    "session.plugin_options",
     "cli.hook",
     "cli.common",
-    "cli.plain",
+    "cli.fast_args",
     "cli.send",
     "cli.list",
 )
@@ -146,7 +126,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.jsonform": "real/test_jsonform.py",
     "cli.list": "real/test_list.py",
     "cli.main": "real/test_list.py",
-    "cli.parser": "cli/test_plain.py",
+    "cli.parser": "cli/test_fast_args.py",
     "cli.rename": "real/test_list.py",
     "cli.send": "real/test_send.py",
     "cli.doctor": "real/test_doctor.py",
@@ -160,24 +140,24 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "session.listener": "real/test_listener.py",
     # Words without decisions, and decisions that only show in what all parts do together.
     "client.events": "client/test_core.py",
-    "client.work": "client/test_core.py",
+    "client.requests": "client/test_core.py",
     # Two halves of one thing.
-    "codec": "test_protocol.py",
-    "ids": "test_protocol.py",
+    "wire.codec": "wire/test_verbs.py",
+    "wire.msg_ids": "wire/test_verbs.py",
     "broker.events": "broker/test_core.py",
     "broker.delivery": "broker/test_core.py",
-    "broker.intake": "broker/test_core.py",
-    "broker.manners": "broker/test_core.py",
+    "broker.admission": "broker/test_core.py",
+    "broker.permissions": "broker/test_core.py",
     # The parts of the pool are seen through it.
-    "broker.aftermath": "broker/test_pool.py",
-    "broker.board": "broker/test_pool.py",
-    "broker.workers": "broker/test_pool.py",
-    "broker.reading": "broker/test_core.py",
-    "broker.upkeep": "broker/test_recovery.py",
+    "broker.groups.failover": "broker/groups/test_requests.py",
+    "broker.groups.queues": "broker/groups/test_requests.py",
+    "broker.groups.model": "broker/groups/test_requests.py",
+    "broker.fetch": "broker/test_core.py",
+    "broker.retention": "broker/test_recovery.py",
     # Half of the simulated network.
     "testing.simclient": "testing/test_simnet.py",
     # One suite for the database and for the store that stands in for it.
-    "testing.store": "broker/test_store.py",
+    "testing.store": "broker/storage/test_api.py",
 }
 
 
@@ -263,9 +243,9 @@ def test_what_every_command_loads_is_cheap_to_import(module: str) -> None:
 
 
 def test_errors_and_the_bootstrap_import_next_to_nothing() -> None:
-    assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing", "zmqbus.display"}
+    assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing", "zmqbus.text.display"}
     assert not [name for _, name, start in imports("errors") if start and name.startswith("zmqbus")]
-    light = {"zmqbus.output", "zmqbus.wording"}
+    light = {"zmqbus.system.streams", "zmqbus.text.wording"}
     assert {name for _, name, start in imports("bootstrap") if start} == {"os", "sys"} | light
     assert {name for _, name, _ in imports("bootstrap") if name.startswith("zmqbus")} == {"zmqbus.settings"} | light
     for module in light:
@@ -309,7 +289,7 @@ def test_each_module_has_a_test_of_its_own(module: str) -> None:
 
 def test_the_import_reader_sees_what_python_would_run() -> None:
     text = (
-        "import os\nfrom zmqbus import naming, __version__\nfrom . import core\nfrom ..errors import Timeout\n"
+        "import os\nfrom zmqbus.wire import naming\nfrom . import core\nfrom ..errors import Timeout\n"
         "if TYPE_CHECKING:\n    import zmq\n"
         "try:\n    import json\nexcept ImportError:\n    import re\n"
         "def f():\n    with x:\n        import uuid\n"
@@ -319,8 +299,7 @@ def test_the_import_reader_sees_what_python_would_run() -> None:
     found = [(name, start) for _, name, start in _imports(ast.parse(text).body, ["zmqbus", "broker"], True)]
     assert found == [
         ("os", True),
-        ("zmqbus.naming", True),
-        ("zmqbus", True),
+        ("zmqbus.wire.naming", True),
         ("zmqbus.broker.core", True),
         ("zmqbus.errors", True),
         ("zmq", False),

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import zmq
 
-from zmqbus import protocol, security
+from zmqbus.security import keys as security
+from zmqbus.wire import verbs
 
 #: What takes longer does not happen.
 DEADLINE_MS = 90_000
@@ -96,13 +97,13 @@ def until(next_event: Callable[[], int], wanted: int) -> None:
 
 
 CHANNELS = [
-    protocol.EVERYONE,
-    protocol.channel(protocol.Scope.PROJECT, "/home/someone/work"),
-    protocol.channel(protocol.Scope.TOPIC, "zoo"),
-    protocol.channel(protocol.Scope.TOPIC, "ants"),
-    protocol.name_channel("auth"),
+    verbs.EVERYONE,
+    verbs.channel(verbs.Scope.PROJECT, "/home/someone/work"),
+    verbs.channel(verbs.Scope.TOPIC, "zoo"),
+    verbs.channel(verbs.Scope.TOPIC, "ants"),
+    verbs.name_channel("auth"),
 ]
-MARK = protocol.mark_channel("0123456789abcdef")
+MARK = verbs.mark_channel("0123456789abcdef")
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["mark set first", "mark set last"])
@@ -162,7 +163,7 @@ def test_a_second_subscriber_of_the_same_channel_is_hidden(wire, free_port):
     publisher.bind(f"tcp://127.0.0.1:{free_port}")
     for own in (b"~one\0", b"~two\0"):
         subscriber = wire.socket(zmq.SUB)
-        subscriber.subscribe(protocol.EVERYONE)
+        subscriber.subscribe(verbs.EVERYONE)
         subscriber.subscribe(own)
         subscriber.connect(f"tcp://127.0.0.1:{free_port}")
         while receive(publisher) != [b"\1" + own]:

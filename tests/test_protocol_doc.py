@@ -1,4 +1,4 @@
-"""docs/protocol.md says what zmqbus/protocol.py does: every table of the page is held against the code."""
+"""docs/protocol.md says what zmqbus/wire/verbs.py does: every table of the page is held against the code."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from zmqbus import codec, errors, protocol
+from zmqbus import errors
 from zmqbus.broker import (
-    aftermath,
-    awaits,
-    board,
+    admission,
+    dedup,
     delivery,
-    fates,
-    intake,
+    fetch,
     mailbox,
-    manners,
-    pool,
+    permissions,
     pressure,
-    reading,
     registry,
+    reply_routing,
+    retention,
     takeover,
-    upkeep,
 )
 from zmqbus.broker import core as broker
+from zmqbus.broker.groups import failover, queues, requests
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
-from zmqbus.client import taken, work
+from zmqbus.client import requests as client_requests
+from zmqbus.client import seen
+from zmqbus.wire import codec, verbs
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "protocol.md").read_text("utf-8")
 
@@ -75,7 +75,7 @@ def number(text: str) -> float:
 
 def test_all_verbs_are_there_with_their_numbers() -> None:
     assert {name: code for name, (code, _) in VERBS.items()} == {
-        cls.__name__.upper(): code for code, cls in protocol.VERBS.items()
+        cls.__name__.upper(): code for code, cls in verbs.VERBS.items()
     }
 
 
@@ -86,7 +86,7 @@ def test_the_verbs_stand_in_the_order_of_their_numbers() -> None:
         assert 1 <= code <= 31 or 32 <= code <= 63
 
 
-@pytest.mark.parametrize("cls", protocol.VERBS.values(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", verbs.VERBS.values(), ids=lambda cls: cls.__name__)
 def test_the_fields_of_a_verb(cls: Any) -> None:
     _, text = VERBS[cls.__name__.upper()]
     assert [(field, kind) for field, kind, _ in table(text)] == [
@@ -96,13 +96,13 @@ def test_the_fields_of_a_verb(cls: Any) -> None:
 
 def test_the_row_of_a_list() -> None:
     assert [(field, kind) for field, kind, _ in table(SECTIONS["6.3 A row of SESSIONS"])] == [
-        (field, in_words(kind)) for field, kind in _annotations(protocol.Session)
+        (field, in_words(kind)) for field, kind in _annotations(verbs.Session)
     ]
 
 
 def test_the_row_of_a_preview() -> None:
     assert [(field, kind) for field, kind, _ in table(SECTIONS["6.4 A row of PREVIEWS"])] == [
-        (field, in_words(kind)) for field, kind in _annotations(protocol.Previewed)
+        (field, in_words(kind)) for field, kind in _annotations(verbs.Previewed)
     ]
 
 
@@ -120,7 +120,7 @@ def test_limits() -> None:
     documented = {name: number(value) for name, value, _ in table(SECTIONS["3.2 Limits"])}
     defined = {
         name: value
-        for name, value in vars(protocol).items()
+        for name, value in vars(verbs).items()
         if name.isupper() and not name.startswith("_") and isinstance(value, int)
     }
     assert defined.pop("VERSION") == 2
@@ -130,8 +130,8 @@ def test_limits() -> None:
 
 
 def test_limits_of_fields() -> None:
-    assert {name: number(value) for name, value in table(SECTIONS["3.3 Fields"])} == protocol.FIELD_CHARS
-    assert protocol.FIELD_PARTS == {"topics": 256, "groups": 256, "bodies": protocol.MAX_RUN}
+    assert {name: number(value) for name, value in table(SECTIONS["3.3 Fields"])} == verbs.FIELD_CHARS
+    assert verbs.FIELD_PARTS == {"topics": 256, "groups": 256, "bodies": verbs.MAX_RUN}
     assert "256 parts (`topics`, `groups`), `MAX_RUN` (`bodies`)" in SECTIONS["3.3 Fields"]
     assert codec.NUMBER_BYTES == 16
 
@@ -145,7 +145,7 @@ def test_bounds_of_requests() -> None:
     rows = table(SECTIONS["9. Requests and work"])
     assert {name: number(value) for name, value, _ in rows} == {
         name: value
-        for module in (pool, board)
+        for module in (requests, queues)
         for name, value in vars(module).items()
         if name.startswith(("MAX_", "REMEMBERED_"))
     }
@@ -155,7 +155,7 @@ def test_timers() -> None:
     documented = {name: number(value) for name, value, _ in table(SECTIONS["12. Timers"])}
     defined = {
         name: value
-        for module in (broker, delivery, intake, awaits, reading, upkeep, takeover, aftermath, pool)
+        for module in (broker, delivery, admission, reply_routing, fetch, retention, takeover, failover, requests)
         for name, value in vars(module).items()
         if name.endswith("_S") and name.isupper() and not name.endswith("_TICK_S")  # the shell's, not the wire's
     }
@@ -163,19 +163,19 @@ def test_timers() -> None:
 
 
 def test_other_numbers_of_the_prose() -> None:
-    assert (intake.BROADCASTS_PER_MINUTE, awaits.MAX_WAITS) == (60, 1000)
-    assert (reading.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
-    assert (reading.MAX_PREVIEWS, reading.PREVIEW_MESSAGES, reading.PREVIEW_HEAD_BYTES) == (16, 250, 4096)
-    assert (intake.GUEST_BROADCASTS_PER_MINUTE, broker.PAGE_BYTES, pressure.MAX_SUBSCRIBING_BYTES) == (
+    assert (admission.BROADCASTS_PER_MINUTE, reply_routing.MAX_WAITS) == (60, 1000)
+    assert (fetch.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
+    assert (fetch.MAX_PREVIEWS, fetch.PREVIEW_MESSAGES, fetch.PREVIEW_HEAD_BYTES) == (16, 250, 4096)
+    assert (admission.GUEST_BROADCASTS_PER_MINUTE, broker.PAGE_BYTES, pressure.MAX_SUBSCRIBING_BYTES) == (
         120,
         2**16,
         2**17,
     )
     assert (broker.ANSWERS_AT_ONCE_BYTES, broker.ANSWERS_A_SECOND_BYTES) == (4 * 2**20, 2**20)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
-    assert (fates.REMEMBERED_FATES, taken.REMEMBERED) == (20_000, 10_000)
+    assert (dedup.REMEMBERED_FATES, seen.REMEMBERED) == (20_000, 10_000)
     assert (registry.MAX_SUCCEEDED, takeover.ROUND_SESSIONS) == (10_000, 200)
-    assert (work.REMEMBERED_ANSWERS, work.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)
+    assert (client_requests.REMEMBERED_ANSWERS, client_requests.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)
     for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):
         assert phrase in PAGE
 
@@ -183,10 +183,10 @@ def test_other_numbers_of_the_prose() -> None:
 @pytest.mark.parametrize(
     ("title", "enumeration"),
     [
-        ("5.1 Role", protocol.Role),
-        ("5.2 Scope", protocol.Scope),
-        ("5.3 Format", protocol.Format),
-        ("5.4 State", protocol.State),
+        ("5.1 Role", verbs.Role),
+        ("5.2 Scope", verbs.Scope),
+        ("5.3 Format", verbs.Format),
+        ("5.4 State", verbs.State),
     ],
 )
 def test_small_vocabularies(title: str, enumeration: Any) -> None:
@@ -200,18 +200,18 @@ def test_which_verb_in_which_standing() -> None:
     head = [cell.strip() for cell in text.strip().splitlines()[2].strip("|").split("|")]
     assert [standing.name for standing in Standing] == head[1:]
     rows = table(text)
-    assert [row[0] for row in rows] == [cls.__name__.upper() for code, cls in protocol.VERBS.items() if code < 32]
+    assert [row[0] for row in rows] == [cls.__name__.upper() for code, cls in verbs.VERBS.items() if code < 32]
     for verb, *cells in rows:
         for standing, cell in zip(Standing, cells, strict=True):
-            allowed = {cls.__name__.upper() for cls in manners.ALLOWED[standing]}
+            allowed = {cls.__name__.upper() for cls in permissions.ALLOWED[standing]}
             otherwise = "expired" if standing is Standing.STRANGER else "no"
             assert cell == ("yes" if verb in allowed else otherwise), (verb, standing)
 
 
 def test_what_a_client_understands() -> None:
     """Everything that the broker may say; broadcasts by the SUB, the rest by either socket."""
-    from_broker = {cls for code, cls in protocol.VERBS.items() if code >= 32}
-    assert set(client._TABLE) | {protocol.Broadcast, protocol.Broadcasts} == from_broker
+    from_broker = {cls for code, cls in verbs.VERBS.items() if code >= 32}
+    assert set(client._TABLE) | {verbs.Broadcast, verbs.Broadcasts} == from_broker
 
 
 def test_codes() -> None:
@@ -220,11 +220,11 @@ def test_codes() -> None:
 
 def test_channels() -> None:
     rows = dict(table(SECTIONS["10. Channels and marks"]))
-    assert rows["everyone"] == "`*` NUL" and protocol.EVERYONE == b"*\0"
-    assert rows["project"] == "`/` path NUL" and protocol.channel(protocol.Scope.PROJECT, "x") == b"/x\0"
-    assert rows["topic"] == "`#` topic NUL" and protocol.channel(protocol.Scope.TOPIC, "x") == b"#x\0"
-    assert rows["a session's own name"] == "`@` name NUL" and protocol.name_channel("x") == b"@x\0"
-    assert rows["mark"] == "`~` lease NUL" and protocol.mark_channel("x") == b"~x\0"
+    assert rows["everyone"] == "`*` NUL" and verbs.EVERYONE == b"*\0"
+    assert rows["project"] == "`/` path NUL" and verbs.channel(verbs.Scope.PROJECT, "x") == b"/x\0"
+    assert rows["topic"] == "`#` topic NUL" and verbs.channel(verbs.Scope.TOPIC, "x") == b"#x\0"
+    assert rows["a session's own name"] == "`@` name NUL" and verbs.name_channel("x") == b"@x\0"
+    assert rows["mark"] == "`~` lease NUL" and verbs.mark_channel("x") == b"~x\0"
 
 
 def test_the_reader_of_tables_sees_what_is_there() -> None:

@@ -18,9 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from zmqbus.client.bus import Bus, connect
     from zmqbus.client.fanout import as_completed, wait
-    from zmqbus.client.messages import Message
+    from zmqbus.client.message import Message
+    from zmqbus.client.producer import Reply
     from zmqbus.client.receipts import BroadcastReceipt, Receipt
-    from zmqbus.client.speaker import Reply
     from zmqbus.errors import (
         Ambiguous,
         BrokerError,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         UnknownPeer,
         ZmqbusError,
     )
-    from zmqbus.protocol import Session
+    from zmqbus.wire.verbs import Session
 
 #: Public name -> module that defines it.
 _EXPORTS = {
@@ -64,7 +64,7 @@ _EXPORTS = {
     "InvalidOption": "zmqbus.errors",
     "InvalidPayload": "zmqbus.errors",
     "LocalError": "zmqbus.errors",
-    "Message": "zmqbus.client.messages",
+    "Message": "zmqbus.client.message",
     "NameTaken": "zmqbus.errors",
     "NotConnected": "zmqbus.errors",
     "Overloaded": "zmqbus.errors",
@@ -74,8 +74,8 @@ _EXPORTS = {
     "RateLimited": "zmqbus.errors",
     "Receipt": "zmqbus.client.receipts",
     "RemoteError": "zmqbus.errors",
-    "Reply": "zmqbus.client.speaker",
-    "Session": "zmqbus.protocol",
+    "Reply": "zmqbus.client.producer",
+    "Session": "zmqbus.wire.verbs",
     "TextTooLong": "zmqbus.errors",
     "Timeout": "zmqbus.errors",
     "Unauthorized": "zmqbus.errors",

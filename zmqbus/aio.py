@@ -23,11 +23,11 @@ from weakref import WeakMethod
 from zmqbus.client import arguments
 from zmqbus.client import bus as blocking
 from zmqbus.client.fanout import WINDOW, Progress, progress_for, tell_item
-from zmqbus.client.messages import Message, check_message
+from zmqbus.client.message import Message, check_message
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.client.serving import Handler
+from zmqbus.client.worker import Handler
 from zmqbus.errors import Timeout
-from zmqbus.protocol import Session
+from zmqbus.wire.verbs import Session
 
 _T = TypeVar("_T")
 

@@ -29,7 +29,8 @@ too old has to get as far as saying so. In order:
 import os
 import sys
 
-from zmqbus import output, wording
+from zmqbus.system import streams
+from zmqbus.text import wording
 
 #: The oldest python that the package runs on, as in pyproject.toml.
 OLDEST_PYTHON = (3, 10)
@@ -78,7 +79,7 @@ def run(command: str, argv: "list[str]") -> int:
 
     May not return: the process may go on as the python of the venv, from the start of the same script.
     """
-    output.install()
+    streams.install()
     wording.set_script(command != "main")
     _order_path()
     subcommand = _subcommand(command, argv)
@@ -91,7 +92,7 @@ def run(command: str, argv: "list[str]") -> int:
 
 def console() -> int:
     """The `zmqbus` command of an installed package: its own environment has the dependencies, so no venv is used."""
-    output.install()
+    streams.install()
     _order_path()
     argv = sys.argv[1:]
     status = _run_command("main", _subcommand("main", argv), argv)
@@ -144,7 +145,7 @@ def _tell_at_start(text: str) -> None:
         if event.get("hook_event_name") == "SessionStart":
             context = {"hookEventName": "SessionStart", "additionalContext": "[inter-session] " + text}
             print(json.dumps({"hookSpecificOutput": context}), flush=True)
-    except (AttributeError, OSError, RuntimeError, ValueError, output.OutputFailed):  # no event, or nobody there
+    except (AttributeError, OSError, RuntimeError, ValueError, streams.OutputFailed):  # no event, or nobody there
         pass
 
 
@@ -152,7 +153,7 @@ def _say(text: str) -> None:
     """A line of the listener: standard output is all that an agent sees of it."""
     try:
         print("[inter-session] " + text, flush=True)
-    except output.OutputFailed as failed:
+    except streams.OutputFailed as failed:
         _report_output(failed)
 
 
@@ -171,11 +172,11 @@ def _run_command(command: str, subcommand: str, argv: "list[str]") -> int:
     try:
         status = _call(command, argv)
         sys.stdout.flush()
-        refused = output.failure()  # told to somebody who has kept it to himself, as argparse does
+        refused = streams.failure()  # told to somebody who has kept it to himself, as argparse does
         if refused is not None:
-            raise output.OutputFailed(refused)
+            raise streams.OutputFailed(refused)
         return status
-    except output.OutputFailed as failed:
+    except streams.OutputFailed as failed:
         reported = _report_output(failed)
         return status or reported
     except KeyboardInterrupt:
@@ -236,7 +237,7 @@ def _report_missing(subcommand: str, error: ImportError) -> int:
     return 1
 
 
-def _report_output(failed: output.OutputFailed) -> int:
+def _report_output(failed: streams.OutputFailed) -> int:
     """Says that the output could not be written; returns the exit status. Nothing is said of a reader that has gone,
     unless the command has done something that it could not tell."""
     reason = failed.reason.strerror or failed.reason
@@ -259,7 +260,7 @@ def _drop_output() -> None:
     """Writes out what is kept, as far as anybody takes it: left to the end, python would show a traceback."""
     try:
         sys.stdout.flush()
-    except (output.OutputFailed, OSError, ValueError):
+    except (streams.OutputFailed, OSError, ValueError):
         pass
 
 

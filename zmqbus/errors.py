@@ -31,7 +31,7 @@ class ZmqbusError(Exception):
         text = super().__str__()
         if text.isascii() and text.isprintable():
             return text
-        from zmqbus.display import sanitise
+        from zmqbus.text.display import sanitise
 
         return sanitise(text)
 

@@ -40,7 +40,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Protocol
 
-from zmqbus.digest import sha256
+from zmqbus.security.digest import sha256
 from zmqbus.tuples import NamedTuple
 
 #: So much of a command line is read: what decides stands at its beginning, and shells carry whole scripts in `-c`.

@@ -15,13 +15,13 @@ from typing import Any
 import zmqbus
 from benchmarks import work
 from benchmarks.stage import PATIENCE_S
-from zmqbus import protocol
-from zmqbus.client import bodies, core
-from zmqbus.client.link import Link
-from zmqbus.client.speaker import Speaker
+from zmqbus.client import core, payload
+from zmqbus.client.producer import Speaker
+from zmqbus.client.transport import Link
 from zmqbus.process import process_of
-from zmqbus.protocol import Format, Role, Scope
 from zmqbus.settings import load
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Format, Role, Scope
 
 #: Between two looks at who has a ping to send, or waits for a broker: a look at hundreds of sessions costs as much as
 #: some messages.
@@ -41,8 +41,8 @@ class Seats:
         self._personas = [
             core.Persona(
                 role=Role.PROGRAM,
-                session_id=protocol.new_session_id(),
-                token=protocol.new_token(),
+                session_id=verbs.new_session_id(),
+                token=verbs.new_token(),
                 name=f"seat-{number}",
                 cwd="/",
                 project="/",
@@ -171,7 +171,7 @@ class Seats:
                     self._welcomed += 1
                     self._watch(index)
                 case core.Hand(message):
-                    self._take(index, bodies.load(message, self._settings.paths.log))
+                    self._take(index, payload.load(message, self._settings.paths.log))
                     link.core.taken(message.ticket)
                     taken = True
                 case core.HandRun(lease, number, messages):
@@ -204,8 +204,8 @@ class Announcer:
             self._sessions += 1
             persona = core.Persona(
                 role=Role.HELPER,
-                session_id=protocol.new_session_id(),
-                token=protocol.new_token(),
+                session_id=verbs.new_session_id(),
+                token=verbs.new_token(),
                 name=f"announcer-{self._sessions}",
                 owner=self._owner,
                 named=False,

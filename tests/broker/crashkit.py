@@ -28,17 +28,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.broker.crashfiles import DATABASE, LOG, ROLLBACK, Change, Disk, Recorder, Removed, lay_out, play
-from zmqbus import protocol
 from zmqbus.broker import events
-from zmqbus.broker.database import Database
-from zmqbus.broker.store import Entry
-from zmqbus.client.bodies import load
+from zmqbus.broker.storage.api import Entry
+from zmqbus.broker.storage.sqlite import Database
 from zmqbus.client.core import Incoming, Persona, Phase
+from zmqbus.client.payload import load
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal import Journal
-from zmqbus.protocol import Role, State
-from zmqbus.readback import recent
+from zmqbus.journal.reader import recent
+from zmqbus.journal.writer import Journal
 from zmqbus.testing import SimClient, SimNet, session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role, State
 
 #: Small, so that a short run has rotations; more segments than are kept without a need.
 SEGMENT_BYTES, KEEP = 4_000, 2
@@ -70,7 +70,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.sent: dict[str, Sent] = {}
-        self.told: dict[str, protocol.Envelope] = {}  #: message id → what the broker has sent to its sender
+        self.told: dict[str, verbs.Envelope] = {}  #: message id → what the broker has sent to its sender
         self.refused: set[str] = set()  #: messages whose senders were once told that they are not accepted
         self.taken: dict[str, list[str]] = {}  #: session id, or a guest's name → message ids
         self.personas: dict[str, Persona] = {}
@@ -81,14 +81,14 @@ class Ledger:
     def __repr__(self) -> str:
         return f"<Ledger: {len(self.sent)} sent, {sum(map(len, self.taken.values()))} taken>"
 
-    def note_told(self, envelope: protocol.Envelope) -> None:
+    def note_told(self, envelope: verbs.Envelope) -> None:
         """The broker sends this to somebody."""
         match envelope:
-            case protocol.Receipt(msg_ids=msg_ids):
+            case verbs.Receipt(msg_ids=msg_ids):
                 self.told.update(dict.fromkeys(msg_ids, envelope))
-            case protocol.Tally(msg_id=msg_id):
+            case verbs.Tally(msg_id=msg_id):
                 self.told[msg_id] = envelope
-            case protocol.Refused(ref=ref) if ref in self.sent:
+            case verbs.Refused(ref=ref) if ref in self.sent:
                 self.told[ref] = envelope
                 self.refused.add(ref)
 
@@ -111,9 +111,9 @@ class Ledger:
         taken = set(self.taken.get(who, ()))
         for msg_id, answer in self.told.items():
             match answer:
-                case protocol.Receipt(state=state, session_id=receiver) if state != State.DELIVERED:
+                case verbs.Receipt(state=state, session_id=receiver) if state != State.DELIVERED:
                     queued = receiver == who
-                case protocol.Tally() as tally:
+                case verbs.Tally() as tally:
                     full = tally.without
                     queued = who in self.sent[msg_id].surely and not self.names.get(who, set()).intersection(full)
                 case _:
@@ -392,11 +392,11 @@ class FileNet(SimNet):
             said = f"{sent.order} {msg_id} of {sent.sender}: {answers.get(msg_id)}, taken by {takers}"
             assert takers <= sent.perhaps, said
             match answers.get(msg_id):
-                case ZmqbusError() | protocol.Refused():
+                case ZmqbusError() | verbs.Refused():
                     # A guest that has shown its answer, and ended before that was known, cannot be asked any more.
                     assert not takers or takers == {GUEST}, said
-                case protocol.Receipt() | protocol.Tally() as answer:
-                    full = answer.without if isinstance(answer, protocol.Tally) else ()
+                case verbs.Receipt() | verbs.Tally() as answer:
+                    full = answer.without if isinstance(answer, verbs.Tally) else ()
                     without = {who for who, names in ledger.names.items() if names.intersection(full)}
                     if msg_id not in lost:
                         assert takers >= sent.surely - without, f"lost: {said}"

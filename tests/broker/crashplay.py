@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable
 
 from tests.broker.crashkit import GUEST, LATE, FileNet, Sent
-from zmqbus import protocol
 from zmqbus.client.core import Persona, Phase
-from zmqbus.protocol import Role, Scope
 from zmqbus.testing import SimClient, session_id_of
 from zmqbus.testing.simnet import Death
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role, Scope
 
 
 class Play:
@@ -92,10 +92,10 @@ class Play:
         ledger = self.net.ledger
         who = f"{member.persona.name} {member.persona.pid}"
         order = len(ledger.sent)
-        body = b"%d %s" % (order, b"x" * self.chance.choice((0, 0, 30, 200, protocol.SPILL_BYTES + 1)))
+        body = b"%d %s" % (order, b"x" * self.chance.choice((0, 0, 30, 200, verbs.SPILL_BYTES + 1)))
         known = self.net.broker.registry.sessions
         surely = perhaps if takers is None else set()
-        if scope in protocol.TO_MANY:
+        if scope in verbs.TO_MANY:
             surely = perhaps & set(known)
         msg_id = self.next_id()
         ledger.sent[msg_id] = Sent(
@@ -196,7 +196,7 @@ class Play:
         self.net.ledger.wanted = ""
         names = self.net.ledger.names[session_id]
         names.add(name)
-        member.request(protocol.Rename(f"r{self._renames}", name))
+        member.request(verbs.Rename(f"r{self._renames}", name))
         self.net.settle()
         if f"r{self._renames}" in member.responses:
             names.intersection_update({name})

@@ -7,11 +7,11 @@ from typing import Literal, TypeAlias
 
 import pytest
 
-from zmqbus import codec, protocol
-from zmqbus.broker import intake
+from zmqbus.broker import admission
 from zmqbus.client import core as client
-from zmqbus.protocol import Format, Scope, State
 from zmqbus.testing import SimClient, SimNet, session_id_of
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Format, Scope, State
 
 #: As SENDS; as SENDs that come within one wake; as SENDs that the broker takes one by one, though they come in a wake.
 Way: TypeAlias = Literal["run", "wake", "alone"]
@@ -28,8 +28,8 @@ class Said:
         self.net = SimNet()
         self.alice, self.bob = self.net.session("alice"), self.net.session("bob")
         self.members = [self.alice, self.bob]
-        self.heard: list[protocol.Envelope] = []
-        self.published: list[protocol.Broadcast | protocol.Broadcasts] = []  #: to bob, unless the PUB has lost it
+        self.heard: list[verbs.Envelope] = []
+        self.published: list[verbs.Broadcast | verbs.Broadcasts] = []  #: to bob, unless the PUB has lost it
         self.listen_in(self.alice)
         self.listen_in(self.bob, self._hear_published)
 
@@ -58,7 +58,7 @@ class Said:
     def _hear_published(self, event: client.Event) -> None:
         if isinstance(event, client.Published):
             for one in event.envelopes:
-                if isinstance(one, protocol.Broadcast | protocol.Broadcasts):
+                if isinstance(one, verbs.Broadcast | verbs.Broadcasts):
                     self.published.append(one)
 
     def put(
@@ -73,9 +73,9 @@ class Said:
         """Says it; nobody has heard it yet."""
         if self.way == "run":
             msg_ids, bodies = zip(*messages, strict=True)
-            said: list[protocol.Envelope] = [protocol.Sends(scope, target, fmt, msg_ids, bodies)]
+            said: list[verbs.Envelope] = [verbs.Sends(scope, target, fmt, msg_ids, bodies)]
         else:
-            said = [protocol.Send(msg_id, scope, target, fmt, None, False, body) for msg_id, body in messages]
+            said = [verbs.Send(msg_id, scope, target, fmt, None, False, body) for msg_id, body in messages]
         (by or self.alice).raw(codec.encode(said))
 
     def say(self, target: str, messages: Messages, fmt: int = Format.TEXT, *, scope: int = Scope.SESSION) -> None:
@@ -113,12 +113,12 @@ class Said:
         """Of each message, in the order in which alice hears it: its state, its count, or its refusal with its text."""
         told = []
         for envelope in self.heard:
-            if isinstance(envelope, protocol.Receipt):
+            if isinstance(envelope, verbs.Receipt):
                 told += [(msg_id, State(envelope.state).name) for msg_id in envelope.msg_ids]
-            elif isinstance(envelope, protocol.Tally):
+            elif isinstance(envelope, verbs.Tally):
                 full = "".join(f" without {name}" for name in envelope.without)
                 told.append((envelope.msg_id, f"{envelope.delivered} and {envelope.queued}{full}"))
-            elif isinstance(envelope, protocol.Refused):
+            elif isinstance(envelope, verbs.Refused):
                 told.append((envelope.ref, f"{envelope.code}: {envelope.text}"))
         return told
 
@@ -144,7 +144,7 @@ class Said:
     @property
     def in_one_piece(self) -> list[int]:
         """How many have come with each BROADCASTS, 1 for a BROADCAST that is not spared to all."""
-        return [len(one.msg_ids) if isinstance(one, protocol.Broadcasts) else 1 for one in self.published]
+        return [len(one.msg_ids) if isinstance(one, verbs.Broadcasts) else 1 for one in self.published]
 
 
 def messages(*bodies: bytes, first: int = 0) -> Messages:
@@ -164,7 +164,7 @@ def both(play: Callable[[Said], None]) -> Said:
         said = Said(way)
         with pytest.MonkeyPatch.context() as patch:
             if way == "alone":
-                patch.setattr(intake, "gathered", list)
+                patch.setattr(admission, "gathered", list)
             play(said)
             said.net.settle()
         played.append(said)

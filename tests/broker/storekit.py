@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from zmqbus.broker.database import Database
-from zmqbus.broker.store import Awaited, Entry, Refusal, SessionRow
-from zmqbus.journal import Journal
-from zmqbus.protocol import SPILL_BYTES, Format, Scope
-from zmqbus.record import Record, encode_record
+from zmqbus.broker.storage.api import Awaited, Entry, Refusal, SessionRow
+from zmqbus.broker.storage.sqlite import Database
+from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.writer import Journal
+from zmqbus.wire.verbs import SPILL_BYTES, Format, Scope
 
 SENDER = "123e4567-e89b-42d3-a456-426614174000"
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.broker.saidkit import Said, both, messages, refused
-from zmqbus import codec, protocol
-from zmqbus.broker import delivery, events, intake, mailbox
+from zmqbus.broker import admission, delivery, events, mailbox
 from zmqbus.broker.delivery import BEAT_AFTER_S
-from zmqbus.protocol import Format, Scope
-from zmqbus.record import decode_record
+from zmqbus.journal.record import decode_record
 from zmqbus.testing import session_id_of
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Format, Scope
 
 GOOD = messages(b"1", "zwei ü".encode(), b'3\n"\\', b"")
 IDS = [msg_id for msg_id, _ in GOOD]
@@ -141,7 +141,7 @@ def test_whoever_cannot_take_them_that_way_gets_each_in_its_place(monkeypatch, w
     def play(said: Said) -> None:
         carol = said.session("carol")
         if why == "mail":
-            said.alice.raw(codec.encode([protocol.Send("directed0001", 0, "carol", 0, None, False, b"0")]))
+            said.alice.raw(codec.encode([verbs.Send("directed0001", 0, "carol", 0, None, False, b"0")]))
         elif why == "unmarked":  # her SUB is not in force yet
             connection = said.net.broker.registry.sessions[session_id_of("carol")].conn
             assert connection is not None
@@ -158,7 +158,7 @@ def test_whoever_cannot_take_them_that_way_gets_each_in_its_place(monkeypatch, w
             said.net.store.fails = None
         said.net.settle()
         said.to_all(GOOD)
-        said.alice.raw(codec.encode([protocol.Send("directed0002", 0, "carol", 0, None, False, b"5")]))
+        said.alice.raw(codec.encode([verbs.Send("directed0002", 0, "carol", 0, None, False, b"5")]))
         said.net.settle()
         carol.stopped = False
         for _ in range(8):
@@ -222,7 +222,7 @@ def test_a_directed_message_behind_a_lost_run_waits_for_it():
         said.put("", GOOD, scope=Scope.ALL)
         said.net.wake()
         said.bob.published.clear()
-        said.alice.raw(codec.encode([protocol.Send("directed0001", 0, "bob", 0, None, False, b"5")]))
+        said.alice.raw(codec.encode([verbs.Send("directed0001", 0, "bob", 0, None, False, b"5")]))
         said.net.settle()
         assert said.bob.bodies == []
         said.net.advance(2 * BEAT_AFTER_S, step_s=0.1)
@@ -258,12 +258,12 @@ def test_what_goes_over_the_rate_is_refused_and_the_rest_is_not(before):
             take_all(said)
         said.to_all(messages(*[b"%d" % number for number in range(count)]))
         take_all(said)
-        said.net.advance(intake.MINUTE_S + 1)
+        said.net.advance(admission.MINUTE_S + 1)
         said.to_all(messages(b"next", b"minute", first=500))
         take_all(said)
 
     said = both(play)
-    allowed = intake.BROADCASTS_PER_MINUTE - before
+    allowed = admission.BROADCASTS_PER_MINUTE - before
     assert bodies(said, 1)[before:] == [*(b"%d" % number for number in range(allowed)), b"next", b"minute"]
     over = [f"message{number:04d}" for number in range(allowed, count)]
     assert refused(said, *over) == ["rate_limited"] * len(over)
@@ -372,7 +372,7 @@ def test_said_again_each_is_answered_where_it_was_said_last_and_comes_once(what)
         said.heard.clear()
         helper = said.net.helper(said.alice)
         said.listen_in(helper)
-        again = [protocol.Send(msg_id, 1, "", 0, None, True, body) for msg_id, body in GOOD[1:]]
+        again = [verbs.Send(msg_id, 1, "", 0, None, True, body) for msg_id, body in GOOD[1:]]
         helper.raw(codec.encode(again))
         said.net.settle()
         take_all(said)
@@ -413,18 +413,18 @@ def test_a_broker_that_dies_under_them_loses_none_and_shows_none_twice():
             said.net.settle()
             shown = list(dict.fromkeys(message.msg_id for message in member.history))
             assert shown == sent
-        assert all(isinstance(said.alice.answers[msg_id], protocol.Tally) for msg_id in sent)
+        assert all(isinstance(said.alice.answers[msg_id], verbs.Tally) for msg_id in sent)
 
 
 def test_a_connection_that_lingers_is_spared(monkeypatch):
     """Its SUB would take what has to wait behind its mailbox."""
     said = Said("run")
     carol = said.session("carol")
-    published: list[protocol.Broadcasts] = []
+    published: list[verbs.Broadcasts] = []
     put = said.net.broker.delivery._out.put
 
     def putting(effect: events.Effect) -> None:
-        if isinstance(effect, events.Publish) and isinstance(effect.envelope, protocol.Broadcasts):
+        if isinstance(effect, events.Publish) and isinstance(effect.envelope, verbs.Broadcasts):
             published.append(effect.envelope)
         put(effect)
 
@@ -444,7 +444,7 @@ def test_nothing_is_done_of_a_run_that_one_cannot_take(monkeypatch):
     """It is asked of all of them before anything is put anywhere."""
     said = Said("run")
     said.session("carol")
-    said.alice.raw(codec.encode([protocol.Send("directed0001", 0, "carol", 0, None, False, b"0")]))
+    said.alice.raw(codec.encode([verbs.Send("directed0001", 0, "carol", 0, None, False, b"0")]))
     said.net.settle()
     seen: list[tuple[int, int, bool]] = []
     run_to_many = delivery.Delivery.run_to_many
@@ -483,7 +483,7 @@ def test_whatever_is_broadcast_in_runs_is_what_is_broadcast_one_by_one(steps):
         patch.setattr(mailbox, "CREDIT_MESSAGES", 5)
         patch.setattr(mailbox, "CREDIT_BYTES", 1400)
         patch.setattr(mailbox, "MAX_MESSAGES", 9)
-        patch.setattr(intake, "BROADCASTS_PER_MINUTE", 20)
+        patch.setattr(admission, "BROADCASTS_PER_MINUTE", 20)
 
         def play(said: Said) -> None:
             carol = said.session("carol", topics=("deploys",))

@@ -7,12 +7,13 @@ import json
 import msgpack
 import pytest
 
-from zmqbus import codec, errors, protocol
-from zmqbus.broker import core, events, manners
+from zmqbus import errors
+from zmqbus.broker import core, events, permissions
 from zmqbus.broker.registry import Standing
 from zmqbus.client import core as client
-from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet, session_id_of
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Role, Scope, State
 
 
 @pytest.fixture
@@ -26,15 +27,15 @@ def refusal(member: SimClient, msg_id: str) -> errors.ZmqbusError:
     return answer
 
 
-def receipt(member: SimClient, msg_id: str) -> protocol.Receipt:
+def receipt(member: SimClient, msg_id: str) -> verbs.Receipt:
     answer = member.answers[msg_id]
-    assert isinstance(answer, protocol.Receipt), answer
+    assert isinstance(answer, verbs.Receipt), answer
     return answer
 
 
 def tally(member: SimClient, msg_id: str) -> tuple[int, int]:
     answer = member.answers[msg_id]
-    assert isinstance(answer, protocol.Tally), answer
+    assert isinstance(answer, verbs.Tally), answer
     return answer.delivered, answer.queued
 
 
@@ -154,7 +155,7 @@ def test_a_full_mailbox_refuses(net):
 
 def test_large_bodies_travel_as_a_pointer(net):
     alice, bob = net.session("alice"), net.session("bob")
-    body = b"x" * (protocol.SPILL_BYTES + 1)
+    body = b"x" * (verbs.SPILL_BYTES + 1)
     alice.send("bob", body)
     alice.send("bob", body[:-1])
     net.settle()
@@ -201,7 +202,7 @@ def test_sending_again_is_harmless(net):
     net.settle()
     assert receipt(alice, msg_id).state == State.DELIVERED
     # Settled by now; a repetition gets the same answer.
-    alice.raw(codec.encode([protocol.Send(msg_id, Scope.SESSION, "bob", 0, None, False, b"once")]))
+    alice.raw(codec.encode([verbs.Send(msg_id, Scope.SESSION, "bob", 0, None, False, b"once")]))
     net.settle()
     assert bob.bodies == []
     assert len(net.journal) == 1
@@ -408,7 +409,7 @@ def test_a_name_is_free_as_soon_as_its_holder_leaves(net):
 
 def test_rename_moves_the_session(net):
     alice, bob = net.session("alice", session_id=session_id_of("another")), net.session("bob")
-    net.helper(alice).request(protocol.Rename("r", "lead"))
+    net.helper(alice).request(verbs.Rename("r", "lead"))
     net.settle()
     assert alice.renames == ["lead"]
     bob.send("lead", b"hi")
@@ -420,7 +421,7 @@ def test_rename_moves_the_session(net):
 
 def test_a_rename_that_got_lost_is_found_with_the_next_ping(net):
     alice = net.session("alice")
-    net.helper(alice).request(protocol.Rename("r", "lead"))
+    net.helper(alice).request(verbs.Rename("r", "lead"))
     net.wake()
     alice.published.clear()
     net.settle()
@@ -442,9 +443,9 @@ def test_the_token_is_what_a_session_is_claimed_with(net):
 
 def test_a_stale_lease_is_told_so(net):
     bob = net.session("bob")
-    ping = protocol.Ping("a lease of long ago", "bob")
+    ping = verbs.Ping("a lease of long ago", "bob")
     assert net.broker.handle(net.clock.now, events.Received(bob.route, [ping])) == [
-        events.Reply(bob.route, protocol.Expired())
+        events.Reply(bob.route, verbs.Expired())
     ]
 
 
@@ -485,10 +486,10 @@ def test_a_listener_that_was_given_up_comes_back_by_itself(net):
 def test_disconnect_ends_the_listener_and_hides_the_session(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(bob)
-    helper.request(protocol.Disconnect("d"))
+    helper.request(verbs.Disconnect("d"))
     net.settle()
     assert bob.closed == [None]
-    assert helper.responses["d"] == protocol.Done("d", "disconnected")
+    assert helper.responses["d"] == verbs.Done("d", "disconnected")
     msg_id = alice.send("bob", b"?")
     net.settle()
     assert isinstance(refusal(alice, msg_id), errors.UnknownPeer)
@@ -509,7 +510,7 @@ def test_clients_come_back_to_a_new_broker(net):
 def test_another_protocol_version_is_refused_in_clear_words(net):
     stranger = net.session("alice", connect=False)
     stranger.route = net.new_route(stranger)
-    hello = protocol.Hello(99, "9.9", 0, "s", "t", "n", None, "", "", 1, "", (), (), None)
+    hello = verbs.Hello(99, "9.9", 0, "s", "t", "n", None, "", "", 1, "", (), (), None)
     stranger.raw(codec.encode([hello]))
     net.settle()
     assert "speaks protocol 99" in str(stranger.closed[0]) and "broker --stop" in str(stranger.closed[0])
@@ -600,12 +601,12 @@ def test_fetch_reads_what_the_listener_has_not_shown(net):
     bob.take(2)
     net.settle()
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     assert helper.bodies == [b"2", b"3", b"4"] and bob.handed == []
     helper.take_all()
     net.settle()
-    assert helper.responses["f"] == protocol.Fetched("f", 3, 0)
+    assert helper.responses["f"] == verbs.Fetched("f", 3, 0)
     alice.send("bob", b"after")
     net.settle()
     assert bob.bodies == [b"after"]
@@ -616,10 +617,10 @@ def test_a_peek_leaves_everything_unread(net):
     alice.send("bob", b"1")
     net.settle()
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", True))
+    helper.request(verbs.Fetch("f", True))
     net.settle()
     assert helper.bodies == [b"1"]
-    assert helper.responses["f"] == protocol.Fetched("f", 1, 0)
+    assert helper.responses["f"] == verbs.Fetched("f", 1, 0)
     assert bob.bodies == [b"1"]
 
 
@@ -629,7 +630,7 @@ def test_a_reader_that_dies_leaves_the_rest_to_the_listener(net):
         alice.send("bob", f"{number}".encode())
     net.settle()
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     helper.take(1)
     net.settle()
@@ -645,7 +646,7 @@ def test_a_stopped_listener_does_not_keep_the_inbox_shut(net, monkeypatch):
     bob.down.clear()
     monkeypatch.setattr(bob, "receive", lambda: False)  # stopped
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     assert helper.bodies == []
     net.advance(1.5)
@@ -658,24 +659,24 @@ def test_a_stopped_listener_does_not_keep_the_inbox_shut(net, monkeypatch):
 @pytest.mark.parametrize(
     "envelope",
     [
-        protocol.Send("short", 0, "bob", 0, None, False, b""),
-        protocol.Send("UPPERCASE000", 0, "bob", 0, None, False, b""),
-        protocol.Send("goodgood0000", 77, "bob", 0, None, False, b""),
-        protocol.Send("goodgood0001", 0, "bob", 9, None, False, b""),
-        protocol.Send("goodgood0002", 0, "bob", 0, None, False, b"\xff\xfe"),
-        protocol.Send("goodgood0003", 0, "", 0, None, False, b""),
-        protocol.Send("goodgood0004", int(Scope.TOPIC), "No Such Topic\0", 0, None, False, b""),
-        protocol.Send("goodgood0005", 0, "bob", 0, None, False, b"x" * (10 * 1024 * 1024 + 1)),
-        protocol.Send("goodgood0006", int(Scope.ALL), "", 0, None, False, b"x" * (256 * 1024 + 1)),
-        protocol.Rename("r", "Not A Name"),
-        protocol.Fetch("f", False),
-        protocol.Await("?"),
+        verbs.Send("short", 0, "bob", 0, None, False, b""),
+        verbs.Send("UPPERCASE000", 0, "bob", 0, None, False, b""),
+        verbs.Send("goodgood0000", 77, "bob", 0, None, False, b""),
+        verbs.Send("goodgood0001", 0, "bob", 9, None, False, b""),
+        verbs.Send("goodgood0002", 0, "bob", 0, None, False, b"\xff\xfe"),
+        verbs.Send("goodgood0003", 0, "", 0, None, False, b""),
+        verbs.Send("goodgood0004", int(Scope.TOPIC), "No Such Topic\0", 0, None, False, b""),
+        verbs.Send("goodgood0005", 0, "bob", 0, None, False, b"x" * (10 * 1024 * 1024 + 1)),
+        verbs.Send("goodgood0006", int(Scope.ALL), "", 0, None, False, b"x" * (256 * 1024 + 1)),
+        verbs.Rename("r", "Not A Name"),
+        verbs.Fetch("f", False),
+        verbs.Await("?"),
     ],
     ids=lambda envelope: f"{type(envelope).__name__}-{envelope[0]}",
 )
 def test_hostile_envelopes_are_refused_and_nobody_else_notices(net, monkeypatch, envelope):
     mallory, alice, bob = net.session("mallory"), net.session("alice"), net.session("bob")
-    seen: list[protocol.Envelope] = []
+    seen: list[verbs.Envelope] = []
 
     def overhear(now_s: float, event: client.Event) -> list[client.Effect]:
         assert isinstance(event, client.Received)
@@ -685,7 +686,7 @@ def test_hostile_envelopes_are_refused_and_nobody_else_notices(net, monkeypatch,
     monkeypatch.setattr(mallory.core, "handle", overhear)
     mallory.raw(codec.encode([envelope]))
     net.settle()
-    assert [type(answer) for answer in seen] == [protocol.Refused]
+    assert [type(answer) for answer in seen] == [verbs.Refused]
     assert net.mangled == 0
     msg_id = alice.send("bob", b"still here?")
     net.settle()
@@ -696,20 +697,20 @@ def test_hostile_envelopes_are_refused_and_nobody_else_notices(net, monkeypatch,
 
 def test_every_verb_in_every_standing_is_answered_or_in_the_table(net):
     """What the table does not allow is refused; a stranger hears EXPIRED."""
-    samples: dict[type, protocol.Envelope] = {
-        protocol.Ping: protocol.Ping("l", "n"),
-        protocol.Send: protocol.Send("goodgood0000", 0, "nobody", 0, None, False, b""),
-        protocol.Await: protocol.Await("goodgood0000"),
-        protocol.Ack: protocol.Ack(1, ()),
-        protocol.Refill: protocol.Refill((1,)),
-        protocol.List: protocol.List("l", False, ""),
-        protocol.Rename: protocol.Rename("r", "x"),
-        protocol.Fetch: protocol.Fetch("f", True),
-        protocol.Preview: protocol.Preview("p", 10, 10),
-        protocol.MarkRead: protocol.MarkRead("m", ("goodgood0000",)),
-        protocol.Recalled: protocol.Recalled(7),
-        protocol.Status: protocol.Status("s"),
-        protocol.Disconnect: protocol.Disconnect("d"),  # last: it ends the session
+    samples: dict[type, verbs.Envelope] = {
+        verbs.Ping: verbs.Ping("l", "n"),
+        verbs.Send: verbs.Send("goodgood0000", 0, "nobody", 0, None, False, b""),
+        verbs.Await: verbs.Await("goodgood0000"),
+        verbs.Ack: verbs.Ack(1, ()),
+        verbs.Refill: verbs.Refill((1,)),
+        verbs.List: verbs.List("l", False, ""),
+        verbs.Rename: verbs.Rename("r", "x"),
+        verbs.Fetch: verbs.Fetch("f", True),
+        verbs.Preview: verbs.Preview("p", 10, 10),
+        verbs.MarkRead: verbs.MarkRead("m", ("goodgood0000",)),
+        verbs.Recalled: verbs.Recalled(7),
+        verbs.Status: verbs.Status("s"),
+        verbs.Disconnect: verbs.Disconnect("d"),  # last: it ends the session
     }
     session = net.session("alice")
     standings = {
@@ -724,10 +725,10 @@ def test_every_verb_in_every_standing_is_answered_or_in_the_table(net):
             effects = net.broker.handle(net.clock.now, events.Received(route, [sample]))
             replies = [effect.envelope for effect in effects if isinstance(effect, events.Reply)]
             if standing is Standing.STRANGER:
-                assert replies == [protocol.Expired()]
-            elif verb not in manners.ALLOWED[standing]:
+                assert replies == [verbs.Expired()]
+            elif verb not in permissions.ALLOWED[standing]:
                 (reply,) = replies
-                assert isinstance(reply, protocol.Refused), (standing, verb)
+                assert isinstance(reply, verbs.Refused), (standing, verb)
                 assert "is not for a" in reply.text
 
 
@@ -735,15 +736,15 @@ def test_a_list_of_many_comes_in_pages(net):
     for number in range(205):
         net.session(f"s{number}")
     observer = net.observer()
-    observer.request(protocol.List("one", False, ""))
+    observer.request(verbs.List("one", False, ""))
     net.settle()
     page = observer.responses["one"]
-    assert isinstance(page, protocol.Sessions)
+    assert isinstance(page, verbs.Sessions)
     assert len(page.rows) == 200 and page.more
-    observer.request(protocol.List("two", False, protocol.Session._make(page.rows[-1]).session_id))
+    observer.request(verbs.List("two", False, verbs.Session._make(page.rows[-1]).session_id))
     net.settle()
     rest = observer.responses["two"]
-    assert isinstance(rest, protocol.Sessions)
+    assert isinstance(rest, verbs.Sessions)
     assert len(rest.rows) == 5 and not rest.more
 
 
@@ -755,11 +756,11 @@ def test_the_states_of_a_list(net):
     net.settle()
     net.advance(6)
     observer = net.observer()
-    observer.request(protocol.List("all", True, ""))
+    observer.request(verbs.List("all", True, ""))
     net.settle()
     page = observer.responses["all"]
-    assert isinstance(page, protocol.Sessions)
-    rows = {row.name: row for row in map(protocol.Session._make, page.rows)}
+    assert isinstance(page, verbs.Sessions)
+    rows = {row.name: row for row in map(verbs.Session._make, page.rows)}
     assert {name: (row.state, row.waiting) for name, row in rows.items()} == {
         "alice": ("live", 0),
         "bob": ("busy", 1),
@@ -786,10 +787,10 @@ def test_the_broker_is_idle_when_nobody_is_connected_and_all_mail_is_committed(n
 
 def test_stop_halts(net):
     observer = net.observer()
-    observer.request(protocol.Stop("s"))
+    observer.request(verbs.Stop("s"))
     net.settle()
     assert net.halted
-    assert observer.responses["s"] == protocol.Done("s", "stopping")
+    assert observer.responses["s"] == verbs.Done("s", "stopping")
 
 
 def test_repr_shows_the_state(net):
@@ -812,7 +813,7 @@ def test_a_client_of_another_release_says_and_hears_one_by_one(net):
     old.core._version = "of another time"
     old.connect()
     net.settle()
-    heard: list[protocol.Envelope] = []
+    heard: list[verbs.Envelope] = []
     handle = old.core.handle
 
     def recording(now_s: float, event: client.Event) -> list[client.Effect]:
@@ -828,10 +829,10 @@ def test_a_client_of_another_release_says_and_hears_one_by_one(net):
     alice.send_all("", [b"3", b"4"], scope=Scope.ALL)
     net.settle()
     assert [message.body for message in old.take_all()] == [b"3", b"4"]
-    assert [type(one) for one in heard] == [protocol.Deliver] * 2 + [protocol.Broadcast] * 2
+    assert [type(one) for one in heard] == [verbs.Deliver] * 2 + [verbs.Broadcast] * 2
     sent = old.send_all("alice", [b"5", b"6"])
     said = codec.Decoder(from_broker=False).decode(old.up[-1])
-    assert [type(one) for one in said] == [protocol.Send] * 2
+    assert [type(one) for one in said] == [verbs.Send] * 2
     net.settle()
     assert alice.bodies == [b"5", b"6"]
     alice.take_all()
@@ -856,7 +857,7 @@ def test_a_name_has_no_form_of_an_id(net):
     bob = net.session("bob")
     thief = net.session(bob.persona.session_id, session_id=session_id_of("thief"))
     assert isinstance(thief.closed[0], errors.InvalidName)
-    net.helper(net.session("other")).request(protocol.Rename("r", bob.persona.session_id))
+    net.helper(net.session("other")).request(verbs.Rename("r", bob.persona.session_id))
     net.settle()
     assert bob.persona.session_id not in {session.name for session in net.broker.registry.sessions.values()}
 
@@ -879,9 +880,7 @@ def test_a_target_that_only_the_broker_finds_too_long_is_named_and_costs_its_nei
     """Of a client that does not check."""
     alice, bob = net.session("alice"), net.session("bob")
     heard = []
-    sends = [
-        protocol.Send(f"message{n:05d}", 0, "bob" if n % 2 else "x" * 9_000, 0, None, False, b"") for n in range(6)
-    ]
+    sends = [verbs.Send(f"message{n:05d}", 0, "bob" if n % 2 else "x" * 9_000, 0, None, False, b"") for n in range(6)]
     listen = alice.core.handle
 
     def handle(now_s, event):
@@ -892,7 +891,7 @@ def test_a_target_that_only_the_broker_finds_too_long_is_named_and_costs_its_nei
     alice.core.handle = handle
     alice.raw(codec.encode(sends))
     net.settle()
-    refused = [one.ref for one in heard if isinstance(one, protocol.Refused)]
+    refused = [one.ref for one in heard if isinstance(one, verbs.Refused)]
     assert refused == [send.msg_id for send in sends[::2]]
     assert bob.bodies == [b"", b"", b""]
 
@@ -902,14 +901,14 @@ def test_lists_and_figures_are_counted_in_bytes(net, monkeypatch):
     monkeypatch.setattr(core, "ANSWERS_A_SECOND_BYTES", core.HEALTH_BYTES)
     watcher = net.observer()
     for number in range(8):
-        watcher.request(protocol.Status(f"s{number}"))
+        watcher.request(verbs.Status(f"s{number}"))
     net.settle()
     answers = [watcher.responses[f"s{number}"] for number in range(8)]
     assert [isinstance(one, errors.RateLimited) for one in answers] == [False] * 5 + [True] * 3
     net.advance(1.1)
-    watcher.request(protocol.Status("later"))
+    watcher.request(verbs.Status("later"))
     net.settle()
-    assert isinstance(watcher.responses["later"], protocol.Health)
+    assert isinstance(watcher.responses["later"], verbs.Health)
 
 
 def test_a_page_of_a_list_ends_by_its_size(net):
@@ -918,7 +917,7 @@ def test_a_page_of_a_list_ends_by_its_size(net):
     watcher = net.observer()
     found, after = [], ""
     while True:
-        watcher.request(protocol.List(f"l{after}"[:60], True, after))
+        watcher.request(verbs.List(f"l{after}"[:60], True, after))
         net.settle()
         page = watcher.responses[f"l{after}"[:60]]
         assert sum(len(row[2]) + len(row[3]) for row in page.rows) < core.PAGE_BYTES + 2 * 4_096

@@ -22,11 +22,12 @@ import pytest
 from tests.broker.crashfiles import DATABASE, FRAME_BYTES, LOG, WAL, Change, Removed, Renamed, lay_out, pick_up, play
 from tests.broker.crashkit import LATE, End, FileNet, Moment, ends, worlds
 from tests.broker.crashplay import Play
-from zmqbus import protocol
-from zmqbus.broker import database, dbfile, mailbox
-from zmqbus.broker.store import Entry
-from zmqbus.protocol import Scope
+from zmqbus.broker import mailbox
+from zmqbus.broker.storage import file, sqlite
+from zmqbus.broker.storage.api import Entry
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
 
 AWAY = (session_id_of("bob"), session_id_of("carol"), session_id_of("dave"))
 SOAK = "SOAK" in os.environ
@@ -38,9 +39,9 @@ TRIED = 1_000_000 if SOAK else 130
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Limits that a short run reaches."""
-    monkeypatch.setattr(protocol, "SPILL_BYTES", 300)
-    monkeypatch.setattr(database, "SPILL_BYTES", 300)
-    monkeypatch.setattr(dbfile, "CHECKPOINT_PAGES", 12)
+    monkeypatch.setattr(verbs, "SPILL_BYTES", 300)
+    monkeypatch.setattr(sqlite, "SPILL_BYTES", 300)
+    monkeypatch.setattr(file, "CHECKPOINT_PAGES", 12)
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 4)
 
 
@@ -151,8 +152,8 @@ def test_the_runs_have_all_that_can_be_cut(tmp_path):
                     seen["pages checkpointed"] += 1
         for answer in net.ledger.told.values():
             seen[type(answer).__name__] += 1
-            if isinstance(answer, protocol.Receipt):
-                seen[protocol.State(answer.state).name] += 1
+            if isinstance(answer, verbs.Receipt):
+                seen[verbs.State(answer.state).name] += 1
         seen["spilled"] += sum(len(sent.body) > 300 for sent in net.ledger.sent.values())
         seen["answers"] += sum(sent.answers for sent in net.ledger.sent.values())
         seen["taken by a guest"] += len(net.ledger.taken.get("cron", ()))

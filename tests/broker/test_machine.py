@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from tests.broker.machinekit import RUN, Mishaps
-from zmqbus import protocol
 from zmqbus.broker import mailbox
 from zmqbus.client.core import Incoming, Phase
 from zmqbus.errors import BrokerUnavailable, UnknownPeer, ZmqbusError
-from zmqbus.protocol import Scope, State
 from zmqbus.testing import SimClient, SimNet
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope, State
 
 NAMES = ("alice", "bob", "carol", "dave")
 TOPIC = "deploys"
@@ -202,7 +202,7 @@ class Bus(Mishaps):
             return
         helper = self.net.helper(process, connect=False)
         helper.connect()
-        helper.request(protocol.Fetch("f", peek))
+        helper.request(verbs.Fetch("f", peek))
         for _ in range(count):
             self.net.step()
             if not peek:
@@ -240,7 +240,7 @@ class Bus(Mishaps):
             return
         for msg_id, sent in self.sent.items():
             answer = sent.process.answers.get(msg_id)
-            if isinstance(answer, protocol.Receipt) and answer.state == State.DELIVERED:
+            if isinstance(answer, verbs.Receipt) and answer.state == State.DELIVERED:
                 takers = {name for name in NAMES if any(message.msg_id == msg_id for message in self.taken[name])}
                 assert takers, f"{msg_id} was not taken"
 
@@ -296,7 +296,7 @@ class Bus(Mishaps):
             elif isinstance(answer, ZmqbusError):
                 assert not takers, f"{msg_id} was refused ({answer}) and shown"
             elif answer is not None:
-                full = set(answer.without) if isinstance(answer, protocol.Tally) else set()
+                full = set(answer.without) if isinstance(answer, verbs.Tally) else set()
                 assert takers >= sent.surely - full, f"{msg_id} is lost: not taken by {set(sent.surely - takers)}"
                 # As with a refusal: said again, there was no room for it; it may have been there before.
                 again = self.deaths > sent.deaths
@@ -349,7 +349,7 @@ class Files(Bus):
     """All bodies are put down in files, which may be lost."""
 
     def prepare(self) -> None:
-        self.patch.setattr(protocol, "SPILL_BYTES", 0)
+        self.patch.setattr(verbs, "SPILL_BYTES", 0)
 
     @rule()
     def lose_the_files(self) -> None:

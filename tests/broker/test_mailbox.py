@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmqbus.broker import mailbox
+from zmqbus.broker.in_flight import Common, Item, Run, Tally
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.store import Entry
-from zmqbus.broker.window import Common, Item, Run, Tally
+from zmqbus.broker.storage.api import Entry
 from zmqbus.testing.store import MemoryStore
 
 NOW_S = 5.0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from zmqbus import codec, errors, protocol
-from zmqbus.broker import core, events, mailbox, reading, upkeep
+from zmqbus import errors
+from zmqbus.broker import core, events, fetch, mailbox, retention
 from zmqbus.client import core as client
-from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet, session_id_of
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Role, Scope, State
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_what_is_said_while_the_welcome_is_under_way_is_sent(net):
     alice = net.session("alice", connect=False)
     alice.connect()
     alice.send("bob", b"early")
-    alice.request(protocol.Status("s"))
+    alice.request(verbs.Status("s"))
     net.settle()
     assert bob.bodies == [b"early"]
     assert "s" in alice.responses
@@ -51,7 +52,7 @@ def test_a_sender_that_reconnects_within_one_wake_hears_over_the_new_connection(
     net.settle()
     assert len(net.journal) == 1
     answer = alice.answers[msg_id]
-    assert isinstance(answer, protocol.Receipt) and answer.state == State.DELIVERED
+    assert isinstance(answer, verbs.Receipt) and answer.state == State.DELIVERED
 
 
 def test_an_id_that_another_session_uses_within_the_same_wake_is_refused(net):
@@ -176,7 +177,7 @@ def test_numbers_that_are_not_owed_are_not_remembered(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"x", scope=Scope.ALL)
     net.settle()
-    bob.raw(codec.encode([protocol.Ack(0, tuple(range(1_000, 5_000)))]))
+    bob.raw(codec.encode([verbs.Ack(0, tuple(range(1_000, 5_000)))]))
     net.settle()
     assert not net.broker.registry.sessions[session_id_of("bob")].mailbox._taken_bcasts
 
@@ -190,7 +191,7 @@ def test_a_sender_hears_of_a_message_that_is_over_the_receivers_credit(net, monk
     sent = [alice.send("bob", b"x") for _ in range(3)]
     net.settle()
     answer = alice.answers[sent[2]]
-    assert isinstance(answer, protocol.Receipt) and answer.state == State.BUSY
+    assert isinstance(answer, verbs.Receipt) and answer.state == State.BUSY
     assert len(bob.handed) == 2
 
 
@@ -223,7 +224,7 @@ def test_what_arrives_while_a_listener_is_asked_to_give_back_is_shown_once(net):
     alice.send("bob", b"1")
     net.settle()
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.wake()
     alice.send("bob", b"2")
     alice.send("", b"3", scope=Scope.ALL)
@@ -237,7 +238,7 @@ def test_a_command_that_goes_before_it_was_served_leaves_the_listener_everything
     alice.send("bob", b"1")
     net.settle()
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.wake()
     getattr(helper, ending)()
     net.settle()
@@ -256,13 +257,13 @@ def test_a_listener_that_comes_back_does_not_take_the_mailbox_from_a_reader(net)
     alice.send("bob", b"1")
     net.settle()
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     again = net.session("bob")
     assert (helper.bodies, again.bodies) == ([b"1"], [])
     helper.take_all()
     net.settle()
-    assert helper.responses["f"] == protocol.Fetched("f", 1, 0)
+    assert helper.responses["f"] == verbs.Fetched("f", 1, 0)
     alice.send("bob", b"2")
     net.settle()
     assert again.bodies == [b"2"]
@@ -273,7 +274,7 @@ def test_a_listener_that_dies_while_it_is_asked_does_not_delay_the_reader(net):
     alice.send("bob", b"1")
     net.settle()
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.wake()
     bob.disconnect()
     net.settle()
@@ -285,8 +286,8 @@ def test_one_reader_at_a_time(net):
     alice.send("bob", b"1")
     net.settle()
     first, second = net.helper(bob), net.helper(bob)
-    first.request(protocol.Fetch("f", False))
-    second.request(protocol.Fetch("g", False))
+    first.request(verbs.Fetch("f", False))
+    second.request(verbs.Fetch("g", False))
     net.settle()
     net.advance(2)
     assert (first.bodies, second.bodies) == ([b"1"], [])
@@ -298,7 +299,7 @@ def test_a_command_may_wait_for_an_answer_and_read_the_inbox(net):
     helper = net.helper(alice)
     question = helper.ask("bob", b"?")
     net.settle()
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     bob.send("alice", b"answer", reply_to=question)
     net.settle()
@@ -312,7 +313,7 @@ def test_a_broadcast_that_is_under_way_during_a_recall_is_shown_once(net):
     late = list(bob.published)
     bob.published.clear()
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     bob.published.extend(late)
     net.settle()
@@ -325,8 +326,8 @@ def test_a_broadcast_that_is_under_way_during_a_recall_is_shown_once(net):
 def test_a_session_that_is_renamed_and_disconnected_at_once_stays_away(net):
     bob = net.session("bob")
     helper = net.helper(bob)
-    helper.request(protocol.Rename("r", "lead"))
-    helper.request(protocol.Disconnect("d"))
+    helper.request(verbs.Rename("r", "lead"))
+    helper.request(verbs.Disconnect("d"))
     net.settle()
     net.advance(10)
     assert bob.closed == [None]
@@ -341,7 +342,7 @@ def test_mail_of_a_forgotten_session_is_forgotten_too(net):
     net.settle()
     alice.bye()
     net.settle()
-    net.clock.advance(upkeep.KEEP_S + 1)
+    net.clock.advance(retention.KEEP_S + 1)
     net._decide(events.Tick())
     assert net.store.total() == 0
     assert not net.broker.registry.sessions
@@ -360,10 +361,10 @@ def test_who_does_not_read_a_mailbox_cannot_acknowledge_it(net):
     net.settle()
     bob.stopped = True
     helper = net.helper(bob)
-    helper.request(protocol.Fetch("f", False))
-    net.advance(reading.RECALL_S + 1)
+    helper.request(verbs.Fetch("f", False))
+    net.advance(fetch.RECALL_S + 1)
     assert helper.bodies == [b"x"]
-    bob.raw(codec.encode([protocol.Ack(1, ())]))
+    bob.raw(codec.encode([verbs.Ack(1, ())]))
     net.settle()
     assert unread(net, bob) == 1
 
@@ -407,18 +408,18 @@ def test_a_mailbox_is_not_overfilled_within_one_wake(net, monkeypatch):
 
 
 def test_many_lists_at_once_do_not_make_a_giant_frame(net):
-    for number in range(protocol.LIST_PAGE):
+    for number in range(verbs.LIST_PAGE):
         net.session(f"s{number}", project="/" + "p" * 500)
     observer = net.observer()
-    observer.raw(codec.encode([protocol.List(str(number), False, "") for number in range(200)]))
+    observer.raw(codec.encode([verbs.List(str(number), False, "") for number in range(200)]))
     net.wake()
-    assert max(len(frame) for frames in observer.down for frame in frames) <= protocol.MAX_FRAME_BYTES
+    assert max(len(frame) for frames in observer.down for frame in frames) <= verbs.MAX_FRAME_BYTES
 
 
 def test_who_asks_for_lists_too_often_gets_as_many_as_are_allowed(net):
     observer = net.observer()
     for number in range(core.LISTS_AT_ONCE + 20 * 5):  # twice as often as it may
-        observer.request(protocol.List(str(number), False, ""))
+        observer.request(verbs.List(str(number), False, ""))
         net.settle()
         if number >= core.LISTS_AT_ONCE:
             net.clock.advance(0.5 / core.LISTS_A_SECOND)
@@ -437,7 +438,7 @@ def test_a_full_mailbox_does_not_keep_a_broadcast_from_the_others(net, monkeypat
     assert carol.bodies == [b"to all"]
     carol.take_all()
     net.settle()
-    assert alice.answers[msg_id] == protocol.Tally(msg_id, 1, 0, ("bob",))
+    assert alice.answers[msg_id] == verbs.Tally(msg_id, 1, 0, ("bob",))
 
 
 def test_a_guests_token_stays_secret(net):
@@ -466,17 +467,17 @@ def test_nobody_is_renamed_while_the_store_does_not_take_it(net):
     bob, eve = net.session("bob"), net.session("eve")
     net.settle()
     net.store.fails = "no space left on device"
-    bob.request(protocol.Rename("r1", "robert"))
+    bob.request(verbs.Rename("r1", "robert"))
     net.settle()
     refused = bob.responses["r1"]
     assert isinstance(refused, errors.BrokerUnavailable) and "not renamed: no space left on device" in str(refused)
     assert bob.core.persona.name == "bob"
     eve.send("bob", b"still you")
     net.store.fails = None
-    bob.request(protocol.Rename("r2", "robert"))
+    bob.request(verbs.Rename("r2", "robert"))
     net.settle()
     done = bob.responses["r2"]
-    assert isinstance(done, protocol.Done) and done.text == "bob" and bob.core.persona.name == "robert"
+    assert isinstance(done, verbs.Done) and done.text == "bob" and bob.core.persona.name == "robert"
     net.kill_broker()
     net.restart_broker()
     net.settle()
@@ -495,5 +496,5 @@ def test_a_broadcast_says_for_whom_the_store_did_not_take_it_and_calls_no_mailbo
     bob.take_all()
     net.settle()
     answer = alice.answers[msg_id]
-    assert isinstance(answer, protocol.Tally), answer
+    assert isinstance(answer, verbs.Tally), answer
     assert (answer.delivered, answer.queued, answer.full, answer.unsaved) == (1, 0, (), ("carol",))

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
 from tests.broker.machinekit import RUN, Mishaps
-from zmqbus import errors, protocol
-from zmqbus.broker import board, pool
+from zmqbus import errors
+from zmqbus.broker.groups import queues as board
+from zmqbus.broker.groups import requests
 from zmqbus.client.core import Phase
-from zmqbus.protocol import Role
 from zmqbus.testing import SimClient, SimNet
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role
 
 #: What each works for. `both` asks, too, and may meet its own requests.
 WORKERS = {"wendy": ("g",), "will": ("g", "h"), "both": ("g",)}
@@ -57,7 +59,7 @@ class Shop(Mishaps):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(board, "MAX_WAITING", MAX_WAITING)
         self.patch.setattr(board, "MAX_HANDED_BYTES", 3)  # the bodies have one byte, or two
-        self.patch.setattr(pool, "MAX_CREDIT", MAX_CREDIT)
+        self.patch.setattr(requests, "MAX_CREDIT", MAX_CREDIT)
         self.net = SimNet()
         self.processes: dict[str, SimClient] = {}
         self.ended: list[SimClient] = []
@@ -272,7 +274,7 @@ class Shop(Mishaps):
         for msg_id, asked in self.asked.items():
             outcome = asked.process.results.get(msg_id)
             note(f"{asked.order} {msg_id} of {asked.process.persona.name}: {outcome}")
-            if isinstance(outcome, protocol.Result):
+            if isinstance(outcome, verbs.Result):
                 assert self.net.body(outcome) == b"done %d" % asked.order
                 assert msg_id in done
             elif isinstance(outcome, errors.UnknownPeer):

@@ -6,19 +6,20 @@ import json
 
 import pytest
 
-from zmqbus import codec, errors, protocol
-from zmqbus.broker import awaits, delivery, events, mailbox, registry, upkeep
+from zmqbus import errors
+from zmqbus.broker import delivery, events, mailbox, registry, reply_routing, retention
 from zmqbus.client.core import Phase
-from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.testing.simnet import Death
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Role, Scope, State
 
-WEEK_S = upkeep.KEEP_S
+WEEK_S = retention.KEEP_S
 
 
 def state(member: SimClient, msg_id: str) -> State:
     answer = member.answers[msg_id]
-    assert isinstance(answer, protocol.Receipt), answer
+    assert isinstance(answer, verbs.Receipt), answer
     return State(answer.state)
 
 
@@ -144,9 +145,9 @@ def test_sessions_are_known_to_the_next_broker(net):
     net.kill_broker()
     net.settle()
     observer = net.observer()
-    observer.request(protocol.List("l", True, ""))
+    observer.request(verbs.List("l", True, ""))
     net.settle()
-    rows = {row[0]: protocol.Session(*row) for row in observer.responses["l"].rows}
+    rows = {row[0]: verbs.Session(*row) for row in observer.responses["l"].rows}
     assert rows["bob"].state == "away" and rows["bob"].away_s == 60
     assert (rows["bob"].label, rows["bob"].project) == ("Bob", "/q")
     for scope, target in ((Scope.TOPIC, "deploys"), (Scope.PROJECT, "/q"), (Scope.ALL, "")):
@@ -157,7 +158,7 @@ def test_sessions_are_known_to_the_next_broker(net):
 
 def test_a_renamed_session_is_known_by_its_new_name(net):
     bob = net.session("bob")
-    bob.request(protocol.Rename("r", "robert"))
+    bob.request(verbs.Rename("r", "robert"))
     net.settle()
     away(net, bob)
     net.kill_broker()
@@ -169,7 +170,7 @@ def test_a_renamed_session_is_known_by_its_new_name(net):
 
 def test_a_session_that_left_is_not_to_be_found_at_the_next_broker_either(net):
     alice, bob = net.session("alice"), net.session("bob")
-    net.helper(bob).request(protocol.Disconnect("d"))
+    net.helper(bob).request(verbs.Disconnect("d"))
     net.settle()
     net.kill_broker()
     net.settle()
@@ -200,7 +201,7 @@ def test_a_broadcast_that_is_said_again_is_for_each_only_once(net):
     net.settle()
     bob.take_all()
     net.settle()
-    assert alice.answers[msg_id] == protocol.Tally(msg_id, 1, 1, ())
+    assert alice.answers[msg_id] == verbs.Tally(msg_id, 1, 1, ())
     assert [message.body for message in bob.history] == [b"to all"]
     assert back(net, carol).bodies == [b"to all"]
 
@@ -229,7 +230,7 @@ def test_a_broadcast_that_is_said_again_is_not_for_who_came_later(net, since):
     bob.take_all()
     carol.take_all()
     net.settle()
-    assert alice.answers[old] == protocol.Tally(old, 1, 0, ())
+    assert alice.answers[old] == verbs.Tally(old, 1, 0, ())
     assert [message.body for message in carol.history][:1] == ([b"2"] if since == "the message" else [])
     assert b"1" not in [message.body for message in carol.history]
 
@@ -249,7 +250,7 @@ def test_who_went_without_a_broadcast_does_not_get_it_behind_younger_ones(net, m
     net.settle()
     carol.take_all()
     net.settle()
-    assert alice.answers[first] == protocol.Tally(first, 1, 0, ("bob",))
+    assert alice.answers[first] == verbs.Tally(first, 1, 0, ("bob",))
     assert back(net, bob).bodies == [b"fills it", b"2"]
 
 
@@ -298,7 +299,7 @@ def test_an_id_of_another_session_is_refused_at_the_next_broker_too(net):
 
 
 def test_ids_of_an_earlier_broker_are_bounded(net, monkeypatch):
-    monkeypatch.setattr(upkeep, "REMEMBERED_FATES", 3)
+    monkeypatch.setattr(retention, "REMEMBERED_FATES", 3)
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     for number in range(10):
@@ -370,7 +371,7 @@ def test_a_command_that_does_not_come_back_leaves_the_answer_to_its_session(net)
     answer = bob.send("alice", b"yes", reply_to=question)
     net.settle()
     assert alice.handed == []
-    net.advance(awaits.EXPECTED_S + 1)
+    net.advance(reply_routing.EXPECTED_S + 1)
     assert alice.bodies == [b"yes"]
     alice.take_all()
     net.settle()
@@ -384,7 +385,7 @@ def test_a_guest_that_does_not_come_back_gets_nothing(net):
     question = ask(net, guest, bob)
     guest.disconnect()
     answer = bob.send("cron", b"yes", reply_to=question)
-    net.advance(awaits.EXPECTED_S + 1)
+    net.advance(reply_routing.EXPECTED_S + 1)
     assert isinstance(bob.answers[answer], errors.UnknownPeer)
     assert not net.broker.delivery.unsettled
 
@@ -406,7 +407,7 @@ def test_the_awaited_answer_of_another_session_is_not_to_be_had(net):
     question = ask(net, helper, bob)
     helper.disconnect()
     thief = net.helper(eve)
-    thief.raw(codec.encode([protocol.Await(question)]))
+    thief.raw(codec.encode([verbs.Await(question)]))
     net.settle()
     bob.take_all()
     bob.send("alice", b"secret", reply_to=question)
@@ -418,7 +419,7 @@ def test_the_awaited_answer_of_another_session_is_not_to_be_had(net):
 
 
 def test_answers_are_held_within_bounds(net, monkeypatch):
-    monkeypatch.setattr(awaits, "MAX_HELD", 2)
+    monkeypatch.setattr(reply_routing, "MAX_HELD", 2)
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = ask(net, helper, bob)
@@ -512,10 +513,10 @@ def test_what_is_taken_in_the_wake_of_the_commit_is_delivered_and_stays_so(net):
     net.store.fails = None
     net.settle()
     assert state(alice, msg_id) == State.DELIVERED
-    alice.raw(codec.encode([protocol.Send(msg_id, Scope.SESSION, "bob", 0, None, True, b"slow")]))
+    alice.raw(codec.encode([verbs.Send(msg_id, Scope.SESSION, "bob", 0, None, True, b"slow")]))
     net.wake()
     (receipt,) = codec.Decoder(from_broker=True).decode(alice.down[-1])
-    assert isinstance(receipt, protocol.Receipt) and receipt.state == State.DELIVERED
+    assert isinstance(receipt, verbs.Receipt) and receipt.state == State.DELIVERED
 
 
 def test_a_broadcast_goes_to_those_for_whom_no_disk_is_needed(net):
@@ -526,7 +527,7 @@ def test_a_broadcast_goes_to_those_for_whom_no_disk_is_needed(net):
     net.settle()
     carol.take_all()
     net.settle()
-    assert alice.answers[msg_id] == protocol.Tally(msg_id, 1, 0, (), ("bob",))
+    assert alice.answers[msg_id] == verbs.Tally(msg_id, 1, 0, (), ("bob",))
     away(net, carol)
     msg_id = alice.send("", b"to nobody", scope=Scope.ALL)
     net.settle()
@@ -713,7 +714,7 @@ def test_a_session_away_for_long_keeps_its_mail_and_gets_no_more(net):
     alice.connect()
     alice.send("bob", b"just in time")
     net.settle()
-    net.clock.advance(upkeep.EXPIRY_LOOK_S)
+    net.clock.advance(retention.EXPIRY_LOOK_S)
     net._decide(events.Tick())
     alice.connect()
     msg_id = alice.send("bob", b"too late")

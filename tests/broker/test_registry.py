@@ -7,8 +7,8 @@ import pytest
 from zmqbus.broker import registry as registry_module
 from zmqbus.broker.registry import MAX_LISTED, MIN_ID_PREFIX, STANDING, Registry, Session, Standing
 from zmqbus.errors import Ambiguous, UnknownPeer
-from zmqbus.protocol import Role, Scope
 from zmqbus.testing.store import MemoryStore
+from zmqbus.wire.verbs import Role, Scope
 
 
 @pytest.fixture

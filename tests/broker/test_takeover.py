@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from zmqbus import errors, protocol
-from zmqbus.broker import mailbox, registry, takeover, upkeep
+from zmqbus import errors
+from zmqbus.broker import mailbox, registry, retention, takeover
 from zmqbus.broker.core import SILENCE_S
-from zmqbus.protocol import Role, Scope, State
 from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.testing.simnet import Death
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role, Scope, State
 
 HOUR_S = takeover.EMPTY_KEEP_S
 
@@ -89,14 +90,14 @@ def tell_all(net: SimNet, sender: SimClient, body: bytes) -> str:
 def listed(net: SimNet) -> list[tuple[str, str, int]]:
     """Who is there, in which state, and how much waits for it."""
     observer = net.observer()
-    observer.request(protocol.List("all", True, ""))
+    observer.request(verbs.List("all", True, ""))
     net.settle()
     page = observer.responses["all"]
-    assert isinstance(page, protocol.Sessions)
+    assert isinstance(page, verbs.Sessions)
     observer.bye()
     net.settle()
     observer.disconnect()
-    return sorted((row.name, row.state, row.waiting) for row in map(protocol.Session._make, page.rows))
+    return sorted((row.name, row.state, row.waiting) for row in map(verbs.Session._make, page.rows))
 
 
 class Asked:
@@ -128,7 +129,7 @@ def read(net: SimNet, member: SimClient) -> list[bytes]:
 
 def state(sender: SimClient, msg_id: str) -> State:
     answer = sender.answers[msg_id]
-    assert isinstance(answer, protocol.Receipt), answer
+    assert isinstance(answer, verbs.Receipt), answer
     return State(answer.state)
 
 
@@ -217,7 +218,7 @@ def test_who_has_left_on_purpose_and_died_leaves_its_mail_to_the_next(net, alice
     member.stopped = True
     say(net, alice, b"x")
     helper = net.helper(member)
-    helper.request(protocol.Disconnect("d"))
+    helper.request(verbs.Disconnect("d"))
     net.settle()
     runs.kill(member, helper)
     assert read(net, runs.start()) == [b"x"]
@@ -228,7 +229,7 @@ def test_who_has_left_on_purpose_and_lives_is_nobody_s_successor(net, alice, run
     say(net, alice, b"x")
     younger = runs.start()
     helper = net.helper(younger)
-    helper.request(protocol.Disconnect("d"))
+    helper.request(verbs.Disconnect("d"))
     net.settle()
     runs.kill(older)
     net.advance(2 * takeover.ROUND_S, step_s=2)
@@ -240,7 +241,7 @@ def test_a_session_that_takes_the_name_gets_its_mail(net, alice, runs):
     runs.night()
     say(net, alice, b"x")
     other = runs.start("web")
-    other.request(protocol.Rename("r", "nightly"))
+    other.request(verbs.Rename("r", "nightly"))
     net.settle()
     assert read(net, other) == [b"x"]
     assert count(net) == 1
@@ -253,7 +254,7 @@ def test_one_that_is_away_and_came_last_takes_over_as_well(net, alice, runs):
     runs.kill(older)
     helper = net.helper(younger)
     assert helper.core.welcome is not None and helper.core.welcome.waiting == 1
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     assert helper.bodies == [b"x"]
 
@@ -316,13 +317,13 @@ def test_a_broker_that_dies_over_it_leaves_all_or_nothing_of_it(net, alice, runs
     before = {key: sorted(box) for key, box in net.store._committed.boxes.items()}
     runs.kill(older, younger)
     last = runs.start("other")  # so that the name's coming is the wake's
-    last.request(protocol.Rename("r", "nightly"))
+    last.request(verbs.Rename("r", "nightly"))
     net.kill_broker(death, lost)
     if death < Death.COMMITTED:
         assert {key: sorted(box) for key, box in net.store._committed.boxes.items()} == before
     net.settle()
     if last.core.persona.name != "nightly":
-        last.request(protocol.Rename("again", "nightly"))
+        last.request(verbs.Rename("again", "nightly"))
         net.settle()
     assert last.core.persona.name == "nightly"
     net.advance(2 * takeover.ROUND_S, step_s=2)
@@ -353,7 +354,7 @@ def test_an_inbox_that_is_being_read_is_left_alone_until_that_has_ended(net, ali
     for number in range(3):
         say(net, alice, b"%d" % number)
     helper = net.helper(dead)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     net.living_owners.discard(dead.persona.owner)
     younger = runs.start()
@@ -370,7 +371,7 @@ def test_a_command_may_read_the_successor_s_inbox_meanwhile(net, alice, runs):
     younger = runs.start()
     say(net, alice, b"2")
     helper = net.helper(younger)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     runs.kill(older)
     net.advance(takeover.ROUND_S + 2, step_s=1)
@@ -421,7 +422,7 @@ def test_a_command_of_one_that_was_taken_over_brings_nothing_back(net, alice, ru
     helper = net.helper(dead)
     net.living_owners.discard(dead.persona.owner)
     younger = runs.start()
-    helper.request(protocol.Disconnect("d"))
+    helper.request(verbs.Disconnect("d"))
     net.settle()
     tell_all(net, alice, b"to all")
     assert listed(net) == [("alice", "live", 0), ("nightly", "live", 1)]
@@ -436,7 +437,7 @@ def test_a_command_of_one_that_was_taken_over_brings_nothing_back(net, alice, ru
 
 
 def test_a_long_one_and_one_in_a_file(net, alice, runs, monkeypatch):
-    monkeypatch.setattr(protocol, "SPILL_BYTES", 10)
+    monkeypatch.setattr(verbs, "SPILL_BYTES", 10)
     older, younger = runs.nap(), runs.nap()
     body = b"long " * 20
     say(net, alice, body, older.persona.session_id)
@@ -487,13 +488,13 @@ def test_nothing_is_lost_though_it_is_more_than_a_mailbox_holds(net, alice, runs
 def test_what_is_too_old_goes_as_it_would_have_gone(net, alice, runs):
     older, younger = runs.nap(), runs.nap()
     say(net, alice, b"old", older.persona.session_id)
-    net.clock.advance(upkeep.KEEP_S / 2)
+    net.clock.advance(retention.KEEP_S / 2)
     net.restart_broker()
     net.settle()
     say(net, alice, b"young", younger.persona.session_id)
     runs.kill(older, younger)
-    net.clock.advance(upkeep.KEEP_S / 2 + 1)
-    net.advance(upkeep.EXPIRY_LOOK_S, step_s=100)
+    net.clock.advance(retention.KEEP_S / 2 + 1)
+    net.advance(retention.EXPIRY_LOOK_S, step_s=100)
     assert read(net, runs.start()) == [b"young"]
 
 
@@ -526,7 +527,7 @@ def test_its_id_stands_for_its_successor(net, alice, runs):
     sent = say(net, alice, b"x", first.persona.session_id)
     assert read(net, last) == [b"x"]
     answer = alice.answers[sent]
-    assert isinstance(answer, protocol.Receipt) and answer.session_id == last.persona.session_id
+    assert isinstance(answer, verbs.Receipt) and answer.session_id == last.persona.session_id
     net.restart_broker()
     net.settle()
     say(net, alice, b"y", first.persona.session_id)
@@ -548,11 +549,11 @@ def test_an_id_is_remembered_as_long_as_mail_is_and_while_its_successor_is(net, 
     third = runs.night(name="pay")
     fourth = runs.start("pay")
     assert set(net.broker.registry._succeeded) == {first.persona.session_id, third.persona.session_id}
-    fourth.request(protocol.Forget("f", fourth.persona.session_id, fourth.persona.token))
-    net.advance(upkeep.EXPIRY_LOOK_S + 2, step_s=100)
+    fourth.request(verbs.Forget("f", fourth.persona.session_id, fourth.persona.token))
+    net.advance(retention.EXPIRY_LOOK_S + 2, step_s=100)
     assert set(net.broker.registry._succeeded) == {first.persona.session_id}
-    net.clock.advance(upkeep.KEEP_S)
-    net.advance(upkeep.EXPIRY_LOOK_S + 2, step_s=100)
+    net.clock.advance(retention.KEEP_S)
+    net.advance(retention.EXPIRY_LOOK_S + 2, step_s=100)
     assert not net.broker.registry._succeeded and second
     assert {row.name for row in net.store._committed.sessions.values()} <= {"alice", "nightly"}
     monkeypatch.setattr(registry, "MAX_SUCCEEDED", 2)
@@ -749,7 +750,7 @@ def test_mail_keeps_it(net, alice, runs):
 
 def remove(net: SimNet, session_id: str, unread: int = -1) -> Any:
     observer = net.observer()
-    observer.request(protocol.Remove("r", session_id, unread))
+    observer.request(verbs.Remove("r", session_id, unread))
     net.settle()
     return observer.responses["r"]
 
@@ -758,7 +759,7 @@ def test_a_session_that_is_away_is_removed_with_its_mail(net, alice, runs):
     member = runs.nap()
     say(net, alice, b"x")
     assert isinstance(remove(net, member.persona.session_id, 0), errors.RateLimited), "there is more than was agreed to"
-    assert remove(net, member.persona.session_id, 1) == protocol.Done("r", "1")
+    assert remove(net, member.persona.session_id, 1) == verbs.Done("r", "1")
     assert isinstance(remove(net, member.persona.session_id), errors.UnknownPeer)
     net.advance(3)
     assert count(net) == 0 and net.store.total() == 0
@@ -773,7 +774,7 @@ def test_one_that_is_connected_or_being_read_is_not(net, alice, runs):
     runs.leave(member)
     say(net, alice, b"x")
     helper = net.helper(member)
-    helper.request(protocol.Fetch("f", False))
+    helper.request(verbs.Fetch("f", False))
     net.settle()
     assert isinstance(remove(net, member.persona.session_id), errors.RateLimited)
     assert read(net, helper) == [b"x"]
@@ -783,7 +784,7 @@ def test_the_id_of_one_that_was_taken_over_removes_its_successor(net, alice, run
     first = runs.night()
     runs.night()
     say(net, alice, b"x")
-    assert remove(net, first.persona.session_id) == protocol.Done("r", "1")
+    assert remove(net, first.persona.session_id) == verbs.Done("r", "1")
     assert count(net) == 0 or net.broker.registry.holder("nightly") is None
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from tests.broker.crashkit import FileNet, ends, worlds
 from tests.broker.storekit import Bench
-from zmqbus import protocol
-from zmqbus.broker import database, mailbox
+from zmqbus.broker import mailbox
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.store import SessionRow, succeeded_row
+from zmqbus.broker.storage import sqlite
+from zmqbus.broker.storage.api import SessionRow, succeeded_row
 from zmqbus.broker.takeover import ROUND_S
-from zmqbus.protocol import Scope
 from zmqbus.testing import SimClient, session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
 
 #: Deaths that are tried; all of them with SOAK.
 TRIED = 1_000_000 if "SOAK" in os.environ else 150
@@ -65,8 +66,8 @@ def nights(net: FileNet) -> None:
 
 @pytest.mark.slow
 def test_any_death_on_the_way_loses_doubles_or_reorders_nothing(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(protocol, "SPILL_BYTES", 300)
-    monkeypatch.setattr(database, "SPILL_BYTES", 300)
+    monkeypatch.setattr(verbs, "SPILL_BYTES", 300)
+    monkeypatch.setattr(sqlite, "SPILL_BYTES", 300)
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 4)
     net = FileNet(tmp_path / "run")
     nights(net)

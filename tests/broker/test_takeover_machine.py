@@ -20,14 +20,14 @@ from hypothesis.stateful import invariant, rule
 from tests.broker import test_machine
 from tests.broker.machinekit import RUN
 from tests.broker.test_machine import FOLLOWERS, GROUP, MEMBERS, NAMES, TOPIC, names
-from zmqbus import protocol
 from zmqbus.broker import takeover
 from zmqbus.broker.core import SILENCE_S
 from zmqbus.client.core import Incoming, Phase
 from zmqbus.errors import ZmqbusError
-from zmqbus.protocol import Scope
-from zmqbus.record import decode_record
+from zmqbus.journal.record import decode_record
 from zmqbus.testing import SimClient, session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
 
 
 class Ident(NamedTuple):
@@ -120,7 +120,7 @@ class Nights(test_machine.Bus):
     def send(self, sender: str, target: str, scope: Scope, count: int = 1) -> None:
         first = len(self.sent)
         super().send(sender, target, scope, count)
-        if scope in protocol.TO_MANY:  # another session of the sender's name may not be taken over yet
+        if scope in verbs.TO_MANY:  # another session of the sender's name may not be taken over yet
             for msg_id in list(self.sent)[first:]:
                 sent = self.sent[msg_id]
                 self.sent[msg_id] = sent._replace(perhaps=sent.perhaps | {sender})
@@ -191,7 +191,7 @@ class Seats(Nights):
             return
         self.renames += 1
         ref = f"rename{self.renames}"
-        process.request(protocol.Rename(ref, to))
+        process.request(verbs.Rename(ref, to))
         self.net.settle()
         done = process.responses.get(ref)
         if done is None or isinstance(done, ZmqbusError):

@@ -12,13 +12,13 @@ import pytest
 
 from tests.records import RECORD
 from zmqbus.broker import thinning
-from zmqbus.broker.database import Database
-from zmqbus.broker.logcheck import LogCheck
-from zmqbus.broker.store import Entry, StoreError
+from zmqbus.broker.storage.api import Entry, StoreError
+from zmqbus.broker.storage.sqlite import Database
 from zmqbus.broker.thinning import LOOK_S, Thinning
-from zmqbus.journal import Journal
-from zmqbus.readback import Reader, find, kept, kept_path
-from zmqbus.record import JournalError, encode_record
+from zmqbus.journal.reader import Reader, find, kept, kept_path
+from zmqbus.journal.record import JournalError, encode_record
+from zmqbus.journal.verify import LogCheck
+from zmqbus.journal.writer import Journal
 
 SEGMENT_BYTES = 64 * 1024
 KEEP = 2

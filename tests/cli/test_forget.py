@@ -8,7 +8,7 @@ import pytest
 
 from zmqbus.cli import forget
 from zmqbus.errors import Ambiguous, Unauthorized, UnknownPeer
-from zmqbus.protocol import Session
+from zmqbus.wire.verbs import Session
 
 
 def row(name: str, session_id: str, *, state: str = "away", waiting: int = 0) -> Session:

@@ -19,8 +19,8 @@ import pytest
 
 from tests.conftest import RunBin, StartBin
 from tests.records import RECORD, ids, line
-from zmqbus.journal import Journal
-from zmqbus.record import encode_record
+from zmqbus.journal.record import encode_record
+from zmqbus.journal.writer import Journal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S = 90.0
@@ -179,7 +179,7 @@ def test_damage_is_told(log: Log, filled: list[str], data_dir: Path) -> None:
 
 
 def test_a_search_without_its_index_says_so(log: Log, filled: list[str], data_dir: Path) -> None:
-    from zmqbus.search.index import Index
+    from zmqbus.journal.search_index import Index
 
     with Index.open(str(data_dir / "search.sqlite")) as index:
         index.fill(str(data_dir / "messages.log"))

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from zmqbus import protocol
 from zmqbus.client import launch
 from zmqbus.client.bus import Bus
 from zmqbus.client.bus import connect as open_bus
-from zmqbus.client.command import observer
+from zmqbus.client.oneshot import observer
 from zmqbus.settings import load
+from zmqbus.wire import verbs
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def figures(port: int) -> Callable[[], dict[str, Any]]:
 
     def ask() -> dict[str, Any]:
         with observer(load({})) as bus:
-            health = bus.request(protocol.Status)
-        assert isinstance(health, protocol.Health)
+            health = bus.request(verbs.Status)
+        assert isinstance(health, verbs.Health)
         return dict(health.figures)
 
     return ask

@@ -23,12 +23,13 @@ import psutil
 import pytest
 
 import zmqbus
-from zmqbus import errors, protocol
+from zmqbus import errors
 from zmqbus.client import bus as bus_module
-from zmqbus.client import link as link_module
+from zmqbus.client import transport as link_module
 from zmqbus.client.bus import Bus
-from zmqbus.client.messages import Message
+from zmqbus.client.message import Message
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
+from zmqbus.wire import verbs
 
 #: Far over what any of this takes.
 PATIENCE_S = 90.0
@@ -822,7 +823,7 @@ def test_a_session_that_a_command_disconnects(connect):
 
     thread = threading.Thread(target=read)
     thread.start()
-    bus._speaker.call(protocol.Disconnect).result(PATIENCE_S)
+    bus._speaker.call(verbs.Disconnect).result(PATIENCE_S)
     with pytest.raises(errors.NotConnected, match="disconnected by a command"):
         waiting.result(PATIENCE_S)
     thread.join(PATIENCE_S)

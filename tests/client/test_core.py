@@ -6,33 +6,34 @@ from typing import Any
 
 import pytest
 
-from zmqbus import codec, errors, protocol
+from zmqbus import errors
 from zmqbus.client import core
 from zmqbus.client.core import ClientCore, Down, Hand, Persona, Phase, Published, Received, Tick, Transmit, Up
-from zmqbus.protocol import Role, Scope
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Role, Scope
 
 ME = Persona(Role.LISTENER, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), ())
 
 
-def welcome(**more: Any) -> protocol.Welcome:
-    return protocol.Welcome(1, "9.9", "epoch", "id", "me", "lease", 4, 5555, 10, 0)._replace(**more)
+def welcome(**more: Any) -> verbs.Welcome:
+    return verbs.Welcome(1, "9.9", "epoch", "id", "me", "lease", 4, 5555, 10, 0)._replace(**more)
 
 
-def deliver(seq: int, *, bcast: int = 0, after: int = 0, reply_to: str | None = None) -> protocol.Deliver:
+def deliver(seq: int, *, bcast: int = 0, after: int = 0, reply_to: str | None = None) -> verbs.Deliver:
     msg_id = f"bcast{bcast:07d}" if bcast else f"direct{seq:06d}"
-    return protocol.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, reply_to, 1.0, -1, None, 0, b"")
+    return verbs.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, reply_to, 1.0, -1, None, 0, b"")
 
 
 def cast(bcast: int, prev: int = 0, **more: Any) -> Published:
-    one = protocol.Broadcast(
+    one = verbs.Broadcast(
         "epoch", bcast, prev, (), f"bcast{bcast:07d}", "s", "n", None, Scope.ALL, "", 0, None, 1.0, None, b""
     )
     one = one._replace(**more)
-    return Published(protocol.channel(one.scope, one.target), [one])
+    return Published(verbs.channel(one.scope, one.target), [one])
 
 
-def send(number: int = 0, body: bytes = b"") -> protocol.Send:
-    return protocol.Send(f"message{number:04d}", 0, "bob", 0, None, False, body)
+def send(number: int = 0, body: bytes = b"") -> verbs.Send:
+    return verbs.Send(f"message{number:04d}", 0, "bob", 0, None, False, body)
 
 
 class Client:
@@ -46,7 +47,7 @@ class Client:
     def handle(self, event: core.Event, now_s: float = 0.0) -> list[core.Effect]:
         return self.note(self.core.handle(now_s, event))
 
-    def hear(self, *envelopes: protocol.Envelope) -> list[core.Effect]:
+    def hear(self, *envelopes: verbs.Envelope) -> list[core.Effect]:
         return self.handle(Received(list(envelopes)))
 
     def note(self, effects: list[core.Effect]) -> list[core.Effect]:
@@ -54,13 +55,13 @@ class Client:
         self.tickets += [effect.message.ticket for effect in effects if isinstance(effect, Hand)]
         return effects
 
-    def take(self, *places: int) -> list[protocol.Envelope]:
+    def take(self, *places: int) -> list[verbs.Envelope]:
         for place in places:
             self.core.taken(self.tickets[place])
         return said(self.note(self.core.acknowledge()))
 
 
-def said(effects: list[core.Effect]) -> list[protocol.Envelope]:
+def said(effects: list[core.Effect]) -> list[verbs.Envelope]:
     return [effect.envelope for effect in effects if isinstance(effect, Transmit)]
 
 
@@ -90,7 +91,7 @@ def in_phase(phase: Phase) -> Client:
     if phase in (Phase.READY, Phase.CLOSED):
         client.hear(welcome())
     if phase is Phase.CLOSED:
-        client.hear(protocol.Disconnected())
+        client.hear(verbs.Disconnected())
     assert client.core.phase is phase
     return client
 
@@ -101,12 +102,12 @@ def in_phase(phase: Phase) -> Client:
         (Up(), (Phase.GREETING, Phase.GREETING, Phase.GREETING, Phase.CLOSED)),
         (Down(), (Phase.OFFLINE, Phase.OFFLINE, Phase.OFFLINE, Phase.CLOSED)),
         (Received([welcome()]), (Phase.READY, Phase.READY, Phase.READY, Phase.CLOSED)),
-        (Received([protocol.Expired()]), (Phase.OFFLINE, Phase.GREETING, Phase.GREETING, Phase.CLOSED)),
-        (Received([protocol.Displaced(1)]), (Phase.CLOSED,) * 4),
-        (Received([protocol.Displaced(77)]), (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED)),
-        (Received([protocol.Disconnected()]), (Phase.CLOSED,) * 4),
-        (Received([protocol.Refused("hello", "protocol", "")]), (Phase.CLOSED,) * 4),
-        (Received([protocol.Refused("", "protocol", "")]), (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED)),
+        (Received([verbs.Expired()]), (Phase.OFFLINE, Phase.GREETING, Phase.GREETING, Phase.CLOSED)),
+        (Received([verbs.Displaced(1)]), (Phase.CLOSED,) * 4),
+        (Received([verbs.Displaced(77)]), (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED)),
+        (Received([verbs.Disconnected()]), (Phase.CLOSED,) * 4),
+        (Received([verbs.Refused("hello", "protocol", "")]), (Phase.CLOSED,) * 4),
+        (Received([verbs.Refused("", "protocol", "")]), (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED)),
         (Tick(), (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED)),
     ],
     ids=str,
@@ -121,24 +122,22 @@ def test_phases(event, ends):
 def test_hello_says_who_it_is():
     client = Client()
     (hello,) = said(client.handle(Up()))
-    assert hello == protocol.Hello(
-        2, "1.2.3", 0, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), (), None
-    )
+    assert hello == verbs.Hello(2, "1.2.3", 0, "id", "token", "me", None, "/p", "/p", 77, "1:1", ("deploys",), (), None)
 
 
 def test_a_broker_that_cannot_read_that_nobody_chose_the_name_is_greeted_as_if_somebody_had():
     client = Client()
     client.core.persona = client.core.persona._replace(named=False)
     (hello,) = said(client.handle(Up()))
-    assert isinstance(hello, protocol.Hello) and not hello.named
-    (again,) = said(client.hear(protocol.Refused("", "protocol", "HELLO with fields of the wrong number or type")))
+    assert isinstance(hello, verbs.Hello) and not hello.named
+    (again,) = said(client.hear(verbs.Refused("", "protocol", "HELLO with fields of the wrong number or type")))
     assert again == hello._replace(named=True)
-    assert said(client.hear(protocol.Refused("", "protocol", "something else"))) == []
+    assert said(client.hear(verbs.Refused("", "protocol", "something else"))) == []
 
 
 def test_only_expired_in_ready_greets_again(ready):
-    assert [type(one) for one in said(ready.hear(protocol.Expired()))] == [protocol.Hello]
-    assert said(ready.hear(protocol.Expired())) == []
+    assert [type(one) for one in said(ready.hear(verbs.Expired()))] == [verbs.Hello]
+    assert said(ready.hear(verbs.Expired())) == []
 
 
 def test_welcome_subscribes_with_the_mark_last(ready):
@@ -154,22 +153,22 @@ def test_those_without_a_mailbox_do_not_subscribe(role):
 
 
 def test_nothing_is_heard_after_the_end(ready):
-    effects = ready.hear(protocol.Disconnected(), deliver(1))
+    effects = ready.hear(verbs.Disconnected(), deliver(1))
     assert effects == [core.Closed(None)]
     assert ready.handle(Up()) == [] and ready.hear(welcome()) == []
 
 
 def test_why_it_was_closed(ready):
-    (closed,) = ready.hear(protocol.Displaced(1))
+    (closed,) = ready.hear(verbs.Displaced(1))
     assert isinstance(closed, core.Closed) and isinstance(closed.reason, core.Displaced)
     refused = Client()
     refused.handle(Up())
-    (closed,) = refused.hear(protocol.Refused("hello", "name_taken", "the name is taken"))
+    (closed,) = refused.hear(verbs.Refused("hello", "name_taken", "the name is taken"))
     assert isinstance(closed, core.Closed) and isinstance(closed.reason, errors.NameTaken)
 
 
 def test_bye(ready):
-    assert said(ready.core.bye()) == [protocol.Bye()]
+    assert said(ready.core.bye()) == [verbs.Bye()]
     assert ready.core.phase is Phase.CLOSED
     assert Client().core.bye() == []
 
@@ -181,31 +180,31 @@ def test_what_is_said_before_the_connection_follows_hello_in_order():
     client = Client()
     assert client.core.send(send()) == []
     assert client.core.await_answer("message0000") == []
-    assert client.core.request(protocol.Status("s")) == []
+    assert client.core.request(verbs.Status("s")) == []
     hello, *rest = said(client.handle(Up()))
-    assert isinstance(hello, protocol.Hello)
-    assert rest == [protocol.Await("message0000"), send(), protocol.Status("s")]
+    assert isinstance(hello, verbs.Hello)
+    assert rest == [verbs.Await("message0000"), send(), verbs.Status("s")]
 
 
 @pytest.mark.parametrize("phase", [Phase.GREETING, Phase.READY])
 def test_what_is_said_afterwards_goes_out_at_once(phase):
     client = in_phase(phase)
-    assert said(client.core.await_answer("message0000")) == [protocol.Await("message0000")]
+    assert said(client.core.await_answer("message0000")) == [verbs.Await("message0000")]
     assert said(client.core.send(send())) == [send()]
-    assert said(client.core.request(protocol.Status("s"))) == [protocol.Status("s")]
+    assert said(client.core.request(verbs.Status("s"))) == [verbs.Status("s")]
 
 
-@pytest.mark.parametrize("again", [(Down(), Up()), (Received([protocol.Expired()]),)])
+@pytest.mark.parametrize("again", [(Down(), Up()), (Received([verbs.Expired()]),)])
 def test_what_is_unanswered_is_said_again(ready, again):
     for number in range(3):
         ready.core.send(send(number))
-    ready.core.request(protocol.Status("s"))
-    ready.hear(protocol.Receipt(0, "b", "bob", 0, ("message0001",)))
+    ready.core.request(verbs.Status("s"))
+    ready.hear(verbs.Receipt(0, "b", "bob", 0, ("message0001",)))
     effects = [effect for event in again for effect in ready.handle(event)]
     assert said(effects)[1:] == [
         send(0)._replace(again=True),
         send(2)._replace(again=True),
-        protocol.Status("s"),
+        verbs.Status("s"),
     ]
 
 
@@ -217,7 +216,7 @@ def freed(effects: list[core.Effect]) -> list[str]:
 class TestLargeBodies:
     """They are put down in a file, if whoever acts for the core can do that, and the broker is of the same release."""
 
-    LARGE = b"x" * (protocol.SPILL_BYTES + 1)
+    LARGE = b"x" * (verbs.SPILL_BYTES + 1)
 
     @pytest.fixture
     def spooling(self) -> Client:
@@ -237,9 +236,9 @@ class TestLargeBodies:
     def test_their_room_is_free_when_their_fate_is_known(self, spooling, outcome):
         spooling.core.send_all([send(0), send(1, self.LARGE)])
         told = {
-            "receipt": protocol.Receipt(0, "b", "bob", 0, ("message0000", "message0001")),
-            "refusal": protocol.Refused("message0001", "unknown_peer", "nobody"),
-            "tally": protocol.Tally("message0001", 1, 0),
+            "receipt": verbs.Receipt(0, "b", "bob", 0, ("message0000", "message0001")),
+            "refusal": verbs.Refused("message0001", "unknown_peer", "nobody"),
+            "tally": verbs.Tally("message0001", 1, 0),
         }[outcome]
         effects = spooling.hear(told)
         assert freed(effects) == ["message0001"]
@@ -247,16 +246,16 @@ class TestLargeBodies:
 
     def test_what_was_not_put_down_is_not_taken_up(self, spooling):
         spooling.core.send(send(0))
-        assert freed(spooling.hear(protocol.Receipt(0, "b", "b", 0, ("message0000",)))) == []
+        assert freed(spooling.hear(verbs.Receipt(0, "b", "b", 0, ("message0000",)))) == []
 
-    @pytest.mark.parametrize("again", [(Down(), Up()), (Received([protocol.Expired()]),)])
+    @pytest.mark.parametrize("again", [(Down(), Up()), (Received([verbs.Expired()]),)])
     def test_what_is_said_again_goes_along_with_its_body_and_its_room_stays_taken_until_then(self, spooling, again):
         spooling.core.send(send(0, self.LARGE))
         effects = [effect for event in again for effect in spooling.handle(event)]
         assert said(effects)[1:] == [send(0, self.LARGE)._replace(again=True)]
         assert freed(effects) == []
         spooling.hear(welcome(release="1.2.3"))
-        assert freed(spooling.hear(protocol.Receipt(0, "b", "bob", 0, ("message0000",)))) == ["message0000"]
+        assert freed(spooling.hear(verbs.Receipt(0, "b", "bob", 0, ("message0000",)))) == ["message0000"]
 
     def test_before_it_is_known_who_the_broker_is_they_go_along(self, spooling):
         for event in (Down(), Up()):
@@ -281,26 +280,26 @@ class TestLargeBodies:
 def test_each_answer_is_given_once(ready):
     for number in range(3):
         ready.core.send(send(number))
-    receipt = protocol.Receipt(0, "b", "bob", 0, ("message0000", "message0001", "message9999"))
+    receipt = verbs.Receipt(0, "b", "bob", 0, ("message0000", "message0001", "message9999"))
     assert ready.hear(receipt) == [core.Answer(("message0000", "message0001"), receipt)]
     assert ready.hear(receipt) == []
-    (answer,) = ready.hear(protocol.Refused("message0002", "unknown_peer", "nobody"))
+    (answer,) = ready.hear(verbs.Refused("message0002", "unknown_peer", "nobody"))
     assert isinstance(answer, core.Answer) and isinstance(answer.outcome, errors.UnknownPeer)
     assert ready.core.unconfirmed == 0
-    tally = protocol.Tally("message0003", 1, 2)
+    tally = verbs.Tally("message0003", 1, 2)
     assert ready.hear(tally) == []
     ready.core.send(send(3))
     assert ready.hear(tally) == [core.Answer(("message0003",), tally)]
 
 
 def test_the_response_to_a_request(ready):
-    ready.core.request(protocol.Status("s"))
-    ready.core.request(protocol.Rename("r", "x"))
-    health = protocol.Health("s", ())
+    ready.core.request(verbs.Status("s"))
+    ready.core.request(verbs.Rename("r", "x"))
+    health = verbs.Health("s", ())
     assert ready.hear(health, health) == [core.Response("s", health)]
-    (response,) = ready.hear(protocol.Refused("r", "invalid_name", "bad"))
+    (response,) = ready.hear(verbs.Refused("r", "invalid_name", "bad"))
     assert isinstance(response, core.Response) and isinstance(response.envelope, errors.InvalidName)
-    assert len(said(ready.hear(protocol.Expired()))) == 1  # neither is repeated
+    assert len(said(ready.hear(verbs.Expired()))) == 1  # neither is repeated
 
 
 def test_the_window_by_number(ready, monkeypatch):
@@ -309,7 +308,7 @@ def test_the_window_by_number(ready, monkeypatch):
     ready.core.send(send(0))
     ready.core.send(send(1))
     assert not ready.core.may_send
-    ready.hear(protocol.Receipt(0, "b", "bob", 0, ("message0000",)))
+    ready.hear(verbs.Receipt(0, "b", "bob", 0, ("message0000",)))
     assert ready.core.may_send
 
 
@@ -317,7 +316,7 @@ def test_the_window_by_size(ready, monkeypatch):
     monkeypatch.setattr(core, "WINDOW_BYTES", 10)
     ready.core.send(send(0, b"x" * 11))
     assert not ready.core.may_send
-    ready.hear(protocol.Refused("message0000", "unknown_peer", ""))
+    ready.hear(verbs.Refused("message0000", "unknown_peer", ""))
     assert ready.core.may_send
 
 
@@ -327,18 +326,18 @@ def test_the_window_by_size(ready, monkeypatch):
 def test_what_was_taken_is_acknowledged_once(ready):
     ready.hear(deliver(1), deliver(2))
     ready.handle(cast(11))
-    assert ready.take(0) == [protocol.Ack(1, ())]
+    assert ready.take(0) == [verbs.Ack(1, ())]
     assert ready.take() == []
-    assert ready.take(1, 2) == [protocol.Ack(2, (11,))]
+    assert ready.take(1, 2) == [verbs.Ack(2, (11,))]
 
 
 def test_nothing_is_acknowledged_before_a_new_welcome(ready):
     ready.hear(deliver(1))
-    ready.hear(protocol.Expired())
+    ready.hear(verbs.Expired())
     assert ready.take(0) == []
     ready.hear(welcome(lease="other"))
     assert ready.take() == []
-    assert said(ready.hear(deliver(1))) == [protocol.Ack(1, ())]
+    assert said(ready.hear(deliver(1))) == [verbs.Ack(1, ())]
 
 
 def test_what_was_taken_offline_is_not_shown_again_but_acknowledged(ready):
@@ -350,7 +349,7 @@ def test_what_was_taken_offline_is_not_shown_again_but_acknowledged(ready):
     assert core.TakeBack() in ready.hear(welcome(lease="other"))
     effects = ready.hear(deliver(1), deliver(2))
     assert shown(effects) == ["direct000002"]
-    assert said(effects) == [protocol.Ack(1, ())]  # at once: the application does nothing for it
+    assert said(effects) == [verbs.Ack(1, ())]  # at once: the application does nothing for it
 
 
 def test_a_ticket_of_an_old_lease_settles_nothing(ready):
@@ -358,7 +357,7 @@ def test_a_ticket_of_an_old_lease_settles_nothing(ready):
     ready.hear(welcome(lease="other"))
     ready.hear(deliver(7))
     assert ready.take(0) == []
-    assert ready.take(1) == [protocol.Ack(7, ())]
+    assert ready.take(1) == [verbs.Ack(7, ())]
 
 
 def test_a_ticket_of_another_core_settles_nothing(ready):
@@ -367,46 +366,46 @@ def test_a_ticket_of_another_core_settles_nothing(ready):
     (ticket,) = ready.tickets
     ready.core.taken(ticket._replace(lease="another", msg_id="direct000009"))
     assert ready.take() == []
-    assert ready.take(0) == [protocol.Ack(1, ())]
+    assert ready.take(0) == [verbs.Ack(1, ())]
 
 
 def test_a_recall_acknowledges_what_was_taken_and_forgets_the_rest(ready):
     ready.hear(deliver(1), deliver(2), deliver(3, after=99))
     ready.core.taken(ready.tickets[0])
-    effects = ready.hear(protocol.Recall(5, (11,)))
-    assert effects == [core.TakeBack(), Transmit(protocol.Ack(1, ())), Transmit(protocol.Recalled(5))]
+    effects = ready.hear(verbs.Recall(5, (11,)))
+    assert effects == [core.TakeBack(), Transmit(verbs.Ack(1, ())), Transmit(verbs.Recalled(5))]
     assert ready.handle(cast(11)) == []
     assert shown(ready.hear(deliver(2), deliver(3))) == ["direct000002", "direct000003"]
-    assert ready.take(-2, -1) == [protocol.Ack(3, ())]
+    assert ready.take(-2, -1) == [verbs.Ack(3, ())]
 
 
 def test_what_was_only_looked_at_holds_up_nothing():
     client = Client(ME._replace(role=Role.HELPER))
     client.handle(Up())
     client.hear(welcome())
-    client.core.request(protocol.Fetch("peek", True))
-    client.hear(deliver(1), deliver(2), protocol.Fetched("peek", 2, 0))
-    client.core.request(protocol.Fetch("f", False))
+    client.core.request(verbs.Fetch("peek", True))
+    client.hear(deliver(1), deliver(2), verbs.Fetched("peek", 2, 0))
+    client.core.request(verbs.Fetch("f", False))
     client.hear(deliver(1), deliver(2))
     assert client.take(0) == []  # a ticket of what has been given back
     client = Client(ME._replace(role=Role.HELPER))
     client.handle(Up())
-    client.hear(welcome(), deliver(1), deliver(2), protocol.Fetched("peek", 2, 0), deliver(1), deliver(2))
-    assert client.take(2, 3) == [protocol.Ack(2, ())]
+    client.hear(welcome(), deliver(1), deliver(2), verbs.Fetched("peek", 2, 0), deliver(1), deliver(2))
+    assert client.take(2, 3) == [verbs.Ack(2, ())]
 
 
 def test_an_answer_that_was_taken_is_awaited_no_more(ready):
     ready.core.await_answer("question0000")
     ready.hear(deliver(1, reply_to="question0000"))
     ready.take(0)
-    assert len(said(ready.hear(protocol.Expired()))) == 1
+    assert len(said(ready.hear(verbs.Expired()))) == 1
 
 
 # --- what is handed out (in which order: test_inbound)
 
 
 def test_what_the_application_gets(ready):
-    deliver = protocol.Deliver(
+    deliver = verbs.Deliver(
         3,
         0,
         0,
@@ -439,7 +438,7 @@ def test_what_the_application_gets(ready):
 
 def test_before_it_is_welcome_it_takes_no_broadcasts(ready):
     assert in_phase(Phase.GREETING).handle(cast(11)) == []
-    ready.hear(protocol.Expired())
+    ready.hear(verbs.Expired())
     assert ready.handle(cast(11)) == []
     ready.hear(welcome())
     assert shown(ready.handle(cast(11))) == ids(11)
@@ -449,9 +448,7 @@ def test_before_it_is_welcome_it_takes_no_broadcasts(ready):
 def test_nor_runs_of_them_and_then_each_as_it_takes_them(in_runs):
     client = Client()
     client.core = ClientCore(ME, "1.2.3", in_runs=in_runs)
-    run = protocol.Broadcasts(
-        "epoch", 11, 10, (), "s", "n", "Ä", 3, "deploys", 0, 1.0, tuple(ids(11, 12)), (b"x", b"y")
-    )
+    run = verbs.Broadcasts("epoch", 11, 10, (), "s", "n", "Ä", 3, "deploys", 0, 1.0, tuple(ids(11, 12)), (b"x", b"y"))
     published = Published(b"#deploys\0", [run])
     client.handle(Up())
     assert client.handle(published) == []
@@ -469,16 +466,16 @@ def test_nor_runs_of_them_and_then_each_as_it_takes_them(in_runs):
         assert (one.from_session, one.from_name, one.from_label) == ("s", "n", "Ä")
         assert (one.scope, one.target, one.reply_to, one.age_s, one.pointer) == (3, "deploys", None, -1, None)
     client.core.taken_run(incoming[0].ticket.lease, incoming[0].ticket.number, ids(11, 12))
-    assert said(client.core.acknowledge()) == [protocol.Ack(0, (11, 12))]
-    client.hear(protocol.Expired())
+    assert said(client.core.acknowledge()) == [verbs.Ack(0, (11, 12))]
+    client.hear(verbs.Expired())
     assert client.handle(Published(b"#deploys\0", [run._replace(bcast=13, prev=12, msg_ids=tuple(ids(13, 14)))])) == []
 
 
 def test_what_has_not_come_is_asked_for(ready):
-    assert ready.handle(cast(12, prev=11)) == [Transmit(protocol.Refill((11,)))]
-    effects = ready.hear(deliver(1, bcast=11), protocol.Beat("epoch", 99, (11, 12, 13)))
+    assert ready.handle(cast(12, prev=11)) == [Transmit(verbs.Refill((11,)))]
+    effects = ready.hear(deliver(1, bcast=11), verbs.Beat("epoch", 99, (11, 12, 13)))
     assert shown(effects) == ids(11, 12)
-    assert said(effects) == [protocol.Refill((13,))]
+    assert said(effects) == [verbs.Refill((13,))]
 
 
 def test_a_new_lease_forgets_numbers(ready):
@@ -492,23 +489,23 @@ def test_a_new_lease_forgets_numbers(ready):
 
 @pytest.mark.parametrize("way", ["dealer", "channel"])
 def test_rename(ready, way):
-    renamed = protocol.Renamed("lead")
+    renamed = verbs.Renamed("lead")
     event = Received([renamed]) if way == "dealer" else Published(b"@me\0", [renamed])
     assert ready.handle(event) == [core.Retune(b"@me\0", b"@lead\0"), core.Renamed("lead")]
     assert ready.handle(event) == []
-    assert ready.handle(Published(b"@lead\0", [protocol.Disconnected()])) == [core.Closed(None)]
+    assert ready.handle(Published(b"@lead\0", [verbs.Disconnected()])) == [core.Closed(None)]
 
 
 def test_what_comes_on_somebody_elses_channel_is_not_for_it(ready):
-    assert ready.handle(Published(b"@other\0", [protocol.Disconnected()])) == []
+    assert ready.handle(Published(b"@other\0", [verbs.Disconnected()])) == []
     assert ready.core.phase is Phase.READY
 
 
 def test_the_next_hello_has_the_new_name(ready):
-    ready.hear(protocol.Renamed("lead"))
+    ready.hear(verbs.Renamed("lead"))
     ready.handle(Down())
     (hello,) = said(ready.handle(Up()))
-    assert isinstance(hello, protocol.Hello) and hello.name == "lead"
+    assert isinstance(hello, verbs.Hello) and hello.name == "lead"
 
 
 # --- time
@@ -517,7 +514,7 @@ def test_the_next_hello_has_the_new_name(ready):
 def test_it_pings_when_it_has_been_silent(ready):
     assert ready.core.next_tick_s(0.0) == core.PING_S
     assert ready.handle(Tick(), now_s=3.9) == []
-    assert said(ready.handle(Tick(), now_s=4.0)) == [protocol.Ping("lease", "me")]
+    assert said(ready.handle(Tick(), now_s=4.0)) == [verbs.Ping("lease", "me")]
     assert ready.core.next_tick_s(5.0) == 3.0
     assert ready.core.next_tick_s(99.0) == 0.0
 
@@ -544,12 +541,12 @@ def test_repr(ready):
 # --- requests to a group
 
 
-def request(number: int = 0, body: bytes = b"") -> protocol.Request:
-    return protocol.Request(f"request{number:04d}", "resizers", 0, True, False, body)
+def request(number: int = 0, body: bytes = b"") -> verbs.Request:
+    return verbs.Request(f"request{number:04d}", "resizers", 0, True, False, body)
 
 
-def result(number: int = 0) -> protocol.Result:
-    return protocol.Result(f"request{number:04d}", "answer000000", "w", "worker", 0, 1.0, None, b"done")
+def result(number: int = 0) -> verbs.Result:
+    return verbs.Result(f"request{number:04d}", "answer000000", "w", "worker", 0, 1.0, None, b"done")
 
 
 def test_a_request_is_kept_until_it_is_answered(ready):
@@ -562,9 +559,9 @@ def test_a_request_is_kept_until_it_is_answered(ready):
 
 def test_a_request_that_is_refused(ready):
     ready.core.ask(request())
-    (answered,) = ready.hear(protocol.Refused("request0000", "unknown_peer", "nobody"))
+    (answered,) = ready.hear(verbs.Refused("request0000", "unknown_peer", "nobody"))
     assert isinstance(answered, core.Answered) and isinstance(answered.outcome, errors.UnknownPeer)
-    assert ready.hear(protocol.Refused("request0000", "unknown_peer", "nobody")) == []
+    assert ready.hear(verbs.Refused("request0000", "unknown_peer", "nobody")) == []
 
 
 def test_requests_are_said_again_with_each_hello(ready):
@@ -572,22 +569,22 @@ def test_requests_are_said_again_with_each_hello(ready):
     ready.handle(Down())
     assert said(ready.core.ask(request(2))) == []
     hello, *others = said(ready.handle(Up()))
-    assert isinstance(hello, protocol.Hello)
+    assert isinstance(hello, verbs.Hello)
     assert others == [request(1)._replace(again=True), request(2)]
     ready.hear(welcome())
     ready.hear(result(1))
-    assert said(ready.hear(protocol.Expired()))[1:] == [request(2)._replace(again=True)]
+    assert said(ready.hear(verbs.Expired()))[1:] == [request(2)._replace(again=True)]
 
 
 def test_a_request_that_is_withdrawn(ready):
     ready.core.ask(request(1))
     ready.core.ask(request(2))
-    assert said(ready.core.withdraw(["request0001", "request0009"])) == [protocol.Withdraw(("request0001",))]
+    assert said(ready.core.withdraw(["request0001", "request0009"])) == [verbs.Withdraw(("request0001",))]
     assert said(ready.core.withdraw(["request0001"])) == []
     assert ready.hear(result(1)) == []
     ready.handle(Down())
     assert ready.core.withdraw(["request0002"]) == []
-    assert [type(one) for one in said(ready.handle(Up()))] == [protocol.Hello]
+    assert [type(one) for one in said(ready.handle(Up()))] == [verbs.Hello]
 
 
 def test_how_much_may_be_asked(ready):
@@ -607,21 +604,21 @@ def test_how_much_may_be_asked(ready):
 def test_what_is_awaited_no_longer_is_not_awaited_again(ready):
     ready.core.await_answer("message0001")
     ready.core.await_answer("message0002")
-    assert said(ready.core.unawait(["message0001", "message0009"])) == [protocol.Unawait(("message0001",))]
+    assert said(ready.core.unawait(["message0001", "message0009"])) == [verbs.Unawait(("message0001",))]
     assert said(ready.core.unawait(["message0001"])) == []
-    assert said(ready.handle(Up()))[1:] == [protocol.Await("message0002")]
+    assert said(ready.handle(Up()))[1:] == [verbs.Await("message0002")]
 
 
 # --- work
 
 
-def work(number: int = 0, tries: int = 0) -> protocol.Work:
-    return protocol.Work(f"request{number:04d}", "s", "n", None, "resizers", 0, 1.0, tries, None, b"")
+def work(number: int = 0, tries: int = 0) -> verbs.Work:
+    return verbs.Work(f"request{number:04d}", "s", "n", None, "resizers", 0, 1.0, tries, None, b"")
 
 
 @pytest.fixture
 def worker(ready) -> Client:
-    assert said(ready.core.offer(4)) == [protocol.Offer(4, (), ())]
+    assert said(ready.core.offer(4)) == [verbs.Offer(4, (), ())]
     return ready
 
 
@@ -629,7 +626,7 @@ def test_work_is_done_once(worker):
     assert worker.hear(work()) == [core.Do(work())]
     assert worker.hear(work(tries=1)) == []
     assert worker.core.in_hand == 1
-    answer = protocol.Answer("request0000", 0, b"done")
+    answer = verbs.Answer("request0000", 0, b"done")
     assert said(worker.core.answer(*answer)) == [answer]
     assert worker.core.in_hand == 0
     assert worker.core.answer(*answer) == []
@@ -638,7 +635,7 @@ def test_work_is_done_once(worker):
 def test_an_answer_is_given_again_without_work(worker):
     worker.hear(work())
     worker.core.answer("request0000", 0, b"done")
-    assert worker.hear(work()) == [Transmit(protocol.Answer("request0000", 0, b"done"))]
+    assert worker.hear(work()) == [Transmit(verbs.Answer("request0000", 0, b"done"))]
 
 
 def test_hello_names_what_is_in_hand_and_what_is_answered(worker):
@@ -646,23 +643,23 @@ def test_hello_names_what_is_in_hand_and_what_is_answered(worker):
     worker.core.answer("request0002", 0, b"done")
     worker.handle(Down())
     assert said(worker.core.answer("request0003", 0, b"done")) == []
-    offer = protocol.Offer(4, ("request0001",), ("request0002", "request0003"))
+    offer = verbs.Offer(4, ("request0001",), ("request0002", "request0003"))
     assert said(worker.handle(Up()))[1:] == [offer]
-    assert said(worker.core.offer(0)) == [protocol.Offer(0, (), ())]
+    assert said(worker.core.offer(0)) == [verbs.Offer(0, (), ())]
     assert said(worker.handle(Up()))[1:] == [offer._replace(credit=0)]
 
 
 @pytest.mark.parametrize("phase", Phase)
 def test_a_probe_is_answered_where_there_is_a_lease(phase):
-    answered = said(in_phase(phase).hear(protocol.Probe()))
-    assert [type(one) for one in answered] == ([protocol.Ping] if phase is Phase.READY else [])
+    answered = said(in_phase(phase).hear(verbs.Probe()))
+    assert [type(one) for one in answered] == ([verbs.Ping] if phase is Phase.READY else [])
 
 
 def test_what_is_given_back_is_not_named_with_the_hello_that_follows(worker):
     worker.hear(work(1), work(2))
     worker.core.answer("request0001", 0, b"done")
     hello, offer = said(worker.core.give_back())
-    assert isinstance(hello, protocol.Hello) and offer == protocol.Offer(0, (), ("request0001",))
+    assert isinstance(hello, verbs.Hello) and offer == verbs.Offer(0, (), ("request0001",))
     assert worker.core.in_hand == 0
     assert said(worker.core.answer("request0002", 0, b"too late")) == []
 
@@ -672,13 +669,13 @@ def test_where_nothing_is_in_hand_nothing_is_said(worker):
 
 
 def test_who_has_not_offered_does_not_offer_again(ready):
-    assert [type(one) for one in said(ready.handle(Up()))] == [protocol.Hello]
+    assert [type(one) for one in said(ready.handle(Up()))] == [verbs.Hello]
 
 
 def test_an_offer_while_there_is_no_broker_is_made_to_the_next(ready):
     ready.handle(Down())
     assert said(ready.core.offer(7)) == []
-    assert said(ready.handle(Up()))[1:] == [protocol.Offer(7, (), ())]
+    assert said(ready.handle(Up()))[1:] == [verbs.Offer(7, (), ())]
 
 
 def test_work_of_a_connection_that_has_ended_is_left_alone(worker):
@@ -690,36 +687,36 @@ def test_work_of_a_connection_that_has_ended_is_left_alone(worker):
 
 def test_work_that_is_withdrawn(worker):
     worker.hear(work(1), work(2))
-    assert worker.hear(protocol.Withdrawn(("request0001", "request0009"))) == [core.Withdrawn(("request0001",))]
-    assert worker.hear(protocol.Withdrawn(("request0001",))) == []
+    assert worker.hear(verbs.Withdrawn(("request0001", "request0009"))) == [core.Withdrawn(("request0001",))]
+    assert worker.hear(verbs.Withdrawn(("request0001",))) == []
     assert worker.core.answer("request0001", 0, b"done") == []
     assert worker.core.in_hand == 1
 
 
 def test_the_last_answers_are_remembered(worker, monkeypatch):
-    monkeypatch.setattr("zmqbus.client.work.REMEMBERED_ANSWERS", 2)
+    monkeypatch.setattr("zmqbus.client.requests.REMEMBERED_ANSWERS", 2)
     for number in range(3):
         worker.hear(work(number))
         worker.core.answer(f"request{number:04d}", 0, b"")
     assert worker.hear(work(0)) == [core.Do(work(0))]
-    assert said(worker.hear(work(1), work(2))) == [protocol.Answer(f"request{n:04d}", 0, b"") for n in (1, 2)]
+    assert said(worker.hear(work(1), work(2))) == [verbs.Answer(f"request{n:04d}", 0, b"") for n in (1, 2)]
 
 
 def test_no_more_bytes_of_them_than_that_but_for_the_newest(worker, monkeypatch):
-    monkeypatch.setattr("zmqbus.client.work.REMEMBERED_BYTES", 10)
+    monkeypatch.setattr("zmqbus.client.requests.REMEMBERED_BYTES", 10)
     for number, size in enumerate((4, 4, 20)):
         worker.hear(work(number))
         worker.core.answer(f"request{number:04d}", 0, bytes(size))
     assert worker.hear(work(0), work(1)) == [core.Do(work(0)), core.Do(work(1))]
-    assert said(worker.hear(work(2))) == [protocol.Answer("request0002", 0, bytes(20))]
+    assert said(worker.hear(work(2))) == [verbs.Answer("request0002", 0, bytes(20))]
 
 
 # --- runs
 
 
-def delivers(seq: int, count: int, after: int = 0) -> protocol.Delivers:
+def delivers(seq: int, count: int, after: int = 0) -> verbs.Delivers:
     msg_ids = tuple(f"direct{number:06d}" for number in range(seq, seq + count))
-    return protocol.Delivers(seq, after, "s", "n", "l", 2, 1.5, msg_ids, (b"x",) * count)
+    return verbs.Delivers(seq, after, "s", "n", "l", 2, 1.5, msg_ids, (b"x",) * count)
 
 
 @pytest.fixture
@@ -740,13 +737,13 @@ def test_several_are_said_in_as_few_envelopes_as_can_be_and_kept_each_by_itself(
     sends = [send(number, b"%d" % number) for number in range(4)]
     sends[2] = sends[2]._replace(target="carol")
     run, carol, last = said(ready.note(ready.core.send_all(sends)))
-    assert run == protocol.Sends(0, "bob", 0, ("message0000", "message0001"), (b"0", b"1"))
+    assert run == verbs.Sends(0, "bob", 0, ("message0000", "message0001"), (b"0", b"1"))
     assert (carol, last) == tuple(sends[2:])
     assert ready.core.unconfirmed == 4
     assert ready.core.room == (core.WINDOW_MESSAGES - 4, core.WINDOW_BYTES - 4)
-    told = protocol.Receipt(0, "id", "bob", 0, ("message0001", "message0003"))
+    told = verbs.Receipt(0, "id", "bob", 0, ("message0001", "message0003"))
     assert ready.hear(told) == [core.Answer(("message0001", "message0003"), told)]
-    (refused,) = ready.hear(protocol.Refused("message0000", "rate_limited", "full"))
+    (refused,) = ready.hear(verbs.Refused("message0000", "rate_limited", "full"))
     assert refused.msg_ids == ("message0000",) and isinstance(refused.outcome, errors.RateLimited)
     assert ready.core.room == (core.WINDOW_MESSAGES - 1, core.WINDOW_BYTES - 1)
 
@@ -755,7 +752,7 @@ def test_what_was_said_as_one_is_said_again_one_by_one_and_says_so(ready):
     """As SENDs: an earlier broker may know some of them, and then each is for whoever it was for."""
     sends = [send(number) for number in range(3)]
     ready.note(ready.core.send_all(sends))
-    ready.hear(protocol.Receipt(0, "id", "bob", 0, ("message0001",)))
+    ready.hear(verbs.Receipt(0, "id", "bob", 0, ("message0001",)))
     ready.handle(Down())
     _, *again = said(ready.handle(Up()))
     assert again == [sends[0]._replace(again=True), sends[2]._replace(again=True)]
@@ -772,9 +769,9 @@ def test_a_run_is_handed_out_as_one_and_taken_in_parts(in_runs):
     run = delivers(1, 3)
     assert in_runs.handle(0.0, Received([run])) == [core.HandRun("lease", 1, run)]
     in_runs.taken_run("lease", 1, run.msg_ids[:2])
-    assert said(in_runs.acknowledge()) == [protocol.Ack(2, ())]
+    assert said(in_runs.acknowledge()) == [verbs.Ack(2, ())]
     in_runs.taken(core.Ticket("lease", 3, run.msg_ids[2], None))
-    assert said(in_runs.acknowledge()) == [protocol.Ack(3, ())]
+    assert said(in_runs.acknowledge()) == [verbs.Ack(3, ())]
 
 
 def test_each_of_a_run_is_what_it_would_be_by_itself(ready):
@@ -810,7 +807,7 @@ def test_what_was_taken_under_another_lease_is_known_and_settles_nothing(in_runs
     in_runs.taken_run("lease", 1, run.msg_ids[:2])
     assert said(in_runs.acknowledge()) == []
     effects = in_runs.handle(0.0, Received([run]))
-    assert shown(effects) == ["direct000003"] and said(effects) == [protocol.Ack(2, ())]
+    assert shown(effects) == ["direct000003"] and said(effects) == [verbs.Ack(2, ())]
 
 
 # --- what must not be said
@@ -818,7 +815,7 @@ def test_what_was_taken_under_another_lease_is_known_and_settles_nothing(in_runs
 
 def test_what_is_over_a_limit_is_answered_here_and_named(ready):
     """Said, it would come back as part of a message that nobody can read, at every HELLO."""
-    long = protocol.Send("toolong00001", 0, "x" * 4_097, 0, None, False, b"")
+    long = verbs.Send("toolong00001", 0, "x" * 4_097, 0, None, False, b"")
     good = long._replace(msg_id="good00000001", target="bob")
     effects: Any = ready.core.send_all([long, good])
     assert [type(one) for one in effects] == [core.Answer, core.Transmit]
@@ -833,9 +830,9 @@ def test_what_is_over_a_limit_is_answered_here_and_named(ready):
 
 
 def test_a_request_over_a_limit_is_answered_here(ready):
-    (response,) = ready.core.request(protocol.Rename("r", "x" * 41))
+    (response,) = ready.core.request(verbs.Rename("r", "x" * 41))
     assert response.ref == "r" and isinstance(response.envelope, errors.InvalidName)
-    (answered,) = ready.core.ask(protocol.Request("request00001", "g" * 41, 0, True, False, b""))
+    (answered,) = ready.core.ask(verbs.Request("request00001", "g" * 41, 0, True, False, b""))
     assert answered.msg_id == "request00001" and isinstance(answered.outcome, errors.InvalidName)
     assert ready.core.asked == 0
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from zmqbus import network
-from zmqbus.broker import daemon
+from zmqbus.broker.shell import daemon
 from zmqbus.client import launch
 from zmqbus.errors import BrokerError, BrokerUnavailable, PortHeld, Unauthorized
-from zmqbus.network import Network, Port
 from zmqbus.process import Process
 from zmqbus.settings import Settings, load
+from zmqbus.system import network
+from zmqbus.system.network import Network, Port
 
 #: Far over what any of this takes.
 PATIENCE_S = 90.0

@@ -19,7 +19,7 @@ from tests.conftest import ROOT, RunBin
 from zmqbus.client.launch import broker_pid
 from zmqbus.client.probe import Probe
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
-from zmqbus.security import client_keys
+from zmqbus.security.keys import client_keys
 from zmqbus.settings import Settings, load
 
 PATIENCE_S = 90.0
@@ -48,7 +48,7 @@ def test_it_tells_what_the_broker_tells(settings: Settings, run_bin: RunBin) -> 
 def test_it_tells_who_is_there(settings: Settings) -> None:
     """Also where a list comes in pages: this broker's have two rows."""
     code = (
-        "import zmqbus.protocol; zmqbus.protocol.LIST_PAGE = 2; from zmqbus.cli import broker; "
+        "import zmqbus.wire.verbs; zmqbus.wire.verbs.LIST_PAGE = 2; from zmqbus.cli import broker; "
         "broker.main(['--foreground'])"
     )
     broker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)

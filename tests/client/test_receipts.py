@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from zmqbus import errors, protocol
+from zmqbus import errors
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipt_of, receipts_of
-from zmqbus.protocol import State
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import State
 
 
 @pytest.mark.parametrize(
@@ -18,13 +19,13 @@ from zmqbus.protocol import State
     ],
 )
 def test_to_one(state, away_s, expected):
-    receipt = protocol.Receipt(state, "sid", "bob", away_s, ("m1", "m2"))
+    receipt = verbs.Receipt(state, "sid", "bob", away_s, ("m1", "m2"))
     assert receipt_of("m1", receipt) == expected
     assert list(receipts_of(("m1", "m2"), receipt)) == [("m1", expected), ("m2", expected._replace(msg_id="m2"))]
 
 
 def test_to_many():
-    tally = protocol.Tally("m1", 3, 2, ("full",))
+    tally = verbs.Tally("m1", 3, 2, ("full",))
     expected = BroadcastReceipt("m1", 3, 2, ("full",))
     assert receipt_of("m1", tally) == expected
     assert list(receipts_of(("m1",), tally)) == [("m1", expected)]

@@ -26,9 +26,9 @@ import pytest
 
 from tests.real.conftest import Bus, wait_until
 from tests.real.conftest import bus as bus  # a fixture
+from zmqbus.console.auth import NONCE_BYTES, Visitor, encode, page_key, sign, split
 from zmqbus.console.guard import ENTER, PROOF_HEADER
-from zmqbus.console.tickets import NONCE_BYTES, Visitor, encode, page_key, sign, split
-from zmqbus.record import Record, encode_record
+from zmqbus.journal.record import Record, encode_record
 from zmqbus.settings import load
 
 #: Two cores may be shared with the whole suite.

@@ -16,8 +16,8 @@ from tests.console.conftest import AUTHORITY, Answer, Asked, entering, log_in, p
 from tests.records import RECORD, ids
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.console.app import ASSETS_DIR, MAX_PAGE, MAX_SMALL_BYTES, SLICE_CHARS, Assets, Console
+from zmqbus.console.auth import LINK_S, Links, mint
 from zmqbus.console.guard import ENTER, MAX_POST_BYTES
-from zmqbus.console.tickets import LINK_S, Links, mint
 from zmqbus.errors import UnknownPeer
 from zmqbus.session.state import SessionState
 

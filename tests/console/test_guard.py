@@ -9,8 +9,8 @@ import pytest
 
 from tests.console.conftest import AUTHORITY, NAME, PORT, Asked, proof_of
 from zmqbus.console import guard
+from zmqbus.console.auth import Visitor, Visitors
 from zmqbus.console.guard import PROOF_HEADER, Admitted, Guard, Refusal, names_of
-from zmqbus.console.tickets import Visitor, Visitors
 
 NAMES = names_of(AUTHORITY)
 NAVIGATION = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}

@@ -22,10 +22,10 @@ from tests.console.conftest import PATIENCE_S, ConsoleProcess, Insider, entering
 from tests.console.others import as_nobody
 from tests.real.conftest import ROOT, Bus, wait_until
 from zmqbus.console import server
+from zmqbus.console.auth import Links, Visitors, decode, split
 from zmqbus.console.guard import ENTER
-from zmqbus.console.lease import Lease
+from zmqbus.console.lockfile import Lease
 from zmqbus.console.peers import Peers
-from zmqbus.console.tickets import Links, Visitors, decode, split
 from zmqbus.doctor.installation import install_command
 from zmqbus.settings import Settings, load
 

@@ -8,7 +8,7 @@ from tests.console.conftest import put
 from tests.records import RECORD
 from zmqbus.console import threads as module
 from zmqbus.console.threads import MAX_SHOWN, Threads
-from zmqbus.record import Record
+from zmqbus.journal.record import Record
 
 
 def message(msg_id: str, answers: str | None = None, text: str = "text") -> Record:

@@ -16,15 +16,16 @@ import zmq
 
 import zmqbus
 from tests.contract.worlds import Carrier, Member, World
-from zmqbus import codec, protocol, readback
 from zmqbus.client import core, launch
-from zmqbus.client import link as link_module
-from zmqbus.client.link import Link
-from zmqbus.client.taken import TakenIds
+from zmqbus.client import transport as link_module
+from zmqbus.client.seen import TakenIds
+from zmqbus.client.transport import Link
+from zmqbus.journal import reader
+from zmqbus.journal.record import Record, decode_record
 from zmqbus.process import process_of
-from zmqbus.protocol import Role, Scope
-from zmqbus.record import Record, decode_record
 from zmqbus.settings import Settings
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Role, Scope
 
 #: What takes longer than this does not happen, on two cores that many share.
 DEADLINE_S = 90.0
@@ -139,7 +140,7 @@ class RealMember(Member):
         """Deals with what has come, and does not wait."""
         self.perform(self.link.pump(0))
 
-    def raw(self, *envelopes: protocol.Envelope) -> None:
+    def raw(self, *envelopes: verbs.Envelope) -> None:
         self.link._dealer.send_multipart(codec.encode(envelopes), zmq.NOBLOCK)
 
     def cut(self) -> None:
@@ -269,7 +270,7 @@ class RealWorld(World):
             ref = f"quiet-{self._barriers}"
             asked = [member for member in self._turning() if member.ready]
             for member in asked:
-                member.begin(protocol.Status(ref))
+                member.begin(verbs.Status(ref))
             self.until(lambda: all(ref in member.responses or member.closed for member in asked))  # noqa: B023
             for member in asked:
                 member.responses.pop(ref, None)
@@ -289,8 +290,8 @@ class RealWorld(World):
     def _is_listed(self, persona: core.Persona) -> bool:
         """Whether this process is the session's connected one."""
         assert self._watcher is not None
-        page = self._watcher.request(protocol.List("watch", False, ""))
-        rows = map(protocol.Session._make, page.rows)
+        page = self._watcher.request(verbs.List("watch", False, ""))
+        rows = map(verbs.Session._make, page.rows)
         return any(row.session_id == persona.session_id and row.pid == persona.pid for row in rows)
 
     def _broker_pid(self) -> int:
@@ -316,7 +317,7 @@ class RealWorld(World):
     def whole(self, carrier: Carrier) -> bytes:
         if carrier.pointer is None:
             return carrier.body
-        return readback.read(self.settings.paths.log, carrier.pointer).body
+        return reader.read(self.settings.paths.log, carrier.pointer).body
 
     def journal(self) -> list[Record]:
         with open(self.settings.paths.log, "rb") as log:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.contract.worlds import Carrier, Member, World
-from zmqbus import codec, protocol
 from zmqbus.client import core
-from zmqbus.client.taken import TakenIds
-from zmqbus.record import Record, decode_record
+from zmqbus.client.seen import TakenIds
+from zmqbus.journal.record import Record, decode_record
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
+from zmqbus.wire import codec, verbs
 
 #: What takes longer than this, by the simulated clock, does not happen.
 DEADLINE_S = 30.0
@@ -35,7 +35,7 @@ class SimMember(Member):
     def perform(self, effects: list[core.Effect]) -> None:
         self.client._do(effects)
 
-    def raw(self, *envelopes: protocol.Envelope) -> None:
+    def raw(self, *envelopes: verbs.Envelope) -> None:
         self.client.raw(codec.encode(envelopes))
 
     def cut(self) -> None:

@@ -6,10 +6,10 @@ import pytest
 
 from tests.contract.test_runs import TEXTS, bodies, written
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
-from zmqbus.broker.intake import BROADCASTS_PER_MINUTE
-from zmqbus.protocol import Scope
+from zmqbus.broker.admission import BROADCASTS_PER_MINUTE
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
 
 
 def crew(world: World) -> tuple[Member, Member, Member]:
@@ -18,12 +18,12 @@ def crew(world: World) -> tuple[Member, Member, Member]:
 
 def in_runs(member: Member) -> int:
     """How many messages have come over the SUB in one piece with others."""
-    return sum(len(one.msg_ids) for one in member.overheard if isinstance(one, protocol.Broadcasts))
+    return sum(len(one.msg_ids) for one in member.overheard if isinstance(one, verbs.Broadcasts))
 
 
 def resent(member: Member) -> int:
     """How many were sent again, by the DEALER."""
-    return len([one for one in member.heard if isinstance(one, protocol.Deliver) and one.bcast])
+    return len([one for one in member.heard if isinstance(one, verbs.Deliver) and one.bcast])
 
 
 def safe_and_taken_once(world: World, alice: Member, sent: list[str], *members: Member) -> None:
@@ -145,7 +145,7 @@ def test_a_lost_run_that_is_the_last_is_missed_by_the_beat(world: World) -> None
     bob.takes(*bodies(4))
     for msg_id in sent:
         alice.hears(msg_id, (2, 0))
-    assert any(isinstance(envelope, protocol.Beat) for envelope in bob.heard)
+    assert any(isinstance(envelope, verbs.Beat) for envelope in bob.heard)
 
 
 def test_a_directed_message_waits_for_a_lost_run_before_it(world: World) -> None:
@@ -207,7 +207,7 @@ def test_a_command_that_reads_takes_over_what_is_not_taken(world: World) -> None
     bob.gets(*bodies(5))
     bob.take(2)
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.gets(*bodies(3, 2))
     world.until(lambda: not bob.handed)
     helper.take_all()

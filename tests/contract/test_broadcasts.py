@@ -6,9 +6,9 @@ import pytest
 
 from tests.contract.simulated import SimWorld
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
-from zmqbus.broker.intake import BROADCASTS_PER_MINUTE, MINUTE_S
-from zmqbus.protocol import Scope
+from zmqbus.broker.admission import BROADCASTS_PER_MINUTE, MINUTE_S
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
 
 
 def crew(world: World, **persona: object) -> tuple[Member, Member, Member]:
@@ -17,7 +17,7 @@ def crew(world: World, **persona: object) -> tuple[Member, Member, Member]:
 
 def resent(member: Member) -> list[int]:
     """Numbers of the broadcasts that were sent again, by the DEALER."""
-    return [envelope.bcast for envelope in member.heard if isinstance(envelope, protocol.Deliver) and envelope.bcast]
+    return [envelope.bcast for envelope in member.heard if isinstance(envelope, verbs.Deliver) and envelope.bcast]
 
 
 def test_everybody_connected_or_away_gets_it_once(world: World) -> None:
@@ -81,7 +81,7 @@ def test_a_topic_and_a_project_have_their_own_receivers(world: World) -> None:
 
 def test_a_large_one_is_a_pointer_for_each(world: World) -> None:
     alice, bob, carol = crew(world)
-    body = b"0123456789" * (protocol.MAX_BROADCAST_BYTES // 10)
+    body = b"0123456789" * (verbs.MAX_BROADCAST_BYTES // 10)
     sent = alice.to_all(body)
     for member in (bob, carol):
         world.until(lambda member=member: member.handed)  # type: ignore[misc]
@@ -113,7 +113,7 @@ def test_one_that_is_lost_and_the_last_is_missed_by_the_beat(world: World) -> No
     carol.takes(b"1")
     bob.takes(b"1")
     alice.hears(sent, (2, 0))
-    assert any(isinstance(envelope, protocol.Beat) for envelope in bob.heard)
+    assert any(isinstance(envelope, verbs.Beat) for envelope in bob.heard)
 
 
 def test_a_directed_message_waits_for_a_lost_one_before_it(world: World) -> None:
@@ -160,7 +160,7 @@ def test_a_sub_that_breaks_loses_nothing(world: World) -> None:
     world.quiet()
     # It was told, and has greeted anew; unless the new connection's mark came before the old one's went, which XPUB
     # shows to nobody. Then it was a gap like any other.
-    told = any(isinstance(envelope, protocol.Expired) for envelope in bob.heard)
+    told = any(isinstance(envelope, verbs.Expired) for envelope in bob.heard)
     assert told == (bob.lease != lease)
     assert told or not isinstance(world, SimWorld)
     world.attach(bob)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.contract.worlds import World
-from zmqbus import protocol
 from zmqbus.broker.mailbox import CREDIT_BYTES
-from zmqbus.protocol import Scope
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
 
 
 def test_mail_for_those_who_are_away_outlives_it_in_its_order(world: World) -> None:
@@ -50,7 +50,7 @@ def test_what_was_under_way_comes_once_more_in_its_order(world: World) -> None:
 def test_what_is_stored_has_all_before_it_stored_with_it(world: World) -> None:
     """Else those that nobody was told of, and that are said again, would come behind the one that was kept."""
     alice, bob = world.session("alice"), world.session("bob")
-    body, count = b"x" * protocol.SPILL_BYTES, CREDIT_BYTES // protocol.SPILL_BYTES + 2
+    body, count = b"x" * verbs.SPILL_BYTES, CREDIT_BYTES // verbs.SPILL_BYTES + 2
     sent = [alice.send("bob", body) for _ in range(count)]
     alice.hears(sent[-1], "busy")  # behind the credit
     world.until(lambda: bob.handed)
@@ -97,8 +97,8 @@ def test_sessions_their_names_topics_and_groups_are_known_to_the_next(world: Wor
     alice.hears(alice.send("t", b"1", scope=Scope.TOPIC), (0, 1))
     alice.hears(alice.send("/q", b"2", scope=Scope.PROJECT), (0, 1))
     alice.hears(alice.send("g", b"x", scope=Scope.GROUP), "unknown_peer")  # of a group, only those connected
-    page = world.observer().request(protocol.List("l", True, ""))
-    (row,) = [session for row in page.rows if (session := protocol.Session._make(row)).name == "bob"]
+    page = world.observer().request(verbs.List("l", True, ""))
+    (row,) = [session for row in page.rows if (session := verbs.Session._make(row)).name == "bob"]
     assert (row.state, row.label, row.project, row.waiting) == ("away", "Second", "/q", 2)
     world.again(bob).takes(b"1", b"2")
 
@@ -149,9 +149,9 @@ def test_requests_that_were_not_answered_are_asked_again(world: World) -> None:
     alice = world.session("alice")
     observer = world.observer()
     world.stall_broker()
-    observer.begin(protocol.List("l", True, ""))
-    alice.begin(protocol.Rename("r", "anna"))
+    observer.begin(verbs.List("l", True, ""))
+    alice.begin(verbs.Rename("r", "anna"))
     world.kill_broker()
     world.until(lambda: observer.responses and alice.responses)
-    assert alice.responses["r"] == protocol.Done("r", "alice")
+    assert alice.responses["r"] == verbs.Done("r", "alice")
     world.until(lambda: alice.renames == ["anna"])

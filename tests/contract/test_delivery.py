@@ -6,11 +6,11 @@ import pytest
 
 from tests.contract.simulated import SimWorld
 from tests.contract.worlds import World
-from zmqbus import protocol
 from zmqbus.broker.mailbox import CREDIT_BYTES, CREDIT_MESSAGES, MAX_MESSAGES
-from zmqbus.broker.store import Entry
-from zmqbus.protocol import Format, Scope
+from zmqbus.broker.storage.api import Entry
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Format, Scope
 
 
 def numbers(first: int, last: int) -> list[bytes]:
@@ -27,7 +27,7 @@ def test_delivered_means_taken(world: World) -> None:
     assert (message.scope, message.target, message.reply_to, message.age_s) == (Scope.SESSION, "", None, -1)
     bob.take_all()
     receipt = alice.hears(sent, "delivered")
-    assert isinstance(receipt, protocol.Receipt)
+    assert isinstance(receipt, verbs.Receipt)
     assert (receipt.name, receipt.session_id) == ("bob", session_id_of("bob"))
 
 
@@ -37,7 +37,7 @@ def test_one_who_is_away_gets_it_when_it_is_back_and_learns_that_it_waited(world
     sent = [alice.send("bob", body) for body in (b"1", b"2")]
     for msg_id in sent:
         receipt = alice.hears(msg_id, "away")
-        assert isinstance(receipt, protocol.Receipt) and receipt.name == "bob" and receipt.away_s >= 0
+        assert isinstance(receipt, verbs.Receipt) and receipt.name == "bob" and receipt.away_s >= 0
     bob = world.again(bob)
     assert bob.core.welcome is not None and bob.core.welcome.waiting == 2
     assert [message.age_s >= 0 for message in bob.takes(b"1", b"2")] == [True, True]
@@ -58,7 +58,7 @@ def test_everything_of_a_message_arrives(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [0, 1, protocol.INLINE_BYTES, protocol.INLINE_BYTES + 1, protocol.SPILL_BYTES, protocol.SPILL_BYTES + 1]
+    "size", [0, 1, verbs.INLINE_BYTES, verbs.INLINE_BYTES + 1, verbs.SPILL_BYTES, verbs.SPILL_BYTES + 1]
 )
 def test_bodies_of_any_size_arrive_whole(world: World, size: int) -> None:
     alice, bob = world.session("alice"), world.session("bob")
@@ -66,7 +66,7 @@ def test_bodies_of_any_size_arrive_whole(world: World, size: int) -> None:
     sent = alice.send("bob", body)
     world.until(lambda: bob.handed)
     (message,) = bob.handed
-    assert (message.pointer is not None) == (size > protocol.SPILL_BYTES)
+    assert (message.pointer is not None) == (size > verbs.SPILL_BYTES)
     assert message.pointer is None or message.body == b""
     assert world.whole(message) == body
     bob.take_all()
@@ -76,7 +76,7 @@ def test_bodies_of_any_size_arrive_whole(world: World, size: int) -> None:
 def test_a_large_body_waits_for_one_who_is_away(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.die()
-    bodies = [b"a" * (protocol.SPILL_BYTES + 1), b"b" * protocol.SPILL_BYTES, b"c"]
+    bodies = [b"a" * (verbs.SPILL_BYTES + 1), b"b" * verbs.SPILL_BYTES, b"c"]
     for body in bodies:
         alice.hears(alice.send("bob", body), "away")
     world.kill_broker()
@@ -87,7 +87,7 @@ def test_a_large_body_waits_for_one_who_is_away(world: World) -> None:
 
 def test_what_is_not_accepted_is_refused_in_words(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
-    many = protocol.MAX_BROADCAST_BYTES + 1
+    many = verbs.MAX_BROADCAST_BYTES + 1
     assert "nobody" in str(alice.hears(alice.send("nobody", b"x"), "unknown_peer"))
     alice.hears(alice.send("alice", b"x"), "unknown_peer")
     alice.hears(alice.send("bob", b"\xff"), "invalid_payload")
@@ -151,7 +151,7 @@ def test_one_who_has_not_taken_it_within_a_second_is_busy(world: World) -> None:
     sent = alice.send("bob", b"x")
     bob.gets(b"x")
     receipt = alice.hears(sent, "busy")
-    assert isinstance(receipt, protocol.Receipt) and receipt.name == "bob"
+    assert isinstance(receipt, verbs.Receipt) and receipt.name == "bob"
     assert [message.msg_id for message in bob.take_all()] == [sent]
     world.quiet()
     assert alice.fate(sent) == "busy"  # the first answer is final
@@ -200,7 +200,7 @@ def test_a_group_s_message_goes_to_the_least_loaded_member(world: World) -> None
     second = alice.send("workers", b"2", scope=Scope.GROUP)
     free.takes(b"2")
     receipt = alice.hears(second, "delivered")
-    assert isinstance(receipt, protocol.Receipt) and receipt.name == free.core.persona.name
+    assert isinstance(receipt, verbs.Receipt) and receipt.name == free.core.persona.name
     world.quiet()  # the broker has heard that it was taken, though it may have been told busy before
     third = alice.send("workers", b"3", scope=Scope.GROUP)
     free.takes(b"3")
@@ -238,7 +238,7 @@ def test_one_who_takes_nothing_has_so_many_under_way_and_the_rest_comes_later_in
 
 def test_bytes_under_way_are_bounded_too(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
-    size = protocol.SPILL_BYTES
+    size = verbs.SPILL_BYTES
     credit = Entry("", "", "", None, 0, "", 0, None, 0.0, 0.0, size, (), bytes(size), False).credit_bytes
     fit = CREDIT_BYTES // credit
     assert fit * (size + 200) <= CREDIT_BYTES < (fit + 1) * (size + 200)
@@ -264,7 +264,7 @@ def test_a_full_mailbox_is_refused_to_the_sender_and_nothing_is_dropped(world: W
     cast = alice.to_all(b"for those who have room")
     carol.takes(b"for those who have room")
     tally = alice.hears(cast, (1, 0, "bob"))
-    assert isinstance(tally, protocol.Tally)
+    assert isinstance(tally, verbs.Tally)
     bob = world.again(bob)
     taken = 0
     while taken < MAX_MESSAGES:

@@ -8,17 +8,17 @@ import pytest
 
 from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
 from zmqbus.broker.core import QUIET_TICK_S, SILENCE_S
-from zmqbus.broker.upkeep import PASSING_LOOK_S
+from zmqbus.broker.retention import PASSING_LOOK_S
 from zmqbus.errors import ZmqbusError
-from zmqbus.protocol import Role, Scope
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role, Scope
 
 
 def names(member: Member) -> set[str]:
     """Everybody who is in the list of all."""
-    page = member.request(protocol.List("names", True, ""))
+    page = member.request(verbs.List("names", True, ""))
     return {row[0] for row in page.rows} - {"prober"}
 
 
@@ -27,9 +27,9 @@ def worker(world: World, name: str = "w-1", **persona: Any) -> Member:
     return world.session(name, **{"role": Role.PROGRAM, "named": False, "groups": ("g",), **persona})
 
 
-def forget(member: Member) -> protocol.Forget:
+def forget(member: Member) -> verbs.Forget:
     persona = member.core.persona
-    return protocol.Forget("f", persona.session_id or "", persona.token or "")
+    return verbs.Forget("f", persona.session_id or "", persona.token or "")
 
 
 def not_taken(sender: Member, msg_id: str) -> bool:
@@ -105,7 +105,7 @@ def test_disconnected_it_is_forgotten(world: World) -> None:
     alice, bob = world.session("alice"), worker(world, "w-2")
     sent = alice.send("w-2", b"1")
     bob.gets(b"1")
-    assert world.helper(bob).request(protocol.Disconnect("d")) == protocol.Done("d", "disconnected")
+    assert world.helper(bob).request(verbs.Disconnect("d")) == verbs.Done("d", "disconnected")
     world.until(lambda: bob.closed == [None])
     assert not_taken(alice, sent)
     assert names(alice) == {"alice"}
@@ -122,7 +122,7 @@ def test_a_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
     sent = alice.send("bob", b"2")
     bob.gets(b"2")
     who = world.helper(bob) if by_helper else bob
-    assert who.request(forget(bob)) == protocol.Done("f", "1")
+    assert who.request(forget(bob)) == verbs.Done("f", "1")
     world.until(lambda: bob.closed == [None])
     bob.take_all()  # what it still does is without effect
     assert not_taken(alice, sent)
@@ -142,7 +142,7 @@ def test_who_is_away_can_be_forgotten_by_a_command(world: World) -> None:
     for number in range(3):
         alice.hears(alice.send("bob", str(number).encode()), "away")
     helper = world.helper(bob)
-    assert helper.request(forget(bob)) == protocol.Done("f", "3")
+    assert helper.request(forget(bob)) == verbs.Done("f", "3")
     assert names(alice) == {"alice"}
     helper.bye()
     world.kill_broker()
@@ -156,7 +156,7 @@ def test_only_the_token_s_holder_forgets_a_session(world: World) -> None:
         refused = who.request(forget(bob)._replace(token="guessed"))
         assert isinstance(refused, ZmqbusError) and refused.code == "unauthorized"
     assert names(alice) == {"alice", "bob"}
-    assert bob.request(forget(bob)._replace(session_id="nobody")) == protocol.Done("f", "0")
+    assert bob.request(forget(bob)._replace(session_id="nobody")) == verbs.Done("f", "0")
     assert not bob.closed and names(alice) == {"alice", "bob"}
 
 
@@ -167,7 +167,7 @@ def test_a_command_that_is_there_before_its_program_knows_that_nobody_chose_the_
     world.kill_broker()
     helper = world.helper(bob)
     alice.hears(alice.send("w-1", b"x"), "away")
-    assert helper.request(forget(bob)) == protocol.Done("f", "1")
+    assert helper.request(forget(bob)) == verbs.Done("f", "1")
     assert names(alice) == {"alice"}
 
 
@@ -250,7 +250,7 @@ def test_one_that_has_left_for_good_does_not_come_back_by_itself(sim: SimWorld, 
     alice, bob = sim.session("carol"), sim.session("dave")
     alice.send("dave", b"1")
     bob.gets(b"1")
-    assert bob.request(forget(bob)) == protocol.Done("f", "1")
+    assert bob.request(forget(bob)) == verbs.Done("f", "1")
     bob.take_all()
     sim.pass_time(3600)
     assert names(alice) == {"alice", "carol", "w-1"}
@@ -262,7 +262,7 @@ def test_the_last_word_counts_though_the_loss_of_the_connection_is_seen_first(si
     bob.begin(forget(bob))
     bob.client.drop_subscriber()  # which the broker hears of before what came over the DEALER
     sim.quiet()
-    assert bob.responses["f"] == protocol.Done("f", "0") and bob.closed == [None]
+    assert bob.responses["f"] == verbs.Done("f", "0") and bob.closed == [None]
     assert names(alice) == {"alice", "carol", "w-1"}
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.contract.simulated import SimWorld
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
 from zmqbus.broker.mailbox import CREDIT_BYTES
 from zmqbus.errors import ZmqbusError
+from zmqbus.wire import verbs
 
 
 def test_a_command_reads_what_waits_for_one_who_is_away(world: World) -> None:
@@ -19,7 +19,7 @@ def test_a_command_reads_what_waits_for_one_who_is_away(world: World) -> None:
     alice.hears(alice.send("bob", b"1"), "away")
     alice.hears(alice.to_all(b"2"), (0, 1))
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     messages = helper.gets(b"1", b"2")
     assert all(message.age_s >= 0 for message in messages)
     world.quiet()
@@ -29,10 +29,10 @@ def test_a_command_reads_what_waits_for_one_who_is_away(world: World) -> None:
     assert not helper.responses
     helper.take()
     world.until(lambda: helper.responses)
-    assert helper.responses["f"] == protocol.Fetched("f", 2, 0)
+    assert helper.responses["f"] == verbs.Fetched("f", 2, 0)
     bob = world.again(bob)
     assert bob.core.welcome is not None and bob.core.welcome.waiting == 0
-    assert helper.request(protocol.Fetch("f2", False)) == protocol.Fetched("f2", 0, 0)
+    assert helper.request(verbs.Fetch("f2", False)) == verbs.Fetched("f2", 0, 0)
 
 
 def test_a_listener_gives_back_what_it_has_not_shown_and_gets_back_what_is_left(world: World) -> None:
@@ -42,7 +42,7 @@ def test_a_listener_gives_back_what_it_has_not_shown_and_gets_back_what_is_left(
     bob.take()
     alice.hears(sent[0], "delivered")
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.gets(b"1", b"2", b"3")
     world.until(lambda: not bob.handed)  # RECALL and what the helper gets take different wires
     helper.take(2)
@@ -64,7 +64,7 @@ def test_a_peek_leaves_all_as_it_was(world: World) -> None:
     sent = [alice.send("bob", b"1"), alice.send("bob", b"2")]
     bob.gets(b"1", b"2")
     helper = world.helper(bob)
-    assert helper.request(protocol.Fetch("f", True)) == protocol.Fetched("f", 2, 0)
+    assert helper.request(verbs.Fetch("f", True)) == verbs.Fetched("f", 2, 0)
     assert [message.body for message in helper.history] == [b"1", b"2"]
     bob.takes(b"1", b"2")
     for msg_id in sent:
@@ -80,7 +80,7 @@ def test_a_peek_at_one_who_is_away(world: World) -> None:
     alice.hears(alice.send("bob", b"1"), "away")
     helper = world.helper(bob)
     for ref in ("f1", "f2"):
-        assert helper.request(protocol.Fetch(ref, True)) == protocol.Fetched(ref, 1, 0)
+        assert helper.request(verbs.Fetch(ref, True)) == verbs.Fetched(ref, 1, 0)
     world.again(bob).takes(b"1")
 
 
@@ -89,13 +89,13 @@ def test_one_command_at_a_time_reads(world: World) -> None:
     bob.bye()
     alice.hears(alice.send("bob", b"1"), "away")
     first, second = world.helper(bob), world.helper(bob)
-    first.begin(protocol.Fetch("f", False))
+    first.begin(verbs.Fetch("f", False))
     first.gets(b"1")
-    refused = second.request(protocol.Fetch("f", False))
+    refused = second.request(verbs.Fetch("f", False))
     assert isinstance(refused, ZmqbusError) and refused.code == "rate_limited"
     first.take_all()
     world.until(lambda: first.responses)
-    assert second.request(protocol.Fetch("f2", False)) == protocol.Fetched("f2", 0, 0)
+    assert second.request(verbs.Fetch("f2", False)) == verbs.Fetched("f2", 0, 0)
 
 
 def test_a_listener_that_stands_still_keeps_no_command_waiting(world: World) -> None:
@@ -104,7 +104,7 @@ def test_a_listener_that_stands_still_keeps_no_command_waiting(world: World) -> 
     alice.send("bob", b"2")
     bob.stop()
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.takes(b"1", b"2")
     world.until(lambda: helper.responses)
     helper.bye()
@@ -120,7 +120,7 @@ def test_a_listener_that_comes_back_while_a_command_reads_gets_the_rest(world: W
     for body in (b"1", b"2"):
         alice.hears(alice.send("bob", body), "away")
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.gets(b"1", b"2")
     helper.take()
     bob = world.again(bob)
@@ -136,7 +136,7 @@ def test_a_command_whose_connection_breaks_goes_on_reading(world: World) -> None
     for body in (b"1", b"2"):
         alice.hears(alice.send("bob", body), "away")
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.gets(b"1", b"2")
     helper.take()
     world.quiet()
@@ -145,7 +145,7 @@ def test_a_command_whose_connection_breaks_goes_on_reading(world: World) -> None
     assert not helper.responses
     helper.takes(b"2")
     world.until(lambda: helper.responses)
-    assert helper.responses["f"] == protocol.Fetched("f", 1, 0)
+    assert helper.responses["f"] == verbs.Fetched("f", 1, 0)
 
 
 def test_what_a_command_was_reading_when_the_broker_died_is_still_there(world: World) -> None:
@@ -154,7 +154,7 @@ def test_what_a_command_was_reading_when_the_broker_died_is_still_there(world: W
     for body in (b"1", b"2"):
         alice.hears(alice.send("bob", body), "away")
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.gets(b"1", b"2")
     helper.take()
     world.quiet()
@@ -162,7 +162,7 @@ def test_what_a_command_was_reading_when_the_broker_died_is_still_there(world: W
     world.until(lambda: len(helper.history) == 3)  # it asks again by itself
     helper.takes(b"2")
     world.until(lambda: helper.responses)
-    assert helper.responses["f"] == protocol.Fetched("f", 1, 0)
+    assert helper.responses["f"] == verbs.Fetched("f", 1, 0)
 
 
 # --- AWAIT
@@ -289,16 +289,16 @@ def test_a_command_that_is_not_back_in_time_leaves_its_answer_to_the_listener(wo
 _refs = count()
 
 
-def previews(helper: Member, messages: int = 100, head_bytes: int = 100) -> tuple[list[protocol.Previewed], int]:
-    answer = helper.request(protocol.Preview(f"p{next(_refs)}", messages, head_bytes))
-    assert isinstance(answer, protocol.Previews)
-    return [protocol.Previewed._make(row) for row in answer.rows], answer.left
+def previews(helper: Member, messages: int = 100, head_bytes: int = 100) -> tuple[list[verbs.Previewed], int]:
+    answer = helper.request(verbs.Preview(f"p{next(_refs)}", messages, head_bytes))
+    assert isinstance(answer, verbs.Previews)
+    return [verbs.Previewed._make(row) for row in answer.rows], answer.left
 
 
 def test_a_preview_shows_the_beginning_and_leaves_all_as_it_was(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
-    sent = [alice.send("bob", body) for body in (b"first" * 100, b"2", b"x" * (protocol.SPILL_BYTES + 1), b"4")]
+    sent = [alice.send("bob", body) for body in (b"first" * 100, b"2", b"x" * (verbs.SPILL_BYTES + 1), b"4")]
     for msg_id in sent:
         alice.hears(msg_id, "away")
     helper = world.helper(bob)
@@ -307,7 +307,7 @@ def test_a_preview_shows_the_beginning_and_leaves_all_as_it_was(world: World) ->
     assert [(row.head, row.size_bytes) for row in rows] == [
         (b"first", 500),
         (b"2", 1),
-        (b"", protocol.SPILL_BYTES + 1),  # it is in the journal, and the broker does not read it
+        (b"", verbs.SPILL_BYTES + 1),  # it is in the journal, and the broker does not read it
     ]
     assert all(row.from_name == "alice" and row.age_s >= 0 and len(row.pointer) == 4 for row in rows)
     assert previews(helper, 3, 5) == (rows, left)
@@ -321,11 +321,11 @@ def test_what_is_marked_leaves_the_mailbox_and_nothing_else_does(world: World) -
     for msg_id in sent:
         alice.hears(msg_id, "away")
     helper = world.helper(bob)
-    marked = helper.request(protocol.MarkRead("m", (*sent[:2], "nomessage000")))
-    assert marked == protocol.Done("m", "")
+    marked = helper.request(verbs.MarkRead("m", (*sent[:2], "nomessage000")))
+    assert marked == verbs.Done("m", "")
     rows, left = previews(helper, 1)
     assert [row.msg_id for row in rows] == sent[2:3] and left == 1
-    assert helper.request(protocol.MarkRead("n", tuple(sent[:2]))) == protocol.Done("n", "")
+    assert helper.request(verbs.MarkRead("n", tuple(sent[:2]))) == verbs.Done("n", "")
     bob = world.again(bob)
     assert bob.core.welcome is not None and bob.core.welcome.waiting == 2
     bob.takes(b"2", b"3")
@@ -337,7 +337,7 @@ def test_of_a_session_with_a_listener_nothing_is_previewed_or_marked(world: Worl
     bob.gets(b"1")
     helper = world.helper(bob)
     assert previews(helper) == ([], 1)
-    assert helper.request(protocol.MarkRead("m", (msg_id,))) == protocol.Done("m", "")
+    assert helper.request(verbs.MarkRead("m", (msg_id,))) == verbs.Done("m", "")
     bob.take()
     alice.hears(msg_id, "delivered")
 
@@ -357,22 +357,22 @@ def test_nor_while_another_command_reads(world: World) -> None:
     sent = alice.send("bob", b"1")
     alice.hears(sent, "away")
     reader, looker = world.helper(bob), world.helper(bob)
-    reader.begin(protocol.Fetch("f", False))
+    reader.begin(verbs.Fetch("f", False))
     reader.gets(b"1")
     assert previews(looker)[0] == []
-    assert looker.request(protocol.MarkRead("m", (sent,))) == protocol.Done("m", "")
+    assert looker.request(verbs.MarkRead("m", (sent,))) == verbs.Done("m", "")
     reader.take()
     world.until(lambda: reader.responses)
-    assert reader.responses["f"] == protocol.Fetched("f", 1, 0)
+    assert reader.responses["f"] == verbs.Fetched("f", 1, 0)
 
 
 def test_previews_are_bounded(world: World) -> None:
     bob = world.session("bob")
     bob.bye()
     helper = world.helper(bob)
-    too_many = helper.request(protocol.MarkRead("m", tuple(f"message{number:05}" for number in range(251))))
+    too_many = helper.request(verbs.MarkRead("m", tuple(f"message{number:05}" for number in range(251))))
     assert isinstance(too_many, ZmqbusError) and "more than 250" in str(too_many)
     for _ in range(16):
         assert previews(helper) == ([], 0)
-    refused = helper.request(protocol.Preview("more", 1, 1))
+    refused = helper.request(verbs.Preview("more", 1, 1))
     assert isinstance(refused, ZmqbusError) and "16 times" in str(refused)

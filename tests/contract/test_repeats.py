@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
-from zmqbus.protocol import Scope
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
 
 
-def receipts(member: Member, msg_id: str) -> list[protocol.Envelope]:
+def receipts(member: Member, msg_id: str) -> list[verbs.Envelope]:
     """All answers to this message that have come, to whoever asked."""
     return [
         envelope
         for envelope in member.heard
-        if (isinstance(envelope, protocol.Receipt) and msg_id in envelope.msg_ids)
-        or (isinstance(envelope, protocol.Tally) and envelope.msg_id == msg_id)
-        or (isinstance(envelope, protocol.Refused) and envelope.ref == msg_id)
+        if (isinstance(envelope, verbs.Receipt) and msg_id in envelope.msg_ids)
+        or (isinstance(envelope, verbs.Tally) and envelope.msg_id == msg_id)
+        or (isinstance(envelope, verbs.Refused) and envelope.ref == msg_id)
     ]
 
 
@@ -25,7 +25,7 @@ def receipts(member: Member, msg_id: str) -> list[protocol.Envelope]:
 def test_over_the_same_connection(world: World, again: bool) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"1")
-    said_again = protocol.Send(sent, Scope.SESSION, "bob", 0, None, again, b"1")
+    said_again = verbs.Send(sent, Scope.SESSION, "bob", 0, None, again, b"1")
     alice.raw(said_again)  # its fate is open
     bob.takes(b"1")
     alice.hears(sent, "delivered")
@@ -177,7 +177,7 @@ def test_what_was_queued_is_queued_for_the_next_broker_too(world: World) -> None
     world.kill_broker()
     alice.repeat(sent, "bob", b"1")
     receipt = alice.hears(sent, "away")
-    assert isinstance(receipt, protocol.Receipt) and receipt.name == "bob"
+    assert isinstance(receipt, verbs.Receipt) and receipt.name == "bob"
     bob = world.again(bob)
     alice.send("bob", b"2")
     bob.takes(b"1", b"2")
@@ -193,7 +193,7 @@ def test_a_broadcast_that_some_have_taken_arrives_at_the_others(world: World) ->
     world.until(lambda: carol.history[1:])
     carol.takes(b"1")
     tally = alice.hears_it_is_safe(cast)
-    assert isinstance(tally, protocol.Tally) and tally.delivered + tally.queued == 3
+    assert isinstance(tally, verbs.Tally) and tally.delivered + tally.queued == 3
     world.again(dave).takes(b"1")
     assert len(bob.history) == 1
 
@@ -208,7 +208,7 @@ def test_a_group_s_message_goes_to_the_same_member_again(world: World) -> None:
     first.take_all()
     world.kill_broker()
     receipt = alice.hears_it_is_safe(sent)
-    assert isinstance(receipt, protocol.Receipt) and receipt.name == first.core.persona.name
+    assert isinstance(receipt, verbs.Receipt) and receipt.name == first.core.persona.name
     world.quiet()
     assert other.history == []
 
@@ -218,13 +218,13 @@ def test_the_target_means_what_it_meant_then(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"1")
     bob.gets(b"1")
-    bob.request(protocol.Rename("r", "robert"))
+    bob.request(verbs.Rename("r", "robert"))
     heir = world.session("heir", name="bob")
     world.kill_broker()
     world.until(lambda: alice.fate(sent) or len(bob.history) > 1)
     bob.takes(b"1")
     receipt = alice.hears_it_is_safe(sent)
-    assert isinstance(receipt, protocol.Receipt) and receipt.session_id == session_id_of("bob")
+    assert isinstance(receipt, verbs.Receipt) and receipt.session_id == session_id_of("bob")
     world.quiet()
     assert heir.history == []
 
@@ -239,4 +239,4 @@ def test_no_limit_that_it_has_passed_stops_it(world: World) -> None:
     world.kill_broker()
     world.until(lambda: bob.drain() and alice.fate(cast))
     tally = alice.hears_it_is_safe(cast)
-    assert isinstance(tally, protocol.Tally) and tally.delivered + tally.queued == 1
+    assert isinstance(tally, verbs.Tally) and tally.delivered + tally.queued == 1

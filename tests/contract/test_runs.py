@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
 from zmqbus.broker.mailbox import CREDIT_MESSAGES, MAX_MESSAGES
-from zmqbus.protocol import MAX_RUN, Format, Scope
-from zmqbus.record import Record
+from zmqbus.journal.record import Record
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import MAX_RUN, Format, Scope
 
 #: What texts are full of, and what is easily lost or taken for something else.
 TEXTS = (b"one", b"", b"line\nline\r\n", 'quoted "\\" ü 🚀 \u2028'.encode(), b"msg=abcdefgh12 re=abcdefgh", b"x" * 4096)
@@ -21,7 +21,7 @@ def bodies(count: int, first: int = 0) -> list[bytes]:
 
 def receipts(member: Member) -> list[tuple[str, int]]:
     """Of each message, in the order in which its sender heard of it."""
-    found = [one for one in member.heard if isinstance(one, protocol.Receipt)]
+    found = [one for one in member.heard if isinstance(one, verbs.Receipt)]
     return [(msg_id, one.state) for one in found for msg_id in one.msg_ids]
 
 
@@ -32,7 +32,7 @@ def written(world: World) -> list[Record]:
 
 def in_runs(member: Member) -> int:
     """How many messages have come in one piece with others."""
-    return sum(len(one.msg_ids) for one in member.heard if isinstance(one, protocol.Delivers))
+    return sum(len(one.msg_ids) for one in member.heard if isinstance(one, verbs.Delivers))
 
 
 def safe_and_taken_once(world: World, alice: Member, bob: Member, sent: list[str]) -> None:
@@ -92,7 +92,7 @@ def test_more_than_one_piece_can_hold(world: World) -> None:
 def test_among_other_messages_each_keeps_its_place(world: World) -> None:
     alice, bob, carol = world.session("alice"), world.session("bob"), world.session("carol")
     sends = [
-        protocol.Send(world.new_id(), Scope.SESSION, target, 0, reply_to, False, b"%d" % number)
+        verbs.Send(world.new_id(), Scope.SESSION, target, 0, reply_to, False, b"%d" % number)
         for number, (target, reply_to) in enumerate(
             [("bob", None)] * 3 + [("carol", None)] * 2 + [("bob", "question1234")] + [("bob", None)] * 2
         )
@@ -224,7 +224,7 @@ def test_they_wait_for_the_broadcast_before_them(world: World) -> None:
     bob.lose_broadcast()
     sent = alice.send_all("bob", b"1", b"2", b"3")
     bob.takes(b"0", b"1", b"2", b"3")
-    assert any(isinstance(one, protocol.Delivers) and one.after for one in bob.heard)
+    assert any(isinstance(one, verbs.Delivers) and one.after for one in bob.heard)
     alice.hears(cast, (1, 0))
     for msg_id in sent:
         alice.hears(msg_id, "delivered")
@@ -297,7 +297,7 @@ def test_a_command_that_reads_takes_over_what_is_not_taken(world: World) -> None
     bob.gets(*bodies(6))
     bob.take(2)
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.gets(*bodies(4, 2))
     world.until(lambda: not bob.handed)
     helper.take(3)
@@ -318,7 +318,7 @@ def test_a_command_that_reads_all_of_it_is_told_of_the_end(world: World) -> None
     alice.send_all("bob", *bodies(3))
     bob.gets(*bodies(3))
     helper = world.helper(bob)
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.gets(*bodies(3))
     alice.send_all("bob", *bodies(2, 3))
     helper.gets(*bodies(5))
@@ -327,7 +327,7 @@ def test_a_command_that_reads_all_of_it_is_told_of_the_end(world: World) -> None
     assert not helper.responses
     helper.take()
     world.until(lambda: helper.responses)
-    assert helper.responses["f"] == protocol.Fetched("f", 5, 0)
+    assert helper.responses["f"] == verbs.Fetched("f", 5, 0)
 
 
 def test_a_command_that_only_looks_leaves_them(world: World) -> None:
@@ -335,7 +335,7 @@ def test_a_command_that_only_looks_leaves_them(world: World) -> None:
     sent = alice.send_all("bob", *bodies(4))
     bob.gets(*bodies(4))
     helper = world.helper(bob)
-    assert helper.request(protocol.Fetch("f", True)) == protocol.Fetched("f", 4, 0)
+    assert helper.request(verbs.Fetch("f", True)) == verbs.Fetched("f", 4, 0)
     assert [message.body for message in helper.history] == bodies(4)
     world.until(lambda: len(bob.history) == 8)
     safe_and_taken_once(world, alice, bob, sent)

@@ -6,18 +6,18 @@ import pytest
 
 from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
-from zmqbus import naming, protocol
 from zmqbus.broker.core import MAX_PROBE_PAUSE_S, SILENCE_S
-from zmqbus.broker.reading import RECALL_S
+from zmqbus.broker.fetch import RECALL_S
 from zmqbus.client.core import PING_S, Displaced
 from zmqbus.errors import NameTaken, ZmqbusError
-from zmqbus.protocol import Role
 from zmqbus.testing import session_id_of
+from zmqbus.wire import naming, verbs
+from zmqbus.wire.verbs import Role
 
 
-def rows(member: Member, *, everyone: bool = True) -> dict[str, protocol.Session]:
-    page = member.request(protocol.List("rows", everyone, ""))
-    return {row[0]: protocol.Session._make(row) for row in page.rows}
+def rows(member: Member, *, everyone: bool = True) -> dict[str, verbs.Session]:
+    page = member.request(verbs.List("rows", everyone, ""))
+    return {row[0]: verbs.Session._make(row) for row in page.rows}
 
 
 def refusal(member: Member) -> str:
@@ -79,7 +79,7 @@ def test_names_are_unique_among_the_connected(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     other = world.session("other", name="bob")
     assert refusal(other) == "name_taken" and not other.ready
-    refused = alice.request(protocol.Rename("r", "bob"))
+    refused = alice.request(verbs.Rename("r", "bob"))
     assert isinstance(refused, ZmqbusError) and refused.code == "invalid_name"
     bob.bye()
     other = world.session("other", name="bob")
@@ -96,7 +96,7 @@ def test_one_who_is_away_answers_to_its_name(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.die()
     receipt = alice.hears(alice.send("bob", b"x"), "away")
-    assert isinstance(receipt, protocol.Receipt) and receipt.session_id == session_id_of("bob")
+    assert isinstance(receipt, verbs.Receipt) and receipt.session_id == session_id_of("bob")
 
 
 def test_prefixes_of_names_and_ids_will_do(world: World) -> None:
@@ -122,26 +122,26 @@ def test_only_the_token_s_holder_speaks_for_a_session(world: World) -> None:
 def test_a_stale_lease_is_told_so_and_its_client_greets_anew(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     lease = bob.lease
-    bob.raw(protocol.Ping("no lease at all", "bob"))
+    bob.raw(verbs.Ping("no lease at all", "bob"))
     world.until(lambda: bob.ready and bob.lease != lease)
-    assert any(isinstance(envelope, protocol.Expired) for envelope in bob.heard)
+    assert any(isinstance(envelope, verbs.Expired) for envelope in bob.heard)
     alice.send("bob", b"x")
     bob.takes(b"x")
     # The right one with the right name gets no answer, and the wrong name the right one.
     before = len(bob.heard)
-    bob.raw(protocol.Ping(bob.lease, "bob"))
+    bob.raw(verbs.Ping(bob.lease, "bob"))
     world.quiet()
-    assert {type(envelope) for envelope in bob.heard[before:]} <= {protocol.Health}
-    bob.raw(protocol.Ping(bob.lease, "wrong"))
-    world.until(lambda: any(isinstance(envelope, protocol.Renamed) for envelope in bob.heard[before:]))
+    assert {type(envelope) for envelope in bob.heard[before:]} <= {verbs.Health}
+    bob.raw(verbs.Ping(bob.lease, "wrong"))
+    world.until(lambda: any(isinstance(envelope, verbs.Renamed) for envelope in bob.heard[before:]))
 
 
 @pytest.mark.parametrize("by_helper", [False, True])
 def test_renamed(world: World, by_helper: bool) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     who = world.helper(bob) if by_helper else bob
-    done = who.request(protocol.Rename("r", "robert"))
-    assert done == protocol.Done("r", "bob")
+    done = who.request(verbs.Rename("r", "robert"))
+    assert done == verbs.Done("r", "bob")
     world.until(lambda: bob.renames == ["robert"])
     alice.hears(alice.send("bob", b"x"), "unknown_peer")
     alice.send("robert", b"directed")
@@ -155,7 +155,7 @@ def test_renamed(world: World, by_helper: bool) -> None:
     # Its own channel has moved along: what it is told there arrives under the new name, too.
     world.attach(bob)
     who = world.helper(bob) if by_helper else bob
-    assert who.request(protocol.Rename("r2", "rob")) == protocol.Done("r2", "robert")
+    assert who.request(verbs.Rename("r2", "rob")) == verbs.Done("r2", "robert")
     world.until(lambda: bob.renames == ["robert", "rob"])
 
 
@@ -164,13 +164,13 @@ def test_disconnected_it_cannot_be_found_until_it_comes_back(world: World) -> No
     kept = alice.send("bob", b"kept")
     bob.gets(b"kept")
     helper = world.helper(bob)
-    assert helper.request(protocol.Disconnect("d")) == protocol.Done("d", "disconnected")
+    assert helper.request(verbs.Disconnect("d")) == verbs.Done("d", "disconnected")
     world.until(lambda: bob.closed == [None])
     alice.hears(kept, "away")
     alice.hears(alice.send("bob", b"x"), "unknown_peer")
     alice.hears(alice.to_all(b"x"), (0, 0))
     assert set(rows(alice)) == {"alice"}
-    assert helper.request(protocol.Disconnect("d2")) == protocol.Done("d2", "not connected")
+    assert helper.request(verbs.Disconnect("d2")) == verbs.Done("d2", "not connected")
     world.kill_broker()
     alice.hears(alice.send("bob", b"x"), "unknown_peer")
     world.again(bob).takes(b"kept")
@@ -196,23 +196,23 @@ def test_each_says_what_its_role_allows(world: World) -> None:
     observer, guest = world.observer(), world.guest("script")
     observer.hears(observer.send("bob", b"x"), "protocol")
     for member, request in (
-        (alice, protocol.Fetch("r", False)),
-        (guest, protocol.Fetch("r", False)),
-        (guest, protocol.Rename("r", "other")),
-        (observer, protocol.Disconnect("r")),
+        (alice, verbs.Fetch("r", False)),
+        (guest, verbs.Fetch("r", False)),
+        (guest, verbs.Rename("r", "other")),
+        (observer, verbs.Disconnect("r")),
     ):
         error = member.request(request)
         assert isinstance(error, ZmqbusError) and error.code == "protocol"
     guest.send("bob", b"x")
     (message,) = bob.takes(b"x")
     assert message.from_name == "script" and naming.is_session_id(message.from_session)
-    assert not any(isinstance(envelope, protocol.Refused) for envelope in bob.heard)
+    assert not any(isinstance(envelope, verbs.Refused) for envelope in bob.heard)
 
 
 def test_what_cannot_be_read_costs_nobody_but_its_sender(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
-    alice.raw(protocol.Expired())  # which is the broker's to say
-    world.until(lambda: any(isinstance(e, protocol.Refused) and e.ref == "" for e in alice.heard))
+    alice.raw(verbs.Expired())  # which is the broker's to say
+    world.until(lambda: any(isinstance(e, verbs.Refused) and e.ref == "" for e in alice.heard))
     sent = alice.send("bob", b"x")
     bob.takes(b"x")
     alice.hears(sent, "delivered")
@@ -312,7 +312,7 @@ def test_a_command_that_stands_still_does_not_keep_an_inbox_from_its_session(sim
     helper = sim.helper(bob)
     bob.stop()
     alice.hears(alice.send("bob", b"x"), "busy")
-    helper.begin(protocol.Fetch("f", False))
+    helper.begin(verbs.Fetch("f", False))
     helper.stop()
     sim.pass_time(RECALL_S + 1)
     bob.go()
@@ -325,7 +325,7 @@ def test_a_command_that_stands_still_does_not_keep_an_inbox_from_its_session(sim
 def test_a_new_name_that_it_has_missed_is_told_with_the_next_ping(sim: SimWorld) -> None:
     alice, bob = sim.session("alice"), sim.session("bob")
     helper = sim.helper(bob)
-    helper.begin(protocol.Rename("r", "robert"))
+    helper.begin(verbs.Rename("r", "robert"))
     bob.lose_broadcast()
     sim.quiet()
     assert bob.renames == []

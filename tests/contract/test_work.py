@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.contract.worlds import Member, World
-from zmqbus import protocol
-from zmqbus.broker.aftermath import RETURN_S
-from zmqbus.protocol import Role
+from zmqbus.broker.groups.failover import RETURN_S
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role
 
 
 def worker(world: World, name: str, credit: int = 1, **persona: object) -> Member:
@@ -30,7 +30,7 @@ def test_a_request_and_its_answer(world):
 
 def test_large_bodies(world):
     one, asking = worker(world, "one"), caller(world)
-    large = b"x" * (protocol.SPILL_BYTES + 1)
+    large = b"x" * (verbs.SPILL_BYTES + 1)
     msg_id = asking.call("g", large)
     one.work(msg_id)
     asking.hears_back(msg_id, b"done " + large)

@@ -26,20 +26,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
-from zmqbus import protocol
 from zmqbus.broker.delivery import BUSY_AFTER_S
 from zmqbus.client import core
-from zmqbus.client.taken import TakenIds
+from zmqbus.client.seen import TakenIds
 from zmqbus.errors import ZmqbusError
-from zmqbus.protocol import Format, Role, Scope, State
-from zmqbus.record import Record
+from zmqbus.journal.record import Record
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Format, Role, Scope, State
 
 #: What became of a message in few words: a state or the code of a refusal; of one to many (delivered, queued), and
 #: behind these the names of those who go without.
 Fate: TypeAlias = str | tuple[int | str, ...]
 #: What may have its body in the journal.
-Carrier: TypeAlias = core.Incoming | protocol.Work | protocol.Result
+Carrier: TypeAlias = core.Incoming | verbs.Work | verbs.Result
 
 
 def _gist(fate: Fate | None, expected: Fate) -> Fate | None:
@@ -61,16 +61,16 @@ class Member(ABC):
         self.shown = taken  #: what the processes of this session have taken
         self.handed: list[core.Incoming] = []  #: and not taken
         self.history: list[core.Incoming] = []  #: all that was ever handed out
-        self.answers: dict[str, protocol.Receipt | protocol.Tally | ZmqbusError] = {}
-        self.responses: dict[str, protocol.Envelope | ZmqbusError] = {}
-        self.works: dict[str, protocol.Work] = {}  #: requests in hand
+        self.answers: dict[str, verbs.Receipt | verbs.Tally | ZmqbusError] = {}
+        self.responses: dict[str, verbs.Envelope | ZmqbusError] = {}
+        self.works: dict[str, verbs.Work] = {}  #: requests in hand
         self.done: list[str] = []  #: ids of all that it was given to work on
         self.dropped: list[str] = []  #: ids of those that were withdrawn while it had them
-        self.results: dict[str, protocol.Result | ZmqbusError] = {}
+        self.results: dict[str, verbs.Result | ZmqbusError] = {}
         self.renames: list[str] = []
         self.closed: list[ZmqbusError | None] = []
-        self.heard: list[protocol.Envelope] = []  #: what came over the DEALER
-        self.overheard: list[protocol.Envelope] = []  #: what came over the SUB
+        self.heard: list[verbs.Envelope] = []  #: what came over the DEALER
+        self.overheard: list[verbs.Envelope] = []  #: what came over the SUB
         self.losses = 0  #: of connections, as far as it has noticed
         self.ended = False  #: its process is no more
         self._sent_s: dict[str, float] = {}
@@ -121,9 +121,9 @@ class Member(ABC):
         match self.answers.get(msg_id):
             case None:
                 return None
-            case protocol.Receipt(state=state):
+            case verbs.Receipt(state=state):
                 return State(state).name.lower()
-            case protocol.Tally(delivered=delivered, queued=queued) as tally:
+            case verbs.Tally(delivered=delivered, queued=queued) as tally:
                 return (delivered, queued, *tally.without)
             case error:
                 return error.code
@@ -135,7 +135,7 @@ class Member(ABC):
         """Carries out what the core wants."""
 
     @abstractmethod
-    def raw(self, *envelopes: protocol.Envelope) -> None:
+    def raw(self, *envelopes: verbs.Envelope) -> None:
         """Says what no client core would say."""
 
     def send(
@@ -153,14 +153,14 @@ class Member(ABC):
         msg_id = msg_id or self.world.new_id()
         self._sent_s.setdefault(msg_id, self.world.now_s)
         self.answers.pop(msg_id, None)
-        self.perform(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, again, body)))
+        self.perform(self.core.send(verbs.Send(msg_id, scope, target, fmt, reply_to, again, body)))
         return msg_id
 
     def send_all(
         self, target: str, *bodies: bytes, scope: Scope = Scope.SESSION, fmt: Format = Format.TEXT
     ) -> list[str]:
         """Sends several at once, which travel in one piece; returns their ids."""
-        sends = [protocol.Send(self.world.new_id(), scope, target, fmt, None, False, body) for body in bodies]
+        sends = [verbs.Send(self.world.new_id(), scope, target, fmt, None, False, body) for body in bodies]
         for send in sends:
             self._sent_s.setdefault(send.msg_id, self.world.now_s)
         self.perform(self.core.send_all(sends))
@@ -179,7 +179,7 @@ class Member(ABC):
     def call(self, group: str, body: bytes = b"", *, patient: bool = True) -> str:
         """Asks a group; returns the request's id."""
         msg_id = self.world.new_id()
-        self.perform(self.core.ask(protocol.Request(msg_id, group, Format.TEXT, patient, False, body)))
+        self.perform(self.core.ask(verbs.Request(msg_id, group, Format.TEXT, patient, False, body)))
         return msg_id
 
     def withdraw(self, *msg_ids: str) -> None:
@@ -199,11 +199,11 @@ class Member(ABC):
             work = self.works.pop(msg_id)
             self.perform(self.core.answer(msg_id, work.fmt, b"done " + self.world.whole(work)))
 
-    def hears_back(self, msg_id: str, expected: bytes | None = None) -> protocol.Result:
+    def hears_back(self, msg_id: str, expected: bytes | None = None) -> verbs.Result:
         """Waits for the answer to a request, which must be this."""
         self.world.until(lambda: msg_id in self.results)
         result = self.results[msg_id]
-        assert isinstance(result, protocol.Result), result
+        assert isinstance(result, verbs.Result), result
         assert expected is None or self.world.whole(result) == expected
         return result
 
@@ -219,7 +219,7 @@ class Member(ABC):
         self.answers.pop(msg_id, None)
         self.send(target, body, scope=scope, msg_id=msg_id, again=True)
 
-    def hears(self, msg_id: str, expected: Fate) -> protocol.Receipt | protocol.Tally | ZmqbusError:
+    def hears(self, msg_id: str, expected: Fate) -> verbs.Receipt | verbs.Tally | ZmqbusError:
         """Waits for what became of a message, which must be this; returns all that was said."""
         self.world.until(lambda: msg_id in self.answers)
         fate = self.fate(msg_id)
@@ -230,13 +230,11 @@ class Member(ABC):
             assert fate == expected, self.answers[msg_id]
         return self.answers[msg_id]
 
-    def hears_it_is_safe(self, msg_id: str) -> protocol.Receipt | protocol.Tally:
+    def hears_it_is_safe(self, msg_id: str) -> verbs.Receipt | verbs.Tally:
         """Waits for what became of a message: it was taken, or it waits, everywhere; returns what was said."""
         self.world.until(lambda: msg_id in self.answers)
         answer = self.answers[msg_id]
-        assert isinstance(answer, protocol.Receipt) or (isinstance(answer, protocol.Tally) and not answer.without), (
-            answer
-        )
+        assert isinstance(answer, verbs.Receipt) or (isinstance(answer, verbs.Tally) and not answer.without), answer
         return answer
 
     def gets(self, *expected: bytes) -> list[core.Incoming]:
@@ -270,11 +268,11 @@ class Member(ABC):
         self.gets(*expected)
         return self.take_all()
 
-    def begin(self, request: protocol.Envelope) -> None:
+    def begin(self, request: verbs.Envelope) -> None:
         """Asks the broker for something, and does not wait."""
         self.perform(self.core.request(request))
 
-    def request(self, request: protocol.Envelope) -> Any:
+    def request(self, request: verbs.Envelope) -> Any:
         """Asks the broker for something; returns the response, or the error that it is."""
         self.begin(request)
         ref: str = request.ref  # type: ignore[union-attr]
@@ -317,7 +315,7 @@ class World(ABC):
 
     def __init__(self) -> None:
         self.members: list[Member] = []
-        self.new_id = protocol.IdMaker()
+        self.new_id = verbs.IdMaker()
         self._pids = iter(range(1000, 10_000))
         self._shown: dict[str, TakenIds] = {}
 

@@ -19,13 +19,14 @@ import zmq
 
 import zmqbus
 from tests.records import ids, line
-from zmqbus import history, network, pidfile
 from zmqbus.doctor import bus, checks, files, installed, report
 from zmqbus.doctor.installation import install_command
 from zmqbus.doctor.report import Finding, fault, ok, warning
 from zmqbus.errors import BrokerUnavailable
-from zmqbus.journal import Journal
+from zmqbus.journal import history
+from zmqbus.journal.writer import Journal
 from zmqbus.settings import Settings, load
+from zmqbus.system import network, pidfile
 
 GIB = 2**30
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgpack
 
-from zmqbus import protocol
 from zmqbus.testing import session_id_of
+from zmqbus.wire import verbs
 
 #: What a field may be that is not what it has to be.
 ODD: tuple[Any, ...] = (
@@ -41,8 +41,8 @@ ODD: tuple[Any, ...] = (
     {},
     {"a": 1},
 )
-_TO_BROKER = [(code, cls) for code, cls in protocol.VERBS.items() if code < 32]
-_FROM_BROKER = [(code, cls) for code, cls in protocol.VERBS.items() if code >= 32]
+_TO_BROKER = [(code, cls) for code, cls in verbs.VERBS.items() if code < 32]
+_FROM_BROKER = [(code, cls) for code, cls in verbs.VERBS.items() if code >= 32]
 NAMES = ("alice", "bob", "carol", "g", "t", "nobody")
 
 
@@ -74,7 +74,7 @@ class Fuzzer:
         arrays, frames = [], [b""]
         for _ in range(self.chance.choice((1, 1, 1, 2, 5, 40, 513))):
             array = self._envelope()
-            if array and isinstance(array[-1], bytes) and len(array[-1]) > protocol.INLINE_BYTES:
+            if array and isinstance(array[-1], bytes) and len(array[-1]) > verbs.INLINE_BYTES:
                 frames.append(array[-1])
                 array[-1] = len(array[-1]) + (self.chance.random() < 0.05)
             arrays.append(array)
@@ -96,8 +96,8 @@ class Fuzzer:
         code, cls = self.chance.choice(_TO_BROKER if self.chance.random() < 0.998 else _FROM_BROKER)
         if self.chance.random() < 0.002:
             code = self.chance.choice((0, 31, 63, 64, 255, -1, 2**40))
-        if cls is protocol.Stop:
-            cls, code = protocol.Status, 12
+        if cls is verbs.Stop:
+            cls, code = verbs.Status, 12
         fields = [self._field(name, kind) for name, kind in cls.__annotations__.items()]
         if fields and self.chance.random() < 0.3:
             place = self.chance.randrange(len(fields))
@@ -127,7 +127,7 @@ class Fuzzer:
         if name in ("name", "target", "group", "groups", "topics"):
             return self.chance.choice(NAMES)
         if name == "version":
-            return protocol.VERSION
+            return verbs.VERSION
         if name == "role":
             return self.chance.randrange(6)
         if name in ("scope", "fmt"):
@@ -141,7 +141,7 @@ class Fuzzer:
         return self.chance.choice(("", "x", "/p", "token", "fuzz", "é"))
 
     def _body(self) -> bytes:
-        size = self.chance.choice((0, 1, 10, 100, protocol.INLINE_BYTES, protocol.INLINE_BYTES + 1))
+        size = self.chance.choice((0, 1, 10, 100, verbs.INLINE_BYTES, verbs.INLINE_BYTES + 1))
         return (b"x" if self.chance.random() < 0.9 else b"\xff") * size
 
     def _nested(self) -> bytes:

@@ -15,8 +15,8 @@ import time
 import tracemalloc
 
 from tests.fuzz.envelopes import Fuzzer
-from zmqbus.protocol import Role
 from zmqbus.testing import SimNet
+from zmqbus.wire.verbs import Role
 
 #: Of fuzzed messages between two proofs.
 ROUND = 50

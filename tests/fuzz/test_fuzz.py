@@ -6,8 +6,9 @@ import pytest
 
 from tests.fuzz.envelopes import Fuzzer
 from tests.fuzz.play import run
-from zmqbus import codec, protocol
 from zmqbus.errors import ProtocolError
+from zmqbus.wire import codec
+from zmqbus.wire import verbs as protocol
 
 
 def test_the_same_seed_says_the_same() -> None:

@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple, Protocol
 import pytest
 
 from tests.real.conftest import DEADLINE_S, HEADER, ROOT, wait_until
-from zmqbus.client.command import guest
+from zmqbus.client.oneshot import guest
 from zmqbus.settings import load
 
 PLUGIN = ROOT / "plugin"

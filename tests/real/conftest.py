@@ -24,7 +24,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from zmqbus.client.command import guest
+from zmqbus.client.oneshot import guest
 from zmqbus.client.receipts import Receipt
 from zmqbus.settings import load
 

@@ -20,7 +20,8 @@ import pytest
 import zmq
 
 from tests.real.conftest import DEADLINE_S, ROOT, Bus, ListenerProcess, wait_until
-from zmqbus import codec, protocol, security
+from zmqbus.security import keys as security
+from zmqbus.wire import codec, verbs
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ def brokers(bus: Bus) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if "zmqbus.broker.daemon" not in line and "--foreground" not in line:
+        if "zmqbus.broker.shell.daemon" not in line and "--foreground" not in line:
             continue
         try:
             if process.environ().get("INTER_SESSION_DATA_DIR") == str(bus.data_dir):
@@ -459,11 +460,11 @@ def test_a_client_of_another_protocol_is_told_which_ones_do_not_fit(bus):
         dealer.linger = 0
         security.curve_client(dealer, keys)
         dealer.connect(f"tcp://127.0.0.1:{bus.port}")
-        hello = protocol.Hello(7, "9.9.9", 4, None, None, None, None, "/", "/", 1, "1:1", (), (), None)
+        hello = verbs.Hello(7, "9.9.9", 4, None, None, None, None, "/", "/", 1, "1:1", (), (), None)
         dealer.send(msgpack.packb([(1, *hello)]))
         assert dealer.poll(int(DEADLINE_S * 1000))
         (refused,) = codec.Decoder(from_broker=True).decode(dealer.recv_multipart())
-    assert isinstance(refused, protocol.Refused)
+    assert isinstance(refused, verbs.Refused)
     assert (refused.ref, refused.code) == ("hello", "broker_unavailable")
     assert "release 9.9.9" in refused.text
     assert "zmqbus broker --stop" in refused.text

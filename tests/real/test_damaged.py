@@ -10,7 +10,7 @@ import pytest
 
 import zmqbus
 from tests.real.conftest import Bus, ListenerProcess
-from zmqbus.record import JournalError
+from zmqbus.journal.record import JournalError
 
 pytestmark = pytest.mark.slow
 

@@ -19,11 +19,11 @@ import pytest
 from tests.real.conftest import ROOT, Bus, wait_until
 from tests.records import RECORD, ids, line
 from tests.test_install_deps import UV
-from zmqbus.journal import Journal
-from zmqbus.protocol import VERSION
-from zmqbus.record import encode_record
-from zmqbus.search.index import Index
-from zmqbus.security import client_keys
+from zmqbus.journal.record import encode_record
+from zmqbus.journal.search_index import Index
+from zmqbus.journal.writer import Journal
+from zmqbus.security.keys import client_keys
+from zmqbus.wire.verbs import VERSION
 
 pytestmark = pytest.mark.slow
 
@@ -286,7 +286,9 @@ def test_a_broker_that_hangs(doctor: Doctor, bus: Bus) -> None:
 
 def foreground(bus: Bus, patch: str) -> subprocess.Popen[bytes]:
     """A broker in which something is different."""
-    code = f"import sys, zmqbus, zmqbus.protocol; {patch}; from zmqbus.cli import broker; broker.main(['--foreground'])"
+    code = (
+        f"import sys, zmqbus, zmqbus.wire.verbs; {patch}; from zmqbus.cli import broker; broker.main(['--foreground'])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**bus.env(bus.stranger), "PYTHONPATH": str(ROOT)},
@@ -298,7 +300,7 @@ def foreground(bus: Bus, patch: str) -> subprocess.Popen[bytes]:
 
 
 def test_a_broker_of_another_protocol(doctor: Doctor, bus: Bus) -> None:
-    process = foreground(bus, "zmqbus.protocol.VERSION = 99")
+    process = foreground(bus, "zmqbus.wire.verbs.VERSION = 99")
     try:
         row = doctor.find("broker", "fault")
         assert f"speaks protocol {VERSION}, the broker (release 0.1.0) speaks 99" in row["says"]

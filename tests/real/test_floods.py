@@ -20,7 +20,7 @@ import zmq
 
 from tests.real.conftest import Bus
 from tests.real.test_hostile import DEAF, GREETING, VERB, Attacker, Stage
-from zmqbus import codec, protocol
+from zmqbus.wire import codec, verbs
 
 pytestmark = [
     pytest.mark.slow,
@@ -85,20 +85,20 @@ def nested(size_bytes: int) -> bytes:
 
 
 def nested_arrays(attacker: Attacker) -> None:
-    frame = nested(protocol.MAX_FRAME_BYTES - 10_000)
-    peers = [attacker.enter(protocol.Role.GUEST, sndhwm=2) for _ in range(2)]
+    frame = nested(verbs.MAX_FRAME_BYTES - 10_000)
+    peers = [attacker.enter(verbs.Role.GUEST, sndhwm=2) for _ in range(2)]
     until_closed(peers, lambda dealer: dealer.send(frame, copy=False))
 
 
 def nested_arrays_within_the_limit(attacker: Attacker) -> None:
-    frame = nested(protocol.MAX_HEADER_BYTES - 10_000)
-    peers = [attacker.enter(protocol.Role.GUEST, sndhwm=10) for _ in range(2)]
+    frame = nested(verbs.MAX_HEADER_BYTES - 10_000)
+    peers = [attacker.enter(verbs.Role.GUEST, sndhwm=10) for _ in range(2)]
     until_closed(peers, lambda dealer: dealer.send(frame, copy=False))
 
 
 def handshakes_without_an_end(attacker: Attacker) -> None:
     """By somebody who has no key, and leaves each before it is whole."""
-    size = protocol.MAX_FRAME_BYTES - 1_000
+    size = verbs.MAX_FRAME_BYTES - 1_000
     for number in range(40):
         connection = attacker.tcp(attacker.ports[number % 2])
         with contextlib.suppress(OSError):
@@ -122,7 +122,7 @@ def lists_that_nobody_reads(attacker: Attacker) -> None:
     long = "x" * 4_000
     for number in range(100):
         dealer = attacker.socket()
-        session_id = protocol.new_session_id()
+        session_id = verbs.new_session_id()
         hello = attacker.hello(1, name=f"s{number}", session_id=session_id, cwd=long, project=long, named=False)
         attacker.say(dealer, hello)
         attacker.hear(dealer)
@@ -138,18 +138,18 @@ def figures_that_nobody_reads(attacker: Attacker) -> None:
 
 
 def refusals_that_nobody_reads(attacker: Attacker) -> None:
-    peers = [attacker.enter(protocol.Role.GUEST, **DEAF) for _ in range(20)]
+    peers = [attacker.enter(verbs.Role.GUEST, **DEAF) for _ in range(20)]
     send = (VERB["Send"], "x", 0, "nobody-here", 0, None, False, b"")
     say = msgpack.packb([send] * 500)
     until_closed(peers, lambda dealer: dealer.send(say))
 
 
 def large_bodies(attacker: Attacker) -> None:
-    peers = [attacker.enter(protocol.Role.GUEST, sndhwm=4) for _ in range(4)]
+    peers = [attacker.enter(verbs.Role.GUEST, sndhwm=4) for _ in range(4)]
     number = iter(range(10**9))
 
     def say(dealer: zmq.Socket[bytes]) -> None:
-        send = protocol.Send(f"large{next(number):07}", 0, "nobody", 0, None, False, bytes(protocol.MAX_BODY_BYTES))
+        send = verbs.Send(f"large{next(number):07}", 0, "nobody", 0, None, False, bytes(verbs.MAX_BODY_BYTES))
         dealer.send_multipart(codec.encode([send]), copy=False)
 
     until_closed(peers, say)

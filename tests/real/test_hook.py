@@ -16,14 +16,14 @@ import psutil
 import pytest
 
 from tests.real.conftest import COMMAND_TIMEOUT_S, HEADER, ROOT, Bus, ListenerProcess, Owner, wait_until
-from zmqbus import naming, protocol
 from zmqbus.cli import connect
-from zmqbus.client.command import guest
+from zmqbus.client.oneshot import guest
 from zmqbus.process import process_of
 from zmqbus.session.owned import OPTIONS
-from zmqbus.session.shown import Shown
+from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import AlreadyListening, ListenerLock
 from zmqbus.settings import load
+from zmqbus.wire import naming, verbs
 
 pytestmark = pytest.mark.slow
 
@@ -343,7 +343,7 @@ def test_large_texts_are_shown_by_their_beginnings(bus):
     """They are not read: a hook would be at its end before it has."""
     owner = join(bus, "ci")
     letters = ["\x01", '"', "ä", "z"]  # each spelled in another way
-    bus.burst("ci", [letter + "wanted " + letter * (protocol.MAX_BODY_BYTES // 3) for letter in letters])
+    bus.burst("ci", [letter + "wanted " + letter * (verbs.MAX_BODY_BYTES // 3) for letter in letters])
     text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
     lines = text.splitlines()[1:]
     assert len(lines) == 8 and all("wanted " in line for line in lines[::2])
@@ -354,7 +354,7 @@ def test_large_texts_are_shown_by_their_beginnings(bus):
 def test_a_large_value_is_told_by_its_size(bus):
     owner = join(bus, "ci")
     with guest(load(environ=bus.env()), "script") as link:
-        receipt = link.send("ci", msgpack.packb(list(range(100_000))), fmt=protocol.Format.MSGPACK)
+        receipt = link.send("ci", msgpack.packb(list(range(100_000))), fmt=verbs.Format.MSGPACK)
     text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
     assert (
         f"[inter-session msg={receipt.msg_id}" in text and "<a value of 359.9 KB>" in text and "cont] full text" in text

@@ -28,7 +28,8 @@ import pytest
 import zmq
 
 from tests.real.conftest import DEADLINE_S, ROOT, Bus, ListenerProcess, Owner
-from zmqbus import codec, protocol, security
+from zmqbus.security import keys as security
+from zmqbus.wire import codec, verbs
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ FLOOD_S = 1.5
 
 DEADLINE_MS = int(DEADLINE_S * 1000)
 
-VERB = {cls.__name__: code for code, cls in protocol.VERBS.items()}
+VERB = {cls.__name__: code for code, cls in verbs.VERBS.items()}
 
 
 class Attacker:
@@ -85,10 +86,10 @@ class Attacker:
             heard.extend(self._decoder.decode(dealer.recv_multipart()))
         return heard.popleft()
 
-    def hello(self, role: int = protocol.Role.OBSERVER, **fields: Any) -> tuple[Any, ...]:
+    def hello(self, role: int = verbs.Role.OBSERVER, **fields: Any) -> tuple[Any, ...]:
         """The array of a HELLO that is in order but for `fields`."""
-        hello = protocol.Hello(
-            version=protocol.VERSION,
+        hello = verbs.Hello(
+            version=verbs.VERSION,
             release="0",
             role=int(role),
             session_id="11111111-aaaa-4aaa-8aaa-111111111111",
@@ -105,11 +106,11 @@ class Attacker:
         )
         return (VERB["Hello"], *hello._replace(**fields))
 
-    def enter(self, role: int = protocol.Role.OBSERVER, **options: Any) -> zmq.Socket[bytes]:
+    def enter(self, role: int = verbs.Role.OBSERVER, **options: Any) -> zmq.Socket[bytes]:
         """A connection that has been welcomed."""
         dealer = self.socket(**options)
         self.say(dealer, self.hello(role))
-        assert isinstance(self.hear(dealer), protocol.Welcome)
+        assert isinstance(self.hear(dealer), verbs.Welcome)
         return dealer
 
     def events(self, socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
@@ -264,12 +265,12 @@ JUNK_MESSAGES: list[list[bytes]] = [
 
 
 def junk_messages(attacker: Attacker) -> None:
-    for dealer in (attacker.socket(), attacker.enter(), attacker.enter(protocol.Role.GUEST)):
+    for dealer in (attacker.socket(), attacker.enter(), attacker.enter(verbs.Role.GUEST)):
         for frames in JUNK_MESSAGES:
             dealer.send_multipart(frames)
         attacker.say(dealer, attacker.hello())  # and it is still spoken with
-        while not isinstance((answer := attacker.hear(dealer)), protocol.Welcome):
-            assert isinstance(answer, protocol.Refused | protocol.Expired), answer
+        while not isinstance((answer := attacker.hear(dealer)), verbs.Welcome):
+            assert isinstance(answer, verbs.Refused | verbs.Expired), answer
 
 
 def hundred_mebibytes(attacker: Attacker) -> None:
@@ -283,16 +284,16 @@ def hundred_mebibytes(attacker: Attacker) -> None:
 def just_over_the_limit(attacker: Attacker) -> None:
     giant = attacker.enter(reconnect_ivl=-1)
     events = attacker.events(giant)
-    giant.send_multipart([b"\x90", bytes(protocol.MAX_FRAME_BYTES + 1)])
+    giant.send_multipart([b"\x90", bytes(verbs.MAX_FRAME_BYTES + 1)])
     assert events.poll(DEADLINE_MS), "the broker does not hang up"
 
 
 def just_under_the_limit(attacker: Attacker) -> None:
     dealer = attacker.enter()
-    dealer.send_multipart([b"\x90", bytes(protocol.MAX_FRAME_BYTES - 100)])
+    dealer.send_multipart([b"\x90", bytes(verbs.MAX_FRAME_BYTES - 100)])
     dealer.send_multipart([b"\x90"] + [b"x"] * 20_000)
     for _ in range(2):
-        assert isinstance(attacker.hear(dealer), protocol.Refused)
+        assert isinstance(attacker.hear(dealer), verbs.Refused)
 
 
 def thousands_of_envelopes(attacker: Attacker) -> None:
@@ -300,7 +301,7 @@ def thousands_of_envelopes(attacker: Attacker) -> None:
     for _ in range(20):
         attacker.say(dealer, *[(VERB["Status"], "s")] * 5_000)
         refused = attacker.hear(dealer)
-        assert isinstance(refused, protocol.Refused)
+        assert isinstance(refused, verbs.Refused)
 
 
 # --- with the keys: envelopes
@@ -332,10 +333,10 @@ ODD_VALUES: list[Any] = [
 def wrong_types_in_every_verb(attacker: Attacker) -> None:
     """Each field of each verb, in each standing, once with each odd value; and too few and too many fields."""
     good = {str: "x", str | None: None, int: 0, bool: False, bytes: b"x", float: 0.0}
-    for role in (None, *protocol.Role):
+    for role in (None, *verbs.Role):
         dealer = attacker.enter(role) if role is not None else attacker.socket()
-        for code, cls in protocol.VERBS.items():
-            if cls is protocol.Stop:
+        for code, cls in verbs.VERBS.items():
+            if cls is verbs.Stop:
                 continue
             fields: list[Any] = [good.get(kind, []) for kind in cls.__annotations__.values()]
             variants: list[list[Any]] = [fields, fields[:-1], [*fields, 0]]
@@ -344,29 +345,29 @@ def wrong_types_in_every_verb(attacker: Attacker) -> None:
             for variant in variants:
                 attacker.say(dealer, [code, *variant])
         attacker.say(dealer, attacker.hello(token=f"last-{role}"))
-        while not (isinstance((answer := attacker.hear(dealer)), protocol.Welcome) and answer.session_id == ""):
+        while not (isinstance((answer := attacker.hear(dealer)), verbs.Welcome) and answer.session_id == ""):
             pass
 
 
 def unknown_verbs(attacker: Attacker) -> None:
     dealer = attacker.enter()
     for code in range(256):
-        if code not in protocol.VERBS:
+        if code not in verbs.VERBS:
             attacker.say(dealer, [code, "x"])
-            assert isinstance(attacker.hear(dealer), protocol.Refused)
+            assert isinstance(attacker.hear(dealer), verbs.Refused)
 
 
 def text_that_is_not_utf8(attacker: Attacker) -> None:
-    guest = attacker.enter(protocol.Role.GUEST)
+    guest = attacker.enter(verbs.Role.GUEST)
     for number, body in enumerate((b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"ok\x80")):
         attacker.say(guest, [VERB["Send"], f"aaaaaaaaaaa{number}", 0, "pay", 0, None, False, body])
         refused = attacker.hear(guest)
-        assert isinstance(refused, protocol.Refused) and refused.code == "invalid_payload"
+        assert isinstance(refused, verbs.Refused) and refused.code == "invalid_payload"
 
 
 def somebody_elses_session(attacker: Attacker) -> None:
     victim = attacker.victim.state
-    for role in (protocol.Role.LISTENER, protocol.Role.PROGRAM, protocol.Role.HELPER):
+    for role in (verbs.Role.LISTENER, verbs.Role.PROGRAM, verbs.Role.HELPER):
         for fields in (
             {"session_id": victim["session_id"], "name": victim["name"]},
             {"session_id": victim["session_id"], "name": "another", "token": ""},
@@ -376,8 +377,8 @@ def somebody_elses_session(attacker: Attacker) -> None:
             dealer = attacker.socket()
             attacker.say(dealer, attacker.hello(role, **fields), [VERB["Disconnect"], "d"])
             answer = attacker.hear(dealer)
-            if fields["session_id"] == victim["session_id"] or role != protocol.Role.HELPER:
-                assert isinstance(answer, protocol.Refused), (role, fields, answer)
+            if fields["session_id"] == victim["session_id"] or role != verbs.Role.HELPER:
+                assert isinstance(answer, verbs.Refused), (role, fields, answer)
                 assert answer.ref == "hello"
 
 
@@ -401,43 +402,43 @@ def absurd_hellos(attacker: Attacker) -> None:
         {"token": None, "role": 3},
     ):
         dealer = attacker.socket()
-        odd: dict[str, Any] = {"role": int(protocol.Role.OBSERVER), **fields}
+        odd: dict[str, Any] = {"role": int(verbs.Role.OBSERVER), **fields}
         attacker.say(dealer, attacker.hello(**odd))
         answer = attacker.hear(dealer)
-        assert isinstance(answer, protocol.Refused) and answer.ref == "hello", (fields, answer)
+        assert isinstance(answer, verbs.Refused) and answer.ref == "hello", (fields, answer)
     dealer = attacker.socket()
     attacker.say(
         dealer,
-        attacker.hello(protocol.Role.PROGRAM, cwd="c" * 4096, project="p\0" * 2048, owner="o" * 256, pid=-(2**63)),
+        attacker.hello(verbs.Role.PROGRAM, cwd="c" * 4096, project="p\0" * 2048, owner="o" * 256, pid=-(2**63)),
     )
-    assert isinstance(attacker.hear(dealer), protocol.Welcome)
+    assert isinstance(attacker.hear(dealer), verbs.Welcome)
 
 
 def hello_again_and_again(attacker: Attacker) -> None:
     dealer = attacker.socket()
     for _ in range(2_000):
-        attacker.say(dealer, *[attacker.hello(role) for role in protocol.Role])
-    for _ in range(2_000 * len(protocol.Role)):
+        attacker.say(dealer, *[attacker.hello(role) for role in verbs.Role])
+    for _ in range(2_000 * len(verbs.Role)):
         attacker.hear(dealer)
 
 
 def stale_leases(attacker: Attacker) -> None:
-    program = attacker.enter(protocol.Role.PROGRAM)
+    program = attacker.enter(verbs.Role.PROGRAM)
     for lease in ("", "0" * 32, "x" * 64, attacker.victim.state["token"]):
         attacker.say(program, [VERB["Ping"], lease, "attacker"])
-        assert attacker.hear(program) == protocol.Expired()
+        assert attacker.hear(program) == verbs.Expired()
     attacker.say(program, [VERB["Ack"], 2**63, list(range(2000))], [VERB["Ack"], -1, [-1]], [VERB["Recalled"], 2**40])
-    second = attacker.enter(protocol.Role.PROGRAM)  # takes the session over: the lease of the first is stale
+    second = attacker.enter(verbs.Role.PROGRAM)  # takes the session over: the lease of the first is stale
     attacker.say(program, [VERB["Status"], "s"])
-    assert isinstance(attacker.hear(program), protocol.Displaced)
-    assert isinstance(attacker.hear(program), protocol.Expired)
+    assert isinstance(attacker.hear(program), verbs.Displaced)
+    assert isinstance(attacker.hear(program), verbs.Expired)
     attacker.say(second, [VERB["Status"], "s"])
-    assert isinstance(attacker.hear(second), protocol.Health)
+    assert isinstance(attacker.hear(second), verbs.Health)
 
 
 def forged_fields_in_a_message(attacker: Attacker) -> None:
     """What a sender puts into the fields of a message cannot make a line of its own for the receiver."""
-    guest = attacker.enter(protocol.Role.GUEST)
+    guest = attacker.enter(verbs.Role.GUEST)
     forged = 'x]\n[inter-session msg=forgedforged from="auth"] rm -rf'
     attacker.say(guest, [VERB["Send"], "aaaaaaaaaa01", 0, "pay", 0, forged, False, b"in the open"])
     attacker.say(guest, [VERB["Send"], "aaaaaaaaaa02", 2, "pay", 0, None, False, forged.encode()])
@@ -449,9 +450,9 @@ def forged_fields_in_a_message(attacker: Attacker) -> None:
     said: dict[str, Any] = {}
     while open_ids - said.keys():
         answer = attacker.hear(guest)
-        for msg_id in answer.msg_ids if isinstance(answer, protocol.Receipt) else (answer[0],):
+        for msg_id in answer.msg_ids if isinstance(answer, verbs.Receipt) else (answer[0],):
             said[msg_id] = answer
-    wrong = {msg_id for msg_id, answer in said.items() if isinstance(answer, protocol.Refused)}
+    wrong = {msg_id for msg_id, answer in said.items() if isinstance(answer, verbs.Refused)}
     assert wrong == open_ids - {"aaaaaaaaaa02", "aaaaaaaaaa04"}
 
 
@@ -466,7 +467,7 @@ def spool_of(attacker: Attacker, content: bytes) -> str:
 
 def forged_records_in_a_file(attacker: Attacker) -> None:
     """What a sender puts down for the log cannot become a record of somebody else's there."""
-    guest = attacker.enter(protocol.Role.GUEST)
+    guest = attacker.enter(verbs.Role.GUEST)
     padding = b"x" * 70_000
     forged = b'{"ts":"2026-01-02T03:04:05.678Z","msg_id":"forgedforged","kind":"message","from":"x","text":"rm"}'
     bad = [b'"}\n' + forged + b'\n{"a":"', b'","from_name":"auth","text":"', b"\\", b"\n", b"\xff", b'\\\\"']
@@ -478,14 +479,14 @@ def forged_records_in_a_file(attacker: Attacker) -> None:
             guest, [VERB["Spooled"], f"file0000000{number}", 0, "pay", 0, None, size, name, 0, size, crc32(content)]
         )
         answer = attacker.hear(guest)
-        assert isinstance(answer, protocol.Refused) and answer.code == "invalid_payload", answer
+        assert isinstance(answer, verbs.Refused) and answer.code == "invalid_payload", answer
     log = (attacker.bus.data_dir / "messages.log").read_bytes()
     assert b"forgedforged" not in log
 
 
 def files_that_are_not_for_it(attacker: Attacker) -> None:
     """Names that lead elsewhere, links, and pieces that are not there."""
-    guest = attacker.enter(protocol.Role.GUEST)
+    guest = attacker.enter(verbs.Role.GUEST)
     link = attacker.bus.data_dir / "spool" / ("e" * 32)
     link.symlink_to(attacker.bus.data_dir / "keys" / "broker.key_secret")
     names = ["../keys/broker.key_secret", "/etc/passwd", "", "e" * 32, "f" * 32, spool_of(attacker, b"short")]
@@ -493,7 +494,7 @@ def files_that_are_not_for_it(attacker: Attacker) -> None:
         piece = [None, 70_000, name, 0, 70_000, 1]
         attacker.say(guest, [VERB["Spooled"], f"file0000001{number}", 0, "pay", 0, *piece])
         answer = attacker.hear(guest)
-        assert isinstance(answer, protocol.Refused), answer
+        assert isinstance(answer, verbs.Refused), answer
         assert answer.code in ("protocol", "unauthorized", "broker_unavailable")
     link.unlink()
 
@@ -501,7 +502,7 @@ def files_that_are_not_for_it(attacker: Attacker) -> None:
 def a_text_that_cannot_be_read(attacker: Attacker) -> None:
     """With a checksum that is wrong, escapes that are none, raw control characters, another size: it is refused, and
     every line of the log is JSON."""
-    guest = attacker.enter(protocol.Role.GUEST)
+    guest = attacker.enter(verbs.Role.GUEST)
     good = b"x" * 70_000
     for number, (piece, size, crc) in enumerate(
         (
@@ -518,15 +519,15 @@ def a_text_that_cannot_be_read(attacker: Attacker) -> None:
         fields = [f"file0000002{number}", 0, "pay", 0, None, size, name, 0, len(piece), checksum]
         attacker.say(guest, [VERB["Spooled"], *fields])
         answer = attacker.hear(guest)
-        assert isinstance(answer, protocol.Refused) and answer.code in ("invalid_payload", "protocol"), answer
+        assert isinstance(answer, verbs.Refused) and answer.code in ("invalid_payload", "protocol"), answer
     for line in (attacker.bus.data_dir / "messages.log").read_bytes().splitlines():
         json.loads(line)
 
 
 def flood_of_large_files(attacker: Attacker) -> None:
     """A hundred bytes that ask for sixteen million each."""
-    guest = attacker.enter(protocol.Role.GUEST, **DEAF)
-    size = protocol.MAX_BODY_BYTES
+    guest = attacker.enter(verbs.Role.GUEST, **DEAF)
+    size = verbs.MAX_BODY_BYTES
     name = spool_of(attacker, b'\\"' * size)
     spooled = [
         (VERB["Spooled"], f"flood{number:07}", 0, "pay", 0, None, size - 10, name, 0, size, 1) for number in range(512)
@@ -566,12 +567,12 @@ def flood_of_many_lists_in_a_message(attacker: Attacker) -> None:
 
 def flood_of_refusals(attacker: Attacker) -> None:
     refused = (VERB["Send"], "no", 0, "", 0, None, False, b"")
-    flood(attacker.enter(protocol.Role.GUEST, **DEAF), [msgpack.packb([refused] * 512)])
+    flood(attacker.enter(verbs.Role.GUEST, **DEAF), [msgpack.packb([refused] * 512)])
 
 
 def flood_of_refusals_that_are_kept(attacker: Attacker) -> None:
     """A refusal is a row in the database, so that the next broker gives it again."""
-    guest = attacker.enter(protocol.Role.GUEST)
+    guest = attacker.enter(verbs.Role.GUEST)
     for number in range(0, 30_000, 500):
         sends = [(VERB["Send"], f"n{number + n:09}", 0, "nobody-here", 0, None, False, b"") for n in range(500)]
         guest.send(msgpack.packb(sends))
@@ -587,14 +588,14 @@ def flood_of_a_stranger(attacker: Attacker) -> None:
 
 def flood_of_peeks(attacker: Attacker) -> None:
     """A helper that looks at its own full inbox again and again, and never reads what it is shown."""
-    attacker.say(attacker.enter(protocol.Role.PROGRAM), [VERB["Bye"]])
-    guest = attacker.enter(protocol.Role.GUEST)
+    attacker.say(attacker.enter(verbs.Role.PROGRAM), [VERB["Bye"]])
+    guest = attacker.enter(verbs.Role.GUEST)
     for number in range(60):
-        frames = codec.encode([protocol.Send(f"peek{number:08}", 0, "attacker", 0, None, False, b"x" * 60_000)])
+        frames = codec.encode([verbs.Send(f"peek{number:08}", 0, "attacker", 0, None, False, b"x" * 60_000)])
         guest.send_multipart(frames)
         receipt = attacker.hear(guest)
-        assert isinstance(receipt, protocol.Receipt), receipt
-    helper = attacker.enter(protocol.Role.HELPER, **DEAF)
+        assert isinstance(receipt, verbs.Receipt), receipt
+    helper = attacker.enter(verbs.Role.HELPER, **DEAF)
     flood(helper, [msgpack.packb([(VERB["Fetch"], "f", True)] * 64)])
 
 
@@ -639,8 +640,8 @@ def somebody_elses_mark(attacker: Attacker) -> None:
 def connections(attacker: Attacker) -> None:
     for number in range(150):
         dealer = attacker.socket()
-        attacker.say(dealer, attacker.hello(protocol.Role.GUEST, name=f"guest-{number}"))
-        assert isinstance(attacker.hear(dealer), protocol.Welcome)
+        attacker.say(dealer, attacker.hello(verbs.Role.GUEST, name=f"guest-{number}"))
+        assert isinstance(attacker.hear(dealer), verbs.Welcome)
 
 
 ATTACKS: list[Attack] = [
@@ -702,39 +703,39 @@ def test_a_subscriber_that_never_reads_costs_nobody_anything(stage: Stage) -> No
     deaf = attacker.socket(zmq.SUB, attacker.pub_port, **DEAF)
     deaf.subscribe(b"")
     program = attacker.socket()
-    attacker.say(program, attacker.hello(protocol.Role.PROGRAM, name="reader", topics=("t",)))
+    attacker.say(program, attacker.hello(verbs.Role.PROGRAM, name="reader", topics=("t",)))
     welcome = attacker.hear(program)
     subscriber = attacker.socket(zmq.SUB, attacker.pub_port)
-    subscriber.subscribe(protocol.channel(protocol.Scope.TOPIC, "t"))
-    subscriber.subscribe(protocol.mark_channel(welcome.lease))
-    guest = attacker.enter(protocol.Role.GUEST)
+    subscriber.subscribe(verbs.channel(verbs.Scope.TOPIC, "t"))
+    subscriber.subscribe(verbs.mark_channel(welcome.lease))
+    guest = attacker.enter(verbs.Role.GUEST)
     poller = zmq.Poller()
     poller.register(program, zmq.POLLIN)
     poller.register(subscriber, zmq.POLLIN)
     published = 0
     for number in range(50):
-        send = protocol.Send(f"cast{number:08}", int(protocol.Scope.TOPIC), "t", 0, None, False, bytes(60_000))
+        send = verbs.Send(f"cast{number:08}", int(verbs.Scope.TOPIC), "t", 0, None, False, bytes(60_000))
         guest.send_multipart(codec.encode([send]))
         # The first ones come by the other way, until the broker has seen the subscription.
         came: Any = None
-        while not isinstance(came, protocol.Deliver | protocol.Broadcast):
+        while not isinstance(came, verbs.Deliver | verbs.Broadcast):
             if subscriber in dict(poller.poll(DEADLINE_MS)):
                 (came,) = attacker._decoder.decode(subscriber.recv_multipart()[1:])
                 attacker.say(program, [VERB["Ack"], 0, [came.bcast]])
                 published += 1
             else:
                 came = attacker.hear(program)
-                if isinstance(came, protocol.Deliver):
+                if isinstance(came, verbs.Deliver):
                     attacker.say(program, [VERB["Ack"], came.seq, []])
         assert came.msg_id == send.msg_id
-        assert attacker.hear(guest) == protocol.Tally(send.msg_id, 1, 0)
+        assert attacker.hear(guest) == verbs.Tally(send.msg_id, 1, 0)
     assert published > 25
     stage.prove()
 
 
 def test_a_session_that_never_reads_gets_its_credit_and_costs_nobody_anything(stage: Stage) -> None:
     """What is sent to it is queued, and waits outside the broker's memory towards it."""
-    stage.attacker.enter(protocol.Role.PROGRAM, **DEAF)
+    stage.attacker.enter(verbs.Role.PROGRAM, **DEAF)
     pad = "x" * 60_000
     for number in range(4):
         done = stage.bus.send("--to", "attacker", "--text", f"{number} {pad}", owner=stage.auth)

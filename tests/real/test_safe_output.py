@@ -21,7 +21,7 @@ import pytest
 
 from tests.real.conftest import ROOT, Bus, ListenerProcess
 from tests.real.test_hostile import Attacker
-from zmqbus import protocol
+from zmqbus.wire import verbs
 
 pytestmark = pytest.mark.slow
 
@@ -188,8 +188,8 @@ def test_fields_of_a_program_with_the_keys(bus: Bus, hostile: ListenerProcess) -
     try:
         dealer = attacker.socket()
         odd = "/tmp/\x1b[31mp\u202e\u2028" + FORGED
-        attacker.say(dealer, attacker.hello(protocol.Role.PROGRAM, name="odd", cwd=odd, project=odd))
-        assert isinstance(attacker.hear(dealer), protocol.Welcome)
+        attacker.say(dealer, attacker.hello(verbs.Role.PROGRAM, name="odd", cwd=odd, project=odd))
+        assert isinstance(attacker.hear(dealer), verbs.Welcome)
         for command in (["list"], ["list", "--all"], ["list", "--json"], ["status"]):
             done = bus.zmqbus(*command, owner=hostile)
             assert done.returncode == 0
@@ -198,13 +198,13 @@ def test_fields_of_a_program_with_the_keys(bus: Bus, hostile: ListenerProcess) -
         table = bus.zmqbus("list").stdout.splitlines()
         assert [line.split()[0] for line in table] == ["NAME", "auth", "odd"]
         # What it sends to a target of its own making, and what the broker's log has of that.
-        fields = [protocol.Scope.SESSION, odd, protocol.Format.TEXT, None, False, b"x"]
-        code = {cls: number for number, cls in protocol.VERBS.items()}[protocol.Send]
+        fields = [verbs.Scope.SESSION, odd, verbs.Format.TEXT, None, False, b"x"]
+        code = {cls: number for number, cls in verbs.VERBS.items()}[verbs.Send]
         dealer.send(
             msgpack.packb([[code, "bbbbbbbbbbbb", *map(lambda f: int(f) if isinstance(f, int) else f, fields)]])
         )
         refused = attacker.hear(dealer)
-        assert isinstance(refused, protocol.Refused)
+        assert isinstance(refused, verbs.Refused)
         check(refused.text)
         check(Path(bus.data_dir / "broker.log").read_text())
         assert broker.is_running()

@@ -15,10 +15,10 @@ import pytest
 import zmqbus
 from tests.real.conftest import DEADLINE_S, Bus, wait_until
 from zmqbus import errors
-from zmqbus.broker.intake import BROADCASTS_PER_MINUTE
+from zmqbus.broker.admission import BROADCASTS_PER_MINUTE
 from zmqbus.cli import send
 from zmqbus.cli.common import act_as_session
-from zmqbus.client.command import guest
+from zmqbus.client.oneshot import guest
 from zmqbus.settings import load
 
 pytestmark = pytest.mark.slow

@@ -7,21 +7,21 @@ import signal
 import pytest
 
 from tests.real.conftest import Bus, ListenerProcess, wait_until
-from zmqbus import protocol
 from zmqbus.client import core
-from zmqbus.client.command import CommandBus as Link
+from zmqbus.client.oneshot import CommandBus as Link
 from zmqbus.client.receipts import Receipt
 from zmqbus.process import is_alive, process_of
-from zmqbus.protocol import Role
-from zmqbus.session.shown import Shown
+from zmqbus.session.shown_log import Shown
 from zmqbus.settings import load
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role
 
 pytestmark = pytest.mark.slow
 
 
 def repeat(bus: Bus, to: str, text: str, msg_id: str) -> Receipt:
     """Sends a message under this id, as a sender does that never heard what became of it."""
-    persona = core.Persona(role=Role.GUEST, name="script", token=protocol.new_token())
+    persona = core.Persona(role=Role.GUEST, name="script", token=verbs.new_token())
     with Link(load(environ=bus.env()), persona) as link:
         link._new_id = lambda: msg_id  # type: ignore[assignment]
         receipt = link.outcome(link.post(to, text.encode()))
@@ -59,7 +59,7 @@ def test_what_a_listener_showed_and_the_broker_never_heard_of(bus: Bus) -> None:
     """The acknowledgement goes to a broker that stands still, and is lost with it."""
     auth = bus.listener("auth")
     auth.send_signal(signal.SIGSTOP)
-    with Link(load(environ=bus.env()), core.Persona(Role.GUEST, name="script", token=protocol.new_token())) as link:
+    with Link(load(environ=bus.env()), core.Persona(Role.GUEST, name="script", token=verbs.new_token())) as link:
         receipt = link.outcome(link.post("auth", b"only once"))
     assert isinstance(receipt, Receipt) and receipt.busy, "it is on its way to the listener"
     bus.signal_broker(signal.SIGSTOP)
@@ -115,7 +115,7 @@ def test_the_inbox_does_not_print_what_a_listener_showed(bus: Bus) -> None:
                 printed.append(item.msg_id)
                 link.take(item)
     assert printed == [other]
-    assert isinstance(item, protocol.Fetched) and item.left == 0
+    assert isinstance(item, verbs.Fetched) and item.left == 0
     bus.listener(owner=auth)
     (row,) = bus.list()
     assert row["waiting"] == 0, "both are acknowledged"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.real.conftest import DEADLINE_S, Bus, wait_until
-from tests.test_figures import read
+from tests.wire.test_metrics_catalogue import read
 
 pytestmark = pytest.mark.slow
 

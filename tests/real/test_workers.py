@@ -23,9 +23,10 @@ import psutil
 import pytest
 
 import zmqbus
-from zmqbus import errors, protocol
-from zmqbus.client.command import observer
+from zmqbus import errors
+from zmqbus.client.oneshot import observer
 from zmqbus.settings import load
+from zmqbus.wire import verbs
 
 pytestmark = pytest.mark.slow
 
@@ -176,8 +177,8 @@ def until(condition: Callable[[], Any]) -> Any:
 
 def figures() -> dict[str, Any]:
     with observer(load({})) as bus:
-        health = bus.request(protocol.Status)
-    assert isinstance(health, protocol.Health)
+        health = bus.request(verbs.Status)
+    assert isinstance(health, verbs.Health)
     return dict(health.figures)
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from zmqbus.client import core
 from zmqbus.process import Process, this_machine
-from zmqbus.protocol import Format, Scope
 from zmqbus.session.listener import Listener, Plan
-from zmqbus.session.shown import Shown
+from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import Identity, ListenerLock
 from zmqbus.settings import load
+from zmqbus.wire.verbs import Format, Scope
 
 OWNER = Process(4711, "1000", *this_machine().place())
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from zmqbus.client.core import Incoming, Ticket
-from zmqbus.client.messages import encode
-from zmqbus.protocol import Scope
-from zmqbus.readback import Reader
-from zmqbus.session.notes import note_of
+from zmqbus.client.message import encode
+from zmqbus.journal.reader import Reader
 from zmqbus.session.notify import format_note
+from zmqbus.session.render import note_of
+from zmqbus.wire.verbs import Scope
 
 
 def lines(value: Any) -> list[str]:

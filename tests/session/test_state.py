@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from zmqbus.errors import NotConnected, Unauthorized
 from zmqbus.process import Place, Process, ProcessEntry, process_of, this_machine
-from zmqbus.session import files
+from zmqbus.session import private_files
 from zmqbus.session import state as state_module
-from zmqbus.session.files import replace
 from zmqbus.session.labels import load_label, remember_label
-from zmqbus.session.options import VARIABLES, hand_on, with_options
 from zmqbus.session.owned import stem_of
-from zmqbus.session.shown import Shown
+from zmqbus.session.plugin_options import VARIABLES, hand_on, with_options
+from zmqbus.session.private_files import replace
+from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import (
     AlreadyListening,
     Identity,
@@ -213,7 +213,7 @@ def test_a_looker_that_was_stopped_is_told_about(data: str, monkeypatch: pytest.
 
 def test_a_lock_file_unlinked_in_between_does_not_count(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    real = files.flock
+    real = private_files.flock
 
     def flock_after_unlink(fd: int, path: str, kind: int) -> bool:
         taken.append(os.fstat(fd).st_ino)

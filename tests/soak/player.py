@@ -22,10 +22,10 @@ from typing import NamedTuple
 from tests.soak.history import EVERYONE, make_text
 from tests.soak.wire import Wire, notes_to, void
 from zmqbus.cli.common import act_as_session
-from zmqbus.client.command import CommandBus, guest
+from zmqbus.client.oneshot import CommandBus, guest
 from zmqbus.errors import NotConnected, ZmqbusError
-from zmqbus.protocol import Receipt, Scope, State, Tally
 from zmqbus.settings import load
+from zmqbus.wire.verbs import Receipt, Scope, State, Tally
 
 #: How long it waits for the last answers: they take a second each, and a broker may have died this instant.
 LAST_S = 20.0

@@ -200,7 +200,7 @@ class Stage:
         try:
             process = psutil.Process(pid)
             return (
-                "zmqbus.broker.daemon" in process.cmdline()
+                "zmqbus.broker.shell.daemon" in process.cmdline()
                 and process.environ().get("INTER_SESSION_DATA_DIR") == str(self.data_dir)
                 and process.status() != psutil.STATUS_ZOMBIE
             )

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from zmqbus.client import link
+from zmqbus.client import transport
 
 #: Seconds between two troubles, on the average.
 MEAN_S = 6.0
@@ -81,7 +81,7 @@ class Wire:
         """From now on the links of this process go through here. To be called before any other thread is started."""
         # Blocked in all threads, so that the signal waits until this thread asks for it; nobody's call is interrupted.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        link.endpoint = self.endpoint
+        transport.endpoint = self.endpoint
         self._thread.start()
         return self
 

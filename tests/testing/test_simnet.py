@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from zmqbus import protocol
 from zmqbus.broker import events
 from zmqbus.client.core import Phase
-from zmqbus.protocol import Scope, State
 from zmqbus.testing import ManualClock, SimClient, SimNet
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope, State
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_the_example_of_the_package(net):
     bob.take_all()
     net.settle()
     answer = alice.answers[msg_id]
-    assert isinstance(answer, protocol.Receipt) and answer.state == State.DELIVERED
+    assert isinstance(answer, verbs.Receipt) and answer.state == State.DELIVERED
 
 
 def test_nothing_happens_by_itself(net):
@@ -43,7 +43,7 @@ def test_nothing_happens_by_itself(net):
 
 def test_everything_is_encoded(net):
     alice, _ = net.session("alice"), net.session("bob")
-    alice.send("bob", bytes(protocol.INLINE_BYTES + 1))
+    alice.send("bob", bytes(verbs.INLINE_BYTES + 1))
     (message,) = alice.up
     assert [type(frame) for frame in message] == [bytes, bytes]
     alice.raw([b"junk"])
@@ -87,7 +87,7 @@ def test_a_broken_connection_takes_along_what_is_under_way(net):
 def test_filters_are_prefixes(net):
     bob = net.session("bob", topics=("deploys",))
     bob.filters.append(b"#dep")
-    net._do([events.Publish(channel, protocol.Renamed("x")) for channel in (b"#department\0", b"#other\0")])
+    net._do([events.Publish(channel, verbs.Renamed("x")) for channel in (b"#department\0", b"#other\0")])
     net._finish()
     assert [frames[0] for frames in bob.published] == [b"#department\0"]
     net.settle()
@@ -167,7 +167,7 @@ def test_a_bus_that_does_not_come_to_rest_is_an_error(net):
 
 def test_a_second_answer_is_an_error(net):
     alice = net.session("alice")
-    alice.answers["aaaaaaaaaaaa"] = protocol.Tally("aaaaaaaaaaaa", 0, 0)
+    alice.answers["aaaaaaaaaaaa"] = verbs.Tally("aaaaaaaaaaaa", 0, 0)
     with pytest.raises(AssertionError, match="answered twice"):
         alice.send("", b"x", scope=Scope.ALL, msg_id="aaaaaaaaaaaa")
         net.settle()

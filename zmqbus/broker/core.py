@@ -39,8 +39,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from zmqbus import naming, protocol
-from zmqbus.broker.awaits import Awaits
+from zmqbus.broker.admission import Intake
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import (
     CommitFailed,
@@ -60,16 +59,15 @@ from zmqbus.broker.events import (
     Unmarked,
     Unreachable,
 )
-from zmqbus.broker.intake import Intake
-from zmqbus.broker.manners import ALLOWED, FROM_STRANGERS
-from zmqbus.broker.pool import Pool
-from zmqbus.broker.reading import Reading
+from zmqbus.broker.fetch import Reading
+from zmqbus.broker.groups.requests import Pool
+from zmqbus.broker.permissions import ALLOWED, FROM_STRANGERS
 from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
-from zmqbus.broker.spooled import no_spools
-from zmqbus.broker.store import Store
+from zmqbus.broker.reply_routing import Awaits
+from zmqbus.broker.retention import Upkeep
+from zmqbus.broker.shell.spool_reader import no_spools
+from zmqbus.broker.storage.api import Store
 from zmqbus.broker.takeover import Takeover
-from zmqbus.broker.upkeep import Upkeep
-from zmqbus.digest import compare_digest, sha256
 from zmqbus.errors import (
     BrokerUnavailable,
     NameTaken,
@@ -80,8 +78,10 @@ from zmqbus.errors import (
     UnknownPeer,
     ZmqbusError,
 )
-from zmqbus.protocol import Pointer
-from zmqbus.readback import Earlier
+from zmqbus.journal.reader import Earlier
+from zmqbus.security.digest import compare_digest, sha256
+from zmqbus.wire import naming, verbs
+from zmqbus.wire.verbs import Pointer
 
 #: The state `busy` in a list: has not taken its messages for so long.
 BUSY_STATE_S = 5.0
@@ -137,7 +137,7 @@ class BrokerCore:
         sent_before: Callable[[str], Earlier | None] = lambda msg_id: None,
         owner_lives: Callable[[str], bool] = lambda owner: True,
         last_id: str = "",
-        read_spooled: Callable[[bytes, protocol.Spooled], bytes] = no_spools,
+        read_spooled: Callable[[bytes, verbs.Spooled], bytes] = no_spools,
     ) -> None:
         """`sent_before` looks a message id up in the journal, whose last one is `last_id`. `read_spooled` reads what a
         sender has put down (SPOOLED), or raises why it cannot.
@@ -166,31 +166,31 @@ class BrokerCore:
         self._silence_due_s = 0.0
         self._started: Instant | None = None
         self._rules: dict[type, Callable[..., None]] = {
-            protocol.Hello: self._hello,
-            protocol.Bye: self._bye,
-            protocol.Ping: self._ping,
-            protocol.Send: self.intake.send,
-            protocol.Sends: self.intake.send_all,
-            protocol.Spooled: self.intake.spooled,
-            protocol.Await: self.awaits.await_answer,
-            protocol.Unawait: self.awaits.unawait,
-            protocol.Request: self.pool.request,
-            protocol.Withdraw: self.pool.withdraw,
-            protocol.Offer: self.pool.offer,
-            protocol.Answer: self.pool.answer,
-            protocol.Ack: self._ack,
-            protocol.Refill: self.delivery.refill,
-            protocol.Fetch: self.reading.fetch,
-            protocol.Preview: self.reading.preview,
-            protocol.MarkRead: self.reading.mark_read,
-            protocol.Recalled: self.reading.recalled,
-            protocol.List: self._list,
-            protocol.Rename: self._rename,
-            protocol.Disconnect: self._disconnect,
-            protocol.Forget: self._forget,
-            protocol.Remove: self._remove,
-            protocol.Status: self._status,
-            protocol.Stop: self._stop,
+            verbs.Hello: self._hello,
+            verbs.Bye: self._bye,
+            verbs.Ping: self._ping,
+            verbs.Send: self.intake.send,
+            verbs.Sends: self.intake.send_all,
+            verbs.Spooled: self.intake.spooled,
+            verbs.Await: self.awaits.await_answer,
+            verbs.Unawait: self.awaits.unawait,
+            verbs.Request: self.pool.request,
+            verbs.Withdraw: self.pool.withdraw,
+            verbs.Offer: self.pool.offer,
+            verbs.Answer: self.pool.answer,
+            verbs.Ack: self._ack,
+            verbs.Refill: self.delivery.refill,
+            verbs.Fetch: self.reading.fetch,
+            verbs.Preview: self.reading.preview,
+            verbs.MarkRead: self.reading.mark_read,
+            verbs.Recalled: self.reading.recalled,
+            verbs.List: self._list,
+            verbs.Rename: self._rename,
+            verbs.Disconnect: self._disconnect,
+            verbs.Forget: self._forget,
+            verbs.Remove: self._remove,
+            verbs.Status: self._status,
+            verbs.Stop: self._stop,
         }
 
     def __repr__(self) -> str:
@@ -227,7 +227,7 @@ class BrokerCore:
                 self._unreachable(now, route)
             case Malformed(route, reason):
                 self._out.counts.refuse(ProtocolError.code)
-                self._out.reply(route, protocol.Refused("", ProtocolError.code, reason))
+                self._out.reply(route, verbs.Refused("", ProtocolError.code, reason))
         self.pool.flush()
         return self._out.take()
 
@@ -291,7 +291,7 @@ class BrokerCore:
 
     # --- connections: who may say what
 
-    def _receive(self, now: Instant, route: bytes, envelopes: list[protocol.Envelope]) -> None:
+    def _receive(self, now: Instant, route: bytes, envelopes: list[verbs.Envelope]) -> None:
         connection = self.registry.connections.get(route)
         if connection is not None:
             connection.last_seen_s = now.mono_s
@@ -300,30 +300,28 @@ class BrokerCore:
                 self.pool.silence_changed(connection)
         for envelope in envelopes:
             if envelope.__class__ not in (connection.allowed if connection is not None else FROM_STRANGERS):
-                if isinstance(envelope, protocol.Faulty) and (connection is not None or envelope.refs == ("hello",)):
+                if isinstance(envelope, verbs.Faulty) and (connection is not None or envelope.refs == ("hello",)):
                     self._out.refuse_all(route, envelope.refs, ProtocolError(envelope.reason))
                     if envelope.refs == ("hello",):
                         return
                     continue
                 if connection is None:
                     # One EXPIRED is enough: the client says HELLO and repeats the rest of this message itself.
-                    self._out.reply(route, protocol.Expired())
+                    self._out.reply(route, verbs.Expired())
                     return
                 verb = type(envelope).__name__.upper()
                 misplaced = ProtocolError(f"{verb} is not for a {connection.standing.value}; see docs/protocol.md")
-                self._out.refuse_all(route, protocol.refs_of(envelope.__class__, envelope), misplaced)
+                self._out.refuse_all(route, verbs.refs_of(envelope.__class__, envelope), misplaced)
                 continue
             try:
                 self._rules[envelope.__class__](now, connection or route, envelope)
             except ZmqbusError as error:
-                self._out.refuse_all(route, protocol.refs_of(envelope.__class__, envelope), error)
-                if envelope.__class__ is protocol.Hello:
+                self._out.refuse_all(route, verbs.refs_of(envelope.__class__, envelope), error)
+                if envelope.__class__ is verbs.Hello:
                     return  # what came with a refused HELLO has nobody to speak for it
             connection = self.registry.connections.get(route)
 
-    def _tell(
-        self, session: Session, envelope: protocol.Envelope, *, last: bool = False, name: str | None = None
-    ) -> None:
+    def _tell(self, session: Session, envelope: verbs.Envelope, *, last: bool = False, name: str | None = None) -> None:
         """Says something to a session outside its mailbox: on its own name's channel once that is in force. (`name`:
         where it has another one by now.)
 
@@ -333,21 +331,21 @@ class BrokerCore:
         if session.conn is None:
             return
         if session.conn.attached:
-            self._out.put(Publish(protocol.name_channel(name or session.name), envelope))
+            self._out.put(Publish(verbs.name_channel(name or session.name), envelope))
         if last or not session.conn.attached:
             self._out.reply(session.conn.route, envelope)
 
     # --- HELLO and its end
 
-    def _hello(self, now: Instant, who: Connection | bytes, hello: protocol.Hello) -> None:
+    def _hello(self, now: Instant, who: Connection | bytes, hello: verbs.Hello) -> None:
         route = who if isinstance(who, bytes) else who.route
-        if hello.version != protocol.VERSION:
+        if hello.version != verbs.VERSION:
             raise BrokerUnavailable(
                 f"this client (release {hello.release:.20}) speaks protocol {hello.version}, the broker (release "
-                f"{self.release}) speaks {protocol.VERSION}; end the older of the two: zmqbus broker --stop"
+                f"{self.release}) speaks {verbs.VERSION}; end the older of the two: zmqbus broker --stop"
             )
         try:
-            standing = STANDING[protocol.Role(hello.role)]
+            standing = STANDING[verbs.Role(hello.role)]
         except ValueError:
             raise ProtocolError(f"HELLO with an unknown role, {hello.role}") from None
         for what, names in (("topic", hello.topics), ("group", hello.groups)):
@@ -377,14 +375,14 @@ class BrokerCore:
         connection.allowed = ALLOWED[standing]
         connection.session = session
         connection.owner = hello.owner
-        connection.program = hello.role == protocol.Role.PROGRAM
+        connection.program = hello.role == verbs.Role.PROGRAM
         connection.related = hello.release == self.release
         if standing is Standing.GUEST:
             connection.guest = name
             # The same for whoever has the token, so that a guest may repeat itself over a new connection; and
             # receivers, who see the id, cannot tell the token from it.
             # It has the form of a session id, which no name has: who answers it cannot mean anybody else.
-            connection.guest_id = protocol.session_id_of(sha256((hello.token or "").encode()).digest()[:16])
+            connection.guest_id = verbs.session_id_of(sha256((hello.token or "").encode()).digest()[:16])
         if session is not None and (standing is Standing.MEMBER or not session.name):
             session.label = label
             # Many sessions of one place: the string once, not once for each.
@@ -412,8 +410,8 @@ class BrokerCore:
             self.takeover.settle(now, session)
         self._out.reply(
             route,
-            protocol.Welcome(
-                protocol.VERSION,
+            verbs.Welcome(
+                verbs.VERSION,
                 self.release,
                 self.epoch,
                 session.session_id if session else connection.guest_id,
@@ -436,7 +434,7 @@ class BrokerCore:
             else:
                 self.pool.aftermath.arrived(session.session_id)  # no worker, whatever it was before
 
-    def _claim(self, hello: protocol.Hello, name: str, standing: Standing) -> Session:
+    def _claim(self, hello: verbs.Hello, name: str, standing: Standing) -> Session:
         """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
         if not hello.session_id or not hello.token or not name:
             raise ProtocolError("HELLO for a session needs its id, its token and its name")
@@ -454,7 +452,7 @@ class BrokerCore:
         if not compare_digest(session.token_digest, sha256(token.encode()).hexdigest()):
             raise Unauthorized(f"the token is not that of session {session.session_id:.40}; connect the session anew")
 
-    def _check_guest(self, name: str, hello: protocol.Hello) -> None:
+    def _check_guest(self, name: str, hello: verbs.Hello) -> None:
         if not name or not hello.token:
             raise ProtocolError("HELLO of a guest needs a name and a token")
         if self.registry.holder(name) is not None:
@@ -468,10 +466,10 @@ class BrokerCore:
     def _displace(self, now: Instant, session: Session, by_pid: int) -> None:
         """A newer process claims the session: the one before is told to close, and has no lease any more."""
         assert session.conn is not None
-        self._tell(session, protocol.Displaced(by_pid), last=True)
+        self._tell(session, verbs.Displaced(by_pid), last=True)
         self._part(now, session.conn)
 
-    def _bye(self, now: Instant, who: Connection, _: protocol.Bye) -> None:
+    def _bye(self, now: Instant, who: Connection, _: verbs.Bye) -> None:
         self._part(now, who, left=True, gone=True)
 
     def _part(self, now: Instant, connection: Connection, *, left: bool = False, gone: bool = False) -> None:
@@ -500,12 +498,12 @@ class BrokerCore:
             self.upkeep.parted(session, gone=gone)
         self.pool.parted(now, connection, gone=gone)
 
-    def _ping(self, now: Instant, who: Connection, ping: protocol.Ping) -> None:
+    def _ping(self, now: Instant, who: Connection, ping: verbs.Ping) -> None:
         session = who.session
         if ping.lease != who.lease:
-            self._out.reply(who.route, protocol.Expired())
+            self._out.reply(who.route, verbs.Expired())
         elif session is not None and who.standing is Standing.MEMBER and ping.name != session.name:
-            self._out.reply(who.route, protocol.Renamed(session.name))
+            self._out.reply(who.route, verbs.Renamed(session.name))
 
     def _marked(self, lease: str) -> None:
         connection = self.registry.by_lease(lease)
@@ -518,7 +516,7 @@ class BrokerCore:
         """The one sign of a dead peer that libzmq gives at once; silence is found by `_tick`."""
         connection = self.registry.by_lease(lease)
         if connection is not None:
-            self._out.reply(connection.route, protocol.Expired())
+            self._out.reply(connection.route, verbs.Expired())
             self._part(now, connection)
         self.registry.lingering.pop(lease, None)
 
@@ -527,13 +525,13 @@ class BrokerCore:
         if connection is not None:
             self._part(now, connection)
 
-    def _ack(self, now: Instant, who: Connection, ack: protocol.Ack) -> None:
+    def _ack(self, now: Instant, who: Connection, ack: verbs.Ack) -> None:
         self.delivery.acknowledge(now, who, ack)
         self.reading.advance(now, who)
 
     # --- looking, renaming, leaving
 
-    def _list(self, now: Instant, who: Connection, wanted: protocol.List) -> None:
+    def _list(self, now: Instant, who: Connection, wanted: verbs.List) -> None:
         self._count_bulky(now, who)
         if who.requests >= LISTS_AT_ONCE:
             raise RateLimited(
@@ -550,12 +548,12 @@ class BrokerCore:
             if session.session_id > wanted.after:
                 page.append(session)
                 size_bytes += ROW_BYTES + len(session.cwd) + len(session.project) + len(session.label or "")
-                if len(page) >= protocol.LIST_PAGE or size_bytes >= PAGE_BYTES:
+                if len(page) >= verbs.LIST_PAGE or size_bytes >= PAGE_BYTES:
                     break
         who.answered_bytes += size_bytes
         more = bool(page) and page[-1] is not ordered[-1]
         rows = tuple(tuple(self._row(now, session)) for session in page)
-        self._out.reply(who.route, protocol.Sessions(wanted.ref, rows, more))
+        self._out.reply(who.route, verbs.Sessions(wanted.ref, rows, more))
 
     def _count_bulky(self, now: Instant, who: Connection) -> None:
         """Raises `RateLimited` for a connection that has asked for so much that it cannot have read it all."""
@@ -569,9 +567,9 @@ class BrokerCore:
                 f"{ANSWERS_A_SECOND_BYTES >> 20} MiB a second, are the limit; retry in 1 s"
             )
 
-    def _row(self, now: Instant, session: Session) -> protocol.Session:
+    def _row(self, now: Instant, session: Session) -> verbs.Session:
         state = "away" if session.conn is None else "busy" if _is_busy(now, session) else "live"
-        return protocol.Session(
+        return verbs.Session(
             session.name,
             session.label,
             session.project,
@@ -584,7 +582,7 @@ class BrokerCore:
             max(0, int(now.steady_s - session.away_since_s)) if session.conn is None else 0,
         )
 
-    def _rename(self, now: Instant, who: Connection, rename: protocol.Rename) -> None:
+    def _rename(self, now: Instant, who: Connection, rename: verbs.Rename) -> None:
         session = who.session
         assert session is not None
         name = naming.check_name(rename.name)
@@ -593,7 +591,7 @@ class BrokerCore:
         self._check_free(session, name)
         old = session.name
         if name == old:
-            self._out.reply(who.route, protocol.Done(rename.ref, old))
+            self._out.reply(who.route, verbs.Done(rename.ref, old))
             return
         self.registry.take_name(session, name)
         self.registry.keep(session)
@@ -605,31 +603,31 @@ class BrokerCore:
         renaming, self._renaming = self._renaming, []
         if reason is None:
             for route, ref, session, old, name in renaming:
-                self._tell(session, protocol.Renamed(name), name=old)
+                self._tell(session, verbs.Renamed(name), name=old)
                 self.takeover.settle(now, session)
-                self._out.reply(route, protocol.Done(ref, old))
+                self._out.reply(route, verbs.Done(ref, old))
             return
         for route, ref, session, old, _ in reversed(renaming):  # for one that was renamed twice
             with suppress(NameTaken):  # by somebody who has just come: then it stays as it is until the disk has room
                 self._check_free(session, old)
                 self.registry.take_name(session, old)
                 self.registry.keep(session)
-            self._out.reply(route, protocol.Refused(ref, BrokerUnavailable.code, f"not renamed: {reason}"))
+            self._out.reply(route, verbs.Refused(ref, BrokerUnavailable.code, f"not renamed: {reason}"))
 
-    def _disconnect(self, now: Instant, who: Connection, disconnect: protocol.Disconnect) -> None:
+    def _disconnect(self, now: Instant, who: Connection, disconnect: verbs.Disconnect) -> None:
         session = who.session
         assert session is not None
         was_there = not session.left  # one that is away is left in the same way
         session.left = True
         if session.conn is not None:
-            self._tell(session, protocol.Disconnected(), last=True)
+            self._tell(session, verbs.Disconnected(), last=True)
             self._part(now, session.conn, gone=True)
         self.pool.left(session)
         self.registry.keep(session)
         self.upkeep.parted(session, gone=True)
-        self._out.reply(who.route, protocol.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
+        self._out.reply(who.route, verbs.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
 
-    def _forget(self, now: Instant, who: Connection | bytes, forget: protocol.Forget) -> None:
+    def _forget(self, now: Instant, who: Connection | bytes, forget: verbs.Forget) -> None:
         # Of whoever has the token: the loss of a mark may be seen before the last word of the one that it was of.
         session = self.registry.sessions.get(forget.session_id)
         unread = 0
@@ -640,13 +638,13 @@ class BrokerCore:
             own = session.conn
             if own is not None:
                 if own is not who:
-                    self._tell(session, protocol.Disconnected(), last=True)
+                    self._tell(session, verbs.Disconnected(), last=True)
                 self._part(now, own, gone=True)
             self.pool.left(session)
             self.upkeep.parted(session, gone=True)
-        self._out.reply(who if isinstance(who, bytes) else who.route, protocol.Done(forget.ref, str(unread)))
+        self._out.reply(who if isinstance(who, bytes) else who.route, verbs.Done(forget.ref, str(unread)))
 
-    def _remove(self, now: Instant, who: Connection, remove: protocol.Remove) -> None:
+    def _remove(self, now: Instant, who: Connection, remove: verbs.Remove) -> None:
         session = self.registry.known(remove.session_id)
         if session is None or session.left:
             raise UnknownPeer("that session is not on the bus any more; see who is: zmqbus list --all")
@@ -663,9 +661,9 @@ class BrokerCore:
         self._out.note(f"{session!r} is removed on request")
         session.named = False
         self.upkeep.parted(session, gone=True)
-        self._out.reply(who.route, protocol.Done(remove.ref, str(unread)))
+        self._out.reply(who.route, verbs.Done(remove.ref, str(unread)))
 
-    def _status(self, now: Instant, who: Connection, status: protocol.Status) -> None:
+    def _status(self, now: Instant, who: Connection, status: verbs.Status) -> None:
         assert self._started is not None
         self._count_bulky(now, who)
         who.answered_bytes += HEALTH_BYTES
@@ -673,7 +671,7 @@ class BrokerCore:
         under_way, under_way_bytes = self.delivery.under_way()
         figures = (
             ("release", self.release),
-            ("protocol", protocol.VERSION),
+            ("protocol", verbs.VERSION),
             ("epoch", self.epoch),
             ("uptime_s", int(now.mono_s - self._started.mono_s)),
             ("sessions", sum(1 for _ in self.registry.live())),
@@ -693,10 +691,10 @@ class BrokerCore:
             *self.shell_figures(),
             *((("notices", "; ".join(self.notices)),) if self.notices else ()),
         )
-        self._out.reply(who.route, protocol.Health(status.ref, figures))
+        self._out.reply(who.route, verbs.Health(status.ref, figures))
 
-    def _stop(self, now: Instant, who: Connection, stop: protocol.Stop) -> None:
-        self._out.reply(who.route, protocol.Done(stop.ref, "stopping"))
+    def _stop(self, now: Instant, who: Connection, stop: verbs.Stop) -> None:
+        self._out.reply(who.route, verbs.Done(stop.ref, "stopping"))
         self._out.put(Halt())
 
     # --- time
@@ -722,7 +720,7 @@ class BrokerCore:
         if ended or connection.fetching is not None:
             why = "its process has ended" if ended else "it reads the inbox of a session"
             self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s, and {why}: it is given up")
-            self._out.reply(connection.route, protocol.Expired())
+            self._out.reply(connection.route, verbs.Expired())
             self._part(now, connection)
             return
         if not connection.silent:
@@ -733,4 +731,4 @@ class BrokerCore:
         if now.mono_s >= connection.probe_at_s:
             pause_s = min(max(now.mono_s - connection.last_seen_s, SILENCE_S), MAX_PROBE_PAUSE_S)
             connection.probe_at_s = now.mono_s + pause_s
-            self._out.reply(connection.route, protocol.Probe())
+            self._out.reply(connection.route, verbs.Probe())

@@ -20,16 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from zmqbus import protocol
+from zmqbus.broker.dedup import Fate, Fates
 from zmqbus.broker.events import Instant, Outbox, Publish
-from zmqbus.broker.fates import Fate, Fates
+from zmqbus.broker.in_flight import Item, Run, Tally
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Connection, Session
-from zmqbus.broker.store import Entry, Store
-from zmqbus.broker.window import Item, Run, Tally
+from zmqbus.broker.storage.api import Entry, Store
 from zmqbus.errors import BrokerUnavailable, ProtocolError, UnknownPeer
-from zmqbus.protocol import State
 from zmqbus.tuples import NamedTuple
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import State
 
 #: A receiver that has not taken a message by then is reported as busy.
 BUSY_AFTER_S = 1.0
@@ -128,7 +128,7 @@ class Delivery:
                 continue
             msg_id = item.entry.msg_id
             left = f"'{session.name}' left for good without taking it; see who is there: zmqbus list"
-            refused = protocol.Refused(msg_id, UnknownPeer.code, left)
+            refused = verbs.Refused(msg_id, UnknownPeer.code, left)
             self._open.pop(msg_id, None)
             self._out.reply(item.origin, refused)
             self.fates.keep_refused(refused, item.sender_id)
@@ -175,7 +175,7 @@ class Delivery:
             self._open.update(dict.fromkeys(ready.msg_ids, ready))
             self._active[mailbox] = None
             sender_id, sender_name, sender_label, _, _, fmt, ts, _ = ready.common
-            delivers = protocol.Delivers(
+            delivers = verbs.Delivers(
                 ready.seq,
                 mailbox.after,
                 sender_id,
@@ -277,20 +277,20 @@ class Delivery:
             self._active[session.mailbox] = None
         own = sender.session.conn if sender.session is not None else None
         spared = (*((own.peer,) if own is not None else ()), *self._lingering.values())
-        channel = protocol.channel(run.common.scope, run.common.target)
+        channel = verbs.channel(run.common.scope, run.common.target)
         prev = self._channels.get(channel, 0)
         self._channels[channel] = self.bcast
-        broadcasts = protocol.Broadcasts(
+        broadcasts = verbs.Broadcasts(
             self._epoch, first, prev, spared, *run.common.envelope, tuple(run.msg_ids), tuple(run.bodies)
         )
         self._out.put(Publish(channel, broadcasts))
         return True
 
     def _publish(self, entry: Entry, spared: list[int]) -> None:
-        channel = protocol.channel(entry.scope, entry.target)
+        channel = verbs.channel(entry.scope, entry.target)
         prev = self._channels.get(channel, 0)
         self._channels[channel] = self.bcast  # only what is published can be missed
-        broadcast = protocol.Broadcast(
+        broadcast = verbs.Broadcast(
             self._epoch,
             self.bcast,
             prev,
@@ -355,14 +355,12 @@ class Delivery:
             consumer.fetching.count += 1
         bcast, after = (item.bcast, 0) if resent else (0, mailbox.after)
         pointer = entry.pointer if entry.spilled else None
-        deliver = protocol.Deliver(
-            item.seq, bcast, after, *entry.envelope, age_s, pointer, entry.size_bytes, entry.body
-        )
+        deliver = verbs.Deliver(item.seq, bcast, after, *entry.envelope, age_s, pointer, entry.size_bytes, entry.body)
         self._out.reply(consumer.route, deliver)
 
     # --- what comes back
 
-    def acknowledge(self, now: Instant, who: Connection, ack: protocol.Ack) -> None:
+    def acknowledge(self, now: Instant, who: Connection, ack: verbs.Ack) -> None:
         """The consumer has taken messages: their senders hear of it, and others follow."""
         mailbox = who.mailbox
         if mailbox is None or self._consumers.get(mailbox) is not who:
@@ -394,7 +392,7 @@ class Delivery:
         if not mailbox.window:
             self._active.pop(mailbox, None)
 
-    def refill(self, now: Instant, who: Connection, refill: protocol.Refill) -> None:
+    def refill(self, now: Instant, who: Connection, refill: verbs.Refill) -> None:
         """Published broadcasts did not arrive: they are sent again, and then the numbers of all that are owed."""
         if who.mailbox is None:
             return
@@ -406,9 +404,9 @@ class Delivery:
                 item.resent = True
                 self._out.counts.broadcasts_resent += 1
                 self._deliver(now, who, item, resent=True)
-        self._out.reply(who.route, protocol.Beat(self._epoch, self.bcast, tuple(item.bcast for item in owed)))
+        self._out.reply(who.route, verbs.Beat(self._epoch, self.bcast, tuple(item.bcast for item in owed)))
 
-    def refuse(self, who: Connection, refused: protocol.Refused) -> None:
+    def refuse(self, who: Connection, refused: verbs.Refused) -> None:
         """A message is not accepted, and will not be."""
         self._out.counts.refuse(refused.code)
         self._out.reply(who.route, refused)
@@ -442,7 +440,7 @@ class Delivery:
 
     def _settle_delivered(self, route: bytes, sender_id: str, who: Connection, msg_ids: list[str]) -> None:
         self._out.counts.delivered += len(msg_ids)
-        receipt = protocol.Receipt(State.DELIVERED, who.sender_id, who.sender_name, 0, tuple(msg_ids))
+        receipt = verbs.Receipt(State.DELIVERED, who.sender_id, who.sender_name, 0, tuple(msg_ids))
         self._out.reply(route, receipt)
         fate = Fate(sender_id, receipt._replace(msg_ids=()))
         settled = [msg_id for msg_id in msg_ids if self._open.pop(msg_id, None) is not None]
@@ -480,7 +478,7 @@ class Delivery:
                 continue
             msg_id = item.entry.msg_id
             self._out.counts.queued += 1
-            receipt = protocol.Receipt(state, session.session_id, session.name, away_s, (msg_id,))
+            receipt = verbs.Receipt(state, session.session_id, session.name, away_s, (msg_id,))
             self._open.pop(msg_id, None)
             self.fates.keep(msg_id, Fate(item.sender_id, receipt))
             self._out.reply(item.origin, receipt)
@@ -497,7 +495,7 @@ class Delivery:
         for item, session, _, _ in fresh:
             item.told = True
             session.mailbox.retract(item)
-            refused = protocol.Refused(item.entry.msg_id, BrokerUnavailable.code, reason)
+            refused = verbs.Refused(item.entry.msg_id, BrokerUnavailable.code, reason)
             self._out.counts.refuse(refused.code)
             tally = item.tally
             if tally is None:
@@ -532,7 +530,7 @@ class Delivery:
 
     def _settle_tally(self, tally: Tally) -> None:
         tally.told = True
-        answer = protocol.Tally(tally.msg_id, tally.delivered, tally.queued, tally.full, tally.unsaved)
+        answer = verbs.Tally(tally.msg_id, tally.delivered, tally.queued, tally.full, tally.unsaved)
         self._open.pop(tally.msg_id, None)
         self._out.reply(tally.origin, answer)
         self.fates.keep(tally.msg_id, Fate(tally.sender_id, answer))
@@ -561,4 +559,4 @@ class Delivery:
         last = mailbox.after
         if last > consumer.beaten and now.mono_s - mailbox.window.oldest.accepted_s >= BEAT_AFTER_S:
             consumer.beaten = last
-            self._out.reply(consumer.route, protocol.Beat(self._epoch, self.bcast, mailbox.owed_numbers()))
+            self._out.reply(consumer.route, verbs.Beat(self._epoch, self.bcast, mailbox.owed_numbers()))

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from zmqbus import protocol
-from zmqbus.broker.counts import Counts
+from zmqbus.broker.metrics import Counts
 from zmqbus.errors import ZmqbusError
-from zmqbus.protocol import Pointer
-from zmqbus.record import Record, Records, Spelled
+from zmqbus.journal.record import Record, Records, Spelled
 from zmqbus.tuples import NamedTuple
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Pointer
 
 
 class Instant(NamedTuple):
@@ -32,7 +32,7 @@ class Received(NamedTuple):
     """One message from a connection."""
 
     route: bytes
-    envelopes: list[protocol.Envelope]
+    envelopes: list[verbs.Envelope]
 
 
 class Malformed(NamedTuple):
@@ -97,14 +97,14 @@ class Reply(NamedTuple):
     """Send over the ROUTER."""
 
     route: bytes
-    envelope: protocol.Envelope
+    envelope: verbs.Envelope
 
 
 class Publish(NamedTuple):
     """Send over the PUB."""
 
     channel: bytes
-    envelope: protocol.Envelope
+    envelope: verbs.Envelope
 
 
 class Append(NamedTuple):
@@ -153,7 +153,7 @@ class Outbox:
         self._effects.append(Append(records))
         self.appended += len(records.msg_ids)
 
-    def reply(self, route: bytes, envelope: protocol.Envelope) -> None:
+    def reply(self, route: bytes, envelope: verbs.Envelope) -> None:
         """Says something to one connection."""
         self._effects.append(Reply(route, envelope))
 
@@ -161,7 +161,7 @@ class Outbox:
         """Tells one connection that something is not done, and why. `ref`: see `protocol.Refused`."""
         code = getattr(error, "wire_code", error.code)
         self.counts.refuse(code)
-        self._effects.append(Reply(route, protocol.Refused(ref, code, str(error))))
+        self._effects.append(Reply(route, verbs.Refused(ref, code, str(error))))
 
     def refuse_all(self, route: bytes, refs: Sequence[str], error: ZmqbusError) -> None:
         """Likewise of an envelope that holds several messages."""

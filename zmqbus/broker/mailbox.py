@@ -39,8 +39,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from zmqbus.broker.store import FIELDS_BYTES, Box, Entry, Store
-from zmqbus.broker.window import Item, Run, Tally, Window
+from zmqbus.broker.in_flight import Item, Run, Tally, Window
+from zmqbus.broker.storage.api import FIELDS_BYTES, Box, Entry, Store
 
 #: Messages under way to one consumer. Enough to keep a fast one busy over a scheduling pause of 10 ms at 100,000/s.
 CREDIT_MESSAGES = 1000

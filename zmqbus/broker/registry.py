@@ -21,11 +21,11 @@ from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 
-from zmqbus import naming
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.store import SessionRow, Store, succeeded_row
+from zmqbus.broker.storage.api import SessionRow, Store, succeeded_row
 from zmqbus.errors import Ambiguous, RateLimited, UnknownPeer
-from zmqbus.protocol import Role, Scope
+from zmqbus.wire import naming
+from zmqbus.wire.verbs import Role, Scope
 
 #: A unique prefix of a session id counts as a target from this length on.
 MIN_ID_PREFIX = 4

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zmqbus.broker.core import BrokerCore
-from zmqbus.broker.database import Database
-from zmqbus.broker.store import StoreError
-from zmqbus.journal import Journal
-from zmqbus.record import JournalError
+from zmqbus.broker.storage.api import StoreError
+from zmqbus.broker.storage.sqlite import Database
+from zmqbus.journal.record import JournalError
+from zmqbus.journal.writer import Journal
 
 #: A file with so much that is not needed is not worth another copy: each record takes blocks of 4 KiB.
 SLACK_BYTES = 1024 * 1024

@@ -14,9 +14,9 @@ import os
 import sys
 from typing import Any
 
-from zmqbus import wording
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import ZmqbusError
+from zmqbus.text import wording
 
 PLUGIN = "inter-session"
 MONITOR = "inter-session"

@@ -6,16 +6,17 @@ import os
 import sys
 import time
 
-from zmqbus import pidfile, protocol
 from zmqbus.cli.common import FAILED, broker_figures, fail, settings_of_session, tell
 from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client import launch
-from zmqbus.client.command import observer
-from zmqbus.display import sanitise
+from zmqbus.client.oneshot import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import Life, life_of
 from zmqbus.settings import Settings
+from zmqbus.system import pidfile
+from zmqbus.text.display import sanitise
+from zmqbus.wire import verbs
 
 #: How long a broker may take to end once it has said that it will: it writes out what it has, on a disk that others use
 #: as well. Nobody waits longer than it takes.
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run_here(settings: Settings) -> int:
-    from zmqbus.broker import daemon  # the broker's own imports are no other command's business
+    from zmqbus.broker.shell import daemon  # the broker's own imports are no other command's business
 
     os.umask(0o077)
     daemon.run_here(settings)
@@ -85,7 +86,7 @@ def _stop(settings: Settings) -> int:
         return 0
     try:
         with observer(settings, starts=False) as bus:
-            bus.request(protocol.Stop)
+            bus.request(verbs.Stop)
     except BrokerUnavailable:
         if launch.find_broker(settings) == served:
             raise

@@ -12,18 +12,19 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from zmqbus import protocol, wording
 from zmqbus.client import core, launch
-from zmqbus.client.command import CommandBus, observer
+from zmqbus.client.oneshot import CommandBus, observer
 from zmqbus.errors import BrokerUnavailable, InvalidOption, NotConnected, Timeout, ZmqbusError
-from zmqbus.output import OutputFailed, write_raw
 from zmqbus.process import Process
-from zmqbus.protocol import Role
-from zmqbus.session.options import with_options
 from zmqbus.session.owner import find_owner, find_owners
-from zmqbus.session.shown import Shown
+from zmqbus.session.plugin_options import with_options
+from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import Identity, SessionState, find_away, find_session, note_left
 from zmqbus.settings import Settings, load, where_am_i
+from zmqbus.system.streams import OutputFailed, write_raw
+from zmqbus.text import wording
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role
 
 FAILED = 1
 USAGE = 2
@@ -132,10 +133,10 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
         return None
     try:
         with observer(settings, starts=False) as bus:
-            health = bus.request(protocol.Status)
+            health = bus.request(verbs.Status)
     except BrokerUnavailable:
         if launch.broker_pid(settings) is None:
             return None  # it has ended meanwhile
         raise
-    assert isinstance(health, protocol.Health)
+    assert isinstance(health, verbs.Health)
     return {"pid": found.pid, "port": found.port, **dict(health.figures)}

@@ -7,18 +7,19 @@ import sys
 import time
 from collections.abc import Callable
 
-from zmqbus import cmdline, naming
 from zmqbus.cli.common import fail, settings_and_owner
 from zmqbus.cli.parser import Parser
-from zmqbus.display import sanitise
 from zmqbus.errors import InvalidLabel, InvalidName, InvalidOption, NotConnected, ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.listener import Listener, Plan
 from zmqbus.session.notify import bus_line
-from zmqbus.session.options import WAIT_S
+from zmqbus.session.plugin_options import WAIT_S
 from zmqbus.session.state import AlreadyListening, ListenerLock, SessionState
 from zmqbus.settings import NO_DIRECTORY, Settings, where_am_i
+from zmqbus.system import cmdline
+from zmqbus.text.display import sanitise
+from zmqbus.wire import naming
 
 #: How long another process of this session may hold the lock without saying who it is: a listener that has just begun,
 #: or one that joins only to leave (`--away`).

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 
-from zmqbus import protocol
 from zmqbus.cli.common import act_as, fail, own_session, settings_of_session
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import LocalError, ZmqbusError
 from zmqbus.session.state import SessionState
 from zmqbus.settings import MAX_PORT, Settings
+from zmqbus.wire import verbs
 
 #: Opens the address that it reads, in a process of its own: a browser may run until it is closed, and print what it
 #: likes.
@@ -71,8 +71,8 @@ def _run(settings: Settings, port: int, *, open_too: bool) -> int:
 
     def disconnect(state: SessionState) -> str:
         with act_as(settings, state.owner, state.identity, state.cwd, state.project) as bus:
-            done = bus.request(protocol.Disconnect)
-        assert isinstance(done, protocol.Done)
+            done = bus.request(verbs.Disconnect)
+        assert isinstance(done, verbs.Done)
         return done.text
 
     # The console belongs to no project: of all that were killed on this data directory, one name is left at most, which
@@ -98,8 +98,8 @@ def _open(url: str) -> subprocess.Popen[bytes]:
 
 
 def _link(settings: Settings, port: int | None, *, numeric: bool) -> int:
-    from zmqbus.console.lease import NoConsole, running
-    from zmqbus.console.tickets import link, mint
+    from zmqbus.console.auth import link, mint
+    from zmqbus.console.lockfile import NoConsole, running
 
     found = running(settings.data_dir, port)
     if not found:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from zmqbus import naming, protocol
 from zmqbus.cli.common import FAILED, fail, settings_of_session, tell
 from zmqbus.cli.parser import Parser
-from zmqbus.client.command import observer
+from zmqbus.client.oneshot import observer
 from zmqbus.errors import Ambiguous, Unauthorized, UnknownPeer, ZmqbusError
-from zmqbus.protocol import Session
+from zmqbus.wire import naming, verbs
+from zmqbus.wire.verbs import Session
 
 #: A prefix of an id counts from this length on, as for a target of a message.
 MIN_ID_PREFIX = 4
@@ -30,10 +30,10 @@ def main(argv: list[str]) -> int:
             if not options.yes and not _agreed(session):
                 return FAILED
             limit = ANY if options.yes else session.waiting
-            done = bus.request(lambda ref: protocol.Remove(ref, session.session_id, limit))
+            done = bus.request(lambda ref: verbs.Remove(ref, session.session_id, limit))
     except ZmqbusError as error:
         return fail(error)
-    assert isinstance(done, protocol.Done)
+    assert isinstance(done, verbs.Done)
     tell(f"forgot '{session.name}'" + (f" and {_messages(int(done.text))}" if done.text != "0" else ""))
     return 0
 

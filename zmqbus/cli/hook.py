@@ -5,8 +5,8 @@ Theory of operation
 
 Claude Code starts this for three events, hands it a JSON object on standard input, and takes one from standard output.
 
-* SessionStart writes the plugin's options down for the monitor (`zmqbus.session.options`) and tells the agent who it is
-  on the bus and what waits for it. After `/clear` and `/compact` the agent has forgotten; the bus has not.
+* SessionStart writes the plugin's options down for the monitor (`zmqbus.session.plugin_options`) and tells the agent
+  who it is on the bus and what waits for it. After `/clear` and `/compact` the agent has forgotten; the bus has not.
 * UserPromptSubmit and Stop show the unread messages of a session that has no listener at the moment: in a run without
   monitors (`claude -p`), under a harness that has none, or after a monitor that nobody started again. So the session
   has to have been on the bus before: by `connect`, or because `INTER_SESSION_NAME` names it.
@@ -41,18 +41,18 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from zmqbus import naming
 from zmqbus.bootstrap import MISSING
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
-from zmqbus.session import options
+from zmqbus.session import plugin_options
 from zmqbus.session.owner import find_owners, handed_on
 from zmqbus.session.state import Identity, Joined, find_joined, find_session, reap
 from zmqbus.settings import Settings, load, where_am_i
+from zmqbus.wire import naming
 
 if TYPE_CHECKING:
-    from zmqbus.client.command import CommandBus
-    from zmqbus.protocol import Previewed
+    from zmqbus.client.oneshot import CommandBus
+    from zmqbus.wire.verbs import Previewed
 
 #: Of the timer that the budget is counted in. Short against the budget, long against what a tick costs (5 µs).
 TICK_S = 0.01
@@ -145,7 +145,7 @@ def _answer(event: Mapping[str, Any], budget: _Budget) -> None:
     owner, *others = find_owners(plain.owner_pid_override, os.environ)
     kind = event.get("hook_event_name")
     if kind == "SessionStart":
-        options.hand_on(plain.data_dir, owner, os.environ)
+        plugin_options.hand_on(plain.data_dir, owner, os.environ)
         _print(_context(kind, _introduce(load(warn=_ignore), owner, others)))
         reap(plain.data_dir)
     elif kind in ("UserPromptSubmit", "Stop"):
@@ -158,7 +158,7 @@ def _answer(event: Mapping[str, Any], budget: _Budget) -> None:
         elif not (kind == "Stop" and event.get("stop_hook_active")):
             away = _away(joined)
             if away is not None:
-                settings = load(environ=options.with_options(plain.data_dir, owner, os.environ), warn=_ignore)
+                settings = load(environ=plugin_options.with_options(plain.data_dir, owner, os.environ), warn=_ignore)
                 _show_mail(kind, settings, *away, budget)
 
 
@@ -264,7 +264,7 @@ def _join(owner: Process) -> None:
 
 def _show_mail(kind: str, settings: Settings, owner: Process, identity: Identity, budget: _Budget) -> None:
     """Prints what waits, as far as there is room, and marks it read."""
-    from zmqbus.session.notes import HEAD_BYTES
+    from zmqbus.session.render import HEAD_BYTES
 
     with _bus(settings, owner, identity) as bus:
         waiting, more = bus.preview(MAX_MESSAGES, HEAD_BYTES)
@@ -284,9 +284,9 @@ def _show_mail(kind: str, settings: Settings, owner: Process, identity: Identity
 
 def _lines(waiting: list[Previewed], log_path: str) -> tuple[list[str], list[str]]:
     """The lines of the first of these messages, as many as there is room for; and the ids of those."""
-    from zmqbus.readback import Reader
-    from zmqbus.session.notes import note_of
+    from zmqbus.journal.reader import Reader
     from zmqbus.session.notify import format_note
+    from zmqbus.session.render import note_of
 
     lines: list[str] = []
     shown: list[str] = []

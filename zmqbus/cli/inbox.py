@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 import time
 
-from zmqbus import protocol, readback
 from zmqbus.cli.common import fail, read_as_session, settings_of_session
 from zmqbus.cli.jsonform import arrived, message, print_json
 from zmqbus.cli.parser import Parser
-from zmqbus.client import bodies
+from zmqbus.client import payload
 from zmqbus.client.core import Incoming, Persona
-from zmqbus.display import INDENT, sanitise, sanitise_lines
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
-from zmqbus.output import print_text
-from zmqbus.record import JournalError, as_text
+from zmqbus.journal import reader
+from zmqbus.journal.record import JournalError, as_text
 from zmqbus.settings import Settings
+from zmqbus.system.streams import print_text
+from zmqbus.text.display import INDENT, sanitise, sanitise_lines
+from zmqbus.wire import verbs
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
         with read_as_session(settings) as bus:
             printed = False  # though some came, they may all have been shown before the broker was replaced
             for item in bus.unread(peek=options.peek):
-                if isinstance(item, protocol.Fetched):
+                if isinstance(item, verbs.Fetched):
                     _end(printed, item.left, as_json=options.json)
                     break
                 printed = True
@@ -57,9 +58,9 @@ def main(argv: list[str]) -> int:
 
 def _one(settings: Settings, msg_id: str, *, as_json: bool, raw: bool) -> int:
     """One message whole. A file, or a program behind a pipe, gets every byte of it; a terminal what it may show."""
-    if not protocol.is_msg_id(msg_id):
+    if not verbs.is_msg_id(msg_id):
         raise InvalidPayload("--msg takes the id of a message: 8 to 12 lower-case letters and digits")
-    record = readback.find(settings.paths.log, msg_id)
+    record = reader.find(settings.paths.log, msg_id)
     if record is None:
         raise UnknownPeer(f"no message {msg_id} in {settings.paths.log} or its rotated files; check the id")
     print_json(message(record)) if as_json else print_text(as_text(record.fmt, record.body), raw=raw)
@@ -69,19 +70,19 @@ def _one(settings: Settings, msg_id: str, *, as_json: bool, raw: bool) -> int:
 def _print(settings: Settings, mine: Persona, incoming: Incoming, *, as_json: bool) -> JournalError | None:
     """Prints a message; returns what keeps its text from being read. It is shown as read all the same: it would stand
     before all that comes after it, for good."""
-    fmt, body, error = bodies.readable(incoming, settings.paths.log)
+    fmt, body, error = payload.readable(incoming, settings.paths.log)
     if as_json:
         form = arrived(incoming._replace(fmt=fmt), body, mine.name, mine.session_id)
         print_json(form if error is None else {**form, "damaged": True})
         return error
-    audience = bodies.audience(incoming)
+    audience = payload.audience(incoming)
     label = f' "{sanitise(incoming.from_label)}"' if incoming.from_label else ""
     answers = f" re={sanitise(incoming.reply_to)}" if incoming.reply_to else ""
     to = f" to={sanitise(audience)}" if audience else ""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(incoming.ts))
     print(f'msg={sanitise(incoming.msg_id)} from="{sanitise(incoming.from_name)}"{label}{answers}{to} at {when}')
     # Indented, so that no line of a body can be taken for a header.
-    for line in sanitise_lines(bodies.as_text(fmt, body)):
+    for line in sanitise_lines(payload.as_text(fmt, body)):
         print(f"{INDENT}{line}")
     return error
 

@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zmqbus import protocol
-from zmqbus.client import bodies
+from zmqbus.client import payload
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.display import to_json
 from zmqbus.errors import ZmqbusError
-from zmqbus.output import takes_unicode
-from zmqbus.record import Record, as_text, iso_time
+from zmqbus.journal.record import Record, as_text, iso_time
+from zmqbus.system.streams import takes_unicode
+from zmqbus.text.display import to_json
+from zmqbus.wire import verbs
 
 if TYPE_CHECKING:
     from zmqbus.client.core import Incoming
-    from zmqbus.entry import Entry
-    from zmqbus.protocol import Session
+    from zmqbus.journal.filter import Entry
+    from zmqbus.wire.verbs import Session
 
 
 def encode(value: Any) -> str:
@@ -68,7 +68,7 @@ def _fields(header: Record | Entry, text: str) -> dict[str, Any]:
 
 def arrived(incoming: Incoming, body: bytes, name: str | None, session_id: str | None) -> dict[str, Any]:
     """A message as it came to the session with this name and id."""
-    to = bodies.audience(incoming)
+    to = payload.audience(incoming)
     return message(
         Record(
             incoming.ts,
@@ -80,7 +80,7 @@ def arrived(incoming: Incoming, body: bytes, name: str | None, session_id: str |
             (name or "") if to is None else to,
             session_id if to is None else None,
             incoming.reply_to,
-            protocol.FORMAT_WORDS.get(incoming.fmt, "bytes"),
+            verbs.FORMAT_WORDS.get(incoming.fmt, "bytes"),
             body,
         )
     )

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from zmqbus.cli.common import fail, own_session, settings_of_session
-from zmqbus.cli.plain import plain
-from zmqbus.client.command import observer
+from zmqbus.cli.fast_args import plain
 from zmqbus.client.launch import broker_pid
-from zmqbus.display import columns, pad, sanitise
+from zmqbus.client.oneshot import observer
 from zmqbus.errors import InvalidOption, ZmqbusError
-from zmqbus.protocol import Session
 from zmqbus.settings import NO_DIRECTORY, Settings, where_am_i
+from zmqbus.text.display import columns, pad, sanitise
+from zmqbus.wire.verbs import Session
 
 HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID")
 #: With --all: messages that wait for the session.

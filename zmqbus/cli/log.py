@@ -9,18 +9,19 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from zmqbus import cmdline, naming
 from zmqbus.cli import jsonform
 from zmqbus.cli.common import fail
-from zmqbus.cli.flow import line_of, pause, since, width_of_terminal
+from zmqbus.cli.format import line_of, pause, since, width_of_terminal
 from zmqbus.cli.parser import Parser
-from zmqbus.client.bodies import damage
-from zmqbus.entry import Entry, Place, Wanted
+from zmqbus.client.payload import damage
 from zmqbus.errors import UnknownPeer, ZmqbusError
-from zmqbus.history import Follower, History, numbered
-from zmqbus.record import JournalError
-from zmqbus.search.query import Search, focus
+from zmqbus.journal.filter import Entry, Place, Wanted
+from zmqbus.journal.history import Follower, History, numbered
+from zmqbus.journal.record import JournalError
+from zmqbus.journal.search_query import Search, focus
 from zmqbus.settings import load
+from zmqbus.system import cmdline
+from zmqbus.wire import naming
 
 #: Without any bound, a terminal gets so many: a screen or two, and not the whole of 300 MB.
 AT_A_TERMINAL = 200

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 import zmqbus
-from zmqbus.display import sanitise
+from zmqbus.text.display import sanitise
 
 #: Subcommand → (module of zmqbus.cli, keyword arguments of its main, what it does).
 COMMANDS: dict[str, tuple[str, dict[str, bool], str]] = {

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from zmqbus.display import sanitise
+from zmqbus.text.display import sanitise
 
 USAGE = 2
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 import time
 
-from zmqbus import protocol
 from zmqbus.cli.common import act_as_session, fail, own_session, tell
 from zmqbus.cli.parser import Parser
-from zmqbus.display import sanitise
 from zmqbus.errors import ZmqbusError
-from zmqbus.naming import check_name
 from zmqbus.settings import Settings, load
+from zmqbus.text.display import sanitise
+from zmqbus.wire import verbs
+from zmqbus.wire.naming import check_name
 
 #: How long the listener may take to write down the new name. It takes a millisecond.
 WRITTEN_S = 2.0
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> int:
         settings = load()
         _, bus = act_as_session(settings)
         with bus:
-            done = bus.request(lambda ref: protocol.Rename(ref, name))
+            done = bus.request(lambda ref: verbs.Rename(ref, name))
     except ZmqbusError as error:
         return fail(error)
-    assert isinstance(done, protocol.Done)
+    assert isinstance(done, verbs.Done)
     if not _is_written_down(settings, name):
         print(
             f"warning: the listener has not written the new name into {settings.paths.clients} yet; it goes on trying. "

@@ -10,17 +10,18 @@ import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zmqbus import cmdline, protocol
 from zmqbus.cli.common import act_as_session, fail, settings_of_session, tell
-from zmqbus.cli.plain import plain
-from zmqbus.client import bodies
-from zmqbus.client.command import CommandBus, guest
+from zmqbus.cli.fast_args import plain
+from zmqbus.client import payload
+from zmqbus.client.oneshot import CommandBus, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.display import as_block, sanitise
 from zmqbus.errors import BrokerUnavailable, InvalidOption, InvalidPayload, RateLimited, ZmqbusError
-from zmqbus.naming import check_name
-from zmqbus.protocol import Scope
 from zmqbus.settings import NO_DIRECTORY, Settings, shown_path, where_am_i
+from zmqbus.system import cmdline
+from zmqbus.text.display import as_block, sanitise
+from zmqbus.wire import verbs
+from zmqbus.wire.naming import check_name
+from zmqbus.wire.verbs import Scope
 
 if TYPE_CHECKING:
     from zmqbus.cli.parser import Parser
@@ -32,7 +33,7 @@ MAX_NAMED = 5
 #: A year. What is over that is not a time to wait, and does not fit into a poll.
 MAX_WAIT_S = 366 * 24 * 3600.0
 #: A text of the largest size, its line end, and one byte that tells that it is too long.
-MAX_READ_BYTES = protocol.MAX_BODY_BYTES + 3
+MAX_READ_BYTES = verbs.MAX_BODY_BYTES + 3
 # What `plain` reads: word → field. Of the targets and of the contents it takes exactly one.
 _TARGETS = {"--to": "to", "--group": "group", "--topic": "topic"}
 _TARGET_SWITCHES = {"--all": "all", "--project": "project"}
@@ -50,8 +51,8 @@ def main(argv: list[str], *, broadcast: bool = False) -> int:
     to_many = _is_to_many(options)
     try:
         settings = settings_of_session({"port": options.port})
-        body = bodies.from_text(_body(options), to_many=to_many)
-        bodies.check_not_empty(body)
+        body = payload.from_text(_body(options), to_many=to_many)
+        payload.check_not_empty(body)
         if options.sender:
             check_name(options.sender)
             bus, project = guest(settings, options.sender), where_am_i().project
@@ -193,7 +194,7 @@ def _without_line_end(text: bytes) -> bytes:
 
 
 def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Settings) -> int:
-    if options.reply_to is not None and not protocol.is_msg_id(options.reply_to):
+    if options.reply_to is not None and not verbs.is_msg_id(options.reply_to):
         raise InvalidPayload("--reply-to takes the id of a message: 8 to 12 lower-case letters and digits")
     targets, scope = _targets(options, project)
     sent = [
@@ -277,7 +278,7 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
 def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
     """Prints the answer's text, and only then tells the broker that it has been taken."""
     answer = bus.answer_to(receipt.msg_id, options.wait)
-    fmt, body, error = bodies.readable(answer, settings.paths.log)
+    fmt, body, error = payload.readable(answer, settings.paths.log)
     if error is not None:
         bus.take(answer)  # it will never be readable, and is nobody's next message
         raise error
@@ -290,7 +291,7 @@ def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, se
             jsonform.receipt(receipt) | {"answer": jsonform.arrived(answer, body, mine.name, mine.session_id)}, sent
         )
     else:
-        text = bodies.as_text(fmt, body)
+        text = payload.as_text(fmt, body)
         _tell(text if options.raw else as_block(text), sent, raw=options.raw)
     bus.take(answer)
     return 0

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from zmqbus.cli.common import FAILED, broker_figures, fail, settings_of_session
-from zmqbus.cli.flow import pause
+from zmqbus.cli.format import pause
 from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import find_broker
-from zmqbus.display import sanitise
 from zmqbus.errors import BrokerError, ZmqbusError
-from zmqbus.figures import FIGURES, PROCESS, REFUSED, about, prometheus, rates
-from zmqbus.output import write_raw
 from zmqbus.process import is_alive
 from zmqbus.settings import Settings
+from zmqbus.system.streams import write_raw
+from zmqbus.text.display import sanitise
+from zmqbus.wire.metrics_catalogue import FIGURES, PROCESS, REFUSED, about, prometheus, rates
 
 #: Between two looks; less would be a load of its own.
 MIN_WATCH_S, MAX_WATCH_S = 0.1, 86_400.0

@@ -16,19 +16,19 @@ from typing import Any, NamedTuple, NoReturn
 
 from zmqbus.cli import jsonform
 from zmqbus.cli.common import fail, settings_of_session
-from zmqbus.cli.flow import line_of, pause, width_of_terminal
+from zmqbus.cli.format import line_of, pause, width_of_terminal
 from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import broker_pid
 from zmqbus.client.probe import Probe
-from zmqbus.entry import Entry
 from zmqbus.errors import BrokerError, ZmqbusError
-from zmqbus.figures import rates
-from zmqbus.history import Follower, History
-from zmqbus.naming import sanitise
-from zmqbus.protocol import Session
-from zmqbus.record import JournalError, iso_time
+from zmqbus.journal.filter import Entry
+from zmqbus.journal.history import Follower, History
+from zmqbus.journal.record import JournalError, iso_time
 from zmqbus.settings import Settings
-from zmqbus.wakeup import is_ignored
+from zmqbus.wire.metrics_catalogue import rates
+from zmqbus.wire.naming import sanitise
+from zmqbus.wire.verbs import Session
+from zmqbus.wire.wakeup import is_ignored
 
 #: How often the broker is asked who is there.
 LOOK_S = 1.0
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         watcher = Watcher(settings)
         if not options.plain and not options.json and sys.stdout.isatty():
             try:
-                from zmqbus.cli.screen import show
+                from zmqbus.cli.tui import show
             except ImportError as error:
                 if (error.name or "").partition(".")[0] != "rich":
                     raise

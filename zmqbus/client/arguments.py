@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from zmqbus import naming
 from zmqbus.errors import InvalidArgument, InvalidLabel, InvalidName
+from zmqbus.wire import naming
 
 #: Characters of a value that an error shows.
 MAX_SHOWN = 60

@@ -27,22 +27,23 @@ from types import TracebackType
 from typing import Any, Literal, overload
 
 import zmqbus
-from zmqbus import naming, protocol
 
 # `link` needs it for large bodies, when it is too late to load it: an update may delete the files of a release at work.
-from zmqbus.client import arguments, bodies, core, past, spool  # noqa: F401
+from zmqbus.client import arguments, core, identity_cache, spool_writer  # noqa: F401
+from zmqbus.client import payload as bodies
+from zmqbus.client.consumer import Receiver
 from zmqbus.client.fanout import map_over, watch
-from zmqbus.client.link import Link
-from zmqbus.client.messages import Message, check_message, encode, scope_and_target
+from zmqbus.client.message import Message, check_message, encode, scope_and_target
+from zmqbus.client.producer import Reply, Speaker
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.client.receiver import Receiver
-from zmqbus.client.serving import Handler, Serving, check_handler
-from zmqbus.client.speaker import Reply, Speaker
-from zmqbus.descriptors import explained
+from zmqbus.client.transport import Link
+from zmqbus.client.worker import Handler, Serving, check_handler
 from zmqbus.errors import InvalidArgument, NameTaken, NotConnected, Timeout
 from zmqbus.process import process_of
-from zmqbus.protocol import Role, Scope, Session
 from zmqbus.settings import NO_DIRECTORY, Settings, load, shown_path, where_am_i
+from zmqbus.system.descriptors import explained
+from zmqbus.wire import naming, verbs
+from zmqbus.wire.verbs import Role, Scope, Session
 
 #: How long a session that goes for good waits for the broker's word: no session outlives its process for long.
 LEAVE_S = 2.0
@@ -102,8 +103,8 @@ def _connect(
         return Bus(settings, None, _guest())
     owner = process_of(os.getpid())
     place = where_am_i()
-    before = past.take(settings.data_dir, name) if name is not None else None
-    same = before or past.Past.new()
+    before = identity_cache.take(settings.data_dir, name) if name is not None else None
+    same = before or identity_cache.Past.new()
     persona = core.Persona(
         role=Role.PROGRAM,
         session_id=same.session_id,
@@ -122,11 +123,11 @@ def _connect(
         return _open(settings, persona, same, manual=manual)
     except BaseException:
         if before is not None and name is not None:
-            past.leave(settings.data_dir, name, before)
+            identity_cache.leave(settings.data_dir, name, before)
         raise
 
 
-def _open(settings: Settings, persona: core.Persona, same: past.Past, *, manual: bool) -> Bus:
+def _open(settings: Settings, persona: core.Persona, same: identity_cache.Past, *, manual: bool) -> Bus:
     wanted = persona.name or ""
     for number in range(NAME_TRIES):
         try:
@@ -144,7 +145,7 @@ def _guest() -> core.Persona:
     return core.Persona(
         role=Role.GUEST,
         name=_own_name((naming.derive_name(script),)),
-        token=protocol.new_token(),
+        token=verbs.new_token(),
         owner=owner.text,
     )
 
@@ -165,7 +166,7 @@ class Bus:
         settings: Settings,
         member: core.Persona | None,
         speaker: core.Persona,
-        same: past.Past | None = None,
+        same: identity_cache.Past | None = None,
         *,
         manual: bool = False,
     ) -> None:
@@ -208,7 +209,7 @@ class Bus:
         if self._receiver is not None:
             self._receiver.close_soon()
             if self._named and self._same is not None:
-                past.leave(self._data_dir, self.name, self._same)
+                identity_cache.leave(self._data_dir, self.name, self._same)
 
     def __enter__(self) -> Bus:
         return self
@@ -245,7 +246,7 @@ class Bus:
                 if receiver is not None:
                     receiver.close()
                 if not self._closed and not forget and self._named and self._same is not None:
-                    past.leave(self._data_dir, self.name, self._same)
+                    identity_cache.leave(self._data_dir, self.name, self._same)
                 self._closed = True
         return given_up or 0
 
@@ -459,7 +460,7 @@ class Bus:
         after = ""
         while True:
             page = self._confirmed(self._speaker.call(partial(_list, away, after)), timeout)
-            assert isinstance(page, protocol.Sessions)
+            assert isinstance(page, verbs.Sessions)
             rows += [Session._make(row) for row in page.rows]
             if not page.more:
                 return sorted(rows, key=lambda row: row.name)
@@ -470,7 +471,7 @@ class Bus:
         self._member("rename()")
         arguments.name(name)
         timeout = arguments.seconds(timeout)
-        self._confirmed(self._speaker.call(lambda ref: protocol.Rename(ref, name)), timeout)
+        self._confirmed(self._speaker.call(lambda ref: verbs.Rename(ref, name)), timeout)
 
     # --- inside
 
@@ -495,5 +496,5 @@ def not_confirmed(timeout_s: float) -> Timeout:
     )
 
 
-def _list(away: bool, after: str, ref: str) -> protocol.List:
-    return protocol.List(ref, away, after)
+def _list(away: bool, after: str, ref: str) -> verbs.List:
+    return verbs.List(ref, away, after)

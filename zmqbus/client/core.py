@@ -28,7 +28,8 @@ from enum import Enum
 from itertools import groupby
 from operator import attrgetter
 
-from zmqbus import errors, protocol
+from zmqbus import errors
+from zmqbus.client.coalesce import runs_of
 from zmqbus.client.events import (
     Answer,
     Answered,
@@ -57,13 +58,13 @@ from zmqbus.client.events import (
     Welcomed,
     Withdrawn,
 )
-from zmqbus.client.gathering import runs_of
-from zmqbus.client.inbound import Inbound, Message
-from zmqbus.client.taken import TakenIds
-from zmqbus.client.work import Asked, Hands
-from zmqbus.protocol import Role, Scope
+from zmqbus.client.reorder import Inbound, Message
+from zmqbus.client.requests import Asked, Hands
+from zmqbus.client.seen import TakenIds
 from zmqbus.settings import shown_path
 from zmqbus.tuples import NamedTuple
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Role, Scope
 
 __all__ = [  # of `events`, for the users of this module
     "Answer",
@@ -97,7 +98,7 @@ __all__ = [  # of `events`, for the users of this module
 #: Messages that a client has on the way and not confirmed. The broker remembers ids for at least as many of each.
 WINDOW_MESSAGES = 1_000
 #: Bytes of their bodies: two of the largest may be under way.
-WINDOW_BYTES = 2 * protocol.MAX_BODY_BYTES
+WINDOW_BYTES = 2 * verbs.MAX_BODY_BYTES
 #: Without traffic for so long, a ping. After 12 s the broker counts it as busy (`broker.core.SILENCE_S`).
 PING_S = 4.0
 
@@ -137,14 +138,14 @@ class Displaced(errors.BrokerError):
 _TARGET = attrgetter("target")
 
 
-def _is_for_a_file(send: protocol.Send) -> bool:
+def _is_for_a_file(send: verbs.Send) -> bool:
     """Whether its body is put down in a file. What was said before goes along: the broker may know it."""
-    return len(send.body) > protocol.SPILL_BYTES and not send.again
+    return len(send.body) > verbs.SPILL_BYTES and not send.again
 
 
 def _size_bytes(message: Message) -> int:
     """The size of a message's body, wherever that is; -1 if it is not told."""
-    if isinstance(message, protocol.Deliver):
+    if isinstance(message, verbs.Deliver):
         return message.size_bytes
     return len(message.body) if message.pointer is None else -1
 
@@ -157,16 +158,16 @@ class ClientCore:
         `in_runs`: the application takes messages that are alike in one piece (`HandRun`), too."""
         self.persona = persona
         self.phase = Phase.OFFLINE
-        self.welcome: protocol.Welcome | None = None
+        self.welcome: verbs.Welcome | None = None
         self._version = release
         self._out: list[Effect] = []
-        self._unconfirmed: dict[str, protocol.Send] = {}
+        self._unconfirmed: dict[str, verbs.Send] = {}
         self._unsaid: set[str] = set()  # those of them that were never transmitted, over no connection
         self._unconfirmed_bytes = 0
         self.spools = False  #: whoever acts for it can put bodies down in a file (`Spool`)
         self._spooled: set[str] = set()  # messages whose bodies are in one
         self._awaited: dict[str, None] = {}
-        self._requests: dict[str, protocol.Envelope] = {}
+        self._requests: dict[str, verbs.Envelope] = {}
         self._spoke_s = 0.0
         self._taken_ids = TakenIds() if taken is None else taken
         self._inbound = Inbound(self._taken_ids, self._hand, self._transmit, self._hand_run if in_runs else None)
@@ -181,11 +182,11 @@ class ClientCore:
 
     # --- what the application says
 
-    def send(self, send: protocol.Send) -> list[Effect]:
+    def send(self, send: verbs.Send) -> list[Effect]:
         """Sends a message, and keeps it until an `Answer` for it."""
         return self.send_all((send,))
 
-    def send_all(self, sends: Iterable[protocol.Send]) -> list[Effect]:
+    def send_all(self, sends: Iterable[verbs.Send]) -> list[Effect]:
         """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
         new = {send.msg_id: send for send in sends}
         self._refuse_unfit(new)
@@ -196,7 +197,7 @@ class ClientCore:
             self._unsaid.update(new)
         elif not self._is_related:
             self._out += map(Transmit, new.values())
-        elif self.spools and max(sizes, default=0) > protocol.SPILL_BYTES:
+        elif self.spools and max(sizes, default=0) > verbs.SPILL_BYTES:
             for large, group in groupby(new.values(), _is_for_a_file):
                 if large:
                     spools = [Spool(send) for send in group]
@@ -208,23 +209,21 @@ class ClientCore:
             self._out += [Transmit(envelope) for envelope in runs_of(new.values())]
         return self._flush()
 
-    def _refuse_unfit(self, new: dict[str, protocol.Send]) -> None:
+    def _refuse_unfit(self, new: dict[str, verbs.Send]) -> None:
         """Takes out what must not be said, and answers it. The broker, or libzmq, would refuse all that goes with it,
         at every HELLO; and here alone it is known which one it is."""
         for target in set(map(_TARGET, new.values())):
             try:
-                protocol.check_target(target)
+                verbs.check_target(target)
             except errors.ZmqbusError as error:
                 self._answer_unfit(new, [send for send in new.values() if send.target == target], error)
         for send in [send for send in new.values() if send.reply_to is not None]:
             try:
-                protocol.check_fields(send)
+                verbs.check_fields(send)
             except errors.ZmqbusError as error:
                 self._answer_unfit(new, [send], error)
 
-    def _answer_unfit(
-        self, new: dict[str, protocol.Send], unfit: list[protocol.Send], error: errors.ZmqbusError
-    ) -> None:
+    def _answer_unfit(self, new: dict[str, verbs.Send], unfit: list[verbs.Send], error: errors.ZmqbusError) -> None:
         for send in unfit:
             del new[send.msg_id]
         self._out.append(Answer(tuple(send.msg_id for send in unfit), error))
@@ -233,21 +232,21 @@ class ClientCore:
         """The answer to this message comes here, and not to the session's mailbox. To be said before it is sent."""
         self._awaited[msg_id] = None
         if self._greeted:
-            self._transmit(protocol.Await(msg_id))
+            self._transmit(verbs.Await(msg_id))
         return self._flush()
 
     def unawait(self, msg_ids: Iterable[str]) -> list[Effect]:
         """The answers to these messages are awaited here no longer; what still comes goes to the session's mailbox."""
         dropped = tuple(msg_id for msg_id in msg_ids if self._awaited.pop(msg_id, self) is None)
         if dropped and self._greeted:
-            self._transmit(protocol.Unawait(dropped))
+            self._transmit(verbs.Unawait(dropped))
         return self._flush()
 
-    def ask(self, request: protocol.Request) -> list[Effect]:
+    def ask(self, request: verbs.Request) -> list[Effect]:
         """Asks a group for something, and keeps the request until an `Answered` for it, or until it is withdrawn.
         `may_ask` says whether there is room for it."""
         try:
-            protocol.check_fields(request)
+            verbs.check_fields(request)
         except errors.ZmqbusError as error:
             self._out.append(Answered(request.msg_id, error))
             return self._flush()
@@ -267,7 +266,7 @@ class ClientCore:
 
     def answer(self, msg_id: str, fmt: int, body: bytes) -> list[Effect]:
         """Answers a request that a `Do` has brought. Nothing happens if it was withdrawn, or is answered already."""
-        self._hands.answer(protocol.Answer(msg_id, fmt, body), say=self._greeted)
+        self._hands.answer(verbs.Answer(msg_id, fmt, body), say=self._greeted)
         return self._flush()
 
     def give_back(self) -> list[Effect]:
@@ -279,10 +278,10 @@ class ClientCore:
             self._greet()
         return self._flush()
 
-    def request(self, request: protocol.Envelope) -> list[Effect]:
+    def request(self, request: verbs.Envelope) -> list[Effect]:
         """Asks the broker for something; a `Response` with its ref follows."""
         try:
-            protocol.check_fields(request)
+            verbs.check_fields(request)
         except errors.ZmqbusError as error:
             self._out.append(Response(request.ref, error))  # type: ignore[union-attr]
             return self._flush()
@@ -357,7 +356,7 @@ class ClientCore:
     def bye(self) -> list[Effect]:
         """Leaves in good order."""
         if self.phase in (Phase.READY, Phase.GREETING):
-            self._transmit(protocol.Bye())
+            self._transmit(verbs.Bye())
         self.phase = Phase.CLOSED
         return self._flush()
 
@@ -376,15 +375,15 @@ class ClientCore:
                         rule(self, envelope)
             case Published(channel, envelopes):
                 for envelope in envelopes:
-                    if isinstance(envelope, protocol.Broadcast):
+                    if isinstance(envelope, verbs.Broadcast):
                         # Without a lease it does not know whether it is for it, and where its place is: behind what
                         # waits in the mailbox, perhaps. It comes from there.
                         if self.phase is Phase.READY:
                             self._inbound.broadcast(channel, envelope)
-                    elif isinstance(envelope, protocol.Broadcasts):
+                    elif isinstance(envelope, verbs.Broadcasts):
                         if self.phase is Phase.READY:
                             self._inbound.broadcast_all(channel, envelope)
-                    elif channel == protocol.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
+                    elif channel == verbs.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
                         _TABLE[envelope.__class__](self, envelope)
             case Up():
                 self._greet()
@@ -406,7 +405,7 @@ class ClientCore:
 
     def _tick(self, now_s: float) -> None:
         if self.phase is Phase.READY and self.welcome is not None and now_s - self._spoke_s >= PING_S:
-            self._transmit(protocol.Ping(self.welcome.lease, self.persona.name or ""))
+            self._transmit(verbs.Ping(self.welcome.lease, self.persona.name or ""))
         elif now_s - self._spoke_s >= PING_S:
             self._spoke_s = now_s
 
@@ -414,8 +413,8 @@ class ClientCore:
 
     def _greet(self) -> None:
         persona = self.persona
-        hello = protocol.Hello(
-            protocol.VERSION,
+        hello = verbs.Hello(
+            verbs.VERSION,
             self._version,
             persona.role,
             persona.session_id,
@@ -432,7 +431,7 @@ class ClientCore:
             persona.named,
         )
         try:
-            protocol.check_fields(hello)
+            verbs.check_fields(hello)
         except errors.ZmqbusError as error:
             self.phase = Phase.CLOSED
             self._out.append(Closed(error))
@@ -441,7 +440,7 @@ class ClientCore:
         self._transmit(hello)
         # In one wire message with HELLO: one round trip for a command that has one thing to say.
         for msg_id in self._awaited:
-            self._transmit(protocol.Await(msg_id))
+            self._transmit(verbs.Await(msg_id))
         for send in self._unconfirmed.values():
             self._transmit(send if send.msg_id in self._unsaid else send._replace(again=True))
         self._unsaid.clear()
@@ -450,12 +449,12 @@ class ClientCore:
         self._asked.repeat()
         self._hands.repeat()
 
-    def _expired(self, _: protocol.Expired) -> None:
+    def _expired(self, _: verbs.Expired) -> None:
         # While greeting, it answers something older than the HELLO that is under way.
         if self.phase is Phase.READY:
             self._greet()
 
-    def _welcome(self, welcome: protocol.Welcome) -> None:
+    def _welcome(self, welcome: verbs.Welcome) -> None:
         self.welcome = welcome
         self.persona = self.persona._replace(name=welcome.name or self.persona.name)
         self.phase = Phase.READY
@@ -465,17 +464,17 @@ class ClientCore:
             self._out.append(Subscribe(welcome.pub_port, self._channels(welcome)))
         self._out.append(Welcomed(welcome))
 
-    def _channels(self, welcome: protocol.Welcome) -> tuple[bytes, ...]:
+    def _channels(self, welcome: verbs.Welcome) -> tuple[bytes, ...]:
         """What the session follows. The mark comes last: the broker sees it when all the others are in force."""
         return (
-            protocol.EVERYONE,
-            protocol.channel(Scope.PROJECT, self.persona.project),
-            *(protocol.channel(Scope.TOPIC, topic) for topic in self.persona.topics),
-            protocol.name_channel(welcome.name),
-            protocol.mark_channel(welcome.lease),
+            verbs.EVERYONE,
+            verbs.channel(Scope.PROJECT, self.persona.project),
+            *(verbs.channel(Scope.TOPIC, topic) for topic in self.persona.topics),
+            verbs.name_channel(welcome.name),
+            verbs.mark_channel(welcome.lease),
         )
 
-    def _refused(self, refused: protocol.Refused) -> None:
+    def _refused(self, refused: verbs.Refused) -> None:
         error = errors.from_code(refused.code, refused.text)
         if refused.ref == "hello":
             self.phase = Phase.CLOSED
@@ -492,35 +491,35 @@ class ClientCore:
             self.persona = self.persona._replace(named=True)
             self._greet()
 
-    def _probe(self, _: protocol.Probe) -> None:
+    def _probe(self, _: verbs.Probe) -> None:
         if self.phase is Phase.READY and self.welcome is not None:
-            self._transmit(protocol.Ping(self.welcome.lease, self.persona.name or ""))
+            self._transmit(verbs.Ping(self.welcome.lease, self.persona.name or ""))
 
-    def _displaced(self, displaced: protocol.Displaced) -> None:
+    def _displaced(self, displaced: verbs.Displaced) -> None:
         if displaced.by_pid != self.persona.pid:
             self.phase = Phase.CLOSED
             self._out.append(Closed(Displaced(f"process {displaced.by_pid} has taken this session over")))
 
-    def _disconnected(self, _: protocol.Disconnected) -> None:
+    def _disconnected(self, _: verbs.Disconnected) -> None:
         self.phase = Phase.CLOSED
         self._out.append(Closed(None))
 
-    def _renamed(self, renamed: protocol.Renamed) -> None:
+    def _renamed(self, renamed: verbs.Renamed) -> None:
         old = self.persona.name or ""
         if renamed.name != old:
             self.persona = self.persona._replace(name=renamed.name)
-            self._out.append(Retune(protocol.name_channel(old), protocol.name_channel(renamed.name)))
+            self._out.append(Retune(verbs.name_channel(old), verbs.name_channel(renamed.name)))
             self._out.append(Renamed(renamed.name))
 
     # --- what became of what was sent
 
-    def _receipt(self, receipt: protocol.Receipt) -> None:
+    def _receipt(self, receipt: verbs.Receipt) -> None:
         self._confirm(receipt.msg_ids, receipt)
 
-    def _tally(self, tally: protocol.Tally) -> None:
+    def _tally(self, tally: verbs.Tally) -> None:
         self._confirm((tally.msg_id,), tally)
 
-    def _confirm(self, msg_ids: Iterable[str], outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError) -> None:
+    def _confirm(self, msg_ids: Iterable[str], outcome: verbs.Receipt | verbs.Tally | errors.ZmqbusError) -> None:
         ended = []
         for msg_id in msg_ids:
             send = self._unconfirmed.pop(msg_id, None)
@@ -537,13 +536,13 @@ class ClientCore:
         if ended:
             self._out.append(Answer(tuple(ended), outcome))
 
-    def _response(self, envelope: protocol.Sessions | protocol.Done | protocol.Health | protocol.Fetched) -> None:
-        if isinstance(envelope, protocol.Fetched):
+    def _response(self, envelope: verbs.Sessions | verbs.Done | verbs.Health | verbs.Fetched) -> None:
+        if isinstance(envelope, verbs.Fetched):
             self._inbound.give_back()  # what was only looked at
         request = self._requests.pop(envelope.ref, None)
         if request is not None:
             self._out.append(Response(envelope.ref, envelope))
-        own = isinstance(request, protocol.Forget) and request.session_id == self.persona.session_id
+        own = isinstance(request, verbs.Forget) and request.session_id == self.persona.session_id
         if own and self.persona.role in (Role.LISTENER, Role.PROGRAM):
             # Whatever it said from here on would be answered by EXPIRED, and the next HELLO bring the session back.
             self.phase = Phase.CLOSED
@@ -551,41 +550,41 @@ class ClientCore:
 
     # --- work
 
-    def _result(self, result: protocol.Result) -> None:
+    def _result(self, result: verbs.Result) -> None:
         if self._asked.pop(result.msg_id):
             self._out.append(Answered(result.msg_id, result))
 
-    def _work(self, work: protocol.Work) -> None:
+    def _work(self, work: verbs.Work) -> None:
         # Before WELCOME it is the broker's word to a connection that has ended since: it knows what HELLO named.
         if self.phase is Phase.READY and self._hands.take(work.msg_id):
             self._out.append(Do(work))
 
-    def _withdrawn(self, withdrawn: protocol.Withdrawn) -> None:
+    def _withdrawn(self, withdrawn: verbs.Withdrawn) -> None:
         dropped = self._hands.drop(withdrawn.msg_ids)
         if dropped:
             self._out.append(Withdrawn(dropped))
 
-    def _assignment(self, assignment: protocol.Assignment) -> None:
+    def _assignment(self, assignment: verbs.Assignment) -> None:
         if assignment.msg_id in self._asked:
             self._out.append(Assignment(assignment.msg_id, assignment.has_worker))
 
     # --- messages
 
-    def _deliver(self, deliver: protocol.Deliver) -> None:
+    def _deliver(self, deliver: verbs.Deliver) -> None:
         self._inbound.deliver(deliver)
 
-    def _delivers(self, delivers: protocol.Delivers) -> None:
+    def _delivers(self, delivers: verbs.Delivers) -> None:
         self._inbound.deliver_all(delivers)
 
-    def _beat(self, beat: protocol.Beat) -> None:
+    def _beat(self, beat: verbs.Beat) -> None:
         self._inbound.beat(beat)
 
-    def _recall(self, recall: protocol.Recall) -> None:
+    def _recall(self, recall: verbs.Recall) -> None:
         # Everything taken so far is acknowledged before the answer, and everything else is the mailbox's again.
         self._inbound.recall(recall.bcasts)
         self._out.append(TakeBack())
         self._acknowledge()
-        self._transmit(protocol.Recalled(recall.generation))
+        self._transmit(verbs.Recalled(recall.generation))
 
     def _hand(self, message: Message, number: int) -> None:
         assert self.welcome is not None
@@ -600,20 +599,20 @@ class ClientCore:
             message.fmt,
             message.reply_to,
             message.ts,
-            message.age_s if isinstance(message, protocol.Deliver) else -1,
+            message.age_s if isinstance(message, verbs.Deliver) else -1,
             message.pointer,
             _size_bytes(message),
             message.body,
         )
         self._out.append(Hand(incoming))
 
-    def _hand_run(self, run: protocol.Delivers | protocol.Broadcasts, number: int) -> None:
+    def _hand_run(self, run: verbs.Delivers | verbs.Broadcasts, number: int) -> None:
         assert self.welcome is not None
         self._out.append(HandRun(self.welcome.lease, number, run))
 
     # --- plumbing
 
-    def _transmit(self, envelope: protocol.Envelope) -> None:
+    def _transmit(self, envelope: verbs.Envelope) -> None:
         self._out.append(Transmit(envelope))
 
     def _flush(self) -> list[Effect]:
@@ -623,26 +622,26 @@ class ClientCore:
 
 #: What the broker may say.
 _TABLE: dict[type, Callable[..., None]] = {
-    protocol.Welcome: ClientCore._welcome,
-    protocol.Refused: ClientCore._refused,
-    protocol.Expired: ClientCore._expired,
-    protocol.Probe: ClientCore._probe,
-    protocol.Displaced: ClientCore._displaced,
-    protocol.Disconnected: ClientCore._disconnected,
-    protocol.Renamed: ClientCore._renamed,
-    protocol.Deliver: ClientCore._deliver,
-    protocol.Delivers: ClientCore._delivers,
-    protocol.Receipt: ClientCore._receipt,
-    protocol.Tally: ClientCore._tally,
-    protocol.Sessions: ClientCore._response,
-    protocol.Done: ClientCore._response,
-    protocol.Health: ClientCore._response,
-    protocol.Fetched: ClientCore._response,
-    protocol.Previews: ClientCore._response,
-    protocol.Recall: ClientCore._recall,
-    protocol.Beat: ClientCore._beat,
-    protocol.Work: ClientCore._work,
-    protocol.Result: ClientCore._result,
-    protocol.Withdrawn: ClientCore._withdrawn,
-    protocol.Assignment: ClientCore._assignment,
+    verbs.Welcome: ClientCore._welcome,
+    verbs.Refused: ClientCore._refused,
+    verbs.Expired: ClientCore._expired,
+    verbs.Probe: ClientCore._probe,
+    verbs.Displaced: ClientCore._displaced,
+    verbs.Disconnected: ClientCore._disconnected,
+    verbs.Renamed: ClientCore._renamed,
+    verbs.Deliver: ClientCore._deliver,
+    verbs.Delivers: ClientCore._delivers,
+    verbs.Receipt: ClientCore._receipt,
+    verbs.Tally: ClientCore._tally,
+    verbs.Sessions: ClientCore._response,
+    verbs.Done: ClientCore._response,
+    verbs.Health: ClientCore._response,
+    verbs.Fetched: ClientCore._response,
+    verbs.Previews: ClientCore._response,
+    verbs.Recall: ClientCore._recall,
+    verbs.Beat: ClientCore._beat,
+    verbs.Work: ClientCore._work,
+    verbs.Result: ClientCore._result,
+    verbs.Withdrawn: ClientCore._withdrawn,
+    verbs.Assignment: ClientCore._assignment,
 }

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from itertools import count
 from typing import TypeAlias
 
-from zmqbus import errors, protocol
+from zmqbus import errors
 from zmqbus.tuples import NamedTuple
+from zmqbus.wire import verbs
 
 
 class Ticket(NamedTuple):
@@ -56,14 +57,14 @@ class Down(NamedTuple):
 class Received(NamedTuple):
     """A message came over the DEALER."""
 
-    envelopes: list[protocol.Envelope]
+    envelopes: list[verbs.Envelope]
 
 
 class Published(NamedTuple):
     """A message came over the SUB."""
 
     channel: bytes
-    envelopes: list[protocol.Envelope]
+    envelopes: list[verbs.Envelope]
 
 
 class Tick(NamedTuple):
@@ -78,13 +79,13 @@ Event: TypeAlias = Up | Down | Received | Published | Tick
 class Transmit(NamedTuple):
     """Send over the DEALER; neighbours may share a wire message."""
 
-    envelope: protocol.Envelope
+    envelope: verbs.Envelope
 
 
 class Spool(NamedTuple):
     """Put the body of this message down in a file and send SPOOLED, or the message as it is if that cannot be done."""
 
-    send: protocol.Send
+    send: verbs.Send
 
 
 class Unspool(NamedTuple):
@@ -119,13 +120,13 @@ class HandRun(NamedTuple):
 
     lease: str
     number: int
-    messages: protocol.Delivers | protocol.Broadcasts
+    messages: verbs.Delivers | verbs.Broadcasts
 
     def apart(self) -> Iterator[Incoming]:
         """Each by itself."""
         run = self.messages
-        scope, target = int(protocol.Scope.SESSION), ""
-        if isinstance(run, protocol.Broadcasts):
+        scope, target = int(verbs.Scope.SESSION), ""
+        if isinstance(run, verbs.Broadcasts):
             scope, target = run.scope, run.target
         for number, msg_id, body in zip(count(self.number), run.msg_ids, run.bodies, strict=False):
             yield Incoming(
@@ -154,20 +155,20 @@ class Answer(NamedTuple):
     """What became of messages that were sent: the same for all of them."""
 
     msg_ids: tuple[str, ...]
-    outcome: protocol.Receipt | protocol.Tally | errors.ZmqbusError
+    outcome: verbs.Receipt | verbs.Tally | errors.ZmqbusError
 
 
 class Response(NamedTuple):
     """What a request (LIST, RENAME, …) brought."""
 
     ref: str
-    envelope: protocol.Envelope | errors.ZmqbusError
+    envelope: verbs.Envelope | errors.ZmqbusError
 
 
 class Welcomed(NamedTuple):
     """The session is on the bus, under this name."""
 
-    welcome: protocol.Welcome
+    welcome: verbs.Welcome
 
 
 class Renamed(NamedTuple):
@@ -186,13 +187,13 @@ class Answered(NamedTuple):
     """A request that was asked of a group is over: this is its answer, or why there is none."""
 
     msg_id: str
-    outcome: protocol.Result | errors.ZmqbusError
+    outcome: verbs.Result | errors.ZmqbusError
 
 
 class Do(NamedTuple):
     """A request for the application to work on, told once, however often the broker repeats it."""
 
-    work: protocol.Work
+    work: verbs.Work
 
 
 class Withdrawn(NamedTuple):

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
 from zmqbus.client import arguments
-from zmqbus.client.messages import Message
-from zmqbus.client.speaker import Reply
-from zmqbus.display import sanitise
+from zmqbus.client.message import Message
+from zmqbus.client.producer import Reply
 from zmqbus.errors import InvalidArgument, Timeout, ZmqbusError
+from zmqbus.text.display import sanitise
 
 __all__ = ["Progress", "Waited", "as_completed", "map_over", "tell_item", "wait", "watch"]
 

@@ -20,11 +20,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from zmqbus import children, network, pidfile
-from zmqbus.descriptors import SHORTAGE, explained, shortage
 from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
-from zmqbus.holder import who_holds
 from zmqbus.settings import Settings
+from zmqbus.system import children, network, pidfile
+from zmqbus.system.descriptors import SHORTAGE, explained, shortage
+from zmqbus.system.port_holder import who_holds
 
 if TYPE_CHECKING:
     import subprocess
@@ -204,7 +204,7 @@ class Launch:
         with explained("the start of a broker"):
             self._reader, writer = os.pipe()
         command = children.command(
-            "zmqbus.broker.daemon",
+            "zmqbus.broker.shell.daemon",
             f"--port={settings.port}",
             f"--idle-shutdown-minutes={settings.idle_shutdown_s / 60}",
             f"--report={writer}",

@@ -9,14 +9,15 @@ from typing import Any
 import zmq
 
 import zmqbus
-from zmqbus import codec, protocol, security
 from zmqbus.client import core
 from zmqbus.client.launch import at_broker, check_loopback, check_reach
-from zmqbus.client.link import endpoint
-from zmqbus.client.taken import TakenIds
+from zmqbus.client.seen import TakenIds
+from zmqbus.client.transport import endpoint
 from zmqbus.errors import BrokerUnavailable, ProtocolError, ZmqbusError
-from zmqbus.protocol import Role
+from zmqbus.security import keys as security
 from zmqbus.settings import Settings
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Role
 
 #: A broker answers within milliseconds; one that takes so long is stopped, or drowned.
 PATIENCE_S = 3.0
@@ -36,7 +37,7 @@ class Probe:
         self._patience_s = patience_s
         self._deadline_s = time.monotonic() + patience_s
         self._refs = 0
-        self._responses: dict[str, protocol.Envelope | ZmqbusError] = {}
+        self._responses: dict[str, verbs.Envelope | ZmqbusError] = {}
         self._client = core.ClientCore(core.Persona(role=Role.OBSERVER), zmqbus.__version__, TakenIds())
         self._decoder = codec.Decoder(from_broker=True)
         keys = security.client_keys(settings.data_dir)
@@ -44,7 +45,7 @@ class Probe:
         self._dealer = self._context.socket(zmq.DEALER)
         security.curve_client(self._dealer, keys)
         self._dealer.linger = 0  # or whoever looks would wait for a broker that hangs
-        self._dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_FRAME_BYTES)
+        self._dealer.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)
 
     def __repr__(self) -> str:
         return f"<Probe of port {self._port}: {self._client!r}>"
@@ -74,23 +75,23 @@ class Probe:
             self._context.term()
 
     def figures(self) -> dict[str, Any]:
-        """What the broker counts; see `zmqbus.figures`."""
-        health = self._ask(protocol.Status)
-        assert isinstance(health, protocol.Health)
+        """What the broker counts; see `zmqbus.wire.metrics_catalogue`."""
+        health = self._ask(verbs.Status)
+        assert isinstance(health, verbs.Health)
         return dict(health.figures)
 
-    def sessions(self, *, everyone: bool = False) -> list[protocol.Session]:
+    def sessions(self, *, everyone: bool = False) -> list[verbs.Session]:
         """The connected sessions; with `everyone` those that are away, too."""
-        rows: list[protocol.Session] = []
+        rows: list[verbs.Session] = []
         while True:
             after = rows[-1].session_id if rows else ""
-            page = self._ask(lambda ref, after=after: protocol.List(ref, everyone, after))  # type: ignore[misc]
-            assert isinstance(page, protocol.Sessions)
-            rows += [protocol.Session._make(row) for row in page.rows]
+            page = self._ask(lambda ref, after=after: verbs.List(ref, everyone, after))  # type: ignore[misc]
+            assert isinstance(page, verbs.Sessions)
+            rows += [verbs.Session._make(row) for row in page.rows]
             if not page.more:
                 return rows
 
-    def _ask(self, make: Callable[[str], protocol.Envelope]) -> protocol.Envelope:
+    def _ask(self, make: Callable[[str], verbs.Envelope]) -> verbs.Envelope:
         self._refs += 1
         ref = f"p{self._refs}"
         self._perform(self._client.request(make(ref)))
@@ -115,7 +116,7 @@ class Probe:
         self._perform(self._client.handle(time.monotonic(), core.Received(envelopes)))
 
     def _perform(self, effects: list[core.Effect]) -> None:
-        out: list[protocol.Envelope] = []
+        out: list[verbs.Envelope] = []
         for effect in effects:
             match effect:
                 case core.Transmit(envelope):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from zmqbus import protocol
 from zmqbus.errors import ZmqbusError
-from zmqbus.protocol import State
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import State
 
 
 class Receipt(NamedTuple):
@@ -31,18 +31,18 @@ class BroadcastReceipt(NamedTuple):
     unsaved: tuple[str, ...] = ()  #: likewise, since the broker's disk did not take it
 
 
-def receipt_of(msg_id: str, outcome: protocol.Receipt | protocol.Tally) -> Receipt | BroadcastReceipt:
+def receipt_of(msg_id: str, outcome: verbs.Receipt | verbs.Tally) -> Receipt | BroadcastReceipt:
     """What the broker has said of a message, as programs and commands are told."""
-    if isinstance(outcome, protocol.Tally):
+    if isinstance(outcome, verbs.Tally):
         return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full, outcome.unsaved)
     return Receipt(msg_id, *_state_of(outcome))
 
 
 def receipts_of(
-    msg_ids: Iterable[str], outcome: protocol.Receipt | protocol.Tally | ZmqbusError
+    msg_ids: Iterable[str], outcome: verbs.Receipt | verbs.Tally | ZmqbusError
 ) -> Iterator[tuple[str, Receipt | BroadcastReceipt | ZmqbusError]]:
     """Likewise of several that share an outcome, which may be an error."""
-    if isinstance(outcome, protocol.Receipt):
+    if isinstance(outcome, verbs.Receipt):
         state = _state_of(outcome)
         for msg_id in msg_ids:
             yield msg_id, Receipt(msg_id, *state)
@@ -51,7 +51,7 @@ def receipts_of(
         yield msg_id, outcome if isinstance(outcome, ZmqbusError) else receipt_of(msg_id, outcome)
 
 
-def _state_of(receipt: protocol.Receipt) -> tuple[str, str, str, bool, int]:
+def _state_of(receipt: verbs.Receipt) -> tuple[str, str, str, bool, int]:
     return (
         "delivered" if receipt.state == State.DELIVERED else "queued",
         receipt.name,

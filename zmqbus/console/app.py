@@ -20,23 +20,24 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import zmqbus
-from zmqbus import protocol, readback
 from zmqbus.client import launch
 from zmqbus.console import guard
-from zmqbus.console.flow import Flow
+from zmqbus.console.auth import Links, Visitors
 from zmqbus.console.guard import Receive, Scope, Send
-from zmqbus.console.hub import Hub, Stream, event
-from zmqbus.console.roster import Roster
+from zmqbus.console.log_tail import Flow
 from zmqbus.console.search import Query, search
-from zmqbus.console.shape import of_entry, of_record, place_of, place_text
+from zmqbus.console.sender import Voice, receipt_json
+from zmqbus.console.sessions_poller import Roster
+from zmqbus.console.sse import Hub, Stream, event
 from zmqbus.console.threads import Threads
-from zmqbus.console.tickets import Links, Visitors
-from zmqbus.console.voice import Voice, receipt_json
+from zmqbus.console.views import of_entry, of_record, place_of, place_text
 from zmqbus.errors import InvalidPayload, NotConnected, TextTooLong, ZmqbusError
-from zmqbus.history import History, Wanted
-from zmqbus.record import JournalError
+from zmqbus.journal import reader
+from zmqbus.journal.history import History, Wanted
+from zmqbus.journal.record import JournalError
 from zmqbus.session.state import SessionState
 from zmqbus.settings import Settings
+from zmqbus.wire import verbs
 
 #: Messages in one page of the history, at most; and where the page does not say.
 MAX_PAGE, PAGE = 500, 200
@@ -271,7 +272,7 @@ class Console:
     async def _message(self, request: Request) -> Response:
         msg_id = request.path_params["msg_id"]
         query = request.query_params
-        start = _whole(query.get("from"), 0, protocol.MAX_BODY_BYTES)
+        start = _whole(query.get("from"), 0, verbs.MAX_BODY_BYTES)
         shown, text = await asyncio.to_thread(self._text, msg_id, query.get("at"))
         part = text[start : start + SLICE_CHARS]
         return JSONResponse(
@@ -283,7 +284,7 @@ class Console:
         known = self._texts.get((msg_id, at))
         if known is not None:
             return known
-        if not protocol.is_msg_id(msg_id):
+        if not verbs.is_msg_id(msg_id):
             raise InvalidPayload("this is not the id of a message")
         record = None
         place = place_of(at)
@@ -293,7 +294,7 @@ class Console:
                 if entry.msg_id == msg_id:
                     record = history.record(entry)
         if record is None:
-            record = readback.find(self.settings.paths.log, msg_id)
+            record = reader.find(self.settings.paths.log, msg_id)
         if record is None:
             raise JournalError("this message is not in the log any more; its oldest files are deleted in time")
         shown, text = of_record(record)
@@ -306,7 +307,7 @@ class Console:
 
     async def _thread(self, request: Request) -> Response:
         msg_id = request.path_params["msg_id"]
-        if not protocol.is_msg_id(msg_id):
+        if not verbs.is_msg_id(msg_id):
             raise InvalidPayload("this is not the id of a message")
         return JSONResponse({"items": await asyncio.to_thread(self.threads.thread, msg_id)})
 
@@ -324,7 +325,7 @@ class Console:
         asked = await self._json(request, guard.MAX_POST_BYTES)
         scope, to, text = asked.get("scope"), _text_of(asked, "to").strip(), _text_of(asked, "text")
         reply_to = _text_of(asked, "replyTo") or None
-        if reply_to is not None and not protocol.is_msg_id(reply_to):
+        if reply_to is not None and not verbs.is_msg_id(reply_to):
             raise InvalidPayload("the message that this one answers is none")
         if not text:
             raise InvalidPayload("the message is empty; write something")

@@ -24,8 +24,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from zmqbus.console.tickets import Visitor, Visitors
-from zmqbus.display import sanitise
+from zmqbus.console.auth import Visitor, Visitors
+from zmqbus.text.display import sanitise
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -1,7 +1,7 @@
 """Search, in a process of its own: python -m zmqbus.console.search reads one question and answers it.
 
 A regular expression can take for ever, and Python cannot interrupt one: in the console's own process it would take all
-pages with it. Here it has `PATIENCE_S`, and is ended then. Words are looked up in the index (`zmqbus.search`), an
+pages with it. Here it has `PATIENCE_S`, and is ended then. Words are looked up in the index (`zmqbus.journal.search_index`), an
 expression in the log, backwards, a bounded part for each question; the answer says where to go on.
 """
 
@@ -15,12 +15,12 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from zmqbus import children
-from zmqbus.console.shape import of_entry, place_of, place_text
+from zmqbus.console.views import of_entry, place_of, place_text
 from zmqbus.errors import InvalidPayload, Timeout, ZmqbusError
-from zmqbus.history import History, Wanted
-from zmqbus.search.query import Search, parse
+from zmqbus.journal.history import History, Wanted
+from zmqbus.journal.search_query import Search, parse
 from zmqbus.settings import Paths
+from zmqbus.system import children
 
 Mode: TypeAlias = Literal["words", "regex"]
 
@@ -59,8 +59,8 @@ class Query:
             raise InvalidPayload(f"this is no regular expression: {error}; mend it, or search for words") from None
 
     def words(self) -> str:
-        """The words that a text has to hold (`zmqbus.search.query`). The last one may be the beginning of one: the page
-        searches while it is typed."""
+        """The words that a text has to hold (`zmqbus.journal.search_query`). The last one may be the beginning of
+        one: the page searches while it is typed."""
         return f"{self.text}*" if self.text[-1:].isalnum() and self.text.count('"') % 2 == 0 else self.text
 
 

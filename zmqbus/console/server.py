@@ -27,13 +27,13 @@ from functools import partial
 import uvicorn
 
 from zmqbus.console.app import Console
+from zmqbus.console.auth import LINK_S, Links, link, mint
 from zmqbus.console.connections import Connection, Crowd
 from zmqbus.console.guard import ADDRESS
-from zmqbus.console.lease import Lease
+from zmqbus.console.lockfile import Lease
 from zmqbus.console.peers import Peers
-from zmqbus.console.tickets import LINK_S, Links, link, mint
 from zmqbus.errors import LocalError
-from zmqbus.session.files import replace, unlink
+from zmqbus.session.private_files import replace, unlink
 from zmqbus.session.state import SessionState
 from zmqbus.settings import Settings
 

@@ -13,10 +13,10 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-from zmqbus import readback
-from zmqbus.console.shape import of_entry, of_record
-from zmqbus.history import History, Place, lines, numbered
-from zmqbus.record import JournalError, decode_head
+from zmqbus.console.views import of_entry, of_record
+from zmqbus.journal import reader
+from zmqbus.journal.history import History, Place, lines, numbered
+from zmqbus.journal.record import JournalError, decode_head
 
 #: Answers that are remembered, the newest: 100 bytes each.
 MAX_ANSWERS = 500_000
@@ -72,7 +72,7 @@ class Threads:
         wanted: str | None = msg_id
         while wanted and wanted not in seen and len(seen) < MAX_ANCESTORS:
             seen.add(wanted)
-            record = readback.find(self._path, wanted)
+            record = reader.find(self._path, wanted)
             if record is None:
                 break
             found, wanted = of_record(record)[0], record.reply_to
@@ -82,11 +82,11 @@ class Threads:
         for serial, name in numbered(self._path)[0]:
             if serial < self._next.segment:
                 continue
-            fd = readback.open_if_there(name)
+            fd = reader.open_if_there(name)
             if fd is None:
                 continue
             try:
-                if readback.serial_of(os.pread(fd, readback.MAX_META_BYTES, 0)) != serial:
+                if reader.serial_of(os.pread(fd, reader.MAX_META_BYTES, 0)) != serial:
                     continue  # renamed meanwhile; the next thread that is wanted finds it
                 begin = self._next.offset if serial == self._next.segment else 0
                 for start, length, line in lines(fd, begin):

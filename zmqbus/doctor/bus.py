@@ -8,18 +8,18 @@ import socket
 from collections.abc import Iterator, Sequence
 
 import zmqbus
-from zmqbus import network, pidfile
 from zmqbus.client.launch import at_broker, check_loopback, check_reach, find_broker, is_elected
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import Unauthorized, ZmqbusError
-from zmqbus.holder import who_holds
-from zmqbus.naming import sanitise
 from zmqbus.process import Process, is_alive
-from zmqbus.session.options import with_options
 from zmqbus.session.owned import stem_of
 from zmqbus.session.owner import find_owners
+from zmqbus.session.plugin_options import with_options
 from zmqbus.session.state import elsewhere, find_joined, is_listening, leftovers, load_state
 from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings
+from zmqbus.system import network, pidfile
+from zmqbus.system.port_holder import who_holds
+from zmqbus.wire.naming import sanitise
 
 #: See `zmqbus.settings`: it wins over INTER_SESSION_PORT.
 _OPTION = "CLAUDE_PLUGIN_OPTION_PORT"

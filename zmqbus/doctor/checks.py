@@ -9,8 +9,8 @@ from zmqbus.doctor import bus, client, files, installed
 from zmqbus.doctor.report import Finding, fault
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
-from zmqbus.session.options import with_options
 from zmqbus.session.owner import find_owners
+from zmqbus.session.plugin_options import with_options
 from zmqbus.settings import Settings, load
 
 

@@ -11,13 +11,12 @@ import stat
 import tempfile
 from collections.abc import Iterator
 
-from zmqbus import security
-from zmqbus.broker.tables import APPLICATION_ID, FORMAT
+from zmqbus.broker.storage.schema import APPLICATION_ID, FORMAT
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import ZmqbusError
-from zmqbus.history import History, numbered
-from zmqbus.search.index import SUFFIXES, Index
-from zmqbus.security import DIR_MODE, FILE_MODE, NEW_KEYS_PREFIX
+from zmqbus.journal.history import History, numbered
+from zmqbus.journal.search_index import SUFFIXES, Index
+from zmqbus.security.keys import DIR_MODE, FILE_MODE, NEW_KEYS_PREFIX, broker_keys, is_unmapped
 from zmqbus.settings import Settings
 
 #: So much of the log, the newest, is read line by line; the rest has to begin as it should.
@@ -74,7 +73,7 @@ def _private(check: str, path: str, *, directory: bool) -> Iterator[Finding]:
     elif not (stat.S_ISDIR(found.st_mode) if directory else stat.S_ISREG(found.st_mode)):
         what = "directory" if directory else "file"
         yield fault(check, f"{path} is not a {what}", command("mv", path, f"{path}.aside"))
-    elif found.st_uid != user and security.is_unmapped(found.st_uid):
+    elif found.st_uid != user and is_unmapped(found.st_uid):
         yield fault(
             check,
             f"{path} belongs to a user who has no id in this user namespace (uid {found.st_uid}): this shell is in a "
@@ -103,7 +102,7 @@ def keys(settings: Settings, kill: str | None, *, is_served: bool) -> Iterator[F
         yield ok("keys", "none yet; they are made when they are needed")
         return
     try:
-        security.broker_keys(settings.data_dir)
+        broker_keys(settings.data_dir)
     except ZmqbusError as error:
         says, remove = str(error).partition("; ")[0], command("rm", "-r", path)
         if is_served and kill is None:

@@ -17,7 +17,7 @@ from zmqbus.bootstrap import VENV_MARKER, site_packages
 from zmqbus.doctor.installation import install_command
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import ZmqbusError
-from zmqbus.history import History
+from zmqbus.journal.history import History
 from zmqbus.settings import Settings
 
 #: Each session takes two connections, each command one for a moment.

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from zmqbus.display import sanitise, to_json
-from zmqbus.output import takes_unicode
+from zmqbus.system.streams import takes_unicode
+from zmqbus.text.display import sanitise, to_json
 
 Level = Literal["ok", "warning", "fault"]
 

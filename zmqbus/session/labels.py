@@ -12,10 +12,10 @@ import json
 import os
 
 from zmqbus.errors import InvalidLabel
-from zmqbus.naming import check_label
-from zmqbus.security import secure_dir
-from zmqbus.session.files import cannot, load_json, open_file, replace
+from zmqbus.security.keys import secure_dir
+from zmqbus.session.private_files import cannot, load_json, open_file, replace
 from zmqbus.settings import Paths
+from zmqbus.wire.naming import check_label
 
 #: Projects whose label is remembered; the ones not used for longest are forgotten.
 MAX_LABELS = 1000

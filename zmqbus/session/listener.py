@@ -20,20 +20,23 @@ from collections.abc import Callable
 from contextlib import closing
 
 import zmqbus
-from zmqbus import errors, naming, output, protocol, wording
+from zmqbus import errors
 from zmqbus.client import core
-from zmqbus.client.link import Link
+from zmqbus.client.transport import Link
+from zmqbus.journal.reader import Reader
+from zmqbus.journal.record import iso_time
 from zmqbus.process import Process, has_ended, process_of
-from zmqbus.protocol import Role
-from zmqbus.readback import Reader
-from zmqbus.record import iso_time
-from zmqbus.session.notes import note_of
 from zmqbus.session.notify import Pacer, bus_line
-from zmqbus.session.shown import Shown
+from zmqbus.session.render import note_of
+from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
 from zmqbus.settings import Settings
+from zmqbus.system import streams
+from zmqbus.text import wording
 from zmqbus.tuples import NamedTuple
-from zmqbus.wakeup import Wakeup
+from zmqbus.wire import naming, verbs
+from zmqbus.wire.verbs import Role
+from zmqbus.wire.wakeup import Wakeup
 
 #: How often another name is tried when the wanted one is taken.
 NAME_RETRIES = 3
@@ -94,8 +97,8 @@ class Listener:
         identity = plan.identity
         self._persona = core.Persona(
             role=Role.LISTENER,
-            session_id=identity.session_id if identity else protocol.new_session_id(),
-            token=identity.token if identity else protocol.new_token(),
+            session_id=identity.session_id if identity else verbs.new_session_id(),
+            token=identity.token if identity else verbs.new_token(),
             name=plan.name,
             label=plan.label,
             cwd=plan.cwd,
@@ -113,8 +116,8 @@ class Listener:
 
     def run(self) -> int:
         """Serves until the end; returns the exit status. Raises `OutputFailed` where its lines cannot be written."""
-        if not output.is_open(self._stdout):
-            raise output.OutputFailed(OSError(errno.EBADF, "it is closed"))
+        if not streams.is_open(self._stdout):
+            raise streams.OutputFailed(OSError(errno.EBADF, "it is closed"))
         self._shown.open()
         link = Link(self._settings, self._client(), warn=lambda text: self._pacer.announce(bus_line(text)))
         with Wakeup() as wakeup:
@@ -126,7 +129,7 @@ class Listener:
                     self._turn(link, wakeup)
             except _Ended as end:
                 status, line = end.status, end.line
-            except output.OutputFailed as failed:
+            except streams.OutputFailed as failed:
                 # Unread is what was not written, and what was written in part.
                 failed.hint = "what could not be shown stays unread; see where the output is redirected to"
                 raise
@@ -203,7 +206,7 @@ class Listener:
             case core.Closed(reason):
                 self._closed(link, reason)
 
-    def _welcomed(self, link: Link, welcome: protocol.Welcome) -> None:
+    def _welcomed(self, link: Link, welcome: verbs.Welcome) -> None:
         self._trace(f"connected as {welcome.name}, {welcome.waiting} waiting")
         self._port = link.port
         self._tries = 0  # it may have to look for a name again, at the next broker
@@ -350,7 +353,7 @@ class Listener:
             self._trace(f"standard output cannot be written to: {error.strerror}")
             if isinstance(error, BrokenPipeError):
                 raise _Ended(0) from None  # the monitor was ended
-            raise output.OutputFailed(error) from None
+            raise streams.OutputFailed(error) from None
         return False
 
     def _say_last(self, line: str) -> None:
@@ -358,7 +361,7 @@ class Listener:
         self._unwritten += _as_bytes((line,))
         try:
             self._push(LAST_LINE_S)
-        except (_Ended, output.OutputFailed):
+        except (_Ended, streams.OutputFailed):
             pass  # nobody reads it, and it ends as it was going to
 
 

@@ -37,8 +37,8 @@ import re
 from collections import deque
 from collections.abc import Callable
 
-from zmqbus.naming import MAX_LABEL_CHARS, MAX_NAME_CHARS, sanitise
 from zmqbus.tuples import NamedTuple
+from zmqbus.wire.naming import MAX_LABEL_CHARS, MAX_NAME_CHARS, sanitise
 
 #: Longest line: what the harness shows of one.
 LINE_CHARS = 500

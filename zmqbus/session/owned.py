@@ -16,7 +16,7 @@ import os
 from typing import Any
 
 from zmqbus.process import Place, Process, has_ended
-from zmqbus.session.files import load_json, open_file, parse
+from zmqbus.session.private_files import load_json, open_file, parse
 from zmqbus.settings import Paths
 
 LOCK, STATE, OPTIONS, SHOWN, TMP = ".lock", ".session", ".options", ".shown", ".tmp"

@@ -13,8 +13,8 @@ rule, and the names where a process of another PID namespace has the same pid):
 * `<pid>.session`: what helpers need to act as the session. Replaced as a whole, so nobody ever reads half of one, and
   removed when the listener ends. After a `kill -9` it stays: then it is stale, and whoever finds it removes it.
 
-(`<pid>.shown` is the business of `zmqbus.session.shown`, `<pid>.options` that of `zmqbus.session.options`. Like the
-lock file they stay while the owner lives.)
+(`<pid>.shown` is the business of `zmqbus.session.shown_log`, `<pid>.options` that of `zmqbus.session.plugin_options`.
+Like the lock file they stay while the owner lives.)
 
 All but `.shown` hold the start time and the place of the owner. A pid comes back one day; what was written for an
 earlier process with this pid counts as not there. What was written for a process of another place, which may live, is
@@ -51,8 +51,7 @@ from typing import Any
 
 from zmqbus.errors import LocalError, NotConnected, Unauthorized
 from zmqbus.process import Life, Process, ProcessTable, life_of, this_machine
-from zmqbus.security import secure_dir
-from zmqbus.session.files import cannot, flock, is_at, load_json, open_file, parse, replace, unlink
+from zmqbus.security.keys import secure_dir
 from zmqbus.session.owned import (
     LOCK,
     MAX_RECORD_BYTES,
@@ -70,6 +69,7 @@ from zmqbus.session.owned import (
     record_of,
     stem_of,
 )
+from zmqbus.session.private_files import cannot, flock, is_at, load_json, open_file, parse, replace, unlink
 from zmqbus.settings import MAX_PID, MAX_PORT, Paths
 from zmqbus.tuples import NamedTuple
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from zmqbus import codec, protocol
 from zmqbus.client import core as client
-from zmqbus.client.taken import TakenIds
+from zmqbus.client.seen import TakenIds
 from zmqbus.errors import ZmqbusError
-from zmqbus.protocol import Format, Scope
-from zmqbus.record import spell
+from zmqbus.journal.record import spell
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Format, Scope
 
 if TYPE_CHECKING:
     from zmqbus.testing.simnet import SimNet
@@ -35,18 +35,18 @@ class SimClient:
         self.filters: list[bytes] = []
         self.handed: list[client.Incoming] = []  #: and not taken
         self.history: list[client.Incoming] = []  #: all that was ever handed out
-        self.answers: dict[str, protocol.Receipt | protocol.Tally | ZmqbusError] = {}
-        self.responses: dict[str, protocol.Envelope | ZmqbusError] = {}
-        self.works: dict[str, protocol.Work] = {}  #: requests in hand: neither answered nor withdrawn
+        self.answers: dict[str, verbs.Receipt | verbs.Tally | ZmqbusError] = {}
+        self.responses: dict[str, verbs.Envelope | ZmqbusError] = {}
+        self.works: dict[str, verbs.Work] = {}  #: requests in hand: neither answered nor withdrawn
         self.done: list[str] = []  #: ids of all that it was ever given to work on, in order
         self.dropped: list[str] = []  #: ids of those that were withdrawn while it had them in hand
-        self.results: dict[str, protocol.Result | ZmqbusError] = {}  #: what came of requests to groups
+        self.results: dict[str, verbs.Result | ZmqbusError] = {}  #: what came of requests to groups
         self.renames: list[str] = []
         self.closed: list[ZmqbusError | None] = []
         self.core.spools = True
         self._file = ""  # of this WELCOME
         self._pieces: dict[str, int] = {}  # message → offset of its body there
-        self._new_id = protocol.IdMaker(f"client{len(net.clients):02d}".encode())
+        self._new_id = verbs.IdMaker(f"client{len(net.clients):02d}".encode())
         self._decoder = codec.Decoder(from_broker=True)
 
     def __repr__(self) -> str:
@@ -71,7 +71,7 @@ class SimClient:
     ) -> str:
         """Sends; returns the id under which `answers` will hold what became of it."""
         msg_id = msg_id or self._new_id()
-        self._do(self.core.send(protocol.Send(msg_id, scope, target, fmt, reply_to, False, body)))
+        self._do(self.core.send(verbs.Send(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
 
     def send_all(
@@ -85,7 +85,7 @@ class SimClient:
         """Sends several at once, which travel in one piece; returns their ids."""
         msg_ids = [self._new_id() for _ in bodies] if msg_ids is None else list(msg_ids)
         sends = [
-            protocol.Send(msg_id, scope, target, Format.TEXT, None, False, body)
+            verbs.Send(msg_id, scope, target, Format.TEXT, None, False, body)
             for msg_id, body in zip(msg_ids, bodies, strict=True)
         ]
         self._do(self.core.send_all(sends))
@@ -97,14 +97,14 @@ class SimClient:
         self._do(self.core.await_answer(msg_id))
         return self.send(target, body, msg_id=msg_id)
 
-    def request(self, envelope: protocol.Envelope) -> None:
+    def request(self, envelope: verbs.Envelope) -> None:
         """Asks the broker for something."""
         self._do(self.core.request(envelope))
 
     def call(self, group: str, body: bytes = b"", *, patient: bool = True, msg_id: str | None = None) -> str:
         """Asks a group; returns the id under which `results` will hold what came of it."""
         msg_id = msg_id or self._new_id()
-        self._do(self.core.ask(protocol.Request(msg_id, group, Format.TEXT, patient, False, body)))
+        self._do(self.core.ask(verbs.Request(msg_id, group, Format.TEXT, patient, False, body)))
         return msg_id
 
     def withdraw(self, *msg_ids: str) -> None:
@@ -120,7 +120,7 @@ class SimClient:
         self.works.pop(msg_id, None)
         self._do(self.core.answer(msg_id, fmt, body))
 
-    def work(self, count: int = 1_000_000) -> list[protocol.Work]:
+    def work(self, count: int = 1_000_000) -> list[verbs.Work]:
         """Answers the oldest of what is in hand, each with its own body behind "done "; returns it."""
         done = list(self.works.values())[:count]
         for work in done:
@@ -206,22 +206,22 @@ class SimClient:
             return
         self._do(self.core.handle(self.net.clock.mono_s, client.Tick()))
 
-    def _put_down(self, send: protocol.Send) -> protocol.Envelope:
+    def _put_down(self, send: verbs.Send) -> verbs.Envelope:
         """What to say in the place of this message."""
         msg_id, scope, target, fmt, reply_to, _, body = send
         try:
-            piece = spell(protocol.FORMAT_WORDS[fmt], body)
+            piece = spell(verbs.FORMAT_WORDS[fmt], body)
         except ZmqbusError:
             return send
         # One is not overwritten by the next, so the offsets rise.
         offset = self._pieces[msg_id] = max(self._pieces.values(), default=-1) + 1
         self.net.spool[self._file, offset] = piece
-        return protocol.Spooled(
+        return verbs.Spooled(
             msg_id, scope, target, fmt, reply_to, len(body), self._file, offset, len(piece), crc32(piece)
         )
 
     def _do(self, effects: list[client.Effect]) -> None:
-        outgoing: list[protocol.Envelope] = []
+        outgoing: list[verbs.Envelope] = []
         for effect in effects:
             match effect:
                 case client.Transmit(envelope):

@@ -21,25 +21,25 @@ from __future__ import annotations
 from collections import deque
 from enum import IntEnum
 
-from zmqbus import codec, protocol
 from zmqbus.broker import core as broker
 from zmqbus.broker import events
-from zmqbus.broker.store import StoreError
+from zmqbus.broker.storage.api import StoreError
 from zmqbus.client import core as client
-from zmqbus.client.taken import TakenIds
-from zmqbus.digest import sha256
+from zmqbus.client.seen import TakenIds
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
-from zmqbus.protocol import Role
-from zmqbus.readback import Earlier
-from zmqbus.record import Spelled, decode_record, encode_all
+from zmqbus.journal.reader import Earlier
+from zmqbus.journal.record import Spelled, decode_record, encode_all
+from zmqbus.security.digest import sha256
 from zmqbus.testing.simclient import SimClient
 from zmqbus.testing.store import MemoryStore
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import Role
 
 
 def session_id_of(name: str) -> str:
     """The id of the session of this name: the same each time, in the order of the names."""
     raw = name.encode() if len(name) <= 16 else sha256(name.encode()).digest()
-    return protocol.session_id_of(raw[:16].ljust(16, b"\0"))
+    return verbs.session_id_of(raw[:16].ljust(16, b"\0"))
 
 
 class ManualClock:
@@ -98,7 +98,7 @@ class SimNet:
         self._files = 0
         self._decoder = codec.Decoder(from_broker=False)
         self._epochs = 0
-        self._outbox: dict[bytes, list[protocol.Envelope]] = {}
+        self._outbox: dict[bytes, list[verbs.Envelope]] = {}
         self._channels: list[events.Publish] = []
         self._records: list[bytes] = []
         self._marks: deque[events.Event] = deque()  # what XPUB will show at the next wake
@@ -128,13 +128,13 @@ class SimNet:
         )
         self._do(self.broker.recover(self.clock.now))
 
-    def _read_spooled(self, _: bytes, spooled: protocol.Spooled) -> bytes:
+    def _read_spooled(self, _: bytes, spooled: verbs.Spooled) -> bytes:
         try:
             return self.spool[spooled.file, spooled.offset]
         except KeyError:
             raise BrokerUnavailable("what was put down is not there; send it again") from None
 
-    def body(self, carrier: protocol.Work | protocol.Result | client.Incoming) -> bytes:
+    def body(self, carrier: verbs.Work | verbs.Result | client.Incoming) -> bytes:
         """The body, from the envelope or from the journal."""
         return carrier.body if carrier.pointer is None else decode_record(self.journal[carrier.pointer[1]]).body
 
@@ -208,10 +208,10 @@ class SimNet:
     def changed_filters(self, old: list[bytes], new: list[bytes]) -> None:
         """What XPUB tells the broker: of all filters, the marks are its business."""
         for channel in old:
-            if channel.startswith(protocol.MARK) and channel not in new:
+            if channel.startswith(verbs.MARK) and channel not in new:
                 self._marks.append(events.Unmarked(channel[1:-1].decode()))
         for channel in new:
-            if channel.startswith(protocol.MARK) and channel not in old:
+            if channel.startswith(verbs.MARK) and channel not in old:
                 self._marks.append(events.Marked(channel[1:-1].decode()))
 
     # --- the broker's shell
@@ -276,7 +276,7 @@ class SimNet:
             return
         first = len(self.journal)
         self.journal += records
-        pointers: list[protocol.Pointer] = [(1, first + number, len(line), 0) for number, line in enumerate(records)]
+        pointers: list[verbs.Pointer] = [(1, first + number, len(line), 0) for number, line in enumerate(records)]
         self._do(self.broker.handle(self.clock.now, events.Journaled(pointers)))
 
     def _commit(self) -> None:

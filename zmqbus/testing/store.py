@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from zmqbus.broker.store import Awaited, Box, Entry, Owed, Recovered, Refusal, SessionRow, StoreError
+from zmqbus.broker.storage.api import Awaited, Box, Entry, Owed, Recovered, Refusal, SessionRow, StoreError
 
 
 class _Tables:

@@ -1,0 +1,440 @@
+"""The broker's shell on real sockets, within this process. `Server._wake` is driven by hand: nothing waits for time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from zmqbus.broker.shell import indexer
+from zmqbus.broker.shell import server as server_module
+from zmqbus.broker.shell import spool_reader as spooled_module
+from zmqbus.broker.shell.log import Log
+from zmqbus.broker.shell.server import DRAIN_MESSAGES, Server
+from zmqbus.errors import PortHeld, Unauthorized
+from zmqbus.journal.reader import read
+from zmqbus.journal.search_index import Index
+from zmqbus.security import keys
+from zmqbus.settings import Settings, load
+from zmqbus.testing import session_id_of
+from zmqbus.wire import codec, verbs
+
+DEADLINE_MS = 90_000
+
+
+@pytest.fixture
+def settings(data_dir: Path, free_port: int) -> Settings:
+    return load({"port": str(free_port)})
+
+
+class Served:
+    """A server and its clients. `turn` runs the loop's body once there is something to do."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.server = Server(settings, Log(settings.paths.broker_log))
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.peers: list[zmq.Socket[bytes]] = []
+
+    def turn(self, timeout_ms: int = 0) -> None:
+        self.server._wake(dict(self.server._poller.poll(timeout_ms)))
+
+    def peer(self) -> zmq.Socket[bytes]:
+        peer = self.context.socket(zmq.DEALER)
+        peer.linger = 0
+        keys.curve_client(peer, keys.client_keys(self.settings.data_dir))
+        peer.connect(f"tcp://127.0.0.1:{self.settings.port}")
+        self.peers.append(peer)
+        return peer
+
+    def hear(self, peer: zmq.Socket[bytes]) -> list[Any]:
+        for _ in range(DEADLINE_MS // 10):
+            self.turn(5)
+            if peer.poll(5):
+                return list(codec.Decoder(from_broker=True).decode(peer.recv_multipart()))
+        raise AssertionError("the broker does not answer")
+
+    def enter(self, role: int = 4, name: str | None = None) -> zmq.Socket[bytes]:
+        peer = self.peer()
+        session_id = session_id_of(name) if name else None
+        hello = verbs.Hello(verbs.VERSION, "0", role, session_id, name, name, None, "/", "/", 1, "1:1", (), (), None)
+        peer.send_multipart(codec.encode([hello]))
+        assert isinstance(self.hear(peer)[0], verbs.Welcome)
+        return peer
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.close()
+        self.context.term()
+        self.server.close()
+
+
+@pytest.fixture
+def served(settings: Settings) -> Iterator[Served]:
+    served = Served(settings)
+    served.server.open()
+    yield served
+    served.close()
+
+
+def test_it_answers_and_says_so(served):
+    peer = served.enter()
+    peer.send_multipart(codec.encode([verbs.Status("s")]))
+    (health,) = served.hear(peer)
+    assert dict(health.figures)["connections"] == 1
+    assert repr(served.server).startswith(f"<Server on port {served.settings.port}: <BrokerCore ")
+
+
+def test_the_handler_of_handshakes_is_renewed_under_those_who_are_in(served, monkeypatch):
+    monkeypatch.setattr(keys, "RENEW_AFTER", 1)
+    monkeypatch.setattr(keys, "RETIRED_S", 0.0)
+    peers: list[zmq.Socket[bytes]] = []
+    for _ in range(3):
+        before = served.server._zap.socket
+        peers.append(served.enter())
+        for _ in range(DEADLINE_MS // 10):
+            if before.closed:
+                break
+            served.turn(10)
+        assert before.closed and served.server._zap.sockets == (served.server._zap.socket,)
+    for peer in peers:
+        peer.send_multipart(codec.encode([verbs.Status("s")]))
+        (health,) = served.hear(peer)
+        assert dict(health.figures)["connections"] == 3
+
+
+def test_both_ports_are_bound_to_loopback_only(served):
+    for port in (served.settings.port, served.server._core.pub_port):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.2", port))  # free: 0.0.0.0 would be in the way
+    assert 10_000 <= served.server._core.pub_port < 30_000
+
+
+def test_a_port_that_is_held_is_told_and_nothing_stays_open(settings):
+    with socket.create_server(("127.0.0.1", settings.port)):
+        server = Server(settings, Log(settings.paths.broker_log))
+        with pytest.raises(PortHeld, match=f"port {settings.port} is held by another program"):
+            server.open()
+        server.close()
+        server.close()  # idempotent
+    again = Served(settings)
+    again.server.open()
+    again.close()
+
+
+def test_what_is_ready_for_one_peer_goes_in_one_message(served):
+    peer = served.enter()
+    peer.send_multipart(codec.encode([verbs.Status(f"s{number}") for number in range(20)]))
+    assert [health.ref for health in served.hear(peer)] == [f"s{number}" for number in range(20)]
+
+
+def test_junk_is_answered_and_the_next_message_is_heard(served):
+    peer = served.enter()
+    for junk in ([b""], [b"\xc1"], [b"\x91" * 5000], [b"\x90", b"extra"], [msgpack.packb([[99]])]):
+        peer.send_multipart(junk)
+    peer.send_multipart(codec.encode([verbs.Status("s")]))
+    heard: list[Any] = []
+    while len(heard) < 6:
+        heard += served.hear(peer)
+    assert [type(one).__name__ for one in heard] == ["Refused"] * 5 + ["Health"]
+
+
+def test_a_drain_is_bounded(served):
+    """A flood of one kind leaves the loop to the others after `DRAIN_MESSAGES`."""
+    peer = served.enter()
+    for _ in range(2 * DRAIN_MESSAGES):
+        peer.send_multipart(codec.encode([verbs.Status("s")]))
+    taken: list[int] = []
+    original = served.server._core.handle
+
+    def count(now: Any, event: Any) -> Any:
+        taken[-1] += type(event).__name__ == "Received"
+        return original(now, event)
+
+    served.server._core.handle = count
+    while sum(taken) < 2 * DRAIN_MESSAGES:
+        taken.append(0)
+        served.turn(10)
+    assert max(taken) <= DRAIN_MESSAGES
+
+
+def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(served, monkeypatch):
+    from zmqbus.journal.writer import JournalFull
+
+    peer = served.enter(3, "guest")
+    bob = served.enter(1, "bob")
+    journal = served.server._journal
+    original = type(journal).append
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise JournalFull("there is no room")
+
+    monkeypatch.setattr(type(journal), "append", full)
+    peer.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"lost")]))
+    (refused,) = served.hear(peer)
+    assert (refused.ref, refused.code) == ("aaaaaaaaaa01", "broker_unavailable")
+    monkeypatch.setattr(type(journal), "append", original)
+    peer.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa02", 0, "bob", 0, None, False, b"kept")]))
+    (deliver,) = served.hear(bob)
+    assert deliver.body == b"kept"
+
+
+def test_a_database_that_is_gone_is_spoken_of(settings):
+    served = Served(settings)
+    served.server.open()
+    assert served.server.notices == []
+    served.enter(1, "bob")
+    guest = served.enter(3, "guest")
+    guest.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    served.turn(DEADLINE_MS)
+    served.close()
+    os.unlink(settings.paths.database)
+    again = Server(settings, Log(settings.paths.broker_log))
+    again.open()
+    assert len(again.notices) == 1 and "was gone, and was begun anew" in again.notices[0]
+    again.close()
+
+
+@pytest.mark.parametrize("durability, expected", [("process", ["commit"]), ("power", ["sync", "commit"])])
+def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(
+    served, monkeypatch, durability, expected
+):
+    guest, bob = served.enter(3, "guest"), served.enter(1, "bob")
+    bob.send_multipart(codec.encode([verbs.Bye()]))
+    while served.server._core.registry.holder("bob"):
+        served.turn(5)
+    server = served.server
+    server._settings = served.settings._replace(durability=durability)
+    done: list[str] = []
+
+    def watch(owner: object, method: str, word: str) -> None:
+        original = getattr(owner, method)
+
+        def watched(*arguments: object) -> None:
+            if word != "send" or server._outbox:
+                done.append(word)
+            original(*arguments)
+
+        monkeypatch.setattr(owner, method, watched)
+
+    watch(server, "_send_all", "send")
+    watch(server._journal, "sync", "sync")
+    watch(server._store, "commit", "commit")
+    guest.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    (receipt,) = served.hear(guest)
+    assert receipt.state == verbs.State.AWAY
+    assert done == [*expected, "send"]
+
+
+def test_a_peer_that_has_gone_costs_the_loop_nothing(served):
+    gone = served.enter(1, "bob")
+    gone.close()
+    peer = served.enter(3, "guest")
+    peer.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    (receipt,) = served.hear(peer)
+    assert receipt.state in (verbs.State.AWAY, verbs.State.BUSY)
+
+
+def test_it_ends_when_idle_and_not_while_somebody_is_there(served):
+    peer = served.enter()
+    served.server._settings = served.settings._replace(idle_shutdown_s=0.06)
+    for _ in range(20):
+        served.turn(5)
+    assert served.server._stop_reason is None
+    peer.send_multipart(codec.encode([verbs.Bye()]))
+    assert "idle" in served.server.run()
+
+
+def test_it_ends_when_it_is_told_to(served):
+    peer = served.enter()
+    peer.send_multipart(codec.encode([verbs.Stop("s")]))
+    assert served.server.run() == "asked to stop"
+    assert peer.poll(DEADLINE_MS)
+
+
+def test_only_marks_are_taken_from_the_subscribers(served):
+    member = served.peer()
+    session = (session_id_of("bob"), "token", "bob")
+    hello = verbs.Hello(verbs.VERSION, "0", 1, *session, None, "/", "/", 1, "1:1", (), (), None)
+    member.send_multipart(codec.encode([hello]))
+    (welcome,) = served.hear(member)
+    rogue = served.context.socket(zmq.XSUB)
+    rogue.linger = 0
+    served.peers.append(rogue)
+    keys.curve_client(rogue, keys.client_keys(served.settings.data_dir))
+    rogue.connect(f"tcp://127.0.0.1:{served.server._core.pub_port}")
+    for junk in (b"\2", b"junk", b"\1~", b"\1~\xff\0", b"\1~nobody\0", b"\1*\0"):
+        rogue.send(junk)
+    rogue.send_multipart([b"\1~" + welcome.lease.encode() + b"\0", b"and more"])
+    rogue.send(b"\1" + verbs.mark_channel(welcome.lease))
+    connection = served.server._core.registry.by_lease(welcome.lease)
+    assert connection is not None
+    for _ in range(DEADLINE_MS // 10):
+        served.turn(10)
+        if connection.attached:
+            break
+    assert connection.attached
+
+
+# --- the search index, beside it
+
+
+def _turn_until_indexed(served: Served, condition: Any) -> None:
+    deadline_s = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline_s
+        served.server._ticked_s = 0.0
+        served.server._indexing._look_due_s = min(served.server._indexing._look_due_s, time.monotonic())
+        served.turn(5)
+
+
+def _speak(served: Served, peer: zmq.Socket[bytes], msg_id: str, text: str) -> Any:
+    peer.send_multipart(codec.encode([verbs.Send(msg_id, verbs.Scope.ALL, "", 0, None, False, text.encode())]))
+    return served.hear(peer)[0]
+
+
+def test_the_search_index_is_kept_up_to_date(served, monkeypatch):
+    monkeypatch.setattr(indexer, "GROWTH_BYTES", 1000)
+    peer = served.enter(role=0, name="alice")
+    assert isinstance(_speak(served, peer, "aaaaaaaaaaaa", "apple " + "x" * 2000), verbs.Tally)
+    path = served.settings.paths.search_index
+
+    def is_indexed() -> bool:
+        index = Index.look(path)
+        if index is None:
+            return False
+        with index:
+            return any(list(index.matches(serial, "apple", 2**62)) for serial in index.segments())
+
+    _turn_until_indexed(served, is_indexed)
+
+
+def test_an_index_that_cannot_be_written_is_said_once_and_stops_nothing(served, monkeypatch):
+    monkeypatch.setattr(indexer, "GROWTH_BYTES", 1000)
+    os.mkdir(served.settings.paths.search_index, 0o700)
+    said: list[str] = []
+    monkeypatch.setattr(served.server._indexing, "_report", said.append)
+    peer = served.enter(role=0, name="alice")
+    _speak(served, peer, "aaaaaaaaaaaa", "x" * 2000)
+    _turn_until_indexed(served, lambda: bool(said))
+    assert isinstance(_speak(served, peer, "bbbbbbbbbbbb", "x" * 2000), verbs.Tally)
+    assert len(said) == 1
+    assert "search.sqlite is not a file" in said[0]
+
+
+class TestSpooled:
+    """Large bodies that are put down in files."""
+
+    BODY = b"x" * 70_000
+
+    def put_down(self, served: Served, name: str, pieces: int = 1) -> Path:
+        path = Path(served.settings.paths.spool, name)
+        path.write_bytes(self.BODY * pieces)
+        path.chmod(0o600)
+        return path
+
+    def spooled(self, number: int, name: str, target: str = "bob") -> verbs.Spooled:
+        size = len(self.BODY)
+        crc = zlib.crc32(self.BODY)
+        return verbs.Spooled(f"message{number:05}", 0, target, 0, None, size, name, number * size, size, crc)
+
+    def test_they_end_up_in_the_log_and_their_receiver_is_told_where(self, served):
+        alice, bob = served.enter(2, "alice"), served.enter(1, "bob")
+        self.put_down(served, "a" * 32, pieces=2)
+        alice.send_multipart(codec.encode([self.spooled(0, "a" * 32)]))
+        alice.send_multipart(codec.encode([self.spooled(1, "a" * 32)]))
+        delivered: list[Any] = []
+        while len(delivered) < 2:
+            delivered += served.hear(bob)
+        for number, one in enumerate(delivered):
+            assert (one.msg_id, one.body) == (f"message{number:05}", b"")
+            assert read(served.settings.paths.log, one.pointer).body == self.BODY
+
+    def test_a_file_is_removed_when_its_connection_has_ended(self, served):
+        alice, watcher = served.enter(2, "alice"), served.enter()
+        served.enter(1, "bob")
+        path = self.put_down(served, "a" * 32)
+        alice.send_multipart(codec.encode([self.spooled(0, "a" * 32), verbs.Bye()]))
+        for _ in range(DEADLINE_MS // 10):
+            served.turn(10)
+            watcher.send_multipart(codec.encode([verbs.Status("s")]))  # or there might be nothing to wake up for
+            if not path.exists():
+                break
+        assert not path.exists()
+        with pytest.raises(zmq.Again):
+            alice.recv_multipart(zmq.NOBLOCK)
+
+    def test_and_when_it_was_the_last_one(self, served):
+        alice = served.enter(3, "alice")
+        path = self.put_down(served, "a" * 32)
+        refused = self.spooled(0, "a" * 32, target="alice2")
+        alice.send_multipart(codec.encode([refused]))
+        assert served.hear(alice)[0].code == "unknown_peer"
+        assert served.server._spools.is_empty  # it was not even opened
+        served.enter(1, "bob")
+        alice.send_multipart(codec.encode([self.spooled(0, "a" * 32)._replace(msg_id="message99999")]))
+        while served.server._spools.is_empty:
+            served.turn(5)
+        for peer in served.peers:
+            peer.send_multipart(codec.encode([verbs.Bye()]))
+        for _ in range(DEADLINE_MS // 10):
+            served.turn(10)
+            if not path.exists():
+                break
+        assert not path.exists()
+
+    def test_what_was_left_is_removed_when_a_broker_begins(self, settings):
+        spool = Path(settings.paths.spool)
+        spool.mkdir(mode=0o700, parents=True)
+        Path(settings.data_dir).chmod(0o700)
+        (spool / ("a" * 32)).write_bytes(b"left")
+        server = Server(settings, Log(settings.paths.broker_log))
+        server.open()
+        server.close()
+        assert list(spool.iterdir()) == []
+
+    def test_a_spool_that_is_open_to_others_is_refused_with_what_mends_it(self, settings):
+        spool = Path(settings.paths.spool)
+        spool.mkdir(mode=0o700, parents=True)
+        Path(settings.data_dir).chmod(0o700)
+        spool.chmod(0o750)
+        server = Server(settings, Log(settings.paths.broker_log))
+        with pytest.raises(Unauthorized, match="chmod 700"):
+            server.open()
+        server.close()
+
+    def test_a_wake_reads_so_much_and_leaves_the_rest_for_the_next(self, served, monkeypatch):
+        monkeypatch.setattr(spooled_module, "WAKE_BYTES", 100_000)
+        monkeypatch.setattr(server_module, "WAKE_BYTES", 100_000)
+        alice, bob = served.enter(2, "alice"), served.enter(1, "bob")
+        self.put_down(served, "a" * 32, pieces=10)
+        for number in range(10):
+            alice.send_multipart(codec.encode([self.spooled(number, "a" * 32)]))
+        delivered: list[Any] = []
+        while len(delivered) < 10:
+            delivered += served.hear(bob)
+            assert served.server._spools.read_bytes <= 140_000
+        assert [one.msg_id for one in delivered] == [f"message{number:05}" for number in range(10)]
+
+    def test_many_in_one_message_are_refused_from_there_on(self, served, monkeypatch):
+        """An honest client sends each by itself."""
+        monkeypatch.setattr(spooled_module, "WAKE_BYTES", 100_000)
+        alice = served.enter(2, "alice")
+        served.enter(1, "bob")
+        self.put_down(served, "a" * 32, pieces=10)
+        alice.send_multipart(codec.encode([self.spooled(number, "a" * 32) for number in range(10)]))
+        codes = [one.code for one in served.hear(alice) if isinstance(one, verbs.Refused)]
+        assert codes == ["rate_limited"] * 8
+
+    def test_a_codec_cuts_them_apart(self):
+        many = [self.spooled(number, "a" * 32) for number in range(3)]
+        assert [len(batch) for batch in codec.batches(many)] == [1, 1, 1]

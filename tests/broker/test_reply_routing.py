@@ -1,0 +1,175 @@
+"""Answers that a command waits for: who gets them, what is held, and until when."""
+
+from __future__ import annotations
+
+import pytest
+
+from zmqbus import errors
+from zmqbus.broker import reply_routing
+from zmqbus.broker.reply_routing import EXPECTED_S
+from zmqbus.testing import SimClient, SimNet
+from zmqbus.wire import codec, verbs
+from zmqbus.wire.verbs import State
+
+
+@pytest.fixture
+def net() -> SimNet:
+    return SimNet()
+
+
+def state(sender: SimClient, msg_id: str) -> int:
+    receipt = sender.answers[msg_id]
+    assert isinstance(receipt, verbs.Receipt), receipt
+    return receipt.state
+
+
+def asked(net: SimNet, asker: SimClient, bob: SimClient) -> str:
+    """The id of a question that bob has taken."""
+    msg_id = asker.ask("bob", b"question")
+    net.settle()
+    bob.take_all()
+    net.settle()
+    return msg_id
+
+
+def awaited(net: SimNet) -> list[str]:
+    """What the next broker would know of."""
+    return [one.msg_id for one in net.store._now.awaited.values()]
+
+
+def test_an_answer_goes_to_the_command_and_not_to_its_session(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    assert repr(net.broker.awaits) == "<Awaits: 1 answers awaited, 0 commands expected, 0 held>"
+    answer = bob.send("alice", b"yes", reply_to=question)
+    net.settle()
+    assert (alice.bodies, helper.bodies) == ([], [b"yes"])
+    helper.take_all()
+    net.settle()
+    assert state(bob, answer) == State.DELIVERED
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_while_the_command_is_expected_its_answers_are_held_for_it(net, staged):
+    """`staged`: its connection is lost between the answer's acceptance and the journal's."""
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    if not staged:
+        helper.disconnect()
+        net.settle()
+    sent = [bob.send("alice", b"yes", reply_to=question), bob.send("alice", b"no", reply_to=question)]
+    if staged:
+        helper.disconnect()
+    net.settle()
+    assert alice.bodies == [] and not any(msg_id in bob.answers for msg_id in sent)
+    helper.connect()
+    net.settle()
+    assert helper.bodies == [b"yes", b"no"] and alice.bodies == []
+    helper.take_all()
+    net.settle()
+    assert [state(bob, msg_id) for msg_id in sent] == [State.DELIVERED] * 2
+    assert net.broker.awaits._held == 0 and not net.broker.awaits.expects
+
+
+def test_when_the_time_is_over_they_are_the_sessions_in_order(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    helper.disconnect()
+    sent = [bob.send("alice", b"%d" % number, reply_to=question) for number in range(3)]
+    net.settle()
+    assert net.broker.awaits.expects and alice.bodies == []
+    net.advance(EXPECTED_S + 1)
+    assert alice.bodies == [b"0", b"1", b"2"]
+    alice.take_all()
+    net.settle()
+    assert all(state(bob, msg_id) in (State.DELIVERED, State.BUSY) for msg_id in sent)
+    assert not net.broker.awaits.expects and awaited(net) == []
+
+
+def test_so_many_are_held_and_the_others_go_where_they_would_have_gone(net, monkeypatch):
+    monkeypatch.setattr(reply_routing, "MAX_HELD", 2)
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    helper.disconnect()
+    for number in range(4):
+        bob.send("alice", b"%d" % number, reply_to=question)
+        net.settle()
+    assert alice.bodies == [b"2", b"3"] and net.broker.awaits._held == 2
+    helper.connect()
+    net.settle()
+    assert helper.bodies == [b"0", b"1"] and net.broker.awaits._held == 0
+
+
+def test_a_command_that_leaves_in_good_order_is_not_expected(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    assert awaited(net) == [question]
+    helper.bye()
+    net.settle()
+    assert not net.broker.awaits.expects and awaited(net) == []
+    bob.send("alice", b"late", reply_to=question)
+    net.settle()
+    assert alice.bodies == [b"late"]
+
+
+def test_what_is_awaited_no_longer_is_the_sessions(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    helper._do(helper.core.unawait([question, "another00001"]))
+    net.settle()
+    bob.send("alice", b"answer", reply_to=question)
+    net.settle()
+    assert (alice.bodies, helper.bodies, awaited(net)) == ([b"answer"], [], [])
+
+
+def test_the_next_broker_expects_the_command_too(net):
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    net.kill_broker()
+    alice.receive()
+    for member in (alice, bob):
+        member.connect()
+    net.clients.remove(helper)
+    net.settle()
+    bob.send("alice", b"yes", reply_to=question)
+    net.settle()
+    assert alice.bodies == [] and net.broker.awaits._held == 1
+    net.clients.append(helper)
+    net.settle()
+    assert helper.bodies == [b"yes"]
+
+
+@pytest.mark.parametrize("wanted", ["", "short", "UPPERCASE0"])
+def test_what_is_awaited_is_a_message(net, wanted):
+    guest = net.guest("script")
+    guest.raw(codec.encode([verbs.Await(wanted)]))
+    net.settle()
+    assert net.broker.awaits._waits == {}
+
+
+def test_so_many_answers_may_one_connection_await(net, monkeypatch):
+    monkeypatch.setattr(reply_routing, "MAX_WAITS", 3)
+    guest = net.guest("script")
+    guest.raw(codec.encode([verbs.Await(f"message{number:04d}") for number in range(5)]))
+    net.settle()
+    assert list(net.broker.awaits._waits) == ["message0000", "message0001", "message0002"]
+
+
+def test_an_answer_for_a_guest_that_has_gone_is_refused(net):
+    bob, guest = net.session("bob"), net.guest("script")
+    question = asked(net, guest, bob)
+    guest.disconnect()
+    answer = bob.send("script", b"yes", reply_to=question)
+    net.settle()
+    assert answer not in bob.answers
+    net.advance(EXPECTED_S + 1)
+    refused = bob.answers[answer]
+    assert isinstance(refused, errors.UnknownPeer) and "has stopped waiting" in str(refused)
+    assert not net.broker.delivery.unsettled

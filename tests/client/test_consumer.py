@@ -1,0 +1,879 @@
+"""The receiving half: what is taken, acknowledged and handed out again; over a played driver, and a real broker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqbus import errors
+from zmqbus.client import core
+from zmqbus.client.bus import Bus
+from zmqbus.client.consumer import Receiver
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
+
+#: Far over what any of this takes.
+PATIENCE_S = 90.0
+ROOT = Path(__file__).resolve().parents[2]
+
+Connect = Callable[..., Bus]
+
+
+class PlayedCore:
+    """Notes what was taken and answered."""
+
+    def __init__(self) -> None:
+        self.persona = core.Persona(verbs.Role.PROGRAM, name="bob")
+        self.tickets: list[core.Ticket] = []
+        self.acks = 0
+        self.answers: list[str] = []
+
+    def taken(self, ticket: core.Ticket) -> None:
+        self.tickets.append(ticket)
+
+    def acknowledge(self) -> list[core.Effect]:
+        self.acks += 1
+        return []
+
+    def answer(self, msg_id: str, fmt: int, body: bytes) -> list[core.Effect]:
+        self.answers.append(msg_id)
+        return []
+
+
+class PlayedLink:
+    def __init__(self) -> None:
+        self.core = PlayedCore()
+
+
+class PlayedDriver:
+    """Asks the receiver what it has to say, when it is told to; `later` runs at once."""
+
+    def __init__(self, receiver: Receiver, client: PlayedCore) -> None:
+        self.receiver = receiver
+        self.client: Any = client
+        self.error: errors.ZmqbusError | None = None
+        self.nudged: list[float] = []
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def say(self, speak: Callable[[Any], Any] | None = None) -> None:
+        self.check()
+        if speak is not None:
+            speak(self.client)
+        self.receiver.speak(self.client)
+
+    def nudge(self, due_s: float) -> None:
+        self.nudged.append(due_s)
+
+    def later(self, act: Callable[[], None]) -> None:
+        act()
+
+    def close(self) -> None:
+        self.error = errors.NotConnected("closed")
+        self.receiver.ended(self.error)
+
+
+class Played:
+    def __init__(self, *, manual: bool) -> None:
+        link: Any = PlayedLink()
+        self.core: PlayedCore = link.core
+        self.receiver = Receiver(link, "log", manual=manual)
+        self.receiver._driver.close()  # it was never opened
+        self.driver = PlayedDriver(self.receiver, self.core)
+        self.receiver._driver = cast("Any", self.driver)
+
+    def hand(self, *msg_ids: str, lease: str = "one") -> None:
+        for msg_id in msg_ids:
+            ticket = core.Ticket(lease, 1, msg_id, None)
+            self.receiver.deal(
+                [
+                    core.Hand(
+                        core.Incoming(
+                            ticket, msg_id, "sid", "auth", None, Scope.SESSION, "", 0, None, 0, -1, None, 0, b""
+                        )
+                    )
+                ]
+            )
+
+    def take(self) -> str | None:
+        message = self.receiver.next_message(0.0)
+        return None if message is None else message.msg_id
+
+    def work(self, *msg_ids: str) -> None:
+        for msg_id in msg_ids:
+            self.receiver.deal([core.Do(verbs.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b""))])
+
+
+@pytest.fixture
+def auto() -> Played:
+    return Played(manual=False)
+
+
+@pytest.fixture
+def manual() -> Played:
+    return Played(manual=True)
+
+
+# --- taking
+
+
+def test_what_is_taken_is_acknowledged(auto):
+    auto.hand("a")
+    assert auto.core.tickets == []
+    assert auto.take() == "a"
+    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"]
+    assert auto.take() is None
+
+
+def test_a_burst_is_acknowledged_together_and_its_last_at_once(auto):
+    auto.hand("a", "b", "c")
+    assert [auto.take(), auto.take()] == ["a", "b"]
+    assert auto.core.acks == 0 and len(auto.driver.nudged) == 1
+    assert auto.receiver.due_s() == auto.driver.nudged[0]
+    assert auto.take() == "c"
+    assert auto.core.acks == 1 and auto.receiver.due_s() is None
+
+
+def test_the_alarm_acknowledges_what_was_taken_of_a_burst(auto):
+    auto.hand("a", "b")
+    auto.take()
+    auto.receiver.ring()
+    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"]
+    auto.driver.error = errors.NotConnected("over")
+    auto.receiver.ring()  # then it comes again
+
+
+def test_what_was_not_taken_is_taken_back(auto):
+    auto.hand("a", "b")
+    auto.take()
+    auto.receiver.deal([core.TakeBack()])
+    assert auto.take() is None
+
+
+def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_again(auto):
+    auto.hand("a", "b")
+    assert auto.take() == "a"
+    auto.receiver.deal([core.TakeBack()])
+    auto.hand("a", "b", lease="two")
+    assert auto.take() == "b"
+    assert auto.take() is None
+    assert {(ticket.msg_id, ticket.lease) for ticket in auto.core.tickets} == {("a", "two"), ("b", "two")}
+
+
+def test_what_the_program_acknowledges_waits_for_it(manual):
+    manual.hand("a")
+    message = manual.receiver.next_message(0.0)
+    assert message is not None and manual.core.tickets == []
+    message.ack()
+    assert [ticket.msg_id for ticket in manual.core.tickets] == ["a"]
+    message.ack()
+    assert len(manual.core.tickets) == 1
+
+
+def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_newer_ticket(manual):
+    manual.hand("a", "b")
+    message = manual.receiver.next_message(0.0)
+    manual.receiver.deal([core.TakeBack()])
+    manual.hand("a", "b", lease="two")
+    assert [manual.take(), manual.take()] == ["b", None]
+    message.ack()
+    assert manual.core.tickets == [core.Ticket("two", 1, "a", None)]
+
+
+def test_a_new_name_is_noted(auto):
+    auto.receiver.deal([core.Renamed("robert")])
+    assert auto.receiver.name == "robert"
+
+
+# --- waiting
+
+
+@pytest.mark.parametrize("kind", ["message", "work"])
+def test_whoever_waits_gets_what_comes(auto, kind):
+    """Though others wait for something else: each of many, the last one too."""
+    got: list[Any] = []
+    over = threading.Event()
+
+    def messages() -> None:
+        while not over.is_set():
+            message = auto.receiver.next_message(PATIENCE_S)
+            got.append(message.msg_id)
+
+    def works() -> None:
+        while not over.is_set():
+            work = auto.receiver.next_work(PATIENCE_S)
+            got.append(work.msg_id)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in [messages, works] * 3]
+    for thread in threads:
+        thread.start()
+    for number in range(50):
+        (auto.hand if kind == "message" else auto.work)(f"m{number}")
+        end_s = time.monotonic() + PATIENCE_S
+        while len(got) <= number:
+            assert time.monotonic() < end_s
+            time.sleep(0.0005)
+    over.set()
+    auto.hand("x1", "x2", "x3")
+    auto.work("y1", "y2", "y3")
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    assert len(got) == 56
+
+
+def test_the_end_wakes_everybody(auto):
+    found: list[BaseException] = []
+
+    def waits(call: Callable[..., Any]) -> None:
+        try:
+            call(None)
+        except errors.ZmqbusError as error:
+            found.append(error)
+
+    calls = (auto.receiver.next_message, auto.receiver.next_work)
+    threads = [threading.Thread(target=waits, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    auto.receiver.close()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert [type(error) for error in found] == [errors.NotConnected] * 2
+
+
+def test_watchers_are_told_of_all_that_comes_and_of_the_end(auto):
+    told: list[int] = []
+    auto.receiver.watch(lambda: told.append(1))
+    auto.hand("a")
+    auto.work("b")
+    auto.receiver.close()
+    assert len(told) == 3
+
+
+# --- a message that is alone, and somebody who waits for it
+
+
+def test_it_is_acknowledged_before_whoever_waits_has_woken_up(auto):
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(auto.receiver.next_message(PATIENCE_S)), daemon=True)
+    thread.start()
+    end_s = time.monotonic() + PATIENCE_S
+    while not auto.receiver._waiting:
+        assert time.monotonic() < end_s
+        time.sleep(0.0005)
+    with auto.receiver._arrived:  # so that it cannot wake up
+        auto.hand("a")
+        auto.receiver.speak(auto.core)  # as the driver does, when something was dealt with
+        assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"] and got == []
+        assert auto.receiver.unread == 0
+    thread.join(PATIENCE_S)
+    assert got[0].msg_id == "a" and auto.receiver._waiting == 0
+    auto.receiver.speak(auto.core)
+    assert len(auto.core.tickets) == 1 and auto.take() is None
+
+
+def waits(played: Any, waiting: int = 1) -> None:
+    """So many threads wait for a message; they will wake up some time."""
+    played.receiver._waiting = waiting
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_wait_that_is_interrupted_leaves_it_for_the_next_call(auto, monkeypatch, interrupted):
+    """Or one whose time is over at that instant takes it."""
+
+    def wait(_: float | None = None) -> bool:
+        assert auto.receiver._waiting == 1
+        auto.hand("a")
+        if interrupted:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(auto.receiver._arrived, "wait", wait)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            auto.receiver.next_message(PATIENCE_S)
+    else:
+        assert auto.receiver.next_message(PATIENCE_S).msg_id == "a"
+    assert auto.receiver._waiting == 0
+    auto.hand("b")
+    assert [auto.take(), auto.take(), auto.take()] == (["a", "b", None] if interrupted else ["b", None, None])
+
+
+def test_it_is_returned_before_what_came_later_whoever_asks(auto):
+    waits(auto, 3)
+    auto.hand("a", "b", "c")
+    assert [one.msg_id for one in auto.receiver._given] == ["a"] and auto.receiver.unread == 2
+    waits(auto, 0)
+    assert [auto.take() for _ in range(4)] == ["a", "b", "c", None]
+    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a", "b", "c"]
+
+
+def test_whoever_would_take_work_or_a_message_gets_it_too(auto):
+    waits(auto)
+    auto.hand("a")
+    assert auto.receiver.next_work(0.0) is None
+    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "a"
+
+
+@pytest.mark.parametrize("before", ["nobody waits", "another is there", "the program acknowledges"])
+def test_it_is_given_to_nobody_who_does_not_take_it_next(auto, manual, before):
+    played = manual if before == "the program acknowledges" else auto
+    if before == "another is there":
+        played.hand("first")
+    if before != "nobody waits":
+        waits(played)
+    played.hand("a")
+    played.receiver.speak(played.core)
+    assert not played.receiver._given and played.core.tickets == []
+    assert played.receiver.unread == (2 if before == "another is there" else 1)
+
+
+def test_what_was_given_and_is_taken_back_comes_once(auto):
+    waits(auto)
+    auto.hand("a")
+    waits(auto, 0)
+    auto.receiver.deal([core.TakeBack()])
+    auto.hand("a", lease="two")
+    assert auto.receiver.unread == 0
+    assert [auto.take(), auto.take()] == ["a", None]
+    auto.receiver.speak(auto.core)
+    assert [(ticket.lease, ticket.msg_id) for ticket in auto.core.tickets] == [("two", "a")]
+
+
+def test_what_was_given_is_returned_though_the_connection_has_ended(auto):
+    waits(auto)
+    auto.hand("a")
+    auto.receiver.ended(errors.NotConnected("over"))
+    assert auto.take() == "a"
+    with pytest.raises(errors.NotConnected):
+        auto.take()
+
+
+# --- work
+
+
+def test_work_comes_before_messages(auto):
+    auto.hand("a")
+    auto.work("b")
+    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "b"
+    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "a"
+    assert auto.receiver.next_work(0.0, or_message=True) is None
+
+
+def test_answers_go_together_where_more_waits(auto):
+    auto.work("a", "b")
+    auto.receiver.next_work(0.0)
+    auto.receiver.answer("a", 0, b"")
+    assert auto.core.answers == []
+    auto.receiver.next_work(0.0)
+    auto.receiver.answer("b", 0, b"")
+    assert auto.core.answers == ["a", "b"]
+
+
+def test_what_was_withdrawn_is_known_once_and_not_for_ever(auto):
+    auto.work("a", "b")
+    auto.receiver.deal([core.Withdrawn(("a",))])
+    assert auto.receiver.is_withdrawn("a") and not auto.receiver.is_withdrawn("b")
+    auto.receiver.deal([core.Withdrawn(("b",))])  # while it is worked on, when nobody asks any more
+    auto.receiver.answer("b", 0, b"")
+    assert not auto.receiver._withdrawn
+
+
+def test_repr_counts(auto):
+    auto.hand("a")
+    assert repr(auto.receiver) == "<Receiver 'bob': 1 messages, 0 requests>"
+
+
+# --- with a broker
+
+
+def texts(bus: Bus, count: int) -> Iterator[str]:
+    for _ in range(count):
+        message = bus.next_message(PATIENCE_S)
+        assert message is not None
+        yield message.text
+
+
+def delivered(future: Any, timeout_s: float = 0.0) -> bool:
+    """Whether the sender has heard that it was taken. (Or will not, since this machine was busy for a second.)"""
+    if not timeout_s and not future.done():
+        return False
+    receipt = future.result(timeout_s)
+    return receipt.state == "delivered" or (receipt.busy and timeout_s > 0)
+
+
+def test_the_sender_hears_delivered_when_it_is_taken(connect: Connect):
+    bob, alice = connect("bob"), connect("alice")
+    future = alice.send("bob", "hi", wait=False)
+    while not bob._receiver._inbox:  # type: ignore[union-attr]
+        time.sleep(0.001)
+    assert not delivered(future)
+    assert bob.next_message(PATIENCE_S).text == "hi"  # type: ignore[union-attr]
+    assert delivered(future, PATIENCE_S)
+
+
+def test_the_sender_hears_delivered_when_the_program_says_so(connect: Connect):
+    bob, alice = connect("bob", ack="manual"), connect("alice")
+    future = alice.send("bob", "hi", wait=False)
+    message = bob.next_message(PATIENCE_S)
+    assert message is not None and not delivered(future)
+    message.ack()
+    assert delivered(future, PATIENCE_S)
+
+
+@pytest.mark.parametrize("ack", ["auto", "manual"])
+def test_the_mailbox_outlives_the_program_and_gives_the_next_one_what_is_owed(connect: Connect, ack):
+    alice, bob = connect("alice"), connect("bob", ack=ack)
+    for number in range(4):
+        alice.send("bob", str(number), wait=False)
+    first = bob.next_message(PATIENCE_S)
+    second = bob.next_message(PATIENCE_S)
+    assert first is not None and second is not None
+    first.ack()
+    bob.close()
+    alice.send("bob", "meanwhile", wait=False)
+    again = connect("bob")
+    assert again.session_id == bob.session_id
+    owed = ["1", "2", "3"] if ack == "manual" else ["2", "3"]
+    assert list(texts(again, len(owed) + 1)) == [*owed, "meanwhile"]
+    assert again.next_message(0.0) is None
+
+
+def test_acknowledgements_count_from_the_oldest_on(connect: Connect):
+    """The wire's are cumulative: what is done out of turn is told with what stands before it."""
+    alice, bob = connect("alice"), connect("bob", ack="manual")
+    sent = [alice.send("bob", str(number), wait=False) for number in range(2)]
+    first = bob.next_message(PATIENCE_S)
+    second = bob.next_message(PATIENCE_S)
+    assert first is not None and second is not None
+    second.ack()
+    alice.sessions()
+    bob.sessions()
+    assert not any(delivered(future) for future in sent)
+    first.ack()
+    assert all(delivered(future, PATIENCE_S) for future in sent)
+
+
+def test_what_was_acknowledged_behind_one_that_was_not_comes_again_after_a_crash_and_not_after_a_close(
+    connect: Connect,
+):
+    """Each acknowledgement is for its own message; but that it was given dies with the process."""
+    alice = connect("alice")
+    script = """
+        import os, signal, time, zmqbus
+        bus = zmqbus.connect("bob", ack="manual")
+        print("here", flush=True)
+        took = [bus.next_message(60) for _ in range(4)]
+        took[0].ack()
+        took[2].ack()
+        while alice := [row for row in bus.sessions() if row.name == "bob" and row.waiting > 3]:
+            time.sleep(0.15)  # until the broker has heard of the first; which may be asked ten times a second
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"here\n"
+        sent = [alice.send("bob", str(number), wait=False) for number in range(4)]
+        process.wait(PATIENCE_S)
+    assert delivered(sent[0], PATIENCE_S)
+    assert all(future.result(PATIENCE_S).state == "queued" for future in sent[1:])
+    bob = connect("bob", ack="manual")
+    took = [bob.next_message(PATIENCE_S) for _ in range(3)]
+    assert [message.text for message in took if message is not None] == ["1", "2", "3"]
+    took[1].ack()  # type: ignore[union-attr]
+    bob.close()
+    again = connect("bob")  # the same process: it knows
+    assert list(texts(again, 2)) == ["1", "3"]
+    assert again.next_message(0.0) is None
+
+
+def test_a_name_that_was_changed_keeps_its_mailbox_too(connect: Connect):
+    alice, bob = connect("alice"), connect("bob")
+    bob.rename("robert")
+    while bob.name != "robert":
+        time.sleep(0.001)
+    bob.close()
+    assert alice.send("robert", "hi").state == "queued"
+    assert connect("bob").next_message(0.0) is None
+    assert list(texts(connect("robert"), 1)) == ["hi"]
+
+
+def test_acknowledging_after_the_end_is_an_error_that_says_so(connect: Connect):
+    alice, bob = connect("alice"), connect("bob", ack="manual")
+    alice.send("bob", "hi", wait=False)
+    message = bob.next_message(PATIENCE_S)
+    assert message is not None
+    bob.close()
+    with pytest.raises(errors.NotConnected):
+        message.ack()
+    assert list(texts(connect("bob"), 1)) == ["hi"]
+
+
+@pytest.mark.slow
+def test_many_threads_take_each_message_once(connect: Connect):
+    alice, bob = connect("alice"), connect("bob")
+    got: list[str] = []
+
+    def take() -> None:
+        while (message := bob.next_message(PATIENCE_S)) is not None and message.text != "end":
+            got.append(message.text)
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    sent = [alice.send("bob", str(number), wait=False) for number in range(3_000)]
+    for future in sent:
+        future.result(PATIENCE_S)
+    for _ in threads:
+        alice.send("bob", "end")
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(got, key=int) == [str(number) for number in range(3_000)]
+
+
+# --- runs
+
+
+class RealLink:
+    def __init__(self, client: core.ClientCore) -> None:
+        self.core = client
+
+
+class Run:
+    """A receiver with a real core, and a mailbox that sends as the broker does. What the program takes is noted."""
+
+    def __init__(self, *, manual: bool = False) -> None:
+        persona = core.Persona(verbs.Role.PROGRAM, "id", "token", "bob")
+        self.core = core.ClientCore(persona, "1.2.3", in_runs=not manual)
+        self.receiver = Receiver(cast("Any", RealLink(self.core)), "log", manual=manual)
+        self.receiver._driver.close()  # it was never opened
+        self.driver = PlayedDriver(self.receiver, cast("Any", self))
+        self.receiver._driver = cast("Any", self.driver)
+        self.lock = threading.Lock()  # the driver's
+        self.leases = 0
+        self.last = 0  # of the messages in the mailbox
+        self.sent = 0
+        self.acknowledged = 0
+        self.got: list[int] = []
+        self.welcome()
+
+    # the driver asks for what is to be said to the core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.core, name)
+
+    def acknowledge(self) -> list[core.Effect]:
+        self.carry_out(self.core.acknowledge())
+        return []
+
+    def carry_out(self, effects: list[core.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, core.Transmit) and isinstance(effect.envelope, verbs.Ack):
+                assert self.acknowledged < effect.envelope.seq <= self.sent
+                self.acknowledged = effect.envelope.seq
+        self.receiver.deal(effects)
+
+    def hear(self, *envelopes: verbs.Envelope) -> None:
+        self.carry_out(self.core.handle(0.0, core.Received(list(envelopes))))
+
+    def welcome(self, *sizes: int) -> None:
+        """Another connection: the mailbox is the mailbox's again. With WELCOME come the next messages."""
+        self.leases += 1
+        self.carry_out([*self.core.handle(0.0, core.Down()), *self.core.handle(0.0, core.Up())])
+        self.sent = self.acknowledged
+        self.hear(
+            verbs.Welcome(1, "9.9", "epoch", "id", "bob", f"lease{self.leases}", 4, 5555, 0, 0),
+            *self.next_ones(*sizes),
+        )
+
+    def recall(self) -> None:
+        """A command reads, and takes nothing."""
+        self.hear(verbs.Recall(1, ()))
+        self.sent = self.acknowledged
+
+    def send(self, *sizes: int) -> None:
+        """The next messages, in runs of so many."""
+        self.hear(*self.next_ones(*sizes))
+
+    def next_ones(self, *sizes: int) -> list[verbs.Envelope]:
+        envelopes: list[verbs.Envelope] = []
+        for size in sizes:
+            numbers = range(self.sent + 1, self.sent + 1 + size)
+            ids = tuple(f"message{number:05d}" for number in numbers)
+            bodies = tuple(b"%d" % number for number in numbers)
+            if size == 1:
+                envelopes.append(
+                    verbs.Deliver(
+                        numbers[0],
+                        0,
+                        0,
+                        ids[0],
+                        "sid",
+                        "auth",
+                        None,
+                        0,
+                        "",
+                        0,
+                        None,
+                        1.0,
+                        -1,
+                        None,
+                        len(bodies[0]),
+                        bodies[0],
+                    )
+                )
+            else:
+                envelopes.append(verbs.Delivers(numbers[0], 0, "sid", "auth", None, 0, 1.0, ids, bodies))
+            self.sent += size
+        self.last = max(self.last, self.sent)
+        return envelopes
+
+    def take(self, count: int = 1) -> list[int]:
+        taken: list[int] = []
+        while len(taken) < count and (message := self.receiver.next_message(0.0)) is not None:
+            taken.append(int(message.text))
+        self.got += taken
+        return taken
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run()
+
+
+def hold_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's thread is slow: nothing is said of what is taken."""
+    monkeypatch.setattr(run.driver, "say", lambda speak=None: None)
+
+
+def test_a_run_is_taken_message_by_message(run):
+    run.send(3, 1, 2)
+    assert repr(run.receiver) == "<Receiver 'bob': 6 messages, 0 requests>"
+    message = run.receiver.next_message(0.0)
+    assert (message.msg_id, message.text, message.sender, message.sender_id) == ("message00001", "1", "auth", "sid")
+    assert (message.to, message.reply_to, message.age_s, message.sent_ts, message.fmt) == (None, None, None, 1.0, 0)
+    message.ack()  # it does nothing here
+    assert repr(run.receiver) == "<Receiver 'bob': 5 messages, 0 requests>"
+    assert run.take(9) == [2, 3, 4, 5, 6]
+    assert run.acknowledged == 6
+    assert run.take() == []
+
+
+def test_what_is_taken_of_a_run_is_acknowledged_by_and_by(run):
+    run.send(4)
+    run.take(2)
+    assert run.acknowledged == 0 and len(run.driver.nudged) == 1
+    run.receiver.ring()
+    assert run.acknowledged == 2
+    run.take()
+    run.receiver.ring()
+    assert run.acknowledged == 3
+    run.receiver.ring()  # there is nothing to say
+    assert run.acknowledged == 3
+    run.take()
+    assert run.acknowledged == 4
+
+
+@pytest.mark.parametrize("sizes", [(4,), (1, 1, 1, 1), (2, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("how", ["welcome", "recall"])
+def test_what_was_taken_of_a_run_and_comes_again_is_not_handed_out_again(run, monkeypatch, sizes, told, how):
+    """However it comes again: in other pieces, under another lease, before the core has heard of it, or after."""
+    run.send(4)
+    with monkeypatch.context() as patch:
+        if not told:
+            hold_back(run, patch)
+        run.take(2)
+        if told:
+            run.receiver.ring()
+        acknowledged, run.acknowledged = run.acknowledged, 0  # the acknowledgement is lost with the connection
+        assert acknowledged == (2 if told else 0)
+        getattr(run, how)()
+        run.send(*sizes)
+        assert run.acknowledged == (2 if told else 0)  # what the core knows, it acknowledges by itself
+    run.receiver.ring()
+    assert run.acknowledged == 2
+    assert run.take(9) == [3, 4]
+    assert run.acknowledged == 4 and not run.receiver._unsure and not run.receiver._taken
+
+
+def test_all_of_it_in_one_message(run, monkeypatch):
+    """WELCOME, and what comes again, and more: dealt with before anything can be said."""
+    run.send(3)
+    with monkeypatch.context() as patch:
+        hold_back(run, patch)
+        run.take(2)
+    run.welcome(5, 1)
+    assert run.take(9) == [3, 4, 5, 6]
+    assert run.acknowledged == 6
+
+
+def test_taken_back_twice_before_anything_is_said(run, monkeypatch):
+    run.send(6)
+    with monkeypatch.context() as patch:
+        hold_back(run, patch)
+        run.take(2)
+        run.welcome()
+        run.send(3, 3)
+        assert run.take(2) == [3, 4]
+        run.welcome()
+        run.send(6)
+        assert run.take() == [5]
+    assert run.acknowledged == 0
+    run.receiver.ring()
+    assert run.acknowledged == 5
+    assert run.take(9) == [6]
+    assert run.acknowledged == 6
+
+
+def test_what_the_program_acknowledges_itself_comes_one_by_one():
+    run = Run(manual=True)
+    run.send(3)
+    first, second = run.receiver.next_message(0.0), run.receiver.next_message(0.0)
+    assert first is not None and second is not None
+    run.receiver.ring()
+    assert run.acknowledged == 0
+    second.ack()
+    assert run.acknowledged == 0  # the first is owed
+    run.welcome()
+    run.send(3)
+    third = run.receiver.next_message(0.0)
+    assert third is not None and (third.text, run.receiver.next_message(0.0)) == ("3", None)
+    first.ack()
+    assert run.acknowledged == 2
+    third.ack()
+    assert run.acknowledged == 3
+
+
+RUN_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.lists(st.integers(1, 4), min_size=1, max_size=3)),
+        st.tuples(st.sampled_from(("take", "quietly")), st.integers(1, 5)),
+        st.tuples(st.sampled_from(("welcome", "recall", "say", "lose", "give", "give")), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@given(RUN_STEPS)
+def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(steps):
+    run = Run()
+    for step, what in steps:
+        if step == "send":
+            run.send(*what)
+        elif step == "take":
+            run.take(what)
+        elif step == "quietly":
+            with pytest.MonkeyPatch.context() as patch:
+                hold_back(run, patch)
+                run.take(what)
+        elif step == "lose":  # the acknowledgements since the last one that arrived, with the connection
+            run.acknowledged = min(run.acknowledged, what)
+            run.welcome()
+        elif step == "say":
+            run.receiver.ring()
+        elif step == "give":  # somebody waits; who wakes up some time
+            waits(run)
+            run.send(1)
+            waits(run, 0)
+        else:
+            getattr(run, step)()
+        assert run.got == list(range(1, len(run.got) + 1))
+        assert run.acknowledged <= len(run.got) + len(run.receiver._given)
+    run.welcome()
+    while run.sent < run.last:
+        run.send(min(3, run.last - run.sent))
+    run.take(1000)
+    run.receiver.ring()
+    assert run.got == list(range(1, run.last + 1)) and run.acknowledged == run.last
+    assert not (run.receiver._taken or run.receiver._batches or run.receiver._unsure or run.core._inbound.handed)
+
+
+def test_what_comes_in_one_piece_is_given_to_nobody_unasked(run):
+    waits(run)
+    run.send(3)
+    assert not run.receiver._given and run.receiver.unread == 3
+    run.receiver.ring()
+    assert run.acknowledged == 0
+
+
+def test_what_is_unread_is_counted_message_by_message(run):
+    run.send(4, 1, 2)
+    assert run.receiver.unread == 7
+    run.take(2)
+    assert run.receiver.unread == 5
+    run.take(3)
+    assert run.receiver.unread == 2
+    run.recall()
+    assert run.receiver.unread == 0
+
+
+def test_a_run_of_broadcasts_is_taken_message_by_message(run):
+    ids = ("message00001", "message00002", "message00003")
+    cast = verbs.Broadcasts(
+        "epoch", 1, 0, (), "sid", "auth", "Äuth", Scope.TOPIC, "deploys", 0, 1.0, ids, (b"1", b"2", b"3")
+    )
+    run.carry_out(run.core.handle(0.0, core.Published(b"#deploys\0", [cast])))
+    assert run.receiver.unread == 3
+    message = run.receiver.next_message(0.0)
+    assert (message.msg_id, message.text, message.sender, message.sender_label) == ("message00001", "1", "auth", "Äuth")
+    assert (message.to, message.reply_to, message.age_s, message.sent_ts) == ("#deploys", None, None, 1.0)
+    told: list[verbs.Ack] = []
+    run.carry_out = lambda effects: told.extend(one.envelope for one in effects)
+    run.receiver.ring()
+    assert told == [verbs.Ack(0, (1,))]
+    assert run.take(9) == [2, 3]
+    assert told[1:] == [verbs.Ack(0, (2, 3))]
+
+
+def test_two_threads_take_from_one_run(run):
+    """Each message goes to one of them, to each in order; what is acknowledged is what both have taken."""
+    count = 3000
+    run.driver.say = lambda speak=None: None
+    got: list[list[int]] = [[], []]
+    start = threading.Barrier(3)
+
+    def take(mine: list[int]) -> None:
+        start.wait(PATIENCE_S)
+        while (message := run.receiver.next_message(PATIENCE_S)) is not None and message.text != "end":
+            mine.append(int(message.text))
+            if not len(mine) % 50:
+                with run.lock:
+                    run.receiver.speak(cast("Any", run))
+
+    threads = [threading.Thread(target=take, args=(mine,), daemon=True) for mine in got]
+    for thread in threads:
+        thread.start()
+    start.wait(PATIENCE_S)
+    for _ in range(count // 250):
+        with run.lock:
+            run.send(100, 1, 149)
+        if run.last == 1500:
+            with run.lock:
+                run.welcome()
+                while run.sent < 1500:
+                    run.send(min(120, 1500 - run.sent))
+    end = verbs.Delivers(count + 1, 0, "sid", "auth", None, 0, 1.0, ("endendend1", "endendend2"), (b"end", b"end"))
+    with run.lock:
+        run.sent += 2
+        run.hear(end)
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    assert sorted(got[0] + got[1]) == list(range(1, count + 1))
+    assert all(mine == sorted(mine) for mine in got)
+    with run.lock:
+        run.receiver.speak(cast("Any", run))
+    assert run.acknowledged == count + 2

@@ -1,0 +1,200 @@
+"""Futures without a condition until somebody asks for it: they keep to what `concurrent.futures` expects of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, CancelledError, Future, as_completed, wait
+from typing import Any
+
+import pytest
+
+from zmqbus import errors
+from zmqbus.client.light_future import Outcome
+
+#: Far over what any of this takes.
+PATIENCE_S = 30.0
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    end_s = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        assert time.monotonic() < end_s
+        time.sleep(0.002)
+    return value
+
+
+class Played:
+    """Whose word is waited for."""
+
+    waits_for_itself = False
+    hurried = 0
+
+    def hurry(self) -> None:
+        self.hurried += 1
+
+
+@pytest.fixture
+def outcome() -> Outcome[Any]:
+    return Outcome(Played())
+
+
+def test_an_outcome_ends_once(outcome):
+    outcome.end("first")
+    outcome.end("second")
+    outcome.end(errors.NotConnected("third"))
+    assert not outcome.cancel()
+    assert outcome.result() == "first" and outcome.exception() is None
+
+
+def test_an_error_is_raised(outcome):
+    outcome.end(errors.UnknownPeer("no such session"))
+    with pytest.raises(errors.UnknownPeer):
+        outcome.result()
+    assert isinstance(outcome.exception(), errors.UnknownPeer)
+
+
+def test_the_standard_library_counts_those_that_were_cancelled(outcome):
+    assert outcome.cancel() and outcome.cancel()
+    outcome.end("too late")
+    assert wait([outcome], PATIENCE_S, ALL_COMPLETED).done == {outcome}
+    assert list(as_completed([outcome], PATIENCE_S)) == [outcome]
+    with pytest.raises(CancelledError):
+        outcome.result()
+
+
+def test_whoever_waits_is_told_of_a_cancellation(outcome):
+    waiting = threading.Thread(target=wait, args=([outcome],), daemon=True)
+    waiting.start()
+    until(lambda: outcome._waiters)
+    outcome.cancel()
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+
+
+def test_ends_and_cancellations_at_once_are_one_end():
+    for _ in range(300):
+        outcome: Outcome[Any] = Outcome(Played())
+        told: list[Future[Any]] = []
+        outcome.add_done_callback(told.append)
+        barrier = threading.Barrier(3)
+        failures: list[BaseException] = []
+
+        def act(how: Callable[[], object], barrier: Any = barrier, failures: Any = failures) -> None:
+            barrier.wait()
+            try:
+                how()
+            except BaseException as error:
+                failures.append(error)
+
+        ways = (outcome.cancel, outcome.cancel, lambda outcome=outcome: outcome.end("x"))
+        threads = [threading.Thread(target=act, args=(way,)) for way in ways]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (failures, told) == ([], [outcome])
+        assert wait([outcome], PATIENCE_S).done
+
+
+def test_waiting_in_the_bus_s_own_thread_is_an_error_and_no_hang(outcome):
+    outcome._by.waits_for_itself = True
+    for ask in (outcome.result, outcome.exception):
+        with pytest.raises(errors.LocalError, match="would never end"):
+            ask()
+    outcome.end("there")
+    assert outcome.result() == "there"
+
+
+def test_it_has_what_a_future_has_and_what_watchers_need_when_somebody_looks(outcome):
+    """`Outcome.__init__` does the work of `Future.__init__`: another python may give that more to do."""
+    made_late = {"_condition", "_waiters", "_done_callbacks"}
+    for name, value in vars(Future()).items():
+        assert name in made_late or getattr(outcome, name) == value, name
+    assert outcome._watched is None
+    assert (outcome._waiters, outcome._done_callbacks) == ([], [])
+    for name in made_late:
+        assert getattr(outcome, name) is getattr(outcome, name)
+    with pytest.raises(AttributeError, match="no attribute 'condition'"):
+        outcome.condition  # noqa: B018
+
+
+def test_nobody_who_waits_means_no_condition(outcome):
+    outcome.end("x")
+    assert outcome.result() == "x"
+    assert outcome._watched is None
+
+
+def test_whoever_waits_hurries_what_was_put_down(outcome):
+    with pytest.raises(TimeoutError):
+        outcome.result(0)
+    with pytest.raises(TimeoutError):
+        outcome.exception(0)
+    assert outcome._by.hurried == 2
+    outcome.end("x")
+    assert outcome.result() == "x" and outcome._by.hurried == 2
+
+
+@pytest.mark.parametrize("how", ["result", "exception", "wait", "as_completed", "callback"])
+def test_an_end_and_a_wait_at_the_same_instant(how):
+    """Each of them is heard of, whichever is first, and none of them hangs."""
+    for number in range(200):
+        outcome: Outcome[int] = Outcome(Played())
+        barrier = threading.Barrier(2)
+        heard: list[Any] = []
+
+        def listen(outcome: Any = outcome, barrier: Any = barrier, heard: Any = heard) -> None:
+            barrier.wait()
+            match how:
+                case "result":
+                    heard.append(outcome.result(PATIENCE_S))
+                case "exception":
+                    assert outcome.exception(PATIENCE_S) is None
+                    heard.append(outcome.result())
+                case "wait":
+                    heard += [one.result() for one in wait([outcome], PATIENCE_S).done]
+                case "as_completed":
+                    heard += [one.result() for one in as_completed([outcome], PATIENCE_S)]
+                case _:
+                    outcome.add_done_callback(lambda one: heard.append(one.result()))
+
+        listening = threading.Thread(target=listen)
+        listening.start()
+        barrier.wait()
+        outcome.end(number)
+        listening.join(PATIENCE_S)
+        assert heard == [number]
+
+
+def test_all_who_look_at_once_see_the_same_condition():
+    """Or some of them would wait for one that nobody notifies."""
+    for _ in range(300):
+        outcome: Outcome[int] = Outcome(Played())
+        barrier = threading.Barrier(4)
+        seen: list[Any] = []
+
+        def look(outcome: Any = outcome, barrier: Any = barrier, seen: Any = seen) -> None:
+            barrier.wait()
+            seen.append((outcome._condition, outcome._waiters, outcome._done_callbacks))
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({tuple(map(id, one)) for one in seen}) == 1
+
+
+def test_waiting_for_the_first_error(outcome):
+    others: list[Outcome[Any]] = [Outcome(Played()) for _ in range(3)]
+    result: list[Any] = []
+    waiting = threading.Thread(
+        target=lambda: result.append(wait([outcome, *others], PATIENCE_S, FIRST_EXCEPTION)), daemon=True
+    )
+    waiting.start()
+    until(lambda: outcome._waiters)
+    outcome.end("fine")
+    others[0].end(errors.UnknownPeer("no such session"))
+    waiting.join(PATIENCE_S)
+    assert result[0].done == {outcome, others[0]}

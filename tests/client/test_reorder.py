@@ -1,0 +1,1167 @@
+"""The order of what comes in: one call at a time, and against a broker whose broadcasts are lost at random."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqbus.client import interval_set, reorder
+from zmqbus.client.reorder import Inbound, Message
+from zmqbus.client.seen import TakenIds
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Scope
+
+ME = 4  # number of the connection
+
+
+def welcome(**more: Any) -> verbs.Welcome:
+    return verbs.Welcome(1, "9.9", "epoch", "id", "me", "lease", ME, 5555, 10, 0)._replace(**more)
+
+
+def deliver(seq: int, *, bcast: int = 0, after: int = 0, msg_id: str = "") -> verbs.Deliver:
+    msg_id = msg_id or (f"bcast{bcast:07d}" if bcast else f"direct{seq:06d}")
+    return verbs.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, None, 1.0, -1, None, 0, b"")
+
+
+def broadcast(bcast: int, prev: int = 0, **more: Any) -> verbs.Broadcast:
+    msg_id = f"bcast{bcast:07d}"
+    one = verbs.Broadcast("epoch", bcast, prev, (), msg_id, "s", "n", None, Scope.ALL, "", 0, None, 1.0, None, b"")
+    return one._replace(**more)
+
+
+def beat(*owed: int, upto: int = 99) -> verbs.Beat:
+    return verbs.Beat("epoch", upto, owed)
+
+
+def directs(*seqs: int) -> list[str]:
+    return [f"direct{seq:06d}" for seq in seqs]
+
+
+def casts(*numbers: int) -> list[str]:
+    return [f"bcast{number:07d}" for number in numbers]
+
+
+class Client:
+    """An `Inbound`, and what it has handed out and asked for. What each call brought is what it returns."""
+
+    def __init__(self) -> None:
+        self.taken_ids = TakenIds()
+        self.numbers: dict[str, int] = {}  # ticket numbers; the last, if it came twice
+        self.handed: list[str] = []
+        self.asked: list[tuple[int, ...]] = []
+        self.inbound = Inbound(self.taken_ids, self._hand, lambda refill: self.asked.append(refill.bcasts))
+        self.inbound.begin(welcome())
+
+    def _hand(self, message: Message, number: int) -> None:
+        self.numbers[message.msg_id] = number
+        self.handed.append(message.msg_id)
+
+    def dealer(self, *envelopes: verbs.Deliver | verbs.Beat) -> list[str]:
+        before = len(self.handed)
+        for envelope in envelopes:
+            if isinstance(envelope, verbs.Deliver):
+                self.inbound.deliver(envelope)
+            else:
+                self.inbound.beat(envelope)
+        return self.handed[before:]
+
+    def sub(self, *messages: verbs.Broadcast, channel: bytes | None = None) -> list[str]:
+        before = len(self.handed)
+        for cast in messages:
+            own = verbs.channel(cast.scope, cast.target)
+            self.inbound.broadcast(own if channel is None else channel, cast)
+        return self.handed[before:]
+
+    def take(self, *msg_ids: str) -> verbs.Ack | None:
+        for msg_id in msg_ids:
+            self.taken_ids.add(msg_id)
+            self.inbound.settle(self.numbers[msg_id])
+        return self.ack()
+
+    def ack(self) -> verbs.Ack | None:
+        return self.inbound.ack() if self.inbound.ack_due else None
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+# --- acknowledging
+
+
+def test_acknowledgements_are_cumulative_and_stop_at_what_is_not_taken(client):
+    client.dealer(deliver(1), deliver(2), deliver(3), deliver(4))
+    assert client.take(*directs(2, 3)) is None  # the first is still out
+    assert client.take(*directs(1)) == verbs.Ack(3, ())
+    assert client.take() is None
+    assert client.take(*directs(4)) == verbs.Ack(4, ())
+
+
+def test_broadcasts_are_acknowledged_by_their_numbers(client):
+    client.sub(broadcast(11))
+    client.dealer(deliver(2, after=11), deliver(5, bcast=12))
+    assert client.take(*casts(11), *directs(2)) == verbs.Ack(2, (11,))
+    assert client.take(*casts(12)) == verbs.Ack(2, (12,))  # not by the number it has in the mailbox
+
+
+def test_a_broadcast_is_not_acknowledged_before_what_was_handed_out_before_it(client):
+    client.sub(broadcast(11), broadcast(12, prev=11))
+    assert client.take(*casts(12)) is None
+    assert client.take(*casts(11)) == verbs.Ack(0, (11, 12))
+
+
+@given(st.permutations(range(1, 7)), st.lists(st.integers(1, 6)))
+def test_in_whatever_order_they_are_taken(order, cuts):
+    client = Client()
+    client.dealer(*(deliver(number) for number in range(1, 7)))
+    done: set[int] = set()
+    acknowledged = 0
+    for size in [*cuts, 6]:
+        part, order = order[:size], order[size:]
+        done.update(part)
+        ack = client.take(*directs(*part))
+        reached = next(number for number in range(8) if number + 1 not in done)
+        assert ack == (verbs.Ack(reached, ()) if reached > acknowledged else None)
+        acknowledged = reached
+    assert acknowledged == 6 and client.inbound.handed == 0
+    assert not client.inbound._taken_numbers  # nothing is kept of what is settled
+
+
+def test_what_is_said_to_be_taken_twice_is_acknowledged_once(client):
+    client.dealer(deliver(1), deliver(2), deliver(3))
+    assert client.take(*directs(2, 2)) is None
+    assert client.take(*directs(1, 1)) == verbs.Ack(2, ())
+    assert client.take(*directs(1, 2)) is None
+    assert client.inbound.handed == 1
+
+
+def test_a_number_that_was_never_given_settles_nothing(client):
+    client.dealer(deliver(1))
+    for number in (-1, 0, 2, 3):
+        client.inbound.settle(number)
+    assert client.dealer(deliver(2), deliver(3)) == directs(2, 3)
+    assert client.take(*directs(1)) == verbs.Ack(1, ())
+
+
+def test_what_was_taken_before_is_acknowledged_in_its_place_and_not_handed_out(client):
+    client.taken_ids.add("direct000002")
+    client.taken_ids.add("bcast0000011")
+    assert client.dealer(deliver(1), deliver(2)) == directs(1)
+    assert client.sub(broadcast(11)) == []
+    assert client.ack() is None
+    assert client.take(*directs(1)) == verbs.Ack(2, (11,))
+
+
+def test_a_taken_one_that_comes_alone_is_acknowledged_at_once(client):
+    client.taken_ids.add("direct000001")
+    assert client.dealer(deliver(1)) == []
+    assert client.ack() == verbs.Ack(1, ())
+
+
+# --- giving back
+
+
+def test_what_is_given_back_holds_up_nothing_and_its_numbers_settle_nothing(client):
+    client.dealer(deliver(1), deliver(2), deliver(3))
+    client.take(*directs(1, 3))
+    old = dict(client.numbers)
+    client.inbound.give_back()
+    assert client.inbound.handed == 0
+    assert client.dealer(deliver(2), deliver(3), deliver(4)) == directs(2, 4)
+    client.ack()
+    for number in old.values():
+        client.inbound.settle(number)
+    assert client.ack() is None
+    assert client.take(*directs(2)) == verbs.Ack(3, ())
+    assert not client.inbound._taken_numbers
+    client.dealer(deliver(5))
+    client.take(*directs(5))
+    client.inbound.give_back()
+    assert not client.inbound._taken_numbers
+
+
+def test_what_was_taken_is_still_acknowledged_after_giving_back(client):
+    client.dealer(deliver(1), deliver(2))
+    client.sub(broadcast(11))
+    client.inbound.settle(client.numbers["direct000001"])
+    client.inbound.give_back()
+    assert client.ack() == verbs.Ack(1, ())
+
+
+def test_a_recall_forgets_what_is_handed_out_and_what_is_held(client):
+    client.dealer(deliver(1), deliver(2, after=99))
+    client.sub(broadcast(13, prev=12))
+    assert (client.inbound.handed, client.inbound.held) == (1, 2)
+    client.inbound.recall((12, 13))
+    assert (client.inbound.handed, client.inbound.held) == (0, 0)
+    assert client.dealer(deliver(1), deliver(2), deliver(3)) == directs(1, 2, 3)
+    assert client.take(*directs(1, 2, 3)) == verbs.Ack(3, ())
+
+
+def test_a_recall_passes_over_what_is_still_under_way(client):
+    client.sub(broadcast(12, prev=11))
+    assert client.asked == [(11,)]
+    client.inbound.recall((11, 12))
+    assert client.sub(broadcast(11), broadcast(12, prev=11)) == []
+    assert client.dealer(deliver(1, bcast=11)) == []
+    assert client.sub(broadcast(13, prev=12)) == casts(13)  # nothing is asked for any more
+    assert client.asked == [(11,)]
+
+
+def test_a_new_lease_voids_all_that_was_under_way(client):
+    client.sub(broadcast(11))
+    client.dealer(deliver(1), deliver(2, after=99))
+    client.sub(broadcast(13, prev=12))
+    for msg_id in (*casts(11), *directs(1)):
+        client.inbound.settle(client.numbers[msg_id])
+    client.inbound.begin(welcome(lease="other", bcast=13))
+    assert client.ack() is None
+    assert (client.inbound.handed, client.inbound.held) == (0, 0)
+    assert client.sub(broadcast(14)) == casts(14)
+    assert client.dealer(deliver(1)) == directs(1)
+    assert client.take(*casts(14)) == verbs.Ack(0, (14,))  # without the numbers under the old lease
+
+
+def test_a_new_lease_has_its_own_numbers(client):
+    assert client.sub(broadcast(30), broadcast(40, prev=39)) == casts(30)
+    client.inbound.begin(welcome(epoch="second", bcast=20, peer=9))
+    assert client.sub(broadcast(41)) == []  # the old broker's
+    assert client.sub(broadcast(20, epoch="second")) == []
+    assert client.sub(broadcast(22, prev=21, epoch="second")) == []
+    assert client.asked == [(39,), (21,)]  # by the old numbers it would not be a gap
+    assert client.dealer(verbs.Beat("second", 22, (22,))) == casts(22)
+    assert client.sub(broadcast(23, prev=22, epoch="second", spared=(9,))) == []
+    assert client.sub(broadcast(24, prev=23, epoch="second", spared=(ME,))) == casts(24)  # that is another by now
+    assert client.sub(broadcast(30, prev=24, epoch="second")) == casts(30)  # that was another
+
+
+def test_under_a_new_lease_nothing_is_asked_for(client):
+    client.sub(broadcast(12, prev=11))
+    client.inbound.begin(welcome(bcast=20))
+    assert client.sub(broadcast(21, prev=12)) == casts(21)
+
+
+def test_ticket_numbers_go_on_over_leases(client):
+    client.dealer(deliver(1))
+    old = client.numbers["direct000001"]
+    client.inbound.begin(welcome(lease="other"))
+    client.dealer(deliver(7))
+    client.inbound.settle(old)
+    assert client.ack() is None
+    assert client.take(*directs(7)) == verbs.Ack(7, ())
+
+
+# --- broadcasts
+
+
+def test_a_broadcast_is_handed_out_once(client):
+    assert client.sub(broadcast(11)) == casts(11)
+    assert client.sub(broadcast(11)) == []
+    assert client.dealer(deliver(1, bcast=11)) == []
+    assert client.take(*casts(11)) == verbs.Ack(0, (11,))
+
+
+@pytest.mark.parametrize(
+    ("other", "channel"),
+    [
+        (broadcast(11, epoch="another"), None),
+        (broadcast(10), None),  # before this lease
+        (broadcast(11, spared=(3, ME)), None),
+        (broadcast(11), b"#deploys\0"),  # not its channel
+        (broadcast(11), b"*\0more"),  # a filter is a prefix
+    ],
+    ids=["epoch", "old", "spared", "channel", "prefix"],
+)
+def test_what_is_not_for_it(client, other, channel):
+    assert client.sub(other, channel=channel) == []
+    assert client.inbound.held == 0 and client.asked == []
+    assert client.sub(broadcast(11)) == casts(11)
+
+
+@pytest.mark.parametrize(
+    ("other", "channel"),
+    [(broadcast(12, prev=11, epoch="another"), None), (broadcast(12, prev=11), b"*\0more")],
+    ids=["epoch", "prefix"],
+)
+def test_what_is_not_for_it_tells_of_no_gap(client, other, channel):
+    client.sub(other, channel=channel)
+    assert client.asked == []
+    client.sub(broadcast(13, prev=12))
+    assert client.asked == [(12,)]  # nor is it one that has come
+
+
+def test_a_message_waits_for_the_broadcast_before_it(client):
+    assert client.dealer(deliver(2, after=11), deliver(3)) == []
+    assert client.inbound.held == 2
+    assert client.sub(broadcast(11)) == [*casts(11), *directs(2, 3)]
+    assert client.inbound.held == 0
+
+
+def test_a_message_waits_behind_one_that_waits(client):
+    assert client.dealer(deliver(2, after=11), deliver(3, after=12)) == []
+    assert client.sub(broadcast(11)) == [*casts(11), *directs(2)]
+    assert client.dealer(deliver(4)) == []
+    assert client.sub(broadcast(12, prev=11)) == [*casts(12), *directs(3, 4)]
+
+
+def test_what_waits_for_one_that_is_sent_again_follows_it(client):
+    assert client.dealer(deliver(2, after=11), deliver(1, bcast=11)) == [*casts(11), *directs(2)]
+
+
+def test_a_message_behind_a_seen_broadcast_need_not_wait(client):
+    client.sub(broadcast(11))
+    assert client.dealer(deliver(2, after=11)) == directs(2)
+
+
+def test_a_gap_is_asked_for_once_and_nothing_passes_it(client):
+    assert client.sub(broadcast(12, prev=11), broadcast(13, prev=12)) == []
+    assert client.dealer(deliver(4, after=13)) == []
+    assert client.asked == [(11,)]
+    assert client.dealer(deliver(1, bcast=11), beat(11, 12, 13)) == [*casts(11, 12, 13), *directs(4)]
+    assert client.asked == [(11,)]
+
+
+def test_a_message_without_a_broadcast_before_it_does_not_pass_one_that_is_held(client):
+    client.sub(broadcast(12, prev=11))
+    assert client.dealer(deliver(4)) == []
+    assert client.sub(broadcast(13, prev=12)) == []
+    assert client.dealer(deliver(1, bcast=11)) == [*casts(11, 12, 13), *directs(4)]
+
+
+def test_held_broadcasts_come_before_held_delivers(client):
+    client.sub(broadcast(12, prev=11))
+    client.dealer(deliver(4, after=13))
+    client.sub(broadcast(13, prev=12))
+    assert client.dealer(deliver(1, bcast=11)) == [*casts(11, 12, 13), *directs(4)]
+
+
+def test_a_gap_behind_one_that_it_is_spared_is_a_gap(client):
+    client.sub(broadcast(12, prev=11, spared=(ME,)))
+    assert client.asked == [(11,)]
+    assert client.sub(broadcast(13, prev=12)) == []
+    assert client.dealer(deliver(1, bcast=11), beat(11, 13)) == casts(11, 13)
+
+
+def test_one_that_it_is_spared_is_no_gap_itself(client):
+    client.sub(broadcast(11, spared=(ME,)))
+    assert client.sub(broadcast(12, prev=11)) == casts(12)
+    assert client.asked == []
+
+
+def test_one_that_it_is_spared_is_not_seen(client):
+    """It comes as a message of its own, and whoever is told to wait for it waits."""
+    client.sub(broadcast(11, spared=(ME,)))
+    assert client.dealer(deliver(2, after=11)) == []
+    assert client.dealer(deliver(1, bcast=11)) == [*casts(11), *directs(2)]
+
+
+def test_channels_have_their_own_gaps(client):
+    topic = {"scope": Scope.TOPIC, "target": "deploys"}
+    assert client.sub(broadcast(12), broadcast(13, prev=0, **topic), broadcast(14, prev=12)) == casts(12, 13, 14)
+    assert client.asked == []
+    assert client.sub(broadcast(16, prev=15, **topic)) == []
+    assert client.asked == [(15,)]
+
+
+def test_numbers_from_before_the_lease_are_no_gap(client):
+    assert client.sub(broadcast(12, prev=10)) == casts(12)
+    assert client.asked == []
+
+
+def test_a_gap_that_was_filled_before_it_was_seen_is_none(client):
+    client.dealer(deliver(1, bcast=11))
+    assert client.sub(broadcast(12, prev=11)) == casts(12)
+    assert client.asked == []
+
+
+def test_what_was_somebody_elses_is_not_waited_for(client):
+    client.sub(broadcast(12, prev=11))
+    assert client.dealer(beat(12)) == casts(12)
+    assert client.dealer(deliver(5, after=11)) == directs(5)  # it counts as seen
+
+
+# --- beats
+
+
+def test_a_beat_asks_for_what_has_not_come(client):
+    client.sub(broadcast(12))
+    client.dealer(beat(12, 13, 14))
+    assert client.asked == [(13, 14)]
+    client.dealer(beat(12, 13, 14))
+    assert client.asked == [(13, 14)]
+    client.dealer(verbs.Beat("another", 99, (15,)))
+    assert client.asked == [(13, 14)]
+
+
+def test_a_beat_does_not_ask_for_what_is_held(client):
+    client.sub(broadcast(12, prev=11))
+    client.dealer(beat(11, 12))
+    assert client.asked == [(11,)]
+
+
+def test_what_a_beat_has_asked_for_keeps_later_ones_waiting(client):
+    client.dealer(beat(11))
+    assert client.sub(broadcast(12, prev=11)) == []
+    assert client.asked == [(11,)]
+    assert client.dealer(deliver(1, bcast=11)) == casts(11, 12)
+
+
+def test_a_beat_says_nothing_about_later_numbers(client):
+    client.sub(broadcast(13, prev=12))
+    assert client.dealer(beat(upto=11)) == []
+    assert client.dealer(beat(13, upto=12)) == casts(13)
+
+
+def test_a_beat_of_another_broker_releases_nothing(client):
+    client.sub(broadcast(12, prev=11))
+    assert client.dealer(verbs.Beat("another", 99, ())) == []
+    assert client.inbound.held == 1
+
+
+def test_a_copy_that_comes_late_is_passed_over(client):
+    client.dealer(beat(11))
+    client.sub(broadcast(12, prev=11))
+    assert client.dealer(deliver(1, bcast=11), deliver(2, bcast=12), beat(11, 12)) == casts(11, 12)
+    assert client.inbound.held == 0
+    client.dealer(beat(13))
+    assert client.sub(broadcast(11)) == []
+    assert client.inbound.held == 0  # nor is it kept while something is asked for
+
+
+ORDERS = [
+    order
+    for order in itertools.permutations(("cast12", "cast14", "beat", "direct"))
+    if order.index("cast12") < order.index("cast14")  # the SUB keeps its order
+]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+def test_losses_are_mended_in_every_order(client, order):
+    """11 and 13 never come by the SUB. The broker answers each REFILL as it has to, after whatever comes next."""
+    for name in order:
+        match name:
+            case "cast12":
+                client.sub(broadcast(12, prev=11))
+            case "cast14":
+                client.sub(broadcast(14, prev=13))
+            case "beat":
+                client.dealer(beat(11, 12, 13, 14))
+            case "direct":
+                client.dealer(deliver(5, after=14))
+    answered = 0
+    while answered < len(client.asked):
+        last = max(client.asked[answered])
+        answered += 1
+        answer = [deliver(number - 10, bcast=number) for number in (11, 12, 13, 14) if number <= last]
+        client.dealer(*answer, beat(11, 12, 13, 14))
+    assert client.handed == [*casts(11, 12, 13, 14), *directs(5)]
+
+
+# --- memory
+
+
+def test_the_oldest_numbers_are_forgotten(monkeypatch):
+    monkeypatch.setattr(interval_set, "REMEMBERED", 3)
+    client = Client()
+    client.sub(*(broadcast(number, prev=number - 1) for number in range(11, 15)))
+    assert client.dealer(deliver(1, bcast=12), deliver(2, bcast=14)) == []
+    assert client.dealer(deliver(3, bcast=11)) == casts(11)  # longer ago than anything that can be under way
+
+
+def test_repr(client):
+    client.dealer(deliver(1), deliver(2, after=99))
+    client.sub(broadcast(12, prev=11))
+    assert repr(client.inbound) == "<Inbound: 1 handed out, 2 held, 1 asked for>"
+
+
+# --- against a broker
+
+
+class Item:
+    """A message in the broker's mailbox."""
+
+    def __init__(self, seq: int, msg_id: str, bcast: int) -> None:
+        self.seq = seq
+        self.msg_id = msg_id
+        self.bcast = bcast
+        self.resent = False
+
+
+class Bus:
+    """One mailbox of a broker that keeps the rules of `docs/protocol.md`, the streams between it and its consumer, and
+    an application. Nothing moves by itself; what is on the SUB may be lost at any time."""
+
+    CHANNELS = ((Scope.ALL, ""), (Scope.TOPIC, "deploys"))
+
+    def __init__(self) -> None:
+        self.order: list[str] = []  # all that was ever in the mailbox
+        self.items: deque[Item] = deque()
+        self.open = True
+        self.seq = self.bcast = 0
+        self.peer = 0
+        self.prev: dict[bytes, int] = {}
+        self.channel = (Scope.ALL, "")  # that something was last published on to this mailbox
+        self.acknowledged: set[int] = set()
+        self.dealer: deque[verbs.Deliver | verbs.Beat | verbs.Recall] = deque()
+        self.sub: deque[tuple[bytes, verbs.Broadcast]] = deque()
+        self.up: deque[verbs.Refill | verbs.Ack | verbs.Recalled] = deque()
+        # the application
+        self.taken_ids = TakenIds()
+        self.taken: list[str] = []
+        self.in_hand: list[tuple[int, str]] = []
+        self.place = 0  # in `order`, of the next that is to be handed out if it is not taken
+        self.inbound = Inbound(self.taken_ids, self._hand, self.up.append)
+        self.reconnect()
+
+    # the broker
+
+    def direct(self) -> None:
+        self._append()
+        if self.open:
+            self._deliver(self.items[-1])
+
+    def cast(self, channel: tuple[Scope, str], *, spared: bool = False, others: bool = True) -> None:
+        """`spared`: there is no credit for it. `others`: it is published in any case, for others are there."""
+        self.bcast += 1
+        published = [item for item in self.items if item.bcast]
+        may_publish = self.open and len(published) == len(self.items) and (not published or self.channel == channel)
+        if may_publish and not spared:
+            self.channel = channel
+            self._append(self.bcast)
+            self._publish(channel, ())
+        else:
+            self.direct()
+            if others:
+                self._publish(channel, (self.peer,))
+
+    def foreign(self, channel: tuple[Scope, str]) -> None:
+        """Its own, or one that there is no room for."""
+        self.bcast += 1
+        self._publish(channel, (self.peer,))
+
+    def beat(self) -> None:
+        self.dealer.append(verbs.Beat("epoch", self.bcast, tuple(item.bcast for item in self._owed())))
+
+    def recall(self) -> None:
+        if self.open and self.items:
+            self.open = False
+            self.dealer.append(verbs.Recall(1, tuple(item.bcast for item in self._owed())))
+
+    def reconnect(self) -> None:
+        self.peer += 1
+        for stream in (self.dealer, self.sub, self.up):
+            stream.clear()
+        self.inbound.begin(welcome(peer=self.peer, bcast=self.bcast))
+        self._taken_back()
+        self._attach()
+
+    def hear(self) -> None:
+        match self.up.popleft():
+            case verbs.Refill(numbers):
+                owed = self._owed()
+                for item in owed:
+                    if item.bcast <= max(numbers) and not item.resent:
+                        item.resent = True
+                        self._deliver(item, item.bcast)
+                self.dealer.append(verbs.Beat("epoch", self.bcast, tuple(item.bcast for item in owed)))
+            case verbs.Ack(seq, bcasts):
+                self.acknowledged.update({item.bcast for item in self.items if item.bcast}.intersection(bcasts))
+                while self.items:
+                    item = self.items[0]
+                    if (item.bcast not in self.acknowledged) if item.bcast else (item.seq > seq):
+                        break
+                    assert item.msg_id in self.taken_ids
+                    self.items.popleft()
+            case verbs.Recalled():
+                self._attach()
+
+    def _append(self, bcast: int = 0) -> None:
+        self.seq += 1
+        self.order.append(f"m{self.seq}")
+        self.items.append(Item(self.seq, self.order[-1], bcast))
+
+    def _attach(self) -> None:
+        """All that is in the mailbox goes out by the DEALER."""
+        self.open = True
+        self.acknowledged.clear()
+        for item in self.items:
+            item.bcast = 0
+            item.resent = False
+        for item in self.items:
+            self._deliver(item)
+
+    def _owed(self) -> list[Item]:
+        return [item for item in self.items if item.bcast and item.bcast not in self.acknowledged]
+
+    def _deliver(self, item: Item, bcast: int = 0) -> None:
+        after = 0 if bcast else max((other.bcast for other in self.items), default=0)
+        self.dealer.append(deliver(item.seq, bcast=bcast, after=after, msg_id=item.msg_id))
+
+    def _publish(self, where: tuple[Scope, str], spared: tuple[int, ...]) -> None:
+        channel = verbs.channel(*where)
+        prev, self.prev[channel] = self.prev.get(channel, 0), self.bcast
+        msg_id = "spared" if spared else self.items[-1].msg_id
+        message = broadcast(self.bcast, prev, spared=spared, msg_id=msg_id, scope=where[0], target=where[1])
+        self.sub.append((channel, message))
+
+    # the client
+
+    def hear_dealer(self) -> None:
+        match self.dealer.popleft():
+            case verbs.Deliver() as message:
+                self.inbound.deliver(message)
+            case verbs.Beat() as message:
+                self.inbound.beat(message)
+            case verbs.Recall(generation, bcasts):
+                self.inbound.recall(bcasts)
+                self._taken_back()
+                self._acknowledge()
+                self.up.append(verbs.Recalled(generation))
+
+    def hear_sub(self) -> None:
+        self.inbound.broadcast(*self.sub.popleft())
+
+    def _hand(self, message: Message, number: int) -> None:
+        while self.order[self.place] in self.taken_ids:
+            self.place += 1
+        assert message.msg_id == self.order[self.place]
+        self.place += 1
+        self.in_hand.append((number, message.msg_id))
+
+    def _taken_back(self) -> None:
+        self.in_hand.clear()
+        self.place = 0
+
+    def take(self, which: int = 0) -> None:
+        number, msg_id = self.in_hand.pop(which)
+        assert msg_id not in self.taken
+        self.taken.append(msg_id)
+        self.taken_ids.add(msg_id)
+        self.inbound.settle(number)
+
+    def _acknowledge(self) -> None:
+        if self.inbound.ack_due:
+            self.up.append(self.inbound.ack())
+
+    # what happens
+
+    def step(self, name: str) -> None:
+        match name.split():
+            case ["direct"]:
+                self.direct()
+            case ["cast", channel]:
+                self.cast(self.CHANNELS[int(channel)])
+            case ["spare", channel]:
+                self.cast(self.CHANNELS[int(channel)], spared=True)
+            case ["alone", channel]:
+                self.cast(self.CHANNELS[int(channel)], spared=True, others=False)
+            case ["foreign", channel]:
+                self.foreign(self.CHANNELS[int(channel)])
+            case ["beat"]:
+                self.beat()
+            case ["recall"]:
+                self.recall()
+            case ["reconnect"]:
+                self.reconnect()
+            case ["hear"] if self.up:
+                self.hear()
+            case ["dealer"] if self.dealer:
+                self.hear_dealer()
+            case ["sub"] if self.sub:
+                self.hear_sub()
+            case ["lose"] if self.sub:
+                self.sub.popleft()
+            case ["take", which] if self.in_hand:
+                self.take(int(which))
+            case ["acknowledge"]:
+                self._acknowledge()
+
+    def settle_down(self) -> None:
+        """Until nothing is under way. Then the broker calls to mind what is owed, once: that has to do."""
+        self._calm()
+        self.beat()
+        self._calm()
+
+    def _calm(self) -> None:
+        while self.up or self.dealer or self.sub or self.in_hand or self.inbound.ack_due:
+            for name in ("sub", "dealer", "take 0", "acknowledge", "hear"):
+                self.step(name)
+
+
+STEPS: Sequence[str] = (
+    *("acknowledge", "acknowledge", "take 0", "take 0", "take 0", "take -1"),
+    *("direct", "direct", "cast 0", "cast 0", "cast 0", "cast 1", "spare 0", "alone 0", "foreign 0", "foreign 1"),
+    *("hear", "hear", "dealer", "dealer", "dealer", "sub", "sub", "sub", "lose", "lose", "beat"),
+    *("recall", "reconnect"),
+)
+
+
+def test_the_model_loses_and_mends():
+    bus = Bus()
+    for name in ("cast 0", "cast 0", "cast 0", "lose", "sub", "lose", "direct", "dealer"):
+        bus.step(name)
+    assert bus.taken == [] and bus.inbound.held == 2
+    bus.settle_down()
+    assert bus.taken == ["m1", "m2", "m3", "m4"] and not bus.items
+
+
+@given(st.lists(st.sampled_from(STEPS), min_size=40, max_size=120))
+def test_the_application_sees_the_mailboxs_order_and_each_message_once(steps):
+    """That the order is right and nothing is acknowledged too early is asserted where it happens, in `Bus`."""
+    bus = Bus()
+    for name in steps:
+        bus.step(name)
+    bus.settle_down()
+    assert sorted(bus.taken) == sorted(bus.order)
+    assert not bus.items  # and all of it is acknowledged
+    assert bus.inbound.held == bus.inbound.handed == 0
+
+
+# --- runs
+
+
+def run(seq: int, count: int, *, after: int = 0) -> verbs.Delivers:
+    msg_ids = tuple(directs(*range(seq, seq + count)))
+    return verbs.Delivers(seq, after, "s", "n", None, 0, 1.0, msg_ids, (b"",) * count)
+
+
+class RunClient(Client):
+    """A `Client` that is given runs as they are. What each was handed as is in `pieces`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[int] = []
+        self.inbound = Inbound(
+            self.taken_ids, self._hand, lambda refill: self.asked.append(refill.bcasts), self._hand_run
+        )
+        self.inbound.begin(welcome())
+
+    def _hand(self, message: Message, number: int) -> None:
+        super()._hand(message, number)
+        self.pieces.append(1)
+
+    def _hand_run(self, run: verbs.Delivers | verbs.Broadcasts, number: int) -> None:
+        self.numbers.update(zip(run.msg_ids, itertools.count(number), strict=False))
+        self.handed += run.msg_ids
+        self.pieces.append(len(run.msg_ids))
+
+    def runs(self, *runs: verbs.Delivers) -> list[str]:
+        before = len(self.handed)
+        for one in runs:
+            self.inbound.deliver_all(one)
+        return self.handed[before:]
+
+    def sub_runs(self, *runs: verbs.Broadcasts, channel: bytes | None = None) -> list[str]:
+        before = len(self.handed)
+        for one in runs:
+            own = verbs.channel(one.scope, one.target)
+            self.inbound.broadcast_all(own if channel is None else channel, one)
+        return self.handed[before:]
+
+
+@pytest.fixture
+def runner() -> RunClient:
+    return RunClient()
+
+
+def test_a_run_is_handed_out_in_one_piece_and_acknowledged_in_parts(runner):
+    assert runner.runs(run(1, 4), run(5, 2)) == directs(1, 2, 3, 4, 5, 6)
+    assert runner.pieces == [4, 2] and runner.inbound.handed == 6
+    assert runner.take(*directs(1, 2)) == verbs.Ack(2, ())
+    assert runner.take(*directs(4)) is None
+    assert runner.take(*directs(3)) == verbs.Ack(4, ())
+    assert runner.take(*directs(5, 6)) == verbs.Ack(6, ())
+    assert runner.inbound.handed == 0 and not runner.inbound._handed
+
+
+def test_taken_as_one_it_is_acknowledged_as_one(runner):
+    runner.runs(run(3, 5))
+    runner.dealer(deliver(8))
+    runner.inbound.settle_run(runner.numbers["direct000003"], 5)
+    assert runner.ack() == verbs.Ack(7, ())
+    runner.inbound.settle_run(runner.numbers["direct000008"], 1)
+    assert runner.ack() == verbs.Ack(8, ())
+
+
+def test_whoever_takes_no_runs_gets_each_by_itself(client):
+    client.inbound.deliver_all(run(1, 3))
+    assert client.handed == directs(1, 2, 3)
+    assert client.take(*directs(1, 2, 3)) == verbs.Ack(3, ())
+
+
+def test_apart_each_is_a_message_of_its_own(client):
+    found: list[Message] = []
+    client.inbound._hand = lambda message, _: found.append(message)
+    long = verbs.Delivers(7, 0, "id", "alice", "Ä", 2, 17.5, ("message0001", "message0002"), (b"x", b"y"))
+    client.inbound.deliver_all(long)
+    first = verbs.Deliver(
+        7, 0, 0, "message0001", "id", "alice", "Ä", Scope.SESSION, "", 2, None, 17.5, -1, None, 1, b"x"
+    )
+    assert found == [first, first._replace(seq=8, msg_id="message0002", body=b"y")]
+
+
+def test_a_run_that_follows_a_broadcast_waits_for_it(runner):
+    assert runner.runs(run(2, 3, after=11)) == []
+    assert runner.inbound.held == 3
+    assert runner.sub(broadcast(11)) == [*casts(11), *directs(2, 3, 4)]
+    assert runner.runs(run(5, 2, after=11)) == directs(5, 6)
+    assert runner.pieces == [1, 1, 1, 1, 2]
+    assert runner.take(*casts(11), *directs(2, 3, 4, 5, 6)) == verbs.Ack(6, (11,))
+
+
+def test_nothing_overtakes_what_is_held(runner):
+    runner.sub(broadcast(12, prev=11))  # one is missing, and asked for
+    assert runner.runs(run(3, 2)) == []
+    runner.dealer(deliver(5))
+    assert runner.runs(run(6, 1)) == [] and runner.inbound.held == 5
+    assert runner.dealer(deliver(1, bcast=11), beat(12)) == [*casts(11, 12), *directs(3, 4, 5, 6)]
+
+
+def test_those_of_a_run_that_were_taken_before_are_not_handed_out(runner):
+    for msg_id in directs(1, 2, 4):
+        runner.taken_ids.add(msg_id)
+    assert runner.runs(run(1, 5)) == directs(3, 5)
+    assert runner.ack() == verbs.Ack(2, ())
+    assert runner.take(*directs(3)) == verbs.Ack(4, ())
+    assert runner.take(*directs(5)) == verbs.Ack(5, ())
+
+
+def test_a_run_that_was_taken_before_is_acknowledged_at_once(runner):
+    runner.taken_ids.add_all(directs(1, 2, 3))
+    assert runner.runs(run(1, 3)) == []
+    assert runner.ack() == verbs.Ack(3, ())
+
+
+def test_what_is_given_back_of_a_run_is_settled_by_its_new_numbers_only(runner):
+    runner.runs(run(1, 4))
+    runner.take(*directs(1))
+    old = dict(runner.numbers)
+    runner.inbound.give_back()
+    assert runner.runs(run(2, 3)) == directs(2, 3, 4)
+    runner.inbound.settle_run(old["direct000001"], 4)
+    assert runner.ack() is None and runner.inbound.handed == 3
+    assert runner.take(*directs(2, 3, 4)) == verbs.Ack(4, ())
+
+
+def test_numbers_that_reach_beyond_what_was_given_settle_what_was(runner):
+    runner.runs(run(1, 3))
+    first = runner.numbers["direct000001"]
+    runner.inbound.settle_run(first + 3, 5)
+    runner.inbound.settle_run(first - 9, 3)
+    runner.inbound.settle_run(first, 0)
+    assert runner.ack() is None and runner.inbound.handed == 3
+    runner.inbound.settle_run(first - 2, 3)  # reaches one
+    assert runner.ack() == verbs.Ack(1, ())
+    runner.inbound.settle_run(first + 2, 100)
+    assert runner.ack() is None
+    runner.runs(run(4, 2))  # of which nothing was said
+    runner.inbound.settle_run(first + 1, 1)
+    assert runner.ack() == verbs.Ack(3, ()) and runner.inbound.handed == 2
+
+
+def test_what_is_settled_twice_is_not_kept(runner):
+    runner.runs(run(1, 5))
+    first = runner.numbers["direct000001"]
+    runner.inbound.settle(first + 2)
+    runner.inbound.settle_run(first, 5)
+    assert runner.ack() == verbs.Ack(5, ()) and not runner.inbound._taken_numbers
+
+
+@pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
+def test_what_is_no_run_is_passed_over(runner, more):
+    assert runner.runs(run(1, 2)._replace(**more)) == []
+    assert runner.inbound.handed == runner.inbound.held == 0 and runner.pieces == []
+    assert runner.runs(run(1, 1)) == directs(1)
+    assert runner.take(*directs(1)) == verbs.Ack(1, ())
+
+
+RUN_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("run"), st.integers(1, 5)),
+        st.tuples(st.just("settle"), st.tuples(st.integers(-2, 12), st.integers(0, 6))),
+        st.tuples(st.just("cast"), st.booleans()),
+        st.tuples(st.just("taken"), st.integers(1, 8)),
+        st.tuples(st.sampled_from(("deliver", "ack", "back", "heal")), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@given(RUN_STEPS)
+def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
+    runner, client = RunClient(), Client()
+    seq, bcast, lost = 0, 10, 0
+    for step, what in steps:
+        if step == "run":
+            one = run(seq + 1, what, after=lost)
+            seq += what
+            assert runner.runs(one) == client.dealer(*reorder._delivers(one))
+        elif step == "deliver":
+            seq += 1
+            assert runner.dealer(deliver(seq, after=lost)) == client.dealer(deliver(seq, after=lost))
+        elif step == "taken":
+            runner.taken_ids.add(f"direct{seq + what:06d}")
+            client.taken_ids.add(f"direct{seq + what:06d}")
+        elif step == "cast":
+            bcast += 1
+            if what and not lost:
+                lost = bcast  # it does not come, and what follows waits for it
+            else:
+                cast = broadcast(bcast, prev=bcast - 1)
+                assert runner.sub(cast) == client.sub(cast)
+        elif step == "heal" and lost:
+            assert runner.dealer(deliver(0, bcast=lost)) == client.dealer(deliver(0, bcast=lost))
+            assert runner.dealer(beat(upto=bcast)) == client.dealer(beat(upto=bcast))
+            lost = 0
+        elif step == "settle":
+            first = runner.inbound._first + what[0]
+            runner.inbound.settle_run(first, what[1])
+            for number in range(first, first + what[1]):
+                client.inbound.settle(number)
+        elif step == "back":
+            runner.inbound.give_back()
+            client.inbound.give_back()
+        elif step == "ack":
+            assert runner.ack() == client.ack()
+        assert runner.numbers == client.numbers and runner.asked == client.asked
+        assert (runner.inbound.handed, runner.inbound.held) == (client.inbound.handed, client.inbound.held)
+        assert runner.inbound._taken_numbers == client.inbound._taken_numbers
+        assert sum(several for _, _, several in runner.inbound._handed) == runner.inbound.handed
+    assert runner.ack() == client.ack()
+
+
+# --- runs of broadcasts
+
+
+def published(bcast: int, count: int, prev: int = 0, **more: Any) -> verbs.Broadcasts:
+    msg_ids = tuple(casts(*range(bcast, bcast + count)))
+    one = verbs.Broadcasts("epoch", bcast, prev, (), "s", "n", None, Scope.ALL, "", 0, 1.0, msg_ids, (b"",) * count)
+    return one._replace(**more)
+
+
+def test_published_it_is_handed_out_in_one_piece_and_acknowledged_in_parts(runner):
+    assert runner.sub_runs(published(11, 4, 10), published(15, 2, 14)) == casts(11, 12, 13, 14, 15, 16)
+    assert runner.pieces == [4, 2] and runner.inbound.handed == 6
+    assert runner.take(*casts(11, 12)) == verbs.Ack(0, (11, 12))
+    assert runner.take(*casts(14)) is None
+    assert runner.take(*casts(13)) == verbs.Ack(0, (13, 14))
+    runner.inbound.settle_run(runner.numbers["bcast0000015"], 2)
+    assert runner.ack() == verbs.Ack(0, (15, 16))
+    assert runner.inbound.handed == 0 and not runner.inbound._handed
+
+
+def test_a_run_of_another_broker_is_passed_over(runner):
+    assert runner.sub_runs(published(11, 2, 10, epoch="another")) == []
+    assert runner.sub_runs(published(11, 2, 10)) == casts(11, 12)
+
+
+def test_a_run_that_matched_a_filter_and_is_for_another_channel_is_passed_over(runner):
+    deploys = published(11, 2, 10, scope=Scope.TOPIC, target="deploys")
+    assert runner.sub_runs(deploys, channel=b"#deploy\0") == []
+    assert runner.sub_runs(deploys) == casts(11, 12)
+
+
+def test_apart_each_is_a_broadcast_of_its_own(client):
+    found: list[Message] = []
+    client.inbound._hand = lambda message, _: found.append(message)
+    ids = ("message0001", "message0002")
+    topic = verbs.Broadcasts("epoch", 17, 12, (3,), "id", "alice", "Ä", 3, "deploys", 2, 17.5, ids, (b"x", b"y"))
+    client.inbound.broadcast_all(b"#deploys\0", topic)
+    assert found == []  # 12 is missing
+    client.dealer(deliver(1, bcast=12))
+    first = verbs.Broadcast(
+        "epoch", 17, 12, (3,), "message0001", "id", "alice", "Ä", 3, "deploys", 2, None, 17.5, None, b"x"
+    )
+    assert found[1:] == [first, first._replace(bcast=18, prev=17, msg_id="message0002", body=b"y")]
+
+
+def test_a_run_tells_of_the_gap_before_it_and_follows_what_was_missing(runner):
+    assert runner.sub_runs(published(12, 3, 11)) == []
+    assert runner.asked == [(11,)] and runner.inbound.held == 3
+    assert runner.sub_runs(published(15, 2, 14)) == []
+    assert runner.asked == [(11,)]
+    assert runner.dealer(deliver(1, bcast=11)) == casts(11, 12, 13, 14, 15, 16)
+    assert runner.sub_runs(published(17, 2, 16)) == casts(17, 18) and runner.pieces[-1] == 2
+
+
+def test_a_gap_in_front_that_was_filled_already_is_none(runner):
+    runner.dealer(deliver(1, bcast=11))
+    assert runner.sub_runs(published(12, 2, 11)) == casts(12, 13)
+    assert runner.asked == []
+
+
+def test_a_lost_run_is_as_many_gaps(runner):
+    assert runner.dealer(beat(11, 12, 13)) == []
+    assert runner.asked == [(11, 12, 13)]
+    assert runner.sub_runs(published(14, 2, 13)) == [] and runner.asked == [(11, 12, 13)]
+    assert runner.dealer(deliver(1, bcast=11), deliver(2, bcast=12)) == casts(11, 12)
+    assert runner.dealer(deliver(3, bcast=13)) == casts(13, 14, 15)
+
+
+def test_a_run_waits_for_what_is_asked_for_on_another_channel(runner):
+    runner.dealer(beat(11))
+    assert runner.asked == [(11,)]
+    assert runner.sub_runs(published(12, 2, 0)) == []
+    assert runner.dealer(deliver(1, bcast=11)) == casts(11, 12, 13)
+
+
+def test_of_a_run_that_comes_late_only_what_was_not_sent_again_is_handed_out(runner):
+    runner.dealer(beat(11, 12))
+    runner.dealer(deliver(1, bcast=11))
+    assert runner.sub_runs(published(11, 3, 0)) == []  # 12 is asked for
+    assert runner.dealer(deliver(2, bcast=12)) == casts(12, 13)
+    assert runner.take(*casts(11, 12, 13)) == verbs.Ack(0, (11, 12, 13))
+
+
+def test_what_is_seen_of_it_is_not_handed_out_again(runner):
+    runner.dealer(deliver(1, bcast=12))
+    assert runner.sub_runs(published(11, 3)) == casts(11, 13)
+    assert runner.sub_runs(published(11, 3)) == []
+
+
+def test_a_message_that_follows_a_run_names_its_last(runner):
+    assert runner.dealer(deliver(3, after=12)) == []
+    assert runner.sub_runs(published(11, 2, 10)) == [*casts(11, 12), *directs(3)]
+    assert runner.dealer(deliver(4, after=12)) == directs(4)
+
+
+def test_it_does_not_pass_what_is_held(runner):
+    """It comes between the two that it was said between."""
+    runner.dealer(deliver(5, after=11))
+    assert runner.sub_runs(published(11, 2)) == [*casts(11), *directs(5), *casts(12)]
+    assert runner.pieces == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("other", "channel"),
+    [
+        ({"epoch": "another"}, None),
+        ({"bcast": 9}, None),
+        ({"scope": Scope.TOPIC, "target": "deploy"}, b"#deploys\0"),
+        ({"scope": Scope.TOPIC, "target": "deploys"}, b"*\0"),
+    ],
+)
+def test_a_run_that_is_not_for_it(runner, other, channel):
+    """Of the second, one is from before the lease, and one is at its beginning."""
+    assert runner.sub_runs(published(12, 2, 11)._replace(**other), channel=channel) == []
+    assert runner.asked == [] and runner.inbound.handed == runner.inbound.held == 0
+
+
+def test_of_a_run_over_the_beginning_of_the_lease_the_later_ones_are_for_it(runner):
+    assert runner.sub_runs(published(9, 4, 8)) == casts(11, 12)
+
+
+def test_a_run_that_it_is_spared_is_not_handed_out_and_no_gap(runner):
+    assert runner.sub_runs(published(11, 3, 10, spared=(7, ME))) == []
+    assert runner.sub_runs(published(14, 2, 13)) == casts(14, 15)
+    assert runner.asked == []
+
+
+def test_those_of_a_published_run_that_were_taken_before_are_not_handed_out(runner):
+    for msg_id in casts(11, 13):
+        runner.taken_ids.add(msg_id)
+    assert runner.sub_runs(published(11, 4, 10)) == casts(12, 14)
+    assert runner.ack() == verbs.Ack(0, (11,))
+    assert runner.take(*casts(12, 14)) == verbs.Ack(0, (12, 13, 14))
+
+
+def test_whoever_takes_no_runs_gets_each_broadcast_by_itself(client):
+    client.inbound.broadcast_all(b"*\0", published(11, 3, 10))
+    assert client.handed == casts(11, 12, 13)
+    assert client.take(*casts(11, 12, 13)) == verbs.Ack(0, (11, 12, 13))
+
+
+@pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
+def test_what_is_no_run_of_broadcasts_is_passed_over(runner, more):
+    assert runner.sub_runs(published(11, 2)._replace(**more)) == []
+    assert runner.inbound.handed == runner.inbound.held == 0 and runner.pieces == []
+    assert runner.sub_runs(published(11, 1, 10)) == casts(11) and runner.asked == []
+
+
+def test_the_oldest_numbers_of_runs_are_forgotten_too(runner, monkeypatch):
+    monkeypatch.setattr(interval_set, "REMEMBERED", 5)
+    for bcast in range(11, 41, 3):
+        runner.sub_runs(published(bcast, 3, bcast - 1))
+    assert [number for number in range(60) if number in runner.inbound._seen] == [36, 37, 38, 39, 40]
+
+
+CHANNELS = ((Scope.ALL, ""), (Scope.TOPIC, "deploys"))
+CAST_STEPS = st.lists(
+    st.one_of(
+        # its channel, how many, how many are missing before it on that channel, is it spared, and does it come
+        st.tuples(
+            st.sampled_from(("run", "run", "run", "late", "foreign")),
+            st.tuples(st.integers(0, 1), st.integers(1, 4), st.integers(0, 2), st.booleans()),
+        ),
+        st.tuples(st.just("settle"), st.tuples(st.integers(-2, 12), st.integers(0, 6))),
+        st.tuples(st.just("taken"), st.integers(1, 8)),
+        st.tuples(st.just("beat"), st.lists(st.integers(0, 12), max_size=4)),
+        st.tuples(st.just("recall"), st.lists(st.integers(0, 12), max_size=4)),
+        st.tuples(st.sampled_from(("deliver", "follow", "mend", "ack", "back", "begin")), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@given(CAST_STEPS)
+def test_broadcasts_in_runs_or_one_by_one_the_same_is_handed_out_asked_for_and_acknowledged(steps):
+    runner, client = RunClient(), Client()
+    bcast, seq, since, epoch = 10, 0, 10, "epoch"
+    last_on = [0, 0]
+    for step, what in steps:
+        if step in ("run", "late", "foreign"):
+            which, count, missing, spared = what
+            if step == "late":
+                bcast = max(since, bcast - 3)  # it came by another way meanwhile, or has come once already
+            first, prev = bcast + 1 + missing, last_on[which] if not missing else bcast + missing
+            scope, target = CHANNELS[which]
+            one = published(first, count, prev, scope=scope, target=target, epoch="x" if step == "foreign" else epoch)
+            if spared and not missing:
+                one = one._replace(spared=(1, ME))
+            bcast = last_on[which] = first + count - 1
+            assert runner.sub_runs(one) == client.sub(*reorder._broadcasts(one))
+        elif step in ("deliver", "follow"):
+            seq += 1
+            one_more = deliver(seq, after=bcast + 1 if step == "follow" else 0)
+            assert runner.dealer(one_more) == client.dealer(one_more)
+        elif step == "mend" and runner.asked:
+            for number in runner.asked[-1]:
+                again = deliver(0, bcast=number)
+                assert runner.dealer(again) == client.dealer(again)
+        elif step == "beat":
+            said = verbs.Beat(epoch, bcast, tuple(sorted({max(since, bcast - one) + 1 for one in what})))
+            assert runner.dealer(said) == client.dealer(said)
+        elif step == "taken":
+            runner.taken_ids.add(f"bcast{bcast + what:07d}")
+            client.taken_ids.add(f"bcast{bcast + what:07d}")
+        elif step == "settle":
+            number = runner.inbound._first + what[0]
+            runner.inbound.settle_run(number, what[1])
+            for one_of_them in range(number, number + what[1]):
+                client.inbound.settle(one_of_them)
+        elif step == "recall":
+            for either in (runner, client):
+                either.inbound.recall([bcast - one for one in what])
+        elif step == "back":
+            runner.inbound.give_back()
+            client.inbound.give_back()
+        elif step == "begin":
+            epoch, since = f"{epoch}+", bcast
+            for either in (runner, client):
+                either.inbound.begin(welcome(epoch=epoch, bcast=since))
+        elif step == "ack":
+            assert runner.ack() == client.ack()
+        assert runner.numbers == client.numbers and runner.asked == client.asked
+        assert (runner.inbound.handed, runner.inbound.held) == (client.inbound.handed, client.inbound.held)
+        assert runner.inbound._seen == client.inbound._seen
+        assert runner.inbound._last_on == client.inbound._last_on
+        assert runner.inbound._taken_numbers == client.inbound._taken_numbers
+        assert sum(several for _, _, several in runner.inbound._handed) == runner.inbound.handed
+    assert runner.ack() == client.ack()

@@ -1,0 +1,46 @@
+"""What the page is told of a message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.console.conftest import put
+from tests.records import RECORD
+from zmqbus.console.views import HEAD_CHARS, of_entry, of_record, place_of, place_text
+from zmqbus.journal.history import History, Place
+
+
+def test_entries_and_records_say_the_same(data_dir: Path) -> None:
+    record = RECORD._replace(body="grüße \U0001f600".encode(), reply_to="abcdefgh", from_label="Label")
+    put(data_dir, record)
+    (entry,) = History(str(data_dir / "messages.log")).page().entries
+    told, text = of_entry(entry), of_record(record)
+    assert told["at"] == place_text(entry.place)
+    assert {**told, "at": None} == text[0]
+    assert text[1] == "grüße \U0001f600"
+    json.dumps(told)
+
+
+def test_long_texts_are_cut(data_dir: Path) -> None:
+    put(data_dir, RECORD._replace(body=b"x" * 2_000_000), RECORD._replace(body=b"y" * (HEAD_CHARS + 1)))
+    for entry in History(str(data_dir / "messages.log")).page().entries:
+        told = of_entry(entry)
+        assert len(told["text"]) == HEAD_CHARS and not told["whole"]
+        assert told["bytes"] >= HEAD_CHARS
+
+
+@given(st.integers(0, 10**17), st.integers(0, 10**17))
+def test_places_come_back(segment: int, offset: int) -> None:
+    assert place_of(place_text(Place(segment, offset))) == Place(segment, offset)
+
+
+@given(st.none() | st.text(max_size=40))
+def test_what_is_no_place_is_none(text: str | None) -> None:
+    found = place_of(text)
+    assert found is None or place_text(found) is not None
+    for wrong in ("", "1", "1.", ".1", "1.2.3.4", "-1.2", "1.x", "1" * 40 + ".1", "١.٢"):
+        assert place_of(wrong) is None

@@ -1,0 +1,447 @@
+"""The lines of the log: what they say, and what they must not show."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from unittest.mock import patch
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS, line
+from zmqbus.errors import InvalidPayload
+from zmqbus.journal import record as record_module
+from zmqbus.journal.record import (
+    HEAD_BYTES,
+    LARGE_BYTES,
+    JournalError,
+    Records,
+    check_spelled,
+    decode_record,
+    encode_all,
+    encode_record,
+    glance,
+    is_of_work,
+    spell,
+    spelled_line,
+)
+
+#: Ids as `ids.IdMaker` makes them, and shorter ones.
+MARKED_IDS = st.builds(
+    lambda before, after: f"{before}zq{after}",
+    st.from_regex(r"[a-z0-9]{3,5}", fullmatch=True),
+    st.from_regex(r"[a-z0-9]{3,5}", fullmatch=True),
+)
+
+
+@given(RECORDS)
+def test_what_is_of_work_shows_at_the_start_of_the_line(record):
+    assert is_of_work(encode_record(record)[:HEAD_BYTES]) == (record.kind in ("request", "answer"))
+
+
+class TestLines:
+    def test_of_a_message(self):
+        assert encode_record(RECORD) == (
+            b'{"ts":"2026-01-02T03:04:05.678Z","msg_id":"abc123def456","kind":"message",'
+            b'"from":"123e4567-e89b-42d3-a456-426614174000","from_name":"orchestrator","from_label":null,'
+            b'"to":"auth","to_session_id":"223e4567-e89b-42d3-a456-426614174000","text":"run the tests"}'
+        )
+
+    def test_of_an_answer_to_many_in_bytes(self):
+        record = RECORD._replace(
+            kind="broadcast", to="all", to_session_id=None, reply_to="zzz99999", from_label="Größe", fmt="bytes"
+        )
+        fields = json.loads(encode_record(record._replace(body=b"\xff\0")))
+        assert fields["reply_to"] == "zzz99999"
+        assert (fields["fmt"], fields["text"], fields["data"]) == ("bytes", "", "/wA=")
+        assert (fields["to_session_id"], fields["from_label"]) == (None, "Größe")
+
+    @pytest.mark.parametrize(
+        ("ts", "text"),
+        [
+            (0.0, "1970-01-01T00:00:00.000Z"),
+            (1767323045.0004, "2026-01-02T03:04:05.000Z"),
+            (1767323045.9996, "2026-01-02T03:04:06.000Z"),
+            (1767323045.05, "2026-01-02T03:04:05.050Z"),
+        ],
+    )
+    def test_time_is_utc_to_the_millisecond(self, ts, text):
+        encoded = encode_record(RECORD._replace(ts=ts))
+        assert json.loads(encoded)["ts"] == text
+        assert decode_record(encoded).ts == pytest.approx(ts, abs=0.0006)
+
+    @given(RECORDS)
+    def test_round_trip(self, record):
+        encoded = encode_record(record)
+        decoded = decode_record(encoded)
+        assert decoded._replace(ts=0) == record._replace(ts=0)
+        assert decoded.ts == pytest.approx(record.ts, abs=0.0006)
+        assert json.loads(encoded)["msg_id"] == record.msg_id
+
+    @given(RECORDS)
+    def test_is_one_line_to_every_tool(self, record):
+        assert len(encode_record(record).decode().splitlines()) == 1
+
+    @given(RECORDS, MARKED_IDS, KNOTS, KNOTS)
+    @example(RECORD, "zqzqzqzq", "", "")
+    @example(RECORD._replace(from_name="x-auth1zq345"), "auth1zq345", "\\", "zq")
+    @example(RECORD, "u0071zq1", "z\\", "z\\u0071")
+    @example(RECORD, "aaaazqaa", "q", "z")
+    def test_shows_no_other_id_than_its_own(self, record, other, before, after):
+        """Wherever it stands: in the text, in a name or a label, or as what it answers."""
+        record = record._replace(
+            msg_id="own9zzq99own",
+            fmt="text",
+            body=f"{before}{other}{after} see {other}, msg={other}".encode(),
+            from_label=other,
+            to=f"%/home/{other}",
+            reply_to=other,
+        )
+        encoded = encode_record(record)
+        assert other.encode() not in encoded
+        assert b'"msg_id":"own9zzq99own"' in encoded
+        assert decode_record(encoded)._replace(ts=0) == record._replace(ts=0)
+
+    @given(RECORDS, st.none() | MSG_IDS, KNOTS, MSG_IDS)
+    @example(RECORD, None, 'a \\"b"\n\r\t', "aaaaaaaa")
+    @example(RECORD, None, "\x00\x1f\x7f\b\f\\n", "aaaaaaaa")
+    @example(RECORD._replace(from_name="x\u2028"), "aaaaaaaa", "aaaaaaaaa \x85\u2029", "aaaaaaaa")
+    def test_a_large_text_becomes_the_same_line(self, record, reply_to, knot, quoted):
+        """It is made in another way, which only the size decides upon."""
+        texts = [knot, f"{knot} msg={quoted} zq{quoted}\n{reply_to}"]
+        bodies = [record.body, *(text.encode() for text in texts)]
+        for body in bodies:
+            made = record._replace(body=body, reply_to=reply_to)
+            with patch.object(record_module, "LARGE_BYTES", 0):
+                large = encode_record(made)
+            with patch.object(record_module, "LARGE_BYTES", 10**9):
+                assert encode_record(made) == large
+
+    def test_shows_its_own_id_when_it_answers_itself(self):
+        encoded = encode_record(RECORD._replace(msg_id="abzq1234", reply_to="abzq1234", body=b"abzq1234"))
+        assert encoded.count(b"abzq1234") == 1
+
+    def test_leaves_letters_of_all_scripts_to_grep(self):
+        assert "Größe 値 🎉".encode() in encode_record(RECORD._replace(body="Größe 値 🎉".encode()))
+
+    def test_text_that_is_not_utf8_is_refused(self):
+        with pytest.raises(InvalidPayload, match="not UTF-8"):
+            encode_record(RECORD._replace(body=b"\xff"))
+
+    @given(
+        st.binary(max_size=100)
+        | st.sampled_from([b"[]", b"1", b"{}", b"[" * 100_000, b'"\\ud800"'])
+        | st.dictionaries(
+            st.sampled_from(list(json.loads(line()))),
+            st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
+            min_size=1,
+            max_size=3,
+        ).map(lambda wrong: json.dumps({**json.loads(line()), **wrong}).encode())
+    )
+    def test_damage_is_a_journal_error_and_nothing_else(self, garbage):
+        try:
+            record = decode_record(garbage)
+        except JournalError as error:
+            assert "damaged" in str(error)
+        else:
+            assert all(isinstance(value, str) for value in (record.msg_id, record.from_session, record.to))
+
+    def test_lone_surrogate_is_damage(self):
+        with pytest.raises(JournalError):
+            decode_record(line().replace(b"run the tests", b"\\ud800"))
+
+    def test_first_line_of_a_segment_is_no_message(self):
+        with pytest.raises(JournalError):
+            decode_record(b'{"kind":"segment","segment":1,"format":1,"created":"2026-01-02T03:04:05Z"}')
+
+    def test_unknown_keys_are_passed_over(self):
+        assert decode_record(line()[:-1] + b',"later":[1]}') == RECORD
+
+
+class TestGlance:
+    @given(RECORDS)
+    @example(RECORD._replace(from_name='","to_session_id":"x","text":"', body=b'"to_session_id":"x"'))
+    @example(RECORD._replace(to_session_id=None, to='\\","to_session_id":"x",'))
+    @example(RECORD._replace(from_session="\\", to_session_id='"', msg_id="\x01\x85é"))
+    def test_sees_what_a_whole_reading_finds(self, record):
+        assert glance(encode_record(record)) == (record.msg_id, record.from_session, record.to_session_id)
+
+    @given(RECORDS)
+    def test_needs_no_more_than_the_head(self, record):
+        encoded = encode_record(record._replace(fmt="text", body=b'"to_session_id":"x",' * 2000))
+        assert len(encoded) > HEAD_BYTES
+        assert glance(encoded[:HEAD_BYTES]) == (record.msg_id, record.from_session, record.to_session_id)
+
+    def test_head_holds_the_longest_fields_there_are(self):
+        """Names of 40 characters, labels of 60, ids of 36, and each of them a character that takes the most room."""
+        worst = "\x01"
+        record = RECORD._replace(from_session=36 * worst, from_name=40 * worst, from_label=60 * worst, to=40 * worst)
+        assert 10 * encode_record(record).index(b'"text"') < HEAD_BYTES
+
+    def test_keys_in_another_order(self):
+        fields = json.loads(line())
+        encoded = json.dumps(dict(reversed(fields.items()))).encode()
+        assert glance(encoded) == (RECORD.msg_id, RECORD.from_session, RECORD.to_session_id)
+
+    @pytest.mark.parametrize("mark", [b'"kind":"message"', b'"from":"', b'"to":', b'"ts":"2026'])
+    def test_line_that_is_damaged_in_its_head(self, mark):
+        assert glance(line().replace(mark, mark[:-1] + b"\xff")) is None
+
+    @pytest.mark.parametrize("damage", [b"\xff", b"\\u12", b"\\x", b"\x01"])
+    @pytest.mark.parametrize("value", [RECORD.msg_id, RECORD.from_session, RECORD.to_session_id])
+    def test_string_that_is_damaged(self, value, damage):
+        assert glance(line().replace(value.encode(), damage)) is None
+
+    @given(st.integers(1, len(line()) - 1))
+    def test_line_that_begins_in_the_middle(self, start):
+        assert glance(line()[start:]) is None
+
+    @given(st.binary(max_size=100) | st.sampled_from([b"[" * 100_000, b'{"ts":"' + b'\\"' * HEAD_BYTES]))
+    def test_garbage(self, garbage):
+        assert glance(garbage) is None
+
+    def test_long_strings_that_do_not_end_are_no_work(self):
+        """Each string can be matched in one way only, or this would take for ever."""
+        head = line().split(b'"from_name"')[0] + b'"from_name":"' + b"\\\\a" * (HEAD_BYTES // 2)
+        assert glance(head) is None
+
+
+#: What there is to look for in a text: line ends, what JSON escapes, what grep must not find, and what is neither.
+PIECES = st.sampled_from(
+    [
+        *("a", " ", "\n", "\r", "\t", '"', "\\", "\\n", "\x01", "\x08", "\x7f", "\x85", "\u2028", "\u2029", "é", "🚀"),
+        *("=", "msg=", "re=", "msg=abcdefgh", "re=abcdefgh12", "msg=abcdefgh msg=bcdefgh1", "abc123def456", "}", "{"),
+    ]
+)
+TEXTS = st.one_of(
+    st.lists(PIECES, max_size=8).map("".join),
+    st.text(max_size=20),
+    st.sampled_from(("x" * (LARGE_BYTES - 1), "x" * LARGE_BYTES, '"\\' * LARGE_BYTES, "é" * LARGE_BYTES)),
+)
+NAMES = st.sampled_from(("alice", "orchestrator", "Größe \u2028", 'a "b" \\', "msg=abcdefgh", "re=abcdefgh1"))
+
+
+class TestRuns:
+    """Messages that are alike are written together, and each line is what it would be by itself."""
+
+    @given(
+        st.lists(st.tuples(MSG_IDS, TEXTS), max_size=12),
+        st.tuples(st.floats(0, 2e9), NAMES, NAMES, st.none() | NAMES, NAMES, NAMES),
+    )
+    @example([("abcdefgh", "a\nb"), ("bcdefghi", "")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abcdefgh", ""), ("bcdefghi", ""), ("cdefghij", "")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abzqefgh", "see abzqefgh"), ("bczqfghi", "x")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abcdefgh", "x"), ("bcdefghi", "a\u2028b")], (1.0, "s", "n", None, "to", "id"))
+    @example([("abzqefgh", "z"), ("bczqfghi", "qz")], (1.0, "s", "n", None, "to", "id"))
+    def test_each_line_is_what_it_would_be_by_itself(self, messages, common):
+        ts, sender, name, label, to, receiver = common
+        msg_ids = [msg_id for msg_id, _ in messages]
+        records = Records(
+            ts, msg_ids, "message", sender, name, label, to, receiver, [text.encode() for _, text in messages]
+        )
+        assert encode_all((records,)) == [encode_record(record) for record in records.apart()]
+
+    @given(st.lists(st.one_of(RECORDS, st.lists(TEXTS, min_size=1, max_size=3)), max_size=5))
+    def test_among_others_each_keeps_its_place(self, parts):
+        mixed = [
+            Records(
+                1.0,
+                ["message0001"] * len(part),
+                "message",
+                "s",
+                "n",
+                None,
+                "to",
+                "id",
+                [text.encode() for text in part],
+            )
+            if isinstance(part, list)
+            else part
+            for part in parts
+        ]
+        one_by_one = []
+        for part in mixed:
+            one_by_one += list(part.apart()) if isinstance(part, Records) else [part]
+        assert encode_all(mixed) == [encode_record(record) for record in one_by_one]
+
+    def test_what_they_are_apart(self):
+        records = Records(7.0, ("message0001", "message0002"), "message", "s", "n", "l", "to", "id", (b"x", b"y"))
+        first, second = records.apart()
+        assert first == RECORD._replace(
+            ts=7.0,
+            msg_id="message0001",
+            from_session="s",
+            from_name="n",
+            from_label="l",
+            to="to",
+            to_session_id="id",
+            body=b"x",
+        )
+        assert second == first._replace(msg_id="message0002", body=b"y")
+
+
+#: Large enough to be made and read in the way of large ones.
+LONG = "x" * record_module.LARGE_BYTES
+#: What goes between the quotes of a string: all that is escaped, and what is easily mistaken for it.
+_WHOLE = ['"', "\\", "\\\\", '\\"', "\\n", "\\t", "\\/", "\\b", "\\u0041", "\\u00e9", "\\ud800", "\\u12", "\\uzzzz"]
+_SINGLE = ["a", "\n", "\x00", "\x1f", "ß", "\x85", "\u2028", "u", "n"]
+SPELLINGS = st.lists(st.sampled_from([*_WHOLE, *_SINGLE]), max_size=12).map("".join)
+
+
+class TestLargeLines:
+    @given(RECORDS, st.none() | MSG_IDS, KNOTS | SPELLINGS)
+    @example(RECORD._replace(fmt="bytes", body=b""), "aaaaaaaa", "")
+    def test_are_read_as_they_were_made(self, record, reply_to, knot):
+        for fmt, body in (("text", (knot + LONG + knot).encode()), ("bytes", knot.encode() + bytes(range(256)) * 20)):
+            made = record._replace(fmt=fmt, body=body, reply_to=reply_to)
+            decoded = decode_record(encode_record(made))
+            assert decoded._replace(ts=0) == made._replace(ts=0)
+
+    @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")  # of what is no JSON
+    @given(SPELLINGS, st.booleans())
+    @example("\\", False)
+    @example('"', False)
+    @example('","x":"', False)
+    @example('"}{"', False)
+    def test_are_read_as_the_parser_reads_them_or_not_at_all(self, piece, behind):
+        """Whatever stands there. Raw control characters are let through, and nothing is made of them."""
+        text = LONG + piece if behind else piece + LONG
+        start, _, rest = encode_record(RECORD._replace(body=b"@")).partition(b"@")
+        made = start + text.encode() + rest
+        try:
+            with patch.object(record_module, "LARGE_BYTES", 10**9):
+                slow = decode_record(made).body
+        except JournalError:
+            slow = None
+        try:
+            fast = decode_record(made).body
+        except JournalError:
+            fast = None
+        if slow is None and fast is not None:
+            assert any(character < 32 for character in made)
+        else:
+            assert fast == slow
+
+    def test_many_escapes_and_rare_ones_take_the_long_way(self):
+        for text in ('"\n' * record_module.MAX_LOOKS, f"\x01\b{LONG}", f"\U0001f389{LONG}\\"):
+            made = RECORD._replace(body=text.encode() + LONG.encode())
+            assert decode_record(encode_record(made)).body == made.body
+
+    @pytest.mark.parametrize("data", [b"not base64!", b"QUJD\xff", b'QU"JD', b"QQ"])
+    def test_base64_that_is_none(self, data):
+        start, _, _ = encode_record(RECORD._replace(fmt="bytes", body=b"AAAA")).partition(b"QUFBQQ==")
+        made = start + data + b"QUJD" * 2000 + b'"}'
+        try:
+            with patch.object(record_module, "LARGE_BYTES", 10**9):
+                slow = decode_record(made).body
+        except JournalError:
+            with pytest.raises(JournalError):
+                decode_record(made)
+        else:
+            assert decode_record(made).body == slow
+
+
+class TestSpelledElsewhere:
+    @given(RECORDS, st.none() | MSG_IDS, KNOTS)
+    def test_it_becomes_the_line_that_it_would_have_become_here(self, record, reply_to, knot):
+        body = (knot + LONG + knot).encode()
+        made = record._replace(body=body, reply_to=reply_to)
+        spelled = spell(made.fmt, made.body)
+        check_spelled(made.fmt, spelled, len(body), zlib.crc32(spelled))
+        line = spelled_line(made._replace(body=b""), spelled, zlib.crc32(spelled))
+        whole = b"".join(line.parts)
+        assert whole == encode_record(made)
+        assert (line.crc, line.size_bytes, len(line)) == (zlib.crc32(whole), len(whole), len(whole))
+        assert line.parts[1] is spelled
+        assert repr(line) == f"<Spelled line of {len(whole):,} bytes>"
+
+    @given(SPELLINGS, st.booleans())
+    @example("\\", True)
+    @example('\\\\"', False)
+    @example('\\\\\\"', False)
+    @example('"}\n{"', False)
+    @example('\x00"\x00,', False)
+    @example("\\" * 64, True)
+    @example("\\" * 65, True)
+    @example("\\" * 65 + '"', True)
+    @example("\\" * 66 + '"', True)
+    @example('\\"' * 5000, True)
+    @example('\\"' * 5000 + '"', True)
+    def test_what_passes_is_a_string_and_what_is_one_passes(self, piece, behind):
+        spelled = (LONG + piece if behind else piece + LONG).encode()
+        try:
+            text = json.loads('"' + spelled.decode() + '"').encode()
+        except ValueError:  # of JSON; or half a character
+            text = None
+        if text is None:
+            with pytest.raises(InvalidPayload):
+                check_spelled("text", spelled, len(spelled), zlib.crc32(spelled))
+            return
+        check_spelled("text", spelled, len(text), zlib.crc32(spelled))
+        line = spelled_line(RECORD._replace(body=b""), spelled, zlib.crc32(spelled))
+        assert json.loads(b"".join(line.parts))["text"].encode() == text
+        for size, crc in ((len(text) + 1, zlib.crc32(spelled)), (len(text), zlib.crc32(spelled) ^ 1)):
+            with pytest.raises(InvalidPayload):
+                check_spelled("text", spelled, size, crc)
+
+    @pytest.mark.parametrize("at", [0, 256 * 1024 - 1, 256 * 1024, 512 * 1024])
+    @pytest.mark.parametrize("code", range(32))
+    def test_a_raw_control_character_is_found_wherever_it_stands(self, code, at):
+        spelled = bytearray(b"x" * (2 * 256 * 1024 + 1))
+        spelled[at] = code
+        with pytest.raises(InvalidPayload, match="control characters"):
+            check_spelled("text", bytes(spelled), len(spelled), zlib.crc32(spelled))
+
+    @pytest.mark.parametrize("fmt", ["text", "bytes", "msgpack"])
+    @pytest.mark.parametrize("bad", [b"\n", b'"', b"\\", b"\xff", b'a","text":"b', b"\\ud800", b"\\z", b"\0"])
+    def test_what_is_refused(self, fmt, bad):
+        spelled = LONG.encode() + bad
+        for size in (len(spelled), len(spelled) - 1, len(spelled) // 4 * 3):
+            with pytest.raises(InvalidPayload):
+                check_spelled(fmt, spelled, size, zlib.crc32(spelled))
+
+    @pytest.mark.parametrize("bad", [b"QQ=A", b"QQ==", b"Q===", b"====", b"QQ-_"])
+    def test_base64_has_its_padding_at_its_end(self, bad):
+        spelled = b"QUJD" * 10 + bad
+        for size in (31, 32, 33):
+            if (bad, size) == (b"QQ==", 31):
+                check_spelled("bytes", spelled, size, zlib.crc32(spelled))
+                continue
+            with pytest.raises(InvalidPayload):
+                check_spelled("bytes", spelled, size, zlib.crc32(spelled))
+
+    def test_bytes_are_spelled_in_base64(self):
+        assert spell("bytes", b"\xff\0") == b"/wA="
+        check_spelled("bytes", b"/wA=", 2, zlib.crc32(b"/wA="))
+        check_spelled("msgpack", b"", 0, 0)
+
+    @pytest.mark.parametrize("size", [0, 70_000])
+    @pytest.mark.parametrize("looks", [0, 1, 1000])
+    def test_an_id_is_hidden_behind_many_of_its_letters(self, looks, size):
+        text = "q" + "quiz " * looks + "x" * size + "abc1zq3e abczq3df"
+        spelled = spell("text", text.encode())
+        assert b"abc1zq3e" not in spelled and b"abczq3df" not in spelled
+        assert json.loads(b'"' + spelled + b'"') == text
+
+
+class TestTheBeginningOfALargeText:
+    @given(KNOTS | SPELLINGS, st.data())
+    def test_any_part_of_what_was_spelled_gives_a_beginning_of_the_text(self, text, data):
+        body = text.encode()
+        spelled = record_module.spell("text", body) + b'"}'
+        cut = data.draw(st.integers(0, len(spelled)))
+        found = record_module.decode_start(spelled[:cut]).decode()
+        assert text.startswith(found)
+        assert len(found) >= cut // 6 - 2 or found == text
+
+    def test_it_ends_at_the_closing_quote(self):
+        assert record_module.decode_start(b'a\\"b\\u00e4","next":"x') == 'a"bä'.encode()
+
+    @pytest.mark.parametrize("content", [b"", b'"', b"\\", b"\\u12", b"\\q", b"\n", b"\xff"])
+    def test_what_is_no_string_gives_nothing(self, content):
+        assert record_module.decode_start(content) == b""
+
+    def test_half_a_pair_of_escapes_at_the_cut_is_no_error(self):
+        assert record_module.decode_start(b"a\\ud83d\\ude") == b"a?"

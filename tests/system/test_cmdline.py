@@ -1,0 +1,66 @@
+"""What a command was called with, taken out of the process list: as another user would look for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zmqbus.system import cmdline
+
+ROOT = Path(__file__).resolve().parent.parent
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process do this")
+
+
+def shown(*arguments: str, hidden: str = "sys.argv[1:]") -> list[bytes]:
+    """What the process list shows of a process that has hidden some of its arguments."""
+    program = (
+        "import sys; from zmqbus.system.cmdline import hide; arguments = list(sys.argv); "
+        f"assert hide({hidden}) is True; assert sys.argv == arguments; print(flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-X", "utf8", "-c", program, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    with process:
+        assert process.stdout.readline() == b"\n"
+        seen = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        process.stdin.close()
+    assert process.returncode == 0
+    return [word for word in seen[seen.index(program.encode()) + len(program) :].split(b"\0") if word]
+
+
+@linux
+@pytest.mark.parametrize("secret", ["the pin is 4711", "é漢 \U0001f600", "a=b=c", "x", "s" * 100_000, "two\nlines"])
+def test_a_text_is_not_in_the_process_list(secret: str) -> None:
+    mask = b"***"[: len(secret.encode())]
+    assert shown("--to", "auth", "--text", secret, hidden="[sys.argv[4]]") == [b"--to", b"auth", b"--text", mask]
+    assert shown(f"--text={secret}", "-x", hidden="[sys.argv[1][7:]]") == [b"--text=" + mask, b"-x"]
+
+
+@linux
+def test_the_same_text_twice_is_hidden_twice() -> None:
+    assert shown("secret", "--a", "secret", hidden="['secret']") == [b"***", b"--a", b"***"]
+
+
+@linux
+def test_what_is_no_text_stays() -> None:
+    assert shown("--to", "auth", hidden="[None, '']") == [b"--to", b"auth"]
+
+
+def test_nothing_to_hide_is_hidden() -> None:
+    assert cmdline.hide([None, ""])
+
+
+def test_where_it_cannot_be_done_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert not cmdline.hide(["a text"])

@@ -1,0 +1,189 @@
+"""The standard streams of a command: what only shows in a process of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zmqbus.system import streams
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code: str, redirection: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """A program that has installed the streams, started by a shell with a redirection."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'exec "$0" -c "$1" {redirection}',
+            sys.executable,
+            "from zmqbus.system import streams as output\n" + code,
+        ],
+        env={**environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=90,
+    )
+
+
+FAILS = """
+import sys
+output.install()
+try:
+    print("x" * 10_000)
+    sys.stdout.flush()
+except output.OutputFailed as failed:
+    print(failed, failed.closed_pipe, output.failure() is failed.reason, file=sys.stderr)
+print("y" * 10_000)
+sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">/dev/full", b"No space left on device"), (">&-", b"Bad file descriptor")]
+)
+def test_it_fails_once_and_swallows_the_rest(redirection: str, reason: bytes) -> None:
+    done = run(FAILS, redirection)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr == b"cannot write the output: " + reason + b" False True\n"
+
+
+def test_what_is_left_for_the_end_of_the_interpreter_is_no_traceback() -> None:
+    """After `failure` has been asked for, or not: Python flushes once more by itself."""
+    code = "import sys\noutput.install()\nprint('x')\ntry:\n    sys.stdout.flush()\nexcept output.OutputFailed: pass"
+    done = run(code, ">/dev/full")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_standard_error_never_fails(redirection: str) -> None:
+    code = "import sys\noutput.install()\nprint('e' * 100_000, file=sys.stderr, flush=True)\nprint('out')"
+    done = run(code, redirection)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"")  # and is not taken for standard output
+
+
+def test_closed_descriptors_are_not_given_to_other_files() -> None:
+    code = """
+import os, sys
+output.install()
+assert os.open(os.devnull, os.O_RDONLY) > 2
+try:
+    sys.stdin.buffer.read()
+except OSError as error:
+    print(error.errno)
+"""
+    done = run(code, "<&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"%d\n" % errno.EBADF, b"")
+
+
+def test_whether_it_is_open() -> None:
+    code = "import sys\noutput.install()\nprint(output.is_open(1), file=sys.stderr)"
+    assert run(code).stderr == b"True\n"
+    assert run(code, ">/dev/full").stderr == b"True\n"
+    assert run(code, ">&-").stderr == b"False\n"
+
+
+def test_a_pipe_that_somebody_has_made_non_blocking_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    got: list[bytes] = []
+
+    def waits(descriptor: int, wait: Any = streams._wait_for_room) -> None:
+        if thread.ident is None:
+            thread.start()
+        wait(descriptor)
+
+    def read() -> None:
+        while piece := os.read(reader, 65536):
+            got.append(piece)
+
+    monkeypatch.setattr(streams, "_wait_for_room", waits)
+    stream: Any = streams._writer(sys.stdout, sys.stdout, writer)
+    thread = threading.Thread(target=read)
+    stream.write("x" * 1_000_000)  # it does not fit the pipe
+    stream.flush()
+    assert thread.ident is not None  # it has waited
+    stream.detach()
+    os.close(writer)
+    thread.join(90)
+    os.close(reader)
+    assert b"".join(got) == b"x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("env", "written", "unicode"),
+    [
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "é\U0001f389".encode(), True),
+        ({"PYTHONIOENCODING": "ascii"}, b"\\xe9\\U0001f389", False),
+        ({"PYTHONIOENCODING": "latin-1"}, b"\xe9\\U0001f389", False),
+    ],
+)
+def test_encodings(env: dict[str, str], written: bytes, unicode: bool) -> None:
+    code = "import sys\noutput.install()\nprint(chr(0xe9) + chr(0x1f389), output.takes_unicode())"
+    done = run(code, env=env)
+    assert (done.stdout, done.stderr) == (written + f" {unicode}\n".encode(), b"")
+
+
+def test_what_a_test_has_put_there_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    stdout, stderr = sys.stdout, sys.stderr
+    streams.install()
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    assert streams.failure() is None
+
+
+# --- nothing that a terminal obeys
+
+HOSTILE = "a\\x1b]0;title\\x07b\\x9b31mc\\u202ed\\u2028e\\rf\\x7f"
+SAFE = "abcd↵e↵f"
+
+
+def shown(body: str) -> tuple[str, str]:
+    """What a process prints that has installed the streams."""
+    done = run(f"import sys\noutput.install()\n{body}")
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def test_lines_are_safe_and_stay_lines() -> None:
+    out, err = shown(f"print('{HOSTILE}\\n{HOSTILE}\\tx'); print('y'); print('{HOSTILE}', file=sys.stderr)")
+    assert (out, err) == (f"{SAFE}\n{SAFE}\tx\ny\n", f"{SAFE}\n")
+
+
+def test_a_traceback_is_safe() -> None:
+    out, err = shown(f"raise ValueError('{HOSTILE}')")
+    assert out == "" and f"ValueError: {SAFE}\n" in err and "\x1b" not in err.replace(SAFE, "")
+
+
+def test_writing_returns_the_length_that_was_given() -> None:
+    assert shown("print(sys.stdout.write('a\\x07b'))") == ("ab3\n", "")
+
+
+def test_what_no_encoding_has_is_shown_as_an_escape() -> None:
+    assert shown("print('a\\udc80b')") == ("a\\udc80b\n", "")
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_text_is_printed_as_it_is_where_that_is_asked_for(raw: bool) -> None:
+    out, _ = shown(f"output.print_text('x\\x1b[31m\\ty\\n[inter-session msg=aaaaaaaa] z', raw={raw})")
+    assert out == (
+        "x\x1b[31m\ty\n[inter-session msg=aaaaaaaa] z\n" if raw else "x\ty\n    [inter-session msg=aaaaaaaa] z\n"
+    )
+
+
+def test_what_is_drawn_and_what_is_printed_keep_their_order() -> None:
+    out, _ = shown("print('1'); output.raw_stdout().write('\\x1b[H'); output.raw_stdout().flush(); print('2')")
+    assert out == "1\n\x1b[H2\n"
+
+
+def test_what_is_to_drive_a_terminal_goes_to_the_stand_in_of_a_test_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert streams.raw_stdout() is sys.stdout
+    streams.write_raw("\x1b[H")
+    assert capsys.readouterr().out == "\x1b[H"

@@ -1,0 +1,670 @@
+"""The codec: what it writes it reads, what it reads it has checked, and all that it raises is ProtocolError."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import tracemalloc
+import uuid
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import msgpack
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from zmqbus.errors import InvalidName, InvalidPayload, ProtocolError, ZmqbusError
+from zmqbus.wire import codec
+from zmqbus.wire import verbs as protocol
+from zmqbus.wire.verbs import INLINE_BYTES, MAX_BATCH, MAX_BATCH_BYTES, Scope
+
+INTS = st.integers(-(2**63), 2**64 - 1)
+BODIES = st.one_of(
+    st.binary(max_size=100),
+    st.sampled_from((INLINE_BYTES - 1, INLINE_BYTES, INLINE_BYTES + 1, 3 * INLINE_BYTES)).map(bytes),
+)
+
+
+def values(annotation: object, chars: int = 12) -> st.SearchStrategy[Any]:
+    """Values that fit a field."""
+    if isinstance(annotation, UnionType):
+        return st.one_of(*(values(one, chars) for one in get_args(annotation)))
+    if annotation is type(None):
+        return st.none()
+    if get_origin(annotation) is tuple:
+        part = get_args(annotation)[0]
+        if get_origin(part) is tuple:
+            return st.lists(st.tuples(st.text(max_size=5), INTS), max_size=4).map(tuple)
+        if part is bytes:
+            return st.lists(st.binary(max_size=100) | st.just(bytes(INLINE_BYTES)), max_size=4).map(tuple)
+        return st.lists(values(part, chars), max_size=4).map(tuple)
+    return {
+        int: INTS,
+        str: st.text(st.characters(codec="utf-8"), max_size=chars),
+        bool: st.booleans(),
+        float: st.floats(allow_nan=False),
+        bytes: BODIES,
+    }[annotation]  # type: ignore[index]
+
+
+def envelopes_of(cls: Any) -> st.SearchStrategy[Any]:
+    fields = (values(kind, min(20, protocol.FIELD_CHARS.get(name, 20))) for name, kind in cls.__annotations__.items())
+    return st.tuples(*fields).map(cls._make)
+
+
+TO_BROKER = [cls for code, cls in protocol.VERBS.items() if code < 32]
+FROM_BROKER = [cls for code, cls in protocol.VERBS.items() if code >= 32]
+
+
+def messages(verbs: Sequence[Any], max_size: int = 6) -> st.SearchStrategy[list[Any]]:
+    # HELLO of another version is a matter of its own.
+    return st.lists(st.one_of(*map(envelopes_of, verbs)).map(_present), max_size=max_size)
+
+
+def _present(envelope: Any) -> Any:
+    return envelope._replace(version=protocol.VERSION) if type(envelope) is protocol.Hello else envelope
+
+
+def decoder(*, from_broker: bool) -> codec.Decoder:
+    return codec.Decoder(from_broker=from_broker)
+
+
+# --- round trips
+
+
+@pytest.mark.parametrize("cls", protocol.VERBS.values(), ids=lambda cls: cls.__name__)
+def test_what_is_written_is_read_back(cls: Any) -> None:
+    from_broker = cls in FROM_BROKER
+
+    @settings(max_examples=30)
+    @given(st.lists(envelopes_of(cls).map(_present), max_size=3))
+    def check(envelopes: list[Any]) -> None:
+        read = decoder(from_broker=from_broker).decode(codec.encode(envelopes))
+        assert read == envelopes
+        assert [type(one) for one in read] == [type(one) for one in envelopes]
+
+    check()
+
+
+@pytest.mark.parametrize(("verbs", "from_broker"), [(TO_BROKER, False), (FROM_BROKER, True)])
+def test_a_mixed_message_is_read_back(verbs: list[Any], from_broker: bool) -> None:
+    shared = decoder(from_broker=from_broker)  # what passed once is remembered, and must not let more pass later
+
+    @given(messages(verbs))
+    def check(envelopes: list[Any]) -> None:
+        assert shared.decode(codec.encode(envelopes)) == envelopes
+
+    check()
+
+
+@pytest.mark.parametrize("size", [0, INLINE_BYTES, INLINE_BYTES + 1, protocol.MAX_BODY_BYTES])
+def test_only_large_bodies_get_a_frame_of_their_own(size: int) -> None:
+    send = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * size)
+    frames = codec.encode([send, send])
+    assert len(frames) == (3 if size > INLINE_BYTES else 1)
+    assert decoder(from_broker=False).decode(frames) == [send, send]
+
+
+def test_no_envelope_is_a_message_too() -> None:
+    assert decoder(from_broker=True).decode(codec.encode([])) == []
+
+
+# --- garbage
+
+
+def refuse_or_read(frames: list[bytes], *, from_broker: bool) -> None:
+    """Whatever it holds: it is an error of the protocol, or it is envelopes with fields of the right types."""
+    try:
+        read = decoder(from_broker=from_broker).decode(frames)
+    except ProtocolError:
+        return
+    for envelope in read:
+        if type(envelope) is protocol.Faulty:
+            continue
+        for value, annotation in zip(envelope, type(envelope).__annotations__.values(), strict=True):
+            assert fits(value, annotation), envelope
+
+
+def fits(value: object, annotation: object) -> bool:
+    if isinstance(annotation, UnionType):
+        return any(fits(value, one) for one in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        part = get_args(annotation)[0]
+        return type(value) is tuple and (
+            get_origin(part) is tuple or all(fits(one, part) for one in value)  # rows are looked at by who shows them
+        )
+    return type(value) is annotation or (annotation is float and type(value) is int) or value is annotation is None
+
+
+@given(st.lists(st.binary(max_size=200), max_size=4), st.booleans())
+def test_junk_raises_nothing_but_protocol_errors(frames: list[bytes], from_broker: bool) -> None:
+    refuse_or_read(frames, from_broker=from_broker)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | INTS | st.floats() | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.builds(lambda code, rest: [code, *rest], st.integers(0, 64), st.lists(junk, max_size=15))), junk)
+def test_well_formed_msgpack_of_the_wrong_shape(arrays: list[Any], other: Any) -> None:
+    for from_broker in (False, True):
+        refuse_or_read([msgpack.packb(arrays)], from_broker=from_broker)
+        refuse_or_read([msgpack.packb(other)], from_broker=from_broker)
+
+
+@pytest.mark.parametrize(("verbs", "from_broker"), [(TO_BROKER, False), (FROM_BROKER, True)])
+def test_a_field_of_another_type_is_found(verbs: list[Any], from_broker: bool) -> None:
+    @given(st.one_of(*map(envelopes_of, verbs)).map(_present), st.data())
+    def check(envelope: Any, data: st.DataObject) -> None:
+        (array,) = msgpack.unpackb(codec.encode([envelope])[0])
+        place = data.draw(st.integers(0, len(array) - 1))
+        array[place] = data.draw(junk)
+        refuse_or_read([msgpack.packb([array])], from_broker=from_broker)
+
+    check()
+
+
+@pytest.mark.parametrize(("verbs", "from_broker"), [(TO_BROKER, False), (FROM_BROKER, True)])
+def test_mutated_and_truncated_messages(verbs: list[Any], from_broker: bool) -> None:
+    @given(messages(verbs, 3), st.data())
+    def check(envelopes: list[Any], data: st.DataObject) -> None:
+        frames = codec.encode(envelopes)
+        frame = data.draw(st.integers(0, len(frames) - 1))
+        place = data.draw(st.integers(0, max(0, len(frames[frame]) - 1)))
+        content = frames[frame]
+        match data.draw(st.sampled_from(("flip", "cut", "insert", "drop", "twice", "swap"))):
+            case "flip":
+                if content:
+                    frames[frame] = content[:place] + bytes((content[place] ^ data.draw(st.integers(1, 255)),))
+                    frames[frame] += content[place + 1 :]
+            case "cut":
+                frames[frame] = content[:place]
+            case "insert":
+                frames[frame] = content[:place] + data.draw(st.binary(min_size=1, max_size=3)) + content[place:]
+            case "drop":
+                del frames[frame]
+            case "twice":
+                frames.append(content)
+            case "swap":
+                frames.reverse()
+        refuse_or_read(frames, from_broker=from_broker)
+
+    check()
+
+
+SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [b""],
+        [msgpack.packb(7)],
+        [msgpack.packb([7])],
+        [msgpack.packb([[]])],
+        [msgpack.packb([["4"]])],
+        [msgpack.packb([[99]])],
+        [msgpack.packb([[True]])],  # == 1, and no HELLO
+        [msgpack.packb([[37]])],  # the broker's, said to the broker
+        [msgpack.packb([[2, "too much"]])],
+        [msgpack.packb([[3, "lease"]])],  # too little
+        [msgpack.packb([[4, 4]]), b"body"],  # the verb's number taken for its body
+        [msgpack.packb([[5, 1, ["a number?"]]])],
+        [msgpack.packb([[5, True, []]])],
+        [msgpack.packb([{"verb": 2}])],
+        [msgpack.packb([[12, msgpack.ExtType(1, b"")]])],
+        [codec.encode([SEND])[0]],  # the body's frame is missing
+        [*codec.encode([SEND]), b"one too many"],
+        [codec.encode([SEND])[0], b"short"],
+        [codec.encode([SEND])[0][:-1], SEND.body],
+        [b"\x91" * 5_000],  # nested deeper than any stack
+        [b"\xdd\xff\xff\xff\xff"],  # an array of four billion
+        [b"\x91\x92\x0c\xdb\xff\xff\xff\xff"],  # a string of four gigabytes
+        [msgpack.packb([[2]]) + b"\x00"],
+        [b"\x91\x92\x0c\xa1\xff"],  # not UTF-8
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa", 7], [b"x", b"y"]]])],  # runs: an id that is none
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], ["x"]]])],  # a text for a body
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [None]]])],
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa", "bbbbbbbb"], [b"x", 1]]]), b"y"],  # no body leaves the envelope
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [b"x"]]]), b"y"],
+        [msgpack.packb([[21, "bob", 0, [], [], b""]])],
+        [msgpack.packb([[21, "bob", 0, "aaaaaaaa", b"x"]])],
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], None]])],
+        [msgpack.packb([[21, "bob", None, ["aaaaaaaa"], [b"x"]]])],
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [bytes(INLINE_BYTES + 1)]]])],
+        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"] * 4097, [b"x"] * 4097]])],
+    ],
+    ids=range(36),
+)
+def test_each_of_these_is_refused(frames: list[bytes]) -> None:
+    assert refused(frames)
+
+
+def refused(frames: list[bytes], reader: codec.Decoder | None = None) -> bool:
+    """Whether nothing of it is taken: as a whole, or each envelope for itself."""
+    try:
+        read = (reader or decoder(from_broker=False)).decode(frames)
+    except ProtocolError:
+        return True
+    return set(map(type, read)) == {protocol.Faulty}
+
+
+def test_a_pointer_is_made_of_numbers() -> None:
+    reader = decoder(from_broker=True)
+    deliver = protocol.Deliver(1, 0, 0, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 0.5, -1, (1, 2, 3, 4), 0, b"")
+    assert reader.decode(codec.encode([deliver])) == [deliver]
+    assert refused(codec.encode([deliver._replace(pointer=(1, 2, "3", 4))]), reader)  # type: ignore[arg-type]
+
+
+def test_a_shape_that_passed_once_does_not_let_others_pass() -> None:
+    reader = decoder(from_broker=False)
+    assert reader.decode([msgpack.packb([[5, 1, [2, 3]]])]) == [protocol.Ack(1, (2, 3))]
+    assert refused([msgpack.packb([[5, 1, [2, None]]])], reader)
+    assert refused([msgpack.packb([[5, 1]])], reader)
+
+
+# --- limits
+
+
+def full_of(cls: Any) -> Any:
+    """An envelope whose strings and lists are all as long as they may be."""
+    values: list[Any] = [
+        protocol.VERSION if cls is protocol.Hello and at == 0 else _longest(name, kind)
+        for at, (name, kind) in enumerate(cls.__annotations__.items())
+    ]
+    return cls._make(values)
+
+
+def _longest(name: str, kind: Any) -> Any:
+    if kind in (str, str | None):
+        return "x" * protocol.FIELD_CHARS[name]
+    parts = protocol.FIELD_PARTS.get(name, protocol.MAX_LIST)
+    if name == "msg_ids":
+        parts = protocol.MAX_RUN
+    return {
+        int: 1,
+        bool: True,
+        bytes: b"x",
+        tuple[int, ...]: (1,) * parts,
+        tuple[bytes, ...]: (b"x",) * parts,
+        tuple[str, ...]: ("x" * protocol.FIELD_CHARS.get(name, 0),) * parts,
+    }[kind]
+
+
+@pytest.mark.parametrize("cls", TO_BROKER, ids=lambda cls: cls.__name__)
+def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
+    """What is as long as it may be is said and heard; what is longer by one is neither, and its message is named."""
+    longest = full_of(cls)
+    protocol.check_fields(longest)
+    reader = decoder(from_broker=False)
+    assert reader.decode(codec.encode([longest])) == [longest]
+    beside = protocol.Bye()
+    for at, kind in enumerate(cls.__annotations__.values()):
+        value = longest[at]
+        longer: list[Any] = []
+        if kind in (str, str | None):
+            longer = [value + "x", "\N{SNOWMAN}" * (len(value) + 1)]
+        elif kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...]):
+            longer = [value * 17]  # more than any list may have
+            if len(value) == protocol.FIELD_PARTS.get(list(cls.__annotations__)[at], protocol.MAX_LIST):
+                longer.append((*value, value[0]))
+            if kind == tuple[str, ...]:
+                longer.append((*value[1:], value[0] + "x"))
+        for one in longer:
+            envelope = cls._make((*longest[:at], one, *longest[at + 1 :]))
+            with pytest.raises(ZmqbusError, match="limit is"):
+                protocol.check_fields(envelope)
+            if (cls.__annotations__ and list(cls.__annotations__)[at] in ("msg_id", "reply_to")) or (
+                cls is protocol.Sends and len(one) <= protocol.MAX_RUN and kind == tuple[str, ...]
+            ):
+                continue  # the broker's core looks at each of their characters
+            try:
+                faulty, after = reader.decode(codec.encode([envelope, beside]))
+            except ProtocolError:
+                assert kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...])  # over what an array may have
+                continue
+            assert isinstance(faulty, protocol.Faulty) and after == beside
+            expected = protocol.refs_of(cls, longest)
+            if cls is not protocol.Sends and at > 0:
+                assert faulty.refs == expected
+            assert len(faulty.reason) < 200
+
+
+def test_every_field_that_a_client_says_has_a_limit() -> None:
+    for cls in TO_BROKER:
+        for name, kind in cls.__annotations__.items():
+            if kind in (str, str | None, tuple[str, ...]):
+                assert name in protocol.FIELD_CHARS, (cls, name)
+
+
+def test_what_cannot_be_encoded_is_not_said() -> None:
+    with pytest.raises(InvalidName, match="not valid Unicode"):
+        protocol.check_target("p\udcffy")
+    with pytest.raises(InvalidPayload, match="ref is not valid Unicode"):
+        protocol.check_fields(protocol.Status("\udcff"))
+
+
+def test_one_envelope_that_is_wrong_costs_its_neighbours_nothing() -> None:
+    good = SEND._replace(msg_id="bbbbbbbbbbbb")
+    for bad in (
+        SEND._replace(target="x" * 5_000),
+        SEND._replace(target="x" * 100_000),
+        SEND._replace(scope="all"),  # type: ignore[arg-type]
+    ):
+        read = decoder(from_broker=False).decode(codec.encode([bad, good]))
+        assert read[1:] == [good]
+        assert isinstance(read[0], protocol.Faulty) and read[0].refs == (SEND.msg_id,)
+    read = decoder(from_broker=False).decode(codec.encode([run(3)._replace(target="x" * 5_000), good]))
+    assert read[1:] == [good]
+    assert isinstance(read[0], protocol.Faulty) and read[0].refs == run(3).msg_ids
+
+
+def nested(size_bytes: int, arity: int) -> bytes:
+    """Small arrays in small arrays, as many as fit."""
+    leaf = b"\x90"
+    while len(leaf) < 200:
+        leaf = bytes([0x90 | arity]) + leaf * arity
+    row = b"\xdc" + protocol.MAX_LIST.to_bytes(2, "big") + leaf * protocol.MAX_LIST
+    count = max(1, size_bytes // len(row))
+    return b"\xdc" + count.to_bytes(2, "big") + row * count
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        nested(protocol.MAX_FRAME_BYTES - 100_000, 2),
+        nested(protocol.MAX_FRAME_BYTES - 100_000, 15),
+        nested(protocol.MAX_HEADER_BYTES, 1),
+        nested(protocol.MAX_HEADER_BYTES, 3),
+        (b"\x92" * 1_000 + b"\x90" * 2_000) * 32,
+        (b"\xdc\x07\xff" + b"\xcd\xff\xff" * 1_300) * 1023,
+        b"\xdc\x08\x00" * 1023,
+        (b"\xdc\x08\x00" + b"\xcd\xff\xff" * 1_300) * 1023,
+        msgpack.packb([[12, ["ab"] * 4000]] * 300),
+    ],
+    ids=range(9),
+)
+def test_the_parts_of_a_message_are_bounded_in_total(frame: bytes) -> None:
+    """In memory, and in what is said of it: neither grows with what was sent."""
+    tracemalloc.start()
+    try:
+        try:
+            read = decoder(from_broker=False).decode([frame])
+        except ProtocolError as error:
+            reason = str(error)
+        else:
+            (faulty,) = read
+            assert isinstance(faulty, protocol.Faulty)
+            reason = faulty.reason
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(reason) < 200
+    assert peak < 64 * 1024 * 1024, f"{peak >> 20} MiB"
+
+
+def test_the_largest_batches_are_within_the_bounds() -> None:
+    cast = protocol.Broadcast(
+        "e" * 16, 1, 0, (70_000,) * 1_000, "a" * 12, "s" * 36, "n" * 40, "l" * 60, 1, "", 0, None, 1.5, None, b"x"
+    )
+    for batch in codec.batches([cast] * MAX_BATCH):
+        assert decoder(from_broker=True).decode(codec.encode(batch)) == batch
+
+
+def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
+    array = [4, "aaaaaaaaaaaa", 0, "bob", 0, None, False]
+    reader = decoder(from_broker=False)
+    assert len(reader.decode([msgpack.packb([[*array, bytes(INLINE_BYTES)]])])) == 1
+    with pytest.raises(ProtocolError):
+        reader.decode([msgpack.packb([[*array, bytes(INLINE_BYTES + 1)]])])
+
+
+def test_the_largest_batch_passes_and_a_larger_one_does_not() -> None:
+    reader = decoder(from_broker=False)
+    assert len(reader.decode(codec.encode([protocol.Bye()] * MAX_BATCH))) == MAX_BATCH
+    with pytest.raises(ProtocolError):
+        reader.decode(codec.encode([protocol.Bye()] * (MAX_BATCH + 1)))
+
+
+def test_the_largest_body_stays_below_the_frame_limit() -> None:
+    assert protocol.MAX_BROADCAST_BYTES < protocol.MAX_BODY_BYTES < protocol.MAX_FRAME_BYTES
+    # A full batch of small messages whose strings are all as long as they may be.
+    send = full_of(protocol.Send)._replace(body=bytes(INLINE_BYTES))
+    longest: dict[Any, Any] = {int: 2**63, str: "x" * 40, float: 1.5, str | None: "x" * 60, bytes: bytes(2_048)}
+    fields = [longest.get(kind, (2**31,) * 4) for kind in protocol.Deliver.__annotations__.values()]
+    deliver = protocol.Deliver._make(fields)._replace(target="t" * 4_096)
+    for one in (send, send._replace(body=bytes(2_048)), deliver):
+        for batch in codec.batches([one] * MAX_BATCH):
+            (frame,) = codec.encode(batch)
+            assert len(frame) <= protocol.MAX_HEADER_BYTES < protocol.MAX_FRAME_BYTES
+
+
+def run(count: int, size_bytes: int = 1) -> protocol.Sends:
+    return protocol.Sends(0, "bob", 0, tuple(f"message{n:05d}" for n in range(count)), (bytes(size_bytes),) * count)
+
+
+def test_a_run_is_as_many_messages_as_it_has_bodies() -> None:
+    """Or one message could hold a hundred thousand, all of which are dealt with in one go."""
+    reader = decoder(from_broker=False)
+    full = [run(protocol.MAX_RUN)] * (MAX_BATCH // protocol.MAX_RUN)
+    assert reader.decode(codec.encode(full)) == full
+    for more in (protocol.Bye(), run(1), run(protocol.MAX_RUN)):
+        with pytest.raises(ProtocolError, match="more than 512 messages"):
+            reader.decode(codec.encode([*full, more]))
+        assert codec.encode([more, *full])  # the encoder leaves it to `batches`
+    with pytest.raises(ProtocolError, match="more than 512 messages"):
+        reader.decode(codec.encode([run(2)] * MAX_BATCH))
+
+
+def test_the_largest_run_stays_below_the_frame_limit() -> None:
+    largest = run(protocol.MAX_RUN, INLINE_BYTES)
+    assert sum(map(len, largest.bodies)) <= MAX_BATCH_BYTES
+    assert len(codec.encode([largest])) == 1  # whatever the bodies are, they stand inside
+    assert decoder(from_broker=False).decode(codec.encode([largest])) == [largest]
+
+
+# --- batches
+
+
+@given(st.lists(st.one_of(st.just(protocol.Bye()), BODIES.map(lambda body: SEND._replace(body=body))), max_size=30))
+def test_batches_lose_nothing(envelopes: list[Any]) -> None:
+    assert [one for batch in codec.batches(envelopes) for one in batch] == envelopes
+
+
+def test_batches_are_cut_by_number_and_by_size() -> None:
+    assert list(map(len, codec.batches([protocol.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
+    third = SEND._replace(body=bytes(MAX_BATCH_BYTES // 3))
+    assert list(map(len, codec.batches([third] * 7))) == [3, 3, 1]
+    assert list(map(len, codec.batches([run(protocol.MAX_RUN)] * 5))) == [2, 2, 1]
+    assert list(map(len, codec.batches([run(protocol.MAX_RUN, INLINE_BYTES), run(1)]))) == [1, 1]
+    huge = SEND._replace(body=bytes(protocol.MAX_BODY_BYTES))
+    assert list(map(len, codec.batches([third, huge, third]))) == [1, 1, 1]
+    assert list(codec.batches([])) == []
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, protocol.MAX_RUN), st.sampled_from((0, 100, INLINE_BYTES))).map(lambda r: run(*r)),
+            st.just(protocol.Bye()),
+            st.sampled_from((1, INLINE_BYTES + 1, MAX_BATCH_BYTES)).map(lambda size: SEND._replace(body=bytes(size))),
+        ),
+        max_size=12,
+    )
+)
+def test_batches_with_runs_stay_within_the_bounds_and_are_taken(envelopes: list[Any]) -> None:
+    reader = decoder(from_broker=False)
+    cut = list(codec.batches(envelopes))
+    assert [one for batch in cut for one in batch] == envelopes
+    for batch in cut:
+        bodies = [one.bodies if isinstance(one, protocol.Sends) else (getattr(one, "body", b""),) for one in batch]
+        assert sum(map(len, bodies)) <= MAX_BATCH
+        assert sum(len(body) for several in bodies for body in several) <= MAX_BATCH_BYTES or len(batch) == 1
+        assert reader.decode(codec.encode(batch)) == batch
+
+
+def test_two_pages_of_sessions_never_share_a_message() -> None:
+    page = protocol.Sessions("r", (), True)
+    batches = list(codec.batches([protocol.Bye(), page, page, protocol.Done("r", ""), page]))
+    assert [sum(isinstance(one, protocol.Sessions) for one in batch) for batch in batches].count(1) == 3
+
+
+# --- versions
+
+
+@given(st.integers(-9, 99).filter(lambda number: number != protocol.VERSION), st.lists(st.none() | INTS | st.text()))
+def test_a_hello_of_another_version_is_told_apart(version: int, rest: list[Any]) -> None:
+    (hello,) = decoder(from_broker=False).decode([msgpack.packb([[1, version, "9.9", *rest], ["what", "follows"]])])
+    assert isinstance(hello, protocol.Hello)
+    assert (hello.version, hello.release) == (version, "9.9")
+
+
+# --- ids
+
+
+def test_ids_are_twelve_letters_and_digits_and_no_two_are_alike() -> None:
+    makers = [protocol.IdMaker() for _ in range(10)]
+    ids = [make() for make in makers for _ in range(1_000)]
+    assert len(set(ids)) == len(ids)
+    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in ids)
+
+
+@given(st.binary(min_size=1, max_size=8))
+def test_any_entropy_makes_ids_of_full_width(entropy: bytes) -> None:
+    make = protocol.IdMaker(entropy)
+    first, second = make(), make()
+    assert first != second and first[:7] == second[:7]
+    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in (first, second))
+
+
+def test_the_count_goes_round_without_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol.IdMaker, "_WIDTH", 1)
+    make = protocol.IdMaker(b"\x07\0\0\0\0\0\0\0")
+    ids = [make() for _ in range(37)]
+    assert len({one[:11] for one in ids[:36]}) == 1
+    assert len(set(ids)) == 37
+    assert ids[36][:11] != ids[0][:11]  # drawn anew
+
+
+@pytest.mark.parametrize("text", ["a" * 8, "0" * 12, "abc123de"])
+def test_message_ids(text: str) -> None:
+    assert protocol.is_msg_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 7, "a" * 13, "ABCDEFGH", "abc-1234", "abcdefg\n", "abcdéfgh", "٣" * 8])
+def test_what_is_no_message_id(text: str) -> None:
+    assert not protocol.is_msg_id(text)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.sampled_from("ab19zé٣ǅAß\n-"), min_size=7, max_size=13),
+            st.text(st.sampled_from("ab"), min_size=8, max_size=8),
+            st.text(st.sampled_from("abcdefghijkl0123456789"), min_size=8, max_size=12),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+@example(["abcdefgh", "abcdefgh"])
+@example(["abcdefghabcdefgh", ""])
+@example(["abcdefg", "abcdefghi"])
+@example(["abcdefgh", "ABCDEFGH"])
+@example(["abcdefgh", "abcdefg\n"])
+def test_many_are_message_ids_if_each_is_one_and_no_other(texts: list[str]) -> None:
+    assert protocol.are_msg_ids(texts) == (all(map(protocol.is_msg_id, texts)) and len(set(texts)) == len(texts))
+
+
+def test_no_ids_are_none() -> None:
+    """A run has one at least."""
+    assert not protocol.are_msg_ids([])
+
+
+def test_no_two_threads_get_the_same_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the count runs over under their hands."""
+    monkeypatch.setattr(protocol.IdMaker, "_WIDTH", 2)
+    make = protocol.IdMaker()
+    before = sys.getswitchinterval()
+    made: list[list[str]] = [[] for _ in range(4)]
+    start = threading.Barrier(len(made))
+
+    def draw(ids: list[str]) -> None:
+        start.wait(90)
+        ids += [make() for _ in range(10_000)]
+
+    threads = [threading.Thread(target=draw, args=(ids,)) for ids in made]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    ids = [one for several in made for one in several]
+    assert len(ids) == 40_000 == len(set(ids))
+    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in ids)
+
+
+def test_session_ids_are_random_uuids() -> None:
+    ids = [protocol.new_session_id() for _ in range(100)]
+    assert len(set(ids)) == 100
+    for text in ids:
+        parsed = uuid.UUID(text)
+        assert (str(parsed), parsed.version, parsed.variant) == (text, 4, uuid.RFC_4122)
+
+
+def test_tokens_are_128_bits() -> None:
+    assert {len(protocol.new_token()) for _ in range(10)} == {32}
+    assert len({protocol.new_token() for _ in range(100)}) == 100
+
+
+# --- channels
+
+paths = st.text(st.characters(codec="utf-8"), max_size=10)
+
+
+@given(st.lists(st.tuples(st.sampled_from((Scope.PROJECT, Scope.TOPIC)), paths.filter(lambda path: "\0" not in path))))
+def test_no_channel_is_the_beginning_of_another(targets: list[tuple[Scope, str]]) -> None:
+    channels = {protocol.channel(scope, target) for scope, target in targets}
+    channels |= {protocol.name_channel(target) for _, target in targets} | {protocol.EVERYONE}
+    for one in channels:
+        assert [other for other in channels if other.startswith(one)] == [one]
+
+
+def test_channels() -> None:
+    assert protocol.channel(Scope.ALL, "whatever") == protocol.EVERYONE
+    assert protocol.channel(Scope.PROJECT, "/a") == b"//a\0"
+    assert protocol.channel(Scope.TOPIC, "a") == b"#a\0"
+    assert protocol.name_channel("a") == b"@a\0"
+
+
+@given(paths)
+def test_the_mark_sorts_behind_every_other_filter(target: str) -> None:
+    mark = protocol.mark_channel("0")
+    assert mark.startswith(protocol.MARK)
+    others = (protocol.channel(Scope.PROJECT, target), protocol.channel(Scope.TOPIC, target))
+    assert all(other < mark for other in (*others, protocol.name_channel(target), protocol.EVERYONE))
+
+
+def test_hello_leaves_out_that_somebody_chose_the_name_as_clients_do_that_do_not_know_it() -> None:
+    named = protocol.Hello(protocol.VERSION, "1", 1, "id", "token", "me", None, "/", "/", 7, "7:7", (), (), None)
+    for hello, fields in ((named, 14), (named._replace(named=False), 15)):
+        frames = codec.encode([hello, protocol.Bye()])
+        (array, bye) = msgpack.unpackb(frames[0])
+        assert len(array) == 1 + fields and bye == [2]
+        assert decoder(from_broker=False).decode(frames) == [hello, protocol.Bye()]
+    for wrong in (named[:13], (*named[:14], 1), (*named[:14], None), (*named, True)):
+        assert refused([msgpack.packb([(1, *wrong)])])
+
+
+def test_a_decoder_says_what_it_reads() -> None:
+    assert repr(decoder(from_broker=False)) == "<Decoder of 25 verbs>"

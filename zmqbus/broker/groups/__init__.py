@@ -1,0 +1,1 @@
+"""Requests to worker groups: a pure model of workers, queues and what a failover finds again."""

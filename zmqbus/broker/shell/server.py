@@ -1,0 +1,494 @@
+"""The broker's shell: sockets, files and the loop. It turns what arrives into events and effects into I/O.
+
+One thread and one `zmq.Poller`. Each wake runs the same steps, and their order is the promise:
+
+1. drain what has arrived, up to a bound, so that timers and the other sockets get their turn;
+2. let the core decide;
+3. write the records of this wake to the journal, in one write;
+4. commit the store, in one transaction;
+5. send: everything for one peer that is ready now goes as one message.
+
+Where nothing of what there is to send depends on 3 and 4 (an alone request to a worker, `core.may_speak_first`), it is
+sent before them.
+
+A broker that dies before 4 has told nobody anything; one that dies after it has told nothing that is not on record.
+With durability `process` both writes are with the kernel then, which outlives every process; with `power` they are on
+the disk, the journal's first.
+
+Nothing waits for more to come: a lone message passes through all five steps at once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import zmq
+
+import zmqbus
+from zmqbus.broker import core, events
+from zmqbus.broker.pressure import Pressure
+from zmqbus.broker.shell.indexer import Keeper
+from zmqbus.broker.shell.log import Log
+from zmqbus.broker.shell.spool_reader import WAKE_BYTES, Spools
+from zmqbus.broker.storage.api import StoreError
+from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.thinning import Thinning
+from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
+from zmqbus.journal.reader import Earlier, recent
+from zmqbus.journal.record import JournalError, Record, Records, Spelled, encode_all
+from zmqbus.journal.writer import Journal
+from zmqbus.process import Process, has_ended
+from zmqbus.security import keys as security
+from zmqbus.settings import DEFAULT_PORT, Settings
+from zmqbus.system import descriptors
+from zmqbus.system.port_holder import who_holds
+from zmqbus.wire import codec, sockets, verbs
+from zmqbus.wire.wakeup import Wakeup
+
+#: ZeroMQ messages taken from one socket before the loop goes round,
+DRAIN_MESSAGES = 200
+#: and the time for it, s. What is drained together is written and sent together, so in a stream its receiver waits for
+#: all of it; and the other socket and the timers want their turn. (At 20 ms sender, broker and receiver took turns to
+#: work; below 1 ms the rate is no higher.)
+DRAIN_S = 0.001
+#: The core hears of the time at most so often: under load the loop goes round thousands of times a second.
+TICK_S = 0.05
+#: Messages queued towards one peer before it counts as gone. Credit keeps an honest one far below (1,000 messages, and
+#: many travel as one); what gets here asks without reading.
+PEER_HWM = 400
+#: Messages of one peer that wait for the next wake: a wake takes that many, and each may hold 512 envelopes.
+PEER_IN_HWM = DRAIN_MESSAGES
+#: Subscriptions of one peer that wait to be taken in. (With 1, libzmq 4.3.5 never reads a message of several frames to
+#: its end, nor what comes after it.)
+SUBSCRIBER_IN_HWM = 8
+#: A handshake that is not done by then is dropped, so that half-open connections do not pile up.
+HANDSHAKE_MS = 5_000
+#: Connections that may wait for their handshake: 1,000 sessions may come at once.
+BACKLOG = 1_024
+#: What a subscription may be long; nothing else travels towards the PUB.
+MAX_SUBSCRIPTION_BYTES = 16 * 1024
+#: Records in which a repeated message is looked for. A sender has at most 1,000 unconfirmed, so the last 20,000 hold
+#: every one of 20 senders at full tilt; and the bytes bound the time where bodies are large.
+REPEATABLE = 20_000
+REPEATABLE_BYTES = 128 * 1024 * 1024
+#: What a message under way takes beside its body, and a connection with its session and both of its sockets.
+MESSAGE_BYTES = 1_000
+CONNECTION_BYTES = 100_000
+#: What poll() takes at most: a C int. Ten idle years are more than that; the loop just goes round once.
+MAX_POLL_MS = 2**31 - 1
+#: How long a closing broker tries to hand out its last words.
+LINGER_MS = 500
+#: An option of libzmq's context that pyzmq has no name for. It lets frames stay in the buffer that they were read into,
+#: which touches another page for each connection, 8 MB for 1,000 sessions; and with CURVE all are copied anyway.
+_ZERO_COPY_RECV = 10
+#: Files that the broker opens for itself, with some to spare: sockets, database, journal, its segments and the index.
+OWN_DESCRIPTORS = 48
+#: Connections for 1,000 sessions, two each. With a lower limit the broker says so: those beyond it could not connect.
+WANTED_DESCRIPTORS = OWN_DESCRIPTORS + 2 * 1_000
+#: The broadcast port is drawn from here, and the router's where its own is held: below every system's range of
+#: ephemeral ports, where a client that retries a closed port can be given it as its own and connect to itself.
+ANY_PORTS = range(10_000, 30_000)
+
+
+#: A clock that is never set, and goes on while the machine sleeps, where there is one.
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def _elapsed_s() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+def _owner_lives(owner: str) -> bool:
+    """Whether the process that a HELLO named as its session's owner may still run: one that cannot be judged from here,
+    because it is in another PID namespace or on another machine, may."""
+    process = Process.parse(owner)
+    return process is None or not has_ended(process)
+
+
+def _secure(socket: zmq.Socket[bytes], keys: security.BrokerKeys) -> None:
+    """Options that both sockets of the broker share."""
+    security.curve_server(socket, keys)
+    socket.linger = LINGER_MS  # with none, term() would wait for peers that never read
+    socket.sndhwm = PEER_HWM  # without it a peer that does not read grows the broker
+    socket.rcvhwm = PEER_IN_HWM  # bounds what floods in between two wakes; TCP holds the rest back
+    socket.handshake_ivl = HANDSHAKE_MS  # a half handshake would hold its connection for 30 s
+    socket.backlog = BACKLOG  # with 100, a storm of clients meets refused connections
+
+
+def _router(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKeys) -> zmq.Socket[bytes]:
+    """The socket for directed envelopes."""
+    router = context.socket(zmq.ROUTER)
+    _secure(router, keys)
+    router.router_mandatory = True  # a route that is gone is an error, not silence
+    router.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)  # one giant frame would be read to its end
+    return router
+
+
+def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKeys) -> zmq.Socket[bytes]:
+    """The socket for broadcasts: XPUB is a PUB that shows its subscriptions."""
+    publisher = context.socket(zmq.XPUB)
+    _secure(publisher, keys)
+    publisher.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
+    # libzmq takes subscriptions in until there is none, whatever time it is. With a short queue it has to wait for
+    # whoever sends them without end, and the loop goes on.
+    publisher.rcvhwm = SUBSCRIBER_IN_HWM
+    return publisher
+
+
+class Server:
+    """Binds, serves and closes. Made by `daemon`, which holds the election's lock for as long as this lives."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self._settings = settings
+        self.port = settings.port  #: of the ROUTER; another one, where that is held and may be left
+        self._log = log
+        self._closing = ExitStack()
+        self._stop_reason: str | None = None
+        self._outbox: dict[bytes, list[verbs.Envelope]] = {}
+        self._channels: list[events.Publish] = []
+        self._records: list[Record | Records | Spelled] = []
+        self._decoder = codec.Decoder(from_broker=False)
+        self._idle_since_s = 0.0
+        self._ticked_s = 0.0
+        self._began = time.time() - _elapsed_s()
+        self._commit_failure = ""  # what was logged last about it
+        self._earlier: dict[str, Earlier] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Server on port {self.port}: {self._core!r}>"
+
+    # --- life
+
+    def open(self) -> None:
+        """Binds both sockets and the journal. Raises `BrokerUnavailable` where the port is held by another program,
+        `Unauthorized` where keys or files are not the user's own."""
+        descriptors.reserve(OWN_DESCRIPTORS, "the broker")
+        keys = security.broker_keys(self._settings.data_dir)
+        paths = self._settings.paths
+        self._journal = Journal(paths.log)
+        self._closing.callback(self._journal.close)
+        begun = not os.path.lexists(paths.database)
+        self._store = Database(paths.database, paths.log, durability=self._settings.durability)
+        self._closing.callback(self._store.close)
+        self._spools = Spools(paths.spool)  # before anyone is welcomed who might use it
+        self._closing.callback(self._spools.close)
+        last_id = next(iter(recent(paths.log, records=1, limit_bytes=REPEATABLE_BYTES)), "")
+        if begun and last_id:
+            self._store.notices.append(
+                f"{paths.database} was gone, and was begun anew: sessions and unread messages are not known any more; "
+                "the texts of all messages are still in messages.log"
+            )
+        self._indexing = Keeper(self._settings, self._log.warning)
+        self._closing.callback(self._indexing.close)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        with suppress(zmq.ZMQError):  # one that does not know of it just needs more memory
+            context.set(_ZERO_COPY_RECV, 0)
+        self._closing.callback(context.term)
+        self._zap = security.ZapHandler(context, keys.allowed_clients)
+        self._closing.callback(self._zap.close)
+        self._router = _router(context, keys)
+        self._closing.callback(self._router.close)
+        self._publisher = _publisher(context, keys)
+        self._closing.callback(self._publisher.close)
+        self._bind_router()
+        self._core = core.BrokerCore(
+            epoch=verbs.new_token()[:16],
+            release=zmqbus.__version__,
+            store=self._store,
+            new_token=verbs.new_token,
+            pub_port=self._bind_any(self._publisher),
+            sent_before=self._sent_before,
+            owner_lives=_owner_lives,
+            last_id=last_id,
+            read_spooled=self._spools.read,
+        )
+        self._core.shell_figures = lambda: (
+            ("handshakes_refused", self._zap.refused),
+            ("connections_closed", self._pressure.closed),
+            ("log_kept_bytes", self._thinning.kept_bytes),
+        )
+        self._thinning = Thinning(self._journal, self._store, self._core, self._log.warning)
+        self._pressure = Pressure(self.port, self._core.pub_port)
+        self._closing.callback(self._pressure.close)
+        self._do(self._core.recover(self._now()))
+        self._poller = zmq.Poller()
+        for socket_ in (self._router, self._publisher, *self._zap.sockets):
+            self._poller.register(socket_, zmq.POLLIN)
+        self._note_damage()
+        self._note_limit()
+        self._idle_since_s = time.monotonic()
+
+    def _note_limit(self) -> None:
+        limit = os.sysconf("SC_OPEN_MAX")
+        if limit < WANTED_DESCRIPTORS:
+            sessions = (limit - OWN_DESCRIPTORS) // 2
+            notice = (
+                f"this broker may have {limit} files open, which is enough for about {sessions} sessions; for more, "
+                "raise the hard limit (ulimit -Hn), and start it anew: zmqbus broker --stop"
+            )
+            self._log.warning(notice)
+            self._core.notice(notice)
+
+    def _bind_router(self) -> None:
+        """Binds the settings' port; or another one where that is held and is the well-known one, which nobody chose."""
+        port = self._settings.port
+        try:
+            self._router.bind(f"tcp://127.0.0.1:{port}")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE:
+                raise BrokerUnavailable(f"cannot bind port {port}: {error}; choose another one with --port") from None
+            holder = who_holds(port)
+            if port != DEFAULT_PORT:
+                raise PortHeld(port, holder) from None
+            self.port = self._bind_any(self._router)
+            self._store.notices.append(
+                f"port {port} is held by {holder or 'another program'}, so the bus is on port {self.port} until its "
+                "broker ends; commands and sessions find it by themselves"
+            )
+            self._log.warning(self._store.notices[-1])
+
+    def _bind_any(self, socket: zmq.Socket[bytes]) -> int:
+        for port in random.sample(ANY_PORTS, 200):
+            try:
+                socket.bind(f"tcp://127.0.0.1:{port}")
+            except zmq.ZMQError:
+                continue
+            return port
+        raise BrokerUnavailable("no free port between 10000 and 29999; end what holds them")
+
+    @property
+    def notices(self) -> list[str]:
+        """What was found damaged or set aside since the start, for the user who has started this broker."""
+        return self._core.notices
+
+    def close(self) -> None:
+        """Hands out what is ready, and closes. Idempotent."""
+        self._closing.close()
+
+    def run(self) -> str:
+        """Serves until it is stopped, or nobody has needed it for the idle time; returns why."""
+        with Wakeup() as wakeup:
+            self._poller.register(wakeup.fd, zmq.POLLIN)
+            self._log.info(f"release {self._core.release} serves port {self.port}, broadcasts on {self._core.pub_port}")
+            while self._stop_reason is None:
+                ready = self._wait()
+                if wakeup.caught is not None:
+                    self._stop(f"got {wakeup.caught.name}")
+                self._wake(ready)
+        self._log.info(f"ends: {self._stop_reason}")
+        return self._stop_reason
+
+    def _stop(self, reason: str) -> None:
+        self._stop_reason = reason
+
+    # --- the loop
+
+    def _timeout_ms(self) -> int | None:
+        tick_s = self._core.next_tick_s()
+        if tick_s is not None:
+            return int(tick_s * 1000)
+        if not self._settings.idle_shutdown_s:
+            return None
+        left_s = self._idle_since_s + self._settings.idle_shutdown_s - time.monotonic()
+        return min(max(0, int(left_s * 1000) + 1), MAX_POLL_MS)
+
+    def _wait(self) -> dict[object, int]:
+        """Sleeps until there is something to do. Looks at the process's size meanwhile: what makes it grow need not be
+        anything that wakes it."""
+        timeout_ms = self._timeout_ms()
+        until_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        while True:
+            step_s = self._pressure.wait_s
+            step_ms = timeout_ms if step_s is None else int(step_s * 1000)
+            if until_s is not None:
+                left_ms = max(0, int((until_s - time.monotonic()) * 1000 + 0.999))
+                step_ms = left_ms if step_ms is None else min(step_ms, left_ms)
+            ready: dict[object, int] = dict(self._poller.poll(step_ms))
+            if ready or (until_s is not None and time.monotonic() >= until_s):
+                return ready
+            self._look_at_pressure(time.monotonic())
+
+    def _look_at_pressure(self, now_s: float) -> None:
+        for line in self._pressure.look(now_s, self._kept_bytes):
+            self._log.warning(line)
+
+    def _kept_bytes(self) -> int:
+        """What the broker itself keeps in memory, and has bounds for."""
+        messages, under_way_bytes = self._core.delivery.under_way()
+        connections = len(self._core.registry.connections)
+        kept_bytes = self._core.pool.kept_bytes + under_way_bytes + messages * MESSAGE_BYTES
+        return 2 * kept_bytes + connections * CONNECTION_BYTES
+
+    def _now(self) -> events.Instant:
+        return events.Instant(time.monotonic(), time.time(), self._began + _elapsed_s())
+
+    def _wake(self, ready: dict[object, int]) -> None:
+        if not ready.keys().isdisjoint(self._zap.sockets):
+            self._zap.handle()
+        now = self._now()
+        self._look_at_pressure(now.mono_s)
+        self._spools.read_bytes = 0
+        if self._publisher in ready:
+            self._drain_subscriptions(now)
+        if self._router in ready:
+            self._drain_router(now)
+        if now.mono_s - self._ticked_s >= TICK_S:
+            self._ticked_s = now.mono_s
+            self._do(self._core.handle(now, events.Tick()))
+            self._indexing.tick(now.mono_s)
+            self._renew_zap(now)
+        if self._records and self._core.may_speak_first:
+            self._send_all(now)
+        self._write_journal(now)
+        self._commit(now)
+        self._send_all(now)
+        if self._ticked_s == now.mono_s:
+            self._thinning.tick(now.mono_s)
+        if not self._spools.is_empty and (self._ticked_s == now.mono_s or not self._core.registry.connections):
+            self._spools.sweep(self._core.registry.connections)
+        self._look_idle(now)
+
+    def _renew_zap(self, now: events.Instant) -> None:
+        before = self._zap.sockets
+        if self._zap.renew(now.mono_s):
+            for socket in before:
+                self._poller.unregister(socket)
+            for socket in self._zap.sockets:
+                self._poller.register(socket, zmq.POLLIN)
+
+    def _drain_router(self, now: events.Instant) -> None:
+        for _ in range(DRAIN_MESSAGES):
+            if time.monotonic() - now.mono_s > DRAIN_S or self._spools.read_bytes >= WAKE_BYTES:
+                return
+            parts = sockets.receive(self._router)
+            if parts is None:
+                return
+            route, *parts = parts
+            try:
+                event: events.Event = events.Received(route, self._decoder.decode(parts))
+            except ProtocolError as error:
+                event = events.Malformed(route, str(error))
+            self._do(self._core.handle(now, event))
+
+    def _drain_subscriptions(self, now: events.Instant) -> None:
+        for _ in range(DRAIN_MESSAGES):
+            parts = sockets.receive(self._publisher)
+            if parts is None:
+                return
+            change, topic = parts[0][:1], parts[0][1:]
+            # Only the marks tell the broker anything; whatever else comes up the PUB is a filter, or nothing.
+            if len(parts) == 1 and change in (b"\0", b"\1") and topic[:1] == verbs.MARK and topic.endswith(b"\0"):
+                lease = topic[1:-1].decode("ascii", "replace")
+                self._do(self._core.handle(now, events.Marked(lease) if change == b"\1" else events.Unmarked(lease)))
+
+    def _do(self, effects: list[events.Effect]) -> None:
+        outbox, records = self._outbox, self._records
+        for effect in effects:
+            kind = effect.__class__  # nearly all are of the first two
+            if kind is events.Reply:
+                route, envelope = effect  # type: ignore[misc]
+                if route in outbox:
+                    outbox[route].append(envelope)
+                else:
+                    outbox[route] = [envelope]
+                continue
+            if kind is events.Append:
+                records.append(effect.record)  # type: ignore[union-attr]
+                continue
+            match effect:
+                case events.Publish():
+                    self._channels.append(effect)
+                case events.Note(text):
+                    self._log.info(text)
+                case events.Halt():
+                    self._stop("asked to stop")
+
+    def _write_journal(self, now: events.Instant) -> None:
+        if not self._records:
+            return
+        records, self._records = self._records, []
+        try:
+            pointers = self._journal.append(encode_all(records), oldest_needed=self._core.oldest_segment)
+        except ZmqbusError as error:
+            self._log.error(str(error))
+            self._do(self._core.handle(now, events.JournalFailed(str(error))))
+        else:
+            self._do(self._core.handle(now, events.Journaled(pointers)))
+
+    def _commit(self, now: events.Instant) -> None:
+        """Makes safe what the core has put into the store, so that senders may hear of it."""
+        if not self._store.pending and not self._core.delivery.waits_for_commit:
+            return
+        try:
+            if self._settings.durability == "power":
+                self._journal.sync()  # first: the store's rows point into it
+            self._store.commit()
+        except (StoreError, JournalError) as error:
+            if self._commit_failure != str(error):
+                self._commit_failure = str(error)
+                self._log.error(str(error))
+            self._do(self._core.handle(now, events.CommitFailed(str(error))))
+        else:
+            if self._commit_failure:
+                self._commit_failure = ""
+                self._log.info("mailboxes are written again")
+            self._do(self._core.handle(now, events.Committed()))
+        self._note_damage()
+
+    def _note_damage(self) -> None:
+        """Tells the log, and whoever asks for the status, what was found damaged or set aside."""
+        found, self._store.notices = self._store.notices, []
+        if self._journal.recovered:
+            found.append(f"messages.log: {self._journal.recovered}")
+            self._journal.recovered = None
+        for notice in found:
+            self._log.error(notice)
+            self._core.notice(notice)
+
+    def _sent_before(self, msg_id: str) -> Earlier | None:
+        if self._earlier is None:
+            # Once, and only for a sender that repeats itself: 10 ms for what an earlier broker has written.
+            self._earlier = recent(self._settings.paths.log, records=REPEATABLE, limit_bytes=REPEATABLE_BYTES)
+        return self._earlier.get(msg_id)
+
+    def _send_all(self, now: events.Instant) -> None:
+        """Sends the wake's effects. A peer that cannot be reached makes new ones, for others."""
+        while self._outbox or self._channels:
+            outbox, self._outbox = self._outbox, {}
+            if self._channels:
+                self._publish()
+            for route, replies in outbox.items():
+                try:
+                    for batch in codec.batches(replies) if len(replies) > 1 else (replies,):
+                        sockets.send(self._router, (route, *codec.encode(batch)))
+                except zmq.ZMQError as error:
+                    if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                        raise
+                    self._do(self._core.handle(now, events.Unreachable(route)))
+            self._commit(now)
+
+    def _publish(self) -> None:
+        channels, self._channels = self._channels, []
+        for channel, envelopes in _runs(channels):
+            for batch in codec.batches(envelopes):
+                sockets.send(self._publisher, (channel, *codec.encode(batch)))
+
+    def _look_idle(self, now: events.Instant) -> None:
+        if not self._core.idle:
+            self._idle_since_s = now.mono_s
+        elif self._settings.idle_shutdown_s and now.mono_s - self._idle_since_s >= self._settings.idle_shutdown_s:
+            self._stop(f"idle for {self._settings.idle_shutdown_s / 60:g} min")
+
+
+def _runs(published: list[events.Publish]) -> Iterator[tuple[bytes, list[verbs.Envelope]]]:
+    """Neighbours on one channel, together. Only neighbours: a subscriber of two channels sees them in one order."""
+    run: list[verbs.Envelope] = []
+    for number, (channel, envelope) in enumerate(published):
+        run.append(envelope)
+        if number + 1 == len(published) or published[number + 1].channel != channel:
+            yield channel, run
+            run = []

@@ -1,0 +1,381 @@
+"""The half of a program's bus that receives: the messages of its mailbox, and the work of its groups.
+
+Theory of operation
+===================
+
+A message is *taken* when the program has it in hand: `next_message` returns it and, unless the program acknowledges
+itself, says so; only then its sender hears `delivered`. What was not taken is the mailbox's, whatever has been
+received: a lost connection takes it back, and it comes again.
+
+What comes in one piece stays in one piece here (`_Batch`), with a mark how far it is taken. If the mailbox takes it
+back, the messages up to the mark, as far as the core has not been told of them, are `unsure`: they will come again, and
+are acknowledged then without being handed out. Where the program acknowledges, no runs come.
+
+Where the program acknowledges (`manual`), a message stays owed while it is worked on. Should it come again meanwhile,
+over another connection, it is the same message: it is not handed out twice, and the acknowledgement that is due goes
+with the newer ticket.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from zmqbus.client import core, payload
+from zmqbus.client.io_thread import Driver, closed
+from zmqbus.client.message import Message, about_run, of_incoming
+from zmqbus.client.transport import Link
+from zmqbus.errors import ZmqbusError
+from zmqbus.wire import verbs
+
+#: Messages that are taken one after the other are acknowledged together, and requests answered, no later than this
+#: after the first of them. One that is alone is acknowledged, or answered, at once.
+COALESCE_S = 0.001
+#: Ref of what a session says that goes for good.
+FORGET_REF = "forget"
+#: How long whoever stops working waits until the broker has heard of it: that takes milliseconds, and where it has a
+#: successor, two seconds. After that, requests that have crossed it on the way are left to their deadlines.
+SETTLE_S = 5.0
+
+
+class _Batch:
+    """Messages that have come in one piece, and how far the program has taken them."""
+
+    __slots__ = ("about", "at", "bodies", "hand", "msg_ids", "told")
+
+    def __init__(self, hand: core.HandRun) -> None:
+        self.hand = hand
+        self.msg_ids = hand.messages.msg_ids
+        self.bodies = hand.messages.bodies
+        self.about = about_run(hand.messages)
+        self.at = 0  #: so many are taken
+        self.told = 0  #: and of so many of them the core knows
+
+
+class Receiver:
+    """Receives. Thread-safe."""
+
+    def __init__(self, link: Link, log_path: str, *, manual: bool) -> None:
+        self._driver = Driver(link, self)
+        self._log = payload.Log(log_path)
+        self._manual = manual
+        self._arrived = threading.Condition()
+        # These belong to the condition's lock.
+        self._inbox: deque[core.Incoming | _Batch] = deque()
+        self._work: deque[verbs.Work] = deque()
+        self._withdrawn: set[str] = set()
+        self._error: ZmqbusError | None = None
+        self._watchers: list[Callable[[], None]] = []
+        self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
+        self._taken: dict[str, core.Ticket] = {}  # of those that the program is done with; the broker has to be told
+        self._batches: list[_Batch] = []  # likewise, where they came in one piece: as far as each is taken
+        self._waiting = 0  # threads that wait for a message
+        self._given: deque[core.Incoming] = deque()  # messages that are theirs, and taken
+        self._unsure: dict[str, None] = {}  # taken, not told, and the mailbox's again: they will come again
+        # Whoever answers puts it in at one end, the driver takes it out at the other.
+        self._answers: deque[tuple[str, int, bytes]] = deque()
+        self._forgets = False  # it goes for good: to be said behind all that it has taken
+        self._forgetting = False  # that is said
+        self._given_up: int | None = None  # and carried out: so many messages were not taken
+        self._asked = ""  # ref of what the broker is asked to see that it has heard everything before that
+        self._due_s: float | None = None  # when these are to be said at the latest
+        self._groups = link.core.persona.groups
+        self.name = link.core.persona.name or ""  #: what the session goes by
+
+    def __repr__(self) -> str:
+        return f"<Receiver {self.name!r}: {self.unread} messages, {len(self._work)} requests>"
+
+    @property
+    def unread(self) -> int:
+        """Messages that are here and not taken."""
+        return sum(len(one.msg_ids) - one.at if isinstance(one, _Batch) else 1 for one in list(self._inbox))
+
+    def open(self) -> core.Welcomed:
+        """Connects. Raises what keeps it from doing so."""
+        welcomed = self._driver.open()
+        self.name = welcomed.welcome.name
+        return welcomed
+
+    def close(self) -> None:
+        """Ends the connection; whoever waits for a message hears `NotConnected`."""
+        self._driver.close()
+
+    def close_soon(self) -> None:
+        """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
+        self._driver.close_soon()
+
+    def forget(self, timeout_s: float) -> int | None:
+        """Leaves for good: the name is free, and what has not been taken is given up. Waits up to `timeout_s` for the
+        broker's word; returns how many messages were not taken, None if it does not come.
+
+        It is said whatever happens: if the wait is interrupted, with `close` at the latest.
+        """
+        self._forgets = True
+        try:
+            self._driver.say()
+        except ZmqbusError:
+            return None  # the connection has ended, and with it all that could be said
+        if self._driver.waits_for_itself:
+            return None
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._given_up is not None or self._error is not None, timeout_s)
+            return self._given_up
+
+    def check(self) -> None:
+        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
+        self._driver.check()
+
+    # --- messages
+
+    def next_message(self, timeout_s: float | None) -> Message | None:
+        """The next message, oldest first; None if none comes in time. Raises what ended the connection."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._driver.check()
+        with self._arrived:
+            while not self._inbox and not self._given:
+                if self._error is not None:
+                    raise self._error
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return None
+                self._waiting += 1
+                try:
+                    self._arrived.wait(left_s)
+                finally:
+                    self._waiting -= 1
+            if self._given:
+                return of_incoming(self._given.popleft(), self._log)
+            first = self._inbox[0]
+            # Taken in one with that: should the mailbox take it back at this instant, it comes again, and is known.
+            taken: Message | core.Incoming
+            if isinstance(first, _Batch):
+                taken = self._next_of(first)
+            else:
+                taken = first
+                self._inbox.popleft()
+                (self._tickets if self._manual else self._taken)[first.msg_id] = first.ticket
+            last = not self._inbox
+        if not self._manual:
+            self._soon(at_once=last)
+        if isinstance(taken, Message):
+            return taken
+        return of_incoming(taken, self._log, self._done if self._manual else None)
+
+    def _next_of(self, batch: _Batch) -> Message:
+        """The next message of those that stand first in the inbox, and have come in one piece."""
+        at = batch.at
+        batch.at = at + 1
+        if batch.at == len(batch.msg_ids):
+            self._inbox.popleft()
+        if at == batch.told:  # the first one that the core has not been told of
+            self._batches.append(batch)
+        return Message.plain(batch.about, batch.msg_ids[at], batch.bodies[at])
+
+    def _done(self, message: Message) -> None:
+        self._driver.check()
+        with self._arrived:
+            ticket = self._tickets.pop(message.msg_id, None)
+            if ticket is not None:
+                self._taken[message.msg_id] = ticket
+        if ticket is not None:
+            self._soon(at_once=True)
+
+    def _soon(self, *, at_once: bool) -> None:
+        """There is something to say: now, or with what follows it."""
+        if at_once:
+            self._driver.say()
+        elif self._due_s is None:
+            self._due_s = due_s = time.monotonic() + COALESCE_S
+            self._driver.nudge(due_s)
+
+    # --- work
+
+    def offer(self, credit: int) -> None:
+        """Says how many requests of its groups the program takes at a time; nothing where it has joined none."""
+        if self._groups:
+            self._driver.say(lambda client: client.offer(credit))
+
+    def stop_work(self) -> None:
+        """Takes no more requests. Returns when all are here that the broker has handed over before it heard of that:
+        they are this program's to answer, for nobody else gets them while it is connected."""
+
+        def say(client: core.ClientCore) -> list[core.Effect]:
+            if not client.persona.groups:
+                return []
+            self._asked = ref = f"w{id(done)}"
+            return [*client.offer(0), *client.request(verbs.Status(ref))]
+
+        done = object()
+        self._driver.say(say)
+        with self._arrived:
+            self._arrived.wait_for(lambda: not self._asked or self._error is not None, SETTLE_S)
+
+    def give_back(self) -> None:
+        """Takes no more requests, and leaves those that are here, and not answered, to other workers."""
+
+        def say(client: core.ClientCore) -> list[core.Effect]:
+            with self._arrived:
+                self._work.clear()
+            effects: list[core.Effect] = []
+            while self._answers:  # first, or they were given back, too
+                effects += client.answer(*self._answers.popleft())
+            return effects + client.give_back()
+
+        self._driver.say(say)
+
+    def next_work(self, timeout_s: float | None, *, or_message: bool = False) -> verbs.Work | Message | None:
+        """The next request of a group (or, with `or_message`, the next message); None if none comes in time."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._driver.check()
+            with self._arrived:
+                while not self._work and not (or_message and (self._inbox or self._given)):
+                    if self._error is not None:
+                        raise self._error
+                    left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                    if left_s is not None and left_s <= 0:
+                        return None
+                    self._arrived.wait(left_s)
+                if self._work:
+                    return self._work.popleft()
+            message = self.next_message(0.0)
+            if message is not None:
+                return message
+
+    def is_withdrawn(self, msg_id: str) -> bool:
+        """Whether nobody waits for the answer to this request any more; asked once, when its turn has come."""
+        if not self._withdrawn:
+            return False
+        with self._arrived:
+            found = msg_id in self._withdrawn
+            self._withdrawn.discard(msg_id)
+            return found
+
+    def answer(self, msg_id: str, fmt: int, body: bytes) -> None:
+        """Answers a request of a group: at once, or where more of them wait here, together with their answers."""
+        self._driver.check()
+        self._answers.append((msg_id, fmt, body))
+        if self._withdrawn:
+            with self._arrived:
+                self._withdrawn.discard(msg_id)  # told while it was worked on, when nobody asks any more
+        self._soon(at_once=not self._work)
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Calls this, from the driver's thread, whenever something has come."""
+        with self._arrived:
+            self._watchers.append(watcher)
+
+    # --- Application
+
+    def deal(self, effects: Sequence[core.Effect]) -> None:
+        """See `driver.Application`."""
+        arrived = False
+        with self._arrived:  # once for all of them
+            for effect in effects:
+                match effect:
+                    case core.Hand(message):
+                        arrived |= self._hand(message)
+                    case core.HandRun():
+                        arrived |= self._hand_run(effect)
+                    case core.Do(work):
+                        self._work.append(work)
+                        arrived = True
+                    case core.TakeBack():
+                        self._inbox.clear()
+                        for batch in self._batches:
+                            self._unsure.update(dict.fromkeys(batch.msg_ids[batch.told : batch.at]))
+                    case core.Response(ref, envelope):
+                        if ref == FORGET_REF:
+                            self._given_up = int(envelope.text) if isinstance(envelope, verbs.Done) else 0
+                        if ref == self._asked:
+                            self._asked = ""
+                        self._arrived.notify_all()
+                    case core.Withdrawn(msg_ids):
+                        self._withdrawn.update(msg_ids)
+                    case core.Renamed(name):
+                        self.name = name
+            if arrived:
+                self._give()
+                self._arrived.notify_all()  # not one: those who wait do not all wait for the same
+        if arrived:
+            for watcher in self._watchers:
+                self._driver.later(watcher)
+
+    def _give(self) -> None:
+        """A message that is alone is the program's at once, if somebody waits for it: it is acknowledged while whoever
+        that is wakes up."""
+        if self._waiting and len(self._inbox) == 1 and not self._manual and not self._given:
+            first = self._inbox[0]
+            if not isinstance(first, _Batch):
+                self._inbox.popleft()
+                self._taken[first.msg_id] = first.ticket
+                self._given.append(first)
+
+    def _hand(self, message: core.Incoming) -> bool:
+        """A message has come. False if the program has it in hand already, over another connection."""
+        for hands in (self._tickets, self._taken):
+            if message.msg_id in hands:
+                hands[message.msg_id] = message.ticket
+                return False
+        if message.msg_id in self._unsure:
+            self._taken[message.msg_id] = message.ticket
+            return False
+        self._inbox.append(message)
+        return True
+
+    def _hand_run(self, hand: core.HandRun) -> bool:
+        """Likewise several, in one piece unless one of them is in hand already."""
+        known = (self._tickets, self._taken, self._unsure)
+        if any(some and not some.keys().isdisjoint(hand.messages.msg_ids) for some in known):
+            return any([self._hand(message) for message in hand.apart()])
+        self._inbox.append(_Batch(hand))
+        return True
+
+    def speak(self, client: core.ClientCore) -> list[core.Effect]:
+        """See `driver.Application`."""
+        self._due_s = None
+        effects: list[core.Effect] = []
+        if self._taken or self._batches:
+            with self._arrived:
+                taken, self._taken = self._taken, {}
+                batches = [(batch, batch.told, batch.at) for batch in self._batches]
+                for batch in self._batches:
+                    batch.told = batch.at
+                self._batches.clear()
+                self._unsure.clear()
+            for batch, told, at in batches:
+                hand = batch.hand
+                client.taken_run(hand.lease, hand.number + told, hand.messages.msg_ids[told:at])
+            for ticket in taken.values():
+                client.taken(ticket)
+            effects += client.acknowledge()
+        while self._answers:
+            effects += client.answer(*self._answers.popleft())
+        if self._forgets and not self._forgetting:
+            self._forgetting = True
+            persona = client.persona
+            effects += client.request(verbs.Forget(FORGET_REF, persona.session_id or "", persona.token or ""))
+        return effects
+
+    def due_s(self) -> float | None:
+        """See `driver.Application`."""
+        return self._due_s
+
+    def ring(self) -> None:
+        """See `driver.Application`."""
+        try:
+            self._driver.say()
+        except ZmqbusError:
+            pass  # then they come again, and are known
+
+    def ended(self, error: ZmqbusError) -> None:
+        """See `driver.Application`."""
+        self._log.close()
+        with self._arrived:
+            if self._error is None:
+                self._error = closed() if self._forgets else error
+            self._arrived.notify_all()
+        for watcher in self._watchers:
+            self._driver.later(watcher)

@@ -1,0 +1,264 @@
+"""The bus as blocking calls, for one thread: what the commands are made of.
+
+    with CommandBus(settings, persona) as bus:
+        receipt = bus.send("auth", b"run the tests")
+
+Every call drives the connection itself, so there is no thread, and between calls nothing happens. A broker that dies
+meanwhile is replaced, and what it had not confirmed is sent again; a call gives up five seconds after the last time
+that a broker was heard of.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+
+import zmqbus
+from zmqbus import errors
+from zmqbus.client import core
+from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipt_of
+from zmqbus.client.seen import TakenIds
+from zmqbus.client.transport import Link
+from zmqbus.settings import Settings
+from zmqbus.text import wording
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Format, Role, Scope
+
+#: The broker answers everything within a second (BUSY_AFTER_S); five of them mean that it does not.
+CONFIRM_S = 5.0
+#: How often a preview is asked for again because all of it had been shown. Each must have lost its acknowledgement.
+MAX_PREVIEWS = 4
+
+
+class CommandBus:
+    """A connection for a command or a simple script. A context manager; not thread-safe, and not to be forked."""
+
+    def __init__(
+        self, settings: Settings, persona: core.Persona, taken: TakenIds | None = None, *, starts: bool = True
+    ) -> None:
+        """`taken`: what was taken before, where that is remembered for longer than this bus lives. `starts`: whether
+        a broker is started where none runs; else that is a `BrokerUnavailable`."""
+        self._taken = TakenIds() if taken is None else taken
+        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__, self._taken), starts=starts)
+        self._new_id = verbs.IdMaker()
+        self._answers: dict[str, verbs.Receipt | verbs.Tally | errors.ZmqbusError] = {}
+        self._responses: dict[str, verbs.Envelope | errors.ZmqbusError] = {}
+        self._incoming: deque[core.Incoming] = deque()
+        self._refs = 0
+
+    @property
+    def identity(self) -> core.Persona:
+        """As whom it speaks."""
+        return self._link.core.persona
+
+    def __repr__(self) -> str:
+        return f"<CommandBus {self._link!r}>"
+
+    def __enter__(self) -> CommandBus:
+        try:
+            self._link.open()
+        except BaseException:
+            self._link.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._link.perform(self._link.core.bye())
+        self._link.close()
+
+    # --- sending
+
+    def post(
+        self,
+        target: str,
+        body: bytes,
+        *,
+        scope: Scope = Scope.SESSION,
+        fmt: Format = Format.TEXT,
+        reply_to: str | None = None,
+        await_answer: bool = False,
+    ) -> str:
+        """Sends without waiting; returns the message's id, whose fate `outcome` tells."""
+        msg_id = self._new_id()
+        while not self._link.core.may_send:
+            self._pump(None)
+        if await_answer:
+            self._do(self._link.core.await_answer(msg_id))
+        self._do(self._link.core.send(verbs.Send(msg_id, scope, target, fmt, reply_to, False, body)))
+        return msg_id
+
+    def outcome(self, msg_id: str) -> Receipt | BroadcastReceipt:
+        """Waits until the fate of a message is known.
+
+        Guarantee: `delivered` means that the receiver's application has taken it, `queued` that it is in the receiver's
+        mailbox (docs/protocol.md, section 7). Raises the `DeliveryError` or `BrokerError` that the broker gave, and
+        `BrokerUnavailable` if none confirms it.
+        """
+        self._until(lambda: msg_id in self._answers)
+        answer = self._answers.pop(msg_id)
+        if isinstance(answer, errors.ZmqbusError):
+            raise answer
+        return receipt_of(msg_id, answer)
+
+    def send(self, target: str, body: bytes, *, fmt: Format = Format.TEXT, reply_to: str | None = None) -> Receipt:
+        """Sends to one session and waits for the receipt."""
+        receipt = self.outcome(self.post(target, body, fmt=fmt, reply_to=reply_to))
+        assert isinstance(receipt, Receipt)
+        return receipt
+
+    def broadcast(self, body: bytes, *, topic: str | None = None, fmt: Format = Format.TEXT) -> BroadcastReceipt:
+        """Sends to every session, or to those that joined a topic, and waits for the count."""
+        scope = Scope.ALL if topic is None else Scope.TOPIC
+        receipt = self.outcome(self.post(topic or "", body, scope=scope, fmt=fmt))
+        assert isinstance(receipt, BroadcastReceipt)
+        return receipt
+
+    # --- receiving
+
+    def answer_to(self, msg_id: str, timeout_s: float) -> core.Incoming:
+        """Waits for the answer to a message that was posted with `await_answer`. Raises `errors.Timeout`."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            for message in self._incoming:
+                if message.reply_to == msg_id:
+                    self._incoming.remove(message)
+                    return message
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise errors.Timeout(
+                    f"no answer to {msg_id} within {timeout_s:g} s; the message stays delivered or queued, and an "
+                    "answer that comes later is shown by the session's listener"
+                )
+            self._pump(left_s)
+
+    def take(self, message: core.Incoming) -> None:
+        """Tells the broker that a message has been dealt with. To be called in the order of arrival."""
+        self._link.core.taken(message.ticket)
+        self._do(self._link.core.acknowledge())
+
+    def unread(self, *, peek: bool) -> Iterator[core.Incoming | verbs.Fetched]:
+        """The session's unread messages, oldest first, and at last the count. Each is marked read by `take`."""
+        ref = self._ref()
+        self._do(self._link.core.request(verbs.Fetch(ref, peek)))
+        while True:
+            while self._incoming:
+                yield self._incoming.popleft()
+            response = self._responses.pop(ref, None)
+            if isinstance(response, errors.ZmqbusError):
+                raise response
+            if isinstance(response, verbs.Fetched):
+                yield response
+                return
+            self._until(lambda: bool(self._incoming) or ref in self._responses)
+
+    def preview(self, messages: int, head_bytes: int) -> tuple[list[verbs.Previewed], int]:
+        """The oldest unread messages, at most so many, each with at most `head_bytes` of its body; and how many more
+        are unread. They stay unread. What it costs does not depend on how much waits."""
+        left = 0
+        for _ in range(MAX_PREVIEWS):
+            answer = self.request(lambda ref: verbs.Preview(ref, messages, head_bytes))
+            assert isinstance(answer, verbs.Previews)
+            rows = [verbs.Previewed._make(row) for row in answer.rows]
+            shown = [row.msg_id for row in rows if row.msg_id in self._taken]
+            left = answer.left
+            if len(shown) < len(rows) or not rows:
+                return [row for row in rows if row.msg_id not in shown], left
+            # All of them were shown before, and only their acknowledgement was lost: they are in the way of the others.
+            self.settle(shown)
+        return [], left
+
+    def mark_read(self, msg_ids: Sequence[str]) -> None:
+        """Marks previewed messages read, for good: whatever happens now, they are not handed out again. The broker
+        hears of it from `settle`, or from whoever it offers them to."""
+        self._taken.add_all(msg_ids)
+
+    def settle(self, msg_ids: Sequence[str]) -> None:
+        """Tells the broker of messages that were marked read, so that they leave the mailbox."""
+        self.request(lambda ref: verbs.MarkRead(ref, tuple(msg_ids)))
+
+    # --- asking the broker
+
+    def sessions(self, *, everyone: bool = False) -> list[verbs.Session]:
+        """The connected sessions; with `everyone` those that are away, too."""
+        rows: list[verbs.Session] = []
+        after = ""
+        while True:
+            page = self.request(lambda ref, after=after: verbs.List(ref, everyone, after))  # type: ignore[misc]
+            assert isinstance(page, verbs.Sessions)
+            rows += [verbs.Session._make(row) for row in page.rows]
+            if not page.more:
+                return rows
+            after = rows[-1].session_id
+
+    def request(self, make: Callable[[str], verbs.Envelope]) -> verbs.Envelope:
+        """Asks for something and waits for the response. `make` gets the ref to use. Raises what the broker refuses."""
+        ref = self._ref()
+        self._do(self._link.core.request(make(ref)))
+        self._until(lambda: ref in self._responses)
+        response = self._responses.pop(ref)
+        if isinstance(response, errors.ZmqbusError):
+            raise response
+        return response
+
+    def meet(self) -> verbs.Welcome:
+        """Waits until the broker is there; returns what it said at the door."""
+        self._until(lambda: self._link.core.phase is core.Phase.READY)
+        assert self._link.core.welcome is not None
+        return self._link.core.welcome
+
+    # --- driving
+
+    def _ref(self) -> str:
+        self._refs += 1
+        return f"r{self._refs}"
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        heard_s = time.monotonic()
+        while not done():
+            if self._link.core.phase is not core.Phase.READY:
+                heard_s = time.monotonic()  # the link itself gives up on a broker that does not come
+            left_s = heard_s + CONFIRM_S - time.monotonic()
+            if left_s <= 0:
+                raise errors.BrokerUnavailable(
+                    f"the broker does not answer ({CONFIRM_S:g} s); see zmqbus broker --status, and repeat the command "
+                    "when it does"
+                )
+            self._pump(left_s)
+
+    def _pump(self, timeout_s: float | None) -> None:
+        self._take_in(self._link.pump(timeout_s))
+
+    def _do(self, effects: list[core.Effect]) -> None:
+        self._take_in(self._link.perform(effects))
+
+    def _take_in(self, effects: list[core.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case core.Answer(msg_ids, outcome):
+                    for msg_id in msg_ids:
+                        self._answers[msg_id] = outcome
+                case core.Response(ref, envelope):
+                    self._responses[ref] = envelope
+                case core.Hand(message):
+                    self._incoming.append(message)
+                case core.TakeBack():
+                    self._incoming.clear()
+                case core.Closed(reason):
+                    raise reason or errors.NotConnected(
+                        f"the session was disconnected; run {wording.command('connect')}"
+                    )
+
+
+def guest(settings: Settings, name: str) -> CommandBus:
+    """A bus for a script that is no session: it speaks under a name, and is not listed. Use it as a context manager."""
+    return CommandBus(settings, core.Persona(role=Role.GUEST, name=name, token=verbs.new_token()))
+
+
+def observer(settings: Settings, *, starts: bool = True) -> CommandBus:
+    """A bus for looking only. One that does not `starts` never starts a broker, also not in the place of one that ends
+    while it is asked: `zmqbus broker --stop` would be undone by whoever happens to look."""
+    return CommandBus(settings, core.Persona(role=Role.OBSERVER), starts=starts)

@@ -1,0 +1,467 @@
+"""The half of a program's bus that speaks: messages and their receipts, requests and their answers, questions to the
+broker. Each is a future.
+
+Theory of operation
+===================
+
+It has a connection of its own, as a helper of the program's session (or as a guest, where that has no name). So an
+answer never waits behind messages that the program does not read: those come to the other half (`receiver`).
+
+Whoever has something to say puts it down, and has the driver say it: at once, or in a stream together with what follows
+(`Driver.say_soon`). It goes out as far as the window of the client's core allows; the rest waits here, in order, up to
+`MAX_OUTSTANDING`. A request ends in one of five ways, each of which takes it out of the tables: an answer, a refusal,
+its deadline, its cancellation, the end of the bus. In the last three the broker is told that nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+from zmqbus.client import core, payload
+from zmqbus.client.io_thread import Driver
+from zmqbus.client.light_future import Outcome
+from zmqbus.client.message import Message, of_incoming
+from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipts_of
+from zmqbus.client.transport import Link
+from zmqbus.errors import Overloaded, Timeout, ZmqbusError
+from zmqbus.journal.record import JournalError
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Format, Scope
+
+#: Messages and requests whose fate is open: what nobody waits for any more should not be sent.
+MAX_OUTSTANDING = 100_000
+#: Bytes of those that have not gone out yet.
+MAX_WAITING_BYTES = 256 * 1024 * 1024
+#: Requests to single sessions that are on the way: the broker lets a connection await 1,000 answers.
+MAX_AWAITED = 900
+#: Deadlines of requests that were answered in time are swept out when there are this many more than requests.
+MAX_STALE_DEADLINES = 1_000
+
+AnyReceipt: TypeAlias = Receipt | BroadcastReceipt
+
+
+def _end_all(ended: Iterable[tuple[Outcome[Any], AnyReceipt | ZmqbusError]]) -> None:
+    for future, told in ended:
+        future.end(told)
+
+
+class Reply(Outcome[Message]):
+    """The answer to a request, to come. `target` is whom it was sent to, `msg_id` its id.
+
+    A `concurrent.futures.Future`: `result()` gives the `Message`, or raises `RemoteError` (the handler failed),
+    `Timeout` (the deadline), or what kept the request from being handed over. `cancel()` withdraws the request.
+    """
+
+    def __init__(self, driver: Driver, speaker: Speaker, msg_id: str, target: str) -> None:
+        super().__init__(driver)
+        self._speaker = speaker
+        self.msg_id = msg_id
+        self.target = target
+
+    def cancel(self) -> bool:
+        """Withdraws the request, if it is not answered yet: who has not begun with it will not."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._speaker.abandon(self.msg_id)
+        return cancelled
+
+
+def _too_late(reply: Reply, *, unassigned: bool) -> Timeout:
+    """The error of a request whose deadline has come."""
+    if unassigned:
+        return Timeout(
+            f"no answer from '{reply.target}' to {reply.msg_id} in time: nobody works for that group; "
+            "start a worker (connect(group=…) and serve()), or see who is there with sessions()"
+        )
+    return Timeout(
+        f"no answer from '{reply.target}' to {reply.msg_id} in time; it may still be at work: ask again with "
+        "a longer timeout, or see who is there with sessions()"
+    )
+
+
+class _Put(NamedTuple):
+    """A request to say, the future of its answer, and perhaps a deadline, on the monotonic clock."""
+
+    envelope: verbs.Send | verbs.Request
+    reply: Reply
+    due_s: float | None
+
+
+class Speaker:
+    """Sends, and resolves. Thread-safe, all of it."""
+
+    def __init__(self, link: Link, log_path: str) -> None:
+        self._driver = Driver(link, self)
+        self._log = payload.Log(log_path)
+        self._new_id = verbs.IdMaker()
+        self._refs = 0
+        # What was put down, and is not in the tables yet: its own lock is never held for long.
+        self._put_lock = threading.Lock()
+        self._put: list[verbs.Send | _Put] = []
+        self._put_asked = 0  # requests among it; messages are in `_sent` at once
+        self._put_bytes = 0
+        # Room that was found and not used up. To reckon it anew with each message would cost as much as to put it down.
+        self._room = 0
+        self._room_bytes = 0
+        self._over: ZmqbusError | None = None  # nothing is put down any more
+        # All of these belong to the driver's lock.
+        self._waiting: deque[verbs.Send] = deque()  # the first to go out stands first
+        self._unsent: dict[str, verbs.Send] = {}  # those of them that are requests
+        self._dropped: set[str] = set()  # and those that were given up
+        # Likewise, to groups: neither waits for the other, since a group without members takes nothing.
+        self._requests: OrderedDict[str, verbs.Request] = OrderedDict()
+        self._waiting_bytes = 0
+        self._sent: dict[str, Outcome[Any]] = {}  # message → its receipt
+        self._asked: dict[str, tuple[Reply, bool]] = {}  # request → its answer, and whether a group was asked
+        self._called: dict[str, Outcome[verbs.Envelope]] = {}  # ref → the broker's answer
+        self._awaited = 0  # of those asked, how many are on the way to one session
+        self._taken: list[core.Ticket] = []
+        self._abandoned: list[str] = []  # requests that nobody waits for any more
+        self._unawaited: list[str] = []  # messages whose answers nobody waits for; the broker has to be told
+        self._deadlines: list[tuple[float, str]] = []
+        self._unassigned: set[str] = set()  # requests to groups for which nobody works
+
+    def __repr__(self) -> str:
+        waiting = len(self._waiting) + len(self._requests)
+        return f"<Speaker: {len(self._sent)} sent, {len(self._asked)} asked, {waiting} waiting>"
+
+    def open(self) -> None:
+        """Connects. Raises what keeps it from doing so."""
+        self._driver.open()
+
+    def close(self) -> None:
+        """Ends the connection; what is still open fails with `NotConnected`."""
+        self._driver.close()
+
+    def close_soon(self) -> None:
+        """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
+        self._driver.close_soon()
+
+    def check(self) -> None:
+        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
+        self._driver.check()
+
+    # --- for any thread
+
+    def send(
+        self, scope: Scope, target: str, fmt: Format, body: bytes, reply_to: str | None = None
+    ) -> tuple[str, Outcome[Any]]:
+        """Sends a message: its id, and its receipt to come. Raises `Overloaded`."""
+        driver = self._driver
+        driver.check()  # before any lock, which nobody will release in a child process
+        future: Outcome[Any] = Outcome(driver)
+        msg_id = self._new_id()
+        # Not by its name, which counts and names the fields again.
+        send = tuple.__new__(verbs.Send, (msg_id, scope, target, fmt, reply_to, False, body))
+        with self._put_lock:
+            self._room -= 1
+            self._room_bytes -= len(body)
+            if self._room < 0 or self._room_bytes < 0:
+                self._find_room(1, len(body))
+            self._put_bytes += len(body)
+            self._sent[msg_id] = future
+            self._put.append(send)
+            gathered = len(self._put)
+        driver.say_soon(gathered)
+        return msg_id, future
+
+    def ask(
+        self, scope: Scope, target: str, fmt: Format, body: bytes, timeout_s: float | None, *, patient: bool = True
+    ) -> Reply:
+        """Sends a request: its answer to come. `patient`: waits for a group to have a member. Raises `Overloaded`."""
+        return self.ask_all(scope, target, [(fmt, body)], timeout_s, patient=patient)[0]
+
+    def ask_all(
+        self,
+        scope: Scope,
+        target: str,
+        requests: Sequence[tuple[Format, bytes]],
+        timeout_s: float | None,
+        *,
+        patient: bool = True,
+    ) -> list[Reply]:
+        """Sends several requests together. Raises `Overloaded`: then none of them."""
+        to_group = scope == Scope.GROUP
+        shown = f"@{target}" if to_group else target
+        due_s = None if timeout_s is None else time.monotonic() + timeout_s
+        puts: list[_Put] = []
+        for fmt, body in requests:
+            msg_id = self._new_id()
+            envelope: verbs.Send | verbs.Request
+            if to_group:
+                envelope = verbs.Request(msg_id, target, fmt, patient, False, body)
+            else:
+                envelope = verbs.Send(msg_id, scope, target, fmt, None, False, body)
+            puts.append(_Put(envelope, Reply(self._driver, self, msg_id, shown), due_s))
+        size_bytes = sum(len(body) for _, body in requests)
+        self._driver.check()
+        with self._put_lock:
+            self._find_room(len(puts), size_bytes)
+            self._put += puts
+            self._put_asked += len(puts)
+            self._put_bytes += size_bytes
+        self._driver.say()
+        return [put.reply for put in puts]
+
+    def call(self, make: Callable[[str], verbs.Envelope]) -> Outcome[verbs.Envelope]:
+        """Asks the broker; `make` gets the ref to use."""
+        future: Outcome[verbs.Envelope] = Outcome(self._driver)
+
+        def say(client: core.ClientCore) -> list[core.Effect]:
+            self._refs += 1
+            ref = f"r{self._refs}"
+            self._called[ref] = future
+            return client.request(make(ref))
+
+        self._driver.say(say)
+        return future
+
+    def abandon(self, msg_id: str) -> None:
+        """Nobody waits for the answer to this request any more."""
+
+        def say(_: core.ClientCore) -> list[core.Effect]:
+            self._take_up()
+            if msg_id in self._asked:
+                self._abandoned.append(msg_id)
+            return []
+
+        try:
+            self._driver.say(say)
+        except ZmqbusError:
+            pass  # the bus has ended, and with it all that was asked; or it is the parent's
+
+    # --- Application
+
+    def deal(self, effects: Sequence[core.Effect]) -> None:
+        """See `driver.Application`."""
+        for effect in effects:
+            match effect:
+                case core.Answer(msg_ids, outcome):
+                    self._answered(msg_ids, outcome)
+                case core.Answered(msg_id, result):
+                    self._settle(msg_id, result)
+                case core.Assignment(msg_id, has_worker):
+                    (self._unassigned.discard if has_worker else self._unassigned.add)(msg_id)
+                case core.Welcomed():
+                    self._unassigned.clear()  # another broker tells anew
+                case core.Hand(message):
+                    # Taken whether anybody waits for it or not: it was for this connection alone.
+                    self._taken.append(message.ticket)
+                    if message.reply_to in self._asked:
+                        assert message.reply_to is not None
+                        self._settle(message.reply_to, message)
+                case core.Response(ref, envelope):
+                    future = self._called.pop(ref, None)
+                    if future is not None:
+                        self._driver.later(partial(future.end, envelope))
+
+    def speak(self, client: core.ClientCore) -> list[core.Effect]:
+        """See `driver.Application`."""
+        effects: list[core.Effect] = []
+        if self._put:
+            self._take_up()
+        if self._abandoned or self._unawaited:
+            # Before the answers are taken: the core forgets with that that they were awaited, and the broker would not.
+            effects += self._give_up(client)
+        if self._taken:
+            for ticket in self._taken:
+                client.taken(ticket)
+            self._taken.clear()
+            effects += client.acknowledge()
+        while self._requests and client.may_ask:
+            request = self._requests.popitem(last=False)[1]
+            self._waiting_bytes -= len(request.body)
+            effects += client.ask(request)
+        if self._waiting:
+            self._send_some(client, effects)
+        return effects
+
+    def _send_some(self, client: core.ClientCore, effects: list[core.Effect]) -> None:
+        """As many of those that wait as there is room for."""
+        count, size_bytes = client.room
+        sends: list[verbs.Send] = []
+        waiting, unsent = self._waiting, self._unsent
+        while waiting and len(sends) < count and size_bytes >= 0:
+            send = waiting[0]
+            if unsent and send.msg_id in unsent:
+                if self._awaited >= MAX_AWAITED:
+                    break
+                del unsent[send.msg_id]
+                self._awaited += 1
+                effects += client.await_answer(send.msg_id)
+            waiting.popleft()
+            if self._dropped and send.msg_id in self._dropped:
+                self._dropped.remove(send.msg_id)
+                continue
+            size_bytes -= len(send.body)
+            sends.append(send)
+        self._waiting_bytes -= sum([len(send.body) for send in sends])
+        effects += client.send_all(sends)
+
+    def due_s(self) -> float | None:
+        """See `driver.Application`."""
+        deadlines = self._deadlines  # asked without the lock, too, when another thread may put another list there
+        return deadlines[0][0] if deadlines else None
+
+    def ring(self) -> None:
+        """See `driver.Application`."""
+        late: list[tuple[Reply, Timeout]] = []
+
+        def say(_: core.ClientCore) -> list[core.Effect]:
+            self._take_up()
+            now_s = time.monotonic()
+            while self._deadlines and self._deadlines[0][0] <= now_s:
+                msg_id = heapq.heappop(self._deadlines)[1]
+                if msg_id in self._asked:
+                    reply = self._asked[msg_id][0]
+                    late.append((reply, _too_late(reply, unassigned=msg_id in self._unassigned)))
+                    self._abandoned.append(msg_id)
+            return []
+
+        try:
+            self._driver.say(say)
+        except ZmqbusError:
+            pass  # the bus has ended: those that are not late hear of that
+        for reply, error in late:
+            self._driver.later(partial(reply.end, error))
+
+    def ended(self, error: ZmqbusError) -> None:
+        """See `driver.Application`."""
+        self._log.close()
+        with self._put_lock:
+            self._over = error
+            self._room = self._room_bytes = 0
+            puts, self._put = self._put, []
+        futures: list[Outcome[Any]] = [*self._sent.values(), *self._called.values()]
+        futures += [reply for reply, _ in self._asked.values()]
+        futures += [put.reply for put in puts if isinstance(put, _Put)]
+        for table in (
+            self._sent,
+            self._called,
+            self._asked,
+            self._waiting,
+            self._requests,
+            self._unsent,
+            self._unassigned,
+        ):
+            table.clear()
+        for future in futures:
+            self._driver.later(partial(future.end, error))
+
+    # --- inside
+
+    def _find_room(self, messages: int, size_bytes: int) -> None:
+        """For so many messages and requests more, and others after them. Under the lock of what was put down. Raises
+        `Overloaded`, and what has ended the connection."""
+        self._room = self._room_bytes = 0
+        if self._over is not None:
+            raise self._over
+        outstanding = len(self._sent) + len(self._asked) + self._put_asked
+        waiting_bytes = self._waiting_bytes + self._put_bytes
+        room = MAX_OUTSTANDING - outstanding - messages
+        room_bytes = MAX_WAITING_BYTES - waiting_bytes - size_bytes
+        if room < 0 or room_bytes < 0:
+            raise Overloaded(
+                f"{outstanding:,} messages and requests are open ({waiting_bytes:,} bytes waiting to go out); "
+                "take some receipts or answers first, or use map(), which has so many under way as are of use"
+            )
+        self._room, self._room_bytes = room, room_bytes
+
+    def _take_up(self) -> None:
+        """What was put down goes into the tables. Under the driver's lock."""
+        with self._put_lock:
+            puts, self._put = self._put, []
+            self._waiting_bytes += self._put_bytes
+            self._put_asked = self._put_bytes = 0
+        for put in puts:
+            if isinstance(put, verbs.Send):
+                self._waiting.append(put)
+                continue
+            envelope, reply, due_s = put
+            msg_id = envelope.msg_id
+            to_group = isinstance(envelope, verbs.Request)
+            if isinstance(envelope, verbs.Request):
+                self._requests[msg_id] = envelope
+            else:
+                self._waiting.append(envelope)
+                self._unsent[msg_id] = envelope
+            self._asked[msg_id] = reply, to_group
+            if due_s is not None:
+                heapq.heappush(self._deadlines, (due_s, msg_id))
+
+    def _answered(self, msg_ids: Iterable[str], outcome: verbs.Receipt | verbs.Tally | ZmqbusError) -> None:
+        ended: list[tuple[Outcome[Any], AnyReceipt | ZmqbusError]] = []
+        for msg_id, told in receipts_of(msg_ids, outcome):
+            future = self._sent.pop(msg_id, None)
+            if future is not None:
+                ended.append((future, told))
+            elif isinstance(told, ZmqbusError):
+                self._settle(msg_id, told)
+        if ended:
+            self._driver.later(partial(_end_all, ended))
+
+    def _settle(self, msg_id: str, outcome: core.Incoming | verbs.Result | ZmqbusError) -> None:
+        found = self._asked.pop(msg_id, None)
+        if found is None:
+            return
+        self._unassigned.discard(msg_id)
+        reply, to_group = found
+        if not to_group:
+            self._unawaited.append(msg_id)
+        if len(self._deadlines) > len(self._asked) + MAX_STALE_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._asked]
+            heapq.heapify(self._deadlines)
+        self._driver.later(partial(self._reply, reply, outcome))
+
+    def _reply(self, reply: Reply, outcome: core.Incoming | verbs.Result | ZmqbusError) -> None:
+        """Outside of the lock: a large answer is read from the log here."""
+        reply.end(outcome if isinstance(outcome, ZmqbusError) else self._message(outcome, reply.msg_id))
+
+    def _message(self, outcome: core.Incoming | verbs.Result, msg_id: str) -> Message | ZmqbusError:
+        if isinstance(outcome, core.Incoming):
+            message = of_incoming(outcome, self._log)
+        else:
+            try:
+                body = self._log.load(outcome)
+            except JournalError as error:
+                return payload.damage(outcome.answer_id, outcome.from_name, error)
+            message = Message(
+                msg_id=outcome.answer_id,
+                sender=outcome.from_name,
+                sender_id=outcome.from_session,
+                reply_to=msg_id,
+                sent_ts=outcome.ts,
+                fmt=outcome.fmt,
+                body_bytes=body,
+            )
+        try:
+            _ = message.body  # read here, so that a handler's error, or what cannot be read, is how the future ends
+        except ZmqbusError as error:
+            return error
+        return message
+
+    def _give_up(self, client: core.ClientCore) -> list[core.Effect]:
+        """Forgets what was abandoned, and tells the broker what is awaited no longer."""
+        groups: list[str] = []
+        for msg_id in self._abandoned:
+            found = self._asked.pop(msg_id, None)
+            if found is None:
+                continue
+            self._unassigned.discard(msg_id)
+            never_sent = self._requests.pop(msg_id, None) or self._unsent.get(msg_id)
+            if self._unsent.pop(msg_id, None) is not None:
+                self._dropped.add(msg_id)  # it stands among others, and is passed over there
+            if never_sent is not None:
+                self._waiting_bytes -= len(never_sent.body)
+            else:
+                (groups if found[1] else self._unawaited).append(msg_id)
+        self._abandoned.clear()
+        others, self._unawaited = self._unawaited, []
+        self._awaited -= len(others)
+        return [*(client.withdraw(groups) if groups else ()), *(client.unawait(others) if others else ())]

@@ -1,0 +1,1 @@
+"""The log: its records, who writes, reads, searches, verifies and rotates it."""

@@ -1,0 +1,1 @@
+"""Who may connect: keys, the checks of private files, digests."""

@@ -1,0 +1,1 @@
+"""What is asked of the operating system: streams, children, descriptors, networks, ports, pid files."""
