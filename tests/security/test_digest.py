@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_a_python_without_its_own_digest_uses_hashlib():
             "-c",
             program + "; print(d.compare_digest is hmac.compare_digest, d.compare_digest('a', 'a'))",
         ],
-        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(digest.__file__))},
+        env={**os.environ, "PYTHONPATH": str(Path(digest.__file__).parents[2])},
         capture_output=True,
         text=True,
         check=True,

@@ -48,7 +48,7 @@ def test_a_package_that_is_not_on_the_path_is_found(monkeypatch: pytest.MonkeyPa
 
 def test_a_child_runs_a_module_with_its_arguments_and_hands_no_path_on() -> None:
     done = subprocess.run(
-        children.command("tests.test_children", "one", "two"),
+        children.command("tests.system.test_children", "one", "two"),
         env=children.environ({"ANOTHER": "yes"}),
         cwd="/",
         capture_output=True,

@@ -11,7 +11,7 @@ import pytest
 
 from zmqbus.system import cmdline
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process do this")
 
 

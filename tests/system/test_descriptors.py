@@ -14,7 +14,7 @@ import pytest
 from zmqbus.errors import BrokerUnavailable
 from zmqbus.system import descriptors
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 #: Below this python itself does not get as far as a message.
 LEAST = 8
 #: And with so many everything works.

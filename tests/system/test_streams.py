@@ -14,7 +14,8 @@ import pytest
 
 from zmqbus.system import streams
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+IMPORT = "from zmqbus.system import streams as output\n"
 
 
 def run(code: str, redirection: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -26,7 +27,7 @@ def run(code: str, redirection: str = "", env: dict[str, str] | None = None) -> 
             "-c",
             f'exec "$0" -c "$1" {redirection}',
             sys.executable,
-            "from zmqbus.system import streams as output\n" + code,
+            IMPORT + code,
         ],
         env={**environ, "PYTHONPATH": str(ROOT), **(env or {})},
         stdin=subprocess.DEVNULL,

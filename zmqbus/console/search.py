@@ -1,8 +1,9 @@
 """Search, in a process of its own: python -m zmqbus.console.search reads one question and answers it.
 
 A regular expression can take for ever, and Python cannot interrupt one: in the console's own process it would take all
-pages with it. Here it has `PATIENCE_S`, and is ended then. Words are looked up in the index (`zmqbus.journal.search_index`), an
-expression in the log, backwards, a bounded part for each question; the answer says where to go on.
+pages with it. Here it has `PATIENCE_S`, and is ended then. Words are looked up in the index
+(`zmqbus.journal.search_index`), an expression in the log, backwards, a bounded part for each question; the answer says
+where to go on.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def command(module: str, *args: str) -> list[str]:
 
 def environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of such a child: this process's, the import path, and `extra`."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     # What is relative, or "", means the current directory: anybody's repository, and not that of the child.
     path = [entry for entry in sys.path if os.path.isabs(entry)]
     if package not in path:

@@ -30,7 +30,7 @@ from zmqbus.journal import verify
 from zmqbus.testing.store import MemoryStore
 from zmqbus.wire.verbs import SPILL_BYTES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
