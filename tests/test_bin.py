@@ -38,8 +38,9 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout whose commands only say how they were called."""
     root = tmp_path / "checkout"
     shutil.copytree(BIN, root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "zmqbus" / "cli").mkdir(parents=True)
-    for name in ("__init__.py", "bootstrap.py", "output.py", "wording.py", "settings.py"):
+    for room in ("cli", "system", "text"):
+        (root / "zmqbus" / room).mkdir(parents=True)
+    for name in ("__init__.py", "bootstrap.py", "settings.py", "system/streams.py", "text/wording.py"):
         shutil.copy(ROOT / "zmqbus" / name, root / "zmqbus" / name)
     for module in SCRIPTS.values():
         (root / "zmqbus" / "cli" / f"{module}.py").write_text(FAKE_COMMAND)
