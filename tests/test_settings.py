@@ -342,6 +342,17 @@ class TestDefaultSources:
             assert load(None, {"INTER_SESSION_PORT": "abc"}).port == 9473
 
 
+class TestLocation:
+    def test_what_locate_has_loaded_is_not_loaded_again(self) -> None:
+        environ = {"HOME": "/home/u", "INTER_SESSION_DATA_DIR": "/d", "INTER_SESSION_PPID_OVERRIDE": "0"}
+        warnings = Warnings()
+        location = settings.locate(environ, warnings)
+        assert location == ("/d", None)
+        loaded = load({}, {**environ, "INTER_SESSION_PORT": "9002"}, warnings, location)
+        assert (loaded.data_dir, loaded.port) == ("/d", 9002)
+        assert len(warnings) == 1, "the wrong owner is told once"
+
+
 class TestFindProject:
     def test_root_of_the_work_tree(self, tmp_path: Path) -> None:
         deep = tmp_path / "repo" / "a" / "b"

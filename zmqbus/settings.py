@@ -141,6 +141,13 @@ class Settings(NamedTuple):
         return Paths(self.data_dir)
 
 
+class Location(NamedTuple):
+    """The two settings that lead to what a session's hook has stored, which may hold values for the others."""
+
+    data_dir: str
+    owner_pid_override: int | None
+
+
 class _Rule(NamedTuple):
     field: str  # of Settings
     flag: str | None  # key in the mapping of flags
@@ -282,21 +289,31 @@ def warn_on_stderr(text: str) -> None:
         return
 
 
+def locate(environ: Mapping[str, str] | None = None, warn: Callable[[str], None] = warn_on_stderr) -> Location:
+    """Loads the two settings that `load` takes as `location`. Warns as `load` does, and raises nothing."""
+    env = os.environ if environ is None else environ
+    return Location(*(_resolve(rule, {}, env, warn) for rule in _RULES if rule.field in Location._fields))
+
+
 def load(
     flags: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     warn: Callable[[str], None] = warn_on_stderr,
+    location: Location | None = None,
 ) -> Settings:
     """The settings that hold for `flags` (first) and `environ` (then; default: the process's own).
 
     `flags` knows `port`, `idle_shutdown_minutes`, `name` and `label`, as text or as numbers; None is "not given", and
     other keys are left alone, so that the whole of a parsed command line can be handed in. Each variable that is
-    passed over calls `warn` once with a line that names it, its value and what that must be. Raises `InvalidOption` for
-    a flag that cannot be used, and nothing else.
+    passed over calls `warn` once with a line that names it, its value and what that must be. `location` holds what
+    `locate` has loaded already. Raises `InvalidOption` for a flag that cannot be used, and nothing else.
     """
     given = {} if flags is None else flags
     env = os.environ if environ is None else environ
-    values = {rule.field: _resolve(rule, given, env, warn) for rule in _RULES}
+    values: dict[str, Any] = {} if location is None else location._asdict()
+    for rule in _RULES:
+        if rule.field not in values:
+            values[rule.field] = _resolve(rule, given, env, warn)
     return Settings(**values, port_chosen=values["port"] != DEFAULT_PORT)
 
 
