@@ -71,6 +71,7 @@ HOT = (
     "process",
     "system.network",
     "settings",
+    "security.private_files",
     "security.keys",
     "system.pidfile",
     "journal.checksum",

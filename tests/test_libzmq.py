@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import zmq
 
-from zmqbus.security import keys as security
+from zmqbus.security.keys import BrokerKeys, ClientKeys, curve_client
+from zmqbus.security.zap import ZapHandler, curve_server
 from zmqbus.wire import verbs
 
 #: What takes longer does not happen.
@@ -313,9 +314,9 @@ def test_a_frame_over_maxmsgsize_costs_its_sender_the_connection_and_nobody_else
 
 def curve_router(wire: Wire, port: int, allowed: frozenset[bytes]) -> tuple[zmq.Socket[bytes], bytes, Any]:
     public, secret = zmq.curve_keypair()
-    zap = security.ZapHandler(wire.context, allowed)
+    zap = ZapHandler(wire.context, allowed)
     router = wire.socket(zmq.ROUTER)
-    security.curve_server(router, security.BrokerKeys(public, secret, allowed))
+    curve_server(router, BrokerKeys(public, secret, allowed))
     router.bind(f"tcp://127.0.0.1:{port}")
     wire._stack.callback(zap.close)
     return router, public, zap
@@ -328,13 +329,13 @@ def test_without_the_right_keys_nothing_gets_through(wire, free_port, wrong):
     peers = []
     for right in (False, True):
         peer = wire.socket(zmq.DEALER, reconnect_ivl=20)
-        keys = security.ClientKeys(server_public, own, secret)
+        keys = ClientKeys(server_public, own, secret)
         if not right and wrong == "client key":
-            keys = security.ClientKeys(server_public, *zmq.curve_keypair())
+            keys = ClientKeys(server_public, *zmq.curve_keypair())
         elif not right and wrong == "server key":
-            keys = security.ClientKeys(zmq.curve_keypair()[0], own, secret)
+            keys = ClientKeys(zmq.curve_keypair()[0], own, secret)
         if right or wrong != "no CURVE":
-            security.curve_client(peer, keys)
+            curve_client(peer, keys)
         next_event = wire.events(peer)
         peer.connect(f"tcp://127.0.0.1:{free_port}")
         peer.send(b"right" if right else b"wrong")
@@ -365,12 +366,12 @@ def test_without_the_right_keys_nothing_gets_through(wire, free_port, wrong):
 
 
 def test_without_a_zap_handler_whoever_knows_the_public_key_is_let_in(wire, free_port):
-    """Why the broker has a handler (`security.ZapHandler`) before its first socket binds."""
+    """Why the broker has a handler (`ZapHandler`) before its first socket binds."""
     public, secret = zmq.curve_keypair()
     router = wire.socket(zmq.ROUTER, curve_server=1, curve_secretkey=secret, curve_publickey=public)
     router.bind(f"tcp://127.0.0.1:{free_port}")
     anyone = wire.socket(zmq.DEALER)
-    security.curve_client(anyone, security.ClientKeys(public, *zmq.curve_keypair()))
+    curve_client(anyone, ClientKeys(public, *zmq.curve_keypair()))
     anyone.connect(f"tcp://127.0.0.1:{free_port}")
     anyone.send(b"hello")
     assert receive(router)[1] == b"hello"

@@ -13,7 +13,7 @@ that parses. The rules that hold for every row:
 * The name and the label are handed on as they came. What is wrong with them is an error with a line of its own, and it
   is the command that prints it.
 * Paths are made absolute, but links in them are not resolved: a data directory that is a link has to be seen, and
-  refused, by `zmqbus.security.keys`.
+  refused, by `zmqbus.security.private_files`.
 
 Every command loads this module, the short-lived ones too; it imports nothing that the interpreter has not loaded.
 """

@@ -18,7 +18,8 @@ from zmqbus.client import core, launch
 from zmqbus.client import transport as link_module
 from zmqbus.client.transport import Link
 from zmqbus.errors import BrokerUnavailable, PortHeld
-from zmqbus.security import keys as security
+from zmqbus.security.keys import broker_keys
+from zmqbus.security.zap import ZapHandler, curve_server
 from zmqbus.settings import Settings, load
 from zmqbus.system.network import Network
 from zmqbus.system.pidfile import Served
@@ -50,13 +51,13 @@ class Broker:
         self.settings = settings
         self.pub_port = pub_port
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        keys = security.broker_keys(settings.data_dir)
-        self.zap = security.ZapHandler(self.context, keys.allowed_clients)
+        keys = broker_keys(settings.data_dir)
+        self.zap = ZapHandler(self.context, keys.allowed_clients)
         self.router = self.context.socket(zmq.ROUTER)
         self.publisher = self.context.socket(zmq.XPUB)
         for socket, port in ((self.router, settings.port), (self.publisher, pub_port)):
             socket.linger = 0
-            security.curve_server(socket, keys)
+            curve_server(socket, keys)
             socket.bind(f"tcp://127.0.0.1:{port}")
         self.route = b""
         self.heard: list[Any] = []

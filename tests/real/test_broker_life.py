@@ -20,7 +20,8 @@ import pytest
 import zmq
 
 from tests.real.conftest import DEADLINE_S, ROOT, Bus, ListenerProcess, wait_until
-from zmqbus.security import keys as security
+from zmqbus.security.keys import broker_keys, client_keys, curve_client
+from zmqbus.security.zap import ZapHandler, curve_server
 from zmqbus.wire import codec, verbs
 
 pytestmark = pytest.mark.slow
@@ -398,11 +399,11 @@ class FakeBroker:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         lock = os.open(self._bus.data_dir, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(lock, fcntl.LOCK_EX)  # who has it is the broker
-        keys = security.broker_keys(str(self._bus.data_dir))
-        zap = security.ZapHandler(context, keys.allowed_clients)
+        keys = broker_keys(str(self._bus.data_dir))
+        zap = ZapHandler(context, keys.allowed_clients)
         router = context.socket(zmq.ROUTER)
         router.linger = 0
-        security.curve_server(router, keys)
+        curve_server(router, keys)
         router.bind(f"tcp://127.0.0.1:{self._bus.port}")
         pid_file(self._bus).write_text(str(os.getpid()))
         pid_file(self._bus).chmod(0o600)
@@ -455,10 +456,10 @@ def test_a_broker_of_another_protocol_is_a_clear_error(bus, fake_broker):
 def test_a_client_of_another_protocol_is_told_which_ones_do_not_fit(bus):
     """The broker's half: it answers a HELLO of another version with both releases and the cure."""
     bus.listener("auth")
-    keys = security.client_keys(str(bus.data_dir))
+    keys = client_keys(str(bus.data_dir))
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.linger = 0
-        security.curve_client(dealer, keys)
+        curve_client(dealer, keys)
         dealer.connect(f"tcp://127.0.0.1:{bus.port}")
         hello = verbs.Hello(7, "9.9.9", 4, None, None, None, None, "/", "/", 1, "1:1", (), (), None)
         dealer.send(msgpack.packb([(1, *hello)]))

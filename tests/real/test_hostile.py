@@ -28,7 +28,7 @@ import pytest
 import zmq
 
 from tests.real.conftest import DEADLINE_S, ROOT, Bus, ListenerProcess, Owner
-from zmqbus.security import keys as security
+from zmqbus.security.keys import ClientKeys, client_keys, curve_client
 from zmqbus.wire import codec, verbs
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ class Attacker:
         self.bus = bus
         self.pub_port = pub_port
         self.victim = victim  #: a session whose id, name and (where it says so) token are known
-        self.keys = security.client_keys(str(bus.data_dir))
+        self.keys = client_keys(str(bus.data_dir))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stack = contextlib.ExitStack()
         self._decoder = codec.Decoder(from_broker=True)
@@ -64,7 +64,7 @@ class Attacker:
         return self._stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S))
 
     def socket(
-        self, kind: int = zmq.DEALER, port: int | None = None, keys: security.ClientKeys | None = None, **options: Any
+        self, kind: int = zmq.DEALER, port: int | None = None, keys: ClientKeys | None = None, **options: Any
     ) -> zmq.Socket[bytes]:
         made = self._context.socket(kind)
         self._stack.callback(made.close)
@@ -72,7 +72,7 @@ class Attacker:
         made.sndtimeo = made.rcvtimeo = DEADLINE_MS
         for name, value in options.items():
             made.setsockopt(getattr(zmq, name.upper()), value)
-        security.curve_client(made, keys or self.keys)
+        curve_client(made, keys or self.keys)
         made.connect(f"tcp://127.0.0.1:{port or self.bus.port}")
         return made
 

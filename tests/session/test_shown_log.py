@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from zmqbus.client import seen
 from zmqbus.errors import Unauthorized
 from zmqbus.process import Process, this_machine
-from zmqbus.session import private_files
+from zmqbus.security import private_files
 from zmqbus.session import shown_log as shown_module
 from zmqbus.session.shown_log import Shown
 from zmqbus.wire.verbs import IdMaker, is_msg_id

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from zmqbus.errors import NotConnected, Unauthorized
 from zmqbus.process import Place, Process, ProcessEntry, process_of, this_machine
-from zmqbus.session import private_files
+from zmqbus.security import private_files
+from zmqbus.security.private_files import replace
 from zmqbus.session import state as state_module
 from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.owned import stem_of
 from zmqbus.session.plugin_options import VARIABLES, hand_on, with_options
-from zmqbus.session.private_files import replace
 from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import (
     AlreadyListening,
@@ -213,7 +213,7 @@ def test_a_looker_that_was_stopped_is_told_about(data: str, monkeypatch: pytest.
 
 def test_a_lock_file_unlinked_in_between_does_not_count(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    real = private_files.flock
+    real = private_files.try_lock
 
     def flock_after_unlink(fd: int, path: str, kind: int) -> bool:
         taken.append(os.fstat(fd).st_ino)
@@ -222,7 +222,7 @@ def test_a_lock_file_unlinked_in_between_does_not_count(data: str, monkeypatch: 
             path_of(data, "keep-the-inode").touch()
         return real(fd, path, kind)
 
-    monkeypatch.setattr(state_module, "flock", flock_after_unlink)
+    monkeypatch.setattr(state_module, "try_lock", flock_after_unlink)
     with ListenerLock.acquire(data, OWNER):
         assert len(taken) == 2
         assert path_of(data, "4711.lock").stat().st_ino == taken[1]

@@ -28,7 +28,7 @@ from zmqbus.bootstrap import VENV_MARKER, site_packages
 from zmqbus.cli.parser import Parser
 from zmqbus.doctor.installation import EXTRAS, REQUIREMENTS
 from zmqbus.errors import ZmqbusError
-from zmqbus.security import keys
+from zmqbus.security.private_files import secure_dir
 from zmqbus.text.display import INDENT, sanitise
 
 #: Three wheels take seconds, three builds from source minutes; longer than this nobody waits for.
@@ -130,7 +130,7 @@ def _install(loaded: settings.Settings, *, yes: bool, upgrade: bool, uv: bool, e
     print(f"    mv {shlex.quote(plan.target)} {shlex.quote(venv)}", flush=True)
     if not yes and not _agreed():
         return 1
-    keys.secure_dir(loaded.data_dir)
+    secure_dir(loaded.data_dir)
     with _lock(loaded.data_dir):
         versions = _build(plan, _clean_environment(os.environ))
     print(f"installed in {venv}: {versions}")

@@ -14,7 +14,7 @@ from zmqbus.client.launch import at_broker, check_loopback, check_reach
 from zmqbus.client.seen import TakenIds
 from zmqbus.client.transport import endpoint
 from zmqbus.errors import BrokerUnavailable, ProtocolError, ZmqbusError
-from zmqbus.security import keys as security
+from zmqbus.security.keys import client_keys, curve_client
 from zmqbus.settings import Settings
 from zmqbus.wire import codec, verbs
 from zmqbus.wire.verbs import Role
@@ -40,10 +40,10 @@ class Probe:
         self._responses: dict[str, verbs.Envelope | ZmqbusError] = {}
         self._client = core.ClientCore(core.Persona(role=Role.OBSERVER), zmqbus.__version__, TakenIds())
         self._decoder = codec.Decoder(from_broker=True)
-        keys = security.client_keys(settings.data_dir)
+        keys = client_keys(settings.data_dir)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dealer = self._context.socket(zmq.DEALER)
-        security.curve_client(self._dealer, keys)
+        curve_client(self._dealer, keys)
         self._dealer.linger = 0  # or whoever looks would wait for a broker that hangs
         self._dealer.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)
 

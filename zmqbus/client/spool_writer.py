@@ -26,7 +26,7 @@ from zlib import crc32
 
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal.record import spell
-from zmqbus.security.keys import open_private, secure_dir
+from zmqbus.security.private_files import open_private, secure_dir
 from zmqbus.wire import verbs
 
 #: After a failure nothing is tried for so long: each attempt costs the spelling of the body.

@@ -22,7 +22,7 @@ import zmq
 
 from zmqbus.client import core, launch
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
-from zmqbus.security import keys as security
+from zmqbus.security.keys import ClientKeys, client_keys, curve_client
 from zmqbus.settings import Settings, warn_on_stderr
 from zmqbus.system import descriptors
 from zmqbus.wire import codec, sockets, verbs
@@ -67,10 +67,10 @@ def endpoint(port: int) -> str:
     return f"tcp://127.0.0.1:{port}"
 
 
-def _dealer(context: zmq.Context[zmq.Socket[bytes]], keys: security.ClientKeys) -> zmq.Socket[bytes]:
+def _dealer(context: zmq.Context[zmq.Socket[bytes]], keys: ClientKeys) -> zmq.Socket[bytes]:
     """The socket for directed envelopes. It has no routing id: the broker's ROUTER draws one that nobody can take."""
     dealer = context.socket(zmq.DEALER)
-    security.curve_client(dealer, keys)
+    curve_client(dealer, keys)
     dealer.linger = 0  # until WELCOME: what a broker never answered is not worth waiting for
     dealer.sndhwm = dealer.rcvhwm = 0  # credit bounds both ways; a mark here would block or drop
     dealer.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)
@@ -79,10 +79,10 @@ def _dealer(context: zmq.Context[zmq.Socket[bytes]], keys: security.ClientKeys) 
     return dealer
 
 
-def _subscriber(context: zmq.Context[zmq.Socket[bytes]], keys: security.ClientKeys) -> zmq.Socket[bytes]:
+def _subscriber(context: zmq.Context[zmq.Socket[bytes]], keys: ClientKeys) -> zmq.Socket[bytes]:
     """The socket for broadcasts."""
     subscriber = context.socket(zmq.SUB)
-    security.curve_client(subscriber, keys)
+    curve_client(subscriber, keys)
     subscriber.linger = 0
     subscriber.rcvhwm = 0  # the broker's credit bounds it
     subscriber.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)
@@ -115,7 +115,7 @@ class Link:
         self._starts = starts
         self.waits_to_launch = True  #: False: `pump` and `turn` go on while a broker starts, and return at once
         self._launching: launch.Launch | None = None
-        self._keys = security.client_keys(settings.data_dir)
+        self._keys = client_keys(settings.data_dir)
         descriptors.reserve(DESCRIPTORS, "a connection to the bus")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()

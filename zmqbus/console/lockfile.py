@@ -17,8 +17,7 @@ from types import TracebackType
 
 from zmqbus.console.auth import SECRET_BYTES
 from zmqbus.errors import LocalError
-from zmqbus.security.keys import secure_dir
-from zmqbus.session.private_files import flock, open_file, parse
+from zmqbus.security.private_files import open_file, parse_json, secure_dir, try_lock
 
 #: One line of JSON with a port and a secret.
 MAX_FILE_BYTES = 4096
@@ -68,7 +67,7 @@ class Lease:
         self._path = os.path.join(data_dir, f"console.{port}")
         self._fd = open_file(self._path, os.O_RDWR | os.O_CREAT)
         try:
-            if not flock(self._fd, self._path, fcntl.LOCK_EX):
+            if not try_lock(self._fd, self._path, fcntl.LOCK_EX):
                 raise ConsoleRuns(
                     f"a console runs on port {port} already; get a link to it with: zmqbus console --link --port {port}"
                 )
@@ -110,9 +109,9 @@ def _look(data_dir: str, port: int) -> Running | None:
     except FileNotFoundError:
         return None
     try:
-        if flock(fd, path, fcntl.LOCK_SH):
+        if try_lock(fd, path, fcntl.LOCK_SH):
             return None  # nobody holds it: a leftover
-        record = parse(os.pread(fd, MAX_FILE_BYTES, 0))
+        record = parse_json(os.pread(fd, MAX_FILE_BYTES, 0))
     finally:
         os.close(fd)
     if not isinstance(record, dict) or not isinstance(record.get("secret"), str):

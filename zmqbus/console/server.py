@@ -33,7 +33,7 @@ from zmqbus.console.guard import ADDRESS
 from zmqbus.console.lockfile import Lease
 from zmqbus.console.peers import Peers
 from zmqbus.errors import LocalError
-from zmqbus.session.private_files import replace, unlink
+from zmqbus.security.private_files import replace, unlink
 from zmqbus.session.state import SessionState
 from zmqbus.settings import Settings
 

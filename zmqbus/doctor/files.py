@@ -16,7 +16,8 @@ from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal.history import History, numbered
 from zmqbus.journal.search_index import SUFFIXES, Index
-from zmqbus.security.keys import DIR_MODE, FILE_MODE, NEW_KEYS_PREFIX, broker_keys, is_unmapped
+from zmqbus.security.keys import NEW_KEYS_PREFIX, broker_keys
+from zmqbus.security.private_files import DIR_MODE, FILE_MODE, is_unmapped
 from zmqbus.settings import Settings
 
 #: So much of the log, the newest, is read line by line; the rest has to begin as it should.

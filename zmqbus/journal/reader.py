@@ -37,7 +37,7 @@ from zmqbus.journal.record import (
     is_of_work,
     quote,
 )
-from zmqbus.security.keys import open_private
+from zmqbus.security.private_files import open_private
 from zmqbus.tuples import NamedTuple
 
 #: The first line of a segment is under 100 bytes; a longer one is not ours.

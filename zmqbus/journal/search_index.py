@@ -34,7 +34,7 @@ from zmqbus.journal.filter import ALL, Entry, Place, Sieve, text_of
 from zmqbus.journal.history import lines, numbered, open_numbered
 from zmqbus.journal.reader import open_if_there
 from zmqbus.journal.record import JournalError
-from zmqbus.security.keys import open_private
+from zmqbus.security.private_files import open_private
 
 #: Of this layout. Another one in the file: it is made anew.
 FORMAT = 1

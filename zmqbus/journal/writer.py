@@ -54,7 +54,7 @@ from zmqbus.journal.reader import (
     unfinished,
 )
 from zmqbus.journal.record import JournalError, Spelled, second_of
-from zmqbus.security.keys import open_private, secure_dir
+from zmqbus.security.private_files import open_private, secure_dir
 
 #: A file of this size still opens in an editor, and is read by grep in 20 ms.
 SEGMENT_BYTES = 50 * 1024 * 1024

@@ -12,8 +12,7 @@ import json
 import os
 
 from zmqbus.errors import InvalidLabel
-from zmqbus.security.keys import secure_dir
-from zmqbus.session.private_files import cannot, load_json, open_file, replace
+from zmqbus.security.private_files import file_error, load_json, open_file, replace, secure_dir
 from zmqbus.settings import Paths
 from zmqbus.wire.naming import check_label
 
@@ -48,7 +47,7 @@ def remember_label(data_dir: str, project: str, label: str | None) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # waits: it is held for one small read and write
         except OSError as error:
-            raise cannot("lock", path, error) from error
+            raise file_error("lock", path, error) from error
         labels = _load_labels(data_dir)
         before = list(labels.items())
         labels.pop(project, None)

@@ -16,7 +16,7 @@ import os
 from typing import Any
 
 from zmqbus.process import Place, Process, has_ended
-from zmqbus.session.private_files import load_json, open_file, parse
+from zmqbus.security.private_files import load_json, open_file, parse_json
 from zmqbus.settings import Paths
 
 LOCK, STATE, OPTIONS, SHOWN, TMP = ".lock", ".session", ".options", ".shown", ".tmp"
@@ -73,7 +73,7 @@ def lock_record(data_dir: str, stem: str) -> Any:
     except FileNotFoundError:
         return None
     try:
-        return parse(head_line(fd))
+        return parse_json(head_line(fd))
     finally:
         os.close(fd)
 

@@ -16,9 +16,8 @@ import time
 from collections.abc import Mapping
 
 from zmqbus.process import Process
-from zmqbus.security.keys import secure_dir
+from zmqbus.security.private_files import load_json, replace, secure_dir
 from zmqbus.session.owned import OPTIONS, owner_in, path_of, record_of, stem_of
-from zmqbus.session.private_files import load_json, replace
 from zmqbus.settings import Paths
 
 #: What is handed on. Other options are not the bus's.

@@ -35,8 +35,8 @@ from zmqbus.client import seen
 from zmqbus.client.seen import TakenIds
 from zmqbus.errors import Unauthorized, ZmqbusError
 from zmqbus.process import Process
+from zmqbus.security.private_files import open_file, replace
 from zmqbus.session.owned import SHOWN, path_of, stem_of
-from zmqbus.session.private_files import open_file, replace
 from zmqbus.wire.verbs import MSG_ID_LENGTH
 
 #: A file of this size is rewritten: it has twice the ids that are remembered, so that is done once in 10,000 messages.

@@ -51,7 +51,17 @@ from typing import Any
 
 from zmqbus.errors import LocalError, NotConnected, Unauthorized
 from zmqbus.process import Life, Process, ProcessTable, life_of, this_machine
-from zmqbus.security.keys import secure_dir
+from zmqbus.security.private_files import (
+    file_error,
+    is_at,
+    load_json,
+    open_file,
+    parse_json,
+    replace,
+    secure_dir,
+    try_lock,
+    unlink,
+)
 from zmqbus.session.owned import (
     LOCK,
     MAX_RECORD_BYTES,
@@ -69,7 +79,6 @@ from zmqbus.session.owned import (
     record_of,
     stem_of,
 )
-from zmqbus.session.private_files import cannot, flock, is_at, load_json, open_file, parse, replace, unlink
 from zmqbus.settings import MAX_PID, MAX_PORT, Paths
 from zmqbus.tuples import NamedTuple
 
@@ -167,7 +176,7 @@ class ListenerLock:
         self._stem = stem
         self._touched_s = time.monotonic()
         self._identity = _read_identity(fd, stem, owner)
-        found = owner_in(parse(head_line(fd)), stem)
+        found = owner_in(parse_json(head_line(fd)), stem)
         if found is None or not found.is_same(owner):
             with suppress(OSError):  # a full disk: `remember` will say so
                 self._write(record_of(owner))
@@ -188,16 +197,16 @@ class ListenerLock:
             path = path_of(data_dir, stem, LOCK)
             fd = open_file(path, os.O_RDWR | os.O_CREAT)
             try:
-                if flock(fd, path, fcntl.LOCK_EX):
+                if try_lock(fd, path, fcntl.LOCK_EX):
                     # Somebody elsewhere who has the same pid may have been here since the name was chosen.
-                    if is_at(fd, path) and not is_anothers(owner_in(parse(head_line(fd)), stem), owner):
+                    if is_at(fd, path) and not is_anothers(owner_in(parse_json(head_line(fd)), stem), owner):
                         lock = cls(fd, data_dir, stem, owner)
                         lock.remove_state()
                         fd = -1  # the lock's from here on
                         return lock
                     continue  # or a cleaner has unlinked it: there is another file, or none
-                if not flock(fd, path, fcntl.LOCK_SH):
-                    if is_anothers(owner_in(parse(head_line(fd)), stem), owner):
+                if not try_lock(fd, path, fcntl.LOCK_SH):
+                    if is_anothers(owner_in(parse_json(head_line(fd)), stem), owner):
                         continue
                     raise AlreadyListening(_running(data_dir, stem))
             finally:
@@ -216,7 +225,7 @@ class ListenerLock:
         try:
             whole = self._write({**identity._asdict(), **record_of(self._owner)})
         except OSError as error:
-            raise cannot("write", path_of(self._data_dir, self._stem, LOCK), error) from error
+            raise file_error("write", path_of(self._data_dir, self._stem, LOCK), error) from error
         if not whole:
             raise NotConnected(f"the disk of {self._data_dir} is full; free some space and connect again")
         self._identity = identity
@@ -480,7 +489,7 @@ def _is_held(path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not flock(fd, path, fcntl.LOCK_SH)
+        return not try_lock(fd, path, fcntl.LOCK_SH)
     finally:
         os.close(fd)
 
@@ -489,7 +498,7 @@ def _begin_cleaning(clients: str) -> int | None:
     """Makes this process the only cleaner, until it closes what this returns; None: another one is."""
     path = os.path.join(clients, "reap.lock")
     fd = open_file(path, os.O_RDWR | os.O_CREAT)
-    if flock(fd, path, fcntl.LOCK_EX):
+    if try_lock(fd, path, fcntl.LOCK_EX):
         return fd
     os.close(fd)
     return None
@@ -505,7 +514,7 @@ def _clean(data_dir: str, stem: str, table: ProcessTable | None = None) -> list[
     fd = open_file(path, os.O_RDWR | os.O_CREAT)  # without the file there would be nothing to keep a listener away
     made_here = False
     try:
-        if not flock(fd, path, fcntl.LOCK_SH):
+        if not try_lock(fd, path, fcntl.LOCK_SH):
             return []
         made_here = not had_lock
         if table is not None and _life(data_dir, stem, table) is not Life.ENDED:
@@ -574,7 +583,7 @@ def _stems(data_dir: str) -> dict[str, list[str]]:
 
 def _read_identity(fd: int, stem: str, owner: Process) -> Identity | None:
     """The identity in an open lock file; None where there is none, or it is another process's."""
-    record = parse(head_line(fd))
+    record = parse_json(head_line(fd))
     found = owner_in(record, stem)
     if found is None or not found.is_same(owner):
         return None

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from zmqbus.process import Process, has_ended, process_of
-from zmqbus.security.keys import open_private, read_small
+from zmqbus.security.private_files import open_private, read_small
 from zmqbus.settings import Paths
 from zmqbus.system import network
 from zmqbus.system.network import Network

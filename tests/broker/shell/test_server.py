@@ -22,7 +22,8 @@ from zmqbus.broker.shell.server import DRAIN_MESSAGES, Server
 from zmqbus.errors import PortHeld, Unauthorized
 from zmqbus.journal.reader import read
 from zmqbus.journal.search_index import Index
-from zmqbus.security import keys
+from zmqbus.security import zap
+from zmqbus.security.keys import client_keys, curve_client
 from zmqbus.settings import Settings, load
 from zmqbus.testing import session_id_of
 from zmqbus.wire import codec, verbs
@@ -50,7 +51,7 @@ class Served:
     def peer(self) -> zmq.Socket[bytes]:
         peer = self.context.socket(zmq.DEALER)
         peer.linger = 0
-        keys.curve_client(peer, keys.client_keys(self.settings.data_dir))
+        curve_client(peer, client_keys(self.settings.data_dir))
         peer.connect(f"tcp://127.0.0.1:{self.settings.port}")
         self.peers.append(peer)
         return peer
@@ -94,8 +95,8 @@ def test_it_answers_and_says_so(served):
 
 
 def test_the_handler_of_handshakes_is_renewed_under_those_who_are_in(served, monkeypatch):
-    monkeypatch.setattr(keys, "RENEW_AFTER", 1)
-    monkeypatch.setattr(keys, "RETIRED_S", 0.0)
+    monkeypatch.setattr(zap, "RENEW_AFTER", 1)
+    monkeypatch.setattr(zap, "RETIRED_S", 0.0)
     peers: list[zmq.Socket[bytes]] = []
     for _ in range(3):
         before = served.server._zap.socket
@@ -270,7 +271,7 @@ def test_only_marks_are_taken_from_the_subscribers(served):
     rogue = served.context.socket(zmq.XSUB)
     rogue.linger = 0
     served.peers.append(rogue)
-    keys.curve_client(rogue, keys.client_keys(served.settings.data_dir))
+    curve_client(rogue, client_keys(served.settings.data_dir))
     rogue.connect(f"tcp://127.0.0.1:{served.server._core.pub_port}")
     for junk in (b"\2", b"junk", b"\1~", b"\1~\xff\0", b"\1~nobody\0", b"\1*\0"):
         rogue.send(junk)

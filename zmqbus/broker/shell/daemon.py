@@ -23,7 +23,7 @@ import sys
 import time
 
 from zmqbus.errors import BrokerUnavailable, PortHeld, ZmqbusError
-from zmqbus.security import keys
+from zmqbus.security.private_files import secure_dir
 from zmqbus.settings import Settings, load
 from zmqbus.system import network, pidfile
 
@@ -46,7 +46,7 @@ def elect(settings: Settings) -> int:
 
     Raises `Elsewhere` if a broker serves the same port, `BrokerUnavailable` if one serves another port.
     """
-    keys.secure_dir(settings.data_dir)
+    secure_dir(settings.data_dir)
     descriptor = os.open(settings.data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline_s = time.monotonic() + ELECTION_S
     while True:

@@ -14,7 +14,7 @@ import sys
 import time
 
 from zmqbus.errors import ZmqbusError
-from zmqbus.security.keys import open_private
+from zmqbus.security.private_files import open_private
 from zmqbus.text.display import sanitise
 
 #: A file of this size is rotated, and this many old ones are kept.

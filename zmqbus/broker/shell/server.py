@@ -42,7 +42,8 @@ from zmqbus.journal.reader import Earlier, recent
 from zmqbus.journal.record import JournalError, Record, Records, Spelled, encode_all
 from zmqbus.journal.writer import Journal
 from zmqbus.process import Process, has_ended
-from zmqbus.security import keys as security
+from zmqbus.security.keys import BrokerKeys, broker_keys
+from zmqbus.security.zap import ZapHandler, curve_server
 from zmqbus.settings import DEFAULT_PORT, Settings
 from zmqbus.system import descriptors
 from zmqbus.system.port_holder import who_holds
@@ -109,9 +110,9 @@ def _owner_lives(owner: str) -> bool:
     return process is None or not has_ended(process)
 
 
-def _secure(socket: zmq.Socket[bytes], keys: security.BrokerKeys) -> None:
+def _secure(socket: zmq.Socket[bytes], keys: BrokerKeys) -> None:
     """Options that both sockets of the broker share."""
-    security.curve_server(socket, keys)
+    curve_server(socket, keys)
     socket.linger = LINGER_MS  # with none, term() would wait for peers that never read
     socket.sndhwm = PEER_HWM  # without it a peer that does not read grows the broker
     socket.rcvhwm = PEER_IN_HWM  # bounds what floods in between two wakes; TCP holds the rest back
@@ -119,7 +120,7 @@ def _secure(socket: zmq.Socket[bytes], keys: security.BrokerKeys) -> None:
     socket.backlog = BACKLOG  # with 100, a storm of clients meets refused connections
 
 
-def _router(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKeys) -> zmq.Socket[bytes]:
+def _router(context: zmq.Context[zmq.Socket[bytes]], keys: BrokerKeys) -> zmq.Socket[bytes]:
     """The socket for directed envelopes."""
     router = context.socket(zmq.ROUTER)
     _secure(router, keys)
@@ -128,7 +129,7 @@ def _router(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKeys) 
     return router
 
 
-def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: security.BrokerKeys) -> zmq.Socket[bytes]:
+def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: BrokerKeys) -> zmq.Socket[bytes]:
     """The socket for broadcasts: XPUB is a PUB that shows its subscriptions."""
     publisher = context.socket(zmq.XPUB)
     _secure(publisher, keys)
@@ -167,7 +168,7 @@ class Server:
         """Binds both sockets and the journal. Raises `BrokerUnavailable` where the port is held by another program,
         `Unauthorized` where keys or files are not the user's own."""
         descriptors.reserve(OWN_DESCRIPTORS, "the broker")
-        keys = security.broker_keys(self._settings.data_dir)
+        keys = broker_keys(self._settings.data_dir)
         paths = self._settings.paths
         self._journal = Journal(paths.log)
         self._closing.callback(self._journal.close)
@@ -188,7 +189,7 @@ class Server:
         with suppress(zmq.ZMQError):  # one that does not know of it just needs more memory
             context.set(_ZERO_COPY_RECV, 0)
         self._closing.callback(context.term)
-        self._zap = security.ZapHandler(context, keys.allowed_clients)
+        self._zap = ZapHandler(context, keys.allowed_clients)
         self._closing.callback(self._zap.close)
         self._router = _router(context, keys)
         self._closing.callback(self._router.close)

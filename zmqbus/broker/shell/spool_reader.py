@@ -8,7 +8,7 @@ A sender writes a large body, as it will stand in the log, into a file of its ow
 at any time, and so nothing here relies on it:
 
 * The *name* is 32 hexadecimal digits, which lead nowhere else; the file is a private one of the user's, and no link
-  (`security.open_private`).
+  (`open_private`).
 * The piece is *read once*, into memory; what is checked is what is written to the log. Where the sender's checksum is
   not that of the piece, it is the sender's own message that cannot be read.
 * It is asked for when everything else about the message is in order, and *in the place of a body* that came along: a
@@ -29,7 +29,7 @@ from collections.abc import Container
 from contextlib import suppress
 
 from zmqbus.errors import BrokerUnavailable, ProtocolError, RateLimited, Unauthorized
-from zmqbus.security.keys import open_private, secure_dir
+from zmqbus.security.private_files import open_private, secure_dir
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format
 

@@ -42,7 +42,7 @@ from zmqbus.broker.storage.schema import (
     make_tables,
     sound,
 )
-from zmqbus.security.keys import check_private_file, open_private
+from zmqbus.security.private_files import check_private_file, open_private
 
 #: A higher number than this was not written by a release, but by damage.
 MAX_FORMAT = 99

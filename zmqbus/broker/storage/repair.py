@@ -32,7 +32,7 @@ from zmqbus.broker.storage.schema import (
     make_tables,
     sound,
 )
-from zmqbus.security.keys import open_private
+from zmqbus.security.private_files import open_private
 
 #: SQLite files that belong to a database, after its name.
 WAL, JOURNAL = "-wal", "-journal"
