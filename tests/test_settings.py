@@ -347,7 +347,7 @@ class TestLocation:
         environ = {"HOME": "/home/u", "INTER_SESSION_DATA_DIR": "/d", "INTER_SESSION_PPID_OVERRIDE": "0"}
         warnings = Warnings()
         location = settings.locate(environ, warnings)
-        assert location == ("/d", None)
+        assert location == settings.Location("/d", None)
         loaded = load({}, {**environ, "INTER_SESSION_PORT": "9002"}, warnings, location)
         assert (loaded.data_dir, loaded.port) == ("/d", 9002)
         assert len(warnings) == 1, "the wrong owner is told once"
