@@ -47,6 +47,24 @@ FORBIDDEN = {
     *((part, "bootstrap") for part in RANKS if part not in ("bootstrap", "cli", "doctor", "__main__")),
 }
 
+#: Rooms of the broker that do I/O; all others are pure: they decide, and a shell acts.
+BROKER_SHELLS = (
+    "broker.shell.",
+    "broker.storage.file",
+    "broker.storage.repair",
+    "broker.storage.schema",
+    "broker.storage.sqlite",
+)
+#: No pure room imports these: shells, sockets, clocks, files, processes, randomness.
+IMPURE = {
+    *("fcntl", "io", "multiprocessing", "os", "pathlib", "psutil", "random", "secrets", "select", "shutil", "signal"),
+    *("socket", "sqlite3", "subprocess", "tempfile", "threading", "time", "zmq"),
+    *("zmqbus.journal.reader", "zmqbus.journal.writer", "zmqbus.process", "zmqbus.settings", "zmqbus.system"),
+    *("zmqbus.wire.sockets", "zmqbus.wire.wakeup"),
+}
+#: What requests to worker groups know of the rest of the broker.
+BELOW_GROUPS = {"body_checks", "events", "groups", "metrics", "registry"}
+
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 #: What only an extra brings: whoever imports these modules has to expect an ImportError.
 EXTRAS = {
@@ -227,6 +245,24 @@ def test_imports_run_downhill(module: str) -> None:
         if target != own and (RANKS[target] >= RANKS[own] or (own, target) in FORBIDDEN):
             uphill.append(f"{source(module).relative_to(ROOT)}:{line} imports {name}")
     assert not uphill, "\n".join(uphill)
+
+
+def is_shell_of_the_broker(module: str) -> bool:
+    return module.startswith(BROKER_SHELLS)
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if part(m) == "broker" and not is_shell_of_the_broker(m)])
+def test_pure_rooms_of_the_broker_import_no_shell(module: str) -> None:
+    found = {name for _, name, _ in imports(module)}
+    impure = {name for name in found if any(name == one or name.startswith(f"{one}.") for one in IMPURE)}
+    assert not impure
+    assert not {name for name in found if is_shell_of_the_broker(name.removeprefix("zmqbus."))}
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if m.startswith("broker.groups.")])
+def test_groups_stand_below_the_core(module: str) -> None:
+    of_broker = [name.split(".")[2] for _, name, _ in imports(module) if name.startswith("zmqbus.broker.")]
+    assert set(of_broker) <= BELOW_GROUPS
 
 
 @pytest.mark.parametrize("module", modules())

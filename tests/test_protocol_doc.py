@@ -17,7 +17,6 @@ from zmqbus.broker import (
     fetch,
     mailbox,
     permissions,
-    pressure,
     registry,
     reply_routing,
     retention,
@@ -26,6 +25,7 @@ from zmqbus.broker import (
 from zmqbus.broker import core as broker
 from zmqbus.broker.groups import failover, queues, requests
 from zmqbus.broker.registry import Standing
+from zmqbus.broker.shell import pressure
 from zmqbus.client import core as client
 from zmqbus.client import requests as client_requests
 from zmqbus.client import seen

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.broker.saidkit import Said, both, messages, refused, with_ids
 from zmqbus import errors
 from zmqbus.broker import admission, events, mailbox
-from zmqbus.broker.shell.spool_reader import no_spools
+from zmqbus.broker.body_checks import no_spools
 from zmqbus.journal.record import spell
 from zmqbus.testing import SimNet, session_id_of
 from zmqbus.testing.simnet import Death

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqbus.broker.shell.spool_reader import check
+from zmqbus.broker.body_checks import check_spooled
 from zmqbus.client import spool_writer as spool_module
 from zmqbus.client.spool_writer import Spool, find_room
 from zmqbus.journal.record import check_spelled, spell
@@ -79,7 +79,7 @@ class TestPieces:
     )
     def test_are_what_the_log_will_have_and_pass_the_brokers_checks(self, spool, directory, fmt, word, body):
         spooled = put(spool, message(1, body, fmt))
-        check(spooled)
+        check_spooled(spooled)
         found = piece(directory, spooled)
         check_spelled(word, found, spooled.size_bytes, spooled.crc)
         assert found == spell(word, body)

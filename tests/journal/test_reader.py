@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.records import RECORD, RECORDS, ids, line
 from zmqbus.errors import Unauthorized
 from zmqbus.journal import reader as readback
-from zmqbus.journal.reader import Earlier, Pointer, Reader, SegmentGone, find, read, recent, segments
-from zmqbus.journal.record import HEAD_BYTES, JournalError, Record, decode_record, encode_record, glance
+from zmqbus.journal.reader import Pointer, Reader, SegmentGone, find, read, recent, segments
+from zmqbus.journal.record import HEAD_BYTES, Earlier, JournalError, Record, decode_record, encode_record, glance
 from zmqbus.journal.writer import Journal
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from zmqbus.broker.body_checks import check_body, check_spooled
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.in_flight import Run
@@ -25,19 +26,16 @@ from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.pending import Staged, StagedRun, entry_of, gathered, run_of
 from zmqbus.broker.registry import Connection, Registry, Session
 from zmqbus.broker.reply_routing import Awaits, Expected
-from zmqbus.broker.shell.spool_reader import check as check_spooled
 from zmqbus.broker.storage.api import Entry
 from zmqbus.broker.takeover import Takeover
 from zmqbus.errors import (
     BrokerUnavailable,
-    InvalidPayload,
     ProtocolError,
     RateLimited,
     UnknownPeer,
     ZmqbusError,
 )
-from zmqbus.journal.reader import Earlier
-from zmqbus.journal.record import Record, Records, Spelled, check_spelled, spelled_line
+from zmqbus.journal.record import Earlier, Record, Records, Spelled, check_spelled, spelled_line
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.verbs import FORMAT_WORDS, Format, Pointer, Scope
@@ -51,18 +49,6 @@ GUEST_BROADCASTS_PER_MINUTE = 120
 #: As integers: to look a member of an enum up costs more than to compare it.
 _TEXT = int(Format.TEXT)
 _SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
-
-
-def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
-    """Raises what a body is refused with: it is too long, or not what its format says."""
-    if fmt not in FORMAT_WORDS:
-        raise ProtocolError(f"unknown body format {fmt}")
-    verbs.check_size(len(body), to_many=to_many)
-    if fmt == _TEXT and not body.isascii():
-        try:
-            body.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 class _Before(NamedTuple):

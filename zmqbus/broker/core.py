@@ -40,6 +40,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from zmqbus.broker.admission import Intake
+from zmqbus.broker.body_checks import no_spools
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import (
     CommitFailed,
@@ -65,7 +66,6 @@ from zmqbus.broker.permissions import ALLOWED, FROM_STRANGERS
 from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
 from zmqbus.broker.reply_routing import Awaits
 from zmqbus.broker.retention import Upkeep
-from zmqbus.broker.shell.spool_reader import no_spools
 from zmqbus.broker.storage.api import Store
 from zmqbus.broker.takeover import Takeover
 from zmqbus.errors import (
@@ -78,7 +78,7 @@ from zmqbus.errors import (
     UnknownPeer,
     ZmqbusError,
 )
-from zmqbus.journal.reader import Earlier
+from zmqbus.journal.record import Earlier
 from zmqbus.security.digest import compare_digest, sha256
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.verbs import Pointer

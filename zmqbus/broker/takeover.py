@@ -47,7 +47,7 @@ from collections.abc import Callable, Iterable
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.registry import Registry, Session, last_come
-from zmqbus.journal.reader import Earlier
+from zmqbus.journal.record import Earlier
 
 #: How long a dead session that nothing waits for is kept, for those who send to its name.
 EMPTY_KEEP_S = 3600.0

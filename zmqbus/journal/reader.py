@@ -27,6 +27,7 @@ from itertools import groupby
 from zmqbus.errors import Unauthorized
 from zmqbus.journal.record import (
     HEAD_BYTES,
+    Earlier,
     JournalError,
     Record,
     decode_head,
@@ -418,14 +419,6 @@ def _read_line(fd: int, start: int) -> bytes | None:
         pieces.append(piece)
         start += len(piece)
     return None
-
-
-class Earlier(NamedTuple):
-    """What the log tells of a message."""
-
-    from_session: str
-    to_session_id: str | None
-    place: int  # its order among the records: of two messages, the one that was accepted first has the lower one
 
 
 def recent(path: str, *, records: int, limit_bytes: int) -> dict[str, Earlier]:

@@ -118,6 +118,14 @@ class Records(NamedTuple):
             yield Record(self.ts, msg_id, *self[2:8], None, "text", body)
 
 
+class Earlier(NamedTuple):
+    """Sender, receiver and place of a message that the journal holds."""
+
+    from_session: str
+    to_session_id: str | None
+    place: int  #: order among the records: of two messages, the one accepted first has the lower place
+
+
 def encode_all(records: Iterable[Record | Records | Spelled]) -> list[bytes | Spelled]:
     """Lines of the log, one for each message."""
     lines: list[bytes | Spelled] = []

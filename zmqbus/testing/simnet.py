@@ -27,8 +27,7 @@ from zmqbus.broker.storage.api import StoreError
 from zmqbus.client import core as client
 from zmqbus.client.seen import TakenIds
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
-from zmqbus.journal.reader import Earlier
-from zmqbus.journal.record import Spelled, decode_record, encode_all
+from zmqbus.journal.record import Earlier, Spelled, decode_record, encode_all
 from zmqbus.security.digest import sha256
 from zmqbus.testing.simclient import SimClient
 from zmqbus.testing.store import MemoryStore

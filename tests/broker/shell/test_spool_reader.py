@@ -1,4 +1,4 @@
-"""What a broker reads of what its senders have put down, and what it does not."""
+"""Spool files: reading them within the bounds, refusing unsafe ones, and removing them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from zmqbus.broker.shell import spool_reader as module
-from zmqbus.broker.shell.spool_reader import Spools, check, no_spools
-from zmqbus.errors import BrokerUnavailable, ProtocolError, RateLimited, Unauthorized
+from zmqbus.broker.shell.spool_reader import SpoolReader
+from zmqbus.errors import BrokerUnavailable, RateLimited, Unauthorized
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format
 
@@ -27,8 +27,8 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def spools(directory: Path) -> Spools:
-    return Spools(str(directory))
+def spools(directory: Path) -> SpoolReader:
+    return SpoolReader(str(directory))
 
 
 def write(directory: Path, name: str, content: bytes) -> None:
@@ -37,58 +37,15 @@ def write(directory: Path, name: str, content: bytes) -> None:
     path.chmod(0o600)
 
 
-class TestCheck:
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {},
-            {"length": 6 * SIZE},
-            {"offset": verbs.MAX_SPOOL_BYTES, "crc": 2**32 - 1},
-            {"fmt": Format.BYTES, "size_bytes": 70_000, "length": 93_336},
-            {"fmt": Format.MSGPACK, "size_bytes": 69_999, "length": 93_332},
-        ],
-    )
-    def test_what_a_sender_may_say(self, changes):
-        check(GOOD._replace(**changes))
-
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"file": ""},
-            {"file": "../messages.log"},
-            {"file": "A" * 32},
-            {"file": "a" * 31},
-            {"file": NAME + "\n"},
-            {"file": f"{NAME}/x"},
-            {"offset": -1},
-            {"offset": verbs.MAX_SPOOL_BYTES + 1},
-            {"offset": 2**63},
-            {"crc": -1},
-            {"crc": 2**32},
-            {"length": SIZE - 1},
-            {"length": 6 * SIZE + 1},
-            {"length": -1},
-            {"size_bytes": -1},
-            {"size_bytes": verbs.SPILL_BYTES, "length": SIZE},
-            {"size_bytes": 2**60, "length": 2**60},
-            {"size_bytes": 10 * 2**20, "length": verbs.MAX_SPELLED_BYTES + 1},
-            {"fmt": Format.BYTES, "length": SIZE},
-        ],
-    )
-    def test_what_no_sender_says(self, changes):
-        with pytest.raises(ProtocolError):
-            check(GOOD._replace(**changes))
-
-
 class TestReading:
-    def test_pieces_are_read_as_they_are_then(self, spools, directory):
+    def test_content_is_read_at_the_time_of_the_message(self, spools, directory):
         write(directory, NAME, b"x" + b"a" * SIZE + b"b" * SIZE)
         assert spools.read(b"r", GOOD._replace(offset=1)) == b"a" * SIZE
         write(directory, NAME, b"x" + b"c" * SIZE + b"b" * SIZE)
         assert spools.read(b"r", GOOD._replace(offset=1)) == b"c" * SIZE
         assert spools.read(b"r", GOOD._replace(offset=1 + SIZE)) == b"b" * SIZE
 
-    def test_a_file_is_opened_once_for_a_connection(self, spools, directory):
+    def test_a_connection_opens_its_file_once(self, spools, directory):
         write(directory, NAME, b"a" * SIZE)
         spools.read(b"r", GOOD)
         (directory / NAME).unlink()
@@ -97,18 +54,18 @@ class TestReading:
             spools.read(b"another", GOOD)
 
     @pytest.mark.parametrize("offset", [1, SIZE, verbs.MAX_SPOOL_BYTES])
-    def test_what_is_not_there_is_an_error(self, spools, directory, offset):
+    def test_reading_past_the_end_is_an_error(self, spools, directory, offset):
         write(directory, NAME, b"a" * SIZE)
         with pytest.raises(BrokerUnavailable, match=r"shorter.*send it again"):
             spools.read(b"r", GOOD._replace(offset=offset))
 
-    def test_files_that_are_open_to_others_are_refused(self, spools, directory):
+    def test_files_that_others_can_read_are_refused(self, spools, directory):
         write(directory, NAME, b"a" * SIZE)
         (directory / NAME).chmod(0o644)
         with pytest.raises(Unauthorized, match="chmod 600"):
             spools.read(b"r", GOOD)
 
-    def test_links_and_what_is_no_file_are_refused(self, spools, directory, tmp_path):
+    def test_links_and_special_files_are_refused(self, spools, directory, tmp_path):
         write(tmp_path, "secret", b"s" * SIZE)
         (directory / NAME).symlink_to(tmp_path / "secret")
         with pytest.raises(Unauthorized, match="link"):
@@ -122,7 +79,7 @@ class TestReading:
         with pytest.raises((Unauthorized, BrokerUnavailable)):
             spools.read(b"r", GOOD)
 
-    def test_a_wake_reads_no_more_than_its_bound_and_one_piece(self, spools, directory, monkeypatch):
+    def test_one_wake_exceeds_the_bound_by_at_most_one_body(self, spools, directory, monkeypatch):
         monkeypatch.setattr(module, "WAKE_BYTES", 2 * SIZE)
         write(directory, NAME, b"a" * SIZE)
         for _ in range(2):
@@ -132,27 +89,23 @@ class TestReading:
         spools.read_bytes = 0
         assert spools.read(b"r", GOOD) == b"a" * SIZE
 
-    def test_a_broker_without_files(self):
-        with pytest.raises(Unauthorized):
-            no_spools(b"r", GOOD)
 
-
-class TestTidiness:
-    def test_what_earlier_senders_have_left_is_removed_at_the_start_and_nothing_else(self, directory):
+class TestCleanup:
+    def test_only_spool_files_are_removed_at_the_start(self, directory):
         write(directory, NAME, b"a" * SIZE)
         write(directory, "something else", b"")
-        Spools(str(directory))
+        SpoolReader(str(directory))
         assert os.listdir(directory) == ["something else"]
 
-    def test_the_directory_is_made_private(self, directory):
+    def test_the_directory_is_private(self, directory):
         directory.rmdir()
-        Spools(str(directory))
+        SpoolReader(str(directory))
         assert directory.stat().st_mode & 0o777 == 0o700
         directory.chmod(0o755)
         with pytest.raises(Unauthorized, match="chmod 700"):
-            Spools(str(directory))
+            SpoolReader(str(directory))
 
-    def test_the_file_of_a_connection_that_has_ended_is_removed(self, spools, directory):
+    def test_files_of_ended_connections_are_removed(self, spools, directory):
         for name, route in ((NAME, b"1"), (OTHER, b"2")):
             write(directory, name, b"a" * SIZE)
             spools.read(route, GOOD._replace(file=name))
@@ -163,14 +116,13 @@ class TestTidiness:
         assert os.listdir(directory) == []
         assert spools.is_empty
 
-    def test_a_connection_has_one_file_at_a_time(self, spools, directory):
+    def test_opening_another_file_removes_the_previous_one(self, spools, directory):
         for name in (NAME, OTHER):
             write(directory, name, name[:1].encode() * SIZE)
             assert spools.read(b"r", GOOD._replace(file=name))[:1] == name[:1].encode()
         assert os.listdir(directory) == [OTHER]
-        assert "1 open" in repr(spools)
 
-    def test_a_file_that_cannot_be_opened_costs_the_one_before_nothing(self, spools, directory):
+    def test_an_unreadable_file_leaves_the_open_one_in_place(self, spools, directory):
         write(directory, NAME, b"a" * SIZE)
         spools.read(b"r", GOOD)
         with pytest.raises(BrokerUnavailable):

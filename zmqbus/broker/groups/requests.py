@@ -35,7 +35,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
-from zmqbus.broker.admission import check_body
+from zmqbus.broker.body_checks import check_body
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.groups.failover import RETURN_S, Aftermath
 from zmqbus.broker.groups.model import Caller, Group, Request, Stage, Worker

@@ -30,16 +30,16 @@ import zmq
 
 import zmqbus
 from zmqbus.broker import core, events
-from zmqbus.broker.pressure import Pressure
+from zmqbus.broker.shell.compaction import Compaction
 from zmqbus.broker.shell.indexer import Keeper
 from zmqbus.broker.shell.log import Log
-from zmqbus.broker.shell.spool_reader import WAKE_BYTES, Spools
+from zmqbus.broker.shell.pressure import Pressure
+from zmqbus.broker.shell.spool_reader import WAKE_BYTES, SpoolReader
 from zmqbus.broker.storage.api import StoreError
 from zmqbus.broker.storage.sqlite import Database
-from zmqbus.broker.thinning import Thinning
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
-from zmqbus.journal.reader import Earlier, recent
-from zmqbus.journal.record import JournalError, Record, Records, Spelled, encode_all
+from zmqbus.journal.reader import recent
+from zmqbus.journal.record import Earlier, JournalError, Record, Records, Spelled, encode_all
 from zmqbus.journal.writer import Journal
 from zmqbus.process import Process, has_ended
 from zmqbus.security.keys import BrokerKeys, broker_keys
@@ -175,7 +175,7 @@ class Server:
         begun = not os.path.lexists(paths.database)
         self._store = Database(paths.database, paths.log, durability=self._settings.durability)
         self._closing.callback(self._store.close)
-        self._spools = Spools(paths.spool)  # before anyone is welcomed who might use it
+        self._spools = SpoolReader(paths.spool)  # before anyone is welcomed who might use it
         self._closing.callback(self._spools.close)
         last_id = next(iter(recent(paths.log, records=1, limit_bytes=REPEATABLE_BYTES)), "")
         if begun and last_id:
@@ -210,9 +210,9 @@ class Server:
         self._core.shell_figures = lambda: (
             ("handshakes_refused", self._zap.refused),
             ("connections_closed", self._pressure.closed),
-            ("log_kept_bytes", self._thinning.kept_bytes),
+            ("log_kept_bytes", self._compaction.kept_bytes),
         )
-        self._thinning = Thinning(self._journal, self._store, self._core, self._log.warning)
+        self._compaction = Compaction(self._journal, self._store, self._core, self._log.warning)
         self._pressure = Pressure(self.port, self._core.pub_port)
         self._closing.callback(self._pressure.close)
         self._do(self._core.recover(self._now()))
@@ -348,7 +348,7 @@ class Server:
         self._commit(now)
         self._send_all(now)
         if self._ticked_s == now.mono_s:
-            self._thinning.tick(now.mono_s)
+            self._compaction.tick(now.mono_s)
         if not self._spools.is_empty and (self._ticked_s == now.mono_s or not self._core.registry.connections):
             self._spools.sweep(self._core.registry.connections)
         self._look_idle(now)

@@ -1,113 +1,97 @@
-"""Large bodies that their senders have put down in files: checked, and read.
+"""Reads large bodies from the spool files of their senders.
 
 Theory of operation
 ===================
 
-A sender writes a large body, as it will stand in the log, into a file of its own below `spool/`, and says where
-(SPOOLED). So neither encryption nor the broker's escaping touches it. What a sender may write there, it may also change
-at any time, and so nothing here relies on it:
+A sender writes a large body, escaped as it will stand in the journal, into its own file below `spool/` and names the
+place in SPOOLED. So neither encryption nor the broker's escaping touches it. The sender can change the file at any
+time, so nothing here relies on its content:
 
-* The *name* is 32 hexadecimal digits, which lead nowhere else; the file is a private one of the user's, and no link
-  (`open_private`).
-* The piece is *read once*, into memory; what is checked is what is written to the log. Where the sender's checksum is
-  not that of the piece, it is the sender's own message that cannot be read.
-* It is asked for when everything else about the message is in order, and *in the place of a body* that came along: a
-  message whose piece cannot be read is refused, and stays so. Were it sent anew, it would come behind later ones.
-* An envelope of a hundred bytes can ask for 16 MiB. So there is a bound for what a wake reads, and whoever sends each
-  in a message of its own never meets it, since the server stops draining before.
+* The *name* is 32 hexadecimal digits and leads to no other directory. The file must be a private one of this user and
+  no link (`security.private_files.open_private`).
+* The body is *read once*, into memory, and the bytes that were checked are the bytes that are journaled. If the
+  sender's checksum does not match, only the sender's own message is unreadable.
+* The file is read after every other check of the message has passed, *in the place of an inline body*. If it cannot be
+  read the message is refused for good: accepted on a later attempt, it would overtake its successors.
+* An envelope of a hundred bytes can ask for 16 MiB, so the bytes read in a wake are bounded. A sender that puts each
+  spooled body in a message of its own never meets the bound, since the server stops draining before.
 
-One file is open for each connection. When the connection has ended, nobody will name that file again, and it is
-removed: the sender may have been killed. What earlier senders left is removed at the start, before anyone is welcomed;
-a client begins a new file with each WELCOME.
+Each connection has at most one file open. When the connection has ended nobody can name that file again, so it is
+removed: the sender may have been killed. Files of earlier senders are removed at the start, before the first WELCOME; a
+client begins a new file with each WELCOME.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Container
 from contextlib import suppress
 
-from zmqbus.errors import BrokerUnavailable, ProtocolError, RateLimited, Unauthorized
+from zmqbus.broker.body_checks import SPOOL_NAME
+from zmqbus.errors import BrokerUnavailable, RateLimited
 from zmqbus.security.private_files import open_private, secure_dir
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import Format
 
-_NAME = re.compile("[0-9a-f]{32}")
-#: With so much read the server drains no more; as much again may come in the message that went over it.
+#: The server stops draining once this much was read; the message that crosses the bound may add as much again.
 WAKE_BYTES = verbs.MAX_SPELLED_BYTES
-#: What one byte of a text may become in JSON: `\u0000`.
-MOST_ESCAPED = 6
 
 
-def check(spooled: verbs.Spooled) -> None:
-    """Raises `ProtocolError` for what no sender says: of a piece that cannot be, or cannot be of that body."""
-    size_bytes, length = spooled.size_bytes, spooled.length
-    if not _NAME.fullmatch(spooled.file):
-        raise ProtocolError("SPOOLED names a file by 32 hexadecimal digits")
-    if not 0 <= spooled.offset <= verbs.MAX_SPOOL_BYTES or not 0 <= spooled.crc < 1 << 32:
-        raise ProtocolError("SPOOLED with an offset or a checksum that is none")
-    if spooled.fmt == Format.TEXT:
-        fits = size_bytes <= length <= MOST_ESCAPED * size_bytes
-    else:
-        fits = length == (size_bytes + 2) // 3 * 4
-    if size_bytes <= verbs.SPILL_BYTES or length > verbs.MAX_SPELLED_BYTES or not fits:
-        raise ProtocolError(f"SPOOLED with {size_bytes} bytes that are spelled in {length}")
-
-
-class Spools:
-    """The files of those who are connected. Made when nobody is."""
+class SpoolReader:
+    """The open spool files, one for each connection. Create it before the first client connects."""
 
     def __init__(self, directory: str) -> None:
-        """Removes what earlier senders have left. Raises what `secure_dir` raises."""
+        """Removes the files of earlier senders. Raises as `secure_dir` does."""
         self._directory = directory
         self._open: dict[bytes, tuple[str, int]] = {}  # route → name and descriptor
-        self.read_bytes = 0  #: since the wake began, which sets it to 0
+        self.read_bytes = 0  #: in this wake; the server sets it to 0 when a wake begins
         secure_dir(directory)
-        with suppress(OSError):  # what cannot be removed takes up room, and no more
+        with suppress(OSError):  # a file that cannot be removed only takes up room
             for name in os.listdir(directory):
-                if _NAME.fullmatch(name):
+                if SPOOL_NAME.fullmatch(name):
                     self._remove(name)
 
     def __repr__(self) -> str:
-        return f"<Spools in {self._directory}: {len(self._open)} open>"
+        return f"<SpoolReader of {self._directory}: {len(self._open)} open>"
 
     def read(self, route: bytes, spooled: verbs.Spooled) -> bytes:
-        """The piece, as it is at this moment. Raises `BrokerUnavailable` or `Unauthorized` where it cannot be read, and
-        `RateLimited` where too much was asked for in one message. To be checked before (`check`) and after."""
+        """Reads the escaped body as the file holds it now. Call `check_spooled` before, and check the bytes after.
+
+        Raises `BrokerUnavailable` or `Unauthorized` if the file cannot be read, and `RateLimited` if one message asks
+        for too much.
+        """
         if self.read_bytes >= WAKE_BYTES:
             raise RateLimited("too many large bodies in one message; send each in a message of its own")
         self.read_bytes += spooled.length
         try:
-            piece = os.pread(self._descriptor(route, spooled.file), spooled.length, spooled.offset)
+            escaped = os.pread(self._descriptor(route, spooled.file), spooled.length, spooled.offset)
         except OSError as error:
             raise self._unreadable(spooled, error.strerror) from None
-        if len(piece) != spooled.length:
+        if len(escaped) != spooled.length:
             raise self._unreadable(spooled, "it is shorter than its sender says")
-        return piece
+        return escaped
 
     def _descriptor(self, route: bytes, name: str) -> int:
-        found = self._open.get(route)
-        if found is not None and found[0] == name:
-            return found[1]
+        current = self._open.get(route)
+        if current is not None and current[0] == name:
+            return current[1]
         fd = open_private(os.path.join(self._directory, name), os.O_RDONLY)
-        if found is not None:
+        if current is not None:
             self._drop(route)
         self._open[route] = name, fd
         return fd
 
     def _unreadable(self, spooled: verbs.Spooled, why: str | None) -> BrokerUnavailable:
         path = os.path.join(self._directory, spooled.file)
-        return BrokerUnavailable(f"the text that was put down in {path} cannot be read: {why}; send it again")
+        return BrokerUnavailable(f"cannot read the spooled text in {path}: {why}; send it again")
 
     def sweep(self, connected: Container[bytes]) -> None:
-        """Removes the files of those that are connected no longer."""
+        """Removes the files of connections that have ended. `connected`: the routes of the others."""
         for route in [route for route in self._open if route not in connected]:
             self._drop(route)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to sweep."""
+        """Whether no file is open, so that there is nothing to sweep."""
         return not self._open
 
     def _drop(self, route: bytes) -> None:
@@ -120,11 +104,9 @@ class Spools:
             os.unlink(os.path.join(self._directory, name))
 
     def close(self) -> None:
-        """Closes the files. They stay: who is connected may be told of them by the next broker, or removes them."""
+        """Closes the files and leaves them in place.
+
+        Connected clients either name them to the next broker or remove them themselves.
+        """
         while self._open:
             os.close(self._open.popitem()[1][1])
-
-
-def no_spools(route: bytes, spooled: verbs.Spooled) -> bytes:
-    """For a broker that has no files."""
-    raise Unauthorized("this broker reads no files; send the body along")

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from zmqbus.broker.pressure import HARD_BYTES, LOOK_S, MAX_SUBSCRIBING_BYTES, SETTLED_S, SOFT_BYTES, WATCH_S, Pressure
+from zmqbus.broker.shell.pressure import (
+    HARD_BYTES,
+    LOOK_S,
+    MAX_SUBSCRIBING_BYTES,
+    SETTLED_S,
+    SOFT_BYTES,
+    WATCH_S,
+    Pressure,
+)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux counts a connection's bytes")
 

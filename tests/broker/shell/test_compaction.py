@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.records import RECORD
-from zmqbus.broker import thinning
+from zmqbus.broker.shell import compaction
+from zmqbus.broker.shell.compaction import LOOK_S, Compaction
 from zmqbus.broker.storage.api import Entry, StoreError
 from zmqbus.broker.storage.sqlite import Database
-from zmqbus.broker.thinning import LOOK_S, Thinning
 from zmqbus.journal.reader import Reader, find, kept, kept_path
 from zmqbus.journal.record import JournalError, encode_record
 from zmqbus.journal.verify import LogCheck
@@ -44,7 +44,7 @@ class Log:
         core: Any = SimpleNamespace(
             delivery=SimpleNamespace(waits_for_commit=False), oldest_under_way=lambda: self.under_way
         )
-        self.thinning = Thinning(self.journal, self.store, core, self.warnings.append)
+        self.compaction = Compaction(self.journal, self.store, core, self.warnings.append)
 
     def close(self) -> None:
         self.store.close()
@@ -78,10 +78,10 @@ class Log:
         while self.journal.segment < until:
             self.say(b"x" * 5_000)
 
-    def thin(self) -> None:
+    def compact(self) -> None:
         for _ in range(50):
             self.now_s += LOOK_S
-            self.thinning.tick(self.now_s)
+            self.compaction.tick(self.now_s)
 
     def check(self) -> None:
         """All that is unread can be read, by its pointer and by its id."""
@@ -112,10 +112,10 @@ def test_one_unread_message_keeps_itself_and_not_what_was_said_after_it(log: Log
     log.say(b"the one that nobody reads", keep=True)
     for _ in range(5):
         log.fill(10)
-        log.thin()
+        log.compact()
         log.check()
         assert log.disk_bytes < (KEEP + 3) * SEGMENT_BYTES
-    assert log.thinning.kept_bytes <= 8192
+    assert log.compaction.kept_bytes <= 8192
     assert [serial for serial, _ in kept(log.path)] == [1]
     log.restart()
     log.check()
@@ -124,11 +124,11 @@ def test_one_unread_message_keeps_itself_and_not_what_was_said_after_it(log: Log
 def test_it_goes_when_it_is_read(log: Log) -> None:
     number = log.say(b"unread", keep=True)
     log.fill(10)
-    log.thin()
+    log.compact()
     assert kept(log.path)
     log.read(number)
-    log.thin()
-    assert kept(log.path) == [] and log.thinning.kept_bytes == 0
+    log.compact()
+    assert kept(log.path) == [] and log.compaction.kept_bytes == 0
 
 
 def test_the_first_and_the_last_record_of_a_segment_and_large_ones(log: Log) -> None:
@@ -137,32 +137,32 @@ def test_the_first_and_the_last_record_of_a_segment_and_large_ones(log: Log) -> 
         log.fill(1)
         log.say(body + b"!", keep=True)
     log.fill(10)
-    log.thin()
+    log.compact()
     log.check()
     assert len(kept(log.path)) >= 4
 
 
 def test_what_was_kept_is_thinned_again_when_most_of_it_is_read(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thinning, "SLACK_BYTES", 0)
+    monkeypatch.setattr(compaction, "SLACK_BYTES", 0)
     numbers = [log.say(b"u" * 5_000, keep=True) for _ in range(9)]
     log.fill(10)
-    log.thin()
-    before = log.thinning.kept_bytes
+    log.compact()
+    before = log.compaction.kept_bytes
     for number in numbers[:-1]:
         log.read(number)
-    log.thin()
+    log.compact()
     log.check()
-    assert log.thinning.kept_bytes < before / 2
+    assert log.compaction.kept_bytes < before / 2
 
 
 def test_what_is_under_way_is_left_alone_until_it_has_arrived(log: Log) -> None:
     log.say(b"unread", keep=True)
     log.under_way = 1
     log.fill(10)
-    log.thin()
+    log.compact()
     assert kept(log.path) == [] and log.journal.excess()
     log.under_way = None
-    log.thin()
+    log.compact()
     assert [serial for serial, _ in kept(log.path)] == [1] and not log.journal.excess()
     log.check()
 
@@ -172,7 +172,7 @@ def test_nothing_is_thinned_while_the_store_does_not_know_all(log: Log) -> None:
     log.fill(10)
     entry = Entry("pending00001", "s", "n", None, 0, "bob", 0, None, 1.0, 1.0, 1, log.unread[1][0], b"")
     log.store.put("box", 99, entry)
-    log.thin()
+    log.compact()
     assert kept(log.path) == []
 
 
@@ -180,7 +180,7 @@ def test_a_new_segment_never_gets_the_serial_of_one_that_was_kept(log: Log) -> N
     log.fill(5)
     log.say(b"unread", keep=True)
     log.fill(5)
-    log.thin()
+    log.compact()
     log.close()
     for name in log.directory.glob("messages.log*"):
         if "kept" not in name.name:
@@ -225,7 +225,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
 def test_a_crash_at_any_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
-    monkeypatch.setattr(thinning, "SLACK_BYTES", 0)
+    monkeypatch.setattr(compaction, "SLACK_BYTES", 0)
     at, steps = 0, 1
     while at < steps:
         at += 1
@@ -235,13 +235,13 @@ def test_a_crash_at_any_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         numbers = [log.say(b"%d" % number * 3_000, keep=True) for number in range(8)]
         log.fill(8)
         if again:
-            log.thin()
+            log.compact()
             for number in numbers[1:]:
                 log.read(number)
         with monkeypatch.context() as patched:
             counted = crashing(patched, at)
             try:
-                log.thin()
+                log.compact()
             except Crash:
                 steps = at + 1
             else:
@@ -250,7 +250,7 @@ def test_a_crash_at_any_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         log.restart()
         assert not [name for name in os.listdir(directory) if name.endswith(".new")]
         log.check()
-        log.thin()
+        log.compact()
         log.check()
         assert not log.journal.excess()
         assert log.warnings == []
@@ -264,11 +264,11 @@ def test_a_full_disk_leaves_all_as_it_was_and_is_tried_again(log: Log, monkeypat
     log.fill(10)
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        log.thin()
+        log.compact()
     assert log.warnings and "no room" in log.warnings[0]
     assert kept(log.path) == [] and log.journal.excess()
     log.check()
-    log.thin()
+    log.compact()
     assert not log.journal.excess()
     log.check()
 
@@ -280,7 +280,7 @@ def test_a_store_that_cannot_be_read_keeps_all(log: Log, monkeypatch: pytest.Mon
     log.say(b"unread", keep=True)
     log.fill(10)
     monkeypatch.setattr(log.store, "records_in", fails)
-    log.thin()
+    log.compact()
     assert log.journal.excess() and "it cannot be read" in log.warnings[0]
 
 

@@ -1,0 +1,52 @@
+"""Checks of message bodies, whether they travel inside an envelope or lie in a spool file (SPOOLED)."""
+
+from __future__ import annotations
+
+import re
+
+from zmqbus.errors import InvalidPayload, ProtocolError, Unauthorized
+from zmqbus.wire import verbs
+from zmqbus.wire.verbs import FORMAT_WORDS, Format
+
+#: Name of a spool file: it contains no separator, so it cannot lead to another directory.
+SPOOL_NAME = re.compile("[0-9a-f]{32}")
+#: Bytes of JSON that one byte of text may take, as in `\u0000`.
+MAX_ESCAPED_BYTES = 6
+#: As an integer: looking up an enum member costs more than comparing it.
+_TEXT = int(Format.TEXT)
+
+
+def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
+    """Checks a body's format, size and encoding.
+
+    Raises `ProtocolError` for an unknown format, `TextTooLong` for a body over the limit, and `InvalidPayload` for text
+    that is not UTF-8.
+    """
+    if fmt not in FORMAT_WORDS:
+        raise ProtocolError(f"unknown body format {fmt}")
+    verbs.check_size(len(body), to_many=to_many)
+    if fmt == _TEXT and not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def check_spooled(spooled: verbs.Spooled) -> None:
+    """Checks what SPOOLED claims about a body, before its file is opened. Raises `ProtocolError`."""
+    size_bytes, length = spooled.size_bytes, spooled.length
+    if not SPOOL_NAME.fullmatch(spooled.file):
+        raise ProtocolError("SPOOLED names a file by 32 hexadecimal digits")
+    if not 0 <= spooled.offset <= verbs.MAX_SPOOL_BYTES or not 0 <= spooled.crc < 1 << 32:
+        raise ProtocolError("SPOOLED with an invalid offset or checksum")
+    if spooled.fmt == Format.TEXT:
+        fits = size_bytes <= length <= MAX_ESCAPED_BYTES * size_bytes
+    else:
+        fits = length == (size_bytes + 2) // 3 * 4
+    if size_bytes <= verbs.SPILL_BYTES or length > verbs.MAX_SPELLED_BYTES or not fits:
+        raise ProtocolError(f"SPOOLED with {size_bytes} bytes that take {length} in JSON")
+
+
+def no_spools(route: bytes, spooled: verbs.Spooled) -> bytes:
+    """Refuses every SPOOLED: the reader of a broker without files."""
+    raise Unauthorized("this broker reads no files; send the body along")
