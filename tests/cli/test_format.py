@@ -20,7 +20,7 @@ from zmqbus.cli import format, jsonform
 from zmqbus.journal.filter import ALL, Entry, Place, Sieve
 from zmqbus.journal.record import Record, encode_record
 from zmqbus.text import display
-from zmqbus.wire.naming import sanitise
+from zmqbus.text.display import sanitise
 
 NOW = 1_800_000_000.0
 

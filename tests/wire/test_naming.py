@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from zmqbus.errors import InvalidLabel, InvalidName
 from zmqbus.text import display
+from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
-from zmqbus.wire.naming import check_label, check_name, derive_name, nearest, next_name, project_name, sanitise
+from zmqbus.wire.naming import check_label, check_name, derive_name, nearest, next_name, project_name
 
 CONTRACT = re.compile(r"\A[a-z0-9][a-z0-9-]{0,39}\Z")
 names = st.from_regex(CONTRACT)

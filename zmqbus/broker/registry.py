@@ -24,6 +24,7 @@ from enum import Enum
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.storage.api import SessionRow, Store, succeeded_row
 from zmqbus.errors import Ambiguous, RateLimited, UnknownPeer
+from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
 from zmqbus.wire.verbs import Role, Scope
 
@@ -468,7 +469,7 @@ class Registry:
         if named is not None:
             return named
         reachable = list(self.reachable())
-        shown = naming.sanitise(target, 80)
+        shown = sanitise(target, 80)
         if target:
             for by_name, matches in (
                 (True, [session for session in reachable if session.name.startswith(target)]),

@@ -8,6 +8,7 @@ from zmqbus.cli.common import FAILED, fail, settings_of_session, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.client.oneshot import observer
 from zmqbus.errors import Ambiguous, Unauthorized, UnknownPeer, ZmqbusError
+from zmqbus.text.display import sanitise
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.verbs import Session
 
@@ -43,7 +44,7 @@ def find(sessions: list[Session], wanted: str) -> Session:
 
     Raises `UnknownPeer`, `Ambiguous`, or, where it is connected, `Unauthorized`.
     """
-    shown = naming.sanitise(wanted, 80)
+    shown = sanitise(wanted, 80)
     found = [session for session in sessions if session.session_id == wanted]
     found = found or [session for session in sessions if session.name == wanted]
     if not found and len(wanted) >= MIN_ID_PREFIX:
@@ -59,14 +60,14 @@ def find(sessions: list[Session], wanted: str) -> Session:
             "its own shell, or on the page of zmqbus console"
         )
     if len(away) > 1:
-        listed = ", ".join(f"{session.session_id} ({naming.sanitise(session.project)})" for session in away[:5])
+        listed = ", ".join(f"{session.session_id} ({sanitise(session.project)})" for session in away[:5])
         raise Ambiguous(f"'{shown}' stands for {len(away)} sessions that are away: {listed}; give the id of one")
     return away[0]
 
 
 def _agreed(session: Session) -> bool:
     what = (
-        f"'{session.name}' ({session.session_id[:8]}, project {naming.sanitise(session.project) or '-'}) is away; "
+        f"'{session.name}' ({session.session_id[:8]}, project {sanitise(session.project) or '-'}) is away; "
         f"{_messages(session.waiting)} would go with it"
     )
     if sys.stdin is None or not sys.stdin.isatty():

@@ -1,6 +1,6 @@
 """What `log` and `watch` share: messages as lines for people, times as people give them, and an output that may end.
 
-A line for people is one line whatever the message holds: `naming.sanitise` takes out what drives a terminal or cannot
+A line for people is one line whatever the message holds: `display.sanitise` takes out what drives a terminal or cannot
 be seen. At a terminal it is also no wider than that; a cut one ends with `…`.
 """
 

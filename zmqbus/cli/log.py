@@ -21,6 +21,7 @@ from zmqbus.journal.record import JournalError
 from zmqbus.journal.search_query import Search, focus
 from zmqbus.settings import load
 from zmqbus.system import cmdline
+from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
 
 #: Without any bound, a terminal gets so many: a screen or two, and not the whole of 300 MB.
@@ -76,7 +77,7 @@ def _limit(parser: Parser, options: argparse.Namespace) -> int | None:
     """How many at most; None: all."""
     if options.limit is not None:
         if not (options.limit.isascii() and options.limit.isdecimal() and len(options.limit) < 10):
-            parser.error(f"--limit takes a number of messages, 0 for all, not '{naming.sanitise(options.limit, 40)}'")
+            parser.error(f"--limit takes a number of messages, 0 for all, not '{sanitise(options.limit, 40)}'")
         return int(options.limit) or None
     if options.since is not None:
         return None
@@ -177,7 +178,7 @@ class _Printer:
                 others = [known for known in names[place] if not _ID.fullmatch(known)]
                 near = naming.nearest(name, sorted(others))
                 hint = f"; did you mean {', '.join(near)}?" if near else "; see the names with: zmqbus list --all"
-                raise UnknownPeer(f"the log has no message {flag} '{naming.sanitise(name, 60)}'{hint}")
+                raise UnknownPeer(f"the log has no message {flag} '{sanitise(name, 60)}'{hint}")
         print("no message fits", file=sys.stderr)
 
     def _names(self) -> tuple[set[str], set[str]]:

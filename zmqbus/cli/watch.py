@@ -25,8 +25,8 @@ from zmqbus.journal.filter import Entry
 from zmqbus.journal.history import Follower, History
 from zmqbus.journal.record import JournalError, iso_time
 from zmqbus.settings import Settings
+from zmqbus.text.display import sanitise
 from zmqbus.wire.metrics_catalogue import rates
-from zmqbus.wire.naming import sanitise
 from zmqbus.wire.verbs import Session
 from zmqbus.wire.wakeup import is_ignored
 

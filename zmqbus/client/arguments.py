@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from zmqbus.errors import InvalidArgument, InvalidLabel, InvalidName
+from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
 
 #: Characters of a value that an error shows.
@@ -28,7 +29,7 @@ def shown(value: object) -> str:
         text = "a value that cannot be shown"
     if len(text) > MAX_SHOWN:
         text = f"{text[:MAX_SHOWN]}…"
-    return f"{naming.sanitise(text, MAX_SHOWN + 1)} ({type(value).__name__})"
+    return f"{sanitise(text, MAX_SHOWN + 1)} ({type(value).__name__})"
 
 
 def seconds(value: object, what: str = "timeout") -> float:

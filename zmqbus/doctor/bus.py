@@ -19,7 +19,7 @@ from zmqbus.session.state import elsewhere, find_joined, is_listening, leftovers
 from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings
 from zmqbus.system import network, pidfile
 from zmqbus.system.port_holder import who_holds
-from zmqbus.wire.naming import sanitise
+from zmqbus.text.display import sanitise
 
 #: See `zmqbus.settings`: it wins over INTER_SESSION_PORT.
 _OPTION = "CLAUDE_PLUGIN_OPTION_PORT"

@@ -37,8 +37,9 @@ import re
 from collections import deque
 from collections.abc import Callable
 
+from zmqbus.text.display import sanitise
 from zmqbus.tuples import NamedTuple
-from zmqbus.wire.naming import MAX_LABEL_CHARS, MAX_NAME_CHARS, sanitise
+from zmqbus.wire.naming import MAX_LABEL_CHARS, MAX_NAME_CHARS
 
 #: Longest line: what the harness shows of one.
 LINE_CHARS = 500

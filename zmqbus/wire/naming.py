@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from zmqbus.errors import InvalidLabel, InvalidName
-from zmqbus.text.display import sanitise as sanitise
+from zmqbus.text.display import sanitise
 
 #: Characters in a name. Part of the contract.
 MAX_NAME_CHARS = 40
