@@ -75,7 +75,7 @@ class Spools:
     def read(self, route: bytes, spooled: protocol.Spooled) -> bytes:
         """The piece, as it is at this moment. Raises `BrokerUnavailable` or `Unauthorized` where it cannot be read, and
         `RateLimited` where too much was asked for in one message. To be checked before (`check`) and after."""
-        if self.read_bytes >= WAKE_BYTES:
+        if self.read_bytes >= WAKE_BYTES:  # guards: spool files [off]
             raise RateLimited("too many large bodies in one message; send each in a message of its own")
         self.read_bytes += spooled.length
         try:

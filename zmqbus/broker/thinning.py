@@ -44,7 +44,7 @@ class Thinning:
 
     def tick(self, now_s: float) -> None:
         """Looks, or goes on with what it has found."""
-        if self._core.delivery.waits_for_commit or self._store.pending:
+        if self._core.delivery.waits_for_commit or self._store.pending:  # guards: retention
             return
         try:
             if self._todo:
@@ -75,5 +75,5 @@ class Thinning:
 
     def _thin(self, serial: int, name: str) -> None:
         oldest = self._core.oldest_under_way()
-        if oldest is None or serial < oldest:
+        if oldest is None or serial < oldest:  # guards: retention: messages in flight point into it [on]
             self._journal.keep_only(serial, name, self._store.records_in(serial))
