@@ -284,7 +284,7 @@ def _order_path(packages: str = "") -> None:
     relative = _relative_entries() - {own}
     standard, rest = [], []
     for entry in sys.path:
-        if not os.path.isabs(entry) or entry in relative:
+        if not os.path.isabs(entry) or entry in relative:  # guards: import path [or entry in relative =>]
             continue
         # Its directory, the one of its extension modules, and the archive that python looks into before both.
         if entry in (library, os.path.join(library, "lib-dynload")) or (
@@ -293,6 +293,7 @@ def _order_path(packages: str = "") -> None:
             standard.append(entry)
         elif entry not in (packages, own):
             rest.append(entry)
+    # guards: import path [standard => rest + standard]
     sys.path[:] = standard + ([packages] if packages else []) + [own] + rest
 
 
@@ -374,6 +375,7 @@ def _is_trusted(data_dir: str, venv: str) -> bool:
 def _fault_of(data_dir: str, venv: str) -> str:
     """Why code from this venv is not to be run, and what to do; "" where nothing speaks against it."""
     given = os.environ.get(DATA_DIR_VARIABLE, "").strip()
+    # guards: import path: never run a venv of the current directory [off]
     if given and not given.startswith("~") and not os.path.isabs(given):
         return (
             "INTER_SESSION_DATA_DIR is a relative path, and so means whatever directory this was started in; set it to "
@@ -391,6 +393,7 @@ def _fault_of(data_dir: str, venv: str) -> str:
             # Who may write to a directory puts another one in the place of what is in it; not so where it is "sticky",
             # as /tmp is. Its owner may, too. (The last is how a container shows users that it does not know.)
             open_to_others = found.st_mode & 0o022 and not found.st_mode & 0o1000
+            # guards: import path: never run a venv that others can write to [open_to_others or =>]
             if open_to_others or found.st_uid not in (os.geteuid(), 0, UNKNOWN_UID):
                 return (
                     "{0!r} above it belongs to another user, or can be written to by others; mend it: chmod go-w "

@@ -33,7 +33,7 @@ class ZmqbusError(Exception):
             return text
         from zmqbus.text.display import sanitise
 
-        return sanitise(text)
+        return sanitise(text)  # guards: safe output [sanitise(text) => text]
 
 
 class LocalError(ZmqbusError):

@@ -274,11 +274,13 @@ def life_of(process: Process, table: ProcessTable | None = None) -> Life:
         entry = table.look(process.pid)
         if entry is not None:
             return Life.ALIVE if entry.started == process.started and not entry.ended else Life.ENDED
+        # guards: process liveness: it may be hidden [Life.UNKNOWN if table.exists(process.pid) else =>]
         return Life.UNKNOWN if table.exists(process.pid) else Life.ENDED
     if process.place == NOWHERE:
         entry = table.look(process.pid)
         shown = entry is not None and entry.started == process.started and not entry.ended
         return Life.ALIVE if shown else Life.UNKNOWN
+    # guards: process liveness [and process.boot != here.boot =>]
     if process.machine and process.machine == here.machine and process.boot != here.boot:
         return Life.UNKNOWN if _UNREADABLE in (process.boot, here.boot) else Life.ENDED
     return Life.UNKNOWN

@@ -109,6 +109,8 @@ class Intake:
         """Stages a message, or refuses it. Raises `ProtocolError` if its id cannot be its own."""
         if not verbs.is_msg_id(send.msg_id):
             raise ProtocolError("a message id is 8 to 12 lower-case letters and digits")
+        # guards: dedup [self._delivery.said_before(who, send.msg_id) or =>]
+        # guards: dedup [or self._staged_before(who, send.msg_id) =>]
         if self._delivery.said_before(who, send.msg_id) or self._staged_before(who, send.msg_id):
             return
         try:
@@ -120,7 +122,7 @@ class Intake:
         """Stages messages that are alike in one piece; or, if there is anything that one of them may be refused for or
         that tells them apart, each by itself. Raises `ProtocolError` if they are no messages."""
         msg_ids, bodies = sends.msg_ids, sends.bodies
-        if len(msg_ids) != len(bodies):
+        if len(msg_ids) != len(bodies):  # guards: message limits [off]
             raise ProtocolError("SENDS has as many ids as bodies")
         size_bytes = sum(map(len, bodies))
         found = self._receivers_of_run(now, who, sends, size_bytes)
@@ -130,6 +132,7 @@ class Intake:
                 try:
                     self.send(now, who, one)
                 except ProtocolError as error:
+                    # guards: admission [=> raise]
                     self._out.refuse(who.route, msg_id[: verbs.FIELD_CHARS["ref"]], error)
             return
         receivers, to = found
@@ -146,7 +149,7 @@ class Intake:
             bodies,
         )
         for session in receivers:
-            session.mailbox.reserve(size_bytes, len(bodies))
+            session.mailbox.reserve(size_bytes, len(bodies))  # guards: admission [size_bytes, len(bodies) => 0, 0]
         self._places.update(dict.fromkeys(msg_ids, len(self._staged)))
         self._staged.append(StagedRun(who, sends, record, receivers, size_bytes))
         self._out.append_all(record)
@@ -157,26 +160,30 @@ class Intake:
         """Who gets all of them, and how the log calls them, if nothing at all is to be said against any."""
         _, target, fmt, msg_ids, bodies = sends
         to_many = sends.scope in verbs.TO_MANY
+        # guards: admission [fmt != _TEXT or =>]
+        # guards: broadcasts [or not (to_many or sends.scope == _SESSION) =>]
         if fmt != _TEXT or not (to_many or sends.scope == _SESSION) or not verbs.are_msg_ids(msg_ids):
             return None
+        # guards: admission [not self._delivery.all_new(msg_ids) or =>]
+        # guards: admission [or not self._places.keys().isdisjoint(msg_ids) =>]
         if not self._delivery.all_new(msg_ids) or not self._places.keys().isdisjoint(msg_ids):
             return None
         try:
-            if not all(map(bytes.isascii, bodies)):
+            if not all(map(bytes.isascii, bodies)):  # guards: admission [off]
                 for body in bodies:
                     body.decode()
             receivers, _, to = self._address(now, who, sends.scope, target, None, None)
         except (UnicodeDecodeError, ZmqbusError):
             return None
-        if any(session.mailbox.full(size_bytes, len(bodies)) for session in receivers):
+        if any(session.mailbox.full(size_bytes, len(bodies)) for session in receivers):  # guards: admission [off]
             return None
         if to_many:
             recent = self._recent_broadcasts(now, who)
-            if len(recent) + len(bodies) > BROADCASTS_PER_MINUTE:
+            if len(recent) + len(bodies) > BROADCASTS_PER_MINUTE:  # guards: rate limits
                 return None
             if who.session is None and self._guests_room(now) < len(bodies):
                 return None
-            recent.extend([now.mono_s] * len(bodies))
+            recent.extend([now.mono_s] * len(bodies))  # guards: rate limits
         return receivers, to
 
     def _stage(self, now: Instant, who: Connection, send: verbs.Send, spooled: verbs.Spooled | None) -> None:
@@ -194,6 +201,7 @@ class Intake:
         full: list[Session] = []
         if before is not None:
             # It has passed these checks.
+            # guards: dedup: a repeat goes to the original receivers [not self._is_newcomer(session, before) => True]
             receivers = [session for session in receivers if not to_many or not self._is_newcomer(session, before)]
         elif to_many:
             self._count_broadcast(now, who)
@@ -228,10 +236,10 @@ class Intake:
         if spooled is not None:
             # Last: nothing is read for a message that is refused.
             piece = self._read_spooled(who.route, spooled)
-            check_spelled(record.fmt, piece, spooled.size_bytes, spooled.crc)
+            check_spelled(record.fmt, piece, spooled.size_bytes, spooled.crc)  # guards: spool files
             line = spelled_line(record, piece, spooled.crc)
         for session in receivers:
-            session.mailbox.reserve(size_bytes)
+            session.mailbox.reserve(size_bytes)  # guards: mailbox limits
         self._places[send.msg_id] = len(self._staged)
         self._staged.append(Staged(who, send, record, receivers, full, waiter, size_bytes))
         self._out.append(line)
@@ -250,13 +258,14 @@ class Intake:
         self, now: Instant, who: Connection, scope: int, target: str, reply_to: str | None, before: _Before | None
     ) -> tuple[list[Session], Connection | Expected | None, str]:
         """Who gets it: sessions, or the connection that waits for this very answer; and how the log calls them."""
+        # guards: dedup: a repeat goes to the original receiver [before.receiver if before is not None else =>]
         first = before.receiver if before is not None else None
         if scope == _SESSION:
             waiter = self._awaits.waiter(reply_to) if reply_to else None
             if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
                 return [], waiter, waiter.sender_name
             session = first or self._resolve(now, target)
-            if session is who.session:
+            if session is who.session:  # guards: admission [off]
                 raise UnknownPeer(f"'{session.name}' is this session itself; a message needs another receiver")
             return [session], None, session.name
         if scope == Scope.GROUP:
@@ -329,12 +338,12 @@ class Intake:
                 f"{BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of a session; "
                 f"retry in {retry_s:.0f} s"
             )
-        if who.session is None and self._guests_room(now) < 1:
+        if who.session is None and self._guests_room(now) < 1:  # guards: rate limits [off]
             raise RateLimited(
                 f"{GUEST_BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of all who speak without a "
                 "session; retry in a minute, or connect first"
             )
-        recent.append(now.mono_s)
+        recent.append(now.mono_s)  # guards: rate limits
 
     def _guests_room(self, now: Instant) -> int:
         """How many more broadcasts guests may make at this moment."""
@@ -359,7 +368,7 @@ class Intake:
                 self._out.counts.accepted_bytes += message.size_bytes
                 self._last_id = msg_ids[-1]
                 self._dispatch_run(now, message, run_of(now, message, pointers[place : place + len(msg_ids)]))
-                place += len(msg_ids)
+                place += len(msg_ids)  # guards: admission [+= => =]
                 continue
             self.accepted += 1
             self._out.counts.accepted_bytes += message.size_bytes
@@ -380,7 +389,7 @@ class Intake:
         for message in staged:
             if isinstance(message, StagedRun):
                 for session in message.receivers:
-                    session.mailbox.release(message.size_bytes, len(message.sends.msg_ids))
+                    session.mailbox.release(message.size_bytes, len(message.sends.msg_ids))  # guards: admission
                 continue
             for session in message.receivers:
                 session.mailbox.release(message.size_bytes)
@@ -400,7 +409,7 @@ class Intake:
         if message.sends.scope == _SESSION:
             self._delivery.run_to_one(now, message.receivers[0], run)
         elif not self._delivery.run_to_many(now, message.receivers, run, message.sender):
-            for entry in run.entries():
+            for entry in run.entries():  # guards: broadcasts
                 self._delivery.to_many(now, message.receivers, entry, message.sender, [])
 
     def tick(self, now: Instant) -> None:

@@ -206,19 +206,20 @@ class BrokerCore:
             case Received(route, envelopes):
                 self._receive(now, route, envelopes)
             case Journaled(pointers):
+                # guards: durability [=> self._journaled(now, pointers); self.delivery.committed(now)]
                 self._journaled(now, pointers)
             case Tick():
                 self._tick(now)
             case JournalFailed(reason):
                 self._out.appended = 0
                 self.intake.journal_failed(reason)
-                self.pool.journal_failed(reason)
+                self.pool.journal_failed(reason)  # guards: requests
             case Committed():
                 self.delivery.committed(now)
                 self._renames_kept(now, None)
             case CommitFailed(reason):
-                self.delivery.commit_failed(reason)
-                self._renames_kept(now, reason)
+                self.delivery.commit_failed(reason)  # guards: durability [=> self.delivery.committed(now)]
+                self._renames_kept(now, reason)  # guards: sessions: announce a name once it is stored [reason => None]
             case Marked(lease):
                 self._marked(lease)
             case Unmarked(lease):
@@ -281,7 +282,7 @@ class BrokerCore:
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that anybody still has to read; asked when one is to be deleted."""
-        parts = (self.delivery, self._store, self.pool)
+        parts = (self.delivery, self._store, self.pool)  # guards: requests [, self.pool =>]
         return min((number for part in parts if (number := part.oldest_segment()) is not None), default=None)
 
     def oldest_under_way(self) -> int | None:
@@ -370,7 +371,7 @@ class BrokerCore:
         if hello.lease:
             self.pool.caller_returned(hello.lease)
         if standing is Standing.MEMBER and session is not None and session.conn is not None:
-            self._displace(now, session, hello.pid)
+            self._displace(now, session, hello.pid)  # guards: sessions: one process per session
         connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)
         connection.allowed = ALLOWED[standing]
         connection.session = session
@@ -397,7 +398,7 @@ class BrokerCore:
             session.named = hello.named
             session.since_ts = now.wall_s
             self.registry.take_name(session, name)
-            self.registry.keep(session)
+            self.registry.keep(session)  # guards: recovery [self.registry.keep => self.registry._file]
             self.takeover.settle(now, session)
         elif session is not None and not session.name:
             # A helper is here before its listener has found the new broker: the session is away, under its name. (It
@@ -438,7 +439,7 @@ class BrokerCore:
         """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
         if not hello.session_id or not hello.token or not name:
             raise ProtocolError("HELLO for a session needs its id, its token and its name")
-        if not naming.is_session_id(hello.session_id):
+        if not naming.is_session_id(hello.session_id):  # guards: sessions [off]
             raise ProtocolError("HELLO with a session id that is no UUID in lower case")
         session = self.registry.sessions.get(hello.session_id)
         digest = sha256(hello.token.encode()).hexdigest()
@@ -449,6 +450,7 @@ class BrokerCore:
         return session or self.registry.enter(hello.session_id, digest, self.intake.last_id)
 
     def _check_token(self, session: Session, token: str) -> None:
+        # guards: sessions [sha256(token.encode()).hexdigest() => session.token_digest]
         if not compare_digest(session.token_digest, sha256(token.encode()).hexdigest()):
             raise Unauthorized(f"the token is not that of session {session.session_id:.40}; connect the session anew")
 
@@ -460,7 +462,7 @@ class BrokerCore:
 
     def _check_free(self, session: Session | None, name: str) -> None:
         holder = self.registry.holder(name)
-        if holder is not None and holder is not session:
+        if holder is not None and holder is not session:  # guards: sessions [off]
             raise NameTaken(f"the name '{name}' is taken by another session; choose another one")
 
     def _displace(self, now: Instant, session: Session, by_pid: int) -> None:
@@ -481,7 +483,7 @@ class BrokerCore:
         if session is not None and own:
             session.conn = None
             session.away_since_s = now.steady_s
-            if gone:
+            if gone:  # guards: failover [off]
                 session.groups = NO_NAMES  # it works for none of them any more, and no later broker waits for it
             self.registry.release_name(session)
             self.registry.keep(session)
@@ -490,7 +492,7 @@ class BrokerCore:
         mailbox = connection.mailbox
         if mailbox is not None:
             if self.delivery.consumer(mailbox) is connection:
-                self.delivery.detach(mailbox, self.awaits.hold)
+                self.delivery.detach(mailbox, self.awaits.hold)  # guards: reply routing [, self.awaits.hold =>]
             if session is None or mailbox is not session.mailbox:
                 self.reading.hand_back(now, connection, mailbox)
         if session is not None and own:
@@ -500,7 +502,7 @@ class BrokerCore:
 
     def _ping(self, now: Instant, who: Connection, ping: verbs.Ping) -> None:
         session = who.session
-        if ping.lease != who.lease:
+        if ping.lease != who.lease:  # guards: sessions [off]
             self._out.reply(who.route, verbs.Expired())
         elif session is not None and who.standing is Standing.MEMBER and ping.name != session.name:
             self._out.reply(who.route, verbs.Renamed(session.name))
@@ -533,7 +535,7 @@ class BrokerCore:
 
     def _list(self, now: Instant, who: Connection, wanted: verbs.List) -> None:
         self._count_bulky(now, who)
-        if who.requests >= LISTS_AT_ONCE:
+        if who.requests >= LISTS_AT_ONCE:  # guards: rate limits [off]
             raise RateLimited(
                 f"{LISTS_AT_ONCE} lists at once, and {LISTS_A_SECOND} a second, are the limit; retry in 1 s"
             )
@@ -561,7 +563,7 @@ class BrokerCore:
         who.requested_s = now.mono_s
         who.requests = max(0.0, who.requests - passed_s * LISTS_A_SECOND)
         who.answered_bytes = max(0.0, who.answered_bytes - passed_s * ANSWERS_A_SECOND_BYTES)
-        if who.answered_bytes >= ANSWERS_AT_ONCE_BYTES:
+        if who.answered_bytes >= ANSWERS_AT_ONCE_BYTES:  # guards: rate limits [off]
             raise RateLimited(
                 f"{ANSWERS_AT_ONCE_BYTES >> 20} MiB of lists and figures at once, and "
                 f"{ANSWERS_A_SECOND_BYTES >> 20} MiB a second, are the limit; retry in 1 s"
@@ -604,7 +606,7 @@ class BrokerCore:
         if reason is None:
             for route, ref, session, old, name in renaming:
                 self._tell(session, verbs.Renamed(name), name=old)
-                self.takeover.settle(now, session)
+                self.takeover.settle(now, session)  # guards: takeover
                 self._out.reply(route, verbs.Done(ref, old))
             return
         for route, ref, session, old, _ in reversed(renaming):  # for one that was renamed twice
@@ -646,7 +648,7 @@ class BrokerCore:
 
     def _remove(self, now: Instant, who: Connection, remove: verbs.Remove) -> None:
         session = self.registry.known(remove.session_id)
-        if session is None or session.left:
+        if session is None or session.left:  # guards: takeover [or session.left =>]
             raise UnknownPeer("that session is not on the bus any more; see who is: zmqbus list --all")
         if session.conn is not None:
             raise Unauthorized(
@@ -656,7 +658,7 @@ class BrokerCore:
         if self.delivery.consumer(session.mailbox) is not None:
             raise RateLimited(f"a command reads the inbox of '{session.name}'; repeat this when it has ended")
         unread = session.mailbox.total
-        if 0 <= remove.unread < unread:
+        if 0 <= remove.unread < unread:  # guards: takeover [off]
             raise RateLimited(f"{unread} messages wait for '{session.name}' by now; look again before you remove them")
         self._out.note(f"{session!r} is removed on request")
         session.named = False
@@ -709,7 +711,7 @@ class BrokerCore:
         self.awaits.tick(now)
         self.intake.tick(now)
         self.pool.tick(now)
-        self.takeover.tick(now)
+        self.takeover.tick(now)  # guards: takeover
         self.upkeep.tick(now)
 
     def _look_after_silent(self, now: Instant, connection: Connection) -> None:
@@ -717,6 +719,9 @@ class BrokerCore:
         was forked), and one that keeps an inbox from its session. Others are probed: if the connection is gone, the
         shell finds the route unreachable."""
         ended = not self._owner_lives(connection.owner)
+        # guards: dead peers [on]
+        # guards: dead peers: others may hold the sockets of a dead process [ended or =>]
+        # guards: dead peers: a stopped command must not hold an inbox [or connection.fetching is not None =>]
         if ended or connection.fetching is not None:
             why = "its process has ended" if ended else "it reads the inbox of a session"
             self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s, and {why}: it is given up")
@@ -731,4 +736,4 @@ class BrokerCore:
         if now.mono_s >= connection.probe_at_s:
             pause_s = min(max(now.mono_s - connection.last_seen_s, SILENCE_S), MAX_PROBE_PAUSE_S)
             connection.probe_at_s = now.mono_s + pause_s
-            self._out.reply(connection.route, verbs.Probe())
+            self._out.reply(connection.route, verbs.Probe())  # guards: dead peers

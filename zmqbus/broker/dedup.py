@@ -40,6 +40,7 @@ class Fate(NamedTuple):
     def answer_for(self, msg_id: str) -> verbs.Receipt | verbs.Tally | verbs.Refused:
         """What to tell the sender of this message of it."""
         answer = self.answer
+        # guards: dedup [._replace(msg_ids=(msg_id,)) =>]
         return answer._replace(msg_ids=(msg_id,)) if isinstance(answer, verbs.Receipt) else answer
 
 
@@ -62,10 +63,11 @@ class Fates:
 
     def find(self, msg_id: str) -> Fate | None:
         """What the sender of this message was told; None if it is not settled, or is long past."""
-        return self._settled.get(msg_id) or self._earlier.get(msg_id)
+        return self._settled.get(msg_id) or self._earlier.get(msg_id)  # guards: dedup [or self._earlier.get(msg_id) =>]
 
     def none_of(self, msg_ids: Collection[str]) -> bool:
         """Whether nothing at all is known of any of these."""
+        # guards: dedup [, self._earlier_casts, self._earlier_full =>]
         known = (self._settled, self._earlier, self._earlier_casts, self._earlier_full)
         return all(one.keys().isdisjoint(msg_ids) for one in known)
 
@@ -74,6 +76,7 @@ class Fates:
         Once: after that it is a message like any other."""
         holders: Collection[str]
         full: Collection[str]
+        # guards: dedup [self._earlier_casts.pop => self._earlier_casts.get]
         holders, full = self._earlier_casts.pop(msg_id, ()), self._earlier_full.pop(msg_id, ())
         if self._moved and (holders or full):
             holders, full = set(map(self._now, holders)), set(map(self._now, full))
@@ -95,7 +98,7 @@ class Fates:
     def keep(self, msg_id: str, fate: Fate) -> None:
         """A message is settled."""
         settled = self._settled
-        settled[msg_id] = fate
+        settled[msg_id] = fate  # guards: dedup
         while len(settled) > REMEMBERED_FATES:
             settled.popitem(last=False)
 
@@ -103,13 +106,13 @@ class Fates:
         """Several are, in the same way."""
         settled = self._settled
         settled.update(dict.fromkeys(msg_ids, fate))
-        while len(settled) > REMEMBERED_FATES:
+        while len(settled) > REMEMBERED_FATES:  # guards: dedup
             settled.popitem(last=False)
 
     def keep_refused(self, refused: verbs.Refused, sender_id: str) -> None:
         """A message is refused, for good: the next broker, too, has to know."""
         self.keep(refused.ref, Fate(sender_id, refused))
-        self._store.save_refusal(Refusal(refused.ref, sender_id, refused.code, refused.text))
+        self._store.save_refusal(Refusal(refused.ref, sender_id, refused.code, refused.text))  # guards: dedup
 
     def keep_full(self, msg_id: str, sender_id: str, mailbox: str) -> None:
         """A broadcast is not for this mailbox, which has no room for it: the next broker has to know who goes

@@ -141,7 +141,7 @@ class Delivery:
         is queued will. False, and nothing is done, if the store cannot be read."""
         if not session.mailbox.take_over(other.mailbox):
             return False
-        self.fates.moved(other.mailbox.key, session.mailbox.key)
+        self.fates.moved(other.mailbox.key, session.mailbox.key)  # guards: takeover
         self._taken_over = True
         self._pump(now, session.mailbox)
         return True
@@ -151,13 +151,13 @@ class Delivery:
     def to_one(self, now: Instant, session: Session, entry: Entry, origin: bytes) -> None:
         """A directed message. If it cannot go out now, it is stored, and its sender told so at once: the receiver is
         away, or has as much under way as it may."""
-        if session.successor is not None:
+        if session.successor is not None:  # guards: takeover [off]
             session = session.heir  # taken over since the message was staged
         item = self._enqueue(now, session, entry, origin=origin)
         self._open[entry.msg_id] = item
         if item.stored:
             self._fresh.append(self._settle_behind(now, item, session))
-            if session.left and not session.named:
+            if session.left and not session.named:  # guards: ephemeral sessions
                 self.forsake(session)
 
     def run_to_one(self, now: Instant, session: Session, run: Run) -> None:
@@ -166,18 +166,19 @@ class Delivery:
             session = session.heir
         mailbox = session.mailbox
         consumer = self._consumers.get(mailbox)
+        # guards: compatibility [and consumer.related =>]
         count = mailbox.room(run) if consumer is not None and consumer.related else 0
         ready = run
         if count < len(run):
             ready = run.take(count)
         if count and consumer is not None:
             mailbox.append_run(ready, now.mono_s)
-            self._open.update(dict.fromkeys(ready.msg_ids, ready))
+            self._open.update(dict.fromkeys(ready.msg_ids, ready))  # guards: batch delivery
             self._active[mailbox] = None
             sender_id, sender_name, sender_label, _, _, fmt, ts, _ = ready.common
             delivers = verbs.Delivers(
                 ready.seq,
-                mailbox.after,
+                mailbox.after,  # guards: batch delivery [mailbox.after => 0]
                 sender_id,
                 sender_name,
                 sender_label,
@@ -187,10 +188,10 @@ class Delivery:
                 tuple(ready.bodies),
             )
             if consumer.fetching is not None:
-                consumer.fetching.count += count
+                consumer.fetching.count += count  # guards: batch delivery
             self._out.reply(consumer.route, delivers)
         if ready is not run:
-            for entry in run.entries():
+            for entry in run.entries():  # guards: batch delivery
                 self.to_one(now, session, entry, run.origin)
 
     def to_waiter(self, now: Instant, waiter: Connection, entry: Entry, origin: bytes) -> bool:
@@ -214,7 +215,7 @@ class Delivery:
         """A broadcast: published once for all who can take it that way, put into the mailboxes of all others. `full`:
         those who go without."""
         self.bcast += 1
-        if self._taken_over:
+        if self._taken_over:  # guards: takeover [off]
             # Since it was staged; perhaps by somebody who gets it as well.
             receivers = list({session.heir: None for session in receivers if session.heir is not sender.session})
             full = [session for session in {one.heir: None for one in full} if session not in receivers]
@@ -230,16 +231,17 @@ class Delivery:
         # Those on the channel who get it by another way, or not at all: its own sender, and who has no room for it.
         without = [sender.session, *full]
         spared = [session.conn.peer for session in without if session is not None and session.conn is not None]
-        spared += self._lingering.values()
+        spared += self._lingering.values()  # guards: order: a SUB may outlive its connection
         published = False
         for session in receivers:
-            if session.mailbox.key in holders:
+            if session.mailbox.key in holders:  # guards: dedup [off]
                 # Said to an earlier broker, which stored it here: it comes, or came, from there.
                 if session.conn is not None:
                     spared.append(session.conn.peer)
                 self._count(tally, delivered=False)
                 continue
             attached = session.conn is not None and session.conn.attached
+            # guards: dedup [and not entry.repeated =>]
             if attached and not entry.repeated and session.mailbox.may_publish(entry):
                 published = True
                 session.mailbox.append(entry, now.mono_s, tally=tally, bcast=self.bcast)
@@ -266,20 +268,26 @@ class Delivery:
         run.bcast = first
         for session in receivers:
             conn = session.conn
+            # guards: broadcasts [conn.attached and =>]
+            # guards: broadcasts [and session.mailbox.may_publish_run(run) =>]
+            # guards: compatibility [and conn.related =>]
             if conn is None or not (conn.attached and conn.related and session.mailbox.may_publish_run(run)):
-                run.bcast = 0
+                run.bcast = 0  # guards: broadcasts
                 return False
-        self.bcast += len(run)
+        self.bcast += len(run)  # guards: broadcasts [len(run) => 1]
         run.tallies = [Tally(msg_id, run.sender_id, run.origin, len(receivers)) for msg_id in run.msg_ids]
-        self._open.update(zip(run.msg_ids, run.tallies, strict=True))
+        self._open.update(zip(run.msg_ids, run.tallies, strict=True))  # guards: broadcasts
         for session in receivers:
-            session.mailbox.append_run(run.twin(), now.mono_s)
+            session.mailbox.append_run(run.twin(), now.mono_s)  # guards: broadcasts [.twin() =>]
             self._active[session.mailbox] = None
         own = sender.session.conn if sender.session is not None else None
+        # guards: broadcasts [(own.peer,) if own is not None else () =>]
+        # guards: broadcasts [*self._lingering.values() =>]
         spared = (*((own.peer,) if own is not None else ()), *self._lingering.values())
         channel = verbs.channel(run.common.scope, run.common.target)
         prev = self._channels.get(channel, 0)
-        self._channels[channel] = self.bcast
+        self._channels[channel] = self.bcast  # guards: broadcasts
+        # guards: broadcasts [prev => 0]
         broadcasts = verbs.Broadcasts(
             self._epoch, first, prev, spared, *run.common.envelope, tuple(run.msg_ids), tuple(run.bodies)
         )
@@ -347,6 +355,7 @@ class Delivery:
         entry = item.entry
         # A message waited if it comes out of the store: it could not be handed on when it was accepted. And one that is
         # said again may have been shown before: whoever meets it twice is to know why.
+        # guards: dedup [(item.stored or entry.repeated) and not resent => item.stored and not resent]
         waited = (item.stored or entry.repeated) and not resent
         age_s = max(0, int(now.steady_s - entry.accepted_s)) if waited else -1
         mailbox = consumer.mailbox
@@ -363,6 +372,7 @@ class Delivery:
     def acknowledge(self, now: Instant, who: Connection, ack: verbs.Ack) -> None:
         """The consumer has taken messages: their senders hear of it, and others follow."""
         mailbox = who.mailbox
+        # guards: sessions [or self._consumers.get(mailbox) is not who =>]
         if mailbox is None or self._consumers.get(mailbox) is not who:
             return  # sent before it heard that the mailbox is read elsewhere
         done = mailbox.acknowledge(ack.seq, ack.bcasts)
@@ -372,9 +382,9 @@ class Delivery:
         for item in done:
             if isinstance(item, Run):
                 self._out.counts.taken += len(item)
-                for tally in item.tallies:
+                for tally in item.tallies:  # guards: broadcasts
                     self._count(tally, delivered=True)
-                if item.tallies:
+                if item.tallies:  # guards: broadcasts
                     continue
                 told.setdefault((item.origin, item.sender_id), []).extend(item.msg_ids)
                 continue
@@ -403,7 +413,7 @@ class Delivery:
             if item.bcast <= last and not item.resent:
                 item.resent = True
                 self._out.counts.broadcasts_resent += 1
-                self._deliver(now, who, item, resent=True)
+                self._deliver(now, who, item, resent=True)  # guards: retransmission
         self._out.reply(who.route, verbs.Beat(self._epoch, self.bcast, tuple(item.bcast for item in owed)))
 
     def refuse(self, who: Connection, refused: verbs.Refused) -> None:
@@ -470,7 +480,7 @@ class Delivery:
         self._fresh.clear()
         self._taken_over = False
         for item, session, state, away_s in due:
-            if item.told:
+            if item.told:  # guards: durability
                 continue  # acknowledged in the meantime
             item.told = True
             if item.tally is not None:
@@ -485,7 +495,7 @@ class Delivery:
         if not self._commits:
             self._commits = True
             # While it could not write, the store may have shown less than it holds.
-            for mailbox in list(self._consumers):
+            for mailbox in list(self._consumers):  # guards: durability
                 self._pump(now, mailbox)
 
     def commit_failed(self, reason: str) -> None:
@@ -494,7 +504,7 @@ class Delivery:
         fresh, self._fresh = self._fresh, []
         for item, session, _, _ in fresh:
             item.told = True
-            session.mailbox.retract(item)
+            session.mailbox.retract(item)  # guards: durability
             refused = verbs.Refused(item.entry.msg_id, BrokerUnavailable.code, reason)
             self._out.counts.refuse(refused.code)
             tally = item.tally
@@ -503,7 +513,7 @@ class Delivery:
                 self._out.reply(item.origin, refused)
                 self.fates.keep_refused(refused, item.sender_id)
                 continue
-            tally.unsaved += (session.name,)
+            tally.unsaved += (session.name,)  # guards: sessions [tally.unsaved => tally.full]
             self.fates.keep_full(item.entry.msg_id, item.sender_id, session.mailbox.key)
             tally.remaining -= 1
             if tally.remaining or tally.told:
@@ -553,7 +563,7 @@ class Delivery:
                 if not item.told and not item.due and consumer.session is not None:
                     mailbox.secure(item)
                     self._settle_queued(item, consumer.session, State.BUSY, 0)
-            self._beat(now, mailbox, consumer)
+            self._beat(now, mailbox, consumer)  # guards: retransmission
 
     def _beat(self, now: Instant, mailbox: Mailbox, consumer: Connection) -> None:
         last = mailbox.after

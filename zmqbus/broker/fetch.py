@@ -59,6 +59,7 @@ class Reading:
         who.fetching = Fetching(fetch.ref, fetch.peek, session, now.mono_s + RECALL_S)
         who.fetches += 1
         self._readers[session.session_id] = who
+        # guards: reading: the listener first returns its messages [is not None => is None]
         if session.conn is not None and session.mailbox.window:
             session.recalls += 1
             session.mailbox.open = False  # what comes behind RECALL would be shown there, and by the command again
@@ -106,7 +107,7 @@ class Reading:
             raise RateLimited(f"a connection may look at the inbox {MAX_PREVIEWS} times; repeat the command")
         who.previews += 1
         taken = session.conn is not None or self._delivery.consumer(session.mailbox) is not None
-        return None if taken else session.mailbox
+        return None if taken else session.mailbox  # guards: reading [None if taken else =>]
 
     def recalled(self, now: Instant, who: Connection, recalled: verbs.Recalled) -> None:
         """A listener has given back what it had not shown."""

@@ -191,9 +191,11 @@ class Run:
         )
         first.seq, first.accepted_s = self.seq, self.accepted_s
         self.msg_ids, self.bodies = self.msg_ids[count:], self.bodies[count:]
+        # guards: in-flight window [self.pointers[count:] => self.pointers]
+        # guards: in-flight window [self.tallies[count:] => self.tallies]
         self.pointers, self.tallies = self.pointers[count:], self.tallies[count:]
-        self.seq += count
-        self.bcast += count if self.bcast else 0
+        self.seq += count  # guards: in-flight window
+        self.bcast += count if self.bcast else 0  # guards: in-flight window
         self.size_bytes -= first.size_bytes
         return first
 
@@ -235,6 +237,7 @@ class Run:
 
     def of(self, msg_id: str) -> Item | Run:
         """What stands for this message of it."""
+        # guards: in-flight window [if self._items is None else self._items[msg_id] =>]
         return self if self._items is None else self._items[msg_id]
 
 
@@ -289,7 +292,7 @@ class Window:
         run = self._pieces[0]
         assert isinstance(run, Run)
         if count < len(run):
-            run = run.take(count)
+            run = run.take(count)  # guards: in-flight window [=> self._pieces.popleft(); self._runs -= 1]
         else:
             self._pieces.popleft()
             self._runs -= 1

@@ -111,7 +111,7 @@ class Mailbox:
     @property
     def load(self) -> int:
         """Those, and what is on its way to it through the journal."""
-        return self.total + self._reserved
+        return self.total + self._reserved  # guards: mailbox limits [+ self._reserved =>]
 
     @property
     def window_bytes(self) -> int:
@@ -127,9 +127,10 @@ class Mailbox:
     def full(self, size_bytes: int, messages: int = 1) -> bool:
         """Whether another message of that size (or several, which have it together) would go over the limits, those
         counted that have a reservation."""
+        # guards: mailbox limits [self.total + self._reserved + messages > MAX_MESSAGES or =>]
         return (
             self.total + self._reserved + messages > MAX_MESSAGES
-            or self.total_bytes + self._reserved_bytes + size_bytes > MAX_BYTES
+            or self.total_bytes + self._reserved_bytes + size_bytes > MAX_BYTES  # guards: mailbox limits
         )
 
     def reserve(self, size_bytes: int, messages: int = 1) -> None:
@@ -150,7 +151,7 @@ class Mailbox:
     @property
     def after(self) -> int:
         """Number of the last published message that the consumer has not acknowledged; 0 if there is none."""
-        return self._last_bcast if self._published else 0
+        return self._last_bcast if self._published else 0  # guards: order [self._last_bcast if self._published else =>]
 
     def oldest_s(self) -> float | None:
         """When the oldest message under way was accepted."""
@@ -165,14 +166,17 @@ class Mailbox:
     def _in_line(self, scope: int, target: str) -> bool:
         # On one channel a subscriber sees what it has missed; of two, each knows nothing of the other.
         same = not self._published or self._channel == (scope, target)
+        # guards: order [and not self._by_dealer =>]
+        # guards: order [and not self._backlog =>]
+        # guards: order [and same =>]
         return self.open and same and not self._by_dealer and not self._backlog
 
     def may_publish_run(self, run: Run) -> bool:
         """The same of several."""
         return (
-            self._in_line(run.common.scope, run.common.target)
-            and len(self.window) + len(run) <= CREDIT_MESSAGES
-            and self._window_bytes + run.weight_bytes <= CREDIT_BYTES
+            self._in_line(run.common.scope, run.common.target)  # guards: in-flight window [=> self.open]
+            and len(self.window) + len(run) <= CREDIT_MESSAGES  # guards: credit
+            and self._window_bytes + run.weight_bytes <= CREDIT_BYTES  # guards: credit
         )
 
     def may_send(self, entry: Entry) -> bool:
@@ -181,15 +185,16 @@ class Mailbox:
 
     def room(self, run: Run) -> int:
         """How many of the first messages of a run may go out by the DEALER at once."""
-        if not self.open or self._backlog:
+        if not self.open or self._backlog:  # guards: in-flight window [or self._backlog =>]
             return 0
+        # guards: credit [min(len(run), CREDIT_MESSAGES - len(self.window)) => len(run)]
         count = min(len(run), CREDIT_MESSAGES - len(self.window))
         if self._window_bytes + run.weight_bytes <= CREDIT_BYTES:
             return count
         left_bytes = CREDIT_BYTES - self._window_bytes
         for number, body in enumerate(run.bodies[:count]):
             left_bytes -= len(body) + FIELDS_BYTES
-            if left_bytes < 0:
+            if left_bytes < 0:  # guards: credit
                 return number
         return count
 
@@ -203,10 +208,10 @@ class Mailbox:
         self._seq = self._sent_seq = self._seq + len(run)
         self.total_bytes += run.size_bytes
         self.window.append_run(run)
-        self._loose += len(run)
+        self._loose += len(run)  # guards: in-flight window
         self._window_bytes += run.weight_bytes
-        if not run.bcast:
-            self._by_dealer += len(run)
+        if not run.bcast:  # guards: in-flight window [not run.bcast => run.seq]
+            self._by_dealer += len(run)  # guards: in-flight window
             return
         if self._published is _NO_NUMBERS:
             self._published = set()
@@ -227,7 +232,7 @@ class Mailbox:
         if bcast or (self.open and not self._backlog and self._has_credit(item.weight_bytes)):
             self._enter(item)
         else:
-            self.secure()
+            self.secure()  # guards: order
             self._store.put(self.key, item.seq, entry)
             item.stored = True
             self._backlog += 1
@@ -349,13 +354,15 @@ class Mailbox:
             return False
         self._store.remove(other.key, [seq for seq, _ in theirs])
         other._backlog = other.total_bytes = 0
+        # guards: takeover [{item.entry.msg_id for item in self.window} if theirs else set() => set()]
         known = {item.entry.msg_id for item in self.window} if theirs else set()
-        known.update(entry.msg_id for _, entry in mine)
+        known.update(entry.msg_id for _, entry in mine)  # guards: takeover
         new = [(seq, entry) for seq, entry in theirs if entry.msg_id not in known]
         if not new:
             return True
+        # guards: takeover
         self.secure()  # what is under way comes before all that is put into the store here
-        merged = sorted(_placed(mine, 0) + _placed(new, 1))
+        merged = sorted(_placed(mine, 0) + _placed(new, 1))  # guards: takeover [sorted =>]
         kept = next(number for number, (_, whose, _, _) in enumerate(merged) if whose)
         self._store.remove(self.key, [seq for _, whose, seq, _ in merged[kept:] if not whose])
         for _, _, _, entry in merged[kept:]:
@@ -381,7 +388,7 @@ class Mailbox:
     def discard(self, found: Sequence[tuple[int, Entry]]) -> None:
         """Drops messages that `oldest` has just told of: their reader has them."""
         self._store.remove(self.key, [seq for seq, _ in found])
-        self._backlog -= len(found)
+        self._backlog -= len(found)  # guards: reading
         self.total_bytes -= sum(entry.size_bytes for _, entry in found)
 
     def empty(self) -> int:
@@ -394,7 +401,9 @@ class Mailbox:
     # --- the window
 
     def _has_credit(self, weight_bytes: int) -> bool:
+        # guards: credit [len(self.window) < CREDIT_MESSAGES and =>]
         return len(self.window) < CREDIT_MESSAGES and (
+            # guards: credit [self._window_bytes + weight_bytes <= CREDIT_BYTES => True]
             not self.window or self._window_bytes + weight_bytes <= CREDIT_BYTES
         )
 
@@ -432,7 +441,7 @@ class Mailbox:
         if run.bcast:
             numbers = range(run.bcast, run.bcast + len(run))
             self._taken_bcasts.difference_update(numbers)
-            self._published.difference_update(numbers)
+            self._published.difference_update(numbers)  # guards: in-flight window
         else:
             self._by_dealer -= len(run)
         return run
@@ -451,11 +460,13 @@ def _placed(entries: list[tuple[int, Entry]], whose: int) -> list[tuple[tuple[in
 
 def _taken_of(run: Run, seq: int, bcasts: set[int]) -> int:
     """How many of its first messages are taken."""
-    if not run.bcast:
+    if not run.bcast:  # guards: in-flight window [not run.bcast => seq]
         return min(max(0, seq - run.seq + 1), len(run))
+    # guards: in-flight window [bcasts.issuperset(range(run.bcast, run.bcast + len(run))) => run.bcast in bcasts]
     if bcasts.issuperset(range(run.bcast, run.bcast + len(run))):
         return len(run)
     count = 0
+    # guards: in-flight window [=> count = len(bcasts.intersection(range(run.bcast, run.bcast + len(run))))]
     while run.bcast + count in bcasts:
         count += 1
     return count

@@ -66,7 +66,7 @@ def entry_of(now: Instant, message: Staged, pointer: Pointer) -> Entry:
         fmt,
         reply_to,
         record.ts,
-        now.steady_s,
+        now.steady_s,  # guards: recovery [now.steady_s => now.wall_s]
         size_bytes,
         pointer,
         b"" if size_bytes > verbs.SPILL_BYTES else body,
@@ -78,6 +78,8 @@ def gathered(staged: Iterable[Staged | StagedRun]) -> Iterator[Staged | StagedRu
     """The same, with those that are alike and were said one after the other in one piece."""
     for _, group in groupby(staged, _kind):
         alike = list(group)
+        # guards: coalescing [range(0, len(alike), MAX_RUN) => range(0, len(alike), len(alike))]
+        # guards: coalescing [len(alike) => MAX_RUN]
         yield from (_as_run(alike[start : start + MAX_RUN]) for start in range(0, len(alike), MAX_RUN))
 
 
@@ -97,18 +99,24 @@ def _kind(message: Staged | StagedRun) -> object:
     if isinstance(message, StagedRun):
         return id(message)
     send, record = message.send, message.record
+    # guards: coalescing [send.fmt != _TEXT or =>]
     if (
         send.fmt != _TEXT
-        or send.reply_to is not None
-        or send.again
-        or send.scope == Scope.GROUP
-        or message.full
-        or message.waiter is not None
-        or len(send.body) > verbs.INLINE_BYTES
+        or send.reply_to is not None  # guards: coalescing
+        or send.again  # guards: coalescing
+        or send.scope == Scope.GROUP  # guards: coalescing
+        or message.full  # guards: coalescing
+        or message.waiter is not None  # guards: coalescing
+        or len(send.body) > verbs.INLINE_BYTES  # guards: coalescing
+        # guards: coalescing
         or len(send.body) < message.size_bytes  # it is in a file
     ):
         return id(message)
     receivers = tuple(map(id, message.receivers))
+    # guards: coalescing [message.sender.route, =>]
+    # guards: coalescing [record.ts, =>]
+    # guards: coalescing [record[3:6], =>]
+    # guards: coalescing [, receivers =>]
     return message.sender.route, record.ts, record[3:6], send.scope, send.target, receivers
 
 

@@ -290,6 +290,7 @@ class Registry:
                 raise RateLimited(f"{MAX_SESSIONS:,} sessions are connected or have mail; end some, then connect again")
             # Those first that came and went at once: with them nobody can crowd out those that were here.
             self.forget(min(idle, key=lambda one: (one.away_since_s - one.since_ts >= BRIEF_S, one.away_since_s)))
+        # guards: recovery: mail survives a lost session row [self.unclaimed.pop(session_id, None) or =>]
         mailbox = self.unclaimed.pop(session_id, None) or Mailbox(session_id, self._store)
         session = self.sessions[session_id] = Session(session_id, token_digest, mailbox)
         session.entered_after = last_id
@@ -320,6 +321,7 @@ class Registry:
     def keep(self, session: Session) -> None:
         """Puts what is known of a session into the store; to be called whenever that has changed."""
         if self.sessions.get(session.session_id) is not session:
+            # guards: takeover
             return  # forgotten, or taken over: a command of it may still be there
         self._file(session)
         self._store.save_session(
@@ -377,6 +379,7 @@ class Registry:
     def seat(self, session: Session) -> list[Session]:
         """The sessions of this one's name and project that somebody named, itself among them."""
         filed = self._filed.get(session.name, ())
+        # guards: takeover [and one.named =>]
         return [one for one in filed if one.project == session.project and one.named]
 
     def shared_seats(self) -> list[list[Session]]:
@@ -401,6 +404,7 @@ class Registry:
         session.successor = successor
         self._succeeded.pop(session.session_id, None)
         self._succeeded[session.session_id] = (successor.session_id, now_s)
+        # guards: takeover [=> self._store.forget_session(session.session_id)]
         self._store.save_session(succeeded_row(session.session_id, successor.session_id, now_s))
         if len(self._succeeded) > MAX_SUCCEEDED:
             self._forget_succeeded(next(iter(self._succeeded)))

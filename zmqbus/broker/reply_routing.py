@@ -84,11 +84,11 @@ class Awaits:
         if who.mailbox is None:
             self.open_answers(now, who)
         if expected is None:
-            self._store.save_awaited(Awaited(wanted.msg_id, who.sender_id, who.sender_name))
+            self._store.save_awaited(Awaited(wanted.msg_id, who.sender_id, who.sender_name))  # guards: reply routing
             return
         del self._expected[wanted.msg_id]
         self._held -= len(expected.held)
-        for item in expected.held:
+        for item in expected.held:  # guards: reply routing
             self._to_waiter(now, who, item.entry, item.origin)
 
     def unawait(self, now: Instant, who: Connection, dropped: verbs.Unawait) -> None:
@@ -165,5 +165,5 @@ class Awaits:
                 del self._expected[msg_id]
                 self._held -= len(expected.held)
                 self._store.forget_awaited((msg_id,))
-                for item in expected.held:
+                for item in expected.held:  # guards: reply routing
                     self._without_waiter(now, expected.session, expected.sender_name, item.entry, item.origin)

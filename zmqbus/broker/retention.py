@@ -81,6 +81,7 @@ class Upkeep:
             if row.successor:
                 self._registry.restore_succeeded(row)
                 continue
+            # guards: ephemeral sessions [or not self._owner_lives(row.owner) =>]
             if not row.named and (row.left or not self._owner_lives(row.owner)):
                 self._store.forget_session(row.session_id)
                 given_up.add(row.mailbox)
@@ -94,7 +95,7 @@ class Upkeep:
             self._awaits.expect(awaited, self._registry.known(awaited.waiter_id), now)
         for box in found.boxes:
             if box.mailbox in boxes:
-                boxes[box.mailbox].mailbox.restore(box)
+                boxes[box.mailbox].mailbox.restore(box)  # guards: recovery
         for box in found.boxes:
             if box.mailbox in given_up:
                 mailbox = Mailbox(box.mailbox, self._store)
@@ -143,6 +144,7 @@ class Upkeep:
         if session.named:
             return
         self._passing[session.session_id] = session
+        # guards: ephemeral sessions [or not self._owner_lives(session.owner) =>]
         if gone or not self._owner_lives(session.owner):
             self._give_up(session)
 
@@ -163,6 +165,7 @@ class Upkeep:
         """One of those that pass: is it back, is it over, may it be forgotten?"""
         if session.conn is not None or session.named:
             del self._passing[session.session_id]
+        # guards: ephemeral sessions [and not self._owner_lives(session.owner) =>]
         elif not session.left and not self._owner_lives(session.owner):
             self._give_up(session)
         elif session.left and not session.mailbox.awaits and not self._registry.spoken_for(session):
@@ -186,7 +189,7 @@ class Upkeep:
         stale = set(self._store.stale(before_s))
         for session in [*self._registry.sessions.values()]:
             if session.mailbox.key in stale:
-                self._expire(session.mailbox, repr(session), before_s)
+                self._expire(session.mailbox, repr(session), before_s)  # guards: recovery
             if session.conn is None and session.away_since_s < before_s:
                 if not session.mailbox.total:
                     self._out.note(f"{session!r} has been away for 7 days and is forgotten")

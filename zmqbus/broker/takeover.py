@@ -93,6 +93,7 @@ class Takeover:
         """Brings the seat of a session in order. Whether anything has changed: the session may not be there any
         more."""
         seat = self._registry.seat(session)
+        # guards: takeover [self._settle(now, seat) => session.conn is not None and self._settle(now, seat)]
         if len(seat) > 1 and self._settle(now, seat):
             return True
         return self._forget_empty(now, session)
@@ -140,7 +141,7 @@ class Takeover:
             return False  # the store cannot be read just now
         if other.restored and (not bearer.restored or self._entered_before(other, bearer)):
             # What an earlier broker has accepted for the one, and is said again to many, is for the other.
-            bearer.restored, bearer.entered_after = True, other.entered_after
+            bearer.restored, bearer.entered_after = True, other.entered_after  # guards: takeover
         self._registry.succeed(other, bearer, now.steady_s)
         self._registry.keep(bearer)
         if count:
@@ -159,7 +160,7 @@ class Takeover:
             return False
         if not self._is_closed(session):
             return False
-        self._registry.forget(session)
+        self._registry.forget(session)  # guards: takeover
         return True
 
     def _entered_before(self, one: Session, other: Session) -> bool:
@@ -168,6 +169,7 @@ class Takeover:
         return first is None or (second is not None and first.place < second.place)
 
     def _is_closed(self, session: Session) -> bool:
+        # guards: takeover [self._delivery.consumer(session.mailbox) is None => True]
         return self._delivery.consumer(session.mailbox) is None
 
     def _has_ended(self, now: Instant, session: Session) -> bool:
@@ -180,7 +182,7 @@ class Takeover:
         if self._looks >= LOOKS_A_SECOND:
             return False
         self._looks += 1
-        if self._owner_lives(session.owner):
+        if self._owner_lives(session.owner):  # guards: takeover [off]
             session.owner_seen_s = now.steady_s
             return False
         session.owner_ended = True

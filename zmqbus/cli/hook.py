@@ -103,6 +103,8 @@ class _Budget:
         # How many times slower than alone on the machine this process has been so far. The broker is in the same crowd,
         # and while it is waited for, no tick is missed here.
         slower = max(1.0, elapsed_s / (self._ticks * TICK_S))
+        # guards: hooks [self._ticks >= self._allowed * slower => elapsed_s >= self._allowed * TICK_S]
+        # guards: hooks: an upper bound in real time [or elapsed_s > LIMIT_S =>]
         if self._ticks >= self._allowed * slower or elapsed_s > LIMIT_S:
             os._exit(0)
 
@@ -164,6 +166,7 @@ def _answer(event: Mapping[str, Any], budget: _Budget) -> None:
 
 def _away(joined: Joined | None) -> tuple[Process, Identity] | None:
     """Whose session it is, and which, if it is on the bus and has no listener. One that was disconnected is not."""
+    # guards: hooks [or joined.identity.left =>]
     if joined is None or joined.identity is None or joined.held or joined.identity.left:
         return None
     return joined.owner, joined.identity

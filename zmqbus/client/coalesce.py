@@ -23,11 +23,14 @@ def runs_of(sends: Collection[verbs.Send]) -> list[verbs.Send | verbs.Sends]:
     said: list[verbs.Send | verbs.Sends] = []
     for (scope, target, fmt, reply_to, again), group in groupby(sends, _ALIKE):
         run = list(group)
+        # guards: coalescing [or reply_to is not None =>]
+        # guards: coalescing [or again =>]
+        # guards: coalescing [or scope == Scope.GROUP =>]
         if len(run) == 1 or scope == Scope.GROUP or reply_to is not None or again:  # of a group, each has another taker
             said += run
             continue
         bodies = tuple(map(_BODY, run))
-        if max(map(len, bodies)) > INLINE_BYTES:
+        if max(map(len, bodies)) > INLINE_BYTES:  # guards: coalescing
             said += run
             continue
         msg_ids = tuple(map(_MSG_ID, run))

@@ -90,6 +90,7 @@ class Receiver:
     @property
     def unread(self) -> int:
         """Messages that are here and not taken."""
+        # guards: consumer [- one.at =>]
         return sum(len(one.msg_ids) - one.at if isinstance(one, _Batch) else 1 for one in list(self._inbox))
 
     def open(self) -> core.Welcomed:
@@ -134,7 +135,7 @@ class Receiver:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._driver.check()
         with self._arrived:
-            while not self._inbox and not self._given:
+            while not self._inbox and not self._given:  # guards: consumer [and not self._given =>]
                 if self._error is not None:
                     raise self._error
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
@@ -144,8 +145,8 @@ class Receiver:
                 try:
                     self._arrived.wait(left_s)
                 finally:
-                    self._waiting -= 1
-            if self._given:
+                    self._waiting -= 1  # guards: consumer
+            if self._given:  # guards: consumer [self._given => self._given and not self._inbox]
                 return of_incoming(self._given.popleft(), self._log)
             first = self._inbox[0]
             # Taken in one with that: should the mailbox take it back at this instant, it comes again, and is known.
@@ -285,7 +286,7 @@ class Receiver:
                     case core.TakeBack():
                         self._inbox.clear()
                         for batch in self._batches:
-                            self._unsure.update(dict.fromkeys(batch.msg_ids[batch.told : batch.at]))
+                            self._unsure.update(dict.fromkeys(batch.msg_ids[batch.told : batch.at]))  # guards: consumer
                     case core.Response(ref, envelope):
                         if ref == FORGET_REF:
                             self._given_up = int(envelope.text) if isinstance(envelope, verbs.Done) else 0
@@ -306,11 +307,15 @@ class Receiver:
     def _give(self) -> None:
         """A message that is alone is the program's at once, if somebody waits for it: it is acknowledged while whoever
         that is wakes up."""
+        # guards: consumer [self._waiting and =>]
+        # guards: consumer [and not self._manual =>]
+        # guards: consumer [and not self._given =>]
+        # guards: consumer [len(self._inbox) == 1 => self._inbox]
         if self._waiting and len(self._inbox) == 1 and not self._manual and not self._given:
             first = self._inbox[0]
             if not isinstance(first, _Batch):
                 self._inbox.popleft()
-                self._taken[first.msg_id] = first.ticket
+                self._taken[first.msg_id] = first.ticket  # guards: consumer
                 self._given.append(first)
 
     def _hand(self, message: core.Incoming) -> bool:
@@ -320,14 +325,14 @@ class Receiver:
                 hands[message.msg_id] = message.ticket
                 return False
         if message.msg_id in self._unsure:
-            self._taken[message.msg_id] = message.ticket
+            self._taken[message.msg_id] = message.ticket  # guards: consumer
             return False
         self._inbox.append(message)
         return True
 
     def _hand_run(self, hand: core.HandRun) -> bool:
         """Likewise several, in one piece unless one of them is in hand already."""
-        known = (self._tickets, self._taken, self._unsure)
+        known = (self._tickets, self._taken, self._unsure)  # guards: consumer [, self._unsure =>]
         if any(some and not some.keys().isdisjoint(hand.messages.msg_ids) for some in known):
             return any([self._hand(message) for message in hand.apart()])
         self._inbox.append(_Batch(hand))
@@ -341,10 +346,10 @@ class Receiver:
             with self._arrived:
                 taken, self._taken = self._taken, {}
                 batches = [(batch, batch.told, batch.at) for batch in self._batches]
-                for batch in self._batches:
+                for batch in self._batches:  # guards: consumer
                     batch.told = batch.at
                 self._batches.clear()
-                self._unsure.clear()
+                self._unsure.clear()  # guards: consumer
             for batch, told, at in batches:
                 hand = batch.hand
                 client.taken_run(hand.lease, hand.number + told, hand.messages.msg_ids[told:at])

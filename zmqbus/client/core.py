@@ -140,7 +140,7 @@ _TARGET = attrgetter("target")
 
 def _is_for_a_file(send: verbs.Send) -> bool:
     """Whether its body is put down in a file. What was said before goes along: the broker may know it."""
-    return len(send.body) > verbs.SPILL_BYTES and not send.again
+    return len(send.body) > verbs.SPILL_BYTES and not send.again  # guards: retransmission [and not send.again =>]
 
 
 def _size_bytes(message: Message) -> int:
@@ -189,7 +189,7 @@ class ClientCore:
     def send_all(self, sends: Iterable[verbs.Send]) -> list[Effect]:
         """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
         new = {send.msg_id: send for send in sends}
-        self._refuse_unfit(new)
+        self._refuse_unfit(new)  # guards: message limits
         sizes = [len(send.body) for send in new.values()]
         self._unconfirmed.update(new)
         self._unconfirmed_bytes += sum(sizes)
@@ -299,6 +299,7 @@ class ClientCore:
     def _is_related(self) -> bool:
         """Whether the broker is of this release: then it reads files, and understands runs."""
         welcome = self.welcome
+        # guards: compatibility [and welcome.release == self._version =>]
         return self.phase is Phase.READY and welcome is not None and welcome.release == self._version
 
     @property
@@ -333,14 +334,14 @@ class ClientCore:
 
     def taken(self, ticket: Ticket) -> None:
         """The application has taken a message. `acknowledge` tells the broker, once for many."""
-        self._taken_ids.add(ticket.msg_id)
+        self._taken_ids.add(ticket.msg_id)  # guards: client dedup
         self._awaited.pop(ticket.reply_to or "", None)
         if self.welcome is not None and ticket.lease == self.welcome.lease:
             self._inbound.settle(ticket.number)
 
     def taken_run(self, lease: str, number: int, msg_ids: Sequence[str]) -> None:
         """Likewise several, whose tickets have numbers in a row from this one on."""
-        self._taken_ids.add_all(msg_ids)
+        self._taken_ids.add_all(msg_ids)  # guards: client dedup
         if self.welcome is not None and lease == self.welcome.lease:
             self._inbound.settle_run(number, len(msg_ids))
 
@@ -381,6 +382,7 @@ class ClientCore:
                         if self.phase is Phase.READY:
                             self._inbound.broadcast(channel, envelope)
                     elif isinstance(envelope, verbs.Broadcasts):
+                        # guards: reordering [self.phase is Phase.READY => self.phase is not Phase.OFFLINE]
                         if self.phase is Phase.READY:
                             self._inbound.broadcast_all(channel, envelope)
                     elif channel == verbs.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
@@ -441,7 +443,8 @@ class ClientCore:
         # In one wire message with HELLO: one round trip for a command that has one thing to say.
         for msg_id in self._awaited:
             self._transmit(verbs.Await(msg_id))
-        for send in self._unconfirmed.values():
+        for send in self._unconfirmed.values():  # guards: retransmission
+            # guards: retransmission [if send.msg_id in self._unsaid else send._replace(again=True) =>]
             self._transmit(send if send.msg_id in self._unsaid else send._replace(again=True))
         self._unsaid.clear()
         for request in self._requests.values():
@@ -556,6 +559,7 @@ class ClientCore:
 
     def _work(self, work: verbs.Work) -> None:
         # Before WELCOME it is the broker's word to a connection that has ended since: it knows what HELLO named.
+        # guards: worker [self.phase is Phase.READY and =>]
         if self.phase is Phase.READY and self._hands.take(work.msg_id):
             self._out.append(Do(work))
 

@@ -63,7 +63,7 @@ class Numbers:
             self._count += end - start
         else:
             self._put_among(start, end)
-        while self._count > REMEMBERED:
+        while self._count > REMEMBERED:  # guards: reordering [off]
             self._forget_lowest(self._count - REMEMBERED)
 
     def _put_among(self, start: int, end: int) -> None:

@@ -195,6 +195,7 @@ class Driver:
         with self._lock:
             self.check()
             link, application = self._link, self._application
+            # guards: I/O thread [effects = => self._gathering = False; effects =]
             effects = speak(link.core) if speak is not None else []
             self._gathering = False  # not before: if that raises, the thread says what was put down
             try:
@@ -212,19 +213,22 @@ class Driver:
     def say_soon(self, gathered: int) -> None:
         """As `say`, for what the application has put down, so much by now; in a stream the thread says it, together
         with what is put down until it gets to that."""
+        # guards: I/O thread [not self._link.core.unconfirmed or =>]
+        # guards: I/O thread [time.monotonic() - self._said_s > STREAM_S => True]
+        # guards: I/O thread [or time.monotonic() - self._said_s > STREAM_S =>]
         alone = not self._link.core.unconfirmed or time.monotonic() - self._said_s > STREAM_S
-        if alone or gathered >= GATHER:
+        if alone or gathered >= GATHER:  # guards: I/O thread [or gathered >= GATHER =>]
             self.say()
         elif not self._gathering:
             self._gathering = True
-            if self._asleep_until_s:
+            if self._asleep_until_s:  # guards: I/O thread
                 self._wake()
 
     def hurry(self) -> None:
         """Somebody waits for what becomes of it: what was put down is said now."""
         if self._gathering:
             try:
-                self.say()
+                self.say()  # guards: I/O thread
             except ZmqbusError:
                 pass  # it has ended, and so will what is waited for
 
@@ -268,7 +272,7 @@ class Driver:
                 self._asleep_until_s = math.inf
                 if self._gathering:
                     self._gathering = False
-                    self._carry_out(self._application.speak(self._link.core))
+                    self._carry_out(self._application.speak(self._link.core))  # guards: I/O thread
                     self._said_s = time.monotonic()
                 busy = self._look(ready, always=True)
                 descriptors = link.descriptors()

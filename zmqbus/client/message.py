@@ -163,7 +163,7 @@ class Message:
     @property
     def text(self) -> str:
         """The body as text: a text as it is, a value in Python's notation, bytes by their number. Raises as `body`."""
-        if isinstance(self._value, ZmqbusError):
+        if isinstance(self._value, ZmqbusError):  # guards: consumer
             raise self._value
         if self.fmt == Format.TEXT:
             return self.body_bytes.decode("utf-8", "replace")

@@ -162,6 +162,8 @@ class Speaker:
         with self._put_lock:
             self._room -= 1
             self._room_bytes -= len(body)
+            # guards: producer [self._room < 0 or =>]
+            # guards: producer [or self._room_bytes < 0 =>]
             if self._room < 0 or self._room_bytes < 0:
                 self._find_room(1, len(body))
             self._put_bytes += len(body)
@@ -204,7 +206,7 @@ class Speaker:
         with self._put_lock:
             self._find_room(len(puts), size_bytes)
             self._put += puts
-            self._put_asked += len(puts)
+            self._put_asked += len(puts)  # guards: producer
             self._put_bytes += size_bytes
         self._driver.say()
         return [put.reply for put in puts]
@@ -290,7 +292,7 @@ class Speaker:
         while waiting and len(sends) < count and size_bytes >= 0:
             send = waiting[0]
             if unsent and send.msg_id in unsent:
-                if self._awaited >= MAX_AWAITED:
+                if self._awaited >= MAX_AWAITED:  # guards: producer
                     break
                 del unsent[send.msg_id]
                 self._awaited += 1
@@ -456,6 +458,7 @@ class Speaker:
             self._unassigned.discard(msg_id)
             never_sent = self._requests.pop(msg_id, None) or self._unsent.get(msg_id)
             if self._unsent.pop(msg_id, None) is not None:
+                # guards: producer
                 self._dropped.add(msg_id)  # it stands among others, and is passed over there
             if never_sent is not None:
                 self._waiting_bytes -= len(never_sent.body)

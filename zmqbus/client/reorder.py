@@ -138,6 +138,7 @@ class Inbound:
             if deliver.bcast not in self._seen:
                 self._arrive(deliver, 0, deliver.bcast)
             self._release()
+        # guards: reordering [or (deliver.after and deliver.after not in self._seen) =>]
         elif self._held_delivers or self._held_casts or (deliver.after and deliver.after not in self._seen):
             self._held_delivers.append(deliver)
         else:
@@ -145,14 +146,15 @@ class Inbound:
 
     def deliver_all(self, run: verbs.Delivers) -> None:
         """Several came over the DEALER, alike. In one piece, unless something tells them apart."""
-        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):
+        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):  # guards: reordering [not run.msg_ids or =>]
             return  # no broker says that
+        # guards: reordering [or self._held_delivers or self._held_casts =>]
         if (
             self._hand_run is None
             or self._held_delivers
             or self._held_casts
-            or (run.after and run.after not in self._seen)
-            or not self._taken_ids.isdisjoint(run.msg_ids)
+            or (run.after and run.after not in self._seen)  # guards: reordering
+            or not self._taken_ids.isdisjoint(run.msg_ids)  # guards: reordering
         ):
             for deliver in _delivers(run):
                 self.deliver(deliver)
@@ -164,45 +166,47 @@ class Inbound:
 
     def broadcast(self, channel: bytes, cast: verbs.Broadcast) -> None:
         """A message came over the SUB, on this channel."""
+        # guards: reordering [cast.epoch != self._epoch or =>]
         if (
             cast.epoch != self._epoch
             or cast.bcast <= self._since
             # A SUB filter is a prefix: what matched it may be for another channel.
-            or channel != verbs.channel(cast.scope, cast.target)
+            or channel != verbs.channel(cast.scope, cast.target)  # guards: reordering
         ):
             return
         last = self._last_on.get(channel, self._since)
         self._last_on[channel] = cast.bcast
         if cast.prev > last and cast.prev not in self._seen and cast.prev not in self._asked:
             # One is missing on this channel. It may have been somebody else's only: the broker's BEAT will tell.
-            self._refill((cast.prev,))
+            self._refill((cast.prev,))  # guards: reordering
+        # guards: reordering [self._peer not in cast.spared and =>]
         if self._peer not in cast.spared and cast.bcast not in self._seen:
             self._held_casts.append(cast)
         self._release()
 
     def broadcast_all(self, channel: bytes, run: verbs.Broadcasts) -> None:
         """Several came over the SUB, alike. In one piece, unless something tells them apart, or is in their way."""
-        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):
+        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):  # guards: reordering [not run.msg_ids or =>]
             return  # no broker says that
         numbers = range(run.bcast, run.bcast + len(run.msg_ids))
         if (
             self._hand_run is None
-            or run.epoch != self._epoch
-            or run.bcast <= self._since
-            or channel != verbs.channel(run.scope, run.target)
-            or run.prev > self._last_on.get(channel, self._since)
-            or self._peer in run.spared
-            or self._asked
-            or self._held_delivers
+            or run.epoch != self._epoch  # guards: reordering
+            or run.bcast <= self._since  # guards: reordering
+            or channel != verbs.channel(run.scope, run.target)  # guards: reordering
+            or run.prev > self._last_on.get(channel, self._since)  # guards: reordering
+            or self._peer in run.spared  # guards: reordering
+            or self._asked  # guards: reordering
+            or self._held_delivers  # guards: reordering
             or self._held_casts
-            or self._seen.has_any(numbers.start, numbers.stop)
-            or not self._taken_ids.isdisjoint(run.msg_ids)
+            or self._seen.has_any(numbers.start, numbers.stop)  # guards: reordering
+            or not self._taken_ids.isdisjoint(run.msg_ids)  # guards: reordering
         ):
             for cast in _broadcasts(run):
                 self.broadcast(channel, cast)
             return
-        self._last_on[channel] = numbers[-1]
-        self._seen.add_all(numbers.start, numbers.stop)
+        self._last_on[channel] = numbers[-1]  # guards: reordering
+        self._seen.add_all(numbers.start, numbers.stop)  # guards: reordering
         first = self._number + 1
         self._number += len(numbers)
         self._handed.append((0, run.bcast, len(numbers)))
@@ -214,7 +218,7 @@ class Inbound:
             return
         held = {cast.bcast for cast in self._held_casts}
         missing = tuple(n for n in beat.bcasts if n not in self._seen and n not in held and n not in self._asked)
-        if missing:
+        if missing:  # guards: reordering
             self._refill(missing)
         # What was asked for and is not owed will not come; nothing need wait for it.
         for number in [n for n in self._asked if n <= beat.upto and n not in beat.bcasts]:
@@ -249,7 +253,7 @@ class Inbound:
             self._asked.discard(bcast)
         self._number += 1
         self._handed.append((seq, bcast, 1))
-        if message.msg_id in self._taken_ids:
+        if message.msg_id in self._taken_ids:  # guards: client dedup [off]
             self.settle(self._number)
         else:
             self._hand(message, self._number)
@@ -262,15 +266,17 @@ class Inbound:
 
     def settle_run(self, number: int, messages: int) -> None:
         """So many messages from this ticket number on are taken."""
+        # guards: reordering: only what was handed out [min(number + messages, self._number + 1) => number + messages]
         end = min(number + messages, self._number + 1)
-        number = max(number, self._first)
+        number = max(number, self._first)  # guards: reordering
         messages = end - number
         if messages <= 0:
             return  # settled, or given back in the meantime
-        if number != self._first:
+        if number != self._first:  # guards: reordering
             self._taken_numbers.update(range(number, number + messages))
             return
         if self._taken_numbers:
+            # guards: reordering
             self._taken_numbers.difference_update(range(number, number + messages))  # settled twice
         self.ack_due = True
         self._settle_first(messages)
@@ -284,6 +290,7 @@ class Inbound:
             seq, bcast, several = self._handed.popleft()
             if several > messages:
                 rest = several - messages
+                # guards: reordering [self._handed.appendleft => bool]
                 self._handed.appendleft((0, bcast + messages, rest) if bcast else (seq + messages, 0, rest))
                 several = messages
             if bcast:
@@ -342,4 +349,4 @@ def _broadcasts(run: verbs.Broadcasts) -> Iterator[verbs.Broadcast]:
             None,
             body,
         )
-        prev = bcast
+        prev = bcast  # guards: reordering

@@ -107,7 +107,7 @@ class Hands:
 
     def take(self, msg_id: str) -> bool:
         """A request has come. False if the application has it, or has answered it; the answer is given again then."""
-        if msg_id in self._holding:
+        if msg_id in self._holding:  # guards: worker
             return False
         answer = self._answered.get(msg_id)
         if answer is not None:
@@ -133,7 +133,7 @@ class Hands:
         """Takes no more, and forgets what is in hand. False if there is nothing."""
         self._credit = 0 if self._credit is not None else None
         held = bool(self._holding)
-        self._holding.clear()
+        self._holding.clear()  # guards: worker
         return held
 
     def drop(self, msg_ids: Iterable[str]) -> tuple[str, ...]:

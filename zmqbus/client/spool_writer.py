@@ -84,7 +84,7 @@ class Spool:
             # no text, which the broker says better.
             self._pause_until_s = time.monotonic() + PAUSE_S
             return None
-        self._pieces[send.msg_id] = offset, length
+        self._pieces[send.msg_id] = offset, length  # guards: spool files: reuse a region once its message is confirmed
         msg_id, scope, target, code, reply_to, _, body = send
         return verbs.Spooled(
             msg_id, scope, target, code, reply_to, len(body), self._name, offset, length, crc32(spelled)

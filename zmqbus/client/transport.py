@@ -240,7 +240,7 @@ class Link:
                     self._spool.free(msg_ids)
             case core.Welcomed():
                 if self._spool is not None:
-                    self._spool.renew()
+                    self._spool.renew()  # guards: spool files: one spool file per connection
                 self._launched = self._held = False
                 self._pause_s = BACKOFF_S[0]
                 rest.append(effect)
@@ -397,7 +397,7 @@ class Link:
     def _follow(self) -> None:
         """Turns to the port on which the broker is now: the next one may have found the last one's taken."""
         port = launch.at_broker(self._settings).port
-        if port != self._port and not self._connected:
+        if port != self._port and not self._connected:  # guards: reconnect: the broker has another port now [off]
             self._dealer.disconnect(endpoint(self._port))
             self._dealer.connect(endpoint(port))
             self._port = port
@@ -432,6 +432,7 @@ class Link:
             self._end_launch()
             if self.core.phase is core.Phase.READY:
                 return  # somebody else has started one
+            # guards: reconnect [not self.patient => isinstance(error, PortHeld) or not self.patient]
             if not self.patient:
                 raise
             if isinstance(error, PortHeld) and not self._held:

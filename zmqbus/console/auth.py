@@ -96,7 +96,7 @@ def link(authority: str, token: str) -> str:
 
 
 def _link_secret(secret: bytes, head: bytes) -> bytes:
-    return hmac.new(secret, b"link\0" + head, sha256).digest()
+    return hmac.new(secret, b"link\0" + head, sha256).digest()  # guards: console access [head => head[:-_FLAG_BYTES]]
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class Visitor:
 
     def request_proof(self, nonce: str, method: str, target: str) -> str:
         """What a request of this visitor carries."""
-        return sign(self.key, "request", nonce, method, target)
+        return sign(self.key, "request", nonce, method, target)  # guards: console access [, method, target =>]
 
     def answer_proof(self, nonce: str, method: str, target: str) -> str:
         """What the answer to it carries."""
@@ -141,6 +141,7 @@ class Visitors:
         visitor = self._visitors.get(visitor_id)
         if visitor is None or not _NONCE.fullmatch(nonce) or self._clock() - visitor.since_s > VISIT_S:
             return None
+        # guards: console access: a session id alone is no proof
         if not _equal(mac, visitor.request_proof(nonce, method, target)):
             return None
         return visitor, visitor.answer_proof(nonce, method, target)
@@ -175,16 +176,16 @@ class Links:
         if known is None or not _NONCE.fullmatch(nonce):
             return Entry("unknown")
         secret = _link_secret(self._secret, known)
-        if not _equal(proof, sign(secret, "enter", nonce)):
+        if not _equal(proof, sign(secret, "enter", nonce)):  # guards: console access
             return Entry("unknown")
         number, until_s = known[:NONCE_BYTES], int.from_bytes(known[NONCE_BYTES:-_FLAG_BYTES], "big")
         if number in self._used:
             return Entry("used")
         if now_s > until_s:
             return Entry("expired")
-        if known[-1] and not same_user:
+        if known[-1] and not same_user:  # guards: console access: all users can read the process list [off]
             return Entry("elsewhere")  # and it stays good, for the one it was made for
-        self._used[number] = until_s
+        self._used[number] = until_s  # guards: console access: a link opens the console once
         visitor = encode(secrets.token_bytes(NONCE_BYTES))
         visitors.admit(visitor, page_key(secret, nonce, visitor))
         return Entry("good", visitor, sign(secret, "welcome", nonce, visitor))

@@ -54,11 +54,12 @@ class Crowd:
             uid = None
         if self._peers.foreign(uid):
             self._tell(uid)
-            connection.transport.abort()
+            connection.transport.abort()  # guards: console access
             return
         connection.same_user = self._peers.same(uid)
         self._unproven[connection] = loop.call_later(self._unproven_s, connection.transport.abort)
         if len(self._unproven) > self._max_unproven:
+            # guards: console access: unfinished requests cannot take all connections
             self._end(next(iter(self._unproven)))
 
     def prove(self, connection: Connection) -> None:

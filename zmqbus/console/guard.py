@@ -106,6 +106,7 @@ def judge(
     values, which then fit nothing. `names`: what may stand in `Host`.
     """
     host = headers.get("host", "")
+    # guards: console access: no subdomains [host not in names => not host.endswith(tuple(names))]
     if host not in names:
         return NOT_HERE
     if method not in ("GET", "HEAD", "POST"):
@@ -185,6 +186,7 @@ class Guard:
                     *message.get("headers", ()),
                     *((name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own),
                     *([] if b"cache-control" in own else [(b"cache-control", b"no-store")]),
+                    # guards: console access
                     *([] if verdict.proof is None else [(PROOF_HEADER.encode(), verdict.proof.encode())]),
                 ]
             await send(message)

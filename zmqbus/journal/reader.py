@@ -147,7 +147,7 @@ class Reader:
         except OSError as error:
             raise _unreadable(self._path, segment, error) from None
         head = decode_head(line)
-        if head is None or head.msg_id != msg_id or head.fmt != "text":
+        if head is None or head.msg_id != msg_id or head.fmt != "text":  # guards: journal [or head.msg_id != msg_id =>]
             raise _damaged(self._path, segment, offset)
         return decode_start(line[head.body_at :])
 
@@ -298,7 +298,7 @@ def read(path: str, pointer: Sequence[int]) -> Record:
         line = os.pread(fd, length, offset) if _is_within(offset, length, os.fstat(fd).st_size) else b""
     finally:
         os.close(fd)
-    if len(line) != length or zlib.crc32(line) != crc:
+    if len(line) != length or zlib.crc32(line) != crc:  # guards: journal [or zlib.crc32(line) != crc =>]
         raise _damaged(path, segment, offset)
     return decode_record(line)
 

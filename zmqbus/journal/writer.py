@@ -265,7 +265,7 @@ class Journal:
             if serial is not None and resume:
                 end = find_back(fd, size, b"\n") + 1
                 if end < size:
-                    os.ftruncate(fd, end)
+                    os.ftruncate(fd, end)  # guards: journal
                     self._report(f"cut off an unfinished record ({size - end:,} bytes) at the end of {self._path}")
                 self._serial, self._start, self._size = serial, head.index(b"\n") + 1, end
             elif serial is None and size < MAX_META_BYTES and b"\n" not in head and is_start_of_meta(head):
@@ -292,6 +292,7 @@ class Journal:
     def _begin(self, fd: int) -> tuple[int, int]:
         """Writes the first line of a new segment into an empty file; returns its serial and where records start."""
         thinned = max((serial for serial, _ in kept(self._path)), default=0)
+        # guards: retention: serials are never reused [, thinned =>]
         serial = max(self._serial, newest_serial(survey(self._path)), thinned) + 1
         meta = META_START + b'%d,"format":1,"created":"%sZ"}\n' % (serial, second_of(int(time.time())).encode())
         if os.write(fd, meta) != len(meta):
@@ -328,7 +329,7 @@ class Journal:
             return
         needed = oldest_needed() if callable(oldest_needed) else oldest_needed
         for serial, name in old:
-            if needed is None or 0 < serial < needed:
+            if needed is None or 0 < serial < needed:  # guards: retention: unread mail points into it [< needed =>]
                 try:
                     os.unlink(name)
                 except OSError:
@@ -413,7 +414,7 @@ class Journal:
                     left = left[os.write(self._fd, left) :]
         except BaseException:
             try:
-                os.ftruncate(self._fd, self._size)
+                os.ftruncate(self._fd, self._size)  # guards: journal
             except OSError:
                 self._torn = True  # `_ready` does it before the next batch
             raise

@@ -308,6 +308,7 @@ class Listener:
         """Writes what may be written now, and acknowledges what has been."""
         while True:
             self._stalled = not self._push()
+            # guards: listener: acknowledge only what was written [and not self._unwritten =>]
             if self._unshown and not self._unwritten:
                 for ticket in self._unshown:
                     link.core.taken(ticket)
@@ -316,7 +317,7 @@ class Listener:
                     self._deal(link, effect)
             if self._stalled:
                 return
-            self._look_elsewhere(link)
+            self._look_elsewhere(link)  # guards: listener
             flush = self._pacer.next_flush(time.monotonic())
             if flush is None:
                 return
@@ -345,7 +346,7 @@ class Listener:
                 written = os.write(self._stdout, self._unwritten[: select.PIPE_BUF])
                 if written == len(self._unwritten) and self._unshown:
                     # Nothing stands between these two calls: a kill that falls there shows a message twice.
-                    self._shown.add_all([ticket.msg_id for ticket in self._unshown])
+                    self._shown.add_all([ticket.msg_id for ticket in self._unshown])  # guards: listener
                 self._unwritten = self._unwritten[written:]
         except BlockingIOError:  # the descriptor was handed to us in that mode, and another writer was faster
             return False

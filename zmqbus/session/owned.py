@@ -57,7 +57,7 @@ def stem_of(data_dir: str, owner: Process) -> str:
         return own
     for record in (lock_record(data_dir, plain), load_json(path_of(data_dir, plain, OPTIONS), MAX_RECORD_BYTES)):
         if is_anothers(owner_in(record, plain), owner):
-            return own
+            return own  # guards: session files
     return plain
 
 

@@ -90,7 +90,7 @@ def find_owners(
         certain = looks_like_claude(cmdline)
         if certain:
             return [process]
-        if _is_init(process, cmdline):
+        if _is_init(process, cmdline):  # guards: session files [off]
             break  # above it there are only more of them
         if certain is False and weak is None:
             weak = number

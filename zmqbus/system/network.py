@@ -126,7 +126,7 @@ def why_closed(environ: Mapping[str, str], served: Network, *, served_open: bool
     for variable in _SANDBOXED:
         if environ.get(variable):
             return f"{variable} is set"
-    if served_open:
+    if served_open:  # guards: broker start [off]
         return "the last broker served another one"
     if _has_one_id():
         return "it is a sandbox's: there is one user id"

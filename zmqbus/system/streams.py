@@ -63,6 +63,7 @@ class _Descriptor(io.FileIO):
             self.failure = error
             if not self._tells:
                 return len(data)
+            # guards: safe output: a message not printed stays unread [=> return len(data)]
             raise OutputFailed(error) from None
 
 
@@ -86,6 +87,7 @@ class SafeText(io.TextIOWrapper):
 
             # What no encoding has (a file name's odd byte) is shown as the stream would show it, and not taken out.
             text = text.encode("utf-8", "backslashreplace").decode()
+            # guards: safe output [map(sanitise, line.split("\t")) => line.split("\t")]
             text = "\n".join("\t".join(map(sanitise, line.split("\t"))) for line in text.split("\n"))
         super().write(text)
         return given

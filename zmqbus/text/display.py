@@ -157,6 +157,7 @@ def as_block(text: str) -> str:
     is indented, so that no text can pass for one."""
     if text.isascii() and text.isprintable() and not text.startswith(HEADER):
         return text
+    # guards: safe output: no body may look like a header [INDENT + line if line.startswith(HEADER) else =>]
     lines = [INDENT + line if line.startswith(HEADER) else line for line in sanitise_lines(text)]
     return "\n".join(lines) + ("\n" if text[-1:] in _LAST else "")
 
@@ -167,6 +168,7 @@ def to_json(value: Any, *, ascii_only: bool = False) -> str:
     import json  # here and below: whoever has something to show in JSON has it loaded, and the errors need none of it
 
     text = json.dumps(value, ensure_ascii=ascii_only)
+    # guards: safe output [if text.isascii() and text.isprintable() else _escaped().sub(_escape, text) =>]
     return text if text.isascii() and text.isprintable() else _escaped().sub(_escape, text)
 
 

@@ -129,8 +129,8 @@ def batches(envelopes: Iterable[Envelope]) -> Iterator[list[Envelope]]:
         if code in _WITH_BODY:
             weight_bytes = len(envelope[-1])
         elif code in _RUNS:
-            number = len(envelope[-1])
-            weight_bytes = sum(map(len, envelope[-1]))
+            number = len(envelope[-1])  # guards: message limits
+            weight_bytes = sum(map(len, envelope[-1]))  # guards: message limits [sum(map(len, envelope[-1])) => 0]
         else:
             weight_bytes = MAX_BATCH_BYTES if code in _LONG else 0
         if code in _NUMBERS:
@@ -193,7 +193,7 @@ class Decoder:
             if fault is None:
                 for at, name, limit in rule.strings:
                     value = array[at]
-                    if value is not None and len(value) > limit:
+                    if value is not None and len(value) > limit:  # guards: message limits [off]
                         fault = f"{name} of {len(value):,} characters; the limit is {limit:,}"
                 if rule.lists:
                     fault = rule.check_lists(array) or fault
@@ -202,7 +202,7 @@ class Decoder:
                 continue
             if rule.is_run:
                 count += len(array[-1]) - 1
-                if count > MAX_BATCH:
+                if count > MAX_BATCH:  # guards: message limits [off]
                     raise ProtocolError("a message has more than 512 messages in its envelopes")
             # Not by `_make`, which counts the fields again.
             envelopes.append(tuple.__new__(rule.cls, array[1:]))
@@ -249,7 +249,7 @@ class _Rule:
                 continue
             if set(map(type, parts)) != {kind}:
                 return f"{self.cls.__name__.upper()} with a list of something else than {kind.__name__}"
-            if len(parts) > most:
+            if len(parts) > most:  # guards: message limits [off]
                 return f"{len(parts):,} {name}; the limit is {most:,}"
             if each is not None and max(map(len, parts)) > each:
                 return f"one of the {name} has more than {each:,} characters"
@@ -267,7 +267,7 @@ def _unpacked(frame: bytes, limits: dict[str, Any]) -> Any:
     def count(array: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal left
         left -= 1 + len(array)
-        if left < 0:
+        if left < 0:  # guards: message limits [off]
             raise ProtocolError(f"a message has more than {MAX_PARTS:,} parts")
         return array
 

@@ -36,6 +36,7 @@ class IdMaker:
         self._series = self._draw(entropy or os.urandom(8))
 
     def _draw(self, drawn: bytes) -> Iterator[str]:
+        # guards: journal format [- len(ID_MARK) - self._WIDTH) + ID_MARK => - self._WIDTH)]
         prefix = _base36(int.from_bytes(drawn, "big"), MSG_ID_LENGTH - len(ID_MARK) - self._WIDTH) + ID_MARK
         # Not from zero: two makers with one prefix, were there ever two, should still differ.
         start = _base36(int.from_bytes(drawn, "little"), self._WIDTH)
@@ -65,5 +66,5 @@ def are_msg_ids(texts: Sequence[str]) -> bool:
         and whole.isascii()
         and whole.isalnum()
         and whole == whole.lower()
-        and len(set(texts)) == len(texts)
+        and len(set(texts)) == len(texts)  # guards: message limits
     )

@@ -44,7 +44,7 @@ _NOT_IN_LABELS = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs"))
 def check_name(name: str, what: str = "name") -> str:
     """`name`, if it is a valid name of a session, topic or group (`what` says which); otherwise raises InvalidName."""
     if _NAME.fullmatch(name):
-        if what == "name" and is_session_id(name):
+        if what == "name" and is_session_id(name):  # guards: sessions [off]
             raise InvalidName(f"invalid name {_quoted(name)}: it has the form of a session id; choose another one")
         return name
     fitting = _slug(sanitise(name, _QUOTED_CHARS))

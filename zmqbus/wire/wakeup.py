@@ -39,6 +39,7 @@ class Wakeup:
         os.set_blocking(self.fd, False)
         os.set_blocking(self._writer, False)
         self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        # guards: signals: ignored signals stay ignored [if not is_ignored(number) =>]
         self._handlers: dict[signal.Signals, Any] = {
             number: signal.signal(number, self._note) for number in ENDING if not is_ignored(number)
         }

@@ -65,6 +65,7 @@ class Aftermath:
         """The broker is new. `sessions`: those that the one before has known."""
         self._until_s = now.mono_s + RETURN_S
         for session in sessions:
+            # guards: failover [self._owner_lives(session.owner) => not session.away_since_s]
             if session.groups and not session.left and self._owner_lives(session.owner):
                 self._owners[session.session_id] = session.owner
                 for name in session.groups:
@@ -109,6 +110,7 @@ class Aftermath:
 
     def claim(self, worker: Worker, msg_id: str, *, answered: bool) -> bool:
         """A worker has a request that nobody has asked here. False: nobody will."""
+        # guards: failover [worker.session_id not in self._known or =>]
         if worker.session_id not in self._known or msg_id in self._claims or not verbs.is_msg_id(msg_id):
             return False
         self._claims[msg_id] = (worker, answered)

@@ -142,14 +142,15 @@ class Worker:
     @property
     def responsive(self) -> bool:
         """Whether it can be given something: it is connected, and was heard of lately."""
-        return self.conn is not None and not self.conn.silent
+        return self.conn is not None and not self.conn.silent  # guards: requests [and not self.conn.silent =>]
 
     def __repr__(self) -> str:
         return f"<Worker {self.session_id[:8]}: {len(self.hand)} of {self.credit} in hand>"
 
     def place(self) -> None:
         """To be called whenever the load, the credit, the connection or its silence has changed."""
-        load = len(self.hand) + len(self.claims)
+        load = len(self.hand) + len(self.claims)  # guards: requests [+ len(self.claims) =>]
+        # guards: requests [load < self.credit => load <= self.credit]
         level = load if load < self.credit and self.responsive else -1
         if level != self.level:
             for group in self.groups:
@@ -256,7 +257,7 @@ class Group:
         oldest: Request | None = None
         while self._queue:
             first = next(iter(self._queue.values()))
-            if first.caller.sender_id != session_id:
+            if first.caller.sender_id != session_id:  # guards: requests: no caller gets its own request [on]
                 oldest = first
                 break
             self._queue.popitem(last=False)
@@ -264,6 +265,8 @@ class Group:
         for caller_id, aside in self._aside.items():
             if caller_id != session_id:
                 first = next(iter(aside.values()))
+                # guards: requests [off]
+                # guards: requests [or first.order < oldest.order =>]
                 if oldest is None or first.order < oldest.order:
                     oldest = first
         return oldest

@@ -89,6 +89,7 @@ class _Staged(NamedTuple):
     @property
     def passed(self) -> bool:
         """It has been passed on already."""
+        # guards: requests: journal a large request first [self.size_bytes <= PASSED_BYTES => True]
         return self.size_bytes <= PASSED_BYTES
 
 
@@ -159,7 +160,7 @@ class Pool:
         if not verbs.is_msg_id(msg_id):
             raise ProtocolError("a request's id is 8 to 12 lower-case letters and digits")
         known = self._requests.get(msg_id)
-        if known is not None:
+        if known is not None:  # guards: requests
             self._adopt(caller, known)
             return
         past = self._past.get(msg_id)
@@ -187,7 +188,7 @@ class Pool:
         request.patient = asked.patient
         request.again = asked.again
         request.spilled = len(asked.body) > verbs.SPILL_BYTES
-        if not manned:
+        if not manned:  # guards: requests [off]
             self._board.tell_assignment(request, has_worker=False)
         caller.requests[msg_id] = self._requests[msg_id] = request
         record = Record(
@@ -254,7 +255,7 @@ class Pool:
             self._remove(request)
         for worker, msg_ids in told.items():
             if worker.conn is not None:
-                self._out.reply(worker.conn.route, verbs.Withdrawn(tuple(msg_ids)))
+                self._out.reply(worker.conn.route, verbs.Withdrawn(tuple(msg_ids)))  # guards: requests
 
     def _remove(self, request: Request) -> None:
         """It is over, and in no table any more."""
@@ -311,8 +312,8 @@ class Pool:
         holding, answered = set(offer.holding), set(offer.answered)
         for request in reversed(list(worker.hand.values())):
             if request.msg_id in answered:
-                self._board.hand(worker, request)
-            elif request.msg_id not in holding:
+                self._board.hand(worker, request)  # guards: failover
+            elif request.msg_id not in holding:  # guards: failover [off]
                 # It was lost on the way to it; or with the process that was there before this one.
                 self._redispatch(worker, request, died=died)
         unwanted = []
@@ -322,7 +323,7 @@ class Pool:
         for msg_id in offer.answered:
             if msg_id not in worker.hand:
                 self._reclaim(worker, msg_id, answered=True)
-        if unwanted:
+        if unwanted:  # guards: failover [off]
             self._out.reply(who.route, verbs.Withdrawn(tuple(unwanted)))
 
     def _reclaim(self, worker: Worker, msg_id: str, *, answered: bool) -> bool:
@@ -357,6 +358,7 @@ class Pool:
         if request is None or request.stage is Stage.ANSWERED:
             return  # withdrawn, or another was faster
         holder = request.worker
+        # guards: requests: only workers that had the request may answer [session.session_id not in request.had or =>]
         if holder is not worker and (session.session_id not in request.had or request.stage is Stage.STAGED):
             raise ProtocolError("an answer to a request that this worker does not have")
         try:
@@ -368,7 +370,7 @@ class Pool:
             raise
         if holder is not worker:
             self._out.note(f"{request!r} is answered by {worker!r}, which had been given up")
-            if holder is not None and holder.conn is not None:
+            if holder is not None and holder.conn is not None:  # guards: failover [off]
                 self._out.reply(holder.conn.route, verbs.Withdrawn((request.msg_id,)))
         self._board.take_out(request)
         request.stage = Stage.ANSWERED
@@ -435,6 +437,7 @@ class Pool:
                     continue
                 spilled = one.size_bytes > verbs.SPILL_BYTES
                 self._end(request, one.answer._replace(pointer=pointer) if spilled else one.answer)
+            # guards: requests [=> self._past.pop(request.msg_id, None)]
             self._remember(request, one.answer._replace(pointer=pointer, body=b""))
 
     def journal_failed(self, reason: str) -> None:
@@ -456,6 +459,7 @@ class Pool:
     def _enter(self, request: Request) -> None:
         """A request may be handed out. A worker may have it already, or may yet turn out to have it."""
         self._out.counts.requests_accepted += 1
+        # guards: failover [self.aftermath.settle(request.msg_id) if request.again else =>]
         claim = self.aftermath.settle(request.msg_id) if request.again else None
         if claim is not None:
             worker, answered = claim
@@ -465,7 +469,7 @@ class Pool:
                     self._board.hand(worker, request)
                 request.let_go()
                 return
-        if request.again and self.aftermath.expects(request.group.name):
+        if request.again and self.aftermath.expects(request.group.name):  # guards: failover [off]
             self._board.in_limbo(request)
         else:
             self._board.wait(request)
@@ -514,8 +518,8 @@ class Pool:
         self.aftermath.forget(worker)
         worker.place()
         lives = self._owner_lives(worker.owner)
-        if gone or not lives:
-            self._give_up(worker, died=not lives)
+        if gone or not lives:  # guards: failover [on]
+            self._give_up(worker, died=not lives)  # guards: failover [not lives => True]
         else:
             worker.until_s = now.mono_s + RETURN_S
             self._absent[worker] = None
@@ -538,7 +542,7 @@ class Pool:
         caller = self._orphans.popleft()
         self._orphaned -= caller.lost
         caller.late = True
-        if caller.returned or not self._owner_lives(caller.owner):
+        if caller.returned or not self._owner_lives(caller.owner):  # guards: failover [on]
             self._withdraw(caller.requests.values())
             return
         self._withdraw(
@@ -575,7 +579,7 @@ class Pool:
         if died:
             request.tries += 1
             request.had += (worker.session_id,)
-        if request.tries >= MAX_TRIES:
+        if request.tries >= MAX_TRIES:  # guards: requests [off]
             error = Poisoned(
                 f"the processes of {request.tries} workers of the group '{request.group.name}' have ended with this "
                 "request in hand, one after the other, and it is given to no more; see why (messages.log has it under "
@@ -585,20 +589,20 @@ class Pool:
             self._fail(request, error, remember=True)
             return
         self.redispatched += 1
-        self._board.wait(request, front=True)
+        self._board.wait(request, front=True)  # guards: requests [, front=True =>]
         if request.patient and not self._has_worker(request.group, request.caller.sender_id):
             self._board.tell_assignment(request, has_worker=False)
 
     def tick(self, now: Instant) -> None:
         """Gives up whoever has ended, and keeps only so much for whoever has not come back."""
-        while self._orphans and now.mono_s >= self._orphans[0].until_s:
+        while self._orphans and now.mono_s >= self._orphans[0].until_s:  # guards: failover
             self._give_up_caller()
         if now.mono_s >= self._owners_due_s:
             self._owners_due_s = now.mono_s + OWNER_LOOK_S
             for worker in list(self._absent):
                 if not self._owner_lives(worker.owner):
                     self._give_up(worker, died=True)
-                elif now.mono_s >= worker.until_s and not worker.hand:
+                elif now.mono_s >= worker.until_s and not worker.hand:  # guards: failover [and not worker.hand =>]
                     self._give_up(worker, died=False)
             for caller in list(self._late):
                 self._look_after_late(now, caller)

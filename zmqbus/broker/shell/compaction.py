@@ -45,7 +45,7 @@ class Compaction:
 
     def tick(self, now_s: float) -> None:
         """Compacts the next file, or looks for files to compact."""
-        if self._core.delivery.waits_for_commit or self._store.pending:
+        if self._core.delivery.waits_for_commit or self._store.pending:  # guards: retention
             return
         try:
             if self._todo:
@@ -76,5 +76,5 @@ class Compaction:
 
     def _compact(self, serial: int, name: str) -> None:
         oldest = self._core.oldest_under_way()
-        if oldest is None or serial < oldest:
+        if oldest is None or serial < oldest:  # guards: retention: messages in flight point into it [on]
             self._journal.keep_only(serial, name, self._store.records_in(serial))

@@ -51,6 +51,7 @@ def elect(settings: Settings) -> int:
     deadline_s = time.monotonic() + ELECTION_S
     while True:
         try:
+            # guards: broker start: one broker at a time [fcntl.LOCK_EX => fcntl.LOCK_SH]
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:

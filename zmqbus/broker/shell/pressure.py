@@ -127,7 +127,7 @@ class Pressure:
         unread: tuple[int, _Connection | None] = (UNREAD_BYTES, None)
         closed: list[str] = []
         for one in _connections(self._ports):
-            if one.port == self._pub_port and one.received > MAX_SUBSCRIBING_BYTES:
+            if one.port == self._pub_port and one.received > MAX_SUBSCRIBING_BYTES:  # guards: memory pressure [off]
                 closed.append(self._close(one.fd, f"has sent {one.received:,} bytes of subscriptions"))
                 continue
             before = self._before.get((one.fd, one.inode))
@@ -137,7 +137,7 @@ class Pressure:
                 heard = new, one
             if before is not None and one.acked == before.acked and one.unsent > unread[0]:
                 unread = one.unsent, one
-        if grown >= HARD_BYTES and not closed:
+        if grown >= HARD_BYTES and not closed:  # guards: memory pressure [off]
             if unread[1] is not None:
                 why = f"reads nothing, and the broker has grown by {grown:,} bytes"
                 closed.append(self._close(unread[1].fd, why))

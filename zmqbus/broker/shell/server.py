@@ -426,8 +426,9 @@ class Server:
             return
         try:
             if self._settings.durability == "power":
+                # guards: durability
                 self._journal.sync()  # first: the store's rows point into it
-            self._store.commit()
+            self._store.commit()  # guards: durability
         except (StoreError, JournalError) as error:
             if self._commit_failure != str(error):
                 self._commit_failure = str(error)

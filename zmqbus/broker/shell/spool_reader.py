@@ -59,7 +59,7 @@ class SpoolReader:
         Raises `BrokerUnavailable` or `Unauthorized` if the file cannot be read, and `RateLimited` if one message asks
         for too much.
         """
-        if self.read_bytes >= WAKE_BYTES:
+        if self.read_bytes >= WAKE_BYTES:  # guards: spool files [off]
             raise RateLimited("too many large bodies in one message; send each in a message of its own")
         self.read_bytes += spooled.length
         try:

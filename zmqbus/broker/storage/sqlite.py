@@ -417,6 +417,7 @@ class Database:
             db.execute("COMMIT")
         except FileErrors as error:
             self._roll_back()
+            # guards: durability [raise => self._changed.clear(); raise]
             raise file.in_the_way(self._path, error) from None
         except BaseException:
             self._roll_back()
