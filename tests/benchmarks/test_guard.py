@@ -1,4 +1,4 @@
-"""The guard says when a ratio has become twice as bad, and looks twice before it does."""
+"""The guard fails when a ratio has become twice as bad, and measures again before it does."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def figure(key: str, against: str, ratio: float, more_is_better: bool = True) ->
     ("ratio", "more_is_better", "failed"),
     [(0.51, True, False), (0.49, True, True), (3.0, True, False), (1.99, False, False), (2.01, False, True)],
 )
-def test_twice_as_bad_is_too_bad(ratio, more_is_better, failed):
+def test_ratio_twice_as_bad_fails(ratio, more_is_better, failed):
     verdict = guard.judge(figure("k", "floor", ratio, more_is_better), "floor", 1.0)
     assert verdict.failed is failed
     assert ("TOO SLOW" in str(verdict)) is failed
 
 
-def test_what_was_not_kept_cannot_fail():
+def test_figure_without_a_kept_ratio_cannot_fail():
     verdict = guard.judge(figure("k", "floor", 0.001), "floor", None)
     assert not verdict.failed and "nothing was kept" in str(verdict)
 
 
-def test_without_a_ratio_there_is_no_verdict():
+def test_missing_measurement_is_an_error():
     with pytest.raises(ValueError, match="was not measured"):
         guard.judge(figure("k", "floor", 1.0), "another", 1.0)
 
 
-def test_a_bad_one_is_measured_again_with_more_rounds(capsys):
+def test_bad_figure_is_measured_again_with_more_rounds(capsys):
     kept = {watched.key: 1.0 for watched in guard.WATCHED}
     asked: list[tuple[str, int]] = []
     bad = guard.WATCHED[0].key
@@ -47,7 +47,7 @@ def test_a_bad_one_is_measured_again_with_more_rounds(capsys):
     assert "once more" in capsys.readouterr().out
 
 
-def test_one_that_stays_bad_fails(capsys):
+def test_figure_that_stays_bad_fails(capsys):
     def measure(watched: guard.Watched, rounds: int) -> Figure:
         return figure(watched.key, watched.against, 0.1)
 
@@ -55,7 +55,7 @@ def test_one_that_stays_bad_fails(capsys):
     assert [verdict.key for verdict in verdicts if verdict.failed] == [guard.WATCHED[0].key]
 
 
-def test_every_ratio_that_is_watched_is_kept():
+def test_every_watched_ratio_is_kept():
     assert set(guard.load()) == {watched.key for watched in guard.WATCHED}
     assert all(ratio > 0 for ratio in guard.load().values())
 
