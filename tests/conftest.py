@@ -49,6 +49,9 @@ LOWEST_PORT = 10_000
 EPHEMERAL_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 DEFAULT_EPHEMERAL_START = 32_768
 
+#: Python ignores these in every process, and `subprocess` restores their defaults in children.
+PYTHON_IGNORES = {signal.SIGPIPE, signal.SIGXFSZ}
+
 # No deadline: what a loaded machine makes slow is not wrong. print_blob: a failure can be replayed from the log alone.
 hypothesis.settings.register_profile("zmqbus", deadline=None, print_blob=True)
 # For `make check`, which is run after each change, and each time with other examples; the whole suite takes them all.
@@ -57,11 +60,25 @@ hypothesis.settings.load_profile("zmqbus")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell has started the tests in its background. What they start would ignore it, too, as it should.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _start_children_with_default_signals()
     if config.option.markexpr == "not slow":
         hypothesis.settings.load_profile("quick")
+
+
+def _start_children_with_default_signals() -> None:
+    """Replaces each ignored signal by a handler, and unblocks all signals, for the processes that tests start.
+
+    A shell ignores SIGINT for its background jobs, and `nohup` ignores SIGHUP. A new program inherits what is ignored or
+    blocked, while a signal with a handler is reset to its default.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for signum in signal.valid_signals() - PYTHON_IGNORES:
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else _ignore)
+
+
+def _ignore(signum: int, frame: object) -> None:
+    """Handles a signal that this process was started to ignore."""
 
 
 class RunBin(Protocol):
