@@ -1,4 +1,4 @@
-"""A bus without sockets, for tests: `SimNet` joins the real cores of broker and clients under a clock that you move.
+"""A simulated bus for tests: `SimNet` connects the real cores of broker and clients, without sockets, files or time.
 
     net = SimNet()
     alice, bob = net.session("alice"), net.session("bob")
@@ -9,7 +9,9 @@
     net.settle()
     assert alice.answers[msg_id].state == State.DELIVERED
 
-Everything that travels is encoded and decoded, and nothing happens by itself: the same calls give the same run.
+Every envelope is encoded and decoded as on the wire. Nothing is delivered and no time passes until the test says so,
+so the same calls always give the same run. `SimNet` also injects faults: lost broadcasts, broken connections, stopped
+processes, failing disks, and the death of the broker between any two steps of a wake.
 """
 
 from zmqbus.testing.simclient import SimClient

@@ -1,4 +1,4 @@
-"""A client on a `SimNet`: its application, and its end of the wires."""
+"""A simulated client: the application above a real `ClientCore`, and the queues of its sockets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SimClient:
-    """A client on a `SimNet`, with what its application has seen."""
+    """A client of a `SimNet`, with everything that its application has received."""
 
     def __init__(self, net: SimNet, persona: client.Persona, taken: TakenIds | None = None) -> None:
         self.net = net
@@ -27,25 +27,25 @@ class SimClient:
         self.taken = TakenIds() if taken is None else taken
         self.core = client.ClientCore(persona, "test", self.taken, in_runs=True)
         self.route = b""
-        self.stopped = False  #: it stands still: receives nothing, and notices no passing of time
-        self.orphaned = False  #: its broker is dead, which it sees when it has received what was still under way
+        self.stopped = False  #: receives nothing and does not tick, as a process after SIGSTOP
+        self.orphaned = False  #: its broker is dead, which it notices after the messages still in transit
         self.up: deque[list[bytes]] = deque()
         self.down: deque[list[bytes]] = deque()
         self.published: deque[list[bytes]] = deque()
         self.filters: list[bytes] = []
-        self.handed: list[client.Incoming] = []  #: and not taken
-        self.history: list[client.Incoming] = []  #: all that was ever handed out
+        self.handed: list[client.Incoming] = []  #: messages handed to the application and not yet taken
+        self.history: list[client.Incoming] = []  #: all messages ever handed to the application
         self.answers: dict[str, verbs.Receipt | verbs.Tally | ZmqbusError] = {}
         self.responses: dict[str, verbs.Envelope | ZmqbusError] = {}
         self.works: dict[str, verbs.Work] = {}  #: requests in hand: neither answered nor withdrawn
-        self.done: list[str] = []  #: ids of all that it was ever given to work on, in order
-        self.dropped: list[str] = []  #: ids of those that were withdrawn while it had them in hand
-        self.results: dict[str, verbs.Result | ZmqbusError] = {}  #: what came of requests to groups
+        self.done: list[str] = []  #: ids of all requests ever received, in order
+        self.dropped: list[str] = []  #: ids of requests that were withdrawn while in hand
+        self.results: dict[str, verbs.Result | ZmqbusError] = {}  #: results of its own requests to groups
         self.renames: list[str] = []
         self.closed: list[ZmqbusError | None] = []
         self.core.spools = True
-        self._file = ""  # of this WELCOME
-        self._pieces: dict[str, int] = {}  # message → offset of its body there
+        self._file = ""  # the spool file that WELCOME named
+        self._pieces: dict[str, int] = {}  # message id → offset of its body in the spool file
         self._new_id = verbs.IdMaker(f"client{len(net.clients):02d}".encode())
         self._decoder = codec.Decoder(from_broker=True)
 
@@ -54,7 +54,7 @@ class SimClient:
 
     @property
     def bodies(self) -> list[bytes]:
-        """Bodies handed out and not taken."""
+        """The bodies of the messages handed out and not taken."""
         return [self.net.body(message) for message in self.handed]
 
     # --- the application
@@ -69,7 +69,7 @@ class SimClient:
         reply_to: str | None = None,
         msg_id: str | None = None,
     ) -> str:
-        """Sends; returns the id under which `answers` will hold what became of it."""
+        """Sends a message; returns its id, under which `answers` will hold the receipt."""
         msg_id = msg_id or self._new_id()
         self._do(self.core.send(verbs.Send(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
@@ -82,7 +82,7 @@ class SimClient:
         scope: Scope = Scope.SESSION,
         msg_ids: Sequence[str] | None = None,
     ) -> list[str]:
-        """Sends several at once, which travel in one piece; returns their ids."""
+        """Sends several messages as one batch; returns their ids."""
         msg_ids = [self._new_id() for _ in bodies] if msg_ids is None else list(msg_ids)
         sends = [
             verbs.Send(msg_id, scope, target, Format.TEXT, None, False, body)
@@ -92,27 +92,27 @@ class SimClient:
         return msg_ids
 
     def ask(self, target: str, body: bytes) -> str:
-        """Sends, and awaits the answer on this connection."""
+        """Sends a question whose answer comes to this connection; returns its id."""
         msg_id = self._new_id()
         self._do(self.core.await_answer(msg_id))
         return self.send(target, body, msg_id=msg_id)
 
     def request(self, envelope: verbs.Envelope) -> None:
-        """Asks the broker for something."""
+        """Sends a request to the broker itself (LIST, STATUS, …)."""
         self._do(self.core.request(envelope))
 
     def call(self, group: str, body: bytes = b"", *, patient: bool = True, msg_id: str | None = None) -> str:
-        """Asks a group; returns the id under which `results` will hold what came of it."""
+        """Sends a request to a group; returns its id, under which `results` will hold the result."""
         msg_id = msg_id or self._new_id()
         self._do(self.core.ask(verbs.Request(msg_id, group, Format.TEXT, patient, False, body)))
         return msg_id
 
     def withdraw(self, *msg_ids: str) -> None:
-        """Waits for the answers to these requests no longer."""
+        """Withdraws these requests."""
         self._do(self.core.withdraw(msg_ids))
 
     def offer(self, credit: int) -> None:
-        """Works for its groups, with so many requests in hand at a time."""
+        """Works for its groups, with at most `credit` requests in hand."""
         self._do(self.core.offer(credit))
 
     def answer(self, msg_id: str, body: bytes = b"", *, fmt: Format = Format.TEXT) -> None:
@@ -121,18 +121,18 @@ class SimClient:
         self._do(self.core.answer(msg_id, fmt, body))
 
     def work(self, count: int = 1_000_000) -> list[verbs.Work]:
-        """Answers the oldest of what is in hand, each with its own body behind "done "; returns it."""
+        """Answers the oldest `count` requests in hand with b"done " + their body; returns them."""
         done = list(self.works.values())[:count]
         for work in done:
             self.answer(work.msg_id, b"done " + self.net.body(work))
         return done
 
     def take_all(self) -> list[client.Incoming]:
-        """Takes what has been handed out, in order, and acknowledges it. Returns what it shows."""
+        """Takes and acknowledges everything handed out. Returns what the application shows."""
         return self.take(len(self.handed))
 
     def take(self, count: int = 1) -> list[client.Incoming]:
-        """Takes the oldest messages. Returns what it shows: another process of the session may have shown the rest."""
+        """Takes the oldest messages. Returns those that no other process of the session has already shown."""
         shown = []
         for message in self.handed[:count]:
             if message.msg_id not in self.taken:
@@ -149,14 +149,14 @@ class SimClient:
     # --- the transport
 
     def connect(self) -> None:
-        """A new connection, under a new route."""
+        """Connects, under a new route."""
         if self.orphaned:
             self.disconnect()
         self.route = self.net.new_route(self)
         self._do(self.core.handle(self.net.clock.mono_s, client.Up()))
 
     def disconnect(self) -> None:
-        """The connection breaks: what was under way either way is gone, and the SUB's filters with it."""
+        """Breaks the connection: messages in transit in both directions are lost, as are the SUB's filters."""
         self.net.lose(self)
         self.drop_subscriber()
         self.orphaned = False
@@ -165,27 +165,27 @@ class SimClient:
         self._do(self.core.handle(self.net.clock.mono_s, client.Down()))
 
     def vanish(self) -> None:
-        """The connection is dead, and the broker has not noticed: what it sends is taken, and ends nowhere."""
+        """Breaks the connection without the broker's knowledge: what it sends is accepted and discarded."""
         self.net.divert(self)
         self.filters = []
         self.disconnect()
 
     def drop_subscriber(self) -> None:
-        """The SUB's connection breaks; the broker sees the mark go."""
+        """Breaks the SUB's connection; the broker sees the presence subscription go."""
         self.published.clear()
         filters, self.filters = self.filters, []
         self.net.changed_filters(filters, [])
 
     def bye(self) -> None:
-        """Leaves in good order."""
+        """Says goodbye to the broker."""
         self._do(self.core.bye())
 
     def raw(self, frames: list[bytes]) -> None:
-        """Sends frames that no client core would send."""
+        """Sends arbitrary frames, such as no client core would send."""
         self.up.append(frames)
 
     def receive(self) -> bool:
-        """Deals with one message from the broker, if there is one; the SUB's first."""
+        """Handles one message from the broker, the SUB's first. Returns False if there is none."""
         now_s = self.net.clock.mono_s
         if self.stopped:
             return False
@@ -201,13 +201,13 @@ class SimClient:
         return True
 
     def tick(self) -> None:
-        """Time has passed."""
+        """Tells the core that time has passed."""
         if self.stopped or self.net.routes.get(self.route) is not self:
             return
         self._do(self.core.handle(self.net.clock.mono_s, client.Tick()))
 
     def _put_down(self, send: verbs.Send) -> verbs.Envelope:
-        """What to say in the place of this message."""
+        """Writes a large body to the spool file, and returns the envelope that refers to it."""
         msg_id, scope, target, fmt, reply_to, _, body = send
         try:
             piece = spell(verbs.FORMAT_WORDS[fmt], body)
@@ -267,13 +267,13 @@ class SimClient:
                     self.renames.append(name)
                 case client.Closed(reason):
                     self.closed.append(reason)
-        if not self.orphaned:  # else there is nobody at the other end
+        if not self.orphaned:  # its broker is dead
             for batch in codec.batches(outgoing):
                 self.up.append(codec.encode(batch))
 
 
 def _in_a_row(tickets: list[client.Ticket]) -> list[list[client.Ticket]]:
-    """What may be said to be taken in one piece: numbers of one lease in a row, of messages that answer nothing."""
+    """Groups tickets that one acknowledgement covers: consecutive numbers of a lease, of messages without reply_to."""
     runs: list[list[client.Ticket]] = []
     for ticket in tickets:
         last = runs[-1][-1] if runs else None

@@ -1,19 +1,18 @@
 """The simulated network between one `BrokerCore` and any number of `ClientCore`s.
 
-It does what the sockets do, and no more: three queues a client (up and down the DEALER, down the SUB), each in order,
-none in order with another; a SUB that gets what its filters, which are prefixes, let through; a mark that reaches the
-broker behind all other filters; a route that is new with each connection. And a file, new with each WELCOME, in which a
-client puts large bodies down.
+It models what ZeroMQ guarantees and no more. Each client has three queues (DEALER up, DEALER down, SUB), each in order,
+with no order between them. A SUB receives what matches its prefix filters. The presence subscription reaches the broker
+after the other filters. Each connection has a new route, and each WELCOME names a new spool file for large bodies.
 
-And it does to them what happens to sockets and processes:
+Faults that a test can inject:
 
-* a PUB drops (`SimClient.published` may lose any of its messages),
-* a connection is cut, with all that was under way (`disconnect`), or the peer is gone and nobody has noticed: the route
-  takes messages, and they end nowhere (`vanish`),
-* a process stands still, and what is for it piles up (`stopped`),
-* the journal or the store cannot write (`journal_fails`, `store.fails`),
-* the broker dies, between any two steps of a wake, and of what it had sent the last may be lost in its own queues
-  (`kill_broker`); the next one knows what store and journal hold.
+* a PUB that drops messages: remove any of `SimClient.published`,
+* a connection that breaks, with everything in transit (`disconnect`),
+* a peer that is gone without the broker's knowledge: its route accepts messages and discards them (`vanish`),
+* a stopped process, whose messages pile up (`stopped`),
+* a journal or a store that cannot write (`journal_fails`, `store.fails`),
+* the death of the broker between any two steps of a wake, which may also lose the last messages in its send queues
+  (`kill_broker`); the next broker knows what store and journal hold.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from zmqbus.wire.verbs import Role
 
 
 def session_id_of(name: str) -> str:
-    """The id of the session of this name: the same each time, in the order of the names."""
+    """Returns the session id for a name: always the same one, and ids sort as their names do."""
     raw = name.encode() if len(name) <= 16 else sha256(name.encode()).digest()
     return verbs.session_id_of(raw[:16].ljust(16, b"\0"))
 
 
 class ManualClock:
-    """A monotonic and a wall clock that move when they are told to."""
+    """A monotonic clock and a wall clock that only a test moves."""
 
     def __init__(self, mono_s: float = 1_000.0, wall_s: float = 1_700_000_000.0) -> None:
         self.mono_s = mono_s
@@ -56,28 +55,28 @@ class ManualClock:
         return events.Instant(self.mono_s, self.wall_s, self.steady_s)
 
     def advance(self, seconds: float) -> None:
-        """Time passes."""
+        """Moves all clocks forward."""
         self.mono_s += seconds
         self.wall_s += seconds
         self.steady_s += seconds
 
     def set_wall(self, seconds: float) -> None:
-        """Somebody sets the wall clock forward, or back. It is what the next broker takes for the time."""
+        """Sets the wall clock forward or back, in seconds. The steady clock follows when the next broker starts."""
         self.wall_s += seconds
 
 
 class Death(IntEnum):
-    """What the broker has done of a wake when it dies."""
+    """The step of a wake (decide, send ephemeral messages, journal, commit, send) after which the broker dies."""
 
-    DECIDED = 0  #: nothing that anybody could see
-    PASSED = 1  #: said what may be said first
+    DECIDED = 0  #: nothing has left the process
+    PASSED = 1  #: sent what needs no journal
     JOURNALED = 2
     COMMITTED = 3
     SENT = 4
 
 
 class SimNet:
-    """One broker, its clients, and the wires between them."""
+    """One simulated broker, its clients, and the connections between them."""
 
     def __init__(self, *, store: MemoryStore | None = None, clock: ManualClock | None = None) -> None:
         self.clock = clock or ManualClock()
@@ -86,12 +85,12 @@ class SimNet:
         self.journal_fails: str | None = None  #: why the next writes fail
         self.notes: list[str] = []
         self.halted = False
-        self.mangled = 0  #: messages that were not decodable
+        self.mangled = 0  #: messages that could not be decoded
         self.store = store or MemoryStore()
-        self.routes: dict[bytes, SimClient | None] = {}  #: None: the peer is gone, and that is not known
-        self.shown: dict[str, TakenIds] = {}  #: what the processes of each session have taken, which outlives them
-        self.spool: dict[tuple[str, int], bytes] = {}  #: what clients have put down: file and offset → piece
-        self.living_owners = {"1:1"}  #: owners of sessions that still run
+        self.routes: dict[bytes, SimClient | None] = {}  #: None: the peer is gone and the broker does not know it
+        self.shown: dict[str, TakenIds] = {}  #: session id → ids taken by any of its processes, past or present
+        self.spool: dict[tuple[str, int], bytes] = {}  #: (file, offset) → spooled body
+        self.living_owners = {"1:1"}  #: owners whose processes are alive
         self._tokens = 0
         self._route_count = 0
         self._files = 0
@@ -131,10 +130,10 @@ class SimNet:
         try:
             return self.spool[spooled.file, spooled.offset]
         except KeyError:
-            raise BrokerUnavailable("what was put down is not there; send it again") from None
+            raise BrokerUnavailable("the spooled body is missing; send it again") from None
 
     def body(self, carrier: verbs.Work | verbs.Result | client.Incoming) -> bytes:
-        """The body, from the envelope or from the journal."""
+        """Returns the body, from the envelope or, for large ones, from the journal."""
         return carrier.body if carrier.pointer is None else decode_record(self.journal[carrier.pointer[1]]).body
 
     def _token(self) -> str:
@@ -146,7 +145,7 @@ class SimNet:
     def session(
         self, name: str, *, role: Role = Role.LISTENER, connect: bool = True, project: str = "/p", **more: object
     ) -> SimClient:
-        """A session's listener (or program), connected and known to the broker."""
+        """Adds the listener (or program) of a session; `more`: other fields of its `Persona`."""
         persona = client.Persona(
             role=role,
             session_id=session_id_of(name),
@@ -160,15 +159,15 @@ class SimNet:
         return self._enter(persona, connect)
 
     def helper(self, session: SimClient, *, connect: bool = True) -> SimClient:
-        """A short-lived command of a session."""
+        """Adds a short-lived command of a session."""
         return self._enter(session.core.persona._replace(role=Role.HELPER, pid=9000 + len(self.clients)), connect)
 
     def guest(self, name: str, *, connect: bool = True) -> SimClient:
-        """A script that speaks under a name."""
+        """Adds a script without a session, which sends under a name."""
         return self._enter(client.Persona(role=Role.GUEST, name=name, token=f"{name}-token"), connect)
 
     def observer(self) -> SimClient:
-        """Somebody who only looks."""
+        """Adds a client that only asks the broker for information."""
         return self._enter(client.Persona(role=Role.OBSERVER), True)
 
     def _enter(self, persona: client.Persona, connect: bool) -> SimClient:
@@ -183,29 +182,29 @@ class SimNet:
     # --- wires
 
     def new_route(self, owner: SimClient) -> bytes:
-        """A routing id that nobody has had."""
+        """Returns an unused routing id."""
         self._route_count += 1
         route = self._route_count.to_bytes(5, "big")
         self.routes[route] = owner
         return route
 
     def new_file(self) -> str:
-        """The name of a file that nobody has had."""
+        """Returns the name of an unused spool file."""
         self._files += 1
         return f"{self._files:032x}"
 
     def lose(self, owner: SimClient) -> None:
-        """The route of a client leads nowhere any more."""
+        """Removes the route of a client: the broker's next message to it is unreachable."""
         if self.routes.get(owner.route) is owner:
             del self.routes[owner.route]
 
     def divert(self, owner: SimClient) -> None:
-        """The route of a client takes messages, which end nowhere."""
+        """Makes the route of a client accept and discard messages."""
         if owner.route in self.routes:
             self.routes[owner.route] = None
 
     def changed_filters(self, old: list[bytes], new: list[bytes]) -> None:
-        """What XPUB tells the broker: of all filters, the marks are its business."""
+        """Reports presence subscriptions that came or went to the broker, as XPUB does."""
         for channel in old:
             if channel.startswith(verbs.MARK) and channel not in new:
                 self._marks.append(events.Unmarked(channel[1:-1].decode()))
@@ -216,9 +215,9 @@ class SimNet:
     # --- the broker's shell
 
     def wake(self, death: Death = Death.SENT) -> bool:
-        """One wake of the broker: it drains, decides, writes, commits and sends. False if there was nothing for it.
+        """Runs one wake of the broker: drain, decide, journal, commit, send. Returns False if nothing had arrived.
 
-        `death`: it gets as far as this, and no further.
+        The wake stops after the step that `death` names.
         """
         busy = bool(self._marks)
         while self._marks:
@@ -256,7 +255,7 @@ class SimNet:
                     self.halted = True
 
     def _finish(self, death: Death = Death.SENT) -> None:
-        """The steps of a wake behind the decisions."""
+        """Runs the steps of a wake that follow the decisions."""
         if death >= Death.PASSED and self._records and self.broker.may_speak_first:
             self._send_all()
         if death >= Death.JOURNALED:
@@ -309,21 +308,21 @@ class SimNet:
     # --- life
 
     def step(self) -> bool:
-        """One wake of the broker, then one message for each client. False if there was nothing to do."""
+        """Runs one wake of the broker, then gives each client one message. Returns False if nothing happened."""
         busy = self.wake()
         for receiver in list(self.clients):
             busy = receiver.receive() or busy
         return busy
 
     def settle(self, limit: int = 10_000) -> None:
-        """Goes on until nothing is under way. Raises `AssertionError` if that does not happen."""
+        """Steps until nothing is in transit. Raises `AssertionError` after `limit` steps."""
         for _ in range(limit):
             if not self.step():
                 return
         raise AssertionError("the bus does not come to rest")
 
     def advance(self, seconds: float, step_s: float = 0.5) -> None:
-        """Moves the clock in steps, with ticks for everyone, and settles after each."""
+        """Moves the clock forward in steps of `step_s`; after each, all cores tick and the bus settles."""
         while seconds > 0:
             self.clock.advance(min(step_s, seconds))
             seconds -= step_s
@@ -334,10 +333,10 @@ class SimNet:
             self.settle()
 
     def kill_broker(self, death: Death = Death.SENT, lost: int = 1_000_000) -> None:
-        """The broker dies in a wake of its own, having got as far as `death`, and another comes up on what it left.
+        """Kills the broker after the step `death` of a wake, and starts another one on its store and journal.
 
-        Of what it had sent, the last `lost` messages to each client were still its own, and are gone; the client
-        receives the others, then sees the loss, and connects to the new one.
+        The last `lost` messages to each client were still in the broker's send queues and are lost. The client
+        receives the others, then notices the death and connects to the new broker.
         """
         self.wake(death)
         self._outbox, self._channels, self._records = {}, [], []
@@ -356,7 +355,7 @@ class SimNet:
         self._start_broker()
 
     def restart_broker(self) -> None:
-        """The broker dies, with all that was under way, and everybody is at another one."""
+        """Kills the broker with everything in transit, and connects all its clients to the next one."""
         self.kill_broker()
         for member in self.clients:
             if member.orphaned:

@@ -1,4 +1,4 @@
-"""A store for tests: what a disk would hold is a dictionary, and a broker can die between two commits."""
+"""A mailbox store in memory, for tests: it can fail to commit, and forget what was not committed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zmqbus.broker.storage.api import Awaited, Box, Entry, Owed, Recovered, Refu
 
 
 class _Tables:
-    """What is kept."""
+    """The tables of the store."""
 
     def __init__(self) -> None:
         self.boxes: dict[str, dict[int, tuple[int, Entry]]] = {}  # mailbox → number → (order of coming, entry)
@@ -19,7 +19,7 @@ class _Tables:
         self.order = 0
 
     def copy(self) -> _Tables:
-        """Another one with the same content; rows never change, so they are shared."""
+        """Returns a copy; rows are immutable and therefore shared."""
         other = _Tables()
         other.boxes = {key: dict(box) for key, box in self.boxes.items()}
         other.sessions, other.awaited, other.refusals = dict(self.sessions), dict(self.awaited), dict(self.refusals)
@@ -28,9 +28,9 @@ class _Tables:
 
 
 class MemoryStore:
-    """A `Store` in memory. `committed` is the disk: `crash()` goes back to it, as the death of a broker does.
+    """A `Store` in memory. `crash()` returns to the last commit, as the death of a broker does.
 
-    Set `fails` to a text, and commits fail with it until it is None again.
+    While `fails` is a text, commits raise `StoreError` with it.
     """
 
     def __init__(self) -> None:
@@ -38,13 +38,13 @@ class MemoryStore:
         self._committed = _Tables()
         self._dirty = False
         self.fails: str | None = None
-        self.commits = 0  #: those that had something to write
+        self.commits = 0  #: how many commits had something to write
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {self.total()} messages in {len(self._now.boxes)} mailboxes>"
 
     def crash(self) -> None:
-        """The process dies: what was not committed is gone."""
+        """Discards everything since the last commit."""
         self._now = self._committed.copy()
         self._dirty = False
 
@@ -81,7 +81,7 @@ class MemoryStore:
 
     def after(self, mailbox: str, seq: int, limit: int) -> list[tuple[int, Entry]]:
         box = self._now.boxes.get(mailbox, {})
-        # Numbers are put in rising order but for those that the window hands back when a receiver goes.
+        # Numbers come in rising order, except those that the in-flight window returns when a receiver leaves.
         return list(islice(((number, box[number][1]) for number in sorted(box) if number > seq), limit))
 
     def heads(self, mailbox: str, seq: int) -> list[tuple[int, Entry]]:
@@ -95,7 +95,7 @@ class MemoryStore:
         return sum(map(len, self._now.boxes.values()))
 
     def oldest_segment(self) -> int | None:
-        # What is removed counts until the commit: if that does not come, it is there again.
+        # Removed rows count until the commit, since without it they are there again.
         boxes = [*self._now.boxes.values(), *self._committed.boxes.values()]
         return min((entry.pointer[0] for box in boxes for _, entry in box.values()), default=None)
 
