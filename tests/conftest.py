@@ -68,8 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _start_children_with_default_signals() -> None:
     """Replaces each ignored signal by a handler, and unblocks all signals, for the processes that tests start.
 
-    A shell ignores SIGINT for its background jobs, and `nohup` ignores SIGHUP. A new program inherits what is ignored or
-    blocked, while a signal with a handler is reset to its default.
+    A shell ignores SIGINT for its background jobs, and `nohup` ignores SIGHUP. A new program inherits the ignored and
+    the blocked signals, while signals with a handler are reset to their defaults.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for signum in signal.valid_signals() - PYTHON_IGNORES:
