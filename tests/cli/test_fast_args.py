@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from zmqbus.cli import list as list_
 from zmqbus.cli import send
 from zmqbus.cli.fast_args import plain
 
@@ -69,16 +68,6 @@ def test_send_means_the_same(argv):
         assert vars(found) == read(send._parse, argv, False)
 
 
-@settings(max_examples=300, deadline=None)
-@example([])
-@example(["--all", "--project", "--json", "--self", "--port", "9473"])
-@given(arguments)
-def test_list_means_the_same(argv):
-    found = list_._plain(argv)
-    if found is not None:
-        assert vars(found) == read(list_._parse, argv, False)
-
-
 @pytest.mark.parametrize(
     "argv",
     [
@@ -94,8 +83,8 @@ def test_the_usual_calls_of_send_are_plain(argv):
 
 def test_argparse_is_not_imported_for_them():
     program = (
-        "import sys; from zmqbus.cli import list, send;"
-        "assert send._plain(['--to', 'a', '--text', 't']) and list._plain(['--all']);"
+        "import sys; from zmqbus.cli import send;"
+        "assert send._plain(['--to', 'a', '--text', 't']);"
         "print({'argparse', 'gettext', 'locale', 'logging', 'psutil', 'asyncio', 'hashlib'} & set(sys.modules))"
     )
     done = subprocess.run(

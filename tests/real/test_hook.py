@@ -19,9 +19,10 @@ from tests.real.conftest import COMMAND_TIMEOUT_S, HEADER, ROOT, Bus, ListenerPr
 from zmqbus.cli import connect
 from zmqbus.client.oneshot import guest
 from zmqbus.process import process_of
-from zmqbus.session.owned import OPTIONS
+from zmqbus.session.identity import identify
+from zmqbus.session.lock import AlreadyListening, ListenerLock
+from zmqbus.session.owner_files import OPTIONS, files_of
 from zmqbus.session.shown_log import Shown
-from zmqbus.session.state import AlreadyListening, ListenerLock
 from zmqbus.settings import load
 from zmqbus.wire import naming, verbs
 
@@ -138,11 +139,11 @@ def test_a_lock_whose_holder_says_nothing_is_waited_for(data_dir, monkeypatch):
         return "the lock"
 
     monkeypatch.setattr(ListenerLock, "acquire", acquire)
-    assert connect._acquire(load(), "owner") == "the lock"  # type: ignore[arg-type, comparison-overlap]
+    assert connect._acquire(identify()) == "the lock"  # type: ignore[comparison-overlap]
     monkeypatch.setattr(connect, "STARTING_S", 0.0)
     tries.clear()
     with pytest.raises(AlreadyListening):
-        connect._acquire(load(), "owner")  # type: ignore[arg-type]
+        connect._acquire(identify())
 
 
 # --- SessionStart
@@ -380,7 +381,7 @@ def test_what_was_shown_and_not_acknowledged_is_passed_over(bus):
     owner = join(bus, "ci")
     sent = [receipt.msg_id for receipt in bus.burst("ci", [f"text {number}" for number in range(600)])]
     (lock,) = (bus.data_dir / "clients").glob("*.lock")
-    shown = Shown(str(bus.data_dir), process_of(owner.pid), json.loads(lock.read_text())["session_id"])
+    shown = Shown(files_of(str(bus.data_dir), process_of(owner.pid)), json.loads(lock.read_text())["session_id"])
     shown.add_all(sent[:450])
     text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
     assert ids(text)[0] == sent[450]

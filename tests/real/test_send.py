@@ -17,8 +17,8 @@ from tests.real.conftest import DEADLINE_S, Bus, wait_until
 from zmqbus import errors
 from zmqbus.broker.admission import BROADCASTS_PER_MINUTE
 from zmqbus.cli import send
-from zmqbus.cli.common import act_as_session
 from zmqbus.client.oneshot import guest
+from zmqbus.session.identity import identify
 from zmqbus.settings import load
 
 pytestmark = pytest.mark.slow
@@ -496,7 +496,7 @@ def test_help(bus: Bus) -> None:
 
 def test_rate_limit_holds_for_all_helpers_of_a_session(bus: Bus) -> None:
     pay = bus.listener("pay")
-    with act_as_session(load(environ=bus.env(pay)))[1] as helper:  # sixty commands may take the minute this is about
+    with identify(environ=bus.env(pay)).act()[1] as helper:  # sixty commands may take the minute this is about
         for _ in range(BROADCASTS_PER_MINUTE - 4):
             helper.broadcast(b"hi")
     for process in [bus.popen("send.py", "--all", "--text", "hi", owner=pay) for _ in range(4)]:

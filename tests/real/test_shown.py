@@ -11,6 +11,7 @@ from zmqbus.client import core
 from zmqbus.client.oneshot import CommandBus as Link
 from zmqbus.client.receipts import Receipt
 from zmqbus.process import is_alive, process_of
+from zmqbus.session.owner_files import files_of
 from zmqbus.session.shown_log import Shown
 from zmqbus.settings import load
 from zmqbus.wire import verbs
@@ -107,7 +108,7 @@ def test_the_inbox_does_not_print_what_a_listener_showed(bus: Bus) -> None:
     assert repeat(bus, "auth", "only once", msg_id).state == "queued"
     other = bus.deliver("auth", "not shown yet")
     helper = core.Persona(Role.HELPER, state["session_id"], state["token"], "auth", cwd=state["cwd"])
-    shown = Shown(str(bus.data_dir), process_of(auth.owner.pid), state["session_id"])
+    shown = Shown(files_of(str(bus.data_dir), process_of(auth.owner.pid)), state["session_id"])
     with Link(load(environ=bus.env()), helper, shown) as link:
         printed = []
         for item in link.unread(peek=False):

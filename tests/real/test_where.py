@@ -222,7 +222,8 @@ def test_without_proc_nobody_is_taken_for_dead(bus: Bus) -> None:
     assert auth.stop() == 0
     before = clients(bus)
     code = (
-        "from zmqbus.session.state import reap, leftovers; import sys; print(reap(sys.argv[1]), leftovers(sys.argv[1]))"
+        "import sys; from zmqbus.session.leftovers import reap, leftovers; "
+        "print(reap(sys.argv[1]), leftovers(sys.argv[1]))"
     )
     script = 'mount -t tmpfs none /proc && exec "$@"'
     done = subprocess.run(

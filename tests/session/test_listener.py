@@ -14,8 +14,10 @@ import pytest
 from zmqbus.client import core
 from zmqbus.process import Process, this_machine
 from zmqbus.session.listener import Listener, Plan
+from zmqbus.session.lock import ListenerLock
+from zmqbus.session.owner_files import files_of
 from zmqbus.session.shown_log import Shown
-from zmqbus.session.state import Identity, ListenerLock
+from zmqbus.session.state import Identity
 from zmqbus.settings import load
 from zmqbus.wire.verbs import Format, Scope
 
@@ -81,7 +83,7 @@ class Stage:
 
     def on_file(self) -> list[int]:
         """Numbers of the messages that another process of the session knows to have been shown."""
-        known = Shown(self.settings.data_dir, OWNER, "session")
+        known = Shown(files_of(self.settings.data_dir, OWNER), "session")
         try:
             return [number for number in range(6) if f"message{number:05}" in known]
         finally:
@@ -142,7 +144,7 @@ def test_what_a_command_has_printed_in_the_meantime_is_not_shown(stage: Stage) -
     """A listener that is stopped cannot give back what it holds, and `zmqbus inbox` does not wait for it."""
     for number in range(3):
         stage.deal(number)
-    command = Shown(stage.settings.data_dir, OWNER, "session")
+    command = Shown(files_of(stage.settings.data_dir, OWNER), "session")
     command.add("message00001")
     command.close()
     stage.flush()

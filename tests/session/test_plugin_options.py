@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ import pytest
 from zmqbus.errors import Unauthorized
 from zmqbus.process import Process, this_machine
 from zmqbus.session import plugin_options
-from zmqbus.session.owned import record_of
-from zmqbus.session.plugin_options import MAX_BYTES, VARIABLES, hand_on, with_options
+from zmqbus.session.owner_files import OwnerFiles, files_of, record_of
+from zmqbus.session.plugin_options import MAX_BYTES, VARIABLES, await_options, hand_on
 from zmqbus.settings import DEFAULT_IDLE_SHUTDOWN_MIN, DEFAULT_PORT, load
 
 OWNER = Process(4711, "1000", *this_machine().place())
@@ -28,6 +29,10 @@ DEADLINE_S = 90.0
 @pytest.fixture
 def data(tmp_path: Path) -> str:
     return str(tmp_path / "data")
+
+
+def with_options(data: str, owner: Process, environ: Mapping[str, str]) -> Mapping[str, str]:
+    return plugin_options.with_options(files_of(data, owner), environ)
 
 
 def path_of(data: str, owner: Process = OWNER) -> Path:
@@ -208,7 +213,7 @@ def test_a_file_that_others_can_get_at_is_refused(data: str, mode: int) -> None:
     hand_on(data, OWNER, SET)
     path_of(data).chmod(mode)
     with pytest.raises(Unauthorized, match="chmod 600"):
-        with_options(data, OWNER, {}, wait_s=DEADLINE_S)
+        await_options(data, OWNER, DEADLINE_S)
     with pytest.raises(Unauthorized, match="chmod 600"):
         hand_on(data, OWNER, {PORT: "1"})
     assert json.loads(path_of(data).read_bytes())["options"] == SET
@@ -240,8 +245,8 @@ def test_it_waits_for_the_hook(data: str, monkeypatch: pytest.MonkeyPatch) -> No
     looked = threading.Event()
     read = plugin_options._read
 
-    def reading(data_dir: str, owner: Process) -> dict[str, str] | None:
-        found = read(data_dir, owner)
+    def reading(files: OwnerFiles) -> dict[str, str] | None:
+        found = read(files)
         looked.set()
         return found
 
@@ -253,7 +258,8 @@ def test_it_waits_for_the_hook(data: str, monkeypatch: pytest.MonkeyPatch) -> No
     thread = threading.Thread(target=hook)
     thread.start()
     try:
-        assert with_options(data, OWNER, {}, wait_s=DEADLINE_S) == SET
+        await_options(data, OWNER, DEADLINE_S)
+        assert with_options(data, OWNER, {}) == SET
     finally:
         looked.set()
         thread.join()
@@ -262,7 +268,8 @@ def test_it_waits_for_the_hook(data: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_none_is_an_answer_too(data: str) -> None:
     hand_on(data, OWNER, {})
     start_s = time.monotonic()
-    assert with_options(data, OWNER, {}, wait_s=10 * DEADLINE_S) == {}
+    await_options(data, OWNER, 10 * DEADLINE_S)
+    assert with_options(data, OWNER, {}) == {}
     assert time.monotonic() - start_s < DEADLINE_S
 
 
@@ -271,7 +278,8 @@ def test_what_was_written_for_an_earlier_process_is_no_answer(data: str, monkeyp
     later = OWNER._replace(started="2000")
     # The hook comes at the moment in which the monitor looks for the second time.
     monkeypatch.setattr(time, "sleep", lambda seconds: hand_on(data, later, {PORT: "1"}))
-    assert with_options(data, later, {}, wait_s=DEADLINE_S) == {PORT: "1"}
+    await_options(data, later, DEADLINE_S)
+    assert with_options(data, later, {}) == {PORT: "1"}
 
 
 def test_it_does_not_wait_for_ever(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +288,8 @@ def test_it_does_not_wait_for_ever(data: str, monkeypatch: pytest.MonkeyPatch) -
     now_s = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now_s.__setitem__(0, now_s[0] + seconds))
-    assert with_options(data, OWNER, own, wait_s=2.0) == own
+    await_options(data, OWNER, 2.0)
+    assert with_options(data, OWNER, own) == own
     assert now_s[0] == pytest.approx(102.0, abs=0.05)
     assert not os.path.exists(data), "looking makes nothing"
 

@@ -21,6 +21,7 @@ from zmqbus.errors import Unauthorized
 from zmqbus.process import Process, this_machine
 from zmqbus.security import private_files
 from zmqbus.session import shown_log as shown_module
+from zmqbus.session.owner_files import files_of
 from zmqbus.session.shown_log import Shown
 from zmqbus.wire.verbs import IdMaker, is_msg_id
 
@@ -46,12 +47,12 @@ def path_of(data: str) -> Path:
 
 def keeper(data: str, trace: list[str] | None = None, session: str = SESSION) -> Shown:
     """As the listener has it."""
-    return Shown(data, OWNER, session, keeper=True, trace=([] if trace is None else trace).append)
+    return Shown(files_of(data, OWNER), session, keeper=True, trace=([] if trace is None else trace).append)
 
 
 def helper(data: str) -> Shown:
     """As a command has it."""
-    return Shown(data, OWNER, SESSION)
+    return Shown(files_of(data, OWNER), SESSION)
 
 
 def ids(count: int) -> list[str]:
@@ -79,7 +80,8 @@ def test_the_next_listener_knows_what_was_shown(data: str) -> None:
 def test_a_killed_listener_has_left_every_id_that_it_added(data: str) -> None:
     code = (
         "import os, sys, zmqbus.session.shown_log as s\n"
-        f"shown = s.Shown({data!r}, s.Process.parse({OWNER.text!r}), {SESSION!r}, keeper=True); shown.open()\n"
+        f"files = s.OwnerFiles({data!r}, None, '{OWNER.pid}')\n"
+        f"shown = s.Shown(files, {SESSION!r}, keeper=True); shown.open()\n"
         "shown.add('message00001'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=90).returncode == -9
@@ -431,10 +433,10 @@ def test_a_file_that_cannot_be_rewritten_is_written_on(
 
 ADD = """
 import sys
-from zmqbus.process import Process
-from zmqbus.session import shown
-shown.COMPACT_BYTES = 2000
-who = shown.Shown(sys.argv[1], Process.parse(sys.argv[2]), sys.argv[3], keeper=sys.argv[4] == "keeper")
+from zmqbus.session import shown_log
+shown_log.COMPACT_BYTES = 2000
+files = shown_log.OwnerFiles(sys.argv[1], None, sys.argv[2])
+who = shown_log.Shown(files, sys.argv[3], keeper=sys.argv[4] == "keeper")
 if sys.argv[4] == "keeper":
     who.open()
 print(flush=True)
@@ -450,7 +452,7 @@ def test_processes_that_append_at_once_while_the_file_is_replaced(data: str) -> 
     keeper(data).open()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", ADD, data, OWNER.text, SESSION, name],
+            [sys.executable, "-c", ADD, data, str(OWNER.pid), SESSION, name],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -21,23 +21,20 @@ from zmqbus.errors import NotConnected, Unauthorized
 from zmqbus.process import Place, Process, ProcessEntry, process_of, this_machine
 from zmqbus.security import private_files
 from zmqbus.security.private_files import replace
-from zmqbus.session import state as state_module
+from zmqbus.session import identity as identity_module
+from zmqbus.session import lock as lock_module
+from zmqbus.session import plugin_options
+from zmqbus.session.identity import is_listening
 from zmqbus.session.labels import load_label, remember_label
-from zmqbus.session.owned import stem_of
-from zmqbus.session.plugin_options import VARIABLES, hand_on, with_options
+from zmqbus.session.leftovers import FOREIGN_KEEP_S, begin_cleaning, elsewhere, leftovers, reap
+from zmqbus.session.lock import AlreadyListening, ListenerLock
+from zmqbus.session.owner_files import OwnerFiles, files_of
+from zmqbus.session.plugin_options import VARIABLES, hand_on
 from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import (
-    AlreadyListening,
     Identity,
-    ListenerLock,
     SessionState,
-    elsewhere,
-    find_away,
-    find_session,
-    is_listening,
-    leftovers,
     load_state,
-    reap,
     states,
 )
 
@@ -78,6 +75,22 @@ def state_of(owner: Process, **changes: object) -> SessionState:
 
 def path_of(data: str, name: str) -> Path:
     return Path(data, "clients", name)
+
+
+def find_session(data: str, *owners: Process) -> tuple[SessionState | None, bool]:
+    found = identity_module.find_session(files_of(data, owner) for owner in owners)
+    return found.state, found.stale
+
+
+def find_away(data: str, *owners: Process) -> tuple[Process, Identity] | None:
+    joined = identity_module.find_joined(files_of(data, owner) for owner in owners)
+    if joined is None or joined.identity is None or not joined.is_away:
+        return None
+    return joined.files.owner, joined.identity
+
+
+def with_options(data: str, owner: Process, environ: dict[str, str]) -> object:
+    return plugin_options.with_options(files_of(data, owner), environ)
 
 
 def leave_stale(data: str, owner: Process, **changes: object) -> None:
@@ -200,7 +213,7 @@ def test_lookers_do_not_turn_a_listener_away(data: str) -> None:
 
 
 def test_a_looker_that_was_stopped_is_told_about(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "ACQUIRE_PATIENCE_S", 0.02)
+    monkeypatch.setattr(lock_module, "ACQUIRE_PATIENCE_S", 0.02)
     ListenerLock.acquire(data, OWNER).release()
     fd = os.open(path_of(data, "4711.lock"), os.O_RDONLY)
     try:
@@ -222,7 +235,7 @@ def test_a_lock_file_unlinked_in_between_does_not_count(data: str, monkeypatch: 
             path_of(data, "keep-the-inode").touch()
         return real(fd, path, kind)
 
-    monkeypatch.setattr(state_module, "try_lock", flock_after_unlink)
+    monkeypatch.setattr(lock_module, "try_lock", flock_after_unlink)
     with ListenerLock.acquire(data, OWNER):
         assert len(taken) == 2
         assert path_of(data, "4711.lock").stat().st_ino == taken[1]
@@ -501,7 +514,7 @@ def test_state_that_others_can_read_is_refused(data: str) -> None:
 
 
 def test_nothing_there(data: str) -> None:
-    assert find_session(data, OWNER, [ME]) == (None, False)
+    assert find_session(data, OWNER, ME) == (None, False)
     assert not os.path.exists(data)
     with ListenerLock.acquire(data, OWNER):  # starting: no state yet
         assert find_session(data, OWNER) == (None, False)
@@ -539,14 +552,14 @@ def test_nearest_ancestor_with_a_live_session(data: str) -> None:
     with ListenerLock.acquire(data, far) as lock, ListenerLock.acquire(data, farther) as other:
         lock.write_state(state_of(far))
         other.write_state(state_of(farther))
-        assert find_session(data, OWNER, [OWNER, near, far, farther]) == (state_of(far), False)
+        assert find_session(data, OWNER, OWNER, near, far, farther) == (state_of(far), False)
         assert not path_of(data, "20.session").exists()
-        assert find_session(data, OWNER, [near]) == (None, False)
+        assert find_session(data, OWNER, near) == (None, False)
 
 
 def test_another_cleaner_at_work(data: str) -> None:
     leave_stale(data, OWNER)
-    cleaning = state_module._begin_cleaning(data + "/clients")
+    cleaning = begin_cleaning(data)
     assert cleaning is not None
     try:
         assert find_session(data, OWNER) == (None, True)
@@ -561,7 +574,8 @@ def test_killed_listener(data: str) -> None:
     code = (
         "import json, sys\n"
         "from zmqbus.process import Process\n"
-        "from zmqbus.session.state import ListenerLock, SessionState\n"
+        "from zmqbus.session.lock import ListenerLock\n"
+        "from zmqbus.session.state import SessionState\n"
         "lock = ListenerLock.acquire(sys.argv[1], Process(4711, '1000'))\n"
         "lock.write_state(SessionState(**json.loads(sys.argv[2])))\n"
         "print(flush=True); sys.stdin.read()\n"
@@ -603,7 +617,7 @@ def leave_away(data: str, owner: Process, identity: Identity = AWAY) -> None:
 
 
 def test_nobody_is_away_where_nothing_is(data: str) -> None:
-    assert find_away(data, OWNER, [ME]) is None
+    assert find_away(data, OWNER, ME) is None
     assert not os.path.exists(data), "looking makes nothing"
     ListenerLock.acquire(data, OWNER).release()  # an empty lock file
     assert find_away(data, OWNER) is None
@@ -640,13 +654,13 @@ def test_an_earlier_process_with_this_pid_is_not_this_one(data: str) -> None:
 def test_the_nearest_ancestor_that_has_a_session(data: str) -> None:
     near, far = at(20, "2"), at(10, "1")
     leave_away(data, far, AWAY._replace(name="far"))
-    assert find_away(data, OWNER, [OWNER, near, far]) == (far, AWAY._replace(name="far"))
+    assert find_away(data, OWNER, OWNER, near, far) == (far, AWAY._replace(name="far"))
     leave_away(data, near._replace(started="1"), AWAY._replace(name="of an earlier process"))
-    assert find_away(data, OWNER, [near, far]) == (far, AWAY._replace(name="far"))
+    assert find_away(data, OWNER, near, far) == (far, AWAY._replace(name="far"))
     leave_away(data, near, AWAY._replace(name="near"))
-    assert find_away(data, OWNER, [near, far]) == (near, AWAY._replace(name="near"))
+    assert find_away(data, OWNER, near, far) == (near, AWAY._replace(name="near"))
     leave_away(data, OWNER)
-    assert find_away(data, OWNER, [near, far]) == (OWNER, AWAY)
+    assert find_away(data, OWNER, near, far) == (OWNER, AWAY)
     assert find_away(data, OWNER) == (OWNER, AWAY)
 
 
@@ -656,7 +670,7 @@ def test_the_listener_of_the_nearest_one_stands_for_all_of_them(data: str) -> No
     leave_away(data, far)
     with ListenerLock.acquire(data, OWNER) as lock:
         lock.remember(AWAY)
-        assert find_away(data, OWNER, [far]) is None
+        assert find_away(data, OWNER, far) is None
 
 
 def test_a_session_without_a_name_has_no_mail(data: str) -> None:
@@ -664,7 +678,7 @@ def test_a_session_without_a_name_has_no_mail(data: str) -> None:
     leave_away(data, OWNER, AWAY._replace(name=None))
     assert find_away(data, OWNER) is None
     leave_away(data, far)
-    assert find_away(data, OWNER, [far]) == (far, AWAY)
+    assert find_away(data, OWNER, far) == (far, AWAY)
 
 
 def test_a_torn_identity_is_nobody(data: str) -> None:
@@ -680,7 +694,7 @@ def test_a_lock_file_that_others_can_read_is_refused(data: str, whose: Process) 
     leave_away(data, whose)
     path_of(data, f"{whose.pid}.lock").chmod(0o644)
     with pytest.raises(Unauthorized, match="chmod 600"):
-        find_away(data, OWNER, [at(10, "1")])
+        find_away(data, OWNER, at(10, "1"))
 
 
 # --- cleaning up ------------------------------------------------------------------------------------------------
@@ -909,7 +923,7 @@ def test_of_many_listeners_at_once_one_stays(data: str) -> None:
 
 
 def test_module_is_cheap_to_import() -> None:
-    code = "import sys, zmqbus.session.state; print(*sys.modules)"
+    code = "import sys, zmqbus.session.identity; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=True, cwd=ROOT
     )
@@ -997,7 +1011,7 @@ def test_same_pid_elsewhere_keeps_its_session_and_its_mail(data: str, place: Pla
     other = at(4711, started, place)
     leave_away(data, other, AWAY._replace(session_id="other", token="of another"))
     hand_on(data, other, {VARIABLES[0]: "12345"})
-    Shown(data, other, "other", keeper=True).open()
+    Shown(files_of(data, other), "other", keeper=True).open()
     before = {name: path_of(data, name).read_bytes() for name in os.listdir(data + "/clients")}
     assert find_away(data, OWNER) is None
     assert with_options(data, OWNER, {}) == {}
@@ -1006,7 +1020,7 @@ def test_same_pid_elsewhere_keeps_its_session_and_its_mail(data: str, place: Pla
         lock.remember(AWAY)
         lock.write_state(state_of(OWNER))
         hand_on(data, OWNER, {VARIABLES[0]: "9999"})
-        Shown(data, OWNER, AWAY.session_id, keeper=True).open()
+        Shown(files_of(data, OWNER), AWAY.session_id, keeper=True).open()
         assert find_session(data, OWNER) == (state_of(OWNER), False)
         with pytest.raises(AlreadyListening, match=f"listener_pid={ME.pid}"):
             ListenerLock.acquire(data, OWNER)
@@ -1043,14 +1057,14 @@ def test_lock_that_another_place_took_while_the_name_was_chosen(data: str, monke
     other = at(4711, "1", CONTAINER)
     chosen: list[str] = []
 
-    def late(data_dir: str, owner: Process) -> str:
-        stem = stem_of(data_dir, owner)
+    def late(data_dir: str, owner: Process) -> OwnerFiles:
+        files = files_of(data_dir, owner)
         if owner == OWNER and not chosen:
             leave_away(data, other)
-        chosen.append(stem)
-        return stem
+        chosen.append(files.stem)
+        return files
 
-    monkeypatch.setattr("zmqbus.session.state.stem_of", late)
+    monkeypatch.setattr(lock_module, "files_of", late)
     with ListenerLock.acquire(data, OWNER) as lock:
         assert lock.identity is None
     assert chosen[0] == "4711" and chosen[-1] == f"4711-{HERE.tag}"
@@ -1082,7 +1096,7 @@ def test_earlier_release_wrote_no_place_and_is_still_its_own_session(data: str) 
 
 def test_files_from_elsewhere_go_when_nothing_has_touched_them_for_long(data: str) -> None:
     owner = at(4711, "1", CONTAINER)
-    long_ago = time.time() - state_module.FOREIGN_KEEP_S - 60
+    long_ago = time.time() - FOREIGN_KEEP_S - 60
     with ListenerLock.acquire(data, owner) as lock:
         lock.remember(AWAY)
         hand_on(data, owner, {})
@@ -1100,7 +1114,7 @@ def test_listener_dates_its_lock_now_and_then(data: str, monkeypatch: pytest.Mon
         os.utime(path_of(data, "4711.lock"), (1, 1))
         lock.touch()
         assert path_of(data, "4711.lock").stat().st_mtime == 1
-        monkeypatch.setattr(state_module, "TOUCH_S", 0.0)
+        monkeypatch.setattr(lock_module, "TOUCH_S", 0.0)
         lock.touch()
         assert path_of(data, "4711.lock").stat().st_mtime > 1
 

@@ -21,10 +21,9 @@ from typing import NamedTuple
 
 from tests.soak.history import EVERYONE, make_text
 from tests.soak.wire import Wire, notes_to, void
-from zmqbus.cli.common import act_as_session
 from zmqbus.client.oneshot import CommandBus, guest
 from zmqbus.errors import NotConnected, ZmqbusError
-from zmqbus.settings import load
+from zmqbus.session.identity import identify
 from zmqbus.wire.verbs import Receipt, Scope, State, Tally
 
 #: How long it waits for the last answers: they take a second each, and a broker may have died this instant.
@@ -116,8 +115,8 @@ class Player:
                 self._notes.write("x", f"{error.code} {error}")
 
     def _open(self) -> CommandBus:
-        settings = load()
-        bus = act_as_session(settings)[1] if self._plan.as_session else guest(settings, self._plan.name)
+        caller = identify()
+        bus = caller.act()[1] if self._plan.as_session else guest(caller.settings, self._plan.name)
         self._runs += 1
         return bus
 

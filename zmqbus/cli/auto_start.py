@@ -14,6 +14,7 @@ import os
 import sys
 from typing import Any
 
+from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import ZmqbusError
 from zmqbus.text import wording
@@ -63,8 +64,7 @@ def main(argv: list[str]) -> int:
             monitor["when"] = wanted
             _write(path, monitors)
     except MonitorsError as error:
-        print(f"error: {error.code}: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
     print(f"auto-start is {_WHEN.get(str(wanted), f'set to {wanted!r}, which this release does not know')}")
     if wanted != before:
         run = "run /reload-plugins" if wording.for_agent() else "run /reload-plugins in Claude Code"

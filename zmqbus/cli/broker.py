@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Any
 
-from zmqbus.cli.common import FAILED, broker_figures, fail, settings_of_session, tell
 from zmqbus.cli.jsonform import print_json
+from zmqbus.cli.output import FAILED, fail, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.client import launch
 from zmqbus.client.oneshot import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import Life, life_of
+from zmqbus.session.identity import identify
 from zmqbus.settings import Settings
 from zmqbus.system import pidfile
 from zmqbus.text.display import sanitise
@@ -39,7 +41,8 @@ def main(argv: list[str]) -> int:
     if options.idle_shutdown_minutes is not None and (options.status or options.stop):
         parser.error("--idle-shutdown-minutes is for a broker that is started here")
     try:
-        settings = settings_of_session({"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes})
+        flags = {"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes}
+        settings = identify(flags).settings
         if options.foreground:
             return _run_here(settings)
         if options.status:
@@ -55,6 +58,25 @@ def main(argv: list[str]) -> int:
     except ZmqbusError as error:
         return fail(error)
     return 0
+
+
+def broker_figures(settings: Settings) -> dict[str, Any] | None:
+    """Asks the broker on the settings' port for its figures, its pid and port first; None: no broker runs.
+
+    Starts none. Raises the `BrokerError` that prevents an answer.
+    """
+    found = launch.find_broker(settings)
+    if found is None:
+        return None
+    try:
+        with observer(settings, starts=False) as bus:
+            health = bus.request(verbs.Status)
+    except BrokerUnavailable:
+        if launch.broker_pid(settings) is None:
+            return None  # it has ended meanwhile
+        raise
+    assert isinstance(health, verbs.Health)
+    return {"pid": found.pid, "port": found.port, **dict(health.figures)}
 
 
 def _run_here(settings: Settings) -> int:

@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Callable
 
-from zmqbus.cli.common import fail, settings_and_owner
+from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import InvalidLabel, InvalidName, InvalidOption, NotConnected, ZmqbusError
-from zmqbus.process import Process
+from zmqbus.session.identity import Caller, identify
 from zmqbus.session.labels import load_label, remember_label
 from zmqbus.session.listener import Listener, Plan
+from zmqbus.session.lock import AlreadyListening, ListenerLock
 from zmqbus.session.notify import bus_line
 from zmqbus.session.plugin_options import WAIT_S
-from zmqbus.session.state import AlreadyListening, ListenerLock, SessionState
-from zmqbus.settings import NO_DIRECTORY, Settings, where_am_i
+from zmqbus.session.state import SessionState
+from zmqbus.settings import NO_DIRECTORY, where_am_i
 from zmqbus.system import cmdline
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
@@ -62,8 +63,8 @@ def main(argv: list[str]) -> int:
             print(f"{time.monotonic() - started_s:8.3f} {sanitise(text)}", file=sys.stderr, flush=True)
 
     try:
-        settings, owner = settings_and_owner(flags, wait_s=WAIT_S if options.from_plugin else 0.0)
-        return _connect(settings, owner, tuple(options.topic), tuple(options.group), trace, away=options.away)
+        caller = identify(flags, wait_s=WAIT_S if options.from_plugin else 0.0)
+        return _connect(caller, tuple(options.topic), tuple(options.group), trace, away=options.away)
     except InvalidOption as error:
         return fail(error)
     except (InvalidName, InvalidLabel) as error:
@@ -74,14 +75,14 @@ def main(argv: list[str]) -> int:
 
 
 def _connect(
-    settings: Settings,
-    owner: Process,
+    caller: Caller,
     topics: tuple[str, ...],
     groups: tuple[str, ...],
     trace: Callable[[str], None],
     *,
     away: bool,
 ) -> int:
+    settings = caller.settings
     for topic in topics:
         naming.check_name(topic, "topic")
     for group in groups:
@@ -90,7 +91,7 @@ def _connect(
         naming.check_name(settings.name)
     label = naming.check_label(settings.label) if settings.label is not None else None
     try:
-        lock = _acquire(settings, owner)
+        lock = _acquire(caller)
     except AlreadyListening as other:
         _say(_already_running(other.state))
         return 0
@@ -108,16 +109,16 @@ def _connect(
             name = naming.derive_name(cwd)
             _say(f"no --name given; auto-named '{name}' from cwd {cwd}")
         given = settings.name is not None
-        plan = Plan(name, given, label or None, topics, groups, cwd, project, owner, identity, away)
+        plan = Plan(name, given, label or None, topics, groups, cwd, project, caller.owner, identity, away)
         return Listener(settings, lock, plan, trace).run()
 
 
-def _acquire(settings: Settings, owner: Process) -> ListenerLock:
+def _acquire(caller: Caller) -> ListenerLock:
     """The lock of this session. Whoever holds it and has not said who it is gets a moment: to say so, or to end."""
     deadline_s = time.monotonic() + STARTING_S
     while True:
         try:
-            return ListenerLock.acquire(settings.data_dir, owner)
+            return ListenerLock.acquire(caller.settings.data_dir, caller.owner)
         except AlreadyListening as other:
             if other.state is not None or time.monotonic() > deadline_s:
                 raise

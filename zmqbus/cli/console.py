@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
-from zmqbus.cli.common import act_as, fail, own_session, settings_of_session
+from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.errors import LocalError, ZmqbusError
+from zmqbus.session.identity import bus_of, identify
+from zmqbus.session.owner_files import files_of
 from zmqbus.session.state import SessionState
 from zmqbus.settings import MAX_PORT, Settings
 from zmqbus.wire import verbs
@@ -38,10 +40,11 @@ def main(argv: list[str]) -> int:
     if options.broker_port is not None:
         _port(options.broker_port, parser, "--broker-port")
     try:
-        settings = settings_of_session({"port": options.broker_port})
+        caller = identify({"port": options.broker_port})
+        settings = caller.settings
         if options.link:
             return _link(settings, port or None, numeric=options.numeric)
-        state, _ = own_session(settings)
+        state = caller.session().state
         if state is not None and options.broker_port is None:
             settings = settings._replace(port=state.port)
         return _run(settings, port, open_too=options.open)
@@ -70,7 +73,8 @@ def _run(settings: Settings, port: int, *, open_too: bool) -> int:
         ) from None
 
     def disconnect(state: SessionState) -> str:
-        with act_as(settings, state.owner, state.identity, state.cwd, state.project) as bus:
+        files = files_of(settings.data_dir, state.owner)
+        with bus_of(settings, files, state.identity, state.cwd, state.project) as bus:
             done = bus.request(verbs.Disconnect)
         assert isinstance(done, verbs.Done)
         return done.text

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.doctor import report
 from zmqbus.doctor.checks import examine
@@ -21,7 +20,6 @@ def main(argv: list[str]) -> int:
     try:
         findings = [*examine({"port": options.port})]
     except InvalidOption as error:
-        print(f"error: {error.code}: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     print(report.for_programs(findings) if options.json else report.for_people(findings))
     return 1 if report.count(findings, "fault") else 0

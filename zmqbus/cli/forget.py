@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
-from zmqbus.cli.common import FAILED, fail, settings_of_session, tell
+from zmqbus.cli.output import FAILED, confirm, fail, tell
 from zmqbus.cli.parser import Parser
 from zmqbus.client.oneshot import observer
 from zmqbus.errors import Ambiguous, Unauthorized, UnknownPeer, ZmqbusError
+from zmqbus.session.identity import identify
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.verbs import Session
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_port()
     options = parser.parse_args(argv)
     try:
-        with observer(settings_of_session({"port": options.port})) as bus:
+        with observer(identify({"port": options.port}).settings) as bus:
             session = find(bus.sessions(everyone=True), options.session)
             if not options.yes and not _agreed(session):
                 return FAILED
@@ -70,20 +69,11 @@ def _agreed(session: Session) -> bool:
         f"'{session.name}' ({session.session_id[:8]}, project {sanitise(session.project) or '-'}) is away; "
         f"{_messages(session.waiting)} would go with it"
     )
-    if sys.stdin is None or not sys.stdin.isatty():
-        print(
-            f"error: unauthorized: {what}, and there is no terminal to ask on; pass --yes to go ahead", file=sys.stderr
-        )
-        return False
-    try:
-        answer = input(f"{what}. Forget it? [y/N] ")
-    except EOFError:
-        answer = ""
-        print()
-    if answer.strip().lower() in ("y", "yes"):
-        return True
-    print("nothing was removed")
-    return False
+    return confirm(
+        f"{what}. Forget it?",
+        refusal=f"unauthorized: {what}, and there is no terminal to ask on",
+        unchanged="nothing was removed",
+    )
 
 
 def _messages(count: int) -> str:

@@ -44,14 +44,13 @@ from typing import TYPE_CHECKING, Any
 from zmqbus.bootstrap import MISSING
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
-from zmqbus.session import plugin_options
-from zmqbus.session.owner import find_owners, handed_on
-from zmqbus.session.state import Identity, Joined, find_joined, find_session, reap
-from zmqbus.settings import Settings, load, where_am_i
+from zmqbus.session.identity import Caller, Joined, bus_of_away, identify
+from zmqbus.session.leftovers import reap
+from zmqbus.session.owner import handed_on
+from zmqbus.settings import Settings, where_am_i
 from zmqbus.wire import naming
 
 if TYPE_CHECKING:
-    from zmqbus.client.oneshot import CommandBus
     from zmqbus.wire.verbs import Previewed
 
 #: Of the timer that the budget is counted in. Short against the budget, long against what a tick costs (5 µs).
@@ -143,33 +142,25 @@ def _read_event() -> dict[str, Any]:
 
 
 def _answer(event: Mapping[str, Any], budget: _Budget) -> None:
-    plain = load(warn=_ignore)
-    owner, *others = find_owners(plain.owner_pid_override, os.environ)
     kind = event.get("hook_event_name")
     if kind == "SessionStart":
-        plugin_options.hand_on(plain.data_dir, owner, os.environ)
-        _print(_context(kind, _introduce(load(warn=_ignore), owner, others)))
-        reap(plain.data_dir)
+        caller = identify(warn=_ignore, hands_on=True)
+        _print(_context(kind, _introduce(caller)))
+        reap(caller.settings.data_dir)
     elif kind in ("UserPromptSubmit", "Stop"):
-        joined = find_joined(plain.data_dir, owner, others)
+        caller = identify(warn=_ignore)
+        joined = caller.joined()
         if joined is None:
-            # It should have joined at its start. What hindered it there may be over.
-            if plain.name is not None:
-                naming.check_name(plain.name)
-                _join(owner)
-        elif not (kind == "Stop" and event.get("stop_hook_active")):
-            away = _away(joined)
-            if away is not None:
-                settings = load(environ=plugin_options.with_options(plain.data_dir, owner, os.environ), warn=_ignore)
-                _show_mail(kind, settings, *away, budget)
+            # It should have joined at its start; what prevented that may be over.
+            _join_as_named(caller)
+        elif _takes_mail(joined) and not (kind == "Stop" and event.get("stop_hook_active")):
+            _show_mail(kind, caller.settings, joined, budget)
 
 
-def _away(joined: Joined | None) -> tuple[Process, Identity] | None:
-    """Whose session it is, and which, if it is on the bus and has no listener. One that was disconnected is not."""
-    # guards: hooks [or joined.identity.left =>]
-    if joined is None or joined.identity is None or joined.held or joined.identity.left:
-        return None
-    return joined.owner, joined.identity
+def _takes_mail(joined: Joined) -> bool:
+    """Whether the hook shows this session's mail: it has no listener, and the user has not disconnected it."""
+    # guards: hooks [and not joined.identity.left =>]
+    return joined.identity is not None and joined.is_away and not joined.identity.left
 
 
 def _ignore(warning: str) -> None:
@@ -188,35 +179,30 @@ def _print(output: Mapping[str, Any]) -> None:
 # --- at the start
 
 
-def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str:
-    """Who the session is on the bus, and what waits for it. Raises ImportError where the dependencies are missing."""
-    joined = find_joined(settings.data_dir, owner, others)
-    joins = joined is None and settings.name is not None
-    if joins:
-        assert settings.name is not None
-        naming.check_name(settings.name)
-        _join(owner)  # before anything that takes long
-    import zmqbus.cli.common  # noqa: F401  (with it comes all that is needed to join)
+def _introduce(caller: Caller) -> str:
+    """Who the session is on the bus, and what waits for it. Raises `ImportError` where the dependencies are missing."""
+    joined = caller.joined()
+    joins = joined is None and _join_as_named(caller)  # before anything slow
+    import zmqbus.client.oneshot  # noqa: F401  (imports all that is needed to join)
 
     if joins:
         return (
-            f"inter-session: this session joins the bus as '{settings.name}'. Until it has a monitor (/inter-session "
-            "connect) unread messages are shown with each prompt."
+            f"inter-session: this session joins the bus as '{caller.settings.name}'. Until it has a monitor "
+            "(/inter-session connect) unread messages are shown with each prompt."
         )
-    state, _ = find_session(settings.data_dir, owner, others)
-    if state is not None:
-        waits = _waiting(settings, state.owner, state.identity)
+    state, files, _ = caller.session()
+    if state is not None and files is not None:
+        waits = _waiting(caller.settings, Joined(files, state.identity, held=True))
         return f"inter-session: this session is '{state.name}' on the bus (session_id={state.session_id}).{waits}"
-    away = _away(joined)
-    if away is not None:
+    name = joined.identity.name if joined is not None and joined.identity is not None else None
+    if joined is not None and _takes_mail(joined):
         return (
-            f"inter-session: this session is '{away[1].name}' on the bus, and has no monitor at the moment; unread "
-            f"messages are shown with each prompt. To start one: /inter-session connect.{_waiting(settings, *away)}"
+            f"inter-session: this session is '{name}' on the bus, and has no monitor at the moment; unread messages "
+            f"are shown with each prompt. To start one: /inter-session connect.{_waiting(caller.settings, joined)}"
         )
-    left = joined.identity if joined is not None else None
-    if left is not None and left.left:
+    if joined is not None and joined.identity is not None and joined.identity.left:
         return (
-            f"inter-session: this session was '{left.name}' on the bus of this machine's sessions and is disconnected; "
+            f"inter-session: this session was '{name}' on the bus of this machine's sessions and is disconnected; "
             "/inter-session connect joins it again."
         )
     cwd = where_am_i().cwd
@@ -226,10 +212,10 @@ def _introduce(settings: Settings, owner: Process, others: list[Process]) -> str
     )
 
 
-def _waiting(settings: Settings, owner: Process, identity: Identity) -> str:
-    """A sentence about unread messages; "" if there are none, or nobody can tell."""
+def _waiting(settings: Settings, joined: Joined) -> str:
+    """A sentence about unread messages; "" if there are none, or no broker answers."""
     try:
-        with _bus(settings, owner, identity) as bus:
+        with bus_of_away(settings, joined, starts=False) as bus:
             count = bus.meet().waiting
     except ZmqbusError:
         return ""
@@ -238,12 +224,13 @@ def _waiting(settings: Settings, owner: Process, identity: Identity) -> str:
     return f" {count} unread message{'s wait' if count > 1 else ' waits'}: zmqbus inbox"
 
 
-def _bus(settings: Settings, owner: Process, identity: Identity) -> CommandBus:
-    """A bus on which to act as the session; starts no broker: whatever has arrived waits in the mailbox for the next
-    one. Entering it raises `BrokerUnavailable` if none runs."""
-    from zmqbus.cli import common
-
-    return common.act_as(settings, owner, identity, *where_am_i(), starts=False)
+def _join_as_named(caller: Caller) -> bool:
+    """Joins under the name in the settings; False: they have none. Raises `InvalidName`."""
+    if caller.settings.name is None:
+        return False
+    naming.check_name(caller.settings.name)
+    _join(caller.owner)
+    return True
 
 
 def _join(owner: Process) -> None:
@@ -265,11 +252,14 @@ def _join(owner: Process) -> None:
 # --- mail
 
 
-def _show_mail(kind: str, settings: Settings, owner: Process, identity: Identity, budget: _Budget) -> None:
-    """Prints what waits, as far as there is room, and marks it read."""
+def _show_mail(kind: str, settings: Settings, joined: Joined, budget: _Budget) -> None:
+    """Prints the unread messages that there is room for, and marks them read.
+
+    Starts no broker: messages wait in the mailbox for the next one. Raises `BrokerUnavailable` if none runs.
+    """
     from zmqbus.session.render import HEAD_BYTES
 
-    with _bus(settings, owner, identity) as bus:
+    with bus_of_away(settings, joined, starts=False) as bus:
         waiting, more = bus.preview(MAX_MESSAGES, HEAD_BYTES)
         lines, shown = _lines(waiting, settings.paths.log)
         if not shown:

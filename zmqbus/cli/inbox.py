@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 import time
 
-from zmqbus.cli.common import fail, read_as_session, settings_of_session
 from zmqbus.cli.jsonform import arrived, message, print_json
+from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.client import payload
 from zmqbus.client.core import Incoming, Persona
 from zmqbus.errors import InvalidPayload, UnknownPeer, ZmqbusError
 from zmqbus.journal import reader
 from zmqbus.journal.record import JournalError, as_text
+from zmqbus.session.identity import identify
 from zmqbus.settings import Settings
 from zmqbus.system.streams import print_text
 from zmqbus.text.display import INDENT, sanitise, sanitise_lines
@@ -35,10 +36,11 @@ def main(argv: list[str]) -> int:
     if options.raw and options.msg is None:
         parser.error("--raw prints one message as it is; say which with --msg ID")
     try:
-        settings = settings_of_session()
+        caller = identify()
+        settings = caller.settings
         if options.msg is not None:
             return _one(settings, options.msg, as_json=options.json, raw=options.raw or not sys.stdout.isatty())
-        with read_as_session(settings) as bus:
+        with caller.read() as bus:
             printed = False  # though some came, they may all have been shown before the broker was replaced
             for item in bus.unread(peek=options.peek):
                 if isinstance(item, verbs.Fetched):

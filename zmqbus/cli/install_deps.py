@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from zmqbus import settings
 from zmqbus.bootstrap import VENV_MARKER, site_packages
+from zmqbus.cli.output import confirm, fail
 from zmqbus.cli.parser import Parser
 from zmqbus.doctor.installation import EXTRAS, REQUIREMENTS
 from zmqbus.errors import ZmqbusError
@@ -92,10 +93,10 @@ def main(argv: list[str]) -> int:
             settings.load(), yes=options.yes, upgrade=options.upgrade, uv=options.uv, extras=tuple(options.extra)
         )
     except ZmqbusError as error:
-        print(f"error: {error.code}: {error}", file=sys.stderr)
+        status = fail(error)
         for line in error.said if isinstance(error, InstallError) else ():
             print(f"{INDENT}{sanitise(line)}", file=sys.stderr)
-        return 1
+        return status
 
 
 def _parser() -> Parser:
@@ -203,21 +204,11 @@ def _installed(venv: str) -> str:
 
 
 def _agreed() -> bool:
-    if sys.stdin is None or not sys.stdin.isatty():
-        print(
-            "error: not_installed: nothing was run, because there is no terminal to ask on; pass --yes to go ahead",
-            file=sys.stderr,
-        )
-        return False
-    try:
-        answer = input("Proceed? [y/N] ")
-    except EOFError:
-        answer = ""
-        print()
-    if answer.strip().lower() in ("y", "yes"):
-        return True
-    print("nothing was run")
-    return False
+    return confirm(
+        "Proceed?",
+        refusal="not_installed: nothing was run, because there is no terminal to ask on",
+        unchanged="nothing was run",
+    )
 
 
 @contextlib.contextmanager

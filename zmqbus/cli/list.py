@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from types import SimpleNamespace
-from typing import Any
 
-from zmqbus.cli.common import fail, own_session, settings_of_session
-from zmqbus.cli.fast_args import plain
+from zmqbus.cli.output import fail
+from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import broker_pid
 from zmqbus.client.oneshot import observer
 from zmqbus.errors import InvalidOption, ZmqbusError
-from zmqbus.settings import NO_DIRECTORY, Settings, where_am_i
+from zmqbus.session.identity import Caller, identify
+from zmqbus.settings import NO_DIRECTORY, where_am_i
 from zmqbus.text.display import columns, pad, sanitise
 from zmqbus.wire.verbs import Session
 
 HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID")
 #: With --all: messages that wait for the session.
 UNREAD = "UNREAD"
-# What `plain` reads: word → field.
-_VALUES = {"--port": "port"}
-_SWITCHES = {"--all": "all", "--project": "project", "--self": "own", "--json": "json"}
 
 
 def main(argv: list[str], *, own: bool = False) -> int:
     """Prints a table of sessions; with `--self` (or `own`), what this session is."""
-    options = (None if own else _plain(argv)) or _parse(argv, own)
+    options = _parser(own).parse_args(argv)
     try:
-        settings = settings_of_session({"port": options.port})
+        caller = identify({"port": options.port})
         if options.own:
-            return _own(settings, as_json=options.json)
-        state, _ = own_session(settings)
+            return _own(caller, as_json=options.json)
+        settings, state = caller.settings, caller.session().state
         if state is not None and options.port is None:
             settings = settings._replace(port=state.port)
         with observer(settings) as bus:
@@ -55,45 +51,32 @@ def main(argv: list[str], *, own: bool = False) -> int:
     return 0
 
 
-def _plain(argv: list[str]) -> Any:
-    given = plain(argv, _VALUES, _SWITCHES)
-    if given is None:
-        return None
-    return SimpleNamespace(**dict.fromkeys(_VALUES.values()) | dict.fromkeys(_SWITCHES.values(), False) | given)
-
-
-def _parse(argv: list[str], own: bool) -> Any:
-    from zmqbus.cli.parser import Parser
-
-    parser = Parser(
-        *(
-            ("status", "Show this session: its name, its listener, its broker.")
-            if own
-            else ("list", "Show who is on the bus.")
-        )
-    )
-    if not own:
+def _parser(own: bool) -> Parser:
+    if own:
+        parser = Parser("status", "Show this session: its name, its listener, its broker.")
+    else:
+        parser = Parser("list", "Show who is on the bus.")
         parser.add_argument("--all", action="store_true", help="those away, too, and how much waits for them")
         parser.add_argument("--project", action="store_true", help="only the sessions of this project")
         parser.add_argument("--self", dest="own", action="store_true", help="this session only")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_port()
     parser.set_defaults(own=own, all=False, project=False)
-    return parser.parse_args(argv)
+    return parser
 
 
-def _own(settings: Settings, *, as_json: bool) -> int:
+def _own(caller: Caller, *, as_json: bool) -> int:
     if as_json:
         from zmqbus.cli.jsonform import print_json  # only for this
 
-    state, stale = own_session(settings)
+    state, _, stale = caller.session()
     if state is None:
         if as_json:
             print_json({"connected": False, "stale_state_removed": stale})
         else:
             print("not connected (stale state cleaned up)" if stale else "not connected")
         return 0
-    pid = broker_pid(settings._replace(port=state.port))
+    pid = broker_pid(caller.settings._replace(port=state.port))
     fields: dict[str, object] = {
         "name": state.name,
         "session_id": state.session_id,

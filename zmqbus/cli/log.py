@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 
 from zmqbus.cli import jsonform
-from zmqbus.cli.common import fail
 from zmqbus.cli.format import line_of, pause, since, width_of_terminal
+from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.client.payload import damage
 from zmqbus.errors import UnknownPeer, ZmqbusError

@@ -10,12 +10,13 @@ import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zmqbus.cli.common import act_as_session, fail, settings_of_session, tell
 from zmqbus.cli.fast_args import plain
+from zmqbus.cli.output import fail, tell
 from zmqbus.client import payload
 from zmqbus.client.oneshot import CommandBus, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.errors import BrokerUnavailable, InvalidOption, InvalidPayload, RateLimited, ZmqbusError
+from zmqbus.session.identity import identify
 from zmqbus.settings import NO_DIRECTORY, Settings, shown_path, where_am_i
 from zmqbus.system import cmdline
 from zmqbus.text.display import as_block, sanitise
@@ -50,17 +51,17 @@ def main(argv: list[str], *, broadcast: bool = False) -> int:
         options.all = True
     to_many = _is_to_many(options)
     try:
-        settings = settings_of_session({"port": options.port})
+        caller = identify({"port": options.port})
         body = payload.from_text(_body(options), to_many=to_many)
         payload.check_not_empty(body)
         if options.sender:
             check_name(options.sender)
-            bus, project = guest(settings, options.sender), where_am_i().project
+            bus, project = guest(caller.settings, options.sender), where_am_i().project
         else:
-            state, bus = act_as_session(settings)
+            state, bus = caller.act()
             project = state.project
         with bus:
-            return _send(bus, options, body, project, settings)
+            return _send(bus, options, body, project, caller.settings)
     except ZmqbusError as error:
         return fail(error)
 

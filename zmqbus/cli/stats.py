@@ -7,13 +7,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from zmqbus.cli.common import FAILED, broker_figures, fail, settings_of_session
+from zmqbus.cli.broker import broker_figures
 from zmqbus.cli.format import pause
 from zmqbus.cli.jsonform import print_json
+from zmqbus.cli.output import FAILED, fail
 from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import find_broker
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.process import is_alive
+from zmqbus.session.identity import identify
 from zmqbus.settings import Settings
 from zmqbus.system.streams import write_raw
 from zmqbus.text.display import sanitise
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> int:
             parser.error("--prometheus is read again by whoever collects it; leave --watch out")
         interval_s = _seconds(parser, options.watch)
     try:
-        settings = settings_of_session({"port": options.port})
+        settings = identify({"port": options.port}).settings
         if interval_s is not None:
             return _watch(settings, interval_s, as_json=options.json)
         figures = _look(settings)

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from zmqbus.cli import jsonform
-from zmqbus.cli.common import fail, settings_of_session
 from zmqbus.cli.format import line_of, pause, width_of_terminal
+from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import broker_pid
 from zmqbus.client.probe import Probe
@@ -24,6 +24,7 @@ from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.journal.filter import Entry
 from zmqbus.journal.history import Follower, History
 from zmqbus.journal.record import JournalError, iso_time
+from zmqbus.session.identity import identify
 from zmqbus.settings import Settings
 from zmqbus.text.display import sanitise
 from zmqbus.wire.metrics_catalogue import rates
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         if not is_ignored(number):
             signal.signal(number, _end)  # so that the terminal is left whole
     try:
-        settings = settings_of_session({"port": options.port})
+        settings = identify({"port": options.port}).settings
         watcher = Watcher(settings)
         if not options.plain and not options.json and sys.stdout.isatty():
             try:

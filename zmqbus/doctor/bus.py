@@ -12,10 +12,12 @@ from zmqbus.client.launch import at_broker, check_loopback, check_reach, find_br
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import Unauthorized, ZmqbusError
 from zmqbus.process import Process, is_alive
-from zmqbus.session.owned import stem_of
+from zmqbus.session.identity import find_joined, is_listening
+from zmqbus.session.leftovers import elsewhere, leftovers
 from zmqbus.session.owner import find_owners
+from zmqbus.session.owner_files import files_of, stem_of
 from zmqbus.session.plugin_options import with_options
-from zmqbus.session.state import elsewhere, find_joined, is_listening, leftovers, load_state
+from zmqbus.session.state import load_state
 from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings
 from zmqbus.system import network, pidfile
 from zmqbus.system.port_holder import who_holds
@@ -146,7 +148,7 @@ def _by_option(settings: Settings) -> str:
 def _option(settings: Settings) -> str:
     """The plugin's option, as this shell or its session has it; "" where none is set."""
     owner = find_owners(settings.owner_pid_override, os.environ)[0]
-    return sanitise(with_options(settings.data_dir, owner, os.environ).get(_OPTION, "").strip(), 20)
+    return sanitise(with_options(files_of(settings.data_dir, owner), os.environ).get(_OPTION, "").strip(), 20)
 
 
 def any_broker(settings: Settings) -> pidfile.Served | None:
@@ -223,7 +225,7 @@ def listener(settings: Settings, owners: Sequence[Process]) -> Iterator[Finding]
                 yield ok("listener", f"'{state.name}', pid {state.listener_pid}")
             return
     try:
-        joined = find_joined(settings.data_dir, owners[0], owners[1:]) if owners else None
+        joined = find_joined(files_of(settings.data_dir, owner) for owner in owners)
     except Unauthorized:
         return
     except ZmqbusError as error:

@@ -10,6 +10,7 @@ from zmqbus.doctor.report import Finding, fault
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session.owner import find_owners
+from zmqbus.session.owner_files import files_of
 from zmqbus.session.plugin_options import with_options
 from zmqbus.settings import Settings, load
 
@@ -31,7 +32,7 @@ def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
     owners = find_owners(settings.owner_pid_override, os.environ)
     try:
         warnings.clear()
-        settings = load(flags, with_options(settings.data_dir, owners[0], os.environ), warnings.append)
+        settings = load(flags, with_options(files_of(settings.data_dir, owners[0]), os.environ), warnings.append)
     except ZmqbusError:
         pass  # a file that others could have written: the look at the permissions finds it
     yield from installed.settings_given(warnings)

@@ -26,10 +26,12 @@ from zmqbus.client.transport import Link
 from zmqbus.journal.reader import Reader
 from zmqbus.journal.record import iso_time
 from zmqbus.process import Process, has_ended, process_of
+from zmqbus.session.leftovers import reap
+from zmqbus.session.lock import ListenerLock
 from zmqbus.session.notify import Pacer, bus_line
 from zmqbus.session.render import note_of
 from zmqbus.session.shown_log import Shown
-from zmqbus.session.state import Identity, ListenerLock, SessionState, reap
+from zmqbus.session.state import Identity, SessionState
 from zmqbus.settings import Settings
 from zmqbus.system import streams
 from zmqbus.text import wording
@@ -109,7 +111,7 @@ class Listener:
             groups=plan.groups,
         )
         assert self._persona.session_id
-        self._shown = Shown(settings.data_dir, plan.owner, self._persona.session_id, keeper=True, trace=self._trace)
+        self._shown = Shown(lock.files, self._persona.session_id, keeper=True, trace=self._trace)
 
     def __repr__(self) -> str:
         return f"<Listener {self._persona.name!r}: {self._pacer!r}>"

@@ -34,9 +34,8 @@ from collections.abc import Callable, Iterable, Sequence
 from zmqbus.client import seen
 from zmqbus.client.seen import TakenIds
 from zmqbus.errors import Unauthorized, ZmqbusError
-from zmqbus.process import Process
 from zmqbus.security.private_files import open_file, replace
-from zmqbus.session.owned import SHOWN, path_of, stem_of
+from zmqbus.session.owner_files import SHOWN, OwnerFiles
 from zmqbus.wire.verbs import MSG_ID_LENGTH
 
 #: A file of this size is rewritten: it has twice the ids that are remembered, so that is done once in 10,000 messages.
@@ -60,8 +59,7 @@ class Shown(TakenIds):
 
     def __init__(
         self,
-        data_dir: str,
-        owner: Process,
+        files: OwnerFiles,
         session_id: str,
         *,
         keeper: bool = False,
@@ -69,7 +67,7 @@ class Shown(TakenIds):
     ) -> None:
         """`keeper`: this is the session's listener, and holds its lock. Only then the file is made or replaced."""
         super().__init__()
-        self._path = path_of(data_dir, stem_of(data_dir, owner), SHOWN)
+        self._path = files.path(SHOWN)
         self._head = f"{session_id}\n".encode()
         self._keeper = keeper
         self._trace = trace

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zmqbus.process import Place, Process, this_machine
-from zmqbus.session.owned import OWNED, is_anothers, owner_in, path_of, pid_of, record_of, stem_of
+from zmqbus.session.owner_files import FILE_NAME, is_anothers, owner_in, path_of, pid_of, record_of, stem_of
 
 HERE = this_machine().place()
 OWNER = Process(4711, "1000", *HERE)
@@ -76,7 +76,7 @@ def test_names_of_owned_files() -> None:
     for stem in ("4711", f"4711-{tag}"):
         assert pid_of(stem) == 4711
         for suffix in (".lock", ".session", ".session.tmp", ".shown", ".shown.tmp", ".options", ".options.tmp"):
-            match = re.fullmatch(OWNED, stem + suffix, re.ASCII)
+            match = re.fullmatch(FILE_NAME, stem + suffix, re.ASCII)
             assert match is not None and match[1] == stem
     for name in (
         "labels.json",
@@ -87,4 +87,4 @@ def test_names_of_owned_files() -> None:
         f"4711-{tag}0.lock",
         "4711.pid",
     ):
-        assert re.fullmatch(OWNED, name, re.ASCII) is None
+        assert re.fullmatch(FILE_NAME, name, re.ASCII) is None
