@@ -642,7 +642,7 @@ def test_output_that_cannot_be_written_is_an_error(data_dir: Path) -> None:
 
 @pytest.mark.parametrize(("redirection", "status"), [(">/dev/full", 1), ("| true", 141)])
 def test_what_was_carried_out_and_could_not_be_told_is_said(redirection: str, status: int, data_dir: Path) -> None:
-    body = "import select\nfrom zmqbus.cli.common import tell\n"
+    body = "import select\nfrom zmqbus.cli.output import tell\n"
     if status == 141:
         body += "reader = select.poll()\nreader.register(1, 0)\nreader.poll(60_000)\n"  # until it has gone
     body += "tell('sent msg=abc')"
