@@ -109,6 +109,21 @@ class StartBin(Protocol):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def checked_transitions() -> Iterator[None]:
+    """Raises wherever a broker in this process leaves the tables of legal transitions."""
+    from tests.transitions import check_transitions
+    from zmqbus.broker import sessions
+
+    undo = [
+        check_transitions(sessions.Connection, sessions.CONNECTION_TRANSITIONS),
+        check_transitions(sessions.Session, sessions.SESSION_TRANSITIONS),
+    ]
+    yield
+    for restore in undo:
+        restore()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _clean_session() -> Iterator[None]:
     """No settings from outside, an empty HOME, and no process left when all tests of this worker are done."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="zb-home-") as home:

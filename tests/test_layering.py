@@ -63,7 +63,7 @@ IMPURE = {
     *("zmqbus.wire.sockets", "zmqbus.wire.wakeup"),
 }
 #: What requests to worker groups know of the rest of the broker.
-BELOW_GROUPS = {"body_checks", "events", "groups", "metrics", "registry"}
+BELOW_GROUPS = {"body_checks", "events", "groups", "metrics", "sessions"}
 
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 #: What only an extra brings: whoever imports these modules has to expect an ImportError.

@@ -24,7 +24,6 @@ from zmqbus.broker import (
 )
 from zmqbus.broker import core as broker
 from zmqbus.broker.groups import failover, queues, requests
-from zmqbus.broker.registry import Standing
 from zmqbus.broker.shell import pressure
 from zmqbus.client import core as client
 from zmqbus.client import requests as client_requests
@@ -195,17 +194,17 @@ def test_small_vocabularies(title: str, enumeration: Any) -> None:
     }
 
 
-def test_which_verb_in_which_standing() -> None:
-    text = SECTIONS["4.1 Which verb in which standing"]
+def test_verbs_of_each_connection_state() -> None:
+    text = SECTIONS["4.1 Which verb in which state"]
     head = [cell.strip() for cell in text.strip().splitlines()[2].strip("|").split("|")]
-    assert [standing.name for standing in Standing] == head[1:]
+    assert [state.name for state in permissions.ALLOWED] == head[1:]
     rows = table(text)
     assert [row[0] for row in rows] == [cls.__name__.upper() for code, cls in verbs.VERBS.items() if code < 32]
     for verb, *cells in rows:
-        for standing, cell in zip(Standing, cells, strict=True):
-            allowed = {cls.__name__.upper() for cls in permissions.ALLOWED[standing]}
-            otherwise = "expired" if standing is Standing.STRANGER else "no"
-            assert cell == ("yes" if verb in allowed else otherwise), (verb, standing)
+        for state, cell in zip(permissions.ALLOWED, cells, strict=True):
+            allowed = {cls.__name__.upper() for cls in permissions.ALLOWED[state]}
+            otherwise = "expired" if state.name == "UNREGISTERED" else "no"
+            assert cell == ("yes" if verb in allowed else otherwise), (verb, state)
 
 
 def test_what_a_client_understands() -> None:

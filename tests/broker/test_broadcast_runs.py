@@ -145,7 +145,7 @@ def test_whoever_cannot_take_them_that_way_gets_each_in_its_place(monkeypatch, w
         elif why == "unmarked":  # her SUB is not in force yet
             connection = said.net.broker.registry.sessions[session_id_of("carol")].conn
             assert connection is not None
-            connection.attached = False
+            connection.subscribed = False
             carol.filters = []
         elif why == "away":
             carol.bye()

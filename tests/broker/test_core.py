@@ -9,7 +9,7 @@ import pytest
 
 from zmqbus import errors
 from zmqbus.broker import core, events, permissions
-from zmqbus.broker.registry import Standing
+from zmqbus.broker.sessions import ConnectionState
 from zmqbus.client import core as client
 from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.wire import codec, verbs
@@ -713,22 +713,22 @@ def test_every_verb_in_every_standing_is_answered_or_in_the_table(net):
         verbs.Disconnect: verbs.Disconnect("d"),  # last: it ends the session
     }
     session = net.session("alice")
-    standings = {
-        Standing.MEMBER: session.route,
-        Standing.HELPER: net.helper(session).route,
-        Standing.GUEST: net.guest("cron").route,
-        Standing.OBSERVER: net.observer().route,
-        Standing.STRANGER: b"never seen",
+    routes = {
+        ConnectionState.MEMBER: session.route,
+        ConnectionState.HELPER: net.helper(session).route,
+        ConnectionState.GUEST: net.guest("cron").route,
+        ConnectionState.OBSERVER: net.observer().route,
+        ConnectionState.UNREGISTERED: b"never seen",
     }
-    for standing, route in standings.items():
+    for state, route in routes.items():
         for verb, sample in samples.items():
             effects = net.broker.handle(net.clock.now, events.Received(route, [sample]))
             replies = [effect.envelope for effect in effects if isinstance(effect, events.Reply)]
-            if standing is Standing.STRANGER:
+            if state is ConnectionState.UNREGISTERED:
                 assert replies == [verbs.Expired()]
-            elif verb not in permissions.ALLOWED[standing]:
+            elif verb not in permissions.ALLOWED[state]:
                 (reply,) = replies
-                assert isinstance(reply, verbs.Refused), (standing, verb)
+                assert isinstance(reply, verbs.Refused), (state, verb)
                 assert "is not for a" in reply.text
 
 

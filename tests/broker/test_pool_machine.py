@@ -293,7 +293,7 @@ class Shop(Mishaps):
         self.net.settle()
         self.net.advance(20, step_s=1)
         known = {session.name for session in self.net.broker.registry.sessions.values()}
-        assert not known & {*NAMELESS} and not self.net.broker.upkeep.expects
+        assert not known & {*NAMELESS} and not self.net.broker.retention.needs_tick
         core = self.net.broker.pool
         for table in ("_staged", "_requests", "_callers", "_orphans", "_late", "_workers", "_absent"):
             assert not getattr(core, table), f"{table} leaks: {getattr(core, table)}"

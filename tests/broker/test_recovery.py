@@ -627,7 +627,7 @@ def test_mail_of_a_session_that_nothing_else_is_known_of_waits_for_it(net):
     del net.store._committed.sessions[session_id_of("bob")]
     net.kill_broker()
     net.settle()
-    assert "<Upkeep, 1 mailboxes unclaimed, 0 sessions passing>" in repr(net.broker.upkeep)
+    assert list(net.broker.registry.unclaimed) == [session_id_of("bob")]
     assert back(net, bob).bodies == [b"saved"]
 
 
@@ -703,7 +703,7 @@ def test_what_is_under_way_does_not_expire(net):
     net.advance(delivery.BUSY_AFTER_S + 1)
     assert net.store.total() == 1
     net.clock.advance(WEEK_S + 1)
-    net.broker.upkeep.tick(net.clock.now)
+    net.broker.retention.tick(net.clock.now)
     assert net.store.total() == 1 and not any("loses" in note for note in net.notes)
 
 

@@ -99,7 +99,7 @@ class SimWorld(World):
         self.quiet()
         for member in members:
             assert isinstance(member, SimMember)
-            assert self.net.broker.registry.connections[member.client.route].attached
+            assert self.net.broker.registry.connections[member.client.route].subscribed
 
     @property
     def now_s(self) -> float:

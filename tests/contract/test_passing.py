@@ -9,7 +9,7 @@ import pytest
 from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
 from zmqbus.broker.core import QUIET_TICK_S, SILENCE_S
-from zmqbus.broker.retention import PASSING_LOOK_S
+from zmqbus.broker.retention import EPHEMERAL_LOOK_S
 from zmqbus.errors import ZmqbusError
 from zmqbus.testing import session_id_of
 from zmqbus.wire import verbs
@@ -194,12 +194,12 @@ def test_it_is_forgotten_when_its_process_has_ended_with_all_that_was_kept(sim: 
     assert names(alice) == {"alice", "w-1"}
     assert kept(sim) == (1, {"alice", "w-1"})
     sim.net.living_owners.discard("7:7")
-    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    sim.pass_time(EPHEMERAL_LOOK_S + QUIET_TICK_S)
     assert names(alice) == {"alice"}
-    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    sim.pass_time(EPHEMERAL_LOOK_S + QUIET_TICK_S)
     assert kept(sim) == (0, {"alice"})
-    assert any("'w-1'" in note and "1 messages that it has not read" in note for note in sim.net.notes)
-    assert not sim.net.broker.upkeep.expects
+    assert any("'w-1'" in note and "dropped its 1 unread messages" in note for note in sim.net.notes)
+    assert not sim.net.broker.retention.needs_tick
 
 
 def test_one_that_is_dead_and_whose_connection_nobody_has_seen_end_is_off_the_list_within_15_s(sim, crew) -> None:
@@ -220,8 +220,8 @@ def test_one_that_stood_still_for_an_hour_has_lost_nothing(sim: SimWorld, crew) 
     assert alice.fate(cast) == (0, 1)
     bob.go()
     bob.takes(b"1")
-    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
-    assert not sim.net.broker.upkeep.expects
+    sim.pass_time(EPHEMERAL_LOOK_S + QUIET_TICK_S)
+    assert not sim.net.broker.retention.needs_tick
 
 
 @pytest.mark.parametrize("directed", [False, True])
@@ -232,7 +232,7 @@ def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim:
     bob.client.bye()
     sim.quiet()
     assert alice.fate(sent) == ("unknown_peer" if directed else (0, 0))
-    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    sim.pass_time(EPHEMERAL_LOOK_S + QUIET_TICK_S)
     assert kept(sim) == (0, {"alice"})
 
 
@@ -273,7 +273,7 @@ def test_those_who_ended_between_two_brokers_are_forgotten_by_the_next_with_thei
     sim.net.living_owners.discard("7:7")
     sim.kill_broker()
     assert kept(sim) == (0, {"alice"})
-    assert any("1 messages that it has not read" in note for note in sim.net.notes)
+    assert any("dropped its 1 unread messages" in note for note in sim.net.notes)
 
 
 def test_it_stays_known_as_long_as_a_command_speaks_for_it(sim: SimWorld, crew) -> None:
@@ -284,7 +284,7 @@ def test_it_stays_known_as_long_as_a_command_speaks_for_it(sim: SimWorld, crew) 
     assert session_id_of("w-1") in sim.net.broker.registry.sessions
     helper.hears(helper.send("alice", b"x"), "busy")
     helper.bye()
-    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    sim.pass_time(EPHEMERAL_LOOK_S + QUIET_TICK_S)
     assert session_id_of("w-1") not in sim.net.broker.registry.sessions
     assert names(alice) == {"alice"}
 
@@ -296,7 +296,7 @@ def test_a_store_that_cannot_be_written_is_no_reason_to_keep_it(sim: SimWorld, c
     bob.gets(b"1")
     bob.bye()
     assert not_taken(alice, sent)
-    sim.pass_time(PASSING_LOOK_S + QUIET_TICK_S)
+    sim.pass_time(EPHEMERAL_LOOK_S + QUIET_TICK_S)
     sim.net.store.fails = None
     sim.pass_time(1)
     assert kept(sim) == (0, {"alice"})

@@ -119,7 +119,7 @@ class TestSubscriptions:
         net.wake()
         assert bob.route not in net.broker.registry.connections
         net.settle()
-        assert net.broker.registry.connections[bob.route].attached, "bob has reconnected"
+        assert net.broker.registry.connections[bob.route].subscribed, "bob has reconnected"
 
     def test_no_order_between_the_two_sockets(self, net):
         alice, bob = net.session("alice"), net.session("bob")

@@ -24,8 +24,9 @@ from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.in_flight import Run
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.pending import Staged, StagedRun, entry_of, gathered, run_of
-from zmqbus.broker.registry import Connection, Registry, Session
+from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import Awaits, Expected
+from zmqbus.broker.sessions import Connection, Session
 from zmqbus.broker.storage.api import Entry
 from zmqbus.broker.takeover import Takeover
 from zmqbus.errors import (

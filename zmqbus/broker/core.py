@@ -3,12 +3,12 @@
 Theory of operation
 ===================
 
-A connection is a small machine whose states are `Standing`s, and `ALLOWED` says which verb each of them may say. A
+A connection is a small machine (`ConnectionState`), and `ALLOWED` lists the verbs that it may send in each state. A
 pair that is not in the table is an error of the peer, answered as such; nothing is passed over in silence, and nothing
-that one peer says can cost another anything. A stranger's only verb is HELLO: to all else the answer is EXPIRED, upon
-which a well-behaved client says HELLO and sends again what nobody has confirmed.
+that one peer says can cost another anything. An unregistered one may only say HELLO: to all else the answer is EXPIRED,
+upon which a well-behaved client says HELLO and sends again what nobody has confirmed.
 
-Who comes, goes and looks is decided here; what nobody asks for, in `upkeep`. A message goes through four steps, and
+Who comes, goes and looks is decided here; what nobody asks for, in `retention`. A message goes through four steps, and
 each is visible to whoever would have to know if the next did not come:
 
 1. *staged* (`intake`): checked, its receivers found. The effect is `Append`; nobody has been told anything.
@@ -62,10 +62,11 @@ from zmqbus.broker.events import (
 )
 from zmqbus.broker.fetch import Reading
 from zmqbus.broker.groups.requests import Pool
-from zmqbus.broker.permissions import ALLOWED, FROM_STRANGERS
-from zmqbus.broker.registry import NO_NAMES, STANDING, Connection, Registry, Session, Standing
+from zmqbus.broker.permissions import ALLOWED, FROM_UNREGISTERED
+from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import Awaits
-from zmqbus.broker.retention import Upkeep
+from zmqbus.broker.retention import Retention
+from zmqbus.broker.sessions import NO_NAMES, STATE_OF_ROLE, Connection, ConnectionState, Session, SessionState
 from zmqbus.broker.storage.api import Store
 from zmqbus.broker.takeover import Takeover
 from zmqbus.errors import (
@@ -161,7 +162,9 @@ class BrokerCore:
         )
         self.pool = Pool(self._out, epoch, owner_lives)
         self.reading = Reading(self.registry, self.delivery, self.awaits, self._out)
-        self.upkeep = Upkeep(self.registry, self.delivery, self.awaits, store, self._out, owner_lives, self.takeover)
+        self.retention = Retention(
+            self.registry, self.delivery, self.awaits, store, self._out, owner_lives, self.takeover
+        )
         self._owner_lives = owner_lives
         self._silence_due_s = 0.0
         self._started: Instant | None = None
@@ -250,7 +253,7 @@ class BrokerCore:
 
     def recover(self, now: Instant) -> list[Effect]:
         """Takes up what an earlier broker has left; to be called once, before anything else."""
-        self.upkeep.recover(now)
+        self.retention.recover(now)
         self.pool.aftermath.begin(now, self.registry.sessions.values())
         return self._out.take()
 
@@ -258,7 +261,7 @@ class BrokerCore:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
         if self.delivery.waits or self.delivery.waits_for_commit or self.awaits.expects or self.pool.expects:
             return BUSY_TICK_S
-        if self.registry.connections or self.upkeep.expects:
+        if self.registry.connections or self.retention.needs_tick:
             return QUIET_TICK_S
         return None
 
@@ -300,7 +303,7 @@ class BrokerCore:
                 connection.silent = False
                 self.pool.silence_changed(connection)
         for envelope in envelopes:
-            if envelope.__class__ not in (connection.allowed if connection is not None else FROM_STRANGERS):
+            if envelope.__class__ not in (connection.allowed if connection is not None else FROM_UNREGISTERED):
                 if isinstance(envelope, verbs.Faulty) and (connection is not None or envelope.refs == ("hello",)):
                     self._out.refuse_all(route, envelope.refs, ProtocolError(envelope.reason))
                     if envelope.refs == ("hello",):
@@ -311,7 +314,7 @@ class BrokerCore:
                     self._out.reply(route, verbs.Expired())
                     return
                 verb = type(envelope).__name__.upper()
-                misplaced = ProtocolError(f"{verb} is not for a {connection.standing.value}; see docs/protocol.md")
+                misplaced = ProtocolError(f"{verb} is not for a {connection.state.value}; see docs/protocol.md")
                 self._out.refuse_all(route, verbs.refs_of(envelope.__class__, envelope), misplaced)
                 continue
             try:
@@ -331,9 +334,9 @@ class BrokerCore:
         """
         if session.conn is None:
             return
-        if session.conn.attached:
+        if session.conn.subscribed:
             self._out.put(Publish(verbs.name_channel(name or session.name), envelope))
-        if last or not session.conn.attached:
+        if last or not session.conn.subscribed:
             self._out.reply(session.conn.route, envelope)
 
     # --- HELLO and its end
@@ -346,7 +349,7 @@ class BrokerCore:
                 f"{self.release}) speaks {verbs.VERSION}; end the older of the two: zmqbus broker --stop"
             )
         try:
-            standing = STANDING[verbs.Role(hello.role)]
+            state = STATE_OF_ROLE[verbs.Role(hello.role)]
         except ValueError:
             raise ProtocolError(f"HELLO with an unknown role, {hello.role}") from None
         for what, names in (("topic", hello.topics), ("group", hello.groups)):
@@ -357,10 +360,10 @@ class BrokerCore:
             self.takeover.settle_all(now)  # the clock of one that nobody is connected to stands still
         name = naming.check_name(hello.name) if hello.name else ""
         session: Session | None = None
-        if standing is Standing.GUEST:
+        if state is ConnectionState.GUEST:
             self._check_guest(name, hello)
-        elif standing is not Standing.OBSERVER:
-            session = self._claim(hello, name, standing)
+        elif state is not ConnectionState.OBSERVER:
+            session = self._claim(hello, name, state)
         if isinstance(who, Connection):
             self._part(now, who, left=True)  # what it awaits comes again with this HELLO
         before = self.registry.by_lease(hello.lease) if hello.lease else None
@@ -370,32 +373,31 @@ class BrokerCore:
             self._part(now, before)
         if hello.lease:
             self.pool.caller_returned(hello.lease)
-        if standing is Standing.MEMBER and session is not None and session.conn is not None:
+        if state is ConnectionState.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)  # guards: sessions: one process per session
-        connection = self.registry.connect(route, standing, self._new_token(), now.mono_s)
-        connection.allowed = ALLOWED[standing]
+        connection = self.registry.connect(route, state, self._new_token(), now.mono_s)
+        connection.allowed = ALLOWED[state]
         connection.session = session
         connection.owner = hello.owner
         connection.program = hello.role == verbs.Role.PROGRAM
         connection.related = hello.release == self.release
-        if standing is Standing.GUEST:
+        if state is ConnectionState.GUEST:
             connection.guest = name
             # The same for whoever has the token, so that a guest may repeat itself over a new connection; and
             # receivers, who see the id, cannot tell the token from it.
             # It has the form of a session id, which no name has: who answers it cannot mean anybody else.
             connection.guest_id = verbs.session_id_of(sha256((hello.token or "").encode()).digest()[:16])
-        if session is not None and (standing is Standing.MEMBER or not session.name):
+        if session is not None and (state is ConnectionState.MEMBER or not session.name):
             session.label = label
             # Many sessions of one place: the string once, not once for each.
             session.cwd, session.project = sys.intern(hello.cwd), sys.intern(hello.project)
-        if standing is Standing.MEMBER:
+        if state is ConnectionState.MEMBER:
             assert session is not None
             session.pid, session.owner, session.owner_ended = hello.pid, hello.owner, False
             session.topics = frozenset(hello.topics) if hello.topics else NO_NAMES
             session.groups = frozenset(hello.groups) if hello.groups else NO_NAMES
-            session.conn = connection
-            session.left = False
-            session.named = hello.named
+            session.connect(connection)
+            session.persistent = hello.named
             session.since_ts = now.wall_s
             self.registry.take_name(session, name)
             self.registry.keep(session)  # guards: recovery [self.registry.keep => self.registry._file]
@@ -404,10 +406,10 @@ class BrokerCore:
             # A helper is here before its listener has found the new broker: the session is away, under its name. (It
             # has not come itself: whoever has, and is away, comes before it.)
             session.name, session.away_since_s = name, now.steady_s
-            session.owner, session.named = hello.owner, hello.named
+            session.owner, session.persistent = hello.owner, hello.named
             self.registry.keep(session)
-            self.upkeep.parted(session)
-        if session is not None and standing is Standing.HELPER:
+            self.retention.parted(session)
+        if session is not None and state is ConnectionState.HELPER:
             self.takeover.settle(now, session)
         self._out.reply(
             route,
@@ -424,7 +426,7 @@ class BrokerCore:
                 session.mailbox.total if session else 0,
             ),
         )
-        if standing is Standing.MEMBER:
+        if state is ConnectionState.MEMBER:
             assert session is not None
             connection.mailbox = session.mailbox
             if self.delivery.consumer(session.mailbox) is None:
@@ -435,7 +437,7 @@ class BrokerCore:
             else:
                 self.pool.aftermath.arrived(session.session_id)  # no worker, whatever it was before
 
-    def _claim(self, hello: verbs.Hello, name: str, standing: Standing) -> Session:
+    def _claim(self, hello: verbs.Hello, name: str, state: ConnectionState) -> Session:
         """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
         if not hello.session_id or not hello.token or not name:
             raise ProtocolError("HELLO for a session needs its id, its token and its name")
@@ -445,7 +447,7 @@ class BrokerCore:
         digest = sha256(hello.token.encode()).hexdigest()
         if session is not None:
             self._check_token(session, hello.token)
-        if standing is Standing.MEMBER:
+        if state is ConnectionState.MEMBER:
             self._check_free(session, name)
         return session or self.registry.enter(hello.session_id, digest, self.intake.last_id)
 
@@ -481,8 +483,7 @@ class BrokerCore:
         session = connection.session
         own = session is not None and session.conn is connection
         if session is not None and own:
-            session.conn = None
-            session.away_since_s = now.steady_s
+            session.part(now.steady_s)
             if gone:  # guards: failover [off]
                 session.groups = NO_NAMES  # it works for none of them any more, and no later broker waits for it
             self.registry.release_name(session)
@@ -497,22 +498,22 @@ class BrokerCore:
                 self.reading.hand_back(now, connection, mailbox)
         if session is not None and own:
             self.reading.parted(now, session)
-            self.upkeep.parted(session, gone=gone)
+            self.retention.parted(session, gone=gone)
         self.pool.parted(now, connection, gone=gone)
 
     def _ping(self, now: Instant, who: Connection, ping: verbs.Ping) -> None:
         session = who.session
         if ping.lease != who.lease:  # guards: sessions [off]
             self._out.reply(who.route, verbs.Expired())
-        elif session is not None and who.standing is Standing.MEMBER and ping.name != session.name:
+        elif session is not None and who.state is ConnectionState.MEMBER and ping.name != session.name:
             self._out.reply(who.route, verbs.Renamed(session.name))
 
     def _marked(self, lease: str) -> None:
         connection = self.registry.by_lease(lease)
         if connection is not None:
-            connection.attached = True
+            connection.subscribed = True
         else:
-            self.registry.came_back(lease)
+            self.registry.resubscribed(lease)
 
     def _unmarked(self, now: Instant, lease: str) -> None:
         """The one sign of a dead peer that libzmq gives at once; silence is found by `_tick`."""
@@ -619,14 +620,14 @@ class BrokerCore:
     def _disconnect(self, now: Instant, who: Connection, disconnect: verbs.Disconnect) -> None:
         session = who.session
         assert session is not None
-        was_there = not session.left  # one that is away is left in the same way
-        session.left = True
+        was_there = session.state not in (SessionState.LEFT, SessionState.DISCARDED)  # AWAY counts as well
         if session.conn is not None:
             self._tell(session, verbs.Disconnected(), last=True)
             self._part(now, session.conn, gone=True)
+        session.leave()
         self.pool.left(session)
         self.registry.keep(session)
-        self.upkeep.parted(session, gone=True)
+        self.retention.parted(session, gone=True)
         self._out.reply(who.route, verbs.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
 
     def _forget(self, now: Instant, who: Connection | bytes, forget: verbs.Forget) -> None:
@@ -636,19 +637,19 @@ class BrokerCore:
         if session is not None:
             self._check_token(session, forget.token)
             unread = session.mailbox.total
-            session.named = False
+            session.persistent = False
             own = session.conn
             if own is not None:
                 if own is not who:
                     self._tell(session, verbs.Disconnected(), last=True)
                 self._part(now, own, gone=True)
             self.pool.left(session)
-            self.upkeep.parted(session, gone=True)
+            self.retention.parted(session, gone=True)
         self._out.reply(who if isinstance(who, bytes) else who.route, verbs.Done(forget.ref, str(unread)))
 
     def _remove(self, now: Instant, who: Connection, remove: verbs.Remove) -> None:
         session = self.registry.known(remove.session_id)
-        if session is None or session.left:  # guards: takeover [or session.left =>]
+        if session is None or not session.is_reachable:  # guards: takeover [or not session.is_reachable =>]
             raise UnknownPeer("that session is not on the bus any more; see who is: zmqbus list --all")
         if session.conn is not None:
             raise Unauthorized(
@@ -661,8 +662,8 @@ class BrokerCore:
         if 0 <= remove.unread < unread:  # guards: takeover [off]
             raise RateLimited(f"{unread} messages wait for '{session.name}' by now; look again before you remove them")
         self._out.note(f"{session!r} is removed on request")
-        session.named = False
-        self.upkeep.parted(session, gone=True)
+        session.persistent = False
+        self.retention.parted(session, gone=True)
         self._out.reply(who.route, verbs.Done(remove.ref, str(unread)))
 
     def _status(self, now: Instant, who: Connection, status: verbs.Status) -> None:
@@ -712,7 +713,7 @@ class BrokerCore:
         self.intake.tick(now)
         self.pool.tick(now)
         self.takeover.tick(now)  # guards: takeover
-        self.upkeep.tick(now)
+        self.retention.tick(now)
 
     def _look_after_silent(self, now: Instant, connection: Connection) -> None:
         """Ends a silent connection whose process has ended, though another process may hold its sockets (a child that

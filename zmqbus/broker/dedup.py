@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
-from zmqbus.broker.registry import Session
+from zmqbus.broker.sessions import Session
 from zmqbus.broker.storage.api import Refusal, Store
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs

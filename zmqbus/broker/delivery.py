@@ -24,7 +24,7 @@ from zmqbus.broker.dedup import Fate, Fates
 from zmqbus.broker.events import Instant, Outbox, Publish
 from zmqbus.broker.in_flight import Item, Run, Tally
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.registry import Connection, Session
+from zmqbus.broker.sessions import Connection, Session, SessionState
 from zmqbus.broker.storage.api import Entry, Store
 from zmqbus.errors import BrokerUnavailable, ProtocolError, UnknownPeer
 from zmqbus.tuples import NamedTuple
@@ -157,7 +157,7 @@ class Delivery:
         self._open[entry.msg_id] = item
         if item.stored:
             self._fresh.append(self._settle_behind(now, item, session))
-            if session.left and not session.named:  # guards: ephemeral sessions
+            if session.state is SessionState.DISCARDED:  # guards: ephemeral sessions
                 self.forsake(session)
 
     def run_to_one(self, now: Instant, session: Session, run: Run) -> None:
@@ -240,9 +240,9 @@ class Delivery:
                     spared.append(session.conn.peer)
                 self._count(tally, delivered=False)
                 continue
-            attached = session.conn is not None and session.conn.attached
+            subscribed = session.conn is not None and session.conn.subscribed
             # guards: dedup [and not entry.repeated =>]
-            if attached and not entry.repeated and session.mailbox.may_publish(entry):
+            if subscribed and not entry.repeated and session.mailbox.may_publish(entry):
                 published = True
                 session.mailbox.append(entry, now.mono_s, tally=tally, bcast=self.bcast)
                 self._active[session.mailbox] = None
@@ -252,7 +252,7 @@ class Delivery:
             item = self._enqueue(now, session, entry, tally=tally)
             if item.stored:
                 self._fresh.append(self._settle_behind(now, item, session))
-                if session.left and not session.named:
+                if session.state is SessionState.DISCARDED:
                     self.forsake(session)
         if published:
             self._publish(entry, spared)
@@ -268,10 +268,10 @@ class Delivery:
         run.bcast = first
         for session in receivers:
             conn = session.conn
-            # guards: broadcasts [conn.attached and =>]
+            # guards: broadcasts [conn.subscribed and =>]
             # guards: broadcasts [and session.mailbox.may_publish_run(run) =>]
             # guards: compatibility [and conn.related =>]
-            if conn is None or not (conn.attached and conn.related and session.mailbox.may_publish_run(run)):
+            if conn is None or not (conn.subscribed and conn.related and session.mailbox.may_publish_run(run)):
                 run.bcast = 0  # guards: broadcasts
                 return False
         self.bcast += len(run)  # guards: broadcasts [len(run) => 1]

@@ -16,8 +16,9 @@ from __future__ import annotations
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.registry import Connection, Fetching, Registry, Session
+from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import Awaits
+from zmqbus.broker.sessions import Connection, Fetching, Session
 from zmqbus.errors import ProtocolError, RateLimited
 from zmqbus.wire import verbs
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from zmqbus.broker.events import Instant
 from zmqbus.broker.in_flight import Common, Run
-from zmqbus.broker.registry import Connection, Session
+from zmqbus.broker.sessions import Connection, Session
 from zmqbus.broker.storage.api import Entry
 from zmqbus.journal.record import Record, Records
 from zmqbus.tuples import NamedTuple

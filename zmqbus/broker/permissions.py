@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zmqbus.broker.registry import Standing
+from zmqbus.broker.sessions import ConnectionState
 from zmqbus.wire import verbs
 
 _COMMON = frozenset(
@@ -17,10 +17,10 @@ _COMMON = frozenset(
     )
 )
 
-#: Which verb a connection may say in which standing. What is not here is refused; a stranger is told to say HELLO.
-ALLOWED: dict[Standing, frozenset[type]] = {
-    Standing.STRANGER: frozenset((verbs.Hello, verbs.Forget)),
-    Standing.MEMBER: _COMMON
+#: Verbs that a connection may send in each state. Any other is refused; an unregistered connection is answered EXPIRED.
+ALLOWED: dict[ConnectionState, frozenset[type]] = {
+    ConnectionState.UNREGISTERED: frozenset((verbs.Hello, verbs.Forget)),
+    ConnectionState.MEMBER: _COMMON
     | {
         verbs.Send,
         verbs.Sends,
@@ -36,7 +36,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
         verbs.Offer,
         verbs.Answer,
     },
-    Standing.HELPER: _COMMON
+    ConnectionState.HELPER: _COMMON
     | {
         verbs.Send,
         verbs.Sends,
@@ -53,7 +53,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
         verbs.Request,
         verbs.Withdraw,
     },
-    Standing.GUEST: _COMMON
+    ConnectionState.GUEST: _COMMON
     | {
         verbs.Send,
         verbs.Sends,
@@ -64,7 +64,7 @@ ALLOWED: dict[Standing, frozenset[type]] = {
         verbs.Request,
         verbs.Withdraw,
     },
-    Standing.OBSERVER: _COMMON,
+    ConnectionState.OBSERVER: _COMMON,
 }
 
-FROM_STRANGERS = ALLOWED[Standing.STRANGER]
+FROM_UNREGISTERED = ALLOWED[ConnectionState.UNREGISTERED]

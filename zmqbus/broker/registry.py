@@ -1,294 +1,110 @@
-"""Who is on the bus: sessions, the connections that speak for them, and how a target is found.
-
-A *session* outlives its connections: it is `live` while a listener or program holds a lease for it and `away` after
-that, with its mailbox. A *connection* is one routing id of the ROUTER socket. The ROUTER draws routing ids itself, a
-new one for each TCP connection, so no peer can take another's; what binds a connection to a session is the token in
-its HELLO, and what tells a newer claim from an older one is the lease.
+"""Tables of the sessions and connections that the broker knows, and how a target is resolved in them.
 
 The store keeps every session, so that mail can be sent to those that are away, whichever broker they last met.
 
-Names are unique among connected sessions only. A session that is away still answers to its name as long as nobody
-connected has it, which is what lets mail wait for it; it never keeps the name from anyone.
+Names are unique among connected sessions only. A session that is away can still be addressed by its name as long as no
+connected one has it, so that mail waits for it; but it never keeps the name from anyone.
 
-Sessions of one name and project share a *seat*, and follow each other in it (`takeover`). The id of one that was taken
-over leads to the one that did it, for as long as mail is kept; whoever still holds such a session, and has something
-for it, asks for its `heir`.
+Sessions of one name and project share a *seat* and follow each other in it (`takeover`). The id of a session that was
+taken over leads to its successor for as long as mail is kept; code that still holds such a session asks for its `heir`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from enum import Enum
+from typing import NoReturn
 
 from zmqbus.broker.mailbox import Mailbox
+from zmqbus.broker.sessions import Connection, ConnectionState, Session, SessionState, bearer_of
 from zmqbus.broker.storage.api import SessionRow, Store, succeeded_row
 from zmqbus.errors import Ambiguous, RateLimited, UnknownPeer
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
-from zmqbus.wire.verbs import Role, Scope
+from zmqbus.wire.verbs import Scope
 
 #: A unique prefix of a session id counts as a target from this length on.
 MIN_ID_PREFIX = 4
 #: Names and matches that an error lists at most.
 MAX_LISTED = 5
-#: Ended connections whose SUB is still there: they are named in each broadcast, which holds 4,096 names.
+#: Closed connections whose SUB may still be there: each broadcast names them, and has room for 4,096 names.
 MAX_LINGERING = 1_000
-#: Sessions that are remembered, connected or away: each costs a kilobyte. Beyond that one for which nothing waits makes
-#: room: the one that has been away for longest of those that were here briefly, or else of all.
+#: Sessions that are remembered, connected or away; each costs a kilobyte. Beyond that a session without mail makes
+#: room: the one that has been away for longest, first of those that were connected only briefly.
 MAX_SESSIONS = 10_000
-#: Ids of sessions that were taken over that are remembered: each may be said again by a sender that holds on to it.
+#: Ids of taken over sessions that are remembered: a sender may repeat a message to any of them.
 MAX_SUCCEEDED = 10_000
-#: A session that was connected for no longer than this makes room before those that were.
+#: A session that was connected for no longer than this, in seconds, makes room before the others.
 BRIEF_S = 60.0
-#: The topics or groups of a session that has joined none, as most have: one set for all of them.
-NO_NAMES: frozenset[str] = frozenset()
-
-
-class Standing(Enum):
-    """What a connection has shown itself to be: the state of its machine in `core`."""
-
-    STRANGER = "stranger"  #: has not said HELLO, or its lease is over
-    MEMBER = "member"  #: the listener or program of a session
-    HELPER = "helper"
-    GUEST = "guest"
-    OBSERVER = "observer"
-
-
-STANDING = {
-    Role.LISTENER: Standing.MEMBER,
-    Role.PROGRAM: Standing.MEMBER,
-    Role.HELPER: Standing.HELPER,
-    Role.GUEST: Standing.GUEST,
-    Role.OBSERVER: Standing.OBSERVER,
-}
-
-
-class Connection:
-    """One routing id, from its HELLO until it leaves, is lost or is displaced."""
-
-    __slots__ = (
-        "allowed",
-        "answered_bytes",
-        "attached",
-        "beaten",
-        "fetches",
-        "fetching",
-        "guest",
-        "guest_id",
-        "last_seen_s",
-        "lease",
-        "mailbox",
-        "owner",
-        "peer",
-        "previews",
-        "probe_at_s",
-        "program",
-        "related",
-        "requested_s",
-        "requests",
-        "route",
-        "session",
-        "silent",
-        "standing",
-        "waits",
-    )
-
-    def __init__(self, route: bytes, standing: Standing, peer: int, lease: str, now_s: float) -> None:
-        self.route = route
-        self.standing = standing
-        self.allowed: frozenset[type] = frozenset()  #: what it may say, by the table in `manners`
-        self.peer = peer  #: small number that stands for the lease in `Broadcast.spared`
-        self.lease = lease
-        self.last_seen_s = now_s
-        self.owner = ""  #: the process whose life bounds it, as HELLO named it
-        self.silent = False  #: has said nothing for a while: busy, or stopped
-        self.probe_at_s = 0.0  #: while it is silent: when it is probed next
-        self.session: Session | None = None
-        self.program = False  #: of the role PROGRAM: it may be a worker
-        self.related = False  #: of the broker's own release: it knows all verbs
-        self.guest = ""  #: the name that a guest speaks under
-        self.guest_id = ""
-        self.attached = False  #: its SUB is in force
-        self.mailbox: Mailbox | None = None  #: what this connection consumes
-        self.fetches = 0  #: how often it has read a mailbox
-        self.previews = 0  #: how often it has looked at one, or marked messages in it
-        self.requests = 0.0  #: bulky answers that it has been given lately, as `core` counts them
-        self.answered_bytes = 0.0  #: and their size
-        self.requested_s = now_s
-        self.waits: set[str] = set()  #: ids of messages whose answers it waits for
-        self.fetching: Fetching | None = None
-        self.beaten = 0  #: last broadcast that it was reminded of
-
-    def __repr__(self) -> str:
-        who = self.session.name if self.session else self.guest or "nobody"
-        return f"<Connection {self.route.hex()} {self.standing.value} for {who}{' attached' if self.attached else ''}>"
-
-    @property
-    def sender_id(self) -> str:
-        return self.session.session_id if self.session else self.guest_id
-
-    @property
-    def sender_name(self) -> str:
-        return self.session.name if self.session else self.guest
-
-
-class Fetching:
-    """A helper reads a session's mailbox: what it asked for, and how far it is."""
-
-    __slots__ = ("count", "deadline_s", "peek", "ref", "session", "started")
-
-    def __init__(self, ref: str, peek: bool, session: Session, deadline_s: float) -> None:
-        self.ref = ref
-        self.peek = peek
-        self.session = session
-        self.deadline_s = deadline_s  #: the listener must have given back what it holds by then
-        self.started = False
-        self.count = 0
-
-
-class Session:
-    """An agent or a script on the bus."""
-
-    __slots__ = (
-        "away_since_s",
-        "broadcasts",
-        "conn",
-        "cwd",
-        "entered_after",
-        "filed",
-        "groups",
-        "label",
-        "left",
-        "mailbox",
-        "name",
-        "named",
-        "owner",
-        "owner_ended",
-        "owner_seen_s",
-        "pid",
-        "project",
-        "recalls",
-        "restored",
-        "session_id",
-        "since_ts",
-        "successor",
-        "token_digest",
-        "topics",
-    )
-
-    def __init__(self, session_id: str, token_digest: str, mailbox: Mailbox) -> None:
-        self.session_id = session_id
-        self.token_digest = token_digest  #: SHA-256, hex: the token itself is its holders' secret
-        self.mailbox = mailbox
-        self.name = ""
-        self.label: str | None = None
-        self.cwd = ""
-        self.project = ""
-        self.pid = 0
-        self.owner = ""  #: the process whose life bounds it
-        self.owner_ended = False  #: that process is known to have ended: for good
-        self.owner_seen_s = 0.0  #: when it was seen to run, on the steady clock
-        self.successor: Session | None = None  #: who has taken it over
-        self.filed: str | None = None  #: the name that the registry has filed it under
-        self.topics = NO_NAMES
-        self.groups = NO_NAMES
-        self.entered_after = ""  #: id of the message that was accepted last before its first coming
-        self.since_ts = 0.0  #: wall clock of its last coming
-        self.conn: Connection | None = None
-        self.away_since_s = 0.0  #: on the steady clock
-        self.left = False  #: disconnected on purpose: not to be found, nor broadcast to, until it comes back
-        self.named = True  #: somebody chose its name; else nothing is kept for it when it has gone for good
-        self.broadcasts: deque[float] | None = None  #: when it made those of the last minute; None: never any
-        self.recalls = 0
-        self.restored = False  #: an earlier broker knew it
-
-    def __repr__(self) -> str:
-        state = "live" if self.conn else "left" if self.left else "away"
-        return f"<Session {self.name!r} {self.session_id[:8]} {state}: {self.mailbox.total} unread>"
-
-    @property
-    def heir(self) -> Session:
-        """Itself, or whoever has taken it over, or that one in turn."""
-        session = self
-        while session.successor is not None:
-            session = session.successor
-        return session
-
-
-def last_come(sessions: list[Session]) -> Session:
-    """Who of these bears the name that they share: the one that is connected; else whoever came last, and has not left
-    on purpose."""
-    # Of several within one reading of the clock, the one that was filed last.
-    return max(reversed(sessions), key=lambda one: (one.conn is not None, not one.left, one.since_ts))
 
 
 class Registry:
-    """The tables. Changes keep them consistent; nothing here decides what anybody is told."""
+    """Keeps the tables consistent; the callers decide what clients hear."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.connections: dict[bytes, Connection] = {}
         self.sessions: dict[str, Session] = {}
-        self.unclaimed: dict[str, Mailbox] = {}  #: mail of sessions that nothing else is known of, by their ids
+        self.unclaimed: dict[str, Mailbox] = {}  #: session id → mail of a session whose row is lost
         self._connected: dict[str, Session] = {}  # by name
-        self._filed: dict[str, list[Session]] = {}  # by name, all of them
+        self._filed: dict[str, list[Session]] = {}  # by name, connected or not
         self._shared: dict[str, None] = {}  # names that several sessions have
-        self._succeeded: dict[
-            str, tuple[str, float]
-        ] = {}  # id of one taken over → id of who did it, and when; oldest first
+        # Id of a session that was taken over → id of its successor, and when; oldest first.
+        self._succeeded: dict[str, tuple[str, float]] = {}
         self._leases: dict[str, Connection] = {}
         self._peers = 0
-        #: Lease → peer of connections that have ended while their SUB still takes what is published. The client may not
-        #: know of the end yet, and what it took from there would overtake what waits for it.
+        #: Lease → peer of closed connections whose SUB still receives broadcasts. The client may not have noticed the
+        #: end yet, and a broadcast that it receives there would overtake its waiting mail.
         self.lingering: dict[str, int] = {}
-        self._ended: dict[str, int] = {}  # likewise, whether their SUB is there or not: it may come back by itself
+        self._closed: dict[str, int] = {}  # the same, including those whose SUB is gone: it may reconnect by itself
 
     def __repr__(self) -> str:
         return f"<Registry: {len(self.connections)} connections, {len(self._connected)} of {len(self.sessions)} live>"
 
     # --- connections
 
-    def connect(self, route: bytes, standing: Standing, lease: str, now_s: float) -> Connection:
-        """Enters a connection that has said HELLO."""
+    def connect(self, route: bytes, state: ConnectionState, lease: str, now_s: float) -> Connection:
+        """Adds a connection that HELLO has put into this state."""
         self._peers += 1
-        connection = Connection(route, standing, self._peers, lease, now_s)
+        connection = Connection(route, self._peers, lease, now_s)
+        connection.state = state
         self.connections[route] = connection
         self._leases[lease] = connection
         return connection
 
     def drop(self, connection: Connection) -> None:
-        """Forgets a connection; its session, if it had one, is away."""
-        self.connections.pop(connection.route, None)
-        self._leases.pop(connection.lease, None)
-        if connection.attached:
-            self.lingering[connection.lease] = self._ended[connection.lease] = connection.peer
-            if len(self._ended) > MAX_LINGERING:
-                oldest = next(iter(self._ended))
-                del self._ended[oldest]
+        """Removes a connection and closes it; parting its session is up to the caller."""
+        connection.state = ConnectionState.CLOSED
+        del self.connections[connection.route]
+        del self._leases[connection.lease]
+        if connection.subscribed:
+            self.lingering[connection.lease] = self._closed[connection.lease] = connection.peer
+            if len(self._closed) > MAX_LINGERING:
+                oldest = next(iter(self._closed))
+                del self._closed[oldest]
                 self.lingering.pop(oldest, None)
 
-    def came_back(self, lease: str) -> None:
-        """The SUB of a connection that has ended has connected anew, with its filters."""
-        if lease in self._ended:
-            self.lingering[lease] = self._ended[lease]
+    def resubscribed(self, lease: str) -> None:
+        """Notes that the SUB of a closed connection has reconnected, with its filters."""
+        if lease in self._closed:
+            self.lingering[lease] = self._closed[lease]
 
     def by_lease(self, lease: str) -> Connection | None:
+        """The open connection with this lease."""
         return self._leases.get(lease)
 
     # --- sessions
 
     def enter(self, session_id: str, token_digest: str, last_id: str) -> Session:
-        """A new session, away and without a name until a connection brings both. `last_id`: of the message that was
-        accepted last.
+        """Adds a new session, AWAY and without a name until a connection brings both.
 
-        Raises `RateLimited` where as many sessions as are remembered are connected or have mail.
+        `last_id` is the id of the last accepted message. Raises `RateLimited` if all sessions that can be remembered
+        are connected or have mail.
         """
         if len(self.sessions) >= MAX_SESSIONS:
             idle = [s for s in self.sessions.values() if s.conn is None and not s.mailbox.total]
             if not idle:
                 raise RateLimited(f"{MAX_SESSIONS:,} sessions are connected or have mail; end some, then connect again")
-            # Those first that came and went at once: with them nobody can crowd out those that were here.
+            # Brief visitors make room first, so that a flood of them cannot crowd out established sessions.
             self.forget(min(idle, key=lambda one: (one.away_since_s - one.since_ts >= BRIEF_S, one.away_since_s)))
         # guards: recovery: mail survives a lost session row [self.unclaimed.pop(session_id, None) or =>]
         mailbox = self.unclaimed.pop(session_id, None) or Mailbox(session_id, self._store)
@@ -298,31 +114,35 @@ class Registry:
         return session
 
     def restore(self, row: SessionRow, now_s: float) -> Session:
-        """A session that an earlier broker knew. It is away; if it was connected when that one died, from now on
-        (`now_s`, of the steady clock)."""
+        """Adds a session that an earlier broker knew.
+
+        If it was connected when that broker died, it is AWAY from `now_s` of the steady clock on.
+        """
         mailbox = Mailbox(row.mailbox, self._store)
         session = self.sessions[row.session_id] = Session(row.session_id, row.token_digest, mailbox)
         session.name, session.label = row.name, row.label
         session.cwd, session.project, session.owner = row.cwd, row.project, row.owner
         session.topics, session.groups = frozenset(row.topics), frozenset(row.groups)
-        session.entered_after, session.since_ts, session.left = row.entered_after, row.since_ts, row.left
-        session.named = row.named
+        session.entered_after, session.since_ts = row.entered_after, row.since_ts
+        session.persistent = row.persistent
         session.restored = True
         session.away_since_s = now_s if row.away_since_s is None else row.away_since_s
+        if row.left:
+            session.leave()
         self._file(session)
         if row.away_since_s is None:
             self.keep(session)
         return session
 
     def restore_succeeded(self, row: SessionRow) -> None:
-        """A session that was taken over under an earlier broker."""
+        """Adds the id of a session that was taken over under an earlier broker."""
         self._succeeded[row.session_id] = (row.successor, row.away_since_s or 0.0)
 
     def keep(self, session: Session) -> None:
-        """Puts what is known of a session into the store; to be called whenever that has changed."""
+        """Saves a session; call it after every change that a later broker has to know."""
         if self.sessions.get(session.session_id) is not session:
             # guards: takeover
-            return  # forgotten, or taken over: a command of it may still be there
+            return  # forgotten or taken over, while a command of it is still connected
         self._file(session)
         self._store.save_session(
             SessionRow(
@@ -339,15 +159,15 @@ class Registry:
                 session.entered_after,
                 session.since_ts,
                 session.away_since_s if session.conn is None else None,
-                session.left,
-                session.named,
+                session.state in (SessionState.LEFT, SessionState.DISCARDED),
+                session.persistent,
             )
         )
 
     def forget(self, session: Session) -> None:
-        """Removes a session for good."""
-        self.release_name(session)
+        """Removes a session that is not connected, from the tables and from the store."""
         if self.sessions.get(session.session_id) is session:
+            session.state = SessionState.FORGOTTEN
             del self.sessions[session.session_id]
             self._unfile(session)
             self._store.forget_session(session.session_id)
@@ -377,17 +197,17 @@ class Registry:
             del self._filed[name]
 
     def seat(self, session: Session) -> list[Session]:
-        """The sessions of this one's name and project that somebody named, itself among them."""
+        """The persistent sessions of this one's name and project, itself included."""
         filed = self._filed.get(session.name, ())
-        # guards: takeover [and one.named =>]
-        return [one for one in filed if one.project == session.project and one.named]
+        # guards: takeover [and one.persistent =>]
+        return [one for one in filed if one.project == session.project and one.persistent]
 
     def shared_seats(self) -> list[list[Session]]:
-        """All seats of several sessions."""
+        """All seats that several sessions share."""
         seats: dict[tuple[str, str], list[Session]] = {}
         for name in self._shared:
             for session in self._filed[name]:
-                if session.named:
+                if session.persistent:
                     seats.setdefault((name, session.project), []).append(session)
         return [seat for seat in seats.values() if len(seat) > 1]
 
@@ -396,9 +216,11 @@ class Registry:
         return [session for session in self.sessions.values() if session.conn is None]
 
     def succeed(self, session: Session, successor: Session, now_s: float) -> None:
-        """Removes a session that another one has taken over (at `now_s` of the steady clock): its id stands for that
-        one."""
-        self.release_name(session)
+        """Removes a session whose mail another one has taken over, at `now_s` of the steady clock.
+
+        Its id leads to the successor from now on.
+        """
+        session.state = SessionState.TAKEN_OVER
         del self.sessions[session.session_id]
         self._unfile(session)
         session.successor = successor
@@ -410,7 +232,7 @@ class Registry:
             self._forget_succeeded(next(iter(self._succeeded)))
 
     def drop_succeeded(self, before_s: float) -> None:
-        """Forgets who was taken over before this instant of the steady clock, and by nobody who is left."""
+        """Forgets the ids that were taken over before this instant of the steady clock, or whose heir is gone."""
         for session_id, (_, at_s) in list(self._succeeded.items()):
             if at_s < before_s or self.known(session_id) is None:
                 self._forget_succeeded(session_id)
@@ -420,7 +242,7 @@ class Registry:
         self._store.forget_session(session_id)
 
     def known(self, session_id: str) -> Session | None:
-        """The session of this id, or who has taken it over."""
+        """The session of this id, or its heir."""
         for _ in range(MAX_SUCCEEDED):  # a damaged store may hold a circle
             session = self.sessions.get(session_id)
             if session is not None or session_id not in self._succeeded:
@@ -435,37 +257,37 @@ class Registry:
         return self._connected.get(name)
 
     def take_name(self, session: Session, name: str) -> None:
-        """Gives a connected session its name; the caller has made sure that it is free."""
+        """Gives a connected session a name that no other connected session has."""
         self.release_name(session)
         session.name = name
         self._connected[name] = session
 
     def release_name(self, session: Session) -> None:
-        """The session keeps the name it goes by, and holds it no longer."""
+        """Frees the name for other sessions; mail can still be addressed to this one by it."""
         if self._connected.get(session.name) is session:
             del self._connected[session.name]
 
     def live(self) -> Iterator[Session]:
-        """Connected sessions, in the order of their names' taking."""
+        """Connected sessions, in the order in which they took their names."""
         return iter(self._connected.values())
 
     def reachable(self) -> Iterator[Session]:
         """Sessions that mail can be sent to: connected, or away."""
-        return (session for session in self.sessions.values() if not session.left)
+        return (session for session in self.sessions.values() if session.is_reachable)
 
-    # --- who is meant
+    # --- targets
 
     def resolve(self, target: str) -> Session:
-        """The session that a target names, in this order: exact id, exact name, unique prefix of a name,
-        unique prefix of an id. At each step those connected are asked before those away.
+        """Finds the session of a target: by exact id, exact name, unique prefix of a name, or unique prefix of an id.
 
-        Raises `Ambiguous` with the matches, `UnknownPeer` with the nearest names.
+        At each step connected sessions take precedence. Raises `Ambiguous` with the matches, or `UnknownPeer` with the
+        nearest names.
         """
         session = self._connected.get(target)
         if session is not None and target not in self.sessions:
             return session  # the hot path: an exact name
         exact = self.known(target)
-        if exact is not None and not exact.left:
+        if exact is not None and exact.is_reachable:
             return exact
         if session is not None:
             return session
@@ -473,35 +295,34 @@ class Registry:
         if named is not None:
             return named
         reachable = list(self.reachable())
-        shown = sanitise(target, 80)
-        if target:
-            for by_name, matches in (
-                (True, [session for session in reachable if session.name.startswith(target)]),
-                (False, [s for s in reachable if len(target) >= MIN_ID_PREFIX and s.session_id.startswith(target)]),
-            ):
-                connected = [session for session in matches if session.conn]
-                found = connected or matches
-                if len(found) == 1:
-                    return found[0]
-                if by_name and found and len({one.name for one in found}) == 1:
-                    # One name that several have had, which is one that is meant.
-                    return self._away_by_name(found[0].name) or found[0]
-                if found:
-                    listed = ", ".join(f"{s.name} ({s.session_id[:8]})" for s in found[:MAX_LISTED])
-                    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
-                    raise Ambiguous(f"'{shown}' matches {listed}{more}; use the whole name or session id")
+        return (target and self._by_prefix(reachable, target)) or self._raise_unknown(reachable, target)
+
+    def _by_prefix(self, reachable: list[Session], target: str) -> Session | None:
+        by_name = _connected_first([session for session in reachable if session.name.startswith(target)])
+        if len({session.name for session in by_name}) == 1:
+            # Several sessions that share one name are one target.
+            return by_name[0] if len(by_name) == 1 else self._away_by_name(by_name[0].name) or by_name[0]
+        by_id = [session for session in reachable if session.session_id.startswith(target)]
+        found = by_name or (_connected_first(by_id) if len(target) >= MIN_ID_PREFIX else [])
+        if len(found) > 1:
+            listed = ", ".join(f"{s.name} ({s.session_id[:8]})" for s in found[:MAX_LISTED])
+            more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+            raise Ambiguous(f"'{sanitise(target, 80)}' matches {listed}{more}; use the whole name or session id")
+        return found[0] if found else None
+
+    def _raise_unknown(self, reachable: list[Session], target: str) -> NoReturn:
         names = sorted({session.name for session in reachable})
         near = naming.nearest(target[:80], names, MAX_LISTED) or names[:MAX_LISTED]
         hint = f"connected or away: {', '.join(near)}" if near else "nobody is on the bus yet"
-        raise UnknownPeer(f"no session answers to '{shown}'; {hint}; see: zmqbus list --all")
+        raise UnknownPeer(f"no session answers to '{sanitise(target, 80)}'; {hint}; see: zmqbus list --all")
 
     def _away_by_name(self, name: str) -> Session | None:
-        """Whom a name means that nobody connected has."""
-        named = [session for session in self._filed.get(name, ()) if not session.left]
-        return last_come(named) if named else None
+        """The session that a name addresses while no connected session has it."""
+        named = [session for session in self._filed.get(name, ()) if session.is_reachable]
+        return bearer_of(named) if named else None
 
     def audience(self, scope: int, target: str) -> Iterator[Session]:
-        """The sessions that a message to many is for; the caller leaves out its sender."""
+        """The sessions that a message to many addresses; the caller leaves out its sender."""
         for session in self.reachable():
             if (
                 scope == Scope.ALL
@@ -510,10 +331,15 @@ class Registry:
             ):
                 yield session
 
-    def spoken_for(self, session: Session) -> bool:
+    def is_represented(self, session: Session) -> bool:
         """Whether any connection acts for a session: its own, or a command's."""
         return any(connection.session is session for connection in self.connections.values())
 
     def members(self, group: str) -> list[Session]:
         """The connected sessions that have joined a group."""
         return [session for session in self._connected.values() if group in session.groups]
+
+
+def _connected_first(matches: list[Session]) -> list[Session]:
+    """The connected ones of these, or all of them if none is connected."""
+    return [session for session in matches if session.conn] or matches

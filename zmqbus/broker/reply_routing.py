@@ -16,7 +16,7 @@ from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.in_flight import Item
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.registry import Connection, Session
+from zmqbus.broker.sessions import Connection, Session
 from zmqbus.broker.storage.api import Awaited, Entry, Store
 from zmqbus.errors import ProtocolError, RateLimited, UnknownPeer
 from zmqbus.wire import verbs

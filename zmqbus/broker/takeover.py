@@ -46,7 +46,8 @@ from collections.abc import Callable, Iterable
 
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.registry import Registry, Session, last_come
+from zmqbus.broker.registry import Registry
+from zmqbus.broker.sessions import Session, bearer_of
 from zmqbus.journal.record import Earlier
 
 #: How long a dead session that nothing waits for is kept, for those who send to its name.
@@ -131,7 +132,7 @@ class Takeover:
         ended = [session for session in seat if session.conn is None and self._has_ended(now, session)]
         if not ended:
             return False
-        bearer = last_come([one for one in seat if one.conn or not one.left or one in ended])
+        bearer = bearer_of([one for one in seat if one.is_reachable or one in ended])
         taken = [session for session in _oldest_first(ended) if session is not bearer and self._is_closed(session)]
         return any([self._take_over(now, bearer, session) for session in taken])
 
@@ -151,7 +152,7 @@ class Takeover:
     def _forget_empty(self, now: Instant, session: Session) -> bool:
         """Forgets a session that has died an hour ago and for which nothing waits."""
         mailbox = session.mailbox
-        if session.conn is not None or not session.named or mailbox.total or mailbox.awaits:
+        if session.conn is not None or not session.persistent or mailbox.total or mailbox.awaits:
             return False
         if now.steady_s - session.away_since_s < EMPTY_KEEP_S:
             return False

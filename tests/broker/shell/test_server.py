@@ -281,9 +281,9 @@ def test_only_marks_are_taken_from_the_subscribers(served):
     assert connection is not None
     for _ in range(DEADLINE_MS // 10):
         served.turn(10)
-        if connection.attached:
+        if connection.subscribed:
             break
-    assert connection.attached
+    assert connection.subscribed
 
 
 # --- the search index, beside it

@@ -282,9 +282,9 @@ def test_what_was_committed_is_found(kept, entry):
 
 
 @pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("named", [False, True])
-def test_who_left_and_who_was_named_are_told_apart(kept, left, named):
-    row = session(left=left, named=named)
+@pytest.mark.parametrize("persistent", [False, True])
+def test_left_and_persistent_are_kept_independently(kept, left, persistent):
+    row = session(left=left, persistent=persistent)
     kept.store.save_session(row)
     kept.store.commit()
     assert kept.reopen().recover(9).sessions == [row]

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.groups.model import Worker
 from zmqbus.broker.groups.queues import Board
-from zmqbus.broker.registry import Session
+from zmqbus.broker.sessions import Session
 from zmqbus.wire import verbs
 
 #: How long callers that have lost their connection are expected back with what no worker has, and how long a worker
@@ -66,7 +66,7 @@ class Aftermath:
         self._until_s = now.mono_s + RETURN_S
         for session in sessions:
             # guards: failover [self._owner_lives(session.owner) => not session.away_since_s]
-            if session.groups and not session.left and self._owner_lives(session.owner):
+            if session.groups and session.is_reachable and self._owner_lives(session.owner):
                 self._owners[session.session_id] = session.owner
                 for name in session.groups:
                     self._expected.setdefault(name, set()).add(session.session_id)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from enum import Enum
 
-from zmqbus.broker.registry import Connection
+from zmqbus.broker.sessions import Connection
 from zmqbus.wire.verbs import Pointer
 
 

@@ -40,7 +40,7 @@ from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.groups.failover import RETURN_S, Aftermath
 from zmqbus.broker.groups.model import Caller, Group, Request, Stage, Worker
 from zmqbus.broker.groups.queues import Board
-from zmqbus.broker.registry import Connection, Session
+from zmqbus.broker.sessions import Connection, Session
 from zmqbus.errors import BrokerUnavailable, Poisoned, ProtocolError, UnknownPeer, ZmqbusError
 from zmqbus.journal.record import Record
 from zmqbus.security.digest import sha256

@@ -75,8 +75,8 @@ class SessionRow(NamedTuple):
     entered_after: str  #: id of the message that was accepted last before its first coming; "": not known
     since_ts: float  #: wall clock of its last coming, s
     away_since_s: float | None  #: on the steady clock; None: connected when this was kept
-    left: bool  #: disconnected on purpose
-    named: bool = True  #: somebody chose its name; else it is forgotten with its process
+    left: bool  #: disconnected on purpose, or discarded
+    persistent: bool = True  #: somebody chose its name; else it is forgotten with its process
     successor: str = ""  #: id of the session that has taken it over, which this id stands for; else ""
 
 

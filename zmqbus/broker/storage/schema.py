@@ -131,7 +131,7 @@ _SCOPES, _FORMATS = range(5), range(3)
 _LISTS = tuple(number for number, column in enumerate(SESSIONS.columns) if column.name in ("topics", "member_of"))
 #: What `has_left` is made of. (The others came later, and need no table of another shape.) With the last, `mailbox` is
 #: the id of the session that has taken this one over.
-_LEFT, _NAMELESS, _SUCCEEDED = 1, 2, 4
+_LEFT, _EPHEMERAL, _SUCCEEDED = 1, 2, 4
 _KINDS = {table.name: frozenset(product(*(column.types for column in table.columns))) for table in TABLES}
 
 
@@ -166,7 +166,7 @@ def row_of(session: SessionRow) -> Row:
         session.entered_after,
         session.since_ts,
         session.away_since_s,
-        session.left * _LEFT + (not session.named) * _NAMELESS + bool(session.successor) * _SUCCEEDED,
+        session.left * _LEFT + (not session.persistent) * _EPHEMERAL + bool(session.successor) * _SUCCEEDED,
     )
 
 
@@ -175,8 +175,8 @@ def session_of(row: Row) -> SessionRow:
     state = row[13]
     mailbox, successor = ("", row[2]) if state & _SUCCEEDED else (row[2], "")
     lists = (strings(row[number]) for number in _LISTS)
-    left, named = bool(state & _LEFT), not state & _NAMELESS
-    return SessionRow._make((*row[:2], mailbox, *row[3:8], *lists, *row[10:13], left, named, successor))
+    left, persistent = bool(state & _LEFT), not state & _EPHEMERAL
+    return SessionRow._make((*row[:2], mailbox, *row[3:8], *lists, *row[10:13], left, persistent, successor))
 
 
 def decoded(raw: bytes) -> str | bytes:
