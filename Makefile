@@ -38,7 +38,7 @@ demo: $(RUNTIME) ## sets up and shows the bus at work
 
 # Most of the tests wait for processes: three at a time keep two cores busy. (Here and in check.)
 test: $(DEV) ## the whole test suite
-	@$(SANDBOX) $(PY) -m pytest -n 3 $(ARGS)
+	@$(SANDBOX) $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 
 soak: $(DEV) ## kills, stops and cuts real processes for ten minutes, and accounts for every message
 	@$(SANDBOX) $(PY) -m tests.soak.run --seconds $(SOAK_S) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -59,7 +59,7 @@ guard: $(RUNTIME) ## has anything become slow? ratios of a short run, beside tho
 	@$(SANDBOX) $(PY) -m benchmarks.guard $(ARGS)
 
 check: lint ## format, types, layering, and the tests that are not slow: under a minute
-	@$(SANDBOX) $(PY) -m pytest -q -n 3 -m "not slow" $(ARGS)
+	@$(SANDBOX) $(PY) -m pytest -q -n 3 --dist worksteal -m "not slow" $(ARGS)
 
 lint: $(DEV) ## the part of check that runs nothing: format, rules, types, layering
 	$(VENV)/bin/ruff format --check .
