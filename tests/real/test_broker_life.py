@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import resource
 import signal
@@ -19,7 +18,7 @@ import psutil
 import pytest
 import zmq
 
-from tests.real.conftest import DEADLINE_S, ROOT, Bus, ListenerProcess, wait_until
+from tests.real.conftest import DEADLINE_S, Bus, ListenerProcess, wait_until
 from zmqbus.security.keys import broker_keys, client_keys, curve_client
 from zmqbus.security.zap import ZapHandler, curve_server
 from zmqbus.wire import codec, verbs
@@ -203,7 +202,7 @@ def dead_pid() -> str:
         return str(process.pid)
 
 
-@pytest.mark.parametrize("content", ["dead", "reused", "0", "-1", "", "junk", "9" * 40, "\xff"])
+@pytest.mark.parametrize("content", ["dead", "reused", "junk"])  # more of them: system/test_pidfile.py
 def test_a_stale_pid_file_keeps_nobody_out(bus, content):
     path = pid_file(bus)
     text = {"dead": dead_pid, "reused": lambda: str(bus.owner().pid)}.get(content, lambda: content)()
@@ -220,13 +219,6 @@ def test_a_stale_pid_file_of_another_port_keeps_nobody_out(bus, new_port):
     stale.chmod(0o600)
     bus.listener("auth")
     assert len(brokers(bus)) == 1
-
-
-def test_a_pid_file_is_there_before_the_broker_answers(bus):
-    """Whoever was answered can tell who answered."""
-    done = bus.run("list.py", "--json")
-    assert done.returncode == 0
-    assert bus.broker_pid() is not None
 
 
 # --- idleness
@@ -545,17 +537,6 @@ def test_a_port_that_a_stranger_holds(bus, kind, stale):
     if stale:
         pid_file(bus).unlink()
     bus.listener("auth")  # and once the port is free, all is well
-
-
-def test_status_tells_what_the_broker_does(bus):
-    bus.listener("auth")
-    done = bus.zmqbus("broker", "--status", "--json")
-    assert done.returncode == 0
-    figures = json.loads(done.stdout)
-    assert figures["pid"] == bus.broker_pid()
-    assert figures["port"] == bus.port
-    assert figures["sessions"] == 1
-    assert (ROOT / "zmqbus" / "__init__.py").read_text().count(figures["release"])
 
 
 def test_a_broker_is_never_found_in_the_directory_where_it_is_started(bus, tmp_path):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.real.conftest import DEADLINE_S, LONG_DEADLINE_S, Bus, wait_until
@@ -129,15 +127,6 @@ def test_usage_errors(bus: Bus) -> None:
         done = bus.run(script, *args)
         assert (done.returncode, done.stdout) == (2, ""), done
         assert "usage" in done.stderr
-
-
-def test_port_held_by_another_program(bus: Bus) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", bus.port))
-        other.listen()
-        done = bus.run("list.py")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: broker_unavailable: ")
 
 
 # --- list --self ----------------------------------------------------------------------------------------------------
@@ -390,37 +379,6 @@ def test_foreground_broker_can_be_stopped(bus: Bus) -> None:
     stopped = bus.zmqbus("broker", "--stop")
     assert (stopped.returncode, stopped.stdout) == (0, f"broker (pid {broker.pid}) stopped\n")
     assert broker.wait(DEADLINE_S) == 0
-
-
-def test_foreground_broker_ends_on_ctrl_c(bus: Bus) -> None:
-    broker = bus.popen("zmqbus", "broker", "--foreground", owner=bus.stranger)
-    wait_until(lambda: bus.broker_pid() == broker.pid, "it serves")
-    broker.send_signal(signal.SIGINT)
-    assert broker.wait(DEADLINE_S) in (0, 130)
-    assert bus.broker_pid() is None
-    assert broker.stderr is not None and b"Traceback" not in broker.stderr.read()
-
-
-def test_mail_outlives_the_broker(bus: Bus) -> None:
-    auth = bus.listener("auth")
-    assert auth.stop() == 0
-    bus.deliver("auth", "keep this")
-    assert bus.zmqbus("broker", "--stop").returncode == 0
-    assert bus.states() == {"auth": "away"}
-    bus.listener(owner=auth).wait_message("keep this")
-
-
-def test_idle_broker_ends(bus: Bus) -> None:
-    auth = bus.listener("auth", "--idle-shutdown-minutes", "0.01")
-    pid = bus.broker_pid()
-    assert pid is not None
-    broker = psutil.Process(pid)
-    bus.deliver("auth", "used")
-    assert auth.stop() == 0
-    wait_until(lambda: bus.broker_pid() is None, "it ends", LONG_DEADLINE_S)
-    wait_until(lambda: not broker.is_running() or broker.status() == psutil.STATUS_ZOMBIE, "the process ends")
-    bus.listener(owner=auth)
-    assert bus.broker_pid() not in (None, pid)
 
 
 # --- zmqbus ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -385,17 +384,6 @@ def test_disconnected_by_a_helper(bus: Bus) -> None:
     assert auth.lines == ["[inter-session] disconnected; exiting"]
     assert not auth.state_path.exists()
     assert bus.listener("auth").lines == [], "the name is free at once"
-
-
-def test_port_held_by_another_program(bus: Bus) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", bus.port))
-        other.listen()
-        listener = bus.listener("auth", connected=False)
-        assert listener.wait_exit() == 1
-    (line,) = listener.lines
-    assert line.startswith(f"[inter-session] port {bus.port} is held by another program; ")
-    assert not listener.state_path.exists()
 
 
 def test_verbose_tells_on_stderr(bus: Bus) -> None:

@@ -42,11 +42,13 @@ def agent_first(bus: Bus, owner: Owner) -> None:
     assert listener.wait_exit() == 0
 
 
+TERMINATED, KILLED = by_signal(signal.SIGTERM), by_signal(signal.SIGKILL)
 NIGHTS = {
-    "SIGTERM": by_signal(signal.SIGTERM),
-    "SIGKILL": by_signal(signal.SIGKILL),
-    "--away": without_listener,
-    "agent first": agent_first,
+    "terminated": [TERMINATED] * 3,
+    "killed": [KILLED] * 2,
+    "joined by a hook": [without_listener] * 3,
+    "agent ends first": [agent_first] * 3,
+    "each in another way": [TERMINATED, agent_first, without_listener, KILLED],
 }
 
 
@@ -54,13 +56,15 @@ def away(bus: Bus) -> list[str]:
     return [row["name"] for row in bus.list("--all") if row["state"] == "away"]
 
 
-@pytest.mark.parametrize("night", NIGHTS.values(), ids=NIGHTS)
-@pytest.mark.parametrize("restart", [False, True], ids=["one broker", "a broker a night"])
-def test_three_nights_are_one_session_with_all_the_mail_once(bus: Bus, night: Night, restart: bool) -> None:
+@pytest.mark.parametrize(
+    ("nights", "restart"), [(nights, name.startswith("each")) for name, nights in NIGHTS.items()], ids=NIGHTS
+)
+def test_several_nights_are_one_session_with_all_the_mail_once(bus: Bus, nights: list[Night], restart: bool) -> None:
+    """`restart`: the broker is killed after each night as well."""
     web = bus.listener("web")
-    for _ in range(3):
+    for night in nights:
         night(bus, bus.owner())
-        wait_until(lambda: "nightly" in away(bus), "it is seen to be away")
+        wait_until(lambda: "nightly" in away(bus), "it is away")
         if restart:
             bus.signal_broker(signal.SIGKILL)
     wait_until(lambda: away(bus) == ["nightly"], "there is one of them")

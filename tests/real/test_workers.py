@@ -190,7 +190,7 @@ def broker(data_dir: Path) -> psutil.Process:
 # --- a tree of files
 
 
-@pytest.mark.parametrize("how", ["quiet", "kill", "broker", "kill and broker", "new worker"])
+@pytest.mark.parametrize("how", ["quiet", "kill and broker", "new worker"])
 def test_a_tree_of_files_is_hashed_though_the_pool_is_disturbed(bus, pool, tree, data_dir, how):
     workers = pool.start("sha", 3, concurrency=2)
     until(lambda: figures()["workers"] == 3)  # or the first may have done it all before the last is there
@@ -244,7 +244,7 @@ def test_a_worker_that_stands_still_is_given_nothing_more_and_keeps_what_it_has(
 
 
 #: Longer than the broker takes silence for silence (12 s), and than it would then expect anybody back (5 s).
-HELD_S = 20
+HELD_S = 18
 
 BUSY_CALLER = """
 import ctypes, sys, zmqbus
@@ -373,7 +373,7 @@ def test_a_worker_that_is_interrupted_leaves_in_good_order(bus, pool):
     until(lambda: [row.name for row in bus.sessions(away=True)] == ["orchestrator"])
 
 
-@pytest.mark.parametrize(("handler", "concurrency"), [("waits", 1), ("hangs", 1), ("hangs", 3)])
+@pytest.mark.parametrize(("handler", "concurrency"), [("waits", 1), ("hangs", 3)])
 def test_what_an_interrupted_worker_has_in_hand_goes_to_another(bus, pool, handler, concurrency):
     """Ctrl-C in the middle of it. That is no death, however often it happens."""
     reply = bus.request("@g", "hang", timeout=PATIENCE_S)
