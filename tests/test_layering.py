@@ -70,6 +70,7 @@ DEPENDENCIES = {"zmq", "msgpack", "psutil"}
 EXTRAS = {
     "cli.tui": {"rich"},
     "console.app": {"starlette"},
+    "console.responses": {"starlette"},
     "console.server": {"uvicorn"},
     "console.connections": {"uvicorn"},
 }
@@ -140,6 +141,9 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.broker": "real/test_list.py",
     "cli.connect": "real/test_listener.py",
     "cli.console": "console/test_server.py",
+    "console.background": "console/test_log_tail.py",
+    "console.messages": "console/test_app.py",
+    "console.responses": "console/test_app.py",
     "cli.disconnect": "real/test_list.py",
     "cli.hook": "real/test_hook.py",
     "cli.inbox": "real/test_list.py",
@@ -154,12 +158,16 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.stats": "real/test_stats.py",
     "cli.watch": "real/test_watch.py",
     # One subject, whose parts are seen through what it tells.
-    "doctor.bus": "real/test_doctor.py",
-    "doctor.files": "real/test_doctor.py",
-    "doctor.installed": "doctor/test_checks.py",
+    "doctor.broker": "real/test_doctor.py",
+    "doctor.keys": "real/test_doctor.py",
+    "doctor.leftovers": "doctor/test_checks.py",
+    "doctor.listener": "real/test_doctor.py",
+    "doctor.permissions": "real/test_doctor.py",
+    "doctor.environment": "doctor/test_checks.py",
     "doctor.report": "doctor/test_checks.py",
     "session.identity": "session/test_state.py",
     "session.leftovers": "session/test_state.py",
+    "doctor.storage": "real/test_doctor.py",
     "session.listener": "real/test_listener.py",
     "session.lock": "session/test_state.py",
     # Words without decisions, and decisions that only show in what all parts do together.

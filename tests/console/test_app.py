@@ -15,9 +15,11 @@ import pytest
 from tests.console.conftest import AUTHORITY, Answer, Asked, entering, log_in, put
 from tests.records import RECORD, ids
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.console.app import ASSETS_DIR, MAX_PAGE, MAX_SMALL_BYTES, SLICE_CHARS, Assets, Console
+from zmqbus.console.app import MAX_PAGE, MAX_SMALL_BYTES, Console
 from zmqbus.console.auth import LINK_S, Links, mint
 from zmqbus.console.guard import ENTER, MAX_POST_BYTES
+from zmqbus.console.messages import PART_CHARS
+from zmqbus.console.responses import ASSETS_DIR, Assets
 from zmqbus.errors import UnknownPeer
 from zmqbus.session.state import SessionState
 
@@ -26,31 +28,31 @@ SECRET = b"s" * 32
 MAX_ASSETS_BYTES = 300 * 1024
 
 
-class FakeVoice:
+class FakeSender:
     """Says what it was asked to send."""
 
     session_id = "123e4567-e89b-42d3-a456-426614174000"
 
     def __init__(self) -> None:
-        self.said: list[tuple[Any, ...]] = []
+        self.sent: list[tuple[Any, ...]] = []
 
-    def watched_by(self, pages: int) -> None:
+    def set_pages(self, pages: int) -> None:
         pass
 
     def send(self, target: str, text: str, reply_to: str | None) -> Receipt:
         if target == "nobody":
             raise UnknownPeer("there is no session 'nobody'; see: zmqbus list")
-        self.said.append((target, text, reply_to))
+        self.sent.append((target, text, reply_to))
         return Receipt("abcdefgh", "delivered", target, "id", False, 0)
 
     def broadcast(self, text: str, *, topic: str | None = None, project: str | None = None) -> BroadcastReceipt:
-        self.said.append((topic, project, text))
+        self.sent.append((topic, project, text))
         return BroadcastReceipt("abcdefgh", 2, 1, ("full-one",))
 
 
 @pytest.fixture
-def voice() -> FakeVoice:
-    return FakeVoice()
+def sender() -> FakeSender:
+    return FakeSender()
 
 
 @pytest.fixture
@@ -59,12 +61,12 @@ def ended() -> list[SessionState]:
 
 
 @pytest.fixture
-def app(settings: Any, voice: FakeVoice, ended: list[SessionState]) -> Iterator[Console]:
+def app(settings: Any, sender: FakeSender, ended: list[SessionState]) -> Iterator[Console]:
     def disconnect(state: SessionState) -> str:
         ended.append(state)
         return "disconnected"
 
-    console = Console(settings, AUTHORITY, Links(SECRET), disconnect, voice=voice)  # type: ignore[arg-type]
+    console = Console(settings, AUTHORITY, Links(SECRET), disconnect, sender=sender)  # type: ignore[arg-type]
     yield console
 
 
@@ -219,7 +221,7 @@ def test_the_messages_of_one_session(ask: Asked, data_dir: Path) -> None:
 
 
 def test_a_message_whole_in_parts(ask: Asked, data_dir: Path) -> None:
-    text = ("<b>\U0001f600" * SLICE_CHARS)[: SLICE_CHARS * 3 + 5]
+    text = ("<b>\U0001f600" * PART_CHARS)[: PART_CHARS * 3 + 5]
     put(data_dir, RECORD._replace(msg_id="message1", body=text.encode()))
     at = ask("GET", "/api/messages").json["items"][0]["at"]
     for query in ("", f"at={at}&", "at=9.9&", "at=nonsense&"):
@@ -232,7 +234,7 @@ def test_a_message_whole_in_parts(ask: Asked, data_dir: Path) -> None:
             more = answer["more"]
         assert got == text
     assert ask("GET", f"/api/message/message1?from={len(text) + 1}").json["part"] == ""
-    assert "not in the log" in refused(ask("GET", "/api/message/nowhere1"), 404, "broker_unavailable")
+    assert "no longer in the log" in refused(ask("GET", "/api/message/nowhere1"), 404, "broker_unavailable")
     refused(ask("GET", "/api/message/x"), 400, "invalid_payload")
 
 
@@ -242,7 +244,7 @@ def test_ten_mebibytes_of_markup_are_only_text(ask: Asked, data_dir: Path) -> No
     page = ask("GET", "/api/messages")
     assert page.headers["content-type"] == "application/json" and len(page.body) < 2_000
     part = ask("GET", "/api/message/message1")
-    assert part.headers["content-type"] == "application/json" and len(part.body) < 4 * SLICE_CHARS
+    assert part.headers["content-type"] == "application/json" and len(part.body) < 4 * PART_CHARS
     assert part.json["chars"] == len(text)
 
 
@@ -279,13 +281,13 @@ def test_a_log_that_others_can_read(ask: Asked, data_dir: Path) -> None:
 # --- doing ----------------------------------------------------------------------------------------------------------
 
 
-def test_sending(ask: Asked, voice: FakeVoice) -> None:
+def test_sending(ask: Asked, sender: FakeSender) -> None:
     answer = ask("POST", "/api/send", {"scope": "session", "to": "auth", "text": "hi", "replyTo": "abcdefgh"})
-    assert answer.json["state"] == "delivered" and answer.json["self"] == voice.session_id
+    assert answer.json["state"] == "delivered" and answer.json["self"] == sender.session_id
     for body in ({"scope": "all"}, {"scope": "topic", "to": "deploys"}, {"scope": "project", "to": "/work"}):
         answer = ask("POST", "/api/send", {**body, "text": "hi"})
         assert (answer.json["state"], answer.json["full"]) == ("broadcast", ["full-one"])
-    assert voice.said == [
+    assert sender.sent == [
         ("auth", "hi", "abcdefgh"),
         (None, None, "hi"),
         ("deploys", None, "hi"),
@@ -309,9 +311,9 @@ def test_sending(ask: Asked, voice: FakeVoice) -> None:
         {"scope": None, "to": "auth", "text": "hi"},
     ],
 )
-def test_what_cannot_be_sent(ask: Asked, voice: FakeVoice, body: Any) -> None:
+def test_what_cannot_be_sent(ask: Asked, sender: FakeSender, body: Any) -> None:
     refused(ask("POST", "/api/send", body), 400, "invalid_payload")
-    assert voice.said == []
+    assert sender.sent == []
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 50_000, b'{"text": NaN'])
@@ -320,14 +322,14 @@ def test_bodies_that_are_no_object(ask: Asked, body: bytes) -> None:
         refused(ask("POST", path, body), 400, "invalid_payload")
 
 
-def test_bodies_are_read_no_further_than_allowed(ask: Asked, voice: FakeVoice) -> None:
+def test_bodies_are_read_no_further_than_allowed(ask: Asked, sender: FakeSender) -> None:
     # Without a length, as a chunked body comes; it is counted while it is read.
     large = json.dumps({"text": "x" * MAX_SMALL_BYTES, "mode": "words"}).encode()
     refused(ask("POST", "/api/search", large, {"content-length": None}), 413, "text_too_long")
     huge = b'{"scope":"all","text":"' + b"x" * MAX_POST_BYTES + b'"}'
     refused(ask("POST", "/api/send", huge, {"content-length": None}), 413, "text_too_long")
     refused(ask("POST", "/api/send", huge), 413, "too_large")
-    assert voice.said == []
+    assert sender.sent == []
 
 
 def test_only_sessions_with_a_listener_can_be_disconnected(ask: Asked, ended: list[SessionState]) -> None:

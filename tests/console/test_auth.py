@@ -12,8 +12,8 @@ from zmqbus.console.auth import (
     MAX_VISITORS,
     SECRET_BYTES,
     VISIT_S,
-    Entry,
     Links,
+    Redemption,
     Visitor,
     Visitors,
     decode,
@@ -39,7 +39,7 @@ def redeem(links: Links, token: str, *, same_user: bool = False) -> str:
     return _use(links, Visitors(), token, same_user=same_user)[0].verdict
 
 
-def _use(links: Links, visitors: Visitors, token: str, *, same_user: bool = False) -> tuple[Entry, Visitor | None]:
+def _use(links: Links, visitors: Visitors, token: str, *, same_user: bool = False) -> tuple[Redemption, Visitor | None]:
     body, welcome = entering(token)
     entry = links.redeem(visitors, body["link"], body["nonce"], body["proof"], same_user=same_user)
     return entry, welcome({"visitor": entry.visitor, "proof": entry.proof}) if entry.verdict == "good" else None
@@ -76,7 +76,7 @@ def test_what_was_used_is_never_good_again_however_long_one_waits() -> None:
         clock.now_s += LINK_S / 4
         assert redeem(links, token) in ("used", "expired")
     redeem(links, mint(SECRET, clock()))
-    assert len(links._used) == 1, "what has run out is forgotten"
+    assert links.used_count == 1, "what has run out is forgotten"
 
 
 def test_another_console_has_other_links() -> None:
@@ -154,7 +154,7 @@ def test_page_and_console_derive_the_same_key_and_neither_sends_it() -> None:
 
 def test_a_request_is_known_by_its_proof_and_its_answer_by_another() -> None:
     visitors = Visitors()
-    one, other = visitors.admit("one", b"1" * 32), visitors.admit("other", b"2" * 32)
+    one, other = visitors.add("one", b"1" * 32), visitors.add("other", b"2" * 32)
     proof = proof_of(one, "GET", "/api/messages?limit=1")
     found = visitors.find(proof, "GET", "/api/messages?limit=1")
     assert found is not None and found[0] is one
@@ -186,7 +186,7 @@ def test_a_request_is_known_by_its_proof_and_its_answer_by_another() -> None:
 def test_visits_end() -> None:
     clock = Clock()
     visitors = Visitors(clock)
-    visitor = visitors.admit("one", b"1" * 32)
+    visitor = visitors.add("one", b"1" * 32)
     clock.now_s += VISIT_S
     assert visitors.find(proof_of(visitor, "GET", "/"), "GET", "/") is not None
     clock.now_s += 1
@@ -195,7 +195,7 @@ def test_visits_end() -> None:
 
 def test_there_is_room_for_so_many_and_the_first_makes_room() -> None:
     visitors = Visitors()
-    first, *others = [visitors.admit(f"v{number}", bytes([number]) * 32) for number in range(MAX_VISITORS + 1)]
+    first, *others = [visitors.add(f"v{number}", bytes([number]) * 32) for number in range(MAX_VISITORS + 1)]
     assert len(visitors) == MAX_VISITORS
     assert visitors.find(proof_of(first, "GET", "/"), "GET", "/") is None
     assert all(visitors.find(proof_of(one, "GET", "/"), "GET", "/") for one in others)

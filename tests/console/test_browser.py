@@ -139,12 +139,12 @@ def test_search(bus: Bus, data_dir: Path, open_page: Any, faulty: None) -> None:
     page = open_page()
     page.keyboard.press("/")
     page.keyboard.type("needle")
-    page.wait_for_selector("#flow-title:has-text('needle')")
-    page.wait_for_selector("#flow-sub:has-text('100 messages, back to')")
+    page.wait_for_selector("#feed-title:has-text('needle')")
+    page.wait_for_selector("#feed-sub:has-text('100 messages, back to')")
     row(page, "hay and").wait_for(state="detached")
     page.keyboard.press("Enter")
     page.keyboard.press("End")
-    page.wait_for_selector("#flow-sub:has-text('150 messages in the whole history')")
+    page.wait_for_selector("#feed-sub:has-text('150 messages in the whole history')")
     page.keyboard.press("End")
     row(page, "number 0 needle").wait_for()
     page.keyboard.press("Escape")
@@ -152,10 +152,10 @@ def test_search(bus: Bus, data_dir: Path, open_page: Any, faulty: None) -> None:
     page.locator("#regex").click()
     page.locator("#search").fill("number (7|8) ")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#flow-sub:has-text('2 messages in the whole history')")
+    page.wait_for_selector("#feed-sub:has-text('2 messages in the whole history')")
     page.locator("#search").fill("number (")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#feed-state:has-text('no regular expression')")
+    page.wait_for_selector("#feed-state:has-text('invalid regular expression')")
     page.locator("#search").fill("zebra")
     page.keyboard.press("Enter")
     page.wait_for_selector("#feed-state:has-text('Nothing found')")
@@ -201,15 +201,15 @@ def test_the_console_goes_and_another_one_comes(
     page.wait_for_selector("#broker:has-text('No connection')")
     other = start_console("--port", str(console.port))
     # It knows nothing of this browser: the page says what to do, and a new link does it.
-    page.wait_for_selector("#door:has-text('zmqbus console --link')")
+    page.wait_for_selector("#login:has-text('zmqbus console --link')")
     page.goto(other.link)
     page.wait_for_selector("html[data-ready]")
-    page.wait_for_selector("#door", state="hidden")
+    page.wait_for_selector("#login", state="hidden")
 
 
-def title_of_door(page: Any) -> str:
-    page.wait_for_selector("#door-title:not(:empty)")
-    text: str = page.locator("#door-title").inner_text()
+def login_title(page: Any) -> str:
+    page.wait_for_selector("#login-title:not(:empty)")
+    text: str = page.locator("#login-title").inner_text()
     return text
 
 
@@ -232,10 +232,10 @@ def test_links_that_open_nothing_say_why(open_page: Any, console: ConsoleProcess
         (f"http://{console.authority}/", "This page needs a link"),
         (f"http://127.0.0.1:{console.port}/", "This page needs a link"),
     ):
-        assert title_of_door(open_page(url=url)) == title
+        assert login_title(open_page(url=url)) == title
     stranger = open_page(url=f"http://{console.authority}/")
-    title_of_door(stranger)
-    assert stranger.locator("#door-help").is_visible()
+    login_title(stranger)
+    assert stranger.locator("#login-help").is_visible()
     stranger.keyboard.press("c")
     assert stranger.locator("#compose").is_hidden()
     stranger.keyboard.press("Tab")
@@ -456,9 +456,9 @@ def test_a_search_that_was_not_begun_does_not_replace_what_was_chosen_since(
           buttons.find((one) => one.textContent === "Its messages").click();
         }"""
     )
-    page.wait_for_selector("#flow-title:has-text('Messages of auth')")
+    page.wait_for_selector("#feed-title:has-text('Messages of auth')")
     page.evaluate("new Promise((done) => setTimeout(done, 500))")  # longer than a search waits for more to be typed
-    assert page.locator("#flow-title").inner_text() == "Messages of auth"
+    assert page.locator("#feed-title").inner_text() == "Messages of auth"
     assert page.locator("#search").input_value() == ""
 
 
@@ -486,8 +486,8 @@ def test_a_flood_leaves_a_gap_that_can_be_filled(data_dir: Path, open_page: Any)
     # Downwards: a page of what was left out comes with each asking, until nothing is missing.
     page.locator("#feed").focus()
     page.keyboard.press("Home")
-    page.wait_for_selector("#flow-sub:has-text('gap')")
-    said = page.locator("#flow-sub")
+    page.wait_for_selector("#feed-sub:has-text('gap')")
+    said = page.locator("#feed-sub")
     end_s = time.monotonic() + PATIENCE_S
     while "gap" in said.inner_text():
         assert time.monotonic() < end_s, said.inner_text()
@@ -499,7 +499,7 @@ def test_a_flood_leaves_a_gap_that_can_be_filled(data_dir: Path, open_page: Any)
             page.keyboard.press("Home")  # once more: one was passed while it was fetched
         else:
             page.keyboard.press("PageDown")
-    page.wait_for_selector("#flow-sub:has-text('1,201 messages')")
+    page.wait_for_selector("#feed-sub:has-text('1,201 messages')")
 
 
 def test_by_keyboard_alone(bus: Bus, open_page: Any) -> None:
@@ -585,7 +585,7 @@ def test_nothing_sticks_out(bus: Bus, data_dir: Path, open_page: Any, width: int
             page.locator(f".tabs button[data-view={name}]").click()
 
     assert not is_wide(page)
-    show("flow")
+    show("messages")
     row(page, "MMMM").click()
     page.wait_for_selector(".body:not(.loading)")
     assert not is_wide(page)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zmqbus.console.connections import MAX_PROVEN, MAX_TOLD, Crowd
+from zmqbus.console.connections import MAX_PROVEN, MAX_WARNINGS, ConnectionTable
 
 OWN, OTHER = 1000, 1001
 
@@ -19,10 +19,10 @@ class FakePeers:
     def uid(self, *_: Any) -> int | None:
         return self.now
 
-    def foreign(self, uid: int | None) -> bool:
+    def is_other_user(self, uid: int | None) -> bool:
         return uid is not None and uid != OWN
 
-    def same(self, uid: int | None) -> bool:
+    def is_own_user(self, uid: int | None) -> bool:
         return uid == OWN
 
 
@@ -50,30 +50,30 @@ class FakeConnection:
 class Door:
     def __init__(self, **options: Any) -> None:
         self.peers = FakePeers()
-        self.crowd = Crowd(self.peers, **options)  # type: ignore[arg-type]
+        self.table = ConnectionTable(self.peers, **options)  # type: ignore[arg-type]
 
     def come(self, uid: int | None = OWN) -> FakeConnection:
         self.peers.now = uid
         one = FakeConnection()
-        self.crowd.enter(one, asyncio.get_running_loop())  # type: ignore[arg-type]
+        self.table.add(one, asyncio.get_running_loop())  # type: ignore[arg-type]
         return one
 
     def prove(self, one: FakeConnection) -> None:
-        self.crowd.prove(one)  # type: ignore[arg-type]
+        self.table.prove(one)  # type: ignore[arg-type]
 
 
 def test_another_users_end_as_they_come(capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
         door = Door()
         others = [door.come(OTHER + number % 10) for number in range(1_500)]
-        assert all(one.ended.is_set() for one in others) and len(door.crowd) == 0
+        assert all(one.ended.is_set() for one in others) and len(door.table) == 0
         mine = door.come()
-        assert mine.same_user and not mine.ended.is_set() and len(door.crowd) == 1
+        assert mine.same_user and not mine.ended.is_set() and len(door.table) == 1
         assert not door.come(None).same_user, "nobody knows whose"
 
     asyncio.run(main())
     printed = capfd.readouterr().err.splitlines()
-    assert len(printed) == MAX_TOLD and f"uid {OTHER}" in printed[0], "each is told of once, and not without end"
+    assert len(printed) == MAX_WARNINGS and f"uid {OTHER}" in printed[0], "each is told of once, and not without end"
 
 
 def test_of_those_that_prove_nothing_the_oldest_make_room_and_those_that_do_stay() -> None:
@@ -83,7 +83,7 @@ def test_of_those_that_prove_nothing_the_oldest_make_room_and_those_that_do_stay
         door.prove(mine)
         strangers = [door.come(None) for _ in range(10)]
         assert [one.ended.is_set() for one in strangers] == [True] * 6 + [False] * 4
-        assert len(door.crowd) == 5 and not mine.ended.is_set()
+        assert len(door.table) == 5 and not mine.ended.is_set()
         # One that comes among them has time to prove itself.
         another = door.come()
         door.prove(another)
@@ -91,7 +91,7 @@ def test_of_those_that_prove_nothing_the_oldest_make_room_and_those_that_do_stay
             door.come(None)
         assert not another.ended.is_set()
         door.prove(strangers[0])  # ended already: it does not come back
-        assert len(door.crowd) == 6
+        assert len(door.table) == 6
 
     asyncio.run(main())
 
@@ -101,7 +101,7 @@ def test_what_proves_nothing_ends_in_time() -> None:
         door = Door(unproven_s=0.01)
         mine, left, stranger = door.come(), door.come(), door.come(None)
         door.prove(mine)
-        door.crowd.leave(left)  # type: ignore[arg-type]
+        door.table.remove(left)  # type: ignore[arg-type]
         await asyncio.wait_for(stranger.ended.wait(), 30)
         assert not mine.ended.is_set() and not left.ended.is_set()
 
@@ -116,7 +116,7 @@ def test_even_of_the_users_own_there_are_so_many() -> None:
         for _ in range(MAX_PROVEN):
             mine.append(door.come())
             door.prove(mine[-1])
-        assert len(door.crowd) == MAX_PROVEN
+        assert len(door.table) == MAX_PROVEN
         assert mine[0].ended.is_set() and not mine[1].ended.is_set()
 
     asyncio.run(main())

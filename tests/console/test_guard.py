@@ -23,7 +23,7 @@ def visitors() -> Visitors:
 
 @pytest.fixture
 def visitor(visitors: Visitors) -> Visitor:
-    return visitors.admit("v" * 22, b"k" * 32)
+    return visitors.add("v" * 22, b"k" * 32)
 
 
 def page(visitor: Visitor | None, method: str, path: str, **headers: str) -> dict[str, str]:
@@ -90,7 +90,7 @@ def test_the_start_page_is_there_for_everybody_who_is_here(visitors: Visitors) -
 def test_a_rebound_name_is_another_one(visitors: Visitors, visitor: Visitor, host: str) -> None:
     for method, path in (("GET", "/"), ("GET", "/api/events"), ("POST", "/api/send"), ("GET", "/assets/main.js")):
         headers = page(visitor, method, path, host=host, origin=f"http://{host}")
-        assert judge(visitors, method, path, headers) is guard.NOT_HERE
+        assert judge(visitors, method, path, headers) is guard.WRONG_HOST
 
 
 def test_on_port_80_browsers_leave_it_out(visitors: Visitors) -> None:
@@ -174,10 +174,11 @@ def test_data_wants_a_proof_and_nothing_that_a_browser_sends_by_itself_is_one(
         for proof in ("", "forged", proof_of(other, "GET", path), proof_of(visitor, "GET", "/api/else"), visitor.id):
             headers = page(None, "GET", path) | {PROOF_HEADER: proof, "cookie": f"zmqbus-{PORT}={visitor.id}"}
             headers["authorization"] = f"Bearer {proof_of(visitor, 'GET', path)}"
-            assert judge(visitors, "GET", path, headers) is guard.NOT_IN
+            assert judge(visitors, "GET", path, headers) is guard.NOT_SIGNED_IN
         twice = proof_of(visitor, "GET", path)
         assert (
-            judge(visitors, "GET", path, page(None, "GET", path) | {PROOF_HEADER: f"{twice}, {twice}"}) is guard.NOT_IN
+            judge(visitors, "GET", path, page(None, "GET", path) | {PROOF_HEADER: f"{twice}, {twice}"})
+            is guard.NOT_SIGNED_IN
         )
     # A link is used up without one.
     assert judge(visitors, "POST", guard.ENTER, page(None, "POST", guard.ENTER)) == Admitted()
@@ -215,7 +216,7 @@ def test_refusals_say_why(visitors: Visitors) -> None:
     answer = ask("GET", "/api/messages")
     assert (answer.status, answer.json["error"]["code"]) == (401, "not_in")
     assert "zmqbus console --link" in answer.json["error"]["text"]
-    assert judge(visitors, "GET", "/", {}) is guard.NOT_HERE, "no Host at all"
+    assert judge(visitors, "GET", "/", {}) is guard.WRONG_HOST, "no Host at all"
 
 
 def test_answers_to_a_visitor_prove_that_they_are_the_consoles(visitors: Visitors, visitor: Visitor) -> None:

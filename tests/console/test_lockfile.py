@@ -1,4 +1,4 @@
-"""The file of a running console."""
+"""The file of a running_consoles console."""
 
 from __future__ import annotations
 
@@ -8,63 +8,63 @@ from pathlib import Path
 
 import pytest
 
-from zmqbus.console.lockfile import ConsoleRuns, Lease, running
+from zmqbus.console.lockfile import ConsoleAlreadyRuns, ConsoleLock, running_consoles
 from zmqbus.errors import Unauthorized
 
 
 def test_a_console_is_found_while_it_runs(data_dir: Path) -> None:
-    assert running(str(data_dir)) == []
-    with Lease(str(data_dir), 4711) as lease, Lease(str(data_dir), 812):
-        found = running(str(data_dir))
+    assert running_consoles(str(data_dir)) == []
+    with ConsoleLock(str(data_dir), 4711) as lock, ConsoleLock(str(data_dir), 812):
+        found = running_consoles(str(data_dir))
         assert [one.port for one in found] == [812, 4711]
-        assert (found[1].name, found[1].secret) == (lease.name, lease.secret)
-        assert [one.port for one in running(str(data_dir), 812)] == [812]
-        assert running(str(data_dir), 813) == []
-    assert running(str(data_dir)) == []
+        assert (found[1].name, found[1].secret) == (lock.name, lock.secret)
+        assert [one.port for one in running_consoles(str(data_dir), 812)] == [812]
+        assert running_consoles(str(data_dir), 813) == []
+    assert running_consoles(str(data_dir)) == []
 
 
 def test_each_run_has_a_secret_of_its_own_that_only_the_user_can_read(data_dir: Path) -> None:
-    with Lease(str(data_dir), 4711) as first:
+    with ConsoleLock(str(data_dir), 4711) as first:
         assert stat.S_IMODE((data_dir / "console.4711").stat().st_mode) == 0o600
         assert first.secret.hex() in (data_dir / "console.4711").read_text()
     assert first.secret.hex() not in (data_dir / "console.4711").read_text(), "it goes with the console"
-    with Lease(str(data_dir), 4711) as second:
+    with ConsoleLock(str(data_dir), 4711) as second:
         assert second.secret != first.secret
         assert second.name != first.name, "browsers keep what they have of an address; this one is new to them"
         assert second.name.endswith(".localhost")
 
 
 def test_two_on_a_port(data_dir: Path) -> None:
-    with Lease(str(data_dir), 4711):
-        with pytest.raises(ConsoleRuns, match="zmqbus console --link --port 4711"):
-            Lease(str(data_dir), 4711)
-        assert [one.port for one in running(str(data_dir))] == [4711], "the first is not disturbed"
+    with ConsoleLock(str(data_dir), 4711):
+        with pytest.raises(ConsoleAlreadyRuns, match="zmqbus console --link --port 4711"):
+            ConsoleLock(str(data_dir), 4711)
+        assert [one.port for one in running_consoles(str(data_dir))] == [4711], "the first is not disturbed"
 
 
 def test_what_was_left_by_one_that_was_killed_is_written_over(data_dir: Path) -> None:
     left = data_dir / "console.4711"
     left.touch(0o600)
     left.write_text('{"port": 4711, "pid": 1, "secret": "' + "00" * 600 + '"}')
-    assert running(str(data_dir)) == []
-    with Lease(str(data_dir), 4711) as lease:
-        assert running(str(data_dir))[0].secret == lease.secret
+    assert running_consoles(str(data_dir)) == []
+    with ConsoleLock(str(data_dir), 4711) as lock:
+        assert running_consoles(str(data_dir))[0].secret == lock.secret
 
 
 def test_what_others_can_read_is_refused(data_dir: Path) -> None:
     (data_dir / "console.4711").touch(0o644)
     os.chmod(data_dir / "console.4711", 0o644)
     with pytest.raises(Unauthorized):
-        Lease(str(data_dir), 4711)
+        ConsoleLock(str(data_dir), 4711)
 
 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"secret": 3}', '{"secret": "xyz"}', '{"secret": "00", "name": "evil.example"}']
 )
 def test_damaged_files_are_no_console(data_dir: Path, content: str) -> None:
-    with Lease(str(data_dir), 4711):
+    with ConsoleLock(str(data_dir), 4711):
         (data_dir / "console.4711").write_text(content)
-        assert running(str(data_dir)) == []
+        assert running_consoles(str(data_dir)) == []
 
 
 def test_no_data_directory(tmp_path: Path) -> None:
-    assert running(str(tmp_path / "none")) == []
+    assert running_consoles(str(tmp_path / "none")) == []

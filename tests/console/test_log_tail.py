@@ -10,7 +10,7 @@ import pytest
 
 from tests.console.conftest import PATIENCE_S, put
 from tests.records import RECORD, ids
-from zmqbus.console.log_tail import JUMP_BYTES, MAX_ENTRIES, Flow
+from zmqbus.console.log_tail import JUMP_BYTES, MAX_ENTRIES, LogTail
 from zmqbus.journal.record import Record
 
 
@@ -40,44 +40,44 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-def flow(data_dir: Path, heard: Heard):
-    flow = Flow(str(data_dir / "messages.log"), heard)
-    flow.start()
-    yield flow
-    flow.close()
-    assert not flow._thread.is_alive()
+def tail(data_dir: Path, heard: Heard):
+    tail = LogTail(str(data_dir / "messages.log"), heard)
+    tail.start()
+    yield tail
+    tail.close()
+    assert not tail.is_running
 
 
 def message(msg_id: str, size: int = 10) -> Record:
     return RECORD._replace(msg_id=msg_id, body=b"x" * size)
 
 
-def test_what_comes_is_told_and_what_was_there_is_not(data_dir: Path, flow: Flow, heard: Heard) -> None:
+def test_what_comes_is_told_and_what_was_there_is_not(data_dir: Path, tail: LogTail, heard: Heard) -> None:
     put(data_dir, message("before01"))
-    flow.watched_by(1)
-    flow.attend()
+    tail.set_pages(1)
+    tail.follow()
     put(data_dir, message("message1"), message("message2"))
     assert heard.until("message2") == (["message1", "message2"], False)
 
 
-def test_without_a_page_the_log_is_left_alone(data_dir: Path, flow: Flow, heard: Heard) -> None:
-    flow.watched_by(1)
-    flow.attend()
+def test_without_a_page_the_log_is_left_alone(data_dir: Path, tail: LogTail, heard: Heard) -> None:
+    tail.set_pages(1)
+    tail.follow()
     put(data_dir, message("message1"))
     heard.until("message1")
-    flow.watched_by(0)
+    tail.set_pages(0)
     put(data_dir, message("unseen01"))
-    flow.watched_by(1)
-    flow.attend()
+    tail.set_pages(1)
+    tail.follow()
     put(data_dir, message("message2"))
     # Whether it had stopped in time or not: what is told goes on without a hole, and comes to the newest.
     found, gap = heard.until("message2")
     assert found in (["message2"], ["unseen01", "message2"]) and not gap
 
 
-def test_rotation_removal_and_a_log_that_begins_later(data_dir: Path, flow: Flow, heard: Heard) -> None:
-    flow.watched_by(1)
-    flow.attend()
+def test_rotation_removal_and_a_log_that_begins_later(data_dir: Path, tail: LogTail, heard: Heard) -> None:
+    tail.set_pages(1)
+    tail.follow()
     put(data_dir, message("message1"))
     heard.until("message1")
     put(data_dir, message("message2"))
@@ -86,10 +86,10 @@ def test_rotation_removal_and_a_log_that_begins_later(data_dir: Path, flow: Flow
     assert heard.until("message3")[0][-2:] == ["message2", "message3"]
 
 
-def test_of_a_flood_the_newest_are_told_and_that_there_were_more(data_dir: Path, flow: Flow, heard: Heard) -> None:
+def test_of_a_flood_the_newest_are_told_and_that_there_were_more(data_dir: Path, tail: LogTail, heard: Heard) -> None:
     put(data_dir)
-    flow.watched_by(1)
-    flow.attend()
+    tail.set_pages(1)
+    tail.follow()
     count = 2 * JUMP_BYTES // 400
     every = ids(count)
     put(data_dir, *(message(msg_id, 400) for msg_id in every))
@@ -99,18 +99,18 @@ def test_of_a_flood_the_newest_are_told_and_that_there_were_more(data_dir: Path,
     assert found == [one for one in every if one in found] and found[-1] == every[-1]
 
 
-def test_a_message_that_is_larger_than_a_jump(data_dir: Path, flow: Flow, heard: Heard) -> None:
+def test_a_message_that_is_larger_than_a_jump(data_dir: Path, tail: LogTail, heard: Heard) -> None:
     put(data_dir, message("before01"))
-    flow.watched_by(1)
-    flow.attend()
+    tail.set_pages(1)
+    tail.follow()
     put(data_dir, message("large001", 3 * JUMP_BYTES), message("small001"))
     assert heard.until("small001") == (["large001", "small001"], False)
 
 
-def test_a_log_that_others_can_read_is_told_as_trouble(data_dir: Path, flow: Flow, heard: Heard) -> None:
+def test_a_log_that_others_can_read_is_told_as_trouble(data_dir: Path, tail: LogTail, heard: Heard) -> None:
     put(data_dir, message("before01"))
-    flow.watched_by(1)
-    flow.attend()
+    tail.set_pages(1)
+    tail.follow()
     (data_dir / "messages.log").rename(data_dir / "gone")
     (data_dir / "messages.log").touch(0o644)
     (data_dir / "messages.log").chmod(0o644)
@@ -119,6 +119,6 @@ def test_a_log_that_others_can_read_is_told_as_trouble(data_dir: Path, flow: Flo
 
 
 def test_closing_twice_and_before_the_start(data_dir: Path, heard: Heard) -> None:
-    flow = Flow(str(data_dir / "messages.log"), heard)
-    flow.close()
-    flow.close()
+    tail = LogTail(str(data_dir / "messages.log"), heard)
+    tail.close()
+    tail.close()

@@ -19,7 +19,7 @@ PATIENCE_S = 30.0
 @pytest.fixture
 def peers() -> Iterator[Peers]:
     with Peers() as found:
-        if not found.can_tell():
+        if not found.works():
             pytest.skip("the kernel does not say whose connections are")
         yield found
 
@@ -34,13 +34,13 @@ def test_ones_own(peers: Peers, family: socket.AddressFamily, address: str) -> N
         here, peer = listening.accept()
         with here:
             uid = peers.uid(family, peer, here.getsockname())
-            assert uid == os.getuid() and peers.same(uid) and not peers.foreign(uid)
+            assert uid == os.getuid() and peers.is_own_user(uid) and not peers.is_other_user(uid)
             # It says nothing of one that is not there, and goes on.
             assert peers.uid(family, (peer[0], 1), here.getsockname()) is None
             # A socket that nobody holds any more is nobody's, and not root's.
             there.close()
             assert peers.uid(family, peer, here.getsockname()) is None
-            assert peers.can_tell()
+            assert peers.works()
 
 
 def test_another_users(peers: Peers) -> None:
@@ -52,7 +52,7 @@ def test_another_users(peers: Peers) -> None:
         here, peer = listening.accept()
         with here:
             uid = peers.uid(socket.AF_INET, peer, here.getsockname())
-            assert uid == NOBODY and peers.foreign(uid) and not peers.same(uid)
+            assert uid == NOBODY and peers.is_other_user(uid) and not peers.is_own_user(uid)
         process.stdin.close()
         process.wait(PATIENCE_S)
         process.stdout.close()
@@ -61,9 +61,9 @@ def test_another_users(peers: Peers) -> None:
 def test_where_nothing_is_told_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "elsewhere")
     with Peers() as peers:
-        assert not peers.can_tell()
+        assert not peers.works()
         uid = peers.uid(socket.AF_INET, ("127.0.0.1", 1), ("127.0.0.1", 2))
-        assert uid is None and not peers.same(uid) and not peers.foreign(uid)
+        assert uid is None and not peers.is_own_user(uid) and not peers.is_other_user(uid)
 
 
 def test_users_without_a_number_here_are_unknown(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +75,12 @@ def test_users_without_a_number_here_are_unknown(peers: Peers, monkeypatch: pyte
         socket.create_connection(listening.getsockname(), PATIENCE_S) as there,
     ):
         addresses = there.getsockname(), listening.getsockname()
-        assert here.same(here.uid(socket.AF_INET, *addresses)), "whoever is that one is told apart from himself"
+        assert here.is_own_user(here.uid(socket.AF_INET, *addresses)), "whoever is that one is told apart from himself"
         here._own += 1
         uid = here.uid(socket.AF_INET, *addresses)
-        assert uid is None and not here.foreign(uid)
+        assert uid is None and not here.is_other_user(uid)
 
 
 def test_root_is_no_other_user(peers: Peers) -> None:
-    assert not peers.foreign(0)
-    assert not peers.same(None)
+    assert not peers.is_other_user(0)
+    assert not peers.is_own_user(None)

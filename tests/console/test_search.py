@@ -9,7 +9,7 @@ import pytest
 from tests.console.conftest import put
 from tests.records import RECORD, ids
 from zmqbus.console import search as module
-from zmqbus.console.search import MAX_FOUND, MAX_QUERY_CHARS, Query, answer, search
+from zmqbus.console.search import MAX_FOUND, MAX_QUERY_CHARS, Query, run_query, search
 from zmqbus.errors import InvalidPayload, Timeout
 from zmqbus.settings import Paths
 
@@ -23,7 +23,7 @@ def paths(data_dir: Path) -> Paths:
 
 def found(paths: Paths, text: str, mode: str = "words", before: str | None = None) -> list[str]:
     question = {"data_dir": paths.data_dir, "text": text, "mode": mode, "before": before}
-    return [item["id"] for item in answer(question)["items"]]
+    return [item["id"] for item in run_query(question)["items"]]
 
 
 def test_words(paths: Paths) -> None:
@@ -46,9 +46,9 @@ def test_it_goes_on_where_it_ended(data_dir: Path) -> None:
     put(data_dir, *(RECORD._replace(msg_id=msg_id) for msg_id in every))
     for text, mode in (("tests", "words"), ("tests", "regex")):
         question = {"data_dir": str(data_dir), "text": text, "mode": mode, "before": None}
-        first = answer(question)
+        first = run_query(question)
         assert len(first["items"]) == MAX_FOUND
-        second = answer({**question, "before": first["before"]})
+        second = run_query({**question, "before": first["before"]})
         assert [one["id"] for one in first["items"] + second["items"]] == every[::-1]
         assert second["before"] is None
 
@@ -62,8 +62,8 @@ def test_in_a_process_of_its_own(paths: Paths) -> None:
 @pytest.mark.parametrize(
     ("text", "mode", "says"),
     [
-        ("(", "regex", "no regular expression"),
-        ("x{99999999999999}", "regex", "no regular expression"),
+        ("(", "regex", "invalid regular expression"),
+        ("x{99999999999999}", "regex", "invalid regular expression"),
         ("-", "words", "words"),
         ("!", "words", "words"),
         ("x " * MAX_QUERY_CHARS, "words", "shorten"),
@@ -77,7 +77,7 @@ def test_what_cannot_be_looked_for(paths: Paths, text: str, mode: str, says: str
 @pytest.mark.slow
 def test_an_expression_that_never_ends_is_ended(data_dir: Path, monkeypatch) -> None:
     put(data_dir, RECORD._replace(body=b"a" * 60 + b"!"))
-    monkeypatch.setattr(module, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(module, "TIMEOUT_S", 2.0)
     with pytest.raises(Timeout, match="simpler"):
         search(Paths(str(data_dir)), Query("^(a+)+$", "regex"))
 

@@ -15,7 +15,7 @@ from tests.console.conftest import start_console as start_console  # a fixture
 from tests.real.conftest import Bus, wait_until
 from zmqbus.client.receipts import Receipt
 from zmqbus.console import sender as module
-from zmqbus.console.sender import Voice, receipt_json
+from zmqbus.console.sender import Sender, receipt_json
 from zmqbus.errors import NameTaken, NotConnected
 from zmqbus.settings import Settings
 
@@ -52,95 +52,95 @@ def joined() -> list[FakeBus]:
 
 
 @pytest.fixture
-def voice(settings: Settings, joined: list[FakeBus], taken: set[str]):
+def sender(settings: Settings, joined: list[FakeBus], taken: set[str]):
     def connect(name: str, **_: Any) -> FakeBus:
         if name in taken:
             raise NameTaken(f"the name '{name}' is taken")
         joined.append(FakeBus(name))
         return joined[-1]
 
-    voice = Voice(settings, connect)  # type: ignore[arg-type]
-    yield voice
-    voice.close()
+    sender = Sender(settings, connect)  # type: ignore[arg-type]
+    yield sender
+    sender.close()
     assert all(bus.closed.is_set() for bus in joined)
 
 
-def test_it_joins_with_the_first_message_under_a_name_that_is_free(voice: Voice, joined: list[FakeBus]) -> None:
-    assert voice.session_id is None and joined == []
-    voice.send("auth", "hi", None)
-    voice.send("auth", "hi", None)
+def test_it_joins_with_the_first_message_under_a_name_that_is_free(sender: Sender, joined: list[FakeBus]) -> None:
+    assert sender.session_id is None and joined == []
+    sender.send("auth", "hi", None)
+    sender.send("auth", "hi", None)
     assert [bus.name for bus in joined] == ["console-2"]
-    assert voice.session_id == "id of console-2"
+    assert sender.session_id == "id of console-2"
 
 
 def test_it_leaves_when_no_page_is_open_and_comes_back(
-    voice: Voice, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch
+    sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STAY_S", 0.01)
-    voice.watched_by(1)
-    voice.send("auth", "hi", None)
-    voice.watched_by(0)
+    sender.set_pages(1)
+    sender.send("auth", "hi", None)
+    sender.set_pages(0)
     assert joined[0].closed.wait(PATIENCE_S)
-    wait_until(lambda: voice.session_id is None, "it has left", PATIENCE_S)
-    voice.send("auth", "hi", None)
+    wait_until(lambda: sender.session_id is None, "it has left", PATIENCE_S)
+    sender.send("auth", "hi", None)
     assert len(joined) == 2
 
 
 def test_it_comes_back_under_the_name_that_it_had(
-    voice: Voice, joined: list[FakeBus], taken: set[str], monkeypatch: pytest.MonkeyPatch
+    sender: Sender, joined: list[FakeBus], taken: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the other name would stay on the list, away."""
     monkeypatch.setattr(module, "STAY_S", 0.01)
-    voice.send("auth", "hi", None)
-    voice.watched_by(0)
+    sender.send("auth", "hi", None)
+    sender.set_pages(0)
     assert joined[0].closed.wait(PATIENCE_S)
     taken.clear()
-    voice.send("auth", "hi", None)
+    sender.send("auth", "hi", None)
     assert [bus.name for bus in joined] == ["console-2", "console-2"]
 
 
-def test_at_the_end_it_leaves_for_good(voice: Voice, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch) -> None:
-    voice.send("auth", "hi", None)
-    voice.close()
+def test_at_the_end_it_leaves_for_good(sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch) -> None:
+    sender.send("auth", "hi", None)
+    sender.close()
     assert [bus.forgotten for bus in joined] == [True]
 
 
 @pytest.mark.parametrize("broker", [None, 4711])
 def test_at_the_end_it_leaves_for_good_though_it_was_away(
-    voice: Voice, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch, broker: int | None
+    sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch, broker: int | None
 ) -> None:
     monkeypatch.setattr(module, "STAY_S", 0.01)
     monkeypatch.setattr(module, "broker_pid", lambda settings: broker)
-    voice.send("auth", "hi", None)
-    voice.watched_by(0)
+    sender.send("auth", "hi", None)
+    sender.set_pages(0)
     assert joined[0].closed.wait(PATIENCE_S)
     assert not joined[0].forgotten, "its page may come back"
-    voice.close()
+    sender.close()
     # It comes back to say so; where there is no broker, none is started for it.
     assert [bus.forgotten for bus in joined] == ([False] if broker is None else [False, True])
 
 
-def test_a_reload_changes_nothing(voice: Voice, joined: list[FakeBus]) -> None:
-    voice.send("auth", "hi", None)
-    voice.watched_by(0)
-    voice.watched_by(1)
-    assert voice._leaving is None and not joined[0].closed.is_set()
+def test_a_reload_changes_nothing(sender: Sender, joined: list[FakeBus]) -> None:
+    sender.send("auth", "hi", None)
+    sender.set_pages(0)
+    sender.set_pages(1)
+    assert not sender.is_leaving and not joined[0].closed.is_set()
 
 
-def test_where_it_was_ended_it_joins_anew(voice: Voice, joined: list[FakeBus]) -> None:
-    voice.send("auth", "hi", None)
+def test_where_it_was_ended_it_joins_anew(sender: Sender, joined: list[FakeBus]) -> None:
+    sender.send("auth", "hi", None)
     joined[0].closed.set()  # somebody has disconnected it
-    assert voice._reader is not None
-    voice._reader.join(PATIENCE_S)
-    voice.send("auth", "hi", None)
+    assert sender._reader is not None
+    sender._reader.join(PATIENCE_S)
+    sender.send("auth", "hi", None)
     assert len(joined) == 2
 
 
-def test_after_the_end_nothing_is_said(voice: Voice) -> None:
-    voice.close()
-    voice.close()
+def test_after_the_end_nothing_is_said(sender: Sender) -> None:
+    sender.close()
+    sender.close()
     with pytest.raises(NotConnected, match="zmqbus console"):
-        voice.send("auth", "hi", None)
+        sender.send("auth", "hi", None)
 
 
 def test_receipts_for_the_page() -> None:
@@ -150,22 +150,22 @@ def test_receipts_for_the_page() -> None:
 @pytest.mark.slow
 def test_on_a_real_bus(bus: Bus, settings: Settings) -> None:
     auth = bus.listener("auth")
-    voice = Voice(settings)
+    sender = Sender(settings)
     try:
-        receipt = voice.send(auth.session_id, "question: ready?", None)
+        receipt = sender.send(auth.session_id, "question: ready?", None)
         # Queued, too: whoever takes longer than the broker's second to take it has it all the same.
         assert receipt.state in ("delivered", "queued") and receipt.to == "auth"
         got = auth.wait_message("question: ready?")
         assert got["name"] == "console"
         answer = bus.send("--to", "console", "--reply-to", str(got["id"]), "--text", "answer: yes", owner=auth)
         assert answer.stdout.startswith(("delivered ", "queued ")), "it takes what it is sent"
-        broadcast = voice.broadcast("freeze", project=str(bus.cwd))
+        broadcast = sender.broadcast("freeze", project=str(bus.cwd))
         assert broadcast.delivered + broadcast.queued == 1
         assert auth.wait_message("freeze")["name"] == "console"
-        nobody = voice.broadcast("nobody", project="/nowhere")
+        nobody = sender.broadcast("nobody", project="/nowhere")
         assert nobody.delivered + nobody.queued == 0
     finally:
-        voice.close()
+        sender.close()
     wait_until(lambda: "console" not in bus.states(), "it has left for good", PATIENCE_S)
 
 

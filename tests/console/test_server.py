@@ -24,7 +24,7 @@ from tests.real.conftest import ROOT, Bus, wait_until
 from zmqbus.console import server
 from zmqbus.console.auth import Links, Visitors, decode, split
 from zmqbus.console.guard import ENTER
-from zmqbus.console.lockfile import Lease
+from zmqbus.console.lockfile import ConsoleLock
 from zmqbus.console.peers import Peers
 from zmqbus.doctor.installation import install_command
 from zmqbus.settings import Settings, load
@@ -53,7 +53,7 @@ def test_it_ends_though_a_page_is_open(start_console: Callable[..., ConsoleProce
     reading.start()
     assert console.stop(signum) == (0, "")
     reading.join(PATIENCE_S)
-    assert b"event: bye\n" in rest[0]
+    assert b"event: closing\n" in rest[0]
     connection.close()
 
 
@@ -174,7 +174,7 @@ def test_open_leads_there_and_what_the_list_of_processes_shows_of_it_is_for_this
     start_console: Callable[..., ConsoleProcess], tmp_path: Path, data_dir: Path
 ) -> None:
     with Peers() as peers:
-        if not peers.can_tell():
+        if not peers.works():
             pytest.skip("the kernel does not say whose connections are")
     browser, seen = fake_browser(tmp_path)
     console = start_console("--open", env={"BROWSER": f"{browser} %s"})
@@ -209,7 +209,7 @@ def test_open_where_the_kernel_does_not_tell_whose_connections_are(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By a file that only the user can read, and that leads there."""
-    monkeypatch.setattr(Peers, "can_tell", lambda self: False)
+    monkeypatch.setattr(Peers, "works", lambda self: False)
     opened: list[str] = []
 
     def open_in(url: str) -> subprocess.Popen[bytes]:
@@ -221,9 +221,9 @@ def test_open_where_the_kernel_does_not_tell_whose_connections_are(
         opened.append(found[0])
         return subprocess.Popen(["true"])
 
-    with Lease(settings.data_dir, 4711) as lease, Peers() as peers:
-        asyncio.run(server._open(settings, f"{lease.name}:4711", lease, peers, open_in))
-        links, body = Links(lease.secret), entering(token_of(opened[1]))[0]
+    with ConsoleLock(settings.data_dir, 4711) as lock, Peers() as peers:
+        asyncio.run(server._open(settings, f"{lock.name}:4711", lock, peers, open_in))
+        links, body = Links(lock.secret), entering(token_of(opened[1]))[0]
         assert links.redeem(Visitors(), body["link"], body["nonce"], body["proof"]).verdict == "good"
     assert opened[0].startswith("file:///") and "link=" not in opened[0]
     assert "cannot read the file" in capsys.readouterr().out

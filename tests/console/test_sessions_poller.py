@@ -15,28 +15,28 @@ import pytest
 from tests.console.conftest import PATIENCE_S
 from tests.real.conftest import Bus, wait_until
 from zmqbus.client import launch
-from zmqbus.console.sessions_poller import Listeners, Roster, View
+from zmqbus.console.sessions_poller import BusView, Listeners, SessionsPoller
 from zmqbus.settings import Settings
 
 
 @pytest.fixture
-def told() -> queue.Queue[tuple[str, Any]]:
+def events() -> queue.Queue[tuple[str, Any]]:
     return queue.Queue()
 
 
 @pytest.fixture
-def roster(settings: Settings, told: queue.Queue[tuple[str, Any]]) -> Iterator[Roster]:
-    roster = Roster(settings, lambda kind, data: told.put((kind, data)))
-    roster.start()
-    yield roster
-    roster.close()
-    assert not roster._thread.is_alive()
+def poller(settings: Settings, events: queue.Queue[tuple[str, Any]]) -> Iterator[SessionsPoller]:
+    poller = SessionsPoller(settings, lambda kind, data: events.put((kind, data)))
+    poller.start()
+    yield poller
+    poller.close()
+    assert not poller.is_running
 
 
-def until(told: queue.Queue[tuple[str, Any]], fits: Callable[[Any], bool]) -> Any:
+def until(events: queue.Queue[tuple[str, Any]], fits: Callable[[Any], bool]) -> Any:
     while True:
-        kind, data = told.get(timeout=PATIENCE_S)
-        if kind == "roster" and fits(data):
+        kind, data = events.get(timeout=PATIENCE_S)
+        if kind == "sessions" and fits(data):
             return data
 
 
@@ -50,19 +50,19 @@ def state(session_id: str, owner_pid: int) -> str:
 
 
 def test_without_a_broker_it_says_so_and_starts_none(
-    roster: Roster, settings: Settings, told: queue.Queue[tuple[str, Any]]
+    poller: SessionsPoller, settings: Settings, events: queue.Queue[tuple[str, Any]]
 ) -> None:
-    roster.watched_by(1)
-    view = until(told, lambda data: data["broker"] == "gone")
+    poller.set_pages(1)
+    view = until(events, lambda data: data["broker"] == "gone")
     assert str(settings.port) in view["text"] and view["sessions"] == []
-    assert told.get(timeout=PATIENCE_S)[0] == "beat", "then it only says that it still looks"
+    assert events.get(timeout=PATIENCE_S)[0] == "heartbeat", "then it only says that it still looks"
     assert launch.broker_pid(settings) is None
 
 
-def test_nobody_looks_nothing_is_asked(roster: Roster, told: queue.Queue[tuple[str, Any]]) -> None:
+def test_nobody_looks_nothing_is_asked(poller: SessionsPoller, events: queue.Queue[tuple[str, Any]]) -> None:
     with pytest.raises(queue.Empty):
-        told.get(timeout=0.2)
-    assert roster.view == View()
+        events.get(timeout=0.2)
+    assert poller.view == BusView()
 
 
 def test_the_listeners_whose_files_can_be_read(data_dir: Path) -> None:
@@ -89,21 +89,23 @@ def test_the_listeners_whose_files_can_be_read(data_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sessions_come_and_go_and_a_broker_dies(bus: Bus, told: queue.Queue[tuple[str, Any]], roster: Roster) -> None:
-    # `settings` of the roster and the harness share directory and port.
+def test_sessions_come_and_go_and_a_broker_dies(
+    bus: Bus, events: queue.Queue[tuple[str, Any]], poller: SessionsPoller
+) -> None:
+    # `settings` of the poller and the harness share directory and port.
     auth = bus.listener("auth", label="The label")
-    roster.watched_by(1)
-    view = until(told, lambda data: [one["name"] for one in data["sessions"]] == ["auth"])
+    poller.set_pages(1)
+    view = until(events, lambda data: [one["name"] for one in data["sessions"]] == ["auth"])
     (row,) = view["sessions"]
     assert (view["broker"], row["state"], row["label"], row["listener"]) == ("up", "live", "The label", True)
     assert row["id"] == auth.session_id
     first = bus.signal_broker(signal.SIGKILL)
-    view = until(told, lambda data: data["broker"] == "up" and data["pid"] != first and data["sessions"])
+    view = until(events, lambda data: data["broker"] == "up" and data["pid"] != first and data["sessions"])
     assert view["sessions"][0]["id"] == auth.session_id
     auth.stop()
     # One look may fall between its word to the broker and the end of its file.
     until(
-        told,
+        events,
         lambda data: (
             data["broker"] == "up"
             and [(one["state"], one["listener"]) for one in data["sessions"]] == [("away", False)]
@@ -112,34 +114,36 @@ def test_sessions_come_and_go_and_a_broker_dies(bus: Bus, told: queue.Queue[tupl
 
 
 @pytest.mark.slow
-def test_a_broker_that_hangs_is_told_as_silent(bus: Bus, told: queue.Queue[tuple[str, Any]], roster: Roster) -> None:
+def test_a_broker_that_hangs_is_told_as_silent(
+    bus: Bus, events: queue.Queue[tuple[str, Any]], poller: SessionsPoller
+) -> None:
     bus.listener("auth")
-    roster.watched_by(1)
-    until(told, lambda data: data["broker"] == "up")
+    poller.set_pages(1)
+    until(events, lambda data: data["broker"] == "up")
     bus.signal_broker(signal.SIGSTOP)
-    view = until(told, lambda data: data["broker"] == "silent")
+    view = until(events, lambda data: data["broker"] == "silent")
     assert [one["name"] for one in view["sessions"]] == ["auth"], "what was known stays"
     bus.signal_broker(signal.SIGCONT)
-    until(told, lambda data: data["broker"] == "up")
+    until(events, lambda data: data["broker"] == "up")
     # With the last page, its connection goes, too.
-    roster.watched_by(0)
-    wait_until(lambda: roster._bus is None, "it hangs up", PATIENCE_S)
+    poller.set_pages(0)
+    wait_until(lambda: not poller.is_connected, "it hangs up", PATIENCE_S)
 
 
 @pytest.mark.slow
 def test_a_broker_that_ends_while_it_is_asked_is_not_brought_back(
-    bus: Bus, told: queue.Queue[tuple[str, Any]], roster: Roster
+    bus: Bus, events: queue.Queue[tuple[str, Any]], poller: SessionsPoller
 ) -> None:
-    """Nor told as one that does not answer."""
+    """Nor events as one that does not answer."""
     assert bus.zmqbus("broker").returncode == 0
-    roster.watched_by(1)
-    until(told, lambda data: data["broker"] == "up")
+    poller.set_pages(1)
+    until(events, lambda data: data["broker"] == "up")
     pid = bus.signal_broker(signal.SIGSTOP)
-    asking = roster._bus
+    asking = poller._bus
     assert asking is not None
     before = asking._refs
     wait_until(lambda: asking._refs > before, "it asks one that cannot answer", PATIENCE_S)
     bus.signal_broker(signal.SIGKILL)
-    assert until(told, lambda data: (data["broker"], data["pid"]) != ("up", pid))["broker"] == "gone"
-    told.get(timeout=PATIENCE_S)
-    assert launch.broker_pid(roster._settings) is None
+    assert until(events, lambda data: (data["broker"], data["pid"]) != ("up", pid))["broker"] == "gone"
+    events.get(timeout=PATIENCE_S)
+    assert launch.broker_pid(poller._settings) is None

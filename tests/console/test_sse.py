@@ -42,7 +42,7 @@ def test_what_is_published_from_any_thread_reaches_every_stream() -> None:
         return await asyncio.wait_for(asyncio.gather(*reading), PATIENCE_S)
 
     first, second = asyncio.run(play())
-    assert first == second == b"".join(event("n", number) for number in range(100)) + event("bye", {})
+    assert first == second == b"".join(event("n", number) for number in range(100)) + event("closing", {})
 
 
 def test_a_page_that_does_not_read_costs_no_memory() -> None:
@@ -57,7 +57,7 @@ def test_a_page_that_does_not_read_costs_no_memory() -> None:
         return await collect(stream)
 
     got = asyncio.run(play())
-    assert got.startswith(event("lost", {})), "it is told that something is missing"
+    assert got.startswith(event("overflow", {})), "it is told that something is missing"
     assert len(got) <= MAX_QUEUE_BYTES + len(chunk)
 
 

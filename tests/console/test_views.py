@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.console.conftest import put
 from tests.records import RECORD
-from zmqbus.console.views import HEAD_CHARS, of_entry, of_record, place_of, place_text
+from zmqbus.console.views import HEAD_CHARS, of_entry, of_record, parse_place, place_text
 from zmqbus.journal.history import History, Place
 
 
@@ -35,12 +35,12 @@ def test_long_texts_are_cut(data_dir: Path) -> None:
 
 @given(st.integers(0, 10**17), st.integers(0, 10**17))
 def test_places_come_back(segment: int, offset: int) -> None:
-    assert place_of(place_text(Place(segment, offset))) == Place(segment, offset)
+    assert parse_place(place_text(Place(segment, offset))) == Place(segment, offset)
 
 
 @given(st.none() | st.text(max_size=40))
 def test_what_is_no_place_is_none(text: str | None) -> None:
-    found = place_of(text)
+    found = parse_place(text)
     assert found is None or place_text(found) is not None
     for wrong in ("", "1", "1.", ".1", "1.2.3.4", "-1.2", "1.x", "1" * 40 + ".1", "١.٢"):
-        assert place_of(wrong) is None
+        assert parse_place(wrong) is None

@@ -103,12 +103,12 @@ def _open(url: str) -> subprocess.Popen[bytes]:
 
 def _link(settings: Settings, port: int | None, *, numeric: bool) -> int:
     from zmqbus.console.auth import link, mint
-    from zmqbus.console.lockfile import NoConsole, running
+    from zmqbus.console.lockfile import NoConsoleRuns, running_consoles
 
-    found = running(settings.data_dir, port)
+    found = running_consoles(settings.data_dir, port)
     if not found:
         where = f" on port {port}" if port else ""
-        return fail(NoConsole(f"no console runs{where}; start one with: zmqbus console"))
+        return fail(NoConsoleRuns(f"no console runs{where}; start one with: zmqbus console"))
     for one in found:
         name = "127.0.0.1" if numeric else one.name
         print(link(f"{name}:{one.port}", mint(one.secret, time.time())))

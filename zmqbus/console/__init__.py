@@ -1,1 +1,1 @@
-"""`zmqbus console`: the bus on a page, for a person; on loopback only, and shut against other pages of the browser."""
+"""`zmqbus console`: shows the bus on a web page; on loopback only, and protected from other pages of the browser."""

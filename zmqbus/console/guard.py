@@ -1,19 +1,19 @@
-"""What stands before the page: each request is looked at here before anything else sees it.
+"""Checks every request before the application sees it.
 
-The page can send, and end sessions. Whoever can make the user's browser ask for something must not get there: other web
-pages (cross-site requests, forms, frames), names that were bent to this address (DNS rebinding), and what listens on
-other ports of this machine. `judge` is the whole of the decision, and pure:
+The page can send messages and end sessions, so nothing else may make the user's browser issue requests: other web pages
+(cross-site requests, forms, frames), host names that resolve to this address (DNS rebinding), and servers on other
+ports of this machine. `judge` makes the whole decision, and is pure:
 
-1. `Host` is one of this console's names, literally. A rebound name is another one.
-2. GET, HEAD and POST; nothing else.
-3. `Sec-Fetch-Site`, which no page can forge, says that the page itself asks, or the user does (a bookmark, a link from
-   the terminal). From elsewhere only the start page can be navigated to, which is the same for everybody.
-4. `Origin`, where there is one, is ours; a POST has one.
-5. What has data, or does something, carries a proof that only a visitor can make (`tickets`). The answer carries one.
-6. The body of a POST is JSON by its type, which no form can send, and not too large.
+1. `Host` equals one of this console's names. A rebound name differs.
+2. The method is GET, HEAD or POST.
+3. `Sec-Fetch-Site`, which no page can forge, says that the page itself sent the request, or the user did (a bookmark, a
+   link from the terminal). Other sites can only navigate to the start page, which is the same for everybody.
+4. `Origin`, if present, is the console's; a POST has one.
+5. Requests for data or actions carry a proof that only a visitor can make (`auth`), and so do their responses.
+6. The body of a POST has the type JSON, which no form can send, and is not too large.
 
-Every answer, the refusals too, goes out with headers that keep it to itself: a policy under which nothing runs that is
-not a file of ours, no framing, no guessing of types, no referrer.
+Every response, refusals included, carries headers that isolate the page: a policy that runs the console's own files
+only, no framing, no content sniffing, no referrer.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: A text of 10 MiB in JSON: a character may take two bytes there, and control characters six. More than this no text
-#: of a message needs.
+#: Enough for a text of 10 MiB in JSON, where a character may take two bytes, and a control character six.
 MAX_POST_BYTES = 24 * 1024 * 1024
-#: Every console answers to it, besides its own name: for browsers that cannot find that, and for forwarded ports.
+#: Accepted in `Host` besides the console's own name: for browsers that cannot resolve that, and for forwarded ports.
 ADDRESS = "127.0.0.1"
-#: Of a request: `id.nonce.mac`; of its answer: the console's own.
+#: In a request: `id.nonce.mac` of the visitor; in its response: the console's MAC.
 PROOF_HEADER = "x-zmqbus-proof"
-#: Where a link is used: who asks here has no key yet.
+#: Path where a link is redeemed; the only one under /api/ without a proof.
 ENTER = "/api/enter"
 
 POLICY = "; ".join(
@@ -52,7 +51,7 @@ POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        # No text can become markup: what would make it so is switched off in the browser.
+        # Disables in the browser everything that could turn a text into markup.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     )
@@ -70,7 +69,7 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request goes no further: the HTTP status, a word for programs, a sentence for people."""
+    """A refused request: the HTTP status, a code for programs, a sentence for people, the proof of the response."""
 
     status: int
     code: str
@@ -78,20 +77,20 @@ class Refusal:
     proof: str | None = None
 
 
-NOT_HERE = Refusal(421, "wrong_host", "this console is not called by this name; use the link that it printed")
-METHOD = Refusal(405, "method", "only GET and POST are spoken here")
-CROSS_SITE = Refusal(403, "cross_site", "another page has asked for this, and only the console's own page may")
-NOT_JSON = Refusal(415, "not_json", "the body has to be application/json")
-TOO_LARGE = Refusal(413, "too_large", f"a request takes {MAX_POST_BYTES // 1024 // 1024} MiB at most; send less")
-NOT_IN = Refusal(
+WRONG_HOST = Refusal(421, "wrong_host", "this console has another host name; use the link that it printed")
+METHOD = Refusal(405, "method", "the method is not supported; use GET or POST")
+CROSS_SITE = Refusal(403, "cross_site", "the request came from another page; only the console's own page may send it")
+NOT_JSON = Refusal(415, "not_json", "the body is not application/json; send JSON")
+TOO_LARGE = Refusal(413, "too_large", f"the request is larger than {MAX_POST_BYTES // 1024 // 1024} MiB; send less")
+NOT_SIGNED_IN = Refusal(
     401, "not_in", "the page needs a new link: press Enter where zmqbus console runs, or run: zmqbus console --link"
 )
-FAULT = Refusal(500, "internal", "the console has failed at this; the terminal in which it runs tells more")
+INTERNAL = Refusal(500, "internal", "the request failed in the console; see the terminal in which it runs")
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that goes on: whose it is (None: nobody's in particular), and the proof that its answer carries."""
+    """A request to be handled: its visitor (None when it needs none), and the proof for its response."""
 
     visitor: Visitor | None = None
     proof: str | None = None
@@ -100,25 +99,25 @@ class Admitted:
 def judge(
     method: str, path: str, target: str, headers: Mapping[str, str], names: Collection[str], visitors: Visitors
 ) -> Refusal | Admitted:
-    """What to do with a request: a refusal, or let it in.
+    """Decides whether a request is handled or refused.
 
-    `target`: the path as it was sent, with the query. `headers` by their lower-case names; of one that came twice, both
-    values, which then fit nothing. `names`: what may stand in `Host`.
+    `target`: the path as sent, with the query. `headers`: by lower-case name; a repeated one with both values joined,
+    which then match nothing. `names`: what `Host` may be.
     """
     host = headers.get("host", "")
     # guards: console access: no subdomains [host not in names => not host.endswith(tuple(names))]
     if host not in names:
-        return NOT_HERE
+        return WRONG_HOST
     if method not in ("GET", "HEAD", "POST"):
         return METHOD
     site = headers.get("sec-fetch-site", "none")
-    arrives = (
+    opens_page = (
         method == "GET"
         and path == "/"
         and headers.get("sec-fetch-mode") == "navigate"
         and headers.get("sec-fetch-dest") == "document"
     )
-    if site not in ("same-origin", "none") and not arrives:
+    if site not in ("same-origin", "none") and not opens_page:
         return CROSS_SITE
     origin = headers.get("origin")
     if origin is None:
@@ -130,7 +129,7 @@ def judge(
     if path.startswith("/api/") and path != ENTER:
         found = visitors.find(headers.get(PROOF_HEADER, ""), method, target)
         if found is None:
-            return NOT_IN
+            return NOT_SIGNED_IN
         admitted = Admitted(*found)
     if method == "POST":
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -142,17 +141,14 @@ def judge(
 
 
 def names_of(authority: str) -> frozenset[str]:
-    """What may stand in `Host` of a console whose links lead to this `name:port`: that, and the address.
-
-    Browsers leave port 80 out.
-    """
+    """Returns what `Host` may be for a console at `name:port`: that, and the address; browsers omit port 80."""
     name, _, port = authority.rpartition(":")
     bare = (name, ADDRESS) if port == "80" else ()
     return frozenset((authority, f"{ADDRESS}:{port}", *bare))
 
 
 class Guard:
-    """Stands before an ASGI application."""
+    """ASGI middleware that lets only permitted requests through to the application."""
 
     def __init__(self, app: App, authority: str, visitors: Visitors) -> None:
         self._app = app
@@ -160,7 +156,7 @@ class Guard:
         self._visitors = visitors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets a request through to the application, as `scope["visitor"]`, or refuses it."""
+        """Calls the application with `scope["visitor"]`, or refuses the request."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
@@ -175,12 +171,12 @@ class Guard:
         if scope.get("query_string"):
             target += "?" + bytes(scope["query_string"]).decode("latin-1")
         verdict = judge(scope["method"], scope["path"], target, headers, self._names, self._visitors)
-        begun = False
+        has_started = False
 
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
+            nonlocal has_started
             if message["type"] == "http.response.start":
-                begun = True
+                has_started = True
                 own = {name.lower() for name, _ in message.get("headers", ())}
                 message["headers"] = [
                     *message.get("headers", ()),
@@ -200,24 +196,24 @@ class Guard:
         try:
             await self._app(scope, receive, send_guarded)
         except OSError:
-            return  # the connection has broken: that is how pages go
+            return  # the connection is broken: the page has gone
         except Exception as error:
-            complain(error)
-            if not begun:
-                await refuse(send_guarded, FAULT)
+            warn(error)
+            if not has_started:
+                await refuse(send_guarded, INTERNAL)
 
 
-def complain(error: Exception) -> None:
-    """Tells the terminal of a fault of ours, in a line."""
+def warn(error: Exception) -> None:
+    """Prints a one-line warning of a bug in the terminal."""
     print(
-        f"warning: the console failed at a request: {type(error).__name__}: {sanitise(str(error))}",
+        f"warning: a request failed in the console: {type(error).__name__}: {sanitise(str(error))}",
         file=sys.stderr,
         flush=True,
     )
 
 
 async def refuse(send: Send, refusal: Refusal) -> None:
-    """Answers with a refusal. The connection ends with it: whatever else comes over it was not asked for."""
+    """Sends a refusal and closes the connection, so that the rest of the request is dropped."""
     body = json.dumps({"error": {"code": refusal.code, "text": refusal.text}}).encode()
     headers = [
         (b"content-type", b"application/json"),

@@ -1,7 +1,8 @@
-"""Whose connection it is: the user whose process holds the other end of a TCP connection over loopback.
+"""Looks up the user whose process holds the other end of a TCP connection over loopback.
 
-Linux tells it (`sock_diag`, an exact query by both addresses, a few microseconds whatever else is connected). Elsewhere
-nobody does, nor for a peer in another network namespace or behind a proxy; that is None, *unknown*, and never a guess.
+Linux tells it (`sock_diag`, an exact query by both addresses, a few microseconds whatever else is connected). Other
+systems do not, nor does Linux for a peer in another network namespace or behind a proxy; the user is then unknown
+(None), never guessed.
 """
 
 from __future__ import annotations
@@ -24,23 +25,24 @@ _QUERY = struct.Struct("=BBBxI")  # family, protocol, extensions, states
 _PORTS = struct.Struct("!HH16s16s")  # source port, its peer's, source address, its peer's
 _REST = struct.Struct("=III")  # interface, cookie
 _FOUND = struct.Struct("=4x48x12xII")  # …, uid, inode
-#: The kernel answers within the call; this is for one that does not.
-PATIENCE_S = 0.2
+#: The kernel answers within the call; this is a limit for one that does not.
+TIMEOUT_S = 0.2
 ROOT = 0
 
 
 class Peers:
-    """Looks up who is at the other end. A context manager; for one thread."""
+    """Looks up the users of peers. A context manager; not thread-safe."""
 
-    def __init__(self) -> None:
-        self._own = os.getuid()
+    def __init__(self, own_uid: int | None = None) -> None:
+        """`own_uid`: the user to compare with; this process's by default."""
+        self._own = os.getuid() if own_uid is None else own_uid
         self._overflow = _overflow_uid()
         self._sequence = 0
         self._kernel: socket.socket | None = None
         if sys.platform == "linux":
             try:
                 self._kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)
-                self._kernel.settimeout(PATIENCE_S)
+                self._kernel.settimeout(TIMEOUT_S)
             except OSError:
                 self._kernel = None
 
@@ -55,7 +57,7 @@ class Peers:
             self._kernel = None
 
     def uid(self, family: int, peer: tuple[Any, ...], own: tuple[Any, ...]) -> int | None:
-        """The user of the process that connected from `peer` to `own` (addresses of this family); None: unknown."""
+        """Returns the user of the process that connected from `peer` to `own`; None when unknown."""
         if self._kernel is None or family not in (socket.AF_INET, socket.AF_INET6):
             return None
         self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
@@ -71,41 +73,42 @@ class Peers:
             while True:
                 answer = self._kernel.recv(4096)
                 _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
-                if sequence == self._sequence:  # else it belongs to one that was given up
+                if sequence == self._sequence:  # otherwise the late answer to an earlier query
                     break
             if kind != SOCK_DIAG_BY_FAMILY:
                 return None
             uid, inode = _FOUND.unpack_from(answer, _HEADER.size)
         except (OSError, ValueError, struct.error):
             return None
-        # Without an inode nobody holds it any more, and the kernel says root; the overflow id is whoever has none here.
+        # Without an inode no process holds the socket any more, and the kernel names root. The overflow uid stands for
+        # every user that has no uid in this namespace.
         if not inode or (uid == self._overflow and uid != self._own):
             return None
         return int(uid)
 
-    def foreign(self, uid: int | None) -> bool:
-        """Whether this is certainly another user. Root does not count: it can do everything, and relays run as it."""
+    def is_other_user(self, uid: int | None) -> bool:
+        """Whether this is certainly another user. Root is not: it can do everything anyway, and relays run as root."""
         return uid is not None and uid not in (self._own, ROOT)
 
-    def same(self, uid: int | None) -> bool:
+    def is_own_user(self, uid: int | None) -> bool:
         """Whether this is certainly the user of this process."""
         return uid == self._own
 
-    def can_tell(self) -> bool:
-        """Whether the kernel tells of connections here; tried with one."""
+    def works(self) -> bool:
+        """Whether lookups work on this machine; tries one."""
         if self._kernel is None:
             return False
         try:
             with socket.create_server(("127.0.0.1", 0)) as listening:
                 own = listening.getsockname()
-                with socket.create_connection(own, PATIENCE_S) as there:
-                    return self.same(self.uid(socket.AF_INET, there.getsockname(), own))
+                with socket.create_connection(own, TIMEOUT_S) as there:
+                    return self.is_own_user(self.uid(socket.AF_INET, there.getsockname(), own))
         except OSError:
             return False
 
 
 def _overflow_uid() -> int:
-    """Whom the kernel names where a user has no number in this namespace."""
+    """Returns the uid that stands for users without a uid in this namespace."""
     try:
         with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
             return int(file.read())

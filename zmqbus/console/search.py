@@ -1,9 +1,9 @@
-"""Search, in a process of its own: python -m zmqbus.console.search reads one question and answers it.
+"""Searches the log in a process of its own: `python -m zmqbus.console.search` reads one query and writes its result.
 
-A regular expression can take for ever, and Python cannot interrupt one: in the console's own process it would take all
-pages with it. Here it has `PATIENCE_S`, and is ended then. Words are looked up in the index
-(`zmqbus.journal.search_index`), an expression in the log, backwards, a bounded part for each question; the answer says
-where to go on.
+A regular expression can run for ever, and Python cannot interrupt it: in the console's own process it would block every
+page. A search process is killed after `TIMEOUT_S`. Words are looked up in the search index
+(`zmqbus.journal.search_index`); a regular expression scans the log backwards, a bounded part for each query, and the
+result says where to continue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from zmqbus.console.views import of_entry, place_of, place_text
+from zmqbus.console.views import of_entry, parse_place, place_text
 from zmqbus.errors import InvalidPayload, Timeout, ZmqbusError
 from zmqbus.journal.history import History, Wanted
 from zmqbus.journal.search_query import Search, parse
@@ -25,26 +25,26 @@ from zmqbus.system import children
 
 Mode: TypeAlias = Literal["words", "regex"]
 
-#: What one question may take. Words take a tenth of it for 1 GB.
-PATIENCE_S = 10.0
-#: So much of the log an expression goes through before the page hears how far it is.
-SLICE_BYTES = 64 * 1024 * 1024
-#: Found messages in one answer.
+#: Time limit of one query. In 1 GB, words take a tenth of it.
+TIMEOUT_S = 10.0
+#: Bytes of the log that one query scans for a regular expression, so that the page can show progress.
+SCAN_BYTES = 64 * 1024 * 1024
+#: Messages in one result.
 MAX_FOUND = 100
-#: Nobody types more; and what is longer is slow.
+#: Nobody types longer queries, and they are slow.
 MAX_QUERY_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is looked for."""
+    """A search for words or for a regular expression."""
 
     text: str
     mode: Mode
-    before: str | None = None  # go on from here
+    before: str | None = None  # continue from this place (`views.place_text`)
 
     def check(self) -> None:
-        """Raises `InvalidPayload` for what cannot be looked for."""
+        """Raises `InvalidPayload` for an invalid query."""
         if len(self.text) > MAX_QUERY_CHARS:
             raise InvalidPayload(f"the search is longer than {MAX_QUERY_CHARS} characters; shorten it")
         if self.mode == "regex":
@@ -53,54 +53,57 @@ class Query:
             parse(self.words())
 
     def pattern(self) -> re.Pattern[str]:
-        """The expression that a text has to hold. Raises `InvalidPayload` for one that is none."""
+        """Compiles the regular expression. Raises `InvalidPayload` for an invalid one."""
         try:
             return re.compile(self.text)
         except (re.error, OverflowError, RecursionError) as error:
-            raise InvalidPayload(f"this is no regular expression: {error}; mend it, or search for words") from None
+            raise InvalidPayload(f"invalid regular expression: {error}; correct it, or search for words") from None
 
     def words(self) -> str:
-        """The words that a text has to hold (`zmqbus.journal.search_query`). The last one may be the beginning of
-        one: the page searches while it is typed."""
+        """Returns the query for the index (`zmqbus.journal.search_query`). Its last word matches as a prefix, since the
+        page searches while it is typed."""
         return f"{self.text}*" if self.text[-1:].isalnum() and self.text.count('"') % 2 == 0 else self.text
 
 
 def search(paths: Paths, query: Query) -> dict[str, Any]:
-    """Asks such a process. Raises `InvalidPayload`, `Timeout`, and what the log cannot be read for. Blocks."""
+    """Runs a query in a search process and waits for its result.
+
+    Raises `InvalidPayload` for an invalid query and where the log cannot be read, `Timeout` after `TIMEOUT_S`.
+    """
     query.check()
-    question = {"data_dir": paths.data_dir, "text": query.text, "mode": query.mode, "before": query.before}
+    request = {"data_dir": paths.data_dir, "text": query.text, "mode": query.mode, "before": query.before}
     try:
         done = subprocess.run(
             children.command("zmqbus.console.search"),
-            input=json.dumps(question).encode(),
+            input=json.dumps(request).encode(),
             capture_output=True,
             cwd="/",
             env=children.environ(),
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         raise Timeout(
-            f"the search took longer than {PATIENCE_S:g} s and was ended; use a simpler expression, or words"
+            f"the search took longer than {TIMEOUT_S:g} s and was stopped; use a simpler expression, or words"
         ) from None
     try:
-        answer: dict[str, Any] = json.loads(done.stdout)
+        result: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         last = done.stderr.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-        raise ZmqbusError(f"the search has failed ({last or done.returncode}); try again, and report this") from None
-    if "error" in answer:
-        raise InvalidPayload(answer["error"])
-    return answer
+        raise ZmqbusError(f"the search failed ({last or done.returncode}); try again, and report this") from None
+    if "error" in result:
+        raise InvalidPayload(result["error"])
+    return result
 
 
-def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """What the process does."""
-    query = Query(question["text"], question["mode"], question["before"])
+def run_query(request: dict[str, Any]) -> dict[str, Any]:
+    """Searches in this process; see `search` for the request."""
+    query = Query(request["text"], request["mode"], request["before"])
     started_s = time.monotonic()
-    before = place_of(query.before)
-    paths = Paths(question["data_dir"])
+    before = parse_place(query.before)
+    paths = Paths(request["data_dir"])
     if query.mode == "regex":
         wanted = Wanted(pattern=query.pattern())
-        page = History(paths.log).page(before, limit=MAX_FOUND, wanted=wanted, limit_bytes=SLICE_BYTES)
+        page = History(paths.log).page(before, limit=MAX_FOUND, wanted=wanted, limit_bytes=SCAN_BYTES)
     else:
         page = Search(paths.log, paths.search_index, query.words()).page(before, limit=MAX_FOUND)
     return {
@@ -111,9 +114,9 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Reads a question from standard input, writes the answer to standard output."""
+    """Reads a query from standard input and writes its result to standard output, both as JSON."""
     try:
-        result = answer(json.loads(sys.stdin.buffer.read()))
+        result = run_query(json.loads(sys.stdin.buffer.read()))
     except ZmqbusError as error:
         result = {"error": str(error)}
     json.dump(result, sys.stdout)

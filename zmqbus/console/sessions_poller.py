@@ -1,45 +1,46 @@
-"""Who is on the bus, asked of the broker about once a second as long as a page is open.
+"""Asks the broker for its sessions about once a second while a page is open.
 
-The console looks as an observer, which is no session and keeps no broker alive. Other links start a broker where they
-find none; a person who looks must not, or the state that they look for would never be seen. So before each question the
-broker's lock is looked at (`launch.broker_pid`), and the link is one that starts none, should it end at that moment.
+The console asks as an observer, which is not a session and keeps no broker alive. Other transports start a broker when
+there is none; the console must not, or nobody could see that no broker runs. So the broker's lock is checked before
+each request (`launch.broker_pid`), and the observer's transport does not start a broker that ends in between either.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from zmqbus.client import launch
 from zmqbus.client.oneshot import CommandBus, observer
+from zmqbus.console.background import BackgroundTask
 from zmqbus.console.views import of_session
 from zmqbus.errors import ZmqbusError
 from zmqbus.session.state import SessionState, states
 from zmqbus.settings import Settings
 
-#: Between two questions. For 200 sessions one takes the broker a millisecond.
-ASK_S = 1.0
-#: Sessions that the page is given: as many as a broker serves.
+#: Between two requests. For 200 sessions one takes the broker a millisecond.
+POLL_S = 1.0
+#: Sessions sent to a page: as many as a broker serves.
 MAX_SESSIONS = 1_000
 
 BrokerState: TypeAlias = Literal["unknown", "up", "gone", "silent"]
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What is known of the bus."""
+class BusView:
+    """The broker and its sessions, as of the last poll."""
 
     broker: BrokerState = "unknown"
     pid: int | None = None
-    text: str = ""  # what is wrong, and what to do
+    text: str = ""  # what is wrong, then what to do
     sessions: tuple[dict[str, Any], ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """As the page gets it."""
+        """Returns the view as the page gets it, with the console's clock (`now`, Unix time in s)."""
         return {
             "broker": self.broker,
             "pid": self.pid,
@@ -50,7 +51,7 @@ class View:
 
 
 class Listeners:
-    """The sessions of this data directory's listeners: those whose state files this user can read."""
+    """Sessions that have a listener on this data directory: those whose state files this user can read."""
 
     def __init__(self, data_dir: str) -> None:
         self._data_dir = data_dir
@@ -59,7 +60,7 @@ class Listeners:
         self._ids: frozenset[str] = frozenset()
 
     def ids(self) -> frozenset[str]:
-        """Their session ids. State files are replaced, so the directory shows whether one is new."""
+        """Returns their session ids; reads the state files only when their directory has changed."""
         try:
             changed_ns = os.stat(self._directory).st_mtime_ns
         except OSError:
@@ -70,105 +71,91 @@ class Listeners:
         return self._ids
 
     def find(self, session_id: str) -> SessionState | None:
-        """The state of a session; None where it has no file here, which is so for programs."""
+        """Returns the state of a session; None when it has no state file here, as programs have none."""
         return next((state for state in states(self._data_dir) if state.session_id == session_id), None)
 
 
-class Roster:
-    """Asks, in a thread of its own, and publishes what has changed."""
+class SessionsPoller(BackgroundTask):
+    """Polls the broker in a thread of its own and publishes each change."""
 
     def __init__(self, settings: Settings, publish: Callable[[str, Any], None]) -> None:
+        """`publish(event, data)` sends an event to all pages."""
+        super().__init__("console sessions poller")
         self._settings = settings
         self._publish = publish
         self._bus: CommandBus | None = None
-        self._bus_pid: int | None = None  # of the broker that it is connected to
+        self._bus_pid: int | None = None  # of the broker that `_bus` is connected to
         self.listeners = Listeners(settings.data_dir)
-        self._changed = threading.Condition()
-        # These belong to the condition's lock.
-        self._pages = 0
-        self._asked = False  # somebody wants to know at once
-        self._ended = False
-        self._view = View()
-        self._thread = threading.Thread(target=self._run, name="console roster")
+        # Guarded by the condition's lock.
+        self._poll_requested = False
+        self._view = BusView()
 
     @property
-    def view(self) -> View:
-        """What was known at the last look."""
+    def view(self) -> BusView:
+        """The broker and its sessions, as of the last poll."""
         with self._changed:
             return self._view
 
-    def start(self) -> None:
-        """Begins; nothing is asked before a page is open."""
-        self._thread.start()
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection to the broker is open."""
+        return self._bus is not None
 
-    def close(self) -> None:
-        """Ends the thread, and the connection. Idempotent."""
+    def set_pages(self, count: int) -> None:
+        """Sets how many pages are open; a new page causes a poll at once."""
         with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._poll_requested = self._poll_requested or count > self._pages
+            super().set_pages(count)
 
-    def watched_by(self, pages: int) -> None:
-        """So many pages are open; with none, nothing is asked."""
+    def poll_now(self) -> None:
+        """Polls at once: an action has changed the sessions, or a page is about to load."""
         with self._changed:
-            self._asked = self._asked or pages > self._pages
-            self._pages = pages
+            self._poll_requested = True
             self._changed.notify_all()
 
-    def ask_now(self) -> None:
-        """Something was done that changes the answer, or a page is about to want one."""
+    def _has_work(self) -> bool:
+        return self._pages > 0 or self._poll_requested
+
+    def _must_hurry(self) -> bool:
+        return self._poll_requested
+
+    def _work(self) -> float:
         with self._changed:
-            self._asked = True
-            self._changed.notify_all()
+            self._poll_requested = False
+        view = self._poll()
+        with self._changed:
+            changed, self._view = view != self._view, view
+        if changed:
+            self._publish("sessions", view.as_json())
+        else:
+            self._publish("heartbeat", {"broker": view.broker})
+        return POLL_S
 
-    def _run(self) -> None:
-        try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._ended or self._pages > 0 or self._asked)
-                    if self._ended:
-                        return
-                    self._asked = False
-                view = self._look()
-                with self._changed:
-                    changed, self._view = view != self._view, view
-                if changed:
-                    self._publish("roster", view.as_json())
-                else:
-                    self._publish("beat", {"broker": view.broker})
-                with self._changed:
-                    self._changed.wait_for(lambda: self._ended or self._asked, ASK_S)
-                    if not self._pages and not self._ended:
-                        self._hang_up()  # nobody looks: no connection either
-        finally:
-            self._hang_up()
-
-    def _look(self) -> View:
+    def _poll(self) -> BusView:
         pid = launch.broker_pid(self._settings)
         if pid is None or pid != self._bus_pid:
-            self._hang_up()
+            self._release()
         if pid is None:
-            return View("gone", None, f"No broker runs on port {self._settings.port}.")
+            return self._no_broker()
         try:
             if self._bus is None:
-                bus = observer(self._settings, starts=False)
-                self._bus = bus.__enter__()
+                self._bus = observer(self._settings, starts=False).__enter__()
                 self._bus_pid = pid
             rows = self._bus.sessions(everyone=True)[:MAX_SESSIONS]
         except ZmqbusError as error:
-            self._hang_up()
-            if launch.broker_pid(self._settings) is None:  # it has ended while it was asked
-                return View("gone", None, f"No broker runs on port {self._settings.port}.")
-            return View("silent", pid, str(error), self.view.sessions)
+            self._release()
+            if launch.broker_pid(self._settings) is None:  # it has ended during the request
+                return self._no_broker()
+            return BusView("silent", pid, str(error), self.view.sessions)
         listeners = self.listeners.ids()
         rows.sort(key=lambda row: (row.project, row.name, row.session_id))
-        return View("up", pid, "", tuple(of_session(row, listeners) for row in rows))
+        return BusView("up", pid, "", tuple(of_session(row, listeners) for row in rows))
 
-    def _hang_up(self) -> None:
+    def _no_broker(self) -> BusView:
+        return BusView("gone", None, f"No broker runs on port {self._settings.port}.")
+
+    def _release(self) -> None:
         bus, self._bus, self._bus_pid = self._bus, None, None
         if bus is not None:
-            try:
+            with suppress(ZmqbusError):  # the broker has ended
                 bus.__exit__(None, None, None)
-            except ZmqbusError:
-                pass  # it has gone; so are we

@@ -1,8 +1,8 @@
-"""Threads: a message, what it answers, and what answers it.
+"""Message threads: a message, the messages that it answers, and the answers to it.
 
-A record names the message that it answers; the way back, from a message to its answers, the log does not have. So the
-first time that a thread is wanted the log is gone through, once, for the answers in it (a line that has none is passed
-over after its first bytes: 100,000 of them take some 0.1 s), and from then on only what has come since.
+A record names the message that it answers; the log has no index from a message to its answers. So the first request for
+a thread scans the log once for answers (other lines are skipped after their first bytes: 100,000 of them take some
+0.1 s), and later requests scan only what was appended since.
 """
 
 from __future__ import annotations
@@ -18,32 +18,36 @@ from zmqbus.journal import reader
 from zmqbus.journal.history import History, Place, lines, numbered
 from zmqbus.journal.record import JournalError, decode_head
 
-#: Answers that are remembered, the newest: 100 bytes each.
+#: Answers kept in the index, the newest: 100 bytes each.
 MAX_ANSWERS = 500_000
-#: Messages of one thread that are shown.
+#: Messages shown of one thread.
 MAX_SHOWN = 300
-#: How far a thread is followed back to its beginning.
+#: Messages followed back to a thread's first one.
 MAX_ANCESTORS = 100
-#: The fields before `reply_to`, of which names and labels are the longest.
+#: Bytes of a record before its `reply_to`; names and labels are the longest fields there.
 HEAD_BYTES = 4096
 _ANSWERS = re.compile(rb'"reply_to":"(?=[^"]{1,60}")')
 
 
-class Threads:
-    """What answers what. Thread-safe."""
+class ThreadIndex:
+    """Finds the thread of a message. Thread-safe."""
 
     def __init__(self, log_path: str) -> None:
         self._path = log_path
         self._lock = threading.Lock()
-        # Id → places of what answers it, in their order.
+        # Message id → places of its answers, oldest first.
         self._answers: OrderedDict[str, list[Place]] = OrderedDict()
         self._count = 0
-        self._next = Place(0, 0)  # where to go on
+        self._next = Place(0, 0)  # where the next scan starts
+
+    def __len__(self) -> int:
+        """Number of answers in the index."""
+        return self._count
 
     def thread(self, msg_id: str) -> list[dict[str, Any]]:
-        """The thread that a message is in: its messages in their order, each with its `depth`.
+        """Returns the messages of a message's thread in order, each with its `depth` below the first.
 
-        Empty where there is no such message. Raises `JournalError`, `Unauthorized`.
+        Empty when there is no such message. Raises `JournalError`, `Unauthorized`.
         """
         with self._lock:
             self._catch_up()
@@ -52,8 +56,8 @@ class Threads:
                 return []
             history = History(self._path)
             shown = [{**first, "depth": 0}]
-            seen = {first["id"]}
-            # Depth first, so that what answers a message stands below it.
+            seen = {first["id"]}  # a circle of answers ends here
+            # Depth first, so that answers follow their message.
             todo = [(place, 1) for place in reversed(self._answers.get(first["id"], []))]
             while todo and len(shown) < MAX_SHOWN:
                 place, depth = todo.pop()
@@ -66,7 +70,7 @@ class Threads:
             return shown
 
     def _root(self, msg_id: str) -> dict[str, Any] | None:
-        """The message that began it; or the earliest that is still there."""
+        """Returns the first message of the thread, or the earliest one still in the log."""
         found: dict[str, Any] | None = None
         seen: set[str] = set()
         wanted: str | None = msg_id
@@ -79,6 +83,7 @@ class Threads:
         return found
 
     def _catch_up(self) -> None:
+        """Scans the part of the log that was appended since the last scan."""
         for serial, name in numbered(self._path)[0]:
             if serial < self._next.segment:
                 continue
@@ -87,18 +92,18 @@ class Threads:
                 continue
             try:
                 if reader.serial_of(os.pread(fd, reader.MAX_META_BYTES, 0)) != serial:
-                    continue  # renamed meanwhile; the next thread that is wanted finds it
+                    continue  # renamed by a rotation; the next scan finds it
                 begin = self._next.offset if serial == self._next.segment else 0
                 for start, length, line in lines(fd, begin):
                     self._next = Place(serial, start + length + 1)
                     if _ANSWERS.search(line, 0, HEAD_BYTES):
-                        self._note(Place(serial, start), line)
+                        self._add(Place(serial, start), line)
             except OSError as error:
-                raise JournalError(f"{name} cannot be read: {error.strerror}; see to its disk") from None
+                raise JournalError(f"{name} cannot be read: {error.strerror}; check its disk") from None
             finally:
                 os.close(fd)
 
-    def _note(self, place: Place, line: bytes) -> None:
+    def _add(self, place: Place, line: bytes) -> None:
         head = decode_head(line)
         if head is None or not head.reply_to:
             return

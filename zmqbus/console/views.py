@@ -1,7 +1,7 @@
-"""Messages and sessions in the shape in which the page gets them: JSON, with short names for what comes in thousands.
+"""JSON views of messages and sessions for the page, with short keys, since lists hold thousands.
 
-Texts go out as they are. What is dangerous in them is the page's business, which only ever makes text of them, and
-shows what is invisible (`assets/text.js`).
+Texts are sent unchanged. The page only ever puts them into text nodes and makes invisible characters visible
+(`assets/text.js`).
 """
 
 from __future__ import annotations
@@ -13,67 +13,56 @@ from zmqbus.journal.history import Entry, Place
 from zmqbus.journal.record import Record, as_text
 from zmqbus.wire.verbs import Session
 
-#: Characters of a text that a line of a list has.
+#: Characters of a text in a line of a list.
 HEAD_CHARS = 300
-_AT = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
+_PLACE = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 
 
 def place_text(place: Place | None) -> str | None:
-    """A place as the page keeps it, and gives it back."""
+    """Encodes a place in the log for the page, which sends it back to continue from there."""
     return None if place is None else f"{place.segment}.{place.offset}"
 
 
-def place_of(text: str | None) -> Place | None:
-    """The place that `place_text` has given out; None for what is none, for a page may ask for anything."""
-    match = _AT.fullmatch(text or "")
+def parse_place(text: str | None) -> Place | None:
+    """Decodes a place that a page has sent back; None for an invalid one."""
+    match = _PLACE.fullmatch(text or "")
     return None if match is None else Place(int(match[1]), int(match[2]))
 
 
 def of_entry(entry: Entry) -> dict[str, Any]:
-    """A message as a line of a list."""
+    """Returns a message of the history as a line of a list."""
+    size_bytes = len(entry.head.encode("utf-8", "replace")) if entry.whole else entry.length
     whole = entry.whole and len(entry.head) <= HEAD_CHARS
-    return {
-        "at": place_text(entry.place),
-        "id": entry.msg_id,
-        "ts": entry.ts,
-        "kind": entry.kind,
-        "from": entry.from_session,
-        "name": entry.from_name,
-        "label": entry.from_label,
-        "to": entry.to,
-        "toId": entry.to_session_id,
-        "re": entry.reply_to,
-        "fmt": entry.fmt,
-        "text": entry.head[:HEAD_CHARS],
-        "whole": whole,
-        "bytes": len(entry.head.encode("utf-8", "replace")) if entry.whole else entry.length,
-    }
+    return _line(entry, place_text(entry.place), entry.head, whole=whole, size_bytes=size_bytes)
 
 
 def of_record(record: Record) -> tuple[dict[str, Any], str]:
-    """The same of a whole record, whose place is not known; and its text."""
+    """Returns a record as a line of a list, without its place (not known), and its whole text."""
     text = as_text(record.fmt, record.body)
-    shown = {
-        "at": None,
-        "id": record.msg_id,
-        "ts": record.ts,
-        "kind": record.kind,
-        "from": record.from_session,
-        "name": record.from_name,
-        "label": record.from_label,
-        "to": record.to,
-        "toId": record.to_session_id,
-        "re": record.reply_to,
-        "fmt": record.fmt,
+    return _line(record, None, text, whole=len(text) <= HEAD_CHARS, size_bytes=len(record.body)), text
+
+
+def _line(message: Entry | Record, at: str | None, text: str, *, whole: bool, size_bytes: int) -> dict[str, Any]:
+    return {
+        "at": at,
+        "id": message.msg_id,
+        "ts": message.ts,
+        "kind": message.kind,
+        "from": message.from_session,
+        "name": message.from_name,
+        "label": message.from_label,
+        "to": message.to,
+        "toId": message.to_session_id,
+        "re": message.reply_to,
+        "fmt": message.fmt,
         "text": text[:HEAD_CHARS],
-        "whole": len(text) <= HEAD_CHARS,
-        "bytes": len(record.body),
+        "whole": whole,
+        "bytes": size_bytes,
     }
-    return shown, text
 
 
 def of_session(session: Session, listeners: frozenset[str]) -> dict[str, Any]:
-    """A session. `listeners`: ids of those whose state files can be read, so that they can be disconnected."""
+    """Returns a session. `listeners`: ids of the sessions that the console can disconnect (`Listeners.ids`)."""
     return {
         "id": session.session_id,
         "name": session.name,

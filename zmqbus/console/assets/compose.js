@@ -1,22 +1,22 @@
-// Writing: to one session, to a project, to a topic, to everyone.
+// The dialog for a message to one session, a project, a topic or everyone; and the dialog that asks for confirmation.
 
 import { $, h, say, show, toast } from "./dom.js";
 import { post } from "./net.js";
 import { known, on, sessionOf } from "./store.js";
 import { age, bytes, line, plural, projectName } from "./text.js";
 
-/** The limits of the bus. The console holds them; here they are said in time. */
+/** Size limits of the bus. The console enforces them; the dialog warns in time. */
 const MAX_ONE_BYTES = 10 * 1024 * 1024;
 const MAX_MANY_BYTES = 256 * 1024;
 const LABELS = { session: "Session", project: "Project", topic: "Topic" };
 
-/** Texts that were begun and not sent, at most. */
+/** Unsent drafts kept. */
 const MAX_DRAFTS = 50;
 
-/** What is being written: for whom, and as an answer to what. Each dialog has one of its own, so that nothing of one
- *  gets into another: neither its text nor what becomes of it while it is under way. */
+/** The message being written. Each opened dialog has its own, so that neither its text nor the outcome of sending it
+ *  gets into another dialog. */
 let draft = null; // {key, reply, to: {name, id}, sending}
-/** key → {scope, to, text}: what was begun and not sent comes back in a dialog for the same, and in no other. */
+/** key → {scope, to, text}: unsent drafts. A draft comes back only in a dialog for the same receiver or answer. */
 const drafts = new Map();
 const encoder = new TextEncoder();
 
@@ -25,12 +25,12 @@ const keyOf = (to, reply) => (reply ? `reply ${reply.id}` : to ? `to ${to.id}` :
 
 const idOf = (name) => known.sessions.find((session) => session.name === name)?.id;
 
-/** Whom the field means: the id of the session that the dialog was opened for, or of one of this name; else what was
- *  typed. */
+/** Returns the receiver: the id of the session that the dialog was opened for, or of the session with the typed name;
+ *  otherwise the typed text. */
 function receiver() {
   const typed = $("compose-to").value.trim();
   if (scope() === "session") {
-    // Though another may have got its name since, or have a name that begins like it.
+    // By id: another session may have taken the name since, or have a name with this prefix.
     if (draft.to && typed === draft.to.name) return draft.to.id;
     return idOf(typed) ?? typed;
   }
@@ -70,10 +70,10 @@ function wrong(text) {
 }
 
 export function open({ to = null, reply = null } = {}) {
-  closed(); // its event may not have come yet: browsers send it some time after the dialog has closed
+  closed(); // browsers send the close event of the dialog before some time after it was closed
   const session = reply ? sessionOf(reply.from) : to;
   const name = session ? session.name : reply ? line(reply.name) : "";
-  // Who wrote and has gone may have come back under the name; else it is the one who wrote, or nobody.
+  // An unlisted sender may have come back under its name with another id.
   const id = session?.id ?? (reply ? (idOf(reply.name) ?? reply.from) : null);
   draft = { key: keyOf(to, reply), reply, to: id ? { name, id } : null, sending: false };
   const before = drafts.get(draft.key);
@@ -99,8 +99,7 @@ function remember(key, what) {
   if (drafts.size > MAX_DRAFTS) drafts.delete(drafts.keys().next().value);
 }
 
-/** The dialog has been closed, by whatever: what was not sent is kept for a dialog of the same kind. Does nothing where
- * another one has been opened since. */
+/** Keeps the draft of a closed dialog, however it was closed. Does nothing while another dialog is open. */
 function closed() {
   if (!draft || $("compose").open) return;
   if (!draft.sending) remember(draft.key, { scope: scope(), to: $("compose-to").value, text: $("compose-text").value });
@@ -111,12 +110,12 @@ function closed() {
 function outcome(receipt) {
   if (receipt.state === "broadcast") {
     const parts = [`${receipt.delivered} delivered`, `${receipt.queued} queued`];
-    if (receipt.full.length) parts.push(`no room at ${receipt.full.slice(0, 5).join(", ")}`);
+    if (receipt.full.length) parts.push(`mailbox full at ${receipt.full.slice(0, 5).join(", ")}`);
     if (receipt.unsaved.length) parts.push(`not kept for ${receipt.unsaved.slice(0, 5).join(", ")}: the disk is full`);
-    return [`Sent to many: ${parts.join(", ")}`, receipt.full.length + receipt.unsaved.length ? "wrong" : "done"];
+    return [`Broadcast: ${parts.join(", ")}`, receipt.full.length + receipt.unsaved.length ? "wrong" : "done"];
   }
   if (receipt.state === "delivered") return [`Delivered to ${receipt.to}`, "done"];
-  return [`Queued for ${receipt.to}: ${receipt.busy ? "it is busy" : `away ${age(receipt.away_s)}`}. It is safe, and will be shown then.`, "done"];
+  return [`Queued for ${receipt.to}: ${receipt.busy ? "it is busy" : `away ${age(receipt.away_s)}`}. It will be shown then.`, "done"];
 }
 
 async function send(event) {
@@ -125,7 +124,7 @@ async function send(event) {
   if (!mine || mine.sending) return;
   const written = { scope: scope(), to: $("compose-to").value, text: $("compose-text").value };
   if (written.scope !== "all" && !written.to.trim()) {
-    wrong("Say whom it is for.");
+    wrong("Choose a receiver first.");
     $("compose-to").focus();
     return;
   }
@@ -147,7 +146,7 @@ async function send(event) {
       refresh();
       wrong(line(error.message));
     } else {
-      // The dialog was closed meanwhile, and there may be another one: this is told beside it.
+      // The dialog has been closed, and another may be open: report the error beside it.
       if (draft?.key !== mine.key) remember(mine.key, written);
       toast(`Not sent to ${written.scope === "all" ? "everyone" : line(written.to)}: ${line(error.message)}`, "wrong");
     }
@@ -171,12 +170,12 @@ export function setUp() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send(event);
   });
   $("compose").addEventListener("close", closed);
-  on("roster", () => $("compose").open && refresh());
+  on("sessions", () => $("compose").open && refresh());
 }
 
-let asked = null; // what is being asked
+let asked = null; // the open confirmation
 
-/** Asks before something is done that cannot be taken back. */
+/** Asks for confirmation of an action that cannot be undone. */
 export function confirm({ title, text, yes, act }) {
   const dialog = $("confirm");
   const button = $("confirm-yes");
@@ -195,12 +194,12 @@ export function confirm({ title, text, yes, act }) {
         say($("confirm-text"), line(error.message));
         button.disabled = false;
       } else {
-        toast(line(error.message), "wrong"); // the box was closed, and may ask for something else by now
+        toast(line(error.message), "wrong"); // the dialog was closed, and may ask about something else now
       }
     }
   };
   dialog.onclose = () => {
-    if (dialog.open) return; // of the box before this one
+    if (dialog.open) return; // the event of an earlier confirmation
     asked = null;
     button.onclick = null;
   };

@@ -1,4 +1,4 @@
-// One message whole, with its thread; or one session.
+// The detail pane: one whole message with its thread, or one session.
 
 import { $, fill, h, show, stateOf, toast } from "./dom.js";
 import { target } from "./feed.js";
@@ -7,11 +7,11 @@ import { sinceOf } from "./sessions.js";
 import { emit, known, nowS, ofSession, on, sessionOf, showSource } from "./store.js";
 import { age, bytes, clock, fullTime, line, pieces, plural, projectName, visible } from "./text.js";
 
-/** Characters of a text in one element. The browser lays out only those that are in sight. */
+/** Characters of a text in one element. The browser lays out only visible elements. */
 const PIECE = 8 * 1024;
 
 let current = null; // {message} or {session}
-let abort = null; // of what is being fetched for it
+let abort = null; // cancels the requests for it
 let actions = {};
 
 const button = (text, act, attributes = {}) => h("button", { type: "button", onclick: act, ...attributes }, text);
@@ -36,7 +36,7 @@ export function empty() {
   $("detail").replaceChildren();
   fill(
     $("detail"),
-    h("div", { class: "state" }, ...stateOf("Nothing opened", "Choose a message to read it whole, with what it answers and what answers it; or a session.")),
+    h("div", { class: "state" }, ...stateOf("Nothing opened", "Choose a message to read all of it and its thread, or a session.")),
   );
   emit("opened", {});
 }
@@ -89,28 +89,28 @@ export function openMessage(item) {
     h("section", { class: "thread", "aria-label": "Thread" }, h("h3", {}, "Thread"), thread),
   );
   thread.append(h("div", { class: "bones" }, h("i"), h("i")));
-  slices(item, text, more, size, signal);
+  showText(item, text, more, size, signal);
   threadOf(item, thread, signal);
   emit("opened", { message: item });
 }
 
-async function slice(item, from, signal) {
+async function fetchPart(item, from, signal) {
   return get(`/api/message/${encodeURIComponent(item.id)}`, { at: item.at, from }, signal);
 }
 
-/** Adds a part of the text, before the line that says how much there is to come. */
+/** Adds a part of the text before the last line, which says how much is shown. */
 function append(text, part) {
   for (const piece of pieces(part, PIECE)) text.lastChild.before(h("div", { class: "piece", dir: "auto" }, visible(piece)));
 }
 
-/** Shows the text: the first part at once, the others as one scrolls there. */
-async function slices(item, text, more, size, signal) {
+/** Shows the text: the first part at once, further parts as the user scrolls to them. */
+async function showText(item, text, more, size, signal) {
   text.append(h("div", { class: "piece", dir: "auto" }, visible(item.text)), more);
   text.classList.toggle("loading", !item.whole);
   let next = 0;
   const load = async () => {
     try {
-      const answer = await slice(item, next, signal);
+      const answer = await fetchPart(item, next, signal);
       if (signal.aborted) return;
       if (next === 0) {
         text.replaceChildren(more);
@@ -119,7 +119,7 @@ async function slices(item, text, more, size, signal) {
         if (answer.message.fmt !== "text") size.append(` · ${answer.message.fmt}`);
       }
       append(text, answer.part);
-      // In characters as the console counts them: one outside the basic plane is one there and two here.
+      // The console counts code points; characters outside the basic plane are two in JavaScript.
       next = answer.from + Array.from(answer.part).length;
       show(more, answer.more);
       if (answer.more) {
@@ -149,13 +149,13 @@ function watch(element, act, signal) {
   signal.addEventListener("abort", () => observer.disconnect());
 }
 
-/** The whole text, fetched when it is wanted. */
+/** Returns a function that fetches the whole text. */
 function wholeText(item) {
   return async () => {
     let text = "";
     let next = 0;
     for (;;) {
-      const answer = await slice(item, next);
+      const answer = await fetchPart(item, next);
       text += answer.part;
       next += Array.from(answer.part).length;
       if (!answer.more || !answer.part) return text;
@@ -166,7 +166,7 @@ function wholeText(item) {
 async function copy(whole) {
   try {
     await navigator.clipboard.writeText(await whole());
-    toast("Copied, as it was sent");
+    toast("Copied exactly as sent");
   } catch (error) {
     toast(`Not copied: ${line(error.message)}`, "wrong");
   }
@@ -196,7 +196,7 @@ async function threadOf(item, box, signal) {
   }
   if (signal.aborted) return;
   if (items.length < 2) {
-    box.replaceChildren(h("p", { class: "sub" }, item.re ? "What it answers is not in the log any more." : "It answers nothing, and nothing answers it yet."));
+    box.replaceChildren(h("p", { class: "sub" }, item.re ? "The message that it answers is no longer in the log." : "This message answers none and has no answers yet."));
     return;
   }
   box.replaceChildren(
@@ -230,7 +230,7 @@ async function threadOf(item, box, signal) {
 export function openSession(id) {
   const session = sessionOf(id);
   if (!session) {
-    toast("This session is not on the bus any more", "wrong");
+    toast("This session is no longer on the bus", "wrong");
     return;
   }
   abort?.abort();
@@ -271,8 +271,8 @@ function drawSession(session, gone = false) {
       session.pid ? fact("Process", h("code", {}, String(session.pid))) : [],
       fact("Id", h("code", {}, session.id)),
     ),
-    session.listener || own || gone ? null : h("p", { class: "note" }, "A program: it is connected by itself, and ends where it runs. Only sessions with a listener can be disconnected from here."),
-    own ? h("p", { class: "note" }, "This is you: what is sent from this page comes from here, and answers arrive here.") : null,
+    session.listener || own || gone ? null : h("p", { class: "note" }, "This session is a program, which ends where it runs. Only sessions with a listener can be disconnected from here."),
+    own ? h("p", { class: "note" }, "This is the page's own session: messages sent from this page come from it, and answers arrive here.") : null,
   );
 }
 
@@ -282,7 +282,7 @@ function ageText(session) {
 }
 
 function disconnectText(session) {
-  const kept = session.waiting ? ` What waits for it now (${plural(session.waiting, "message")}) stays, and is shown then.` : "";
+  const kept = session.waiting ? ` Its unread mail (${plural(session.waiting, "message")}) is kept, and shown then.` : "";
   return `Its listener ends, and its name is free at once. Messages to it are refused until it connects again.${kept}`;
 }
 
@@ -319,8 +319,8 @@ export const opened = () => current;
 
 export function setUp(given) {
   actions = given;
-  on("roster", refreshSession);
-  // A thread grows while one looks at it.
+  on("sessions", refreshSession);
+  // Show new answers of the opened thread.
   on("source", (change) => {
     if (!current?.message || !change.fresh) return;
     const box = $("detail").querySelector(".thread-list");

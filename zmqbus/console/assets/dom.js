@@ -1,4 +1,4 @@
-// Making elements. There is no way here to make markup of a text: children are nodes, or become text.
+// Creates elements. No text can become markup: children are nodes, or are turned into text nodes.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -18,17 +18,17 @@ function put(element, attributes, children) {
 export const h = (tag, attributes, ...children) => put(document.createElement(tag), attributes, children);
 export const s = (tag, attributes, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
 
-/** Adds children; those that are null or false are left out, lists are flattened. */
+/** Appends children; skips null and false, flattens lists. */
 export function fill(element, ...children) {
   for (const child of children.flat(2)) if (child !== null && child !== undefined && child !== false) element.append(child);
 }
 
-/** Shows or hides. */
+/** Shows or hides an element. */
 export function show(element, shown) {
   if (element.hidden === shown) element.hidden = !shown;
 }
 
-/** Sets a text, if it is another one: what is unchanged is not announced again. */
+/** Sets an element's text unless it is unchanged, which screen readers would announce again. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -36,14 +36,14 @@ export function say(element, text) {
 export const narrow = matchMedia("(max-width: 760px)");
 export const still = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** A designed state: what there is instead of content. */
+/** Returns the placeholder for missing content: title, text, more elements. */
 export function stateOf(title, text, ...more) {
   return [h("p", { class: "state-title" }, title), text && h("p", { class: "sub" }, text), ...more];
 }
 
 let toastCount = 0;
 
-/** Tells what became of something; goes by itself. */
+/** Shows a short notice that disappears by itself. */
 export function toast(text, kind = "done") {
   const box = h("div", { class: `toast ${kind}` }, text);
   $("toasts").append(box);

@@ -1,21 +1,21 @@
-// The messages, as a list.
+// The list of messages.
 
 import { $, fill, h, narrow, say, show, stateOf } from "./dom.js";
 import { List } from "./list.js";
 import { all, on, sessionOf, shown, showSource } from "./store.js";
 import { bytes, clock, fullTime, line, plural } from "./text.js";
 
-/** So many messages that have just come are lit up; of more, none. */
+/** New messages are highlighted when at most this many arrive at once. */
 const LIT = 12;
-/** Sizes under this are not worth a word. */
+/** Sizes are shown from here on. */
 const LARGE_BYTES = 4000;
 
 let list;
-let chosen = null; // id of the message that is shown
-let unseen = 0; // came while one was looking further down
+let chosen = null; // id of the opened message
+let unseen = 0; // new messages that arrived while the list was scrolled down
 let lit = new Set();
 
-/** How an addressee is called, and whether it is many. */
+/** Returns the display name of a message's receiver, and whether it stands for many. */
 export function target(item) {
   if (item.to === "all") return { text: "everyone", many: true };
   if (item.to.startsWith("#")) return { text: line(item.to), many: true };
@@ -25,14 +25,14 @@ export function target(item) {
   return { text: session ? session.name : line(item.to), many: false };
 }
 
-/** The meaning that a text's first word gives it, by the manners of sessions. */
-const HABIT = /^(done|status|answer|question):/;
+/** Prefixes by which sessions mark the purpose of a message. */
+const PREFIX = /^(done|status|answer|question):/;
 
 export function render(item, element) {
   if (item.gap) {
     element.classList.add("gap");
     element.append(
-      h("span", {}, item.loading ? "Loading what was left out …" : (item.problem ?? "More came than fits a page. Show what was left out")),
+      h("span", {}, item.loading ? "Loading the skipped messages …" : (item.problem ?? "Messages were skipped here. Show them")),
     );
     return;
   }
@@ -40,7 +40,7 @@ export function render(item, element) {
   if (lit.has(item.id)) element.classList.add("lit");
   const to = target(item);
   const text = line(item.text);
-  const habit = HABIT.exec(text);
+  const prefix = PREFIX.exec(text);
   element.title = fullTime(item.ts);
   fill(
     element,
@@ -56,7 +56,7 @@ export function render(item, element) {
       "span",
       { class: "text", dir: "auto" },
       item.re ? h("span", { class: "re", "aria-label": "answer:" }, "↳ ") : null,
-      habit ? [h("b", {}, habit[0]), text.slice(habit[0].length)] : text,
+      prefix ? [h("b", {}, prefix[0]), text.slice(prefix[0].length)] : text,
       item.whole ? null : "…",
     ),
     h(
@@ -83,9 +83,9 @@ function subtitle(source) {
 }
 
 const EMPTY = {
-  all: () => stateOf("No messages yet", "What sessions say to each other appears here at once. Try it:", h("pre", {}, 'zmqbus send --as me --to NAME --text "hello"')),
-  session: () => stateOf("Nothing was said", "This session has neither sent nor got a message that is still in the log."),
-  search: (source) => stateOf("Nothing found", `No message holds “${source.title}”. All words have to occur; case does not matter.`),
+  all: () => stateOf("No messages yet", "Messages between sessions appear here at once. Try it:", h("pre", {}, 'zmqbus send --as me --to NAME --text "hello"')),
+  session: () => stateOf("No messages", "The log holds no message from or to this session."),
+  search: (source) => stateOf("Nothing found", `No message contains “${source.title}”. All words have to occur; case does not matter.`),
 };
 
 function refresh(change = {}) {
@@ -98,9 +98,9 @@ function refresh(change = {}) {
     unseen = scrolled ? unseen + change.fresh.length : 0;
     newer();
   }
-  say($("flow-title"), source.kind === "search" ? `“${line(source.title)}”` : source.title);
-  say($("flow-sub"), subtitle(source));
-  show($("flow-clear"), source !== all);
+  say($("feed-title"), source.kind === "search" ? `“${line(source.title)}”` : source.title);
+  say($("feed-sub"), subtitle(source));
+  show($("feed-clear"), source !== all);
   $("feed").parentElement.classList.toggle("searching", source.kind === "search");
   const state = $("feed-state");
   const empty = source.items.length === 0;
@@ -110,7 +110,7 @@ function refresh(change = {}) {
   state.setAttribute("aria-busy", String(!source.started && !source.problem));
   if (source.problem) {
     state.replaceChildren(
-      ...stateOf(source.kind === "search" ? "The search has failed" : "The history cannot be read", line(source.problem)),
+      ...stateOf(source.kind === "search" ? "The search failed" : "The history cannot be read", line(source.problem)),
       h("button", { type: "button", onclick: () => ((source.problem = null), source.more()) }, "Try again"),
     );
   } else if (source.loading || !source.ended) {
@@ -137,13 +137,13 @@ export function choose(id) {
   list.draw();
 }
 
-/** Moves the cursor without opening anything. */
+/** Moves the cursor without opening a message. */
 export const step = (by) => list.move(list.active + by, by);
 export const openActive = () => list.choose(list.active);
 
 export function setUp({ open }) {
   list = new List($("feed"), {
-    label: "Messages, the newest first",
+    label: "Messages, newest first",
     render,
     open: (item) => (item.gap ? shown.source.fill(item) : open(item)),
     near: () => shown.source.problem || shown.source.more(),
@@ -155,7 +155,7 @@ export function setUp({ open }) {
     toTop();
     $("feed").focus();
   });
-  $("flow-clear").addEventListener("click", () => clear());
+  $("feed-clear").addEventListener("click", () => clear());
   on("source", refresh);
   on("shown", () => {
     unseen = 0;
@@ -164,12 +164,12 @@ export function setUp({ open }) {
     $("feed").scrollTop = 0;
     refresh();
   });
-  on("roster", () => list.draw(true)); // names of receivers
+  on("sessions", () => list.draw(true)); // names of receivers
   narrow.addEventListener("change", () => refresh());
   refresh();
 }
 
-/** Back to all messages; whether there was anything to go back from. */
+/** Shows all messages again; returns false when they are shown already. */
 export function clear() {
   if (shown.source === all) return false;
   showSource(all);

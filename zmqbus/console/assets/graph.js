@@ -1,20 +1,20 @@
-// The flow as a picture: sessions on an oval, project by project, and a curve for who has lately spoken to whom.
-// What it shows, the lists say too; so for a screen reader it is one image with one sentence.
+// The graph of recent messages: sessions on an oval, grouped by project, and a curve for each pair that exchanged
+// messages lately. The lists contain the same data, so for a screen reader the graph is one image with one sentence.
 
 import { $, s, still } from "./dom.js";
-import { strangers } from "./sessions.js";
+import { unlisted } from "./sessions.js";
 import { all, emit, known, nowS, on } from "./store.js";
 import { line, plural, projectName } from "./text.js";
 
-/** Messages that make the curves, and how long they count. */
+/** Messages that make curves: the latest ones, up to this age. */
 const RECENT = 300;
 const RECENT_S = 600;
-/** Curves, dots under way, sessions without a list entry: as many as can be told apart. */
+/** Curves, moving dots, senders without a listed session: as many as can be told apart. */
 const MAX_EDGES = 80;
 const MAX_DOTS = 40;
-/** Of more messages at once than this, none is shown on its way. */
+const MAX_UNLISTED = 8;
+/** When more messages than this arrive at once, none is animated. */
 const MAX_FRESH = 25;
-const MAX_STRANGERS = 8;
 const DOT_MS = 750;
 const MARGIN = { x: 112, y: 30 };
 const LABEL = { width: 6.6, height: 15, chars: 16 };
@@ -26,7 +26,7 @@ let selected = null;
 let width = 0;
 let height = 0;
 let dots = 0;
-let shape = ""; // of what is drawn, so that the same is not drawn again
+let shape = ""; // key of the drawn graph, which is not drawn again while unchanged
 
 const short = (text) => (text.length > LABEL.chars ? `${text.slice(0, LABEL.chars - 1)}…` : text);
 
@@ -35,11 +35,11 @@ function people() {
     .slice()
     .sort((a, b) => a.project.localeCompare(b.project) || a.name.localeCompare(b.name))
     .map((session) => ({ id: session.id, name: session.name, group: session.project, state: session.state }));
-  for (const [id, name] of strangers(MAX_STRANGERS)) found.push({ id, name: line(name), group: "\uffff", state: "guest" });
+  for (const [id, name] of unlisted(MAX_UNLISTED)) found.push({ id, name: line(name), group: "\uffff", state: "guest" });
   return found;
 }
 
-/** Parts of the way round an oval, as angles: the same part is the same way everywhere on it. */
+/** Returns a function from a part (0 to 1) of an oval's circumference to its angle: equal parts have equal arcs. */
 function evenly(rx, ry) {
   const steps = 360;
   const ways = [0];
@@ -74,7 +74,7 @@ function place(found) {
   }
 }
 
-/** Labels that do not lie over each other; those who speak come first. */
+/** Returns the ids whose labels fit without overlap; the selected and active sessions come first. */
 function labelled(active) {
   const taken = [];
   const shown = new Set();
@@ -98,7 +98,7 @@ function labelled(active) {
 }
 
 function curve(a, b) {
-  // Towards the middle, and a little to the left of the way: there and back are two curves.
+  // Bend towards the middle, and a little to the left: so the two directions are two curves.
   const mx = (a.x + b.x) / 2;
   const my = (a.y + b.y) / 2;
   const dx = b.x - a.x;
@@ -160,8 +160,8 @@ function draw() {
       paths.push(path);
     }
     edgeLayer.replaceChildren(...paths);
-    const said = talk.size ? `${plural(talk.size, "pair")} of them spoke within the last ten minutes` : "nobody has spoken within the last ten minutes";
-    svg.setAttribute("aria-label", `${plural(found.length, "session")}; ${said}. The lists say the same.`);
+    const recent = talk.size ? `${plural(talk.size, "pair")} exchanged messages` : "no messages";
+    svg.setAttribute("aria-label", `${plural(found.length, "session")}; ${recent} in the last ten minutes. The lists have the details.`);
   }
   const now = nowS();
   for (const [key, path] of edges) {
@@ -231,7 +231,7 @@ export function setUp({ open }) {
   edgeLayer = s("g", { class: "edges" });
   nodeLayer = s("g", { class: "nodes" });
   dotLayer = s("g", { class: "dots" });
-  svg = s("svg", { role: "img", "aria-label": "The flow of messages" }, edgeLayer, dotLayer, nodeLayer);
+  svg = s("svg", { role: "img", "aria-label": "Graph of recent messages" }, edgeLayer, dotLayer, nodeLayer);
   $("graph").append(svg);
   svg.addEventListener("click", (event) => {
     const node = event.target.closest(".node");
@@ -244,13 +244,13 @@ export function setUp({ open }) {
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     soon();
   }).observe($("graph"));
-  on("roster", soon);
+  on("sessions", soon);
   on("source", (change) => {
     if (change.source !== all) return;
     soon();
-    // In a flood nothing moves: nobody could follow it, and drawing it would take the processor from those who speak.
+    // No animation in a flood: nobody could follow it, and drawing would take processor time from the sessions.
     if (change.fresh && !change.gap && change.fresh.length <= MAX_FRESH) {
-      // After the curves are there.
+      // After the curves have been drawn.
       requestAnimationFrame(() => requestAnimationFrame(() => change.fresh.forEach(pulse)));
     }
   });

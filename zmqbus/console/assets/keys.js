@@ -1,13 +1,13 @@
-// The keyboard, the theme, and the sheet that tells about both.
+// Keyboard shortcuts, the sheet that lists them, and the theme.
 
 import { $, h, say } from "./dom.js";
 import { known } from "./store.js";
 
-/** [keys, what they do, action]; the sheet shows them in this order. */
+/** [keys, description, action]; the sheet lists them in this order. */
 let table = [];
 
 const THEMES = ["auto", "light", "dark"];
-const THEME_NAMES = { auto: "as the system has it", light: "light", dark: "dark" };
+const THEME_NAMES = { auto: "the system's", light: "light", dark: "dark" };
 
 function applyTheme(theme) {
   if (theme === "auto") delete document.documentElement.dataset.theme;
@@ -23,7 +23,7 @@ export function nextTheme() {
     if (theme === "auto") localStorage.removeItem("zmqbus-theme");
     else localStorage.setItem("zmqbus-theme", theme);
   } catch {
-    // Then it holds until the page is left.
+    // Storage is disabled: the theme lasts until the page is closed.
   }
   applyTheme(theme);
 }
@@ -35,7 +35,7 @@ export function help() {
 
 const SHOWN = { ArrowDown: "↓", ArrowUp: "↑", Escape: "Esc" };
 
-/** Whether keys are text there. A dialog that has been closed keeps the focus until the page is drawn again. */
+/** Whether keys are text input there. A closed dialog keeps the focus until the page is drawn again. */
 const typing = (element) =>
   element?.closest("input:not([type=radio]), textarea, select, [contenteditable]") && !element.closest("dialog:not([open])");
 
@@ -50,7 +50,7 @@ export function setUp(rows) {
   for (const button of document.querySelectorAll("[data-close]")) {
     button.addEventListener("click", () => button.closest("dialog").close());
   }
-  // Browsers close a dialog some time after the key, and give it what is typed meanwhile.
+  // Close dialogs at once: browsers do it some time after the key, and until then the dialog gets what is typed.
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || event.isComposing) return;
@@ -60,7 +60,7 @@ export function setUp(rows) {
   }
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    if (document.querySelector("dialog[open], #door:not([hidden])")) return;
+    if (document.querySelector("dialog[open], #login:not([hidden])")) return;
     if (typing(event.target) && event.key !== "Escape") return;
     const row = table.find(([keys, , act]) => act && keys.includes(event.key));
     if (!row) return;

@@ -1,10 +1,10 @@
-// A list of any length with no more elements than fit the screen, and a cursor that the keyboard moves.
+// A list of any length with only as many elements as fit the screen, and a cursor moved by the keyboard.
 
 const SPARE = 8; // rows above and below the screen
 
 export class List {
-  /** `render(item, row)` fills a row; `open(item, index)` is called for the one that is chosen; `near()` when the end
-   *  comes into sight. `height()` is that of every row, in px. */
+  /** `render(item, row)` fills a row; `open(item, index)` is called for a chosen item; `near()` when the end of the list
+   *  comes into view. `height()`: of every row, in px. */
   constructor(root, { label, render, open, near = () => {}, height }) {
     this.root = root;
     this.render = render;
@@ -14,8 +14,8 @@ export class List {
     this.items = [];
     this.active = -1;
     this.selected = () => false;
-    this.skip = () => false; // rows that are no choice
-    this.key = (item) => item.id; // what makes it the same item
+    this.skip = () => false; // rows that cannot be chosen
+    this.key = (item) => item.id; // identity of an item
     this.rows = new Map(); // index → element
     this.spare = [];
     this.pending = 0;
@@ -30,7 +30,7 @@ export class List {
     root.addEventListener("keydown", (event) => this.press(event));
     root.addEventListener("click", (event) => {
       const row = event.target.closest("[role=option]");
-      // What was seen there: the items may have moved since it was drawn.
+      // Choose the item that was drawn there; its index may have changed since.
       if (row) this.choose(this.find(row.item, Number(row.dataset.index)));
     });
     root.addEventListener("focus", () => {
@@ -44,43 +44,44 @@ export class List {
     return Math.max(0, found);
   }
 
-  /** Where an item is now: at this index, or elsewhere; -1: not any more. Items are told apart by `key`. */
+  /** Returns the present index of an item that was at `index`; -1 when it is gone. Items are compared by `key`. */
   find(item, index) {
     const key = this.key(item);
     const same = (other) => other !== undefined && (other === item || (key !== undefined && this.key(other) === key));
     return same(this.items[index]) ? index : this.items.findIndex(same);
   }
 
-  /** Shows these items. `added`: so many are new on top; what is looked at stays where it is. */
+  /** Shows these items. `added`: number of new items on top; the visible part does not move. */
   set(items, added = 0) {
     const step = this.height();
     const scrolled = this.root.scrollTop > step / 2;
     const current = this.items[this.active];
     this.items = items;
-    // The cursor stays on what it is on, wherever that is now; where it is gone, it is on nothing.
+    // The cursor stays on its item; it is on nothing when that is gone.
     if (current !== undefined) this.active = this.find(current, this.active + added);
     this.sizer.style.height = `${items.length * step}px`;
     if (added && scrolled) this.root.scrollTop += added * step;
     this.draw(true);
   }
 
-  draw(anew = false) {
-    this.anew = this.anew || anew;
+  /** Draws in the next frame; `all` redraws unchanged rows as well. */
+  draw(all = false) {
+    this.redrawAll = this.redrawAll || all;
     if (this.pending) return;
     this.pending = requestAnimationFrame(() => {
       this.pending = 0;
-      this.paint(this.anew);
-      this.anew = false;
+      this.paint(this.redrawAll);
+      this.redrawAll = false;
     });
   }
 
-  paint(anew) {
+  paint(all) {
     const step = this.height();
     const { scrollTop, clientHeight } = this.root;
     if (!clientHeight) return;
     const first = Math.max(0, Math.floor(scrollTop / step) - SPARE);
     const last = Math.min(this.items.length, Math.ceil((scrollTop + clientHeight) / step) + SPARE);
-    if (anew) this.sizer.style.height = `${this.items.length * step}px`;
+    if (all) this.sizer.style.height = `${this.items.length * step}px`;
     for (const [index, row] of this.rows) {
       if (index < first || index >= last) {
         row.remove();
@@ -97,7 +98,7 @@ export class List {
         this.rows.set(index, row);
         this.sizer.append(row);
       }
-      if (fresh || anew || row.item !== item) {
+      if (fresh || all || row.item !== item) {
         row.item = item;
         row.dataset.index = index;
         row.className = "row";

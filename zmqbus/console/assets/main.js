@@ -1,4 +1,4 @@
-// Puts the page together.
+// Entry point: connects the parts of the page.
 
 import * as compose from "./compose.js";
 import * as detail from "./detail.js";
@@ -11,14 +11,14 @@ import * as sessions from "./sessions.js";
 import { all, hear, known, ofSearch, on, showSource, shown } from "./store.js";
 import { line, plural } from "./text.js";
 
-/** Without a word about the broker for so long, it is said that there is none. The console asks it every second. */
+/** Show the broker as silent after so long without a report. The console polls it every second. */
 const SILENT_MS = 4000;
-/** New messages are told to screen readers no more often than this. */
-const TELL_MS = 5000;
+/** Between two announcements of new messages to screen readers. */
+const ANNOUNCE_MS = 5000;
 
-let searching = 0; // the timer of a search that is being typed
+let searching = 0; // timer of a search that is being typed
 
-// --- views (one at a time where there is no room for three)
+// --- views (small screens show one at a time)
 
 function view(name, focus = true) {
   $("desk").dataset.view = name;
@@ -26,14 +26,14 @@ function view(name, focus = true) {
     if (tab.dataset.view === name) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
-  if (focus) ({ sessions: $("sessions"), flow: $("feed"), detail: $("detail") })[name].focus();
+  if (focus) ({ sessions: $("sessions"), messages: $("feed"), detail: $("detail") })[name].focus();
 }
 for (const tab of document.querySelectorAll(".tabs button")) tab.addEventListener("click", () => view(tab.dataset.view));
 
 function close() {
   if (!detail.opened()) return false;
   detail.empty();
-  view("flow");
+  view("messages");
   return true;
 }
 
@@ -47,15 +47,15 @@ on("opened", ({ message, session }) => {
 on("close", close);
 on("open-session", (id) => detail.openSession(id));
 on("shown", (source) => {
-  if (source.kind !== "all" && narrow.matches) view("flow", false);
-  // A search that was typed and has not begun does not take the place of what was chosen since.
+  if (source.kind !== "all" && narrow.matches) view("messages", false);
+  // Cancel a search that was typed but has not started: the user has chosen something else.
   clearTimeout(searching);
   if (source.kind !== "search") $("search").value = "";
 });
 
-// --- the state of the bus, and of the way to it
+// --- the state of the bus, and of the connection to the console
 
-let link = "connecting"; // to the console
+let link = "connecting"; // state of the event stream
 let retryS = 0;
 let trouble = null;
 
@@ -81,17 +81,17 @@ function banner(broker) {
     key = `lost ${retryS}`;
     content = [
       h("b", {}, "The console is out of reach. "),
-      `What you see is as it was. Trying again ${retryS < 1 ? "now" : `every ${Math.round(retryS)} s`}; if it has ended, start it anew, and open the link that it prints: zmqbus console. `,
+      `The page shows its last state. Trying again ${retryS < 1 ? "now" : `every ${Math.round(retryS)} s`}. If the console has ended, start it again and open the link that it prints: zmqbus console. `,
       h("button", { type: "button", onclick: () => stream.open() }, "Try now"),
     ];
-  } else if (link === "elsewhere") {
-    key = "elsewhere";
-    content = [h("b", {}, "Paused. "), "Too many tabs show the console; the newer ones go on. ", h("button", { type: "button", onclick: () => stream.open() }, "Use this one")];
+  } else if (link === "superseded") {
+    key = "superseded";
+    content = [h("b", {}, "Paused. "), "Too many tabs show the console; the newer ones stay connected. ", h("button", { type: "button", onclick: () => stream.open() }, "Use this one")];
   } else if (link === "live" && broker === "gone") {
     key = "gone";
     content = [
       h("b", {}, "No broker is running. "),
-      "The history is there; sessions start one when they connect. ",
+      "The history is still readable; a session that connects starts a broker. ",
       h("button", { type: "button", id: "start-broker", onclick: startBroker }, "Start the broker"),
     ];
   } else if (link === "live" && broker === "silent") {
@@ -118,8 +118,8 @@ async function startBroker(event) {
   }
 }
 
-on("roster", status);
-on("beat", status);
+on("sessions", status);
+on("heartbeat", status);
 on("trouble", (text) => {
   trouble = text;
   status();
@@ -139,7 +139,7 @@ function search() {
     return;
   }
   const mode = regex ? "regex" : "words";
-  if (shown.source.query === `${mode} ${text}` && !shown.source.problem) return; // it is there already
+  if (shown.source.query === `${mode} ${text}` && !shown.source.problem) return; // shown already
   const source = ofSearch(text, mode);
   source.query = `${mode} ${text}`;
   showSource(source);
@@ -151,7 +151,7 @@ $("search-form").addEventListener("submit", (event) => {
 });
 $("search").addEventListener("input", () => {
   clearTimeout(searching);
-  // An expression that is half typed is another one, or none; so that waits for Enter.
+  // A half-typed regular expression is a different or an invalid one, so regular expressions wait for Enter.
   if (!regex || !$("search").value) searching = setTimeout(search, 350);
 });
 $("search").addEventListener("keydown", (event) => {
@@ -181,14 +181,14 @@ keys.setUp([
   [["c"], "New message", () => compose.open()],
   [["r"], "Reply to the opened message", () => $("reply")?.click()],
   [["j", "ArrowDown"], "Next line", () => ($("feed").focus(), feed.step(1))],
-  [["k", "ArrowUp"], "Line before", () => ($("feed").focus(), feed.step(-1))],
+  [["k", "ArrowUp"], "Previous line", () => ($("feed").focus(), feed.step(-1))],
   [["Enter"], "Open the line", null],
-  [["1"], "To the sessions", () => view("sessions")],
-  [["2"], "To the messages", () => view("flow")],
-  [["3"], "To the detail", () => view("detail")],
+  [["1"], "Go to the sessions", () => view("sessions")],
+  [["2"], "Go to the messages", () => view("messages")],
+  [["3"], "Go to the detail", () => view("detail")],
   [["g"], "Show or hide the graph", () => graph.toggle()],
   [["t"], "Change the theme", () => keys.nextTheme()],
-  [["Escape"], "Back: out of the search, the detail", (event) => {
+  [["Escape"], "Close the search or the detail", (event) => {
     if (event.target === $("search")) {
       clearTimeout(searching);
       $("search").value = "";
@@ -196,34 +196,34 @@ keys.setUp([
     }
     return close() || feed.clear();
   }],
-  [["?"], "This sheet", () => keys.help()],
+  [["?"], "Keyboard shortcuts", () => keys.help()],
 ]);
 
-// --- telling those who do not see it
+// --- announcements to screen readers
 
-let toldMs = -TELL_MS;
-let untold = 0;
-let telling = 0;
+let announcedMs = -ANNOUNCE_MS;
+let pending = 0; // new messages not announced yet
+let announcing = 0; // timer
 
-function tell() {
-  telling = 0;
-  toldMs = performance.now();
+function announce() {
+  announcing = 0;
+  announcedMs = performance.now();
   const [newest] = shown.source.items;
-  say($("live"), untold === 1 && newest?.text ? `${newest.name}: ${line(newest.text).slice(0, 120)}` : plural(untold, "new message"));
-  untold = 0;
+  say($("live"), pending === 1 && newest?.text ? `${newest.name}: ${line(newest.text).slice(0, 120)}` : plural(pending, "new message"));
+  pending = 0;
 }
 on("source", ({ source, fresh }) => {
   if (source !== shown.source || !fresh) return;
-  untold += fresh.length;
-  telling ||= setTimeout(tell, Math.max(0, toldMs + TELL_MS - performance.now()));
+  pending += fresh.length;
+  announcing ||= setTimeout(announce, Math.max(0, announcedMs + ANNOUNCE_MS - performance.now()));
 });
 
-// --- go
+// --- the event stream
 
 function hearAll(kind, data) {
   hear(kind, data);
-  // What was waiting for this page was dropped: begin anew.
-  if (kind === "lost") stream.open();
+  // The console dropped events that this page did not read: fetch the present state.
+  if (kind === "overflow") stream.open();
   if (kind === "hello") {
     trouble = data.trouble;
     document.documentElement.dataset.ready = "true";
@@ -231,37 +231,38 @@ function hearAll(kind, data) {
   }
 }
 
-/** Why the page is shut: what a person is told, by the code of the refusal. */
-const DOOR = {
-  not_in: ["This page needs a link", "This tab has not been let in, or the console that let it in has ended."],
+/** Why the login page is shown, for people: title and text by the code of the refusal. */
+const LOGIN_TEXTS = {
+  not_in: ["This page needs a link", "This tab is not signed in, or the console that it was signed in to has ended."],
   link_used: ["This link has been used", "Each link opens the console once. If that was not you, somebody else may have seen it: end the console with Ctrl C, and start it again."],
-  link_expired: ["This link is too old", "A link is good for five minutes."],
-  link_unknown: ["This link is not from this console", "It was cut, or comes from a console that has ended."],
-  link_elsewhere: ["This link is for another browser", "It was made for a browser that runs as the same user as the console, on the same machine."],
-  no_crypto: ["This browser cannot open the console", "It does not offer Web Crypto to this page. Open the link as it was printed, in a browser of today."],
+  link_expired: ["This link has expired", "A link is good for five minutes."],
+  link_unknown: ["This link is not from this console", "It is incomplete, or comes from a console that has ended."],
+  link_elsewhere: ["This link is for another browser", "It only works in a browser that runs as the same user as the console, on the same machine."],
+  no_crypto: ["This browser cannot open the console", "It offers no Web Crypto to this page. Open the link exactly as printed, in a current browser."],
 };
 
-function shut(code) {
+/** Shows the login page with the reason for a code, or hides it for null. */
+function showLogin(code) {
   const closed = code !== null;
-  show($("door"), closed);
-  // Nothing behind it can be reached, and nothing that was open stays so.
-  for (const part of document.body.children) if (part !== $("door")) part.inert = closed;
+  show($("login"), closed);
+  // Nothing behind the login page can be reached, and open dialogs are closed.
+  for (const part of document.body.children) if (part !== $("login")) part.inert = closed;
   if (!closed) return;
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
-  const [title, text] = DOOR[code] ?? DOOR.not_in;
-  say($("door-title"), title);
-  say($("door-text"), text);
-  show($("door-help"), code !== "no_crypto");
-  $("door").focus();
+  const [title, text] = LOGIN_TEXTS[code] ?? LOGIN_TEXTS.not_in;
+  say($("login-title"), title);
+  say($("login-text"), text);
+  show($("login-help"), code !== "no_crypto");
+  $("login").focus();
 }
 
 const stream = new Stream(hearAll, (state, detail) => {
   link = known.link = state;
   retryS = state === "lost" ? detail : 0;
-  shut(state === "shut" ? detail : null);
+  showLogin(state === "login" ? detail : null);
   status();
 });
-// A laptop that wakes up does not wait for the next try.
+// Retry at once when a laptop wakes up.
 addEventListener("online", () => link === "lost" && stream.open());
 document.addEventListener("visibilitychange", () => !document.hidden && link === "lost" && stream.open());
 addEventListener("pagehide", () => stream.abort?.abort());

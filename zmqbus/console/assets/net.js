@@ -1,15 +1,15 @@
-// Talking to the console: getting in, requests, and the stream of events.
+// Network access: signing in, requests, and the event stream.
 //
-// Each request carries a proof that only this page can make, each answer one that only the console can (proof.js). What
-// has no proof was not said by the console, and is shown nowhere. A body leaves the page only while the stream stands:
-// then it is the console that has the port, and not somebody who has taken it when the console ended.
+// Each request carries a proof that only this page can make, each response one that only the console can (proof.js).
+// Responses without a proof are not from the console and are never shown. A POST is sent only while the event stream is
+// open: then the console has the port, and not a program that took it when the console ended.
 
 import { enter, Visitor } from "./proof.js";
 
-/** Where a reload finds what lets this tab in. Other tabs have it from each other. */
+/** Key of the tab's credentials in its session storage, for reloads. Other tabs get them from each other. */
 const STORED = "zmqbus-visitor";
 const PROOF = "x-zmqbus-proof";
-/** How long a new tab waits for another one of this console to let it in. */
+/** How long a new tab waits for the credentials of another tab. */
 const NEIGHBOUR_MS = 400;
 
 export class Problem extends Error {
@@ -19,12 +19,12 @@ export class Problem extends Error {
   }
 }
 
-/** What only a new link, or another browser, helps against. */
-const SHUT = new Set(["not_in", "no_crypto", "link_used", "link_expired", "link_unknown", "link_elsewhere"]);
+/** Refusals that lead to the login page: only a new link or another browser helps. */
+const LOGIN_CODES = new Set(["not_in", "no_crypto", "link_used", "link_expired", "link_unknown", "link_elsewhere"]);
 const UNREACHABLE = () => new Problem("unreachable", "the console cannot be reached; it may have ended");
 
-let credentials = null; // of this tab, for the others
-let standing = false; // whether the stream is open, to the console itself
+let credentials = null; // of this tab, for other tabs
+let streaming = false; // whether the event stream to the console is open
 
 const neighbours = new BroadcastChannel("zmqbus");
 neighbours.addEventListener("message", ({ data }) => {
@@ -36,7 +36,7 @@ function keep(found) {
   try {
     sessionStorage.setItem(STORED, JSON.stringify(found));
   } catch {
-    // Then a reload needs a new link.
+    // Storage is disabled: a reload needs a new link.
   }
   return Visitor.of(found);
 }
@@ -74,17 +74,17 @@ async function postLink(body) {
 }
 
 const LINK = "#link=";
-/** The token of the link that led here, until the console has said what it is good for. It goes out of the address, and
- *  so out of the history, before anything else. */
+/** Token of the link that opened this page, until the console has answered. It is removed from the address, and so from
+ *  the browser's history, before anything else. */
 let token = null;
 if (location.hash.startsWith(LINK)) {
   token = location.hash.slice(LINK.length);
   history.replaceState(null, "", "/");
 }
 
-/** Lets this page in: by the link that led here, by what this tab has kept, or by another tab. */
-async function letIn() {
-  if (!globalThis.crypto?.subtle) throw new Problem("no_crypto", "this browser cannot compute what lets the page in");
+/** Signs this page in: with the link that opened it, the tab's stored credentials, or those of another tab. */
+async function signIn() {
+  if (!globalThis.crypto?.subtle) throw new Problem("no_crypto", "this browser offers no Web Crypto to the page; use another one");
   let refusal = new Problem("not_in", "the page needs a link");
   if (token !== null) {
     try {
@@ -93,7 +93,7 @@ async function letIn() {
       token = null;
       return await keep(found);
     } catch (error) {
-      // The same link again, in the tab that has used it: that is let in by what it has kept.
+      // A link opened again in the tab that has used it: the stored credentials still work.
       if (!error.code?.startsWith("link_")) throw error;
       token = null;
       refusal = error;
@@ -104,21 +104,21 @@ async function letIn() {
   throw refusal;
 }
 
-// At once, while the other modules are still being read; whoever asks first waits for it, and hears how it went.
-let visitor = letIn();
+// Start now, while the other modules load; the first request waits for the result.
+let visitor = signIn();
 visitor.catch(() => {});
-// Another link, pasted into the same tab: browsers do not load the page anew for it.
+// Another link pasted into this tab: browsers do not reload the page for a changed hash.
 addEventListener("hashchange", () => location.hash.startsWith(LINK) && location.reload());
 
-/** One request: its answer, if that is the console's. */
+/** Sends a request; returns its response once its proof has been checked. */
 async function ask(path, options, signal) {
   const url = new URL(path, location.origin);
   let who;
   try {
     who = await visitor;
   } catch (error) {
-    if (!(error instanceof Problem) || !SHUT.has(error.code)) {
-      visitor = letIn(); // for the next request
+    if (!(error instanceof Problem) || !LOGIN_CODES.has(error.code)) {
+      visitor = signIn(); // for the next request
       visitor.catch(() => {});
     }
     throw error;
@@ -126,7 +126,7 @@ async function ask(path, options, signal) {
   const [proof, check] = await who.request(options.method, url.pathname + url.search);
   const response = await fetch(url, { ...options, headers: { ...options.headers, [PROOF]: proof }, signal, cache: "no-store", redirect: "error" });
   if (await check(response.headers.get(PROOF))) return response;
-  // Not known here (any more), or not under this name: another console has the port, or says so.
+  // The console does not know this visitor or host name: another console has the port, or a program claims so.
   if (response.status === 401 || response.status === 421) throw new Problem("not_in", "the page needs a new link");
   throw UNREACHABLE();
 }
@@ -138,7 +138,7 @@ async function json(response) {
   } catch {
     throw new Problem("unreadable", "the console's answer cannot be read; reload the page");
   }
-  if (!response.ok) throw new Problem(answer.error?.code ?? "failed", answer.error?.text ?? "it has failed");
+  if (!response.ok) throw new Problem(answer.error?.code ?? "failed", answer.error?.text ?? "the request failed; try again");
   return answer;
 }
 
@@ -157,7 +157,7 @@ export async function get(path, parameters = {}, signal = undefined) {
 }
 
 export async function post(path, body, signal = undefined) {
-  if (!standing) throw UNREACHABLE();
+  if (!streaming) throw UNREACHABLE();
   try {
     const options = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
     return await json(await ask(path, options, signal));
@@ -166,11 +166,11 @@ export async function post(path, body, signal = undefined) {
   }
 }
 
-/** Reads one stream of events to its end. */
+/** Reads an event stream to its end. */
 async function read(onEvent, signal) {
   const response = await ask("/api/events", { method: "GET", headers: { accept: "text/event-stream" } }, signal);
   if (!response.ok) await json(response);
-  standing = true;
+  streaming = true;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
@@ -193,8 +193,8 @@ async function read(onEvent, signal) {
 
 const PAUSES_S = [0.3, 1, 2, 4, 8];
 
-/** The stream, opened again whenever it ends. `onState` hears "live", "lost" (with the seconds to the next try),
- *  "shut" (a new link is needed; with the reason) and "elsewhere" (too many tabs; this one has been let go). */
+/** The event stream, reopened whenever it ends. `onState` gets "live", "lost" (with the seconds to the next try),
+ *  "login" (a new link is needed; with the code of the refusal) and "superseded" (too many tabs are open). */
 export class Stream {
   constructor(onEvent, onState) {
     this.onEvent = onEvent;
@@ -210,11 +210,11 @@ export class Stream {
     this.abort?.abort();
     const abort = (this.abort = new AbortController());
     this.stopped = false;
-    standing = false;
+    streaming = false;
     try {
       await read((kind, data) => {
         if (abort.signal.aborted) return;
-        if (kind === "bye") standing = false;
+        if (kind === "closing") streaming = false;
         if (kind === "hello") {
           this.tries = 0;
           this.onState("live");
@@ -224,16 +224,16 @@ export class Stream {
       }, abort.signal);
     } catch (error) {
       if (abort.signal.aborted) return;
-      if (error instanceof Problem && SHUT.has(error.code)) {
-        standing = false;
-        this.onState("shut", error.code);
+      if (error instanceof Problem && LOGIN_CODES.has(error.code)) {
+        streaming = false;
+        this.onState("login", error.code);
         return;
       }
     }
     if (abort.signal.aborted) return;
-    standing = false;
+    streaming = false;
     if (this.stopped) {
-      this.onState("elsewhere");
+      this.onState("superseded");
       return;
     }
     const pause = PAUSES_S[Math.min(this.tries++, PAUSES_S.length - 1)];

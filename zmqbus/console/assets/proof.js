@@ -1,5 +1,5 @@
-// What this page proves to the console, and the console to it, so that neither tells a secret to whoever else may
-// answer on the port. zmqbus/console/tickets.py has the theory; both sides derive the same from a link.
+// Mutual authentication of the page and the console: neither sends a secret that another program answering on the port
+// could use. zmqbus/console/auth.py has the theory of operation; both sides derive the same keys from a link.
 
 const utf8 = new TextEncoder();
 
@@ -14,19 +14,19 @@ async function proves(key, text, ...parts) {
   try {
     return await crypto.subtle.verify("HMAC", key, decode(text), utf8.encode(parts.join("\n")));
   } catch {
-    return false; // no base64
+    return false; // not Base64
   }
 }
 
-/** Uses up the link with this token. `post(body)` sends what the console is asked for with it, and gives its answer.
- *  The result is what makes a `Visitor`; null: whoever has answered does not know the link. */
+/** Signs in with the token of a link. `post(body)` sends the request and returns the answer. Returns credentials for
+ *  `Visitor.of`, or null when the answer does not come from the console of the link. */
 export async function enter(token, post) {
   const [head, secretText] = token.split(".");
   let key;
   try {
     key = await importKey(decode(secretText));
   } catch {
-    key = await importKey(new Uint8Array(32)); // it was cut: let the console say what is wrong with it
+    key = await importKey(new Uint8Array(32)); // a truncated token: let the console refuse it
   }
   const nonce = random();
   const answer = await post({ link: head, nonce, proof: encode(await sign(key, "enter", nonce)) });
@@ -44,7 +44,7 @@ export class Visitor {
     this.key = key;
   }
 
-  /** What a request carries, and a function that says whether its answer comes from the console. */
+  /** Returns the proof for a request, and a function that checks the proof of its response. */
   async request(method, target) {
     const nonce = random();
     const proof = `${this.id}.${nonce}.${encode(await sign(this.key, "request", nonce, method, target))}`;

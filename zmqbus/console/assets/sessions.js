@@ -1,17 +1,17 @@
-// Who is there, by project.
+// The list of sessions, grouped by project.
 
 import { $, fill, h, narrow, say, show, stateOf } from "./dom.js";
 import { List } from "./list.js";
 import { all, known, nowS, on } from "./store.js";
 import { age, line, plural, projectName } from "./text.js";
 
-/** From so many sessions on, they can be filtered. */
+/** Number of sessions from which on the filter is shown. */
 const FILTER_FROM = 12;
 const WORDS = { live: "live", busy: "busy: has not taken its messages for a while", away: "away" };
 
 let list;
 let filter = "";
-let chosen = null; // id of the session that is shown
+let chosen = null; // id of the opened session
 
 function rowsOf() {
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
@@ -99,9 +99,9 @@ function refresh() {
   state.replaceChildren(
     ...{
       wait: () => [h("div", { class: "bones", "aria-label": "Loading" }, ...Array.from({ length: 6 }, () => h("i")))],
-      filter: () => stateOf("No session fits", "Change the filter, or clear it."),
-      gone: () => stateOf("No broker, no sessions", "Sessions start a broker when they connect. The history on this page is there without one."),
-      silent: () => stateOf("The broker does not answer", "Who is there will be shown when it does."),
+      filter: () => stateOf("No matching sessions", "Change the filter, or clear it."),
+      gone: () => stateOf("No broker, no sessions", "A session that connects starts a broker. The history is readable without one."),
+      silent: () => stateOf("The broker does not answer", "The sessions are shown once it does."),
       nobody: () => stateOf("Nobody is on the bus yet", "Connect a session, in a terminal or in Claude Code:", h("pre", {}, "zmqbus connect NAME")),
     }[key](),
   );
@@ -135,15 +135,15 @@ export function setUp({ open }) {
       event.preventDefault();
     }
   });
-  on("roster", refresh);
+  on("sessions", refresh);
   narrow.addEventListener("change", refresh);
   setInterval(() => document.hidden || list.draw(true), 10_000); // ages
   refresh();
   return list;
 }
 
-/** Names of peers that are not on the list: scripts that speak without a session. */
-export function strangers(limit) {
+/** Returns id → name of recent senders without a listed session: scripts, and sessions that have left. */
+export function unlisted(limit) {
   const found = new Map();
   for (const item of all.items.slice(0, 300)) {
     if (item.gap || !item.name || known.byId.has(item.from)) continue;

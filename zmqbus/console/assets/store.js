@@ -1,4 +1,4 @@
-// What the page knows, and who wants to hear when it changes.
+// The page's data, and the events that announce its changes.
 
 import { get, post } from "./net.js";
 
@@ -6,7 +6,7 @@ const bus = new EventTarget();
 export const on = (kind, act) => bus.addEventListener(kind, (event) => act(event.detail));
 export const emit = (kind, detail) => bus.dispatchEvent(new CustomEvent(kind, { detail }));
 
-/** Lines that are kept of one list. More than anybody scrolls through; what is older is found by searching. */
+/** Lines kept in one list: more than anybody scrolls through. Older messages are found by searching. */
 const MAX_ITEMS = 100_000;
 const PAGE = 200;
 
@@ -15,18 +15,18 @@ export const known = {
   byId: new Map(),
   broker: "unknown",
   brokerText: "",
-  heardMs: 0, // when the broker was last heard of
-  link: "connecting", // of the page to the console
+  heardMs: 0, // when the console last reported on the broker (performance.now)
+  link: "connecting", // state of the event stream to the console
   self: null, // the console's own session id
   version: "",
   port: 0,
   dataDir: "",
-  skewS: 0, // the console's clock against this one's
+  skewS: 0, // the console's clock minus this browser's
 };
 
 export const nowS = () => Date.now() / 1000 + known.skewS;
 
-/** A session as it can be called: by its id where it is known, for names change. */
+/** Returns a listed session by its id, since names change; null when it is not listed. */
 export const sessionOf = (id) => known.byId.get(id) ?? null;
 
 const order = (at) => {
@@ -35,23 +35,23 @@ const order = (at) => {
 };
 const later = (a, b) => a[0] > b[0] || (a[0] === b[0] && a[1] > b[1]);
 
-/** A list of messages, the newest first, that is fetched page by page and grows at its top.
+/** A list of messages, newest first, fetched page by page and extended at its top.
  *
- *  Where the console has left messages out (more came than anybody could read), there is a line with `gap`: the place
- *  before which what was left out is found. */
+ *  Where the console left messages out (more arrived than anybody could read), the list has a line with `gap`: the place
+ *  in the log before which the omitted messages are. */
 export class Source {
   constructor(kind, title, fetchPage, live = () => false) {
     this.kind = kind;
     this.title = title;
     this.fetchPage = fetchPage;
-    this.live = live; // whether a message that has just come belongs here
+    this.live = live; // whether a new message belongs to this list
     this.items = [];
     this.before = null;
     this.loading = false;
     this.started = false;
     this.problem = null;
     this.tookMs = null;
-    this.gaps = 0; // how many of the lines are none
+    this.gaps = 0; // lines that stand for gaps
   }
 
   get count() {
@@ -62,7 +62,7 @@ export class Source {
     return this.started && this.before === null;
   }
 
-  /** Fetches the next page, until there is something to show. */
+  /** Fetches further pages until there are new lines to show. */
   async more() {
     if (this.loading || this.ended || this.items.length >= MAX_ITEMS) return;
     this.loading = true;
@@ -85,7 +85,7 @@ export class Source {
     emit("source", { source: this, added: 0 });
   }
 
-  /** Puts messages on top, the oldest first; `gap`: something before them was left out. */
+  /** Adds new messages, given oldest first, on top; `gap`: older new ones were left out. */
   add(messages, gap) {
     const newest = this.items.find((item) => item.at);
     const top = newest ? order(newest.at) : [0, -1];
@@ -96,7 +96,7 @@ export class Source {
       this.items.unshift({ gap: fresh[0].at, until: newest.at });
       this.gaps += 1;
     }
-    // One by one would move all others each time.
+    // All at once: adding one by one would move all others each time.
     this.items = [...fresh.slice().reverse(), ...this.items];
     if (this.items.length > MAX_ITEMS) {
       this.items.length = MAX_ITEMS;
@@ -107,7 +107,7 @@ export class Source {
     return fresh;
   }
 
-  /** Fetches what was left out at a gap, or a page of it. */
+  /** Fetches the messages of a gap, or a page of them. */
   async fill(row) {
     if (row.loading) return;
     row.loading = true;
@@ -154,17 +154,17 @@ export function showSource(source) {
   if (!source.started) source.more();
 }
 
-function roster(view) {
+function setBus(view) {
   known.sessions = view.sessions;
   known.byId = new Map(view.sessions.map((session) => [session.id, session]));
   known.broker = view.broker;
   known.brokerText = view.text;
   known.heardMs = performance.now();
   known.skewS = view.now - Date.now() / 1000;
-  emit("roster");
+  emit("sessions");
 }
 
-/** What the console tells. */
+/** Applies an event of the console. */
 export function hear(kind, data) {
   if (kind === "hello") {
     known.version = data.version;
@@ -174,7 +174,7 @@ export function hear(kind, data) {
     const newest = all.items.find((item) => item.at);
     const items = data.items.slice().reverse();
     if (newest) {
-      // Back after a while: what has come meanwhile goes on top, and if that is more than was sent, there is a gap.
+      // Reconnected: add the messages since then on top, with a gap when the first page does not hold all of them.
       const joined = items.some((item) => !later(order(item.at), order(newest.at)));
       all.add(items, !joined && data.before !== null);
     } else {
@@ -183,7 +183,7 @@ export function hear(kind, data) {
       all.started = true;
       all.problem = data.trouble;
     }
-    roster(data.roster);
+    setBus(data.bus);
     emit("source", { source: all, added: 0 });
   } else if (kind === "messages") {
     const fresh = all.add(data.items, data.gap);
@@ -191,11 +191,11 @@ export function hear(kind, data) {
       const own = fresh.filter(shown.source.live);
       if (own.length) shown.source.add(own, false);
     }
-  } else if (kind === "roster") {
-    roster(data);
-  } else if (kind === "beat") {
+  } else if (kind === "sessions") {
+    setBus(data);
+  } else if (kind === "heartbeat") {
     known.heardMs = performance.now();
-    emit("beat");
+    emit("heartbeat");
   } else if (kind === "trouble") {
     emit("trouble", data.text);
   }

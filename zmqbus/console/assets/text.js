@@ -1,5 +1,5 @@
-// Texts as they can be read. What peers wrote may hold characters that are invisible, that turn the order of others
-// around, or that drive terminals. None of them is harmful in a text node; but a reader has to see them.
+// Formats texts for display. Messages may contain characters that are invisible, reverse the order of others, or control
+// terminals. None is harmful in a text node, but a reader has to see them.
 
 // Joiners and variation selectors between visible characters are ordinary writing (emoji, Persian, Indic).
 const HIDDEN =
@@ -12,12 +12,12 @@ function named(character) {
   return `\u27e8U+${code.toString(16).toUpperCase().padStart(4, "0")}\u27e9`;
 }
 
-/** A text with nothing hidden in it. Lines stay lines. */
+/** Returns a text with its hidden characters made visible. Line ends stay. */
 export function visible(text) {
   return text.replace(/\r\n/g, "\n").replace(HIDDEN, named);
 }
 
-/** The same in one line, with line ends shown. */
+/** Returns a text in one line, with visible line ends. */
 export function line(text) {
   return visible(text.replace(/\r\n|[\n\r\u0085\u2028\u2029]/g, "\u21b5").replace(/\t/g, " "));
 }
@@ -28,7 +28,7 @@ export function bytes(count) {
   return `${(count / 1_000_000).toFixed(1)} MB`;
 }
 
-/** How long ago, in one unit. */
+/** Formats a duration in one unit. */
 export function age(seconds) {
   const s = Math.max(0, Math.floor(seconds));
   if (s < 60) return `${s}s`;
@@ -41,14 +41,14 @@ const TIME = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-di
 const DAY = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
 const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
 
-/** The time of day; of another day, the day. */
+/** Formats a Unix time: the time of day for today, the date otherwise. */
 export function clock(ts) {
   const then = new Date(ts * 1000);
   return then.toDateString() === new Date().toDateString() ? TIME.format(then) : DAY.format(then);
 }
 export const fullTime = (ts) => FULL.format(new Date(ts * 1000));
 
-/** The last part of a path, which is what people call a project. */
+/** Returns a project's name, the last part of its path. */
 export function projectName(path) {
   return line(path?.replace(/\/+$/, "").split("/").pop() ?? "") || "no project";
 }

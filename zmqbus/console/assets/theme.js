@@ -1,10 +1,10 @@
-// Before anything is drawn: the theme that was chosen here, so that no page flashes in the other one.
+// Applies the stored theme before anything is drawn, so that the page does not flash in the other one.
 (() => {
   let chosen = null;
   try {
     chosen = localStorage.getItem("zmqbus-theme");
   } catch {
-    // Storage is switched off: the system's theme it is.
+    // Storage is disabled: use the system's theme.
   }
   if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
 })();
