@@ -1,4 +1,4 @@
-"""Which client it is, and what the doctor says of one that is too old."""
+"""Detection of the client and its version, and warnings about old versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zmqbus.doctor.client import client, version_of
 from zmqbus.doctor.report import Finding
 from zmqbus.process import Place, Process
 
-#: No process has this pid, so nothing is told by /proc.
+#: A pid without a process, so /proc has nothing about it.
 NOBODY = 2**31 - 2
 
 
@@ -49,7 +49,7 @@ def package(tmp_path: Path, content: str) -> str:
     return str(directory / "cli.js")
 
 
-def test_a_shell_is_no_client() -> None:
+def test_shell_is_not_a_client() -> None:
     assert found("bash") == [] and found() == []
 
 
@@ -57,20 +57,20 @@ def test_a_shell_is_no_client() -> None:
     ("version", "level", "says"),
     [
         ("2.1.104", "warning", "has no monitors"),
-        ("2.0.900", "warning", "2.1.105 is the least"),
+        ("2.0.900", "warning", "2.1.105 is the first"),
         ("2.1.105", "warning", "does not start the plugin's own monitor"),
-        ("2.1.128", "warning", "2.1.129 is the least"),
+        ("2.1.128", "warning", "2.1.129 is the first"),
         ("2.1.129", "ok", "Claude Code 2.1.129"),
         ("3.0.0", "ok", "Claude Code 3.0.0"),
     ],
 )
-def test_the_least_version_is_told(version: str, level: str, says: str) -> None:
+def test_required_version(version: str, level: str, says: str) -> None:
     (finding,) = found(f"/home/x/.local/share/claude/versions/{version}", "--resume")
     assert (finding.check, finding.level) == ("client", level) and says in finding.says
     assert finding.mend == ("claude update" if level == "warning" else None)
 
 
-def test_the_version_of_a_package(tmp_path: Path) -> None:
+def test_version_of_an_npm_package(tmp_path: Path) -> None:
     script = package(tmp_path, json.dumps({"version": "2.1.332"}))
     (finding,) = found("node", script)
     assert finding.says == "Claude Code 2.1.332"
@@ -79,6 +79,6 @@ def test_the_version_of_a_package(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": "next"}', '{"version": null}'])
-def test_a_version_that_cannot_be_told(content: str, tmp_path: Path) -> None:
+def test_unknown_version(content: str, tmp_path: Path) -> None:
     (finding,) = found("node", package(tmp_path, content))
-    assert finding.level == "ok" and "cannot be told" in finding.says
+    assert finding.level == "ok" and "version unknown" in finding.says

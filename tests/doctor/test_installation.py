@@ -1,4 +1,4 @@
-"""The command that installs what is missing: for each way in which zmqbus may be installed, one that works there."""
+"""`install_command`: a command that works, for each way to install zmqbus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from zmqbus.cli import install_deps
 from zmqbus.doctor import installation
-from zmqbus.doctor.installation import EXTRAS, Installation, command_for, install_command, looked_at
+from zmqbus.doctor.installation import EXTRAS, Installation, command_for, install_command, this_installation
 from zmqbus.settings import load
 
 PLAIN = Installation(
@@ -31,9 +31,9 @@ RICH = "'rich>=13,<16'"
     ("changes", "command"),
     [
         ({}, f"/usr/bin/python3 -m pip install {RICH}"),
-        # Debian, Homebrew: pip refuses, unless it is told.
+        # Debian, Homebrew: pip refuses without the option.
         ({"managed": True}, f"/usr/bin/python3 -m pip install --user --break-system-packages {RICH}"),
-        # A plugin, a skill, a checkout with install-deps: through that, whatever the python is.
+        # A plugin, a skill, a checkout: install-deps, whatever the python is.
         (
             {"script": "/x y/bin/install_deps.py", "by_script": True},
             "/usr/bin/python3 '/x y/bin/install_deps.py' --yes --extra watch",
@@ -42,11 +42,11 @@ RICH = "'rich>=13,<16'"
             {"script": "/x/bin/install_deps.py", "managed": True},
             "/usr/bin/python3 /x/bin/install_deps.py --yes --extra watch",
         ),
-        # A checkout in an environment of its own.
+        # A checkout with its own environment.
         ({"script": "/x/bin/install_deps.py", "prefix": "/x/.venv"}, f"/usr/bin/python3 -m pip install {RICH}"),
-        # The system's mark is of no concern in an environment.
+        # In an environment, the system python's mark does not matter.
         ({"managed": True, "prefix": "/v"}, f"/usr/bin/python3 -m pip install {RICH}"),
-        # uv tool, uv venv: there is no pip in it.
+        # uv tool, uv venv: an environment without pip.
         ({"prefix": "/v", "has_pip": False, "has_uv": True}, f"uv pip install --python /usr/bin/python3 {RICH}"),
         (
             {"prefix": "/v", "has_pip": False},
@@ -58,24 +58,24 @@ RICH = "'rich>=13,<16'"
         ),
     ],
 )
-def test_the_command_fits_the_installation(changes: dict[str, object], command: str) -> None:
+def test_install_command(changes: dict[str, object], command: str) -> None:
     assert command_for(PLAIN._replace(**changes), "watch") == command  # type: ignore[arg-type]
 
 
-def test_pipx_knows_its_environments_by_name(tmp_path: Path) -> None:
+def test_pipx_environment_is_named(tmp_path: Path) -> None:
     prefix = tmp_path / "venvs" / "zmqbus"
     prefix.mkdir(parents=True)
     (prefix / "pipx_metadata.json").write_text("{}")
     assert command_for(PLAIN._replace(prefix=str(prefix), has_pip=False), "watch") == f"pipx inject zmqbus {RICH}"
 
 
-def test_without_an_extra_it_is_what_everything_needs() -> None:
+def test_without_an_extra_the_basic_packages_are_installed() -> None:
     assert shlex.split(command_for(PLAIN))[4:] == list(installation.REQUIREMENTS)
     script = PLAIN._replace(script="/x/bin/install_deps.py", by_script=True)
     assert command_for(script).endswith("/x/bin/install_deps.py --yes")
 
 
-def test_the_extras_are_those_of_the_project() -> None:
+def test_requirements_match_pyproject_and_requirements_file() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     for extra, needs in EXTRAS.items():
         found = re.search(rf"^{extra} = \[(.*)\]$", text, re.MULTILINE)
@@ -83,15 +83,13 @@ def test_the_extras_are_those_of_the_project() -> None:
     assert install_deps.wanted_requirements() == installation.REQUIREMENTS
 
 
-def test_this_checkout(data_dir: Path) -> None:
-    found = looked_at(load())
+def test_checkout_with_its_own_environment(data_dir: Path) -> None:
+    found = this_installation(load())
     assert found.script == str(ROOT / "bin" / "install_deps.py") and found.python == sys.executable
     assert not found.by_script, "its packages come from the environment that runs the tests"
 
 
-def test_a_checkout_whose_packages_are_missing_or_in_the_data_directory(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkout_without_packages_uses_install_deps(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Spec:
         origin = str(data_dir / "venv" / "lib" / "python3" / "site-packages" / "zmq" / "__init__.py")
 
@@ -101,9 +99,9 @@ def test_a_checkout_whose_packages_are_missing_or_in_the_data_directory(
     assert install_command(load()).endswith("bin/install_deps.py --yes")
 
 
-def test_the_python_of_the_venv_is_not_used_to_replace_it(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_deps_does_not_run_from_the_venv_it_replaces(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (data_dir / "venv").mkdir()
     monkeypatch.setattr(sys, "prefix", str(data_dir / "venv"))
     monkeypatch.setattr(sys, "_base_executable", "/usr/bin/python3.12", raising=False)
-    found = looked_at(load())
+    found = this_installation(load())
     assert (found.python, found.prefix) == ("/usr/bin/python3.12", "")

@@ -1,4 +1,4 @@
-"""`zmqbus doctor`: each fault that it knows is made, is found, and is gone when the command that it prints was run."""
+"""`zmqbus doctor`: each fault is caused, found, and gone once the printed command has run."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_session_without_a_listener(doctor: Doctor, bus: Bus) -> None:
     assert bus.zmqbus("connect", "--away", "--name", "auth", owner=owner).returncode == 0
     doctor.env = bus.env(owner) | {"PATH": doctor.env["PATH"]}
     (says,) = [row["says"] for row in doctor.run() if row["check"] == "listener"]
-    assert says == "none for 'auth', whose mail waits: zmqbus inbox; one is begun with: zmqbus connect"
+    assert says == "none for 'auth'; read its mail with: zmqbus inbox; start one with: zmqbus connect"
     assert bus.zmqbus("disconnect", owner=owner).returncode == 0
     (says,) = [row["says"] for row in doctor.run() if row["check"] == "listener"]
     assert "belongs to no session" in says
@@ -181,7 +181,7 @@ def test_for_people(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
     data_dir.chmod(0o755)
     done = bus.zmqbus("doctor")
     assert done.returncode == 1
-    assert f"mend it: chmod 700 {data_dir}\n" in done.stdout
+    assert f"fix: chmod 700 {data_dir}\n" in done.stdout
     assert done.stdout.splitlines()[-1] == "1 fault, 0 warnings"
     data_dir.chmod(0o700)
 
@@ -367,15 +367,31 @@ def test_a_pid_file_of_a_broker_that_was_killed(doctor: Doctor, data_dir: Path, 
     doctor.cures("stale", "warning", "a file of processes that have ended: server.1234.pid")
 
 
-def test_what_a_killed_listener_leaves(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
-    """Its owner lives: the state file goes, what makes it the same session again stays. Its owner dies: all goes."""
+def test_state_file_of_a_killed_listener(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+    """The fix removes the state file alone: the identity stays for the next listener of the living owner."""
     auth = bus.listener("auth")
     auth.stop(signal.SIGKILL)
-    row = doctor.cures("stale", "warning", f"a file of processes that have ended: {auth.owner.pid}.session")
+    doctor.cures("stale", "warning", f"a file of processes that have ended: {auth.owner.pid}.session")
     assert (data_dir / "clients" / f"{auth.owner.pid}.lock").exists()
+
+
+def test_files_of_a_killed_session(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+    auth = bus.listener("auth")
+    auth.stop(signal.SIGKILL)
     auth.owner.kill()
     row = doctor.cures("stale", "warning", "of processes that have ended")
     assert f"{auth.owner.pid}.lock" in row["mend"]
+    assert not list((data_dir / "clients").glob(f"{auth.owner.pid}.*"))
+
+
+def test_files_of_an_ordinarily_ended_session_are_not_stale(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+    """The next session removes them."""
+    auth = bus.listener("auth")
+    auth.stop()
+    auth.owner.kill()
+    assert list((data_dir / "clients").glob(f"{auth.owner.pid}.*"))
+    assert levels([row for row in doctor.run() if row["check"] == "stale"]) == {"ok"}
+    bus.listener("pay")
     assert not list((data_dir / "clients").glob(f"{auth.owner.pid}.*"))
 
 
@@ -405,7 +421,7 @@ def test_what_is_no_database(doctor: Doctor, database: Path) -> None:
 
 @pytest.mark.parametrize(
     ("statement", "says"),
-    [("PRAGMA application_id = 1", "of another program"), ("PRAGMA user_version = 77", "newer release (format 77)")],
+    [("PRAGMA application_id = 1", "belongs to another program"), ("PRAGMA user_version = 77", "newer release (format 77)")],
 )
 def test_a_database_of_somebody_else(doctor: Doctor, database: Path, statement: str, says: str) -> None:
     connection = sqlite3.connect(database)
@@ -442,7 +458,7 @@ def test_a_file_of_the_log_that_begins_wrongly(doctor: Doctor, data_dir: Path, l
         path = data_dir / "messages.log.3"
     else:
         path.write_bytes(b"?" + path.read_bytes()[1:])
-    doctor.cures("log", "fault", f"{path} does not begin as a file of the log")
+    doctor.cures("log", "fault", f"{path} does not start as a log file")
 
 
 def test_damaged_lines(doctor: Doctor, data_dir: Path, log: Journal) -> None:
@@ -459,7 +475,7 @@ def test_an_index_that_is_damaged(doctor: Doctor, data_dir: Path, log: Journal) 
         index.fill(str(data_dir / "messages.log"))
     assert levels(doctor.run()) == {"ok"}
     path.write_bytes(b"rubbish" * 1000)
-    doctor.cures("index", "warning", "cannot be used; searches go through the log")
+    doctor.cures("index", "warning", "cannot be used; searches scan the log")
 
 
 # --- what it runs on ---
@@ -467,14 +483,14 @@ def test_an_index_that_is_damaged(doctor: Doctor, data_dir: Path, log: Journal) 
 
 def test_a_venv_that_is_not_complete(doctor: Doctor, data_dir: Path) -> None:
     (data_dir / "venv").mkdir()
-    doctor.cures("venv", "warning", "is not complete")
+    doctor.cures("venv", "warning", "is incomplete")
 
 
 def test_a_venv_without_its_python(doctor: Doctor, data_dir: Path) -> None:
     (data_dir / "venv" / "bin").mkdir(parents=True)
     (data_dir / "venv" / "zmqbus-installed").write_text("")
     (data_dir / "venv" / "bin" / "python").symlink_to("/nonexistent/python")
-    doctor.cures("venv", "fault", "has no python any more")
+    doctor.cures("venv", "fault", "was removed or replaced")
 
 
 @pytest.mark.parametrize(
@@ -507,7 +523,7 @@ def test_few_files(doctor: Doctor, limit: int, level: str) -> None:
 def test_a_clock_that_was_set_back(doctor: Doctor, log: Journal) -> None:
     log.append([encode_record(RECORD._replace(ts=4_000_000_000.0))])
     row = doctor.find("clock", "warning")
-    assert "the clock was set back, or is wrong" in row["says"]
+    assert "was set back or is wrong" in row["says"]
     assert row["mend"] == "sudo timedatectl set-ntp true"  # the one that is not run here
 
 

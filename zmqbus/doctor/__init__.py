@@ -1,1 +1,1 @@
-"""What may be wrong with an installation, and how each fault is mended. Looks only: nothing is changed or started."""
+"""Checks of an installation: each finds faults and names the command that fixes it. Changes and starts nothing."""

@@ -1,11 +1,11 @@
-"""All checks, in the order in which one fault may explain the next."""
+"""Runs all checks, in an order in which an earlier fault may explain a later one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 
-from zmqbus.doctor import bus, client, files, installed
+from zmqbus.doctor import broker, client, environment, keys, leftovers, listener, permissions, storage
 from zmqbus.doctor.report import Finding, fault
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
@@ -16,17 +16,17 @@ from zmqbus.settings import Settings, load
 
 
 def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
-    """Looks at everything, and tells what it finds. Changes nothing, starts nothing; may raise `InvalidOption`."""
+    """Runs every check and yields its findings. Changes and starts nothing. Raises `InvalidOption`."""
     warnings: list[str] = []
     settings = load(flags, warn=warnings.append)
-    yield from _safely("python", installed.python)
-    packages = [*_safely("packages", lambda: installed.packages(settings))]
+    yield from _run("python", environment.python)
+    packages = [*_run("packages", lambda: environment.packages(settings))]
     yield from packages
-    yield from _safely("venv", lambda: installed.venv(settings))
-    directory = [*_safely("directory", lambda: files.directory(settings))]
-    if any(finding.level == "fault" for finding in directory):
-        # Nothing in there can be believed.
-        yield from installed.settings_given(warnings)
+    yield from _run("venv", lambda: environment.venv(settings))
+    directory = [*_run("directory", lambda: permissions.directory(settings))]
+    if _has_fault(directory):
+        # Nothing in the directory can be trusted.
+        yield from environment.settings_given(warnings)
         yield from directory
         return
     owners = find_owners(settings.owner_pid_override, os.environ)
@@ -34,42 +34,47 @@ def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
         warnings.clear()
         settings = load(flags, with_options(files_of(settings.data_dir, owners[0]), os.environ), warnings.append)
     except ZmqbusError:
-        pass  # a file that others could have written: the look at the permissions finds it
-    yield from installed.settings_given(warnings)
-    yield from _safely("client", lambda: client.client(owners))
-    yield from _safely("files", installed.file_limit)
-    yield from _safely("disk", lambda: installed.disk(settings))
+        pass  # others could have written the options file: the permissions check reports it
+    yield from environment.settings_given(warnings)
+    yield from _run("client", lambda: client.client(owners))
+    yield from _run("files", environment.file_limit)
+    yield from _run("disk", lambda: environment.disk(settings))
     yield from directory
     if os.path.isdir(settings.data_dir):
-        yield from _inside(settings, owners, can_talk=all(finding.level != "fault" for finding in packages))
+        yield from _inside(settings, owners, can_connect=not _has_fault(packages))
 
 
-def _inside(settings: Settings, owners: list[Process], *, can_talk: bool) -> Iterator[Finding]:
-    permissions = [*_safely("permissions", lambda: files.permissions(settings))]
-    yield from permissions
-    broker = bus.any_broker(settings)
-    keys = (
-        [*_safely("keys", lambda: files.keys(settings, bus.kill(broker), is_served=broker is not None))]
-        if can_talk
+def _inside(settings: Settings, owners: list[Process], *, can_connect: bool) -> Iterator[Finding]:
+    """Checks that need a sound data directory."""
+    private = [*_run("permissions", lambda: permissions.permissions(settings))]
+    yield from private
+    served = broker.any_broker(settings)
+    key_files = (
+        [*_run("keys", lambda: keys.keys(settings, broker.kill_command(served), is_served=served is not None))]
+        if can_connect
         else []
     )
-    yield from keys
-    sound = all(finding.level != "fault" for finding in (*permissions, *keys))
-    if sound and can_talk:
-        yield from _safely("broker", lambda: bus.broker(settings))
-    yield from _safely("stale", lambda: bus.stale_files(settings))
+    yield from key_files
+    sound = not _has_fault([*private, *key_files])
+    if sound and can_connect:
+        yield from _run("broker", lambda: broker.broker(settings))
+    yield from _run("stale", lambda: leftovers.stale_files(settings))
     if sound:
-        yield from _safely("database", lambda: files.database(settings, is_served=broker is not None))
-        yield from _safely("log", lambda: files.log(settings))
-        yield from _safely("index", lambda: files.index(settings))
-        yield from _safely("clock", lambda: installed.clock(settings))
-        if can_talk:
-            yield from _safely("listener", lambda: bus.listener(settings, owners))
+        yield from _run("database", lambda: storage.database(settings, is_served=served is not None))
+        yield from _run("log", lambda: storage.log(settings))
+        yield from _run("index", lambda: storage.index(settings))
+        yield from _run("clock", lambda: environment.clock(settings))
+        if can_connect:
+            yield from _run("listener", lambda: listener.listener(settings, owners))
 
 
-def _safely(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What a check finds; that it cannot look is a finding as well."""
+def _has_fault(findings: list[Finding]) -> bool:
+    return any(finding.level == "fault" for finding in findings)
+
+
+def _run(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yields a check's findings; an error of the check itself becomes a fault and ends no other check."""
     try:
-        yield from look()
+        yield from check()
     except (OSError, ZmqbusError) as error:
-        yield fault(check, f"cannot be looked at: {error}")
+        yield fault(name, f"cannot be checked: {error}")

@@ -1,4 +1,4 @@
-"""Which Claude Code the session belongs to, and whether it has what the plugin is made of."""
+"""Checks the version of Claude Code that the session belongs to, and which parts of the plugin it supports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zmqbus.session.owner import looks_like_claude
 
 Version = tuple[int, int, int]
 
-#: The first release with monitors: before it, nothing shows a line by itself.
+#: First release with monitors: earlier ones show no line by themselves.
 MONITORS: Version = (2, 1, 105)
-#: The first one that reads where plugin.json declares them.
+#: First release that reads the monitors declared in plugin.json.
 PLUGIN_MONITORS: Version = (2, 1, 129)
-#: A package.json is some KiB.
+#: Read limit for a package.json, which has some KiB.
 MAX_BYTES = 64 * 1024
 
 _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,6})", re.ASCII)
@@ -25,28 +25,28 @@ _PACKAGE = "@anthropic-ai/claude-code/"
 
 
 def client(owners: Sequence[Process], table: ProcessTable | None = None) -> Iterator[Finding]:
-    """The client above this process, if it is Claude Code."""
+    """Checks the client above this process, if it is Claude Code."""
     table = table or this_machine()
     cmdline = table.cmdline(owners[0].pid)
     if not looks_like_claude(cmdline):
         return
     version = version_of(owners[0].pid, cmdline)
     if version is None:
-        yield ok("client", f"Claude Code (pid {owners[0].pid}), of a version that cannot be told")
+        yield ok("client", f"Claude Code (pid {owners[0].pid}), version unknown")
         return
     says = f"Claude Code {_text(version)}"
     if version < MONITORS:
         yield warning(
             "client",
-            f"{says} has no monitors: messages are shown by the hooks only, with each prompt and stop; "
-            f"{_text(MONITORS)} is the least that shows them as they come",
+            f"{says} has no monitors: only the hooks show messages, at each prompt and stop; {_text(MONITORS)} is the "
+            "first that shows them on arrival",
             "claude update",
         )
     elif version < PLUGIN_MONITORS:
         yield warning(
             "client",
             f"{says} does not start the plugin's own monitor: the skill starts one with the Monitor tool; "
-            f"{_text(PLUGIN_MONITORS)} is the least that does",
+            f"{_text(PLUGIN_MONITORS)} is the first that does",
             "claude update",
         )
     else:
@@ -54,10 +54,10 @@ def client(owners: Sequence[Process], table: ProcessTable | None = None) -> Iter
 
 
 def version_of(pid: int, cmdline: Sequence[str]) -> Version | None:
-    """The version of a Claude Code process: of its executable, of its package, or what it calls itself."""
+    """Returns the version of a Claude Code process, from its executable, its package, or its process name."""
     for path in (os.path.realpath(f"/proc/{pid}/exe"), *cmdline[:1]):
         parts = path.split("/")
-        if parts[-3:-1] == ["claude", "versions"]:  # as its installer lays it
+        if parts[-3:-1] == ["claude", "versions"]:  # the layout of its installer
             return _parsed(parts[-1])
     for path in cmdline:
         root, found, _ = os.path.realpath(path).partition(_PACKAGE)
@@ -65,7 +65,7 @@ def version_of(pid: int, cmdline: Sequence[str]) -> Version | None:
             return version
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return _parsed(file.read().strip())  # which current releases set to their version
+            return _parsed(file.read().strip())  # current releases set their process name to the version
     except OSError:
         return None
 

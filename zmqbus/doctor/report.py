@@ -1,4 +1,4 @@
-"""What a check finds, and how it is told."""
+"""Findings of the checks, and how they are printed."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ Level = Literal["ok", "warning", "fault"]
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check. The field names are keys of `zmqbus doctor --json`."""
 
-    check: str  # one word: what was looked at
+    check: str  # one word: the subject
     level: Level
-    says: str  # what there is, or what is wrong and what comes of it
-    mend: str | None = None  # a command for a POSIX shell that mends it; None: there is nothing to mend, or no command
+    says: str  # the state, or what is wrong and what follows from it
+    mend: str | None = None  # command for a POSIX shell that fixes it; None: nothing to fix, or no single command
 
 
 def ok(check: str, says: str) -> Finding:
-    """All is well."""
+    """Returns a finding without a fault."""
     return Finding(check, "ok", says)
 
 
 def warning(check: str, says: str, mend: str | None = None) -> Finding:
-    """It works, and is not as it should be."""
+    """Returns a finding about something that works but is not as it should be."""
     return Finding(check, "warning", says, mend)
 
 
 def fault(check: str, says: str, mend: str | None = None) -> Finding:
-    """Something does not work."""
+    """Returns a finding about something that does not work."""
     return Finding(check, "fault", says, mend)
 
 
 def command(*words: str) -> str:
-    """A command line, quoted for a POSIX shell."""
+    """Returns a command line, quoted for a POSIX shell."""
     return " ".join(map(shlex.quote, words))
 
 
 def for_people(findings: Iterable[Finding]) -> str:
-    """A line for each finding, the command that mends it below."""
+    """Returns a line for each finding, with the command that fixes it below, and a summary."""
     rows = list(findings)
     width = max((len(row.check) for row in rows), default=0)
     lines = []
     for row in rows:
         lines.append(f"{row.level:8} {row.check:{width}}  {sanitise(row.says)}")
         if row.mend is not None:
-            lines.append(f"{'':9}{'':{width}}  mend it: {sanitise(row.mend)}")
+            lines.append(f"{'':9}{'':{width}}  fix: {sanitise(row.mend)}")
     faults, warnings = count(rows, "fault"), count(rows, "warning")
     if faults or warnings:
         lines.append(f"{_number(faults, 'fault')}, {_number(warnings, 'warning')}")
@@ -59,7 +59,7 @@ def for_people(findings: Iterable[Finding]) -> str:
 
 
 def for_programs(findings: Iterable[Finding]) -> str:
-    """One JSON object."""
+    """Returns the findings as one JSON object."""
     rows = list(findings)
     return to_json(
         {
@@ -72,7 +72,7 @@ def for_programs(findings: Iterable[Finding]) -> str:
 
 
 def count(findings: Iterable[Finding], level: Level) -> int:
-    """How many there are of a level."""
+    """Returns how many findings have this level."""
     return sum(finding.level == level for finding in findings)
 
 
