@@ -64,7 +64,7 @@ class Seats:
         self._welcomed = 0
 
     def _link(self, persona: core.Persona) -> Link:
-        return Link(self._settings, core.ClientCore(persona, zmqbus.__version__, in_runs=True))
+        return Link(self._settings, core.ClientCore(persona, zmqbus.__version__))
 
     def connect(self) -> float:
         """Connects all; when the last one was on the bus."""
@@ -170,14 +170,14 @@ class Seats:
                 case core.Welcomed():
                     self._welcomed += 1
                     self._watch(index)
-                case core.Hand(message):
-                    self._take(index, payload.load(message, self._settings.paths.log))
-                    link.core.taken(message.ticket)
-                    taken = True
-                case core.HandRun(lease, number, messages):
-                    for body in messages.bodies:
-                        self._take(index, body)
-                    link.core.taken_run(lease, number, messages.msg_ids)
+                case core.Hand(ticket, batch):
+                    if batch.pointer is not None:
+                        (message,) = effect.messages()
+                        self._take(index, payload.load(message, self._settings.paths.log))
+                    else:
+                        for body in batch.bodies:
+                            self._take(index, body)
+                    link.core.taken(ticket)
                     taken = True
                 case core.Closed(reason):
                     raise reason or RuntimeError("a session was ended")

@@ -1,4 +1,4 @@
-"""What stands next to each other and is alike is said as one, and nothing else changes."""
+"""Neighbours that differ in id and body only become one batch, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -9,130 +9,108 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqbus.client.coalesce import runs_of
-from zmqbus.wire import verbs
-from zmqbus.wire.verbs import INLINE_BYTES, MAX_RUN, Format, Scope, Send, Sends
+from zmqbus.client.batch import Send
+from zmqbus.client.coalesce import batches_of
+from zmqbus.client.events import Outgoing
+from zmqbus.wire.verbs import INLINE_BYTES, MAX_RUN, Format, Scope
 
 
-def send(number: int = 0, **more: Any) -> Send:
-    return Send(f"message{number:04d}", Scope.SESSION, "bob", Format.TEXT, None, False, b"%d" % number)._replace(**more)
+def message(number: int = 0, **more: Any) -> Outgoing:
+    body = b"%d" % number
+    return Outgoing(f"message{number:04d}", Scope.SESSION, "bob", Format.TEXT, None, False, body)._replace(**more)
 
 
-def sends(count: int, **more: Any) -> list[Send]:
-    return [send(number, **more) for number in range(count)]
+def messages(count: int, **more: Any) -> list[Outgoing]:
+    return [message(number, **more) for number in range(count)]
 
 
-def apart(said: Sequence[Send | Sends]) -> list[Send]:
-    """What the broker makes of it."""
-    found: list[Send] = []
-    for one in said:
-        if isinstance(one, Send):
-            found.append(one)
-            continue
-        assert len(one.msg_ids) == len(one.bodies)
-        for msg_id, body in zip(one.msg_ids, one.bodies, strict=True):
-            found.append(Send(msg_id, one.scope, one.target, one.fmt, None, False, body))
-    return found
-
-
-def test_neighbours_become_one():
-    assert runs_of(sends(3)) == [
-        Sends(Scope.SESSION, "bob", Format.TEXT, ("message0000", "message0001", "message0002"), (b"0", b"1", b"2"))
+def apart(batches: Sequence[Send]) -> list[Outgoing]:
+    """The messages that the broker makes of them."""
+    return [
+        Outgoing(msg_id, *batch[:5], body)
+        for batch in batches
+        for msg_id, body in zip(batch.msg_ids, batch.bodies, strict=True)
     ]
+
+
+def sizes(batches: Sequence[Send]) -> list[int]:
+    return [len(batch.msg_ids) for batch in batches]
+
+
+def test_neighbours_become_one_batch():
+    assert list(batches_of(messages(3))) == [
+        Send(
+            Scope.SESSION,
+            "bob",
+            Format.TEXT,
+            None,
+            False,
+            ("message0000", "message0001", "message0002"),
+            (b"0", b"1", b"2"),
+        )
+    ]
+
+
+def test_nothing_makes_no_batch():
+    assert list(batches_of([])) == []
 
 
 @pytest.mark.parametrize("scope", [scope for scope in Scope if scope != Scope.GROUP])
-def test_to_one_or_to_many_a_run_says_to_whom(scope):
-    alike = sends(3, scope=scope)
-    (said,) = runs_of(alike)
-    assert isinstance(said, Sends) and (said.scope, said.target) == (scope, "bob")
-    assert apart([said]) == alike
-
-
-def test_what_is_for_others_is_no_part_of_it():
-    said = runs_of([*sends(2, scope=Scope.ALL), *sends(2, scope=Scope.TOPIC), *sends(2), *sends(2, target="carol")])
-    assert [(one.scope, one.target, len(one[-1])) for one in said] == [
-        (Scope.ALL, "bob", 2),
-        (Scope.TOPIC, "bob", 2),
-        (Scope.SESSION, "bob", 2),
-        (Scope.SESSION, "carol", 2),
-    ]
-
-
-def test_one_alone_stays_what_it_is():
-    assert runs_of(sends(1)) == sends(1)
-    assert runs_of([]) == []
+def test_messages_of_each_scope_share_a_batch(scope):
+    alike = messages(3, scope=scope)
+    (batch,) = batches_of(alike)
+    assert (batch.scope, batch.target) == (scope, "bob") and apart([batch]) == alike
 
 
 @pytest.mark.parametrize(
     "more",
-    [
-        {"target": "carol"},
-        {"fmt": Format.BYTES},
-        {"reply_to": "question0001"},
-        {"again": True},
-        {"scope": Scope.GROUP},
-    ],
+    [{"target": "carol"}, {"fmt": Format.BYTES}, {"reply_to": "question0001"}, {"again": True}, {"scope": Scope.ALL}],
 )
-def test_another_one_between_them_keeps_its_place(more):
-    other = send(7, **more)
-    said = runs_of([*sends(2), other, *sends(2)])
-    assert [type(one) for one in said] == [Sends, Send, Sends] and said[1] == other
+def test_a_different_message_keeps_its_place_between_batches(more):
+    mixed = [*messages(2), message(7, **more), *messages(2)]
+    batches = list(batches_of(mixed))
+    assert sizes(batches) == [2, 1, 2] and apart(batches) == mixed
+
+
+@pytest.mark.parametrize("more", [{"reply_to": "question0001"}, {"again": True}, {"scope": Scope.GROUP}])
+def test_answers_repeats_and_requests_to_groups_are_sent_alone(more):
+    batches = list(batches_of(messages(3, **more)))
+    assert sizes(batches) == [1, 1, 1] and apart(batches) == messages(3, **more)
+
+
+def test_a_body_that_needs_a_frame_of_its_own_is_sent_alone():
+    assert sizes(list(batches_of([message(0), message(1, body=bytes(INLINE_BYTES))]))) == [2]
+    assert sizes(list(batches_of([message(0), message(1, body=bytes(INLINE_BYTES + 1)), message(2)]))) == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
-    "more",
-    [
-        {"reply_to": "question0001"},
-        {"again": True},
-        {"scope": Scope.GROUP},
-    ],
+    ("count", "expected"),
+    [(MAX_RUN, [MAX_RUN]), (MAX_RUN + 1, [MAX_RUN, 1]), (2 * MAX_RUN + 2, [MAX_RUN, MAX_RUN, 2])],
 )
-def test_what_a_run_cannot_say_is_said_one_by_one(more):
-    alike = sends(3, **more)
-    assert runs_of(alike) == alike
+def test_a_batch_has_at_most_max_run_messages(count, expected):
+    batches = list(batches_of(messages(count)))
+    assert sizes(batches) == expected and apart(batches) == messages(count)
 
 
-def test_a_body_that_needs_a_frame_of_its_own_is_no_part_of_a_run():
-    largest = send(1, body=bytes(INLINE_BYTES))
-    assert [type(one) for one in runs_of([send(0), largest])] == [Sends]
-    larger = [send(0), send(1, body=bytes(INLINE_BYTES + 1)), send(2)]
-    assert runs_of(larger) == larger
-
-
-@pytest.mark.parametrize(
-    ("count", "lengths"),
-    [
-        (MAX_RUN, [MAX_RUN]),
-        (MAX_RUN + 1, [MAX_RUN, 1]),
-        (2 * MAX_RUN + 2, [MAX_RUN, MAX_RUN, 2]),
-    ],
+@given(
+    st.lists(
+        st.builds(
+            Outgoing,
+            st.uuids().map(lambda one: one.hex[:12]),
+            st.sampled_from((0, 0, 0, *Scope)),
+            st.sampled_from(("bob", "carol")),
+            st.sampled_from((0, 2)),
+            st.sampled_from((None, None, "question0001")),
+            st.sampled_from((False, False, True)),
+            st.sampled_from((b"", b"x", bytes(INLINE_BYTES), bytes(INLINE_BYTES + 1))),
+        ),
+        max_size=40,
+    )
 )
-def test_a_run_is_no_longer_than_it_may_be(count, lengths):
-    said = runs_of(sends(count))
-    assert [len(one.msg_ids) for one in said if isinstance(one, Sends)] == lengths
-    assert apart(said) == sends(count)
-
-
-MIXED = st.lists(
-    st.builds(
-        Send,
-        st.uuids().map(lambda one: one.hex[:12]),
-        st.sampled_from((0, 0, 0, *Scope)),
-        st.sampled_from(("bob", "carol")),
-        st.sampled_from((0, 2)),
-        st.sampled_from((None, None, "question0001")),
-        st.sampled_from((False, False, True)),
-        st.sampled_from((b"", b"x", bytes(INLINE_BYTES), bytes(INLINE_BYTES + 1))),
-    ),
-    max_size=40,
-)
-
-
-@given(MIXED)
-def test_the_same_is_said_in_the_same_order(mixed: list[verbs.Send]) -> None:
-    said = runs_of(mixed)
-    assert apart(said) == mixed
-    for one in said:
-        if isinstance(one, Sends):
-            assert 1 <= len(one.bodies) <= MAX_RUN and max(map(len, one.bodies)) <= INLINE_BYTES
+def test_batches_hold_the_same_messages_in_the_same_order(mixed: list[Outgoing]) -> None:
+    batches = list(batches_of(mixed))
+    assert apart(batches) == mixed
+    for batch in batches:
+        single = batch.reply_to is not None or batch.again or batch.scope == Scope.GROUP
+        longest = max(map(len, batch.bodies))
+        assert 1 <= len(batch.bodies) <= (1 if single or longest > INLINE_BYTES else MAX_RUN)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from zmqbus import errors
 from zmqbus.client import core
+from zmqbus.client.batch import Deliver
 from zmqbus.client.bus import Bus
 from zmqbus.client.consumer import Receiver
 from zmqbus.wire import verbs
@@ -37,6 +38,15 @@ class PlayedCore:
         self.tickets: list[core.Ticket] = []
         self.acks = 0
         self.answers: list[str] = []
+
+    @property
+    def taken_ids(self) -> list[str]:
+        return [msg_id for ticket in self.tickets for msg_id in ticket.msg_ids]
+
+    @property
+    def last_leases(self) -> dict[str, str]:
+        """Of each message that was taken, the lease of its last ticket: only the current lease's settles anything."""
+        return {msg_id: ticket.lease for ticket in self.tickets for msg_id in ticket.msg_ids}
 
     def taken(self, ticket: core.Ticket) -> None:
         self.tickets.append(ticket)
@@ -96,16 +106,10 @@ class Played:
 
     def hand(self, *msg_ids: str, lease: str = "one") -> None:
         for msg_id in msg_ids:
-            ticket = core.Ticket(lease, 1, msg_id, None)
-            self.receiver.deal(
-                [
-                    core.Hand(
-                        core.Incoming(
-                            ticket, msg_id, "sid", "auth", None, Scope.SESSION, "", 0, None, 0, -1, None, 0, b""
-                        )
-                    )
-                ]
-            )
+            ticket = core.Ticket(lease, 1, (msg_id,), None)
+            header = ("sid", "auth", None, Scope.SESSION, "", 0, None, 0.0)
+            batch = Deliver(1, 0, 0, *header, -1, None, 0, (msg_id,), (b"",))
+            self.receiver.deal([core.Hand(ticket, batch)])
 
     def take(self) -> str | None:
         message = self.receiver.next_message(0.0)
@@ -133,7 +137,7 @@ def test_what_is_taken_is_acknowledged(auto):
     auto.hand("a")
     assert auto.core.tickets == []
     assert auto.take() == "a"
-    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"]
+    assert auto.core.taken_ids == ["a"]
     assert auto.take() is None
 
 
@@ -150,7 +154,7 @@ def test_the_alarm_acknowledges_what_was_taken_of_a_burst(auto):
     auto.hand("a", "b")
     auto.take()
     auto.receiver.ring()
-    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"]
+    assert auto.core.taken_ids == ["a"]
     auto.driver.error = errors.NotConnected("over")
     auto.receiver.ring()  # then it comes again
 
@@ -169,7 +173,7 @@ def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_ag
     auto.hand("a", "b", lease="two")
     assert auto.take() == "b"
     assert auto.take() is None
-    assert {(ticket.msg_id, ticket.lease) for ticket in auto.core.tickets} == {("a", "two"), ("b", "two")}
+    assert auto.core.last_leases == {"a": "two", "b": "two"}
 
 
 def test_what_the_program_acknowledges_waits_for_it(manual):
@@ -177,7 +181,7 @@ def test_what_the_program_acknowledges_waits_for_it(manual):
     message = manual.receiver.next_message(0.0)
     assert message is not None and manual.core.tickets == []
     message.ack()
-    assert [ticket.msg_id for ticket in manual.core.tickets] == ["a"]
+    assert manual.core.taken_ids == ["a"]
     message.ack()
     assert len(manual.core.tickets) == 1
 
@@ -189,7 +193,7 @@ def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_ne
     manual.hand("a", "b", lease="two")
     assert [manual.take(), manual.take()] == ["b", None]
     message.ack()
-    assert manual.core.tickets == [core.Ticket("two", 1, "a", None)]
+    assert manual.core.tickets == [core.Ticket("two", 1, ("a",), None)]
 
 
 def test_a_new_name_is_noted(auto):
@@ -276,7 +280,7 @@ def test_it_is_acknowledged_before_whoever_waits_has_woken_up(auto):
     with auto.receiver._arrived:  # so that it cannot wake up
         auto.hand("a")
         auto.receiver.speak(auto.core)  # as the driver does, when something was dealt with
-        assert [ticket.msg_id for ticket in auto.core.tickets] == ["a"] and got == []
+        assert auto.core.taken_ids == ["a"] and got == []
         assert auto.receiver.unread == 0
     thread.join(PATIENCE_S)
     assert got[0].msg_id == "a" and auto.receiver._waiting == 0
@@ -314,10 +318,10 @@ def test_a_wait_that_is_interrupted_leaves_it_for_the_next_call(auto, monkeypatc
 def test_it_is_returned_before_what_came_later_whoever_asks(auto):
     waits(auto, 3)
     auto.hand("a", "b", "c")
-    assert [one.msg_id for one in auto.receiver._given] == ["a"] and auto.receiver.unread == 2
+    assert [msg_id for one in auto.receiver._given for msg_id in one.msg_ids] == ["a"] and auto.receiver.unread == 2
     waits(auto, 0)
     assert [auto.take() for _ in range(4)] == ["a", "b", "c", None]
-    assert [ticket.msg_id for ticket in auto.core.tickets] == ["a", "b", "c"]
+    assert auto.core.taken_ids == ["a", "b", "c"]
 
 
 def test_whoever_would_take_work_or_a_message_gets_it_too(auto):
@@ -349,7 +353,7 @@ def test_what_was_given_and_is_taken_back_comes_once(auto):
     assert auto.receiver.unread == 0
     assert [auto.take(), auto.take()] == ["a", None]
     auto.receiver.speak(auto.core)
-    assert [(ticket.lease, ticket.msg_id) for ticket in auto.core.tickets] == [("two", "a")]
+    assert auto.core.last_leases == {"a": "two"}
 
 
 def test_what_was_given_is_returned_though_the_connection_has_ended(auto):
@@ -556,7 +560,7 @@ class Run:
 
     def __init__(self, *, manual: bool = False) -> None:
         persona = core.Persona(verbs.Role.PROGRAM, "id", "token", "bob")
-        self.core = core.ClientCore(persona, "1.2.3", in_runs=not manual)
+        self.core = core.ClientCore(persona, "1.2.3")
         self.receiver = Receiver(cast("Any", RealLink(self.core)), "log", manual=manual)
         self.receiver._driver.close()  # it was never opened
         self.driver = PlayedDriver(self.receiver, cast("Any", self))
@@ -613,29 +617,7 @@ class Run:
             numbers = range(self.sent + 1, self.sent + 1 + size)
             ids = tuple(f"message{number:05d}" for number in numbers)
             bodies = tuple(b"%d" % number for number in numbers)
-            if size == 1:
-                envelopes.append(
-                    verbs.Deliver(
-                        numbers[0],
-                        0,
-                        0,
-                        ids[0],
-                        "sid",
-                        "auth",
-                        None,
-                        0,
-                        "",
-                        0,
-                        None,
-                        1.0,
-                        -1,
-                        None,
-                        len(bodies[0]),
-                        bodies[0],
-                    )
-                )
-            else:
-                envelopes.append(verbs.Delivers(numbers[0], 0, "sid", "auth", None, 0, 1.0, ids, bodies))
+            envelopes.append(verbs.Delivers(numbers[0], 0, "sid", "auth", None, 0, 1.0, ids, bodies))
             self.sent += size
         self.last = max(self.last, self.sent)
         return envelopes

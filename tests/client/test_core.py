@@ -32,8 +32,8 @@ def cast(bcast: int, prev: int = 0, **more: Any) -> Published:
     return Published(verbs.channel(one.scope, one.target), [one])
 
 
-def send(number: int = 0, body: bytes = b"") -> verbs.Send:
-    return verbs.Send(f"message{number:04d}", 0, "bob", 0, None, False, body)
+def send(number: int = 0, body: bytes = b"") -> core.Outgoing:
+    return core.Outgoing(f"message{number:04d}", 0, "bob", 0, None, False, body)
 
 
 class Client:
@@ -52,21 +52,21 @@ class Client:
 
     def note(self, effects: list[core.Effect]) -> list[core.Effect]:
         self.effects += effects
-        self.tickets += [effect.message.ticket for effect in effects if isinstance(effect, Hand)]
+        self.tickets += [one.ticket for hand in effects if isinstance(hand, Hand) for one in hand.apart()]
         return effects
 
-    def take(self, *places: int) -> list[verbs.Envelope]:
+    def take(self, *places: int) -> list[Any]:
         for place in places:
             self.core.taken(self.tickets[place])
         return said(self.note(self.core.acknowledge()))
 
 
-def said(effects: list[core.Effect]) -> list[verbs.Envelope]:
+def said(effects: list[core.Effect]) -> list[Any]:
     return [effect.envelope for effect in effects if isinstance(effect, Transmit)]
 
 
 def shown(effects: list[core.Effect]) -> list[str]:
-    return [effect.message.msg_id for effect in effects if isinstance(effect, Hand)]
+    return [msg_id for effect in effects if isinstance(effect, Hand) for msg_id in effect.ticket.msg_ids]
 
 
 def ids(*numbers: int) -> list[str]:
@@ -364,7 +364,7 @@ def test_a_ticket_of_another_core_settles_nothing(ready):
     """A program goes on with a new core over the same connection, and numbers begin anew."""
     ready.hear(deliver(1))
     (ticket,) = ready.tickets
-    ready.core.taken(ticket._replace(lease="another", msg_id="direct000009"))
+    ready.core.taken(ticket._replace(lease="another", msg_ids=("direct000009",)))
     assert ready.take() == []
     assert ready.take(0) == [verbs.Ack(1, ())]
 
@@ -424,15 +424,14 @@ def test_what_the_application_gets(ready):
         b"x",
     )
     (hand,) = ready.hear(deliver)
-    ticket = core.Ticket("lease", 1, "direct000003", "question0000")
-    assert hand == Hand(core.Incoming(ticket, *deliver[3:]))
+    (message,) = hand.messages()
+    assert message == core.Incoming(core.Ticket("lease", 1, ("direct000003",), "question0000"), *deliver[3:])
     ready.take(0)
     (hand,) = ready.handle(cast(11, from_label="Bob", scope=Scope.TOPIC, target="deploys", body=b"y", pointer=(5,)))
-    assert hand == Hand(
-        core.Incoming(
-            core.Ticket("lease", 2, "bcast0000011", None),
-            *("bcast0000011", "s", "n", "Bob", Scope.TOPIC, "deploys", 0, None, 1.0, -1, (5,), -1, b"y"),
-        )
+    (message,) = hand.messages()
+    assert message == core.Incoming(
+        core.Ticket("lease", 2, ("bcast0000011",), None),
+        *("bcast0000011", "s", "n", "Bob", Scope.TOPIC, "deploys", 0, None, 1.0, -1, (5,), -1, b"y"),
     )
 
 
@@ -444,28 +443,20 @@ def test_before_it_is_welcome_it_takes_no_broadcasts(ready):
     assert shown(ready.handle(cast(11))) == ids(11)
 
 
-@pytest.mark.parametrize("in_runs", [True, False])
-def test_nor_runs_of_them_and_then_each_as_it_takes_them(in_runs):
+def test_a_batch_of_broadcasts_is_handed_out_when_there_is_a_lease():
     client = Client()
-    client.core = ClientCore(ME, "1.2.3", in_runs=in_runs)
     run = verbs.Broadcasts("epoch", 11, 10, (), "s", "n", "Ä", 3, "deploys", 0, 1.0, tuple(ids(11, 12)), (b"x", b"y"))
     published = Published(b"#deploys\0", [run])
     client.handle(Up())
     assert client.handle(published) == []
     client.hear(welcome())
-    effects = client.handle(published)
-    if in_runs:
-        (hand,) = effects
-        assert isinstance(hand, core.HandRun)
-        incoming = list(hand.apart())
-    else:
-        incoming = [effect.message for effect in effects if isinstance(effect, Hand)]
-    assert [one.body for one in incoming] == [b"x", b"y"]
-    for one, msg_id in zip(incoming, ids(11, 12), strict=True):
-        assert one.msg_id == one.ticket.msg_id == msg_id
+    (hand,) = client.handle(published)
+    assert isinstance(hand, Hand)
+    for one, msg_id, body in zip(hand.messages(), ids(11, 12), (b"x", b"y"), strict=True):
+        assert (one.msg_id, one.ticket.msg_ids, one.body) == (msg_id, (msg_id,), body)
         assert (one.from_session, one.from_name, one.from_label) == ("s", "n", "Ä")
         assert (one.scope, one.target, one.reply_to, one.age_s, one.pointer) == (3, "deploys", None, -1, None)
-    client.core.taken_run(incoming[0].ticket.lease, incoming[0].ticket.number, ids(11, 12))
+    client.core.taken(hand.ticket)
     assert said(client.core.acknowledge()) == [verbs.Ack(0, (11, 12))]
     client.hear(verbs.Expired())
     assert client.handle(Published(b"#deploys\0", [run._replace(bcast=13, prev=12, msg_ids=tuple(ids(13, 14)))])) == []
@@ -719,14 +710,6 @@ def delivers(seq: int, count: int, after: int = 0) -> verbs.Delivers:
     return verbs.Delivers(seq, after, "s", "n", "l", 2, 1.5, msg_ids, (b"x",) * count)
 
 
-@pytest.fixture
-def in_runs() -> ClientCore:
-    client = ClientCore(ME, "1.2.3", in_runs=True)
-    client.handle(0.0, Up())
-    client.handle(0.0, Received([welcome()]))
-    return client
-
-
 def test_to_a_broker_of_another_release_each_is_said_by_itself(ready):
     sends = [send(number, b"%d" % number) for number in range(3)]
     assert said(ready.note(ready.core.send_all(sends))) == sends
@@ -765,48 +748,39 @@ def test_what_was_never_said_is_said_for_the_first_time():
     assert first == [send(0), send(1)]
 
 
-def test_a_run_is_handed_out_as_one_and_taken_in_parts(in_runs):
-    run = delivers(1, 3)
-    assert in_runs.handle(0.0, Received([run])) == [core.HandRun("lease", 1, run)]
-    in_runs.taken_run("lease", 1, run.msg_ids[:2])
-    assert said(in_runs.acknowledge()) == [verbs.Ack(2, ())]
-    in_runs.taken(core.Ticket("lease", 3, run.msg_ids[2], None))
-    assert said(in_runs.acknowledge()) == [verbs.Ack(3, ())]
+def test_a_batch_is_handed_out_as_one_and_taken_in_parts(ready):
+    (hand,) = ready.hear(delivers(1, 3))
+    assert isinstance(hand, Hand) and hand.batch.msg_ids == ("direct000001", "direct000002", "direct000003")
+    assert hand.ticket == core.Ticket("lease", 1, hand.batch.msg_ids, None)
+    ready.core.taken(hand.ticket.part(0, 2))
+    assert said(ready.core.acknowledge()) == [verbs.Ack(2, ())]
+    ready.core.taken(hand.ticket.part(2, 3))
+    assert said(ready.core.acknowledge()) == [verbs.Ack(3, ())]
 
 
-def test_each_of_a_run_is_what_it_would_be_by_itself(ready):
-    """Whoever is given runs and wants none takes them apart, and sees what others see."""
-    run = delivers(4, 2)
-    one_by_one = ready.hear(run)
-    assert [core.Hand(message) for message in core.HandRun("lease", 1, run).apart()] == one_by_one
-    assert shown(one_by_one) == ["direct000004", "direct000005"]
-    assert one_by_one[1].message == core.Incoming(
-        core.Ticket("lease", 2, "direct000005", None),
-        "direct000005",
-        "s",
-        "n",
-        "l",
-        Scope.SESSION,
-        "",
-        2,
-        None,
-        1.5,
-        -1,
-        None,
-        1,
-        b"x",
-    )
+def test_each_message_of_a_batch_has_what_it_would_have_alone(ready):
+    (hand,) = ready.hear(delivers(4, 2))
+    assert isinstance(hand, Hand)
+    alone = [
+        verbs.Deliver(n, 0, 0, f"direct{n:06d}", "s", "n", "l", 0, "", 2, None, 1.5, -1, None, 1, b"x") for n in (4, 5)
+    ]
+    other = Client()
+    other.handle(Up())
+    other.hear(welcome())
+    hands = other.hear(*alone)
+    assert list(hand.messages()) == [message for one in hands if isinstance(one, Hand) for message in one.messages()]
+    assert [one.ticket for one in hand.apart()] == [one.ticket for one in hands if isinstance(one, Hand)]
 
 
-def test_what_was_taken_under_another_lease_is_known_and_settles_nothing(in_runs):
-    run = delivers(1, 3)
-    in_runs.handle(0.0, Received([run]))
-    in_runs.handle(0.0, Down())
-    in_runs.handle(0.0, Up())
-    in_runs.handle(0.0, Received([welcome(lease="other")]))
-    in_runs.taken_run("lease", 1, run.msg_ids[:2])
-    assert said(in_runs.acknowledge()) == []
-    effects = in_runs.handle(0.0, Received([run]))
+def test_messages_taken_under_another_lease_are_known_and_settle_nothing(ready):
+    (hand,) = ready.hear(delivers(1, 3))
+    assert isinstance(hand, Hand)
+    ready.handle(Down())
+    ready.handle(Up())
+    ready.hear(welcome(lease="other"))
+    ready.core.taken(hand.ticket.part(0, 2))
+    assert said(ready.core.acknowledge()) == []
+    effects = ready.hear(delivers(1, 3))
     assert shown(effects) == ["direct000003"] and said(effects) == [verbs.Ack(2, ())]
 
 
@@ -815,7 +789,7 @@ def test_what_was_taken_under_another_lease_is_known_and_settles_nothing(in_runs
 
 def test_what_is_over_a_limit_is_answered_here_and_named(ready):
     """Said, it would come back as part of a message that nobody can read, at every HELLO."""
-    long = verbs.Send("toolong00001", 0, "x" * 4_097, 0, None, False, b"")
+    long = core.Outgoing("toolong00001", 0, "x" * 4_097, 0, None, False, b"")
     good = long._replace(msg_id="good00000001", target="bob")
     effects: Any = ready.core.send_all([long, good])
     assert [type(one) for one in effects] == [core.Answer, core.Transmit]

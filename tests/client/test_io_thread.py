@@ -387,7 +387,7 @@ class Stream:
 
     def unconfirmed(self) -> None:
         """Something is on its way."""
-        self.link.core._unconfirmed["message0000"] = verbs.Send("message0000", 0, "bob", 0, None, False, b"")
+        self.link.core._unconfirmed["message0000"] = core.Outgoing("message0000", 0, "bob", 0, None, False, b"")
 
     def put(self, text: str, gathered: int = 1) -> None:
         """Puts something down, so much by now."""

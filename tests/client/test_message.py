@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from zmqbus import errors
 from zmqbus.client import message as messages
 from zmqbus.client import payload
-from zmqbus.client.core import Incoming, Ticket
-from zmqbus.client.message import Message, decode, encode, encode_error, of_incoming, scope_and_target
+from zmqbus.client.batch import Deliver
+from zmqbus.client.message import Message, about, decode, encode, encode_error, of_batch, scope_and_target
 from zmqbus.journal import record
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format, Scope
@@ -39,12 +39,11 @@ def message(fmt: int, body: bytes, **more: Any) -> Message:
     return Message(msg_id="aaaaaaaaaa01", sender="auth", sender_id="auth-id", fmt=fmt, body_bytes=body, **more)
 
 
-def incoming(**changes: Any) -> Incoming:
-    ticket = Ticket("lease", 1, "aaaaaaaaaa01", None)
-    base = Incoming(
-        ticket, "aaaaaaaaaa01", "sid", "auth", "Auth", Scope.SESSION, "bob", 0, None, 5.0, -1, None, 2, b"hi"
-    )
-    return base._replace(**changes)
+def incoming(**changes: Any) -> Message:
+    """A message that came by the mailbox."""
+    header = ("sid", "auth", "Auth", Scope.SESSION, "bob", 0, None, 5.0)
+    batch = Deliver(1, 0, 0, *header, -1, None, 2, ("aaaaaaaaaa01",), (b"hi",))._replace(**changes)
+    return of_batch(about(batch), batch, 0, payload.Log("log"))
 
 
 # --- values
@@ -348,17 +347,17 @@ def test_ack_is_passed_on_or_nothing():
     ],
 )
 def test_how_a_message_was_addressed(changes, to):
-    found = of_incoming(incoming(**changes), payload.Log("log"))
+    found = incoming(**changes)
     assert (found.to, found.sender, found.sender_label, found.age_s) == (to, "auth", "Auth", None)
-    assert of_incoming(incoming(age_s=7), payload.Log("log")).age_s == 7
+    assert incoming(age_s=7).age_s == 7
 
 
 def test_a_body_that_is_not_in_the_log_any_more_is_told_to_whoever_asks_for_it(monkeypatch):
     def load(*_: object) -> bytes:
         raise record.JournalError("the segment is gone")
 
-    monkeypatch.setattr(payload.Log, "load", load)
-    found = of_incoming(incoming(pointer=(1, 2, 3)), payload.Log("log"))
+    monkeypatch.setattr(payload.Log, "read", load)
+    found = incoming(pointer=(1, 2, 3))
     with pytest.raises(record.JournalError, match="gone"):
         _ = found.body
 

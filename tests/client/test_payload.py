@@ -18,7 +18,7 @@ from zmqbus.wire.verbs import Format
 
 
 def incoming(body: bytes, pointer: tuple[int, ...] | None = None) -> Incoming:
-    ticket = Ticket("lease", 1, "aaaaaaaaaaaa", None)
+    ticket = Ticket("lease", 1, ("aaaaaaaaaaaa",), None)
     return Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, pointer, len(body), body)
 
 

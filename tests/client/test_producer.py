@@ -12,6 +12,7 @@ import pytest
 from zmqbus import errors
 from zmqbus.client import core
 from zmqbus.client import producer as speaker_module
+from zmqbus.client.batch import Deliver
 from zmqbus.client.bus import Bus
 from zmqbus.client.producer import Reply, Speaker
 from zmqbus.client.receipts import Receipt
@@ -455,9 +456,9 @@ def test_the_window_cuts_the_order_nowhere(played, monkeypatch):
     # The third that awaits an answer has to wait for one, and all behind it keep their places.
     assert went == names[:5]
     for msg_id in list(played.speaker._asked)[:7]:
-        ticket = core.Ticket("lease", 1, f"answer{msg_id[:6]}", msg_id)
-        incoming = core.Incoming(ticket, ticket.msg_id, "s", "bob", None, 0, "", 0, msg_id, 0.0, -1, None, 0, b"")
-        played.speaker.deal([core.Hand(incoming)])
+        ticket = core.Ticket("lease", 1, (f"answer{msg_id[:6]}",), msg_id)
+        header = ("s", "bob", None, 0, "", 0, msg_id, 0.0)
+        played.speaker.deal([core.Hand(ticket, Deliver(1, 0, 0, *header, -1, None, 0, ticket.msg_ids, (b"",)))])
         while part := played.go():
             went += part
             played.confirm_all()

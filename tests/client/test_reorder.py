@@ -11,28 +11,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqbus.client import interval_set, reorder
-from zmqbus.client.reorder import Inbound, Message
+from zmqbus.client import interval_set
+from zmqbus.client.batch import Batch, Broadcast, Deliver, apart
+from zmqbus.client.reorder import Inbound
 from zmqbus.client.seen import TakenIds
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Scope
 
 ME = 4  # number of the connection
+#: from_session, from_name, from_label, scope, target, fmt, reply_to, ts
+HEADER = ("s", "n", None, Scope.ALL, "", 0, None, 1.0)
 
 
 def welcome(**more: Any) -> verbs.Welcome:
     return verbs.Welcome(1, "9.9", "epoch", "id", "me", "lease", ME, 5555, 10, 0)._replace(**more)
 
 
-def deliver(seq: int, *, bcast: int = 0, after: int = 0, msg_id: str = "") -> verbs.Deliver:
-    msg_id = msg_id or (f"bcast{bcast:07d}" if bcast else f"direct{seq:06d}")
-    return verbs.Deliver(seq, bcast, after, msg_id, "s", "n", None, 0, "", 0, None, 1.0, -1, None, 0, b"")
+def deliver(seq: int, count: int = 1, *, bcast: int = 0, after: int = 0, msg_id: str = "") -> Deliver:
+    msg_ids = (msg_id,) if msg_id else tuple(casts(bcast) if bcast else directs(*range(seq, seq + count)))
+    return Deliver(seq, bcast, after, *HEADER, -1, None, -1, msg_ids, (b"",) * count)
 
 
-def broadcast(bcast: int, prev: int = 0, **more: Any) -> verbs.Broadcast:
-    msg_id = f"bcast{bcast:07d}"
-    one = verbs.Broadcast("epoch", bcast, prev, (), msg_id, "s", "n", None, Scope.ALL, "", 0, None, 1.0, None, b"")
-    return one._replace(**more)
+def broadcast(bcast: int, prev: int = 0, count: int = 1, **more: Any) -> Broadcast:
+    msg_ids = tuple(casts(*range(bcast, bcast + count)))
+    batch = Broadcast("epoch", bcast, prev, (), *HEADER, None, msg_ids, (b"",) * count)
+    return batch._replace(**more)
 
 
 def beat(*owed: int, upto: int = 99) -> verbs.Beat:
@@ -54,28 +57,30 @@ class Client:
         self.taken_ids = TakenIds()
         self.numbers: dict[str, int] = {}  # ticket numbers; the last, if it came twice
         self.handed: list[str] = []
+        self.sizes: list[int] = []  # of the batches
         self.asked: list[tuple[int, ...]] = []
         self.inbound = Inbound(self.taken_ids, self._hand, lambda refill: self.asked.append(refill.bcasts))
         self.inbound.begin(welcome())
 
-    def _hand(self, message: Message, number: int) -> None:
-        self.numbers[message.msg_id] = number
-        self.handed.append(message.msg_id)
+    def _hand(self, batch: Batch, number: int) -> None:
+        self.numbers.update(zip(batch.msg_ids, itertools.count(number), strict=False))
+        self.handed += batch.msg_ids
+        self.sizes.append(len(batch.msg_ids))
 
-    def dealer(self, *envelopes: verbs.Deliver | verbs.Beat) -> list[str]:
+    def dealer(self, *envelopes: Deliver | verbs.Beat) -> list[str]:
         before = len(self.handed)
         for envelope in envelopes:
-            if isinstance(envelope, verbs.Deliver):
+            if isinstance(envelope, Deliver):
                 self.inbound.deliver(envelope)
             else:
                 self.inbound.beat(envelope)
         return self.handed[before:]
 
-    def sub(self, *messages: verbs.Broadcast, channel: bytes | None = None) -> list[str]:
+    def sub(self, *batches: Broadcast, channel: bytes | None = None) -> list[str]:
         before = len(self.handed)
-        for cast in messages:
-            own = verbs.channel(cast.scope, cast.target)
-            self.inbound.broadcast(own if channel is None else channel, cast)
+        for batch in batches:
+            own = verbs.channel(batch.scope, batch.target)
+            self.inbound.broadcast(own if channel is None else channel, batch)
         return self.handed[before:]
 
     def take(self, *msg_ids: str) -> verbs.Ack | None:
@@ -363,7 +368,7 @@ def test_one_that_it_is_spared_is_not_seen(client):
 
 
 def test_channels_have_their_own_gaps(client):
-    topic = {"scope": Scope.TOPIC, "target": "deploys"}
+    topic: Any = {"scope": Scope.TOPIC, "target": "deploys"}
     assert client.sub(broadcast(12), broadcast(13, prev=0, **topic), broadcast(14, prev=12)) == casts(12, 13, 14)
     assert client.asked == []
     assert client.sub(broadcast(16, prev=15, **topic)) == []
@@ -509,8 +514,8 @@ class Bus:
         self.prev: dict[bytes, int] = {}
         self.channel = (Scope.ALL, "")  # that something was last published on to this mailbox
         self.acknowledged: set[int] = set()
-        self.dealer: deque[verbs.Deliver | verbs.Beat | verbs.Recall] = deque()
-        self.sub: deque[tuple[bytes, verbs.Broadcast]] = deque()
+        self.dealer: deque[Deliver | verbs.Beat | verbs.Recall] = deque()
+        self.sub: deque[tuple[bytes, Broadcast]] = deque()
         self.up: deque[verbs.Refill | verbs.Ack | verbs.Recalled] = deque()
         # the application
         self.taken_ids = TakenIds()
@@ -608,14 +613,14 @@ class Bus:
         channel = verbs.channel(*where)
         prev, self.prev[channel] = self.prev.get(channel, 0), self.bcast
         msg_id = "spared" if spared else self.items[-1].msg_id
-        message = broadcast(self.bcast, prev, spared=spared, msg_id=msg_id, scope=where[0], target=where[1])
+        message = broadcast(self.bcast, prev, spared=spared, msg_ids=(msg_id,), scope=where[0], target=where[1])
         self.sub.append((channel, message))
 
     # the client
 
     def hear_dealer(self) -> None:
         match self.dealer.popleft():
-            case verbs.Deliver() as message:
+            case Deliver() as message:
                 self.inbound.deliver(message)
             case verbs.Beat() as message:
                 self.inbound.beat(message)
@@ -628,12 +633,13 @@ class Bus:
     def hear_sub(self) -> None:
         self.inbound.broadcast(*self.sub.popleft())
 
-    def _hand(self, message: Message, number: int) -> None:
+    def _hand(self, batch: Batch, number: int) -> None:
         while self.order[self.place] in self.taken_ids:
             self.place += 1
-        assert message.msg_id == self.order[self.place]
+        (msg_id,) = batch.msg_ids
+        assert msg_id == self.order[self.place]
         self.place += 1
-        self.in_hand.append((number, message.msg_id))
+        self.in_hand.append((number, msg_id))
 
     def _taken_back(self) -> None:
         self.in_hand.clear()
@@ -724,162 +730,101 @@ def test_the_application_sees_the_mailboxs_order_and_each_message_once(steps):
     assert bus.inbound.held == bus.inbound.handed == 0
 
 
-# --- runs
+# --- batches
 
 
-def run(seq: int, count: int, *, after: int = 0) -> verbs.Delivers:
-    msg_ids = tuple(directs(*range(seq, seq + count)))
-    return verbs.Delivers(seq, after, "s", "n", None, 0, 1.0, msg_ids, (b"",) * count)
+def test_a_run_is_handed_out_in_one_piece_and_acknowledged_in_parts(client):
+    assert client.dealer(deliver(1, 4), deliver(5, 2)) == directs(1, 2, 3, 4, 5, 6)
+    assert client.sizes == [4, 2] and client.inbound.handed == 6
+    assert client.take(*directs(1, 2)) == verbs.Ack(2, ())
+    assert client.take(*directs(4)) is None
+    assert client.take(*directs(3)) == verbs.Ack(4, ())
+    assert client.take(*directs(5, 6)) == verbs.Ack(6, ())
+    assert client.inbound.handed == 0 and not client.inbound._handed
 
 
-class RunClient(Client):
-    """A `Client` that is given runs as they are. What each was handed as is in `pieces`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pieces: list[int] = []
-        self.inbound = Inbound(
-            self.taken_ids, self._hand, lambda refill: self.asked.append(refill.bcasts), self._hand_run
-        )
-        self.inbound.begin(welcome())
-
-    def _hand(self, message: Message, number: int) -> None:
-        super()._hand(message, number)
-        self.pieces.append(1)
-
-    def _hand_run(self, run: verbs.Delivers | verbs.Broadcasts, number: int) -> None:
-        self.numbers.update(zip(run.msg_ids, itertools.count(number), strict=False))
-        self.handed += run.msg_ids
-        self.pieces.append(len(run.msg_ids))
-
-    def runs(self, *runs: verbs.Delivers) -> list[str]:
-        before = len(self.handed)
-        for one in runs:
-            self.inbound.deliver_all(one)
-        return self.handed[before:]
-
-    def sub_runs(self, *runs: verbs.Broadcasts, channel: bytes | None = None) -> list[str]:
-        before = len(self.handed)
-        for one in runs:
-            own = verbs.channel(one.scope, one.target)
-            self.inbound.broadcast_all(own if channel is None else channel, one)
-        return self.handed[before:]
+def test_taken_as_one_it_is_acknowledged_as_one(client):
+    client.dealer(deliver(3, 5))
+    client.dealer(deliver(8))
+    client.inbound.settle(client.numbers["direct000003"], 5)
+    assert client.ack() == verbs.Ack(7, ())
+    client.inbound.settle(client.numbers["direct000008"], 1)
+    assert client.ack() == verbs.Ack(8, ())
 
 
-@pytest.fixture
-def runner() -> RunClient:
-    return RunClient()
+def test_a_run_that_follows_a_broadcast_waits_for_it(client):
+    assert client.dealer(deliver(2, 3, after=11)) == []
+    assert client.inbound.held == 3
+    assert client.sub(broadcast(11)) == [*casts(11), *directs(2, 3, 4)]
+    assert client.dealer(deliver(5, 2, after=11)) == directs(5, 6)
+    assert client.sizes == [1, 3, 2]
+    assert client.take(*casts(11), *directs(2, 3, 4, 5, 6)) == verbs.Ack(6, (11,))
 
 
-def test_a_run_is_handed_out_in_one_piece_and_acknowledged_in_parts(runner):
-    assert runner.runs(run(1, 4), run(5, 2)) == directs(1, 2, 3, 4, 5, 6)
-    assert runner.pieces == [4, 2] and runner.inbound.handed == 6
-    assert runner.take(*directs(1, 2)) == verbs.Ack(2, ())
-    assert runner.take(*directs(4)) is None
-    assert runner.take(*directs(3)) == verbs.Ack(4, ())
-    assert runner.take(*directs(5, 6)) == verbs.Ack(6, ())
-    assert runner.inbound.handed == 0 and not runner.inbound._handed
+def test_nothing_overtakes_what_is_held(client):
+    client.sub(broadcast(12, prev=11))  # one is missing, and asked for
+    assert client.dealer(deliver(3, 2)) == []
+    client.dealer(deliver(5))
+    assert client.dealer(deliver(6, 1)) == [] and client.inbound.held == 5
+    assert client.dealer(deliver(1, bcast=11), beat(12)) == [*casts(11, 12), *directs(3, 4, 5, 6)]
 
 
-def test_taken_as_one_it_is_acknowledged_as_one(runner):
-    runner.runs(run(3, 5))
-    runner.dealer(deliver(8))
-    runner.inbound.settle_run(runner.numbers["direct000003"], 5)
-    assert runner.ack() == verbs.Ack(7, ())
-    runner.inbound.settle_run(runner.numbers["direct000008"], 1)
-    assert runner.ack() == verbs.Ack(8, ())
-
-
-def test_whoever_takes_no_runs_gets_each_by_itself(client):
-    client.inbound.deliver_all(run(1, 3))
-    assert client.handed == directs(1, 2, 3)
-    assert client.take(*directs(1, 2, 3)) == verbs.Ack(3, ())
-
-
-def test_apart_each_is_a_message_of_its_own(client):
-    found: list[Message] = []
-    client.inbound._hand = lambda message, _: found.append(message)
-    long = verbs.Delivers(7, 0, "id", "alice", "Ä", 2, 17.5, ("message0001", "message0002"), (b"x", b"y"))
-    client.inbound.deliver_all(long)
-    first = verbs.Deliver(
-        7, 0, 0, "message0001", "id", "alice", "Ä", Scope.SESSION, "", 2, None, 17.5, -1, None, 1, b"x"
-    )
-    assert found == [first, first._replace(seq=8, msg_id="message0002", body=b"y")]
-
-
-def test_a_run_that_follows_a_broadcast_waits_for_it(runner):
-    assert runner.runs(run(2, 3, after=11)) == []
-    assert runner.inbound.held == 3
-    assert runner.sub(broadcast(11)) == [*casts(11), *directs(2, 3, 4)]
-    assert runner.runs(run(5, 2, after=11)) == directs(5, 6)
-    assert runner.pieces == [1, 1, 1, 1, 2]
-    assert runner.take(*casts(11), *directs(2, 3, 4, 5, 6)) == verbs.Ack(6, (11,))
-
-
-def test_nothing_overtakes_what_is_held(runner):
-    runner.sub(broadcast(12, prev=11))  # one is missing, and asked for
-    assert runner.runs(run(3, 2)) == []
-    runner.dealer(deliver(5))
-    assert runner.runs(run(6, 1)) == [] and runner.inbound.held == 5
-    assert runner.dealer(deliver(1, bcast=11), beat(12)) == [*casts(11, 12), *directs(3, 4, 5, 6)]
-
-
-def test_those_of_a_run_that_were_taken_before_are_not_handed_out(runner):
+def test_those_of_a_run_that_were_taken_before_are_not_handed_out(client):
     for msg_id in directs(1, 2, 4):
-        runner.taken_ids.add(msg_id)
-    assert runner.runs(run(1, 5)) == directs(3, 5)
-    assert runner.ack() == verbs.Ack(2, ())
-    assert runner.take(*directs(3)) == verbs.Ack(4, ())
-    assert runner.take(*directs(5)) == verbs.Ack(5, ())
+        client.taken_ids.add(msg_id)
+    assert client.dealer(deliver(1, 5)) == directs(3, 5)
+    assert client.ack() == verbs.Ack(2, ())
+    assert client.take(*directs(3)) == verbs.Ack(4, ())
+    assert client.take(*directs(5)) == verbs.Ack(5, ())
 
 
-def test_a_run_that_was_taken_before_is_acknowledged_at_once(runner):
-    runner.taken_ids.add_all(directs(1, 2, 3))
-    assert runner.runs(run(1, 3)) == []
-    assert runner.ack() == verbs.Ack(3, ())
+def test_a_run_that_was_taken_before_is_acknowledged_at_once(client):
+    client.taken_ids.add_all(directs(1, 2, 3))
+    assert client.dealer(deliver(1, 3)) == []
+    assert client.ack() == verbs.Ack(3, ())
 
 
-def test_what_is_given_back_of_a_run_is_settled_by_its_new_numbers_only(runner):
-    runner.runs(run(1, 4))
-    runner.take(*directs(1))
-    old = dict(runner.numbers)
-    runner.inbound.give_back()
-    assert runner.runs(run(2, 3)) == directs(2, 3, 4)
-    runner.inbound.settle_run(old["direct000001"], 4)
-    assert runner.ack() is None and runner.inbound.handed == 3
-    assert runner.take(*directs(2, 3, 4)) == verbs.Ack(4, ())
+def test_what_is_given_back_of_a_run_is_settled_by_its_new_numbers_only(client):
+    client.dealer(deliver(1, 4))
+    client.take(*directs(1))
+    old = dict(client.numbers)
+    client.inbound.give_back()
+    assert client.dealer(deliver(2, 3)) == directs(2, 3, 4)
+    client.inbound.settle(old["direct000001"], 4)
+    assert client.ack() is None and client.inbound.handed == 3
+    assert client.take(*directs(2, 3, 4)) == verbs.Ack(4, ())
 
 
-def test_numbers_that_reach_beyond_what_was_given_settle_what_was(runner):
-    runner.runs(run(1, 3))
-    first = runner.numbers["direct000001"]
-    runner.inbound.settle_run(first + 3, 5)
-    runner.inbound.settle_run(first - 9, 3)
-    runner.inbound.settle_run(first, 0)
-    assert runner.ack() is None and runner.inbound.handed == 3
-    runner.inbound.settle_run(first - 2, 3)  # reaches one
-    assert runner.ack() == verbs.Ack(1, ())
-    runner.inbound.settle_run(first + 2, 100)
-    assert runner.ack() is None
-    runner.runs(run(4, 2))  # of which nothing was said
-    runner.inbound.settle_run(first + 1, 1)
-    assert runner.ack() == verbs.Ack(3, ()) and runner.inbound.handed == 2
+def test_numbers_that_reach_beyond_what_was_given_settle_what_was(client):
+    client.dealer(deliver(1, 3))
+    first = client.numbers["direct000001"]
+    client.inbound.settle(first + 3, 5)
+    client.inbound.settle(first - 9, 3)
+    client.inbound.settle(first, 0)
+    assert client.ack() is None and client.inbound.handed == 3
+    client.inbound.settle(first - 2, 3)  # reaches one
+    assert client.ack() == verbs.Ack(1, ())
+    client.inbound.settle(first + 2, 100)
+    assert client.ack() is None
+    client.dealer(deliver(4, 2))  # of which nothing was said
+    client.inbound.settle(first + 1, 1)
+    assert client.ack() == verbs.Ack(3, ()) and client.inbound.handed == 2
 
 
-def test_what_is_settled_twice_is_not_kept(runner):
-    runner.runs(run(1, 5))
-    first = runner.numbers["direct000001"]
-    runner.inbound.settle(first + 2)
-    runner.inbound.settle_run(first, 5)
-    assert runner.ack() == verbs.Ack(5, ()) and not runner.inbound._taken_numbers
+def test_what_is_settled_twice_is_not_kept(client):
+    client.dealer(deliver(1, 5))
+    first = client.numbers["direct000001"]
+    client.inbound.settle(first + 2)
+    client.inbound.settle(first, 5)
+    assert client.ack() == verbs.Ack(5, ()) and not client.inbound._taken_numbers
 
 
 @pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
-def test_what_is_no_run_is_passed_over(runner, more):
-    assert runner.runs(run(1, 2)._replace(**more)) == []
-    assert runner.inbound.handed == runner.inbound.held == 0 and runner.pieces == []
-    assert runner.runs(run(1, 1)) == directs(1)
-    assert runner.take(*directs(1)) == verbs.Ack(1, ())
+def test_what_is_no_run_is_passed_over(client, more):
+    assert client.dealer(deliver(1, 2)._replace(**more)) == []
+    assert client.inbound.handed == client.inbound.held == 0 and client.sizes == []
+    assert client.dealer(deliver(1, 1)) == directs(1)
+    assert client.take(*directs(1)) == verbs.Ack(1, ())
 
 
 RUN_STEPS = st.lists(
@@ -896,13 +841,13 @@ RUN_STEPS = st.lists(
 
 @given(RUN_STEPS)
 def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
-    runner, client = RunClient(), Client()
+    runner, client = Client(), Client()
     seq, bcast, lost = 0, 10, 0
     for step, what in steps:
         if step == "run":
-            one = run(seq + 1, what, after=lost)
+            one = deliver(seq + 1, what, after=lost)
             seq += what
-            assert runner.runs(one) == client.dealer(*reorder._delivers(one))
+            assert runner.dealer(one) == client.dealer(*apart(one))
         elif step == "deliver":
             seq += 1
             assert runner.dealer(deliver(seq, after=lost)) == client.dealer(deliver(seq, after=lost))
@@ -922,7 +867,7 @@ def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
             lost = 0
         elif step == "settle":
             first = runner.inbound._first + what[0]
-            runner.inbound.settle_run(first, what[1])
+            runner.inbound.settle(first, what[1])
             for number in range(first, first + what[1]):
                 client.inbound.settle(number)
         elif step == "back":
@@ -937,106 +882,86 @@ def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
     assert runner.ack() == client.ack()
 
 
-# --- runs of broadcasts
+# --- batches of broadcasts
 
 
-def published(bcast: int, count: int, prev: int = 0, **more: Any) -> verbs.Broadcasts:
-    msg_ids = tuple(casts(*range(bcast, bcast + count)))
-    one = verbs.Broadcasts("epoch", bcast, prev, (), "s", "n", None, Scope.ALL, "", 0, 1.0, msg_ids, (b"",) * count)
-    return one._replace(**more)
+def test_published_it_is_handed_out_in_one_piece_and_acknowledged_in_parts(client):
+    assert client.sub(broadcast(11, 10, 4), broadcast(15, 14, 2)) == casts(11, 12, 13, 14, 15, 16)
+    assert client.sizes == [4, 2] and client.inbound.handed == 6
+    assert client.take(*casts(11, 12)) == verbs.Ack(0, (11, 12))
+    assert client.take(*casts(14)) is None
+    assert client.take(*casts(13)) == verbs.Ack(0, (13, 14))
+    client.inbound.settle(client.numbers["bcast0000015"], 2)
+    assert client.ack() == verbs.Ack(0, (15, 16))
+    assert client.inbound.handed == 0 and not client.inbound._handed
 
 
-def test_published_it_is_handed_out_in_one_piece_and_acknowledged_in_parts(runner):
-    assert runner.sub_runs(published(11, 4, 10), published(15, 2, 14)) == casts(11, 12, 13, 14, 15, 16)
-    assert runner.pieces == [4, 2] and runner.inbound.handed == 6
-    assert runner.take(*casts(11, 12)) == verbs.Ack(0, (11, 12))
-    assert runner.take(*casts(14)) is None
-    assert runner.take(*casts(13)) == verbs.Ack(0, (13, 14))
-    runner.inbound.settle_run(runner.numbers["bcast0000015"], 2)
-    assert runner.ack() == verbs.Ack(0, (15, 16))
-    assert runner.inbound.handed == 0 and not runner.inbound._handed
+def test_a_run_of_another_broker_is_passed_over(client):
+    assert client.sub(broadcast(11, 10, 2, epoch="another")) == []
+    assert client.sub(broadcast(11, 10, 2)) == casts(11, 12)
 
 
-def test_a_run_of_another_broker_is_passed_over(runner):
-    assert runner.sub_runs(published(11, 2, 10, epoch="another")) == []
-    assert runner.sub_runs(published(11, 2, 10)) == casts(11, 12)
+def test_a_run_that_matched_a_filter_and_is_for_another_channel_is_passed_over(client):
+    deploys = broadcast(11, 10, 2, scope=Scope.TOPIC, target="deploys")
+    assert client.sub(deploys, channel=b"#deploy\0") == []
+    assert client.sub(deploys) == casts(11, 12)
 
 
-def test_a_run_that_matched_a_filter_and_is_for_another_channel_is_passed_over(runner):
-    deploys = published(11, 2, 10, scope=Scope.TOPIC, target="deploys")
-    assert runner.sub_runs(deploys, channel=b"#deploy\0") == []
-    assert runner.sub_runs(deploys) == casts(11, 12)
+def test_a_run_tells_of_the_gap_before_it_and_follows_what_was_missing(client):
+    assert client.sub(broadcast(12, 11, 3)) == []
+    assert client.asked == [(11,)] and client.inbound.held == 3
+    assert client.sub(broadcast(15, 14, 2)) == []
+    assert client.asked == [(11,)]
+    assert client.dealer(deliver(1, bcast=11)) == casts(11, 12, 13, 14, 15, 16)
+    assert client.sub(broadcast(17, 16, 2)) == casts(17, 18) and client.sizes[-1] == 2
 
 
-def test_apart_each_is_a_broadcast_of_its_own(client):
-    found: list[Message] = []
-    client.inbound._hand = lambda message, _: found.append(message)
-    ids = ("message0001", "message0002")
-    topic = verbs.Broadcasts("epoch", 17, 12, (3,), "id", "alice", "Ä", 3, "deploys", 2, 17.5, ids, (b"x", b"y"))
-    client.inbound.broadcast_all(b"#deploys\0", topic)
-    assert found == []  # 12 is missing
+def test_a_gap_in_front_that_was_filled_already_is_none(client):
+    client.dealer(deliver(1, bcast=11))
+    assert client.sub(broadcast(12, 11, 2)) == casts(12, 13)
+    assert client.asked == []
+
+
+def test_a_lost_run_is_as_many_gaps(client):
+    assert client.dealer(beat(11, 12, 13)) == []
+    assert client.asked == [(11, 12, 13)]
+    assert client.sub(broadcast(14, 13, 2)) == [] and client.asked == [(11, 12, 13)]
+    assert client.dealer(deliver(1, bcast=11), deliver(2, bcast=12)) == casts(11, 12)
+    assert client.dealer(deliver(3, bcast=13)) == casts(13, 14, 15)
+
+
+def test_a_run_waits_for_what_is_asked_for_on_another_channel(client):
+    client.dealer(beat(11))
+    assert client.asked == [(11,)]
+    assert client.sub(broadcast(12, 0, 2)) == []
+    assert client.dealer(deliver(1, bcast=11)) == casts(11, 12, 13)
+
+
+def test_of_a_run_that_comes_late_only_what_was_not_sent_again_is_handed_out(client):
+    client.dealer(beat(11, 12))
+    client.dealer(deliver(1, bcast=11))
+    assert client.sub(broadcast(11, 0, 3)) == []  # 12 is asked for
+    assert client.dealer(deliver(2, bcast=12)) == casts(12, 13)
+    assert client.take(*casts(11, 12, 13)) == verbs.Ack(0, (11, 12, 13))
+
+
+def test_what_is_seen_of_it_is_not_handed_out_again(client):
     client.dealer(deliver(1, bcast=12))
-    first = verbs.Broadcast(
-        "epoch", 17, 12, (3,), "message0001", "id", "alice", "Ä", 3, "deploys", 2, None, 17.5, None, b"x"
-    )
-    assert found[1:] == [first, first._replace(bcast=18, prev=17, msg_id="message0002", body=b"y")]
+    assert client.sub(broadcast(11, 0, 3)) == casts(11, 13)
+    assert client.sub(broadcast(11, 0, 3)) == []
 
 
-def test_a_run_tells_of_the_gap_before_it_and_follows_what_was_missing(runner):
-    assert runner.sub_runs(published(12, 3, 11)) == []
-    assert runner.asked == [(11,)] and runner.inbound.held == 3
-    assert runner.sub_runs(published(15, 2, 14)) == []
-    assert runner.asked == [(11,)]
-    assert runner.dealer(deliver(1, bcast=11)) == casts(11, 12, 13, 14, 15, 16)
-    assert runner.sub_runs(published(17, 2, 16)) == casts(17, 18) and runner.pieces[-1] == 2
+def test_a_message_that_follows_a_run_names_its_last(client):
+    assert client.dealer(deliver(3, after=12)) == []
+    assert client.sub(broadcast(11, 10, 2)) == [*casts(11, 12), *directs(3)]
+    assert client.dealer(deliver(4, after=12)) == directs(4)
 
 
-def test_a_gap_in_front_that_was_filled_already_is_none(runner):
-    runner.dealer(deliver(1, bcast=11))
-    assert runner.sub_runs(published(12, 2, 11)) == casts(12, 13)
-    assert runner.asked == []
-
-
-def test_a_lost_run_is_as_many_gaps(runner):
-    assert runner.dealer(beat(11, 12, 13)) == []
-    assert runner.asked == [(11, 12, 13)]
-    assert runner.sub_runs(published(14, 2, 13)) == [] and runner.asked == [(11, 12, 13)]
-    assert runner.dealer(deliver(1, bcast=11), deliver(2, bcast=12)) == casts(11, 12)
-    assert runner.dealer(deliver(3, bcast=13)) == casts(13, 14, 15)
-
-
-def test_a_run_waits_for_what_is_asked_for_on_another_channel(runner):
-    runner.dealer(beat(11))
-    assert runner.asked == [(11,)]
-    assert runner.sub_runs(published(12, 2, 0)) == []
-    assert runner.dealer(deliver(1, bcast=11)) == casts(11, 12, 13)
-
-
-def test_of_a_run_that_comes_late_only_what_was_not_sent_again_is_handed_out(runner):
-    runner.dealer(beat(11, 12))
-    runner.dealer(deliver(1, bcast=11))
-    assert runner.sub_runs(published(11, 3, 0)) == []  # 12 is asked for
-    assert runner.dealer(deliver(2, bcast=12)) == casts(12, 13)
-    assert runner.take(*casts(11, 12, 13)) == verbs.Ack(0, (11, 12, 13))
-
-
-def test_what_is_seen_of_it_is_not_handed_out_again(runner):
-    runner.dealer(deliver(1, bcast=12))
-    assert runner.sub_runs(published(11, 3)) == casts(11, 13)
-    assert runner.sub_runs(published(11, 3)) == []
-
-
-def test_a_message_that_follows_a_run_names_its_last(runner):
-    assert runner.dealer(deliver(3, after=12)) == []
-    assert runner.sub_runs(published(11, 2, 10)) == [*casts(11, 12), *directs(3)]
-    assert runner.dealer(deliver(4, after=12)) == directs(4)
-
-
-def test_it_does_not_pass_what_is_held(runner):
+def test_it_does_not_pass_what_is_held(client):
     """It comes between the two that it was said between."""
-    runner.dealer(deliver(5, after=11))
-    assert runner.sub_runs(published(11, 2)) == [*casts(11), *directs(5), *casts(12)]
-    assert runner.pieces == [1, 1, 1]
+    client.dealer(deliver(5, after=11))
+    assert client.sub(broadcast(11, 0, 2)) == [*casts(11), *directs(5), *casts(12)]
+    assert client.sizes == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -1048,48 +973,42 @@ def test_it_does_not_pass_what_is_held(runner):
         ({"scope": Scope.TOPIC, "target": "deploys"}, b"*\0"),
     ],
 )
-def test_a_run_that_is_not_for_it(runner, other, channel):
+def test_a_run_that_is_not_for_it(client, other, channel):
     """Of the second, one is from before the lease, and one is at its beginning."""
-    assert runner.sub_runs(published(12, 2, 11)._replace(**other), channel=channel) == []
-    assert runner.asked == [] and runner.inbound.handed == runner.inbound.held == 0
+    assert client.sub(broadcast(12, 11, 2)._replace(**other), channel=channel) == []
+    assert client.asked == [] and client.inbound.handed == client.inbound.held == 0
 
 
-def test_of_a_run_over_the_beginning_of_the_lease_the_later_ones_are_for_it(runner):
-    assert runner.sub_runs(published(9, 4, 8)) == casts(11, 12)
+def test_of_a_run_over_the_beginning_of_the_lease_the_later_ones_are_for_it(client):
+    assert client.sub(broadcast(9, 8, 4)) == casts(11, 12)
 
 
-def test_a_run_that_it_is_spared_is_not_handed_out_and_no_gap(runner):
-    assert runner.sub_runs(published(11, 3, 10, spared=(7, ME))) == []
-    assert runner.sub_runs(published(14, 2, 13)) == casts(14, 15)
-    assert runner.asked == []
+def test_a_run_that_it_is_spared_is_not_handed_out_and_no_gap(client):
+    assert client.sub(broadcast(11, 10, 3, spared=(7, ME))) == []
+    assert client.sub(broadcast(14, 13, 2)) == casts(14, 15)
+    assert client.asked == []
 
 
-def test_those_of_a_published_run_that_were_taken_before_are_not_handed_out(runner):
+def test_those_of_a_published_run_that_were_taken_before_are_not_handed_out(client):
     for msg_id in casts(11, 13):
-        runner.taken_ids.add(msg_id)
-    assert runner.sub_runs(published(11, 4, 10)) == casts(12, 14)
-    assert runner.ack() == verbs.Ack(0, (11,))
-    assert runner.take(*casts(12, 14)) == verbs.Ack(0, (12, 13, 14))
-
-
-def test_whoever_takes_no_runs_gets_each_broadcast_by_itself(client):
-    client.inbound.broadcast_all(b"*\0", published(11, 3, 10))
-    assert client.handed == casts(11, 12, 13)
-    assert client.take(*casts(11, 12, 13)) == verbs.Ack(0, (11, 12, 13))
+        client.taken_ids.add(msg_id)
+    assert client.sub(broadcast(11, 10, 4)) == casts(12, 14)
+    assert client.ack() == verbs.Ack(0, (11,))
+    assert client.take(*casts(12, 14)) == verbs.Ack(0, (12, 13, 14))
 
 
 @pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
-def test_what_is_no_run_of_broadcasts_is_passed_over(runner, more):
-    assert runner.sub_runs(published(11, 2)._replace(**more)) == []
-    assert runner.inbound.handed == runner.inbound.held == 0 and runner.pieces == []
-    assert runner.sub_runs(published(11, 1, 10)) == casts(11) and runner.asked == []
+def test_what_is_no_run_of_broadcasts_is_passed_over(client, more):
+    assert client.sub(broadcast(11, 0, 2)._replace(**more)) == []
+    assert client.inbound.handed == client.inbound.held == 0 and client.sizes == []
+    assert client.sub(broadcast(11, 10, 1)) == casts(11) and client.asked == []
 
 
-def test_the_oldest_numbers_of_runs_are_forgotten_too(runner, monkeypatch):
+def test_the_oldest_numbers_of_runs_are_forgotten_too(client, monkeypatch):
     monkeypatch.setattr(interval_set, "REMEMBERED", 5)
     for bcast in range(11, 41, 3):
-        runner.sub_runs(published(bcast, 3, bcast - 1))
-    assert [number for number in range(60) if number in runner.inbound._seen] == [36, 37, 38, 39, 40]
+        client.sub(broadcast(bcast, bcast - 1, 3))
+    assert [number for number in range(60) if number in client.inbound._seen] == [36, 37, 38, 39, 40]
 
 
 CHANNELS = ((Scope.ALL, ""), (Scope.TOPIC, "deploys"))
@@ -1112,7 +1031,7 @@ CAST_STEPS = st.lists(
 
 @given(CAST_STEPS)
 def test_broadcasts_in_runs_or_one_by_one_the_same_is_handed_out_asked_for_and_acknowledged(steps):
-    runner, client = RunClient(), Client()
+    runner, client = Client(), Client()
     bcast, seq, since, epoch = 10, 0, 10, "epoch"
     last_on = [0, 0]
     for step, what in steps:
@@ -1122,11 +1041,11 @@ def test_broadcasts_in_runs_or_one_by_one_the_same_is_handed_out_asked_for_and_a
                 bcast = max(since, bcast - 3)  # it came by another way meanwhile, or has come once already
             first, prev = bcast + 1 + missing, last_on[which] if not missing else bcast + missing
             scope, target = CHANNELS[which]
-            one = published(first, count, prev, scope=scope, target=target, epoch="x" if step == "foreign" else epoch)
+            one = broadcast(first, prev, count, scope=scope, target=target, epoch="x" if step == "foreign" else epoch)
             if spared and not missing:
                 one = one._replace(spared=(1, ME))
             bcast = last_on[which] = first + count - 1
-            assert runner.sub_runs(one) == client.sub(*reorder._broadcasts(one))
+            assert runner.sub(one) == client.sub(*apart(one))
         elif step in ("deliver", "follow"):
             seq += 1
             one_more = deliver(seq, after=bcast + 1 if step == "follow" else 0)
@@ -1143,7 +1062,7 @@ def test_broadcasts_in_runs_or_one_by_one_the_same_is_handed_out_asked_for_and_a
             client.taken_ids.add(f"bcast{bcast + what:07d}")
         elif step == "settle":
             number = runner.inbound._first + what[0]
-            runner.inbound.settle_run(number, what[1])
+            runner.inbound.settle(number, what[1])
             for one_of_them in range(number, number + what[1]):
                 client.inbound.settle(one_of_them)
         elif step == "recall":

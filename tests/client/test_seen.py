@@ -37,9 +37,9 @@ def test_like_a_list(numbers: list[int]) -> None:
 def test_a_core_goes_by_the_memory_that_it_is_given_though_it_is_empty() -> None:
     ids = TakenIds()
     client = core.ClientCore(core.Persona(role=Role.PROGRAM), "1", ids)
-    client.taken(core.Ticket("lease", 1, "m1", None))
+    client.taken(core.Ticket("lease", 1, ("m1",), None))
     assert "m1" in ids
-    core.ClientCore(core.Persona(role=Role.PROGRAM), "1").taken(core.Ticket("lease", 1, "m2", None))
+    core.ClientCore(core.Persona(role=Role.PROGRAM), "1").taken(core.Ticket("lease", 1, ("m2",), None))
     assert "m2" not in ids  # a core that is given none has its own
 
 

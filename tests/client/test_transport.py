@@ -149,7 +149,7 @@ def test_it_finds_a_new_broker_by_itself_and_says_hello_again(link, settings, st
     broker = start_broker()
     link.open()
     enter(link, broker)
-    link.perform(link.core.send(verbs.Send("aaaaaaaaaa01", 0, "pay", 0, None, False, b"unconfirmed")))
+    link.perform(link.core.send(core.Outgoing("aaaaaaaaaa01", 0, "pay", 0, None, False, b"unconfirmed")))
     until(lambda: broker.heard, link, broker)
     broker.close()
     until(lambda: link.core.phase is core.Phase.OFFLINE, link)
@@ -380,7 +380,7 @@ def test_closing_hands_out_what_is_left_to_say(settings, start_broker, launched)
     link = Link(settings, core.ClientCore(PERSONA, "0"))
     link.open()
     enter(link, broker)
-    link.perform(link.core.send(verbs.Send("aaaaaaaaaa01", 0, "pay", 0, None, False, b"last words")))
+    link.perform(link.core.send(core.Outgoing("aaaaaaaaaa01", 0, "pay", 0, None, False, b"last words")))
     link.perform(link.core.bye())
     link.close()
     end_s = time.monotonic() + DEADLINE_S
@@ -392,7 +392,7 @@ def test_closing_hands_out_what_is_left_to_say(settings, start_broker, launched)
 def test_closing_without_a_broker_does_not_wait(settings, launched):
     link = Link(settings, core.ClientCore(PERSONA, "0"))
     link.open()
-    link.perform(link.core.send(verbs.Send("aaaaaaaaaa01", 0, "pay", 0, None, False, b"nobody hears it")))
+    link.perform(link.core.send(core.Outgoing("aaaaaaaaaa01", 0, "pay", 0, None, False, b"nobody hears it")))
     link.close()  # a hang would show in the time limit of the run
 
 
@@ -412,8 +412,8 @@ def test_repr_shows_the_state(link, settings):
 LARGE = b"x" * (verbs.SPILL_BYTES + 1)
 
 
-def large(number: int) -> verbs.Send:
-    return verbs.Send(f"aaaaaaaaaa{number:02}", 0, "pay", 0, None, False, LARGE)
+def large(number: int) -> core.Outgoing:
+    return core.Outgoing(f"aaaaaaaaaa{number:02}", 0, "pay", 0, None, False, LARGE)
 
 
 def test_large_bodies_go_by_a_file_as_long_as_there_can_be_one(link, settings, start_broker, launched):

@@ -96,7 +96,7 @@ class RealMember(Member):
     """A `Link` as a `Member`."""
 
     def __init__(self, world: RealWorld, persona: core.Persona, taken: TakenIds) -> None:
-        client = core.ClientCore(persona, zmqbus.__version__, taken, in_runs=True)
+        client = core.ClientCore(persona, zmqbus.__version__, taken)
         super().__init__(world, client, taken)
         self._world = world
         self.stopped = False
@@ -106,12 +106,9 @@ class RealMember(Member):
     def perform(self, effects: list[core.Effect]) -> None:
         for effect in self.link.perform(effects):
             match effect:
-                case core.Hand(message):
-                    self.handed.append(message)
-                    self.history.append(message)
-                case core.HandRun():
-                    self.handed += effect.apart()
-                    self.history += effect.apart()
+                case core.Hand():
+                    self.handed += effect.messages()
+                    self.history += effect.messages()
                 case core.TakeBack():
                     self.handed.clear()
                 case core.Answer(msg_ids, outcome):

@@ -6,6 +6,7 @@ import pytest
 
 from tests.contract.worlds import Member, World
 from zmqbus.broker.mailbox import CREDIT_MESSAGES, MAX_MESSAGES
+from zmqbus.client import core
 from zmqbus.journal.record import Record
 from zmqbus.testing import session_id_of
 from zmqbus.wire import verbs
@@ -92,7 +93,7 @@ def test_more_than_one_piece_can_hold(world: World) -> None:
 def test_among_other_messages_each_keeps_its_place(world: World) -> None:
     alice, bob, carol = world.session("alice"), world.session("bob"), world.session("carol")
     sends = [
-        verbs.Send(world.new_id(), Scope.SESSION, target, 0, reply_to, False, b"%d" % number)
+        core.Outgoing(world.new_id(), Scope.SESSION, target, 0, reply_to, False, b"%d" % number)
         for number, (target, reply_to) in enumerate(
             [("bob", None)] * 3 + [("carol", None)] * 2 + [("bob", "question1234")] + [("bob", None)] * 2
         )

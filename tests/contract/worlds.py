@@ -153,14 +153,14 @@ class Member(ABC):
         msg_id = msg_id or self.world.new_id()
         self._sent_s.setdefault(msg_id, self.world.now_s)
         self.answers.pop(msg_id, None)
-        self.perform(self.core.send(verbs.Send(msg_id, scope, target, fmt, reply_to, again, body)))
+        self.perform(self.core.send(core.Outgoing(msg_id, scope, target, fmt, reply_to, again, body)))
         return msg_id
 
     def send_all(
         self, target: str, *bodies: bytes, scope: Scope = Scope.SESSION, fmt: Format = Format.TEXT
     ) -> list[str]:
         """Sends several at once, which travel in one piece; returns their ids."""
-        sends = [verbs.Send(self.world.new_id(), scope, target, fmt, None, False, body) for body in bodies]
+        sends = [core.Outgoing(self.world.new_id(), scope, target, fmt, None, False, body) for body in bodies]
         for send in sends:
             self._sent_s.setdefault(send.msg_id, self.world.now_s)
         self.perform(self.core.send_all(sends))

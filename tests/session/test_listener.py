@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from zmqbus.client import core
+from zmqbus.client.batch import Deliver
 from zmqbus.process import Process, this_machine
 from zmqbus.session.listener import Listener, Plan
 from zmqbus.session.lock import ListenerLock
@@ -32,7 +33,7 @@ class FakeLink:
         self._events = events
 
     def taken(self, ticket: core.Ticket) -> None:
-        self._events.append(f"taken {ticket.msg_id}")
+        self._events.append(f"taken {ticket.msg_ids[0]}")
 
     def acknowledge(self) -> list[core.Effect]:
         self._events.append("acknowledged")
@@ -68,7 +69,7 @@ class Stage:
 
     def deal(self, number: int, body: bytes = b"x" * 300) -> None:
         hand = arrival(number)
-        self.listener._deal(self.link, hand._replace(message=hand.message._replace(body=body)))
+        self.listener._deal(self.link, hand._replace(batch=hand.batch._replace(bodies=(body,))))
 
     def flush(self) -> None:
         self.listener._flush(self.link)
@@ -104,12 +105,9 @@ def stage(data: str, lock: ListenerLock) -> Iterator[Stage]:
 
 def arrival(number: int) -> core.Hand:
     msg_id = f"message{number:05}"
-    ticket = core.Ticket("lease", number, msg_id, None)
-    return core.Hand(
-        core.Incoming(
-            ticket, msg_id, "s1", "pay", None, Scope.SESSION, "s2", Format.TEXT, None, 0.0, -1, None, 300, b"x" * 300
-        )
-    )
+    ticket = core.Ticket("lease", number, (msg_id,), None)
+    header = ("s1", "pay", None, Scope.SESSION, "s2", Format.TEXT, None, 0.0)
+    return core.Hand(ticket, Deliver(number, 0, 0, *header, -1, None, 300, (msg_id,), (b"x" * 300,)))
 
 
 def test_the_ids_are_on_file_next_to_the_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from zmqbus.wire.verbs import Scope
 
 def lines(value: Any) -> list[str]:
     fmt, body = encode(value)
-    ticket = Ticket("lease", 1, "abcd1234", None)
+    ticket = Ticket("lease", 1, ("abcd1234",), None)
     message = Incoming(
         ticket, "abcd1234", "id", "auth", None, Scope.SESSION, "", fmt, None, 1.0, -1, None, len(body), body
     )

@@ -40,7 +40,7 @@ class Stage:
                 record.msg_id, "s", "auth", None, 0, "", fmt, None, 1.0, 5, tuple(pointer), size, here
             )
             return note_of(row, self.reader)
-        ticket = Ticket("lease", 1, record.msg_id, None)
+        ticket = Ticket("lease", 1, (record.msg_id,), None)
         message = Incoming(
             ticket, record.msg_id, "s", "auth", None, 0, "", fmt, None, 1.0, -1, tuple(pointer), size, b""
         )
@@ -117,6 +117,6 @@ def test_a_text_that_is_gone_is_told(stage: Stage) -> None:
     stage.journal.close()
     os.unlink(stage.path)
     stage.journal = Journal(stage.path)
-    ticket = Ticket("lease", 1, "aaaaaaaaaaaa", None)
+    ticket = Ticket("lease", 1, ("aaaaaaaaaaaa",), None)
     lost = Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, (9, 9, 9, 9), MIB, b"")
     assert note_of(lost, stage.reader).text.startswith("(the text of message ")

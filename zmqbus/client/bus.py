@@ -179,7 +179,7 @@ class Bus:
         self._receiver: Receiver | None = None
         if member is not None:
             taken = same.taken if same is not None else None
-            client = core.ClientCore(member, zmqbus.__version__, taken, in_runs=not manual)
+            client = core.ClientCore(member, zmqbus.__version__, taken)
             self._receiver = Receiver(Link(settings, client), log_path, manual=manual)
             self._receiver.open()
         try:

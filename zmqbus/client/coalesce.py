@@ -1,40 +1,40 @@
-"""What is said one after the other, said as one: neighbouring SENDs that are alike become a SENDS.
+"""Messages that wait to be sent, as few batches: neighbours that differ only in id and body share one SEND.
 
-Only neighbours, for the order in which a client says things is the order in which they happen.
+Only neighbours, since the order in which a client sends is the order in which the broker accepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 
-from zmqbus.wire import verbs
+from zmqbus.client.batch import Send
+from zmqbus.client.events import Outgoing
 from zmqbus.wire.verbs import INLINE_BYTES, MAX_RUN, Scope
 
-_ALIKE = itemgetter(slice(1, 6))  # scope, target, fmt, reply_to, again
+#: scope, target, fmt, reply_to, again
+_HEADER: Callable[[Outgoing], tuple[int, str, int, str | None, bool]] = itemgetter(slice(1, 6))
 _MSG_ID, _BODY = itemgetter(0), itemgetter(6)
 
 
-def runs_of(sends: Collection[verbs.Send]) -> list[verbs.Send | verbs.Sends]:
-    """The same messages, in the same order, in as few envelopes as can be."""
-    if len(sends) == 1:
-        return list(sends)
-    said: list[verbs.Send | verbs.Sends] = []
-    for (scope, target, fmt, reply_to, again), group in groupby(sends, _ALIKE):
-        run = list(group)
-        # guards: coalescing [or reply_to is not None =>]
-        # guards: coalescing [or again =>]
-        # guards: coalescing [or scope == Scope.GROUP =>]
-        if len(run) == 1 or scope == Scope.GROUP or reply_to is not None or again:  # of a group, each has another taker
-            said += run
-            continue
-        bodies = tuple(map(_BODY, run))
-        if max(map(len, bodies)) > INLINE_BYTES:  # guards: coalescing
-            said += run
-            continue
-        msg_ids = tuple(map(_MSG_ID, run))
-        for start in range(0, len(run), MAX_RUN):
-            end = start + MAX_RUN
-            said.append(verbs.Sends(scope, target, fmt, msg_ids[start:end], bodies[start:end]))
-    return said
+def batches_of(messages: Iterable[Outgoing]) -> Iterator[Send]:
+    """The same messages, in the same order, in as few batches as possible."""
+    for header, group in groupby(messages, _HEADER):
+        alike = list(group)
+        size = MAX_RUN if len(alike) > 1 and _may_share(alike) else 1
+        msg_ids, bodies = tuple(map(_MSG_ID, alike)), tuple(map(_BODY, alike))
+        for start in range(0, len(alike), size):
+            yield Send(*header, msg_ids[start : start + size], bodies[start : start + size])
+
+
+def _may_share(alike: list[Outgoing]) -> bool:
+    """Whether these messages, which differ in id and body only, may be one batch. An answer may not, nor a message that
+    was sent before (each has its own fate), nor a message to a group (each has another receiver), nor a large body."""
+    first = alike[0]
+    # guards: coalescing [or first.reply_to is not None =>]
+    # guards: coalescing [or first.again =>]
+    # guards: coalescing [first.scope == Scope.GROUP or =>]
+    if first.scope == Scope.GROUP or first.reply_to is not None or first.again:
+        return False
+    return max(map(len, map(_BODY, alike))) <= INLINE_BYTES  # guards: coalescing [=> return True]

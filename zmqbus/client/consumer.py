@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 
 from zmqbus.client import core, payload
 from zmqbus.client.io_thread import Driver, closed
-from zmqbus.client.message import Message, about_run, of_incoming
+from zmqbus.client.message import Message, about, of_batch
 from zmqbus.client.transport import Link
 from zmqbus.errors import ZmqbusError
 from zmqbus.wire import verbs
@@ -40,16 +40,15 @@ FORGET_REF = "forget"
 SETTLE_S = 5.0
 
 
-class _Batch:
-    """Messages that have come in one piece, and how far the program has taken them."""
+class _Arrival:
+    """Messages that came as one batch, and how far the program has taken them."""
 
-    __slots__ = ("about", "at", "bodies", "hand", "msg_ids", "told")
+    __slots__ = ("about", "at", "batch", "msg_ids", "ticket", "told")
 
-    def __init__(self, hand: core.HandRun) -> None:
-        self.hand = hand
-        self.msg_ids = hand.messages.msg_ids
-        self.bodies = hand.messages.bodies
-        self.about = about_run(hand.messages)
+    def __init__(self, hand: core.Hand) -> None:
+        self.ticket, self.batch = hand
+        self.msg_ids = self.batch.msg_ids
+        self.about = about(self.batch)
         self.at = 0  #: so many are taken
         self.told = 0  #: and of so many of them the core knows
 
@@ -63,16 +62,16 @@ class Receiver:
         self._manual = manual
         self._arrived = threading.Condition()
         # These belong to the condition's lock.
-        self._inbox: deque[core.Incoming | _Batch] = deque()
+        self._inbox: deque[_Arrival] = deque()
         self._work: deque[verbs.Work] = deque()
         self._withdrawn: set[str] = set()
         self._error: ZmqbusError | None = None
         self._watchers: list[Callable[[], None]] = []
         self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
         self._taken: dict[str, core.Ticket] = {}  # of those that the program is done with; the broker has to be told
-        self._batches: list[_Batch] = []  # likewise, where they came in one piece: as far as each is taken
+        self._batches: list[_Arrival] = []  # likewise, where they came in one piece: as far as each is taken
         self._waiting = 0  # threads that wait for a message
-        self._given: deque[core.Incoming] = deque()  # messages that are theirs, and taken
+        self._given: deque[_Arrival] = deque()  # messages that are theirs, and taken
         self._unsure: dict[str, None] = {}  # taken, not told, and the mailbox's again: they will come again
         # Whoever answers puts it in at one end, the driver takes it out at the other.
         self._answers: deque[tuple[str, int, bytes]] = deque()
@@ -90,8 +89,7 @@ class Receiver:
     @property
     def unread(self) -> int:
         """Messages that are here and not taken."""
-        # guards: consumer [- one.at =>]
-        return sum(len(one.msg_ids) - one.at if isinstance(one, _Batch) else 1 for one in list(self._inbox))
+        return sum(len(one.msg_ids) - one.at for one in list(self._inbox))  # guards: consumer [- one.at =>]
 
     def open(self) -> core.Welcomed:
         """Connects. Raises what keeps it from doing so."""
@@ -135,44 +133,46 @@ class Receiver:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._driver.check()
         with self._arrived:
-            while not self._inbox and not self._given:  # guards: consumer [and not self._given =>]
-                if self._error is not None:
-                    raise self._error
-                left_s = None if deadline_s is None else deadline_s - time.monotonic()
-                if left_s is not None and left_s <= 0:
-                    return None
-                self._waiting += 1
-                try:
-                    self._arrived.wait(left_s)
-                finally:
-                    self._waiting -= 1  # guards: consumer
-            if self._given:  # guards: consumer [self._given => self._given and not self._inbox]
-                return of_incoming(self._given.popleft(), self._log)
-            first = self._inbox[0]
-            # Taken in one with that: should the mailbox take it back at this instant, it comes again, and is known.
-            taken: Message | core.Incoming
-            if isinstance(first, _Batch):
-                taken = self._next_of(first)
+            if not self._wait_for_message(deadline_s):
+                return None
+            was_given = bool(self._given)  # guards: consumer [self._given => self._given and not self._inbox]
+            if was_given:
+                arrival, place = self._given.popleft(), 0
             else:
-                taken = first
-                self._inbox.popleft()
-                (self._tickets if self._manual else self._taken)[first.msg_id] = first.ticket
-            last = not self._inbox
-        if not self._manual:
-            self._soon(at_once=last)
-        if isinstance(taken, Message):
-            return taken
-        return of_incoming(taken, self._log, self._done if self._manual else None)
+                arrival = self._inbox[0]
+                place = self._take_from(arrival)
+            is_last = not self._inbox
+        if not self._manual and not was_given:
+            self._soon(at_once=is_last)
+        return of_batch(arrival.about, arrival.batch, place, self._log, self._done if self._manual else None)
 
-    def _next_of(self, batch: _Batch) -> Message:
-        """The next message of those that stand first in the inbox, and have come in one piece."""
-        at = batch.at
-        batch.at = at + 1
-        if batch.at == len(batch.msg_ids):
+    def _wait_for_message(self, deadline_s: float | None) -> bool:
+        """Whether there is a message before the deadline. Under the lock."""
+        while not self._inbox and not self._given:  # guards: consumer [and not self._given =>]
+            if self._error is not None:
+                raise self._error
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return False
+            self._waiting += 1
+            try:
+                self._arrived.wait(left_s)
+            finally:
+                self._waiting -= 1  # guards: consumer
+        return True
+
+    def _take_from(self, first: _Arrival) -> int:
+        """Takes the next message of the batch that stands first in the inbox; returns its place there. Under the same
+        hold of the lock as the look at the inbox: should the mailbox take it back now, it comes again, and is known."""
+        place = first.at
+        first.at = place + 1
+        if first.at == len(first.msg_ids):
             self._inbox.popleft()
-        if at == batch.told:  # the first one that the core has not been told of
-            self._batches.append(batch)
-        return Message.plain(batch.about, batch.msg_ids[at], batch.bodies[at])
+        if self._manual:
+            self._tickets[first.msg_ids[place]] = first.ticket.part(place, place + 1)
+        elif place == first.told:  # the first one that the core has not been told of
+            self._batches.append(first)
+        return place
 
     def _done(self, message: Message) -> None:
         self._driver.check()
@@ -276,10 +276,8 @@ class Receiver:
         with self._arrived:  # once for all of them
             for effect in effects:
                 match effect:
-                    case core.Hand(message):
-                        arrived |= self._hand(message)
-                    case core.HandRun():
-                        arrived |= self._hand_run(effect)
+                    case core.Hand():
+                        arrived |= self._hand(effect)
                     case core.Do(work):
                         self._work.append(work)
                         arrived = True
@@ -313,30 +311,29 @@ class Receiver:
         # guards: consumer [len(self._inbox) == 1 => self._inbox]
         if self._waiting and len(self._inbox) == 1 and not self._manual and not self._given:
             first = self._inbox[0]
-            if not isinstance(first, _Batch):
-                self._inbox.popleft()
-                self._taken[first.msg_id] = first.ticket  # guards: consumer
+            if len(first.msg_ids) == 1:  # guards: consumer [on]
+                self._take_from(first)  # guards: consumer
                 self._given.append(first)
 
-    def _hand(self, message: core.Incoming) -> bool:
-        """A message has come. False if the program has it in hand already, over another connection."""
-        for hands in (self._tickets, self._taken):
-            if message.msg_id in hands:
-                hands[message.msg_id] = message.ticket
-                return False
-        if message.msg_id in self._unsure:
-            self._taken[message.msg_id] = message.ticket  # guards: consumer
-            return False
-        self._inbox.append(message)
-        return True
-
-    def _hand_run(self, hand: core.HandRun) -> bool:
-        """Likewise several, in one piece unless one of them is in hand already."""
+    def _hand(self, hand: core.Hand) -> bool:
+        """Messages have come. False if the program has all of them in hand already, from another connection."""
         known = (self._tickets, self._taken, self._unsure)  # guards: consumer [, self._unsure =>]
-        if any(some and not some.keys().isdisjoint(hand.messages.msg_ids) for some in known):
-            return any([self._hand(message) for message in hand.apart()])
-        self._inbox.append(_Batch(hand))
-        return True
+        if not any(some and not some.keys().isdisjoint(hand.ticket.msg_ids) for some in known):
+            self._inbox.append(_Arrival(hand))
+            return True
+        return any([self._hand_known(one) for one in hand.apart()])
+
+    def _hand_known(self, hand: core.Hand) -> bool:
+        """Likewise one, which may be in hand."""
+        (msg_id,) = hand.ticket.msg_ids
+        if msg_id in self._tickets:
+            self._tickets[msg_id] = hand.ticket
+        elif msg_id in self._taken or msg_id in self._unsure:
+            self._taken[msg_id] = hand.ticket  # guards: consumer
+        else:
+            self._inbox.append(_Arrival(hand))
+            return True
+        return False
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """See `driver.Application`."""
@@ -351,8 +348,7 @@ class Receiver:
                 self._batches.clear()
                 self._unsure.clear()  # guards: consumer
             for batch, told, at in batches:
-                hand = batch.hand
-                client.taken_run(hand.lease, hand.number + told, hand.messages.msg_ids[told:at])
+                client.taken(batch.ticket.part(told, at))
             for ticket in taken.values():
                 client.taken(ticket)
             effects += client.acknowledge()

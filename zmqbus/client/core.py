@@ -23,13 +23,13 @@ a worker has in hand is named there. `work` has both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from enum import Enum
-from itertools import groupby
 from operator import attrgetter
 
 from zmqbus import errors
-from zmqbus.client.coalesce import runs_of
+from zmqbus.client.batch import Batch, Send, delivered, published, to_wire
+from zmqbus.client.coalesce import batches_of
 from zmqbus.client.events import (
     Answer,
     Answered,
@@ -40,8 +40,8 @@ from zmqbus.client.events import (
     Effect,
     Event,
     Hand,
-    HandRun,
     Incoming,
+    Outgoing,
     Published,
     Received,
     Renamed,
@@ -58,7 +58,7 @@ from zmqbus.client.events import (
     Welcomed,
     Withdrawn,
 )
-from zmqbus.client.reorder import Inbound, Message
+from zmqbus.client.reorder import Inbound
 from zmqbus.client.requests import Asked, Hands
 from zmqbus.client.seen import TakenIds
 from zmqbus.settings import shown_path
@@ -76,8 +76,8 @@ __all__ = [  # of `events`, for the users of this module
     "Effect",
     "Event",
     "Hand",
-    "HandRun",
     "Incoming",
+    "Outgoing",
     "Published",
     "Received",
     "Renamed",
@@ -138,30 +138,23 @@ class Displaced(errors.BrokerError):
 _TARGET = attrgetter("target")
 
 
-def _is_for_a_file(send: verbs.Send) -> bool:
+def _is_for_a_file(batch: Send) -> bool:
     """Whether its body is put down in a file. What was said before goes along: the broker may know it."""
-    return len(send.body) > verbs.SPILL_BYTES and not send.again  # guards: retransmission [and not send.again =>]
-
-
-def _size_bytes(message: Message) -> int:
-    """The size of a message's body, wherever that is; -1 if it is not told."""
-    if isinstance(message, verbs.Deliver):
-        return message.size_bytes
-    return len(message.body) if message.pointer is None else -1
+    # guards: retransmission [and not batch.again =>]
+    return len(batch.bodies[0]) > verbs.SPILL_BYTES and not batch.again
 
 
 class ClientCore:
     """One connection to the broker, without its sockets. Not thread-safe."""
 
-    def __init__(self, persona: Persona, release: str, taken: TakenIds | None = None, *, in_runs: bool = False) -> None:
-        """`taken`: what the application has taken before, where that is remembered for longer than this core lives.
-        `in_runs`: the application takes messages that are alike in one piece (`HandRun`), too."""
+    def __init__(self, persona: Persona, release: str, taken: TakenIds | None = None) -> None:
+        """`taken`: what the application has taken before, where that is remembered for longer than this core lives."""
         self.persona = persona
         self.phase = Phase.OFFLINE
         self.welcome: verbs.Welcome | None = None
         self._version = release
         self._out: list[Effect] = []
-        self._unconfirmed: dict[str, verbs.Send] = {}
+        self._unconfirmed: dict[str, Outgoing] = {}
         self._unsaid: set[str] = set()  # those of them that were never transmitted, over no connection
         self._unconfirmed_bytes = 0
         self.spools = False  #: whoever acts for it can put bodies down in a file (`Spool`)
@@ -170,7 +163,7 @@ class ClientCore:
         self._requests: dict[str, verbs.Envelope] = {}
         self._spoke_s = 0.0
         self._taken_ids = TakenIds() if taken is None else taken
-        self._inbound = Inbound(self._taken_ids, self._hand, self._transmit, self._hand_run if in_runs else None)
+        self._inbound = Inbound(self._taken_ids, self._hand, self._transmit)
         self._asked = Asked(self._transmit)
         self._hands = Hands(self._transmit)
 
@@ -182,51 +175,51 @@ class ClientCore:
 
     # --- what the application says
 
-    def send(self, send: verbs.Send) -> list[Effect]:
+    def send(self, message: Outgoing) -> list[Effect]:
         """Sends a message, and keeps it until an `Answer` for it."""
-        return self.send_all((send,))
+        return self.send_all((message,))
 
-    def send_all(self, sends: Iterable[verbs.Send]) -> list[Effect]:
+    def send_all(self, messages: Iterable[Outgoing]) -> list[Effect]:
         """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
-        new = {send.msg_id: send for send in sends}
+        new = {message.msg_id: message for message in messages}
         self._refuse_unfit(new)  # guards: message limits
-        sizes = [len(send.body) for send in new.values()]
         self._unconfirmed.update(new)
-        self._unconfirmed_bytes += sum(sizes)
-        if not self._greeted:
-            self._unsaid.update(new)
-        elif not self._is_related:
-            self._out += map(Transmit, new.values())
-        elif self.spools and max(sizes, default=0) > verbs.SPILL_BYTES:
-            for large, group in groupby(new.values(), _is_for_a_file):
-                if large:
-                    spools = [Spool(send) for send in group]
-                    self._spooled.update(spool.send.msg_id for spool in spools)
-                    self._out += spools
-                else:
-                    self._out += [Transmit(envelope) for envelope in runs_of(list(group))]
+        self._unconfirmed_bytes += sum([len(message.body) for message in new.values()])
+        if self._greeted:
+            self._send(new.values())
         else:
-            self._out += [Transmit(envelope) for envelope in runs_of(new.values())]
+            self._unsaid.update(new)
         return self._flush()
 
-    def _refuse_unfit(self, new: dict[str, verbs.Send]) -> None:
+    def _send(self, messages: Iterable[Outgoing]) -> None:
+        is_related = self._is_related
+        may_spool = self.spools and is_related
+        for batch in batches_of(messages):
+            envelopes = to_wire(batch, as_one=is_related)
+            if may_spool and _is_for_a_file(batch):
+                self._spooled.update(batch.msg_ids)
+                self._out += map(Spool, envelopes)  # type: ignore[arg-type]
+            else:
+                self._out += map(Transmit, envelopes)
+
+    def _refuse_unfit(self, new: dict[str, Outgoing]) -> None:
         """Takes out what must not be said, and answers it. The broker, or libzmq, would refuse all that goes with it,
         at every HELLO; and here alone it is known which one it is."""
         for target in set(map(_TARGET, new.values())):
             try:
                 verbs.check_target(target)
             except errors.ZmqbusError as error:
-                self._answer_unfit(new, [send for send in new.values() if send.target == target], error)
-        for send in [send for send in new.values() if send.reply_to is not None]:
+                self._answer_unfit(new, [message for message in new.values() if message.target == target], error)
+        for message in [message for message in new.values() if message.reply_to is not None]:
             try:
-                verbs.check_fields(send)
+                verbs.check_fields(verbs.Send(*message))
             except errors.ZmqbusError as error:
-                self._answer_unfit(new, [send], error)
+                self._answer_unfit(new, [message], error)
 
-    def _answer_unfit(self, new: dict[str, verbs.Send], unfit: list[verbs.Send], error: errors.ZmqbusError) -> None:
-        for send in unfit:
-            del new[send.msg_id]
-        self._out.append(Answer(tuple(send.msg_id for send in unfit), error))
+    def _answer_unfit(self, new: dict[str, Outgoing], unfit: list[Outgoing], error: errors.ZmqbusError) -> None:
+        for message in unfit:
+            del new[message.msg_id]
+        self._out.append(Answer(tuple(message.msg_id for message in unfit), error))
 
     def await_answer(self, msg_id: str) -> list[Effect]:
         """The answer to this message comes here, and not to the session's mailbox. To be said before it is sent."""
@@ -333,17 +326,12 @@ class ClientCore:
         return len(self._unconfirmed)
 
     def taken(self, ticket: Ticket) -> None:
-        """The application has taken a message. `acknowledge` tells the broker, once for many."""
-        self._taken_ids.add(ticket.msg_id)  # guards: client dedup
-        self._awaited.pop(ticket.reply_to or "", None)
+        """The application has taken these messages. `acknowledge` tells the broker, once for many."""
+        self._taken_ids.add_all(ticket.msg_ids)  # guards: client dedup
+        if ticket.reply_to is not None:
+            self._awaited.pop(ticket.reply_to, None)
         if self.welcome is not None and ticket.lease == self.welcome.lease:
-            self._inbound.settle(ticket.number)
-
-    def taken_run(self, lease: str, number: int, msg_ids: Sequence[str]) -> None:
-        """Likewise several, whose tickets have numbers in a row from this one on."""
-        self._taken_ids.add_all(msg_ids)  # guards: client dedup
-        if self.welcome is not None and lease == self.welcome.lease:
-            self._inbound.settle_run(number, len(msg_ids))
+            self._inbound.settle(ticket.number, len(ticket.msg_ids))
 
     def acknowledge(self) -> list[Effect]:
         """The acknowledgement of all that was taken since the last one."""
@@ -376,15 +364,12 @@ class ClientCore:
                         rule(self, envelope)
             case Published(channel, envelopes):
                 for envelope in envelopes:
-                    if isinstance(envelope, verbs.Broadcast):
+                    if isinstance(envelope, verbs.Broadcast | verbs.Broadcasts):
                         # Without a lease it does not know whether it is for it, and where its place is: behind what
                         # waits in the mailbox, perhaps. It comes from there.
-                        if self.phase is Phase.READY:
-                            self._inbound.broadcast(channel, envelope)
-                    elif isinstance(envelope, verbs.Broadcasts):
                         # guards: reordering [self.phase is Phase.READY => self.phase is not Phase.OFFLINE]
                         if self.phase is Phase.READY:
-                            self._inbound.broadcast_all(channel, envelope)
+                            self._inbound.broadcast(channel, published(envelope))
                     elif channel == verbs.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
                         _TABLE[envelope.__class__](self, envelope)
             case Up():
@@ -443,9 +428,11 @@ class ClientCore:
         # In one wire message with HELLO: one round trip for a command that has one thing to say.
         for msg_id in self._awaited:
             self._transmit(verbs.Await(msg_id))
-        for send in self._unconfirmed.values():  # guards: retransmission
-            # guards: retransmission [if send.msg_id in self._unsaid else send._replace(again=True) =>]
-            self._transmit(send if send.msg_id in self._unsaid else send._replace(again=True))
+        self._send(  # guards: retransmission
+            # guards: retransmission [if message.msg_id in self._unsaid else message._replace(again=True) =>]
+            message if message.msg_id in self._unsaid else message._replace(again=True)
+            for message in self._unconfirmed.values()
+        )
         self._unsaid.clear()
         for request in self._requests.values():
             self._transmit(request)
@@ -525,9 +512,9 @@ class ClientCore:
     def _confirm(self, msg_ids: Iterable[str], outcome: verbs.Receipt | verbs.Tally | errors.ZmqbusError) -> None:
         ended = []
         for msg_id in msg_ids:
-            send = self._unconfirmed.pop(msg_id, None)
-            if send is not None:
-                self._unconfirmed_bytes -= len(send.body)
+            message = self._unconfirmed.pop(msg_id, None)
+            if message is not None:
+                self._unconfirmed_bytes -= len(message.body)
                 ended.append(msg_id)
         if self._unsaid:
             self._unsaid.difference_update(ended)
@@ -574,11 +561,8 @@ class ClientCore:
 
     # --- messages
 
-    def _deliver(self, deliver: verbs.Deliver) -> None:
-        self._inbound.deliver(deliver)
-
-    def _delivers(self, delivers: verbs.Delivers) -> None:
-        self._inbound.deliver_all(delivers)
+    def _deliver(self, envelope: verbs.Deliver | verbs.Delivers) -> None:
+        self._inbound.deliver(delivered(envelope))
 
     def _beat(self, beat: verbs.Beat) -> None:
         self._inbound.beat(beat)
@@ -590,29 +574,9 @@ class ClientCore:
         self._acknowledge()
         self._transmit(verbs.Recalled(recall.generation))
 
-    def _hand(self, message: Message, number: int) -> None:
+    def _hand(self, batch: Batch, number: int) -> None:
         assert self.welcome is not None
-        incoming = Incoming(
-            Ticket(self.welcome.lease, number, message.msg_id, message.reply_to),
-            message.msg_id,
-            message.from_session,
-            message.from_name,
-            message.from_label,
-            message.scope,
-            message.target,
-            message.fmt,
-            message.reply_to,
-            message.ts,
-            message.age_s if isinstance(message, verbs.Deliver) else -1,
-            message.pointer,
-            _size_bytes(message),
-            message.body,
-        )
-        self._out.append(Hand(incoming))
-
-    def _hand_run(self, run: verbs.Delivers | verbs.Broadcasts, number: int) -> None:
-        assert self.welcome is not None
-        self._out.append(HandRun(self.welcome.lease, number, run))
+        self._out.append(Hand(Ticket(self.welcome.lease, number, batch.msg_ids, batch.reply_to), batch))
 
     # --- plumbing
 
@@ -634,7 +598,7 @@ _TABLE: dict[type, Callable[..., None]] = {
     verbs.Disconnected: ClientCore._disconnected,
     verbs.Renamed: ClientCore._renamed,
     verbs.Deliver: ClientCore._deliver,
-    verbs.Delivers: ClientCore._delivers,
+    verbs.Delivers: ClientCore._deliver,
     verbs.Receipt: ClientCore._receipt,
     verbs.Tally: ClientCore._tally,
     verbs.Sessions: ClientCore._response,

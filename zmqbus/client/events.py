@@ -7,21 +7,37 @@ done is one of the effects, in order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
 from typing import TypeAlias
 
 from zmqbus import errors
+from zmqbus.client.batch import Batch, age_s, apart, size_bytes
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
 
 
+class Outgoing(NamedTuple):
+    """A message to send. `again`: it was sent before, and its outcome was never told."""
+
+    msg_id: str
+    scope: int
+    target: str
+    fmt: int
+    reply_to: str | None
+    again: bool
+    body: bytes
+
+
 class Ticket(NamedTuple):
-    """What a handed-out message is acknowledged with."""
+    """What handed-out messages are acknowledged with; the first has this number, and each after it one more."""
 
     lease: str
     number: int
-    msg_id: str
+    msg_ids: tuple[str, ...]
     reply_to: str | None
+
+    def part(self, start: int, stop: int) -> Ticket:
+        """The ticket of the messages from `start` on, without `stop`."""
+        return Ticket(self.lease, self.number + start, self.msg_ids[start:stop], self.reply_to)
 
 
 class Incoming(NamedTuple):
@@ -109,40 +125,34 @@ class Retune(NamedTuple):
 
 
 class Hand(NamedTuple):
-    """Give to the application."""
+    """Give these messages to the application, in this order."""
 
-    message: Incoming
+    ticket: Ticket
+    batch: Batch
 
+    def apart(self) -> Iterator[Hand]:
+        """Each message as a batch of one."""
+        for place, one in enumerate(apart(self.batch)):
+            yield Hand(self.ticket.part(place, place + 1), one)
 
-class HandRun(NamedTuple):
-    """Give to the application, in this order: messages that are alike. The ticket of the first one has this number,
-    and each after it one more."""
-
-    lease: str
-    number: int
-    messages: verbs.Delivers | verbs.Broadcasts
-
-    def apart(self) -> Iterator[Incoming]:
-        """Each by itself."""
-        run = self.messages
-        scope, target = int(verbs.Scope.SESSION), ""
-        if isinstance(run, verbs.Broadcasts):
-            scope, target = run.scope, run.target
-        for number, msg_id, body in zip(count(self.number), run.msg_ids, run.bodies, strict=False):
+    def messages(self) -> Iterator[Incoming]:
+        """Each message by itself."""
+        batch = self.batch
+        for place, (msg_id, body) in enumerate(zip(batch.msg_ids, batch.bodies, strict=False)):
             yield Incoming(
-                Ticket(self.lease, number, msg_id, None),
+                self.ticket.part(place, place + 1),
                 msg_id,
-                run.from_session,
-                run.from_name,
-                run.from_label,
-                scope,
-                target,
-                run.fmt,
-                None,
-                run.ts,
-                -1,
-                None,
-                len(body),
+                batch.from_session,
+                batch.from_name,
+                batch.from_label,
+                batch.scope,
+                batch.target,
+                batch.fmt,
+                batch.reply_to,
+                batch.ts,
+                age_s(batch),
+                batch.pointer,
+                len(body) if batch.pointer is None else size_bytes(batch),
                 body,
             )
 
@@ -216,7 +226,6 @@ Effect: TypeAlias = (
     | Subscribe
     | Retune
     | Hand
-    | HandRun
     | TakeBack
     | Answer
     | Response

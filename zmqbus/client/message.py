@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgpack
 
 from zmqbus.client import arguments, payload
-from zmqbus.client.core import Incoming
+from zmqbus.client.batch import Batch, age_s
 from zmqbus.errors import InvalidArgument, InvalidName, InvalidPayload, RemoteError, ZmqbusError
 
 # `bodies` reads the log with it, when it is too late to load it: an update may delete the files of a release at work.
@@ -251,40 +251,38 @@ def scope_and_target(target: str) -> tuple[Scope, str]:
     return Scope.SESSION, target
 
 
-def of_incoming(message: Incoming, log: payload.Log, acknowledge: Acknowledge | None = None) -> Message:
-    """A message that came through the mailbox. Where its body is in the log and cannot be read there, asking for it
-    raises the `JournalError`."""
-    error: ZmqbusError | None = None
-    body = message.body
-    if message.pointer is not None:
+def of_batch(
+    about: About, batch: Batch, place: int, log: payload.Log, acknowledge: Acknowledge | None = None
+) -> Message:
+    """A message of a batch that came through the mailbox. Where its body is in the log and cannot be read there, asking
+    for it raises the `JournalError`."""
+    message = Message.plain(about, batch.msg_ids[place], batch.bodies[place])
+    message._acknowledge = acknowledge
+    if batch.pointer is not None:
         try:
-            body = log.load(message)
+            message.body_bytes = log.read(batch.pointer)
         except JournalError as found:
-            error = payload.damage(message.msg_id, message.from_name, found)
-    return Message(
-        msg_id=message.msg_id,
-        sender=message.from_name,
-        sender_id=message.from_session,
-        sender_label=message.from_label,
-        to=None if message.scope == Scope.SESSION else _audience(message),
-        reply_to=message.reply_to,
-        sent_ts=message.ts,
-        age_s=message.age_s if message.age_s >= 0 else None,
-        fmt=message.fmt,
-        body_bytes=body,
-        value=error,
-        acknowledge=acknowledge,
+            message._value = payload.damage(message.msg_id, about.sender, found)
+    return message
+
+
+def about(batch: Batch) -> About:
+    """What the messages of a batch share."""
+    waited_s = age_s(batch)
+    return About(
+        batch.from_name,
+        batch.from_session,
+        batch.fmt,
+        batch.from_label,
+        None if batch.scope == Scope.SESSION else _audience(batch),
+        batch.reply_to,
+        batch.ts,
+        waited_s if waited_s >= 0 else None,
     )
 
 
-def about_run(run: verbs.Delivers | verbs.Broadcasts) -> About:
-    """What is known of messages that have come in one piece."""
-    to = payload.audience(run) if isinstance(run, verbs.Broadcasts) else None
-    return About(run.from_name, run.from_session, run.fmt, run.from_label, to, sent_ts=run.ts)
-
-
-def _audience(message: Incoming) -> str | None:
-    return f"@{message.target}" if message.scope == Scope.GROUP else payload.audience(message)
+def _audience(batch: Batch) -> str | None:
+    return f"@{batch.target}" if batch.scope == Scope.GROUP else payload.audience(batch)
 
 
 # --- values -----------------------------------------------------------------------------------------------------

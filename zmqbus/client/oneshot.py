@@ -88,7 +88,7 @@ class CommandBus:
             self._pump(None)
         if await_answer:
             self._do(self._link.core.await_answer(msg_id))
-        self._do(self._link.core.send(verbs.Send(msg_id, scope, target, fmt, reply_to, False, body)))
+        self._do(self._link.core.send(core.Outgoing(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
 
     def outcome(self, msg_id: str) -> Receipt | BroadcastReceipt:
@@ -243,8 +243,8 @@ class CommandBus:
                         self._answers[msg_id] = outcome
                 case core.Response(ref, envelope):
                     self._responses[ref] = envelope
-                case core.Hand(message):
-                    self._incoming.append(message)
+                case core.Hand():
+                    self._incoming += effect.messages()
                 case core.TakeBack():
                     self._incoming.clear()
                 case core.Closed(reason):

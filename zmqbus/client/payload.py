@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from zmqbus.client.batch import Batch
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
 from zmqbus.text import display
@@ -63,11 +64,13 @@ def check_not_empty(text: bytes | str) -> None:
 
 def load(message: Incoming | verbs.Work | verbs.Result, log_path: str) -> bytes:
     """The whole body, from the message or from the journal. Raises `JournalError` if it is not there."""
-    if message.pointer is None:
-        return message.body
+    return message.body if message.pointer is None else _read(log_path, message.pointer)
+
+
+def _read(log_path: str, pointer: tuple[int, ...]) -> bytes:
     from zmqbus.journal import reader  # 3 ms with what it needs, which most commands never do
 
-    return reader.read(log_path, reader.Pointer(*message.pointer)).body
+    return reader.read(log_path, reader.Pointer(*pointer)).body
 
 
 def damage(msg_id: str, from_name: str, error: JournalError) -> JournalError:
@@ -110,18 +113,20 @@ class Log:
 
     def load(self, message: Incoming | verbs.Work | verbs.Result) -> bytes:
         """As the function `load`."""
-        if message.pointer is None:
-            return message.body
+        return message.body if message.pointer is None else self.read(message.pointer)
+
+    def read(self, pointer: tuple[int, ...]) -> bytes:
+        """The body that a pointer leads to. Raises `JournalError` if it is not there."""
         if not self._lock.acquire(blocking=False):
-            return load(message, self._path)  # another thread reads: nobody waits for a disk that he does not need
+            return _read(self._path, pointer)  # another thread reads: nobody waits for a disk that he does not need
         try:
             if self._closed:
-                return load(message, self._path)
+                return _read(self._path, pointer)
             if self._reader is None:
                 from zmqbus.journal.reader import Reader
 
                 self._reader = Reader(self._path, max_open=MAX_OPEN_SEGMENTS)
-            return self._reader.read(message.pointer).body
+            return self._reader.read(pointer).body
         finally:
             self._lock.release()
 
@@ -134,7 +139,7 @@ class Log:
                 self._reader = None
 
 
-def audience(message: Incoming | verbs.Previewed | verbs.Broadcasts) -> str | None:
+def audience(message: Incoming | verbs.Previewed | Batch) -> str | None:
     """How a message to many was addressed, as its receivers are shown it: `all`, `#topic`, `%project name`. None: it
     was for this session alone."""
     if message.scope == Scope.ALL:

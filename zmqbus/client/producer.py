@@ -24,9 +24,10 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from zmqbus.client import core, payload
+from zmqbus.client.batch import Batch
 from zmqbus.client.io_thread import Driver
 from zmqbus.client.light_future import Outcome
-from zmqbus.client.message import Message, of_incoming
+from zmqbus.client.message import Message, about, of_batch
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipts_of
 from zmqbus.client.transport import Link
 from zmqbus.errors import Overloaded, Timeout, ZmqbusError
@@ -88,7 +89,7 @@ def _too_late(reply: Reply, *, unassigned: bool) -> Timeout:
 class _Put(NamedTuple):
     """A request to say, the future of its answer, and perhaps a deadline, on the monotonic clock."""
 
-    envelope: verbs.Send | verbs.Request
+    envelope: core.Outgoing | verbs.Request
     reply: Reply
     due_s: float | None
 
@@ -103,7 +104,7 @@ class Speaker:
         self._refs = 0
         # What was put down, and is not in the tables yet: its own lock is never held for long.
         self._put_lock = threading.Lock()
-        self._put: list[verbs.Send | _Put] = []
+        self._put: list[core.Outgoing | _Put] = []
         self._put_asked = 0  # requests among it; messages are in `_sent` at once
         self._put_bytes = 0
         # Room that was found and not used up. To reckon it anew with each message would cost as much as to put it down.
@@ -111,8 +112,8 @@ class Speaker:
         self._room_bytes = 0
         self._over: ZmqbusError | None = None  # nothing is put down any more
         # All of these belong to the driver's lock.
-        self._waiting: deque[verbs.Send] = deque()  # the first to go out stands first
-        self._unsent: dict[str, verbs.Send] = {}  # those of them that are requests
+        self._waiting: deque[core.Outgoing] = deque()  # the first to go out stands first
+        self._unsent: dict[str, core.Outgoing] = {}  # those of them that are requests
         self._dropped: set[str] = set()  # and those that were given up
         # Likewise, to groups: neither waits for the other, since a group without members takes nothing.
         self._requests: OrderedDict[str, verbs.Request] = OrderedDict()
@@ -158,7 +159,7 @@ class Speaker:
         future: Outcome[Any] = Outcome(driver)
         msg_id = self._new_id()
         # Not by its name, which counts and names the fields again.
-        send = tuple.__new__(verbs.Send, (msg_id, scope, target, fmt, reply_to, False, body))
+        send = tuple.__new__(core.Outgoing, (msg_id, scope, target, fmt, reply_to, False, body))
         with self._put_lock:
             self._room -= 1
             self._room_bytes -= len(body)
@@ -195,11 +196,11 @@ class Speaker:
         puts: list[_Put] = []
         for fmt, body in requests:
             msg_id = self._new_id()
-            envelope: verbs.Send | verbs.Request
+            envelope: core.Outgoing | verbs.Request
             if to_group:
                 envelope = verbs.Request(msg_id, target, fmt, patient, False, body)
             else:
-                envelope = verbs.Send(msg_id, scope, target, fmt, None, False, body)
+                envelope = core.Outgoing(msg_id, scope, target, fmt, None, False, body)
             puts.append(_Put(envelope, Reply(self._driver, self, msg_id, shown), due_s))
         size_bytes = sum(len(body) for _, body in requests)
         self._driver.check()
@@ -252,12 +253,11 @@ class Speaker:
                     (self._unassigned.discard if has_worker else self._unassigned.add)(msg_id)
                 case core.Welcomed():
                     self._unassigned.clear()  # another broker tells anew
-                case core.Hand(message):
+                case core.Hand(ticket, batch):
                     # Taken whether anybody waits for it or not: it was for this connection alone.
-                    self._taken.append(message.ticket)
-                    if message.reply_to in self._asked:
-                        assert message.reply_to is not None
-                        self._settle(message.reply_to, message)
+                    self._taken.append(ticket)
+                    if batch.reply_to is not None and batch.reply_to in self._asked:
+                        self._settle(batch.reply_to, batch)
                 case core.Response(ref, envelope):
                     future = self._called.pop(ref, None)
                     if future is not None:
@@ -287,7 +287,7 @@ class Speaker:
     def _send_some(self, client: core.ClientCore, effects: list[core.Effect]) -> None:
         """As many of those that wait as there is room for."""
         count, size_bytes = client.room
-        sends: list[verbs.Send] = []
+        sends: list[core.Outgoing] = []
         waiting, unsent = self._waiting, self._unsent
         while waiting and len(sends) < count and size_bytes >= 0:
             send = waiting[0]
@@ -382,7 +382,7 @@ class Speaker:
             self._waiting_bytes += self._put_bytes
             self._put_asked = self._put_bytes = 0
         for put in puts:
-            if isinstance(put, verbs.Send):
+            if isinstance(put, core.Outgoing):
                 self._waiting.append(put)
                 continue
             envelope, reply, due_s = put
@@ -408,7 +408,7 @@ class Speaker:
         if ended:
             self._driver.later(partial(_end_all, ended))
 
-    def _settle(self, msg_id: str, outcome: core.Incoming | verbs.Result | ZmqbusError) -> None:
+    def _settle(self, msg_id: str, outcome: Batch | verbs.Result | ZmqbusError) -> None:
         found = self._asked.pop(msg_id, None)
         if found is None:
             return
@@ -421,13 +421,13 @@ class Speaker:
             heapq.heapify(self._deadlines)
         self._driver.later(partial(self._reply, reply, outcome))
 
-    def _reply(self, reply: Reply, outcome: core.Incoming | verbs.Result | ZmqbusError) -> None:
+    def _reply(self, reply: Reply, outcome: Batch | verbs.Result | ZmqbusError) -> None:
         """Outside of the lock: a large answer is read from the log here."""
         reply.end(outcome if isinstance(outcome, ZmqbusError) else self._message(outcome, reply.msg_id))
 
-    def _message(self, outcome: core.Incoming | verbs.Result, msg_id: str) -> Message | ZmqbusError:
-        if isinstance(outcome, core.Incoming):
-            message = of_incoming(outcome, self._log)
+    def _message(self, outcome: Batch | verbs.Result, msg_id: str) -> Message | ZmqbusError:
+        if not isinstance(outcome, verbs.Result):
+            message = of_batch(about(outcome), outcome, 0, self._log)
         else:
             try:
                 body = self._log.load(outcome)

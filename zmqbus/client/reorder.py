@@ -8,7 +8,6 @@ the SUB, which may drop it, and is told apart by its number. `Inbound` makes one
 rules of section 8.2 of `docs/protocol.md`:
 
     DELIVER                      ──▶ handed out; held if something before it is, or is not here yet
-    DELIVERS                     ──▶ likewise, each; in one piece if that goes for all of them
     DELIVER of a broadcast       ──▶ handed out at once: it was published, and is sent again since that copy was lost
     BROADCAST                    ──▶ handed out; held while anything is asked for
     a gap, or a BEAT that owes   ──▶ REFILL
@@ -36,45 +35,36 @@ out a second time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
 
+from zmqbus.client.batch import Batch, Broadcast, Deliver, apart
 from zmqbus.client.interval_set import Numbers
 from zmqbus.client.seen import TakenIds
 from zmqbus.wire import verbs
-
-Message: TypeAlias = verbs.Deliver | verbs.Broadcast
-Messages: TypeAlias = verbs.Delivers | verbs.Broadcasts
 
 
 class Inbound:
     """What has come to one client, from one WELCOME to the next. Not thread-safe."""
 
     def __init__(
-        self,
-        taken: TakenIds,
-        hand: Callable[[Message, int], None],
-        ask: Callable[[verbs.Refill], None],
-        hand_run: Callable[[Messages, int], None] | None = None,
+        self, taken: TakenIds, hand: Callable[[Batch, int], None], ask: Callable[[verbs.Refill], None]
     ) -> None:
-        """`taken`: what is not handed out again; whoever calls `settle` adds to it. `hand` is called with each message
-        for the application, in order, and its ticket number (or `hand_run`, if it is given, with several that are
-        alike, and the number of the first); `ask` with what the broker is to be asked for."""
+        """`taken`: what is not handed out again; whoever calls `settle` adds to it. `hand` is called with each batch
+        for the application, in order, and the ticket number of its first message; `ask` with what the broker is to be
+        asked for."""
         self.ack_due = False  #: `ack` has something new to say
         self._taken_ids = taken
         self._hand = hand
-        self._hand_run = hand_run
         self._ask = ask
         # the lease
         self._epoch = ""
         self._since = 0  # number of the last broadcast before it
         self._peer = 0
         # What has been handed out, in order, and not settled: the last has the ticket number `_number`, the first
-        # `_first`. As (seq, bcast, how many): of several, the numbers of the first.
+        # `_first`. As (number of the first, whether it is a broadcast's, how many).
         self._number = 0
         self._first = 1
-        self._handed: deque[tuple[int, int, int]] = deque()
+        self._handed: deque[tuple[int, bool, int]] = deque()
         self._taken_numbers: set[int] = set()  # behind one that is not taken
         self._ack_seq = 0
         self._ack_bcasts: list[int] = []
@@ -83,8 +73,8 @@ class Inbound:
         self._last_on: dict[bytes, int] = {}  # channel → number of the last one that came
         self._asked: set[int] = set()
         # what is held: all of the first come before all of the second
-        self._held_casts: deque[verbs.Broadcast] = deque()
-        self._held_delivers: deque[verbs.Deliver] = deque()
+        self._held_casts: deque[Broadcast] = deque()
+        self._held_delivers: deque[Deliver] = deque()
 
     def __repr__(self) -> str:
         return f"<Inbound: {self.handed} handed out, {self.held} held, {len(self._asked)} asked for>"
@@ -97,7 +87,7 @@ class Inbound:
     @property
     def held(self) -> int:
         """Messages that something before them is missing for."""
-        return len(self._held_casts) + len(self._held_delivers)
+        return sum(len(one.msg_ids) for one in self._held_casts) + sum(len(one.msg_ids) for one in self._held_delivers)
 
     # --- the lease
 
@@ -132,91 +122,63 @@ class Inbound:
 
     # --- what comes
 
-    def deliver(self, deliver: verbs.Deliver) -> None:
-        """A message came over the DEALER."""
-        if deliver.bcast:
-            if deliver.bcast not in self._seen:
-                self._arrive(deliver, 0, deliver.bcast)
-            self._release()
-        # guards: reordering [or (deliver.after and deliver.after not in self._seen) =>]
-        elif self._held_delivers or self._held_casts or (deliver.after and deliver.after not in self._seen):
-            self._held_delivers.append(deliver)
-        else:
-            self._arrive(deliver, deliver.seq, 0)
-
-    def deliver_all(self, run: verbs.Delivers) -> None:
-        """Several came over the DEALER, alike. In one piece, unless something tells them apart."""
-        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):  # guards: reordering [not run.msg_ids or =>]
+    def deliver(self, batch: Deliver) -> None:
+        """A batch came over the DEALER."""
+        # guards: reordering [not batch.msg_ids or =>]
+        if not batch.msg_ids or len(batch.msg_ids) != len(batch.bodies):
             return  # no broker says that
-        # guards: reordering [or self._held_delivers or self._held_casts =>]
-        if (
-            self._hand_run is None
-            or self._held_delivers
-            or self._held_casts
-            or (run.after and run.after not in self._seen)  # guards: reordering
-            or not self._taken_ids.isdisjoint(run.msg_ids)  # guards: reordering
-        ):
-            for deliver in _delivers(run):
-                self.deliver(deliver)
-            return
-        first = self._number + 1
-        self._number += len(run.msg_ids)
-        self._handed.append((run.seq, 0, len(run.msg_ids)))
-        self._hand_run(run, first)
+        if batch.bcast:
+            if batch.bcast not in self._seen:
+                self._arrive(batch)
+            self._release()
+        # guards: reordering [or (batch.after and batch.after not in self._seen) =>]
+        # guards: reordering [self._held_delivers or self._held_casts or =>]
+        elif self._held_delivers or self._held_casts or (batch.after and batch.after not in self._seen):
+            self._held_delivers.append(batch)
+        else:
+            self._arrive(batch)
 
-    def broadcast(self, channel: bytes, cast: verbs.Broadcast) -> None:
-        """A message came over the SUB, on this channel."""
-        # guards: reordering [cast.epoch != self._epoch or =>]
+    def broadcast(self, channel: bytes, batch: Broadcast) -> None:
+        """A batch came over the SUB, on this channel. It stays one unless something comes between its messages."""
+        # guards: reordering [not batch.msg_ids or =>]
+        # guards: reordering [or batch.epoch != self._epoch =>]
         if (
-            cast.epoch != self._epoch
-            or cast.bcast <= self._since
+            not batch.msg_ids
+            or len(batch.msg_ids) != len(batch.bodies)
+            or batch.epoch != self._epoch
             # A SUB filter is a prefix: what matched it may be for another channel.
-            or channel != verbs.channel(cast.scope, cast.target)  # guards: reordering
+            or channel != verbs.channel(batch.scope, batch.target)  # guards: reordering
         ):
             return
+        # guards: reordering [batch.bcast <= self._since or =>]
+        # guards: reordering [or self._held_delivers =>]
+        # guards: reordering [or self._is_seen_of(batch) =>]
+        is_torn = batch.bcast <= self._since or self._held_delivers or self._is_seen_of(batch)
+        for part in apart(batch) if is_torn else (batch,):
+            if part.bcast > self._since:  # guards: reordering [on]
+                self._publish(channel, part)
+
+    def _publish(self, channel: bytes, batch: Broadcast) -> None:
+        """These broadcasts have come: all of them are seen, or none."""
         last = self._last_on.get(channel, self._since)
-        self._last_on[channel] = cast.bcast
-        if cast.prev > last and cast.prev not in self._seen and cast.prev not in self._asked:
+        self._last_on[channel] = batch.bcast + len(batch.msg_ids) - 1  # guards: reordering
+        if batch.prev > last and batch.prev not in self._seen and batch.prev not in self._asked:
             # One is missing on this channel. It may have been somebody else's only: the broker's BEAT will tell.
-            self._refill((cast.prev,))  # guards: reordering
-        # guards: reordering [self._peer not in cast.spared and =>]
-        if self._peer not in cast.spared and cast.bcast not in self._seen:
-            self._held_casts.append(cast)
+            self._refill((batch.prev,))  # guards: reordering
+        # guards: reordering [self._peer not in batch.spared and =>]
+        if self._peer not in batch.spared and batch.bcast not in self._seen:
+            self._held_casts.append(batch)
         self._release()
 
-    def broadcast_all(self, channel: bytes, run: verbs.Broadcasts) -> None:
-        """Several came over the SUB, alike. In one piece, unless something tells them apart, or is in their way."""
-        if not run.msg_ids or len(run.msg_ids) != len(run.bodies):  # guards: reordering [not run.msg_ids or =>]
-            return  # no broker says that
-        numbers = range(run.bcast, run.bcast + len(run.msg_ids))
-        if (
-            self._hand_run is None
-            or run.epoch != self._epoch  # guards: reordering
-            or run.bcast <= self._since  # guards: reordering
-            or channel != verbs.channel(run.scope, run.target)  # guards: reordering
-            or run.prev > self._last_on.get(channel, self._since)  # guards: reordering
-            or self._peer in run.spared  # guards: reordering
-            or self._asked  # guards: reordering
-            or self._held_delivers  # guards: reordering
-            or self._held_casts
-            or self._seen.has_any(numbers.start, numbers.stop)  # guards: reordering
-            or not self._taken_ids.isdisjoint(run.msg_ids)  # guards: reordering
-        ):
-            for cast in _broadcasts(run):
-                self.broadcast(channel, cast)
-            return
-        self._last_on[channel] = numbers[-1]  # guards: reordering
-        self._seen.add_all(numbers.start, numbers.stop)  # guards: reordering
-        first = self._number + 1
-        self._number += len(numbers)
-        self._handed.append((0, run.bcast, len(numbers)))
-        self._hand_run(run, first)
+    def _is_seen_of(self, batch: Broadcast) -> bool:
+        """Whether any of these broadcasts is seen."""
+        return self._seen.has_any(batch.bcast, batch.bcast + len(batch.msg_ids))
 
     def beat(self, beat: verbs.Beat) -> None:
         """The broker says what is owed."""
         if beat.epoch != self._epoch:
             return
-        held = {cast.bcast for cast in self._held_casts}
+        held = {number for cast in self._held_casts for number in _numbers(cast)}
         missing = tuple(n for n in beat.bcasts if n not in self._seen and n not in held and n not in self._asked)
         if missing:  # guards: reordering
             self._refill(missing)
@@ -238,33 +200,44 @@ class Inbound:
             if self._asked:
                 return
             cast = casts.popleft()
-            if cast.bcast not in self._seen:  # else it was filled in while this copy was held
-                self._arrive(cast, 0, cast.bcast)
+            if not self._is_seen_of(cast):
+                self._arrive(cast)
+                continue
+            for part in apart(cast):  # some were filled in while this copy was held
+                if part.bcast not in self._seen:
+                    self._arrive(part)
         delivers = self._held_delivers
         while delivers and (not delivers[0].after or delivers[0].after in self._seen):
-            deliver = delivers.popleft()
-            self._arrive(deliver, deliver.seq, 0)
+            self._arrive(delivers.popleft())
 
-    def _arrive(self, message: Message, seq: int, bcast: int) -> None:
-        """Hands a message out, unless it has been taken before. It is acknowledged by `seq` or by `bcast`; the other
-        is 0."""
-        if bcast:
-            self._seen.add(bcast)
-            self._asked.discard(bcast)
-        self._number += 1
-        self._handed.append((seq, bcast, 1))
-        if message.msg_id in self._taken_ids:  # guards: client dedup [off]
-            self.settle(self._number)
-        else:
-            self._hand(message, self._number)
+    def _arrive(self, batch: Batch) -> None:
+        """Hands a batch out, but for what has been taken before, which is acknowledged in its place."""
+        if batch.bcast:
+            numbers = _numbers(batch)
+            self._seen.add_all(numbers.start, numbers.stop)  # guards: reordering
+            if self._asked:
+                self._asked.difference_update(numbers)
+        if self._taken_ids.isdisjoint(batch.msg_ids):  # guards: client dedup [on]
+            self._hand(batch, self._note(batch))
+            return
+        for part in apart(batch):
+            number = self._note(part)
+            if part.msg_ids[0] in self._taken_ids:  # guards: client dedup [off]
+                self.settle(number)
+            else:
+                self._hand(part, number)
+
+    def _note(self, batch: Batch) -> int:
+        """Gives a batch its ticket numbers; returns the first."""
+        first = self._number + 1
+        self._number += len(batch.msg_ids)
+        seq = 0 if isinstance(batch, Broadcast) else batch.seq
+        self._handed.append((batch.bcast or seq, bool(batch.bcast), len(batch.msg_ids)))
+        return first
 
     # --- what the application says
 
-    def settle(self, number: int) -> None:
-        """The message with this ticket number is taken."""
-        self.settle_run(number, 1)
-
-    def settle_run(self, number: int, messages: int) -> None:
+    def settle(self, number: int, messages: int = 1) -> None:
         """So many messages from this ticket number on are taken."""
         # guards: reordering: only what was handed out [min(number + messages, self._number + 1) => number + messages]
         end = min(number + messages, self._number + 1)
@@ -287,16 +260,15 @@ class Inbound:
     def _settle_first(self, messages: int) -> None:
         self._first += messages
         while messages:
-            seq, bcast, several = self._handed.popleft()
+            number, is_cast, several = self._handed.popleft()
             if several > messages:
-                rest = several - messages
                 # guards: reordering [self._handed.appendleft => bool]
-                self._handed.appendleft((0, bcast + messages, rest) if bcast else (seq + messages, 0, rest))
+                self._handed.appendleft((number + messages, is_cast, several - messages))
                 several = messages
-            if bcast:
-                self._ack_bcasts += range(bcast, bcast + several)
+            if is_cast:
+                self._ack_bcasts += range(number, number + several)
             else:
-                self._ack_seq = seq + several - 1
+                self._ack_seq = number + several - 1
             messages -= several
 
     def ack(self) -> verbs.Ack:
@@ -306,47 +278,6 @@ class Inbound:
         return verbs.Ack(self._ack_seq, tuple(bcasts))
 
 
-def _delivers(run: verbs.Delivers) -> Iterator[verbs.Deliver]:
-    """Each by itself."""
-    for seq, msg_id, body in zip(count(run.seq), run.msg_ids, run.bodies, strict=False):
-        yield verbs.Deliver(
-            seq,
-            0,
-            run.after,
-            msg_id,
-            run.from_session,
-            run.from_name,
-            run.from_label,
-            verbs.Scope.SESSION,
-            "",
-            run.fmt,
-            None,
-            run.ts,
-            -1,
-            None,
-            len(body),
-            body,
-        )
-
-
-def _broadcasts(run: verbs.Broadcasts) -> Iterator[verbs.Broadcast]:
-    prev = run.prev
-    for bcast, msg_id, body in zip(count(run.bcast), run.msg_ids, run.bodies, strict=False):
-        yield verbs.Broadcast(
-            run.epoch,
-            bcast,
-            prev,
-            run.spared,
-            msg_id,
-            run.from_session,
-            run.from_name,
-            run.from_label,
-            run.scope,
-            run.target,
-            run.fmt,
-            None,
-            run.ts,
-            None,
-            body,
-        )
-        prev = bcast  # guards: reordering
+def _numbers(batch: Batch) -> range:
+    """The numbers of a batch of broadcasts."""
+    return range(batch.bcast, batch.bcast + len(batch.msg_ids))

@@ -192,11 +192,11 @@ class Listener:
 
     def _deal(self, link: Link, effect: core.Effect) -> None:
         match effect:
-            case core.Hand(message):
+            case core.Hand():
                 # Closed at once: a segment that is kept open takes room on the disk after its deletion.
                 with closing(Reader(self._settings.paths.log)) as log:
-                    note = note_of(message, log)
-                self._pacer.add(time.monotonic(), note)
+                    for message in effect.messages():
+                        self._pacer.add(time.monotonic(), note_of(message, log))
             case core.TakeBack():
                 self._pacer.forget()
             case core.Welcomed(welcome):
@@ -329,7 +329,7 @@ class Listener:
     def _look_elsewhere(self, link: Link) -> None:
         """A command may have printed what is to be shown here: it does not wait for a listener that stands still."""
         if self._pacer.waiting() and self._shown.news():
-            for tag in self._pacer.forget(lambda tag: isinstance(tag, core.Ticket) and tag.msg_id in self._shown):
+            for tag in self._pacer.forget(lambda tag: isinstance(tag, core.Ticket) and tag.msg_ids[0] in self._shown):
                 assert isinstance(tag, core.Ticket)
                 link.core.taken(tag)
 
@@ -348,7 +348,9 @@ class Listener:
                 written = os.write(self._stdout, self._unwritten[: select.PIPE_BUF])
                 if written == len(self._unwritten) and self._unshown:
                     # Nothing stands between these two calls: a kill that falls there shows a message twice.
-                    self._shown.add_all([ticket.msg_id for ticket in self._unshown])  # guards: listener
+                    self._shown.add_all(  # guards: listener
+                        [msg_id for ticket in self._unshown for msg_id in ticket.msg_ids]
+                    )
                 self._unwritten = self._unwritten[written:]
         except BlockingIOError:  # the descriptor was handed to us in that mode, and another writer was faster
             return False

@@ -25,7 +25,7 @@ class SimClient:
         self.net = net
         self.persona = persona
         self.taken = TakenIds() if taken is None else taken
-        self.core = client.ClientCore(persona, "test", self.taken, in_runs=True)
+        self.core = client.ClientCore(persona, "test", self.taken)
         self.route = b""
         self.stopped = False  #: receives nothing and does not tick, as a process after SIGSTOP
         self.orphaned = False  #: its broker is dead, which it notices after the messages still in transit
@@ -71,7 +71,7 @@ class SimClient:
     ) -> str:
         """Sends a message; returns its id, under which `answers` will hold the receipt."""
         msg_id = msg_id or self._new_id()
-        self._do(self.core.send(verbs.Send(msg_id, scope, target, fmt, reply_to, False, body)))
+        self._do(self.core.send(client.Outgoing(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
 
     def send_all(
@@ -85,7 +85,7 @@ class SimClient:
         """Sends several messages as one batch; returns their ids."""
         msg_ids = [self._new_id() for _ in bodies] if msg_ids is None else list(msg_ids)
         sends = [
-            verbs.Send(msg_id, scope, target, Format.TEXT, None, False, body)
+            client.Outgoing(msg_id, scope, target, Format.TEXT, None, False, body)
             for msg_id, body in zip(msg_ids, bodies, strict=True)
         ]
         self._do(self.core.send_all(sends))
@@ -137,11 +137,8 @@ class SimClient:
         for message in self.handed[:count]:
             if message.msg_id not in self.taken:
                 shown.append(message)
-        for run in _in_a_row([message.ticket for message in self.handed[:count]]):
-            if len(run) == 1:
-                self.core.taken(run[0])
-            else:
-                self.core.taken_run(run[0].lease, run[0].number, [ticket.msg_id for ticket in run])
+        for ticket in _joined([message.ticket for message in self.handed[:count]]):
+            self.core.taken(ticket)
         del self.handed[:count]
         self._do(self.core.acknowledge())
         return shown
@@ -238,12 +235,9 @@ class SimClient:
                     self.net.changed_filters(old, self.filters)
                 case client.Retune(drop, add):
                     self.filters = [add if one == drop else one for one in self.filters]
-                case client.Hand(message):
-                    self.handed.append(message)
-                    self.history.append(message)
-                case client.HandRun():
-                    self.handed += effect.apart()
-                    self.history += effect.apart()
+                case client.Hand():
+                    self.handed += effect.messages()
+                    self.history += effect.messages()
                 case client.TakeBack():
                     self.handed.clear()
                 case client.Answer(msg_ids, outcome):
@@ -272,18 +266,14 @@ class SimClient:
                 self.up.append(codec.encode(batch))
 
 
-def _in_a_row(tickets: list[client.Ticket]) -> list[list[client.Ticket]]:
-    """Groups tickets that one acknowledgement covers: consecutive numbers of a lease, of messages without reply_to."""
-    runs: list[list[client.Ticket]] = []
+def _joined(tickets: list[client.Ticket]) -> list[client.Ticket]:
+    """The same tickets, in as few as possible: numbers of one lease in a row, of messages that answer nothing."""
+    joined: list[client.Ticket] = []
     for ticket in tickets:
-        last = runs[-1][-1] if runs else None
-        if (
-            last is not None
-            and ticket[:2] == (last.lease, last.number + 1)
-            and not ticket.reply_to
-            and not last.reply_to
-        ):
-            runs[-1].append(ticket)
+        last = joined[-1] if joined else ticket
+        follows = ticket.lease == last.lease and ticket.number == last.number + len(last.msg_ids)
+        if follows and ticket.reply_to is None and last.reply_to is None:
+            joined[-1] = last._replace(msg_ids=last.msg_ids + ticket.msg_ids)
         else:
-            runs.append([ticket])
-    return runs
+            joined.append(ticket)
+    return joined
