@@ -22,7 +22,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from zmqbus.journal.history import History, Wanted
+from zmqbus.journal.filter import Wanted
+from zmqbus.journal.history import History
 from zmqbus.journal.record import Record, encode_record
 from zmqbus.journal.search_index import Index
 from zmqbus.journal.search_query import Search

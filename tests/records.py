@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from zmqbus.journal.filter import Entry
 from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.writer import Journal
 
 RECORD = Record(
     ts=1767323045.678,
@@ -27,6 +29,18 @@ def line(msg_id: str = "abc123def456", text: str = "run the tests") -> bytes:
 
 def ids(count: int, start: int = 0) -> list[str]:
     return [f"id{number:010}" for number in range(start, start + count)]
+
+
+def write(log: Journal, count: int, start: int = 0) -> list[str]:
+    """Appends so many messages one by one; returns their ids."""
+    written = ids(count, start)
+    for msg_id in written:
+        log.append([line(msg_id, f"number {msg_id}")])
+    return written
+
+
+def ids_of(entries: list[Entry]) -> list[str]:
+    return [entry.msg_id for entry in entries]
 
 
 TEXTS = st.text(max_size=200)

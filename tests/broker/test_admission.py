@@ -13,7 +13,7 @@ from tests.broker.saidkit import Said, both, messages, refused, with_ids
 from zmqbus import errors
 from zmqbus.broker import admission, events, mailbox
 from zmqbus.broker.body_checks import no_spools
-from zmqbus.journal.record import spell
+from zmqbus.journal.large_record import escape_body
 from zmqbus.testing import SimNet, session_id_of
 from zmqbus.testing.simnet import Death
 from zmqbus.wire import codec, verbs
@@ -400,7 +400,7 @@ class Spooling:
 
     def put_down(self, msg_id: str = "handmade0000", piece: bytes | None = None, **changes: Any) -> None:
         """Says SPOOLED of a piece of its own making."""
-        piece = spell("text", LARGE) if piece is None else piece
+        piece = escape_body("text", LARGE) if piece is None else piece
         file = self.net.new_file()
         self.net.spool[file, 0] = piece
         spooled = verbs.Spooled(
@@ -567,7 +567,7 @@ class TestSpooled:
 
     def test_who_may_not_send_may_not_do_it_this_way(self, net, spooling):
         eve = net.observer()
-        piece = spell("text", LARGE)
+        piece = escape_body("text", LARGE)
         spooled = verbs.Spooled("handmade0000", 0, "bob", 0, None, len(LARGE), "0" * 32, 0, len(piece), 0)
         eve.raw(codec.encode([spooled]))
         net.wake()

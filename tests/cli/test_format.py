@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from tests.records import RECORD, RECORDS
 from zmqbus.cli import format, jsonform
-from zmqbus.journal.filter import ALL, Entry, Place, Sieve
+from zmqbus.journal.filter import ALL, Entry, LineFilter
 from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.segments import Place
 from zmqbus.text import display
 from zmqbus.text.display import sanitise
 
@@ -28,7 +29,7 @@ NOW = 1_800_000_000.0
 def entry_of(record: Record) -> Entry:
     fd = os.open(os.devnull, os.O_RDONLY)
     line = encode_record(record)
-    found = Sieve(ALL).take(fd, Place(1, 0), len(line), line)
+    found = LineFilter(ALL).match(fd, Place(1, 0), len(line), line)
     os.close(fd)
     assert isinstance(found, Entry)
     return found

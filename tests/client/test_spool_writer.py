@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from zmqbus.broker.body_checks import check_spooled
 from zmqbus.client import spool_writer as spool_module
 from zmqbus.client.spool_writer import Spool, find_room
-from zmqbus.journal.record import check_spelled, spell
+from zmqbus.journal.large_record import check_escaped, escape_body
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format, Scope
 
@@ -81,8 +81,8 @@ class TestPieces:
         spooled = put(spool, message(1, body, fmt))
         check_spooled(spooled)
         found = piece(directory, spooled)
-        check_spelled(word, found, spooled.size_bytes, spooled.crc)
-        assert found == spell(word, body)
+        check_escaped(word, found, spooled.size_bytes, spooled.crc)
+        assert found == escape_body(word, body)
         assert (spooled.size_bytes, spooled.crc) == (len(body), zlib.crc32(found))
         assert (spooled.msg_id, spooled.scope, spooled.target, spooled.fmt) == ("message00001", 0, "bob", fmt)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.console.conftest import put
 from tests.records import RECORD
 from zmqbus.console.views import HEAD_CHARS, of_entry, of_record, parse_place, place_text
-from zmqbus.journal.history import History, Place
+from zmqbus.journal.history import History
+from zmqbus.journal.segments import Place
 
 
 def test_entries_and_records_say_the_same(data_dir: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.records import RECORD, RECORDS
-from zmqbus.journal.filter import ALL, SUMMARY_BYTES, SUMMARY_CHARS, Entry, Place, Sieve, Wanted
+from zmqbus.journal.filter import ALL, SUMMARY_BYTES, SUMMARY_CHARS, Entry, LineFilter, Wanted
 from zmqbus.journal.record import HEAD_BYTES, Record, as_text, encode_record
+from zmqbus.journal.segments import Place
 
 PLACE = Place(3, 100)
 
@@ -31,7 +32,7 @@ def nothing() -> Iterator[int]:
 def take(line: bytes, wanted: Wanted = ALL) -> Entry | bool:
     fd = os.open(os.devnull, os.O_RDONLY)
     try:
-        return Sieve(wanted).take(fd, PLACE, len(line), line)
+        return LineFilter(wanted).match(fd, PLACE, len(line), line)
     finally:
         os.close(fd)
 
@@ -62,7 +63,7 @@ def test_a_long_text_is_cut_between_characters(text: str) -> None:
 
 def test_of_a_long_line_the_beginning_is_enough(nothing: int) -> None:
     line = encode_record(RECORD._replace(body=b"x" * 3_000_000))
-    found = Sieve(ALL).take(nothing, PLACE, len(line), line[:HEAD_BYTES])
+    found = LineFilter(ALL).match(nothing, PLACE, len(line), line[:HEAD_BYTES])
     assert isinstance(found, Entry)
     assert (found.head, found.whole) == ("x" * SUMMARY_CHARS, False)
 
@@ -86,7 +87,7 @@ def test_large_bytes_of_which_the_beginning_was_read(tmp_path: Path) -> None:
             file.seek(len(line) - len(damage))
             file.write(damage)
             file.flush()
-            found = Sieve(ALL).take(file.fileno(), PLACE._replace(offset=0), len(line), line[:HEAD_BYTES])
+            found = LineFilter(ALL).match(file.fileno(), PLACE._replace(offset=0), len(line), line[:HEAD_BYTES])
         assert found is True if damage else isinstance(found, Entry) and found.head == "<100001 bytes>"
 
 
@@ -172,10 +173,10 @@ def test_a_pattern_is_looked_for_in_all_of_a_long_text(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         for source, is_there in (("needle", True), ("no[o]dle", False), ("x needle$", True)):
-            found = Sieve(Wanted(pattern=re.compile(source))).take(fd, Place(1, 0), len(line), line[:HEAD_BYTES])
+            found = LineFilter(Wanted(pattern=re.compile(source))).match(fd, Place(1, 0), len(line), line[:HEAD_BYTES])
             assert isinstance(found, Entry) == is_there
         # It ends before its line does.
-        found = Sieve(Wanted(pattern=re.compile("needle"))).take(fd, Place(1, 9), len(line), line[:HEAD_BYTES])
+        found = LineFilter(Wanted(pattern=re.compile("needle"))).match(fd, Place(1, 9), len(line), line[:HEAD_BYTES])
         assert found is True
     finally:
         os.close(fd)

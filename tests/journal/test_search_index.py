@@ -20,12 +20,6 @@ from zmqbus.journal.writer import Journal
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
-    tmp_path.chmod(0o700)
-    return str(tmp_path / "messages.log")
-
-
-@pytest.fixture
 def index_path(tmp_path: Path) -> str:
     return str(tmp_path / "search.sqlite")
 

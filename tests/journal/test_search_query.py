@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from tests.records import RECORD, ids, line
 from zmqbus.errors import InvalidPayload
 from zmqbus.journal import search_query
-from zmqbus.journal.filter import Place, Wanted
+from zmqbus.journal.filter import Wanted
 from zmqbus.journal.record import JournalError, encode_record
 from zmqbus.journal.search_index import Index
 from zmqbus.journal.search_query import MAX_TERMS, Search, parse
+from zmqbus.journal.segments import Place
 from zmqbus.journal.writer import Journal
 
 TEXTS = [
@@ -32,12 +33,6 @@ TEXTS = [
     "nothing of that",
     "loginfailed",
 ]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    tmp_path.chmod(0o700)
-    return str(tmp_path / "messages.log")
 
 
 @pytest.fixture(params=["no index", "half", "all", "damaged"])

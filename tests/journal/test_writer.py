@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,23 +20,16 @@ from hypothesis import strategies as st
 from tests.records import RECORD, ids, line
 from zmqbus.errors import BrokerUnavailable, Unauthorized
 from zmqbus.journal import writer
-from zmqbus.journal.reader import Pointer, find, read, segments
-from zmqbus.journal.record import JournalError, Records, encode_all, encode_record, spell, spelled_line
+from zmqbus.journal.large_record import escape_body
+from zmqbus.journal.reader import Pointer, find, read
+from zmqbus.journal.record import JournalError, Records, encode_all, encode_record, splice_line
+from zmqbus.journal.segments import segments
 from zmqbus.journal.writer import Journal, JournalFull
 from zmqbus.wire.msg_ids import IdMaker
 
 
-@pytest.fixture
-def path(tmp_path) -> str:
-    tmp_path.chmod(0o700)
-    return str(tmp_path / "messages.log")
-
-
-@pytest.fixture
-def log(path) -> Iterator[Journal]:
-    log = Journal(path)
-    yield log
-    log.close()
+def serials(path: str) -> list[int]:
+    return [segment.serial for segment in segments(path)]
 
 
 def lines_of(name: str) -> list[bytes]:
@@ -91,8 +83,8 @@ class TestWriting:
     def test_lines_whose_bodies_others_have_spelled(self, log, path, size_bytes, others):
         """Among others, and however much there is: they are where their pointers say, under their checksums."""
         record = RECORD._replace(msg_id="spelled00000", body=b'say "x"\n' * (size_bytes // 8))
-        text = spell("text", record.body)
-        spelled = spelled_line(record._replace(body=b""), text, zlib.crc32(text))
+        text = escape_body("text", record.body)
+        spelled = splice_line(record._replace(body=b""), text, zlib.crc32(text))
         plain = [line(msg_id, f"text {msg_id}") for msg_id in ids(others)]
         pointers = log.append([*plain[:2], spelled, *plain[2:], spelled])
         assert len(pointers) == others + 2
@@ -101,8 +93,8 @@ class TestWriting:
         assert Path(path).read_bytes().count(b"\n") == others + 3
 
     def test_a_wrong_checksum_costs_the_one_line(self, log, path):
-        text = spell("text", b"x" * 70_000)
-        spelled = spelled_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
+        text = escape_body("text", b"x" * 70_000)
+        spelled = splice_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
         before, bad, behind = log.append([line("one111111111"), spelled, line("two222222222")])
         assert [read(path, one).msg_id for one in (before, behind)] == ["one111111111", "two222222222"]
         with pytest.raises(JournalError, match="damaged"):
@@ -147,10 +139,8 @@ class TestWriting:
         assert [read(path, pointer).msg_id for pointer in old + new] == ids(2)
 
     def test_closed_one_takes_nothing(self, log):
-        assert "segment 1" in repr(log)
         log.close()
         log.close()
-        assert "closed" in repr(log)
         with pytest.raises(JournalError, match="closed"):
             log.append([line()])
 
@@ -191,8 +181,8 @@ class TestRotation:
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(9)]
         assert [pointer.segment for pointer in pointers] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
         assert log.segment == 3
-        assert segments(path) == [(3, path), (2, path + ".1"), (1, path + ".2")]
-        assert all(os.path.getsize(name) <= 100 + 3 * size for _, name in segments(path))
+        assert segments(path) == [(0, 3, path), (1, 2, path + ".1"), (2, 1, path + ".2")]
+        assert all(os.path.getsize(name) <= 100 + 3 * size for _, _, name in segments(path))
         assert [read(path, pointer).msg_id for pointer in pointers] == ids(9)
         log.close()
 
@@ -209,7 +199,7 @@ class TestRotation:
         log = Journal(path, segment_bytes=1)
         for msg_id in ids(12):
             log.append([line(msg_id)])
-        assert [serial for serial, _ in segments(path)] == [12, 11, 10, 9, 8, 7]
+        assert serials(path) == [12, 11, 10, 9, 8, 7]
         assert sorted(os.listdir(os.path.dirname(path))) == [
             "messages.log",
             *(f"messages.log.{n}" for n in range(1, 6)),
@@ -222,12 +212,12 @@ class TestRotation:
     def test_keeps_what_mail_points_to(self, path):
         log = Journal(path, segment_bytes=1, keep=2)
         pointers = [log.append([line(msg_id)], oldest_needed=3)[0] for msg_id in ids(12)]
-        assert [serial for serial, _ in segments(path)] == [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]
+        assert serials(path) == [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]
         assert read(path, pointers[2]).msg_id == ids(12)[2]
         log.append([line()], oldest_needed=9)
-        assert [serial for serial, _ in segments(path)] == [13, 12, 11, 10, 9]
+        assert serials(path) == [13, 12, 11, 10, 9]
         log.append([line()])
-        assert [serial for serial, _ in segments(path)] == [14, 13, 12]
+        assert serials(path) == [14, 13, 12]
         log.close()
 
     def test_asks_what_is_needed_only_when_it_has_to_know(self, path):
@@ -283,7 +273,7 @@ class TestRotation:
         log.close()
         assert [read(path, pointer).msg_id for pointer in pointers] == ids(5)
         assert len({pointer.segment for pointer in pointers}) == 5
-        found = [serial for serial, _ in segments(path)]
+        found = serials(path)
         assert found == sorted(set(found), reverse=True)
         assert find(path, "never0000000") is None
         assert not os.path.exists(path + ".new")
@@ -298,7 +288,7 @@ class TestRotation:
             patch.setattr(os, "write", full)
             with pytest.raises(JournalFull, match="No space left"):
                 log.append([line()])
-        assert segments(path) == [(1, path)]
+        assert segments(path) == [(0, 1, path)]
         assert log.append([line()])[0].segment == 2
         log.close()
 
@@ -416,7 +406,7 @@ class TestRecovery:
             kept = [pointer for pointer in pointers if pointer.offset + pointer.length < length]
             assert [read(path, pointer).msg_id for pointer in [*kept, new]] == [*ids(2)[: len(kept)], "new000000000"]
             assert (log.recovered is None) is (length == 0 or whole[length - 1 : length] == b"\n")
-            assert segments(path) == [(1, path)]
+            assert segments(path) == [(0, 1, path)]
             assert b"\n" not in lines_of(path) and lines_of(path)[-1] == b""
 
     @given(st.data())
@@ -461,11 +451,11 @@ class TestRecovery:
         os.chmod(path, 0o600)
         log = Journal(path)
         assert log.recovered is not None
-        assert "put" in log.recovered
+        assert "aside" in log.recovered
         pointer = log.append([line()])[0]
         assert Path(path + ".1").read_bytes() == content
         assert read(path, pointer) == RECORD
-        assert segments(path) == [(1, path), (0, path + ".1")]
+        assert segments(path) == [(0, 1, path), (1, 0, path + ".1")]
         log.close()
 
     def test_segment_without_a_serial_is_kept_while_mail_waits(self, path):
@@ -474,9 +464,9 @@ class TestRecovery:
         log = Journal(path, segment_bytes=1, keep=1)
         for _ in range(4):
             log.append([line()], oldest_needed=4)
-        assert [serial for serial, _ in segments(path)] == [4, 3, 0]
+        assert serials(path) == [4, 3, 0]
         log.append([line()])
-        assert [serial for serial, _ in segments(path)] == [5, 4]
+        assert serials(path) == [5, 4]
         log.close()
 
     def test_serial_rises_where_the_log_is_missing(self, path):

@@ -421,7 +421,10 @@ def test_what_is_no_database(doctor: Doctor, database: Path) -> None:
 
 @pytest.mark.parametrize(
     ("statement", "says"),
-    [("PRAGMA application_id = 1", "belongs to another program"), ("PRAGMA user_version = 77", "newer release (format 77)")],
+    [
+        ("PRAGMA application_id = 1", "belongs to another program"),
+        ("PRAGMA user_version = 77", "newer release (format 77)"),
+    ],
 )
 def test_a_database_of_somebody_else(doctor: Doctor, database: Path, statement: str, says: str) -> None:
     connection = sqlite3.connect(database)

@@ -36,7 +36,8 @@ from zmqbus.errors import (
     UnknownPeer,
     ZmqbusError,
 )
-from zmqbus.journal.record import Earlier, Record, Records, Spelled, check_spelled, spelled_line
+from zmqbus.journal.large_record import check_escaped
+from zmqbus.journal.record import Earlier, Record, Records, SplicedLine, splice_line
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.verbs import FORMAT_WORDS, Format, Pointer, Scope
@@ -233,12 +234,12 @@ class Intake:
             FORMAT_WORDS[fmt],
             body,
         )
-        line: Record | Spelled = record
+        line: Record | SplicedLine = record
         if spooled is not None:
             # Last: nothing is read for a message that is refused.
             piece = self._read_spooled(who.route, spooled)
-            check_spelled(record.fmt, piece, spooled.size_bytes, spooled.crc)  # guards: spool files
-            line = spelled_line(record, piece, spooled.crc)
+            check_escaped(record.fmt, piece, spooled.size_bytes, spooled.crc)  # guards: spool files
+            line = splice_line(record, piece, spooled.crc)
         for session in receivers:
             session.mailbox.reserve(size_bytes)  # guards: mailbox limits
         self._places[send.msg_id] = len(self._staged)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from zmqbus.broker.metrics import Counts
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal.record import Record, Records, Spelled
+from zmqbus.journal.record import Record, Records, SplicedLine
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Pointer
@@ -110,7 +110,7 @@ class Publish(NamedTuple):
 class Append(NamedTuple):
     """Write to the journal before anything that follows becomes visible."""
 
-    record: Record | Records | Spelled
+    record: Record | Records | SplicedLine
 
 
 class Note(NamedTuple):
@@ -141,7 +141,7 @@ class Outbox:
         """Adds an effect behind the others."""
         self._effects.append(effect)
 
-    def append(self, record: Record | Spelled) -> int:
+    def append(self, record: Record | SplicedLine) -> int:
         """Has a record, or a line that is made already, written. Returns its place among those of the wake, which the
         journal's answer will have, too: more than one part of the core writes."""
         self._effects.append(Append(record))

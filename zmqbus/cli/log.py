@@ -15,10 +15,12 @@ from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.client.payload import damage
 from zmqbus.errors import UnknownPeer, ZmqbusError
-from zmqbus.journal.filter import Entry, Place, Wanted
-from zmqbus.journal.history import Follower, History, numbered
+from zmqbus.journal.filter import Entry, Wanted
+from zmqbus.journal.history import History
 from zmqbus.journal.record import JournalError
 from zmqbus.journal.search_query import Search, focus
+from zmqbus.journal.segments import Place, numbered_segments
+from zmqbus.journal.tail import Follower
 from zmqbus.settings import load
 from zmqbus.system import cmdline
 from zmqbus.text.display import sanitise
@@ -166,7 +168,7 @@ class _Printer:
 
     def _say_nothing(self) -> None:
         """Raises `UnknownPeer` where a name may have been mistyped."""
-        if not numbered(self._path)[0]:
+        if not numbered_segments(self._path)[0]:
             print(f"no messages yet: there is no {self._path}", file=sys.stderr)
             return
         names: tuple[set[str], set[str]] | None = None
@@ -194,7 +196,7 @@ class _Printer:
         if self._damaged:
             lines = "a line that is" if self._damaged == 1 else f"{self._damaged} lines that are"
             print(f"warning: passed over {lines} no message; see zmqbus doctor", file=sys.stderr)
-        for name in numbered(self._path)[1]:
+        for name in numbered_segments(self._path)[1]:
             if os.path.lexists(name) and os.path.getsize(name):
                 print(f"warning: passed over {name}, whose first line is damaged; see zmqbus doctor", file=sys.stderr)
         if self._search is not None and self._search.fault:

@@ -22,8 +22,9 @@ from zmqbus.client.launch import broker_pid
 from zmqbus.client.probe import Probe
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.journal.filter import Entry
-from zmqbus.journal.history import Follower, History
+from zmqbus.journal.history import History
 from zmqbus.journal.record import JournalError, iso_time
+from zmqbus.journal.tail import Follower
 from zmqbus.session.identity import identify
 from zmqbus.settings import Settings
 from zmqbus.text.display import sanitise

@@ -25,7 +25,7 @@ from contextlib import suppress
 from zlib import crc32
 
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal.record import spell
+from zmqbus.journal.large_record import escape_body
 from zmqbus.security.private_files import open_private, secure_dir
 from zmqbus.wire import verbs
 
@@ -69,7 +69,7 @@ class Spool:
         if fmt is None or time.monotonic() < self._pause_until_s:
             return None
         try:
-            spelled = spell(fmt, send.body)
+            spelled = escape_body(fmt, send.body)
             length = len(spelled)
             offset = find_room(self._pieces.values(), length, self._limit_bytes)
             if offset is None or length > verbs.MAX_SPELLED_BYTES:

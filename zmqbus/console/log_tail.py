@@ -21,7 +21,9 @@ from typing import Any
 from zmqbus.console.background import BackgroundTask
 from zmqbus.console.views import of_entry
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal.history import Entry, Follower, History
+from zmqbus.journal.filter import Entry
+from zmqbus.journal.history import History
+from zmqbus.journal.tail import Follower
 
 #: Between two polls. A message has to reach the page within 100 ms; 25 polls take 1 ms of each second.
 POLL_S = 0.04

@@ -11,8 +11,10 @@ from typing import Any
 from zmqbus.console.views import of_entry, of_record, parse_place, place_text
 from zmqbus.errors import InvalidPayload
 from zmqbus.journal import reader
-from zmqbus.journal.history import Entry, History, Page, Place, Wanted
+from zmqbus.journal.filter import Entry, Wanted
+from zmqbus.journal.history import History, Page
 from zmqbus.journal.record import JournalError, Record
+from zmqbus.journal.segments import Place
 from zmqbus.wire import verbs
 
 #: Bytes of the log read for one page of a session's messages.

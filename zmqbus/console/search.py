@@ -18,7 +18,8 @@ from typing import Any, Literal, TypeAlias
 
 from zmqbus.console.views import of_entry, parse_place, place_text
 from zmqbus.errors import InvalidPayload, Timeout, ZmqbusError
-from zmqbus.journal.history import History, Wanted
+from zmqbus.journal.filter import Wanted
+from zmqbus.journal.history import History
 from zmqbus.journal.search_query import Search, parse
 from zmqbus.settings import Paths
 from zmqbus.system import children

@@ -15,8 +15,10 @@ from typing import Any
 
 from zmqbus.console.views import of_entry, of_record
 from zmqbus.journal import reader
-from zmqbus.journal.history import History, Place, lines, numbered
+from zmqbus.journal.history import History
+from zmqbus.journal.lines import lines_forward
 from zmqbus.journal.record import JournalError, decode_head
+from zmqbus.journal.segments import Place, numbered_segments, open_if_there, read_meta, serial_of
 
 #: Answers kept in the index, the newest: 100 bytes each.
 MAX_ANSWERS = 500_000
@@ -84,17 +86,17 @@ class ThreadIndex:
 
     def _catch_up(self) -> None:
         """Scans the part of the log that was appended since the last scan."""
-        for serial, name in numbered(self._path)[0]:
+        for serial, name in numbered_segments(self._path)[0]:
             if serial < self._next.segment:
                 continue
-            fd = reader.open_if_there(name)
+            fd = open_if_there(name)
             if fd is None:
                 continue
             try:
-                if reader.serial_of(os.pread(fd, reader.MAX_META_BYTES, 0)) != serial:
+                if serial_of(read_meta(fd)) != serial:
                     continue  # renamed by a rotation; the next scan finds it
                 begin = self._next.offset if serial == self._next.segment else 0
-                for start, length, line in lines(fd, begin):
+                for start, length, line in lines_forward(fd, begin):
                     self._next = Place(serial, start + length + 1)
                     if _ANSWERS.search(line, 0, HEAD_BYTES):
                         self._add(Place(serial, start), line)

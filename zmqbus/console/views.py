@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from zmqbus.journal.history import Entry, Place
+from zmqbus.journal.filter import Entry
 from zmqbus.journal.record import Record, as_text
+from zmqbus.journal.segments import Place
 from zmqbus.wire.verbs import Session
 
 #: Characters of a text in a line of a list.

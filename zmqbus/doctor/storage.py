@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from zmqbus.broker.storage.schema import APPLICATION_ID, FORMAT
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal.history import History, numbered
+from zmqbus.journal.history import History
 from zmqbus.journal.search_index import SUFFIXES, Index
+from zmqbus.journal.segments import numbered_segments
 from zmqbus.settings import Settings
 
 #: The newest part of the log that is read line by line; of the rest only the first line of each segment is checked.
@@ -25,7 +26,7 @@ def log(settings: Settings) -> Iterator[Finding]:
     """Checks the head of each segment of the log, and reads the newest messages."""
     path = settings.paths.log
     try:
-        known, invalid = numbered(path)
+        known, invalid = numbered_segments(path)
         invalid = [name for name in invalid if os.path.getsize(name)]
         for name in invalid:
             yield fault("log", f"{name} does not start as a log file; its messages are ignored", _aside(name))

@@ -1,11 +1,10 @@
-"""What the log tells of a message without reading it whole, and which messages somebody wants to see.
+"""Entries: records without their bodies, and the filter that picks them from the lines of a log.
 
-An `Entry` has the short fields of a record and the beginning of its text: no more of a body is read or held than a
-piece of the file, however long it is. A `Wanted` says what is looked for, and a `Sieve` decides about the lines of a
-log: most of those that do not fit are told by their bytes, before anything is parsed.
+An `Entry` has the short fields of a record and the beginning of its text; no more of a body is read or held, however
+long it is. `Wanted` holds the criteria, and a `LineFilter` applies them to the lines of a log: it rejects most of those
+that do not match by their bytes, before anything is parsed.
 
-Only the beginning of a line is looked at, and its last two characters. A record that is damaged in between is found out
-by who reads its text.
+Only the beginning of a line and its last two characters are looked at. Damage in between shows when the text is read.
 """
 
 from __future__ import annotations
@@ -15,26 +14,19 @@ import os
 import re
 from typing import NamedTuple
 
-from zmqbus.journal.reader import META_START
 from zmqbus.journal.record import HEAD_BYTES, STRING, JournalError, Kind, as_text, decode_head, decode_record, second_of
+from zmqbus.journal.segments import META_START, Place
 
-#: Characters of a text that an `Entry` holds: what fits the widest of terminals twice.
+#: Characters of a text that an `Entry` holds: twice the width of the widest terminals.
 SUMMARY_CHARS = 500
-#: The bytes of a line that are looked at for them: each character may be an escape of 6 bytes.
+#: Bytes of a line that are looked at for them: each character may be an escape of 6 bytes.
 SUMMARY_BYTES = 6 * SUMMARY_CHARS
-#: An id of a session stands for it from so many characters on: what `list` shows of it.
+#: So many characters of a session id identify it: as many as `list` shows.
 MIN_ID_CHARS = 8
 
 
-class Place(NamedTuple):
-    """Where a line of the log begins. Places sort as their records were accepted."""
-
-    segment: int  # serial
-    offset: int  # bytes
-
-
 class Entry(NamedTuple):
-    """A record without its body, but for the beginning of its text."""
+    """A record without its body, with the beginning of its text."""
 
     place: Place
     length: int  # bytes of its line, without the newline
@@ -58,16 +50,16 @@ class Entry(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is looked for. Fields that are None do not matter; all others have to fit."""
+    """The criteria of a search. A field that is None matches everything; all others have to match."""
 
     sender: str | None = None  # a name, or a session id (or 8 of its characters)
     receiver: str | None = None  # likewise, or as it was addressed: "all", "#topic", "%project", "@group"
     since_ts: float | None = None  # wall clock, s since 1970
-    pattern: re.Pattern[str] | None = None  # to be found in the text
+    pattern: re.Pattern[str] | None = None  # found in the text
     kinds: frozenset[str] | None = None
 
     def fits(self, entry: Entry) -> bool:
-        """Whether the entry is what is looked for, its text apart."""
+        """Whether the entry matches, without looking at its text."""
         return (
             (self.since_ts is None or entry.ts >= self.since_ts)
             and (self.kinds is None or entry.kind in self.kinds)
@@ -86,8 +78,8 @@ def _is(wanted: str, name: str, session_id: str | None) -> bool:
     return len(wanted) >= MIN_ID_CHARS and session_id is not None and session_id.startswith(wanted)
 
 
-class Sieve:
-    """`Wanted`, made ready for many lines: most of those that do not fit are told by their bytes."""
+class LineFilter:
+    """`Wanted`, prepared for many lines: most of those that do not match are rejected by their bytes."""
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
@@ -96,13 +88,13 @@ class Sieve:
         if wanted.since_ts is not None:
             second, ms = divmod(int(wanted.since_ts * 1000), 1000)
             self._since = f'{{"ts":"{second_of(second)}.{ms:03d}Z'.encode()
-        # A pattern without any special character is a substring, but for ids, which may be escaped (see `record`).
+        # A pattern without special characters is a substring of the line, unless it is escaped there (see `record`).
         pattern = wanted.pattern
         literal = pattern is not None and not pattern.flags & re.IGNORECASE and _LITERAL.fullmatch(pattern.pattern)
         self._literal = pattern.pattern.encode() if literal and pattern is not None else b""
 
-    def take(self, fd: int, place: Place, length: int, line: bytes) -> Entry | bool:
-        """The entry; False: not wanted. True: damaged. `line` may be no more than the beginning."""
+    def match(self, fd: int, place: Place, length: int, line: bytes) -> Entry | bool:
+        """The entry of a line; False: not wanted, True: damaged. `line` may be no more than the beginning of it."""
         if line[: len(self._since)] < self._since and line.startswith(b'{"ts":"'):
             return False
         if (
@@ -132,14 +124,14 @@ class Sieve:
 
 
 _ESCAPE_CHARS = 6
-#: What precedes a body that is shown in other words than the log has of it.
+#: Precedes a body that is shown in another form than it has in the log.
 _DATA = b'"text":"","data":"'
 _LITERAL = re.compile(r"[\w \-,:;=/<>!@%&'#~]+", re.ASCII)
 _CONTENT = re.compile(STRING)
 
 
 def _entry(fd: int, place: Place, length: int, line: bytes) -> Entry | None:
-    """What a line says; None if it is no record. `line` may be no more than the beginning of it."""
+    """The entry of a line; None if it is no record. `line` may be no more than the beginning of it."""
     found = decode_head(line)
     if found is not None:
         if found.fmt == "text":
@@ -152,7 +144,7 @@ def _entry(fd: int, place: Place, length: int, line: bytes) -> Entry | None:
             except JournalError:
                 return None
         elif found.fmt == "bytes":
-            # The end of the base64, and what closes the record, tell how many they are: that is all there is to show.
+            # Only the number of bytes is shown, and it follows from the length and padding of the base64.
             tail = line[-4:] if len(line) == length else os.pread(fd, 4, place.offset + length - 4)
             if not tail.endswith(b'"}'):
                 return None
@@ -161,7 +153,7 @@ def _entry(fd: int, place: Place, length: int, line: bytes) -> Entry | None:
         else:
             head, whole = f"<{(length - found.body_at) * 3 // 4} bytes>", False
         return Entry(place, length, *found[:-1], head[:SUMMARY_CHARS], whole and len(head) <= SUMMARY_CHARS)
-    # Nothing that `encode_record` has made; another release may have put the keys in another order.
+    # Not made by `encode_record`; another release may have put the keys in another order.
     try:
         record = decode_record(whole_line(fd, place, length) if len(line) < length else line)
     except JournalError:
@@ -171,9 +163,9 @@ def _entry(fd: int, place: Place, length: int, line: bytes) -> Entry | None:
 
 
 def _beginning(line: bytes, at: int) -> tuple[str, bool]:
-    """The beginning of the JSON string that begins there, and whether it is all of it."""
+    """The beginning of the JSON string at this offset, and whether it is all of it."""
     content = _CONTENT.match(line, at, at + SUMMARY_BYTES)
-    assert content is not None  # it matches the empty string as well
+    assert content is not None  # the pattern matches the empty string
     end = content.end()
     whole = line[end : end + 1] == b'"'
     text = content[0].decode("utf-8", "ignore")  # it may have been cut within a character,

@@ -30,10 +30,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from zmqbus.errors import Unauthorized
-from zmqbus.journal.filter import ALL, Entry, Place, Sieve, text_of
-from zmqbus.journal.history import lines, numbered, open_numbered
-from zmqbus.journal.reader import open_if_there
+from zmqbus.journal.filter import ALL, Entry, LineFilter, text_of
+from zmqbus.journal.lines import lines_forward
 from zmqbus.journal.record import JournalError
+from zmqbus.journal.segments import Place, numbered_segments, open_if_there, open_numbered
 from zmqbus.security.private_files import open_private
 
 #: Of this layout. Another one in the file: it is made anew.
@@ -165,7 +165,7 @@ class Index:
         Returns how many records were added. `goes_on` is asked between two transactions, each of some 150 ms. Raises
         `IndexFault` where the index cannot be written, `JournalError` where the log cannot be read.
         """
-        known, _ = numbered(log_path)
+        known, _ = numbered_segments(log_path)
         with self._errors(), self._transaction():
             for serial in self.segments().keys() - {serial for serial, _ in known}:
                 self._drop(serial)
@@ -205,7 +205,7 @@ class Index:
             count, end = 0, begin
             insert = f"INSERT INTO {_table(serial)} (rowid, text) VALUES (?, ?)"
             texts = Texts()
-            for start, length, line in lines(fd, begin):
+            for start, length, line in lines_forward(fd, begin):
                 text = texts.of(fd, Place(serial, start), length, line)
                 if text:
                     self._connection.execute(insert, (start, text))
@@ -248,11 +248,11 @@ class Texts:
     """The texts of lines, as they are indexed."""
 
     def __init__(self) -> None:
-        self._sieve = Sieve(ALL)
+        self._filter = LineFilter(ALL)
 
     def of(self, fd: int, place: Place, length: int, line: bytes) -> str:
         """The whole text of a line, of which `line` may be no more than the beginning; empty for what has none."""
-        entry = self._sieve.take(fd, place, length, line)
+        entry = self._filter.match(fd, place, length, line)
         if not isinstance(entry, Entry) or entry.fmt == "bytes":
             return ""
         try:

@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from zmqbus.errors import InvalidPayload
-from zmqbus.journal.filter import ALL, Entry, Place, Sieve, Wanted
-from zmqbus.journal.history import Page, entry_at, lines, segments_back
+from zmqbus.journal.filter import ALL, Entry, LineFilter, Wanted
+from zmqbus.journal.history import Page, entry_at
+from zmqbus.journal.lines import lines_forward
 from zmqbus.journal.record import JournalError
 from zmqbus.journal.search_index import TOKENIZE, Done, Index, IndexFault, Texts, is_of
+from zmqbus.journal.segments import Place, segments_back
 
 #: More words than this no text is looked for with; FTS5 would need long for thousands.
 MAX_TERMS = 50
@@ -111,7 +113,7 @@ class Search:
 
     def entries(self, before: Place | None = None, *, wanted: Wanted = ALL) -> Iterator[Entry]:
         """The same as one stream, the newest first; all that there are."""
-        sieve = Sieve(wanted)
+        line_filter = LineFilter(wanted)
         index = Index.look(self._index_path)
         done: dict[int, Done] = {}
         try:
@@ -122,7 +124,7 @@ class Search:
                     self.fault = str(error)
             for serial, fd, end in segments_back(self._log_path, before, wanted.since_ts):
                 for offset in self._offsets(index, done.get(serial), fd, serial, end):
-                    entry = entry_at(fd, Place(serial, offset), sieve)
+                    entry = entry_at(fd, Place(serial, offset), line_filter)
                     if entry is not None:
                         yield entry
         finally:
@@ -169,7 +171,7 @@ class Search:
 
     def _candidates(self, fd: int, serial: int, begin: int, end: int) -> Iterator[tuple[int, str]]:
         texts = Texts()
-        for start, length, line in lines(fd, begin):
+        for start, length, line in lines_forward(fd, begin):
             if start >= end:
                 return
             if len(line) < length or self._query.may_be(line):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from zmqbus.journal.reader import Reader, kept, segments
+from zmqbus.journal.reader import Reader
+from zmqbus.journal.segments import compacted, segments
 
 #: Records that are read: most of what waits, in 0.3 s.
 CHECK_BYTES = 64 * 1024 * 1024
@@ -25,7 +26,8 @@ class LogCheck:
         self._reader = reader
         self._check_bytes = check_bytes
         self._sizes: dict[int, int] = {}
-        for serial, name in (*segments(journal_path), *kept(journal_path)):
+        files = [(segment.serial, segment.path) for segment in segments(journal_path)]
+        for serial, name in (*files, *compacted(journal_path)):
             try:
                 self._sizes.setdefault(serial, os.stat(name).st_size)
             except FileNotFoundError:

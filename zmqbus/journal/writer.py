@@ -1,31 +1,31 @@
-"""messages.log: every message, once, in the order of acceptance.
+"""Writing messages.log: every message, once, in the order of acceptance.
 
 Theory of operation
 ===================
 
 The log is a list of *segments*, files of JSON lines: `messages.log` is written to, `messages.log.1` is the one before
-it, and so on. Each segment begins with a line that gives its *serial*, which rises by one with each rotation, so that a
-pointer (serial, offset, length, checksum) holds through any number of renames. The broker is the only writer; anyone
-of the user's processes reads, without a lock.
+it, and so on. Each segment begins with a line that holds its *serial*, which rises by one with each rotation, so that a
+pointer (serial, offset, length, CRC-32) holds through any number of renames. The broker is the only writer; any process
+of the user may read, without a lock.
 
-*What the writer keeps to*
+*Guarantees of the writer*
 
-* A batch goes into the log whole or not at all. A write that fails is cut off again, and where not even that works, the
-  cut is made before the next batch. Only a writer that dies between two bytes of a write leaves a torn line; the next
-  one cuts that off, and says so. (Whole lines of such a batch stay. Nobody has been told of them, so their senders send
-  them again under the same ids, and of two records with one id the later one counts.)
+* A batch goes into the log whole or not at all. A write that fails is cut off again; where even that fails, before the
+  next batch. Only a writer that dies between two bytes of a write leaves a torn line; its successor cuts that off and
+  reports it. (Complete lines of such a batch stay. Nobody has heard of them, so their senders send them again under the
+  same ids, and of two records with one id the later one counts.)
 * Rotation makes the new segment under another name first, so a full disk stops it before anything is renamed. Files are
-  renamed upwards from the first free number, and so a rotation that was cut short leaves a gap and loses nothing.
-* Nothing is deleted but the oldest segments, and those only when nobody's unread mail points into them. A segment whose
-  first line cannot be read may be the one that mail points to, so it is deleted only when no mail is waiting at all.
-* Unread mail keeps its records, not whole segments: what is needed of a segment that is to go is copied into a file of
-  its own (`keep_only`), each record to the offset that it had, with holes between them, and so under the same pointers.
-  The file gets its name when it is whole, and only then the segment goes; a writer that dies between leaves both.
+  renamed upwards from the first free number, so a rotation that was cut short leaves a gap and loses nothing.
+* Only the oldest segments are deleted, and only while no unread mail points into them. A segment whose first line
+  cannot be read may be the one that mail points to, so it is deleted only when no mail is waiting at all.
+* Unread mail keeps its records, not whole segments: `compact` copies the records of a segment that are still needed
+  into a file of their own, each to the offset that it had, with holes between them, so that the pointers hold. The
+  copy gets its name when it is complete, and the segment is deleted after that; a writer that dies between leaves both.
 * If something else has cut, moved or removed the log (`> messages.log`), the writer notices before its next batch and
   begins a segment under a new serial, so that no pointer ever means two things.
-* What was appended outlives the process. To make it outlive a power cut too is what `sync` is for.
+* Appended lines outlive the process. `sync` makes them outlive a power cut too.
 
-What readers do, and can rely on, is in `readback`; what a line looks like, in `record`.
+`reader` describes what readers do; `record`, what a line looks like.
 """
 
 from __future__ import annotations
@@ -39,38 +39,39 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from zmqbus.errors import Unauthorized
-from zmqbus.journal.reader import (
+from zmqbus.journal.lines import find_backward
+from zmqbus.journal.reader import Pointer
+from zmqbus.journal.record import JournalError, SplicedLine, second_of
+from zmqbus.journal.segments import (
     MAX_META_BYTES,
     META_START,
-    Pointer,
-    find_back,
+    compacted,
+    compacted_path,
     is_start_of_meta,
-    kept,
-    kept_path,
     newest_serial,
     open_if_there,
+    read_meta,
+    segments,
     serial_of,
-    survey,
     unfinished,
 )
-from zmqbus.journal.record import JournalError, Spelled, second_of
 from zmqbus.security.private_files import open_private, secure_dir
 
-#: A file of this size still opens in an editor, and is read by grep in 20 ms.
+#: A file of this size still opens in an editor, and grep reads it in 20 ms.
 SEGMENT_BYTES = 50 * 1024 * 1024
-#: Rotated segments that are kept although no mail needs them.
+#: Rotated segments that stay although no mail needs them.
 KEEP_SEGMENTS = 5
-#: Up to here the lines of a batch are joined for writing. Over it, they are handed to the kernel as they are: a copy of
-#: 10 MiB costs more than a longer list.
+#: A batch up to this size is joined for writing. A larger one goes to the kernel as a list: a copy of 10 MiB costs more
+#: than a longer list.
 JOIN_BYTES = 256 * 1024
-#: Copied at a time of what unread mail keeps.
+#: Compaction copies pieces of this size.
 _COPY_BYTES = 1024 * 1024
 #: Buffers in one `writev` (IOV_MAX of Linux and macOS).
 MAX_BUFFERS = 1024
-#: Those of a line that is `Spelled`, with its newline.
+#: Buffers of a `SplicedLine`, with its newline.
 _MOST_PARTS = 4
 
-#: macOS's fsync leaves the data in the disk's own cache; this is the call that does not. Elsewhere, fsync is.
+#: On macOS, fsync leaves the data in the disk's own cache, and this call does not. Elsewhere fsync is enough.
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -80,9 +81,9 @@ class JournalFull(JournalError):
 
 
 class Journal:
-    """The log, open for writing. One process at a time may have it so; the broker's election sees to that.
+    """The log, open for writing. Only one process at a time may have it open: the broker's election ensures that.
 
-    Opening it takes up an existing log where it ends. Raises `Unauthorized` for files that are links or open to others,
+    Continues an existing log at its end. Raises `Unauthorized` for files that are links or open to others,
     and `JournalError` if the log cannot be opened or begun.
     """
 
@@ -92,16 +93,16 @@ class Journal:
         self._keep = keep
         self._closed = False
         self._fd = -1
-        self._torn = False  # a failed write could not be cut off
+        self._torn = False  # a failed write could not be cut off yet
         self._serial = 0
         self._start = 0  # where the first record of the segment is
         self._size = 0
-        #: Serials of the segments that the disk may not have all of. The one that is taken up is among them: an earlier
-        #: writer may not have synced what it wrote.
+        #: Serials of the segments that may not be on the disk completely. The one that is continued is among them: an
+        #: earlier writer may not have synced it.
         self._unsynced: set[int] = set()
-        self._names_unsynced = True  # a file was begun or renamed
-        self._refused: tuple[type[JournalError], str] | None = None  # what a sync met that the disk refused
-        #: What was found damaged, and what has been done about it; None if the log was in order.
+        self._names_unsynced = True  # a file was made or renamed
+        self._refused: tuple[type[JournalError], str] | None = None  # the error of a sync that the disk refused
+        #: Damage that was found, and what was done about it; None if the log was in order.
         self.recovered: str | None = None
         secure_dir(os.path.dirname(path))
         try:
@@ -111,24 +112,20 @@ class Journal:
         except OSError as error:
             raise self._failed(error) from None
 
-    def __repr__(self) -> str:
-        state = f"segment {self._serial}, {self._size:,} bytes" if self._fd >= 0 else "closed"
-        return f"<Journal {self._path}: {state}>"
-
     @property
     def segment(self) -> int:
         """Serial of the segment that is written to."""
         return self._serial
 
     def append(
-        self, lines: Sequence[bytes | Spelled], *, oldest_needed: int | Callable[[], int | None] | None = None
+        self, lines: Sequence[bytes | SplicedLine], *, oldest_needed: int | Callable[[], int | None] | None = None
     ) -> list[Pointer]:
-        """Writes these lines (of `encode_record` or `spelled_line`) and returns where each is; all of them or none.
+        """Writes these lines (of `encode_record` or `splice_line`), all of them or none; returns where each is.
 
         `oldest_needed` is the lowest serial that unread mail points to, None where there is no such mail; or a function
-        that finds it out, which is called only when a rotation is about to delete a segment.
+        that returns it, which is called only before a rotation deletes a segment.
 
-        Raises `JournalFull` or another `JournalError` if they cannot be written. The log is as before then, and takes
+        Raises `JournalFull` or another `JournalError` if they cannot be written. The log is unchanged then, and takes
         the next batch as soon as there is room.
         """
         if not lines:
@@ -144,7 +141,7 @@ class Journal:
         except OSError as error:
             raise self._failed(error) from None
         except Unauthorized as error:
-            # Somebody has changed the permissions of a segment. To the senders of this batch, it cannot be written.
+            # Somebody has changed the permissions of a segment: the senders of this batch hear that it failed.
             raise JournalError(str(error)) from None
         pointers = []
         offset = self._size
@@ -158,13 +155,13 @@ class Journal:
         return pointers
 
     def sync(self) -> None:
-        """Waits until the disk has what was written, so that it outlives a power cut.
+        """Waits until all written lines are on the disk, so that they outlive a power cut.
 
-        Costs nothing if nothing was written since the last time; the first time, the segment that was taken up is made
-        sure of too. Segments that were rotated away are synced as well; what somebody else has removed is not.
+        Costs nothing if nothing was written since the last time. Covers segments that were rotated away and, the first
+        time, the segment that was continued; not files that somebody else has removed.
 
-        Raises `JournalError` if that cannot be done; and if it was the disk that refused, from then on always: the
-        kernel forgets a page that it could not write, and another attempt would only seem to go well.
+        Raises `JournalError` if that fails; and always from then on if the disk refused: the kernel forgets a page that
+        it could not write, so another attempt would only seem to succeed.
         """
         if self._closed:
             raise JournalError("the journal is closed; open another one")
@@ -178,7 +175,7 @@ class Journal:
                 self._flush(self._fd)
                 self._unsynced.remove(self._serial)
             if self._unsynced:
-                for _, serial, name in survey(self._path):
+                for _, serial, name in segments(self._path):
                     fd = open_if_there(name) if serial in self._unsynced else None
                     if fd is not None:
                         try:
@@ -214,7 +211,7 @@ class Journal:
             raise kind(text) from None
 
     def close(self) -> None:
-        """Closes the file. What was written stays; nothing can be appended any more. Idempotent."""
+        """Closes the file; nothing can be appended any more. Idempotent."""
         self._closed = True
         self._forget()
 
@@ -231,7 +228,7 @@ class Journal:
             self._fd = -1
 
     def _ready(self) -> None:
-        """Makes sure that the descriptor is the log's, and that the log is as it was left. 2 µs a batch."""
+        """Makes sure that the descriptor is that of the log, and that nobody else has changed the log. 2 µs a batch."""
         if self._fd < 0:
             self._open()
             return
@@ -248,7 +245,7 @@ class Journal:
             return
         self._forget()
         if not moved and ours.st_size > self._size:
-            # What was added is no record that anybody was told of. It stays, and does no harm.
+            # No pointer leads to the lines that were added. They stay, and do no harm.
             self._report(f"something else has written to {self._path}")
             self._open()
             return
@@ -256,14 +253,14 @@ class Journal:
         self._open(resume=False)
 
     def _open(self, *, resume: bool = True) -> None:
-        """Takes up the log where it ends; begins a segment if there is none, or none that could be gone on with."""
+        """Continues the log at its end; begins a segment if there is none, or none that can be continued."""
         fd = open_private(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             size = os.fstat(fd).st_size
-            head = os.pread(fd, MAX_META_BYTES, 0)
+            head = read_meta(fd)
             serial = serial_of(head)
             if serial is not None and resume:
-                end = find_back(fd, size, b"\n") + 1
+                end = find_backward(fd, size, b"\n") + 1
                 if end < size:
                     os.ftruncate(fd, end)  # guards: journal
                     self._report(f"cut off an unfinished record ({size - end:,} bytes) at the end of {self._path}")
@@ -271,13 +268,13 @@ class Journal:
             elif serial is None and size < MAX_META_BYTES and b"\n" not in head and is_start_of_meta(head):
                 if size:
                     os.ftruncate(fd, 0)
-                    self._report(f"began {self._path} anew, which had no more than an unfinished first line")
-                self._names_unsynced = True  # it may not have been there
+                    self._report(f"restarted {self._path}, which held only an unfinished first line")
+                self._names_unsynced = True  # the file may be new
                 self._serial, self._start = self._begin(fd)
                 self._size = self._start
             else:
                 if serial is None:
-                    self._report(f"put {self._path} aside, which does not begin as a segment does, and began a new one")
+                    self._report(f"set {self._path} aside, which does not begin as a segment, and began a new one")
                 self._rotate(None, delete=False)
                 return
             self._unsynced.add(self._serial)
@@ -291,12 +288,12 @@ class Journal:
 
     def _begin(self, fd: int) -> tuple[int, int]:
         """Writes the first line of a new segment into an empty file; returns its serial and where records start."""
-        thinned = max((serial for serial, _ in kept(self._path)), default=0)
-        # guards: retention: serials are never reused [, thinned =>]
-        serial = max(self._serial, newest_serial(survey(self._path)), thinned) + 1
+        compacted_serial = max((serial for serial, _ in compacted(self._path)), default=0)
+        # guards: retention: serials are never reused [, compacted_serial =>]
+        serial = max(self._serial, newest_serial(segments(self._path)), compacted_serial) + 1
         meta = META_START + b'%d,"format":1,"created":"%sZ"}\n' % (serial, second_of(int(time.time())).encode())
         if os.write(fd, meta) != len(meta):
-            # What it took is recognised as an unfinished first line.
+            # The part that was written is recognised as an unfinished first line.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return serial, len(meta)
 
@@ -304,12 +301,12 @@ class Journal:
         new_path = self._path + ".new"
         fd = open_private(new_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC)
         try:
-            # If this fails, nothing has been renamed, and the segment that was written to goes on.
+            # If this fails, nothing has been renamed, and the current segment goes on.
             serial, start = self._begin(fd)
             number = 1
             while os.path.lexists(f"{self._path}.{number}"):
                 number += 1
-            # If one of these fails, the next batch opens the log anew, and takes up whatever it finds.
+            # If one of these fails, the next batch opens the log again and continues what it finds.
             self._forget()
             self._names_unsynced = True
             for to in range(number, 1, -1):
@@ -324,7 +321,7 @@ class Journal:
             self._delete_old(oldest_needed)
 
     def _delete_old(self, oldest_needed: int | Callable[[], int | None] | None) -> None:
-        old = [(serial, name) for number, serial, name in survey(self._path) if number > self._keep]
+        old = [(serial, name) for number, serial, name in segments(self._path) if number > self._keep]
         if not old:
             return
         needed = oldest_needed() if callable(oldest_needed) else oldest_needed
@@ -333,35 +330,37 @@ class Journal:
                 try:
                     os.unlink(name)
                 except OSError:
-                    # Too much is kept, which is no reason to refuse mail. The next rotation tries again.
+                    # Too many segments are no reason to refuse mail. The next rotation tries again.
                     pass
 
-    # --- what unread mail keeps
+    # --- compaction
 
     def excess(self) -> list[tuple[int, str]]:
-        """Serials and files of the segments that are kept for unread mail alone."""
-        return [(serial, name) for number, serial, name in survey(self._path) if number > self._keep and serial]
+        """Serials and paths of the segments that stay only because unread mail points into them."""
+        return [(serial, name) for number, serial, name in segments(self._path) if number > self._keep and serial]
 
     def sizes(self, files: Sequence[tuple[int, str]]) -> list[int]:
-        """How much of the disk each of these takes."""
+        """Bytes on the disk of each of these."""
         found = []
         for _, name in files:
             with suppress(OSError):
                 found.append(os.stat(name).st_blocks * 512)
         return found
 
-    def kept(self) -> list[tuple[int, str, int]]:
-        """Serials and files of what was kept of earlier ones, and how much of the disk each takes."""
+    def compacted(self) -> list[tuple[int, str, int]]:
+        """Serial, path and bytes on the disk of each compacted segment."""
         found = []
-        for serial, name in kept(self._path):
+        for serial, name in compacted(self._path):
             with suppress(OSError):
                 found.append((serial, name, os.stat(name).st_blocks * 512))
         return found
 
-    def keep_only(self, serial: int, name: str, records: Sequence[tuple[int, int]]) -> None:
-        """Keeps these records, (offset, length) in order, of the segment `serial` in this file, and removes the rest;
-        of a file that `keep_only` has made, likewise. Raises `JournalError` if that cannot be done: nothing changes."""
-        target = kept_path(self._path, serial)
+    def compact(self, serial: int, name: str, records: Sequence[tuple[int, int]]) -> None:
+        """Keeps only these records, (offset, length) in order, of a segment or of an already compacted one.
+
+        `serial` is its serial, `name` its path. Raises `JournalError` if that cannot be done; nothing changes then.
+        """
+        target = compacted_path(self._path, serial)
         new = f"{target}.new"
         try:
             if records:
@@ -385,30 +384,30 @@ class Journal:
         fd = open_private(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             for offset, length in records:
-                at, end = offset - 1, offset + length + 1  # with the line ends before and behind it
+                at, end = offset - 1, offset + length + 1  # with the newlines before and after it
                 while at < end:
                     piece = os.pread(source, min(_COPY_BYTES, end - at), at)
                     if not piece:
-                        break  # it was cut: whoever reads the record hears that it is damaged
+                        break  # it was cut: a reader of the record hears that it is damaged
                     at += os.pwrite(fd, piece, at)
-            os.fsync(fd)  # the segment goes when this has its name, and no later write would show that it is not there
+            os.fsync(fd)  # the segment is deleted once this has its name, and no later error would show a lost write
         finally:
             os.close(fd)
 
-    def _write(self, lines: Sequence[bytes | Spelled], total_bytes: int) -> None:
-        """One write for all, where the kernel takes it in one. On failure, the file has its old size again."""
+    def _write(self, lines: Sequence[bytes | SplicedLine], total_bytes: int) -> None:
+        """Writes the lines in one call where the kernel can. After a failure the file has its old size again."""
         buffers: list[bytes] = []
         if total_bytes > JOIN_BYTES and _MOST_PARTS * len(lines) <= MAX_BUFFERS:
             for line in lines:
-                buffers += (*line.parts, b"\n") if isinstance(line, Spelled) else (line, b"\n")
+                buffers += (*line.parts, b"\n") if isinstance(line, SplicedLine) else (line, b"\n")
         else:
-            if Spelled in set(map(type, lines)):
-                lines = [b"".join(line.parts) if isinstance(line, Spelled) else line for line in lines]
-            buffers.append(b"\n".join((*lines, b"")))  # type: ignore[arg-type]  # none of them is spelled here
+            if SplicedLine in set(map(type, lines)):
+                lines = [b"".join(line.parts) if isinstance(line, SplicedLine) else line for line in lines]
+            buffers.append(b"\n".join((*lines, b"")))  # type: ignore[arg-type]  # none of them is spliced here
         try:
             written = os.writev(self._fd, buffers)
             if written < total_bytes:
-                # A disk that has become full takes a part first. To go on is the way to hear why.
+                # A disk that becomes full takes a part first. Writing on brings the reason.
                 left = memoryview(b"".join(buffers))[written:]
                 while left:
                     left = left[os.write(self._fd, left) :]
@@ -416,5 +415,5 @@ class Journal:
             try:
                 os.ftruncate(self._fd, self._size)  # guards: journal
             except OSError:
-                self._torn = True  # `_ready` does it before the next batch
+                self._torn = True  # `_ready` cuts it off before the next batch
             raise

@@ -10,7 +10,7 @@ from zlib import crc32
 from zmqbus.client import core as client
 from zmqbus.client.seen import TakenIds
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal.record import spell
+from zmqbus.journal.large_record import escape_body
 from zmqbus.wire import codec, verbs
 from zmqbus.wire.verbs import Format, Scope
 
@@ -207,7 +207,7 @@ class SimClient:
         """Writes a large body to the spool file, and returns the envelope that refers to it."""
         msg_id, scope, target, fmt, reply_to, _, body = send
         try:
-            piece = spell(verbs.FORMAT_WORDS[fmt], body)
+            piece = escape_body(verbs.FORMAT_WORDS[fmt], body)
         except ZmqbusError:
             return send
         # One is not overwritten by the next, so the offsets rise.

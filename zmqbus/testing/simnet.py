@@ -26,7 +26,7 @@ from zmqbus.broker.storage.api import StoreError
 from zmqbus.client import core as client
 from zmqbus.client.seen import TakenIds
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
-from zmqbus.journal.record import Earlier, Spelled, decode_record, encode_all
+from zmqbus.journal.record import Earlier, SplicedLine, decode_record, encode_all
 from zmqbus.security.digest import sha256
 from zmqbus.testing.simclient import SimClient
 from zmqbus.testing.store import MemoryStore
@@ -248,7 +248,7 @@ class SimNet:
                     self._channels.append(effect)
                 case events.Append(record):
                     lines = encode_all((record,))
-                    self._records += [b"".join(line.parts) if isinstance(line, Spelled) else line for line in lines]
+                    self._records += [b"".join(line.parts) if isinstance(line, SplicedLine) else line for line in lines]
                 case events.Note(text):
                     self.notes.append(text)
                 case events.Halt():

@@ -15,8 +15,9 @@ from zmqbus.broker.shell import compaction
 from zmqbus.broker.shell.compaction import LOOK_S, Compaction
 from zmqbus.broker.storage.api import Entry, StoreError
 from zmqbus.broker.storage.sqlite import Database
-from zmqbus.journal.reader import Reader, find, kept, kept_path
+from zmqbus.journal.reader import Reader, find
 from zmqbus.journal.record import JournalError, encode_record
+from zmqbus.journal.segments import compacted, compacted_path
 from zmqbus.journal.verify import LogCheck
 from zmqbus.journal.writer import Journal
 
@@ -116,7 +117,7 @@ def test_one_unread_message_keeps_itself_and_not_what_was_said_after_it(log: Log
         log.check()
         assert log.disk_bytes < (KEEP + 3) * SEGMENT_BYTES
     assert log.compaction.kept_bytes <= 8192
-    assert [serial for serial, _ in kept(log.path)] == [1]
+    assert [serial for serial, _ in compacted(log.path)] == [1]
     log.restart()
     log.check()
 
@@ -125,10 +126,10 @@ def test_it_goes_when_it_is_read(log: Log) -> None:
     number = log.say(b"unread", keep=True)
     log.fill(10)
     log.compact()
-    assert kept(log.path)
+    assert compacted(log.path)
     log.read(number)
     log.compact()
-    assert kept(log.path) == [] and log.compaction.kept_bytes == 0
+    assert compacted(log.path) == [] and log.compaction.kept_bytes == 0
 
 
 def test_the_first_and_the_last_record_of_a_segment_and_large_ones(log: Log) -> None:
@@ -139,7 +140,7 @@ def test_the_first_and_the_last_record_of_a_segment_and_large_ones(log: Log) -> 
     log.fill(10)
     log.compact()
     log.check()
-    assert len(kept(log.path)) >= 4
+    assert len(compacted(log.path)) >= 4
 
 
 def test_what_was_kept_is_thinned_again_when_most_of_it_is_read(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,10 +161,10 @@ def test_what_is_under_way_is_left_alone_until_it_has_arrived(log: Log) -> None:
     log.under_way = 1
     log.fill(10)
     log.compact()
-    assert kept(log.path) == [] and log.journal.excess()
+    assert compacted(log.path) == [] and log.journal.excess()
     log.under_way = None
     log.compact()
-    assert [serial for serial, _ in kept(log.path)] == [1] and not log.journal.excess()
+    assert [serial for serial, _ in compacted(log.path)] == [1] and not log.journal.excess()
     log.check()
 
 
@@ -173,7 +174,7 @@ def test_nothing_is_thinned_while_the_store_does_not_know_all(log: Log) -> None:
     entry = Entry("pending00001", "s", "n", None, 0, "bob", 0, None, 1.0, 1.0, 1, log.unread[1][0], b"")
     log.store.put("box", 99, entry)
     log.compact()
-    assert kept(log.path) == []
+    assert compacted(log.path) == []
 
 
 def test_a_new_segment_never_gets_the_serial_of_one_that_was_kept(log: Log) -> None:
@@ -186,7 +187,7 @@ def test_a_new_segment_never_gets_the_serial_of_one_that_was_kept(log: Log) -> N
         if "kept" not in name.name:
             name.unlink()
     log.open()
-    assert log.journal.segment > max(serial for serial, _ in kept(log.path))
+    assert log.journal.segment > max(serial for serial, _ in compacted(log.path))
     log.check()
 
 
@@ -266,7 +267,7 @@ def test_a_full_disk_leaves_all_as_it_was_and_is_tried_again(log: Log, monkeypat
         patched.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         log.compact()
     assert log.warnings and "no room" in log.warnings[0]
-    assert kept(log.path) == [] and log.journal.excess()
+    assert compacted(log.path) == [] and log.journal.excess()
     log.check()
     log.compact()
     assert not log.journal.excess()
@@ -290,6 +291,6 @@ def test_a_file_that_others_can_read_is_not_touched(log: Log) -> None:
     ((serial, name), *_) = log.journal.excess()[-1:]
     os.chmod(name, 0o644)
     with pytest.raises(JournalError):
-        log.journal.keep_only(serial, name, [(100, 10)])
-    assert os.path.exists(name) and not os.path.exists(kept_path(log.path, serial))
+        log.journal.compact(serial, name, [(100, 10)])
+    assert os.path.exists(name) and not os.path.exists(compacted_path(log.path, serial))
     os.chmod(name, 0o600)

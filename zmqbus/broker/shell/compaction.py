@@ -2,7 +2,7 @@
 
 A segment past the number that is kept for everybody stays as long as a message in some mailbox points into it. Without
 compaction, one message that is never read would keep everything that was journaled after it. So such a segment is
-reduced to the records that the store points to (`Journal.keep_only`); the pointers stay valid.
+reduced to the records that the store points to (`Journal.compact`); the pointers stay valid.
 
 Compaction looks for work at the start and whenever a segment was begun. It rewrites one file at a time, and only when
 the store has nothing uncommitted, so that the store knows every pointer. Segments with messages in flight are left
@@ -65,7 +65,7 @@ class Compaction:
         """Lists the files to compact, and measures what is kept."""
         todo = self._journal.excess()
         whole = self._journal.sizes(todo)
-        compacted = self._journal.kept()
+        compacted = self._journal.compacted()
         self.kept_bytes = sum(whole) + sum(size_bytes for _, _, size_bytes in compacted)
         self._look_again = bool(self.kept_bytes)
         for serial, name, size_bytes in compacted:
@@ -77,4 +77,4 @@ class Compaction:
     def _compact(self, serial: int, name: str) -> None:
         oldest = self._core.oldest_under_way()
         if oldest is None or serial < oldest:  # guards: retention: messages in flight point into it [on]
-            self._journal.keep_only(serial, name, self._store.records_in(serial))
+            self._journal.compact(serial, name, self._store.records_in(serial))

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal.reader import survey
 from zmqbus.journal.search_index import DamagedIndex, Index, remove
+from zmqbus.journal.segments import segments
 from zmqbus.settings import Settings, load
 from zmqbus.system import children
 
@@ -95,7 +95,7 @@ class Keeper:
         """How much the log has grown."""
         if self._waiting_bytes < 0:
             # What an earlier broker has left may all be indexed; the first process finds out.
-            self._waiting_bytes = sum(os.stat(name).st_size for _, _, name in survey(self._log_path)[1:])
+            self._waiting_bytes = sum(os.stat(name).st_size for _, _, name in segments(self._log_path)[1:])
         try:
             found = os.stat(self._log_path)
         except FileNotFoundError:

@@ -39,7 +39,7 @@ from zmqbus.broker.storage.api import StoreError
 from zmqbus.broker.storage.sqlite import Database
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal.reader import recent
-from zmqbus.journal.record import Earlier, JournalError, Record, Records, Spelled, encode_all
+from zmqbus.journal.record import Earlier, JournalError, Record, Records, SplicedLine, encode_all
 from zmqbus.journal.writer import Journal
 from zmqbus.process import Process, has_ended
 from zmqbus.security.keys import BrokerKeys, broker_keys
@@ -151,7 +151,7 @@ class Server:
         self._stop_reason: str | None = None
         self._outbox: dict[bytes, list[verbs.Envelope]] = {}
         self._channels: list[events.Publish] = []
-        self._records: list[Record | Records | Spelled] = []
+        self._records: list[Record | Records | SplicedLine] = []
         self._decoder = codec.Decoder(from_broker=False)
         self._idle_since_s = 0.0
         self._ticked_s = 0.0
