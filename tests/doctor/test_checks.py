@@ -155,7 +155,7 @@ class TestStorage:
         log = Journal(settings.paths.log)
         log.append([line(ids(1)[0])])
         log.close()
-        monkeypatch.setattr(history, "lines_back", io_error)
+        monkeypatch.setattr(history, "lines_backward", io_error)
         (finding,) = storage.log(settings)
         assert finding.level == "fault"
         assert "Input/output error" in finding.says
