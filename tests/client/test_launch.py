@@ -281,10 +281,10 @@ def test_broker_in_another_network(settings, monkeypatch, boot, where, found):
     monkeypatch.setattr(network, "try_port", lambda port: found)
     serve_elsewhere(settings, Network("2", boot))
     if found is Port.OPEN:  # somebody forwards it
-        launch.check_reach(settings)
+        launch.check_reach(settings, launch.find_broker(settings))
         return
     with pytest.raises(BrokerUnavailable, match=where) as caught:
-        launch.check_reach(settings)
+        launch.check_reach(settings, launch.find_broker(settings))
     assert "pid 4711 there" in str(caught.value) and "INTER_SESSION_DATA_DIR" in str(caught.value)
 
 
@@ -292,6 +292,6 @@ def test_broker_in_another_network(settings, monkeypatch, boot, where, found):
 def test_broker_in_this_network_is_not_tried(settings, monkeypatch, served):
     monkeypatch.setattr(network, "here", lambda: Network("1", "this"))
     monkeypatch.setattr(network, "try_port", lambda port: pytest.fail("each command would pay for it"))
-    launch.check_reach(settings)
+    launch.check_reach(settings, launch.find_broker(settings))
     serve_elsewhere(settings, served)
-    launch.check_reach(settings)
+    launch.check_reach(settings, launch.find_broker(settings))

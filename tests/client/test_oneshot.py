@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import zmqbus
+from tests.conftest import ROOT, RunBin
 from zmqbus import errors
-from zmqbus.client import oneshot
+from zmqbus.client import launch, oneshot
 from zmqbus.client.core import Incoming, Persona
+from zmqbus.client.launch import broker_pid
 from zmqbus.client.oneshot import CommandBus
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
+from zmqbus.security.keys import client_keys
 from zmqbus.settings import Settings, load
+from zmqbus.system.network import Network
+from zmqbus.system.pidfile import Served
 from zmqbus.testing import session_id_of
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Role
@@ -164,3 +178,81 @@ def test_requests(settings):
         with pytest.raises(errors.ProtocolError):
             observer.request(lambda ref: verbs.Rename(ref, "x"))
         assert "ready" in repr(observer)
+
+
+class TestImpatientObserver:
+    """An observer that starts no broker, and waits for an answer no longer than it was told to."""
+
+    @pytest.fixture
+    def settings(self, data_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> Settings:
+        monkeypatch.setenv("INTER_SESSION_PORT", str(free_port))
+        client_keys(str(data_dir))
+        return load()
+
+    @staticmethod
+    def figures(settings: Settings, patience_s: float) -> dict[str, Any]:
+        with oneshot.observer(settings, starts=False, patience_s=patience_s) as bus:
+            return bus.figures()
+
+    def test_figures(self, settings: Settings, run_bin: RunBin) -> None:
+        run_bin("zmqbus", "broker")
+        figures = self.figures(settings, PATIENCE_S)
+        assert (figures["sessions"], figures["connections"]) == (0, 1)
+
+    def test_a_list_in_pages(self, settings: Settings) -> None:
+        """This broker's pages have two rows."""
+        code = (
+            "import zmqbus.wire.verbs; zmqbus.wire.verbs.LIST_PAGE = 2; from zmqbus.cli import broker; "
+            "broker.main(['--foreground'])"
+        )
+        broker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+        try:
+            end_s = time.monotonic() + PATIENCE_S
+            while broker_pid(settings) != broker.pid:
+                assert time.monotonic() < end_s
+                time.sleep(0.01)
+            with (
+                zmqbus.connect("one"),
+                zmqbus.connect("two"),
+                zmqbus.connect("three"),
+                oneshot.observer(settings, starts=False, patience_s=PATIENCE_S) as bus,
+            ):
+                assert sorted(session.name for session in bus.sessions()) == ["one", "three", "two"]
+                assert bus.figures()["sessions"] == 3
+            with oneshot.observer(settings, starts=False, patience_s=PATIENCE_S) as bus:
+                assert bus.sessions() == []
+                assert len(bus.sessions(everyone=True)) == 3
+        finally:
+            broker.terminate()
+            broker.wait(PATIENCE_S)
+
+    def test_no_broker(self, settings: Settings) -> None:
+        with pytest.raises(errors.BrokerUnavailable, match="no broker runs on port"):
+            self.figures(settings, 0.2)
+        assert broker_pid(settings) is None
+
+    def test_another_program_holds_the_port(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        served = Served(settings.port, os.getpid(), None, Network())
+        monkeypatch.setattr(launch, "find_broker", lambda _: served)
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", settings.port))
+            held.listen()
+            with pytest.raises(errors.BrokerUnavailable, match=r"does not answer within 0\.2 s"):
+                self.figures(settings, 0.2)
+
+    def test_a_stopped_broker(self, settings: Settings, run_bin: RunBin) -> None:
+        run_bin("zmqbus", "broker")
+        pid = broker_pid(settings)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(errors.BrokerUnavailable, match="does not answer"):
+                self.figures(settings, 0.2)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def test_damaged_keys(self, settings: Settings) -> None:
+        (Path(settings.paths.keys) / "client.key_secret").write_text("rubbish")
+        with pytest.raises(errors.ZmqbusError, match="holds no public key"):
+            self.figures(settings, 0.2)

@@ -99,12 +99,17 @@ def start_broker(settings: Settings, new_port: Callable[[], int]) -> Iterator[Ca
         broker.close()
 
 
+def served(settings: Settings) -> Served:
+    """What a broker on the settings' port says of itself."""
+    return Served(settings.port, 1, None, Network())
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """Records the launches; none happens. There is a broker for all that `broker_pid` says."""
+    """Records the launches; none happens. There is a broker for all that `find_broker` says."""
     calls: list[Settings] = []
     monkeypatch.setattr(launch, "launch", calls.append)
-    monkeypatch.setattr(launch, "broker_pid", lambda _: 1)
+    monkeypatch.setattr(launch, "find_broker", served)
     return calls
 
 
@@ -177,7 +182,7 @@ def test_an_answer_that_comes_with_the_loss_is_told_before_a_launch(link, start_
     assert link.pump(0) == [core.Response("s", verbs.Done("s", "stopping"))]
     assert link.core.phase is core.Phase.OFFLINE
     assert launched == []
-    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    monkeypatch.setattr(launch, "find_broker", lambda _: None)
     link.pump(0)
     assert len(launched) == 1  # whoever goes on does need one
 
@@ -200,7 +205,7 @@ def test_what_it_cannot_read_is_passed_over(link, start_broker, launched):
 
 
 def test_without_a_broker_one_is_launched_first(link, monkeypatch, launched, start_broker):
-    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    monkeypatch.setattr(launch, "find_broker", lambda _: None)
     link.open()
     assert len(launched) == 1
     enter(link, start_broker())
@@ -221,17 +226,17 @@ def test_one_that_is_there_is_not_launched_while_it_is_slow(link, launched, monk
     """As in a storm of a thousand clients, each of which would start a process for nothing."""
     looks: list[int] = []
 
-    def look(_: Settings) -> int:
+    def look(settings: Settings) -> Served:
         looks.append(1)
-        return 1
+        return served(settings)
 
-    monkeypatch.setattr(launch, "broker_pid", look)
+    monkeypatch.setattr(launch, "find_broker", look)
     monkeypatch.setattr(link_module, "LOOK_S", 0.001)
     monkeypatch.setattr(link_module, "INSIST_S", DEADLINE_S)
     link.open()
     until(lambda: len(looks) > 5, link)
     assert launched == []
-    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    monkeypatch.setattr(launch, "find_broker", lambda _: None)
     until(lambda: launched, link)  # it has gone
 
 
@@ -253,10 +258,10 @@ def test_one_that_only_looks_starts_no_broker(settings, launched, monkeypatch):
     """Neither where there is none, nor in the place of one that does not answer."""
     link = Link(settings, core.ClientCore(PERSONA, "0"), starts=False)
     with contextlib.closing(link):
-        monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+        monkeypatch.setattr(launch, "find_broker", lambda _: None)
         with pytest.raises(BrokerUnavailable, match=f"no broker runs on port {settings.port}; "):
             link.open()
-        monkeypatch.setattr(launch, "broker_pid", lambda _: 1)
+        monkeypatch.setattr(launch, "find_broker", served)
         monkeypatch.setattr(link_module, "LOOK_S", 0.02)
         monkeypatch.setattr(link_module, "CONNECT_S", 0.1)
         link.open()
@@ -274,7 +279,7 @@ def test_one_that_only_looks_does_not_bring_back_a_broker_that_ends(settings, st
         enter(link, broker)
         link.perform(link.core.request(verbs.List("l", True, "")))
         broker.close()
-        monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+        monkeypatch.setattr(launch, "find_broker", lambda _: None)
         with pytest.raises(BrokerUnavailable, match="no broker runs on port"):
             until(lambda: False, link)
     assert launched == []
@@ -287,7 +292,7 @@ def test_a_patient_one_goes_on_for_ever_with_longer_and_longer_pauses(link, monk
 
     tries: list[float] = []
     monkeypatch.setattr(launch, "launch", fail)
-    monkeypatch.setattr(launch, "broker_pid", lambda _: None)
+    monkeypatch.setattr(launch, "find_broker", lambda _: None)
     monkeypatch.setattr(link_module, "BACKOFF_S", (0.01, 0.04))
     link.patient = True
     link._pause_s = 0.01
@@ -329,8 +334,7 @@ def test_it_turns_to_the_port_on_which_the_next_broker_is(link, settings, start_
     link.open()
     assert link.port == 1
     broker = start_broker()
-    served = Served(settings.port, 1, None, Network())
-    monkeypatch.setattr(launch, "find_broker", lambda _: served)
+    monkeypatch.setattr(launch, "find_broker", lambda _: served(settings))
     enter(link, broker)
     assert link.port == settings.port
 

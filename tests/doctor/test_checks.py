@@ -20,7 +20,7 @@ import zmq
 
 import zmqbus
 from tests.records import ids, line
-from zmqbus.client import probe
+from zmqbus.client import oneshot
 from zmqbus.doctor import broker, checks, environment, leftovers, permissions, report, storage
 from zmqbus.doctor.installation import install_command
 from zmqbus.doctor.report import Finding, fault, ok, warning
@@ -128,10 +128,10 @@ class TestBroker:
     def test_log_kept_for_unread_mail(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, warned: bool
     ) -> None:
-        class FakeProbe:
-            def __init__(self, _: Settings) -> None: ...
+        class FakeObserver:
+            def __init__(self, _: Settings, **__: Any) -> None: ...
 
-            def __enter__(self) -> FakeProbe:
+            def __enter__(self) -> FakeObserver:
                 return self
 
             def __exit__(self, *_: object) -> None: ...
@@ -142,7 +142,7 @@ class TestBroker:
 
         served = pidfile.Served(settings.port, 4711, None, network.here())
         monkeypatch.setattr(broker, "find_broker", lambda _: served)
-        monkeypatch.setattr(probe, "Probe", FakeProbe)
+        monkeypatch.setattr(oneshot, "observer", FakeObserver)
         found = [finding for finding in broker.broker(settings) if finding.check == "mail"]
         assert bool(found) is warned
         if warned:

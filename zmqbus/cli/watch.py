@@ -19,7 +19,7 @@ from zmqbus.cli.format import line_of, pause, width_of_terminal
 from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.client.launch import broker_pid
-from zmqbus.client.probe import Probe
+from zmqbus.client.oneshot import observer
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.journal.filter import Entry
 from zmqbus.journal.history import History
@@ -135,8 +135,8 @@ class Watcher:
         if broker_pid(self.settings) is None:
             return Look([], {}, {}, f"no broker runs on port {port}; the next session starts one")
         try:
-            with Probe(self.settings, PATIENCE_S) as probe:
-                return Look(probe.sessions(everyone=True), probe.figures(), {}, None)
+            with observer(self.settings, starts=False, patience_s=PATIENCE_S) as bus:
+                return Look(bus.sessions(everyone=True), bus.figures(), {}, None)
         except BrokerError as error:
             return Look(self.look.sessions, {}, {}, str(error))
 

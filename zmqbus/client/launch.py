@@ -62,21 +62,21 @@ def at_broker(settings: Settings) -> Settings:
     return settings if served is None else settings._replace(port=served.port)
 
 
-def check_reach(settings: Settings) -> None:
+def check_reach(settings: Settings, served: pidfile.Served | None) -> None:
     """Raises `BrokerUnavailable` where the broker is in another network, whose loopback cannot be reached from here.
 
-    Looks at the own network, and only where it is another one tries the port: somebody may forward it."""
-    settings = at_broker(settings)
-    served = pidfile.read(settings.paths, settings.port)
+    `served`: the result of `find_broker`; if that is None, the pid file of the port counts. Compares the networks, and
+    tries the port only where they differ: somebody may forward it."""
+    served = served or pidfile.read(settings.paths, settings.port)
     here = network.here()
-    if served is None or not served.network.differs(here) or network.try_port(settings.port) is network.Port.OPEN:
+    if served is None or not served.network.differs(here) or network.try_port(served.port) is network.Port.OPEN:
         return
     if served.network.boot == here.boot:
         where = "in another network than this shell (one of them is in a sandbox or a container),"
     else:
         where = "on another machine, or in a virtual one,"
     raise BrokerUnavailable(
-        f"the broker of {settings.data_dir} (pid {served.pid} there) runs {where} so its port {settings.port} cannot "
+        f"the broker of {settings.data_dir} (pid {served.pid} there) runs {where} so its port {served.port} cannot "
         f"be reached from here. {network.GET_OUT}; or set INTER_SESSION_DATA_DIR to a directory of its own"
     )
 

@@ -10,14 +10,17 @@ that a broker was heard of.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import zmqbus
 from zmqbus import errors
 from zmqbus.client import core
+from zmqbus.client.launch import check_loopback
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipt_of
 from zmqbus.client.seen import TakenIds
 from zmqbus.client.transport import Link
@@ -36,10 +39,19 @@ class CommandBus:
     """A connection for a command or a simple script. A context manager; not thread-safe, and not to be forked."""
 
     def __init__(
-        self, settings: Settings, persona: core.Persona, taken: TakenIds | None = None, *, starts: bool = True
+        self,
+        settings: Settings,
+        persona: core.Persona,
+        taken: TakenIds | None = None,
+        *,
+        starts: bool = True,
+        patience_s: float | None = None,
     ) -> None:
         """`taken`: what was taken before, where that is remembered for longer than this bus lives. `starts`: whether
-        a broker is started where none runs; else that is a `BrokerUnavailable`."""
+        a broker is started where none runs; else that is a `BrokerUnavailable`. `patience_s`: the seconds that all
+        calls together may wait; None: no such limit."""
+        self._patience_s = patience_s
+        self._end_s = math.inf if patience_s is None else time.monotonic() + patience_s
         self._taken = TakenIds() if taken is None else taken
         self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__, self._taken), starts=starts)
         self._new_id = verbs.IdMaker()
@@ -194,6 +206,12 @@ class CommandBus:
                 return rows
             after = rows[-1].session_id
 
+    def figures(self) -> dict[str, Any]:
+        """The broker's metrics by name; see `zmqbus.wire.metrics_catalogue`."""
+        health = self.request(verbs.Status)
+        assert isinstance(health, verbs.Health)
+        return dict(health.figures)
+
     def request(self, make: Callable[[str], verbs.Envelope]) -> verbs.Envelope:
         """Asks for something and waits for the response. `make` gets the ref to use. Raises what the broker refuses."""
         ref = self._ref()
@@ -221,13 +239,22 @@ class CommandBus:
         while not done():
             if self._link.core.phase is not core.Phase.READY:
                 heard_s = time.monotonic()  # the link itself gives up on a broker that does not come
-            left_s = heard_s + CONFIRM_S - time.monotonic()
+            now_s = time.monotonic()
+            if now_s >= self._end_s:
+                raise self._impatience()
+            left_s = min(heard_s + CONFIRM_S, self._end_s) - now_s
             if left_s <= 0:
                 raise errors.BrokerUnavailable(
                     f"the broker does not answer ({CONFIRM_S:g} s); see zmqbus broker --status, and repeat the command "
                     "when it does"
                 )
             self._pump(left_s)
+
+    def _impatience(self) -> errors.BrokerUnavailable:
+        check_loopback(self._link.port)
+        return errors.BrokerUnavailable(
+            f"the broker on port {self._link.port} does not answer within {self._patience_s:g} s; see: zmqbus doctor"
+        )
 
     def _pump(self, timeout_s: float | None) -> None:
         self._take_in(self._link.pump(timeout_s))
@@ -258,7 +285,8 @@ def guest(settings: Settings, name: str) -> CommandBus:
     return CommandBus(settings, core.Persona(role=Role.GUEST, name=name, token=verbs.new_token()))
 
 
-def observer(settings: Settings, *, starts: bool = True) -> CommandBus:
-    """A bus for looking only. One that does not `starts` never starts a broker, also not in the place of one that ends
-    while it is asked: `zmqbus broker --stop` would be undone by whoever happens to look."""
-    return CommandBus(settings, core.Persona(role=Role.OBSERVER), starts=starts)
+def observer(settings: Settings, *, starts: bool = True, patience_s: float | None = None) -> CommandBus:
+    """Returns a client for looking only. Without `starts` it never starts a broker, not even in the place of one that
+    ends while it is asked: every look would undo `zmqbus broker --stop`. All its calls together wait for `patience_s`
+    at most, and then raise `BrokerUnavailable`: a healthy broker answers within milliseconds."""
+    return CommandBus(settings, core.Persona(role=Role.OBSERVER), starts=starts, patience_s=patience_s)

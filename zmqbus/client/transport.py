@@ -25,6 +25,7 @@ from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusErro
 from zmqbus.security.keys import ClientKeys, client_keys, curve_client
 from zmqbus.settings import Settings, warn_on_stderr
 from zmqbus.system import descriptors
+from zmqbus.system.pidfile import Served
 from zmqbus.wire import codec, sockets, verbs
 
 if TYPE_CHECKING:
@@ -157,13 +158,15 @@ class Link:
         """
         self._since_s = time.monotonic()
         self._next_launch_s = self._since_s + LOOK_S
+        served = launch.find_broker(self._settings)
         if not self._starts:
-            self._demand_broker()
-        elif launch.broker_pid(self._settings) is None:
+            self._demand(served)
+        elif served is None:
             self._launch()
+            served = launch.find_broker(self._settings)
         else:
-            launch.check_reach(self._settings)
-        self._port = launch.at_broker(self._settings).port
+            launch.check_reach(self._settings, served)
+        self._port = self._settings.port if served is None else served.port
         self._dealer.connect(endpoint(self._port))
 
     @property
@@ -385,35 +388,37 @@ class Link:
                 "or stop it with: zmqbus broker --stop"
             )
         self._next_launch_s = now_s + LOOK_S
+        served = launch.find_broker(self._settings)
         if not self._connected and not self._has_tried and not self.patient:
-            self._check_loopback()
+            self._check_loopback(served)
         unheard = not self._launched and not self._connected
         if not self._starts:
-            self._demand_broker()
-        elif (unheard and waited_s > INSIST_S) or launch.broker_pid(self._settings) is None:
+            self._demand(served)
+        elif (unheard and waited_s > INSIST_S) or served is None:
             self._launch()
-        self._follow()
+            served = launch.find_broker(self._settings)
+        self._follow(self._settings.port if served is None else served.port)
 
-    def _follow(self) -> None:
+    def _follow(self, port: int) -> None:
         """Turns to the port on which the broker is now: the next one may have found the last one's taken."""
-        port = launch.at_broker(self._settings).port
         if port != self._port and not self._connected:  # guards: reconnect: the broker has another port now [off]
             self._dealer.disconnect(endpoint(self._port))
             self._dealer.connect(endpoint(port))
             self._port = port
 
-    def _demand_broker(self) -> None:
-        if launch.broker_pid(self._settings) is None:
+    def _demand(self, served: Served | None) -> None:
+        """Raises `BrokerUnavailable` where no broker runs, or none that can be reached."""
+        if served is None:
             raise BrokerUnavailable(
                 f"no broker runs on port {self._settings.port}; the next session starts one, or: zmqbus broker"
             )
-        launch.check_reach(self._settings)
+        launch.check_reach(self._settings, served)
 
-    def _check_loopback(self) -> None:
-        """Nobody has answered for half a second: it may be this process that cannot. Looked at once: a thousand clients
-        that wait for one broker are not to double its work."""
+    def _check_loopback(self, served: Served | None) -> None:
+        """Checks, after half a second without an answer, whether this process can use the loopback at all. Once: a
+        thousand clients that wait for one broker must not double its work."""
         self._has_tried = True
-        launch.check_reach(self._settings)
+        launch.check_reach(self._settings, served)
         launch.check_loopback(self._port)
 
     def _launch(self) -> None:

@@ -25,6 +25,8 @@ from zmqbus.text.display import sanitise
 _OPTION = "CLAUDE_PLUGIN_OPTION_PORT"
 #: Warn when this much old log is kept for unread mail: as much as the log keeps anyway.
 MUCH_KEPT_BYTES = 256 * 1024 * 1024
+#: A broker answers within milliseconds; one that takes this long is stopped, or overloaded.
+PATIENCE_S = 3.0
 
 
 def broker(settings: Settings) -> Iterator[Finding]:
@@ -34,17 +36,17 @@ def broker(settings: Settings) -> Iterator[Finding]:
     if served is None:
         yield from _no_broker(settings)
         return
-    from zmqbus.client.probe import Probe  # needs packages, which may be missing
+    from zmqbus.client.oneshot import observer  # needs packages, which may be missing
 
     try:
-        check_reach(settings)
+        check_reach(settings, served)
         check_loopback(settings.port)
     except ZmqbusError as error:
         yield fault("broker", str(error))
         return
     try:
-        with Probe(settings) as probe:
-            figures = probe.figures()
+        with observer(settings, starts=False, patience_s=PATIENCE_S) as bus:
+            figures = bus.figures()
     except ZmqbusError as error:
         yield _unusable(settings, served, error)
         return
