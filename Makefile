@@ -44,7 +44,7 @@ soak: $(DEV) ## kills, stops and cuts real processes for ten minutes, and accoun
 	@$(SANDBOX) $(PY) -m tests.soak.run --seconds $(SOAK_S) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 sweep: $(DEV) ## the simulated bus and the crash consistency, with thousands of seeds: a quarter of an hour
-	@SOAK=1 $(SANDBOX) $(PY) -m pytest -n 2 tests/broker/test_machine.py tests/broker/test_pool_machine.py tests/broker/test_crash_consistency.py $(ARGS)
+	@SOAK=1 $(SANDBOX) $(PY) -m pytest -n 2 tests/broker/test_machine.py tests/broker/groups/test_request_machine.py tests/broker/test_crash_consistency.py $(ARGS)
 
 fuzz: $(DEV) ## 600,000 hostile envelopes; ARGS=--help: other numbers, and the seed of a run that has found something
 	@$(SANDBOX) $(PY) -m tests.fuzz.play $(ARGS)

@@ -113,10 +113,12 @@ def checked_transitions() -> Iterator[None]:
     """Raises wherever a broker in this process leaves the tables of legal transitions."""
     from tests.transitions import check_transitions
     from zmqbus.broker import sessions
+    from zmqbus.broker.groups import model
 
     undo = [
         check_transitions(sessions.Connection, sessions.CONNECTION_TRANSITIONS),
         check_transitions(sessions.Session, sessions.SESSION_TRANSITIONS),
+        check_transitions(model.Request, model.STAGE_TRANSITIONS, "stage"),
     ]
     yield
     for restore in undo:

@@ -59,14 +59,14 @@ TOPICS: dict[str, str] = {
     "consumer": "tests/client/test_message.py tests/client/test_consumer.py",
     "credit": "tests/broker/test_mailbox.py",
     "dead peers": "tests/contract/test_sessions.py tests/broker/groups/test_requests.py "
-    "tests/broker/test_pool_machine.py",
+    "tests/broker/groups/test_request_machine.py",
     "dedup": "tests/broker/test_dedup.py tests/broker/test_core.py tests/broker/test_mishaps.py "
     "tests/broker/test_recovery.py tests/contract/test_repeats.py",
     "durability": "tests/broker/shell/test_server.py tests/broker/storage/test_api.py "
     "tests/broker/storage/test_sqlite.py "
     "tests/broker/test_recovery.py tests/broker/test_machine.py",
     "ephemeral sessions": "tests/contract/test_passing.py",
-    "failover": "tests/broker/groups/test_requests.py tests/broker/test_pool_machine.py",
+    "failover": "tests/broker/groups/test_requests.py tests/broker/groups/test_request_machine.py",
     "hooks": "tests/cli/test_hook.py tests/real/test_hook.py",
     "I/O thread": "tests/client/test_io_thread.py",
     "import path": "tests/test_bootstrap.py",
@@ -90,7 +90,7 @@ TOPICS: dict[str, str] = {
     "recovery": "tests/broker/test_recovery.py",
     "reordering": "tests/client/test_reorder.py tests/client/test_core.py tests/testing/test_simnet.py",
     "reply routing": "tests/broker/test_reply_routing.py tests/broker/test_recovery.py",
-    "requests": "tests/broker/groups/test_requests.py tests/broker/test_pool_machine.py",
+    "requests": "tests/broker/groups/test_requests.py tests/broker/groups/test_request_machine.py",
     "retention": "tests/broker/shell/test_compaction.py tests/journal/test_writer.py",
     "retransmission": "tests/client/test_core.py tests/client/test_reorder.py tests/broker/test_core.py "
     "tests/broker/test_mishaps.py tests/broker/test_recovery.py",
@@ -103,7 +103,8 @@ TOPICS: dict[str, str] = {
     "tests/client/test_transport.py "
     "tests/broker/test_admission.py",
     "takeover": "tests/broker/test_takeover.py",
-    "worker": "tests/client/test_core.py tests/broker/groups/test_requests.py tests/broker/test_pool_machine.py",
+    "worker": "tests/client/test_core.py tests/broker/groups/test_requests.py "
+    "tests/broker/groups/test_request_machine.py",
 }
 
 _LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)

@@ -23,7 +23,7 @@ from zmqbus.broker import (
     takeover,
 )
 from zmqbus.broker import core as broker
-from zmqbus.broker.groups import failover, queues, requests
+from zmqbus.broker.groups import callers, failover, ledger, queues, requests, workers
 from zmqbus.broker.shell import pressure
 from zmqbus.client import core as client
 from zmqbus.client import requests as client_requests
@@ -144,7 +144,7 @@ def test_bounds_of_requests() -> None:
     rows = table(SECTIONS["9. Requests and work"])
     assert {name: number(value) for name, value, _ in rows} == {
         name: value
-        for module in (requests, queues)
+        for module in (callers, ledger, queues, workers)
         for name, value in vars(module).items()
         if name.startswith(("MAX_", "REMEMBERED_"))
     }

@@ -1,6 +1,6 @@
 """What may happen to the processes, the wires and the broker of a simulated bus: the rules that its machines share.
 
-`test_machine` plays them against the mailboxes, `test_pool_machine` against requests and work. Each has its own idea
+`test_machine` plays them against the mailboxes, `test_request_machine` against requests and work. Each has its own idea
 of what a process is for, of how one starts and ends, and of what must hold.
 """
 

@@ -23,7 +23,7 @@ If the journal cannot be written, step 2 does not happen (`JournalFailed`): the 
 are as they were. If the store cannot commit, what it should have kept for this wake's messages is taken back, and they
 are refused (`CommitFailed`). A sender repeats what it has not been told about; fates are remembered, so that it may.
 `reading` is the one way round: a command that takes messages in its listener's place. And beside all of it stands
-`pool`: what is asked of a group and answered by one of its workers, which is nobody's mail, and need not be safe before
+`requests`: what is asked of a group and answered by one of its workers, which is nobody's mail, and need not be safe before
 it is told (`may_speak_first`).
 
 A broker may die at any instant. Whoever was told something finds it true at the next one (`recover`): sessions and what
@@ -61,7 +61,7 @@ from zmqbus.broker.events import (
     Unreachable,
 )
 from zmqbus.broker.fetch import Reading
-from zmqbus.broker.groups.requests import Pool
+from zmqbus.broker.groups.requests import RequestBroker
 from zmqbus.broker.permissions import ALLOWED, FROM_UNREGISTERED
 from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import Awaits
@@ -160,7 +160,7 @@ class BrokerCore:
         self.intake = Intake(
             self.registry, self.delivery, self.awaits, self.takeover, self._out, sent_before, last_id, read_spooled
         )
-        self.pool = Pool(self._out, epoch, owner_lives)
+        self.requests = RequestBroker(self._out, epoch, owner_lives)
         self.reading = Reading(self.registry, self.delivery, self.awaits, self._out)
         self.retention = Retention(
             self.registry, self.delivery, self.awaits, store, self._out, owner_lives, self.takeover
@@ -177,10 +177,10 @@ class BrokerCore:
             verbs.Spooled: self.intake.spooled,
             verbs.Await: self.awaits.await_answer,
             verbs.Unawait: self.awaits.unawait,
-            verbs.Request: self.pool.request,
-            verbs.Withdraw: self.pool.withdraw,
-            verbs.Offer: self.pool.offer,
-            verbs.Answer: self.pool.answer,
+            verbs.Request: self.requests.request,
+            verbs.Withdraw: self.requests.withdraw,
+            verbs.Offer: self.requests.offer,
+            verbs.Answer: self.requests.answer,
             verbs.Ack: self._ack,
             verbs.Refill: self.delivery.refill,
             verbs.Fetch: self.reading.fetch,
@@ -216,7 +216,7 @@ class BrokerCore:
             case JournalFailed(reason):
                 self._out.appended = 0
                 self.intake.journal_failed(reason)
-                self.pool.journal_failed(reason)  # guards: requests
+                self.requests.journal_failed(reason)  # guards: requests
             case Committed():
                 self.delivery.committed(now)
                 self._renames_kept(now, None)
@@ -232,19 +232,19 @@ class BrokerCore:
             case Malformed(route, reason):
                 self._out.counts.refuse(ProtocolError.code)
                 self._out.reply(route, verbs.Refused("", ProtocolError.code, reason))
-        self.pool.flush()
+        self.requests.flush()
         return self._out.take()
 
     def _journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
         self._out.appended = 0
-        of_pool = self.pool.places
-        if not of_pool:
+        of_requests = self.requests.places
+        if not of_requests:
             self.intake.journaled(now, pointers)
             return
-        if len(of_pool) < len(pointers):
-            others = set(range(len(pointers))).difference(of_pool)
+        if len(of_requests) < len(pointers):
+            others = set(range(len(pointers))).difference(of_requests)
             self.intake.journaled(now, [pointers[place] for place in sorted(others)])
-        self.pool.journaled(now, pointers)
+        self.requests.journaled(now, pointers)
 
     def notice(self, text: str) -> None:
         """Something was found damaged, or set aside: whoever asks for the status hears of it."""
@@ -254,12 +254,12 @@ class BrokerCore:
     def recover(self, now: Instant) -> list[Effect]:
         """Takes up what an earlier broker has left; to be called once, before anything else."""
         self.retention.recover(now)
-        self.pool.aftermath.begin(now, self.registry.sessions.values())
+        self.requests.recover(now, self.registry.sessions.values())
         return self._out.take()
 
     def next_tick_s(self) -> float | None:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
-        if self.delivery.waits or self.delivery.waits_for_commit or self.awaits.expects or self.pool.expects:
+        if self.delivery.waits or self.delivery.waits_for_commit or self.awaits.expects or self.requests.needs_tick:
             return BUSY_TICK_S
         if self.registry.connections or self.retention.needs_tick:
             return QUIET_TICK_S
@@ -271,7 +271,7 @@ class BrokerCore:
         nor on the store."""
         return not (
             self.intake.waits_for_journal
-            or self.pool.waits_for_journal
+            or self.requests.waits_for_journal
             or self.delivery.waits_for_commit
             or self._store.pending
         )
@@ -281,16 +281,16 @@ class BrokerCore:
         """Nobody is connected, and nothing would be lost or left undone if the broker ended now."""
         if self.registry.connections:
             return False
-        return not self.delivery.unsettled and not self._store.pending and self.pool.idle
+        return not self.delivery.unsettled and not self._store.pending and self.requests.idle
 
     def oldest_segment(self) -> int | None:
         """The oldest segment of the journal that anybody still has to read; asked when one is to be deleted."""
-        parts = (self.delivery, self._store, self.pool)  # guards: requests [, self.pool =>]
+        parts = (self.delivery, self._store, self.requests)  # guards: requests [, self.requests =>]
         return min((number for part in parts if (number := part.oldest_segment()) is not None), default=None)
 
     def oldest_under_way(self) -> int | None:
         """The oldest segment that anybody may read without the store's knowing."""
-        found = (self.delivery.oldest_segment(), self.pool.oldest_segment())
+        found = (self.delivery.oldest_segment(), self.requests.oldest_segment())
         return min((number for number in found if number is not None), default=None)
 
     # --- connections: who may say what
@@ -301,7 +301,7 @@ class BrokerCore:
             connection.last_seen_s = now.mono_s
             if connection.silent:
                 connection.silent = False
-                self.pool.silence_changed(connection)
+                self.requests.silence_changed(connection)
         for envelope in envelopes:
             if envelope.__class__ not in (connection.allowed if connection is not None else FROM_UNREGISTERED):
                 if isinstance(envelope, verbs.Faulty) and (connection is not None or envelope.refs == ("hello",)):
@@ -372,7 +372,7 @@ class BrokerCore:
             # in hand, awaited or read would stay with it for so long.
             self._part(now, before)
         if hello.lease:
-            self.pool.caller_returned(hello.lease)
+            self.requests.caller_returned(hello.lease)
         if state is ConnectionState.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)  # guards: sessions: one process per session
         connection = self.registry.connect(route, state, self._new_token(), now.mono_s)
@@ -432,10 +432,7 @@ class BrokerCore:
             if self.delivery.consumer(session.mailbox) is None:
                 # Else a command reads it, and hands it over when it has ended.
                 self.delivery.attach(now, session.mailbox, connection)
-            if connection.program:
-                self.pool.aftermath.came(now, session.session_id)
-            else:
-                self.pool.aftermath.arrived(session.session_id)  # no worker, whatever it was before
+            self.requests.reconnected(now, session, is_program=connection.program)
 
     def _claim(self, hello: verbs.Hello, name: str, state: ConnectionState) -> Session:
         """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
@@ -499,7 +496,7 @@ class BrokerCore:
         if session is not None and own:
             self.reading.parted(now, session)
             self.retention.parted(session, gone=gone)
-        self.pool.parted(now, connection, gone=gone)
+        self.requests.parted(now, connection, gone=gone)
 
     def _ping(self, now: Instant, who: Connection, ping: verbs.Ping) -> None:
         session = who.session
@@ -625,7 +622,7 @@ class BrokerCore:
             self._tell(session, verbs.Disconnected(), last=True)
             self._part(now, session.conn, gone=True)
         session.leave()
-        self.pool.left(session)
+        self.requests.left(session)
         self.registry.keep(session)
         self.retention.parted(session, gone=True)
         self._out.reply(who.route, verbs.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
@@ -643,7 +640,7 @@ class BrokerCore:
                 if own is not who:
                     self._tell(session, verbs.Disconnected(), last=True)
                 self._part(now, own, gone=True)
-            self.pool.left(session)
+            self.requests.left(session)
             self.retention.parted(session, gone=True)
         self._out.reply(who if isinstance(who, bytes) else who.route, verbs.Done(forget.ref, str(unread)))
 
@@ -689,7 +686,7 @@ class BrokerCore:
             ("under_way_bytes", under_way_bytes),
             ("untold", self.delivery.unsettled),
             ("broadcasts", self.delivery.bcast),
-            *self.pool.figures(),
+            *self.requests.figures(),
             *self._out.counts.figures(),
             *self.shell_figures(),
             *((("notices", "; ".join(self.notices)),) if self.notices else ()),
@@ -711,7 +708,7 @@ class BrokerCore:
         self.reading.tick(now)
         self.awaits.tick(now)
         self.intake.tick(now)
-        self.pool.tick(now)
+        self.requests.tick(now)
         self.takeover.tick(now)  # guards: takeover
         self.retention.tick(now)
 
@@ -733,7 +730,7 @@ class BrokerCore:
             connection.silent = True
             connection.probe_at_s = now.mono_s
             self._out.note(f"{connection!r} has been silent for {SILENCE_S:.0f} s; it is busy, or stopped")
-            self.pool.silence_changed(connection)
+            self.requests.silence_changed(connection)
         if now.mono_s >= connection.probe_at_s:
             pause_s = min(max(now.mono_s - connection.last_seen_s, SILENCE_S), MAX_PROBE_PAUSE_S)
             connection.probe_at_s = now.mono_s + pause_s

@@ -9,7 +9,7 @@ import pytest
 
 from zmqbus import errors
 from zmqbus.broker.core import SILENCE_S
-from zmqbus.broker.groups import failover, queues, requests
+from zmqbus.broker.groups import callers, failover, ledger, queues, requests, workers
 from zmqbus.broker.groups.failover import OFFER_S, RETURN_S
 from zmqbus.client.core import Assignment, Persona
 from zmqbus.testing import SimClient, SimNet, session_id_of
@@ -40,11 +40,11 @@ def worker(net: SimNet, name: str, credit: int = 1, *, groups: tuple[str, ...] =
 
 def in_hand(net: SimNet, caller: SimClient, *names: str, body: bytes = b"") -> tuple[Any, ...]:
     """Workers of these names, the first of whom has a request in hand; and behind them the request's id."""
-    workers = [worker(net, name) for name in names]
+    members = [worker(net, name) for name in names]
     msg_id = caller.call("g", body)
     net.settle()
-    assert [*workers[0].works] == [msg_id]
-    return (*workers, msg_id)
+    assert [*members[0].works] == [msg_id]
+    return (*members, msg_id)
 
 
 def die(net: SimNet, member: SimClient) -> None:
@@ -62,7 +62,7 @@ def lose(net: SimNet, member: SimClient) -> None:
 
 
 def figures(net: SimNet) -> dict[str, int]:
-    return dict(net.broker.pool.figures())
+    return dict(net.broker.requests.figures())
 
 
 def refusal(member: SimClient, msg_id: str) -> errors.ZmqbusError:
@@ -77,17 +77,17 @@ def result(member: SimClient, msg_id: str) -> verbs.Result:
     return outcome
 
 
-def clean(net: SimNet) -> None:
-    """Nothing is left of any request."""
-    core = net.broker.pool
-    assert not core._requests and not core._staged
-    assert not any(caller.requests for caller in [*core._callers.values(), *core._orphans])
-    assert not any(one.hand or one.claims or one.handed_bytes for one in core._workers.values())
-    assert not core._board.limbo and core._board.size_bytes == 0
-    for group in core._board.groups.values():
+def check_clean(net: SimNet) -> None:
+    """No request is left in any table of the broker."""
+    broker = net.broker.requests
+    assert broker.idle and not broker._staged and net.broker.oldest_segment() is None
+    assert not any(caller.requests for caller in [*broker._callers._connected.values(), *broker._callers._lost])
+    members = broker._workers._by_session.values()
+    assert not any(one.assigned or one.claims or one.sent_bytes for one in members)
+    assert not broker._queues.quarantined and broker._queues.size_bytes == 0
+    for group in broker._queues.groups.values():
         assert (group.waiting, group.size_bytes, group.impatient, group.reserved, group.reserved_bytes) == (0,) * 5
         assert not group._queue and not group._aside
-    assert core.idle and net.broker.oldest_segment() is None
 
 
 # --- there and back
@@ -113,7 +113,7 @@ def test_a_request_and_its_answer(net, caller):
         b"done",
         None,
     )
-    clean(net)
+    check_clean(net)
 
 
 def test_both_are_records_of_the_journal(net, caller):
@@ -153,7 +153,7 @@ def test_large_bodies_travel_as_pointers(net, caller):
     net.settle()
     answer = result(caller, msg_id)
     assert (answer.body, net.body(answer)) == (b"", large * 2)
-    clean(net)
+    check_clean(net)
 
 
 @pytest.mark.parametrize("role", [Role.LISTENER, Role.PROGRAM, Role.HELPER, Role.GUEST])
@@ -232,7 +232,7 @@ def test_no_more_than_the_credit_the_rest_waits_in_order(net, caller):
     one.work()
     net.settle()
     assert one.done == asked
-    clean(net)
+    check_clean(net)
 
 
 def test_less_credit_takes_nothing_away(net, caller):
@@ -278,7 +278,7 @@ def test_a_giant_credit_is_a_thousand(net, caller):
         caller.call("g")
         other.call("g")
     net.settle()
-    assert len(one.works) == requests.MAX_CREDIT
+    assert len(one.works) == workers.MAX_CREDIT
     worker(net, "two", -5)
     assert figures(net)["requests_waiting"] == 400
 
@@ -312,7 +312,7 @@ def test_a_caller_never_gets_its_own(net):
     one.work()
     net.settle()
     assert two.done == asked
-    clean(net)
+    check_clean(net)
 
 
 def test_what_is_put_aside_for_its_caller_keeps_its_turn(net, caller):
@@ -329,7 +329,7 @@ def test_what_is_put_aside_for_its_caller_keeps_its_turn(net, caller):
     one.work()
     net.settle()
     assert list(one.works) == [third]
-    assert list(net.broker.pool._board.groups["g"]._aside[session_id_of("one")]) == [own]
+    assert list(net.broker.requests._queues.groups["g"]._aside[session_id_of("one")]) == [own]
     ask(caller)
     two.work()
     net.settle()
@@ -402,7 +402,7 @@ def test_and_an_impatient_one_is_refused(net, caller):
     msg_id = caller.call("g", patient=False)
     net.settle()
     assert isinstance(refusal(caller, msg_id), errors.UnknownPeer)
-    assert not net.broker.pool._board.groups
+    assert not net.broker.requests._queues.groups
     assert not net.journal
 
 
@@ -466,7 +466,7 @@ def test_a_request_that_waits_is_dropped_when_it_is_withdrawn(net, caller):
     assert list(one.works) == [second]
     one.work()
     net.settle()
-    clean(net)
+    check_clean(net)
 
 
 def test_one_that_is_in_hand_is_withdrawn_there_and_its_place_is_free(net, caller):
@@ -480,7 +480,7 @@ def test_one_that_is_in_hand_is_withdrawn_there_and_its_place_is_free(net, calle
     one.work()
     net.settle()
     assert list(caller.results) == [second]
-    clean(net)
+    check_clean(net)
 
 
 def test_one_that_is_withdrawn_before_it_is_written(net, caller):
@@ -488,7 +488,7 @@ def test_one_that_is_withdrawn_before_it_is_written(net, caller):
     caller.withdraw(caller.call("g"))
     net.settle()
     assert not one.works
-    clean(net)
+    check_clean(net)
 
 
 def test_an_answer_that_crosses_the_withdrawal_is_dropped(net, caller):
@@ -502,7 +502,7 @@ def test_an_answer_that_crosses_the_withdrawal_is_dropped(net, caller):
     caller.withdraw(msg_id)
     net.settle()
     assert not caller.results and not one.works
-    clean(net)
+    check_clean(net)
 
 
 def test_what_is_not_the_callers_cannot_be_withdrawn(net, caller):
@@ -524,7 +524,7 @@ def test_a_caller_that_leaves_withdraws_its_requests(net, caller):
     caller.bye()
     net.settle()
     assert one.dropped == [first]
-    clean(net)
+    check_clean(net)
 
 
 def test_a_caller_that_is_cut_off_is_expected_back(net, caller):
@@ -544,7 +544,7 @@ def test_a_caller_that_is_cut_off_is_expected_back(net, caller):
     net.settle()
     assert result(caller, second)
     assert one.done == [first, second]
-    clean(net)
+    check_clean(net)
 
 
 def test_what_no_worker_has_is_withdrawn_if_a_caller_does_not_come_back_in_time(net, caller):
@@ -557,7 +557,7 @@ def test_what_no_worker_has_is_withdrawn_if_a_caller_does_not_come_back_in_time(
     assert not one.dropped and figures(net)["requests_waiting"] == 0
     one.work()
     net.settle()
-    clean(net)
+    check_clean(net)
     caller.connect()  # it was busy
     net.settle()
     assert result(caller, first)
@@ -580,7 +580,7 @@ def test_and_the_rest_when_its_process_has_ended(net, after_s):
     net.living_owners.discard("asking:1")
     net.advance(RETURN_S + 0.5)
     assert one.dropped == [first]
-    clean(net)
+    check_clean(net)
 
 
 def test_a_caller_that_comes_back_very_late_withdraws_what_it_does_not_say_again(net, caller):
@@ -598,7 +598,7 @@ def test_a_caller_that_comes_back_very_late_withdraws_what_it_does_not_say_again
     net.settle()
     assert result(caller, second)
     assert one.done == [first, second]
-    clean(net)
+    check_clean(net)
 
 
 def test_what_is_kept_for_a_worker_is_not_given_to_another_when_that_one_dies(net, caller):
@@ -608,7 +608,7 @@ def test_what_is_kept_for_a_worker_is_not_given_to_another_when_that_one_dies(ne
     die(net, one)
     net.settle()
     assert not two.works
-    clean(net)
+    check_clean(net)
     caller.connect()
     net.settle()
     assert list(two.works) == [msg_id]
@@ -628,7 +628,7 @@ def test_what_a_caller_does_not_say_again_is_withdrawn(net, caller):
     one.work()
     net.settle()
     assert result(caller, second)
-    clean(net)
+    check_clean(net)
 
 
 @pytest.mark.parametrize("role", [Role.HELPER, Role.GUEST])
@@ -658,18 +658,18 @@ def test_an_answer_is_told_again_to_a_caller_that_has_not_heard_it(net, caller):
 
 
 def test_only_so_many_answers_are_remembered(net, caller, monkeypatch):
-    monkeypatch.setattr(requests, "REMEMBERED_RESULTS", 3)
+    monkeypatch.setattr(ledger, "REMEMBERED_RESULTS", 3)
     one = worker(net, "one", 10)
     for _ in range(5):
         caller.call("g")
     net.settle()
     one.work()
     net.settle()
-    assert len(net.broker.pool._past) == 3
+    assert len(net.broker.requests._ledger._past) == 3
 
 
 def test_requests_of_callers_that_are_gone_are_bounded(net, monkeypatch):
-    monkeypatch.setattr(requests, "MAX_ORPHANS", 5)
+    monkeypatch.setattr(callers, "MAX_ORPHANS", 5)
     for number in range(4):
         guest = net.guest(f"guest{number}")
         for _ in range(2):
@@ -678,7 +678,7 @@ def test_requests_of_callers_that_are_gone_are_bounded(net, monkeypatch):
         lose_unseen(net, guest)
     assert figures(net)["requests_waiting"] == 4
     net.advance(RETURN_S + 0.5)
-    clean(net)
+    check_clean(net)
 
 
 def lose_unseen(net: SimNet, guest: SimClient) -> None:
@@ -765,7 +765,7 @@ def test_a_worker_that_lives_is_expected_back(net, caller):
     net.settle()
     assert result(caller, msg_id).from_name == "one"
     assert one.done == [msg_id]
-    clean(net)
+    check_clean(net)
 
 
 def test_for_as_long_as_its_process_lives(net, caller):
@@ -781,7 +781,7 @@ def test_for_as_long_as_its_process_lives(net, caller):
     net.settle()
     assert result(caller, msg_id).from_name == "one"
     assert not two.done
-    clean(net)
+    check_clean(net)
 
 
 def test_one_that_has_nothing_in_hand_is_forgotten_sooner(net, caller):
@@ -827,7 +827,7 @@ def test_a_worker_that_comes_back_before_another_has_it_keeps_it(net, caller):
     one.work()
     net.settle()
     assert result(caller, msg_id)
-    clean(net)
+    check_clean(net)
 
 
 def test_work_that_was_lost_on_the_way_is_given_out_again(net, caller):
@@ -851,7 +851,7 @@ def test_an_answer_that_was_lost_on_the_way_is_given_again(net, caller):
     net.settle()
     assert result(caller, msg_id).body == b"done resize"
     assert one.done == [msg_id]
-    clean(net)
+    check_clean(net)
 
 
 @pytest.mark.parametrize("died", [False, True])
@@ -868,7 +868,7 @@ def test_another_process_of_the_session_has_not_what_the_first_one_had(net, call
     new.work()
     net.settle()
     assert result(caller, msg_id)
-    clean(net)
+    check_clean(net)
 
 
 def test_a_worker_that_stands_still_is_busy(net, caller):
@@ -883,7 +883,7 @@ def test_a_worker_that_stands_still_is_busy(net, caller):
     one.work()
     net.settle()
     assert result(caller, msg_id).from_name == "one"
-    clean(net)
+    check_clean(net)
 
 
 def test_and_gets_nothing_more_until_it_goes_on(net, caller):
@@ -941,7 +941,7 @@ def test_the_first_answer_counts(net, caller):
     assert two.dropped == [msg_id]
     two.answer(msg_id)
     net.settle()
-    clean(net)
+    check_clean(net)
 
 
 def test_three_workers_that_go_with_a_request_have_gone_of_it(net, caller):
@@ -954,7 +954,7 @@ def test_three_workers_that_go_with_a_request_have_gone_of_it(net, caller):
     error = refusal(caller, msg_id)
     assert isinstance(error, errors.Poisoned) and "3 workers" in str(error) and msg_id in str(error)
     assert not worker(net, "last").works
-    clean(net)
+    check_clean(net)
 
 
 def test_a_poisoned_request_stays_so_when_it_is_said_again(net, caller):
@@ -975,7 +975,7 @@ def test_what_a_worker_has_while_it_works_for_another_group_is_not_lost(net, cal
     one.disconnect()
     one.connect()
     net.settle()
-    assert "g" not in net.broker.pool._board.groups
+    assert "g" not in net.broker.requests._queues.groups
     die(net, one)
     net.settle()
     two = worker(net, "two")
@@ -999,7 +999,7 @@ def test_a_request_goes_to_the_next_broker(net, caller, crew, death):
     one.work()
     net.settle()
     assert net.body(result(caller, msg_id)) == b"done resize"
-    clean(net)
+    check_clean(net)
 
 
 @pytest.mark.parametrize("death", Death)
@@ -1012,7 +1012,7 @@ def test_an_answer_goes_to_the_next_broker(net, caller, crew, death):
     net.settle()
     assert net.body(result(caller, msg_id)) == b"done resize"
     assert [*crew[0].done, *crew[1].done] == [msg_id]
-    clean(net)
+    check_clean(net)
 
 
 @pytest.mark.parametrize("order", ["caller first", "workers first"])
@@ -1034,7 +1034,7 @@ def test_a_worker_keeps_what_it_has_in_hand(net, caller, crew, order):
         net.settle()
     assert sorted([*crew[0].done, *crew[1].done]) == sorted([msg_id, *waits])
     assert len(caller.results) == 3
-    clean(net)
+    check_clean(net)
 
 
 def test_what_somebody_may_have_waits_for_him(net, caller, crew):
@@ -1053,7 +1053,7 @@ def test_what_somebody_may_have_waits_for_him(net, caller, crew):
     net.settle()
     assert result(caller, msg_id)
     assert not other.done
-    clean(net)
+    check_clean(net)
 
 
 def test_for_as_long_as_his_process_lives(net, caller, crew):
@@ -1078,7 +1078,7 @@ def test_for_as_long_as_his_process_lives(net, caller, crew):
     assert result(caller, msg_id)
     assert result(caller, late)
     assert not holder.dropped and holder.done == [msg_id]
-    clean(net)
+    check_clean(net)
 
 
 def test_over_any_number_of_brokers(net, caller, crew):
@@ -1098,7 +1098,7 @@ def test_over_any_number_of_brokers(net, caller, crew):
     net.settle()
     assert result(caller, msg_id)
     assert not other.done
-    clean(net)
+    check_clean(net)
 
 
 def test_but_not_for_one_that_was_seen_to_leave(net, caller, crew):
@@ -1234,7 +1234,7 @@ def test_what_a_worker_has_counts_before_anybody_has_asked(net, caller):
     one.work()
     net.settle()
     assert sorted(one.done) == sorted([*first, late])
-    clean(net)
+    check_clean(net)
 
 
 def test_what_nobody_says_again_stays_with_its_worker(net, caller):
@@ -1252,7 +1252,7 @@ def test_what_nobody_says_again_stays_with_its_worker(net, caller):
     net.settle()
     assert result(caller, msg_id)
     assert one.done == [msg_id] and not two.done
-    clean(net)
+    check_clean(net)
 
 
 def test_a_worker_that_this_broker_knows_claims_nothing(net, caller):
@@ -1263,7 +1263,7 @@ def test_a_worker_that_this_broker_knows_claims_nothing(net, caller):
     one.connect()
     net.settle()
     assert one.dropped == [msg_id]
-    clean(net)
+    check_clean(net)
 
 
 def test_claims_are_bounded(net, caller, monkeypatch):
@@ -1279,7 +1279,7 @@ def test_claims_are_bounded(net, caller, monkeypatch):
     one.disconnect()
     one.connect()
     net.settle()
-    assert list(one.works) == asked[3:] and len(net.broker.pool.aftermath._claims) == 2
+    assert list(one.works) == asked[3:] and len(net.broker.requests._reconciliation._claims) == 2
 
 
 def test_claims_go_with_their_worker(net, caller):
@@ -1287,10 +1287,10 @@ def test_claims_go_with_their_worker(net, caller):
     caller.stopped = True
     net.kill_broker()
     net.settle()
-    assert net.broker.pool.aftermath._claims
+    assert net.broker.requests._reconciliation._claims
     die(net, one)
     net.settle()
-    assert not net.broker.pool.aftermath._claims
+    assert not net.broker.requests._reconciliation._claims
     caller.stopped = False
     two = worker(net, "two")
     assert list(two.works) == [msg_id]
@@ -1311,7 +1311,7 @@ def test_a_repeated_claim_is_one(net, caller):
     one.work()
     net.settle()
     assert len(caller.results) == 1
-    clean(net)
+    check_clean(net)
 
 
 # --- bounds, and those who break the rules
@@ -1349,12 +1349,12 @@ def test_and_its_bytes(net, caller, monkeypatch, limit):
     fourth = caller.call("g", bytes(60))
     net.settle()
     assert fourth not in caller.results
-    assert net.broker.pool._board.size_bytes == 0
+    assert net.broker.requests._queues.size_bytes == 0
     assert first not in caller.results
 
 
 def test_what_is_under_way_to_a_worker_is_bounded(net, caller, monkeypatch):
-    monkeypatch.setattr(queues, "MAX_HANDED_BYTES", 100)
+    monkeypatch.setattr(queues, "MAX_SENT_BYTES", 100)
     monkeypatch.setattr(requests, "PASSED_BYTES", 50)  # what is passed on unwritten is bounded by that and the credit
     one = worker(net, "one", 5)
     bodies = [letter * 60 for letter in (b"a", b"b", b"c")]
@@ -1370,11 +1370,11 @@ def test_what_is_under_way_to_a_worker_is_bounded(net, caller, monkeypatch):
     assert one.works[late].body == bodies[0]
     one.work()
     net.settle()
-    clean(net)
+    check_clean(net)
 
 
 def test_unanswered_requests_of_a_connection_are_bounded(net, caller, monkeypatch):
-    monkeypatch.setattr(requests, "MAX_UNANSWERED", 3)
+    monkeypatch.setattr(callers, "MAX_UNANSWERED", 3)
     asked = [caller.call("g") for _ in range(4)]
     net.settle()
     assert isinstance(refusal(caller, asked[3]), errors.ProtocolError)
@@ -1407,8 +1407,8 @@ def test_a_request_that_is_not_well_made(net, caller, request_, error):
     caller._do(caller.core.ask(request_))
     net.settle()
     assert isinstance(refusal(caller, request_.msg_id), error)
-    assert not net.journal and not net.broker.pool._board.groups
-    clean(net)
+    assert not net.journal and not net.broker.requests._queues.groups
+    check_clean(net)
 
 
 def heard(net: SimNet, member: SimClient, *envelopes: verbs.Envelope) -> list[verbs.Envelope]:
@@ -1428,7 +1428,7 @@ def heard(net: SimNet, member: SimClient, *envelopes: verbs.Envelope) -> list[ve
 
 
 def test_only_a_program_with_groups_may_offer(net):
-    many = tuple(f"g{number}" for number in range(requests.MAX_GROUPS + 1))
+    many = tuple(f"g{number}" for number in range(workers.MAX_GROUPS + 1))
     for member in (
         net.session("listener", groups=("g",)),
         net.session("loner", role=Role.PROGRAM),
@@ -1436,16 +1436,16 @@ def test_only_a_program_with_groups_may_offer(net):
     ):
         (refused,) = heard(net, member, verbs.Offer(1, (), ()))
         assert isinstance(refused, verbs.Refused) and refused.code == "protocol"
-    assert not net.broker.pool._workers and not net.broker.pool._board.groups
+    assert not figures(net)["workers"] and not net.broker.requests._queues.groups
 
 
 def test_an_offer_that_names_too_much(net):
     member = net.session("greedy", role=Role.PROGRAM, groups=("g",))
-    many = tuple(f"id{number:06d}" for number in range(requests.MAX_NAMED + 1))
+    many = tuple(f"id{number:06d}" for number in range(workers.MAX_NAMED + 1))
     for offer in (verbs.Offer(1, many, ()), verbs.Offer(1, (), many)):
         (refused,) = heard(net, member, offer)
         assert isinstance(refused, verbs.Refused) and refused.code == "protocol"
-    assert not net.broker.pool._workers
+    assert not figures(net)["workers"]
 
 
 def test_an_offer_that_names_what_is_none_of_its_own(net, caller):
@@ -1498,7 +1498,7 @@ def test_an_answer_that_is_not_well_made(net, caller, answer, error):
     assert isinstance(refused, verbs.Refused) and refused.code == error.code
     assert isinstance(refusal(caller, "goodid000000"), error)
     assert "'one'" in str(refusal(caller, "goodid000000"))
-    clean(net)
+    check_clean(net)
 
 
 # --- the disk, and the rest
@@ -1513,7 +1513,7 @@ def test_a_request_that_cannot_be_written_is_refused(net, caller):
     net.settle()
     assert isinstance(refusal(caller, msg_id), errors.BrokerUnavailable)
     assert not one.works and gone not in caller.results
-    clean(net)
+    check_clean(net)
 
 
 def test_an_answer_that_is_home_already_stays_there(net, caller):
@@ -1524,8 +1524,8 @@ def test_an_answer_that_is_home_already_stays_there(net, caller):
     one.work()
     net.settle()
     assert result(caller, msg_id)
-    assert not net.broker.pool._past  # it cannot be given again
-    clean(net)
+    assert not net.broker.requests._ledger._past  # it cannot be given again
+    check_clean(net)
 
 
 def test_a_small_request_is_on_its_way_before_it_is_written(net, caller):
@@ -1547,7 +1547,7 @@ def test_one_that_a_worker_has_and_that_cannot_be_written_is_withdrawn(net, call
     net.settle()
     assert isinstance(refusal(caller, msg_id), errors.BrokerUnavailable)
     assert not one.works
-    clean(net)
+    check_clean(net)
 
 
 @pytest.mark.parametrize("size_bytes", [requests.PASSED_BYTES + 1, verbs.SPILL_BYTES + 1])
@@ -1564,7 +1564,7 @@ def test_but_a_large_one_that_cannot_be_written_is_refused(net, caller, size_byt
     one.work()
     net.settle()
     assert result(caller, second)
-    clean(net)
+    check_clean(net)
 
 
 def test_figures(net, caller):
@@ -1590,25 +1590,6 @@ def test_the_broker_is_not_idle_while_a_caller_is_expected_back(net, caller):
     assert not net.broker.idle and net.broker.next_tick_s() == 0.1
     net.advance(RETURN_S + 0.5)
     assert net.broker.idle and net.broker.next_tick_s() is None
-
-
-def test_reprs(net, caller):
-    one = worker(net, "one", 2)
-    caller.call("g")
-    net.settle()
-    core = net.broker.pool
-    (request,) = core._requests.values()
-    shown = [core, core._board, core.aftermath, request, request.worker, request.caller, request.group]
-    assert list(map(repr, shown))[:4] == [
-        "<Pool: 1 requests, 1 workers>",
-        "<Board: 0 waiting in 1 groups>",
-        "<Aftermath: 0 sessions expected, 0 claims>",
-        f"<Request {request.msg_id} to @g held>",
-    ]
-    assert repr(request.worker) == f"<Worker {session_id_of('one')[:8]}: 1 of 2 in hand>"
-    assert repr(request.group) == "<Group g: 1 workers, 0 waiting>"
-    assert repr(request.caller).endswith(": 1 unanswered>")
-    assert one.core.in_hand == 1
 
 
 def test_a_persona_without_a_session_asks_as_a_guest(net):

@@ -1,16 +1,16 @@
-"""Requests, those who ask, those who work, and how a group brings them together. Tables; `pool` decides.
+"""Requests, their callers, workers and groups, and how a group matches requests to workers. The rooms beside decide.
 
 Theory of operation
 ===================
 
-A *group* has two sides. On the one, its workers, sorted by how many requests each has in hand, as far as they have
-credit for another: `_ready` is a list of queues, one for each number, and a worker whose number changes goes to the end
-of another queue. So the first of the lowest queue that is not empty is the least loaded, and of several the one that
-has been so for longest. On the other, the requests that wait, in their order. `match` takes the head of each.
+A *group* has two sides. One is its workers that have credit for another request, sorted by load: `_ready` holds a queue
+for each number of assigned requests, and a worker whose number changes goes to the end of another queue. So the first
+of the lowest queue that is not empty is the least loaded worker, and of several the one that has been so for longest.
+The other side is the waiting requests, in their order. `match` takes the head of each.
 
-A caller never gets its own request, though it may be a worker of the group that it asks. When the head of the queue is
-the worker's own, it is put aside, in a queue of that caller's, from which all others take it in its turn. Each request
-is put aside once at most, so `match` costs the same however many wait.
+A caller never gets its own request, though it may be a worker of the group that it asks. If the head of the queue is
+the worker's own, it is put aside into a queue of that caller's, from which all other workers take it in its turn. Each
+request is put aside at most once, so `match` costs the same however many wait.
 """
 
 from __future__ import annotations
@@ -23,18 +23,28 @@ from zmqbus.wire.verbs import Pointer
 
 
 class Stage(Enum):
-    """Where a request is."""
+    """Where a request is. `STAGE_TRANSITIONS` lists where it may go from there."""
 
-    STAGED = "staged"  #: its record is about to be written
-    LIMBO = "limbo"  #: an earlier broker may have given it to a worker that has not come back yet
-    WAITING = "waiting"  #: in the group's queue
-    HELD = "held"  #: a worker has it
-    ANSWERED = "answered"  #: the record of its answer is about to be written
+    STAGED = "staged"  #: its record is not written yet
+    QUARANTINED = "quarantined"  #: an earlier broker may have assigned it to a worker that has not come back yet
+    WAITING = "waiting"  #: in its group's queue
+    ASSIGNED = "assigned"  #: a worker has it
+    ANSWERED = "answered"  #: the record of its answer is not written yet
     GONE = "gone"  #: answered, refused or withdrawn
 
 
+STAGE_TRANSITIONS: dict[Stage, frozenset[Stage]] = {
+    Stage.STAGED: frozenset((Stage.QUARANTINED, Stage.WAITING, Stage.ASSIGNED, Stage.GONE)),
+    Stage.QUARANTINED: frozenset((Stage.WAITING, Stage.ASSIGNED, Stage.GONE)),
+    Stage.WAITING: frozenset((Stage.ASSIGNED, Stage.ANSWERED, Stage.GONE)),
+    Stage.ASSIGNED: frozenset((Stage.WAITING, Stage.ANSWERED, Stage.GONE)),
+    Stage.ANSWERED: frozenset((Stage.GONE,)),
+    Stage.GONE: frozenset(),
+}
+
+
 class Caller:
-    """A connection that asks, or asked and is expected back, and what it waits for."""
+    """A connection with unanswered requests, or one that was lost and is expected back."""
 
     __slots__ = ("conn", "late", "lease", "lost", "owner", "requests", "returned", "sender_id", "until_s")
 
@@ -44,32 +54,32 @@ class Caller:
         self.lease = conn.lease
         self.owner = conn.owner  #: its process
         self.requests: dict[str, Request] = {}
-        self.until_s = 0.0  #: without a connection: requests that no worker has are kept for it until then
-        self.lost = 0  #: how many requests it had when it lost its connection
-        self.returned = False  #: the same client has a new connection, and has said again there what it still wants
-        self.late = False  #: it has not come back in time; only what workers have in hand is kept for it
+        self.until_s = 0.0  #: without a connection: its unassigned requests are kept until then
+        self.lost = 0  #: number of requests when it lost its connection
+        self.returned = False  #: the same client has reconnected, and repeats there the requests that it still wants
+        self.late = False  #: it has not come back in time: only its assigned requests are kept
 
     def __repr__(self) -> str:
         return f"<Caller {self.conn!r}: {len(self.requests)} unanswered>"
 
 
 class Request:
-    """What was asked of a group, until it is answered, refused or withdrawn."""
+    """One request to a group, until it is answered, refused or withdrawn."""
 
     __slots__ = (
-        "again",
         "body",
         "caller",
         "fmt",
         "from_label",
         "from_name",
         "group",
-        "had",
-        "handed_bytes",
+        "lost_with",
         "msg_id",
         "order",
         "patient",
         "pointer",
+        "repeated",
+        "sent_bytes",
         "size_bytes",
         "spilled",
         "stage",
@@ -88,78 +98,78 @@ class Request:
         self.fmt = fmt
         self.ts = ts
         self.body = body  #: b"" once it is `spilled`
-        self.size_bytes = len(body)  #: of what is kept here
-        self.patient = False
-        self.again = False
+        self.size_bytes = len(body)  #: of the body kept here
+        self.patient = False  #: waits where the group has no worker
+        self.repeated = False  #: the caller has sent it before, perhaps to an earlier broker
         self.pointer: Pointer | None = None
-        self.spilled = False  #: the body is in the journal only
+        self.spilled = False  #: only the journal has the body
         self.stage = Stage.STAGED
-        self.order = 0  #: among those that wait
-        self.tries = 0  #: workers whose processes have ended with it in hand
-        self.had: tuple[str, ...] = ()  #: the sessions of those: one of them may still answer
-        self.unassigned = False  #: its caller was told that nobody works for the group
+        self.order = 0  #: among the waiting ones
+        self.tries = 0  #: workers whose processes have ended while they had it
+        self.lost_with: tuple[str, ...] = ()  #: the sessions of those workers: one of them may still answer
+        self.unassigned = False  #: its caller was told that the group has no worker
         self.worker: Worker | None = None
-        self.handed_bytes = 0  #: of the body that was sent to it
+        self.sent_bytes = 0  #: of the body, to its worker
 
     def __repr__(self) -> str:
         return f"<Request {self.msg_id} to @{self.group.name} {self.stage.value}>"
 
-    def let_go(self) -> None:
-        """A worker has the body. For another one, if there has to be one, there is the journal, once it is there."""
+    def free_body(self) -> None:
+        """Frees the body once the journal has it; another worker, if need be, reads it there."""
         if self.pointer is None:
             return
         self.body, self.size_bytes, self.spilled = b"", 0, True
 
 
 class Worker:
-    """A session that has offered to work, and what it has in hand."""
+    """A session that has sent OFFER, and its assigned requests."""
 
     __slots__ = (
+        "assigned",
         "claims",
         "conn",
         "credit",
         "groups",
-        "hand",
-        "handed_bytes",
         "level",
         "owner",
+        "sent_bytes",
         "session_id",
         "until_s",
     )
 
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
-        self.owner = ""  #: the process that has what is in hand
+        self.owner = ""  #: the process that works on the assigned requests
         self.conn: Connection | None = None
         self.credit = 0
-        self.hand: dict[str, Request] = {}
-        self.handed_bytes = 0  #: of the bodies that were sent to it, of what is in hand
-        self.claims: set[str] = set()  #: ids of what it has in hand, by its own account, and nobody has asked here yet
+        self.assigned: dict[str, Request] = {}
+        self.sent_bytes = 0  #: bodies of the assigned requests that were sent inline
+        self.claims: set[str] = set()  #: ids of orphan claims: it works on them, and no caller has repeated them yet
         self.groups: tuple[Group, ...] = ()
         self.level = -1  #: the queue of `Group._ready` that it stands in; -1: none
-        self.until_s = 0.0  #: without a connection, and with nothing in hand, it counts as a worker until then
+        self.until_s = 0.0  #: without a connection and without requests, it counts as a worker until then
 
     @property
     def responsive(self) -> bool:
-        """Whether it can be given something: it is connected, and was heard of lately."""
+        """Whether it can take a request: it is connected, and was heard of lately."""
         return self.conn is not None and not self.conn.silent  # guards: requests [and not self.conn.silent =>]
 
     def __repr__(self) -> str:
-        return f"<Worker {self.session_id[:8]}: {len(self.hand)} of {self.credit} in hand>"
+        return f"<Worker {self.session_id[:8]}: {len(self.assigned)} of {self.credit} assigned>"
 
-    def place(self) -> None:
-        """To be called whenever the load, the credit, the connection or its silence has changed."""
-        load = len(self.hand) + len(self.claims)  # guards: requests [+ len(self.claims) =>]
+    def update_level(self) -> None:
+        """Moves it to the queue of its load. Call this after a change of load, credit, connection or silence."""
+        load = len(self.assigned) + len(self.claims)  # guards: requests [+ len(self.claims) =>]
         # guards: requests [load < self.credit => load <= self.credit]
         level = load if load < self.credit and self.responsive else -1
         if level != self.level:
             for group in self.groups:
-                group.settle(self, level)
+                group.set_level(self, level)
             self.level = level
 
 
 class Group:
-    """The workers of one name, and the requests that wait for them."""
+    """The workers of one group, and the requests that wait for them."""
 
     __slots__ = (
         "_aside",
@@ -179,29 +189,29 @@ class Group:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.workers: dict[Worker, None] = {}  #: with or without a connection; none that offers nothing
-        self.joined = 0  #: workers, those that offer nothing among them
+        self.workers: dict[Worker, None] = {}  #: those that offer credit, connected or not
+        self.joined = 0  #: workers, including those without credit
         self._ready: dict[int, OrderedDict[Worker, None]] = {}
         self._ready_count = 0
-        self._lowest = 0  # no queue below this one has anybody
+        self._lowest = 0  # all queues below this one are empty
         self._queue: OrderedDict[str, Request] = OrderedDict()
-        self._aside: dict[str, OrderedDict[str, Request]] = {}  # by their callers' sessions
+        self._aside: dict[str, OrderedDict[str, Request]] = {}  # by session id of the caller
         self.waiting = 0  #: requests in the queues
         self.size_bytes = 0  #: of their bodies
-        self.impatient = 0  #: those of them that are refused when there is no worker
-        self.reserved = 0  #: requests that may come into the queue yet
+        self.impatient = 0  #: waiting requests that are refused when no worker is left
+        self.reserved = 0  #: requests that may still enter the queue
         self.reserved_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Group {self.name}: {len(self.workers)} workers, {self.waiting} waiting>"
 
     @property
-    def empty(self) -> bool:
-        """Whether it may be forgotten."""
+    def is_empty(self) -> bool:
+        """Whether nothing needs it any more."""
         return not (self.joined or self.waiting or self.reserved)
 
-    def settle(self, worker: Worker, level: int) -> None:
-        """Puts a worker behind those of this load; -1: it takes nothing now."""
+    def set_level(self, worker: Worker, level: int) -> None:
+        """Puts a worker behind those of the same load; -1 takes it out of all queues."""
         if worker.level >= 0:
             del self._ready[worker.level][worker]
             self._ready_count -= 1
@@ -215,7 +225,7 @@ class Group:
             self._ready_count += 1
 
     def put(self, request: Request, *, front: bool = False) -> None:
-        """It waits, behind the others or before them."""
+        """Adds a request at the end of the queue, or at its front."""
         self._queue[request.msg_id] = request
         if front:
             self._queue.move_to_end(request.msg_id, last=False)
@@ -224,7 +234,7 @@ class Group:
         self.impatient += not request.patient
 
     def remove(self, request: Request) -> None:
-        """It waits no longer."""
+        """Takes a request out of the queue."""
         if self._queue.pop(request.msg_id, None) is None:
             aside = self._aside[request.caller.sender_id]
             del aside[request.msg_id]
@@ -235,14 +245,14 @@ class Group:
         self.impatient -= not request.patient
 
     def match(self) -> tuple[Worker, Request] | None:
-        """The next worker and the next request for it, which is removed; None if nothing fits together."""
+        """Takes out the next request together with the worker for it; None if no request has one."""
         if not self.waiting or not self._ready_count:
             return None
         while not self._ready.get(self._lowest):
             self._lowest += 1
         level, seen = self._lowest, 0
         while seen < self._ready_count:
-            # All but one of the workers fit: only he who has asked for all that waits goes without.
+            # Every worker finds a request here, except one that has sent all the waiting ones itself.
             for worker in self._ready.get(level, ()):
                 request = self._oldest_for(worker.session_id)
                 if request is not None:
@@ -253,7 +263,7 @@ class Group:
         return None
 
     def _oldest_for(self, session_id: str) -> Request | None:
-        """What waits for longest, and was not asked by this session."""
+        """The request that has waited for longest, of those that this session has not sent."""
         oldest: Request | None = None
         while self._queue:
             first = next(iter(self._queue.values()))
@@ -271,8 +281,8 @@ class Group:
                     oldest = first
         return oldest
 
-    def hopeless(self) -> list[Request]:
-        """The impatient ones for which no worker is left."""
+    def unservable(self) -> list[Request]:
+        """The impatient requests for which no worker is left."""
         if not self.impatient or len(self.workers) > 1:
             return []
         only = {worker.session_id for worker in self.workers}

@@ -321,7 +321,7 @@ class Server:
         """What the broker itself keeps in memory, and has bounds for."""
         messages, under_way_bytes = self._core.delivery.under_way()
         connections = len(self._core.registry.connections)
-        kept_bytes = self._core.pool.kept_bytes + under_way_bytes + messages * MESSAGE_BYTES
+        kept_bytes = self._core.requests.kept_bytes + under_way_bytes + messages * MESSAGE_BYTES
         return 2 * kept_bytes + connections * CONNECTION_BYTES
 
     def _now(self) -> events.Instant:

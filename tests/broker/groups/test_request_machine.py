@@ -1,7 +1,7 @@
-"""Requests and work under any sequence of mishaps, driven by hypothesis; the mailboxes have `test_machine`.
+"""Requests to worker groups under any sequence of faults, driven by hypothesis. (Mailboxes: `test_machine`.)
 
-The model knows who asked what, and which processes are there. What each has in hand, and what has become of each
-request, is seen at the clients. The bounds are set down to a handful, so that each is reached.
+The model knows the requests and the living processes. Which worker has which request, and the outcome of each request,
+is observed at the clients. All bounds are lowered to a handful, so that each is reached.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from hypothesis.stateful import initialize, invariant, rule
 
 from tests.broker.machinekit import RUN, Mishaps
 from zmqbus import errors
-from zmqbus.broker.groups import queues as board
-from zmqbus.broker.groups import requests
+from zmqbus.broker.groups import queues
+from zmqbus.broker.groups import workers as workers_module
 from zmqbus.client.core import Phase
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Role
 
-#: What each works for. `both` asks, too, and may meet its own requests.
+#: Worker → its groups. `both` is a caller as well, and may meet its own requests.
 WORKERS = {"wendy": ("g",), "will": ("g", "h"), "both": ("g",)}
 CALLERS = ("alice", "bob", "both")
-#: Nobody chose their names: they are forgotten with their processes.
-NAMELESS = ("will", "both")
+#: Ephemeral sessions: they are forgotten with their processes.
+EPHEMERAL = ("will", "both")
 NAMES = tuple(sorted({*WORKERS, *CALLERS}))
 
 MAX_WAITING = 8
 MAX_CREDIT = 3
 
-#: Rounds of "settle, work, let time pass" after which a bus that still owes an answer is stuck: some for the work, the
-#: rest for timers (twelve seconds until a process is found to have ended whose sockets another holds, perhaps three
-#: times).
+#: Rounds of "settle, work, let time pass" after which a bus that still owes an answer is stuck. Most of them are for
+#: timers: it takes twelve seconds to find out that a process has ended whose sockets another one holds, perhaps three
+#: times in a row.
 ROUNDS = 120
 
 names = st.sampled_from(NAMES)
@@ -42,31 +42,31 @@ workers = st.sampled_from(sorted(WORKERS))
 
 
 class Asked(NamedTuple):
-    """What the model knows of a request."""
+    """A request of the model."""
 
     order: int
     process: SimClient
     patient: bool
 
 
-class Shop(Mishaps):
-    """Two who ask, two who work, and one who does both."""
+class RequestMachine(Mishaps):
+    """Two callers, two workers, and one process that is both."""
 
     NAMES = NAMES
 
     @initialize()
     def begin(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(board, "MAX_WAITING", MAX_WAITING)
-        self.patch.setattr(board, "MAX_HANDED_BYTES", 3)  # the bodies have one byte, or two
-        self.patch.setattr(requests, "MAX_CREDIT", MAX_CREDIT)
+        self.patch.setattr(queues, "MAX_WAITING", MAX_WAITING)
+        self.patch.setattr(queues, "MAX_SENT_BYTES", 3)  # bodies have one or two bytes
+        self.patch.setattr(workers_module, "MAX_CREDIT", MAX_CREDIT)
         self.net = SimNet()
         self.processes: dict[str, SimClient] = {}
         self.ended: list[SimClient] = []
         self.asked: dict[str, Asked] = {}
         self.withdrawn: set[str] = set()
-        self.gone = 0  # workers that have ended with something in hand
-        self.holders: dict[str, SimClient] = {}  # who was given each request last
+        self.gone = 0  # workers that have ended with a request
+        self.holders: dict[str, SimClient] = {}  # request → the process that started it last
         self.journal_failed = False
         self.started = 0
         for name in ("alice", "wendy"):
@@ -82,7 +82,7 @@ class Shop(Mishaps):
             connect=False,
             groups=WORKERS.get(name, ()),
             owner=owner,
-            named=name not in NAMELESS,
+            named=name not in EPHEMERAL,
         )
         if name in WORKERS:
             process.offer(1 + self.started % MAX_CREDIT)
@@ -91,7 +91,7 @@ class Shop(Mishaps):
         return process
 
     def end(self, process: SimClient, *, bye: bool = False) -> None:
-        """The process is gone, with what it had in hand, and what it asked."""
+        """Ends a process, with its assigned and its unanswered requests."""
         process.stopped = False
         if process.works:
             self.gone += 1
@@ -105,7 +105,7 @@ class Shop(Mishaps):
 
     @rule(name=st.sampled_from(NAMES))
     def end_with_sockets_held(self, name: str) -> None:
-        """The process is gone, and a child that it has forked keeps its sockets open, and says nothing."""
+        """Ends a process whose forked child keeps its sockets open and sends nothing."""
         process = self.processes.pop(name, None)
         if process is None:
             return
@@ -122,7 +122,7 @@ class Shop(Mishaps):
         super().journal(fails)
 
     def comes_to_rest(self) -> None:
-        self.nobody_has_what_another_has()
+        self.check_single_holders()
 
     # --- requests
 
@@ -164,12 +164,12 @@ class Shop(Mishaps):
     @rule(seconds=st.sampled_from((0.1, 1.0, 4.0, 6.0, 20.0, 60.0)))
     def wait(self, seconds: float) -> None:
         self.net.advance(seconds, step_s=max(0.1, seconds / 10))
-        self.nobody_has_what_another_has()
+        self.check_single_holders()
 
     # --- what must hold
 
-    def nobody_has_what_another_has(self) -> None:
-        """Of those who are connected and have heard all that was said to them."""
+    def check_single_holders(self) -> None:
+        """No two connected workers that have received everything have the same request."""
         holders: dict[str, str] = {}
         for name, process in self.processes.items():
             if process.stopped or process.core.phase is not Phase.READY:
@@ -181,53 +181,53 @@ class Shop(Mishaps):
                 holders[msg_id] = name
 
     @invariant()
-    def nobody_does_what_another_may_be_doing(self) -> None:
-        """However long that one has said nothing: only its end, or its word, gives a request to another."""
+    def requests_run_on_one_living_worker(self) -> None:
+        """Only the end of a worker, or its own word, moves its request to another, however long it is silent."""
         for name, process in getattr(self, "processes", {}).items():
             for msg_id in process.done:
                 holder = self.holders.setdefault(msg_id, process)
                 if holder is not process:
-                    assert holder in self.ended, f"{name} was given {msg_id}, which {holder} may be doing"
+                    assert holder in self.ended, f"{name} got {msg_id}, which {holder} may be working on"
                     self.holders[msg_id] = process
 
     @invariant()
     def credit_is_kept(self) -> None:
         for process in getattr(self, "processes", {}).values():
-            assert len(process.works) <= MAX_CREDIT, f"{process} has too much in hand"
+            assert len(process.works) <= MAX_CREDIT, f"{process} exceeds its credit"
             for work in process.works.values():
                 assert work.from_session != process.persona.session_id, f"{process} got its own request"
 
     @invariant()
-    def the_books_are_right(self) -> None:
+    def tables_are_consistent(self) -> None:
         if not hasattr(self, "net"):
             return
-        core = self.net.broker.pool
+        broker = self.net.broker.requests
+        all_workers = broker._workers._by_session.values()
         kept = 0
-        for group in core._board.groups.values():
-            queues = [group._queue, *group._aside.values()]
-            waiting = [request for queue in queues for request in queue.values()]
+        for group in broker._queues.groups.values():
+            waiting = [request for queue in (group._queue, *group._aside.values()) for request in queue.values()]
             assert group.waiting == len(waiting) and all(group._aside.values())
             assert group.size_bytes == sum(request.size_bytes for request in waiting)
             assert group.impatient == sum(not request.patient for request in waiting)
             assert group._ready_count == sum(map(len, group._ready.values()))
-            assert group.joined == sum(group in worker.groups for worker in core._workers.values())
+            assert group.joined == sum(group in worker.groups for worker in all_workers)
             kept += group.size_bytes + group.reserved_bytes
-            # What a worker has given up comes on top of what was let in.
+            # Requeued requests come on top of the admitted ones.
             assert group.waiting + group.reserved <= MAX_WAITING + len(WORKERS) * MAX_CREDIT
             ready = [worker.session_id for level in group._ready.values() for worker in level]
-            for worker in core._workers.values():
-                load = len(worker.hand) + len(worker.claims)
+            for worker in all_workers:
+                load = len(worker.assigned) + len(worker.claims)
                 fits = worker.conn is not None and not worker.conn.silent and load < worker.credit
                 assert (worker.session_id in ready) == (fits and group in worker.groups)
-            # Nothing waits that somebody could have.
+            # No request waits that a worker could take.
             assert all(one == request.caller.sender_id for one in ready for request in waiting)
-        assert kept == core._board.size_bytes
-        for request in core._requests.values():
+        assert kept == broker._queues.size_bytes
+        for request in broker._ledger.requests.values():
             assert request.caller.requests[request.msg_id] is request
-            assert request.worker is None or request.worker.hand[request.msg_id] is request
-        for worker in core._workers.values():
-            assert all(request.worker is worker for request in worker.hand.values())
-            assert worker.handed_bytes == sum(request.handed_bytes for request in worker.hand.values())
+            assert request.worker is None or request.worker.assigned[request.msg_id] is request
+        for worker in all_workers:
+            assert all(request.worker is worker for request in worker.assigned.values())
+            assert worker.sent_bytes == sum(request.sent_bytes for request in worker.assigned.values())
 
     # --- and in the end
 
@@ -237,12 +237,12 @@ class Shop(Mishaps):
         try:
             self.come_to_rest()
             self.account()
-            self.leave_nothing()
+            self.check_leaks()
         finally:
             self.patch.undo()
 
     def waiting(self) -> list[str]:
-        """Requests that somebody still waits for."""
+        """Requests whose callers still wait for them."""
         here = list(self.processes.values())
         return [
             msg_id
@@ -251,7 +251,7 @@ class Shop(Mishaps):
         ]
 
     def come_to_rest(self) -> None:
-        """Everybody comes back, and works."""
+        """Brings every process back, and lets the workers work."""
         self.net.journal_fails = None
         for name in NAMES:
             self.connect(name)
@@ -260,7 +260,7 @@ class Shop(Mishaps):
                 self.processes[name].offer(2)
         for _ in range(ROUNDS):
             self.net.settle()
-            self.nobody_has_what_another_has()
+            self.check_single_holders()
             for process in self.processes.values():
                 process.work()
             self.net.advance(0.5)
@@ -286,23 +286,27 @@ class Shop(Mishaps):
             elif outcome is not None:
                 assert isinstance(outcome, errors.RateLimited), outcome
 
-    def leave_nothing(self) -> None:
-        """Whatever a request, a worker or a connection has left in the broker's tables is a leak."""
+    def check_leaks(self) -> None:
+        """Nothing of the requests, workers and connections is left in the broker's tables."""
         for process in self.processes.values():
             process.bye()
         self.net.settle()
         self.net.advance(20, step_s=1)
         known = {session.name for session in self.net.broker.registry.sessions.values()}
-        assert not known & {*NAMELESS} and not self.net.broker.retention.needs_tick
-        core = self.net.broker.pool
-        for table in ("_staged", "_requests", "_callers", "_orphans", "_late", "_workers", "_absent"):
-            assert not getattr(core, table), f"{table} leaks: {getattr(core, table)}"
-        assert core._orphaned == 0
-        assert (core._board.groups, core._board.limbo, core._board.changed, core._board.size_bytes) == ({}, {}, {}, 0)
-        assert not core.aftermath._claims and not core.aftermath._expected
-        assert not core.aftermath._owners and not core.aftermath._came
-        assert core.idle and self.net.broker.idle and self.net.broker.next_tick_s() is None
+        assert not known & {*EPHEMERAL} and not self.net.broker.retention.needs_tick
+        broker = self.net.broker.requests
+        tables = {
+            broker: ("_staged",),
+            broker._ledger: ("requests",),
+            broker._callers: ("_connected", "_lost", "_orphans", "_late"),
+            broker._workers: ("_by_session", "_absent"),
+            broker._queues: ("groups", "quarantined", "changed", "size_bytes"),
+            broker._reconciliation: ("_claims", "_expected", "_owners", "_offer_due_s"),
+        }
+        for part, names in tables.items():
+            assert not any(getattr(part, name) for name in names), f"{part!r} leaks: {names}"
+        assert broker.idle and self.net.broker.idle and self.net.broker.next_tick_s() is None
 
 
-TestShop = pytest.mark.slow(Shop.TestCase)
-TestShop.settings = RUN
+TestRequestMachine = pytest.mark.slow(RequestMachine.TestCase)
+TestRequestMachine.settings = RUN
