@@ -22,9 +22,9 @@ each is visible to whoever would have to know if the next did not come:
 If the journal cannot be written, step 2 does not happen (`JournalFailed`): the senders are refused, and the mailboxes
 are as they were. If the store cannot commit, what it should have kept for this wake's messages is taken back, and they
 are refused (`CommitFailed`). A sender repeats what it has not been told about; fates are remembered, so that it may.
-`reading` is the one way round: a command that takes messages in its listener's place. And beside all of it stands
-`requests`: what is asked of a group and answered by one of its workers, which is nobody's mail, and need not be safe before
-it is told (`may_speak_first`).
+`reading` is the one way round: a command that takes messages in its listener's place. Requests to
+worker groups (`requests`) take another way: they are no mail, and an answer need not be safe before it is passed on
+(`may_speak_first`).
 
 A broker may die at any instant. Whoever was told something finds it true at the next one (`recover`): sessions and what
 waits for them come out of the store. Whoever was not told says it again. Between those two there is nothing.
