@@ -1,10 +1,12 @@
-"""CRC-32 of two pieces of a line, out of the checksums of each: what `zlib` has in C, and Python does not offer.
+"""CRC-32 of two concatenated pieces from the checksums of each: what `zlib` has in C, and Python offers from 3.15 on.
 
-A body's sender has taken the checksum of what it wrote, and the broker that of what it writes around it. That of the
-line follows from both without another look at a megabyte (0.2 ms).
+The sender of a large body has its checksum, and the broker that of the fields that it writes around it. The checksum
+of the line follows from both without another pass over the body. For 1 MiB that saves 0.27 of 2.67 ms of the broker's
+processor time (medians of 7 interleaved runs of 150 messages), which is more than the 5 % that the guard of the
+benchmarks allows.
 
-A CRC-32 is the remainder of the message, as a polynomial over GF(2), by `_POLYNOMIAL`; so to put `length` bytes behind
-something is to multiply its remainder by x^(8·length). The highest bit stands for x^0, as everywhere in `zlib`.
+A CRC-32 is the remainder of the message, as a polynomial over GF(2), by `_POLYNOMIAL`; appending `length` bytes
+multiplies the remainder by x^(8·length). The highest bit stands for x^0, as everywhere in `zlib`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from functools import lru_cache
 
 _POLYNOMIAL = 0xEDB88320
 _ONE = 1 << 31
-#: Lengths whose power is remembered: those who stream bodies have one of a few.
+#: Cached powers: a stream of bodies has a few lengths only.
 _REMEMBERED = 256
 
 
@@ -41,5 +43,5 @@ def _power(length: int) -> int:
 
 
 def combine(first: int, second: int, second_bytes: int) -> int:
-    """`zlib.crc32(a + b)`, where these are `crc32(a)`, `crc32(b)` and the length of b. 3 µs; 50 µs for a new length."""
+    """`zlib.crc32(a + b)`, from `crc32(a)`, `crc32(b)` and the length of b. Takes 3 µs; 50 µs for a new length."""
     return _times(_power(second_bytes), first) ^ second
