@@ -227,7 +227,7 @@ class Bus:
 
     async def messages(self, timeout: float | None = None) -> AsyncIterator[Message]:
         """Messages as they come; ends when none has come for `timeout` seconds (None: never)."""
-        timeout = arguments.seconds_or_none(timeout)
+        timeout = arguments.patience_or_none(timeout)
         while True:
             self._arrived.clear()
             while (message := self._bus.next_message(0.0)) is not None:

@@ -1026,3 +1026,9 @@ def test_a_child_that_dies_with_the_parents_bus_leaves_it_alone(connect, echo):
             os._exit(0)
     os.waitpid(pid, 0)
     assert bus.ask("echo", "x").text == "x"
+
+
+@pytest.mark.parametrize("call", ["ask", "request"])
+def test_a_negative_deadline_is_refused_before_anything_is_sent(connect, call):
+    with pytest.raises(errors.InvalidArgument, match="0 or more, not -1"):
+        getattr(connect("alice"), call)("alice", "question: ready?", timeout=-1)

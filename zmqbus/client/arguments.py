@@ -1,7 +1,8 @@
-"""The arguments of the Python API, checked where they come in.
+"""Checks of the arguments of the Python API.
 
-An error names the argument and what it has to be, and is raised by the call that has it. Unchecked, it would be one of
-whatever code meets it first, in another thread perhaps, or none: `scatter("auth", …)` would ask a, u, t and h.
+A call with a bad argument raises an error that names the argument and says what it must be. Unchecked, the error would
+come from the code that meets the value first, perhaps in another thread; or there would be none: `scatter("auth", …)`
+would ask a, u, t and h.
 """
 
 from __future__ import annotations
@@ -17,60 +18,77 @@ from zmqbus.wire import naming
 
 #: Characters of a value that an error shows.
 MAX_SHOWN = 60
-#: The longest wait that threads can: 292 years on most systems, and 49 days on some.
+#: The longest wait that threads support: 292 years on most systems, 49 days on some.
 MAX_S = threading.TIMEOUT_MAX
 
 
 def shown(value: object) -> str:
-    """A value in an error: shortened, with its type, and without trusting its code."""
+    """Formats a value for an error: shortened, with its type, and safe even if its `repr` raises."""
     try:
         text = repr(value)
-    except BaseException:  # its own code
+    except BaseException:  # the value's own code
         text = "a value that cannot be shown"
     if len(text) > MAX_SHOWN:
         text = f"{text[:MAX_SHOWN]}…"
     return f"{sanitise(text, MAX_SHOWN + 1)} ({type(value).__name__})"
 
 
-def seconds(value: object, what: str = "timeout") -> float:
-    """A number of seconds; what is endless is as long as a thread can wait."""
-    if value.__class__ is float and value == value:
+def seconds(value: object, name: str = "timeout") -> float:
+    """Returns a number of seconds, 0 or more, and at most what a thread can wait. Raises `InvalidArgument`."""
+    if isinstance(value, float) and value >= 0.0:  # not NaN, which compares false
         return min(value, MAX_S)
-    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
-        raise InvalidArgument(f"{what} is a number of seconds, not {shown(value)}")
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if math.isnan(number):
-        raise InvalidArgument(f"{what} is a number of seconds, not {shown(value)}")
-    return min(number, MAX_S)
+    number = _number(value, name)
+    if number < 0:
+        raise InvalidArgument(f"{name} is a number of seconds, 0 or more, not {shown(value)}")
+    return number
 
 
-def seconds_or_none(value: object, what: str = "timeout") -> float | None:
-    """Likewise, or None: without an end. So is what no thread could wait for."""
+def seconds_or_none(value: object, name: str = "timeout") -> float | None:
+    """Returns a number of seconds, 0 or more; None (no limit) for None and for more than a thread can wait. Raises
+    `InvalidArgument`."""
     if value is None:
         return None
-    number = seconds(value, f"{what}, if it is given,")
+    number = seconds(value, f"{name}, if it is given,")
     return None if number >= MAX_S else number
 
 
-def flag(value: object, what: str) -> bool:
-    """True or False: a text like "no" would count as true."""
+def patience_or_none(value: object, name: str = "timeout") -> float | None:
+    """Returns how long to wait for something that may be there already, as the standard library has it: a negative
+    number, such as the time left until a deadline, is 0. Otherwise as `seconds_or_none`."""
+    if value is None:
+        return None
+    number = max(0.0, _number(value, f"{name}, if it is given,"))
+    return None if number >= MAX_S else number
+
+
+def _number(value: object, name: str) -> float:
+    number = math.nan
+    if not isinstance(value, bool) and hasattr(type(value), "__float__"):
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            pass
+    if math.isnan(number):
+        raise InvalidArgument(f"{name} is a number of seconds, not {shown(value)}")
+    return min(number, MAX_S)
+
+
+def flag(value: object, name: str) -> bool:
+    """Returns True or False. Anything else raises `InvalidArgument`: a text like "no" would count as true."""
     if not isinstance(value, bool):
-        raise InvalidArgument(f"{what} is True or False, not {shown(value)}")
+        raise InvalidArgument(f"{name} is True or False, not {shown(value)}")
     return value
 
 
 def name(value: object, what: str = "name") -> str:
-    """A name of a session, topic or group. Raises `InvalidName`."""
+    """Returns the name of a session, topic or group. Raises `InvalidName`."""
     if not isinstance(value, str):
         raise InvalidName(f"a {what} is text, not {shown(value)}")
     return naming.check_name(value) if what == "name" else naming.check_name(value, what)
 
 
 def names(value: object, what: str) -> tuple[str, ...]:
-    """Names of topics or groups: one, or several."""
+    """Returns the names of topics or groups, from one name or several. Raises `InvalidName`, `InvalidArgument`."""
     if isinstance(value, str):
         return (name(value, what),)
     if not isinstance(value, Iterable):
@@ -79,7 +97,7 @@ def names(value: object, what: str) -> tuple[str, ...]:
 
 
 def label(value: object) -> str | None:
-    """A label, None where there is none. Raises `InvalidLabel`."""
+    """Returns a label, None for None and for "". Raises `InvalidLabel`."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -88,21 +106,21 @@ def label(value: object) -> str | None:
 
 
 def port(value: object) -> int | None:
-    """A port, or None."""
+    """Returns a port, or None. Raises `InvalidArgument`."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65_536):
         raise InvalidArgument(f"port is a number from 1 to 65535, not {shown(value)}")
     return value
 
 
-def message_id(value: object, what: str = "reply_to") -> str | None:
-    """The id of a message, or None."""
+def message_id(value: object, name: str = "reply_to") -> str | None:
+    """Returns the id of a message, or None. Raises `InvalidArgument`."""
     if value is not None and not isinstance(value, str):
-        raise InvalidArgument(f"{what} is the id of a message (its msg_id), not {shown(value)}")
+        raise InvalidArgument(f"{name} is the id of a message (its msg_id), not {shown(value)}")
     return value
 
 
 def targets(value: object) -> list[Any]:
-    """Several targets, in a list."""
+    """Returns several targets in a list. Raises `InvalidArgument`."""
     if isinstance(value, str):
         raise InvalidArgument(
             f"targets is a list of names, not the text {shown(value)}; ask one with request(), or give a list of one"
@@ -113,14 +131,15 @@ def targets(value: object) -> list[Any]:
 
 
 def futures(value: Any) -> Any:
-    """Futures to wait for, in a list."""
+    """Returns an iterable of futures. Raises `InvalidArgument`."""
     if not isinstance(value, Iterable):
         raise InvalidArgument(f"futures is a list of futures, not {shown(value)}")
     return value
 
 
 def items(value: object, *kinds: type) -> Any:
-    """Bodies, one after the other. A text or bytes would be taken apart into characters or numbers."""
+    """Returns an iterable of bodies, or an instance of one of `kinds`. Raises `InvalidArgument`, also for a single text
+    or bytes, which would be split into characters or numbers."""
     if isinstance(value, str | bytes | bytearray | memoryview):
         raise InvalidArgument(
             f"items are several bodies, not the one {shown(value)}; send that with request(), or give a list of one"
@@ -130,8 +149,8 @@ def items(value: object, *kinds: type) -> Any:
     return value
 
 
-def count(value: object, what: str) -> int:
-    """A number, 1 or more."""
+def count(value: object, name: str) -> int:
+    """Returns a number, 1 or more. Raises `InvalidArgument`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidArgument(f"{what} is a number, at least 1, not {shown(value)}")
+        raise InvalidArgument(f"{name} is a number, at least 1, not {shown(value)}")
     return value

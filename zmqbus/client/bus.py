@@ -432,7 +432,7 @@ class Bus:
         `ack()` where the bus was opened with `ack="manual"`: until then it comes again after a crash, to the next
         program of this name. Raises `NotConnected` for a guest, and when the bus ends.
         """
-        return self._messages(self._member("messages()"), arguments.seconds_or_none(timeout))
+        return self._messages(self._member("messages()"), arguments.patience_or_none(timeout))
 
     def _messages(self, receiver: Receiver, timeout_s: float | None) -> Iterator[Message]:
         while (message := receiver.next_message(timeout_s)) is not None:
@@ -440,7 +440,7 @@ class Bus:
 
     def next_message(self, timeout: float | None = None) -> Message | None:
         """The next message, as `messages` gives it; None when none has come for `timeout` seconds."""
-        return self._member("messages()").next_message(arguments.seconds_or_none(timeout))
+        return self._member("messages()").next_message(arguments.patience_or_none(timeout))
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher`, from a thread of the bus, whenever messages have come or the bus has ended: for event loops.

@@ -39,7 +39,7 @@ def as_completed(futures: Iterable[_F], timeout: float | None = None) -> Iterato
 
     `timeout`: s from the first one that is asked for; then `TimeoutError` is raised, and the others stay open.
     """
-    timeout = arguments.seconds_or_none(timeout)
+    timeout = arguments.patience_or_none(timeout)
     return standard.as_completed(arguments.futures(futures), timeout)  # type: ignore[return-value]
 
 
@@ -66,7 +66,7 @@ def wait(
 ) -> Waited[_F]:
     """Waits for all of them, the first, or the first that fails; `timeout` s at most. Raises nothing for those that
     failed, or are open. The standard library's, typed as `as_completed` is."""
-    timeout = arguments.seconds_or_none(timeout)
+    timeout = arguments.patience_or_none(timeout)
     if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"):
         raise InvalidArgument(
             f"return_when is ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {arguments.shown(return_when)}"
