@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 180.0
 
 #: Tests that send these signals to programs of the suite.
-SENDING = ("tests/real/test_listener.py::test_signal_ends_it_in_good_order",)
+SENDING = ("tests/real/test_listener.py::test_signal_ends_the_listener_in_order",)
 
 #: Runs its arguments as `nohup … &` does from a shell without a terminal.
 AS_BACKGROUND_JOB = """

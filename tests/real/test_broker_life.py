@@ -73,7 +73,7 @@ def exchange(first: ListenerProcess, second: ListenerProcess, text: str) -> None
 # --- the election
 
 
-def test_thirty_clients_at_once_get_one_broker_and_are_all_listed(bus):
+def test_thirty_listeners_at_once_get_one_broker(bus):
     listeners = [bus.listener(f"s{number}", connected=False) for number in range(30)]
     for listener in listeners:
         listener.wait_connected(4 * DEADLINE_S)
@@ -85,7 +85,7 @@ def test_thirty_clients_at_once_get_one_broker_and_are_all_listed(bus):
     listeners[29].wait_message("hello")
 
 
-def test_thirty_commands_at_once_on_an_empty_directory_get_one_broker(bus):
+def test_thirty_commands_at_once_get_one_broker_and_one_set_of_keys(bus):
     commands = [bus.popen("list.py", "--json", owner=bus.stranger) for _ in range(30)]
     for command in commands:
         out, err = command.communicate(timeout=4 * DEADLINE_S)
@@ -100,7 +100,7 @@ def test_thirty_commands_at_once_on_an_empty_directory_get_one_broker(bus):
     assert not list(bus.data_dir.glob("keys.new-*"))
 
 
-def test_two_brokers_on_one_data_directory_never_exist(bus, new_port):
+def test_second_port_on_one_data_directory_is_refused(bus, new_port):
     """The second one is asked for on another port, and says where the first one is."""
     bus.listener("auth")
     other = str(new_port())
@@ -121,7 +121,7 @@ def test_two_brokers_on_one_data_directory_never_exist(bus, new_port):
     assert len(brokers(bus)) == 1
 
 
-def test_a_second_broker_on_the_same_port_leaves_the_first_alone(bus):
+def test_second_broker_on_the_same_port_leaves_the_first_alone(bus):
     bus.listener("auth")
     first = bus.broker_pid()
     done = bus.zmqbus("broker")
@@ -135,7 +135,7 @@ def test_a_second_broker_on_the_same_port_leaves_the_first_alone(bus):
 # --- crashes
 
 
-def test_listeners_outlive_a_killed_broker_under_their_ids_and_names(bus):
+def test_listeners_keep_ids_and_names_across_killed_brokers(bus):
     auth, pay = bus.listener("auth", label="Auth"), bus.listener("pay")
     before = {row["name"]: row["session_id"] for row in bus.list()}
     for round_ in range(3):
@@ -149,7 +149,7 @@ def test_listeners_outlive_a_killed_broker_under_their_ids_and_names(bus):
     assert next(row["label"] for row in bus.list() if row["name"] == "auth") == "Auth"
 
 
-def test_a_broker_that_is_told_to_end_is_replaced_while_listeners_need_one(bus):
+def test_terminated_broker_is_replaced_while_listeners_need_one(bus):
     auth, pay = bus.listener("auth"), bus.listener("pay")
     ended = broker(bus)
     ended.send_signal(signal.SIGTERM)
@@ -158,7 +158,7 @@ def test_a_broker_that_is_told_to_end_is_replaced_while_listeners_need_one(bus):
     exchange(auth, pay, "after")
 
 
-def test_a_message_that_was_sent_while_the_broker_was_dead_arrives_once(bus):
+def test_message_sent_while_the_broker_is_dead_arrives_once(bus):
     auth, pay = bus.listener("auth"), bus.listener("pay")
     bus.signal_broker(signal.SIGKILL)
     done = bus.send("--to", "pay", "--text", "over the gap", owner=auth)
@@ -174,7 +174,7 @@ def test_a_message_that_was_sent_while_the_broker_was_dead_arrives_once(bus):
 # --- the pid file
 
 
-def test_the_pid_file_is_private_and_removed_at_the_end(bus):
+def test_pid_file_is_private_and_removed_at_the_end(bus):
     bus.listener("auth").stop()
     process = broker(bus)
     assert pid_file(bus).read_text() == str(process.pid)
@@ -189,7 +189,7 @@ def test_the_pid_file_is_private_and_removed_at_the_end(bus):
     assert (done.returncode, done.stdout) == (1, f"no broker runs on port {bus.port}\n")
 
 
-def test_stopping_never_starts_another_broker(bus):
+def test_stop_command_never_starts_another_broker(bus):
     """The command that stops it sees it go, and must not take that for a crash."""
     for _ in range(10):
         assert bus.zmqbus("broker").returncode == 0
@@ -203,7 +203,7 @@ def dead_pid() -> str:
 
 
 @pytest.mark.parametrize("content", ["dead", "reused", "junk"])  # more of them: system/test_pidfile.py
-def test_a_stale_pid_file_keeps_nobody_out(bus, content):
+def test_stale_pid_file_is_replaced(bus, content):
     path = pid_file(bus)
     text = {"dead": dead_pid, "reused": lambda: str(bus.owner().pid)}.get(content, lambda: content)()
     path.write_text(text, encoding="latin-1")
@@ -213,7 +213,7 @@ def test_a_stale_pid_file_keeps_nobody_out(bus, content):
     assert pid_file(bus).read_text() == str(brokers(bus)[0].pid)
 
 
-def test_a_stale_pid_file_of_another_port_keeps_nobody_out(bus, new_port):
+def test_stale_pid_file_of_another_port_is_ignored(bus, new_port):
     stale = bus.data_dir / f"server.{new_port()}.pid"
     stale.write_text(dead_pid())
     stale.chmod(0o600)
@@ -224,7 +224,7 @@ def test_a_stale_pid_file_of_another_port_keeps_nobody_out(bus, new_port):
 # --- idleness
 
 
-def test_an_idle_broker_ends_and_the_next_command_starts_another(bus):
+def test_idle_broker_ends_and_the_next_command_starts_another(bus):
     done = bus.zmqbus("broker", "--idle-shutdown-minutes", "0.01")
     assert done.returncode == 0, done
     wait_until(lambda: not pid_file(bus).exists(), "the broker ends by itself")
@@ -233,7 +233,7 @@ def test_an_idle_broker_ends_and_the_next_command_starts_another(bus):
     assert bus.list() == []
 
 
-def test_a_broker_is_not_idle_while_somebody_is_connected(bus):
+def test_broker_with_a_connected_session_is_not_idle(bus):
     auth = bus.listener("auth", "--idle-shutdown-minutes", "0.01")
     process = broker(bus)
     for number in range(5):  # each of them takes a good part of the idle time, and none starts another broker
@@ -244,7 +244,7 @@ def test_a_broker_is_not_idle_while_somebody_is_connected(bus):
     wait_until(lambda: gone(process), "the broker ends when the last one has left")
 
 
-def test_zero_minutes_mean_never(bus):
+def test_zero_idle_minutes_mean_never(bus):
     assert bus.zmqbus("broker", "--idle-shutdown-minutes", "0").returncode == 0
     first = bus.broker_pid()
     bus.listener("auth").stop()
@@ -255,7 +255,7 @@ def test_zero_minutes_mean_never(bus):
 # --- the process
 
 
-def test_the_broker_is_detached_from_whoever_started_it(bus):
+def test_broker_is_detached_from_its_starter(bus):
     """In a session of its own, without a terminal; killing the starter's whole group leaves it alone."""
     starter = bus.popen("client.py", "--name", "auth", owner=bus.owner(), start_new_session=True)
     process = broker(bus)
@@ -275,7 +275,7 @@ def test_the_broker_is_detached_from_whoever_started_it(bus):
     assert not gone(process)
 
 
-def test_the_broker_holds_no_pipe_of_its_starter_open(bus):
+def test_broker_holds_no_pipe_of_its_starter(bus):
     """A harness waits for the end of a pipe; a broker that had inherited it would keep the harness waiting."""
     command = bus.popen("list.py", owner=bus.stranger)
     out, err = command.communicate(timeout=DEADLINE_S)
@@ -283,7 +283,7 @@ def test_the_broker_holds_no_pipe_of_its_starter_open(bus):
     assert not gone(broker(bus))
 
 
-def test_the_open_file_limit_is_raised_to_the_hard_one(bus):
+def test_open_file_limit_is_raised_to_the_hard_limit(bus):
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = min(hard, 4096)
     starter = bus.popen(
@@ -307,7 +307,7 @@ def test_broker_log_is_private_and_rotated(bus):
         assert path.stat().st_mode & 0o777 == 0o600, path
 
 
-def test_every_file_is_private_even_with_an_open_umask(bus):
+def test_every_file_is_private_under_an_open_umask(bus):
     starter = bus.popen("client.py", "--name", "auth", owner=bus.owner(), preexec_fn=lambda: os.umask(0))
     wait_until(lambda: bus.states().get("auth") == "live", "it is connected")
     bus.deliver("auth", "hello")
@@ -322,7 +322,7 @@ def test_every_file_is_private_even_with_an_open_umask(bus):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_broker_in_the_foreground_ends_with_ctrl_c(bus, signum):
+def test_foreground_broker_ends_on_signal(bus, signum):
     process = bus.popen("zmqbus", "broker", "--foreground", owner=bus.stranger)
     assert wait_until(bus.broker_pid, "it serves") == process.pid
     auth, pay = bus.listener("auth"), bus.listener("pay")
@@ -340,7 +340,7 @@ def test_a_broker_in_the_foreground_ends_with_ctrl_c(bus, signum):
 # --- what does not go well
 
 
-def test_an_interpreter_that_lacks_zmq_says_why_no_broker_came_up(bus, tmp_path):
+def test_missing_package_of_the_broker_is_reported(bus, tmp_path):
     """The listener has its packages, and the broker that it starts has not: a broken venv, say."""
     from zmqbus.client import launch
     from zmqbus.errors import BrokerUnavailable
@@ -360,7 +360,7 @@ def test_an_interpreter_that_lacks_zmq_says_why_no_broker_came_up(bus, tmp_path)
             launch.launch(settings)
 
 
-def test_a_data_directory_that_cannot_be_made_is_told_with_a_cure(bus, tmp_path):
+def test_data_directory_that_cannot_be_made_is_reported_with_a_cure(bus, tmp_path):
     """Below a file, nobody can make a directory, not even root."""
     (tmp_path / "file").write_text("")
     env = {"INTER_SESSION_DATA_DIR": str(tmp_path / "file" / "data")}
@@ -429,7 +429,7 @@ def fake_broker(bus: Bus) -> Iterator[Callable[..., FakeBroker]]:
         broker.close()
 
 
-def test_a_broker_of_another_protocol_is_a_clear_error(bus, fake_broker):
+def test_broker_of_another_protocol_is_a_clear_error(bus, fake_broker):
     fake_broker(
         33,
         "hello",
@@ -445,7 +445,7 @@ def test_a_broker_of_another_protocol_is_a_clear_error(bus, fake_broker):
     assert "speaks 7; end the older of the two" in listener.lines[-1]
 
 
-def test_a_client_of_another_protocol_is_told_which_ones_do_not_fit(bus):
+def test_client_of_another_protocol_is_refused_with_both_releases(bus):
     """The broker's half: it answers a HELLO of another version with both releases and the cure."""
     bus.listener("auth")
     keys = client_keys(str(bus.data_dir))
@@ -513,7 +513,7 @@ class PlainRouter:
 
 @pytest.mark.parametrize("kind", ["silent", "garbage", "zmq without CURVE"])
 @pytest.mark.parametrize("stale", [False, True], ids=["no pid file", "pid file of a living process"])
-def test_a_port_that_a_stranger_holds(bus, kind, stale):
+def test_port_held_by_another_program_is_reported(bus, kind, stale):
     holder = (
         PlainRouter(bus.port)
         if kind == "zmq without CURVE"
@@ -539,7 +539,7 @@ def test_a_port_that_a_stranger_holds(bus, kind, stale):
     bus.listener("auth")  # and once the port is free, all is well
 
 
-def test_a_broker_is_never_found_in_the_directory_where_it_is_started(bus, tmp_path):
+def test_package_in_the_current_directory_is_not_run(bus, tmp_path):
     """An agent works in other people's repositories. One may have a `zmqbus` of its own, which is not to be run."""
     decoy = tmp_path / "zmqbus" / "broker"
     decoy.mkdir(parents=True)

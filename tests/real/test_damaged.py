@@ -40,7 +40,7 @@ def away(bus: Bus) -> tuple[ListenerProcess, str]:
     return auth, msg_id
 
 
-def test_inbox_goes_on(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
+def test_inbox_skips_a_damaged_message(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
     auth, msg_id = away
     done = bus.zmqbus("inbox", owner=auth)
     assert done.returncode == 0, done
@@ -52,7 +52,7 @@ def test_inbox_goes_on(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
     assert bus.zmqbus("inbox", owner=auth).stdout == "no unread messages\n"
 
 
-def test_inbox_in_json_goes_on(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
+def test_json_inbox_skips_a_damaged_message(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
     auth, msg_id = away
     done = bus.zmqbus("inbox", "--json", owner=auth)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -61,21 +61,21 @@ def test_inbox_in_json_goes_on(bus: Bus, away: tuple[ListenerProcess, str]) -> N
     assert bus.zmqbus("inbox", owner=auth).stdout == "no unread messages\n"
 
 
-def test_the_listener_goes_on(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
+def test_listener_skips_a_damaged_message(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
     auth, msg_id = away
     again = bus.listener("auth", owner=auth)
     again.wait_message("behind")
     assert again.wait_message(f"(the text of message {msg_id} from 'script' cannot be read: ")["id"] == msg_id
 
 
-def test_the_log_goes_on(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
+def test_log_skips_a_damaged_message(bus: Bus, away: tuple[ListenerProcess, str]) -> None:
     _, msg_id = away
     done = bus.zmqbus("log", "--json")
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["before", "behind"]
     assert f"warning: passed over: the text of message {msg_id} from 'script' cannot be read: " in done.stderr
 
 
-def test_a_program_goes_on(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_skips_a_damaged_message(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bus.env().items():
         monkeypatch.setenv(name, value)
     with zmqbus.connect("reader"):
@@ -97,7 +97,7 @@ def test_a_program_goes_on(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     assert texts[1].startswith(f"the text of message {msg_id} from 'script' cannot be read: ")
 
 
-def test_an_answer_that_is_damaged_is_named(bus: Bus) -> None:
+def test_damaged_answer_is_reported(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     asking = bus.popen("send.py", "--to", "auth", "--text", "how?", "--wait", "60", owner=pay)
     question = auth.wait_message("how?")["id"]

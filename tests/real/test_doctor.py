@@ -123,14 +123,14 @@ def ended(process: psutil.Process) -> None:
 # --- in order ---
 
 
-def test_nothing_is_there_yet(doctor: Doctor, data_dir: Path) -> None:
+def test_fresh_installation_has_no_fault(doctor: Doctor, data_dir: Path) -> None:
     data_dir.rmdir()
     assert levels(doctor.run()) == {"ok"}
     assert not data_dir.exists()
     data_dir.mkdir(mode=0o700)
 
 
-def test_a_session_without_a_listener(doctor: Doctor, bus: Bus) -> None:
+def test_session_without_a_listener(doctor: Doctor, bus: Bus) -> None:
     """It belongs to one: what was sent to it waits."""
     owner = bus.owner()
     assert bus.zmqbus("connect", "--away", "--name", "auth", owner=owner).returncode == 0
@@ -142,7 +142,7 @@ def test_a_session_without_a_listener(doctor: Doctor, bus: Bus) -> None:
     assert "belongs to no session" in says
 
 
-def test_all_is_well(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+def test_running_bus_has_no_fault(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
     auth = bus.listener("auth")
     bus.deliver("auth", "hello")
     rows = doctor.run()
@@ -158,7 +158,7 @@ def test_all_is_well(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
     assert people.stdout.endswith("all is well\n")
 
 
-def test_it_changes_nothing(doctor: Doctor, data_dir: Path, log: Journal, keys: Path) -> None:
+def test_doctor_changes_nothing(doctor: Doctor, data_dir: Path, log: Journal, keys: Path) -> None:
     """Not even where there is much to mend."""
     (data_dir / "server.1234.pid").write_text("1")
     (data_dir / "clients").mkdir(mode=0o700)
@@ -177,7 +177,7 @@ def test_it_changes_nothing(doctor: Doctor, data_dir: Path, log: Journal, keys: 
     assert doctor.bus.broker_pid() is None
 
 
-def test_for_people(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+def test_output_for_people(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
     data_dir.chmod(0o755)
     done = bus.zmqbus("doctor")
     assert done.returncode == 1
@@ -189,12 +189,12 @@ def test_for_people(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
 # --- the directory, and who may look into it ---
 
 
-def test_a_directory_that_is_open(doctor: Doctor, data_dir: Path) -> None:
+def test_directory_that_others_can_read(doctor: Doctor, data_dir: Path) -> None:
     data_dir.chmod(0o750)
     doctor.cures("directory", "fault", "is open to other users (mode 0750)")
 
 
-def test_a_directory_that_is_a_link(doctor: Doctor, data_dir: Path) -> None:
+def test_directory_that_is_a_link(doctor: Doctor, data_dir: Path) -> None:
     target = data_dir.with_name("elsewhere")
     data_dir.rename(target)
     data_dir.symlink_to(target)
@@ -202,7 +202,7 @@ def test_a_directory_that_is_a_link(doctor: Doctor, data_dir: Path) -> None:
     data_dir.mkdir(mode=0o700)
 
 
-def test_a_directory_that_is_a_file(doctor: Doctor, data_dir: Path) -> None:
+def test_file_in_the_place_of_a_directory(doctor: Doctor, data_dir: Path) -> None:
     data_dir.rmdir()
     data_dir.write_text("")
     doctor.cures("directory", "fault", "is not a directory")
@@ -211,7 +211,7 @@ def test_a_directory_that_is_a_file(doctor: Doctor, data_dir: Path) -> None:
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
 @pytest.mark.parametrize("name", ["", "messages.log"])
-def test_what_belongs_to_somebody_else(doctor: Doctor, data_dir: Path, log: Journal, name: str) -> None:
+def test_directory_of_another_user(doctor: Doctor, data_dir: Path, log: Journal, name: str) -> None:
     os.chown(data_dir / name, 12345, -1)
     doctor.cures("permissions" if name else "directory", "fault", "belongs to another user (uid 12345)")
 
@@ -220,7 +220,7 @@ def test_what_belongs_to_somebody_else(doctor: Doctor, data_dir: Path, log: Jour
     "name",
     ["messages.log", "messages.log.1", "keys/client.key_secret", "clients/labels.json", "keys", "spool", "spool/ab12"],
 )
-def test_files_that_are_open(doctor: Doctor, data_dir: Path, log: Journal, keys: Path, name: str) -> None:
+def test_files_that_others_can_read(doctor: Doctor, data_dir: Path, log: Journal, keys: Path, name: str) -> None:
     path = data_dir / name
     path.parent.mkdir(mode=0o700, exist_ok=True)
     if name == "spool":
@@ -231,14 +231,14 @@ def test_files_that_are_open(doctor: Doctor, data_dir: Path, log: Journal, keys:
     doctor.cures("permissions", "fault", f"{path} is open to other users")
 
 
-def test_a_file_that_is_a_link(doctor: Doctor, data_dir: Path, tmp_path: Path) -> None:
+def test_file_that_is_a_link(doctor: Doctor, data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "target").write_text("")
     (data_dir / "broker.log").symlink_to(tmp_path / "target")
     doctor.cures("permissions", "fault", "is a symbolic link")
     assert (tmp_path / "target").exists()
 
 
-def test_a_directory_in_the_place_of_a_file(doctor: Doctor, data_dir: Path) -> None:
+def test_directory_in_the_place_of_a_file(doctor: Doctor, data_dir: Path) -> None:
     (data_dir / "search.sqlite").mkdir()
     doctor.cures("permissions", "fault", "is not a file")
 
@@ -246,12 +246,12 @@ def test_a_directory_in_the_place_of_a_file(doctor: Doctor, data_dir: Path) -> N
 # --- keys ---
 
 
-def test_keys_that_are_damaged(doctor: Doctor, data_dir: Path, keys: Path) -> None:
+def test_damaged_keys(doctor: Doctor, data_dir: Path, keys: Path) -> None:
     (keys / "broker.key").write_text("rubbish")
     doctor.cures("keys", "fault", "broker.key holds no public key")
 
 
-def test_keys_that_are_missing_under_a_broker(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+def test_missing_keys_under_a_running_broker(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
     bus.zmqbus("broker")
     broker = psutil.Process(bus.broker_pid())
     (data_dir / "keys" / "client.key_secret").unlink()
@@ -262,7 +262,7 @@ def test_keys_that_are_missing_under_a_broker(doctor: Doctor, bus: Bus, data_dir
     assert levels(doctor.run()) == {"ok"}
 
 
-def test_keys_that_were_left_half_made(doctor: Doctor, data_dir: Path) -> None:
+def test_half_made_keys(doctor: Doctor, data_dir: Path) -> None:
     (data_dir / "keys.new-abc").mkdir(mode=0o700)
     doctor.cures("keys", "warning", "was left by a process that was killed")
 
@@ -270,7 +270,7 @@ def test_keys_that_were_left_half_made(doctor: Doctor, data_dir: Path) -> None:
 # --- broker ---
 
 
-def test_a_broker_that_hangs(doctor: Doctor, bus: Bus) -> None:
+def test_broker_that_hangs(doctor: Doctor, bus: Bus) -> None:
     bus.listener("auth")
     pid = bus.signal_broker(signal.SIGSTOP)
     row = doctor.find("broker", "fault")
@@ -299,7 +299,7 @@ def foreground(bus: Bus, patch: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_broker_of_another_protocol(doctor: Doctor, bus: Bus) -> None:
+def test_broker_of_another_protocol(doctor: Doctor, bus: Bus) -> None:
     process = foreground(bus, "zmqbus.wire.verbs.VERSION = 99")
     try:
         row = doctor.find("broker", "fault")
@@ -313,7 +313,7 @@ def test_a_broker_of_another_protocol(doctor: Doctor, bus: Bus) -> None:
         process.wait(TIMEOUT_S)
 
 
-def test_a_broker_of_another_release(doctor: Doctor, bus: Bus) -> None:
+def test_broker_of_another_release(doctor: Doctor, bus: Bus) -> None:
     process = foreground(bus, "zmqbus.__version__ = '0.0.1'")
     try:
         row = doctor.find("broker", "warning")
@@ -325,7 +325,7 @@ def test_a_broker_of_another_release(doctor: Doctor, bus: Bus) -> None:
         process.wait(TIMEOUT_S)
 
 
-def test_a_port_that_is_held(doctor: Doctor, bus: Bus) -> None:
+def test_port_held_by_another_program(doctor: Doctor, bus: Bus) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", bus.port))
         held.listen()
@@ -334,7 +334,7 @@ def test_a_port_that_is_held(doctor: Doctor, bus: Bus) -> None:
         assert row["mend"].startswith("export INTER_SESSION_PORT=")
 
 
-def test_a_broker_on_another_port(doctor: Doctor, bus: Bus, new_port: Callable[[], int]) -> None:
+def test_broker_on_another_port(doctor: Doctor, bus: Bus, new_port: Callable[[], int]) -> None:
     bus.zmqbus("broker")
     other = new_port()
     doctor.before = f"export INTER_SESSION_PORT={other}"
@@ -342,7 +342,7 @@ def test_a_broker_on_another_port(doctor: Doctor, bus: Bus, new_port: Callable[[
     assert row["mend"] == f"export INTER_SESSION_PORT={bus.port}"
 
 
-def test_a_port_that_the_plugins_option_says(doctor: Doctor, bus: Bus, new_port: Callable[[], int]) -> None:
+def test_port_set_by_the_plugin_option(doctor: Doctor, bus: Bus, new_port: Callable[[], int]) -> None:
     """It wins over INTER_SESSION_PORT, so setting that would mend nothing."""
     bus.zmqbus("broker")
     other = new_port()
@@ -362,7 +362,7 @@ def private(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["2147483647", "rubbish", ""])
-def test_a_pid_file_of_a_broker_that_was_killed(doctor: Doctor, data_dir: Path, content: str) -> None:
+def test_pid_file_of_a_killed_broker(doctor: Doctor, data_dir: Path, content: str) -> None:
     private(data_dir / "server.1234.pid", content)
     doctor.cures("stale", "warning", "a file of processes that have ended: server.1234.pid")
 
@@ -406,7 +406,7 @@ def database(bus: Bus, data_dir: Path) -> Path:
     return data_dir / "mailboxes.sqlite3"
 
 
-def test_a_database_that_is_damaged(doctor: Doctor, database: Path) -> None:
+def test_damaged_database(doctor: Doctor, database: Path) -> None:
     size = database.stat().st_size
     with open(database, "r+b") as file:
         file.seek(4096)
@@ -414,7 +414,7 @@ def test_a_database_that_is_damaged(doctor: Doctor, database: Path) -> None:
     doctor.cures("database", "fault", "is damaged")
 
 
-def test_what_is_no_database(doctor: Doctor, database: Path) -> None:
+def test_file_that_is_not_a_database(doctor: Doctor, database: Path) -> None:
     database.write_bytes(b"no database at all" * 1000)
     doctor.cures("database", "fault", "is damaged (file is not a database)")
 
@@ -426,14 +426,14 @@ def test_what_is_no_database(doctor: Doctor, database: Path) -> None:
         ("PRAGMA user_version = 77", "newer release (format 77)"),
     ],
 )
-def test_a_database_of_somebody_else(doctor: Doctor, database: Path, statement: str, says: str) -> None:
+def test_database_of_another_program(doctor: Doctor, database: Path, statement: str, says: str) -> None:
     connection = sqlite3.connect(database)
     connection.execute(statement)
     connection.close()
     doctor.cures("database", "fault", says)
 
 
-def test_a_database_that_a_killed_broker_left(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
+def test_database_of_a_killed_broker(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
     """What is in its write-ahead log belongs to it. It is as it has to be, and stays as it is."""
     auth = bus.listener("auth")
     auth.stop()
@@ -445,14 +445,14 @@ def test_a_database_that_a_killed_broker_left(doctor: Doctor, bus: Bus, data_dir
     assert stamp(data_dir) == before
 
 
-def test_what_the_broker_has_mended_is_told_once(doctor: Doctor, bus: Bus, database: Path) -> None:
+def test_repairs_by_the_broker_are_reported_once(doctor: Doctor, bus: Bus, database: Path) -> None:
     database.write_bytes(b"no database at all" * 1000)
     bus.zmqbus("broker")
     doctor.cures("broker", "warning", "it has found: ")
 
 
 @pytest.mark.parametrize("name", ["messages.log", "messages.log.2"])
-def test_a_file_of_the_log_that_begins_wrongly(doctor: Doctor, data_dir: Path, log: Journal, name: str) -> None:
+def test_log_segment_without_its_header(doctor: Doctor, data_dir: Path, log: Journal, name: str) -> None:
     path = data_dir / name
     if name != "messages.log":
         # Its serial could be told from its neighbours'; two of them leave no doubt that there is no room.
@@ -472,7 +472,7 @@ def test_damaged_lines(doctor: Doctor, data_dir: Path, log: Journal) -> None:
     assert row["mend"] is None  # they do no harm
 
 
-def test_an_index_that_is_damaged(doctor: Doctor, data_dir: Path, log: Journal) -> None:
+def test_damaged_index(doctor: Doctor, data_dir: Path, log: Journal) -> None:
     path = data_dir / "search.sqlite"
     with Index.open(str(path)) as index:
         index.fill(str(data_dir / "messages.log"))
@@ -484,12 +484,12 @@ def test_an_index_that_is_damaged(doctor: Doctor, data_dir: Path, log: Journal) 
 # --- what it runs on ---
 
 
-def test_a_venv_that_is_not_complete(doctor: Doctor, data_dir: Path) -> None:
+def test_incomplete_venv(doctor: Doctor, data_dir: Path) -> None:
     (data_dir / "venv").mkdir()
     doctor.cures("venv", "warning", "is incomplete")
 
 
-def test_a_venv_without_its_python(doctor: Doctor, data_dir: Path) -> None:
+def test_venv_without_its_python(doctor: Doctor, data_dir: Path) -> None:
     (data_dir / "venv" / "bin").mkdir(parents=True)
     (data_dir / "venv" / "zmqbus-installed").write_text("")
     (data_dir / "venv" / "bin" / "python").symlink_to("/nonexistent/python")
@@ -505,7 +505,7 @@ def test_a_venv_without_its_python(doctor: Doctor, data_dir: Path) -> None:
         ("INTER_SESSION_DURABILITY", "eternal"),
     ],
 )
-def test_settings_that_do_not_parse(doctor: Doctor, variable: str, value: str) -> None:
+def test_invalid_settings(doctor: Doctor, variable: str, value: str) -> None:
     doctor.before = f"export {variable}={value}"
     row = doctor.cures("settings", "warning", f"passed over {variable}='{value}'")
     assert row["mend"] == f"unset {variable}"
@@ -513,7 +513,7 @@ def test_settings_that_do_not_parse(doctor: Doctor, variable: str, value: str) -
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can raise a hard limit again")
 @pytest.mark.parametrize(("limit", "level"), [(500, "warning"), (50, "fault")])
-def test_few_files(doctor: Doctor, limit: int, level: str) -> None:
+def test_low_open_file_limit(doctor: Doctor, limit: int, level: str) -> None:
     doctor.before = f"ulimit -n {limit}"
     may_raise = subprocess.run(["sh", "-c", f"{doctor.before}; ulimit -n 4096"], capture_output=True).returncode == 0
     if may_raise:  # in a container, root may not
@@ -523,7 +523,7 @@ def test_few_files(doctor: Doctor, limit: int, level: str) -> None:
     assert row["mend"] == "ulimit -n 4096"
 
 
-def test_a_clock_that_was_set_back(doctor: Doctor, log: Journal) -> None:
+def test_clock_set_back(doctor: Doctor, log: Journal) -> None:
     log.append([encode_record(RECORD._replace(ts=4_000_000_000.0))])
     row = doctor.find("clock", "warning")
     assert "was set back or is wrong" in row["says"]
@@ -540,7 +540,7 @@ def listening(doctor: Doctor, bus: Bus) -> Any:
     return auth
 
 
-def test_a_listener_that_is_stopped(doctor: Doctor, bus: Bus, listening: Any) -> None:
+def test_stopped_listener(doctor: Doctor, bus: Bus, listening: Any) -> None:
     listening.send_signal(signal.SIGSTOP)
     wait_until(lambda: psutil.Process(listening.state["listener_pid"]).status() == psutil.STATUS_STOPPED, "it stops")
     row = doctor.find("listener", "fault")
@@ -549,13 +549,13 @@ def test_a_listener_that_is_stopped(doctor: Doctor, bus: Bus, listening: Any) ->
     wait_until(lambda: levels(doctor.run(row["mend"])) == {"ok"}, "it goes on")
 
 
-def test_a_listener_on_another_port(doctor: Doctor, bus: Bus, listening: Any, new_port: Callable[[], int]) -> None:
+def test_listener_on_another_port(doctor: Doctor, bus: Bus, listening: Any, new_port: Callable[[], int]) -> None:
     doctor.before = f"export INTER_SESSION_PORT={new_port()}"
     row = doctor.cures("listener", "warning", f"'auth' is on port {bus.port}")
     assert row["mend"] == f"export INTER_SESSION_PORT={bus.port}"
 
 
-def test_a_listener_whose_state_file_was_removed(doctor: Doctor, listening: Any) -> None:
+def test_listener_without_its_state_file(doctor: Doctor, listening: Any) -> None:
     listening.state_path.unlink()
     row = doctor.find("listener", "warning")
     assert "its state file was removed" in row["says"]

@@ -96,7 +96,7 @@ def test_fan_out_gathers_up_to_a_deadline(bus: Bus) -> None:
     assert bus.list("--all") == []
 
 
-def test_fan_out_to_ones_own_sessions(bus: Bus) -> None:
+def test_fan_out_to_own_sessions(bus: Bus) -> None:
     auth = bus.listener("auth")
     with start(bus, "fan_out.py", "--to", "auth,nobody", "--timeout", "60", "please run the tests") as asking:
         question = auth.wait_message("please run the tests")
@@ -125,7 +125,7 @@ def test_worker_pool_hashes_every_file(bus: Bus, tmp_path: Path, flags: tuple[st
     assert bus.list() == []
 
 
-def test_worker_pool_of_ones_own_workers(bus: Bus) -> None:
+def test_worker_pool_with_own_workers(bus: Bus) -> None:
     with start(bus, "worker_pool.py", "--worker") as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline().endswith(" is at work\n")
@@ -148,7 +148,7 @@ def test_review_goes_in_rounds(bus: Bus) -> None:
     assert example(bus, "review_loop.py", "--rounds", "2").returncode == 1
 
 
-def test_review_by_ones_own_sessions(bus: Bus) -> None:
+def test_review_by_own_sessions(bus: Bus) -> None:
     web, auth = bus.listener("web"), bus.listener("auth")
     with start(bus, "review_loop.py", "--implementer", "web", "--reviewer", "auth", "add a rate limit") as driving:
         answer(bus, web, web.wait_message("answer with what you did: add a rate limit"), "done: ten a minute")

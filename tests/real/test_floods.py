@@ -168,7 +168,7 @@ FLOODS = [
 
 
 @pytest.mark.parametrize("attack", FLOODS, ids=lambda attack: attack.__name__)
-def test_a_flood_grows_the_broker_to_its_bound_and_not_for_good(
+def test_flood_grows_the_broker_within_its_bound_and_not_for_good(
     stage: Stage, attack: Callable[[Attacker], None]
 ) -> None:
     with Watch(stage.broker) as watch:

@@ -50,7 +50,7 @@ def play(bus: Bus, script: str) -> tuple[list[str], str]:
 
 
 @pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="only Linux sets limits of other processes")
-def test_a_listener_that_cannot_write_down_its_new_name_goes_on_and_says_so(bus: Bus) -> None:
+def test_listener_that_cannot_store_its_new_name_goes_on_and_says_so(bus: Bus) -> None:
     """The broker has room for the name, and the listener has not."""
     auth = bus.listener("auth")
     listener = psutil.Process(auth.pid)
@@ -71,7 +71,7 @@ def test_a_listener_that_cannot_write_down_its_new_name_goes_on_and_says_so(bus:
     assert sum("cannot write " in line for line in auth.lines) == 1
 
 
-def test_a_rename_that_the_broker_cannot_keep_is_none(bus: Bus) -> None:
+def test_rename_that_the_broker_cannot_store_is_refused(bus: Bus) -> None:
     lines, errors = play(
         bus,
         """
@@ -90,7 +90,7 @@ run send.py --as me --to billing --text "still here"
     assert any(line.startswith("[inter-session msg=") and line.endswith("] still here") for line in lines), lines
 
 
-def test_a_session_that_the_disk_does_not_let_write_comes_back_to_a_new_broker(bus: Bus) -> None:
+def test_session_that_cannot_write_reconnects_to_a_new_broker(bus: Bus) -> None:
     lines, _ = play(
         bus,
         """

@@ -686,7 +686,7 @@ ATTACKS: list[Attack] = [
     "attack",
     [pytest.param(attack, id=attack.__name__) for attack in ATTACKS],
 )
-def test_an_attack_costs_nobody_else_anything(stage: Stage, attack: Attack) -> None:
+def test_attack_affects_nobody_else(stage: Stage, attack: Attack) -> None:
     attack(stage.attacker)
     stage.prove()
     for listener in (stage.auth, stage.pay):
@@ -697,7 +697,7 @@ def test_an_attack_costs_nobody_else_anything(stage: Stage, attack: Attack) -> N
 # --- receivers that do not read
 
 
-def test_a_subscriber_that_never_reads_costs_nobody_anything(stage: Stage) -> None:
+def test_subscriber_that_never_reads_affects_nobody_else(stage: Stage) -> None:
     """It follows every channel, and leaves megabytes where they are; the other subscriber gets each message."""
     attacker = stage.attacker
     deaf = attacker.socket(zmq.SUB, attacker.pub_port, **DEAF)
@@ -733,7 +733,7 @@ def test_a_subscriber_that_never_reads_costs_nobody_anything(stage: Stage) -> No
     stage.prove()
 
 
-def test_a_session_that_never_reads_gets_its_credit_and_costs_nobody_anything(stage: Stage) -> None:
+def test_session_that_never_reads_gets_its_credit_and_affects_nobody_else(stage: Stage) -> None:
     """What is sent to it is queued, and waits outside the broker's memory towards it."""
     stage.attacker.enter(verbs.Role.PROGRAM, **DEAF)
     pad = "x" * 60_000
@@ -823,7 +823,7 @@ def refused(bus: Bus, path: Path) -> list[str]:
     return said
 
 
-def test_a_data_directory_that_others_can_read_is_refused(bus: Bus) -> None:
+def test_data_directory_that_others_can_read_is_refused(bus: Bus) -> None:
     bus.data_dir.chmod(0o755)
     try:
         said = refused(bus, bus.data_dir)
@@ -833,7 +833,7 @@ def test_a_data_directory_that_others_can_read_is_refused(bus: Bus) -> None:
     assert list(bus.data_dir.iterdir()) == []
 
 
-def test_a_data_directory_that_is_a_link_is_refused(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_directory_that_is_a_link_is_refused(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     there = bus.data_dir.with_name("elsewhere")
     there.symlink_to(bus.data_dir)
     monkeypatch.setenv("INTER_SESSION_DATA_DIR", str(there))
@@ -869,7 +869,7 @@ def test_unsafe_and_damaged_keys_are_refused(bus: Bus, damage: Callable[[Path], 
 
 
 @pytest.mark.parametrize("who", ["broker", "client"])
-def test_a_secret_key_of_the_broker_that_is_damaged_keeps_it_from_starting(bus: Bus, who: str) -> None:
+def test_damaged_secret_key_is_reported_through_the_broker(bus: Bus, who: str) -> None:
     """A client never reads the broker's secret; it hears the reason from the broker that it starts."""
     keys = _keys(bus)
     (keys / f"{who}.key_secret").write_bytes(b"junk")
@@ -889,7 +889,7 @@ def _limit_file_size(process: psutil.Process, size_bytes: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="only Linux sets limits of other processes")
-def test_a_full_disk_costs_the_messages_that_do_not_fit(bus: Bus) -> None:
+def test_full_disk_refuses_only_messages_that_do_not_fit(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     broker = psutil.Process(bus.broker_pid())
     kept = [bus.deliver("pay", f"before {number}", owner=auth) for number in range(3)]
@@ -915,7 +915,7 @@ def test_a_full_disk_costs_the_messages_that_do_not_fit(bus: Bus) -> None:
     assert bus.broker_pid() == broker.pid
 
 
-def test_a_disk_that_is_really_full(bus: Bus) -> None:
+def test_full_file_system(bus: Bus) -> None:
     """The same on a file system of a megabyte, which a mount namespace of the test's own makes possible."""
     mount = ["unshare", "--mount", "--map-root-user", "--user"] if os.getuid() else ["unshare", "--mount"]
     script = f"""

@@ -29,11 +29,11 @@ def said(done: Any, status: int = 0, errors: str = "") -> list[str]:
     return lines
 
 
-def test_the_schema_is_one() -> None:
+def test_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-def test_the_schema_refuses_what_is_something_else() -> None:
+def test_schema_refuses_other_documents() -> None:
     message = {
         **{"ts": "2026-01-02T03:04:05.000Z", "msg_id": "abcdefgh", "kind": "message", "from": "x", "from_name": "x"},
         **{"from_label": None, "to": "y", "to_session_id": None, "reply_to": None, "fmt": "text", "text": ""},
@@ -53,7 +53,7 @@ def test_every_command_that_prints_json_has_a_definition(bus: Bus) -> None:
             assert f"`zmqbus {command}" in page, command
 
 
-def test_the_page_names_every_key() -> None:
+def test_documentation_names_every_key() -> None:
     page = (ROOT / "docs" / "json.md").read_text("utf-8")
 
     def keys(schema: Any) -> set[str]:
@@ -80,7 +80,7 @@ def test_send_and_receipts(bus: Bus) -> None:
     assert fits("broadcast", *said(bus.zmqbus("broadcast", *send)))["delivered"] == 1
 
 
-def test_receivers_that_it_could_not_go_to_stand_in_their_place(bus: Bus) -> None:
+def test_refused_receivers_keep_their_place_in_the_output(bus: Bus) -> None:
     bus.listener("auth")
     done = bus.send("--to", "nobody,auth,nix", "--text", "hi", "--as", "script", "--json")
     receipts = fits("send", done.stdout)["receipts"]
@@ -96,7 +96,7 @@ def test_receivers_that_it_could_not_go_to_stand_in_their_place(bus: Bus) -> Non
     assert done.returncode == 1
 
 
-def test_an_answer(bus: Bus) -> None:
+def test_answer(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay", label="Payments")
     process = bus.popen("send.py", "--to", "pay", "--text", "question: up?", "--wait", "60", "--json", owner=auth)
     msg_id = pay.wait_message("question: up?")["id"]
@@ -119,7 +119,7 @@ def test_list_and_status(bus: Bus) -> None:
     assert fits("status", *said(bus.zmqbus("status", "--json"))) == {"connected": False, "stale_state_removed": False}
 
 
-def test_a_message_is_the_same_wherever_it_is_shown(bus: Bus) -> None:
+def test_message_is_the_same_in_every_command(bus: Bus) -> None:
     auth = bus.listener("auth", topics=["ci"])
     auth.stop()
     bus.wait_state("auth", "away")
@@ -197,7 +197,7 @@ def test_broker_stats_and_doctor(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_json_is_json_in_every_encoding(bus: Bus, encoding: str) -> None:
+def test_json_is_valid_in_every_locale(bus: Bus, encoding: str) -> None:
     bus.listener("auth").stop()
     text = "é ↵ \U0001f389"
     bus.deliver("auth", text)

@@ -155,7 +155,7 @@ def test_self_without_a_session(bus: Bus) -> None:
     assert bus.broker_pid() is None, "looking at oneself starts nothing"
 
 
-def test_self_after_a_good_end(bus: Bus) -> None:
+def test_self_after_an_orderly_end(bus: Bus) -> None:
     auth = bus.listener("auth")
     assert auth.stop() == 0
     assert bus.run("list.py", "--self", owner=auth).stdout == "not connected\n"
@@ -332,7 +332,7 @@ def test_inbox_msg(bus: Bus) -> None:
         assert re.match(r"error: [a-z_]+: ", done.stderr)
 
 
-def test_inbox_shows_what_was_sent_to_a_session_that_is_live_only_once(bus: Bus) -> None:
+def test_inbox_does_not_repeat_what_the_listener_showed(bus: Bus) -> None:
     auth = bus.listener("auth")
     bus.deliver("auth", "hi")
     auth.wait_message("hi")

@@ -109,7 +109,7 @@ def test_all_fields_stand_in_their_order(bus: Bus) -> None:
     again.wait_for(r" cont\] full text 401 B at ")
 
 
-def test_what_waited_says_so(bus: Bus) -> None:
+def test_queued_message_says_how_long_it_waited(bus: Bus) -> None:
     auth = bus.listener("auth")
     assert auth.stop() == 0
     msg_id = bus.deliver("auth", "while you were away")
@@ -264,7 +264,7 @@ def test_taken_name_gets_a_number(bus: Bus) -> None:
     second.wait_message("hello")
 
 
-def test_taken_again_and_again(bus: Bus) -> None:
+def test_name_taken_four_times_is_an_error(bus: Bus) -> None:
     for name in ("auth", "auth-2", "auth-3", "auth-4"):
         bus.listener(name)
     last = bus.listener("auth", connected=False)
@@ -276,7 +276,7 @@ def test_taken_again_and_again(bus: Bus) -> None:
     assert len(bus.list()) == 4
 
 
-def test_third_retry_is_in_time(bus: Bus) -> None:
+def test_third_retry_succeeds(bus: Bus) -> None:
     for name in ("auth", "auth-2", "auth-3"):
         bus.listener(name)
     last = bus.listener("auth")
@@ -294,7 +294,7 @@ def test_auto_name(bus: Bus, tmp_path: Path) -> None:
     assert listener.name == "my-grosste-app"
 
 
-def test_auto_name_that_is_taken_never_fails(bus: Bus, tmp_path: Path) -> None:
+def test_taken_auto_name_never_fails(bus: Bus, tmp_path: Path) -> None:
     home = tmp_path / "app"
     home.mkdir()
     listeners = [bus.listener(cwd=home) for _ in range(6)]
@@ -341,7 +341,7 @@ def test_usage_errors(bus: Bus) -> None:
     assert "usage" in done.stderr
 
 
-def test_bad_setting_is_passed_over_with_a_warning(bus: Bus) -> None:
+def test_invalid_setting_is_ignored_with_a_warning(bus: Bus) -> None:
     auth = bus.listener("auth", env={"INTER_SESSION_IDLE_MINUTES": "soon"})
     assert auth.stop() == 0
     assert auth.lines == []
@@ -359,7 +359,7 @@ def test_dependencies_missing(bus: Bus) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_owner_that_dies_ends_its_session(bus: Bus) -> None:
+def test_death_of_the_owner_ends_the_session(bus: Bus) -> None:
     auth = bus.listener("auth", env={"INTER_SESSION_OWNER_CHECK_INTERVAL_S": "0.2"})
     auth.owner.kill()
     assert auth.wait_exit() == 0
@@ -368,7 +368,7 @@ def test_owner_that_dies_ends_its_session(bus: Bus) -> None:
     assert bus.states() == {"auth": "away"}
 
 
-def test_owner_that_was_never_there(bus: Bus) -> None:
+def test_owner_that_never_existed(bus: Bus) -> None:
     owner = bus.owner()
     owner.kill()
     listener = bus.listener("auth", owner=owner, connected=False)
@@ -386,7 +386,7 @@ def test_disconnected_by_a_helper(bus: Bus) -> None:
     assert bus.listener("auth").lines == [], "the name is free at once"
 
 
-def test_verbose_tells_on_stderr(bus: Bus) -> None:
+def test_verbose_writes_to_stderr(bus: Bus) -> None:
     auth = bus.listener("auth", "--verbose")
     assert auth.stop() == 0
     assert auth.lines == []
@@ -397,7 +397,7 @@ def test_verbose_tells_on_stderr(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda signum: signum.name)
-def test_signal_ends_it_in_good_order(bus: Bus, signum: signal.Signals) -> None:
+def test_signal_ends_the_listener_in_order(bus: Bus, signum: signal.Signals) -> None:
     auth = bus.listener("auth")
     assert auth.state_path.stat().st_mode & 0o777 == 0o600
     assert auth.stop(signum) == 0
@@ -407,7 +407,7 @@ def test_signal_ends_it_in_good_order(bus: Bus, signum: signal.Signals) -> None:
     assert bus.list() == []
 
 
-def test_signal_ends_it_while_nobody_reads(bus: Bus) -> None:
+def test_signal_ends_a_listener_whose_pipe_is_full(bus: Bus) -> None:
     """A monitor that is no longer read, whose pipe is full, can still be ended; what it could not show is kept."""
     owner = bus.owner()
     process = bus.popen("client.py", "--name", "auth", owner=owner)
@@ -449,7 +449,7 @@ def test_same_owner_with_a_new_name_is_renamed(bus: Bus) -> None:
     assert bus.states() == {"billing": "live"}
 
 
-def test_same_owner_whose_name_was_taken_meanwhile(bus: Bus) -> None:
+def test_same_owner_whose_name_was_taken_in_between(bus: Bus) -> None:
     auth = bus.listener("auth")
     session_id = auth.session_id
     assert auth.stop() == 0
@@ -492,7 +492,7 @@ def test_killed_listener_frees_its_name_for_its_successor_at_once(bus: Bus) -> N
     assert (again.name, again.lines) == ("auth", [])
 
 
-def test_reader_that_goes_away_ends_it_and_loses_nothing(bus: Bus) -> None:
+def test_closed_output_ends_the_listener_and_loses_nothing(bus: Bus) -> None:
     owner = bus.owner()
     process = bus.popen("client.py", "--name", "auth", owner=owner)
     wait_until(lambda: bus.states().get("auth") == "live", "auth is live")
@@ -508,7 +508,7 @@ def test_reader_that_goes_away_ends_it_and_loses_nothing(bus: Bus) -> None:
     assert again.wait_message("nobody looks")["queued"] is not None
 
 
-def test_reader_that_goes_away_is_noticed_without_a_message(bus: Bus) -> None:
+def test_closed_output_is_noticed_without_a_message(bus: Bus) -> None:
     process = bus.popen("client.py", "--name", "auth", owner=bus.owner())
     wait_until(lambda: bus.states().get("auth") == "live", "auth is live")
     assert process.stdout is not None
@@ -516,7 +516,7 @@ def test_reader_that_goes_away_is_noticed_without_a_message(bus: Bus) -> None:
     assert process.wait(LONG_DEADLINE_S) == 0
 
 
-def test_outlives_the_broker(bus: Bus) -> None:
+def test_listener_outlives_the_broker(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     dead = bus.signal_broker(signal.SIGKILL)
     wait_until(lambda: not psutil.pid_exists(dead), "the broker is dead")
@@ -527,7 +527,7 @@ def test_outlives_the_broker(bus: Bus) -> None:
     assert len(auth.lines) == 1 and pay.lines == []
 
 
-def test_outlives_a_broker_that_was_stopped(bus: Bus) -> None:
+def test_listener_outlives_a_stopped_broker(bus: Bus) -> None:
     auth = bus.listener("auth")
     done = bus.zmqbus("broker", "--stop")
     assert done.returncode == 0, done
@@ -540,7 +540,7 @@ def test_outlives_a_broker_that_was_stopped(bus: Bus) -> None:
 # --- pacing ---------------------------------------------------------------------------------------------------------
 
 
-def test_flood_becomes_a_digest_and_the_inbox_has_it_all(bus: Bus) -> None:
+def test_flood_becomes_a_digest_and_stays_in_the_inbox(bus: Bus) -> None:
     auth = bus.listener("auth")
     assert auth.stop() == 0
     texts = [f"number {number};" for number in range(40)]
@@ -562,7 +562,7 @@ def test_flood_becomes_a_digest_and_the_inbox_has_it_all(bus: Bus) -> None:
     assert not any("number" in line for line in again.lines), "what was read in the inbox is not shown"
 
 
-def test_flood_that_arrives_live_is_all_there(bus: Bus) -> None:
+def test_flood_to_a_live_listener_is_complete(bus: Bus) -> None:
     """Whatever the listener shows and counts of a flood, line and inbox together have each message once, in order."""
     auth = bus.listener("auth")
     texts = [f"number {number};" for number in range(200)]

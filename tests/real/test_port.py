@@ -89,7 +89,7 @@ def kill_broker(bus: Bus, listeners: list[ListenerProcess]) -> Holder:
 # --- a port that somebody chose ---
 
 
-def test_listeners_wait_for_a_chosen_port_say_so_once_and_come_back(bus: Bus) -> None:
+def test_listeners_wait_for_a_held_chosen_port(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     auth_id = auth.session_id
     holder = kill_broker(bus, [auth, pay])
@@ -128,8 +128,8 @@ def serving_port(bus: Bus) -> int | None:
     return int(names[0].split(".")[1]) if len(names) == 1 else None
 
 
-def test_the_broker_takes_another_port_when_it_died() -> None:
-    play("test_the_broker_takes_another_port_when_it_died")
+def test_replacement_broker_takes_another_port() -> None:
+    play("test_replacement_broker_takes_another_port")
 
 
 @alone
@@ -164,8 +164,8 @@ def test_the_broker_takes_another_port_when_it_died_alone(well_known: Bus) -> No
     assert (auth.status, pay.status) == (None, None)
 
 
-def test_the_first_broker_takes_another_port() -> None:
-    play("test_the_first_broker_takes_another_port")
+def test_first_broker_takes_another_port() -> None:
+    play("test_first_broker_takes_another_port")
 
 
 @alone

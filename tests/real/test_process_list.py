@@ -23,7 +23,7 @@ def words(pid: int) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["two words", "one word"])
-def test_a_text_is_not_there_while_send_waits(bus: Bus, form: str) -> None:
+def test_text_is_hidden_while_send_waits(bus: Bus, form: str) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     text = ["--text", SECRET] if form == "two words" else [f"--text={SECRET}"]
     asking = bus.popen("send.py", "--to", "auth", *text, "--wait", "60", owner=pay)
@@ -35,13 +35,13 @@ def test_a_text_is_not_there_while_send_waits(bus: Bus, form: str) -> None:
     assert asking.communicate(timeout=90) == (b"answer: yes\n", b"")
 
 
-def test_a_label_is_not_there_while_the_listener_lives(bus: Bus) -> None:
+def test_label_is_hidden_while_the_listener_runs(bus: Bus) -> None:
     auth = bus.listener("auth", label=SECRET)
     assert SECRET not in " ".join(words(auth.pid)) and "***" in words(auth.pid)
     assert bus.list()[0]["label"] == SECRET
 
 
-def test_what_is_looked_for_is_not_there_while_the_log_is_followed(bus: Bus) -> None:
+def test_pattern_is_hidden_while_the_log_is_followed(bus: Bus) -> None:
     bus.listener("auth")
     bus.deliver("auth", SECRET)
     following = bus.popen("zmqbus", "log", "--follow", "--grep", SECRET)
@@ -49,7 +49,7 @@ def test_what_is_looked_for_is_not_there_while_the_log_is_followed(bus: Bus) -> 
     assert SECRET not in " ".join(words(following.pid))
 
 
-def test_no_process_that_is_started_here_gets_a_text(bus: Bus) -> None:
+def test_no_started_process_gets_a_text(bus: Bus) -> None:
     auth = bus.listener("auth", label=SECRET)
     bus.deliver("auth", SECRET)
     auth.wait_message(SECRET)

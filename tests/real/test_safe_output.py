@@ -76,7 +76,7 @@ def hostile(bus: Bus) -> ListenerProcess:
     return auth
 
 
-def test_the_lines_of_the_listener(bus: Bus, hostile: ListenerProcess) -> None:
+def test_listener_lines_are_sanitised(bus: Bus, hostile: ListenerProcess) -> None:
     assert len(hostile.lines) == 1
     check("\n".join(hostile.lines))
 
@@ -98,14 +98,14 @@ def test_the_lines_of_the_listener(bus: Bus, hostile: ListenerProcess) -> None:
     ],
     ids=" ".join,
 )
-def test_what_looks_at_the_bus(bus: Bus, hostile: ListenerProcess, command: list[str]) -> None:
+def test_lists_are_sanitised(bus: Bus, hostile: ListenerProcess, command: list[str]) -> None:
     done = bus.zmqbus(*command, owner=hostile)
     check(done.stdout)
     check(done.stderr)
     check(at_terminal(bus, *command, owner=hostile), terminal=True)
 
 
-def test_the_inbox(bus: Bus) -> None:
+def test_inbox_is_sanitised(bus: Bus) -> None:
     auth = bus.listener("auth")
     auth.stop()
     msg_id = bus.deliver("auth", HOSTILE)
@@ -122,7 +122,7 @@ def test_the_inbox(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--raw"]], ids=["plain", "json", "raw"])
-def test_the_answer_that_send_waits_for(bus: Bus, form: list[str]) -> None:
+def test_awaited_answer_is_sanitised(bus: Bus, form: list[str]) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     asking = bus.popen("send.py", "--to", "auth", "--text-file", "-", "--wait", "60", *form, owner=pay, stdin=-1)
     assert asking.stdin is not None
@@ -170,7 +170,7 @@ def test_the_answer_that_send_waits_for(bus: Bus, form: list[str]) -> None:
     ],
     ids=lambda command: "-".join("X" if "red" in word else word.strip("-") for word in command),
 )
-def test_errors_that_quote_what_was_given(bus: Bus, command: list[str]) -> None:
+def test_quoted_arguments_in_errors_are_sanitised(bus: Bus, command: list[str]) -> None:
     command = [word.replace("\0", "") for word in command]  # no argument can hold that
     done = bus.zmqbus(*command)
     assert done.returncode in (0, 1, 2), done
@@ -181,7 +181,7 @@ def test_errors_that_quote_what_was_given(bus: Bus, command: list[str]) -> None:
     assert not [line for line in done.stderr.splitlines() if line.startswith(("c", "b")) and "d↵" in line]
 
 
-def test_fields_of_a_program_with_the_keys(bus: Bus, hostile: ListenerProcess) -> None:
+def test_fields_of_a_hostile_program_are_sanitised(bus: Bus, hostile: ListenerProcess) -> None:
     """Directory and project of a session are what its program says they are, and stand in every table."""
     broker = psutil.Process(bus.broker_pid())
     attacker = Attacker(bus, 0, hostile)
@@ -212,7 +212,7 @@ def test_fields_of_a_program_with_the_keys(bus: Bus, hostile: ListenerProcess) -
         attacker.close()
 
 
-def test_watch_shows_lines(bus: Bus, hostile: ListenerProcess) -> None:
+def test_watch_is_sanitised(bus: Bus, hostile: ListenerProcess) -> None:
     watching = bus.popen("zmqbus", "watch", "--plain", owner=hostile)
     assert watching.stdout is not None
     seen = ""

@@ -103,11 +103,11 @@ def test_unknown_peer_names_the_nearest(bus: Bus) -> None:
         failed(bus.send(f"--to={target}", "--text", "hi", "--as", "script"), "unknown_peer")
 
 
-def test_nobody_is_there(bus: Bus) -> None:
+def test_empty_bus(bus: Bus) -> None:
     failed(bus.send("--to", "auth", "--text", "hi", "--as", "script"), "unknown_peer")
 
 
-def test_oneself(bus: Bus) -> None:
+def test_sending_to_oneself_is_an_error(bus: Bus) -> None:
     auth = bus.listener("auth")
     for target in ("auth", auth.session_id, "au"):
         failed(bus.send("--to", target, "--text", "hi", owner=auth), "unknown_peer")
@@ -125,7 +125,7 @@ def test_several_targets_have_a_line_each(bus: Bus) -> None:
         assert len(listener.lines) == 2
 
 
-def test_several_targets_one_of_them_wrong(bus: Bus) -> None:
+def test_several_targets_with_an_unknown_one(bus: Bus) -> None:
     """What went out is told, and what did not is an error: neither may hide the other."""
     auth = bus.listener("auth")
     done = bus.send("--to", "auth,nobody", "--text", "hi", "--as", "script")
@@ -200,7 +200,7 @@ def test_text_from_a_file_and_from_standard_input(bus: Bus) -> None:
     ("given", "text"),
     [("a", "a"), ("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a\r", "a\r"), ("\na", "\na"), ("a\n\r\n", "a\n")],
 )
-def test_one_line_end_at_the_end_is_no_part_of_the_text(given: str, text: str) -> None:
+def test_final_line_end_is_not_part_of_the_text(given: str, text: str) -> None:
     assert send._without_line_end(given.encode()) == text.encode()
 
 
@@ -269,7 +269,7 @@ def test_after_the_listener_has_ended(bus: Bus) -> None:
     assert auth.lines == []
 
 
-def test_speaks_under_a_name_without_a_listener(bus: Bus) -> None:
+def test_as_sends_under_a_name_without_a_listener(bus: Bus) -> None:
     auth = bus.listener("auth")
     msg_id = reached(bus.send("--to", "auth", "--text", "hi", "--as", "cron-job"), "auth")
     auth.wait_for("hi")
@@ -277,7 +277,7 @@ def test_speaks_under_a_name_without_a_listener(bus: Bus) -> None:
     assert bus.states() == {"auth": "live"}, "a script is not a session"
 
 
-def test_name_to_speak_under_is_checked(bus: Bus) -> None:
+def test_as_name_is_checked(bus: Bus) -> None:
     bus.listener("auth")
     for name in ("Cron", "a b", "x" * 41, "-x", "é"):
         failed(bus.send("--to", "auth", "--text", "hi", f"--as={name}"), "invalid_name")
@@ -322,7 +322,7 @@ def test_busy(bus: Bus) -> None:
     assert len(auth.lines) == 2, "shown once"
 
 
-def test_broadcast_counts_those_who_have_not_taken_it(bus: Bus) -> None:
+def test_broadcast_counts_busy_receivers_as_queued(bus: Bus) -> None:
     stopped, away, live = bus.listener("stopped"), bus.listener("away"), bus.listener("live")
     assert away.stop() == 0
     stopped.send_signal(signal.SIGSTOP)
@@ -336,7 +336,7 @@ def test_broadcast_counts_those_who_have_not_taken_it(bus: Bus) -> None:
     assert again.wait_message("hi")["queued"] is not None
 
 
-def test_who_has_disconnected_is_not_found(bus: Bus) -> None:
+def test_disconnected_session_is_unknown(bus: Bus) -> None:
     auth = bus.listener("auth")
     bus.zmqbus("disconnect", owner=auth)
     assert auth.wait_exit() == 0
@@ -426,7 +426,7 @@ def test_wait_without_an_answer(bus: Bus) -> None:
     assert pay.wait_for("at last") == f'[inter-session msg={late} from="auth" re={question["id"]}] answer: at last'
 
 
-def test_wait_for_one_who_is_away(bus: Bus) -> None:
+def test_wait_for_a_session_that_is_away(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     assert auth.stop() == 0
     asking = bus.popen("send.py", "--to", "auth", "--text", "ready?", "--wait", "90", owner=pay)
@@ -438,7 +438,7 @@ def test_wait_for_one_who_is_away(bus: Bus) -> None:
     assert (asking.returncode, out, err) == (0, b"answer: yes\n", b"")
 
 
-def test_wait_fails_at_once_where_nothing_was_sent(bus: Bus) -> None:
+def test_wait_fails_at_once_if_nothing_was_sent(bus: Bus) -> None:
     failed(bus.send("--to", "nobody", "--text", "ready?", "--wait", "90", "--as", "script"), "unknown_peer")
     for to in (("--to", "auth,pay"), ("--all",), ("--topic", "deploys")):
         done = bus.send(*to, "--text", "ready?", "--wait", "90", "--as", "script")
@@ -539,7 +539,7 @@ def test_broker_that_does_not_answer(bus: Bus) -> None:
     auth.wait_message("after that")
 
 
-def test_broker_is_started_by_whoever_needs_it(bus: Bus) -> None:
+def test_send_starts_a_broker(bus: Bus) -> None:
     auth = bus.listener("auth")
     assert auth.stop() == 0
     assert bus.zmqbus("broker", "--stop").returncode == 0
@@ -548,7 +548,7 @@ def test_broker_is_started_by_whoever_needs_it(bus: Bus) -> None:
     assert bus.broker_pid() is not None
 
 
-def test_reader_that_is_gone_is_no_traceback(bus: Bus) -> None:
+def test_closed_output_is_no_traceback(bus: Bus) -> None:
     auth = bus.listener("auth")
     process = bus.popen("send.py", "--to", "auth", "--text", "hi", "--as", "script")
     assert process.stdout is not None and process.stderr is not None
@@ -561,7 +561,7 @@ def test_reader_that_is_gone_is_no_traceback(bus: Bus) -> None:
 # --- fields over their limits
 
 
-def test_a_target_over_the_limit_is_named_at_once_and_costs_nothing_else(bus: Bus) -> None:
+def test_full_target_is_named_at_once_and_the_others_get_it(bus: Bus) -> None:
     """It used to be said, and refused by nobody who could say which message it was."""
     auth, pay = bus.listener("auth"), bus.listener("pay")
     for target in ("x" * 5_000, "x" * 9_000, "x" * 100_000, "p\udcffy"):
@@ -574,7 +574,7 @@ def test_a_target_over_the_limit_is_named_at_once_and_costs_nothing_else(bus: Bu
     pay.wait_message("and the next one goes through")
 
 
-def test_python_is_told_which_message_has_a_target_over_the_limit(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_learns_which_message_found_a_full_mailbox(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     pay = bus.listener("pay")
     monkeypatch.setenv("INTER_SESSION_DATA_DIR", str(bus.data_dir))
     monkeypatch.setenv("INTER_SESSION_PORT", str(bus.port))
@@ -590,7 +590,7 @@ def test_python_is_told_which_message_has_a_target_over_the_limit(bus: Bus, monk
     pay.wait_message("behind them")
 
 
-def test_a_directory_whose_name_is_no_text_keeps_nobody_off_the_bus(bus: Bus, tmp_path: Path) -> None:
+def test_directory_name_that_is_not_utf_8(bus: Bus, tmp_path: Path) -> None:
     odd = os.fsencode(tmp_path) + b"/gr\xfc\xdfe"
     os.mkdir(odd)
     auth = bus.listener("auth", cwd=Path(os.fsdecode(odd)))

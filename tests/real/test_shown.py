@@ -45,7 +45,7 @@ def check_shows_only_the_end(bus: Bus, listener: ListenerProcess) -> None:
     assert len(listener.lines) == 1, listener.lines
 
 
-def test_what_a_listener_showed(bus: Bus) -> None:
+def test_listener_does_not_repeat_its_lines(bus: Bus) -> None:
     auth = bus.listener("auth")
     msg_id = bus.deliver("auth", "only once")
     auth.wait_for("only once")
@@ -56,7 +56,7 @@ def test_what_a_listener_showed(bus: Bus) -> None:
     check_shows_only_the_end(bus, again)
 
 
-def test_what_a_listener_showed_and_the_broker_never_heard_of(bus: Bus) -> None:
+def test_listener_does_not_repeat_unacknowledged_lines(bus: Bus) -> None:
     """The acknowledgement goes to a broker that stands still, and is lost with it."""
     auth = bus.listener("auth")
     auth.send_signal(signal.SIGSTOP)
@@ -70,7 +70,7 @@ def test_what_a_listener_showed_and_the_broker_never_heard_of(bus: Bus) -> None:
     check_shows_only_the_end(bus, bus.listener(owner=auth))
 
 
-def test_what_the_inbox_printed(bus: Bus) -> None:
+def test_inbox_does_not_repeat_its_lines(bus: Bus) -> None:
     auth = bus.listener("auth")
     assert auth.stop() == 0
     receipts = bus.burst("auth", [f"number {number};" for number in range(30)])
@@ -84,7 +84,7 @@ def test_what_the_inbox_printed(bus: Bus) -> None:
     check_shows_only_the_end(bus, last)
 
 
-def test_what_a_command_got_with_wait(bus: Bus) -> None:
+def test_awaited_answer_is_not_repeated(bus: Bus) -> None:
     """The answer was printed by the command that waited for it; a listener does not show it."""
     auth, pay = bus.listener("auth"), bus.listener("pay")
     asking = bus.popen("send.py", "--to", "pay", "--text", "question: ready?", "--wait", "90", owner=auth)
@@ -98,7 +98,7 @@ def test_what_a_command_got_with_wait(bus: Bus) -> None:
     check_shows_only_the_end(bus, again)
 
 
-def test_the_inbox_does_not_print_what_a_listener_showed(bus: Bus) -> None:
+def test_inbox_does_not_repeat_lines_of_the_listener(bus: Bus) -> None:
     auth = bus.listener("auth")
     state = auth.state
     msg_id = bus.deliver("auth", "only once")
@@ -122,7 +122,7 @@ def test_the_inbox_does_not_print_what_a_listener_showed(bus: Bus) -> None:
     assert row["waiting"] == 0, "both are acknowledged"
 
 
-def test_a_file_that_leads_elsewhere_is_refused(bus: Bus) -> None:
+def test_shown_file_that_is_a_link_is_refused(bus: Bus) -> None:
     auth = bus.listener("auth")
     assert auth.stop() == 0
     path = bus.data_dir / "clients" / f"{auth.owner.pid}.shown"

@@ -53,7 +53,7 @@ def test_figures(bus: Bus) -> None:
     assert set(found) - {"pid", "port"} == set(rows)
 
 
-def test_watching_over_a_broker_that_goes_and_comes(bus: Bus) -> None:
+def test_watching_across_a_broker_restart(bus: Bus) -> None:
     process = bus.popen("zmqbus", "stats", "--watch", "0.2", "--json", owner=bus.stranger)
     stream = process.stdout
     assert stream is not None

@@ -74,7 +74,7 @@ def auth(bus: Bus) -> ListenerProcess:
         ("$client --name other --away", 0, r"\[inter-session\] joined as 'other' .*\n"),
     ],
 )
-def test_what_needs_no_directory_works_without_one(
+def test_commands_work_in_a_deleted_directory(
     bus: Bus, auth: ListenerProcess, command: str, status: int | None, out: str
 ) -> None:
     done = no_traceback(shell(bus, GONE + command))
@@ -84,7 +84,7 @@ def test_what_needs_no_directory_works_without_one(
         assert done.stderr == "error: not_connected: not connected; run zmqbus connect first\n"
 
 
-def test_the_mail_of_a_session_can_be_read_from_a_directory_that_is_gone(bus: Bus) -> None:
+def test_inbox_works_in_a_deleted_directory(bus: Bus) -> None:
     pay = bus.listener("pay")
     pay.stop()
     bus.deliver("pay", "while you were away")
@@ -100,13 +100,13 @@ def test_the_mail_of_a_session_can_be_read_from_a_directory_that_is_gone(bus: Bu
         ("$list --project", "error: usage: --project: the current directory is gone"),
     ],
 )
-def test_what_needs_one_says_so(bus: Bus, auth: ListenerProcess, command: str, error: str) -> None:
+def test_commands_that_need_a_directory_say_so(bus: Bus, auth: ListenerProcess, command: str, error: str) -> None:
     done = no_traceback(shell(bus, GONE + command))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(error) and "cd to another one" in done.stderr
 
 
-def test_a_session_without_a_name_asks_for_one(bus: Bus) -> None:
+def test_unnamed_session_in_a_deleted_directory_asks_for_a_name(bus: Bus) -> None:
     owner = bus.owner()
     done = no_traceback(shell(bus, GONE + "$client", owner))
     assert (done.returncode, done.stderr) == (1, "")
@@ -121,7 +121,7 @@ def test_a_session_without_a_name_asks_for_one(bus: Bus) -> None:
     assert done.stdout.startswith("[inter-session] joined as 'auth'")
 
 
-def test_a_program_connects_without_a_directory(bus: Bus) -> None:
+def test_program_connects_in_a_deleted_directory(bus: Bus) -> None:
     bus.listener("auth")
     program = (
         "import os, zmqbus\n"
@@ -164,7 +164,7 @@ def odd(bus: Bus) -> Iterator[str]:
     yield os.fsdecode(path)
 
 
-def test_a_session_in_a_directory_that_is_not_utf_8(bus: Bus, odd: str) -> None:
+def test_session_in_a_directory_that_is_not_utf_8(bus: Bus, odd: str) -> None:
     here = bus.listener("here", cwd=Path(odd))
     unnamed = bus.listener(cwd=Path(odd))
     unnamed.wait_for(r"auto-named 'caf-xe9' from cwd .*/caf\\xe9$")
@@ -186,7 +186,7 @@ def test_a_session_in_a_directory_that_is_not_utf_8(bus: Bus, odd: str) -> None:
     assert "%caf\\xe9" in no_traceback(bus.zmqbus("log")).stdout
 
 
-def test_a_data_directory_that_is_not_utf_8(bus: Bus, odd: str) -> None:
+def test_data_directory_that_is_not_utf_8(bus: Bus, odd: str) -> None:
     env = {"INTER_SESSION_DATA_DIR": os.path.join(odd, "data")}
     commands = f"$zmqbus broker && $client --name x --away && $send --to x --as y --text {'z' * 500}"
     done = no_traceback(shell(bus, f"{commands} && $zmqbus inbox && $zmqbus doctor; $zmqbus broker --stop", env=env))
@@ -222,7 +222,7 @@ def test_files_and_arguments_that_are_not_utf_8(bus: Bus, odd: str) -> None:
         assert done.returncode in (1, 2) and done.stderr.count("\n") == 1
 
 
-def test_a_text_whose_locale_python_does_not_know(bus: Bus) -> None:
+def test_text_in_an_unknown_locale(bus: Bus) -> None:
     """ASCII by name, UTF-8 by what was typed: the bytes that were typed are what is sent."""
     auth = bus.listener("auth")
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -268,7 +268,7 @@ def pay(bus: Bus) -> ListenerProcess:
     ("redirection", "status", "reason"),
     [(">/dev/full", 1, "No space left on device"), (">&-", 1, "Bad file descriptor")],
 )
-def test_output_that_goes_nowhere_is_an_error_of_one_line(
+def test_unwritable_output_is_a_one_line_error(
     bus: Bus, pay: ListenerProcess, redirection: str, status: int, reason: str
 ) -> None:
     for command in PRINTING:
@@ -278,14 +278,14 @@ def test_output_that_goes_nowhere_is_an_error_of_one_line(
 
 
 @pytest.mark.parametrize("command", ["$zmqbus log", "$zmqbus watch --plain", "$zmqbus watch --json", "$zmqbus log -f"])
-def test_a_reader_that_has_enough(bus: Bus, pay: ListenerProcess, command: str) -> None:
+def test_closed_pipe_is_no_error(bus: Bus, pay: ListenerProcess, command: str) -> None:
     done = shell(bus, f"{command} | head -n 1", pay)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>&- >/dev/null <&-"])
-def test_errors_that_nobody_can_be_told_keep_their_status(bus: Bus, redirection: str) -> None:
+def test_exit_status_holds_without_stderr(bus: Bus, redirection: str) -> None:
     for command, status in (("$send --to x --text y --as z", 1), ("$send --nonsense", 2), ("$zmqbus nonsense", 2)):
         done = shell(bus, f"{command} {redirection}", env={"INTER_SESSION_PORT": str(bus.port)})
         assert (done.returncode, done.stdout, done.stderr) == (status, "", ""), command
@@ -296,7 +296,9 @@ def test_errors_that_nobody_can_be_told_keep_their_status(bus: Bus, redirection:
     [(">/dev/full", 1, "No space left on device"), (">&-", 1, "Bad file descriptor")],
 )
 @pytest.mark.parametrize("json", ["", " --json"])
-def test_what_was_sent_is_said_where_it_can_be(bus: Bus, redirection: str, status: int, reason: str, json: str) -> None:
+def test_receipt_goes_to_stderr_if_stdout_is_closed(
+    bus: Bus, redirection: str, status: int, reason: str, json: str
+) -> None:
     auth = bus.listener("auth")
     done = shell(bus, f"$send --to auth --as script --text hello{json} {redirection}")
     assert (done.returncode, done.stdout) == (status, "")
@@ -309,7 +311,7 @@ def test_what_was_sent_is_said_where_it_can_be(bus: Bus, redirection: str, statu
     assert (done.returncode, done.stderr.endswith(f"({reason}): renamed auth to login\n")) == (status, True), done
 
 
-def test_mail_that_could_not_be_printed_stays_unread(bus: Bus, pay: ListenerProcess) -> None:
+def test_unprinted_mail_stays_unread(bus: Bus, pay: ListenerProcess) -> None:
     for redirection in (">/dev/full", ">&-"):
         assert shell(bus, f"$zmqbus inbox {redirection}", pay).returncode == 1
     wanted = [f"text {number}" for number in range(20)]
@@ -318,7 +320,7 @@ def test_mail_that_could_not_be_printed_stays_unread(bus: Bus, pay: ListenerProc
     assert shell(bus, "$zmqbus inbox --json", pay).stdout.count("\n") == 20
 
 
-def test_an_answer_that_could_not_be_printed_stays_unread(bus: Bus) -> None:
+def test_unprinted_answer_stays_unread(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     with open("/dev/full", "wb") as full:
         process = bus.popen("send.py", "--to", "pay", "--text", "up?", "--wait", "60", owner=auth, stdout=full)
@@ -330,7 +332,7 @@ def test_an_answer_that_could_not_be_printed_stays_unread(bus: Bus) -> None:
     auth.wait_message("answer: yes")
 
 
-def test_a_listener_whose_output_is_full_ends_with_a_reason_and_loses_nothing(bus: Bus) -> None:
+def test_listener_with_a_full_output_ends_with_a_reason_and_loses_nothing(bus: Bus) -> None:
     owner = bus.owner()
     with open("/dev/full", "wb") as full:
         process = bus.popen("client.py", "--name", "auth", owner=owner, stdout=full)
@@ -345,7 +347,7 @@ def test_a_listener_whose_output_is_full_ends_with_a_reason_and_loses_nothing(bu
     bus.listener("auth", owner=owner).wait_message("hello")
 
 
-def test_a_listener_without_any_output_does_not_begin(bus: Bus) -> None:
+def test_listener_without_output_does_not_start(bus: Bus) -> None:
     done = shell(bus, "$client --name auth >&-")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: output: cannot write the output: ")
@@ -388,7 +390,7 @@ def test_python_m(bus: Bus) -> None:
     assert re.fullmatch(r"zmqbus \S+\nno session is connected\n", done.stdout)
 
 
-def test_a_shell_is_told_what_can_be_typed_there(bus: Bus) -> None:
+def test_advice_fits_the_shell_or_the_agent(bus: Bus) -> None:
     text = "error: not_connected: not connected; run {} connect first\n"
     commands = ("$zmqbus send --to x --text y", "$zmqbus rename x", "$zmqbus inbox", "$zmqbus broadcast --text x")
     for command in commands:
@@ -403,7 +405,7 @@ def test_a_shell_is_told_what_can_be_typed_there(bus: Bus) -> None:
         assert shell(bus, command, bus.owner()).stdout.endswith(ending.format(called))
 
 
-def test_a_flag_that_cannot_be_used_is_an_error_and_a_variable_a_warning(bus: Bus) -> None:
+def test_invalid_flag_is_an_error_and_invalid_variable_a_warning(bus: Bus) -> None:
     for command in (
         *("$send --to x --text y --as z", "$list", "$client --name x", "$zmqbus status", "$zmqbus stats"),
         *("$zmqbus watch", "$zmqbus broker", "$zmqbus doctor", "$zmqbus broadcast --text x --as y"),
@@ -433,13 +435,13 @@ def test_a_flag_that_cannot_be_used_is_an_error_and_a_variable_a_warning(bus: Bu
         ("$zmqbus broker --stop --idle-shutdown-minutes 5", "--idle-shutdown-minutes is for a broker"),
     ],
 )
-def test_of_two_values_none_is_dropped(bus: Bus, command: str, error: str) -> None:
+def test_conflicting_values_are_an_error(bus: Bus, command: str, error: str) -> None:
     done = shell(bus, command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: usage: {error}"), done
 
 
-def test_the_same_value_twice_is_one(bus: Bus) -> None:
+def test_repeated_value_is_accepted(bus: Bus) -> None:
     done = shell(bus, "$zmqbus connect web --name web --away")
     assert done.returncode == 0 and "joined as 'web'" in done.stdout, done
 
@@ -448,7 +450,7 @@ def test_the_same_value_twice_is_one(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\n", "\u200b\ufeff", "\x1b[0m"])
-def test_an_empty_text_is_refused(bus: Bus, text: str, tmp_path: Path) -> None:
+def test_empty_text_is_refused(bus: Bus, text: str, tmp_path: Path) -> None:
     auth = bus.listener("auth")
     (tmp_path / "empty").write_text(text)
     for options, given in (

@@ -85,7 +85,7 @@ def test_several_nights_are_one_session_with_all_the_mail_once(bus: Bus, nights:
     assert len(last.lines) == 1
 
 
-def test_runs_with_hooks_only_see_what_waited_for_the_ones_before(bus: Bus) -> None:
+def test_runs_with_hooks_only_take_over_waiting_mail(bus: Bus) -> None:
     web = bus.listener("web")
     for number in range(3):
         without_listener(bus, bus.owner())
@@ -97,7 +97,7 @@ def test_runs_with_hooks_only_see_what_waited_for_the_ones_before(bus: Bus) -> N
     assert bus.zmqbus("inbox", owner=owner).stdout == "no unread messages\n"
 
 
-def test_sessions_that_were_named_after_their_directory_follow_each_other_too(bus: Bus) -> None:
+def test_sessions_named_after_their_directory_follow_each_other(bus: Bus) -> None:
     web = bus.listener("web")
     name = bus.cwd.name
     for _ in range(2):
@@ -138,7 +138,7 @@ def test_programs_follow_each_other_in_one_directory(bus: Bus, tmp_path: Path) -
     assert run(here) == ""
 
 
-def test_the_mail_of_one_that_dies_goes_to_the_younger_one_that_is_connected(bus: Bus) -> None:
+def test_mail_of_a_dead_session_goes_to_the_connected_successor(bus: Bus) -> None:
     web, owner = bus.listener("web"), bus.owner()
     bus.listener("nightly", owner=owner).stop()
     bus.deliver("nightly", "for the older one", owner=web)
@@ -154,7 +154,7 @@ def test_the_mail_of_one_that_dies_goes_to_the_younger_one_that_is_connected(bus
 # --- leaving
 
 
-def test_a_session_that_joined_without_a_listener_is_left_in_the_same_way(bus: Bus) -> None:
+def test_session_without_a_listener_can_be_disconnected(bus: Bus) -> None:
     owner = bus.owner()
     bus.run("client.py", "--away", "--name", "x", owner=owner)
     assert away(bus) == ["x"]
@@ -165,7 +165,7 @@ def test_a_session_that_joined_without_a_listener_is_left_in_the_same_way(bus: B
     assert away(bus) == ["x"]
 
 
-def test_one_that_lost_its_listener_is_left_in_the_same_way(bus: Bus) -> None:
+def test_session_that_lost_its_listener_can_be_disconnected(bus: Bus) -> None:
     auth: ListenerProcess = bus.listener("auth")
     auth.stop(signal.SIGKILL)
     wait_until(lambda: away(bus) == ["auth"], "it is seen to be away")

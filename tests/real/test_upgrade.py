@@ -87,7 +87,7 @@ def broker_release(bus: Bus, root: Path) -> str:
     return next((line for line in out.splitlines() if line.startswith("release=")), "")
 
 
-def test_a_broker_whose_release_is_gone_serves_the_next_one(bus, tmp_path):
+def test_broker_of_a_removed_release_serves_the_next_one(bus, tmp_path):
     """What it needs it has in memory, for its files may be deleted with the old release."""
     old, new = release(tmp_path, "0.1.1"), release(tmp_path, "0.2.0")
     before = listener(bus, old, "before")
@@ -114,7 +114,7 @@ def test_a_broker_whose_release_is_gone_serves_the_next_one(bus, tmp_path):
     assert run(bus, new, "zmqbus", "broker", "--stop")[:2][0] == 0
 
 
-def test_a_listener_whose_release_is_gone_finds_the_next_broker(bus, tmp_path):
+def test_listener_of_a_removed_release_finds_the_next_broker(bus, tmp_path):
     """It cannot start one itself any more, and waits for who can."""
     old, new = release(tmp_path, "0.1.1"), release(tmp_path, "0.2.0")
     before = listener(bus, old, "before")
@@ -128,7 +128,7 @@ def test_a_listener_whose_release_is_gone_finds_the_next_broker(bus, tmp_path):
     before.wait_message("again")
 
 
-def test_a_release_that_speaks_another_protocol_is_told_which_to_end(bus, tmp_path):
+def test_release_with_another_protocol_is_told_which_process_to_end(bus, tmp_path):
     new = release(tmp_path, "9.0.0", protocol=3)
     listening = bus.listener("auth")
     status, out, err = run(bus, new, "send.py", "--as", "script", "--to", "auth", "--text", "x")

@@ -71,7 +71,7 @@ def test_lines(bus: Bus) -> None:
     assert process.stderr.read() == b""
 
 
-def test_a_broker_that_hangs(bus: Bus) -> None:
+def test_broker_that_hangs(bus: Bus) -> None:
     bus.listener("auth")
     process, seen = plain(bus)
     seen.wait(r"\* auth is live$")
@@ -82,7 +82,7 @@ def test_a_broker_that_hangs(bus: Bus) -> None:
     process.kill()
 
 
-def test_what_was_there_comes_first_and_a_reader_that_goes_ends_it(bus: Bus) -> None:
+def test_history_comes_first_and_a_closed_output_ends_it(bus: Bus) -> None:
     bus.listener("auth")
     bus.deliver("auth", "before")
     process, seen = plain(bus)
@@ -122,7 +122,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_terminal_is_left_as_it_was(bus: Bus, signum: int, status: int) -> None:
+def test_terminal_is_restored(bus: Bus, signum: int, status: int) -> None:
     pytest.importorskip("rich")
     bus.listener("auth")
     terminal = Terminal(bus)
@@ -137,7 +137,7 @@ def test_a_terminal_is_left_as_it_was(bus: Bus, signum: int, status: int) -> Non
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
-def test_without_rich_it_says_how_to_get_it(bus: Bus, tmp_path: Path) -> None:
+def test_missing_rich_is_reported_with_a_cure(bus: Bus, tmp_path: Path) -> None:
     (tmp_path / "rich").mkdir()
     (tmp_path / "rich" / "__init__.py").write_text("raise ModuleNotFoundError('No module named rich', name='rich')\n")
     bus.listener("auth")
@@ -158,7 +158,7 @@ def test_plain_at_a_terminal(bus: Bus) -> None:
     assert lines[0].endswith("…")
 
 
-def test_what_has_become_of_whom() -> None:
+def test_changes_of_sessions_are_shown() -> None:
     before = {"1": ("auth", "live"), "2": ("pay", "live"), "3": ("web", "live"), "4": ("old", "live")}
     after = {"1": ("auth", "live"), "2": ("pay", "away"), "3": ("site", "live"), "5": ("new", "busy")}
     words = [in_words(change) for change in changes(before, after)]

@@ -83,7 +83,7 @@ def clients(bus: Bus) -> dict[str, bytes]:
 # --- PID namespaces
 
 
-def test_container_leaves_the_hosts_sessions_alone(bus: Bus) -> None:
+def test_container_leaves_sessions_of_the_host_alone(bus: Bus) -> None:
     live, away = bus.listener("live"), bus.listener("away")
     assert away.stop() == 0
     killed = bus.listener("killed")
@@ -108,7 +108,7 @@ def test_mail_of_a_session_that_is_away_is_not_stranded_by_a_container(bus: Bus)
     again.wait_message("while nobody listens")
 
 
-def test_container_with_the_hosts_network_talks_to_the_hosts_broker(bus: Bus) -> None:
+def test_container_with_the_host_network_uses_the_broker_of_the_host(bus: Bus) -> None:
     auth = bus.listener("auth")
     done = inside(bus, CONTAINER, "send.py", "--as", "inner", "--to", "auth", "--text", "from inside")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("delivered "), done
@@ -133,7 +133,7 @@ def serve_inside(bus: Bus, *, stop: bool = False) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_broker_in_a_container_gives_nobodys_mail_away(bus: Bus) -> None:
+def test_broker_in_a_container_gives_no_mail_away(bus: Bus) -> None:
     """A listener of the host has ended, its owner lives. Another window takes the name: not the mail."""
     process = serve_inside(bus)
     try:
@@ -160,7 +160,7 @@ def test_broker_in_a_container_gives_nobodys_mail_away(bus: Bus) -> None:
         process.wait()
 
 
-def test_doctor_advises_no_kill_of_a_pid_that_is_another_process_here(bus: Bus) -> None:
+def test_doctor_advises_no_kill_of_a_foreign_pid(bus: Bus) -> None:
     """The pid of a broker that hangs in a container is pid 1 there, and init here."""
     process = serve_inside(bus)
     try:
@@ -208,7 +208,7 @@ def test_same_pid_in_two_containers(bus: Bus) -> None:
         first.communicate()
 
 
-def test_proc_of_another_namespace_judges_nobody(bus: Bus) -> None:
+def test_proc_of_another_namespace_proves_no_death(bus: Bus) -> None:
     """`unshare -pf` without a /proc of its own: pids there are those of the outside."""
     auth = bus.listener("auth")
     assert auth.stop() == 0
@@ -217,7 +217,7 @@ def test_proc_of_another_namespace_judges_nobody(bus: Bus) -> None:
     assert before.items() <= clients(bus).items()
 
 
-def test_without_proc_nobody_is_taken_for_dead(bus: Bus) -> None:
+def test_no_process_is_taken_for_dead_without_proc(bus: Bus) -> None:
     auth = bus.listener("auth")
     assert auth.stop() == 0
     before = clients(bus)
@@ -283,7 +283,7 @@ def test_no_broker_is_started_in_the_network_of_a_sandbox(bus: Bus, space: tuple
     bus.listener("auth").stop()
 
 
-def test_broker_that_was_started_in_a_sandbox_all_the_same(bus: Bus) -> None:
+def test_broker_in_a_sandbox_network_is_reported(bus: Bus) -> None:
     """By the setting. Outside it is said where it is; nothing there advises to kill what is well."""
     process = subprocess.Popen(
         [
@@ -309,7 +309,7 @@ def test_broker_that_was_started_in_a_sandbox_all_the_same(bus: Bus) -> None:
     assert bus.listener("auth").stop() == 0
 
 
-def test_all_sessions_in_one_network_without_a_way_out(bus: Bus) -> None:
+def test_all_sessions_in_one_sandbox_network(bus: Bus) -> None:
     """A container in which everybody is: one broker, started once by the setting, then as ever."""
     script = (
         'ip link set lo up; set -e; "$1" "$2/zmqbus" broker; unset INTER_SESSION_LOOPBACK_ONLY; '

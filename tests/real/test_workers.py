@@ -191,7 +191,7 @@ def broker(data_dir: Path) -> psutil.Process:
 
 
 @pytest.mark.parametrize("how", ["quiet", "kill and broker", "new worker"])
-def test_a_tree_of_files_is_hashed_though_the_pool_is_disturbed(bus, pool, tree, data_dir, how):
+def test_file_tree_is_hashed_while_workers_and_broker_die(bus, pool, tree, data_dir, how):
     workers = pool.start("sha", 3, concurrency=2)
     until(lambda: figures()["workers"] == 3)  # or the first may have done it all before the last is there
     items = [*tree]
@@ -214,7 +214,7 @@ def test_a_tree_of_files_is_hashed_though_the_pool_is_disturbed(bus, pool, tree,
     until(lambda: figures()["requests_in_hand"] == figures()["requests_waiting"] == 0)
 
 
-def test_workers_that_are_all_killed_are_waited_for(bus, pool, tree):
+def test_requests_wait_for_new_workers_when_all_were_killed(bus, pool, tree):
     workers = pool.start("sha", 2)
     items = [*tree][:100]
     replies = [bus.request("@g", item, timeout=PATIENCE_S) for item in items]
@@ -225,7 +225,7 @@ def test_workers_that_are_all_killed_are_waited_for(bus, pool, tree):
     assert [reply.result().body for reply in replies] == [tree[item] for item in items]
 
 
-def test_a_worker_that_stands_still_is_given_nothing_more_and_keeps_what_it_has(bus, pool, tree):
+def test_stopped_worker_keeps_its_requests_and_gets_no_more(bus, pool, tree):
     """SIGSTOP: the connection is there, and says nothing."""
     stopped, *_ = pool.start("sha", 2)
     until(lambda: figures()["workers"] == 2)
@@ -258,7 +258,7 @@ with zmqbus.connect() as bus:
 
 
 @pytest.mark.parametrize("how", ["quiet", "broker"])
-def test_nobody_who_is_busy_is_taken_for_dead(bus, pool, data_dir, how):
+def test_busy_processes_are_not_taken_for_dead(bus, pool, data_dir, how):
     """Workers, and a caller, whose interpreters are held, and a worker that is stopped; and a broker that is new to all
     of them. There is always a worker free to whom their requests could be given."""
     pool.start("holds", 4)
@@ -296,7 +296,7 @@ def test_nobody_who_is_busy_is_taken_for_dead(bus, pool, data_dir, how):
     assert figures()["requests_redispatched"] == 0
 
 
-def test_a_broker_that_stands_still_for_a_while(bus, pool, tree, data_dir):
+def test_broker_that_is_stopped_for_a_while(bus, pool, tree, data_dir):
     pool.start("sha", 2)
     items = [*tree][:100]
     answers = []
@@ -312,7 +312,7 @@ def test_a_broker_that_stands_still_for_a_while(bus, pool, tree, data_dir):
 # --- handlers that end
 
 
-def test_a_handler_that_exits_is_an_error_of_its_own_request_and_nobody_elses(bus, pool):
+def test_handler_that_exits_fails_only_its_own_request(bus, pool):
     workers = pool.start("exits", 2)
     until(lambda: figures()["workers"] == 2)
     for _ in range(6):
@@ -325,7 +325,7 @@ def test_a_handler_that_exits_is_an_error_of_its_own_request_and_nobody_elses(bu
     assert [worker.poll() for worker in workers] == [None, None]
 
 
-def test_a_request_that_kills_whoever_takes_it_is_given_to_no_more_than_three(bus, pool):
+def test_request_that_kills_its_workers_is_poisoned_after_three(bus, pool):
     pool.start("dies", 5)
     until(lambda: figures()["workers"] == 5)
     with pytest.raises(errors.Poisoned):
@@ -336,7 +336,7 @@ def test_a_request_that_kills_whoever_takes_it_is_given_to_no_more_than_three(bu
     until(lambda: figures()["workers"] == 2)
 
 
-def test_a_worker_that_dies_while_a_child_of_its_holds_its_sockets(bus, pool):
+def test_death_of_a_worker_whose_child_holds_its_sockets(bus, pool):
     """Nothing shows that it has ended but its pid: the kernel closes no connection that somebody has."""
     [worker] = pool.start("forks")
     reply = bus.request("@g", "x", timeout=PATIENCE_S)
@@ -354,7 +354,7 @@ def test_a_worker_that_dies_while_a_child_of_its_holds_its_sockets(bus, pool):
     assert {pid for pid, text in pool.noted() if text == "x"} == {other.pid}
 
 
-def test_a_handler_that_hangs_costs_only_its_own_request(bus, pool):
+def test_handler_that_hangs_delays_only_its_own_request(bus, pool):
     pool.start("hangs", concurrency=3)
     hanging = bus.request("@g", "hang", timeout=3.0)
     assert [answer.body for answer in bus.map("@g", range(50), timeout=PATIENCE_S)] == list(range(50))
@@ -362,7 +362,7 @@ def test_a_handler_that_hangs_costs_only_its_own_request(bus, pool):
         hanging.result()
 
 
-def test_a_worker_that_is_interrupted_leaves_in_good_order(bus, pool):
+def test_interrupted_worker_leaves_in_order(bus, pool):
     """Ctrl-C while nothing is in hand."""
     [worker] = pool.start("exits")
     first = bus.ask("@g", 1, timeout=PATIENCE_S)
@@ -374,7 +374,7 @@ def test_a_worker_that_is_interrupted_leaves_in_good_order(bus, pool):
 
 
 @pytest.mark.parametrize(("handler", "concurrency"), [("waits", 1), ("hangs", 3)])
-def test_what_an_interrupted_worker_has_in_hand_goes_to_another(bus, pool, handler, concurrency):
+def test_requests_of_an_interrupted_worker_go_to_another(bus, pool, handler, concurrency):
     """Ctrl-C in the middle of it. That is no death, however often it happens."""
     reply = bus.request("@g", "hang", timeout=PATIENCE_S)
     for number in range(4):
@@ -387,7 +387,7 @@ def test_what_an_interrupted_worker_has_in_hand_goes_to_another(bus, pool, handl
     assert reply.result().body == last.pid
 
 
-def test_handlers_in_threads_finish_what_they_have_begun_when_their_worker_is_interrupted(bus, pool):
+def test_handlers_in_threads_finish_when_their_worker_is_interrupted(bus, pool):
     [worker] = pool.start("sleeps", concurrency=2)
     replies = [bus.request("@g", number, timeout=PATIENCE_S) for number in range(4)]
     until(lambda: len(pool.noted()) == 2)
@@ -399,7 +399,7 @@ def test_handlers_in_threads_finish_what_they_have_begun_when_their_worker_is_in
     assert sorted(text for _, text in pool.noted()) == ["0", "1", "2", "3"]
 
 
-def test_a_worker_that_is_interrupted_and_goes_on_has_given_back_what_it_had(bus, pool):
+def test_interrupted_worker_that_lives_on_has_returned_its_requests(bus, pool):
     """Its bus stays open: nobody else would get the request as long as the process lives."""
     [worker] = pool.start("waits", after="input()")
     reply = bus.request("@g", "hang", timeout=PATIENCE_S)
@@ -424,7 +424,7 @@ with zmqbus.connect() as bus:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_a_caller_that_ends_leaves_no_requests(pool, bus, signum):
+def test_requests_of_a_dead_caller_are_withdrawn(pool, bus, signum):
     caller = subprocess.Popen(
         [sys.executable, "-c", CALLER],
         cwd=ROOT,
@@ -455,7 +455,7 @@ with zmqbus.connect("keeper", ack="manual") as bus:
 """
 
 
-def test_what_a_killed_program_had_not_acknowledged_comes_to_the_next_one_of_its_name(bus, pool):
+def test_unacknowledged_mail_of_a_killed_program_goes_to_its_successor(bus, pool):
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen([sys.executable, "-c", KEEPER], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8")
 
