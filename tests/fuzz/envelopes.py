@@ -1,4 +1,4 @@
-"""Hostile envelopes, drawn from a seed: every verb, with right and wrong fields, lengths, depths and numbers."""
+"""Random hostile envelopes from a seed: every verb, with valid and invalid fields, lengths, depths and numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgpack
 from zmqbus.testing import session_id_of
 from zmqbus.wire import verbs
 
-#: What a field may be that is not what it has to be.
+#: Values of the wrong type or range.
 ODD: tuple[Any, ...] = (
     None,
     True,
@@ -47,12 +47,12 @@ NAMES = ("alice", "bob", "carol", "g", "t", "nobody")
 
 
 class Fuzzer:
-    """An endless run of messages, the same for the same seed."""
+    """An endless sequence of messages, the same for the same seed."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self._ids = 0
-        self.envelopes = 0  #: how many were made
+        self.envelopes = 0  #: how many envelopes were made
         self._makers: dict[Any, Callable[[], Any]] = {
             int: self._int,
             bool: lambda: self.chance.random() < 0.5,
@@ -65,7 +65,7 @@ class Fuzzer:
         return f"<Fuzzer: {self.envelopes} envelopes made>"
 
     def message(self) -> list[bytes]:
-        """The frames of one."""
+        """Returns the frames of the next message."""
         kind = self.chance.random()
         if kind < 0.02:
             return [self.chance.randbytes(self.chance.choice((0, 1, 5, 300, 70_000)))]
@@ -87,12 +87,12 @@ class Fuzzer:
         return frames
 
     def messages(self, envelopes: int) -> Iterator[list[bytes]]:
-        """Until so many envelopes were made."""
+        """Yields messages until so many envelopes were made."""
         while self.envelopes < envelopes:
             yield self.message()
 
     def _envelope(self) -> list[Any]:
-        # One verb that is none, or the broker's own, is a message that nothing is taken of.
+        # An unknown verb, or one of the broker's, invalidates the whole message, so they are rare.
         code, cls = self.chance.choice(_TO_BROKER if self.chance.random() < 0.998 else _FROM_BROKER)
         if self.chance.random() < 0.002:
             code = self.chance.choice((0, 31, 63, 64, 255, -1, 2**40))

@@ -1,9 +1,9 @@
-"""Plays hostile envelopes to the real core of a broker, and looks whether anybody but their sender has noticed.
+"""Sends hostile envelopes to the real core of a broker, and checks that only their sender is affected.
 
     python -m tests.fuzz.play --envelopes 600000 --seed 7
 
-Each message is decoded and decided as the broker's shell does it, and what the core answers is encoded as it would be.
-Between them two sessions send each other messages, which have to arrive, once and in order.
+Messages are decoded and handled as in the broker's shell, and the answers of the core are encoded as on the wire. In
+between, two sessions exchange messages, which have to arrive once and in order.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tests.fuzz.envelopes import Fuzzer
 from zmqbus.testing import SimNet
 from zmqbus.wire.verbs import Role
 
-#: Of fuzzed messages between two proofs.
+#: How many hostile messages are sent between two checks.
 ROUND = 50
-#: What all that a broker keeps of it may come to: remembered ids, sessions, refusals, mailboxes.
+#: The most memory, bytes, that the broker may keep afterwards: dedup window, sessions, refusals, mailboxes.
 MAX_BYTES = 200 * 1024 * 1024
 
 
 class Player:
-    """A bus with two honest sessions, and a peer in each standing that is not."""
+    """A bus with two honest sessions, and a hostile client in each role."""
 
     def __init__(self, seed: int) -> None:
         self.net = SimNet()
@@ -40,14 +40,14 @@ class Player:
         self.net.settle()
 
     def _enter(self) -> None:
-        """The hostile ones, anew: what they say may have ended those before."""
+        """Connects new hostile clients, since their messages may have ended the ones before."""
         self._entered += 1
         rogue = self.net.session(f"rogue-{self._entered}", role=Role.PROGRAM)
         guest = self.net.guest(f"guest-{self._entered}")
         self.rogues = [rogue, guest, self.net.observer(), self.net.helper(rogue)]
 
     def play(self, envelopes: int) -> None:
-        """Fuzzes so many; raises `AssertionError` where somebody else has noticed."""
+        """Sends so many envelopes; raises `AssertionError` if an honest session is affected."""
         for count, frames in enumerate(self.fuzzer.messages(envelopes), start=1):
             rogue = self.fuzzer.chance.choice(self.rogues)
             rogue.raw(frames)
@@ -56,7 +56,7 @@ class Player:
                 self._enter()
 
     def prove(self) -> None:
-        """What the two say to each other arrives."""
+        """Checks that the honest sessions can exchange messages."""
         for sender, receiver in (self.honest, self.honest[::-1]):
             self._said += 1
             body = b"honest %d" % self._said
@@ -72,7 +72,7 @@ class Player:
 
 
 def run(envelopes: int, seed: int) -> Player:
-    """Plays; raises what was found."""
+    """Plays so many envelopes; raises `AssertionError` if a check fails."""
     tracemalloc.start()
     try:
         player = Player(seed)

@@ -1,24 +1,24 @@
-"""The account of a chaos run: what became of every message, held against what was promised.
+"""The account of a soak run: compares what happened to every message with what was promised.
 
-Pure: a `History` goes in, an `Account` comes out. Each fault names the message, the receiver and why it is one.
+Pure: computes an `Account` from a `History`. Each fault names the message, the receiver and the reason.
 
-| fault | what it is |
+| fault | meaning |
 |---|---|
-| lost | reported as delivered or queued, and never shown to a receiver that it was for |
+| lost | reported as delivered or queued, and never shown to one of its receivers |
 | duplicated | shown twice to one receiver, and not excepted |
-| unmarked | shown again by a listener, excepted, and not marked as one that waited |
+| unmarked | shown again by a listener, excepted, but without `queued=` |
 | reordered | shown after a later one of the same run |
-| invented | shown, and never sent; or shown to somebody that it was not for, under another id, or with another text |
-| denied | refused, and shown all the same |
-| refused | refused for a reason that nobody had given |
-| stranded | a sender was told that no broker answers, and none was stopped: a dead one is replaced at once |
+| invented | shown and never sent, or shown to another receiver, under another id, or with another text |
+| denied | refused, and shown nevertheless |
+| refused | refused for a reason that the run does not cause |
+| stranded | a sender found no broker, and none was stopped: a dead one is replaced at once |
 
-*Excepted* is a message shown a second time where the process that showed it first was killed at that instant: between
-the write, which the harness has read, and the note of it, which nobody has. The note of an agent that has died is
-nobody's, either: where the broker was killed, stopped or cut off before the listener could tell it of the line, and
-agent and listener died after that, the agent's successor is shown the line again. So it is if the broker was killed
-after it heard of the line and before it told the sender: the sender repeats the message to a broker that cannot know
-what the dead agent has shown (docs/guarantees.md, 7).
+*Excepted* is a message shown a second time if the process that showed it first was killed between two system calls: the
+write of the line, which the harness has read, and the entry in the shown log. The shown log of a dead agent is lost as
+well. So its successor is shown the line again if the broker was killed, stopped or disconnected before the listener's
+acknowledgement, and agent and listener died after that; likewise if the broker was killed after the acknowledgement and
+before the receipt to the sender, who repeats the message to a broker that cannot know what the dead agent has shown
+(docs/guarantees.md, 7).
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from typing import Any, NamedTuple
 
 from tests.soak.history import EVERYONE, Answer, Blow, History, Sent, Shown
 
-#: A process that was killed within this after the harness had read its line was killed "at that instant": it takes
-#: microseconds from the write to the note, and on a machine with more work than cores some scheduler's turns.
+#: A process killed within this time, s, after the harness read its line was killed between write and entry: some
+#: microseconds on an idle machine, some turns of the scheduler on a busy one.
 INSTANT_S = 0.25
-#: A receipt may overtake the line on its way through the harness, which reads a dozen pipes in turn. More than this is
-#: told; nothing depends on it.
+#: A receipt may overtake the line in the harness, which reads a dozen pipes in turn. More than this, s, is reported; no
+#: verdict depends on it.
 EARLY_S = 2.0
-#: An acknowledgement that was under way to a broker that was hit, or over a wire that was cut, comes so late at most:
-#: the longest stop, and another connection. An agent that dies before that takes the note of the line along.
+#: An acknowledgement to a broker that was hit, or over a wire that was cut, is at most so late, s: the longest stop,
+#: and another connection. If the agent dies before that, the entry in its shown log is lost.
 UNACKNOWLEDGED_S = 20.0
-#: Refusals that a run provokes: too many broadcasts, full mailboxes, commands of a session whose listener was killed.
+#: Refusals that a run causes: too many broadcasts, full mailboxes, commands of a session whose listener was killed.
 EXPECTED_REFUSALS = ("rate_limited", "not_connected")
-#: Who said something so near to the death of the broker waited for it when it died.
+#: A sender that sent within this time, s, of the broker's death was waiting for it.
 BUSY_S = 0.5
-#: What was stopped before may be standing still for so long.
+#: The longest time, s, for which a process is stopped.
 LONGEST_STOP_S = 15.0
-#: What was stopped or cut so long ago at most may be why no broker answers: that is found out after five seconds, and
-#: again for each try after that.
+#: A stop or a cut within this time, s, may be the reason why no broker answers: a client gives up after five seconds,
+#: and again for each further try.
 EXCUSED_S = 25.0
-#: How far around the instants of a message its history tells of blows.
+#: The story of a message includes blows within this time, s, around its events.
 AROUND_S = 2.0
 
 FAULTS = ("lost", "duplicated", "unmarked", "reordered", "invented", "denied", "refused", "stranded")
@@ -63,34 +63,34 @@ class Fault(NamedTuple):
 
 
 class Account(NamedTuple):
-    """The figures, and every fault."""
+    """The figures of a run, and every fault."""
 
     sent: int
     broadcasts: int
     spilled: int  #: over 64 KiB
-    delivered: int  #: messages to one that were reported so
+    delivered: int  #: directed messages reported so
     queued: int
-    tallies: int  #: broadcasts that were counted to their senders
+    tallies: int  #: broadcasts whose tally came
     refused: Counter[str]  #: by code
-    unsure: int  #: messages whose senders never heard, and how many of those
+    unsure: int  #: messages without a receipt, and how many of those
     unsure_shown: int  #: were shown
-    owed: int  #: showings that were promised: one for each receiver of a message that was reported
+    owed: int  #: promised showings: one for each receiver of a reported message
     shown: int  #: all showings
-    again: int  #: of them excepted second ones
-    partial: list[str]  #: broadcasts that nobody was told about and that some receivers were shown: their labels
-    miscounted: int  #: tallies whose sum is less than the number of receivers
-    early: int  #: reported as delivered, and read by the harness EARLY_S later or more
+    again: int  #: excepted second showings among them
+    partial: list[str]  #: labels of broadcasts without a tally that only some receivers were shown
+    miscounted: int  #: tallies that count fewer sessions than there are receivers
+    early: int  #: reported as delivered, and read by the harness at least EARLY_S later
     early_max_s: float
     blows: Counter[str]  #: "kill broker" → how often
-    recovery_s: list[float]  #: from the broker's death to a running sender's next answer
+    recovery_s: list[float]  #: from a broker's death to the next receipt of an undisturbed sender
     faults: list[Fault]
 
     def count(self, kind: str) -> int:
-        """How many faults of this kind there are."""
+        """Returns the number of faults of this kind."""
         return sum(fault.kind == kind for fault in self.faults)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it in the types of JSON."""
+        """Returns the account in JSON types."""
         return {
             **self._asdict(),
             "refused": dict(self.refused),
@@ -101,7 +101,7 @@ class Account(NamedTuple):
 
 
 def settle(history: History) -> Account:
-    """Draws up the account of a run that has come to rest: everybody was back, and has read what waited."""
+    """Returns the account of a finished run, in which every receiver has come back and read all its mail."""
     sent = {message.label: message for message in history.sent}
     answers = {answer.label: answer for answer in history.answers}
     first: dict[tuple[str, str], Shown] = {}
@@ -113,7 +113,7 @@ def settle(history: History) -> Account:
             kills[blow.pid].append(blow.at_s)
     died = _deaths_before_an_acknowledgement(history)
     broker_killed_s = [blow.at_s for blow in history.blows if (blow.what, blow.whom) == ("kill", "broker")]
-    # Order among first showings: a second one is a duplicate, or excepted, and not a matter of order.
+    # Only first showings have an order: a second one is duplicated or excepted.
     highest: dict[tuple[str, str], Sent] = {}
     for shown in history.shown:
         message = sent.get(shown.label)
@@ -161,7 +161,7 @@ def settle(history: History) -> Account:
                 if receiver not in reached:
                     faults.append(Fault("lost", message.label, receiver, f"it was reported as {_told(answer)}"))
             if answer.kind == "tally":
-                miscounted += answer.delivered + answer.queued < len(audience)  # programs are told, too
+                miscounted += answer.delivered + answer.queued < len(audience)  # programs count as well
             elif answer.kind == "delivered" and reached:
                 late_s = first[reached[0], message.label].at_s - answer.at_s
                 early += late_s > EARLY_S
@@ -210,7 +210,7 @@ def _what_is_wrong(history: History, message: Sent | None, shown: Shown) -> str 
 
 
 def _deaths_before_an_acknowledgement(history: History) -> dict[str, list[tuple[float, float]]]:
-    """Of each receiver, when an acknowledgement may have been held up, and when its agent died after that."""
+    """For each receiver: when an acknowledgement may have been delayed, and when its agent died after that."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     hindrances = [blow for blow in history.blows if blow.what in ("kill", "stop", "cut", "wire")]
     for death in history.blows:
@@ -224,7 +224,7 @@ def _deaths_before_an_acknowledgement(history: History) -> dict[str, list[tuple[
 
 
 def _deaths_around_a_kill(history: History, receiver: str, killed_s: list[float]) -> list[tuple[float, float]]:
-    """Each of these kills of the broker, with each death of the receiver's agent."""
+    """Pairs each of these kills of the broker with each death of the receiver's agent."""
     return [
         (at_s, death.at_s)
         for death in history.blows
@@ -236,13 +236,13 @@ def _deaths_around_a_kill(history: History, receiver: str, killed_s: list[float]
 def _shown_again(
     before: Shown, shown: Shown, killed_s: Iterable[float], died: Iterable[tuple[float, float]]
 ) -> tuple[str, str]:
-    """What a second showing is: "" (excepted), "unmarked" or "duplicated"; and why."""
+    """Classifies a second showing: "" (excepted), "unmarked" or "duplicated"; and the reason."""
     if any(
         abs(hit_s - before.at_s) < UNACKNOWLEDGED_S and before.at_s < death_s < shown.at_s for hit_s, death_s in died
     ):
         return ("", "") if shown.queued else ("unmarked", f"by the {shown.by} {shown.pid}, the successor of a dead one")
     after_s = [at_s - before.at_s for at_s in killed_s]
-    # Read after the kill, a line was written before it all the same; a pid is not used twice within a run's minutes.
+    # A line read after the kill was written before it. A pid is not reused within the minutes of a run.
     if not any(late_s < INSTANT_S for late_s in after_s):
         fate = f"which was killed {after_s[0]:.3f} s later" if after_s else "which was not killed"
         return "duplicated", (
@@ -280,9 +280,9 @@ def _kind_of(whom: str) -> str:
 
 
 def _recoveries(history: History) -> list[float]:
-    """From each death of the broker to the next answer of each sender that had something to say and was left alone.
+    """Times from each death of the broker to the next receipt of each sender that was sending and undisturbed.
 
-    Those that speak as sessions are left out: they wait for the session's listener, too.
+    Senders that act as sessions are left out: they also wait for the session's listener.
     """
     said: dict[str, list[float]] = defaultdict(list)
     answered: dict[str, list[float]] = defaultdict(list)
@@ -311,7 +311,7 @@ def _recoveries(history: History) -> list[float]:
 
 
 def table(account: Account) -> str:
-    """The account in lines, for people."""
+    """Formats the account as lines of text."""
     shown = {
         "sent": f"{account.sent:,}, of them {account.broadcasts:,} broadcasts, {account.spilled:,} over 64 KiB",
         "delivered": f"{account.delivered:,}",
@@ -335,7 +335,7 @@ def _spread(values: list[float]) -> str:
 
 
 def tell(history: History, label: str) -> str:
-    """The whole history of one message, and what was done to whom around it."""
+    """Formats the story of one message, with the blows around it."""
     events: list[tuple[float, str]] = []
     for message in history.sent:
         if message.label == label:

@@ -1,10 +1,10 @@
-"""The chaos run: a bus of real processes, and somebody who kills, stops and cuts them at random instants.
+"""The soak run: a bus of real processes that are killed, stopped and disconnected at random instants.
 
-One thread and one loop does everything: it reads what listeners and inboxes print, starts anew what has ended, plays
-the agent that reads its inbox when a digest says so, and carries out the schedule. The schedule follows from the seed;
-what it meets does not.
+One thread with one loop reads the output of listeners and inboxes, restarts ended processes, reads an inbox when a
+digest says so (as an agent would), and carries out the schedule. The schedule follows from the seed; the state in which
+it finds the processes does not.
 
-Listener and inbox of one session write into one pipe, so the order of what a session is shown is what the pipe says.
+Listener and inbox of a session write to one pipe, so the order of the pipe is the order in which messages were shown.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from tests.soak.history import History, read_notes
 from tests.soak.schedule import Deed, Setup, schedule
 from tests.soak.stage import END_S, Stage
 
-#: The loop goes round at least so often; what it waits for wakes it earlier.
+#: The loop runs at least this often, s; input wakes it earlier.
 LOOK_S = 0.02
-#: For everybody to come on the bus, on a machine with other things to do.
+#: How long all receivers have to connect, on a busy machine, s.
 GATHER_S = 60.0
-#: For receivers to read what waits, when all has been said.
+#: How long receivers have to read everything after the last message was sent, s.
 DRAIN_S = 120.0
-#: Inboxes in a row with nothing to tell: a listener that comes back may still have something.
+#: So many empty inboxes in a row mean that all was read: a restarted listener may still show something.
 EMPTY_INBOXES = 3
-#: Between two looks at the broker's memory, two corrections of the senders' rates, two reports.
+#: Periods, s, of memory samples, of corrections of the senders' rates, and of progress reports.
 SAMPLE_S = 0.5
 RATE_S = 2.5
 PROGRESS_S = 10.0
-#: Between two tries to hit somebody who is between two lives.
+#: Pause before a deed that found no running process is tried again, s.
 AGAIN_S = 0.2
-#: More than is asked for is sent, since kills and stops take their part.
+#: Factor for the senders' rates, since kills and stops cost some of the messages.
 SPARE = 1.1
-#: A time of much and a time of little follow each other, s: in the first, receivers fall behind and read digests and
-#: inboxes; in the second, each line is shown as it comes.
+#: Periods of much and of little traffic alternate, s: in the first, receivers fall behind and read digests and inboxes;
+#: in the second, each line is shown as it comes.
 MUCH_S, LITTLE_S = 20.0, 10.0
 LITTLE_RATE = 0.7
 
 
 class Chaos:
-    """One run. A context manager: whatever was started has ended when it is left."""
+    """One run. A context manager, which ends all processes of the run."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -61,9 +61,9 @@ class Chaos:
         self._requester: Requester | None = None
         self._visitors: Visitors | None = None
         self._counted: dict[Path, list[int]] = {}
-        self.rss_bytes: dict[int, list[int]] = {}  #: of each broker, by pid
-        self.failures = self._stage.failures  #: what went wrong that is no matter of messages
-        self.lines = self._stage.lines  #: what was printed and is no message
+        self.rss_bytes: dict[int, list[int]] = {}  #: memory samples of each broker, by pid
+        self.failures = self._stage.failures  #: failures other than faults of messages
+        self.lines = self._stage.lines  #: printed lines that are not messages
 
     def __repr__(self) -> str:
         return f"<Chaos on port {self._setup.port}: {self._stage!r}>"
@@ -82,7 +82,7 @@ class Chaos:
         return [*self._senders, *(one for one in some if one), *self._workers, *self._receivers]
 
     def run(self) -> None:
-        """Plays the schedule, and waits until everything has come to rest.
+        """Carries out the schedule, and waits until all messages have been read.
 
         Ctrl-C ends the schedule early, and a second one the waiting.
         """
@@ -97,7 +97,7 @@ class Chaos:
             self.failures.append("interrupted before everything was read")
 
     def history(self) -> History:
-        """What happened, as far as it has."""
+        """Returns everything that has happened so far."""
         stage = self._stage
         sent, answers, blows = list(stage.sent), list(stage.answers), list(stage.blows)
         for path in sorted(stage.notes.iterdir()):
@@ -114,24 +114,24 @@ class Chaos:
         return History(self._setup.receiver_names, sent, answers, list(stage.shown), sorted(blows), own)
 
     def labour(self) -> labour.LabourAccount:
-        """What became of the requests to the group."""
+        """Returns the account of the requests to the group."""
         return labour.settle(labour.read_steps(self._stage.notes), self._stage.blows)
 
     def memory_mib(self) -> tuple[float, float]:
-        """Largest and median memory of the brokers."""
+        """Returns the largest and the median memory of the brokers, MiB."""
         samples = [sample for one in self.rss_bytes.values() for sample in one]
         return (max(samples) / 2**20, statistics.median(samples) / 2**20) if samples else (0.0, 0.0)
 
     # --- three acts
 
     def _gather(self) -> None:
-        """Everybody is on the bus before the first message: from then on all of them are owed what goes to all."""
+        """Waits until all receivers are connected: from then on, each is owed every broadcast."""
         self._receivers += [Receiver(self._stage, name) for name in self._setup.receiver_names]
         self._wait(lambda: all(receiver.connected for receiver in self._receivers), GATHER_S, "all are on the bus")
         if self.failures:
             raise RuntimeError(f"{self.failures}; they say: {self.lines[-10:]}")
         for name in self._setup.sender_names:
-            # One that is killed and cut like all others speaks as a session.
+            # One of the senders that are killed and disconnected sends as a session.
             speaks_as = self._receivers[0] if name == self._setup.sender_names[-1] else None
             self._senders.append(Sender(self._stage, name, speaks_as))
         self._caller = Caller(self._stage, self._receivers[1], [self._receivers[0], *self._receivers[2:]])
@@ -193,7 +193,7 @@ class Chaos:
             self._step()
 
     def _step(self) -> None:
-        """Once round: what can be read, what has ended, what is due."""
+        """Runs the loop once: input, ended processes, due deeds."""
         self._stage.step(LOOK_S)
         now_s = time.monotonic()
         for one in self._crew:
@@ -233,7 +233,7 @@ class Chaos:
 
     def _count_sent(self) -> int:
         for path in self._stage.notes.glob("*.notes"):
-            counted = self._counted.setdefault(path, [0, 0])  # bytes looked at, messages found
+            counted = self._counted.setdefault(path, [0, 0])  # bytes read, messages found
             if path.stat().st_size > counted[0]:
                 with path.open("rb") as file:
                     file.seek(counted[0])

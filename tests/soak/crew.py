@@ -1,7 +1,7 @@
-"""Those whom a chaos run starts, and starts anew: receivers, senders, and send commands.
+"""The processes that a soak run starts and restarts: receivers, senders, and send commands.
 
-Each is looked after in turn (`look_after`), and can be hit (`hit`): that returns False where nobody is there to be hit
-at this moment, or not in this way.
+`look_after` restarts processes that have ended. `hit` carries out a deed of the schedule; it returns False if the
+process is not running, or cannot be hit in this way now, and the deed is tried again later.
 """
 
 from __future__ import annotations
@@ -23,63 +23,62 @@ from tests.soak.player import Plan
 from tests.soak.schedule import Deed
 from tests.soak.stage import Stage
 
-#: An agent looks into its inbox without being asked now and then; and again soon where that has failed.
+#: Mean pause between two looks of an agent at its inbox, and the pause after one that failed, s.
 CURIOUS_S = 15.0
 AGAIN_S = 1.0
-#: Most listeners come back at once, as agents see to; some when everybody has noticed that they are away.
+#: Most listeners are restarted at once; some only after every other process has noticed that they are away.
 PAUSE_S = (0.05, 1.0)
 LONG_PAUSE_S = (3.0, 15.0)
 LONG_PAUSES = 0.15
-#: Of the kills of listeners, how many strike when a line has just been read, and when a sender has just been told that
-#: a message was taken; the others strike at random. And how long they wait for that: nobody is told so while the
-#: receiver is behind.
+#: Shares of the kills of listeners that strike just after a line was read, and just after a sender got the receipt; the
+#: others strike at random. And how long they wait for that instant at most, s.
 AT_LINE, WHEN_TOLD = 0.4, 0.3
 LINE_S, TOLD_S = 5.0, 25.0
-#: Between two send commands: each costs as much as hundreds of messages.
+#: Pause between two send commands, s: each costs as much as hundreds of messages.
 COMMAND_PAUSE_S = 0.7
-#: A command dies so long after its start: in the interpreter's, on its way to the broker, or while it waits.
+#: How long after its start a command is killed, s: while python starts, while it connects, or while it waits.
 COMMAND_DIES_S = (0.02, 0.25)
-#: How many agents may die under a name without ever listening before one comes that stays; and how many of those that
-#: die take their listener along, which otherwise notices the death within two looks.
+#: How many agents join under a name and die without a listener before one stays; and the share of dying agents whose
+#: listener is killed with them. Other listeners notice the death within two looks.
 SHORT_LIVES = (0, 0, 1, 2)
 LISTENER_DIES_TOO = 0.5
-#: A broker that was stopped so long ago at most excuses a listener that could not connect.
+#: A broker that was stopped within this time, s, excuses a listener that could not connect.
 EXCUSED_S = 25.0
 
 _DIGEST = re.compile(r"\[inter-session\] \d+ more messages waiting")
 
 
 class Receiver:
-    """A session with an owner of its own: its listener, its inbox command, and the pipe into which both write."""
+    """A session and its owner process: the listener, the inbox command, and the pipe that both write to."""
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.name = name
         self.owner = stage.start_owner()
         self.listener: subprocess.Popen[bytes] | None = None
-        self.read_nothing = 0  #: how many inboxes in a row had nothing to tell
+        self.read_nothing = 0  #: how many inbox commands in a row found nothing
         self._stage = stage
         self._chance = stage.chance
         self._reader = self._writer = -1
         self._torn = b""
         self._pids: dict[str, int] = {}
         self._listen_at_s = 0.0
-        self.dies_when_told = False  #: the listener is killed as soon as somebody was told that it has taken something
-        self._dies_at_line = False  # and as soon as it shows something
-        self._ending = False  # it was told to end, or its reader has gone
-        self._dead = False  # the owner was killed; the next one comes when its listener has noticed
-        self._short_lives = 0  # owners that will die before one comes that stays
-        self._joining: subprocess.Popen[bytes] | None = None  # the command by which a short life comes on the bus
+        self.dies_when_told = False  #: the listener is killed as soon as a sender hears `delivered` from it
+        self._dies_at_line = False  # the listener is killed as soon as it shows a message
+        self._ending = False  # it was asked to end, or its output was closed
+        self._dead = False  # the owner was killed; the next one starts when the listener has ended
+        self._short_lives = 0  # owners that will still die before one stays
+        self._joining: subprocess.Popen[bytes] | None = None  # the command by which a short-lived owner joins
         self._inbox: subprocess.Popen[bytes] | None = None
         self._inbox_at_s = float("inf")
         self._inbox_lines = 0
-        self._inbox_dies_at: int | None = None  # line after which it is killed
+        self._inbox_dies_at: int | None = None  # the line after which it is killed
 
     def __repr__(self) -> str:
         return f"<Receiver {self.name}: listener {self._pids.get('listener')}, inbox {self._inbox}>"
 
     @property
     def connected(self) -> bool:
-        """Whether the present listener has been on the bus."""
+        """Whether the running listener has connected."""
         try:
             state = json.loads((self._stage.data_dir / "clients" / f"{self.owner.pid}.session").read_text("utf-8"))
         except (OSError, ValueError):
@@ -87,7 +86,7 @@ class Receiver:
         return self.listener is not None and bool(state["listener_pid"] == self.listener.pid)
 
     def look_after(self, now_s: float) -> None:
-        """Starts what has ended, and plays the agent."""
+        """Restarts ended processes, and reads the inbox as an agent does."""
         if self.listener is not None and self.listener.poll() is not None:
             self._listener_ended(self.listener, now_s)
         if self._dead and self.listener is None and self._inbox is None:
@@ -100,14 +99,14 @@ class Receiver:
             self._start_inbox()
 
     def rest(self) -> None:
-        """The schedule is over: nobody is killed any more, and what waits is read at once."""
+        """Stops killing, and reads the inbox at once: the schedule is over."""
         self._dies_at_line = self.dies_when_told = False
         self._inbox_dies_at = None
         self._inbox_at_s = 0.0
         self.read_nothing = 0
 
     def hit(self, deed: Deed) -> bool:
-        """See the module."""
+        """Carries out a deed; see the module."""
         if deed.what == "die":
             return self._die(deed)
         if deed.what == "kill inbox":
@@ -118,7 +117,7 @@ class Receiver:
         if deed.what == "close":
             return self._close_output()
         if deed.what == "kill" and deed.value < AT_LINE + WHEN_TOLD:
-            # The instants between what was written and the note of it, and between the receipt and what it tells of.
+            # Between the write of a line and its entry in the shown log, and just after the receipt.
             self._dies_at_line = deed.value < AT_LINE
             self.dies_when_told = not self._dies_at_line
             self._stage.later(LINE_S if self._dies_at_line else TOLD_S, self._no_instant)
@@ -135,7 +134,7 @@ class Receiver:
         return self._stage.kill(self.name, self.listener)
 
     def close(self) -> None:
-        """Ends all of it."""
+        """Ends all processes of the session."""
         self._stage.end(self._joining)
         self._stage.end(self._inbox)
         self._stage.end(self.listener)
@@ -149,7 +148,7 @@ class Receiver:
     # --- the agent
 
     def _die(self, deed: Deed) -> bool:
-        """The owner dies. Another one will come under its name, perhaps after some that never listen."""
+        """Kills the owner. A successor under its name follows, perhaps after some that join without a listener."""
         if self._dead or self.listener is None or self.listener.poll() is not None:
             return False
         self._dead = self._ending = True
@@ -162,7 +161,7 @@ class Receiver:
         return True
 
     def _live_again(self) -> None:
-        """The listener has ended, too: the next owner joins without one and dies, or stays."""
+        """Starts the next owner, once the listener has ended: one that joins and dies, or the one that stays."""
         if self._joining is not None:
             if self._joining.poll() is None:
                 return
@@ -200,7 +199,7 @@ class Receiver:
         self._read()
         status = listener.returncode
         self._stage.note("end", self.name, listener.pid, f"status {status}")
-        # Told to end before it could take the signal, it ends by that.
+        # SIGTERM before the handler is installed ends it as well.
         in_order = self._ending and status in (0, -signal.SIGTERM)
         if status != -signal.SIGKILL and not in_order and not (status == 1 and self._excused()):
             said = [line for line in self._stage.lines[-20:] if f" {self.name}: " in line]
@@ -211,14 +210,14 @@ class Receiver:
         self._listen_at_s = now_s + (0.0 if self._stage.calm else self._chance.uniform(*span))
 
     def _excused(self) -> bool:
-        """Who comes on the bus while the broker stands still may say so and end: nobody was lost yet."""
+        """Whether the broker was stopped recently: a listener that starts meanwhile may report that and end."""
         since_s = time.monotonic() - EXCUSED_S
         return any(
             blow.at_s > since_s and (blow.what, blow.whom) == ("stop", "broker") for blow in self._stage.blows[-200:]
         )
 
     def told(self) -> None:
-        """A sender has just heard that this receiver has taken a message."""
+        """Notes that a sender has just heard `delivered` from this receiver."""
         if self.dies_when_told:
             self._stage.kill(self.name, self.listener)
             self.dies_when_told = False
@@ -229,7 +228,7 @@ class Receiver:
             self._stage.kill(self.name, self.listener)
 
     def _close_output(self) -> bool:
-        """Nobody reads any more. What had been written by then was read."""
+        """Closes the reading end of the output, after reading everything written so far."""
         assert self.listener is not None
         if self._inbox is not None or not self._stands_still(self.listener):
             return False
@@ -245,7 +244,7 @@ class Receiver:
         return True
 
     def _stands_still(self, process: subprocess.Popen[bytes]) -> bool:
-        """Stops a process, and returns when it stands still; False: it has ended."""
+        """Stops a process and waits until it is stopped. Returns False if it has ended."""
         process.send_signal(signal.SIGSTOP)
         try:
             while psutil.Process(process.pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
@@ -257,7 +256,7 @@ class Receiver:
     # --- what is printed
 
     def _read(self) -> None:
-        """Takes in what has been printed, to the last byte."""
+        """Reads everything printed so far."""
         while self._reader >= 0:
             try:
                 part = os.read(self._reader, 1 << 20)
@@ -296,7 +295,7 @@ class Receiver:
 
     def _inbox_ended(self, status: int, now_s: float) -> None:
         self._read()
-        if self._torn and status:  # the rest of its last line will not come
+        if self._torn and status:  # the rest of its last line is lost
             self._take(self._torn.decode("utf-8", "replace"), now_s)
             self._torn = b""
         self.read_nothing = 0 if status or self._inbox_lines else self.read_nothing + 1
@@ -306,7 +305,7 @@ class Receiver:
 
 
 class Sender:
-    """A `player`, one process after the other."""
+    """A sender (`player`), restarted as long as the run lasts."""
 
     def __init__(self, stage: Stage, name: str, speaks_as: Receiver | None) -> None:
         self.name = name
@@ -321,7 +320,7 @@ class Sender:
         return f"<Sender {self.name}: {self._incarnations} processes>"
 
     def look_after(self, now_s: float) -> None:
-        """Starts the next one where one has ended."""
+        """Restarts the process if it has ended."""
         process = self.process
         if process is not None and process.poll() is not None:
             self._stage.note("end", self.name, process.pid, f"status {process.returncode}")
@@ -334,7 +333,7 @@ class Sender:
             self._start()
 
     def set_rate(self, rate: float) -> None:
-        """Messages a second from now on."""
+        """Sets the rate, in messages a second."""
         self._rate = rate
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(OSError):  # it was killed
@@ -342,11 +341,11 @@ class Sender:
                 self.process.stdin.flush()
 
     def rest(self) -> None:
-        """It hears its last answers, and ends."""
+        """Lets it wait for its last receipts, and end."""
         self._close_input()
 
     def hit(self, deed: Deed) -> bool:
-        """See the module."""
+        """Carries out a deed; see the module."""
         if deed.what == "stop":
             return self._stage.stop(self.name, self.process, deed.value)
         if deed.what == "cut":
@@ -354,7 +353,7 @@ class Sender:
         return self._stage.kill(self.name, self.process)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._stage.end(self.process)
 
     def _start(self) -> None:
@@ -386,7 +385,7 @@ class Sender:
 
 
 class Caller:
-    """Whole `bin/send.py` commands, one after the other: as a script, and as the session of a receiver."""
+    """Runs `bin/send.py` again and again: as a script, and as the session of a receiver."""
 
     def __init__(self, stage: Stage, speaks_as: Receiver, others: list[Receiver]) -> None:
         self._stage = stage
@@ -396,7 +395,7 @@ class Caller:
         self._label = ""
         self._next_s = 0.0
         self._dies_at_s = float("inf")
-        self._to_be_killed = 0  # how many of the next commands are
+        self._to_be_killed = 0  # how many of the next commands are killed
         self._runs = {"cmd": [1, 0], self.own_name: [1, 0]}  # sender → run, number
 
     def __repr__(self) -> str:
@@ -404,16 +403,16 @@ class Caller:
 
     @property
     def own_name(self) -> str:
-        """The sender of what is said as the session."""
+        """The sender name of messages sent as the session."""
         return f"cmd{self._speaks_as.name}"
 
     @property
     def idle(self) -> bool:
-        """Whether no command is under way."""
+        """Whether no command is running."""
         return self._process is None
 
     def look_after(self, now_s: float) -> None:
-        """Hears what became of a command, or starts the next one."""
+        """Takes in the result of a command, or starts the next one."""
         if self._process is None:
             if not self._stage.calm and now_s >= self._next_s:
                 self._start(now_s)
@@ -427,12 +426,12 @@ class Caller:
             self._hear(process, now_s)
 
     def hit(self, _: Deed) -> bool:
-        """The next command dies."""
+        """Lets the next command be killed."""
         self._to_be_killed += 1
         return True
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._stage.end(self._process)
 
     def _start(self, now_s: float) -> None:
@@ -461,7 +460,7 @@ class Caller:
             self._dies_at_s = now_s + chance.uniform(*COMMAND_DIES_S)
 
     def _hear(self, process: subprocess.Popen[bytes], now_s: float) -> None:
-        out, err = process.communicate()  # little enough to have been in the pipes when it ended
+        out, err = process.communicate()  # small enough to have been in the pipes when it ended
         self._dies_at_s = float("inf")
         answer: Answer | None = None
         if process.returncode == 0:
@@ -478,12 +477,12 @@ class Caller:
         elif (match := re.match(r"error: (\w+): (.*)", err.decode())) is None:
             if process.returncode != -signal.SIGKILL:
                 self._stage.failures.append(f"send.py ended with {process.returncode}: {err.decode()}")
-        elif match[1] == "broker_unavailable":  # that is no answer
+        elif match[1] == "broker_unavailable":  # not an answer to the message
             self._stage.note("gave up", "command", process.pid, match[2])
         else:
             answer = Answer(self._label, "refused", f"{match[1]} {match[2]}", now_s)
         if answer is not None:
             self._stage.answers.append(answer)
         else:
-            # It may still be on its way; what is said from now on need not come after it.
+            # It may still be in transit: later messages are a run of their own, without order towards it.
             self._runs[self._label.partition(".")[0]][0] += 1

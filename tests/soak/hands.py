@@ -1,9 +1,9 @@
-"""The worker group of a chaos run, and visitors from other namespaces. See `crew` for those who send and receive.
+"""The worker group of a soak run, and visitors from other namespaces. See `crew` for senders and receivers.
 
-A visitor is what runs in a container that shares the data directory and the network: in another PID namespace, where
-the pids of everybody else mean other processes or none. It starts as an agent's session does there, by its hooks, and
-looks around with the commands; none of that may touch what belongs to a process that it cannot see. A hermit has a
-network namespace of its own, in which nobody answers: it is told so, and starts nothing.
+A visitor runs in a container that shares the data directory and the network, in another PID namespace, where the pids
+of all others mean other processes or none. It joins through its hooks, as an agent's session does, and runs the
+commands; none of that may touch files of a process that it cannot see. A hermit has a network namespace of its own: it
+learns that no broker can be reached, and starts none.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tests.real.conftest import ROOT
 from tests.soak.schedule import Deed
 from tests.soak.stage import Stage
 
-#: Between two lives of a worker.
+#: Pause before a worker is restarted, s.
 PAUSE_S = (0.05, 0.5)
-#: What a container is made with; root needs no user namespace, and others cannot do without.
+#: The command that makes a container. Only other users than root need a user namespace.
 _USERS = () if os.geteuid() == 0 else ("--user", "--map-root-user")
 UNSHARE = ("unshare", *_USERS, "--pid", "--fork", "--mount-proc")
 UNSHARE_NETWORK = ("unshare", *_USERS, "--net")
-#: In the container nobody is an agent: the command's parent owns the session.
+#: No agent runs in the container: the parent of the command owns the session.
 VISITS = (
     ("hook.py", "SessionStart"),
     ("hook.py", "UserPromptSubmit"),
@@ -39,12 +39,12 @@ VISITS = (
     ("zmqbus", "doctor"),
     ("hook.py", "SessionStart"),
 )
-#: A command that finds no network says so within the time in which it would have looked for a broker.
+#: A command without a network reports that within the time in which it would have looked for a broker, s.
 HERMIT_S = 30.0
 
 
 def can_unshare() -> bool:
-    """Whether this system lets us make namespaces."""
+    """Whether this system allows new namespaces."""
     with contextlib.suppress(OSError):
         return all(not subprocess.run([*how, "true"], capture_output=True).returncode for how in _WAYS)
     return False
@@ -54,7 +54,7 @@ _WAYS = (UNSHARE, UNSHARE_NETWORK)
 
 
 class Worker:
-    """A worker of the group (`labour`), one process after the other."""
+    """A worker of the group (`labour`), restarted as long as the run lasts."""
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.name = name
@@ -67,7 +67,7 @@ class Worker:
         return f"<Worker {self.name}: {self._lives} processes>"
 
     def look_after(self, now_s: float) -> None:
-        """Starts the next one where one has ended."""
+        """Restarts the process if it has ended."""
         if self.process is not None and self.process.poll() is not None:
             if self.process.returncode != -signal.SIGKILL:
                 self._stage.failures.append(f"the worker {self.name} ended with {self.process.returncode}")
@@ -80,20 +80,20 @@ class Worker:
             self._stage.note("start", self.name, self.process.pid)
 
     def hit(self, deed: Deed) -> bool:
-        """See `crew`."""
+        """Carries out a deed; see `crew`."""
         if deed.what == "stop":
             return self._stage.stop(self.name, self.process, deed.value)
         return self._stage.kill(self.name, self.process)
 
     def close(self) -> None:
-        """Ends it at once: it may hold its interpreter."""
+        """Kills it: it may hold its interpreter."""
         if self.process is not None:
             self.process.kill()
             self._stage.end(self.process)
 
 
 class Requester:
-    """The one who asks the group (`labour`), one process for the whole run."""
+    """The process that sends requests to the group (`labour`), for the whole run."""
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.name = name
@@ -106,14 +106,14 @@ class Requester:
         return f"<Requester {self.name}: {self.process.pid}>"
 
     def look_after(self, now_s: float) -> None:
-        """Notices its end."""
+        """Reports a failure if it has ended."""
         if not self.ended and self.process.poll() is not None:
             self.ended = True
             if self.process.returncode or not self._stage.calm:
                 self._stage.failures.append(f"the requester {self.name} ended with {self.process.returncode}")
 
     def hit(self, deed: Deed) -> bool:
-        """See `crew`. "hold": the worker of one of the next requests answers nothing for so long."""
+        """Carries out a deed; "hold" makes the worker of one of the next requests hold its interpreter."""
         if deed.what == "stop":
             return self._stage.stop(self.name, self.process, deed.value)
         assert self.process.stdin is not None
@@ -124,20 +124,20 @@ class Requester:
         return True
 
     def rest(self) -> None:
-        """It asks nothing more, and waits for its last answers."""
+        """Lets it wait for its last answers, and end."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         if not self.ended:
             self.process.kill()
         self._stage.end(self.process)
 
 
 class Visitors:
-    """A container, and the commands that are run in it, one after the other."""
+    """A container, and the commands run in it, one after the other."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -145,7 +145,7 @@ class Visitors:
         self._visit: subprocess.Popen[bytes] | None = None
         self._hermit: subprocess.Popen[bytes] | None = None
         self._hermit_until_s = 0.0
-        # Ends with this process: its input is a pipe of ours.
+        # It ends with this process, which holds its standard input.
         self._container = subprocess.Popen(
             [*UNSHARE, sys.executable, "-S", "-c", "import sys; sys.stdin.read()"],
             stdin=subprocess.PIPE,
@@ -158,11 +158,11 @@ class Visitors:
 
     @property
     def idle(self) -> bool:
-        """Whether no command is under way."""
+        """Whether no command is running."""
         return self._visit is None and self._hermit is None
 
     def look_after(self, now_s: float) -> None:
-        """Sees how a visit went."""
+        """Checks the result of a visit that has ended."""
         if self._visit is not None and self._visit.poll() is not None:
             _, err = self._visit.communicate()
             if b"Traceback" in err:
@@ -180,11 +180,11 @@ class Visitors:
                 self._hermit_until_s = float("inf")
 
     def hit(self, deed: Deed) -> bool:
-        """See `crew`."""
+        """Carries out a deed; see `crew`."""
         return self._seclude() if deed.what == "seclude" else self._go(deed)
 
     def close(self) -> None:
-        """Ends all of it; what a command started in the container ends with the container."""
+        """Ends the container, and with it everything started in it."""
         for process in (self._visit, self._hermit):
             self._stage.end(process)
         assert self._container.stdin is not None
@@ -222,7 +222,7 @@ class Visitors:
         return True
 
     def _inside(self) -> int | None:
-        """The process that keeps the container."""
+        """The process that keeps the container alive."""
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self._container.pid).children():
                 return int(child.pid)

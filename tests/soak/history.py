@@ -1,11 +1,10 @@
-"""What happened in a chaos run, as its witnesses tell it: who said what, what was answered, what was shown, what was
-done to whom.
+"""The history of a soak run: messages sent, receipts, messages shown, and what was done to the processes.
 
-Every message says in its text which one it is: `s0.2003:417>r4 130 …` is number 417 of run 2003 of the sender s0, for
-r4, 130 bytes long. A *run* is one connection of one process: within it, order is promised. The rest of the text repeats
-this label, so that a receiver can tell whether it has been shown the whole, or the true beginning.
+Each message names itself in its text: `s0.2003:417>r4 130 …` is number 417 of run 2003 of the sender s0, for r4, 130
+bytes long. A *run* is one connection of one process: within it, order is promised. The rest of the text repeats the
+label, so that the text shown can be checked, or its beginning if it was cut.
 
-All instants are seconds of the machine's monotonic clock, which all processes share.
+All times are seconds of the machine's monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from typing import Any, NamedTuple
 
 from tests.real.conftest import HEADER
 
-#: Where a message to all is for.
+#: The target of a broadcast.
 EVERYONE = "*"
 
 _TEXT = re.compile(r"(?P<label>[a-z0-9]+\.\d+:\d+)>(?P<target>[a-z0-9-]+|\*) (?P<size>\d+) ")
-#: Where something that was printed begins. No text of a message contains either.
+#: How a line of the listener or an object of the inbox begins. No text of a message contains either.
 _BEGINNING = re.compile(r"\[inter-session |\{\"msg_id\": ")
 
 
 class Sent(NamedTuple):
-    """A message, noted before it left."""
+    """A message, noted before it was sent."""
 
-    label: str  #: what it is called everywhere here: `<sender>.<run>:<number>`
-    msg_id: str  #: "" where only the command knew it
+    label: str  #: `<sender>.<run>:<number>`
+    msg_id: str  #: "" if only the command knew it
     target: str  #: a receiver's name, or EVERYONE
     size_bytes: int
     at_s: float
@@ -45,37 +44,37 @@ class Sent(NamedTuple):
 
     @property
     def number(self) -> int:
-        """The place of the message in its run."""
+        """The number of the message in its run."""
         return int(self.label.partition(":")[2])
 
 
 class Answer(NamedTuple):
-    """What its sender was told about a message. None of these: the sender does not know."""
+    """The receipt, tally or refusal that a sender got for a message."""
 
     label: str
     kind: str  #: "delivered", "queued", "tally" or "refused"
-    detail: str  #: of queued: away or busy; of refused: the code, and the text
+    detail: str  #: for queued: away or busy; for refused: code and text
     at_s: float
-    delivered: int = 0  #: of a tally
+    delivered: int = 0  #: for a tally
     queued: int = 0
-    full: tuple[str, ...] = ()  #: names of the receivers that it is not for
+    full: tuple[str, ...] = ()  #: receivers whose mailboxes were full
 
 
 class Shown(NamedTuple):
-    """A message that a receiver has been shown. Those of one receiver stand in their order."""
+    """A message as a receiver showed it, in the order of that receiver."""
 
     receiver: str
-    label: str  #: "" where the text names none
+    label: str  #: "" if the text names no message
     msg_id: str
-    at_s: float  #: when the harness had read it: some milliseconds late
-    pid: int  #: the process that showed it
+    at_s: float  #: when the harness had read it, some milliseconds after the write
+    pid: int  #: of the process that showed it
     by: str  #: "listener" or "inbox"
-    queued: bool  #: marked as one that waited
-    fault: str  #: "" or what is wrong with the text
+    queued: bool  #: whether it was marked `queued=`
+    fault: str  #: "" or the fault of the text
 
 
 class Blow(NamedTuple):
-    """Something that was done to a process, or happened to it."""
+    """An event of a process: something done to it, or its start or end."""
 
     at_s: float
     what: str  #: "kill", "stop", "go on", "expire", "close", "cut", "start", "end", …
@@ -85,21 +84,21 @@ class Blow(NamedTuple):
 
 
 class History(NamedTuple):
-    """All of it."""
+    """The whole history of a run."""
 
     receivers: tuple[str, ...]
     sent: list[Sent]
     answers: list[Answer]
     shown: list[Shown]
     blows: list[Blow]
-    own: dict[str, str]  #: sender → the receiver as which it speaks, and which its broadcasts are not for
+    own: dict[str, str]  #: sender → the receiver as which it sends, and which its broadcasts do not reach
 
 
 # --- texts ------------------------------------------------------------------------------------------------------
 
 
 def make_text(label: str, target: str, size_bytes: int) -> str:
-    """A text of `size_bytes` characters, all of them ASCII; longer where that leaves no room for what must be said."""
+    """Returns an ASCII text of `size_bytes` characters, or a longer one if the label does not fit."""
     head = f"{label}>{target} {size_bytes} "
     if size_bytes <= len(head):
         return f"{label}>{target} 0 "
@@ -108,12 +107,12 @@ def make_text(label: str, target: str, size_bytes: int) -> str:
 
 
 def read_text(text: str, *, cut: bool) -> tuple[str, str, str]:
-    """Label, target and fault ("": none) of a text that was shown; `cut`: it may be the beginning only."""
+    """Returns label, target and fault ("": none) of a text; `cut`: it may be only the beginning."""
     match = _TEXT.match(text if text.endswith(" ") else f"{text} ")
     if match is None:
         return "", "", "it names no message"
     whole = make_text(match["label"], match["target"], int(match["size"]))
-    # The blank at the end of a line is not something that a line has to keep.
+    # A line may lose its final blank.
     sound = whole.startswith(text) if cut else whole.rstrip() == text.rstrip()
     return match["label"], match["target"], "" if sound else "it is not the text that was sent"
 
@@ -122,10 +121,10 @@ def read_text(text: str, *, cut: bool) -> tuple[str, str, str]:
 
 
 def read_line(receiver: str, line: str, at_s: float, pids: dict[str, int]) -> tuple[list[Shown], list[str]]:
-    """What one line of a receiver's output shows; and what in it is no message.
+    """Returns the messages in one line of a receiver's output, and the pieces of it that are not messages.
 
-    Listener and inbox write into one pipe, so that their order is known. One that was killed may have left half a line,
-    to which the next one's is joined: the pieces are told apart here. Half an object was not shown.
+    Listener and inbox write to one pipe, which gives their order. After half a line of a killed process the next line
+        follows directly; the pieces are separated here. Half an object counts as not shown.
     """
     starts = [match.start() for match in _BEGINNING.finditer(line)]
     if not starts or starts[0]:
@@ -158,7 +157,7 @@ def _object(piece: str) -> dict[str, Any] | None:
 
 
 def read_notes(sender: str, text: str) -> tuple[list[Sent], list[Answer], list[Blow]]:
-    """The file of one sending process (`player.Notes`). A last line without an end was cut off by a kill."""
+    """Parses the notes of a sending process (`player.Notes`). A last line without a line end was torn by a kill."""
     sent: list[Sent] = []
     answers: list[Answer] = []
     blows: list[Blow] = []

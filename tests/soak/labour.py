@@ -1,20 +1,20 @@
-"""Requests to a worker group, while workers hold their interpreter, stand still and die: processes and their account.
+"""Requests to a worker group while workers hang, are stopped and die: the processes, and their account.
 
     python -m tests.soak.labour work NOTES         # a worker of the group
     python -m tests.soak.labour ask NOTES SEED     # a requester
 
-Both note what happens in a file of their own (`player.Notes`), one line each: a worker which request it has begun and
-finished, the requester what it has asked and what it was answered. The requester ends when its standard input does,
-once the last answer is there; a line `hold SECONDS` on it makes one of the next requests hold the worker's interpreter
-for so long, as a C extension does: its process answers nothing then, and lives.
+Each writes a line per event to a file of its own (`player.Notes`): a worker which requests it has begun and finished,
+the requester what it has asked and which answers came. The requester ends when its standard input ends and the last
+answer has come. A line `hold SECONDS` on it makes one of the next requests hold the worker's interpreter for so long,
+as a C extension does: the process lives, and answers nothing.
 
-`settle` holds the notes against what is promised of requests:
+`settle` checks the notes against what is promised of requests:
 
-| fault | what it is |
+| fault | meaning |
 |---|---|
 | run twice | a second worker began a request while the process of the first one lived |
-| unanswered | the requester lives, and was told nothing |
-| invented | the answer is not that of the request |
+| unanswered | the requester lives, and got no answer |
+| invented | the answer belongs to another request |
 | failed | it ended with an error that nothing excuses |
 """
 
@@ -37,18 +37,18 @@ from tests.soak.history import Blow
 from tests.soak.player import Notes
 
 GROUP = "hands"
-#: Requests under way, and between two of them, s, on the average.
+#: Requests in flight, and the mean pause between two of them, s.
 WINDOW = 16
 PAUSE_S = 0.15
-#: An ordinary request takes so long, s.
+#: How long an ordinary request takes, s.
 WORK_S = (0.0, 0.03)
-#: For the last answers: workers that were stopped or hold their interpreter come first.
+#: How long to wait for the last answers, s: stopped and hanging workers have to continue first.
 LAST_S = 90.0
-#: The kill of a process is noted so long after it at most.
+#: The kill of a process is recorded within this time, s.
 NOTED_S = 0.25
-#: A broker that was stopped so long ago at most is why none answered.
+#: A broker that was stopped within this time, s, excuses a request that no broker answered.
 EXCUSED_S = 25.0
-#: So many workers that die with a request are taken for its victims.
+#: How many workers die with a request before it is refused as poisoned.
 POISON = 3
 
 FAULTS = ("run twice", "unanswered", "invented", "failed")
@@ -88,7 +88,7 @@ class LabourAccount(NamedTuple):
 
 
 def hold_interpreter(seconds: float) -> None:
-    """Sleeps without letting go of the interpreter: no other thread of this process runs meanwhile."""
+    """Sleeps with the interpreter lock held: no other thread of this process runs meanwhile."""
     ctypes.PyDLL(None).poll(None, 0, int(seconds * 1000))
 
 
@@ -98,7 +98,7 @@ def work(notes: Notes) -> None:
 
     def handle(message: zmqbus.Message) -> str | None:
         if not isinstance(message.body, list):
-            return None  # what goes to everybody comes here, too
+            return None  # broadcasts arrive here as well
         label, busy_s, hold = message.body
         notes.write("begin", f"{label} {pid}")
         if hold:
@@ -113,11 +113,11 @@ def work(notes: Notes) -> None:
 
 
 def ask(notes: Notes, seed: int) -> None:
-    """Asks until standard input ends, and waits for the last answers."""
+    """Sends requests until standard input ends, then waits for the last answers."""
     chance = random.Random(seed)
     pid = os.getpid()
     pending: dict[Future[Any], str] = {}
-    waiting: list[float] = []  # how long the next ones are to hold an interpreter
+    waiting: list[float] = []  # how long the next requests hold an interpreter
     number = 0
     buffer = b""
     ending_s: float | None = None
@@ -154,7 +154,7 @@ def _hear(notes: Notes, label: str, pid: int, future: Any) -> None:
 
 
 def read_steps(directory: Path) -> list[Step]:
-    """All notes of the workers and requesters, in the order of time."""
+    """Reads the notes of all workers and requesters, sorted by time."""
     steps: list[Step] = []
     for path in sorted(directory.glob("*.labour")):
         for line in path.read_text("utf-8").split("\n")[:-1]:
@@ -164,7 +164,7 @@ def read_steps(directory: Path) -> list[Step]:
 
 
 def settle(steps: list[Step], blows: list[Blow]) -> LabourAccount:
-    """Draws up the account of a run that has come to rest."""
+    """Returns the account of a finished run."""
     killed_s = {blow.pid: blow.at_s for blow in blows if blow.what == "kill"}
     stops_s = [blow.at_s for blow in blows if (blow.what, blow.whom) == ("stop", "broker")]
     begun: dict[str, list[Step]] = defaultdict(list)
@@ -214,7 +214,7 @@ def _is_excused(outcome: Step, stops_s: list[float], deaths: int) -> bool:
 
 
 def table(account: LabourAccount) -> str:
-    """The account in lines, for people."""
+    """Formats the account as lines of text."""
     errors = ", ".join(f"{count} {code}" for code, count in account.errors.most_common()) or "0"
     lines = {
         "requests": f"{account.asked:,} asked, {account.answered:,} answered, {account.again} begun again after a "
@@ -225,7 +225,7 @@ def table(account: LabourAccount) -> str:
 
 
 def main() -> int:
-    """See the module."""
+    """Runs a worker or a requester; see the module."""
     role, path, *rest = sys.argv[1:]
     notes = Notes(path)
     if role == "work":

@@ -1,11 +1,11 @@
-"""A sender of the chaos run: a process that says things until it is told to stop, and notes what it was told.
+"""A sender of the soak run: a process that sends until its input ends, and writes down each receipt.
 
     python -m tests.soak.player PLAN    # a JSON object, see `Plan`
 
-It keeps a window of messages under way, in bursts with pauses between them, and goes on when its broker dies.
-What it does it notes in a file of its own before (a message is to be sent) or at once after (an answer was heard), one
-unbuffered line each, so that a kill at any instant leaves the truth. Standard input tells it how many messages a second
-it is to send; when that ends, it hears what is still to be answered, and ends too.
+It keeps a window of messages in flight, in bursts with pauses, and continues when its broker dies. It notes each
+message before sending it and each receipt right after it came, one unbuffered line each, so that the notes are true
+whenever it is killed. Standard input sets the rate, in messages a second; when it ends, the sender waits for its last
+receipts.
 """
 
 from __future__ import annotations
@@ -26,51 +26,51 @@ from zmqbus.errors import NotConnected, ZmqbusError
 from zmqbus.session.identity import identify
 from zmqbus.wire.verbs import Receipt, Scope, State, Tally
 
-#: How long it waits for the last answers: they take a second each, and a broker may have died this instant.
+#: How long it waits for the last receipts, s: each may take a second, and the broker may just have died.
 LAST_S = 20.0
-#: Between two tries to speak as a session whose listener is not there.
+#: Pause before it tries again to send as a session without a running listener, s.
 AGAIN_S = 0.2
-#: So many messages are said at once; at less than so many a second, only the first two.
+#: Sizes of bursts; below MANY_A_SECOND, only the first two are used.
 BURSTS = (1, 1, 2, 5, 10, 40)
 MANY_A_SECOND = 5.0
-#: What was missed is made up for within this time, and who has said much is silent for so long at most.
+#: A backlog is made up for within CATCH_UP_S, and a pause after a burst is at most LONGEST_PAUSE_S.
 CATCH_UP_S = 2.0
 LONGEST_PAUSE_S = 3.0
-#: Of the messages, however few there are: each goes to everybody, who then fall behind.
+#: The largest share of broadcasts among the messages: each goes to all receivers, which then fall behind.
 MOST_BROADCASTS = 0.1
-#: Messages of a run: the number of the connection stands above these in the label.
+#: Factor of the process number in the number of a run.
 RUNS_A_PROCESS = 1000
 
 
 class Plan(NamedTuple):
-    """What one process is to do."""
+    """The orders of one process."""
 
     name: str
-    incarnation: int  #: how many processes of this name there were before
+    incarnation: int  #: how many processes of this name came before
     seed: int
     notes: str  #: path of the file
-    receivers: tuple[str, ...]  #: whom it may send to
-    rate: float  #: messages a second, on the average
-    as_session: bool  #: speaks as the session of its owner; else as a guest
-    wire: str  #: "" or the path where the troubles of its wire are noted
+    receivers: tuple[str, ...]  #: possible targets
+    rate: float  #: messages a second, on average
+    as_session: bool  #: sends as the session of its owner, otherwise as a guest
+    wire: str  #: "" or the file for the faults of its bad wire
     broadcasts_a_minute: float
-    large_part: float  #: of the messages, how many are over 64 KiB
+    large_part: float  #: share of the messages over 64 KiB
 
 
 class Notes:
-    """The file. Each line is one write."""
+    """The file of notes. Each line is one write."""
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def write(self, kind: str, text: str) -> None:
-        """Notes that this happened now."""
+        """Writes a line with the time."""
         line = f"{kind} {time.monotonic():.6f} {text}".replace("\n", " ")
         void(os.write(self._descriptor, f"{line}\n".encode()))
 
 
 class _Answers(dict[str, object]):
-    """In the place of the bus's own: notes each answer at the instant at which it is heard."""
+    """Takes the place of the client's own dictionary, and notes each receipt the moment it comes."""
 
     def __init__(self, notes: Notes) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _Answers(dict[str, object]):
 
 
 class Player:
-    """Sends by a plan until standard input ends."""
+    """Sends messages by a plan until standard input ends."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -104,13 +104,13 @@ class Player:
         return f"<Player {self._plan.name}: run {self._runs}>"
 
     def run(self) -> None:
-        """Plays on one connection after the other."""
+        """Sends over one connection after the other."""
         while not self._ending:
             try:
                 with self._open() as bus:
                     self._play(bus)
             except NotConnected:
-                self._listen(AGAIN_S)  # the session's listener was killed; another one comes
+                self._listen(AGAIN_S)  # the listener was killed, and will be restarted
             except ZmqbusError as error:
                 self._notes.write("x", f"{error.code} {error}")
 
@@ -145,8 +145,8 @@ class Player:
                 next_s += self._random.expovariate(self._rate)
             self._hear(bus, pending, window)
             now_s = time.monotonic()
-            # What was missed while a broker was away is not made up for all at once; and how much was said before the
-            # rate rose does not matter.
+            # A backlog from the time without a broker is not sent all at once, and messages sent before the rate
+            # rose do not count.
             next_s = min(max(next_s, now_s - CATCH_UP_S), now_s + LONGEST_PAUSE_S)
             while (left_s := next_s - now_s) > 0 and not self._ending:
                 bus._pump(min(left_s, 0.1))
@@ -158,7 +158,7 @@ class Player:
             self._hear(bus, pending, len(pending) - 1)
 
     def _hear(self, bus: CommandBus, pending: deque[str], room: int) -> None:
-        """Waits until no more than `room` are under way. A refusal has been noted; whatever else comes is raised."""
+        """Waits until at most `room` are in flight. Refusals have been noted; other errors are raised."""
         while pending and (len(pending) > room or pending[0] in bus._answers):
             try:
                 bus.outcome(pending[0])
@@ -168,7 +168,7 @@ class Player:
             pending.popleft()
 
     def _draw(self, run: int, number: int) -> tuple[str, bool, str, int]:
-        """Label, whether it is to all, target and size of the next message."""
+        """Draws the label, broadcast flag, target and size of the next message."""
         label = f"{self._plan.name}.{run}:{number}"
         many = self._random.random() < min(MOST_BROADCASTS, self._plan.broadcasts_a_minute / 60 / self._rate)
         target = EVERYONE if many else self._random.choice(self._plan.receivers)
@@ -182,7 +182,7 @@ class Player:
         return label, many, target, size
 
     def _listen(self, timeout_s: float) -> None:
-        """Takes in what standard input says."""
+        """Reads the rate from standard input."""
         while select.select([0], [], [], timeout_s)[0]:
             words = os.read(0, 4096).split()
             if not words:
@@ -193,7 +193,7 @@ class Player:
 
 
 def main() -> int:
-    """See the module."""
+    """Runs a sender with the plan in the first argument."""
     plan = Plan(**json.loads(sys.argv[1]))
     if plan.wire:
         Wire(plan.seed, note=notes_to(plan.wire)).install()

@@ -1,6 +1,6 @@
-"""The deep chaos run: `make soak`, or `python -m tests.soak.run --help`.
+"""The command line of the soak run: `make soak`, or `python -m tests.soak.run --help`.
 
-Ends with the account, and with status 1 if anything that was promised was not kept. Ctrl-C ends it early, in order.
+Prints the account, and exits with status 1 if a promise was broken. Ctrl-C ends the run early, with its account.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from tests.soak.history import History
 from tests.soak.schedule import Numbers, Setup
 from tests.soak.wire import PORTS
 
-#: Messages a second that two cores carry with everything that is done to them; ten minutes make 50,000.
+#: Messages a second that two cores carry under all these faults: 50,000 in ten minutes.
 RATE = 90
-#: Faults whose histories are told on the screen; the JSON has all.
+#: How many faults are printed with their stories; the JSON has all.
 TOLD = 12
 
 
 def run(setup: Setup) -> tuple[Chaos, History, Account]:
-    """A whole run: nothing of it is left but its directory."""
+    """Carries out a whole run, which leaves nothing but its directory."""
     with Chaos(setup) as chaos:
         chaos.run()
-    history = chaos.history()  # now: what was written in the last moment counts
+    history = chaos.history()  # after the end of all processes, whose last lines count
     chaos.failures += [f"{fault.kind} {fault.label}: {fault.why}" for fault in chaos.labour().faults]
     return chaos, history, settle(history)
 
 
 def verdict(setup: Setup, chaos: Chaos, history: History, account: Account, told: int = TOLD) -> str:
-    """The account, and if there is anything to complain about, what."""
+    """Formats the account, with the story of each fault."""
     largest, median = chaos.memory_mib()
     lines = [
         f"{'seed':<12}{setup.seed}, {setup.duration_s:g} s, {setup.receivers} receivers, {setup.senders} senders",
@@ -58,7 +58,7 @@ def verdict(setup: Setup, chaos: Chaos, history: History, account: Account, told
 
 
 def as_json(setup: Setup, chaos: Chaos, history: History, account: Account) -> dict[str, Any]:
-    """Everything, for whoever digs later."""
+    """Returns everything known about the run, for later analysis."""
     largest, median = chaos.memory_mib()
     each = [[round(sample / 2**20, 1) for sample in (one[0], one[-1])] for one in chaos.rss_bytes.values()]
     labels = [fault.label for fault in account.faults] + account.partial
@@ -69,7 +69,7 @@ def as_json(setup: Setup, chaos: Chaos, history: History, account: Account) -> d
         "account": account.as_json(),
         "labour": chaos.labour()._asdict() | {"faults": [fault._asdict() for fault in chaos.labour().faults]},
         "failures": chaos.failures,
-        # Of each process the first sample and the last one.
+        # The first and the last sample of each process.
         "broker_mib": {"max": round(largest, 1), "median": round(median, 1), "each": each},
         "lines": chaos.lines,
         "histories": {label: tell(history, label).splitlines() for label in labels},
@@ -77,16 +77,16 @@ def as_json(setup: Setup, chaos: Chaos, history: History, account: Account) -> d
 
 
 def main(argv: list[str] | None = None) -> int:
-    """See the module."""
+    """Parses the arguments, and runs."""
     parser = argparse.ArgumentParser(prog="soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=600.0, help="how long it is played (600)")
-    parser.add_argument("--seed", type=int, default=None, help="of the schedule; drawn and told if not given")
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long the schedule lasts (600)")
+    parser.add_argument("--seed", type=int, default=None, help="of the schedule (drawn and printed)")
     parser.add_argument("--messages", type=int, default=None, help=f"to be sent ({RATE} a second)")
     parser.add_argument("--receivers", type=int, default=6)
     parser.add_argument("--senders", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=3, help="of a group (3; 0: nobody asks one)")
+    parser.add_argument("--workers", type=int, default=3, help="workers of the group (3; 0: no requests)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep data, notes and logs there if anything is wrong")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep data, notes and logs there after a failure")
     for field in Numbers._fields:
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, metavar="N", help="how many in the whole run")
     options = parser.parse_args(argv)

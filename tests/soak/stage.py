@@ -1,4 +1,4 @@
-"""What the processes of a chaos run share: a directory, an environment, a broker, and a record of what was done."""
+"""What the processes of a soak run share: directory, environment, broker, and the record of what was done to them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.real.conftest import ROOT
 from tests.soak.history import Answer, Blow, Sent, Shown
 from tests.soak.schedule import Setup
 
-#: A process that was asked to end and has not after this is killed, and that is a failure.
+#: A process that has not ended this long after SIGTERM is killed, and the run has failed.
 END_S = 30.0
-#: A broker that lost its election, or was killed this instant, may take so long to be gone.
+#: A broker that lost its election, or was just killed, is gone within this.
 LEAVE_S = 10.0
 LOOK_S = 0.01
-#: Settings of whoever runs this, and of a test run around it, that must not reach the processes.
+#: Settings of the user, and of a surrounding test run, that must not reach the processes.
 PRIVATE_PREFIXES = ("INTER_SESSION_", "CLAUDE", "PYTHON")
 
 
 class Stage:
-    """Starts processes, and writes down what happens. `calm`: the schedule is over."""
+    """Starts processes and records what happens to them. `calm`: the schedule is over."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -38,14 +38,14 @@ class Stage:
         self.notes = setup.base / "notes"
         for name in ("data", "home", "work", "notes"):
             (setup.base / name).mkdir(mode=0o700)
-        self.selector = selectors.DefaultSelector()  # the data of a key is what to call
+        self.selector = selectors.DefaultSelector()  # the data of a key is its callback
         self.calm = False
         self.sent: list[Sent] = []
         self.answers: list[Answer] = []
         self.shown: list[Shown] = []
         self.blows: list[Blow] = []
         self.failures: list[str] = []
-        self.lines: list[str] = []  #: what was printed and is no message
+        self.lines: list[str] = []  #: printed lines that are not messages
         self._errors = open(setup.base / "stderr.log", "ab")  # noqa: SIM115 (closed with the stage)
         self._timers: list[tuple[float, Callable[[], None]]] = []
 
@@ -55,7 +55,7 @@ class Stage:
     # --- time
 
     def step(self, timeout_s: float) -> None:
-        """Waits until something can be read, and deals with it and with what is due."""
+        """Waits up to `timeout_s` for input, and runs the callbacks that are ready or due."""
         for key, _ in self.selector.select(timeout_s):
             key.data()
         now_s = time.monotonic()
@@ -65,11 +65,11 @@ class Stage:
             act()
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Calls `act` after a while; at once when the schedule is over."""
+        """Calls `act` after a delay, or as soon as the schedule is over."""
         self._timers.append((time.monotonic() + seconds, act))
 
     def calm_down(self) -> None:
-        """The schedule is over: whoever was stopped goes on, and nothing is tried again."""
+        """Ends the schedule: continues stopped processes, and drops deeds that wait for another try."""
         self.calm = True
         timers, self._timers = self._timers, []
         for _, act in timers:
@@ -78,11 +78,11 @@ class Stage:
     # --- what happens
 
     def note(self, what: str, whom: str, pid: int, detail: str = "") -> None:
-        """Writes down what was done to a process, or became of it."""
+        """Records what was done to a process, or happened to it."""
         self.blows.append(Blow(time.monotonic(), what, whom, pid, detail))
 
     def kill(self, whom: str, process: subprocess.Popen[bytes] | None) -> bool:
-        """SIGKILL; False: there is nobody."""
+        """Sends SIGKILL. Returns False if the process is not running."""
         if process is None or process.poll() is not None:
             return False
         process.kill()
@@ -90,7 +90,7 @@ class Stage:
         return True
 
     def stop(self, whom: str, process: subprocess.Popen[bytes] | None, seconds: float) -> bool:
-        """SIGSTOP, and SIGCONT later; False: there is nobody."""
+        """Sends SIGSTOP, and SIGCONT later. Returns False if the process is not running."""
         if process is None or process.poll() is not None:
             return False
         self.note("stop", whom, process.pid, f"for {seconds:.1f} s")
@@ -99,7 +99,7 @@ class Stage:
         return True
 
     def cut(self, whom: str, process: subprocess.Popen[bytes] | None) -> bool:
-        """Resets all connections of a process behind a bad wire; False: there is nobody."""
+        """Resets all connections of a process on a bad wire. Returns False if the process is not running."""
         if process is None or process.poll() is not None:
             return False
         self.note("cut", whom, process.pid)
@@ -109,14 +109,14 @@ class Stage:
     # --- processes
 
     def env(self, owner: subprocess.Popen[bytes] | None = None) -> dict[str, str]:
-        """The environment of a process that belongs to the session of `owner`, or to none."""
+        """The environment of a process of the session of `owner`, or of no session."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_PREFIXES)}
         return env | {
             "HOME": str(self.base / "home"),
             "INTER_SESSION_DATA_DIR": str(self.data_dir),
             "INTER_SESSION_PORT": str(self.setup.port),
             "INTER_SESSION_PPID_OVERRIDE": str(owner.pid if owner else os.getpid()),
-            "INTER_SESSION_IDLE_MINUTES": "2",  # should this process be killed
+            "INTER_SESSION_IDLE_MINUTES": "2",  # in case this process is killed
             "INTER_SESSION_OWNER_CHECK_INTERVAL_S": "1",
             "PYTHONPATH": str(ROOT),
         }
@@ -129,11 +129,11 @@ class Stage:
         stdout: int = subprocess.DEVNULL,
         stderr: int | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Starts python with these arguments. What it complains about goes to `stderr.log`."""
-        # The signal for wires is blocked from the first instant on: one that comes early waits.
+        """Starts python with these arguments; its standard error goes to `stderr.log`."""
+        # The signal that resets a wire is blocked from the start, so that an early one waits.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         try:
-            # A session of its own: Ctrl-C is for this process alone, which then sees to it that all end in good order.
+            # A session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
             return subprocess.Popen(
                 [sys.executable, *command],
                 env=env,
@@ -147,7 +147,7 @@ class Stage:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def start_owner(self) -> subprocess.Popen[bytes]:
-        """A process that lives as long as this one, however that ends: its input is a pipe of ours."""
+        """Starts a process that ends with this one, which holds its standard input."""
         return subprocess.Popen(
             [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"],
             stdin=subprocess.PIPE,
@@ -157,7 +157,7 @@ class Stage:
         )
 
     def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        """`bin/<script>` to its end."""
+        """Runs `bin/<script>` to its end."""
         return subprocess.run(
             [sys.executable, str(ROOT / "bin" / script), *arguments],
             env=self.env(),
@@ -167,7 +167,7 @@ class Stage:
         )
 
     def end(self, process: subprocess.Popen[bytes] | None) -> None:
-        """Asks a process to end, waits for that, and closes its pipes."""
+        """Terminates a process, waits for its end, and closes its pipes."""
         if process is None:
             return
         process.send_signal(signal.SIGCONT)
@@ -186,8 +186,7 @@ class Stage:
     # --- the broker
 
     def broker(self) -> psutil.Process | None:
-        """The broker that the pid file names, if it is one of this run and lives. The pid of one that was started in
-        the container is another one here."""
+        """Returns the running broker of this run. (A pid written inside the container is another process here.)"""
         try:
             pid = int((self.data_dir / f"server.{self.setup.port}.pid").read_text())
         except (OSError, ValueError):
@@ -208,7 +207,7 @@ class Stage:
             return False
 
     def hit_broker(self, what: str, seconds: float) -> bool:
-        """Kills or stops it; False: there is none at this moment."""
+        """Kills or stops the broker. Returns False if none is running."""
         broker = self.broker()
         if broker is None:
             return False
@@ -225,7 +224,7 @@ class Stage:
     # --- the end
 
     def close(self) -> None:
-        """Ends the broker, and looks for what is left of the run and of its complaints."""
+        """Ends the broker, and reports processes left over and errors printed."""
         if (broker := self.broker()) is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 _go_on(broker)
@@ -243,7 +242,7 @@ class Stage:
 
     def _await_end(self, process: psutil.Process, timeout_s: float, complaint: str) -> None:
         end_s = time.monotonic() + timeout_s
-        while not _has_ended(process):  # not wait(): whoever looks after orphans here may take seconds to notice
+        while not _has_ended(process):  # not wait(): init may take seconds to reap an orphan
             if time.monotonic() > end_s:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self.failures.append(f"{complaint}: {process.pid} {' '.join(process.cmdline())}")

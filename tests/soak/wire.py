@@ -1,11 +1,11 @@
-"""A bad wire: a client whose TCP connections to the broker are delayed, thinned, cut and reset.
+"""A bad wire: delays, slows down, cuts and resets the TCP connections of a client to the broker.
 
     python -m tests.soak.wire SEED connect --name r4        # bin/client.py otherwise
     Wire(seed).install()                                    # in a process of one's own
 
-The client's end of each connection is led through a thread of its own process: where the link would connect to the
-broker's port, it connects to one that this thread listens on. Everything else (keys, handshakes, the launch of a
-broker) is as ever. What goes wrong is drawn from the seed, and upon SIGUSR1 all connections are reset at once.
+Each connection is relayed by a thread in the client's process: the transport connects to a port of this thread instead
+of the broker's. Everything else (keys, handshakes, the start of a broker) is unchanged. Faults are drawn from the seed;
+SIGUSR1 resets all connections at once.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from collections.abc import Callable
 
 from zmqbus.client import transport
 
-#: Seconds between two troubles, on the average.
+#: Mean time between two faults, s.
 MEAN_S = 6.0
-#: What is read from one connection and cannot be passed on at once.
+#: How much is read from one connection before it has been forwarded, bytes.
 BUFFER_BYTES = 256 * 1024
-#: The thread's ports: below the range that the kernel gives out, above that from which tests take theirs by preference.
+#: The thread's ports: below the kernel's ephemeral range, above those that the tests prefer.
 PORTS = range(28_000, 30_000)
-#: Ports that are kept: the broker's two, and those of the one before.
+#: How many ports are kept: the broker's two, and those of its predecessor.
 KEPT_PORTS = 4
 
-#: Trouble and its weight.
+#: Each kind of fault and its weight.
 TROUBLES = {"cut": 4, "reset": 4, "delay": 5, "trickle": 4, "deaf": 3, "silence": 1}
 
 
@@ -47,7 +47,7 @@ class _Pipe:
 
 
 class _Pair:
-    """One connection of the client, and the one to the broker that stands behind it."""
+    """A connection of the client, and the one to the broker behind it."""
 
     def __init__(self, near: socket.socket, far: socket.socket) -> None:
         self.near, self.far = near, far
@@ -62,10 +62,10 @@ class _Pair:
 
 
 class Wire:
-    """The thread and what it knows. It lives as long as the process."""
+    """The relaying thread, which lives as long as the process."""
 
     def __init__(self, seed: int, *, mean_s: float = MEAN_S, note: Callable[[str], None] | None = None) -> None:
-        """`note` hears of each trouble, in the thread."""
+        """`note` is called with each fault, in the thread."""
         self._random = random.Random(seed)
         self._mean_s = mean_s
         self._note = note or (lambda text: None)
@@ -78,15 +78,15 @@ class Wire:
         return f"<Wire: {len(self._listeners)} ports, {len(self._pairs)} connections>"
 
     def install(self) -> Wire:
-        """From now on the links of this process go through here. To be called before any other thread is started."""
-        # Blocked in all threads, so that the signal waits until this thread asks for it; nobody's call is interrupted.
+        """Relays all later connections of this process. Must be called before any other thread is started."""
+        # Blocked in all threads: the relaying thread asks for the signal, and no system call is interrupted.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         transport.endpoint = self.endpoint
         self._thread.start()
         return self
 
     def endpoint(self, port: int) -> str:
-        """Where to connect to instead of the broker's port."""
+        """Returns the endpoint to connect to instead of the broker's port."""
         with self._lock:
             if port not in self._listeners:
                 self._listeners[port] = self._listen(port)
@@ -97,7 +97,7 @@ class Wire:
     def _listen(self, avoided: int) -> socket.socket:
         for port in random.sample(PORTS, len(PORTS)):
             if port in (avoided, *self._listeners):
-                continue  # a broker that is coming back has to find its port free
+                continue  # a restarted broker has to find its port free
             listener = socket.socket()
             try:
                 listener.bind(("127.0.0.1", port))
@@ -135,10 +135,10 @@ class Wire:
                 to_broker.held_until_s = to_client.held_until_s = now_s + long_s
             elif kind == "trickle":
                 to_broker.thin_until_s = to_client.thin_until_s = now_s + long_s
-            elif kind == "deaf":  # what one side says in this time is lost with the connection
+            elif kind == "deaf":  # data sent in this time is lost with the connection
                 self._random.choice(pair.pipes).held_until_s = float("inf")
                 pair.reset_at_s = now_s + long_s
-            elif kind == "silence":  # neither side hears of the end for longer than either waits
+            elif kind == "silence":  # neither side notices the end for longer than its own timeout
                 to_broker.held_until_s = to_client.held_until_s = float("inf")
                 pair.reset_at_s = now_s + 12 + long_s
         if kind in ("cut", "reset"):
@@ -150,7 +150,7 @@ class Wire:
             self._pairs.remove(pair)
 
     def _forward(self) -> None:
-        """Waits for something to pass on, 20 ms at most, and passes it on."""
+        """Waits for data, 20 ms at most, and forwards it."""
         now_s = time.monotonic()
         with self._lock:
             listeners = list(self._listeners.values())
@@ -167,7 +167,7 @@ class Wire:
                         writers.append(pipe.drain)
         try:
             readable, _, _ = select.select(readers, writers, [], 0.001 if thin else 0.02)
-        except (OSError, ValueError):  # a listener was closed by another thread at this moment
+        except (OSError, ValueError):  # another thread has just closed a listener
             return
         for listener in listeners:
             if listener in readable:
@@ -211,17 +211,17 @@ class Wire:
 
 
 def notes_to(path: str) -> Callable[[str], None]:
-    """Appends troubles to a file, in the form of `history.read_notes`."""
+    """Returns a function that appends faults to a file, in the format of `history.read_notes`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     return lambda text: void(os.write(descriptor, f"wire {time.monotonic():.6f} {text}\n".encode()))
 
 
 def void(_: object) -> None:
-    """Drops a value."""
+    """Discards a value."""
 
 
 def main() -> int:
-    """`SEED COMMAND ARGUMENTS`: runs a command of bin/ over a bad wire; troubles go to the file named in SOAK_WIRE."""
+    """Runs `SEED COMMAND ARGUMENTS`, a command of bin/, over a bad wire; faults go to the file named in SOAK_WIRE."""
     seed, command, *arguments = sys.argv[1:]
     path = os.environ.pop("SOAK_WIRE", "")
     Wire(int(seed), note=notes_to(path) if path else None).install()
