@@ -1,8 +1,8 @@
-"""Measures zmqbus beside others, and says how it does.
+"""Measures zmqbus and other systems in the same rounds.
 
     python -m benchmarks [--quick] [--only CASE,…] [--systems NAME,…] [--rounds N] [--out FILE]
 
-`make bench` and `make bench QUICK=1` run this; docs/performance.md shows what came of it.
+`make bench` and `make bench QUICK=1` run this; docs/performance.md shows the results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CASES = (
             lambda run, number=number: broadcast.measure_audience(run, number),  # type: ignore[misc]
         )
         for number in broadcast.SESSIONS
-        if number != sessions.SESSIONS  # which are connected once, and asked everything
+        if number != sessions.SESSIONS  # connected once, for all measurements
     ),
     Case("commands", "whole processes", processes.measure),
     Case("pool", "no-ops by two workers", pool.measure),
@@ -47,7 +47,7 @@ CASES = (
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Measures, and prints the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="zmqbus beside others, in the same run.")
     parser.add_argument("--quick", action="store_true", help="less of everything: under two minutes")
     parser.add_argument("--rounds", type=int, help=f"of each case (default: {ROUNDS[0]}, with --quick {ROUNDS[1]})")

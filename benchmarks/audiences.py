@@ -1,4 +1,4 @@
-"""Systems with many sessions: one that announces, and many that listen, several in a process.
+"""Systems with many sessions: one announces, many listen, several in a process.
 
 `AUDIENCES` has them by name. Each session has a connection of its own (and a context of its own where ZeroMQ is used),
 as it would have in a process of its own.
@@ -17,12 +17,12 @@ from benchmarks.crew import Actor, actors
 from benchmarks.stage import free_port, stage, start_broker
 from benchmarks.systems import Pass, nats_server
 
-#: Processes that the sessions are spread over: more than there are cores, fewer than there are sessions.
+#: How many processes the sessions are spread over: more than cores, fewer than sessions.
 PROCESSES = 4
 
 
 class Audience:
-    """An announcer, and those who hear it."""
+    """An announcer and its listeners."""
 
     def __init__(self, announcer: Actor, listeners: list[Actor], middle_pid: int, sessions: int) -> None:
         self.announcer = announcer
@@ -31,7 +31,7 @@ class Audience:
         self.sessions = sessions
 
     def connect(self) -> float:
-        """Connects all at once; how long it took until the last one was connected, in seconds."""
+        """Connects all at once; returns how long until the last one was connected, in seconds."""
         before_s = time.monotonic()
         for listener in self.listeners:
             listener.begin("connect")
@@ -39,9 +39,9 @@ class Audience:
         return ended_s - before_s
 
     def announce(self, count: int, size_bytes: int) -> Pass:
-        """To all, pipelined: `value` is seconds from the first send until the last one has been read by everybody."""
+        """Broadcasts, pipelined; `value`: seconds from the first send until all have read the last one."""
         self.announcer.do("prepare", count=count)
-        # Of the process, not of the command: what is sent may be encrypted and written after that.
+        # Of the process, not of the command: encryption and writes may come after that.
         parts = {"sender": self.announcer.pid, "middle": self.middle_pid}
         before_s = {part: procfs.cpu_s(pid) for part, pid in parts.items()}
         for listener in self.listeners:
@@ -52,7 +52,7 @@ class Audience:
         if self.middle_pid == self.announcer.pid:
             del cpu_s["middle"]
         else:
-            cpu_s["sender"] = sent.cpu_s  # which knows of threads that have ended, too
+            cpu_s["sender"] = sent.cpu_s  # includes threads that have ended
         cpu_s["receivers"] = sum(one.cpu_s for one in got)
         began_s, confirmed_s = sent.value
         return Pass(max(one.value for one in got) - began_s, confirmed_s - began_s, cpu_s)
@@ -70,7 +70,7 @@ class _OfPublisher(Audience):
 
 
 def shares(sessions: int) -> list[dict[str, int]]:
-    """Which sessions each process has."""
+    """Distributes the sessions over the processes."""
     processes = min(PROCESSES, sessions)
     cuts = [sessions * number // processes for number in range(processes + 1)]
     return [{"first": first, "count": after - first} for first, after in itertools.pairwise(cuts)]
@@ -107,14 +107,14 @@ def _nats(sessions: int) -> Iterator[Audience]:
 
 
 class Hall(NamedTuple):
-    """One of those that are compared."""
+    """A system under comparison."""
 
     name: str
-    system: str  #: name in `systems.SYSTEMS`, which knows what it needs
+    system: str  #: name in `systems.SYSTEMS`
     open: Callable[[int], contextlib.AbstractContextManager[Audience]]
 
 
-#: The bare PUB's name in the tables.
+#: The name of the bare PUB in the tables.
 PUB = "pub"
 
 AUDIENCES = {

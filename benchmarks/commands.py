@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a user waits for: whole processes, and what a session costs while nothing happens.
+"""Times that a user waits for: whole commands; and the cost of an idle session.
 
     python benchmarks/commands.py [--rounds N] [--idle SECONDS]
 
 Each round runs the commands and the yardstick (`python -c "import zmq, msgpack"`, the least that any client in Python
 has to do) one after the other, so that a noisy machine is noisy for all of them; the medians and their ratio count, not
-single times. The receivers take turns, or their pacing would be what is measured.
+single times. The receivers take turns, since otherwise their pacing would be measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 from benchmarks import procfs
 from benchmarks.stage import ROOT, broker_pid, stage
 
-#: What any client in Python has to do at least; and its name among the results.
+#: The least that any client in Python has to do; and its name among the results.
 YARDSTICK = [sys.executable, "-c", "import zmq, msgpack"]
 YARDSTICK_NAME = "python -c 'import zmq, msgpack'"
 SEND, LINE, LIST = "send.py, delivered", "send.py, until the line has come", "list.py"
@@ -35,7 +35,7 @@ PATIENCE_S = 20.0
 
 
 class Listener:
-    """A listener, and the times at which its lines came."""
+    """A listener, and the times of its lines."""
 
     def __init__(self, environ: dict[str, str], name: str) -> None:
         self.agent = subprocess.Popen(
@@ -50,7 +50,7 @@ class Listener:
         self.state = os.path.join(environ["INTER_SESSION_DATA_DIR"], "clients", f"{self.agent.pid}.session")
 
     def connected_s(self) -> float:
-        """Seconds from the start of the process until its session is on the bus."""
+        """Seconds from the start of the process until its session has connected."""
         deadline_s = time.perf_counter() + PATIENCE_S
         while not os.path.exists(self.state):
             if time.perf_counter() > deadline_s:
@@ -59,7 +59,7 @@ class Listener:
         return time.perf_counter() - self.started_s
 
     def line_s(self) -> float:
-        """When the next line came."""
+        """Returns when the next line came."""
         assert self.process.stdout is not None
         self.process.stdout.readline()
         return time.perf_counter()
@@ -74,7 +74,7 @@ class Listener:
 
 
 def run(command: list[str], environ: dict[str, str], given: str = "") -> float:
-    """Wall-clock seconds of a whole process; `given` is what it reads."""
+    """Returns the wall-clock seconds of a whole process; `given` is its standard input."""
     with tempfile.TemporaryFile("w+") as stdin:
         stdin.write(given)
         stdin.seek(0)
@@ -88,7 +88,7 @@ def run(command: list[str], environ: dict[str, str], given: str = "") -> float:
 
 @dataclass(slots=True)
 class Found:
-    """What was measured, in seconds, bytes, and shares of a processor."""
+    """The results, in seconds, bytes, and shares of a processor."""
 
     times_s: dict[str, list[float]] = field(default_factory=dict)  #: command → a time for each round
     connecting_s: list[float] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Found:
     broker_idle: float = 0.0
 
     def ratio(self, name: str) -> float:
-        """Of a command to the yardstick, in the same rounds."""
+        """Returns the ratio of a command to the yardstick, in the same rounds."""
         pairs = zip(self.times_s[name], self.times_s[YARDSTICK_NAME], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
@@ -109,7 +109,7 @@ def row(name: str, values: list[float], unit: str = "ms", scale: float = 1000.0,
 
 
 def measure(rounds: int, idle_s: float, only: tuple[str, ...] = ()) -> Found:
-    """Runs them. `only`: some of the commands, beside the yardstick; then nothing else is measured."""
+    """Runs the commands. `only`: measure just these, beside the yardstick, and nothing else."""
     found = Found()
     with stage() as environ:
         run([sys.executable, f"{ROOT}/bin/zmqbus", "broker"], environ)
@@ -141,7 +141,7 @@ def _commands(
     }
     if only:
         commands = {name: command for name, command in commands.items() if name == YARDSTICK_NAME or name in only}
-    away = os.getpid()  # the owner of a session that has joined without a listener: this very process
+    away = os.getpid()  # this process owns the session that has joined without a listener
 
     def as_owner(pid: int) -> dict[str, str]:
         return {**environ, "INTER_SESSION_PPID_OVERRIDE": str(pid)}
@@ -192,13 +192,13 @@ def _rest(found: Found, environ: dict[str, str], listeners: list[Listener], roun
     if idle_s:
         pids = [*(one.process.pid for one in listeners), broker]
         before_s = [procfs.cpu_s(pid) for pid in pids]
-        time.sleep(idle_s)  # what is measured is that nothing happens
+        time.sleep(idle_s)  # the idle time that is measured
         used = [(procfs.cpu_s(pid) - spent_s) / idle_s for pid, spent_s in zip(pids, before_s, strict=True)]
         found.listener_idle, found.broker_idle = used[:-1], used[-1]
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Measures, and prints the results."""
     parser = argparse.ArgumentParser(description="Whole processes, side by side.")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--idle", type=float, default=30.0, help="seconds of idleness to measure; 0: none")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the console takes, and what it costs.
+"""How long the console takes, and how much it costs the broker.
 
     python benchmarks/console.py [--rounds N] [--messages N]
 
@@ -49,11 +49,11 @@ from zmqbus.journal.record import Record, encode_record  # noqa: E402
 HISTORY = 10_000
 PATIENCE_S = 60.0
 LISTENERS = 8
-#: A listener's line each: its budget is filled again by then.
+#: Pause between two lines of a listener, s: its budget is full again by then.
 PACE_S = 2.1
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-#: Runs in the page before its own scripts: notes when what is awaited has been painted.
+#: Runs in the page before its own scripts, and notes when the awaited element was painted.
 WATCH = """
 window.painted = {};
 const look = () => {
@@ -103,7 +103,7 @@ class Console:
 
 @contextlib.contextmanager
 def reader(console: Console) -> Iterator[None]:
-    """A page that reads the stream of events, and does nothing with it."""
+    """A client that reads the stream of events and discards it."""
     connection = http.client.HTTPConnection("127.0.0.1", console.port, timeout=PATIENCE_S)
     head, secret = split(console.link().partition("#link=")[2]) or ("", b"")
     nonce = encode(os.urandom(NONCE_BYTES))
@@ -171,7 +171,7 @@ with zmqbus.connect("sink") as bus:
 
 
 class Load:
-    """One program that sends to another as fast as it can."""
+    """A program that sends to another as fast as it can."""
 
     def __init__(self, environ: dict[str, str], count: int, port: int) -> None:
         self.count = count
@@ -189,7 +189,7 @@ class Load:
             self._broker = psutil.Process(int(file.read()))
 
     def run(self) -> tuple[float, float]:
-        """Messages a second, and the broker's processor time for one, in µs."""
+        """Returns messages a second, and the broker's processor time for one, in µs."""
         assert self._sender.stdin is not None and self._sender.stdout is not None
         before = self._broker.cpu_times()
         self._sender.stdin.write("go\n")
@@ -232,7 +232,7 @@ def _painted(page: Any, what: str) -> float:
 
 
 def measure_events(page: Any, listeners: list[Listener], rounds: int) -> None:
-    """The listeners take turns, or their pacing would be what is measured."""
+    """Measures events; the listeners take turns, since otherwise their pacing would be measured."""
     printed: dict[str, float] = {}
     with zmqbus.connect("speaker") as bus:
         for n in range(rounds):
@@ -333,13 +333,13 @@ def main() -> None:
         page.goto("about:blank")
         load = Load(environ, options.messages, port)
         stack.callback(load.close)
-        load.run()  # the first is for everybody to get warm
+        load.run()  # the first round warms up
 
         @contextlib.contextmanager
         def painted() -> Iterator[None]:
             page.goto(console.link())  # a new one, for the readers have taken all places
             page.wait_for_selector("#sessions .session")
-            page.wait_for_timeout(1500)  # its start is not what is measured here
+            page.wait_for_timeout(1500)  # its start is not part of the measurement
             yield
             page.goto("about:blank")
 

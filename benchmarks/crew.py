@@ -1,16 +1,16 @@
-"""The processes of a benchmark, and how they are told what to do.
+"""The processes of a benchmark, and the protocol that drives them.
 
 Theory of operation
 ===================
 
 Each part of a system under test is a process of its own: `python -m benchmarks.crew MODULE CLASS JSON` makes an
-instance of that class, says that it is ready, and then carries out commands: a line of JSON each on standard input, and
-a line with the result on standard output. Who has something to do in between (answer pings, say) has a method `wait`,
-which does it until there is input. All systems are driven this way, by the same words, so that none of them has
-a start that another has not.
+instance of that class, reports that it is ready, and then carries out commands: a line of JSON each on standard input,
+and a line with the result on standard output. A class with work to do between commands (answering pings, say) has a
+method `wait`, which does it until there is input. All systems are driven in the same way, so that none has an advantage
+at the start.
 
-A command is answered twice: when the process has begun with it, so that a receiver can be known to listen before its
-sender is told to send; and when it is done, with the processor time that it took (of all threads, ZeroMQ's too).
+A command is answered twice: when the process has begun, so that a receiver listens before its sender sends; and when it
+is done, with the processor time that it took (of all threads, including ZeroMQ's).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from benchmarks.stage import PATIENCE_S, ROOT, end, raise_file_limit, start
 
 
 class PeerFailed(Exception):
-    """A system under test did not do what it should; it is left out, and the text says why."""
+    """A system under test failed. It is left out, and the text says why."""
 
 
 class Done(NamedTuple):
-    """What came of a command."""
+    """The result of a command."""
 
     value: Any
     cpu_s: float  #: that the process has used meanwhile
@@ -63,15 +63,15 @@ class Actor:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Closes all connections."""
         return self._process.pid
 
     def ready(self) -> Any:
-        """Waits until it has come up. Raises `PeerFailed`, as all of these do."""
+        """Waits until the process is ready. Raises `PeerFailed`, as all of these do."""
         return self._line()["ready"]
 
     def begin(self, command: str, **arguments: Any) -> None:
-        """Has it begin with a command; `finish` gives the result."""
+        """Begins a command; `finish` returns its result."""
         line = json.dumps({"do": command, "with": arguments}) + "\n"
         assert self._process.stdin is not None
         try:
@@ -83,12 +83,12 @@ class Actor:
             raise self._failed("does not begin")
 
     def finish(self) -> Done:
-        """Waits for the result of what was begun."""
+        """Waits for the result of the command that was begun."""
         line = self._line()
         return Done(line["value"], line["cpu_s"])
 
     def do(self, command: str, **arguments: Any) -> Done:
-        """Has it carry out a command."""
+        """Carries out a command, and returns its result."""
         self.begin(command, **arguments)
         return self.finish()
 
@@ -122,7 +122,7 @@ class Actor:
 
 @contextlib.contextmanager
 def actors(*parts: tuple[str, str, dict[str, Any]], environ: dict[str, str]) -> Iterator[list[Actor]]:
-    """Processes of these (module, class, arguments), all of which are ready, one after the other; ended at the end."""
+    """Starts a process for each (module, class, arguments), waits until all are ready, and ends them at the end."""
     with contextlib.ExitStack() as stack:
         crew: list[Actor] = []
         for module, role, arguments in parts:
@@ -152,7 +152,7 @@ def _readable(descriptor: int, timeout_s: float) -> bool:
 
 
 def _commands(wait: Callable[[int], None]) -> Iterator[Any]:
-    """Commands as they come, until standard input ends; `wait` is what is done in between, until there is input."""
+    """Yields commands until standard input ends; `wait` is called in between, until there is input."""
     got = b""
     while True:
         wait(0)
@@ -171,7 +171,7 @@ def main(module: str, role: str, arguments: str) -> int:
         _say(ready=True)
         for command in _commands(getattr(player, "wait", _wait)):
             act = getattr(player, command["do"])
-            gc.collect()  # what the round before has left behind is not this one's
+            gc.collect()  # garbage of the round before does not count
             _say(began=True)
             began_s = time.process_time()
             value = act(**command["with"])
@@ -182,7 +182,7 @@ def main(module: str, role: str, arguments: str) -> int:
     except Exception as error:
         traceback.print_exc()
         _say(error=f"{type(error).__name__}: {error}"[:500])
-        # Not sys.exit: threads of what has failed may wait for ever.
+        # Not sys.exit: threads of a failed system may never end.
         os._exit(1)
     return 0
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.document [--check]
 
-`make bench` does this at its end. By hand it is for when the words around the figures have changed; `--check` only says
-whether the page shows what the results are, and a test asks that.
+`make bench` does this at its end; run it by hand after a change of the words around the figures. `--check` only tells
+whether the page shows the results, which a test checks as well.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from benchmarks.stage import ROOT
 RESULTS = os.path.join(ROOT, "benchmarks", "results.json")
 PAGE = os.path.join(ROOT, "docs", "performance.md")
 PICTURE = os.path.join(ROOT, "docs", "images", "performance.png")
-#: What stands between these is written here.
+#: The part of the page between these lines is generated.
 BEGIN = "<!-- figures: written by python -m benchmarks.document -->\n"
 END = "<!-- end of the figures -->\n"
 
 
 def load(path: str = RESULTS) -> Results:
-    """The results of the last run that was kept."""
+    """Reads the results of the last stored run."""
     with open(path, encoding="utf-8") as file:
         return Results.from_json(json.load(file))
 
 
 def save(results: Results, path: str = RESULTS) -> None:
-    """Keeps the results of a run."""
+    """Stores the results of a run."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(results.as_json(), file, indent=1, ensure_ascii=False)
         file.write("\n")
 
 
 def with_figures(page: str, results: Results) -> str:
-    """The page with these results in it. Raises `ValueError` where it has no place for them."""
+    """Returns the page with these results in it. Raises `ValueError` if it has no place for them."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -48,7 +48,7 @@ def with_figures(page: str, results: Results) -> str:
 
 
 def write(results: Results) -> str:
-    """Writes page and picture; what else there is to say."""
+    """Writes page and picture; returns a remark, or ""."""
     with open(PAGE, encoding="utf-8") as file:
         page = file.read()
     with open(PAGE, "w", encoding="utf-8") as file:
@@ -61,7 +61,7 @@ def write(results: Results) -> str:
 
 
 def main() -> int:
-    """Writes, or looks."""
+    """Writes the page, or checks it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.document", description="The page with the figures.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page shows other figures")
     options = parser.parse_args()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fan-out: no-op requests to two workers, and questions to a hundred sessions, beside what else does such things.
+"""Fan-out: no-op requests to two workers, and questions to a hundred sessions, beside other systems.
 
     python benchmarks/fanout.py [--rounds N] [--only zmqbus,Pool,…]
 
@@ -9,7 +9,7 @@ virtual environment that has zmqbus and its dependencies as well.
 Each round measures every system once, one after the other, so that a noisy machine is noisy for all of them; the
 medians over the rounds and their ratios count, not single times. Two figures for each:
 
-*pipelined*: no-op requests, as many under way as the system's own way of mapping has, with the answers taken in order.
+*pipelined*: no-op requests, as many in flight as the system's own `map` has, with the answers taken in order.
 *a round trip*: one request at a time, each after the answer to the one before; the median of those of a round.
 
 Workers are two processes of one thread each, on loopback, and stay for all rounds. What is started is ended.
@@ -79,12 +79,12 @@ for bus in buses:
 
 
 def noop(value: Any) -> Any:
-    """The work."""
+    """The work of a request: none."""
     return value
 
 
 class System:
-    """What is measured: two ways to have `noop` done by two workers."""
+    """A system under comparison: two ways to have `noop` done by two workers."""
 
     def __init__(self, pipelined: Callable[[range], list[Any]], one: Callable[[int], Any]) -> None:
         self.pipelined = pipelined
@@ -96,7 +96,7 @@ class System:
 
 @contextlib.contextmanager
 def on_stage() -> Iterator[None]:
-    """Settings of this run's own, for this process and those it starts."""
+    """Gives this process, and those it starts, private settings."""
     with stage() as environ:
         before, here = dict(os.environ), os.getcwd()
         os.environ.clear()
@@ -113,7 +113,7 @@ def on_stage() -> Iterator[None]:
 
 @contextlib.contextmanager
 def children(program: str, arguments: list[list[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that run this program, each of which has said that it is ready; they get SIGTERM at the end."""
+    """Starts processes of this program, waits until each is ready, and terminates them at the end."""
     started: list[subprocess.Popen[bytes]] = []
     try:
         for each in arguments:
@@ -212,7 +212,7 @@ SYSTEMS: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager[Sys
 
 
 def per_second(system: System, count: int) -> float:
-    """No-ops a second, pipelined."""
+    """Returns no-ops a second, pipelined."""
     items = range(count)
     began_s = time.perf_counter()
     answers = system.pipelined(items)
@@ -223,7 +223,7 @@ def per_second(system: System, count: int) -> float:
 
 
 def round_trip_s(system: System, count: int) -> float:
-    """The median of so many round trips."""
+    """Returns the median of `count` round trips, in seconds."""
     times = []
     for item in range(count):
         began_s = time.perf_counter()
@@ -233,7 +233,7 @@ def round_trip_s(system: System, count: int) -> float:
 
 
 def scatter_s(bus: Any, names: list[str], text: str) -> float:
-    """Asks all of these sessions, and has the answers of all of them."""
+    """Asks all of these sessions; returns how long until all have answered, in seconds."""
     began_s = time.perf_counter()
     answers = [reply.result(PATIENCE_S) for reply in bus.scatter(names, text)]
     taken_s = time.perf_counter() - began_s
@@ -247,7 +247,7 @@ def span(values: list[float], scale: float) -> str:
 
 
 def show(rates: dict[str, list[float]], trips: dict[str, list[float]]) -> None:
-    """The table; ratios are medians over the rounds of what was measured in one round."""
+    """Prints the table; ratios are medians of the ratios of each round."""
     print(
         f"{'':<22}{'pipelined, 1/s':>15} {'':<22}{'zmqbus is':>10}   {'a round trip, µs':>16} {'':<18}{'zmqbus is':>10}"
     )
@@ -265,7 +265,7 @@ def show(rates: dict[str, list[float]], trips: dict[str, list[float]]) -> None:
 
 
 def available(wanted: list[str], say: Callable[[str], None]) -> list[str]:
-    """Those that are installed; `say` is told of the others."""
+    """Returns the installed systems; calls `say` with a line for each of the others."""
     there = []
     for name in wanted:
         if importlib.util.find_spec(SYSTEMS[name][0]) is None:
@@ -305,7 +305,7 @@ def measure_scatter(times: int) -> list[float]:
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Measures, and prints the results."""
     parser = argparse.ArgumentParser(description="Fan-out of no-ops, side by side.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", help=f"some of these, separated by commas: {','.join(SYSTEMS)}")

@@ -1,4 +1,4 @@
-"""What was measured, as data: figures of several systems in the same rounds, curves, and what they are held against.
+"""The results as data: figures of several systems in the same rounds, curves, and goals.
 
 Theory of operation
 ===================
@@ -23,7 +23,7 @@ OURS = "zmqbus"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure of ours should reach: a value, or a ratio to that of another system."""
+    """What a figure of zmqbus should reach: a value, or a ratio to another system's."""
 
     bound: float
     at_least: bool
@@ -31,14 +31,14 @@ class Goal:
     beyond: bool = False  #: not what it should reach, but what would be better still
 
     def said(self, unit: str) -> str:
-        """The goal in words."""
+        """Formats the goal."""
         sign = "≥" if self.at_least else "≤"
         if self.against is not None:
             return f"{sign} {self.bound:g} × {self.against}"
         return f"{sign} {self.bound:,.10g} {unit}"
 
     def met(self, figure: Figure) -> bool | None:
-        """Whether it is reached; None: that cannot be said, since one of the two was not measured."""
+        """Returns whether it is reached, or None if one of the two was not measured."""
         value = figure.median(OURS) if self.against is None else figure.ratio(self.against)
         if value is None:
             return None
@@ -59,12 +59,12 @@ class Figure:
     cpu_us: dict[str, dict[str, float]] = field(default_factory=dict)  #: system → process → µs for each message
 
     def median(self, system: str) -> float | None:
-        """The middle of this system's rounds; None: it was not measured."""
+        """Returns the median of this system's rounds, or None if it was not measured."""
         rounds = self.values.get(system)
         return statistics.median(rounds) if rounds else None
 
     def ratio(self, system: str) -> float | None:
-        """Ours by theirs, in the same rounds; None: one of the two was not measured."""
+        """Returns ours divided by theirs, in the same rounds, or None if one was not measured."""
         ours, theirs = self.values.get(OURS), self.values.get(system)
         if not ours or not theirs or system == OURS:
             return None

@@ -1,11 +1,11 @@
-"""Keeps zmqbus from becoming slow unnoticed: a short run, whose ratios are held against those in `guard.json`.
+"""The guard against slowdowns: compares the ratios of a short run with those in `guard.json`.
 
     python -m benchmarks.guard [--keep]
 
-Never times, which say what machine it is, but ratios to the bare forwarder (the bare PUB, the bare imports) in the same
-rounds; and with wide bounds, since a machine that is shared may be slow for one of the two: what is worse than half as
-good as what was kept is measured once more, with more rounds, and only if it still is, that is a failure. `--keep`
-writes what was found as what is expected from now on.
+It compares ratios to the bare forwarder (the bare PUB, the bare imports) in the same rounds, since times depend on the
+machine. The bounds are wide, since a shared machine may be slow for one of the two: a figure that is less than half as
+good as the kept one is measured again with more rounds, and fails if it still is. `--keep` stores the ratios found as
+those to expect from now on.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from benchmarks.stage import ROOT, end_on_sigterm, raise_file_limit
 from benchmarks.systems import FLOOR
 
 KEPT = os.path.join(ROOT, "benchmarks", "guard.json")
-#: So many times worse than what was kept is too slow.
+#: A figure so many times worse than the kept one is too slow.
 BOUND = 2.0
 ROUNDS = 3
 MORE_ROUNDS = 15
-#: Seconds after which there are no more rounds of one of them. All of them together stay below a minute unless several
-#: are out of bounds.
+#: Seconds after which a figure gets no more rounds. All figures together take less than a minute, unless several are
+#: out of bounds.
 BUDGET_S = 5.0
 MORE_BUDGET_S = 20.0
 
@@ -54,17 +54,17 @@ WATCHED = (
 
 
 class Verdict(NamedTuple):
-    """What was found of one of them."""
+    """The result for one watched ratio."""
 
     key: str
     against: str
     kept: float | None  #: None: nothing was kept
     found: float
-    worse: float  #: by what factor; below 1: it is better
+    worse: float  #: the factor; below 1: better
 
     @property
     def failed(self) -> bool:
-        """Whether it is out of bounds."""
+        """Whether it is too slow."""
         return self.kept is not None and self.worse > BOUND
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class Verdict(NamedTuple):
 
 
 def judge(figure: Figure, against: str, kept: float | None) -> Verdict:
-    """Holds a figure against what was kept of it. Raises `ValueError` where there is no ratio."""
+    """Compares a figure with the kept ratio. Raises `ValueError` if it has no ratio."""
     found = figure.ratio(against)
     if found is None:
         raise ValueError(f"{figure.key}: {OURS} or {against} was not measured")
@@ -85,7 +85,7 @@ def judge(figure: Figure, against: str, kept: float | None) -> Verdict:
 
 
 def measured(watched: Watched, rounds: int) -> Figure:
-    """A short run of one of them, with nobody but the one to compare with."""
+    """Measures one figure in a short run, with only the system to compare with."""
     budget_s = BUDGET_S if rounds <= ROUNDS else MORE_BUDGET_S
     run = Run(quick=True, rounds=rounds, only=(OURS, FLOOR, PUB), quiet=True, budget_s=budget_s)
     with contextlib.closing(run):
@@ -94,13 +94,13 @@ def measured(watched: Watched, rounds: int) -> Figure:
 
 
 def load(path: str = KEPT) -> dict[str, float]:
-    """What was kept: figure → ratio."""
+    """Reads the kept ratios, by figure."""
     with open(path, encoding="utf-8") as file:
         return {key: float(ratio) for key, ratio in json.load(file).items()}
 
 
 def guard(kept: dict[str, float], measure: Callable[[Watched, int], Figure] = measured) -> list[Verdict]:
-    """Measures all of them; what is out of bounds, twice."""
+    """Measures all watched figures, those out of bounds twice."""
     verdicts = []
     for watched in WATCHED:
         verdict = judge(measure(watched, ROUNDS), watched.against, kept.get(watched.key))
@@ -113,9 +113,9 @@ def guard(kept: dict[str, float], measure: Callable[[Watched, int], Figure] = me
 
 
 def main() -> int:
-    """Measures, and says whether anything has become slow."""
+    """Measures, and exits with status 1 if anything has become slow."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description="Has anything become slow?")
-    parser.add_argument("--keep", action="store_true", help=f"write what is found to {os.path.relpath(KEPT, ROOT)}")
+    parser.add_argument("--keep", action="store_true", help=f"store the ratios in {os.path.relpath(KEPT, ROOT)}")
     options = parser.parse_args()
     end_on_sigterm()
     raise_file_limit()
@@ -131,8 +131,8 @@ def main() -> int:
     slow = [verdict.key for verdict in verdicts if verdict.failed]
     if slow:
         print(
-            f"{', '.join(slow)}: more than {BOUND:g} times worse than what benchmarks/guard.json keeps. If that is "
-            "meant, keep it: python -m benchmarks.guard --keep"
+            f"{', '.join(slow)}: more than {BOUND:g} times worse than the ratio in benchmarks/guard.json. If that "
+            "is intended, store it: python -m benchmarks.guard --keep"
         )
     return 1 if slow else 0
 

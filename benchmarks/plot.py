@@ -32,7 +32,7 @@ MARKS = {OURS: "o", "forwarder": "s", "pub": "s", "nats": "^", "jetstream": "v",
 
 
 def possible() -> bool:
-    """Whether there is anything to draw with."""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

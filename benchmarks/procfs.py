@@ -1,4 +1,4 @@
-"""What another process uses: processor time, and memory."""
+"""Processor time and memory of another process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import psutil
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of the threads that a process has: to the nanosecond where the kernel says so (Linux), else to the
-    hundredth of a second. For servers, whose threads do not end: what one that ended has used is not in it."""
+    """Returns the processor time of a process's live threads, in seconds: to the nanosecond on Linux, elsewhere to the
+    hundredth of a second. Threads that have ended do not count, so it is for servers, whose threads stay."""
     precise_s = 0.0
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -24,5 +24,5 @@ def cpu_s(pid: int) -> float:
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process."""
+    """Returns the resident memory of a process, in bytes."""
     return int(psutil.Process(pid).memory_info().rss)

@@ -52,7 +52,7 @@ def spread(figure: Figure) -> str:
 
 
 def terminal(results: Results) -> str:
-    """The whole, for whoever has run it."""
+    """Formats the results for the terminal."""
     lines = [", ".join(f"{name} {what}" for name, what in results.machine.items())]
     lines.append(
         f"medians of up to {results.rounds} interleaved rounds; in brackets what zmqbus is by that, as a ratio"

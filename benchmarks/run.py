@@ -59,7 +59,7 @@ class Run:
         return f"<Run of {self.rounds} rounds: {len(self.results.figures)} figures>"
 
     def say(self, text: str) -> None:
-        """Tells whoever waits how far it is."""
+        """Prints the progress."""
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)
 

@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 PATIENCE_S = 120.0
 #: A process that was asked to end and has not after this is killed.
 END_S = 15.0
-#: Settings of whoever runs this that must not reach what is measured. Nor python's: users have neither
+#: Settings of the user that must not reach the systems under test. Nor python's: users have neither
 #: PYTHONDONTWRITEBYTECODE nor PYTHONUNBUFFERED.
 PRIVATE_PREFIXES = ("INTER_SESSION_", "CLAUDE", "PYTHON")
 #: Ports from here on may be given out by the kernel as somebody's source port.
@@ -76,7 +76,7 @@ def stop_broker(environ: dict[str, str]) -> None:
 
 
 def start_broker(environ: dict[str, str]) -> int:
-    """Starts a broker, or finds the one that runs: its pid."""
+    """Starts a broker, or finds the running one; returns its pid."""
     command = [sys.executable, f"{ROOT}/bin/zmqbus", "broker"]
     subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE_S)
     return broker_pid(environ)

@@ -1,4 +1,4 @@
-"""The systems that are compared, each as a sender, a receiver, and what is between them.
+"""The systems under comparison, each as a sender, a receiver, and a server between them.
 
 `SYSTEMS` has them by name. One that is not installed says so (`missing`) and is left out, by name; so is one that
 fails (`crew.PeerFailed`).
@@ -30,7 +30,7 @@ class Pass(NamedTuple):
 
 
 class Duo:
-    """A sender and a receiver, connected; what is between them is a process that serves by itself."""
+    """A sender and a receiver, connected through a server process."""
 
     def __init__(self, sender: Actor, receiver: Actor, middle_pid: int, directory: str) -> None:
         """`directory`: where it keeps what it keeps."""
@@ -109,7 +109,7 @@ class _WithForwarder(Duo):
 
 
 class System(NamedTuple):
-    """One of those that are compared."""
+    """A system under comparison."""
 
     name: str
     promises: str  #: what it does for a message, in a few words
@@ -152,7 +152,7 @@ def nats_server() -> Iterator[tuple[int, int, dict[str, str]]]:
         port = free_port()
         config = os.path.join(environ["HOME"], "nats.conf")
         with open(config, "w", encoding="ascii") as file:
-            # Limits that a benchmark would meet and its users may raise: none of what is lost then is told to anybody.
+            # Limits that a benchmark would reach, and that users may raise: beyond them, messages are lost silently.
             file.write(
                 f"host: 127.0.0.1\nport: {port}\nmax_payload: 16777216\nmax_pending: 1073741824\n"
                 f'write_deadline: "60s"\njetstream {{ store_dir: "{environ["HOME"]}/jetstream" }}\n'

@@ -18,7 +18,7 @@ _LINE = "the quick brown fox jumps over the lazy dog, and says 'done: 1234 tests
 
 
 def bodies(count: int, size_bytes: int) -> list[str]:
-    """That many bodies of that size, numbered; where they would fill the memory, fewer, to be used again and again."""
+    """Returns `count` numbered bodies of that size, or fewer, to be reused, if they would fill the memory."""
     rest = size_bytes - NUMBER_CHARS
     padding = (_LINE * (rest // len(_LINE) + 1))[:rest]
     different = max(1, min(count, MAX_BODIES_BYTES // size_bytes))
@@ -26,7 +26,7 @@ def bodies(count: int, size_bytes: int) -> list[str]:
 
 
 class Check:
-    """Looks at what comes: all of it, in order, whole."""
+    """Checks that all bodies come, in order and whole."""
 
     def __init__(self, count: int, size_bytes: int) -> None:
         self._different = max(1, min(count, MAX_BODIES_BYTES // size_bytes))
@@ -35,7 +35,7 @@ class Check:
         self._next = 0
 
     def take(self, body: str) -> bool:
-        """The next body; False when it was the last."""
+        """Checks the next body; returns False if it was the last."""
         if len(body) != self._size_bytes or int(body[:NUMBER_CHARS]) != self._next:
             raise ValueError(f"expected number {self._next} of {self._size_bytes} bytes, got {body[:40]!r}")
         self._next = (self._next + 1) % self._different
@@ -44,14 +44,14 @@ class Check:
 
 
 class Tick:
-    """Looks at what comes to one of many: each number once, in whatever order, whole."""
+    """Checks that a receiver of broadcasts gets each body once, in any order and whole."""
 
     def __init__(self, count: int, size_bytes: int) -> None:
         self._missing = set(range(count))
         self._size_bytes = size_bytes
 
     def take(self, body: str) -> bool:
-        """The next body; False when it was the last."""
+        """Checks the next body; returns False if it was the last."""
         number = int(body[:NUMBER_CHARS])
         if len(body) != self._size_bytes or number not in self._missing:
             raise ValueError(f"not expected (again): {body[:40]!r}")
@@ -60,23 +60,23 @@ class Tick:
 
 
 def stamp(size_bytes: int = 100) -> str:
-    """A body that says when it was made; the clock is the same for all processes of the machine."""
+    """Returns a body with the current time, by a clock that all processes of the machine share."""
     return f"{time.monotonic_ns():020d}".ljust(size_bytes, ".")
 
 
 def age_s(body: str) -> float:
-    """How long ago `stamp` made it."""
+    """Returns the age of a stamped body, in seconds."""
     return (time.monotonic_ns() - int(body[:20])) / 1e9
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that this share of all (0 to 1) does not exceed."""
+    """Returns the value that this share of all (0 to 1) does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
 
 
 def spaced(count: int, pause_s: float) -> list[float]:
-    """When to do something `count` times at this pace, from now on (monotonic clock)."""
+    """Returns `count` times of the monotonic clock, `pause_s` apart, from now on."""
     begin_s = time.monotonic() + pause_s
     return [begin_s + number * pause_s for number in range(count)]
 

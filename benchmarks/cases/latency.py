@@ -24,7 +24,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 
 
 def told_us(rounds: list[list[float]], of_all: float) -> list[float]:
-    """This percentile, of each round, where a round has so many messages; else of all of them together."""
+    """Returns this percentile of each round, or of all together if a round has too few messages for it."""
     if rounds and len(rounds[0]) * (1 - of_all) < 1:
         rounds = [[one for some in rounds for one in some]]
     return [percentile(some, of_all) * 1e6 for some in rounds if some]

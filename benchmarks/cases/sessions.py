@@ -70,7 +70,7 @@ def measure(run: Run) -> None:
 def _idle(halls: dict[str, Audience], seconds: float) -> dict[str, float]:
     before_s = {name: procfs.cpu_s(hall.middle_pid) for name, hall in halls.items()}
     began_s = time.monotonic()
-    time.sleep(seconds)  # what is measured is that nothing happens
+    time.sleep(seconds)  # the idle time that is measured
     taken_s = time.monotonic() - began_s
     return {name: (procfs.cpu_s(hall.middle_pid) - before_s[name]) / taken_s * 100 for name, hall in halls.items()}
 

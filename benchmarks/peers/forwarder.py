@@ -44,7 +44,7 @@ def as_client(socket: zmq.Socket[bytes], keys: dict[str, str]) -> None:
 
 
 class Forwarder:
-    """The process in the middle: `[to, body]` from one becomes `[from, body]` for the other."""
+    """The server: turns `[to, body]` from one client into `[from, body]` for the other."""
 
     def __init__(self, port: int, keys: dict[str, str]) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -73,7 +73,7 @@ class Forwarder:
                 left -= 1
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         self._router.close(0)
 
 
@@ -92,7 +92,7 @@ class _End:
         self._dealer.disable_monitor()
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         self._dealer.close(0)
 
 
@@ -103,7 +103,7 @@ class Receiver(_End):
         super().__init__(port, keys, "receiver")
 
     def receive(self, count: int, size_bytes: int) -> float:
-        """Reads so many messages, and tells the sender; when the last one came."""
+        """Reads `count` messages and reports to the sender; returns when the last one came."""
         check = work.Check(count, size_bytes)
         receive = self._dealer.recv_multipart
         while check.take(receive()[1].decode()):
@@ -113,11 +113,11 @@ class Receiver(_End):
         return ended_s
 
     def receive_stamped(self, count: int) -> list[float]:
-        """Reads so many stamped messages; how long each was under way."""
+        """Reads `count` stamped messages; returns the latency of each, in seconds."""
         return [work.age_s(self._dealer.recv_multipart()[1].decode()) for _ in range(count)]
 
     def echo(self, count: int) -> None:
-        """Answers so many."""
+        """Answers `count` requests."""
         for _ in range(count):
             self._dealer.send_multipart(self._dealer.recv_multipart())
 
@@ -129,7 +129,7 @@ class Sender(_End):
         super().__init__(port, keys, "sender")
 
     def send(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """Sends so many; when it began, and when it knew that all had come."""
+        """Sends `count` messages; returns when it began, and when it knew that all had come."""
         texts = work.bodies(count, size_bytes)
         different = len(texts)
         send = self._dealer.send_multipart
@@ -143,13 +143,13 @@ class Sender(_End):
         return began_s, ended_s
 
     def send_stamped(self, count: int, pause_s: float) -> None:
-        """Sends so many stamped messages, at this pace."""
+        """Sends `count` stamped messages, with pauses."""
         for when_s in work.spaced(count, pause_s):
             work.sleep_until(when_s)
             self._dealer.send_multipart([b"receiver", work.stamp().encode()])
 
     def ask(self, count: int, pause_s: float) -> list[float]:
-        """Asks so many times, at this pace; how long each answer took."""
+        """Sends `count` requests with pauses; returns how long each answer took, in seconds."""
         taken: list[float] = []
         for when_s in work.spaced(count, pause_s):
             work.sleep_until(when_s)

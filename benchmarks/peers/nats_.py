@@ -57,7 +57,7 @@ class _End:
         self._take = self._ignore
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         self._run(self._client.close())
 
 
@@ -70,7 +70,7 @@ class Receiver(_End):
         self._run(self._client.flush())
 
     def receive(self, count: int, size_bytes: int) -> float:
-        """Reads so many messages, and tells the sender; when the last one came."""
+        """Reads `count` messages and reports to the sender; returns when the last one came."""
         check = work.Check(count, size_bytes)
 
         async def take(message: Any) -> bool:
@@ -86,7 +86,7 @@ class Receiver(_End):
         await self._client.flush()
 
     def receive_stamped(self, count: int) -> list[float]:
-        """Reads so many stamped messages; how long each was under way."""
+        """Reads `count` stamped messages; returns the latency of each, in seconds."""
         ages: list[float] = []
 
         async def take(message: Any) -> bool:
@@ -97,7 +97,7 @@ class Receiver(_End):
         return ages
 
     def echo(self, count: int) -> None:
-        """Answers so many."""
+        """Answers `count` requests."""
         left = count
 
         async def take(message: Any) -> bool:
@@ -119,7 +119,7 @@ class Sender(_End):
         self._run(self._client.flush())
 
     def send(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """Sends so many; when it began, and when it knew that all had come."""
+        """Sends `count` messages; returns when it began, and when it knew that all had come."""
         return self._run(self._send(work.bodies(count, size_bytes), count))
 
     async def _send(self, texts: list[str], count: int) -> tuple[float, float]:
@@ -143,7 +143,7 @@ class Sender(_End):
         return began_s, ended_s
 
     def send_stamped(self, count: int, pause_s: float) -> None:
-        """Sends so many stamped messages, at this pace."""
+        """Sends `count` stamped messages, with pauses."""
         self._run(self._send_stamped(count, pause_s))
 
     async def _send_stamped(self, count: int, pause_s: float) -> None:
@@ -153,7 +153,7 @@ class Sender(_End):
         await self._client.flush()
 
     def ask(self, count: int, pause_s: float) -> list[float]:
-        """Asks so many times, at this pace; how long each answer took."""
+        """Sends `count` requests with pauses; returns how long each answer took, in seconds."""
         return self._run(self._ask(count, pause_s))
 
     async def _ask(self, count: int, pause_s: float) -> list[float]:
@@ -185,7 +185,7 @@ class StreamReceiver(_End):
         )
 
     def receive(self, count: int, size_bytes: int) -> float:
-        """Reads so many messages; when the last one was acknowledged."""
+        """Reads `count` messages; returns when the last one was acknowledged."""
         check = work.Check(count, size_bytes)
 
         async def take(message: Any) -> bool:
@@ -200,7 +200,7 @@ class StreamReceiver(_End):
         return ended_s
 
     def receive_stamped(self, count: int) -> list[float]:
-        """Reads so many stamped messages; how long each was under way."""
+        """Reads `count` stamped messages; returns the latency of each, in seconds."""
         ages: list[float] = []
 
         async def take(message: Any) -> bool:
@@ -221,7 +221,7 @@ class StreamSender(_End):
         self._streams = self._client.jetstream()
 
     def send(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """Sends so many; when it began, and when all were in the stream."""
+        """Sends `count` messages; returns when it began, and when all were in the stream."""
         return self._run(self._send(work.bodies(count, size_bytes), count))
 
     async def _send(self, texts: list[str], count: int) -> tuple[float, float]:
@@ -234,7 +234,7 @@ class StreamSender(_End):
         return began_s, time.monotonic()
 
     def send_stamped(self, count: int, pause_s: float) -> None:
-        """Sends so many stamped messages, at this pace, and waits for the acknowledgements afterwards."""
+        """Sends `count` stamped messages with pauses, then waits for the acknowledgements."""
         self._run(self._send_stamped(count, pause_s))
 
     async def _send_stamped(self, count: int, pause_s: float) -> None:
@@ -250,10 +250,10 @@ class Announcer(_End):
     """Core: publishes to all."""
 
     def prepare(self, count: int) -> None:
-        """Nothing."""
+        """Needs no preparation."""
 
     def publish(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """Sends so many; when it began, and when it had handed over the last one."""
+        """Publishes `count` messages; returns when it began, and when it had handed over the last one."""
         return self._run(self._publish(work.bodies(count, size_bytes)))
 
     async def _publish(self, texts: list[str]) -> tuple[float, float]:
@@ -300,7 +300,7 @@ class Seats:
         return take
 
     def listen(self, count: int, size_bytes: int) -> float:
-        """Each reads so many messages; when the last one was read."""
+        """Lets each read `count` messages; returns when the last one was read."""
         self._checks = [work.Tick(count, size_bytes) for _ in self._clients]
         self._left = len(self._checks)
         self._over = self._loop.create_future()
@@ -308,6 +308,6 @@ class Seats:
         return time.monotonic()
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         for client in self._clients:
             self._loop.run_until_complete(client.close())

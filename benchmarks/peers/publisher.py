@@ -39,10 +39,10 @@ class Announcer:
         return time.monotonic()
 
     def prepare(self, count: int) -> None:
-        """Nothing."""
+        """Needs no preparation."""
 
     def publish(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """Sends so many; when it began, and when it had handed over the last one."""
+        """Publishes `count` messages; returns when it began, and when it had handed over the last one."""
         texts = work.bodies(count, size_bytes)
         began_s = time.monotonic()
         for text in texts:
@@ -50,7 +50,7 @@ class Announcer:
         return began_s, time.monotonic()
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         self._socket.close(0)
 
 
@@ -79,7 +79,7 @@ class Seats:
         return time.monotonic()
 
     def listen(self, count: int, size_bytes: int) -> float:
-        """Each reads so many messages; when the last one was read."""
+        """Lets each read `count` messages; returns when the last one was read."""
         checks = [work.Tick(count, size_bytes) for _ in self._sockets]
         left = len(checks)
         busy = set(range(left))  # a descriptor tells of changes: once, all have to be looked at
@@ -101,6 +101,6 @@ class Seats:
         return time.monotonic()
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         for socket in self._sockets:
             socket.close(0)

@@ -33,7 +33,7 @@ class _End:
         raise TimeoutError(f"nothing comes on {stream}")
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         self._redis.close()
 
 
@@ -58,7 +58,7 @@ class Receiver(_End):
         return _streams(found) if found else []
 
     def receive(self, count: int, size_bytes: int) -> float:
-        """Reads so many messages; when the last one was acknowledged."""
+        """Reads `count` messages; returns when the last one was acknowledged."""
         check = work.Check(count, size_bytes)
         deadline_s = time.monotonic() + PATIENCE_S
         more = True
@@ -75,7 +75,7 @@ class Receiver(_End):
         return ended_s
 
     def receive_stamped(self, count: int) -> list[float]:
-        """Reads so many stamped messages; how long each was under way."""
+        """Reads `count` stamped messages; returns the latency of each, in seconds."""
         ages: list[float] = []
         deadline_s = time.monotonic() + PATIENCE_S
         while len(ages) < count:
@@ -89,7 +89,7 @@ class Receiver(_End):
         return ages
 
     def echo(self, count: int) -> None:
-        """Answers so many."""
+        """Answers `count` requests."""
         after = "0"
         for _ in range(count):
             after, body = self._read_one("questions", after)
@@ -101,7 +101,7 @@ class Sender(_End):
     """Adds to the stream."""
 
     def send(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """Sends so many; when it began, and when all were in the stream."""
+        """Sends `count` messages; returns when it began, and when all were in the stream."""
         texts = work.bodies(count, size_bytes)
         different = len(texts)
         batch = max(1, min(BATCH, BATCH_BYTES // size_bytes))
@@ -114,13 +114,13 @@ class Sender(_End):
         return began_s, time.monotonic()
 
     def send_stamped(self, count: int, pause_s: float) -> None:
-        """Sends so many stamped messages, at this pace."""
+        """Sends `count` stamped messages, with pauses."""
         for when_s in work.spaced(count, pause_s):
             work.sleep_until(when_s)
             self._redis.xadd("receiver", {"b": work.stamp().encode()})
 
     def ask(self, count: int, pause_s: float) -> list[float]:
-        """Asks so many times, at this pace; how long each answer took."""
+        """Sends `count` requests with pauses; returns how long each answer took, in seconds."""
         taken: list[float] = []
         newest = self._redis.xrevrange("answers", count=1)
         after = newest[0][0].decode() if newest else "0"

@@ -18,7 +18,7 @@ class Receiver:
         self._bus = zmqbus.connect("receiver")
 
     def receive(self, count: int, size_bytes: int) -> float:
-        """Reads so many messages; when the last one came."""
+        """Reads `count` messages; returns when the last one came."""
         check = work.Check(count, size_bytes)
         for message in self._bus.messages(PATIENCE_S):
             if not check.take(message.text):
@@ -26,7 +26,7 @@ class Receiver:
         raise TimeoutError("not all messages have come")
 
     def receive_stamped(self, count: int) -> list[float]:
-        """Reads so many stamped messages; how long each was under way."""
+        """Reads `count` stamped messages; returns the latency of each, in seconds."""
         ages: list[float] = []
         for message in self._bus.messages(PATIENCE_S):
             ages.append(work.age_s(message.text))
@@ -35,7 +35,7 @@ class Receiver:
         raise TimeoutError("not all messages have come")
 
     def echo(self, count: int) -> None:
-        """Answers so many."""
+        """Answers `count` requests."""
         over = threading.Event()
         left = count
 
@@ -49,7 +49,7 @@ class Receiver:
         self._bus.serve(answer, stop=over)
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         self._bus.close()
 
 
@@ -60,7 +60,7 @@ class Sender:
         self._bus = zmqbus.connect("sender")
 
     def send(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """Sends so many; when it began, and when it had all receipts."""
+        """Sends `count` messages; returns when it began, and when it had all receipts."""
         texts = work.bodies(count, size_bytes)
         different = len(texts)
         send = self._bus.send
@@ -73,7 +73,7 @@ class Sender:
         return began_s, time.monotonic()
 
     def fill(self, names: list[str], count: int, size_bytes: int) -> float:
-        """Sends so many to each of these, who are away; how long it took until all were safe, in seconds."""
+        """Sends `count` messages to each of these absent sessions; returns how long until all were queued, in s."""
         texts = work.bodies(count, size_bytes)
         began_s = time.monotonic()
         for name in names:
@@ -83,7 +83,7 @@ class Sender:
         return time.monotonic() - began_s
 
     def send_stamped(self, count: int, pause_s: float) -> None:
-        """Sends so many stamped messages, at this pace, and waits for their receipts afterwards."""
+        """Sends `count` stamped messages with pauses, then waits for their receipts."""
         receipts: list[Future[zmqbus.Receipt]] = []
         for when_s in work.spaced(count, pause_s):
             work.sleep_until(when_s)
@@ -92,7 +92,7 @@ class Sender:
             receipt.result(PATIENCE_S)
 
     def ask(self, count: int, pause_s: float) -> list[float]:
-        """Asks so many times, at this pace; how long each answer took."""
+        """Sends `count` requests with pauses; returns how long each answer took, in seconds."""
         taken: list[float] = []
         for when_s in work.spaced(count, pause_s):
             work.sleep_until(when_s)
@@ -102,5 +102,5 @@ class Sender:
         return taken
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         self._bus.close()

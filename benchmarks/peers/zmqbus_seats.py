@@ -1,7 +1,7 @@
 """zmqbus with many sessions in one process, and senders of many broadcasts.
 
-Each session has the connections, the keys and the machine of a program of its own (`client.link`, `client.core`); only
-the interpreter is shared, since a thousand of those would not fit the machine.
+Each session has the connections, keys and core of a program of its own (`client.transport`, `client.core`); only the
+interpreter is shared, since a thousand interpreters would not fit the machine.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Seats:
         return Link(self._settings, core.ClientCore(persona, zmqbus.__version__))
 
     def connect(self) -> float:
-        """Connects all; when the last one was on the bus."""
+        """Connects all; returns when the last one had connected."""
         for index, link in enumerate(self._links):
             link.open()
             self._opened.append(link)
@@ -80,18 +80,18 @@ class Seats:
         return time.monotonic()
 
     def leave(self) -> None:
-        """All are away, with a mailbox, and can come back."""
+        """Disconnects all; they keep their mailboxes and can come back."""
         self.close()
         self._begin()
 
     def drain(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """All come back, and each takes so many messages that have waited for it: when they began to, and when the last
-        one was read."""
+        """Reconnects all, and lets each take `count` waiting messages; returns when they began, and when the last one
+        was read."""
         began_s = time.monotonic()
         return began_s, self._attend(count, size_bytes, connected=False)
 
     def listen(self, count: int, size_bytes: int) -> float:
-        """Each takes so many messages, reads and acknowledges them; when the last one was read."""
+        """Lets each take and acknowledge `count` messages; returns when the last one was read."""
         return self._attend(count, size_bytes, connected=True)
 
     def _attend(self, count: int, size_bytes: int, *, connected: bool) -> float:
@@ -111,7 +111,7 @@ class Seats:
         return time.monotonic()
 
     def wait(self, descriptor: int) -> None:
-        """Lives on until there is input."""
+        """Answers pings until there is input."""
         self._poller.register(descriptor, select.EPOLLIN)
         try:
             while not self._turn(descriptor, LOOK_S):
@@ -120,7 +120,7 @@ class Seats:
             self._poller.unregister(descriptor)
 
     def close(self) -> None:
-        """Of the process: the broker sees them go."""
+        """Closes all connections; the broker notices that the sessions leave."""
         for link in self._links:
             link.perform(link.core.bye())
             link.close()
@@ -139,7 +139,7 @@ class Seats:
             self._turn(-1, LOOK_S)
 
     def _turn(self, descriptor: int, timeout_s: float) -> bool:
-        """Waits for something, deals with it; whether it was this descriptor."""
+        """Waits for input and handles it; returns whether it came from this descriptor."""
         found = [number for number, _ in self._poller.poll(timeout_s)]
         busy: dict[int, list[int]] = {}
         for number in found:
@@ -199,7 +199,7 @@ class Announcer:
         self._speakers: list[Speaker] = []
 
     def prepare(self, count: int) -> None:
-        """Sessions for so many broadcasts, connected. They take none themselves: nobody listens for them."""
+        """Connects sessions for so many broadcasts. They receive none themselves."""
         while len(self._speakers) * BROADCASTS < count:
             self._sessions += 1
             persona = core.Persona(
@@ -216,7 +216,7 @@ class Announcer:
             self._speakers.append(speaker)
 
     def publish(self, count: int, size_bytes: int) -> tuple[float, float]:
-        """Makes so many; when it began, and when it was told of each that it was accepted and is delivered."""
+        """Broadcasts `count` messages; returns when it began, and when each was accepted and delivered."""
         texts = [text.encode() for text in work.bodies(count, size_bytes)]
         began_s = time.monotonic()
         receipts: list[Any] = []
@@ -232,6 +232,6 @@ class Announcer:
         return began_s, ended_s
 
     def close(self) -> None:
-        """Of the process."""
+        """Closes all connections."""
         for speaker in self._speakers:
             speaker.close()
