@@ -72,7 +72,8 @@ TOPICS: dict[str, str] = {
     "import path": "tests/test_bootstrap.py",
     "in-flight window": "tests/broker/test_in_flight.py tests/broker/test_mailbox.py tests/broker/test_admission.py",
     "journal": "tests/journal/test_writer.py tests/journal/test_reader.py",
-    "journal format": "tests/journal/test_record.py tests/journal/test_large_record.py tests/wire/test_verbs.py tests/journal/test_writer.py",
+    "journal format": "tests/journal/test_record.py tests/journal/test_large_record.py tests/wire/test_verbs.py "
+    "tests/journal/test_writer.py",
     "listener": "tests/session/test_listener.py tests/real/test_listener.py tests/real/test_shown.py",
     "mailbox limits": "tests/broker/test_mailbox.py tests/broker/test_core.py tests/broker/test_mishaps.py "
     "tests/broker/test_broadcast_runs.py",

@@ -8,9 +8,9 @@ message comes again, and its id tells that it was shown. A process can remember 
 it for the next listener of the owner, and for the commands that act as the session: what `zmqbus inbox` printed is not
 shown again either, nor the other way round.
 
-`clients/<pid of the owner>.shown` (`zmqbus.session.owner_files` has the rule) begins with a line that names the session.
-A file of another session (an earlier owner with this pid) counts as not there. After that come the ids, a line each, in
-the order in which they were shown.
+`clients/<pid of the owner>.shown` (`zmqbus.session.owner_files` has the rule) begins with a line that names the
+session. A file of another session (an earlier owner with this pid) counts as not there. After that come the ids, a line
+each, in the order in which they were shown.
 
 * **One write adds.** The file is open for appending and each record goes out in one write, at once: the id is on file
   before the acknowledgement leaves. A record begins with a newline of its own, so that what an earlier one left torn
