@@ -25,7 +25,7 @@ def mode(path: str) -> int:
 
 
 class TestKeys:
-    def test_are_made_once_and_fit_together(self, data, umask):
+    def test_one_matching_set_is_made(self, data, umask):
         client = client_keys(data)
         broker = broker_keys(data)
         assert client == client_keys(data)
@@ -38,7 +38,7 @@ class TestKeys:
         assert mode(data) == mode(f"{data}/keys") == 0o700
         assert {mode(f"{data}/keys/{name}") for name in KEY_FILES} == {0o600}
 
-    def test_both_readers_agree(self, data):
+    def test_files_are_certificates_of_zmq_auth(self, data):
         client, broker = client_keys(data), broker_keys(data)
         theirs = {name: zmq.auth.load_certificate(f"{data}/keys/{name}") for name in KEY_FILES}
         assert theirs == {
@@ -48,14 +48,14 @@ class TestKeys:
             "client.key_secret": (client.public, client.secret),
         }
 
-    def test_show_no_secret(self, data):
+    def test_repr_hides_secrets(self, data):
         client, broker = client_keys(data), broker_keys(data)
         for keys in (client, broker, KeyPair(client.public, client.secret)):
             assert repr(client.secret)[2:-1] not in repr(keys)
             assert repr(broker.secret)[2:-1] not in repr(keys)
             assert "secret=…" in repr(keys)
 
-    def test_threads_that_start_at_once_get_one_set(self, data):
+    def test_concurrent_threads_get_one_set(self, data):
         os.mkdir(data, 0o700)
         start = threading.Barrier(12)
         found: list[ClientKeys] = []
@@ -74,7 +74,7 @@ class TestKeys:
         assert os.listdir(data) == ["keys"]
 
     @pytest.mark.slow
-    def test_processes_that_start_at_once_get_one_set(self, data):
+    def test_concurrent_processes_get_one_set(self, data):
         code = "import sys; from zmqbus.security.keys import client_keys; print(client_keys(sys.argv[1])[1].hex())"
         running = [
             subprocess.Popen([sys.executable, "-c", code, data], stdout=subprocess.PIPE, text=True) for _ in range(30)
@@ -84,7 +84,7 @@ class TestKeys:
         assert len(set(printed)) == 1
         assert os.listdir(data) == ["keys"]
 
-    def test_loser_of_the_race_uses_the_winners(self, data, monkeypatch):
+    def test_loser_of_the_race_uses_the_set_of_the_winner(self, data, monkeypatch):
         os.mkdir(data, 0o700)
         real_rename = os.rename
         winner: list[ClientKeys] = []
@@ -99,7 +99,7 @@ class TestKeys:
         assert os.listdir(data) == ["keys"]
 
     @pytest.mark.parametrize("name", KEY_FILES)
-    def test_missing_file_is_not_made_anew(self, data, name):
+    def test_missing_file_is_not_replaced(self, data, name):
         client_keys(data)
         os.unlink(f"{data}/keys/{name}")
         with pytest.raises(Unauthorized, match=f"{name} is missing; stop the broker .*rm -r '{data}/keys'"):
@@ -128,7 +128,7 @@ class TestKeys:
         ],
         ids=["empty", "half", "cut", "field", "zeros", "long", "character", "group", "short"],
     )
-    def test_damage_is_told_with_its_cure(self, data, name, damage):
+    def test_damage_is_reported_with_its_remedy(self, data, name, damage):
         client_keys(data)
         path = f"{data}/keys/{name}"
         with open(path, "r+b") as file:
@@ -139,7 +139,7 @@ class TestKeys:
         with pytest.raises(Unauthorized, match=rf"{name} .*; stop the broker .* run: rm -r '{data}/keys' "):
             broker_keys(data)
 
-    def test_cure_works(self, data):
+    def test_remedy_works(self, data):
         before = client_keys(data)
         os.unlink(f"{data}/keys/broker.key")
         with pytest.raises(Unauthorized) as error:
@@ -149,7 +149,7 @@ class TestKeys:
         assert client_keys(data) != before
 
     @pytest.mark.parametrize("who", ["broker", "client"])
-    def test_keys_of_two_sets_are_told_apart(self, data, tmp_path, who):
+    def test_keys_of_two_sets_are_refused(self, data, tmp_path, who):
         other = str(tmp_path / "other")
         client_keys(data)
         client_keys(other)
@@ -157,7 +157,7 @@ class TestKeys:
         with pytest.raises(Unauthorized, match=f"{who}.key does not belong to {who}.key_secret"):
             broker_keys(data)
 
-    def test_one_wrong_character_in_a_secret_is_noticed(self, data):
+    def test_wrong_character_in_a_secret_is_noticed(self, data):
         keys = client_keys(data)
         wrong = (b"0" if keys.secret[:1] != b"0" else b"1") + keys.secret[1:]
         with open(f"{data}/keys/client.key_secret", "r+b") as file:
@@ -193,7 +193,7 @@ class TestKeys:
         with pytest.raises(Unauthorized, match="symbolic link"):
             client_keys(data)
 
-    def test_unwritable_directory_is_told(self, data, monkeypatch):
+    def test_unwritable_directory_is_reported(self, data, monkeypatch):
         def denied(*_: object) -> None:
             raise OSError(30, "Read-only file system")
 
@@ -211,7 +211,7 @@ class TestKeys:
             "client_keys(sys.argv[1]); print(' '.join({'zmq.auth', 'logging', 'asyncio', 'pathlib', 'dataclasses',"
             "'subprocess', 'shutil', 'hashlib', 'socket', 'psutil', 'tempfile'} & (set(sys.modules) - before)))"
         )
-        # zmq's own imports are not this module's doing.
+        # Without the imports of zmq itself.
         plain = "import sys, zmq; print(' '.join(sys.modules))"
         used = subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True, check=True).stdout
         zmqs = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Private files and directories: what is refused and how to cure it, and files replaced, locked and read."""
+"""Private files and directories: which are refused and with what remedy; replacing, locking and reading them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def make_file(path, permissions: int = 0o600, content: bytes = b"x") -> str:
     return str(path)
 
 
-def run_cure(error: pytest.ExceptionInfo[Unauthorized]) -> None:
+def run_remedy(error: pytest.ExceptionInfo[Unauthorized]) -> None:
     """Runs the command that the message names, with a shell, as the user would."""
     subprocess.run(str(error.value).split("run: ", 1)[1], shell=True, check=True)
 
 
 class TestDirectories:
-    def test_is_made_private_with_its_parents(self, tmp_path, umask):
+    def test_made_private_with_its_parents(self, tmp_path, umask):
         path = str(tmp_path / "a" / "b" / "c")
         secure_dir(path)
         assert [mode(str(tmp_path / part)) for part in ("a", "a/b", "a/b/c")] == [0o700] * 3
 
-    def test_of_the_user_is_accepted_as_it_is(self, data):
+    def test_private_directory_of_the_user_is_not_changed(self, data):
         os.mkdir(data, 0o700)
         before = os.lstat(data)
         secure_dir(data)
@@ -47,7 +47,7 @@ class TestDirectories:
         assert os.lstat(data) == before
 
     @pytest.mark.parametrize("permissions", [0o750, 0o705, 0o701, 0o777, 0o710])
-    def test_that_others_can_enter_is_refused_with_its_cure(self, tmp_path, permissions):
+    def test_open_to_others_is_refused_with_its_remedy(self, tmp_path, permissions):
         path = str(tmp_path / "it's a; $(dir)")
         os.mkdir(path)
         os.chmod(path, permissions)
@@ -55,7 +55,7 @@ class TestDirectories:
             secure_dir(path)
         assert f"chmod 700 {shlex.quote(path)}" in str(error.value)
         assert mode(path) == permissions
-        run_cure(error)
+        run_remedy(error)
         secure_dir(path)
 
     @pytest.mark.parametrize("slash", ["", "/", "//"])
@@ -71,13 +71,13 @@ class TestDirectories:
             secure_dir(data)
         assert not (tmp_path / "nowhere").exists()
 
-    def test_link_above_is_the_users_business(self, tmp_path):
+    def test_link_above_is_followed(self, tmp_path):
         (tmp_path / "real").mkdir(mode=0o700)
         os.symlink(tmp_path / "real", tmp_path / "link")
         secure_dir(str(tmp_path / "link" / "data"))
         assert mode(str(tmp_path / "real" / "data")) == 0o700
 
-    def test_file_in_its_place_is_refused(self, tmp_path):
+    def test_file_is_refused(self, tmp_path):
         path = make_file(tmp_path / "file")
         with pytest.raises(Unauthorized, match="not a directory"):
             secure_dir(path)
@@ -90,7 +90,7 @@ class TestDirectories:
         with pytest.raises(Unauthorized, match="belongs to another user"):
             secure_dir(data)
 
-    def test_full_disk_is_not_a_matter_of_permission(self, data, monkeypatch):
+    def test_full_disk_is_reported_as_such(self, data, monkeypatch):
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
@@ -100,7 +100,7 @@ class TestDirectories:
 
 
 class TestFiles:
-    def test_private_one_is_accepted(self, tmp_path):
+    def test_private_file_is_opened(self, tmp_path):
         path = make_file(tmp_path / "file")
         check_private_file(path)
         fd = open_private(path, os.O_RDONLY)
@@ -108,13 +108,13 @@ class TestFiles:
         assert not os.get_inheritable(fd)
         os.close(fd)
 
-    def test_is_made_private(self, tmp_path, umask):
+    def test_made_private(self, tmp_path, umask):
         path = str(tmp_path / "new")
         os.close(open_private(path, os.O_RDWR | os.O_CREAT))
         assert mode(path) == 0o600
         check_private_file(path)
 
-    def test_missing_one_is_the_callers_business(self, tmp_path):
+    def test_missing_file_raises_file_not_found(self, tmp_path):
         path = str(tmp_path / "none")
         with pytest.raises(FileNotFoundError):
             check_private_file(path)
@@ -122,23 +122,23 @@ class TestFiles:
             open_private(path, os.O_RDONLY)
 
     @pytest.mark.parametrize("permissions", [0o640, 0o604, 0o602, 0o666, 0o610])
-    def test_that_others_can_read_is_refused_with_its_cure(self, tmp_path, permissions):
+    def test_open_to_others_is_refused_with_its_remedy(self, tmp_path, permissions):
         path = make_file(tmp_path / "a file", permissions)
         with pytest.raises(Unauthorized):
             check_private_file(path)
         with pytest.raises(Unauthorized) as error:
             open_private(path, os.O_RDONLY)
         assert f"chmod 600 {shlex.quote(path)}" in str(error.value)
-        run_cure(error)
+        run_remedy(error)
         check_private_file(path)
 
-    def test_refused_one_is_not_truncated(self, tmp_path):
+    def test_refused_file_is_not_truncated(self, tmp_path):
         path = make_file(tmp_path / "file", 0o644, b"precious")
         with pytest.raises(Unauthorized):
             open_private(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         assert (tmp_path / "file").read_bytes() == b"precious"
 
-    def test_accepted_one_is_truncated(self, tmp_path):
+    def test_accepted_file_is_truncated(self, tmp_path):
         path = make_file(tmp_path / "file")
         os.close(open_private(path, os.O_WRONLY | os.O_TRUNC))
         assert (tmp_path / "file").read_bytes() == b""
@@ -160,7 +160,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_CREAT])
     @pytest.mark.parametrize("kind", ["directory", "fifo", "socket"])
-    def test_what_is_no_file_is_refused_and_blocks_nobody(self, tmp_path, kind, flags):
+    def test_other_kinds_of_files_are_refused_without_blocking(self, tmp_path, kind, flags):
         path = str(tmp_path / "thing")
         if kind == "directory":
             os.mkdir(path, 0o700)
@@ -191,14 +191,14 @@ class TestFiles:
         assert found == expected
 
 
-def test_a_missing_file_is_an_answer(tmp_path: Path) -> None:
+def test_missing_file_is_not_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         private_files.open_file(str(tmp_path / "none"), os.O_RDONLY)
     assert private_files.load_json(str(tmp_path / "none"), 100) is None
     assert not private_files.unlink(str(tmp_path / "none"))
 
 
-def test_what_the_system_refuses_names_the_file_and_the_cure(tmp_path: Path) -> None:
+def test_errors_of_the_system_name_the_file_and_a_remedy(tmp_path: Path) -> None:
     blocked = str(tmp_path / "file" / "below")
     (tmp_path / "file").touch()
     with pytest.raises(NotConnected, match=f"cannot open {blocked}: Not a directory; .* INTER_SESSION_DATA_DIR"):
@@ -218,7 +218,7 @@ def test_links_and_files_open_to_others_are_refused(tmp_path: Path) -> None:
         private_files.load_json(str(target), 100)
 
 
-def test_json_that_is_damaged_or_too_long_is_none(tmp_path: Path) -> None:
+def test_damaged_or_too_long_json_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.touch(0o600)
     for content, limit_bytes, value in (
@@ -232,7 +232,7 @@ def test_json_that_is_damaged_or_too_long_is_none(tmp_path: Path) -> None:
         assert private_files.load_json(str(path), limit_bytes) == value
 
 
-def test_replacing_keeps_the_old_file_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "x")
     private_files.replace(path, b"old")
     written: list[int] = []
@@ -253,7 +253,7 @@ def test_replacing_keeps_the_old_file_when_the_disk_is_full(tmp_path: Path, monk
     assert Path(path).read_bytes() == b"new"
 
 
-def test_whether_an_open_file_still_has_its_name(tmp_path: Path) -> None:
+def test_open_file_that_was_replaced_or_removed(tmp_path: Path) -> None:
     path = str(tmp_path / "x")
     fd = private_files.open_file(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -266,7 +266,7 @@ def test_whether_an_open_file_still_has_its_name(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_a_lock_is_tried_for_without_waiting(tmp_path: Path) -> None:
+def test_lock_is_tried_without_waiting(tmp_path: Path) -> None:
     path = str(tmp_path / "x")
     first, second = (private_files.open_file(path, os.O_RDWR | os.O_CREAT) for _ in range(2))
     try:

@@ -1,16 +1,18 @@
 """The CURVE keys of a data directory: made once, read, and put on a client's socket.
 
-The broker has a pair of keys, and all clients of the user share another one. The client knows the broker's public key,
-so nobody else who holds the port can pass for it; and the broker lets in the client's public key only (`zap`).
+The user is the unit of trust: any process of the user may use the bus, and nobody else may connect to it, read it or
+pose as the broker. The broker has one pair of keys, and all clients of the user share another. A client knows the
+broker's public key, so no other program on the port can pass for the broker; and the broker lets in only the clients'
+public key (`zap`). `private_files` keeps the key files from other users.
 
 *Keys are made once.* Thirty processes may start on an empty data directory. Each that finds no keys makes a whole set
-in a directory of its own and renames that into place. Renaming onto a directory with something in it fails, so there
-is one winner, and the losers use its set. No reader ever sees half a set; a damaged set is therefore an error, and not
-remade: a running broker would go on with the old one, and every client with new keys would be shut out.
+in a directory of its own and renames that into place. Renaming onto a directory that is not empty fails, so there is
+one winner, and the losers use its set. No reader ever sees half a set; a damaged set is therefore an error, and not
+replaced: a running broker would keep the old one and shut out every client with new keys.
 
-Every command imports this module, so it imports nothing costly, zmq included, before a function needs it. The files are
-in the format of `zmq.auth`; they are written and read here, because that package brings logging and asyncio along
-(5 ms, and 1 MB), and the format is two lines.
+Every command imports this module, so it imports nothing costly, zmq included, before a function needs it. The files
+have the format of `zmq.auth`, two lines; they are written and read here because that package imports logging and
+asyncio (5 ms, and 1 MB).
 """
 
 from __future__ import annotations
@@ -29,26 +31,26 @@ if TYPE_CHECKING:
 
 #: A key is 32 bytes, in Z85: 5 characters for every 4 bytes.
 KEY_CHARS = 40
-#: A certificate is about 400 bytes. What is larger is something else, and not worth reading.
+#: A certificate is about 400 bytes. A larger file is something else, and not read.
 MAX_CERTIFICATE_BYTES = 4096
-#: Under such a name beside `keys/` a set is made before it is renamed. One that stays was left by a process that was
-#: killed; nobody uses it.
+#: A set is made in a directory with this prefix beside `keys/` and then renamed. One that stays was left by a process
+#: that was killed; nobody uses it.
 NEW_KEYS_PREFIX = "keys.new-"
 
 
 class KeyPair(NamedTuple):
-    """A CURVE key and its counterpart, in Z85 (40 bytes each)."""
+    """A public CURVE key and its secret key, in Z85 (40 bytes each)."""
 
     public: bytes
     secret: bytes
 
     def __repr__(self) -> str:
-        # What is printed ends up in logs.
+        # A repr ends up in logs.
         return f"KeyPair(public={self.public!r}, secret=…)"
 
 
 class ClientKeys(NamedTuple):
-    """What a client needs: the broker's public key and the pair that all clients of the user share. Z85."""
+    """The keys of a client, in Z85: the broker's public key and the pair that all clients of the user share."""
 
     server_public: bytes
     public: bytes
@@ -59,7 +61,7 @@ class ClientKeys(NamedTuple):
 
 
 class BrokerKeys(NamedTuple):
-    """What the broker needs: its own pair, and the public keys of those it lets in. Z85."""
+    """The keys of the broker, in Z85: its own pair, and the public keys of the clients that it lets in."""
 
     public: bytes
     secret: bytes
@@ -70,9 +72,9 @@ class BrokerKeys(NamedTuple):
 
 
 def client_keys(data_dir: str) -> ClientKeys:
-    """The keys that a client of this data directory needs; makes the directory and the set if there are none.
+    """The keys for a client of this data directory; makes the directory and the set if they are missing.
 
-    Raises `Unauthorized` where permissions are wrong or the set is damaged, `BrokerUnavailable` where none can be made.
+    Raises `Unauthorized` if permissions are wrong or the set is damaged, `BrokerUnavailable` if no set can be made.
     """
     directory = _key_dir(data_dir)
     own = _read_pair(directory, "client")
@@ -80,10 +82,10 @@ def client_keys(data_dir: str) -> ClientKeys:
 
 
 def broker_keys(data_dir: str) -> BrokerKeys:
-    """The keys that the broker of this data directory needs; otherwise like `client_keys`.
+    """The keys for the broker of this data directory; otherwise like `client_keys`.
 
-    Reads the whole set: the broker is the one that can say which file does not fit the others, while a client would
-    see no more than handshakes that never end.
+    Reads the whole set, because only the broker can report which file does not fit the others: a client would only see
+    handshakes that never end.
     """
     directory = _key_dir(data_dir)
     pairs = {who: _read_pair(directory, who) for who in ("broker", "client")}
@@ -94,7 +96,7 @@ def broker_keys(data_dir: str) -> BrokerKeys:
 
 
 def _key_dir(data_dir: str) -> str:
-    """The directory with the keys, checked, and made if there is none."""
+    """The directory with the keys, checked; makes it if it is missing."""
     secure_dir(data_dir)
     directory = Paths(data_dir).keys
     try:
@@ -115,7 +117,7 @@ def _make_keys(data_dir: str, directory: str) -> None:
                 _write_pair(os.path.join(new, who))
             os.rename(new, directory)
         except OSError as error:
-            # These say that another process was faster, or that something else has the name: the caller looks.
+            # Another process was faster, or something else has the name: the caller checks.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
         finally:
@@ -127,8 +129,7 @@ def _make_keys(data_dir: str, directory: str) -> None:
 
 
 def _write_pair(path: str) -> None:
-    """Two certificates as `zmq.auth.create_certificates` writes them, without that module: what it imports would stay
-    in the broker that has made the keys, with 1 MB."""
+    """Writes two certificates as `zmq.auth.create_certificates` does, without the 1 MB that its imports take."""
     import zmq
 
     public, secret = zmq.curve_keypair()
@@ -143,7 +144,7 @@ def _write_pair(path: str) -> None:
 
 
 def _remove(directory: str) -> None:
-    """A set that has no name yet; one that cannot be removed stays, and the doctor tells of it."""
+    """Removes a set that was not renamed into place; the doctor reports one that cannot be removed."""
     try:
         for name in os.listdir(directory):
             os.unlink(os.path.join(directory, name))
@@ -159,15 +160,17 @@ def _read_pair(directory: str, who: str) -> KeyPair:
     public, secret = _read_certificate(directory, name)
     if secret is None:
         raise _damaged(directory, name, "holds no secret key")
-    # 10 µs. Without it, one damaged character shows as a broker that never answers.
+    # 10 µs. Without this check, one damaged character looks like a broker that never answers.
     if zmq.curve_public(secret) != public:
         raise _damaged(directory, name, "holds two keys that do not belong together")
     return KeyPair(public, secret)
 
 
 def _read_certificate(directory: str, name: str) -> tuple[bytes, bytes | None]:
-    """The public key and, where there is one, the secret key of a `zmq.auth` certificate. Agrees with its own reader,
-    but for what that one lets pass and CURVE would not."""
+    """The public key and, where there is one, the secret key of a `zmq.auth` certificate.
+
+    Stricter than the reader of `zmq.auth` only where that accepts keys that CURVE refuses.
+    """
     try:
         fd = open_private(os.path.join(directory, name), os.O_RDONLY)
     except FileNotFoundError:
@@ -177,7 +180,7 @@ def _read_certificate(directory: str, name: str) -> tuple[bytes, bytes | None]:
     finally:
         os.close(fd)
     if len(content) > MAX_CERTIFICATE_BYTES:
-        raise _damaged(directory, name, "is no certificate")
+        raise _damaged(directory, name, "is not a certificate")
     keys: dict[bytes, bytes] = {}
     for line in content.splitlines():
         field, equals, value = line.strip().partition(b"=")
@@ -185,7 +188,7 @@ def _read_certificate(directory: str, name: str) -> tuple[bytes, bytes | None]:
         if equals and field in (b"public-key", b"secret-key"):
             key = value.strip(b" \t'\"")
             if not _is_key(key):
-                raise _damaged(directory, name, f"holds a {field.decode()} that is none")
+                raise _damaged(directory, name, f"holds an invalid {field.decode()}")
             keys.setdefault(field, key)
     if b"public-key" not in keys:
         raise _damaged(directory, name, "holds no public key")
@@ -214,8 +217,8 @@ def _damaged(directory: str, name: str, fault: str) -> Unauthorized:
 
 
 def curve_client(socket: zmq.Socket[Any], keys: ClientKeys) -> None:
-    """Makes the socket a client of the broker with these keys. To be called before it connects."""
-    # Without it, anyone who holds the port would be believed to be the broker.
+    """Makes the socket a client of the broker with these keys. Call it before the socket connects."""
+    # Without it, any program on the port would pass for the broker.
     socket.curve_serverkey = keys.server_public
     # Without these two, libzmq refuses to connect with CURVE; with others, the broker refuses us.
     socket.curve_publickey = keys.public

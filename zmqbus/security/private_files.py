@@ -1,9 +1,9 @@
 """Private files and directories: only the owner may touch them.
 
-The data directory is 0700 and every file in it 0600, and none of them is a link: a link could have been laid by
-whoever may write to the directory above, and "0600" says nothing about where it leads. Refuse what does not fit
-(`Unauthorized`), and never repair it: the contents may have been read by then, and only the user can say whether that
-matters. The error names the command that repairs it.
+The data directory is 0700 and every file in it 0600, and none of them is a link: anyone who may write to the directory
+above could have made the link, and "0600" says nothing about its target. Any other file is refused (`Unauthorized`) and
+never repaired: its contents may have been read by then, and only the user can say whether that matters. The error names
+the command that repairs it.
 
 `open_private` passes any other OSError on. `open_file` and the functions below it raise `NotConnected` instead, with
 the file and the remedy; only FileNotFoundError passes through, because there it is an answer.
@@ -24,15 +24,15 @@ from zmqbus.errors import BrokerUnavailable, NotConnected, Unauthorized
 
 DIR_MODE = 0o700
 FILE_MODE = 0o600
-#: Any of these bits lets somebody else in.
+#: Any of these bits lets other users in.
 _OTHERS = 0o077
 
 
 def secure_dir(path: str) -> None:
-    """Makes sure that `path` is a directory of the user's own that nobody else can enter.
+    """Makes sure that `path` is a directory of the user that nobody else can enter.
 
-    Makes it, and the directories above that are missing, with mode 0700. Raises `Unauthorized` if it is there and is a
-    link, no directory, somebody else's, or open to others (what is there is never changed), or if it may not be made;
+    Makes it and its missing parents with mode 0700. Raises `Unauthorized` if something exists there that is a link, no
+    directory, somebody else's or open to others (it is never changed), or if the directory may not be made;
     `BrokerUnavailable` if the system cannot make it now.
     """
     # lstat follows a link whose name ends with a slash.
@@ -52,7 +52,7 @@ def secure_dir(path: str) -> None:
 
 
 def check_private_dir(path: str) -> None:
-    """Raises `Unauthorized` unless `path` is a directory of the user's own that nobody else can enter.
+    """Raises `Unauthorized` unless `path` is a directory of the user that nobody else can enter.
 
     Raises FileNotFoundError if there is none.
     """
@@ -60,22 +60,22 @@ def check_private_dir(path: str) -> None:
 
 
 def check_private_file(path: str) -> None:
-    """Raises `Unauthorized` unless `path` is a regular file of the user's own that nobody else can read or write.
+    """Raises `Unauthorized` unless `path` is a regular file of the user that nobody else can read or write.
 
-    Raises FileNotFoundError if there is none. Whoever wants to open the file takes `open_private`, which checks what it
-    has opened; what this one has seen may be another file by then.
+    Raises FileNotFoundError if there is none. To open the file, use `open_private`, which checks the file that it has
+    opened; by then, the name may mean another file than it did here.
     """
     _check(path, os.lstat(path), directory=False)
 
 
 def open_private(path: str, flags: int) -> int:
-    """Opens a private file with `flags` of `os.open`, and returns the descriptor (not inherited by other programs).
+    """Opens a private file with `flags` of `os.open`; returns the descriptor, which other programs do not inherit.
 
-    A file that `O_CREAT` makes is 0600, whatever the umask. Raises `Unauthorized` for a file that `check_private_file`
-    would refuse, before anything in it is changed; any other OSError (no such file, disk full) passes through.
+    `O_CREAT` makes the file 0600, whatever the umask. Raises `Unauthorized` for a file that `check_private_file` would
+    refuse, before anything in it is changed; any other OSError (no such file, disk full) passes through.
     """
-    # O_NOFOLLOW refuses a link as the last part of the path. O_NONBLOCK keeps a FIFO from holding us up before we can
-    # see what it is; to regular files it means nothing. O_TRUNC has to wait until we know whose file it is.
+    # O_NOFOLLOW refuses a link as the last part of the path. O_NONBLOCK keeps a FIFO from blocking before it can be
+    # recognised, and means nothing to regular files. O_TRUNC has to wait until the owner of the file is known.
     safe = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     try:
         fd = os.open(path, (flags | safe) & ~os.O_TRUNC, FILE_MODE)
@@ -92,7 +92,7 @@ def open_private(path: str, flags: int) -> int:
         found = os.fstat(fd)
         _check(path, found, directory=False)
         if flags & os.O_CREAT and found.st_mode & FILE_MODE != FILE_MODE:
-            os.fchmod(fd, FILE_MODE)  # a umask like 0777 took bits away that the next to open it will need
+            os.fchmod(fd, FILE_MODE)  # a umask like 0777 took away bits that the next reader needs
         if flags & os.O_TRUNC:
             os.ftruncate(fd, 0)
     except BaseException:
@@ -102,10 +102,9 @@ def open_private(path: str, flags: int) -> int:
 
 
 def read_small(path: str, limit_bytes: int) -> bytes:
-    """What a small file of the data directory holds, whoever made it; for what proves nothing by itself (a pid).
+    """The contents of a small file of the data directory, without a look at its owner: for a hint such as a pid.
 
-    Never waits: a link, a FIFO or a device in its place is refused, and so is what is longer than `limit_bytes`. Raises
-    OSError.
+    Never waits. Raises OSError; also for a link, a FIFO or a device, and for a file longer than `limit_bytes`.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
@@ -120,15 +119,15 @@ def read_small(path: str, limit_bytes: int) -> bytes:
 
 
 def _check(path: str, found: os.stat_result, *, directory: bool) -> None:
-    what, mode = ("directory", DIR_MODE) if directory else ("file", FILE_MODE)
+    kind, mode = ("directory", DIR_MODE) if directory else ("file", FILE_MODE)
     user = os.geteuid()
     if stat.S_ISLNK(found.st_mode):
-        cure = "remove it"
+        remedy = "remove it"
         if directory:
-            cure += ", or set INTER_SESSION_DATA_DIR to the directory that is meant"
-        raise Unauthorized(f"{path} is a symbolic link, which is never followed here; {cure}")
+            remedy += ", or set INTER_SESSION_DATA_DIR to the directory that is meant"
+        raise Unauthorized(f"{path} is a symbolic link, which is never followed here; {remedy}")
     if not (stat.S_ISDIR(found.st_mode) if directory else stat.S_ISREG(found.st_mode)):
-        raise Unauthorized(f"{path} is not a {what}; move it out of the way")
+        raise Unauthorized(f"{path} is not a {kind}; move it out of the way")
     if found.st_uid != user:
         if is_unmapped(found.st_uid):
             raise Unauthorized(
@@ -149,7 +148,7 @@ def _check(path: str, found: os.stat_result, *, directory: bool) -> None:
 
 
 def _check_above(path: str) -> None:
-    """Raises `Unauthorized` where the lowest directory above `path` that can be seen is not the user's own."""
+    """Raises `Unauthorized` if the lowest visible directory above `path` is not the user's own."""
     while (parent := os.path.dirname(path)) != path:
         path = parent
         try:
@@ -161,7 +160,7 @@ def _check_above(path: str) -> None:
 
 
 def is_unmapped(uid: int) -> bool:
-    """Whether a file's uid is the one that stands for all users who have none in this user namespace."""
+    """Whether this uid stands for all users without an id in this user namespace."""
     try:
         with open("/proc/sys/kernel/overflowuid", "rb") as file:
             if int(file.read(32)) != uid:
@@ -170,19 +169,19 @@ def is_unmapped(uid: int) -> bool:
             ranges = [[int(word) for word in line.split()] for line in file.read(65536).splitlines()]
     except (OSError, ValueError):
         return False
-    # Where all ids are mapped, as in the first namespace, it is a user like others.
+    # Where all ids are mapped, as in the first namespace, it is an ordinary user.
     return not any(first <= uid < first + count for first, _, count in ranges)
 
 
 def _make_dirs(path: str) -> None:
     parent = os.path.dirname(path)
     if parent != path and not os.path.isdir(parent):
-        # These are made as private as the last one: a parent that others may write to would let them exchange it.
+        # As private as the last one: others who may write to a parent could exchange the directory in it.
         _make_dirs(parent)
     try:
         os.mkdir(path, DIR_MODE)
     except FileExistsError:
-        return  # another process was faster; the caller looks at what is there
+        return  # another process was faster; the caller checks the result
     if os.lstat(path).st_mode & DIR_MODE != DIR_MODE:
         os.chmod(path, DIR_MODE)  # the umask took bits away
 
@@ -196,12 +195,12 @@ def _no_dir(path: str, error: OSError) -> Unauthorized | BrokerUnavailable:
 
 
 def shell_quoted(path: str) -> str:
-    """For a POSIX shell. Always in quotes, so that a command in a sentence has a visible end."""
+    """Quotes a path for a POSIX shell, always, so that a command in a sentence has a visible end."""
     return "'" + path.replace("'", "'\"'\"'") + "'"
 
 
 def file_error(verb: str, path: str, error: OSError) -> NotConnected:
-    """The error to raise for what the system refused."""
+    """The error to raise when the system refuses to open, lock, read, write or remove a private file."""
     return NotConnected(
         f"cannot {verb} {path}: {error.strerror or error}; make its directory writable and free some space, "
         "or set INTER_SESSION_DATA_DIR to a directory on a local disk"
@@ -209,7 +208,7 @@ def file_error(verb: str, path: str, error: OSError) -> NotConnected:
 
 
 def open_file(path: str, flags: int) -> int:
-    """Opens a private file. Raises FileNotFoundError as it is: here that is an answer, not a fault."""
+    """Like `open_private`, but raises `NotConnected` for every OSError except FileNotFoundError."""
     try:
         return open_private(path, flags)
     except FileNotFoundError:
@@ -219,7 +218,7 @@ def open_file(path: str, flags: int) -> int:
 
 
 def try_lock(fd: int, path: str, kind: int) -> bool:
-    """Tries for a lock, without waiting. False: it is held in a way that excludes this one."""
+    """Tries to flock the file without waiting; False if another lock on it excludes this one."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -230,7 +229,7 @@ def try_lock(fd: int, path: str, kind: int) -> bool:
 
 
 def is_at(fd: int, path: str) -> bool:
-    """Is the open file still the one that has this name?"""
+    """Whether the open file is still the one with this name."""
     try:
         there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -240,7 +239,7 @@ def is_at(fd: int, path: str) -> bool:
 
 
 def unlink(path: str) -> bool:
-    """Removes a file; False: there was none."""
+    """Removes a file; False if there was none."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -251,7 +250,7 @@ def unlink(path: str) -> bool:
 
 
 def replace(path: str, data: bytes) -> None:
-    """Writes a private file whole, or leaves the old one. The caller is the only one who writes it."""
+    """Writes a private file completely, or leaves the old one. Only one process at a time may write it."""
     draft = path + ".tmp"
     try:
         fd = open_private(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -266,12 +265,12 @@ def replace(path: str, data: bytes) -> None:
         try:
             os.unlink(draft)
         except OSError:
-            pass  # the first failure is the one to tell about; a draft that is left is written over
+            pass  # the first failure is the one to report; the next call overwrites a draft that is left
         raise file_error("write", path, error) from error
 
 
 def load_json(path: str, limit_bytes: int) -> Any:
-    """What a private JSON file holds; None where there is none, or it is damaged. Raises Unauthorized."""
+    """The value in a private JSON file; None if there is no file or it is damaged. Raises `Unauthorized`."""
     try:
         fd = open_file(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -288,7 +287,7 @@ def load_json(path: str, limit_bytes: int) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value that this JSON stands for; None where it is damaged."""
+    """The value of a JSON text; None if it is damaged."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):  # torn, not UTF-8, not JSON, or nested until the parser gives up

@@ -1,9 +1,9 @@
 """Authentication in the broker's context (ZAP, RFC 27): who may connect to its sockets.
 
-libzmq asks for each handshake with a request to an inproc socket. That handler has to be there: without one, libzmq
-lets in everyone who knows the broker's *public* key. The handlers that come with pyzmq want a thread or an event loop
-(theirs is a coroutine), and the broker is one thread with a poller; so the rule is a pure function here (`zap_reply`),
-and the handler one more socket in the broker's poll.
+For each handshake, libzmq sends a request to an inproc socket. A handler has to listen there: without one, libzmq lets
+in everyone who knows the broker's *public* key. The handlers of pyzmq need a thread or an event loop, and the broker is
+one thread with a poller; so the rule is a pure function here (`zap_reply`), and the handler one more socket in the
+broker's poll.
 """
 
 from __future__ import annotations
@@ -16,38 +16,36 @@ if TYPE_CHECKING:
     import zmq
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-#: libzmq sends it along with each request; that it is set at all is what matters (see `curve_server`).
+#: libzmq sends it along with each request; it only matters that it is set (see `curve_server`).
 ZAP_DOMAIN = b"zmqbus"
 ZAP_VERSION = b"1.0"
-#: A CURVE key as libzmq hands it over.
+#: The size of a CURVE key as libzmq sends it.
 RAW_KEY_BYTES = 32
 #: version, request id, domain, address, identity, mechanism; the credentials follow.
 _ZAP_FIXED_FRAMES = 6
-#: Handshakes answered in one go. More are waiting only in a flood, and then the messages of those who are in go first.
+#: Handshakes answered in one call. Only in a flood there are more, and then the messages of connected clients go first.
 MAX_HANDSHAKES = 100
-#: A handler's socket that has answered so many gives way to another one (see `ZapHandler.renew`): 0.6 MB.
+#: After so many answers the handler's socket is replaced (see `ZapHandler.renew`): 0.6 MB.
 RENEW_AFTER = 100
-#: And is closed so much later: libzmq finds the handler and writes its request in one go, within microseconds. (In a
-#: storm, what has not been let go of yet makes holes that stay: with 0.2 s they were 4 MB for 1,000 sessions.)
+#: The old socket is closed so much later: libzmq finds the handler and writes its request within microseconds. (In a
+#: storm of connections, memory that is freed late leaves holes that stay: 4 MB for 1,000 sessions with 0.2 s.)
 RETIRED_S = 0.05
 
 
 def curve_server(socket: zmq.Socket[Any], keys: BrokerKeys) -> None:
-    """Makes the socket a server that talks CURVE only, and asks the context's `ZapHandler`. To be called before it
-    binds."""
+    """Makes the socket a server that speaks only CURVE and asks the context's `ZapHandler`. Call it before it binds."""
     # Without it, a client with no mechanism (NULL) would get in.
     socket.curve_server = True
     # Without it, no handshake can be answered. (The public key follows from it.)
     socket.curve_secretkey = keys.secret
-    # Without these two, libzmq takes a context that has no handler (yet, or no more) to mean that all may come in.
+    # Without this and the next one, libzmq lets everyone in while the context has no handler (yet, or any more).
     socket.zap_domain = ZAP_DOMAIN
-    # Declared as a draft, though the stable builds have it too. In one without it, the handler that has to be there
-    # anyway does the refusing; this was for the day when it is missing.
+    # A draft option that stable builds have too. In a build without it, only a missing handler would let anyone in.
     _enforces_domain(socket)
 
 
 def _enforces_domain(socket: zmq.Socket[Any]) -> bool:
-    """Has the socket refuse all while there is no handler; whether this libzmq can."""
+    """Makes the socket refuse everyone while there is no handler; False if this libzmq cannot."""
     import zmq
 
     try:
@@ -58,11 +56,11 @@ def _enforces_domain(socket: zmq.Socket[Any]) -> bool:
 
 
 def zap_reply(frames: list[bytes], allowed: frozenset[bytes]) -> list[bytes] | None:
-    """The answer to a request of RFC 27, both without their routing envelope.
+    """The reply to a request of RFC 27, both without their routing envelope.
 
-    Lets in (200, user id "user") who has proved with CURVE that it holds one of the `allowed` keys (Z85) and comes from
-    this machine; refuses all others (400) with a reason. A request that breaks the RFC gets 500, or None where it has
-    not even an id to answer to. Never raises.
+    Accepts (200, user id "user") a client of this machine that has proved with CURVE that it holds one of the `allowed`
+    keys (Z85); refuses all others (400) with a reason. A request that breaks the RFC gets 500, or None if it has no id
+    to reply to. Never raises.
     """
     if len(frames) < 2:
         return None
@@ -75,13 +73,13 @@ def zap_reply(frames: list[bytes], allowed: frozenset[bytes]) -> list[bytes] | N
         return _zap_answer(request_id, b"400", b"only CURVE is spoken here")
     if len(credentials) != 1 or len(credentials[0]) != RAW_KEY_BYTES:
         return _zap_answer(request_id, b"500", b"CURVE takes one key of 32 bytes")
-    # The sockets are bound to loopback, so no other address occurs; should a change ever open them, this stays shut.
+    # The sockets are bound to loopback, so no other address occurs; if a change ever opens them, this still refuses.
     if not address.startswith(b"127."):
         return _zap_answer(request_id, b"400", b"not from this machine")
 
     from zmq.utils import z85
 
-    # A public key is no secret, so the time that the comparison takes tells nothing.
+    # A public key is no secret, so the time that the comparison takes reveals nothing.
     if z85.encode(credentials[0]) not in allowed:
         return _zap_answer(request_id, b"400", b"unknown key")
     return _zap_answer(request_id, b"200", b"OK", user=b"user")
@@ -94,7 +92,7 @@ def _zap_answer(request_id: bytes, status: bytes, text: bytes, user: bytes = b""
 class ZapHandler:
     """Answers the handshakes of all sockets of a context. Its owner polls `sockets` for input and calls `handle`.
 
-    Has to be there before the first socket of the context binds: handshakes that come earlier are refused.
+    Make it before the first socket of the context binds: earlier handshakes are refused.
     """
 
     def __init__(self, context: zmq.Context[Any], allowed: frozenset[bytes]) -> None:
@@ -112,28 +110,25 @@ class ZapHandler:
         self._retired: zmq.Socket[bytes] | None = None
         #: Where handshakes are asked for now.
         self.socket = self._open()
-        #: What is to be polled; others after a `renew` that says so.
+        #: The sockets to poll; `renew` says when they change.
         self.sockets: tuple[zmq.Socket[bytes], ...] = (self.socket,)
         try:
-            self._may_renew = _enforces_domain(self.socket)  # else all would get in while no socket is bound
+            self._may_renew = _enforces_domain(self.socket)  # otherwise everyone would get in while no socket is bound
             self.socket.bind(ZAP_ENDPOINT)
         except BaseException:
             self.socket.close()
             raise
 
-    def __repr__(self) -> str:
-        return f"<ZapHandler: {len(self.allowed)} keys allowed, {self.refused} handshakes refused>"
-
     def _open(self) -> zmq.Socket[bytes]:
         import zmq
 
         socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        # Without it, ending the context could wait for answers to peers that have gone.
+        # Without it, ending the context could wait for replies to peers that have gone.
         socket.linger = 0
         return socket
 
     def handle(self) -> int:
-        """Answers what is waiting, `MAX_HANDSHAKES` at most, without ever blocking; returns how many it took."""
+        """Answers waiting requests, `MAX_HANDSHAKES` at most, without ever blocking; returns how many."""
         taken = 0
         for socket in self.sockets:
             while taken < MAX_HANDSHAKES and self._answer(socket):
@@ -141,12 +136,12 @@ class ZapHandler:
         return taken
 
     def _answer(self, socket: zmq.Socket[bytes]) -> bool:
-        """Answers one request; whether there was one."""
+        """Answers one request; False if there was none."""
         try:
             message = socket.recv_multipart(self._dont_wait)
         except self._again:
             return False
-        # The envelope: the way back, ended by an empty frame.
+        # The envelope is the routing ids up to an empty frame.
         body = message.index(b"") + 1 if b"" in message else len(message)
         answer = zap_reply(message[body:], self.allowed)
         self._answered += 1
@@ -158,18 +153,18 @@ class ZapHandler:
         return True
 
     def renew(self, now_s: float) -> bool:
-        """Lets go of what connections that are in still hold here; to be called now and then, with the monotonic time.
-        Returns whether there are other `sockets` than before.
+        """Frees the memory of finished handshakes; call it now and then, with the monotonic time.
 
-        libzmq connects to the handler anew for each handshake, and keeps that as long as the peer is connected, though
-        nothing will pass there again: 34 KB, of which 6 KB are touched. It ends with the socket that answered. So that
-        one is replaced; and closed when whoever had found it has had his answer. A handshake that falls between the
-        unbind and the bind is refused (`ZAP_ENFORCE_DOMAIN`), and its peer comes again within 40 ms.
+        Returns whether `sockets` has changed. libzmq connects to the handler for each handshake and keeps that
+        connection as long as the peer is connected, though nothing will pass there again: 34 KB, of which 6 KB are
+        touched. It ends with the socket that answered. So that socket is replaced, and closed when the requests that
+        were on their way to it are answered. A handshake between the unbind and the bind is refused
+        (`ZAP_ENFORCE_DOMAIN`), and its peer tries again within 40 ms.
         """
         if self._retired is not None:
             if now_s - self._retired_s < RETIRED_S:
                 return False
-            if self._answer(self._retired):  # a pause kept it from being answered before, and there may be more
+            if self._answer(self._retired):  # a pause of this process delayed it, and there may be more
                 self._retired_s = now_s
                 return False
             self._retired.close()
@@ -181,7 +176,7 @@ class ZapHandler:
         try:
             fresh = self._open()
         except self._error:
-            return False  # no file or socket is left: the old one goes on
+            return False  # no descriptor or socket is left: the old socket stays
         self.socket.unbind(ZAP_ENDPOINT)
         fresh.bind(ZAP_ENDPOINT)
         self._retired, self._retired_s = self.socket, now_s
