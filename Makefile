@@ -19,6 +19,8 @@ PY := $(VENV)/bin/python
 RUNTIME := $(VENV)/.made-runtime
 DEV := $(VENV)/.made-dev
 BENCH := $(VENV)/.made-bench
+WORKFLOWS := $(VENV)/.made-workflows
+FUZZ := $(VENV)/.made-fuzz
 
 # Runs its arguments with a home and a data directory of their own, which are removed afterwards, and without the
 # settings of whoever works here: no target may touch their sessions.
@@ -27,7 +29,7 @@ SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
 	mkdir -m 0700 "$$tmp/home" "$$tmp/data" && HOME="$$tmp/home" INTER_SESSION_DATA_DIR="$$tmp/data" "$$@"' sandbox
 
-.PHONY: help demo test soak sweep fuzz mutants bench guard check lint format venv clean
+.PHONY: help demo test soak sweep fuzz fuzz-codec mutants bench guard check lint lint-ci format notes oldest dist release-check venv clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,6 +51,9 @@ sweep: $(DEV) ## the simulated bus and the crash consistency, with thousands of 
 fuzz: $(DEV) ## 600,000 hostile envelopes; ARGS=--help: other numbers, and the seed of a run that has found something
 	@$(SANDBOX) $(PY) -m tests.fuzz.play $(ARGS)
 
+fuzz-codec: $(FUZZ) ## a coverage-guided fuzzer against the decoder, five minutes; ARGS=…: options of libFuzzer
+	@$(SANDBOX) $(PY) -m tests.fuzz.codec_target -max_total_time=300 -artifact_prefix=.fuzz/ $(ARGS) .fuzz/corpus
+
 mutants: $(DEV) ## takes out each line that keeps a promise, and sees whether a test notices
 	@$(SANDBOX) $(PY) -m tests.mutants $(ARGS)
 
@@ -67,14 +72,44 @@ lint: $(DEV) ## the part of check that runs nothing: format, rules, types, layer
 	$(VENV)/bin/mypy
 	@$(SANDBOX) $(PY) -m pytest -q tests/test_layering.py
 
+lint-ci: $(WORKFLOWS) ## checks .github/: forms and workflows by schema, and what a hostile pull request could do
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(VENV)/bin/zizmor --offline --quiet .github
+
 format: $(DEV) ## puts the sources into form
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+notes: $(DEV) ## checks the fragments in changes/ and prints the notes of the next release
+	@$(SANDBOX) $(PY) -m pytest -q tests/test_release_notes.py
+	@$(PY) -m towncrier build --draft --version "$$($(PY) -c 'import zmqbus; print(zmqbus.__version__)')"
+
+oldest: $(DEV) ## replaces the runtime packages in .venv by the oldest supported ones: the lower bounds of requirements.txt
+	sed -n 's/^\([a-z]*\)>=\([0-9.]*\),.*/\1==\2/p' requirements.txt > $(VENV)/oldest.txt
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
+	$(PY) -m pip install --disable-pip-version-check -r $(VENV)/oldest.txt
+
+dist: $(DEV) ## builds sdist and wheel into dist/, the wheel from the sdist
+	rm -rf dist && mkdir dist
+	$(PY) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+	mkdir dist/unpacked && tar -xzf dist/*.tar.gz -C dist/unpacked --strip-components 1
+	cd dist/unpacked && $(abspath $(PY)) -c 'from setuptools import build_meta; build_meta.build_wheel("..")'
+	rm -rf dist/unpacked
+
+release-check: ## TAG=vX.Y.Z: is the tree ready to be released under this tag?
+	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' zmqbus/__init__.py); \
+	[ "v$$version" = "$(TAG)" ] || { echo "the tag is $(TAG), and the version in zmqbus/__init__.py is $$version" >&2; exit 1; }; \
+	grep -q "^## $$version, " CHANGELOG.md || { echo "CHANGELOG.md has no section $$version; run towncrier build" >&2; exit 1; }; \
+	left=$$(ls changes | grep '\.[a-z]*\.md$$' || true); \
+	[ -z "$$left" ] || { echo "fragments are left in changes/:" $$left >&2; exit 1; }
+
 venv: $(DEV) ## .venv with everything, for an editor
 
 clean: ## removes .venv and all that was made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Makes $(VENV) if there is none that works, and installs $(1) into it. With uv where there is one: it is faster, and
@@ -119,4 +154,12 @@ $(DEV): pyproject.toml requirements.txt
 
 $(BENCH): pyproject.toml requirements.txt
 	$(call install,.[bench])
+	@touch $(RUNTIME)
+
+$(WORKFLOWS): pyproject.toml requirements.txt
+	$(call install,.[workflows])
+	@touch $(RUNTIME)
+
+$(FUZZ): pyproject.toml requirements.txt
+	$(call install,.[fuzz])
 	@touch $(RUNTIME)
