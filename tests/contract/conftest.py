@@ -1,4 +1,4 @@
-"""The two worlds as fixtures: a test that takes `world` runs in both, and says the same of both."""
+"""The two worlds as fixtures: a test that takes `world` runs in both."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def _world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 @pytest.fixture(params=["sim", pytest.param("real", marks=pytest.mark.slow)])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """Each of the two worlds. (The real one has a broker for each test: a minute for all of them.)"""
+    """Each of the two worlds. (The real one starts a broker for each test: a minute for all of them.)"""
     yield from _world(request)
 
 
 @pytest.fixture
 def sim() -> SimWorld:
-    """The simulated one alone: for what takes longer than a test may last."""
+    """The simulated world alone, for tests that let minutes or days pass."""
     return SimWorld()

@@ -1,4 +1,4 @@
-"""The real world: a broker as users get it, sockets, files, and the clock on the wall."""
+"""The real world: a broker process, sockets, files and real time."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from zmqbus.settings import Settings
 from zmqbus.wire import codec, verbs
 from zmqbus.wire.verbs import Role, Scope
 
-#: What takes longer than this does not happen, on two cores that many share.
+#: How long a condition may take, s, on two cores that many share.
 DEADLINE_S = 90.0
-#: How long the test's thread sleeps where nothing comes: timers of the clients are looked at so often.
+#: How long the test's thread waits for input, s, before it checks the clients' timers.
 PUMP_S = 0.02
-#: Between two probes of a mark, at last.
+#: The longest pause between two probes of a presence subscription, s.
 MAX_PAUSE_S = 4.0
-#: Between two looks at who is there, at last: the broker allows ten lists a second.
+#: The longest pause between two LISTs, s: the broker allows ten a second.
 LOOK_S = 0.2
 
 
 class _Monitor(zmq.Socket[bytes]):
-    """Notes the descriptor of the connection that it tells of."""
+    """A monitor socket that notes the file descriptor of the connection."""
 
     connected_fd = -1
 
@@ -64,30 +64,30 @@ class _Link(Link):
 
     @property
     def sockets(self) -> Iterable[zmq.Socket[bytes]]:
-        """What can have something to read."""
+        """The sockets that can have input."""
         yield from filter(None, (self._dealer, self._monitor, self._subscriber))
 
     def cut_dealer(self) -> None:
-        """Shuts the TCP connection down, for both of its ends."""
+        """Shuts down the TCP connection, for both of its ends."""
         with socket.socket(fileno=os.dup(self._cutter.connected_fd)) as connection:
             assert connection.getpeername()[1] == self._settings.port
             connection.shutdown(socket.SHUT_RDWR)
 
     def cut_subscriber(self) -> None:
-        """Gives the SUB another TCP connection; its filters go over that one, too."""
+        """Reconnects the SUB; its filters are sent again over the new TCP connection."""
         assert self._subscriber is not None and self.core.welcome is not None
         endpoint = link_module.endpoint(self.core.welcome.pub_port)
         self._subscriber.disconnect(endpoint)
         self._subscriber.connect(endpoint)
 
     def lose_published(self, timeout_s: float) -> None:
-        """Reads one message from the SUB, for nobody."""
+        """Reads one message from the SUB, and discards it."""
         assert self._subscriber is not None
         assert self._subscriber.poll(int(timeout_s * 1000)), "nothing was published"
         self._subscriber.recv_multipart(zmq.NOBLOCK)
 
     def abandon(self) -> None:
-        """Closes without the courtesy of sending what is left."""
+        """Closes without sending queued messages."""
         self._connected = False
         self.close()
 
@@ -134,14 +134,14 @@ class RealMember(Member):
                     self.closed.append(reason)
 
     def pump(self) -> None:
-        """Deals with what has come, and does not wait."""
+        """Handles all input, without waiting."""
         self.perform(self.link.pump(0))
 
     def raw(self, *envelopes: verbs.Envelope) -> None:
         self.link._dealer.send_multipart(codec.encode(envelopes), zmq.NOBLOCK)
 
     def cut(self) -> None:
-        self.world.until(lambda: self.ready)  # a connection that is there
+        self.world.until(lambda: self.ready)  # so that there is a connection to cut
         before = self.losses
         self.link.cut_dealer()
         if self.core.persona.role in (Role.LISTENER, Role.PROGRAM):
@@ -177,14 +177,14 @@ class RealMember(Member):
 
 
 class RealWorld(World):
-    """A broker as users get it, sockets, files, and the clock on the wall."""
+    """A broker process, sockets, files and real time."""
 
     def __init__(self, settings: Settings, patch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.settings = settings
         self._launch = launch.launch
-        # The world starts its brokers itself. Of a broker's death all members hear at once, and each would start a
-        # candidate of its own, which is another contract (and half a second) than this one.
+        # The world starts its brokers itself: otherwise each member would start a candidate after a broker's death,
+        # which is tested in tests/real/test_broker_life.py and takes half a second.
         patch.setattr(launch, "launch", lambda settings: "")
         own = process_of(os.getpid())
         self.living_owner = own.text
@@ -219,13 +219,13 @@ class RealWorld(World):
         return [member for member in members if not member.ended and not member.stopped]
 
     def attach(self, *members: Member) -> None:
-        # Nobody but the broker sees a mark. But then a broadcast that is for one session alone comes over its SUB.
+        # Only the broker sees a presence subscription; once it has, a broadcast to one session comes over the SUB.
         self._prober = self._prober or self.guest("prober")
         for member in members:
             topic = f"probe-{member.core.persona.pid}"
             before = len(member.overheard)
             pause_s = PUMP_S
-            while len(member.overheard) == before:  # the mark may take as long as it likes
+            while len(member.overheard) == before:  # until the subscription is known
                 probe = self._prober.send(topic, b"probe", scope=Scope.TOPIC)
                 self.until(lambda member=member: member.handed)  # type: ignore[misc]
                 assert member.bodies == [b"probe"]
@@ -233,7 +233,7 @@ class RealWorld(World):
                 member.history.pop()
                 self._prober.hears(probe, (1, 0))
                 if len(member.overheard) == before:
-                    # Not at once: the prober, too, may broadcast sixty times a minute only.
+                    # After a pause: the prober may broadcast only sixty times a minute.
                     next_s = self.now_s + pause_s
                     self.until(lambda: self.now_s >= next_s)  # noqa: B023
                     pause_s = min(2 * pause_s, MAX_PAUSE_S)
@@ -260,7 +260,7 @@ class RealWorld(World):
         poller.poll(int(PUMP_S * 1000))
 
     def quiet(self) -> None:
-        # Twice: what the first round has brought may cause something for somebody else.
+        # Twice: input of the first round may cause messages to others.
         for _ in range(2):
             self.until(lambda: all(member.ready or member.closed for member in self._turning()))
             self._barriers += 1
@@ -273,7 +273,7 @@ class RealWorld(World):
                 member.responses.pop(ref, None)
 
     def see_off(self, persona: core.Persona) -> None:
-        """Waits until the broker knows that this process has gone; in the simulated world it does at once."""
+        """Waits until the broker knows that this process is gone, which the simulated broker knows at once."""
         if persona.role not in (Role.LISTENER, Role.PROGRAM) or self._stalled or self._closing:
             return
         self._watcher = self._watcher or self.observer()
@@ -285,7 +285,7 @@ class RealWorld(World):
             pause_s = min(2 * pause_s, LOOK_S)
 
     def _is_listed(self, persona: core.Persona) -> bool:
-        """Whether this process is the session's connected one."""
+        """Whether this process is the connected one of its session."""
         assert self._watcher is not None
         page = self._watcher.request(verbs.List("watch", False, ""))
         rows = map(verbs.Session._make, page.rows)
@@ -303,7 +303,7 @@ class RealWorld(World):
     def kill_broker(self) -> None:
         if not self._stalled:
             self.until(lambda: all(member.ready or member.closed for member in self._turning()))
-        turning = [member for member in self._turning() if member.ready]  # the others have nothing to lose
+        turning = [member for member in self._turning() if member.ready]  # the others have no connection to lose
         before = [member.losses for member in turning]
         os.kill(self._broker_pid(), signal.SIGKILL)
         self.until(lambda: launch.broker_pid(self.settings) is None)
@@ -321,7 +321,7 @@ class RealWorld(World):
             return [decode_record(line) for line in log if not line.startswith(b'{"kind":"segment"')]
 
     def close(self) -> None:
-        """Everybody leaves; the broker is the data directory's business."""
+        """Ends all members. The fixture `data_dir` ends the broker."""
         self._closing = True
         for member in self.members:
             member.die()

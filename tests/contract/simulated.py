@@ -1,4 +1,4 @@
-"""The simulated world: everything in this process, under a clock that moves while a test waits."""
+"""The simulated world: broker, clients and network in this process, under a clock that moves while a test waits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
 from zmqbus.wire import codec, verbs
 
-#: What takes longer than this, by the simulated clock, does not happen.
+#: How long a condition may take, s, by the simulated clock.
 DEADLINE_S = 30.0
 #: The clock's step while a test waits: well below the shortest timer.
 STEP_S = 0.05
@@ -70,7 +70,7 @@ class SimMember(Member):
 
 
 class SimWorld(World):
-    """Everything in this process, under a clock that moves while a test waits."""
+    """A world in this process, under a clock that moves while a test waits."""
 
     living_owner = "1:1"
     dead_owner = "2:2"
@@ -118,7 +118,7 @@ class SimWorld(World):
         self.net.settle()
 
     def pass_time(self, seconds: float) -> None:
-        """Time passes. Here only: the real one has none to lose."""
+        """Lets time pass."""
         self.net.advance(seconds, step_s=max(STEP_S, seconds / 100))
 
     def stall_broker(self) -> None:

@@ -1,4 +1,4 @@
-"""What is promised about messages to many: everybody it is for, once each, in order, whatever the PUB loses."""
+"""Broadcasts: to every session of the audience, once each, in order, whatever the PUB loses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def crew(world: World, **persona: object) -> tuple[Member, Member, Member]:
 
 
 def resent(member: Member) -> list[int]:
-    """Numbers of the broadcasts that were sent again, by the DEALER."""
+    """Numbers of the broadcasts that were retransmitted over the DEALER."""
     return [envelope.bcast for envelope in member.heard if isinstance(envelope, verbs.Deliver) and envelope.bcast]
 
 
-def test_everybody_connected_or_away_gets_it_once(world: World) -> None:
+def test_every_session_connected_or_away_gets_it_once(world: World) -> None:
     alice, bob, carol = crew(world)
     carol.bye()
     guest = world.guest("script")
@@ -35,7 +35,7 @@ def test_everybody_connected_or_away_gets_it_once(world: World) -> None:
     messages = carol.takes(b"1", b"2")
     assert all(message.age_s >= 0 for message in messages)
     assert [message.from_name for message in messages] == ["alice", "script"]
-    # What comes behind it on the same way shows that nothing else did.
+    # A later message on the same channel shows that nothing else came.
     alice.to_all(b"3")
     bob.takes(b"3")
     carol.takes(b"3")
@@ -43,7 +43,7 @@ def test_everybody_connected_or_away_gets_it_once(world: World) -> None:
     assert [message.body for message in alice.history] == [b"2"]
 
 
-def test_it_is_for_those_who_are_there_when_it_is_accepted(world: World) -> None:
+def test_audience_is_decided_when_it_is_accepted(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     early = alice.to_all(b"early")
     bob.takes(b"early")
@@ -54,13 +54,13 @@ def test_it_is_for_those_who_are_there_when_it_is_accepted(world: World) -> None
     assert [message.body for message in dave.history] == [b"late"]
 
 
-def test_with_nobody_else_it_is_for_nobody(world: World) -> None:
+def test_broadcast_without_other_sessions(world: World) -> None:
     alice = world.session("alice")
     alice.hears(alice.to_all(b"x"), (0, 0))
     alice.hears(alice.send("deploys", b"x", scope=Scope.TOPIC), (0, 0))
 
 
-def test_a_topic_and_a_project_have_their_own_receivers(world: World) -> None:
+def test_topic_and_project_have_their_own_receivers(world: World) -> None:
     alice = world.session("alice")
     bob = world.session("bob", topics=("deploy",), project="/p")
     carol = world.session("carol", topics=("deploys",), project="/p/q")
@@ -79,7 +79,7 @@ def test_a_topic_and_a_project_have_their_own_receivers(world: World) -> None:
     assert [message.body for message in carol.history] == [b"topic", b"all"]
 
 
-def test_a_large_one_is_a_pointer_for_each(world: World) -> None:
+def test_large_broadcast_is_a_pointer_for_each_receiver(world: World) -> None:
     alice, bob, carol = crew(world)
     body = b"0123456789" * (verbs.MAX_BROADCAST_BYTES // 10)
     sent = alice.to_all(body)
@@ -94,7 +94,7 @@ def test_a_large_one_is_a_pointer_for_each(world: World) -> None:
 # --- losses
 
 
-def test_one_that_the_pub_has_lost_comes_before_those_behind_it(world: World) -> None:
+def test_lost_broadcast_comes_before_later_ones(world: World) -> None:
     alice, bob, carol = crew(world)
     sent = [alice.to_all(b"1")]
     bob.lose_broadcast()
@@ -106,7 +106,7 @@ def test_one_that_the_pub_has_lost_comes_before_those_behind_it(world: World) ->
     assert resent(bob) and not resent(carol)
 
 
-def test_one_that_is_lost_and_the_last_is_missed_by_the_beat(world: World) -> None:
+def test_beat_reveals_that_the_last_broadcast_was_lost(world: World) -> None:
     alice, bob, carol = crew(world)
     sent = alice.to_all(b"1")
     bob.lose_broadcast()
@@ -116,7 +116,7 @@ def test_one_that_is_lost_and_the_last_is_missed_by_the_beat(world: World) -> No
     assert any(isinstance(envelope, verbs.Beat) for envelope in bob.heard)
 
 
-def test_a_directed_message_waits_for_a_lost_one_before_it(world: World) -> None:
+def test_directed_message_waits_for_a_lost_broadcast(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     first = alice.to_all(b"1")
     bob.lose_broadcast()
@@ -126,7 +126,7 @@ def test_a_directed_message_waits_for_a_lost_one_before_it(world: World) -> None
     alice.hears(second, "delivered")
 
 
-def test_several_lost_in_a_row_come_in_their_order(world: World) -> None:
+def test_several_lost_broadcasts_come_in_order(world: World) -> None:
     alice, bob, carol = crew(world)
     for number in range(6):
         alice.to_all(str(number).encode())
@@ -138,7 +138,7 @@ def test_several_lost_in_a_row_come_in_their_order(world: World) -> None:
     carol.takes(*expected)
 
 
-def test_one_that_was_lost_is_owed_to_the_next_process(world: World) -> None:
+def test_lost_broadcast_is_owed_to_the_next_process(world: World) -> None:
     alice, bob, _ = crew(world)
     alice.to_all(b"1")
     bob.lose_broadcast()
@@ -147,7 +147,7 @@ def test_one_that_was_lost_is_owed_to_the_next_process(world: World) -> None:
     assert bob.takes(b"1")[0].age_s >= 0
 
 
-def test_a_sub_that_breaks_loses_nothing(world: World) -> None:
+def test_broken_sub_loses_nothing(world: World) -> None:
     alice, bob, carol = crew(world)
     lease = bob.lease
     alice.to_all(b"1")
@@ -158,8 +158,8 @@ def test_a_sub_that_breaks_loses_nothing(world: World) -> None:
     bob.takes(b"1", b"2", b"3")
     carol.takes(b"1", b"2", b"3")
     world.quiet()
-    # It was told, and has greeted anew; unless the new connection's mark came before the old one's went, which XPUB
-    # shows to nobody. Then it was a gap like any other.
+    # The client was told and has reconnected, unless the new presence subscription came before the old one went, which
+    # XPUB does not report. Then it was a gap like any other.
     told = any(isinstance(envelope, verbs.Expired) for envelope in bob.heard)
     assert told == (bob.lease != lease)
     assert told or not isinstance(world, SimWorld)
@@ -173,7 +173,7 @@ def test_a_sub_that_breaks_loses_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_a_connection_that_breaks_loses_no_broadcast(world: World, deaf: bool) -> None:
+def test_broken_connection_loses_no_broadcast(world: World, deaf: bool) -> None:
     alice, bob, carol = crew(world)
     alice.to_all(b"1")
     if deaf:
@@ -187,7 +187,7 @@ def test_a_connection_that_breaks_loses_no_broadcast(world: World, deaf: bool) -
     bob.takes(b"1", b"2")
 
 
-def test_a_lost_one_is_sent_again_to_the_one_that_lacks_it_alone(world: World) -> None:
+def test_lost_broadcast_is_retransmitted_to_its_receiver_alone(world: World) -> None:
     alice, bob, carol = crew(world)
     alice.to_all(b"1")
     bob.lose_broadcast()
@@ -202,7 +202,7 @@ def test_a_lost_one_is_sent_again_to_the_one_that_lacks_it_alone(world: World) -
 # --- rates
 
 
-def test_a_session_may_broadcast_so_often_in_a_minute_and_its_commands_count(world: World) -> None:
+def test_rate_limit_counts_a_session_and_its_commands(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     helper = world.helper(alice)
     for number in range(BROADCASTS_PER_MINUTE):
@@ -213,7 +213,7 @@ def test_a_session_may_broadcast_so_often_in_a_minute_and_its_commands_count(wor
     assert "retry in" in str(alice.hears(alice.to_all(b"x"), "rate_limited"))
     helper.hears(helper.to_all(b"x"), "rate_limited")
     world.until(lambda: bob.drain() and speaker.fate(last))
-    # It is the session's limit, not the bus's; and not one for what is said to one.
+    # The limit is the session's, not the bus's, and not for directed messages.
     bob.to_all(b"another's")
     alice.takes(b"another's")
     alice.send("bob", b"directed")
@@ -221,7 +221,7 @@ def test_a_session_may_broadcast_so_often_in_a_minute_and_its_commands_count(wor
     assert bob.history[-1].body == b"directed"
 
 
-def test_a_guest_may_likewise_by_its_name(world: World) -> None:
+def test_rate_limit_counts_guests_by_name(world: World) -> None:
     guest = world.guest("script")
     for _ in range(BROADCASTS_PER_MINUTE):
         last = guest.to_all()
@@ -231,8 +231,8 @@ def test_a_guest_may_likewise_by_its_name(world: World) -> None:
     guest.hears(guest.to_all(), "rate_limited")
 
 
-def test_after_a_minute_it_may_again(sim: SimWorld) -> None:
-    """In the simulated world alone: a minute."""
+def test_rate_limit_ends_after_a_minute(sim: SimWorld) -> None:
+    """Simulated only: it takes a minute."""
     alice, _ = sim.session("alice"), sim.session("bob")
     for _ in range(BROADCASTS_PER_MINUTE):
         alice.to_all()

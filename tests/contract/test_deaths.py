@@ -1,4 +1,4 @@
-"""What is promised when the broker dies: what was said to be safe is, and those who are left find each other again."""
+"""The death of the broker: reported messages are safe, and the surviving processes find the next broker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Scope
 
 
-def test_mail_for_those_who_are_away_outlives_it_in_its_order(world: World) -> None:
+def test_queued_mail_outlives_the_broker_in_order(world: World) -> None:
     alice, bob, carol = world.session("alice"), world.session("bob", topics=("t",)), world.session("carol")
     bob.bye()
     for number in range(6):
@@ -32,7 +32,7 @@ def test_mail_for_those_who_are_away_outlives_it_in_its_order(world: World) -> N
     assert (messages[2].from_name, messages[2].from_session) == ("carol", session_id_of("carol"))
 
 
-def test_what_was_under_way_comes_once_more_in_its_order(world: World) -> None:
+def test_messages_in_flight_are_retransmitted_in_order(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = []
     for number in range(12):
@@ -47,8 +47,8 @@ def test_what_was_under_way_comes_once_more_in_its_order(world: World) -> None:
     assert len([message for message in bob.history if message.msg_id in sent[:5]]) == 5
 
 
-def test_what_is_stored_has_all_before_it_stored_with_it(world: World) -> None:
-    """Else those that nobody was told of, and that are said again, would come behind the one that was kept."""
+def test_stored_message_has_all_earlier_ones_stored_with_it(world: World) -> None:
+    """Otherwise earlier messages without a receipt, which are repeated, would come after the stored one."""
     alice, bob = world.session("alice"), world.session("bob")
     body, count = b"x" * verbs.SPILL_BYTES, CREDIT_BYTES // verbs.SPILL_BYTES + 2
     sent = [alice.send("bob", body) for _ in range(count)]
@@ -60,8 +60,8 @@ def test_what_is_stored_has_all_before_it_stored_with_it(world: World) -> None:
     assert bob.taken_of(sent) == sent
 
 
-def test_order_holds_across_it(world: World) -> None:
-    """Old ones that wait, one that the dead broker never heard, and young ones, to one who comes and goes."""
+def test_order_holds_across_the_death(world: World) -> None:
+    """Queued messages, one that the dead broker never heard, and new ones, to a session that comes and goes."""
     alice, bob = world.session("alice"), world.session("bob")
     bob.die()
     alice.hears(alice.send("bob", b"1"), "away")
@@ -75,8 +75,8 @@ def test_order_holds_across_it(world: World) -> None:
     bob.takes(b"1", b"2", b"3", b"4")
 
 
-def test_messages_that_a_sender_was_told_wait_are_not_lost_with_the_receiver_at_hand(world: World) -> None:
-    """`busy` is a promise, too: what is under way is in the store by then, and so is all before it."""
+def test_busy_message_is_not_lost_with_sender_and_broker(world: World) -> None:
+    """`busy` is a promise too: by then the message and all before it are in the store."""
     alice, bob = world.session("alice"), world.session("bob")
     sent = [alice.send("bob", b"1"), alice.to_all(b"2"), alice.send("bob", b"3")]
     bob.gets(b"1", b"2", b"3")
@@ -89,21 +89,21 @@ def test_messages_that_a_sender_was_told_wait_are_not_lost_with_the_receiver_at_
     bob.takes(b"1", b"2", b"3")
 
 
-def test_sessions_their_names_topics_and_groups_are_known_to_the_next(world: World) -> None:
+def test_next_broker_knows_sessions_names_topics_and_groups(world: World) -> None:
     alice = world.session("alice")
     bob = world.session("bob", topics=("t",), groups=("g",), label="Second", project="/q")
     bob.bye()
     world.kill_broker()
     alice.hears(alice.send("t", b"1", scope=Scope.TOPIC), (0, 1))
     alice.hears(alice.send("/q", b"2", scope=Scope.PROJECT), (0, 1))
-    alice.hears(alice.send("g", b"x", scope=Scope.GROUP), "unknown_peer")  # of a group, only those connected
+    alice.hears(alice.send("g", b"x", scope=Scope.GROUP), "unknown_peer")  # a group has only connected members
     page = world.observer().request(verbs.List("l", True, ""))
     (row,) = [session for row in page.rows if (session := verbs.Session._make(row)).name == "bob"]
     assert (row.state, row.label, row.project, row.waiting) == ("away", "Second", "/q", 2)
     world.again(bob).takes(b"1", b"2")
 
 
-def test_a_receiver_that_comes_back_before_its_sender_gets_it_all_the_same(world: World) -> None:
+def test_receiver_may_reconnect_before_its_sender(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     world.stall_broker()
     sent, cast = alice.send("bob", b"1"), alice.to_all(b"2")
@@ -118,7 +118,7 @@ def test_a_receiver_that_comes_back_before_its_sender_gets_it_all_the_same(world
     assert [message.body for message in bob.history] == [b"1", b"2"]
 
 
-def test_one_who_stood_still_meanwhile_finds_the_next_broker(world: World) -> None:
+def test_stopped_session_finds_the_next_broker(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.stop()
     world.kill_broker()
@@ -129,7 +129,7 @@ def test_one_who_stood_still_meanwhile_finds_the_next_broker(world: World) -> No
     bob.takes(b"1", b"2")
 
 
-def test_broadcast_numbers_begin_anew_and_nobody_confuses_them(world: World) -> None:
+def test_broadcast_numbers_of_two_brokers_are_not_confused(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     for number in range(5):
         alice.to_all(str(number).encode())
@@ -145,7 +145,7 @@ def test_broadcast_numbers_begin_anew_and_nobody_confuses_them(world: World) -> 
     bob.takes(b"lost", b"after")
 
 
-def test_requests_that_were_not_answered_are_asked_again(world: World) -> None:
+def test_unanswered_requests_to_the_broker_are_repeated(world: World) -> None:
     alice = world.session("alice")
     observer = world.observer()
     world.stall_broker()

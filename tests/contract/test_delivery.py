@@ -1,4 +1,4 @@
-"""What is promised about messages from one to one: safe before told, in order, once, within bounds."""
+"""Directed messages: safe before they are reported, in order, once, within bounds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_delivered_means_taken(world: World) -> None:
     assert (receipt.name, receipt.session_id) == ("bob", session_id_of("bob"))
 
 
-def test_one_who_is_away_gets_it_when_it_is_back_and_learns_that_it_waited(world: World) -> None:
+def test_message_to_an_absent_session_waits_for_it(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     sent = [alice.send("bob", body) for body in (b"1", b"2")]
@@ -46,7 +46,7 @@ def test_one_who_is_away_gets_it_when_it_is_back_and_learns_that_it_waited(world
     alice.hears(later, "delivered")
 
 
-def test_everything_of_a_message_arrives(world: World) -> None:
+def test_every_field_of_a_message_arrives(world: World) -> None:
     alice, bob = world.session("alice", label="The first"), world.session("bob")
     question = alice.send("bob", b"\xff\0", fmt=Format.BYTES)
     (message,) = bob.gets(b"\xff\0")
@@ -73,7 +73,7 @@ def test_bodies_of_any_size_arrive_whole(world: World, size: int) -> None:
     alice.hears(sent, "delivered")
 
 
-def test_a_large_body_waits_for_one_who_is_away(world: World) -> None:
+def test_large_body_waits_for_an_absent_session(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.die()
     bodies = [b"a" * (verbs.SPILL_BYTES + 1), b"b" * verbs.SPILL_BYTES, b"c"]
@@ -85,7 +85,7 @@ def test_a_large_body_waits_for_one_who_is_away(world: World) -> None:
     assert [world.whole(message) for message in bob.take_all()] == bodies
 
 
-def test_what_is_not_accepted_is_refused_in_words(world: World) -> None:
+def test_refusals_have_a_code_and_a_text(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     many = verbs.MAX_BROADCAST_BYTES + 1
     assert "nobody" in str(alice.hears(alice.send("nobody", b"x"), "unknown_peer"))
@@ -103,7 +103,7 @@ def test_order_of_one_sender_holds_over_both_sockets(world: World) -> None:
     sent, total = [], 40
     for number in range(total):
         body = str(number).encode()
-        # Runs of both kinds, of one to three.
+        # Batches of both kinds, of one to three.
         sent.append(alice.to_all(body) if number % 4 in (1, 2) else alice.send("bob", body))
         if number % 7 == 0:
             world.quiet()
@@ -135,7 +135,7 @@ def test_order_holds_over_losses_on_both_sides(world: World) -> None:
     assert bob.taken_of(sent) == sent
 
 
-def test_two_senders_do_not_mix_up_their_orders(world: World) -> None:
+def test_order_of_two_senders_is_independent(world: World) -> None:
     alice, carol, bob = world.session("alice"), world.session("carol"), world.session("bob")
     for number in range(20):
         alice.send("bob", f"a{number}".encode())
@@ -146,7 +146,7 @@ def test_two_senders_do_not_mix_up_their_orders(world: World) -> None:
         assert [body for body in bodies if body[0] == sender] == [f"{sender}{number}" for number in range(20)]
 
 
-def test_one_who_has_not_taken_it_within_a_second_is_busy(world: World) -> None:
+def test_message_not_taken_within_a_second_is_busy(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"x")
     bob.gets(b"x")
@@ -154,10 +154,10 @@ def test_one_who_has_not_taken_it_within_a_second_is_busy(world: World) -> None:
     assert isinstance(receipt, verbs.Receipt) and receipt.name == "bob"
     assert [message.msg_id for message in bob.take_all()] == [sent]
     world.quiet()
-    assert alice.fate(sent) == "busy"  # the first answer is final
+    assert alice.fate(sent) == "busy"  # the first receipt is final
 
 
-def test_one_who_stands_still_keeps_nobody_from_anything(world: World) -> None:
+def test_stopped_session_delays_nobody(world: World) -> None:
     alice, bob, carol = (world.session(name) for name in ("alice", "bob", "carol"))
     bob.stop()
     first, second = alice.send("bob", b"1"), alice.to_all(b"2")
@@ -171,7 +171,7 @@ def test_one_who_stands_still_keeps_nobody_from_anything(world: World) -> None:
 
 
 @pytest.mark.parametrize("ending", ["bye", "die", "cut"])
-def test_what_was_handed_out_and_not_taken_waits_for_the_next_connection(world: World, ending: str) -> None:
+def test_message_not_taken_waits_for_the_next_connection(world: World, ending: str) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     taken, sent = alice.send("bob", b"1"), alice.send("bob", b"2")
     bob.gets(b"1", b"2")
@@ -189,7 +189,7 @@ def test_what_was_handed_out_and_not_taken_waits_for_the_next_connection(world: 
     alice.hears_it_is_safe(sent)
 
 
-def test_a_group_s_message_goes_to_the_least_loaded_member(world: World) -> None:
+def test_group_message_goes_to_the_least_loaded_member(world: World) -> None:
     alice = world.session("alice", groups=("workers",))
     bob, carol = (world.session(name, groups=("workers",)) for name in ("bob", "carol"))
     world.session("dave", groups=("others",))
@@ -201,25 +201,25 @@ def test_a_group_s_message_goes_to_the_least_loaded_member(world: World) -> None
     free.takes(b"2")
     receipt = alice.hears(second, "delivered")
     assert isinstance(receipt, verbs.Receipt) and receipt.name == free.core.persona.name
-    world.quiet()  # the broker has heard that it was taken, though it may have been told busy before
+    world.quiet()  # the broker knows that it was taken, though the sender may have heard busy
     third = alice.send("workers", b"3", scope=Scope.GROUP)
     free.takes(b"3")
     loaded.takes(b"1")
     alice.hears(third, "delivered")
     alice.hears(first, "delivered")
-    assert not alice.history  # one does not get what it sends
+    assert not alice.history  # a session does not get its own messages
 
 
 # --- credit and limits
 
 
-def test_one_who_takes_nothing_has_so_many_under_way_and_the_rest_comes_later_in_order(world: World) -> None:
+def test_messages_in_flight_are_bounded_and_the_rest_comes_in_order(world: World) -> None:
     alice, carol, bob = world.session("alice"), world.session("carol"), world.session("bob")
     half = CREDIT_MESSAGES // 2 + 50
     for number in range(half):
         alice.send("bob", f"a{number}".encode())
         last = carol.send("bob", f"c{number}".encode())
-    # What is behind the credit is stored, and its sender told so at once.
+    # A message behind the credit is stored, and its sender hears so at once.
     carol.hears(last, "busy")
     world.until(lambda: len(bob.handed) == CREDIT_MESSAGES)
     world.quiet()
@@ -236,7 +236,7 @@ def test_one_who_takes_nothing_has_so_many_under_way_and_the_rest_comes_later_in
     assert all(message.age_s >= 0 for message in bob.history[CREDIT_MESSAGES:])
 
 
-def test_bytes_under_way_are_bounded_too(world: World) -> None:
+def test_bytes_in_flight_are_bounded(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     size = verbs.SPILL_BYTES
     credit = Entry("", "", "", None, 0, "", 0, None, 0.0, 0.0, size, (), bytes(size), False).credit_bytes
@@ -252,7 +252,7 @@ def test_bytes_under_way_are_bounded_too(world: World) -> None:
     assert [message.msg_id for message in bob.history] == sent
 
 
-def test_a_full_mailbox_is_refused_to_the_sender_and_nothing_is_dropped(world: World) -> None:
+def test_full_mailbox_is_refused_to_the_sender_and_nothing_is_dropped(world: World) -> None:
     alice, bob, carol = (world.session(name) for name in ("alice", "bob", "carol"))
     bob.bye()
     page = 500
@@ -270,15 +270,15 @@ def test_a_full_mailbox_is_refused_to_the_sender_and_nothing_is_dropped(world: W
     while taken < MAX_MESSAGES:
         world.until(lambda: bob.handed)
         taken += len(bob.take_all())
-    world.quiet()  # the broker has heard so: else its window may be full when the next one comes, by another wire
+    world.quiet()  # the broker knows: otherwise its window may be full when the next one comes over another socket
     later = alice.send("bob", b"and there is room again")
     bob.takes(b"and there is room again")
     alice.hears(later, "delivered")
     assert [message.body for message in bob.history] == [*numbers(0, MAX_MESSAGES), b"and there is room again"]
 
 
-def test_what_nobody_reads_for_a_week_is_dropped(sim: SimWorld) -> None:
-    """In the simulated world alone: a week."""
+def test_message_unread_for_a_week_is_dropped(sim: SimWorld) -> None:
+    """Simulated only: it takes a week."""
     alice, bob = sim.session("alice"), sim.session("bob")
     bob.bye()
     alice.hears(alice.send("bob", b"old"), "away")

@@ -1,4 +1,4 @@
-"""What is promised about sessions that pass: those that nobody named, and those that leave for good."""
+"""Ephemeral sessions, which nobody named, and sessions that leave for good."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from zmqbus.wire.verbs import Role, Scope
 
 
 def names(member: Member) -> set[str]:
-    """Everybody who is in the list of all."""
+    """The names in the list of all sessions."""
     page = member.request(verbs.List("names", True, ""))
     return {row[0] for row in page.rows} - {"prober"}
 
 
 def worker(world: World, name: str = "w-1", **persona: Any) -> Member:
-    """A program that nobody named."""
+    """An ephemeral session: a program without a chosen name."""
     return world.session(name, **{"role": Role.PROGRAM, "named": False, "groups": ("g",), **persona})
 
 
@@ -33,12 +33,12 @@ def forget(member: Member) -> verbs.Forget:
 
 
 def not_taken(sender: Member, msg_id: str) -> bool:
-    """Waits for what became of a message that its receiver has not taken: it hears so, or has heard that it waits."""
+    """Waits for the outcome of a message that was not taken: refused, or reported as queued before."""
     sender.world.until(lambda: msg_id in sender.answers)
     return sender.fate(msg_id) in ("unknown_peer", "busy", "away")
 
 
-def test_a_killed_worker_is_off_every_list_and_nothing_is_kept_for_it(world: World) -> None:
+def test_killed_worker_is_forgotten(world: World) -> None:
     alice, killed, named = world.session("alice"), worker(world, owner=world.dead_owner), world.session("bob")
     sent = alice.send("w-1", b"x")
     killed.gets(b"x")
@@ -52,9 +52,9 @@ def test_a_killed_worker_is_off_every_list_and_nothing_is_kept_for_it(world: Wor
     assert names(alice) == {"alice", "bob"}
 
 
-def test_as_long_as_its_process_lives_a_lost_connection_costs_it_nothing(world: World) -> None:
+def test_lost_connection_of_a_living_process_costs_nothing(world: World) -> None:
     alice, cut = world.session("alice"), worker(world, topics=("t",))
-    cut.die()  # without a word; its owner lives
+    cut.die()  # without BYE; its owner lives
     alice.hears(alice.send("w-1", b"1"), "away")
     alice.hears(alice.send("t", b"2", scope=Scope.TOPIC), (0, 1))
     world.kill_broker()
@@ -67,7 +67,7 @@ def test_as_long_as_its_process_lives_a_lost_connection_costs_it_nothing(world: 
     back.takes(b"4")
 
 
-def test_one_that_leaves_in_good_order_is_gone_at_once_and_senders_hear_so(world: World) -> None:
+def test_worker_that_says_bye_is_unknown_at_once(world: World) -> None:
     alice, bob, leaving = world.session("alice"), world.session("bob"), worker(world)
     sent = alice.send("w-1", b"1")
     cast = alice.to_all(b"2")
@@ -76,11 +76,11 @@ def test_one_that_leaves_in_good_order_is_gone_at_once_and_senders_hear_so(world
     leaving.bye()
     assert not_taken(alice, sent)
     world.until(lambda: cast in alice.answers)
-    assert alice.fate(cast) in ((1, 0), (1, 1))  # it was not for those who are gone, unless a second has passed
+    assert alice.fate(cast) in ((1, 0), (1, 1))  # refused, unless a second had passed
     assert names(alice) == {"alice", "bob"}
     alice.hears(alice.send("w-1", b"3"), "unknown_peer")
     alice.hears(alice.send(session_id_of("w-1"), b"3"), "unknown_peer")
-    # Were it to come back, it would be new.
+    # If it came back, it would be a new session.
     again = world.again(leaving)
     assert again.core.welcome is not None and again.core.welcome.waiting == 0
     later = alice.send("w-1", b"4")
@@ -88,7 +88,7 @@ def test_one_that_leaves_in_good_order_is_gone_at_once_and_senders_hear_so(world
     alice.hears(later, "delivered")
 
 
-def test_one_whose_process_ended_while_there_was_no_broker_is_not_taken_up(world: World) -> None:
+def test_worker_that_ended_without_a_broker_is_not_restored(world: World) -> None:
     alice, killed = world.session("alice"), worker(world, owner=world.dead_owner)
     sent = alice.send("w-1", b"1")
     killed.gets(b"1")
@@ -101,7 +101,7 @@ def test_one_whose_process_ended_while_there_was_no_broker_is_not_taken_up(world
     assert names(alice) == {"alice"}
 
 
-def test_disconnected_it_is_forgotten(world: World) -> None:
+def test_disconnected_worker_is_forgotten(world: World) -> None:
     alice, bob = world.session("alice"), worker(world, "w-2")
     sent = alice.send("w-2", b"1")
     bob.gets(b"1")
@@ -114,7 +114,7 @@ def test_disconnected_it_is_forgotten(world: World) -> None:
 
 
 @pytest.mark.parametrize("by_helper", [False, True])
-def test_a_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
+def test_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     first = alice.send("bob", b"1")
     bob.takes(b"1")
@@ -124,11 +124,11 @@ def test_a_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
     who = world.helper(bob) if by_helper else bob
     assert who.request(forget(bob)) == verbs.Done("f", "1")
     world.until(lambda: bob.closed == [None])
-    bob.take_all()  # what it still does is without effect
+    bob.take_all()  # its later messages have no effect
     assert not_taken(alice, sent)
     assert names(alice) == {"alice"}
     alice.hears(alice.send("bob", b"3"), "unknown_peer")
-    other = world.session("other", name="bob")  # the name is free, and no mail comes with it
+    other = world.session("other", name="bob")  # the name is free, without mail
     assert other.core.welcome is not None and other.core.welcome.waiting == 0
     other.bye()
     alice.hears(alice.send("bob", b"4"), "away")  # it has a name
@@ -136,7 +136,7 @@ def test_a_named_session_leaves_for_good(world: World, by_helper: bool) -> None:
     world.again(other).takes(b"4")
 
 
-def test_who_is_away_can_be_forgotten_by_a_command(world: World) -> None:
+def test_command_can_forget_an_absent_session(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     for number in range(3):
@@ -150,7 +150,7 @@ def test_who_is_away_can_be_forgotten_by_a_command(world: World) -> None:
     assert world.again(bob).history == []
 
 
-def test_only_the_token_s_holder_forgets_a_session(world: World) -> None:
+def test_forgetting_needs_the_token(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     for who in (alice, bob):
         refused = who.request(forget(bob)._replace(token="guessed"))
@@ -160,7 +160,7 @@ def test_only_the_token_s_holder_forgets_a_session(world: World) -> None:
     assert not bob.closed and names(alice) == {"alice", "bob"}
 
 
-def test_a_command_that_is_there_before_its_program_knows_that_nobody_chose_the_name(world: World) -> None:
+def test_command_before_its_program_keeps_the_session_ephemeral(world: World) -> None:
     alice = world.session("alice")
     bob = worker(world)
     bob.die()
@@ -186,7 +186,7 @@ def kept(sim: SimWorld) -> tuple[int, set[str]]:
     return sim.net.store.total(), {row.name for row in sim.net.store.recover(0).sessions}
 
 
-def test_it_is_forgotten_when_its_process_has_ended_with_all_that_was_kept(sim: SimWorld, crew) -> None:
+def test_ended_process_is_forgotten_with_its_mail(sim: SimWorld, crew) -> None:
     alice, bob = crew
     bob.die()
     alice.hears(alice.send("w-1", b"x"), "away")
@@ -202,7 +202,7 @@ def test_it_is_forgotten_when_its_process_has_ended_with_all_that_was_kept(sim: 
     assert not sim.net.broker.retention.needs_tick
 
 
-def test_one_that_is_dead_and_whose_connection_nobody_has_seen_end_is_off_the_list_within_15_s(sim, crew) -> None:
+def test_dead_process_with_an_open_connection_is_off_the_list_within_15_s(sim, crew) -> None:
     alice, bob = crew
     sim.net.living_owners.discard("7:7")
     bob.client.vanish()
@@ -212,7 +212,7 @@ def test_one_that_is_dead_and_whose_connection_nobody_has_seen_end_is_off_the_li
     assert names(alice) == {"alice"}
 
 
-def test_one_that_stood_still_for_an_hour_has_lost_nothing(sim: SimWorld, crew) -> None:
+def test_process_stopped_for_an_hour_loses_nothing(sim: SimWorld, crew) -> None:
     alice, bob = crew
     bob.stop()
     cast = alice.to_all(b"1")
@@ -225,7 +225,7 @@ def test_one_that_stood_still_for_an_hour_has_lost_nothing(sim: SimWorld, crew) 
 
 
 @pytest.mark.parametrize("directed", [False, True])
-def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim: SimWorld, crew, directed) -> None:
+def test_message_that_crosses_a_bye_is_not_reported_as_queued(sim: SimWorld, crew, directed) -> None:
     alice, bob = crew
     sent = alice.send("w-1", b"1") if directed else alice.to_all(b"1")
     assert isinstance(bob, SimMember)
@@ -236,7 +236,7 @@ def test_a_message_that_crosses_its_leaving_in_one_wake_is_not_said_to_wait(sim:
     assert kept(sim) == (0, {"alice"})
 
 
-def test_what_a_killed_one_had_in_hand_is_not_said_to_wait(sim: SimWorld, crew) -> None:
+def test_message_in_flight_to_a_killed_worker_is_not_reported_as_queued(sim: SimWorld, crew) -> None:
     alice, bob = crew
     sent, cast = alice.send("w-1", b"1"), alice.to_all(b"2")
     bob.gets(b"1", b"2")
@@ -246,7 +246,7 @@ def test_what_a_killed_one_had_in_hand_is_not_said_to_wait(sim: SimWorld, crew) 
     assert (alice.fate(sent), alice.fate(cast)) == ("unknown_peer", (0, 0))
 
 
-def test_one_that_has_left_for_good_does_not_come_back_by_itself(sim: SimWorld, crew) -> None:
+def test_session_that_left_does_not_reconnect_by_itself(sim: SimWorld, crew) -> None:
     alice, bob = sim.session("carol"), sim.session("dave")
     alice.send("dave", b"1")
     bob.gets(b"1")
@@ -256,17 +256,17 @@ def test_one_that_has_left_for_good_does_not_come_back_by_itself(sim: SimWorld, 
     assert names(alice) == {"alice", "carol", "w-1"}
 
 
-def test_the_last_word_counts_though_the_loss_of_the_connection_is_seen_first(sim: SimWorld, crew) -> None:
+def test_bye_counts_though_the_lost_connection_is_seen_first(sim: SimWorld, crew) -> None:
     alice, bob = sim.session("carol"), sim.session("dave")
     assert isinstance(bob, SimMember)
     bob.begin(forget(bob))
-    bob.client.drop_subscriber()  # which the broker hears of before what came over the DEALER
+    bob.client.drop_subscriber()  # which the broker sees before the messages on the DEALER
     sim.quiet()
     assert bob.responses["f"] == verbs.Done("f", "0") and bob.closed == [None]
     assert names(alice) == {"alice", "carol", "w-1"}
 
 
-def test_those_who_ended_between_two_brokers_are_forgotten_by_the_next_with_their_mail(sim: SimWorld, crew) -> None:
+def test_next_broker_forgets_processes_that_ended_before_it(sim: SimWorld, crew) -> None:
     alice, bob = crew
     bob.die()
     alice.hears(alice.send("w-1", b"x"), "away")
@@ -276,7 +276,7 @@ def test_those_who_ended_between_two_brokers_are_forgotten_by_the_next_with_thei
     assert any("dropped its 1 unread messages" in note for note in sim.net.notes)
 
 
-def test_it_stays_known_as_long_as_a_command_speaks_for_it(sim: SimWorld, crew) -> None:
+def test_session_is_kept_while_a_command_acts_for_it(sim: SimWorld, crew) -> None:
     alice, bob = crew
     helper = sim.helper(bob)
     bob.bye()
@@ -289,7 +289,7 @@ def test_it_stays_known_as_long_as_a_command_speaks_for_it(sim: SimWorld, crew) 
     assert names(alice) == {"alice"}
 
 
-def test_a_store_that_cannot_be_written_is_no_reason_to_keep_it(sim: SimWorld, crew) -> None:
+def test_session_is_forgotten_though_the_store_cannot_be_written(sim: SimWorld, crew) -> None:
     alice, bob = crew
     sim.net.store.fails = "disk full"
     sent = alice.send("w-1", b"1")
@@ -302,7 +302,7 @@ def test_a_store_that_cannot_be_written_is_no_reason_to_keep_it(sim: SimWorld, c
     assert kept(sim) == (0, {"alice"})
 
 
-def test_mail_of_one_that_nobody_named_is_not_inherited(sim: SimWorld, crew) -> None:
+def test_mail_of_an_ephemeral_session_is_not_inherited(sim: SimWorld, crew) -> None:
     alice, bob = crew
     bob.die()
     alice.hears(alice.send("w-1", b"x"), "away")

@@ -1,4 +1,4 @@
-"""What is promised to commands: reading the inbox in the listener's place, and waiting for an answer."""
+"""Commands: reading the inbox in the listener's place, and waiting for an answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zmqbus.errors import ZmqbusError
 from zmqbus.wire import verbs
 
 
-def test_a_command_reads_what_waits_for_one_who_is_away(world: World) -> None:
+def test_command_reads_the_mail_of_an_absent_session(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     alice.hears(alice.send("bob", b"1"), "away")
@@ -35,7 +35,7 @@ def test_a_command_reads_what_waits_for_one_who_is_away(world: World) -> None:
     assert helper.request(verbs.Fetch("f2", False)) == verbs.Fetched("f2", 0, 0)
 
 
-def test_a_listener_gives_back_what_it_has_not_shown_and_gets_back_what_is_left(world: World) -> None:
+def test_listener_lends_its_unshown_mail_to_a_command(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = [alice.send("bob", b"0"), alice.to_all(b"1"), alice.send("bob", b"2"), alice.to_all(b"3")]
     bob.gets(b"0", b"1", b"2", b"3")
@@ -44,7 +44,7 @@ def test_a_listener_gives_back_what_it_has_not_shown_and_gets_back_what_is_left(
     helper = world.helper(bob)
     helper.begin(verbs.Fetch("f", False))
     helper.gets(b"1", b"2", b"3")
-    world.until(lambda: not bob.handed)  # RECALL and what the helper gets take different wires
+    world.until(lambda: not bob.handed)  # RECALL and the helper's messages take different connections
     helper.take(2)
     later = alice.send("bob", b"4")
     helper.gets(b"3", b"4")
@@ -54,12 +54,12 @@ def test_a_listener_gives_back_what_it_has_not_shown_and_gets_back_what_is_left(
     bob.takes(b"4")
     alice.hears_it_is_safe(later)
     assert [message.body for message in bob.history] == [b"0", b"1", b"2", b"3", b"4"]
-    # And its own broadcasts work as before.
+    # Its broadcasts work as before.
     alice.to_all(b"5")
     bob.takes(b"5")
 
 
-def test_a_peek_leaves_all_as_it_was(world: World) -> None:
+def test_peek_changes_nothing(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = [alice.send("bob", b"1"), alice.send("bob", b"2")]
     bob.gets(b"1", b"2")
@@ -74,7 +74,7 @@ def test_a_peek_leaves_all_as_it_was(world: World) -> None:
     bob.takes(b"3")
 
 
-def test_a_peek_at_one_who_is_away(world: World) -> None:
+def test_peek_at_an_absent_session(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.die()
     alice.hears(alice.send("bob", b"1"), "away")
@@ -84,7 +84,7 @@ def test_a_peek_at_one_who_is_away(world: World) -> None:
     world.again(bob).takes(b"1")
 
 
-def test_one_command_at_a_time_reads(world: World) -> None:
+def test_one_command_reads_at_a_time(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     alice.hears(alice.send("bob", b"1"), "away")
@@ -98,7 +98,7 @@ def test_one_command_at_a_time_reads(world: World) -> None:
     assert second.request(verbs.Fetch("f2", False)) == verbs.Fetched("f2", 0, 0)
 
 
-def test_a_listener_that_stands_still_keeps_no_command_waiting(world: World) -> None:
+def test_stopped_listener_does_not_delay_a_command(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     alice.to_all(b"1")
     alice.send("bob", b"2")
@@ -114,7 +114,7 @@ def test_a_listener_that_stands_still_keeps_no_command_waiting(world: World) -> 
     assert [message.body for message in bob.take_all()] == [b"3"]  # the others have been shown
 
 
-def test_a_listener_that_comes_back_while_a_command_reads_gets_the_rest(world: World) -> None:
+def test_listener_that_returns_during_a_read_gets_the_rest(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     for body in (b"1", b"2"):
@@ -130,7 +130,7 @@ def test_a_listener_that_comes_back_while_a_command_reads_gets_the_rest(world: W
     bob.takes(b"2")
 
 
-def test_a_command_whose_connection_breaks_goes_on_reading(world: World) -> None:
+def test_command_goes_on_reading_after_a_broken_connection(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     for body in (b"1", b"2"):
@@ -148,7 +148,7 @@ def test_a_command_whose_connection_breaks_goes_on_reading(world: World) -> None
     assert helper.responses["f"] == verbs.Fetched("f", 1, 0)
 
 
-def test_what_a_command_was_reading_when_the_broker_died_is_still_there(world: World) -> None:
+def test_mail_being_read_survives_the_broker(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     for body in (b"1", b"2"):
@@ -169,14 +169,14 @@ def test_what_a_command_was_reading_when_the_broker_died_is_still_there(world: W
 
 
 def question(asker: Member, receiver: Member) -> str:
-    """Asks, and has the question taken; returns its id."""
+    """Sends a question that is taken; returns its id."""
     sent = asker.ask(receiver.core.persona.name or "", b"question")
     receiver.takes(b"question")
     asker.hears(sent, "delivered")
     return sent
 
 
-def test_an_answer_goes_to_the_command_that_waits_for_it(world: World) -> None:
+def test_answer_goes_to_the_waiting_command(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     helper = world.helper(alice)
     asked = question(helper, bob)
@@ -191,7 +191,7 @@ def test_an_answer_goes_to_the_command_that_waits_for_it(world: World) -> None:
     alice.takes(b"late")
 
 
-def test_answers_that_were_not_taken_go_to_the_mailbox(world: World) -> None:
+def test_untaken_answers_go_to_the_mailbox(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     helper = world.helper(alice)
     asked = question(helper, bob)
@@ -202,8 +202,8 @@ def test_answers_that_were_not_taken_go_to_the_mailbox(world: World) -> None:
     bob.hears_it_is_safe(answer)
 
 
-def test_and_so_do_those_of_a_command_that_is_gone_without_a_word(sim: SimWorld) -> None:
-    """In the simulated world alone: it is missed after 12 s, unless something is said to it."""
+def test_answers_to_a_dead_command_go_to_the_mailbox(sim: SimWorld) -> None:
+    """Simulated only: the broker notices after 12 s, unless it sends something to the command."""
     alice, bob = sim.session("alice"), sim.session("bob")
     helper = sim.helper(alice)
     asked = question(helper, bob)
@@ -215,7 +215,7 @@ def test_and_so_do_those_of_a_command_that_is_gone_without_a_word(sim: SimWorld)
 
 
 @pytest.mark.parametrize("who", ["helper", "guest"])
-def test_a_command_that_has_lost_its_connection_still_gets_its_answer(world: World, who: str) -> None:
+def test_command_gets_its_answer_after_a_lost_connection(world: World, who: str) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     asker = world.helper(alice) if who == "helper" else world.guest("alice2")
     asked = question(asker, bob)
@@ -228,7 +228,7 @@ def test_a_command_that_has_lost_its_connection_still_gets_its_answer(world: Wor
 
 
 @pytest.mark.parametrize("who", ["helper", "guest"])
-def test_and_one_that_it_had_in_hand_comes_again(world: World, who: str) -> None:
+def test_untaken_answer_is_retransmitted_after_a_lost_connection(world: World, who: str) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     asker = world.helper(alice) if who == "helper" else world.guest("alice2")
     asked = question(asker, bob)
@@ -244,7 +244,7 @@ def test_and_one_that_it_had_in_hand_comes_again(world: World, who: str) -> None
 
 @pytest.mark.parametrize("who", ["helper", "guest"])
 @pytest.mark.parametrize("when", ["before the answer", "with the answer under way"])
-def test_and_so_does_one_whose_broker_has_died(world: World, who: str, when: str) -> None:
+def test_answer_comes_again_after_the_death_of_the_broker(world: World, who: str, when: str) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     asker = world.helper(alice) if who == "helper" else world.guest("alice2")
     asked = question(asker, bob)
@@ -262,7 +262,7 @@ def test_and_so_does_one_whose_broker_has_died(world: World, who: str, when: str
     assert alice.history == []
 
 
-def test_a_guest_that_leaves_takes_no_answer(world: World) -> None:
+def test_answer_to_a_guest_that_left_is_refused(world: World) -> None:
     bob, guest = world.session("bob"), world.guest("script")
     asked = question(guest, bob)
     answer = bob.send("script", b"answer", reply_to=asked)
@@ -273,7 +273,7 @@ def test_a_guest_that_leaves_takes_no_answer(world: World) -> None:
     bob.hears(late, "unknown_peer")
 
 
-def test_a_command_that_is_not_back_in_time_leaves_its_answer_to_the_listener(world: World) -> None:
+def test_answer_to_a_command_that_does_not_return_goes_to_the_listener(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     helper = world.helper(alice)
     asked = question(helper, bob)
@@ -295,7 +295,7 @@ def previews(helper: Member, messages: int = 100, head_bytes: int = 100) -> tupl
     return [verbs.Previewed._make(row) for row in answer.rows], answer.left
 
 
-def test_a_preview_shows_the_beginning_and_leaves_all_as_it_was(world: World) -> None:
+def test_preview_shows_the_beginning_and_changes_nothing(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     sent = [alice.send("bob", body) for body in (b"first" * 100, b"2", b"x" * (verbs.SPILL_BYTES + 1), b"4")]
@@ -314,7 +314,7 @@ def test_a_preview_shows_the_beginning_and_leaves_all_as_it_was(world: World) ->
     world.again(bob).gets(b"first" * 100, b"2", b"", b"4")  # the third by its pointer
 
 
-def test_what_is_marked_leaves_the_mailbox_and_nothing_else_does(world: World) -> None:
+def test_only_marked_messages_leave_the_mailbox(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     sent = [alice.send("bob", b"%d" % number) for number in range(4)]
@@ -331,7 +331,7 @@ def test_what_is_marked_leaves_the_mailbox_and_nothing_else_does(world: World) -
     bob.takes(b"2", b"3")
 
 
-def test_of_a_session_with_a_listener_nothing_is_previewed_or_marked(world: World) -> None:
+def test_preview_and_mark_exclude_a_live_listener(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     msg_id = alice.send("bob", b"1")
     bob.gets(b"1")
@@ -342,8 +342,8 @@ def test_of_a_session_with_a_listener_nothing_is_previewed_or_marked(world: Worl
     alice.hears(msg_id, "delivered")
 
 
-def test_nor_what_waits_behind_that(world: World) -> None:
-    """The listener has as much in hand as credit allows; the rest is on its way to it all the same."""
+def test_preview_excludes_mail_behind_the_credit_of_a_listener(world: World) -> None:
+    """The listener has as much in flight as its credit allows; the rest is reserved for it all the same."""
     alice, bob = world.session("alice"), world.session("bob")
     sent = [alice.send("bob", b"x" * 60_000) for _ in range(CREDIT_BYTES // 60_000 + 2)]
     alice.hears_it_is_safe(sent[-1])
@@ -351,7 +351,7 @@ def test_nor_what_waits_behind_that(world: World) -> None:
     assert previews(helper) == ([], len(sent))
 
 
-def test_nor_while_another_command_reads(world: World) -> None:
+def test_preview_excludes_another_reading_command(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     sent = alice.send("bob", b"1")

@@ -1,4 +1,4 @@
-"""What is promised to a sender that says a message again: it is answered each time, and accepted once."""
+"""Repeated messages: each repeat is answered, and the message is accepted once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zmqbus.wire.verbs import Scope
 
 
 def receipts(member: Member, msg_id: str) -> list[verbs.Envelope]:
-    """All answers to this message that have come, to whoever asked."""
+    """All receipts for this message that have come, on any connection."""
     return [
         envelope
         for envelope in member.heard
@@ -22,21 +22,21 @@ def receipts(member: Member, msg_id: str) -> list[verbs.Envelope]:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_over_the_same_connection(world: World, again: bool) -> None:
+def test_repeat_over_the_same_connection(world: World, again: bool) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"1")
     said_again = verbs.Send(sent, Scope.SESSION, "bob", 0, None, again, b"1")
-    alice.raw(said_again)  # its fate is open
+    alice.raw(said_again)  # without an outcome yet
     bob.takes(b"1")
     alice.hears(sent, "delivered")
-    alice.raw(said_again)  # its fate is known
+    alice.raw(said_again)  # with a known outcome
     world.until(lambda: len(receipts(alice, sent)) >= 2)
     alice.send("bob", b"2")
     bob.takes(b"2")
     assert [message.body for message in bob.history] == [b"1", b"2"]
 
 
-def test_a_broadcast_over_the_same_connection(world: World) -> None:
+def test_repeated_broadcast_over_the_same_connection(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.to_all(b"1")
     bob.takes(b"1")
@@ -48,7 +48,7 @@ def test_a_broadcast_over_the_same_connection(world: World) -> None:
     assert [message.body for message in bob.history] == [b"1", b"2"]
 
 
-def test_over_a_new_connection_while_its_fate_is_open(world: World) -> None:
+def test_repeat_over_a_new_connection_before_its_outcome(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent, cast = alice.send("bob", b"1"), alice.to_all(b"2")
     bob.gets(b"1", b"2")
@@ -60,7 +60,7 @@ def test_over_a_new_connection_while_its_fate_is_open(world: World) -> None:
     assert [message.body for message in bob.history] == [b"1", b"2"]
 
 
-def test_over_a_new_connection_when_its_fate_is_known(world: World) -> None:
+def test_repeat_over_a_new_connection_after_its_outcome(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"1")
     bob.takes(b"1")
@@ -74,7 +74,7 @@ def test_over_a_new_connection_when_its_fate_is_known(world: World) -> None:
     assert [message.body for message in bob.history] == [b"1", b"2"]
 
 
-def test_a_guest_may_repeat_itself_over_a_new_connection(world: World) -> None:
+def test_guest_may_repeat_over_a_new_connection(world: World) -> None:
     bob, guest = world.session("bob"), world.guest("script")
     sent = guest.send("bob", b"1")
     bob.gets(b"1")
@@ -84,7 +84,7 @@ def test_a_guest_may_repeat_itself_over_a_new_connection(world: World) -> None:
     guest.hears(sent, "delivered")
 
 
-def test_an_id_is_its_sender_s(world: World) -> None:
+def test_id_of_another_sender_is_refused(world: World) -> None:
     alice, bob, carol = world.session("alice"), world.session("bob"), world.session("carol")
     sent = alice.send("bob", b"alice's")
     bob.gets(b"alice's")
@@ -96,7 +96,7 @@ def test_an_id_is_its_sender_s(world: World) -> None:
     assert [message.body for message in bob.history] == [b"alice's"]
 
 
-def test_a_refusal_is_final(world: World) -> None:
+def test_refusal_is_final(world: World) -> None:
     alice = world.session("alice")
     sent = alice.send("bob", b"1")
     said = str(alice.hears(sent, "unknown_peer"))
@@ -114,7 +114,7 @@ def test_a_refusal_is_final(world: World) -> None:
 # --- to the next broker
 
 
-def test_what_the_dead_broker_never_heard_is_said_to_the_next(world: World) -> None:
+def test_unheard_message_is_repeated_to_the_next_broker(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     world.stall_broker()
     sent = [alice.send("bob", b"1"), alice.send("bob", b"2")]
@@ -122,28 +122,28 @@ def test_what_the_dead_broker_never_heard_is_said_to_the_next(world: World) -> N
     world.kill_broker()
     world.until(lambda: len(bob.handed) == 3)
     bob.takes(b"1", b"2", b"3")
-    # Who is back first, sender or receiver, is open.
+    # Sender or receiver may be back first.
     for msg_id in (*sent, cast):
         alice.hears_it_is_safe(msg_id)
     world.quiet()
     assert [message.body for message in bob.history] == [b"1", b"2", b"3"]
 
 
-def test_what_it_had_accepted_and_nobody_was_told_of_arrives_once(world: World) -> None:
+def test_accepted_message_without_a_receipt_arrives_once(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"1")
     bob.gets(b"1")
     world.kill_broker()
     world.until(lambda: bob.history[1:])
     (message,) = bob.gets(b"1")
-    assert message.msg_id == sent and message.age_s >= 0  # whoever has seen it before is to know why
+    assert message.msg_id == sent and message.age_s >= 0  # so that a user who has seen it before knows why
     bob.take_all()
     alice.hears_it_is_safe(sent)
     world.quiet()
     assert bob.handed == [] and len(bob.history) == 2
 
 
-def test_one_who_is_there_first_learns_all_the_same_that_it_was_said_before(world: World) -> None:
+def test_receiver_that_reconnects_first_recognises_the_repeat(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     alice.to_all(b"1")
     alice.send("bob", b"2")
@@ -156,7 +156,7 @@ def test_one_who_is_there_first_learns_all_the_same_that_it_was_said_before(worl
     assert [message.age_s >= 0 for message in bob.takes(b"1", b"2")] == [True, True]
 
 
-def test_what_was_taken_and_not_acknowledged_is_not_shown_again(world: World) -> None:
+def test_unacknowledged_message_is_not_shown_again(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent, cast = alice.send("bob", b"1"), alice.to_all(b"2")
     bob.gets(b"1", b"2")
@@ -169,7 +169,7 @@ def test_what_was_taken_and_not_acknowledged_is_not_shown_again(world: World) ->
     assert [message.body for message in bob.history] == [b"1", b"2", b"3"]
 
 
-def test_what_was_queued_is_queued_for_the_next_broker_too(world: World) -> None:
+def test_queued_message_stays_queued_at_the_next_broker(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     sent = alice.send("bob", b"1")
@@ -183,7 +183,7 @@ def test_what_was_queued_is_queued_for_the_next_broker_too(world: World) -> None
     bob.takes(b"1", b"2")
 
 
-def test_a_broadcast_that_some_have_taken_arrives_at_the_others(world: World) -> None:
+def test_partly_taken_broadcast_arrives_at_the_others(world: World) -> None:
     alice, bob, carol, dave = (world.session(name) for name in ("alice", "bob", "carol", "dave"))
     dave.bye()
     cast = alice.to_all(b"1")
@@ -198,7 +198,7 @@ def test_a_broadcast_that_some_have_taken_arrives_at_the_others(world: World) ->
     assert len(bob.history) == 1
 
 
-def test_a_group_s_message_goes_to_the_same_member_again(world: World) -> None:
+def test_repeated_group_message_goes_to_the_same_member(world: World) -> None:
     alice = world.session("alice")
     workers = [world.session(name, groups=("workers",)) for name in ("bob", "carol")]
     sent = alice.send("workers", b"1", scope=Scope.GROUP)
@@ -213,8 +213,8 @@ def test_a_group_s_message_goes_to_the_same_member_again(world: World) -> None:
     assert other.history == []
 
 
-def test_the_target_means_what_it_meant_then(world: World) -> None:
-    """A name that has changed hands since: the message stays with the session that it was accepted for."""
+def test_repeat_keeps_the_receiver_of_the_first_time(world: World) -> None:
+    """If the name has changed hands since, the message stays with its first receiver."""
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"1")
     bob.gets(b"1")
@@ -229,7 +229,7 @@ def test_the_target_means_what_it_meant_then(world: World) -> None:
     assert heir.history == []
 
 
-def test_no_limit_that_it_has_passed_stops_it(world: World) -> None:
+def test_repeat_is_not_limited_again(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     for _ in range(59):
         last = alice.to_all(b"many")

@@ -1,4 +1,4 @@
-"""What is promised about who is who: tokens, leases, names, and what each may say."""
+"""Sessions: tokens, leases, names, and the verbs that each role may send."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def rows(member: Member, *, everyone: bool = True) -> dict[str, verbs.Session]:
 
 
 def refusal(member: Member) -> str:
-    """The code with which it was refused at the door."""
+    """The code with which its HELLO was refused."""
     (error,) = member.closed
     assert isinstance(error, ZmqbusError)
     return getattr(error, "wire_code", error.code)
 
 
-def test_a_second_process_displaces_the_first_and_gets_what_that_had_not_taken(world: World) -> None:
+def test_second_process_displaces_the_first_and_gets_its_untaken_mail(world: World) -> None:
     alice, old = world.session("alice"), world.session("bob")
     alice.send("bob", b"1")
     sent = alice.send("bob", b"2")
@@ -39,7 +39,7 @@ def test_a_second_process_displaces_the_first_and_gets_what_that_had_not_taken(w
     (message,) = new.takes(b"2")
     assert message.age_s >= 0
     alice.hears_it_is_safe(sent)
-    # What the first one still does is without effect.
+    # Later messages of the first have no effect.
     old.take_all()
     later = alice.send("bob", b"3")
     new.takes(b"3")
@@ -48,7 +48,7 @@ def test_a_second_process_displaces_the_first_and_gets_what_that_had_not_taken(w
     assert not new.closed
 
 
-def test_one_that_has_noticed_nothing_is_displaced_when_it_goes_on(world: World) -> None:
+def test_stopped_process_is_displaced_when_it_continues(world: World) -> None:
     alice, old = world.session("alice"), world.session("bob")
     old.stop()
     new = world.again(old)
@@ -60,7 +60,7 @@ def test_one_that_has_noticed_nothing_is_displaced_when_it_goes_on(world: World)
     assert not new.closed
 
 
-def test_what_was_taken_is_not_shown_by_the_next_process_though_nobody_has_heard_of_it(world: World) -> None:
+def test_next_process_does_not_show_taken_messages_again(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"1")
     bob.gets(b"1")
@@ -75,7 +75,7 @@ def test_what_was_taken_is_not_shown_by_the_next_process_though_nobody_has_heard
     assert [message.body for message in bob.history] == [b"2"]
 
 
-def test_names_are_unique_among_the_connected(world: World) -> None:
+def test_names_are_unique_among_connected_sessions(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     other = world.session("other", name="bob")
     assert refusal(other) == "name_taken" and not other.ready
@@ -92,14 +92,14 @@ def test_names_are_unique_among_the_connected(world: World) -> None:
     again.takes(b"for the one who is away")
 
 
-def test_one_who_is_away_answers_to_its_name(world: World) -> None:
+def test_absent_session_keeps_its_name(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.die()
     receipt = alice.hears(alice.send("bob", b"x"), "away")
     assert isinstance(receipt, verbs.Receipt) and receipt.session_id == session_id_of("bob")
 
 
-def test_prefixes_of_names_and_ids_will_do(world: World) -> None:
+def test_prefixes_of_names_and_ids_resolve(world: World) -> None:
     alice, bob, _ = world.session("alice"), world.session("builder"), world.session("backend")
     alice.send("bui", b"1")
     alice.send(session_id_of("builder")[:14], b"2")
@@ -107,7 +107,7 @@ def test_prefixes_of_names_and_ids_will_do(world: World) -> None:
     assert "backend" in str(alice.hears(alice.send("b", b"x"), "ambiguous"))
 
 
-def test_only_the_token_s_holder_speaks_for_a_session(world: World) -> None:
+def test_acting_for_a_session_needs_its_token(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     assert refusal(world.session("thief", session_id=session_id_of("bob"), token="guessed")) == "unauthorized"
     bob.bye()
@@ -119,7 +119,7 @@ def test_only_the_token_s_holder_speaks_for_a_session(world: World) -> None:
     bob.takes(b"x")
 
 
-def test_a_stale_lease_is_told_so_and_its_client_greets_anew(world: World) -> None:
+def test_client_with_a_stale_lease_reconnects(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     lease = bob.lease
     bob.raw(verbs.Ping("no lease at all", "bob"))
@@ -127,7 +127,7 @@ def test_a_stale_lease_is_told_so_and_its_client_greets_anew(world: World) -> No
     assert any(isinstance(envelope, verbs.Expired) for envelope in bob.heard)
     alice.send("bob", b"x")
     bob.takes(b"x")
-    # The right one with the right name gets no answer, and the wrong name the right one.
+    # The right lease with the right name gets no answer; a wrong name gets the right one.
     before = len(bob.heard)
     bob.raw(verbs.Ping(bob.lease, "bob"))
     world.quiet()
@@ -137,7 +137,7 @@ def test_a_stale_lease_is_told_so_and_its_client_greets_anew(world: World) -> No
 
 
 @pytest.mark.parametrize("by_helper", [False, True])
-def test_renamed(world: World, by_helper: bool) -> None:
+def test_rename(world: World, by_helper: bool) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     who = world.helper(bob) if by_helper else bob
     done = who.request(verbs.Rename("r", "robert"))
@@ -152,14 +152,14 @@ def test_renamed(world: World, by_helper: bool) -> None:
     world.kill_broker()
     alice.send("robert", b"still")
     bob.takes(b"still")
-    # Its own channel has moved along: what it is told there arrives under the new name, too.
+    # Its channel has followed: messages on it arrive under the new name.
     world.attach(bob)
     who = world.helper(bob) if by_helper else bob
     assert who.request(verbs.Rename("r2", "rob")) == verbs.Done("r2", "robert")
     world.until(lambda: bob.renames == ["robert", "rob"])
 
 
-def test_disconnected_it_cannot_be_found_until_it_comes_back(world: World) -> None:
+def test_disconnected_session_is_unknown_until_it_returns(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     kept = alice.send("bob", b"kept")
     bob.gets(b"kept")
@@ -176,7 +176,7 @@ def test_disconnected_it_cannot_be_found_until_it_comes_back(world: World) -> No
     world.again(bob).takes(b"kept")
 
 
-def test_list_tells_who_is_there(world: World) -> None:
+def test_list_shows_sessions(world: World) -> None:
     alice, bob = world.session("alice", label="The first"), world.session("bob", project="/q", cwd="/q/r")
     carol = world.session("carol")
     carol.bye()
@@ -191,7 +191,7 @@ def test_list_tells_who_is_there(world: World) -> None:
     assert set(rows(alice, everyone=False)) == {"alice", "bob"}
 
 
-def test_each_says_what_its_role_allows(world: World) -> None:
+def test_role_limits_the_allowed_verbs(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     observer, guest = world.observer(), world.guest("script")
     observer.hears(observer.send("bob", b"x"), "protocol")
@@ -209,16 +209,16 @@ def test_each_says_what_its_role_allows(world: World) -> None:
     assert not any(isinstance(envelope, verbs.Refused) for envelope in bob.heard)
 
 
-def test_what_cannot_be_read_costs_nobody_but_its_sender(world: World) -> None:
+def test_undecodable_message_disconnects_only_its_sender(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
-    alice.raw(verbs.Expired())  # which is the broker's to say
+    alice.raw(verbs.Expired())  # a verb of the broker
     world.until(lambda: any(isinstance(e, verbs.Refused) and e.ref == "" for e in alice.heard))
     sent = alice.send("bob", b"x")
     bob.takes(b"x")
     alice.hears(sent, "delivered")
 
 
-def test_a_guest_has_a_name_that_no_connected_session_has_and_no_mailbox(world: World) -> None:
+def test_guest_needs_a_free_name_and_has_no_mailbox(world: World) -> None:
     alice = world.session("alice")
     assert refusal(world.guest("alice")) == "name_taken"
     world.guest("script")
@@ -227,7 +227,7 @@ def test_a_guest_has_a_name_that_no_connected_session_has_and_no_mailbox(world: 
 
 
 @pytest.mark.parametrize("lives", [False, True])
-def test_mail_of_a_name_whose_owner_has_died_goes_to_the_next_of_that_name_there(world: World, lives: bool) -> None:
+def test_mail_of_a_dead_session_goes_to_the_next_of_its_name(world: World, lives: bool) -> None:
     alice = world.session("alice")
     bob = world.session("bob", owner=world.living_owner if lives else world.dead_owner)
     bob.die()
@@ -247,7 +247,7 @@ def test_mail_of_a_name_whose_owner_has_died_goes_to_the_next_of_that_name_there
         heir.takes(b"2")
 
 
-def test_a_program_has_a_mailbox_like_a_listener(world: World) -> None:
+def test_program_has_a_mailbox_like_a_listener(world: World) -> None:
     alice, program = world.session("alice"), world.session("worker", role=Role.PROGRAM)
     sent, cast = alice.send("worker", b"1"), alice.to_all(b"2")
     program.takes(b"1", b"2")
@@ -258,7 +258,7 @@ def test_a_program_has_a_mailbox_like_a_listener(world: World) -> None:
 # --- in the simulated world alone: timers longer than a test may last
 
 
-def test_one_that_says_nothing_is_busy_and_keeps_its_name(sim: SimWorld) -> None:
+def test_silent_session_is_busy_and_keeps_its_name(sim: SimWorld) -> None:
     alice, bob = sim.session("alice"), sim.session("bob")
     sim.pass_time(2 * SILENCE_S)
     assert {name: row.state for name, row in rows(alice, everyone=False).items()} == {"alice": "live", "bob": "live"}
@@ -274,7 +274,7 @@ def test_one_that_says_nothing_is_busy_and_keeps_its_name(sim: SimWorld) -> None
     assert {name: row.state for name, row in rows(alice, everyone=False).items()} == {"alice": "live", "bob": "live"}
 
 
-def test_one_whose_process_has_ended_is_away_though_its_sockets_are_held(sim: SimWorld) -> None:
+def test_ended_process_is_away_though_its_sockets_are_held(sim: SimWorld) -> None:
     alice, bob = sim.session("alice"), sim.session("bob", owner=(owner := sim.new_owner()))
     bob.stop()
     sim.end_owner(owner)
@@ -282,8 +282,8 @@ def test_one_whose_process_has_ended_is_away_though_its_sockets_are_held(sim: Si
     assert set(rows(alice, everyone=False)) == {"alice"}
 
 
-def test_one_whose_connection_is_gone_without_a_sign_is_found_by_the_probe(sim: SimWorld) -> None:
-    """A command has no mark whose loss would show."""
+def test_probe_finds_a_silently_lost_connection(sim: SimWorld) -> None:
+    """A command has no presence subscription whose loss would show."""
     alice = sim.session("alice")
     helper = sim.helper(alice)
     assert isinstance(helper, SimMember)
@@ -294,8 +294,8 @@ def test_one_whose_connection_is_gone_without_a_sign_is_found_by_the_probe(sim: 
     assert len(sim.net.broker.registry.connections) == before - 1
 
 
-def test_a_silent_one_is_probed_less_and_less(sim: SimWorld) -> None:
-    """What is sent to a stopped process stays in its buffers."""
+def test_silent_session_is_probed_with_growing_pauses(sim: SimWorld) -> None:
+    """Messages to a stopped process stay in its buffers."""
     sim.session("alice")
     bob = sim.session("bob")
     assert isinstance(bob, SimMember)
@@ -307,7 +307,7 @@ def test_a_silent_one_is_probed_less_and_less(sim: SimWorld) -> None:
     assert bob.ready and not bob.losses
 
 
-def test_a_command_that_stands_still_does_not_keep_an_inbox_from_its_session(sim: SimWorld) -> None:
+def test_stopped_command_does_not_keep_the_inbox(sim: SimWorld) -> None:
     alice, bob = sim.session("alice"), sim.session("bob")
     helper = sim.helper(bob)
     bob.stop()
@@ -317,12 +317,12 @@ def test_a_command_that_stands_still_does_not_keep_an_inbox_from_its_session(sim
     sim.pass_time(RECALL_S + 1)
     bob.go()
     sim.pass_time(1)
-    assert bob.bodies == []  # the command has it, and does not take it
+    assert bob.bodies == []  # the command has it, and does not acknowledge it
     sim.pass_time(SILENCE_S + 1)
     bob.takes(b"x")
 
 
-def test_a_new_name_that_it_has_missed_is_told_with_the_next_ping(sim: SimWorld) -> None:
+def test_missed_rename_comes_with_the_next_ping(sim: SimWorld) -> None:
     alice, bob = sim.session("alice"), sim.session("bob")
     helper = sim.helper(bob)
     helper.begin(verbs.Rename("r", "robert"))

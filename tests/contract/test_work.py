@@ -20,7 +20,7 @@ def caller(world: World) -> Member:
     return world.session("caller", role=Role.PROGRAM)
 
 
-def test_a_request_and_its_answer(world):
+def test_request_and_answer(world):
     one, asking = worker(world, "one"), caller(world)
     msg_id = asking.call("g", b"resize")
     one.work(msg_id)
@@ -36,7 +36,7 @@ def test_large_bodies(world):
     asking.hears_back(msg_id, b"done " + large)
 
 
-def test_many_requests_go_to_all(world):
+def test_requests_are_spread_over_all_workers(world):
     one, two, asking = worker(world, "one", 50), worker(world, "two", 50), caller(world)
     asked = [asking.call("g", str(number).encode()) for number in range(100)]
     world.until(lambda: len(one.works) == len(two.works) == 50)
@@ -46,7 +46,7 @@ def test_many_requests_go_to_all(world):
         asking.hears_back(msg_id, b"done %d" % number)
 
 
-def test_what_is_over_the_credit_waits(world):
+def test_requests_over_the_credit_wait(world):
     one, asking = worker(world, "one"), caller(world)
     first, second = asking.call("g"), asking.call("g")
     one.work(first)
@@ -54,7 +54,7 @@ def test_what_is_over_the_credit_waits(world):
     asking.hears_back(second)
 
 
-def test_guests_and_commands_ask_too(world):
+def test_guests_and_commands_may_send_requests(world):
     one, guest, helper = worker(world, "one", 2), world.guest("cron"), world.helper(caller(world))
     asked = [guest.call("g"), helper.call("g")]
     one.work(*asked)
@@ -62,7 +62,7 @@ def test_guests_and_commands_ask_too(world):
     helper.hears_back(asked[1])
 
 
-def test_nobody_works(world):
+def test_request_without_workers(world):
     asking = caller(world)
     assert asking.hears_why_not(asking.call("g", patient=False)) == "unknown_peer"
     msg_id = asking.call("g")
@@ -71,7 +71,7 @@ def test_nobody_works(world):
     asking.hears_back(msg_id)
 
 
-def test_what_is_withdrawn(world):
+def test_withdrawn_requests(world):
     one, asking = worker(world, "one"), caller(world)
     first, second = asking.call("g"), asking.call("g")
     world.until(lambda: first in one.works)
@@ -82,7 +82,7 @@ def test_what_is_withdrawn(world):
     assert list(asking.results) == [second]
 
 
-def test_a_worker_whose_process_has_ended_is_not_waited_for(world):
+def test_requests_of_an_ended_process_are_requeued(world):
     one, two, asking = worker(world, "one", owner=world.dead_owner), worker(world, "two"), caller(world)
     held, other = asking.call("g"), asking.call("g")
     world.until(lambda: one.works and two.works)
@@ -93,19 +93,19 @@ def test_a_worker_whose_process_has_ended_is_not_waited_for(world):
     asking.hears_back(held)
 
 
-def test_a_worker_that_leaves_is_not_waited_for(world):
+def test_requests_of_a_leaving_worker_are_requeued(world):
     one, asking = worker(world, "one"), caller(world)
     msg_id = asking.call("g")
     world.until(lambda: one.works)
     one.bye()
     two = worker(world, "two")
     world.until(lambda: two.works)
-    assert two.works[msg_id].tries == 0  # it was given back
+    assert two.works[msg_id].tries == 0  # it was returned
     two.work(msg_id)
     asking.hears_back(msg_id)
 
 
-def test_a_worker_that_is_cut_off_keeps_what_it_has(world):
+def test_disconnected_worker_keeps_its_requests(world):
     one, two, asking = worker(world, "one"), worker(world, "two"), caller(world)
     msg_id = asking.call("g")
     world.until(lambda: one.works)
@@ -117,7 +117,7 @@ def test_a_worker_that_is_cut_off_keeps_what_it_has(world):
     assert (one.done, two.done) == ([msg_id], [])
 
 
-def test_a_caller_that_is_cut_off_gets_its_answer(world):
+def test_disconnected_caller_gets_its_answer(world):
     one, asking = worker(world, "one"), caller(world)
     msg_id = asking.call("g", b"resize")
     world.until(lambda: one.works)
@@ -127,7 +127,7 @@ def test_a_caller_that_is_cut_off_gets_its_answer(world):
     assert one.done == [msg_id]
 
 
-def test_a_worker_keeps_what_it_has_when_the_broker_dies(world):
+def test_worker_keeps_its_requests_when_the_broker_dies(world):
     one, two, asking = worker(world, "one"), worker(world, "two"), caller(world)
     asked = [asking.call("g") for _ in range(4)]
     world.until(lambda: one.works and two.works)
@@ -145,7 +145,7 @@ def test_a_worker_keeps_what_it_has_when_the_broker_dies(world):
     assert sorted([*one.done, *two.done]) == sorted(asked)
 
 
-def test_an_answer_that_the_broker_has_died_with(world):
+def test_answer_lost_with_the_broker_is_repeated(world):
     one, asking = worker(world, "one"), caller(world)
     msg_id = asking.call("g", b"resize")
     world.until(lambda: one.works)
@@ -156,7 +156,7 @@ def test_an_answer_that_the_broker_has_died_with(world):
     assert one.done == [msg_id]
 
 
-def test_a_request_that_the_broker_has_died_with(world):
+def test_request_lost_with_the_broker_is_repeated(world):
     one, asking = worker(world, "one"), caller(world)
     world.stall_broker()
     msg_id = asking.call("g", b"resize")
@@ -165,7 +165,7 @@ def test_a_request_that_the_broker_has_died_with(world):
     asking.hears_back(msg_id, b"done resize")
 
 
-def test_a_worker_that_does_not_come_back_keeps_what_it_has_until_its_process_has_ended(world):
+def test_absent_worker_keeps_its_requests_until_its_process_ends(world):
     owner = world.new_owner()
     one, two, asking = worker(world, "one", owner=owner), worker(world, "two"), caller(world)
     msg_id = asking.call("g")
@@ -181,7 +181,7 @@ def test_a_worker_that_does_not_come_back_keeps_what_it_has_until_its_process_ha
     asking.hears_back(msg_id)
 
 
-def test_over_a_brokers_death_too(world):
+def test_absent_worker_keeps_its_requests_across_the_death_of_the_broker(world):
     owner = world.new_owner()
     one, two, asking = worker(world, "one", owner=owner), worker(world, "two"), caller(world)
     msg_id = asking.call("g")
@@ -197,7 +197,7 @@ def test_over_a_brokers_death_too(world):
     assert not two.done
 
 
-def test_three_workers_that_go_with_a_request(world):
+def test_request_that_killed_three_workers_is_poisoned(world):
     asking = caller(world)
     msg_id = asking.call("g")
     for number in range(3):

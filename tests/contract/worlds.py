@@ -1,23 +1,23 @@
-"""Two worlds that keep the same contract: the simulated network, and real sockets with a broker in a process.
+"""Two worlds that keep the same contract: the simulated network, and real sockets with a broker process.
 
 Theory of operation
 ===================
 
-A test of the contract is written once, against `World` and `Member`, and runs in both. So it shows two things: that the
-bus keeps its promises over real sockets, and that what the simulated network says about them can be believed.
+A contract test is written once, against `World` and `Member`, and runs in both. So it shows that the bus keeps its
+promises over real sockets, and that the simulated network behaves like them.
 
-In both worlds the cores of broker and client are the real ones. The simulated world runs them under a clock of its own.
-The real one starts its broker as users do (a detached process, a port, a data directory), and its members are `Link`s,
-which the test's own thread pumps; so nothing happens to a member but while the test waits.
+Both worlds use the real cores of broker and client. The simulated world runs them under its own clock. The real world
+starts a broker as users do (a detached process, a port, a data directory), and its members are transports driven by the
+test's thread, so that a member acts only while the test waits.
 
-What happens between two calls is left open: the simulated world does nothing by itself, the real one goes on. A test
-may rely on what both have in common:
+What happens between two calls is not defined: the simulated world stands still, the real one goes on. A test may rely
+on what both have in common:
 
-* `until` waits for a condition, `quiet` until all that was said before has had its effect over the DEALERs. Of what is
-  published there is no such end: a test sends something behind it on the same channel.
-* a connection that is cut, and a broker that dies, may take along what was under way, or may not.
-* a member that the test does not take messages for holds them; after a second its senders hear `busy`. On a machine
-  that stands still for so long they hear it a little too often, and `hears` knows that.
+* `until` waits for a condition, `quiet` until all earlier messages have had their effect over the DEALERs. There is no
+  such wait for published messages: a test sends another one after them on the same channel.
+* a cut connection and a dying broker may or may not lose the messages in transit.
+* a member holds messages until the test takes them; after a second their senders hear `busy`. On a slow machine they
+  may hear it although the receiver is about to take them, which `hears` allows for.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from zmqbus.testing import session_id_of
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format, Role, Scope, State
 
-#: What became of a message in few words: a state or the code of a refusal; of one to many (delivered, queued), and
-#: behind these the names of those who go without.
+#: The outcome of a message: a state or the code of a refusal; for a broadcast (delivered, queued), followed by the
+#: names of receivers with full mailboxes.
 Fate: TypeAlias = str | tuple[int | str, ...]
-#: What may have its body in the journal.
+#: Messages whose body may be in the journal.
 Carrier: TypeAlias = core.Incoming | verbs.Work | verbs.Result
 
 
 def _gist(fate: Fate | None, expected: Fate) -> Fate | None:
-    """A fate without the difference between what was taken and what waits, where it was to be taken."""
+    """Returns an outcome in which `busy` counts as the expected `delivered`."""
     match fate:
         case (int(delivered), int(queued), *full):
             return (delivered + queued, *full)
@@ -53,26 +53,26 @@ def _gist(fate: Fate | None, expected: Fate) -> Fate | None:
 
 
 class Member(ABC):
-    """Somebody on the bus, with what the application has seen. Made by a `World`."""
+    """A client in a `World`, with everything that its application has received."""
 
     def __init__(self, world: World, client: core.ClientCore, taken: TakenIds) -> None:
         self.world = world
         self.core = client
-        self.shown = taken  #: what the processes of this session have taken
-        self.handed: list[core.Incoming] = []  #: and not taken
-        self.history: list[core.Incoming] = []  #: all that was ever handed out
+        self.shown = taken  #: ids taken by the processes of this session
+        self.handed: list[core.Incoming] = []  #: messages handed out and not taken
+        self.history: list[core.Incoming] = []  #: all messages ever handed out
         self.answers: dict[str, verbs.Receipt | verbs.Tally | ZmqbusError] = {}
         self.responses: dict[str, verbs.Envelope | ZmqbusError] = {}
         self.works: dict[str, verbs.Work] = {}  #: requests in hand
-        self.done: list[str] = []  #: ids of all that it was given to work on
-        self.dropped: list[str] = []  #: ids of those that were withdrawn while it had them
+        self.done: list[str] = []  #: ids of all requests received
+        self.dropped: list[str] = []  #: ids of requests withdrawn while in hand
         self.results: dict[str, verbs.Result | ZmqbusError] = {}
         self.renames: list[str] = []
         self.closed: list[ZmqbusError | None] = []
-        self.heard: list[verbs.Envelope] = []  #: what came over the DEALER
-        self.overheard: list[verbs.Envelope] = []  #: what came over the SUB
-        self.losses = 0  #: of connections, as far as it has noticed
-        self.ended = False  #: its process is no more
+        self.heard: list[verbs.Envelope] = []  #: envelopes from the DEALER
+        self.overheard: list[verbs.Envelope] = []  #: envelopes from the SUB
+        self.losses = 0  #: lost connections that it has noticed
+        self.ended = False  #: its process has ended
         self._sent_s: dict[str, float] = {}
         self._listen_in(client)
 
@@ -98,26 +98,26 @@ class Member(ABC):
 
     @property
     def bodies(self) -> list[bytes]:
-        """Bodies handed out and not taken."""
+        """The bodies of the messages handed out and not taken."""
         return [message.body for message in self.handed]
 
     def taken_of(self, msg_ids: Collection[str]) -> list[str]:
-        """Those of these messages that were taken, by whichever process of the session, in the order of that."""
+        """Returns which of these messages any process of the session has taken, in the order of taking."""
         return [msg_id for msg_id in self.shown if msg_id in msg_ids]
 
     @property
     def ready(self) -> bool:
-        """Whether the client takes itself for welcomed."""
+        """Whether the client has been welcomed."""
         return self.core.phase is core.Phase.READY
 
     @property
     def lease(self) -> str:
-        """The lease that it goes by."""
+        """The lease of its connection."""
         assert self.core.welcome is not None
         return self.core.welcome.lease
 
     def fate(self, msg_id: str) -> Fate | None:
-        """What became of a message; None: not known yet."""
+        """Returns the outcome of a message, or None if it has none yet."""
         match self.answers.get(msg_id):
             case None:
                 return None
@@ -132,11 +132,11 @@ class Member(ABC):
 
     @abstractmethod
     def perform(self, effects: list[core.Effect]) -> None:
-        """Carries out what the core wants."""
+        """Carries out effects of the core."""
 
     @abstractmethod
     def raw(self, *envelopes: verbs.Envelope) -> None:
-        """Says what no client core would say."""
+        """Sends envelopes that no client core would send."""
 
     def send(
         self,
@@ -149,7 +149,7 @@ class Member(ABC):
         msg_id: str | None = None,
         again: bool = False,
     ) -> str:
-        """Sends; returns the message's id."""
+        """Sends a message; returns its id."""
         msg_id = msg_id or self.world.new_id()
         self._sent_s.setdefault(msg_id, self.world.now_s)
         self.answers.pop(msg_id, None)
@@ -159,7 +159,7 @@ class Member(ABC):
     def send_all(
         self, target: str, *bodies: bytes, scope: Scope = Scope.SESSION, fmt: Format = Format.TEXT
     ) -> list[str]:
-        """Sends several at once, which travel in one piece; returns their ids."""
+        """Sends several messages as one batch; returns their ids."""
         sends = [core.Outgoing(self.world.new_id(), scope, target, fmt, None, False, body) for body in bodies]
         for send in sends:
             self._sent_s.setdefault(send.msg_id, self.world.now_s)
@@ -167,27 +167,27 @@ class Member(ABC):
         return [send.msg_id for send in sends]
 
     def to_all(self, body: bytes = b"") -> str:
-        """Sends to everyone."""
+        """Broadcasts to all sessions."""
         return self.send("", body, scope=Scope.ALL)
 
     def ask(self, target: str, body: bytes) -> str:
-        """Sends, and awaits the answer on this connection."""
+        """Sends a question whose answer comes to this connection; returns its id."""
         msg_id = self.world.new_id()
         self.perform(self.core.await_answer(msg_id))
         return self.send(target, body, msg_id=msg_id)
 
     def call(self, group: str, body: bytes = b"", *, patient: bool = True) -> str:
-        """Asks a group; returns the request's id."""
+        """Sends a request to a group; returns its id."""
         msg_id = self.world.new_id()
         self.perform(self.core.ask(verbs.Request(msg_id, group, Format.TEXT, patient, False, body)))
         return msg_id
 
     def withdraw(self, *msg_ids: str) -> None:
-        """Waits for the answers to these no longer."""
+        """Withdraws these requests."""
         self.perform(self.core.withdraw(msg_ids))
 
     def offer(self, credit: int) -> None:
-        """Works for its groups."""
+        """Works for its groups, with at most `credit` requests in hand."""
         self.perform(self.core.offer(credit))
 
     def work(self, *expected: str) -> None:
@@ -200,7 +200,7 @@ class Member(ABC):
             self.perform(self.core.answer(msg_id, work.fmt, b"done " + self.world.whole(work)))
 
     def hears_back(self, msg_id: str, expected: bytes | None = None) -> verbs.Result:
-        """Waits for the answer to a request, which must be this."""
+        """Waits for the answer to a request, and checks it."""
         self.world.until(lambda: msg_id in self.results)
         result = self.results[msg_id]
         assert isinstance(result, verbs.Result), result
@@ -215,36 +215,36 @@ class Member(ABC):
         return error.code
 
     def repeat(self, msg_id: str, target: str, body: bytes = b"", *, scope: Scope = Scope.SESSION) -> None:
-        """Says a message again, as a sender that has heard nothing."""
+        """Repeats a message, as a sender without a receipt does."""
         self.answers.pop(msg_id, None)
         self.send(target, body, scope=scope, msg_id=msg_id, again=True)
 
     def hears(self, msg_id: str, expected: Fate) -> verbs.Receipt | verbs.Tally | ZmqbusError:
-        """Waits for what became of a message, which must be this; returns all that was said."""
+        """Waits for the outcome of a message, and checks it; returns the receipt."""
         self.world.until(lambda: msg_id in self.answers)
         fate = self.fate(msg_id)
         if self.world.now_s - self._sent_s[msg_id] >= BUSY_AFTER_S:
-            # The receiver, or the machine, took longer than that; then `busy` is the truth, too.
+            # `busy` is true as well if the receiver, or the machine, took longer than a second.
             assert _gist(fate, expected) == _gist(expected, expected), self.answers[msg_id]
         else:
             assert fate == expected, self.answers[msg_id]
         return self.answers[msg_id]
 
     def hears_it_is_safe(self, msg_id: str) -> verbs.Receipt | verbs.Tally:
-        """Waits for what became of a message: it was taken, or it waits, everywhere; returns what was said."""
+        """Waits until a message is reported as delivered or queued everywhere; returns the receipt."""
         self.world.until(lambda: msg_id in self.answers)
         answer = self.answers[msg_id]
         assert isinstance(answer, verbs.Receipt) or (isinstance(answer, verbs.Tally) and not answer.without), answer
         return answer
 
     def gets(self, *expected: bytes) -> list[core.Incoming]:
-        """Waits until so many messages are here, which must have these bodies; does not take them."""
+        """Waits for as many messages, and checks their bodies; does not take them."""
         self.world.until(lambda: len(self.handed) >= len(expected))
         assert self.bodies == list(expected)
         return list(self.handed)
 
     def take(self, count: int = 1) -> list[core.Incoming]:
-        """Takes the oldest messages. Returns what it shows: another process of the session may have shown the rest."""
+        """Takes the oldest messages. Returns those that no other process of the session has already shown."""
         shown = []
         for message in self.handed[:count]:
             if message.msg_id not in self.shown:
@@ -255,25 +255,25 @@ class Member(ABC):
         return shown
 
     def take_all(self) -> list[core.Incoming]:
-        """Takes what has been handed out."""
+        """Takes all messages handed out."""
         return self.take(len(self.handed))
 
     def drain(self, count: int = 1_000_000) -> bool:
-        """Takes up to so many of what is here. True, so that conditions can do it while they wait."""
+        """Takes up to `count` messages. Returns True, for use in conditions."""
         self.take(min(count, len(self.handed)))
         return True
 
     def takes(self, *expected: bytes) -> list[core.Incoming]:
-        """`gets`, and takes them."""
+        """Waits for messages with these bodies, and takes them."""
         self.gets(*expected)
         return self.take_all()
 
     def begin(self, request: verbs.Envelope) -> None:
-        """Asks the broker for something, and does not wait."""
+        """Sends a request to the broker, without waiting for the response."""
         self.perform(self.core.request(request))
 
     def request(self, request: verbs.Envelope) -> Any:
-        """Asks the broker for something; returns the response, or the error that it is."""
+        """Sends a request to the broker; returns the response or the error."""
         self.begin(request)
         ref: str = request.ref  # type: ignore[union-attr]
         self.world.until(lambda: ref in self.responses)
@@ -283,31 +283,31 @@ class Member(ABC):
 
     @abstractmethod
     def cut(self) -> None:
-        """Its connections break, and it makes new ones. It has noticed the loss when this returns."""
+        """Breaks its connections, and waits until it has noticed; it then reconnects."""
 
     @abstractmethod
     def cut_subscriber(self) -> None:
-        """The connection of its SUB breaks, and comes back by itself."""
+        """Breaks the connection of its SUB, which reconnects by itself."""
 
     @abstractmethod
     def lose_broadcast(self) -> None:
-        """The next message on its SUB does not reach it. To be called when nothing else is under way there."""
+        """Drops the next message on its SUB. No other may be in transit there."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Its process stands still."""
+        """Stops its process."""
 
     @abstractmethod
     def go(self) -> None:
-        """Its process goes on."""
+        """Continues its process."""
 
     @abstractmethod
     def die(self) -> None:
-        """Its process is gone without a word."""
+        """Kills its process."""
 
     @abstractmethod
     def bye(self) -> None:
-        """It leaves in good order, and its process ends."""
+        """Says BYE, and ends its process."""
 
 
 class World(ABC):
@@ -322,7 +322,7 @@ class World(ABC):
     # --- who is there
 
     def session(self, name: str, /, **persona: Any) -> Member:
-        """A session's listener: welcomed, or refused, when this returns."""
+        """Adds the listener of a session, and waits until it is welcomed or refused."""
         return self._enter(
             core.Persona(
                 role=Role.LISTENER,
@@ -337,19 +337,19 @@ class World(ABC):
         )
 
     def again(self, member: Member, **persona: Any) -> Member:
-        """Another process of the same session."""
+        """Adds another process of the same session."""
         return self._enter(member.core.persona._replace(pid=next(self._pids), **persona))
 
     def helper(self, member: Member) -> Member:
-        """A command of the session."""
+        """Adds a command of the session."""
         return self._enter(member.core.persona._replace(role=Role.HELPER, pid=next(self._pids)))
 
     def guest(self, name: str) -> Member:
-        """A script that speaks under a name."""
+        """Adds a script that sends under a name."""
         return self._enter(core.Persona(role=Role.GUEST, name=name, token=f"{name}-token"))
 
     def observer(self) -> Member:
-        """Somebody who only looks."""
+        """Adds a client that only asks the broker for information."""
         return self._enter(core.Persona(role=Role.OBSERVER))
 
     def _enter(self, persona: core.Persona) -> Member:
@@ -367,48 +367,48 @@ class World(ABC):
 
     @abstractmethod
     def attach(self, *members: Member) -> None:
-        """Waits until the marks of these members are in force. To be called when nothing is under way to them."""
+        """Waits until the broker has the presence subscriptions of these members; nothing may be in transit to them."""
 
-    living_owner: str  #: of a session: a process that runs
+    living_owner: str  #: the owner of a session whose process runs
     dead_owner: str
 
     @abstractmethod
     def new_owner(self) -> str:
-        """A process that runs until `end_owner`."""
+        """Returns an owner whose process runs until `end_owner`."""
 
     @abstractmethod
     def end_owner(self, owner: str) -> None:
-        """A process of `new_owner` ends."""
+        """Ends the process of an owner from `new_owner`."""
 
     # --- time
 
     @property
     @abstractmethod
     def now_s(self) -> float:
-        """A clock that is never set."""
+        """A monotonic clock."""
 
     @abstractmethod
     def until(self, condition: Callable[[], Any]) -> None:
-        """Lets the bus go on until the condition holds; fails the test if that does not happen."""
+        """Runs the bus until the condition holds; fails the test if it does not in time."""
 
     @abstractmethod
     def quiet(self) -> None:
-        """Lets the bus go on until what has been said, and what that has caused, is done."""
+        """Runs the bus until all messages so far, and those that they cause, are handled."""
 
     # --- the broker
 
     @abstractmethod
     def stall_broker(self) -> None:
-        """From now on the broker hears nothing. Only its death follows."""
+        """Stops the broker. Only `kill_broker` may follow."""
 
     @abstractmethod
     def kill_broker(self) -> None:
-        """The broker dies at once, and another one comes up in its place; members that do not stand still know."""
+        """Kills the broker and starts another; waits until all members that are not stopped have noticed."""
 
     @abstractmethod
     def whole(self, carrier: Carrier) -> bytes:
-        """The body of a message, wherever it is."""
+        """Returns the body of a message, from the envelope or from the journal."""
 
     @abstractmethod
     def journal(self) -> list[Record]:
-        """All that the log holds."""
+        """Returns all records of the log."""
