@@ -69,23 +69,23 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """Yields an input for each verb, and one with a body in a frame of its own, as the codec encodes them."""
+    """Yields inputs for each verb as the codec encodes them: small and filled, and with a body in a frame of its own."""
     for code, cls in verbs.VERBS.items():
-        for filled in (False, True):
+        for filled, parts in ((False, 1), (False, 2), (True, 1)):
             for body in (b"body", b"x" * (verbs.INLINE_BYTES + 1)):
-                fields = [_sample(name, kind, filled, body) for name, kind in cls.__annotations__.items()]
+                fields = [_sample(name, kind, filled, parts, body) for name, kind in cls.__annotations__.items()]
                 yield pack(codec.encode([cls(*fields)]), from_broker=code >= FIRST_OF_BROKER)
-                if "body" not in cls.__annotations__:
-                    break
 
 
-def _sample(name: str, kind: Any, filled: bool, body: bytes) -> Any:
-    """A valid value of a field: the smallest one, or one with a part in each list."""
+def _sample(name: str, kind: Any, filled: bool, parts: int, body: bytes) -> Any:
+    """A valid value of a field: an optional one is there if `filled`, and a list has so many parts."""
     if isinstance(kind, UnionType):
-        return _sample(name, get_args(kind)[0], filled, body) if filled else None
+        return _sample(name, get_args(kind)[0], filled, parts, body) if filled else None
     if get_origin(kind) is tuple:
         part = get_args(kind)[0]
-        return (_sample(name, part, filled, b"part"),) * 2 if filled and part in (str, int, bytes) else ()
+        return (_sample(name, part, filled, parts, body),) * parts if part in (str, int, bytes) else ()
+    if hasattr(kind, "_fields"):
+        return kind(*(_sample(*field, filled, parts, body) for field in kind.__annotations__.items()))
     if name == "version":
         return verbs.VERSION
     if kind is bytes:
