@@ -109,7 +109,8 @@ HOT = (
     "session.plugin_options",
     "cli.hook",
     "cli.output",
-    "cli.fast_args",
+    "cli.send_args",
+    "text.units",
     "cli.send",
 )
 #: Each of these costs 1 to 50 ms to import, which only rare functions may spend.
@@ -151,7 +152,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.list": "real/test_list.py",
     "cli.main": "real/test_list.py",
     "cli.output": "real/test_send.py",
-    "cli.parser": "cli/test_fast_args.py",
     "cli.rename": "real/test_list.py",
     "cli.send": "real/test_send.py",
     "cli.doctor": "real/test_doctor.py",

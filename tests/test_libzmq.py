@@ -420,7 +420,7 @@ def test_the_monitor_tells_of_the_handshake_and_of_the_loss(wire, free_port):
 
 
 def test_poll_tells_of_a_pipe_without_a_reader(wire):
-    """`listener._look_at_reader`: asked for no events at all, poll() reports that the reader has gone."""
+    """`listener._check_reader`: asked for no events at all, poll() reports that the reader has gone."""
     reader, writer = os.pipe()
     poller = select.poll()
     poller.register(writer, 0)

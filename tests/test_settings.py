@@ -325,7 +325,7 @@ class TestDefaultSources:
         load(None, {"INTER_SESSION_PORT": "abc"})
         out, err = capsys.readouterr()
         assert out == ""
-        assert err.startswith("warning: passed over INTER_SESSION_PORT='abc': ")
+        assert err.startswith("warning: ignoring INTER_SESSION_PORT='abc': ")
         assert err.endswith("\n") and err.count("\n") == 1
 
     def test_no_stderr_at_all(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

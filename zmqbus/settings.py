@@ -330,7 +330,7 @@ def _resolve(rule: _Rule, flags: Mapping[str, object], environ: Mapping[str, str
         try:
             return rule.parse(text, environ)
         except (ValueError, OSError):  # OSError: a relative path, and the current directory has been removed
-            warn(f"passed over {variable}={_shown(text)}: it {rule.says}")
+            warn(f"ignoring {variable}={_shown(text)}: it {rule.says}")
     return None if rule.default is None else rule.parse(str(rule.default), environ)
 
 

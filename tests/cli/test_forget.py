@@ -65,5 +65,5 @@ def test_it_says_how_much_it_is_and_asks(
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     assert forget._agreed(row("nightly", "aaaa1111", waiting=3)) is agreed
     said = capsys.readouterr().out
-    assert "'nightly'" in said and "3 unread messages would go with it. Forget it? [y/N] " in said
+    assert "'nightly'" in said and "3 unread messages would be removed with it. Forget it? [y/N] " in said
     assert ("nothing was removed" in said) is not agreed

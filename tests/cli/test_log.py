@@ -122,7 +122,7 @@ def test_no_log(log: Log, data_dir: Path) -> None:
 
 def test_nothing_fits(log: Log, filled: list[str]) -> None:
     done = log("--from", "n0", "--grep", "number 1 ")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no message fits\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no matching messages\n")
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_mistakes_in_names_and_words(log: Log, filled: list[str], args: list[str
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--grep", "("], "error: usage: --grep: this is no regular expression: missing ), unterminated subpattern"),
-        (["--since", "soon"], "error: usage: --since: 'soon' is no time; give an age such as 90s, 30m, 2h or 7d"),
+        (["--grep", "("], "error: usage: --grep: invalid regular expression: missing ), unterminated subpattern"),
+        (["--since", "soon"], "error: usage: --since: invalid time 'soon'; give an age such as 90s, 30m, 2h or 7d"),
         (["--limit", "-1"], "error: usage: --limit takes a number of messages, 0 for all, not '-1'"),
         (["--limit", "many"], "not 'many'"),
         (["--search", "a", "--follow"], "with --follow, use --grep"),
@@ -172,10 +172,10 @@ def test_damage_is_told(log: Log, filled: list[str], data_dir: Path) -> None:
     path.write_bytes(path.read_bytes() + b"rubbish\n")
     done = log("--limit", "2")
     assert shown(done) == filled[-2:]
-    assert done.stderr == "warning: passed over a line that is no message; see zmqbus doctor\n"
+    assert done.stderr == "warning: ignoring 1 damaged line of the log; see zmqbus doctor\n"
     path.write_bytes(b"?" + path.read_bytes()[1:])
     done = log()
-    assert f"warning: passed over {path}, whose first line is damaged; see zmqbus doctor" in done.stderr
+    assert f"warning: ignoring {path}: its first line is damaged; see zmqbus doctor" in done.stderr
 
 
 def test_a_search_without_its_index_says_so(log: Log, filled: list[str], data_dir: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_search_without_its_index_says_so(log: Log, filled: list[str], data_di
         index._connection.execute("DROP TABLE texts_1")
     done = log("--search", "number")
     assert shown(done) == filled
-    assert "warning: the log was searched without its index" in done.stderr
+    assert "warning: searched the log without its index" in done.stderr
 
 
 def test_at_a_terminal(data_dir: Path, journal: Journal, bin_env: Callable[..., dict[str, str]]) -> None:

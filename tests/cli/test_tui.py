@@ -38,8 +38,8 @@ def message(number: int, **more: object) -> Entry:
 def test_nobody_and_nothing() -> None:
     found = lines(NOBODY, [])
     assert found[0] == "zmqbus on port 9473: 0 live; 0.0 messages/s; 0 unread   (Ctrl-C ends)"
-    assert found[1] == "no session yet; one joins with: zmqbus connect"
-    assert found[3] == "no message yet"
+    assert found[1] == "no sessions yet; to join one: zmqbus connect"
+    assert found[3] == "no messages yet"
 
 
 def test_no_broker() -> None:

@@ -234,7 +234,7 @@ DAMAGED = {
 def test_a_damaged_file(run: Run, plugin: Path, monitors: Path, content: bytes, switch: str) -> None:
     monitors.write_bytes(content)
     line = refusal(run(plugin / "bin" / "auto_start.py", switch), monitors)
-    assert "is not JSON" in line and "install the plugin anew" in line
+    assert "is not JSON" in line and "reinstall the plugin" in line
     assert monitors.read_bytes() == content
 
 
@@ -255,7 +255,7 @@ def test_a_text_that_cannot_be_encoded(run: Run, plugin: Path, monitors: Path) -
 def test_a_missing_file(run: Run, plugin: Path, monitors: Path, switch: str) -> None:
     monitors.unlink()
     line = refusal(run(plugin / "bin" / "auto_start.py", switch), monitors)
-    assert "No such file" in line and "install the plugin anew" in line
+    assert "No such file" in line and "reinstall the plugin" in line
     assert names(monitors.parent) == []
 
 

@@ -279,7 +279,7 @@ def test_broker_holds_no_pipe_of_its_starter(bus):
     """A harness waits for the end of a pipe; a broker that had inherited it would keep the harness waiting."""
     command = bus.popen("list.py", owner=bus.stranger)
     out, err = command.communicate(timeout=DEADLINE_S)
-    assert (out, err) == (b"no session is connected\n", b"")
+    assert (out, err) == (b"no sessions connected\n", b"")
     assert not gone(broker(bus))
 
 

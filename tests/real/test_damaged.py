@@ -72,7 +72,7 @@ def test_log_skips_a_damaged_message(bus: Bus, away: tuple[ListenerProcess, str]
     _, msg_id = away
     done = bus.zmqbus("log", "--json")
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["before", "behind"]
-    assert f"warning: passed over: the text of message {msg_id} from 'script' cannot be read: " in done.stderr
+    assert f"warning: ignoring a message: the text of message {msg_id} from 'script' cannot be read: " in done.stderr
 
 
 def test_program_skips_a_damaged_message(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:

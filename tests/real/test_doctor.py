@@ -507,7 +507,7 @@ def test_venv_without_its_python(doctor: Doctor, data_dir: Path) -> None:
 )
 def test_invalid_settings(doctor: Doctor, variable: str, value: str) -> None:
     doctor.before = f"export {variable}={value}"
-    row = doctor.cures("settings", "warning", f"passed over {variable}='{value}'")
+    row = doctor.cures("settings", "warning", f"ignoring {variable}='{value}'")
     assert row["mend"] == f"unset {variable}"
 
 

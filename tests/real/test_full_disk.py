@@ -60,14 +60,14 @@ def test_listener_that_cannot_store_its_new_name_goes_on_and_says_so(bus: Bus) -
     assert (done.returncode, done.stdout) == (0, "renamed auth to billing\n")
     assert done.stderr.startswith("warning: the listener has not written the new name into "), done
     told = auth.wait_for("cannot write ")
-    assert told.startswith("[inter-session] cannot write ") and "goes on as 'billing', and tries again" in told
+    assert told.startswith("[inter-session] cannot write ") and "continues as 'billing', and retries" in told
     bus.deliver("billing", "still here")
     auth.wait_message("still here")
     assert auth.name == "auth"  # what its helpers read; they act as the session all the same
     assert bus.send("--all", "--text-file", "-", owner=auth, input="from it").returncode == 0
     listener.rlimit(psutil.RLIMIT_FSIZE, before)
     wait_until(lambda: auth.name == "billing", "it is written down")
-    auth.wait_for("the state of 'billing' is written down now")
+    auth.wait_for("the state of 'billing' is stored now")
     assert sum("cannot write " in line for line in auth.lines) == 1
 
 

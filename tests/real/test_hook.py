@@ -101,7 +101,7 @@ def test_joining_without_a_listener(bus):
     assert (row["name"], row["state"]) == ("ci", "away") and bus.list() == []
     assert not (bus.data_dir / "clients" / f"{owner.pid}.session").exists()
     again = bus.run("client.py", "--away", owner=owner)
-    assert again.stdout == "[inter-session] joined as 'ci' without a listener; what arrives waits: zmqbus inbox\n"
+    assert again.stdout == "[inter-session] joined as 'ci' without a listener; messages wait for: zmqbus inbox\n"
     assert [one["session_id"] for one in bus.list("--all")] == [row["session_id"]]
 
 

@@ -40,7 +40,7 @@ def test_table(bus: Bus) -> None:
 
 def test_empty_table(bus: Bus) -> None:
     done = bus.run("list.py")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "no session is connected\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no sessions connected\n", "")
     assert bus.list() == []
 
 

@@ -111,7 +111,7 @@ def test_unnamed_session_in_a_deleted_directory_asks_for_a_name(bus: Bus) -> Non
     done = no_traceback(shell(bus, GONE + "$client", owner))
     assert (done.returncode, done.stderr) == (1, "")
     assert re.fullmatch(
-        r"\[inter-session\] cannot connect: there is no name: the current directory is gone .*; cd to another one, "
+        r"\[inter-session\] cannot connect: no name to use: the current directory is gone .*; cd to another one, "
         r"or name the session: --name N\n",
         done.stdout,
     )
@@ -341,8 +341,8 @@ def test_listener_with_a_full_output_ends_with_a_reason_and_loses_nothing(bus: B
         errors = process.communicate(timeout=COMMAND_TIMEOUT_S)[1].decode()
     assert process.returncode == 1
     assert errors == (
-        "error: output: cannot write the output: No space left on device; what could not be shown stays unread; see "
-        "where the output is redirected to\n"
+        "error: output: cannot write the output: No space left on device; messages that could not be shown stay "
+        "unread; check where the output is redirected to\n"
     )
     bus.listener("auth", owner=owner).wait_message("hello")
 
@@ -387,7 +387,7 @@ def test_python_m(bus: Bus) -> None:
     env = {"PYTHONPATH": str(ROOT)}
     done = shell(bus, f"{sys.executable} -m zmqbus --version && {sys.executable} -m zmqbus list", env=env)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"zmqbus \S+\nno session is connected\n", done.stdout)
+    assert re.fullmatch(r"zmqbus \S+\nno sessions connected\n", done.stdout)
 
 
 def test_advice_fits_the_shell_or_the_agent(bus: Bus) -> None:
@@ -419,14 +419,14 @@ def test_invalid_flag_is_an_error_and_invalid_variable_a_warning(bus: Bus) -> No
         assert (done.returncode, done.stdout) == (2, "")
         assert "--idle-shutdown-minutes must be a number of minutes" in done.stderr
     done = shell(bus, "$list", env={"CLAUDE_PLUGIN_OPTION_PORT": "abc"})
-    assert (done.returncode, done.stdout) == (0, "no session is connected\n")
-    assert done.stderr.startswith("warning: passed over CLAUDE_PLUGIN_OPTION_PORT='abc'")
+    assert (done.returncode, done.stdout) == (0, "no sessions connected\n")
+    assert done.stderr.startswith("warning: ignoring CLAUDE_PLUGIN_OPTION_PORT='abc'")
 
 
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        ("$zmqbus connect web --name other", "two names, 'web' and 'other'; give one"),
+        ("$zmqbus connect web --name other", "two names given, 'web' and 'other'; give one"),
         ("$client --name a --name b", "--name is given twice; give it once"),
         ("$send --to a --to b --text x --as y", "--to is given twice; give it once"),
         ("$send --to a --text x --text y --as z", "--text is given twice; give it once"),

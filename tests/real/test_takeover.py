@@ -182,7 +182,7 @@ def test_forget(bus: Bus) -> None:
     bus.deliver("nightly", "one", owner=auth)
     unasked = bus.zmqbus("forget", "nightly")
     assert (unasked.returncode, unasked.stdout) == (1, "")
-    assert "1 unread message would go with it" in unasked.stderr and "--yes" in unasked.stderr
+    assert "1 unread message would be removed with it" in unasked.stderr and "--yes" in unasked.stderr
     assert bus.states().get("nightly") == "away"
     done = bus.zmqbus("forget", "nightly", "--yes")
     assert (done.returncode, done.stdout, done.stderr) == (0, "forgot 'nightly' and 1 unread message\n", "")

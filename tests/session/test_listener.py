@@ -69,7 +69,7 @@ class Stage:
 
     def deal(self, number: int, body: bytes = b"x" * 300) -> None:
         hand = arrival(number)
-        self.listener._deal(self.link, hand._replace(batch=hand.batch._replace(bodies=(body,))))
+        self.listener._handle(self.link, hand._replace(batch=hand.batch._replace(bodies=(body,))))
 
     def flush(self) -> None:
         self.listener._flush(self.link)

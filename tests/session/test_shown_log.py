@@ -156,7 +156,7 @@ def test_many_that_are_asked_for_at_once_are_looked_up_where_others_add(
     assert listener.isdisjoint(ids(3))
     command.add("message00002")
     assert not listener.isdisjoint(ids(3)) and listener.isdisjoint(["message00007"])
-    monkeypatch.setattr(listener, "_look", full_disk)
+    monkeypatch.setattr(listener, "_refresh", full_disk)
     assert not listener.isdisjoint(ids(3))  # what is known is known
     assert len(trace) == 1
 

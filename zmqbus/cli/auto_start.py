@@ -1,10 +1,10 @@
-"""`auto_start.py`, `zmqbus auto-start`: whether the plugin's monitor starts with the session, or with the skill.
+"""`auto_start.py`, `zmqbus auto-start`: choose whether the plugin's monitor starts with the session or with the skill.
 
-The answer is one field of the plugin's `monitors/monitors.json`, which belongs to Claude Code and to its user: all that
-else stands in it is left as it is, and it is replaced as a whole, so that nobody ever reads half of it.
+The choice is one field of the plugin's `monitors/monitors.json`, which belongs to Claude Code and its user: everything
+else in it stays unchanged, and the file is replaced as a whole, so that nobody ever reads half of it.
 
-Which plugin, is told by where this script was started: links are not followed, since a stand-alone skill may be a link
-into a plugin that is not in use.
+The path of the running script determines the plugin. Links are not followed: a stand-alone skill may be a link into a
+plugin that is not in use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PLUGIN = "inter-session"
 MONITOR = "inter-session"
 ALWAYS = "always"
 ON_SKILL = f"on-skill-invoke:{PLUGIN}"
-#: Ours has 300 bytes; others may add monitors of their own.
+#: The plugin's file has 300 bytes; users may add monitors.
 MAX_BYTES = 1024 * 1024
 
 _WHEN = {
@@ -31,7 +31,7 @@ _WHEN = {
     ON_SKILL: "off: the monitor starts when a session uses the skill inter-session",
 }
 _STAND_ALONE = (
-    "auto-start: nothing to switch: this is no installed plugin but a stand-alone skill or a checkout, and has no "
+    "auto-start: nothing to switch: this is a stand-alone skill or a checkout, not an installed plugin, and has no "
     "monitor of its own; {} starts one"
 )
 
@@ -43,10 +43,10 @@ class MonitorsError(ZmqbusError):
 
 
 def main(argv: list[str]) -> int:
-    """Tells or switches; 0 also where there is nothing to switch."""
-    parser = Parser("auto-start", "Whether the plugin's monitor starts with a session.")
+    """Prints the choice or changes it; returns 0 also where there is nothing to change."""
+    parser = Parser("auto-start", "Choose whether the plugin's monitor starts with every session.")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--status", action="store_true", help="tell (the default)")
+    what.add_argument("--status", action="store_true", help="print the choice (the default)")
     what.add_argument("--on", action="store_true", help="start it with every session")
     what.add_argument("--off", action="store_true", help="start it when the skill is used")
     options = parser.parse_args(argv)
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     path = os.path.join(root, "monitors", "monitors.json")
     try:
         monitors = _read(path)
-        monitor = _ours(monitors, path)
+        monitor = _our_monitor(monitors, path)
         before = monitor.get("when")
         wanted = ALWAYS if options.on else ON_SKILL if options.off else before
         if wanted != before:
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
 
 
 def find_plugin(script: str) -> str | None:
-    """The root of the plugin that a script in its `bin/`, or in that of its skill, belongs to; None: of no plugin."""
+    """The root of the plugin to which a script in its `bin/`, or in its skill's, belongs; None: it belongs to none."""
     place = os.path.dirname(os.path.dirname(os.path.abspath(script)))
     for root in (place, os.path.dirname(os.path.dirname(place))):
         try:
@@ -90,16 +90,16 @@ def _read(path: str) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.loads(file.read(MAX_BYTES))
     except OSError as error:
-        raise MonitorsError(f"cannot read {path}: {error.strerror}; install the plugin anew") from None
+        raise MonitorsError(f"cannot read {path}: {error.strerror}; reinstall the plugin") from None
     except (ValueError, RecursionError) as error:
-        raise MonitorsError(f"{path} is not JSON ({error}); mend it, or install the plugin anew") from None
+        raise MonitorsError(f"{path} is not JSON ({error}); fix it, or reinstall the plugin") from None
 
 
-def _ours(monitors: Any, path: str) -> dict[str, Any]:
+def _our_monitor(monitors: Any, path: str) -> dict[str, Any]:
     for monitor in monitors if isinstance(monitors, list) else ():
         if isinstance(monitor, dict) and monitor.get("name") == MONITOR:
             return monitor
-    raise MonitorsError(f"{path} has no monitor named '{MONITOR}'; mend it, or install the plugin anew")
+    raise MonitorsError(f"{path} has no monitor named '{MONITOR}'; fix it, or reinstall the plugin")
 
 
 def _write(path: str, monitors: Any) -> None:
@@ -108,7 +108,7 @@ def _write(path: str, monitors: Any) -> None:
     text = json.dumps(monitors, indent=2, ensure_ascii=False) + "\n"
     try:
         data = text.encode()
-    except UnicodeEncodeError:  # JSON can name half of a character
+    except UnicodeEncodeError:  # JSON may contain a lone surrogate
         data = (json.dumps(monitors, indent=2) + "\n").encode()
     try:
         mode = os.stat(path).st_mode & 0o777
@@ -123,7 +123,7 @@ def _write(path: str, monitors: Any) -> None:
         try:
             os.unlink(draft)
         except OSError:
-            pass  # there is none: it is what could not be made
+            pass  # it could not be created
         raise MonitorsError(
             f"cannot write {path}: {error.strerror}; make it and its directory writable and free some space; "
             "nothing was changed"

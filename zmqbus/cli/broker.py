@@ -1,4 +1,4 @@
-"""`zmqbus broker`: look at the broker, stop it, or run one here."""
+"""`zmqbus broker`: start the broker, inspect it, stop it, or run one in the foreground."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from zmqbus.system import pidfile
 from zmqbus.text.display import sanitise
 from zmqbus.wire import verbs
 
-#: How long a broker may take to end once it has said that it will: it writes out what it has, on a disk that others use
-#: as well. Nobody waits longer than it takes.
+#: How long a broker may take to end after it has agreed to: it writes out its data, to a disk that others use as well.
+#: The command waits no longer than it takes.
 STOP_S = 20.0
 
 
 def main(argv: list[str]) -> int:
     """Starts a broker if there is none; or `--status`, `--stop`, `--foreground`."""
-    parser = Parser("broker", "Start the broker if there is none, look at it, or stop it.")
+    parser = Parser("broker", "Start the broker if there is none, inspect it, or stop it.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--foreground", action="store_true", help="run it here, until Ctrl-C")
-    what.add_argument("--status", action="store_true", help="figures of the one that runs; exit 1 if none does")
-    what.add_argument("--stop", action="store_true", help="end it; mailboxes stay")
+    what.add_argument("--status", action="store_true", help="print its metrics; exit 1 if none runs")
+    what.add_argument("--stop", action="store_true", help="stop it; mailboxes stay")
     parser.add_argument("--json", action="store_true", help="with --status: print JSON")
     parser.add_argument("--idle-shutdown-minutes", metavar="M", help="end when idle so long; 0: never")
     parser.add_port()
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     if options.json and not options.status:
         parser.error("--json goes with --status")
     if options.idle_shutdown_minutes is not None and (options.status or options.stop):
-        parser.error("--idle-shutdown-minutes is for a broker that is started here")
+        parser.error("--idle-shutdown-minutes does not go with --status or --stop")
     try:
         flags = {"port": options.port, "idle_shutdown_minutes": options.idle_shutdown_minutes}
         settings = identify(flags).settings
@@ -80,7 +80,7 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
 
 
 def _run_here(settings: Settings) -> int:
-    from zmqbus.broker.shell import daemon  # the broker's own imports are no other command's business
+    from zmqbus.broker.shell import daemon  # no other command needs the broker's own imports
 
     os.umask(0o077)
     daemon.run_here(settings)
@@ -101,7 +101,7 @@ def _status(settings: Settings, *, as_json: bool) -> int:
 
 
 def _stop(settings: Settings) -> int:
-    """Asks the broker to end, and waits until it has. Nothing is ever signalled: a pid file may be wrong."""
+    """Asks the broker to stop, and waits until it has ended. Sends no signal: a pid file may be wrong."""
     served = launch.find_broker(settings)
     if served is None:
         print(f"no broker runs on port {settings.port}")
@@ -119,14 +119,17 @@ def _stop(settings: Settings) -> int:
             raise BrokerUnavailable(
                 f"the broker (pid {served.pid}) has not ended within {STOP_S:g} s; see {settings.paths.broker_log}"
             )
-        time.sleep(0.01)  # it is nobody's child here, so there is nothing to wait on but its lock and its pid
+        time.sleep(0.01)  # not a child of this process: only its lock and its pid show that it has ended
     tell(f"broker (pid {served.pid}) stopped")
     return 0
 
 
 def _is_ending(settings: Settings, served: pidfile.Served) -> bool:
-    """Whether this broker still runs. One of another PID namespace does for as long as the lock is held, unless by
-    another broker, which clients may have started meanwhile."""
+    """Whether this broker still runs.
+
+    A broker of another PID namespace counts as running while the lock is held, unless another broker holds it, which
+    clients may have started meanwhile.
+    """
     if served.process is not None and (life := life_of(served.process)) is not Life.UNKNOWN:
-        return life is Life.ALIVE  # not so for a zombie: in many a container nobody looks after orphans
+        return life is Life.ALIVE  # a zombie has ended: in many containers nobody waits for orphans
     return launch.is_elected(settings) and launch.find_broker(settings) in (None, served)

@@ -1,5 +1,7 @@
-"""`client.py`, `zmqbus connect`: the listener of a session. Its lines are a contract; they go to standard
-output, since that is what the agent sees, the errors too."""
+"""`client.py`, `zmqbus connect`: run the listener of a session.
+
+Its lines are a contract. All of them go to standard output, errors too, because an agent sees nothing else.
+"""
 
 from __future__ import annotations
 
@@ -22,34 +24,34 @@ from zmqbus.system import cmdline
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
 
-#: How long another process of this session may hold the lock without saying who it is: a listener that has just begun,
-#: or one that joins only to leave (`--away`).
+#: How long another process of this session may hold the lock without a state file: a listener that is just starting, or
+#: a process that joins only to leave (`--away`).
 STARTING_S = 3.0
-#: Between two looks at it.
-LOOK_S = 0.02
+#: Pause between two tries.
+RETRY_S = 0.02
 
 
 def main(argv: list[str]) -> int:
     """Runs a listener until its session ends."""
     parser = Parser("connect", "Connect this session, and print what arrives for it, a line each.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the same as --name")
-    parser.add_argument("--name", dest="flag_name", metavar="N", help="name of the session (default: after the cwd)")
+    parser.add_argument("--name", dest="flag_name", metavar="N", help="name of the session (default: from the cwd)")
     parser.add_argument(
-        "--label", metavar="L", help='what to show beside the name; remembered for the project ("": none)'
+        "--label", metavar="L", help='a text to show beside the name; remembered for the project ("": none)'
     )
     parser.add_argument("--topic", action="append", default=[], metavar="T", help="join a topic (repeatable)")
     parser.add_argument("--group", action="append", default=[], metavar="G", help="join a group (repeatable)")
     parser.add_port()
-    parser.add_argument("--idle-shutdown-minutes", metavar="M", help="a broker started here ends when idle so long")
+    parser.add_argument("--idle-shutdown-minutes", metavar="M", help="a broker started here stops when idle this long")
+    parser.add_argument("--away", action="store_true", help="join and leave at once: messages wait, for zmqbus inbox")
     parser.add_argument(
-        "--away", action="store_true", help="join and leave at once: what arrives waits, for zmqbus inbox"
+        "--from-plugin", action="store_true", help="for the plugin's monitor: wait for the options that its hook stores"
     )
-    parser.add_argument("--from-plugin", action="store_true", help="the plugin's monitor: its hook tells the options")
-    parser.add_argument("--verbose", action="store_true", help="tell on standard error what happens")
+    parser.add_argument("--verbose", action="store_true", help="report on standard error what happens")
     options = parser.parse_args(argv)
     cmdline.hide((options.label,))
     if options.name is not None and options.flag_name not in (None, options.name):
-        parser.error(f"two names, '{options.name:.40}' and '{options.flag_name:.40}'; give one")
+        parser.error(f"two names given, '{options.name:.40}' and '{options.flag_name:.40}'; give one")
     flags = {
         "port": options.port,
         "idle_shutdown_minutes": options.idle_shutdown_minutes,
@@ -105,7 +107,7 @@ def _connect(
         name = settings.name or (identity.name if identity else None)
         if name is None:
             if not cwd:
-                raise NotConnected(f"there is no name: {NO_DIRECTORY}, or name the session: --name N")
+                raise NotConnected(f"no name to use: {NO_DIRECTORY}, or name the session: --name N")
             name = naming.derive_name(cwd)
             _say(f"no --name given; auto-named '{name}' from cwd {cwd}")
         given = settings.name is not None
@@ -114,7 +116,7 @@ def _connect(
 
 
 def _acquire(caller: Caller) -> ListenerLock:
-    """The lock of this session. Whoever holds it and has not said who it is gets a moment: to say so, or to end."""
+    """Takes the lock of this session. Waits a moment for a holder without a state file: to write it, or to end."""
     deadline_s = time.monotonic() + STARTING_S
     while True:
         try:
@@ -122,7 +124,7 @@ def _acquire(caller: Caller) -> ListenerLock:
         except AlreadyListening as other:
             if other.state is not None or time.monotonic() > deadline_s:
                 raise
-        time.sleep(LOOK_S)
+        time.sleep(RETRY_S)
 
 
 def _already_running(other: SessionState | None) -> str:

@@ -1,4 +1,4 @@
-"""`zmqbus console`: the bus on a page, in a browser on this machine."""
+"""`zmqbus console`: serve a page that shows the bus, for a browser on this machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from zmqbus.session.state import SessionState
 from zmqbus.settings import MAX_PORT, Settings
 from zmqbus.wire import verbs
 
-#: Opens the address that it reads, in a process of its own: a browser may run until it is closed, and print what it
-#: likes.
+#: Program that opens the address on its standard input. It runs in its own process, because a browser may run until it
+#: is closed, and may print anything.
 OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.stdin.read()))"
 
 
@@ -29,9 +29,11 @@ def main(argv: list[str]) -> int:
     """Runs the console until Ctrl-C; with `--link`, prints a link to the one that runs."""
     parser = Parser("console", "Show the bus on a page, and send from it; on this machine only.")
     parser.add_argument("--port", metavar="P", help="port of the page (default: a free one)")
-    parser.add_argument("--open", action="store_true", help="open the page in a browser, too")
-    parser.add_argument("--link", action="store_true", help="print another link to the console that runs")
-    parser.add_argument("--numeric", action="store_true", help="with --link: for a browser that finds no *.localhost")
+    parser.add_argument("--open", action="store_true", help="also open the page in a browser")
+    parser.add_argument("--link", action="store_true", help="print another link to the running console")
+    parser.add_argument(
+        "--numeric", action="store_true", help="with --link: for a browser that cannot resolve *.localhost"
+    )
     parser.add_argument("--broker-port", metavar="P", help="port of the broker (default 9473, or INTER_SESSION_PORT)")
     options = parser.parse_args(argv)
     port = _port(options.port, parser)
@@ -79,15 +81,15 @@ def _run(settings: Settings, port: int, *, open_too: bool) -> int:
         assert isinstance(done, verbs.Done)
         return done.text
 
-    # The console belongs to no project: of all that were killed on this data directory, one name is left at most, which
-    # the next one takes over. And it goes on when the directory that it was started in is removed.
+    # The console belongs to no project: killed consoles of this data directory leave at most one name, which the next
+    # console takes over. And it keeps running when the directory that it was started in is removed.
     os.environ["INTER_SESSION_DATA_DIR"] = settings.data_dir
     os.chdir("/")
     return server.run(settings, port, disconnect, open_in=_open if open_too else None)
 
 
 def _open(url: str) -> subprocess.Popen[bytes]:
-    """Starts what opens an address in the user's browser."""
+    """Starts a process that opens an address in the user's browser."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", OPEN],
         stdin=subprocess.PIPE,

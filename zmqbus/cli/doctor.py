@@ -1,4 +1,4 @@
-"""`zmqbus doctor`: what is installed, what runs, what is wrong, and the command that mends it. It changes nothing."""
+"""`zmqbus doctor`: check the installation, and print each fault with the command that fixes it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from zmqbus.errors import InvalidOption
 
 
 def main(argv: list[str]) -> int:
-    """Prints what it finds; exit 1 if there is a fault."""
-    parser = Parser(
-        "doctor", "Look for faults in the installation, and say how to mend each. Changes nothing, starts nothing."
-    )
+    """Prints the findings; exit 1 if one is a fault."""
+    parser = Parser("doctor", "Check the installation, and say how to fix each fault. Changes nothing, starts nothing.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_port()
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""`zmqbus forget NAME|ID`: remove a session that is away, with what it has not read."""
+"""`zmqbus forget NAME|ID`: remove a session that is away, with its unread messages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from zmqbus.text.display import sanitise
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.verbs import Session
 
-#: A prefix of an id counts from this length on, as for a target of a message.
+#: The shortest prefix of an id that finds a session, as for the target of a message.
 MIN_ID_PREFIX = 4
-#: However many messages it has: nobody was asked.
+#: Remove the session however many messages it has.
 ANY = -1
 
 
 def main(argv: list[str]) -> int:
-    """Removes the session, having asked."""
+    """Asks, then removes the session."""
     parser = Parser("forget", "Remove a session that is away, with its unread mail.")
     parser.add_argument("session", metavar="NAME|ID", help="name or session id, as in zmqbus list --all")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> int:
 
 
 def find(sessions: list[Session], wanted: str) -> Session:
-    """The session that is away and that a name, an id, or the beginning of an id stands for.
+    """Finds the session with this name, id or beginning of an id.
 
-    Raises `UnknownPeer`, `Ambiguous`, or, where it is connected, `Unauthorized`.
+    Raises `UnknownPeer`, `Ambiguous`, or `Unauthorized` where it is connected.
     """
     shown = sanitise(wanted, 80)
     found = [session for session in sessions if session.session_id == wanted]
@@ -55,19 +55,19 @@ def find(sessions: list[Session], wanted: str) -> Session:
     away = [session for session in found if session.state == "away"]
     if not away:
         raise Unauthorized(
-            f"'{found[0].name}' is connected, and only those away can be removed; end it first: zmqbus disconnect in "
-            "its own shell, or on the page of zmqbus console"
+            f"'{found[0].name}' is connected, and only sessions that are away can be removed; end it first: zmqbus "
+            "disconnect in its own shell, or on the page of zmqbus console"
         )
     if len(away) > 1:
         listed = ", ".join(f"{session.session_id} ({sanitise(session.project)})" for session in away[:5])
-        raise Ambiguous(f"'{shown}' stands for {len(away)} sessions that are away: {listed}; give the id of one")
+        raise Ambiguous(f"'{shown}' matches {len(away)} sessions that are away: {listed}; give the id of one")
     return away[0]
 
 
 def _agreed(session: Session) -> bool:
     what = (
         f"'{session.name}' ({session.session_id[:8]}, project {sanitise(session.project) or '-'}) is away; "
-        f"{_messages(session.waiting)} would go with it"
+        f"{_messages(session.waiting)} would be removed with it"
     )
     return confirm(
         f"{what}. Forget it?",

@@ -1,7 +1,7 @@
-"""What `log` and `watch` share: messages as lines for people, times as people give them, and an output that may end.
+"""Messages as lines for people, for `log` and `watch`; times as people give them; a pause that notices a closed output.
 
-A line for people is one line whatever the message holds: `display.sanitise` takes out what drives a terminal or cannot
-be seen. At a terminal it is also no wider than that; a cut one ends with `…`.
+A message is one line whatever it contains: `display.sanitise` removes terminal controls and invisible characters. At a
+terminal it is also no wider than that; a line that is cut ends with `…`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from zmqbus.journal.filter import Entry
 from zmqbus.text.display import columns, fit, sanitise
 from zmqbus.wire.naming import project_name
 
-#: Seconds in the units that a duration is given in.
+#: Seconds in each unit of a duration.
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?[smhd])+")
 _PART = re.compile(r"([0-9.]+)([smhd])")
-#: No terminal is narrower: a line would hold nothing but its time.
+#: Terminals count as at least this wide: a narrower line would show nothing but its time.
 MIN_WIDTH = 40
-#: Where nobody knows the width.
+#: The width of a terminal that does not tell it.
 DEFAULT_WIDTH = 80
-#: So much of a text is shown in front of what was looked for, where that would else be cut off.
+#: Characters shown before a match that would otherwise be cut off.
 LEAD_CHARS = 24
-#: A character takes one column at least or none; so many of a text are enough for a line.
+#: A character takes no column, one or two. This many characters for each column fill a line.
 _SHOWN_CHARS_A_COLUMN = 2
 
 
 def since(text: str, now_ts: float) -> float:
-    """The time (s since 1970) that `2h`, `1d12h` or an ISO time means. Raises ValueError with what it may be."""
+    """The time that `2h`, `1d12h` or an ISO time means, in s since 1970. Raises ValueError that names the forms."""
     if _DURATION.fullmatch(text):
         return now_ts - sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
     iso = text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text
@@ -41,13 +41,13 @@ def since(text: str, now_ts: float) -> float:
         return datetime.datetime.fromisoformat(iso).timestamp()
     except (ValueError, OverflowError, OSError):
         raise ValueError(
-            f"'{sanitise(text, 40)}' is no time; give an age such as 90s, 30m, 2h or 7d, or a time such as "
+            f"invalid time '{sanitise(text, 40)}'; give an age such as 90s, 30m, 2h or 7d, or a time such as "
             "2026-01-31, 2026-01-31T09:30 (here) or 2026-01-31T09:30Z"
         ) from None
 
 
 def width_of_terminal() -> int | None:
-    """Columns of the terminal that standard output is; None: it is none."""
+    """The columns of the terminal on standard output; None: it is not a terminal."""
     try:
         if not sys.stdout.isatty():
             return None
@@ -60,7 +60,7 @@ def width_of_terminal() -> int | None:
 
 
 def clock(ts: float, *, short: bool) -> str:
-    """Local time; `short` leaves out a date of today, and the year."""
+    """Local time; `short` omits today's date, and the year."""
     then = time.localtime(ts)
     if not short:
         return time.strftime("%Y-%m-%d %H:%M:%S", then)
@@ -69,14 +69,14 @@ def clock(ts: float, *, short: bool) -> str:
 
 
 def target(entry: Entry) -> str:
-    """Whom a message is addressed to, as it is shown."""
+    """The receiver of a message, as it is shown."""
     if entry.to.startswith("%"):
         return f"%{project_name(entry.to[1:])}"
     return sanitise(entry.to, 60)
 
 
 def heading(entry: Entry, *, short: bool) -> str:
-    """What stands before the text of a message."""
+    """The part of a line before the text of the message."""
     answers = f" re={sanitise(entry.reply_to, 12)}" if entry.reply_to else ""
     work = "" if entry.kind in ("message", "broadcast") else f" {sanitise(entry.kind, 12)}"
     return (
@@ -86,12 +86,12 @@ def heading(entry: Entry, *, short: bool) -> str:
 
 
 def line_of(
-    entry: Entry, load: Callable[[Entry], str], width: int | None, looked_for: re.Pattern[str] | None = None
+    entry: Entry, load: Callable[[Entry], str], width: int | None, pattern: re.Pattern[str] | None = None
 ) -> tuple[str, bool]:
     """A message as one line for people, and whether it was cut.
 
-    `load` gives the whole text of an entry; it is asked for that only where the line needs it: where the line has no
-    bound, or what was looked for is further on.
+    `load` reads the whole text of an entry. It is called only where the line needs that: where it is unbounded, or the
+    match of `pattern` is not in the entry's head.
     """
     head = heading(entry, short=width is not None)
     if width is None:
@@ -100,10 +100,10 @@ def line_of(
     chars = _SHOWN_CHARS_A_COLUMN * room
     text = sanitise(entry.head, chars)
     whole = entry.whole and len(entry.head) <= chars
-    found = looked_for.search(text) if looked_for is not None else None
-    if looked_for is not None and (found is None or found.end() > room):
+    found = pattern.search(text) if pattern is not None else None
+    if pattern is not None and (found is None or found.end() > room):
         full = entry.head if entry.whole else load(entry)
-        match = looked_for.search(full)
+        match = pattern.search(full)
         if match is not None and match.start() > LEAD_CHARS and match.end() > room:
             text, whole = "…" + sanitise(full[match.start() - LEAD_CHARS :], chars), False
     shown = fit(text, room)
@@ -113,11 +113,11 @@ def line_of(
 
 
 def pause(seconds: float) -> bool:
-    """Waits; True at once when whoever reads standard output has gone: nothing may ever be written that would tell."""
+    """Waits; returns True at once when standard output has lost its reader: without a write nothing else shows it."""
     poller = select.poll()
     try:
         poller.register(sys.stdout.fileno(), 0)
-    except (OSError, ValueError):  # no file: a test's stand-in
+    except (OSError, ValueError):  # not a file: a substitute in a test
         time.sleep(seconds)
         return False
     return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poller.poll(seconds * 1000))

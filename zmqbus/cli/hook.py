@@ -1,34 +1,34 @@
-"""The hooks of the plugin: what a session is told at its start, and its mail where no listener shows it.
+"""The plugin's hooks: tell a session who it is on the bus, and show it its mail where no listener does.
 
 Theory of operation
 ===================
 
-Claude Code starts this for three events, hands it a JSON object on standard input, and takes one from standard output.
+Claude Code runs this for three events. It passes a JSON object on standard input, and reads one from standard output.
 
-* SessionStart writes the plugin's options down for the monitor (`zmqbus.session.plugin_options`) and tells the agent
-  who it is on the bus and what waits for it. After `/clear` and `/compact` the agent has forgotten; the bus has not.
+* SessionStart stores the plugin's options for the monitor (`zmqbus.session.plugin_options`), and tells the agent who it
+  is on the bus and how many messages wait. After `/clear` and `/compact` the agent has forgotten; the bus has not.
 * UserPromptSubmit and Stop show the unread messages of a session that has no listener at the moment: in a run without
-  monitors (`claude -p`), under a harness that has none, or after a monitor that nobody started again. So the session
-  has to have been on the bus before: by `connect`, or because `INTER_SESSION_NAME` names it.
+  monitors (`claude -p`), under a harness that has none, or after a monitor that was not restarted. The session must
+  have been on the bus before: by `connect`, or because `INTER_SESSION_NAME` names it.
 * Each of the three joins on behalf of a session that `INTER_SESSION_NAME` names and that has not joined yet. The first
-  one should; the others make up for a join that failed. A session that was disconnected is left alone.
+  one should; the others make up for a join that failed. A session that the user disconnected is left alone.
 
-Stop goes on with the turn when there is mail, once: where the turn goes on because of this hook already
-(`stop_hook_active`) the mail waits for the next prompt, or two sessions that thank each other would never end.
+Stop continues the turn when there is mail, once: where the turn already continues because of this hook
+(`stop_hook_active`), mail waits for the next prompt; otherwise two sessions that thank each other would never end.
 
-*A hook is a guest in somebody's session.* Whatever happens it ends with 0, within its budget, and without having said
-anything half: a timer ends the process where it stands, and the output is one write behind everything that can fail or
-wait. It starts no broker, waits for none, and where a listener runs it looks at a lock and leaves. Messages are noted
-down as shown and acknowledged after that write, as in the listener.
+*A hook must not disturb the session.* It always exits with 0, within its budget, and never leaves half an output: a
+timer ends the process wherever it is, and the output is a single write after everything that can fail or wait. It
+starts no broker and waits for none, and where a listener runs it only checks a lock and exits. As in the listener,
+messages are recorded as shown and acknowledged after that write.
 
-*The budget counts what the process could use.* A limit on the clock alone would be over before anything was done
-wherever the machine is busy, at every try. So it is counted in ticks of a timer, and a process that waits for a
-processor gets one tick for all that it has missed: alone on the machine 15 ticks are 0.15 s, in a crowd they are as
-much longer as everything else is. While it waits for the broker it misses none, though the broker may; so it gets as
-many times more of them as it has been slowed down before.
+*The budget counts the time that the process could use.* A limit in real time would expire on a busy machine before
+anything was done, at every try. So the budget is counted in ticks of a timer; a process that waits for a processor gets
+one tick for all that it has missed: alone on the machine 15 ticks are 0.15 s, on a busy one they take longer by as much
+as everything else does. While the process waits for the broker it misses no tick, though the broker may be slowed down;
+so it gets as many more ticks as it has been slowed down before.
 
-*The work does not grow with what waits.* The broker is asked for the first few messages and the beginning of each
-(PREVIEW); what does not fit is counted, and comes with the next event.
+*The work does not grow with the mailbox.* The broker is asked for the first few messages and the beginning of each
+(PREVIEW); messages without room are counted, and shown with the next event.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ from zmqbus.wire import naming
 if TYPE_CHECKING:
     from zmqbus.wire.verbs import Previewed
 
-#: Of the timer that the budget is counted in. Short against the budget, long against what a tick costs (5 µs).
+#: Period of the timer in which the budget is counted: short against the budget, long against a tick's cost (5 µs).
 TICK_S = 0.01
-#: A session is held up for no longer than 0.2 s, of which the interpreter's start takes up to 0.05.
+#: A session is delayed by at most 0.2 s, of which the interpreter's start takes up to 0.05.
 BUDGET_TICKS = 15
-#: What there is to do behind the output: some notes on a file, some bytes to the broker. An acknowledgement that does
-#: not get through costs nothing, since the note tells the listener that the message was shown.
+#: For the work after the output: some ids to a file, some bytes to the broker. A lost acknowledgement does no harm,
+#: because the file tells the listener that the message was shown.
 AFTERWARDS_TICKS = 5
-#: However busy the machine is. The harness gives up on a hook after 10 s (hooks.json), and drops what it says.
+#: The budget in real time, however busy the machine is. After 10 s (hooks.json) the harness drops the output.
 LIMIT_S = 5.0
-#: The harness takes 10,000 characters; headings and the digest line have some of them.
+#: The harness takes 10,000 characters; the rest is for headings and the digest line.
 MAX_CHARS = 9_000
-#: Messages that are looked at. The shortest line takes some 45 characters, so no more than this many fit.
+#: Messages that are fetched. The shortest line takes some 45 characters, so no more than these have room.
 MAX_MESSAGES = 200
-#: A prompt may be long, and nothing of it matters here.
+#: Enough for a long prompt, which the event contains.
 MAX_INPUT_BYTES = 32 * 1024 * 1024
 
 HEADING = (
@@ -76,7 +76,7 @@ HEADING = (
 
 
 class _Budget:
-    """Ends the process, with 0, when its ticks are used up. See the top of this module."""
+    """Ends the process with status 0 when its ticks are used up. The module's docstring explains it."""
 
     def __init__(self) -> None:
         self._allowed = self._ticks = 0
@@ -86,21 +86,21 @@ class _Budget:
         return f"<_Budget: {self._ticks} of {self._allowed} ticks>"
 
     def allow(self, ticks: int) -> None:
-        """The process may go on for so many ticks from now on."""
+        """Allows the process so many ticks from now on."""
         self._allowed, self._ticks = ticks, 0
         self._start_s = time.monotonic()
         signal.signal(signal.SIGALRM, self._tick)
         signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
 
     def suspend(self) -> None:
-        """It may go on for as long as it needs."""
+        """Lifts the limit."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _tick(self, signum: int, frame: object) -> None:
         self._ticks += 1
         elapsed_s = time.monotonic() - self._start_s
-        # How many times slower than alone on the machine this process has been so far. The broker is in the same crowd,
-        # and while it is waited for, no tick is missed here.
+        # How many times slower than on an idle machine this process has been so far. The broker is slowed down as well,
+        # and while this process waits for it, no tick is missed here.
         slower = max(1.0, elapsed_s / (self._ticks * TICK_S))
         # guards: hooks [self._ticks >= self._allowed * slower => elapsed_s >= self._allowed * TICK_S]
         # guards: hooks: an upper bound in real time [or elapsed_s > LIMIT_S =>]
@@ -109,12 +109,12 @@ class _Budget:
 
 
 def main(argv: list[str]) -> int:
-    """Answers one event. Returns 0 whatever happens."""
+    """Answers one event. Always returns 0."""
     budget = _Budget()
     budget.allow(BUDGET_TICKS)
     try:
         _respond(budget)
-    except Exception as error:  # a fault here is told where somebody looks for it, and is none of the session's
+    except Exception as error:  # reported on standard error; the session must not fail
         print(f"inter-session hook: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
         budget.suspend()
@@ -126,7 +126,7 @@ def _respond(budget: _Budget) -> None:
     try:
         _answer(event, budget)
     except (ImportError, ZmqbusError) as error:
-        # Of what is wrong with the set-up the agent hears once, and can mend it.
+        # Report a fault of the set-up once, so that the agent can fix it.
         if event.get("hook_event_name") == "SessionStart":
             text = MISSING if isinstance(error, ImportError) else f"cannot work: {error}"
             _print(_context("SessionStart", f"[inter-session] {text}"))
@@ -164,7 +164,7 @@ def _takes_mail(joined: Joined) -> bool:
 
 
 def _ignore(warning: str) -> None:
-    """The commands and the listener warn of wrong settings; here nobody would see it."""
+    """Drops warnings about settings, which nobody would see here; the commands and the listener print them."""
 
 
 def _context(kind: str, text: str) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _context(kind: str, text: str) -> dict[str, Any]:
 
 
 def _print(output: Mapping[str, Any]) -> None:
-    # Not into a buffer: what could not be written would be tried again at the end, and fail the command there.
+    # Unbuffered: a failed buffered write would be repeated at exit, and fail the command there.
     os.write(sys.stdout.fileno(), (json.dumps(output) + "\n").encode())
 
 
@@ -234,8 +234,10 @@ def _join_as_named(caller: Caller) -> bool:
 
 
 def _join(owner: Process) -> None:
-    """Joins on behalf of a session that was given a name, in a process of its own: it may have to start a broker. It
-    outlives this one, and could not find its owner then; so it is told."""
+    """Joins on behalf of a named session, in a process of its own, which may have to start a broker.
+
+    It gets the owner by environment: it outlives this process, and could not find the owner then.
+    """
     import subprocess
 
     script = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "client.py")
@@ -268,7 +270,7 @@ def _show_mail(kind: str, settings: Settings, joined: Joined, budget: _Budget) -
         if more:
             lines.append(f"[inter-session] {more} more messages waiting; read them with: zmqbus inbox")
         text = "\n".join([HEADING, *lines])
-        budget.suspend()  # from here on it is said, and has to be noted as said
+        budget.suspend()  # once printed, the messages must be recorded as shown
         _print({"decision": "block", "reason": text} if kind == "Stop" else _context(kind, text))
         bus.mark_read(shown)
         budget.allow(AFTERWARDS_TICKS)
@@ -276,7 +278,7 @@ def _show_mail(kind: str, settings: Settings, joined: Joined, budget: _Budget) -
 
 
 def _lines(waiting: list[Previewed], log_path: str) -> tuple[list[str], list[str]]:
-    """The lines of the first of these messages, as many as there is room for; and the ids of those."""
+    """The lines of as many of these messages as have room, and the ids of those."""
     from zmqbus.journal.reader import Reader
     from zmqbus.session.notify import format_note
     from zmqbus.session.render import note_of

@@ -1,4 +1,4 @@
-"""`zmqbus inbox`: the unread messages of this session, or one message whole."""
+"""`zmqbus inbox`: print the unread messages of this session, or one message whole."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from zmqbus.wire import verbs
 
 
 def main(argv: list[str]) -> int:
-    """Prints unread messages, oldest first. What was printed is read; with `--peek` it stays unread."""
+    """Prints unread messages, oldest first, and marks them read, unless `--peek` is given."""
     parser = Parser("inbox", "Print this session's unread messages, oldest first, and mark them read.")
     parser.add_argument("--peek", action="store_true", help="leave them unread")
-    parser.add_argument("--msg", metavar="ID", help="print the text of this message, whole, from the log")
+    parser.add_argument("--msg", metavar="ID", help="print the whole text of this message, from the log")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON object for each message")
     form.add_argument(
         "--raw",
         action="store_true",
-        help="with --msg: the text as it is, also at a terminal, which obeys it",
+        help="with --msg: the text unchanged, even at a terminal, which obeys its controls",
     )
     options = parser.parse_args(argv)
     if options.raw and options.msg is None:
-        parser.error("--raw prints one message as it is; say which with --msg ID")
+        parser.error("--raw goes with --msg ID")
     try:
         caller = identify()
         settings = caller.settings
         if options.msg is not None:
             return _one(settings, options.msg, as_json=options.json, raw=options.raw or not sys.stdout.isatty())
         with caller.read() as bus:
-            printed = False  # though some came, they may all have been shown before the broker was replaced
+            printed = False  # all that came may have been shown already, before the broker was replaced
             for item in bus.unread(peek=options.peek):
                 if isinstance(item, verbs.Fetched):
                     _end(printed, item.left, as_json=options.json)
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _one(settings: Settings, msg_id: str, *, as_json: bool, raw: bool) -> int:
-    """One message whole. A file, or a program behind a pipe, gets every byte of it; a terminal what it may show."""
+    """Prints one message whole: every byte to a file or a pipe, sanitised at a terminal."""
     if not verbs.is_msg_id(msg_id):
         raise InvalidPayload("--msg takes the id of a message: 8 to 12 lower-case letters and digits")
     record = reader.find(settings.paths.log, msg_id)
@@ -70,8 +70,10 @@ def _one(settings: Settings, msg_id: str, *, as_json: bool, raw: bool) -> int:
 
 
 def _print(settings: Settings, mine: Persona, incoming: Incoming, *, as_json: bool) -> JournalError | None:
-    """Prints a message; returns what keeps its text from being read. It is shown as read all the same: it would stand
-    before all that comes after it, for good."""
+    """Prints a message; returns the error if its text cannot be read.
+
+    Such a message is marked read all the same; otherwise it would hold up all later ones for good.
+    """
     fmt, body, error = payload.readable(incoming, settings.paths.log)
     if as_json:
         form = arrived(incoming._replace(fmt=fmt), body, mine.name, mine.session_id)
@@ -83,7 +85,7 @@ def _print(settings: Settings, mine: Persona, incoming: Incoming, *, as_json: bo
     to = f" to={sanitise(audience)}" if audience else ""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(incoming.ts))
     print(f'msg={sanitise(incoming.msg_id)} from="{sanitise(incoming.from_name)}"{label}{answers}{to} at {when}')
-    # Indented, so that no line of a body can be taken for a header.
+    # Indented, so that no line of a body looks like a header.
     for line in sanitise_lines(payload.as_text(fmt, body)):
         print(f"{INDENT}{line}")
     return error

@@ -1,12 +1,12 @@
-"""install-deps: makes `<data dir>/venv` with the three packages that zmqbus needs.
+"""install-deps: install the three packages that zmqbus needs into `<data dir>/venv`.
 
-It says what it will run before it runs anything, and runs it only after `--yes` or an answer. The venv is built beside
-its place, tried out by importing the packages, marked as complete, and only then moved in by renaming, so that whatever
-ends the installation half-way, the scripts in bin/ go on with what they had: `zmqbus.bootstrap` passes over a venv
-without the marker. Extras that the old one has are in the new one, too. A lock keeps two installations apart; whoever
-holds it may clear away what earlier ones left.
+It prints its commands before it runs any, and runs them only after `--yes` or an answer. The venv is built beside its
+place, tested by importing the packages, marked as complete, and only then renamed into its place, so that the scripts
+in bin/ keep working however an installation is interrupted: `zmqbus.bootstrap` ignores a venv without the marker.
+Extras of the old venv are installed into the new one too. A lock excludes a second installation; its holder removes
+what interrupted ones left.
 
-Runs on the standard library, since it is there for those who have nothing else yet.
+It uses only the standard library, because its users have nothing else yet.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from zmqbus.errors import ZmqbusError
 from zmqbus.security.private_files import secure_dir
 from zmqbus.text.display import INDENT, sanitise
 
-#: Three wheels take seconds, three builds from source minutes; longer than this nobody waits for.
+#: Three wheels take seconds, three builds from source minutes.
 COMMAND_TIMEOUT_S = 900.0
-#: Importing three packages from a cold disk.
+#: For importing three packages from a cold disk.
 CHECK_TIMEOUT_S = 60.0
-#: So many of the last lines of a failed command are shown: pip says what went wrong at its end.
+#: Last lines of a failed command that are shown: pip reports the cause at its end.
 SHOWN_LINES = 12
-#: `bin/` of a venv holds scripts of a few KiB; only those can contain its path as text.
+#: Only the scripts in `bin/` of a venv, of a few KiB each, contain its path as text.
 MAX_SCRIPT_BYTES = 1 << 20
 
-#: These would lead pip, uv or the python of the new venv to other places than the venv.
+#: Variables that would lead pip, uv or the venv's python to places outside the venv.
 MISLEADING_VARIABLES = (
     "PYTHONHOME",
     "PYTHONPATH",
@@ -56,7 +56,7 @@ MISLEADING_VARIABLES = (
     "UV_PYTHON",
 )
 
-#: The name that a requirement begins with.
+#: The name at the beginning of a requirement.
 _NAME = re.compile("[a-z0-9]+")
 
 _CHECK = (
@@ -67,18 +67,18 @@ _CHECK = (
 
 
 class InstallError(ZmqbusError):
-    """The dependencies could not be installed; what was there before is untouched."""
+    """The dependencies could not be installed; an earlier installation is unchanged."""
 
     code = "not_installed"
 
-    def __init__(self, text: str, said: tuple[str, ...] = ()) -> None:
-        """`said`: the last lines of the program that failed."""
+    def __init__(self, text: str, output: tuple[str, ...] = ()) -> None:
+        """`output`: the last lines of the program that failed."""
         super().__init__(text)
-        self.said = said
+        self.output = output
 
 
 class _Plan(NamedTuple):
-    """What will be run. `target` is where the venv is built, `venv` where it goes."""
+    """The commands to run. The venv is built at `target`, then moved to `venv`."""
 
     venv: str
     target: str
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         )
     except ZmqbusError as error:
         status = fail(error)
-        for line in error.said if isinstance(error, InstallError) else ():
+        for line in error.output if isinstance(error, InstallError) else ():
             print(f"{INDENT}{sanitise(line)}", file=sys.stderr)
         return status
 
@@ -104,13 +104,13 @@ def _parser() -> Parser:
         "install-deps", "Installs what zmqbus needs (pyzmq, msgpack, psutil) into a virtual environment of its own."
     )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    parser.add_argument("--upgrade", action="store_true", help="install anew, with the newest versions that fit")
+    parser.add_argument("--upgrade", action="store_true", help="reinstall, with the newest matching versions")
     parser.add_argument(
         "--extra",
         action="append",
         default=[],
         choices=sorted(EXTRAS),
-        help="install what this command needs, too (repeatable); what is there already is kept",
+        help="also install what this command needs (repeatable); installed extras are kept",
     )
     parser.add_argument("--no-uv", dest="uv", action="store_false", help="use python's own venv and pip, not uv")
     return parser
@@ -125,7 +125,7 @@ def _install(loaded: settings.Settings, *, yes: bool, upgrade: bool, uv: bool, e
             print(f"already installed in {venv}: {versions}")
             return 0
     plan = make_plan(venv, shutil.which("uv") if uv else None, sorted(kept.union(extras)))
-    print(f"This makes {venv}" + (" anew:" if os.path.lexists(venv) else ":"))
+    print(f"This {'replaces' if os.path.lexists(venv) else 'creates'} {venv}:")
     for command in plan.commands:
         print("    " + shlex.join(command))
     print(f"    mv {shlex.quote(plan.target)} {shlex.quote(venv)}", flush=True)
@@ -139,7 +139,7 @@ def _install(loaded: settings.Settings, *, yes: bool, upgrade: bool, uv: bool, e
 
 
 def installed_extras(venv: str) -> set[str]:
-    """The extras whose packages are in `venv`, whichever python it was made by: a new one has to have them, too."""
+    """The extras whose packages are in `venv`, for whichever python: a new venv must have them too."""
     directories = glob.glob(os.path.join(glob.escape(venv), "lib", "python*", "site-packages"))
     there = {
         name.lower()
@@ -150,7 +150,7 @@ def installed_extras(venv: str) -> set[str]:
 
 
 def make_plan(venv: str, uv: str | None, extras: Iterable[str] = ()) -> _Plan:
-    """The commands that make `venv`; `uv` is its path, None where there is none."""
+    """The commands that create `venv`; `uv` is the path of uv, None where it is not installed."""
     target = f"{venv}.new-{os.getpid()}"
     python = os.path.join(target, "bin", "python")
     file = requirements_file()
@@ -165,16 +165,16 @@ def make_plan(venv: str, uv: str | None, extras: Iterable[str] = ()) -> _Plan:
 
 
 def requirements_file() -> str:
-    """requirements.txt of this checkout; "" for a package that was installed without it."""
+    """The path of requirements.txt in this checkout; "" for an installed package, which has none."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     root = os.path.dirname(package)
     path = os.path.join(root, "requirements.txt")
-    # In site-packages a file of that name would be somebody else's.
+    # A file of that name in site-packages would belong to another package.
     return path if os.path.isfile(path) and os.path.isdir(os.path.join(root, "bin")) else ""
 
 
 def wanted_requirements() -> tuple[str, ...]:
-    """The requirements themselves, in the order of their source."""
+    """The requirements, in the order of their source."""
     path = requirements_file()
     if not path:
         return REQUIREMENTS
@@ -182,7 +182,7 @@ def wanted_requirements() -> tuple[str, ...]:
         with open(path, encoding="utf-8") as file:
             lines = [line.partition("#")[0].strip() for line in file]
     except (OSError, ValueError) as error:
-        raise InstallError(f"{path} cannot be read: {error}; restore it and run this again") from error
+        raise InstallError(f"cannot read {path}: {error}; restore it and run this again") from error
     return tuple(line for line in lines if line)
 
 
@@ -191,7 +191,7 @@ def _marker_text() -> str:
 
 
 def _installed(venv: str) -> str:
-    """The versions in `venv` if it is complete, for this python and for these requirements; "" otherwise."""
+    """The versions in `venv`, if it is complete and made for this python and these requirements; "" otherwise."""
     if not site_packages(venv):
         return ""
     try:
@@ -199,7 +199,7 @@ def _installed(venv: str) -> str:
             if file.read() != _marker_text():
                 return ""
         return _check(venv, os.environ)
-    except (OSError, ValueError, InstallError):  # not there, not readable, not working: to be made anew
+    except (OSError, ValueError, InstallError):  # missing, not readable or broken: to be replaced
         return ""
 
 
@@ -214,7 +214,7 @@ def _agreed() -> bool:
 @contextlib.contextmanager
 def _lock(data_dir: str) -> Iterator[None]:
     path = os.path.join(data_dir, "venv.lock")
-    # Never removed: whoever waits for it holds the same file open.
+    # Never removed: a process that waits for it has the same file open.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -227,10 +227,10 @@ def _lock(data_dir: str) -> Iterator[None]:
 
 
 def _build(plan: _Plan, environ: Mapping[str, str]) -> str:
-    """Builds, tries and moves in the venv; returns the versions it has. The caller holds the lock."""
+    """Builds the venv, tests it and moves it into its place; returns its versions. The caller holds the lock."""
     _clear_leftovers(plan.venv)
     if not shutil.which(plan.commands[0][0]):
-        raise InstallError(f"{plan.commands[0][0]} has gone; run this again")
+        raise InstallError(f"{plan.commands[0][0]} was removed; run this again")
     if plan.commands[0][0] == sys.executable:
         _require_venv_module()
     try:
@@ -244,7 +244,7 @@ def _build(plan: _Plan, environ: Mapping[str, str]) -> str:
         _swap_in(plan)
     except OSError as error:
         raise InstallError(
-            f"{error.strerror or error}: {error.filename or plan.target}; make room or mend the permissions, "
+            f"{error.strerror or error}: {error.filename or plan.target}; free some space or fix the permissions, "
             "then run this again"
         ) from error
     finally:
@@ -255,7 +255,7 @@ def _build(plan: _Plan, environ: Mapping[str, str]) -> str:
 def _require_venv_module() -> None:
     from importlib.util import find_spec
 
-    # Debian ships the venv module without ensurepip, which it needs; both are in python3-venv.
+    # Debian packages the venv module without ensurepip, which it needs; python3-venv contains both.
     if find_spec("venv") is None or find_spec("ensurepip") is None:
         raise InstallError(
             f"{sys.executable} has no venv module; install it (Debian and Ubuntu: sudo apt install python3-venv) "
@@ -264,7 +264,7 @@ def _require_venv_module() -> None:
 
 
 def _run(command: tuple[str, ...], directory: str, environ: Mapping[str, str]) -> None:
-    """Runs a command without input. Its output is only shown, from the end, when it fails."""
+    """Runs a command without input. The end of its output is shown only when it fails."""
     try:
         done = subprocess.run(
             command,
@@ -273,7 +273,7 @@ def _run(command: tuple[str, ...], directory: str, environ: Mapping[str, str]) -
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            # Not the user's directory: uv would take settings from a project there.
+            # Not the user's directory, where uv would read the settings of a project.
             cwd=directory,
             env=dict(environ),
             timeout=COMMAND_TIMEOUT_S,
@@ -281,15 +281,15 @@ def _run(command: tuple[str, ...], directory: str, environ: Mapping[str, str]) -
     except subprocess.TimeoutExpired:
         raise InstallError(
             f"`{shlex.join(command)}` did not end within {COMMAND_TIMEOUT_S:.0f} s and was stopped; "
-            "see that the package index can be reached, then run this again"
+            "check that the package index can be reached, then run this again"
         ) from None
     if done.returncode != 0:
-        # Each has its own configuration: where one lacks an index or a certificate, the other may have it.
+        # pip and uv have separate configurations: one may have the index or the certificate that the other lacks.
         hint = ", or with --no-uv." if os.path.basename(command[0]) == "uv" else "."
         raise InstallError(
-            f"`{shlex.join(command)}` failed with exit status {done.returncode}, and nothing was changed. See that the "
-            "package index can be reached (network, proxy, pip's or uv's configuration) and that the disk is not full, "
-            f"then run this again{hint} The last that it said:",
+            f"`{shlex.join(command)}` failed with exit status {done.returncode}, and nothing was changed. Check that "
+            "the package index can be reached (network, proxy, pip's or uv's configuration) and that the disk is not "
+            f"full, then run this again{hint} Its last output:",
             tuple(done.stdout.rstrip().splitlines()[-SHOWN_LINES:]),
         )
 
@@ -325,7 +325,7 @@ def _clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _relocate(target: str, venv: str) -> None:
-    """Writes the venv's future path into its scripts, which hold the path that it was built at."""
+    """Replaces the path at which the venv was built, in its scripts, by its final path."""
     old, new = os.fsencode(target), os.fsencode(venv)
     directory = os.path.join(target, "bin")
     for path in [
@@ -344,7 +344,7 @@ def _relocate(target: str, venv: str) -> None:
 
 
 def _swap_in(plan: _Plan) -> None:
-    """Puts the new venv in its place. If it cannot be, the old one is put back."""
+    """Moves the new venv into its place, or restores the old one."""
     old = f"{plan.venv}.old-{os.getpid()}"
     had_one = os.path.lexists(plan.venv)
     if had_one:
@@ -360,7 +360,7 @@ def _swap_in(plan: _Plan) -> None:
 
 
 def _clear_leftovers(venv: str) -> None:
-    """Removes what interrupted installations left; if the venv itself was on its way out, it is put back first."""
+    """Removes the remains of interrupted installations. A venv that was moved away is restored first."""
     directory, name = os.path.split(venv)
     for entry in sorted(os.listdir(directory)):
         path = os.path.join(directory, entry)

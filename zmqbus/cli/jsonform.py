@@ -1,8 +1,8 @@
-"""What the commands print with `--json`: one form for each thing, whichever command tells of it.
+"""JSON forms for `--json`: one for each kind of object, whichever command prints it.
 
-docs/json.md describes them for people, output.schema.json beside this file for programs; a test holds what every
-command prints against the latter. Times are ISO 8601 in UTC with milliseconds, as in messages.log; ages and durations
-are numbers whose unit is in their name (`away_s`), sizes likewise (`memory_bytes`). What is not known is null.
+docs/json.md describes them for people, output.schema.json beside this file for programs; a test validates the output of
+every command against the schema. Times are ISO 8601 in UTC with milliseconds, as in messages.log; ages and durations
+are numbers whose unit is in their name (`away_s`), sizes likewise (`memory_bytes`). Unknown values are null.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 
 def encode(value: Any) -> str:
-    """One value as one line, which standard output can write in its encoding, and no terminal obeys."""
+    """One value as one line that standard output can encode and that drives no terminal."""
     return to_json(value, ascii_only=not takes_unicode())
 
 
 def print_json(value: Any) -> None:
-    """One value, one line."""
+    """Prints one value as one line."""
     print(encode(value))
 
 
 def message(record: Record) -> dict[str, Any]:
-    """A message: the keys of messages.log, complete. Values have a readable `text`, and themselves in `data`."""
+    """A whole message, with the keys of messages.log. A value has a readable `text`, and its bytes in `data`."""
     fields = _fields(record, as_text(record.fmt, record.body))
     if record.fmt != "text":
-        from binascii import b2a_base64  # not on everybody's path
+        from binascii import b2a_base64  # rarely needed
 
         fields["data"] = b2a_base64(record.body, newline=False).decode()
     return fields
 
 
 def entry(found: Entry, load: Callable[[Entry], Record]) -> dict[str, Any]:
-    """The same of an entry of the history; `load` gives its record, and is asked where the entry is not all of it."""
+    """A message from an entry of the history; `load` reads its record where the entry holds only its beginning."""
     return _fields(found, found.head) if found.fmt == "text" and found.whole else message(load(found))
 
 
@@ -67,7 +67,7 @@ def _fields(header: Record | Entry, text: str) -> dict[str, Any]:
 
 
 def arrived(incoming: Incoming, body: bytes, name: str | None, session_id: str | None) -> dict[str, Any]:
-    """A message as it came to the session with this name and id."""
+    """A message as the session with this name and id received it."""
     to = payload.audience(incoming)
     return message(
         Record(
@@ -86,19 +86,19 @@ def arrived(incoming: Incoming, body: bytes, name: str | None, session_id: str |
     )
 
 
-def receipt(told: Receipt | BroadcastReceipt) -> dict[str, Any]:
-    """What became of a message that was sent."""
-    if isinstance(told, BroadcastReceipt):
-        return {"state": "broadcast", **told._asdict(), "full": list(told.full), "unsaved": list(told.unsaved)}
-    return told._asdict()
+def receipt(outcome: Receipt | BroadcastReceipt) -> dict[str, Any]:
+    """The receipt of a sent message."""
+    if isinstance(outcome, BroadcastReceipt):
+        return {"state": "broadcast", **outcome._asdict(), "full": list(outcome.full), "unsaved": list(outcome.unsaved)}
+    return outcome._asdict()
 
 
 def refusal(to: str, error: ZmqbusError) -> dict[str, Any]:
-    """What stands in the place of a receipt where a message could not be sent."""
+    """The error in place of a receipt where a message could not be sent."""
     return {"state": "failed", "to": to, "error": {"code": error.code, "message": str(error)}}
 
 
 def session(row: Session) -> dict[str, Any]:
-    """A session; `since` tells since when it has been in its state, as in the table."""
+    """A session; `since` is when it got into its state, as in the table."""
     since_ts = row.since if row.state != "away" else time.time() - row.away_s
     return {**row._asdict(), "since": iso_time(since_ts)}

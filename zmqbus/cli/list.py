@@ -1,4 +1,4 @@
-"""`list.py`, `zmqbus list`, `zmqbus status`: who is on the bus, and who am I."""
+"""`list.py`, `zmqbus list`, `zmqbus status`: list the sessions on the bus, or describe this one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNREAD = "UNREAD"
 
 
 def main(argv: list[str], *, own: bool = False) -> int:
-    """Prints a table of sessions; with `--self` (or `own`), what this session is."""
+    """Prints a table of sessions; with `--self` (or `own`), this session only."""
     options = _parser(own).parse_args(argv)
     try:
         caller = identify({"port": options.port})
@@ -39,13 +39,13 @@ def main(argv: list[str], *, own: bool = False) -> int:
             sessions = [session for session in sessions if session.project == project]
         sessions.sort(key=lambda session: (session.state == "away", session.name, session.since))
         if options.json:
-            from zmqbus.cli import jsonform  # only for this
+            from zmqbus.cli import jsonform
 
             jsonform.print_json([jsonform.session(row) for row in sessions])
         elif sessions:
             _print_table(sessions, unread=options.all)
         else:
-            print("no session is connected" if not options.all else "no session is known")
+            print("no sessions connected" if not options.all else "no known sessions")
     except ZmqbusError as error:
         return fail(error)
     return 0
@@ -56,7 +56,7 @@ def _parser(own: bool) -> Parser:
         parser = Parser("status", "Show this session: its name, its listener, its broker.")
     else:
         parser = Parser("list", "Show who is on the bus.")
-        parser.add_argument("--all", action="store_true", help="those away, too, and how much waits for them")
+        parser.add_argument("--all", action="store_true", help="also those away, and how much waits for them")
         parser.add_argument("--project", action="store_true", help="only the sessions of this project")
         parser.add_argument("--self", dest="own", action="store_true", help="this session only")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -67,7 +67,7 @@ def _parser(own: bool) -> Parser:
 
 def _own(caller: Caller, *, as_json: bool) -> int:
     if as_json:
-        from zmqbus.cli.jsonform import print_json  # only for this
+        from zmqbus.cli.jsonform import print_json
 
     state, _, stale = caller.session()
     if state is None:
@@ -105,7 +105,7 @@ def _print_table(sessions: list[Session], *, unread: bool) -> None:
 
 
 def _row(session: Session) -> tuple[str, ...]:
-    # Since when it is what it is: there, or away.
+    # The time at which it got into its present state: connected, or away.
     since_ts = session.since if session.state != "away" else time.time() - session.away_s
     return (
         sanitise(session.name),
@@ -119,13 +119,13 @@ def _row(session: Session) -> tuple[str, ...]:
 
 
 def _short(path: str) -> str:
-    """A path as people read it, with their home as ~."""
+    """A path with the home directory as ~."""
     home = os.path.expanduser("~")
     return f"~{path[len(home) :]}" if path == home or path.startswith(f"{home}{os.sep}") else path
 
 
 def _clock(since_ts: float) -> str:
-    """Local time of day; with the date where it was another day."""
+    """Local time of day, with the date unless it is today."""
     then = time.localtime(since_ts)
     same_day = then[:3] == time.localtime()[:3]
     return time.strftime("%H:%M" if same_day else "%Y-%m-%d %H:%M", then)

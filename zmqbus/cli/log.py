@@ -1,4 +1,4 @@
-"""`zmqbus log`: the history, over all files of the log; what fits, what holds some words, and what is to come."""
+"""`zmqbus log`: print the history over all files of the log; filter it, search it, follow it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from zmqbus.system import cmdline
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
 
-#: Without any bound, a terminal gets so many: a screen or two, and not the whole of 300 MB.
+#: Messages shown at a terminal where no bound is given: a screen or two, not 300 MB.
 AT_A_TERMINAL = 200
-#: Before what is to come, so many of those that came last, as `tail -f` does.
+#: Messages shown before following, as `tail -f` does.
 BEFORE_FOLLOWING = 10
 
 
@@ -37,20 +37,20 @@ def main(argv: list[str]) -> int:
     parser = Parser("log", "Print the messages that went over the bus, oldest first.")
     parser.add_argument("--from", dest="sender", metavar="N", help="only from the session with this name or id")
     parser.add_argument("--to", metavar="N", help="only to it; or to all, #topic, %%project or @group")
-    parser.add_argument("--since", metavar="WHEN", help="only since then: 90s, 30m, 2h, 7d, or an ISO time")
-    parser.add_argument("--grep", metavar="RE", help="only texts in which this regular expression is found")
+    parser.add_argument("--since", metavar="WHEN", help="only from then on: 90s, 30m, 2h, 7d, or an ISO time")
+    parser.add_argument("--grep", metavar="RE", help="only texts that match this regular expression")
     parser.add_argument(
         "--search", metavar="WORDS", help='only texts with these words; also "in this order", begin*, -not'
     )
     parser.add_argument("--limit", metavar="N", help="only the newest N; 0: all (default at a terminal: 200)")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on with what comes, until Ctrl-C")
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each message, complete")
+    parser.add_argument("--follow", "-f", action="store_true", help="then print new messages, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print a complete JSON object for each message")
     options = parser.parse_args(argv)
     cmdline.hide((options.grep, options.search))
     wanted = _wanted(parser, options)
     limit = _limit(parser, options)
     if options.follow and options.search is not None:
-        parser.error("--search looks at what is there; with --follow, use --grep")
+        parser.error("--search finds only stored messages; with --follow, use --grep")
     settings = load()
     try:
         return _Printer(settings.paths.log, settings.paths.search_index, wanted, options).run(limit)
@@ -70,13 +70,13 @@ def _wanted(parser: Parser, options: argparse.Namespace) -> Wanted:
             pattern = re.compile(options.grep)
         except (re.error, OverflowError, RecursionError) as error:
             parser.error(
-                f"--grep: this is no regular expression: {error}; put a \\ before what is to be a plain character"
+                f"--grep: invalid regular expression: {error}; put a \\ before a character that is meant literally"
             )
     return Wanted(options.sender, options.to, since_ts, pattern)
 
 
 def _limit(parser: Parser, options: argparse.Namespace) -> int | None:
-    """How many at most; None: all."""
+    """The largest number of messages to print; None: all."""
     if options.limit is not None:
         if not (options.limit.isascii() and options.limit.isdecimal() and len(options.limit) < 10):
             parser.error(f"--limit takes a number of messages, 0 for all, not '{sanitise(options.limit, 40)}'")
@@ -89,7 +89,7 @@ def _limit(parser: Parser, options: argparse.Namespace) -> int | None:
 
 
 class _Printer:
-    """Prints entries, and says at the end what there is to be said about them."""
+    """Prints entries, then hints and warnings about them."""
 
     def __init__(self, path: str, index: str, wanted: Wanted, options: argparse.Namespace) -> None:
         self._path = path
@@ -97,13 +97,13 @@ class _Printer:
         self._wanted = wanted
         self._options = options
         self._search = Search(path, index, options.search) if options.search is not None else None
-        self._looked_for = wanted.pattern or (focus(options.search) if options.search is not None else None)
+        self._highlight = wanted.pattern or (focus(options.search) if options.search is not None else None)
         self._width = None if options.json else width_of_terminal()
         self._printed = self._cut = self._damaged = 0
         self._more = False
 
     def run(self, limit: int | None) -> int:
-        end = self._history.end()  # what comes from here on is followed
+        end = self._history.end()  # following begins here
         self._print(self._past(limit, end))
         self._damaged += self._history.damaged
         if self._options.follow:
@@ -113,7 +113,7 @@ class _Printer:
                     sys.stdout.flush()
                     if follower.wait_s and pause(follower.wait_s):
                         return 0
-        self._say(limit)
+        self._conclude(limit)
         return 0
 
     def _past(self, limit: int | None, end: Place) -> Iterable[Entry]:
@@ -132,7 +132,7 @@ class _Printer:
     def _all(self, end: Place) -> Iterator[Entry]:
         for entry in self._history.entries(wanted=self._wanted):
             if entry.place >= end:
-                return  # it has come meanwhile; who follows gets it, and who does not would get no end
+                return  # arrived meanwhile: following prints it, and without following there would be no end
             yield entry
 
     def _print(self, entries: Iterable[Entry]) -> None:
@@ -141,21 +141,21 @@ class _Printer:
                 if self._options.json:
                     line = jsonform.encode(jsonform.entry(entry, self._history.record))
                 else:
-                    line, cut = line_of(entry, self._history.text, self._width, self._looked_for)
+                    line, cut = line_of(entry, self._history.text, self._width, self._highlight)
                     self._cut += cut
             except JournalError as error:
-                # Further on than an entry shows; or its segment was deleted this instant.
-                print(f"warning: passed over: {damage(entry.msg_id, entry.from_name, error)}", file=sys.stderr)
+                # The damage is beyond the head of the entry, or its segment was deleted at this moment.
+                print(f"warning: ignoring a message: {damage(entry.msg_id, entry.from_name, error)}", file=sys.stderr)
                 continue
             self._printed += 1
             print(line)
 
-    def _say(self, limit: int | None) -> None:
+    def _conclude(self, limit: int | None) -> None:
         sys.stdout.flush()
         if not self._printed:
-            self._say_nothing()
+            self._explain_nothing()
         if self._options.json:
-            self._say_damage()
+            self._warn()
             return
         hints = []
         if self._more and self._options.limit is None and self._printed:
@@ -164,10 +164,10 @@ class _Printer:
             hints.append("a message whole: zmqbus inbox --msg ID")
         if hints:
             print(f"({'; '.join(hints)})", file=sys.stderr)
-        self._say_damage()
+        self._warn()
 
-    def _say_nothing(self) -> None:
-        """Raises `UnknownPeer` where a name may have been mistyped."""
+    def _explain_nothing(self) -> None:
+        """Says why nothing was printed. Raises `UnknownPeer` where a name may have been mistyped."""
         if not numbered_segments(self._path)[0]:
             print(f"no messages yet: there is no {self._path}", file=sys.stderr)
             return
@@ -181,7 +181,7 @@ class _Printer:
                 near = naming.nearest(name, sorted(others))
                 hint = f"; did you mean {', '.join(near)}?" if near else "; see the names with: zmqbus list --all"
                 raise UnknownPeer(f"the log has no message {flag} '{sanitise(name, 60)}'{hint}")
-        print("no message fits", file=sys.stderr)
+        print("no matching messages", file=sys.stderr)
 
     def _names(self) -> tuple[set[str], set[str]]:
         """Names and ids of all senders, and of all receivers."""
@@ -192,15 +192,15 @@ class _Printer:
             receivers.update((entry.to, entry.to_session_id or ""))
         return senders, receivers
 
-    def _say_damage(self) -> None:
+    def _warn(self) -> None:
         if self._damaged:
-            lines = "a line that is" if self._damaged == 1 else f"{self._damaged} lines that are"
-            print(f"warning: passed over {lines} no message; see zmqbus doctor", file=sys.stderr)
+            lines = f"{self._damaged} damaged line{'' if self._damaged == 1 else 's'} of the log"
+            print(f"warning: ignoring {lines}; see zmqbus doctor", file=sys.stderr)
         for name in numbered_segments(self._path)[1]:
             if os.path.lexists(name) and os.path.getsize(name):
-                print(f"warning: passed over {name}, whose first line is damaged; see zmqbus doctor", file=sys.stderr)
+                print(f"warning: ignoring {name}: its first line is damaged; see zmqbus doctor", file=sys.stderr)
         if self._search is not None and self._search.fault:
-            print(f"warning: the log was searched without its index: {self._search.fault}", file=sys.stderr)
+            print(f"warning: searched the log without its index: {self._search.fault}", file=sys.stderr)
 
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")

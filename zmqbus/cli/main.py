@@ -1,4 +1,4 @@
-"""`zmqbus`: one command with all the others in it."""
+"""`zmqbus`: one command that contains all others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 import zmqbus
 from zmqbus.text.display import sanitise
 
-#: Subcommand → (module of zmqbus.cli, keyword arguments of its main, what it does).
+#: Subcommand → (module of zmqbus.cli, keyword arguments of its main, description).
 COMMANDS: dict[str, tuple[str, dict[str, bool], str]] = {
     "connect": ("connect", {}, "connect this session and print what arrives for it"),
     "send": ("send", {}, "send a text to a session, to several, or to many"),
@@ -17,16 +17,16 @@ COMMANDS: dict[str, tuple[str, dict[str, bool], str]] = {
     "status": ("list", {"own": True}, "show this session"),
     "inbox": ("inbox", {}, "print unread messages, or one message whole"),
     "log": ("log", {}, "print the history: filter it, search it, follow it"),
-    "watch": ("watch", {}, "show who is there and what happens, as it happens"),
-    "doctor": ("doctor", {}, "look for faults in the installation, and say how to mend them"),
-    "stats": ("stats", {}, "show what the broker counts; for collectors of metrics, too"),
+    "watch": ("watch", {}, "show sessions and messages, as they come and go"),
+    "doctor": ("doctor", {}, "check the installation, and say how to fix each fault"),
+    "stats": ("stats", {}, "show the broker's metrics; also for Prometheus"),
     "rename": ("rename", {}, "give this session another name"),
     "disconnect": ("disconnect", {}, "end this session's listener and free its name"),
     "forget": ("forget", {}, "remove a session that is away, with its unread mail"),
-    "broker": ("broker", {}, "start the broker, look at it, or stop it"),
+    "broker": ("broker", {}, "start the broker, inspect it, or stop it"),
     "console": ("console", {}, "show the bus on a page in the browser, and send from it"),
-    "auto-start": ("auto_start", {}, "whether the plugin's monitor starts with every session"),
-    "install-deps": ("install_deps", {}, "make the virtual environment with what zmqbus needs"),
+    "auto-start": ("auto_start", {}, "set whether the plugin's monitor starts with every session"),
+    "install-deps": ("install_deps", {}, "install what zmqbus needs into a virtual environment"),
 }
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         print(_help())
         return 0
     if command not in COMMANDS:
-        print(f"error: usage: there is no command '{sanitise(command, 40)}'; see: zmqbus --help", file=sys.stderr)
+        print(f"error: usage: unknown command '{sanitise(command, 40)}'; see: zmqbus --help", file=sys.stderr)
         return 2
     module, arguments, _ = COMMANDS[command]
     status: int = import_module(f"zmqbus.cli.{module}").main(rest, **arguments)
@@ -58,6 +58,6 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "zmqbus COMMAND --help tells about a command; zmqbus --version about this release.",
+            "zmqbus COMMAND --help describes a command; zmqbus --version prints the release.",
         ]
     )

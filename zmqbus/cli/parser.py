@@ -1,4 +1,4 @@
-"""How the commands read their arguments: argparse, with errors like all others. See `plain` for what comes before."""
+"""Command-line parsing: argparse, with errors in the form of all others. (`send_args` has a faster way.)"""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ USAGE = 2
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Help as wide as the terminal says it is in COLUMNS. (Left to itself, argparse imports `shutil` to ask the
-    terminal, for every option that is added: 2 ms of a command that lives for 50.)"""
+    """Help as wide as COLUMNS says. (argparse itself imports `shutil` to ask the terminal, for every option that is
+    added: 2 ms of a command that lives for 50.)"""
 
     def __init__(self, prog: str, *arguments: Any, **more: Any) -> None:
         columns = os.environ.get("COLUMNS", "")
@@ -23,8 +23,8 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Once(argparse.Action):
-    """Stores a value. A second, other one is an error: to take the last, as argparse does, would be to send to one
-    session what was meant for two."""
+    """Stores a value. A second, different one is an error: argparse would use the last, and a message for two sessions
+    would reach one."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
@@ -36,7 +36,7 @@ class _Once(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors look like all others, with the usage behind them."""
+    """An argument parser that prints errors in the form of all others, followed by the usage."""
 
     def __init__(self, command: str, description: str, **more: Any) -> None:
         super().__init__(
@@ -54,14 +54,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.endswith(" required") or " required: " in message:
-            # What is missing may be there, misspelt. argparse looks for that last.
+            # The missing option may be there, misspelt; argparse looks for unknown options last.
             unknown = self._unknown_flags()
             if unknown:
                 message = f"unrecognized arguments: {' '.join(unknown)}"
         self.exit(USAGE, f"error: usage: {sanitise(message)}\n{self.format_usage()}")
 
     def _unknown_flags(self) -> list[str]:
-        """The long options among the arguments that this command does not have."""
+        """The long options that this command does not have."""
         arguments = self._arguments[: self._arguments.index("--")] if "--" in self._arguments else self._arguments
         names = (text.partition("=")[0] for text in arguments if text.startswith("--") and " " not in text)
         return [name for name in names if name not in self._option_string_actions]

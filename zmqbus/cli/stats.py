@@ -1,4 +1,4 @@
-"""`zmqbus stats`: what the broker counts, for people, for programs, and for collectors of metrics."""
+"""`zmqbus stats`: print the broker's metrics, for people, for programs, and for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from zmqbus.system.streams import write_raw
 from zmqbus.text.display import sanitise
 from zmqbus.wire.metrics_catalogue import FIGURES, PROCESS, REFUSED, about, prometheus, rates
 
-#: Between two looks; less would be a load of its own.
+#: The interval of --watch; a shorter one would load the broker itself.
 MIN_WATCH_S, MAX_WATCH_S = 0.1, 86_400.0
 #: Moves the cursor to the top left, and clears the screen from there.
 _CLEAR = "\x1b[H\x1b[J"
 
 
 def main(argv: list[str]) -> int:
-    """Prints the figures once, or every so many seconds. Starts no broker."""
-    parser = Parser("stats", "Show what the broker counts: messages, mailboxes, workers, refusals.")
+    """Prints the metrics once, or at an interval. Starts no broker."""
+    parser = Parser("stats", "Show the broker's metrics: messages, mailboxes, workers, refusals.")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON; with --watch, an object each time")
+    form.add_argument("--json", action="store_true", help="print JSON; with --watch, one object each time")
     form.add_argument("--prometheus", action="store_true", help="print Prometheus's text format")
-    parser.add_argument("--watch", metavar="S", help="again every S seconds, with rates, until Ctrl-C")
+    parser.add_argument("--watch", metavar="S", help="repeat every S seconds, with rates, until Ctrl-C")
     parser.add_port()
     options = parser.parse_args(argv)
     interval_s: float | None = None
     if options.watch is not None:
         if options.prometheus:
-            parser.error("--prometheus is read again by whoever collects it; leave --watch out")
+            parser.error("--prometheus does not go with --watch; its collector asks again by itself")
         interval_s = _seconds(parser, options.watch)
     try:
         settings = identify({"port": options.port}).settings
         if interval_s is not None:
             return _watch(settings, interval_s, as_json=options.json)
-        figures = _look(settings)
+        figures = _measure(settings)
     except ZmqbusError as error:
         return fail(error)
     if options.prometheus:
         sys.stdout.write(prometheus(figures))
-        return 0  # that no broker runs is a figure as well
+        return 0  # that no broker runs is a metric as well
     if options.json:
         print_json(figures)
     elif figures is None:
@@ -70,8 +70,8 @@ def _seconds(parser: Parser, text: str) -> float:
     return seconds
 
 
-def _look(settings: Settings) -> dict[str, Any] | None:
-    """The broker's figures and those of its process."""
+def _measure(settings: Settings) -> dict[str, Any] | None:
+    """The metrics of the broker and of its process."""
     figures = broker_figures(settings)
     if figures is not None:
         figures.update(_process(settings))
@@ -79,7 +79,7 @@ def _look(settings: Settings) -> dict[str, Any] | None:
 
 
 def _process(settings: Settings) -> dict[str, float]:
-    """What the system tells of the broker's process; nothing where its pid may be another process's here."""
+    """The system's metrics of the broker's process; none where its pid may belong to another process here."""
     import psutil
 
     served = find_broker(settings)
@@ -94,7 +94,7 @@ def _process(settings: Settings) -> dict[str, float]:
                 "cpu_s": round(times.user + times.system, 2),
                 "open_files": process.num_fds(),
             }
-    except psutil.Error:  # it has ended this instant, or this system does not tell
+    except psutil.Error:  # it has just ended, or this system does not tell
         return {}
 
 
@@ -106,8 +106,8 @@ def _watch(settings: Settings, interval_s: float, *, as_json: bool) -> int:
         now_s = time.monotonic()
         fault = f"no broker runs on port {settings.port}"
         try:
-            figures = _look(settings)
-        except BrokerError as error:  # it is ending, or starting: the next look will tell
+            figures = _measure(settings)
+        except BrokerError as error:  # it is ending or starting: the next look will show
             figures, fault = None, f"{error.code}: {error}"
         speeds = rates(before, figures, now_s - before_s) if before and figures else {}
         if as_json:
@@ -124,7 +124,7 @@ def _watch(settings: Settings, interval_s: float, *, as_json: bool) -> int:
 
 
 def _table(figures: Mapping[str, Any], speeds: Mapping[str, float]) -> list[str]:
-    """A line for each figure: name, value, rate, meaning. Rates of one look alone are those since the start."""
+    """A line for each metric: name, value, rate, meaning. Without two looks, rates are averages since the start."""
     names = [name for name in (*FIGURES, *PROCESS) if name in figures]
     names += sorted(name for name in figures if name.startswith(REFUSED))
     names += [name for name in figures if name not in names and name not in ("pid", "port")]

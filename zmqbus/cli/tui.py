@@ -1,7 +1,7 @@
-"""The screen of `zmqbus watch`: sessions above, messages below, drawn with `rich` on the terminal's other page.
+"""The screen of `zmqbus watch`: sessions above, messages below, drawn with `rich` on the terminal's alternate screen.
 
-What is on the terminal is what was there before when this ends, however it ends: the library goes back to the first
-page and shows the cursor again. All text goes through `display.sanitise`, and into objects in which nothing is markup.
+However it ends, the terminal shows again what it showed before: the library restores the first screen and the cursor.
+All text goes through `display.sanitise`, and into objects that interpret no markup.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from zmqbus.cli.watch import Look, Watcher
 from zmqbus.journal.filter import Entry
 from zmqbus.system.streams import raw_stdout
 from zmqbus.text.display import columns, fit, sanitise
+from zmqbus.text.units import format_age
 from zmqbus.wire.verbs import Session
 
-#: Messages that are kept: more than any terminal has lines.
+#: Messages kept: more than any terminal has lines.
 KEPT = 500
-#: The sessions get at most this part of the screen.
+#: The largest part of the screen for the sessions.
 SHARE = 0.4
-#: The screen is drawn at least so often: ages grow.
+#: How often the screen is drawn at least: ages grow.
 DRAW_S = 1.0
-#: Colours of the states: for the eye only, the word stands beside it.
+#: Colours of the states, which are written out as well.
 COLOURS = {"live": "green", "busy": "yellow", "away": "bright_black"}
-#: and on a small one, so many lines.
+#: The smallest number of lines for the sessions.
 MIN_SESSIONS = 3
 
 
 def show(watcher: Watcher, console: Console | None = None) -> int:
-    """Shows until it is interrupted."""
+    """Draws the screen until it is interrupted."""
     console = console or Console(file=raw_stdout())
     messages: deque[Entry] = deque(watcher.before, maxlen=KEPT)
     drawn_s = 0.0
@@ -58,7 +59,7 @@ def show(watcher: Watcher, console: Console | None = None) -> int:
 
 
 def draw(port: int, look: Look, messages: Sequence[Entry], width: int, height: int) -> RenderableType:
-    """The whole screen, as lines that fit it."""
+    """The whole screen, as lines that fit into it."""
     width = max(width, MIN_WIDTH)
     order = {"live": 0, "busy": 0, "away": 1}
     sessions = sorted(look.sessions, key=lambda session: (order.get(session.state, 2), session.name))
@@ -70,12 +71,12 @@ def draw(port: int, look: Look, messages: Sequence[Entry], width: int, height: i
     if len(shown) < len(sessions):
         parts.append(_hint(f"… and {len(sessions) - len(shown)} more: zmqbus list --all", width))
     if not sessions and look.fault is None:
-        parts.append(_hint("no session yet; one joins with: zmqbus connect", width))
+        parts.append(_hint("no sessions yet; to join one: zmqbus connect", width))
     parts.append(Rule(style="dim"))
     used = 2 + (1 + len(shown) if shown else 0) + (len(shown) < len(sessions)) + (not sessions and look.fault is None)
     left = max(1, height - used)
     lines = [_message(entry, width) for entry in list(messages)[-left:]]
-    parts += lines or [Text("no message yet", style="dim")]
+    parts += lines or [Text("no messages yet", style="dim")]
     return Group(*parts)
 
 
@@ -105,7 +106,7 @@ def _table(sessions: Sequence[Session]) -> Table:
             justify="right" if heading == "UNREAD" else "left",
         )
     for session in sessions:
-        state = sanitise(session.state, 12) if session.state != "away" else f"away {_age(session.away_s)}"
+        state = sanitise(session.state, 12) if session.state != "away" else f"away {format_age(session.away_s)}"
         table.add_row(
             Text(sanitise(session.name, 40)),
             Text(state, style=COLOURS.get(session.state, "")),
@@ -116,15 +117,8 @@ def _table(sessions: Sequence[Session]) -> Table:
     return table
 
 
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{int(seconds)}s"
-
-
 def _message(entry: Entry, width: int) -> Text:
-    """One line: when, from whom, to whom, what."""
+    """A message as one line: time, sender, receiver, text."""
     sender, receiver = sanitise(entry.from_name, 40), target(entry)
     line = Text(no_wrap=True, end="\n")
     line.append(clock(entry.ts, short=True) + " ", style="dim")

@@ -1,8 +1,8 @@
-"""`zmqbus watch`: the bus as it lives, in the terminal: who is there, and what goes between them.
+"""`zmqbus watch`: show sessions and messages in the terminal, as they come and go.
 
-The messages come out of messages.log, which costs the broker nothing; once a second it is asked who is there. None is
-started for that. At a terminal, and where `rich` is installed, this is a screen that is drawn anew (`cli.screen`);
-otherwise a line for each thing that happens.
+The messages are read from messages.log, which costs the broker nothing; once a second the broker is asked for the
+sessions. None is started for that. At a terminal, and where `rich` is installed, this is a screen (`cli.tui`);
+otherwise it prints a line for each event.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from zmqbus.wire.metrics_catalogue import rates
 from zmqbus.wire.verbs import Session
 from zmqbus.wire.wakeup import is_ignored
 
-#: How often the broker is asked who is there.
+#: How often the broker is asked for the sessions.
 LOOK_S = 1.0
-#: What an answer to that may take: a broker that hangs must not stop the messages for long.
+#: How long its answer may take: a broker that hangs must not hold up messages for long.
 PATIENCE_S = 0.5
-#: Messages that stand there when the watching begins.
+#: Earlier messages shown at the beginning.
 BEFORE = 20
 
 
 class Look(NamedTuple):
-    """Who is there at the moment."""
+    """The sessions and the broker, as last seen."""
 
     sessions: list[Session]
     figures: dict[str, Any]  # of the broker; {} where none answers
     rates: dict[str, float]
-    fault: str | None  # why none does
+    fault: str | None  # why none answers
 
 
 def main(argv: list[str]) -> int:
     """Shows what happens, until Ctrl-C."""
-    parser = Parser("watch", "Show who is on the bus and what goes over it, as it happens, until Ctrl-C.")
-    parser.add_argument("--plain", action="store_true", help="a line for each thing, also at a terminal")
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each thing")
+    parser = Parser("watch", "Show sessions and messages, as they come and go, until Ctrl-C.")
+    parser.add_argument("--plain", action="store_true", help="print a line for each event, even at a terminal")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each event")
     parser.add_port()
     options = parser.parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if not is_ignored(number):
-            signal.signal(number, _end)  # so that the terminal is left whole
+            signal.signal(number, _end)  # so that the terminal is restored
     try:
         settings = identify({"port": options.port}).settings
         watcher = Watcher(settings)
@@ -83,14 +83,14 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 class Watcher:
-    """Where both forms of showing get what they show. Not thread-safe."""
+    """The messages and sessions to show. Not thread-safe."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self._clock = clock
         self.history = History(settings.paths.log)
         start = self.history.end()
-        #: What was there before, the oldest first.
+        #: Earlier messages, oldest first.
         self.before = self.history.page(start, limit=BEFORE).entries[::-1]
         self._follower = Follower(settings.paths.log, start)
         self._look_due_s = 0.0
@@ -105,12 +105,12 @@ class Watcher:
         self._follower.close()
 
     def poll(self) -> list[Entry]:
-        """The messages that have come."""
+        """The messages that have arrived since the last call."""
         return self._follower.poll()
 
     @property
     def damaged(self) -> int:
-        """Lines of the log that were passed over."""
+        """How many damaged lines of the log were ignored."""
         return self._follower.damaged
 
     @property
@@ -119,7 +119,7 @@ class Watcher:
         return self._follower.wait_s
 
     def refresh(self) -> bool:
-        """Asks the broker, where that is due; returns whether it was."""
+        """Asks the broker if it is time to; returns whether it did."""
         now_s = self._clock()
         if now_s < self._look_due_s:
             return False
@@ -142,12 +142,12 @@ class Watcher:
 
 
 class Change(NamedTuple):
-    """What has become of a session."""
+    """A change of a session."""
 
     session_id: str
     name: str
-    state: str  # that it is in now: "live", "busy", "away"; "renamed", "left"
-    former_name: str | None = None  # of one that was renamed
+    state: str  # now: "live", "busy", "away"; "renamed", "left"
+    former_name: str | None = None  # where it was renamed
 
 
 def states(sessions: Sequence[Session]) -> dict[str, tuple[str, str]]:
@@ -156,7 +156,7 @@ def states(sessions: Sequence[Session]) -> dict[str, tuple[str, str]]:
 
 
 def changes(before: dict[str, tuple[str, str]], after: dict[str, tuple[str, str]]) -> list[Change]:
-    """What has become of whom between two looks."""
+    """The changes between two looks."""
     found = []
     for session_id, (name, state) in after.items():
         old = before.get(session_id)
@@ -169,7 +169,7 @@ def changes(before: dict[str, tuple[str, str]], after: dict[str, tuple[str, str]
 
 
 def in_words(change: Change) -> str:
-    """A change as people are told of it."""
+    """A change as a line for people."""
     name = sanitise(change.name, 60)
     if change.state == "renamed":
         return f"{sanitise(change.former_name or '', 60)} is now {name}"
@@ -177,7 +177,7 @@ def in_words(change: Change) -> str:
 
 
 def text_of(watcher: Watcher, entry: Entry) -> str:
-    """The whole text of an entry, or of what is left of it."""
+    """The whole text of an entry, or its beginning where the rest is damaged."""
     try:
         return watcher.history.text(entry)
     except JournalError:
@@ -185,7 +185,7 @@ def text_of(watcher: Watcher, entry: Entry) -> str:
 
 
 def _lines(watcher: Watcher, show: _Show) -> int:
-    """A line for each message, and one for whoever comes and goes."""
+    """Prints a line for each message, and for each session that comes, goes or changes."""
     known: dict[str, tuple[str, str]] = {}
     fault: str | None = None
     entries = watcher.before
@@ -211,7 +211,7 @@ def _lines(watcher: Watcher, show: _Show) -> int:
 
 
 class _Show:
-    """Prints what happens, for people."""
+    """Prints events for people."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -228,13 +228,13 @@ class _Show:
 
 
 class _ShowJson(_Show):
-    """Prints what happens, for programs: an object a line."""
+    """Prints events for programs: a JSON object a line."""
 
     def message(self, entry: Entry) -> None:
         try:
             self._print("message", jsonform.entry(entry, self._watcher.history.record))
         except JournalError:
-            return  # damaged, or deleted this instant
+            return  # damaged, or just deleted
 
     def broker(self, fault: str | None) -> None:
         self._print("broker", {"ts": iso_time(time.time()), "answers": fault is None, "fault": fault})

@@ -1,7 +1,7 @@
-"""The label that a project's sessions go by, remembered from one session to the next.
+"""Labels of projects, remembered from one session to the next.
 
-One file, `clients/labels.json`, from the project's path to its label. It is replaced as a whole, so a reader sees the
-old one or the new one; who changes it holds `labels.lock`, so of two who do at once neither is lost. A label that is
+One file, `clients/labels.json`, maps a project's path to its label. It is replaced as a whole, so a reader sees the old
+file or the new one; a writer holds `labels.lock`, so that of two simultaneous changes neither is lost. A label that is
 damaged or no longer valid counts as none.
 """
 
@@ -16,14 +16,14 @@ from zmqbus.security.private_files import file_error, load_json, open_file, repl
 from zmqbus.settings import Paths
 from zmqbus.wire.naming import check_label
 
-#: Projects whose label is remembered; the ones not used for longest are forgotten.
+#: Labels that are remembered; the least recently used are dropped.
 MAX_LABELS = 1000
-#: A thousand labels with the paths of their projects.
+#: Room for a thousand labels with the paths of their projects.
 MAX_LABELS_BYTES = 8 * 1024 * 1024
 
 
 def load_label(data_dir: str, project: str) -> str | None:
-    """The label remembered for a project; None: none. Raises Unauthorized where others could have written it."""
+    """The remembered label of a project, or None. Raises `Unauthorized` where others could have written it."""
     label = _load_labels(data_dir).get(project)
     if label is None:
         return None
@@ -34,9 +34,9 @@ def load_label(data_dir: str, project: str) -> str | None:
 
 
 def remember_label(data_dir: str, project: str, label: str | None) -> None:
-    """Remembers the label of a project, or with None (or "") forgets it. Safe against others who do so at this moment.
+    """Remembers the label of a project; None or "" removes it. Safe against simultaneous calls in other processes.
 
-    Raises Unauthorized where the file is not private, NotConnected where it cannot be written.
+    Raises `Unauthorized` where the file is not private, `NotConnected` where it cannot be written.
     """
     paths = Paths(data_dir)
     secure_dir(data_dir)
@@ -52,9 +52,9 @@ def remember_label(data_dir: str, project: str, label: str | None) -> None:
         before = list(labels.items())
         labels.pop(project, None)
         if label:
-            labels[project] = label  # at the end: the first ones are those not used for longest
-        for forgotten in list(labels)[:-MAX_LABELS]:
-            del labels[forgotten]
+            labels[project] = label  # at the end: the least recently used come first
+        for oldest in list(labels)[:-MAX_LABELS]:
+            del labels[oldest]
         if list(labels.items()) != before:
             replace(paths.labels, json.dumps(labels, indent=0).encode())
     finally:

@@ -1,34 +1,34 @@
 """The lines that a session is shown, and when each may be written.
 
-Pure: no clock, no files, no sockets. The listener says what came and what time it is, and writes what it is given.
+Pure: no clock, files or sockets. The listener passes messages and times in, and writes the lines that come out.
 
 Lines
 =====
 
-A message is one line of at most `LINE_CHARS`, header and text, or two where the text does not fit. Whatever stands in
-it comes from a peer, so nothing in it may end the line, close the header or hide: texts go through `sanitise`, a
-label loses its quotes and brackets, and all other fields are one word each. Each field has a largest length, and those
-add up to some 330 characters: there is always room for text.
+A message is one line of at most `LINE_CHARS`, header and text, or two where the text does not fit. All of it comes from
+a peer, so nothing in it may end the line, close the header or hide: texts go through `sanitise`, a label loses its
+quotes and brackets, and all other fields are one word each. Each field has a largest length, together some 330
+characters: there is always room for text.
 
 Length is counted as the harness counts it, in UTF-16 units (most emoji are two); only the 400 characters of a text are
-characters. The rest of the line is cut by the harness without a word, so it is the harness's measure that matters.
+characters. The harness cuts the rest of a line silently, so its measure counts.
 
 Pacing
 ======
 
-The harness joins what comes within 200 ms into one notification, shows 3,000 characters of it, and has a budget of ten
-notifications that grows by one every 2 s; over the budget it drops. To drop is what this bus never does, so `Pacer`
-stays inside:
+The harness joins lines that come within 200 ms into one notification, shows 3,000 characters of it, and has a budget of
+ten notifications that grows by one every 2 s; over the budget it drops lines. This bus never drops a message, so
+`Pacer` stays inside the budget:
 
-* A flush has at most `FLUSH_LINES` lines and `FLUSH_CHARS` characters. What has arrived together goes out together,
-  in order of arrival, and the two lines of one message are never parted.
+* A flush has at most `FLUSH_LINES` lines and `FLUSH_CHARS` characters. Lines that have arrived together go out
+  together, in order of arrival, and the two lines of one message are never separated.
 * Flushes that follow each other within `SPACING_S` are a train: the harness may join them into one notification, so
-  they share the bounds of one flush. What does not fit any more waits until that time has passed since the last one.
-  Everything else goes out at once: nothing is ever held back in the hope that more will come.
+  they share the bounds of one flush. Lines that no longer fit wait until that time has passed since the last flush.
+  All others go out at once: no line is held back in the hope that more will come.
 * There may be `BURST` flushes in a row, then one every `REFILL_S`.
-* Where more than `MANY` messages wait when a flush may go out, it is one line that says so. The messages stay
-  unread, for `zmqbus inbox`. What arrives later stays behind them, or it would overtake; a new digest says how many
-  there are now, at most every `DIGEST_S`. This ends when the caller has taken them all back with `forget`.
+* Where more than `MANY` messages wait when a flush may go out, it is a digest: one line that counts them. The messages
+  stay unread, for `zmqbus inbox`. Later messages stay behind them, to keep the order; a new digest gives the new count,
+  at most every `DIGEST_S`. This ends when the caller has taken all of them back with `forget`.
 """
 
 from __future__ import annotations
@@ -38,58 +38,59 @@ from collections import deque
 from collections.abc import Callable
 
 from zmqbus.text.display import sanitise
+from zmqbus.text.units import format_age, format_size
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire.naming import MAX_LABEL_CHARS, MAX_NAME_CHARS
 
-#: Longest line: what the harness shows of one.
+#: Longest line that the harness shows whole.
 LINE_CHARS = 500
 #: Longest text of a message in its line.
 TEXT_CHARS = 400
-#: Longest id shown. Ids have at most 12; a stranger one still names its message.
+#: Longest id shown. Valid ids have at most 12 characters; the beginning of another one still identifies its message.
 ID_CHARS = 24
-#: Longest `to=`: a topic has its 40; a project may be called anything, and its beginning is enough to know it.
+#: Longest `to=`: a topic has at most 40; of a project's name the beginning is enough.
 TO_CHARS = 64
 
 #: Lines and characters (newlines included) of one flush: the harness shows 3,000 characters of a notification.
 FLUSH_LINES = 6
 FLUSH_CHARS = 2800
-#: Flushes in a burst: two fewer than the harness allows, for lines of others and for clocks that disagree.
+#: Flushes in a burst: two fewer than the harness allows, for other programs' lines and for clocks that disagree.
 BURST = 8
 #: After a burst there may be one flush in this time, as in the harness.
 REFILL_S = 2.0
-#: Twice the 200 ms within which the harness joins: its reading may be late by a whole window before it joins two
-#: flushes. What has to wait for this is still shown, and acknowledged, well within a second.
+#: Twice the 200 ms within which the harness joins, since it may read late by a whole window before it joins two
+#: flushes. Lines that wait for this are still shown, and acknowledged, well within a second.
 SPACING_S = 0.4
-#: More messages than this are not shown but counted: four to eight flushes, which is what a burst can carry.
+#: More messages than this are counted instead of shown: four to eight flushes, as many as a burst can carry.
 MANY = 24
-#: A digest interrupts the agent to say what it knows already, give or take a number.
+#: Time between two digests, which interrupt the agent for nothing but a new number.
 DIGEST_S = 30.0
-#: A message that waited here for so long (the budget was used up) says so, as one does that waited in the broker.
+#: A message that waited here for this long (the budget was used up) gets `queued=`, as if it had waited in the broker.
 WAITED_S = 5.0
 
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9_-]")
 _NOT_IN_TO = re.compile(r'[\s"\[\]]')
-#: What could end the label, or the header, for a reader who takes the next quote or bracket for the end.
+#: Replaces quotes and brackets, at which a reader might see the end of the label or the header.
 _IN_LABEL = str.maketrans('"[]', "'()")
 
 
 class Note(NamedTuple):
-    """One message, as it is to be shown."""
+    """One message to show."""
 
     msg_id: str
     from_session: str
     from_name: str
     from_label: str | None
-    text: str  #: the whole of it, or its beginning: more than TEXT_CHARS characters that can be shown
+    text: str  #: the whole, or a beginning with more than TEXT_CHARS characters that can be shown
     reply_to: str | None
-    to: str | None  #: "all", "#topic", "%project name"; None: it was sent to this session alone
-    age_s: float | None  #: how long it was queued; None: it was not
+    to: str | None  #: "all", "#topic", "%project name"; None: sent to this session alone
+    age_s: float | None  #: how long it was queued; None: it was not queued
     size_bytes: int  #: of the whole text in UTF-8
-    tag: object  #: the caller's: what to acknowledge once the lines have been written
+    tag: object  #: the caller's, to acknowledge once the lines have been written
 
 
 class Flush(NamedTuple):
-    """What to write now, in one write; then acknowledge the tags, in order."""
+    """Lines to write now, in one write; acknowledge the tags afterwards, in order."""
 
     lines: tuple[str, ...]
     tags: tuple[object, ...]
@@ -105,40 +106,19 @@ def bus_line(text: str) -> str:
     return _fit(f"[inter-session] {sanitise(text, LINE_CHARS)}", LINE_CHARS)
 
 
-def format_age(age_s: float) -> str:
-    """A duration in seconds as people say it: `4s`, `4m`, `3h`, `2d`; rounded down."""
-    seconds = max(0, int(age_s))
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m"
-    if seconds < 86_400:
-        return f"{seconds // 3600}h"
-    return f"{seconds // 86_400}d"
-
-
-def format_size(size_bytes: int) -> str:
-    """A size as people say it: `812 B`, `1.5 KB`, `2.0 MB`; a KB is 1,024 bytes."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    if size_bytes < 1023.95 * 1024:  # from here on it would be rounded to 1024.0 KB
-        return f"{size_bytes / 1024:.1f} KB"
-    return f"{size_bytes / (1024 * 1024):.1f} MB"
-
-
 # --- lines ------------------------------------------------------------------------------------------------------
 
 
 class _Excerpt(NamedTuple):
-    """A note with what its line can show of the text, so that a long text need not be kept until it is shown."""
+    """A note with only as much text as its line can show, so that a long text is not kept until then."""
 
     note: Note  # its text is sanitised, and one character longer than can be shown where there is more of it
-    partial: bool  # the caller gave a part of the text only
+    partial: bool  # the caller gave only a part of the text
 
 
 def _excerpt(note: Note) -> _Excerpt:
     shown = sanitise(note.text, TEXT_CHARS + 1)
-    # Encoding tells whether the text was whole. One that is cut anyway need not be asked, which spares the long ones.
+    # Encoding shows whether the text was whole. Not needed for a text that is cut anyway, which spares the long ones.
     partial = len(shown) <= TEXT_CHARS and len(note.text.encode("utf-8", "surrogatepass")) < note.size_bytes
     return _Excerpt(note._replace(text=shown), partial)
 
@@ -173,7 +153,7 @@ def _where(note: Note, log_path: str) -> str:
     msg_id = _id(note.msg_id)
     start = f"[inter-session msg={msg_id} cont] full text {format_size(note.size_bytes)}"
     line = f"{start} at {log_path}"
-    # A path that is cut, or loses what cannot be shown, leads nowhere; there is another way to the text.
+    # A path that is cut or sanitised leads nowhere; name the command that prints the text instead.
     if sanitise(log_path) == log_path and _units(line) <= LINE_CHARS:
         return line
     return f"{start}; read it with: zmqbus inbox --msg {msg_id}"
@@ -193,10 +173,10 @@ def _units(text: str) -> int:
 
 
 def _fit(text: str, limit: int) -> str:
-    """As much of the beginning of `text` as `limit` UTF-16 units hold."""
+    """The longest beginning of `text` within `limit` UTF-16 units."""
     if _units(text) <= limit:
         return text
-    # Cutting a pair in two leaves a half at the end, which "ignore" drops.
+    # "ignore" drops half of a surrogate pair at the end.
     return text.encode("utf-16-le", "surrogatepass")[: 2 * limit].decode("utf-16-le", "ignore")
 
 
@@ -209,36 +189,36 @@ class _Held(NamedTuple):
 
 
 class Pacer:
-    """Holds what is to be shown until it may be. All times are seconds of one clock that never goes back."""
+    """Holds messages until they may be shown. All times are seconds of one monotonic clock."""
 
     def __init__(self, log_path: str) -> None:
-        """`log_path`: where a reader finds the whole of a text that was cut."""
+        """`log_path`: the log that contains the whole of a text that was cut."""
         self._log_path = log_path
         self._announced: deque[str] = deque()
         self._held: deque[_Held] = deque()
         self._last_s = float("-inf")  # of the last flush
-        self._train_lines = self._train_chars = 0  # what has gone out in flushes that the harness may join
-        self._refilled_s = float("-inf")  # when the budget will be, or was, full again
-        self._digest_s: float | None = None  # when the standing digest was given; None: none stands
-        self._untold = False  # something came after the standing digest
+        self._train_lines = self._train_chars = 0  # written in flushes that the harness may join
+        self._refilled_s = float("-inf")  # when the budget is full again
+        self._digest_s: float | None = None  # when the last digest was written; None: messages are being shown
+        self._is_digest_old = False  # a message came after the last digest
 
     def __repr__(self) -> str:
         digest = ", behind a digest" if self._digest_s is not None else ""
         return f"<Pacer: {len(self._held)} waiting{digest}, {len(self._announced)} announced>"
 
     def add(self, now_s: float, note: Note) -> None:
-        """A message has come. Of a long text only what can be shown is kept."""
+        """Adds a message. Of a long text only the part that can be shown is kept."""
         self._held.append(_Held(_excerpt(note), now_s))
-        self._untold = True
+        self._is_digest_old = True
 
     def announce(self, line: str) -> None:
-        """A line about the bus, as `bus_line` makes it. These go first, and count like any other."""
+        """Adds a line about the bus, made by `bus_line`. Such lines go first, and count like all others."""
         self._announced.append(_fit(sanitise(line, LINE_CHARS), LINE_CHARS))
 
     def forget(self, which: Callable[[object], bool] | None = None) -> list[object]:
-        """Drops the messages still held whose tag `which` picks (default: all), and returns their tags in order.
+        """Drops the held messages whose tag `which` picks (default: all), and returns their tags in order.
 
-        For what has been read elsewhere or given back to the broker. When nothing is held any more, what comes next is
+        For messages that were read elsewhere or went back to the broker. When none is held any more, the next ones are
         shown again.
         """
         dropped = [held.excerpt.note.tag for held in self._held if which is None or which(held.excerpt.note.tag)]
@@ -255,15 +235,12 @@ class Pacer:
         return len(self._held)
 
     def next_deadline(self, now_s: float) -> float | None:
-        """When `next_flush` will give something, `now_s` at the earliest; None: not before something else happens."""
+        """When the next flush is due, `now_s` at the earliest; None: not before `add` or `announce`."""
         due_s = self._due_s(now_s)
         return None if due_s is None else max(now_s, due_s)
 
     def next_flush(self, now_s: float) -> Flush | None:
-        """What has to be written now; None: nothing may be, or there is nothing.
-
-        What this gives is not held any more and counts against the budget.
-        """
+        """The next flush; None: none is due. Its messages are no longer held, and it counts against the budget."""
         due_s = self._due_s(now_s)
         if due_s is None or now_s < due_s:
             return None
@@ -271,19 +248,19 @@ class Pacer:
             self._train_lines = self._train_chars = 0
         lines: list[str] = []
         tags: list[object] = []
-        while self._announced and self._board(lines, [self._announced[0]]):
+        while self._announced and self._add_to_train(lines, [self._announced[0]]):
             self._announced.popleft()
-        if not self._counts():
-            while self._held and self._board(lines, self._show(self._held[0], now_s)):
+        if not self._is_counting():
+            while self._held and self._add_to_train(lines, self._lines_of(self._held[0], now_s)):
                 tags.append(self._held.popleft().excerpt.note.tag)
-        elif self._digest_due_s() <= now_s and self._board(lines, [self._digest()]):
-            self._digest_s, self._untold = now_s, False
+        elif self._digest_due_s() <= now_s and self._add_to_train(lines, [self._digest()]):
+            self._digest_s, self._is_digest_old = now_s, False
         self._last_s = now_s
         self._refilled_s = max(now_s, self._refilled_s) + REFILL_S
         return Flush(tuple(lines), tuple(tags))
 
-    def _board(self, lines: list[str], more: list[str]) -> bool:
-        """Adds what belongs together to a flush, if the train still has room for it."""
+    def _add_to_train(self, lines: list[str], more: list[str]) -> bool:
+        """Adds lines that belong together to a flush, if the train has room for them."""
         if not self._fits(more):
             return False
         lines += more
@@ -294,20 +271,20 @@ class Pacer:
     def _fits(self, more: list[str]) -> bool:
         return self._train_lines + len(more) <= FLUSH_LINES and self._train_chars + _cost(*more) <= FLUSH_CHARS
 
-    def _counts(self) -> bool:
-        """Whether messages are counted now, instead of shown."""
+    def _is_counting(self) -> bool:
+        """Whether messages are counted instead of shown."""
         return self._digest_s is not None or len(self._held) > MANY
 
     def _due_s(self, now_s: float) -> float | None:
-        """When the next flush is due; None: there is nothing to flush, however long one waits."""
-        # The budget is kept as the time at which it will be full again: each flush moves that by one refill, and there
-        # is something left as long as it is less than BURST refills away. No sum of fractions that could drift.
+        """When the next flush is due, perhaps in the past; None: there is nothing to flush."""
+        # The budget is stored as the time at which it is full again: each flush adds one refill to that, and budget is
+        # left while that time is less than BURST refills away. So no fractions are summed up that could drift.
         due_s = self._refilled_s - (BURST - 1) * REFILL_S
         if self._announced:
             first = [self._announced[0]]
-        elif self._held and not self._counts():
-            first = self._show(self._held[0], now_s)
-        elif self._held and self._untold:
+        elif self._held and not self._is_counting():
+            first = self._lines_of(self._held[0], now_s)
+        elif self._held and self._is_digest_old:
             first = [self._digest()]
             due_s = max(due_s, self._digest_due_s())
         else:
@@ -317,7 +294,7 @@ class Pacer:
     def _digest_due_s(self) -> float:
         if self._digest_s is None:
             return float("-inf")
-        return self._digest_s + DIGEST_S if self._untold else float("inf")
+        return self._digest_s + DIGEST_S if self._is_digest_old else float("inf")
 
     def _digest(self) -> str:
         sessions = len({held.excerpt.note.from_session for held in self._held})
@@ -325,7 +302,7 @@ class Pacer:
             f"{len(self._held)} more messages waiting from {sessions} sessions; read them with: zmqbus inbox"
         )
 
-    def _show(self, held: _Held, now_s: float) -> list[str]:
+    def _lines_of(self, held: _Held, now_s: float) -> list[str]:
         age_s, here_s = held.excerpt.note.age_s, now_s - held.came_s
         if age_s is not None:
             age_s += here_s
