@@ -59,7 +59,7 @@ def test_times() -> None:
     "text", ["", "2", "2w", "h", "-2h", "2h ago", "yesterday", "2026-13-01", "1e5s", "9" * 400 + "-01"]
 )
 def test_what_is_no_time_says_what_is_one(text: str) -> None:
-    with pytest.raises(ValueError, match="invalid time .*; give an age such as 90s, 30m, 2h or 7d"):
+    with pytest.raises(ValueError, match=r"invalid time .*; give an age such as 90s, 30m, 2h or 7d"):
         format.since(text, NOW)
 
 

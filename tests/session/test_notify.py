@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zmqbus.session import notify
-from zmqbus.session.notify import Flush, Note, Pacer, bus_line, format_age, format_note, format_size
+from zmqbus.session.notify import Flush, Note, Pacer, bus_line, format_note
 
 LOG = "/home/u/.claude/data/inter-session/messages.log"
 
@@ -190,40 +190,6 @@ def test_text_is_never_squeezed_out() -> None:
     )
     header = HEADER.fullmatch(format_note(made, LOG)[0])
     assert header is not None and len(header[8]) >= 100
-
-
-@pytest.mark.parametrize(
-    ("age_s", "text"),
-    [
-        (-5, "0s"),
-        (0, "0s"),
-        (4.9, "4s"),
-        (59.9, "59s"),
-        (60, "1m"),
-        (3599, "59m"),
-        (3600, "1h"),
-        (86_399, "23h"),
-        (172_800, "2d"),
-    ],
-)
-def test_ages(age_s: float, text: str) -> None:
-    assert format_age(age_s) == text
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KB"),
-        (1536, "1.5 KB"),
-        (1024 * 1024 - 1, "1.0 MB"),
-        (2 * 1024 * 1024, "2.0 MB"),
-        (10 * 1024 * 1024, "10.0 MB"),
-    ],
-)
-def test_sizes(size_bytes: int, text: str) -> None:
-    assert format_size(size_bytes) == text
 
 
 def test_bus_lines() -> None:
