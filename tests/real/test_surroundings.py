@@ -432,7 +432,10 @@ def test_invalid_flag_is_an_error_and_invalid_variable_a_warning(bus: Bus) -> No
         ("$send --to a --text x --text y --as z", "--text is given twice; give it once"),
         ("$zmqbus log --from a --from b", "--from is given twice; give it once"),
         ("$zmqbus broker --json", "--json goes with --status"),
-        ("$zmqbus broker --stop --idle-shutdown-minutes 5", "--idle-shutdown-minutes does not go with --status or --stop"),
+        (
+            "$zmqbus broker --stop --idle-shutdown-minutes 5",
+            "--idle-shutdown-minutes does not go with --status or --stop",
+        ),
     ],
 )
 def test_conflicting_values_are_an_error(bus: Bus, command: str, error: str) -> None:
