@@ -69,7 +69,7 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """Yields inputs for each verb as the codec encodes them: small and filled, and with a body in a frame of its own."""
+    """Yields inputs for each verb as the codec encodes them: small, filled, with a body in its own frame."""
     for code, cls in verbs.VERBS.items():
         for filled, parts in ((False, 1), (False, 2), (True, 1)):
             for body in (b"body", b"x" * (verbs.INLINE_BYTES + 1)):
@@ -85,7 +85,7 @@ def _sample(name: str, kind: Any, filled: bool, parts: int, body: bytes) -> Any:
         part = get_args(kind)[0]
         return (_sample(name, part, filled, parts, body),) * parts if part in (str, int, bytes) else ()
     if hasattr(kind, "_fields"):
-        return kind(*(_sample(*field, filled, parts, body) for field in kind.__annotations__.items()))
+        return kind(*(_sample(field, part, filled, parts, body) for field, part in kind.__annotations__.items()))
     if name == "version":
         return verbs.VERSION
     if kind is bytes:
