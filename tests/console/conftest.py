@@ -1,8 +1,7 @@
-"""The console for tests: its application asked directly, a process of it, and a browser.
+"""Fixtures for the console: its application called directly, a running process, and pages in a browser.
 
-`asked` sends requests to the application without a network, as a browser or as somebody hostile would.
-`console` is a running `zmqbus console`; `page` a page of it in Chromium. Where the browser is missing, or what drives
-it, the tests with a page are skipped and say so.
+`AppClient` sends requests to the application without a network. The fixture `console` is a running `zmqbus console`;
+`page` is a page of it in Chromium. Tests with a page are skipped when Chromium or playwright is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from zmqbus.console.guard import ENTER, PROOF_HEADER
 from zmqbus.journal.record import Record, encode_record
 from zmqbus.settings import load
 
-#: Two cores may be shared with the whole suite.
+#: Generous: the whole suite may share two cores.
 PATIENCE_S = 90.0
 PORT = 18_231
 NAME = "z0123456789abcdef.localhost"
@@ -45,7 +44,7 @@ JSON = "application/json"
 
 
 def put(data_dir: Path, *records: Record, name: str = "messages.log", segment: int = 1) -> None:
-    """Writes a segment of a log, or adds to it. A new one is there with all that is in it."""
+    """Appends records to a segment of a log; a new segment appears with all of them at once."""
     path = data_dir / name
     lines = b"".join(encode_record(record) + b"\n" for record in records)
     if path.exists():
@@ -74,18 +73,18 @@ class Answer:
 
 
 def new_nonce() -> str:
-    """One as the page makes it."""
+    """Makes a nonce as the page does."""
     return encode(os.urandom(NONCE_BYTES))
 
 
 def proof_of(visitor: Visitor, method: str, target: str) -> str:
-    """What a page of this visitor's puts into the header of a request."""
+    """Makes the proof header of a visitor's request."""
     nonce = new_nonce()
     return f"{visitor.id}.{nonce}.{visitor.request_proof(nonce, method, target)}"
 
 
 def entering(token: str) -> tuple[dict[str, str], Callable[[dict[str, str]], Visitor]]:
-    """What a page sends to use a link up, and what it makes of the answer; fails where that is not the console's."""
+    """Returns the request that signs in with a link, and a function that checks the answer and makes the visitor."""
     parts = split(token)
     assert parts is not None, token
     head, secret = parts
@@ -99,8 +98,8 @@ def entering(token: str) -> tuple[dict[str, str], Callable[[dict[str, str]], Vis
 
 
 @dataclass(slots=True)
-class Asked:
-    """Asks an ASGI application. Headers are those of the console's page, unless others are given; None: left out."""
+class AppClient:
+    """Sends requests to an ASGI application with the headers of the console's page; a None header is left out."""
 
     app: Callable[..., Any]
     authority: str = AUTHORITY
@@ -155,8 +154,8 @@ class Asked:
         return Answer(start["status"], got, b"".join(one.get("body", b"") for one in found[1:]))
 
 
-def log_in(ask: Asked, token: str) -> Asked:
-    """The same, let in with a link."""
+def sign_in(ask: AppClient, token: str) -> AppClient:
+    """Signs a client in with a link."""
     body, welcome = entering(token)
     answer = ask("POST", ENTER, body)
     assert answer.status == 200, answer
@@ -164,7 +163,7 @@ def log_in(ask: Asked, token: str) -> Asked:
     return ask
 
 
-# --- a process of it ------------------------------------------------------------------------------------------------
+# --- a running console ------------------------------------------------------------------------------------------------
 
 
 class ConsoleProcess:
@@ -188,7 +187,7 @@ class ConsoleProcess:
             self._lines.put(self.printed[-1])
 
     def next_link(self) -> str:
-        """The next link that it prints."""
+        """Waits for the next printed link."""
         while True:
             try:
                 line = self._lines.get(timeout=PATIENCE_S)
@@ -198,30 +197,30 @@ class ConsoleProcess:
                 return line
 
     def new_link(self, *flags: str) -> str:
-        """A link that any terminal can ask for."""
+        """Gets a link as another terminal does."""
         done = self.bus.zmqbus("console", "--link", "--port", str(self.port), *flags)
         assert done.returncode == 0, done
         return done.stdout.strip()
 
     def stop(self, signum: int = signal.SIGINT) -> tuple[int, str]:
-        """Ends it; its exit status and standard error."""
+        """Ends the console; returns its exit status and standard error."""
         self.process.send_signal(signum)
         status = self.process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         assert self.process.stderr is not None
         return status, self.process.stderr.read().decode()
 
-    def enter(self, link: str | None = None) -> Insider:
-        """Uses a link up, as a page does."""
+    def enter(self, link: str | None = None) -> PageClient:
+        """Signs in with a link, as a page does."""
         body, welcome = entering(token_of(link or self.new_link()))
-        status, _, answer = Insider(self, None)("POST", ENTER, body)
+        status, _, answer = PageClient(self, None)("POST", ENTER, body)
         assert status == 200, answer
-        return Insider(self, welcome(json.loads(answer)))
+        return PageClient(self, welcome(json.loads(answer)))
 
     def raw(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """One request, with these headers and no others but Host and Content-Length where they are not given."""
+        """Sends one request with these headers; only Host and Content-Length are added when missing."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -237,12 +236,12 @@ class ConsoleProcess:
 
 
 def token_of(link: str) -> str:
-    """The token of a link."""
+    """Returns the token of a link."""
     return link.partition("#link=")[2]
 
 
-class Insider:
-    """A visitor, or somebody who would like to be one: leaves out or changes what it likes of what a page sends."""
+class PageClient:
+    """Sends requests like a page, with changed or missing headers on demand; `visitor` None: not signed in."""
 
     def __init__(self, console: ConsoleProcess, visitor: Visitor | None) -> None:
         self.console = console
@@ -250,7 +249,7 @@ class Insider:
         self.host = console.authority
 
     def headers(self, method: str, path: str) -> dict[str, str]:
-        """What a page sends."""
+        """Returns the headers that a page sends."""
         found = {"Host": self.host}
         if self.visitor is not None:
             found["X-Zmqbus-Proof"] = proof_of(self.visitor, method, path)
@@ -269,7 +268,7 @@ class Insider:
         return self.console.raw(method, path, data, {n: value for n, value in headers.items() if value is not None})
 
     def stream(self) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """The stream of events, at its first."""
+        """Opens the event stream and reads its first line."""
         connection = http.client.HTTPConnection("127.0.0.1", self.console.port, timeout=PATIENCE_S)
         connection.request("GET", "/api/events", headers=self.headers("GET", "/api/events"))
         response = connection.getresponse()
@@ -279,7 +278,7 @@ class Insider:
 
 @pytest.fixture
 def start_console(bus: Bus) -> Iterator[Callable[..., ConsoleProcess]]:
-    """`start_console(*flags)` starts one; each is ended with Ctrl-C, and has to end well."""
+    """`start_console(*flags)` starts a console; each is ended with Ctrl-C and must exit cleanly."""
     started: list[ConsoleProcess] = []
 
     def start(*flags: str, **options: Any) -> ConsoleProcess:
@@ -309,7 +308,7 @@ def settings(data_dir: Path, free_port: int) -> Any:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, headless; one for all tests of a file."""
+    """Headless Chromium, one for all tests of a file."""
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip("no chromium here; install it with: apt-get install chromium")
@@ -325,8 +324,8 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-class Seen:
-    """What the browser complains about: errors of scripts, and what the policy of the page forbids."""
+class BrowserErrors:
+    """Collects errors of scripts and violations of the page's content security policy."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
@@ -346,14 +345,14 @@ class Seen:
 
 
 @pytest.fixture
-def seen() -> Seen:
-    """Tests that break something say in `expected` what the browser may say about it."""
-    return Seen()
+def browser_errors() -> BrowserErrors:
+    """Fails the test on browser errors other than those that it lists in `expected`."""
+    return BrowserErrors()
 
 
 @pytest.fixture
-def open_page(browser: Any, console: ConsoleProcess, seen: Seen) -> Iterator[Callable[..., Any]]:
-    """`open_page(width=…, height=…, dark=…)`: a page of the console in a browser of its own, let in by a link."""
+def open_page(browser: Any, console: ConsoleProcess, browser_errors: BrowserErrors) -> Iterator[Callable[..., Any]]:
+    """`open_page(width=…, height=…, dark=…)` opens the console in a new browser profile, signed in by a link."""
     contexts = []
 
     def open_one(
@@ -365,8 +364,8 @@ def open_page(browser: Any, console: ConsoleProcess, seen: Seen) -> Iterator[Cal
         contexts.append(context)
         context.set_default_timeout(PATIENCE_S * 1000)
         page = context.new_page()
-        seen.watch(page)
-        # One that leads on at once is left before all of it is there.
+        browser_errors.watch(page)
+        # A page that redirects at once is left before it has loaded.
         page.goto(url or console.new_link(), wait_until="load" if url is None else "commit")
         if url is None:
             page.wait_for_selector("html[data-ready]")
@@ -375,16 +374,16 @@ def open_page(browser: Any, console: ConsoleProcess, seen: Seen) -> Iterator[Cal
     yield open_one
     for context in contexts:
         context.close()
-    seen.check()
+    browser_errors.check()
 
 
 def wait_count(locator: Any, count: int) -> None:
-    """Waits until so many elements fit: the page draws when it comes to it, and not as part of what was done to it."""
+    """Waits until so many elements match; the page draws some time after an action."""
     wait_until(lambda: locator.count() == count, f"{count} of {locator}", PATIENCE_S)
 
 
 def wait_true(page: Any, expression: str) -> None:
-    """Waits until this is so on the page. (Not with the page's own `wait_for_function`: its policy forbids that.)"""
+    """Waits until an expression is true on the page; its policy forbids playwright's `wait_for_function`."""
     wait_until(lambda: page.evaluate(expression), expression, PATIENCE_S)
 
 

@@ -1,4 +1,4 @@
-"""What the page can ask for, without a network and without a broker."""
+"""Requests of the page, without a network and without a broker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.console.conftest import AUTHORITY, Answer, Asked, entering, log_in, put
+from tests.console.conftest import AUTHORITY, Answer, AppClient, entering, put, sign_in
 from tests.records import RECORD, ids
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.console.app import MAX_PAGE, MAX_SMALL_BYTES, Console
@@ -29,7 +29,7 @@ MAX_ASSETS_BYTES = 300 * 1024
 
 
 class FakeSender:
-    """Says what it was asked to send."""
+    """Records what it is asked to send."""
 
     session_id = "123e4567-e89b-42d3-a456-426614174000"
 
@@ -71,13 +71,13 @@ def app(settings: Any, sender: FakeSender, ended: list[SessionState]) -> Iterato
 
 
 @pytest.fixture
-def stranger(app: Console) -> Asked:
-    return Asked(app.app)
+def anonymous(app: Console) -> AppClient:
+    return AppClient(app.app)
 
 
 @pytest.fixture
-def ask(app: Console) -> Asked:
-    return log_in(Asked(app.app), mint(SECRET, time.time()))
+def ask(app: Console) -> AppClient:
+    return sign_in(AppClient(app.app), mint(SECRET, time.time()))
 
 
 def refused(answer: Answer, status: int, code: str) -> str:
@@ -87,43 +87,43 @@ def refused(answer: Answer, status: int, code: str) -> str:
     return text
 
 
-# --- in -------------------------------------------------------------------------------------------------------------
+# --- the page, and signing in ---------------------------------------------------------------------------------------
 
 
-def test_the_page_is_the_same_for_everybody_and_has_nothing_of_the_bus(stranger: Asked, ask: Asked) -> None:
-    first, second = stranger("GET", "/"), ask("GET", "/?token=x")
+def test_start_page_is_the_same_for_everybody_and_holds_no_data(anonymous: AppClient, ask: AppClient) -> None:
+    first, second = anonymous("GET", "/"), ask("GET", "/?token=x")
     assert first.status == second.status == 200 and first.body == second.body
     assert b"/assets/main.js" in first.body
     assert not {"set-cookie", "location", "refresh"} & {*first.headers, *second.headers}
 
 
-def test_a_link_lets_in_once(stranger: Asked) -> None:
+def test_link_signs_in_once(anonymous: AppClient) -> None:
     token = mint(SECRET, time.time())
-    assert stranger("GET", "/api/messages").status == 401
-    ask = log_in(stranger, token)
+    assert anonymous("GET", "/api/messages").status == 401
+    ask = sign_in(anonymous, token)
     answer = ask("GET", "/api/messages")
     assert answer.status == 200 and "set-cookie" not in answer.headers
-    refused(stranger("POST", ENTER, entering(token)[0]), 401, "link_used")
+    refused(anonymous("POST", ENTER, entering(token)[0]), 401, "link_used")
 
 
-def test_old_and_wrong_links_say_why(stranger: Asked) -> None:
+def test_refused_link_says_why(anonymous: AppClient) -> None:
     for token, why in ((mint(SECRET, time.time() - LINK_S - 2), "expired"), (mint(b"t" * 32, time.time()), "unknown")):
-        refused(stranger("POST", ENTER, entering(token)[0]), 401, f"link_{why}")
+        refused(anonymous("POST", ENTER, entering(token)[0]), 401, f"link_{why}")
     for body in ({}, {"link": "x"}, {"link": "A" * 34, "nonce": "n" * 22, "proof": "<script>"}):
-        refused(stranger("POST", ENTER, body), 401, "link_unknown")
-    refused(stranger("POST", ENTER, {"link": 3}), 400, "invalid_payload")
+        refused(anonymous("POST", ENTER, body), 401, "link_unknown")
+    refused(anonymous("POST", ENTER, {"link": 3}), 400, "invalid_payload")
 
 
-def test_a_link_that_was_an_argument_is_for_this_user_alone(app: Console, stranger: Asked) -> None:
+def test_same_user_link_is_refused_on_other_connections(app: Console, anonymous: AppClient) -> None:
     token = mint(SECRET, time.time(), same_user=True)
-    refused(stranger("POST", ENTER, entering(token)[0]), 401, "link_elsewhere")
-    assert log_in(Asked(app.app, scope={"same_user": True}), token).visitor is not None
+    refused(anonymous("POST", ENTER, entering(token)[0]), 401, "link_elsewhere")
+    assert sign_in(AppClient(app.app, scope={"same_user": True}), token).visitor is not None
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_small_and_asks_nobody_else() -> None:
+def test_assets_are_small_and_load_nothing_from_elsewhere() -> None:
     assert 0 < len(Assets()) < MAX_ASSETS_BYTES
     known = set(os.listdir(ASSETS_DIR))
     for name in known:
@@ -135,7 +135,7 @@ def test_the_page_is_small_and_asks_nobody_else() -> None:
         assert all(one.startswith("http://www.w3.org/") for one in outside), (name, outside)
 
 
-def test_no_script_makes_markup() -> None:
+def test_scripts_never_create_markup_from_text() -> None:
     for name in os.listdir(ASSETS_DIR):
         text = Path(ASSETS_DIR, name).read_text("utf-8")
         for word in (
@@ -152,16 +152,16 @@ def test_no_script_makes_markup() -> None:
             assert not re.search(r"<script(?![^>]* src=)|\son[a-z]+=|style=|<style|javascript:", text), name
 
 
-def test_all_modules_are_loaded_at_once() -> None:
+def test_every_script_is_preloaded() -> None:
     page = Path(ASSETS_DIR, "index.html").read_text("utf-8")
     scripts = {name for name in os.listdir(ASSETS_DIR) if name.endswith(".js")}
     assert set(re.findall(r'"/assets/([a-z]+\.js)"', page)) == scripts
 
 
-def test_files_are_not_sent_twice(stranger: Asked) -> None:
-    first = stranger("GET", "/assets/main.js")
+def test_unchanged_file_is_not_sent_again(anonymous: AppClient) -> None:
+    first = anonymous("GET", "/assets/main.js")
     assert first.status == 200 and first.headers["content-type"].startswith("text/javascript")
-    second = stranger("GET", "/assets/main.js", headers={"if-none-match": first.headers["etag"]})
+    second = anonymous("GET", "/assets/main.js", headers={"if-none-match": first.headers["etag"]})
     assert (second.status, second.body) == (304, b"")
 
 
@@ -182,16 +182,16 @@ def test_files_are_not_sent_twice(stranger: Asked) -> None:
         "/../../../../etc/passwd",
     ],
 )
-def test_there_is_no_way_to_other_files(stranger: Asked, ask: Asked, path: str) -> None:
-    for who in (stranger, ask):
+def test_no_path_leads_to_other_files(anonymous: AppClient, ask: AppClient, path: str) -> None:
+    for who in (anonymous, ask):
         answer = who("GET", path)
         assert answer.status == 404 and b"import" not in answer.body and b"root:" not in answer.body
 
 
-# --- looking --------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
-def test_the_history_comes_in_pages(ask: Asked, data_dir: Path) -> None:
+def test_history_in_pages(ask: AppClient, data_dir: Path) -> None:
     assert ask("GET", "/api/messages").json == {"items": [], "before": None}
     every = ids(25)
     put(data_dir, *(RECORD._replace(msg_id=msg_id) for msg_id in every))
@@ -209,7 +209,7 @@ def test_the_history_comes_in_pages(ask: Asked, data_dir: Path) -> None:
     refused(ask("GET", "/api/messages?before=x"), 400, "invalid_payload")
 
 
-def test_the_messages_of_one_session(ask: Asked, data_dir: Path) -> None:
+def test_messages_of_one_session(ask: AppClient, data_dir: Path) -> None:
     put(
         data_dir,
         RECORD._replace(msg_id="said0001", from_session="me", to_session_id="you"),
@@ -220,7 +220,7 @@ def test_the_messages_of_one_session(ask: Asked, data_dir: Path) -> None:
     assert [item["id"] for item in page["items"]] == ["heard001", "said0001"]
 
 
-def test_a_message_whole_in_parts(ask: Asked, data_dir: Path) -> None:
+def test_long_text_in_parts(ask: AppClient, data_dir: Path) -> None:
     text = ("<b>\U0001f600" * PART_CHARS)[: PART_CHARS * 3 + 5]
     put(data_dir, RECORD._replace(msg_id="message1", body=text.encode()))
     at = ask("GET", "/api/messages").json["items"][0]["at"]
@@ -238,7 +238,7 @@ def test_a_message_whole_in_parts(ask: Asked, data_dir: Path) -> None:
     refused(ask("GET", "/api/message/x"), 400, "invalid_payload")
 
 
-def test_ten_mebibytes_of_markup_are_only_text(ask: Asked, data_dir: Path) -> None:
+def test_markup_in_a_10_mib_text_is_served_as_json(ask: AppClient, data_dir: Path) -> None:
     text = "<script>alert(1)</script><img src=x onerror=alert(2)>" * 200_000
     put(data_dir, RECORD._replace(msg_id="message1", from_name="<b>", from_label="<i>", body=text.encode()))
     page = ask("GET", "/api/messages")
@@ -248,7 +248,7 @@ def test_ten_mebibytes_of_markup_are_only_text(ask: Asked, data_dir: Path) -> No
     assert part.json["chars"] == len(text)
 
 
-def test_values_and_bytes(ask: Asked, data_dir: Path) -> None:
+def test_texts_of_values_and_bytes(ask: AppClient, data_dir: Path) -> None:
     put(
         data_dir,
         RECORD._replace(msg_id="message1", fmt="bytes", body=b"\0\1"),
@@ -258,7 +258,7 @@ def test_values_and_bytes(ask: Asked, data_dir: Path) -> None:
     assert ask("GET", "/api/message/message2").json["part"] == "[1, 2]"
 
 
-def test_threads(ask: Asked, data_dir: Path) -> None:
+def test_thread_of_a_message(ask: AppClient, data_dir: Path) -> None:
     put(data_dir, RECORD._replace(msg_id="question"), RECORD._replace(msg_id="answer01", reply_to="question"))
     items = ask("GET", "/api/thread/answer01").json["items"]
     assert [(item["id"], item["depth"]) for item in items] == [("question", 0), ("answer01", 1)]
@@ -266,22 +266,22 @@ def test_threads(ask: Asked, data_dir: Path) -> None:
     refused(ask("GET", "/api/thread/%22"), 400, "invalid_payload")
 
 
-def test_search_says_what_is_wrong_with_a_question(ask: Asked) -> None:
+def test_invalid_search_is_refused(ask: AppClient) -> None:
     refused(ask("POST", "/api/search", {"text": "(", "mode": "regex"}), 400, "invalid_payload")
     for body in ({"text": " ", "mode": "words"}, {"text": "x", "mode": "sql"}, {"text": 3, "mode": "words"}, {}):
         refused(ask("POST", "/api/search", body), 400, "invalid_payload")
 
 
-def test_a_log_that_others_can_read(ask: Asked, data_dir: Path) -> None:
+def test_log_open_to_others_is_refused(ask: AppClient, data_dir: Path) -> None:
     put(data_dir, RECORD)
     (data_dir / "messages.log").chmod(0o644)
     assert "chmod" in refused(ask("GET", "/api/messages"), 400, "unauthorized")
 
 
-# --- doing ----------------------------------------------------------------------------------------------------------
+# --- acting ---------------------------------------------------------------------------------------------------------
 
 
-def test_sending(ask: Asked, sender: FakeSender) -> None:
+def test_send_and_broadcast(ask: AppClient, sender: FakeSender) -> None:
     answer = ask("POST", "/api/send", {"scope": "session", "to": "auth", "text": "hi", "replyTo": "abcdefgh"})
     assert answer.json["state"] == "delivered" and answer.json["self"] == sender.session_id
     for body in ({"scope": "all"}, {"scope": "topic", "to": "deploys"}, {"scope": "project", "to": "/work"}):
@@ -311,19 +311,19 @@ def test_sending(ask: Asked, sender: FakeSender) -> None:
         {"scope": None, "to": "auth", "text": "hi"},
     ],
 )
-def test_what_cannot_be_sent(ask: Asked, sender: FakeSender, body: Any) -> None:
+def test_invalid_message_is_refused(ask: AppClient, sender: FakeSender, body: Any) -> None:
     refused(ask("POST", "/api/send", body), 400, "invalid_payload")
     assert sender.sent == []
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 50_000, b'{"text": NaN'])
-def test_bodies_that_are_no_object(ask: Asked, body: bytes) -> None:
+def test_request_body_must_be_a_json_object(ask: AppClient, body: bytes) -> None:
     for path in ("/api/send", "/api/search", "/api/disconnect", "/api/broker", ENTER):
         refused(ask("POST", path, body), 400, "invalid_payload")
 
 
-def test_bodies_are_read_no_further_than_allowed(ask: Asked, sender: FakeSender) -> None:
-    # Without a length, as a chunked body comes; it is counted while it is read.
+def test_oversized_body_is_not_read_to_its_end(ask: AppClient, sender: FakeSender) -> None:
+    # Without a length, like a chunked body: counted while it is read.
     large = json.dumps({"text": "x" * MAX_SMALL_BYTES, "mode": "words"}).encode()
     refused(ask("POST", "/api/search", large, {"content-length": None}), 413, "text_too_long")
     huge = b'{"scope":"all","text":"' + b"x" * MAX_POST_BYTES + b'"}'
@@ -332,21 +332,21 @@ def test_bodies_are_read_no_further_than_allowed(ask: Asked, sender: FakeSender)
     assert sender.sent == []
 
 
-def test_only_sessions_with_a_listener_can_be_disconnected(ask: Asked, ended: list[SessionState]) -> None:
+def test_session_without_a_listener_cannot_be_disconnected(ask: AppClient, ended: list[SessionState]) -> None:
     for body in ({"session": "123e4567"}, {}, {"session": "../../etc"}):
         assert "listener" in refused(ask("POST", "/api/disconnect", body), 400, "not_connected")
     assert ended == []
 
 
-def test_what_is_not_there(ask: Asked) -> None:
+def test_unknown_paths_and_methods(ask: AppClient) -> None:
     for method, path in (("GET", "/nothing"), ("GET", "/api/nothing"), ("POST", "/api/nothing")):
         refused(ask(method, path), 404, "not_found")
     for method, path in (("POST", "/"), ("GET", "/api/send"), ("POST", "/api/messages")):
         refused(ask(method, path), 405, "method")
 
 
-def test_a_fault_of_ours_is_told_in_the_terminal_and_not_on_the_page(
-    ask: Asked, app: Console, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_bug_is_reported_in_the_terminal_and_not_on_the_page(
+    ask: AppClient, app: Console, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("secret detail")

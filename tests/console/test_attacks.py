@@ -1,4 +1,4 @@
-"""What other pages of the browser, other users and hostile programs try; over the network, against a real console."""
+"""Attacks by other web pages, other users and hostile programs, over the network against a running console."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.console.conftest import JSON, PATIENCE_S, TEXT, ConsoleProcess, Insider, token_of, wait_true
-from tests.console.others import NOBODY, start_as_nobody
+from tests.console.conftest import JSON, PATIENCE_S, TEXT, ConsoleProcess, PageClient, token_of, wait_true
+from tests.console.other_user import NOBODY, start_as_nobody
 from tests.real.conftest import Bus, ListenerProcess, wait_until
 from zmqbus.console.connections import MAX_UNPROVEN
 from zmqbus.console.peers import Peers
@@ -35,14 +35,14 @@ def auth(bus: Bus) -> ListenerProcess:
 
 
 @pytest.fixture
-def insider(console: ConsoleProcess) -> Insider:
+def page_client(console: ConsoleProcess) -> PageClient:
     return console.enter()
 
 
-def test_the_insider_gets_in(insider: Insider, auth: ListenerProcess) -> None:
-    """What the attacks below leave out is what makes the difference."""
-    assert insider("GET", "/api/messages")[0] == 200
-    status, _, body = insider("POST", "/api/send", {"scope": "session", "to": "auth", "text": "insider"})
+def test_unchanged_request_is_accepted(page_client: PageClient, auth: ListenerProcess) -> None:
+    """Proves that the attacks below fail only because of what they change."""
+    assert page_client("GET", "/api/messages")[0] == 200
+    status, _, body = page_client("POST", "/api/send", {"scope": "session", "to": "auth", "text": "insider"})
     assert status == 200 and json.loads(body)["state"] in ("delivered", "queued")
     auth.wait_message("insider")
 
@@ -55,10 +55,10 @@ SEND = {"scope": "session", "to": "auth", "text": "owned"}
     [
         (421, SEND, {"Host": "evil.example"}),  # a rebound name
         (421, SEND, {"Host": "evil.example", "Origin": "http://evil.example"}),
-        (403, SEND, {"Origin": "http://evil.example"}),  # a page of somebody else
-        (403, SEND, {"Origin": "http://127.0.0.1:1"}),  # of another port
+        (403, SEND, {"Origin": "http://evil.example"}),  # another site
+        (403, SEND, {"Origin": "http://127.0.0.1:1"}),  # another port
         (421, SEND, {"Host": "localhost"}),
-        (403, SEND, {"Origin": "null"}),  # of a frame in a sandbox, or a file
+        (403, SEND, {"Origin": "null"}),  # a sandboxed frame, or a file
         (403, SEND, {"Origin": None}),
         (403, SEND, {"Sec-Fetch-Site": "cross-site"}),
         (403, SEND, {"Sec-Fetch-Site": "same-site"}),
@@ -74,17 +74,17 @@ SEND = {"scope": "session", "to": "auth", "text": "owned"}
         (413, SEND, {"Content-Length": str(1 << 40)}),
     ],
 )
-def test_nothing_is_sent_for_others(
-    insider: Insider, bus: Bus, auth: ListenerProcess, status: int, body: Any, changes: dict[str, str | None]
+def test_forged_send_is_refused(
+    page_client: PageClient, bus: Bus, auth: ListenerProcess, status: int, body: Any, changes: dict[str, str | None]
 ) -> None:
-    assert insider("POST", "/api/send", body, **changes)[0] == status
+    assert page_client("POST", "/api/send", body, **changes)[0] == status
     auth_lines = list(auth.lines)
     bus.deliver("auth", "the next thing")
     auth.wait_message("the next thing")
     assert not any("owned" in line for line in [*auth_lines, *auth.lines])
 
 
-def test_nothing_is_read_by_others(insider: Insider, bus: Bus, auth: ListenerProcess) -> None:
+def test_forged_read_is_refused(page_client: PageClient, bus: Bus, auth: ListenerProcess) -> None:
     bus.deliver("auth", "a secret")
     for path in ("/api/messages", "/api/events", "/api/thread/abcdefgh", "/"):
         for changes in (
@@ -93,25 +93,27 @@ def test_nothing_is_read_by_others(insider: Insider, bus: Bus, auth: ListenerPro
             {"X-Zmqbus-Proof": "x.y.z"},
             {"Sec-Fetch-Site": "cross-site"},
         ):
-            status, _, body = insider("GET", path, **changes)
+            status, _, body = page_client("GET", path, **changes)
             assert status in (401, 403, 421) or path == "/"
             assert b"secret" not in body
 
 
-def test_preflights_are_not_answered(insider: Insider) -> None:
-    status, headers, _ = insider(
+def test_cors_preflight_is_refused(page_client: PageClient) -> None:
+    status, headers, _ = page_client(
         "OPTIONS", "/api/send", Origin="http://evil.example", **{"Access-Control-Request-Method": "POST"}
     )
     assert status == 405 and not any(name.startswith("access-control") for name in headers)
 
 
-def test_a_length_that_lies_and_a_body_without_one(insider: Insider) -> None:
-    """A body in chunks has no length to be refused by: it is counted as it comes, and the connection cut."""
+def test_endless_chunked_body_is_cut_off(page_client: PageClient) -> None:
+    """A chunked body has no length to check: it is counted on arrival, and the connection closed."""
     sent = 0
-    with contextlib.closing(socket.create_connection(("127.0.0.1", insider.console.port), PATIENCE_S)) as connection:
+    with contextlib.closing(
+        socket.create_connection(("127.0.0.1", page_client.console.port), PATIENCE_S)
+    ) as connection:
         head = (
-            f"POST /api/send HTTP/1.1\r\nHost: {insider.host}\r\nOrigin: http://{insider.host}\r\n"
-            f"X-Zmqbus-Proof: {insider.headers('POST', '/api/send')['X-Zmqbus-Proof']}\r\nContent-Type: {JSON}\r\n"
+            f"POST /api/send HTTP/1.1\r\nHost: {page_client.host}\r\nOrigin: http://{page_client.host}\r\n"
+            f"X-Zmqbus-Proof: {page_client.headers('POST', '/api/send')['X-Zmqbus-Proof']}\r\nContent-Type: {JSON}\r\n"
             "Transfer-Encoding: chunked\r\n\r\n"
         )
         connection.sendall(head.encode())
@@ -120,8 +122,8 @@ def test_a_length_that_lies_and_a_body_without_one(insider: Insider) -> None:
             while sent < 1 << 30:
                 connection.sendall(chunk)
                 sent += len(chunk)
-    assert sent < 1 << 28, "it took what it should have refused"
-    assert insider("GET", "/api/messages")[0] == 200
+    assert sent < 1 << 28, "the body was read far beyond the limit"
+    assert page_client("GET", "/api/messages")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_a_length_that_lies_and_a_body_without_one(insider: Insider) -> None:
     ],
     ids=["zeros", "headers", "path", "tls", "hosts", "proxy"],
 )
-def test_junk(console: ConsoleProcess, junk: bytes) -> None:
+def test_junk_is_refused_and_the_server_goes_on(console: ConsoleProcess, junk: bytes) -> None:
     answer = b""
     with socket.create_connection(("127.0.0.1", console.port), PATIENCE_S) as connection, contextlib.suppress(OSError):
         connection.sendall(junk)
@@ -144,10 +146,10 @@ def test_junk(console: ConsoleProcess, junk: bytes) -> None:
         while more := connection.recv(65_536):
             answer += more
     assert not answer or re.match(rb"HTTP/1\.1 4\d\d ", answer)
-    assert console.raw("GET", "/")[0] == 200, "it goes on"
+    assert console.raw("GET", "/")[0] == 200, "the server still answers"
 
 
-def test_it_is_on_loopback_only(console: ConsoleProcess) -> None:
+def test_listens_on_loopback_only(console: ConsoleProcess) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing
         own = probe.getsockname()[0]
@@ -157,9 +159,9 @@ def test_it_is_on_loopback_only(console: ConsoleProcess) -> None:
         pass
 
 
-def test_streams_are_bounded(insider: Insider) -> None:
-    """The oldest has to go, however many are opened."""
-    streams = [insider.stream() for _ in range(8)]
+def test_oldest_streams_end_when_too_many_are_opened(page_client: PageClient) -> None:
+    """The oldest stream ends, however many are opened."""
+    streams = [page_client.stream() for _ in range(8)]
     for _, response in streams[:4]:
         assert b"event: superseded" in response.read()
     for connection, _ in streams:
@@ -182,10 +184,12 @@ sys.stdin.read()
 MANY = 1_500
 
 
-@pytest.mark.parametrize("whose", ["another user's", "nobody knows whose"])
-def test_half_requests_cost_the_user_nothing(console: ConsoleProcess, insider: Insider, whose: str) -> None:
-    """Another user's end as they come. Where the kernel tells nothing (or they are one's own) the oldest make room."""
-    stream, response = insider.stream()
+@pytest.mark.parametrize("whose", ["another user's", "unknown"])
+def test_unfinished_requests_do_not_block_the_user(
+    console: ConsoleProcess, page_client: PageClient, whose: str
+) -> None:
+    """Another user's connections are closed on arrival; of unknown or own ones, the oldest are closed."""
+    stream, response = page_client.stream()
     if whose == "another user's":
         with Peers() as peers:
             if not peers.works():
@@ -197,10 +201,10 @@ def test_half_requests_cost_the_user_nothing(console: ConsoleProcess, insider: I
     assert flood.stdout is not None and flood.stdin is not None
     try:
         assert flood.stdout.readline() == b"there\n"
-        most = 4 if whose == "another user's" else MAX_UNPROVEN + 4  # the listeners' and the user's own
+        most = 4 if whose == "another user's" else MAX_UNPROVEN + 4  # the listening sockets and the user's own
         process = psutil.Process(console.process.pid)
         wait_until(lambda: len(process.net_connections("tcp")) <= most, "they were closed", PATIENCE_S)
-        assert insider("GET", "/api/messages")[0] == 200, "asked with a connection that is new"
+        assert page_client("GET", "/api/messages")[0] == 200, "on a new connection"
         assert console.raw("GET", "/")[0] == 200
         console.enter()
     finally:
@@ -210,7 +214,7 @@ def test_half_requests_cost_the_user_nothing(console: ConsoleProcess, insider: I
     assert console.process.poll() is None
     if whose == "another user's":
         assert f"uid {NOBODY}" in console.stop()[1]
-        assert b"event: closing" in response.read(), "the stream stood all the time"
+        assert b"event: closing" in response.read(), "the stream stayed open"
     stream.close()
 
 
@@ -219,7 +223,7 @@ def test_half_requests_cost_the_user_nothing(console: ConsoleProcess, insider: I
 
 @pytest.fixture
 def evil(console: ConsoleProcess) -> Iterator[Callable[[str], str]]:
-    """Pages of somebody else, on another port of this machine: `evil(markup)` gives the address of one."""
+    """`evil(markup)` serves a hostile page on another port of this machine and returns its URL."""
     pages: dict[str, bytes] = {}
     cookies: list[str] = []
 
@@ -251,11 +255,11 @@ def evil(console: ConsoleProcess) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_other_pages_in_the_same_browser(
-    open_page: Any, evil: Any, console: ConsoleProcess, bus: Bus, auth: ListenerProcess, seen: Any, host: str
+def test_pages_of_other_origins_can_neither_read_nor_send(
+    open_page: Any, evil: Any, console: ConsoleProcess, bus: Bus, auth: ListenerProcess, browser_errors: Any, host: str
 ) -> None:
-    """127.0.0.1 with another port is the same site to the browser, so cookies go along; localhost is another one."""
-    seen.expected = ("",)  # browsers complain about all of it
+    """Another port of 127.0.0.1 is the same site to the browser, which sends cookies along; localhost is another."""
+    browser_errors.expected = ("",)  # the browser reports all of it
     page = open_page()
     bus.deliver("auth", "a secret")
     target = f"http://127.0.0.1:{console.port}"
@@ -294,30 +298,32 @@ def test_other_pages_in_the_same_browser(
     )
     other.wait_for_function("document.title == 'done'")
     for answer in other.evaluate("window.all"):
-        assert answer in ("refused", ""), "an opaque answer is empty, and all others are refused"
+        assert answer in ("refused", ""), "opaque responses are empty, all others are refused"
     frame = next(one for one in other.frames if one != other.main_frame and one.name != "g")
     assert "secret" not in frame.content() and "zmqbus" not in frame.title()
     bus.deliver("auth", "the next thing")
     auth.wait_message("the next thing")
     assert not any("owned" in line for line in auth.lines)
-    assert set(evil.cookies) == {""}, "browsers send cookies to every port; there are none"
+    assert set(evil.cookies) == {""}, "browsers send cookies to every port, but there are none"
     page.wait_for_selector("#feed :text('the next thing')")
 
 
 class OtherUser:
-    """A server of somebody else on a port of 127.0.0.1, that keeps what it is sent and tries to get in with it."""
+    """Another user's server on 127.0.0.1; records what it receives and answers as told in `responses`."""
 
     def __init__(self, port: int = 0) -> None:
         self.heard: list[tuple[str, dict[str, str], bytes]] = []
-        #: What it says to whoever asks for a path: (type, body, more headers).
-        self.says: dict[str, tuple[str, bytes, dict[str, str]]] = {}
+        #: Path ("*" for any other) → (type, body, more headers) of the response.
+        self.responses: dict[str, tuple[str, bytes, dict[str, str]]] = {}
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 size = int(self.headers.get("Content-Length") or 0)
                 outer.heard.append((self.path, {n.lower(): v for n, v in self.headers.items()}, self.rfile.read(size)))
-                kind, body, more = outer.says.get(self.path.partition("?")[0]) or outer.says.get("*") or ("", b"", {})
+                kind, body, more = (
+                    outer.responses.get(self.path.partition("?")[0]) or outer.responses.get("*") or ("", b"", {})
+                )
                 self.send_response(200)
                 for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **more}.items():
                     self.send_header(name, value)
@@ -352,30 +358,30 @@ setInterval(() => fetch("/poll", {credentials: "include"}), 20);
 </script>"""
 
 
-def test_another_users_server_that_the_user_has_a_tab_open_on_cannot_take_over_the_console(
-    open_page: Any, console: ConsoleProcess, bus: Bus, auth: ListenerProcess, other_user: OtherUser, seen: Any
+def test_server_that_gets_all_browser_headers_cannot_use_the_console(
+    open_page: Any, console: ConsoleProcess, bus: Bus, auth: ListenerProcess, other_user: OtherUser, browser_errors: Any
 ) -> None:
-    """It is told all that the browser sends by itself, and asks for the key with that, from outside of the browser."""
-    seen.expected = ("net::ERR", "Failed to fetch")  # of its polls, when it ends
-    other_user.says["/"] = "text/html", POLL, {}
+    """The server replays every header that the browser sends by itself from a client of its own."""
+    browser_errors.expected = ("net::ERR", "Failed to fetch")  # its polls, when the server ends
+    other_user.responses["/"] = "text/html", POLL, {}
     secret = bus.deliver("auth", "a secret")
     tab = open_page(url=f"http://127.0.0.1:{other_user.port}/")
     link = console.new_link()
     page = tab.context.new_page()
-    seen.watch(page)
+    browser_errors.watch(page)
     page.goto(link)
     page.wait_for_selector("html[data-ready]")
-    # Also by the address alone, which is the host that the other server has.
+    # Also by the address, which is the host name of the other server.
     second = tab.context.new_page()
-    seen.watch(second)
+    browser_errors.watch(second)
     second.goto(console.new_link("--numeric"))
     second.wait_for_selector("html[data-ready]")
     count = len(other_user.heard)
-    wait_until(lambda: len(other_user.heard) > count + 5, "it was polled after the console was opened", PATIENCE_S)
+    wait_until(lambda: len(other_user.heard) > count + 5, "polls after the console was opened", PATIENCE_S)
     heard = {name: value for _, headers, _ in other_user.heard for name, value in headers.items() if name != "host"}
     token = token_of(link)
     assert not any(part in value for value in heard.values() for part in (token, console.authority, "zmqbus"))
-    # What it could do with whatever it heard, with headers of its own making.
+    # Replay what it received, with forged headers.
     for host in (console.authority, f"127.0.0.1:{console.port}"):
         own = {**{n: v for n, v in heard.items() if n in ("cookie", "user-agent", "authorization")}, "Host": host}
         own |= {"Origin": f"http://{host}", "Content-Type": JSON, "Sec-Fetch-Site": "same-origin"}
@@ -393,10 +399,10 @@ def test_another_users_server_that_the_user_has_a_tab_open_on_cannot_take_over_t
     assert tab.context.cookies() == []
 
 
-def test_another_user_who_has_the_port_after_the_console_is_told_nothing_and_believed_nothing(
-    open_page: Any, console: ConsoleProcess, bus: Bus, auth: ListenerProcess, seen: Any
+def test_impostor_on_the_port_gets_no_data_and_is_not_believed(
+    open_page: Any, console: ConsoleProcess, bus: Bus, auth: ListenerProcess, browser_errors: Any
 ) -> None:
-    seen.expected = ("",)
+    browser_errors.expected = ("",)
     page = open_page()
     page.wait_for_selector("#sessions .session:has-text('auth')")
     stored = json.loads(page.evaluate("sessionStorage.getItem('zmqbus-visitor')"))
@@ -414,9 +420,9 @@ def test_another_user_who_has_the_port_after_the_console_is_told_nothing_and_bel
     hello = f"event: hello\ndata: {json.dumps({**forged, 'version': 'forged', 'trouble': 'forged'})}\n\n".encode()
     impostor = OtherUser(console.port)
     try:
-        impostor.says["/api/events"] = "text/event-stream", hello, {"X-Zmqbus-Proof": "A" * 43}
-        impostor.says["*"] = "application/json", b'{"state":"delivered","to":"auth","items":[]}', {}
-        wait_until(lambda: len(impostor.heard) > 2, "the page asks again", PATIENCE_S)
+        impostor.responses["/api/events"] = "text/event-stream", hello, {"X-Zmqbus-Proof": "A" * 43}
+        impostor.responses["*"] = "application/json", b'{"state":"delivered","to":"auth","items":[]}', {}
+        wait_until(lambda: len(impostor.heard) > 2, "the page retries", PATIENCE_S)
         page.locator("#compose-send").click()
         page.locator("#compose-wrong:has-text('cannot be reached')").wait_for()
         wait_until(lambda: len(impostor.heard) > 4, "and again", PATIENCE_S)
@@ -442,29 +448,33 @@ navigator.serviceWorker.register("/worker.js").then(() => navigator.serviceWorke
 </script>"""
 
 
-def test_what_another_user_has_left_in_the_browser_for_the_port_does_not_get_the_link(
-    open_page: Any, start_console: Any, seen: Any
+def test_service_worker_of_the_ports_former_owner_does_not_get_the_link(
+    open_page: Any, start_console: Any, browser_errors: Any
 ) -> None:
-    """A service worker or a cached script of whoever had the port before would run as the console's own page."""
+    """A service worker or cached script of the port's former owner would run as part of the console's page."""
     before = OtherUser()
-    before.says["/"] = "text/html", INSTALL, {}
-    before.says["/worker.js"] = "text/javascript", WORKER, {}
-    before.says["/assets/main.js"] = "text/javascript", b"document.title='owned'", {"Cache-Control": "max-age=9999"}
+    before.responses["/"] = "text/html", INSTALL, {}
+    before.responses["/worker.js"] = "text/javascript", WORKER, {}
+    before.responses["/assets/main.js"] = (
+        "text/javascript",
+        b"document.title='owned'",
+        {"Cache-Control": "max-age=9999"},
+    )
     try:
         page = open_page(url=f"http://127.0.0.1:{before.port}/")
         wait_true(page, "document.title == 'installed'")
     finally:
         before.close()
     page.reload()
-    assert page.title() == "owned", "it is there"
+    assert page.title() == "owned", "the service worker is active"
     console = start_console("--port", str(before.port))
     page.goto(console.link)
     page.wait_for_selector("html[data-ready]")
     assert page.title() == "zmqbus"
 
 
-def test_hostile_names_labels_and_texts_are_only_text(
-    open_page: Any, bus: Bus, seen: Any, console: ConsoleProcess
+def test_hostile_names_labels_and_texts_stay_text(
+    open_page: Any, bus: Bus, browser_errors: Any, console: ConsoleProcess
 ) -> None:
     auth = bus.listener("auth", label=MARKUP[:60])
     page = open_page()
@@ -472,7 +482,7 @@ def test_hostile_names_labels_and_texts_are_only_text(
     msg_id = bus.deliver("auth", MARKUP + "\u202eright to left\u2066\x1b[31m\u200b")
     row = page.locator("#feed .message:has-text('onerror')")
     row.first.wait_for()
-    assert "⟨U+202E⟩" in row.first.inner_text(), "what turns the order of others around is shown"
+    assert "⟨U+202E⟩" in row.first.inner_text(), "bidirectional controls are made visible"
     row.first.click()
     page.locator(f".facts code:text('{msg_id}')").wait_for()
     page.wait_for_selector(".body:not(.loading)")
@@ -484,10 +494,10 @@ def test_hostile_names_labels_and_texts_are_only_text(
     assert page.locator("script:not([src]), iframe, img, .body b").count() == 0
     assert page.title() == "as it was"
     assert auth.status is None
-    seen.check()
+    browser_errors.check()
 
 
-def test_ten_mebibytes_of_markup_do_not_hang_the_page(open_page: Any, bus: Bus) -> None:
+def test_10_mib_of_markup_do_not_block_the_page(open_page: Any, bus: Bus) -> None:
     auth = bus.listener("auth")
     text = MARKUP * (10 * 1024 * 1024 // len(MARKUP.encode()))
     page = open_page()
@@ -496,7 +506,7 @@ def test_ten_mebibytes_of_markup_do_not_hang_the_page(open_page: Any, bus: Bus) 
     page.locator("#feed .message:has-text('onerror')").first.click()
     page.wait_for_selector(".body:not(.loading)")
     page.wait_for_selector(".more:has-text('% shown')")
-    # It answers while it shows that, and one can scroll on.
+    # The page still responds and scrolls.
     before = page.locator(".piece").count()
     page.locator(".body").evaluate("element => element.scrollTop = element.scrollHeight")
     page.locator(".piece").nth(before).wait_for(state="attached")

@@ -1,4 +1,4 @@
-"""Links and visitors: good once, good for a while, and nobody else's."""
+"""Links and visitors: links work once and expire, proofs belong to one visitor and one request."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _use(links: Links, visitors: Visitors, token: str, *, same_user: bool = Fals
 # --- links ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_is_good_once() -> None:
+def test_link_works_once() -> None:
     clock = Clock()
     links = Links(SECRET, clock)
     token = mint(SECRET, clock())
@@ -57,7 +57,7 @@ def test_a_link_is_good_once() -> None:
     assert redeem(links, mint(SECRET, clock())) == "good"
 
 
-def test_a_link_is_good_for_a_while() -> None:
+def test_link_expires() -> None:
     clock = Clock()
     links = Links(SECRET, clock)
     first, second = mint(SECRET, clock()), mint(SECRET, clock())
@@ -67,7 +67,7 @@ def test_a_link_is_good_for_a_while() -> None:
     assert redeem(links, second) == "expired"
 
 
-def test_what_was_used_is_never_good_again_however_long_one_waits() -> None:
+def test_used_link_never_works_again() -> None:
     clock = Clock()
     links = Links(SECRET, clock)
     token = mint(SECRET, clock())
@@ -76,29 +76,29 @@ def test_what_was_used_is_never_good_again_however_long_one_waits() -> None:
         clock.now_s += LINK_S / 4
         assert redeem(links, token) in ("used", "expired")
     redeem(links, mint(SECRET, clock()))
-    assert links.used_count == 1, "what has run out is forgotten"
+    assert links.used_count == 1, "expired links are forgotten"
 
 
-def test_another_console_has_other_links() -> None:
+def test_link_of_another_console_is_unknown() -> None:
     assert redeem(Links(SECRET), mint(b"t" * SECRET_BYTES, 1_800_000_000.0)) == "unknown"
 
 
-def test_a_link_for_this_user_alone() -> None:
+def test_same_user_link() -> None:
     clock = Clock()
     links = Links(SECRET, clock)
     token = mint(SECRET, clock(), same_user=True)
     assert redeem(links, token) == "elsewhere"
-    assert redeem(links, token, same_user=True) == "good", "whoever else has seen it could not use it up"
+    assert redeem(links, token, same_user=True) == "good", "the refused attempt did not use it up"
     assert redeem(links, token, same_user=True) == "used"
-    # The flag cannot be taken off: the secret depends on it.
+    # The flag cannot be removed, since the secret depends on it.
     head, secret = split(mint(SECRET, clock(), same_user=True)) or ("", b"")
     plain = encode((decode(head, 25) or b"")[:-1] + b"\0")
     nonce = new_nonce()
     assert links.redeem(Visitors(), plain, nonce, sign(secret, "enter", nonce)).verdict == "unknown"
 
 
-def test_the_head_of_a_link_alone_opens_nothing() -> None:
-    """It is all that is sent of a link. Whoever sees it, and the proof that went with it, has nothing."""
+def test_head_of_a_link_without_its_secret_is_refused() -> None:
+    """Only the head is sent, with a proof; together they give an eavesdropper no access."""
     clock = Clock()
     links, visitors = Links(SECRET, clock), Visitors()
     body, _ = entering(mint(SECRET, clock()))
@@ -106,25 +106,25 @@ def test_the_head_of_a_link_alone_opens_nothing() -> None:
         assert links.redeem(visitors, body["link"], nonce, proof).verdict == "unknown"
     assert len(visitors) == 0
     assert links.redeem(visitors, body["link"], body["nonce"], body["proof"]).verdict == "good"
-    # The same again is what a listener could repeat.
+    # A replay is refused.
     assert links.redeem(visitors, body["link"], body["nonce"], body["proof"]).verdict == "used"
 
 
 @given(st.text(max_size=300) | st.binary(max_size=120).map(lambda data: data.decode("latin-1")))
-def test_what_is_no_link_is_unknown(text: str) -> None:
+def test_malformed_link_is_unknown(text: str) -> None:
     for head, nonce, proof in ((text, new_nonce(), "x"), ("A" * 34, text, "x"), ("A" * 34, new_nonce(), text)):
         assert Links(SECRET).redeem(Visitors(), head, nonce, proof).verdict == "unknown"
 
 
 @given(st.integers(0, 77), st.characters(codec="ascii"))
-def test_a_token_that_was_changed_is_none(at: int, other: str) -> None:
+def test_changed_token_is_refused(at: int, other: str) -> None:
     clock = Clock()
     token = mint(SECRET, clock(), b"n" * 16)
     changed = token[:at] + other + token[at + 1 :]
     assert changed == token or split(changed) is None or redeem(Links(SECRET, clock), changed) == "unknown"
 
 
-def test_tokens_are_all_different_and_stand_behind_the_hash() -> None:
+def test_tokens_differ_and_are_in_the_fragment() -> None:
     tokens = {mint(SECRET, 1.0) for _ in range(100)}
     assert len(tokens) == 100
     assert all(len(token) == 78 for token in tokens)
@@ -140,7 +140,7 @@ def visitor() -> Visitor:
     return Visitor("v" * 22, b"k" * 32, 0.0)
 
 
-def test_page_and_console_derive_the_same_key_and_neither_sends_it() -> None:
+def test_page_and_console_derive_the_same_unsent_key() -> None:
     clock = Clock()
     visitors = Visitors()
     token = mint(SECRET, clock())
@@ -152,7 +152,7 @@ def test_page_and_console_derive_the_same_key_and_neither_sends_it() -> None:
     assert encode(visitor.key) not in sent and token.partition(".")[2] not in sent
 
 
-def test_a_request_is_known_by_its_proof_and_its_answer_by_another() -> None:
+def test_request_and_response_proofs() -> None:
     visitors = Visitors()
     one, other = visitors.add("one", b"1" * 32), visitors.add("other", b"2" * 32)
     proof = proof_of(one, "GET", "/api/messages?limit=1")
@@ -183,7 +183,7 @@ def test_a_request_is_known_by_its_proof_and_its_answer_by_another() -> None:
         assert visitors.find(wrong, "GET", "/api/messages?limit=1") is None, wrong
 
 
-def test_visits_end() -> None:
+def test_visitor_is_signed_out_after_a_week() -> None:
     clock = Clock()
     visitors = Visitors(clock)
     visitor = visitors.add("one", b"1" * 32)
@@ -193,7 +193,7 @@ def test_visits_end() -> None:
     assert visitors.find(proof_of(visitor, "GET", "/"), "GET", "/") is None
 
 
-def test_there_is_room_for_so_many_and_the_first_makes_room() -> None:
+def test_oldest_visitor_is_signed_out_when_there_are_too_many() -> None:
     visitors = Visitors()
     first, *others = [visitors.add(f"v{number}", bytes([number]) * 32) for number in range(MAX_VISITORS + 1)]
     assert len(visitors) == MAX_VISITORS
@@ -202,6 +202,6 @@ def test_there_is_room_for_so_many_and_the_first_makes_room() -> None:
 
 
 @pytest.mark.parametrize("text", ["A" * 100_000, "=" * 50, "", "é" * 40, "A" * 34 + "=", "A" * 33, "A" * 33 + "B"])
-def test_what_is_no_base64_of_that_length(text: str) -> None:
+def test_decode_refuses_other_texts(text: str) -> None:
     assert decode(text, 25) is None
     assert decode(encode(b"x" * 25), 25) == b"x" * 25

@@ -1,4 +1,4 @@
-"""The page in a real browser, with real listeners: what a person does with it, and what happens around them."""
+"""The page in a real browser with real listeners."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.records import RECORD, ids
 
 pytestmark = pytest.mark.slow
 
-#: What the browser itself says where an answer is an error or a connection breaks; the page tells it in its own words.
+#: Browser messages about error responses and broken connections, which the page reports itself.
 BROKEN = ("Failed to load resource", "net::ERR")
-#: Elements on the page, whatever there is to show.
+#: Limit of elements on the page, however much there is to show.
 MAX_ELEMENTS = 2_500
 
 
@@ -38,48 +38,48 @@ def count_elements(page: Any) -> int:
     return count
 
 
-def goes_on(page: Any) -> int:
-    """Goes to the end of what is there; how high that is, in pixels."""
+def scroll_to_end(page: Any) -> int:
+    """Scrolls to the end of the loaded messages; returns their height in pixels."""
     page.keyboard.press("End")
     height: int = page.evaluate("document.querySelector('#feed .sizer').offsetHeight")
     return height
 
 
-def is_wide(page: Any) -> bool:
-    """Whether anything sticks out to the side."""
+def overflows(page: Any) -> bool:
+    """Whether the page is wider than the screen."""
     found: bool = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
     return found
 
 
 @pytest.fixture
-def faulty(seen: Any) -> None:
-    """The test breaks something, which the browser may mention."""
-    seen.expected = BROKEN
+def faulty(browser_errors: Any) -> None:
+    """Accepts browser errors about failed requests."""
+    browser_errors.expected = BROKEN
 
 
-def test_a_person_at_work(bus: Bus, open_page: Any, console: ConsoleProcess, faulty: None) -> None:
+def test_a_working_day(bus: Bus, open_page: Any, console: ConsoleProcess, faulty: None) -> None:
     page = open_page()
     page.wait_for_selector("#sessions-state:has-text('No broker')")
     page.wait_for_selector("#feed-state:has-text('No messages yet')")
-    # Listeners appear.
+    # Listeners are listed.
     auth = bus.listener("auth", label="Auth service")
     pay = bus.listener("pay")
     session(page, "auth").wait_for()
     session(page, "pay").wait_for()
     page.wait_for_selector("#broker[data-state=up]")
     page.locator("#sessions .session:has-text('Auth service')").first.wait_for()
-    # A message between them shows in the list and in the picture.
+    # A message between them appears in the list and in the graph.
     sent = bus.send("--to", "pay", "--text", "question: which currency?", owner=auth)
     assert sent.returncode == 0
     row(page, "question: which currency?").wait_for()
     page.locator(f".node[data-id='{auth.session_id}']").wait_for()
     page.locator("path.edge").first.wait_for(state="attached")
-    # Sent from the page, it is read at the listener, and the answer is seen on the page.
+    # A message from the page reaches the listener, and its answer appears on the page.
     page.locator("#compose-open").click()
     page.locator("#compose-to").fill("auth")
     page.locator("#compose-text").fill("please run the tests")
     page.locator("#compose-send").click()
-    # Queued, if the listener takes longer than the broker's second to take it.
+    # Queued when the listener takes longer than the broker's second.
     page.locator(".toast:text-matches('^(Delivered to|Queued for) auth')").wait_for()
     got = auth.wait_message("please run the tests")
     assert got["name"] == "console"
@@ -88,21 +88,21 @@ def test_a_person_at_work(bus: Bus, open_page: Any, console: ConsoleProcess, fau
     row(page, "done: all green").click()
     page.locator(".thread-row:has-text('please run the tests')").wait_for()
     wait_count(page.locator(".thread-row"), 2)
-    # A reply from the page names what it answers.
+    # A reply from the page names the message that it answers.
     page.keyboard.press("r")
     page.locator("#compose-text").fill("answer: thanks")
     page.keyboard.press("Control+Enter")
     assert auth.wait_message("answer: thanks")["re"] is not None
-    # The thread that is open grows by it.
+    # The open thread shows the reply.
     page.locator(".thread-row:has-text('answer: thanks')").wait_for()
-    # To everyone.
+    # Broadcast.
     page.locator("#compose-open").click()
     page.locator("#compose-scope label:has-text('Everyone')").click()
     page.locator("#compose-text").fill("freeze at five")
     page.locator("#compose-send:has-text('2 sessions')").click()
     page.locator(".toast:text-matches('2 delivered|1 delivered, 1 queued|2 queued')").wait_for()
     assert auth.wait_message("freeze at five")["to"] == pay.wait_message("freeze at five")["to"] == "all"
-    # To nobody: told where one writes, and nothing that was written is lost.
+    # An unknown receiver: the dialog shows the error and keeps the text.
     page.locator("#compose-open").click()
     page.locator("#compose-scope label:has-text('One session')").click()
     page.locator("#compose-to").fill("nobody-here")
@@ -111,7 +111,7 @@ def test_a_person_at_work(bus: Bus, open_page: Any, console: ConsoleProcess, fau
     page.locator("#compose-wrong:has-text('nobody-here')").wait_for()
     assert page.locator("#compose-text").input_value() == "hello?"
     page.keyboard.press("Escape")
-    # Disconnecting asks first.
+    # Disconnect asks for confirmation.
     session(page, "pay").click()
     page.locator("#disconnect").click()
     page.locator("#confirm-no").click()
@@ -121,18 +121,18 @@ def test_a_person_at_work(bus: Bus, open_page: Any, console: ConsoleProcess, fau
     assert pay.wait_exit(PATIENCE_S) == 0
     page.wait_for_selector("#detail:has-text('It has left the bus')")
     session(page, "pay").wait_for(state="detached")
-    # A reload is let in again, and shows the same.
+    # A reload stays signed in.
     page.reload()
     row(page, "freeze at five").wait_for()
     session(page, "auth").wait_for()
     assert "link=" not in page.url
-    # So is another tab, by the first one; a browser that was not let in is told what to do.
+    # Another tab gets the credentials of the first.
     tab = page.context.new_page()
     tab.goto(f"http://{console.authority}/")
     row(tab, "freeze at five").wait_for()
 
 
-def test_search(bus: Bus, data_dir: Path, open_page: Any, faulty: None) -> None:
+def test_search_by_words_and_regular_expression(bus: Bus, data_dir: Path, open_page: Any, faulty: None) -> None:
     every = ids(150)
     put(data_dir, *(RECORD._replace(msg_id=one, body=f"number {n} needle".encode()) for n, one in enumerate(every)))
     put(data_dir, RECORD._replace(msg_id="haystack", body=b"hay and nothing else"))
@@ -161,7 +161,7 @@ def test_search(bus: Bus, data_dir: Path, open_page: Any, faulty: None) -> None:
     page.wait_for_selector("#feed-state:has-text('Nothing found')")
 
 
-def test_the_broker_goes_and_comes_back(bus: Bus, open_page: Any) -> None:
+def test_broker_ends_hangs_and_comes_back(bus: Bus, open_page: Any) -> None:
     page = open_page()
     page.locator("#start-broker").click()
     page.wait_for_selector("#broker[data-state=up]")
@@ -169,30 +169,30 @@ def test_the_broker_goes_and_comes_back(bus: Bus, open_page: Any) -> None:
     page.wait_for_selector("#sessions-state:has-text('Nobody is on the bus yet')")
     auth = bus.listener("auth")
     session(page, "auth").wait_for()
-    # Killed: sessions bring another one, and the page goes on with that one.
+    # Killed: sessions start another broker, and the page uses it.
     first = bus.signal_broker(signal.SIGKILL)
     wait_until(lambda: bus.broker_pid() not in (None, first), "another broker", PATIENCE_S)
     assert bus.deliver("auth", "after the death")
     row(page, "after the death").wait_for()
     page.wait_for_selector("#broker[data-state=up]")
-    # It hangs: the page says so, and what is known stays.
+    # Hanging: the page says so and keeps the last state.
     bus.signal_broker(signal.SIGSTOP)
     page.wait_for_selector("#banner:has-text('does not answer')")
     session(page, "auth").wait_for()
     bus.signal_broker(signal.SIGCONT)
     page.wait_for_selector("#broker[data-state=up]")
     page.wait_for_selector("#banner", state="hidden")
-    # Gone for good, and started by somebody else.
+    # Stopped, then started by a session.
     auth.stop()
     assert bus.zmqbus("broker", "--stop").returncode == 0
     page.wait_for_selector("#banner:has-text('No broker is running')")
-    row(page, "after the death").wait_for()  # the history is there without one
+    row(page, "after the death").wait_for()  # the history needs no broker
     bus.listener("later")
     session(page, "later").wait_for()
     page.wait_for_selector("#banner", state="hidden")
 
 
-def test_the_console_goes_and_another_one_comes(
+def test_console_is_killed_and_restarted(
     bus: Bus, open_page: Any, console: ConsoleProcess, start_console: Any, faulty: None
 ) -> None:
     page = open_page()
@@ -200,7 +200,7 @@ def test_the_console_goes_and_another_one_comes(
     page.wait_for_selector("#banner:has-text('out of reach')")
     page.wait_for_selector("#broker:has-text('No connection')")
     other = start_console("--port", str(console.port))
-    # It knows nothing of this browser: the page says what to do, and a new link does it.
+    # The new console does not know this browser: the login page says what to do, and a new link signs in.
     page.wait_for_selector("#login:has-text('zmqbus console --link')")
     page.goto(other.link)
     page.wait_for_selector("html[data-ready]")
@@ -213,12 +213,12 @@ def login_title(page: Any) -> str:
     return text
 
 
-def test_links_that_open_nothing_say_why(open_page: Any, console: ConsoleProcess, faulty: None) -> None:
+def test_login_page_says_why_a_link_was_refused(open_page: Any, console: ConsoleProcess, faulty: None) -> None:
     link = console.new_link()
     page = open_page(url=link)
     page.wait_for_selector("html[data-ready]")
-    assert page.url == f"http://{console.authority}/", "what lets in is gone from the address"
-    # The same again in the same tab, which is in; and by hand, for a link that is pasted loads nothing anew.
+    assert page.url == f"http://{console.authority}/", "the token is removed from the address"
+    # The used link in a signed-in tab works; a link pasted into the tab reloads the page.
     page.goto("about:blank")
     page.goto(link)
     page.wait_for_selector("html[data-ready]")
@@ -233,19 +233,19 @@ def test_links_that_open_nothing_say_why(open_page: Any, console: ConsoleProcess
         (f"http://127.0.0.1:{console.port}/", "This page needs a link"),
     ):
         assert login_title(open_page(url=url)) == title
-    stranger = open_page(url=f"http://{console.authority}/")
-    login_title(stranger)
-    assert stranger.locator("#login-help").is_visible()
-    stranger.keyboard.press("c")
-    assert stranger.locator("#compose").is_hidden()
-    stranger.keyboard.press("Tab")
-    assert stranger.evaluate("!document.activeElement.closest('.desk, .top')"), "nothing behind it is reached"
+    anonymous = open_page(url=f"http://{console.authority}/")
+    login_title(anonymous)
+    assert anonymous.locator("#login-help").is_visible()
+    anonymous.keyboard.press("c")
+    assert anonymous.locator("#compose").is_hidden()
+    anonymous.keyboard.press("Tab")
+    assert anonymous.evaluate("!document.activeElement.closest('.desk, .top')"), (
+        "nothing behind the login page has the focus"
+    )
 
 
-def test_a_link_from_a_file_and_from_another_page(
-    bus: Bus, open_page: Any, console: ConsoleProcess, tmp_path: Path
-) -> None:
-    """As `--open` does it where the kernel does not tell whose connections are."""
+def test_link_opened_by_a_local_file(bus: Bus, open_page: Any, console: ConsoleProcess, tmp_path: Path) -> None:
+    """As `--open` does where `peers` does not work."""
     opener = tmp_path / "open.html"
     opener.write_text(f'<meta http-equiv="refresh" content="0; url={console.new_link()}">')
     page = open_page(url=f"file://{opener}")
@@ -253,12 +253,12 @@ def test_a_link_from_a_file_and_from_another_page(
     assert page.url == f"http://{console.authority}/"
 
 
-# --- what is written, and to whom -----------------------------------------------------------------------------------
+# --- composing ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def talk(bus: Bus, open_page: Any, seen: Any) -> tuple[Any, Any, Any]:
-    """A page with a message of auth's and one of pay's, and both listeners."""
+def conversation(bus: Bus, open_page: Any, browser_errors: Any) -> tuple[Any, Any, Any]:
+    """A page with a message of auth and one of pay, and both listeners."""
     auth, pay = bus.listener("auth"), bus.listener("pay")
     assert bus.send("--to", "pay", "--text", "question: from auth?", owner=auth).returncode == 0
     assert bus.send("--to", "auth", "--text", "question: from pay?", owner=pay).returncode == 0
@@ -270,7 +270,7 @@ def talk(bus: Bus, open_page: Any, seen: Any) -> tuple[Any, Any, Any]:
 
 
 def answer(page: Any, name: str) -> Any:
-    """Opens the dialog for an answer to that one's message."""
+    """Opens the dialog that answers this session's message; returns its text field."""
     row(page, f"question: from {name}?").click()
     page.locator(f"#detail .detail-head .person:has-text('{name}')").first.wait_for()
     page.keyboard.press("r")
@@ -278,8 +278,8 @@ def answer(page: Any, name: str) -> Any:
     return page.locator("#compose-text")
 
 
-def test_what_was_begun_for_one_does_not_get_into_what_goes_to_another(talk: tuple[Any, Any, Any]) -> None:
-    page, auth, pay = talk
+def test_draft_stays_with_its_receiver(conversation: tuple[Any, Any, Any]) -> None:
+    page, auth, pay = conversation
     answer(page, "auth").fill("the password is hunter2")
     page.keyboard.press("Escape")
     assert answer(page, "pay").input_value() == ""
@@ -287,8 +287,8 @@ def test_what_was_begun_for_one_does_not_get_into_what_goes_to_another(talk: tup
     page.keyboard.press("Control+Enter")
     pay.wait_message("answer: hello pay")
     page.wait_for_selector("#compose[open]", state="detached")
-    session(page, "console").wait_for()  # whose coming moves the others
-    # It comes back where it was begun, and nowhere else.
+    session(page, "console").wait_for()  # its row moves the others
+    # The draft comes back in its own dialog only.
     session(page, "pay").click()
     page.locator("#detail button:has-text('Write to it')").click()
     assert page.locator("#compose-text").input_value() == ""
@@ -301,11 +301,11 @@ def test_what_was_begun_for_one_does_not_get_into_what_goes_to_another(talk: tup
     auth.wait_message("the password is hunter2")
     page.wait_for_selector("#compose[open]", state="detached")
     assert not any("hunter2" in line for line in pay.lines)
-    assert answer(page, "auth").input_value() == "", "what was sent is no draft any more"
+    assert answer(page, "auth").input_value() == "", "a sent text is no longer a draft"
 
 
-def test_a_new_message_is_for_nobody_yet_whatever_was_sent_before(talk: tuple[Any, Any, Any]) -> None:
-    page, auth, pay = talk
+def test_new_message_has_no_receiver_yet(conversation: tuple[Any, Any, Any]) -> None:
+    page, auth, pay = conversation
     page.keyboard.press("c")
     page.locator("#compose-scope label:has-text('Everyone')").click()
     page.locator("#compose-text").fill("to everyone")
@@ -314,7 +314,7 @@ def test_a_new_message_is_for_nobody_yet_whatever_was_sent_before(talk: tuple[An
     page.wait_for_selector("#compose[open]", state="detached")
     page.keyboard.press("c")
     assert page.locator("input[name=scope]:checked").get_attribute("value") == "session"
-    # One that was given up comes back whole: with the one it was for.
+    # A cancelled message comes back with its receiver.
     page.locator("#compose-to").fill("auth")
     page.locator("#compose-text").fill("half a text")
     page.keyboard.press("Escape")
@@ -324,8 +324,8 @@ def test_a_new_message_is_for_nobody_yet_whatever_was_sent_before(talk: tuple[An
     assert auth.status is None
 
 
-class Held:
-    """Requests to a path of the console wait until they are let go."""
+class HeldRequests:
+    """Holds back requests to a path until they are released."""
 
     def __init__(self, page: Any, path: str) -> None:
         self.routes: list[Any] = []
@@ -335,14 +335,12 @@ class Held:
         end_s = time.monotonic() + PATIENCE_S
         while len(self.routes) < count:
             assert time.monotonic() < end_s
-            page.wait_for_timeout(10)  # lets the driver tell of them
+            page.wait_for_timeout(10)  # lets the driver deliver them
 
 
-def test_what_is_under_way_does_not_touch_the_dialog_that_was_opened_since(
-    talk: tuple[Any, Any, Any], faulty: None
-) -> None:
-    page, auth, _ = talk
-    held = Held(page, "/api/send")
+def test_pending_send_does_not_change_the_next_dialog(conversation: tuple[Any, Any, Any], faulty: None) -> None:
+    page, auth, _ = conversation
+    held = HeldRequests(page, "/api/send")
     answer(page, "auth").fill("answer: slow one")
     page.keyboard.press("Control+Enter")
     held.wait(page, 1)
@@ -353,7 +351,7 @@ def test_what_is_under_way_does_not_touch_the_dialog_that_was_opened_since(
     page.locator(".toast:has-text('auth')").wait_for()
     assert page.locator("#compose[open]").count() == 1
     assert page.locator("#compose-text").input_value() == "answer: in the middle of it"
-    # And one that fails says so beside it, and is there to be sent again.
+    # A failed send is reported beside the open dialog, and its text is kept as a draft.
     page.keyboard.press("Control+Enter")
     held.wait(page, 2)
     page.keyboard.press("Escape")
@@ -366,10 +364,8 @@ def test_what_is_under_way_does_not_touch_the_dialog_that_was_opened_since(
     assert answer(page, "pay").input_value() == "answer: in the middle of it"
 
 
-def test_an_answer_goes_to_the_session_that_it_was_begun_for_though_another_has_its_name_now(
-    bus: Bus, talk: tuple[Any, Any, Any]
-) -> None:
-    page, auth, _ = talk
+def test_answer_follows_the_session_not_its_name(bus: Bus, conversation: tuple[Any, Any, Any]) -> None:
+    page, auth, _ = conversation
     answer(page, "auth").fill("answer: for the first auth")
     assert bus.zmqbus("rename", "author", owner=auth).returncode == 0
     other = bus.listener("auth")
@@ -379,9 +375,7 @@ def test_an_answer_goes_to_the_session_that_it_was_begun_for_though_another_has_
     assert not any("first auth" in line for line in other.lines)
 
 
-def test_an_answer_to_a_script_that_has_ended_goes_to_no_session_whose_name_begins_like_its(
-    bus: Bus, open_page: Any, faulty: None
-) -> None:
+def test_answer_to_an_ended_script_is_not_sent_by_name_prefix(bus: Bus, open_page: Any, faulty: None) -> None:
     auth, autopilot = bus.listener("auth"), bus.listener("autopilot")
     bus.burst("auth", ["question: from auto?"], sender="auto")
     page = open_page()
@@ -395,9 +389,9 @@ def test_an_answer_to_a_script_that_has_ended_goes_to_no_session_whose_name_begi
     assert not any("for the script" in line for line in [*autopilot.lines, *auth.lines])
 
 
-def test_the_box_that_asks_belongs_to_what_it_asks_about(talk: tuple[Any, Any, Any], faulty: None) -> None:
-    page, auth, pay = talk
-    held = Held(page, "/api/disconnect")
+def test_confirmation_acts_on_its_own_session(conversation: tuple[Any, Any, Any], faulty: None) -> None:
+    page, auth, pay = conversation
+    held = HeldRequests(page, "/api/disconnect")
     session(page, "auth").click()
     page.locator("#disconnect").click()
     text = page.locator("#confirm-text").inner_text()
@@ -416,8 +410,8 @@ def test_the_box_that_asks_belongs_to_what_it_asks_about(talk: tuple[Any, Any, A
     page.locator("#confirm-no").click()
 
 
-def test_after_a_disconnect_messages_are_refused_as_the_box_says(bus: Bus, talk: tuple[Any, Any, Any]) -> None:
-    page, auth, pay = talk
+def test_messages_after_a_disconnect_are_refused(bus: Bus, conversation: tuple[Any, Any, Any]) -> None:
+    page, auth, pay = conversation
     pay_id = pay.session_id
     session(page, "pay").click()
     page.locator("#disconnect").click()
@@ -427,13 +421,13 @@ def test_after_a_disconnect_messages_are_refused_as_the_box_says(bus: Bus, talk:
     assert done.returncode == 1 and "unknown_peer" in done.stderr
 
 
-def test_the_cursor_stays_on_what_it_is_on(bus: Bus, open_page: Any) -> None:
+def test_cursor_stays_on_its_item(bus: Bus, open_page: Any) -> None:
     pay = bus.listener("pay")
     page = open_page()
     session(page, "pay").wait_for()
     page.keyboard.press("1")
     page.locator("#sessions .session.active:has-text('pay')").wait_for()
-    bus.listener("auth")  # above it
+    bus.listener("auth")  # listed above pay
     session(page, "auth").wait_for()
     page.locator("#sessions .session.active:has-text('pay')").wait_for()
     page.keyboard.press("Enter")
@@ -441,10 +435,10 @@ def test_the_cursor_stays_on_what_it_is_on(bus: Bus, open_page: Any) -> None:
     assert pay.status is None
 
 
-def test_a_search_that_was_not_begun_does_not_replace_what_was_chosen_since(
-    talk: tuple[Any, Any, Any],
+def test_typed_search_does_not_replace_a_later_choice(
+    conversation: tuple[Any, Any, Any],
 ) -> None:
-    page, _, _ = talk
+    page, _, _ = conversation
     session(page, "auth").click()
     page.locator("#detail h2:has-text('auth')").wait_for()
     page.evaluate(
@@ -457,12 +451,12 @@ def test_a_search_that_was_not_begun_does_not_replace_what_was_chosen_since(
         }"""
     )
     page.wait_for_selector("#feed-title:has-text('Messages of auth')")
-    page.evaluate("new Promise((done) => setTimeout(done, 500))")  # longer than a search waits for more to be typed
+    page.evaluate("new Promise((done) => setTimeout(done, 500))")  # longer than a search waits for more typing
     assert page.locator("#feed-title").inner_text() == "Messages of auth"
     assert page.locator("#search").input_value() == ""
 
 
-def test_the_log_is_rotated_while_it_is_followed(data_dir: Path, open_page: Any) -> None:
+def test_log_rotation(data_dir: Path, open_page: Any) -> None:
     put(data_dir, RECORD._replace(msg_id="before01", body=b"before"))
     page = open_page()
     row(page, "before").wait_for()
@@ -475,7 +469,7 @@ def test_the_log_is_rotated_while_it_is_followed(data_dir: Path, open_page: Any)
     wait_count(page.locator("#feed .message"), 3)
 
 
-def test_a_flood_leaves_a_gap_that_can_be_filled(data_dir: Path, open_page: Any) -> None:
+def test_gap_after_a_flood_can_be_filled(data_dir: Path, open_page: Any) -> None:
     put(data_dir, RECORD._replace(msg_id="before01", body=b"before"))
     page = open_page()
     row(page, "before").wait_for()
@@ -483,7 +477,7 @@ def test_a_flood_leaves_a_gap_that_can_be_filled(data_dir: Path, open_page: Any)
     put(data_dir, *(RECORD._replace(msg_id=one, body=f"{one} {'x' * 200}".encode()) for one in every))
     row(page, every[-1]).wait_for()
     assert count_elements(page) < MAX_ELEMENTS
-    # Downwards: a page of what was left out comes with each asking, until nothing is missing.
+    # Each request fetches a page of the skipped messages, until none is missing.
     page.locator("#feed").focus()
     page.keyboard.press("Home")
     page.wait_for_selector("#feed-sub:has-text('gap')")
@@ -496,13 +490,13 @@ def test_a_flood_leaves_a_gap_that_can_be_filled(data_dir: Path, open_page: Any)
         if gap.count():
             gap.click()
         elif row(page, "before").count():
-            page.keyboard.press("Home")  # once more: one was passed while it was fetched
+            page.keyboard.press("Home")  # a gap was passed while it was fetched
         else:
             page.keyboard.press("PageDown")
     page.wait_for_selector("#feed-sub:has-text('1,201 messages')")
 
 
-def test_by_keyboard_alone(bus: Bus, open_page: Any) -> None:
+def test_keyboard_only_use(bus: Bus, open_page: Any) -> None:
     auth = bus.listener("auth")
     bus.deliver("auth", "first")
     bus.deliver("auth", "second")
@@ -513,7 +507,7 @@ def test_by_keyboard_alone(bus: Bus, open_page: Any) -> None:
     page.wait_for_selector("#help[open] dd:has-text('New message')")
     page.keyboard.press("Escape")
     page.wait_for_selector("#help[open]", state="detached")
-    # The first thing that Tab comes to leads past everything else.
+    # Tab first reaches the skip link.
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("j")
@@ -531,13 +525,13 @@ def test_by_keyboard_alone(bus: Bus, open_page: Any) -> None:
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_selector("#detail h2:has-text('auth')")
-    # From the session's detail to what writes to it, with Tab.
+    # Tab leads from the session's detail to its button for a message.
     page.keyboard.press("3")
     for _ in range(4):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.textContent") == "Write to it":
             break
-    # What has the focus is seen to have it.
+    # The focus is visible.
     wait_true(page, "getComputedStyle(document.activeElement).outlineStyle == 'solid'")
     page.keyboard.press("Enter")
     page.wait_for_selector("#compose[open]")
@@ -552,7 +546,7 @@ def test_by_keyboard_alone(bus: Bus, open_page: Any) -> None:
     page.wait_for_selector("html[data-ready][data-theme=dark]")
 
 
-def test_what_screen_readers_are_told(bus: Bus, open_page: Any) -> None:
+def test_screen_reader_support(bus: Bus, open_page: Any) -> None:
     bus.listener("auth", label="Auth service")
     page = open_page()
     session(page, "auth").wait_for()
@@ -573,7 +567,7 @@ def test_what_screen_readers_are_told(bus: Bus, open_page: Any) -> None:
 
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_sticks_out(bus: Bus, data_dir: Path, open_page: Any, width: int, dark: bool) -> None:
+def test_layout_fits_the_screen(bus: Bus, data_dir: Path, open_page: Any, width: int, dark: bool) -> None:
     long = "w" * 40
     bus.listener(long, label="W" * 60)
     bus.deliver(long, "M" * 3_000 + "\n" + "many words " * 300)
@@ -584,15 +578,15 @@ def test_nothing_sticks_out(bus: Bus, data_dir: Path, open_page: Any, width: int
         if narrow:
             page.locator(f".tabs button[data-view={name}]").click()
 
-    assert not is_wide(page)
+    assert not overflows(page)
     show("messages")
     row(page, "MMMM").click()
     page.wait_for_selector(".body:not(.loading)")
-    assert not is_wide(page)
+    assert not overflows(page)
     show("sessions")
     session(page, long).click()
     page.wait_for_selector(f"#detail h2:has-text('{long}')")
-    assert not is_wide(page)
+    assert not overflows(page)
     detail = page.locator("#detail").evaluate("element => element.scrollWidth <= element.clientWidth")
     assert detail
     page.keyboard.press("c")
@@ -600,19 +594,19 @@ def test_nothing_sticks_out(bus: Bus, data_dir: Path, open_page: Any, width: int
     box = page.locator("#compose").bounding_box()
     assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
     page.keyboard.press("Escape")
-    # The colours are those that the system asks for, and text can be read on them.
+    # The page uses the system's colour scheme.
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     values = [int(part) for part in ground.removeprefix("rgb(").removesuffix(")").split(",")]
     assert (max(values) < 60) if dark else (min(values) > 200)
 
 
-def test_two_hundred_sessions_and_a_hundred_thousand_messages(
+def test_200_sessions_and_100_000_messages(
     settings: Any, data_dir: Path, console: ConsoleProcess, open_page: Any, bus: Bus
 ) -> None:
-    """The page holds as many elements as fit the screen, and stays quick enough to be used."""
+    """The page has only as many elements as fit the screen, and stays responsive."""
     every = ids(100_000)
     put(data_dir, *(RECORD._replace(msg_id=one, body=f"message {one}".encode()) for one in every))
-    crowd = _Crowd(200, bus.port)
+    sessions = ManySessions(200, bus.port)
     try:
         page = open_page()
         page.wait_for_selector("#sessions-count:has-text('200 live')")
@@ -622,27 +616,27 @@ def test_two_hundred_sessions_and_a_hundred_thousand_messages(
         session(page, "crowd-017").wait_for()
         wait_count(page.locator("#sessions .session"), 1)
         page.locator("#session-filter").fill("")
-        # Down through the pages of the history: more comes as long as one goes on.
+        # Scrolling down loads further pages of the history.
         page.locator("#feed").focus()
-        wait_until(lambda: goes_on(page) > 600 * 30, "pages", PATIENCE_S)
+        wait_until(lambda: scroll_to_end(page) > 600 * 30, "pages", PATIENCE_S)
         assert count_elements(page) < MAX_ELEMENTS
-        # What comes now does not move what is looked at, and can be gone to.
+        # A new message does not move the visible part.
         top = page.locator("#feed").evaluate("element => element.scrollTop")
         put(data_dir, RECORD._replace(msg_id="brandnew", body=b"brand new"))
         page.locator("#newer:has-text('1 new message')").wait_for()
         wait_true(page, f"document.querySelector('#feed').scrollTop > {top}")
         page.locator("#newer").click()
         row(page, "brand new").wait_for()
-        # The oldest is found.
+        # Search finds an old message.
         page.locator("#search").fill(every[7])
         row(page, every[7]).click()
         page.wait_for_selector(f".body:has-text('{every[7]}')")
     finally:
-        crowd.close()
+        sessions.close()
 
 
-class _Crowd:
-    """Many sessions, in a process of their own."""
+class ManySessions:
+    """Many sessions, in one process."""
 
     def __init__(self, count: int, port: int) -> None:
         code = (
@@ -668,7 +662,7 @@ class _Crowd:
         self._process.stdout.close()
 
 
-def test_without_motion(bus: Bus, open_page: Any) -> None:
+def test_reduced_motion(bus: Bus, open_page: Any) -> None:
     page = open_page(reduced_motion="reduce")
     auth, pay = bus.listener("auth"), bus.listener("pay")
     page.locator(f".node[data-id='{pay.session_id}']").wait_for()

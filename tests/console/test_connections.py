@@ -1,4 +1,4 @@
-"""Who may keep a connection to the page's server, and for how long."""
+"""Limits of connections to the page's server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FakePeers:
 
 
 class FakeConnection:
-    """Its transport, too."""
+    """A connection that is its own transport."""
 
     def __init__(self) -> None:
         self.transport = self
@@ -47,12 +47,12 @@ class FakeConnection:
         self.ended.set()
 
 
-class Door:
+class FakeServer:
     def __init__(self, **options: Any) -> None:
         self.peers = FakePeers()
         self.table = ConnectionTable(self.peers, **options)  # type: ignore[arg-type]
 
-    def come(self, uid: int | None = OWN) -> FakeConnection:
+    def connect(self, uid: int | None = OWN) -> FakeConnection:
         self.peers.now = uid
         one = FakeConnection()
         self.table.add(one, asyncio.get_running_loop())  # type: ignore[arg-type]
@@ -62,61 +62,61 @@ class Door:
         self.table.prove(one)  # type: ignore[arg-type]
 
 
-def test_another_users_end_as_they_come(capfd: pytest.CaptureFixture[str]) -> None:
+def test_connection_of_another_user_is_closed(capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
-        door = Door()
-        others = [door.come(OTHER + number % 10) for number in range(1_500)]
-        assert all(one.ended.is_set() for one in others) and len(door.table) == 0
-        mine = door.come()
-        assert mine.same_user and not mine.ended.is_set() and len(door.table) == 1
-        assert not door.come(None).same_user, "nobody knows whose"
+        server = FakeServer()
+        others = [server.connect(OTHER + number % 10) for number in range(1_500)]
+        assert all(one.ended.is_set() for one in others) and len(server.table) == 0
+        mine = server.connect()
+        assert mine.same_user and not mine.ended.is_set() and len(server.table) == 1
+        assert not server.connect(None).same_user, "nobody knows whose"
 
     asyncio.run(main())
     printed = capfd.readouterr().err.splitlines()
     assert len(printed) == MAX_WARNINGS and f"uid {OTHER}" in printed[0], "each is told of once, and not without end"
 
 
-def test_of_those_that_prove_nothing_the_oldest_make_room_and_those_that_do_stay() -> None:
+def test_oldest_unproven_connection_is_closed_and_proven_ones_stay() -> None:
     async def main() -> None:
-        door = Door(max_unproven=4)
-        mine = door.come()
-        door.prove(mine)
-        strangers = [door.come(None) for _ in range(10)]
-        assert [one.ended.is_set() for one in strangers] == [True] * 6 + [False] * 4
-        assert len(door.table) == 5 and not mine.ended.is_set()
-        # One that comes among them has time to prove itself.
-        another = door.come()
-        door.prove(another)
+        server = FakeServer(max_unproven=4)
+        mine = server.connect()
+        server.prove(mine)
+        unproven = [server.connect(None) for _ in range(10)]
+        assert [one.ended.is_set() for one in unproven] == [True] * 6 + [False] * 4
+        assert len(server.table) == 5 and not mine.ended.is_set()
+        # A new connection of the user has time to prove itself.
+        another = server.connect()
+        server.prove(another)
         for _ in range(10):
-            door.come(None)
+            server.connect(None)
         assert not another.ended.is_set()
-        door.prove(strangers[0])  # ended already: it does not come back
-        assert len(door.table) == 6
+        server.prove(unproven[0])  # closed already, so it is not added again
+        assert len(server.table) == 6
 
     asyncio.run(main())
 
 
-def test_what_proves_nothing_ends_in_time() -> None:
+def test_unproven_connection_is_closed_in_time() -> None:
     async def main() -> None:
-        door = Door(unproven_s=0.01)
-        mine, left, stranger = door.come(), door.come(), door.come(None)
-        door.prove(mine)
-        door.table.remove(left)  # type: ignore[arg-type]
-        await asyncio.wait_for(stranger.ended.wait(), 30)
+        server = FakeServer(unproven_s=0.01)
+        mine, left, unproven = server.connect(), server.connect(), server.connect(None)
+        server.prove(mine)
+        server.table.remove(left)  # type: ignore[arg-type]
+        await asyncio.wait_for(unproven.ended.wait(), 30)
         assert not mine.ended.is_set() and not left.ended.is_set()
 
     asyncio.run(main())
 
 
-def test_even_of_the_users_own_there_are_so_many() -> None:
+def test_proven_connections_are_limited() -> None:
     async def main() -> None:
-        door = Door()
-        mine = [door.come() for _ in range(1)]
-        door.prove(mine[0])
+        server = FakeServer()
+        mine = [server.connect() for _ in range(1)]
+        server.prove(mine[0])
         for _ in range(MAX_PROVEN):
-            mine.append(door.come())
-            door.prove(mine[-1])
-        assert len(door.table) == MAX_PROVEN
+            mine.append(server.connect())
+            server.prove(mine[-1])
+        assert len(server.table) == MAX_PROVEN
         assert mine[0].ended.is_set() and not mine[1].ended.is_set()
 
     asyncio.run(main())

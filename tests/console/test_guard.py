@@ -1,4 +1,4 @@
-"""What gets past the guard, and what does not; decided without a network."""
+"""Which requests the guard allows, without a network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.console.conftest import AUTHORITY, NAME, PORT, Asked, proof_of
+from tests.console.conftest import AUTHORITY, NAME, PORT, AppClient, proof_of
 from zmqbus.console import guard
 from zmqbus.console.auth import Visitor, Visitors
 from zmqbus.console.guard import PROOF_HEADER, Admitted, Guard, Refusal, names_of
@@ -27,7 +27,7 @@ def visitor(visitors: Visitors) -> Visitor:
 
 
 def page(visitor: Visitor | None, method: str, path: str, **headers: str) -> dict[str, str]:
-    """The headers that the console's own page sends."""
+    """Returns the headers of a request from the console's own page."""
     own = {"host": AUTHORITY, "sec-fetch-site": "same-origin"}
     if method == "POST":
         own |= {"origin": f"http://{AUTHORITY}", "content-type": "application/json", "content-length": "2"}
@@ -44,7 +44,7 @@ def code(verdict: Refusal | Admitted) -> str | None:
     return verdict.code if isinstance(verdict, Refusal) else None
 
 
-def test_the_page_itself_gets_in(visitors: Visitors, visitor: Visitor) -> None:
+def test_requests_of_the_page_are_allowed(visitors: Visitors, visitor: Visitor) -> None:
     for method, path, changes in (
         ("GET", "/api/messages?limit=1&before=2.3", {}),
         ("POST", "/api/send", {}),
@@ -56,11 +56,11 @@ def test_the_page_itself_gets_in(visitors: Visitors, visitor: Visitor) -> None:
         assert judge(visitors, method, path, headers) == Admitted(visitor, visitor.answer_proof(nonce, method, path))
 
 
-def test_the_start_page_is_there_for_everybody_who_is_here(visitors: Visitors) -> None:
+def test_every_site_can_navigate_to_the_start_page(visitors: Visitors) -> None:
     for site in ("none", "same-origin", "cross-site", "same-site"):
         headers = page(None, "GET", "/", sec_fetch_site=site, **NAVIGATION)
         assert judge(visitors, "GET", "/", headers) == Admitted()
-    assert judge(visitors, "GET", "/", {"host": AUTHORITY}) == Admitted(), "a browser that does not say where from"
+    assert judge(visitors, "GET", "/", {"host": AUTHORITY}) == Admitted(), "a browser without Sec-Fetch-Site"
 
 
 @pytest.mark.parametrize(
@@ -87,24 +87,24 @@ def test_the_start_page_is_there_for_everybody_who_is_here(visitors: Visitors) -
         f" {AUTHORITY}",
     ],
 )
-def test_a_rebound_name_is_another_one(visitors: Visitors, visitor: Visitor, host: str) -> None:
+def test_other_host_names_are_refused(visitors: Visitors, visitor: Visitor, host: str) -> None:
     for method, path in (("GET", "/"), ("GET", "/api/events"), ("POST", "/api/send"), ("GET", "/assets/main.js")):
         headers = page(visitor, method, path, host=host, origin=f"http://{host}")
         assert judge(visitors, method, path, headers) is guard.WRONG_HOST
 
 
-def test_on_port_80_browsers_leave_it_out(visitors: Visitors) -> None:
+def test_host_names_on_port_80(visitors: Visitors) -> None:
     assert names_of(f"{NAME}:80") == {f"{NAME}:80", NAME, "127.0.0.1:80", "127.0.0.1"}
     assert names_of(f"{NAME}:8080") == {f"{NAME}:8080", "127.0.0.1:8080"}
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get"])
-def test_other_methods(visitors: Visitors, visitor: Visitor, method: str) -> None:
+def test_other_methods_are_refused(visitors: Visitors, visitor: Visitor, method: str) -> None:
     assert judge(visitors, method, "/api/send", page(visitor, method, "/api/send")) is guard.METHOD
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "", "Same-Origin", "same-origin, none"])
-def test_other_pages_get_nothing(visitors: Visitors, visitor: Visitor, site: str) -> None:
+def test_other_sites_are_refused(visitors: Visitors, visitor: Visitor, site: str) -> None:
     """`same-site` is another port of this machine."""
     for method, path in (
         ("GET", "/api/events"),
@@ -116,7 +116,7 @@ def test_other_pages_get_nothing(visitors: Visitors, visitor: Visitor, site: str
     ):
         headers = page(visitor, method, path, sec_fetch_site=site)
         assert judge(visitors, method, path, headers) is guard.CROSS_SITE
-    # Nor by a link to what has data, nor in a frame.
+    # Neither by a link to data, nor in a frame.
     for path, dest in (("/api/messages", "document"), ("/", "iframe"), ("/", "object"), ("/", "empty")):
         changes = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate", "sec_fetch_dest": dest}
         assert judge(visitors, "GET", path, page(visitor, "GET", path, **changes)) is guard.CROSS_SITE
@@ -135,13 +135,13 @@ def test_other_pages_get_nothing(visitors: Visitors, visitor: Visitor, site: str
         f"http://localhost:{PORT}",
     ],
 )
-def test_other_origins(visitors: Visitors, visitor: Visitor, origin: str) -> None:
+def test_other_origins_are_refused(visitors: Visitors, visitor: Visitor, origin: str) -> None:
     for method, path in (("POST", "/api/send"), ("POST", guard.ENTER), ("GET", "/api/events")):
         headers = page(visitor, method, path, origin=origin)
         assert judge(visitors, method, path, headers) is guard.CROSS_SITE
 
 
-def test_a_post_says_where_it_comes_from(visitors: Visitors, visitor: Visitor) -> None:
+def test_post_without_an_origin_is_refused(visitors: Visitors, visitor: Visitor) -> None:
     headers = page(visitor, "POST", "/api/send")
     del headers["origin"]
     assert judge(visitors, "POST", "/api/send", headers) is guard.CROSS_SITE
@@ -152,23 +152,21 @@ def test_a_post_says_where_it_comes_from(visitors: Visitors, visitor: Visitor) -
     ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json", "application/jsonx"],
 )
 @pytest.mark.parametrize("path", ["/api/send", guard.ENTER])
-def test_no_form_can_post(visitors: Visitors, visitor: Visitor, kind: str, path: str) -> None:
+def test_post_without_json_type_is_refused(visitors: Visitors, visitor: Visitor, kind: str, path: str) -> None:
     assert code(judge(visitors, "POST", path, page(visitor, "POST", path, content_type=kind))) == "not_json"
 
 
 @pytest.mark.parametrize("length", [str(guard.MAX_POST_BYTES + 1), "9" * 400, "-1", "x", "", "1e3", "²"])
-def test_what_is_too_large_is_refused_before_it_is_read(visitors: Visitors, visitor: Visitor, length: str) -> None:
+def test_content_length_over_the_limit_is_refused(visitors: Visitors, visitor: Visitor, length: str) -> None:
     path = "/api/send"
     verdict = judge(visitors, "POST", path, page(visitor, "POST", path, content_length=length))
     assert code(verdict) == "too_large"
-    assert verdict.proof is not None, "the page is to believe it"
+    assert verdict.proof is not None, "the page has to trust the refusal"
     most = page(visitor, "POST", path, content_length=str(guard.MAX_POST_BYTES))
     assert code(judge(visitors, "POST", path, most)) is None
 
 
-def test_data_wants_a_proof_and_nothing_that_a_browser_sends_by_itself_is_one(
-    visitors: Visitors, visitor: Visitor
-) -> None:
+def test_data_needs_a_proof(visitors: Visitors, visitor: Visitor) -> None:
     other = Visitor(visitor.id, b"o" * 32, 0.0)
     for path in ("/api/events", "/api/messages", "/api/message/abcdefgh", "/api/anything", "/api/enter/", "/api/"):
         for proof in ("", "forged", proof_of(other, "GET", path), proof_of(visitor, "GET", "/api/else"), visitor.id):
@@ -180,7 +178,7 @@ def test_data_wants_a_proof_and_nothing_that_a_browser_sends_by_itself_is_one(
             judge(visitors, "GET", path, page(None, "GET", path) | {PROOF_HEADER: f"{twice}, {twice}"})
             is guard.NOT_SIGNED_IN
         )
-    # A link is used up without one.
+    # Redeeming a link needs none.
     assert judge(visitors, "POST", guard.ENTER, page(None, "POST", guard.ENTER)) == Admitted()
 
 
@@ -189,8 +187,8 @@ async def _teapot(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"tea"})
 
 
-def test_every_answer_carries_the_policy(visitors: Visitors) -> None:
-    ask = Asked(Guard(_teapot, AUTHORITY, visitors))
+def test_every_response_has_security_headers(visitors: Visitors) -> None:
+    ask = AppClient(Guard(_teapot, AUTHORITY, visitors))
     for answer in (ask("GET", "/"), ask("GET", "/api/x"), ask("GET", "/", headers={"host": "evil.example"})):
         policy = answer.headers["content-security-policy"].split("; ")
         for part in (
@@ -211,27 +209,27 @@ def test_every_answer_carries_the_policy(visitors: Visitors) -> None:
     assert ask("GET", "/").status == 418
 
 
-def test_refusals_say_why(visitors: Visitors) -> None:
-    ask = Asked(Guard(_teapot, AUTHORITY, visitors))
+def test_refusal_says_what_to_do(visitors: Visitors) -> None:
+    ask = AppClient(Guard(_teapot, AUTHORITY, visitors))
     answer = ask("GET", "/api/messages")
     assert (answer.status, answer.json["error"]["code"]) == (401, "not_in")
     assert "zmqbus console --link" in answer.json["error"]["text"]
     assert judge(visitors, "GET", "/", {}) is guard.WRONG_HOST, "no Host at all"
 
 
-def test_answers_to_a_visitor_prove_that_they_are_the_consoles(visitors: Visitors, visitor: Visitor) -> None:
+def test_responses_to_a_visitor_carry_a_proof(visitors: Visitors, visitor: Visitor) -> None:
     proven: list[str] = []
-    ask = Asked(Guard(_teapot, AUTHORITY, visitors), visitor=visitor, scope={"prove": lambda: proven.append("x")})
+    ask = AppClient(Guard(_teapot, AUTHORITY, visitors), visitor=visitor, scope={"prove": lambda: proven.append("x")})
     proof = proof_of(visitor, "GET", "/api/x?y=%20z")
     answer = ask("GET", "/api/x?y=%20z", headers={PROOF_HEADER: proof})
     assert answer.headers[PROOF_HEADER] == visitor.answer_proof(proof.split(".")[1], "GET", "/api/x?y=%20z")
-    assert proven == ["x"], "and the connection is the user's from now on"
+    assert proven == ["x"], "the connection is marked as the user's"
     for path, headers in (("/", {}), ("/api/x", {PROOF_HEADER: proof}), ("/api/x", {"host": "evil.example"})):
         assert PROOF_HEADER not in ask("GET", path, headers=headers).headers
     assert proven == ["x"]
 
 
-def test_no_websockets(visitors: Visitors) -> None:
+def test_websocket_is_refused(visitors: Visitors) -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

@@ -1,4 +1,4 @@
-"""The file of a running_consoles console."""
+"""The lock file of a running console."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zmqbus.console.lockfile import ConsoleAlreadyRuns, ConsoleLock, running_con
 from zmqbus.errors import Unauthorized
 
 
-def test_a_console_is_found_while_it_runs(data_dir: Path) -> None:
+def test_console_is_found_while_it_runs(data_dir: Path) -> None:
     assert running_consoles(str(data_dir)) == []
     with ConsoleLock(str(data_dir), 4711) as lock, ConsoleLock(str(data_dir), 812):
         found = running_consoles(str(data_dir))
@@ -23,25 +23,25 @@ def test_a_console_is_found_while_it_runs(data_dir: Path) -> None:
     assert running_consoles(str(data_dir)) == []
 
 
-def test_each_run_has_a_secret_of_its_own_that_only_the_user_can_read(data_dir: Path) -> None:
+def test_each_run_has_its_own_private_secret_and_host_name(data_dir: Path) -> None:
     with ConsoleLock(str(data_dir), 4711) as first:
         assert stat.S_IMODE((data_dir / "console.4711").stat().st_mode) == 0o600
         assert first.secret.hex() in (data_dir / "console.4711").read_text()
-    assert first.secret.hex() not in (data_dir / "console.4711").read_text(), "it goes with the console"
+    assert first.secret.hex() not in (data_dir / "console.4711").read_text(), "the end of the console removes it"
     with ConsoleLock(str(data_dir), 4711) as second:
         assert second.secret != first.secret
-        assert second.name != first.name, "browsers keep what they have of an address; this one is new to them"
+        assert second.name != first.name, "browsers have stored nothing for a fresh host name"
         assert second.name.endswith(".localhost")
 
 
-def test_two_on_a_port(data_dir: Path) -> None:
+def test_second_console_on_a_port_is_refused(data_dir: Path) -> None:
     with ConsoleLock(str(data_dir), 4711):
         with pytest.raises(ConsoleAlreadyRuns, match="zmqbus console --link --port 4711"):
             ConsoleLock(str(data_dir), 4711)
         assert [one.port for one in running_consoles(str(data_dir))] == [4711], "the first is not disturbed"
 
 
-def test_what_was_left_by_one_that_was_killed_is_written_over(data_dir: Path) -> None:
+def test_file_of_a_killed_console_is_overwritten(data_dir: Path) -> None:
     left = data_dir / "console.4711"
     left.touch(0o600)
     left.write_text('{"port": 4711, "pid": 1, "secret": "' + "00" * 600 + '"}')
@@ -50,7 +50,7 @@ def test_what_was_left_by_one_that_was_killed_is_written_over(data_dir: Path) ->
         assert running_consoles(str(data_dir))[0].secret == lock.secret
 
 
-def test_what_others_can_read_is_refused(data_dir: Path) -> None:
+def test_file_open_to_others_is_refused(data_dir: Path) -> None:
     (data_dir / "console.4711").touch(0o644)
     os.chmod(data_dir / "console.4711", 0o644)
     with pytest.raises(Unauthorized):
@@ -60,11 +60,11 @@ def test_what_others_can_read_is_refused(data_dir: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"secret": 3}', '{"secret": "xyz"}', '{"secret": "00", "name": "evil.example"}']
 )
-def test_damaged_files_are_no_console(data_dir: Path, content: str) -> None:
+def test_damaged_file_is_ignored(data_dir: Path, content: str) -> None:
     with ConsoleLock(str(data_dir), 4711):
         (data_dir / "console.4711").write_text(content)
         assert running_consoles(str(data_dir)) == []
 
 
-def test_no_data_directory(tmp_path: Path) -> None:
+def test_missing_data_directory(tmp_path: Path) -> None:
     assert running_consoles(str(tmp_path / "none")) == []

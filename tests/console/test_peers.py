@@ -1,4 +1,4 @@
-"""Whose connections the kernel says they are."""
+"""Lookup of the users behind connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.console.others import NOBODY, start_as_nobody
+from tests.console.other_user import NOBODY, start_as_nobody
 from zmqbus.console import peers as module
 from zmqbus.console.peers import Peers
 
@@ -25,7 +25,7 @@ def peers() -> Iterator[Peers]:
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
-def test_ones_own(peers: Peers, family: socket.AddressFamily, address: str) -> None:
+def test_own_user(peers: Peers, family: socket.AddressFamily, address: str) -> None:
     try:
         listening = socket.create_server((address, 0), family=family)
     except OSError:
@@ -35,15 +35,15 @@ def test_ones_own(peers: Peers, family: socket.AddressFamily, address: str) -> N
         with here:
             uid = peers.uid(family, peer, here.getsockname())
             assert uid == os.getuid() and peers.is_own_user(uid) and not peers.is_other_user(uid)
-            # It says nothing of one that is not there, and goes on.
+            # A connection that does not exist has no user; later lookups work.
             assert peers.uid(family, (peer[0], 1), here.getsockname()) is None
-            # A socket that nobody holds any more is nobody's, and not root's.
+            # A closed socket has no user, although the kernel says root.
             there.close()
             assert peers.uid(family, peer, here.getsockname()) is None
             assert peers.works()
 
 
-def test_another_users(peers: Peers) -> None:
+def test_other_user(peers: Peers) -> None:
     code = 'c = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 60); sys.stdin.read()'
     with socket.create_server(("127.0.0.1", 0)) as listening:
         process = start_as_nobody(code, str(listening.getsockname()[1]))
@@ -58,7 +58,7 @@ def test_another_users(peers: Peers) -> None:
         process.stdout.close()
 
 
-def test_where_nothing_is_told_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_is_unknown_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "elsewhere")
     with Peers() as peers:
         assert not peers.works()
@@ -66,21 +66,22 @@ def test_where_nothing_is_told_nothing_is_guessed(monkeypatch: pytest.MonkeyPatc
         assert uid is None and not peers.is_own_user(uid) and not peers.is_other_user(uid)
 
 
-def test_users_without_a_number_here_are_unknown(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of another user namespace: the kernel names one that stands for all of them."""
-    monkeypatch.setattr(module, "_overflow_uid", os.getuid)
+def test_overflow_uid_is_unknown(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gives the overflow uid for every user without a uid in this user namespace."""
+    monkeypatch.setattr(module, "overflow_uid", os.getuid)
     with (
         Peers() as here,
         socket.create_server(("127.0.0.1", 0)) as listening,
         socket.create_connection(listening.getsockname(), PATIENCE_S) as there,
     ):
         addresses = there.getsockname(), listening.getsockname()
-        assert here.is_own_user(here.uid(socket.AF_INET, *addresses)), "whoever is that one is told apart from himself"
-        here._own += 1
-        uid = here.uid(socket.AF_INET, *addresses)
+        assert here.is_own_user(here.uid(socket.AF_INET, *addresses)), "except for a process that runs as that uid"
+    with Peers(own_uid=os.getuid() + 1) as here, socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_connection(listening.getsockname(), PATIENCE_S) as there:
+            uid = here.uid(socket.AF_INET, there.getsockname(), listening.getsockname())
         assert uid is None and not here.is_other_user(uid)
 
 
-def test_root_is_no_other_user(peers: Peers) -> None:
+def test_root_and_unknown_users(peers: Peers) -> None:
     assert not peers.is_other_user(0)
     assert not peers.is_own_user(None)

@@ -1,4 +1,4 @@
-"""Search from the page: in another process, so that no expression stops the console."""
+"""Search in a process of its own, so that no regular expression blocks the console."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def found(paths: Paths, text: str, mode: str = "words", before: str | None = Non
     return [item["id"] for item in run_query(question)["items"]]
 
 
-def test_words(paths: Paths) -> None:
+def test_search_words(paths: Paths) -> None:
     assert found(paths, "login") == ["message3", "message0"]
     assert found(paths, "LOGIN page") == ["message0"]
-    assert found(paths, "log") == ["message3", "message1", "message0"], "the last word may be half typed"
+    assert found(paths, "log") == ["message3", "message1", "message0"], "the last word matches as a prefix"
     assert found(paths, '"login page"') == ["message0"]
     assert found(paths, "cafe") == ["message2"]
     assert found(paths, "login zebra") == []
 
 
-def test_expressions(paths: Paths) -> None:
+def test_search_regular_expressions(paths: Paths) -> None:
     assert found(paths, "log(in|out)", "regex") == ["message3", "message1", "message0"]
     assert found(paths, "^logout$", "regex") == ["message1"]
     assert found(paths, "line\\nbreak", "regex") == ["message3"]
 
 
-def test_it_goes_on_where_it_ended(data_dir: Path) -> None:
+def test_search_continues_after_a_page(data_dir: Path) -> None:
     every = ids(MAX_FOUND + 20)
     put(data_dir, *(RECORD._replace(msg_id=msg_id) for msg_id in every))
     for text, mode in (("tests", "words"), ("tests", "regex")):
@@ -54,7 +54,7 @@ def test_it_goes_on_where_it_ended(data_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_in_a_process_of_its_own(paths: Paths) -> None:
+def test_search_in_its_own_process(paths: Paths) -> None:
     assert [item["id"] for item in search(paths, Query("login", "words"))["items"]] == ["message3", "message0"]
     assert [item["id"] for item in search(paths, Query("out", "regex"))["items"]] == ["message1"]
 
@@ -69,13 +69,13 @@ def test_in_a_process_of_its_own(paths: Paths) -> None:
         ("x " * MAX_QUERY_CHARS, "words", "shorten"),
     ],
 )
-def test_what_cannot_be_looked_for(paths: Paths, text: str, mode: str, says: str) -> None:
+def test_invalid_query(paths: Paths, text: str, mode: str, says: str) -> None:
     with pytest.raises(InvalidPayload, match=says):
         search(paths, Query(text, mode))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_an_expression_that_never_ends_is_ended(data_dir: Path, monkeypatch) -> None:
+def test_endless_regular_expression_is_stopped(data_dir: Path, monkeypatch) -> None:
     put(data_dir, RECORD._replace(body=b"a" * 60 + b"!"))
     monkeypatch.setattr(module, "TIMEOUT_S", 2.0)
     with pytest.raises(Timeout, match="simpler"):
@@ -83,7 +83,7 @@ def test_an_expression_that_never_ends_is_ended(data_dir: Path, monkeypatch) -> 
 
 
 @pytest.mark.slow
-def test_a_log_that_cannot_be_read(paths: Paths, data_dir: Path) -> None:
+def test_unreadable_log(paths: Paths, data_dir: Path) -> None:
     (data_dir / "messages.log").chmod(0o644)
     with pytest.raises(InvalidPayload, match="chmod"):
         search(paths, Query("login", "words"))

@@ -1,4 +1,4 @@
-"""The console's own session: there when it has something to say, gone when nobody looks any more."""
+"""The console's own session: joins to send, leaves when no page is open."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FakeBus:
 
 @pytest.fixture
 def taken() -> set[str]:
-    """Names that others have."""
+    """Names that other sessions have."""
     return {"console"}
 
 
@@ -65,7 +65,7 @@ def sender(settings: Settings, joined: list[FakeBus], taken: set[str]):
     assert all(bus.closed.is_set() for bus in joined)
 
 
-def test_it_joins_with_the_first_message_under_a_name_that_is_free(sender: Sender, joined: list[FakeBus]) -> None:
+def test_joins_with_the_first_message_under_a_free_name(sender: Sender, joined: list[FakeBus]) -> None:
     assert sender.session_id is None and joined == []
     sender.send("auth", "hi", None)
     sender.send("auth", "hi", None)
@@ -73,7 +73,7 @@ def test_it_joins_with_the_first_message_under_a_name_that_is_free(sender: Sende
     assert sender.session_id == "id of console-2"
 
 
-def test_it_leaves_when_no_page_is_open_and_comes_back(
+def test_leaves_without_a_page_and_comes_back(
     sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STAY_S", 0.01)
@@ -86,10 +86,10 @@ def test_it_leaves_when_no_page_is_open_and_comes_back(
     assert len(joined) == 2
 
 
-def test_it_comes_back_under_the_name_that_it_had(
+def test_comes_back_under_its_former_name(
     sender: Sender, joined: list[FakeBus], taken: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the other name would stay on the list, away."""
+    """Otherwise the former name would stay listed as away."""
     monkeypatch.setattr(module, "STAY_S", 0.01)
     sender.send("auth", "hi", None)
     sender.set_pages(0)
@@ -99,14 +99,14 @@ def test_it_comes_back_under_the_name_that_it_had(
     assert [bus.name for bus in joined] == ["console-2", "console-2"]
 
 
-def test_at_the_end_it_leaves_for_good(sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_forgets_the_session(sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch) -> None:
     sender.send("auth", "hi", None)
     sender.close()
     assert [bus.forgotten for bus in joined] == [True]
 
 
 @pytest.mark.parametrize("broker", [None, 4711])
-def test_at_the_end_it_leaves_for_good_though_it_was_away(
+def test_close_forgets_a_session_that_is_away(
     sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch, broker: int | None
 ) -> None:
     monkeypatch.setattr(module, "STAY_S", 0.01)
@@ -114,51 +114,53 @@ def test_at_the_end_it_leaves_for_good_though_it_was_away(
     sender.send("auth", "hi", None)
     sender.set_pages(0)
     assert joined[0].closed.wait(PATIENCE_S)
-    assert not joined[0].forgotten, "its page may come back"
+    assert not joined[0].forgotten, "a page may come back"
     sender.close()
-    # It comes back to say so; where there is no broker, none is started for it.
+    # It joins again to be forgotten, but starts no broker for that.
     assert [bus.forgotten for bus in joined] == ([False] if broker is None else [False, True])
 
 
-def test_a_reload_changes_nothing(sender: Sender, joined: list[FakeBus]) -> None:
+def test_reload_keeps_the_session(sender: Sender, joined: list[FakeBus]) -> None:
     sender.send("auth", "hi", None)
     sender.set_pages(0)
     sender.set_pages(1)
     assert not sender.is_leaving and not joined[0].closed.is_set()
 
 
-def test_where_it_was_ended_it_joins_anew(sender: Sender, joined: list[FakeBus]) -> None:
+def test_rejoins_after_a_disconnect(sender: Sender, joined: list[FakeBus]) -> None:
     sender.send("auth", "hi", None)
-    joined[0].closed.set()  # somebody has disconnected it
-    assert sender._reader is not None
-    sender._reader.join(PATIENCE_S)
-    sender.send("auth", "hi", None)
-    assert len(joined) == 2
+    joined[0].closed.set()  # disconnected by another session
+
+    def rejoined() -> bool:
+        sender.send("auth", "hi", None)
+        return len(joined) == 2
+
+    wait_until(rejoined, "it joins again", PATIENCE_S)
 
 
-def test_after_the_end_nothing_is_said(sender: Sender) -> None:
+def test_send_after_close_is_refused(sender: Sender) -> None:
     sender.close()
     sender.close()
     with pytest.raises(NotConnected, match="zmqbus console"):
         sender.send("auth", "hi", None)
 
 
-def test_receipts_for_the_page() -> None:
+def test_receipt_json() -> None:
     assert receipt_json(Receipt("abcdefgh", "queued", "auth", "id", True, 0))["busy"] is True
 
 
 @pytest.mark.slow
-def test_on_a_real_bus(bus: Bus, settings: Settings) -> None:
+def test_sends_and_receives_on_a_real_bus(bus: Bus, settings: Settings) -> None:
     auth = bus.listener("auth")
     sender = Sender(settings)
     try:
         receipt = sender.send(auth.session_id, "question: ready?", None)
-        # Queued, too: whoever takes longer than the broker's second to take it has it all the same.
+        # Queued when the listener takes longer than the broker's second.
         assert receipt.state in ("delivered", "queued") and receipt.to == "auth"
         got = auth.wait_message("question: ready?")
         assert got["name"] == "console"
         answer = bus.send("--to", "console", "--reply-to", str(got["id"]), "--text", "answer: yes", owner=auth)
-        assert answer.stdout.startswith(("delivered ", "queued ")), "it takes what it is sent"
+        assert answer.stdout.startswith(("delivered ", "queued ")), "the console acknowledges answers"
         broadcast = sender.broadcast("freeze", project=str(bus.cwd))
         assert broadcast.delivered + broadcast.queued == 1
         assert auth.wait_message("freeze")["name"] == "console"
@@ -171,7 +173,7 @@ def test_on_a_real_bus(bus: Bus, settings: Settings) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_when_the_console_ends_its_session_is_gone(bus: Bus, start_console: Any, signum: int) -> None:
+def test_session_is_gone_when_the_console_ends(bus: Bus, start_console: Any, signum: int) -> None:
     auth = bus.listener("auth")
     console = start_console()
     status, _, body = console.enter()("POST", "/api/send", {"scope": "session", "to": "auth", "text": "hi"})
@@ -183,10 +185,8 @@ def test_when_the_console_ends_its_session_is_gone(bus: Bus, start_console: Any,
 
 
 @pytest.mark.slow
-def test_it_is_the_same_wherever_it_is_started_and_goes_on_when_that_directory_has_gone(
-    bus: Bus, start_console: Any, tmp_path: Path
-) -> None:
-    """So what a killed one has left is taken over by the next: the same name, in the same project."""
+def test_session_does_not_depend_on_the_working_directory(bus: Bus, start_console: Any, tmp_path: Path) -> None:
+    """So the next console takes over the session of a killed one: same name, same project."""
     auth = bus.listener("auth")
     projects = set()
     for number in range(2):

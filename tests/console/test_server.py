@@ -1,4 +1,4 @@
-"""`zmqbus console` as a process: what it prints, what it refuses, and how it ends."""
+"""`zmqbus console` as a process: its output, its refusals and its end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.console.conftest import PATIENCE_S, ConsoleProcess, Insider, entering, token_of
-from tests.console.others import as_nobody
+from tests.console.conftest import PATIENCE_S, ConsoleProcess, PageClient, entering, token_of
+from tests.console.other_user import as_nobody
 from tests.real.conftest import ROOT, Bus, wait_until
 from zmqbus.console import server
 from zmqbus.console.auth import Links, Visitors, decode, split
@@ -34,17 +34,17 @@ pytestmark = pytest.mark.slow
 LINK = re.compile(r"http://z[0-9a-f]{16}\.localhost:(\d+)/#link=[A-Za-z0-9_.-]{78}")
 
 
-def test_it_prints_a_link_and_ends_with_ctrl_c(bus: Bus, start_console: Callable[..., ConsoleProcess]) -> None:
+def test_prints_a_link_and_ends_with_ctrl_c(bus: Bus, start_console: Callable[..., ConsoleProcess]) -> None:
     console = start_console()
     assert LINK.fullmatch(console.link)
     assert console.enter(console.link)("GET", "/api/messages")[0] == 200
     assert console.stop(signal.SIGINT) == (0, "")
     assert "one use" in console.printed[-1] and "--link" in console.printed[-1]
-    assert bus.broker_pid() is None, "looking starts no broker"
+    assert bus.broker_pid() is None, "the console starts no broker"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_though_a_page_is_open(start_console: Callable[..., ConsoleProcess], signum: int) -> None:
+def test_ends_while_a_page_is_open(start_console: Callable[..., ConsoleProcess], signum: int) -> None:
     console = start_console()
     connection, response = console.enter().stream()
     assert response.getheader("content-type", "").startswith("text/event-stream")
@@ -57,14 +57,14 @@ def test_it_ends_though_a_page_is_open(start_console: Callable[..., ConsoleProce
     connection.close()
 
 
-def test_it_goes_on_under_nohup(start_console: Callable[..., ConsoleProcess]) -> None:
+def test_continues_under_nohup(start_console: Callable[..., ConsoleProcess]) -> None:
     console = start_console(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     console.process.send_signal(signal.SIGHUP)
     assert console.enter()("GET", "/api/messages")[0] == 200
     assert console.stop() == (0, "")
 
 
-def test_links_from_other_terminals(bus: Bus, start_console: Callable[..., ConsoleProcess]) -> None:
+def test_link_from_another_terminal(bus: Bus, start_console: Callable[..., ConsoleProcess]) -> None:
     none = bus.zmqbus("console", "--link")
     assert none.returncode == 1 and "zmqbus console" in none.stderr and none.stdout == ""
     console = start_console()
@@ -72,13 +72,13 @@ def test_links_from_other_terminals(bus: Bus, start_console: Callable[..., Conso
     assert first != second
     for link in (first, second):
         console.enter(link)
-        status, _, body = Insider(console, None)("POST", ENTER, entering(token_of(link))[0])
+        status, _, body = PageClient(console, None)("POST", ENTER, entering(token_of(link))[0])
         assert status == 401 and b"link_used" in body
     assert console.stop() == (0, "")
     assert bus.zmqbus("console", "--link").returncode == 1
 
 
-def test_a_second_one_on_the_port(
+def test_second_console_on_the_port(
     bus: Bus, start_console: Callable[..., ConsoleProcess], new_port: Callable[[], int]
 ) -> None:
     port = new_port()
@@ -90,13 +90,13 @@ def test_a_second_one_on_the_port(
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "x", "-1", "1e3", "²", ""])
-def test_ports_that_are_none(bus: Bus, port: str) -> None:
+def test_invalid_port(bus: Bus, port: str) -> None:
     done = bus.zmqbus("console", f"--port={port}")
     assert done.returncode == 2 and "--port" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_enter_prints_another_link(bus: Bus) -> None:
-    """On a terminal, as the leader of its own session there, which gives Ctrl-C its meaning."""
+    """On a terminal, as the session leader, so that Ctrl-C sends SIGINT."""
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", f"import os, fcntl, termios, sys; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -127,7 +127,7 @@ def test_enter_prints_another_link(bus: Bus) -> None:
     os.close(controller)
 
 
-def test_links_by_address(start_console: Callable[..., ConsoleProcess], bus: Bus) -> None:
+def test_numeric_link(start_console: Callable[..., ConsoleProcess], bus: Bus) -> None:
     console = start_console()
     link = console.new_link("--numeric")
     assert link.startswith(f"http://127.0.0.1:{console.port}/#link=")
@@ -136,10 +136,10 @@ def test_links_by_address(start_console: Callable[..., ConsoleProcess], bus: Bus
     assert done.returncode == 2 and "--link" in done.stderr
 
 
-def test_the_port_is_held_on_both_addresses(
+def test_port_is_bound_on_both_loopback_addresses(
     bus: Bus, start_console: Callable[..., ConsoleProcess], new_port: Callable[[], int]
 ) -> None:
-    """Names below localhost lead to either; on a free one somebody else could listen for what the page asks."""
+    """Names below localhost resolve to either; on a free one another user could listen for the page's requests."""
     try:
         other = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
@@ -157,7 +157,7 @@ def test_the_port_is_held_on_both_addresses(
 
 
 def fake_browser(tmp_path: Path, then: str = "") -> tuple[Path, Path]:
-    """A program that writes down what it is called with; and where."""
+    """Returns a program that records its argument, and the file that it records it in."""
     seen = tmp_path / "seen"
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {seen}.new && mv {seen}.new {seen}\n{then}\n')
@@ -170,7 +170,7 @@ def wait_url(seen: Path) -> str:
     return seen.read_text().strip()
 
 
-def test_open_leads_there_and_what_the_list_of_processes_shows_of_it_is_for_this_user_alone(
+def test_open_uses_a_link_for_this_user_only(
     start_console: Callable[..., ConsoleProcess], tmp_path: Path, data_dir: Path
 ) -> None:
     with Peers() as peers:
@@ -179,7 +179,7 @@ def test_open_leads_there_and_what_the_list_of_processes_shows_of_it_is_for_this
     browser, seen = fake_browser(tmp_path)
     console = start_console("--open", env={"BROWSER": f"{browser} %s"})
     url = wait_url(seen)
-    assert LINK.fullmatch(url), "no file: browsers in a sandbox read none in hidden directories"
+    assert LINK.fullmatch(url), "a link and no file, which sandboxed browsers could not read"
     assert not list(data_dir.glob("*.html"))
     parts = split(token_of(url))
     assert parts is not None and (decode(parts[0], 25) or b"")[-1] == 1
@@ -188,7 +188,7 @@ def test_open_leads_there_and_what_the_list_of_processes_shows_of_it_is_for_this
         head = f"POST {ENTER} HTTP/1.1\r\nHost: {console.authority}\r\nOrigin: http://{console.authority}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         answer = as_nobody(ASK, str(console.port), (head.encode() + body).hex())
-        assert answer.stdout.strip() == "", "another user has read it from the list of processes"
+        assert answer.stdout.strip() == "", "another user who reads it from the list of processes gets no access"
     console.enter(url)
     status, errors = console.stop()
     assert status == 0 and ("another user" in errors) == (os.geteuid() == 0)
@@ -205,10 +205,10 @@ except OSError:
 """
 
 
-def test_open_where_the_kernel_does_not_tell_whose_connections_are(
+def test_open_by_a_private_file(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By a file that only the user can read, and that leads there."""
+    """Where `peers` does not work, a file that only the user can read redirects to the link."""
     monkeypatch.setattr(Peers, "works", lambda self: False)
     opened: list[str] = []
 
@@ -222,17 +222,17 @@ def test_open_where_the_kernel_does_not_tell_whose_connections_are(
         return subprocess.Popen(["true"])
 
     with ConsoleLock(settings.data_dir, 4711) as lock, Peers() as peers:
-        asyncio.run(server._open(settings, f"{lock.name}:4711", lock, peers, open_in))
+        asyncio.run(server.open_page(settings, f"{lock.name}:4711", lock, peers, open_in))
         links, body = Links(lock.secret), entering(token_of(opened[1]))[0]
         assert links.redeem(Visitors(), body["link"], body["nonce"], body["proof"]).verdict == "good"
     assert opened[0].startswith("file:///") and "link=" not in opened[0]
     assert "cannot read the file" in capsys.readouterr().out
 
 
-def test_a_browser_that_never_returns_keeps_nobody_waiting(
+def test_browser_in_the_foreground_does_not_block_the_end(
     start_console: Callable[..., ConsoleProcess], tmp_path: Path
 ) -> None:
-    """It runs until it is closed; the console ends all the same, and leaves it alone."""
+    """The console ends without waiting for the browser or ending it."""
     end = tmp_path / "end"
     browser, seen = fake_browser(tmp_path, f"until [ -e {end} ]; do sleep 0.1; done; touch {end}ed")
     console = start_console("--open", env={"BROWSER": f"{browser} %s"})
@@ -245,9 +245,7 @@ def test_a_browser_that_never_returns_keeps_nobody_waiting(
         wait_until(Path(f"{end}ed").exists, "the browser has ended", PATIENCE_S)
 
 
-def test_what_a_browser_says_is_not_said_in_the_terminal(
-    start_console: Callable[..., ConsoleProcess], tmp_path: Path
-) -> None:
+def test_output_of_the_browser_is_hidden(start_console: Callable[..., ConsoleProcess], tmp_path: Path) -> None:
     browser, seen = fake_browser(tmp_path, "echo noise; echo noise >&2")
     console = start_console("--open", env={"BROWSER": f"{browser} %s"})
     wait_url(seen)
@@ -255,12 +253,12 @@ def test_what_a_browser_says_is_not_said_in_the_terminal(
     assert not any("noise" in line for line in console.printed)
 
 
-def test_no_browser_to_open(start_console: Callable[..., ConsoleProcess]) -> None:
+def test_missing_browser_is_reported(start_console: Callable[..., ConsoleProcess]) -> None:
     console = start_console("--open", env={"BROWSER": "/nonexistent/browser %s", "PATH": "/nonexistent"})
     wait_until(lambda: any("No browser" in line for line in console.printed), "it is told", PATIENCE_S)
 
 
-def test_without_the_packages_it_says_what_to_install(bus: Bus, tmp_path: Path) -> None:
+def test_missing_packages_are_named(bus: Bus, tmp_path: Path) -> None:
     (tmp_path / "starlette.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'starlette'\", name='starlette')"
     )
@@ -276,7 +274,7 @@ def test_without_the_packages_it_says_what_to_install(bus: Bus, tmp_path: Path) 
     assert f"run: {install_command(load(), 'console')}" in done.stderr
 
 
-def test_the_data_directory_of_somebody_else(bus: Bus, data_dir: Path) -> None:
+def test_data_directory_open_to_others(bus: Bus, data_dir: Path) -> None:
     data_dir.chmod(0o755)
     done = bus.zmqbus("console")
     data_dir.chmod(0o700)

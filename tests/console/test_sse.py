@@ -1,4 +1,4 @@
-"""Streams: bounded each, and none in the way of another."""
+"""Event streams: each is bounded, and none delays another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def collect(stream: Stream) -> bytes:
     return b"".join([data async for data in stream.events()])
 
 
-def test_an_event_is_one_block_whatever_it_holds() -> None:
+def test_event_is_one_block() -> None:
     data = event("messages", {"text": "a\n\nevent: forged\r\ndata: x\u2028\ud800"})
     assert data.count(b"\n\n") == 1 and data.endswith(b"\n\n")
     head, body, *rest = data.split(b"\n")
@@ -23,7 +23,7 @@ def test_an_event_is_one_block_whatever_it_holds() -> None:
     assert json.loads(body.removeprefix(b"data: "))["text"].startswith("a\n\nevent: forged\r\n")
 
 
-def test_what_is_published_from_any_thread_reaches_every_stream() -> None:
+def test_publish_from_a_thread_reaches_every_stream() -> None:
     async def play() -> list[bytes]:
         hub = Hub(lambda pages: None)
         hub.bind(asyncio.get_running_loop())
@@ -45,7 +45,7 @@ def test_what_is_published_from_any_thread_reaches_every_stream() -> None:
     assert first == second == b"".join(event("n", number) for number in range(100)) + event("closing", {})
 
 
-def test_a_page_that_does_not_read_costs_no_memory() -> None:
+def test_queue_of_a_page_that_does_not_read_is_bounded() -> None:
     stream = Stream("a")
     chunk = event("messages", "x" * 10_000)
     for _ in range(10_000):  # 100 MB
@@ -57,11 +57,11 @@ def test_a_page_that_does_not_read_costs_no_memory() -> None:
         return await collect(stream)
 
     got = asyncio.run(play())
-    assert got.startswith(event("overflow", {})), "it is told that something is missing"
+    assert got.startswith(event("overflow", {})), "the page has to fetch the present state"
     assert len(got) <= MAX_QUEUE_BYTES + len(chunk)
 
 
-def test_a_browser_has_so_many_streams_and_the_oldest_makes_room() -> None:
+def test_oldest_stream_ends_when_there_are_too_many() -> None:
     async def play() -> None:
         pages: list[int] = []
         hub = Hub(pages.append)
@@ -76,12 +76,12 @@ def test_a_browser_has_so_many_streams_and_the_oldest_makes_room() -> None:
         assert len(hub) == MAX_STREAMS - 1 == pages[-1]
         hub.close_all()
         assert len(hub) == pages[-1] == 0
-        assert await collect(hub.open("late")) == b"", "after the end there are none"
+        assert await collect(hub.open("late")) == b"", "no stream opens after the end"
 
     asyncio.run(play())
 
 
-def test_publishing_after_the_end_is_no_fault() -> None:
+def test_publish_before_and_after_the_loop() -> None:
     hub = Hub(lambda pages: None)
     hub.publish("n", 1)  # before the loop runs
 

@@ -1,4 +1,4 @@
-"""What the page is told of a message."""
+"""Views of messages for the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zmqbus.journal.history import History
 from zmqbus.journal.segments import Place
 
 
-def test_entries_and_records_say_the_same(data_dir: Path) -> None:
+def test_entry_and_record_have_the_same_view(data_dir: Path) -> None:
     record = RECORD._replace(body="grüße \U0001f600".encode(), reply_to="abcdefgh", from_label="Label")
     put(data_dir, record)
     (entry,) = History(str(data_dir / "messages.log")).page().entries
@@ -26,7 +26,7 @@ def test_entries_and_records_say_the_same(data_dir: Path) -> None:
     json.dumps(told)
 
 
-def test_long_texts_are_cut(data_dir: Path) -> None:
+def test_long_text_is_shortened(data_dir: Path) -> None:
     put(data_dir, RECORD._replace(body=b"x" * 2_000_000), RECORD._replace(body=b"y" * (HEAD_CHARS + 1)))
     for entry in History(str(data_dir / "messages.log")).page().entries:
         told = of_entry(entry)
@@ -35,12 +35,12 @@ def test_long_texts_are_cut(data_dir: Path) -> None:
 
 
 @given(st.integers(0, 10**17), st.integers(0, 10**17))
-def test_places_come_back(segment: int, offset: int) -> None:
+def test_place_round_trip(segment: int, offset: int) -> None:
     assert parse_place(place_text(Place(segment, offset))) == Place(segment, offset)
 
 
 @given(st.none() | st.text(max_size=40))
-def test_what_is_no_place_is_none(text: str | None) -> None:
+def test_invalid_place_is_none(text: str | None) -> None:
     found = parse_place(text)
     assert found is None or place_text(found) is not None
     for wrong in ("", "1", "1.", ".1", "1.2.3.4", "-1.2", "1.x", "1" * 40 + ".1", "١.٢"):

@@ -36,7 +36,7 @@ class Peers:
     def __init__(self, own_uid: int | None = None) -> None:
         """`own_uid`: the user to compare with; this process's by default."""
         self._own = os.getuid() if own_uid is None else own_uid
-        self._overflow = _overflow_uid()
+        self._overflow = overflow_uid()
         self._sequence = 0
         self._kernel: socket.socket | None = None
         if sys.platform == "linux":
@@ -107,7 +107,7 @@ class Peers:
             return False
 
 
-def _overflow_uid() -> int:
+def overflow_uid() -> int:
     """Returns the uid that stands for users without a uid in this namespace."""
     try:
         with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:

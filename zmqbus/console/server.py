@@ -189,7 +189,7 @@ async def _serve(
             )
             _print(f"The link is good for one use, within {LINK_S // 60} minutes. {more}")
             if open_in is not None:
-                opening = asyncio.create_task(_open(settings, authority, lock, peers, open_in))
+                opening = asyncio.create_task(open_page(settings, authority, lock, peers, open_in))
             await server.serve(sockets=listening)
     finally:
         if opening is not None:
@@ -200,7 +200,7 @@ async def _serve(
             loop.remove_signal_handler(signum)
 
 
-async def _open(
+async def open_page(
     settings: Settings,
     authority: str,
     lock: ConsoleLock,

@@ -1,4 +1,4 @@
-"""Another user of the machine: programs that run as nobody, where the tests may start such."""
+"""Runs programs as another user of the machine; skips the test where only root may do that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-#: Whom nothing belongs to. (Not the one that stands for users without a number.)
+#: A uid that owns nothing. (Not the overflow uid, which stands for users without one.)
 NOBODY = 65_533
 PATIENCE_S = 90.0
 
@@ -16,7 +16,7 @@ PATIENCE_S = 90.0
 def _command(code: str, arguments: tuple[str, ...]) -> list[str]:
     if os.geteuid() != 0:
         pytest.skip("only root can run programs as another user")
-    # Imported first: the interpreter may lie where nobody else can read.
+    # Import before changing the user, who may be unable to read the interpreter's files.
     become = (
         "import os, select, socket, sys; ''.encode('idna')\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
@@ -25,12 +25,12 @@ def _command(code: str, arguments: tuple[str, ...]) -> list[str]:
 
 
 def as_nobody(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python as another user, to its end."""
+    """Runs Python code as another user and waits for its end."""
     done = subprocess.run(_command(code, arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done
     return done
 
 
 def start_as_nobody(code: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Starts it; it ends when its standard input is closed, if it is written so."""
+    """Starts Python code as another user; write it so that it ends when its standard input is closed."""
     return subprocess.Popen(_command(code, arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
