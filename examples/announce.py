@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A script that is no session announces something to every session.
+"""Announces something to every session, from a script without a session of its own.
 
     python examples/announce.py "freeze at 17:00"
     python examples/announce.py --topic deploys "v2.3 is out"
     python examples/announce.py --project "I rebase main in five minutes"
 
-It speaks as a guest: it needs no listener, is not listed, and is gone when it has spoken. Those who are away get the
-message when they come back; the receipt says how many took it now.
+The script sends as a guest: it needs no listener, is not listed, and leaves after sending. Sessions that are away get
+the message when they come back; the receipt says how many got it now.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import zmqbus
 
 
 def main() -> int:
-    """Announces, and says how many heard it."""
+    """Announces the text and prints how many sessions got it; returns the exit status."""
     parser = argparse.ArgumentParser(description="Announce something to every session.")
-    parser.add_argument("text", nargs="?", default="status: just trying announce.py; nothing to do")
+    parser.add_argument("text", nargs="?", default="status: this is a test of announce.py; ignore it")
     audience = parser.add_mutually_exclusive_group()
-    audience.add_argument("--topic", help="only to those who joined this topic")
+    audience.add_argument("--topic", help="only to subscribers of this topic")
     audience.add_argument("--project", action="store_true", help="only to the sessions of this project")
     options = parser.parse_args()
     try:
@@ -36,9 +36,9 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print(f"announced to {receipt.delivered} sessions; {receipt.queued} will hear it later (msg={receipt.msg_id})")
+    print(f"announced to {receipt.delivered} sessions; {receipt.queued} will get it later (msg={receipt.msg_id})")
     if receipt.full:
-        print(f"without: {', '.join(receipt.full)}, whose mailboxes are full", file=sys.stderr)
+        print(f"not sent to {', '.join(receipt.full)}: their mailboxes are full", file=sys.stderr)
     return 0
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A tour with real processes: three sessions, a broker, and everything said through the commands in bin/.
+"""A tour with real processes: three sessions, a broker, and messages sent with the commands in bin/.
 
     make demo
 
-Three idle processes stand for three agents, since a session belongs to the agent that owns its listener. The data
-directory is a temporary one, the port a free one, and nothing is left behind; the last section says so, having looked.
+Three idle processes stand for three agents, since a session belongs to the agent that owns its listener. The tour uses
+a temporary data directory and a free port, and leaves nothing behind; its last section checks that.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -31,7 +32,7 @@ LONG_TEXT = "The whole of it arrives. " * (2 * 1024 * 1024 // 25)
 
 
 class Session:
-    """An agent, its listener, and what the listener has printed so far."""
+    """An agent, its listener, and the listener's output."""
 
     def __init__(self, demo: Demo, name: str, *flags: str) -> None:
         self.name = name
@@ -41,7 +42,7 @@ class Session:
         self.listen(*flags)
 
     def listen(self, *flags: str) -> None:
-        """Starts the listener; again, if it has ended."""
+        """Starts the listener, also again after it has ended."""
         with open(self.output, "ab") as output:
             self.listener = subprocess.Popen(
                 [sys.executable, f"{ROOT}/bin/client.py", "--name", self.name, *flags],
@@ -55,8 +56,8 @@ class Session:
         return {**self._demo.environ, "INTER_SESSION_PPID_OVERRIDE": str(self.agent.pid)}
 
     def start(self, script: str, *arguments: str, **more: object) -> subprocess.Popen[str]:
-        """Begins a command of bin/ as a shell of this agent would."""
-        shown = " ".join(argument if len(argument) < 60 else f"{argument[:40]}…" for argument in arguments)
+        """Starts a command of bin/ as a shell of this agent would."""
+        shown = shlex.join(argument if len(argument) < 60 else f"{argument[:40]}…" for argument in arguments)
         print(f"  {self.name}$ {script} {shown}")
         return subprocess.Popen(
             [sys.executable, f"{ROOT}/bin/{script}", *arguments],
@@ -68,7 +69,7 @@ class Session:
         )
 
     def run(self, script: str, *arguments: str, text: str | None = None) -> str:
-        """Runs one to its end; fails the demo if it fails."""
+        """Runs a command to its end and returns its output; a failure ends the demo."""
         process = self.start(script, *arguments, **({"text": text} if text is not None else {}))
         answer, _ = process.communicate(text, timeout=PATIENCE_S)
         if process.returncode:
@@ -77,7 +78,7 @@ class Session:
         return answer
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Waits until the listener has printed something."""
+        """Waits until the listener has printed a match; returns it."""
         deadline_s = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline_s:
             with open(self.output, encoding="utf-8") as output:
@@ -91,7 +92,7 @@ class Session:
 
 
 class Demo:
-    """The stage."""
+    """The data directory, the port and the sessions of a tour."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -111,7 +112,7 @@ class Demo:
         return session
 
     def pids(self) -> dict[str, int]:
-        """Every process of the demo, the broker's among them."""
+        """Returns the pids of all processes of the demo, including the broker's."""
         pids = {f"{session.name}'s listener": session.listener.pid for session in self.sessions}
         pids |= {f"{session.name}'s agent": session.agent.pid for session in self.sessions}
         with contextlib.suppress(OSError, ValueError), open(f"{self.directory}/data/server.{self.port}.pid") as file:
@@ -119,7 +120,7 @@ class Demo:
         return pids
 
     def close(self) -> None:
-        """Ends what is left, whatever happened."""
+        """Ends the processes that still run."""
         stop = [sys.executable, f"{ROOT}/bin/zmqbus", "broker", "--stop"]
         for session in self.sessions:
             session.agent.stdin.close()  # type: ignore[union-attr]
@@ -131,7 +132,7 @@ class Demo:
 
 
 def _free_port() -> int:
-    """A free port below the range from which the kernel gives ports to connections."""
+    """Returns a free port below the range from which the kernel takes ports for connections."""
     while True:
         port = random.randint(10_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -144,7 +145,7 @@ def _part(title: str) -> None:
 
 
 def tour(demo: Demo) -> None:
-    """The demo itself."""
+    """Runs all sections of the tour."""
     _part("three sessions connect; the first one starts the broker")
     web = demo.session("web", "--label", "Web app")
     auth = demo.session("auth", "--label", "Auth service", "--topic", "deploys")
@@ -156,21 +157,21 @@ def tour(demo: Demo) -> None:
         time.sleep(0.05)
     web.run("list.py")
 
-    _part("a directed message: `delivered` means that the line below has been printed")
+    _part("a message to one session: `delivered` means that its listener has printed the line")
     web.run("send.py", "--to", "auth", "--text", "please run the tests of the login page")
 
-    _part("to everyone, and to a topic")
+    _part("a broadcast to everyone, and one to a topic")
     auth.run("send.py", "--all", "--text", "status: I rebase main in five minutes")
     web.run("send.py", "--topic", "deploys", "--text", "status: v2.3 is on staging")
 
-    _part("a question, its answer awaited")
+    _part("a question that waits for its answer")
     asking = web.start("send.py", "--to", "auth", "--text", "question: may I merge?", "--wait", "20")
     question = auth.wait_for(r"msg=(\w+) .*question: may I merge")[1]
     auth.run("send.py", "--to", "web", "--reply-to", question, "--text", "answer: yes, CI is green")
     answer, _ = asking.communicate(timeout=PATIENCE_S)
     print(f"    {answer.strip()}   <- what `--wait` printed")
 
-    _part("a long text: 2 MiB, shown in two lines, kept whole")
+    _part("a long text of 2 MiB: shown in two lines, complete in the log")
     docs.run("send.py", "--to", "web", "--text-file", "-", text=LONG_TEXT)
     msg_id = web.wait_for(r"msg=(\w+) cont\] full text (.*)")[1]
     with open(f"{demo.directory}/data/messages.log", encoding="utf-8") as log:
@@ -178,14 +179,14 @@ def tour(demo: Demo) -> None:
     whole = json.loads(line)["text"] == LONG_TEXT
     print(f"    grep -F '{msg_id}' messages.log | tail -1   gives the whole text: {'yes' if whole else 'NO'}")
 
-    _part("a listener ends, as monitors do: the message waits for the next one of the same agent")
+    _part("a listener ends, as monitors do: the message waits for the agent's next listener")
     docs.listener.terminate()
     docs.listener.wait(PATIENCE_S)
     auth.run("send.py", "--to", "docs", "--text", "please update the changelog")
     docs.listen()
     docs.wait_for("changelog")
 
-    _part("what each session saw")
+    _part("the output of each listener")
     for session in demo.sessions:
         with open(session.output, encoding="utf-8") as output:
             lines = output.read().splitlines()
@@ -193,12 +194,12 @@ def tour(demo: Demo) -> None:
         for shown in lines:
             print(f"    {shown if len(shown) <= 130 else f'{shown[:127]}…'}")
 
-    _part("and all leave")
+    _part("all sessions disconnect")
     for session in demo.sessions:
         session.run("zmqbus", "disconnect")
         session.listener.wait(PATIENCE_S)
     if not whole:
-        raise SystemExit("the long text is not whole")
+        raise SystemExit("the long text in the log is not complete")
 
 
 def _listed(demo: Demo) -> list[object]:
@@ -222,15 +223,15 @@ def _stage() -> Iterator[Demo]:
             pids = demo.pids()
         finally:
             demo.close()
-        # A zombie has ended; in a container nobody may ever ask for its status.
+        # A zombie has ended; in a container no process may ever collect its status.
         left = {who: pid for who, pid in pids.items() if is_alive(process_of(pid))}
         if left:
             raise SystemExit(f"still running: {left}")
-        print(f"\nnone of the {len(pids)} processes is left, and {directory} is removed")
+        print(f"\nall {len(pids)} processes have ended, and {directory} has been removed")
 
 
 def main() -> int:
-    """Runs the tour; 0 if all of it went as told."""
+    """Runs the tour; returns 0 if all of it worked."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     with _stage() as demo:
         tour(demo)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Two sessions in rounds: one writes, the other reviews, until the reviewer has nothing left to say.
+"""Drives two sessions in rounds: one implements, the other reviews, until the review approves the work.
 
-    python examples/review_loop.py              # plays it: a writer of a small function, and a reviewer that tries it
+    python examples/review_loop.py              # with a simulated implementer and a simulated reviewer
     python examples/review_loop.py --implementer web --reviewer auth --timeout 1800 "add a rate limit to /login"
 
-The program drives; the agents need not know of each other. The implementer's answer is what the reviewer gets, the
-reviewer's remarks go back to the implementer, and `approved` at the beginning of a review ends it. The exit status is
-0 where it was approved, 1 where it was not within the rounds, 4 where somebody did not answer in time.
+The agents need not know each other: the program sends the implementer's answer to the reviewer and the reviewer's
+remarks back to the implementer, until a review starts with `approved`. The exit status is 0 if the work was approved, 1
+if it was not within the rounds or on an error, 4 if a session did not answer in time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import zmqbus
 
 
 def review_loop(bus: zmqbus.Bus, implementer: str, reviewer: str, task: str, rounds: int, timeout: float) -> bool:
-    """Drives the two; whether the work was approved."""
+    """Drives both sessions; returns whether the work was approved. `timeout`: in seconds for each answer."""
     order = f"please do this, and answer with what you did: {task}"
     for number in range(1, rounds + 1):
-        print(f"--- round {number}: {implementer} is at work", flush=True)
+        print(f"--- round {number}: {implementer} works", flush=True)
         work = bus.ask(implementer, order, timeout=timeout)
         print(work.text)
         print(f"--- {reviewer} reviews", flush=True)
@@ -47,28 +47,28 @@ def review_loop(bus: zmqbus.Bus, implementer: str, reviewer: str, task: str, rou
 
 
 def _verdict(text: str) -> str:
-    """A review without the `answer:` or `done:` before it."""
+    """Returns a review without its prefix `answer:` or `done:`."""
     text = text.strip().lower()
     for prefix in ("answer:", "done:", "status:"):
         text = text.removeprefix(prefix).strip()
     return text
 
 
-# --- the two that this program plays ----------------------------------------------------------------------------
+# --- the simulated sessions -------------------------------------------------------------------------------------
 
 TASK = "write slug(title): lower case, words joined by single dashes"
-#: What the writer comes up with, one after the other.
+#: Successive answers of the implementer.
 DRAFTS = (
     'def slug(title):\n    return title.replace(" ", "-")',
     'def slug(title):\n    return title.lower().replace(" ", "-")',
     'def slug(title):\n    return "-".join(title.lower().split())',
 )
-#: What the reviewer tries.
+#: The reviewer's test cases.
 CASES = {"Hello World": "hello-world", "two  blanks ": "two-blanks"}
 
 
 class Implementer:
-    """Writes the next draft whenever it is asked."""
+    """Answers each request with the next draft."""
 
     def __init__(self) -> None:
         self._drafts = iter(DRAFTS)
@@ -78,9 +78,9 @@ class Implementer:
 
 
 def review(message: zmqbus.Message) -> str:
-    """Tries what it was given."""
+    """Runs the test cases on a draft."""
     names: dict[str, Callable[[str], str]] = {}
-    exec(message.text[message.text.index("def slug") :], {}, names)  # our own drafts: see above
+    exec(message.text[message.text.index("def slug") :], {}, names)  # safe: only the drafts above
     wrong = [
         f"slug({title!r}) is {names['slug'](title)!r}, and should be {wanted!r}"
         for title, wanted in CASES.items()
@@ -90,25 +90,27 @@ def review(message: zmqbus.Message) -> str:
 
 
 @contextlib.contextmanager
-def played(role: str, work: Callable[[zmqbus.Message], str]) -> Iterator[str]:
-    """A session that stands for an agent; its name. It is connected without one, so that nothing of it stays."""
-    over = threading.Event()
+def simulated_session(role: str, work: Callable[[zmqbus.Message], str]) -> Iterator[str]:
+    """Runs a session that answers with `work`; yields its name. Connected without one, it leaves no mailbox behind."""
+    stop = threading.Event()
     with zmqbus.connect(topics=role) as bus:
-        thread = threading.Thread(target=bus.serve, args=(work,), kwargs={"stop": over})
+        thread = threading.Thread(target=bus.serve, args=(work,), kwargs={"stop": stop})
         thread.start()
         try:
             yield bus.name
         finally:
-            over.set()
+            stop.set()
             thread.join()
 
 
 def main() -> int:
-    """Drives the two sessions."""
+    """Runs the review; returns the exit status."""
     parser = argparse.ArgumentParser(description="Let two sessions implement and review in rounds.")
     parser.add_argument("task", nargs="?", default=TASK)
-    parser.add_argument("--implementer", metavar="SESSION", help="who writes (default: one that this program plays)")
-    parser.add_argument("--reviewer", metavar="SESSION", help="who reviews (default: one that this program plays)")
+    parser.add_argument(
+        "--implementer", metavar="SESSION", help="the session that implements (default: a simulated one)"
+    )
+    parser.add_argument("--reviewer", metavar="SESSION", help="the session that reviews (default: a simulated one)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each answer (default: 1800)")
     options = parser.parse_args()
@@ -116,8 +118,8 @@ def main() -> int:
         parser.error("name both sessions, or neither")
     try:
         with contextlib.ExitStack() as stack:
-            implementer = options.implementer or stack.enter_context(played("implementer", Implementer()))
-            reviewer = options.reviewer or stack.enter_context(played("reviewer", review))
+            implementer = options.implementer or stack.enter_context(simulated_session("implementer", Implementer()))
+            reviewer = options.reviewer or stack.enter_context(simulated_session("reviewer", review))
             bus = stack.enter_context(zmqbus.connect())
             approved = review_loop(bus, implementer, reviewer, options.task, options.rounds, options.timeout)
     except zmqbus.ZmqbusError as error:

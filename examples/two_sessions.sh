@@ -3,8 +3,8 @@
 #
 #   bash examples/two_sessions.sh [python]
 #
-# A session belongs to the process that owns its listener: for an agent that is the agent, for a terminal its shell.
-# Here two `sleep`s stand for the two agents. Everything happens in a temporary data directory and ends with the script.
+# A session belongs to the process that owns its listener: an agent, or the shell of a terminal.
+# Here two `sleep` processes stand for two agents. The data directory is temporary; everything ends with the script.
 set -euo pipefail
 
 bin=$(cd "$(dirname "${BASH_SOURCE[0]}")/../bin" && pwd)
@@ -14,7 +14,7 @@ export INTER_SESSION_DATA_DIR=$here/data INTER_SESSION_PORT=${INTER_SESSION_PORT
 
 sleep 60 & alice=$!
 sleep 60 & bob=$!
-as() { # as OWNER COMMAND…: runs a command as a shell of that agent would
+as() { # as OWNER COMMAND…: runs a command as a shell of this agent
     local owner=$1
     shift
     INTER_SESSION_PPID_OVERRIDE=$owner "$python" "$@"
@@ -27,16 +27,16 @@ end() {
 }
 trap end EXIT
 
-shows() { # shows FILE TEXT: waits until a listener has printed something
+shows() { # shows FILE TEXT: waits until a listener has printed the text
     for _ in $(seq 200); do
         grep -qF -- "$2" "$1" && return
         sleep 0.05
     done
-    echo "nothing like '$2' came:" >&2
+    echo "'$2' was not shown; the listener printed:" >&2
     cat "$1" >&2
     exit 1
 }
-connected() { # connected OWNER: waits until its session is on the bus
+connected() { # connected OWNER: waits until its session is connected
     for _ in $(seq 200); do
         as "$1" "$bin/list.py" --self | grep -q ^name= && return
         sleep 0.05
@@ -50,10 +50,10 @@ as "$bob" "$bin/client.py" --name bob --label "reviewer" >"$here/bob" & listener
 connected "$alice"
 connected "$bob"
 
-echo "--- who is there"
+echo "--- connected sessions"
 "$python" "$bin/list.py"
 
-echo "--- alice asks bob, and waits for the answer"
+echo "--- alice asks bob and waits for the answer"
 as "$alice" "$bin/send.py" --to bob --text "question: is the parser ready for review?" --wait 20 >"$here/answer" &
 asking=$!
 shows "$here/bob" "question:"
@@ -62,13 +62,13 @@ as "$bob" "$bin/send.py" --to alice --reply-to "$question" --text "answer: yes, 
 wait "$asking"
 cat "$here/answer"
 
-echo "--- bob tells alice something"
+echo "--- bob sends alice a status"
 as "$bob" "$bin/send.py" --to alice --text "status: I start with the lexer now"
 shows "$here/alice" "lexer"
 
-echo "--- what alice's listener printed"
+echo "--- output of alice's listener"
 cat "$here/alice"
-echo "--- what bob's listener printed"
+echo "--- output of bob's listener"
 cat "$here/bob"
 
 as "$alice" "$bin/zmqbus" disconnect

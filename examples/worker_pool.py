@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""A pool of worker processes: they hash the files of a directory, each file once, whoever of them is free.
+"""Hashes the files of a directory with a pool of worker processes; each file goes to a free worker.
 
-    python examples/worker_pool.py                      # two workers of its own, and the files of this checkout
-    python examples/worker_pool.py --kill               # one of them is killed half-way, and nothing is missing
+    python examples/worker_pool.py                      # starts two workers; the files of this checkout
+    python examples/worker_pool.py --kill               # kills one worker half-way; no file is missing
     python examples/worker_pool.py --workers 4 ~/src
 
-Workers may as well be started on their own, in other terminals, before or while there is work; any number, and one that
-ends hands its files back:
+Workers can also be started separately in other terminals, before or during the work and in any number; a worker that
+ends returns its files to the queue:
 
     python examples/worker_pool.py --worker
-    python examples/worker_pool.py --workers 0 ~/src    # uses those
+    python examples/worker_pool.py --workers 0 ~/src    # uses those workers
 
-What the sum of a file is depends on the file alone, so that a file may safely be hashed twice: a worker may die between
-its work and its answer, and then somebody else does it again.
+Hashing a file twice is harmless. That matters when a worker dies between its work and its answer: then another worker
+repeats the work.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ PATIENCE_S = 10.0
 
 
 def digest(message: zmqbus.Message) -> str:
-    """The work: the sum of the file whose path is the request. What it raises is raised where it was asked for."""
+    """Returns the hash of the file whose path is the request. An exception here is raised at the requester."""
     with open(message.body, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 
 
 def work() -> int:
-    """Serves until Ctrl-C or SIGTERM; what was begun by then is finished."""
-    over = threading.Event()
+    """Serves until Ctrl-C or SIGTERM; finishes the request in progress."""
+    stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: over.set())
+        signal.signal(signum, lambda *_: stop.set())
     with zmqbus.connect(group=GROUP) as worker:
-        print(f"{worker.name} is at work", flush=True)
-        worker.serve(digest, stop=over)
+        print(f"{worker.name} is ready", flush=True)
+        worker.serve(digest, stop=stop)
     return 0
 
 
-# --- who has the work -------------------------------------------------------------------------------------------
+# --- the requester ----------------------------------------------------------------------------------------------
 
 
 def files_below(directory: str) -> list[str]:
-    """The paths of the files, those of hidden directories left out."""
+    """Returns the paths of all readable files outside hidden directories."""
     found = []
     for parent, directories, names in os.walk(directory):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
@@ -73,14 +73,14 @@ def files_below(directory: str) -> list[str]:
 
 @contextlib.contextmanager
 def pool(size: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """So many workers, which end with the block."""
+    """Starts `size` workers, which end with the block."""
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(size):
             workers.append(
                 subprocess.Popen([sys.executable, os.path.realpath(__file__), "--worker"], stdout=subprocess.PIPE)
             )
-        for worker in workers:  # work may be handed in before they are there, but then the first has all of it
+        for worker in workers:  # requests may be sent earlier, but then the first worker gets all of them
             assert worker.stdout is not None
             print(worker.stdout.readline().decode(), end="", flush=True)
         yield workers
@@ -98,7 +98,10 @@ def pool(size: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def hash_all(bus: zmqbus.Bus, paths: list[str], victim: subprocess.Popen[bytes] | None, progress: bool) -> Counter[str]:
-    """Has all of them hashed, prints a sum of the sums, and returns how many each worker did. Kills the victim."""
+    """Has all files hashed and prints a hash of the hashes; returns the number of files of each worker.
+
+    Kills `victim` half-way, if given.
+    """
     whole = hashlib.sha256()
     done: Counter[str] = Counter()
     for path, answer in zip(paths, bus.map(f"@{GROUP}", paths, timeout=600, progress=progress), strict=True):
@@ -108,17 +111,17 @@ def hash_all(bus: zmqbus.Bus, paths: list[str], victim: subprocess.Popen[bytes] 
             victim.kill()
             print(f"killed worker {victim.pid}", flush=True)
             victim = None
-    print(f"{done.total()} of {len(paths)} files hashed; all sums in one: {whole.hexdigest()[:16]}")
+    print(f"{done.total()} of {len(paths)} files hashed; hash of all hashes: {whole.hexdigest()[:16]}")
     return done
 
 
 def main() -> int:
-    """The pool, or a worker of it."""
+    """Runs the pool, or a worker of it; returns the exit status."""
     parser = argparse.ArgumentParser(description="Hash the files of a directory with a pool of worker processes.")
     parser.add_argument("directory", nargs="?", default=ROOT)
     parser.add_argument("--workers", type=int, default=2, help="how many to start (default: 2)")
     parser.add_argument("--kill", action="store_true", help="kill one of them half-way")
-    parser.add_argument("--progress", action="store_true", help="show how far it is")
+    parser.add_argument("--progress", action="store_true", help="show the progress")
     parser.add_argument("--worker", action="store_true", help="be a worker, until Ctrl-C")
     options = parser.parse_args()
     if options.worker:

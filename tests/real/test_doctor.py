@@ -392,7 +392,7 @@ def test_files_of_an_ordinarily_ended_session_are_not_stale(doctor: Doctor, bus:
     assert list((data_dir / "clients").glob(f"{auth.owner.pid}.*"))
     assert levels([row for row in doctor.run() if row["check"] == "stale"]) == {"ok"}
     bus.listener("pay")
-    assert not list((data_dir / "clients").glob(f"{auth.owner.pid}.*"))
+    wait_until(lambda: not list((data_dir / "clients").glob(f"{auth.owner.pid}.*")), "the next session removes them")
 
 
 # --- database, log, index ---

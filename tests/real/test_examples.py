@@ -48,7 +48,7 @@ def test_demo_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
         " to=#deploys] status: v2.3 is on staging",
         "queued msg=",
         "please update the changelog",
-        "none of the 7 processes is left",
+        "all 7 processes have ended",
     ):
         assert shown in done.stdout, done.stdout
     assert list(tmp_path.iterdir()) == [], "it has written to the user's home"
@@ -78,7 +78,7 @@ def test_announcement_reaches_everybody(bus: Bus) -> None:
     auth = bus.listener("auth", topics=["deploys"])
     done = example(bus, "announce.py", "freeze at 17:00")
     assert (done.returncode, done.stderr) == (0, "")
-    counts = re.match(r"announced to (\d) sessions; (\d) will hear it later \(msg=", done.stdout)
+    counts = re.match(r"announced to (\d) sessions; (\d) will get it later \(msg=", done.stdout)
     assert counts is not None and int(counts[1]) + int(counts[2]) == 1, done  # on a crowded machine, later
     assert auth.wait_message("freeze at 17:00")["to"] == "all"
     assert example(bus, "announce.py", "--topic", "deploys", "v2.3 is out").returncode == 0
@@ -117,7 +117,7 @@ def test_worker_pool_hashes_every_file(bus: Bus, tmp_path: Path, flags: tuple[st
         whole.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path}\n".encode())
     done = example(bus, "worker_pool.py", *flags, str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"400 of 400 files hashed; all sums in one: {whole.hexdigest()[:16]}\n" in done.stdout
+    assert f"400 of 400 files hashed; hash of all hashes: {whole.hexdigest()[:16]}\n" in done.stdout
     counts = [int(count) for count in re.findall(r"^  hashers-\d+ +(\d+) files$", done.stdout, re.MULTILINE)]
     assert sum(counts) == 400
     assert len(counts) == 2
@@ -128,7 +128,7 @@ def test_worker_pool_hashes_every_file(bus: Bus, tmp_path: Path, flags: tuple[st
 def test_worker_pool_with_own_workers(bus: Bus) -> None:
     with start(bus, "worker_pool.py", "--worker") as worker:
         assert worker.stdout is not None
-        assert worker.stdout.readline().endswith(" is at work\n")
+        assert worker.stdout.readline().endswith(" is ready\n")
         done = example(bus, "worker_pool.py", "--workers", "0", "examples")
         assert done.returncode == 0, done
         assert "files hashed" in done.stdout
@@ -171,7 +171,7 @@ def test_gate_opens_for_a_yes_alone(bus: Bus) -> None:
             assert job.wait(PATIENCE_S) == status
     late = example(bus, "ci_gate.py", "--ask", "release", "--timeout", "0.5")
     assert late.returncode == 4
-    assert "release has not answered within 0.5 s; the gate stays shut" in late.stdout
+    assert "release has not answered within 0.5 s; the gate stays closed" in late.stdout
     nobody = example(bus, "ci_gate.py", "--ask", "nobody")
     assert nobody.returncode == 1
     assert nobody.stderr.startswith("error: unknown_peer: ")

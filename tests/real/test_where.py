@@ -338,7 +338,7 @@ def test_files_of_a_user_without_an_id_here(bus: Bus) -> None:
         done = inside(bus, SANDBOX, "list.py")
         assert done.returncode == 1 and "has no id in this user namespace" in done.stderr and "chown" not in done.stderr
         row = findings(inside(bus, SANDBOX, "zmqbus", "doctor", "--json"))["directory"]
-        assert row["level"] == "fault" and "no id in this user namespace" in row["says"] and row["mend"] is None
+        assert row["level"] == "fault" and "without an id in this user namespace" in row["says"] and row["mend"] is None
     finally:
         os.chown(bus.data_dir, os.geteuid(), -1)
 
