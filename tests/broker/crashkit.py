@@ -3,7 +3,7 @@
 Theory of operation
 ===================
 
-`FileNet` is the simulated network with a real `Journal` and a real `Database` beneath it, whose changes it records
+`FileNet` is the simulated network with a real `Journal` and a real `SqliteStore` beneath it, whose changes it records
 (`crashfiles`). A *moment* is all that is not the broker: the clients with what they have sent, been told and taken, the
 wires between them, the clock, and the ledger of who must get what. It is pickled before each change of a file and after
 each sending.
@@ -30,7 +30,7 @@ from typing import NamedTuple
 from tests.broker.crashfiles import DATABASE, LOG, ROLLBACK, Change, Disk, Recorder, Removed, lay_out, play
 from zmqbus.broker import events
 from zmqbus.broker.storage.api import Entry
-from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.client.core import Incoming, Persona, Phase
 from zmqbus.client.payload import load
 from zmqbus.errors import ZmqbusError
@@ -136,7 +136,7 @@ class Ledger:
 # --- the bus on files -------------------------------------------------------------------------------------------
 
 
-class FileStore(Database):
+class FileStore(SqliteStore):
     """A database whose broker can die: the next one opens a copy of the files."""
 
     def crash(self) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of stores share: a log with real records in it, and entries that point to them."""
+"""Helpers for tests of stores: a journal with real records, and entries that point to them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from zmqbus.broker.storage.api import Awaited, Entry, Refusal, SessionRow
-from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.journal.record import Record, encode_record
 from zmqbus.journal.writer import Journal
 from zmqbus.wire.verbs import SPILL_BYTES, Format, Scope
@@ -15,7 +15,7 @@ SENDER = "123e4567-e89b-42d3-a456-426614174000"
 
 
 class Bench:
-    """A data directory with a log; makes entries whose records are in it, and databases."""
+    """A data directory with a journal; creates entries whose records are in it, and opens databases."""
 
     def __init__(self, directory: Path, *, segment_bytes: int = 50 * 1024 * 1024) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -30,7 +30,7 @@ class Bench:
         return f"<Bench {self.directory}: {self._made} entries>"
 
     def entry(self, body: bytes = b"hello", *, fmt: Format = Format.TEXT, accepted_s: float | None = None) -> Entry:
-        """The next message: each is accepted a second after the one before."""
+        """The next message, accepted a second after the one before."""
         self._made += 1
         number = self._made
         record = Record(
@@ -63,16 +63,16 @@ class Bench:
             b"" if len(body) > SPILL_BYTES else body,
         )
 
-    def open(self, **options) -> Database:
-        """The database, as the next broker opens it."""
-        return Database(self.path, self.log, **options)
+    def open(self, **options) -> SqliteStore:
+        """Opens the database, as the next broker would."""
+        return SqliteStore(self.path, self.log, **options)
 
     def names(self, what: str) -> list[str]:
-        """The files in the directory whose names contain `what`."""
+        """Names of the files in the directory that contain `what`."""
         return sorted(name for name in os.listdir(self.directory) if what in name)
 
 
-#: In a database that `fill` has made.
+#: Size of a database that `fill` has filled.
 MESSAGES = 1200
 BOXES = 3
 
@@ -80,7 +80,7 @@ Kept = dict[str, dict[int, Entry]]
 
 
 def session(session_id: str = "s1", **changes) -> SessionRow:
-    """A session with something in each of its fields."""
+    """A session with a value in each field."""
     row = SessionRow(
         session_id,
         "digest",
@@ -101,7 +101,7 @@ def session(session_id: str = "s1", **changes) -> SessionRow:
 
 
 def awaited(msg_id: str) -> Awaited:
-    """An answer that is awaited."""
+    """An awaited answer."""
     return Awaited(msg_id, "waiter", "web")
 
 
@@ -110,8 +110,8 @@ def refusal(number: int, text: str = "too long") -> Refusal:
     return Refusal(f"refused{number:05d}", SENDER, "text_too_long", text)
 
 
-def fill(store: Database, bench: Bench, count: int = MESSAGES) -> Kept:
-    """Puts in messages for three mailboxes, and some of everything else."""
+def fill(store: SqliteStore, bench: Bench, count: int = MESSAGES) -> Kept:
+    """Puts messages into three mailboxes, and adds some rows of every other kind."""
     kept: Kept = {}
     for number in range(count):
         box = kept.setdefault(f"box{number % BOXES}", {})
@@ -125,8 +125,8 @@ def fill(store: Database, bench: Bench, count: int = MESSAGES) -> Kept:
     return kept
 
 
-def look(store: Database, kept: Kept) -> tuple[int, int]:
-    """Checks that all that is there was once put; returns how many messages, and how many sessions."""
+def look(store: SqliteStore, kept: Kept) -> tuple[int, int]:
+    """Checks that every row was once put; returns the numbers of messages and of sessions."""
     found = store.recover(10_000)
     messages = 0
     for key, box in kept.items():
@@ -140,8 +140,8 @@ def look(store: Database, kept: Kept) -> tuple[int, int]:
     return messages, len(found.sessions)
 
 
-def works(bench: Bench, store: Database) -> None:
-    """Checks that it takes messages, and keeps them."""
+def works(bench: Bench, store: SqliteStore) -> None:
+    """Checks that the store accepts messages and keeps them, and closes it."""
     made = bench.entry()
     store.put("new", 1, made)
     store.commit()
@@ -152,6 +152,7 @@ def works(bench: Bench, store: Database) -> None:
 
 
 def overwrite(path: str, at: int, content: bytes) -> None:
+    """Overwrites a part of a file."""
     with open(path, "r+b") as file:
         file.seek(at)
         file.write(content)

@@ -14,7 +14,7 @@ from tests.records import RECORD
 from zmqbus.broker.shell import compaction
 from zmqbus.broker.shell.compaction import LOOK_S, Compaction
 from zmqbus.broker.storage.api import Entry, StoreError
-from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.journal.reader import Reader, find
 from zmqbus.journal.record import JournalError, encode_record
 from zmqbus.journal.segments import compacted, compacted_path
@@ -41,7 +41,7 @@ class Log:
 
     def open(self) -> None:
         self.journal = Journal(self.path, segment_bytes=SEGMENT_BYTES, keep=KEEP)
-        self.store = Database(self.database, self.path)
+        self.store = SqliteStore(self.database, self.path)
         core: Any = SimpleNamespace(
             delivery=SimpleNamespace(waits_for_commit=False), oldest_under_way=lambda: self.under_way
         )

@@ -1,4 +1,4 @@
-"""What every store does: one suite, for the one in memory and for the one on the disk."""
+"""Behaviour of every store: one suite for the durable one and for the one in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.broker.storekit import Bench, awaited, refusal, session
 from zmqbus.broker.storage.api import Awaited, Box, Entry, Owed, Refusal, SessionRow, StoreError
-from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.testing.store import MemoryStore
 from zmqbus.wire.verbs import SPILL_BYTES, Format
 
@@ -20,14 +20,14 @@ KINDS = ("memory", "database")
 
 
 class Kept:
-    """A store of either kind, and what the next broker finds of it."""
+    """A store of either kind that can be reopened."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self.bench = Bench(directory)
-        self.store: MemoryStore | Database = MemoryStore() if kind == "memory" else self.bench.open()
+        self.store: MemoryStore | SqliteStore = MemoryStore() if kind == "memory" else self.bench.open()
 
-    def reopen(self) -> MemoryStore | Database:
-        """The broker ends, and another one comes."""
+    def reopen(self) -> MemoryStore | SqliteStore:
+        """Opens the store as the next broker does."""
         if isinstance(self.store, MemoryStore):
             self.store.close()
         else:
@@ -49,7 +49,7 @@ def kept(request, tmp_path) -> Iterator[Kept]:
 
 
 @pytest.fixture
-def store(kept) -> MemoryStore | Database:
+def store(kept) -> MemoryStore | SqliteStore:
     return kept.store
 
 
@@ -58,14 +58,14 @@ def entry(kept):
     return kept.bench.entry
 
 
-def numbers(store: MemoryStore | Database, box: str, after: int = 0, limit: int = 100) -> list[int]:
+def numbers(store: MemoryStore | SqliteStore, box: str, after: int = 0, limit: int = 100) -> list[int]:
     return [number for number, _ in store.after(box, after, limit)]
 
 
 # --- messages
 
 
-def test_what_was_put_comes_in_order_of_its_number(store, entry):
+def test_entries_are_returned_in_order(store, entry):
     entries = {number: entry() for number in (5, 1, 3)}
     for number, made in entries.items():
         store.put("box", number, made)
@@ -90,7 +90,7 @@ def test_what_was_put_comes_in_order_of_its_number(store, entry):
     ],
     ids=["empty", "text", "bytes", "msgpack", "long", "spilled"],
 )
-def test_an_entry_comes_back_as_it_was(kept, entry, body, fmt):
+def test_entries_are_returned_unchanged(kept, entry, body, fmt):
     made = entry(body, fmt=Format.BYTES if fmt == Format.MSGPACK else fmt)._replace(fmt=fmt)
     kept.store.put("box", 1, made)
     kept.store.commit()
@@ -100,20 +100,20 @@ def test_an_entry_comes_back_as_it_was(kept, entry, body, fmt):
     assert type(found.pointer[0]) is int and type(found.ts) is float
 
 
-def test_one_that_has_no_label_and_answers_nothing(kept, entry):
+def test_optional_fields_may_be_missing(kept, entry):
     made = entry()._replace(from_label=None, reply_to=None)
     kept.store.put("box", 1, made)
     kept.store.commit()
     assert kept.reopen().after("box", 0, 9) == [(1, made)]
 
 
-def test_that_it_was_said_before_is_not_kept(store, entry):
+def test_the_mark_of_a_repeat_is_not_kept(store, entry):
     made = entry()
     store.put("box", 1, made._replace(repeated=True))
     assert store.after("box", 0, 1) == [(1, made)]
 
 
-def test_mailboxes_do_not_see_each_other(store, entry):
+def test_mailboxes_are_separate(store, entry):
     store.put("one", 1, entry())
     assert numbers(store, "two") == []
     store.remove("two", [1])
@@ -146,7 +146,7 @@ def test_putting_or_removing_again_is_no_error(store, entry, commits):
     assert store.total() == 1 and store.after("box", 0, 9) == [(1, made)]
 
 
-def test_a_number_below_those_that_are_there(store, entry):
+def test_lower_numbers_may_be_added(store, entry):
     store.put("box", 9, entry())
     store.commit()
     store.put("box", 4, entry())
@@ -155,7 +155,7 @@ def test_a_number_below_those_that_are_there(store, entry):
     assert numbers(store, "box") == [4, 9]
 
 
-def test_what_is_put_in_the_place_of_another_replaces_it(kept, entry):
+def test_the_same_number_replaces_an_entry(kept, entry):
     first, second = entry(), entry()
     kept.store.put("box", 1, first)
     kept.store.commit()
@@ -166,7 +166,7 @@ def test_what_is_put_in_the_place_of_another_replaces_it(kept, entry):
 
 
 @pytest.mark.parametrize("commits", [False, True])
-def test_what_is_replaced_and_removed_is_gone(kept, entry, commits):
+def test_a_replaced_entry_can_be_removed(kept, entry, commits):
     kept.store.put("box", 1, entry())
     kept.store.commit()
     kept.store.put("box", 1, entry())
@@ -178,7 +178,7 @@ def test_what_is_replaced_and_removed_is_gone(kept, entry, commits):
     assert numbers(kept.reopen(), "box") == []
 
 
-def test_removed_and_put_again_before_a_commit(kept, entry):
+def test_a_number_can_be_reused_before_the_commit(kept, entry):
     kept.store.put("box", 1, entry())
     kept.store.commit()
     second = entry()
@@ -189,7 +189,7 @@ def test_removed_and_put_again_before_a_commit(kept, entry):
     assert kept.reopen().after("box", 0, 9) == [(1, second)] and kept.store.total() == 1
 
 
-def test_many_in_pages(kept, entry):
+def test_paging_through_many_entries(kept, entry):
     made = {number: entry(b"%d" % number) for number in range(1, 501)}
     for number, one in made.items():
         kept.store.put("box", number, one)
@@ -211,7 +211,7 @@ def test_many_in_pages(kept, entry):
         assert found == [(number, made[number]) for number in expected]
 
 
-def test_the_oldest_segment_that_is_needed(store, entry):
+def test_oldest_needed_segment(store, entry):
     def at(segment: int) -> Entry:
         made = entry()
         return made._replace(pointer=(segment, *made.pointer[1:]))
@@ -223,7 +223,7 @@ def test_the_oldest_segment_that_is_needed(store, entry):
     store.commit()
     assert store.oldest_segment() == 5
     store.remove("two", [1])
-    assert store.oldest_segment() == 5  # until it is committed, the next broker may find it there
+    assert store.oldest_segment() == 5  # a broker that restarts before the commit needs it
     store.commit()
     assert store.oldest_segment() == 7
     store.put("one", 1, at(9))
@@ -236,7 +236,7 @@ def test_the_oldest_segment_that_is_needed(store, entry):
     assert store.oldest_segment() is None
 
 
-def test_who_holds_what_is_too_old(store, entry):
+def test_mailboxes_with_stale_messages(store, entry):
     store.put("old", 1, entry(accepted_s=10.0))
     store.put("new", 1, entry(accepted_s=20.0))
     store.put("both", 1, entry(accepted_s=20.0))
@@ -253,15 +253,15 @@ def test_who_holds_what_is_too_old(store, entry):
         store.commit()
 
 
-# --- what the next broker finds
+# --- recovery
 
 
-def test_nothing_at_first(store):
+def test_a_new_store_is_empty(store):
     assert store.recover(10) == ([], [], [], [], [])
     assert store.total() == 0 and not store.pending
 
 
-def test_what_was_committed_is_found(kept, entry):
+def test_committed_messages_are_recovered(kept, entry):
     made = [entry(b"x" * size) for size in (1, 20, 300, 4000)]
     store = kept.store
     store.put("one", 3, made[0])
@@ -290,7 +290,7 @@ def test_left_and_persistent_are_kept_independently(kept, left, persistent):
     assert kept.reopen().recover(9).sessions == [row]
 
 
-def test_what_was_not_committed_is_dropped(kept, entry):
+def test_uncommitted_changes_are_dropped(kept, entry):
     kept.store.put("box", 1, entry())
     kept.store.save_session(session())
     kept.store.save_awaited(awaited("m"))
@@ -300,7 +300,7 @@ def test_what_was_not_committed_is_dropped(kept, entry):
     assert kept.store.total() == 0 and not kept.store.pending
 
 
-def test_removals_that_were_not_committed_are_undone(kept, entry):
+def test_uncommitted_removals_are_undone(kept, entry):
     made = entry()
     kept.store.put("box", 1, made)
     kept.store.save_session(session())
@@ -312,7 +312,7 @@ def test_removals_that_were_not_committed_are_undone(kept, entry):
 
 
 @pytest.mark.parametrize("commits", [False, True])
-def test_sessions(kept, commits):
+def test_sessions_are_recovered(kept, commits):
     def step() -> None:
         if commits:
             kept.store.commit()
@@ -334,7 +334,7 @@ def test_sessions(kept, commits):
 
 
 @pytest.mark.parametrize("commits", [False, True])
-def test_awaited_answers(kept, commits):
+def test_awaited_answers_are_recovered(kept, commits):
     for msg_id in "abc":
         kept.store.save_awaited(awaited(msg_id))
     if commits:
@@ -347,7 +347,7 @@ def test_awaited_answers(kept, commits):
     assert all(type(one) is Awaited for one in found)
 
 
-def test_refusals_come_oldest_first_and_bounded(kept):
+def test_the_newest_refusals_are_recovered_in_order(kept):
     for number in range(50):
         kept.store.save_refusal(refusal(number))
         if number % 7 == 0:
@@ -358,7 +358,7 @@ def test_refusals_come_oldest_first_and_bounded(kept):
     assert all(type(one) is Refusal for one in found)
 
 
-def test_a_refusal_that_is_said_again_is_one(kept):
+def test_a_repeated_refusal_replaces_the_first(kept):
     kept.store.save_refusal(refusal(1))
     kept.store.commit()
     kept.store.save_refusal(refusal(1, "another reason"))
@@ -369,7 +369,7 @@ def test_a_refusal_that_is_said_again_is_one(kept):
 # --- the disk
 
 
-def test_whether_there_is_anything_to_commit(store, entry):
+def test_pending_changes(store, entry):
     def settled() -> None:
         assert store.pending
         store.commit()
@@ -395,16 +395,16 @@ def test_whether_there_is_anything_to_commit(store, entry):
     assert not store.pending
 
 
-def fail(store: MemoryStore | Database, reason: str | None) -> None:
-    """Makes the commits of a store fail, or go well again."""
+def fail(store: MemoryStore | SqliteStore, reason: str | None) -> None:
+    """Makes the commits of a store fail, or succeed again."""
     if isinstance(store, MemoryStore):
         store.fails = reason
     else:
-        # A page less than it has: SQLite says what it says of a full disk.
+        # With fewer pages than the file has, SQLite fails as on a full disk.
         store._db.execute(f"PRAGMA max_page_count = {1 if reason else 1 << 30}")
 
 
-def test_a_commit_that_fails_loses_nothing(kept, entry):
+def test_a_failed_commit_loses_nothing(kept, entry):
     store = kept.store
     first = entry()
     store.put("box", 1, first)
@@ -428,7 +428,7 @@ def test_a_commit_that_fails_loses_nothing(kept, entry):
     assert store.recover(9).sessions == [session(cwd="c" * 5000)]
 
 
-def test_the_death_after_a_failed_commit_leaves_what_was_committed(kept, entry):
+def test_a_crash_after_a_failed_commit_keeps_earlier_commits(kept, entry):
     first = entry()
     kept.store.put("box", 1, first)
     kept.store.commit()
@@ -443,7 +443,7 @@ def test_the_death_after_a_failed_commit_leaves_what_was_committed(kept, entry):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(moves=st.lists(st.tuples(st.sampled_from("prc"), st.sampled_from("ab"), st.integers(1, 9)), max_size=40))
-def test_it_is_a_sorted_dictionary_for_each_mailbox(kind, moves):
+def test_a_mailbox_is_a_sorted_dictionary(kind, moves):
     with tempfile.TemporaryDirectory(prefix="zb-store-") as name:
         kept = Kept(kind, Path(name))
         store = kept.store

@@ -1,4 +1,4 @@
-"""The file of the mailboxes: its write-ahead log, those of newer releases, and what may be in the way of opening it."""
+"""The database file: damaged write-ahead logs, files of newer releases, and obstacles to opening it."""
 
 from __future__ import annotations
 
@@ -6,40 +6,22 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.broker.storekit import MESSAGES, Bench, Kept, fill, look, overwrite, works
+from tests.broker.storekit import MESSAGES, Bench, Kept, look, overwrite, works
 from zmqbus.broker.storage import file
 from zmqbus.broker.storage.api import StoreError
-from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.errors import Unauthorized
-
-
-@pytest.fixture
-def bench(tmp_path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "data")
-    yield bench
-    bench.journal.close()
-
-
-@pytest.fixture
-def kept(bench) -> Kept:
-    """What is in the closed database of the bench."""
-    store = bench.open()
-    kept = fill(store, bench)
-    store.close()
-    return kept
-
 
 # --- the write-ahead log
 
 
 @pytest.fixture
 def died(bench) -> tuple[Bench, Kept]:
-    """What a killed broker leaves: three commits of 400 messages, all of them in the log only."""
+    """Files of a killed broker: three commits of 400 messages, all of them in the write-ahead log only."""
     store = bench.open()
     kept: Kept = {"box0": {}}
     for number in range(1, 1201):
@@ -56,7 +38,7 @@ def died(bench) -> tuple[Bench, Kept]:
     return bench, kept
 
 
-def test_a_log_that_is_whole(died):
+def test_an_intact_log_is_read(died):
     bench, kept = died
     store = bench.open()
     assert look(store, kept) == (1200, 0) and store.notices == []
@@ -64,8 +46,7 @@ def test_a_log_that_is_whole(died):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.7, 0.999])
-def test_a_log_that_was_cut(died, share):
-    """As by a failure of power, or a copy that was not finished: whole commits are kept."""
+def test_a_truncated_log_keeps_whole_commits(died, share):
     bench, kept = died
     os.truncate(bench.path + "-wal", int(os.path.getsize(bench.path + "-wal") * share))
     store = bench.open()
@@ -75,7 +56,7 @@ def test_a_log_that_was_cut(died, share):
 
 
 @pytest.mark.parametrize("at", ["header", "first page", "middle"])
-def test_a_log_that_was_garbled_is_kept_and_spoken_of(died, at):
+def test_a_damaged_log_is_kept_and_reported(died, at):
     bench, kept = died
     log = Path(bench.path + "-wal")
     size = log.stat().st_size
@@ -91,7 +72,7 @@ def test_a_log_that_was_garbled_is_kept_and_spoken_of(died, at):
     works(bench, store)
 
 
-def test_the_end_of_a_write_that_was_cut_short_is_no_damage(died):
+def test_an_incomplete_last_page_is_no_damage(died):
     bench, kept = died
     with open(bench.path + "-wal", "ab") as log:
         log.write(b"\0" * 3000)
@@ -100,7 +81,7 @@ def test_the_end_of_a_write_that_was_cut_short_is_no_damage(died):
     works(bench, store)
 
 
-def test_a_log_that_was_written_over_from_its_start_is_no_damage(bench, monkeypatch):
+def test_a_reused_log_is_no_damage(bench, monkeypatch):
     monkeypatch.setattr(file, "CHECKPOINT_PAGES", 50)
     store = bench.open()
     kept: Kept = {"box0": {}}
@@ -113,13 +94,13 @@ def test_a_log_that_was_written_over_from_its_start_is_no_damage(bench, monkeypa
             copy.mkdir(mode=0o700)
             for name in bench.names("mailboxes.sqlite3"):
                 shutil.copy(bench.directory / name, copy / name)
-            other = Database(str(copy / "mailboxes.sqlite3"), bench.log)
+            other = SqliteStore(str(copy / "mailboxes.sqlite3"), bench.log)
             assert look(other, kept) == (number, 0) and other.notices == []
             other.close()
     store.close()
 
 
-def test_a_log_beside_an_empty_file_is_kept(died):
+def test_a_log_beside_an_empty_database_is_kept(died):
     bench, kept = died
     os.truncate(bench.path, 0)
     log = Path(bench.path + "-wal").read_bytes()
@@ -130,18 +111,18 @@ def test_a_log_beside_an_empty_file_is_kept(died):
     works(bench, store)
 
 
-def test_damage_with_a_log_beside_it(died):
+def test_an_intact_log_repairs_the_damaged_page(died):
     bench, kept = died
     overwrite(bench.path, 0, b"\xa5" * 100)
     store = bench.open()
-    assert look(store, kept) == (1200, 0) and store.notices == [], "the log has that page too"
+    assert look(store, kept) == (1200, 0) and store.notices == [], "the log has the damaged page as well"
     works(bench, store)
 
 
 # --- a newer release
 
 
-def test_a_file_of_a_newer_release_is_put_aside_and_can_be_put_back(bench, kept):
+def test_a_file_of_a_newer_release_is_set_aside_and_can_be_put_back(bench, kept):
     db = sqlite3.connect(bench.path)
     with db:
         db.execute("PRAGMA user_version = 2")
@@ -163,7 +144,7 @@ def test_a_file_of_a_newer_release_is_put_aside_and_can_be_put_back(bench, kept)
     store.close()
 
 
-def test_two_in_one_second_have_two_names(bench, monkeypatch):
+def test_files_set_aside_in_one_second_get_distinct_names(bench, monkeypatch):
     monkeypatch.setattr(time, "gmtime", lambda: (2026, 1, 2, 3, 4, 5, 0, 0, 0))
     for number in range(3):
         Path(bench.path).write_bytes(b"rubbish %d" % number)
@@ -175,10 +156,10 @@ def test_two_in_one_second_have_two_names(bench, monkeypatch):
     assert [(bench.directory / name).read_bytes() for name in found] == [b"rubbish %d" % number for number in range(3)]
 
 
-# --- what is in the way
+# --- obstacles
 
 
-def test_one_that_cannot_be_set_aside(bench, kept, monkeypatch):
+def test_a_file_that_cannot_be_set_aside_stays_unchanged(bench, kept, monkeypatch):
     overwrite(bench.path, 0, b"rubbish" * 20)
     before = Path(bench.path).read_bytes()
 
@@ -187,7 +168,7 @@ def test_one_that_cannot_be_set_aside(bench, kept, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", rename)
-        with pytest.raises(StoreError, match=r"cannot be set aside: Permission denied; move it away by hand"):
+        with pytest.raises(StoreError, match=r"nor set it aside: Permission denied; move it away by hand"):
             bench.open()
     assert Path(bench.path).read_bytes() == before
     store = bench.open()
@@ -196,12 +177,12 @@ def test_one_that_cannot_be_set_aside(bench, kept, monkeypatch):
 
 
 class Died(BaseException):
-    """Not an error that anything would catch."""
+    """An error that no code catches."""
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_death_while_it_is_set_aside_loses_nothing(died, monkeypatch, renames):
-    """After so many of the three renames: the next broker goes on from there."""
+def test_a_crash_between_the_renames_loses_nothing(died, monkeypatch, renames):
+    """The next broker continues after 0, 1 or 2 of the three renames."""
     bench, kept = died
     left = renames
     rename = os.rename
@@ -213,15 +194,15 @@ def test_a_death_while_it_is_set_aside_loses_nothing(died, monkeypatch, renames)
         left -= 1
         rename(old, new)
 
-    # A connection that closes works its log into the file; the log of a damaged one may stay, and has to move too.
-    monkeypatch.setattr(file, "_fault", lambda *args: "said to be damaged")
-    closing = file.mend
+    # A clean close removes the log; that of a damaged database may stay, and has to be moved as well.
+    monkeypatch.setattr(file, "_fault", lambda *args: "damaged, for the test")
+    closing = file.replace
 
-    def mend(path, *args, **options):
+    def replace(path, *args, **options):
         Path(path + "-wal").touch(mode=0o600)
         return closing(path, *args, **options)
 
-    monkeypatch.setattr(file, "mend", mend)
+    monkeypatch.setattr(file, "replace", replace)
     monkeypatch.setattr(os, "rename", dying)
     with pytest.raises(Died):
         bench.open()
@@ -232,7 +213,7 @@ def test_a_death_while_it_is_set_aside_loses_nothing(died, monkeypatch, renames)
     works(bench, store)
 
 
-def test_a_lock_is_no_damage(bench, kept, monkeypatch):
+def test_a_locked_file_is_no_damage(bench, kept, monkeypatch):
     monkeypatch.setattr(file, "LOCK_TIMEOUT_S", 0.05)
     other = sqlite3.connect(bench.path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -245,12 +226,12 @@ def test_a_lock_is_no_damage(bench, kept, monkeypatch):
     store.close()
 
 
-def test_no_directory(tmp_path):
-    with pytest.raises(StoreError, match=r"cannot be opened: No such file"):
-        Database(str(tmp_path / "none" / "mailboxes.sqlite3"), str(tmp_path / "none" / "messages.log"))
+def test_a_missing_directory_is_an_error(tmp_path):
+    with pytest.raises(StoreError, match=r"cannot open .*: No such file"):
+        SqliteStore(str(tmp_path / "none" / "mailboxes.sqlite3"), str(tmp_path / "none" / "messages.log"))
 
 
-def test_a_log_of_somebody_else(bench, kept):
+def test_a_log_that_others_can_read_is_refused(bench, kept):
     Path(bench.path + "-wal").touch(mode=0o644)
     os.chmod(bench.path + "-wal", 0o644)
     with pytest.raises(Unauthorized, match="-wal is open to other users"):

@@ -1,4 +1,4 @@
-"""Whatever is in the file of the mailboxes: the broker starts, and what can be read is saved."""
+"""A broker starts with any damaged database, and keeps its readable rows."""
 
 from __future__ import annotations
 
@@ -17,41 +17,22 @@ from hypothesis import strategies as st
 from tests.broker.storekit import MESSAGES, Bench, Kept, fill, look, overwrite, works
 from zmqbus.broker.storage.schema import PAGE_BYTES as PAGE
 from zmqbus.broker.storage.schema import TABLES
-from zmqbus.broker.storage.sqlite import Database
-
-
-@pytest.fixture
-def bench(tmp_path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "data")
-    yield bench
-    bench.journal.close()
-
-
-@pytest.fixture
-def kept(bench) -> Kept:
-    """What is in the closed database of the bench."""
-    store = bench.open()
-    kept = fill(store, bench)
-    store.close()
-    return kept
+from zmqbus.broker.storage.sqlite import SqliteStore
 
 
 def pages_of(path: str, table: str) -> list[int]:
-    """The pages of a table, in order; skips the test where SQLite cannot tell."""
+    """The pages of a table, in order; all pages if SQLite was built without `dbstat`."""
     db = sqlite3.connect(path)
     try:
         rows = db.execute("SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY path", (table,))
         return [number for (number,) in rows]
     except sqlite3.OperationalError:
-        return list(range(len(TABLES) + 5, os.path.getsize(path) // PAGE))  # built without dbstat
+        return list(range(len(TABLES) + 5, os.path.getsize(path) // PAGE))
     finally:
         db.close()
 
 
-# --- what was damaged
-
-
-def test_a_bad_page_costs_its_rows(bench, kept):
+def test_a_bad_page_costs_only_its_rows(bench, kept):
     pages = pages_of(bench.path, "owed")
     bad = pages[len(pages) // 2]
     overwrite(bench.path, (bad - 1) * PAGE, b"\xa5" * PAGE)
@@ -64,14 +45,14 @@ def test_a_bad_page_costs_its_rows(bench, kept):
     (aside,) = bench.names("damaged")
     assert f"Saved from it: {messages} messages and 20 sessions" in notice and "others could not be read" in notice
     assert aside in notice and "messages.log" in notice
-    assert (bench.directory / aside).read_bytes() == before, "not a byte of it is changed"
+    assert (bench.directory / aside).read_bytes() == before, "the original is unchanged"
     assert all(os.stat(bench.directory / name).st_mode & 0o777 == 0o600 for name in bench.names("mailboxes"))
     assert bench.names("mailboxes") == ["mailboxes.sqlite3", "mailboxes.sqlite3-wal", aside]
     works(bench, store)
 
 
 @pytest.mark.parametrize("where", ["first", "last", "both ends", "every third"])
-def test_bad_pages_anywhere(bench, kept, where):
+def test_bad_pages_at_any_place(bench, kept, where):
     pages = pages_of(bench.path, "owed")
     chosen = {"first": pages[:1], "last": pages[-1:], "both ends": [pages[0], pages[-1]], "every third": pages[::3]}
     for bad in chosen[where]:
@@ -84,27 +65,25 @@ def test_bad_pages_anywhere(bench, kept, where):
 
 
 @pytest.mark.parametrize("share", [0.999, 0.97, 0.9, 0.5, 0.1])
-def test_a_truncated_file(bench, kept, share):
+def test_a_truncated_file_keeps_the_rest(bench, kept, share):
     os.truncate(bench.path, int(os.path.getsize(bench.path) * share))
     store = bench.open()
     messages, _ = look(store, kept)
-    assert messages < MESSAGES and (messages > 0 or share < 0.95), (
-        "where the upper pages are cut off, none can be found"
-    )
+    assert messages < MESSAGES and (messages > 0 or share < 0.95), "without the upper pages no row can be found"
     assert len(store.notices) == 1 and len(bench.names("damaged")) == 1
     works(bench, store)
 
 
 @pytest.mark.parametrize("table", ["owed", "sessions", "awaited", "refusals"])
-def test_a_page_that_is_cut_off_costs_its_rows_and_makes_no_others(bench, kept, table):
-    """SQLite reads it as if zeros followed: rows with other values than were put in."""
+def test_a_truncated_page_yields_no_altered_rows(bench, kept, table):
+    """SQLite reads it as if zeros followed, which would change values."""
     end = pages_of(bench.path, table)[-1] * PAGE
-    sound_file = Path(bench.path).read_bytes()
+    intact = Path(bench.path).read_bytes()
     for missing in range(1, 700, 31):
         for name in bench.names("mailboxes"):
             os.unlink(bench.directory / name)
         with open(os.open(bench.path, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(sound_file[: end - missing])
+            file.write(intact[: end - missing])
         store = bench.open()
         messages, _ = look(store, kept)
         assert messages < MESSAGES or table != "owed"
@@ -112,19 +91,19 @@ def test_a_page_that_is_cut_off_costs_its_rows_and_makes_no_others(bench, kept, 
         store.close()
 
 
-def test_the_last_page_alone_is_cut_off(bench, kept):
-    """Nothing else in the file is amiss, and the rest of what it held could pass for values."""
+def test_a_truncated_last_page_is_noticed(bench, kept):
+    """The rest of the file is in order, and the rest of that page could pass for values."""
     db = sqlite3.connect(bench.path)
     db.execute("VACUUM")  # leaves no free page at the end
     db.close()
     os.truncate(bench.path, os.path.getsize(bench.path) - 5)
     store = bench.open()
     look(store, kept)
-    assert "was damaged (its last page is cut off)" in store.notices[0] and len(bench.names("damaged")) == 1
+    assert "was damaged (its last page is truncated)" in store.notices[0] and len(bench.names("damaged")) == 1
     works(bench, store)
 
 
-def test_an_empty_file_is_a_new_one(bench, kept):
+def test_an_empty_file_becomes_a_new_database(bench, kept):
     os.truncate(bench.path, 0)
     store = bench.open()
     assert look(store, kept) == (0, 0) and store.notices == [] and bench.names("damaged") == []
@@ -132,7 +111,7 @@ def test_an_empty_file_is_a_new_one(bench, kept):
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\0" * 10_000, b"SQLite format 3\0" + b"\xff" * 9000, os.urandom(5000)])
-def test_no_database_at_all(bench, kept, content):
+def test_a_file_that_is_no_database_is_set_aside(bench, kept, content):
     Path(bench.path).write_bytes(content)
     store = bench.open()
     assert look(store, kept) == (0, 0)
@@ -142,16 +121,16 @@ def test_no_database_at_all(bench, kept, content):
     works(bench, store)
 
 
-def test_any_byte_of_the_header(bench):
+def test_one_wrong_byte_in_the_header_costs_nothing(bench):
     store = bench.open()
     kept = fill(store, bench, 30)
     store.close()
-    sound_file = Path(bench.path).read_bytes()
+    intact = Path(bench.path).read_bytes()
     for at in range(100):
         for name in bench.names("mailboxes"):
             os.unlink(bench.directory / name)
         fd = os.open(bench.path, os.O_CREAT | os.O_WRONLY, 0o600)
-        os.write(fd, sound_file[:at] + bytes([sound_file[at] ^ 0xFF]) + sound_file[at + 1 :])
+        os.write(fd, intact[:at] + bytes([intact[at] ^ 0xFF]) + intact[at + 1 :])
         os.close(fd)
         store = bench.open()
         messages, _ = look(store, kept)
@@ -160,7 +139,7 @@ def test_any_byte_of_the_header(bench):
 
 
 class Sample:
-    """A database to be copied and damaged."""
+    """A database to copy and damage."""
 
     def __init__(self, bench: Bench, kept: Kept) -> None:
         self.bench = bench
@@ -169,9 +148,9 @@ class Sample:
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), flips=st.integers(1, 40), cut=st.integers(0, 3))
-def test_garbled_anywhere(garbled_base, seed, flips, cut):
-    source, kept = garbled_base.bench, garbled_base.kept
-    with tempfile.TemporaryDirectory(prefix="zb-salvage-") as name:
+def test_random_damage_never_raises(sample, seed, flips, cut):
+    source, kept = sample.bench, sample.kept
+    with tempfile.TemporaryDirectory(prefix="zb-repair-") as name:
         shutil.copytree(source.directory, name, dirs_exist_ok=True)
         path, log = str(Path(name) / "mailboxes.sqlite3"), str(Path(name) / "messages.log")
         chance = random.Random(seed)
@@ -180,8 +159,8 @@ def test_garbled_anywhere(garbled_base, seed, flips, cut):
             overwrite(path, chance.randrange(size - 64), chance.randbytes(chance.choice((1, 2, 60))))
         if cut == 3:
             os.truncate(path, chance.randrange(size))
-        store = Database(path, log)
-        # What SQLite cannot see (there are no checksums) may be a wrong letter in a name. It is never an exception.
+        store = SqliteStore(path, log)
+        # Without checksums, SQLite misses a wrong letter in a name; that must not raise.
         store.recover(1000)
         for key in kept:
             numbers = [number for number, _ in store.after(key, 0, 10_000)]
@@ -198,8 +177,8 @@ def test_garbled_anywhere(garbled_base, seed, flips, cut):
 
 
 @pytest.fixture(scope="module")
-def garbled_base(tmp_path_factory) -> Iterator[Sample]:
-    bench = Bench(tmp_path_factory.mktemp("salvage") / "data")
+def sample(tmp_path_factory) -> Iterator[Sample]:
+    bench = Bench(tmp_path_factory.mktemp("repair") / "data")
     store = bench.open()
     kept = fill(store, bench, 200)
     store.close()
@@ -207,10 +186,10 @@ def garbled_base(tmp_path_factory) -> Iterator[Sample]:
     bench.journal.close()
 
 
-def test_numbers_out_of_order(bench, kept):
-    """A search would pass over what stands in the wrong place, though every page looks well."""
+def test_keys_out_of_order_are_noticed(bench, kept):
+    """A search would miss the misplaced row, although every page is valid by itself."""
     content = Path(bench.path).read_bytes()
-    at = content.index(b"message00302")  # the number of a message is the byte before its id, in the second mailbox
+    at = content.index(b"message00302")  # the byte before a message id, in the second mailbox, is its number
     assert content[at - 1] == 101
     overwrite(bench.path, at - 1, b"\x01")
     store = bench.open()
@@ -219,7 +198,7 @@ def test_numbers_out_of_order(bench, kept):
     works(bench, store)
 
 
-def test_another_programs_database(bench):
+def test_a_database_of_another_program_is_set_aside(bench):
     db = sqlite3.connect(bench.path)
     with db:
         db.execute("PRAGMA application_id = 7")
@@ -235,7 +214,7 @@ def test_another_programs_database(bench):
     works(bench, store)
 
 
-def test_tables_that_somebody_has_changed(bench, kept):
+def test_changed_tables_are_restored(bench, kept):
     db = sqlite3.connect(bench.path)
     with db:
         db.execute("ALTER TABLE sessions ADD COLUMN colour TEXT")
@@ -247,7 +226,7 @@ def test_tables_that_somebody_has_changed(bench, kept):
     works(bench, store)
 
 
-def test_mail_whose_mailboxes_are_lost_is_spoken_of(bench, kept):
+def test_mail_of_lost_mailboxes_is_reported(bench, kept):
     for bad in pages_of(bench.path, "mailboxes"):
         overwrite(bench.path, (bad - 1) * PAGE, b"\xa5" * PAGE)
     store = bench.open()

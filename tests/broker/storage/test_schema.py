@@ -1,4 +1,4 @@
-"""The tables: made as they are compared, and strict about what may stand in them."""
+"""The tables: their statements survive in SQLite, and invalid rows are recognised."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import sqlite3
 
 import pytest
 
-from zmqbus.broker.storage.schema import OWED, TABLES, sound
-
-# --- parts
+from zmqbus.broker.storage.schema import OWED, TABLES, is_valid
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_sqlite_keeps_the_statement_that_made_a_table(table):
+def test_sqlite_keeps_the_statement_of_a_table(table):
     db = sqlite3.connect(":memory:")
     db.execute(table.create)
     assert db.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table.name,)).fetchone() == (table.create,)
     db.close()
 
 
-def test_what_is_sound():
+def test_rows_with_impossible_values_are_invalid():
     row = (1, 1, "id", "s", "n", None, 0, "t", 0, None, 1.0, 1.0, 5, 1, 75, 9, 7)
-    assert sound(OWED, row) and sound(OWED, (*row[:5], "label", *row[6:]))
+    assert is_valid(OWED, row) and is_valid(OWED, (*row[:5], "label", *row[6:]))
     for number, value in (
         (0, "1"),
         (1, 0),
@@ -36,4 +34,4 @@ def test_what_is_sound():
         (15, 0),
         (16, None),
     ):
-        assert not sound(OWED, (*row[:number], value, *row[number + 1 :]))
+        assert not is_valid(OWED, (*row[:number], value, *row[number + 1 :]))

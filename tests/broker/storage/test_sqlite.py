@@ -1,6 +1,6 @@
-"""The store on the disk: what outlives a death or a full disk, what it reads back, what it says about damage.
+"""The durable store: files, transactions, crashes, a full disk, bodies, and damaged rows.
 
-What all stores do is in test_store; files that are damaged as such are in test_salvage.
+`test_api` has the behaviour of all stores, `test_repair` damaged files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.broker.storekit import Bench, awaited, refusal, session
 from zmqbus.broker.storage import sqlite
 from zmqbus.broker.storage.api import Entry, StoreError
-from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.errors import Unauthorized
 from zmqbus.journal import verify
 from zmqbus.testing.store import MemoryStore
@@ -34,21 +34,14 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def bench(tmp_path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "data")
-    yield bench
-    bench.journal.close()
-
-
-@pytest.fixture
-def store(bench) -> Iterator[Database]:
+def store(bench) -> Iterator[SqliteStore]:
     store = bench.open()
     yield store
     store.close()
 
 
 def filled(bench: Bench, count: int = 50, boxes: int = 3, **options) -> dict[str, list[tuple[int, Entry]]]:
-    """A closed database with so many messages, and what is in it."""
+    """Fills a database, closes it, and returns its content."""
     store = bench.open(**options)
     kept: dict[str, list[tuple[int, Entry]]] = {}
     for number in range(count):
@@ -62,21 +55,21 @@ def filled(bench: Bench, count: int = 50, boxes: int = 3, **options) -> dict[str
     return kept
 
 
-def contents(store: Database, kept: dict[str, list[tuple[int, Entry]]]) -> dict[str, list[tuple[int, Entry]]]:
+def contents(store: SqliteStore, kept: dict[str, list[tuple[int, Entry]]]) -> dict[str, list[tuple[int, Entry]]]:
     return {key: store.after(key, 0, 10_000) for key in kept}
 
 
 # --- files
 
 
-def test_its_files_are_private_whatever_the_umask(bench):
+def test_files_are_private_whatever_the_umask(bench):
     before = os.umask(0)
     try:
         store = bench.open()
         store.put("box", 1, bench.entry())
         store.commit()
         found = bench.names("mailboxes")
-        assert found == ["mailboxes.sqlite3", "mailboxes.sqlite3-wal"], "no file more"
+        assert found == ["mailboxes.sqlite3", "mailboxes.sqlite3-wal"], "no other files"
         for name in found:
             assert stat.S_IMODE(os.stat(bench.directory / name).st_mode) == 0o600
         store.close()
@@ -103,13 +96,13 @@ def test_links_and_files_that_others_can_read_are_refused(bench, tmp_path, name)
     assert target.read_bytes() == b"untouched"
 
 
-def test_it_says_what_it_is(bench):
+def test_the_header_names_application_and_format(bench):
     bench.open().close()
     header = Path(bench.path).read_bytes()[:100]
     assert header[68:72] == b"zmqb" and int.from_bytes(header[60:64], "big") == 1
 
 
-def test_it_is_held_alone(store, bench, monkeypatch):
+def test_the_file_is_locked(store, bench, monkeypatch):
     monkeypatch.setattr("zmqbus.broker.storage.file.LOCK_TIMEOUT_S", 0.05)
     with pytest.raises(StoreError, match="held by another program"):
         bench.open()
@@ -117,7 +110,7 @@ def test_it_is_held_alone(store, bench, monkeypatch):
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("process", 1), ("power", 2)])
-def test_what_durability_means_to_sqlite(bench, durability, synchronous):
+def test_durability_sets_the_synchronous_mode(bench, durability, synchronous):
     store = bench.open(durability=durability)
     assert store._db.execute("PRAGMA synchronous").fetchone() == (synchronous,)
     assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -128,31 +121,22 @@ def test_what_durability_means_to_sqlite(bench, durability, synchronous):
     store.close()
 
 
-def test_repr(store, bench):
-    assert repr(store) == f"<Database {bench.path}: 0 messages in 0 mailboxes>"
-    store.put("box", 1, bench.entry())
-    assert repr(store) == f"<Database {bench.path}: 1 messages in 1 mailboxes, changes pending>"
-    store.commit()
-    store.close()
-    assert repr(store) == f"<Database {bench.path}: closed>"
-
-
 # --- transactions
 
 
-def statements(store: Database) -> list[str]:
+def statements(store: SqliteStore) -> list[str]:
     seen: list[str] = []
     store._db.set_trace_callback(seen.append)
     return seen
 
 
-def test_a_commit_without_changes_asks_sqlite_nothing(store):
+def test_a_commit_without_changes_executes_nothing(store):
     seen = statements(store)
     store.commit()
     assert seen == []
 
 
-def test_one_transaction_for_all(store, bench):
+def test_a_commit_is_one_transaction(store, bench):
     seen = statements(store)
     for number in range(1, 4):
         store.put("box", number, bench.entry())
@@ -164,7 +148,7 @@ def test_one_transaction_for_all(store, bench):
     assert [text for text in seen if not text.startswith("INSERT")] == ["BEGIN IMMEDIATE", "COMMIT"]
 
 
-def test_what_is_put_and_removed_between_two_commits_costs_nothing(store, bench):
+def test_an_entry_removed_before_the_commit_is_never_written(store, bench):
     seen = statements(store)
     store.put("box", 1, bench.entry())
     store.remove("box", [1])
@@ -172,7 +156,7 @@ def test_what_is_put_and_removed_between_two_commits_costs_nothing(store, bench)
     assert seen == [] and not store.pending
 
 
-def test_a_mailbox_is_entered_once(store, bench):
+def test_a_mailbox_is_inserted_once(store, bench):
     store.put("box", 1, bench.entry())
     store.commit()
     seen = statements(store)
@@ -181,7 +165,7 @@ def test_a_mailbox_is_entered_once(store, bench):
     assert not [text for text in seen if "mailboxes" in text]
 
 
-def test_a_transaction_that_breaks_off_is_undone(bench, monkeypatch):
+def test_a_failed_transaction_is_rolled_back(bench, monkeypatch):
     store = bench.open()
     made = bench.entry()
     store.put("box", 1, made)
@@ -203,7 +187,7 @@ def fails(*args) -> None:
     raise sqlite3.OperationalError("disk I/O error")
 
 
-def test_a_refusal_that_is_said_again_is_among_the_newest(store):
+def test_a_repeated_refusal_counts_as_new(store):
     for number in (1, 2, 1):
         store.save_refusal(refusal(number))
     store.commit()
@@ -213,7 +197,7 @@ def test_a_refusal_that_is_said_again_is_among_the_newest(store):
     assert store.recover(9).refusals == [refusal(1), refusal(2)]
 
 
-def test_old_refusals_are_deleted_by_and_by(store, monkeypatch):
+def test_old_refusals_are_pruned(store, monkeypatch):
     monkeypatch.setattr(sqlite, "KEEP_REFUSALS", 100)
     monkeypatch.setattr(sqlite, "PRUNE_REFUSALS", 30)
     for number in range(1000):
@@ -226,8 +210,8 @@ def test_old_refusals_are_deleted_by_and_by(store, monkeypatch):
     assert store.recover(1000).refusals == [refusal(number) for number in range(900, 1000)]
 
 
-def test_numbers_say_the_order_within_a_mailbox(store, bench):
-    """A message that came from another mailbox may be older than what stood here before it."""
+def test_numbers_give_the_order_within_a_mailbox(store, bench):
+    """Mail that was taken over may be older than the mail before it."""
     first, moved = bench.entry(accepted_s=50.0), bench.entry(accepted_s=10.0)
     store.put("box", 1, first)
     store.put("box", 2, moved)
@@ -235,7 +219,7 @@ def test_numbers_say_the_order_within_a_mailbox(store, bench):
     assert [owed.msg_id for owed in store.recover(9).owed] == [first.msg_id, moved.msg_id]
 
 
-def test_the_newest_of_many(bench):
+def test_recovery_returns_the_newest_messages(bench):
     store = bench.open()
     made = [bench.entry() for _ in range(3000)]
     for number, one in enumerate(made):
@@ -246,7 +230,7 @@ def test_the_newest_of_many(bench):
     store.close()
 
 
-def test_mailboxes_that_are_empty_are_forgotten(bench):
+def test_empty_mailboxes_are_deleted(bench):
     kept = filled(bench, boxes=2)
     store = bench.open()
     store.remove("box0", [number for number, _ in kept["box0"]])
@@ -263,7 +247,7 @@ def test_mailboxes_that_are_empty_are_forgotten(bench):
     store.close()
 
 
-# --- deaths
+# --- crashes
 
 CHILD = """
 import os, signal, sys
@@ -289,11 +273,11 @@ def run_child(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_killed_process_leaves_what_it_committed(tmp_path):
+def test_commits_survive_sigkill(tmp_path):
     done = run_child(CHILD, str(tmp_path / "data"))
     assert done.returncode == -signal.SIGKILL and done.stdout == "ready\n", done.stderr
     bench = Bench(tmp_path / "data")
-    assert bench.names("-wal"), "what was committed is in the log, not in the file"
+    assert bench.names("-wal"), "the commits are in the write-ahead log"
     store = bench.open()
     assert store.notices == []
     found = store.after("box", 0, 999)
@@ -333,12 +317,14 @@ store.close()
 
 
 @pytest.mark.parametrize(("then", "left"), [("goes on", 2000), ("ends", 1)])
-def test_a_full_disk(tmp_path, then, left):
+def test_a_full_disk_loses_no_pending_change(tmp_path, then, left):
     done = run_child(FULL, str(tmp_path / "data"), then)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3
-    assert all("mailboxes.sqlite3 cannot be written" in line and "make room on its disk" in line for line in lines)
+    assert all(
+        "cannot write" in line and "mailboxes.sqlite3" in line and "make room on its disk" in line for line in lines
+    )
     bench = Bench(tmp_path / "data")
     store = bench.open()
     assert store.notices == [] and len(store.after("box", 0, 5000)) == left
@@ -346,7 +332,7 @@ def test_a_full_disk(tmp_path, then, left):
     bench.journal.close()
 
 
-def test_damage_that_shows_while_it_runs(bench):
+def test_damage_during_operation(bench):
     kept = filled(bench, 3000, boxes=1)["box0"]
     store = bench.open()
     store._db.execute("PRAGMA cache_size = 1")
@@ -369,8 +355,8 @@ def test_damage_that_shows_while_it_runs(bench):
 # --- bodies
 
 
-def wreck(bench: Bench, entry: Entry) -> None:
-    """Changes a byte of its record."""
+def damage_record(bench: Bench, entry: Entry) -> None:
+    """Changes a byte of an entry's record."""
     _, offset, length, _ = entry.pointer
     with open(bench.log, "r+b") as file:
         file.seek(offset + length - 3)
@@ -379,20 +365,20 @@ def wreck(bench: Bench, entry: Entry) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
-def test_a_text_that_cannot_be_read_back_leaves_the_rest(bench):
+def test_an_unreadable_body_is_reported_and_the_others_returned(bench):
     kept = filled(bench, 10, boxes=1)["box0"]
     store = bench.open()
-    wreck(bench, kept[3][1])
+    damage_record(bench, kept[3][1])
     expected = [(n, e._replace(body=b"") if n == 4 else e) for n, e in kept]
     for _ in range(3):
         assert store.after("box0", 0, 99) == expected
-    assert expected[3][1].spilled, "so its receiver looks for it, and says that it is not there"
+    assert expected[3][1].spilled, "its receiver will report the missing text"
     (notice,) = store.notices
     assert kept[3][1].msg_id in notice and "for name-box0" in notice and "ask the sender" in notice
     store.close()
 
 
-def test_a_row_that_points_to_the_record_of_another_message(bench):
+def test_a_pointer_to_another_record_yields_no_body(bench):
     first, second = bench.entry(b"mine"), bench.entry(b"your")
     store = bench.open()
     store.put("box", 1, first._replace(pointer=second.pointer))
@@ -405,7 +391,7 @@ def test_a_row_that_points_to_the_record_of_another_message(bench):
     store.close()
 
 
-def test_what_is_remembered_belongs_to_its_message(store, bench):
+def test_the_cache_compares_message_ids(store, bench):
     made = bench.entry(b"mine")
     store.put("box", 1, made)
     store.put("box", 2, made._replace(msg_id="another", body=b"your"))
@@ -416,7 +402,7 @@ def test_what_is_remembered_belongs_to_its_message(store, bench):
     ]
 
 
-def test_a_log_that_may_not_be_read_is_no_reason_to_fail(bench):
+def test_an_unreadable_journal_is_reported(bench):
     kept = filled(bench, 3, boxes=1)["box0"]
     os.chmod(bench.log, 0o644)
     store = bench.open()
@@ -428,7 +414,7 @@ def test_a_log_that_may_not_be_read_is_no_reason_to_fail(bench):
     store.close()
 
 
-def count_reads(store: Database, monkeypatch) -> list[int]:
+def count_reads(store: SqliteStore, monkeypatch) -> list[int]:
     reads: list[int] = []
     read_many = store._reader.read_many
 
@@ -440,21 +426,23 @@ def count_reads(store: Database, monkeypatch) -> list[int]:
     return reads
 
 
-def test_what_was_put_last_is_not_read_back(store, bench, monkeypatch):
+def test_recent_entries_are_cached(store, bench, monkeypatch):
     monkeypatch.setattr(sqlite, "CACHE_BYTES", 10_000)
     reads = count_reads(store, monkeypatch)
     made = [bench.entry(b"%03d" % number * 100) for number in range(100)]
     for number, one in enumerate(made, 1):
         store.put("box", number, one)
-    assert store.after("box", 0, 200) == list(enumerate(made, 1)) and reads == [], "what waits is in memory anyway"
+    assert store.after("box", 0, 200) == list(enumerate(made, 1)) and reads == [], "uncommitted entries are in memory"
     store.commit()
     assert store.after("box", 80, 20) == list(enumerate(made[80:], 81)) and reads == []
     assert store.after("box", 0, 20) == list(enumerate(made[:20], 1)) and reads == [20]
-    assert store.after("box", 0, 20) == list(enumerate(made[:20], 1)) and reads == [20], "nor what was just read"
+    assert store.after("box", 0, 20) == list(enumerate(made[:20], 1)) and reads == [20], (
+        "entries read before are cached"
+    )
     assert store._cache_bytes == sum(entry.credit_bytes for entry in store._cache.values()) <= 10_000
 
 
-def test_large_bodies_come_a_few_at_a_time(bench, monkeypatch):
+def test_large_bodies_are_returned_a_few_at_a_time(bench, monkeypatch):
     monkeypatch.setattr(sqlite, "READ_BYTES", 100_000)
     store = bench.open()
     made = [(n, bench.entry(b"x" * size)) for n, size in enumerate([60_000, 60_000, 10, SPILL_BYTES + 1, 30_000, 9], 1)]
@@ -474,7 +462,7 @@ def test_large_bodies_come_a_few_at_a_time(bench, monkeypatch):
 # --- recovery
 
 
-def test_messages_whose_records_are_gone_are_told_of(tmp_path):
+def test_missing_records_are_reported(tmp_path):
     bench = Bench(tmp_path / "data", segment_bytes=4000)
     kept = filled(bench, 100, boxes=3)
     every = {entry.msg_id: entry for box in kept.values() for _, entry in box}
@@ -489,7 +477,7 @@ def test_messages_whose_records_are_gone_are_told_of(tmp_path):
     (notice,) = store.notices
     assert f"{len(gone)} unread messages" in notice and all(msg_id in notice for msg_id in gone)
     assert "for name-box0" in notice and "for name-box1" in notice
-    assert sum(box.messages for box in found.boxes) == 100, "their receivers are told who wrote"
+    assert sum(box.messages for box in found.boxes) == 100, "their receivers learn who has sent them"
     for key in kept:
         store.after(key, 0, 999)
     assert len(store.notices) == 1, "said once"
@@ -497,16 +485,16 @@ def test_messages_whose_records_are_gone_are_told_of(tmp_path):
     bench.journal.close()
 
 
-def test_a_damaged_record_is_found_at_the_start(bench):
+def test_recovery_finds_damaged_records(bench):
     kept = filled(bench, 10, boxes=1)["box0"]
-    wreck(bench, kept[6][1])
+    damage_record(bench, kept[6][1])
     store = bench.open()
     store.recover(9)
     assert len(store.notices) == 1 and kept[6][1].msg_id in store.notices[0] and "1 unread" in store.notices[0]
     store.close()
 
 
-def test_a_log_that_is_gone_under_many_messages_is_told_of_briefly(bench):
+def test_many_missing_records_are_reported_briefly(bench):
     filled(bench, 500)
     os.truncate(bench.log, 100)
     store = bench.open()
@@ -516,7 +504,7 @@ def test_a_log_that_is_gone_under_many_messages_is_told_of_briefly(bench):
     store.close()
 
 
-def test_a_sound_log_is_not_spoken_of(bench):
+def test_an_intact_journal_gives_no_notice(bench):
     store = bench.open()
     for number, size in enumerate((0, 1, 5000, SPILL_BYTES + 1, 300_000), 1):
         store.put("box", number, bench.entry(b"x" * size))
@@ -536,18 +524,18 @@ EDITS = {
     "half a surrogate": "UPDATE owed SET from_label = CAST(x'eda080' AS TEXT) WHERE seq = 2",
     "an unknown scope": "UPDATE owed SET scope = 9 WHERE seq = 2",
     "an unknown format": "UPDATE owed SET fmt = -1 WHERE seq = 2",
-    "a number that is none": "UPDATE owed SET seq = 'two' WHERE seq = 2",
-    "a number that is not UTF-8": "UPDATE owed SET seq = CAST(x'ff' AS TEXT) WHERE seq = 2",
-    "a fraction": "UPDATE owed SET seq = 2.5 WHERE seq = 2",
-    "less than nothing": "UPDATE owed SET seq = -2 WHERE seq = 2",
-    "a size below zero": "UPDATE owed SET size_bytes = -1 WHERE seq = 2",
+    "a text for a key": "UPDATE owed SET seq = 'two' WHERE seq = 2",
+    "a key that is not UTF-8": "UPDATE owed SET seq = CAST(x'ff' AS TEXT) WHERE seq = 2",
+    "a fractional key": "UPDATE owed SET seq = 2.5 WHERE seq = 2",
+    "a negative key": "UPDATE owed SET seq = -2 WHERE seq = 2",
+    "a negative size": "UPDATE owed SET size_bytes = -1 WHERE seq = 2",
     "a mailbox without a key": "UPDATE owed SET mailbox = 99 WHERE seq = 2",
     "a mailbox that is text": "UPDATE owed SET mailbox = 'one' WHERE seq = 2",
 }
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_rows_that_no_broker_has_written_are_dropped(bench, edit):
+def test_invalid_messages_are_dropped(bench, edit):
     kept = filled(bench, 5, boxes=1)["box0"]
     db = sqlite3.connect(bench.path)
     with db:
@@ -564,7 +552,7 @@ def test_rows_that_no_broker_has_written_are_dropped(bench, edit):
     assert bench.names("damaged") == []
 
 
-def test_a_mailbox_whose_key_is_no_text_is_dropped_with_its_mail(bench):
+def test_an_invalid_mailbox_is_dropped_with_its_mail(bench):
     kept = filled(bench, 6, boxes=2)
     db = sqlite3.connect(bench.path)
     with db:
@@ -588,7 +576,7 @@ def test_a_mailbox_whose_key_is_no_text_is_dropped_with_its_mail(bench):
         "UPDATE sessions SET session_id = CAST(x'ff' AS TEXT) WHERE session_id = 'box0'",
     ],
 )
-def test_sessions_that_no_broker_has_written_are_dropped(bench, edit):
+def test_invalid_sessions_are_dropped(bench, edit):
     filled(bench, 6, boxes=2)
     db = sqlite3.connect(bench.path)
     with db:
@@ -596,7 +584,7 @@ def test_sessions_that_no_broker_has_written_are_dropped(bench, edit):
     db.close()
     store = bench.open()
     assert store.recover(9).sessions == [session("box1")] and "1 of sessions" in store.notices[0]
-    assert store.total() == 6, "its mail stays, should it come back"
+    assert store.total() == 6, "its mail is kept"
     store.close()
 
 
@@ -614,8 +602,8 @@ def test_notices_are_bounded(store, bench, monkeypatch):
 # --- against the model
 
 
-class Mishaps(RuleBasedStateMachine):
-    """The database does what the store in memory does, whatever happens to commits and processes."""
+class StoreMachine(RuleBasedStateMachine):
+    """The durable store equals the one in memory, whatever happens to commits and processes."""
 
     @initialize()
     def start(self) -> None:
@@ -689,7 +677,7 @@ class Mishaps(RuleBasedStateMachine):
 
     @rule(clean=st.booleans())
     def die(self, clean: bool) -> None:
-        """The broker goes: in good order, or leaving behind whatever was in the files at that moment."""
+        """Restarts the broker, in good order or with the files as they are at that moment."""
         if clean:
             self.store.close()
         else:
@@ -716,7 +704,7 @@ class Mishaps(RuleBasedStateMachine):
         assert self.store.notices == []
 
     @invariant()
-    def they_agree(self) -> None:
+    def stores_agree(self) -> None:
         if hasattr(self, "store"):
             assert self.store.total() == self.model.total()
             assert self.store.oldest_segment() == self.model.oldest_segment()
@@ -725,7 +713,7 @@ class Mishaps(RuleBasedStateMachine):
                 assert self.store.after(key, 0, 99) == self.model.after(key, 0, 99)
 
 
-Mishaps.TestCase.settings = settings(
+StoreMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow], deadline=None
 )
-TestMishaps = pytest.mark.slow(Mishaps.TestCase)
+TestStoreMachine = pytest.mark.slow(StoreMachine.TestCase)

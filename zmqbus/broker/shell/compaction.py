@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from zmqbus.broker.core import BrokerCore
 from zmqbus.broker.storage.api import StoreError
-from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.journal.record import JournalError
 from zmqbus.journal.writer import Journal
 
@@ -29,7 +29,7 @@ LOOK_S = 60.0
 class Compaction:
     """Compacts one segment at each tick, as far as there are any."""
 
-    def __init__(self, journal: Journal, store: Database, core: BrokerCore, warn: Callable[[str], None]) -> None:
+    def __init__(self, journal: Journal, store: SqliteStore, core: BrokerCore, warn: Callable[[str], None]) -> None:
         self._journal = journal
         self._store = store
         self._core = core

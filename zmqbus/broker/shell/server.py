@@ -36,7 +36,7 @@ from zmqbus.broker.shell.log import Log
 from zmqbus.broker.shell.pressure import Pressure
 from zmqbus.broker.shell.spool_reader import WAKE_BYTES, SpoolReader
 from zmqbus.broker.storage.api import StoreError
-from zmqbus.broker.storage.sqlite import Database
+from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal.reader import recent
 from zmqbus.journal.record import Earlier, JournalError, Record, Records, SplicedLine, encode_all
@@ -173,7 +173,7 @@ class Server:
         self._journal = Journal(paths.log)
         self._closing.callback(self._journal.close)
         begun = not os.path.lexists(paths.database)
-        self._store = Database(paths.database, paths.log, durability=self._settings.durability)
+        self._store = SqliteStore(paths.database, paths.log, durability=self._settings.durability)
         self._closing.callback(self._store.close)
         self._spools = SpoolReader(paths.spool)  # before anyone is welcomed who might use it
         self._closing.callback(self._spools.close)

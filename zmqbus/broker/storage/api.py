@@ -1,12 +1,12 @@
-"""Who still has to get what, and who they are: what the broker keeps on disk, and what it asks of the keeper.
+"""The store's interface: the rows that the broker keeps on disk, and the operations that it needs.
 
-A store keeps the messages that a mailbox cannot hand on at once: the receiver is away, has used up its credit, or has
-not acknowledged within the second after which the sender is told `queued`. Mailboxes number their messages; the store
-keeps them under (mailbox, number) and gives them back in that order. Beside them it keeps what a broker needs to go on
-where another one died: the sessions, the answers that are awaited, and what senders were refused.
+A store keeps the messages that a mailbox cannot deliver at once: the receiver is away, has used up its credit, or has
+not acknowledged within the second after which the sender hears `queued`. Mailboxes number their messages; the store
+keeps them under (mailbox, number) and returns them in that order. Beside them it keeps the state that the next broker
+continues with: the sessions, the awaited answers, and the refusals.
 
-Changes become binding with `commit`, once per wake of the broker, before anybody is told of them. `database` is the
-store that outlives the process; `zmqbus.testing.store` one for tests.
+Changes become binding with `commit`, once per wake of the broker, before any client hears of them. `sqlite` is the
+durable store, `zmqbus.testing.store` one for tests.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from zmqbus.errors import BrokerUnavailable
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire.verbs import Pointer
 
-#: What the fields of a message weigh on its way to a receiver: as much again as a small body.
+#: Credit that the fields of a message take beside its body: as much again as a small body.
 FIELDS_BYTES = 200
 
 
 class StoreError(BrokerUnavailable):
-    """What was changed since the last commit is not on the disk."""
+    """The changes since the last commit are not on disk."""
 
 
 class Entry(NamedTuple):
-    """A message that was accepted: written to the journal, and owed to its receivers. Shared by all of them."""
+    """An accepted message: journaled, and owed to its receivers, which share it."""
 
     msg_id: str
     from_session: str
@@ -38,29 +38,30 @@ class Entry(NamedTuple):
     fmt: int
     reply_to: str | None
     ts: float  #: wall clock, s
-    accepted_s: float  #: the same instant on the clock that never jumps (`Instant.steady_s`): ages are taken from it
+    accepted_s: float  #: the same instant on the steady clock, for ages
     size_bytes: int
     pointer: Pointer
-    body: bytes  #: empty where the body was spilled and the pointer is all that travels
-    repeated: bool = False  #: its sender has said it before, perhaps to a broker that died
+    body: bytes  #: empty if the body was spilled, so that only the pointer travels
+    repeated: bool = False  #: sent before, perhaps to a broker that died
 
     @property
     def envelope(self) -> tuple[str, str, str, str | None, int, str, int, str | None, float]:
-        """Its fields from `msg_id` to `ts`, which travel on as they are."""
+        """The fields from `msg_id` to `ts`, which are passed on unchanged."""
         return self[:9]
 
     @property
     def spilled(self) -> bool:
+        """Whether only the journal has the body."""
         return len(self.body) != self.size_bytes
 
     @property
     def credit_bytes(self) -> int:
-        """What it weighs on the way to a receiver."""
+        """Credit that it takes while it is in flight."""
         return len(self.body) + FIELDS_BYTES
 
 
 class SessionRow(NamedTuple):
-    """A session, as the next broker has to know it."""
+    """The part of a session that the next broker has to know."""
 
     session_id: str
     token_digest: str  #: SHA-256 of the token, hex
@@ -72,21 +73,21 @@ class SessionRow(NamedTuple):
     owner: str
     topics: tuple[str, ...]
     groups: tuple[str, ...]
-    entered_after: str  #: id of the message that was accepted last before its first coming; "": not known
-    since_ts: float  #: wall clock of its last coming, s
-    away_since_s: float | None  #: on the steady clock; None: connected when this was kept
+    entered_after: str  #: id of the last message accepted before it first connected; "": unknown
+    since_ts: float  #: when it last connected, on the wall clock
+    away_since_s: float | None  #: on the steady clock; None: connected when this was saved
     left: bool  #: disconnected on purpose, or discarded
     persistent: bool = True  #: somebody chose its name; else it is forgotten with its process
-    successor: str = ""  #: id of the session that has taken it over, which this id stands for; else ""
+    successor: str = ""  #: id of the session that has taken it over; else ""
 
 
 def succeeded_row(session_id: str, successor: str, at_s: float) -> SessionRow:
-    """What is left of a session that another one has taken over, at `at_s` of the steady clock."""
+    """The row of a session that another one has taken over, at `at_s` of the steady clock."""
     return SessionRow(session_id, "", "", "", None, "", "", "", (), (), "", 0.0, at_s, True, True, successor)
 
 
 class Awaited(NamedTuple):
-    """An answer that a command waits for."""
+    """An answer that a command awaits."""
 
     msg_id: str  #: of the message that will be answered
     waiter_id: str  #: session id, or that of a guest
@@ -94,16 +95,16 @@ class Awaited(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A message that was not accepted, and must not be when it is said again."""
+    """A message that was refused, and must be refused again when it is repeated."""
 
-    msg_id: str  #: where one mailbox only had no room for a message to many, the id, a slash, and the mailbox
+    msg_id: str  #: if only one mailbox had no room for a broadcast: the id, a slash, and the mailbox
     sender_id: str
     code: str
     text: str
 
 
 class Box(NamedTuple):
-    """What one mailbox holds."""
+    """Size of one mailbox."""
 
     mailbox: str
     messages: int
@@ -112,7 +113,7 @@ class Box(NamedTuple):
 
 
 class Owed(NamedTuple):
-    """A message that one mailbox holds, without what is in it."""
+    """A message in one mailbox, without its content."""
 
     mailbox: str
     msg_id: str
@@ -121,74 +122,73 @@ class Owed(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """What an earlier broker has left."""
+    """State that an earlier broker has left."""
 
     sessions: list[SessionRow]
-    boxes: list[Box]  #: those that are not empty
-    owed: list[Owed]  #: the newest, up to the limit that was asked for; oldest first
+    boxes: list[Box]  #: the mailboxes that are not empty
+    owed: list[Owed]  #: the newest up to the limit, oldest first
     awaited: list[Awaited]
     refusals: list[Refusal]  #: oldest first
 
 
 class Store(Protocol):
-    """What `core` needs of a store. All methods are cheap; only `commit` waits for a disk.
+    """The operations that the core needs. All are cheap; only `commit` waits for a disk.
 
-    Reads see what was changed before, committed or not. After a failed `commit` the changes are kept, reads may find
-    less than there is, and every `commit` tries all of it again: nothing is lost as long as the process lives.
+    Reads see earlier changes, committed or not. After a failed `commit` the changes are kept, reads may return less
+    than there is, and every further `commit` tries all of them again: nothing is lost as long as the process lives.
     """
 
     def recover(self, limit: int) -> Recovered:
-        """What is kept; asked once, before anything else. `limit` bounds `Recovered.owed` and `.refusals`."""
+        """Returns the kept state. Call it once, first. `limit` bounds `Recovered.owed` and `.refusals`."""
 
     # --- messages
 
     def put(self, mailbox: str, seq: int, entry: Entry) -> None:
-        """Keeps the entry under the mailbox's number; the same number again is no error."""
+        """Keeps an entry under a number of the mailbox, replacing the entry there."""
 
     def remove(self, mailbox: str, seqs: Iterable[int]) -> None:
-        """Forgets these numbers; those that are not there are passed over."""
+        """Removes these numbers; ignores those that are not there."""
 
     def after(self, mailbox: str, seq: int, limit: int) -> list[tuple[int, Entry]]:
         """Up to `limit` entries with numbers over `seq`, in order."""
 
     def heads(self, mailbox: str, seq: int) -> list[tuple[int, Entry]]:
-        """All entries with numbers over `seq`, in order; their bodies may be left out."""
+        """All entries with numbers over `seq`, in order, perhaps without their bodies."""
 
     def stale(self, before_s: float) -> list[str]:
-        """The mailboxes that hold messages accepted before this instant of the steady clock."""
+        """Mailboxes with messages that were accepted before this instant of the steady clock."""
 
     def total(self) -> int:
-        """Messages kept, over all mailboxes."""
+        """Number of messages in all mailboxes."""
 
     def oldest_segment(self) -> int | None:
-        """The oldest segment of the journal that a message kept here points into, or one whose removal has not been
-        committed; None if there is none."""
+        """The oldest journal segment that a kept message points into, removed but uncommitted ones included."""
 
-    # --- who they are for
+    # --- sessions, awaited answers, refusals
 
     def save_session(self, row: SessionRow) -> None:
-        """Keeps a session, in the place of what was kept under its id."""
+        """Keeps a session, replacing the row of its id."""
 
     def forget_session(self, session_id: str) -> None:
-        """Forgets a session; its messages are the mailbox's affair."""
+        """Removes a session's row; its messages stay until the mailbox removes them."""
 
     def save_awaited(self, awaited: Awaited) -> None:
-        """Keeps that an answer is awaited."""
+        """Keeps an awaited answer."""
 
     def forget_awaited(self, msg_ids: Iterable[str]) -> None:
-        """These answers are awaited no longer."""
+        """Removes awaited answers."""
 
     def save_refusal(self, refusal: Refusal) -> None:
-        """Keeps what a sender was refused. Old ones may be forgotten, but not the newest 20,000."""
+        """Keeps a refusal. All but the newest 20,000 may be forgotten."""
 
     # --- the disk
 
     @property
     def pending(self) -> bool:
-        """Whether anything was changed since the last commit that went well."""
+        """Whether there are changes since the last successful commit."""
 
     def commit(self) -> None:
-        """Makes all changes binding. Raises `StoreError` if the disk does not take them."""
+        """Writes all changes. Raises `StoreError` if they cannot be written."""
 
     def close(self) -> None:
-        """Ends it in good order. What was not committed is dropped."""
+        """Closes it in good order, without the uncommitted changes."""

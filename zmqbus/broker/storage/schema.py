@@ -1,7 +1,7 @@
-"""The tables of the mailbox database, and what may stand in them.
+"""The tables of the mailbox database, and the check of their rows.
 
-SQLite stores what it is given: a column's type is a wish. So a file that somebody has edited, or a bad disk, can hold
-rows that no broker has written, and `sound` tells them apart before anything is done with them.
+SQLite does not enforce the type of a column. So a file that was edited, or that a bad disk has changed, can hold rows
+that no broker has written; `is_valid` finds them before any other code sees them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from zmqbus.broker.storage.api import SessionRow
 from zmqbus.tuples import NamedTuple
 
-#: "zmqb": tells the file from those of other programs, also to file(1).
+#: "zmqb": marks the file as ours, also for file(1).
 APPLICATION_ID = 0x7A6D7162
-#: Of the tables below. A broker that finds a higher number begins a new file.
+#: Number of the tables' format. A broker that finds a higher one begins a new file.
 FORMAT = 1
-#: The file is made of pages of this size.
+#: Size of the file's pages.
 PAGE_BYTES = 4096
 
 Row = tuple[Any, ...]
 
 
 class Column(NamedTuple):
-    """A column: its name, what SQLite is told, and the types that its values may have."""
+    """A column: its name, its declaration, and the types that its values may have."""
 
     name: str
     declared: str
@@ -33,7 +33,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table: how it is made, and what its rows are."""
+    """A table: its columns, and the statements that create and fill it."""
 
     name: str
     columns: tuple[Column, ...]
@@ -41,18 +41,18 @@ class Table(NamedTuple):
 
     @property
     def names(self) -> str:
-        """Its columns, for a statement."""
+        """Its columns, as a statement lists them."""
         return ", ".join(column.name for column in self.columns)
 
     @property
     def create(self) -> str:
-        """The statement that makes it, which SQLite keeps word by word."""
+        """The statement that creates it; SQLite keeps its text to the letter."""
         columns = ", ".join(f"{column.name} {column.declared}" for column in self.columns)
         return f"CREATE TABLE {self.name} ({columns}{self.constraint}"
 
     @property
     def insert(self) -> str:
-        """The statement that puts a row in, in the place of one with the same key."""
+        """The statement that inserts a row, replacing one with the same key."""
         return f"INSERT OR REPLACE INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"
 
 
@@ -75,7 +75,7 @@ def _real(name: str) -> Column:
 _ID = Column("id", "INTEGER PRIMARY KEY", (int,))
 
 MAILBOXES = Table("mailboxes", (_ID, _text("key", " UNIQUE")), ")")
-#: The rows of a mailbox stand together in the order of their numbers: there is no index beside them to be written.
+#: The rows of a mailbox are stored in the order of their numbers, so that no separate index has to be written.
 OWED = Table(
     "owed",
     (
@@ -129,13 +129,13 @@ _SCOPE, _FMT, _SIZE, _POINTER = (
 #: Scopes and formats are numbered from 0 (docs/protocol.md, section 5).
 _SCOPES, _FORMATS = range(5), range(3)
 _LISTS = tuple(number for number, column in enumerate(SESSIONS.columns) if column.name in ("topics", "member_of"))
-#: What `has_left` is made of. (The others came later, and need no table of another shape.) With the last, `mailbox` is
-#: the id of the session that has taken this one over.
+#: Bits of `has_left`. (The last two came later, and need no other table.) With the last, `mailbox` is the id of the
+#: session that has taken this one over.
 _LEFT, _EPHEMERAL, _SUCCEEDED = 1, 2, 4
 _KINDS = {table.name: frozenset(product(*(column.types for column in table.columns))) for table in TABLES}
 
 
-def sound(table: Table, row: Row) -> bool:
+def is_valid(table: Table, row: Row) -> bool:
     """Whether a broker can have written this row."""
     if tuple(map(type, row)) not in _KINDS[table.name]:
         return False
@@ -156,7 +156,7 @@ def strings(text: str) -> tuple[str, ...] | None:
 
 
 def row_of(session: SessionRow) -> Row:
-    """A session as its table has it."""
+    """The row of a session."""
     return (
         *session[:2],
         session.successor or session.mailbox,
@@ -171,7 +171,7 @@ def row_of(session: SessionRow) -> Row:
 
 
 def session_of(row: Row) -> SessionRow:
-    """The session that a sound row of its table stands for."""
+    """The session of a valid row."""
     state = row[13]
     mailbox, successor = ("", row[2]) if state & _SUCCEEDED else (row[2], "")
     lists = (strings(row[number]) for number in _LISTS)
@@ -180,7 +180,7 @@ def session_of(row: Row) -> SessionRow:
 
 
 def decoded(raw: bytes) -> str | bytes:
-    """For `Connection.text_factory`: text that is not UTF-8 stays bytes, which `sound` refuses."""
+    """Decodes text for `Connection.text_factory`; invalid UTF-8 stays bytes, which `is_valid` refuses."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -188,7 +188,7 @@ def decoded(raw: bytes) -> str | bytes:
 
 
 def make_tables(connection: sqlite3.Connection) -> None:
-    """Begins a database, whole or not at all."""
+    """Creates all tables, or none."""
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute("BEGIN EXCLUSIVE")
     for table in TABLES:

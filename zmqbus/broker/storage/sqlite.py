@@ -1,27 +1,26 @@
-"""The store that outlives the broker: an SQLite database beside the log.
+"""The durable store: an SQLite database beside the journal.
 
 Theory of operation
 ===================
 
-The database says who still has to get what. It holds no bodies: messages.log is their only copy, a row points into it,
-and `after` reads them back. What was put last is remembered, up to `CACHE_BYTES`, so that a receiver that is a little
-behind costs no reading.
+The database lists which messages are still owed to whom. It holds no bodies: messages.log is their only copy, a row
+points into it, and `after` reads them back. The entries put last are cached, up to `CACHE_BYTES`, so that a receiver
+that is a little behind costs no reading.
 
 *Changes wait in memory* until `commit` writes all of them in one transaction. A message that is put and removed between
-two commits costs nothing. Reads merge what waits with what the tables hold. So nothing depends on when the disk takes
-it: while the disk is full, mailboxes go on working as far as memory goes, and the first commit after that writes it
-all. What waits is forgotten only when COMMIT has succeeded.
+two commits costs nothing. Reads merge the waiting changes with the tables. So nothing depends on the time of the write:
+while the disk is full, mailboxes go on working as far as memory goes, and the first commit after that writes all
+changes. They are forgotten only when COMMIT has succeeded.
 
 *Counting without reading.* A number over the highest one in the table (`_Box.high`) is new. For a lower one, and for
-those that are removed, the table is asked, which costs what writing them would; so `total` is exact at any time.
+removed ones, the table is asked, which costs as much as writing them would; so `total` is always exact.
 
-*What cannot be trusted* is looked at when a broker starts. `dbfile` sees to the file as such. `recover` holds every
-row against what a broker can have written, and drops those it cannot have, with a notice; and it holds the rows against
-the log. A message whose record is gone stays in its mailbox: the receiver is told who wrote, and that the text cannot
-be read, for it goes out like a spilled one, whose text the receiver looks for itself.
+*Distrust.* `file` checks the database and drops invalid rows when a broker starts, and `recover` compares the rows with
+the journal. A message whose record is gone stays in its mailbox: it is delivered like a spilled one, so that its
+receiver learns who has sent it, and that the text cannot be read.
 
-Nothing but `commit`, `recover` and opening raises for what a disk does. A read that fails returns what it has, says so
-in `notices`, and the next commit fails too, so that no sender is told that all is well.
+Only `commit`, `recover` and opening raise for disk errors. A failed read returns what it has and adds a notice, and the
+next commit fails as well, so that no sender hears that all is well.
 """
 
 from __future__ import annotations
@@ -41,51 +40,51 @@ from zmqbus.journal.reader import Reader
 from zmqbus.journal.verify import NAMED, LogCheck, receivers_of, unreadable_notice
 from zmqbus.wire.verbs import SPILL_BYTES, Pointer
 
-#: What was put last is remembered up to this size: as much as may be under way to one receiver, so that those who keep
-#: up within their credit are served from memory.
+#: Size of the cache of entries: as much as may be in flight to one receiver, so that receivers that keep up within
+#: their credit are served from memory.
 CACHE_BYTES = 4 * 1024 * 1024
-#: Bodies that one `after` returns at most, unless it is one. Less than the cache takes, so that what a receiver has no
-#: credit for yet need not be read from the disk again.
+#: Bodies that one `after` returns at most, unless a single one is larger. Less than the cache takes, so that entries
+#: for which a receiver has no credit yet are not read from the disk again.
 READ_BYTES = 1024 * 1024
 #: Refusals that are kept.
 KEEP_REFUSALS = 20_000
-#: After so many new ones the oldest are deleted.
+#: New refusals after which the oldest are deleted.
 PRUNE_REFUSALS = 2_000
-#: Messages remembered as reported, so that each is once; somebody who empties the log under full mailboxes may hear of
-#: some twice.
+#: Unreadable messages that are remembered, so that each is reported once; if more are lost, some are reported twice.
 MAX_REPORTED = 100_000
-#: Notices that nobody has taken.
+#: Notices that are kept until the shell takes them.
 MAX_NOTICES = 100
 
-_ENTRY, _POINTER = 2, 13  # where the fields of an `Entry`, and its pointer, begin in a row
+_ENTRY, _POINTER = 2, 13  # index of the fields of an `Entry`, and of its pointer, in a row
 
 
 class _Box:
-    """One mailbox: what waits for a commit, and how far its rows go."""
+    """One mailbox: its uncommitted changes, and the highest number of its rows."""
 
     __slots__ = ("high", "kept", "key", "number", "puts", "removes", "replaced")
 
     def __init__(self, number: int, key: str, high: int = 0, *, kept: bool = False) -> None:
-        self.number = number  # in the tables
+        self.number = number  # its id in the tables
         self.key = key
-        self.high = high  # no row has a higher number
-        self.kept = kept  # whether it is in the table of mailboxes
+        self.high = high  # the highest number of a row
+        self.kept = kept  # has a row in the table of mailboxes
         self.puts: dict[int, Entry] = {}
-        self.removes: set[int] = set()  # these rows are in the table
-        self.replaced: set[int] = set()  # in `puts`, and in the table without being in `removes`
+        self.removes: set[int] = set()  # numbers of rows to delete
+        self.replaced: set[int] = set()  # in `puts`, with a row that is not in `removes`
 
     def __repr__(self) -> str:
         return f"<_Box {self.number} {self.key}: {len(self.puts)} to put, {len(self.removes)} to remove>"
 
 
-class Database:
-    """A `Store` in the file `path`, for the log at `journal_path`. For one thread; nobody else may have it open.
+class SqliteStore:
+    """A `Store` in the file `path`, for the journal at `journal_path`. For one thread; opens the file exclusively.
 
-    `durability` "process" outlives the death of the process; "power" that of the machine too, at the price of an fsync
-    for each commit (the log has to be synced before). What was found damaged, and what was done about it, is in
-    `notices`, a sentence each; whoever has passed them on clears the list.
+    `durability` "process" survives the death of the process; "power" a power failure as well, at the price of an fsync
+    for each commit (the journal has to be synced before). `notices` has a sentence for each fault that was found and
+    how it was handled; the shell passes them on and clears the list.
 
-    Raises `Unauthorized` for files that are links or open to others, `StoreError` if the file cannot be made or opened.
+    Raises `Unauthorized` for files that are links or open to others, and `StoreError` if the file cannot be created or
+    opened.
     """
 
     def __init__(self, path: str, journal_path: str, *, durability: Literal["process", "power"] = "process") -> None:
@@ -97,11 +96,11 @@ class Database:
         self._boxes: dict[str, _Box] = {}
         self._next_number = 1
         self._changed: set[_Box] = set()
-        # What was changed last counts; None: forgotten.
+        # The last change of each row; None: deleted.
         self._sessions: dict[str, SessionRow | None] = {}
         self._awaited: dict[str, Awaited | None] = {}
         self._refusals: dict[str, Refusal] = {}
-        self._refused = 0  # since the oldest were deleted
+        self._refused = 0  # refusals since the oldest were deleted
         self._cache: OrderedDict[Pointer, Entry] = OrderedDict()
         self._cache_bytes = 0
         self._reported: set[str] = set()
@@ -109,20 +108,20 @@ class Database:
         self._db = file.open_database(path, self.notices, power=self._power)
         try:
             self._reader = Reader(journal_path)
-            self._survey()
+            self._load_mailboxes()
         except FileErrors as error:
             self._db.close()
-            raise file.in_the_way(path, error) from None
+            raise file.store_error(path, error) from None
         except BaseException:
             self._db.close()
             raise
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._total} messages in {len(self._boxes)} mailboxes"
-        return f"<Database {self._path}: {state}{', changes pending' if self.pending else ''}>"
+        return f"<SqliteStore {self._path}: {state}{', changes pending' if self.pending else ''}>"
 
-    def _survey(self) -> None:
-        """Learns which mailboxes there are; forgets those that are empty."""
+    def _load_mailboxes(self) -> None:
+        """Lists the mailboxes, and deletes the empty ones."""
         self._boxes.clear()
         self._total = 0
         keys = dict(self._db.execute("SELECT id, key FROM mailboxes"))
@@ -134,17 +133,17 @@ class Database:
                 self._total += messages
                 empty.discard(number)
         if empty:
-            self._db.execute("BEGIN IMMEDIATE")  # one commit for all: each is an fsync where durability is "power"
+            self._db.execute("BEGIN IMMEDIATE")  # one commit for all, since each costs an fsync with durability "power"
             self._db.executemany("DELETE FROM mailboxes WHERE id = ?", [(number,) for number in empty])
             self._db.execute("COMMIT")
 
-    # --- what an earlier broker has left
+    # --- recovery
 
     def recover(self, limit: int) -> Recovered:
         try:
             return self._recover(limit)
         except FileErrors as error:
-            raise file.in_the_way(self._path, error) from None
+            raise file.store_error(self._path, error) from None
 
     def _recover(self, limit: int) -> Recovered:
         db = self._db
@@ -163,12 +162,12 @@ class Database:
         )
 
     def _recover_owed(self, limit: int) -> tuple[list[Box], list[Owed]]:
-        """Reads all rows once, and holds them against the log."""
+        """Reads all rows once, and compares them with the journal."""
         keys = {box.number: box.key for box in self._boxes.values()}
         try:
             check = LogCheck(self._journal_path, self._reader)
         except (ZmqbusError, OSError) as error:
-            self._note(f"the mail that waits was not held against {self._journal_path}: {error}")
+            self._note(f"could not compare the waiting mail with {self._journal_path}: {error}")
             check = None
         boxes: list[Box] = []
         newest: list[tuple[float, int, int, Owed]] = []
@@ -185,7 +184,7 @@ class Database:
             messages += 1
             size += size_bytes
             last = seq
-            # What a mailbox got from another one may be older than what it had: its numbers say what came first.
+            # Mail taken over from another mailbox may be older than the mail before it; the numbers give the order.
             order_s = max(order_s, accepted_s)
             newest.append((order_s, number, seq, Owed(key, msg_id, from_session, scope)))
             if len(newest) > 2 * limit + 1000:
@@ -261,7 +260,7 @@ class Database:
         return [] if box is None else list(self._merged(box, seq, self._total))
 
     def _merged(self, box: _Box, seq: int, limit: int) -> Iterator[tuple[int, Entry]]:
-        """What a mailbox holds after `seq`, in order; bodies that are only in the log are left out."""
+        """Entries of a mailbox after `seq`, in order, without bodies that only the journal has."""
         entries: dict[int, Entry] = {}
         if box.high > seq:
             hidden = sum(1 for number in (*box.removes, *box.puts) if number > seq)
@@ -286,7 +285,7 @@ class Database:
         return Entry._make((*row[_ENTRY:_POINTER], pointer, b"", False))
 
     def _read_bodies(self, found: dict[int, Entry]) -> None:
-        """Completes those entries whose body is in the log and was not spilled."""
+        """Adds the bodies of entries that are in the journal and were not spilled."""
         wanted = [
             (number, entry) for number, entry in found.items() if not entry.body and 0 < entry.size_bytes <= SPILL_BYTES
         ]
@@ -319,7 +318,7 @@ class Database:
             self._cache_bytes -= self._cache.popitem(last=False)[1].credit_bytes
 
     def _in_table(self, box: _Box, seqs: list[int]) -> set[int]:
-        """Those of these numbers that are in the table, waiting changes aside."""
+        """The numbers among these that have rows, whatever the uncommitted changes are."""
         found: set[int] = set()
         try:
             if len(seqs) > 2 and max(seqs) - min(seqs) < 4 * len(seqs):
@@ -331,13 +330,13 @@ class Database:
             return found
         except FileErrors as error:
             self._failed_read(error)
-            return set(seqs)  # to delete what is not there is harmless
+            return set(seqs)  # deleting a missing row is harmless
 
     def stale(self, before_s: float) -> list[str]:
         found: set[str] = set()
         boxes = {box.number: box for box in self._boxes.values()}
         try:
-            # All rows are read, in 10 ms for 100,000; an index would cost more at every one of them.
+            # Reads all rows, in 10 ms for 100,000; an index would cost more with every message.
             for number, seq in self._db.execute("SELECT mailbox, seq FROM owed WHERE accepted_s < ?", (before_s,)):
                 box = boxes.get(number)
                 if box is not None and seq not in box.removes and seq not in box.puts:
@@ -353,25 +352,27 @@ class Database:
         return self._total
 
     def oldest_segment(self) -> int | None:
-        # What is removed counts until the commit: if that does not come, the next broker finds it there.
+        # Removed rows count until the commit: if it fails, the next broker finds them.
         oldest: list[int] = [entry.pointer[0] for box in self._changed for entry in box.puts.values()]
         try:
             oldest += [row[0] for row in self._db.execute("SELECT min(segment) FROM owed") if row[0] is not None]
         except FileErrors as error:
             self._failed_read(error)
-            return 0  # below all: none is deleted
+            return 0  # older than all, so that no segment is deleted
         return min(oldest, default=None)
 
     def records_in(self, segment: int) -> list[tuple[int, int]]:
-        """Offset and length of the records in a segment that messages kept here point to, in order. To be asked when
-        nothing is pending. Raises `StoreError` where the file cannot be read."""
+        """Offset and length of the records in a segment that kept messages point to, in order.
+
+        Call it when nothing is pending. Raises `StoreError` if the file cannot be read.
+        """
         try:
             select = "SELECT DISTINCT start, length FROM owed WHERE segment = ? ORDER BY start"
             return self._db.execute(select, (segment,)).fetchall()
         except FileErrors as error:
-            raise file.in_the_way(self._path, error) from None
+            raise file.store_error(self._path, error) from None
 
-    # --- who they are for
+    # --- sessions, awaited answers, refusals
 
     def save_session(self, row: SessionRow) -> None:
         self._sessions[row.session_id] = row
@@ -387,7 +388,7 @@ class Database:
             self._awaited[msg_id] = None
 
     def save_refusal(self, refusal: Refusal) -> None:
-        self._refusals.pop(refusal.msg_id, None)  # so that it is among the newest again
+        self._refusals.pop(refusal.msg_id, None)  # moves it to the newest
         self._refusals[refusal.msg_id] = refusal
 
     # --- the disk
@@ -418,7 +419,7 @@ class Database:
         except FileErrors as error:
             self._roll_back()
             # guards: durability [raise => self._changed.clear(); raise]
-            raise file.in_the_way(self._path, error) from None
+            raise file.store_error(self._path, error) from None
         except BaseException:
             self._roll_back()
             raise
@@ -469,21 +470,21 @@ class Database:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
         except FileErrors:
-            pass  # SQLite has done it, or the next BEGIN says what is wrong
+            pass  # SQLite has done it, or the next BEGIN raises
 
-    # --- what is wrong
+    # --- errors
 
     def _note(self, text: str) -> None:
         if len(self.notices) < MAX_NOTICES:
             self.notices.append(text)
 
     def _failed_read(self, error: Exception) -> None:
-        text = str(file.in_the_way(self._path, error))
+        text = str(file.store_error(self._path, error))
         if text not in self.notices:
             self._note(text)
 
     def _report_unreadable(self, msg_ids: list[str], why: str) -> None:
-        """Says which messages have lost their texts, and whose they are."""
+        """Adds a notice that names messages without readable text, and their receivers."""
         if len(self._reported) > MAX_REPORTED:
             self._reported.clear()
         self._reported.update(msg_ids)
