@@ -3,17 +3,17 @@
     with zmqbus.connect("orchestrator") as bus:
         receipt = bus.send("auth", "run the tests")
 
-The public names are listed in `_EXPORTS` and imported when they are first used (PEP 562): `import zmqbus` alone loads
-neither ZeroMQ nor anything else, because the commands in bin/ import this package before they know whether the
-dependencies are there, and the short-lived ones pay for each import. `_EXPORTS` is what runs, the imports under
-`TYPE_CHECKING` are what type checkers see, `__all__` is what both must add up to; a test holds the three together.
+The public names are listed in `_EXPORTS` and imported at their first use (PEP 562): `import zmqbus` alone loads neither
+ZeroMQ nor anything else, because the commands in bin/ import this package before they know whether the dependencies are
+installed, and short-lived ones pay for each import. Python uses `_EXPORTS`, type checkers the imports under
+`TYPE_CHECKING`, and `__all__` must name the same; a test compares the three.
 
-This file has to be readable for python 3.6 too: it comes before the check that says the interpreter is too old.
+This file has to be valid for python 3.6 too: it is loaded before the check that reports an interpreter that is too old.
 """
 
 __version__ = "0.1.0"
 
-# Type checkers take this name for true wherever it comes from, and importing it from typing would cost a millisecond.
+# Type checkers take this name for true whatever defines it, and importing it from typing would cost a millisecond.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from zmqbus.client.bus import Bus, connect
@@ -86,7 +86,7 @@ _EXPORTS = {
     "wait": "zmqbus.client.fanout",
 }
 
-#: Public modules that can be used as attributes (`zmqbus.errors.Timeout`) without an import of their own.
+#: Public modules that are attributes (`zmqbus.errors.Timeout`) without an import of their own.
 _SUBMODULES = frozenset(("aio", "errors"))
 
 __all__ = [
@@ -127,7 +127,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker that sees this takes any misspelt name for a public one
+if not TYPE_CHECKING:  # with it, a type checker would take any misspelt name for a public one
 
     def __getattr__(name: str) -> object:
         """Imports a public name at its first use; from then on it is an ordinary attribute of the package."""

@@ -1,9 +1,9 @@
-"""`python -m zmqbus`: the command `zmqbus`, run by this very python."""
+"""`python -m zmqbus`: the command `zmqbus`, run by this interpreter."""
 
 import os
 import sys
 
-if not __package__:  # run as a file, as `bootstrap` has it when it changes over to the venv's python
+if not __package__:  # run as a file, when `bootstrap` starts the python of the venv
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from zmqbus import bootstrap

@@ -1,16 +1,14 @@
-"""One tree of errors, told apart by whose fault they are.
+"""The errors of this package in one tree. Its branches answer a caller's question: *who has to act?*
 
-The branches answer the question a caller has when something goes wrong: *who has to act?*
+* `LocalError`: the caller. Its arguments or its set-up cannot work; nothing left the process.
+* `DeliveryError`: the sender. Nothing is broken, but this message cannot be delivered (or not now).
+* `BrokerError`: the user. The broker cannot be reached, refuses this process, or cannot do its work.
+* `RemoteError`: the author of the handler that raised an exception.
+* `ProtocolError`: the author of the peer that broke docs/protocol.md. Never shown to users; the shell that reads the
+  socket turns it into a refusal for that peer.
 
-* `LocalError`: the caller. What it passed in, or what it has set up, cannot work; nothing left the process.
-* `DeliveryError`: nobody is broken, but this message cannot go where it was to go (or not now).
-* `BrokerError`: the bus. The broker cannot be reached, will not have us, or cannot do its work.
-* `RemoteError`: the handler that was asked.
-* `ProtocolError`: the peer on the wire broke docs/protocol.md. Never shown to users; the shell that reads the
-  socket turns it into a refusal for the one who caused it.
-
-Every error that a user can meet has a `code` from the contract (the word after `error:` on stderr); the wire
-carries the same code, and `from_code` gives back the class.
+Every error that a user can meet has a `code` from the contract (the word after `error:` on stderr). The wire carries
+the same code, and `from_code` returns its class.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ class ZmqbusError(Exception):
     item: object = None  #: and that item
 
     def __str__(self) -> str:
-        # It quotes targets, candidates, paths and what others wrote, and is shown by whoever meets it: a command, a
-        # log, the traceback of a program. One line, safe to show, wherever that is.
+        # It quotes targets, candidates, paths and texts of peers, and is shown by commands, logs and tracebacks. So it
+        # is one line that is safe to show anywhere.
         text = super().__str__()
         if text.isascii() and text.isprintable():
             return text
@@ -41,7 +39,7 @@ class LocalError(ZmqbusError):
 
 
 class InvalidOption(LocalError, ValueError):
-    """A flag or an argument was given that cannot be used. Commands end with exit status 2."""
+    """A flag or an argument cannot be used. Commands end with exit status 2."""
 
     code = "usage"
 
@@ -53,8 +51,7 @@ class InvalidName(LocalError):
 
 
 class NameTaken(InvalidName):
-    """A connected session has the name. For users it is one way in which a name can be wrong; on the wire it has a code
-    of its own, since a listener goes on under another name."""
+    """A connected session has the name. It has a code of its own on the wire, where a listener takes another name."""
 
     wire_code: ClassVar[str] = "name_taken"
 
@@ -66,14 +63,13 @@ class InvalidLabel(LocalError):
 
 
 class InvalidArgument(LocalError, TypeError, ValueError):
-    """An argument of the Python API is not what it has to be; the message names it. It is Python's `TypeError` and
-    `ValueError`, too."""
+    """An argument of the Python API has a wrong type or value, which the message names. Also Python's own errors."""
 
     code = "invalid_argument"
 
 
 class InvalidPayload(LocalError):
-    """A body is not what it claims to be: not UTF-8, not a file, not serialisable."""
+    """A body cannot be sent or read: not UTF-8, not a file, not serialisable."""
 
     code = "invalid_payload"
 
@@ -85,23 +81,23 @@ class TextTooLong(LocalError):
 
 
 class NotConnected(LocalError):
-    """This process acts for a session, and there is none."""
+    """This process acts for a session, and that session is not on the bus."""
 
     code = "not_connected"
 
 
 class DeliveryError(ZmqbusError):
-    """The bus works, but this message cannot go where it was to go."""
+    """The bus works, but this message cannot be delivered."""
 
 
 class UnknownPeer(DeliveryError):
-    """No session answers to the target; the message names the nearest names."""
+    """No session matches the target; the message lists the nearest names."""
 
     code = "unknown_peer"
 
 
 class Ambiguous(DeliveryError):
-    """Several sessions answer to the target; the message lists them."""
+    """Several sessions match the target; the message lists them."""
 
     code = "ambiguous"
 
@@ -113,33 +109,33 @@ class RateLimited(DeliveryError):
 
 
 class Timeout(DeliveryError, TimeoutError):
-    """No answer came in time. What was sent stays delivered or queued."""
+    """No answer came in time. The message stays delivered or queued."""
 
     code = "timeout"
 
 
 class Poisoned(DeliveryError):
-    """A request that several workers have died with, one after the other, is given to no more of them."""
+    """Several workers in turn have died with this request, so no other gets it."""
 
     code = "poisoned"
 
 
 class Overloaded(LocalError):
-    """More is outstanding than a program may have; take some answers first."""
+    """More requests are outstanding than a program may have; take some answers first."""
 
     code = "overloaded"
 
 
 class ForkedBus(LocalError):
-    """A bus is used in a child of the process that opened it."""
+    """A bus was used in a child of the process that opened it."""
 
     code = "forked"
 
 
 class RemoteError(ZmqbusError):
-    """The handler at the other end has raised an exception: its type, text and traceback.
+    """The handler of the request has raised an exception; holds its type, text and traceback.
 
-    A branch of its own: nothing was wrong with the bus, nor with the message.
+    A branch of its own: neither the bus nor the message was at fault.
     """
 
     code = "remote_error"
@@ -147,7 +143,7 @@ class RemoteError(ZmqbusError):
     def __init__(self, kind: str, text: str, traceback: str) -> None:
         super().__init__(f"{kind}: {text}")
         self.kind = kind  #: name of the exception's class
-        self.text = text  #: what `str(error)` was
+        self.text = text  #: its `str(error)`
         self.traceback = traceback  #: as Python prints it
 
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
@@ -155,7 +151,7 @@ class RemoteError(ZmqbusError):
 
 
 class BrokerError(ZmqbusError):
-    """The broker is the one that cannot, or will not."""
+    """The broker cannot serve this process, or refuses it."""
 
 
 class Unauthorized(BrokerError):
@@ -171,12 +167,12 @@ class BrokerUnavailable(BrokerError):
 
 
 class PortHeld(BrokerUnavailable):
-    """The port is bound by something that is not a broker of this data directory."""
+    """The port is bound by a program that is not a broker of this data directory."""
 
     def __init__(self, port: int, holder: str = "") -> None:
-        """`holder`: which program that is, as far as it is known."""
+        """`holder`: that program, as far as it is known."""
         who = f"it is {holder}; " if holder else ""
-        ours = holder.startswith("a zmqbus broker ")  # which is well: nothing to be ended
+        ours = holder.startswith("a zmqbus broker ")  # a healthy broker, which should not be ended
         super().__init__(
             f"port {port} is held by another program; {who}{'' if ours else 'end it, or '}choose another port with "
             "--port or INTER_SESSION_PORT"
@@ -214,5 +210,5 @@ BY_CODE: dict[str, type[ZmqbusError]] = {
 
 
 def from_code(code: str, text: str) -> ZmqbusError:
-    """The error that a refusal with `code` stands for; an unknown code (a newer broker's) is a `BrokerError`."""
+    """The error for a refusal with this code; `BrokerError` for an unknown code (of a newer broker)."""
     return BY_CODE.get(code, BrokerError)(text)

@@ -1,21 +1,19 @@
 """Settings (flags, environment, defaults) and the paths that follow from them.
 
-Each setting is one row of `_RULES`: which flag, which environment variables in which order, how a value is read, and
-what holds when nothing is set. `load` walks the sources of a row from the first to the last and takes the first value
-that parses. The rules that hold for every row:
+Each setting is one row of `_RULES`: its flag, its environment variables in order, its parser and its default. `load`
+walks the sources of a row from the first to the last and takes the first value that parses. Rules for every row:
 
-* A variable that does not parse is passed over with one warning, and the next source is tried. A wrong variable in some
+* A variable that does not parse is ignored with one warning, and the next source is tried. A wrong variable in some
   shell profile may cost its user a line on stderr, never the session. A flag that does not parse is an error
-  (`InvalidOption`): somebody has just typed it, and to go on with another value would be to do something else than was
-  asked for.
+  (`InvalidOption`): the user has just typed it, and another value would be something else than was asked for.
 * An environment value that is empty or blank counts as not set, without a warning: that is how shells and plugin
-  manifests say "no value". A flag was typed, so an empty one is a value: it clears a label, and is wrong elsewhere.
-* The name and the label are handed on as they came. What is wrong with them is an error with a line of its own, and it
-  is the command that prints it.
-* Paths are made absolute, but links in them are not resolved: a data directory that is a link has to be seen, and
-  refused, by `zmqbus.security.private_files`.
+  manifests say "no value". An empty flag was typed, so it is a value: it clears a label, and is wrong elsewhere.
+* The name and the label are passed on unchecked. The command checks them, and prints a line of its own if they are
+  invalid.
+* Paths are made absolute, but links in them are not resolved: `zmqbus.security.private_files` has to see, and refuse, a
+  data directory that is a link.
 
-Every command loads this module, the short-lived ones too; it imports nothing that the interpreter has not loaded.
+Every command loads this module, so it imports nothing that the interpreter has not loaded already.
 """
 
 from __future__ import annotations
@@ -34,28 +32,28 @@ DEFAULT_OWNER_CHECK_INTERVAL_S = 10
 DEFAULT_DATA_DIR = "~/.claude/data/inter-session"
 DEFAULT_DURABILITY = "process"
 
-#: What `Settings.durability` can be: survive the death of processes, or the loss of power too.
+#: Values of `Settings.durability`: survive the death of processes, or the loss of power too.
 DURABILITIES = ("process", "power")
 
 #: Port 0 means "any" to the kernel, and a well-known port cannot be any.
 MIN_PORT, MAX_PORT = 1, 65535
-#: Ten years. Over that nobody means a duration, and 0 says "never".
+#: Ten years. Nobody means a longer duration, and 0 says "never".
 MAX_IDLE_SHUTDOWN_MIN = 10 * 366 * 24 * 60
-#: Looking more often than this would be a busy loop; tests go down to here.
+#: A shorter interval would be a busy loop; tests go down to this.
 MIN_OWNER_CHECK_INTERVAL_S = 0.01
 #: In milliseconds this still fits the C int that poll() takes.
 MAX_OWNER_CHECK_INTERVAL_S = 1_000_000.0
 #: 0 and negative numbers name process groups, not processes: they must never reach kill(). pid_t is a C int.
 MIN_PID, MAX_PID = 1, 2**31 - 1
-#: So much of a refused value is shown in its warning, in characters of its repr.
+#: Characters of the repr of a refused value that its warning shows.
 SHOWN_VALUE_CHARS = 80
 
-#: Makes the value out of a source's text, or raises ValueError. Gets the environment too, for the home that `~` means.
+#: Parses the text of a source, or raises ValueError. Takes the environment too, for the home of `~`.
 _Parser = Callable[[str, Mapping[str, str]], Any]
 
 
 class Paths(NamedTuple):
-    """Where everything in the data directory is. Only names: nothing here looks at the disk or creates anything."""
+    """Paths of everything in the data directory. Nothing here looks at the disk or creates anything."""
 
     data_dir: str
 
@@ -76,30 +74,30 @@ class Paths(NamedTuple):
 
     @property
     def search_index(self) -> str:
-        """The index of all texts, an SQLite database made out of the log."""
+        """The search index of all texts, an SQLite database made from the log."""
         return os.path.join(self.data_dir, "search.sqlite")
 
     @property
     def broker_log(self) -> str:
-        """What the broker has to say about itself."""
+        """The broker's own log."""
         return os.path.join(self.data_dir, "broker.log")
 
     @property
     def spool(self) -> str:
-        """Directory of the files in which programs put large bodies down for the broker."""
+        """Directory of spool files, in which programs leave large bodies for the broker."""
         return os.path.join(self.data_dir, "spool")
 
     def pid_file(self, port: int) -> str:
-        """The pid, as text, of the broker that serves `port`."""
+        """The file with the pid, as text, of the broker that serves `port`."""
         return os.path.join(self.data_dir, f"server.{port}.pid")
 
     def process_file(self, port: int) -> str:
-        """Which process that is, in what place, and which network it serves."""
+        """The file with that broker's process, its place, and the network that it serves."""
         return os.path.join(self.data_dir, f"server.{port}.process")
 
     @property
     def network(self) -> str:
-        """Which network the last broker has served."""
+        """The file with the network that the last broker has served."""
         return os.path.join(self.data_dir, "network")
 
     @property
@@ -119,30 +117,30 @@ class Paths(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What holds for this process. `load` makes one; the fields of a loaded one are in range, name and label apart."""
+    """The settings of this process. All fields that `load` returns are in range, except name and label."""
 
     port: int  # of the router, 1 to 65535
     idle_shutdown_s: float  # 0 = never
     data_dir: str  # absolute, `~` expanded, links not resolved
     name: str | None  # as given, unchecked; None = not given
-    label: str | None  # as given, unchecked; None = not given, "" = none wanted
+    label: str | None  # as given, unchecked; None = not given, "" = no label
     owner_pid_override: int | None  # None = found by walking up the process tree
     owner_check_interval_s: float
     no_reexec: bool
     durability: Literal["process", "power"]
-    loopback_only: bool  # start a broker in a network that has nothing but a loopback, whatever speaks against it
-    #: Whether somebody chose the port. The well-known one is only where to begin: where another program holds it, the
-    #: broker takes another one, and clients find it by the pid file (`client.launch.find_broker`).
+    loopback_only: bool  # start a broker even in a network that has only a loopback
+    #: Whether the user chose the port. The well-known one is only the first to try: if another program holds it, the
+    #: broker takes another one, and clients find that in the pid file (`client.launch.find_broker`).
     port_chosen: bool = True
 
     @property
     def paths(self) -> Paths:
-        """Where the files of this data directory are."""
+        """Paths in this data directory."""
         return Paths(self.data_dir)
 
 
 class Location(NamedTuple):
-    """The two settings that lead to what a session's hook has stored, which may hold values for the others."""
+    """The two settings that lead to the options that a session's hook has stored, which may set the others."""
 
     data_dir: str
     owner_pid_override: int | None
@@ -153,8 +151,8 @@ class _Rule(NamedTuple):
     flag: str | None  # key in the mapping of flags
     variables: tuple[str, ...]  # of the environment: the first that is set and parses
     parse: _Parser
-    says: str  # what a value must be, for the warning
-    default: object  # as a source would give it; None = None
+    says: str  # the rule for its values, for the warning
+    default: object  # in the form of a source; None = None
 
 
 def _port(text: str, environ: Mapping[str, str]) -> int:
@@ -201,7 +199,7 @@ def _directory(text: str, environ: Mapping[str, str]) -> str:
     elif text.startswith("~"):
         text = os.path.expanduser(text)  # the home of another account, from the user database
         if text.startswith("~"):
-            raise ValueError(text)  # no such account; a directory called "~bob" is not what was meant
+            raise ValueError(text)  # no such account; nobody means a directory called "~bob"
     # abspath also takes off a trailing slash, which would make lstat() look through a link instead of at it.
     return os.path.abspath(text)
 
@@ -277,20 +275,20 @@ _RULES = (
 
 
 def warn_on_stderr(text: str) -> None:
-    """Prints a warning, where there is somebody to read it."""
+    """Prints a warning, if somebody can read it."""
     stream = sys.stderr
-    if stream is None:  # a detached process without one; print() would turn to stdout, which is the agent's channel
+    if stream is None:  # a detached process; print() would write to stdout, which is the agent's channel
         return
     try:
         stream.write(f"warning: {text}\n")
         stream.flush()
     except (OSError, ValueError):
-        # The reader of stderr has gone, or the stream is closed: a warning that nobody can see must not end the work.
+        # The reader of stderr has gone, or the stream is closed: a warning that nobody sees must not end the work.
         return
 
 
 def locate(environ: Mapping[str, str] | None = None, warn: Callable[[str], None] = warn_on_stderr) -> Location:
-    """Loads the two settings that `load` takes as `location`. Warns as `load` does, and raises nothing."""
+    """Loads the two settings that `load` takes as `location`. Warns as `load` does; raises nothing."""
     env = os.environ if environ is None else environ
     return Location(*(_resolve(rule, {}, env, warn) for rule in _RULES if rule.field in Location._fields))
 
@@ -301,12 +299,12 @@ def load(
     warn: Callable[[str], None] = warn_on_stderr,
     location: Location | None = None,
 ) -> Settings:
-    """The settings that hold for `flags` (first) and `environ` (then; default: the process's own).
+    """The settings from `flags` first, then from `environ` (default: that of this process), then the defaults.
 
-    `flags` knows `port`, `idle_shutdown_minutes`, `name` and `label`, as text or as numbers; None is "not given", and
-    other keys are left alone, so that the whole of a parsed command line can be handed in. Each variable that is
-    passed over calls `warn` once with a line that names it, its value and what that must be. `location` holds what
-    `locate` has loaded already. Raises `InvalidOption` for a flag that cannot be used, and nothing else.
+    `flags` may hold `port`, `idle_shutdown_minutes`, `name` and `label`, as text or as numbers; None means "not given",
+    and other keys are ignored, so a whole parsed command line can be passed. Calls `warn` once for each variable that
+    is ignored, with a line that names it, its value and the rule for it. `location` is the result of `locate`, where
+    that was called before. Raises `InvalidOption` for a flag that cannot be used, and nothing else.
     """
     given = {} if flags is None else flags
     env = os.environ if environ is None else environ
@@ -375,15 +373,17 @@ def _home(environ: Mapping[str, str]) -> str:
 
 
 class Place(NamedTuple):
-    """Where a process works, as others are told: both are valid Unicode (`shown_path`)."""
+    """Where a process works, as other sessions see it: both are valid Unicode (`shown_path`)."""
 
-    cwd: str  # "": the current directory is gone, or cannot be seen
+    cwd: str  # "": the current directory is gone or unreadable
     project: str  # as `find_project` finds it; "" likewise
 
 
 def where_am_i() -> Place:
-    """The current directory and its project. Never raises: a directory can be removed under a process that is in it,
-    and most of what a command does needs none. Whoever does need one looks for "", and says what to do."""
+    """The current directory and its project. Never raises.
+
+    A directory can be removed while a process is in it, and most commands need none; one that does checks for "".
+    """
     try:
         cwd = os.getcwd()
     except OSError:  # removed, or below a directory that may not be read
@@ -392,8 +392,7 @@ def where_am_i() -> Place:
 
 
 def shown_path(path: str) -> str:
-    """A path as text that is valid Unicode. Its bytes need not be UTF-8; those that are not become `\\xNN`, so that two
-    directories remain two."""
+    """A path as valid Unicode. Bytes that are not UTF-8 become `\\xNN`, so that two directories remain two."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -401,16 +400,16 @@ def shown_path(path: str) -> str:
     return path
 
 
-#: What a command says that needs a directory and has none.
+#: The error of a command that needs a current directory and has none.
 NO_DIRECTORY = "the current directory is gone (it was deleted, or may not be read); cd to another one"
 
 
 def find_project(cwd: str) -> str:
     """The root of the git work tree that contains `cwd`, or `cwd` outside one; absolute, links resolved.
 
-    A work tree is known by the `.git` in its root: a directory, or a file in linked work trees and submodules. The
-    innermost one wins, as it does for git. Runs no process, and what cannot be read or is not there is no work tree:
-    for an absolute `cwd` it raises nothing. It is text that can travel: `shown_path`.
+    A work tree has `.git` in its root: a directory, or a file in linked work trees and submodules. The innermost one
+    wins, as it does for git. Runs no process. A directory that is missing or unreadable is no work tree, so nothing is
+    raised for an absolute `cwd`. The result is valid Unicode (`shown_path`).
     """
     return shown_path(_find_project(cwd))
 

@@ -1,1 +1,1 @@
-"""What is asked of the operating system: streams, children, descriptors, networks, ports, pid files."""
+"""The operating system: standard streams, child processes, descriptors, networks, ports, pid files."""

@@ -1,10 +1,10 @@
-"""Children of this process that run a part of this package: the broker, the indexer, a search.
+"""Child processes that run a module of this package: the broker, the indexer, a search.
 
-A child has to find the same package, and the same dependencies, wherever this process found them: a checkout, an
-environment of its own, the virtual environment that the bootstrap has put on the path. And it has to look for them in
-the same order. PYTHONPATH cannot say that: what it names comes before the standard library, so that a directory of
-packages in it makes a stray `typing` or `enum34` pass for the modules of those names. So a child is given the path of
-this process, entry by entry, and takes it over before it imports anything.
+A child has to import the same package and the same dependencies as this process, from a checkout, an environment of its
+own or the virtual environment that the bootstrap has put on the path; and it has to search in the same order.
+PYTHONPATH cannot do that: its entries come before the standard library, so a stray `typing` or `enum34` among the
+packages would replace the modules of those names. So a child gets the import path of this process in a variable, and
+uses it before it imports anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-#: Holds the path of the parent. Taken out of the environment by the child: grandchildren have a path of their own.
+#: The import path of the parent. The child removes it from its environment: grandchildren have a path of their own.
 PATH_VARIABLE = "INTER_SESSION_IMPORT_PATH"
 
 _START = (
@@ -23,14 +23,14 @@ _START = (
 
 
 def command(module: str, *args: str) -> list[str]:
-    """The command that runs a module of this package, like `python -m module args…`. Goes with `environ`."""
+    """The command that runs a module of this package, like `python -m module args…`; needs `environ`."""
     return [sys.executable, "-c", _START, module, *args]
 
 
 def environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of such a child: this process's, the import path, and `extra`."""
+    """The environment of a child: that of this process, the import path, and `extra`."""
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    # What is relative, or "", means the current directory: anybody's repository, and not that of the child.
+    # A relative entry, or "", means the current directory: anybody's repository, and not that of the child.
     path = [entry for entry in sys.path if os.path.isabs(entry)]
     if package not in path:
         path.insert(0, package)

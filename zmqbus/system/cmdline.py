@@ -1,13 +1,13 @@
-"""What a command was called with, taken out of the process list.
+"""Hide arguments of this process from the process list.
 
-Every user of the machine reads the command line of every process (`/proc/<pid>/cmdline`, `ps`). A text that was given
-as an argument would stand there for as long as the command lives, which with `--wait` is minutes. `hide` overwrites it
-in this process's own memory, where the system looks for it: what is left is `***`.
+Every user of the machine can read the command line of every process (`/proc/<pid>/cmdline`, `ps`). A text given as an
+argument would stay there as long as the command lives, which with `--wait` is minutes. `hide` overwrites it with `***`
+in the memory of this process, where the system reads it.
 
-The system keeps the arguments where the stack begins, and tells where; the memory of a process is a file that it may
-write itself. So this takes some 50 us, and nothing beyond the interpreter. Two things it cannot do: the text is there
-until the interpreter has started (about 20 ms), and a shell that was itself started with the whole command (`sh -c
-'send.py --text …'`, as agents do it) keeps its own copy. What others must not see comes from standard input or a file.
+The kernel keeps the arguments at the start of the stack and tells where; a process may write its own memory as a file.
+So this takes some 50 µs and only the interpreter. Two limits: the text is visible until the interpreter has started
+(about 20 ms), and a shell that was itself started with the whole command (`sh -c 'send.py --text …'`, as agents do)
+keeps its own copy. Give a secret on standard input or in a file.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-#: What stands in the process list instead.
+#: Replaces a hidden argument in the process list.
 MASK = b"***"
-#: Fields of /proc/self/stat behind the name in brackets, counted from 0: where the arguments begin and end.
+#: Fields of /proc/self/stat after the name in brackets, counted from 0: where the arguments begin and end.
 _ARG_START, _ARG_END = 45, 46
 
 
 def hide(arguments: Iterable[str | None]) -> bool:
-    """Overwrites these arguments, or values of arguments (`--text=value`), wherever the process list shows them.
+    """Overwrites these arguments, or values of arguments (`--text=value`), in the process list.
 
-    Returns whether none of them is shown any more; False where the system has no way to do it (not Linux). Never
-    raises.
+    Returns False if the system cannot do that (not Linux). Never raises.
     """
     values = {os.fsencode(argument) for argument in arguments if argument}
     if not values:

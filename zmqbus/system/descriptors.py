@@ -1,8 +1,8 @@
-"""File descriptors, of which a process may have so many: asked for before libzmq takes them.
+"""File descriptors: check that enough are free before libzmq takes them, and explain a shortage.
 
-A bus takes about a dozen. Where there are fewer, libzmq fails in the middle of a connection, or ends the whole process
-(it asserts that its poll set can be made), and neither says what is to be done. So whoever is about to open a
-connection asks first (`reserve`), and what fails all the same is told in the same words (`explained`).
+A bus takes about a dozen. With fewer, libzmq fails in the middle of a connection or ends the whole process (it asserts
+that its poll set can be made), and neither tells the user what to do. So check first (`reserve`) before opening a
+connection; `explained` words later failures in the same way.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 from zmqbus.errors import BrokerUnavailable
 
-#: What the system says when a process, or all of them together, may open no more.
+#: Errors of the system when this process, or all of them together, may open no more files.
 SHORTAGE = (errno.EMFILE, errno.ENFILE)
 
 
 def reserve(count: int, what: str) -> None:
-    """Raises `BrokerUnavailable` unless so many files can be opened now. `what` needs them."""
+    """Raises `BrokerUnavailable` unless so many files can be opened now; the message says that `what` needs them."""
     found: list[int] = []
     try:
         for _ in range(count):
@@ -34,7 +34,7 @@ def reserve(count: int, what: str) -> None:
 
 
 def shortage(what: str, error: Exception, count: str = "more") -> BrokerUnavailable:
-    """The error for what could not be done for want of descriptors."""
+    """The error for an operation that failed for lack of descriptors."""
     if getattr(error, "errno", None) == errno.ENFILE:
         return BrokerUnavailable(f"too many files are open on this machine; {what} needs {count}: end some programs")
     limit = os.sysconf("SC_OPEN_MAX")  # not by `resource`: its import would take a descriptor
@@ -46,8 +46,7 @@ def shortage(what: str, error: Exception, count: str = "more") -> BrokerUnavaila
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Within it a want of descriptors, of the system's or of libzmq's (whose errors have an `errno`, too), is told as
-    `shortage` does."""
+    """Turns a lack of descriptors, reported by the system or by libzmq, into the error of `shortage`."""
     try:
         yield
     except Exception as error:

@@ -1,29 +1,29 @@
-"""The network that this process is in: whether it is the broker's, and whether a broker may be started in it.
+"""The network of this process: whether it is the broker's, and whether a broker may be started in it.
 
 Theory of operation
 ===================
 
-The broker's lock is seen through the file system, its port through a network namespace. In a sandbox or a container the
-two may differ: the lock says that there is a broker, and 127.0.0.1 is another loopback. Then nobody answers there, for
-however long it is waited, and the broker is healthy. So the broker writes down which network it serves (`here`), and
-whoever finds another one than its own tries the port once (somebody may forward it) and otherwise says so at once.
+A process sees the broker's lock through the file system, and its port through a network namespace. In a sandbox or a
+container the two may differ: the lock is held, but 127.0.0.1 is another loopback, where a healthy broker never answers.
+So the broker records which network it serves (`here`). A client in another network tries the port once (it may be
+forwarded), and otherwise reports that at once.
 
-The other way round, a broker that is started in the network of a sandbox holds the lock and serves nobody but that
-sandbox. A network of its own is nothing bad in itself: where all sessions live in one container, everything works. What
-sandboxes for commands have (bubblewrap's `--unshare-net`, as Claude Code and Codex use it) is a network with nothing
-but a loopback. No agent can live in there without help from outside, so a broker is refused there (`why_closed`) if
-anything says that the sessions are elsewhere:
+Conversely, a broker started in the network of a sandbox would hold the lock and serve only that sandbox. A network of
+its own is no fault in itself: if all sessions live in one container, everything works. But sandboxes for commands
+(bubblewrap's `--unshare-net`, as Claude Code and Codex use it) have a network with only a loopback. No agent can live
+in there without help from outside, so a broker is refused there (`why_closed`) on any sign that the sessions are
+elsewhere:
 
-* an agent's sandbox says so in the environment;
-* an ancestor of this process is in another network, as far as that can be seen;
-* the user namespace has one user id only, as sandboxes without privileges have it, and containers have not;
+* the environment has the variable of an agent's sandbox;
+* an ancestor of this process is in another network, as far as that is visible;
+* the user namespace has only one user id, as sandboxes without privileges have, and containers do not;
 * the last broker of the data directory served a network with more than a loopback.
 
-Otherwise (a machine without a network card, a build in a container without network) it is started. And a setting lets
-it start in any case (INTER_SESSION_LOOPBACK_ONLY).
+Otherwise (a machine without a network card, a build in a container without network) the broker starts. A setting starts
+it in any case (INTER_SESSION_LOOPBACK_ONLY).
 
-Some sandboxes leave the network as it is and forbid the system calls: `try_port` tells that apart from a port at which
-nobody listens. Systems without network namespaces have the network "", which is the same as every other.
+Some sandboxes leave the network as it is and forbid the system calls: `try_port` distinguishes that from a port on
+which nobody listens. Systems without network namespaces have the network "", which equals every other.
 """
 
 from __future__ import annotations
@@ -36,57 +36,57 @@ from enum import Enum
 from zmqbus.process import ancestors, this_machine
 from zmqbus.tuples import NamedTuple
 
-#: How to leave the network of a sandbox, for messages.
+#: Advice for messages: how to leave the network of a sandbox.
 GET_OUT = (
     "Run the command outside of the sandbox (Claude Code: put zmqbus into sandbox.excludedCommands), or give the "
     "container its host's network"
 )
-#: What to say where the loopback may not be used.
+#: The message where the loopback may not be used.
 FORBIDDEN_TEXT = (
     "this shell may not connect to 127.0.0.1: a sandbox forbids it. Allow local connections in its settings, or run "
     "the command outside of it (Claude Code: put zmqbus into sandbox.excludedCommands; Codex: approve it)"
 )
-#: How long a connection over the loopback may take, s. A listener whose queue is full does not answer at all.
+#: Timeout of a connection over the loopback, s. A listener whose queue is full does not answer at all.
 CONNECT_S = 0.25
-#: /proc/net/dev has a line of some 120 bytes for each interface. Nothing else that is read here is longer.
+#: /proc/net/dev has a line of some 120 bytes for each interface. The other files read here are shorter.
 MAX_BYTES = 64 * 1024
 
-#: What a kernel puts into each new network by itself, connected to nothing.
+#: Interfaces that a kernel makes in each new network, connected to nothing.
 _EMPTY = frozenset(
     ("lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0", "teql0")
 )
 #: Set by the sandboxes of Claude Code and of Codex for the commands that run in them.
 _SANDBOXED = ("SANDBOX_RUNTIME", "CODEX_SANDBOX_NETWORK_DISABLED")
-#: What a sandbox answers that forbids the call: EPERM and EACCES (seccomp, Seatbelt, Landlock), or no such family.
+#: Errors of a sandbox that forbids the call: EPERM and EACCES (seccomp, Seatbelt, Landlock), or no such family.
 _FORBIDDEN = frozenset((errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOSYS))
-#: What the kernel answers where even the loopback is down.
+#: Errors of the kernel where even the loopback is down.
 _NO_ROUTE = frozenset((errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL))
 
 
 class Network(NamedTuple):
-    """A network, told apart from others. Both fields are "" where there are no network namespaces."""
+    """Identifies a network. Both fields are "" where there are no network namespaces."""
 
     namespace: str = ""  #: inode of the network namespace
     boot: str = ""  #: boot id of the kernel that has it
 
     @property
     def text(self) -> str:
-        """How it is written down."""
+        """The form in which it is stored."""
         return f"{self.namespace}:{self.boot}"
 
     @classmethod
     def parse(cls, text: str) -> Network:
-        """The network that a text stands for."""
+        """The network from its stored form."""
         namespace, _, boot = text.partition(":")
         return cls(namespace, boot)
 
     def differs(self, other: Network) -> bool:
-        """Whether both are certainly not the same."""
+        """Whether both are certainly different."""
         return bool(self.namespace and other.namespace) and self != other
 
 
 class Port(Enum):
-    """What is found at a port of the loopback."""
+    """The result of a connection to a port of the loopback."""
 
     OPEN = "open"
     REFUSED = "refused"  #: nobody listens
@@ -104,7 +104,7 @@ def here() -> Network:
 
 
 def has_only_loopback() -> bool:
-    """Whether this network has no interface that could lead anywhere; False where that cannot be seen."""
+    """Whether this network has no interface to anywhere else; False where that is not visible."""
     try:
         with open("/proc/self/net/dev", "rb") as file:
             lines = file.read(MAX_BYTES).decode("utf-8", "replace").splitlines()[2:]
@@ -115,10 +115,10 @@ def has_only_loopback() -> bool:
 
 
 def why_closed(environ: Mapping[str, str], served: Network, *, served_open: bool) -> str:
-    """Why no broker may be started in this network: a part of a sentence; "": it may.
+    """Why no broker may be started in this network, as a clause for a message; "" if one may.
 
-    `served` is the network of the last broker (`Network()`: not known), which had more than a loopback if
-    `served_open`.
+    `served` is the network of the last broker (`Network()` if unknown); `served_open` says that it had more than a
+    loopback.
     """
     me = here()
     if not me.namespace or me == served or not has_only_loopback():
@@ -144,7 +144,7 @@ def _has_one_id() -> bool:
 
 
 def _is_cut_off(me: Network) -> bool:
-    """Whether a process above this one is in another network."""
+    """Whether an ancestor of this process is in another network."""
     for process in ancestors():
         try:
             if os.readlink(f"/proc/{process.pid}/ns/net") != f"net:[{me.namespace}]":
@@ -155,8 +155,8 @@ def _is_cut_off(me: Network) -> bool:
 
 
 def try_port(port: int, timeout_s: float = CONNECT_S) -> Port:
-    """Connects to a port of the loopback, and hangs up."""
-    import socket  # 5 ms, which only those pay who find no broker
+    """Connects to a port of the loopback and closes the connection."""
+    import socket  # 5 ms, paid only where no broker answers
 
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

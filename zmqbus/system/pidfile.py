@@ -1,12 +1,12 @@
-"""The files in which a broker says who it is: `server.<port>.pid`, `server.<port>.process` and `network`.
+"""The files that identify a broker: `server.<port>.pid`, `server.<port>.process` and `network`.
 
 `server.<port>.pid` holds the pid as text and nothing else, for everyone. A pid counts in one PID namespace only, and a
 port in one network, so `server.<port>.process` holds the rest: the process as `Process.text` and the network as
 `Network.text`, with a blank between them. `network` stays when the broker ends: the network, and `open` or `closed`,
 whether it has more than a loopback.
 
-All are written by whoever holds the lock of the data directory (`broker.daemon`), so at most one pid file is true. A
-new broker removes those of earlier ones, which were killed.
+Only the holder of the data directory's lock (`broker.shell.daemon`) writes them, so at most one pid file is true. A new
+broker removes those of earlier ones, which were killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zmqbus.system import network
 from zmqbus.system.network import Network
 from zmqbus.tuples import NamedTuple
 
-#: What is read of each of these files; they have some 150 bytes.
+#: At most so much of each of these files is read; they have some 150 bytes.
 MAX_BYTES = 1024
 
 _NAME = r"server\.([1-9][0-9]{0,4})\.pid"
@@ -31,7 +31,7 @@ _OPEN, _CLOSED = "open", "closed"
 
 
 class Served(NamedTuple):
-    """What the files say of the broker on one port."""
+    """The broker on one port, as its files describe it."""
 
     port: int
     pid: int
@@ -40,7 +40,7 @@ class Served(NamedTuple):
 
     @property
     def may_live(self) -> bool:
-        """Whether that process may live: one of another PID namespace may."""
+        """Whether that process may be alive: always true for one of another PID namespace."""
         if self.process is not None:
             return not has_ended(self.process)
         try:
@@ -51,7 +51,7 @@ class Served(NamedTuple):
 
 
 def read(paths: Paths, port: int) -> Served | None:
-    """What the files of this port say; None: there is no pid file, or it is damaged."""
+    """The broker on this port; None if there is no pid file, or it is damaged."""
     try:
         pid = int(_read(paths.pid_file(port)))
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def read(paths: Paths, port: int) -> Served | None:
 
 
 def read_all(paths: Paths) -> Iterator[tuple[int, Served | None]]:
-    """All ports that have a pid file, and what it says; None: it is damaged."""
+    """All ports with a pid file, and their brokers; None if the file is damaged."""
     try:
         names = sorted(os.listdir(paths.data_dir))
     except OSError:
@@ -80,7 +80,7 @@ def read_all(paths: Paths) -> Iterator[tuple[int, Served | None]]:
 
 
 def write(paths: Paths, port: int) -> None:
-    """This process serves the port. The pid file comes last: whoever sees it finds the others."""
+    """Writes the files of this process as the broker on a port. The pid file comes last, so it implies the others."""
     for other, _ in read_all(paths):
         if other != port:
             remove(paths, other)
@@ -93,12 +93,12 @@ def write(paths: Paths, port: int) -> None:
 def remove(paths: Paths, port: int) -> None:
     """Removes the files of a port. `network` stays."""
     for path in (paths.pid_file(port), paths.process_file(port)):
-        with suppress(OSError):  # never written, or gone: what was to be achieved
+        with suppress(OSError):  # never written, or gone already
             os.unlink(path)
 
 
 def last_network(paths: Paths) -> tuple[Network, bool]:
-    """The network that the last broker of the data directory has served, and whether it had more than a loopback."""
+    """The network that the last broker of the data directory served, and whether it had more than a loopback."""
     try:
         text, _, kind = _read(paths.network).decode("ascii", "replace").partition(" ")
     except OSError:
@@ -107,7 +107,7 @@ def last_network(paths: Paths) -> tuple[Network, bool]:
 
 
 def _read(path: str) -> bytes:
-    # As bytes: text, even of ASCII, takes a codec that nothing else here needs (0.3 ms).
+    # As bytes: reading text, even ASCII, imports a codec that nothing else here needs (0.3 ms).
     return read_small(path, MAX_BYTES).strip()
 
 

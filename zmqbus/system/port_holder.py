@@ -1,7 +1,7 @@
-"""Which program holds a port, as far as this user may know: for the error that says so.
+"""The program that holds a port, as far as this user may know, for the error message.
 
-The system tells everybody which user has a port open, and each user which of their own processes. Read from /proc,
-without psutil: a command that meets a held port has not loaded it. Where there is no such place, nobody is named.
+The system shows everybody which user has a port open, and each user which of their own processes. Read from /proc and
+not by psutil, which a command that meets a held port has not loaded. Without /proc, no program is named.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LOCAL = ("0100007F", "7F000001", "00000000", "0" * 32, "0" * 24 + "01000000", "
 
 
 def who_holds(port: int) -> str:
-    """`python3 (pid 4711)`, `a program of user mallory`; "" where nobody knows, or nobody does. Never raises."""
+    """`python3 (pid 4711)` or `a program of user mallory`; "" if that is unknown, or the port is free. Never raises."""
     found = _socket(port)
     if found is None:
         return ""
@@ -26,7 +26,7 @@ def who_holds(port: int) -> str:
 
 
 def _socket(port: int) -> tuple[int, str] | None:
-    """User and inode of what listens on this port of the loopback."""
+    """User and inode of the socket that listens on this port of the loopback."""
     for name in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(name, encoding="ascii") as file:

@@ -1,20 +1,19 @@
-"""The standard streams of a command: an output that fails does so once, in one way, and where it is noticed.
+"""The standard streams of a command: a failing output raises one exception, once, at the write that failed.
 
-Python's own streams fail in several ways. A stream that was closed before the start (`>&-`) is None: `print` says
-nothing then, or, told to print to a standard error that is None, prints to standard output. A write that fails keeps
-its data and fails again when the interpreter ends, behind everybody's back. A pipe in non-blocking mode, as node makes
-them, raises what no command expects. `install` replaces them:
+Python's own streams fail in several ways. A stream that was closed before the start (`>&-`) is None: `print` ignores
+the text then, or prints to standard output if standard error is None. A failed write keeps its data and fails again,
+unseen, when the interpreter ends. A pipe in non-blocking mode, as node makes them, raises an error that no command
+expects. `install` replaces the streams:
 
-* Standard output raises `OutputFailed` at the first write that the system refuses, and swallows all that follows.
-* Standard error never fails: there is nobody left to tell.
-* Neither shows a terminal anything but text. What a command prints (of peers, files, arguments, errors) is made safe
-  where its line is put together, because only there is known what may not be a line end. Below all of it, each line
-  goes through the same function (`display.sanitise`), so that a place that was forgotten, a traceback or a message of
-  argparse drives no terminal. What is to drive it (the screen of `watch`), or to arrive byte for byte, says so:
-  `write_raw`.
-* A descriptor that is closed gets a stand-in that cannot be used, so that no other file is opened under its number.
+* Standard output raises `OutputFailed` at the first write that the system refuses, and drops all later ones.
+* Standard error never fails: nobody would see it.
+* Neither sends a terminal anything but text. A command makes its texts (of peers, files, arguments, errors) safe where
+  it builds the line, because only there is known which line ends are its own. Below that, each line goes through the
+  same function (`display.sanitise`), so that no forgotten place, traceback or message of argparse drives the terminal.
+  Use `write_raw` for output that is meant to drive it (the screen of `watch`) or has to arrive byte for byte.
+* A closed descriptor is replaced by one that cannot be used, so that no other file is opened under its number.
 
-Readable for python 3.6, like `bootstrap`, which is the one that calls `install`.
+Valid for python 3.6, like `bootstrap`, which calls `install`.
 """
 
 import io
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class OutputFailed(Exception):
-    """Standard output cannot be written to. Not an OSError, which commands expect of other files."""
+    """Standard output cannot be written. Not an OSError, which commands expect from other files."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(f"cannot write the output: {reason.strerror or reason}")
         self.reason = reason
-        self.done = ""  #: what the command has done and could not say, in its own words
+        self.done = ""  #: what the command has done and could not print, in its own words
         self.hint = "free some space, or see where the output is redirected to"
 
     @property
@@ -50,7 +49,7 @@ class _Descriptor(io.FileIO):
         self.failure = None  # type: OSError | None
 
     def write(self, data: "Any") -> int:
-        """Writes as `FileIO` does; waits where that would say that there is no room at the moment."""
+        """Writes as `FileIO` does, but waits where that returns None for lack of room."""
         if self.failure is not None:
             return len(data)
         try:
@@ -83,9 +82,9 @@ class SafeText(io.TextIOWrapper):
         given = len(text)
         # str.isascii is not in python 3.6, which only gets as far as saying that it is too old.
         if text != "\n" and not (text.isprintable() and hasattr(text, "isascii") and text.isascii()):
-            from zmqbus.text.display import sanitise  # where there is something to look at
+            from zmqbus.text.display import sanitise  # imported only when needed
 
-            # What no encoding has (a file name's odd byte) is shown as the stream would show it, and not taken out.
+            # A surrogate (an odd byte of a file name) is shown as the stream would show it, and not removed.
             text = text.encode("utf-8", "backslashreplace").decode()
             # guards: safe output [map(sanitise, line.split("\t")) => line.split("\t")]
             text = "\n".join("\t".join(map(sanitise, line.split("\t"))) for line in text.split("\n"))
@@ -109,12 +108,12 @@ class _Raw:
 
 
 def raw_stdout() -> "Any":
-    """Standard output for those who draw on the terminal: nothing of what is written to this is taken out."""
+    """Standard output without the filter, to draw on the terminal."""
     return _Raw(sys.stdout) if isinstance(sys.stdout, SafeText) else sys.stdout
 
 
 def write_raw(text: str) -> None:
-    """Writes to standard output what is to arrive as it is."""
+    """Writes to standard output without the filter."""
     raw_stdout().write(text)
 
 
@@ -126,10 +125,10 @@ def print_text(text: str, *, raw: bool) -> None:
 
 
 def install() -> None:
-    """Replaces the standard streams; those that a test or an embedding program has put there stay, made safe.
+    """Replaces the standard streams; those of a test or an embedding program stay, made safe.
 
-    Output is UTF-8 whatever the locale says, because that is what agents read, and no character can break it: what
-    cannot be encoded is written as an escape. PYTHONIOENCODING wins: whoever sets it knows why.
+    Output is UTF-8 whatever the locale, because agents read that; a character that cannot be encoded is written as an
+    escape. PYTHONIOENCODING takes precedence.
     """
     _stand_in(0, os.O_WRONLY)
     _stand_in(1, os.O_RDONLY)
@@ -141,26 +140,25 @@ def install() -> None:
 
 
 def failure() -> "OSError | None":
-    """What the system said to the first write to standard output that failed; None: none has."""
+    """The error of the first failed write to standard output; None if none has failed."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.failure if isinstance(raw, _Descriptor) else None
 
 
 def takes_unicode() -> bool:
-    """Whether standard output is written in UTF-8. Elsewhere JSON has to bring its own escapes: those that Python puts
-    in the place of what cannot be encoded are none to JSON."""
+    """Whether standard output is UTF-8. If not, JSON must be ASCII: the escapes of Python's streams are not JSON."""
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
 
 
 def is_open(descriptor: int) -> bool:
-    """Whether a descriptor can be written to at all; a stand-in for a closed standard output cannot."""
+    """Whether a descriptor can be written; false for the replacement of a closed standard output."""
     import fcntl
 
     return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _stand_in(descriptor: int, flags: int) -> None:
-    """Opens the null device where the descriptor is closed, so that using it fails."""
+    """Opens the null device in place of a closed descriptor, in a mode in which using it fails."""
     try:
         os.fstat(descriptor)
     except OSError:

@@ -1,1 +1,1 @@
-"""Text for people: what a terminal may show of it, and how commands are called where it is shown."""
+"""Text for people: making it safe to show, and the names of commands in it."""

@@ -1,25 +1,25 @@
-"""Text made safe to show: the one place that decides what a terminal, an agent or a person gets to see of a text.
+"""Text made safe to show: the only place that decides which part of a text terminals, agents and people see.
 
-What a peer wrote is shown to an agent in one line that begins with a header of ours. `sanitise` is what
-stands between the two. Its result is a single line, drives no terminal, and holds nothing that a person who looks at
-what the agent reads would not see, or that would make what they see run in another order. It removes
+A peer's text is shown to an agent in one line that begins with a header of ours. `sanitise` returns a single line that
+drives no terminal and holds no character that a person who reads the same line would not see, or that would change the
+order of what they see. It removes
 
 * escape sequences: CSI, the strings (OSC, DCS, SOS, PM, APC) with what they carry, and the short ones. A string that
   is never ended loses its introducer only: a stray escape must not swallow the rest of a message;
 * control characters, after line ends have become `↵` and tabs spaces;
-* format characters (bidi overrides, zero-width ones, tags) and those other characters that are defined to be invisible,
+* format characters (bidi overrides, zero-width ones, tags) and the other characters that are defined to be invisible,
   with two exceptions that ordinary writing needs: a joiner between two visible characters outside ASCII (Persian,
   Indic, emoji families) and a variation selector after a visible character. One of each at most in a place, so
   neither can carry a text of its own;
-* surrogates, which cannot be printed, and private-use characters, which mean whatever some font says.
+* surrogates, which cannot be printed, and private-use characters, whose meaning depends on the font.
 
-The table of invisible characters is written out rather than asked of `unicodedata`, so that every Python version shows
-the same message alike; a test compares it with the interpreter's own.
+The table of invisible characters is written out instead of taken from `unicodedata`, so that every Python version shows
+a message alike; a test compares it with the interpreter's own.
 
-Everything else here is `sanitise`, applied to another shape of text, or the same table of characters:
+The other functions apply `sanitise`, or the same table, to other shapes of text:
 
-* `sanitise_lines` and `as_block` show a text of several lines, each of them safe, for readers who want the lines.
-* `to_json` loses nothing: what must not reach a terminal is written as JSON escapes (`\\u001b`, `\\u202e`, `\\u2028`).
+* `sanitise_lines` and `as_block` return several lines, each of them safe.
+* `to_json` loses nothing: unsafe characters become JSON escapes (`\\u001b`, `\\u202e`, `\\u2028`).
 * `columns`, `fit` and `pad` measure safe text as a terminal does, where a character may be two columns wide, or none.
 
 `zmqbus.system.streams` puts the standard streams of every command through it. Pure, and imports nothing of the package,
@@ -32,14 +32,14 @@ import functools
 import re
 from typing import Any
 
-#: Stands for a line end in what is shown.
+#: Shown in place of a line end.
 LINE_END = "↵"
 #: A line of a text that begins like this could be taken for a notification of the listener.
 HEADER = "[inter-session"
-#: What a line of a text is indented with where it could be taken for a line of ours.
+#: Indents a line of a text that could be taken for a line of ours.
 INDENT = "    "
 
-#: A shown token is matched in pieces of at most so many, so that a match neither scans nor stacks up without bound.
+#: A visible token is matched in pieces of at most this size, so that no match scans or recurses without bound.
 _PIECE_CHARS = 1024
 
 #: ESC, and the 8-bit forms of ESC P, ESC X, ESC [, ESC \, ESC ], ESC ^ and ESC _.
@@ -56,7 +56,7 @@ _INVISIBLE = (
     "\\U000110bd\\U000110cd\\U00013430-\\U0001343f\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a"
     "\\U000e0000-\\U000e0fff\\U000f0000-\\U0010ffff"
 )
-#: Everything that may have to go: none of these is ever shown, joiners and selectors apart, where they belong.
+#: Characters that are never shown, except joiners and selectors where they belong.
 _SUSPECT = _INTRODUCERS + _CONTROLS + _INVISIBLE + _JOINERS + _SELECTORS
 #: A visible character outside ASCII; and any visible one. Not `↵`: what stands next to it must be treated alike before
 #: and after a line end has become one, or showing a text twice would change it.
@@ -68,24 +68,24 @@ _CSI = "[0-?]*[ -/]*[@-~]"
 #: Rest of a string: what it carries, which the next introducer ends whatever happens, as it does in terminals, and its
 #: terminator, BEL or ST. For that first reason no two scans for a terminator overlap, and time stays linear.
 _STRING = f"[^\\x07{_INTRODUCERS}]*(?:\\x07|\\x1b\\\\|\\x9c)"
-#: One stretch of what is not shown. It begins with a set, and tells by looking back what it has met: re looks for a set
-#: many times faster than for a choice of patterns.
+#: One stretch of hidden characters. It begins with a set and looks back to see which kind it has met: re finds a set
+#: many times faster than a choice of patterns.
 _HIDDEN = (
     f"[{_SUSPECT}]"
     "(?:"
     f"(?<=\\x1b)(?:\\[{_CSI}|[PX\\]^_]{_STRING}|[ -/]*[0-~]|)"  # the last but one: the short, and the incomplete
     f"|(?<=\\x9b){_CSI}"
     f"|(?<=[\\x90\\x98\\x9d-\\x9f]){_STRING}"
-    f"|(?<![{_JOINERS}{_SELECTORS}])"  # any other but these two kinds goes as it is
+    f"|(?<![{_JOINERS}{_SELECTORS}])"  # any other kind is hidden by itself
     f"|(?<=[{_JOINERS}])(?:(?<!{_WIDE}[{_JOINERS}])(?<!{_WIDE}\\ufe0f[{_JOINERS}])|(?!{_WIDE}))"
     f"|(?<=[{_SELECTORS}])(?<!{_VISIBLE}[{_SELECTORS}])"
     ")"
-    # After something hidden there is nothing to join or to vary.
+    # After a hidden character there is nothing to join or to vary.
     f"[{_CONTROLS}{_INVISIBLE}{_JOINERS}{_SELECTORS}]*"
 )
 
 
-# Compiled when first needed: it takes some ms, and most of what is shown is plain ASCII.
+# Compiled at first use: it takes some ms, and most texts are plain ASCII.
 @functools.cache
 def _hidden() -> re.Pattern[str]:
     return re.compile(_HIDDEN)
@@ -105,8 +105,8 @@ def _token() -> re.Pattern[str]:
 def sanitise(text: str, limit: int | None = None) -> str:
     """`text` as one line that is safe to show (see the top of this module); at most the first `limit` characters of it.
 
-    The same as `sanitise(text)[:limit]`, but reads no further than it has to: the head of 10 MiB of text costs what is
-    shown of it. Showing a result again changes nothing, except that a joiner which a `limit` left at the end would go.
+    The same as `sanitise(text)[:limit]`, but reads no further than necessary, so the head of 10 MiB of text costs no
+    more than its own length. Idempotent, except that a joiner which a `limit` left at the end is removed the next time.
     Never raises; takes time in proportion to the text, whatever it is (2 MiB of prose: some 30 ms). `limit` >= 0.
     """
     if limit is not None and limit < len(text):
@@ -139,22 +139,21 @@ def _head(text: str, limit: int) -> str:
 
 @functools.cache
 def _escaped() -> re.Pattern[str]:
-    """What `to_json` writes as an escape: all that is suspect, and every line end but the one between two lines."""
+    """Characters that `to_json` escapes: all that are never shown, and every line end except the newline."""
     return re.compile(f"[{_SUSPECT}\\v\\f\\r\\x85\\u2028\\u2029]")
 
 
 def sanitise_lines(text: str) -> list[str]:
-    """The lines of a text, each safe to show, with the tabs between its words; at least one."""
+    """The lines of a text, each safe to show, with their tabs; at least one line."""
     return ["\t".join(map(sanitise, line.split("\t"))) for line in text.splitlines()] or [""]
 
 
-#: Characters with which a text may end that `str.splitlines` takes for the end of a line.
+#: Line ends of `str.splitlines`.
 _LAST = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
 
 
 def as_block(text: str) -> str:
-    """A text with its lines, safe to show where others' lines stand too: one that looks like a header of the listener
-    is indented, so that no text can pass for one."""
+    """A text with its lines, safe to show among our own: a line that looks like our header is indented."""
     if text.isascii() and text.isprintable() and not text.startswith(HEADER):
         return text
     # guards: safe output: no body may look like a header [INDENT + line if line.startswith(HEADER) else =>]
@@ -163,9 +162,11 @@ def as_block(text: str) -> str:
 
 
 def to_json(value: Any, *, ascii_only: bool = False) -> str:
-    """A value as JSON on one line, complete, in which nothing drives a terminal or hides. `ascii_only`: for an output
-    that takes nothing else."""
-    import json  # here and below: whoever has something to show in JSON has it loaded, and the errors need none of it
+    """A value as JSON on one line, complete, without characters that drive a terminal or hide.
+
+    `ascii_only`: for an output that takes nothing else.
+    """
+    import json  # here and below: callers have loaded it, and the errors, which import this module, need none
 
     text = json.dumps(value, ensure_ascii=ascii_only)
     # guards: safe output [if text.isascii() and text.isprintable() else _escaped().sub(_escape, text) =>]
@@ -182,12 +183,12 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def columns(text: str) -> int:
-    """Columns that a terminal gives a text that was sanitised."""
+    """Columns of a sanitised text on a terminal."""
     return len(text) if text.isascii() else sum(map(_columns_of, text))
 
 
 def fit(text: str, width: int) -> str:
-    """As much of a sanitised text as fits so many columns; with `…` at the end if that is not all."""
+    """The part of a sanitised text that fits this many columns, with `…` at the end if it was cut."""
     if len(text) <= width and text.isascii():
         return text
     used = 0
@@ -202,12 +203,12 @@ def fit(text: str, width: int) -> str:
 
 
 def pad(text: str, width: int) -> str:
-    """A sanitised text with spaces behind it, up to so many columns."""
+    """A sanitised text, padded with spaces to this many columns."""
     return text + " " * (width - columns(text))
 
 
 def _columns_of(character: str) -> int:
-    import unicodedata  # only where there is something to look up
+    import unicodedata  # imported only when needed
 
     if character.isascii():
         return 1

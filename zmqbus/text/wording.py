@@ -1,8 +1,7 @@
-"""How a command of this package is called where a message is shown.
+"""The name of a command in messages: `/inter-session connect` for agents, `zmqbus connect` for people at a shell.
 
-An agent's listener, hooks and scripts tell of the skill's commands (`/inter-session connect`); a person at a shell is
-told what can be typed there (`zmqbus connect`). Which it is, is told by how this process was started: the scripts in
-bin/ belong to the skill, `zmqbus` to the shell, also to the one that an agent uses. Readable for python 3.6.
+The way this process was started decides: the scripts in bin/ belong to the skill, `zmqbus` to the shell, unless an
+agent uses that. Valid for python 3.6.
 """
 
 import os
@@ -14,7 +13,7 @@ _script = False
 
 
 def set_script(is_script: bool) -> None:
-    """For `bootstrap`: whether this process is one of the skill's scripts."""
+    """Called by `bootstrap`: whether this process is a script of the skill."""
     global _script
     _script = is_script
 
@@ -25,5 +24,5 @@ def for_agent() -> bool:
 
 
 def command(words: str) -> str:
-    """A command of the skill, as it is given where this process prints: `connect`, `install-deps`."""
+    """The name of a command (`connect`, `install-deps`) for the reader of this process's output."""
     return ("/inter-session " if for_agent() else "zmqbus ") + words
