@@ -1,11 +1,11 @@
-"""Fixtures for every test: a data directory, ports, the commands in bin/, and proof that nothing is left running.
+"""Fixtures for every test: a data directory, ports, the commands in bin/, and the check that nothing is left running.
 
-* No test sees the user's own settings or home: the session starts by pointing HOME at an empty directory and by
-  dropping all variables of zmqbus and of the harness.
-* `data_dir` gives one test a data directory of its own. When the test ends, a broker that its pid file names is
-  stopped, and any other process that still works on that directory is a failure of that test.
-* Every process that descends from the test run carries a marker in its environment, so that one that detached, and
-  lost its data directory on the way, is found when the session ends.
+* No test sees the user's settings or home: HOME is an empty directory, and the variables of zmqbus and of the harness
+  are removed.
+* `data_dir` gives a test its own data directory. When the test ends, the broker named by the pid file is stopped; any
+  other process that still uses the directory fails the test.
+* Every descendant of the test run carries a marker in its environment, so that a detached process without that data
+  directory is found when the session ends.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Carried by all descendants of this process (one for each xdist worker).
 MARKER = "ZMQBUS_TEST_RUN"
-#: What these begin with belongs to zmqbus, to the harness, or to a test run around this one.
+#: Prefixes of the variables of zmqbus, of the harness, and of a surrounding test run.
 PRIVATE_PREFIXES = ("INTER_SESSION_", "CLAUDE", "ZMQBUS_")
 
-#: A command that takes longer hangs.
+#: A command that takes longer, s, hangs.
 COMMAND_TIMEOUT_S = 90.0
-#: A broker that was told to stop writes out what it has; one that takes longer has not understood.
+#: A broker that takes longer, s, to end after SIGTERM hangs.
 STOP_TIMEOUT_S = 90.0
-#: Children that were just killed or waited for take a moment to leave the process table.
+#: How long processes that were just killed may stay in the process table, s.
 SETTLE_TIMEOUT_S = 30.0
 
-#: A client that retries a closed port of the ephemeral range may connect to itself, so ports come from below it.
+#: Ports come from below the ephemeral range: a client that retries a closed port in that range may connect to itself.
 LOWEST_PORT = 10_000
 EPHEMERAL_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 DEFAULT_EPHEMERAL_START = 32_768
@@ -52,9 +52,9 @@ DEFAULT_EPHEMERAL_START = 32_768
 #: Python ignores these in every process, and `subprocess` restores their defaults in children.
 PYTHON_IGNORES = {signal.SIGPIPE, signal.SIGXFSZ}
 
-# No deadline: what a loaded machine makes slow is not wrong. print_blob: a failure can be replayed from the log alone.
+# No deadline: a slow machine is no failure. print_blob: a failure can be replayed from the log alone.
 hypothesis.settings.register_profile("zmqbus", deadline=None, print_blob=True)
-# For `make check`, which is run after each change, and each time with other examples; the whole suite takes them all.
+# For `make check`: fewer examples, and other ones each time. The whole suite runs all of them.
 hypothesis.settings.register_profile("quick", parent=hypothesis.settings.get_profile("zmqbus"), max_examples=30)
 hypothesis.settings.load_profile("zmqbus")
 
@@ -127,7 +127,7 @@ def checked_transitions() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _clean_session() -> Iterator[None]:
-    """No settings from outside, an empty HOME, and no process left when all tests of this worker are done."""
+    """Clears the environment, and fails if a process is left when all tests of this worker are done."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="zb-home-") as home:
         for variable in [name for name in os.environ if name.startswith(PRIVATE_PREFIXES)]:
             patch.delenv(variable)
@@ -142,10 +142,10 @@ def _clean_session() -> Iterator[None]:
 
 @pytest.fixture
 def data_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A data directory (0700, short path) that the environment names; HOME is an empty directory beside it.
+    """A data directory (0700, short path), named in the environment; HOME is an empty directory beside it.
 
-    Nothing may work on it any more when the test ends. A broker with a pid file in it is stopped here: that is how
-    brokers end, and one that does not obey SIGTERM fails the test. Everything else the test has to end itself.
+    No process may use it when the test ends. A broker with a pid file in it is terminated here, and fails the test if
+    it does not end. The test has to end all other processes itself.
     """
     base = Path(tempfile.mkdtemp(prefix="zb-"))
     data, home = base / "data", base / "home"
@@ -155,8 +155,8 @@ def data_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("HOME", str(home))
     yield data
     faults = _stop_brokers(data)
-    # A client that was ended while it started a broker leaves a candidate, which detaches, finds none, and becomes one.
-    # So who is there is asked until there is nobody, and not of those who were there at first.
+    # A client that ended while it started a broker leaves a detached candidate, which may become the broker. So
+    # processes are looked for until there are none.
     end_s = time.monotonic() + SETTLE_TIMEOUT_S
     while left := _living(_with_variable("INTER_SESSION_DATA_DIR", str(data))):
         if time.monotonic() > end_s:
@@ -172,15 +172,15 @@ def data_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 class _Ports:
     """Hands out loopback ports, each once, to all test runs of this machine.
 
-    A free port is only a guess until somebody holds it, and the test that asked for it starts its broker later. So
-    each port that was handed out is locked, as one byte of a file that all runs share, until this process ends.
+    A test starts its broker some time after it got its port. So each port is locked, as a byte of a file that all runs
+    share, until this process ends.
     """
 
     def __init__(self) -> None:
         path = os.path.join(tempfile.gettempdir(), f"zmqbus-test-ports-{os.getuid()}")
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._taken: set[int] = set()
-        # Workers start in parts of their own, so they do not walk over each other's locks.
+        # Each worker has a range of its own, so that workers seldom try the same port.
         worker = int("".join(filter(str.isdigit, os.environ.get("PYTEST_XDIST_WORKER", ""))) or 0)
         workers = max(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), worker + 1)
         size = (_ephemeral_start() - LOWEST_PORT) // workers
@@ -213,26 +213,26 @@ def _ports() -> Iterator[_Ports]:
 
 @pytest.fixture
 def free_port(_ports: _Ports) -> int:
-    """A loopback port that nobody listens on and no other test gets, below the ephemeral range."""
+    """A free loopback port below the ephemeral range, which no other test gets."""
     return _ports.take()
 
 
 @pytest.fixture
 def new_port(_ports: _Ports) -> Callable[[], int]:
-    """For tests that need several: each call gives another port like `free_port`."""
+    """Returns another port like `free_port` with each call."""
     return _ports.take
 
 
 @pytest.fixture
 def bin_env(data_dir: Path) -> Callable[[dict[str, str] | None], dict[str, str]]:
-    """Makes the environment for a command: the test's own without python's variables, the test as owner, plus `extra`.
+    """Makes the environment of a command: the test's own without python's variables, the test as owner, plus `extra`.
 
-    A value of "" in `extra` drops the variable.
+    A value of "" in `extra` removes the variable.
     """
 
     def make(extra: dict[str, str] | None = None) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        # Found by walking up, the owner would be the test too, unless the tests run below a coding agent.
+        # The command would find the test as its owner anyway, unless the tests run below a coding agent.
         env.setdefault("INTER_SESSION_PPID_OVERRIDE", str(os.getpid()))
         env.update(extra or {})
         return {name: value for name, value in env.items() if value}
@@ -242,9 +242,9 @@ def bin_env(data_dir: Path) -> Callable[[dict[str, str] | None], dict[str, str]]
 
 @pytest.fixture
 def run_bin(bin_env: Callable[[dict[str, str] | None], dict[str, str]]) -> RunBin:
-    """`run_bin(name, *args, env=…, input=…, cwd=…, timeout=…, python=…)` runs `bin/<name>` and returns what it did.
+    """`run_bin(name, *args, env=…, input=…, cwd=…, timeout=…, python=…)` runs `bin/<name>` and returns the result.
 
-    Standard input is empty unless `input` is given. One that takes too long is killed and fails the test.
+    Standard input is empty unless `input` is given. A command that takes too long is killed and fails the test.
     """
 
     def run(
@@ -323,7 +323,7 @@ def _can_bind(port: int) -> bool:
 
 
 def _with_variable(name: str, value: str) -> list[psutil.Process]:
-    """Processes, other than this one, whose environment at their start held `name=value`."""
+    """Other processes that were started with `name=value` in their environment."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -335,7 +335,7 @@ def _with_variable(name: str, value: str) -> list[psutil.Process]:
 
 
 def _kill(processes: list[psutil.Process]) -> list[str]:
-    """Kills those that do not end by themselves right now; returns a line for each."""
+    """Kills processes that do not end by themselves within a moment; returns a line for each."""
     end_s = time.monotonic() + SETTLE_TIMEOUT_S
     while (left := _living(processes)) and time.monotonic() < end_s:
         time.sleep(0.01)
@@ -350,7 +350,7 @@ def _kill(processes: list[psutil.Process]) -> list[str]:
 
 
 def _living(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended. (A zombie has: its parent may take its time.)"""
+    """Processes that have not ended. (A zombie has: its parent may take its time.)"""
     return [process for process in processes if not _has_ended(process)]
 
 
@@ -367,10 +367,10 @@ def _stop_brokers(data: Path) -> list[str]:
         try:
             process = psutil.Process(int(pid_file.read_text()))
             if process.environ().get("INTER_SESSION_DATA_DIR") != str(data):
-                continue  # the pid has gone to somebody else
+                continue  # the pid belongs to another process
             process.send_signal(signal.SIGCONT)  # a test may have stopped it
             process.terminate()
-            # Not process.wait(): where nobody looks after orphans, the broker stays a zombie for seconds.
+            # Not process.wait(): without an init that reaps orphans, the broker stays a zombie for seconds.
             deadline = time.monotonic() + STOP_TIMEOUT_S
             while process.status() != psutil.STATUS_ZOMBIE:
                 if time.monotonic() > deadline:

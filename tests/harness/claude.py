@@ -1,15 +1,15 @@
-"""Plays Claude Code towards the plugin: a process called `claude`, with its monitors, its shells and its hooks.
+"""Plays Claude Code: a process called `claude` with its monitors, shells and hooks.
 
     claude -m tests.harness.claude '{"plugin_root": "…", "plugin_data": "…", "project_dir": "…", "scratch": "…"}'
 
-reads orders from standard input, a JSON object a line, and answers each with `{"answer": <its "id">, …}`. What happens
-by itself is told in between: `{"event": "notification" | "ended", "monitor": …, …}`. The orders are the methods of
-`Client`. They are carried out one after the other; monitors are read meanwhile. At the end of standard input the
-monitors are killed and the process ends.
+reads orders from standard input, a JSON object a line, and answers each with `{"answer": <its "id">, …}`. In between it
+reports events: `{"event": "notification" | "ended", "monitor": …, …}`. The orders are the methods of `Client`, carried
+out one after the other while monitors are read. At the end of standard input the monitors are killed and the process
+ends.
 
-What it plays is what the client has been seen to do, with its limits; what a limit takes away is told all the same, so
-that a test can demand that there was nothing. Where nothing is known, the less convenient is played: a declared
-monitor gets no variable at all, and one that has ended is never started again.
+It behaves as the real client was observed to, with its limits. Output that a limit removes is reported as well, so that
+a test can demand that there was none. Where the real behaviour is unknown, the less convenient one is played: a
+declared monitor gets no variables, and is never started again after its end.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 
 from tests.harness.monitors import Config, Fields, Monitor, Tell
 
-#: A command that takes longer than this hangs.
+#: A command that takes longer, s, hangs.
 SHELL_TIMEOUT_S = 90.0
 HOOK_TIMEOUT_S = 10.0
-#: What was ended ends within this.
+#: How long a killed process may take to end, s.
 END_TIMEOUT_S = 90.0
 
 
@@ -40,38 +40,38 @@ class Client:
         self._config = config
         self._tell = tell
         self._session_id = str(uuid.uuid4())
-        # This program is found by python's own variables (see the fixtures); they are no part of what it plays.
+        # Python's variables are for this program alone (see the fixtures), not for its children.
         self._env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         self._monitors: dict[str, Monitor] = {}
 
     def start(self) -> Fields:
-        """The session begins: hooks first, then the monitors that always run."""
+        """Begins the session: runs its hooks, then starts the monitors that always run."""
         hooks = self.hook("SessionStart", source="startup")["hooks"]
         return {"session_id": self._session_id, "pid": os.getpid(), "hooks": hooks, **self.reload()}
 
     def reload(self) -> Fields:
-        """Reads the plugin's monitors again, and starts those that always run and have not been started yet."""
+        """Reloads the plugin's monitors, and starts those that always run and have not been started yet."""
         return {"monitors": self._declared("always")}
 
     def skill(self, *, name: str) -> Fields:
-        """Somebody invokes a skill."""
+        """Invokes a skill, and starts its monitors."""
         return {"monitors": self._declared(f"on-skill-invoke:{name}")}
 
     def monitor(self, *, command: str, timeout_ms: int = 300_000) -> Fields:
-        """The agent uses the Monitor tool."""
+        """Starts a monitor, as the agent's Monitor tool does."""
         return {"monitor": self._watch(f"tool-{len(self._monitors)}", command, self._shell_env(), timeout_ms / 1000)}
 
     def stop(self, *, monitor: str) -> Fields:
-        """The agent, or the user, stops a monitor."""
+        """Stops a monitor."""
         self._monitors[monitor].stop()
         return {}
 
     def bash(self, *, command: str, input: str = "", timeout_s: float = SHELL_TIMEOUT_S) -> Fields:
-        """The agent uses the Bash tool."""
+        """Runs a shell command, as the agent's Bash tool does."""
         return self._run(["bash", "-c", f"{self._sourced()}{command}"], self._shell_env(), input, timeout_s)
 
     def hook(self, event: str, **fields: Any) -> Fields:
-        """Runs all hooks of an event; `fields` go to their standard input with what is always there."""
+        """Runs all hooks of an event; `fields` are added to the JSON on their standard input."""
         values = {"CLAUDE_CODE_SESSION_ID": self._session_id, "CLAUDE_PID": str(os.getpid()), **self._places()}
         if event == "SessionStart":
             values["CLAUDE_ENV_FILE"] = str(self._env_file)
@@ -92,12 +92,12 @@ class Client:
         return {"hooks": results}
 
     def clear(self) -> Fields:
-        """`/clear`: another conversation in the same process; its monitors stay."""
+        """Begins another conversation in the same process, as `/clear` does; its monitors stay."""
         self._session_id = str(uuid.uuid4())
         return {"session_id": self._session_id, **self.hook("SessionStart", source="clear")}
 
     def close(self) -> None:
-        """Kills what still runs."""
+        """Kills all monitors."""
         for monitor in self._monitors.values():
             monitor.stop()
 
@@ -122,7 +122,7 @@ class Client:
         }
 
     def _sourced(self) -> str:
-        """Shells begin with what the SessionStart hooks have put into the file for it."""
+        """The first line of each shell: it reads the file that SessionStart hooks may write."""
         return f". '{self._env_file}'\n" if self._env_file.exists() else ""
 
     @property
@@ -146,7 +146,7 @@ class Client:
         return json.loads(path.read_text("utf-8")) if path.exists() else otherwise
 
     def _run(self, args: list[str], env: dict[str, str], given: str, timeout_s: float) -> Fields:
-        """Runs a command to its end; one that takes too long is killed, and has no status."""
+        """Runs a command to its end; one that takes too long is killed and has no status."""
         pipes: Fields = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
         text: Fields = {"encoding": "utf-8", "errors": "replace"}
         with subprocess.Popen(args, env=env, cwd=self._config.project_dir, **pipes, **text) as process:
@@ -161,7 +161,7 @@ class Client:
 
 
 def parsed(text: str) -> Any:
-    """What a hook printed, if it is JSON."""
+    """Parses the output of a hook; None if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -169,7 +169,7 @@ def parsed(text: str) -> Any:
 
 
 def main() -> None:
-    """Carries out orders until there are no more."""
+    """Carries out orders until standard input ends."""
     one_at_a_time = threading.Lock()
 
     def tell(fields: Fields) -> None:
@@ -184,7 +184,7 @@ def main() -> None:
             number, method = order.pop("id"), getattr(client, order.pop("order"))
             try:
                 tell({**method(**order), "answer": number})
-            except Exception as error:  # the test that gave the order is to see it
+            except Exception as error:  # the test that gave the order gets it
                 tell({"answer": number, "error": repr(error)})
     finally:
         client.close()

@@ -1,8 +1,8 @@
-"""Sessions of a played Claude Code, each a real process called `claude`, on one data directory and one port.
+"""Sessions of the played Claude Code, each a real process called `claude`, on one data directory and one port.
 
-`start_claude` begins one. Below it everything is as in a session: monitors, shells and hooks find the owner by walking
-up to the process, and nothing tells them the pid. `Claude` gives the orders and keeps what was shown; when the test
-ends, all are ended, and a session that was not meant to lose anything has failed if something was suppressed or cut.
+`start_claude` begins a session. Its monitors, shells and hooks find their owner as in a real one, by walking up the
+process tree. `Claude` gives orders and keeps the notifications. When the test ends, all sessions are ended, and the
+test fails if a notification was suppressed or cut, unless the session may lose some.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zmqbus.client.oneshot import guest
 from zmqbus.settings import load
 
 PLUGIN = ROOT / "plugin"
-#: Over the time that a command may take in the session, which then says so itself.
+#: Longer than a command may take in the session, which reports that itself, s.
 ORDER_TIMEOUT_S = 120.0
 
 Fields = dict[str, Any]
@@ -37,7 +37,7 @@ MakeEnv = Callable[[dict[str, str] | None], dict[str, str]]
 
 
 class Done(NamedTuple):
-    """What a command did; a status of None: it took too long and was killed."""
+    """The result of a command; status None: it took too long and was killed."""
 
     status: int | None
     stdout: str
@@ -45,13 +45,13 @@ class Done(NamedTuple):
 
 
 class Claude:
-    """A session. Its directory, its process and its orders; `events` is what it has told of its monitors so far."""
+    """A session: its directory, its process and its orders; `events` are those of its monitors so far."""
 
     def __init__(self, config: Fields, env: dict[str, str], data_dir: Path, errors: Path) -> None:
         self.directory = Path(config["project_dir"])
         self.data_dir = data_dir
         self.events: list[Fields] = []
-        self.started: Fields = {}  #: what the order `start` was answered with
+        self.started: Fields = {}  #: the answer to the order `start`
         self._errors = errors
         self._numbers = itertools.count()
         self._answers: dict[int, concurrent.futures.Future[Fields]] = {}
@@ -61,7 +61,7 @@ class Claude:
                 executable=sys.executable,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                # A file: what outlives the session would keep a pipe open.
+                # A file: a process that outlives the session would keep a pipe open.
                 stderr=stderr,
                 env=env,
                 cwd=self.directory,
@@ -73,7 +73,7 @@ class Claude:
     # --- orders
 
     def begin(self, order: str, **fields: Any) -> concurrent.futures.Future[Fields]:
-        """Gives an order, and does not wait for the answer. Orders are carried out one after the other."""
+        """Gives an order without waiting for the answer. Orders are carried out one after the other."""
         number = next(self._numbers)
         answer = self._answers[number] = concurrent.futures.Future()
         assert self.process.stdin is not None
@@ -82,18 +82,18 @@ class Claude:
         return answer
 
     def order(self, order: str, **fields: Any) -> Fields:
-        """Gives an order, and returns what it was answered with."""
+        """Gives an order, and returns the answer."""
         answer = self.begin(order, **fields).result(ORDER_TIMEOUT_S)
         assert "error" not in answer, (order, fields, answer, self.errors)
         return answer
 
     def bash(self, command: str, input: str = "") -> Done:
-        """A command of the agent, in a shell beside the monitors."""
+        """Runs a command of the agent in a shell."""
         answer = self.order("bash", command=command, input=input)
         return Done(answer["status"], answer["stdout"], answer["stderr"])
 
     def begin_bash(self, command: str) -> Callable[[], Done]:
-        """The same, not waited for; returns what waits."""
+        """Starts a command of the agent; returns a function that waits for its result."""
         future = self.begin("bash", command=command)
 
         def wait() -> Done:
@@ -103,20 +103,20 @@ class Claude:
         return wait
 
     def monitor(self, command: str, timeout_ms: int = 300_000) -> str:
-        """The agent starts a monitor; returns what it is called in the events."""
+        """Starts a monitor; returns its name in the events."""
         return str(self.order("monitor", command=command, timeout_ms=timeout_ms)["monitor"])
 
     def skill(self, name: str = "inter-session") -> list[str]:
-        """The skill is invoked; returns the monitors that this has started."""
+        """Invokes the skill; returns the monitors that it started."""
         return list(self.order("skill", name=name)["monitors"])
 
     def stop(self, monitor: str) -> Fields:
-        """The monitor is killed; returns the event."""
+        """Kills a monitor; returns the event."""
         self.order("stop", monitor=monitor)
         return self.wait_ended(monitor)
 
     def hook(self, event: str, **fields: Any) -> list[Fields]:
-        """All hooks of an event, one after the other: `status`, `stdout`, `output` (if that is JSON), `stderr`."""
+        """Runs all hooks of an event; returns their `status`, `stdout`, `output` (if it is JSON) and `stderr`."""
         return list(self.order("hook", event=event, **fields)["hooks"])
 
     def clear(self) -> Fields:
@@ -126,7 +126,7 @@ class Claude:
     # --- what the agent sees
 
     def lines(self, monitor: str | None = None) -> list[str]:
-        """All that was shown, by one monitor or by all of them."""
+        """All lines shown, of one monitor or of all."""
         return [
             line
             for event in list(self.events)
@@ -136,7 +136,7 @@ class Claude:
 
     @property
     def lost(self) -> list[Fields]:
-        """Notifications of which something was not shown."""
+        """Notifications that were suppressed or cut."""
         return [event for event in list(self.events) if event.get("suppressed") or event.get("cut")]
 
     @property
@@ -161,36 +161,36 @@ class Claude:
         return match.groupdict()
 
     def texts(self) -> list[str]:
-        """Of all messages shown, in order."""
+        """The texts of all messages shown, in order."""
         return [match["text"] for line in self.lines() if (match := HEADER.match(line))]
 
     def wait_ended(self, monitor: str, timeout: float = DEADLINE_S) -> Fields:
-        """The event that tells of a monitor's end."""
+        """Waits for the end of a monitor; returns the event."""
         event: Fields = self._wait_until(lambda: self.ended(monitor), f"monitor {monitor} ends", timeout)
         return event
 
     def ended(self, monitor: str) -> Fields | None:
-        """The same, if it has ended."""
+        """The event of a monitor's end, or None."""
         events = list(self.events)
         return next((each for each in events if each["event"] == "ended" and each["monitor"] == monitor), None)
 
     # --- its session on the bus
 
     def send(self, to: str, text: str, *flags: str) -> str:
-        """The agent sends, and it arrives or waits; returns the message's id."""
+        """Sends a message as the agent, demands success, and returns its id."""
         done = self.bash(shlex.join(["send.py", "--to", to, "--text-file", "-", *flags]), input=f"{text}\n")
         match = re.fullmatch(r"(?:delivered|queued) msg=([a-z0-9]{8,12}) to=.*\n", done.stdout)
         assert (done.status, done.stderr) == (0, "") and match is not None, done
         return match[1]
 
     def states(self) -> dict[str, str]:
-        """Name → state of all sessions, as the agent lists them."""
+        """The states of all sessions by name, as the agent lists them."""
         done = self.bash("list.py --all --json")
         assert (done.status, done.stderr) == (0, ""), done
         return {row["name"]: row["state"] for row in json.loads(done.stdout)}
 
     def unread(self) -> list[str]:
-        """The agent reads its inbox."""
+        """Reads the inbox as the agent; returns the texts."""
         done = self.bash("zmqbus inbox --json")
         assert (done.status, done.stderr) == (0, ""), done
         return [json.loads(line)["text"] for line in done.stdout.splitlines()]
@@ -205,24 +205,24 @@ class Claude:
         return state
 
     def wait_connected(self, after: Fields | None = None) -> Fields:
-        """The state of the session, when a listener is on the bus; `after`: another than the one of that state."""
+        """Waits until a listener has connected; returns the state. `after`: another listener than that state's."""
         connected_as: Fields = self._wait_until(lambda: self.connected(after), "the listener connects", DEADLINE_S)
         return connected_as
 
     def connected(self, after: Fields | None = None) -> Fields | None:
-        """The same, if there is one."""
+        """The state of the session if a listener has connected, or None."""
         state = self.state
         return state if state and state["listener_pid"] != (after or {}).get("listener_pid") else None
 
     # --- its end
 
     def kill(self) -> None:
-        """The process dies, as by `kill -9`."""
+        """Kills the process with SIGKILL."""
         self.process.kill()
         self._finish()
 
     def close(self) -> None:
-        """The session ends by itself, which kills its monitors."""
+        """Ends the session, which kills its monitors."""
         assert self.process.stdin is not None
         if not self.process.stdin.closed:
             self.process.stdin.close()
@@ -234,7 +234,7 @@ class Claude:
             self._finish()
 
     def _wait_until(self, condition: Callable[[], Any], what: str, timeout: float) -> Any:
-        """As `wait_until`; a failure tells what there was instead."""
+        """Waits like `wait_until`; a failure shows the events and errors."""
         try:
             return wait_until(condition, what, timeout)
         except pytest.fail.Exception as failure:
@@ -306,11 +306,11 @@ def start_claude(data_dir: Path, free_port: int, bin_env: MakeEnv, tmp_path: Pat
         }
         own = {
             "INTER_SESSION_PORT": "" if options and "port" in options else str(free_port),
-            # Its owner is found as in life.
+            # The owner is found by walking up.
             "INTER_SESSION_PPID_OVERRIDE": "",
-            # The plugin says `python3`, and that one has to have the dependencies.
+            # The plugin runs `python3`, which needs the dependencies.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            # An interpreter that goes by another name cannot tell where it is from. Its children do not get these.
+            # An interpreter under another name does not find its library. Its children do not get these.
             "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}",
             "PYTHONPATH": str(ROOT),
         }
@@ -327,7 +327,7 @@ def start_claude(data_dir: Path, free_port: int, bin_env: MakeEnv, tmp_path: Pat
 
 
 class Connect(Protocol):
-    """Begins a session that is on the bus; see the fixture `connect`."""
+    """Begins a connected session; see the fixture `connect`."""
 
     def __call__(self, name: str, timeout_ms: int = 300_000) -> Claude: ...
 
@@ -346,14 +346,14 @@ def connect(start_claude: StartClaude, tmp_path: Path) -> Connect:
 
 
 class Script(Protocol):
-    """Sends texts, all at once or one in `pause_s`, and waits for all receipts; see the fixture `script`."""
+    """Sends texts, all at once or with pauses, and waits for all receipts; see the fixture `script`."""
 
     def __call__(self, to: str, texts: Iterable[str], pause_s: float = 0.0) -> None: ...
 
 
 @pytest.fixture
 def script(bin_env: MakeEnv, free_port: int) -> Script:
-    """`script(to, texts)` speaks as `script`, which is faster than an agent with its commands."""
+    """`script(to, texts)` sends as a script, which is faster than an agent's commands."""
 
     def send(to: str, texts: Iterable[str], pause_s: float = 0.0) -> None:
         with guest(load(environ=bin_env({"INTER_SESSION_PORT": str(free_port)})), "script") as bus:
@@ -361,7 +361,7 @@ def script(bin_env: MakeEnv, free_port: int) -> Script:
             for text in texts:
                 sent.append(bus.post(to, text.encode()))
                 if pause_s:
-                    bus.sessions()  # a question and its answer: between calls nothing is sent
+                    bus.sessions()  # a round trip: messages are sent during calls only
                     time.sleep(pause_s)
             for msg_id in sent:
                 bus.outcome(msg_id)

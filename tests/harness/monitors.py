@@ -1,7 +1,7 @@
-"""The monitors of `claude.py`: a command whose lines become notifications, within the limits of the client.
+"""Monitors of the played client: commands whose lines become notifications, within the client's limits.
 
-Each has a thread that reads it. What a limit takes away is told with the rest, so that a test can demand that there was
-nothing.
+Each monitor has a thread that reads its output. Output that a limit removes is reported as well, so that a test can
+demand that there was none.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-#: Of a line, and of the lines of one notification, so many UTF-16 units are shown.
+#: The limits of a line and of a notification, in UTF-16 units.
 LINE_CHARS = 500
 NOTIFICATION_CHARS = 3000
-#: Notifications in hand at the beginning, and at most.
+#: The budget of notifications, full at the start.
 BUDGET = 10
 CHUNK_BYTES = 64 * 1024
 
-#: JSON objects: what is told, what an order is answered with.
+#: JSON objects: events, and answers to orders.
 Fields = dict[str, Any]
 Tell = Callable[[Fields], None]
 
 
 class Config(NamedTuple):
-    """What a session is started with. The times are those of the client; only tests of the harness shorten them."""
+    """The parameters of a session. The times are the client's; only tests of the harness shorten them."""
 
     plugin_root: str
     plugin_data: str
     project_dir: str
-    scratch: str  #: a directory for files that are the client's own
-    options: Mapping[str, str | int | float | bool] = {}  #: those that the user has set
-    join_s: float = 0.2  #: lines that come within this time are one notification
-    refill_s: float = 2.0  #: one more notification
-    flood_s: float = 30.0  #: a monitor that is over its budget for so long is stopped
+    scratch: str  #: a directory for the client's own files
+    options: Mapping[str, str | int | float | bool] = {}  #: plugin options set by the user
+    join_s: float = 0.2  #: lines within this time are one notification
+    refill_s: float = 2.0  #: the time after which the budget grows by one
+    flood_s: float = 30.0  #: a monitor over its budget for so long is stopped
 
 
 class Budget:
-    """How many notifications a monitor has in hand."""
+    """The notification budget of a monitor."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._full_s = 0.0  # when it will be full again
+        self._full_s = 0.0  # when the budget will be full again
         self._over_since_s: float | None = None
 
     def take(self, now_s: float) -> bool:
-        """Whether one may be shown now."""
+        """Takes one notification from the budget; returns False if it is used up."""
         allowed = self._has_one(now_s)
         if allowed:
             self._full_s = max(now_s, self._full_s) + self._config.refill_s
-        # One that gets through in the middle of a flood does not end it: there has to be something left after it.
+        # A notification that gets through during a flood does not end it: some budget has to be left after it.
         if self._has_one(now_s):
             self._over_since_s = None
         elif not allowed and self._over_since_s is None:
@@ -60,7 +60,7 @@ class Budget:
         return allowed
 
     def flooded(self, now_s: float) -> bool:
-        """Whether it has been over its budget for too long."""
+        """Whether the monitor has been over its budget for too long."""
         return self._over_since_s is not None and now_s - self._over_since_s >= self._config.flood_s
 
     def _has_one(self, now_s: float) -> bool:
@@ -68,7 +68,7 @@ class Budget:
 
 
 class Monitor:
-    """A command whose lines become notifications, and the thread that reads them."""
+    """A command whose lines become notifications, and its reading thread."""
 
     def __init__(
         self, name: str, command: str, env: dict[str, str], config: Config, tell: Tell, timeout_s: float | None
@@ -78,9 +78,9 @@ class Monitor:
         self._tell = tell
         self._budget = Budget(config)
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        self._partial = b""  # of a line
-        self._lines: list[str] = []  # of a notification that is open
-        self._closes_s: float | None = None  # when it will be closed
+        self._partial = b""  # the beginning of a line
+        self._lines: list[str] = []  # the lines of the open notification
+        self._closes_s: float | None = None  # when the open notification will be closed
         self._wake, self._waker = os.pipe()
         self._process = subprocess.Popen(
             ["sh", "-c", command],
@@ -96,7 +96,7 @@ class Monitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Kills it if it still runs, and waits until that has been told."""
+        """Kills the command if it still runs, and waits until that was reported."""
         if self._waker >= 0:
             os.write(self._waker, b"x")
             self._thread.join()
@@ -107,7 +107,7 @@ class Monitor:
     def _serve(self) -> None:
         while (why := self._turn()) is None:
             pass
-        # Only the shell is killed. What it has started lives on, with a pipe that has no reader.
+        # Only the shell is killed. Its children live on, with a pipe without a reader.
         if why != "exit":
             self._process.kill()
         status = self._process.wait()
@@ -121,7 +121,7 @@ class Monitor:
         self._tell({"event": "ended", "monitor": self.name, "why": why, "status": status, "pid": self.pid})
 
     def _turn(self) -> str | None:
-        """Waits for what happens next, and deals with it; returns why the monitor ends, if it does."""
+        """Waits for the next event and handles it; returns the reason if the monitor ends."""
         now_s = time.monotonic()
         times = [at_s for at_s in (self._deadline_s, self._closes_s) if at_s is not None]
         ready, _, _ = select.select([self._stdout, self._wake], [], [], max(0.0, min(times) - now_s) if times else None)
@@ -137,7 +137,7 @@ class Monitor:
         return "exit" if self._stdout in ready and not self._read() else None
 
     def _read(self) -> bool:
-        """Takes what is there to be read; False at the end of the file."""
+        """Reads available output; returns False at the end of the file."""
         chunk = os.read(self._stdout, CHUNK_BYTES)
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         for line in lines:
@@ -168,5 +168,5 @@ class Monitor:
 
 
 def beginning(text: str, limit: int) -> str:
-    """As much of `text` as `limit` UTF-16 units hold."""
+    """Returns as much of `text` as fits `limit` UTF-16 units."""
     return text.encode("utf-16-le", "surrogatepass")[: 2 * limit].decode("utf-16-le", "ignore")

@@ -1,6 +1,6 @@
-"""More than an agent can be shown: the limits of the client take nothing away, and all can be read, in order.
+"""Floods of messages: the limits of the client suppress nothing, and all messages can be read in order.
 
-The limits are the real ones. That nothing was suppressed or cut is what `start_claude` demands of every session.
+The limits are the real ones. `start_claude` fails a session in which a notification was suppressed or cut.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def test_burst_is_shown_or_counted(connect: Connect, script: Script) -> None:
 
 
 def test_stream_stays_within_the_budget(connect: Connect, script: Script) -> None:
-    """Four a second, for longer than the budget lasts: nothing is suppressed, and nothing has to be asked for."""
+    """Four a second, for longer than the budget lasts: all are shown without asking."""
     auth = connect("auth")
     texts = [f"number {number};" for number in range(40)]
     script("auth", texts, pause_s=0.25)
@@ -46,7 +46,7 @@ def test_long_messages_are_shown_whole_lines(connect: Connect, script: Script) -
 
 
 def test_lines_that_just_fit(connect: Connect, script: Script) -> None:
-    """Both limits are counted as the client counts, to whom an emoji is two: six such lines are one over 3,000."""
+    """Lengths are counted as by the client, in UTF-16 units: six such lines would be one unit over 3,000."""
     auth = connect("auth")
     room = 500 - len('[inter-session msg=aaaaaaaaaaaa from="script"] ')
     texts = [str(number) + "😀" * ((room - 1) // 2) for number in range(6)]

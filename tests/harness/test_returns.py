@@ -1,4 +1,4 @@
-"""A session in which something ends: its monitor, its conversation, its place on the bus, the client, the broker."""
+"""Sessions in which something ends: the monitor, the conversation, the connection, the client, the broker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_monitor_that_expires_while_messages_come(start_claude: StartClaude, script: Script) -> None:
-    """The agent starts it again, each time: no message is missing, none is twice, all are in order."""
+    """The agent restarts it each time: no message is missing or repeated, and all are in order."""
     claude = start_claude()
     monitor, first = expiring(claude, "exec client.py --name auth")
     state = first
@@ -40,8 +40,8 @@ def test_monitor_that_expires_while_messages_come(start_claude: StartClaude, scr
 
 
 def expiring(claude: Claude, command: str, after: Fields | None = None) -> tuple[str, Fields]:
-    """A monitor that will expire, and the state of its listener, which has connected before that: on a crowded machine
-    it is given more time until it has."""
+    """Starts a monitor that will expire after its listener has connected, with more time on a busy machine; returns it
+    and the state of its listener."""
     timeout_ms = 2000
     while True:
         monitor = claude.monitor(command, timeout_ms=timeout_ms)
@@ -52,7 +52,7 @@ def expiring(claude: Claude, command: str, after: Fields | None = None) -> tuple
 
 
 def check_shown_once(claude: Claude, rest: list[str], texts: list[str]) -> None:
-    """All were shown, or were in the inbox, in order; one that was shown again says that it had been queued."""
+    """Checks that all were shown or in the inbox, in order; one shown again has to be marked `queued=`."""
     shown: dict[str, str] = {}
     for line in claude.lines():
         if match := HEADER.match(line):
@@ -62,7 +62,7 @@ def check_shown_once(claude: Claude, rest: list[str], texts: list[str]) -> None:
 
 
 def test_child_of_a_killed_shell_gives_way(start_claude: StartClaude) -> None:
-    """The monitor's shell is killed, the listener is left over: the next one has the session at once."""
+    """The monitor's shell is killed and its listener is left: the next listener gets the session at once."""
     claude = start_claude()
     first = claude.monitor("client.py --name auth; exit", timeout_ms=2000)
     before = claude.wait_connected()
@@ -77,7 +77,7 @@ def test_child_of_a_killed_shell_gives_way(start_claude: StartClaude) -> None:
 
 
 def test_clear_in_the_middle_of_a_session(connect: Connect) -> None:
-    """Another conversation, the same session: its monitor runs on, and the agent's shells act as before."""
+    """Another conversation of the same session: its monitor runs on, and the agent's shells act as before."""
     auth, pay = connect("auth"), connect("pay")
     before = auth.state
     cleared = auth.clear()
@@ -128,7 +128,7 @@ def test_death_of_the_client_ends_the_session(start_claude: StartClaude, connect
 
 
 def test_death_of_the_client_is_noticed_without_a_pipe(start_claude: StartClaude, tmp_path: Path) -> None:
-    """Where the lines go elsewhere no reader is missed: the listener has to look at its owner."""
+    """With redirected output no closed pipe shows the death: the listener has to check its owner."""
     auth = start_claude(env={"INTER_SESSION_OWNER_CHECK_INTERVAL_S": "0.2"})
     auth.monitor(f"exec client.py --name auth > '{tmp_path}/lines'")
     listener = process_of(auth.wait_connected()["listener_pid"])

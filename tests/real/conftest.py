@@ -1,7 +1,7 @@
-"""The bus as its users have it: real processes, real sockets, one data directory and one port for each test.
+"""The bus as users have it: real processes and sockets, with one data directory and one port for each test.
 
-`bus` is the harness. It starts listeners, each with an owner process of its own, runs the commands in bin/ as one of
-those owners, and ends all of it when the test ends. Tests wait for states (a line, an exit, a file, what `list` says),
+The fixture `bus` starts listeners, each with an owner process of its own, runs the commands in bin/ as one of those
+owners, and ends everything when the test ends. Tests wait for states (a line, an exit, a file, the output of `list`),
 with a deadline that only a hang can miss; nothing here measures time.
 """
 
@@ -30,19 +30,19 @@ from zmqbus.settings import load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-#: What takes longer than this does not happen. Generous: two cores may be shared with the whole suite.
+#: How long a condition may take, s. Generous: two cores may be shared with the whole suite.
 DEADLINE_S = 90.0
-#: For what the contract itself lets take 15 s (a dead listener leaves the list).
+#: The same for conditions that may take 15 s by themselves (a dead listener leaves the list).
 LONG_DEADLINE_S = 90.0
-#: A command that takes longer hangs.
+#: A command that takes longer, s, hangs.
 COMMAND_TIMEOUT_S = 90.0
 POLL_S = 0.02
 
-#: JSON objects, as `list --json` and the log have them. (`Bus.list` hides the built-in one in its class.)
+#: JSON objects of `list --json` and of the log. (Within the class, `Bus.list` hides the built-in type.)
 Rows = list[dict[str, Any]]
 Receipts = list[Receipt]
 
-#: The header of a message's line; the fields in their order.
+#: The line of a message, with its fields in order.
 HEADER = re.compile(
     r"^\[inter-session msg=(?P<id>[a-z0-9]{8,12}) from=\"(?P<name>[a-z0-9-]{1,40})\"(?: \"(?P<label>[^\"]*)\")?"
     r"(?: re=(?P<re>[a-z0-9]{8,12}))?(?: to=(?P<to>all|#\S+|%\S+))?(?: queued=(?P<queued>\S+))?"
@@ -51,7 +51,7 @@ HEADER = re.compile(
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = DEADLINE_S) -> Any:
-    """The first true value of `condition()`; fails the test when there is none within `timeout` seconds."""
+    """Waits for a true value of `condition()` and returns it; fails the test after `timeout` seconds."""
     end_s = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > end_s:
@@ -61,7 +61,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = DEADLIN
 
 
 class Owner:
-    """A process that lives until it is killed, or until this test run is no more: the owner of a session."""
+    """The owner process of a session. It lives until it is killed or the test run ends."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -73,7 +73,7 @@ class Owner:
         self.pid = self._process.pid
 
     def kill(self) -> None:
-        """Ends it and takes it out of the process table."""
+        """Kills and reaps it."""
         self._process.kill()
         self._process.wait(DEADLINE_S)
         if self._process.stdin is not None:
@@ -81,7 +81,7 @@ class Owner:
 
 
 class ListenerProcess:
-    """A running `bin/client.py`. `lines` is what it has printed so far, `errors` its standard error."""
+    """A running `bin/client.py`. `lines` is its output so far, `errors` its standard error."""
 
     def __init__(self, bus: Bus, process: subprocess.Popen[bytes], owner: Owner) -> None:
         self.bus = bus
@@ -104,7 +104,7 @@ class ListenerProcess:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the state file of this owner says; {} if there is none."""
+        """The content of this owner's state file; {} if there is none."""
         try:
             state: dict[str, Any] = json.loads(self.state_path.read_text())
         except (FileNotFoundError, ValueError):
@@ -125,7 +125,7 @@ class ListenerProcess:
         return self.process.poll()
 
     def wait_for(self, pattern: str, *, after: int = 0, timeout: float = DEADLINE_S) -> str:
-        """The first line, from number `after` on, in which the regular expression is found."""
+        """Waits for a line, from number `after` on, that matches the regular expression; returns it."""
         expression = re.compile(pattern)
 
         def found() -> str | None:
@@ -144,7 +144,7 @@ class ListenerProcess:
         return line
 
     def wait_message(self, text: str, *, after: int = 0, timeout: float = DEADLINE_S) -> dict[str, str | None]:
-        """The fields of the first message line with `text` in it, as HEADER names them."""
+        """Waits for a message line with this text; returns its fields as HEADER names them."""
         line = self.wait_for(r"^\[inter-session msg=.*" + re.escape(text), after=after, timeout=timeout)
         match = HEADER.match(line)
         assert match is not None, f"not the line of a message: {line!r}"
@@ -162,7 +162,7 @@ class ListenerProcess:
         return self
 
     def wait_exit(self, timeout: float = DEADLINE_S) -> int:
-        """Its exit status, with all that it printed in `lines` and `errors`."""
+        """Waits for its end; returns the exit status. `lines` and `errors` are complete then."""
         try:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -175,7 +175,7 @@ class ListenerProcess:
         self.process.send_signal(signum)
 
     def stop(self, signum: int = signal.SIGTERM, timeout: float = DEADLINE_S) -> int:
-        """Sends the signal, and waits for the end; returns the exit status (negative: killed by that signal)."""
+        """Sends a signal and waits for the end; returns the exit status (negative: killed by that signal)."""
         self.send_signal(signum)
         return self.wait_exit(timeout)
 
@@ -235,7 +235,7 @@ class Bus:
         cwd: Path | None = None,
         **options: Any,
     ) -> subprocess.Popen[bytes]:
-        """`bin/<script>` with byte pipes, running; the test may wait for it, and it is killed when the test ends."""
+        """Starts `bin/<script>` with byte pipes; it is killed when the test ends."""
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "bin" / script), *args],
             env=self.env(owner, env),
@@ -297,7 +297,7 @@ class Bus:
 
     @property
     def stranger(self) -> Owner:
-        """A process that has no session: the owner of commands for which no other is named."""
+        """A process without a session: the default owner of commands."""
         if not hasattr(self, "_stranger"):
             self._stranger = self.owner()
         return self._stranger
@@ -309,9 +309,9 @@ class Bus:
         return self.run("send.py", *args, owner=owner, **options)
 
     def deliver(self, to: str, text: str, *args: str, owner: Owner | ListenerProcess | None = None) -> str:
-        """Sends (under the name `script` unless `owner` has a session), demands success, returns the message's id."""
+        """Sends as `owner`, or under the name `script`; demands success; returns the message's id."""
         sender = ["--as", "script"] if owner is None else []
-        # With a line end, which is no part of the text, so that one that the text ends with is.
+        # The final line end is not part of the text, so that a text may end with one.
         done = self.send("--to", to, "--text-file", "-", *sender, *args, owner=owner, input=f"{text}\n")
         assert (done.returncode, done.stderr) == (0, ""), done
         match = re.match(r"(?:delivered|queued) msg=([a-z0-9]{8,12}) to=", done.stdout)
@@ -325,22 +325,22 @@ class Bus:
         return self.run("zmqbus", *args, owner=owner, **options)
 
     def list(self, *flags: str, owner: Owner | ListenerProcess | None = None, **options: Any) -> Rows:
-        """What `bin/list.py --json` says."""
+        """The output of `bin/list.py --json`."""
         done = self.run("list.py", "--json", *flags, owner=owner, **options)
         assert done.returncode == 0, done
         sessions: Rows = json.loads(done.stdout)
         return sessions
 
     def states(self) -> dict[str, str]:
-        """Name → state of all sessions that the broker knows."""
+        """The states of all sessions that the broker knows, by name."""
         return {session["name"]: session["state"] for session in self.list("--all")}
 
     def wait_state(self, name: str, state: str | None, timeout: float = LONG_DEADLINE_S) -> None:
-        """Waits until `list --all` shows `name` in `state`; None: until it is not known at all."""
+        """Waits until `list --all` shows `name` in `state`; None: until it is unknown."""
         wait_until(lambda: self.states().get(name) == state, f"{name} is {state}", timeout)
 
     def burst(self, to: str, texts: Iterable[str], sender: str = "script") -> Receipts:
-        """Sends many texts at once, in order, as a script called `sender`; waits for their receipts."""
+        """Sends many texts at once, in order, as a script; returns their receipts."""
         environ = self.env()
         with guest(load(environ=environ), sender) as link:
             sent = [link.post(to, text.encode()) for text in texts]
@@ -367,16 +367,16 @@ class Bus:
         return [json.loads(line) for line in self.log_path.read_text("utf-8").split("\n") if line]
 
     def close(self) -> None:
-        """Ends everything. The broker last: it may hear of the others' ends."""
+        """Ends everything, the broker last."""
         self._stack.close()
         pid = self.broker_pid()
         try:
             broker = psutil.Process(pid) if pid else None
             if broker is None or broker.environ().get("INTER_SESSION_DATA_DIR") != str(self.data_dir):
-                return  # none, or a pid that is somebody else's by now
+                return  # none, or the pid belongs to another process by now
             broker.send_signal(signal.SIGCONT)
             broker.terminate()
-            # Not broker.wait(): whoever looks after orphans here may take seconds to notice one that has ended.
+            # Not broker.wait(): init may take seconds to reap an orphan.
             wait_until(lambda: _has_ended(broker), f"the broker (pid {pid}) ends after SIGTERM")
         except psutil.Error:  # it has just ended
             return
@@ -394,14 +394,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
     process.wait(DEADLINE_S)
     for stream in (process.stdin, process.stdout, process.stderr):
-        # A reading thread may hold the stream; ListenerProcess.close() has joined it and closed it before.
+        # ListenerProcess.close() has joined the reading threads and closed their streams before.
         if stream is not None:
             stream.close()
 
 
 @pytest.fixture
 def bus(data_dir: Path, free_port: int, bin_env: Callable[[dict[str, str] | None], dict[str, str]]) -> Iterator[Bus]:
-    """A bus of this test's own; see `Bus`. Its commands run in an empty directory outside any git work tree."""
+    """A bus for this test; see `Bus`. Its commands run in an empty directory outside any git work tree."""
     with tempfile.TemporaryDirectory(prefix="zb-work-") as work:
         harness = Bus(data_dir, free_port, Path(work).resolve(), bin_env)
         try:
