@@ -133,7 +133,7 @@ def test_replacement_broker_takes_another_port() -> None:
 
 
 @alone
-def test_the_broker_takes_another_port_when_it_died_alone(well_known: Bus) -> None:
+def test_replacement_broker_takes_another_port_alone(well_known: Bus) -> None:
     bus = well_known
     auth, pay = bus.listener("auth"), bus.listener("pay")
     holder = kill_broker(bus, [auth, pay])
@@ -169,7 +169,7 @@ def test_first_broker_takes_another_port() -> None:
 
 
 @alone
-def test_the_first_broker_takes_another_port_alone(well_known: Bus) -> None:
+def test_first_broker_takes_another_port_alone(well_known: Bus) -> None:
     bus = well_known
     holder = Holder(DEFAULT_PORT)
     try:

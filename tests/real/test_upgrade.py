@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from tests.real.conftest import ROOT, Bus, ListenerProcess, wait_until
+from zmqbus.wire import verbs
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ def release(tmp_path: Path, version: str, *, protocol: int | None = None) -> Pat
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
     change(root / "zmqbus" / "__init__.py", '__version__ = "0.1.0"', f'__version__ = "{version}"')
     if protocol is not None:
-        change(root / "zmqbus" / "protocol.py", "\nVERSION = 2\n", f"\nVERSION = {protocol}\n")
+        change(root / "zmqbus" / "wire" / "verbs.py", f"\nVERSION = {verbs.VERSION}\n", f"\nVERSION = {protocol}\n")
     return root
 
 
@@ -45,7 +46,7 @@ def packages(tmp_path: Path) -> dict[str, str]:
 
 def change(path: Path, old: str, new: str) -> None:
     text = path.read_text()
-    assert text.count(old) == 1, f"{path} has changed: mend this test"
+    assert text.count(old) == 1, f"{path} has changed: adapt this test"
     path.write_text(text.replace(old, new))
 
 
@@ -129,7 +130,7 @@ def test_listener_of_a_removed_release_finds_the_next_broker(bus, tmp_path):
 
 
 def test_release_with_another_protocol_is_told_which_process_to_end(bus, tmp_path):
-    new = release(tmp_path, "9.0.0", protocol=3)
+    new = release(tmp_path, "9.0.0", protocol=verbs.VERSION + 1)
     listening = bus.listener("auth")
     status, out, err = run(bus, new, "send.py", "--as", "script", "--to", "auth", "--text", "x")
     assert (status, out) == (1, "")
