@@ -143,6 +143,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.connect": "real/test_listener.py",
     "cli.console": "console/test_server.py",
     "console.background": "console/test_log_tail.py",
+    "console.link_issuer": "console/test_server.py",
     "console.messages": "console/test_app.py",
     "console.responses": "console/test_app.py",
     "cli.disconnect": "real/test_list.py",

@@ -21,9 +21,9 @@ import pytest
 from tests.console.conftest import PATIENCE_S, ConsoleProcess, PageClient, entering, token_of
 from tests.console.other_user import as_nobody
 from tests.real.conftest import ROOT, Bus, wait_until
-from zmqbus.console import server
 from zmqbus.console.auth import Links, Visitors, decode, split
 from zmqbus.console.guard import ENTER
+from zmqbus.console.link_issuer import LinkIssuer
 from zmqbus.console.lockfile import ConsoleLock
 from zmqbus.console.peers import Peers
 from zmqbus.doctor.installation import install_command
@@ -222,7 +222,8 @@ def test_open_by_a_private_file(
         return subprocess.Popen(["true"])
 
     with ConsoleLock(settings.data_dir, 4711) as lock, Peers() as peers:
-        asyncio.run(server.open_page(settings, f"{lock.name}:4711", lock, peers, open_in))
+        issuer = LinkIssuer(settings.data_dir, f"{lock.name}:4711", lock.secret, peers)
+        asyncio.run(issuer.in_browser(open_in))
         links, body = Links(lock.secret), entering(token_of(opened[1]))[0]
         assert links.redeem(Visitors(), body["link"], body["nonce"], body["proof"]).verdict == "good"
     assert opened[0].startswith("file:///") and "link=" not in opened[0]

@@ -110,20 +110,7 @@ def judge(
         return WRONG_HOST
     if method not in ("GET", "HEAD", "POST"):
         return METHOD
-    site = headers.get("sec-fetch-site", "none")
-    opens_page = (
-        method == "GET"
-        and path == "/"
-        and headers.get("sec-fetch-mode") == "navigate"
-        and headers.get("sec-fetch-dest") == "document"
-    )
-    if site not in ("same-origin", "none") and not opens_page:
-        return CROSS_SITE
-    origin = headers.get("origin")
-    if origin is None:
-        if method == "POST":
-            return CROSS_SITE
-    elif origin != f"http://{host}":
+    if _is_cross_site(method, path, host, headers):
         return CROSS_SITE
     admitted = Admitted()
     if path.startswith("/api/") and path != ENTER:
@@ -131,13 +118,32 @@ def judge(
         if found is None:
             return NOT_SIGNED_IN
         admitted = Admitted(*found)
-    if method == "POST":
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return replace(NOT_JSON, proof=admitted.proof)
-        length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or len(length) > 12 or int(length) > MAX_POST_BYTES:
-            return replace(TOO_LARGE, proof=admitted.proof)
-    return admitted
+    refusal = _check_body(headers) if method == "POST" else None
+    return admitted if refusal is None else replace(refusal, proof=admitted.proof)
+
+
+def _is_cross_site(method: str, path: str, host: str, headers: Mapping[str, str]) -> bool:
+    """Whether another site sent a request that only the console's own page may send (rules 3 and 4)."""
+    opens_page = (
+        method == "GET"
+        and path == "/"
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
+    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not opens_page:
+        return True
+    origin = headers.get("origin")
+    return method == "POST" if origin is None else origin != f"http://{host}"
+
+
+def _check_body(headers: Mapping[str, str]) -> Refusal | None:
+    """Refuses a body of another type than JSON, or of an invalid or too large length (rule 6)."""
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return NOT_JSON
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()) or len(length) > 12 or int(length) > MAX_POST_BYTES:
+        return TOO_LARGE
+    return None
 
 
 def names_of(authority: str) -> frozenset[str]:
@@ -161,46 +167,61 @@ class Guard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             return
-        headers: dict[str, str] = {}
-        for raw, value in scope["headers"]:
-            name = raw.decode("latin-1").lower()
-            text = value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {text}" if name in headers else text
-
-        target = bytes(scope.get("raw_path") or b"").decode("latin-1")
-        if scope.get("query_string"):
-            target += "?" + bytes(scope["query_string"]).decode("latin-1")
-        verdict = judge(scope["method"], scope["path"], target, headers, self._names, self._visitors)
-        has_started = False
-
-        async def send_guarded(message: MutableMapping[str, Any]) -> None:
-            nonlocal has_started
-            if message["type"] == "http.response.start":
-                has_started = True
-                own = {name.lower() for name, _ in message.get("headers", ())}
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    *((name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own),
-                    *([] if b"cache-control" in own else [(b"cache-control", b"no-store")]),
-                    # guards: console access
-                    *([] if verdict.proof is None else [(PROOF_HEADER.encode(), verdict.proof.encode())]),
-                ]
-            await send(message)
-
+        verdict = judge(scope["method"], scope["path"], _target(scope), _headers(scope), self._names, self._visitors)
+        response = _GuardedResponse(send, verdict.proof)
         if verdict.proof is not None and "prove" in scope:
             scope["prove"]()
         if isinstance(verdict, Refusal):
-            await refuse(send_guarded, verdict)
+            await refuse(response.send, verdict)
             return
         scope["visitor"] = verdict.visitor
         try:
-            await self._app(scope, receive, send_guarded)
+            await self._app(scope, receive, response.send)
         except OSError:
             return  # the connection is broken: the page has gone
         except Exception as error:
             warn(error)
-            if not has_started:
-                await refuse(send_guarded, INTERNAL)
+            if not response.has_started:
+                await refuse(response.send, INTERNAL)
+
+
+class _GuardedResponse:
+    """Adds the security headers, and the proof if there is one, to a response."""
+
+    def __init__(self, send: Send, proof: str | None) -> None:
+        self._send = send
+        self._proof = proof
+        self.has_started = False
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            own = {name.lower() for name, _ in message.get("headers", ())}
+            message["headers"] = [
+                *message.get("headers", ()),
+                *((name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own),
+                *([] if b"cache-control" in own else [(b"cache-control", b"no-store")]),
+                # guards: console access
+                *([] if self._proof is None else [(PROOF_HEADER.encode(), self._proof.encode())]),
+            ]
+        await self._send(message)
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Returns the headers by lower-case name; a repeated one with its values joined."""
+    headers: dict[str, str] = {}
+    for raw, value in scope["headers"]:
+        name = raw.decode("latin-1").lower()
+        text = value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {text}" if name in headers else text
+    return headers
+
+
+def _target(scope: Scope) -> str:
+    """Returns the path as sent, with the query."""
+    target = bytes(scope.get("raw_path") or b"").decode("latin-1")
+    query = bytes(scope.get("query_string") or b"").decode("latin-1")
+    return f"{target}?{query}" if query else target
 
 
 def warn(error: Exception) -> None:

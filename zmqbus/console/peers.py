@@ -60,31 +60,39 @@ class Peers:
         """Returns the user of the process that connected from `peer` to `own`; None when unknown."""
         if self._kernel is None or family not in (socket.AF_INET, socket.AF_INET6):
             return None
-        self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
         try:
             addresses = socket.inet_pton(family, peer[0]), socket.inet_pton(family, own[0])
-            query = (
+            found = self._ask(
                 _QUERY.pack(family, socket.IPPROTO_TCP, 0, ANY_STATE)
                 + _PORTS.pack(peer[1], own[1], *addresses)
                 + _REST.pack(0, NO_COOKIE, NO_COOKIE)
             )
-            size = _HEADER.size + len(query)
-            self._kernel.send(_HEADER.pack(size, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, self._sequence, 0) + query)
-            while True:
-                answer = self._kernel.recv(4096)
-                _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
-                if sequence == self._sequence:  # otherwise the late answer to an earlier query
-                    break
-            if kind != SOCK_DIAG_BY_FAMILY:
-                return None
-            uid, inode = _FOUND.unpack_from(answer, _HEADER.size)
         except (OSError, ValueError, struct.error):
             return None
+        if found is None:
+            return None
+        uid, inode = found
         # Without an inode no process holds the socket any more, and the kernel names root. The overflow uid stands for
         # every user that has no uid in this namespace.
         if not inode or (uid == self._overflow and uid != self._own):
             return None
-        return int(uid)
+        return uid
+
+    def _ask(self, query: bytes) -> tuple[int, int] | None:
+        """Sends a query to the kernel; returns uid and inode of the socket, None when there is no such socket."""
+        assert self._kernel is not None
+        self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
+        head = _HEADER.pack(_HEADER.size + len(query), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, self._sequence, 0)
+        self._kernel.send(head + query)
+        while True:
+            answer = self._kernel.recv(4096)
+            _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
+            if sequence == self._sequence:  # otherwise the late answer to an earlier query
+                break
+        if kind != SOCK_DIAG_BY_FAMILY:
+            return None
+        uid, inode = _FOUND.unpack_from(answer, _HEADER.size)
+        return int(uid), int(inode)
 
     def is_other_user(self, uid: int | None) -> bool:
         """Whether this is certainly another user. Root is not: it can do everything anyway, and relays run as root."""

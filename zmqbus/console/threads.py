@@ -56,20 +56,22 @@ class ThreadIndex:
             first = self._root(msg_id)
             if first is None:
                 return []
-            history = History(self._path)
-            shown = [{**first, "depth": 0}]
-            seen = {first["id"]}  # a circle of answers ends here
-            # Depth first, so that answers follow their message.
-            todo = [(place, 1) for place in reversed(self._answers.get(first["id"], []))]
-            while todo and len(shown) < MAX_SHOWN:
-                place, depth = todo.pop()
-                for entry in history.at([place]):
-                    if entry.msg_id in seen:
-                        continue
+            return self._below(first)
+
+    def _below(self, first: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns a thread's first message and its answers, depth first, so that answers follow their message."""
+        history = History(self._path)
+        shown = [{**first, "depth": 0}]
+        seen = {first["id"]}  # ends circles of answers
+        todo = [(place, 1) for place in reversed(self._answers.get(first["id"], []))]
+        while todo and len(shown) < MAX_SHOWN:
+            place, depth = todo.pop()
+            for entry in history.at([place]):
+                if entry.msg_id not in seen:
                     seen.add(entry.msg_id)
                     shown.append({**of_entry(entry), "depth": depth})
                     todo += [(child, depth + 1) for child in reversed(self._answers.get(entry.msg_id, []))]
-            return shown
+        return shown
 
     def _root(self, msg_id: str) -> dict[str, Any] | None:
         """Returns the first message of the thread, or the earliest one still in the log."""
