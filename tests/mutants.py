@@ -96,7 +96,7 @@ TOPICS: dict[str, str] = {
     "retransmission": "tests/client/test_core.py tests/client/test_reorder.py tests/broker/test_core.py "
     "tests/broker/test_mishaps.py tests/broker/test_recovery.py",
     "safe output": "tests/text/test_display.py tests/system/test_streams.py tests/real/test_surroundings.py",
-    "session files": "tests/session/test_owned.py tests/session/test_owner.py tests/session/test_state.py",
+    "session files": "tests/session/test_owner_files.py tests/session/test_owner.py tests/session/test_state.py",
     "sessions": "tests/broker/test_core.py tests/broker/test_mishaps.py tests/broker/test_recovery.py "
     "tests/broker/test_machine.py",
     "signals": "tests/wire/test_wakeup.py",
