@@ -1,0 +1,90 @@
+"""The documents for contributors agree with the code: the drawing of the rooms, the state tables, paths and links."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.test_layering import PACKAGE, RANKS, ROOT
+from zmqbus.broker.groups.model import STAGE_TRANSITIONS
+from zmqbus.broker.sessions import CONNECTION_TRANSITIONS, SESSION_TRANSITIONS
+
+PAGE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"])
+#: The words of the glossary: what a newcomer can learn in one reading.
+GLOSSARY_WORDS = 25
+
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+_PATH = re.compile(r"`((?:zmqbus|tests|benchmarks|docs|examples|plugin|bin|changes)/[\w./-]+\.\w+)`")
+
+
+def section(heading: str) -> str:
+    found = re.search(rf"^#+ {re.escape(heading)}.*?\n(.*?)(?=^#+ |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def test_drawing_shows_every_room_at_its_rank() -> None:
+    drawn: dict[str, int] = {}
+    for rank, rooms in re.findall(r"^ {4} ?(\d+)  (\S+(?: \S+)*)  ", section("The rooms"), re.MULTILINE):
+        drawn.update(dict.fromkeys(rooms.split(), int(rank)))
+    assert drawn == RANKS
+
+
+@pytest.mark.parametrize(
+    ("heading", "transitions"),
+    [
+        ("Connections", CONNECTION_TRANSITIONS),
+        ("Sessions", SESSION_TRANSITIONS),
+        ("Requests to a group", STAGE_TRANSITIONS),
+    ],
+)
+def test_state_table_lists_the_transitions_of_the_code(heading: str, transitions: dict) -> None:
+    def words(states) -> str:
+        return ", ".join(state.value for state in type(next(iter(transitions))) if state in states) or "(end)"
+
+    expected = "".join(f"| {state.value} | {words(following)} |\n" for state, following in transitions.items())
+    assert f"|---|---|\n{expected}\n" in section(heading), f"the table has to be:\n{expected}"
+
+
+def test_table_of_cores_and_shells_names_modules_that_exist() -> None:
+    modules = {path.name for path in PACKAGE.rglob("*.py")}
+    rows = [line for line in section("The rooms").splitlines() if line.startswith("|")]
+    named = {name.rpartition("/")[2] for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)}
+    assert len(named) > 10
+    assert named <= modules
+
+
+def test_glossary_has_its_words_once() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", section("Glossary"), re.MULTILINE)[1:]
+    assert len(rows) == len(set(rows)) == GLOSSARY_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+class TestPage:
+    def test_links_lead_to_files(self, page: Path) -> None:
+        targets = [target for target in _LINK.findall(page.read_text("utf-8")) if "://" not in target]
+        assert not [target for target in targets if not (page.parent / target).exists()]
+
+    def test_named_files_exist(self, page: Path) -> None:
+        assert not [path for path in _PATH.findall(page.read_text("utf-8")) if not (ROOT / path).exists()]
+
+    def test_links_into_pages_lead_to_headings(self, page: Path) -> None:
+        text = page.read_text("utf-8")
+        for target, anchor in re.findall(r"\]\(([^)#\s]*\.md)?#([^)]+)\)", text):
+            linked = (page.parent / target).read_text("utf-8") if target else text
+            assert anchor in anchors(linked), f"{target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """The names under which GitHub links to the headings of a page, and those that the page sets itself."""
+    found: dict[str, int] = defaultdict(int)
+    names = set(re.findall(r'<a id="([^"]+)">', text))
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        names.add(f"{name}-{found[name]}" if found[name] else name)
+        found[name] += 1
+    return names
