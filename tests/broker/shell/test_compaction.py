@@ -1,4 +1,4 @@
-"""Unread mail keeps its records, whatever was said after it, and no more; and no crash in between loses one."""
+"""Compaction keeps the records of unread mail, and only those; no crash in between loses one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEEP = 2
 
 
 class Log:
-    """A journal of small segments, a store, and what thins the one for the other."""
+    """A journal of small segments, a store, and their compaction."""
 
     def __init__(self, directory: Path) -> None:
         self.path = str(directory / "messages.log")
@@ -56,7 +56,7 @@ class Log:
         self.open()
 
     def say(self, body: bytes, *, keep: bool = False) -> int:
-        """Writes a message, and puts it into the mailbox if it is to be kept; its number there."""
+        """Journals a message, with `keep` into the mailbox as well; returns its number there."""
         self.said += 1
         msg_id = f"message{self.said:05d}"
         record = RECORD._replace(msg_id=msg_id, body=body, fmt="text")
@@ -74,7 +74,7 @@ class Log:
         del self.unread[number]
 
     def fill(self, segments: int) -> None:
-        """So many segments of what nobody waits for."""
+        """Journals so many segments of messages that are read."""
         until = self.journal.segment + segments
         while self.journal.segment < until:
             self.say(b"x" * 5_000)
@@ -85,7 +85,7 @@ class Log:
             self.compaction.tick(self.now_s)
 
     def check(self) -> None:
-        """All that is unread can be read, by its pointer and by its id."""
+        """All unread messages can be read, by pointer and by id."""
         reader = Reader(self.path)
         check = LogCheck(self.path, reader)
         for number, (pointer, body) in self.unread.items():
@@ -109,8 +109,8 @@ def log(tmp_path: Path) -> Any:
     log.close()
 
 
-def test_one_unread_message_keeps_itself_and_not_what_was_said_after_it(log: Log) -> None:
-    log.say(b"the one that nobody reads", keep=True)
+def test_one_unread_message_keeps_only_its_own_record(log: Log) -> None:
+    log.say(b"unread", keep=True)
     for _ in range(5):
         log.fill(10)
         log.compact()
@@ -122,7 +122,7 @@ def test_one_unread_message_keeps_itself_and_not_what_was_said_after_it(log: Log
     log.check()
 
 
-def test_it_goes_when_it_is_read(log: Log) -> None:
+def test_a_compacted_file_is_removed_when_its_mail_is_read(log: Log) -> None:
     number = log.say(b"unread", keep=True)
     log.fill(10)
     log.compact()
@@ -132,7 +132,7 @@ def test_it_goes_when_it_is_read(log: Log) -> None:
     assert compacted(log.path) == [] and log.compaction.kept_bytes == 0
 
 
-def test_the_first_and_the_last_record_of_a_segment_and_large_ones(log: Log) -> None:
+def test_first_last_and_large_records_are_kept(log: Log) -> None:
     for body in (b"first", b"y" * 60_000, b"z" * 10_000, "grüße\n".encode() * 1_000):
         log.say(body, keep=True)
         log.fill(1)
@@ -143,7 +143,7 @@ def test_the_first_and_the_last_record_of_a_segment_and_large_ones(log: Log) -> 
     assert len(compacted(log.path)) >= 4
 
 
-def test_what_was_kept_is_thinned_again_when_most_of_it_is_read(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compacted_file_is_compacted_again_when_mostly_read(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "SLACK_BYTES", 0)
     numbers = [log.say(b"u" * 5_000, keep=True) for _ in range(9)]
     log.fill(10)
@@ -156,7 +156,7 @@ def test_what_was_kept_is_thinned_again_when_most_of_it_is_read(log: Log, monkey
     assert log.compaction.kept_bytes < before / 2
 
 
-def test_what_is_under_way_is_left_alone_until_it_has_arrived(log: Log) -> None:
+def test_segments_with_messages_in_flight_are_left_alone(log: Log) -> None:
     log.say(b"unread", keep=True)
     log.under_way = 1
     log.fill(10)
@@ -168,7 +168,7 @@ def test_what_is_under_way_is_left_alone_until_it_has_arrived(log: Log) -> None:
     log.check()
 
 
-def test_nothing_is_thinned_while_the_store_does_not_know_all(log: Log) -> None:
+def test_nothing_is_compacted_while_changes_are_pending(log: Log) -> None:
     log.say(b"unread", keep=True)
     log.fill(10)
     entry = Entry("pending00001", "s", "n", None, 0, "bob", 0, None, 1.0, 1.0, 1, log.unread[1][0], b"")
@@ -177,7 +177,7 @@ def test_nothing_is_thinned_while_the_store_does_not_know_all(log: Log) -> None:
     assert compacted(log.path) == []
 
 
-def test_a_new_segment_never_gets_the_serial_of_one_that_was_kept(log: Log) -> None:
+def test_serials_of_compacted_files_are_not_reused(log: Log) -> None:
     log.fill(5)
     log.say(b"unread", keep=True)
     log.fill(5)
@@ -192,14 +192,14 @@ def test_a_new_segment_never_gets_the_serial_of_one_that_was_kept(log: Log) -> N
 
 
 class Crash(Exception):
-    """The process is gone."""
+    """The process has been killed."""
 
 
 CALLS = ("pwrite", "fsync", "rename", "unlink", "ftruncate")
 
 
 def crashing(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
-    """The `at`th change of a file is the last: of a write, half is done."""
+    """Raises `Crash` at the `at`th change of a file, after half of it if it is a write, and at all later ones."""
     count = 0
 
     def wrap(name: str) -> Callable[..., Any]:
@@ -260,7 +260,7 @@ def test_a_crash_at_any_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert at > 3
 
 
-def test_a_full_disk_leaves_all_as_it_was_and_is_tried_again(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_changes_nothing_and_is_retried(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.say(b"unread", keep=True)
     log.fill(10)
     with monkeypatch.context() as patched:
@@ -274,7 +274,7 @@ def test_a_full_disk_leaves_all_as_it_was_and_is_tried_again(log: Log, monkeypat
     log.check()
 
 
-def test_a_store_that_cannot_be_read_keeps_all(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_store_keeps_all_segments(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: int) -> Any:
         raise StoreError("it cannot be read")
 
@@ -285,7 +285,7 @@ def test_a_store_that_cannot_be_read_keeps_all(log: Log, monkeypatch: pytest.Mon
     assert log.journal.excess() and "it cannot be read" in log.warnings[0]
 
 
-def test_a_file_that_others_can_read_is_not_touched(log: Log) -> None:
+def test_a_segment_that_others_can_read_is_not_compacted(log: Log) -> None:
     log.say(b"unread", keep=True)
     log.fill(10)
     ((serial, name), *_) = log.journal.excess()[-1:]

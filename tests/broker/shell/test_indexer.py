@@ -1,4 +1,4 @@
-"""When the index is brought up to date, and that no mishap there reaches the broker."""
+"""The indexer: when it is started, and that its failures do not affect the broker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.records import ids, line
 from zmqbus.broker.shell import indexer
-from zmqbus.broker.shell.indexer import Keeper, index_all
+from zmqbus.broker.shell.indexer import IndexerLauncher, index_all
 from zmqbus.journal.search_index import Index
 from zmqbus.journal.search_query import Search
 from zmqbus.journal.writer import Journal
@@ -39,22 +39,22 @@ def log(settings: Settings) -> Iterator[Journal]:
 
 
 class Ticking:
-    """A keeper with a clock of its own."""
+    """A launcher with a manual clock."""
 
     def __init__(self, settings: Settings) -> None:
-        self.said: list[str] = []
-        self.keeper = Keeper(settings, self.said.append)
+        self.logged: list[str] = []
+        self.launcher = IndexerLauncher(settings, self.logged.append)
         self.now_s = 1000.0
-        self.keeper.tick(self.now_s)
+        self.launcher.tick(self.now_s)
 
     @property
     def pid(self) -> int | None:
-        process = self.keeper._process
+        process = self.launcher._process
         return None if process is None else process.pid
 
     def look(self, later_s: float = indexer.LOOK_S) -> None:
         self.now_s += later_s
-        self.keeper.tick(self.now_s)
+        self.launcher.tick(self.now_s)
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + PATIENCE_S
@@ -68,7 +68,7 @@ class Ticking:
 def ticking(settings: Settings) -> Iterator[Ticking]:
     ticking = Ticking(settings)
     yield ticking
-    ticking.keeper.close()
+    ticking.launcher.close()
 
 
 def grow(log: Journal, size: int, word: str = "apple") -> None:
@@ -83,24 +83,22 @@ def indexed(settings: Settings, word: str) -> int:
         return sum(1 for serial in index.segments() for _ in index.matches(serial, word, 2**62))
 
 
-def test_a_process_comes_when_the_log_has_grown(settings: Settings, log: Journal, ticking: Ticking) -> None:
+def test_a_process_starts_when_the_journal_has_grown(settings: Settings, log: Journal, ticking: Ticking) -> None:
     grow(log, 3_000)
     ticking.look()
     assert ticking.pid is None
     grow(log, 8_000)
     ticking.look()
     assert ticking.pid is not None
-    assert repr(ticking.keeper) == f"<Keeper of the search index: process {ticking.pid}>"
     ticking.until(lambda: ticking.pid is None)
     assert indexed(settings, "apple") == 2
     grow(log, 3_000)
     ticking.look()
     assert ticking.pid is None
-    assert "bytes wait" in repr(ticking.keeper)
-    assert ticking.said == []
+    assert ticking.logged == []
 
 
-def test_it_looks_every_few_seconds_only(log: Journal, ticking: Ticking) -> None:
+def test_the_journal_is_measured_every_few_seconds_only(log: Journal, ticking: Ticking) -> None:
     ticking.look()
     grow(log, 20_000)
     ticking.look(1.0)
@@ -109,10 +107,10 @@ def test_it_looks_every_few_seconds_only(log: Journal, ticking: Ticking) -> None
     assert ticking.pid is not None
 
 
-def test_what_an_earlier_broker_has_left_is_indexed(settings: Settings, log: Journal) -> None:
+def test_the_journal_of_an_earlier_broker_is_indexed(settings: Settings, log: Journal) -> None:
     grow(log, 20_000)
     ticking = Ticking(settings)
-    assert ticking.pid is None  # the start of a broker has other things to do
+    assert ticking.pid is None  # the first tick is skipped
     ticking.look()
     assert ticking.pid is not None
     ticking.until(lambda: ticking.pid is None)
@@ -127,7 +125,7 @@ def test_rotation_counts_as_growth(settings: Settings) -> None:
         grow(log, 4_000)
         ticking.look()
     assert ticking.pid is not None
-    ticking.keeper.close()
+    ticking.launcher.close()
     log.close()
 
 
@@ -136,33 +134,33 @@ def test_closing_ends_the_process(log: Journal, ticking: Ticking) -> None:
     ticking.look()
     assert ticking.pid is not None
     process = process_of(ticking.pid)
-    ticking.keeper.close()
+    ticking.launcher.close()
     assert not is_alive(process)
-    ticking.keeper.close()
+    ticking.launcher.close()
 
 
-def test_a_failure_is_said_once(settings: Settings, log: Journal, ticking: Ticking) -> None:
+def test_a_failure_is_logged_once_and_retried(settings: Settings, log: Journal, ticking: Ticking) -> None:
     os.mkdir(settings.paths.search_index, 0o700)
     grow(log, 20_000)
-    ticking.until(lambda: bool(ticking.said))
-    assert len(ticking.said) == 1
-    assert "search.sqlite is not a file; move it out of the way" in ticking.said[0]
+    ticking.until(lambda: bool(ticking.logged))
+    assert len(ticking.logged) == 1
+    assert "search.sqlite is not a file; move it out of the way" in ticking.logged[0]
     ticking.look()
-    assert ticking.pid is None  # it is left alone for a while
+    assert ticking.pid is None  # not retried yet
     ticking.look(indexer.RETRY_S)
     assert ticking.pid is not None
     ticking.until(lambda: ticking.pid is None)
-    assert len(ticking.said) == 1
+    assert len(ticking.logged) == 1
     os.rmdir(settings.paths.search_index)
     ticking.look(indexer.RETRY_S)
     ticking.until(lambda: ticking.pid is None)
     assert indexed(settings, "apple") == 1
 
 
-def test_a_process_that_is_killed_is_said(
+def test_a_killed_process_is_logged(
     log: Journal, ticking: Ticking, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    endless = tmp_path / "python"  # the real one might have done its work before it can be killed
+    endless = tmp_path / "python"  # the real one might finish before it is killed
     endless.write_text("#!/bin/sh\nexec sleep 600\n")
     endless.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(endless))
@@ -170,30 +168,30 @@ def test_a_process_that_is_killed_is_said(
     ticking.look()
     assert ticking.pid is not None
     os.kill(ticking.pid, signal.SIGKILL)
-    ticking.until(lambda: bool(ticking.said))
-    assert ticking.said == ["the process that keeps the search index has ended with status -9"]
+    ticking.until(lambda: bool(ticking.logged))
+    assert ticking.logged == ["the indexer of the search index has ended with status -9"]
 
 
-def test_a_process_that_cannot_be_started_is_said(
+def test_a_process_that_cannot_be_started_is_logged(
     log: Journal, ticking: Ticking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     grow(log, 20_000)
     ticking.look()
-    assert len(ticking.said) == 1
-    assert "No such file" in ticking.said[0]
+    assert len(ticking.logged) == 1
+    assert "No such file" in ticking.logged[0]
 
 
-def test_a_log_that_cannot_be_looked_at_is_said(settings: Settings, log: Journal) -> None:
+def test_an_unreadable_journal_is_logged(settings: Settings, log: Journal) -> None:
     grow(log, 20_000)
     os.chmod(settings.paths.log, 0o644)
     ticking = Ticking(settings)
     ticking.look()
-    assert len(ticking.said) == 1
-    assert "chmod 600" in ticking.said[0]
+    assert len(ticking.logged) == 1
+    assert "chmod 600" in ticking.logged[0]
 
 
-def test_a_damaged_index_is_made_anew(settings: Settings, log: Journal) -> None:
+def test_a_damaged_index_is_rebuilt(settings: Settings, log: Journal) -> None:
     grow(log, 20_000)
     index_all(settings, lambda: True)
     path = settings.paths.search_index
@@ -205,8 +203,8 @@ def test_a_damaged_index_is_made_anew(settings: Settings, log: Journal) -> None:
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_it_ends_with_its_broker(settings: Settings, log: Journal, lives: bool) -> None:
-    """An orphan leaves what is left to the next one."""
+def test_the_process_ends_with_its_broker(settings: Settings, log: Journal, lives: bool) -> None:
+    """An orphan leaves the rest to the next process."""
     grow(log, 20_000)
     parent = os.getpid() if lives else os.getppid()
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""broker.log as a file: whose it is, what a line looks like, when it is rotated, and what a fault costs."""
+"""broker.log: permissions, format of a line, rotation, and a full disk."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_a_line_has_time_pid_and_level(path):
     first, second, third = path.read_text().splitlines()
     assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d{{3}} {os.getpid()} INFO hello 100 %s", first)
     assert second.endswith(f"{os.getpid()} WARNING careful")
-    assert third.endswith("ERROR two↵lines"), "what a peer has sent begins no line"
+    assert third.endswith("ERROR two↵lines"), "text from a peer cannot begin a line"
 
 
-def test_it_goes_on_where_the_last_broker_ended_and_is_private(path):
+def test_the_next_broker_appends_to_a_private_file(path):
     for number in range(2):
         log = Log(str(path))
         log.info(f"number {number}")
@@ -46,7 +46,7 @@ def test_a_file_that_others_can_read_is_refused(path):
         Log(str(path))
 
 
-def test_it_is_rotated_before_it_is_too_large(path, monkeypatch):
+def test_rotation_bounds_the_size(path, monkeypatch):
     monkeypatch.setattr(logs, "LOG_BYTES", 200)
     log = Log(str(path))
     for number in range(20):
@@ -60,28 +60,27 @@ def test_it_is_rotated_before_it_is_too_large(path, monkeypatch):
     assert all(0 < file.stat().st_size <= 200 and file.stat().st_mode & 0o777 == 0o600 for file in files)
 
 
-def test_each_line_is_shown_too_where_somebody_looks_on(path, capsys):
+def test_echo_repeats_lines_on_standard_error(path, capsys):
     Log(str(path)).info("not shown")
     Log(str(path), echo=True).info("hello")
     assert capsys.readouterr().err.endswith("INFO hello\n")
     assert path.read_text().count("\n") == 2
 
 
-def test_text_that_is_no_utf8_is_written_all_the_same(path):
+def test_lone_surrogates_are_escaped(path):
     Log(str(path)).info("a \udce4 b")
     assert path.read_text().endswith("INFO a \\udce4 b\n")
 
 
-def test_a_disk_without_room_is_no_reason_not_to_serve(path, monkeypatch, capsys):
+def test_a_full_disk_loses_only_lines(path, monkeypatch, capsys):
     def full(path: str, flags: int) -> int:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(logs, "open_private", full)
         log = Log(str(path))
-        log.info("nobody hears this")
+        log.info("a lost line")
         assert "no broker.log" in capsys.readouterr().err
-        assert repr(log).endswith("closed>")
     log.info("there is room again")
     assert path.read_text().endswith("INFO there is room again\n")
     assert path.read_text().count("\n") == 1

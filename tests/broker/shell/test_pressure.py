@@ -1,4 +1,4 @@
-"""The watch over the broker's memory: whom it closes, and whom it leaves alone. (See real/test_floods.py.)"""
+"""Memory pressure: which connections are closed, and which are not. (See also real/test_floods.py.)"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zmqbus.broker.shell.pressure import (
     SETTLED_S,
     SOFT_BYTES,
     WATCH_S,
-    Pressure,
+    MemoryPressure,
 )
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux counts a connection's bytes")
@@ -29,7 +29,7 @@ class Net:
         self._listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
         self.ports = tuple(listener.getsockname()[1] for listener in self._listeners)
         self._made: list[socket.socket] = []
-        self.watch = Pressure(*self.ports)
+        self.watch = MemoryPressure(*self.ports)
         self.grown = 0
         self.watch._resident_bytes = lambda: self.watch._base_bytes + self.grown  # type: ignore[method-assign]
         self.now_s = 0.0
@@ -79,7 +79,7 @@ def is_closed(ends: tuple[socket.socket, socket.socket]) -> bool:
         peer.settimeout(10)
 
 
-def test_below_the_bound_nobody_is_closed(net: Net) -> None:
+def test_below_the_bound_no_connection_is_closed(net: Net) -> None:
     loud = net.peer()
     assert net.look(0) == []
     assert net.watch.wait_s == LOOK_S
@@ -92,9 +92,9 @@ def test_below_the_bound_nobody_is_closed(net: Net) -> None:
     assert net.watch.wait_s == LOOK_S and net.watch.closed == 0
 
 
-def test_who_has_sent_most_since_the_watch_began_is_closed(net: Net) -> None:
+def test_the_connection_that_has_sent_most_is_closed(net: Net) -> None:
     old, loud, quiet = net.peer(), net.peer(), net.peer()
-    net.say(old, 3_000_000)  # in its time, which is over
+    net.say(old, 3_000_000)  # before the watch
     net.look(SOFT_BYTES)
     net.say(loud, 2_000_000)
     net.say(quiet, 1_000)
@@ -103,7 +103,7 @@ def test_who_has_sent_most_since_the_watch_began_is_closed(net: Net) -> None:
     assert [is_closed(one) for one in (old, loud, quiet)] == [False, True, False]
 
 
-def test_what_the_broker_itself_keeps_is_nobodys_fault(net: Net) -> None:
+def test_memory_that_the_broker_keeps_does_not_count(net: Net) -> None:
     loud = net.peer()
     net.look(SOFT_BYTES)
     net.say(loud, 1_000_000)
@@ -112,7 +112,7 @@ def test_what_the_broker_itself_keeps_is_nobodys_fault(net: Net) -> None:
     assert not is_closed(loud)
 
 
-def test_who_reads_nothing_is_closed_before_those_who_send(net: Net) -> None:
+def test_a_connection_that_reads_nothing_is_closed_first(net: Net) -> None:
     deaf, loud = net.peer(), net.peer()
     _, own = deaf
     own.setblocking(False)
@@ -126,7 +126,7 @@ def test_who_reads_nothing_is_closed_before_those_who_send(net: Net) -> None:
     assert not is_closed(loud)
 
 
-def test_a_flood_of_subscriptions_is_closed_by_its_sum(net: Net) -> None:
+def test_a_flood_of_subscriptions_is_closed(net: Net) -> None:
     loud, flood, honest = net.peer(), net.peer(1), net.peer(1)
     net.say(flood, MAX_SUBSCRIBING_BYTES + 1)
     net.say(honest, 5_000)
@@ -135,7 +135,7 @@ def test_a_flood_of_subscriptions_is_closed_by_its_sum(net: Net) -> None:
     assert is_closed(flood) and not is_closed(honest) and not is_closed(loud)
 
 
-def test_one_that_sent_all_of_it_before_the_watch_is_found_when_nobody_sends(net: Net) -> None:
+def test_a_connection_that_has_sent_before_the_watch_is_found_later(net: Net) -> None:
     stalled = net.peer()
     net.say(stalled, 1_000_000)
     net.look(HARD_BYTES)
@@ -145,13 +145,13 @@ def test_one_that_sent_all_of_it_before_the_watch_is_found_when_nobody_sends(net
     assert is_closed(stalled)
 
 
-def test_growth_that_stays_is_looked_at_seldom(net: Net) -> None:
+def test_settled_growth_is_checked_less_often(net: Net) -> None:
     net.look(SOFT_BYTES)
     net.look(SOFT_BYTES, SETTLED_S + 1)
     assert net.watch._due_s == net.now_s + SETTLED_S
 
 
-def test_connections_to_other_ports_are_none_of_its_business(net: Net) -> None:
+def test_connections_to_other_ports_are_ignored(net: Net) -> None:
     other = socket.create_server(("127.0.0.1", 0))
     with other, socket.create_connection(other.getsockname()) as peer:
         own, _ = other.accept()
@@ -166,7 +166,6 @@ def test_without_proc_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> Non
         raise FileNotFoundError
 
     monkeypatch.setattr(os, "open", no_proc)
-    watch = Pressure(1, 2)
+    watch = MemoryPressure(1, 2)
     assert watch.wait_s is None and watch.look(1.0, lambda: 0) == []
-    assert repr(watch) == "<Pressure: 0 connections closed>"
     watch.close()

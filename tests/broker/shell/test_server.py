@@ -1,4 +1,4 @@
-"""The broker's shell on real sockets, within this process. `Server._wake` is driven by hand: nothing waits for time."""
+"""The broker's shell on real sockets, within this process. The tests call `Server._wake`, so nothing waits for time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import msgpack
 import pytest
 import zmq
 
-from zmqbus.broker.shell import indexer
+from zmqbus.broker.shell import indexer, spool_reader
 from zmqbus.broker.shell import server as server_module
-from zmqbus.broker.shell import spool_reader as spooled_module
 from zmqbus.broker.shell.log import Log
 from zmqbus.broker.shell.server import DRAIN_MESSAGES, Server
 from zmqbus.errors import PortHeld, Unauthorized
@@ -37,7 +36,7 @@ def settings(data_dir: Path, free_port: int) -> Settings:
 
 
 class Served:
-    """A server and its clients. `turn` runs the loop's body once there is something to do."""
+    """A server and its clients. `turn` runs the body of the loop once a socket is ready."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -86,15 +85,14 @@ def served(settings: Settings) -> Iterator[Served]:
     served.close()
 
 
-def test_it_answers_and_says_so(served):
+def test_a_status_request_is_answered(served):
     peer = served.enter()
     peer.send_multipart(codec.encode([verbs.Status("s")]))
     (health,) = served.hear(peer)
     assert dict(health.figures)["connections"] == 1
-    assert repr(served.server).startswith(f"<Server on port {served.settings.port}: <BrokerCore ")
 
 
-def test_the_handler_of_handshakes_is_renewed_under_those_who_are_in(served, monkeypatch):
+def test_renewing_the_zap_handler_keeps_connections(served, monkeypatch):
     monkeypatch.setattr(zap, "RENEW_AFTER", 1)
     monkeypatch.setattr(zap, "RETIRED_S", 0.0)
     peers: list[zmq.Socket[bytes]] = []
@@ -116,11 +114,11 @@ def test_both_ports_are_bound_to_loopback_only(served):
     for port in (served.settings.port, served.server._core.pub_port):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.2", port))  # free: 0.0.0.0 would be in the way
+            probe.bind(("127.0.0.2", port))  # fails if the broker has bound 0.0.0.0
     assert 10_000 <= served.server._core.pub_port < 30_000
 
 
-def test_a_port_that_is_held_is_told_and_nothing_stays_open(settings):
+def test_a_held_port_raises_and_leaves_nothing_open(settings):
     with socket.create_server(("127.0.0.1", settings.port)):
         server = Server(settings, Log(settings.paths.broker_log))
         with pytest.raises(PortHeld, match=f"port {settings.port} is held by another program"):
@@ -132,13 +130,13 @@ def test_a_port_that_is_held_is_told_and_nothing_stays_open(settings):
     again.close()
 
 
-def test_what_is_ready_for_one_peer_goes_in_one_message(served):
+def test_envelopes_for_one_peer_travel_as_one_message(served):
     peer = served.enter()
     peer.send_multipart(codec.encode([verbs.Status(f"s{number}") for number in range(20)]))
     assert [health.ref for health in served.hear(peer)] == [f"s{number}" for number in range(20)]
 
 
-def test_junk_is_answered_and_the_next_message_is_heard(served):
+def test_junk_is_refused_and_the_next_message_processed(served):
     peer = served.enter()
     for junk in ([b""], [b"\xc1"], [b"\x91" * 5000], [b"\x90", b"extra"], [msgpack.packb([[99]])]):
         peer.send_multipart(junk)
@@ -150,7 +148,7 @@ def test_junk_is_answered_and_the_next_message_is_heard(served):
 
 
 def test_a_drain_is_bounded(served):
-    """A flood of one kind leaves the loop to the others after `DRAIN_MESSAGES`."""
+    """A flood on one socket leaves the loop to the others after `DRAIN_MESSAGES`."""
     peer = served.enter()
     for _ in range(2 * DRAIN_MESSAGES):
         peer.send_multipart(codec.encode([verbs.Status("s")]))
@@ -168,7 +166,7 @@ def test_a_drain_is_bounded(served):
     assert max(taken) <= DRAIN_MESSAGES
 
 
-def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(served, monkeypatch):
+def test_a_failed_journal_write_refuses_only_its_wake(served, monkeypatch):
     from zmqbus.journal.writer import JournalFull
 
     peer = served.enter(3, "guest")
@@ -189,7 +187,7 @@ def test_a_message_that_cannot_be_logged_is_refused_and_the_next_one_is_not(serv
     assert deliver.body == b"kept"
 
 
-def test_a_database_that_is_gone_is_spoken_of(settings):
+def test_a_missing_database_is_reported(settings):
     served = Served(settings)
     served.server.open()
     assert served.server.notices == []
@@ -201,14 +199,12 @@ def test_a_database_that_is_gone_is_spoken_of(settings):
     os.unlink(settings.paths.database)
     again = Server(settings, Log(settings.paths.broker_log))
     again.open()
-    assert len(again.notices) == 1 and "was gone, and was begun anew" in again.notices[0]
+    assert len(again.notices) == 1 and "was gone and was created again" in again.notices[0]
     again.close()
 
 
 @pytest.mark.parametrize("durability, expected", [("process", ["commit"]), ("power", ["sync", "commit"])])
-def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(
-    served, monkeypatch, durability, expected
-):
+def test_queued_is_sent_after_the_commit_and_the_sync(served, monkeypatch, durability, expected):
     guest, bob = served.enter(3, "guest"), served.enter(1, "bob")
     bob.send_multipart(codec.encode([verbs.Bye()]))
     while served.server._core.registry.holder("bob"):
@@ -236,7 +232,7 @@ def test_queued_is_told_after_the_commit_and_with_power_after_the_journals_sync(
     assert done == [*expected, "send"]
 
 
-def test_a_peer_that_has_gone_costs_the_loop_nothing(served):
+def test_an_unreachable_peer_does_not_stop_the_loop(served):
     gone = served.enter(1, "bob")
     gone.close()
     peer = served.enter(3, "guest")
@@ -245,7 +241,7 @@ def test_a_peer_that_has_gone_costs_the_loop_nothing(served):
     assert receipt.state in (verbs.State.AWAY, verbs.State.BUSY)
 
 
-def test_it_ends_when_idle_and_not_while_somebody_is_there(served):
+def test_it_ends_when_idle_but_not_while_connected(served):
     peer = served.enter()
     served.server._settings = served.settings._replace(idle_shutdown_s=0.06)
     for _ in range(20):
@@ -255,14 +251,14 @@ def test_it_ends_when_idle_and_not_while_somebody_is_there(served):
     assert "idle" in served.server.run()
 
 
-def test_it_ends_when_it_is_told_to(served):
+def test_stop_ends_it(served):
     peer = served.enter()
     peer.send_multipart(codec.encode([verbs.Stop("s")]))
     assert served.server.run() == "asked to stop"
     assert peer.poll(DEADLINE_MS)
 
 
-def test_only_marks_are_taken_from_the_subscribers(served):
+def test_only_presence_subscriptions_are_processed(served):
     member = served.peer()
     session = (session_id_of("bob"), "token", "bob")
     hello = verbs.Hello(verbs.VERSION, "0", 1, *session, None, "/", "/", 1, "1:1", (), (), None)
@@ -294,7 +290,7 @@ def _turn_until_indexed(served: Served, condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline_s
         served.server._ticked_s = 0.0
-        served.server._indexing._look_due_s = min(served.server._indexing._look_due_s, time.monotonic())
+        served.server._indexer._look_due_s = min(served.server._indexer._look_due_s, time.monotonic())
         served.turn(5)
 
 
@@ -303,7 +299,7 @@ def _speak(served: Served, peer: zmq.Socket[bytes], msg_id: str, text: str) -> A
     return served.hear(peer)[0]
 
 
-def test_the_search_index_is_kept_up_to_date(served, monkeypatch):
+def test_the_search_index_is_updated(served, monkeypatch):
     monkeypatch.setattr(indexer, "GROWTH_BYTES", 1000)
     peer = served.enter(role=0, name="alice")
     assert isinstance(_speak(served, peer, "aaaaaaaaaaaa", "apple " + "x" * 2000), verbs.Tally)
@@ -319,11 +315,11 @@ def test_the_search_index_is_kept_up_to_date(served, monkeypatch):
     _turn_until_indexed(served, is_indexed)
 
 
-def test_an_index_that_cannot_be_written_is_said_once_and_stops_nothing(served, monkeypatch):
+def test_a_failing_indexer_is_logged_once_and_stops_nothing(served, monkeypatch):
     monkeypatch.setattr(indexer, "GROWTH_BYTES", 1000)
     os.mkdir(served.settings.paths.search_index, 0o700)
     said: list[str] = []
-    monkeypatch.setattr(served.server._indexing, "_report", said.append)
+    monkeypatch.setattr(served.server._indexer, "_report", said.append)
     peer = served.enter(role=0, name="alice")
     _speak(served, peer, "aaaaaaaaaaaa", "x" * 2000)
     _turn_until_indexed(served, lambda: bool(said))
@@ -333,11 +329,11 @@ def test_an_index_that_cannot_be_written_is_said_once_and_stops_nothing(served, 
 
 
 class TestSpooled:
-    """Large bodies that are put down in files."""
+    """Large bodies in spool files."""
 
     BODY = b"x" * 70_000
 
-    def put_down(self, served: Served, name: str, pieces: int = 1) -> Path:
+    def write_spool(self, served: Served, name: str, pieces: int = 1) -> Path:
         path = Path(served.settings.paths.spool, name)
         path.write_bytes(self.BODY * pieces)
         path.chmod(0o600)
@@ -348,9 +344,9 @@ class TestSpooled:
         crc = zlib.crc32(self.BODY)
         return verbs.Spooled(f"message{number:05}", 0, target, 0, None, size, name, number * size, size, crc)
 
-    def test_they_end_up_in_the_log_and_their_receiver_is_told_where(self, served):
+    def test_spooled_bodies_are_journaled_and_delivered_as_pointers(self, served):
         alice, bob = served.enter(2, "alice"), served.enter(1, "bob")
-        self.put_down(served, "a" * 32, pieces=2)
+        self.write_spool(served, "a" * 32, pieces=2)
         alice.send_multipart(codec.encode([self.spooled(0, "a" * 32)]))
         alice.send_multipart(codec.encode([self.spooled(1, "a" * 32)]))
         delivered: list[Any] = []
@@ -363,24 +359,24 @@ class TestSpooled:
     def test_a_file_is_removed_when_its_connection_has_ended(self, served):
         alice, watcher = served.enter(2, "alice"), served.enter()
         served.enter(1, "bob")
-        path = self.put_down(served, "a" * 32)
+        path = self.write_spool(served, "a" * 32)
         alice.send_multipart(codec.encode([self.spooled(0, "a" * 32), verbs.Bye()]))
         for _ in range(DEADLINE_MS // 10):
             served.turn(10)
-            watcher.send_multipart(codec.encode([verbs.Status("s")]))  # or there might be nothing to wake up for
+            watcher.send_multipart(codec.encode([verbs.Status("s")]))  # wakes the loop
             if not path.exists():
                 break
         assert not path.exists()
         with pytest.raises(zmq.Again):
             alice.recv_multipart(zmq.NOBLOCK)
 
-    def test_and_when_it_was_the_last_one(self, served):
+    def test_a_file_is_removed_with_the_last_connection(self, served):
         alice = served.enter(3, "alice")
-        path = self.put_down(served, "a" * 32)
+        path = self.write_spool(served, "a" * 32)
         refused = self.spooled(0, "a" * 32, target="alice2")
         alice.send_multipart(codec.encode([refused]))
         assert served.hear(alice)[0].code == "unknown_peer"
-        assert served.server._spools.is_empty  # it was not even opened
+        assert served.server._spools.is_empty  # the file was not opened
         served.enter(1, "bob")
         alice.send_multipart(codec.encode([self.spooled(0, "a" * 32)._replace(msg_id="message99999")]))
         while served.server._spools.is_empty:
@@ -393,7 +389,7 @@ class TestSpooled:
                 break
         assert not path.exists()
 
-    def test_what_was_left_is_removed_when_a_broker_begins(self, settings):
+    def test_files_of_earlier_clients_are_removed_at_the_start(self, settings):
         spool = Path(settings.paths.spool)
         spool.mkdir(mode=0o700, parents=True)
         Path(settings.data_dir).chmod(0o700)
@@ -403,7 +399,7 @@ class TestSpooled:
         server.close()
         assert list(spool.iterdir()) == []
 
-    def test_a_spool_that_is_open_to_others_is_refused_with_what_mends_it(self, settings):
+    def test_a_spool_directory_that_others_can_read_is_refused(self, settings):
         spool = Path(settings.paths.spool)
         spool.mkdir(mode=0o700, parents=True)
         Path(settings.data_dir).chmod(0o700)
@@ -413,11 +409,11 @@ class TestSpooled:
             server.open()
         server.close()
 
-    def test_a_wake_reads_so_much_and_leaves_the_rest_for_the_next(self, served, monkeypatch):
-        monkeypatch.setattr(spooled_module, "WAKE_BYTES", 100_000)
+    def test_the_bytes_read_in_a_wake_are_bounded(self, served, monkeypatch):
+        monkeypatch.setattr(spool_reader, "WAKE_BYTES", 100_000)
         monkeypatch.setattr(server_module, "WAKE_BYTES", 100_000)
         alice, bob = served.enter(2, "alice"), served.enter(1, "bob")
-        self.put_down(served, "a" * 32, pieces=10)
+        self.write_spool(served, "a" * 32, pieces=10)
         for number in range(10):
             alice.send_multipart(codec.encode([self.spooled(number, "a" * 32)]))
         delivered: list[Any] = []
@@ -426,16 +422,15 @@ class TestSpooled:
             assert served.server._spools.read_bytes <= 140_000
         assert [one.msg_id for one in delivered] == [f"message{number:05}" for number in range(10)]
 
-    def test_many_in_one_message_are_refused_from_there_on(self, served, monkeypatch):
-        """An honest client sends each by itself."""
-        monkeypatch.setattr(spooled_module, "WAKE_BYTES", 100_000)
+    def test_bodies_over_the_bound_in_one_message_are_refused(self, served, monkeypatch):
+        monkeypatch.setattr(spool_reader, "WAKE_BYTES", 100_000)
         alice = served.enter(2, "alice")
         served.enter(1, "bob")
-        self.put_down(served, "a" * 32, pieces=10)
+        self.write_spool(served, "a" * 32, pieces=10)
         alice.send_multipart(codec.encode([self.spooled(number, "a" * 32) for number in range(10)]))
         codes = [one.code for one in served.hear(alice) if isinstance(one, verbs.Refused)]
         assert codes == ["rate_limited"] * 8
 
-    def test_a_codec_cuts_them_apart(self):
+    def test_the_codec_sends_each_spooled_body_by_itself(self):
         many = [self.spooled(number, "a" * 32) for number in range(3)]
         assert [len(batch) for batch in codec.batches(many)] == [1, 1, 1]

@@ -1,15 +1,15 @@
-"""How a broker comes to be: the election, the detached process, and the word back to whoever started it.
+"""Starts a broker: election, detached process, and the report to the process that started it.
 
-Any number of clients may find no broker at the same instant, and each of them runs this program. Who holds the lock on
-the data directory (`flock` on the directory itself: there is no file that could be deleted) is the broker; the others
-see that, and leave. A port proves nothing: it may be free for a moment, or be held by a stranger.
+Any number of clients may find no broker at the same instant, and each of them runs this program. The process that holds
+the lock on the data directory is the broker (`flock` on the directory itself: no file could be deleted); the others
+notice, and exit. A port proves nothing: it may be free for a moment, or be held by another program.
 
-What the starter is told, on the file descriptor it handed in, is one line:
+The starter receives one line on the file descriptor that it passed:
 
-    ready <notices>           this process serves the port; what it has found damaged, if anything
+    ready <notices>           this process serves the port; the notices tell of damage that it has found
     exists                    another process does, or will in a moment
-    held                      the port is bound by something else
-    error <code> <text>       what is wrong, and what to do
+    held                      another program has bound the port
+    error <code> <text>       the fault, and its remedy
 
 Nothing costly is imported before the election is won: the twenty-nine losers of thirty should be cheap.
 """
@@ -27,24 +27,24 @@ from zmqbus.security.private_files import secure_dir
 from zmqbus.settings import Settings, load
 from zmqbus.system import network, pidfile
 
-#: How long a candidate watches a lock whose holder has no pid file: it is starting, or ending.
+#: How long a candidate watches a lock whose holder, just starting or ending, has no pid file.
 ELECTION_S = 5.0
-#: Between two looks at that.
+#: Pause between two looks at the lock.
 LOOK_S = 0.02
-#: New objects before the collector looks for cycles among them.
+#: New objects at which the garbage collector looks for cycles.
 COLLECT_AFTER = 20_000
-#: What the detached process is told, each as `--name=value`. (`argparse` would take 0.4 MB of memory to read that.)
+#: Options of the detached process, each as `--name=value`. (`argparse` would take 0.4 MB of memory.)
 OPTIONS = ("port", "idle-shutdown-minutes", "report", "elsewhere")
 
 
-class Elsewhere(BrokerUnavailable):
-    """Another process is, or is about to be, the broker of this data directory on this port."""
+class BrokerExists(BrokerUnavailable):
+    """Another process is, or will be in a moment, the broker of this data directory on this port."""
 
 
 def elect(settings: Settings) -> int:
-    """Becomes the one broker of the data directory; returns the descriptor that holds the lock.
+    """Makes this process the one broker of the data directory, and returns the descriptor that holds the lock.
 
-    Raises `Elsewhere` if a broker serves the same port, `BrokerUnavailable` if one serves another port.
+    Raises `BrokerExists` if a broker serves the same port, `BrokerUnavailable` if one serves another port.
     """
     secure_dir(settings.data_dir)
     descriptor = os.open(settings.data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -60,7 +60,7 @@ def elect(settings: Settings) -> int:
         mine = settings.port in ports or (ports and not settings.port_chosen)
         if mine or (not ports and time.monotonic() > deadline_s):
             os.close(descriptor)
-            raise Elsewhere("a broker serves this port already")
+            raise BrokerExists("a broker serves this port already")
         if ports:
             os.close(descriptor)
             raise BrokerUnavailable(
@@ -71,14 +71,19 @@ def elect(settings: Settings) -> int:
 
 
 def _served(settings: Settings) -> list[int]:
-    """Ports that have a pid file of a process that may live. The holder of the lock writes its own before it answers,
-    and removes it first. It may be in another PID namespace, where its pid means nothing here."""
+    """Ports with a pid file whose process may live.
+
+    The holder of the lock writes its pid file before it answers, and removes it before it releases the lock. It may be
+    in another PID namespace, where its pid cannot be checked.
+    """
     return [port for port, served in pidfile.read_all(settings.paths) if served is not None and served.may_live]
 
 
 def check_network(settings: Settings) -> None:
-    """Raises `BrokerUnavailable` where a broker would hold the lock, and nobody outside of this sandbox could reach it
-    (`zmqbus.system.network`)."""
+    """Raises `BrokerUnavailable` in a sandbox whose broker would hold the lock but could not be reached from outside.
+
+    See `zmqbus.system.network`.
+    """
     if settings.loopback_only:
         return
     served, served_open = pidfile.last_network(settings.paths)
@@ -91,13 +96,13 @@ def check_network(settings: Settings) -> None:
         )
 
 
-class Lockholder:
-    """The elected process: writes the pid file, serves, and cleans up."""
+class ElectedBroker:
+    """Writes the pid file, serves, and cleans up."""
 
     def __init__(self, settings: Settings, lock: int) -> None:
         self._settings = settings
         self._lock = lock
-        self._port = 0  # that it serves; 0: not yet
+        self._port = 0  # the port that it serves; 0: none yet
 
     def serve(self, *, foreground: bool, report: int | None = None) -> None:
         """Opens the server, reports `ready`, and serves until it ends."""
@@ -125,8 +130,7 @@ class Lockholder:
 
 
 def _detach() -> None:
-    """Goes on as another process, which has inherited the election's lock. It leaves the starter's session and process
-    group, and its terminal, for good."""
+    """Continues in a child process, which inherits the lock, in a session and process group of its own."""
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -144,43 +148,44 @@ def _report(descriptor: int | None, line: str) -> None:
         os.write(descriptor, line.replace("\n", " ").encode(errors="replace") + b"\n")
         os.close(descriptor)
     except OSError:
-        pass  # the starter did not wait for it
+        pass  # the starter did not wait
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m zmqbus.broker.shell.daemon`: what `client.launch` runs. Stands for election, detaches, serves."""
+    """`python -m zmqbus.broker.shell.daemon`, run by `client.launch`: takes part in the election, detaches, serves."""
     given: dict[str, str] = {}
     for argument in sys.argv[1:] if argv is None else argv:
         name, equals, value = argument.removeprefix("--").partition("=")
         if not equals or name not in OPTIONS:
             print(
-                f"error: usage: it takes {', '.join(f'--{name}=…' for name in OPTIONS)}; see zmqbus broker --help",
+                f"error: usage: the options are {', '.join(f'--{name}=…' for name in OPTIONS)}; "
+                "see zmqbus broker --help",
                 file=sys.stderr,
             )
             return 2
         given[name] = value
     settings = load({"port": given.get("port"), "idle_shutdown_minutes": given.get("idle-shutdown-minutes")})
-    # The starter follows the broker to whatever port it serves, though it would begin at this one.
+    # With `elsewhere`, the starter accepts any port that the broker serves, and only begins at this one.
     settings = settings._replace(port_chosen=settings.port_chosen and "elsewhere" not in given)
     os.umask(0o077)
     report = int(given["report"]) if "report" in given else None
     try:
         _serve(settings, foreground=False, report=report)
-    except Elsewhere:
+    except BrokerExists:
         _report(report, "exists")
     except PortHeld:
         _report(report, "held")
     except ZmqbusError as error:
         _report(report, f"error {error.code} {error}")
     except OSError as error:
-        _report(report, f"error broker_unavailable cannot start a broker: {error}; mend that, or see zmqbus doctor")
+        _report(report, f"error broker_unavailable cannot start a broker: {error}; see zmqbus doctor")
     else:
         return 0
     return 1
 
 
 def run_here(settings: Settings) -> None:
-    """A broker in this very process, until it is stopped; its log goes to standard error, too. Raises as `elect`."""
+    """Runs a broker in this process until it is stopped, with its log on standard error as well. Raises as `elect`."""
     _serve(settings, foreground=True)
 
 
@@ -191,26 +196,32 @@ def _serve(settings: Settings, *, foreground: bool, report: int | None = None) -
     except BaseException:
         os.close(lock)
         raise
-    # ZeroMQ and the rest: only the winner of the election pays. And before the fork: what importing needed once of the
-    # libraries is mapped in the process that ends with it, which makes the broker 2 MB smaller.
+    # Import ZeroMQ and the rest only in the winner of the election. And before the fork: memory that only the import
+    # needs stays with the process that ends, which makes the broker 2 MB smaller.
     import zmqbus.broker.shell.server  # noqa: F401
 
     if not foreground:
         _detach()
     _raise_file_limit()
     _collect_less_often()
-    Lockholder(settings, lock).serve(foreground=foreground, report=report)
+    ElectedBroker(settings, lock).serve(foreground=foreground, report=report)
 
 
 def _collect_less_often() -> None:
-    """What the broker makes goes when its last user does. The collector of cycles, which by default looks for some
-    after each 700 new objects (60 messages), took a tenth of the broker's time and found none."""
-    gc.freeze()  # what is there by now stays
+    """Makes the garbage collector look for cycles less often.
+
+    The broker's objects form no cycles. By default the collector looks for some after each 700 new objects (60
+    messages), which took a tenth of the broker's time and found none.
+    """
+    gc.freeze()  # all objects so far live as long as the process
     gc.set_threshold(COLLECT_AFTER, 10, 10)
 
 
 def _raise_file_limit() -> None:
-    """Each session takes two connections; the usual soft limit of 1,024 files would end at some 500 sessions."""
+    """Raises the limit of open files to the hard limit.
+
+    Each session takes two connections, so the usual soft limit of 1,024 files would be reached at some 500 sessions.
+    """
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,11 +1,11 @@
-"""Keeps the search index up to date, beside the broker: when to start a process for it, and that process.
+"""Updates the search index in a separate process, which the broker starts when the journal has grown.
 
-The broker's loop does none of the work: one text of 10 MiB takes 0.4 s to index, and cannot be divided. What it does
-is to look at the size of messages.log every few seconds, and to start this module as a process, at the lowest priority,
-when the log has grown by 4 MiB. Such a process indexes all that is there, and ends. Nothing depends on it: what is not
-indexed yet, a search looks for in the log, which takes 15 ms for 4 MiB. A bus that carries little never sees one.
+The broker's loop does none of the indexing: one text of 10 MiB takes 0.4 s, and cannot be divided. The loop only looks
+at the size of messages.log every few seconds, and starts this module as a process at the lowest priority when the
+journal has grown by 4 MiB. The process indexes all of the journal, and ends. Nothing depends on it: a search reads the
+part that is not indexed yet, which takes 15 ms for 4 MiB. A bus with little traffic never starts one.
 
-The process ends when its broker has ended, and no mishap in it reaches the broker: it is said once in broker.log.
+The process ends when its broker has ended. Its failures do not affect the broker: each is logged once in broker.log.
 """
 
 from __future__ import annotations
@@ -24,41 +24,43 @@ from zmqbus.system import children
 if TYPE_CHECKING:
     import subprocess
 
-#: The log has to grow by so much before it is worth a process (80 ms of one core) to index that.
+#: Growth of the journal that is worth a process (80 ms of one core).
 GROWTH_BYTES = 4 * 1024 * 1024
-#: Between two looks at its size.
+#: Pause between two looks at its size.
 LOOK_S = 5.0
-#: After a failure (a full disk, most likely) it is left alone for so long.
+#: Pause after a failure, most likely a full disk.
 RETRY_S = 600.0
-#: How long a closing broker waits for the process to end: it has been told to, and is in no state to refuse.
+#: How long a closing broker waits for the terminated process before it kills it.
 END_S = 2.0
-#: The lowest priority there is: it gets what nobody else wants.
+#: The lowest priority.
 NICENESS = 19
-#: Characters of what the process has to say that are logged.
-MAX_WORDS = 500
+#: Characters of the process's output that are logged.
+MAX_LOGGED = 500
 
 
-class Keeper:
-    """The broker's part: looks at the log, starts the process, hears how it went. For the loop's thread."""
+class IndexerLauncher:
+    """Starts the indexer when it is due, and logs its failures. For the loop's thread."""
 
     def __init__(self, settings: Settings, report: Callable[[str], None]) -> None:
         self._data_dir = settings.data_dir
         self._log_path = settings.paths.log
         self._report = report
         self._process: subprocess.Popen[bytes] | None = None
-        self._look_due_s = -1.0  # monotonic; -1: whoever has just started a broker wants other things of it first
+        self._look_due_s = -1.0  # monotonic; -1: skip the first tick, a new broker has more urgent work
         self._inode = 0
         self._seen_bytes = 0  # of the segment with that inode
-        self._waiting_bytes = -1  # not indexed, as far as is known; -1: nobody has looked yet
-        self._said = ""
+        self._waiting_bytes = -1  # not indexed yet, at most; -1: not measured yet
+        self._reported = ""  # the failure that was logged last
 
     def __repr__(self) -> str:
         state = f"process {self._process.pid}" if self._process else f"{max(self._waiting_bytes, 0):,} bytes wait"
-        return f"<Keeper of the search index: {state}>"
+        return f"<IndexerLauncher: {state}>"
 
     def tick(self, mono_s: float) -> None:
-        """To be called every now and then; takes some microseconds, and two milliseconds when it starts a process.
-        Never raises."""
+        """Looks at the journal and the process, if it is time. Never raises.
+
+        Takes some microseconds, and two milliseconds when it starts a process.
+        """
         if mono_s < self._look_due_s:
             return
         first, self._look_due_s = self._look_due_s < 0, mono_s + LOOK_S
@@ -68,12 +70,12 @@ class Keeper:
             if self._process is not None and not self._ended(mono_s):
                 return
             if self._look_due_s > mono_s + LOOK_S:
-                return  # it has failed
+                return  # the process has failed, and is retried later
             self._measure()
             if self._waiting_bytes >= GROWTH_BYTES:
                 self._start()
         except (OSError, ZmqbusError, ValueError) as error:
-            self._fails(mono_s, f"the search index is not kept up to date: {error}")
+            self._fail(mono_s, f"cannot update the search index: {error}")
 
     def close(self) -> None:
         """Ends the process, if there is one. Idempotent."""
@@ -92,9 +94,9 @@ class Keeper:
             process.stdout.close()
 
     def _measure(self) -> None:
-        """How much the log has grown."""
+        """Measures the growth of the journal."""
         if self._waiting_bytes < 0:
-            # What an earlier broker has left may all be indexed; the first process finds out.
+            # All of an earlier broker's journal may be indexed; the first process finds out.
             self._waiting_bytes = sum(os.stat(name).st_size for _, _, name in segments(self._log_path)[1:])
         try:
             found = os.stat(self._log_path)
@@ -105,7 +107,7 @@ class Keeper:
         self._inode, self._seen_bytes = found.st_ino, found.st_size
 
     def _start(self) -> None:
-        import subprocess  # 5 ms, which many a broker never pays
+        import subprocess  # 5 ms, which many brokers never need
 
         self._waiting_bytes = 0
         self._process = subprocess.Popen(
@@ -115,7 +117,7 @@ class Keeper:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C is for the broker, which ends it
+            start_new_session=True,  # Ctrl-C reaches only the broker, which ends the process
         )
 
     def _ended(self, mono_s: float) -> bool:
@@ -124,25 +126,25 @@ class Keeper:
         if status is None:
             return False
         assert self._process.stdout is not None
-        words = self._process.stdout.read().decode("utf-8", "replace").strip()[-MAX_WORDS:]
+        output = self._process.stdout.read().decode("utf-8", "replace").strip()[-MAX_LOGGED:]
         self._process.stdout.close()
         self._process = None
         if status:
-            self._fails(mono_s, words or f"the process that keeps the search index has ended with status {status}")
+            self._fail(mono_s, output or f"the indexer of the search index has ended with status {status}")
         else:
-            self._said = ""
+            self._reported = ""
         return True
 
-    def _fails(self, mono_s: float, words: str) -> None:
+    def _fail(self, mono_s: float, reason: str) -> None:
         self._look_due_s = mono_s + RETRY_S
         self._waiting_bytes = max(self._waiting_bytes, GROWTH_BYTES)
-        if words != self._said:
-            self._said = words
-            self._report(words)
+        if reason != self._reported:
+            self._reported = reason
+            self._report(reason)
 
 
 def index_all(settings: Settings, goes_on: Callable[[], bool]) -> None:
-    """Brings the index up to date, and makes a damaged one anew. Raises `JournalError` or `Unauthorized`."""
+    """Updates the index, or rebuilds a damaged one, while `goes_on`. Raises `JournalError` or `Unauthorized`."""
     path = settings.paths.search_index
     try:
         with Index.open(path) as index:
@@ -154,7 +156,7 @@ def index_all(settings: Settings, goes_on: Callable[[], bool]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m zmqbus.broker.shell.indexer PID`: indexes what is there, as long as that process is its parent."""
+    """`python -m zmqbus.broker.shell.indexer PID`: updates the index as long as that process is its parent."""
     parent = int(argv[0])
     os.umask(0o077)
     os.nice(NICENESS)

@@ -1,10 +1,10 @@
-"""broker.log: what the broker has to say to whoever looks into it later.
+"""broker.log: the log of the broker's own events.
 
-A line each, with time, pid and level; what peers chose (names, targets) is made safe to show in it. The file is the
-user's own (0600); one that has its size becomes `broker.log.1` before the next line, and the one that was that, `.2`. A
-line that cannot be written is lost, and only that: a disk without room must not keep the broker from serving.
+Each line has time, pid and level; text from peers (names, targets) is sanitised. The file is private (0600). A file
+that has reached `LOG_BYTES` becomes `broker.log.1` before the next line, and the previous one `.2`. A line that cannot
+be written is lost, and only that: a full disk must not keep the broker from serving.
 
-The standard library's `logging` would do it, and with its handlers take 1.4 MB of the broker's memory for it.
+The standard library's `logging` with its handlers would take 1.4 MB of the broker's memory.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from zmqbus.errors import ZmqbusError
 from zmqbus.security.private_files import open_private
 from zmqbus.text.display import sanitise
 
-#: A file of this size is rotated, and this many old ones are kept.
+#: Size at which the file is rotated, and number of old files that are kept.
 LOG_BYTES = 1024 * 1024
 LOGS_KEPT = 2
 
 
 class Log:
-    """For one thread."""
+    """Writer of broker.log, for one thread."""
 
     def __init__(self, path: str, *, echo: bool = False) -> None:
-        """Opens or makes the file. `echo`: each line goes to standard error as well.
+        """Opens or creates the file. With `echo`, each line goes to standard error as well.
 
-        Raises `Unauthorized` for a file that others could read, or that is a link. One that cannot be opened for
-        another reason is named on standard error, and tried again with the next line."""
+        Raises `Unauthorized` for a file that others can read, or that is a link. If it cannot be opened for another
+        reason, warns on standard error and tries again with the next line.
+        """
         self._path = path
         self._echo = echo
         self._descriptor = -1
@@ -42,19 +43,19 @@ class Log:
         return f"<Log {self._path}{'' if self._descriptor >= 0 else ', closed'}>"
 
     def info(self, text: str) -> None:
-        """What is as it should be."""
+        """Logs normal operation."""
         self._say("INFO", text)
 
     def warning(self, text: str) -> None:
-        """What the broker does not depend on, and does not work."""
+        """Logs the failure of something that the broker does not depend on."""
         self._say("WARNING", text)
 
     def error(self, text: str) -> None:
-        """What somebody should look at."""
+        """Logs a failure that needs attention."""
         self._say("ERROR", text)
 
     def close(self) -> None:
-        """Idempotent; a line that comes after it opens the file again."""
+        """Closes the file. Idempotent; the next line opens it again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -62,7 +63,7 @@ class Log:
     def _say(self, level: str, text: str) -> None:
         now_s = time.time()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now_s))
-        # Half a character, of a path that is not UTF-8, is shown as an escape before what is unsafe is taken out.
+        # A path that is not UTF-8 has lone surrogates: show them as escapes.
         shown = sanitise(text.encode(errors="backslashreplace").decode())
         line = f"{stamp},{int(now_s % 1 * 1000):03} {os.getpid()} {level} {shown}\n"
         if self._echo:
@@ -70,7 +71,7 @@ class Log:
                 sys.stderr.write(line)
                 sys.stderr.flush()
             except (OSError, ValueError):
-                pass  # whoever looked on has gone
+                pass  # standard error is closed
         content = line.encode()
         try:
             if self._descriptor < 0:
@@ -79,7 +80,7 @@ class Log:
                 self._rotate()
             os.write(self._descriptor, content)
         except (OSError, ZmqbusError):
-            pass  # see above
+            pass  # the line is lost
 
     def _open(self) -> None:
         self._descriptor = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,26 +1,26 @@
-"""Bytes that peers have sent and the broker has not looked at: counted where they lie, and a bound for them.
+"""Memory pressure: closes connections that fill libzmq's buffers beyond the broker's control.
 
 Theory of operation
 ===================
 
-libzmq reads what a peer sends into memory of its own before anybody can judge it, and counts whole messages there, not
-bytes. A message may have any number of frames of 16 MiB, of which nobody hears before the last; a frame that never ends
-lies there as far as it has come; each byte of a subscription becomes a node of a tree, 48 bytes. So a few connections
-can take all memory there is, those among them that have not even shown a key. Nor can libzmq be told to close one.
+libzmq reads the bytes of a peer into its own memory before the broker sees them, and bounds the number of messages
+there but not their bytes. A message may have any number of frames of 16 MiB, which arrive at the broker only with the
+last one; an endless frame stays in memory as far as it has come; each byte of a subscription becomes a tree node of 48
+bytes. So a few connections can take all memory, even without a valid key. libzmq has no call to close one.
 
-The kernel can. It counts the bytes of each connection (TCP_INFO), and a socket that is shut down here is, to libzmq,
-one whose peer has gone: it drops what it has read of it, and what it has for it. So when the process has grown by more
-than what the broker itself keeps (`SOFT_BYTES`), the connections are watched, each `WATCH_S`; and when it has grown by
-`HARD_BYTES`, those are closed that have read nothing since then of what is sent to them, or else those that have sent
-most, one at each look, until it is enough. Whoever is honest and closed by mistake comes back and says again what was
-not answered: it costs a reconnect, and no message.
+The kernel has. It counts the bytes of each connection (TCP_INFO), and libzmq treats a socket that is shut down here as
+one whose peer has gone: it drops all buffers of the connection. So when the process has grown by `SOFT_BYTES` more than
+the broker itself keeps, the connections are watched every `WATCH_S`. When it has grown by `HARD_BYTES`, one connection
+is closed at each look until memory suffices: first those that have read nothing since the watch began, then those that
+have sent most. An honest client that is closed by mistake reconnects and repeats its unanswered messages: that costs a
+reconnect, and no message.
 
-A connection to the PUB says a few hundred bytes in its life, so there the sum is the judgement: over
-`MAX_SUBSCRIBING_BYTES` it is closed at once.
+A client sends a few hundred bytes to the PUB in its life, so there the sum decides: over `MAX_SUBSCRIBING_BYTES` the
+connection is closed at once.
 
-Freed memory is given back to the system afterwards (`malloc_trim`), which the C library would keep.
+Afterwards freed memory is returned to the system (`malloc_trim`), which the C library would keep.
 
-This needs Linux. Elsewhere the bounds of each message hold, and those of the sockets, and no other.
+This needs Linux. Elsewhere only the bounds of messages and sockets hold.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ from termios import TIOCOUTQ
 
 from zmqbus.tuples import NamedTuple
 
-#: Memory over what the process had when it began, and what the broker itself keeps: from here on it is watched where it
-#: comes from,
+#: Growth of the process since its start, without the memory that the broker itself keeps: from here on connections are
+#: watched,
 SOFT_BYTES = 32 * 1024 * 1024
-#: and from here on connections are closed. Ten bodies of the largest size on their way are less.
+#: and from here on closed. Ten of the largest bodies in flight are less.
 HARD_BYTES = 96 * 1024 * 1024
-#: What a connection may send to the PUB: 512 topics, groups and projects, all as long as they may be, are less.
+#: Bytes that a connection may send to the PUB: 512 topics, groups and projects of the greatest length are less.
 MAX_SUBSCRIBING_BYTES = 128 * 1024
-#: What lies with the kernel for a peer that has read nothing since the watch began: then the rest lies here.
+#: Unread bytes in the kernel from which on a peer that has read nothing since the watch began is closed.
 UNREAD_BYTES = 32 * 1024
-#: How often it is looked at the size of the process: it may grow by some hundred MB in a second.
+#: Pause between two looks at the size of the process, which may grow by some hundred MB in a second,
 LOOK_S = 0.1
-#: And while it is watched.
+#: and while connections are watched.
 WATCH_S = 0.01
-#: What counts as growth from one look to the next,
+#: Least difference between two looks that counts as growth,
 STEP_BYTES = 1024 * 1024
-#: and without it for so long, nobody is at fault any more.
+#: and time without growth after which no connection is at fault any more.
 SETTLED_S = 1.0
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-#: Where `struct tcp_info` has `tcpi_bytes_acked` and `tcpi_bytes_received`.
+#: Layout and offset of `tcpi_bytes_acked` and `tcpi_bytes_received` in `struct tcp_info`.
 _COUNTS = Struct("@QQ")
 _COUNTS_AT = 120
 
 
-class Pressure:
+class MemoryPressure:
     """Watches the size of this process, and closes the connections that make it grow."""
 
     def __init__(self, port: int, pub_port: int) -> None:
-        """To be made when all that a broker has without a client is there."""
+        """Create it when the broker has all that it has without clients."""
         self._ports = port, pub_port
         self._pub_port = pub_port
         self._due_s = 0.0
         self._watching = False
-        self._before: dict[tuple[int, int], _Connection] = {}  # those that were there when the watch began
-        self._seen_bytes = 0  # how far it had grown at the last look
-        self._rose_s = 0.0  # and when it was seen to grow last
+        self._before: dict[tuple[int, int], _Connection] = {}  # connections when the watch began
+        self._seen_bytes = 0  # growth at the last look
+        self._rose_s = 0.0  # when it was last seen to grow
         self.closed = 0  #: connections, since the start
         try:
             self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -79,11 +79,11 @@ class Pressure:
         self._base_bytes = self._resident_bytes()
 
     def __repr__(self) -> str:
-        return f"<Pressure: {self.closed} connections closed{', watching' if self._watching else ''}>"
+        return f"<MemoryPressure: {self.closed} connections closed{', watching' if self._watching else ''}>"
 
     @property
     def wait_s(self) -> float | None:
-        """How long the loop may sleep before the next look; None: for ever."""
+        """How long the loop may sleep before the next look; None: any time."""
         if self._statm < 0:
             return None
         return WATCH_S if self._watching else LOOK_S
@@ -92,8 +92,10 @@ class Pressure:
         return int(os.pread(self._statm, 200, 0).split()[1]) * _PAGE_BYTES if self._statm >= 0 else 0
 
     def look(self, now_s: float, kept_bytes: Callable[[], int]) -> list[str]:
-        """Closes what has to be closed; a line for the log about each. `kept_bytes` tells what the broker itself keeps,
-        and is asked only where it matters."""
+        """Closes connections as far as necessary, and returns a line for the log about each.
+
+        `kept_bytes` returns the memory that the broker itself keeps; it is called only when needed.
+        """
         if now_s < self._due_s or self._statm < 0:
             return []
         grown = self._resident_bytes() - self._base_bytes
@@ -112,9 +114,8 @@ class Pressure:
             self._rose_s = now_s
             self._seen_bytes = grown
         if now_s - self._rose_s > SETTLED_S:
-            _give_back()
-            # What is left now is nobody's fault: Python and the C library have grown, or somebody's bytes lie here and
-            # do not get more. As long as they are below the bound they may.
+            _trim_memory()
+            # The rest is no fault: Python and the C library have grown, or buffered bytes stay and do not get more.
             self._seen_bytes = self._resident_bytes() - self._base_bytes - kept_bytes()
             self._rose_s = now_s
             self._due_s = now_s + SETTLED_S
@@ -131,7 +132,7 @@ class Pressure:
                 closed.append(self._close(one.fd, f"has sent {one.received:,} bytes of subscriptions"))
                 continue
             before = self._before.get((one.fd, one.inode))
-            # Where nobody sends any more, it came before the watch.
+            # If no connection sends any more, the bytes came before the watch.
             new = one.received - (before.received if before is not None and not settled else 0)
             if new > heard[0]:
                 heard = new, one
@@ -142,7 +143,7 @@ class Pressure:
                 why = f"reads nothing, and the broker has grown by {grown:,} bytes"
                 closed.append(self._close(unread[1].fd, why))
             elif heard[1] is not None:
-                why = f"has sent {heard[0]:,} bytes that are not looked at yet; the broker has grown by {grown:,}"
+                why = f"has sent {heard[0]:,} bytes that are not processed yet; the broker has grown by {grown:,}"
                 closed.append(self._close(heard[1].fd, why))
         if closed:
             self._due_s = now_s + WATCH_S
@@ -152,7 +153,7 @@ class Pressure:
         self.closed += 1
         with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
             connection.shutdown(socket.SHUT_RDWR)
-        return f"a connection is closed: it {why}"
+        return f"closed a connection: it {why}"
 
     def close(self) -> None:
         """Ends the watch."""
@@ -162,18 +163,18 @@ class Pressure:
 
 
 class _Connection(NamedTuple):
-    """One of the broker's, as the kernel sees it."""
+    """A connection of the broker, as the kernel sees it."""
 
     fd: int
     inode: int
     port: int
-    received: int  # bytes that have come from its peer
-    acked: int  # bytes that the peer's kernel has taken
-    unsent: int  # bytes that it has not
+    received: int  # bytes from the peer
+    acked: int  # bytes that the peer's kernel has acknowledged
+    unsent: int  # bytes that it has not acknowledged
 
 
 def _connections(ports: tuple[int, int]) -> Iterator[_Connection]:
-    """All that there are to one of these ports."""
+    """All connections to one of these ports."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         with suppress(OSError):
@@ -192,9 +193,9 @@ def _connections(ports: tuple[int, int]) -> Iterator[_Connection]:
                     yield _Connection(fd, os.fstat(fd).st_ino, port, received, acked, unsent)
 
 
-def _give_back() -> None:
-    """Gives freed memory back to the system, where the C library has a call for that."""
-    import ctypes  # 10 ms; nobody needs it but a broker that has been attacked
+def _trim_memory() -> None:
+    """Returns freed memory to the system, if the C library has a call for that."""
+    import ctypes  # 10 ms; only a broker under attack needs it
 
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,21 +1,21 @@
-"""The broker's shell: sockets, files and the loop. It turns what arrives into events and effects into I/O.
+"""The broker's shell: sockets, files and the loop. It turns received messages into events, and effects into I/O.
 
-One thread and one `zmq.Poller`. Each wake runs the same steps, and their order is the promise:
+One thread and one `zmq.Poller`. Each wake runs the same steps, and their order is the guarantee:
 
-1. drain what has arrived, up to a bound, so that timers and the other sockets get their turn;
+1. drain the sockets, up to a bound, so that timers and the other sockets get their turn;
 2. let the core decide;
 3. write the records of this wake to the journal, in one write;
 4. commit the store, in one transaction;
-5. send: everything for one peer that is ready now goes as one message.
+5. send: all envelopes for one peer go as one message.
 
-Where nothing of what there is to send depends on 3 and 4 (an alone request to a worker, `core.may_speak_first`), it is
-sent before them.
+If none of the effects depends on 3 and 4, they are sent first (`core.may_speak_first`), such as a lone request to a
+worker.
 
-A broker that dies before 4 has told nobody anything; one that dies after it has told nothing that is not on record.
-With durability `process` both writes are with the kernel then, which outlives every process; with `power` they are on
-the disk, the journal's first.
+A broker that dies before 4 has confirmed nothing; one that dies after it has confirmed nothing that is not on record.
+With durability `process` the kernel has both writes by then, and it outlives every process; with `power` they are on
+disk, the journal's first.
 
-Nothing waits for more to come: a lone message passes through all five steps at once.
+The broker never waits for more messages: a lone one passes through all five steps at once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ import zmq
 import zmqbus
 from zmqbus.broker import core, events
 from zmqbus.broker.shell.compaction import Compaction
-from zmqbus.broker.shell.indexer import Keeper
+from zmqbus.broker.shell.indexer import IndexerLauncher
 from zmqbus.broker.shell.log import Log
-from zmqbus.broker.shell.pressure import Pressure
+from zmqbus.broker.shell.pressure import MemoryPressure
 from zmqbus.broker.shell.spool_reader import WAKE_BYTES, SpoolReader
 from zmqbus.broker.storage.api import StoreError
 from zmqbus.broker.storage.sqlite import SqliteStore
@@ -50,52 +50,52 @@ from zmqbus.system.port_holder import who_holds
 from zmqbus.wire import codec, sockets, verbs
 from zmqbus.wire.wakeup import Wakeup
 
-#: ZeroMQ messages taken from one socket before the loop goes round,
+#: ZeroMQ messages taken from one socket in a wake,
 DRAIN_MESSAGES = 200
-#: and the time for it, s. What is drained together is written and sent together, so in a stream its receiver waits for
-#: all of it; and the other socket and the timers want their turn. (At 20 ms sender, broker and receiver took turns to
-#: work; below 1 ms the rate is no higher.)
+#: and seconds for it. Messages that are drained together are written and sent together, so in a stream the receiver
+#: waits for all of them; and the other socket and the timers need their turn. (At 20 ms sender, broker and receiver
+#: took turns to work; below 1 ms the rate is no higher.)
 DRAIN_S = 0.001
-#: The core hears of the time at most so often: under load the loop goes round thousands of times a second.
+#: Least interval of `Tick`s: under load there are thousands of wakes a second.
 TICK_S = 0.05
-#: Messages queued towards one peer before it counts as gone. Credit keeps an honest one far below (1,000 messages, and
-#: many travel as one); what gets here asks without reading.
+#: Messages queued for one peer before it counts as gone. Credit keeps an honest peer far below (1,000 messages, many of
+#: which travel as one); only a peer that asks without reading gets here.
 PEER_HWM = 400
-#: Messages of one peer that wait for the next wake: a wake takes that many, and each may hold 512 envelopes.
+#: Messages of one peer that wait for the next wake, which takes that many; each may hold 512 envelopes.
 PEER_IN_HWM = DRAIN_MESSAGES
-#: Subscriptions of one peer that wait to be taken in. (With 1, libzmq 4.3.5 never reads a message of several frames to
-#: its end, nor what comes after it.)
+#: Subscriptions of one peer that wait to be processed. (With 1, libzmq 4.3.5 never finishes reading a message of
+#: several frames.)
 SUBSCRIBER_IN_HWM = 8
-#: A handshake that is not done by then is dropped, so that half-open connections do not pile up.
+#: Time limit of a handshake, so that half-open connections do not pile up.
 HANDSHAKE_MS = 5_000
-#: Connections that may wait for their handshake: 1,000 sessions may come at once.
+#: Connections that may wait for their handshake: 1,000 sessions may connect at once.
 BACKLOG = 1_024
-#: What a subscription may be long; nothing else travels towards the PUB.
+#: Greatest length of a subscription; nothing else is sent to the PUB.
 MAX_SUBSCRIPTION_BYTES = 16 * 1024
-#: Records in which a repeated message is looked for. A sender has at most 1,000 unconfirmed, so the last 20,000 hold
-#: every one of 20 senders at full tilt; and the bytes bound the time where bodies are large.
+#: Records that are searched for a repeated message. A sender has at most 1,000 unconfirmed messages, so the last 20,000
+#: records hold all of 20 senders at full tilt. The bytes bound the time if bodies are large.
 REPEATABLE = 20_000
 REPEATABLE_BYTES = 128 * 1024 * 1024
-#: What a message under way takes beside its body, and a connection with its session and both of its sockets.
+#: Memory that a message in flight takes beside its body, and a connection with its session and both sockets.
 MESSAGE_BYTES = 1_000
 CONNECTION_BYTES = 100_000
-#: What poll() takes at most: a C int. Ten idle years are more than that; the loop just goes round once.
+#: Greatest timeout of poll(), a C int. A longer one, such as ten idle years, just wakes the loop once more.
 MAX_POLL_MS = 2**31 - 1
-#: How long a closing broker tries to hand out its last words.
+#: How long a closing broker tries to send its last messages.
 LINGER_MS = 500
-#: An option of libzmq's context that pyzmq has no name for. It lets frames stay in the buffer that they were read into,
-#: which touches another page for each connection, 8 MB for 1,000 sessions; and with CURVE all are copied anyway.
+#: An option of libzmq's context that pyzmq does not name. It keeps frames in the buffer that they were read into, which
+#: takes another page for each connection, 8 MB for 1,000 sessions; with CURVE all frames are copied anyway.
 _ZERO_COPY_RECV = 10
-#: Files that the broker opens for itself, with some to spare: sockets, database, journal, its segments and the index.
+#: Files that the broker itself opens, with some to spare: sockets, database, journal, its segments and the index.
 OWN_DESCRIPTORS = 48
-#: Connections for 1,000 sessions, two each. With a lower limit the broker says so: those beyond it could not connect.
+#: Connections for 1,000 sessions, two each. With a lower limit the broker gives a notice, as others could not connect.
 WANTED_DESCRIPTORS = OWN_DESCRIPTORS + 2 * 1_000
-#: The broadcast port is drawn from here, and the router's where its own is held: below every system's range of
-#: ephemeral ports, where a client that retries a closed port can be given it as its own and connect to itself.
+#: Range of the broadcast port, and of the router's if its own is held: below every system's ephemeral ports. A client
+#: that retries a closed ephemeral port can be given that very port and connect to itself.
 ANY_PORTS = range(10_000, 30_000)
 
 
-#: A clock that is never set, and goes on while the machine sleeps, where there is one.
+#: A clock that cannot be set, and that includes sleep if the system has such a one.
 _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -104,48 +104,50 @@ def _elapsed_s() -> float:
 
 
 def _owner_lives(owner: str) -> bool:
-    """Whether the process that a HELLO named as its session's owner may still run: one that cannot be judged from here,
-    because it is in another PID namespace or on another machine, may."""
+    """Whether the owner that a HELLO named may still run.
+
+    A process that cannot be seen from here, in another PID namespace or on another machine, may.
+    """
     process = Process.parse(owner)
     return process is None or not has_ended(process)
 
 
 def _secure(socket: zmq.Socket[bytes], keys: BrokerKeys) -> None:
-    """Options that both sockets of the broker share."""
+    """Sets the options that both sockets share."""
     curve_server(socket, keys)
-    socket.linger = LINGER_MS  # with none, term() would wait for peers that never read
-    socket.sndhwm = PEER_HWM  # without it a peer that does not read grows the broker
-    socket.rcvhwm = PEER_IN_HWM  # bounds what floods in between two wakes; TCP holds the rest back
-    socket.handshake_ivl = HANDSHAKE_MS  # a half handshake would hold its connection for 30 s
-    socket.backlog = BACKLOG  # with 100, a storm of clients meets refused connections
+    socket.linger = LINGER_MS  # without it, term() would wait for peers that never read
+    socket.sndhwm = PEER_HWM  # without it, a peer that does not read would grow the broker
+    socket.rcvhwm = PEER_IN_HWM  # bounds a flood between two wakes; TCP holds the rest back
+    socket.handshake_ivl = HANDSHAKE_MS  # by default an unfinished handshake would hold its connection for 30 s
+    socket.backlog = BACKLOG  # with 100, some of many simultaneous clients would be refused
 
 
 def _router(context: zmq.Context[zmq.Socket[bytes]], keys: BrokerKeys) -> zmq.Socket[bytes]:
     """The socket for directed envelopes."""
     router = context.socket(zmq.ROUTER)
     _secure(router, keys)
-    router.router_mandatory = True  # a route that is gone is an error, not silence
-    router.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)  # one giant frame would be read to its end
+    router.router_mandatory = True  # sending to a route that is gone raises
+    router.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)  # otherwise a giant frame would be read to its end
     return router
 
 
 def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: BrokerKeys) -> zmq.Socket[bytes]:
-    """The socket for broadcasts: XPUB is a PUB that shows its subscriptions."""
+    """The socket for broadcasts, an XPUB: a PUB that receives its subscriptions."""
     publisher = context.socket(zmq.XPUB)
     _secure(publisher, keys)
     publisher.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
-    # libzmq takes subscriptions in until there is none, whatever time it is. With a short queue it has to wait for
-    # whoever sends them without end, and the loop goes on.
+    # libzmq processes subscriptions until none is left, however long it takes. With a short queue, a peer that sends
+    # them without end has to wait, and the loop goes on.
     publisher.rcvhwm = SUBSCRIBER_IN_HWM
     return publisher
 
 
 class Server:
-    """Binds, serves and closes. Made by `daemon`, which holds the election's lock for as long as this lives."""
+    """Binds, serves and closes. `daemon` creates it, and holds the election's lock as long as it lives."""
 
     def __init__(self, settings: Settings, log: Log) -> None:
         self._settings = settings
-        self.port = settings.port  #: of the ROUTER; another one, where that is held and may be left
+        self.port = settings.port  #: of the ROUTER; another one if that is held and nobody has chosen it
         self._log = log
         self._closing = ExitStack()
         self._stop_reason: str | None = None
@@ -156,7 +158,7 @@ class Server:
         self._idle_since_s = 0.0
         self._ticked_s = 0.0
         self._began = time.time() - _elapsed_s()
-        self._commit_failure = ""  # what was logged last about it
+        self._commit_failure = ""  # the failure that was logged last
         self._earlier: dict[str, Earlier] | None = None
 
     def __repr__(self) -> str:
@@ -165,8 +167,11 @@ class Server:
     # --- life
 
     def open(self) -> None:
-        """Binds both sockets and the journal. Raises `BrokerUnavailable` where the port is held by another program,
-        `Unauthorized` where keys or files are not the user's own."""
+        """Opens journal, store and both sockets.
+
+        Raises `BrokerUnavailable` if another program holds the port, and `Unauthorized` if keys or files are not
+        private.
+        """
         descriptors.reserve(OWN_DESCRIPTORS, "the broker")
         keys = broker_keys(self._settings.data_dir)
         paths = self._settings.paths
@@ -175,18 +180,18 @@ class Server:
         begun = not os.path.lexists(paths.database)
         self._store = SqliteStore(paths.database, paths.log, durability=self._settings.durability)
         self._closing.callback(self._store.close)
-        self._spools = SpoolReader(paths.spool)  # before anyone is welcomed who might use it
+        self._spools = SpoolReader(paths.spool)  # before any client is welcomed that might use it
         self._closing.callback(self._spools.close)
         last_id = next(iter(recent(paths.log, records=1, limit_bytes=REPEATABLE_BYTES)), "")
         if begun and last_id:
             self._store.notices.append(
-                f"{paths.database} was gone, and was begun anew: sessions and unread messages are not known any more; "
+                f"{paths.database} was gone and was created again: its sessions and unread messages are lost; "
                 "the texts of all messages are still in messages.log"
             )
-        self._indexing = Keeper(self._settings, self._log.warning)
-        self._closing.callback(self._indexing.close)
+        self._indexer = IndexerLauncher(self._settings, self._log.warning)
+        self._closing.callback(self._indexer.close)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        with suppress(zmq.ZMQError):  # one that does not know of it just needs more memory
+        with suppress(zmq.ZMQError):  # a libzmq without this option just needs more memory
             context.set(_ZERO_COPY_RECV, 0)
         self._closing.callback(context.term)
         self._zap = ZapHandler(context, keys.allowed_clients)
@@ -213,7 +218,7 @@ class Server:
             ("log_kept_bytes", self._compaction.kept_bytes),
         )
         self._compaction = Compaction(self._journal, self._store, self._core, self._log.warning)
-        self._pressure = Pressure(self.port, self._core.pub_port)
+        self._pressure = MemoryPressure(self.port, self._core.pub_port)
         self._closing.callback(self._pressure.close)
         self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
@@ -229,13 +234,13 @@ class Server:
             sessions = (limit - OWN_DESCRIPTORS) // 2
             notice = (
                 f"this broker may have {limit} files open, which is enough for about {sessions} sessions; for more, "
-                "raise the hard limit (ulimit -Hn), and start it anew: zmqbus broker --stop"
+                "raise the hard limit (ulimit -Hn) and restart it: zmqbus broker --stop"
             )
             self._log.warning(notice)
             self._core.notice(notice)
 
     def _bind_router(self) -> None:
-        """Binds the settings' port; or another one where that is held and is the well-known one, which nobody chose."""
+        """Binds the port of the settings, or another one if that is held and only the default."""
         port = self._settings.port
         try:
             self._router.bind(f"tcp://127.0.0.1:{port}")
@@ -259,19 +264,19 @@ class Server:
             except zmq.ZMQError:
                 continue
             return port
-        raise BrokerUnavailable("no free port between 10000 and 29999; end what holds them")
+        raise BrokerUnavailable("no free port between 10000 and 29999; end the programs that hold them")
 
     @property
     def notices(self) -> list[str]:
-        """What was found damaged or set aside since the start, for the user who has started this broker."""
+        """Sentences about damage found since the start, for the user who has started this broker."""
         return self._core.notices
 
     def close(self) -> None:
-        """Hands out what is ready, and closes. Idempotent."""
+        """Sends the messages that are ready, and closes. Idempotent."""
         self._closing.close()
 
     def run(self) -> str:
-        """Serves until it is stopped, or nobody has needed it for the idle time; returns why."""
+        """Serves until it is stopped or has been idle for the idle time; returns the reason."""
         with Wakeup() as wakeup:
             self._poller.register(wakeup.fd, zmq.POLLIN)
             self._log.info(f"release {self._core.release} serves port {self.port}, broadcasts on {self._core.pub_port}")
@@ -298,8 +303,10 @@ class Server:
         return min(max(0, int(left_s * 1000) + 1), MAX_POLL_MS)
 
     def _wait(self) -> dict[object, int]:
-        """Sleeps until there is something to do. Looks at the process's size meanwhile: what makes it grow need not be
-        anything that wakes it."""
+        """Sleeps until a socket is ready or the time is over, and returns the ready sockets.
+
+        Looks at memory pressure meanwhile: bytes that grow the process need not wake it.
+        """
         timeout_ms = self._timeout_ms()
         until_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         while True:
@@ -311,14 +318,14 @@ class Server:
             ready: dict[object, int] = dict(self._poller.poll(step_ms))
             if ready or (until_s is not None and time.monotonic() >= until_s):
                 return ready
-            self._look_at_pressure(time.monotonic())
+            self._relieve_pressure(time.monotonic())
 
-    def _look_at_pressure(self, now_s: float) -> None:
+    def _relieve_pressure(self, now_s: float) -> None:
         for line in self._pressure.look(now_s, self._kept_bytes):
             self._log.warning(line)
 
     def _kept_bytes(self) -> int:
-        """What the broker itself keeps in memory, and has bounds for."""
+        """Memory that the broker itself keeps, which has bounds of its own."""
         messages, under_way_bytes = self._core.delivery.under_way()
         connections = len(self._core.registry.connections)
         kept_bytes = self._core.requests.kept_bytes + under_way_bytes + messages * MESSAGE_BYTES
@@ -331,7 +338,7 @@ class Server:
         if not ready.keys().isdisjoint(self._zap.sockets):
             self._zap.handle()
         now = self._now()
-        self._look_at_pressure(now.mono_s)
+        self._relieve_pressure(now.mono_s)
         self._spools.read_bytes = 0
         if self._publisher in ready:
             self._drain_subscriptions(now)
@@ -340,7 +347,7 @@ class Server:
         if now.mono_s - self._ticked_s >= TICK_S:
             self._ticked_s = now.mono_s
             self._do(self._core.handle(now, events.Tick()))
-            self._indexing.tick(now.mono_s)
+            self._indexer.tick(now.mono_s)
             self._renew_zap(now)
         if self._records and self._core.may_speak_first:
             self._send_all(now)
@@ -381,7 +388,7 @@ class Server:
             if parts is None:
                 return
             change, topic = parts[0][:1], parts[0][1:]
-            # Only the marks tell the broker anything; whatever else comes up the PUB is a filter, or nothing.
+            # Only presence subscriptions mean something to the broker; all others are filters or junk.
             if len(parts) == 1 and change in (b"\0", b"\1") and topic[:1] == verbs.MARK and topic.endswith(b"\0"):
                 lease = topic[1:-1].decode("ascii", "replace")
                 self._do(self._core.handle(now, events.Marked(lease) if change == b"\1" else events.Unmarked(lease)))
@@ -389,7 +396,7 @@ class Server:
     def _do(self, effects: list[events.Effect]) -> None:
         outbox, records = self._outbox, self._records
         for effect in effects:
-            kind = effect.__class__  # nearly all are of the first two
+            kind = effect.__class__  # nearly all are of the next two kinds
             if kind is events.Reply:
                 route, envelope = effect  # type: ignore[misc]
                 if route in outbox:
@@ -421,7 +428,7 @@ class Server:
             self._do(self._core.handle(now, events.Journaled(pointers)))
 
     def _commit(self, now: events.Instant) -> None:
-        """Makes safe what the core has put into the store, so that senders may hear of it."""
+        """Commits the changes of the store, so that senders may hear of them."""
         if not self._store.pending and not self._core.delivery.waits_for_commit:
             return
         try:
@@ -437,12 +444,12 @@ class Server:
         else:
             if self._commit_failure:
                 self._commit_failure = ""
-                self._log.info("mailboxes are written again")
+                self._log.info("can write the mailboxes again")
             self._do(self._core.handle(now, events.Committed()))
         self._note_damage()
 
     def _note_damage(self) -> None:
-        """Tells the log, and whoever asks for the status, what was found damaged or set aside."""
+        """Passes notices about damage on to the log and to STATUS."""
         found, self._store.notices = self._store.notices, []
         if self._journal.recovered:
             found.append(f"messages.log: {self._journal.recovered}")
@@ -453,12 +460,12 @@ class Server:
 
     def _sent_before(self, msg_id: str) -> Earlier | None:
         if self._earlier is None:
-            # Once, and only for a sender that repeats itself: 10 ms for what an earlier broker has written.
+            # Once, and only if a sender repeats a message: takes 10 ms for the journal of an earlier broker.
             self._earlier = recent(self._settings.paths.log, records=REPEATABLE, limit_bytes=REPEATABLE_BYTES)
         return self._earlier.get(msg_id)
 
     def _send_all(self, now: events.Instant) -> None:
-        """Sends the wake's effects. A peer that cannot be reached makes new ones, for others."""
+        """Sends the wake's effects. An unreachable peer may cause new ones, for others."""
         while self._outbox or self._channels:
             outbox, self._outbox = self._outbox, {}
             if self._channels:
@@ -475,7 +482,7 @@ class Server:
 
     def _publish(self) -> None:
         channels, self._channels = self._channels, []
-        for channel, envelopes in _runs(channels):
+        for channel, envelopes in _by_channel(channels):
             for batch in codec.batches(envelopes):
                 sockets.send(self._publisher, (channel, *codec.encode(batch)))
 
@@ -486,8 +493,8 @@ class Server:
             self._stop(f"idle for {self._settings.idle_shutdown_s / 60:g} min")
 
 
-def _runs(published: list[events.Publish]) -> Iterator[tuple[bytes, list[verbs.Envelope]]]:
-    """Neighbours on one channel, together. Only neighbours: a subscriber of two channels sees them in one order."""
+def _by_channel(published: list[events.Publish]) -> Iterator[tuple[bytes, list[verbs.Envelope]]]:
+    """Groups neighbours on one channel; only neighbours, so that a subscriber of two channels sees their order."""
     run: list[verbs.Envelope] = []
     for number, (channel, envelope) in enumerate(published):
         run.append(envelope)
