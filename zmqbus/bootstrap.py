@@ -1,29 +1,27 @@
-"""What comes before each command: an interpreter that is new enough, the dependencies, and quiet ends.
+"""Start a command: find a recent interpreter and the dependencies, run the command, and end without a traceback.
 
-The scripts in bin/ are started by whatever `python3` is first on the PATH, and often before anything was installed. So
-everything here runs on the standard library alone, and this file is readable for python 3.6 too: an interpreter that is
-too old has to get as far as saying so. In order:
+The scripts in bin/ run under the first `python3` on the PATH, often before anything was installed. So this module uses
+the standard library alone and is valid for python 3.6 too: an interpreter that is too old has to report that. In order:
 
-1. `sys.path` is put in order: the standard library first, then this package, then the rest. Otherwise a directory in
-   PYTHONPATH that holds a `typing.py` or another `zmq` decides what is imported here. Relative entries are dropped: an
-   empty one means the current directory, which is anybody's repository.
-2. `<data dir>/venv`, which install-deps makes, is used when it is complete. Made by the same version of python, it only
-   has to be put on `sys.path`, behind the standard library and in front of all other packages, which costs nothing; a
-   second start of the interpreter would cost 10 to 20 ms.
-   Its .pth files are not read, since none of the three dependencies has one. Made by another version, its extension
-   modules would not load here, so its own python is started instead, in place of this process. A venv that is broken,
-   half made or gone is passed over: the dependencies may be installed elsewhere, and step 4 tells when they are not.
-   Code is only taken from a data directory that belongs to this user and is open to nobody else (0700), below
-   directories that nobody else can write to; and never from one that is named relative to the current directory, which
-   may be anybody's repository.
-3. Python older than 3.10, and no venv with a newer one: one line that says so, exit status 1.
-4. The command's module is imported and runs. Where a dependency is missing, the listener says so on stdout, which the
-   agent reads, and ends with 0, because for a monitor that is no failure; all others are commands, and fail.
-   The collector of cycles rests meanwhile: what an import makes stays.
-5. Ctrl-C, and an output that cannot be written (`output`: a reader that has gone, a full disk, a stream that was closed
-   from the start) end the command without a traceback. Any other exception is a fault of ours and is shown in full; by
-   the listener on stdout as well, in a line.
-6. A command that is done, and has closed what it had, leaves at once: python would take 4 to 8 ms to take itself apart.
+1. `sys.path` is ordered: the standard library first, then this package, then the rest. Otherwise a directory in
+   PYTHONPATH with a `typing.py` or another `zmq` would replace the real module. Relative entries are dropped: an empty
+   one means the current directory, which is anybody's repository.
+2. `<data dir>/venv`, which install-deps makes, is used if it is complete. Made by the same version of python, it is put
+   on `sys.path` after the standard library and before all other packages, which costs nothing; a second start of the
+   interpreter would cost 10 to 20 ms. Its .pth files are not read, since none of the three dependencies has one. Made
+   by another version, its extension modules would not load here, so its own python replaces this process. A venv that
+   is broken, incomplete or gone is ignored: the dependencies may be installed elsewhere, and step 4 reports when they
+   are not. Code is loaded only from a data directory that belongs to this user and is open to nobody else (0700), below
+   directories that nobody else can write to; and never from a path relative to the current directory, which may be
+   anybody's repository.
+3. Python older than 3.10, and no venv with a newer one: one line on stderr, exit status 1.
+4. The command's module is imported and runs. If a dependency is missing, the listener reports that on stdout, which the
+   agent reads, and exits with 0, because for a monitor that is no failure; all other commands fail. Garbage collection
+   is off during the import: imported objects stay anyway.
+5. Ctrl-C and an output that cannot be written (`streams`: a reader that has gone, a full disk, a stream that was closed
+   from the start) end the command without a traceback. Any other exception is a bug and is shown in full; the listener
+   prints a line on stdout as well.
+6. A command that is done and has closed everything exits at once: the interpreter would take 4 to 8 ms to shut down.
 """
 
 import os
@@ -40,17 +38,17 @@ DATA_DIR_VARIABLE = "INTER_SESSION_DATA_DIR"
 DEFAULT_DATA_DIR = "~/.claude/data/inter-session"
 NO_REEXEC_VARIABLE = "INTER_SESSION_NO_REEXEC"
 
-#: As whom the kernel shows users that a container has no number for (/proc/sys/kernel/overflowuid).
+#: The uid that stands for users without an id in a container (/proc/sys/kernel/overflowuid).
 UNKNOWN_UID = 65534
 
-#: Written last into a finished venv: one without it was left by an interrupted install.
+#: The file that completes a venv: without it, an install was interrupted.
 VENV_MARKER = "zmqbus-installed"
 
-#: Holds the pid of a process that has changed over to the venv's python, so it does not do so twice. It is the pid
-#: because children inherit the variable and have to decide for themselves.
+#: The pid of a process that has become the venv's python, so that it does not do so twice. A pid, because children
+#: inherit the variable and have to decide for themselves.
 REEXEC_VARIABLE = "INTER_SESSION_REEXEC_PID"
 
-#: Exit statuses that shells use for a command ended by SIGINT and by SIGPIPE.
+#: Exit statuses of shells for a command ended by SIGINT and by SIGPIPE,
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 #: and ours, for an output that cannot be written for another reason.
@@ -59,15 +57,15 @@ EXIT_OUTPUT = 1
 _DEPENDENCIES = ("zmq", "msgpack", "psutil")
 _MISSING = "dependencies missing \u2014 run {}"
 MISSING = _MISSING.format("/inter-session install-deps")
-#: It puts a new venv in the place of the old one, so it should not stand on it.
+#: This command replaces the venv, so it must not use it.
 _WITHOUT_VENV = ("install_deps",)
-#: These have no thread, no child and nothing open when they return: their connections are closed and their context is
-#: terminated (`client.link`), files are closed where they were opened, and the output is flushed.
+#: Commands without threads, children or open files when they return: their connections are closed, their context is
+#: terminated (`client.transport`), and the output is flushed.
 _DONE_WHEN_THEY_RETURN = ("send", "broadcast", "list", "status", "inbox", "rename", "disconnect", "hook")
 
 
 def main(command: str) -> None:
-    """What a script in bin/ does: runs the command with the process's arguments, and ends the process."""
+    """Entry point of the scripts in bin/: runs the command with this process's arguments and ends the process."""
     argv = sys.argv[1:]
     status = run(command, argv)
     _leave(command, argv, status)
@@ -77,7 +75,7 @@ def main(command: str) -> None:
 def run(command: str, argv: "list[str]") -> int:
     """Runs `zmqbus.cli.<command>.main(argv)` on the right python with the dependencies; returns the exit status.
 
-    May not return: the process may go on as the python of the venv, from the start of the same script.
+    May not return: the process may become the python of the venv and start the same script again.
     """
     streams.install()
     wording.set_script(command != "main")
@@ -91,7 +89,7 @@ def run(command: str, argv: "list[str]") -> int:
 
 
 def console() -> int:
-    """The `zmqbus` command of an installed package: its own environment has the dependencies, so no venv is used."""
+    """Entry point of the installed `zmqbus` command, whose own environment has the dependencies: uses no venv."""
     streams.install()
     _order_path()
     argv = sys.argv[1:]
@@ -101,7 +99,7 @@ def console() -> int:
 
 
 def module() -> None:
-    """What `python -m zmqbus` does: as `console` where this python has the dependencies, with the venv elsewhere."""
+    """Entry point of `python -m zmqbus`: like `console` if this python has the dependencies, else with the venv."""
     from importlib.util import find_spec
 
     if all(find_spec(name) for name in _DEPENDENCIES):
@@ -110,8 +108,8 @@ def module() -> None:
 
 
 def _leave(command: str, argv: "list[str]", status: int) -> None:
-    """Ends the process where that is all that is left to do. Else it returns, and python ends it in its own way."""
-    # Not under a debugger or a profiler, which want to see the end.
+    """Exits at once if the command has nothing left to clean up; otherwise returns."""
+    # Not under a debugger or a profiler, which need the normal exit.
     if _subcommand(command, argv) in _DONE_WHEN_THEY_RETURN and sys.gettrace() is None and sys.getprofile() is None:
         sys.stderr.flush()
         os._exit(status)
@@ -124,11 +122,11 @@ def _refuse_old_python(subcommand: str) -> int:
     script = sys.argv[0] or "<script>"
     if subcommand == "hook":
         _tell_at_start(
-            "cannot work: {}; with a newer one, run {} once: what it installs is used from then on".format(
+            "cannot work: {}; with a newer one, run {} once: its venv is used from then on".format(
                 needs, os.path.join(os.path.dirname(os.path.abspath(script)), "install_deps.py")
             )
         )
-        return 0  # a hook never fails the session that it is a guest in
+        return 0  # a hook never makes its session fail
     if subcommand == "connect":
         _say("cannot connect: {}; run it with a newer one, for example: python3.12 {}".format(needs, script))
     else:
@@ -137,7 +135,7 @@ def _refuse_old_python(subcommand: str) -> int:
 
 
 def _tell_at_start(text: str) -> None:
-    """What a hook says at the start of a session, about itself; nothing at other events."""
+    """Prints the message of a hook at the start of a session; nothing at other events."""
     import json
 
     try:
@@ -145,12 +143,12 @@ def _tell_at_start(text: str) -> None:
         if event.get("hook_event_name") == "SessionStart":
             context = {"hookEventName": "SessionStart", "additionalContext": "[inter-session] " + text}
             print(json.dumps({"hookSpecificOutput": context}), flush=True)
-    except (AttributeError, OSError, RuntimeError, ValueError, streams.OutputFailed):  # no event, or nobody there
+    except (AttributeError, OSError, RuntimeError, ValueError, streams.OutputFailed):  # no event, or no reader
         pass
 
 
 def _say(text: str) -> None:
-    """A line of the listener: standard output is all that an agent sees of it."""
+    """Prints a line of the listener on standard output, which is all that an agent sees of it."""
     try:
         print("[inter-session] " + text, flush=True)
     except streams.OutputFailed as failed:
@@ -158,7 +156,7 @@ def _say(text: str) -> None:
 
 
 def _subcommand(command: str, argv: "list[str]") -> str:
-    """The module behind `zmqbus <subcommand>`; the command itself for all scripts that are one command."""
+    """The module of `zmqbus <subcommand>`; the command itself for scripts with only one command."""
     if command != "main":
         return command
     for word in argv:
@@ -172,7 +170,7 @@ def _run_command(command: str, subcommand: str, argv: "list[str]") -> int:
     try:
         status = _call(command, argv)
         sys.stdout.flush()
-        refused = streams.failure()  # told to somebody who has kept it to himself, as argparse does
+        refused = streams.failure()  # raised once already, but caught, as argparse does
         if refused is not None:
             raise streams.OutputFailed(refused)
         return status
@@ -184,7 +182,7 @@ def _run_command(command: str, subcommand: str, argv: "list[str]") -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         if not (_has_no_reader(sys.stdout) or _has_no_reader(sys.stderr)):
-            raise  # not our output: a fault in the command
+            raise  # not our output: a bug in the command
         _drop_output()
         return EXIT_BROKEN_PIPE
     except ImportError as error:
@@ -212,7 +210,7 @@ def _call(command: str, argv: "list[str]") -> int:
             if collects:
                 gc.enable()
         return int(module.main(argv) or 0)
-    except SystemExit as end:  # argparse, after --help and usage errors; caught so that the output is flushed here
+    except SystemExit as end:  # argparse, after --help and usage errors; the caller flushes the output
         if end.code is None or isinstance(end.code, int):
             return end.code or 0
         _complain(str(end.code))
@@ -222,9 +220,9 @@ def _call(command: str, argv: "list[str]") -> int:
 def _is_dependency(error: ImportError) -> bool:
     name = error.name or ""
     if isinstance(error, ModuleNotFoundError):
-        # Exactly: a module that is missing inside a package that is there is a wrong import, not a missing package.
+        # Exactly: a missing module inside an installed package is a wrong import, not a missing package.
         return name in _DEPENDENCIES
-    # There, but it cannot be loaded, as after a change of the system's libraries: the same cure.
+    # Installed, but it cannot be loaded, as after a change of the system's libraries: the same remedy.
     return name.partition(".")[0] in _DEPENDENCIES
 
 
@@ -238,8 +236,10 @@ def _report_missing(subcommand: str, error: ImportError) -> int:
 
 
 def _report_output(failed: streams.OutputFailed) -> int:
-    """Says that the output could not be written; returns the exit status. Nothing is said of a reader that has gone,
-    unless the command has done something that it could not tell."""
+    """Reports on stderr that the output could not be written; returns the exit status.
+
+    Prints nothing about a reader that has gone, unless the command could not print what it had done.
+    """
     reason = failed.reason.strerror or failed.reason
     if failed.done:
         _complain(
@@ -257,7 +257,7 @@ def _complain(line: str) -> None:
 
 
 def _drop_output() -> None:
-    """Writes out what is kept, as far as anybody takes it: left to the end, python would show a traceback."""
+    """Flushes standard output as far as possible: at the exit, python would show a traceback."""
     try:
         sys.stdout.flush()
     except (streams.OutputFailed, OSError, ValueError):
@@ -265,20 +265,22 @@ def _drop_output() -> None:
 
 
 def _has_no_reader(stream: "object") -> bool:
-    import select  # only for these rare ends
+    import select  # imported only for this rare case
 
     poller = select.poll()
     try:
         poller.register(stream.fileno(), 0)  # type: ignore[attr-defined]
-    except (OSError, ValueError, AttributeError):  # closed, none at all, or nothing with a file under it
+    except (OSError, ValueError, AttributeError):  # closed, missing, or without a descriptor
         return False
-    # Nothing is asked for: errors and hang-ups are always told.
+    # With no events requested, poll reports errors and hang-ups.
     return bool(poller.poll(0))
 
 
 def _order_path(packages: str = "") -> None:
-    """Puts the standard library first, then `packages` (of the venv), then where this package is, then the rest. What
-    PYTHONPATH names by a relative path is dropped."""
+    """Orders `sys.path`: the standard library, `packages` (of the venv), the directory of this package, the rest.
+
+    Drops the relative entries of PYTHONPATH.
+    """
     library = os.path.dirname(os.__file__)
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     relative = _relative_entries() - {own}
@@ -286,7 +288,7 @@ def _order_path(packages: str = "") -> None:
     for entry in sys.path:
         if not os.path.isabs(entry) or entry in relative:  # guards: import path [or entry in relative =>]
             continue
-        # Its directory, the one of its extension modules, and the archive that python looks into before both.
+        # Its directory, the directory of its extension modules, and the archive that python searches before both.
         if entry in (library, os.path.join(library, "lib-dynload")) or (
             entry.endswith(".zip") and os.path.dirname(entry) == os.path.dirname(library)
         ):
@@ -298,7 +300,7 @@ def _order_path(packages: str = "") -> None:
 
 
 def _relative_entries() -> "set[str]":
-    """What python has made of the relative entries of PYTHONPATH."""
+    """The absolute paths that python has made of the relative entries of PYTHONPATH."""
     given = os.environ.get("PYTHONPATH", "")
     try:
         return {os.path.abspath(part) for part in given.split(os.pathsep) if given and not os.path.isabs(part)}
@@ -307,8 +309,8 @@ def _relative_entries() -> "set[str]":
 
 
 def _use_venv(argv: "list[str]") -> None:
-    """Makes the packages of `<data dir>/venv` importable, if it is complete; or becomes its python."""
-    # Taken out of the environment: our children start afresh.
+    """Makes the packages of `<data dir>/venv` importable if it is complete; or becomes its python."""
+    # Removed from the environment, so that children decide for themselves.
     changed_over = os.environ.pop(REEXEC_VARIABLE, "") == str(os.getpid())
     data_dir = find_data_dir()
     venv = os.path.join(data_dir, "venv")
@@ -320,21 +322,21 @@ def _use_venv(argv: "list[str]") -> None:
         return
     python = os.path.join(venv, "bin", "python")
     if changed_over or not os.access(python, os.X_OK):
-        if packages:  # its own python, of an implementation that `_is_same_python` does not know
+        if packages:  # this is its own python, of an implementation that `_is_same_python` does not know
             _order_path(packages)
         return
     os.environ[REEXEC_VARIABLE] = str(os.getpid())
     try:
         os.execv(python, [python, os.path.abspath(sys.argv[0]), *argv])
-    except OSError:  # for another machine, or its interpreter was removed: go on without it
+    except OSError:  # for another machine, or its interpreter was removed: continue without it
         del os.environ[REEXEC_VARIABLE]
 
 
 def find_data_dir() -> str:
     """The data directory, as `zmqbus.settings` finds it.
 
-    What it says in the usual cases is repeated here, because importing it takes 5 ms, which are for nothing where this
-    process becomes another python. The rare rest is left to it, and a test compares the two.
+    Repeats the rules for the usual cases, because importing that module takes 5 ms, which are lost if this process
+    becomes another python. Leaves rare cases to it; a test compares the two.
     """
     given = os.environ.get(DATA_DIR_VARIABLE, "")
     if not given.strip():
@@ -344,7 +346,7 @@ def find_data_dir() -> str:
     if os.path.isabs(given):
         return os.path.abspath(given)
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return os.path.abspath(os.path.expanduser(given))  # it could not read the settings
+        return os.path.abspath(os.path.expanduser(given))  # this python cannot load the settings
     from zmqbus import settings
 
     return settings.load(warn=_ignore).data_dir
@@ -354,18 +356,18 @@ def _is_switched_off() -> bool:
     if not os.environ.get(NO_REEXEC_VARIABLE, "").strip():
         return False
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return True  # it could not read the settings
+        return True  # this python cannot load the settings
     from zmqbus import settings
 
     return settings.load(warn=_ignore).no_reexec
 
 
 def _ignore(warning: str) -> None:
-    """Leaves the warnings about settings to the command, which loads them again."""
+    """Drops a warning about a setting: the command loads the settings again and prints it."""
 
 
 def _is_trusted(data_dir: str, venv: str) -> bool:
-    """Whether only this user can have put code there. Says what to do where that is not so."""
+    """Whether only this user can have put code there. Otherwise prints a warning with the remedy."""
     fault = _fault_of(data_dir, venv)
     if fault:
         _complain("warning: the venv in {!r} is not used: {}".format(data_dir, fault))
@@ -373,33 +375,30 @@ def _is_trusted(data_dir: str, venv: str) -> bool:
 
 
 def _fault_of(data_dir: str, venv: str) -> str:
-    """Why code from this venv is not to be run, and what to do; "" where nothing speaks against it."""
+    """Why code from this venv must not be run, and what to do; "" if it may."""
     given = os.environ.get(DATA_DIR_VARIABLE, "").strip()
     # guards: import path: never run a venv of the current directory [off]
     if given and not given.startswith("~") and not os.path.isabs(given):
-        return (
-            "INTER_SESSION_DATA_DIR is a relative path, and so means whatever directory this was started in; set it to "
-            "an absolute one"
-        )
+        return "INTER_SESSION_DATA_DIR is relative, so it depends on the current directory; set it to an absolute path"
     try:
         own = [os.lstat(data_dir), os.stat(venv), os.stat(os.path.join(venv, VENV_MARKER))]
         if any(found.st_uid != os.geteuid() for found in own) or own[0].st_mode & 0o077:
             return (
-                "it belongs to another user, or is open to others; mend it: chmod 700 {!r}, or set "
+                "it belongs to another user, or is open to others; run: chmod 700 {!r}, or set "
                 "INTER_SESSION_DATA_DIR to a directory of your own".format(data_dir)
             )
         for directory in sorted(set(_parents(data_dir)) | set(_parents(os.path.realpath(venv)))):
             found = os.stat(directory)
-            # Who may write to a directory puts another one in the place of what is in it; not so where it is "sticky",
-            # as /tmp is. Its owner may, too. (The last is how a container shows users that it does not know.)
+            # Anyone who may write to a directory can exchange its entries, unless it is "sticky" like /tmp; so can its
+            # owner. (UNKNOWN_UID is how a container shows users without an id in it.)
             open_to_others = found.st_mode & 0o022 and not found.st_mode & 0o1000
             # guards: import path: never run a venv that others can write to [open_to_others or =>]
             if open_to_others or found.st_uid not in (os.geteuid(), 0, UNKNOWN_UID):
                 return (
-                    "{0!r} above it belongs to another user, or can be written to by others; mend it: chmod go-w "
+                    "{0!r} above it belongs to another user, or can be written to by others; run: chmod go-w "
                     "{0!r}, or set INTER_SESSION_DATA_DIR to a directory of your own".format(directory)
                 )
-    except OSError:  # removed this instant
+    except OSError:  # removed at this moment
         return "it was removed or changed at this moment; try again"
     return ""
 
@@ -415,8 +414,8 @@ def _parents(path: str) -> "list[str]":
 
 
 def site_packages(venv: str) -> str:
-    """Where packages for the running python would be in `venv`; "" where there is no such directory."""
-    # A free-threaded build has a directory of its own, since its extension modules are others.
+    """The directory in `venv` with packages for the running python; "" if there is none."""
+    # A free-threaded build has a directory of its own, since its extension modules differ.
     free_threaded = "t" if "t" in getattr(sys, "abiflags", "") else ""
     name = "python{}.{}{}".format(sys.version_info[0], sys.version_info[1], free_threaded)
     path = os.path.join(venv, "lib", name, "site-packages")

@@ -1,34 +1,34 @@
-"""The processes of this machine: what a pid stands for, and whether that very process still runs.
+"""The processes of this machine: which process a pid means, and whether that process still runs.
 
 Theory of operation
 ===================
 
-A pid names a process only for a while and only in one place. For a while: pids are used again, and the start time tells
-the second process from the first. In one place: each PID namespace (a container, a sandbox) counts its own pids, and so
-does each machine that shares a home directory. So a `Process` is a pid, a start time and a *place*: the PID namespace,
-the boot id of its kernel, and the machine. They are written down together (`Process.text`) wherever a process is.
+A pid identifies a process only for a time and in one place. Pids are used again, and the start time distinguishes the
+second process from the first. Each PID namespace (a container, a sandbox) numbers its own pids, and so does each
+machine that shares a home directory. So a `Process` is a pid, a start time and a *place*: the PID namespace, the boot
+id of its kernel, and the machine. They are stored together (`Process.text`).
 
-Whether a process still runs has three answers (`life_of`), and each caller decides what "unknown" means for it:
+`life_of` has three answers to whether a process still runs, and each caller decides what "unknown" means for it:
 
-* *In our own place* the process table answers. Where it shows no such process (`/proc` is not mounted, is that of
-  another namespace, or hides what is not ours) the kernel is asked with signal 0: only ESRCH means "ended".
-* *In another PID namespace of this kernel* nobody can tell from here: "unknown". The inode of a namespace may be used
-  again, but only after the last process in it has ended, so the table gives the right answer then, too.
-* *Under another boot id* it has ended if the machine is the same: that has been restarted since. A container has the
-  boot id of its host's kernel. A virtual machine, or another machine that shares the directory, has a boot id and a
-  machine id of its own, and may be alive: "unknown". So is everything where there is no machine id to compare.
-* *In no place* (written by an earlier release, or where the kernel does not tell): alive if the table shows exactly
-  this process, otherwise "unknown".
+* *In our own place*, the process table answers. If it shows no such process (`/proc` is not mounted, belongs to another
+  namespace, or hides other users' processes), signal 0 asks the kernel: only ESRCH means "ended".
+* *In another PID namespace of this kernel*: "unknown". The inode of a namespace may be used again, but only after the
+  last process in it has ended, so the table gives the right answer then, too.
+* *Under another boot id*: ended if the machine is the same, since it has been restarted. A container has the boot id of
+  its host's kernel. A virtual machine, or another machine that shares the directory, has a boot id and a machine id of
+  its own, and its process may be alive: "unknown". Without a machine id to compare, also "unknown".
+* *In no place* (stored by an earlier release, or where the kernel does not tell): alive if the table shows exactly this
+  process, otherwise "unknown".
 
-The machine is `/etc/machine-id`, hashed, which its documentation asks of everyone who stores it. Machines that were
-cloned together with that file cannot be told apart. Systems without namespaces (macOS) have no place at all: the three
-fields are "" on both sides, and the table answers.
+The machine is `/etc/machine-id`, hashed, as its documentation demands of stored ids. Machines that were cloned with
+that file cannot be distinguished. Systems without namespaces (macOS) have no place at all: the three fields are "" on
+both sides, and the table answers.
 
-A zombie counts as ended: it does nothing any more, and it stays for as long as its parent does not look.
+A zombie counts as ended: it does nothing any more, and stays until its parent collects it.
 
-Commands ask such questions in the forty milliseconds that they live, and the broker asks about the owners of its
-sessions: on Linux /proc is read directly, one small read for each question, and psutil is not imported. On other
-systems psutil answers. Both stand behind `ProcessTable`, and tests have tables of their own.
+Commands live for forty milliseconds, and the broker asks about the owners of all its sessions. So on Linux /proc is
+read directly, one small read for each question, without psutil. On other systems psutil answers. Both implement
+`ProcessTable`, and tests have tables of their own.
 """
 
 from __future__ import annotations
@@ -43,33 +43,33 @@ from typing import Protocol
 from zmqbus.security.digest import sha256
 from zmqbus.tuples import NamedTuple
 
-#: So much of a command line is read: what decides stands at its beginning, and shells carry whole scripts in `-c`.
+#: So much of a command line is read: the beginning decides, and shells carry whole scripts in `-c`.
 CMDLINE_BYTES = 16 * 1024
 #: /proc/<pid>/stat is some 350 bytes.
 STAT_BYTES = 4096
 
 #: A boot id is a UUID, a machine id has 32 digits.
 ID_BYTES = 64
-#: So many hexadecimal digits of a digest tell machines (and places) apart.
+#: So many hexadecimal digits of a digest identify a machine (or a place).
 DIGEST_DIGITS = 12
 #: The inode of the first PID namespace of every Linux kernel (PROC_PID_INIT_INO): that of the machine itself.
 FIRST_NAMESPACE = str(0xEFFFFFFC)
 #: The largest pid of any system here.
 MAX_PID = 2**31 - 1
 
-#: Longest chain of parents that is followed. Real ones have a dozen links; a broken table must not keep us for ever.
+#: Longest chain of parents that is followed. Real ones have a dozen; a broken table must not cause an endless loop.
 MAX_ANCESTORS = 128
 
 #: States of a process that has ended: zombie, and the two names of "dead".
 _ENDED = frozenset("ZXx")
-#: A boot id that could not be read. It differs from every other one, so nothing is judged by it.
+#: Stands for an unreadable boot id, from which nothing can be concluded.
 _UNREADABLE = "?"
-#: Compiled when it is first needed, as in all modules that every command loads: that takes a third of a millisecond.
+#: Compiled at first use, as in all modules that every command loads: that takes a third of a millisecond.
 _TEXT = r"([1-9][0-9]{0,9}):([^:\s]*)(?::([^:\s]*):([^:\s]*):([^:\s]*))?"
 
 
 class Life(Enum):
-    """Whether a process runs, as far as it can be told from here."""
+    """Whether a process runs, as far as this process can tell."""
 
     ALIVE = "alive"
     ENDED = "ended"
@@ -77,7 +77,7 @@ class Life(Enum):
 
 
 class Place(NamedTuple):
-    """Where a pid counts. All fields are "" on systems without namespaces, and where nobody wrote it down."""
+    """Where a pid is valid. All fields are "" on systems without namespaces, and where they were not stored."""
 
     namespace: str = ""  #: inode of the PID namespace
     boot: str = ""  #: the kernel's boot id
@@ -85,7 +85,7 @@ class Place(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """A short name for it, for file names."""
+        """A short name for file names."""
         return sha256("/".join(self).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
@@ -93,7 +93,7 @@ NOWHERE = Place()
 
 
 class Process(NamedTuple):
-    """One process, told apart from an earlier or later one with the same pid, and from one in another place."""
+    """Identifies one process among all with the same pid, earlier, later or in another place."""
 
     pid: int
     started: str  #: start time, opaque, only to be compared; "" where there was no such process
@@ -103,59 +103,59 @@ class Process(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """Where its pid counts."""
+        """Where its pid is valid."""
         return Place(self.namespace, self.boot, self.machine)
 
     @property
     def text(self) -> str:
-        """How it is written down."""
+        """The form in which it is stored."""
         return ":".join((str(self.pid), *self[1:]))
 
     @classmethod
     def parse(cls, text: object) -> Process | None:
-        """The process that a text stands for; None where it is none. An earlier release wrote no place."""
+        """The process from its stored form; None if it is invalid. An earlier release stored no place."""
         match = re.fullmatch(_TEXT, text, re.ASCII) if isinstance(text, str) else None
         if match is None or int(match[1]) > MAX_PID:
             return None
         return cls(int(match[1]), match[2], *(part or "" for part in match.groups()[2:]))
 
     def is_same(self, other: Process) -> bool:
-        """Whether both are one process; where one of them has no place, as far as the rest tells."""
+        """Whether both are the same process; if one of them has no place, the other fields decide."""
         if self[:2] != other[:2]:
             return False
         return self.place == other.place or NOWHERE in (self.place, other.place)
 
 
 class ProcessEntry(NamedTuple):
-    """What a process table says about one process."""
+    """One process in a process table."""
 
-    parent: int  #: pid; 0 = none that can be seen
+    parent: int  #: pid; 0 = none visible
     started: str
-    ended: bool  #: a zombie, whose parent has not looked yet
+    ended: bool  #: a zombie
     leader: int = 0  #: pid of its kernel session's leader, which may have ended; 0 = not known
 
 
 class ProcessTable(Protocol):
-    """The processes of this machine, as far as they have to be known here. Tests have one of their own."""
+    """Access to the processes of this machine. Tests have tables of their own."""
 
     def place(self) -> Place:
-        """Where its pids count."""
+        """Where its pids are valid."""
 
     def look(self, pid: int) -> ProcessEntry | None:
-        """Parent, start time and state of a process; None: no such process, or it is not shown."""
+        """Parent, start time and state of a process; None if there is none, or it is hidden."""
 
     def exists(self, pid: int) -> bool:
-        """Whether any process has this pid, shown or not."""
+        """Whether any process has this pid, hidden or not."""
 
     def cmdline(self, pid: int) -> list[str]:
-        """Its command line; empty where there is none, or it cannot be read."""
+        """Its command line; empty if there is none, or it is unreadable."""
 
     def uid(self, pid: int) -> int | None:
-        """The user it runs as; None: no such process."""
+        """The user that it runs as; None if there is no such process."""
 
 
 class ProcTable:
-    """The table of Linux, read from /proc. Shows nothing where /proc is not mounted or is another namespace's."""
+    """The table of Linux, read from /proc. Empty if /proc is not mounted or belongs to another namespace."""
 
     def place(self) -> Place:
         """See `ProcessTable`."""
@@ -190,7 +190,7 @@ class ProcTable:
 
 
 class PsutilTable:
-    """The table of other systems. Imports psutil when it is used: Linux does without."""
+    """The table of other systems. Imports psutil at its first use, so that Linux never does."""
 
     def place(self) -> Place:
         """See `ProcessTable`."""
@@ -239,19 +239,19 @@ def _leader(pid: int) -> int:
 
 
 def this_machine() -> ProcessTable:
-    """The process table of the system that this runs on."""
+    """The process table of this system."""
     return ProcTable() if sys.platform == "linux" else PsutilTable()
 
 
 def process_of(pid: int, table: ProcessTable | None = None) -> Process:
-    """The process that has this pid now; `started` is "" where there is none, or it is not shown."""
+    """The process that has this pid now; `started` is "" if there is none, or it is hidden."""
     table = table or this_machine()
     entry = table.look(pid)
     return Process(pid, entry.started if entry else "", *table.place())
 
 
 def ancestors(pid: int | None = None, table: ProcessTable | None = None) -> list[Process]:
-    """The processes above `pid` (default: above this one), nearest first; as far as they can be seen."""
+    """The visible ancestors of `pid` (default: of this process), nearest first."""
     table = table or this_machine()
     place = table.place()
     chain: list[Process] = []
@@ -267,7 +267,7 @@ def ancestors(pid: int | None = None, table: ProcessTable | None = None) -> list
 
 
 def life_of(process: Process, table: ProcessTable | None = None) -> Life:
-    """Whether this very process still runs. Another with its pid does not count, nor does a zombie."""
+    """Whether this process still runs. Another process with its pid does not count, nor does a zombie."""
     table = table or this_machine()
     here = table.place()
     if process.place == here and (here.namespace or not here.boot):
@@ -287,12 +287,12 @@ def life_of(process: Process, table: ProcessTable | None = None) -> Life:
 
 
 def is_alive(process: Process, table: ProcessTable | None = None) -> bool:
-    """Whether this very process certainly runs."""
+    """Whether this process certainly runs."""
     return life_of(process, table) is Life.ALIVE
 
 
 def has_ended(process: Process, table: ProcessTable | None = None) -> bool:
-    """Whether this very process has certainly ended. What cannot be judged from here has not."""
+    """Whether this process has certainly ended; False if that is unknown."""
     return life_of(process, table) is Life.ENDED
 
 
@@ -306,8 +306,8 @@ def _exists(pid: int) -> bool:
     return True
 
 
-# What follows does not change while a process lives. It is kept by pid, so that a child in another namespace, which has
-# a copy of it, does not use it.
+# The values below do not change while a process lives. They are cached by pid, so that a child in another namespace
+# does not use its copy of the cache.
 
 
 @lru_cache(maxsize=2)
@@ -330,7 +330,7 @@ def _machine() -> str:
 
 @lru_cache(maxsize=2)
 def _is_our_proc(pid: int) -> bool:
-    """Whether /proc is of the namespace that this process is in: only then it calls it by this pid."""
+    """Whether /proc belongs to the namespace of this process, and so shows it under this pid."""
     try:
         return os.readlink("/proc/self") == str(pid)
     except OSError:
@@ -338,7 +338,7 @@ def _is_our_proc(pid: int) -> bool:
 
 
 def _read(path: str, limit_bytes: int) -> bytes:
-    """The beginning of a small file; b"" where it is not there, is not ours to read, or its process has gone."""
+    """The beginning of a small file; b"" if it is missing or unreadable, or its process has gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -217,8 +217,3 @@ def test_a_full_disk(log: Journal, path: str, index_path: str) -> None:
         index._connection.execute("PRAGMA max_page_count = 100000")
         index.fill(path)  # and as soon as there is room, it goes on
     assert len(found(index_path, "words")) == len(places(path, *range(len(list(History(path).entries())))))
-
-
-def test_repr(index_path: str) -> None:
-    with Index.open(index_path) as index:
-        assert repr(index) == f"<Index {index_path}>"

@@ -172,7 +172,3 @@ def test_a_sqlite_that_cannot_search(path: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(search_query, "TOKENIZE", "missing")  # fails where FTS5 itself would be missing
     with pytest.raises(JournalError, match=r"cannot search texts: .*; use --grep"):
         list(Search(path, "", "login").entries())
-
-
-def test_repr(path: str) -> None:
-    assert repr(Search(path, "", "a -b")) == '<Search for ("a") NOT ("b")>'

@@ -97,14 +97,6 @@ def test_a_segment_that_is_gone(bench, reader):
     assert found(bench, reader, made) == {entry.msg_id for entry in made if entry.pointer[0] == first}
 
 
-def test_repr(bench, reader):
-    entry = bench.entry()
-    check = LogCheck(bench.log, reader)
-    check.see("a", *entry.pointer)
-    check.see("b", 99, 0, 1, 0)
-    assert repr(check) == "<LogCheck: 1 unreadable, 1 to be read>"
-
-
 def test_what_is_said():
     text = unreadable_notice("/log", ["id1", "id2"], {"id1": ["web"], "id2": ["a", "b", "c", "d", "e"]}, "gone")
     assert "2 unread messages cannot be read back from /log (gone): id1 for web, id2 for a, b, c and 2 others;" in text

@@ -1,24 +1,23 @@
-"""The search index: a database beside the log, made from nothing else, that anybody may delete at any time.
+"""The search index: a database beside the log, made from the log alone, that may be deleted at any time.
 
 Theory of operation
 ===================
 
-`search.sqlite` holds, for each segment of the log, one FTS5 table of the words in its texts, under the offset at which
-a record begins. A table for a segment, because segments are what goes: dropping a table costs nothing, while SQLite
-before 3.43 cannot take single texts out of an index that does not keep them. And it does not keep them (they are in the
-log): the index of 1 GB of texts is some 400 MB, of which a search reads a few pages.
+`search.sqlite` holds one FTS5 table of words for each segment of the log; a row id is the offset at which a record
+begins. There is a table for each segment because segments are deleted as a whole: dropping a table costs nothing, while
+SQLite before 3.43 cannot remove single texts from an index that does not store them. It does not store them, since they
+are in the log: the index of 1 GB of texts is some 400 MB, of which a search reads a few pages.
 
-*Filling.* `fill` goes on where each segment's row says (`done`), in transactions of a few MiB: killed at any instant,
-it has lost the last of them at most, and two that fill at once follow on each other. The row also says which file it
-was made from: how the segment begins, and the last bytes before `done`. A file of which that is not true any more
-(the log was removed and begun again, or somebody has cut it) is indexed anew.
+*Filling.* `fill` continues where each segment's row says (`done`), in transactions of a few MiB: killed at any instant,
+it loses at most the last of them, and two that fill at once take turns. The row also identifies the file that it was
+made from, by the first bytes of the segment and the last bytes before `done`. A file that no longer matches (the log
+was removed and begun again, or somebody has cut it) is indexed again.
 
-*Disposable.* A database that is damaged, of another release or no database at all is deleted and begun again. The log
-is the only thing that a search depends on: what is not in the index, it looks for in the log itself (`query`).
+*Disposable.* A database that is damaged, of another release or no database at all is deleted and begun again. A search
+depends on the log alone: it looks there for everything that is not in the index (`search_query`).
 
-*Off the broker's way.* 27 MB/s is what one core indexes, so one text of 10 MiB takes 0.4 s and cannot be divided. That
-is too long for any pause of the broker's loop; so a process of its own does it, at the lowest priority: see
-`broker.indexer`.
+*In a process of its own.* One core indexes 27 MB/s, so one text of 10 MiB takes 0.4 s and cannot be divided. That is
+too long for any pause of the broker's loop, so a process of the lowest priority does it: see `broker.shell.indexer`.
 """
 
 from __future__ import annotations
@@ -36,22 +35,22 @@ from zmqbus.journal.record import JournalError
 from zmqbus.journal.segments import Place, numbered_segments, open_if_there, open_numbered
 from zmqbus.security.private_files import open_private
 
-#: Of this layout. Another one in the file: it is made anew.
+#: Version of this layout. A file with another one is replaced.
 FORMAT = 1
 APPLICATION_ID = 0x7A62_5331  # "zbS1"
-#: Lines of so many bytes go into one transaction. It takes some 150 ms: who ends this process waits so long.
+#: Bytes of lines in one transaction. It takes some 150 ms, and ending this process may have to wait for it.
 BATCH_BYTES = 4 * 1024 * 1024
-#: So many bytes of a segment's beginning and of the end of what is indexed tell that it is the same one.
+#: So many first bytes of a segment, and last indexed bytes, identify it.
 MARK_BYTES = 64
-#: Another process fills at the same time: one transaction of it.
+#: Wait for a transaction of another process that fills at the same time.
 LOCK_TIMEOUT_S = 5.0
-#: Accents do not matter, nor does case.
+#: Ignores accents and case.
 TOKENIZE = "unicode61 remove_diacritics 2"
 SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 class IndexFault(JournalError):
-    """The index cannot be written or read. Searches go through the log then."""
+    """The index cannot be written or read. Searches read the log then."""
 
 
 class Done(NamedTuple):
@@ -68,14 +67,11 @@ def _table(serial: int) -> str:
 
 
 class Index:
-    """The database, open. `Index.open` opens it to be filled, `Index.look` to be read."""
+    """The open database. `Index.open` opens it for filling, `Index.look` for reading."""
 
     def __init__(self, path: str, connection: sqlite3.Connection) -> None:
         self._path = path
         self._connection = connection
-
-    def __repr__(self) -> str:
-        return f"<Index {self._path}>"
 
     def __enter__(self) -> Index:
         return self
@@ -89,15 +85,15 @@ class Index:
 
     @classmethod
     def open(cls, path: str) -> Index:
-        """Opens the index to be filled; makes it if there is none, or none that can be used.
+        """Opens the index for filling; makes it if it is missing or unusable.
 
-        Raises `IndexFault` where that is not possible, `Unauthorized` for a file that is a link or open to others.
+        Raises `IndexFault` if that fails, `Unauthorized` for a file that is a link or open to others.
         """
         for attempt in (1, 2):
             os_errors: OSError | None = None
             try:
-                # SQLite makes its other files with the mode of this one. Closed before SQLite opens it: to close any
-                # descriptor of a file gives up the locks that this process has on it.
+                # SQLite makes its other files with the mode of this one. Closed before SQLite opens it, because closing
+                # any descriptor of a file releases this process's locks on it.
                 os.close(open_private(path, os.O_RDWR | os.O_CREAT))
                 connection = _connect(path, "rwc")
                 try:
@@ -118,7 +114,7 @@ class Index:
 
     @classmethod
     def look(cls, path: str) -> Index | None:
-        """Opens the index to be read; None if there is none that can be. Raises `Unauthorized` as `open` does."""
+        """Opens the index for reading; None if it is missing or unusable. Raises `Unauthorized` as `open` does."""
         fd = open_if_there(path)
         if fd is None:
             return None
@@ -145,7 +141,7 @@ class Index:
         return {row[0]: Done(*row) for row in rows}
 
     def matches(self, serial: int, query: str, before: int) -> Iterator[int]:
-        """Offsets of the records in a segment that an FTS5 query finds, those before `before`, the last one first.
+        """Offsets of the records in a segment that match an FTS5 query and lie before `before`, the last one first.
 
         Raises `IndexFault`.
         """
@@ -160,10 +156,10 @@ class Index:
             )
 
     def fill(self, log_path: str, goes_on: Callable[[], bool] = lambda: True) -> int:
-        """Indexes what is in the log and not in here, and drops what is in here and not in the log any more.
+        """Indexes the new records of the log, and drops segments that the log no longer has.
 
-        Returns how many records were added. `goes_on` is asked between two transactions, each of some 150 ms. Raises
-        `IndexFault` where the index cannot be written, `JournalError` where the log cannot be read.
+        Returns how many records were added. Calls `goes_on` between transactions, each of some 150 ms. Raises
+        `IndexFault` if the index cannot be written, `JournalError` if the log cannot be read.
         """
         known, _ = numbered_segments(log_path)
         with self._errors(), self._transaction():
@@ -174,7 +170,7 @@ class Index:
             try:
                 fd = open_numbered(log_path, serial, name)
             except Unauthorized:
-                continue  # whoever searches is told
+                continue  # searches report it
             if fd is None:
                 continue  # deleted meanwhile
             try:
@@ -187,7 +183,7 @@ class Index:
         return added
 
     def _add(self, fd: int, serial: int) -> int:
-        """Indexes some more of a segment, in one transaction; returns how many lines there were."""
+        """Indexes the next part of a segment in one transaction; returns the number of its lines."""
         with self._errors(), self._transaction():
             there = self.segments().get(serial)
             if there is not None and not is_of(there, fd):
@@ -245,13 +241,13 @@ class Index:
 
 
 class Texts:
-    """The texts of lines, as they are indexed."""
+    """The texts of lines, as the index has them."""
 
     def __init__(self) -> None:
         self._filter = LineFilter(ALL)
 
     def of(self, fd: int, place: Place, length: int, line: bytes) -> str:
-        """The whole text of a line, of which `line` may be no more than the beginning; empty for what has none."""
+        """The whole text of a line, of which `line` may be only the beginning; "" for a record without one."""
         entry = self._filter.match(fd, place, length, line)
         if not isinstance(entry, Entry) or entry.fmt == "bytes":
             return ""
@@ -262,7 +258,7 @@ class Texts:
 
 
 def is_of(done: Done, fd: int) -> bool:
-    """Whether what was indexed was this file, and is still in it."""
+    """Whether the indexed part is that of this file, and still in it."""
     mark = max(0, done.done - MARK_BYTES)
     head = os.pread(fd, min(MARK_BYTES, done.done), 0)
     return (head, os.pread(fd, done.done - mark, mark)) == (done.head, done.tail)
@@ -276,7 +272,7 @@ def remove(path: str) -> None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise IndexFault(f"{path} is damaged, and cannot be removed: {error.strerror}; remove it by hand") from None
+            raise IndexFault(f"{path} is damaged and cannot be removed: {error.strerror}; remove it by hand") from None
 
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:
@@ -292,9 +288,9 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
 
 
 def _make(connection: sqlite3.Connection) -> None:
-    """Makes the tables in an empty file; raises DatabaseError for one that holds something else."""
-    connection.execute("PRAGMA journal_mode = WAL")  # so that nobody waits for who fills
-    connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last transactions, and nothing else
+    """Makes the tables in an empty file; raises DatabaseError for a file with other contents."""
+    connection.execute("PRAGMA journal_mode = WAL")  # so that readers do not wait for the process that fills
+    connection.execute("PRAGMA synchronous = NORMAL")  # a power cut costs the last transactions at most
     found = _pragma(connection, "application_id"), _pragma(connection, "user_version")
     if found == (APPLICATION_ID, FORMAT):
         return
@@ -314,15 +310,17 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    """For a full disk, a missing permission or a lock it is OperationalError; for what is no database, its parent."""
+    """Whether the file is damaged: a full disk, a missing permission or a lock are an OperationalError."""
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
 
 def _fault(path: str, error: sqlite3.Error) -> IndexFault:
     if _is_damage(error):
-        return DamagedIndex(f"the search index {path} is damaged ({error}); it is made anew, or: rm '{path}'")
-    return IndexFault(f"the search index {path} cannot be used: {error}; make room on its disk, or: rm '{path}'")
+        return DamagedIndex(
+            f"the search index {path} is damaged ({error}); the broker makes it again, or run: rm '{path}'"
+        )
+    return IndexFault(f"the search index {path} cannot be used: {error}; make room on its disk, or run: rm '{path}'")
 
 
 class DamagedIndex(IndexFault):
-    """It is no database any more; deleting it mends that."""
+    """The file is not a valid database; deleting it is the remedy."""

@@ -1,12 +1,12 @@
-"""A search: the words that somebody looks for, in the index and in what is not indexed yet.
+"""Search the texts of the log for words, in the index and in the part that is not indexed yet.
 
-A search is always complete. For each segment it asks the index about the part that is indexed, and looks through the
-rest itself: most lines are passed over by their bytes, and what is left goes into an FTS5 table in memory with the
-same tokenizer, so that both parts find the same. Without any index everything is "the rest", which takes longer.
+A search is always complete. For each segment it queries the index for the indexed part and scans the rest itself: it
+rejects most lines by their bytes and puts the others into an FTS5 table in memory with the same tokenizer, so that both
+parts find the same. Without an index it scans everything, which takes longer.
 
-What can be asked: words (all of them have to be in the text; case and accents do not matter), `"words in this order"`,
-`begin*` for words that begin so, and `-word` for one that must not be there. What joins letters in one word of a
-program, as in `test_login` or `src/auth.py`, makes words in this order of it.
+A query has words (all of them must be in the text; case and accents are ignored), `"words in this order"`, `begin*` for
+words with this beginning, and `-word` for a word that must not be there. A name of a program, such as `test_login` or
+`src/auth.py`, counts as words in this order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zmqbus.journal.record import JournalError
 from zmqbus.journal.search_index import TOKENIZE, Done, Index, IndexFault, Texts, is_of
 from zmqbus.journal.segments import Place, segments_back
 
-#: More words than this no text is looked for with; FTS5 would need long for thousands.
+#: Most words of a query; FTS5 would take long for thousands.
 MAX_TERMS = 50
 
 #: Minus, "words in this order", or one word.
@@ -33,13 +33,13 @@ _PLAIN = re.compile("[a-z0-9]+")
 
 
 class Query(NamedTuple):
-    """What is looked for, in two languages."""
+    """A query in two forms."""
 
-    fts: str  # FTS5's
-    plain: tuple[bytes, ...]  # a text in ASCII that does not hold all of these, in lower case, is none of those
+    fts: str  # for FTS5
+    plain: tuple[bytes, ...]  # every matching ASCII text holds all of these, in lower case
 
     def may_be(self, line: bytes) -> bool:
-        """Whether the text in this line of the log can be one that is looked for; quickly."""
+        """Whether the text in this line of the log may match; a quick test."""
         if not self.plain or not line.isascii() or b"\\u" in line:
             return True
         lower = line.lower()
@@ -47,7 +47,7 @@ class Query(NamedTuple):
 
 
 def parse(words: str) -> Query:
-    """The query in somebody's words. Raises `InvalidPayload` if there is no word in them."""
+    """Parses the words of a user. Raises `InvalidPayload` if no word must be there."""
     wanted: list[str] = []
     unwanted: list[str] = []
     plain: list[bytes] = []
@@ -74,8 +74,10 @@ def parse(words: str) -> Query:
 
 
 def focus(words: str) -> re.Pattern[str]:
-    """What to look at in a text that was found: the first of the words that has to be there, as far as it is spelled
-    alike. Raises `InvalidPayload` if there is no word in them."""
+    """A pattern for the first word that must be there, to show that part of a found text.
+
+    It does not find the word in another spelling. Raises `InvalidPayload` if no word must be there.
+    """
     parse(words)
     for minus, phrase, word in _TERM.findall(words):
         parts = re.findall(r"\w+", (phrase or word).rstrip("*"))
@@ -85,9 +87,9 @@ def focus(words: str) -> re.Pattern[str]:
 
 
 class Search:
-    """Looks for words in the log at `log_path`, with the index at `index_path` as far as there is one.
+    """Searches the log at `log_path` for words, with the index at `index_path` as far as it goes.
 
-    Raises `InvalidPayload` if there is no word to look for. All methods raise `Unauthorized` for files that are open to
+    Raises `InvalidPayload` if no word must be there. All methods raise `Unauthorized` for files that are open to
     others, and `JournalError` where the log cannot be read. For one thread at a time.
     """
 
@@ -95,15 +97,14 @@ class Search:
         self._log_path = log_path
         self._index_path = index_path
         self._query = parse(words)
-        #: Why the index was not used, where there is one that cannot be; for whoever wants to mend it.
+        #: Why an existing index could not be used, for a message with the remedy.
         self.fault: str | None = None
 
-    def __repr__(self) -> str:
-        return f"<Search for {self._query.fts}>"
-
     def page(self, before: Place | None = None, *, limit: int = 50, wanted: Wanted = ALL) -> Page:
-        """The newest `limit` entries that lie before a place (None: the end of the log), hold the words and are wanted.
-        `Page.before` is None if there are no more."""
+        """The newest `limit` matching entries that lie before a place (None: the end of the log) and are wanted.
+
+        `Page.before` is None if there are no more.
+        """
         entries: list[Entry] = []
         for entry in self.entries(before, wanted=wanted):
             if len(entries) == limit:
@@ -112,7 +113,7 @@ class Search:
         return Page(entries, None, 0)
 
     def entries(self, before: Place | None = None, *, wanted: Wanted = ALL) -> Iterator[Entry]:
-        """The same as one stream, the newest first; all that there are."""
+        """All matching entries before a place, the newest first."""
         line_filter = LineFilter(wanted)
         index = Index.look(self._index_path)
         done: dict[int, Done] = {}
@@ -132,10 +133,10 @@ class Search:
                 index.close()
 
     def _offsets(self, index: Index | None, done: Done | None, fd: int, serial: int, end: int) -> Iterator[int]:
-        """Where those records of a segment begin that lie before `end` and hold the words, the last one first."""
+        """Offsets of the matching records of a segment before `end`, the last one first."""
         indexed = done.done if done is not None and index is not None and is_of(done, fd) else 0
         if end > indexed:
-            yield from self._looked_through(fd, serial, indexed, end)
+            yield from self._scan(fd, serial, indexed, end)
             end = indexed
         if index is None or not indexed:
             return
@@ -145,10 +146,10 @@ class Search:
                 end = offset
         except IndexFault as error:
             self.fault = str(error)
-            yield from self._looked_through(fd, serial, 0, end)
+            yield from self._scan(fd, serial, 0, end)
 
-    def _looked_through(self, fd: int, serial: int, begin: int, end: int) -> list[int]:
-        """The same for a part that is not indexed."""
+    def _scan(self, fd: int, serial: int, begin: int, end: int) -> list[int]:
+        """Offsets of the matching records in a part that is not indexed."""
         memory = sqlite3.connect(":memory:", isolation_level=None)
         try:
             memory.execute(

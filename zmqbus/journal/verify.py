@@ -1,8 +1,8 @@
-"""Whether the messages in the database are still in the log: asked when a broker starts.
+"""Check at the start of a broker that the log still holds the messages of the database.
 
-Each row's record must lie within a segment that is there, which is asked of all of them. That it has the right bytes
-takes reading it; that is done for the smallest first, up to `CHECK_BYTES`: a start must not take as long as reading all
-mail would. Whatever is not found here is found when it is handed out.
+The record of every row must lie within an existing segment. To check its bytes takes reading it; that is done for the
+smallest records first, up to `CHECK_BYTES`, so that a start does not take as long as reading all mail. Damage that is
+not found here is found at delivery.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from zmqbus.journal.segments import compacted, segments
 
 #: Records that are read: most of what waits, in 0.3 s.
 CHECK_BYTES = 64 * 1024 * 1024
-#: Messages that a notice names.
+#: Messages that a notice lists.
 NAMED = 20
 
 
 class LogCheck:
-    """Is shown rows, and says in the end which messages cannot be read back."""
+    """Collects the pointers of rows and then returns the messages whose records cannot be read."""
 
     def __init__(self, journal_path: str, reader: Reader, *, check_bytes: int = CHECK_BYTES) -> None:
         self._reader = reader
@@ -32,16 +32,13 @@ class LogCheck:
                 self._sizes.setdefault(serial, os.stat(name).st_size)
             except FileNotFoundError:
                 continue
-        self._sizes.pop(0, None)  # those whose serial cannot be read
+        self._sizes.pop(0, None)  # segments with an unreadable serial
         self._unreadable: set[str] = set()
         self._waiting: dict[tuple[int, int, int, int], str] = {}  # pointer -> message
         self._waiting_bytes = 0
 
-    def __repr__(self) -> str:
-        return f"<LogCheck: {len(self._unreadable)} unreadable, {len(self._waiting)} to be read>"
-
     def see(self, msg_id: str, segment: int, start: int, length: int, crc: int) -> None:
-        """A message, and where its record is."""
+        """Adds a message and the pointer to its record."""
         if start + length > self._sizes.get(segment, 0):
             self._unreadable.add(msg_id)
             return
@@ -53,7 +50,7 @@ class LogCheck:
                 self._thin()
 
     def unreadable(self) -> set[str]:
-        """The ids of the messages whose record is not there, or damaged."""
+        """The ids of the messages whose records are missing or damaged."""
         self._thin()
         for pointer in sorted(self._waiting):
             if not self._reader.intact(pointer):
@@ -76,7 +73,7 @@ class LogCheck:
 
 
 def receivers_of(db: sqlite3.Connection, msg_ids: list[str]) -> dict[str, list[str]]:
-    """The names of the sessions that these messages wait for; the key of the mailbox where no session has it."""
+    """The names of the sessions that these messages wait for; the key of a mailbox without a session."""
     names = dict(db.execute("SELECT mailbox, name FROM sessions"))
     marks = ", ".join("?" * len(msg_ids))
     receivers: dict[str, list[str]] = {}
@@ -87,7 +84,7 @@ def receivers_of(db: sqlite3.Connection, msg_ids: list[str]) -> dict[str, list[s
 
 
 def unreadable_notice(journal_path: str, msg_ids: list[str], receivers: dict[str, list[str]], why: str) -> str:
-    """What to say about messages that have lost their texts; names the first `NAMED` of them."""
+    """The notice about messages whose texts are lost; lists the first `NAMED` of them."""
     listed = ", ".join(f"{msg_id} for {_several(receivers.get(msg_id, []))}" for msg_id in msg_ids[:NAMED])
     if len(msg_ids) > NAMED:
         listed += f" and {len(msg_ids) - NAMED:,} more"
