@@ -223,7 +223,7 @@ def test_messages_end_when_none_has_come_in_time():
     async def main() -> None:
         async with aio.connect("alice") as alice, aio.connect("bob") as bob:
             sending = asyncio.create_task(alice.send("bob", "x"))
-            await until(lambda: bob._bus._receiver._inbox)  # type: ignore[union-attr]
+            await until(lambda: bob._bus._consumer._inbox)  # type: ignore[union-attr]
             assert [message.text async for message in bob.messages(timeout=0.05)] == ["x"]
             await sending
 
@@ -270,7 +270,7 @@ def test_closing_ends_those_that_wait():
                 pass
 
         tasks = [asyncio.create_task(one) for one in (read(), map_(), bus.ask("@nobody", "x"), bus.serve(print))]
-        await until(lambda: len(bus._bus._speaker._asked) == 4)
+        await until(lambda: len(bus._bus._producer._asked) == 4)
         await bus.close()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(error) for error in ended] == [errors.NotConnected] * 3 + [type(None)]
@@ -292,7 +292,7 @@ def test_a_cancelled_task_withdraws_its_request():
             await until(lambda: requests_waiting() == 0)
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(bus.ask("@nobody", "x"), 0.05)
-            await until(lambda: requests_waiting() == 0 and not bus._bus._speaker._asked)
+            await until(lambda: requests_waiting() == 0 and not bus._bus._producer._asked)
 
     run(main)
 
@@ -313,7 +313,7 @@ def test_leaving_map_withdraws_what_is_open(how):
                 await until(lambda: requests_waiting() == WINDOW)
                 task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await until(lambda: not bus._bus._speaker._asked)
+            await until(lambda: not bus._bus._producer._asked)
             await until(lambda: requests_waiting() == 0)
 
     run(main)
@@ -327,7 +327,7 @@ def test_an_item_that_cannot_be_sent_raises_in_its_turn():
                 async for answer in bus.map("echo", [1, 2, object(), 3]):
                     got.append(answer.body)
             assert got == [1, 2]
-            assert not bus._bus._speaker._asked
+            assert not bus._bus._producer._asked
 
     run(main)
 

@@ -16,8 +16,8 @@ import zmqbus
 from benchmarks import work
 from benchmarks.stage import PATIENCE_S
 from zmqbus.client import core, payload
-from zmqbus.client.producer import Speaker
-from zmqbus.client.transport import Link
+from zmqbus.client.producer import Producer
+from zmqbus.client.transport import Transport
 from zmqbus.process import process_of
 from zmqbus.settings import load
 from zmqbus.wire import verbs
@@ -59,12 +59,12 @@ class Seats:
         self._poller = select.epoll()
         self._watched: dict[int, int] = {}  # descriptor → index of its link
         self._links = [self._link(one) for one in self._personas]
-        self._opened: list[Link] = []
+        self._opened: list[Transport] = []
         self._looked_s = 0.0
         self._welcomed = 0
 
-    def _link(self, persona: core.Persona) -> Link:
-        return Link(self._settings, core.ClientCore(persona, zmqbus.__version__))
+    def _link(self, persona: core.Persona) -> Transport:
+        return Transport(self._settings, core.ClientCore(persona, zmqbus.__version__))
 
     def connect(self) -> float:
         """Connects all; returns when the last one had connected."""
@@ -155,7 +155,7 @@ class Seats:
             self._look(index, self._links[index], numbers)
         return descriptor in found
 
-    def _look(self, index: int, link: Link, ready: Collection[int]) -> None:
+    def _look(self, index: int, link: Transport, ready: Collection[int]) -> None:
         while True:
             known = link.descriptors()
             self._deal(index, link, link.turn(ready))
@@ -163,7 +163,7 @@ class Seats:
             if not ready:
                 return
 
-    def _deal(self, index: int, link: Link, effects: list[core.Effect]) -> None:
+    def _deal(self, index: int, link: Transport, effects: list[core.Effect]) -> None:
         taken = False
         for effect in effects:
             match effect:
@@ -196,7 +196,7 @@ class Announcer:
         self._settings = load()
         self._sessions = 0
         self._owner = process_of(os.getpid()).text
-        self._speakers: list[Speaker] = []
+        self._speakers: list[Producer] = []
 
     def prepare(self, count: int) -> None:
         """Connects sessions for so many broadcasts. They receive none themselves."""
@@ -210,8 +210,8 @@ class Announcer:
                 owner=self._owner,
                 named=False,
             )
-            link = Link(self._settings, core.ClientCore(persona, zmqbus.__version__))
-            speaker = Speaker(link, self._settings.paths.log)
+            link = Transport(self._settings, core.ClientCore(persona, zmqbus.__version__))
+            speaker = Producer(link, self._settings.paths.log)
             speaker.open()
             self._speakers.append(speaker)
 

@@ -25,7 +25,7 @@ import pytest
 import zmqbus
 from zmqbus import errors
 from zmqbus.client import bus as bus_module
-from zmqbus.client import transport as link_module
+from zmqbus.client import transport as transport_module
 from zmqbus.client.bus import Bus
 from zmqbus.client.message import Message
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
@@ -91,7 +91,7 @@ def test_a_named_program_is_a_session_like_any_other(connect):
         [row] = bus.sessions()
         assert (row.name, row.label, row.session_id) == ("auth", "Auth service", bus.session_id)
         assert row.pid == os.getpid()
-        assert (bus.name, repr(bus)) == ("auth", "<Bus 'auth': <Speaker: 0 sent, 0 asked, 0 waiting>>")
+        assert (bus.name, repr(bus)) == ("auth", "<Bus 'auth': <Producer: 0 sent, 0 asked, 0 waiting>>")
     assert "closed" in repr(bus)
     with connect("other") as other:
         assert [row.name for row in other.sessions()] == ["other"]
@@ -290,7 +290,7 @@ def test_bad_input_is_an_error_of_our_tree_and_leaves_nothing(connect, call, err
     with pytest.raises(error) as caught:
         call(bus)
     assert isinstance(caught.value, errors.ZmqbusError) and len(str(caught.value)) > 10
-    until(lambda: not bus._speaker._asked)
+    until(lambda: not bus._producer._asked)
 
 
 def test_an_empty_value_is_a_value(connect):
@@ -331,9 +331,9 @@ def test_a_group_without_a_worker_is_told_as_such(connect):
     member = connect(group="some")  # which does not serve
     with pytest.raises(errors.Timeout, match="nobody works for that group"):
         bus.ask("@some", "x", timeout=0.3)
-    member._receiver.offer(1)
+    member._consumer.offer(1)
     until(lambda: _asks_in_vain(bus))
-    assert not bus._speaker._unassigned
+    assert not bus._producer._unassigned
 
 
 def _asks_in_vain(bus: Bus) -> bool:
@@ -601,7 +601,7 @@ def test_many_threads_ask_over_one_bus(connect, echo):
         thread.join(2 * PATIENCE_S)
         assert not thread.is_alive()
     assert wrong == []
-    until(lambda: not bus._speaker._asked and not bus._speaker._sent)
+    until(lambda: not bus._producer._asked and not bus._producer._sent)
 
 
 # --- callbacks
@@ -689,7 +689,7 @@ def test_closing_wakes_whoever_waits(connect):
     threads = [threading.Thread(target=waits, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
-    until(lambda: len(bus._speaker._asked) == 5)
+    until(lambda: len(bus._producer._asked) == 5)
     bus.close()
     for thread in threads:
         thread.join(PATIENCE_S)
@@ -722,7 +722,7 @@ def test_leaving_for_good_gives_up_the_mailbox_and_says_how_much_was_in_it(conne
     assert first.result(PATIENCE_S).to == "bob"
     for number in range(3):
         alice.send("bob", str(number), wait=False)
-    until(lambda: bob._receiver.unread == 3)
+    until(lambda: bob._consumer.unread == 3)
     assert bob.next_message(0.0).text == "0"
     assert bob.close(forget=True) == 2
     assert bob.close(forget=True) == bob.close() == 0
@@ -749,7 +749,7 @@ def test_what_a_program_has_not_acknowledged_is_given_up_too(connect):
 
 def test_leaving_for_good_without_a_broker_leaves_all_the_same(connect, data_dir, monkeypatch):
     monkeypatch.setattr(bus_module, "LEAVE_S", 0.1)
-    monkeypatch.setattr(link_module, "LINGER_MS", 90_000)
+    monkeypatch.setattr(transport_module, "LINGER_MS", 90_000)
     bus = connect("alice")
     process = broker(data_dir)
     process.suspend()
@@ -772,7 +772,9 @@ def test_a_guest_and_a_member_of_a_group_leave_as_ever(connect):
 @pytest.mark.parametrize("where", ["the word of the broker", "the first thread", "the second thread"])
 def test_an_interrupt_while_it_closes_costs_the_wait_only(connect, monkeypatch, where, forget):
     """Ctrl-C at any of the places where close() waits."""
-    monkeypatch.setattr(link_module, "LINGER_MS", 90_000)  # what is said last goes out, however crowded the machine is
+    monkeypatch.setattr(
+        transport_module, "LINGER_MS", 90_000
+    )  # what is said last goes out, however crowded the machine is
     bus = connect("bob") if forget else connect(group="g")
     looker = connect()
 
@@ -782,16 +784,16 @@ def test_an_interrupt_while_it_closes_costs_the_wait_only(connect, monkeypatch, 
     with monkeypatch.context() as patch:
         match where:
             case "the word of the broker":
-                patch.setattr(bus._receiver._arrived, "wait_for", interrupted)
+                patch.setattr(bus._consumer._arrived, "wait_for", interrupted)
             case "the first thread":
-                patch.setattr(bus._speaker._driver._thread, "join", interrupted)
+                patch.setattr(bus._producer._io._thread, "join", interrupted)
             case _:
-                patch.setattr(bus._receiver._driver._thread, "join", interrupted)
+                patch.setattr(bus._consumer._io._thread, "join", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bus.close(forget=forget)
     until(lambda: away(looker) == [])
     bus.close()
-    assert not bus._speaker._driver._thread.is_alive() and not bus._receiver._driver._thread.is_alive()
+    assert not bus._producer._io._thread.is_alive() and not bus._consumer._io._thread.is_alive()
     with pytest.raises(errors.NotConnected):
         bus.send("x", "x")
 
@@ -823,7 +825,7 @@ def test_a_session_that_a_command_disconnects(connect):
 
     thread = threading.Thread(target=read)
     thread.start()
-    bus._speaker.call(verbs.Disconnect).result(PATIENCE_S)
+    bus._producer.call(verbs.Disconnect).result(PATIENCE_S)
     with pytest.raises(errors.NotConnected, match="disconnected by a command"):
         waiting.result(PATIENCE_S)
     thread.join(PATIENCE_S)
@@ -905,9 +907,9 @@ def in_time(call: Callable[[], Any]) -> Any:
 def starting(*buses: Bus) -> subprocess.Popen[bytes] | None:
     """The broker that one of these has started, and that has not come up."""
     for bus in buses:
-        assert bus._receiver is not None
-        for half in (bus._receiver, bus._speaker):
-            launching = half._driver._link._launching
+        assert bus._consumer is not None
+        for half in (bus._consumer, bus._producer):
+            launching = half._io._transport._launching
             if launching is not None and launching._process is not None:
                 return launching._process
     return None

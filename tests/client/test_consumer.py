@@ -1,4 +1,4 @@
-"""The receiving half: what is taken, acknowledged and handed out again; over a played driver, and a real broker."""
+"""The receiving half: what is taken, acknowledged and handed out again; over a played io, and a real broker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zmqbus import errors
 from zmqbus.client import core
 from zmqbus.client.batch import Deliver
 from zmqbus.client.bus import Bus
-from zmqbus.client.consumer import Receiver
+from zmqbus.client.consumer import Consumer
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Scope
 
@@ -60,16 +60,16 @@ class PlayedCore:
         return []
 
 
-class PlayedLink:
+class PlayedTransport:
     def __init__(self) -> None:
         self.core = PlayedCore()
 
 
-class PlayedDriver:
-    """Asks the receiver what it has to say, when it is told to; `later` runs at once."""
+class PlayedIoThread:
+    """Asks the consumer what it has to say, when it is told to; `later` runs at once."""
 
-    def __init__(self, receiver: Receiver, client: PlayedCore) -> None:
-        self.receiver = receiver
+    def __init__(self, consumer: Consumer, client: PlayedCore) -> None:
+        self.consumer = consumer
         self.client: Any = client
         self.error: errors.ZmqbusError | None = None
         self.nudged: list[float] = []
@@ -82,7 +82,7 @@ class PlayedDriver:
         self.check()
         if speak is not None:
             speak(self.client)
-        self.receiver.speak(self.client)
+        self.consumer.speak(self.client)
 
     def nudge(self, due_s: float) -> None:
         self.nudged.append(due_s)
@@ -92,32 +92,32 @@ class PlayedDriver:
 
     def close(self) -> None:
         self.error = errors.NotConnected("closed")
-        self.receiver.ended(self.error)
+        self.consumer.ended(self.error)
 
 
 class Played:
     def __init__(self, *, manual: bool) -> None:
-        link: Any = PlayedLink()
-        self.core: PlayedCore = link.core
-        self.receiver = Receiver(link, "log", manual=manual)
-        self.receiver._driver.close()  # it was never opened
-        self.driver = PlayedDriver(self.receiver, self.core)
-        self.receiver._driver = cast("Any", self.driver)
+        transport: Any = PlayedTransport()
+        self.core: PlayedCore = transport.core
+        self.consumer = Consumer(transport, "log", manual=manual)
+        self.consumer._io.close()  # it was never opened
+        self.io = PlayedIoThread(self.consumer, self.core)
+        self.consumer._io = cast("Any", self.io)
 
     def hand(self, *msg_ids: str, lease: str = "one") -> None:
         for msg_id in msg_ids:
             ticket = core.Ticket(lease, 1, (msg_id,), None)
             header = ("sid", "auth", None, Scope.SESSION, "", 0, None, 0.0)
             batch = Deliver(1, 0, 0, *header, -1, None, 0, (msg_id,), (b"",))
-            self.receiver.deal([core.Hand(ticket, batch)])
+            self.consumer.deal([core.Hand(ticket, batch)])
 
     def take(self) -> str | None:
-        message = self.receiver.next_message(0.0)
+        message = self.consumer.next_message(0.0)
         return None if message is None else message.msg_id
 
     def work(self, *msg_ids: str) -> None:
         for msg_id in msg_ids:
-            self.receiver.deal([core.Do(verbs.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b""))])
+            self.consumer.deal([core.Do(verbs.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b""))])
 
 
 @pytest.fixture
@@ -144,32 +144,32 @@ def test_what_is_taken_is_acknowledged(auto):
 def test_a_burst_is_acknowledged_together_and_its_last_at_once(auto):
     auto.hand("a", "b", "c")
     assert [auto.take(), auto.take()] == ["a", "b"]
-    assert auto.core.acks == 0 and len(auto.driver.nudged) == 1
-    assert auto.receiver.due_s() == auto.driver.nudged[0]
+    assert auto.core.acks == 0 and len(auto.io.nudged) == 1
+    assert auto.consumer.due_s() == auto.io.nudged[0]
     assert auto.take() == "c"
-    assert auto.core.acks == 1 and auto.receiver.due_s() is None
+    assert auto.core.acks == 1 and auto.consumer.due_s() is None
 
 
 def test_the_alarm_acknowledges_what_was_taken_of_a_burst(auto):
     auto.hand("a", "b")
     auto.take()
-    auto.receiver.ring()
+    auto.consumer.ring()
     assert auto.core.taken_ids == ["a"]
-    auto.driver.error = errors.NotConnected("over")
-    auto.receiver.ring()  # then it comes again
+    auto.io.error = errors.NotConnected("over")
+    auto.consumer.ring()  # then it comes again
 
 
 def test_what_was_not_taken_is_taken_back(auto):
     auto.hand("a", "b")
     auto.take()
-    auto.receiver.deal([core.TakeBack()])
+    auto.consumer.deal([core.TakeBack()])
     assert auto.take() is None
 
 
 def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_again(auto):
     auto.hand("a", "b")
     assert auto.take() == "a"
-    auto.receiver.deal([core.TakeBack()])
+    auto.consumer.deal([core.TakeBack()])
     auto.hand("a", "b", lease="two")
     assert auto.take() == "b"
     assert auto.take() is None
@@ -178,7 +178,7 @@ def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_ag
 
 def test_what_the_program_acknowledges_waits_for_it(manual):
     manual.hand("a")
-    message = manual.receiver.next_message(0.0)
+    message = manual.consumer.next_message(0.0)
     assert message is not None and manual.core.tickets == []
     message.ack()
     assert manual.core.taken_ids == ["a"]
@@ -188,8 +188,8 @@ def test_what_the_program_acknowledges_waits_for_it(manual):
 
 def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_newer_ticket(manual):
     manual.hand("a", "b")
-    message = manual.receiver.next_message(0.0)
-    manual.receiver.deal([core.TakeBack()])
+    message = manual.consumer.next_message(0.0)
+    manual.consumer.deal([core.TakeBack()])
     manual.hand("a", "b", lease="two")
     assert [manual.take(), manual.take()] == ["b", None]
     message.ack()
@@ -197,8 +197,8 @@ def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_ne
 
 
 def test_a_new_name_is_noted(auto):
-    auto.receiver.deal([core.Renamed("robert")])
-    assert auto.receiver.name == "robert"
+    auto.consumer.deal([core.Renamed("robert")])
+    assert auto.consumer.name == "robert"
 
 
 # --- waiting
@@ -212,12 +212,12 @@ def test_whoever_waits_gets_what_comes(auto, kind):
 
     def messages() -> None:
         while not over.is_set():
-            message = auto.receiver.next_message(PATIENCE_S)
+            message = auto.consumer.next_message(PATIENCE_S)
             got.append(message.msg_id)
 
     def works() -> None:
         while not over.is_set():
-            work = auto.receiver.next_work(PATIENCE_S)
+            work = auto.consumer.next_work(PATIENCE_S)
             got.append(work.msg_id)
 
     threads = [threading.Thread(target=target, daemon=True) for target in [messages, works] * 3]
@@ -247,11 +247,11 @@ def test_the_end_wakes_everybody(auto):
         except errors.ZmqbusError as error:
             found.append(error)
 
-    calls = (auto.receiver.next_message, auto.receiver.next_work)
+    calls = (auto.consumer.next_message, auto.consumer.next_work)
     threads = [threading.Thread(target=waits, args=(call,), daemon=True) for call in calls]
     for thread in threads:
         thread.start()
-    auto.receiver.close()
+    auto.consumer.close()
     for thread in threads:
         thread.join(PATIENCE_S)
     assert [type(error) for error in found] == [errors.NotConnected] * 2
@@ -259,10 +259,10 @@ def test_the_end_wakes_everybody(auto):
 
 def test_watchers_are_told_of_all_that_comes_and_of_the_end(auto):
     told: list[int] = []
-    auto.receiver.watch(lambda: told.append(1))
+    auto.consumer.watch(lambda: told.append(1))
     auto.hand("a")
     auto.work("b")
-    auto.receiver.close()
+    auto.consumer.close()
     assert len(told) == 3
 
 
@@ -271,26 +271,26 @@ def test_watchers_are_told_of_all_that_comes_and_of_the_end(auto):
 
 def test_it_is_acknowledged_before_whoever_waits_has_woken_up(auto):
     got: list[Any] = []
-    thread = threading.Thread(target=lambda: got.append(auto.receiver.next_message(PATIENCE_S)), daemon=True)
+    thread = threading.Thread(target=lambda: got.append(auto.consumer.next_message(PATIENCE_S)), daemon=True)
     thread.start()
     end_s = time.monotonic() + PATIENCE_S
-    while not auto.receiver._waiting:
+    while not auto.consumer._waiting:
         assert time.monotonic() < end_s
         time.sleep(0.0005)
-    with auto.receiver._arrived:  # so that it cannot wake up
+    with auto.consumer._arrived:  # so that it cannot wake up
         auto.hand("a")
-        auto.receiver.speak(auto.core)  # as the driver does, when something was dealt with
+        auto.consumer.speak(auto.core)  # as the io does, when something was dealt with
         assert auto.core.taken_ids == ["a"] and got == []
-        assert auto.receiver.unread == 0
+        assert auto.consumer.unread == 0
     thread.join(PATIENCE_S)
-    assert got[0].msg_id == "a" and auto.receiver._waiting == 0
-    auto.receiver.speak(auto.core)
+    assert got[0].msg_id == "a" and auto.consumer._waiting == 0
+    auto.consumer.speak(auto.core)
     assert len(auto.core.tickets) == 1 and auto.take() is None
 
 
 def waits(played: Any, waiting: int = 1) -> None:
     """So many threads wait for a message; they will wake up some time."""
-    played.receiver._waiting = waiting
+    played.consumer._waiting = waiting
 
 
 @pytest.mark.parametrize("interrupted", [True, False])
@@ -298,19 +298,19 @@ def test_a_wait_that_is_interrupted_leaves_it_for_the_next_call(auto, monkeypatc
     """Or one whose time is over at that instant takes it."""
 
     def wait(_: float | None = None) -> bool:
-        assert auto.receiver._waiting == 1
+        assert auto.consumer._waiting == 1
         auto.hand("a")
         if interrupted:
             raise KeyboardInterrupt
         return False
 
-    monkeypatch.setattr(auto.receiver._arrived, "wait", wait)
+    monkeypatch.setattr(auto.consumer._arrived, "wait", wait)
     if interrupted:
         with pytest.raises(KeyboardInterrupt):
-            auto.receiver.next_message(PATIENCE_S)
+            auto.consumer.next_message(PATIENCE_S)
     else:
-        assert auto.receiver.next_message(PATIENCE_S).msg_id == "a"
-    assert auto.receiver._waiting == 0
+        assert auto.consumer.next_message(PATIENCE_S).msg_id == "a"
+    assert auto.consumer._waiting == 0
     auto.hand("b")
     assert [auto.take(), auto.take(), auto.take()] == (["a", "b", None] if interrupted else ["b", None, None])
 
@@ -318,7 +318,7 @@ def test_a_wait_that_is_interrupted_leaves_it_for_the_next_call(auto, monkeypatc
 def test_it_is_returned_before_what_came_later_whoever_asks(auto):
     waits(auto, 3)
     auto.hand("a", "b", "c")
-    assert [msg_id for one in auto.receiver._given for msg_id in one.msg_ids] == ["a"] and auto.receiver.unread == 2
+    assert [msg_id for one in auto.consumer._given for msg_id in one.msg_ids] == ["a"] and auto.consumer.unread == 2
     waits(auto, 0)
     assert [auto.take() for _ in range(4)] == ["a", "b", "c", None]
     assert auto.core.taken_ids == ["a", "b", "c"]
@@ -327,8 +327,8 @@ def test_it_is_returned_before_what_came_later_whoever_asks(auto):
 def test_whoever_would_take_work_or_a_message_gets_it_too(auto):
     waits(auto)
     auto.hand("a")
-    assert auto.receiver.next_work(0.0) is None
-    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "a"
+    assert auto.consumer.next_work(0.0) is None
+    assert auto.consumer.next_work(0.0, or_message=True).msg_id == "a"
 
 
 @pytest.mark.parametrize("before", ["nobody waits", "another is there", "the program acknowledges"])
@@ -339,27 +339,27 @@ def test_it_is_given_to_nobody_who_does_not_take_it_next(auto, manual, before):
     if before != "nobody waits":
         waits(played)
     played.hand("a")
-    played.receiver.speak(played.core)
-    assert not played.receiver._given and played.core.tickets == []
-    assert played.receiver.unread == (2 if before == "another is there" else 1)
+    played.consumer.speak(played.core)
+    assert not played.consumer._given and played.core.tickets == []
+    assert played.consumer.unread == (2 if before == "another is there" else 1)
 
 
 def test_what_was_given_and_is_taken_back_comes_once(auto):
     waits(auto)
     auto.hand("a")
     waits(auto, 0)
-    auto.receiver.deal([core.TakeBack()])
+    auto.consumer.deal([core.TakeBack()])
     auto.hand("a", lease="two")
-    assert auto.receiver.unread == 0
+    assert auto.consumer.unread == 0
     assert [auto.take(), auto.take()] == ["a", None]
-    auto.receiver.speak(auto.core)
+    auto.consumer.speak(auto.core)
     assert auto.core.last_leases == {"a": "two"}
 
 
 def test_what_was_given_is_returned_though_the_connection_has_ended(auto):
     waits(auto)
     auto.hand("a")
-    auto.receiver.ended(errors.NotConnected("over"))
+    auto.consumer.ended(errors.NotConnected("over"))
     assert auto.take() == "a"
     with pytest.raises(errors.NotConnected):
         auto.take()
@@ -371,33 +371,33 @@ def test_what_was_given_is_returned_though_the_connection_has_ended(auto):
 def test_work_comes_before_messages(auto):
     auto.hand("a")
     auto.work("b")
-    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "b"
-    assert auto.receiver.next_work(0.0, or_message=True).msg_id == "a"
-    assert auto.receiver.next_work(0.0, or_message=True) is None
+    assert auto.consumer.next_work(0.0, or_message=True).msg_id == "b"
+    assert auto.consumer.next_work(0.0, or_message=True).msg_id == "a"
+    assert auto.consumer.next_work(0.0, or_message=True) is None
 
 
 def test_answers_go_together_where_more_waits(auto):
     auto.work("a", "b")
-    auto.receiver.next_work(0.0)
-    auto.receiver.answer("a", 0, b"")
+    auto.consumer.next_work(0.0)
+    auto.consumer.answer("a", 0, b"")
     assert auto.core.answers == []
-    auto.receiver.next_work(0.0)
-    auto.receiver.answer("b", 0, b"")
+    auto.consumer.next_work(0.0)
+    auto.consumer.answer("b", 0, b"")
     assert auto.core.answers == ["a", "b"]
 
 
 def test_what_was_withdrawn_is_known_once_and_not_for_ever(auto):
     auto.work("a", "b")
-    auto.receiver.deal([core.Withdrawn(("a",))])
-    assert auto.receiver.is_withdrawn("a") and not auto.receiver.is_withdrawn("b")
-    auto.receiver.deal([core.Withdrawn(("b",))])  # while it is worked on, when nobody asks any more
-    auto.receiver.answer("b", 0, b"")
-    assert not auto.receiver._withdrawn
+    auto.consumer.deal([core.Withdrawn(("a",))])
+    assert auto.consumer.is_withdrawn("a") and not auto.consumer.is_withdrawn("b")
+    auto.consumer.deal([core.Withdrawn(("b",))])  # while it is worked on, when nobody asks any more
+    auto.consumer.answer("b", 0, b"")
+    assert not auto.consumer._withdrawn
 
 
 def test_repr_counts(auto):
     auto.hand("a")
-    assert repr(auto.receiver) == "<Receiver 'bob': 1 messages, 0 requests>"
+    assert repr(auto.consumer) == "<Consumer 'bob': 1 messages, 0 requests>"
 
 
 # --- with a broker
@@ -421,7 +421,7 @@ def delivered(future: Any, timeout_s: float = 0.0) -> bool:
 def test_the_sender_hears_delivered_when_it_is_taken(connect: Connect):
     bob, alice = connect("bob"), connect("alice")
     future = alice.send("bob", "hi", wait=False)
-    while not bob._receiver._inbox:  # type: ignore[union-attr]
+    while not bob._consumer._inbox:  # type: ignore[union-attr]
         time.sleep(0.001)
     assert not delivered(future)
     assert bob.next_message(PATIENCE_S).text == "hi"  # type: ignore[union-attr]
@@ -550,22 +550,22 @@ def test_many_threads_take_each_message_once(connect: Connect):
 # --- runs
 
 
-class RealLink:
+class CoreTransport:
     def __init__(self, client: core.ClientCore) -> None:
         self.core = client
 
 
 class Run:
-    """A receiver with a real core, and a mailbox that sends as the broker does. What the program takes is noted."""
+    """A consumer with a real core, and a mailbox that sends as the broker does. What the program takes is noted."""
 
     def __init__(self, *, manual: bool = False) -> None:
         persona = core.Persona(verbs.Role.PROGRAM, "id", "token", "bob")
         self.core = core.ClientCore(persona, "1.2.3")
-        self.receiver = Receiver(cast("Any", RealLink(self.core)), "log", manual=manual)
-        self.receiver._driver.close()  # it was never opened
-        self.driver = PlayedDriver(self.receiver, cast("Any", self))
-        self.receiver._driver = cast("Any", self.driver)
-        self.lock = threading.Lock()  # the driver's
+        self.consumer = Consumer(cast("Any", CoreTransport(self.core)), "log", manual=manual)
+        self.consumer._io.close()  # it was never opened
+        self.io = PlayedIoThread(self.consumer, cast("Any", self))
+        self.consumer._io = cast("Any", self.io)
+        self.lock = threading.Lock()  # the io's
         self.leases = 0
         self.last = 0  # of the messages in the mailbox
         self.sent = 0
@@ -573,7 +573,7 @@ class Run:
         self.got: list[int] = []
         self.welcome()
 
-    # the driver asks for what is to be said to the core
+    # the io asks for what is to be said to the core
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.core, name)
@@ -587,7 +587,7 @@ class Run:
             if isinstance(effect, core.Transmit) and isinstance(effect.envelope, verbs.Ack):
                 assert self.acknowledged < effect.envelope.seq <= self.sent
                 self.acknowledged = effect.envelope.seq
-        self.receiver.deal(effects)
+        self.consumer.deal(effects)
 
     def hear(self, *envelopes: verbs.Envelope) -> None:
         self.carry_out(self.core.handle(0.0, core.Received(list(envelopes))))
@@ -624,7 +624,7 @@ class Run:
 
     def take(self, count: int = 1) -> list[int]:
         taken: list[int] = []
-        while len(taken) < count and (message := self.receiver.next_message(0.0)) is not None:
+        while len(taken) < count and (message := self.consumer.next_message(0.0)) is not None:
             taken.append(int(message.text))
         self.got += taken
         return taken
@@ -636,18 +636,18 @@ def run() -> Run:
 
 
 def hold_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's thread is slow: nothing is said of what is taken."""
-    monkeypatch.setattr(run.driver, "say", lambda speak=None: None)
+    """The io's thread is slow: nothing is said of what is taken."""
+    monkeypatch.setattr(run.io, "say", lambda speak=None: None)
 
 
 def test_a_run_is_taken_message_by_message(run):
     run.send(3, 1, 2)
-    assert repr(run.receiver) == "<Receiver 'bob': 6 messages, 0 requests>"
-    message = run.receiver.next_message(0.0)
+    assert repr(run.consumer) == "<Consumer 'bob': 6 messages, 0 requests>"
+    message = run.consumer.next_message(0.0)
     assert (message.msg_id, message.text, message.sender, message.sender_id) == ("message00001", "1", "auth", "sid")
     assert (message.to, message.reply_to, message.age_s, message.sent_ts, message.fmt) == (None, None, None, 1.0, 0)
     message.ack()  # it does nothing here
-    assert repr(run.receiver) == "<Receiver 'bob': 5 messages, 0 requests>"
+    assert repr(run.consumer) == "<Consumer 'bob': 5 messages, 0 requests>"
     assert run.take(9) == [2, 3, 4, 5, 6]
     assert run.acknowledged == 6
     assert run.take() == []
@@ -656,13 +656,13 @@ def test_a_run_is_taken_message_by_message(run):
 def test_what_is_taken_of_a_run_is_acknowledged_by_and_by(run):
     run.send(4)
     run.take(2)
-    assert run.acknowledged == 0 and len(run.driver.nudged) == 1
-    run.receiver.ring()
+    assert run.acknowledged == 0 and len(run.io.nudged) == 1
+    run.consumer.ring()
     assert run.acknowledged == 2
     run.take()
-    run.receiver.ring()
+    run.consumer.ring()
     assert run.acknowledged == 3
-    run.receiver.ring()  # there is nothing to say
+    run.consumer.ring()  # there is nothing to say
     assert run.acknowledged == 3
     run.take()
     assert run.acknowledged == 4
@@ -679,16 +679,16 @@ def test_what_was_taken_of_a_run_and_comes_again_is_not_handed_out_again(run, mo
             hold_back(run, patch)
         run.take(2)
         if told:
-            run.receiver.ring()
+            run.consumer.ring()
         acknowledged, run.acknowledged = run.acknowledged, 0  # the acknowledgement is lost with the connection
         assert acknowledged == (2 if told else 0)
         getattr(run, how)()
         run.send(*sizes)
         assert run.acknowledged == (2 if told else 0)  # what the core knows, it acknowledges by itself
-    run.receiver.ring()
+    run.consumer.ring()
     assert run.acknowledged == 2
     assert run.take(9) == [3, 4]
-    assert run.acknowledged == 4 and not run.receiver._unsure and not run.receiver._taken
+    assert run.acknowledged == 4 and not run.consumer._unsure and not run.consumer._taken
 
 
 def test_all_of_it_in_one_message(run, monkeypatch):
@@ -714,7 +714,7 @@ def test_taken_back_twice_before_anything_is_said(run, monkeypatch):
         run.send(6)
         assert run.take() == [5]
     assert run.acknowledged == 0
-    run.receiver.ring()
+    run.consumer.ring()
     assert run.acknowledged == 5
     assert run.take(9) == [6]
     assert run.acknowledged == 6
@@ -723,16 +723,16 @@ def test_taken_back_twice_before_anything_is_said(run, monkeypatch):
 def test_what_the_program_acknowledges_itself_comes_one_by_one():
     run = Run(manual=True)
     run.send(3)
-    first, second = run.receiver.next_message(0.0), run.receiver.next_message(0.0)
+    first, second = run.consumer.next_message(0.0), run.consumer.next_message(0.0)
     assert first is not None and second is not None
-    run.receiver.ring()
+    run.consumer.ring()
     assert run.acknowledged == 0
     second.ack()
     assert run.acknowledged == 0  # the first is owed
     run.welcome()
     run.send(3)
-    third = run.receiver.next_message(0.0)
-    assert third is not None and (third.text, run.receiver.next_message(0.0)) == ("3", None)
+    third = run.consumer.next_message(0.0)
+    assert third is not None and (third.text, run.consumer.next_message(0.0)) == ("3", None)
     first.ack()
     assert run.acknowledged == 2
     third.ack()
@@ -765,7 +765,7 @@ def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(st
             run.acknowledged = min(run.acknowledged, what)
             run.welcome()
         elif step == "say":
-            run.receiver.ring()
+            run.consumer.ring()
         elif step == "give":  # somebody waits; who wakes up some time
             waits(run)
             run.send(1)
@@ -773,33 +773,33 @@ def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(st
         else:
             getattr(run, step)()
         assert run.got == list(range(1, len(run.got) + 1))
-        assert run.acknowledged <= len(run.got) + len(run.receiver._given)
+        assert run.acknowledged <= len(run.got) + len(run.consumer._given)
     run.welcome()
     while run.sent < run.last:
         run.send(min(3, run.last - run.sent))
     run.take(1000)
-    run.receiver.ring()
+    run.consumer.ring()
     assert run.got == list(range(1, run.last + 1)) and run.acknowledged == run.last
-    assert not (run.receiver._taken or run.receiver._batches or run.receiver._unsure or run.core._inbound.handed)
+    assert not (run.consumer._taken or run.consumer._batches or run.consumer._unsure or run.core._inbound.handed)
 
 
 def test_what_comes_in_one_piece_is_given_to_nobody_unasked(run):
     waits(run)
     run.send(3)
-    assert not run.receiver._given and run.receiver.unread == 3
-    run.receiver.ring()
+    assert not run.consumer._given and run.consumer.unread == 3
+    run.consumer.ring()
     assert run.acknowledged == 0
 
 
 def test_what_is_unread_is_counted_message_by_message(run):
     run.send(4, 1, 2)
-    assert run.receiver.unread == 7
+    assert run.consumer.unread == 7
     run.take(2)
-    assert run.receiver.unread == 5
+    assert run.consumer.unread == 5
     run.take(3)
-    assert run.receiver.unread == 2
+    assert run.consumer.unread == 2
     run.recall()
-    assert run.receiver.unread == 0
+    assert run.consumer.unread == 0
 
 
 def test_a_run_of_broadcasts_is_taken_message_by_message(run):
@@ -808,13 +808,13 @@ def test_a_run_of_broadcasts_is_taken_message_by_message(run):
         "epoch", 1, 0, (), "sid", "auth", "Äuth", Scope.TOPIC, "deploys", 0, 1.0, ids, (b"1", b"2", b"3")
     )
     run.carry_out(run.core.handle(0.0, core.Published(b"#deploys\0", [cast])))
-    assert run.receiver.unread == 3
-    message = run.receiver.next_message(0.0)
+    assert run.consumer.unread == 3
+    message = run.consumer.next_message(0.0)
     assert (message.msg_id, message.text, message.sender, message.sender_label) == ("message00001", "1", "auth", "Äuth")
     assert (message.to, message.reply_to, message.age_s, message.sent_ts) == ("#deploys", None, None, 1.0)
     told: list[verbs.Ack] = []
     run.carry_out = lambda effects: told.extend(one.envelope for one in effects)
-    run.receiver.ring()
+    run.consumer.ring()
     assert told == [verbs.Ack(0, (1,))]
     assert run.take(9) == [2, 3]
     assert told[1:] == [verbs.Ack(0, (2, 3))]
@@ -823,17 +823,17 @@ def test_a_run_of_broadcasts_is_taken_message_by_message(run):
 def test_two_threads_take_from_one_run(run):
     """Each message goes to one of them, to each in order; what is acknowledged is what both have taken."""
     count = 3000
-    run.driver.say = lambda speak=None: None
+    run.io.say = lambda speak=None: None
     got: list[list[int]] = [[], []]
     start = threading.Barrier(3)
 
     def take(mine: list[int]) -> None:
         start.wait(PATIENCE_S)
-        while (message := run.receiver.next_message(PATIENCE_S)) is not None and message.text != "end":
+        while (message := run.consumer.next_message(PATIENCE_S)) is not None and message.text != "end":
             mine.append(int(message.text))
             if not len(mine) % 50:
                 with run.lock:
-                    run.receiver.speak(cast("Any", run))
+                    run.consumer.speak(cast("Any", run))
 
     threads = [threading.Thread(target=take, args=(mine,), daemon=True) for mine in got]
     for thread in threads:
@@ -857,5 +857,5 @@ def test_two_threads_take_from_one_run(run):
     assert sorted(got[0] + got[1]) == list(range(1, count + 1))
     assert all(mine == sorted(mine) for mine in got)
     with run.lock:
-        run.receiver.speak(cast("Any", run))
+        run.consumer.speak(cast("Any", run))
     assert run.acknowledged == count + 2

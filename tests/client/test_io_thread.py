@@ -1,4 +1,4 @@
-"""The thread, the lock, and what must not happen to either; over a link that the test plays."""
+"""The thread, the lock, and what must not happen to either; over a transport that the test plays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from zmqbus.client import core
 from zmqbus.client import io_thread as driver_module
-from zmqbus.client.io_thread import GATHER, Driver
+from zmqbus.client.io_thread import GATHER, IoThread
 from zmqbus.errors import BrokerUnavailable, ForkedBus, NotConnected, PortHeld, ZmqbusError
 from zmqbus.wire import verbs
 
@@ -25,8 +25,8 @@ WELCOMED = core.Welcomed(verbs.Welcome(1, "0", "epoch", "sid", "auth", "lease", 
 PONG = core.Renamed("pong")
 
 
-class PlayedLink:
-    """A link whose broker is the test: what is put `in_` comes, once, and edge-triggered as ZeroMQ's is."""
+class PlayedTransport:
+    """A transport whose broker is the test: what is put `in_` comes, once, and edge-triggered as ZeroMQ's is."""
 
     def __init__(self) -> None:
         self.core = core.ClientCore(core.Persona(verbs.Role.PROGRAM, name="auth"), "0")
@@ -42,7 +42,7 @@ class PlayedLink:
         os.set_blocking(self._reader, False)
 
     def put(self, *effects: Any) -> None:
-        with self._lock:  # or it is dealt with, and the link closed, between the two
+        with self._lock:  # or it is dealt with, and the transport closed, between the two
             self.in_.append(list(effects))
             os.write(self._writer, b"\0")
 
@@ -92,7 +92,7 @@ class Application:
     """Notes what it is told, and by which thread."""
 
     def __init__(self) -> None:
-        self.driver: Driver
+        self.io: IoThread
         self.dealt: list[core.Effect] = []
         self.acts: list[Callable[[], None]] = []
         self.ended_with: list[ZmqbusError] = []
@@ -106,7 +106,7 @@ class Application:
         for effect in effects:
             self.dealt.append(effect)
             if self.acts:
-                self.driver.later(self.acts.pop(0))
+                self.io.later(self.acts.pop(0))
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         said, self.to_say = self.to_say, []
@@ -126,8 +126,8 @@ class Application:
 
 
 @pytest.fixture
-def link() -> PlayedLink:
-    return PlayedLink()
+def transport() -> PlayedTransport:
+    return PlayedTransport()
 
 
 @pytest.fixture
@@ -136,12 +136,12 @@ def application() -> Application:
 
 
 @pytest.fixture
-def driver(link: PlayedLink, application: Application) -> Iterator[Driver]:
-    driver = application.driver = Driver(cast("Any", link), application)
-    yield driver
-    driver.close()
+def io(transport: PlayedTransport, application: Application) -> Iterator[IoThread]:
+    io = application.io = IoThread(cast("Any", transport), application)
+    yield io
+    io.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("zmqbus")]
-    assert link.closed <= 1
+    assert transport.closed <= 1
 
 
 @pytest.fixture
@@ -159,171 +159,171 @@ def transmit(text: str) -> core.Transmit:
 # --- life
 
 
-def test_it_opens_and_closes(driver, link, application):
-    assert driver.open() == WELCOMED
-    assert link.patient
+def test_it_opens_and_closes(io, transport, application):
+    assert io.open() == WELCOMED
+    assert transport.patient
     assert [thread.name for thread in threading.enumerate() if "zmqbus" in thread.name] == ["zmqbus auth"]
-    driver.close()
-    driver.close()
-    assert link.closed == 1
+    io.close()
+    io.close()
+    assert transport.closed == 1
     assert [type(error) for error in application.ended_with] == [NotConnected]
     with pytest.raises(NotConnected, match="open another"):
-        driver.say()
-    assert repr(driver).endswith(", closed>")
+        io.say()
+    assert repr(io).endswith(", closed>")
 
 
-def test_what_keeps_it_from_opening_is_raised_and_nothing_is_left(driver, link, application):
-    link.opening = BrokerUnavailable("no room")
+def test_what_keeps_it_from_opening_is_raised_and_nothing_is_left(io, transport, application):
+    transport.opening = BrokerUnavailable("no room")
     with pytest.raises(BrokerUnavailable):
-        driver.open()
-    assert link.closed == 1
+        io.open()
+    assert transport.closed == 1
     assert application.ended_with == []
 
 
-def test_a_refusal_at_the_door_is_raised(driver, link):
-    link.in_ = [[core.Closed(PortHeld(1))]]
+def test_a_refusal_at_the_door_is_raised(io, transport):
+    transport.in_ = [[core.Closed(PortHeld(1))]]
     with pytest.raises(PortHeld):
-        driver.open()
-    assert link.closed == 1
+        io.open()
+    assert transport.closed == 1
 
 
-def test_what_is_held_back_is_said_before_it_leaves(driver, link, application):
-    driver.open()
+def test_what_is_held_back_is_said_before_it_leaves(io, transport, application):
+    io.open()
     application.to_say = [transmit("last words")]
-    driver.close()
-    assert transmit("last words") in link.said
+    io.close()
+    assert transmit("last words") in transport.said
 
 
-def test_an_end_that_nobody_asked_for_is_told_once_and_raised_from_then_on(driver, link, application):
-    driver.open()
-    link.put(core.Closed(core.Displaced("process 7 has taken this session over")))
+def test_an_end_that_nobody_asked_for_is_told_once_and_raised_from_then_on(io, transport, application):
+    io.open()
+    transport.put(core.Closed(core.Displaced("process 7 has taken this session over")))
     assert application.over.wait(PATIENCE_S)
     with pytest.raises(core.Displaced, match="process 7"):
-        driver.say()
-    driver.close()  # joins the thread
-    assert link.closed == 1
+        io.say()
+    io.close()  # joins the thread
+    assert transport.closed == 1
     assert [type(error) for error in application.ended_with] == [core.Displaced]
 
 
-def test_a_session_that_a_command_has_disconnected(driver, link, application):
-    driver.open()
-    link.put(core.Closed(None))
+def test_a_session_that_a_command_has_disconnected(io, transport, application):
+    io.open()
+    transport.put(core.Closed(None))
     assert application.over.wait(PATIENCE_S)
     with pytest.raises(NotConnected, match="disconnected by a command"):
-        driver.check()
+        io.check()
 
 
-def test_the_end_is_told_by_the_thread_though_another_has_found_it(driver, link, application):
-    driver.open()
-    link.in_.append([core.Closed(None)])  # no edge: the next who looks finds it
+def test_the_end_is_told_by_the_thread_though_another_has_found_it(io, transport, application):
+    io.open()
+    transport.in_.append([core.Closed(None)])  # no edge: the next who looks finds it
     with suppress(ZmqbusError):  # the thread may be the first
-        driver.say()
+        io.say()
     assert application.over.wait(PATIENCE_S)
     assert application.ended_in[0] is not threading.current_thread()
 
 
-@pytest.mark.parametrize("where", ["link", "deal", "ring"])
-def test_a_fault_of_its_own_is_an_end_like_any_other(driver, link, application, monkeypatch, where):
+@pytest.mark.parametrize("where", ["transport", "deal", "ring"])
+def test_a_fault_of_its_own_is_an_end_like_any_other(io, transport, application, monkeypatch, where):
     """Whoever waits must not wait for ever because of a mistake in here."""
 
     def fail(*_: object) -> Any:
         raise ZeroDivisionError("mistake")
 
-    driver.open()
-    if where == "link":
-        link.put(ZeroDivisionError("mistake"))
+    io.open()
+    if where == "transport":
+        transport.put(ZeroDivisionError("mistake"))
     elif where == "deal":
         monkeypatch.setattr(application, "deal", fail)
-        link.put(PONG)
+        transport.put(PONG)
     else:
         monkeypatch.setattr(application, "ring", fail)
         application.due = 0.0
-        driver.nudge(0.0)
+        io.nudge(0.0)
     assert application.over.wait(PATIENCE_S)
     with pytest.raises(ZmqbusError, match=r"ZeroDivisionError: mistake.*connect anew"):
-        driver.check()
+        io.check()
     assert isinstance(application.ended_with[0].__cause__, ZeroDivisionError)
 
 
-def test_a_fault_found_by_a_caller_is_an_end_too(driver, link, application):
-    driver.open()
-    link.in_.append([ZeroDivisionError("mistake")])
+def test_a_fault_found_by_a_caller_is_an_end_too(io, transport, application):
+    io.open()
+    transport.in_.append([ZeroDivisionError("mistake")])
     with suppress(ZmqbusError):  # the thread may be the first to look
-        driver.say()
+        io.say()
     assert application.over.wait(PATIENCE_S)
 
 
 # --- speaking
 
 
-def test_what_is_said_goes_out_at_once_with_what_the_application_has_to_say(driver, link, application):
-    driver.open()
+def test_what_is_said_goes_out_at_once_with_what_the_application_has_to_say(io, transport, application):
+    io.open()
     application.to_say = [transmit("b")]
-    driver.say(lambda _: [transmit("a")])
-    assert link.said == [transmit("a"), transmit("b")]
+    io.say(lambda _: [transmit("a")])
+    assert transport.said == [transmit("a"), transmit("b")]
 
 
-def test_what_a_speaker_raises_is_the_callers(driver, application):
-    driver.open()
+def test_what_a_speaker_raises_is_the_callers(io, application):
+    io.open()
 
     def fail(_: core.ClientCore) -> list[core.Effect]:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        driver.say(fail)
-    driver.say()
+        io.say(fail)
+    io.say()
     assert not application.over.is_set()
 
 
-def test_what_came_meanwhile_is_dealt_with_by_whoever_speaks(driver, link, application):
-    driver.open()
-    link.in_ += [[PONG]] * 3
-    driver.say()
+def test_what_came_meanwhile_is_dealt_with_by_whoever_speaks(io, transport, application):
+    io.open()
+    transport.in_ += [[PONG]] * 3
+    io.say()
     assert application.dealt == [PONG] * 3
 
 
-def test_more_than_one_turn_is_left_to_the_thread(driver, link, application):
-    driver.open()
-    link.in_ += [[PONG]] * 1000  # no edge
-    driver.say()
+def test_more_than_one_turn_is_left_to_the_thread(io, transport, application):
+    io.open()
+    transport.in_ += [[PONG]] * 1000  # no edge
+    io.say()
     wait_until(lambda: len(application.dealt) == 1000)
 
 
-def test_what_comes_wakes_the_thread(driver, link, application):
+def test_what_comes_wakes_the_thread(io, transport, application):
     def seen(count: int) -> bool:
         return len(application.dealt) == count
 
-    driver.open()
+    io.open()
     for number in range(100):
-        link.put(PONG)
+        transport.put(PONG)
         wait_until(partial(seen, number + 1))
 
 
-def test_something_that_comes_during_the_last_look_of_a_tick_is_seen(driver, link, application):
+def test_something_that_comes_during_the_last_look_of_a_tick_is_seen(io, transport, application):
     """What goes out by the clock may swallow the edge; who sent it has to look once more."""
-    turn = link.turn
+    turn = transport.turn
 
     def tick(ready: Collection[int]) -> list[core.Effect]:
-        if link.tick_s <= 0:
-            link.tick_s = 4.0
-            link.in_.append([PONG])  # swallowed: no edge
+        if transport.tick_s <= 0:
+            transport.tick_s = 4.0
+            transport.in_.append([PONG])  # swallowed: no edge
             return []
         return turn(ready)
 
-    link.turn = tick
-    driver.open()
-    link.tick_s = 0.0
-    driver.nudge(0.0)
+    transport.turn = tick
+    io.open()
+    transport.tick_s = 0.0
+    io.nudge(0.0)
     wait_until(lambda: application.dealt == [PONG])
 
 
-def test_many_threads_at_once(driver, link, application):
-    driver.open()
+def test_many_threads_at_once(io, transport, application):
+    io.open()
 
     def speak(number: int) -> None:
         for index in range(200):
-            driver.say(lambda _, text=f"{number}.{index}": [transmit(text)])
-            link.put(PONG)
+            io.say(lambda _, text=f"{number}.{index}": [transmit(text)])
+            transport.put(PONG)
 
     threads = [threading.Thread(target=speak, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -331,28 +331,28 @@ def test_many_threads_at_once(driver, link, application):
     for thread in threads:
         thread.join(PATIENCE_S)
     wait_until(lambda: len(application.dealt) == 1600)
-    said = [cast("Any", effect).envelope.ref for effect in link.said]
+    said = [cast("Any", effect).envelope.ref for effect in transport.said]
     assert len(set(said)) == 1600
     for number in range(8):
         mine = [ref for ref in said if ref.startswith(f"{number}.")]
         assert mine == [f"{number}.{index}" for index in range(200)]
 
 
-def test_the_alarm_is_called_when_it_is_due(driver, application):
-    driver.open()
+def test_the_alarm_is_called_when_it_is_due(io, application):
+    io.open()
     application.due = time.monotonic()
-    driver.nudge(application.due)
+    io.nudge(application.due)
     assert application.rung.wait(PATIENCE_S)
 
 
-def test_an_alarm_that_was_set_while_speaking_wakes_the_thread(driver, application):
-    driver.open()
+def test_an_alarm_that_was_set_while_speaking_wakes_the_thread(io, application):
+    io.open()
 
     def set_alarm(_: core.ClientCore) -> list[core.Effect]:
         application.due = time.monotonic()
         return []
 
-    driver.say(set_alarm)
+    io.say(set_alarm)
     assert application.rung.wait(PATIENCE_S)
 
 
@@ -360,10 +360,10 @@ def test_an_alarm_that_was_set_while_speaking_wakes_the_thread(driver, applicati
 
 
 class Stream:
-    """A driver whose thread stands still in a callback, and an application that puts things down, in any thread."""
+    """A io whose thread stands still in a callback, and an application that puts things down, in any thread."""
 
-    def __init__(self, driver: Driver, link: PlayedLink, application: Application) -> None:
-        self.driver, self.link, self.application = driver, link, application
+    def __init__(self, io: IoThread, transport: PlayedTransport, application: Application) -> None:
+        self.io, self.transport, self.application = io, transport, application
         self.speakers: list[threading.Thread] = []
         self.gate = threading.Event()
         held = threading.Event()
@@ -380,28 +380,28 @@ class Stream:
             self.gate.wait(PATIENCE_S)
 
         application.speak = speaking  # type: ignore[method-assign]
-        driver.open()
+        io.open()
         application.acts.append(hold)
-        link.put(PONG)
+        transport.put(PONG)
         assert held.wait(PATIENCE_S)
 
     def unconfirmed(self) -> None:
         """Something is on its way."""
-        self.link.core._unconfirmed["message0000"] = core.Outgoing("message0000", 0, "bob", 0, None, False, b"")
+        self.transport.core._unconfirmed["message0000"] = core.Outgoing("message0000", 0, "bob", 0, None, False, b"")
 
     def put(self, text: str, gathered: int = 1) -> None:
         """Puts something down, so much by now."""
         self.application.to_say.append(transmit(text))
-        self.driver.say_soon(gathered)
+        self.io.say_soon(gathered)
 
     @property
     def said(self) -> list[str]:
-        return [effect.envelope.ref for effect in self.link.said]  # type: ignore[union-attr]
+        return [effect.envelope.ref for effect in self.transport.said]  # type: ignore[union-attr]
 
 
 @pytest.fixture
-def stream(driver: Driver, link: PlayedLink, application: Application) -> Iterator[Stream]:
-    stream = Stream(driver, link, application)
+def stream(io: IoThread, transport: PlayedTransport, application: Application) -> Iterator[Stream]:
+    stream = Stream(io, transport, application)
     yield stream
     stream.gate.set()
 
@@ -424,8 +424,8 @@ def test_what_follows_something_unconfirmed_is_said_by_the_thread_together(strea
     assert stream.said == []
     stream.gate.set()
     wait_until(lambda: len(stream.said) == 3)
-    (speaker,) = stream.speakers
-    assert stream.said == ["a", "b", "c"] and speaker is stream.driver._thread
+    (producer,) = stream.speakers
+    assert stream.said == ["a", "b", "c"] and producer is stream.io._thread
 
 
 def test_the_thread_is_woken_for_what_is_put_down_while_it_sleeps(stream, slow):
@@ -434,12 +434,12 @@ def test_the_thread_is_woken_for_what_is_put_down_while_it_sleeps(stream, slow):
     for number in range(50):
         stream.put(str(number))
         wait_until(partial(lambda count: len(stream.said) == count, number + 1))
-    assert set(stream.speakers) == {stream.driver._thread}
+    assert set(stream.speakers) == {stream.io._thread}
 
 
 def test_whoever_puts_something_down_in_a_stream_waits_for_no_lock(stream, slow):
     stream.unconfirmed()
-    with stream.driver._lock:
+    with stream.io._lock:
         stream.put("a")
         stream.put("b")
     stream.gate.set()
@@ -448,7 +448,7 @@ def test_whoever_puts_something_down_in_a_stream_waits_for_no_lock(stream, slow)
 
 def test_after_a_while_it_is_no_stream_any_more(stream, monkeypatch):
     stream.unconfirmed()
-    stream.driver.say()
+    stream.io.say()
     monkeypatch.setattr(driver_module, "STREAM_S", -1.0)  # so long has passed since
     stream.put("a")
     assert stream.said == ["a"] and stream.speakers == [threading.current_thread()]
@@ -464,21 +464,21 @@ def test_so_much_is_gathered_and_no_more(stream, slow, gathered, at_once):
 def test_who_waits_for_it_says_it(stream, slow):
     stream.unconfirmed()
     stream.put("a")
-    stream.driver.hurry()
+    stream.io.hurry()
     assert stream.said == ["a"] and stream.speakers == [threading.current_thread()]
-    stream.application.to_say.append(transmit("b"))  # of which the driver does not know: there is nothing to hurry
-    stream.driver.hurry()
+    stream.application.to_say.append(transmit("b"))  # of which the io does not know: there is nothing to hurry
+    stream.io.hurry()
     assert stream.said == ["a"]
 
 
 def test_to_hurry_after_the_end_is_no_error(stream, slow):
     stream.unconfirmed()
     stream.put("a")
-    stream.link.in_.append([core.Closed(None)])
+    stream.transport.in_.append([core.Closed(None)])
     with suppress(ZmqbusError):
-        stream.driver.say()
-    stream.driver._gathering = True
-    stream.driver.hurry()
+        stream.io.say()
+    stream.io._gathering = True
+    stream.io.hurry()
     with pytest.raises(NotConnected):
         stream.put("b", GATHER)
 
@@ -490,8 +490,8 @@ def test_what_was_put_down_is_said_though_another_speaker_fails(stream, slow):
     stream.unconfirmed()
     stream.put("a")
     with pytest.raises(ValueError, match="no"):
-        stream.driver.say(fail)
-    assert stream.said == [] and stream.driver._gathering
+        stream.io.say(fail)
+    assert stream.said == [] and stream.io._gathering
     stream.gate.set()
     wait_until(lambda: stream.said == ["a"])
 
@@ -500,14 +500,14 @@ def test_what_was_put_down_is_said_before_it_leaves(stream, slow):
     stream.unconfirmed()
     stream.put("a")
     stream.gate.set()
-    stream.driver.close()
+    stream.io.close()
     assert stream.said[0] == "a"
 
 
 # --- callbacks
 
 
-def test_callbacks_are_run_by_the_thread_and_never_by_a_speaker(driver, link, application):
+def test_callbacks_are_run_by_the_thread_and_never_by_a_speaker(io, transport, application):
     """It may hold a lock that the callback wants."""
     users_lock = threading.Lock()
     ran: list[threading.Thread] = []
@@ -518,74 +518,74 @@ def test_callbacks_are_run_by_the_thread_and_never_by_a_speaker(driver, link, ap
             ran.append(threading.current_thread())
         done.set()
 
-    driver.open()
+    io.open()
     application.acts.append(act)
     with users_lock:
-        link.in_.append([PONG])
-        driver.say()
+        transport.in_.append([PONG])
+        io.say()
         assert application.dealt == [PONG]
     assert done.wait(PATIENCE_S)
     assert ran[0] is not threading.current_thread()
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
-def test_a_callback_that_raises_costs_nobody_else(driver, link, application, hooked, error):
+def test_a_callback_that_raises_costs_nobody_else(io, transport, application, hooked, error):
     def act() -> None:
         raise error("mine")
 
     done = threading.Event()
-    driver.open()
+    io.open()
     application.acts += [act, done.set]
-    link.put(PONG, PONG)
+    transport.put(PONG, PONG)
     assert done.wait(PATIENCE_S)
     assert [type(one) for one in hooked] == [error]
-    driver.say()
+    io.say()
 
 
-def test_a_callback_may_speak_and_close(driver, link, application):
-    driver.open()
+def test_a_callback_may_speak_and_close(io, transport, application):
+    io.open()
 
     def act() -> None:
-        driver.say(lambda _: [transmit("from a callback")])
-        assert driver.waits_for_itself
-        driver.close()
+        io.say(lambda _: [transmit("from a callback")])
+        assert io.waits_for_itself
+        io.close()
 
     application.acts.append(act)
-    link.put(PONG)
+    transport.put(PONG)
     assert application.over.wait(PATIENCE_S)
-    assert transmit("from a callback") in link.said
-    assert not driver.waits_for_itself
+    assert transmit("from a callback") in transport.said
+    assert not io.waits_for_itself
 
 
-def test_callbacks_that_wait_when_it_ends_are_run(driver, link, application):
+def test_callbacks_that_wait_when_it_ends_are_run(io, transport, application):
     ran: list[int] = []
-    driver.open()
+    io.open()
 
     def end() -> None:
-        driver.close()
-        driver.later(lambda: ran.append(1))
+        io.close()
+        io.later(lambda: ran.append(1))
 
     application.acts.append(end)
-    link.put(PONG)
+    transport.put(PONG)
     assert application.over.wait(PATIENCE_S)
-    driver.close()
+    io.close()
     assert ran == [1]
 
 
 # --- forks
 
 
-def test_in_a_child_it_is_an_error_that_says_so_whatever_the_locks_hold(driver, link):
-    driver.open()
+def test_in_a_child_it_is_an_error_that_says_so_whatever_the_locks_hold(io, transport):
+    io.open()
     reader, writer = os.pipe()
-    with driver._lock:  # as if another thread had it when the process was forked
+    with io._lock:  # as if another thread had it when the process was forked
         pid = os.fork()
         if pid == 0:
             try:
                 try:
-                    driver.say()
+                    io.say()
                 except ForkedBus as error:
-                    driver.close()  # does nothing, and does not hang
+                    io.close()  # does nothing, and does not hang
                     os.write(writer, str(error).encode())
             finally:
                 os._exit(0)
@@ -598,11 +598,11 @@ def test_in_a_child_it_is_an_error_that_says_so_whatever_the_locks_hold(driver, 
         os.kill(pid, 9)
         os.waitpid(pid, 0)
     assert f"opened by process {os.getpid()}" in text and "connect anew in the child" in text
-    driver.say()
+    io.say()
 
 
-def test_repr_shows_the_link(driver):
-    assert repr(driver).startswith("<Driver of <")
+def test_repr_shows_the_link(io):
+    assert repr(io).startswith("<IoThread of <")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

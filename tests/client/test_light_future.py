@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from zmqbus import errors
-from zmqbus.client.light_future import Outcome
+from zmqbus.client.light_future import LightFuture
 
 #: Far over what any of this takes.
 PATIENCE_S = 30.0
@@ -36,8 +36,8 @@ class Played:
 
 
 @pytest.fixture
-def outcome() -> Outcome[Any]:
-    return Outcome(Played())
+def outcome() -> LightFuture[Any]:
+    return LightFuture(Played())
 
 
 def test_an_outcome_ends_once(outcome):
@@ -75,7 +75,7 @@ def test_whoever_waits_is_told_of_a_cancellation(outcome):
 
 def test_ends_and_cancellations_at_once_are_one_end():
     for _ in range(300):
-        outcome: Outcome[Any] = Outcome(Played())
+        outcome: LightFuture[Any] = LightFuture(Played())
         told: list[Future[Any]] = []
         outcome.add_done_callback(told.append)
         barrier = threading.Barrier(3)
@@ -108,7 +108,7 @@ def test_waiting_in_the_bus_s_own_thread_is_an_error_and_no_hang(outcome):
 
 
 def test_it_has_what_a_future_has_and_what_watchers_need_when_somebody_looks(outcome):
-    """`Outcome.__init__` does the work of `Future.__init__`: another python may give that more to do."""
+    """`LightFuture.__init__` does the work of `Future.__init__`: another python may give that more to do."""
     made_late = {"_condition", "_waiters", "_done_callbacks"}
     for name, value in vars(Future()).items():
         assert name in made_late or getattr(outcome, name) == value, name
@@ -140,7 +140,7 @@ def test_whoever_waits_hurries_what_was_put_down(outcome):
 def test_an_end_and_a_wait_at_the_same_instant(how):
     """Each of them is heard of, whichever is first, and none of them hangs."""
     for number in range(200):
-        outcome: Outcome[int] = Outcome(Played())
+        outcome: LightFuture[int] = LightFuture(Played())
         barrier = threading.Barrier(2)
         heard: list[Any] = []
 
@@ -170,7 +170,7 @@ def test_an_end_and_a_wait_at_the_same_instant(how):
 def test_all_who_look_at_once_see_the_same_condition():
     """Or some of them would wait for one that nobody notifies."""
     for _ in range(300):
-        outcome: Outcome[int] = Outcome(Played())
+        outcome: LightFuture[int] = LightFuture(Played())
         barrier = threading.Barrier(4)
         seen: list[Any] = []
 
@@ -187,7 +187,7 @@ def test_all_who_look_at_once_see_the_same_condition():
 
 
 def test_waiting_for_the_first_error(outcome):
-    others: list[Outcome[Any]] = [Outcome(Played()) for _ in range(3)]
+    others: list[LightFuture[Any]] = [LightFuture(Played()) for _ in range(3)]
     result: list[Any] = []
     waiting = threading.Thread(
         target=lambda: result.append(wait([outcome, *others], PATIENCE_S, FIRST_EXCEPTION)), daemon=True

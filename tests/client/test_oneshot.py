@@ -21,7 +21,7 @@ from zmqbus import errors
 from zmqbus.client import launch, oneshot
 from zmqbus.client.core import Incoming, Persona
 from zmqbus.client.launch import broker_pid
-from zmqbus.client.oneshot import CommandBus
+from zmqbus.client.oneshot import OneShotClient
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.security.keys import client_keys
 from zmqbus.settings import Settings, load
@@ -46,19 +46,19 @@ def persona(name: str, role: Role = Role.PROGRAM) -> Persona:
     return Persona(role, session_id_of(name), f"{name}-token", name, None, "/p", "/p", 1, "1:1", ("deploys",))
 
 
-def drive(*members: CommandBus) -> None:
+def drive(*members: OneShotClient) -> None:
     """Between calls nothing happens. This is a call, and what was said before it has arrived when it returns."""
     for member in members:
         member.sessions()
 
 
-def next_message(receiver: CommandBus) -> Incoming:
-    receiver._until(lambda: bool(receiver._incoming))
-    return receiver._incoming.popleft()
+def next_message(consumer: OneShotClient) -> Incoming:
+    consumer._until(lambda: bool(consumer._incoming))
+    return consumer._incoming.popleft()
 
 
 def test_from_one_to_another_and_back(settings):
-    with CommandBus(settings, persona("bob")) as bob, CommandBus(settings, persona("alice")) as alice:
+    with OneShotClient(settings, persona("bob")) as bob, OneShotClient(settings, persona("alice")) as alice:
         drive(bob)
         msg_id = alice.post("bob", b"question: ready?")
         drive(alice)
@@ -80,15 +80,15 @@ def test_from_one_to_another_and_back(settings):
 
 
 def test_what_waits_is_read_by_a_command(settings):
-    with CommandBus(settings, persona("bob")) as bob:
+    with OneShotClient(settings, persona("bob")) as bob:
         drive(bob)
-    with CommandBus(settings, persona("alice")) as alice:
+    with OneShotClient(settings, persona("alice")) as alice:
         for number in range(3):
             receipt = alice.send("bob", b"%d" % number)
             assert (receipt.state, receipt.busy) == ("queued", False)
         with pytest.raises(errors.UnknownPeer, match="bob"):
             alice.send("nobody", b"?")
-        with CommandBus(settings, persona("bob", Role.HELPER)) as helper:
+        with OneShotClient(settings, persona("bob", Role.HELPER)) as helper:
             *peeked, end = helper.unread(peek=True)
             assert [message.body for message in peeked if isinstance(message, Incoming)] == [b"0", b"1", b"2"]
             assert isinstance(end, verbs.Fetched) and (end.sent, end.left) == (3, 0)
@@ -102,7 +102,7 @@ def test_what_waits_is_read_by_a_command(settings):
 
 
 def test_broadcasts(settings):
-    with CommandBus(settings, persona("bob")) as bob, CommandBus(settings, persona("alice")) as alice:
+    with OneShotClient(settings, persona("bob")) as bob, OneShotClient(settings, persona("alice")) as alice:
         drive(bob)
         msg_id = alice.post("deploys", b"freeze", scope=verbs.Scope.TOPIC)
         drive(alice)
@@ -116,7 +116,7 @@ def test_broadcasts(settings):
 
 
 def test_an_answer_comes_to_the_guest_that_waits_for_it(settings):
-    with CommandBus(settings, persona("bob")) as bob, oneshot.guest(settings, "cron") as guest:
+    with OneShotClient(settings, persona("bob")) as bob, oneshot.guest(settings, "cron") as guest:
         drive(bob)
         msg_id = guest.post("bob", b"ready?", await_answer=True)
         drive(guest)
@@ -137,7 +137,7 @@ def test_many_pipelined_come_in_order(settings):
     count = 3_000  # three windows
 
     def receive() -> None:
-        with CommandBus(settings, persona("bob")) as bob:
+        with OneShotClient(settings, persona("bob")) as bob:
             drive(bob)
             there.set()
             while len(got) < count:
@@ -150,7 +150,7 @@ def test_many_pipelined_come_in_order(settings):
     thread.start()
     try:
         assert there.wait(PATIENCE_S)
-        with CommandBus(settings, persona("alice")) as alice:
+        with OneShotClient(settings, persona("alice")) as alice:
             sent = [alice.post("bob", b"%d" % number) for number in range(count)]
             for msg_id in sent:
                 alice.outcome(msg_id)
@@ -160,10 +160,10 @@ def test_many_pipelined_come_in_order(settings):
 
 
 def test_a_taken_name_is_an_error_of_the_first_call(settings):
-    with CommandBus(settings, persona("bob")) as bob:
+    with OneShotClient(settings, persona("bob")) as bob:
         drive(bob)
         other = persona("bob")._replace(session_id=session_id_of("other"), token="other")
-        with CommandBus(settings, other) as second, pytest.raises(errors.NameTaken):
+        with OneShotClient(settings, other) as second, pytest.raises(errors.NameTaken):
             second.sessions()
         assert "bob" in [row.name for row in bob.sessions()]
 

@@ -11,10 +11,10 @@ import pytest
 
 from zmqbus import errors
 from zmqbus.client import core
-from zmqbus.client import producer as speaker_module
+from zmqbus.client import producer as producer_module
 from zmqbus.client.batch import Deliver
 from zmqbus.client.bus import Bus
-from zmqbus.client.producer import Reply, Speaker
+from zmqbus.client.producer import Producer, Reply
 from zmqbus.client.receipts import Receipt
 from zmqbus.wire import verbs
 
@@ -33,19 +33,19 @@ def until(condition: Callable[[], Any]) -> Any:
     return value
 
 
-def settled(speaker: Speaker) -> bool:
+def settled(producer: Producer) -> bool:
     """Nothing is kept of what is over: here, in the core, or for the broker to be told."""
-    client = speaker._driver._link.core
+    client = producer._io._transport.core
     return not (
-        speaker._sent
-        or speaker._asked
-        or speaker._called
-        or speaker._waiting
-        or speaker._requests
-        or speaker._waiting_bytes
-        or speaker._awaited
-        or speaker._abandoned
-        or speaker._unawaited
+        producer._sent
+        or producer._asked
+        or producer._called
+        or producer._waiting
+        or producer._requests
+        or producer._waiting_bytes
+        or producer._awaited
+        or producer._abandoned
+        or producer._unawaited
         or client._awaited
         or client.unconfirmed
         or client.asked
@@ -53,95 +53,95 @@ def settled(speaker: Speaker) -> bool:
 
 
 @pytest.fixture
-def pair(connect: Connect) -> tuple[Speaker, Bus]:
+def pair(connect: Connect) -> tuple[Producer, Bus]:
     """A program that speaks, and one that is there and does not answer by itself."""
     bob = connect("bob")
-    return connect("alice")._speaker, bob
+    return connect("alice")._producer, bob
 
 
 # --- sending
 
 
 def test_receipts(pair):
-    speaker, bob = pair
-    msg_id, future = speaker.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"hi")
+    producer, bob = pair
+    msg_id, future = producer.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"hi")
     assert bob.next_message(PATIENCE_S).msg_id == msg_id
     assert future.result(PATIENCE_S) == Receipt(msg_id, "delivered", "bob", bob.session_id, False, 0)
-    until(lambda: settled(speaker))
+    until(lambda: settled(producer))
 
 
 @pytest.mark.slow
 def test_many_go_out_in_order_though_the_window_is_smaller(pair):
-    speaker, bob = pair
+    producer, bob = pair
     count = 3_000
-    sent = [speaker.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"%d" % n)[1] for n in range(count)]
+    sent = [producer.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"%d" % n)[1] for n in range(count)]
     got = [bob.next_message(PATIENCE_S).text for _ in range(count)]
     assert got == [str(number) for number in range(count)]
     assert all(one.result(PATIENCE_S).state in ("delivered", "queued") for one in sent)
-    until(lambda: settled(speaker))
+    until(lambda: settled(producer))
 
 
 def test_an_unknown_target_is_the_futures_error(pair):
-    speaker, _ = pair
-    future = speaker.send(verbs.Scope.SESSION, "nobody", verbs.Format.TEXT, b"")[1]
-    reply = speaker.ask(verbs.Scope.SESSION, "nobody", verbs.Format.TEXT, b"", None)
+    producer, _ = pair
+    future = producer.send(verbs.Scope.SESSION, "nobody", verbs.Format.TEXT, b"")[1]
+    reply = producer.ask(verbs.Scope.SESSION, "nobody", verbs.Format.TEXT, b"", None)
     for one in (future, reply):
         with pytest.raises(errors.UnknownPeer, match="nobody"):
             one.result(PATIENCE_S)
-    until(lambda: settled(speaker))
+    until(lambda: settled(producer))
 
 
 def test_a_receipt_that_was_given_up_costs_nothing(pair):
-    speaker, bob = pair
-    future = speaker.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"hi")[1]
+    producer, bob = pair
+    future = producer.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"hi")[1]
     future.cancel()
     assert bob.next_message(PATIENCE_S).text == "hi"
-    until(lambda: settled(speaker))
+    until(lambda: settled(producer))
 
 
 def test_too_many_are_an_error_that_says_what_to_do(pair, monkeypatch):
-    speaker, bob = pair
-    monkeypatch.setattr(speaker_module, "MAX_OUTSTANDING", 10)
-    sent = [speaker.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"", None) for _ in range(10)]
-    for say in (speaker.ask, speaker.send):
+    producer, bob = pair
+    monkeypatch.setattr(producer_module, "MAX_OUTSTANDING", 10)
+    sent = [producer.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"", None) for _ in range(10)]
+    for say in (producer.ask, producer.send):
         with pytest.raises(errors.Overloaded, match="take some receipts or answers first"):
             say(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"", None)
     with pytest.raises(errors.Overloaded):
-        speaker.ask_all(verbs.Scope.SESSION, "bob", [(verbs.Format.TEXT, b"")] * 2, None)
-    assert len(speaker._asked) == 10
+        producer.ask_all(verbs.Scope.SESSION, "bob", [(verbs.Format.TEXT, b"")] * 2, None)
+    assert len(producer._asked) == 10
     sent[0].cancel()
-    speaker.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"", None).cancel()
+    producer.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"", None).cancel()
     for reply in sent:
         reply.cancel()
     for _ in range(11):
         assert bob.next_message(PATIENCE_S) is not None
-    until(lambda: settled(speaker))
+    until(lambda: settled(producer))
 
 
 def test_too_many_bytes_are_one_too(pair, monkeypatch):
-    speaker, _ = pair
-    monkeypatch.setattr(speaker_module, "MAX_WAITING_BYTES", 1000)
+    producer, _ = pair
+    monkeypatch.setattr(producer_module, "MAX_WAITING_BYTES", 1000)
     with pytest.raises(errors.Overloaded, match="bytes waiting"):
-        speaker.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"x" * 1001)
+        producer.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"x" * 1001)
     # What has gone out does not count.
-    replies = [speaker.ask(verbs.Scope.GROUP, "none", verbs.Format.TEXT, b"x" * 900, None) for _ in range(5)]
+    replies = [producer.ask(verbs.Scope.GROUP, "none", verbs.Format.TEXT, b"x" * 900, None) for _ in range(5)]
     for reply in replies:
         reply.cancel()
-    until(lambda: settled(speaker))
+    until(lambda: settled(producer))
 
 
 # --- asking
 
 
 def test_an_answer_and_what_is_told_of_it(pair):
-    speaker, bob = pair
-    reply = speaker.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"ready?", PATIENCE_S)
+    producer, bob = pair
+    reply = producer.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"ready?", PATIENCE_S)
     question = bob.next_message(PATIENCE_S)
     assert (reply.target, reply.msg_id) == ("bob", question.msg_id)
     bob.reply(question, {"yes": 1})
     answer = reply.result(PATIENCE_S)
     assert (answer.body, answer.reply_to, answer.sender) == ({"yes": 1}, question.msg_id, "bob")
-    until(lambda: settled(speaker))
+    until(lambda: settled(producer))
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
@@ -159,7 +159,7 @@ def test_an_answer_that_nobody_waits_for_comes_to_the_mailbox(connect, how):
     bob.send(question.sender_id, "yes", reply_to=question.msg_id, wait=False)
     late = alice.next_message(PATIENCE_S)
     assert (late.text, late.reply_to) == ("yes", reply.msg_id)
-    until(lambda: settled(alice._speaker))
+    until(lambda: settled(alice._producer))
 
 
 def test_a_late_answer_to_a_guest_is_nobodys(connect):
@@ -167,7 +167,7 @@ def test_a_late_answer_to_a_guest_is_nobodys(connect):
     reply = guest.request("bob", "ready?")
     question = bob.next_message(PATIENCE_S)
     reply.cancel()
-    until(lambda: settled(guest._speaker))
+    until(lambda: settled(guest._producer))
     try:
         bob.reply(question, "yes")
     except errors.UnknownPeer:
@@ -184,29 +184,29 @@ def test_the_broker_is_told_of_a_request_to_a_group_that_nobody_waits_for(connec
         assert all(reply.cancel() for reply in replies)
     assert wait(replies, PATIENCE_S).not_done == set()
     until(lambda: figures()["requests_waiting"] == 0)
-    until(lambda: settled(bus._speaker))
+    until(lambda: settled(bus._producer))
 
 
 def test_messages_do_not_stand_behind_requests_that_nobody_takes(connect):
     bus, bob = connect("alice"), connect("bob")
     replies = [bus.request("@nobody", number) for number in range(1_100)]  # more than may be unanswered
-    assert len(bus._speaker._requests) == 100
+    assert len(bus._producer._requests) == 100
     sent = bus.send("bob", "hi", wait=False)
     assert bob.next_message(PATIENCE_S).text == "hi"
     assert sent.result(PATIENCE_S).state == "delivered"
     assert len(bus.sessions()) >= 2
     for reply in replies:
         reply.cancel()
-    until(lambda: settled(bus._speaker))
+    until(lambda: settled(bus._producer))
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_requests_are_the_bound_and_all_end(connect, figures: Figures):
     bus = connect("alice")
-    replies = bus._speaker.ask_all(verbs.Scope.GROUP, "nobody", [(verbs.Format.TEXT, b"x")] * 100_000, None)
+    replies = bus._producer.ask_all(verbs.Scope.GROUP, "nobody", [(verbs.Format.TEXT, b"x")] * 100_000, None)
     with pytest.raises(errors.Overloaded, match=r"100,000 messages and requests are open .* use map"):
         bus.request("@nobody", "one more")
-    assert len(bus._speaker._requests) == 99_000
+    assert len(bus._producer._requests) == 99_000
     for reply in replies[::2]:
         reply.cancel()
     bus.request("@nobody", "there is room again").cancel()
@@ -219,23 +219,23 @@ def test_a_hundred_thousand_requests_are_the_bound_and_all_end(connect, figures:
 
 @pytest.mark.slow
 def test_more_answers_than_the_broker_lets_a_connection_await(pair):
-    speaker, bob = pair
-    replies = [speaker.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"%d" % n, None) for n in range(2_000)]
+    producer, bob = pair
+    replies = [producer.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"%d" % n, None) for n in range(2_000)]
     for _ in range(2_000):
         question = bob.next_message(PATIENCE_S)
-        bob._speaker.send(verbs.Scope.SESSION, question.sender_id, 0, question.body_bytes, question.msg_id)
+        bob._producer.send(verbs.Scope.SESSION, question.sender_id, 0, question.body_bytes, question.msg_id)
     assert [reply.result(PATIENCE_S).text for reply in replies] == [str(number) for number in range(2_000)]
-    until(lambda: settled(speaker))
+    until(lambda: settled(producer))
 
 
 def test_deadlines_of_what_was_answered_are_swept_out(pair, monkeypatch):
-    speaker, bob = pair
-    monkeypatch.setattr(speaker_module, "MAX_STALE_DEADLINES", 5)
+    producer, bob = pair
+    monkeypatch.setattr(producer_module, "MAX_STALE_DEADLINES", 5)
     for _ in range(30):
-        reply = speaker.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"", 1000.0)
+        reply = producer.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"", 1000.0)
         bob.reply(bob.next_message(PATIENCE_S), "")
         reply.result(PATIENCE_S)
-    assert len(speaker._deadlines) <= 7
+    assert len(producer._deadlines) <= 7
 
 
 # --- ends
@@ -259,11 +259,11 @@ def test_closing_ends_everything_that_is_open(connect):
     assert sorted(map(id, told)) == sorted(map(id, futures))
     with pytest.raises(errors.NotConnected):
         bus.request("bob", "?")
-    assert settled_here(bus._speaker)
+    assert settled_here(bus._producer)
 
 
-def settled_here(speaker: Speaker) -> bool:
-    return not (speaker._sent or speaker._asked or speaker._called or speaker._waiting or speaker._requests)
+def settled_here(producer: Producer) -> bool:
+    return not (producer._sent or producer._asked or producer._called or producer._waiting or producer._requests)
 
 
 def test_cancelling_after_the_end_is_no_error(connect):
@@ -274,20 +274,20 @@ def test_cancelling_after_the_end_is_no_error(connect):
 
 
 def test_repr_counts(pair):
-    speaker, _ = pair
-    assert repr(speaker) == "<Speaker: 0 sent, 0 asked, 0 waiting>"
+    producer, _ = pair
+    assert repr(producer) == "<Producer: 0 sent, 0 asked, 0 waiting>"
 
 
 # --- what is put down, and in which order it goes out
 
 
-class PlayedDriver:
+class PlayedIoThread:
     """Carries nothing out until it is told to; what was transmitted is noted."""
 
     waits_for_itself = False
 
-    def __init__(self, speaker: Speaker, client: core.ClientCore) -> None:
-        self.speaker = speaker
+    def __init__(self, producer: Producer, client: core.ClientCore) -> None:
+        self.producer = producer
         self.client = client
         self.transmitted: list[verbs.Envelope] = []
         self.busy = True
@@ -301,7 +301,7 @@ class PlayedDriver:
     def say(self, speak: Callable[[core.ClientCore], list[core.Effect]] | None = None) -> None:
         effects = speak(self.client) if speak is not None else []
         if not self.busy:
-            effects += self.speaker.speak(self.client)
+            effects += self.producer.speak(self.client)
         self.transmitted += [one.envelope for one in effects if isinstance(one, core.Transmit)]
 
     def say_soon(self, gathered: int) -> None:
@@ -312,7 +312,7 @@ class PlayedDriver:
 
 
 class Played:
-    """A speaker whose connection the test plays."""
+    """A producer whose connection the test plays."""
 
     def __init__(self) -> None:
         persona = core.Persona(verbs.Role.HELPER, "id", "token", "alice")
@@ -321,26 +321,26 @@ class Played:
         self.core.handle(
             0.0, core.Received([verbs.Welcome(1, "1.2.3", "epoch", "id", "alice", "lease", 4, 5555, 0, 0)])
         )
-        self.speaker = Speaker(cast("Any", self), "log")
-        self.speaker._driver.close()  # it was never opened
-        self.driver = PlayedDriver(self.speaker, self.core)
-        self.speaker._driver = cast("Any", self.driver)
+        self.producer = Producer(cast("Any", self), "log")
+        self.producer._io.close()  # it was never opened
+        self.io = PlayedIoThread(self.producer, self.core)
+        self.producer._io = cast("Any", self.io)
 
     def send(self, text: str = "", *, to: str = "bob") -> Future[Any]:
-        return self.speaker.send(verbs.Scope.SESSION, to, verbs.Format.TEXT, text.encode())[1]
+        return self.producer.send(verbs.Scope.SESSION, to, verbs.Format.TEXT, text.encode())[1]
 
     def ask(self, text: str = "", *, group: bool = False) -> Reply:
         scope = verbs.Scope.GROUP if group else verbs.Scope.SESSION
-        return self.speaker.ask(scope, "bob", verbs.Format.TEXT, text.encode(), None)
+        return self.producer.ask(scope, "bob", verbs.Format.TEXT, text.encode(), None)
 
     def go(self) -> list[str]:
         """Says what there is to say; returns the bodies that went out."""
-        self.driver.busy = False
-        del self.driver.transmitted[:]
-        self.driver.say()
-        self.driver.busy = True
+        self.io.busy = False
+        del self.io.transmitted[:]
+        self.io.say()
+        self.io.busy = True
         bodies: list[bytes] = []
-        for envelope in self.driver.transmitted:
+        for envelope in self.io.transmitted:
             if isinstance(envelope, verbs.Sends):
                 bodies += envelope.bodies
             elif isinstance(envelope, verbs.Send | verbs.Request):
@@ -348,7 +348,7 @@ class Played:
         return [body.decode() for body in bodies]
 
     def hear(self, *envelopes: verbs.Envelope) -> None:
-        self.speaker.deal(self.core.handle(0.0, core.Received(list(envelopes))))
+        self.producer.deal(self.core.handle(0.0, core.Received(list(envelopes))))
 
     def confirm_all(self) -> None:
         self.hear(verbs.Receipt(0, "id", "bob", 0, tuple(self.core._unconfirmed)))
@@ -360,13 +360,13 @@ def played() -> Played:
 
 
 def test_messages_that_are_put_down_are_counted_once(played, monkeypatch):
-    monkeypatch.setattr(speaker_module, "MAX_OUTSTANDING", 10)
+    monkeypatch.setattr(producer_module, "MAX_OUTSTANDING", 10)
     sent = [played.send() for _ in range(6)]
     asked = [played.ask(group=number == 3) for number in range(4)]
     for say in (played.send, played.ask):
         with pytest.raises(errors.Overloaded, match=r"^10 messages and requests are open"):
             say()
-    assert len(played.speaker._sent) == 6  # nothing is left of what was refused
+    assert len(played.producer._sent) == 6  # nothing is left of what was refused
     assert len(played.go()) == 10
     for say in (played.send, played.ask):
         with pytest.raises(errors.Overloaded, match=r"^10 messages and requests are open"):
@@ -385,13 +385,13 @@ def test_messages_that_are_put_down_are_counted_once(played, monkeypatch):
 
 def test_room_that_was_found_is_used_up_and_then_looked_for_again(played, monkeypatch):
     """Several at once that there is no room for: none of them is put down, and room for one may be there."""
-    monkeypatch.setattr(speaker_module, "MAX_OUTSTANDING", 4)
+    monkeypatch.setattr(producer_module, "MAX_OUTSTANDING", 4)
     played.send()
-    assert played.speaker._room == 3
+    assert played.producer._room == 3
     played.send()
     with pytest.raises(errors.Overloaded):
-        played.speaker.ask_all(verbs.Scope.SESSION, "bob", [(verbs.Format.TEXT, b"")] * 3, None)
-    assert len(played.speaker._put) == 2
+        played.producer.ask_all(verbs.Scope.SESSION, "bob", [(verbs.Format.TEXT, b"")] * 3, None)
+    assert len(played.producer._put) == 2
     played.ask()
     played.send()
     with pytest.raises(errors.Overloaded):
@@ -404,7 +404,7 @@ def test_room_that_was_found_is_used_up_and_then_looked_for_again(played, monkey
 
 
 def test_bytes_that_wait_are_bounded_and_those_that_have_gone_out_do_not_count(played, monkeypatch):
-    monkeypatch.setattr(speaker_module, "MAX_WAITING_BYTES", 1000)
+    monkeypatch.setattr(producer_module, "MAX_WAITING_BYTES", 1000)
     monkeypatch.setattr(core, "WINDOW_MESSAGES", 2)
     for _ in range(3):
         played.send("x" * 300)
@@ -417,14 +417,14 @@ def test_bytes_that_wait_are_bounded_and_those_that_have_gone_out_do_not_count(p
         played.send("x")
     played.send("")
     assert len(played.go()) == 2
-    assert played.speaker._waiting_bytes == 400
+    assert played.producer._waiting_bytes == 400
     played.send("x" * 600)
     with pytest.raises(errors.Overloaded):
         played.send("x")
     for _ in range(3):
         played.confirm_all()
         played.go()
-    assert played.speaker._waiting_bytes == 0
+    assert played.producer._waiting_bytes == 0
 
 
 def test_messages_and_requests_go_out_in_the_order_in_which_they_were_said(played):
@@ -436,7 +436,7 @@ def test_messages_and_requests_go_out_in_the_order_in_which_they_were_said(playe
     played.ask("d", group=True)
     played.send("c2", to="carol")
     assert played.go() == ["d", "a0", "a1", "a2", "b", "c0", "c1", "c2"]  # those to groups have a queue of their own
-    said = played.driver.transmitted
+    said = played.io.transmitted
     place = {type(one): number for number, one in enumerate(said)}
     assert place[verbs.Await] < place[verbs.Sends]  # the answer must not come before it is awaited
     assert [len(one.msg_ids) for one in said if isinstance(one, verbs.Sends)] == [5, 2]
@@ -444,7 +444,7 @@ def test_messages_and_requests_go_out_in_the_order_in_which_they_were_said(playe
 
 def test_the_window_cuts_the_order_nowhere(played, monkeypatch):
     monkeypatch.setattr(core, "WINDOW_MESSAGES", 3)
-    monkeypatch.setattr(speaker_module, "MAX_AWAITED", 2)
+    monkeypatch.setattr(producer_module, "MAX_AWAITED", 2)
     names = [f"{'ask' if number % 2 else 'send'}{number}" for number in range(14)]
     for name in names:
         (played.ask if name.startswith("ask") else played.send)(name)
@@ -455,15 +455,15 @@ def test_the_window_cuts_the_order_nowhere(played, monkeypatch):
         played.confirm_all()
     # The third that awaits an answer has to wait for one, and all behind it keep their places.
     assert went == names[:5]
-    for msg_id in list(played.speaker._asked)[:7]:
+    for msg_id in list(played.producer._asked)[:7]:
         ticket = core.Ticket("lease", 1, (f"answer{msg_id[:6]}",), msg_id)
         header = ("s", "bob", None, 0, "", 0, msg_id, 0.0)
-        played.speaker.deal([core.Hand(ticket, Deliver(1, 0, 0, *header, -1, None, 0, ticket.msg_ids, (b"",)))])
+        played.producer.deal([core.Hand(ticket, Deliver(1, 0, 0, *header, -1, None, 0, ticket.msg_ids, (b"",)))])
         while part := played.go():
             went += part
             played.confirm_all()
     assert went == names
-    assert not (played.speaker._waiting or played.speaker._unsent or played.speaker._dropped)
+    assert not (played.producer._waiting or played.producer._unsent or played.producer._dropped)
 
 
 def test_a_request_that_is_cancelled_before_it_went_out_is_never_said(played, monkeypatch):
@@ -479,10 +479,10 @@ def test_a_request_that_is_cancelled_before_it_went_out_is_never_said(played, mo
     for _ in range(4):
         played.confirm_all()
         went += played.go()
-        assert not any(isinstance(one, verbs.Unawait) for one in played.driver.transmitted)
+        assert not any(isinstance(one, verbs.Unawait) for one in played.io.transmitted)
     assert went == ["first", "kept", "last"]
-    assert (played.speaker._waiting_bytes, played.speaker._awaited) == (0, 1)
-    assert not (played.speaker._waiting or played.speaker._unsent or played.speaker._dropped)
+    assert (played.producer._waiting_bytes, played.producer._awaited) == (0, 1)
+    assert not (played.producer._waiting or played.producer._unsent or played.producer._dropped)
 
 
 def test_nor_is_one_to_a_group(played, monkeypatch):
@@ -491,17 +491,17 @@ def test_nor_is_one_to_a_group(played, monkeypatch):
     played.ask("kept", group=True)
     assert played.go() == ["out"]
     assert dropped.cancel()
-    assert played.go() == [] == played.driver.transmitted
+    assert played.go() == [] == played.io.transmitted
     assert out.cancel()
     assert played.go() == ["kept"]
-    withdrawn = [one for one in played.driver.transmitted if isinstance(one, verbs.Withdraw)]
+    withdrawn = [one for one in played.io.transmitted if isinstance(one, verbs.Withdraw)]
     assert withdrawn == [verbs.Withdraw((out.msg_id,))]
-    assert played.speaker._waiting_bytes == 0
+    assert played.producer._waiting_bytes == 0
 
 
 def test_one_that_is_cancelled_at_the_head_of_a_full_window_holds_nobody_up(played, monkeypatch):
     monkeypatch.setattr(core, "WINDOW_MESSAGES", 1)
-    monkeypatch.setattr(speaker_module, "MAX_AWAITED", 1)
+    monkeypatch.setattr(producer_module, "MAX_AWAITED", 1)
     first, second = played.ask("first"), played.ask("second")
     played.send("third")
     assert played.go() == ["first"]
@@ -511,18 +511,18 @@ def test_one_that_is_cancelled_at_the_head_of_a_full_window_holds_nobody_up(play
     assert played.go() == ["third"]
     assert first.cancel()
     played.go()
-    assert played.speaker._awaited == 0
+    assert played.producer._awaited == 0
 
 
 def test_the_end_takes_what_lies_there_along(played):
     futures = [played.send("put"), played.ask("put")]
     played.go()
     futures += [played.send("later"), played.ask("later"), played.ask("later", group=True)]
-    played.speaker.ended(errors.NotConnected("over"))
+    played.producer.ended(errors.NotConnected("over"))
     for future in futures:
         with pytest.raises(errors.NotConnected, match="over"):
             future.result(0)
     for say in (played.send, played.ask):
         with pytest.raises(errors.NotConnected, match="over"):
             say("x")
-    assert settled_here(played.speaker)
+    assert settled_here(played.producer)

@@ -16,7 +16,7 @@ from zmqbus import errors
 from zmqbus.client import worker as serving_module
 from zmqbus.client.bus import Bus
 from zmqbus.client.message import Message
-from zmqbus.client.worker import Serving, check_handler
+from zmqbus.client.worker import Worker, check_handler
 
 #: Each is short, and has a broker of its own; together they take half a minute.
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ Connect = Callable[..., Bus]
 Figures = Callable[[], dict[str, Any]]
 
 
-class Worker:
+class ServingThread:
     """One that serves in a thread; `ended` holds what `serve` raised, or None."""
 
     def __init__(self, bus: Bus, handler: Any, **options: Any) -> None:
@@ -52,16 +52,16 @@ class Worker:
         assert not self._thread.is_alive()
 
 
-StartWorker = Callable[..., Worker]
+StartWorker = Callable[..., ServingThread]
 
 
 @pytest.fixture
 def serve(connect: Connect) -> Iterator[StartWorker]:
     """`serve(handler, concurrency=…, group="g")` starts a worker."""
-    started: list[Worker] = []
+    started: list[ServingThread] = []
 
-    def start(handler: Any, *, group: str = "g", bus: Bus | None = None, **options: Any) -> Worker:
-        started.append(Worker(bus or connect(group=group), handler, **options))
+    def start(handler: Any, *, group: str = "g", bus: Bus | None = None, **options: Any) -> ServingThread:
+        started.append(ServingThread(bus or connect(group=group), handler, **options))
         return started[-1]
 
     yield start
@@ -290,7 +290,7 @@ def test_it_takes_no_more_when_it_has_stopped(connect, serve, figures: Figures):
     reply = bus.request("@g", 2)
     bus.sessions()
     assert figures()["requests_waiting"] == 1 and not reply.done()
-    again = Worker(worker.bus, double)
+    again = ServingThread(worker.bus, double)
     assert reply.result(PATIENCE_S).body == 4
     again.join()
 
@@ -452,11 +452,11 @@ def test_a_manual_message_is_acknowledged_when_its_handler_is_done(connect, serv
     serve(handler, bus=bob)
     future = connect().send("bob", "hi", wait=False)
     assert entered.wait(PATIENCE_S)
-    assert bob._receiver._tickets and not (future.done() and future.result().state == "delivered")
+    assert bob._consumer._tickets and not (future.done() and future.result().state == "delivered")
     go_on.set()
     assert wait([future], PATIENCE_S).done
     end_s = time.monotonic() + PATIENCE_S
-    while bob._receiver._tickets:
+    while bob._consumer._tickets:
         assert time.monotonic() < end_s
 
 
@@ -473,13 +473,13 @@ class PlayedReceiver:
 
 @pytest.mark.parametrize(("took_s", "offer"), [(1.0, 2), (0.001, 12), (0.000001, 2 + serving_module.MAX_AHEAD)])
 def test_the_offer_follows_what_handlers_take(took_s, offer):
-    receiver: Any = PlayedReceiver()
-    serving = Serving(receiver, receiver, double, 2, "log")
+    consumer: Any = PlayedReceiver()
+    serving = Worker(consumer, consumer, double, 2, "log")
     serving._offer(2)
     for _ in range(200):
         serving._measured(took_s)
-    assert offer / serving_module.STEP < receiver.offers[-1] < offer * serving_module.STEP
-    assert len(receiver.offers) < 10  # it is not changed with every breath
+    assert offer / serving_module.STEP < consumer.offers[-1] < offer * serving_module.STEP
+    assert len(consumer.offers) < 10  # it is not changed with every breath
     assert "credit" in repr(serving)
 
 

@@ -17,9 +17,9 @@ import zmq
 import zmqbus
 from tests.contract.worlds import Carrier, Member, World
 from zmqbus.client import core, launch
-from zmqbus.client import transport as link_module
+from zmqbus.client import transport as transport_module
 from zmqbus.client.seen import TakenIds
-from zmqbus.client.transport import Link
+from zmqbus.client.transport import Transport
 from zmqbus.journal import reader
 from zmqbus.journal.record import Record, decode_record
 from zmqbus.process import process_of
@@ -52,11 +52,11 @@ class _Monitor(zmq.Socket[bytes]):
         return frame
 
 
-class _Link(Link):
-    """A `Link` whose connections can be cut."""
+class _Transport(Transport):
+    """A `Transport` whose connections can be cut."""
 
     def _watch(self, dealer: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-        dealer.monitor("inproc://zmqbus.monitor", link_module._WATCHED | zmq.Event.CONNECTED)
+        dealer.monitor("inproc://zmqbus.monitor", transport_module._WATCHED | zmq.Event.CONNECTED)
         self._cutter = _Monitor(self._context, zmq.PAIR)
         self._cutter.linger = 0
         self._cutter.connect("inproc://zmqbus.monitor")
@@ -76,7 +76,7 @@ class _Link(Link):
     def cut_subscriber(self) -> None:
         """Reconnects the SUB; its filters are sent again over the new TCP connection."""
         assert self._subscriber is not None and self.core.welcome is not None
-        endpoint = link_module.endpoint(self.core.welcome.pub_port)
+        endpoint = transport_module.endpoint(self.core.welcome.pub_port)
         self._subscriber.disconnect(endpoint)
         self._subscriber.connect(endpoint)
 
@@ -93,14 +93,14 @@ class _Link(Link):
 
 
 class RealMember(Member):
-    """A `Link` as a `Member`."""
+    """A `Transport` as a `Member`."""
 
     def __init__(self, world: RealWorld, persona: core.Persona, taken: TakenIds) -> None:
         client = core.ClientCore(persona, zmqbus.__version__, taken)
         super().__init__(world, client, taken)
         self._world = world
         self.stopped = False
-        self.link = _Link(world.settings, client, patient=True)
+        self.link = _Transport(world.settings, client, patient=True)
         self.link.open()
 
     def perform(self, effects: list[core.Effect]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.real.conftest import Bus, ListenerProcess, wait_until
 from zmqbus.client import core
-from zmqbus.client.oneshot import CommandBus as Link
+from zmqbus.client.oneshot import OneShotClient
 from zmqbus.client.receipts import Receipt
 from zmqbus.process import is_alive, process_of
 from zmqbus.session.owner_files import files_of
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def repeat(bus: Bus, to: str, text: str, msg_id: str) -> Receipt:
     """Sends a message under this id, as a sender does that never heard what became of it."""
     persona = core.Persona(role=Role.GUEST, name="script", token=verbs.new_token())
-    with Link(load(environ=bus.env()), persona) as link:
+    with OneShotClient(load(environ=bus.env()), persona) as link:
         link._new_id = lambda: msg_id  # type: ignore[assignment]
         receipt = link.outcome(link.post(to, text.encode()))
     assert isinstance(receipt, Receipt) and receipt.msg_id == msg_id
@@ -60,7 +60,9 @@ def test_listener_does_not_repeat_unacknowledged_lines(bus: Bus) -> None:
     """The acknowledgement goes to a broker that stands still, and is lost with it."""
     auth = bus.listener("auth")
     auth.send_signal(signal.SIGSTOP)
-    with Link(load(environ=bus.env()), core.Persona(Role.GUEST, name="script", token=verbs.new_token())) as link:
+    with OneShotClient(
+        load(environ=bus.env()), core.Persona(Role.GUEST, name="script", token=verbs.new_token())
+    ) as link:
         receipt = link.outcome(link.post("auth", b"only once"))
     assert isinstance(receipt, Receipt) and receipt.busy, "it is on its way to the listener"
     bus.signal_broker(signal.SIGSTOP)
@@ -109,7 +111,7 @@ def test_inbox_does_not_repeat_lines_of_the_listener(bus: Bus) -> None:
     other = bus.deliver("auth", "not shown yet")
     helper = core.Persona(Role.HELPER, state["session_id"], state["token"], "auth", cwd=state["cwd"])
     shown = Shown(files_of(str(bus.data_dir), process_of(auth.owner.pid)), state["session_id"])
-    with Link(load(environ=bus.env()), helper, shown) as link:
+    with OneShotClient(load(environ=bus.env()), helper, shown) as link:
         printed = []
         for item in link.unread(peek=False):
             if isinstance(item, core.Incoming):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from tests.soak.history import EVERYONE, make_text
 from tests.soak.wire import Wire, notes_to, void
-from zmqbus.client.oneshot import CommandBus, guest
+from zmqbus.client.oneshot import OneShotClient, guest
 from zmqbus.errors import NotConnected, ZmqbusError
 from zmqbus.session.identity import identify
 from zmqbus.wire.verbs import Receipt, Scope, State, Tally
@@ -114,13 +114,13 @@ class Player:
             except ZmqbusError as error:
                 self._notes.write("x", f"{error.code} {error}")
 
-    def _open(self) -> CommandBus:
+    def _open(self) -> OneShotClient:
         caller = identify()
         bus = caller.act()[1] if self._plan.as_session else guest(caller.settings, self._plan.name)
         self._runs += 1
         return bus
 
-    def _play(self, bus: CommandBus) -> None:
+    def _play(self, bus: OneShotClient) -> None:
         run = self._plan.incarnation * RUNS_A_PROCESS + self._runs
         self._notes.write("o", str(run))
         bus._answers = _Answers(self._notes)  # type: ignore[assignment]
@@ -157,13 +157,13 @@ class Player:
         while pending and time.monotonic() < end_s:
             self._hear(bus, pending, len(pending) - 1)
 
-    def _hear(self, bus: CommandBus, pending: deque[str], room: int) -> None:
+    def _hear(self, bus: OneShotClient, pending: deque[str], room: int) -> None:
         """Waits until at most `room` are in flight. Refusals have been noted; other errors are raised."""
         while pending and (len(pending) > room or pending[0] in bus._answers):
             try:
                 bus.outcome(pending[0])
             except ZmqbusError:
-                if pending[0] in bus._link.core._unconfirmed:
+                if pending[0] in bus._transport.core._unconfirmed:
                     raise
             pending.popleft()
 

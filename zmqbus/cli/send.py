@@ -12,7 +12,7 @@ from typing import Any
 from zmqbus.cli.output import fail, tell
 from zmqbus.cli.send_args import is_to_many, parse
 from zmqbus.client import payload
-from zmqbus.client.oneshot import CommandBus, guest
+from zmqbus.client.oneshot import OneShotClient, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.errors import BrokerUnavailable, InvalidOption, InvalidPayload, RateLimited, ZmqbusError
 from zmqbus.session.identity import identify
@@ -105,7 +105,7 @@ def _without_line_end(text: bytes) -> bytes:
     return text[: -2 if text.endswith(b"\r\n") else -1] if text.endswith(b"\n") else text
 
 
-def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Settings) -> int:
+def _send(bus: OneShotClient, options: Any, body: bytes, project: str, settings: Settings) -> int:
     if options.reply_to is not None and not verbs.is_msg_id(options.reply_to):
         raise InvalidPayload("--reply-to takes the id of a message: 8 to 12 lower-case letters and digits")
     targets, scope = _targets(options, project)
@@ -130,7 +130,7 @@ def _send(bus: CommandBus, options: Any, body: bytes, project: str, settings: Se
     return max(map(fail, errors), default=0)
 
 
-def _outcome(bus: CommandBus, msg_id: str) -> _Outcome:
+def _outcome(bus: OneShotClient, msg_id: str) -> _Outcome:
     try:
         return bus.outcome(msg_id)
     except ZmqbusError as error:
@@ -191,7 +191,7 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
     return list(targets), Scope.SESSION
 
 
-def _wait(bus: CommandBus, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
+def _wait(bus: OneShotClient, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
     """Waits for the answer, prints its text, and only then acknowledges it."""
     answer = bus.answer_to(receipt.msg_id, options.wait)
     fmt, body, error = payload.readable(answer, settings.paths.log)

@@ -8,7 +8,7 @@ A bus with a name is a session like any other: it is listed, has a mailbox, and 
 without a name speaks as a guest, and gets answers only. Bodies are text, bytes, or any value that msgpack knows, numpy
 arrays included (`client.messages`).
 
-What happens where: `speaker` sends and resolves, `receiver` receives, each over a connection of its own; this module
+What happens where: `producer` sends and resolves, `consumer` receives, each over a connection of its own; this module
 gives both their names in the language of the user. All of it may be called from any thread, and none of it from a
 child process that was forked (`ForkedBus`).
 """
@@ -28,16 +28,16 @@ from typing import Any, Literal, overload
 
 import zmqbus
 
-# `link` needs it for large bodies, when it is too late to load it: an update may delete the files of a release at work.
+# The transport needs `spool_writer` for large bodies, when an update may have deleted the files of this release.
 from zmqbus.client import arguments, core, identity_cache, spool_writer  # noqa: F401
 from zmqbus.client import payload as bodies
-from zmqbus.client.consumer import Receiver
+from zmqbus.client.consumer import Consumer
 from zmqbus.client.fanout import map_over, watch
 from zmqbus.client.message import Message, check_message, encode, scope_and_target
-from zmqbus.client.producer import Reply, Speaker
+from zmqbus.client.producer import Producer, Reply
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
-from zmqbus.client.transport import Link
-from zmqbus.client.worker import Handler, Serving, check_handler
+from zmqbus.client.transport import Transport
+from zmqbus.client.worker import Handler, Worker, check_handler
 from zmqbus.errors import InvalidArgument, NameTaken, NotConnected, Timeout
 from zmqbus.process import process_of
 from zmqbus.settings import NO_DIRECTORY, Settings, load, shown_path, where_am_i
@@ -104,7 +104,7 @@ def _connect(
     owner = process_of(os.getpid())
     place = where_am_i()
     before = identity_cache.take(settings.data_dir, name) if name is not None else None
-    same = before or identity_cache.Past.new()
+    same = before or identity_cache.CachedIdentity.new()
     persona = core.Persona(
         role=Role.PROGRAM,
         session_id=same.session_id,
@@ -127,7 +127,7 @@ def _connect(
         raise
 
 
-def _open(settings: Settings, persona: core.Persona, same: identity_cache.Past, *, manual: bool) -> Bus:
+def _open(settings: Settings, persona: core.Persona, same: identity_cache.CachedIdentity, *, manual: bool) -> Bus:
     wanted = persona.name or ""
     for number in range(NAME_TRIES):
         try:
@@ -165,39 +165,39 @@ class Bus:
         self,
         settings: Settings,
         member: core.Persona | None,
-        speaker: core.Persona,
-        same: identity_cache.Past | None = None,
+        producer: core.Persona,
+        same: identity_cache.CachedIdentity | None = None,
         *,
         manual: bool = False,
     ) -> None:
-        """For `connect` only: `member` is the session (None: a guest), `speaker` who speaks for it, `same` what makes
+        """For `connect` only: `member` is the session (None: a guest), `producer` who speaks for it, `same` what makes
         it the same one if it is opened again."""
         self._closed = True  # until it is open
         self._pid = os.getpid()
         self._log_path = log_path = settings.paths.log
         self._named = member is not None and member.named
-        self._receiver: Receiver | None = None
+        self._consumer: Consumer | None = None
         if member is not None:
             taken = same.taken if same is not None else None
             client = core.ClientCore(member, zmqbus.__version__, taken)
-            self._receiver = Receiver(Link(settings, client), log_path, manual=manual)
-            self._receiver.open()
+            self._consumer = Consumer(Transport(settings, client), log_path, manual=manual)
+            self._consumer.open()
         try:
-            link = Link(settings, core.ClientCore(speaker, zmqbus.__version__))
-            self._speaker = Speaker(link, log_path)
-            self._speaker.open()
+            transport = Transport(settings, core.ClientCore(producer, zmqbus.__version__))
+            self._producer = Producer(transport, log_path)
+            self._producer.open()
         except BaseException:
-            if self._receiver is not None:
-                self._receiver.close()
+            if self._consumer is not None:
+                self._consumer.close()
             raise
-        self._guest = speaker.name or ""
+        self._guest = producer.name or ""
         self._session_id = member.session_id if member is not None else None
         self._data_dir = settings.data_dir
         self._same = same
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Bus {self.name!r}{', closed' if self._closed else ''}: {self._speaker!r}>"
+        return f"<Bus {self.name!r}{', closed' if self._closed else ''}: {self._producer!r}>"
 
     def __del__(self) -> None:
         # The threads do not have it, nor does what they have, but for futures that are still open.
@@ -205,9 +205,9 @@ class Bus:
             return
         warnings.warn(f"unclosed bus {self.name!r}; use it in a with statement", ResourceWarning, 2, source=self)
         self._closed = True
-        self._speaker.close_soon()
-        if self._receiver is not None:
-            self._receiver.close_soon()
+        self._producer.close_soon()
+        if self._consumer is not None:
+            self._consumer.close_soon()
             if self._named and self._same is not None:
                 identity_cache.leave(self._data_dir, self.name, self._same)
 
@@ -233,18 +233,18 @@ class Bus:
         if os.getpid() != self._pid:
             return 0  # it is the parent's
         given_up: int | None = None
-        receiver = self._receiver
-        forget = receiver is not None and not self._closed and (forget or not self._named)
+        consumer = self._consumer
+        forget = consumer is not None and not self._closed and (forget or not self._named)
         try:
-            if receiver is not None and forget:
-                given_up = receiver.forget(LEAVE_S)
+            if consumer is not None and forget:
+                given_up = consumer.forget(LEAVE_S)
         finally:
             # Each of these begins with what makes its end certain, so that an interrupt costs the wait only.
             try:
-                self._speaker.close()
+                self._producer.close()
             finally:
-                if receiver is not None:
-                    receiver.close()
+                if consumer is not None:
+                    consumer.close()
                 if not self._closed and not forget and self._named and self._same is not None:
                     identity_cache.leave(self._data_dir, self.name, self._same)
                 self._closed = True
@@ -253,7 +253,7 @@ class Bus:
     @property
     def name(self) -> str:
         """What the program goes by on the bus."""
-        return self._receiver.name if self._receiver is not None else self._guest
+        return self._consumer.name if self._consumer is not None else self._guest
 
     @property
     def session_id(self) -> str | None:
@@ -292,7 +292,7 @@ class Bus:
             arguments.message_id(reply_to)
         if isinstance(body, str):
             bodies.check_not_empty(body)
-        _, future = self._speaker.send(scope, name, *encode(body), reply_to)
+        _, future = self._producer.send(scope, name, *encode(body), reply_to)
         if wait:
             receipt: Receipt = self._confirmed(future, timeout)
             return receipt
@@ -323,7 +323,7 @@ class Bus:
                 raise InvalidArgument(NO_DIRECTORY if project is True else "the path of the project is empty")
         if isinstance(body, str):
             bodies.check_not_empty(body)
-        _, future = self._speaker.send(scope, target, *encode(body, to_many=True))
+        _, future = self._producer.send(scope, target, *encode(body, to_many=True))
         receipt: BroadcastReceipt = self._confirmed(future, timeout)
         return receipt
 
@@ -332,7 +332,7 @@ class Bus:
         one. Raises as `send`."""
         check_message(message)
         timeout = arguments.seconds(timeout)
-        _, future = self._speaker.send(Scope.SESSION, message.sender_id, *encode(body), message.msg_id)
+        _, future = self._producer.send(Scope.SESSION, message.sender_id, *encode(body), message.msg_id)
         receipt: Receipt = self._confirmed(future, timeout)
         return receipt
 
@@ -353,7 +353,7 @@ class Bus:
         timeout = arguments.seconds_or_none(timeout)
         patient = arguments.flag(wait, "wait")
         fmt, payload = encode(body)
-        reply = self._speaker.ask(scope, name, fmt, payload, timeout, patient=patient)
+        reply = self._producer.ask(scope, name, fmt, payload, timeout, patient=patient)
         reply.bus = self  # which is not collected as long as an answer is awaited
         return reply
 
@@ -398,7 +398,7 @@ class Bus:
         """
         scope, name = scope_and_target(target)
         return map_over(
-            lambda some, left_s: self._speaker.ask_all(scope, name, [encode(item) for item in some], left_s),
+            lambda some, left_s: self._producer.ask_all(scope, name, [encode(item) for item in some], left_s),
             arguments.items(items),
             arguments.seconds_or_none(timeout),
             progress=arguments.flag(progress, "progress"),
@@ -422,8 +422,8 @@ class Bus:
         check_handler(handler, concurrency)
         if stop is not None and not callable(getattr(stop, "is_set", None)):
             raise InvalidArgument(f"stop is a threading.Event, not {arguments.shown(stop)}")
-        receiver = self._member("serve()")
-        Serving(receiver, self._speaker, handler, concurrency, self._log_path).run(stop or threading.Event())
+        consumer = self._member("serve()")
+        Worker(consumer, self._producer, handler, concurrency, self._log_path).run(stop or threading.Event())
 
     def messages(self, timeout: float | None = None) -> Iterator[Message]:
         """Messages as they come, oldest first; ends when none has come for `timeout` seconds (None: never).
@@ -434,8 +434,8 @@ class Bus:
         """
         return self._messages(self._member("messages()"), arguments.patience_or_none(timeout))
 
-    def _messages(self, receiver: Receiver, timeout_s: float | None) -> Iterator[Message]:
-        while (message := receiver.next_message(timeout_s)) is not None:
+    def _messages(self, consumer: Consumer, timeout_s: float | None) -> Iterator[Message]:
+        while (message := consumer.next_message(timeout_s)) is not None:
             yield message
 
     def next_message(self, timeout: float | None = None) -> Message | None:
@@ -447,8 +447,8 @@ class Bus:
         It must not block. Does nothing for a guest, to whom nothing comes."""
         if not callable(watcher):
             raise InvalidArgument(f"a watcher is a function without arguments, not {arguments.shown(watcher)}")
-        if self._receiver is not None:
-            self._receiver.watch(watcher)
+        if self._consumer is not None:
+            self._consumer.watch(watcher)
 
     # --- looking, renaming
 
@@ -459,7 +459,7 @@ class Bus:
         rows: list[Session] = []
         after = ""
         while True:
-            page = self._confirmed(self._speaker.call(partial(_list, away, after)), timeout)
+            page = self._confirmed(self._producer.call(partial(_list, away, after)), timeout)
             assert isinstance(page, verbs.Sessions)
             rows += [Session._make(row) for row in page.rows]
             if not page.more:
@@ -471,14 +471,14 @@ class Bus:
         self._member("rename()")
         arguments.name(name)
         timeout = arguments.seconds(timeout)
-        self._confirmed(self._speaker.call(lambda ref: verbs.Rename(ref, name)), timeout)
+        self._confirmed(self._producer.call(lambda ref: verbs.Rename(ref, name)), timeout)
 
     # --- inside
 
-    def _member(self, what: str) -> Receiver:
-        if self._receiver is None:
+    def _member(self, what: str) -> Consumer:
+        if self._consumer is None:
             raise NotConnected(f"{what} needs a session of its own; open the bus with zmqbus.connect(name)")
-        return self._receiver
+        return self._consumer
 
     def _confirmed(self, future: Future[Any], timeout_s: float) -> Any:
         try:

@@ -24,9 +24,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from zmqbus.client import core, payload
-from zmqbus.client.io_thread import Driver, closed
+from zmqbus.client.io_thread import IoThread, closed
 from zmqbus.client.message import Message, about, of_batch
-from zmqbus.client.transport import Link
+from zmqbus.client.transport import Transport
 from zmqbus.errors import ZmqbusError
 from zmqbus.wire import verbs
 
@@ -53,11 +53,11 @@ class _Arrival:
         self.told = 0  #: and of so many of them the core knows
 
 
-class Receiver:
+class Consumer:
     """Receives. Thread-safe."""
 
-    def __init__(self, link: Link, log_path: str, *, manual: bool) -> None:
-        self._driver = Driver(link, self)
+    def __init__(self, transport: Transport, log_path: str, *, manual: bool) -> None:
+        self._io = IoThread(transport, self)
         self._log = payload.Log(log_path)
         self._manual = manual
         self._arrived = threading.Condition()
@@ -73,18 +73,18 @@ class Receiver:
         self._waiting = 0  # threads that wait for a message
         self._given: deque[_Arrival] = deque()  # messages that are theirs, and taken
         self._unsure: dict[str, None] = {}  # taken, not told, and the mailbox's again: they will come again
-        # Whoever answers puts it in at one end, the driver takes it out at the other.
+        # Whoever answers puts it in at one end, the I/O thread takes it out at the other.
         self._answers: deque[tuple[str, int, bytes]] = deque()
         self._forgets = False  # it goes for good: to be said behind all that it has taken
         self._forgetting = False  # that is said
         self._given_up: int | None = None  # and carried out: so many messages were not taken
         self._asked = ""  # ref of what the broker is asked to see that it has heard everything before that
         self._due_s: float | None = None  # when these are to be said at the latest
-        self._groups = link.core.persona.groups
-        self.name = link.core.persona.name or ""  #: what the session goes by
+        self._groups = transport.core.persona.groups
+        self.name = transport.core.persona.name or ""  #: what the session goes by
 
     def __repr__(self) -> str:
-        return f"<Receiver {self.name!r}: {self.unread} messages, {len(self._work)} requests>"
+        return f"<Consumer {self.name!r}: {self.unread} messages, {len(self._work)} requests>"
 
     @property
     def unread(self) -> int:
@@ -93,17 +93,17 @@ class Receiver:
 
     def open(self) -> core.Welcomed:
         """Connects. Raises what keeps it from doing so."""
-        welcomed = self._driver.open()
+        welcomed = self._io.open()
         self.name = welcomed.welcome.name
         return welcomed
 
     def close(self) -> None:
         """Ends the connection; whoever waits for a message hears `NotConnected`."""
-        self._driver.close()
+        self._io.close()
 
     def close_soon(self) -> None:
         """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
-        self._driver.close_soon()
+        self._io.close_soon()
 
     def forget(self, timeout_s: float) -> int | None:
         """Leaves for good: the name is free, and what has not been taken is given up. Waits up to `timeout_s` for the
@@ -113,10 +113,10 @@ class Receiver:
         """
         self._forgets = True
         try:
-            self._driver.say()
+            self._io.say()
         except ZmqbusError:
             return None  # the connection has ended, and with it all that could be said
-        if self._driver.waits_for_itself:
+        if self._io.waits_for_itself:
             return None
         with self._arrived:
             self._arrived.wait_for(lambda: self._given_up is not None or self._error is not None, timeout_s)
@@ -124,14 +124,14 @@ class Receiver:
 
     def check(self) -> None:
         """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
-        self._driver.check()
+        self._io.check()
 
     # --- messages
 
     def next_message(self, timeout_s: float | None) -> Message | None:
         """The next message, oldest first; None if none comes in time. Raises what ended the connection."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        self._driver.check()
+        self._io.check()
         with self._arrived:
             if not self._wait_for_message(deadline_s):
                 return None
@@ -175,7 +175,7 @@ class Receiver:
         return place
 
     def _done(self, message: Message) -> None:
-        self._driver.check()
+        self._io.check()
         with self._arrived:
             ticket = self._tickets.pop(message.msg_id, None)
             if ticket is not None:
@@ -186,17 +186,17 @@ class Receiver:
     def _soon(self, *, at_once: bool) -> None:
         """There is something to say: now, or with what follows it."""
         if at_once:
-            self._driver.say()
+            self._io.say()
         elif self._due_s is None:
             self._due_s = due_s = time.monotonic() + COALESCE_S
-            self._driver.nudge(due_s)
+            self._io.nudge(due_s)
 
     # --- work
 
     def offer(self, credit: int) -> None:
         """Says how many requests of its groups the program takes at a time; nothing where it has joined none."""
         if self._groups:
-            self._driver.say(lambda client: client.offer(credit))
+            self._io.say(lambda client: client.offer(credit))
 
     def stop_work(self) -> None:
         """Takes no more requests. Returns when all are here that the broker has handed over before it heard of that:
@@ -209,7 +209,7 @@ class Receiver:
             return [*client.offer(0), *client.request(verbs.Status(ref))]
 
         done = object()
-        self._driver.say(say)
+        self._io.say(say)
         with self._arrived:
             self._arrived.wait_for(lambda: not self._asked or self._error is not None, SETTLE_S)
 
@@ -224,13 +224,13 @@ class Receiver:
                 effects += client.answer(*self._answers.popleft())
             return effects + client.give_back()
 
-        self._driver.say(say)
+        self._io.say(say)
 
     def next_work(self, timeout_s: float | None, *, or_message: bool = False) -> verbs.Work | Message | None:
         """The next request of a group (or, with `or_message`, the next message); None if none comes in time."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            self._driver.check()
+            self._io.check()
             with self._arrived:
                 while not self._work and not (or_message and (self._inbox or self._given)):
                     if self._error is not None:
@@ -256,7 +256,7 @@ class Receiver:
 
     def answer(self, msg_id: str, fmt: int, body: bytes) -> None:
         """Answers a request of a group: at once, or where more of them wait here, together with their answers."""
-        self._driver.check()
+        self._io.check()
         self._answers.append((msg_id, fmt, body))
         if self._withdrawn:
             with self._arrived:
@@ -264,14 +264,14 @@ class Receiver:
         self._soon(at_once=not self._work)
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Calls this, from the driver's thread, whenever something has come."""
+        """Calls this, from the I/O thread, whenever something has come."""
         with self._arrived:
             self._watchers.append(watcher)
 
     # --- Application
 
     def deal(self, effects: Sequence[core.Effect]) -> None:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         arrived = False
         with self._arrived:  # once for all of them
             for effect in effects:
@@ -300,7 +300,7 @@ class Receiver:
                 self._arrived.notify_all()  # not one: those who wait do not all wait for the same
         if arrived:
             for watcher in self._watchers:
-                self._driver.later(watcher)
+                self._io.later(watcher)
 
     def _give(self) -> None:
         """A message that is alone is the program's at once, if somebody waits for it: it is acknowledged while whoever
@@ -336,7 +336,7 @@ class Receiver:
         return False
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         self._due_s = None
         effects: list[core.Effect] = []
         if self._taken or self._batches:
@@ -361,22 +361,22 @@ class Receiver:
         return effects
 
     def due_s(self) -> float | None:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         return self._due_s
 
     def ring(self) -> None:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         try:
-            self._driver.say()
+            self._io.say()
         except ZmqbusError:
             pass  # then they come again, and are known
 
     def ended(self, error: ZmqbusError) -> None:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         self._log.close()
         with self._arrived:
             if self._error is None:
                 self._error = closed() if self._forgets else error
             self._arrived.notify_all()
         for watcher in self._watchers:
-            self._driver.later(watcher)
+            self._io.later(watcher)

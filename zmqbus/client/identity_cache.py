@@ -20,7 +20,7 @@ from zmqbus.wire import verbs
 REMEMBERED_SESSIONS = 100
 
 
-class Past(NamedTuple):
+class CachedIdentity(NamedTuple):
     """What makes a program the same session as before."""
 
     session_id: str
@@ -28,22 +28,22 @@ class Past(NamedTuple):
     taken: TakenIds  #: what it has taken
 
     @classmethod
-    def new(cls) -> Past:
+    def new(cls) -> CachedIdentity:
         """That of a session that has never been."""
         return cls(verbs.new_session_id(), verbs.new_token(), TakenIds())
 
 
 #: (process, data directory, name) → the session that was closed last under the name; the oldest first. Each step on it
 #: is one call of a dictionary's, so that threads need no lock.
-_left: dict[tuple[int, str, str], Past] = {}
+_left: dict[tuple[int, str, str], CachedIdentity] = {}
 
 
-def take(data_dir: str, name: str) -> Past | None:
+def take(data_dir: str, name: str) -> CachedIdentity | None:
     """The session that this process has closed under the name, if any; nobody else gets it until it is left again."""
     return _left.pop((os.getpid(), data_dir, name), None)
 
 
-def leave(data_dir: str, name: str, past: Past) -> None:
+def leave(data_dir: str, name: str, past: CachedIdentity) -> None:
     """This session is closed, and may be opened again under the name."""
     key = (os.getpid(), data_dir, name)
     _left.pop(key, None)

@@ -1,13 +1,13 @@
-"""Drives a `Link` for a program: one thread waits for what comes, any thread may speak.
+"""Drives a `Transport` for a program: one thread waits for what comes, any thread may speak.
 
 Theory of operation
 ===================
 
 ZeroMQ's sockets are for one thread at a time. Here a lock sees to that, and it is never held while anybody waits: the
-driver's own thread sleeps in `poll` on the sockets' descriptors and takes the lock when something has come; whoever
+I/O thread sleeps in `poll` on the sockets' descriptors and takes the lock when something has come; whoever
 has something to say takes it, says it on the spot, and deals with whatever has come meanwhile. So a message goes out
 without a change of threads. (A descriptor of ZeroMQ's is readable when there is something to look at, not as long as
-there is something to read: whoever has touched a socket has to look until nothing is left. `Link` knows which.)
+there is something to read: whoever has touched a socket has to look until nothing is left. `Transport` knows which.)
 
 *Streams.* Whoever says one thing after the other, with others still under way, would have each go out by itself, for
 ten times what it costs together with others. So what is said in a stream is put down, and the thread, which is woken
@@ -15,10 +15,10 @@ for it, says it together with what was put down until it gets hold of the interp
 `GATHER` down does, or whoever waits (`hurry`): whichever is first. Nothing waits for more to come, and what is alone
 goes out at once.
 
-What the link brings is given to the `Application` under the lock, and acted upon outside of it, by the thread: futures
-are resolved by `later`, since their callbacks are somebody else's code. It may come back here, but may not wait here
-(`waits_for_itself`); it may raise what it likes, and the thread goes on; and it is never run by whoever has something
-to say, who may hold a lock that it wants.
+What the transport brings is given to the `Application` under the lock, and acted upon outside of it, by the thread:
+futures are resolved by `later`, since their callbacks are foreign code. A callback may call the thread's methods, but may
+not wait for it (`waits_for_itself`); it may raise anything, and the thread goes on; and a caller of `say` never runs
+callbacks, since it may hold a lock that they want.
 
 The thread is a daemon, and joined by `close`, which an exit handler calls for whoever forgot; where the owner of all
 this is collected before that, `close_soon` ends the thread. However it ends, it tells the application. It does not
@@ -41,7 +41,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from zmqbus.client import core
-from zmqbus.client.transport import Link
+from zmqbus.client.transport import Transport
 from zmqbus.errors import ForkedBus, NotConnected, ZmqbusError
 from zmqbus.system import descriptors
 from zmqbus.wire import verbs
@@ -54,7 +54,7 @@ GATHER = 128
 #: scheduler that has others to care for. (With 200 µs every message went out by itself on a busy machine, and kept it
 #: busy by that.)
 STREAM_S = 0.01
-#: How long a link that is closed waits for the broker to have taken what was said last, and the question for that.
+#: How long a transport that is closed waits for the broker to have taken what was said last, and the question for that.
 ARRIVAL_S = 0.5
 ARRIVAL_REF = "arrived"
 #: The longest sleep: poll() takes milliseconds, and a clock that was set wrong should not matter for long.
@@ -62,23 +62,23 @@ MAX_SLEEP_S = 60.0
 
 
 #: All drivers of this process: each has to know when it finds itself in a child.
-_HERE: WeakSet[Driver] = WeakSet()
+_HERE: WeakSet[IoThread] = WeakSet()
 
 
 def _note_fork() -> None:
-    for driver in _HERE:
-        driver.forked = True
+    for io in _HERE:
+        io.forked = True
 
 
 os.register_at_fork(after_in_child=_note_fork)
 
 
 class Application(Protocol):
-    """What a driver is for. The first three are called under its lock: they must not block, nor call it. The others
+    """What an I/O thread is for. The first three are called under its lock: they must not block, nor call it. The others
     are called by its thread, without the lock."""
 
     def deal(self, effects: Sequence[core.Effect]) -> None:
-        """Takes what the link has brought, in order."""
+        """Takes what the transport has brought, in order."""
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
         """Says what there is to say now; asked whenever something has been dealt with."""
@@ -90,14 +90,14 @@ class Application(Protocol):
         """The time has come."""
 
     def ended(self, error: ZmqbusError) -> None:
-        """The link has come to an end, asked for (`NotConnected`) or not. Once, and the last thing that happens."""
+        """The connection has ended, as asked for (`NotConnected`) or not. Called once, and last."""
 
 
-class Driver:
-    """A link with a thread. Thread-safe."""
+class IoThread:
+    """A transport with a thread. Thread-safe."""
 
-    def __init__(self, link: Link, application: Application) -> None:
-        self._link = link
+    def __init__(self, transport: Transport, application: Application) -> None:
+        self._transport = transport
         self._application = application
         self._lock = threading.Lock()
         self._later: deque[Callable[[], None]] = deque()
@@ -116,17 +116,17 @@ class Driver:
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
-        return f"<Driver of {self._link!r}{', closed' if self._closing else ''}>"
+        return f"<IoThread of {self._transport!r}{', closed' if self._closing else ''}>"
 
     # --- life
 
     def open(self) -> core.Welcomed:
         """Connects, in the calling thread; returns when the broker has welcomed it. Raises why it cannot."""
         try:
-            self._link.open()
+            self._transport.open()
             welcomed: core.Welcomed | None = None
             while welcomed is None:
-                for effect in self._link.pump(None):
+                for effect in self._transport.pump(None):
                     match effect:
                         case core.Welcomed():
                             welcomed = effect
@@ -138,9 +138,11 @@ class Driver:
             self._closing = True
             self._dispose()
             raise
-        self._link.patient = True  # from here on a broker that goes away is waited for, however long it takes
-        self._link.waits_to_launch = False  # and started, if need be, while others have something to say
-        self._thread = threading.Thread(target=self._run, name=f"zmqbus {self._link.core.persona.name}", daemon=True)
+        self._transport.patient = True  # from here on a broker that goes away is waited for, however long it takes
+        self._transport.waits_to_launch = False  # and started, if need be, while others have something to say
+        self._thread = threading.Thread(
+            target=self._run, name=f"zmqbus {self._transport.core.persona.name}", daemon=True
+        )
         self._thread.start()
         atexit.register(self.close)
         return welcomed
@@ -172,11 +174,11 @@ class Driver:
 
     @property
     def waits_for_itself(self) -> bool:
-        """Whether the caller is this driver's thread: what it waited for here would never come."""
+        """Whether the caller is this thread: what it waited for here would never come."""
         return threading.current_thread() is self._thread
 
     def check(self) -> None:
-        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the link."""
+        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the transport."""
         if self.forked:
             raise ForkedBus(
                 f"this bus was opened by process {self._pid}, and this is a child of it; connect anew in the child"
@@ -194,15 +196,15 @@ class Driver:
         self.check()  # before the lock, which nobody will release in a child process
         with self._lock:
             self.check()
-            link, application = self._link, self._application
+            transport, application = self._transport, self._application
             # guards: I/O thread [effects = => self._gathering = False; effects =]
-            effects = speak(link.core) if speak is not None else []
+            effects = speak(transport.core) if speak is not None else []
             self._gathering = False  # not before: if that raises, the thread says what was put down
             try:
                 if effects:
                     self._carry_out(effects)
-                self._carry_out(application.speak(link.core))
-                busy = self._look(link.overlooked())
+                self._carry_out(application.speak(transport.core))
+                busy = self._look(transport.overlooked())
             except Exception as error:
                 self._over(error)
                 busy = True
@@ -213,10 +215,10 @@ class Driver:
     def say_soon(self, gathered: int) -> None:
         """As `say`, for what the application has put down, so much by now; in a stream the thread says it, together
         with what is put down until it gets to that."""
-        # guards: I/O thread [not self._link.core.unconfirmed or =>]
+        # guards: I/O thread [not self._transport.core.unconfirmed or =>]
         # guards: I/O thread [time.monotonic() - self._said_s > STREAM_S => True]
         # guards: I/O thread [or time.monotonic() - self._said_s > STREAM_S =>]
-        alone = not self._link.core.unconfirmed or time.monotonic() - self._said_s > STREAM_S
+        alone = not self._transport.core.unconfirmed or time.monotonic() - self._said_s > STREAM_S
         if alone or gathered >= GATHER:  # guards: I/O thread [or gathered >= GATHER =>]
             self.say()
         elif not self._gathering:
@@ -262,7 +264,7 @@ class Driver:
         poller.register(self._wake_reader, select.POLLIN)
         watched: tuple[int, ...] = ()
         ready: Collection[int] = ()
-        link = self._link
+        transport = self._transport
         until_s = 0.0
         while True:
             with self._lock:
@@ -272,13 +274,13 @@ class Driver:
                 self._asleep_until_s = math.inf
                 if self._gathering:
                     self._gathering = False
-                    self._carry_out(self._application.speak(self._link.core))  # guards: I/O thread
+                    self._carry_out(self._application.speak(self._transport.core))  # guards: I/O thread
                     self._said_s = time.monotonic()
                 busy = self._look(ready, always=True)
-                descriptors = link.descriptors()
+                descriptors = transport.descriptors()
                 # What was reckoned before will do as long as the session is there and nobody has woken the thread: to
-                # the link, time only gets longer by speaking, and whoever has the application due earlier wakes it.
-                known = link.core.phase is core.Phase.READY and self._wake_reader not in ready
+                # the transport, time only gets longer by sending, and an earlier deadline of the application wakes it.
+                known = transport.core.phase is core.Phase.READY and self._wake_reader not in ready
                 if busy:
                     until_s = 0.0
                 elif not known or until_s <= time.monotonic():
@@ -306,32 +308,32 @@ class Driver:
     def _look(self, ready: Collection[int], *, always: bool = False) -> bool:
         """Deals with what has come on these descriptors, and with what is overlooked; `always`: with the clock, too.
         Whether it may have left something. Under the lock."""
-        link = self._link
+        transport = self._transport
         for _ in range(TURNS):
             if not ready and not always:
                 return False
             always = False
-            effects = link.turn(ready)
+            effects = transport.turn(ready)
             if effects:
                 self._deal(effects)
-                self._carry_out(self._application.speak(link.core))
-            ready = link.overlooked()
+                self._carry_out(self._application.speak(transport.core))
+            ready = transport.overlooked()
         return bool(ready)
 
     def _carry_out(self, effects: list[core.Effect]) -> None:
-        self._deal(self._link.perform(effects))
+        self._deal(self._transport.perform(effects))
 
     def _is_due_earlier(self) -> bool:
         """Whether anything is due before the thread wakes up."""
-        if self._link.core.phase is not core.Phase.READY:
+        if self._transport.core.phase is not core.Phase.READY:
             return self._until_s() < self._asleep_until_s
-        # To the link, time only gets longer by speaking.
+        # To the transport, time only gets longer by speaking.
         due_s = self._application.due_s()
         return due_s is not None and due_s < self._asleep_until_s
 
     def _until_s(self) -> float:
         """Until when there is nothing to do, if nothing comes. Under the lock."""
-        until_s = time.monotonic() + max(0.0, min(self._link.wait_s(), MAX_SLEEP_S))
+        until_s = time.monotonic() + max(0.0, min(self._transport.wait_s(), MAX_SLEEP_S))
         due_s = self._application.due_s()
         return until_s if due_s is None else min(until_s, due_s)
 
@@ -355,7 +357,7 @@ class Driver:
                 threading.excepthook(threading.ExceptHookArgs(hook_args))
 
     def _over(self, error: Exception) -> None:
-        """The link has come to an end. Under the lock."""
+        """The transport has come to an end. Under the lock."""
         if self._closing:
             return
         if getattr(error, "errno", None) in descriptors.SHORTAGE:
@@ -371,10 +373,10 @@ class Driver:
         with self._lock:
             try:
                 # What the application was going to say together with what follows is said now: nothing does.
-                self._link.perform(self._application.speak(self._link.core))
+                self._transport.perform(self._application.speak(self._transport.core))
                 self._see_it_arrive()
-                self._link.perform(self._link.core.bye())
-                self._link.close()
+                self._transport.perform(self._transport.core.bye())
+                self._transport.close()
             finally:
                 with self._wake_lock:
                     os.close(self._wake_reader)
@@ -386,15 +388,15 @@ class Driver:
         question behind all that. Without this, what is under way is lost if something of the broker's comes meanwhile:
         a TCP connection that is closed with something unread is reset, and takes along what the other end has not read.
         """
-        link = self._link
+        transport = self._transport
         end_s = time.monotonic() + ARRIVAL_S
-        if not link.core.unconfirmed or self._reason is not None:
+        if not transport.core.unconfirmed or self._reason is not None:
             return
-        effects = link.core.request(verbs.Status(ARRIVAL_REF))
+        effects = transport.core.request(verbs.Status(ARRIVAL_REF))
         with suppress(ZmqbusError):  # there is no broker any more
-            found = link.perform(effects)
-            while link.core.phase is core.Phase.READY and (left_s := end_s - time.monotonic()) > 0:
-                found += link.pump(left_s)
+            found = transport.perform(effects)
+            while transport.core.phase is core.Phase.READY and (left_s := end_s - time.monotonic()) > 0:
+                found += transport.pump(left_s)
                 self._application.deal(found)
                 if any(isinstance(one, core.Response) and one.ref == ARRIVAL_REF for one in found):
                     return
@@ -420,5 +422,5 @@ class Driver:
 
 
 def closed() -> NotConnected:
-    """The error of whoever wants something of a driver that was closed."""
+    """The error of whoever wants something of an I/O thread that was closed."""
     return NotConnected("the bus is closed; open another one with zmqbus.connect()")

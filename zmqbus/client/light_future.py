@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 `concurrent.futures.Future` makes a condition when it is made, and takes it when it ends: 4 µs, of the 8 that a message
-has here from its sender to its receipt. But of a thousand messages under way, somebody waits for one. So an `Outcome`
+has here from its sender to its receipt. But of a thousand messages under way, somebody waits for one. A `LightFuture`
 makes its condition, and the lists of those who are to hear of it, when somebody asks for one of them, which everything
 in `concurrent.futures` does that waits or looks.
 
@@ -51,7 +51,7 @@ class _Watched:
         self.callbacks: list[Any] = []
 
 
-class Outcome(Future[_T]):
+class LightFuture(Future[_T]):
     """What becomes of something that was said. Ended once, by `end` or by `cancel`, whoever comes first."""
 
     # What `Future.__init__` sets; a test compares them.

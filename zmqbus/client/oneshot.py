@@ -1,6 +1,6 @@
 """The bus as blocking calls, for one thread: what the commands are made of.
 
-    with CommandBus(settings, persona) as bus:
+    with OneShotClient(settings, persona) as bus:
         receipt = bus.send("auth", b"run the tests")
 
 Every call drives the connection itself, so there is no thread, and between calls nothing happens. A broker that dies
@@ -23,7 +23,7 @@ from zmqbus.client import core
 from zmqbus.client.launch import check_loopback
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipt_of
 from zmqbus.client.seen import TakenIds
-from zmqbus.client.transport import Link
+from zmqbus.client.transport import Transport
 from zmqbus.settings import Settings
 from zmqbus.text import wording
 from zmqbus.wire import verbs
@@ -35,7 +35,7 @@ CONFIRM_S = 5.0
 MAX_PREVIEWS = 4
 
 
-class CommandBus:
+class OneShotClient:
     """A connection for a command or a simple script. A context manager; not thread-safe, and not to be forked."""
 
     def __init__(
@@ -53,7 +53,7 @@ class CommandBus:
         self._patience_s = patience_s
         self._end_s = math.inf if patience_s is None else time.monotonic() + patience_s
         self._taken = TakenIds() if taken is None else taken
-        self._link = Link(settings, core.ClientCore(persona, zmqbus.__version__, self._taken), starts=starts)
+        self._transport = Transport(settings, core.ClientCore(persona, zmqbus.__version__, self._taken), starts=starts)
         self._new_id = verbs.IdMaker()
         self._answers: dict[str, verbs.Receipt | verbs.Tally | errors.ZmqbusError] = {}
         self._responses: dict[str, verbs.Envelope | errors.ZmqbusError] = {}
@@ -63,24 +63,24 @@ class CommandBus:
     @property
     def identity(self) -> core.Persona:
         """As whom it speaks."""
-        return self._link.core.persona
+        return self._transport.core.persona
 
     def __repr__(self) -> str:
-        return f"<CommandBus {self._link!r}>"
+        return f"<OneShotClient {self._transport!r}>"
 
-    def __enter__(self) -> CommandBus:
+    def __enter__(self) -> OneShotClient:
         try:
-            self._link.open()
+            self._transport.open()
         except BaseException:
-            self._link.close()
+            self._transport.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._link.perform(self._link.core.bye())
-        self._link.close()
+        self._transport.perform(self._transport.core.bye())
+        self._transport.close()
 
     # --- sending
 
@@ -96,11 +96,11 @@ class CommandBus:
     ) -> str:
         """Sends without waiting; returns the message's id, whose fate `outcome` tells."""
         msg_id = self._new_id()
-        while not self._link.core.may_send:
+        while not self._transport.core.may_send:
             self._pump(None)
         if await_answer:
-            self._do(self._link.core.await_answer(msg_id))
-        self._do(self._link.core.send(core.Outgoing(msg_id, scope, target, fmt, reply_to, False, body)))
+            self._do(self._transport.core.await_answer(msg_id))
+        self._do(self._transport.core.send(core.Outgoing(msg_id, scope, target, fmt, reply_to, False, body)))
         return msg_id
 
     def outcome(self, msg_id: str) -> Receipt | BroadcastReceipt:
@@ -149,13 +149,13 @@ class CommandBus:
 
     def take(self, message: core.Incoming) -> None:
         """Tells the broker that a message has been dealt with. To be called in the order of arrival."""
-        self._link.core.taken(message.ticket)
-        self._do(self._link.core.acknowledge())
+        self._transport.core.taken(message.ticket)
+        self._do(self._transport.core.acknowledge())
 
     def unread(self, *, peek: bool) -> Iterator[core.Incoming | verbs.Fetched]:
         """The session's unread messages, oldest first, and at last the count. Each is marked read by `take`."""
         ref = self._ref()
-        self._do(self._link.core.request(verbs.Fetch(ref, peek)))
+        self._do(self._transport.core.request(verbs.Fetch(ref, peek)))
         while True:
             while self._incoming:
                 yield self._incoming.popleft()
@@ -215,7 +215,7 @@ class CommandBus:
     def request(self, make: Callable[[str], verbs.Envelope]) -> verbs.Envelope:
         """Asks for something and waits for the response. `make` gets the ref to use. Raises what the broker refuses."""
         ref = self._ref()
-        self._do(self._link.core.request(make(ref)))
+        self._do(self._transport.core.request(make(ref)))
         self._until(lambda: ref in self._responses)
         response = self._responses.pop(ref)
         if isinstance(response, errors.ZmqbusError):
@@ -224,9 +224,9 @@ class CommandBus:
 
     def meet(self) -> verbs.Welcome:
         """Waits until the broker is there; returns what it said at the door."""
-        self._until(lambda: self._link.core.phase is core.Phase.READY)
-        assert self._link.core.welcome is not None
-        return self._link.core.welcome
+        self._until(lambda: self._transport.core.phase is core.Phase.READY)
+        assert self._transport.core.welcome is not None
+        return self._transport.core.welcome
 
     # --- driving
 
@@ -237,8 +237,8 @@ class CommandBus:
     def _until(self, done: Callable[[], bool]) -> None:
         heard_s = time.monotonic()
         while not done():
-            if self._link.core.phase is not core.Phase.READY:
-                heard_s = time.monotonic()  # the link itself gives up on a broker that does not come
+            if self._transport.core.phase is not core.Phase.READY:
+                heard_s = time.monotonic()  # the transport itself gives up on a broker that does not come
             now_s = time.monotonic()
             if now_s >= self._end_s:
                 raise self._impatience()
@@ -251,16 +251,17 @@ class CommandBus:
             self._pump(left_s)
 
     def _impatience(self) -> errors.BrokerUnavailable:
-        check_loopback(self._link.port)
+        check_loopback(self._transport.port)
+        port = self._transport.port
         return errors.BrokerUnavailable(
-            f"the broker on port {self._link.port} does not answer within {self._patience_s:g} s; see: zmqbus doctor"
+            f"the broker on port {port} does not answer within {self._patience_s:g} s; see: zmqbus doctor"
         )
 
     def _pump(self, timeout_s: float | None) -> None:
-        self._take_in(self._link.pump(timeout_s))
+        self._take_in(self._transport.pump(timeout_s))
 
     def _do(self, effects: list[core.Effect]) -> None:
-        self._take_in(self._link.perform(effects))
+        self._take_in(self._transport.perform(effects))
 
     def _take_in(self, effects: list[core.Effect]) -> None:
         for effect in effects:
@@ -280,13 +281,13 @@ class CommandBus:
                     )
 
 
-def guest(settings: Settings, name: str) -> CommandBus:
+def guest(settings: Settings, name: str) -> OneShotClient:
     """A bus for a script that is no session: it speaks under a name, and is not listed. Use it as a context manager."""
-    return CommandBus(settings, core.Persona(role=Role.GUEST, name=name, token=verbs.new_token()))
+    return OneShotClient(settings, core.Persona(role=Role.GUEST, name=name, token=verbs.new_token()))
 
 
-def observer(settings: Settings, *, starts: bool = True, patience_s: float | None = None) -> CommandBus:
+def observer(settings: Settings, *, starts: bool = True, patience_s: float | None = None) -> OneShotClient:
     """Returns a client for looking only. Without `starts` it never starts a broker, not even in the place of one that
     ends while it is asked: every look would undo `zmqbus broker --stop`. All its calls together wait for `patience_s`
     at most, and then raise `BrokerUnavailable`: a healthy broker answers within milliseconds."""
-    return CommandBus(settings, core.Persona(role=Role.OBSERVER), starts=starts, patience_s=patience_s)
+    return OneShotClient(settings, core.Persona(role=Role.OBSERVER), starts=starts, patience_s=patience_s)

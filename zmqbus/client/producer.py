@@ -5,10 +5,10 @@ Theory of operation
 ===================
 
 It has a connection of its own, as a helper of the program's session (or as a guest, where that has no name). So an
-answer never waits behind messages that the program does not read: those come to the other half (`receiver`).
+answer never waits behind messages that the program does not read: those come to the other half (`consumer`).
 
-Whoever has something to say puts it down, and has the driver say it: at once, or in a stream together with what follows
-(`Driver.say_soon`). It goes out as far as the window of the client's core allows; the rest waits here, in order, up to
+A caller puts its message down, and has the I/O thread send it: at once, or in a stream together with the next ones
+(`IoThread.say_soon`). As many go out as the client core's window allows; the rest waits here, in order, up to
 `MAX_OUTSTANDING`. A request ends in one of five ways, each of which takes it out of the tables: an answer, a refusal,
 its deadline, its cancellation, the end of the bus. In the last three the broker is told that nobody waits any more.
 """
@@ -25,11 +25,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 from zmqbus.client import core, payload
 from zmqbus.client.batch import Batch
-from zmqbus.client.io_thread import Driver
-from zmqbus.client.light_future import Outcome
+from zmqbus.client.io_thread import IoThread
+from zmqbus.client.light_future import LightFuture
 from zmqbus.client.message import Message, about, of_batch
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipts_of
-from zmqbus.client.transport import Link
+from zmqbus.client.transport import Transport
 from zmqbus.errors import Overloaded, Timeout, ZmqbusError
 from zmqbus.journal.record import JournalError
 from zmqbus.wire import verbs
@@ -47,21 +47,21 @@ MAX_STALE_DEADLINES = 1_000
 AnyReceipt: TypeAlias = Receipt | BroadcastReceipt
 
 
-def _end_all(ended: Iterable[tuple[Outcome[Any], AnyReceipt | ZmqbusError]]) -> None:
+def _end_all(ended: Iterable[tuple[LightFuture[Any], AnyReceipt | ZmqbusError]]) -> None:
     for future, told in ended:
         future.end(told)
 
 
-class Reply(Outcome[Message]):
+class Reply(LightFuture[Message]):
     """The answer to a request, to come. `target` is whom it was sent to, `msg_id` its id.
 
     A `concurrent.futures.Future`: `result()` gives the `Message`, or raises `RemoteError` (the handler failed),
     `Timeout` (the deadline), or what kept the request from being handed over. `cancel()` withdraws the request.
     """
 
-    def __init__(self, driver: Driver, speaker: Speaker, msg_id: str, target: str) -> None:
-        super().__init__(driver)
-        self._speaker = speaker
+    def __init__(self, io: IoThread, producer: Producer, msg_id: str, target: str) -> None:
+        super().__init__(io)
+        self._producer = producer
         self.msg_id = msg_id
         self.target = target
 
@@ -69,7 +69,7 @@ class Reply(Outcome[Message]):
         """Withdraws the request, if it is not answered yet: who has not begun with it will not."""
         cancelled = super().cancel()
         if cancelled:
-            self._speaker.abandon(self.msg_id)
+            self._producer.abandon(self.msg_id)
         return cancelled
 
 
@@ -94,11 +94,11 @@ class _Put(NamedTuple):
     due_s: float | None
 
 
-class Speaker:
+class Producer:
     """Sends, and resolves. Thread-safe, all of it."""
 
-    def __init__(self, link: Link, log_path: str) -> None:
-        self._driver = Driver(link, self)
+    def __init__(self, transport: Transport, log_path: str) -> None:
+        self._io = IoThread(transport, self)
         self._log = payload.Log(log_path)
         self._new_id = verbs.IdMaker()
         self._refs = 0
@@ -111,16 +111,16 @@ class Speaker:
         self._room = 0
         self._room_bytes = 0
         self._over: ZmqbusError | None = None  # nothing is put down any more
-        # All of these belong to the driver's lock.
+        # All of these belong to the I/O thread's lock.
         self._waiting: deque[core.Outgoing] = deque()  # the first to go out stands first
         self._unsent: dict[str, core.Outgoing] = {}  # those of them that are requests
         self._dropped: set[str] = set()  # and those that were given up
         # Likewise, to groups: neither waits for the other, since a group without members takes nothing.
         self._requests: OrderedDict[str, verbs.Request] = OrderedDict()
         self._waiting_bytes = 0
-        self._sent: dict[str, Outcome[Any]] = {}  # message → its receipt
+        self._sent: dict[str, LightFuture[Any]] = {}  # message → its receipt
         self._asked: dict[str, tuple[Reply, bool]] = {}  # request → its answer, and whether a group was asked
-        self._called: dict[str, Outcome[verbs.Envelope]] = {}  # ref → the broker's answer
+        self._called: dict[str, LightFuture[verbs.Envelope]] = {}  # ref → the broker's answer
         self._awaited = 0  # of those asked, how many are on the way to one session
         self._taken: list[core.Ticket] = []
         self._abandoned: list[str] = []  # requests that nobody waits for any more
@@ -130,33 +130,33 @@ class Speaker:
 
     def __repr__(self) -> str:
         waiting = len(self._waiting) + len(self._requests)
-        return f"<Speaker: {len(self._sent)} sent, {len(self._asked)} asked, {waiting} waiting>"
+        return f"<Producer: {len(self._sent)} sent, {len(self._asked)} asked, {waiting} waiting>"
 
     def open(self) -> None:
         """Connects. Raises what keeps it from doing so."""
-        self._driver.open()
+        self._io.open()
 
     def close(self) -> None:
         """Ends the connection; what is still open fails with `NotConnected`."""
-        self._driver.close()
+        self._io.close()
 
     def close_soon(self) -> None:
         """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
-        self._driver.close_soon()
+        self._io.close_soon()
 
     def check(self) -> None:
         """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
-        self._driver.check()
+        self._io.check()
 
     # --- for any thread
 
     def send(
         self, scope: Scope, target: str, fmt: Format, body: bytes, reply_to: str | None = None
-    ) -> tuple[str, Outcome[Any]]:
+    ) -> tuple[str, LightFuture[Any]]:
         """Sends a message: its id, and its receipt to come. Raises `Overloaded`."""
-        driver = self._driver
-        driver.check()  # before any lock, which nobody will release in a child process
-        future: Outcome[Any] = Outcome(driver)
+        io = self._io
+        io.check()  # before any lock, which nobody will release in a child process
+        future: LightFuture[Any] = LightFuture(io)
         msg_id = self._new_id()
         # Not by its name, which counts and names the fields again.
         send = tuple.__new__(core.Outgoing, (msg_id, scope, target, fmt, reply_to, False, body))
@@ -171,7 +171,7 @@ class Speaker:
             self._sent[msg_id] = future
             self._put.append(send)
             gathered = len(self._put)
-        driver.say_soon(gathered)
+        io.say_soon(gathered)
         return msg_id, future
 
     def ask(
@@ -201,20 +201,20 @@ class Speaker:
                 envelope = verbs.Request(msg_id, target, fmt, patient, False, body)
             else:
                 envelope = core.Outgoing(msg_id, scope, target, fmt, None, False, body)
-            puts.append(_Put(envelope, Reply(self._driver, self, msg_id, shown), due_s))
+            puts.append(_Put(envelope, Reply(self._io, self, msg_id, shown), due_s))
         size_bytes = sum(len(body) for _, body in requests)
-        self._driver.check()
+        self._io.check()
         with self._put_lock:
             self._find_room(len(puts), size_bytes)
             self._put += puts
             self._put_asked += len(puts)  # guards: producer
             self._put_bytes += size_bytes
-        self._driver.say()
+        self._io.say()
         return [put.reply for put in puts]
 
-    def call(self, make: Callable[[str], verbs.Envelope]) -> Outcome[verbs.Envelope]:
+    def call(self, make: Callable[[str], verbs.Envelope]) -> LightFuture[verbs.Envelope]:
         """Asks the broker; `make` gets the ref to use."""
-        future: Outcome[verbs.Envelope] = Outcome(self._driver)
+        future: LightFuture[verbs.Envelope] = LightFuture(self._io)
 
         def say(client: core.ClientCore) -> list[core.Effect]:
             self._refs += 1
@@ -222,7 +222,7 @@ class Speaker:
             self._called[ref] = future
             return client.request(make(ref))
 
-        self._driver.say(say)
+        self._io.say(say)
         return future
 
     def abandon(self, msg_id: str) -> None:
@@ -235,14 +235,14 @@ class Speaker:
             return []
 
         try:
-            self._driver.say(say)
+            self._io.say(say)
         except ZmqbusError:
             pass  # the bus has ended, and with it all that was asked; or it is the parent's
 
     # --- Application
 
     def deal(self, effects: Sequence[core.Effect]) -> None:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         for effect in effects:
             match effect:
                 case core.Answer(msg_ids, outcome):
@@ -261,10 +261,10 @@ class Speaker:
                 case core.Response(ref, envelope):
                     future = self._called.pop(ref, None)
                     if future is not None:
-                        self._driver.later(partial(future.end, envelope))
+                        self._io.later(partial(future.end, envelope))
 
     def speak(self, client: core.ClientCore) -> list[core.Effect]:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         effects: list[core.Effect] = []
         if self._put:
             self._take_up()
@@ -307,12 +307,12 @@ class Speaker:
         effects += client.send_all(sends)
 
     def due_s(self) -> float | None:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         deadlines = self._deadlines  # asked without the lock, too, when another thread may put another list there
         return deadlines[0][0] if deadlines else None
 
     def ring(self) -> None:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         late: list[tuple[Reply, Timeout]] = []
 
         def say(_: core.ClientCore) -> list[core.Effect]:
@@ -327,20 +327,20 @@ class Speaker:
             return []
 
         try:
-            self._driver.say(say)
+            self._io.say(say)
         except ZmqbusError:
             pass  # the bus has ended: those that are not late hear of that
         for reply, error in late:
-            self._driver.later(partial(reply.end, error))
+            self._io.later(partial(reply.end, error))
 
     def ended(self, error: ZmqbusError) -> None:
-        """See `driver.Application`."""
+        """See `io_thread.Application`."""
         self._log.close()
         with self._put_lock:
             self._over = error
             self._room = self._room_bytes = 0
             puts, self._put = self._put, []
-        futures: list[Outcome[Any]] = [*self._sent.values(), *self._called.values()]
+        futures: list[LightFuture[Any]] = [*self._sent.values(), *self._called.values()]
         futures += [reply for reply, _ in self._asked.values()]
         futures += [put.reply for put in puts if isinstance(put, _Put)]
         for table in (
@@ -354,7 +354,7 @@ class Speaker:
         ):
             table.clear()
         for future in futures:
-            self._driver.later(partial(future.end, error))
+            self._io.later(partial(future.end, error))
 
     # --- inside
 
@@ -376,7 +376,7 @@ class Speaker:
         self._room, self._room_bytes = room, room_bytes
 
     def _take_up(self) -> None:
-        """What was put down goes into the tables. Under the driver's lock."""
+        """What was put down goes into the tables. Under the I/O thread's lock."""
         with self._put_lock:
             puts, self._put = self._put, []
             self._waiting_bytes += self._put_bytes
@@ -398,7 +398,7 @@ class Speaker:
                 heapq.heappush(self._deadlines, (due_s, msg_id))
 
     def _answered(self, msg_ids: Iterable[str], outcome: verbs.Receipt | verbs.Tally | ZmqbusError) -> None:
-        ended: list[tuple[Outcome[Any], AnyReceipt | ZmqbusError]] = []
+        ended: list[tuple[LightFuture[Any], AnyReceipt | ZmqbusError]] = []
         for msg_id, told in receipts_of(msg_ids, outcome):
             future = self._sent.pop(msg_id, None)
             if future is not None:
@@ -406,7 +406,7 @@ class Speaker:
             elif isinstance(told, ZmqbusError):
                 self._settle(msg_id, told)
         if ended:
-            self._driver.later(partial(_end_all, ended))
+            self._io.later(partial(_end_all, ended))
 
     def _settle(self, msg_id: str, outcome: Batch | verbs.Result | ZmqbusError) -> None:
         found = self._asked.pop(msg_id, None)
@@ -419,7 +419,7 @@ class Speaker:
         if len(self._deadlines) > len(self._asked) + MAX_STALE_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._asked]
             heapq.heapify(self._deadlines)
-        self._driver.later(partial(self._reply, reply, outcome))
+        self._io.later(partial(self._reply, reply, outcome))
 
     def _reply(self, reply: Reply, outcome: Batch | verbs.Result | ZmqbusError) -> None:
         """Outside of the lock: a large answer is read from the log here."""

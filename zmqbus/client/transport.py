@@ -1,9 +1,9 @@
 """A client's shell: the sockets, and the way back when the broker is gone.
 
 `pump` is the whole of it: wait for something, let the core decide, do what concerns the sockets, and return what
-concerns the application. It holds no thread; whoever owns a `Link` calls `pump`, from one thread.
+concerns the application. It holds no thread; whoever owns a `Transport` calls `pump`, from one thread.
 
-Whoever waits in another way (`driver` does, with a lock that may not be held while it waits) polls `descriptors()` for
+A caller that waits in another way (`io_thread` does, with a lock that may not be held while it waits) polls `descriptors()` for
 `wait_s()`, and then calls `turn` with those that are readable. ZeroMQ's descriptors tell of a change, not of a state: a
 socket that was touched may have something although its descriptor is quiet. So whoever has had something sent calls
 `overlooked` before it sleeps.
@@ -41,11 +41,11 @@ INSIST_S = 3.0
 CONNECT_S = 5.0
 #: First and longest pause between two launches that failed, for those who go on trying (a listener whose disk is full).
 BACKOFF_S = (0.5, 30.0)
-#: How long what was said last may take to go out when a link is closed: a broker that hangs keeps nobody.
+#: How long what was said last may take to go out when a transport is closed: a broker that hangs keeps nobody.
 LINGER_MS = 500
 #: ZeroMQ messages taken from one socket before the others get their turn.
 DRAIN_MESSAGES = 100
-#: What a connection takes: context, sockets, monitor, and the driver's pipe are 11, a SUB is 2 more; and files that are
+#: What a connection takes: context, sockets, monitor, and the I/O thread's pipe are 11, a SUB is 2 more; and files that are
 #: open for a moment: keys, the log, or the pipes to a broker that is started.
 DESCRIPTORS = 11 + 2 + 8
 #: Ports from here on may be given out by the kernel as somebody's source port.
@@ -91,7 +91,7 @@ def _subscriber(context: zmq.Context[zmq.Socket[bytes]], keys: ClientKeys) -> zm
     return subscriber
 
 
-class Link:
+class Transport:
     """Connects a `ClientCore` to the broker."""
 
     def __init__(
@@ -140,7 +140,7 @@ class Link:
         self._pause_s = BACKOFF_S[0]
 
     def __repr__(self) -> str:
-        return f"<Link to port {self._port}: {self.core!r}>"
+        return f"<Transport to port {self._port}: {self.core!r}>"
 
     def _watch(self, dealer: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
         dealer.monitor("inproc://zmqbus.monitor", _WATCHED)
@@ -154,7 +154,7 @@ class Link:
     def open(self) -> None:
         """Begins to connect, having started a broker if there is none.
 
-        Raises what `launch.launch` raises, unless the link is patient.
+        Raises what `launch.launch` raises, unless the transport is patient.
         """
         self._since_s = time.monotonic()
         self._next_launch_s = self._since_s + LOOK_S

@@ -28,9 +28,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 from zmqbus.client import arguments, payload
-from zmqbus.client.consumer import Receiver
+from zmqbus.client.consumer import Consumer
 from zmqbus.client.message import Message, encode, encode_error
-from zmqbus.client.producer import Speaker
+from zmqbus.client.producer import Producer
 from zmqbus.errors import InvalidArgument, NotConnected, ZmqbusError
 from zmqbus.journal.record import JournalError
 from zmqbus.wire import verbs
@@ -51,12 +51,14 @@ STEP = 2
 LOOK_S = 0.2
 
 
-class Serving:
+class Worker:
     """One call of `Bus.serve`."""
 
-    def __init__(self, receiver: Receiver, speaker: Speaker, handler: Handler, concurrency: int, log_path: str) -> None:
-        self._receiver = receiver
-        self._speaker = speaker
+    def __init__(
+        self, consumer: Consumer, producer: Producer, handler: Handler, concurrency: int, log_path: str
+    ) -> None:
+        self._consumer = consumer
+        self._producer = producer
         self._handler = handler
         self._concurrency = concurrency
         self._log_path = log_path
@@ -67,7 +69,7 @@ class Serving:
         self._leaving: BaseException | None = None  # what a handler wants to end the process with
 
     def __repr__(self) -> str:
-        return f"<Serving {self._handler!r}: credit {self._credit}, {self._average_s * 1000:.2f} ms each>"
+        return f"<Worker {self._handler!r}: credit {self._credit}, {self._average_s * 1000:.2f} ms each>"
 
     def run(self, stop: threading.Event) -> None:
         """Serves until `stop` is set or the bus is closed; then finishes what was begun, and whatever the broker has
@@ -154,8 +156,8 @@ class Serving:
                 if stop.is_set() and not self._stopping:
                     with self._lock:
                         self._stopping = True
-                    self._receiver.stop_work()
-                work = self._receiver.next_work(0.0 if self._stopping else LOOK_S, or_message=not self._stopping)
+                    self._consumer.stop_work()
+                work = self._consumer.next_work(0.0 if self._stopping else LOOK_S, or_message=not self._stopping)
             except NotConnected:
                 return None
             if work is not None or self._stopping:
@@ -180,8 +182,8 @@ class Serving:
         """What the handler gets; None where nobody waits for the answer any more."""
         if isinstance(work, Message):
             return work
-        if self._receiver.is_withdrawn(work.msg_id):
-            self._receiver.answer(work.msg_id, Format.BYTES, b"")  # which frees its place
+        if self._consumer.is_withdrawn(work.msg_id):
+            self._consumer.answer(work.msg_id, Format.BYTES, b"")  # which frees its place
             return None
         value = None
         body = work.body
@@ -217,9 +219,9 @@ class Serving:
             if isinstance(work, Message):
                 work.ack()
                 if value is not None:
-                    self._speaker.send(Scope.SESSION, work.sender_id, fmt, body, work.msg_id)
+                    self._producer.send(Scope.SESSION, work.sender_id, fmt, body, work.msg_id)
                 return
-            self._receiver.answer(work.msg_id, fmt, body)
+            self._consumer.answer(work.msg_id, fmt, body)
         except NotConnected:
             return  # the bus was closed under the handler: the broker gives the request to another worker
         self._measured(took_s)
@@ -239,12 +241,12 @@ class Serving:
 
     def _offer(self, credit: int) -> None:
         self._credit = credit
-        self._receiver.offer(credit)
+        self._consumer.offer(credit)
 
     def _give_back(self) -> None:
         """What is not answered, begun or not, is for another worker."""
         try:
-            self._receiver.give_back()
+            self._consumer.give_back()
         except ZmqbusError:
             pass  # the bus has ended, which has the same effect
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from zmqbus.client import launch
-from zmqbus.client.oneshot import CommandBus, observer
+from zmqbus.client.oneshot import OneShotClient, observer
 from zmqbus.console.background import BackgroundTask
 from zmqbus.console.views import of_session
 from zmqbus.errors import ZmqbusError
@@ -83,7 +83,7 @@ class SessionsPoller(BackgroundTask):
         super().__init__("console sessions poller")
         self._settings = settings
         self._publish = publish
-        self._bus: CommandBus | None = None
+        self._bus: OneShotClient | None = None
         self._bus_pid: int | None = None  # of the broker that `_bus` is connected to
         self.listeners = Listeners(settings.data_dir)
         # Guarded by the condition's lock.

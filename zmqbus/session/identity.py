@@ -32,7 +32,7 @@ from zmqbus.text import wording
 from zmqbus.tuples import NamedTuple
 
 if TYPE_CHECKING:
-    from zmqbus.client.oneshot import CommandBus
+    from zmqbus.client.oneshot import OneShotClient
 
 
 class Found(NamedTuple):
@@ -115,7 +115,7 @@ class Caller:
         """Looks for a session of this process, live or not. See `find_joined`."""
         return find_joined(self.candidates())
 
-    def act(self) -> tuple[SessionState, CommandBus]:
+    def act(self) -> tuple[SessionState, OneShotClient]:
         """A bus on which this process acts as its session. Raises `NotConnected` where no listener runs.
 
         It uses the port in the state file, which is right where this shell's environment may not be.
@@ -125,7 +125,7 @@ class Caller:
             raise NotConnected(f"not connected; run {wording.command('connect')} first")
         return state, bus_of(self.settings, files, state.identity, state.cwd, state.project)
 
-    def read(self) -> CommandBus:
+    def read(self) -> OneShotClient:
         """A bus on which this process reads what waits for its session, or leaves it; no listener has to run.
 
         Raises `NotConnected` where this owner never had a session.
@@ -195,13 +195,13 @@ def is_listening(data_dir: str, owner: Process) -> bool:
 
 def bus_of(
     settings: Settings, files: OwnerFiles, identity: Identity, cwd: str, project: str, *, starts: bool = True
-) -> CommandBus:
+) -> OneShotClient:
     """A bus on which this process acts as the session of these files, whether its listener runs or not.
 
-    `starts`: see `CommandBus`.
+    `starts`: see `OneShotClient`.
     """
     from zmqbus.client.core import Persona
-    from zmqbus.client.oneshot import CommandBus
+    from zmqbus.client.oneshot import OneShotClient
     from zmqbus.session.shown_log import Shown
     from zmqbus.wire.verbs import Role
 
@@ -217,10 +217,10 @@ def bus_of(
         owner=files.owner.text,
     )
     shown = Shown(files, identity.session_id)
-    return CommandBus(settings._replace(port=identity.port or settings.port), persona, shown, starts=starts)
+    return OneShotClient(settings._replace(port=identity.port or settings.port), persona, shown, starts=starts)
 
 
-def bus_of_away(settings: Settings, joined: Joined, *, starts: bool = True) -> CommandBus:
+def bus_of_away(settings: Settings, joined: Joined, *, starts: bool = True) -> OneShotClient:
     """A bus on which this process acts as a session that has no listener, from its own directory."""
     assert joined.identity is not None
     return bus_of(settings, joined.files, joined.identity, *where_am_i(), starts=starts)

@@ -22,7 +22,7 @@ from contextlib import closing
 import zmqbus
 from zmqbus import errors
 from zmqbus.client import core
-from zmqbus.client.transport import Link
+from zmqbus.client.transport import Transport
 from zmqbus.journal.reader import Reader
 from zmqbus.journal.record import iso_time
 from zmqbus.process import Process, has_ended, process_of
@@ -121,7 +121,7 @@ class Listener:
         if not streams.is_open(self._stdout):
             raise streams.OutputFailed(OSError(errno.EBADF, "it is closed"))
         self._shown.open()
-        link = Link(self._settings, self._client(), warn=lambda text: self._pacer.announce(bus_line(text)))
+        link = Transport(self._settings, self._client(), warn=lambda text: self._pacer.announce(bus_line(text)))
         with Wakeup() as wakeup:
             try:
                 link.open()
@@ -149,7 +149,7 @@ class Listener:
 
     # --- the loop
 
-    def _turn(self, link: Link, wakeup: Wakeup) -> None:
+    def _turn(self, link: Transport, wakeup: Wakeup) -> None:
         now_s = time.monotonic()
         if wakeup.caught is not None:
             self._trace(f"got {wakeup.caught.name}")
@@ -192,7 +192,7 @@ class Listener:
 
     # --- effects of the client
 
-    def _handle(self, link: Link, effect: core.Effect) -> None:
+    def _handle(self, link: Transport, effect: core.Effect) -> None:
         match effect:
             case core.Hand():
                 # Closed at once: an open segment takes space on the disk after its deletion.
@@ -210,7 +210,7 @@ class Listener:
             case core.Closed(reason):
                 self._closed(link, reason)
 
-    def _welcomed(self, link: Link, welcome: verbs.Welcome) -> None:
+    def _welcomed(self, link: Transport, welcome: verbs.Welcome) -> None:
         self._trace(f"connected as {welcome.name}, {welcome.waiting} waiting")
         self._port = link.port
         self._tries = 0  # the next broker may refuse the name again
@@ -224,7 +224,7 @@ class Listener:
             link.patient = True
             reap(self._settings.data_dir)
 
-    def _closed(self, link: Link, reason: errors.ZmqbusError | None) -> None:
+    def _closed(self, link: Transport, reason: errors.ZmqbusError | None) -> None:
         if reason is None:
             self._lock.note_left()
             raise _Ended(0, "disconnected; exiting")
@@ -235,7 +235,7 @@ class Listener:
         else:
             raise reason
 
-    def _try_next_name(self, link: Link) -> list[core.Effect]:
+    def _try_next_name(self, link: Transport) -> list[core.Effect]:
         taken = link.core.persona.name or ""
         self._tries += 1
         if self._tries <= NAME_RETRIES:
@@ -308,7 +308,7 @@ class Listener:
 
     # --- lines
 
-    def _flush(self, link: Link) -> None:
+    def _flush(self, link: Transport) -> None:
         """Writes the lines that are due, and acknowledges the messages whose lines were written."""
         while True:
             self._stalled = not self._push()
@@ -328,7 +328,7 @@ class Listener:
             self._unwritten = _as_bytes(flush.lines)
             self._unshown = tuple(tag for tag in flush.tags if isinstance(tag, core.Ticket))
 
-    def _drop_shown_elsewhere(self, link: Link) -> None:
+    def _drop_shown_elsewhere(self, link: Transport) -> None:
         """Drops held messages that a command of this session has printed meanwhile."""
         if self._pacer.waiting() and self._shown.news():
             for tag in self._pacer.forget(lambda tag: isinstance(tag, core.Ticket) and tag.msg_ids[0] in self._shown):
