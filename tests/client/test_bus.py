@@ -1012,7 +1012,7 @@ def test_a_bus_of_the_parent_is_an_error_in_a_forked_child(connect, echo):
     process.join(PATIENCE_S)
     assert process.exitcode == 0
     texts = [found.get() for _ in range(6)]
-    assert all("connect anew in the child" in text for text in texts[:5])
+    assert all("connect again in the child" in text for text in texts[:5])
     assert texts[5] == "from the child"
     assert bus.ask("echo", "still mine").text == "still mine"
     assert reply.result(PATIENCE_S).text == "x"

@@ -72,27 +72,27 @@ class PlayedIoThread:
         self.consumer = consumer
         self.client: Any = client
         self.error: errors.ZmqbusError | None = None
-        self.nudged: list[float] = []
+        self.woken_by: list[float] = []
 
     def check(self) -> None:
         if self.error is not None:
             raise self.error
 
-    def say(self, speak: Callable[[Any], Any] | None = None) -> None:
+    def execute(self, speak: Callable[[Any], Any] | None = None) -> None:
         self.check()
         if speak is not None:
             speak(self.client)
-        self.consumer.speak(self.client)
+        self.consumer.drain(self.client)
 
-    def nudge(self, due_s: float) -> None:
-        self.nudged.append(due_s)
+    def wake_by(self, due_s: float) -> None:
+        self.woken_by.append(due_s)
 
-    def later(self, act: Callable[[], None]) -> None:
+    def call_later(self, act: Callable[[], None]) -> None:
         act()
 
     def close(self) -> None:
         self.error = errors.NotConnected("closed")
-        self.consumer.ended(self.error)
+        self.consumer.on_end(self.error)
 
 
 class Played:
@@ -109,7 +109,7 @@ class Played:
             ticket = core.Ticket(lease, 1, (msg_id,), None)
             header = ("sid", "auth", None, Scope.SESSION, "", 0, None, 0.0)
             batch = Deliver(1, 0, 0, *header, -1, None, 0, (msg_id,), (b"",))
-            self.consumer.deal([core.Hand(ticket, batch)])
+            self.consumer.on_effects([core.Hand(ticket, batch)])
 
     def take(self) -> str | None:
         message = self.consumer.next_message(0.0)
@@ -117,7 +117,7 @@ class Played:
 
     def work(self, *msg_ids: str) -> None:
         for msg_id in msg_ids:
-            self.consumer.deal([core.Do(verbs.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b""))])
+            self.consumer.on_effects([core.Do(verbs.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b""))])
 
 
 @pytest.fixture
@@ -144,32 +144,32 @@ def test_what_is_taken_is_acknowledged(auto):
 def test_a_burst_is_acknowledged_together_and_its_last_at_once(auto):
     auto.hand("a", "b", "c")
     assert [auto.take(), auto.take()] == ["a", "b"]
-    assert auto.core.acks == 0 and len(auto.io.nudged) == 1
-    assert auto.consumer.due_s() == auto.io.nudged[0]
+    assert auto.core.acks == 0 and len(auto.io.woken_by) == 1
+    assert auto.consumer.deadline_s() == auto.io.woken_by[0]
     assert auto.take() == "c"
-    assert auto.core.acks == 1 and auto.consumer.due_s() is None
+    assert auto.core.acks == 1 and auto.consumer.deadline_s() is None
 
 
 def test_the_alarm_acknowledges_what_was_taken_of_a_burst(auto):
     auto.hand("a", "b")
     auto.take()
-    auto.consumer.ring()
+    auto.consumer.on_deadline()
     assert auto.core.taken_ids == ["a"]
     auto.io.error = errors.NotConnected("over")
-    auto.consumer.ring()  # then it comes again
+    auto.consumer.on_deadline()  # then it comes again
 
 
 def test_what_was_not_taken_is_taken_back(auto):
     auto.hand("a", "b")
     auto.take()
-    auto.consumer.deal([core.TakeBack()])
+    auto.consumer.on_effects([core.TakeBack()])
     assert auto.take() is None
 
 
 def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_again(auto):
     auto.hand("a", "b")
     assert auto.take() == "a"
-    auto.consumer.deal([core.TakeBack()])
+    auto.consumer.on_effects([core.TakeBack()])
     auto.hand("a", "b", lease="two")
     assert auto.take() == "b"
     assert auto.take() is None
@@ -189,7 +189,7 @@ def test_what_the_program_acknowledges_waits_for_it(manual):
 def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_newer_ticket(manual):
     manual.hand("a", "b")
     message = manual.consumer.next_message(0.0)
-    manual.consumer.deal([core.TakeBack()])
+    manual.consumer.on_effects([core.TakeBack()])
     manual.hand("a", "b", lease="two")
     assert [manual.take(), manual.take()] == ["b", None]
     message.ack()
@@ -197,7 +197,7 @@ def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_ne
 
 
 def test_a_new_name_is_noted(auto):
-    auto.consumer.deal([core.Renamed("robert")])
+    auto.consumer.on_effects([core.Renamed("robert")])
     assert auto.consumer.name == "robert"
 
 
@@ -279,12 +279,12 @@ def test_it_is_acknowledged_before_whoever_waits_has_woken_up(auto):
         time.sleep(0.0005)
     with auto.consumer._arrived:  # so that it cannot wake up
         auto.hand("a")
-        auto.consumer.speak(auto.core)  # as the io does, when something was dealt with
+        auto.consumer.drain(auto.core)  # as the io does, when something was dealt with
         assert auto.core.taken_ids == ["a"] and got == []
         assert auto.consumer.unread == 0
     thread.join(PATIENCE_S)
     assert got[0].msg_id == "a" and auto.consumer._waiting == 0
-    auto.consumer.speak(auto.core)
+    auto.consumer.drain(auto.core)
     assert len(auto.core.tickets) == 1 and auto.take() is None
 
 
@@ -339,7 +339,7 @@ def test_it_is_given_to_nobody_who_does_not_take_it_next(auto, manual, before):
     if before != "nobody waits":
         waits(played)
     played.hand("a")
-    played.consumer.speak(played.core)
+    played.consumer.drain(played.core)
     assert not played.consumer._given and played.core.tickets == []
     assert played.consumer.unread == (2 if before == "another is there" else 1)
 
@@ -348,18 +348,18 @@ def test_what_was_given_and_is_taken_back_comes_once(auto):
     waits(auto)
     auto.hand("a")
     waits(auto, 0)
-    auto.consumer.deal([core.TakeBack()])
+    auto.consumer.on_effects([core.TakeBack()])
     auto.hand("a", lease="two")
     assert auto.consumer.unread == 0
     assert [auto.take(), auto.take()] == ["a", None]
-    auto.consumer.speak(auto.core)
+    auto.consumer.drain(auto.core)
     assert auto.core.last_leases == {"a": "two"}
 
 
 def test_what_was_given_is_returned_though_the_connection_has_ended(auto):
     waits(auto)
     auto.hand("a")
-    auto.consumer.ended(errors.NotConnected("over"))
+    auto.consumer.on_end(errors.NotConnected("over"))
     assert auto.take() == "a"
     with pytest.raises(errors.NotConnected):
         auto.take()
@@ -388,9 +388,9 @@ def test_answers_go_together_where_more_waits(auto):
 
 def test_what_was_withdrawn_is_known_once_and_not_for_ever(auto):
     auto.work("a", "b")
-    auto.consumer.deal([core.Withdrawn(("a",))])
+    auto.consumer.on_effects([core.Withdrawn(("a",))])
     assert auto.consumer.is_withdrawn("a") and not auto.consumer.is_withdrawn("b")
-    auto.consumer.deal([core.Withdrawn(("b",))])  # while it is worked on, when nobody asks any more
+    auto.consumer.on_effects([core.Withdrawn(("b",))])  # while it is worked on, when nobody asks any more
     auto.consumer.answer("b", 0, b"")
     assert not auto.consumer._withdrawn
 
@@ -587,7 +587,7 @@ class Run:
             if isinstance(effect, core.Transmit) and isinstance(effect.envelope, verbs.Ack):
                 assert self.acknowledged < effect.envelope.seq <= self.sent
                 self.acknowledged = effect.envelope.seq
-        self.consumer.deal(effects)
+        self.consumer.on_effects(effects)
 
     def hear(self, *envelopes: verbs.Envelope) -> None:
         self.carry_out(self.core.handle(0.0, core.Received(list(envelopes))))
@@ -637,7 +637,7 @@ def run() -> Run:
 
 def hold_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The io's thread is slow: nothing is said of what is taken."""
-    monkeypatch.setattr(run.io, "say", lambda speak=None: None)
+    monkeypatch.setattr(run.io, "execute", lambda speak=None: None)
 
 
 def test_a_run_is_taken_message_by_message(run):
@@ -656,13 +656,13 @@ def test_a_run_is_taken_message_by_message(run):
 def test_what_is_taken_of_a_run_is_acknowledged_by_and_by(run):
     run.send(4)
     run.take(2)
-    assert run.acknowledged == 0 and len(run.io.nudged) == 1
-    run.consumer.ring()
+    assert run.acknowledged == 0 and len(run.io.woken_by) == 1
+    run.consumer.on_deadline()
     assert run.acknowledged == 2
     run.take()
-    run.consumer.ring()
+    run.consumer.on_deadline()
     assert run.acknowledged == 3
-    run.consumer.ring()  # there is nothing to say
+    run.consumer.on_deadline()  # there is nothing to say
     assert run.acknowledged == 3
     run.take()
     assert run.acknowledged == 4
@@ -679,13 +679,13 @@ def test_what_was_taken_of_a_run_and_comes_again_is_not_handed_out_again(run, mo
             hold_back(run, patch)
         run.take(2)
         if told:
-            run.consumer.ring()
+            run.consumer.on_deadline()
         acknowledged, run.acknowledged = run.acknowledged, 0  # the acknowledgement is lost with the connection
         assert acknowledged == (2 if told else 0)
         getattr(run, how)()
         run.send(*sizes)
         assert run.acknowledged == (2 if told else 0)  # what the core knows, it acknowledges by itself
-    run.consumer.ring()
+    run.consumer.on_deadline()
     assert run.acknowledged == 2
     assert run.take(9) == [3, 4]
     assert run.acknowledged == 4 and not run.consumer._unsure and not run.consumer._taken
@@ -714,7 +714,7 @@ def test_taken_back_twice_before_anything_is_said(run, monkeypatch):
         run.send(6)
         assert run.take() == [5]
     assert run.acknowledged == 0
-    run.consumer.ring()
+    run.consumer.on_deadline()
     assert run.acknowledged == 5
     assert run.take(9) == [6]
     assert run.acknowledged == 6
@@ -725,7 +725,7 @@ def test_what_the_program_acknowledges_itself_comes_one_by_one():
     run.send(3)
     first, second = run.consumer.next_message(0.0), run.consumer.next_message(0.0)
     assert first is not None and second is not None
-    run.consumer.ring()
+    run.consumer.on_deadline()
     assert run.acknowledged == 0
     second.ack()
     assert run.acknowledged == 0  # the first is owed
@@ -765,7 +765,7 @@ def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(st
             run.acknowledged = min(run.acknowledged, what)
             run.welcome()
         elif step == "say":
-            run.consumer.ring()
+            run.consumer.on_deadline()
         elif step == "give":  # somebody waits; who wakes up some time
             waits(run)
             run.send(1)
@@ -778,7 +778,7 @@ def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(st
     while run.sent < run.last:
         run.send(min(3, run.last - run.sent))
     run.take(1000)
-    run.consumer.ring()
+    run.consumer.on_deadline()
     assert run.got == list(range(1, run.last + 1)) and run.acknowledged == run.last
     assert not (run.consumer._taken or run.consumer._batches or run.consumer._unsure or run.core._inbound.handed)
 
@@ -787,7 +787,7 @@ def test_what_comes_in_one_piece_is_given_to_nobody_unasked(run):
     waits(run)
     run.send(3)
     assert not run.consumer._given and run.consumer.unread == 3
-    run.consumer.ring()
+    run.consumer.on_deadline()
     assert run.acknowledged == 0
 
 
@@ -814,7 +814,7 @@ def test_a_run_of_broadcasts_is_taken_message_by_message(run):
     assert (message.to, message.reply_to, message.age_s, message.sent_ts) == ("#deploys", None, None, 1.0)
     told: list[verbs.Ack] = []
     run.carry_out = lambda effects: told.extend(one.envelope for one in effects)
-    run.consumer.ring()
+    run.consumer.on_deadline()
     assert told == [verbs.Ack(0, (1,))]
     assert run.take(9) == [2, 3]
     assert told[1:] == [verbs.Ack(0, (2, 3))]
@@ -823,7 +823,7 @@ def test_a_run_of_broadcasts_is_taken_message_by_message(run):
 def test_two_threads_take_from_one_run(run):
     """Each message goes to one of them, to each in order; what is acknowledged is what both have taken."""
     count = 3000
-    run.io.say = lambda speak=None: None
+    run.io.execute = lambda speak=None: None
     got: list[list[int]] = [[], []]
     start = threading.Barrier(3)
 
@@ -833,7 +833,7 @@ def test_two_threads_take_from_one_run(run):
             mine.append(int(message.text))
             if not len(mine) % 50:
                 with run.lock:
-                    run.consumer.speak(cast("Any", run))
+                    run.consumer.drain(cast("Any", run))
 
     threads = [threading.Thread(target=take, args=(mine,), daemon=True) for mine in got]
     for thread in threads:
@@ -857,5 +857,5 @@ def test_two_threads_take_from_one_run(run):
     assert sorted(got[0] + got[1]) == list(range(1, count + 1))
     assert all(mine == sorted(mine) for mine in got)
     with run.lock:
-        run.consumer.speak(cast("Any", run))
+        run.consumer.drain(cast("Any", run))
     assert run.acknowledged == count + 2

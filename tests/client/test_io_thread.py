@@ -102,24 +102,24 @@ class Application:
         self.rung = threading.Event()
         self.to_say: list[core.Effect] = []
 
-    def deal(self, effects: Sequence[core.Effect]) -> None:
+    def on_effects(self, effects: Sequence[core.Effect]) -> None:
         for effect in effects:
             self.dealt.append(effect)
             if self.acts:
-                self.io.later(self.acts.pop(0))
+                self.io.call_later(self.acts.pop(0))
 
-    def speak(self, client: core.ClientCore) -> list[core.Effect]:
+    def drain(self, client: core.ClientCore) -> list[core.Effect]:
         said, self.to_say = self.to_say, []
         return said
 
-    def due_s(self) -> float | None:
+    def deadline_s(self) -> float | None:
         return self.due
 
-    def ring(self) -> None:
+    def on_deadline(self) -> None:
         self.due = None
         self.rung.set()
 
-    def ended(self, error: ZmqbusError) -> None:
+    def on_end(self, error: ZmqbusError) -> None:
         self.ended_with.append(error)
         self.ended_in.append(threading.current_thread())
         self.over.set()
@@ -168,7 +168,7 @@ def test_it_opens_and_closes(io, transport, application):
     assert transport.closed == 1
     assert [type(error) for error in application.ended_with] == [NotConnected]
     with pytest.raises(NotConnected, match="open another"):
-        io.say()
+        io.execute()
     assert repr(io).endswith(", closed>")
 
 
@@ -199,7 +199,7 @@ def test_an_end_that_nobody_asked_for_is_told_once_and_raised_from_then_on(io, t
     transport.put(core.Closed(core.Displaced("process 7 has taken this session over")))
     assert application.over.wait(PATIENCE_S)
     with pytest.raises(core.Displaced, match="process 7"):
-        io.say()
+        io.execute()
     io.close()  # joins the thread
     assert transport.closed == 1
     assert [type(error) for error in application.ended_with] == [core.Displaced]
@@ -217,12 +217,12 @@ def test_the_end_is_told_by_the_thread_though_another_has_found_it(io, transport
     io.open()
     transport.in_.append([core.Closed(None)])  # no edge: the next who looks finds it
     with suppress(ZmqbusError):  # the thread may be the first
-        io.say()
+        io.execute()
     assert application.over.wait(PATIENCE_S)
     assert application.ended_in[0] is not threading.current_thread()
 
 
-@pytest.mark.parametrize("where", ["transport", "deal", "ring"])
+@pytest.mark.parametrize("where", ["transport", "on_effects", "on_deadline"])
 def test_a_fault_of_its_own_is_an_end_like_any_other(io, transport, application, monkeypatch, where):
     """Whoever waits must not wait for ever because of a mistake in here."""
 
@@ -232,15 +232,15 @@ def test_a_fault_of_its_own_is_an_end_like_any_other(io, transport, application,
     io.open()
     if where == "transport":
         transport.put(ZeroDivisionError("mistake"))
-    elif where == "deal":
-        monkeypatch.setattr(application, "deal", fail)
+    elif where == "on_effects":
+        monkeypatch.setattr(application, "on_effects", fail)
         transport.put(PONG)
     else:
-        monkeypatch.setattr(application, "ring", fail)
+        monkeypatch.setattr(application, "on_deadline", fail)
         application.due = 0.0
-        io.nudge(0.0)
+        io.wake_by(0.0)
     assert application.over.wait(PATIENCE_S)
-    with pytest.raises(ZmqbusError, match=r"ZeroDivisionError: mistake.*connect anew"):
+    with pytest.raises(ZmqbusError, match=r"ZeroDivisionError: mistake.*connect again"):
         io.check()
     assert isinstance(application.ended_with[0].__cause__, ZeroDivisionError)
 
@@ -249,7 +249,7 @@ def test_a_fault_found_by_a_caller_is_an_end_too(io, transport, application):
     io.open()
     transport.in_.append([ZeroDivisionError("mistake")])
     with suppress(ZmqbusError):  # the thread may be the first to look
-        io.say()
+        io.execute()
     assert application.over.wait(PATIENCE_S)
 
 
@@ -259,7 +259,7 @@ def test_a_fault_found_by_a_caller_is_an_end_too(io, transport, application):
 def test_what_is_said_goes_out_at_once_with_what_the_application_has_to_say(io, transport, application):
     io.open()
     application.to_say = [transmit("b")]
-    io.say(lambda _: [transmit("a")])
+    io.execute(lambda _: [transmit("a")])
     assert transport.said == [transmit("a"), transmit("b")]
 
 
@@ -270,22 +270,22 @@ def test_what_a_speaker_raises_is_the_callers(io, application):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        io.say(fail)
-    io.say()
+        io.execute(fail)
+    io.execute()
     assert not application.over.is_set()
 
 
 def test_what_came_meanwhile_is_dealt_with_by_whoever_speaks(io, transport, application):
     io.open()
     transport.in_ += [[PONG]] * 3
-    io.say()
+    io.execute()
     assert application.dealt == [PONG] * 3
 
 
 def test_more_than_one_turn_is_left_to_the_thread(io, transport, application):
     io.open()
     transport.in_ += [[PONG]] * 1000  # no edge
-    io.say()
+    io.execute()
     wait_until(lambda: len(application.dealt) == 1000)
 
 
@@ -313,19 +313,19 @@ def test_something_that_comes_during_the_last_look_of_a_tick_is_seen(io, transpo
     transport.turn = tick
     io.open()
     transport.tick_s = 0.0
-    io.nudge(0.0)
+    io.wake_by(0.0)
     wait_until(lambda: application.dealt == [PONG])
 
 
 def test_many_threads_at_once(io, transport, application):
     io.open()
 
-    def speak(number: int) -> None:
+    def send(number: int) -> None:
         for index in range(200):
-            io.say(lambda _, text=f"{number}.{index}": [transmit(text)])
+            io.execute(lambda _, text=f"{number}.{index}": [transmit(text)])
             transport.put(PONG)
 
-    threads = [threading.Thread(target=speak, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -341,7 +341,7 @@ def test_many_threads_at_once(io, transport, application):
 def test_the_alarm_is_called_when_it_is_due(io, application):
     io.open()
     application.due = time.monotonic()
-    io.nudge(application.due)
+    io.wake_by(application.due)
     assert application.rung.wait(PATIENCE_S)
 
 
@@ -352,7 +352,7 @@ def test_an_alarm_that_was_set_while_speaking_wakes_the_thread(io, application):
         application.due = time.monotonic()
         return []
 
-    io.say(set_alarm)
+    io.execute(set_alarm)
     assert application.rung.wait(PATIENCE_S)
 
 
@@ -367,7 +367,7 @@ class Stream:
         self.speakers: list[threading.Thread] = []
         self.gate = threading.Event()
         held = threading.Event()
-        speak = application.speak
+        speak = application.drain
 
         def speaking(client: core.ClientCore) -> list[core.Effect]:
             said = speak(client)
@@ -379,7 +379,7 @@ class Stream:
             held.set()
             self.gate.wait(PATIENCE_S)
 
-        application.speak = speaking  # type: ignore[method-assign]
+        application.drain = speaking  # type: ignore[method-assign]
         io.open()
         application.acts.append(hold)
         transport.put(PONG)
@@ -392,7 +392,7 @@ class Stream:
     def put(self, text: str, gathered: int = 1) -> None:
         """Puts something down, so much by now."""
         self.application.to_say.append(transmit(text))
-        self.io.say_soon(gathered)
+        self.io.send_soon(gathered)
 
     @property
     def said(self) -> list[str]:
@@ -448,7 +448,7 @@ def test_whoever_puts_something_down_in_a_stream_waits_for_no_lock(stream, slow)
 
 def test_after_a_while_it_is_no_stream_any_more(stream, monkeypatch):
     stream.unconfirmed()
-    stream.io.say()
+    stream.io.execute()
     monkeypatch.setattr(driver_module, "STREAM_S", -1.0)  # so long has passed since
     stream.put("a")
     assert stream.said == ["a"] and stream.speakers == [threading.current_thread()]
@@ -464,10 +464,10 @@ def test_so_much_is_gathered_and_no_more(stream, slow, gathered, at_once):
 def test_who_waits_for_it_says_it(stream, slow):
     stream.unconfirmed()
     stream.put("a")
-    stream.io.hurry()
+    stream.io.flush()
     assert stream.said == ["a"] and stream.speakers == [threading.current_thread()]
-    stream.application.to_say.append(transmit("b"))  # of which the io does not know: there is nothing to hurry
-    stream.io.hurry()
+    stream.application.to_say.append(transmit("b"))  # of which the io does not know: there is nothing to flush
+    stream.io.flush()
     assert stream.said == ["a"]
 
 
@@ -476,9 +476,9 @@ def test_to_hurry_after_the_end_is_no_error(stream, slow):
     stream.put("a")
     stream.transport.in_.append([core.Closed(None)])
     with suppress(ZmqbusError):
-        stream.io.say()
+        stream.io.execute()
     stream.io._gathering = True
-    stream.io.hurry()
+    stream.io.flush()
     with pytest.raises(NotConnected):
         stream.put("b", GATHER)
 
@@ -490,7 +490,7 @@ def test_what_was_put_down_is_said_though_another_speaker_fails(stream, slow):
     stream.unconfirmed()
     stream.put("a")
     with pytest.raises(ValueError, match="no"):
-        stream.io.say(fail)
+        stream.io.execute(fail)
     assert stream.said == [] and stream.io._gathering
     stream.gate.set()
     wait_until(lambda: stream.said == ["a"])
@@ -522,7 +522,7 @@ def test_callbacks_are_run_by_the_thread_and_never_by_a_speaker(io, transport, a
     application.acts.append(act)
     with users_lock:
         transport.in_.append([PONG])
-        io.say()
+        io.execute()
         assert application.dealt == [PONG]
     assert done.wait(PATIENCE_S)
     assert ran[0] is not threading.current_thread()
@@ -539,22 +539,22 @@ def test_a_callback_that_raises_costs_nobody_else(io, transport, application, ho
     transport.put(PONG, PONG)
     assert done.wait(PATIENCE_S)
     assert [type(one) for one in hooked] == [error]
-    io.say()
+    io.execute()
 
 
 def test_a_callback_may_speak_and_close(io, transport, application):
     io.open()
 
     def act() -> None:
-        io.say(lambda _: [transmit("from a callback")])
-        assert io.waits_for_itself
+        io.execute(lambda _: [transmit("from a callback")])
+        assert io.is_current_thread
         io.close()
 
     application.acts.append(act)
     transport.put(PONG)
     assert application.over.wait(PATIENCE_S)
     assert transmit("from a callback") in transport.said
-    assert not io.waits_for_itself
+    assert not io.is_current_thread
 
 
 def test_callbacks_that_wait_when_it_ends_are_run(io, transport, application):
@@ -563,7 +563,7 @@ def test_callbacks_that_wait_when_it_ends_are_run(io, transport, application):
 
     def end() -> None:
         io.close()
-        io.later(lambda: ran.append(1))
+        io.call_later(lambda: ran.append(1))
 
     application.acts.append(end)
     transport.put(PONG)
@@ -583,7 +583,7 @@ def test_in_a_child_it_is_an_error_that_says_so_whatever_the_locks_hold(io, tran
         if pid == 0:
             try:
                 try:
-                    io.say()
+                    io.execute()
                 except ForkedBus as error:
                     io.close()  # does nothing, and does not hang
                     os.write(writer, str(error).encode())
@@ -597,8 +597,8 @@ def test_in_a_child_it_is_an_error_that_says_so_whatever_the_locks_hold(io, tran
         os.close(reader)
         os.kill(pid, 9)
         os.waitpid(pid, 0)
-    assert f"opened by process {os.getpid()}" in text and "connect anew in the child" in text
-    io.say()
+    assert f"opened by process {os.getpid()}" in text and "connect again in the child" in text
+    io.execute()
 
 
 def test_repr_shows_the_link(io):

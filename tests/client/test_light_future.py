@@ -28,11 +28,11 @@ def until(condition: Callable[[], Any]) -> Any:
 class Played:
     """Whose word is waited for."""
 
-    waits_for_itself = False
-    hurried = 0
+    is_current_thread = False
+    flushed = 0
 
-    def hurry(self) -> None:
-        self.hurried += 1
+    def flush(self) -> None:
+        self.flushed += 1
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_ends_and_cancellations_at_once_are_one_end():
 
 
 def test_waiting_in_the_bus_s_own_thread_is_an_error_and_no_hang(outcome):
-    outcome._by.waits_for_itself = True
+    outcome._by.is_current_thread = True
     for ask in (outcome.result, outcome.exception):
         with pytest.raises(errors.LocalError, match="would never end"):
             ask()
@@ -131,9 +131,9 @@ def test_whoever_waits_hurries_what_was_put_down(outcome):
         outcome.result(0)
     with pytest.raises(TimeoutError):
         outcome.exception(0)
-    assert outcome._by.hurried == 2
+    assert outcome._by.flushed == 2
     outcome.end("x")
-    assert outcome.result() == "x" and outcome._by.hurried == 2
+    assert outcome.result() == "x" and outcome._by.flushed == 2
 
 
 @pytest.mark.parametrize("how", ["result", "exception", "wait", "as_completed", "callback"])

@@ -284,7 +284,7 @@ def test_repr_counts(pair):
 class PlayedIoThread:
     """Carries nothing out until it is told to; what was transmitted is noted."""
 
-    waits_for_itself = False
+    is_current_thread = False
 
     def __init__(self, producer: Producer, client: core.ClientCore) -> None:
         self.producer = producer
@@ -295,19 +295,19 @@ class PlayedIoThread:
     def check(self) -> None:
         pass
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         pass
 
-    def say(self, speak: Callable[[core.ClientCore], list[core.Effect]] | None = None) -> None:
+    def execute(self, speak: Callable[[core.ClientCore], list[core.Effect]] | None = None) -> None:
         effects = speak(self.client) if speak is not None else []
         if not self.busy:
-            effects += self.producer.speak(self.client)
+            effects += self.producer.drain(self.client)
         self.transmitted += [one.envelope for one in effects if isinstance(one, core.Transmit)]
 
-    def say_soon(self, gathered: int) -> None:
-        self.say()
+    def send_soon(self, gathered: int) -> None:
+        self.execute()
 
-    def later(self, act: Callable[[], None]) -> None:
+    def call_later(self, act: Callable[[], None]) -> None:
         act()
 
 
@@ -337,7 +337,7 @@ class Played:
         """Says what there is to say; returns the bodies that went out."""
         self.io.busy = False
         del self.io.transmitted[:]
-        self.io.say()
+        self.io.execute()
         self.io.busy = True
         bodies: list[bytes] = []
         for envelope in self.io.transmitted:
@@ -348,7 +348,7 @@ class Played:
         return [body.decode() for body in bodies]
 
     def hear(self, *envelopes: verbs.Envelope) -> None:
-        self.producer.deal(self.core.handle(0.0, core.Received(list(envelopes))))
+        self.producer.on_effects(self.core.handle(0.0, core.Received(list(envelopes))))
 
     def confirm_all(self) -> None:
         self.hear(verbs.Receipt(0, "id", "bob", 0, tuple(self.core._unconfirmed)))
@@ -458,7 +458,7 @@ def test_the_window_cuts_the_order_nowhere(played, monkeypatch):
     for msg_id in list(played.producer._asked)[:7]:
         ticket = core.Ticket("lease", 1, (f"answer{msg_id[:6]}",), msg_id)
         header = ("s", "bob", None, 0, "", 0, msg_id, 0.0)
-        played.producer.deal([core.Hand(ticket, Deliver(1, 0, 0, *header, -1, None, 0, ticket.msg_ids, (b"",)))])
+        played.producer.on_effects([core.Hand(ticket, Deliver(1, 0, 0, *header, -1, None, 0, ticket.msg_ids, (b"",)))])
         while part := played.go():
             went += part
             played.confirm_all()
@@ -518,7 +518,7 @@ def test_the_end_takes_what_lies_there_along(played):
     futures = [played.send("put"), played.ask("put")]
     played.go()
     futures += [played.send("later"), played.ask("later"), played.ask("later", group=True)]
-    played.producer.ended(errors.NotConnected("over"))
+    played.producer.on_end(errors.NotConnected("over"))
     for future in futures:
         with pytest.raises(errors.NotConnected, match="over"):
             future.result(0)

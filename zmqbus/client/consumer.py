@@ -113,10 +113,10 @@ class Consumer:
         """
         self._forgets = True
         try:
-            self._io.say()
+            self._io.execute()
         except ZmqbusError:
             return None  # the connection has ended, and with it all that could be said
-        if self._io.waits_for_itself:
+        if self._io.is_current_thread:
             return None
         with self._arrived:
             self._arrived.wait_for(lambda: self._given_up is not None or self._error is not None, timeout_s)
@@ -186,17 +186,17 @@ class Consumer:
     def _soon(self, *, at_once: bool) -> None:
         """There is something to say: now, or with what follows it."""
         if at_once:
-            self._io.say()
+            self._io.execute()
         elif self._due_s is None:
             self._due_s = due_s = time.monotonic() + COALESCE_S
-            self._io.nudge(due_s)
+            self._io.wake_by(due_s)
 
     # --- work
 
     def offer(self, credit: int) -> None:
         """Says how many requests of its groups the program takes at a time; nothing where it has joined none."""
         if self._groups:
-            self._io.say(lambda client: client.offer(credit))
+            self._io.execute(lambda client: client.offer(credit))
 
     def stop_work(self) -> None:
         """Takes no more requests. Returns when all are here that the broker has handed over before it heard of that:
@@ -209,7 +209,7 @@ class Consumer:
             return [*client.offer(0), *client.request(verbs.Status(ref))]
 
         done = object()
-        self._io.say(say)
+        self._io.execute(say)
         with self._arrived:
             self._arrived.wait_for(lambda: not self._asked or self._error is not None, SETTLE_S)
 
@@ -224,7 +224,7 @@ class Consumer:
                 effects += client.answer(*self._answers.popleft())
             return effects + client.give_back()
 
-        self._io.say(say)
+        self._io.execute(say)
 
     def next_work(self, timeout_s: float | None, *, or_message: bool = False) -> verbs.Work | Message | None:
         """The next request of a group (or, with `or_message`, the next message); None if none comes in time."""
@@ -270,7 +270,7 @@ class Consumer:
 
     # --- Application
 
-    def deal(self, effects: Sequence[core.Effect]) -> None:
+    def on_effects(self, effects: Sequence[core.Effect]) -> None:
         """See `io_thread.Application`."""
         arrived = False
         with self._arrived:  # once for all of them
@@ -300,7 +300,7 @@ class Consumer:
                 self._arrived.notify_all()  # not one: those who wait do not all wait for the same
         if arrived:
             for watcher in self._watchers:
-                self._io.later(watcher)
+                self._io.call_later(watcher)
 
     def _give(self) -> None:
         """A message that is alone is the program's at once, if somebody waits for it: it is acknowledged while whoever
@@ -335,7 +335,7 @@ class Consumer:
             return True
         return False
 
-    def speak(self, client: core.ClientCore) -> list[core.Effect]:
+    def drain(self, client: core.ClientCore) -> list[core.Effect]:
         """See `io_thread.Application`."""
         self._due_s = None
         effects: list[core.Effect] = []
@@ -360,18 +360,18 @@ class Consumer:
             effects += client.request(verbs.Forget(FORGET_REF, persona.session_id or "", persona.token or ""))
         return effects
 
-    def due_s(self) -> float | None:
+    def deadline_s(self) -> float | None:
         """See `io_thread.Application`."""
         return self._due_s
 
-    def ring(self) -> None:
+    def on_deadline(self) -> None:
         """See `io_thread.Application`."""
         try:
-            self._io.say()
+            self._io.execute()
         except ZmqbusError:
             pass  # then they come again, and are known
 
-    def ended(self, error: ZmqbusError) -> None:
+    def on_end(self, error: ZmqbusError) -> None:
         """See `io_thread.Application`."""
         self._log.close()
         with self._arrived:
@@ -379,4 +379,4 @@ class Consumer:
                 self._error = closed() if self._forgets else error
             self._arrived.notify_all()
         for watcher in self._watchers:
-            self._io.later(watcher)
+            self._io.call_later(watcher)

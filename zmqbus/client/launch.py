@@ -1,14 +1,14 @@
-"""Finding the broker, and starting one where there is none.
+"""Finds the broker, and starts one where none runs.
 
-A pid file, and a lock on the data directory that somebody holds, are taken as a sign to try and connect, no more. A
-client that gets no answer launches all the same. That is always right, since the launched process stands for election
-(`broker.daemon`) and leaves at once if there is a broker.
+A pid file and a held lock on the data directory are a sign to try to connect, no more. A client that gets no answer
+launches a broker all the same. That is always safe, since the launched process stands for election
+(`broker.shell.daemon`) and leaves at once if there is a broker.
 
-It is also 80 ms of a processor, and when a broker dies, all of its clients find that out at the same instant. So they
-take turns: who has had to wait for another's launch looks again before its own.
+But it costs 80 ms of a processor, and all clients of a broker that dies notice at the same instant. So they take turns:
+a client that has waited for another's launch looks again before its own.
 
-A `Launch` goes in steps that do not wait, for those who have something else to do meanwhile (`driver`, which many
-threads want something of); `launch` is for those who have not.
+`launch` blocks until the broker serves. A `Launch` goes in steps that do not wait, for a caller with other duties (the
+I/O thread, whose lock other threads want).
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from zmqbus.system.port_holder import who_holds
 if TYPE_CHECKING:
     import subprocess
 
-#: How long another client's launch is waited for. It takes a tenth of that, unless it was stopped in the middle.
+#: How many seconds to wait for another client's launch. It takes a tenth of that, unless that client is stopped.
 TURN_S = 2.0
-#: Between two looks at that.
+#: Seconds between two looks at that.
 LOOK_S = 0.02
-#: How long the launched process may take to say how it went: interpreter start, keys, binds, on a crowded machine.
+#: How many seconds the launched process may take to report: interpreter start, keys, binds, on a busy machine.
 LAUNCH_S = 20.0
 
 
 def broker_pid(settings: Settings) -> int | None:
-    """The pid in the port's pid file, if there is a broker for this data directory. It may count in another PID
-    namespace; whoever wants more than to show it takes `find_broker`."""
+    """Returns the pid of the broker of this data directory, None if there is none. To be shown only: it may belong to
+    another PID namespace; for more, use `find_broker`."""
     served = find_broker(settings)
     return None if served is None else served.pid
 
 
 def find_broker(settings: Settings) -> pidfile.Served | None:
-    """What the broker of this data directory says of itself, if there is one that these settings lead to.
+    """Returns what the files of the broker that these settings lead to say of it, None if there is none.
 
-    It is the one on the settings' port. Where nobody chose the port, it is the one that the data directory names: only
-    this user can write there, and whatever answers on that port has to prove with its key that it is the broker.
+    That is the broker on the settings' port; if nobody chose the port, the one that the data directory names: only this
+    user can write there, and whatever answers on that port must prove with its key that it is the broker.
     """
     served = pidfile.read(settings.paths, settings.port)
     if (served is None and settings.port_chosen) or not is_elected(settings):
@@ -57,7 +57,7 @@ def find_broker(settings: Settings) -> pidfile.Served | None:
 
 
 def at_broker(settings: Settings) -> Settings:
-    """The settings with the port on which the broker is found, or is to be started."""
+    """Returns the settings with the port on which the broker is found, or is to be started."""
     served = find_broker(settings)
     return settings if served is None else settings._replace(port=served.port)
 
@@ -82,7 +82,7 @@ def check_reach(settings: Settings, served: pidfile.Served | None) -> None:
 
 
 def check_loopback(port: int) -> None:
-    """Raises `BrokerUnavailable` where this process may not use the loopback, or there is none."""
+    """Raises `BrokerUnavailable` if this process may not use the loopback, or there is none."""
     found = network.try_port(port)
     if found is network.Port.FORBIDDEN:
         raise BrokerUnavailable(network.FORBIDDEN_TEXT)
@@ -91,8 +91,8 @@ def check_loopback(port: int) -> None:
 
 
 def is_elected(settings: Settings) -> bool:
-    """Whether anybody holds the lock of `broker.daemon`. A pid alone proves nothing: it may be a zombie's, or have been
-    used again. (The lock is taken shared here, for microseconds; a candidate that meets it looks again.)"""
+    """Returns whether a process holds the election lock of `broker.shell.daemon`. A pid alone proves nothing: it may be
+    a zombie's, or reused. (This takes the lock shared, for microseconds; a candidate that meets it looks again.)"""
     try:
         descriptor = os.open(settings.data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -107,31 +107,31 @@ def is_elected(settings: Settings) -> bool:
 
 
 def launch(settings: Settings) -> str:
-    """Starts a broker, detached from this process in every way, and returns when one serves the port: with what it has
-    found damaged or has set aside, for the user; mostly "".
+    """Starts a broker, detached from this process in every way; returns when one serves the port. The result is the
+    broker's notice for the user of what it has found damaged or has set aside; mostly "".
 
-    Raises `PortHeld` if something else is bound to the port, the broker's own error if it cannot start (keys that
-    others can read, a data directory that another broker uses), `BrokerUnavailable` if it says nothing within 20 s.
+    Raises `PortHeld` if another program is bound to the port, the broker's own error if it cannot start (keys that
+    others can read, a data directory that another broker uses), `BrokerUnavailable` if it reports nothing within 20 s.
     """
     starting = Launch(settings)
     try:
-        while (told := starting.step()) is None:
+        while (notice := starting.step()) is None:
             starting.wait()
-        return told
+        return notice
     finally:
         starting.close()
 
 
 class Launch:
-    """The start of a broker, as `launch` does it, step by step. For one thread.
+    """The start of a broker in steps that do not wait. Not thread-safe.
 
-    It waits for its turn, starts the process, and waits for the line that this reports.
+    Takes its turn among other clients, starts the process, and reads the line that this reports.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._turn = -1  # what others wait for
-        self._waited = False  # another one was launching
+        self._turn = -1  # descriptor of the lock that clients take in turn
+        self._waited = False  # another client was launching
         self._turn_deadline_s = time.monotonic() + TURN_S
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline_s = 0.0
@@ -143,8 +143,8 @@ class Launch:
         return f"<Launch for port {self._settings.port}: {state}>"
 
     def step(self) -> str | None:
-        """Goes on as far as it can without waiting. None: not done yet. Returns and raises as `launch`; it is to be
-        closed then."""
+        """Goes on as far as possible without waiting; returns None if it is not done. Otherwise returns or raises as
+        `launch` does; close it then."""
         if self._process is None:
             if not self._take_turn():
                 return None
@@ -157,14 +157,14 @@ class Launch:
         return None if report is None else self._outcome(report)
 
     def wait(self) -> None:
-        """Sleeps until another step may be of use."""
+        """Sleeps until another step may get further."""
         if self._reader < 0:
             time.sleep(LOOK_S)
         else:
             _is_readable(self._reader, max(0.0, self._deadline_s - time.monotonic()))
 
     def close(self) -> None:
-        """Gives up what it has: a process that has not reported, and not detached itself yet, is ended. Idempotent."""
+        """Releases everything, and ends a process that has neither reported nor detached itself. Idempotent."""
         if self._process is not None:
             assert self._process.stderr is not None
             if self._reader >= 0:
@@ -175,19 +175,21 @@ class Launch:
         if self._reader >= 0:
             os.close(self._reader)
         if self._turn >= 0:
-            fcntl.flock(self._turn, fcntl.LOCK_UN)  # a child that was forked meanwhile has it, too, and would keep it
+            fcntl.flock(
+                self._turn, fcntl.LOCK_UN
+            )  # a child forked meanwhile has the descriptor and would keep the lock
             os.close(self._turn)
         self._reader = self._turn = -1
 
     # --- its turn
 
     def _take_turn(self) -> bool:
-        """Whether no other client is launching a broker, or the other one does not come to an end."""
+        """Returns whether it is this client's turn: no other one is launching a broker, or it takes too long."""
         if self._turn < 0:
             try:
                 self._turn = os.open(self._settings.paths.keys, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
-                return True  # a broker has never been here, or the launch will tell what is wrong
+                return True  # there was never a broker, or the launch will report the fault
         try:
             fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -198,7 +200,7 @@ class Launch:
     # --- the process
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        import subprocess  # 5 ms that only whoever finds no broker pays
+        import subprocess  # 5 ms that only a client without a broker pays
 
         settings = self._settings
         with explained("the start of a broker"):
@@ -213,7 +215,7 @@ class Launch:
         try:
             return subprocess.Popen(
                 command,
-                cwd="/",  # it holds on to no directory that somebody may want to remove or unmount
+                cwd="/",  # so that it keeps no directory from being removed or unmounted
                 env=children.environ({"INTER_SESSION_DATA_DIR": settings.data_dir}),
                 pass_fds=(writer,),
                 stdin=subprocess.DEVNULL,
@@ -229,8 +231,8 @@ class Launch:
             os.close(writer)
 
     def _report(self) -> str | None:
-        """The first line that the process reports, without its end; "" when it has closed the pipe, or nothing came in
-        time; None: not yet."""
+        """Returns the first line that the process reports, without its end; "" if it has closed the pipe or is late;
+        None: not yet."""
         while b"\n" not in self._said:
             if not _is_readable(self._reader, 0.0):
                 return None if time.monotonic() < self._deadline_s else ""
@@ -244,7 +246,7 @@ class Launch:
         assert self._process is not None and self._process.stderr is not None
         last_words = ""
         if not report:
-            self._process.kill()  # the process that detaches; one that has detached already is not touched
+            self._process.kill()  # the process that detaches; not one that has detached already
             last_words = self._process.stderr.read()[-500:].decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
         os.close(self._reader)
         self._reader = -1
@@ -263,7 +265,7 @@ class Launch:
 
 
 def _is_readable(descriptor: int, timeout_s: float) -> bool:
-    """Waits up to `timeout_s` for something to read. Not with select(), which ends at 1,023 open files."""
+    """Waits up to `timeout_s` for input. Not with select(), which fails above 1,023 open files."""
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     return bool(poller.poll(int(timeout_s * 1000 + 0.999)))

@@ -33,10 +33,10 @@ class Waited(Protocol):
     """Whose word it is that is waited for."""
 
     @property
-    def waits_for_itself(self) -> bool:
+    def is_current_thread(self) -> bool:
         """Whether the caller is the thread that would end it."""
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Somebody waits: what has been put down is to be said now."""
 
 
@@ -134,9 +134,9 @@ class LightFuture(Future[_T]):
         return super().exception(timeout)
 
     def _wait(self) -> None:
-        if self._by.waits_for_itself and not self.done():
+        if self._by.is_current_thread and not self.done():
             raise LocalError(
                 "a callback runs in the thread of its bus, where waiting for that bus would never end; use request() "
                 "and send(wait=False) there, with callbacks of their own, or hand the work to another thread"
             )
-        self._by.hurry()
+        self._by.flush()

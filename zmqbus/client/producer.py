@@ -171,7 +171,7 @@ class Producer:
             self._sent[msg_id] = future
             self._put.append(send)
             gathered = len(self._put)
-        io.say_soon(gathered)
+        io.send_soon(gathered)
         return msg_id, future
 
     def ask(
@@ -209,7 +209,7 @@ class Producer:
             self._put += puts
             self._put_asked += len(puts)  # guards: producer
             self._put_bytes += size_bytes
-        self._io.say()
+        self._io.execute()
         return [put.reply for put in puts]
 
     def call(self, make: Callable[[str], verbs.Envelope]) -> LightFuture[verbs.Envelope]:
@@ -222,7 +222,7 @@ class Producer:
             self._called[ref] = future
             return client.request(make(ref))
 
-        self._io.say(say)
+        self._io.execute(say)
         return future
 
     def abandon(self, msg_id: str) -> None:
@@ -235,13 +235,13 @@ class Producer:
             return []
 
         try:
-            self._io.say(say)
+            self._io.execute(say)
         except ZmqbusError:
             pass  # the bus has ended, and with it all that was asked; or it is the parent's
 
     # --- Application
 
-    def deal(self, effects: Sequence[core.Effect]) -> None:
+    def on_effects(self, effects: Sequence[core.Effect]) -> None:
         """See `io_thread.Application`."""
         for effect in effects:
             match effect:
@@ -261,9 +261,9 @@ class Producer:
                 case core.Response(ref, envelope):
                     future = self._called.pop(ref, None)
                     if future is not None:
-                        self._io.later(partial(future.end, envelope))
+                        self._io.call_later(partial(future.end, envelope))
 
-    def speak(self, client: core.ClientCore) -> list[core.Effect]:
+    def drain(self, client: core.ClientCore) -> list[core.Effect]:
         """See `io_thread.Application`."""
         effects: list[core.Effect] = []
         if self._put:
@@ -306,12 +306,12 @@ class Producer:
         self._waiting_bytes -= sum([len(send.body) for send in sends])
         effects += client.send_all(sends)
 
-    def due_s(self) -> float | None:
+    def deadline_s(self) -> float | None:
         """See `io_thread.Application`."""
         deadlines = self._deadlines  # asked without the lock, too, when another thread may put another list there
         return deadlines[0][0] if deadlines else None
 
-    def ring(self) -> None:
+    def on_deadline(self) -> None:
         """See `io_thread.Application`."""
         late: list[tuple[Reply, Timeout]] = []
 
@@ -327,13 +327,13 @@ class Producer:
             return []
 
         try:
-            self._io.say(say)
+            self._io.execute(say)
         except ZmqbusError:
             pass  # the bus has ended: those that are not late hear of that
         for reply, error in late:
-            self._io.later(partial(reply.end, error))
+            self._io.call_later(partial(reply.end, error))
 
-    def ended(self, error: ZmqbusError) -> None:
+    def on_end(self, error: ZmqbusError) -> None:
         """See `io_thread.Application`."""
         self._log.close()
         with self._put_lock:
@@ -354,7 +354,7 @@ class Producer:
         ):
             table.clear()
         for future in futures:
-            self._io.later(partial(future.end, error))
+            self._io.call_later(partial(future.end, error))
 
     # --- inside
 
@@ -406,7 +406,7 @@ class Producer:
             elif isinstance(told, ZmqbusError):
                 self._settle(msg_id, told)
         if ended:
-            self._io.later(partial(_end_all, ended))
+            self._io.call_later(partial(_end_all, ended))
 
     def _settle(self, msg_id: str, outcome: Batch | verbs.Result | ZmqbusError) -> None:
         found = self._asked.pop(msg_id, None)
@@ -419,7 +419,7 @@ class Producer:
         if len(self._deadlines) > len(self._asked) + MAX_STALE_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._asked]
             heapq.heapify(self._deadlines)
-        self._io.later(partial(self._reply, reply, outcome))
+        self._io.call_later(partial(self._reply, reply, outcome))
 
     def _reply(self, reply: Reply, outcome: Batch | verbs.Result | ZmqbusError) -> None:
         """Outside of the lock: a large answer is read from the log here."""

@@ -1,12 +1,11 @@
-"""A client's shell: the sockets, and the way back when the broker is gone.
+"""A client's shell: its sockets, and the search for a new broker when the old one is gone.
 
-`pump` is the whole of it: wait for something, let the core decide, do what concerns the sockets, and return what
-concerns the application. It holds no thread; whoever owns a `Transport` calls `pump`, from one thread.
+`pump` is the main loop's body: wait for an event, let the core decide, carry out the effects on the sockets, and return
+the effects for the application. It has no thread of its own; the owner of a `Transport` calls `pump` from one thread.
 
-A caller that waits in another way (`io_thread` does, with a lock that may not be held while it waits) polls `descriptors()` for
-`wait_s()`, and then calls `turn` with those that are readable. ZeroMQ's descriptors tell of a change, not of a state: a
-socket that was touched may have something although its descriptor is quiet. So whoever has had something sent calls
-`overlooked` before it sleeps.
+A caller that must wait otherwise (`io_thread`, whose lock may not be held while it waits) polls `descriptors()` for
+`wait_s()` seconds, and then calls `turn` with the readable ones. ZeroMQ's descriptors are edge-triggered: a socket that
+was used may have input although its descriptor is quiet. So after a send, call `overlooked` before the next poll.
 """
 
 from __future__ import annotations
@@ -31,57 +30,57 @@ from zmqbus.wire import codec, sockets, verbs
 if TYPE_CHECKING:
     from zmqbus.client.spool_writer import Spool
 
-#: Between two looks whether there is a broker at all, while there is no WELCOME.
+#: Seconds between two looks for a running broker, until WELCOME.
 LOOK_S = 0.5
-#: Without even a handshake for so long, one is launched whatever the pid file says: it may be left from a broker that
-#: was killed, while one on another port holds the data directory, and the launch finds out and says so. Not sooner: a
-#: thousand clients at once wait for seconds, and each of their launches would cost the broker 80 ms of a processor.
+#: Without even a handshake for so many seconds, launch a broker whatever the pid file says: it may be left from one
+#: that was killed, while a broker on another port holds the data directory; the launch finds that out and says so. Not
+#: sooner: a thousand clients at once wait for seconds, and each launch would cost the broker 80 ms of a processor.
 INSIST_S = 3.0
-#: Without a WELCOME for so long since the last launch, or since the handshake, it is no use.
+#: Without a WELCOME for so many seconds since the last launch, or since the handshake, give up.
 CONNECT_S = 5.0
-#: First and longest pause between two launches that failed, for those who go on trying (a listener whose disk is full).
+#: First and longest pause in seconds between two failed launches, for a patient client (a listener on a full disk).
 BACKOFF_S = (0.5, 30.0)
 #: How long what was said last may take to go out when a transport is closed: a broker that hangs keeps nobody.
 LINGER_MS = 500
-#: ZeroMQ messages taken from one socket before the others get their turn.
+#: ZeroMQ messages read from one socket before the others get their turn.
 DRAIN_MESSAGES = 100
-#: What a connection takes: context, sockets, monitor, and the I/O thread's pipe are 11, a SUB is 2 more; and files that are
-#: open for a moment: keys, the log, or the pipes to a broker that is started.
+#: File descriptors of a connection: context, sockets, monitor and the I/O thread's pipe are 11, a SUB is 2 more; and 8
+#: for files that are open for a moment: keys, the log, or the pipes to a broker that is started.
 DESCRIPTORS = 11 + 2 + 8
-#: Ports from here on may be given out by the kernel as somebody's source port.
+#: From this port on the kernel may choose source ports.
 EPHEMERAL_FROM = 30_000
 
-# Not MONITOR_STOPPED: that one is sent without a time limit, and a monitor that nobody reads any more hangs the close.
+# Not MONITOR_STOPPED: libzmq sends that without a time limit, and a monitor that is no longer read hangs the close.
 _WATCHED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
-#: As long as nobody has welcomed us.
+#: Phases before WELCOME.
 _WITHOUT = (core.Phase.OFFLINE, core.Phase.GREETING)
-#: What concerns the sockets, but for `Transmit`.
+#: Effects for the sockets, except `Transmit`.
 _OURS = frozenset((core.Subscribe, core.Retune, core.Welcomed, core.Spool, core.Unspool))
 
 
 def endpoint(port: int) -> str:
-    """Where a client connects to."""
+    """Returns the endpoint that a client connects to."""
     # A socket that retries a closed port in the ephemeral range can be given that very port as its own, connect to
-    # itself, and so keep the broker from binding it. Another source address rules that out where there is one.
+    # itself, and so keep the broker from binding it. A different source address rules that out, where there is one.
     if port >= EPHEMERAL_FROM and sys.platform == "linux":
         return f"tcp://127.0.0.2:0;127.0.0.1:{port}"
     return f"tcp://127.0.0.1:{port}"
 
 
 def _dealer(context: zmq.Context[zmq.Socket[bytes]], keys: ClientKeys) -> zmq.Socket[bytes]:
-    """The socket for directed envelopes. It has no routing id: the broker's ROUTER draws one that nobody can take."""
+    """Makes the socket for directed envelopes. It sets no routing id: the broker's ROUTER draws one that is unique."""
     dealer = context.socket(zmq.DEALER)
     curve_client(dealer, keys)
-    dealer.linger = 0  # until WELCOME: what a broker never answered is not worth waiting for
+    dealer.linger = 0  # until WELCOME: a broker that never answered is not worth waiting for
     dealer.sndhwm = dealer.rcvhwm = 0  # credit bounds both ways; a mark here would block or drop
     dealer.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)
-    # Not RECONNECT_IVL_MAX, which switches the jitter off: clients of a broker that died would come back in step.
+    # Not RECONNECT_IVL_MAX, which switches the jitter off: all clients of a dead broker would reconnect in step.
     dealer.reconnect_ivl = random.randint(10, 40)
     return dealer
 
 
 def _subscriber(context: zmq.Context[zmq.Socket[bytes]], keys: ClientKeys) -> zmq.Socket[bytes]:
-    """The socket for broadcasts."""
+    """Makes the socket for broadcasts."""
     subscriber = context.socket(zmq.SUB)
     curve_client(subscriber, keys)
     subscriber.linger = 0
@@ -103,14 +102,14 @@ class Transport:
         starts: bool = True,
         warn: Callable[[str], None] = warn_on_stderr,
     ) -> None:
-        """`patient` goes on for ever when there is no broker and none can be started (a listener that has been on the
-        bus before); else that is an error after 5 s. `starts`: whether it starts a broker; if not, and where none runs,
-        or none any more, that is a `BrokerUnavailable` at once. `warn` is told what a broker that was launched here has
-        found damaged; by default it goes to standard error."""
+        """`patient`: keep trying for ever when no broker runs and none can be started (a listener that has been on the
+        bus before); otherwise that is an error after 5 s. `starts`: start a broker where none runs; otherwise that is a
+        `BrokerUnavailable` at once. `warn` gets the notices of a broker that was started here and has found something
+        damaged; by default they go to standard error."""
         self._warn = warn
         self._settings = settings
-        self._port = settings.port  # that the dealer connects to
-        self._held = False  # it was told that the port is held
+        self._port = settings.port  # of the dealer's endpoint
+        self._held = False  # the warning that the port is held was given
         self.core = client
         self.patient = patient
         self._starts = starts
@@ -130,12 +129,12 @@ class Transport:
         self._outbox: list[verbs.Envelope] = []
         self._spool: Spool | None = None
         client.spools = True
-        self._has_sent = False  # since somebody has looked whether the dealer has something
-        self._look_at_subscriber = False  # likewise; or more was there than is taken at a time
+        self._has_sent = False  # since the dealer was last checked for input; or it has more than one turn reads
+        self._look_at_subscriber = False  # likewise of the subscriber
         self._connected = False
         self._launched = False
-        self._has_tried = False  # whether this process can use the loopback at all
-        self._since_s = 0.0  # when the wait for a WELCOME began
+        self._has_tried = False  # `_check_loopback` was called
+        self._since_s = 0.0  # start of the wait for a WELCOME
         self._next_launch_s = 0.0
         self._pause_s = BACKOFF_S[0]
 
@@ -152,9 +151,9 @@ class Transport:
     # --- life
 
     def open(self) -> None:
-        """Begins to connect, having started a broker if there is none.
+        """Begins to connect; starts a broker first if none runs.
 
-        Raises what `launch.launch` raises, unless the transport is patient.
+        Raises as `launch.launch` does, unless the transport is patient.
         """
         self._since_s = time.monotonic()
         self._next_launch_s = self._since_s + LOOK_S
@@ -171,21 +170,21 @@ class Transport:
 
     @property
     def port(self) -> int:
-        """The port on which the broker is looked for."""
+        """The broker's port."""
         return self._port
 
     def watch(self, descriptor: int, *, hang_up: bool = False) -> None:
-        """Makes `pump` return when this descriptor is readable, too; with `hang_up`, when its other end has gone."""
+        """Makes `pump` return also when this descriptor is readable; with `hang_up`, when its other end has gone."""
         self._poller.register(descriptor, zmq.POLLERR if hang_up else zmq.POLLIN)
 
     def restart(self, client: core.ClientCore) -> list[core.Effect]:
-        """Goes on over the same sockets as somebody else (another name, after the first was taken)."""
+        """Goes on over the same sockets with another core (another name, after the first was taken)."""
         self.core = client
         client.spools = True
         return self.perform(client.handle(time.monotonic(), core.Up())) if self._connected else []
 
     def close(self) -> None:
-        """Sends what is left to say, and closes. Takes at most half a second, and that only if the broker hangs."""
+        """Sends what is left, and closes. Takes at most half a second, and that only if the broker hangs."""
         self._end_launch()
         self._dealer.linger = LINGER_MS if self._connected else 0
         self._dealer.disable_monitor()
@@ -200,11 +199,11 @@ class Transport:
     # --- the application's side
 
     def perform(self, effects: Iterable[core.Effect]) -> list[core.Effect]:
-        """Carries out what concerns the sockets, and gives back the rest, which is the application's."""
+        """Carries out the effects for the sockets, and returns the others, which are the application's."""
         rest: list[core.Effect] = []
         outbox = self._outbox
         for effect in effects:
-            kind = effect.__class__  # most are of the first or the last kind, and there are many
+            kind = effect.__class__  # nearly all are `Transmit` or the application's, and there are many
             if kind is core.Transmit:
                 outbox.append(effect.envelope)  # type: ignore[union-attr, arg-type]
             elif kind in _OURS:
@@ -233,11 +232,11 @@ class Transport:
                     self._look_at_subscriber = True
             case core.Spool(send):
                 if self._spool is None:
-                    from zmqbus.client.spool_writer import Spool  # which few commands need
+                    from zmqbus.client.spool_writer import Spool  # few commands need it
 
                     self._spool = Spool(self._settings.paths.spool)
                 self._outbox.append(self._spool.put(send) or send)
-                self._send_out()  # the broker has work for a millisecond, and so has the next body here
+                self._send_out()  # while the broker reads this body, the next one is written here
             case core.Unspool(msg_ids):
                 if self._spool is not None:
                     self._spool.free(msg_ids)
@@ -249,9 +248,9 @@ class Transport:
                 rest.append(effect)
 
     def pump(self, timeout_s: float | None) -> list[core.Effect]:
-        """Waits up to `timeout_s` (None: as long as it takes) for something to happen, and deals with it.
+        """Waits up to `timeout_s` (None: without limit) for an event, and handles it.
 
-        Returns the effects for the application, which may be none. Raises `PortHeld` or `BrokerUnavailable` as `open`.
+        Returns the effects for the application, possibly none. Raises `PortHeld` or `BrokerUnavailable` as `open`.
         """
         wait_s = self.wait_s()
         if timeout_s is not None:
@@ -261,12 +260,12 @@ class Transport:
         return self.turn(self._descriptors)
 
     def descriptors(self) -> tuple[int, ...]:
-        """What to poll for input. They change when the session is welcomed. New ones are quiet until `turn` was called
-        with them: there may be something already."""
+        """Returns the descriptors to poll for input. They change with WELCOME. Call `turn` with new ones before the
+        first poll: they may have input already."""
         return self._descriptors
 
     def wait_s(self) -> float:
-        """How long there is nothing to do, if nothing comes."""
+        """Returns for how many seconds there is nothing to do unless input comes."""
         now_s = time.monotonic()
         if self._launching is not None:
             return min(launch.LOOK_S, self.core.next_tick_s(now_s))
@@ -275,31 +274,31 @@ class Transport:
         return self.core.next_tick_s(now_s)
 
     def turn(self, ready: Collection[int]) -> list[core.Effect]:
-        """Deals with what there is on these descriptors, without waiting, and with what the time has brought. There may
-        be more of it after `DRAIN_MESSAGES`: then `overlooked` says so. Raises as `pump`."""
+        """Handles, without waiting, the input on these descriptors and the timers that have run out. After
+        `DRAIN_MESSAGES` there may be more input: then `overlooked` says so. Raises as `pump`."""
         now_s = time.monotonic()
         found: list[core.Effect] = []
         dealer, monitor, *subscriber = self._descriptors
         lost_or_found = monitor in ready
         if lost_or_found:
             found += self._drain_monitor(now_s)
-        # The SUB first: what came over the DEALER may be waiting for it.
+        # The SUB first: messages of the DEALER may have to wait for its broadcasts.
         if subscriber and subscriber[0] in ready:
             found += self._drain_subscriber(now_s)
-        # What came before a loss is there when the loss is told, though the poll may have looked a moment too early.
+        # Input that came before a loss is there when the monitor reports the loss, though the poll may have missed it.
         if lost_or_found or dealer in ready:
             found += self._drain_dealer(now_s)
         if self.core.next_tick_s(now_s) <= 0:
             found += self.perform(self.core.handle(now_s, core.Tick()))
-        # What was found comes first, for it may be the last that was wanted: the answer to STOP arrives together with
-        # the loss, and a broker launched here would be one that nobody asked for.
+        # Only without input, which may be the last that was wanted: the answer to STOP arrives together with the loss,
+        # and a broker launched here would be one that nobody asked for.
         if not found and (self._launching is not None or self.core.phase in _WITHOUT):
             self._look_for_broker(now_s)
         return found
 
     def overlooked(self) -> tuple[int, ...]:
-        """Descriptors that are quiet although there is something, which whoever has touched their sockets may have
-        caused. To be given to `turn`."""
+        """Returns descriptors that may be quiet although their sockets have input, since the sockets were used. Give
+        them to `turn`."""
         missed: tuple[int, ...] = ()
         if self._has_sent:
             if sockets.has_input(self._dealer):
@@ -318,7 +317,7 @@ class Transport:
             (event,) = unpack_from("=H", parts[0])
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._connected = True
-                self._since_s = now_s  # there is a broker (no other has its keys); WELCOME is on its way
+                self._since_s = now_s  # there is a broker (nobody else has its keys); WELCOME is on its way
                 self._next_launch_s = now_s + LOOK_S
                 found += self.perform(self.core.handle(now_s, core.Up()))
             elif event == zmq.Event.DISCONNECTED:
@@ -374,7 +373,7 @@ class Transport:
     # --- a broker
 
     def _look_for_broker(self, now_s: float) -> None:
-        """Nobody has welcomed us yet: is there a broker at all? Or one is being started here."""
+        """Before WELCOME: continues the launch under way, or looks whether a broker runs, and launches one if not."""
         if self._launching is not None:
             self._launch()
             return
@@ -400,7 +399,7 @@ class Transport:
         self._follow(self._settings.port if served is None else served.port)
 
     def _follow(self, port: int) -> None:
-        """Turns to the port on which the broker is now: the next one may have found the last one's taken."""
+        """Connects to the port of the broker that runs now: its predecessor's port may have been taken."""
         if port != self._port and not self._connected:  # guards: reconnect: the broker has another port now [off]
             self._dealer.disconnect(endpoint(self._port))
             self._dealer.connect(endpoint(port))
@@ -422,7 +421,7 @@ class Transport:
         launch.check_loopback(self._port)
 
     def _launch(self) -> None:
-        """Starts a broker, or goes on with that."""
+        """Starts a broker, or continues its start."""
         try:
             notices: str | None
             if self.waits_to_launch:
@@ -436,7 +435,7 @@ class Transport:
         except ZmqbusError as error:
             self._end_launch()
             if self.core.phase is core.Phase.READY:
-                return  # somebody else has started one
+                return  # another client has started one
             # guards: reconnect [not self.patient => isinstance(error, PortHeld) or not self.patient]
             if not self.patient:
                 raise
