@@ -363,7 +363,9 @@ class IoThread:
         if getattr(error, "errno", None) in descriptors.SHORTAGE:
             error = descriptors.shortage("the bus", error)
         if not isinstance(error, ZmqbusError):  # a bug of this package: threads that wait must not wait for ever
-            failed = ZmqbusError(f"the bus has failed ({type(error).__name__}: {error}); connect again, and report this")
+            failed = ZmqbusError(
+                f"the bus has failed ({type(error).__name__}: {error}); connect again, and report this"
+            )
             failed.__cause__ = error
             error = failed
         self._closing = True
