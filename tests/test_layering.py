@@ -166,11 +166,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "doctor.permissions": "real/test_doctor.py",
     "doctor.environment": "doctor/test_checks.py",
     "doctor.report": "doctor/test_checks.py",
-    "session.identity": "session/test_state.py",
-    "session.leftovers": "session/test_state.py",
     "doctor.storage": "real/test_doctor.py",
     "session.listener": "real/test_listener.py",
-    "session.lock": "session/test_state.py",
     # Words without decisions, and decisions that only show in what all parts do together.
     "client.events": "client/test_core.py",
     "client.requests": "client/test_core.py",

@@ -1,4 +1,4 @@
-"""`zmqbus forget`: which session is meant, and what is said before it goes."""
+"""`zmqbus forget`: finding the session, and the question before it is removed."""
 
 from __future__ import annotations
 
@@ -25,45 +25,50 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "found"),
-    [("nightly", "aaaa1111"), ("aaaa", "aaaa1111"), ("auth", "bbbb3333"), ("cccc5555", "cccc5555")],
-    ids=["name", "prefix of an id", "a connected one has the name too", "id"],
-)
-def test_which_is_meant(wanted: str, found: str) -> None:
-    assert forget.find(ROWS, wanted).session_id == found
-
-
-@pytest.mark.parametrize(
-    ("wanted", "error", "text"),
-    [
-        ("nightl", UnknownPeer, "nearest: nightly"),
-        ("aaa", UnknownPeer, "zmqbus list --all"),
-        ("main", Ambiguous, "cccc4444 .*cccc5555 .*give the id"),
-        ("pay", Unauthorized, "is connected.*zmqbus disconnect"),
-        ("bbbb2222", Unauthorized, "is connected"),
-        ("\x1b[31m", UnknownPeer, "no session"),
-    ],
-)
-def test_which_cannot_be(wanted: str, error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text) as caught:
-        forget.find(ROWS, wanted)
-    assert str(caught.value).isprintable()
-
-
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
 
-@pytest.mark.parametrize(
-    ("answer", "agreed"), [("y\n", True), ("YES\n", True), ("\n", False), ("no\n", False), ("", False)]
-)
-def test_it_says_how_much_it_is_and_asks(
-    answer: str, agreed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal(answer))
-    assert forget._agreed(row("nightly", "aaaa1111", waiting=3)) is agreed
-    said = capsys.readouterr().out
-    assert "'nightly'" in said and "3 unread messages would be removed with it. Forget it? [y/N] " in said
-    assert ("nothing was removed" in said) is not agreed
+class TestFind:
+    """Which session a name or an id means."""
+
+    @pytest.mark.parametrize(
+        ("wanted", "found"),
+        [("nightly", "aaaa1111"), ("aaaa", "aaaa1111"), ("auth", "bbbb3333"), ("cccc5555", "cccc5555")],
+        ids=["name", "prefix of an id", "a connected session has the name too", "id"],
+    )
+    def test_session_is_found(self, wanted: str, found: str) -> None:
+        assert forget.find(ROWS, wanted).session_id == found
+
+    @pytest.mark.parametrize(
+        ("wanted", "error", "text"),
+        [
+            ("nightl", UnknownPeer, "nearest: nightly"),
+            ("aaa", UnknownPeer, "zmqbus list --all"),
+            ("main", Ambiguous, "cccc4444 .*cccc5555 .*give the id"),
+            ("pay", Unauthorized, "is connected.*zmqbus disconnect"),
+            ("bbbb2222", Unauthorized, "is connected"),
+            ("\x1b[31m", UnknownPeer, "no session"),
+        ],
+    )
+    def test_session_cannot_be_removed(self, wanted: str, error: type[Exception], text: str) -> None:
+        with pytest.raises(error, match=text) as caught:
+            forget.find(ROWS, wanted)
+        assert str(caught.value).isprintable()
+
+
+class TestQuestion:
+    """The user is asked before unread mail is removed."""
+
+    @pytest.mark.parametrize(
+        ("answer", "agreed"), [("y\n", True), ("YES\n", True), ("\n", False), ("no\n", False), ("", False)]
+    )
+    def test_question_says_how_much_would_be_removed(
+        self, answer: str, agreed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", Terminal(answer))
+        assert forget._agreed(row("nightly", "aaaa1111", waiting=3)) is agreed
+        said = capsys.readouterr().out
+        assert "'nightly'" in said and "3 unread messages would be removed with it. Forget it? [y/N] " in said
+        assert ("nothing was removed" in said) is not agreed

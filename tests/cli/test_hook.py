@@ -1,4 +1,4 @@
-"""The budget of a hook: it counts what the process could use, and not what the clock says."""
+"""The time budget of a hook."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from zmqbus.cli import hook
 
 
 class _Over(Exception):
-    """The process would have ended here."""
+    """Stands for the end of the process."""
 
 
 class Clock:
-    """A clock, and a timer whose ticks come as late as the test wants."""
+    """A clock, and a timer whose ticks may come late."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
@@ -37,13 +37,13 @@ class Clock:
             self.budget._tick(signal.SIGALRM, None)
 
     def ticks_to_the_end(self) -> int:
-        """How many more ticks in time it has."""
+        """How many punctual ticks it takes until the end."""
         for count in range(10_000):
             try:
                 self.ticks(1)
             except _Over:
                 return count + 1
-        raise AssertionError("it never ends")
+        raise AssertionError("no end")
 
 
 @pytest.fixture
@@ -51,33 +51,30 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def test_alone_on_the_machine_it_is_what_it_says(clock: Clock) -> None:
-    assert clock.ticks_to_the_end() == hook.BUDGET_TICKS
-    assert clock.now_s == pytest.approx(1000.15)
+class TestBudget:
+    """It counts the time that the process could use, not the clock."""
 
+    def test_on_an_idle_machine_it_is_0_15_s(self, clock: Clock) -> None:
+        assert clock.ticks_to_the_end() == hook.BUDGET_TICKS
+        assert clock.now_s == pytest.approx(1000.15)
 
-def test_a_process_that_waits_for_a_processor_uses_nothing_up(clock: Clock) -> None:
-    clock.ticks(hook.BUDGET_TICKS - 1, each_s=0.1)
-    assert clock.now_s == pytest.approx(1001.4)
+    def test_waiting_for_a_processor_costs_nothing(self, clock: Clock) -> None:
+        clock.ticks(hook.BUDGET_TICKS - 1, each_s=0.1)
+        assert clock.now_s == pytest.approx(1001.4)
 
+    def test_slowed_down_process_gets_more_time_for_the_broker(self, clock: Clock) -> None:
+        clock.ticks(5, each_s=0.05)  # five times slower than on an idle machine
+        assert hook.BUDGET_TICKS - 5 < clock.ticks_to_the_end() < 5 * hook.BUDGET_TICKS
 
-def test_and_has_as_much_more_for_the_broker_as_it_was_slowed_down(clock: Clock) -> None:
-    clock.ticks(5, each_s=0.05)  # five times slower than alone
-    assert hook.BUDGET_TICKS - 5 < clock.ticks_to_the_end() < 5 * hook.BUDGET_TICKS
+    def test_one_long_stall_does_not_end_it(self, clock: Clock) -> None:
+        clock.ticks(1, each_s=2.0)
+        assert clock.ticks_to_the_end() > hook.BUDGET_TICKS
 
+    def test_real_time_is_bounded(self, clock: Clock) -> None:
+        with pytest.raises(_Over):
+            clock.ticks(1, each_s=hook.LIMIT_S + 0.1)
 
-def test_one_long_stall_is_not_the_end(clock: Clock) -> None:
-    clock.ticks(1, each_s=2.0)
-    assert clock.ticks_to_the_end() > hook.BUDGET_TICKS
-
-
-def test_however_busy_it_is_there_is_an_end(clock: Clock) -> None:
-    with pytest.raises(_Over):
-        clock.ticks(1, each_s=hook.LIMIT_S + 0.1)
-
-
-def test_another_allowance_begins_anew(clock: Clock) -> None:
-    clock.ticks(hook.BUDGET_TICKS - 1)
-    clock.budget.allow(hook.AFTERWARDS_TICKS)
-    assert clock.ticks_to_the_end() == hook.AFTERWARDS_TICKS
-    assert repr(clock.budget) == "<_Budget: 5 of 5 ticks>"
+    def test_next_allowance_starts_from_zero(self, clock: Clock) -> None:
+        clock.ticks(hook.BUDGET_TICKS - 1)
+        clock.budget.allow(hook.AFTERWARDS_TICKS)
+        assert clock.ticks_to_the_end() == hook.AFTERWARDS_TICKS

@@ -55,7 +55,7 @@ def lock(data: str) -> Iterator[ListenerLock]:
 
 
 class Stage:
-    """A listener, what it asks of its link, and the pipe that it writes to."""
+    """A listener with a fake transport, and the pipe that it writes to."""
 
     def __init__(self, data: str, lock: ListenerLock) -> None:
         self.settings = load(environ={"INTER_SESSION_DATA_DIR": data})
@@ -75,7 +75,7 @@ class Stage:
         self.listener._flush(self.link)
 
     def fill(self) -> None:
-        """Leaves the pipe room for one write."""
+        """Fills the pipe except for one write."""
         os.set_blocking(self.writer, False)
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -83,7 +83,7 @@ class Stage:
         os.read(self.reader, select.PIPE_BUF)
 
     def on_file(self) -> list[int]:
-        """Numbers of the messages that another process of the session knows to have been shown."""
+        """Numbers of the messages that other processes of the session know as shown."""
         known = Shown(files_of(self.settings.data_dir, OWNER), "session")
         try:
             return [number for number in range(6) if f"message{number:05}" in known]
@@ -110,55 +110,55 @@ def arrival(number: int) -> core.Hand:
     return core.Hand(ticket, Deliver(number, 0, 0, *header, -1, None, 300, (msg_id,), (b"x" * 300,)))
 
 
-def test_the_ids_are_on_file_next_to_the_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One write for the lines, one for all ids behind it, and then the acknowledgement: also when the lines have filled
-    the pipe, and there is no room for more."""
-    stage.fill()
-    real = os.write
+class TestAcknowledgement:
+    """A message is acknowledged after its line is written, and its id is on file in between."""
 
-    def write(fd: int, data: bytes) -> int:
-        stage.events.append(f"{'lines' if fd == stage.writer else 'ids'} after {stage.on_file()}")
-        return real(fd, data)
+    def test_ids_are_stored_right_after_the_lines(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One write for the lines, one for all ids, then the acknowledgement, even when the lines fill the pipe."""
+        stage.fill()
+        real = os.write
 
-    monkeypatch.setattr(os, "write", write)
-    for number in range(3):
-        stage.deal(number)
-    stage.flush()
-    assert stage.events == [
-        "lines after []",
-        "ids after []",
-        *(f"taken message{number:05}" for number in range(3)),
-        "acknowledged",
-    ]
-    assert stage.on_file() == [0, 1, 2]
-    del stage.events[:]
-    stage.deal(3)
-    stage.flush()
-    assert stage.events == [], "nobody reads, so nothing is written, and nothing acknowledged"
-    assert stage.on_file() == [0, 1, 2]
+        def write(fd: int, data: bytes) -> int:
+            stage.events.append(f"{'lines' if fd == stage.writer else 'ids'} after {stage.on_file()}")
+            return real(fd, data)
 
-
-def test_what_a_command_has_printed_in_the_meantime_is_not_shown(stage: Stage) -> None:
-    """A listener that is stopped cannot give back what it holds, and `zmqbus inbox` does not wait for it."""
-    for number in range(3):
-        stage.deal(number)
-    command = Shown(files_of(stage.settings.data_dir, OWNER), "session")
-    command.add("message00001")
-    command.close()
-    stage.flush()
-    shown = os.read(stage.reader, 4096).decode()
-    assert [f"message{number:05}" in shown for number in range(3)] == [True, False, True]
-    assert stage.events[0] == "taken message00001"  # it is acknowledged all the same
-
-
-def test_lines_that_are_half_out_are_not_acknowledged(stage: Stage) -> None:
-    stage.fill()
-    for number in range(5):
-        stage.deal(number, ("あ" * 300).encode())  # more than one write takes
-    stage.flush()
-    assert stage.listener._unwritten and stage.events == []
-    assert stage.on_file() == []
-    while os.read(stage.reader, 1 << 20) and stage.listener._unwritten:
+        monkeypatch.setattr(os, "write", write)
+        for number in range(3):
+            stage.deal(number)
         stage.flush()
-    assert stage.events[-1] == "acknowledged" and len(stage.events) == 6
-    assert stage.on_file() == [0, 1, 2, 3, 4]
+        assert stage.events == [
+            "lines after []",
+            "ids after []",
+            *(f"taken message{number:05}" for number in range(3)),
+            "acknowledged",
+        ]
+        assert stage.on_file() == [0, 1, 2]
+        del stage.events[:]
+        stage.deal(3)
+        stage.flush()
+        assert stage.events == [], "without a reader nothing is written and nothing acknowledged"
+        assert stage.on_file() == [0, 1, 2]
+
+    def test_message_that_a_command_has_printed_is_not_shown(self, stage: Stage) -> None:
+        """`zmqbus inbox` does not wait until a stopped listener gives back the messages that it holds."""
+        for number in range(3):
+            stage.deal(number)
+        command = Shown(files_of(stage.settings.data_dir, OWNER), "session")
+        command.add("message00001")
+        command.close()
+        stage.flush()
+        shown = os.read(stage.reader, 4096).decode()
+        assert [f"message{number:05}" in shown for number in range(3)] == [True, False, True]
+        assert stage.events[0] == "taken message00001"  # still acknowledged
+
+    def test_partly_written_lines_are_not_acknowledged(self, stage: Stage) -> None:
+        stage.fill()
+        for number in range(5):
+            stage.deal(number, ("あ" * 300).encode())  # more than one write takes
+        stage.flush()
+        assert stage.listener._unwritten and stage.events == []
+        assert stage.on_file() == []
+        while os.read(stage.reader, 1 << 20) and stage.listener._unwritten:
+            stage.flush()
+        assert stage.events[-1] == "acknowledged" and len(stage.events) == 6
+        assert stage.on_file() == [0, 1, 2, 3, 4]

@@ -37,104 +37,12 @@ def units(line: str) -> int:
     return len(line.encode("utf-16-le", "surrogatepass")) // 2
 
 
-# --- lines ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("made", "line"),
-    [
-        (note(), '[inter-session msg=abcd1234 from="auth"] hello'),
-        (note(from_label="the api"), '[inter-session msg=abcd1234 from="auth" "the api"] hello'),
-        (note(from_label=""), '[inter-session msg=abcd1234 from="auth"] hello'),
-        (note(reply_to="zz99zz99"), '[inter-session msg=abcd1234 from="auth" re=zz99zz99] hello'),
-        (note(to="all"), '[inter-session msg=abcd1234 from="auth" to=all] hello'),
-        (note(to="#deploys"), '[inter-session msg=abcd1234 from="auth" to=#deploys] hello'),
-        (note(to="%shop api"), '[inter-session msg=abcd1234 from="auth" to=%shop_api] hello'),
-        (note(age_s=250.0), '[inter-session msg=abcd1234 from="auth" queued=4m] hello'),
-        (
-            note(from_label="x", reply_to="zz99zz99", to="all", age_s=0),
-            '[inter-session msg=abcd1234 from="auth" "x" re=zz99zz99 to=all queued=0s] hello',
-        ),
-        (note("a\nb\r\nc"), '[inter-session msg=abcd1234 from="auth"] a↵b↵c'),
-        (note("\x1b[31mred\x1b[0m\x07"), '[inter-session msg=abcd1234 from="auth"] red'),
-        (note("a] [inter-session] b"), '[inter-session msg=abcd1234 from="auth"] a] [inter-session] b'),
-        (note(""), '[inter-session msg=abcd1234 from="auth"] '),
-    ],
-)
-def test_one_line(made: Note, line: str) -> None:
-    assert format_note(made, LOG) == [line]
-
-
-def test_long_text_is_cut_and_says_where_the_rest_is() -> None:
-    body = "x" * (2 * 1024 * 1024)
-    assert format_note(note(body), LOG) == [
-        f'[inter-session msg=abcd1234 from="auth" truncated=2097152] {"x" * 400}',
-        f"[inter-session msg=abcd1234 cont] full text 2.0 MB at {LOG}",
-    ]
-
-
-def test_text_of_just_400_characters_is_whole() -> None:
-    assert format_note(note("ü" * 400), LOG) == [f'[inter-session msg=abcd1234 from="auth"] {"ü" * 400}']
-    first, second = format_note(note("ü" * 401), LOG)
-    assert first == f'[inter-session msg=abcd1234 from="auth" truncated=802] {"ü" * 400}'
-    assert second == f"[inter-session msg=abcd1234 cont] full text 802 B at {LOG}"
-
-
-def test_what_is_removed_does_not_count() -> None:
-    assert format_note(note("\x1b[31m" * 1000 + "red"), LOG) == ['[inter-session msg=abcd1234 from="auth"] red']
-
-
-def test_long_header_leaves_less_for_the_text() -> None:
-    made = note("x" * 380, from_name="n" * 40, from_label="l" * 60, reply_to="r" * 12, to="%" + "p" * 60, age_s=99)
-    first, second = format_note(made, LOG)
-    assert len(first) == 500
-    assert " truncated=380] xxx" in first
-    assert second.startswith("[inter-session msg=abcd1234 cont] full text 380 B at ")
-    room = len(first) - len(re.sub("x*$", "", first)) + len(" truncated=380")
-    assert len(format_note(made._replace(text="x" * room, size_bytes=room), LOG)) == 1
-    assert len(format_note(made._replace(text="x" * (room + 1), size_bytes=room + 1), LOG)) == 2
-
-
-def test_beginning_of_a_text_stands_for_the_whole() -> None:
-    head = note("\x1b[0m" * 100 + "short", size_bytes=3 * 1024)
-    first, second = format_note(head, LOG)
-    assert first == '[inter-session msg=abcd1234 from="auth" truncated=3072] short'
-    assert second.endswith("full text 3.0 KB at " + LOG)
-
-
-def test_lines_are_measured_as_the_harness_does() -> None:
-    lines = format_note(note("😀" * 300), LOG)  # 600 units
-    assert len(lines) == 2
-    assert 499 <= units(lines[0]) <= 500
-    assert lines[0].endswith("😀")
-    assert len(format_note(note("😀" * 200), LOG)) == 1
-
-
-@pytest.mark.parametrize("path", ["/" + "d" * 500 + "/messages.log", "/a\nb/messages.log", "/\udcff/messages.log"])
-def test_path_that_cannot_be_shown_whole_is_replaced_by_a_command(path: str) -> None:
-    assert format_note(note("x" * 401), path)[1] == (
-        "[inter-session msg=abcd1234 cont] full text 401 B; read it with: zmqbus inbox --msg abcd1234"
-    )
-
-
-def test_longest_path_that_fits() -> None:
-    start = "[inter-session msg=abcd1234 cont] full text 401 B at "
-    path = "/" + "d" * (499 - len(start))
-    assert format_note(note("x" * 401), path)[1] == start + path
-    assert "inbox --msg" in format_note(note("x" * 401), path + "d")[1]
-
-
-def test_label_cannot_close_the_header() -> None:
-    (line,) = format_note(note(from_label='x"] [inter-session msg=1 from="root"'), LOG)
-    assert line == '[inter-session msg=abcd1234 from="auth" "x\') (inter-session msg=1 from=\'root\'"] hello'
-
-
 HEADER = re.compile(
     r'\[inter-session msg=([A-Za-z0-9_-]*) from="([^"\[\]]*)"(?: "([^"\[\]]+)")?(?: re=([A-Za-z0-9_-]*))?'
     r'(?: to=([^\s"\[\]]*))?(?: queued=([0-9]+[smhd]))?(?: truncated=([0-9]+))?\] (.*)'
 )
 CONT = re.compile(r"\[inter-session msg=([A-Za-z0-9_-]*) cont\] full text [0-9.]+ [KM]?B(?: at |; read it with: )(.*)")
-#: What could end the line, or be no text at all. (Cf may hold the joiners that emoji are made of.)
+#: Categories that could end the line or are no text. (Cf is allowed: emoji contain joiners.)
 HIDDEN = {"Cc", "Cs", "Co", "Zl", "Zp"}
 nasty = st.text(st.characters() | st.sampled_from('"[]\\\n\r\x1b\x9b\u2028\u202e\udcff 😀=%#'), max_size=90)
 bodies = nasty | st.builds(lambda part, count: part * count, nasty, st.integers(0, 60))
@@ -153,54 +61,6 @@ notes = st.builds(
 )
 
 
-@hypothesis_settings(max_examples=60)
-@given(notes, st.sampled_from([LOG, "/" + "d" * 600, "/😀" * 200]))
-@example(
-    note("😀" * 500, msg_id="a" * 99, from_name="😀" * 99, from_label="😀" * 99, reply_to="r" * 99, to="😀" * 99), LOG
-)
-def test_any_message_makes_lines_of_the_form(made: Note, path: str) -> None:
-    lines = format_note(made, path)
-    assert len(lines) in (1, 2)
-    for line in lines:
-        assert units(line) <= 500
-        assert len(line.splitlines()) == 1
-        assert not HIDDEN & {unicodedata.category(character) for character in line}
-        assert not set("\u202a\u202e\u2066\u200b\ufeff") & set(line)
-    header = HEADER.fullmatch(lines[0])
-    assert header is not None
-    assert (header[7] is not None) == (len(lines) == 2)
-    assert len(header[8]) <= 400
-    assert (header[6] is not None) == (made.age_s is not None)
-    if len(lines) == 2:
-        cont = CONT.fullmatch(lines[1])
-        assert cont is not None and cont[1] == header[1]
-        assert int(header[7]) == made.size_bytes
-
-
-def test_text_is_never_squeezed_out() -> None:
-    made = note(
-        "y" * 999,
-        msg_id="m" * 99,
-        from_name="n" * 99,
-        from_label="l" * 99,
-        reply_to="r" * 99,
-        to="t" * 99,
-        age_s=1e9,
-        size_bytes=10 * 1024 * 1024,
-    )
-    header = HEADER.fullmatch(format_note(made, LOG)[0])
-    assert header is not None and len(header[8]) >= 100
-
-
-def test_bus_lines() -> None:
-    assert bus_line("disconnected; exiting") == "[inter-session] disconnected; exiting"
-    assert bus_line("a\nb\x1b[0m") == "[inter-session] a↵b"
-    assert units(bus_line("😀" * 600)) in (499, 500)
-
-
-# --- pacing -----------------------------------------------------------------------------------------------------
-
-
 def fill(
     pacer: Pacer, count: int, *, now_s: float = 0.0, start: int = 0, sessions: int = 1, text: str = "hello"
 ) -> None:
@@ -209,7 +69,7 @@ def fill(
 
 
 def drain(pacer: Pacer, now_s: float, until_s: float) -> list[tuple[float, Flush]]:
-    """All flushes from `now_s` on, each taken at the very time that the pacer names."""
+    """All flushes from `now_s` on, each taken exactly when the pacer says."""
     flushes: list[tuple[float, Flush]] = []
     while (due_s := pacer.next_deadline(now_s)) is not None and due_s <= until_s:
         now_s = due_s
@@ -223,194 +83,8 @@ def digest(count: int, sessions: int) -> str:
     return f"[inter-session] {count} more messages waiting from {sessions} sessions; read them with: zmqbus inbox"
 
 
-def test_nothing_to_say() -> None:
-    pacer = Pacer(LOG)
-    assert pacer.next_deadline(5.0) is None
-    assert pacer.next_flush(5.0) is None
-    assert pacer.waiting() == 0
-
-
-def test_first_message_goes_out_at_once_and_once() -> None:
-    pacer = Pacer(LOG)
-    pacer.add(5.0, note(tag="t"))
-    assert pacer.next_deadline(5.0) == 5.0
-    assert pacer.next_flush(5.0) == Flush(('[inter-session msg=abcd1234 from="auth"] hello',), ("t",))
-    assert pacer.next_flush(99.0) is None
-    assert pacer.next_deadline(99.0) is None
-
-
-def test_what_came_together_goes_out_together_in_order() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 15)
-    assert "15 waiting" in repr(pacer)
-    flushes = drain(pacer, 0.0, 60.0)
-    assert [flush.tags for _, flush in flushes] == [tuple(range(6)), tuple(range(6, 12)), (12, 13, 14)]
-    assert [now_s for now_s, _ in flushes] == pytest.approx([0.0, 0.4, 0.8])
-
-
-def test_two_lines_of_a_message_are_never_parted() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 5)
-    fill(pacer, 2, start=5, text="x" * 500)
-    flushes = drain(pacer, 0.0, 60.0)
-    assert [flush.tags for _, flush in flushes] == [(0, 1, 2, 3, 4), (5, 6)]
-    assert [len(flush.lines) for _, flush in flushes] == [5, 4]
-
-
-def test_characters_of_a_flush_are_bounded() -> None:
-    pacer = Pacer(LOG)
-    made = note("x" * 400, from_name="n" * 40)
-    for number in range(12):
-        pacer.add(0.0, made._replace(tag=number))
-    per_line = len(format_note(made, LOG)[0]) + 1
-    assert [len(flush.lines) for _, flush in drain(pacer, 0.0, 60.0)] == [
-        2800 // per_line,
-        2800 // per_line,
-        12 - 2 * (2800 // per_line),
-    ]
-
-
-def test_burst_then_one_for_each_refill() -> None:
-    pacer = Pacer(LOG)
-    times: list[float] = []
-    now_s = 100.0
-    for _ in range(12):
-        pacer.add(now_s, note())
-        due_s = pacer.next_deadline(now_s)
-        assert due_s is not None
-        if due_s > now_s:
-            assert pacer.next_flush(due_s - 0.001) is None
-        now_s = due_s
-        assert pacer.next_flush(now_s) is not None
-        times.append(now_s - 100.0)
-    # Six lines may be joined into one notification; then the spacing holds, and after eight flushes the budget.
-    assert times == pytest.approx([0, 0, 0, 0, 0, 0, 0.4, 0.4, 2, 4, 6, 8])
-
-
-def test_what_may_be_joined_shares_the_bounds_of_one_flush() -> None:
-    pacer = Pacer(LOG)
-    times: list[float] = []
-    for now_s in (0.0, 0.3, 0.6):
-        fill(pacer, 3)
-        times += [time_s for time_s, _ in drain(pacer, now_s, now_s)]
-    assert times == [0.0, 0.3]
-    assert pacer.next_deadline(0.6) == pytest.approx(0.7)
-
-
-def test_budget_fills_up_again_and_no_further() -> None:
-    pacer = Pacer(LOG)
-    for now_s in (0.0, 1000.0):
-        for _ in range(30):
-            pacer.announce("[inter-session] x" + "y" * 480)
-        times = [time_s for time_s, flush in drain(pacer, now_s, now_s + 100)]
-        assert times == pytest.approx([now_s + 0.4 * number for number in range(6)])
-        assert [time_s for time_s, _ in drain(pacer, times[-1], now_s + 100)] == []
-
-
-def test_twenty_four_are_shown_twenty_five_are_counted() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 24)
-    assert [tag for _, flush in drain(pacer, 0.0, 60.0) for tag in flush.tags] == list(range(24))
-    pacer = Pacer(LOG)
-    fill(pacer, 25, sessions=3)
-    assert drain(pacer, 0.0, 1000.0) == [(0.0, Flush((digest(25, 3),), ()))]
-    assert pacer.waiting() == 25
-    assert "behind a digest" in repr(pacer)
-
-
-def test_what_comes_after_a_digest_stays_behind_it() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 30)
-    assert len(drain(pacer, 0.0, 1.0)) == 1
-    fill(pacer, 1, now_s=1.0, start=30, sessions=31)
-    assert pacer.next_deadline(1.0) == 30.0
-    fill(pacer, 1, now_s=2.0, start=31)
-    assert drain(pacer, 2.0, 29.9) == []
-    assert drain(pacer, 2.0, 1000.0) == [(30.0, Flush((digest(32, 2),), ()))]
-    assert pacer.next_deadline(1000.0) is None
-    fill(pacer, 1, now_s=500.0, start=32)
-    assert drain(pacer, 500.0, 1000.0) == [(500.0, Flush((digest(33, 2),), ()))]
-
-
-def test_bus_lines_pass_a_standing_digest() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 30)
-    drain(pacer, 0.0, 1.0)
-    fill(pacer, 1, now_s=1.0)
-    pacer.announce(bus_line("hello"))
-    assert drain(pacer, 1.0, 10.0) == [(1.0, Flush(("[inter-session] hello",), ()))]
-    pacer.announce(bus_line("again"))
-    assert drain(pacer, 31.0, 31.0) == [(31.0, Flush(("[inter-session] again", digest(31, 1)), ()))]
-
-
-def test_forgetting_all_ends_the_digest() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 30)
-    drain(pacer, 0.0, 1.0)
-    assert pacer.forget() == list(range(30))
-    assert pacer.waiting() == 0
-    assert pacer.next_deadline(1.0) is None
-    fill(pacer, 1, now_s=2.0, start=30)
-    assert [flush.tags for _, flush in drain(pacer, 2.0, 2.0)] == [(30,)]
-
-
-def test_forgetting_some_keeps_the_rest_behind_the_digest() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 30)
-    drain(pacer, 0.0, 1.0)
-    assert pacer.forget(lambda tag: tag != 7) == [number for number in range(30) if number != 7]
-    fill(pacer, 1, now_s=1.0, start=30)
-    assert drain(pacer, 1.0, 29.0) == []
-    assert pacer.forget(lambda tag: True) == [7, 30]
-    fill(pacer, 1, now_s=1.0, start=31)
-    assert [flush.tags for _, flush in drain(pacer, 1.0, 1.0)] == [(31,)]
-
-
-def test_forgotten_before_it_was_shown() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 3)
-    assert pacer.forget(lambda tag: tag == 1) == [1]
-    assert [flush.tags for _, flush in drain(pacer, 0.0, 9.0)] == [(0, 2)]
-    assert pacer.forget() == []
-
-
-def test_bus_lines_go_first_and_are_safe() -> None:
-    pacer = Pacer(LOG)
-    fill(pacer, 1)
-    pacer.announce("[inter-session] a\nb" + "c" * 600)
-    ((_, flush),) = drain(pacer, 0.0, 9.0)
-    assert flush.lines[0].startswith("[inter-session] a↵bccc")
-    assert len(flush.lines[0]) == 500
-    assert flush.tags == (0,)
-
-
-def test_waiting_for_the_budget_is_told() -> None:
-    pacer = Pacer(LOG)
-    for number in range(12):
-        pacer.add(0.0, note("x" * 999, tag=number))
-        pacer.add(0.0, note("x" * 999, tag=number, age_s=60.0))
-    flushes = drain(pacer, 0.0, 60.0)
-    lines = [(now_s, line) for now_s, flush in flushes for line in flush.lines if "truncated" in line]
-    assert len(lines) == 24
-    assert all(("queued=" in line) == bool(number % 2) for number, (_, line) in enumerate(lines))
-    pacer = Pacer(LOG)
-    pacer.add(0.0, note())
-    pacer.add(0.0, note(age_s=58.0))
-    flush = pacer.next_flush(5.0)
-    assert flush is not None
-    assert [re.sub(r".*(queued=\w+).*", r"\1", line) for line in flush.lines] == ["queued=5s", "queued=1m"]
-
-
-def test_long_texts_are_not_kept() -> None:
-    pacer = Pacer(LOG)
-    pacer.add(0.0, note("x" * 1_000_000))
-    assert len(pacer._held[0].excerpt.note.text) == notify.TEXT_CHARS + 1
-    flush = pacer.next_flush(0.0)
-    assert flush is not None and " truncated=1000000] xxx" in flush.lines[0] and "full text 976.6 KB" in flush.lines[1]
-
-
 class Harness:
-    """What reads the lines, as far as it is known: joins, cuts, and has a budget. It must never have to cut or drop.
+    """The known behaviour of the harness: joins lines, cuts, and has a budget. It must never have to cut or drop.
 
     It may see a flush late, by `lateness_s`, as long as that is less than the difference between spacing and window.
     """
@@ -435,7 +109,7 @@ class Harness:
 
 
 class PacerMachine(RuleBasedStateMachine):
-    """Anything may come at any time; what is shown must be all of it, in order, and never too much for the harness."""
+    """Messages come at any time; all must be shown, in order, and never too much for the harness."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -447,7 +121,7 @@ class PacerMachine(RuleBasedStateMachine):
         self.behind_digest = False
         self.digest_s: float | None = None
         self.flush_times: list[float] = []
-        self.train: tuple[str, ...] = ()  # what has been flushed without a pause of 0.4 s
+        self.train: tuple[str, ...] = ()  # flushed without a pause of 0.4 s
         self.count = 0
 
     @rule(
@@ -485,7 +159,7 @@ class PacerMachine(RuleBasedStateMachine):
             if due_s > self.now_s + 1e-6:
                 assert self.pacer.next_flush((due_s + self.now_s) / 2) is None
             self.now_s = due_s
-            assert self.flush(lateness_s * (number % 2)), "a deadline that nothing came of"
+            assert self.flush(lateness_s * (number % 2)), "a deadline without a flush"
 
     @precondition(lambda self: self.held)
     @rule(keep=st.integers(0, 3))
@@ -508,7 +182,7 @@ class PacerMachine(RuleBasedStateMachine):
             return False
         assert 1 <= len(flush.lines) <= 6
         assert sum(units(line) + 1 for line in flush.lines) <= 2800
-        # Bus lines first, all that were told, in order.
+        # Lines about the bus first, all of them, in order.
         lines = list(flush.lines)
         while self.announced and lines and lines[0] == self.announced[0]:
             lines.pop(0)
@@ -553,7 +227,7 @@ class PacerMachine(RuleBasedStateMachine):
                 assert last - first + 1 <= 8 + (times[last] - start_s) / 2.0 + 1e-9
 
     def teardown(self) -> None:
-        """Left alone for long enough, all is shown, or counted."""
+        """Given enough time, all messages are shown or counted."""
         for _ in range(200):
             due_s = self.pacer.next_deadline(self.now_s)
             if due_s is None:
@@ -569,7 +243,312 @@ TestPacerMachine.settings = hypothesis_settings(max_examples=25, stateful_step_c
 
 
 class TestPacerMachineDeep(PacerMachine.TestCase):  # type: ignore[misc,valid-type]
-    """The same, for longer."""
+    """The same machine, run longer."""
 
     settings = hypothesis_settings(max_examples=400, stateful_step_count=60)
     pytestmark = pytest.mark.slow
+
+
+class TestNoteLines:
+    """The one or two lines of a message."""
+
+    @pytest.mark.parametrize(
+        ("made", "line"),
+        [
+            (note(), '[inter-session msg=abcd1234 from="auth"] hello'),
+            (note(from_label="the api"), '[inter-session msg=abcd1234 from="auth" "the api"] hello'),
+            (note(from_label=""), '[inter-session msg=abcd1234 from="auth"] hello'),
+            (note(reply_to="zz99zz99"), '[inter-session msg=abcd1234 from="auth" re=zz99zz99] hello'),
+            (note(to="all"), '[inter-session msg=abcd1234 from="auth" to=all] hello'),
+            (note(to="#deploys"), '[inter-session msg=abcd1234 from="auth" to=#deploys] hello'),
+            (note(to="%shop api"), '[inter-session msg=abcd1234 from="auth" to=%shop_api] hello'),
+            (note(age_s=250.0), '[inter-session msg=abcd1234 from="auth" queued=4m] hello'),
+            (
+                note(from_label="x", reply_to="zz99zz99", to="all", age_s=0),
+                '[inter-session msg=abcd1234 from="auth" "x" re=zz99zz99 to=all queued=0s] hello',
+            ),
+            (note("a\nb\r\nc"), '[inter-session msg=abcd1234 from="auth"] a↵b↵c'),
+            (note("\x1b[31mred\x1b[0m\x07"), '[inter-session msg=abcd1234 from="auth"] red'),
+            (note("a] [inter-session] b"), '[inter-session msg=abcd1234 from="auth"] a] [inter-session] b'),
+            (note(""), '[inter-session msg=abcd1234 from="auth"] '),
+        ],
+    )
+    def test_a_message_is_one_line(self, made: Note, line: str) -> None:
+        assert format_note(made, LOG) == [line]
+
+    def test_long_text_is_cut_and_a_second_line_says_where_the_rest_is(self) -> None:
+        body = "x" * (2 * 1024 * 1024)
+        assert format_note(note(body), LOG) == [
+            f'[inter-session msg=abcd1234 from="auth" truncated=2097152] {"x" * 400}',
+            f"[inter-session msg=abcd1234 cont] full text 2.0 MB at {LOG}",
+        ]
+
+    def test_text_of_just_400_characters_is_whole(self) -> None:
+        assert format_note(note("ü" * 400), LOG) == [f'[inter-session msg=abcd1234 from="auth"] {"ü" * 400}']
+        first, second = format_note(note("ü" * 401), LOG)
+        assert first == f'[inter-session msg=abcd1234 from="auth" truncated=802] {"ü" * 400}'
+        assert second == f"[inter-session msg=abcd1234 cont] full text 802 B at {LOG}"
+
+    def test_removed_characters_do_not_count(self) -> None:
+        assert format_note(note("\x1b[31m" * 1000 + "red"), LOG) == ['[inter-session msg=abcd1234 from="auth"] red']
+
+    def test_long_header_leaves_less_room_for_the_text(self) -> None:
+        made = note("x" * 380, from_name="n" * 40, from_label="l" * 60, reply_to="r" * 12, to="%" + "p" * 60, age_s=99)
+        first, second = format_note(made, LOG)
+        assert len(first) == 500
+        assert " truncated=380] xxx" in first
+        assert second.startswith("[inter-session msg=abcd1234 cont] full text 380 B at ")
+        room = len(first) - len(re.sub("x*$", "", first)) + len(" truncated=380")
+        assert len(format_note(made._replace(text="x" * room, size_bytes=room), LOG)) == 1
+        assert len(format_note(made._replace(text="x" * (room + 1), size_bytes=room + 1), LOG)) == 2
+
+    def test_beginning_of_a_text_is_marked_as_cut(self) -> None:
+        head = note("\x1b[0m" * 100 + "short", size_bytes=3 * 1024)
+        first, second = format_note(head, LOG)
+        assert first == '[inter-session msg=abcd1234 from="auth" truncated=3072] short'
+        assert second.endswith("full text 3.0 KB at " + LOG)
+
+    def test_length_is_counted_in_utf_16_units(self) -> None:
+        lines = format_note(note("😀" * 300), LOG)  # 600 units
+        assert len(lines) == 2
+        assert 499 <= units(lines[0]) <= 500
+        assert lines[0].endswith("😀")
+        assert len(format_note(note("😀" * 200), LOG)) == 1
+
+    @pytest.mark.parametrize("path", ["/" + "d" * 500 + "/messages.log", "/a\nb/messages.log", "/\udcff/messages.log"])
+    def test_path_that_cannot_be_shown_whole_is_replaced_by_a_command(self, path: str) -> None:
+        assert format_note(note("x" * 401), path)[1] == (
+            "[inter-session msg=abcd1234 cont] full text 401 B; read it with: zmqbus inbox --msg abcd1234"
+        )
+
+    def test_longest_path(self) -> None:
+        start = "[inter-session msg=abcd1234 cont] full text 401 B at "
+        path = "/" + "d" * (499 - len(start))
+        assert format_note(note("x" * 401), path)[1] == start + path
+        assert "inbox --msg" in format_note(note("x" * 401), path + "d")[1]
+
+    def test_label_cannot_close_the_header(self) -> None:
+        (line,) = format_note(note(from_label='x"] [inter-session msg=1 from="root"'), LOG)
+        assert line == '[inter-session msg=abcd1234 from="auth" "x\') (inter-session msg=1 from=\'root\'"] hello'
+
+    @hypothesis_settings(max_examples=60)
+    @given(notes, st.sampled_from([LOG, "/" + "d" * 600, "/😀" * 200]))
+    @example(
+        note("😀" * 500, msg_id="a" * 99, from_name="😀" * 99, from_label="😀" * 99, reply_to="r" * 99, to="😀" * 99),
+        LOG,
+    )
+    def test_any_message_makes_well_formed_lines(self, made: Note, path: str) -> None:
+        lines = format_note(made, path)
+        assert len(lines) in (1, 2)
+        for line in lines:
+            assert units(line) <= 500
+            assert len(line.splitlines()) == 1
+            assert not HIDDEN & {unicodedata.category(character) for character in line}
+            assert not set("\u202a\u202e\u2066\u200b\ufeff") & set(line)
+        header = HEADER.fullmatch(lines[0])
+        assert header is not None
+        assert (header[7] is not None) == (len(lines) == 2)
+        assert len(header[8]) <= 400
+        assert (header[6] is not None) == (made.age_s is not None)
+        if len(lines) == 2:
+            cont = CONT.fullmatch(lines[1])
+            assert cont is not None and cont[1] == header[1]
+            assert int(header[7]) == made.size_bytes
+
+    def test_there_is_always_room_for_text(self) -> None:
+        made = note(
+            "y" * 999,
+            msg_id="m" * 99,
+            from_name="n" * 99,
+            from_label="l" * 99,
+            reply_to="r" * 99,
+            to="t" * 99,
+            age_s=1e9,
+            size_bytes=10 * 1024 * 1024,
+        )
+        header = HEADER.fullmatch(format_note(made, LOG)[0])
+        assert header is not None and len(header[8]) >= 100
+
+    def test_lines_about_the_bus(self) -> None:
+        assert bus_line("disconnected; exiting") == "[inter-session] disconnected; exiting"
+        assert bus_line("a\nb\x1b[0m") == "[inter-session] a↵b"
+        assert units(bus_line("😀" * 600)) in (499, 500)
+
+
+class TestFlushes:
+    """Which lines go out together, and when."""
+
+    def test_nothing_to_flush(self) -> None:
+        pacer = Pacer(LOG)
+        assert pacer.next_deadline(5.0) is None
+        assert pacer.next_flush(5.0) is None
+        assert pacer.waiting() == 0
+
+    def test_first_message_goes_out_at_once_and_once(self) -> None:
+        pacer = Pacer(LOG)
+        pacer.add(5.0, note(tag="t"))
+        assert pacer.next_deadline(5.0) == 5.0
+        assert pacer.next_flush(5.0) == Flush(('[inter-session msg=abcd1234 from="auth"] hello',), ("t",))
+        assert pacer.next_flush(99.0) is None
+        assert pacer.next_deadline(99.0) is None
+
+    def test_messages_that_arrive_together_go_out_together_in_order(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 15)
+        assert "15 waiting" in repr(pacer)
+        flushes = drain(pacer, 0.0, 60.0)
+        assert [flush.tags for _, flush in flushes] == [tuple(range(6)), tuple(range(6, 12)), (12, 13, 14)]
+        assert [now_s for now_s, _ in flushes] == pytest.approx([0.0, 0.4, 0.8])
+
+    def test_two_lines_of_a_message_are_never_separated(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 5)
+        fill(pacer, 2, start=5, text="x" * 500)
+        flushes = drain(pacer, 0.0, 60.0)
+        assert [flush.tags for _, flush in flushes] == [(0, 1, 2, 3, 4), (5, 6)]
+        assert [len(flush.lines) for _, flush in flushes] == [5, 4]
+
+    def test_characters_of_a_flush_are_bounded(self) -> None:
+        pacer = Pacer(LOG)
+        made = note("x" * 400, from_name="n" * 40)
+        for number in range(12):
+            pacer.add(0.0, made._replace(tag=number))
+        per_line = len(format_note(made, LOG)[0]) + 1
+        assert [len(flush.lines) for _, flush in drain(pacer, 0.0, 60.0)] == [
+            2800 // per_line,
+            2800 // per_line,
+            12 - 2 * (2800 // per_line),
+        ]
+
+    def test_burst_then_one_for_each_refill(self) -> None:
+        pacer = Pacer(LOG)
+        times: list[float] = []
+        now_s = 100.0
+        for _ in range(12):
+            pacer.add(now_s, note())
+            due_s = pacer.next_deadline(now_s)
+            assert due_s is not None
+            if due_s > now_s:
+                assert pacer.next_flush(due_s - 0.001) is None
+            now_s = due_s
+            assert pacer.next_flush(now_s) is not None
+            times.append(now_s - 100.0)
+        # Six lines may be joined into one notification; then the spacing holds, and after eight flushes the budget.
+        assert times == pytest.approx([0, 0, 0, 0, 0, 0, 0.4, 0.4, 2, 4, 6, 8])
+
+    def test_flushes_that_may_be_joined_share_the_bounds_of_one(self) -> None:
+        pacer = Pacer(LOG)
+        times: list[float] = []
+        for now_s in (0.0, 0.3, 0.6):
+            fill(pacer, 3)
+            times += [time_s for time_s, _ in drain(pacer, now_s, now_s)]
+        assert times == [0.0, 0.3]
+        assert pacer.next_deadline(0.6) == pytest.approx(0.7)
+
+    def test_budget_refills_up_to_its_size(self) -> None:
+        pacer = Pacer(LOG)
+        for now_s in (0.0, 1000.0):
+            for _ in range(30):
+                pacer.announce("[inter-session] x" + "y" * 480)
+            times = [time_s for time_s, flush in drain(pacer, now_s, now_s + 100)]
+            assert times == pytest.approx([now_s + 0.4 * number for number in range(6)])
+            assert [time_s for time_s, _ in drain(pacer, times[-1], now_s + 100)] == []
+
+    def test_lines_about_the_bus_go_first_and_are_sanitised(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 1)
+        pacer.announce("[inter-session] a\nb" + "c" * 600)
+        ((_, flush),) = drain(pacer, 0.0, 9.0)
+        assert flush.lines[0].startswith("[inter-session] a↵bccc")
+        assert len(flush.lines[0]) == 500
+        assert flush.tags == (0,)
+
+    def test_messages_that_waited_for_the_budget_say_so(self) -> None:
+        pacer = Pacer(LOG)
+        for number in range(12):
+            pacer.add(0.0, note("x" * 999, tag=number))
+            pacer.add(0.0, note("x" * 999, tag=number, age_s=60.0))
+        flushes = drain(pacer, 0.0, 60.0)
+        lines = [(now_s, line) for now_s, flush in flushes for line in flush.lines if "truncated" in line]
+        assert len(lines) == 24
+        assert all(("queued=" in line) == bool(number % 2) for number, (_, line) in enumerate(lines))
+        pacer = Pacer(LOG)
+        pacer.add(0.0, note())
+        pacer.add(0.0, note(age_s=58.0))
+        flush = pacer.next_flush(5.0)
+        assert flush is not None
+        assert [re.sub(r".*(queued=\w+).*", r"\1", line) for line in flush.lines] == ["queued=5s", "queued=1m"]
+
+    def test_long_texts_are_not_kept(self) -> None:
+        pacer = Pacer(LOG)
+        pacer.add(0.0, note("x" * 1_000_000))
+        assert len(pacer._held[0].excerpt.note.text) == notify.TEXT_CHARS + 1
+        flush = pacer.next_flush(0.0)
+        assert (
+            flush is not None and " truncated=1000000] xxx" in flush.lines[0] and "full text 976.6 KB" in flush.lines[1]
+        )
+
+
+class TestDigest:
+    """More messages than a burst can carry are counted."""
+
+    def test_24_messages_are_shown_and_25_are_counted(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 24)
+        assert [tag for _, flush in drain(pacer, 0.0, 60.0) for tag in flush.tags] == list(range(24))
+        pacer = Pacer(LOG)
+        fill(pacer, 25, sessions=3)
+        assert drain(pacer, 0.0, 1000.0) == [(0.0, Flush((digest(25, 3),), ()))]
+        assert pacer.waiting() == 25
+        assert "behind a digest" in repr(pacer)
+
+    def test_messages_after_a_digest_stay_behind_it(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 30)
+        assert len(drain(pacer, 0.0, 1.0)) == 1
+        fill(pacer, 1, now_s=1.0, start=30, sessions=31)
+        assert pacer.next_deadline(1.0) == 30.0
+        fill(pacer, 1, now_s=2.0, start=31)
+        assert drain(pacer, 2.0, 29.9) == []
+        assert drain(pacer, 2.0, 1000.0) == [(30.0, Flush((digest(32, 2),), ()))]
+        assert pacer.next_deadline(1000.0) is None
+        fill(pacer, 1, now_s=500.0, start=32)
+        assert drain(pacer, 500.0, 1000.0) == [(500.0, Flush((digest(33, 2),), ()))]
+
+    def test_lines_about_the_bus_overtake_a_digest(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 30)
+        drain(pacer, 0.0, 1.0)
+        fill(pacer, 1, now_s=1.0)
+        pacer.announce(bus_line("hello"))
+        assert drain(pacer, 1.0, 10.0) == [(1.0, Flush(("[inter-session] hello",), ()))]
+        pacer.announce(bus_line("again"))
+        assert drain(pacer, 31.0, 31.0) == [(31.0, Flush(("[inter-session] again", digest(31, 1)), ()))]
+
+    def test_forgetting_all_ends_the_digest(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 30)
+        drain(pacer, 0.0, 1.0)
+        assert pacer.forget() == list(range(30))
+        assert pacer.waiting() == 0
+        assert pacer.next_deadline(1.0) is None
+        fill(pacer, 1, now_s=2.0, start=30)
+        assert [flush.tags for _, flush in drain(pacer, 2.0, 2.0)] == [(30,)]
+
+    def test_forgetting_some_keeps_the_rest_behind_the_digest(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 30)
+        drain(pacer, 0.0, 1.0)
+        assert pacer.forget(lambda tag: tag != 7) == [number for number in range(30) if number != 7]
+        fill(pacer, 1, now_s=1.0, start=30)
+        assert drain(pacer, 1.0, 29.0) == []
+        assert pacer.forget(lambda tag: True) == [7, 30]
+        fill(pacer, 1, now_s=1.0, start=31)
+        assert [flush.tags for _, flush in drain(pacer, 1.0, 1.0)] == [(31,)]
+
+    def test_message_forgotten_before_it_was_shown(self) -> None:
+        pacer = Pacer(LOG)
+        fill(pacer, 3)
+        assert pacer.forget(lambda tag: tag == 1) == [1]
+        assert [flush.tags for _, flush in drain(pacer, 0.0, 9.0)] == [(0, 2)]
+        assert pacer.forget() == []
