@@ -58,7 +58,7 @@ TOPICS: dict[str, str] = {
     "console access": "tests/console/test_auth.py tests/console/test_guard.py tests/console/test_connections.py",
     "consumer": "tests/client/test_message.py tests/client/test_consumer.py",
     "credit": "tests/broker/test_mailbox.py",
-    "dead peers": "tests/contract/test_sessions.py tests/broker/groups/test_requests.py "
+    "dead peers": "tests/contract/test_sessions.py tests/broker/groups/test_workers.py "
     "tests/broker/groups/test_request_machine.py",
     "dedup": "tests/broker/test_dedup.py tests/broker/test_core.py tests/broker/test_mishaps.py "
     "tests/broker/test_recovery.py tests/contract/test_repeats.py",
@@ -66,7 +66,8 @@ TOPICS: dict[str, str] = {
     "tests/broker/storage/test_sqlite.py "
     "tests/broker/test_recovery.py tests/broker/test_machine.py",
     "ephemeral sessions": "tests/contract/test_passing.py",
-    "failover": "tests/broker/groups/test_requests.py tests/broker/groups/test_request_machine.py",
+    "failover": "tests/broker/groups/test_failover.py tests/broker/groups/test_workers.py tests/broker/groups/test_callers.py "
+    "tests/broker/groups/test_request_machine.py",
     "hooks": "tests/cli/test_hook.py tests/real/test_hook.py",
     "I/O thread": "tests/client/test_io_thread.py",
     "import path": "tests/test_bootstrap.py",
@@ -91,7 +92,8 @@ TOPICS: dict[str, str] = {
     "recovery": "tests/broker/test_recovery.py",
     "reordering": "tests/client/test_reorder.py tests/client/test_core.py tests/testing/test_simnet.py",
     "reply routing": "tests/broker/test_reply_routing.py tests/broker/test_recovery.py",
-    "requests": "tests/broker/groups/test_requests.py tests/broker/groups/test_request_machine.py",
+    "requests": "tests/broker/groups/test_requests.py tests/broker/groups/test_queues.py tests/broker/groups/test_callers.py "
+    "tests/broker/groups/test_workers.py tests/broker/groups/test_request_machine.py",
     "retention": "tests/broker/shell/test_compaction.py tests/journal/test_writer.py",
     "retransmission": "tests/client/test_core.py tests/client/test_reorder.py tests/broker/test_core.py "
     "tests/broker/test_mishaps.py tests/broker/test_recovery.py",
@@ -104,7 +106,7 @@ TOPICS: dict[str, str] = {
     "tests/client/test_transport.py "
     "tests/broker/test_admission.py",
     "takeover": "tests/broker/test_takeover.py",
-    "worker": "tests/client/test_core.py tests/broker/groups/test_requests.py "
+    "worker": "tests/client/test_core.py tests/broker/groups/test_requests.py tests/broker/groups/test_workers.py "
     "tests/broker/groups/test_request_machine.py",
 }
 

@@ -178,12 +178,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "broker.delivery": "broker/test_core.py",
     "broker.admission": "broker/test_core.py",
     "broker.permissions": "broker/test_core.py",
-    # The parts of the pool are seen through it.
-    "broker.groups.callers": "broker/groups/test_requests.py",
-    "broker.groups.failover": "broker/groups/test_requests.py",
+    # Seen through the request broker.
     "broker.groups.ledger": "broker/groups/test_requests.py",
-    "broker.groups.workers": "broker/groups/test_requests.py",
-    "broker.groups.queues": "broker/groups/test_requests.py",
     "broker.groups.model": "broker/groups/test_requests.py",
     "broker.fetch": "broker/test_core.py",
     "broker.retention": "broker/test_recovery.py",
