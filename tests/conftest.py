@@ -329,13 +329,20 @@ def _can_bind(port: int) -> bool:
 def _with_variable(name: str, value: str) -> list[psutil.Process]:
     """Other processes that were started with `name=value` in their environment."""
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         try:
-            if process.pid != os.getpid() and process.environ().get(name) == value:
-                found.append(process)
+            if pid != os.getpid() and _has_variable(pid, name, value):
+                found.append(psutil.Process(pid))
         except (psutil.Error, OSError):  # another user's, or gone meanwhile
             continue
     return found
+
+
+def _has_variable(pid: int, name: str, value: str) -> bool:
+    if sys.platform != "linux":
+        return psutil.Process(pid).environ().get(name) == value
+    with open(f"/proc/{pid}/environ", "rb") as file:  # three times faster, at two looks a test
+        return f"{name}={value}".encode() in file.read().split(b"\0")
 
 
 def _kill(processes: list[psutil.Process]) -> list[str]:

@@ -27,7 +27,7 @@ def test_burst_is_shown_or_counted(connect: Connect, script: Script) -> None:
 def test_stream_stays_within_the_budget(connect: Connect, script: Script) -> None:
     """Four a second, for longer than the budget lasts: all are shown without asking."""
     auth = connect("auth")
-    texts = [f"number {number};" for number in range(40)]
+    texts = [f"number {number};" for number in range(28)]
     script("auth", texts, pause_s=0.25)
     auth.wait_message(texts[-1], timeout=LONG_DEADLINE_S)
     assert auth.texts() == texts

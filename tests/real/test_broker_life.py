@@ -190,8 +190,8 @@ def test_pid_file_is_private_and_removed_at_the_end(bus):
 
 
 def test_stop_command_never_starts_another_broker(bus):
-    """The command that stops it sees it go, and must not take that for a crash."""
-    for _ in range(10):
+    """The command sees the broker's connection end, and must not take that for a crash."""
+    for _ in range(4):
         assert bus.zmqbus("broker").returncode == 0
         assert bus.zmqbus("broker", "--stop").returncode == 0
         assert brokers(bus) == []

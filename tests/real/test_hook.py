@@ -278,7 +278,7 @@ def test_stop_hook_continues_a_turn_once(bus):
 
 def test_mail_over_the_output_limit_is_counted(bus):
     owner = join(bus, "ci")
-    sent = [bus.deliver("ci", f"{number} " + "x" * 380) for number in range(40)]
+    sent = [receipt.msg_id for receipt in bus.burst("ci", [f"{number} " + "x" * 380 for number in range(40)])]
     text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
     shown = ids(text)
     assert 10 < len(shown) < 40 and shown == sent[: len(shown)]

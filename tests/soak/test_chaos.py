@@ -13,13 +13,13 @@ import pytest
 from tests.soak.run import run, verdict
 from tests.soak.schedule import Numbers, Setup, schedule
 
-#: How often each thing is done in a run of half a minute.
+#: How often each thing is done in the run.
 NUMBERS = Numbers(
     broker_kills=5,
-    listener_kills=6,
-    sender_kills=4,
+    listener_kills=5,
+    sender_kills=3,
     inbox_kills=2,
-    command_kills=3,
+    command_kills=2,
     expiries=2,
     closings=2,
     broker_stops=2,
@@ -32,7 +32,7 @@ NUMBERS = Numbers(
     worker_stops=1,
     requester_stops=0,
     holds=1,
-    visits=8,
+    visits=5,
     seclusions=1,
 )
 
@@ -45,7 +45,7 @@ def base():
 
 
 def make_setup(base: Path, port: int = 1, **changes) -> Setup:
-    return Setup(base=base, port=port, seed=1, duration_s=30.0, messages=2500, numbers=NUMBERS)._replace(**changes)
+    return Setup(base=base, port=port, seed=1, duration_s=20.0, messages=1800, numbers=NUMBERS)._replace(**changes)
 
 
 @pytest.mark.slow
