@@ -174,10 +174,12 @@ TESTED_ELSEWHERE: dict[str, str] = {
     # Two halves of one thing.
     "wire.codec": "wire/test_verbs.py",
     "wire.msg_ids": "wire/test_verbs.py",
+    "wire.channels": "wire/test_verbs.py",
+    "wire.header": "wire/test_verbs.py",
+    "wire.limits": "wire/test_verbs.py",
     "broker.events": "broker/test_core.py",
     "broker.delivery": "broker/test_core.py",
     "broker.admission": "broker/test_core.py",
-    "broker.permissions": "broker/test_core.py",
     # Seen through the request broker.
     "broker.groups.ledger": "broker/groups/test_requests.py",
     "broker.groups.model": "broker/groups/test_requests.py",

@@ -16,7 +16,6 @@ from zmqbus.broker import (
     delivery,
     fetch,
     mailbox,
-    permissions,
     registry,
     reply_routing,
     retention,
@@ -24,6 +23,7 @@ from zmqbus.broker import (
 )
 from zmqbus.broker import core as broker
 from zmqbus.broker.groups import callers, failover, ledger, queues, requests, workers
+from zmqbus.broker.sessions import STATE_OF_ROLE
 from zmqbus.broker.shell import pressure
 from zmqbus.client import core as client
 from zmqbus.client import requests as client_requests
@@ -61,6 +61,8 @@ def in_words(annotation: object) -> str:
         first, last = get_args(annotation)
         assert last is type(None)
         return f"{in_words(first)} or nil"
+    if annotation is verbs.Header:
+        return "header"
     if get_origin(annotation) is tuple:
         part = get_args(annotation)[0]
         return "list of list" if get_origin(part) is tuple else f"list of {in_words(part)}"
@@ -99,6 +101,12 @@ def test_the_row_of_a_list() -> None:
     ]
 
 
+def test_the_header() -> None:
+    assert [(field, kind) for field, kind, _ in table(SECTIONS["3.4 The header"])] == [
+        (field, in_words(kind)) for field, kind in _annotations(verbs.Header)
+    ]
+
+
 def test_the_row_of_a_preview() -> None:
     assert [(field, kind) for field, kind, _ in table(SECTIONS["6.4 A row of PREVIEWS"])] == [
         (field, in_words(kind)) for field, kind in _annotations(verbs.Previewed)
@@ -122,16 +130,18 @@ def test_limits() -> None:
         for name, value in vars(verbs).items()
         if name.isupper() and not name.startswith("_") and isinstance(value, int)
     }
-    assert defined.pop("VERSION") == 2
-    assert "`VERSION` is 2" in SECTIONS["14. Versions"]
+    assert defined.pop("VERSION") == 3
+    assert "`VERSION` is 3" in SECTIONS["14. Versions"]
     assert defined.pop("MSG_ID_LENGTH") == 12
     assert documented == defined
 
 
 def test_limits_of_fields() -> None:
     assert {name: number(value) for name, value in table(SECTIONS["3.3 Fields"])} == verbs.FIELD_CHARS
-    assert verbs.FIELD_PARTS == {"topics": 256, "groups": 256, "bodies": verbs.MAX_RUN}
-    assert "256 parts (`topics`, `groups`), `MAX_RUN` (`bodies`)" in SECTIONS["3.3 Fields"]
+    assert verbs.FIELD_PARTS == {"topics": 256, "groups": 256, "bodies": verbs.MAX_ENVELOPE_MESSAGES, "piece": 4}
+    assert (
+        "256 parts (`topics`, `groups`), `MAX_ENVELOPE_MESSAGES` (`msg_ids` and `bodies` of SEND), 4 (`piece`)" in PAGE
+    )
     assert codec.NUMBER_BYTES == 16
 
 
@@ -196,21 +206,22 @@ def test_small_vocabularies(title: str, enumeration: Any) -> None:
 
 def test_verbs_of_each_connection_state() -> None:
     text = SECTIONS["4.1 Which verb in which state"]
-    head = [cell.strip() for cell in text.strip().splitlines()[2].strip("|").split("|")]
-    assert [state.name for state in permissions.ALLOWED] == head[1:]
     rows = table(text)
-    assert [row[0] for row in rows] == [cls.__name__.upper() for code, cls in verbs.VERBS.items() if code < 32]
-    for verb, *cells in rows:
-        for state, cell in zip(permissions.ALLOWED, cells, strict=True):
-            allowed = {cls.__name__.upper() for cls in permissions.ALLOWED[state]}
-            otherwise = "expired" if state.name == "UNREGISTERED" else "no"
-            assert cell == ("yes" if verb in allowed else otherwise), (verb, state)
+    assert [row[0] for row in rows] == [verb.name for verb in verbs.TABLE if not verb.from_broker]
+    states = [cell.strip() for cell in text.strip().splitlines()[2].strip("|").split("|")][2:]
+    assert sorted(states) == sorted({state.name for state in STATE_OF_ROLE.values()})
+    for name, unregistered, *cells in rows:
+        verb = next(verb for verb in verbs.TABLE if verb.name == name)
+        assert unregistered == ("yes" if verb.unregistered else "expired"), name
+        for state, cell in zip(states, cells, strict=True):
+            for role in (role for role in verbs.Role if STATE_OF_ROLE[role].name == state):
+                assert cell == ("yes" if role in verb.roles else "no"), (name, state)
 
 
 def test_what_a_client_understands() -> None:
     """Everything that the broker may say; broadcasts by the SUB, the rest by either socket."""
     from_broker = {cls for code, cls in verbs.VERBS.items() if code >= 32}
-    assert set(client._TABLE) | {verbs.Broadcast, verbs.Broadcasts} == from_broker
+    assert set(client._TABLE) | {verbs.Broadcast} == from_broker
 
 
 def test_codes() -> None:
@@ -227,6 +238,6 @@ def test_channels() -> None:
 
 
 def test_the_reader_of_tables_sees_what_is_there() -> None:
-    assert len(VERBS) == 49
+    assert len(VERBS) == 45
     assert table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x y |\n") == [["1", ""], ["2", "x y"]]
     assert table("no table") == []

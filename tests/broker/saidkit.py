@@ -13,7 +13,7 @@ from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.wire import codec, verbs
 from zmqbus.wire.verbs import Format, Scope, State
 
-#: As SENDS; as SENDs that come within one wake; as SENDs that the broker takes one by one, though they come in a wake.
+#: In one SEND; in SENDs of one message within one wake; in SENDs that the broker takes one by one within a wake.
 Way: TypeAlias = Literal["run", "wake", "alone"]
 WAYS: tuple[Way, ...] = ("run", "wake", "alone")
 #: Ids and bodies.
@@ -29,7 +29,7 @@ class Said:
         self.alice, self.bob = self.net.session("alice"), self.net.session("bob")
         self.members = [self.alice, self.bob]
         self.heard: list[verbs.Envelope] = []
-        self.published: list[verbs.Broadcast | verbs.Broadcasts] = []  #: to bob, unless the PUB has lost it
+        self.published: list[verbs.Broadcast] = []  #: to bob, unless the PUB has lost it
         self.listen_in(self.alice)
         self.listen_in(self.bob, self._hear_published)
 
@@ -58,7 +58,7 @@ class Said:
     def _hear_published(self, event: client.Event) -> None:
         if isinstance(event, client.Published):
             for one in event.envelopes:
-                if isinstance(one, verbs.Broadcast | verbs.Broadcasts):
+                if isinstance(one, verbs.Broadcast):
                     self.published.append(one)
 
     def put(
@@ -73,9 +73,9 @@ class Said:
         """Says it; nobody has heard it yet."""
         if self.way == "run":
             msg_ids, bodies = zip(*messages, strict=True)
-            said: list[verbs.Envelope] = [verbs.Sends(scope, target, fmt, msg_ids, bodies)]
+            said: list[verbs.Envelope] = [verbs.Send(scope, target, fmt, None, False, None, None, msg_ids, bodies)]
         else:
-            said = [verbs.Send(msg_id, scope, target, fmt, None, False, body) for msg_id, body in messages]
+            said = [verbs.Send.one(msg_id, scope, target, fmt, None, False, body) for msg_id, body in messages]
         (by or self.alice).raw(codec.encode(said))
 
     def say(self, target: str, messages: Messages, fmt: int = Format.TEXT, *, scope: int = Scope.SESSION) -> None:
@@ -143,8 +143,8 @@ class Said:
 
     @property
     def in_one_piece(self) -> list[int]:
-        """How many have come with each BROADCASTS, 1 for a BROADCAST that is not spared to all."""
-        return [len(one.msg_ids) if isinstance(one, verbs.Broadcasts) else 1 for one in self.published]
+        """How many messages each BROADCAST held."""
+        return [len(one.msg_ids) for one in self.published]
 
 
 def messages(*bodies: bytes, first: int = 0) -> Messages:
@@ -158,7 +158,7 @@ def with_ids(*msg_ids: str) -> Messages:
 
 
 def both(play: Callable[[Said], None]) -> Said:
-    """Plays it in each way, and holds what came of it against each other. Returns what came of SENDS."""
+    """Plays it in each way, and holds what came of it against each other. Returns what came of one SEND."""
     played = []
     for way in WAYS:
         said = Said(way)

@@ -186,7 +186,9 @@ def test_said_again_before_it_is_in_the_journal_it_is_one_and_answered_where_it_
         helper = said.net.helper(said.alice)
         said.listen_in(helper)
         said.put("bob", messages(b"1", b"2", b"3"))
-        helper.raw(codec.encode([verbs.Send(f"message{n:04d}", 0, "bob", 0, None, True, b"x") for n in range(later)]))
+        helper.raw(
+            codec.encode([verbs.Send.one(f"message{n:04d}", 0, "bob", 0, None, True, b"x") for n in range(later)])
+        )
         said.net.settle()
         assert said.bob.bodies == [b"1", b"2", b"3"]
         said.bob.take_all()
@@ -205,7 +207,7 @@ def test_said_again_while_it_is_under_way_the_receipts_go_to_the_newer_connectio
     helper = said.net.helper(said.alice)
     again = Said("run")  # what that one hears
     again.listen_in(helper)
-    helper.raw(codec.encode([verbs.Send("message0001", 0, "bob", 0, None, True, b"2")]))
+    helper.raw(codec.encode([verbs.Send.one("message0001", 0, "bob", 0, None, True, b"2")]))
     said.net.settle()
     said.bob.take_all()
     said.net.settle()
@@ -301,37 +303,33 @@ def test_what_the_journal_does_not_take_is_refused_each_and_leaves_nothing():
     assert said.bob.bodies == [b"later"] and len(said.net.journal) == 1
 
 
+def several(count: int, **changes: Any) -> verbs.Send:
+    ids = tuple(f"message{n:04d}" for n in range(count))
+    return verbs.Send(0, "bob", 0, None, False, None, None, ids, (b"",) * count)._replace(**changes)
+
+
 @pytest.mark.parametrize(
-    "sends",
+    ("send", "why"),
     [
-        verbs.Sends(0, "bob", 0, ("message0001",), (b"1", b"2")),
-        verbs.Sends(0, "bob", 0, ("message0001", "message0002"), (b"1",)),
-        verbs.Sends(0, "bob", 0, (), (b"1",)),
-        verbs.Sends(
-            0, "bob", 0, tuple(f"message{n:04d}" for n in range(verbs.MAX_RUN + 1)), (b"",) * (verbs.MAX_RUN + 1)
-        ),
+        (several(verbs.MAX_ENVELOPE_MESSAGES + 1), "protocol: 257 messages in one SEND; the limit is 256"),
+        (several(2, again=True), "protocol: a SEND with reply_to, again or file holds one message"),
+        (several(2, reply_to="message0000"), "protocol: a SEND with reply_to, again or file holds one message"),
+        (several(2, file="0" * 32), "protocol: a SEND with reply_to, again or file holds one message"),
     ],
-    ids=("fewer ids", "fewer bodies", "no ids", "too many"),
+    ids=("too many", "again", "reply_to", "file"),
 )
-def test_what_is_no_run_is_refused_as_a_whole(sends):
+def test_malformed_batch_is_refused_entirely(send, why):
     said = Said("run")
-    said.alice.raw(codec.encode([sends, verbs.Send("message9999", 0, "bob", 0, None, False, b"next")]))
+    said.alice.raw(codec.encode([send, verbs.Send.one("message9999", 0, "bob", 0, None, False, b"next")]))
     said.net.settle()
     assert said.bob.bodies == [b"next"]
-    assert [ref for ref, _ in said.told] == list(sends.msg_ids or ("",))
-    assert {why for _, why in said.told} <= {
-        "protocol: SENDS has as many ids as bodies",
-        "protocol: 257 bodies; the limit is 256",
-    }
+    assert said.told == [*((msg_id, why) for msg_id in send.msg_ids)]
 
 
-def test_the_longest_run_is_taken_and_one_of_nothing_is_nothing():
-    long = messages(*[b"%d" % number for number in range(verbs.MAX_RUN)])
+def test_the_largest_batch_is_taken():
+    long = messages(*[b"%d" % number for number in range(verbs.MAX_ENVELOPE_MESSAGES)])
     said = both(lambda said: said.say("bob", long))
     assert said.bob.bodies == [body for _, body in long]
-    said.alice.raw(codec.encode([verbs.Sends(0, "bob", 0, (), ())]))
-    said.net.settle()
-    assert said.told == [] and said.net.broker.intake.accepted == verbs.MAX_RUN
 
 
 def test_only_who_may_send_may_send_runs():
@@ -378,7 +376,7 @@ def test_whatever_is_said_in_runs_is_what_is_said_one_by_one(steps):
                     said.say("bob", messages(*what, first=fresh))
                     fresh += len(what)
                 elif step == "broadcast":
-                    said.alice.raw(codec.encode([verbs.Send(f"toall{number:05d}", 1, "", 0, None, False, b"all")]))
+                    said.alice.raw(codec.encode([verbs.Send.one(f"toall{number:05d}", 1, "", 0, None, False, b"all")]))
                 else:
                     said.befall(step, what)
                 said.net.settle()
@@ -399,14 +397,14 @@ class Spooling:
         self.alice, self.bob = net.session("alice"), net.session("bob")
 
     def put_down(self, msg_id: str = "handmade0000", piece: bytes | None = None, **changes: Any) -> None:
-        """Says SPOOLED of a piece of its own making."""
+        """Sends a piece of its own making."""
         piece = escape_body("text", LARGE) if piece is None else piece
         file = self.net.new_file()
         self.net.spool[file, 0] = piece
-        spooled = verbs.Spooled(
-            msg_id, Scope.SESSION, "bob", Format.TEXT, None, len(LARGE), file, 0, len(piece), zlib.crc32(piece)
-        )
-        self.alice.raw(codec.encode([spooled._replace(**changes)]))
+        numbers = {"size_bytes": len(LARGE), "offset": 0, "length": len(piece), "crc": zlib.crc32(piece)}
+        numbers |= {name: changes.pop(name) for name in list(changes) if name in numbers}
+        send = verbs.Send(Scope.SESSION, "bob", 0, None, False, file, tuple(numbers.values()), (msg_id,), (b"",))
+        self.alice.raw(codec.encode([send._replace(**changes)]))
 
     def refusal(self, msg_id: str = "handmade0000") -> verbs.Refused:
         """What came back, which the client's core does not know of."""
@@ -489,7 +487,7 @@ class TestSpooled:
         assert isinstance(refused, errors.BrokerUnavailable) and "send it again" in str(refused)
         assert not isinstance(spooling.alice.answers[later], errors.ZmqbusError)
         # Said again, it would come behind the later one.
-        again = verbs.Send(msg_id, Scope.SESSION, "bob", Format.TEXT, None, True, LARGE)
+        again = verbs.Send.one(msg_id, Scope.SESSION, "bob", Format.TEXT, None, True, LARGE)
         spooling.alice.raw(codec.encode([again]))
         assert spooling.refusal(msg_id).code == "broker_unavailable"
         assert spooling.receives() == []
@@ -567,9 +565,8 @@ class TestSpooled:
 
     def test_who_may_not_send_may_not_do_it_this_way(self, net, spooling):
         eve = net.observer()
-        piece = escape_body("text", LARGE)
-        spooled = verbs.Spooled("handmade0000", 0, "bob", 0, None, len(LARGE), "0" * 32, 0, len(piece), 0)
-        eve.raw(codec.encode([spooled]))
+        numbers = (len(LARGE), 0, len(LARGE), 0)
+        eve.raw(codec.encode([verbs.Send(0, "bob", 0, None, False, "0" * 32, numbers, ("handmade0000",), (b"",))]))
         net.wake()
         (frames,) = eve.down
         (refused,) = codec.Decoder(from_broker=True).decode(frames)

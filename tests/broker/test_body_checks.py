@@ -1,17 +1,26 @@
-"""Claims of SPOOLED that are accepted, and those that are refused before any file is opened."""
+"""Claims of spooled bodies that are accepted, and those that are refused before any file is opened."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from zmqbus.broker.body_checks import check_spooled, no_spools
+from zmqbus.broker.body_checks import Spooled, no_spools, spooled_body
 from zmqbus.errors import ProtocolError, Unauthorized
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format
 
 NAME = "a" * 32
 SIZE = 70_000
-GOOD = verbs.Spooled("aaaaaaaaaaaa", 0, "bob", Format.TEXT, None, SIZE, NAME, 0, SIZE, 5)
+GOOD = Spooled(NAME, SIZE, 0, SIZE, 5)
+
+
+def check(fmt: int = Format.TEXT, **changes: Any) -> None:
+    """Reads a SEND that claims this of its body."""
+    file, *numbers = claim = GOOD._replace(**changes)
+    send = verbs.Send(0, "bob", fmt, None, False, file, tuple(numbers), ("aaaaaaaaaaaa",), (b"",))
+    assert spooled_body(send) == claim
 
 
 @pytest.mark.parametrize(
@@ -25,7 +34,7 @@ GOOD = verbs.Spooled("aaaaaaaaaaaa", 0, "bob", Format.TEXT, None, SIZE, NAME, 0,
     ],
 )
 def test_possible_claims_are_accepted(changes):
-    check_spooled(GOOD._replace(**changes))
+    check(**changes)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +63,15 @@ def test_possible_claims_are_accepted(changes):
 )
 def test_impossible_claims_are_refused(changes):
     with pytest.raises(ProtocolError):
-        check_spooled(GOOD._replace(**changes))
+        check(**changes)
 
 
 def test_a_broker_without_files_refuses_every_spooled_body():
     with pytest.raises(Unauthorized):
         no_spools(b"r", GOOD)
+
+
+@pytest.mark.parametrize("piece", [None, (), (SIZE, 0, SIZE)])
+def test_a_file_without_its_four_numbers_is_refused(piece):
+    with pytest.raises(ProtocolError):
+        spooled_body(verbs.Send(0, "bob", 0, None, False, NAME, piece, ("aaaaaaaaaaaa",), (b"",)))

@@ -141,7 +141,7 @@ def test_whoever_cannot_take_them_that_way_gets_each_in_its_place(monkeypatch, w
     def play(said: Said) -> None:
         carol = said.session("carol")
         if why == "mail":
-            said.alice.raw(codec.encode([verbs.Send("directed0001", 0, "carol", 0, None, False, b"0")]))
+            said.alice.raw(codec.encode([verbs.Send.one("directed0001", 0, "carol", 0, None, False, b"0")]))
         elif why == "unmarked":  # her SUB is not in force yet
             connection = said.net.broker.registry.sessions[session_id_of("carol")].conn
             assert connection is not None
@@ -158,7 +158,7 @@ def test_whoever_cannot_take_them_that_way_gets_each_in_its_place(monkeypatch, w
             said.net.store.fails = None
         said.net.settle()
         said.to_all(GOOD)
-        said.alice.raw(codec.encode([verbs.Send("directed0002", 0, "carol", 0, None, False, b"5")]))
+        said.alice.raw(codec.encode([verbs.Send.one("directed0002", 0, "carol", 0, None, False, b"5")]))
         said.net.settle()
         carol.stopped = False
         for _ in range(8):
@@ -222,7 +222,7 @@ def test_a_directed_message_behind_a_lost_run_waits_for_it():
         said.put("", GOOD, scope=Scope.ALL)
         said.net.wake()
         said.bob.published.clear()
-        said.alice.raw(codec.encode([verbs.Send("directed0001", 0, "bob", 0, None, False, b"5")]))
+        said.alice.raw(codec.encode([verbs.Send.one("directed0001", 0, "bob", 0, None, False, b"5")]))
         said.net.settle()
         assert said.bob.bodies == []
         said.net.advance(2 * BEAT_AFTER_S, step_s=0.1)
@@ -372,7 +372,7 @@ def test_said_again_each_is_answered_where_it_was_said_last_and_comes_once(what)
         said.heard.clear()
         helper = said.net.helper(said.alice)
         said.listen_in(helper)
-        again = [verbs.Send(msg_id, 1, "", 0, None, True, body) for msg_id, body in GOOD[1:]]
+        again = [verbs.Send.one(msg_id, 1, "", 0, None, True, body) for msg_id, body in GOOD[1:]]
         helper.raw(codec.encode(again))
         said.net.settle()
         take_all(said)
@@ -420,11 +420,11 @@ def test_a_connection_that_lingers_is_spared(monkeypatch):
     """Its SUB would take what has to wait behind its mailbox."""
     said = Said("run")
     carol = said.session("carol")
-    published: list[verbs.Broadcasts] = []
+    published: list[verbs.Broadcast] = []
     put = said.net.broker.delivery._out.put
 
     def putting(effect: events.Effect) -> None:
-        if isinstance(effect, events.Publish) and isinstance(effect.envelope, verbs.Broadcasts):
+        if isinstance(effect, events.Publish) and isinstance(effect.envelope, verbs.Broadcast):
             published.append(effect.envelope)
         put(effect)
 
@@ -444,7 +444,7 @@ def test_nothing_is_done_of_a_run_that_one_cannot_take(monkeypatch):
     """It is asked of all of them before anything is put anywhere."""
     said = Said("run")
     said.session("carol")
-    said.alice.raw(codec.encode([verbs.Send("directed0001", 0, "carol", 0, None, False, b"0")]))
+    said.alice.raw(codec.encode([verbs.Send.one("directed0001", 0, "carol", 0, None, False, b"0")]))
     said.net.settle()
     seen: list[tuple[int, int, bool]] = []
     run_to_many = delivery.Delivery.run_to_many

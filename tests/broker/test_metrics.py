@@ -101,7 +101,7 @@ def test_repeats(net: SimNet) -> None:
     net.settle()
     bob.take_all()
     net.settle()
-    alice.raw(codec.encode([verbs.Send(msg_id, Scope.SESSION, "bob", 0, None, False, b"hello")]))
+    alice.raw(codec.encode([verbs.Send.one(msg_id, Scope.SESSION, "bob", 0, None, False, b"hello")]))
     net.settle()
     found = figures(net)
     assert (found["repeated"], found["accepted"]) == (1, 1)

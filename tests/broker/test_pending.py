@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmqbus.broker.events import Instant
-from zmqbus.broker.pending import Staged, StagedRun, entry_of, gathered, run_of
+from zmqbus.broker.pending import Several, Single, Staged, StagedRun, entry_of, gathered, run_of
 from zmqbus.journal.record import Record
-from zmqbus.wire import verbs
-from zmqbus.wire.verbs import INLINE_BYTES, MAX_RUN, SPILL_BYTES, Format, Pointer, Scope
+from zmqbus.wire.verbs import INLINE_BYTES, MAX_ENVELOPE_MESSAGES, SPILL_BYTES, Format, Pointer, Scope
 
 NOW = Instant(5.0, 1_700_000_000.0, 1_700_000_009.0)
 ALICE: Any = SimpleNamespace(route=b"alice", sender_id="alice-id")
@@ -26,9 +25,7 @@ CAROL: Any = SimpleNamespace(name="carol")
 def said(number: int = 0, *, body: bytes = b"x", ts: float = 17.5, name: str = "alice", **more: Any) -> Staged:
     """A message of Alice's to Bob."""
     fields: dict[str, Any] = {"scope": 0, "target": "bob", "fmt": 0, "reply_to": None, "again": False}
-    send = verbs.Send(
-        f"message{number:04d}", **(fields | {key: more.pop(key) for key in fields if key in more}), body=body
-    )
+    send = Single(f"message{number:04d}", **(fields | {key: more.pop(key) for key in fields if key in more}), body=body)
     staged: dict[str, Any] = {
         "sender": ALICE,
         "receivers": [BOB],
@@ -48,7 +45,7 @@ def in_one_piece(*numbers: int) -> StagedRun:
     """What has come as a run."""
     first = said(numbers[0])
     msg_ids = tuple(f"message{number:04d}" for number in numbers)
-    sends = verbs.Sends(0, "bob", 0, msg_ids, (b"x",) * len(numbers))
+    sends = Several(0, "bob", 0, msg_ids, (b"x",) * len(numbers))
     return StagedRun(ALICE, sends, first.record, [BOB], len(numbers))
 
 
@@ -67,9 +64,7 @@ def numbers(staged: Sequence[Staged | StagedRun]) -> list[list[int]]:
 def test_neighbours_that_are_alike_become_one():
     (run,) = gathered([said(0, body=b"one"), said(1, body=b""), said(2, body="ü".encode())])
     assert isinstance(run, StagedRun)
-    assert run.sends == verbs.Sends(
-        0, "bob", 0, ("message0000", "message0001", "message0002"), (b"one", b"", "ü".encode())
-    )
+    assert run.sends == Several(0, "bob", 0, ("message0000", "message0001", "message0002"), (b"one", b"", "ü".encode()))
     assert (run.sender, run.receivers, run.size_bytes) == (ALICE, [BOB], 5)
 
 
@@ -138,7 +133,11 @@ def test_what_came_as_a_run_stays_that_run():
 
 @pytest.mark.parametrize(
     ("count", "lengths"),
-    [(MAX_RUN, [MAX_RUN]), (MAX_RUN + 1, [MAX_RUN, 1]), (2 * MAX_RUN + 2, [MAX_RUN, MAX_RUN, 2])],
+    [
+        (MAX_ENVELOPE_MESSAGES, [MAX_ENVELOPE_MESSAGES]),
+        (MAX_ENVELOPE_MESSAGES + 1, [MAX_ENVELOPE_MESSAGES, 1]),
+        (2 * MAX_ENVELOPE_MESSAGES + 2, [MAX_ENVELOPE_MESSAGES, MAX_ENVELOPE_MESSAGES, 2]),
+    ],
 )
 def test_a_run_is_no_longer_than_a_run_may_be(count, lengths):
     found = list(gathered([said(number) for number in range(count)]))

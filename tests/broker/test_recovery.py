@@ -513,7 +513,7 @@ def test_what_is_taken_in_the_wake_of_the_commit_is_delivered_and_stays_so(net):
     net.store.fails = None
     net.settle()
     assert state(alice, msg_id) == State.DELIVERED
-    alice.raw(codec.encode([verbs.Send(msg_id, Scope.SESSION, "bob", 0, None, True, b"slow")]))
+    alice.raw(codec.encode([verbs.Send.one(msg_id, Scope.SESSION, "bob", 0, None, True, b"slow")]))
     net.wake()
     (receipt,) = codec.Decoder(from_broker=True).decode(alice.down[-1])
     assert isinstance(receipt, verbs.Receipt) and receipt.state == State.DELIVERED

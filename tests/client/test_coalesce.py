@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zmqbus.client.batch import Send
 from zmqbus.client.coalesce import batches_of
 from zmqbus.client.events import Outgoing
-from zmqbus.wire.verbs import INLINE_BYTES, MAX_RUN, Format, Scope
+from zmqbus.wire.verbs import INLINE_BYTES, MAX_ENVELOPE_MESSAGES, Format, Scope
 
 
 def message(number: int = 0, **more: Any) -> Outgoing:
@@ -85,7 +85,11 @@ def test_a_body_that_needs_a_frame_of_its_own_is_sent_alone():
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(MAX_RUN, [MAX_RUN]), (MAX_RUN + 1, [MAX_RUN, 1]), (2 * MAX_RUN + 2, [MAX_RUN, MAX_RUN, 2])],
+    [
+        (MAX_ENVELOPE_MESSAGES, [MAX_ENVELOPE_MESSAGES]),
+        (MAX_ENVELOPE_MESSAGES + 1, [MAX_ENVELOPE_MESSAGES, 1]),
+        (2 * MAX_ENVELOPE_MESSAGES + 2, [MAX_ENVELOPE_MESSAGES, MAX_ENVELOPE_MESSAGES, 2]),
+    ],
 )
 def test_a_batch_has_at_most_max_run_messages(count, expected):
     batches = list(batches_of(messages(count)))
@@ -113,4 +117,4 @@ def test_batches_hold_the_same_messages_in_the_same_order(mixed: list[Outgoing])
     for batch in batches:
         single = batch.reply_to is not None or batch.again or batch.scope == Scope.GROUP
         longest = max(map(len, batch.bodies))
-        assert 1 <= len(batch.bodies) <= (1 if single or longest > INLINE_BYTES else MAX_RUN)
+        assert 1 <= len(batch.bodies) <= (1 if single or longest > INLINE_BYTES else MAX_ENVELOPE_MESSAGES)

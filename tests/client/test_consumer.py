@@ -617,7 +617,8 @@ class Run:
             numbers = range(self.sent + 1, self.sent + 1 + size)
             ids = tuple(f"message{number:05d}" for number in numbers)
             bodies = tuple(b"%d" % number for number in numbers)
-            envelopes.append(verbs.Delivers(numbers[0], 0, "sid", "auth", None, 0, 1.0, ids, bodies))
+            header = verbs.Header("sid", "auth", None, 0, "", 0, None, 1.0)
+            envelopes.append(verbs.Deliver(header, numbers[0], 0, 0, -1, None, 0, ids, bodies))
             self.sent += size
         self.last = max(self.last, self.sent)
         return envelopes
@@ -804,9 +805,8 @@ def test_what_is_unread_is_counted_message_by_message(run):
 
 def test_a_run_of_broadcasts_is_taken_message_by_message(run):
     ids = ("message00001", "message00002", "message00003")
-    cast = verbs.Broadcasts(
-        "epoch", 1, 0, (), "sid", "auth", "Äuth", Scope.TOPIC, "deploys", 0, 1.0, ids, (b"1", b"2", b"3")
-    )
+    header = verbs.Header("sid", "auth", "Äuth", Scope.TOPIC, "deploys", 0, None, 1.0)
+    cast = verbs.Broadcast(header, "epoch", 1, 0, (), None, ids, (b"1", b"2", b"3"))
     run.carry_out(run.core.handle(0.0, core.Published(b"#deploys\0", [cast])))
     assert run.consumer.unread == 3
     message = run.consumer.next_message(0.0)
@@ -847,7 +847,8 @@ def test_two_threads_take_from_one_run(run):
                 run.welcome()
                 while run.sent < 1500:
                     run.send(min(120, 1500 - run.sent))
-    end = verbs.Delivers(count + 1, 0, "sid", "auth", None, 0, 1.0, ("endendend1", "endendend2"), (b"end", b"end"))
+    header = verbs.Header("sid", "auth", None, 0, "", 0, None, 1.0)
+    end = verbs.Deliver(header, count + 1, 0, 0, -1, None, 6, ("endendend1", "endendend2"), (b"end", b"end"))
     with run.lock:
         run.sent += 2
         run.hear(end)

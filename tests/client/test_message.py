@@ -18,7 +18,7 @@ from zmqbus.client import payload
 from zmqbus.client.batch import Deliver
 from zmqbus.client.message import Message, about, decode, encode, encode_error, of_batch, scope_and_target
 from zmqbus.journal import record
-from zmqbus.wire import verbs
+from zmqbus.wire import limits
 from zmqbus.wire.verbs import Format, Scope
 
 VALUES = st.recursive(
@@ -105,13 +105,13 @@ def test_a_value_that_holds_itself_cannot_be_sent():
 
 @pytest.mark.parametrize("make", [str, bytes, list, numpy.array])
 def test_the_limits_hold_for_all_kinds(make, monkeypatch):
-    monkeypatch.setattr(verbs, "MAX_BODY_BYTES", 64)
-    monkeypatch.setattr(verbs, "MAX_BROADCAST_BYTES", 16)
+    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 64)
+    monkeypatch.setattr(limits, "MAX_BROADCAST_BYTES", 16)
     value = {str: "x" * 40, bytes: b"x" * 40, list: ["x" * 40], numpy.array: numpy.zeros(40, "u1")}[make]
     encode(value)
     with pytest.raises(errors.TextTooLong):
         encode(value, to_many=True)
-    monkeypatch.setattr(verbs, "MAX_BODY_BYTES", 32)
+    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 32)
     with pytest.raises(errors.TextTooLong):
         encode(value)
 

@@ -341,9 +341,9 @@ class Played:
         self.io.busy = True
         bodies: list[bytes] = []
         for envelope in self.io.transmitted:
-            if isinstance(envelope, verbs.Sends):
+            if isinstance(envelope, verbs.Send):
                 bodies += envelope.bodies
-            elif isinstance(envelope, verbs.Send | verbs.Request):
+            elif isinstance(envelope, verbs.Request):
                 bodies.append(envelope.body)
         return [body.decode() for body in bodies]
 
@@ -438,8 +438,8 @@ def test_messages_and_requests_go_out_in_the_order_in_which_they_were_said(playe
     assert played.go() == ["d", "a0", "a1", "a2", "b", "c0", "c1", "c2"]  # those to groups have a queue of their own
     said = played.io.transmitted
     place = {type(one): number for number, one in enumerate(said)}
-    assert place[verbs.Await] < place[verbs.Sends]  # the answer must not come before it is awaited
-    assert [len(one.msg_ids) for one in said if isinstance(one, verbs.Sends)] == [5, 2]
+    assert place[verbs.Await] < place[verbs.Send]  # the answer must not come before it is awaited
+    assert [len(one.msg_ids) for one in said if isinstance(one, verbs.Send)] == [5, 2]
 
 
 def test_the_window_cuts_the_order_nowhere(played, monkeypatch):

@@ -431,16 +431,16 @@ def test_large_bodies_go_by_a_file_as_long_as_there_can_be_one(transport, settin
     transport.perform(transport.core.send_all([large(1), large(2)._replace(body=b"small"), large(3)]))
     until(lambda: len(broker.heard) == 3, transport, broker)
     first, second, third = broker.heard
-    assert [type(one) for one in broker.heard] == [verbs.Spooled, verbs.Send, verbs.Spooled]
+    assert [one.file is None for one in broker.heard] == [False, True, False]
     assert [one.name for one in spool.iterdir()] == [first.file]
     assert (spool / first.file).read_bytes() == LARGE * 2
-    assert (first.offset, third.offset, second.body) == (0, len(LARGE), b"small")
-    broker.say(verbs.Receipt(0, "b", "pay", 0, (first.msg_id,)))
+    assert (first.piece[1], third.piece[1], second.bodies) == (0, len(LARGE), (b"small",))
+    broker.say(verbs.Receipt(0, "b", "pay", 0, first.msg_ids))
     until(lambda: transport.core.unconfirmed == 2, transport, broker)
     spool.chmod(0o755)  # whoever has a file goes on with it
     transport.perform(transport.core.send(large(4)))
     until(lambda: len(broker.heard) == 4, transport, broker)
-    assert broker.heard[3].offset == 0
+    assert broker.heard[3].piece[1] == 0
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -453,7 +453,7 @@ def test_files_are_removed_with_the_link_unless_something_in_them_is_under_way(t
     until(lambda: broker.heard, own, broker)
     (spooled,) = broker.heard
     if told:
-        broker.say(verbs.Receipt(0, "b", "pay", 0, (spooled.msg_id,)))
+        broker.say(verbs.Receipt(0, "b", "pay", 0, spooled.msg_ids))
         until(lambda: not own.core.unconfirmed, own, broker)
     own.close()
     assert [one.name for one in Path(settings.paths.spool).iterdir()] == ([] if told else [spooled.file])
@@ -467,7 +467,7 @@ def test_where_there_can_be_no_file_they_go_along(transport, settings, start_bro
     enter(transport, broker)
     transport.perform(transport.core.send(large(1)))
     until(lambda: broker.heard, transport, broker)
-    assert broker.heard == [large(1)]
+    assert broker.heard == [verbs.Send.one(*large(1))]
 
 
 def test_each_welcome_has_a_file_of_its_own(transport, settings, start_broker, launched):
@@ -480,7 +480,7 @@ def test_each_welcome_has_a_file_of_its_own(transport, settings, start_broker, l
     broker.heard.clear()
     broker.say(verbs.Expired())
     until(lambda: len(broker.heard) == 2, transport, broker)
-    assert broker.heard[1] == large(1)._replace(again=True)
+    assert broker.heard[1] == verbs.Send.one(*large(1)._replace(again=True))
     broker.heard.clear()
     broker.welcome("another lease")
     until(lambda: transport.core.phase is core.Phase.READY, transport, broker)
@@ -490,6 +490,6 @@ def test_each_welcome_has_a_file_of_its_own(transport, settings, start_broker, l
     spool = Path(settings.paths.spool)
     assert first.file != second.file
     assert {one.name for one in spool.iterdir()} == {first.file, second.file}
-    broker.say(verbs.Receipt(0, "b", "pay", 0, (first.msg_id, second.msg_id)))
+    broker.say(verbs.Receipt(0, "b", "pay", 0, first.msg_ids + second.msg_ids))
     until(lambda: not transport.core.unconfirmed, transport, broker)
     assert [one.name for one in spool.iterdir()] == [second.file]

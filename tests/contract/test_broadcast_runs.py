@@ -18,7 +18,8 @@ def crew(world: World) -> tuple[Member, Member, Member]:
 
 def in_runs(member: Member) -> int:
     """How many messages have come over the SUB in one piece with others."""
-    return sum(len(one.msg_ids) for one in member.overheard if isinstance(one, verbs.Broadcasts))
+    casts = [one for one in member.overheard if isinstance(one, verbs.Broadcast)]
+    return sum(len(one.msg_ids) for one in casts if len(one.msg_ids) > 1)
 
 
 def resent(member: Member) -> int:

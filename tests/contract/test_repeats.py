@@ -25,7 +25,7 @@ def receipts(member: Member, msg_id: str) -> list[verbs.Envelope]:
 def test_repeat_over_the_same_connection(world: World, again: bool) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send("bob", b"1")
-    said_again = verbs.Send(sent, Scope.SESSION, "bob", 0, None, again, b"1")
+    said_again = verbs.Send.one(sent, Scope.SESSION, "bob", 0, None, again, b"1")
     alice.raw(said_again)  # without an outcome yet
     bob.takes(b"1")
     alice.hears(sent, "delivered")

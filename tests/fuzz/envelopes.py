@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 
 from zmqbus.testing import session_id_of
-from zmqbus.wire import verbs
+from zmqbus.wire import codec, verbs
 
 #: Values of the wrong type or range.
 ODD: tuple[Any, ...] = (
@@ -98,7 +98,11 @@ class Fuzzer:
             code = self.chance.choice((0, 31, 63, 64, 255, -1, 2**40))
         if cls is verbs.Stop:
             cls, code = verbs.Status, 12
-        fields = [self._field(name, kind) for name, kind in cls.__annotations__.items()]
+        fields = [self._field(name, kind) for name, kind in codec.wire_fields(cls).items()]
+        if cls._fields[-1:] == ("bodies",):
+            count = self.chance.choice((0, 2, 3, 256, 257)) if self.chance.random() < 0.3 else 1
+            ids = [self._named("msg_ids", str) for _ in range(count)]
+            fields[-2:] = [*ids, *(self._named("bodies", bytes) for _ in range(count))]
         if fields and self.chance.random() < 0.3:
             place = self.chance.randrange(len(fields))
             fields[place] = self.chance.choice((*ODD, "x" * self.chance.choice((41, 257, 5_000, 90_000))))

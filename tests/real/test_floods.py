@@ -139,7 +139,7 @@ def figures_that_nobody_reads(attacker: Attacker) -> None:
 
 def refusals_that_nobody_reads(attacker: Attacker) -> None:
     peers = [attacker.enter(verbs.Role.GUEST, **DEAF) for _ in range(20)]
-    send = (VERB["Send"], "x", 0, "nobody-here", 0, None, False, b"")
+    send = (VERB["Send"], 0, "nobody-here", 0, None, False, None, None, "x", b"")
     say = msgpack.packb([send] * 500)
     until_closed(peers, lambda dealer: dealer.send(say))
 
@@ -149,7 +149,7 @@ def large_bodies(attacker: Attacker) -> None:
     number = iter(range(10**9))
 
     def say(dealer: zmq.Socket[bytes]) -> None:
-        send = verbs.Send(f"large{next(number):07}", 0, "nobody", 0, None, False, bytes(verbs.MAX_BODY_BYTES))
+        send = verbs.Send.one(f"large{next(number):07}", 0, "nobody", 0, None, False, bytes(verbs.MAX_BODY_BYTES))
         dealer.send_multipart(codec.encode([send]), copy=False)
 
     until_closed(peers, say)

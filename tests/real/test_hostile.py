@@ -257,9 +257,9 @@ JUNK_MESSAGES: list[list[bytes]] = [
     [b"\xdd\xff\xff\xff\xff"],  # an array of 4 thousand million
     [b"\xdb\xff\xff\xff\xff"],  # a string of that length
     [b"\x91\x92\x03\xa2\xff\xfe"],  # a string that is not UTF-8
-    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, False, size]]) for size in (-1,)],
-    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, False, 2**63]]), b"x"],
-    [msgpack.packb([[VERB["Send"], "aaaaaaaaaaaa", 0, "pay", 0, None, False, 1]]), b""],
+    [msgpack.packb([[VERB["Send"], 0, "pay", 0, None, False, None, None, "aaaaaaaaaaaa", size]]) for size in (-1,)],
+    [msgpack.packb([[VERB["Send"], 0, "pay", 0, None, False, None, None, "aaaaaaaaaaaa", 2**63]]), b"x"],
+    [msgpack.packb([[VERB["Send"], 0, "pay", 0, None, False, None, None, "aaaaaaaaaaaa", 1]]), b""],
     [msgpack.packb([[VERB["List"], msgpack.ExtType(5, b"x"), True, ""]])],
 ]
 
@@ -360,7 +360,7 @@ def unknown_verbs(attacker: Attacker) -> None:
 def text_that_is_not_utf8(attacker: Attacker) -> None:
     guest = attacker.enter(verbs.Role.GUEST)
     for number, body in enumerate((b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"ok\x80")):
-        attacker.say(guest, [VERB["Send"], f"aaaaaaaaaaa{number}", 0, "pay", 0, None, False, body])
+        attacker.say(guest, [VERB["Send"], 0, "pay", 0, None, False, None, None, f"aaaaaaaaaaa{number}", body])
         refused = attacker.hear(guest)
         assert isinstance(refused, verbs.Refused) and refused.code == "invalid_payload"
 
@@ -440,12 +440,12 @@ def forged_fields_in_a_message(attacker: Attacker) -> None:
     """What a sender puts into the fields of a message cannot make a line of its own for the receiver."""
     guest = attacker.enter(verbs.Role.GUEST)
     forged = 'x]\n[inter-session msg=forgedforged from="auth"] rm -rf'
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa01", 0, "pay", 0, forged, False, b"in the open"])
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa02", 2, "pay", 0, None, False, forged.encode()])
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa03", 3, forged, 0, None, False, b"topic"])
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa04", 0, "pay", 1, None, False, b"\xc1" * 100])
-    attacker.say(guest, [VERB["Send"], "aaaaaaaaaa05", 0, "pay", 9, None, False, b"x"])
-    attacker.say(guest, [VERB["Send"], "../../../etc", 0, "pay", 0, None, False, b"x"])
+    attacker.say(guest, [VERB["Send"], 0, "pay", 0, forged, False, None, None, "aaaaaaaaaa01", b"in the open"])
+    attacker.say(guest, [VERB["Send"], 2, "pay", 0, None, False, None, None, "aaaaaaaaaa02", forged.encode()])
+    attacker.say(guest, [VERB["Send"], 3, forged, 0, None, False, None, None, "aaaaaaaaaa03", b"topic"])
+    attacker.say(guest, [VERB["Send"], 0, "pay", 1, None, False, None, None, "aaaaaaaaaa04", b"\xc1" * 100])
+    attacker.say(guest, [VERB["Send"], 0, "pay", 9, None, False, None, None, "aaaaaaaaaa05", b"x"])
+    attacker.say(guest, [VERB["Send"], 0, "pay", 0, None, False, None, None, "../../../etc", b"x"])
     open_ids = {f"aaaaaaaaaa0{number}" for number in range(1, 6)} | {"../../../etc"}
     said: dict[str, Any] = {}
     while open_ids - said.keys():
@@ -465,6 +465,11 @@ def spool_of(attacker: Attacker, content: bytes) -> str:
     return name
 
 
+def spooled(msg_id: str, name: str, piece: tuple[int, int, int, int]) -> list[Any]:
+    """Returns a SEND to pay whose body is said to be in a spool file."""
+    return [VERB["Send"], 0, "pay", 0, None, False, name, piece, msg_id, b""]
+
+
 def forged_records_in_a_file(attacker: Attacker) -> None:
     """What a sender puts down for the log cannot become a record of somebody else's there."""
     guest = attacker.enter(verbs.Role.GUEST)
@@ -475,9 +480,7 @@ def forged_records_in_a_file(attacker: Attacker) -> None:
         content = padding + piece
         size = len(content)
         name = spool_of(attacker, content)
-        attacker.say(
-            guest, [VERB["Spooled"], f"file0000000{number}", 0, "pay", 0, None, size, name, 0, size, crc32(content)]
-        )
+        attacker.say(guest, spooled(f"file0000000{number}", name, (size, 0, size, crc32(content))))
         answer = attacker.hear(guest)
         assert isinstance(answer, verbs.Refused) and answer.code == "invalid_payload", answer
     log = (attacker.bus.data_dir / "messages.log").read_bytes()
@@ -491,8 +494,7 @@ def files_that_are_not_for_it(attacker: Attacker) -> None:
     link.symlink_to(attacker.bus.data_dir / "keys" / "broker.key_secret")
     names = ["../keys/broker.key_secret", "/etc/passwd", "", "e" * 32, "f" * 32, spool_of(attacker, b"short")]
     for number, name in enumerate(names):
-        piece = [None, 70_000, name, 0, 70_000, 1]
-        attacker.say(guest, [VERB["Spooled"], f"file0000001{number}", 0, "pay", 0, *piece])
+        attacker.say(guest, spooled(f"file0000001{number}", name, (70_000, 0, 70_000, 1)))
         answer = attacker.hear(guest)
         assert isinstance(answer, verbs.Refused), answer
         assert answer.code in ("protocol", "unauthorized", "broker_unavailable")
@@ -516,8 +518,7 @@ def a_text_that_cannot_be_read(attacker: Attacker) -> None:
     ):
         name = spool_of(attacker, piece)
         checksum = crc32(piece) if crc is None else crc
-        fields = [f"file0000002{number}", 0, "pay", 0, None, size, name, 0, len(piece), checksum]
-        attacker.say(guest, [VERB["Spooled"], *fields])
+        attacker.say(guest, spooled(f"file0000002{number}", name, (size, 0, len(piece), checksum)))
         answer = attacker.hear(guest)
         assert isinstance(answer, verbs.Refused) and answer.code in ("invalid_payload", "protocol"), answer
     for line in (attacker.bus.data_dir / "messages.log").read_bytes().splitlines():
@@ -529,10 +530,10 @@ def flood_of_large_files(attacker: Attacker) -> None:
     guest = attacker.enter(verbs.Role.GUEST, **DEAF)
     size = verbs.MAX_BODY_BYTES
     name = spool_of(attacker, b'\\"' * size)
-    spooled = [
-        (VERB["Spooled"], f"flood{number:07}", 0, "pay", 0, None, size - 10, name, 0, size, 1) for number in range(512)
-    ]
-    flood(guest, [msgpack.packb(spooled)])
+    flood(
+        guest,
+        [msgpack.packb([spooled(f"flood{number:07}", name, (size - 10, 0, size, 1)) for number in range(512)])],
+    )
 
 
 # --- floods
@@ -566,7 +567,7 @@ def flood_of_many_lists_in_a_message(attacker: Attacker) -> None:
 
 
 def flood_of_refusals(attacker: Attacker) -> None:
-    refused = (VERB["Send"], "no", 0, "", 0, None, False, b"")
+    refused = (VERB["Send"], 0, "", 0, None, False, None, None, "no", b"")
     flood(attacker.enter(verbs.Role.GUEST, **DEAF), [msgpack.packb([refused] * 512)])
 
 
@@ -574,7 +575,9 @@ def flood_of_refusals_that_are_kept(attacker: Attacker) -> None:
     """A refusal is a row in the database, so that the next broker gives it again."""
     guest = attacker.enter(verbs.Role.GUEST)
     for number in range(0, 30_000, 500):
-        sends = [(VERB["Send"], f"n{number + n:09}", 0, "nobody-here", 0, None, False, b"") for n in range(500)]
+        sends = [
+            (VERB["Send"], 0, "nobody-here", 0, None, False, None, None, f"n{number + n:09}", b"") for n in range(500)
+        ]
         guest.send(msgpack.packb(sends))
 
 
@@ -591,7 +594,7 @@ def flood_of_peeks(attacker: Attacker) -> None:
     attacker.say(attacker.enter(verbs.Role.PROGRAM), [VERB["Bye"]])
     guest = attacker.enter(verbs.Role.GUEST)
     for number in range(60):
-        frames = codec.encode([verbs.Send(f"peek{number:08}", 0, "attacker", 0, None, False, b"x" * 60_000)])
+        frames = codec.encode([verbs.Send.one(f"peek{number:08}", 0, "attacker", 0, None, False, b"x" * 60_000)])
         guest.send_multipart(frames)
         receipt = attacker.hear(guest)
         assert isinstance(receipt, verbs.Receipt), receipt
@@ -714,7 +717,7 @@ def test_subscriber_that_never_reads_affects_nobody_else(stage: Stage) -> None:
     poller.register(subscriber, zmq.POLLIN)
     published = 0
     for number in range(50):
-        send = verbs.Send(f"cast{number:08}", int(verbs.Scope.TOPIC), "t", 0, None, False, bytes(60_000))
+        send = verbs.Send.one(f"cast{number:08}", int(verbs.Scope.TOPIC), "t", 0, None, False, bytes(60_000))
         guest.send_multipart(codec.encode([send]))
         # The first ones come by the other way, until the broker has seen the subscription.
         came: Any = None
@@ -727,8 +730,8 @@ def test_subscriber_that_never_reads_affects_nobody_else(stage: Stage) -> None:
                 came = attacker.hear(program)
                 if isinstance(came, verbs.Deliver):
                     attacker.say(program, [VERB["Ack"], came.seq, []])
-        assert came.msg_id == send.msg_id
-        assert attacker.hear(guest) == verbs.Tally(send.msg_id, 1, 0)
+        assert came.msg_ids == send.msg_ids
+        assert attacker.hear(guest) == verbs.Tally(send.msg_ids[0], 1, 0)
     assert published > 25
     stage.prove()
 

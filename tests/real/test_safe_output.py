@@ -15,13 +15,12 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import msgpack
 import psutil
 import pytest
 
 from tests.real.conftest import ROOT, Bus, ListenerProcess
 from tests.real.test_hostile import Attacker
-from zmqbus.wire import verbs
+from zmqbus.wire import codec, verbs
 
 pytestmark = pytest.mark.slow
 
@@ -198,11 +197,8 @@ def test_fields_of_a_hostile_program_are_sanitised(bus: Bus, hostile: ListenerPr
         table = bus.zmqbus("list").stdout.splitlines()
         assert [line.split()[0] for line in table] == ["NAME", "auth", "odd"]
         # What it sends to a target of its own making, and what the broker's log has of that.
-        fields = [verbs.Scope.SESSION, odd, verbs.Format.TEXT, None, False, b"x"]
-        code = {cls: number for number, cls in verbs.VERBS.items()}[verbs.Send]
-        dealer.send(
-            msgpack.packb([[code, "bbbbbbbbbbbb", *map(lambda f: int(f) if isinstance(f, int) else f, fields)]])
-        )
+        send = verbs.Send.one("bbbbbbbbbbbb", int(verbs.Scope.SESSION), odd, int(verbs.Format.TEXT), None, False, b"x")
+        dealer.send_multipart(codec.encode([send]))
         refused = attacker.hear(dealer)
         assert isinstance(refused, verbs.Refused)
         check(refused.text)

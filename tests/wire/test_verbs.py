@@ -6,7 +6,7 @@ import sys
 import threading
 import tracemalloc
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -37,8 +37,6 @@ def values(annotation: object, chars: int = 12) -> st.SearchStrategy[Any]:
         part = get_args(annotation)[0]
         if get_origin(part) is tuple:
             return st.lists(st.tuples(st.text(max_size=5), INTS), max_size=4).map(tuple)
-        if part is bytes:
-            return st.lists(st.binary(max_size=100) | st.just(bytes(INLINE_BYTES)), max_size=4).map(tuple)
         return st.lists(values(part, chars), max_size=4).map(tuple)
     return {
         int: INTS,
@@ -49,9 +47,21 @@ def values(annotation: object, chars: int = 12) -> st.SearchStrategy[Any]:
     }[annotation]  # type: ignore[index]
 
 
+def fields_of(cls: Any) -> Iterator[st.SearchStrategy[Any]]:
+    for name, kind in cls.__annotations__.items():
+        if kind is protocol.Header:
+            yield st.tuples(*fields_of(kind)).map(protocol.Header._make)
+        else:
+            yield values(kind, min(20, protocol.FIELD_CHARS.get(name, 20)))
+
+
 def envelopes_of(cls: Any) -> st.SearchStrategy[Any]:
-    fields = (values(kind, min(20, protocol.FIELD_CHARS.get(name, 20))) for name, kind in cls.__annotations__.items())
-    return st.tuples(*fields).map(cls._make)
+    """Envelopes of a verb; those that hold messages hold one at least, each with an id and a body."""
+    if cls._fields[-1:] != ("bodies",):
+        return st.tuples(*fields_of(cls)).map(cls._make)
+    *fields, _, _ = fields_of(cls)
+    messages = st.lists(st.tuples(st.text("ab01", max_size=12), BODIES), min_size=1, max_size=4)
+    return st.tuples(*fields, messages).map(lambda drawn: cls(*drawn[:-1], *zip(*drawn[-1], strict=True)))
 
 
 TO_BROKER = [cls for code, cls in protocol.VERBS.items() if code < 32]
@@ -101,7 +111,7 @@ def test_a_mixed_message_is_read_back(verbs: list[Any], from_broker: bool) -> No
 
 @pytest.mark.parametrize("size", [0, INLINE_BYTES, INLINE_BYTES + 1, protocol.MAX_BODY_BYTES])
 def test_only_large_bodies_get_a_frame_of_their_own(size: int) -> None:
-    send = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * size)
+    send = protocol.Send.one("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * size)
     frames = codec.encode([send, send])
     assert len(frames) == (3 if size > INLINE_BYTES else 1)
     assert decoder(from_broker=False).decode(frames) == [send, send]
@@ -127,7 +137,9 @@ def refuse_or_read(frames: list[bytes], *, from_broker: bool) -> None:
             assert fits(value, annotation), envelope
 
 
-def fits(value: object, annotation: object) -> bool:
+def fits(value: Any, annotation: object) -> bool:
+    if annotation is protocol.Header:
+        return type(value) is protocol.Header and all(map(fits, value, protocol.Header.__annotations__.values()))
     if isinstance(annotation, UnionType):
         return any(fits(value, one) for one in get_args(annotation))
     if get_origin(annotation) is tuple:
@@ -198,7 +210,11 @@ def test_mutated_and_truncated_messages(verbs: list[Any], from_broker: bool) -> 
     check()
 
 
-SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BYTES + 1))
+SEND = protocol.Send.one("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BYTES + 1))
+
+
+HEADER = protocol.Header("s", "n", None, 0, "", 0, None, 0.5)
+FIELDS = (4, 0, "bob", 0, None, False, None, None)  #: of a SEND, but for its messages
 
 
 @pytest.mark.parametrize(
@@ -223,25 +239,26 @@ SEND = protocol.Send("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BY
         [codec.encode([SEND])[0]],  # the body's frame is missing
         [*codec.encode([SEND]), b"one too many"],
         [codec.encode([SEND])[0], b"short"],
-        [codec.encode([SEND])[0][:-1], SEND.body],
+        [codec.encode([SEND])[0][:-1], SEND.bodies[0]],
         [b"\x91" * 5_000],  # nested deeper than any stack
         [b"\xdd\xff\xff\xff\xff"],  # an array of four billion
         [b"\x91\x92\x0c\xdb\xff\xff\xff\xff"],  # a string of four gigabytes
         [msgpack.packb([[2]]) + b"\x00"],
         [b"\x91\x92\x0c\xa1\xff"],  # not UTF-8
-        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa", 7], [b"x", b"y"]]])],  # runs: an id that is none
-        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], ["x"]]])],  # a text for a body
-        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [None]]])],
-        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa", "bbbbbbbb"], [b"x", 1]]]), b"y"],  # no body leaves the envelope
-        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [b"x"]]]), b"y"],
-        [msgpack.packb([[21, "bob", 0, [], [], b""]])],
-        [msgpack.packb([[21, "bob", 0, "aaaaaaaa", b"x"]])],
-        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], None]])],
-        [msgpack.packb([[21, "bob", None, ["aaaaaaaa"], [b"x"]]])],
-        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"], [bytes(INLINE_BYTES + 1)]]])],
-        [msgpack.packb([[21, "bob", 0, ["aaaaaaaa"] * 4097, [b"x"] * 4097]])],
+        [msgpack.packb([[*FIELDS, "aaaaaaaa", 7, b"x", b"y"]])],  # an id that is a number
+        [msgpack.packb([[*FIELDS, "aaaaaaaa", "x"]])],  # a text for a body
+        [msgpack.packb([[*FIELDS, "aaaaaaaa", None]])],
+        [msgpack.packb([[*FIELDS, "aaaaaaaa", "bbbbbbbb", b"x", 2]]), b"y"],  # a frame of another length
+        [msgpack.packb([[*FIELDS, "aaaaaaaa", b"x"]]), b"y"],  # a frame that nobody announced
+        [msgpack.packb([[*FIELDS]])],  # no messages
+        [msgpack.packb([[*FIELDS, "aaaaaaaa", "bbbbbbbb", b"x"]])],  # an id without a body
+        [msgpack.packb([[*FIELDS, ["aaaaaaaa"], [b"x"]]])],
+        [msgpack.packb([[*FIELDS, "aaaaaaaa", bytes(INLINE_BYTES + 1)]])],
+        [msgpack.packb([[4, 0, "bob", None, *FIELDS[4:], "aaaaaaaa", b"x"]])],
+        [msgpack.packb([[*FIELDS, *["aaaaaaaa"] * 257, *[b"x"] * 257]])],  # more messages than one may hold
+        [msgpack.packb([[*FIELDS, *["aaaaaaaa"] * 1100, *[b"x"] * 1100]])],
     ],
-    ids=range(36),
+    ids=range(37),
 )
 def test_each_of_these_is_refused(frames: list[bytes]) -> None:
     assert refused(frames)
@@ -258,7 +275,7 @@ def refused(frames: list[bytes], reader: codec.Decoder | None = None) -> bool:
 
 def test_a_pointer_is_made_of_numbers() -> None:
     reader = decoder(from_broker=True)
-    deliver = protocol.Deliver(1, 0, 0, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 0.5, -1, (1, 2, 3, 4), 0, b"")
+    deliver = protocol.Deliver(HEADER, 1, 0, 0, -1, (1, 2, 3, 4), 0, ("aaaaaaaaaaaa",), (b"",))
     assert reader.decode(codec.encode([deliver])) == [deliver]
     assert refused(codec.encode([deliver._replace(pointer=(1, 2, "3", 4))]), reader)  # type: ignore[arg-type]
 
@@ -273,26 +290,29 @@ def test_a_shape_that_passed_once_does_not_let_others_pass() -> None:
 # --- limits
 
 
+LISTS = (tuple[str, ...], tuple[int, ...], tuple[int, ...] | None, tuple[bytes, ...])
+
+
 def full_of(cls: Any) -> Any:
     """An envelope whose strings and lists are all as long as they may be."""
     values: list[Any] = [
         protocol.VERSION if cls is protocol.Hello and at == 0 else _longest(name, kind)
         for at, (name, kind) in enumerate(cls.__annotations__.items())
     ]
-    return cls._make(values)
+    full = cls._make(values)
+    return full._replace(msg_ids=full.msg_ids[: len(full.bodies)]) if cls is protocol.Send else full
 
 
 def _longest(name: str, kind: Any) -> Any:
     if kind in (str, str | None):
         return "x" * protocol.FIELD_CHARS[name]
     parts = protocol.FIELD_PARTS.get(name, protocol.MAX_LIST)
-    if name == "msg_ids":
-        parts = protocol.MAX_RUN
     return {
         int: 1,
         bool: True,
         bytes: b"x",
         tuple[int, ...]: (1,) * parts,
+        tuple[int, ...] | None: (1,) * parts,
         tuple[bytes, ...]: (b"x",) * parts,
         tuple[str, ...]: ("x" * protocol.FIELD_CHARS.get(name, 0),) * parts,
     }[kind]
@@ -311,7 +331,7 @@ def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
         longer: list[Any] = []
         if kind in (str, str | None):
             longer = [value + "x", "\N{SNOWMAN}" * (len(value) + 1)]
-        elif kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...]):
+        elif kind in LISTS:
             longer = [value * 17]  # more than any list may have
             if len(value) == protocol.FIELD_PARTS.get(list(cls.__annotations__)[at], protocol.MAX_LIST):
                 longer.append((*value, value[0]))
@@ -321,18 +341,17 @@ def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
             envelope = cls._make((*longest[:at], one, *longest[at + 1 :]))
             with pytest.raises(ZmqbusError, match="limit is"):
                 protocol.check_fields(envelope)
-            if (cls.__annotations__ and list(cls.__annotations__)[at] in ("msg_id", "reply_to")) or (
-                cls is protocol.Sends and len(one) <= protocol.MAX_RUN and kind == tuple[str, ...]
-            ):
-                continue  # the broker's core looks at each of their characters
+            name = list(cls.__annotations__)[at]
+            if name in ("msg_id", "reply_to") or (cls is protocol.Send and name in ("msg_ids", "bodies")):
+                continue  # the broker's core checks each of their characters; ids and bodies are counted together
             try:
                 faulty, after = reader.decode(codec.encode([envelope, beside]))
             except ProtocolError:
-                assert kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...])  # over what an array may have
+                assert kind in LISTS  # over what an array may have
                 continue
             assert isinstance(faulty, protocol.Faulty) and after == beside
             expected = protocol.refs_of(cls, longest)
-            if cls is not protocol.Sends and at > 0:
+            if at > 0:
                 assert faulty.refs == expected
             assert len(faulty.reason) < 200
 
@@ -352,7 +371,7 @@ def test_what_cannot_be_encoded_is_not_said() -> None:
 
 
 def test_one_envelope_that_is_wrong_costs_its_neighbours_nothing() -> None:
-    good = SEND._replace(msg_id="bbbbbbbbbbbb")
+    good = SEND._replace(msg_ids=("bbbbbbbbbbbb",))
     for bad in (
         SEND._replace(target="x" * 5_000),
         SEND._replace(target="x" * 100_000),
@@ -360,10 +379,10 @@ def test_one_envelope_that_is_wrong_costs_its_neighbours_nothing() -> None:
     ):
         read = decoder(from_broker=False).decode(codec.encode([bad, good]))
         assert read[1:] == [good]
-        assert isinstance(read[0], protocol.Faulty) and read[0].refs == (SEND.msg_id,)
-    read = decoder(from_broker=False).decode(codec.encode([run(3)._replace(target="x" * 5_000), good]))
+        assert isinstance(read[0], protocol.Faulty) and read[0].refs == SEND.msg_ids
+    read = decoder(from_broker=False).decode(codec.encode([several(3)._replace(target="x" * 5_000), good]))
     assert read[1:] == [good]
-    assert isinstance(read[0], protocol.Faulty) and read[0].refs == run(3).msg_ids
+    assert isinstance(read[0], protocol.Faulty) and read[0].refs == several(3).msg_ids
 
 
 def nested(size_bytes: int, arity: int) -> bytes:
@@ -411,15 +430,14 @@ def test_the_parts_of_a_message_are_bounded_in_total(frame: bytes) -> None:
 
 
 def test_the_largest_batches_are_within_the_bounds() -> None:
-    cast = protocol.Broadcast(
-        "e" * 16, 1, 0, (70_000,) * 1_000, "a" * 12, "s" * 36, "n" * 40, "l" * 60, 1, "", 0, None, 1.5, None, b"x"
-    )
+    header = protocol.Header("s" * 36, "n" * 40, "l" * 60, 1, "", 0, None, 1.5)
+    cast = protocol.Broadcast(header, "e" * 16, 1, 0, (70_000,) * 1_000, None, ("a" * 12,), (b"x",))
     for batch in codec.batches([cast] * MAX_BATCH):
         assert decoder(from_broker=True).decode(codec.encode(batch)) == batch
 
 
 def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
-    array = [4, "aaaaaaaaaaaa", 0, "bob", 0, None, False]
+    array = [*FIELDS, "aaaaaaaaaaaa"]
     reader = decoder(from_broker=False)
     assert len(reader.decode([msgpack.packb([[*array, bytes(INLINE_BYTES)]])])) == 1
     with pytest.raises(ProtocolError):
@@ -436,55 +454,58 @@ def test_the_largest_batch_passes_and_a_larger_one_does_not() -> None:
 def test_the_largest_body_stays_below_the_frame_limit() -> None:
     assert protocol.MAX_BROADCAST_BYTES < protocol.MAX_BODY_BYTES < protocol.MAX_FRAME_BYTES
     # A full batch of small messages whose strings are all as long as they may be.
-    send = full_of(protocol.Send)._replace(body=bytes(INLINE_BYTES))
-    longest: dict[Any, Any] = {int: 2**63, str: "x" * 40, float: 1.5, str | None: "x" * 60, bytes: bytes(2_048)}
-    fields = [longest.get(kind, (2**31,) * 4) for kind in protocol.Deliver.__annotations__.values()]
-    deliver = protocol.Deliver._make(fields)._replace(target="t" * 4_096)
-    for one in (send, send._replace(body=bytes(2_048)), deliver):
+    send = full_of(protocol.Send)._replace(msg_ids=("a" * 12,), bodies=(bytes(INLINE_BYTES),))
+    header = protocol.Header("s" * 40, "n" * 40, "l" * 60, 2**63, "t" * 4_096, 2**63, "r" * 40, 1.5)
+    numbers = (2**63,) * 3
+    deliver = protocol.Deliver(header, *numbers, 2**63, (2**31,) * 4, 2**63, ("a" * 12,), (bytes(2_048),))
+    for one in (send, send._replace(bodies=(bytes(2_048),)), deliver):
         for batch in codec.batches([one] * MAX_BATCH):
             (frame,) = codec.encode(batch)
             assert len(frame) <= protocol.MAX_HEADER_BYTES < protocol.MAX_FRAME_BYTES
 
 
-def run(count: int, size_bytes: int = 1) -> protocol.Sends:
-    return protocol.Sends(0, "bob", 0, tuple(f"message{n:05d}" for n in range(count)), (bytes(size_bytes),) * count)
+def several(count: int, size_bytes: int = 1) -> protocol.Send:
+    ids = tuple(f"message{n:05d}" for n in range(count))
+    return protocol.Send(0, "bob", 0, None, False, None, None, ids, (bytes(size_bytes),) * count)
 
 
-def test_a_run_is_as_many_messages_as_it_has_bodies() -> None:
-    """Or one message could hold a hundred thousand, all of which are dealt with in one go."""
+def test_each_message_of_an_envelope_counts() -> None:
+    """Or one ZeroMQ message could hold a hundred thousand, all of which are handled in one go."""
     reader = decoder(from_broker=False)
-    full = [run(protocol.MAX_RUN)] * (MAX_BATCH // protocol.MAX_RUN)
+    full = [several(protocol.MAX_ENVELOPE_MESSAGES)] * (MAX_BATCH // protocol.MAX_ENVELOPE_MESSAGES)
     assert reader.decode(codec.encode(full)) == full
-    for more in (protocol.Bye(), run(1), run(protocol.MAX_RUN)):
+    for more in (protocol.Bye(), several(1), several(protocol.MAX_ENVELOPE_MESSAGES)):
         with pytest.raises(ProtocolError, match="more than 512 messages"):
             reader.decode(codec.encode([*full, more]))
         assert codec.encode([more, *full])  # the encoder leaves it to `batches`
     with pytest.raises(ProtocolError, match="more than 512 messages"):
-        reader.decode(codec.encode([run(2)] * MAX_BATCH))
+        reader.decode(codec.encode([several(2)] * MAX_BATCH))
 
 
-def test_the_largest_run_stays_below_the_frame_limit() -> None:
-    largest = run(protocol.MAX_RUN, INLINE_BYTES)
+def test_the_largest_envelope_stays_below_the_frame_limit() -> None:
+    largest = several(protocol.MAX_ENVELOPE_MESSAGES, INLINE_BYTES)
     assert sum(map(len, largest.bodies)) <= MAX_BATCH_BYTES
-    assert len(codec.encode([largest])) == 1  # whatever the bodies are, they stand inside
+    assert len(codec.encode([largest])) == 1
     assert decoder(from_broker=False).decode(codec.encode([largest])) == [largest]
 
 
 # --- batches
 
 
-@given(st.lists(st.one_of(st.just(protocol.Bye()), BODIES.map(lambda body: SEND._replace(body=body))), max_size=30))
+@given(
+    st.lists(st.one_of(st.just(protocol.Bye()), BODIES.map(lambda body: SEND._replace(bodies=(body,)))), max_size=30)
+)
 def test_batches_lose_nothing(envelopes: list[Any]) -> None:
     assert [one for batch in codec.batches(envelopes) for one in batch] == envelopes
 
 
 def test_batches_are_cut_by_number_and_by_size() -> None:
     assert list(map(len, codec.batches([protocol.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
-    third = SEND._replace(body=bytes(MAX_BATCH_BYTES // 3))
+    third = SEND._replace(bodies=(bytes(MAX_BATCH_BYTES // 3),))
     assert list(map(len, codec.batches([third] * 7))) == [3, 3, 1]
-    assert list(map(len, codec.batches([run(protocol.MAX_RUN)] * 5))) == [2, 2, 1]
-    assert list(map(len, codec.batches([run(protocol.MAX_RUN, INLINE_BYTES), run(1)]))) == [1, 1]
-    huge = SEND._replace(body=bytes(protocol.MAX_BODY_BYTES))
+    assert list(map(len, codec.batches([several(protocol.MAX_ENVELOPE_MESSAGES)] * 5))) == [2, 2, 1]
+    assert list(map(len, codec.batches([several(protocol.MAX_ENVELOPE_MESSAGES, INLINE_BYTES), several(1)]))) == [1, 1]
+    huge = SEND._replace(bodies=(bytes(protocol.MAX_BODY_BYTES),))
     assert list(map(len, codec.batches([third, huge, third]))) == [1, 1, 1]
     assert list(codec.batches([])) == []
 
@@ -492,19 +513,23 @@ def test_batches_are_cut_by_number_and_by_size() -> None:
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.integers(0, protocol.MAX_RUN), st.sampled_from((0, 100, INLINE_BYTES))).map(lambda r: run(*r)),
+            st.tuples(st.integers(1, protocol.MAX_ENVELOPE_MESSAGES), st.sampled_from((0, 100, INLINE_BYTES))).map(
+                lambda r: several(*r)
+            ),
             st.just(protocol.Bye()),
-            st.sampled_from((1, INLINE_BYTES + 1, MAX_BATCH_BYTES)).map(lambda size: SEND._replace(body=bytes(size))),
+            st.sampled_from((1, INLINE_BYTES + 1, MAX_BATCH_BYTES)).map(
+                lambda size: SEND._replace(bodies=(bytes(size),))
+            ),
         ),
         max_size=12,
     )
 )
-def test_batches_with_runs_stay_within_the_bounds_and_are_taken(envelopes: list[Any]) -> None:
+def test_batches_of_envelopes_with_many_messages_stay_within_the_bounds_and_are_taken(envelopes: list[Any]) -> None:
     reader = decoder(from_broker=False)
     cut = list(codec.batches(envelopes))
     assert [one for batch in cut for one in batch] == envelopes
     for batch in cut:
-        bodies = [one.bodies if isinstance(one, protocol.Sends) else (getattr(one, "body", b""),) for one in batch]
+        bodies = [getattr(one, "bodies", (b"",)) for one in batch]
         assert sum(map(len, bodies)) <= MAX_BATCH
         assert sum(len(body) for several in bodies for body in several) <= MAX_BATCH_BYTES or len(batch) == 1
         assert reader.decode(codec.encode(batch)) == batch
@@ -655,16 +680,5 @@ def test_the_mark_sorts_behind_every_other_filter(target: str) -> None:
     assert all(other < mark for other in (*others, protocol.name_channel(target), protocol.EVERYONE))
 
 
-def test_hello_leaves_out_that_somebody_chose_the_name_as_clients_do_that_do_not_know_it() -> None:
-    named = protocol.Hello(protocol.VERSION, "1", 1, "id", "token", "me", None, "/", "/", 7, "7:7", (), (), None)
-    for hello, fields in ((named, 14), (named._replace(named=False), 15)):
-        frames = codec.encode([hello, protocol.Bye()])
-        (array, bye) = msgpack.unpackb(frames[0])
-        assert len(array) == 1 + fields and bye == [2]
-        assert decoder(from_broker=False).decode(frames) == [hello, protocol.Bye()]
-    for wrong in (named[:13], (*named[:14], 1), (*named[:14], None), (*named, True)):
-        assert refused([msgpack.packb([(1, *wrong)])])
-
-
 def test_a_decoder_says_what_it_reads() -> None:
-    assert repr(decoder(from_broker=False)) == "<Decoder of 25 verbs>"
+    assert repr(decoder(from_broker=False)) == "<Decoder of 23 verbs>"

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from zmqbus.broker.body_checks import check_body, check_spooled
+from zmqbus.broker.body_checks import Spooled, check_body, spooled_body
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.in_flight import Run
 from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.pending import Staged, StagedRun, entry_of, gathered, run_of
+from zmqbus.broker.pending import Several, Single, Staged, StagedRun, entry_of, gathered, run_of
 from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import Awaits, Expected
 from zmqbus.broker.sessions import Connection, Session
@@ -72,7 +72,7 @@ class Intake:
         out: Outbox,
         sent_before: Callable[[str], Earlier | None],
         last_id: str,
-        read_spooled: Callable[[bytes, verbs.Spooled], bytes],
+        read_spooled: Callable[[bytes, Spooled], bytes],
     ) -> None:
         """`sent_before` looks a message up in the journal, whose last one is `last_id`. `read_spooled` reads what the
         sender of that route has put down, or raises why it cannot."""
@@ -102,12 +102,18 @@ class Intake:
 
     # --- SEND
 
-    def spooled(self, now: Instant, who: Connection, spooled: verbs.Spooled) -> None:
-        """As `send`, of a message whose body its sender has put down."""
-        msg_id, scope, target, fmt, reply_to, *_ = spooled
-        self.send(now, who, verbs.Send(msg_id, scope, target, fmt, reply_to, False, b""), spooled)
+    def send(self, now: Instant, who: Connection, send: verbs.Send) -> None:
+        """Stages messages, or refuses them."""
+        count = len(send.msg_ids)
+        if count > 1 and (send.reply_to is not None or send.again or send.file is not None):
+            raise ProtocolError("a SEND with reply_to, again or file holds one message")
+        scope, target, fmt, reply_to, again, _, _, msg_ids, bodies = send
+        if count == 1:
+            self.send_one(now, who, Single(msg_ids[0], scope, target, fmt, reply_to, again, bodies[0]), send)
+        else:
+            self.send_all(now, who, Several(scope, target, fmt, msg_ids, bodies))
 
-    def send(self, now: Instant, who: Connection, send: verbs.Send, spooled: verbs.Spooled | None = None) -> None:
+    def send_one(self, now: Instant, who: Connection, send: Single, envelope: verbs.Send | None = None) -> None:
         """Stages a message, or refuses it. Raises `ProtocolError` if its id cannot be its own."""
         if not verbs.is_msg_id(send.msg_id):
             raise ProtocolError("a message id is 8 to 12 lower-case letters and digits")
@@ -116,23 +122,22 @@ class Intake:
         if self._delivery.said_before(who, send.msg_id) or self._staged_before(who, send.msg_id):
             return
         try:
+            spooled = spooled_body(envelope) if envelope is not None else None
             self._stage(now, who, send, spooled)
         except ZmqbusError as error:
             self._delivery.refuse(who, verbs.Refused(send.msg_id, error.code, str(error)))
 
-    def send_all(self, now: Instant, who: Connection, sends: verbs.Sends) -> None:
+    def send_all(self, now: Instant, who: Connection, sends: Several) -> None:
         """Stages messages that are alike in one piece; or, if there is anything that one of them may be refused for or
         that tells them apart, each by itself. Raises `ProtocolError` if they are no messages."""
         msg_ids, bodies = sends.msg_ids, sends.bodies
-        if len(msg_ids) != len(bodies):  # guards: message limits [off]
-            raise ProtocolError("SENDS has as many ids as bodies")
         size_bytes = sum(map(len, bodies))
         found = self._receivers_of_run(now, who, sends, size_bytes)
         if found is None:
             for msg_id, body in zip(msg_ids, bodies, strict=True):
-                one = verbs.Send(msg_id, sends.scope, sends.target, sends.fmt, None, False, body)
+                one = Single(msg_id, sends.scope, sends.target, sends.fmt, None, False, body)
                 try:
-                    self.send(now, who, one)
+                    self.send_one(now, who, one)
                 except ProtocolError as error:
                     # guards: admission [=> raise]
                     self._out.refuse(who.route, msg_id[: verbs.FIELD_CHARS["ref"]], error)
@@ -157,7 +162,7 @@ class Intake:
         self._out.append_all(record)
 
     def _receivers_of_run(
-        self, now: Instant, who: Connection, sends: verbs.Sends, size_bytes: int
+        self, now: Instant, who: Connection, sends: Several, size_bytes: int
     ) -> tuple[list[Session], str] | None:
         """Who gets all of them, and how the log calls them, if nothing at all is to be said against any."""
         _, target, fmt, msg_ids, bodies = sends
@@ -188,7 +193,7 @@ class Intake:
             recent.extend([now.mono_s] * len(bodies))  # guards: rate limits
         return receivers, to
 
-    def _stage(self, now: Instant, who: Connection, send: verbs.Send, spooled: verbs.Spooled | None) -> None:
+    def _stage(self, now: Instant, who: Connection, send: Single, spooled: Spooled | None) -> None:
         _, scope, target, fmt, reply_to, again, body = send
         size_bytes = len(body) if spooled is None else spooled.size_bytes
         if reply_to is not None and not verbs.is_msg_id(reply_to):
@@ -197,7 +202,6 @@ class Intake:
         check_body(fmt, body, to_many=to_many)
         if spooled is not None:
             verbs.check_size(size_bytes, to_many=to_many)
-            check_spooled(spooled)
         before = self._before(who, send) if again else None
         receivers, waiter, to = self._address(now, who, scope, target, reply_to, before)
         full: list[Session] = []
@@ -304,7 +308,7 @@ class Intake:
             return self._registry.resolve(target)  # it has died: somebody else has its mail now, or nobody had any
         return session
 
-    def _before(self, who: Connection, send: verbs.Send) -> _Before | None:
+    def _before(self, who: Connection, send: Single) -> _Before | None:
         """What became of this message when it was said before; None: it never got as far as the journal."""
         found = self._sent_before(send.msg_id)
         if found is None:

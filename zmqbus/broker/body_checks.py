@@ -1,10 +1,11 @@
-"""Checks of message bodies, whether they travel inside an envelope or lie in a spool file (SPOOLED)."""
+"""Checks of message bodies, whether they travel inside an envelope or lie in a spool file."""
 
 from __future__ import annotations
 
 import re
 
 from zmqbus.errors import InvalidPayload, ProtocolError, Unauthorized
+from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import FORMAT_WORDS, Format
 
@@ -32,21 +33,36 @@ def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
             raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def check_spooled(spooled: verbs.Spooled) -> None:
-    """Checks what SPOOLED claims about a body, before its file is opened. Raises `ProtocolError`."""
+class Spooled(NamedTuple):
+    """Where a body lies in a spool file, escaped as in the journal."""
+
+    file: str
+    size_bytes: int  #: of the body
+    offset: int
+    length: int  #: of its escaped form
+    crc: int  #: CRC-32 of that
+
+
+def spooled_body(send: verbs.Send) -> Spooled | None:
+    """Returns where the body of a SEND lies, checked before its file is opened; None if the body came along. Raises
+    `ProtocolError`."""
+    if send.file is None:
+        return None
+    if not SPOOL_NAME.fullmatch(send.file) or send.piece is None or len(send.piece) != 4:
+        raise ProtocolError("SEND names a spool file by 32 hexadecimal digits, and a piece of it by four numbers")
+    spooled = Spooled(send.file, *send.piece)
     size_bytes, length = spooled.size_bytes, spooled.length
-    if not SPOOL_NAME.fullmatch(spooled.file):
-        raise ProtocolError("SPOOLED names a file by 32 hexadecimal digits")
     if not 0 <= spooled.offset <= verbs.MAX_SPOOL_BYTES or not 0 <= spooled.crc < 1 << 32:
-        raise ProtocolError("SPOOLED with an invalid offset or checksum")
-    if spooled.fmt == Format.TEXT:
+        raise ProtocolError("SEND with an invalid offset or checksum of a spooled body")
+    if send.fmt == Format.TEXT:
         fits = size_bytes <= length <= MAX_ESCAPED_BYTES * size_bytes
     else:
         fits = length == (size_bytes + 2) // 3 * 4
     if size_bytes <= verbs.SPILL_BYTES or length > verbs.MAX_SPELLED_BYTES or not fits:
-        raise ProtocolError(f"SPOOLED with {size_bytes} bytes that take {length} in JSON")
+        raise ProtocolError(f"SEND of a spooled body of {size_bytes} bytes that takes {length} in JSON")
+    return spooled
 
 
-def no_spools(route: bytes, spooled: verbs.Spooled) -> bytes:
-    """Refuses every SPOOLED: the reader of a broker without files."""
+def no_spools(route: bytes, spooled: Spooled) -> bytes:
+    """Refuses every spooled body: the reader of a broker without files."""
     raise Unauthorized("this broker reads no files; send the body along")

@@ -3,10 +3,10 @@
 Theory of operation
 ===================
 
-A connection is a small machine (`ConnectionState`), and `ALLOWED` lists the verbs that it may send in each state. A
-pair that is not in the table is an error of the peer, answered as such; nothing is passed over in silence, and nothing
-that one peer says can cost another anything. An unregistered one may only say HELLO: to all else the answer is EXPIRED,
-upon which a well-behaved client says HELLO and sends again what nobody has confirmed.
+A connection is a small machine (`ConnectionState`), and `verbs.TABLE` lists the roles that may send each verb. A pair
+that is not in the table is an error of the peer, answered as such; nothing is dropped in silence, and nothing that one
+peer says can cost another anything. An unregistered one may only say HELLO: to all else the answer is EXPIRED, upon
+which a well-behaved client says HELLO and sends again what nobody has confirmed.
 
 Who comes, goes and looks is decided here; what nobody asks for, in `retention`. A message goes through four steps, and
 each is visible to whoever would have to know if the next did not come:
@@ -40,7 +40,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from zmqbus.broker.admission import Intake
-from zmqbus.broker.body_checks import no_spools
+from zmqbus.broker.body_checks import Spooled, no_spools
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import (
     CommitFailed,
@@ -62,7 +62,6 @@ from zmqbus.broker.events import (
 )
 from zmqbus.broker.fetch import Reading
 from zmqbus.broker.groups.requests import RequestBroker
-from zmqbus.broker.permissions import ALLOWED, FROM_UNREGISTERED
 from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import Awaits
 from zmqbus.broker.retention import Retention
@@ -138,7 +137,7 @@ class BrokerCore:
         sent_before: Callable[[str], Earlier | None] = lambda msg_id: None,
         owner_lives: Callable[[str], bool] = lambda owner: True,
         last_id: str = "",
-        read_spooled: Callable[[bytes, verbs.Spooled], bytes] = no_spools,
+        read_spooled: Callable[[bytes, Spooled], bytes] = no_spools,
     ) -> None:
         """`sent_before` looks a message id up in the journal, whose last one is `last_id`. `read_spooled` reads what a
         sender has put down (SPOOLED), or raises why it cannot.
@@ -173,8 +172,6 @@ class BrokerCore:
             verbs.Bye: self._bye,
             verbs.Ping: self._ping,
             verbs.Send: self.intake.send,
-            verbs.Sends: self.intake.send_all,
-            verbs.Spooled: self.intake.spooled,
             verbs.Await: self.awaits.await_answer,
             verbs.Unawait: self.awaits.unawait,
             verbs.Request: self.requests.request,
@@ -303,7 +300,7 @@ class BrokerCore:
                 connection.silent = False
                 self.requests.silence_changed(connection)
         for envelope in envelopes:
-            if envelope.__class__ not in (connection.allowed if connection is not None else FROM_UNREGISTERED):
+            if envelope.__class__ not in (connection.allowed if connection is not None else verbs.UNREGISTERED):
                 if isinstance(envelope, verbs.Faulty) and (connection is not None or envelope.refs == ("hello",)):
                     self._out.refuse_all(route, envelope.refs, ProtocolError(envelope.reason))
                     if envelope.refs == ("hello",):
@@ -349,9 +346,10 @@ class BrokerCore:
                 f"{self.release}) speaks {verbs.VERSION}; end the older of the two: zmqbus broker --stop"
             )
         try:
-            state = STATE_OF_ROLE[verbs.Role(hello.role)]
+            role = verbs.Role(hello.role)
         except ValueError:
             raise ProtocolError(f"HELLO with an unknown role, {hello.role}") from None
+        state = STATE_OF_ROLE[role]
         for what, names in (("topic", hello.topics), ("group", hello.groups)):
             for name in names:
                 naming.check_name(name, what)
@@ -376,11 +374,10 @@ class BrokerCore:
         if state is ConnectionState.MEMBER and session is not None and session.conn is not None:
             self._displace(now, session, hello.pid)  # guards: sessions: one process per session
         connection = self.registry.connect(route, state, self._new_token(), now.mono_s)
-        connection.allowed = ALLOWED[state]
+        connection.allowed = verbs.SENT_BY[role]
         connection.session = session
         connection.owner = hello.owner
         connection.program = hello.role == verbs.Role.PROGRAM
-        connection.related = hello.release == self.release
         if state is ConnectionState.GUEST:
             connection.guest = name
             # The same for whoever has the token, so that a guest may repeat itself over a new connection; and

@@ -166,8 +166,7 @@ class Delivery:
             session = session.heir
         mailbox = session.mailbox
         consumer = self._consumers.get(mailbox)
-        # guards: compatibility [and consumer.related =>]
-        count = mailbox.room(run) if consumer is not None and consumer.related else 0
+        count = mailbox.room(run) if consumer is not None else 0
         ready = run
         if count < len(run):
             ready = run.take(count)
@@ -175,15 +174,14 @@ class Delivery:
             mailbox.append_run(ready, now.mono_s)
             self._open.update(dict.fromkeys(ready.msg_ids, ready))  # guards: batch delivery
             self._active[mailbox] = None
-            sender_id, sender_name, sender_label, _, _, fmt, ts, _ = ready.common
-            delivers = verbs.Delivers(
+            delivers = verbs.Deliver(
+                ready.common.header,
                 ready.seq,
+                0,
                 mailbox.after,  # guards: batch delivery [mailbox.after => 0]
-                sender_id,
-                sender_name,
-                sender_label,
-                fmt,
-                ts,
+                -1,
+                None,
+                ready.size_bytes,
                 tuple(ready.msg_ids),
                 tuple(ready.bodies),
             )
@@ -270,8 +268,7 @@ class Delivery:
             conn = session.conn
             # guards: broadcasts [conn.subscribed and =>]
             # guards: broadcasts [and session.mailbox.may_publish_run(run) =>]
-            # guards: compatibility [and conn.related =>]
-            if conn is None or not (conn.subscribed and conn.related and session.mailbox.may_publish_run(run)):
+            if conn is None or not (conn.subscribed and session.mailbox.may_publish_run(run)):
                 run.bcast = 0  # guards: broadcasts
                 return False
         self.bcast += len(run)  # guards: broadcasts [len(run) => 1]
@@ -288,8 +285,8 @@ class Delivery:
         prev = self._channels.get(channel, 0)
         self._channels[channel] = self.bcast  # guards: broadcasts
         # guards: broadcasts [prev => 0]
-        broadcasts = verbs.Broadcasts(
-            self._epoch, first, prev, spared, *run.common.envelope, tuple(run.msg_ids), tuple(run.bodies)
+        broadcasts = verbs.Broadcast(
+            run.common.header, self._epoch, first, prev, spared, None, tuple(run.msg_ids), tuple(run.bodies)
         )
         self._out.put(Publish(channel, broadcasts))
         return True
@@ -299,13 +296,14 @@ class Delivery:
         prev = self._channels.get(channel, 0)
         self._channels[channel] = self.bcast  # only what is published can be missed
         broadcast = verbs.Broadcast(
+            entry.header,
             self._epoch,
             self.bcast,
             prev,
             tuple(spared),
-            *entry.envelope,
             entry.pointer if entry.spilled else None,
-            entry.body,
+            (entry.msg_id,),
+            (entry.body,),
         )
         self._out.put(Publish(channel, broadcast))
 
@@ -364,7 +362,9 @@ class Delivery:
             consumer.fetching.count += 1
         bcast, after = (item.bcast, 0) if resent else (0, mailbox.after)
         pointer = entry.pointer if entry.spilled else None
-        deliver = verbs.Deliver(item.seq, bcast, after, *entry.envelope, age_s, pointer, entry.size_bytes, entry.body)
+        deliver = verbs.Deliver(
+            entry.header, item.seq, bcast, after, age_s, pointer, entry.size_bytes, (entry.msg_id,), (entry.body,)
+        )
         self._out.reply(consumer.route, deliver)
 
     # --- what comes back

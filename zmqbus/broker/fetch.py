@@ -76,7 +76,8 @@ class Reading:
         head_bytes = max(0, min(preview.head_bytes, PREVIEW_HEAD_BYTES))
         rows = tuple(
             verbs.Previewed(
-                *entry.envelope,
+                entry.msg_id,
+                *entry.header,
                 max(0, int(now.steady_s - entry.accepted_s)),
                 entry.pointer,
                 entry.size_bytes,

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from zmqbus.broker.storage.api import FIELDS_BYTES, Entry
 from zmqbus.tuples import NamedTuple
-from zmqbus.wire.verbs import Pointer
+from zmqbus.wire.verbs import Header, Pointer
 
 
 class Tally:
@@ -103,9 +103,10 @@ class Common(NamedTuple):
     steady_s: float
 
     @property
-    def envelope(self) -> tuple[str, str, str | None, int, str, int, float]:
-        """The fields from `from_session` to `ts`, which travel on as they are."""
-        return self[:7]
+    def header(self) -> Header:
+        return Header(
+            self.from_session, self.from_name, self.from_label, self.scope, self.target, self.fmt, None, self.ts
+        )
 
 
 class Run:

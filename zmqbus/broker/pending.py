@@ -18,7 +18,7 @@ from zmqbus.broker.storage.api import Entry
 from zmqbus.journal.record import Record, Records
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import MAX_RUN, Format, Pointer, Scope
+from zmqbus.wire.verbs import MAX_ENVELOPE_MESSAGES, Format, Pointer, Scope
 
 if TYPE_CHECKING:
     from zmqbus.broker.reply_routing import Expected
@@ -29,11 +29,33 @@ _TEXT = int(Format.TEXT)
 _WITHOUT_TARGET = (int(Scope.SESSION), int(Scope.ALL))
 
 
+class Single(NamedTuple):
+    """A SEND of one message."""
+
+    msg_id: str
+    scope: int
+    target: str
+    fmt: int
+    reply_to: str | None
+    again: bool
+    body: bytes
+
+
+class Several(NamedTuple):
+    """A SEND of several messages."""
+
+    scope: int
+    target: str
+    fmt: int
+    msg_ids: tuple[str, ...]
+    bodies: tuple[bytes, ...]
+
+
 class Staged(NamedTuple):
     """A message between its acceptance and the journal's answer."""
 
     sender: Connection
-    send: verbs.Send
+    send: Single
     record: Record
     receivers: list[Session]
     full: list[Session]  # those that a broadcast is not for, having no room for it
@@ -45,7 +67,7 @@ class StagedRun(NamedTuple):
     """The same of several, alike."""
 
     sender: Connection
-    sends: verbs.Sends
+    sends: Several
     record: Record | Records  # of all, or of the first
     receivers: list[Session]
     size_bytes: int
@@ -78,9 +100,12 @@ def gathered(staged: Iterable[Staged | StagedRun]) -> Iterator[Staged | StagedRu
     """The same, with those that are alike and were said one after the other in one piece."""
     for _, group in groupby(staged, _kind):
         alike = list(group)
-        # guards: coalescing [range(0, len(alike), MAX_RUN) => range(0, len(alike), len(alike))]
-        # guards: coalescing [len(alike) => MAX_RUN]
-        yield from (_as_run(alike[start : start + MAX_RUN]) for start in range(0, len(alike), MAX_RUN))
+        # guards: coalescing [range(0, len(alike), MAX_ENVELOPE_MESSAGES) => range(0, len(alike), len(alike))]
+        # guards: coalescing [len(alike) => MAX_ENVELOPE_MESSAGES]
+        yield from (
+            _as_run(alike[start : start + MAX_ENVELOPE_MESSAGES])
+            for start in range(0, len(alike), MAX_ENVELOPE_MESSAGES)
+        )
 
 
 def _as_run(alike: Sequence[Staged | StagedRun]) -> Staged | StagedRun:
@@ -90,7 +115,7 @@ def _as_run(alike: Sequence[Staged | StagedRun]) -> Staged | StagedRun:
     messages = [message.send for message in alike if isinstance(message, Staged)]
     bodies = tuple(send.body for send in messages)
     _, scope, target, fmt, _, _, _ = first.send
-    sends = verbs.Sends(scope, target, fmt, tuple(send.msg_id for send in messages), bodies)
+    sends = Several(scope, target, fmt, tuple(send.msg_id for send in messages), bodies)
     return StagedRun(first.sender, sends, first.record, first.receivers, sum(map(len, bodies)))
 
 

@@ -22,7 +22,7 @@ NO_NAMES: frozenset[str] = frozenset()
 
 
 class ConnectionState(Enum):
-    """What a connection has registered as; `permissions` lists the verbs that each state may send."""
+    """What a connection has registered as; `verbs.TABLE` lists the verbs that each state may send."""
 
     UNREGISTERED = "unregistered"  #: no HELLO yet, or its lease has ended
     MEMBER = "member"  #: the listener or program of a session
@@ -93,7 +93,6 @@ class Connection:
         "previews",
         "probe_at_s",
         "program",
-        "related",
         "requested_s",
         "requests",
         "route",
@@ -116,7 +115,6 @@ class Connection:
         self.probe_at_s = 0.0  #: when a silent connection is probed next
         self.session: Session | None = None
         self.program = False  #: registered with the role PROGRAM, so it may be a worker
-        self.related = False  #: of the broker's own release: it knows all verbs
         self.guest = ""  #: the name that a guest sends under
         self.guest_id = ""
         self.subscribed = False  #: its subscriptions are in force

@@ -92,30 +92,19 @@ def size_bytes(batch: Batch) -> int:
     return batch.size_bytes if isinstance(batch, Deliver) else -1
 
 
-def delivered(envelope: verbs.Deliver | verbs.Delivers) -> Deliver:
+def delivered(envelope: verbs.Deliver) -> Deliver:
     """A batch as it came over the DEALER."""
-    if isinstance(envelope, verbs.Deliver):
-        seq, bcast, after, msg_id, *header, age_s, pointer, size_bytes, body = envelope
-        return Deliver(seq, bcast, after, *header, age_s, pointer, size_bytes, (msg_id,), (body,))  # type: ignore[call-arg, arg-type]
-    seq, after, session, name, label, fmt, ts, msg_ids, bodies = envelope
-    scope = verbs.Scope.SESSION
-    return Deliver(seq, 0, after, session, name, label, scope, "", fmt, None, ts, -1, None, -1, msg_ids, bodies)
+    header, seq, bcast, after, age_s, pointer, size_bytes, msg_ids, bodies = envelope
+    return Deliver(seq, bcast, after, *header, age_s, pointer, size_bytes, msg_ids, bodies)
 
 
-def published(envelope: verbs.Broadcast | verbs.Broadcasts) -> Broadcast:
+def published(envelope: verbs.Broadcast) -> Broadcast:
     """A batch as it came over the SUB."""
-    if isinstance(envelope, verbs.Broadcast):
-        epoch, bcast, prev, spared, msg_id, *header, pointer, body = envelope
-        return Broadcast(epoch, bcast, prev, spared, *header, pointer, (msg_id,), (body,))  # type: ignore[call-arg, arg-type]
-    *head, fmt, ts, msg_ids, bodies = envelope
-    return Broadcast(*head, fmt, None, ts, None, msg_ids, bodies)  # type: ignore[call-arg, arg-type]
+    header, epoch, bcast, prev, spared, pointer, msg_ids, bodies = envelope
+    return Broadcast(epoch, bcast, prev, spared, *header, pointer, msg_ids, bodies)
 
 
-def to_wire(send: Send, *, as_one: bool) -> list[verbs.Envelope]:
-    """The envelopes of a batch: one if there is a single message, or the broker understands several `as_one`."""
-    if as_one and len(send.msg_ids) > 1:
-        return [verbs.Sends(send.scope, send.target, send.fmt, send.msg_ids, send.bodies)]
-    return [
-        verbs.Send(msg_id, send.scope, send.target, send.fmt, send.reply_to, send.again, body)
-        for msg_id, body in zip(send.msg_ids, send.bodies, strict=True)
-    ]
+def to_wire(send: Send) -> verbs.Send:
+    """The envelope of a batch."""
+    scope, target, fmt, reply_to, again, msg_ids, bodies = send
+    return verbs.Send(scope, target, fmt, reply_to, again, None, None, msg_ids, bodies)

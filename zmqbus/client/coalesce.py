@@ -11,7 +11,7 @@ from operator import itemgetter
 
 from zmqbus.client.batch import Send
 from zmqbus.client.events import Outgoing
-from zmqbus.wire.verbs import INLINE_BYTES, MAX_RUN, Scope
+from zmqbus.wire.verbs import INLINE_BYTES, MAX_ENVELOPE_MESSAGES, Scope
 
 #: scope, target, fmt, reply_to, again
 _HEADER: Callable[[Outgoing], tuple[int, str, int, str | None, bool]] = itemgetter(slice(1, 6))
@@ -22,7 +22,7 @@ def batches_of(messages: Iterable[Outgoing]) -> Iterator[Send]:
     """The same messages, in the same order, in as few batches as possible."""
     for header, group in groupby(messages, _HEADER):
         alike = list(group)
-        size = MAX_RUN if len(alike) > 1 and _may_share(alike) else 1
+        size = MAX_ENVELOPE_MESSAGES if len(alike) > 1 and _may_share(alike) else 1
         msg_ids, bodies = tuple(map(_MSG_ID, alike)), tuple(map(_BODY, alike))
         for start in range(0, len(alike), size):
             yield Send(*header, msg_ids[start : start + size], bodies[start : start + size])

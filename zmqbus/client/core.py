@@ -192,15 +192,14 @@ class ClientCore:
         return self._flush()
 
     def _send(self, messages: Iterable[Outgoing]) -> None:
-        is_related = self._is_related
-        may_spool = self.spools and is_related
+        # A spool file is for one WELCOME.
+        may_spool = self.spools and self.phase is Phase.READY
         for batch in batches_of(messages):
-            envelopes = to_wire(batch, as_one=is_related)
             if may_spool and _is_for_a_file(batch):
                 self._spooled.update(batch.msg_ids)
-                self._out += map(Spool, envelopes)  # type: ignore[arg-type]
+                self._out.append(Spool(to_wire(batch)))
             else:
-                self._out += map(Transmit, envelopes)
+                self._out.append(Transmit(to_wire(batch)))
 
     def _refuse_unfit(self, new: dict[str, Outgoing]) -> None:
         """Takes out what must not be said, and answers it. The broker, or libzmq, would refuse all that goes with it,
@@ -212,7 +211,7 @@ class ClientCore:
                 self._answer_unfit(new, [message for message in new.values() if message.target == target], error)
         for message in [message for message in new.values() if message.reply_to is not None]:
             try:
-                verbs.check_fields(verbs.Send(*message))
+                verbs.check_fields(verbs.Send.one(*message))
             except errors.ZmqbusError as error:
                 self._answer_unfit(new, [message], error)
 
@@ -289,13 +288,6 @@ class ClientCore:
         return self.phase in (Phase.GREETING, Phase.READY)
 
     @property
-    def _is_related(self) -> bool:
-        """Whether the broker is of this release: then it reads files, and understands runs."""
-        welcome = self.welcome
-        # guards: compatibility [and welcome.release == self._version =>]
-        return self.phase is Phase.READY and welcome is not None and welcome.release == self._version
-
-    @property
     def may_send(self) -> bool:
         """Whether another message fits what may be unconfirmed. More is an error of the caller's, and memory."""
         return len(self._unconfirmed) < WINDOW_MESSAGES and self._unconfirmed_bytes <= WINDOW_BYTES
@@ -364,7 +356,7 @@ class ClientCore:
                         rule(self, envelope)
             case Published(channel, envelopes):
                 for envelope in envelopes:
-                    if isinstance(envelope, verbs.Broadcast | verbs.Broadcasts):
+                    if isinstance(envelope, verbs.Broadcast):
                         # Without a lease it does not know whether it is for it, and where its place is: behind what
                         # waits in the mailbox, perhaps. It comes from there.
                         # guards: reordering [self.phase is Phase.READY => self.phase is not Phase.OFFLINE]
@@ -476,10 +468,6 @@ class ClientCore:
             self._out.append(Response(refused.ref, error))
         elif self._asked.pop(refused.ref):
             self._out.append(Answered(refused.ref, error))
-        elif not refused.ref and self.phase is Phase.GREETING and not self.persona.named:
-            # A broker of an earlier release, which cannot read that nobody chose the name. It keeps mail for any name.
-            self.persona = self.persona._replace(named=True)
-            self._greet()
 
     def _probe(self, _: verbs.Probe) -> None:
         if self.phase is Phase.READY and self.welcome is not None:
@@ -561,7 +549,7 @@ class ClientCore:
 
     # --- messages
 
-    def _deliver(self, envelope: verbs.Deliver | verbs.Delivers) -> None:
+    def _deliver(self, envelope: verbs.Deliver) -> None:
         self._inbound.deliver(delivered(envelope))
 
     def _beat(self, beat: verbs.Beat) -> None:
@@ -598,7 +586,6 @@ _TABLE: dict[type, Callable[..., None]] = {
     verbs.Disconnected: ClientCore._disconnected,
     verbs.Renamed: ClientCore._renamed,
     verbs.Deliver: ClientCore._deliver,
-    verbs.Delivers: ClientCore._deliver,
     verbs.Receipt: ClientCore._receipt,
     verbs.Tally: ClientCore._tally,
     verbs.Sessions: ClientCore._response,

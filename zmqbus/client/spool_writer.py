@@ -5,8 +5,8 @@ Theory of operation
 
 A body over 64 KiB would be encrypted, decrypted and escaped on its way into the log, all of it by processes that others
 wait for. Instead its sender writes it, as it will stand in the log, into a file below `spool/`, and the broker is told
-where (SPOOLED). The broker reads it when it takes the message; so a piece stays as it is until the sender knows what
-became of the message, and its room is used again then.
+where (SEND's `file` and `piece`). The broker reads it when it takes the message; so a piece stays as it is until the
+sender knows what became of the message, and its room is used again then.
 
 *A file is for one WELCOME.* What was said over a connection that is lost may still lie with the broker when it is said
 again, with its body, over the next one. So the next connection gets a file of its own, nothing in the one before is
@@ -63,13 +63,15 @@ class Spool:
     def __repr__(self) -> str:
         return f"<Spool {self._name or 'without a file'}: {len(self._pieces)} pieces>"
 
-    def put(self, send: verbs.Send) -> verbs.Spooled | None:
-        """Writes the body of a message; what to say in its place. None: it is to be sent as it is."""
+    def put(self, send: verbs.Send) -> verbs.Send | None:
+        """Writes the body of a message that is alone in its SEND. Returns the SEND that names the file; None: send it
+        as it is."""
+        (msg_id,), (body,) = send.msg_ids, send.bodies
         fmt = verbs.FORMAT_WORDS.get(send.fmt)
         if fmt is None or time.monotonic() < self._pause_until_s:
             return None
         try:
-            spelled = escape_body(fmt, send.body)
+            spelled = escape_body(fmt, body)
             length = len(spelled)
             offset = find_room(self._pieces.values(), length, self._limit_bytes)
             if offset is None or length > verbs.MAX_SPELLED_BYTES:
@@ -84,11 +86,9 @@ class Spool:
             # no text, which the broker says better.
             self._pause_until_s = time.monotonic() + PAUSE_S
             return None
-        self._pieces[send.msg_id] = offset, length  # guards: spool files: reuse a region once its message is confirmed
-        msg_id, scope, target, code, reply_to, _, body = send
-        return verbs.Spooled(
-            msg_id, scope, target, code, reply_to, len(body), self._name, offset, length, crc32(spelled)
-        )
+        self._pieces[msg_id] = offset, length  # guards: spool files: reuse a region once its message is confirmed
+        piece = (len(body), offset, length, crc32(spelled))
+        return send._replace(file=self._name, piece=piece, bodies=(b"",))
 
     def _begin(self) -> None:
         secure_dir(self._directory)

@@ -203,19 +203,18 @@ class SimClient:
             return
         self._do(self.core.handle(self.net.clock.mono_s, client.Tick()))
 
-    def _put_down(self, send: verbs.Send) -> verbs.Envelope:
+    def _put_down(self, send: verbs.Send) -> verbs.Send:
         """Writes a large body to the spool file, and returns the envelope that refers to it."""
-        msg_id, scope, target, fmt, reply_to, _, body = send
+        (msg_id,), (body,) = send.msg_ids, send.bodies
         try:
-            piece = escape_body(verbs.FORMAT_WORDS[fmt], body)
+            piece = escape_body(verbs.FORMAT_WORDS[send.fmt], body)
         except ZmqbusError:
             return send
         # One is not overwritten by the next, so the offsets rise.
         offset = self._pieces[msg_id] = max(self._pieces.values(), default=-1) + 1
         self.net.spool[self._file, offset] = piece
-        return verbs.Spooled(
-            msg_id, scope, target, fmt, reply_to, len(body), self._file, offset, len(piece), crc32(piece)
-        )
+        numbers = (len(body), offset, len(piece), crc32(piece))
+        return send._replace(file=self._file, piece=numbers, bodies=(b"",))
 
     def _do(self, effects: list[client.Effect]) -> None:
         outgoing: list[verbs.Envelope] = []

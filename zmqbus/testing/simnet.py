@@ -22,6 +22,7 @@ from enum import IntEnum
 
 from zmqbus.broker import core as broker
 from zmqbus.broker import events
+from zmqbus.broker.body_checks import Spooled
 from zmqbus.broker.storage.api import StoreError
 from zmqbus.client import core as client
 from zmqbus.client.seen import TakenIds
@@ -126,7 +127,7 @@ class SimNet:
         )
         self._do(self.broker.recover(self.clock.now))
 
-    def _read_spooled(self, _: bytes, spooled: verbs.Spooled) -> bytes:
+    def _read_spooled(self, _: bytes, spooled: Spooled) -> bytes:
         try:
             return self.spool[spooled.file, spooled.offset]
         except KeyError:

@@ -1,18 +1,18 @@
 """Envelopes to frames, and back.
 
-Coalescing is the first rule of speed here (whoever has several envelopes for one peer sends one message), and the
+Coalescing is the first rule of speed here (a sender that has several envelopes for one peer sends one message), and the
 second is that small bodies stand *inside* the envelope. Measured over loopback with CURVE on two cores, 100-byte
 bodies: a frame for each body carries 150,000 envelopes/s one at a time and 290,000/s at 8 a message, since libzmq
 encrypts and allocates every frame by itself; inside the array they reach 280,000/s and 1,000,000/s. A body is opaque
 all the same: binary, never unpacked between its two ends.
 
-A run (SENDS, DELIVERS) is as many messages as it has bodies, wherever messages are counted: a peer cannot have more of
-them looked at in one go by putting them into one envelope.
+A SEND, DELIVER or BROADCAST counts for each message in it, wherever messages are counted: a peer cannot have more of
+them handled in one go by putting them into one envelope.
 
-What comes from a peer is checked against the annotations of `protocol`, field by field, and within bounds that hold
-before anything is made of it: the size of the frame, and the parts in it, in total. A message that cannot be read is a
-`ProtocolError`, and nothing else is raised; an envelope in it that is not what it has to be is a `Faulty`, and the
-others are read as if it were not there. What is refused is never printed: that could be all of it.
+A peer's frames are checked against the annotations of `verbs`, field by field, and within bounds that hold before
+anything is made of them: the size of the frame, and the parts in it, in total. A message that cannot be read is a
+`ProtocolError`, and nothing else is raised; a malformed envelope in it becomes a `Faulty`, and the others are read as
+if it were not there. Refused content is never printed: that could be all of it.
 """
 
 from __future__ import annotations
@@ -30,36 +30,38 @@ from zmqbus.wire.verbs import (
     MAX_ARRAY,
     MAX_BATCH,
     MAX_BATCH_BYTES,
+    MAX_ENVELOPE_MESSAGES,
     MAX_HEADER_BYTES,
     MAX_LIST,
     MAX_PARTS,
     STRINGS,
-    VERBS,
+    TABLE,
     VERSION,
-    Broadcasts,
-    Delivers,
     Envelope,
     Faulty,
+    Header,
     Hello,
     Previews,
     Role,
-    Sends,
+    Send,
     Sessions,
-    Spooled,
     refs_of,
 )
 
 _IDS = ("msg_id", "reply_to")
-_CODES: dict[type[Any], int] = {cls: code for code, cls in VERBS.items()}
-_HELLO = _CODES[Hello]
-#: Long without a body: one to a message, or a few would pass the frame limit, or what a broker reads at once.
-_LONG = frozenset((_CODES[Sessions], _CODES[Spooled], _CODES[Previews]))
-_RUNS = frozenset((_CODES[Sends], _CODES[Delivers], _CODES[Broadcasts]))  # many messages in one
-_WITH_BODY = frozenset(code for code, cls in VERBS.items() if cls._fields and cls._fields[-1] == "body")
+_CODES: dict[type[Any], int] = {verb.cls: verb.code for verb in TABLE}
+_HELLO, _SEND = _CODES[Hello], _CODES[Send]
+_FILE = Send._fields.index("file")
+#: Long without a body: one to a message, or a few would pass the frame limit. Likewise a SEND whose body is in a file,
+#: which the broker reads at once.
+_LONG = frozenset((_CODES[Sessions], _CODES[Previews]))
+_WITH_BODY = frozenset(verb.code for verb in TABLE if verb.cls._fields[-1:] == ("body",))
+_WITH_BODIES = frozenset(verb.code for verb in TABLE if verb.cls._fields[-1:] == ("bodies",))
+_HEADER_END = 1 + len(Header._fields)  # in an array that begins with a verb and a header
 
 
 def _allowed(annotation: object) -> frozenset[type]:
-    """The runtime types that a field's annotation admits."""
+    """Returns the runtime types that a field's annotation admits."""
     members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     found: set[type] = set()
     for member in members:
@@ -71,24 +73,42 @@ def _allowed(annotation: object) -> frozenset[type]:
     return frozenset(found)
 
 
-#: What each number of a list weighs in a batch, so that parts are bounded as bytes are: to half of `MAX_PARTS`.
+def wire_fields(cls: type[Any]) -> dict[str, Any]:
+    """Returns the names and annotations of a verb's fields as they stand in its array.
+
+    The fields of a header stand in its place. Of verbs that hold messages, the ids and then as many bodies stand at the
+    end of the array, which is the shortest form for a batch of one as for any other; the first of each is named here.
+    """
+    fields: dict[str, Any] = {}
+    for name, kind in cls.__annotations__.items():
+        if kind is Header:
+            fields |= Header.__annotations__
+        elif name in ("msg_ids", "bodies") and cls._fields[-1] == "bodies":
+            fields[name] = get_args(kind)[0]
+        else:
+            fields[name] = kind
+    return fields
+
+
+#: Weight in a batch of each number of a list, so that parts are bounded as bytes are: to half of `MAX_PARTS`.
 NUMBER_BYTES = 16
 _NUMBERS = {
-    code: place
-    for code, cls in VERBS.items()
-    for place, kind in enumerate(cls.__annotations__.values())
+    verb.code: place
+    for verb in TABLE
+    for place, kind in enumerate(verb.cls.__annotations__.values())
     if kind == tuple[int, ...]
 }
-_FIELDS = {code: tuple(_allowed(kind) for kind in cls.__annotations__.values()) for code, cls in VERBS.items()}
-# The parts of a tuple are not in its type, so they are looked at each time: (position, type of the parts).
+_FIELDS = {verb.code: tuple(map(_allowed, wire_fields(verb.cls).values())) for verb in TABLE}
+_WITH_HEADER = frozenset(verb.code for verb in TABLE if Header in list(verb.cls.__annotations__.values())[:1])
+# The type of a tuple does not tell its elements' type, so they are checked each time: (position, type of the elements).
 _PARTS = {
-    code: tuple(
+    verb.code: tuple(
         (number, get_args(member)[0])
-        for number, kind in enumerate(cls.__annotations__.values(), start=1)
+        for number, kind in enumerate(wire_fields(verb.cls).values(), start=1)
         for member in (get_args(kind) if isinstance(kind, UnionType) else (kind,))
         if get_origin(member) is tuple and get_args(member)[0] in (str, int, bytes)
     )
-    for code, cls in VERBS.items()
+    for verb in TABLE
 }
 _PACKER_LIMITS: dict[str, Any] = {
     "use_list": False,
@@ -100,37 +120,51 @@ _PACKER_LIMITS: dict[str, Any] = {
 
 
 def encode(envelopes: Sequence[Envelope]) -> list[bytes]:
-    """The frames of one message. Bodies over `INLINE_BYTES` leave the array for frames of their own."""
+    """Returns the frames of one message. Bodies over `INLINE_BYTES` leave the array for frames of their own."""
     arrays: list[tuple[Any, ...]] = []
     frames = [b""]
     envelope: Any
     for envelope in envelopes:
         code = _CODES[envelope.__class__]
-        if code in _WITH_BODY and len(envelope[-1]) > INLINE_BYTES:
+        if code in _WITH_BODIES:
+            bodies = envelope[-1]
+            if max(map(len, bodies)) > INLINE_BYTES:
+                frames += [body for body in bodies if len(body) > INLINE_BYTES]
+                bodies = map(_inside, bodies)
+            if code in _WITH_HEADER:
+                arrays.append((code, *envelope[0], *envelope[1:-2], *envelope[-2], *bodies))
+            else:
+                arrays.append((code, *envelope[:-2], *envelope[-2], *bodies))
+        elif code in _WITH_BODY and len(envelope[-1]) > INLINE_BYTES:
             frames.append(envelope[-1])
             arrays.append((code, *envelope[:-1], len(envelope[-1])))
-        elif code == _HELLO and envelope.named:
-            arrays.append((code, *envelope[:-1]))  # as before there was that field: an older broker takes it, too
         else:
             arrays.append((code, *envelope))
     frames[0] = msgpack.packb(arrays)
     return frames
 
 
+def _inside(body: bytes) -> bytes | int:
+    """Returns what stands for a body in its array: itself, or the length of its own frame."""
+    return body if len(body) <= INLINE_BYTES else len(body)
+
+
 def batches(envelopes: Iterable[Envelope]) -> Iterator[list[Envelope]]:
-    """Cuts what waits for one peer into messages of at most `MAX_BATCH` envelopes (each message in a run
-    counts as one) and `MAX_BATCH_BYTES` of bodies."""
+    """Cuts what waits for one peer into ZeroMQ messages of at most `MAX_BATCH` messages (an envelope without any counts
+    as one) and `MAX_BATCH_BYTES` of bodies."""
     batch: list[Envelope] = []
     size_bytes = count = 0
     envelope: Any
     for envelope in envelopes:
         code = _CODES[envelope.__class__]
         number = 1
-        if code in _WITH_BODY:
-            weight_bytes = len(envelope[-1])
-        elif code in _RUNS:
+        if code in _WITH_BODIES:
             number = len(envelope[-1])  # guards: message limits
             weight_bytes = sum(map(len, envelope[-1]))  # guards: message limits [sum(map(len, envelope[-1])) => 0]
+            if code == _SEND and envelope[_FILE] is not None:
+                weight_bytes = MAX_BATCH_BYTES
+        elif code in _WITH_BODY:
+            weight_bytes = len(envelope[-1])
         else:
             weight_bytes = MAX_BATCH_BYTES if code in _LONG else 0
         if code in _NUMBERS:
@@ -146,30 +180,23 @@ def batches(envelopes: Iterable[Envelope]) -> Iterator[list[Envelope]]:
 
 
 class Decoder:
-    """Frames → envelopes, for one side.
+    """Frames to envelopes, for one side.
 
     Checks every field against the annotations. The combinations of field types that passed once are remembered: there
     are few, and a look-up is several times cheaper than the check.
     """
 
     def __init__(self, *, from_broker: bool) -> None:
-        # An array's room is made before what is in it is read, and a thousand may stand in each other.
+        # An array's room is made before its elements are read, and a thousand may be nested.
         self._limits = {**_PACKER_LIMITS, "max_array_len": MAX_ARRAY if from_broker else MAX_LIST}
-        self._rules = {code: _Rule(code, cls) for code, cls in VERBS.items() if (code >= 32) == from_broker}
+        self._rules = {verb.code: _Rule(verb.code, verb.cls) for verb in TABLE if verb.from_broker == from_broker}
 
     def __repr__(self) -> str:
         return f"<Decoder of {len(self._rules)} verbs>"
 
     def decode(self, frames: Sequence[bytes]) -> list[Envelope]:
-        """The envelopes of one message; raises `ProtocolError` and nothing else, whatever the frames hold."""
-        try:
-            arrays = _unpacked(frames[0], self._limits)
-        except ProtocolError:
-            raise
-        except Exception as error:  # msgpack raises a dozen kinds, RecursionError and UnicodeDecodeError among them
-            raise ProtocolError(f"a message does not begin with a msgpack array of envelopes: {error}") from None
-        if type(arrays) is not tuple or len(arrays) > MAX_BATCH:
-            raise ProtocolError("a message does not begin with an array of at most 512 envelopes")
+        """Returns the envelopes of one message. Raises `ProtocolError` and nothing else, whatever the frames hold."""
+        arrays = self._arrays(frames)
         rules = self._rules
         envelopes: list[Envelope] = []
         used = 1
@@ -181,58 +208,111 @@ class Decoder:
             if rule.code == _HELLO and array[1:2] != (VERSION,):
                 # Another version's HELLO may have other fields; and what follows it, other verbs.
                 return [*envelopes, _foreign_hello(array)]
-            if rule.code == _HELLO and len(array) == len(Hello._fields):
-                array = (*array, True)  # its last field is left out where somebody chose the name
-            if rule.with_body and type(array[-1]) is int:
-                if used >= len(frames) or len(frames[used]) != array[-1]:
-                    raise ProtocolError("a body's frame is missing or has another length than its envelope says")
-                array = (*array[:-1], frames[used])
-                used += 1
-            signature = tuple(map(type, array))
-            fault = None if signature in rule.passed else rule.check(signature)
+            at = rule.messages_at
+            more = len(array) - at - 2  # fields beyond the first message
+            signature = tuple(map(type, array)) if more <= 0 else rule.signature(array)
+            fault = None
+            if signature not in rule.passed:
+                if int in signature[rule.bodies_at :]:
+                    array, used = _filled(array, rule.first_body(array), frames, used)
+                    signature = rule.signature(array)
+                fault = rule.check(signature)
             if fault is None:
-                for at, name, limit in rule.strings:
-                    value = array[at]
+                for place, name, limit in rule.strings:
+                    value = array[place]
                     if value is not None and len(value) > limit:  # guards: message limits [off]
                         fault = f"{name} of {len(value):,} characters; the limit is {limit:,}"
+                if more > 0:
+                    fault = rule.check_count(more) or fault
+                    count += more // 2
                 if rule.lists:
                     fault = rule.check_lists(array) or fault
             if fault is not None:
-                envelopes.append(Faulty(rule.cls.__name__.upper(), refs_of(rule.cls, array[1:]), fault))
+                envelopes.append(Faulty(rule.cls.__name__.upper(), refs_of(rule.cls, rule.fields(array)), fault))
                 continue
-            if rule.is_run:
-                count += len(array[-1]) - 1
-                if count > MAX_BATCH:  # guards: message limits [off]
-                    raise ProtocolError("a message has more than 512 messages in its envelopes")
             # Not by `_make`, which counts the fields again.
-            envelopes.append(tuple.__new__(rule.cls, array[1:]))
+            envelopes.append(tuple.__new__(rule.cls, rule.fields(array)))
+        if count > MAX_BATCH:  # guards: message limits [off]
+            raise ProtocolError("a message has more than 512 messages in its envelopes")
         if used != len(frames):
             raise ProtocolError("a message has frames that belong to no envelope")
         return envelopes
 
+    def _arrays(self, frames: Sequence[bytes]) -> tuple[Any, ...]:
+        try:
+            arrays = _unpacked(frames[0], self._limits)
+        except ProtocolError:
+            raise
+        except Exception as error:  # msgpack raises a dozen kinds, RecursionError and UnicodeDecodeError among them
+            raise ProtocolError(f"a message does not begin with a msgpack array of envelopes: {error}") from None
+        if type(arrays) is not tuple or len(arrays) > MAX_BATCH:
+            raise ProtocolError("a message does not begin with an array of at most 512 envelopes")
+        return arrays
+
+
+def _filled(array: tuple[Any, ...], start: int, frames: Sequence[bytes], used: int) -> tuple[tuple[Any, ...], int]:
+    """Puts the bodies that have frames of their own in the places of their lengths, from `start` on; `used` frames are
+    taken already. Returns the array, and how many frames are taken then."""
+    bodies = list(array[start:])
+    for at, body in enumerate(bodies):
+        if type(body) is int:
+            if used >= len(frames) or len(frames[used]) != body:
+                raise ProtocolError("a body's frame is missing or has another length than its envelope says")
+            bodies[at] = frames[used]
+            used += 1
+    return (*array[:start], *bodies), used
+
 
 class _Rule:
-    """How the arrays of one verb are read."""
+    """How the arrays of one verb are checked."""
 
-    __slots__ = ("cls", "code", "is_run", "lists", "passed", "strings", "with_body")
+    __slots__ = ("bodies_at", "cls", "code", "lists", "messages_at", "passed", "strings", "with_header")
 
     def __init__(self, code: int, cls: type[Any]) -> None:
         self.code = code
         self.cls = cls
-        self.with_body = code in _WITH_BODY
-        self.is_run = code in _RUNS
-        #: The broker is believed as to lengths: it has the key that says that it is the broker. And ids of messages are
-        #: looked at by whoever takes them, all of their characters.
+        self.with_header = code in _WITH_HEADER
+        fields = _FIELDS[code]
+        #: Where the ids begin, of verbs that hold messages; else behind any array.
+        self.messages_at = len(fields) - 1 if code in _WITH_BODIES else 2 * MAX_ARRAY
+        #: From where on a type in the signature is that of a body.
+        self.bodies_at = len(fields) if code in _WITH_BODIES | _WITH_BODY else MAX_ARRAY
+        #: The broker is trusted as to lengths: it has the key that says that it is the broker. And the broker's core
+        #: checks ids of messages, all of their characters.
         self.strings = tuple(one for one in STRINGS.get(cls, ()) if one[1] not in _IDS)
-        #: (position, type of the parts, name, most parts, most characters of each)
-        bounds = {at: (name, most, None if self.is_run else each) for at, name, most, each in LISTS.get(cls, ())}
+        #: (position, type of the elements, name, most elements, most characters of each)
+        bounds = {at: (name, most, each) for at, name, most, each in LISTS.get(cls, ())}
         self.lists: list[tuple[int, type, str, int, int | None]] = [
             (at, kind, *bounds.get(at, ("", MAX_ARRAY, None))) for at, kind in _PARTS[code]
         ]
-        self.passed: set[tuple[type, ...]] = set()  #: types of the verb and its fields
+        self.passed: set[tuple[type, ...]] = set()  #: signatures
+
+    def signature(self, array: tuple[Any, ...]) -> tuple[type, ...]:
+        """Returns the types of the verb and its fields. Messages that have the same types have them once."""
+        at = self.messages_at
+        if len(array) - at <= 2:
+            return tuple(map(type, array))
+        middle = at + len(array) >> 1
+        return (*map(type, array[:at]), *set(map(type, array[at:middle])), *set(map(type, array[middle:])))
+
+    def first_body(self, array: tuple[Any, ...]) -> int:
+        """Returns the position of the first body."""
+        return min(self.messages_at + len(array) >> 1, len(array) - 1)
+
+    def fields(self, array: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns the fields of the envelope."""
+        at = self.messages_at
+        if at >= len(array):
+            return array[1:]
+        middle = at + len(array) >> 1
+        if self.with_header:
+            header = tuple.__new__(Header, array[1:_HEADER_END])
+            return (header, *array[_HEADER_END:at], array[at:middle], array[middle:])
+        return (*array[1:at], array[at:middle], array[middle:])
 
     def check(self, signature: tuple[type, ...]) -> str | None:
-        """What is wrong about fields of these types, if the annotations do not admit them; else remembers them."""
+        """Returns what is wrong about fields of these types, if the annotations do not admit them; else remembers
+        them."""
         fields = _FIELDS[self.code]
         if len(signature) != len(fields) + 1 or not all(
             kind in kinds for kind, kinds in zip(signature[1:], fields, strict=True)
@@ -241,8 +321,16 @@ class _Rule:
         self.passed.add(signature)
         return None
 
+    def check_count(self, more: int) -> str | None:
+        """Returns what is wrong about a number of messages, which have so many fields beyond the first message."""
+        if more % 2 or more // 2 >= MAX_ENVELOPE_MESSAGES:  # guards: message limits [off]
+            return (
+                f"{1 + more / 2:,g} messages in one {self.cls.__name__.upper()}; the limit is {MAX_ENVELOPE_MESSAGES}"
+            )
+        return None
+
     def check_lists(self, array: tuple[Any, ...]) -> str | None:
-        """What is wrong about the lengths of lists, and about their parts."""
+        """Returns what is wrong about the lengths of lists, or about their elements; None if nothing is."""
         for at, kind, name, most, each in self.lists:
             parts = array[at]
             if not parts:
@@ -257,7 +345,7 @@ class _Rule:
 
 
 def _unpacked(frame: bytes, limits: dict[str, Any]) -> Any:
-    """What a first frame holds. Its parts are at most as many as its bytes, so only in a large one are they counted."""
+    """Unpacks a first frame. It has at most as many parts as bytes, so only the parts of a large one are counted."""
     if len(frame) <= MAX_PARTS:
         return msgpack.unpackb(frame, **limits)
     if len(frame) > MAX_HEADER_BYTES:
@@ -275,8 +363,8 @@ def _unpacked(frame: bytes, limits: dict[str, Any]) -> Any:
 
 
 def _foreign_hello(array: tuple[Any, ...]) -> Hello:
-    """What can be known of the HELLO of another version of the protocol: which one, and of which release."""
+    """Reads the version and the release of a HELLO of another version, all that can be known of it."""
     version, release = (*array[1:3], None, None)[:2]
     if type(version) is not int or type(release) is not str:
         raise ProtocolError("HELLO does not begin with the version of its protocol and its release")
-    return Hello(version, release, int(Role.OBSERVER), None, None, None, None, "", "", 0, "", (), (), None)
+    return Hello(version, release, int(Role.OBSERVER), None, None, None, None, "", "", 0, "", (), (), None, True)

@@ -1,176 +1,78 @@
-"""The wire: verbs, envelopes and the limits. `docs/protocol.md` says the same in prose, and is normative.
+"""The verbs of the wire: their fields, and the one table of them. `docs/protocol.md` is normative and says the same.
 
 Theory of operation
 ===================
 
 One ZeroMQ message carries one or more *envelopes*:
 
-    frame 0    a msgpack array of envelopes; each is an array [verb, field, field, …, body?]
+    frame 0    a msgpack array of envelopes; each is an array [verb, field, field, …, body or bodies?]
     frame 1…   the bodies that were too large to stand inside, in the order of their envelopes
 
-How an envelope becomes frames, and how frames are trusted, is in `codec`.
+The codec (`codec`) turns envelopes into frames, and checks the frames of a peer.
 
 Rules that hold for every verb:
 
-* An envelope is a `NamedTuple` whose fields, in order, are the wire's. The annotations are the type check: what comes
-  from a peer either fits them or is a `ProtocolError`. (A named tuple costs 0.2 µs and its class next to nothing to
-  import; a frozen dataclass 0.7 µs and 8 ms for a command that lives for 40.)
+* An envelope is a `NamedTuple` whose fields, in order, are the wire's. The annotations are the type check: what a peer
+  sends either fits them or is a `ProtocolError`. (A named tuple costs 0.2 µs and its class next to nothing to import; a
+  frozen dataclass 0.7 µs and 8 ms for a command that lives for 40.)
 * Frames, and the number of parts in them, are bounded before anything is made of them; strings and lists by
   `FIELD_CHARS` and `FIELD_PARTS`, on both sides.
-* The body, where a verb has one, is the last field.
-* `msg_id` is made by the sender, so that sending again is harmless.
+* A message is a batch of one: SEND, DELIVER and BROADCAST hold one message or more under one header.
+* The body or the bodies, where a verb has them, are the last field.
+* The sender makes a message's id, so that sending again is harmless.
 * HELLO's first two fields and REFUSED are the same in every version for ever, so that the two ends can always tell
   each other that they do not understand each other.
+
+A new verb is a class here, a row in `TABLE`, a handler at its receiver, and a section in docs/protocol.md.
 
 This module has no `from __future__ import annotations`: the codec reads the annotations at run time.
 """
 
 import os
 from collections.abc import Sequence
-from enum import IntEnum
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from zmqbus.errors import InvalidLabel, InvalidName, InvalidPayload, TextTooLong, ZmqbusError
+from zmqbus.errors import InvalidLabel, InvalidName, InvalidPayload, ZmqbusError
 from zmqbus.tuples import NamedTuple
+from zmqbus.wire.channels import EVERYONE as EVERYONE
+from zmqbus.wire.channels import MARK as MARK
+from zmqbus.wire.channels import channel as channel
+from zmqbus.wire.channels import mark_channel as mark_channel
+from zmqbus.wire.channels import name_channel as name_channel
+from zmqbus.wire.header import FORMAT_WORDS as FORMAT_WORDS
+from zmqbus.wire.header import TO_MANY as TO_MANY
+from zmqbus.wire.header import Format as Format
+from zmqbus.wire.header import Header as Header
+from zmqbus.wire.header import Pointer as Pointer
+from zmqbus.wire.header import Role as Role
+from zmqbus.wire.header import Scope as Scope
+from zmqbus.wire.header import State as State
+from zmqbus.wire.limits import FIELD_CHARS as FIELD_CHARS
+from zmqbus.wire.limits import FIELD_PARTS as FIELD_PARTS
+from zmqbus.wire.limits import INLINE_BYTES as INLINE_BYTES
+from zmqbus.wire.limits import LIST_PAGE as LIST_PAGE
+from zmqbus.wire.limits import MAX_ARRAY as MAX_ARRAY
+from zmqbus.wire.limits import MAX_BATCH as MAX_BATCH
+from zmqbus.wire.limits import MAX_BATCH_BYTES as MAX_BATCH_BYTES
+from zmqbus.wire.limits import MAX_BODY_BYTES as MAX_BODY_BYTES
+from zmqbus.wire.limits import MAX_BROADCAST_BYTES as MAX_BROADCAST_BYTES
+from zmqbus.wire.limits import MAX_ENVELOPE_MESSAGES as MAX_ENVELOPE_MESSAGES
+from zmqbus.wire.limits import MAX_FRAME_BYTES as MAX_FRAME_BYTES
+from zmqbus.wire.limits import MAX_HEADER_BYTES as MAX_HEADER_BYTES
+from zmqbus.wire.limits import MAX_LIST as MAX_LIST
+from zmqbus.wire.limits import MAX_PARTS as MAX_PARTS
+from zmqbus.wire.limits import MAX_SPELLED_BYTES as MAX_SPELLED_BYTES
+from zmqbus.wire.limits import MAX_SPOOL_BYTES as MAX_SPOOL_BYTES
+from zmqbus.wire.limits import SPILL_BYTES as SPILL_BYTES
+from zmqbus.wire.limits import check_size as check_size
 from zmqbus.wire.msg_ids import MSG_ID_LENGTH as MSG_ID_LENGTH
 from zmqbus.wire.msg_ids import IdMaker as IdMaker
 from zmqbus.wire.msg_ids import are_msg_ids as are_msg_ids
 from zmqbus.wire.msg_ids import is_msg_id as is_msg_id
 
 #: Version of the wire, told in HELLO and WELCOME. It rises only when an old peer would misread a new one.
-VERSION = 2
-
-# --- limits -----------------------------------------------------------------------------------------------------
-
-#: Largest body to one receiver: what a person would call a large file, and well under the frame limit.
-MAX_BODY_BYTES = 10 * 1024 * 1024
-#: Largest body to many: each receiver has to read it.
-MAX_BROADCAST_BYTES = 256 * 1024
-#: Larger bodies are written to messages.log once and travel on as a pointer.
-SPILL_BYTES = 64 * 1024
-#: Larger bodies get a frame of their own: from here on a copy costs more than a frame.
-INLINE_BYTES = 4 * 1024
-#: libzmq's backstop for one frame (it disconnects the sender of a larger one). Nothing legal comes near.
-MAX_FRAME_BYTES = 16 * 1024 * 1024
-#: Envelopes in one message: the rate is flat from about 128 on, and a bound keeps the pauses short.
-MAX_BATCH = 512
-#: Messages in one SENDS, DELIVERS or BROADCASTS: from here on a message costs no less for being with more of them.
-MAX_RUN = 256
-#: Bodies in one message, so that a batch stays far below what a slow peer could choke on.
-MAX_BATCH_BYTES = 1024 * 1024
-#: The first frame of a message, with all its envelopes: a full batch (`MAX_BATCH`, `MAX_BATCH_BYTES`) whose strings
-#: are all as long as they may be has less.
-MAX_HEADER_BYTES = 4 * 1024 * 1024
-#: Parts of that frame, arrays and what is in them, at whatever depth: what a decoder makes an object of, at up to 70
-#: bytes each. A full batch has half of it.
-MAX_PARTS = 128 * 1024
-#: Parts of one array,
-MAX_ARRAY = 4 * 1024
-#: and of one that goes to the broker, where a list has a thousand ids at most.
-MAX_LIST = 2 * 1024
-#: Longest body that is put down in a file (SPOOLED), as it is spelled there: the broker reads it at once.
-MAX_SPELLED_BYTES = 16 * 1024 * 1024
-#: How large such a file may be: what a client may have unconfirmed, and as much again for escapes and gaps.
-MAX_SPOOL_BYTES = 48 * 1024 * 1024
-#: Sessions in one SESSIONS envelope; longer lists are paged, so that no reply is large.
-LIST_PAGE = 200
-
-
-#: Characters of each field that is a string, or a list of strings, whatever the verb. Who says an envelope checks it
-#: against this (`check_fields`), since nobody else can say so well what is wrong; and the broker checks what it hears.
-#: What else holds for a field (names, labels, ids) is no matter of its length, and is said where it is asked.
-FIELD_CHARS: dict[str, int] = {
-    "after": 64,
-    "cwd": 4_096,  # PATH_MAX of Linux
-    "file": 32,
-    "group": 40,
-    "groups": 40,
-    "label": 240,  # 60 in NFC, of which each may be four characters before
-    "lease": 64,
-    "msg_id": 12,
-    "msg_ids": 12,
-    "answered": 12,
-    "holding": 12,
-    "name": 40,
-    "owner": 256,
-    "project": 4_096,
-    "ref": 64,
-    "release": 64,
-    "reply_to": 12,
-    "session_id": 36,
-    "target": 4_096,  # a project's path is the longest
-    "token": 64,
-    "topics": 40,
-}
-#: Parts of each field that is a list, where that is less than `MAX_LIST`.
-FIELD_PARTS: dict[str, int] = {"bodies": MAX_RUN, "groups": 256, "topics": 256}
-
-
-def check_size(size_bytes: int, *, to_many: bool) -> None:
-    """Raises `TextTooLong` for a body over the limit of its audience. The sender asks before it sends, and the broker
-    does not take its word for it."""
-    limit_bytes = MAX_BROADCAST_BYTES if to_many else MAX_BODY_BYTES
-    if size_bytes > limit_bytes:
-        raise TextTooLong(
-            f"{size_bytes:,} bytes; the limit is {limit_bytes:,} bytes {'to many' if to_many else 'to one receiver'}; "
-            "write it to a file and send the path with --file"
-        )
-
-
-# --- small vocabularies -----------------------------------------------------------------------------------------
-
-
-class Role(IntEnum):
-    """What a connection is on the bus, told in HELLO."""
-
-    LISTENER = 0  #: the process of a session that shows its messages
-    PROGRAM = 1  #: a session that is a Python program
-    HELPER = 2  #: a short-lived command that acts as a session
-    GUEST = 3  #: a script that speaks under a name and has no mailbox
-    OBSERVER = 4  #: looks, and never speaks
-
-
-class Scope(IntEnum):
-    """How a message is addressed."""
-
-    SESSION = 0
-    ALL = 1
-    PROJECT = 2
-    TOPIC = 3
-    GROUP = 4
-
-
-#: Scopes that reach many: numbered, published, counted against the rate limit.
-TO_MANY = frozenset((Scope.ALL, Scope.PROJECT, Scope.TOPIC))
-
-
-class Format(IntEnum):
-    """What the bytes of a body are."""
-
-    TEXT = 0  #: UTF-8
-    MSGPACK = 1
-    BYTES = 2
-
-
-#: How the journal calls the formats.
-FORMAT_WORDS: dict[int, Literal["text", "msgpack", "bytes"]] = {
-    Format.TEXT: "text",
-    Format.MSGPACK: "msgpack",
-    Format.BYTES: "bytes",
-}
-
-
-class State(IntEnum):
-    """What became of a message, in RECEIPT."""
-
-    DELIVERED = 0  #: the receiving application has taken it
-    AWAY = 1  #: queued; the receiver is not connected
-    BUSY = 2  #: queued; the receiver is connected and has not taken it within a second
-
-
-Pointer: TypeAlias = tuple[int, ...]
-"""Where a spilled body's record stands in the journal: (segment, offset, length, crc)."""
+VERSION = 3
 
 # --- client → broker --------------------------------------------------------------------------------------------
 
@@ -178,9 +80,8 @@ Pointer: TypeAlias = tuple[int, ...]
 class Hello(NamedTuple):
     """The first envelope of a connection: who it is. Answered by WELCOME or REFUSED(ref="hello").
 
-    `lease`: the one that this client had before, so that what the broker still keeps under it ends.
-    `named`: somebody chose the name; else the session is forgotten with its process. Left out of the wire where it is
-    true, as by clients that do not know it.
+    `lease`: the one that this client had before, so that the broker ends the connection that still has it.
+    `named`: somebody chose the name; else the session is forgotten with its process.
     """
 
     version: int
@@ -212,29 +113,37 @@ class Ping(NamedTuple):
 
 
 class Send(NamedTuple):
-    """Pass this body on. Answered by RECEIPT, TALLY (to many) or REFUSED, with the message's id.
+    """Pass on these messages, in this order: one or more that differ only in id and body. Answered by RECEIPT, by TALLY
+    (to many), or by REFUSED for each.
 
-    `again`: said before, and never answered; perhaps to a broker that died.
+    A message stands alone where it has `reply_to`, `again` or `file`. `again`: sent before, and never answered; perhaps
+    to a broker that died. `file`: the body, escaped as in the journal, is in this spool file of the sender, and not in
+    `bodies`; `piece` is its size, and offset, length and CRC-32 of the escaped form.
     """
 
-    msg_id: str
     scope: int
     target: str
     fmt: int
     reply_to: str | None
     again: bool
-    body: bytes
-
-
-class Sends(NamedTuple):
-    """Pass these bodies on, in this order: as many SENDs that differ in their ids and bodies only, answer nothing and
-    are said for the first time. Answered as those would be. No body is over `INLINE_BYTES`."""
-
-    scope: int
-    target: str
-    fmt: int
+    file: str | None
+    piece: tuple[int, ...] | None
     msg_ids: tuple[str, ...]
     bodies: tuple[bytes, ...]
+
+    @classmethod
+    def one(
+        cls, msg_id: str, scope: int, target: str, fmt: int, reply_to: str | None, again: bool, body: bytes
+    ) -> "Send":
+        """Returns a SEND of one message."""
+        return cls(scope, target, fmt, reply_to, again, None, None, (msg_id,), (body,))
+
+    def apart(self) -> "list[Send]":
+        """Returns a SEND for each message."""
+        return [
+            self._replace(msg_ids=(msg_id,), bodies=(body,))
+            for msg_id, body in zip(self.msg_ids, self.bodies, strict=True)
+        ]
 
 
 class Await(NamedTuple):
@@ -380,25 +289,6 @@ class Forget(NamedTuple):
     token: str
 
 
-class Spooled(NamedTuple):
-    """SEND, with its body in a file: `size_bytes` of it, spelled as in the journal, are `length` bytes from `offset` on
-    in the sender's `file`, and have this checksum. Never said again: that is SEND.
-
-    Only to a broker of one's own release, as WELCOME tells it.
-    """
-
-    msg_id: str
-    scope: int
-    target: str
-    fmt: int
-    reply_to: str | None
-    size_bytes: int
-    file: str
-    offset: int
-    length: int
-    crc: int
-
-
 class Remove(NamedTuple):
     """End a session that is away, whoever's it is, with its mail: at most `unread` messages; -1: however many."""
 
@@ -458,84 +348,39 @@ class Displaced(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """A message for you.
+    """Messages for you, one or more, that share a header.
 
-    `seq` counts the mailbox; `bcast` is the number of a published broadcast that is sent again this way, else 0;
-    `after` is the published broadcast that precedes it, to be waited for, else 0; `age_s` is -1 for a message that did
-    not wait. `size_bytes` is the size of the body, wherever that is.
+    `seq` is the mailbox number of the first, and those behind it follow. `bcast` is the number of a published broadcast
+    that is sent again this way, else 0; `after` is the published broadcast that precedes the first, to be waited for,
+    else 0; `age_s` is -1 for messages that did not wait. `pointer`: the body is in the journal. `size_bytes` is the
+    size of all bodies, wherever they are. A message stands alone where it has `bcast`, a `pointer`, or an age.
     """
 
+    header: Header
     seq: int
     bcast: int
     after: int
-    msg_id: str
-    from_session: str
-    from_name: str
-    from_label: str | None
-    scope: int
-    target: str
-    fmt: int
-    reply_to: str | None
-    ts: float
     age_s: int
     pointer: tuple[int, ...] | None
     size_bytes: int
-    body: bytes
-
-
-class Delivers(NamedTuple):
-    """Messages for you: as many DELIVERs, numbered from `seq` on, that differ in their numbers, ids and bodies only,
-    were sent to this session alone, answer nothing and have not waited. No body is over `INLINE_BYTES`."""
-
-    seq: int
-    after: int
-    from_session: str
-    from_name: str
-    from_label: str | None
-    fmt: int
-    ts: float
     msg_ids: tuple[str, ...]
     bodies: tuple[bytes, ...]
 
 
 class Broadcast(NamedTuple):
-    """A message for everyone on the channel but the peers in `spared`, who get it (or not) by another way.
+    """Messages, one or more, for everyone on the channel but the peers in `spared`, who get them by DELIVER, or not.
 
-    `prev` is the number of the broadcast before it on the same channel: whoever did not see that one asks for it.
+    `bcast` is the number of the first; the numbers of the others follow. `prev` is the number of the broadcast before
+    the first on the same channel, and each of the others has the one before it as its `prev`: a receiver that did not
+    see that one asks for it. A message stands alone where it has a `pointer`.
     """
 
+    header: Header
     epoch: str
     bcast: int
     prev: int
     spared: tuple[int, ...]
-    msg_id: str
-    from_session: str
-    from_name: str
-    from_label: str | None
-    scope: int
-    target: str
-    fmt: int
-    reply_to: str | None
-    ts: float
     pointer: tuple[int, ...] | None
-    body: bytes
-
-
-class Broadcasts(NamedTuple):
-    """As many BROADCASTs that differ in their numbers, ids and bodies only, and answer nothing. Their numbers rise by
-    one, from `bcast` on, and each but the first has the one before it as its `prev`. No body is over `INLINE_BYTES`."""
-
-    epoch: str
-    bcast: int
-    prev: int
-    spared: tuple[int, ...]
-    from_session: str
-    from_name: str
-    from_label: str | None
-    scope: int
-    target: str
-    fmt: int
-    ts: float
     msg_ids: tuple[str, ...]
     bodies: tuple[bytes, ...]
 
@@ -698,11 +543,11 @@ Envelope: TypeAlias = (
     | Unawait
     | Forget
     | Remove
-    | Sends
-    | Spooled
+    | Faulty
     | Welcome
     | Refused
     | Expired
+    | Probe
     | Displaced
     | Deliver
     | Broadcast
@@ -714,105 +559,135 @@ Envelope: TypeAlias = (
     | Disconnected
     | Recall
     | Beat
-    | Probe
     | Fetched
     | Previews
     | Health
     | Work
     | Result
-    | Withdrawn
     | Assignment
-    | Delivers
-    | Broadcasts
-    | Faulty
+    | Withdrawn
 )
 
-#: The verbs' numbers. Never reused; 1–31 go to the broker, 32–63 come from it.
-VERBS: dict[int, type[Any]] = {
-    1: Hello,
-    2: Bye,
-    3: Ping,
-    4: Send,
-    5: Ack,
-    6: Refill,
-    7: List,
-    8: Rename,
-    9: Disconnect,
-    10: Fetch,
-    11: Recalled,
-    12: Status,
-    13: Stop,
-    14: Await,
-    15: Request,
-    16: Withdraw,
-    17: Offer,
-    18: Answer,
-    19: Unawait,
-    20: Forget,
-    21: Sends,
-    22: Spooled,
-    23: Remove,
-    25: Preview,
-    26: MarkRead,
-    32: Welcome,
-    33: Refused,
-    34: Expired,
-    35: Displaced,
-    36: Deliver,
-    37: Broadcast,
-    38: Receipt,
-    39: Tally,
-    40: Sessions,
-    41: Done,
-    42: Renamed,
-    43: Disconnected,
-    44: Recall,
-    45: Beat,
-    46: Fetched,
-    47: Health,
-    48: Work,
-    49: Result,
-    50: Withdrawn,
-    51: Delivers,
-    52: Broadcasts,
-    53: Probe,
-    54: Assignment,
-    55: Previews,
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+class Verb(NamedTuple):
+    """A row of the table. Numbers are never reused; 1–31 go to the broker, 32–63 come from it."""
+
+    code: int
+    cls: type[Any]
+    roles: frozenset[Role] = frozenset()  #: whose connections may send it
+    #: What a refusal of it refers to: the field that holds the correlation id or ids, or a fixed word; "": nothing.
+    correlation: str = ""
+    unregistered: bool = False  #: also from a connection that has not said HELLO, or whose lease is over
+
+    @property
+    def name(self) -> str:
+        return str(self.cls.__name__.upper())
+
+    @property
+    def from_broker(self) -> bool:
+        return self.code >= 32
+
+
+_ALL = frozenset(Role)
+_MEMBER = frozenset((Role.LISTENER, Role.PROGRAM))
+_HELPER = frozenset((Role.HELPER,))
+_SESSION = _MEMBER | _HELPER
+_COMMAND = _HELPER | {Role.GUEST}
+_SENDERS = _SESSION | {Role.GUEST}
+
+TABLE = (
+    Verb(1, Hello, _ALL, "hello", unregistered=True),
+    Verb(2, Bye, _ALL),
+    Verb(3, Ping, _ALL),
+    Verb(4, Send, _SENDERS, "msg_ids"),
+    Verb(5, Ack, _SENDERS),
+    Verb(6, Refill, _MEMBER),
+    Verb(7, List, _ALL, "ref"),
+    Verb(8, Rename, _SESSION, "ref"),
+    Verb(9, Disconnect, _SESSION, "ref"),
+    Verb(10, Fetch, _HELPER, "ref"),
+    Verb(11, Recalled, _MEMBER),
+    Verb(12, Status, _ALL, "ref"),
+    Verb(13, Stop, _ALL, "ref"),
+    Verb(14, Await, _COMMAND),
+    Verb(15, Request, _SENDERS, "msg_id"),
+    Verb(16, Withdraw, _SENDERS),
+    Verb(17, Offer, _MEMBER),
+    Verb(18, Answer, _MEMBER, "msg_id"),
+    Verb(19, Unawait, _COMMAND),
+    Verb(20, Forget, _SESSION, "ref", unregistered=True),
+    Verb(23, Remove, _ALL, "ref"),
+    Verb(25, Preview, _HELPER, "ref"),
+    Verb(26, MarkRead, _HELPER, "ref"),
+    Verb(32, Welcome),
+    Verb(33, Refused),
+    Verb(34, Expired),
+    Verb(35, Displaced),
+    Verb(36, Deliver),
+    Verb(37, Broadcast),
+    Verb(38, Receipt),
+    Verb(39, Tally),
+    Verb(40, Sessions),
+    Verb(41, Done),
+    Verb(42, Renamed),
+    Verb(43, Disconnected),
+    Verb(44, Recall),
+    Verb(45, Beat),
+    Verb(46, Fetched),
+    Verb(47, Health),
+    Verb(48, Work),
+    Verb(49, Result),
+    Verb(50, Withdrawn),
+    Verb(53, Probe),
+    Verb(54, Assignment),
+    Verb(55, Previews),
+)
+VERBS: dict[int, type[Any]] = {verb.code: verb.cls for verb in TABLE}
+#: Which verbs the connections of a role may send.
+SENT_BY: dict[Role, frozenset[type[Any]]] = {
+    role: frozenset(verb.cls for verb in TABLE if role in verb.roles) for role in Role
 }
+#: Which verbs are taken from a connection that has no lease; to others it hears EXPIRED.
+UNREGISTERED = frozenset(verb.cls for verb in TABLE if verb.unregistered)
+_CORRELATION: dict[type[Any], str] = {verb.cls: verb.correlation for verb in TABLE}
 
 
 def _limits(cls: type[Any]) -> tuple[tuple[int, str, int], ...]:
-    """Position (the verb's number stands first), name and limit of those fields that `FIELD_CHARS` bounds."""
+    """Returns position (the verb's number stands first), name and limit of each field that `FIELD_CHARS` bounds."""
     fields = enumerate(cls.__annotations__.items(), start=1)
     return tuple((at, name, FIELD_CHARS[name]) for at, (name, kind) in fields if kind in (str, str | None))
 
 
-#: Of each verb that a client says: the fields that are one string,
-STRINGS = {cls: _limits(cls) for code, cls in VERBS.items() if code < 32}
-#: and those that are lists: position, name, parts at most, and characters of a part where it is a string.
+_LISTS = (tuple[str, ...], tuple[int, ...], tuple[int, ...] | None, tuple[bytes, ...])
+#: Of each verb that a client sends: the fields that are one string,
+STRINGS = {verb.cls: _limits(verb.cls) for verb in TABLE if not verb.from_broker}
+#: and those that are lists: position, name, elements at most, and characters of an element where it is a string.
 LISTS = {
-    cls: tuple(
+    verb.cls: tuple(
         (at, name, FIELD_PARTS.get(name, MAX_LIST), FIELD_CHARS.get(name))
-        for at, (name, kind) in enumerate(cls.__annotations__.items(), start=1)
-        if kind in (tuple[str, ...], tuple[int, ...], tuple[bytes, ...])
+        for at, (name, kind) in enumerate(verb.cls.__annotations__.items(), start=1)
+        if kind in _LISTS
     )
-    for code, cls in VERBS.items()
-    if code < 32
+    for verb in TABLE
+    if not verb.from_broker
 }
-#: What a field that is too long is refused as; anything else is an `InvalidPayload`.
+#: The error for a field that is too long; any other field is an `InvalidPayload`.
 _WRONG: dict[str, type[ZmqbusError]] = dict.fromkeys(("name", "target", "group", "groups", "topics"), InvalidName)
 _WRONG["label"] = InvalidLabel
 
 
 def check_fields(envelope: Any) -> None:
-    """Raises what an envelope must not be said for: a string that is too long or cannot be encoded, a list that is too
-    long. For its sender, before it is said. (A body has `check_size`.)"""
+    """Raises the error for which an envelope must not be sent: a string or a list that is too long, or a string that
+    cannot be encoded. The sender calls this first. (A body has `check_size`.)"""
     for at, name, limit in STRINGS[envelope.__class__]:
         value = envelope[at - 1]
         if value is not None:
             _check_string(name, value, limit)
     for at, name, parts, each in LISTS[envelope.__class__]:
-        values = envelope[at - 1]
+        values = envelope[at - 1] or ()
         if len(values) > parts:
             raise _WRONG.get(name, InvalidPayload)(f"{len(values):,} {name}; the limit is {parts:,}")
         if each is not None:
@@ -833,21 +708,26 @@ def _check_string(name: str, value: str, limit: int) -> None:
 
 @lru_cache(maxsize=256)
 def check_target(target: str) -> None:
-    """As `check_fields`, of a message's target alone. Remembered, since who has much to say says it to few."""
+    """Checks a message's target as `check_fields` does. Cached, since a busy sender has few targets."""
     _check_string("target", target, FIELD_CHARS["target"])
 
 
 def refs_of(cls: type[Any], fields: Sequence[Any]) -> tuple[str, ...]:
-    """What a refusal of an envelope of this verb refers to, as far as that can be told: `fields` may hold anything."""
-    if cls is Hello:
-        return ("hello",)
-    if cls is Sends:
-        msg_ids = fields[3] if len(fields) > 3 and type(fields[3]) is tuple else ()
-        return tuple(one for one in msg_ids if type(one) is str and len(one) <= FIELD_CHARS["msg_id"]) or ("",)
-    named = cls._fields[:1] in (("msg_id",), ("ref",)) and cls is not Await
-    if named and fields and type(fields[0]) is str and len(fields[0]) <= FIELD_CHARS["ref"]:
-        return (fields[0],)
-    return ("",)
+    """Returns the correlation ids for a refusal of this envelope, as far as they can be told: `fields` may hold
+    anything. At least one: "" if there is none."""
+    name = _CORRELATION.get(cls, "")
+    if name not in cls._fields:
+        return (name,)
+    at = cls._fields.index(name)
+    found = fields[at] if at < len(fields) else ()
+    if type(found) is str:
+        found = (found,)
+    if type(found) is not tuple:
+        return ("",)
+    return tuple(one for one in found if type(one) is str and len(one) <= FIELD_CHARS["ref"]) or ("",)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
 
 
 class Session(NamedTuple):
@@ -866,7 +746,7 @@ class Session(NamedTuple):
 
 
 class Previewed(NamedTuple):
-    """One row of PREVIEWS."""
+    """One row of PREVIEWS: a message's id, the fields of its header, and the beginning of its body."""
 
     msg_id: str
     from_session: str
@@ -880,34 +760,7 @@ class Previewed(NamedTuple):
     age_s: int
     pointer: tuple[int, ...]
     size_bytes: int  #: of the whole body
-    head: bytes  #: its beginning; empty where the body is in the journal alone
-
-
-# --- channels of the PUB socket ---------------------------------------------------------------------------------
-# A SUB filter is a prefix, so each channel ends with a terminator that none of its parts may hold, and the receiver
-# compares the whole again.
-
-EVERYONE = b"*\0"
-MARK = b"~"
-
-
-def channel(scope: int, target: str) -> bytes:
-    """The channel that a message to many is published on."""
-    if scope == Scope.ALL:
-        return EVERYONE
-    return (b"/" if scope == Scope.PROJECT else b"#") + target.encode() + b"\0"
-
-
-def name_channel(name: str) -> bytes:
-    """The channel on which the broker speaks to the session of this name."""
-    return b"@" + name.encode() + b"\0"
-
-
-def mark_channel(lease: str) -> bytes:
-    """Nothing is published here. A client subscribes to it last, and so tells the broker that all its subscriptions
-    are in force; when the subscription goes, the connection has gone. (libzmq sends filters that were set before the
-    connection in the order of their bytes, and again so after a reconnect: `~` sorts behind all the others.)"""
-    return MARK + lease.encode() + b"\0"
+    head: bytes  #: the beginning of the body; empty where that is in the journal alone
 
 
 # --- secrets and session ids -------------------------------------------------------------------------------------

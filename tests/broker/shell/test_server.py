@@ -178,13 +178,13 @@ def test_a_failed_journal_write_refuses_only_its_wake(served, monkeypatch):
         raise JournalFull("there is no room")
 
     monkeypatch.setattr(type(journal), "append", full)
-    peer.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"lost")]))
+    peer.send_multipart(codec.encode([verbs.Send.one("aaaaaaaaaa01", 0, "bob", 0, None, False, b"lost")]))
     (refused,) = served.hear(peer)
     assert (refused.ref, refused.code) == ("aaaaaaaaaa01", "broker_unavailable")
     monkeypatch.setattr(type(journal), "append", original)
-    peer.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa02", 0, "bob", 0, None, False, b"kept")]))
+    peer.send_multipart(codec.encode([verbs.Send.one("aaaaaaaaaa02", 0, "bob", 0, None, False, b"kept")]))
     (deliver,) = served.hear(bob)
-    assert deliver.body == b"kept"
+    assert deliver.bodies == (b"kept",)
 
 
 def test_a_missing_database_is_reported(settings):
@@ -193,7 +193,7 @@ def test_a_missing_database_is_reported(settings):
     assert served.server.notices == []
     served.enter(1, "bob")
     guest = served.enter(3, "guest")
-    guest.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    guest.send_multipart(codec.encode([verbs.Send.one("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
     served.turn(DEADLINE_MS)
     served.close()
     os.unlink(settings.paths.database)
@@ -226,7 +226,7 @@ def test_queued_is_sent_after_the_commit_and_the_sync(served, monkeypatch, durab
     watch(server, "_send_all", "send")
     watch(server._journal, "sync", "sync")
     watch(server._store, "commit", "commit")
-    guest.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    guest.send_multipart(codec.encode([verbs.Send.one("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
     (receipt,) = served.hear(guest)
     assert receipt.state == verbs.State.AWAY
     assert done == [*expected, "send"]
@@ -236,7 +236,7 @@ def test_an_unreachable_peer_does_not_stop_the_loop(served):
     gone = served.enter(1, "bob")
     gone.close()
     peer = served.enter(3, "guest")
-    peer.send_multipart(codec.encode([verbs.Send("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
+    peer.send_multipart(codec.encode([verbs.Send.one("aaaaaaaaaa01", 0, "bob", 0, None, False, b"x")]))
     (receipt,) = served.hear(peer)
     assert receipt.state in (verbs.State.AWAY, verbs.State.BUSY)
 
@@ -295,7 +295,7 @@ def _turn_until_indexed(served: Served, condition: Any) -> None:
 
 
 def _speak(served: Served, peer: zmq.Socket[bytes], msg_id: str, text: str) -> Any:
-    peer.send_multipart(codec.encode([verbs.Send(msg_id, verbs.Scope.ALL, "", 0, None, False, text.encode())]))
+    peer.send_multipart(codec.encode([verbs.Send.one(msg_id, verbs.Scope.ALL, "", 0, None, False, text.encode())]))
     return served.hear(peer)[0]
 
 
@@ -339,10 +339,11 @@ class TestSpooled:
         path.chmod(0o600)
         return path
 
-    def spooled(self, number: int, name: str, target: str = "bob") -> verbs.Spooled:
+    def spooled(self, number: int, name: str, target: str = "bob") -> verbs.Send:
         size = len(self.BODY)
         crc = zlib.crc32(self.BODY)
-        return verbs.Spooled(f"message{number:05}", 0, target, 0, None, size, name, number * size, size, crc)
+        piece = (size, number * size, size, crc)
+        return verbs.Send(0, target, 0, None, False, name, piece, (f"message{number:05}",), (b"",))
 
     def test_spooled_bodies_are_journaled_and_delivered_as_pointers(self, served):
         alice, bob = served.enter(2, "alice"), served.enter(1, "bob")
@@ -353,7 +354,7 @@ class TestSpooled:
         while len(delivered) < 2:
             delivered += served.hear(bob)
         for number, one in enumerate(delivered):
-            assert (one.msg_id, one.body) == (f"message{number:05}", b"")
+            assert (one.msg_ids, one.bodies) == ((f"message{number:05}",), (b"",))
             assert read(served.settings.paths.log, one.pointer).body == self.BODY
 
     def test_a_file_is_removed_when_its_connection_has_ended(self, served):
@@ -378,7 +379,7 @@ class TestSpooled:
         assert served.hear(alice)[0].code == "unknown_peer"
         assert served.server._spools.is_empty  # the file was not opened
         served.enter(1, "bob")
-        alice.send_multipart(codec.encode([self.spooled(0, "a" * 32)._replace(msg_id="message99999")]))
+        alice.send_multipart(codec.encode([self.spooled(0, "a" * 32)._replace(msg_ids=("message99999",))]))
         while served.server._spools.is_empty:
             served.turn(5)
         for peer in served.peers:
@@ -420,7 +421,7 @@ class TestSpooled:
         while len(delivered) < 10:
             delivered += served.hear(bob)
             assert served.server._spools.read_bytes <= 140_000
-        assert [one.msg_id for one in delivered] == [f"message{number:05}" for number in range(10)]
+        assert [one.msg_ids[0] for one in delivered] == [f"message{number:05}" for number in range(10)]
 
     def test_bodies_over_the_bound_in_one_message_are_refused(self, served, monkeypatch):
         monkeypatch.setattr(spool_reader, "WAKE_BYTES", 100_000)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from zmqbus.broker.body_checks import Spooled
 from zmqbus.broker.shell import spool_reader as module
 from zmqbus.broker.shell.spool_reader import SpoolReader
 from zmqbus.errors import BrokerUnavailable, RateLimited, Unauthorized
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import Format
 
 NAME, OTHER = "a" * 32, "b" * 32
 SIZE = 70_000
-GOOD = verbs.Spooled("aaaaaaaaaaaa", 0, "bob", Format.TEXT, None, SIZE, NAME, 0, SIZE, 5)
+GOOD = Spooled(NAME, SIZE, 0, SIZE, 5)
 
 
 @pytest.fixture

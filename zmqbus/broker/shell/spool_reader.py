@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 A sender writes a large body, escaped as it will stand in the journal, into its own file below `spool/` and names the
-place in SPOOLED. So neither encryption nor the broker's escaping touches it. The sender can change the file at any
+place in SEND. So neither encryption nor the broker's escaping touches it. The sender can change the file at any
 time, so nothing here relies on its content:
 
 * The *name* is 32 hexadecimal digits and leads to no other directory. The file must be a private one of this user and
@@ -27,7 +27,7 @@ import os
 from collections.abc import Container
 from contextlib import suppress
 
-from zmqbus.broker.body_checks import SPOOL_NAME
+from zmqbus.broker.body_checks import SPOOL_NAME, Spooled
 from zmqbus.errors import BrokerUnavailable, RateLimited
 from zmqbus.security.private_files import open_private, secure_dir
 from zmqbus.wire import verbs
@@ -53,8 +53,8 @@ class SpoolReader:
     def __repr__(self) -> str:
         return f"<SpoolReader of {self._directory}: {len(self._open)} open>"
 
-    def read(self, route: bytes, spooled: verbs.Spooled) -> bytes:
-        """Reads the escaped body as the file holds it now. Call `check_spooled` before, and check the bytes after.
+    def read(self, route: bytes, spooled: Spooled) -> bytes:
+        """Reads the escaped body as the file holds it now. Call `spooled_body` before, and check the bytes after.
 
         Raises `BrokerUnavailable` or `Unauthorized` if the file cannot be read, and `RateLimited` if one message asks
         for too much.
@@ -80,7 +80,7 @@ class SpoolReader:
         self._open[route] = name, fd
         return fd
 
-    def _unreadable(self, spooled: verbs.Spooled, why: str | None) -> BrokerUnavailable:
+    def _unreadable(self, spooled: Spooled, why: str | None) -> BrokerUnavailable:
         path = os.path.join(self._directory, spooled.file)
         return BrokerUnavailable(f"cannot read the spooled text in {path}: {why}; send it again")
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from zmqbus.errors import BrokerUnavailable
 from zmqbus.tuples import NamedTuple
-from zmqbus.wire.verbs import Pointer
+from zmqbus.wire.verbs import Header, Pointer
 
 #: Credit that the fields of a message take beside its body: as much again as a small body.
 FIELDS_BYTES = 200
@@ -45,9 +45,8 @@ class Entry(NamedTuple):
     repeated: bool = False  #: sent before, perhaps to a broker that died
 
     @property
-    def envelope(self) -> tuple[str, str, str, str | None, int, str, int, str | None, float]:
-        """The fields from `msg_id` to `ts`, which are passed on unchanged."""
-        return self[:9]
+    def header(self) -> Header:
+        return Header(*self[1:9])
 
     @property
     def spilled(self) -> bool:
