@@ -382,7 +382,7 @@ class Place(NamedTuple):
 def where_am_i() -> Place:
     """The current directory and its project. Never raises.
 
-    A directory can be removed while a process is in it, and most commands need none; one that does checks for "".
+    A directory can be removed while a process is in it, and most commands need none; the others check for "".
     """
     try:
         cwd = os.getcwd()

@@ -4,7 +4,7 @@ A command lives for 45 ms and makes a hundred of these classes. Processor time o
 (CPython 3.11): 60.0 ms with these classes and 67.6 ms with those of `typing`, which compiles the annotation of each
 field and the constructor of each class; that is 1.28 and 1.42 times `python -c "import zmq, msgpack"`, and 1.3 is the
 bound. Here nothing evaluates annotations, all classes share their methods, and a constructor is compiled at its first
-call. From then on it is the one that `collections.namedtuple` makes, and as fast. Type checkers see
+call. From then on it is that of `collections.namedtuple`, and as fast. Type checkers see
 `typing.NamedTuple`, and what they know of it holds, with two exceptions:
 
 * `inspect.signature` knows the fields of a class only when there has been an instance of it;
@@ -67,7 +67,7 @@ def _make_class(name: str, namespace: dict[str, Any]) -> type:
     fields = tuple(namespace.get("__annotations__", ()))
     defaults = {field: namespace[field] for field in fields if field in namespace}
     if tuple(defaults) != fields[len(fields) - len(defaults) :]:
-        raise TypeError(f"{name}: a field without a default follows one that has one")
+        raise TypeError(f"{name}: a field without a default follows a field with one")
     for position, field in enumerate(fields):
         namespace[field] = _field(position, f"Field number {position}")
     own = {"__slots__": (), "_fields": fields, "_field_defaults": defaults, "__match_args__": fields}

@@ -1,1 +1,1 @@
-"""The log: its records, who writes, reads, searches, verifies and rotates it."""
+"""The log: writing, reading, following, searching and checking its records."""

@@ -2,7 +2,7 @@
 
 Reading the past needs no broker: the log holds every message once, in the order of acceptance, and what its writer
 guarantees (`writer`) is enough to read it while it is written. `filter` defines the entries and which are wanted;
-`tail` reads what is added. A line that is no record is skipped and counted (`damaged`).
+`tail` reads new entries. A line that is no record is skipped and counted (`damaged`).
 
 Two records with one id are possible: the broker was killed before it could confirm the first, and the sender sent the
 message again. They say the same.

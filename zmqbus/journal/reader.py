@@ -8,7 +8,7 @@ A reader takes no lock; what the writer guarantees is in `writer`. A reader chec
 * *The right file.* A segment is found by its serial (`segments`). A `Reader` keeps the files open, and so need not
   look for them again.
 * *The right place.* A pointer may be damaged, or come from another program. It is compared with the size of the file
-  before anything is read, and no memory is allocated for what is not there.
+  before anything is read, and no memory is allocated for missing bytes.
 * *The right bytes.* A record is checked against the length and the CRC-32 of its pointer before it is parsed.
 """
 

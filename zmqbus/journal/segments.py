@@ -93,7 +93,7 @@ def listings(path: str) -> Iterator[list[Segment]]:
 def numbered_segments(path: str) -> tuple[list[tuple[int, str]], list[str]]:
     """Serials and paths of the segments, the oldest first, and the paths of files that cannot be placed among them.
 
-    A segment without a readable serial gets the one that it must have. (The newest cannot be placed before it has its
+    A segment without a readable serial gets the serial that it must have. (The newest has no place before it has its
     first line.)
     """
     before = None

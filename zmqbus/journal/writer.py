@@ -17,7 +17,7 @@ of the user may read, without a lock.
 * Rotation makes the new segment under another name first, so a full disk stops it before anything is renamed. Files are
   renamed upwards from the first free number, so a rotation that was cut short leaves a gap and loses nothing.
 * Only the oldest segments are deleted, and only while no unread mail points into them. A segment whose first line
-  cannot be read may be the one that mail points to, so it is deleted only when no mail is waiting at all.
+  cannot be read might hold such mail, so it is deleted only when no mail is waiting at all.
 * Unread mail keeps its records, not whole segments: `compact` copies the records of a segment that are still needed
   into a file of their own, each to the offset that it had, with holes between them, so that the pointers hold. The
   copy gets its name when it is complete, and the segment is deleted after that; a writer that dies between leaves both.
@@ -97,8 +97,8 @@ class Journal:
         self._serial = 0
         self._start = 0  # where the first record of the segment is
         self._size = 0
-        #: Serials of the segments that may not be on the disk completely. The one that is continued is among them: an
-        #: earlier writer may not have synced it.
+        #: Serials of the segments that may not be on the disk completely; first the continued one, which an earlier
+        #: writer may not have synced.
         self._unsynced: set[int] = set()
         self._names_unsynced = True  # a file was made or renamed
         self._refused: tuple[type[JournalError], str] | None = None  # the error of a sync that the disk refused
@@ -175,25 +175,25 @@ class Journal:
                 self._flush(self._fd)
                 self._unsynced.remove(self._serial)
             if self._unsynced:
-                for _, serial, name in segments(self._path):
-                    fd = open_if_there(name) if serial in self._unsynced else None
-                    if fd is not None:
-                        try:
-                            self._flush(fd)
-                        finally:
-                            os.close(fd)
+                for segment in segments(self._path):
+                    if segment.serial in self._unsynced:
+                        self._flush_and_close(open_if_there(segment.path))
                 self._unsynced.clear()
             if self._names_unsynced:
-                fd = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    self._flush(fd)
-                finally:
-                    os.close(fd)
+                directory = os.path.dirname(self._path) or "."
+                self._flush_and_close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
                 self._names_unsynced = False
         except OSError as error:
             raise self._failed(error) from None
         except Unauthorized as error:
             raise JournalError(str(error)) from None
+
+    def _flush_and_close(self, fd: int | None) -> None:
+        if fd is not None:
+            try:
+                self._flush(fd)
+            finally:
+                os.close(fd)
 
     def _flush(self, fd: int) -> None:
         try:
@@ -253,7 +253,7 @@ class Journal:
         self._open(resume=False)
 
     def _open(self, *, resume: bool = True) -> None:
-        """Continues the log at its end; begins a segment if there is none, or none that can be continued."""
+        """Continues the log at its end; begins a segment if none can be continued."""
         fd = open_private(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             size = os.fstat(fd).st_size

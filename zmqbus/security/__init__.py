@@ -1,1 +1,1 @@
-"""Who may connect: keys, the checks of private files, digests."""
+"""Access to the bus: keys, authentication, private files, digests."""

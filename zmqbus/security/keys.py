@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 KEY_CHARS = 40
 #: A certificate is about 400 bytes. A larger file is something else, and not read.
 MAX_CERTIFICATE_BYTES = 4096
-#: A set is made in a directory with this prefix beside `keys/` and then renamed. One that stays was left by a process
-#: that was killed; nobody uses it.
+#: A set is made in a directory with this prefix beside `keys/` and then renamed. A process that was killed may leave
+#: such a directory, which nobody uses.
 NEW_KEYS_PREFIX = "keys.new-"
 
 
@@ -144,7 +144,7 @@ def _write_pair(path: str) -> None:
 
 
 def _remove(directory: str) -> None:
-    """Removes a set that was not renamed into place; the doctor reports one that cannot be removed."""
+    """Removes a set that was not renamed into place; the doctor reports any remains."""
     try:
         for name in os.listdir(directory):
             os.unlink(os.path.join(directory, name))

@@ -11,7 +11,7 @@ expects. `install` replaces the streams:
   it builds the line, because only there is known which line ends are its own. Below that, each line goes through the
   same function (`display.sanitise`), so that no forgotten place, traceback or message of argparse drives the terminal.
   Use `write_raw` for output that is meant to drive it (the screen of `watch`) or has to arrive byte for byte.
-* A closed descriptor is replaced by one that cannot be used, so that no other file is opened under its number.
+* A closed descriptor is replaced by an unusable one, so that no other file is opened under its number.
 
 Valid for python 3.6, like `bootstrap`, which calls `install`.
 """
