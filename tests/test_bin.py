@@ -71,14 +71,14 @@ def test_scripts_are_small_programs_for_python_3(script: str) -> None:
 
 
 @pytest.mark.parametrize("path", [*(BIN / name for name in SCRIPTS), *(ROOT / "zmqbus").glob("[_b]*.py")])
-def test_what_runs_before_the_version_check_can_be_read_by_an_old_python(path: Path) -> None:
+def test_early_modules_are_valid_for_an_old_python(path: Path) -> None:
     tree = ast.parse(path.read_text("utf-8"), feature_version=(3, 6))
     # Not syntax, yet refused by python 3.6 when it compiles the file.
     assert not [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
 
 
 @pytest.mark.parametrize("version", ["3.6", "3.7", "3.8", "3.9"])
-def test_an_old_python_says_so(version: str, data_dir: Path) -> None:
+def test_old_python_is_reported(version: str, data_dir: Path) -> None:
     python = shutil.which(f"python{version}")
     if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
         pytest.skip(f"no python {version} here")
@@ -109,20 +109,20 @@ def test_links_to_scripts_and_directories_are_followed(checkout: Path, tmp_path:
     )
 
 
-def test_a_copy_with_its_package_stands_alone(checkout: Path, tmp_path: Path, data_dir: Path) -> None:
+def test_copy_with_its_package_works(checkout: Path, tmp_path: Path, data_dir: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(checkout, copy)
     assert call(sys.executable, copy / "bin" / "list.py") == f"zmqbus.cli.list [] {copy}"
 
 
-def test_neighbours_are_no_modules(checkout: Path, data_dir: Path) -> None:
+def test_neighbouring_files_are_not_imported(checkout: Path, data_dir: Path) -> None:
     """bin/ is off the path: a script there may be called as the standard library's modules are."""
     (checkout / "bin" / "colorsys.py").write_text("raise SystemExit('the wrong module')\n")
     (checkout / "zmqbus" / "cli" / "send.py").write_text("import colorsys\n" + FAKE_COMMAND)
     assert call(sys.executable, checkout / "bin" / "send.py").startswith("zmqbus.cli.send")
 
 
-def test_the_venv_of_another_python_is_started(checkout: Path, data_dir: Path) -> None:
+def test_python_of_the_venv_is_started(checkout: Path, data_dir: Path) -> None:
     venv = data_dir / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").write_text("version = 3.99.0\n")

@@ -77,7 +77,7 @@ def no_exec(*args: object) -> None:
 # Running a command
 
 
-def test_the_arguments_go_in_and_the_status_comes_out(data_dir: Path, command: Install) -> None:
+def test_arguments_and_status(data_dir: Path, command: Install) -> None:
     seen: list[list[str]] = []
 
     def main(argv: list[str]) -> int:
@@ -92,7 +92,7 @@ def test_the_arguments_go_in_and_the_status_comes_out(data_dir: Path, command: I
 @pytest.mark.parametrize(
     ("code", "status", "said"), [(None, 0, ""), (2, 2, ""), ("no such thing", 1, "no such thing\n")]
 )
-def test_sys_exit_is_a_status(
+def test_sys_exit_sets_the_status(
     code: object, status: int, said: str, data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(raising(SystemExit(code)))
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_quietly(data_dir: Path, command: Install, capsys: pytest.Ca
         ImportError("cannot import name", name="zmqbus.errors"),
     ],
 )
-def test_our_own_faults_are_not_hidden(fault: Exception, data_dir: Path, command: Install) -> None:
+def test_bugs_are_shown(fault: Exception, data_dir: Path, command: Install) -> None:
     command(raising(fault))
     with pytest.raises(type(fault)) as caught:
         bootstrap.run("probe", [])
@@ -149,7 +149,7 @@ def test_console_runs_the_main_command_without_a_venv(
         ("install_deps", [], False),
     ],
 )
-def test_a_command_that_is_done_leaves_at_once(
+def test_finished_command_exits_at_once(
     command_name: str, argv: list[str], at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[int] = []
@@ -167,7 +167,7 @@ def test_a_command_that_is_done_leaves_at_once(
     assert left == ([7] if at_once else [])
 
 
-def test_a_debugger_sees_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normal_exit_under_a_debugger(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr(sys, "argv", ["send.py"])
     monkeypatch.setattr(os, "_exit", left.append)
@@ -178,7 +178,7 @@ def test_a_debugger_sees_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not left
 
 
-def test_the_collector_rests_while_a_command_is_imported_and_no_longer(data_dir: Path, command: Install) -> None:
+def test_garbage_collection_is_off_only_during_the_import(data_dir: Path, command: Install) -> None:
     import gc
 
     seen: list[bool] = []
@@ -198,7 +198,7 @@ def test_the_collector_rests_while_a_command_is_imported_and_no_longer(data_dir:
 
 @pytest.mark.parametrize("missing", ["zmq", "msgpack", "psutil"])
 @pytest.mark.parametrize(("name", "argv"), [("connect", []), ("connect", ["--name", "x"])])
-def test_the_listener_says_so_on_stdout_and_ends_well(
+def test_listener_reports_on_stdout_and_exits_with_0(
     missing: str, name: str, argv: list[str], data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(raising(ModuleNotFoundError(f"No module named '{missing}'", name=missing)))
@@ -224,7 +224,7 @@ def test_other_commands_fail(
     assert err.startswith(f"error: not_installed: dependencies missing — run {cure} (")
 
 
-def test_at_a_shell_the_listener_names_the_command_of_the_shell(
+def test_listener_at_a_shell_names_the_command_of_the_shell(
     data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(raising(ModuleNotFoundError("No module named 'zmq'", name="zmq")))
@@ -235,7 +235,7 @@ def test_at_a_shell_the_listener_names_the_command_of_the_shell(
     assert capsys.readouterr() == (LISTENER_LINE, "")
 
 
-def test_a_dependency_that_cannot_be_loaded_has_the_same_cure(
+def test_broken_dependency_has_the_same_remedy(
     data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(raising(ImportError("libc.so.6: version GLIBC_9 not found", name="zmq.backend.cython._zmq")))
@@ -248,7 +248,7 @@ def test_a_dependency_that_cannot_be_loaded_has_the_same_cure(
 # An interpreter that is too old
 
 
-def test_an_old_python_is_told_what_is_wrong(
+def test_error_names_the_versions(
     command: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(raising(AssertionError("must not run")))
@@ -261,7 +261,7 @@ def test_an_old_python_is_told_what_is_wrong(
     assert err.count("\n") == 1
 
 
-def test_the_listener_tells_it_on_stdout(
+def test_listener_reports_on_stdout(
     command: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
@@ -279,7 +279,7 @@ def test_the_listener_tells_it_on_stdout(
         ("no json", False),
     ],
 )
-def test_a_hook_tells_it_at_the_start_of_a_session(
+def test_hook_reports_at_the_start_of_a_session(
     event: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
@@ -294,7 +294,7 @@ def test_a_hook_tells_it_at_the_start_of_a_session(
     assert told["hookEventName"] == "SessionStart" and "needs python 3.10" in told["additionalContext"]
 
 
-def test_an_old_python_uses_the_venv_of_a_newer_one(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_venv_of_a_newer_python_is_used(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_venv(data_dir)
     python = make_python(data_dir, "")
     became: list[tuple[str, list[str]]] = []
@@ -345,9 +345,7 @@ def test_relative_entries_of_pythonpath_are_dropped(given: str, data_dir: Path, 
     assert (done.returncode, done.stdout, done.stderr) == (0, "not connected\n", "")
 
 
-def test_the_listener_tells_of_its_own_faults_on_stdout(
-    data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_listener_reports_bugs_on_stdout(data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]) -> None:
     """A monitor that ends without a line on stdout has not told anybody anything."""
     for fault in (ValueError("a fault"), ModuleNotFoundError("No module named 'zmqbuss'", name="zmqbuss")):
         command(raising(fault))
@@ -369,7 +367,7 @@ PATHS = st.lists(st.sampled_from(["~", "/", ".", "a", " ", "\t", "root", "ä"]),
 @example(given_dir="~root/x", home="/home/x")
 @example(given_dir="~no-such-account/x", home="/home/x")
 @example(given_dir="~", home="relative")
-def test_the_data_directory_is_the_one_of_the_settings(given_dir: str | None, home: str | None) -> None:
+def test_data_directory_is_that_of_the_settings(given_dir: str | None, home: str | None) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ((bootstrap.DATA_DIR_VARIABLE, given_dir), ("HOME", home)):
             if value is None:
@@ -381,7 +379,7 @@ def test_the_data_directory_is_the_one_of_the_settings(given_dir: str | None, ho
         assert bootstrap.find_data_dir().replace("//", "/") == expected
 
 
-def test_the_settings_are_not_loaded_in_the_usual_cases(data_dir: Path) -> None:
+def test_settings_are_not_loaded_in_usual_cases(data_dir: Path) -> None:
     """They would be for nothing when another python takes over."""
     code = (
         "import sys; from zmqbus import bootstrap; print(bootstrap.find_data_dir(), 'zmqbus.settings' in sys.modules)"
@@ -405,7 +403,7 @@ def test_the_settings_are_not_loaded_in_the_usual_cases(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "version"), [("version", VERSION + ".99"), ("version_info", VERSION + ".1.final.0")])
-def test_a_venv_of_the_same_python_is_put_first(
+def test_venv_of_the_same_python_comes_first(
     key: str, version: str, data_dir: Path, command: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packages = make_venv(data_dir, version, key)
@@ -443,7 +441,7 @@ def move_away(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("version", [VERSION, "3.99"])
 @pytest.mark.parametrize("reason", [refuse_marker, switch_off, move_away])
-def test_a_venv_is_passed_over(
+def test_venv_is_ignored(
     reason: Callable[[Path, pytest.MonkeyPatch], None],
     version: str,
     data_dir: Path,
@@ -462,7 +460,7 @@ def test_a_venv_is_passed_over(
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o770, 0o707, 0o777])
-def test_no_code_from_where_others_can_look_or_write(
+def test_venv_open_to_others_is_refused(
     mode: int, data_dir: Path, command: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packages = make_venv(data_dir)
@@ -485,7 +483,7 @@ def planted(at: Path) -> Path:
 
 @pytest.mark.parametrize("given", ["data", "./data", "../repository/data"])
 @pytest.mark.parametrize("mode", [0o755, 0o700])
-def test_no_code_from_below_the_current_directory(
+def test_venv_of_a_relative_data_directory_is_refused(
     given: str, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packages = planted(tmp_path / "repository" / "data")
@@ -497,7 +495,7 @@ def test_no_code_from_below_the_current_directory(
     assert "is relative" in capsys.readouterr().err
 
 
-def test_no_code_from_a_data_directory_that_somebody_else_made(
+def test_venv_of_another_user_is_refused(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packages = make_venv(data_dir)
@@ -508,7 +506,7 @@ def test_no_code_from_a_data_directory_that_somebody_else_made(
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_no_code_from_below_a_directory_that_others_can_write_to(
+def test_venv_below_a_writable_directory_is_refused(
     link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whoever can write to a directory above puts another one in the place of the data directory, or of the venv."""
@@ -531,7 +529,7 @@ def test_no_code_from_below_a_directory_that_others_can_write_to(
     assert capsys.readouterr().err == ""
 
 
-def test_install_deps_does_not_stand_on_the_venv_that_it_replaces(data_dir: Path, command: Install) -> None:
+def test_install_deps_uses_no_venv(data_dir: Path, command: Install) -> None:
     packages = make_venv(data_dir)
     command(lambda argv: 0)
     for name, argv in (("install_deps", []), ("main", ["install-deps", "--yes"])):
@@ -539,7 +537,7 @@ def test_install_deps_does_not_stand_on_the_venv_that_it_replaces(data_dir: Path
         assert str(packages) not in sys.path
 
 
-def test_a_venv_of_another_python_is_entered_once(
+def test_venv_of_another_python_is_entered_once(
     data_dir: Path, command: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_venv(data_dir, "3.99.1")
@@ -568,7 +566,7 @@ def test_a_venv_of_another_python_is_entered_once(
 
 
 @pytest.mark.parametrize("damage", ["dangling", "not executable", "absent"])
-def test_a_venv_whose_python_is_gone_is_passed_over(
+def test_venv_without_its_python_is_ignored(
     damage: str, data_dir: Path, command: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_venv(data_dir, "3.99.1")
@@ -583,7 +581,7 @@ def test_a_venv_whose_python_is_gone_is_passed_over(
 
 
 @pytest.mark.parametrize("text", ["", "version\n", "version = 3\n", "\ufffe", "home = x\nversion = 3.99.0\n"])
-def test_a_damaged_description_is_another_python(text: str, data_dir: Path) -> None:
+def test_damaged_pyvenv_cfg_counts_as_another_python(text: str, data_dir: Path) -> None:
     make_venv(data_dir)
     (data_dir / "venv" / "pyvenv.cfg").write_bytes(text.encode("utf-16" if "\ufffe" in text else "utf-8"))
     assert not bootstrap._is_same_python(str(data_dir / "venv"))
@@ -618,7 +616,7 @@ def start(body: str, **more: Any) -> subprocess.Popen[str]:
         "import os\nwhile True: os.write(1, b'x' * 100_000)",
     ],
 )
-def test_a_reader_that_has_gone_ends_the_command_quietly(body: str, data_dir: Path) -> None:
+def test_closed_pipe_ends_the_command_quietly(body: str, data_dir: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with start(body, stdout=writer) as process:
@@ -641,7 +639,7 @@ def test_output_that_cannot_be_written_is_an_error(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("redirection", "status"), [(">/dev/full", 1), ("| true", 141)])
-def test_what_was_carried_out_and_could_not_be_told_is_said(redirection: str, status: int, data_dir: Path) -> None:
+def test_completed_work_is_reported_when_printing_fails(redirection: str, status: int, data_dir: Path) -> None:
     body = "import select\nfrom zmqbus.cli.output import tell\n"
     if status == 141:
         body += "reader = select.poll()\nreader.register(1, 0)\nreader.poll(60_000)\n"  # until it has gone
@@ -663,7 +661,7 @@ def test_what_was_carried_out_and_could_not_be_told_is_said(redirection: str, st
 
 
 @pytest.mark.parametrize("closing", ["1>&-", "2>&-", "1>&- 2>&-"])
-def test_streams_that_are_closed_from_the_start_do_no_harm(closing: str, data_dir: Path) -> None:
+def test_streams_closed_from_the_start(closing: str, data_dir: Path) -> None:
     code = RUNNER.format(body="    print('x')\n    return 3")
     done = subprocess.run(
         ["sh", "-c", f'"$0" -c "$1" {closing}', sys.executable, code],
@@ -685,7 +683,7 @@ def test_output_is_utf_8_in_every_locale(data_dir: Path) -> None:
     assert (out, err) == ("↵ — \\udc80\n", "")
 
 
-def test_it_loads_nothing_that_the_commands_do_not_load_anyway(data_dir: Path) -> None:
+def test_bootstrap_imports_no_other_modules(data_dir: Path) -> None:
     """The venv may cost 15 ms at most. It costs next to nothing while this holds, whatever the machine."""
     make_venv(data_dir)
     with start(

@@ -39,11 +39,11 @@ def test_every_code_has_a_class(code):
     assert str(error) == "what happened; what to do"
 
 
-def test_nothing_else_is_shown_to_users():
+def test_no_other_codes_exist():
     assert {error.code for error in all_errors()} == {*CODES, *LOCAL_CODES, "internal", "protocol"}
 
 
-def test_a_taken_name_is_an_invalid_one_for_users_and_has_a_code_on_the_wire():
+def test_taken_name_has_its_own_code_on_the_wire():
     error = errors.from_code("name_taken", "taken")
     assert type(error) is errors.NameTaken and isinstance(error, errors.InvalidName)
     assert (error.code, error.wire_code) == ("invalid_name", "name_taken")
@@ -51,12 +51,12 @@ def test_a_taken_name_is_an_invalid_one_for_users_and_has_a_code_on_the_wire():
 
 
 @pytest.mark.parametrize("code", ["", "unheard_of", "internal"])
-def test_an_unknown_code_is_the_brokers_fault(code):
+def test_unknown_code_is_a_broker_error(code):
     error = errors.from_code(code, "text")
     assert type(error) is errors.BrokerError and str(error) == "text"
 
 
-def test_whose_fault_it_is():
+def test_branches():
     branches = (
         errors.LocalError,
         errors.DeliveryError,
@@ -69,18 +69,18 @@ def test_whose_fault_it_is():
             assert len([branch for branch in branches if issubclass(error, branch)]) == 1, error
 
 
-def test_a_timeout_is_pythons_too():
+def test_timeout_is_a_python_timeout():
     with pytest.raises(TimeoutError):
         raise errors.Timeout("no answer")
 
 
-def test_a_held_port_is_named_with_a_way_out():
+def test_held_port_is_reported_with_a_remedy():
     error = errors.PortHeld(9473)
     assert error.port == 9473 and isinstance(error, errors.BrokerUnavailable)
     assert "9473" in str(error) and "--port" in str(error)
 
 
-def test_what_a_handler_raised_survives_a_process_pool():
+def test_remote_error_can_be_pickled():
     error = errors.RemoteError("ValueError", "no such file", "Traceback …")
     assert str(error) == "ValueError: no such file"
     again = pickle.loads(pickle.dumps(error))

@@ -34,7 +34,7 @@ def test_the_three_lists_of_names_agree() -> None:
 
 
 @pytest.mark.parametrize("name", zmqbus.__all__)
-def test_each_public_name_is_there(name: str) -> None:
+def test_public_names_exist(name: str) -> None:
     assert getattr(zmqbus, name) is not None
     assert name in dir(zmqbus)
 
@@ -52,7 +52,7 @@ def test_all_errors_are_public() -> None:
     assert zmqbus.Timeout is errors.Timeout
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'conect'"):
         zmqbus.conect  # type: ignore[attr-defined]  # noqa: B018
     assert not hasattr(zmqbus, "__path_of_nothing__")

@@ -90,7 +90,7 @@ def test_the_requirements_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("uv", ["/opt/uv", None])
-def test_the_plan(uv: str | None) -> None:
+def test_plan(uv: str | None) -> None:
     venv, target, (make, fill) = install_deps.make_plan("/data/venv", uv)
     assert (venv, target) == ("/data/venv", f"/data/venv.new-{os.getpid()}")
     assert make[0] == (uv or sys.executable)
@@ -99,7 +99,7 @@ def test_the_plan(uv: str | None) -> None:
     assert fill[-2:] == ("-r", str(ROOT / "requirements.txt"))
 
 
-def test_the_plan_with_extras() -> None:
+def test_plan_with_extras() -> None:
     fill = install_deps.make_plan("/data/venv", None, ["console", "watch"]).commands[1]
     assert fill[-3:] == ("starlette>=0.40,<2", "uvicorn>=0.30,<1", "rich>=13,<16")
 
@@ -109,7 +109,7 @@ def have(venv: Path, *distributions: str, python: str = VERSION) -> None:
         (venv / "lib" / f"python{python}" / "site-packages" / f"{name}.dist-info").mkdir(parents=True)
 
 
-def test_extras_that_are_there_are_kept(install: Run, venv: Path, calls: Path) -> None:
+def test_installed_extras_are_kept(install: Run, venv: Path, calls: Path) -> None:
     """Also where the venv was made by another python, which is when it is made anew."""
     assert install("--yes").returncode == 0
     have(venv, "rich-14.0.0", python="3.1")
@@ -174,7 +174,7 @@ def test_an_installation(install: Run, calls: Path, venv: Path, data_dir: Path) 
     assert os.access(venv / "bin" / "tool", os.X_OK)
 
 
-def test_a_complete_one_is_left_alone(install: Run, calls: Path, venv: Path) -> None:
+def test_complete_venv_is_not_changed(install: Run, calls: Path, venv: Path) -> None:
     install("--yes")
     calls.unlink()
     (venv / "kept").write_text("")
@@ -188,7 +188,7 @@ def test_a_complete_one_is_left_alone(install: Run, calls: Path, venv: Path) -> 
 
 
 @pytest.mark.parametrize("fault", ["marker", "requirements", "python version", "broken"])
-def test_what_is_not_complete_is_made_anew(fault: str, install: Run, calls: Path, venv: Path) -> None:
+def test_incomplete_venv_is_replaced(fault: str, install: Run, calls: Path, venv: Path) -> None:
     install("--yes")
     calls.unlink()
     if fault == "marker":
@@ -203,7 +203,7 @@ def test_what_is_not_complete_is_made_anew(fault: str, install: Run, calls: Path
     assert calls.exists()
 
 
-def test_a_failure_shows_why_and_changes_nothing(install: Run, venv: Path, data_dir: Path) -> None:
+def test_failure_is_shown_and_changes_nothing(install: Run, venv: Path, data_dir: Path) -> None:
     old = existing(venv)
     done = install("--yes", then="seq 100; echo 'no route to the index' >&2; exit 2")
     assert done.returncode == 1
@@ -217,7 +217,7 @@ def test_a_failure_shows_why_and_changes_nothing(install: Run, venv: Path, data_
     assert names(data_dir) == ["venv", "venv.lock"]
 
 
-def test_packages_that_do_not_import_are_not_put_in_place(install: Run, venv: Path, data_dir: Path) -> None:
+def test_venv_whose_packages_do_not_import_is_not_used(install: Run, venv: Path, data_dir: Path) -> None:
     old = existing(venv)
     done = install("--yes", then='printf "#!/bin/sh\\necho ImportError: broken >&2; exit 1\\n" > "$4"')
     assert done.returncode == 1
@@ -226,7 +226,7 @@ def test_packages_that_do_not_import_are_not_put_in_place(install: Run, venv: Pa
     assert names(data_dir) == ["venv", "venv.lock"]
 
 
-def test_an_interrupted_one_leaves_the_old_and_is_cleared_away_later(install: Run, venv: Path, data_dir: Path) -> None:
+def test_interrupted_install_leaves_the_old_venv(install: Run, venv: Path, data_dir: Path) -> None:
     old = existing(venv)
     assert install("--yes", then="kill -9 $PPID").returncode == -signal.SIGKILL
     assert old.exists()
@@ -253,7 +253,7 @@ def test_ctrl_c_cleans_up(install: Run, data_dir: Path, tmp_path: Path, calls: P
     assert names(data_dir) == ["venv.lock"]
 
 
-def test_an_old_one_that_was_on_its_way_out_comes_back(install: Run, venv: Path, data_dir: Path) -> None:
+def test_old_venv_is_restored(install: Run, venv: Path, data_dir: Path) -> None:
     existing(venv)
     venv.rename(data_dir / "venv.old-123")
     assert install("--yes", then="exit 1").returncode == 1
@@ -261,7 +261,7 @@ def test_an_old_one_that_was_on_its_way_out_comes_back(install: Run, venv: Path,
     assert names(data_dir) == ["venv", "venv.lock"]
 
 
-def test_only_one_at_a_time(install: Run, calls: Path, data_dir: Path) -> None:
+def test_one_install_at_a_time(install: Run, calls: Path, data_dir: Path) -> None:
     with open(data_dir / "venv.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         done = install("--yes")
@@ -270,7 +270,7 @@ def test_only_one_at_a_time(install: Run, calls: Path, data_dir: Path) -> None:
     assert not calls.exists()
 
 
-def test_a_data_directory_that_others_can_read_is_refused(install: Run, calls: Path, data_dir: Path) -> None:
+def test_data_directory_open_to_others_is_refused(install: Run, calls: Path, data_dir: Path) -> None:
     data_dir.chmod(0o755)
     done = install("--yes")
     assert done.returncode == 1
@@ -279,13 +279,13 @@ def test_a_data_directory_that_others_can_read_is_refused(install: Run, calls: P
     assert not calls.exists()
 
 
-def test_a_missing_data_directory_is_made(install: Run, data_dir: Path) -> None:
+def test_missing_data_directory_is_made(install: Run, data_dir: Path) -> None:
     data_dir.rmdir()
     assert install("--yes").returncode == 0
     assert data_dir.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_python_without_the_venv_module(
+def test_python_without_the_venv_module(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import importlib.util
@@ -306,7 +306,7 @@ def test_wrong_usage(install: Run, calls: Path) -> None:
     assert not calls.exists()
 
 
-def test_variables_that_mislead_are_kept_from_the_installers() -> None:
+def test_misleading_variables_are_removed() -> None:
     env = install_deps._clean_environment({"PYTHONPATH": "/x", "PIP_TARGET": "/y", "PIP_INDEX_URL": "u", "PATH": "p"})
     assert env == {"PIP_INDEX_URL": "u", "PATH": "p", "PIP_USER": "0"}
 

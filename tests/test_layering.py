@@ -286,12 +286,12 @@ def test_only_the_declared_dependencies_are_imported(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", HOT)
-def test_what_every_command_loads_is_cheap_to_import(module: str) -> None:
+def test_modules_of_every_command_are_cheap_to_import(module: str) -> None:
     at_start = {name.partition(".")[0] for _, name, start in imports(module) if start}
     assert not at_start & COSTLY
 
 
-def test_errors_and_the_bootstrap_import_next_to_nothing() -> None:
+def test_errors_and_bootstrap_import_next_to_nothing() -> None:
     assert {name for _, name, _ in imports("errors")} <= {"__future__", "typing", "zmqbus.text.display"}
     assert not [name for _, name, start in imports("errors") if start and name.startswith("zmqbus")]
     light = {"zmqbus.system.streams", "zmqbus.text.wording"}
@@ -301,7 +301,7 @@ def test_errors_and_the_bootstrap_import_next_to_nothing() -> None:
         assert {name for _, name, start in imports(module.removeprefix("zmqbus.")) if start} <= {"io", "os", "sys"}
 
 
-def test_the_package_imports_nothing_when_it_is_imported() -> None:
+def test_package_imports_nothing() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
     assert not [found for found in _imports(tree.body, ["zmqbus"], True) if found.at_start]
 
@@ -336,7 +336,7 @@ def test_each_module_has_a_test_of_its_own(module: str) -> None:
     assert any((ROOT / "tests" / path).is_file() for path in candidates), f"add tests/{candidates[0]}"
 
 
-def test_the_import_reader_sees_what_python_would_run() -> None:
+def test_import_reader() -> None:
     text = (
         "import os\nfrom zmqbus.wire import naming\nfrom . import core\nfrom ..errors import Timeout\n"
         "if TYPE_CHECKING:\n    import zmq\n"

@@ -108,7 +108,7 @@ MARK = verbs.mark_channel("0123456789abcdef")
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["mark set first", "mark set last"])
-def test_filters_that_were_set_before_connecting_arrive_with_the_mark_at_the_end(wire, free_port, first):
+def test_filters_set_before_connecting_arrive_before_the_marker(wire, free_port, first):
     """`protocol.mark_channel`: when the broker sees the mark, all other subscriptions are in force."""
     subscriber = wire.socket(zmq.SUB)
     for channel in [MARK, *CHANNELS] if first else [*CHANNELS, MARK]:
@@ -121,7 +121,7 @@ def test_filters_that_were_set_before_connecting_arrive_with_the_mark_at_the_end
     assert arrived[-1] == b"\1" + MARK
 
 
-def test_filters_come_again_after_a_reconnect_with_the_mark_at_the_end(wire, free_port):
+def test_filters_arrive_again_after_a_reconnect(wire, free_port):
     """A client's SUB finds a new broker by itself; the mark has to mean the same there. (It takes part only while its
     owner polls it: the filters are handed on by the thread that has the socket.)"""
     subscriber = wire.socket(zmq.SUB, reconnect_ivl=10)
@@ -144,7 +144,7 @@ def test_filters_come_again_after_a_reconnect_with_the_mark_at_the_end(wire, fre
         publisher.close()
 
 
-def test_a_subscriber_that_is_killed_is_unsubscribed(wire, free_port):
+def test_killed_subscriber_is_unsubscribed(wire, free_port):
     """`core.Unmarked`: the one sign of a dead peer that libzmq gives at once."""
     publisher = wire.socket(zmq.XPUB)
     publisher.bind(f"tcp://127.0.0.1:{free_port}")
@@ -158,7 +158,7 @@ def test_a_subscriber_that_is_killed_is_unsubscribed(wire, free_port):
         assert receive(publisher) == [b"\0" + MARK]
 
 
-def test_a_second_subscriber_of_the_same_channel_is_hidden(wire, free_port):
+def test_second_subscriber_of_a_channel_is_hidden(wire, free_port):
     """Why each lease has a mark of its own: of two subscribers of one channel, XPUB shows the first and the last."""
     publisher = wire.socket(zmq.XPUB)
     publisher.bind(f"tcp://127.0.0.1:{free_port}")
@@ -185,7 +185,7 @@ def test_a_filter_is_a_prefix(wire, free_port):
     assert receive(subscriber) == [b"@alice\0", b"for her"]
 
 
-def test_what_a_subscriber_sends_up_is_shown_unless_it_is_a_subscription(wire, free_port):
+def test_messages_of_subscribers_are_visible_unless_they_are_subscriptions(wire, free_port):
     """XPUB hands messages of XSUB peers to its owner: `server._drain_subscriptions` has to sort them out."""
     publisher = wire.socket(zmq.XPUB)
     publisher.bind(f"tcp://127.0.0.1:{free_port}")
@@ -220,7 +220,7 @@ def test_a_route_whose_peer_does_not_read_is_an_error_at_the_high_water_mark(wir
             router.send_multipart([route, bytes(4096)], zmq.NOBLOCK)
 
 
-def test_routes_that_the_router_draws_differ_and_begin_with_a_zero_byte(wire, free_port):
+def test_drawn_routes_differ_and_begin_with_a_zero_byte(wire, free_port):
     """`broker.registry`: a connection is known by its route."""
     router = wire.socket(zmq.ROUTER, router_mandatory=1)
     router.bind(f"tcp://127.0.0.1:{free_port}")
@@ -250,7 +250,7 @@ def test_a_drawn_route_in_use_cannot_be_taken(wire, free_port):
     assert not thief.poll(0)
 
 
-def test_a_drawn_route_can_be_taken_before_it_is_drawn_and_that_ends_the_process(free_port):
+def test_taking_a_route_before_it_is_drawn_ends_the_process(free_port):
     """Known, and without a cure in libzmq 4.3.5: routes are counted up, and it asserts that the next one is free. It
     takes a peer with the user's own key, who could as well send a signal; clients start another broker then."""
     script = f"""
@@ -276,7 +276,7 @@ peer()
     assert b"Assertion failed" in done.stderr
 
 
-def test_a_route_in_use_cannot_be_taken_by_a_peer_of_the_same_name(wire, free_port):
+def test_route_in_use_cannot_be_taken(wire, free_port):
     """Without ROUTER_HANDOVER the second peer with a name is shut out in silence, and the first one is not touched."""
     router = wire.socket(zmq.ROUTER, router_mandatory=1)
     router.bind(f"tcp://127.0.0.1:{free_port}")
@@ -292,7 +292,7 @@ def test_a_route_in_use_cannot_be_taken_by_a_peer_of_the_same_name(wire, free_po
     assert receive(first) == [b"answer"]
 
 
-def test_a_frame_over_maxmsgsize_costs_its_sender_the_connection_and_nobody_else(wire, free_port):
+def test_frame_over_maxmsgsize_disconnects_only_its_sender(wire, free_port):
     router = wire.socket(zmq.ROUTER, router_mandatory=1, maxmsgsize=1000)
     router.bind(f"tcp://127.0.0.1:{free_port}")
     honest, giant = wire.socket(zmq.DEALER), wire.socket(zmq.DEALER)
@@ -323,7 +323,7 @@ def curve_router(wire: Wire, port: int, allowed: frozenset[bytes]) -> tuple[zmq.
 
 
 @pytest.mark.parametrize("wrong", ["client key", "server key", "no CURVE"])
-def test_without_the_right_keys_nothing_gets_through(wire, free_port, wrong):
+def test_wrong_keys_are_refused(wire, free_port, wrong):
     own, secret = zmq.curve_keypair()
     router, server_public, zap = curve_router(wire, free_port, frozenset((own,)))
     peers = []
@@ -365,7 +365,7 @@ def test_without_the_right_keys_nothing_gets_through(wire, free_port, wrong):
     assert event != zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
-def test_without_a_zap_handler_whoever_knows_the_public_key_is_let_in(wire, free_port):
+def test_without_a_zap_handler_the_public_key_is_enough(wire, free_port):
     """Why the broker has a handler (`ZapHandler`) before its first socket binds."""
     public, secret = zmq.curve_keypair()
     router = wire.socket(zmq.ROUTER, curve_server=1, curve_secretkey=secret, curve_publickey=public)
@@ -394,7 +394,7 @@ def test_a_source_address_can_be_bound(wire, free_port):
     assert frame.get("Peer-Address") == "127.0.0.2"
 
 
-def test_a_dealer_keeps_what_it_sends_while_nobody_is_there(wire, free_port):
+def test_dealer_queues_messages_without_a_peer(wire, free_port):
     """A message that was sent into the void comes later: ids make it harmless."""
     dealer = wire.socket(zmq.DEALER, reconnect_ivl=10)
     dealer.connect(f"tcp://127.0.0.1:{free_port}")
@@ -404,7 +404,7 @@ def test_a_dealer_keeps_what_it_sends_while_nobody_is_there(wire, free_port):
     assert receive(router)[1] == b"early"
 
 
-def test_the_monitor_tells_of_the_handshake_and_of_the_loss(wire, free_port):
+def test_monitor_reports_handshake_and_loss(wire, free_port):
     """`link._drain_monitor`: the first two bytes of an event are its number, in the machine's order."""
     router = wire.socket(zmq.ROUTER)
     router.bind(f"tcp://127.0.0.1:{free_port}")
@@ -419,7 +419,7 @@ def test_the_monitor_tells_of_the_handshake_and_of_the_loss(wire, free_port):
     dealer.disable_monitor()
 
 
-def test_poll_tells_of_a_pipe_without_a_reader(wire):
+def test_poll_reports_a_pipe_without_a_reader(wire):
     """`listener._check_reader`: asked for no events at all, poll() reports that the reader has gone."""
     reader, writer = os.pipe()
     poller = select.poll()

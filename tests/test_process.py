@@ -75,7 +75,7 @@ def test_same_pid_other_start_time_is_another_process() -> None:
     assert has_ended(here, OneProcess(ended=True))
 
 
-def test_no_such_process_is_never_alive() -> None:
+def test_missing_process_is_never_alive() -> None:
     table = OneProcess()
     assert process_of(101, table) == Process(101, "", *HERE)
     assert has_ended(process_of(101, table), table)
@@ -137,7 +137,7 @@ def test_life_of_a_process_by_its_place(place: Place, started: str, life: Life) 
     assert (is_alive(process, table), has_ended(process, table)) == (life is Life.ALIVE, life is Life.ENDED)
 
 
-def test_pid_that_is_not_there_has_ended_only_where_it_counts() -> None:
+def test_missing_pid_has_ended_only_in_its_own_place() -> None:
     table = TableOf(KNOWN, {})
     assert life_of(Process(7, "t7", *KNOWN), table) is Life.ENDED
     assert life_of(Process(7, "", *KNOWN), table) is Life.ENDED
@@ -145,19 +145,19 @@ def test_pid_that_is_not_there_has_ended_only_where_it_counts() -> None:
     assert life_of(Process(7, "t7"), table) is Life.UNKNOWN
 
 
-def test_hidden_process_is_not_taken_for_dead() -> None:
+def test_hidden_process_is_not_ended() -> None:
     """/proc with hidepid, of another namespace, or not mounted."""
     assert life_of(Process(7, "t7", *KNOWN), TableOf(KNOWN, {}, hidden=(7,))) is Life.UNKNOWN
 
 
 @pytest.mark.parametrize("blind", [KNOWN._replace(namespace=""), Place("", "?", ""), Place("", "?", "machine")])
-def test_whoever_does_not_know_its_own_place_judges_nobody(blind: Place) -> None:
+def test_unknown_own_place_gives_no_verdict(blind: Place) -> None:
     table = TableOf(blind, {})
     for place in (blind, KNOWN, KNOWN._replace(namespace="4026539999"), Place()):
         assert life_of(Process(7, "t7", *place), table) is Life.UNKNOWN
 
 
-def test_system_without_namespaces_judges_by_its_table() -> None:
+def test_system_without_namespaces_uses_its_table() -> None:
     table = TableOf(Place(), {7: "t7"})
     assert life_of(Process(7, "t7"), table) is Life.ALIVE
     assert life_of(Process(7, "t6"), table) is Life.ENDED
@@ -173,7 +173,7 @@ def test_text_round_trip(process: Process) -> None:
     assert len(process.text) < 100
 
 
-def test_text_of_an_earlier_release_and_of_strangers() -> None:
+def test_text_of_an_earlier_release_and_invalid_text() -> None:
     assert Process.parse("4711:1000") == Process(4711, "1000")
     for text in (
         "",
@@ -222,7 +222,7 @@ def test_both_tables_agree() -> None:
 
 
 @pytest.mark.parametrize("table", [pytest.param(ProcTable(), marks=LINUX), PsutilTable()])
-def test_real_process_dies(table: ProcessTable) -> None:
+def test_real_process_that_ends(table: ProcessTable) -> None:
     with child("cat") as process:
         me = process_of(process.pid, table)
         assert me.started and is_alive(me, table)
@@ -241,7 +241,7 @@ def test_real_process_dies(table: ProcessTable) -> None:
 
 @LINUX
 @pytest.mark.parametrize("name", ["a) S 1 (b", ") ) )", "x y", "a\nb"])
-def test_names_that_look_like_the_fields_after_them(name: str) -> None:
+def test_process_names_that_look_like_fields(name: str) -> None:
     rename = "import sys; open('/proc/self/comm', 'w').write(sys.argv[1]); print(flush=True); sys.stdin.read()"
     with child(sys.executable, "-c", rename, name) as process:
         assert process.stdout is not None
@@ -263,7 +263,7 @@ def test_place_is_that_of_this_kernel() -> None:
     assert PsutilTable().place() == place
 
 
-def test_signal_0_tells_whether_there_is_such_a_process() -> None:
+def test_existence_by_signal_0() -> None:
     table = this_machine()
     assert table.exists(os.getpid())
     with child("cat") as process:

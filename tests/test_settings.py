@@ -61,7 +61,7 @@ def test_defaults_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("source", ["flag", "CLAUDE_PLUGIN_OPTION_PORT", "INTER_SESSION_PORT"])
-def test_a_port_is_chosen_unless_it_is_the_well_known_one(source: str) -> None:
+def test_port_counts_as_chosen_unless_it_is_the_default(source: str) -> None:
     def given(port: int) -> Settings:
         return quiet({"port": port}) if source == "flag" else quiet(**{source: str(port)})
 
@@ -125,11 +125,11 @@ def test_flags_come_as_text_or_as_numbers() -> None:
     assert loaded == quiet({key: str(value) for key, value in given_flags.items()})
 
 
-def test_other_keys_among_the_flags_are_left_alone() -> None:
+def test_other_flags_are_ignored() -> None:
     assert quiet({"verbose": True, "data_dir": "/elsewhere"}) == quiet()
 
 
-def test_a_value_that_does_not_parse_gives_way_to_the_next_source(warnings: Warnings) -> None:
+def test_invalid_variable_is_ignored_for_the_next_source(warnings: Warnings) -> None:
     environ = {"CLAUDE_PLUGIN_OPTION_PORT": "9473abc", "INTER_SESSION_PORT": "9002", "HOME": "/home/u"}
     assert load({}, environ, warnings).port == 9002
     assert len(warnings) == 1
@@ -138,7 +138,7 @@ def test_a_value_that_does_not_parse_gives_way_to_the_next_source(warnings: Warn
 
 
 @pytest.mark.parametrize("value", ["-1", "", "abc", "70000", " ", "9473 9474"])
-def test_a_flag_that_does_not_parse_is_an_error(value: str, warnings: Warnings) -> None:
+def test_invalid_flag_is_an_error(value: str, warnings: Warnings) -> None:
     """It was typed just now: another port would be another broker."""
     with pytest.raises(InvalidOption, match=r"^--port must be a whole number from 1 to 65535, not '") as caught:
         load({"port": value}, {"INTER_SESSION_PORT": "9002", "HOME": "/home/u"}, warnings)
@@ -146,14 +146,14 @@ def test_a_flag_that_does_not_parse_is_an_error(value: str, warnings: Warnings) 
     assert warnings == []
 
 
-def test_a_source_that_is_not_reached_is_not_judged() -> None:
+def test_later_sources_are_not_parsed() -> None:
     assert quiet({"port": 9000}, INTER_SESSION_PORT="rubbish").port == 9000
 
 
 @pytest.mark.parametrize(
     "text", ["9473abc", "0", "70000", "-1", "+9473", "9_473", "9473.0", "nan", "inf", "٩٤٧٣", "²", "0x10", "9" * 5000]
 )
-def test_ports_that_are_none(text: str) -> None:
+def test_invalid_ports(text: str) -> None:
     loaded, warning = passed_over(INTER_SESSION_PORT=text)
     assert loaded == quiet()
     assert "INTER_SESSION_PORT=" in warning
@@ -162,7 +162,7 @@ def test_ports_that_are_none(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["nan", "-nan", "inf", "-inf", "-1", "1e999", "1_0", "ten", "10m", "5270401", "\u0661"]
 )
-def test_minutes_that_are_none(text: str) -> None:
+def test_invalid_minutes(text: str) -> None:
     loaded, warning = passed_over(INTER_SESSION_IDLE_MINUTES=text)
     assert loaded == quiet()
     assert "INTER_SESSION_IDLE_MINUTES=" in warning
@@ -184,29 +184,29 @@ def test_minutes_that_are_none(text: str) -> None:
         ("INTER_SESSION_DATA_DIR", "~no-such-account-here/bus"),
     ],
 )
-def test_other_values_that_are_none(variable: str, text: str) -> None:
+def test_other_invalid_values(variable: str, text: str) -> None:
     loaded, warning = passed_over(**{variable: text})
     assert loaded == quiet()
     assert f"{variable}=" in warning
 
 
 @pytest.mark.parametrize("value", [True, 9473.0, "", b"9473", [], 10**5000], ids=lambda value: type(value).__name__)
-def test_flags_of_a_wrong_kind(value: object) -> None:
+def test_flags_of_a_wrong_type(value: object) -> None:
     with pytest.raises(InvalidOption, match=r"^--port must be "):
         quiet({"port": value})
 
 
-def test_the_flag_is_named_as_it_is_typed() -> None:
+def test_error_names_the_flag_as_typed() -> None:
     with pytest.raises(InvalidOption, match=r"^--idle-shutdown-minutes must be .*, not 'soon'$"):
         quiet({"idle_shutdown_minutes": "soon"})
 
 
-def test_minus_nought_is_nought() -> None:
+def test_minus_zero_is_zero() -> None:
     assert str(quiet(INTER_SESSION_IDLE_MINUTES="-0").idle_shutdown_s) == "0.0"
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n"])
-def test_a_blank_variable_is_not_set(blank: str) -> None:
+def test_blank_variable_counts_as_unset(blank: str) -> None:
     variables = [variable for rule in settings._RULES for variable in rule.variables]
     assert quiet(**dict.fromkeys(variables, blank)) == quiet()
     assert quiet(CLAUDE_PLUGIN_OPTION_PORT=blank, INTER_SESSION_PORT="9002").port == 9002
@@ -217,13 +217,13 @@ def test_an_empty_flag_is_a_value() -> None:
     assert (loaded.name, loaded.label) == ("", "")
 
 
-def test_a_long_value_is_cut_in_its_warning() -> None:
+def test_long_value_is_cut_in_its_warning() -> None:
     _, warning = passed_over(INTER_SESSION_PORT="x" * 100_000)
     assert len(warning) < 200
     assert "'xxx" in warning and "…" in warning
 
 
-def test_a_warning_is_one_line_without_control_characters() -> None:
+def test_warning_is_one_line_without_control_characters() -> None:
     _, warning = passed_over(INTER_SESSION_PORT="\x1b[2J\n[inter-session] \udc80")
     assert warning.isprintable()
 
@@ -251,7 +251,7 @@ def test_the_result_is_in_range(flags: dict[str, object], environ: dict[str, str
 
 
 @given(st.integers(1, 65535))
-def test_every_port_there_is_is_taken(port: int) -> None:
+def test_every_valid_port_is_accepted(port: int) -> None:
     assert quiet(INTER_SESSION_PORT=str(port)).port == port
 
 
@@ -265,12 +265,12 @@ class TestDataDir:
         expected = os.path.join(account.pw_dir, "bus")
         assert quiet(INTER_SESSION_DATA_DIR=f"~{account.pw_name}/bus").data_dir == expected
 
-    def test_a_home_that_is_the_root(self) -> None:
+    def test_root_as_home(self) -> None:
         assert quiet(HOME="/", INTER_SESSION_DATA_DIR="~").data_dir == "/"
         assert quiet(HOME="/").data_dir == "/.claude/data/inter-session"
 
     @pytest.mark.parametrize("home", ["", "relative", "/nul\0"])
-    def test_without_a_usable_home_the_user_database_has_it(self, home: str) -> None:
+    def test_home_from_the_user_database(self, home: str) -> None:
         expected = os.path.join(pwd.getpwuid(os.getuid()).pw_dir, "bus")
         assert quiet(HOME=home, INTER_SESSION_DATA_DIR="~/bus").data_dir == expected
 
@@ -294,7 +294,7 @@ class TestDataDir:
         assert loaded == quiet()
         assert "INTER_SESSION_DATA_DIR='bus'" in warning
 
-    def test_a_link_stays_visible(self, tmp_path: Path) -> None:
+    def test_links_are_not_resolved(self, tmp_path: Path) -> None:
         link = tmp_path / "link"
         link.symlink_to(tmp_path)
         loaded = quiet(INTER_SESSION_DATA_DIR=f"{link}/")
@@ -328,7 +328,7 @@ class TestDefaultSources:
         assert err.startswith("warning: ignoring INTER_SESSION_PORT='abc': ")
         assert err.endswith("\n") and err.count("\n") == 1
 
-    def test_no_stderr_at_all(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_stderr(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", None)
             assert load(None, {"INTER_SESSION_PORT": "abc"}).port == 9473
@@ -343,7 +343,7 @@ class TestDefaultSources:
 
 
 class TestLocation:
-    def test_what_locate_has_loaded_is_not_loaded_again(self) -> None:
+    def test_located_settings_are_not_loaded_again(self) -> None:
         environ = {"HOME": "/home/u", "INTER_SESSION_DATA_DIR": "/d", "INTER_SESSION_PPID_OVERRIDE": "0"}
         warnings = Warnings()
         location = settings.locate(environ, warnings)
@@ -370,7 +370,7 @@ class TestFindProject:
         (inner / ".git").write_text("gitdir: elsewhere\n")
         assert find_project(str(inner / "src")) == os.path.realpath(inner)
 
-    def test_outside_of_one_it_is_the_directory_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_directory_outside_of_a_work_tree(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os.path, "exists", lambda path: False)
         assert find_project("/usr") == os.path.realpath("/usr")
         assert find_project("/") == "/"
@@ -405,7 +405,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(settings.__file__)))
 # Where this process works
 
 
-def test_where_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_am_i(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "repo" / ".git").mkdir(parents=True)
     (tmp_path / "repo" / "src").mkdir()
     monkeypatch.chdir(tmp_path / "repo" / "src")
@@ -413,7 +413,7 @@ def test_where_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert where_am_i() == (f"{root}/src", root)
 
 
-def test_a_directory_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -422,7 +422,7 @@ def test_a_directory_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     assert where_am_i() == ("", "")
 
 
-def test_two_directories_that_are_not_utf_8_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_that_are_not_utf_8_stay_distinct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = []
     for name in (b"caf\xe9", b"caf\xe8", "café".encode()):
         path = os.path.join(os.fsencode(tmp_path), name)

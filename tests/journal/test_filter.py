@@ -44,7 +44,7 @@ def entry_of(record: Record) -> Entry:
 
 
 @given(RECORDS)
-def test_an_entry_tells_what_the_record_tells(record: Record) -> None:
+def test_entry_has_the_fields_of_the_record(record: Record) -> None:
     line = encode_record(record)
     found = take(line)
     assert isinstance(found, Entry)
@@ -54,21 +54,21 @@ def test_an_entry_tells_what_the_record_tells(record: Record) -> None:
 
 
 @given(st.text(st.sampled_from('a"\\\n\x01ß漢😀'), min_size=SUMMARY_CHARS - 3, max_size=3 * SUMMARY_CHARS))
-def test_a_long_text_is_cut_between_characters(text: str) -> None:
+def test_long_text_is_cut_between_characters(text: str) -> None:
     found = entry_of(RECORD._replace(body=text.encode()))
     assert text.startswith(found.head)
     assert found.whole == (found.head == text)
     assert found.whole or len(found.head) >= SUMMARY_CHARS - 3
 
 
-def test_of_a_long_line_the_beginning_is_enough(nothing: int) -> None:
+def test_beginning_of_a_long_line_is_enough(nothing: int) -> None:
     line = encode_record(RECORD._replace(body=b"x" * 3_000_000))
     found = LineFilter(ALL).match(nothing, PLACE, len(line), line[:HEAD_BYTES])
     assert isinstance(found, Entry)
     assert (found.head, found.whole) == ("x" * SUMMARY_CHARS, False)
 
 
-def test_bodies_that_are_no_text() -> None:
+def test_summaries_of_values_and_bytes() -> None:
     assert entry_of(RECORD._replace(fmt="msgpack", body=msgpack.packb({"a": 1}))).head == "{'a': 1}"
     found = entry_of(RECORD._replace(fmt="bytes", body=b"12345"))
     assert (found.head, found.whole, found.fmt) == ("<5 bytes>", True, "bytes")
@@ -79,7 +79,7 @@ def test_bodies_that_are_no_text() -> None:
     assert not values.whole
 
 
-def test_large_bytes_of_which_the_beginning_was_read(tmp_path: Path) -> None:
+def test_summary_of_large_bytes(tmp_path: Path) -> None:
     line = encode_record(RECORD._replace(fmt="bytes", body=b"1" * 100_001))
     (tmp_path / "log").write_bytes(line)
     for damage in (b"", b"x"):
@@ -104,15 +104,15 @@ def test_large_bytes_of_which_the_beginning_was_read(tmp_path: Path) -> None:
         encode_record(RECORD._replace(fmt="bytes", body=b"123")).replace(b'"MTIz"', b'"MTI"'),
     ],
 )
-def test_what_is_no_record_is_damaged(line: bytes) -> None:
+def test_other_lines_are_damaged(line: bytes) -> None:
     assert take(line) is True
 
 
-def test_the_first_line_of_a_segment_is_not_damaged() -> None:
+def test_first_line_of_a_segment_is_not_damaged() -> None:
     assert take(b'{"kind":"segment","segment":1,"format":1,"created":"2026-01-01T00:00:00Z"}') is False
 
 
-def test_keys_in_another_order_are_read_too(tmp_path: Path) -> None:
+def test_keys_in_another_order(tmp_path: Path) -> None:
     fields = json.loads(encode_record(RECORD))
     line = json.dumps(dict(reversed(fields.items()))).encode()
     found = take(line)
@@ -145,14 +145,14 @@ def test_keys_in_another_order_are_read_too(tmp_path: Path) -> None:
         (Wanted("orchestrator", "auth", 0.0, re.compile("ran"), frozenset(("message",))), False),
     ],
 )
-def test_what_is_wanted(wanted: Wanted, fits: bool) -> None:
+def test_criteria(wanted: Wanted, fits: bool) -> None:
     found = take(encode_record(RECORD), wanted)
     assert isinstance(found, Entry) == fits
     assert isinstance(found, Entry) or found is False
 
 
 @given(RECORDS, st.data())
-def test_a_plain_pattern_finds_what_is_in_the_text(record: Record, data: st.DataObject) -> None:
+def test_plain_pattern_finds_every_part_of_the_text(record: Record, data: st.DataObject) -> None:
     """Also where the log spells it in another way, as it does with ids and line ends."""
     text = as_text(record.fmt, record.body)
     begin = data.draw(st.integers(0, len(text)))
@@ -161,12 +161,12 @@ def test_a_plain_pattern_finds_what_is_in_the_text(record: Record, data: st.Data
     assert isinstance(take(encode_record(record), Wanted(pattern=pattern)), Entry)
 
 
-def test_an_id_that_the_log_hides_is_found() -> None:
+def test_hidden_id_is_found() -> None:
     record = RECORD._replace(reply_to="abcdef123456", body=b"as to abcdef123456: done")
     assert isinstance(take(encode_record(record), Wanted(pattern=re.compile("abcdef123456"))), Entry)
 
 
-def test_a_pattern_is_looked_for_in_all_of_a_long_text(tmp_path: Path) -> None:
+def test_pattern_searches_all_of_a_long_text(tmp_path: Path) -> None:
     line = encode_record(RECORD._replace(body=b"x" * 2_000_000 + b" needle"))
     path = tmp_path / "file"
     path.write_bytes(line)

@@ -39,7 +39,7 @@ def backwards(path: str, limit: int, wanted: Wanted = ALL, limit_bytes: int | No
 
 
 class TestPages:
-    def test_no_log(self, path: str) -> None:
+    def test_missing_log(self, path: str) -> None:
         assert History(path).page() == ([], None, 0)
         assert list(History(path).entries()) == []
         assert History(path).end() == Place(0, 0)
@@ -55,13 +55,13 @@ class TestPages:
         assert backwards(path, limit) == written
         assert ids_of(list(History(path).entries())) == written
 
-    def test_what_comes_meanwhile_moves_no_page(self, rotating: Journal, path: str) -> None:
+    def test_new_records_do_not_move_pages(self, rotating: Journal, path: str) -> None:
         written = write(rotating, 30)
         page = History(path).page(limit=10)
         write(rotating, 30, start=30)
         assert ids_of(History(path).page(page.before, limit=10).entries) == written[10:20][::-1]
 
-    def test_places_order_entries_and_lead_back_to_them(self, rotating: Journal, path: str) -> None:
+    def test_places_sort_and_locate_entries(self, rotating: Journal, path: str) -> None:
         write(rotating, 30)
         found = list(History(path).entries())
         assert sorted(found, key=lambda entry: entry.place) == found
@@ -73,7 +73,7 @@ class TestPages:
         assert list(History(path).entries(found[-1].after)) == []
         assert list(History(path).entries(found[9].place)) == found[9:]
 
-    def test_filters(self, rotating: Journal, path: str) -> None:
+    def test_criteria_narrow_a_search(self, rotating: Journal, path: str) -> None:
         written = ids(20)
         for number, msg_id in enumerate(written):
             rotating.append(
@@ -87,9 +87,7 @@ class TestPages:
             expected
         )
 
-    def test_a_segment_that_is_older_is_not_read(
-        self, rotating: Journal, path: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_older_segments_are_not_read(self, rotating: Journal, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         write(rotating, 20)
         for _, name in numbered_segments(path)[0][:-1]:
             os.utime(name, (1000, 1000))
@@ -104,7 +102,7 @@ class TestPages:
         History(path).page(wanted=Wanted(since_ts=2000.0))
         assert len(read) == 1
 
-    def test_a_page_ends_where_enough_was_read(self, rotating: Journal, path: str) -> None:
+    def test_page_ends_after_limit_bytes(self, rotating: Journal, path: str) -> None:
         written = write(rotating, 40)
         wanted = Wanted(pattern=re.compile(written[0]))
         page = History(path).page(wanted=wanted, limit_bytes=500)
@@ -124,7 +122,7 @@ class TestPages:
         assert ids_of(list(reader.entries())) == [written[0], written[2]]
         assert reader.damaged == 1
 
-    def test_a_body_is_not_loaded_unless_it_is_wanted(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_bodies_are_loaded_only_on_demand(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         log = Journal(path)
         text = "x" * (3 * lines_module.PIECE_BYTES)
         log.append([line("big000000000", text), line("small0000000", "small")])
@@ -145,7 +143,7 @@ class TestPages:
         assert History(path).text(entries[0]) == text
         assert len(wholes) == 1
 
-    def test_what_is_gone(self, path: str) -> None:
+    def test_deleted_entry(self, path: str) -> None:
         log = Journal(path, segment_bytes=1, keep=2)
         write(log, 3)
         oldest = History(path).page().entries[-1]
@@ -155,7 +153,7 @@ class TestPages:
         assert list(History(path).at([oldest.place])) == []
         log.close()
 
-    def test_a_record_that_was_cut(self, path: str) -> None:
+    def test_cut_record(self, path: str) -> None:
         log = Journal(path)
         log.append([line("big000000000", "x" * 1000)])
         log.close()
@@ -164,14 +162,14 @@ class TestPages:
         with pytest.raises(JournalError, match="damaged"):
             History(path).text(entry)
 
-    def test_files_that_are_open_to_others_are_refused(self, rotating: Journal, path: str) -> None:
+    def test_files_open_to_others_are_refused(self, rotating: Journal, path: str) -> None:
         write(rotating, 3)
         os.chmod(path, 0o644)
         for read in (History(path).page, History(path).end, Follower(path, Place(0, 0)).poll):
             with pytest.raises(Unauthorized, match="chmod 600"):
                 read()
 
-    def test_a_disk_that_fails(self, rotating: Journal, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_failing_disk(self, rotating: Journal, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         write(rotating, 3)
 
         def fails(*arguments: object) -> Any:

@@ -22,26 +22,26 @@ LONG = "x" * LARGE_BYTES
 #: What goes between the quotes of a string: all that is escaped, and what is easily mistaken for it.
 _WHOLE = ['"', "\\", "\\\\", '\\"', "\\n", "\\t", "\\/", "\\b", "\\u0041", "\\u00e9", "\\ud800", "\\u12", "\\uzzzz"]
 _SINGLE = ["a", "\n", "\x00", "\x1f", "ß", "\x85", "\u2028", "u", "n"]
-SPELLINGS = st.lists(st.sampled_from([*_WHOLE, *_SINGLE]), max_size=12).map("".join)
+JSON_PIECES = st.lists(st.sampled_from([*_WHOLE, *_SINGLE]), max_size=12).map("".join)
 
 
 class TestLargeLines:
-    @given(RECORDS, st.none() | MSG_IDS, KNOTS | SPELLINGS)
+    @given(RECORDS, st.none() | MSG_IDS, KNOTS | JSON_PIECES)
     @example(RECORD._replace(fmt="bytes", body=b""), "aaaaaaaa", "")
-    def test_are_read_as_they_were_made(self, record, reply_to, knot):
+    def test_round_trip(self, record, reply_to, knot):
         for fmt, body in (("text", (knot + LONG + knot).encode()), ("bytes", knot.encode() + bytes(range(256)) * 20)):
             made = record._replace(fmt=fmt, body=body, reply_to=reply_to)
             decoded = decode_record(encode_record(made))
             assert decoded._replace(ts=0) == made._replace(ts=0)
 
     @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")  # of what is no JSON
-    @given(SPELLINGS, st.booleans())
+    @given(JSON_PIECES, st.booleans())
     @example("\\", False)
     @example('"', False)
     @example('","x":"', False)
     @example('"}{"', False)
     @example('"\\"\\\\\\\\', False)
-    def test_are_read_as_the_parser_reads_them_or_not_at_all(self, piece, behind):
+    def test_decoding_agrees_with_the_parser(self, piece, behind):
         text = LONG + piece if behind else piece + LONG
         start, _, rest = encode_record(RECORD._replace(body=b"@")).partition(b"@")
         made = start + text.encode() + rest
@@ -60,13 +60,13 @@ class TestLargeLines:
         else:
             assert fast == slow
 
-    def test_many_escapes_and_rare_ones_take_the_long_way(self):
+    def test_many_and_rare_escapes(self):
         for text in ('"\n' * large_record._MAX_LOOKS, f"\x01\b{LONG}", f"\U0001f389{LONG}\\"):
             made = RECORD._replace(body=text.encode() + LONG.encode())
             assert decode_record(encode_record(made)).body == made.body
 
     @pytest.mark.parametrize("data", [b"not base64!", b"QUJD\xff", b'QU"JD', b"QQ"])
-    def test_base64_that_is_none(self, data):
+    def test_invalid_base64(self, data):
         start, _, _ = encode_record(RECORD._replace(fmt="bytes", body=b"AAAA")).partition(b"QUFBQQ==")
         made = start + data + b"QUJD" * 2000 + b'"}'
         try:
@@ -79,9 +79,9 @@ class TestLargeLines:
             assert decode_record(made).body == slow
 
 
-class TestSpelledElsewhere:
+class TestEscapedBySender:
     @given(RECORDS, st.none() | MSG_IDS, KNOTS)
-    def test_it_becomes_the_line_that_it_would_have_become_here(self, record, reply_to, knot):
+    def test_spliced_line_equals_the_encoded_record(self, record, reply_to, knot):
         body = (knot + LONG + knot).encode()
         made = record._replace(body=body, reply_to=reply_to)
         spelled = escape_body(made.fmt, made.body)
@@ -92,7 +92,7 @@ class TestSpelledElsewhere:
         assert (line.crc, line.size_bytes, len(line)) == (zlib.crc32(whole), len(whole), len(whole))
         assert line.parts[1] is spelled
 
-    @given(SPELLINGS, st.booleans())
+    @given(JSON_PIECES, st.booleans())
     @example("\\", True)
     @example('\\\\"', False)
     @example('\\\\\\"', False)
@@ -104,7 +104,7 @@ class TestSpelledElsewhere:
     @example("\\" * 66 + '"', True)
     @example('\\"' * 5000, True)
     @example('\\"' * 5000 + '"', True)
-    def test_what_passes_is_a_string_and_what_is_one_passes(self, piece, behind):
+    def test_accepts_exactly_the_valid_json_strings(self, piece, behind):
         spelled = (LONG + piece if behind else piece + LONG).encode()
         try:
             text = json.loads('"' + spelled.decode() + '"').encode()
@@ -123,7 +123,7 @@ class TestSpelledElsewhere:
 
     @pytest.mark.parametrize("at", [0, 256 * 1024 - 1, 256 * 1024, 512 * 1024])
     @pytest.mark.parametrize("code", range(32))
-    def test_a_raw_control_character_is_found_wherever_it_stands(self, code, at):
+    def test_control_character_at_any_offset_is_refused(self, code, at):
         spelled = bytearray(b"x" * (2 * 256 * 1024 + 1))
         spelled[at] = code
         with pytest.raises(InvalidPayload, match="control characters"):
@@ -131,14 +131,14 @@ class TestSpelledElsewhere:
 
     @pytest.mark.parametrize("fmt", ["text", "bytes", "msgpack"])
     @pytest.mark.parametrize("bad", [b"\n", b'"', b"\\", b"\xff", b'a","text":"b', b"\\ud800", b"\\z", b"\0"])
-    def test_what_is_refused(self, fmt, bad):
+    def test_invalid_content_is_refused(self, fmt, bad):
         spelled = LONG.encode() + bad
         for size in (len(spelled), len(spelled) - 1, len(spelled) // 4 * 3):
             with pytest.raises(InvalidPayload):
                 check_escaped(fmt, spelled, size, zlib.crc32(spelled))
 
     @pytest.mark.parametrize("bad", [b"QQ=A", b"QQ==", b"Q===", b"====", b"QQ-_"])
-    def test_base64_has_its_padding_at_its_end(self, bad):
+    def test_padding_of_base64_only_at_its_end(self, bad):
         spelled = b"QUJD" * 10 + bad
         for size in (31, 32, 33):
             if (bad, size) == (b"QQ==", 31):
@@ -147,23 +147,23 @@ class TestSpelledElsewhere:
             with pytest.raises(InvalidPayload):
                 check_escaped("bytes", spelled, size, zlib.crc32(spelled))
 
-    def test_bytes_are_spelled_in_base64(self):
+    def test_bytes_become_base64(self):
         assert escape_body("bytes", b"\xff\0") == b"/wA="
         check_escaped("bytes", b"/wA=", 2, zlib.crc32(b"/wA="))
         check_escaped("msgpack", b"", 0, 0)
 
     @pytest.mark.parametrize("size", [0, 70_000])
     @pytest.mark.parametrize("looks", [0, 1, 1000])
-    def test_an_id_is_hidden_behind_many_of_its_letters(self, looks, size):
+    def test_ids_among_similar_letters_are_hidden(self, looks, size):
         text = "q" + "quiz " * looks + "x" * size + "abc1zq3e abczq3df"
         spelled = escape_body("text", text.encode())
         assert b"abc1zq3e" not in spelled and b"abczq3df" not in spelled
         assert json.loads(b'"' + spelled + b'"') == text
 
 
-class TestTheBeginningOfALargeText:
-    @given(KNOTS | SPELLINGS, st.data())
-    def test_any_part_of_what_was_spelled_gives_a_beginning_of_the_text(self, text, data):
+class TestUnescapeStart:
+    @given(KNOTS | JSON_PIECES, st.data())
+    def test_any_prefix_gives_a_prefix_of_the_text(self, text, data):
         body = text.encode()
         spelled = escape_body("text", body) + b'"}'
         cut = data.draw(st.integers(0, len(spelled)))
@@ -171,12 +171,12 @@ class TestTheBeginningOfALargeText:
         assert text.startswith(found)
         assert len(found) >= cut // 6 - 2 or found == text
 
-    def test_it_ends_at_the_closing_quote(self):
+    def test_ends_at_the_closing_quote(self):
         assert unescape_start(b'a\\"b\\u00e4","next":"x') == 'a"bä'.encode()
 
     @pytest.mark.parametrize("content", [b"", b'"', b"\\", b"\\u12", b"\\q", b"\n", b"\xff"])
-    def test_what_is_no_string_gives_nothing(self, content):
+    def test_invalid_string_gives_nothing(self, content):
         assert unescape_start(content) == b""
 
-    def test_half_a_pair_of_escapes_at_the_cut_is_no_error(self):
+    def test_half_a_surrogate_pair_at_the_cut(self):
         assert unescape_start(b"a\\ud83d\\ude") == b"a?"

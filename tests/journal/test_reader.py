@@ -26,15 +26,15 @@ from zmqbus.journal.segments import Segment, SegmentGone, segments
 from zmqbus.journal.writer import Journal
 
 
-class TestReading:
-    def test_log_that_is_not_there(self, tmp_path):
+class TestReadAndFind:
+    def test_missing_log(self, tmp_path):
         missing = str(tmp_path / "none" / "messages.log")
         assert segments(missing) == []
         assert find(missing, "abc123def456") is None
         with pytest.raises(JournalError, match="does not exist yet"):
             read(missing, Pointer(1, 0, 1, 0))
 
-    def test_segment_that_is_gone_or_to_come(self, path):
+    def test_missing_segments(self, path):
         log = Journal(path, segment_bytes=1, keep=1)
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(4)]
         with pytest.raises(JournalError, match=r"segment 1 .* is gone"):
@@ -62,7 +62,7 @@ class TestReading:
         with pytest.raises(JournalError, match="damaged"):
             read(path, pointer._replace(**change))
 
-    def test_pointer_of_another_shape(self, log, path):
+    def test_pointer_of_another_length(self, log, path):
         with pytest.raises(JournalError, match="numbers instead of 4"):
             read(path, (1, 2, 3))
 
@@ -74,7 +74,7 @@ class TestReading:
         with pytest.raises(Unauthorized, match="chmod 600"):
             find(path, RECORD.msg_id)
 
-    def test_finds_the_newest_over_all_segments(self, path):
+    def test_find_returns_the_newest_of_all_segments(self, path):
         log = Journal(path, segment_bytes=1)
         for number, msg_id in enumerate([*ids(5), ids(5)[1]]):
             log.append([line(msg_id, f"number {number}")])
@@ -83,7 +83,7 @@ class TestReading:
         log.close()
 
     @pytest.mark.parametrize("piece_bytes", [1, 7, 64, 1000])
-    def test_finds_over_the_borders_of_pieces(self, log, path, monkeypatch, piece_bytes):
+    def test_find_across_the_borders_of_pieces(self, log, path, monkeypatch, piece_bytes):
         monkeypatch.setattr(lines_module, "PIECE_BYTES", piece_bytes)
         log.append([line(msg_id, "x" * number) for number, msg_id in enumerate(ids(40))])
         for number, msg_id in enumerate(ids(40)):
@@ -92,11 +92,11 @@ class TestReading:
             assert (record.msg_id, len(record.body)) == (msg_id, number)
         assert find(path, "none00000000") is None
 
-    def test_finds_no_id_that_a_text_pretends(self, log, path):
+    def test_find_ignores_ids_in_texts(self, log, path):
         log.append([line(text='"msg_id":"fake00000000","kind":'), line(text=',"msg_id":"fake00000000",')])
         assert find(path, "fake00000000") is None
 
-    def test_passes_over_what_is_damaged_or_unfinished(self, log, path):
+    def test_find_skips_damaged_and_unfinished_lines(self, log, path):
         log.append([line(text="whole")])
         with open(path, "ab") as file:
             file.write(line().replace(b'"kind":"message"', b'"kind":"massage"') + b"\n" + line()[:-3])
@@ -105,7 +105,7 @@ class TestReading:
         assert record.body == b"whole"
 
     @pytest.mark.parametrize("how", ["read", "find"])
-    def test_rotation_in_the_middle(self, path, monkeypatch, how):
+    def test_rotation_during_a_search(self, path, monkeypatch, how):
         """Between the survey and the opening of the files, everything moves by one."""
         log = Journal(path, segment_bytes=1)
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
@@ -130,7 +130,7 @@ class TestReading:
         log.close()
 
     @pytest.mark.parametrize("how", ["read", "find"])
-    def test_rotation_after_the_names_were_read(self, path, monkeypatch, how):
+    def test_rotation_after_the_listing(self, path, monkeypatch, how):
         """The oldest segment gets a name that was not there when the directory was read."""
         log = Journal(path, segment_bytes=1)
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
@@ -147,7 +147,7 @@ class TestReading:
         assert record == RECORD._replace(msg_id=ids(3)[0])
         log.close()
 
-    def test_while_somebody_writes_and_rotates(self, path):
+    def test_reading_during_writes_and_rotations(self, path):
         log = Journal(path, segment_bytes=2000, keep=1000)
         written: list[Pointer] = []
         faults: list[BaseException] = []
@@ -234,7 +234,7 @@ class TestReader:
         st.data(),
         st.sampled_from([1, 400, 10**6]),
     )
-    def test_reads_many_as_one_by_one(self, batches, data, segment_bytes):
+    def test_read_many_equals_single_reads(self, batches, data, segment_bytes):
         with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
             patch.setattr(readback, "GAP_BYTES", data.draw(st.sampled_from([0, 1, 300, 4096])))
             patch.setattr(readback, "RUN_BYTES", data.draw(st.sampled_from([1, 700, 256 * 1024])))
@@ -257,7 +257,7 @@ class TestReader:
                 assert reader.intact(pointer) is (isinstance(single, Record) or "no message record" in single)
             reader.close()
 
-    def test_records_that_overlap(self, log, path, reader):
+    def test_overlapping_pointers(self, log, path, reader):
         pointers = log.append([line(msg_id) for msg_id in ids(3)])
         end = pointers[2].offset + pointers[2].length
         content = Path(path).read_bytes()[pointers[0].offset : end]
@@ -265,7 +265,7 @@ class TestReader:
         assert outcomes(reader.read_many(asked)) == [outcome(path, pointer) for pointer in asked]
         assert "no message record" in str(reader.read_many(asked)[0])
 
-    def test_raises_what_read_raises(self, log, path, reader):
+    def test_same_errors_as_read(self, log, path, reader):
         pointer = log.append([line()])[0]
         assert reader.read(pointer) == RECORD
         assert reader.read(list(pointer)) == RECORD
@@ -277,14 +277,14 @@ class TestReader:
             assert str(raised.value) == str(expected.value)
             assert not reader.intact(wrong)
 
-    def test_neighbours_are_fetched_together(self, log, reader, preads):
+    def test_neighbours_are_read_together(self, log, reader, preads):
         pointers = log.append([line(msg_id) for msg_id in ids(100)])
         reader.read(pointers[0])
         del preads[:]
         assert [record.msg_id for record in reader.read_many(pointers) if isinstance(record, Record)] == ids(100)
         assert preads == [pointers[-1].offset + pointers[-1].length - pointers[0].offset]
 
-    def test_no_more_than_a_run_is_fetched_together(self, log, reader, preads, monkeypatch):
+    def test_reads_are_bounded(self, log, reader, preads, monkeypatch):
         monkeypatch.setattr(readback, "RUN_BYTES", 1000)
         sizes = [10, 10, 10, 5000, 10]
         pointers = log.append([line(text="x" * size) for size in sizes])
@@ -292,7 +292,7 @@ class TestReader:
         assert [len(record.body) for record in results if isinstance(record, Record)] == sizes
         assert max(preads[:3]) <= 1000  # and from then on the large one, by itself
 
-    def test_large_records_of_any_size_one_after_the_other(self, log, path, reader, monkeypatch):
+    def test_large_records_in_a_row(self, log, path, reader, monkeypatch):
         """They are read into one buffer, and none is changed by the next."""
         monkeypatch.setattr(readback, "BUFFER_BYTES", 600_000)
         texts = ["a" * 300_000, 'say "b"\n' * 60_000, "ß" * 400_000, "d" * 280_000, "\x01" * 100_000, "f" * 300_001]
@@ -306,7 +306,7 @@ class TestReader:
         assert [read(path, pointer) for pointer in pointers] == records
         assert {type(record.body) for record in found} == {bytes}
 
-    def test_a_large_record_that_is_damaged_costs_no_other(self, log, path, reader):
+    def test_damaged_large_record_costs_no_other(self, log, path, reader):
         lines = [line(msg_id, "x" * 400_000) for msg_id in ids(3)]
         pointers = log.append([lines[0], lines[1][:-2] + b"  ", lines[2]])
         with open(path, "r+b") as file:
@@ -321,7 +321,7 @@ class TestReader:
         with pytest.raises(JournalError):
             reader.read(pointers[0])
 
-    def test_what_lies_far_between_is_left_out(self, log, reader, preads):
+    def test_gaps_are_not_read(self, log, reader, preads):
         pointers = log.append([line(), line(text="x" * 100_000), line()])
         reader.read(pointers[0])
         del preads[:]
@@ -340,7 +340,7 @@ class TestReader:
         ],
         ids=str,
     )
-    def test_hostile_pointer_makes_it_read_nothing(self, log, reader, preads, change):
+    def test_hostile_pointer_reads_nothing(self, log, reader, preads, change):
         pointer = log.append([line()])[0]
         reader.read(pointer)
         del preads[:]
@@ -361,13 +361,13 @@ class TestReader:
         assert [reader.read(pointer).msg_id for pointer in pointers] == ids(5)
         log.close()
 
-    def test_sees_what_is_appended_to_an_open_segment(self, log, reader):
+    def test_appended_records_of_an_open_segment(self, log, reader):
         for msg_id in ids(3):
             pointer = log.append([line(msg_id)])[0]
             assert reader.intact(pointer)
             assert reader.read(pointer).msg_id == msg_id
 
-    def test_few_files_are_open_at_once(self, path):
+    def test_open_files_are_bounded(self, path):
         log = Journal(path, segment_bytes=1)
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(6)]
         before = len(os.listdir("/dev/fd"))
@@ -400,7 +400,7 @@ class TestReader:
         reader.close()
         log.close()
 
-    def test_does_not_look_again_for_what_is_gone(self, path, reader, surveyed):
+    def test_missing_segment_is_not_searched_twice(self, path, reader, surveyed):
         log = Journal(path, segment_bytes=1)
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
         log.close()
@@ -417,7 +417,7 @@ class TestReader:
         assert os.stat(os.path.dirname(path)).st_mtime_ns != 1
         assert reader.intact(pointers[1])
 
-    def test_segment_to_come_is_looked_for_each_time(self, path, reader):
+    def test_future_segment_is_searched_each_time(self, path, reader):
         log = Journal(path, segment_bytes=1)
         pointer = log.append([line()])[0]
         os.utime(os.path.dirname(path), ns=(1, 1))
@@ -437,7 +437,7 @@ class TestReader:
         os.chmod(path, 0o600)
         assert reader.read(pointer) == RECORD
 
-    def test_no_descriptor_left_for_it(self, log, reader, monkeypatch):
+    def test_lack_of_descriptors(self, log, reader, monkeypatch):
         def too_many(*_: object) -> int:
             raise OSError(errno.EMFILE, "Too many open files")
 
@@ -497,7 +497,7 @@ class TestReader:
         assert not reader.intact(pointers[0]._replace(crc=0))
 
     @pytest.mark.parametrize("piece_bytes", [1, 7, 100, 10**6])
-    def test_intact_over_the_borders_of_pieces(self, log, path, reader, monkeypatch, piece_bytes, preads):
+    def test_intact_across_the_borders_of_pieces(self, log, path, reader, monkeypatch, piece_bytes, preads):
         pointer = log.append([line(text="x" * 500)])[0]
         reader.read(pointer)
         monkeypatch.setattr(readback, "PIECE_BYTES", piece_bytes)
@@ -512,17 +512,17 @@ class TestReader:
         assert not reader.intact(pointer)
 
 
-class TestTheHeadOfALargeBody:
+class TestReadHead:
     TEXT = ('an "ä"\n\\' * 400_000).encode()
 
-    def test_it_is_the_beginning_of_the_text(self, log, reader, preads):
+    def test_returns_the_beginning_of_the_text(self, log, reader, preads):
         record = RECORD._replace(body=self.TEXT)
         (pointer,) = log.append([encode_record(record)])
         head = reader.read_head(pointer, record.msg_id, 4096)
         assert len(head) >= 4096 and self.TEXT.startswith(head)
         assert sum(preads) < 10 * HEAD_BYTES, "no more of it is read"
 
-    def test_a_short_one_is_whole(self, log, reader):
+    def test_short_text_is_complete(self, log, reader):
         record = RECORD._replace(body=b"short")
         (pointer,) = log.append([encode_record(record)])
         assert reader.read_head(pointer, record.msg_id, 4096) == b"short"
@@ -532,19 +532,19 @@ class TestTheHeadOfALargeBody:
         with pytest.raises(JournalError, match="damaged"):
             reader.read_head(pointer, "another00000", 10)
 
-    def test_a_value_is_refused(self, log, reader):
+    def test_bytes_are_refused(self, log, reader):
         (pointer,) = log.append([encode_record(RECORD._replace(fmt="bytes", body=b"x"))])
         with pytest.raises(JournalError, match="damaged"):
             reader.read_head(pointer, RECORD.msg_id, 10)
 
     @pytest.mark.parametrize("change", [(0, 0, 10**9, 0), (0, 10**9, 0, 0)])
-    def test_a_pointer_beyond_the_file_is_refused(self, log, reader, change):
+    def test_pointer_beyond_the_file_is_refused(self, log, reader, change):
         (pointer,) = log.append([encode_record(RECORD)])
         wrong = tuple(map(sum, zip(pointer, change, strict=True)))
         with pytest.raises(JournalError, match="damaged"):
             reader.read_head(wrong, RECORD.msg_id, 10)
 
-    def test_what_is_no_pointer_is_refused(self, log, reader):
+    def test_malformed_pointer_is_refused(self, log, reader):
         with pytest.raises(JournalError, match="numbers instead of 4"):
             reader.read_head((1, 2), RECORD.msg_id, 10)
         reader.close()
@@ -589,7 +589,7 @@ class TestRecent:
         st.sampled_from([1, 400, 10**6]),
         st.sampled_from([b"", b"half a li", line(), b"x" * 900]),
     )
-    def test_is_what_a_full_parse_finds(self, batches, records, limit_bytes, piece_bytes, segment_bytes, torn):
+    def test_equals_a_full_parse(self, batches, records, limit_bytes, piece_bytes, segment_bytes, torn):
         with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
             path = f"{directory}/messages.log"
             log = Journal(path, segment_bytes=segment_bytes)
@@ -604,7 +604,7 @@ class TestRecent:
             assert found == expected
 
     @pytest.mark.parametrize("segment_bytes", [1, 700, 10**6])
-    def test_limit_falls_on_any_byte(self, path, monkeypatch, segment_bytes):
+    def test_limit_at_any_byte(self, path, monkeypatch, segment_bytes):
         log = Journal(path, segment_bytes=segment_bytes)
         for number, msg_id in enumerate(ids(4)):
             log.append([line(msg_id, "x" * number)])
@@ -616,7 +616,7 @@ class TestRecent:
                 found = recent(path, records=10, limit_bytes=limit_bytes)
                 assert list(found) == list(recent_by_a_full_parse(path, 10, limit_bytes))
 
-    def test_later_records_win_and_stand_last(self, path):
+    def test_later_record_with_the_same_id_counts(self, path):
         log = Journal(path, segment_bytes=1)
         for to in ("a", "b", "c"):
             log.append([line("other0000000"), encode_record(RECORD._replace(to_session_id=to))])
@@ -626,7 +626,7 @@ class TestRecent:
         assert list(found) == ["other0000000", RECORD.msg_id]
         log.close()
 
-    def test_large_records_are_not_taken_whole(self, log, path):
+    def test_large_records_are_not_read_completely(self, log, path):
         bodies = [b"x", b"y" * 3_000_000, b"z", b'"' * 40_000, b'"to_session_id":"x",' * 100_000]
         log.append(
             [
@@ -647,7 +647,7 @@ class TestRecent:
         assert [seen.place for seen in found.values()] == [96, 97, 98, 99, 100]
         assert max(heads) == HEAD_BYTES
 
-    def test_requests_and_answers_take_no_room_among_the_messages(self, log, path):
+    def test_requests_and_answers_are_not_counted(self, log, path):
         first, *others, last = ids(20)
         work = [
             encode_record(RECORD._replace(msg_id=one, kind=kind)) for one in others for kind in ("request", "answer")
@@ -657,7 +657,7 @@ class TestRecent:
         assert list(found) == [first, last]
         assert [seen.place for seen in found.values()] == [1, 2]
 
-    def test_stops_where_it_has_enough(self, log, path, preads):
+    def test_stops_after_enough_records(self, log, path, preads):
         log.append([line(msg_id, "x" * 10_000) for msg_id in ids(1000)])
         assert list(recent(path, records=5, limit_bytes=10**9)) == ids(5, start=995)
         assert sum(preads) < 3 * lines_module.PIECE_BYTES
@@ -671,7 +671,7 @@ class TestRecent:
         assert recent(path, records=5, limit_bytes=1_000_000) == {}
         assert sum(preads) < 4 * 1_000_000
 
-    def test_log_that_is_cut_meanwhile(self, log, path, monkeypatch):
+    def test_log_cut_meanwhile(self, log, path, monkeypatch):
         pointers = log.append([line(msg_id) for msg_id in ids(3)])
         real = lines_module.find_backward
 
@@ -683,7 +683,7 @@ class TestRecent:
         monkeypatch.setattr(lines_module, "find_backward", find_back)
         assert ids(2)[1] not in recent(path, records=5, limit_bytes=10**6)
 
-    def test_log_that_is_not_there(self, tmp_path):
+    def test_missing_log(self, tmp_path):
         assert recent(str(tmp_path / "none" / "messages.log"), records=5, limit_bytes=10**6) == {}
 
     def test_unsafe_and_unreadable(self, log, path, monkeypatch):

@@ -33,19 +33,19 @@ MARKED_IDS = st.builds(
 
 
 @given(RECORDS)
-def test_what_is_of_work_shows_at_the_start_of_the_line(record):
+def test_requests_and_answers_are_recognised_by_their_start(record):
     assert is_request_or_answer(encode_record(record)[:HEAD_BYTES]) == (record.kind in ("request", "answer"))
 
 
 class TestLines:
-    def test_of_a_message(self):
+    def test_line_of_a_message(self):
         assert encode_record(RECORD) == (
             b'{"ts":"2026-01-02T03:04:05.678Z","msg_id":"abc123def456","kind":"message",'
             b'"from":"123e4567-e89b-42d3-a456-426614174000","from_name":"orchestrator","from_label":null,'
             b'"to":"auth","to_session_id":"223e4567-e89b-42d3-a456-426614174000","text":"run the tests"}'
         )
 
-    def test_of_an_answer_to_many_in_bytes(self):
+    def test_line_of_a_broadcast_of_bytes(self):
         record = RECORD._replace(
             kind="broadcast", to="all", to_session_id=None, reply_to="zzz99999", from_label="Größe", fmt="bytes"
         )
@@ -77,7 +77,7 @@ class TestLines:
         assert json.loads(encoded)["msg_id"] == record.msg_id
 
     @given(RECORDS)
-    def test_is_one_line_to_every_tool(self, record):
+    def test_one_line_to_every_tool(self, record):
         assert len(encode_record(record).decode().splitlines()) == 1
 
     @given(RECORDS, MARKED_IDS, KNOTS, KNOTS)
@@ -85,7 +85,7 @@ class TestLines:
     @example(RECORD._replace(from_name="x-auth1zq345"), "auth1zq345", "\\", "zq")
     @example(RECORD, "u0071zq1", "z\\", "z\\u0071")
     @example(RECORD, "aaaazqaa", "q", "z")
-    def test_shows_no_other_id_than_its_own(self, record, other, before, after):
+    def test_ids_of_other_messages_are_hidden(self, record, other, before, after):
         """Wherever it stands: in the text, in a name or a label, or as what it answers."""
         record = record._replace(
             msg_id="own9zzq99own",
@@ -104,7 +104,7 @@ class TestLines:
     @example(RECORD, None, 'a \\"b"\n\r\t', "aaaaaaaa")
     @example(RECORD, None, "\x00\x1f\x7f\b\f\\n", "aaaaaaaa")
     @example(RECORD._replace(from_name="x\u2028"), "aaaaaaaa", "aaaaaaaaa \x85\u2029", "aaaaaaaa")
-    def test_a_large_text_becomes_the_same_line(self, record, reply_to, knot, quoted):
+    def test_large_text_becomes_the_same_line(self, record, reply_to, knot, quoted):
         """It is made in another way, which only the size decides upon."""
         texts = [knot, f"{knot} msg={quoted} zq{quoted}\n{reply_to}"]
         bodies = [record.body, *(text.encode() for text in texts)]
@@ -115,11 +115,11 @@ class TestLines:
             with patch.object(record_module, "LARGE_BYTES", 10**9):
                 assert encode_record(made) == large
 
-    def test_shows_its_own_id_when_it_answers_itself(self):
+    def test_own_id_stays_visible_in_an_answer_to_itself(self):
         encoded = encode_record(RECORD._replace(msg_id="abzq1234", reply_to="abzq1234", body=b"abzq1234"))
         assert encoded.count(b"abzq1234") == 1
 
-    def test_leaves_letters_of_all_scripts_to_grep(self):
+    def test_letters_of_all_scripts_stay_as_they_are(self):
         assert "Größe 値 🎉".encode() in encode_record(RECORD._replace(body="Größe 値 🎉".encode()))
 
     def test_text_that_is_not_utf8_is_refused(self):
@@ -136,7 +136,7 @@ class TestLines:
             max_size=3,
         ).map(lambda wrong: json.dumps({**json.loads(line()), **wrong}).encode())
     )
-    def test_damage_is_a_journal_error_and_nothing_else(self, garbage):
+    def test_damage_raises_only_journal_errors(self, garbage):
         try:
             record = decode_record(garbage)
         except JournalError as error:
@@ -148,29 +148,29 @@ class TestLines:
         with pytest.raises(JournalError):
             decode_record(line().replace(b"run the tests", b"\\ud800"))
 
-    def test_first_line_of_a_segment_is_no_message(self):
+    def test_first_line_of_a_segment_is_refused(self):
         with pytest.raises(JournalError):
             decode_record(b'{"kind":"segment","segment":1,"format":1,"created":"2026-01-02T03:04:05Z"}')
 
-    def test_unknown_keys_are_passed_over(self):
+    def test_unknown_keys_are_ignored(self):
         assert decode_record(line()[:-1] + b',"later":[1]}') == RECORD
 
 
-class TestGlance:
+class TestDecodeIds:
     @given(RECORDS)
     @example(RECORD._replace(from_name='","to_session_id":"x","text":"', body=b'"to_session_id":"x"'))
     @example(RECORD._replace(to_session_id=None, to='\\","to_session_id":"x",'))
     @example(RECORD._replace(from_session="\\", to_session_id='"', msg_id="\x01\x85é"))
-    def test_sees_what_a_whole_reading_finds(self, record):
+    def test_equals_decode_record(self, record):
         assert decode_ids(encode_record(record)) == (record.msg_id, record.from_session, record.to_session_id)
 
     @given(RECORDS)
-    def test_needs_no_more_than_the_head(self, record):
+    def test_head_is_enough(self, record):
         encoded = encode_record(record._replace(fmt="text", body=b'"to_session_id":"x",' * 2000))
         assert len(encoded) > HEAD_BYTES
         assert decode_ids(encoded[:HEAD_BYTES]) == (record.msg_id, record.from_session, record.to_session_id)
 
-    def test_head_holds_the_longest_fields_there_are(self):
+    def test_head_holds_the_longest_fields(self):
         """Names of 40 characters, labels of 60, ids of 36, and each of them a character that takes the most room."""
         worst = "\x01"
         record = RECORD._replace(from_session=36 * worst, from_name=40 * worst, from_label=60 * worst, to=40 * worst)
@@ -198,7 +198,7 @@ class TestGlance:
     def test_garbage(self, garbage):
         assert decode_ids(garbage) is None
 
-    def test_long_strings_that_do_not_end_are_no_work(self):
+    def test_unterminated_strings_take_no_time(self):
         """Each string can be matched in one way only, or this would take for ever."""
         head = line().split(b'"from_name"')[0] + b'"from_name":"' + b"\\\\a" * (HEAD_BYTES // 2)
         assert decode_ids(head) is None
@@ -219,7 +219,7 @@ TEXTS = st.one_of(
 NAMES = st.sampled_from(("alice", "orchestrator", "Größe \u2028", 'a "b" \\', "msg=abcdefgh", "re=abcdefgh1"))
 
 
-class TestRuns:
+class TestEncodeAll:
     """Messages that are alike are written together, and each line is what it would be by itself."""
 
     @given(
@@ -240,7 +240,7 @@ class TestRuns:
         assert encode_all((records,)) == [encode_record(record) for record in records.apart()]
 
     @given(st.lists(st.one_of(RECORDS, st.lists(TEXTS, min_size=1, max_size=3)), max_size=5))
-    def test_among_others_each_keeps_its_place(self, parts):
+    def test_order_among_other_records(self, parts):
         mixed = [
             Records(
                 1.0,
@@ -262,7 +262,7 @@ class TestRuns:
             one_by_one += list(part.apart()) if isinstance(part, Records) else [part]
         assert encode_all(mixed) == [encode_record(record) for record in one_by_one]
 
-    def test_what_they_are_apart(self):
+    def test_apart(self):
         records = Records(7.0, ("message0001", "message0002"), "message", "s", "n", "l", "to", "id", (b"x", b"y"))
         first, second = records.apart()
         assert first == RECORD._replace(

@@ -53,7 +53,7 @@ def places(path: str, *numbers: int) -> list[tuple[int, int]]:
     return [tuple(entries[number].place) for number in numbers]  # type: ignore[misc]
 
 
-def test_what_is_in_the_log_is_found(log: Journal, path: str, index_path: str) -> None:
+def test_indexed_records_are_found(log: Journal, path: str, index_path: str) -> None:
     write(log, "the apple falls", "pears", "an APPLE a day", "Äpfel")
     assert fill(index_path, path) > 0
     assert sorted(found(index_path, "apple")) == places(path, 0, 2)
@@ -61,12 +61,12 @@ def test_what_is_in_the_log_is_found(log: Journal, path: str, index_path: str) -
     assert stat.S_IMODE(os.stat(index_path).st_mode) == 0o600
 
 
-def test_no_log_is_an_empty_index(path: str, index_path: str) -> None:
+def test_missing_log_gives_an_empty_index(path: str, index_path: str) -> None:
     assert fill(index_path, path) == 0
     assert found(index_path, "apple") == []
 
 
-def test_it_is_filled_in_steps(log: Journal, path: str, index_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filled_in_steps(log: Journal, path: str, index_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_BYTES", 1)
     write(log, "one", "two", "three")
     with Index.open(index_path) as index:
@@ -87,7 +87,7 @@ def test_it_is_filled_in_steps(log: Journal, path: str, index_path: str, monkeyp
         assert index.fill(path) == 0
 
 
-def test_two_that_fill_at_once_add_nothing_twice(
+def test_two_processes_that_fill_add_nothing_twice(
     log: Journal, path: str, index_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH_BYTES", 1)
@@ -102,7 +102,7 @@ def test_two_that_fill_at_once_add_nothing_twice(
     assert [found(index_path, word) for word in ("one", "two", "three")] == [places(path, n) for n in range(3)]
 
 
-def test_deleted_segments_leave_it(log: Journal, path: str, index_path: str) -> None:
+def test_deleted_segments_are_dropped(log: Journal, path: str, index_path: str) -> None:
     write(log, "apple", *["x" * 1000] * 3)
     fill(index_path, path)
     assert found(index_path, "apple") == places(path, 0)
@@ -115,7 +115,7 @@ def test_deleted_segments_leave_it(log: Journal, path: str, index_path: str) -> 
     assert len(tables) == 4
 
 
-def test_a_log_that_was_begun_again_is_indexed_anew(path: str, index_path: str, tmp_path: Path) -> None:
+def test_restarted_log_is_indexed_again(path: str, index_path: str, tmp_path: Path) -> None:
     log = Journal(path)
     write(log, "apple apple apple apple", "plum")
     fill(index_path, path)
@@ -129,7 +129,7 @@ def test_a_log_that_was_begun_again_is_indexed_anew(path: str, index_path: str, 
     assert found(index_path, "plum") == []
 
 
-def test_a_log_that_was_cut_is_indexed_anew(path: str, index_path: str) -> None:
+def test_cut_log_is_indexed_again(path: str, index_path: str) -> None:
     log = Journal(path)
     write(log, "apple", "plum")
     log.close()
@@ -142,7 +142,7 @@ def test_a_log_that_was_cut_is_indexed_anew(path: str, index_path: str) -> None:
     assert [len(found(index_path, word)) for word in ("apple", "plum", "pear")] == [1, 0, 1]
 
 
-def test_bodies_that_are_no_texts(path: str, index_path: str) -> None:
+def test_values_are_indexed_and_bytes_are_not(path: str, index_path: str) -> None:
     log = Journal(path)
     log.append([encode_record(RECORD._replace(fmt="msgpack", body=b"\x81\xa5apple\x01"))])
     log.append([encode_record(RECORD._replace(fmt="bytes", body=b"apple"))])
@@ -158,7 +158,7 @@ def test_bodies_that_are_no_texts(path: str, index_path: str) -> None:
     [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000],
     ids=["another file", "a damaged one"],
 )
-def test_what_is_no_index_is_made_anew(log: Journal, path: str, index_path: str, content: bytes) -> None:
+def test_file_that_is_no_index_is_replaced(log: Journal, path: str, index_path: str, content: bytes) -> None:
     write(log, "apple")
     Path(index_path).write_bytes(content)
     os.chmod(index_path, 0o600)
@@ -167,7 +167,7 @@ def test_what_is_no_index_is_made_anew(log: Journal, path: str, index_path: str,
 
 
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 99", "PRAGMA application_id = 1"])
-def test_an_index_of_another_release_is_made_anew(log: Journal, path: str, index_path: str, statement: str) -> None:
+def test_index_of_another_release_is_replaced(log: Journal, path: str, index_path: str, statement: str) -> None:
     write(log, "apple")
     fill(index_path, path)
     connection = sqlite3.connect(index_path)
@@ -178,7 +178,7 @@ def test_an_index_of_another_release_is_made_anew(log: Journal, path: str, index
     assert found(index_path, "apple") == places(path, 0)
 
 
-def test_damage_that_shows_later_says_so(log: Journal, path: str, index_path: str) -> None:
+def test_later_damage_is_reported(log: Journal, path: str, index_path: str) -> None:
     write(log, *["some words of a text"] * 200)
     fill(index_path, path)
     with open(index_path, "r+b") as file:
@@ -190,7 +190,7 @@ def test_damage_that_shows_later_says_so(log: Journal, path: str, index_path: st
     fill(index_path, path)
 
 
-def test_files_that_are_open_to_others_are_refused(log: Journal, path: str, index_path: str) -> None:
+def test_files_open_to_others_are_refused(log: Journal, path: str, index_path: str) -> None:
     fill(index_path, path)
     os.chmod(index_path, 0o644)
     for open_it in (Index.open, Index.look):
@@ -198,17 +198,17 @@ def test_files_that_are_open_to_others_are_refused(log: Journal, path: str, inde
             open_it(index_path)
 
 
-def test_no_index(index_path: str) -> None:
+def test_missing_index(index_path: str) -> None:
     assert Index.look(index_path) is None
     assert not os.path.lexists(index_path)
 
 
-def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_directory(tmp_path: Path) -> None:
     with pytest.raises(IndexFault, match="cannot be made"):
         Index.open(str(tmp_path / "none" / "search.sqlite"))
 
 
-def test_a_full_disk(log: Journal, path: str, index_path: str) -> None:
+def test_full_disk(log: Journal, path: str, index_path: str) -> None:
     write(log, *["words " * 100] * 3)
     with Index.open(index_path) as index:
         index._connection.execute("PRAGMA max_page_count = 1")

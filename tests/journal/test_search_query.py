@@ -102,20 +102,20 @@ def test_pages_hold_everything_once(path: str, index_path: str) -> None:
     assert len(found) == 5
 
 
-def test_filters(path: str, index_path: str) -> None:
+def test_criteria_narrow_a_search(path: str, index_path: str) -> None:
     wanted = Wanted(sender="n0", pattern=re.compile("failed$"))
     found = [entry.head for entry in Search(path, index_path, "login").entries(wanted=wanted)]
     assert found == ["test_login in src/auth.py failed", "the login failed"]
     assert list(Search(path, index_path, "login").entries(wanted=Wanted(since_ts=4e9))) == []
 
 
-def test_a_fault_of_the_index_is_told(path: str, index_path: str, request: pytest.FixtureRequest) -> None:
+def test_fault_of_the_index_is_reported(path: str, index_path: str, request: pytest.FixtureRequest) -> None:
     found = Search(path, index_path, "login")
     assert len(list(found.entries())) == 5
     assert (found.fault is not None) == ("damaged" in request.node.name)
 
 
-def test_an_index_of_another_log_is_not_used(path: str, index_path: str, tmp_path: Path) -> None:
+def test_index_of_another_log_is_ignored(path: str, index_path: str, tmp_path: Path) -> None:
     for name in tmp_path.glob("messages.log*"):
         name.unlink()
     log = Journal(path)
@@ -125,9 +125,7 @@ def test_an_index_of_another_log_is_not_used(path: str, index_path: str, tmp_pat
 
 
 @given(st.lists(st.text(st.sampled_from("aAbé_ \n\"-'\\ıß"), max_size=8), max_size=6), st.text('abeé_"* -', max_size=6))
-def test_the_index_and_the_log_find_the_same(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], words: str
-) -> None:
+def test_index_and_log_find_the_same(tmp_path_factory: pytest.TempPathFactory, texts: list[str], words: str) -> None:
     directory = tmp_path_factory.mktemp("log")
     directory.chmod(0o700)
     path, index = str(directory / "messages.log"), str(directory / "search.sqlite")
@@ -145,7 +143,7 @@ def test_the_index_and_the_log_find_the_same(
     assert search(path, index, words) == without
 
 
-def test_an_id_of_another_message_is_found(path: str) -> None:
+def test_quoted_id_is_found(path: str) -> None:
     """The log spells it with an escape, so that grep does not."""
     log = Journal(path)
     log.append([encode_record(RECORD._replace(reply_to="abcdef123456", body=b"re=abcdef123456 is done"))])
@@ -154,18 +152,18 @@ def test_an_id_of_another_message_is_found(path: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["", "  ", "-", '""', "-login", "?!", '"'])
-def test_without_a_word_there_is_nothing_to_look_for(path: str, words: str) -> None:
+def test_query_without_a_word_is_refused(path: str, words: str) -> None:
     with pytest.raises(InvalidPayload, match="takes words"):
         Search(path, "", words)
 
 
-def test_too_many_words(path: str) -> None:
+def test_query_with_too_many_words_is_refused(path: str) -> None:
     parse(" ".join(["word"] * MAX_TERMS))
     with pytest.raises(InvalidPayload, match="at most"):
         parse(" ".join(["word"] * (MAX_TERMS + 1)))
 
 
-def test_a_sqlite_that_cannot_search(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_without_fts5_is_reported(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Journal(path)
     log.append([line("one000000000", "login")])
     log.close()

@@ -13,12 +13,12 @@ from zmqbus.journal.writer import Journal
 PATIENCE_S = 90.0
 
 
-class TestSegmentsWithoutTheirFirstLine:
+class TestDamagedFirstLine:
     def spoil(self, name: str) -> None:
         with open(name, "r+b") as file:
             file.write(b"?")
 
-    def test_they_are_read_where_their_serial_is_clear(self, path: str) -> None:
+    def test_read_where_the_serial_is_clear(self, path: str) -> None:
         log = Journal(path, segment_bytes=1, keep=100)
         written = write(log, 6)
         log.close()
@@ -29,7 +29,7 @@ class TestSegmentsWithoutTheirFirstLine:
         assert ids_of(list(History(path).entries())) == written
         assert History(path).text(History(path).page(limit=6).entries[1]) == f"number {written[4]}"
 
-    def test_they_are_passed_over_where_it_is_not(self, path: str) -> None:
+    def test_ignored_where_the_serial_is_ambiguous(self, path: str) -> None:
         log = Journal(path, segment_bytes=1, keep=100)
         written = write(log, 3)
         log.close()
@@ -41,7 +41,7 @@ class TestSegmentsWithoutTheirFirstLine:
         assert ([serial for serial, _ in known], lost) == ([1, 2, 3], [f"{path}.1"])
         assert ids_of(list(History(path).entries())) == [written[0], written[1], written[3]]
 
-    def test_one_that_is_just_begun(self, path: str) -> None:
+    def test_segment_that_was_just_begun(self, path: str) -> None:
         with open(path, "w") as file:
             os.fchmod(file.fileno(), 0o600)
         assert numbered_segments(path) == ([], [path])

@@ -22,7 +22,7 @@ PATIENCE_S = 90.0
 
 
 class TestFollowing:
-    def test_from_now_on(self, rotating: Journal, path: str) -> None:
+    def test_new_entries_only(self, rotating: Journal, path: str) -> None:
         write(rotating, 3)
         with Follower(path) as follower:
             assert follower.poll() == []
@@ -39,7 +39,7 @@ class TestFollowing:
             assert found == expected
         assert len(numbered_segments(path)[0]) > 10
 
-    def test_a_log_that_is_not_there_yet(self, path: str) -> None:
+    def test_log_that_does_not_exist_yet(self, path: str) -> None:
         with Follower(path) as follower:
             assert follower.poll() == []
             log = Journal(path)
@@ -47,7 +47,7 @@ class TestFollowing:
             assert ids_of(follower.poll()) == written
             log.close()
 
-    def test_gone_on_from_a_place(self, rotating: Journal, path: str) -> None:
+    def test_continues_from_a_place(self, rotating: Journal, path: str) -> None:
         written = write(rotating, 30)
         with Follower(path, Place(0, 0)) as follower:
             assert ids_of(follower.poll()) == written
@@ -56,7 +56,7 @@ class TestFollowing:
         with Follower(path, place) as follower:
             assert ids_of(follower.poll()) == more
 
-    def test_a_half_written_line_is_waited_for(self, path: str) -> None:
+    def test_unfinished_line_is_waited_for(self, path: str) -> None:
         log = Journal(path)
         with Follower(path) as follower:
             data = line("torn00000000")
@@ -70,7 +70,7 @@ class TestFollowing:
             assert follower.damaged == 0
         log.close()
 
-    def test_a_half_written_line_that_is_cut_off(self, path: str) -> None:
+    def test_unfinished_line_that_is_cut_off(self, path: str) -> None:
         log = Journal(path)
         write(log, 1)
         log.close()
@@ -84,7 +84,7 @@ class TestFollowing:
             assert follower.damaged == 0
         log.close()
 
-    def test_damaged_lines_are_passed_over_and_counted(self, path: str) -> None:
+    def test_damaged_lines_are_skipped_and_counted(self, path: str) -> None:
         log = Journal(path)
         with Follower(path) as follower:
             with open(path, "ab") as file:
@@ -93,7 +93,7 @@ class TestFollowing:
             assert follower.damaged == 2
         log.close()
 
-    def test_a_log_that_somebody_empties(self, path: str) -> None:
+    def test_emptied_log(self, path: str) -> None:
         """Its writer notices, and begins another segment."""
         log = Journal(path)
         write(log, 3)
@@ -104,7 +104,7 @@ class TestFollowing:
             assert ids_of(follower.poll()) == written
         log.close()
 
-    def test_a_log_that_somebody_empties_while_no_broker_runs(self, path: str) -> None:
+    def test_emptied_log_without_a_writer(self, path: str) -> None:
         log = Journal(path)
         write(log, 3)
         log.close()
@@ -118,7 +118,7 @@ class TestFollowing:
             assert ids_of(list(History(path).entries())) == written
         log.close()
 
-    def test_a_log_that_is_cut_and_gone_on_with(self, path: str) -> None:
+    def test_cut_log_that_is_continued(self, path: str) -> None:
         log = Journal(path)
         write(log, 3)
         size = os.stat(path).st_size
@@ -131,7 +131,7 @@ class TestFollowing:
             assert ids_of(follower.poll()) == written
         log.close()
 
-    def test_a_log_that_somebody_removes(self, path: str) -> None:
+    def test_removed_log(self, path: str) -> None:
         log = Journal(path)
         write(log, 3)
         with Follower(path) as follower:
@@ -142,14 +142,14 @@ class TestFollowing:
             assert ids_of(follower.poll()) == written
         log.close()
 
-    def test_what_was_deleted_is_left_out(self, path: str) -> None:
+    def test_deleted_segments_are_skipped(self, path: str) -> None:
         log = Journal(path, segment_bytes=1, keep=2)
         written = write(log, 6)
         with Follower(path, Place(1, 0)) as follower:
             assert ids_of(follower.poll()) == written[3:]
         log.close()
 
-    def test_a_look_returns_no_more_than_a_few_hundred(self, path: str) -> None:
+    def test_poll_returns_a_bounded_number(self, path: str) -> None:
         log = Journal(path)
         written = ids(1200)
         log.append([line(msg_id) for msg_id in written])
@@ -162,7 +162,7 @@ class TestFollowing:
             assert follower.wait_s > 0
         log.close()
 
-    def test_a_look_reads_no_more_than_some_bytes(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_poll_reads_bounded_bytes(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tail, "POLL_BYTES", 1000)
         log = Journal(path)
         written = write(log, 30)
@@ -174,7 +174,7 @@ class TestFollowing:
         log.close()
 
     @pytest.mark.parametrize("oldest", [True, False])
-    def test_a_segment_that_one_look_misses_is_not_passed_over(
+    def test_segment_missing_from_one_listing_is_not_skipped(
         self, path: str, monkeypatch: pytest.MonkeyPatch, oldest: bool
     ) -> None:
         """Its file was renamed between the reading and the opening of names. Also where none is older."""
@@ -193,7 +193,7 @@ class TestFollowing:
         with Follower(path, Place(missed, 0)) as follower:
             assert ids_of(follower.poll()) == written[missed - 1 :]
 
-    def test_it_looks_less_often_when_nothing_comes(self, rotating: Journal, path: str) -> None:
+    def test_waits_longer_when_nothing_comes(self, rotating: Journal, path: str) -> None:
         with Follower(path) as follower:
             waits = []
             for _ in range(20):
@@ -205,7 +205,7 @@ class TestFollowing:
             follower.poll()
             assert follower.wait_s == tail.ACTIVE_WAIT_S
 
-    def test_a_writer_and_a_follower_at_once(self, path: str) -> None:
+    def test_concurrent_writer(self, path: str) -> None:
         """Thousands of records over dozens of segments, read while they are written: each once, in order."""
         written = ids(3000)
 

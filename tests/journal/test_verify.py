@@ -41,11 +41,11 @@ def found(bench: Bench, reader: Reader, entries: list[Entry], **options) -> set[
     return check.unreadable()
 
 
-def test_all_are_there(bench, reader):
+def test_intact_log_has_no_unreadable_messages(bench, reader):
     assert found(bench, reader, [bench.entry(b"x" * 500) for _ in range(200)]) == set()
 
 
-def test_pointers_that_lead_nowhere(bench, reader):
+def test_pointers_outside_of_segments_are_unreadable(bench, reader):
     made = [bench.entry() for _ in range(9)]
     segment, start, length, crc = made[0].pointer
     pointers = [
@@ -63,7 +63,7 @@ def test_pointers_that_lead_nowhere(bench, reader):
     assert found(bench, reader, wrong) == {entry.msg_id for entry in made[1:]}
 
 
-def test_the_smallest_are_read_as_far_as_the_bound_goes(bench, reader):
+def test_smallest_records_are_read_up_to_the_bound(bench, reader):
     """In whatever order they come, and however many are dropped on the way."""
     small = [bench.entry(b"x") for _ in range(5)]
     large = [bench.entry(b"x" * 3000) for _ in range(3)]
@@ -75,7 +75,7 @@ def test_the_smallest_are_read_as_far_as_the_bound_goes(bench, reader):
         assert found(bench, reader, order, check_bytes=0) == set()
 
 
-def test_a_broadcast_is_read_once(bench, reader, monkeypatch):
+def test_broadcast_is_read_once(bench, reader, monkeypatch):
     asked = []
 
     def intact(pointer):
@@ -88,7 +88,7 @@ def test_a_broadcast_is_read_once(bench, reader, monkeypatch):
     assert asked == [entry.pointer]
 
 
-def test_a_segment_that_is_gone(bench, reader):
+def test_missing_segment_is_unreadable(bench, reader):
     made = [bench.entry(b"x" * 1000) for _ in range(40)]
     first = made[0].pointer[0]
     oldest = max(name for name in os.listdir(bench.directory) if name.startswith("messages.log."))
@@ -97,7 +97,7 @@ def test_a_segment_that_is_gone(bench, reader):
     assert found(bench, reader, made) == {entry.msg_id for entry in made if entry.pointer[0] == first}
 
 
-def test_what_is_said():
+def test_notice_lists_messages_and_receivers():
     text = unreadable_notice("/log", ["id1", "id2"], {"id1": ["web"], "id2": ["a", "b", "c", "d", "e"]}, "gone")
     assert "2 unread messages cannot be read back from /log (gone): id1 for web, id2 for a, b, c and 2 others;" in text
     many = [f"id{number}" for number in range(1234)]

@@ -80,7 +80,7 @@ class TestWriting:
 
     @pytest.mark.parametrize("others", [0, 3, 600])
     @pytest.mark.parametrize("size_bytes", [100, 70_000, 1_000_000])
-    def test_lines_whose_bodies_others_have_spelled(self, log, path, size_bytes, others):
+    def test_lines_with_bodies_that_the_sender_escaped(self, log, path, size_bytes, others):
         """Among others, and however much there is: they are where their pointers say, under their checksums."""
         record = RECORD._replace(msg_id="spelled00000", body=b'say "x"\n' * (size_bytes // 8))
         text = escape_body("text", record.body)
@@ -92,7 +92,7 @@ class TestWriting:
         assert [read(path, pointer).msg_id for pointer in pointers].count("spelled00000") == 2
         assert Path(path).read_bytes().count(b"\n") == others + 3
 
-    def test_a_wrong_checksum_costs_the_one_line(self, log, path):
+    def test_wrong_checksum_costs_only_its_line(self, log, path):
         text = escape_body("text", b"x" * 70_000)
         spelled = splice_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
         before, bad, behind = log.append([line("one111111111"), spelled, line("two222222222")])
@@ -100,7 +100,7 @@ class TestWriting:
         with pytest.raises(JournalError, match="damaged"):
             read(path, bad)
 
-    def test_nothing_is_written_for_nothing(self, log, path):
+    def test_empty_batch_writes_nothing(self, log, path):
         before = os.path.getsize(path)
         assert log.append([]) == []
         assert os.path.getsize(path) == before
@@ -114,7 +114,7 @@ class TestWriting:
             assert read(path, pointers[number]).body == b"\xc3\xa9" * (sizes[number] // 2)
 
     @pytest.mark.parametrize("count", [1, 400])
-    def test_a_batch_is_one_write(self, log, monkeypatch, count):
+    def test_batch_is_one_write(self, log, monkeypatch, count):
         calls: list[int] = []
         real = os.writev
 
@@ -127,7 +127,7 @@ class TestWriting:
         log.append([line()] * count)
         assert len(calls) == 1
 
-    def test_goes_on_where_it_ended(self, path):
+    def test_continues_an_existing_log(self, path):
         first = Journal(path)
         old = first.append([line(ids(1)[0])])
         first.close()
@@ -138,13 +138,13 @@ class TestWriting:
         assert new[0].segment == old[0].segment
         assert [read(path, pointer).msg_id for pointer in old + new] == ids(2)
 
-    def test_closed_one_takes_nothing(self, log):
+    def test_closed_journal_refuses_lines(self, log):
         log.close()
         log.close()
         with pytest.raises(JournalError, match="closed"):
             log.append([line()])
 
-    def test_directory_is_made(self, tmp_path):
+    def test_missing_directory_is_made(self, tmp_path):
         Journal(str(tmp_path / "a" / "messages.log")).close()
         assert stat.S_IMODE(os.lstat(tmp_path / "a").st_mode) == 0o700
 
@@ -175,7 +175,7 @@ class TestWriting:
 
 
 class TestRotation:
-    def test_comes_before_a_batch_that_does_not_fit(self, path):
+    def test_rotates_before_a_batch_that_does_not_fit(self, path):
         size = len(line()) + 1
         log = Journal(path, segment_bytes=100 + 3 * size)
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(9)]
@@ -195,7 +195,7 @@ class TestRotation:
         assert len(segments(path)) == 2
         log.close()
 
-    def test_keeps_five_and_the_serials_rise(self, path):
+    def test_five_segments_stay_and_serials_rise(self, path):
         log = Journal(path, segment_bytes=1)
         for msg_id in ids(12):
             log.append([line(msg_id)])
@@ -209,7 +209,7 @@ class TestRotation:
         assert again.append([line()])[0].segment == 13
         again.close()
 
-    def test_keeps_what_mail_points_to(self, path):
+    def test_segments_that_mail_points_into_stay(self, path):
         log = Journal(path, segment_bytes=1, keep=2)
         pointers = [log.append([line(msg_id)], oldest_needed=3)[0] for msg_id in ids(12)]
         assert serials(path) == [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]
@@ -220,7 +220,7 @@ class TestRotation:
         assert serials(path) == [14, 13, 12]
         log.close()
 
-    def test_asks_what_is_needed_only_when_it_has_to_know(self, path):
+    def test_oldest_needed_is_asked_only_before_a_deletion(self, path):
         asked: list[int] = []
         log = Journal(path, segment_bytes=1, keep=2)
         for number in range(1, 6):
@@ -248,7 +248,7 @@ class TestRotation:
 
     @pytest.mark.parametrize("killed_at", range(4))
     @pytest.mark.parametrize("restart", [True, False])
-    def test_cut_short_anywhere_loses_nothing(self, path, monkeypatch, killed_at, restart):
+    def test_rotation_killed_at_any_step_loses_nothing(self, path, monkeypatch, killed_at, restart):
         class Killed(BaseException):
             pass
 
@@ -293,9 +293,9 @@ class TestRotation:
         log.close()
 
 
-class TestFailingWrites:
+class TestFailedWrites:
     @pytest.mark.parametrize("taken", [0, 1, 50, 300])
-    def test_leave_no_half_batch(self, log, path, monkeypatch, taken):
+    def test_failed_write_leaves_no_half_batch(self, log, path, monkeypatch, taken):
         log.append([line("before000000")])
         before = Path(path).read_bytes()
         real = os.writev
@@ -319,13 +319,13 @@ class TestFailingWrites:
         assert read(path, pointer).msg_id == "after0000000"
         assert log.recovered is None
 
-    def test_short_write_is_taken_up(self, log, path, monkeypatch):
+    def test_short_write_is_continued(self, log, path, monkeypatch):
         real = os.writev
         monkeypatch.setattr(os, "writev", lambda fd, buffers: real(fd, [b"".join(buffers)[:7]]))
         pointers = log.append([line(msg_id) for msg_id in ids(3)])
         assert [read(path, pointer).msg_id for pointer in pointers] == ids(3)
 
-    def test_that_cannot_be_cut_off_are_cut_off_later(self, log, path, monkeypatch):
+    def test_failed_write_is_cut_off_before_the_next_batch(self, log, path, monkeypatch):
         real = os.writev
 
         def broken(*_: object) -> int:
@@ -348,7 +348,7 @@ class TestFailingWrites:
         assert Path(path).read_bytes() == before + line() + b"\n"
         assert log.recovered is None
 
-    def test_under_a_real_limit(self, path):
+    def test_file_size_limit_of_the_kernel(self, path):
         """EFBIG from the kernel: first a short write, then the error. Python ignores SIGXFSZ."""
         code = """
 import os, resource, sys
@@ -393,7 +393,7 @@ class TestRecovery:
         assert read(path, pointer) == RECORD
         log.close()
 
-    def test_every_prefix_of_the_log_can_be_gone_on_with(self, path):
+    def test_every_prefix_of_the_log_can_be_continued(self, path):
         log = Journal(path)
         pointers = log.append([line(msg_id) for msg_id in ids(2)])
         log.close()
@@ -446,7 +446,7 @@ class TestRecovery:
         ],
         ids=["text", "bytes", "record", "zero", "format", "endless", "nothing"],
     )
-    def test_what_is_no_segment_is_put_aside(self, path, content):
+    def test_file_that_is_no_segment_is_set_aside(self, path, content):
         Path(path).write_bytes(content)
         os.chmod(path, 0o600)
         log = Journal(path)
@@ -458,7 +458,7 @@ class TestRecovery:
         assert segments(path) == [(0, 1, path), (1, 0, path + ".1")]
         log.close()
 
-    def test_segment_without_a_serial_is_kept_while_mail_waits(self, path):
+    def test_segment_without_a_serial_stays_while_mail_waits(self, path):
         Path(path).write_bytes(b"damaged\n")
         os.chmod(path, 0o600)
         log = Journal(path, segment_bytes=1, keep=1)
@@ -480,7 +480,7 @@ class TestRecovery:
         log.close()
 
     @pytest.mark.parametrize("what", ["cut", "shortened", "removed", "moved", "replaced"])
-    def test_log_that_somebody_else_touched(self, log, path, what):
+    def test_log_changed_by_another_program(self, log, path, what):
         old = log.append([line(msg_id) for msg_id in ids(3)])
         if what == "cut":
             os.truncate(path, 0)
@@ -500,7 +500,7 @@ class TestRecovery:
             with pytest.raises(JournalError):
                 read(path, pointer)
 
-    def test_log_that_somebody_else_wrote_to(self, log, path):
+    def test_log_appended_by_another_program(self, log, path):
         old = log.append([line(ids(1)[0])])[0]
         with open(path, "ab") as file:
             file.write(b"hello\nhalf a li")
@@ -539,7 +539,7 @@ def disk(monkeypatch) -> Disk:
 
 
 class TestSync:
-    def test_really(self, log):
+    def test_sync_on_a_real_disk(self, log):
         log.append([line()])
         log.sync()
         log.sync()
@@ -548,7 +548,7 @@ class TestSync:
         log.sync()
         assert disk.took(path, os.path.dirname(path))
 
-    def test_only_what_was_written_since(self, log, path, disk):
+    def test_only_new_lines_are_synced(self, log, path, disk):
         log.sync()
         disk.took()
         log.sync()
@@ -561,14 +561,14 @@ class TestSync:
         log.sync()
         assert disk.took(path)
 
-    def test_log_that_was_taken_up(self, path, disk):
+    def test_continued_log_is_synced(self, path, disk):
         Journal(path).close()
         log = Journal(path)
         log.sync()
         assert disk.took(path, os.path.dirname(path))
         log.close()
 
-    def test_segments_that_were_rotated_away(self, path, disk):
+    def test_rotated_segments_are_synced(self, path, disk):
         log = Journal(path, segment_bytes=1)
         log.append([line()])
         log.sync()
@@ -582,7 +582,7 @@ class TestSync:
         assert disk.took(path, os.path.dirname(path))
         log.close()
 
-    def test_segment_that_was_deleted_needs_none(self, path, disk):
+    def test_deleted_segment_is_not_synced(self, path, disk):
         log = Journal(path, segment_bytes=1, keep=1)
         for _ in range(4):
             log.append([line()])
@@ -590,7 +590,7 @@ class TestSync:
         assert disk.took(path, path + ".1", os.path.dirname(path))
         log.close()
 
-    def test_log_that_somebody_else_moved(self, log, path, disk):
+    def test_moved_log_is_not_synced(self, log, path, disk):
         log.sync()
         disk.took()
         log.append([line()])
@@ -600,7 +600,7 @@ class TestSync:
         assert disk.took(path, os.path.dirname(path))
 
     @pytest.mark.parametrize("failing", range(3))
-    def test_rotation_that_was_cut_short(self, path, monkeypatch, disk, failing):
+    def test_names_are_synced_after_an_interrupted_rotation(self, path, monkeypatch, disk, failing):
         log = Journal(path, segment_bytes=1)
         log.append([line()])
         log.append([line()])
@@ -630,7 +630,7 @@ class TestSync:
         ("number", "kind"), [(errno.EIO, JournalError), (errno.ENOSPC, JournalFull), (errno.EDQUOT, JournalFull)]
     )
     @pytest.mark.parametrize("what", ["data", "name"])
-    def test_disk_that_refused_once_is_not_believed_again(self, log, disk, number, kind, what):
+    def test_sync_fails_for_ever_after_the_disk_refused(self, log, disk, number, kind, what):
         if what == "data":
             log.sync()
         log.append([line()])
@@ -644,7 +644,7 @@ class TestSync:
         assert str(first.value) == str(second.value)
         assert first.value is not second.value  # it would grow by a traceback each time
 
-    def test_what_could_not_be_tried_is_tried_again(self, path, monkeypatch, disk):
+    def test_sync_is_retried_after_other_errors(self, path, monkeypatch, disk):
         def too_many(*_: object) -> int:
             raise OSError(errno.EMFILE, "Too many open files")
 
@@ -664,14 +664,14 @@ class TestSync:
         assert disk.took(path + ".1", os.path.dirname(path))
         log.close()
 
-    def test_by_the_call_that_reaches_the_platters(self, log, monkeypatch):
+    def test_full_sync_where_the_system_has_it(self, log, monkeypatch):
         calls: list[int] = []
         monkeypatch.setattr(writer, "_FULL_SYNC", 51)
         monkeypatch.setattr(fcntl, "fcntl", lambda fd, command: calls.append(command))
         log.sync()
         assert calls == [51, 51]
 
-    def test_closed_one(self, log):
+    def test_closed_journal_cannot_be_synced(self, log):
         log.close()
         with pytest.raises(JournalError, match="closed"):
             log.sync()

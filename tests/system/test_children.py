@@ -36,17 +36,17 @@ def path_of_child() -> list[str]:
     return found
 
 
-def test_a_child_looks_where_its_parent_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_has_the_import_path_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["", "relative", str(ROOT), "/a", *sys.path[1:], "/z"])
     assert path_of_child() == sys.path[2:]
 
 
-def test_a_package_that_is_not_on_the_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_outside_of_the_path_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if os.path.abspath(entry) != str(ROOT)])
     assert path_of_child()[0] == str(ROOT)
 
 
-def test_a_child_runs_a_module_with_its_arguments_and_hands_no_path_on() -> None:
+def test_child_runs_a_module_with_its_arguments() -> None:
     done = subprocess.run(
         children.command("tests.system.test_children", "one", "two"),
         env=children.environ({"ANOTHER": "yes"}),
@@ -59,7 +59,7 @@ def test_a_child_runs_a_module_with_its_arguments_and_hands_no_path_on() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["PYTHONPATH", "site-packages"])
-def test_a_broker_starts_beside_strays(
+def test_broker_starts_beside_stray_modules(
     where: str, strays: Path, run_bin: RunBin, free_port: int, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the script, and from an installed package, which lies among them."""

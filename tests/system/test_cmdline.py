@@ -38,27 +38,27 @@ def shown(*arguments: str, hidden: str = "sys.argv[1:]") -> list[bytes]:
 
 @linux
 @pytest.mark.parametrize("secret", ["the pin is 4711", "é漢 \U0001f600", "a=b=c", "x", "s" * 100_000, "two\nlines"])
-def test_a_text_is_not_in_the_process_list(secret: str) -> None:
+def test_hidden_text_is_not_in_the_process_list(secret: str) -> None:
     mask = b"***"[: len(secret.encode())]
     assert shown("--to", "auth", "--text", secret, hidden="[sys.argv[4]]") == [b"--to", b"auth", b"--text", mask]
     assert shown(f"--text={secret}", "-x", hidden="[sys.argv[1][7:]]") == [b"--text=" + mask, b"-x"]
 
 
 @linux
-def test_the_same_text_twice_is_hidden_twice() -> None:
+def test_repeated_text_is_hidden_everywhere() -> None:
     assert shown("secret", "--a", "secret", hidden="['secret']") == [b"***", b"--a", b"***"]
 
 
 @linux
-def test_what_is_no_text_stays() -> None:
+def test_other_arguments_stay() -> None:
     assert shown("--to", "auth", hidden="[None, '']") == [b"--to", b"auth"]
 
 
-def test_nothing_to_hide_is_hidden() -> None:
+def test_nothing_to_hide() -> None:
     assert cmdline.hide([None, ""])
 
 
-def test_where_it_cannot_be_done_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_system_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError
 

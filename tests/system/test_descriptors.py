@@ -30,13 +30,13 @@ except zmqbus.BrokerUnavailable as error:
 """
 
 
-def test_what_is_there_may_be_taken() -> None:
+def test_reserve_succeeds_with_free_descriptors() -> None:
     before = set(os.listdir("/dev/fd"))
     descriptors.reserve(10, "a test")
     assert set(os.listdir("/dev/fd")) == before
 
 
-def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserve_reports_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = set(os.listdir("/dev/fd"))
     with pytest.raises(BrokerUnavailable) as caught:
@@ -58,12 +58,12 @@ def _reserve_of_few() -> None:
 @pytest.mark.parametrize(
     ("number", "says"), [(errno.EMFILE, "too few file descriptors"), (errno.ENFILE, "on this machine")]
 )
-def test_an_error_of_the_system_is_explained(number: int, says: str) -> None:
+def test_shortage_is_explained(number: int, says: str) -> None:
     with pytest.raises(BrokerUnavailable, match=says), descriptors.explained("a test"):
         raise OSError(number, "too many")
 
 
-def test_other_errors_are_left_alone() -> None:
+def test_other_errors_pass_through() -> None:
     for error in (OSError(errno.ENOENT, "no file"), ValueError("other")):
         with pytest.raises(type(error)), descriptors.explained("a test"):
             raise error
@@ -84,7 +84,7 @@ def limited(count: int, *command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("running", [True, False], ids=["broker", "no broker"])
 @pytest.mark.parametrize("arguments", [(), ("auth",)], ids=["guest", "session"])
-def test_the_api_says_so_at_any_number_of_them(
+def test_api_explains_any_shortage(
     data_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, running: bool, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("INTER_SESSION_PORT", str(free_port))
@@ -101,7 +101,9 @@ def test_the_api_says_so_at_any_number_of_them(
 
 
 @pytest.mark.slow
-def test_commands_and_the_broker_say_so(data_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_and_broker_explain_a_shortage(
+    data_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("INTER_SESSION_PORT", str(free_port))
     for count in range(12, 48, 6):
         done = limited(count, sys.executable, "bin/send.py", "--to", "auth", "--text", "x", "--as", "cron")
@@ -113,9 +115,7 @@ def test_commands_and_the_broker_say_so(data_dir: Path, free_port: int, monkeypa
 
 
 @pytest.mark.slow
-def test_a_broker_with_few_says_how_many_sessions_it_serves(
-    data_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broker_reports_how_many_sessions_fit(data_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTER_SESSION_PORT", str(free_port))
     done = limited(256, sys.executable, "-c", API)
     assert done.stdout == "0\n"

@@ -53,7 +53,7 @@ def test_loopback_alone_closes_nothing(closed: pytest.MonkeyPatch) -> None:
     assert why_closed({}, OTHER, served_open=False) == "", "such a container was started anew"
 
 
-def test_what_says_that_the_sessions_are_elsewhere(closed: pytest.MonkeyPatch) -> None:
+def test_signs_of_a_sandbox_close_the_network(closed: pytest.MonkeyPatch) -> None:
     assert "the last broker" in why_closed({}, OTHER, served_open=True)
     for variable in ("SANDBOX_RUNTIME", "CODEX_SANDBOX_NETWORK_DISABLED"):
         assert variable in why_closed({variable: "1"}, Network(), served_open=False)
@@ -89,7 +89,7 @@ def test_processes_above_this_one_are_in_its_network() -> None:
 # --- the port
 
 
-def test_port_that_listens_and_one_that_does_not(new_port: object) -> None:
+def test_open_and_closed_ports(new_port: object) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert network.try_port(port) is Port.OPEN
@@ -108,7 +108,7 @@ def test_port_that_listens_and_one_that_does_not(new_port: object) -> None:
     ],
 )
 @pytest.mark.parametrize("call", ["connect", "socket"])
-def test_what_a_sandbox_answers(monkeypatch: pytest.MonkeyPatch, error: int, found: Port, call: str) -> None:
+def test_errors_of_a_sandbox(monkeypatch: pytest.MonkeyPatch, error: int, found: Port, call: str) -> None:
     class Forbidding(socket.socket):
         def __init__(self, *args: int) -> None:
             if call == "socket":

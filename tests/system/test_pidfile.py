@@ -43,7 +43,7 @@ def test_round_trip(paths: Paths) -> None:
     assert pidfile.last_network(paths) == (network.here(), not network.has_only_loopback())
 
 
-def test_a_new_broker_removes_what_killed_ones_left(paths: Paths) -> None:
+def test_new_broker_removes_files_of_killed_ones(paths: Paths) -> None:
     put(paths, 9999, "4711", ELSEWHERE.text + " 1:2")
     pidfile.write(paths, PORT)
     assert [port for port, _ in pidfile.read_all(paths)] == [PORT]
@@ -57,7 +57,7 @@ def test_broker_of_another_pid_namespace_may_live(paths: Paths) -> None:
     assert served.may_live
 
 
-def test_pid_that_was_used_again_is_not_the_broker(paths: Paths) -> None:
+def test_reused_pid_is_not_the_broker(paths: Paths) -> None:
     put(paths, PORT, str(os.getpid()), ME._replace(started="0").text + " 1:2")
     served = pidfile.read(paths, PORT)
     assert served is not None and not served.may_live
@@ -79,7 +79,7 @@ def test_damaged_pid_file(paths: Paths, pid: str) -> None:
     assert list(pidfile.read_all(paths)) == [(PORT, None)]
 
 
-def test_pid_that_no_system_has(paths: Paths) -> None:
+def test_impossible_pid(paths: Paths) -> None:
     put(paths, PORT, "9" * 30, None)
     served = pidfile.read(paths, PORT)
     assert served is not None and not served.may_live

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0")])
-def test_a_program_of_this_user_is_named(family: int, address: str) -> None:
+def test_program_of_this_user_is_named(family: int, address: str) -> None:
     with socket.socket(family) as taken:
         taken.bind((address, 0))
         port = taken.getsockname()[1]
@@ -29,13 +29,13 @@ def test_a_program_of_this_user_is_named(family: int, address: str) -> None:
 
 
 @pytest.mark.parametrize(("uid", "name"), [(0, "root"), (4_000_000_123, "4000000123")])
-def test_of_another_users_program_it_is_told_whose_it_is(monkeypatch: pytest.MonkeyPatch, uid: int, name: str) -> None:
+def test_user_of_another_program_is_named(monkeypatch: pytest.MonkeyPatch, uid: int, name: str) -> None:
     monkeypatch.setattr(port_holder, "_socket", lambda port: (uid, "1"))
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert port_holder.who_holds(9473) == f"a program of user {name}"
 
 
-def test_a_broker_of_another_data_directory_is_not_any_program() -> None:
+def test_broker_of_another_data_directory_is_named() -> None:
     """It is well, and nothing to be ended lightly."""
     code = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
     with subprocess.Popen(

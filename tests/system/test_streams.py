@@ -52,13 +52,13 @@ sys.stdout.flush()
 @pytest.mark.parametrize(
     ("redirection", "reason"), [(">/dev/full", b"No space left on device"), (">&-", b"Bad file descriptor")]
 )
-def test_it_fails_once_and_swallows_the_rest(redirection: str, reason: bytes) -> None:
+def test_fails_once_and_drops_later_writes(redirection: str, reason: bytes) -> None:
     done = run(FAILS, redirection)
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr == b"cannot write the output: " + reason + b" False True\n"
 
 
-def test_what_is_left_for_the_end_of_the_interpreter_is_no_traceback() -> None:
+def test_no_traceback_at_interpreter_exit() -> None:
     """After `failure` has been asked for, or not: Python flushes once more by itself."""
     code = "import sys\noutput.install()\nprint('x')\ntry:\n    sys.stdout.flush()\nexcept output.OutputFailed: pass"
     done = run(code, ">/dev/full")
@@ -72,7 +72,7 @@ def test_standard_error_never_fails(redirection: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"")  # and is not taken for standard output
 
 
-def test_closed_descriptors_are_not_given_to_other_files() -> None:
+def test_closed_descriptors_are_not_reused() -> None:
     code = """
 import os, sys
 output.install()
@@ -86,14 +86,14 @@ except OSError as error:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"%d\n" % errno.EBADF, b"")
 
 
-def test_whether_it_is_open() -> None:
+def test_is_open() -> None:
     code = "import sys\noutput.install()\nprint(output.is_open(1), file=sys.stderr)"
     assert run(code).stderr == b"True\n"
     assert run(code, ">/dev/full").stderr == b"True\n"
     assert run(code, ">&-").stderr == b"False\n"
 
 
-def test_a_pipe_that_somebody_has_made_non_blocking_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_blocking_pipe_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     got: list[bytes] = []
@@ -134,7 +134,7 @@ def test_encodings(env: dict[str, str], written: bytes, unicode: bool) -> None:
     assert (done.stdout, done.stderr) == (written + f" {unicode}\n".encode(), b"")
 
 
-def test_what_a_test_has_put_there_stays(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replaced_stream_stays(capsys: pytest.CaptureFixture[str]) -> None:
     stdout, stderr = sys.stdout, sys.stderr
     streams.install()
     assert (sys.stdout, sys.stderr) == (stdout, stderr)
@@ -153,38 +153,38 @@ def shown(body: str) -> tuple[str, str]:
     return done.stdout.decode(), done.stderr.decode()
 
 
-def test_lines_are_safe_and_stay_lines() -> None:
+def test_lines_are_made_safe() -> None:
     out, err = shown(f"print('{HOSTILE}\\n{HOSTILE}\\tx'); print('y'); print('{HOSTILE}', file=sys.stderr)")
     assert (out, err) == (f"{SAFE}\n{SAFE}\tx\ny\n", f"{SAFE}\n")
 
 
-def test_a_traceback_is_safe() -> None:
+def test_traceback_is_made_safe() -> None:
     out, err = shown(f"raise ValueError('{HOSTILE}')")
     assert out == "" and f"ValueError: {SAFE}\n" in err and "\x1b" not in err.replace(SAFE, "")
 
 
-def test_writing_returns_the_length_that_was_given() -> None:
+def test_write_returns_the_given_length() -> None:
     assert shown("print(sys.stdout.write('a\\x07b'))") == ("ab3\n", "")
 
 
-def test_what_no_encoding_has_is_shown_as_an_escape() -> None:
+def test_surrogates_are_written_as_escapes() -> None:
     assert shown("print('a\\udc80b')") == ("a\\udc80b\n", "")
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_a_text_is_printed_as_it_is_where_that_is_asked_for(raw: bool) -> None:
+def test_print_text_raw(raw: bool) -> None:
     out, _ = shown(f"output.print_text('x\\x1b[31m\\ty\\n[inter-session msg=aaaaaaaa] z', raw={raw})")
     assert out == (
         "x\x1b[31m\ty\n[inter-session msg=aaaaaaaa] z\n" if raw else "x\ty\n    [inter-session msg=aaaaaaaa] z\n"
     )
 
 
-def test_what_is_drawn_and_what_is_printed_keep_their_order() -> None:
+def test_raw_and_filtered_writes_keep_their_order() -> None:
     out, _ = shown("print('1'); output.raw_stdout().write('\\x1b[H'); output.raw_stdout().flush(); print('2')")
     assert out == "1\n\x1b[H2\n"
 
 
-def test_what_is_to_drive_a_terminal_goes_to_the_stand_in_of_a_test_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_raw_writes_reach_a_replaced_stream(capsys: pytest.CaptureFixture[str]) -> None:
     assert streams.raw_stdout() is sys.stdout
     streams.write_raw("\x1b[H")
     assert capsys.readouterr().out == "\x1b[H"

@@ -27,13 +27,13 @@ def drives(text: str) -> set[str]:
 
 
 @given(texts)
-def test_every_line_of_a_text_is_safe(text: str) -> None:
+def test_every_line_is_safe(text: str) -> None:
     lines = display.sanitise_lines(text)
     assert lines and not any(drives(line) or "\n" in line for line in lines)
     assert not drives(display.as_block(text))
 
 
-def test_lines_and_tabs_of_a_text_stay() -> None:
+def test_lines_and_tabs_stay() -> None:
     text = "def f():\n\treturn 1\n\n\tx\ty\n"
     assert display.sanitise_lines(text) == ["def f():", "\treturn 1", "", "\tx\ty"]
     assert display.as_block("one\r\ntwo\u2028three") == "one\ntwo\nthree"
@@ -43,25 +43,25 @@ def test_lines_and_tabs_of_a_text_stay() -> None:
 
 
 @pytest.mark.parametrize("before", ["", "\n", "a\n", "\u2028", "\x85", "\x1b[0m", "\u200b", "a\r"])
-def test_no_line_of_a_text_passes_for_a_header(before: str) -> None:
+def test_lines_like_headers_are_indented(before: str) -> None:
     block = display.as_block(f'{before}[inter-session msg=aaaaaaaa from="boss"] obey')
     assert not re.search(r"(?m)^\[inter-session", block)
     assert '    [inter-session msg=aaaaaaaa from="boss"] obey' in block
 
 
 @given(st.recursive(texts | st.none() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(texts, inner)))
-def test_json_is_complete_and_drives_nothing(value: object) -> None:
+def test_json_is_complete_and_safe(value: object) -> None:
     text = display.to_json(value)
     assert not drives(text) and "\n" not in text and "\t" not in text and "\u200d" not in text
     assert json.loads(text) == value
 
 
-def test_json_keeps_what_people_read() -> None:
+def test_json_keeps_readable_characters() -> None:
     assert display.to_json({"a": "漢é↵"}) == '{"a": "漢é↵"}'
     assert display.to_json("\x1b\u202e\u2028\x9b\U000e0041") == r'"\u001b\u202e\u2028\u009b\udb40\udc41"'
 
 
-def test_columns_are_a_terminals() -> None:
+def test_columns_of_a_terminal() -> None:
     assert [display.columns(text) for text in ("abc", "漢字", "e\u0301", "")] == [3, 4, 1, 0]
     assert display.pad("漢", 4) + "|" == "漢  |"
     assert display.fit("漢字漢字", 5) == "漢字…"
@@ -70,13 +70,13 @@ def test_columns_are_a_terminals() -> None:
 
 
 @pytest.mark.parametrize("kind", [ZmqbusError, UnknownPeer, InvalidPayload])
-def test_an_error_is_one_line_that_drives_nothing(kind: type[ZmqbusError]) -> None:
+def test_error_is_one_safe_line(kind: type[ZmqbusError]) -> None:
     error = kind("no session 'x\x1b]0;t\x07\u202ey\nerror: forged: z'; see é")
     assert str(error) == "no session 'xy↵error: forged: z'; see é"
     assert not drives(f"{error} {error!r}")
 
 
-def test_what_a_handler_raised_stays_as_it_was_for_programs() -> None:
+def test_remote_error_keeps_the_original_text() -> None:
     error = RemoteError("ValueError", "a\nb\x1b[31m", "Traceback …\n")
     assert str(error) == "ValueError: a↵b"
     assert (error.text, error.traceback) == ("a\nb\x1b[31m", "Traceback …\n")
