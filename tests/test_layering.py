@@ -41,8 +41,9 @@ RANKS = {
 
 #: Lower, and still not to be imported: (importer, imported).
 FORBIDDEN = {
-    # A session talks to the broker over the wire like everyone else.
+    # A session and the console talk to the broker over the wire like everyone else.
     ("session", "broker"),
+    ("console", "broker"),
     # It is what runs before anything else; only install-deps and the doctor share its knowledge of the venv.
     *((part, "bootstrap") for part in RANKS if part not in ("bootstrap", "cli", "doctor", "__main__")),
 }

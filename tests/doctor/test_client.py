@@ -12,7 +12,7 @@ from zmqbus.doctor.report import Finding
 from zmqbus.process import Place, Process
 
 #: A pid without a process, so /proc has nothing about it.
-NOBODY = 2**31 - 2
+NO_PROCESS = 2**31 - 2
 
 
 class Table:
@@ -38,7 +38,7 @@ class Table:
 
 
 def found(*cmdline: str) -> list[Finding]:
-    return list(client([Process(NOBODY, "1")], Table(*cmdline)))
+    return list(client([Process(NO_PROCESS, "1")], Table(*cmdline)))
 
 
 def package(tmp_path: Path, content: str) -> str:
@@ -75,7 +75,7 @@ def test_version_of_an_npm_package(tmp_path: Path) -> None:
     (finding,) = found("node", script)
     assert finding.says == "Claude Code 2.1.332"
     (tmp_path / "claude").symlink_to(script)
-    assert version_of(NOBODY, ["node", str(tmp_path / "claude")]) == (2, 1, 332)
+    assert version_of(NO_PROCESS, ["node", str(tmp_path / "claude")]) == (2, 1, 332)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": "next"}', '{"version": null}'])

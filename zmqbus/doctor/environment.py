@@ -10,7 +10,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import zmqbus
 from zmqbus.bootstrap import VENV_MARKER, site_packages
@@ -49,28 +51,28 @@ def python() -> Iterator[Finding]:
 
 
 def packages(settings: Settings) -> Iterator[Finding]:
-    """Checks that the required packages can be imported."""
-    from importlib import import_module
-
-    found = []
-    missing = []
+    """Checks that the required packages can be imported, and that pyzmq can encrypt."""
+    found: list[str] = []
+    missing: list[str] = []
     for module, name in NEEDED.items():
         try:
-            found.append(f"{name} {getattr(import_module(module), '__version__', '')}".strip() or name)
+            found.append(f"{name} {_version(import_module(module))}")
         except Exception as error:  # a broken package may raise anything
             missing.append(f"{name} ({type(error).__name__}: {error}"[:200] + ")")
     if missing:
         yield fault("packages", f"cannot be imported: {', '.join(missing)}", install_command(settings))
+        return
+    import zmq
+
+    if not zmq.has("curve"):
+        yield fault("packages", "this pyzmq has no CURVE, so it cannot encrypt", install_command(settings))
     else:
-        import zmq
+        yield ok("packages", f"{', '.join(found)}, libzmq {zmq.zmq_version()}")
 
-        if not zmq.has("curve"):
-            yield fault("packages", "this pyzmq has no CURVE, so it cannot encrypt", install_command(settings))
-        else:
-            import msgpack
 
-            found[1] = f"msgpack {'.'.join(map(str, msgpack.version))}"
-            yield ok("packages", f"{', '.join(found)}, libzmq {zmq.zmq_version()}")
+def _version(module: ModuleType) -> str:
+    """Returns a package's version; msgpack has it as a tuple."""
+    return str(getattr(module, "__version__", "")) or ".".join(map(str, getattr(module, "version", ())))
 
 
 def venv(settings: Settings) -> Iterator[Finding]:
