@@ -82,7 +82,7 @@ TOPICS: dict[str, str] = {
     "message limits": "tests/wire/test_verbs.py tests/client/test_core.py tests/broker/test_admission.py",
     "order": "tests/broker/test_mailbox.py tests/broker/test_core.py tests/broker/test_mishaps.py "
     "tests/broker/test_recovery.py tests/broker/test_machine.py",
-    "process liveness": "tests/test_process.py tests/session/test_state.py",
+    "process liveness": "tests/test_process.py tests/session/test_leftovers.py",
     "process list": "tests/system/test_cmdline.py",
     "producer": "tests/client/test_producer.py",
     "rate limits": "tests/broker/test_admission.py tests/broker/test_core.py tests/broker/test_mishaps.py "
@@ -98,7 +98,8 @@ TOPICS: dict[str, str] = {
     "retransmission": "tests/client/test_core.py tests/client/test_reorder.py tests/broker/test_core.py "
     "tests/broker/test_mishaps.py tests/broker/test_recovery.py",
     "safe output": "tests/text/test_display.py tests/system/test_streams.py tests/real/test_surroundings.py",
-    "session files": "tests/session/test_owner_files.py tests/session/test_owner.py tests/session/test_state.py",
+    "session files": "tests/session/test_owner_files.py tests/session/test_owner.py tests/session/test_identity.py "
+    "tests/session/test_leftovers.py",
     "sessions": "tests/broker/test_core.py tests/broker/test_mishaps.py tests/broker/test_recovery.py "
     "tests/broker/test_machine.py",
     "signals": "tests/wire/test_wakeup.py",

@@ -1,4 +1,4 @@
-"""What a command says of arguments that it cannot read."""
+"""Errors of the argument parser."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err.splitlines()[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--to", "a", "--txt", "x"], "unrecognized arguments: --txt"),
-        (["--too=a", "--txt=x"], "unrecognized arguments: --too --txt"),
-        (["--to", "a", "--\x1b[31mtxt", "x"], "unrecognized arguments: --txt"),
-        (["--to", "a", "--text", "x", "--txt", "y"], "unrecognized arguments: --txt y"),
-        (["--to", "a"], "one of the arguments --text --file is required"),
-        (["--to=a", "--", "--txt"], "one of the arguments --text --file is required"),
-        (["--to", "a", "--text"], "argument --text: expected one argument"),
-    ],
-    ids=str,
-)
-def test_a_misspelt_flag_is_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    """Not the one that is missing because of it."""
-    assert said(capsys, *arguments) == f"error: usage: {message}"
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--to", "a", "--txt", "x"], "unrecognized arguments: --txt"),
+            (["--too=a", "--txt=x"], "unrecognized arguments: --too --txt"),
+            (["--to", "a", "--\x1b[31mtxt", "x"], "unrecognized arguments: --txt"),
+            (["--to", "a", "--text", "x", "--txt", "y"], "unrecognized arguments: --txt y"),
+            (["--to", "a"], "one of the arguments --text --file is required"),
+            (["--to=a", "--", "--txt"], "one of the arguments --text --file is required"),
+            (["--to", "a", "--text"], "argument --text: expected one argument"),
+        ],
+        ids=str,
+    )
+    def test_misspelt_flag_is_named(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    ) -> None:
+        """The error does not name the option that is missing because of it."""
+        assert said(capsys, *arguments) == f"error: usage: {message}"

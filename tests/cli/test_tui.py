@@ -1,4 +1,4 @@
-"""The screen of `zmqbus watch`: it fits, it holds what there is, and nothing in a message can draw on it."""
+"""The screen of `zmqbus watch`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def session(name: str, state: str = "live", **more: object) -> Session:
 
 
 def lines(look: Look, messages: list[Entry], width: int = 80, height: int = 24) -> list[str]:
-    """The screen as text."""
+    """The lines of the screen."""
     console = Console(width=width, height=height, force_terminal=True, color_system=None, legacy_windows=False)
     with console.capture() as capture:
         console.print(draw(9473, look, messages, width, height))
@@ -35,58 +35,61 @@ def message(number: int, **more: object) -> Entry:
     return entry_of(RECORD._replace(msg_id=f"id{number:010}", **{"body": f"text {number}".encode(), **more}))  # type: ignore[arg-type]
 
 
-def test_nobody_and_nothing() -> None:
-    found = lines(NOBODY, [])
-    assert found[0] == "zmqbus on port 9473: 0 live; 0.0 messages/s; 0 unread   (Ctrl-C ends)"
-    assert found[1] == "no sessions yet; to join one: zmqbus connect"
-    assert found[3] == "no messages yet"
+class TestScreen:
+    """It fits the terminal, shows everything it should, and no message can draw on it."""
 
+    def test_no_sessions_and_no_messages(self) -> None:
+        found = lines(NOBODY, [])
+        assert found[0] == "zmqbus on port 9473: 0 live; 0.0 messages/s; 0 unread   (Ctrl-C ends)"
+        assert found[1] == "no sessions yet; to join one: zmqbus connect"
+        assert found[3] == "no messages yet"
 
-def test_no_broker() -> None:
-    found = lines(Look([], {}, {}, "no broker runs on port 9473"), [message(1)])
-    assert found[0] == "no broker runs on port 9473"
-    assert found[2].endswith("orchestrator → auth: text 1")
+    def test_no_broker(self) -> None:
+        found = lines(Look([], {}, {}, "no broker runs on port 9473"), [message(1)])
+        assert found[0] == "no broker runs on port 9473"
+        assert found[2].endswith("orchestrator → auth: text 1")
 
+    def test_sessions_and_messages(self) -> None:
+        look = Look(
+            [
+                session("pay", "away", away_s=7300, waiting=1200),
+                session("auth", "busy", label="the one"),
+                session("web"),
+            ],
+            {"unread": 1200},
+            {"accepted": 12.34},
+            None,
+        )
+        found = lines(look, [message(1), message(2, to="all", to_session_id=None, reply_to="abcdef123456")], 100)
+        assert found[0] == "zmqbus on port 9473: 1 live, 1 busy, 1 away; 12.3 messages/s; 1,200 unread   (Ctrl-C ends)"
+        assert [row.split() for row in found[1:5]] == [
+            ["NAME", "STATE", "UNREAD", "PROJECT", "LABEL"],
+            ["auth", "busy", "-", "project", "the", "one"],
+            ["web", "live", "-", "project", "-"],
+            ["pay", "away", "2h", "1,200", "project", "-"],
+        ]
+        assert found[6].endswith("orchestrator → auth: text 1")
+        assert found[7].endswith("orchestrator → all re=abcdef123456: text 2")
 
-def test_sessions_and_messages() -> None:
-    look = Look(
-        [session("pay", "away", away_s=7300, waiting=1200), session("auth", "busy", label="the one"), session("web")],
-        {"unread": 1200},
-        {"accepted": 12.34},
-        None,
-    )
-    found = lines(look, [message(1), message(2, to="all", to_session_id=None, reply_to="abcdef123456")], 100)
-    assert found[0] == "zmqbus on port 9473: 1 live, 1 busy, 1 away; 12.3 messages/s; 1,200 unread   (Ctrl-C ends)"
-    assert [row.split() for row in found[1:5]] == [
-        ["NAME", "STATE", "UNREAD", "PROJECT", "LABEL"],
-        ["auth", "busy", "-", "project", "the", "one"],
-        ["web", "live", "-", "project", "-"],
-        ["pay", "away", "2h", "1,200", "project", "-"],
-    ]
-    assert found[6].endswith("orchestrator → auth: text 1")
-    assert found[7].endswith("orchestrator → all re=abcdef123456: text 2")
+    @pytest.mark.parametrize("width", [20, 40, 60, 200])
+    @pytest.mark.parametrize("height", [8, 14, 50])
+    @pytest.mark.parametrize("count", [0, 3, 200])
+    def test_screen_fits_the_terminal(self, width: int, height: int, count: int) -> None:
+        look = Look([session(f"session-{number:03}") for number in range(count)], {}, {}, None)
+        messages = [message(number, body=b"x" * 300) for number in range(100)]
+        found = lines(look, messages, max(width, 40), height)
+        assert len(found) <= height
+        assert max(map(len, found)) <= max(width, 40)
+        assert found[-1].endswith("…")
+        if count == 200:
+            assert sum("session-" in row for row in found) >= 2
+            assert any(row.endswith("more: zmqbus list --all") for row in found)
 
-
-@pytest.mark.parametrize("width", [20, 40, 60, 200])
-@pytest.mark.parametrize("height", [8, 14, 50])
-@pytest.mark.parametrize("count", [0, 3, 200])
-def test_it_fits(width: int, height: int, count: int) -> None:
-    look = Look([session(f"session-{number:03}") for number in range(count)], {}, {}, None)
-    messages = [message(number, body=b"x" * 300) for number in range(100)]
-    found = lines(look, messages, max(width, 40), height)
-    assert len(found) <= height
-    assert max(map(len, found)) <= max(width, 40)
-    assert found[-1].endswith("…")
-    if count == 200:
-        assert sum("session-" in row for row in found) >= 2
-        assert any(row.endswith("more: zmqbus list --all") for row in found)
-
-
-def test_nothing_in_a_message_draws() -> None:
-    hostile = "[bold]\x1b[2J\x1b]0;title\x07\u202e[/] :skull:\nforged"
-    look = Look([session("auth", label="[red]x", project="/[blink]")], {}, {}, None)
-    found = "\n".join(lines(look, [message(1, body=hostile.encode(), from_name="[i]a", to="[u]b")], 120))
-    assert "[bold][/] :skull:↵forged" in found
-    assert "[i]a → [u]b" in found
-    assert "[red]x" in found and "[blink]" in found
-    assert "\x1b" not in found and "\u202e" not in found and "\x07" not in found
+    def test_messages_cannot_draw(self) -> None:
+        hostile = "[bold]\x1b[2J\x1b]0;title\x07\u202e[/] :skull:\nforged"
+        look = Look([session("auth", label="[red]x", project="/[blink]")], {}, {}, None)
+        found = "\n".join(lines(look, [message(1, body=hostile.encode(), from_name="[i]a", to="[u]b")], 120))
+        assert "[bold][/] :skull:↵forged" in found
+        assert "[i]a → [u]b" in found
+        assert "[red]x" in found and "[blink]" in found
+        assert "\x1b" not in found and "\u202e" not in found and "\x07" not in found

@@ -1,7 +1,7 @@
-"""The plugin's manifests, field by field, the links below plugin/, and what SKILL.md says about the commands.
+"""The plugin's manifests, the links below plugin/, and the commands in SKILL.md.
 
-Clients take much that they then do not use: a monitor with a wrong `when` or an unknown field is dropped without a
-word. So what is written there is held to what is documented, and not to what a client takes.
+Clients accept much that they then do not use: they silently drop a monitor with a wrong `when` or an unknown field. So
+the manifests are checked against the documentation, not against what a client accepts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PLUGIN = ROOT / "plugin"
 SKILL = PLUGIN / "skills" / "inter-session"
 TIMEOUT_S = 90.0
 
-#: What a plugin and its stand-alone skill need of the repository, as links.
+#: Parts of the repository that the plugin and its stand-alone skill link to.
 LINKED = ("bin", "zmqbus", "requirements.txt")
 
-#: What the client puts in; it sets none of them in the environment of what it starts.
+#: Variables that the client substitutes; it does not set them in the environment of the processes that it starts.
 VARIABLES = {"CLAUDE_PLUGIN_ROOT", "CLAUDE_PLUGIN_DATA", "CLAUDE_PROJECT_DIR"}
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
 EVENTS = {"SessionStart", "UserPromptSubmit", "Stop"}
-#: A prompt waits for its hook.
+#: A prompt waits for its hook this long at most.
 MAX_HOOK_TIMEOUT_S = 10
 
 OPTION_FIELDS = {
@@ -46,7 +46,7 @@ OPTION_TYPES = {"string", "number", "boolean", "directory", "file"}
 
 
 def load(path: Path) -> Any:
-    """What a JSON file holds. Each field is given once: of two, a reader may take either."""
+    """The content of a JSON file in which no field is given twice, since a reader may take either."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         assert len({name for name, _ in pairs}) == len(pairs), f"a field of {path} is given twice"
@@ -56,11 +56,8 @@ def load(path: Path) -> Any:
 
 
 def is_line(value: object) -> bool:
-    """A text that a dialogue can show in one line."""
+    """Whether a dialogue can show this text in one line."""
     return isinstance(value, str) and bool(value) and value == value.strip() and value.isprintable()
-
-
-# --- marketplace.json -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -73,91 +70,14 @@ def manifest() -> Any:
     return load(PLUGIN / ".claude-plugin" / "plugin.json")
 
 
-def test_the_marketplace(marketplace: Any) -> None:
-    assert set(marketplace) <= {"name", "owner", "metadata", "plugins"}
-    assert marketplace["name"] == "zmqbus"
-    assert set(marketplace["owner"]) <= {"name", "email", "url"} and is_line(marketplace["owner"]["name"])
-    metadata = marketplace.get("metadata", {})
-    assert set(metadata) <= {"description"} and all(map(is_line, metadata.values()))
-
-
-def test_the_marketplace_lists_the_plugin(marketplace: Any, manifest: Any) -> None:
-    (plugin,) = marketplace["plugins"]
-    assert set(plugin) == {"name", "source", "description"}, "the version stands in plugin.json alone"
-    assert plugin["name"] == manifest["name"]
-    assert plugin["description"] == manifest["description"]
-    assert plugin["source"].startswith("./") and ".." not in plugin["source"]
-    assert (ROOT / plugin["source"]).resolve() == PLUGIN
-
-
-# --- plugin.json ------------------------------------------------------------------------------------------------
-
-
-def test_the_plugin(manifest: Any) -> None:
-    assert set(manifest) <= {
-        *("name", "version", "description", "author", "homepage", "repository", "license", "keywords"),
-        *("experimental", "userConfig"),
-    }
-    assert manifest["name"] == auto_start.PLUGIN == "inter-session"
-    assert manifest["version"] == zmqbus.__version__
-    assert is_line(manifest["description"])
-    assert manifest["license"] == "MIT"
-    assert manifest["keywords"] and all(map(is_line, manifest["keywords"]))
-    assert isinstance(manifest["author"], dict), "a text is refused"
-    assert set(manifest["author"]) <= {"name", "email", "url"} and is_line(manifest["author"]["name"])
-
-
-def test_where_the_monitors_are(manifest: Any) -> None:
-    assert set(manifest["experimental"]) == {"monitors"}
-    path = manifest["experimental"]["monitors"]
-    assert path.startswith("./") and ".." not in path
-    assert (PLUGIN / path).is_file() and (PLUGIN / path) == PLUGIN / "monitors" / "monitors.json"
-
-
-def test_the_options(manifest: Any) -> None:
-    options = manifest["userConfig"]
-    assert set(options) == {"port", "idle_shutdown_minutes"}
-    for name, option in options.items():
-        assert set(option) <= OPTION_FIELDS, name
-        assert option["type"] in OPTION_TYPES, name
-        assert is_line(option["title"]) and is_line(option["description"]), name
-        assert not option.get("required"), f"{name}: nobody should have to answer a question to install it"
-        assert not option.get("sensitive"), f"{name}: those are not told to hooks as they are"
-
-
-def test_the_options_are_the_settings(manifest: Any) -> None:
-    port, minutes = manifest["userConfig"]["port"], manifest["userConfig"]["idle_shutdown_minutes"]
-    assert port["type"] == minutes["type"] == "number"
-    assert port["default"] == settings.DEFAULT_PORT
-    assert (port["min"], port["max"]) == (settings.MIN_PORT, settings.MAX_PORT)
-    assert minutes["default"] == settings.DEFAULT_IDLE_SHUTDOWN_MIN
-    assert minutes["min"] == 0 and minutes.get("max", 0) <= settings.MAX_IDLE_SHUTDOWN_MIN
-
-
-@pytest.mark.parametrize("at", ["default", "min", "max"])
-def test_each_value_that_can_be_set_is_taken(manifest: Any, at: str) -> None:
-    warnings: list[str] = []
-    environ = {
-        f"CLAUDE_PLUGIN_OPTION_{name.upper()}": str(option[at])
-        for name, option in manifest["userConfig"].items()
-        if at in option
-    }
-    found = settings.load(environ={"HOME": "/home/u", **environ}, warn=warnings.append)
-    assert warnings == []
-    assert str(found.port) == environ["CLAUDE_PLUGIN_OPTION_PORT"]
-
-
-# --- monitors.json and hooks.json -------------------------------------------------------------------------------
-
-
 def check_variables(command: str) -> None:
-    """Only what the client knows is put in, and a path with a blank or a `;` in it stays one word.
+    """Checks that a command uses only variables that the client substitutes, in double quotes: paths may have blanks.
 
     `${user_config…}` is refused by clients, and then the whole monitor is missing.
     """
     assert "user_config" not in command
     assert set(VARIABLE.findall(command)) <= VARIABLES
-    assert command.count("$") == len(VARIABLE.findall(command)), "what is no ${…} a shell would have to fill in"
+    assert command.count("$") == len(VARIABLE.findall(command)), "a shell would have to substitute anything but ${…}"
     inside = False
     for number, part in enumerate(re.split(r'(")', command)):
         if number % 2:
@@ -168,7 +88,7 @@ def check_variables(command: str) -> None:
 
 
 def script_of(words: list[str]) -> Path:
-    """The script that a command line starts; python3 and the `exec` before it are no scripts."""
+    """The script that a command line runs with python3."""
     (script,) = [word for word in words if "${CLAUDE_PLUGIN_ROOT}/" in word]
     path = Path(script.replace("${CLAUDE_PLUGIN_ROOT}", str(PLUGIN)))
     assert path.is_relative_to(PLUGIN) and ".." not in path.parts
@@ -176,79 +96,16 @@ def script_of(words: list[str]) -> Path:
     return path
 
 
-def test_the_monitors() -> None:
-    monitors = load(PLUGIN / "monitors" / "monitors.json")
-    assert isinstance(monitors, list)
-    for monitor in monitors:
-        assert set(monitor) == {"name", "command", "description", "when"}
-        assert all(map(is_line, monitor.values()))
-        assert monitor["when"] in ("always", "on-skill-invoke:inter-session")
-        check_variables(monitor["command"])
-        check, told, command = monitor["command"].partition("; }; ")
-        assert check.startswith("command -v python3 >/dev/null || { echo '[inter-session] cannot connect: ") and told
-        words = shlex.split(command)
-        assert words[:2] == ["exec", "python3"], "a shell between would have to die with it"
-        assert script_of(words).name == "client.py"
-        assert set(words[3:]) <= flags("connect")
-    assert [monitor["name"] for monitor in monitors] == [auto_start.MONITOR]
-
-
-def test_the_monitor_starts_with_the_skill() -> None:
-    """Whoever installs the plugin has not asked for a listener in each session yet."""
-    (monitor,) = load(PLUGIN / "monitors" / "monitors.json")
-    assert monitor["when"] == auto_start.ON_SKILL
-    name = monitor["when"].partition(":")[2]
-    assert (PLUGIN / "skills" / name / "SKILL.md").is_file()
-
-
-def test_the_hooks() -> None:
-    hooks = load(PLUGIN / "hooks" / "hooks.json")
-    assert set(hooks) <= {"description", "hooks"} and is_line(hooks.get("description", "none"))
-    assert set(hooks["hooks"]) == EVENTS
-    for event, groups in hooks["hooks"].items():
-        (group,) = groups
-        assert set(group) == {"hooks"}, f"{event}: a matcher would leave some of its kinds out"
-        (hook,) = group["hooks"]
-        # No "args": clients before 2.1.139 do not know it, and would run a bare python3, with the event as its program.
-        assert set(hook) == {"type", "command", "timeout"} and hook["type"] == "command"
-        assert hook["command"] == (
-            '[ ! -r "$CLAUDE_PLUGIN_ROOT/bin/hook.py" ] || ! command -v python3 >/dev/null || '
-            'exec python3 "$CLAUDE_PLUGIN_ROOT/bin/hook.py"'
-        )
-        assert type(hook["timeout"]) is int and 0 < hook["timeout"] <= MAX_HOOK_TIMEOUT_S
-
-
-# --- links ------------------------------------------------------------------------------------------------------
-
-
 def entries(directory: Path) -> Iterator[Path]:
-    """All that is below a directory, without following links."""
+    """All entries below a directory, without following links."""
     for path in sorted(directory.iterdir()):
         yield path
         if path.is_dir() and not path.is_symlink():
             yield from entries(path)
 
 
-def test_links_stay_inside_and_lead_somewhere() -> None:
-    links = [path for path in entries(PLUGIN) if path.is_symlink()]
-    assert links
-    for link in links:
-        target = os.readlink(link)
-        assert not os.path.isabs(target), link
-        # Each step, too: a link by way of the outside leads elsewhere on another machine.
-        assert Path(os.path.normpath(link.parent / target)).is_relative_to(ROOT), link
-        assert link.resolve(strict=True).is_relative_to(ROOT), link
-
-
-@pytest.mark.parametrize("place", [PLUGIN, SKILL], ids=["plugin", "skill"])
-@pytest.mark.parametrize("name", LINKED)
-def test_what_is_linked(place: Path, name: str) -> None:
-    assert (place / name).is_symlink()
-    assert (place / name).resolve() == ROOT / name
-
-
 def in_git(*paths: str) -> dict[str, str]:
-    """Path -> mode of what git keeps below `paths`."""
+    """Path -> mode of all files that git stores below `paths`."""
     done = subprocess.run(
         ["git", "ls-files", "-s", "-z", "--", *paths], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
     )
@@ -267,40 +124,11 @@ def _checkout() -> None:
         pytest.skip("this is no checkout of git")
 
 
-@pytest.mark.usefixtures("_checkout")
-def test_links_are_links_in_git_and_nowhere_copies() -> None:
-    modes = in_git("plugin")
-    for place in ("plugin", "plugin/skills/inter-session"):
-        for name in LINKED:
-            assert modes.get(f"{place}/{name}") == "120000", f"{place}/{name}"
-            assert not [path for path in modes if path.startswith(f"{place}/{name}/")]
-
-
-@pytest.mark.usefixtures("_checkout")
-def test_scripts_may_be_run_in_git() -> None:
-    """Whoever installs from git gets the modes that git keeps."""
-    modes = in_git("bin")
-    assert modes and set(modes.values()) == {"100755"}
-
-
-def test_nothing_is_added_to_the_plugin_by_accident() -> None:
-    """All of the plugin's directory is copied to those who install it."""
-    there = {str(path.relative_to(PLUGIN)) for path in entries(PLUGIN) if path.is_symlink() or path.is_file()}
-    assert there <= {
-        *(".claude-plugin/plugin.json", "monitors/monitors.json", "hooks/hooks.json", "README.md", "LICENSE"),
-        *("skills/inter-session/SKILL.md", "skills/inter-session/LICENSE"),
-        *LINKED,
-        *(f"skills/inter-session/{name}" for name in LINKED),
-    }
-
-
-# --- SKILL.md ---------------------------------------------------------------------------------------------------
-
 FRONTMATTER = re.compile(r"---\n(.*?)\n---\n(.*)", re.DOTALL)
 FIELD = re.compile(r"([a-z-]+):(?: (.*))?")
 FIELDS = {"name", "description", "argument-hint", "allowed-tools", "license", "metadata", "disable-model-invocation"}
 MAX_DESCRIPTION_CHARS = 1024
-#: All of it is read by each session that uses it.
+#: Each session that uses the skill reads all of it.
 MAX_LINES = 350
 
 
@@ -309,7 +137,7 @@ def skill_text() -> str:
 
 
 def frontmatter() -> dict[str, str]:
-    """The fields between the two rules, in the part of YAML that is used there: `key: text`, and `key: >-` blocks."""
+    """The fields of the front matter. Understands the YAML used there: `key: text`, and `key: >-` blocks."""
     match = FRONTMATTER.fullmatch(skill_text())
     assert match, "SKILL.md begins with its fields, between two lines of ---"
     fields: dict[str, str] = {}
@@ -328,27 +156,13 @@ def frontmatter() -> dict[str, str]:
 
 
 def plain(value: str) -> str:
-    """The text that a scalar of YAML stands for; what would mean something else without quotes is refused."""
+    """The text of a YAML scalar; refuses text that would mean something else without quotes."""
     if value[:1] == value[-1:] == '"' and len(value) > 1:
         text: str = json.loads(value)
         return text
     assert value and value[0] not in "'[]{}&*!|>%@`#,?-", f"wants quotes: {value}"
     assert ": " not in value and " #" not in value and not value.endswith(":"), f"wants quotes: {value}"
     return value
-
-
-def test_the_frontmatter() -> None:
-    fields = frontmatter()
-    assert set(fields) <= FIELDS
-    assert fields["name"] == "inter-session" == SKILL.name
-    assert 0 < len(fields["description"]) <= MAX_DESCRIPTION_CHARS
-    for name, value in fields.items():
-        assert value, name
-        assert not set("<>") & set(value), f"{name}: no angle brackets"
-
-
-def test_the_skill_is_short() -> None:
-    assert len(skill_text().splitlines()) <= MAX_LINES
 
 
 #: Code: fenced, indented by four, or between backticks. Fences first, as their marks are backticks too.
@@ -362,7 +176,7 @@ WORD_FLAG = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)")
 #: Ends a command line in a shell.
 END = re.compile(r"[;|&#]|<<")
 
-#: Script -> subcommand that it is.
+#: Script -> its subcommand.
 SCRIPTS = {
     "client.py": "connect",
     "send.py": "send",
@@ -383,7 +197,7 @@ def code() -> list[str]:
 
 
 def uses() -> list[tuple[str, str]]:
-    """(subcommand, the rest of its command line) for all that SKILL.md tells to run."""
+    """(subcommand, the rest of its command line) for every command in SKILL.md."""
     found = []
     for line in code():
         for match in SUBCOMMAND.finditer(line.replace('"', "")):
@@ -398,7 +212,7 @@ def uses() -> list[tuple[str, str]]:
 
 @lru_cache
 def flags(subcommand: str) -> frozenset[str]:
-    """The flags that a subcommand takes, as its --help tells them."""
+    """The flags in the --help of a subcommand."""
     done = subprocess.run(
         [sys.executable, ROOT / "bin" / "zmqbus", subcommand, "--help"],
         stdin=subprocess.DEVNULL,
@@ -412,33 +226,6 @@ def flags(subcommand: str) -> frozenset[str]:
     return frozenset(WORD_FLAG.findall(" ".join([usage, *(line.split("  ")[0] for line in listed)])))
 
 
-def test_the_flags_are_read_from_the_help(data_dir: Path) -> None:
-    """What the tests below stand on."""
-    assert {"--to", "--text-file", "--reply-to", "--help", "-h"} <= flags("send")
-    assert "--name" not in flags("send") and "--yes" in flags("install-deps")
-
-
-def test_the_skill_tells_what_to_run() -> None:
-    told = {subcommand for subcommand, _ in uses()}
-    assert {"connect", "send", "list", "inbox", "rename", "status", "disconnect", "install-deps"} <= told
-
-
-def test_each_script_of_the_skill_is_there() -> None:
-    named = {match[1] or match[2] for line in code() for match in SCRIPT.finditer(line)}
-    assert {"zmqbus", "client.py"} <= named
-    for name in named:
-        for place in (SKILL, PLUGIN):
-            path = place / "bin" / name
-            assert path.is_file() and os.access(path, os.X_OK), name
-
-
-def test_the_skill_needs_no_run_bits() -> None:
-    """A cache of the client may have lost them."""
-    text = (SKILL / "SKILL.md").read_text("utf-8")
-    starts = re.findall(r'(\S*) ?"\$\{CLAUDE_SKILL_DIR\}/bin/', text)
-    assert starts and all(start.endswith("python3") for start in starts), starts
-
-
 def sh(command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["/bin/sh", "-c", command],
@@ -450,64 +237,250 @@ def sh(command: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_hook_that_cannot_run_says_nothing_and_blocks_nothing(tmp_path: Path) -> None:
-    """An exit status of 2, which python has for a script that is not there, would hold up each prompt for ever."""
-    command = load(PLUGIN / "hooks" / "hooks.json")["hooks"]["Stop"][0]["hooks"][0]["command"]
-    python = tmp_path / "bin"
-    python.mkdir()
-    (python / "python3").symlink_to(sys.executable)
-    for root, path in ((tmp_path / "gone", python), (PLUGIN, tmp_path)):
-        done = sh(command, CLAUDE_PLUGIN_ROOT=str(root), PATH=str(path))
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (sh(command, PATH=str(python)).returncode, sh(command, PATH=str(python)).stdout) == (0, "")
-
-
-def test_a_hook_runs_from_any_path(tmp_path: Path) -> None:
-    command = load(PLUGIN / "hooks" / "hooks.json")["hooks"]["Stop"][0]["hooks"][0]["command"]
-    odd = tmp_path / 'a "$HOME" `x`'
-    (odd / "bin").mkdir(parents=True)
-    (odd / "bin" / "hook.py").write_text("print('here')\n")
-    (tmp_path / "python3").symlink_to(sys.executable)
-    assert sh(command, CLAUDE_PLUGIN_ROOT=str(odd), PATH=str(tmp_path)).stdout == "here\n"
-
-
-def test_a_monitor_without_python_says_so_on_stdout(tmp_path: Path) -> None:
-    (monitor,) = load(PLUGIN / "monitors" / "monitors.json")
-    done = sh(monitor["command"], PATH=str(tmp_path))
-    assert done.stdout.startswith("[inter-session] cannot connect: there is no python3 on the PATH")
-    assert (done.returncode, done.stderr) == (1, "")
-
-
-def test_each_subcommand_of_the_skill_is_there() -> None:
-    unknown = {subcommand for subcommand, _ in uses() if subcommand not in COMMANDS}
-    assert not unknown
-
-
-def test_each_flag_of_the_skill_is_taken(data_dir: Path) -> None:
-    wrong = [
-        f"zmqbus {subcommand} {flag}"
-        for subcommand, rest in uses()
-        if subcommand in COMMANDS
-        for flag in WORD_FLAG.findall(without_texts(rest))
-        if flag not in flags(subcommand)
-    ]
-    assert not wrong
-
-
-def test_flags_that_stand_alone_are_taken_by_some_command(data_dir: Path) -> None:
-    """`--peek leaves them unread`: which command it is of stands in the text around."""
-    known = frozenset().union(*map(flags, COMMANDS))
-    alone = [flag for piece in code() if piece.startswith("-") for flag in WORD_FLAG.findall(without_texts(piece))]
-    assert [flag for flag in alone if flag not in known] == []
-
-
 def without_texts(line: str) -> str:
-    """A command line without what stands between single quotes: that is said to people."""
+    """A command line without the texts in single quotes."""
     return re.sub(r"'[^']*'", "''", line)
 
 
-def test_variables_in_paths_are_quoted() -> None:
-    """A home directory may have a blank in its name."""
-    for line in code():
-        if "${CLAUDE_SKILL_DIR}/" in line:
-            assert '"${CLAUDE_SKILL_DIR}/' in line, line
+class TestMarketplace:
+    def test_fields(self, marketplace: Any) -> None:
+        assert set(marketplace) <= {"name", "owner", "metadata", "plugins"}
+        assert marketplace["name"] == "zmqbus"
+        assert set(marketplace["owner"]) <= {"name", "email", "url"} and is_line(marketplace["owner"]["name"])
+        metadata = marketplace.get("metadata", {})
+        assert set(metadata) <= {"description"} and all(map(is_line, metadata.values()))
+
+    def test_lists_the_plugin(self, marketplace: Any, manifest: Any) -> None:
+        (plugin,) = marketplace["plugins"]
+        assert set(plugin) == {"name", "source", "description"}, "only plugin.json has the version"
+        assert plugin["name"] == manifest["name"]
+        assert plugin["description"] == manifest["description"]
+        assert plugin["source"].startswith("./") and ".." not in plugin["source"]
+        assert (ROOT / plugin["source"]).resolve() == PLUGIN
+
+
+class TestPlugin:
+    def test_fields(self, manifest: Any) -> None:
+        assert set(manifest) <= {
+            *("name", "version", "description", "author", "homepage", "repository", "license", "keywords"),
+            *("experimental", "userConfig"),
+        }
+        assert manifest["name"] == auto_start.PLUGIN == "inter-session"
+        assert manifest["version"] == zmqbus.__version__
+        assert is_line(manifest["description"])
+        assert manifest["license"] == "MIT"
+        assert manifest["keywords"] and all(map(is_line, manifest["keywords"]))
+        assert isinstance(manifest["author"], dict), "clients refuse a text"
+        assert set(manifest["author"]) <= {"name", "email", "url"} and is_line(manifest["author"]["name"])
+
+    def test_path_of_the_monitors(self, manifest: Any) -> None:
+        assert set(manifest["experimental"]) == {"monitors"}
+        path = manifest["experimental"]["monitors"]
+        assert path.startswith("./") and ".." not in path
+        assert (PLUGIN / path).is_file() and (PLUGIN / path) == PLUGIN / "monitors" / "monitors.json"
+
+    def test_options(self, manifest: Any) -> None:
+        options = manifest["userConfig"]
+        assert set(options) == {"port", "idle_shutdown_minutes"}
+        for name, option in options.items():
+            assert set(option) <= OPTION_FIELDS, name
+            assert option["type"] in OPTION_TYPES, name
+            assert is_line(option["title"]) and is_line(option["description"]), name
+            assert not option.get("required"), f"{name}: an installation must not ask questions"
+            assert not option.get("sensitive"), f"{name}: hooks do not get sensitive options"
+
+    def test_options_match_the_settings(self, manifest: Any) -> None:
+        port, minutes = manifest["userConfig"]["port"], manifest["userConfig"]["idle_shutdown_minutes"]
+        assert port["type"] == minutes["type"] == "number"
+        assert port["default"] == settings.DEFAULT_PORT
+        assert (port["min"], port["max"]) == (settings.MIN_PORT, settings.MAX_PORT)
+        assert minutes["default"] == settings.DEFAULT_IDLE_SHUTDOWN_MIN
+        assert minutes["min"] == 0 and minutes.get("max", 0) <= settings.MAX_IDLE_SHUTDOWN_MIN
+
+    @pytest.mark.parametrize("at", ["default", "min", "max"])
+    def test_settings_accept_every_limit(self, manifest: Any, at: str) -> None:
+        warnings: list[str] = []
+        environ = {
+            f"CLAUDE_PLUGIN_OPTION_{name.upper()}": str(option[at])
+            for name, option in manifest["userConfig"].items()
+            if at in option
+        }
+        found = settings.load(environ={"HOME": "/home/u", **environ}, warn=warnings.append)
+        assert warnings == []
+        assert str(found.port) == environ["CLAUDE_PLUGIN_OPTION_PORT"]
+
+
+class TestMonitors:
+    def test_fields_and_command(self) -> None:
+        monitors = load(PLUGIN / "monitors" / "monitors.json")
+        assert isinstance(monitors, list)
+        for monitor in monitors:
+            assert set(monitor) == {"name", "command", "description", "when"}
+            assert all(map(is_line, monitor.values()))
+            assert monitor["when"] in ("always", "on-skill-invoke:inter-session")
+            check_variables(monitor["command"])
+            check, separator, command = monitor["command"].partition("; }; ")
+            assert check.startswith("command -v python3 >/dev/null || { echo '[inter-session] cannot connect: ")
+            assert separator
+            words = shlex.split(command)
+            assert words[:2] == ["exec", "python3"], "no shell may stay between the client and the listener"
+            assert script_of(words).name == "client.py"
+            assert set(words[3:]) <= flags("connect")
+        assert [monitor["name"] for monitor in monitors] == [auto_start.MONITOR]
+
+    def test_monitor_starts_with_the_skill(self) -> None:
+        """Installing the plugin does not ask for a listener in each session."""
+        (monitor,) = load(PLUGIN / "monitors" / "monitors.json")
+        assert monitor["when"] == auto_start.ON_SKILL
+        name = monitor["when"].partition(":")[2]
+        assert (PLUGIN / "skills" / name / "SKILL.md").is_file()
+
+    def test_missing_python_is_reported_on_stdout(self, tmp_path: Path) -> None:
+        (monitor,) = load(PLUGIN / "monitors" / "monitors.json")
+        done = sh(monitor["command"], PATH=str(tmp_path))
+        assert done.stdout.startswith("[inter-session] cannot connect: there is no python3 on the PATH")
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+class TestHooks:
+    def test_fields_and_command(self) -> None:
+        hooks = load(PLUGIN / "hooks" / "hooks.json")
+        assert set(hooks) <= {"description", "hooks"} and is_line(hooks.get("description", "none"))
+        assert set(hooks["hooks"]) == EVENTS
+        for event, groups in hooks["hooks"].items():
+            (group,) = groups
+            assert set(group) == {"hooks"}, f"{event}: a matcher would omit some of its kinds"
+            (hook,) = group["hooks"]
+            # No "args": clients before 2.1.139 do not know it, and would run a bare python3 with the event as program.
+            assert set(hook) == {"type", "command", "timeout"} and hook["type"] == "command"
+            assert hook["command"] == (
+                '[ ! -r "$CLAUDE_PLUGIN_ROOT/bin/hook.py" ] || ! command -v python3 >/dev/null || '
+                'exec python3 "$CLAUDE_PLUGIN_ROOT/bin/hook.py"'
+            )
+            assert type(hook["timeout"]) is int and 0 < hook["timeout"] <= MAX_HOOK_TIMEOUT_S
+
+    def test_hook_that_cannot_run_blocks_nothing(self, tmp_path: Path) -> None:
+        """Python exits with 2 where the script is missing, and that status would block every prompt."""
+        command = load(PLUGIN / "hooks" / "hooks.json")["hooks"]["Stop"][0]["hooks"][0]["command"]
+        python = tmp_path / "bin"
+        python.mkdir()
+        (python / "python3").symlink_to(sys.executable)
+        for root, path in ((tmp_path / "gone", python), (PLUGIN, tmp_path)):
+            done = sh(command, CLAUDE_PLUGIN_ROOT=str(root), PATH=str(path))
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (sh(command, PATH=str(python)).returncode, sh(command, PATH=str(python)).stdout) == (0, "")
+
+    def test_hook_runs_from_any_path(self, tmp_path: Path) -> None:
+        command = load(PLUGIN / "hooks" / "hooks.json")["hooks"]["Stop"][0]["hooks"][0]["command"]
+        odd = tmp_path / 'a "$HOME" `x`'
+        (odd / "bin").mkdir(parents=True)
+        (odd / "bin" / "hook.py").write_text("print('here')\n")
+        (tmp_path / "python3").symlink_to(sys.executable)
+        assert sh(command, CLAUDE_PLUGIN_ROOT=str(odd), PATH=str(tmp_path)).stdout == "here\n"
+
+
+class TestFiles:
+    def test_links_lead_to_files_of_the_repository(self) -> None:
+        links = [path for path in entries(PLUGIN) if path.is_symlink()]
+        assert links
+        for link in links:
+            target = os.readlink(link)
+            assert not os.path.isabs(target), link
+            # Every step as well: a link that leaves the repository leads elsewhere on another machine.
+            assert Path(os.path.normpath(link.parent / target)).is_relative_to(ROOT), link
+            assert link.resolve(strict=True).is_relative_to(ROOT), link
+
+    @pytest.mark.parametrize("place", [PLUGIN, SKILL], ids=["plugin", "skill"])
+    @pytest.mark.parametrize("name", LINKED)
+    def test_linked_directories_and_files(self, place: Path, name: str) -> None:
+        assert (place / name).is_symlink()
+        assert (place / name).resolve() == ROOT / name
+
+    @pytest.mark.usefixtures("_checkout")
+    def test_git_stores_links_as_links(self) -> None:
+        modes = in_git("plugin")
+        for place in ("plugin", "plugin/skills/inter-session"):
+            for name in LINKED:
+                assert modes.get(f"{place}/{name}") == "120000", f"{place}/{name}"
+                assert not [path for path in modes if path.startswith(f"{place}/{name}/")]
+
+    @pytest.mark.usefixtures("_checkout")
+    def test_git_stores_scripts_as_executable(self) -> None:
+        """An installation from git gets the modes that git stores."""
+        modes = in_git("bin")
+        assert modes and set(modes.values()) == {"100755"}
+
+    def test_plugin_contains_no_other_files(self) -> None:
+        """An installation copies the whole directory."""
+        there = {str(path.relative_to(PLUGIN)) for path in entries(PLUGIN) if path.is_symlink() or path.is_file()}
+        assert there <= {
+            *(".claude-plugin/plugin.json", "monitors/monitors.json", "hooks/hooks.json", "README.md", "LICENSE"),
+            *("skills/inter-session/SKILL.md", "skills/inter-session/LICENSE"),
+            *LINKED,
+            *(f"skills/inter-session/{name}" for name in LINKED),
+        }
+
+
+class TestSkill:
+    """SKILL.md matches the commands."""
+
+    def test_frontmatter(self) -> None:
+        fields = frontmatter()
+        assert set(fields) <= FIELDS
+        assert fields["name"] == "inter-session" == SKILL.name
+        assert 0 < len(fields["description"]) <= MAX_DESCRIPTION_CHARS
+        for name, value in fields.items():
+            assert value, name
+            assert not set("<>") & set(value), f"{name}: no angle brackets"
+
+    def test_length(self) -> None:
+        assert len(skill_text().splitlines()) <= MAX_LINES
+
+    def test_flags_are_read_from_the_help(self, data_dir: Path) -> None:
+        """The other tests rely on this."""
+        assert {"--to", "--text-file", "--reply-to", "--help", "-h"} <= flags("send")
+        assert "--name" not in flags("send") and "--yes" in flags("install-deps")
+
+    def test_names_the_main_commands(self) -> None:
+        named = {subcommand for subcommand, _ in uses()}
+        assert {"connect", "send", "list", "inbox", "rename", "status", "disconnect", "install-deps"} <= named
+
+    def test_every_named_script_exists(self) -> None:
+        named = {match[1] or match[2] for line in code() for match in SCRIPT.finditer(line)}
+        assert {"zmqbus", "client.py"} <= named
+        for name in named:
+            for place in (SKILL, PLUGIN):
+                path = place / "bin" / name
+                assert path.is_file() and os.access(path, os.X_OK), name
+
+    def test_scripts_are_started_by_python(self) -> None:
+        """A cache of the client may have lost the executable bits."""
+        text = (SKILL / "SKILL.md").read_text("utf-8")
+        starts = re.findall(r'(\S*) ?"\$\{CLAUDE_SKILL_DIR\}/bin/', text)
+        assert starts and all(start.endswith("python3") for start in starts), starts
+
+    def test_every_named_subcommand_exists(self) -> None:
+        unknown = {subcommand for subcommand, _ in uses() if subcommand not in COMMANDS}
+        assert not unknown
+
+    def test_every_named_flag_exists(self, data_dir: Path) -> None:
+        wrong = [
+            f"zmqbus {subcommand} {flag}"
+            for subcommand, rest in uses()
+            if subcommand in COMMANDS
+            for flag in WORD_FLAG.findall(without_texts(rest))
+            if flag not in flags(subcommand)
+        ]
+        assert not wrong
+
+    def test_flags_named_alone_exist(self, data_dir: Path) -> None:
+        """`--peek leaves them unread`: the text around it names the command."""
+        known = frozenset().union(*map(flags, COMMANDS))
+        alone = [flag for piece in code() if piece.startswith("-") for flag in WORD_FLAG.findall(without_texts(piece))]
+        assert [flag for flag in alone if flag not in known] == []
+
+    def test_variables_in_paths_are_quoted(self) -> None:
+        """The path of a home directory may contain a blank."""
+        for line in code():
+            if "${CLAUDE_SKILL_DIR}/" in line:
+                assert '"${CLAUDE_SKILL_DIR}/' in line, line

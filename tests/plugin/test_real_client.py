@@ -1,9 +1,8 @@
-"""The plugin in the hands of the real client: validated, installed from git and from a directory, run, removed.
+"""The real client validates the plugin, installs it from git and from a directory, runs and removes it.
 
-The client is the newest one of its npm package, in a directory of its own. It gets an environment of its own, too: no
-account, no settings, no home but an empty one; and only `plugin …` and `--version` are run, which need no account and
-no model. Where the package cannot be had, these tests are skipped: what they would find, others find without a client,
-except for what a client does while it installs.
+The client is the newest one of its npm package, installed into its own directory. Its environment has no account, no
+settings and an empty home; only `plugin …` and `--version` are run, which need no account and no model. Where the
+package is not available these tests are skipped: other tests cover everything but the client's installation.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ PLUGIN_ID = "inter-session@zmqbus"
 #: The client refuses file:// URLs; git turns this one into a path, and nothing leaves the machine.
 URL = "https://zmqbus.invalid/zmqbus.git"
 
-#: Of the repository, with what links lead to.
+#: The parts of the repository that an installation needs, with the targets of links.
 NEEDED = (".claude-plugin", "LICENSE", "README.md", "bin", "plugin", "requirements.txt", "zmqbus")
 
-#: Who is offline should not have to wait for the tries that npm makes by itself, which take a minute.
+#: Without these, npm retries for a minute when there is no network.
 PATIENCE = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
-#: Some 100 MB have to come over the network.
+#: For downloading some 100 MB.
 INSTALL_TIMEOUT_S = 180.0
 CLIENT_TIMEOUT_S = 90.0
 COMMAND_TIMEOUT_S = 90.0
-#: A hook that is slowed down gives way and says nothing. Of so many one is fast enough.
+#: A hook that is slowed down ends without output; one of this many tries is fast enough.
 HOOK_TRIES = 50
 
 COMMANDS = ("client.py", "send.py", "list.py", "auto_start.py", "install_deps.py", "zmqbus")
@@ -51,20 +50,20 @@ Environment = Callable[["dict[str, str] | None"], "dict[str, str]"]
 
 
 def clean_env(home: Path) -> dict[str, str]:
-    """All that the client and npm get to see of the environment."""
+    """The environment of the client and of npm."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_TELEMETRY": "1",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        # So that what hangs can be found when the tests end.
+        # Marks processes that still run when the tests end.
         "ZMQBUS_TEST_RUN": os.environ.get("ZMQBUS_TEST_RUN", ""),
     }
 
 
 def npm_env(home: Path) -> dict[str, str]:
-    """As above, with what says how the registry is reached from here."""
+    """As `clean_env`, with the variables for reaching the registry."""
     ways = {f"npm_config_{name}" for name in ("registry", "cafile", "proxy", "https_proxy", "noproxy")}
     ways |= {"http_proxy", "https_proxy", "no_proxy", "node_extra_ca_certs", "ssl_cert_file"}
     return {**clean_env(home), **{name: value for name, value in os.environ.items() if name.lower() in ways}}
@@ -72,7 +71,7 @@ def npm_env(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The client's program. Skips where it cannot be had or does not run here."""
+    """The client's program. Skips where it is not available or does not run here."""
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("there is no npm here")
@@ -101,7 +100,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _runnable(prefix: Path, home: Path) -> Path:
-    """The one of the package's programs that runs: its own if its install script ran, else the one for this machine."""
+    """The program of the package that runs: its own if its install script ran, else the one for this machine."""
     machine = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     native = f"{PACKAGE}-{platform.system().lower()}-{machine}"
     tried = []
@@ -144,18 +143,18 @@ class Client:
         )
 
     def plugin(self, *args: str | Path) -> str:
-        """As `call`, where it has to go well; returns what it printed."""
+        """Runs `claude plugin …`, which must succeed; returns its output."""
         done = self.call(*args)
         assert done.returncode == 0, f"claude plugin {args}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def installed(self) -> dict[str, Any] | None:
-        """What `plugin list` says about this plugin."""
+        """The entry of this plugin in `plugin list`."""
         rows = json.loads(self.plugin("list", "--json"))
         return next((row for row in rows if row["id"] == PLUGIN_ID), None)
 
     def options(self) -> Any:
-        """What the user has set of the plugin's options."""
+        """The options of the plugin that the user has set."""
         kept = json.loads((self.home / ".claude" / "settings.json").read_bytes())
         return kept.get("pluginConfigs", {}).get(PLUGIN_ID, {}).get("options", {})
 
@@ -169,7 +168,7 @@ def client(binary: Path, tmp_path: Path) -> Client:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an installation needs of this repository, as it stands in the working tree, in a directory of its own."""
+    """A copy of the parts of the working tree that an installation needs."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *NEEDED],
         cwd=ROOT,
@@ -188,7 +187,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Repository:
-    """What others clone, and the work tree that it is pushed from."""
+    """A bare repository to clone, and the work tree from which it is pushed."""
 
     def __init__(self, checkout: Path, place: Path) -> None:
         self.work = place / "work"
@@ -200,7 +199,7 @@ class Repository:
         self.push()
 
     def push(self) -> None:
-        """Commits all of the work tree and makes it what others get."""
+        """Commits the whole work tree and pushes it."""
         identity = ("-c", "user.name=zmqbus", "-c", "user.email=zmqbus@zmqbus.invalid", "-c", "commit.gpgsign=false")
         self._git("add", "--all", "--force")
         self._git(*identity, "commit", "--quiet", "--message=all of it")
@@ -219,60 +218,18 @@ def repository(checkout: Path, tmp_path: Path) -> Repository:
 
 @pytest.fixture
 def from_git(client: Client, repository: Repository) -> Client:
-    """A client to which `URL` is the repository."""
+    """A client for which `URL` leads to the repository."""
     config = client.home / ".gitconfig"
     config.write_text(f'[url "{repository.bare.as_uri()}"]\n\tinsteadOf = {URL}\n[safe]\n\tdirectory = *\n')
     return client
 
 
-# --- validation -------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The plugin as an installation has it: files in the place of links."""
+    """The plugin with files in place of links, as an installation has it."""
     place = tmp_path / "plugin"
     shutil.copytree(ROOT / "plugin", place, ignore=shutil.ignore_patterns("__pycache__"))
     return place
-
-
-def test_the_plugin_is_valid(client: Client, copy: Path) -> None:
-    client.plugin("validate", "--strict", copy)
-
-
-def test_the_marketplace_is_valid(client: Client, checkout: Path) -> None:
-    client.plugin("validate", "--strict", checkout)
-
-
-def test_what_the_plugin_provides(client: Client, copy: Path) -> None:
-    """Validation passes for a monitor that the client cannot use; only what it lists tells."""
-    done = client.call("validate", "--strict", "--json", copy)
-    if done.returncode and not done.stdout.startswith("{"):
-        pytest.skip(f"this client has no --json: {done.stderr.strip()}")
-    report = json.loads(done.stdout)
-    if "provides" not in report:
-        pytest.skip("this client does not list what a plugin provides")
-    provides = report["provides"]
-    (monitor,) = json.loads((copy / "monitors" / "monitors.json").read_bytes())
-    assert [(row["name"], row["command"]) for row in provides["monitors"]] == [(monitor["name"], monitor["command"])]
-    hooks = json.loads((copy / "hooks" / "hooks.json").read_bytes())["hooks"]
-    assert sorted(row["event"] for row in provides["hooks"]) == sorted(hooks)
-    for row in provides["hooks"]:
-        assert row["command"] == hooks[row["event"]][0]["hooks"][0]["command"]
-    assert provides["skills"] == ["inter-session:inter-session"]
-    assert sorted(provides["bin"]) == sorted([*COMMANDS, "hook.py"])
-
-
-def test_a_fault_would_be_found(client: Client, copy: Path) -> None:
-    """What the tests above stand on: this client does look."""
-    path = copy / ".claude-plugin" / "plugin.json"
-    manifest = json.loads(path.read_bytes())
-    manifest["userConfig"]["port"]["colour"] = "blue"
-    path.write_text(json.dumps(manifest))
-    assert client.call("validate", "--strict", copy).returncode == 1
-
-
-# --- installation from git --------------------------------------------------------------------------------------
 
 
 def install(client: Client, source: str | Path, port: int) -> Path:
@@ -293,19 +250,6 @@ def remove(client: Client) -> None:
     assert "zmqbus" not in [row["name"] for row in json.loads(client.plugin("marketplace", "list", "--json"))]
 
 
-def test_an_installation_from_git_is_whole(from_git: Client, checkout: Path, free_port: int) -> None:
-    place = install(from_git, URL, free_port)
-    assert place.is_relative_to(from_git.home), "the client's own copy"
-    assert [path for path in place.rglob("*") if path.is_symlink()] == []
-    for part in (place, place / "skills" / "inter-session"):
-        for linked in ("bin", "zmqbus"):
-            assert contents(part / linked) == contents(checkout / linked)
-        assert (part / "requirements.txt").read_bytes() == (checkout / "requirements.txt").read_bytes()
-    skill = Path("skills", "inter-session", "SKILL.md")
-    assert (place / skill).read_bytes() == (checkout / "plugin" / skill).read_bytes()
-    remove(from_git)
-
-
 def contents(directory: Path) -> dict[str, tuple[bytes, bool]]:
     """Path -> content, and whether it may be run."""
     return {
@@ -313,68 +257,6 @@ def contents(directory: Path) -> dict[str, tuple[bytes, bool]]:
         for path in directory.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-
-
-def test_an_installation_from_git_works(from_git: Client, free_port: int, bin_env: Environment, data_dir: Path) -> None:
-    place = install(from_git, URL, free_port)
-    for bin_dir in (place / "bin", place / "skills" / "inter-session" / "bin"):
-        for script in COMMANDS:
-            done = run(bin_dir / script, "--help", env=bin_env(None))
-            assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: "), script
-    auto_start_works(place, bin_env(None))
-    the_bus_works(place, from_git.options()["port"], bin_env)
-    remove(from_git)
-
-
-def test_a_new_version_takes_the_place_of_the_old_one(
-    from_git: Client, repository: Repository, free_port: int, bin_env: Environment
-) -> None:
-    """What the user has set of the options stays; the monitor starts with the skill again, as auto_start.py says."""
-    old = install(from_git, URL, free_port)
-    done = run(old / "bin" / "auto_start.py", "--on", env=bin_env(None))
-    assert "an update of the plugin sets it back to off" in done.stdout
-    manifest = repository.work / "plugin" / ".claude-plugin" / "plugin.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_bytes()), "version": "99.0.0"}))
-    repository.push()
-    from_git.plugin("marketplace", "update", "zmqbus")
-    from_git.plugin("update", PLUGIN_ID)
-    row = from_git.installed()
-    assert row is not None and row["version"] == "99.0.0" and row["enabled"]
-    new = Path(row["installPath"])
-    assert new != old and contents(new / "bin") == contents(repository.work / "bin")
-    assert from_git.options() == {"port": free_port}
-    done = run(new / "bin" / "auto_start.py", env=bin_env(None))
-    assert done.stdout.startswith("auto-start is off")
-    remove(from_git)
-
-
-def test_it_can_be_switched_off_and_on(from_git: Client, free_port: int) -> None:
-    install(from_git, URL, free_port)
-    for switch, enabled in (("disable", False), ("enable", True)):
-        from_git.plugin(switch, PLUGIN_ID)
-        row = from_git.installed()
-        assert row is not None and row["enabled"] is enabled
-    assert from_git.options() == {"port": free_port}
-    remove(from_git)
-
-
-def test_an_installation_from_a_directory(
-    client: Client, checkout: Path, free_port: int, bin_env: Environment, data_dir: Path
-) -> None:
-    """As of a checkout in which somebody works."""
-    place = install(client, checkout, free_port)
-    for script in COMMANDS:
-        done = run(place / "bin" / script, "--help", env=bin_env(None))
-        assert (done.returncode, done.stderr) == (0, ""), script
-    done = run(place / "bin" / "auto_start.py", "--status", env=bin_env(None))
-    assert done.stdout.startswith("auto-start is off")
-    said = session_start(place, bin_env({"CLAUDE_PLUGIN_OPTION_PORT": str(free_port)}))
-    assert "is not on the bus" in said
-    remove(client)
-    assert (checkout / "plugin" / ".claude-plugin" / "plugin.json").is_file(), "it is not the client's to remove"
-
-
-# --- what an installation is used for ---------------------------------------------------------------------------
 
 
 def run(script: Path, *args: str, env: dict[str, str], input: str = "") -> subprocess.CompletedProcess[str]:
@@ -404,7 +286,7 @@ def auto_start_works(place: Path, env: dict[str, str]) -> None:
 
 
 def session_start(place: Path, env: dict[str, str]) -> str:
-    """What the hook tells a session that begins."""
+    """The hook's text for a session that starts."""
     event = json.dumps({"session_id": "abc", "cwd": "/", "hook_event_name": "SessionStart", "source": "startup"})
     for _ in range(HOOK_TRIES):
         done = run(place / "bin" / "hook.py", env=env, input=event)
@@ -416,7 +298,7 @@ def session_start(place: Path, env: dict[str, str]) -> str:
 
 
 def the_bus_works(place: Path, port: int, bin_env: Environment) -> None:
-    """The hook hands on the port that the user has set; the monitor takes it from there; a message gets through."""
+    """Checks that hook and monitor use the port that the user has set, and that a message arrives."""
     (monitor,) = json.loads((place / "monitors" / "monitors.json").read_bytes())
     command = monitor["command"].replace("${CLAUDE_PLUGIN_ROOT}", str(place))
     skill = place / "skills" / "inter-session" / "bin"
@@ -456,3 +338,110 @@ def the_bus_works(place: Path, port: int, bin_env: Environment) -> None:
         assert [row["name"] for row in json.loads(done.stdout)] == ["auth"]
         assert run(skill / "zmqbus", "disconnect", env=mine).stdout == "disconnected\n"
         assert listener.wait(COMMAND_TIMEOUT_S) == 0
+
+
+class TestValidation:
+    def test_plugin_is_valid(self, client: Client, copy: Path) -> None:
+        client.plugin("validate", "--strict", copy)
+
+    def test_marketplace_is_valid(self, client: Client, checkout: Path) -> None:
+        client.plugin("validate", "--strict", checkout)
+
+    def test_client_sees_all_parts_of_the_plugin(self, client: Client, copy: Path) -> None:
+        """Validation passes for a monitor that the client cannot use; only its list of parts shows that."""
+        done = client.call("validate", "--strict", "--json", copy)
+        if done.returncode and not done.stdout.startswith("{"):
+            pytest.skip(f"this client has no --json: {done.stderr.strip()}")
+        report = json.loads(done.stdout)
+        if "provides" not in report:
+            pytest.skip("this client does not list what a plugin provides")
+        provides = report["provides"]
+        (monitor,) = json.loads((copy / "monitors" / "monitors.json").read_bytes())
+        assert [(row["name"], row["command"]) for row in provides["monitors"]] == [
+            (monitor["name"], monitor["command"])
+        ]
+        hooks = json.loads((copy / "hooks" / "hooks.json").read_bytes())["hooks"]
+        assert sorted(row["event"] for row in provides["hooks"]) == sorted(hooks)
+        for row in provides["hooks"]:
+            assert row["command"] == hooks[row["event"]][0]["hooks"][0]["command"]
+        assert provides["skills"] == ["inter-session:inter-session"]
+        assert sorted(provides["bin"]) == sorted([*COMMANDS, "hook.py"])
+
+    def test_client_reports_a_fault(self, client: Client, copy: Path) -> None:
+        """The other tests rely on this."""
+        path = copy / ".claude-plugin" / "plugin.json"
+        manifest = json.loads(path.read_bytes())
+        manifest["userConfig"]["port"]["colour"] = "blue"
+        path.write_text(json.dumps(manifest))
+        assert client.call("validate", "--strict", copy).returncode == 1
+
+
+class TestInstallation:
+    def test_installation_from_git_is_complete(self, from_git: Client, checkout: Path, free_port: int) -> None:
+        place = install(from_git, URL, free_port)
+        assert place.is_relative_to(from_git.home), "the client's own copy"
+        assert [path for path in place.rglob("*") if path.is_symlink()] == []
+        for part in (place, place / "skills" / "inter-session"):
+            for linked in ("bin", "zmqbus"):
+                assert contents(part / linked) == contents(checkout / linked)
+            assert (part / "requirements.txt").read_bytes() == (checkout / "requirements.txt").read_bytes()
+        skill = Path("skills", "inter-session", "SKILL.md")
+        assert (place / skill).read_bytes() == (checkout / "plugin" / skill).read_bytes()
+        remove(from_git)
+
+    def test_installation_from_git_works(
+        self, from_git: Client, free_port: int, bin_env: Environment, data_dir: Path
+    ) -> None:
+        place = install(from_git, URL, free_port)
+        for bin_dir in (place / "bin", place / "skills" / "inter-session" / "bin"):
+            for script in COMMANDS:
+                done = run(bin_dir / script, "--help", env=bin_env(None))
+                assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: "), script
+        auto_start_works(place, bin_env(None))
+        the_bus_works(place, from_git.options()["port"], bin_env)
+        remove(from_git)
+
+    def test_update_replaces_the_old_version(
+        self, from_git: Client, repository: Repository, free_port: int, bin_env: Environment
+    ) -> None:
+        """The user's options stay; the monitor starts with the skill again, as auto_start.py says."""
+        old = install(from_git, URL, free_port)
+        done = run(old / "bin" / "auto_start.py", "--on", env=bin_env(None))
+        assert "an update of the plugin sets it back to off" in done.stdout
+        manifest = repository.work / "plugin" / ".claude-plugin" / "plugin.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_bytes()), "version": "99.0.0"}))
+        repository.push()
+        from_git.plugin("marketplace", "update", "zmqbus")
+        from_git.plugin("update", PLUGIN_ID)
+        row = from_git.installed()
+        assert row is not None and row["version"] == "99.0.0" and row["enabled"]
+        new = Path(row["installPath"])
+        assert new != old and contents(new / "bin") == contents(repository.work / "bin")
+        assert from_git.options() == {"port": free_port}
+        done = run(new / "bin" / "auto_start.py", env=bin_env(None))
+        assert done.stdout.startswith("auto-start is off")
+        remove(from_git)
+
+    def test_plugin_can_be_disabled_and_enabled(self, from_git: Client, free_port: int) -> None:
+        install(from_git, URL, free_port)
+        for switch, enabled in (("disable", False), ("enable", True)):
+            from_git.plugin(switch, PLUGIN_ID)
+            row = from_git.installed()
+            assert row is not None and row["enabled"] is enabled
+        assert from_git.options() == {"port": free_port}
+        remove(from_git)
+
+    def test_installation_from_a_directory(
+        self, client: Client, checkout: Path, free_port: int, bin_env: Environment, data_dir: Path
+    ) -> None:
+        """For a checkout that is being worked on."""
+        place = install(client, checkout, free_port)
+        for script in COMMANDS:
+            done = run(place / "bin" / script, "--help", env=bin_env(None))
+            assert (done.returncode, done.stderr) == (0, ""), script
+        done = run(place / "bin" / "auto_start.py", "--status", env=bin_env(None))
+        assert done.stdout.startswith("auto-start is off")
+        said = session_start(place, bin_env({"CLAUDE_PLUGIN_OPTION_PORT": str(free_port)}))
+        assert "is not on the bus" in said
+        remove(client)
+        assert (checkout / "plugin" / ".claude-plugin" / "plugin.json").is_file(), "the client must not remove it"
