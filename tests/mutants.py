@@ -66,8 +66,8 @@ TOPICS: dict[str, str] = {
     "tests/broker/storage/test_sqlite.py "
     "tests/broker/test_recovery.py tests/broker/test_machine.py",
     "ephemeral sessions": "tests/contract/test_passing.py",
-    "failover": "tests/broker/groups/test_failover.py tests/broker/groups/test_workers.py tests/broker/groups/test_callers.py "
-    "tests/broker/groups/test_request_machine.py",
+    "failover": "tests/broker/groups/test_failover.py tests/broker/groups/test_workers.py "
+    "tests/broker/groups/test_callers.py tests/broker/groups/test_request_machine.py",
     "hooks": "tests/cli/test_hook.py tests/real/test_hook.py",
     "I/O thread": "tests/client/test_io_thread.py",
     "import path": "tests/test_bootstrap.py",
@@ -92,8 +92,8 @@ TOPICS: dict[str, str] = {
     "recovery": "tests/broker/test_recovery.py",
     "reordering": "tests/client/test_reorder.py tests/client/test_core.py tests/testing/test_simnet.py",
     "reply routing": "tests/broker/test_reply_routing.py tests/broker/test_recovery.py",
-    "requests": "tests/broker/groups/test_requests.py tests/broker/groups/test_queues.py tests/broker/groups/test_callers.py "
-    "tests/broker/groups/test_workers.py tests/broker/groups/test_request_machine.py",
+    "requests": "tests/broker/groups/test_requests.py tests/broker/groups/test_queues.py "
+    "tests/broker/groups/test_callers.py tests/broker/groups/test_workers.py tests/broker/groups/test_request_machine.py",
     "retention": "tests/broker/shell/test_compaction.py tests/journal/test_writer.py",
     "retransmission": "tests/client/test_core.py tests/client/test_reorder.py tests/broker/test_core.py "
     "tests/broker/test_mishaps.py tests/broker/test_recovery.py",

@@ -1,7 +1,7 @@
-"""Whatever instant the broker dies at, the next one finds what was promised.
+"""Crash consistency: whenever the broker dies, the next one keeps every guarantee.
 
-Runs are recorded, change by change of the broker's files (`crashkit`). Then each prefix of the changes is what a dead
-broker has left, and the world as it was at that instant goes on with another one. `SOAK=1` tries all of them, for more
+Runs are recorded, change by change of the broker's files (`filenet`). Then each prefix of the changes is taken as the
+files of a dead broker, and the world of that instant continues with another one. `SOAK=1` tries all prefixes, of more
 runs.
 """
 
@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.broker.crashfiles import DATABASE, FRAME_BYTES, LOG, WAL, Change, Removed, Renamed, lay_out, pick_up, play
-from tests.broker.crashkit import LATE, End, FileNet, Moment, ends, worlds
-from tests.broker.crashplay import Play
+from tests.broker.file_changes import DATABASE, FRAME_BYTES, LOG, WAL, Change, Removed, Renamed, lay_out, pick_up, play
+from tests.broker.filenet import LATE, Crash, FileNet, Moment, crashes, worlds
+from tests.broker.scenario import Scenario
 from zmqbus.broker import mailbox
 from zmqbus.broker.storage import file, sqlite
 from zmqbus.broker.storage.api import Entry
@@ -32,23 +32,23 @@ from zmqbus.wire.verbs import Scope
 AWAY = (session_id_of("bob"), session_id_of("carol"), session_id_of("dave"))
 SOAK = "SOAK" in os.environ
 SEEDS = range(20 if SOAK else 4)
-#: Deaths that are tried of one run; all of them if there are no more.
+#: Crashes of one run that are tried at most.
 TRIED = 1_000_000 if SOAK else 130
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Limits that a short run reaches."""
+    """Lowers limits so that a short run reaches them."""
     monkeypatch.setattr(verbs, "SPILL_BYTES", 300)
     monkeypatch.setattr(sqlite, "SPILL_BYTES", 300)
     monkeypatch.setattr(file, "CHECKPOINT_PAGES", 12)
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 4)
 
 
-def recorded(directory: Path, happens: Callable[[Play], None], seed: int) -> FileNet:
-    """A run, and proof that all of it was recorded."""
+def recorded(directory: Path, happens: Callable[[Scenario], None], seed: int) -> FileNet:
+    """Records a run, and checks that the record is complete."""
     net = FileNet(directory / "run")
-    happens(Play(net, seed))
+    happens(Scenario(net, seed))
     disk: dict[str, bytearray] = {}
     for change in net.recorder.changes:
         play(disk, change)
@@ -57,8 +57,8 @@ def recorded(directory: Path, happens: Callable[[Play], None], seed: int) -> Fil
     return net
 
 
-def goes_on(end: End, world: FileNet) -> None:
-    """What must hold after a death: at once, when everybody has come back, and for the broker after that."""
+def check_world(crash: Crash, world: FileNet) -> None:
+    """Checks the guarantees after a crash: at once, when every client has come back, and after another crash."""
     try:
         world.check_recovered()
         world.come_to_rest()
@@ -69,75 +69,75 @@ def goes_on(end: End, world: FileNet) -> None:
         world.come_to_rest()
         world.account()
     except AssertionError as error:
-        raise AssertionError(f"{end}: {error}") from error
+        raise AssertionError(f"{crash}: {error}") from error
 
 
-def some(found: list[End], seed: int) -> list[End]:
+def sample(found: list[Crash], seed: int) -> list[Crash]:
     if len(found) <= TRIED:
         return found
     return [found[number] for number in sorted(random.Random(seed).sample(range(len(found)), TRIED))]
 
 
-def everything_once(play_: Play) -> None:
-    """Something of each kind, so that each is followed by each death."""
-    net = play_.net
+def everything_once(scenario: Scenario) -> None:
+    """Lets every kind of event happen, so that each is followed by crashes."""
+    net = scenario.net
     bob = net.live(session_id_of("bob"))
     dave = net.live(session_id_of("dave"))
     assert bob is not None and dave is not None
-    play_.end(bob, bye=True)
-    play_.directed()
-    play_.directed()
+    scenario.end(bob, bye=True)
+    scenario.directed()
+    scenario.directed()
     net.step()
-    play_.refused()
-    play_.to_many()
+    scenario.refused()
+    scenario.to_many()
     net.settle()
-    play_.take_some()
-    play_.ask()
+    scenario.take_some()
+    scenario.ask()
     net.settle()
-    play_.take_some()
-    play_.refused()
-    play_.rename()
+    scenario.take_some()
+    scenario.refused()
+    scenario.rename()
     dave.stopped = True
-    play_.directed()
-    play_.to_many()
+    scenario.directed()
+    scenario.to_many()
     net.step()
-    play_.end(dave, bye=False)
+    scenario.end(dave, bye=False)
     net.settle()
     net.advance(1.2)
-    play_.kill()
-    play_.directed()
-    play_.start(session_id_of("bob"))
+    scenario.kill()
+    scenario.directed()
+    scenario.start(session_id_of("bob"))
     net.settle()
-    play_.take_some()
-    play_.to_many()
+    scenario.take_some()
+    scenario.to_many()
     net.settle()
 
 
 @pytest.mark.slow
-def test_a_run_in_which_everything_happens_once(tmp_path):
+def test_crashes_of_a_run_with_every_event(tmp_path):
     net = recorded(tmp_path, everything_once, 1)
-    for end, world in worlds(net, some(ends(net), 0), tmp_path):
-        goes_on(end, world)
+    for crash, world in worlds(net, sample(crashes(net), 0), tmp_path):
+        check_world(crash, world)
     net.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_death_loses_doubles_or_reorders_anything(tmp_path, seed):
-    net = recorded(tmp_path, lambda play_: play_.go_on(120), seed)
-    for end, world in worlds(net, some(ends(net), seed), tmp_path):
-        goes_on(end, world)
+def test_no_crash_loses_duplicates_or_reorders_messages(tmp_path, seed):
+    net = recorded(tmp_path, lambda scenario: scenario.go_on(120), seed)
+    for crash, world in worlds(net, sample(crashes(net), seed), tmp_path):
+        check_world(crash, world)
     net.come_to_rest()
     net.account()
     net.close()
 
 
 @pytest.mark.slow
-def test_the_runs_have_all_that_can_be_cut(tmp_path):
-    """Else the tests above would show nothing."""
+def test_the_runs_contain_every_kind_of_change(tmp_path):
+    """Otherwise the tests above would prove nothing."""
     seen: Counter[str] = Counter()
     for seed in range(5):
-        net = recorded(tmp_path / str(seed), lambda play_: play_.go_on(120), seed)
+        net = recorded(tmp_path / str(seed), lambda scenario: scenario.go_on(120), seed)
         for change in net.recorder.changes:
             match change:
                 case Removed(name) if name.startswith(LOG):
@@ -150,14 +150,14 @@ def test_the_runs_have_all_that_can_be_cut(tmp_path):
                     seen["commits of several pages"] += 1
                 case Change(name) if name == DATABASE:
                     seen["pages checkpointed"] += 1
-        for answer in net.ledger.told.values():
+        for answer in net.oracle.confirmed.values():
             seen[type(answer).__name__] += 1
             if isinstance(answer, verbs.Receipt):
                 seen[verbs.State(answer.state).name] += 1
-        seen["spilled"] += sum(len(sent.body) > 300 for sent in net.ledger.sent.values())
-        seen["answers"] += sum(sent.answers for sent in net.ledger.sent.values())
-        seen["taken by a guest"] += len(net.ledger.taken.get("cron", ()))
-        seen["renamed"] += sum(name[-1].isdigit() for names in net.ledger.names.values() for name in names)
+        seen["spilled"] += sum(len(sent.body) > 300 for sent in net.oracle.sent.values())
+        seen["answers"] += sum(sent.answers for sent in net.oracle.sent.values())
+        seen["taken by a guest"] += len(net.oracle.taken.get("cron", ()))
+        seen["renamed"] += sum(name[-1].isdigit() for names in net.oracle.names.values() for name in names)
         net.close()
     for what in (
         *("segments deleted", "segments renamed", "write-ahead logs begun", "commits of several pages"),
@@ -171,10 +171,10 @@ def test_the_runs_have_all_that_can_be_cut(tmp_path):
 
 
 class Mail(NamedTuple):
-    """Files of a broker whose sessions, but for one, are away and have mail; and all that is not files."""
+    """Files of a broker all of whose sessions but one are away with mail; and the world around it."""
 
     disk: dict[str, bytearray]
-    older: dict[str, bytearray]  # as they were when half of it had been sent
+    older: dict[str, bytearray]  # the files when half of the mail had been sent
     moment: Moment
     waiting: dict[str, list[Entry]]  # by session
 
@@ -182,7 +182,7 @@ class Mail(NamedTuple):
         return {entry.msg_id for entries in self.waiting.values() for entry in entries}
 
     def hit(self, serial: int, at: int) -> set[str]:
-        """The messages whose records are in the segment with this serial and have their end, or a newline, behind."""
+        """Messages in the segment with this serial whose record contains the offset `at`."""
         found = set()
         for entries in self.waiting.values():
             for entry in entries:
@@ -192,26 +192,26 @@ class Mail(NamedTuple):
         return found
 
 
-def send_and_leave(play_: Play) -> None:
-    net = play_.net
+def send_and_leave(scenario: Scenario) -> None:
+    net = scenario.net
     alice = net.live(session_id_of("alice"))
     assert alice is not None
     for _ in range(4):
-        play_.send(alice, Scope.SESSION, "bob", {session_id_of("bob")})
+        scenario.send(alice, Scope.SESSION, "bob", {session_id_of("bob")})
     net.settle()
     for name in AWAY:
         member = net.live(name)
         assert member is not None
         net.take(member)
-        play_.end(member, bye=True)
+        scenario.end(member, bye=True)
     for number in range(24):
         receiver = AWAY[number % 3]
         if number % 6 == 5:
-            play_.send(alice, Scope.ALL, "", {*AWAY, LATE})
+            scenario.send(alice, Scope.ALL, "", {*AWAY, LATE})
         else:
-            play_.send(alice, Scope.SESSION, receiver, {receiver})
+            scenario.send(alice, Scope.SESSION, receiver, {receiver})
         if number % 5 == 3:
-            play_.refused()
+            scenario.refused()
         net.settle()
 
 
@@ -230,8 +230,8 @@ def mail(tmp_path) -> Mail:
 
 
 @contextmanager
-def found_damaged(directory: Path, mail: Mail, disk: dict[str, bytearray]) -> Iterator[FileNet]:
-    """The world, with a broker that has come up on these files."""
+def world_on(directory: Path, mail: Mail, disk: dict[str, bytearray]) -> Iterator[FileNet]:
+    """The world with a broker that has started on these files."""
     directory = directory / "damaged"
     world = FileNet(lay_out(disk, directory), moment=mail.moment)
     try:
@@ -241,52 +241,53 @@ def found_damaged(directory: Path, mail: Mail, disk: dict[str, bytearray]) -> It
         shutil.rmtree(directory)
 
 
-def new_mail_flows(world: FileNet, mail: Mail) -> None:
-    """Whatever has happened: what is sent from now on arrives, and nothing of the old is shown twice, or as what it is
-    not (`Ledger.note_taken` sees to that). Whose text is lost, is told so, and named in what the broker said."""
-    play_ = Play(world, 7)
+def check_new_mail(world: FileNet, mail: Mail) -> None:
+    """Checks that new messages arrive, and that old ones are neither duplicated nor altered (`Oracle.note_taken`).
+
+    Messages without their text must be named in the broker's notices.
+    """
+    scenario = Scenario(world, 7)
     world.settle()
     alice = world.live(session_id_of("alice"))
     assert alice is not None
     known = set(AWAY) & set(world.broker.registry.sessions)
     for receiver in sorted(known):
-        play_.send(alice, Scope.SESSION, receiver, {receiver})
-    play_.send(alice, Scope.ALL, "", {*AWAY, LATE})
+        scenario.send(alice, Scope.SESSION, receiver, {receiver})
+    scenario.send(alice, Scope.ALL, "", {*AWAY, LATE})
     world.come_to_rest()
     world.account(lost=frozenset(mail.ids()))
-    assert world.ledger.spoilt <= mail.ids()
+    assert world.oracle.textless <= mail.ids()
     said = " ".join(world.damage)
-    unnamed = [msg_id for msg_id in world.ledger.spoilt if msg_id not in said]
-    assert not unnamed or " more" in said, f"{unnamed} are lost without a word: {said}"
+    unnamed = [msg_id for msg_id in world.oracle.textless if msg_id not in said]
+    assert not unnamed or " more" in said, f"{unnamed} are lost without a notice: {said}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [True, False], ids=["a row points to it", "no row points to it"])
-def test_a_torn_tail_of_the_log(tmp_path, mail, told):
-    """Torn at each byte of the last record: where nothing points to it, as a killed process may leave it; where
-    something does, as a power cut may."""
+@pytest.mark.parametrize("stored", [True, False], ids=["a row points to it", "no row points to it"])
+def test_a_torn_tail_of_the_journal(tmp_path, mail, stored):
+    """The last record is torn at each byte, as by a kill (no row points to it) or a power failure (one does)."""
     content = mail.disk[LOG]
     (last,) = mail.hit(3, len(content) - 2)
     start = content.rindex(b"\n", 0, len(content) - 1) + 1
     cuts = range(start, len(content))
     for cut in cuts if SOAK else (*cuts[:2], *cuts[2:-2:23], *cuts[-2:]):
         disk = {**mail.disk, LOG: content[:cut]}
-        if not told:
+        if not stored:
             disk[DATABASE], disk[WAL] = without(mail.disk, last, tmp_path)
-        with found_damaged(tmp_path, mail, disk) as world:
+        with world_on(tmp_path, mail, disk) as world:
             said = " ".join(world.damage)
             assert ("cut off an unfinished record" in said) == (cut > start), f"cut at {cut}: {said}"
-            assert (last in said) == told, f"cut at {cut}: {said}"
-            new_mail_flows(world, mail)
-            assert world.ledger.spoilt == ({last} if told else set()), f"cut at {cut}"
-            missing = set() if told else {last}
+            assert (last in said) == stored, f"cut at {cut}: {said}"
+            check_new_mail(world, mail)
+            assert world.oracle.textless == ({last} if stored else set()), f"cut at {cut}"
+            missing = set() if stored else {last}
             for session_id, entries in mail.waiting.items():
-                got = set(world.ledger.taken[session_id])
+                got = set(world.oracle.taken[session_id])
                 assert {entry.msg_id for entry in entries} - got <= missing
 
 
 def without(disk: dict[str, bytearray], msg_id: str, directory: Path) -> tuple[bytearray, bytearray]:
-    """The database, and its write-ahead log, in which this message is not."""
+    """The database without this message, and an empty write-ahead log."""
     path = lay_out(disk, directory / "edited") / DATABASE
     connection = sqlite3.connect(path)
     connection.execute("DELETE FROM owed WHERE msg_id = ?", (msg_id,))
@@ -299,7 +300,7 @@ def without(disk: dict[str, bytearray], msg_id: str, directory: Path) -> tuple[b
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, serial", [(LOG, 3), (LOG + ".1", 2), (LOG + ".2", 1)])
-def test_a_flipped_bit_in_the_log(tmp_path, mail, name, serial):
+def test_a_flipped_bit_in_the_journal(tmp_path, mail, name, serial):
     content = mail.disk[name]
     chance = random.Random(serial)
     first_line = content.index(b"\n") + 1
@@ -311,43 +312,45 @@ def test_a_flipped_bit_in_the_log(tmp_path, mail, name, serial):
         disk[name][at] ^= 1 << chance.randrange(8)
         hit = mail.hit(serial, at)
         if at == len(content) - 1 and name == LOG:
-            hit = mail.hit(serial, at - 1)  # the last record has no end any more
-        with found_damaged(tmp_path, mail, disk) as world:
+            hit = mail.hit(serial, at - 1)  # the last record has lost its end
+        with world_on(tmp_path, mail, disk) as world:
             assert all(msg_id in " ".join(world.damage) for msg_id in hit), f"{at}: {hit}, {world.damage}"
-            new_mail_flows(world, mail)
+            check_new_mail(world, mail)
             for session_id, entries in mail.waiting.items():
-                assert {entry.msg_id for entry in entries} <= set(world.ledger.taken[session_id]), f"at {at}"
+                assert {entry.msg_id for entry in entries} <= set(world.oracle.taken[session_id]), f"at {at}"
             if at < first_line:
-                continue  # the segment is not to be found by its serial; whose texts it has, are named
-            assert world.ledger.spoilt == hit, f"at {at}"
+                continue  # the segment cannot be found by its serial; its messages are named
+            assert world.oracle.textless == hit, f"at {at}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [DATABASE, WAL])
 def test_a_flipped_bit_in_the_database(tmp_path, mail, name):
-    """SQLite sees to the log of the database, which has checksums; of the database itself it checks the structure. A
-    letter in a row may change unseen; not the text of a message, which is in the log."""
+    """SQLite's write-ahead log has checksums; of the database itself only the structure is checked.
+
+    A letter in a row may change unnoticed, but never the text of a message, which the journal has.
+    """
     disk = dict(mail.disk)
     if name == DATABASE:
-        disk[DATABASE], disk[WAL] = without(disk, "", tmp_path)  # all is in the one file
+        disk[DATABASE], disk[WAL] = without(disk, "", tmp_path)  # all in one file
     content = disk[name]
     chance = random.Random(5)
     used = [at for at, byte in enumerate(content) if byte]
     for at in used if SOAK else chance.sample(used, 60):
         disk[name] = bytearray(content)
         disk[name][at] ^= 1 << chance.randrange(8)
-        with found_damaged(tmp_path, mail, disk) as world:
-            sent = world.ledger.sent
+        with world_on(tmp_path, mail, disk) as world:
+            sent = world.oracle.sent
             found = [entry for who in world.broker.registry.sessions for entry in world.contents(who)]
             for entry in found:
                 if entry.body:
                     assert entry.body == sent[entry.msg_id].body, f"at {at}: {entry}"
             expected = sum(map(len, mail.waiting.values()))
-            assert world.damage or world.store.total() == expected, f"at {at}: mail went without a word"
+            assert world.damage or world.store.total() == expected, f"at {at}: mail was lost without a notice"
             if name == WAL:
-                new_mail_flows(world, mail)
+                check_new_mail(world, mail)
                 kept = [path.read_bytes() for path in world.directory.glob("*damaged*")]
-                assert kept == [bytes(disk[WAL])] * len(kept), "what was kept of it is not what it was"
+                assert kept == [bytes(disk[WAL])] * len(kept), "the copy of the log differs"
 
 
 def _gone(*names: str) -> Callable[[Mail], dict[str, bytearray]]:
@@ -355,7 +358,7 @@ def _gone(*names: str) -> Callable[[Mail], dict[str, bytearray]]:
 
 
 def _older(*names: str) -> Callable[[Mail], dict[str, bytearray]]:
-    """These files as they were before; with LOG, all of its segments."""
+    """These files in their older state; with LOG, all segments."""
 
     def mixed(mail: Mail) -> dict[str, bytearray]:
         both = {*mail.disk, *mail.older}
@@ -368,7 +371,7 @@ def _older(*names: str) -> Callable[[Mail], dict[str, bytearray]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "files, is_told",
+    "files, is_noticed",
     [
         (_gone(LOG, LOG + ".1", LOG + ".2"), True),
         (_gone(LOG + ".1"), True),
@@ -376,7 +379,7 @@ def _older(*names: str) -> Callable[[Mail], dict[str, bytearray]]:
         (_older(LOG), True),
         (_gone(DATABASE), True),
         (lambda mail: mail.disk | {DATABASE: bytearray()}, True),
-        # Of these nobody can tell: an earlier broker may have left them just so.
+        # These cannot be noticed: an earlier broker may have left such files.
         (_gone(WAL), False),
         (_gone(DATABASE, WAL), False),
         (_gone(DATABASE, WAL, LOG, LOG + ".1", LOG + ".2"), False),
@@ -403,9 +406,9 @@ def _older(*names: str) -> Callable[[Mail], dict[str, bytearray]]:
         "segments under each other's names",
     ],
 )
-def test_files_that_are_gone_or_come_from_elsewhere(tmp_path, mail, files, is_told):
-    with found_damaged(tmp_path, mail, files(mail)) as world:
-        if is_told:
+def test_missing_older_or_swapped_files(tmp_path, mail, files, is_noticed):
+    with world_on(tmp_path, mail, files(mail)) as world:
+        if is_noticed:
             assert world.damage
         if DATABASE not in files(mail) and WAL in files(mail):
             kept = [path.read_bytes() for path in world.directory.glob("*damaged*")]
@@ -413,5 +416,5 @@ def test_files_that_are_gone_or_come_from_elsewhere(tmp_path, mail, files, is_to
         for session_id in AWAY:
             if session_id in world.broker.registry.sessions:
                 found = [entry.msg_id for entry in world.contents(session_id)]
-                world.ledger.check_order(session_id, found)
-        new_mail_flows(world, mail)
+                world.oracle.check_order(session_id, found)
+        check_new_mail(world, mail)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker.crashkit import FileNet, ends, worlds
+from tests.broker.filenet import FileNet, crashes, worlds
 from tests.broker.storekit import Bench
 from zmqbus.broker import mailbox
 from zmqbus.broker.mailbox import Mailbox
@@ -72,15 +72,15 @@ def test_any_death_on_the_way_loses_doubles_or_reorders_nothing(tmp_path: Path, 
     net = FileNet(tmp_path / "run")
     nights(net)
     net.recording = False
-    found = ends(net)
+    found = crashes(net)
     assert len(found) > 100
     if len(found) > TRIED:
         found = [found[number] for number in sorted(random.Random(1).sample(range(len(found)), TRIED))]
-    for end, world in worlds(net, found, tmp_path):
+    for crash, world in worlds(net, found, tmp_path):
         try:
             all_comes_to_the_fourth(world)
         except AssertionError as error:
-            raise AssertionError(f"{end}: {error}") from error
+            raise AssertionError(f"{crash}: {error}") from error
     net.close()
 
 

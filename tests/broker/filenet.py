@@ -1,20 +1,20 @@
-"""A bus on real files whose broker can have died at any instant.
+"""A simulated bus on real files whose broker can crash at any change of a file.
 
 Theory of operation
 ===================
 
-`FileNet` is the simulated network with a real `Journal` and a real `SqliteStore` beneath it, whose changes it records
-(`crashfiles`). A *moment* is all that is not the broker: the clients with what they have sent, been told and taken, the
-wires between them, the clock, and the ledger of who must get what. It is pickled before each change of a file and after
-each sending.
+`FileNet` is the simulated network with a real `Journal` and a real `SqliteStore`, whose changes it records
+(`file_changes`). A *moment* is everything except the broker: the clients with their sent, confirmed and taken messages,
+the wires between them, the clock, and the oracle that knows who must get which message. It is pickled before each
+change of a file and after each sending.
 
-So any death can be played: a directory made of the first changes, the last of them perhaps in part, and around it the
-world of that moment, in which everybody has just lost the broker (`FileNet(directory, moment=…)`). `ends` lists all
-deaths of a run.
+So every crash can be replayed: a directory with the first changes, the last of them perhaps in part, and around it the
+world of that moment, in which every client has just lost the broker (`FileNet(directory, moment=…)`). `crashes` lists
+all crashes of a run.
 
-Three instants are not gone through: within the transactions that make a new database, and that turn on its write-ahead
-log, which SQLite covers by a rollback journal that is gone when it returns; and within a write of what stands before a
-page, which the kernel does not cut.
+Three instants are left out: within the transactions that create a new database and turn on its write-ahead log, which
+SQLite protects by a rollback journal that is gone when it returns; and within the write of a page header, which the
+kernel does not split.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.broker.crashfiles import DATABASE, LOG, ROLLBACK, Change, Disk, Recorder, Removed, lay_out, play
+from tests.broker.file_changes import DATABASE, LOG, ROLLBACK, Change, Disk, Recorder, Removed, lay_out, play
 from zmqbus.broker import events
 from zmqbus.broker.storage.api import Entry
 from zmqbus.broker.storage.sqlite import SqliteStore
@@ -40,76 +40,76 @@ from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Role, State
 
-#: Small, so that a short run has rotations; more segments than are kept without a need.
+#: Small, so that a short run rotates, and has more segments than are kept for everybody.
 SEGMENT_BYTES, KEEP = 4_000, 2
 #: Rounds of "settle, take, let time pass" after which a bus that still holds something is stuck.
 ROUNDS = 60
-#: The name that the one guest speaks under.
+#: Name of the only guest.
 GUEST = "cron"
-#: The session that nobody knows of while the run is recorded.
+#: A session that first connects after the crash.
 LATE = session_id_of("late")
 
 
-# --- who must get what ------------------------------------------------------------------------------------------
+# --- the oracle ------------------------------------------------------------------------------------------
 
 
 class Sent(NamedTuple):
-    """A message that somebody has said."""
+    """A message that was sent."""
 
     order: int
-    sender: str  # a process: order is promised to what goes over one connection
-    surely: frozenset[str]  # sessions that must get it, if it was accepted
+    sender: str  # a process: order is guaranteed for messages over one connection
+    surely: frozenset[str]  # sessions that must get it if it was accepted
     perhaps: frozenset[str]  # sessions that may get it
-    takers: int | None  # how many of those must; None: no matter
+    takers: int | None  # how many of those must get it; None: any number
     body: bytes
-    answers: bool  # it goes to the command that waits for it, and passes by what is in the mailbox
+    answers: bool  # delivered to the command that awaits it, before the mail in the mailbox
 
 
-class Ledger:
-    """What was sent, what the broker has said about it, and what was taken."""
+class Oracle:
+    """The messages that were sent, their confirmations, and the messages that were taken."""
 
     def __init__(self) -> None:
         self.sent: dict[str, Sent] = {}
-        self.told: dict[str, verbs.Envelope] = {}  #: message id → what the broker has sent to its sender
-        self.refused: set[str] = set()  #: messages whose senders were once told that they are not accepted
-        self.taken: dict[str, list[str]] = {}  #: session id, or a guest's name → message ids
+        self.confirmed: dict[str, verbs.Envelope] = {}  #: message id → what its sender was sent about it
+        self.refused: set[str] = set()  #: messages that were refused at any time
+        self.taken: dict[str, list[str]] = {}  #: session id or guest's name → message ids
         self.personas: dict[str, Persona] = {}
-        self.names: dict[str, set[str]] = {}  #: names that a session may go by
-        self.wanted = ""  #: a name that somebody has sent something to, and nobody has
-        self.spoilt: set[str] = set()  #: messages whose receivers were told that the text is lost
+        self.names: dict[str, set[str]] = {}  #: names that a session may have
+        self.wanted = ""  #: a name without a session that a message was sent to
+        self.textless: set[str] = set()  #: messages that were delivered without their lost text
 
     def __repr__(self) -> str:
-        return f"<Ledger: {len(self.sent)} sent, {sum(map(len, self.taken.values()))} taken>"
+        return f"<Oracle: {len(self.sent)} sent, {sum(map(len, self.taken.values()))} taken>"
 
-    def note_told(self, envelope: verbs.Envelope) -> None:
-        """The broker sends this to somebody."""
+    def note_confirmed(self, envelope: verbs.Envelope) -> None:
+        """Notes an envelope that the broker sends to a client."""
         match envelope:
             case verbs.Receipt(msg_ids=msg_ids):
-                self.told.update(dict.fromkeys(msg_ids, envelope))
+                self.confirmed.update(dict.fromkeys(msg_ids, envelope))
             case verbs.Tally(msg_id=msg_id):
-                self.told[msg_id] = envelope
+                self.confirmed[msg_id] = envelope
             case verbs.Refused(ref=ref) if ref in self.sent:
-                self.told[ref] = envelope
+                self.confirmed[ref] = envelope
                 self.refused.add(ref)
 
     def note_taken(self, who: str, message: Incoming, body: bytes | None) -> None:
-        """An application shows a message; with None, that its text is lost."""
+        """Notes a message that an application has taken; `body` is None if its text is lost."""
         sent = self.sent.get(message.msg_id)
-        assert sent is not None, f"{who} got {message}, which nobody has sent"
-        assert who in sent.perhaps, f"{who} got what was not for it: {message}"
+        assert sent is not None, f"{who} got {message}, which was never sent"
+        assert who in sent.perhaps, f"{who} got a message for others: {message}"
         taken = self.taken.setdefault(who, [])
-        assert message.msg_id not in taken, f"{who} is shown {message} twice"
+        assert message.msg_id not in taken, f"{who} got {message} twice"
         if body is None:
-            self.spoilt.add(message.msg_id)
+            self.textless.add(message.msg_id)
         else:
             assert body == sent.body, f"{message} had another text"
         taken.append(message.msg_id)
 
     def owed(self, who: str) -> set[str]:
-        """The messages that must be in this mailbox: their senders may have heard so, and they were not taken."""
+        """The messages that must be in this mailbox: they were confirmed as queued, and not taken."""
         owed = set()
         taken = set(self.taken.get(who, ()))
-        for msg_id, answer in self.told.items():
+        for msg_id, answer in self.confirmed.items():
             match answer:
                 case verbs.Receipt(state=state, session_id=receiver) if state != State.DELIVERED:
                     queued = receiver == who
@@ -123,7 +123,7 @@ class Ledger:
         return owed
 
     def check_order(self, who: str, msg_ids: list[str]) -> None:
-        """From each sender, messages are in the order in which it said them."""
+        """Checks that the messages of each sender are in the order of sending."""
         last: dict[str, int] = {}
         for msg_id in msg_ids:
             sent = self.sent[msg_id]
@@ -137,14 +137,14 @@ class Ledger:
 
 
 class FileStore(SqliteStore):
-    """A database whose broker can die: the next one opens a copy of the files."""
+    """A store whose broker can crash: the next one opens a copy of the files."""
 
     def crash(self) -> None:
         """See `FileNet._start_broker`."""
 
 
 class Moment(NamedTuple):
-    """Everything but the broker, while its files had seen so many changes."""
+    """Everything except the broker, after `position` changes of its files."""
 
     position: int
     world: bytes
@@ -153,19 +153,19 @@ class Moment(NamedTuple):
 class FileNet(SimNet):
     """A simulated network whose broker writes real files, below `directory`.
 
-    With a `moment`, it goes on from there: the broker has just died, and left the files that are in `directory`.
-    Otherwise, it begins, and records (`changes`, `moments`).
+    With a `moment`, it continues from there: the broker has just died, and left the files in `directory`. Otherwise it
+    begins, and records its changes and moments.
     """
 
     store: FileStore  # type: ignore[assignment]
 
     def __init__(self, directory: Path, *, moment: Moment | None = None, lost: int = 0) -> None:
         self.directory = directory
-        self.ledger = Ledger()
+        self.oracle = Oracle()
         self.recorder = Recorder()
         self.recording = moment is None
         self.moments: list[Moment] = []
-        self.damage: list[str] = []  #: what the broker has said about its files
+        self.damage: list[str] = []  #: notices of the broker about its files
         self._lives = 0
         self._moment = moment
         self._lost = lost
@@ -173,11 +173,11 @@ class FileNet(SimNet):
         super().__init__()
 
     def __repr__(self) -> str:
-        return f"<FileNet {self.directory}: {self.recorder!r}, {self.ledger!r}, {self.broker!r}>"
+        return f"<FileNet {self.directory}: {self.recorder!r}, {self.oracle!r}, {self.broker!r}>"
 
     @property
     def log_path(self) -> str:
-        """Path of the log that the broker writes."""
+        """Path of the broker's journal."""
         return str(self.directory / LOG)
 
     def _start_broker(self) -> None:
@@ -185,7 +185,7 @@ class FileNet(SimNet):
             self._load(self._moment.world)
             self._moment = None
         if self._open:
-            # A process that dies closes nothing; closing would tidy the files up.
+            # A process that dies closes nothing; closing would change the files.
             before, self._lives = self.directory, self._lives + 1
             self.directory = before.with_name(f"{before.name}-life{self._lives}")
             shutil.copytree(before, self.directory)
@@ -249,7 +249,7 @@ class FileNet(SimNet):
         sends = bool(self._outbox or self._channels)
         for envelopes in self._outbox.values():
             for envelope in envelopes:
-                self.ledger.note_told(envelope)
+                self.oracle.note_confirmed(envelope)
         super()._send_all()
         if sends:
             self._note_moment()
@@ -263,7 +263,7 @@ class FileNet(SimNet):
         _Pickler(file, self).dump(
             (
                 self.clients,
-                self.ledger,
+                self.oracle,
                 self.shown,
                 self.living_owners,
                 self.clock,
@@ -273,7 +273,7 @@ class FileNet(SimNet):
         self.moments.append(Moment(len(self.recorder.changes), file.getvalue()))
 
     def _load(self, world: bytes) -> None:
-        self.clients, self.ledger, self.shown, self.living_owners, self.clock, counts = _Unpickler(
+        self.clients, self.oracle, self.shown, self.living_owners, self.clock, counts = _Unpickler(
             io.BytesIO(world), self
         ).load()
         self._tokens, self._route_count, self._epochs = counts
@@ -290,20 +290,20 @@ class FileNet(SimNet):
                 member.orphaned = True
         self.clock.steady_s = self.clock.wall_s
 
-    # --- what has to hold
+    # --- checks
 
     def live(self, session_id: str) -> SimClient | None:
-        """The process of a session that has its mailbox, if it has one."""
+        """The listener of a session, if it has one."""
         for member in self.clients:
             if member.persona.session_id == session_id and member.persona.role == Role.LISTENER:
                 return member
         return None
 
     def take(self, member: SimClient, count: int | None = None) -> None:
-        """An application takes messages, and shows them."""
+        """Lets an application take messages."""
         who = member.persona.session_id or member.persona.name or ""
         for message in member.take(len(member.handed) if count is None else count):
-            self.ledger.note_taken(who, message, self._body(message))
+            self.oracle.note_taken(who, message, self._body(message))
 
     def _body(self, message: Incoming) -> bytes | None:
         try:
@@ -312,7 +312,7 @@ class FileNet(SimNet):
             return None
 
     def contents(self, session_id: str) -> list[Entry]:
-        """What is in a session's mailbox."""
+        """Entries in a session's mailbox."""
         found: list[Entry] = []
         key = self.broker.registry.sessions[session_id].mailbox.key
         last = 0
@@ -322,49 +322,49 @@ class FileNet(SimNet):
         return found
 
     def check_recovered(self) -> None:
-        """What must be true of a broker that has just come up on sound files."""
-        ledger = self.ledger
+        """Checks a broker that has just started on intact files."""
+        oracle = self.oracle
         assert not [text for text in self.damage if "unfinished" not in text], self.damage
         known = self.broker.registry.sessions
-        for session_id, names in ledger.names.items():
+        for session_id, names in oracle.names.items():
             member = self.live(session_id)
             if session_id not in known:
-                # Its first HELLO was not answered.
+                # Its first HELLO was not answered yet.
                 assert member is None or member.core.phase is not Phase.READY, f"{session_id} is forgotten"
-                assert not ledger.owed(session_id), f"{session_id} is forgotten, and its mail"
+                assert not oracle.owed(session_id), f"{session_id} is forgotten, and its mail"
                 continue
             assert known[session_id].name in names, f"{known[session_id]} is not called {names}"
             entries = self.contents(session_id)
             msg_ids = [entry.msg_id for entry in entries]
-            assert len(msg_ids) == len(set(msg_ids)), f"twice in the mailbox of {session_id}: {msg_ids}"
-            missing = ledger.owed(session_id).difference(msg_ids)
-            assert not missing, f"lost for {session_id}: {[(ledger.sent[m], ledger.told[m]) for m in missing]}"
-            # What was taken may be there again, behind others: its sender was not told. It will not be shown.
-            taken = ledger.taken.get(session_id, [])
-            ledger.check_order(session_id, [msg_id for msg_id in msg_ids if msg_id not in taken])
+            assert len(msg_ids) == len(set(msg_ids)), f"duplicates in the mailbox of {session_id}: {msg_ids}"
+            missing = oracle.owed(session_id).difference(msg_ids)
+            assert not missing, f"lost for {session_id}: {[(oracle.sent[m], oracle.confirmed[m]) for m in missing]}"
+            # A taken message may be there again, behind others, if its sender was not told. It is not shown again.
+            taken = oracle.taken.get(session_id, [])
+            oracle.check_order(session_id, [msg_id for msg_id in msg_ids if msg_id not in taken])
             for entry in entries:
-                sent = ledger.sent[entry.msg_id]
+                sent = oracle.sent[entry.msg_id]
                 assert session_id in sent.perhaps, f"{entry} is not for {session_id}"
                 body = entry.body if not entry.spilled else self.store._reader.read(entry.pointer).body
                 assert body == sent.body, f"{entry} had another text"
-                assert entry.msg_id not in ledger.refused, f"{entry} was refused"
+                assert entry.msg_id not in oracle.refused, f"{entry} was refused"
 
     def come_to_rest(self) -> None:
-        """Everybody comes back, senders repeat what they were not told, and receivers read all there is.
+        """Lets every client reconnect, senders repeat unconfirmed messages, and receivers read all mail.
 
-        Before anybody, somebody comes under the name that nobody had: what was refused has to stay so.
+        First, a session takes the name that no session had: a refused message must stay refused.
         """
-        if self.ledger.wanted and LATE not in self.ledger.personas:
-            self.ledger.personas[LATE] = Persona(Role.LISTENER, LATE, "late-token", self.ledger.wanted, owner="1:1")
-            self.ledger.names[LATE] = {self.ledger.wanted}
-            late = self._enter(self.ledger.personas[LATE], False)
+        if self.oracle.wanted and LATE not in self.oracle.personas:
+            self.oracle.personas[LATE] = Persona(Role.LISTENER, LATE, "late-token", self.oracle.wanted, owner="1:1")
+            self.oracle.names[LATE] = {self.oracle.wanted}
+            late = self._enter(self.oracle.personas[LATE], False)
             self.clients.insert(0, self.clients.pop())
             late.connect()
             self.wake()
-        for session_id, persona in self.ledger.personas.items():
+        for session_id, persona in self.oracle.personas.items():
             if self.live(session_id) is None:
-                name = max(self.ledger.names[session_id])
-                self.ledger.names[session_id] = {name}
+                name = max(self.oracle.names[session_id])
+                self.oracle.names[session_id] = {name}
                 self._enter(persona._replace(name=name, pid=persona.pid + 10_000), True)
         for member in self.clients:
             member.stopped = False
@@ -381,57 +381,57 @@ class FileNet(SimNet):
             raise AssertionError(f"does not come to rest: {self!r}")
 
     def account(self, *, lost: frozenset[str] = frozenset()) -> None:
-        """Lost, duplicated, reordered: nothing, but for what is known to be `lost`."""
-        ledger = self.ledger
-        answers: dict[str, object] = dict(ledger.told)
+        """Checks that no message is lost, except those in `lost`, and none duplicated or reordered."""
+        oracle = self.oracle
+        answers: dict[str, object] = dict(oracle.confirmed)
         for member in self.clients:
             answers.update(member.answers)
-        taken = {who: Counter(msg_ids) for who, msg_ids in ledger.taken.items()}
-        for msg_id, sent in ledger.sent.items():
+        taken = {who: Counter(msg_ids) for who, msg_ids in oracle.taken.items()}
+        for msg_id, sent in oracle.sent.items():
             takers = {who for who, counts in taken.items() if counts[msg_id]}
-            said = f"{sent.order} {msg_id} of {sent.sender}: {answers.get(msg_id)}, taken by {takers}"
-            assert takers <= sent.perhaps, said
+            context = f"{sent.order} {msg_id} of {sent.sender}: {answers.get(msg_id)}, taken by {takers}"
+            assert takers <= sent.perhaps, context
             match answers.get(msg_id):
                 case ZmqbusError() | verbs.Refused():
-                    # A guest that has shown its answer, and ended before that was known, cannot be asked any more.
-                    assert not takers or takers == {GUEST}, said
+                    # A guest that has taken its answer may end before the broker knows.
+                    assert not takers or takers == {GUEST}, context
                 case verbs.Receipt() | verbs.Tally() as answer:
                     full = answer.without if isinstance(answer, verbs.Tally) else ()
-                    without = {who for who, names in ledger.names.items() if names.intersection(full)}
+                    without = {who for who, names in oracle.names.items() if names.intersection(full)}
                     if msg_id not in lost:
-                        assert takers >= sent.surely - without, f"lost: {said}"
-                        assert sent.takers in (None, len(takers)), said
+                        assert takers >= sent.surely - without, f"lost: {context}"
+                        assert sent.takers in (None, len(takers)), context
                 case _:
                     pass  # its sender has ended, or the bus would not have come to rest
-            if msg_id in ledger.refused:
-                assert not takers or takers == {GUEST}, f"first refused, then accepted: {said}"
-        for who, msg_ids in ledger.taken.items():
-            ledger.check_order(who, msg_ids)
+            if msg_id in oracle.refused:
+                assert not takers or takers == {GUEST}, f"first refused, then accepted: {context}"
+        for who, msg_ids in oracle.taken.items():
+            oracle.check_order(who, msg_ids)
 
 
-class End(NamedTuple):
-    """A death of the broker: after so many changes of its files, and a part of the next."""
+class Crash(NamedTuple):
+    """A crash of the broker after `position` changes of its files, and a part of the next."""
 
     position: int
-    stop: int  # bytes of the next change; 0: nothing of it
+    stop: int  # bytes of the next change that were written
     moment: Moment
-    lost: int  # messages to each client that were sent, and got no further
+    lost: int  # messages to each client that were sent but lost on the way
 
     def __repr__(self) -> str:
-        return f"<End after {self.position} changes and {self.stop} bytes, {self.lost} lost>"
+        return f"<Crash after {self.position} changes and {self.stop} bytes, {self.lost} lost>"
 
 
-def ends(net: FileNet) -> list[End]:
-    """Every way in which the broker that has been recorded can have died, in the order of time."""
+def crashes(net: FileNet) -> list[Crash]:
+    """All crashes of a recorded broker, in order of time."""
     found = []
     covered = False  # by a rollback journal
-    unseen = False  # changed under its cover, in steps that were not seen
+    unseen = False  # changed under its protection, in steps that were not recorded
     for position in range(len(net.recorder.changes) + 1):
         at = [moment for moment in net.moments if moment.position == position]
         before = [moment for moment in net.moments if moment.position < position][-1:]
         if not unseen:
-            # What has been written may have been told of or not, and who was told may have heard it or not.
-            found += [End(position, 0, moment, lost) for moment in before + at for lost in (0, 1, 1_000)]
+            # Written changes may have been confirmed or not, and confirmations may have arrived or not.
+            found += [Crash(position, 0, moment, lost) for moment in before + at for lost in (0, 1, 1_000)]
         if position == len(net.recorder.changes):
             break
         change = net.recorder.changes[position]
@@ -439,28 +439,28 @@ def ends(net: FileNet) -> list[End]:
             covered = not isinstance(change, Removed)
         unseen = covered and (unseen or change.name == DATABASE)
         if isinstance(change, Change) and not unseen:
-            found += [End(position, stop, (before + at)[-1], 0) for stop in change.stops()]
+            found += [Crash(position, stop, (before + at)[-1], 0) for stop in change.stops()]
     return found
 
 
-def worlds(net: FileNet, chosen: list[End], directory: Path) -> Iterator[tuple[End, FileNet]]:
-    """For each of these ends, in the order of time, the world with the next broker."""
+def worlds(net: FileNet, chosen: list[Crash], directory: Path) -> Iterator[tuple[Crash, FileNet]]:
+    """For each of these crashes, in order of time, the world with the next broker."""
     disk: Disk = {}
     done = 0
-    for number, end in enumerate(chosen):
-        while done < end.position:
+    for number, crash in enumerate(chosen):
+        while done < crash.position:
             play(disk, net.recorder.changes[done])
             done += 1
         files = disk
-        if end.stop:
+        if crash.stop:
             files = {name: bytearray(content) for name, content in disk.items()}
-            play(files, net.recorder.changes[end.position], end.stop)
-        world = FileNet(lay_out(files, directory / f"end{number}"), moment=end.moment, lost=end.lost)
+            play(files, net.recorder.changes[crash.position], crash.stop)
+        world = FileNet(lay_out(files, directory / f"crash{number}"), moment=crash.moment, lost=crash.lost)
         try:
-            yield end, world
+            yield crash, world
         finally:
             world.close()
-            for path in directory.glob(f"end{number}*"):
+            for path in directory.glob(f"crash{number}*"):
                 shutil.rmtree(path)
 
 

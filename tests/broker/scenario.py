@@ -1,11 +1,11 @@
-"""What happens on the bus while it is recorded (`crashkit`)."""
+"""Random events on a simulated bus, for recording (`filenet`)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 
-from tests.broker.crashkit import GUEST, LATE, FileNet, Sent
+from tests.broker.filenet import GUEST, LATE, FileNet, Sent
 from zmqbus.client.core import Persona, Phase
 from zmqbus.testing import SimClient, session_id_of
 from zmqbus.testing.simnet import Death
@@ -13,8 +13,8 @@ from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Role, Scope
 
 
-class Play:
-    """Things that happen to a few sessions, a helper and a guest; what, `chance` decides."""
+class Scenario:
+    """Lets random events happen to a few sessions, a helper and a guest."""
 
     NAMES = ("alice", "bob", "carol", "dave")
     TOPIC, GROUP = "deploys", "workers"
@@ -24,26 +24,26 @@ class Play:
         self.chance = random.Random(seed)
         self._renames = 0
         self._processes = 0
-        if not net.ledger.names:
+        if not net.oracle.names:
             for name in self.NAMES:
                 self.start(session_id_of(name))
 
     def __repr__(self) -> str:
-        return f"<Play on {self.net!r}>"
+        return f"<Scenario on {self.net!r}>"
 
-    # --- who is there
+    # --- processes
 
     def start(self, session_id: str) -> SimClient:
-        """A process of this session comes."""
+        """Starts a process of this session."""
         self._processes += 1
-        ledger = self.net.ledger
+        oracle = self.net.oracle
         name = next(name for name in self.NAMES if session_id_of(name) == session_id)
-        ledger.names.setdefault(session_id, {name})
+        oracle.names.setdefault(session_id, {name})
         persona = Persona(
             role=Role.LISTENER,
             session_id=session_id,
             token=f"{name}-token",
-            name=max(ledger.names[session_id]),
+            name=max(oracle.names[session_id]),
             cwd="/p",
             project="/p",
             pid=1000 + self._processes,
@@ -51,11 +51,11 @@ class Play:
             topics=(self.TOPIC,) if name != "dave" else (),
             groups=(self.GROUP,) if name != "alice" else (),
         )
-        ledger.personas[session_id] = persona
+        oracle.personas[session_id] = persona
         return self.net._enter(persona, True)
 
     def end(self, member: SimClient, *, bye: bool) -> None:
-        """A process ends, in good order or not."""
+        """Ends a process, in good order or not."""
         member.stopped = False
         if bye and member.core.phase is Phase.READY:
             member.bye()
@@ -63,19 +63,19 @@ class Play:
         member.disconnect()
         self.net.clients.remove(member)
 
-    def somebody(self) -> SimClient:
-        """A session's listener."""
+    def any_listener(self) -> SimClient:
+        """A random listener."""
         return self.chance.choice(self.listeners() or [self.start(session_id_of("alice"))])
 
     def listeners(self) -> list[SimClient]:
-        """All of them."""
+        """All listeners."""
         return [member for member in self.net.clients if member.persona.role == Role.LISTENER]
 
     # --- messages
 
     def next_id(self) -> str:
-        """The id of the next message; a client of the network may have those of one that has gone."""
-        return f"message{len(self.net.ledger.sent):04d}"
+        """The id of the next message, unique over all clients."""
+        return f"message{len(self.net.oracle.sent):04d}"
 
     def send(
         self,
@@ -87,35 +87,34 @@ class Play:
         takers: int | None = None,
         reply_to: str | None = None,
     ) -> str:
-        """Says something; `perhaps`: the sessions that may get it, and each will unless there are only so many
-        `takers`."""
-        ledger = self.net.ledger
+        """Sends a message. All sessions in `perhaps` get it, or only `takers` of them."""
+        oracle = self.net.oracle
         who = f"{member.persona.name} {member.persona.pid}"
-        order = len(ledger.sent)
+        order = len(oracle.sent)
         body = b"%d %s" % (order, b"x" * self.chance.choice((0, 0, 30, 200, verbs.SPILL_BYTES + 1)))
         known = self.net.broker.registry.sessions
         surely = perhaps if takers is None else set()
         if scope in verbs.TO_MANY:
             surely = perhaps & set(known)
         msg_id = self.next_id()
-        ledger.sent[msg_id] = Sent(
+        oracle.sent[msg_id] = Sent(
             order, who, frozenset(surely), frozenset(perhaps), takers, body, reply_to is not None
         )
         member.send(target, body, scope=scope, msg_id=msg_id, reply_to=reply_to)
         return msg_id
 
     def directed(self) -> None:
-        """Somebody says something to one session, and perhaps more to others."""
+        """Sends some directed messages."""
         for _ in range(self.chance.randint(1, 4)):
-            member = self.somebody()
-            other = self.chance.choice([one for one in self.net.ledger.names if one != member.persona.session_id])
-            target = other if self.chance.random() < 0.5 else max(self.net.ledger.names[other])
+            member = self.any_listener()
+            other = self.chance.choice([one for one in self.net.oracle.names if one != member.persona.session_id])
+            target = other if self.chance.random() < 0.5 else max(self.net.oracle.names[other])
             self.send(member, Scope.SESSION, target, {other})
 
     def to_many(self) -> None:
-        """A broadcast, a topic's, or something for one of a group."""
-        member = self.somebody()
-        others = set(self.net.ledger.names) - {member.persona.session_id or ""}
+        """Sends a broadcast, to all or to a topic, or a message to a group."""
+        member = self.any_listener()
+        others = set(self.net.oracle.names) - {member.persona.session_id or ""}
         kind = self.chance.randrange(3)
         if kind == 0:
             self.send(member, Scope.TOPIC, self.TOPIC, others - {session_id_of("dave")})
@@ -125,15 +124,15 @@ class Play:
             self.send(member, Scope.ALL, "", others | {LATE})
 
     def refused(self) -> None:
-        """Something to a name that nobody has; the next that is renamed, or comes, will have it."""
-        member = self.somebody()
-        others = set(self.net.ledger.names) - {member.persona.session_id or ""}
-        self.net.ledger.wanted = f"name-{self._renames + 1:03d}"
-        self.send(member, Scope.SESSION, self.net.ledger.wanted, others | {LATE}, takers=1)
+        """Sends a message to a name without a session, which the next renamed or new session will have."""
+        member = self.any_listener()
+        others = set(self.net.oracle.names) - {member.persona.session_id or ""}
+        self.net.oracle.wanted = f"name-{self._renames + 1:03d}"
+        self.send(member, Scope.SESSION, self.net.oracle.wanted, others | {LATE}, takers=1)
         self.net.wake()
 
     def ask(self) -> None:
-        """A helper, or a guest, asks; somebody answers, by and by."""
+        """Lets a helper or a guest ask a question, and a listener answer it."""
         if any(member.persona.role in (Role.HELPER, Role.GUEST) for member in self.net.clients):
             return
         there = [member for member in self.listeners() if not member.stopped]
@@ -142,7 +141,7 @@ class Play:
         asker, other = self.chance.sample(there, 2)
         if self.chance.random() < 0.5:
             member, who = self.net.helper(asker), asker.persona.session_id or ""
-            name = max(self.net.ledger.names[who])
+            name = max(self.net.oracle.names[who])
         else:
             member, who = self.net.guest(GUEST), GUEST
             name = GUEST
@@ -154,7 +153,7 @@ class Play:
         self.send(other, Scope.SESSION, name, {who}, reply_to=question)
 
     def take_some(self) -> None:
-        """Applications take some of what they were handed; who has its answer, ends."""
+        """Lets applications take some messages; commands that have their answer end."""
         for member in list(self.net.clients):
             if self.chance.random() < 0.6:
                 self.net.take(member, self.chance.randint(1, 5))
@@ -162,11 +161,11 @@ class Play:
             if member.persona.role in (Role.HELPER, Role.GUEST) and member.history and not member.handed:
                 self.end(member, bye=True)  # it has its answer
 
-    # --- mishaps
+    # --- faults
 
     def come_or_go(self) -> None:
-        """A session's listener ends, or another one comes."""
-        session_id = self.chance.choice(list(self.net.ledger.names))
+        """Ends a session's listener, or starts another one."""
+        session_id = self.chance.choice(list(self.net.oracle.names))
         member = self.net.live(session_id)
         if member is None:
             self.start(session_id)
@@ -174,27 +173,27 @@ class Play:
             self.end(member, bye=self.chance.random() < 0.5)
 
     def stand_still(self) -> None:
-        """A process is stopped, or goes on."""
-        member = self.somebody()
+        """Stops a process, or continues it."""
+        member = self.any_listener()
         member.stopped = not member.stopped
 
     def cut(self) -> None:
-        """A connection breaks, and there is another one."""
-        member = self.somebody()
+        """Breaks a connection, and makes another one."""
+        member = self.any_listener()
         if not member.stopped:
             member.disconnect()
             member.connect()
 
     def rename(self) -> None:
-        """A session takes another name."""
-        member = self.somebody()
+        """Renames a session."""
+        member = self.any_listener()
         session_id = member.persona.session_id or ""
         if member.core.phase is not Phase.READY or member.stopped:
             return
         self._renames += 1
         name = f"name-{self._renames:03d}"
-        self.net.ledger.wanted = ""
-        names = self.net.ledger.names[session_id]
+        self.net.oracle.wanted = ""
+        names = self.net.oracle.names[session_id]
         names.add(name)
         member.request(verbs.Rename(f"r{self._renames}", name))
         self.net.settle()
@@ -202,21 +201,21 @@ class Play:
             names.intersection_update({name})
 
     def some_steps(self) -> None:
-        """The broker wakes a few times."""
+        """Lets the broker wake a few times."""
         for _ in range(self.chance.randint(1, 4)):
             self.net.step()
 
     def some_time(self) -> None:
-        """Time passes."""
+        """Lets time pass."""
         self.net.advance(self.chance.choice((0.3, 1.2)))
 
     def kill(self) -> None:
-        """The broker dies."""
+        """Kills the broker."""
         self.net.kill_broker(self.chance.choice(list(Death)), self.chance.randrange(4))
 
     def go_on(self, count: int) -> None:
-        """Lets so many things happen."""
-        things: dict[Callable[[], None], int] = {
+        """Lets `count` events happen."""
+        events: dict[Callable[[], None], int] = {
             self.directed: 8,
             self.to_many: 3,
             self.refused: 1,
@@ -231,5 +230,5 @@ class Play:
             self.some_time: 2,
             self.kill: 1,
         }
-        for thing in self.chance.choices(list(things), list(things.values()), k=count):
-            thing()
+        for event in self.chance.choices(list(events), list(events.values()), k=count):
+            event()

@@ -1,9 +1,8 @@
-"""What a process does to the files of a directory, change by change.
+"""Records the changes that a process makes to the files of a directory, and replays them elsewhere.
 
-The `Recorder` looks at the directory after each call that can change a file, and keeps the differences, in the order in
-which a process makes them: the log's appended bytes; the pages that a commit appends to the write-ahead log; the pages
-that a checkpoint then works into the database; names, where files are begun, renamed or deleted. `play` makes the
-changes again elsewhere, as many of them as are wanted.
+The `Recorder` looks at the directory after each call that can change a file, and keeps the differences in the order in
+which the process makes them: bytes appended to the journal; pages that a commit appends to the write-ahead log; pages
+that a checkpoint then writes into the database; names of files that are created, renamed or deleted.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ import pytest
 
 DATABASE, LOG = "mailboxes.sqlite3", "messages.log"
 WAL, ROLLBACK = DATABASE + "-wal", DATABASE + "-journal"
-#: Of a write-ahead log, and before each page in it.
+#: Sizes of the header of a write-ahead log, of the header of a page in it, and of a page.
 WAL_HEADER_BYTES, FRAME_HEADER_BYTES, PAGE_BYTES = 32, 24, 4096
 FRAME_BYTES = FRAME_HEADER_BYTES + PAGE_BYTES
 
 
 class Change(NamedTuple):
-    """Bytes that were written to a file; one that is new begins empty."""
+    """Bytes written to a file; a new file begins empty."""
 
     name: str
     offset: int
@@ -34,12 +33,15 @@ class Change(NamedTuple):
     size: int  # of the file afterwards
 
     def stops(self) -> list[int]:
-        """How much of it may be there when its process is killed: each write that it is made of; and, of each, what the
-        kernel has taken, page by page of its own cache. A line of the log may be cut anywhere."""
+        """Lengths at which a kill of the process may truncate it.
+
+        These are the boundaries of its writes, and of the kernel's pages within each write. A line of the journal may
+        be truncated anywhere.
+        """
         end = len(self.data)
         edges = set(range(PAGE_BYTES - self.offset % PAGE_BYTES, end, PAGE_BYTES))
         if self.name == WAL:
-            # SQLite writes what stands before a page, and then the page.
+            # SQLite writes the header of a page, and then the page.
             frames = range(WAL_HEADER_BYTES - self.offset if self.offset == 0 else 0, end, FRAME_BYTES)
             edges.update(frames, (at + FRAME_HEADER_BYTES for at in frames))
         elif self.name.startswith(LOG):
@@ -50,14 +52,14 @@ class Change(NamedTuple):
 
 
 class Renamed(NamedTuple):
-    """A file got another name."""
+    """A file was renamed."""
 
     name: str
     to: str
 
 
 class Removed(NamedTuple):
-    """A file is gone."""
+    """A file was deleted."""
 
     name: str
 
@@ -67,7 +69,7 @@ Disk = dict[str, bytearray]
 
 
 def play(disk: Disk, change: AnyChange, upto: int | None = None) -> None:
-    """Makes a change; `upto`: no more of it than so many bytes."""
+    """Applies a change, or only its first `upto` bytes."""
     if isinstance(change, Removed):
         del disk[change.name]
     elif isinstance(change, Renamed):
@@ -81,7 +83,7 @@ def play(disk: Disk, change: AnyChange, upto: int | None = None) -> None:
 
 
 def lay_out(disk: Disk, directory: Path) -> Path:
-    """Makes a data directory with these files."""
+    """Writes these files into a new data directory."""
     directory.mkdir(mode=0o700)
     for name, content in disk.items():
         path = directory / name
@@ -91,14 +93,14 @@ def lay_out(disk: Disk, directory: Path) -> Path:
 
 
 def pick_up(directory: Path) -> Disk:
-    """The files of a data directory."""
+    """Reads the files of a data directory."""
     return {name: bytearray((directory / name).read_bytes()) for name in sorted(os.listdir(directory))}
 
 
 class Recorder:
-    """Keeps the changes of the files in a directory."""
+    """Records the changes of the files in a directory."""
 
-    #: Through these a file is changed by other code than SQLite's.
+    #: Calls through which code other than SQLite changes files.
     CALLS = ("open", "rename", "unlink", "link", "ftruncate", "write", "writev")
 
     def __init__(self) -> None:
@@ -110,23 +112,23 @@ class Recorder:
         return f"<Recorder: {len(self.changes)} changes>"
 
     def move_to(self, directory: Path) -> None:
-        """From now on these files are looked at; they are what the others were."""
+        """Continues with the files in another directory, which must equal the ones before."""
         self._directory = directory
         found = self._look()
-        assert _contents(found) == _contents(self._known), "a change was not seen"
+        assert _contents(found) == _contents(self._known), "a change was not recorded"
         self._known = found
 
     def _look(self) -> dict[str, tuple[int, bytes]]:
         assert self._directory is not None
         found = {}
         for name in os.listdir(self._directory):
-            # SQLite holds locks on some of them, which this gives up. Nobody else is here to respect them.
+            # This releases the locks that SQLite holds on the files; no other process is there to respect them.
             with open(self._directory / name, "rb") as file:
                 found[name] = os.fstat(file.fileno()).st_ino, file.read()
         return found
 
     def observe(self) -> None:
-        """Notes what has changed since the last look."""
+        """Records the changes since the last look."""
         before, now = self._known, self._look()
         if now == before:
             return
@@ -142,7 +144,7 @@ class Recorder:
                 contents[to] = content
         for name in sorted(now, key=lambda name: _write_order(name, now[name][1])):
             if name not in contents and name in before:
-                self.changes.append(Removed(name))  # another file has got its name
+                self.changes.append(Removed(name))  # another file has taken its name
             self._compare(name, contents.get(name), now[name][1])
         for name in before.keys() - now.keys():
             if before[name][0] not in inodes:
@@ -155,7 +157,7 @@ class Recorder:
             self.changes.append(Change(name, 0, new, len(new)))
             return
         if name == DATABASE:
-            # A checkpoint writes page by page, and not all of them.
+            # A checkpoint writes single pages.
             for at in range(0, len(new), PAGE_BYTES):
                 page = new[at : at + PAGE_BYTES]
                 if page != old[at : at + PAGE_BYTES]:
@@ -168,14 +170,14 @@ class Recorder:
         while len(old) == len(new) and end > start and old[end - 1] == new[end - 1]:
             end -= 1
         if name == WAL:
-            # Written over from its start after a checkpoint: bytes that were the same before are written, too.
+            # After a checkpoint the log is overwritten from its start, including bytes that stay the same.
             start = 0 if start < WAL_HEADER_BYTES else start - (start - WAL_HEADER_BYTES) % FRAME_BYTES
             end = min(len(new), end + -(end - WAL_HEADER_BYTES) % FRAME_BYTES)
         self.changes.append(Change(name, start, new[start:end], len(new)))
 
     @contextmanager
     def each_call(self) -> Iterator[None]:
-        """Looks after each call and each statement of SQL."""
+        """Looks at the files after each call and each SQL statement."""
         observe, looks = self.observe, True
 
         class Watched(sqlite3.Connection):
@@ -222,6 +224,5 @@ def _contents(found: dict[str, tuple[int, bytes]]) -> dict[str, bytes]:
 
 
 def _write_order(name: str, content: bytes) -> int:
-    """Within one call: the log is written before the database is committed, a checkpoint comes after the commit, and
-    what it has worked in is cut off last."""
+    """Order of changes within one call: journal, commit to the write-ahead log, checkpoint, truncation of that log."""
     return 0 if name.startswith(LOG) else 1 if name == WAL and content else 3 if name == WAL else 2
