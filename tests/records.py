@@ -1,4 +1,4 @@
-"""Records for the tests of the log: one that is plain, and all that there could be."""
+"""Records for the tests of the log: a plain one, strategies for all others, and ways to write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bin/: the scripts find their package, whatever way they are called, and say what is missing."""
+"""The scripts in bin/ find their package however they are called, and report missing dependencies."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_copy_with_its_package_works(checkout: Path, tmp_path: Path, data_dir: P
 
 
 def test_neighbouring_files_are_not_imported(checkout: Path, data_dir: Path) -> None:
-    """bin/ is off the path: a script there may be called as the standard library's modules are."""
+    """bin/ is not on the path: scripts there have names of standard modules."""
     (checkout / "bin" / "colorsys.py").write_text("raise SystemExit('the wrong module')\n")
     (checkout / "zmqbus" / "cli" / "send.py").write_text("import colorsys\n" + FAKE_COMMAND)
     assert call(sys.executable, checkout / "bin" / "send.py").startswith("zmqbus.cli.send")
@@ -133,7 +133,7 @@ def test_python_of_the_venv_is_started(checkout: Path, data_dir: Path) -> None:
     script = checkout / "bin" / "send.py"
     assert call(sys.executable, script, "--text", "a  b") == f"{script} --text a  b"
 
-    # One that leads back here: it is entered once, and then does without.
+    # A venv whose python is this one is entered once, and then ignored.
     python.unlink()
     python.symlink_to(sys.executable)
     assert call(sys.executable, script).startswith("zmqbus.cli.send")

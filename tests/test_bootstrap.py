@@ -163,7 +163,7 @@ def test_finished_command_exits_at_once(
             bootstrap.main(command_name)
     finally:
         sys.settrace(trace)
-    assert ended.value.code == 7  # what python ends with where os._exit is not what it is here
+    assert ended.value.code == 7  # the status with which os._exit was called
     assert left == ([7] if at_once else [])
 
 
@@ -187,7 +187,7 @@ def test_garbage_collection_is_off_only_during_the_import(data_dir: Path, comman
     assert bootstrap.run("probe", []) == 0
     gc.disable()
     try:
-        assert bootstrap.run("probe", []) == 0  # whoever has switched it off keeps it so
+        assert bootstrap.run("probe", []) == 0  # it stays off if it was off before
     finally:
         gc.enable()
     assert seen == [True, False]
@@ -303,7 +303,7 @@ def test_venv_of_a_newer_python_is_used(data_dir: Path, monkeypatch: pytest.Monk
         became.append((path, argv))
         raise SystemExit
 
-    monkeypatch.setenv(bootstrap.REEXEC_VARIABLE, "")  # what is set now is gone after the test
+    monkeypatch.setenv(bootstrap.REEXEC_VARIABLE, "")  # restored after the test
     monkeypatch.setattr(os, "execv", execv)
     monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
     monkeypatch.setattr(sys, "argv", ["/x/send.py", "--to", "y"])
@@ -472,7 +472,7 @@ def test_venv_open_to_others_is_refused(
 
 
 def planted(at: Path) -> Path:
-    """A venv as it could come with anybody's repository: whole, and owned by whoever cloned that."""
+    """A complete venv from anybody's repository, owned by the user who cloned that."""
     at.mkdir(parents=True)
     packages = make_venv(at)
     (packages / "zmq.py").write_text("raise SystemExit('the planted code has run')\n")
@@ -509,7 +509,7 @@ def test_venv_of_another_user_is_refused(
 def test_venv_below_a_writable_directory_is_refused(
     link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever can write to a directory above puts another one in the place of the data directory, or of the venv."""
+    """Anyone who can write to a parent can exchange the data directory or the venv."""
     open_to_others = tmp_path / "everybody"
     data = (tmp_path if link else open_to_others) / "data"
     data.mkdir(parents=True, mode=0o700)
@@ -560,7 +560,9 @@ def test_venv_of_another_python_is_entered_once(
     assert len(became) == 1
     assert bootstrap.REEXEC_VARIABLE not in os.environ  # children decide for themselves
 
-    monkeypatch.setenv(bootstrap.REEXEC_VARIABLE, str(os.getppid()))  # inherited from one that changed over
+    monkeypatch.setenv(
+        bootstrap.REEXEC_VARIABLE, str(os.getppid())
+    )  # inherited from a parent that has become the venv's python
     assert bootstrap.run("probe", ["--all"]) == 0
     assert len(became) == 2
 
@@ -587,7 +589,7 @@ def test_damaged_pyvenv_cfg_counts_as_another_python(text: str, data_dir: Path) 
     assert not bootstrap._is_same_python(str(data_dir / "venv"))
 
 
-# As processes: what only shows at the end of an interpreter
+# In processes of their own: behaviour at the exit of an interpreter
 
 RUNNER = """
 import sys, types

@@ -8,7 +8,7 @@ import pytest
 
 from zmqbus import errors
 
-#: What users meet.
+#: Errors that users meet.
 CODES = (
     "unknown_peer",
     "ambiguous",
@@ -23,7 +23,7 @@ CODES = (
     "timeout",
     "poisoned",
 )
-#: What only programs meet: these do not come from the broker.
+#: Errors that only programs meet; the broker does not send them.
 LOCAL_CODES = ("overloaded", "forked", "remote_error", "usage", "invalid_argument")
 
 

@@ -1,4 +1,4 @@
-"""zmqbus/__init__.py: the public names, and what importing the package costs."""
+"""The public names of the package, and the cost of importing it."""
 
 from __future__ import annotations
 

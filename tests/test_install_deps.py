@@ -1,4 +1,4 @@
-"""zmqbus/cli/install_deps.py: what it says, what it runs, and what an interruption leaves.
+"""zmqbus/cli/install_deps.py: its plan, the commands that it runs, and interruptions.
 
 A stand-in for uv makes the venv here, so no test needs a package index; python's own venv and pip are run for real only
 where they fail.
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / "bin"
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
-#: Makes a venv whose python is the one that runs the tests, and writes down how it was called.
+#: Makes a venv with the python of the tests, and records its arguments.
 UV = f"""#!/bin/sh
 echo "$@" >> "$UV_CALLS"
 if [ "$1" = venv ]; then
@@ -110,7 +110,7 @@ def have(venv: Path, *distributions: str, python: str = VERSION) -> None:
 
 
 def test_installed_extras_are_kept(install: Run, venv: Path, calls: Path) -> None:
-    """Also where the venv was made by another python, which is when it is made anew."""
+    """Also where the venv was made by another python, and is replaced."""
     assert install("--yes").returncode == 0
     have(venv, "rich-14.0.0", python="3.1")
     have(venv, "starlette-0.41.0", "click-8.1")  # without uvicorn it is no console
@@ -160,7 +160,7 @@ def test_it_asks_on_a_terminal(answer: str, status: int, install: Run, venv: Pat
 def test_an_installation(install: Run, calls: Path, venv: Path, data_dir: Path) -> None:
     done = install("--yes")
     assert (done.returncode, done.stderr) == (0, "")
-    # What it said it would run is what it ran.
+    # It ran exactly the commands of its plan.
     said = [line.strip().partition("/uv ")[2] for line in done.stdout.splitlines() if line.startswith("    /")]
     assert said == calls.read_text().splitlines()
     assert len(said) == 2

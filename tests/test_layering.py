@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zmqbus"
 
-#: Part of the package -> height. A part imports itself and what is lower, never its equals.
+#: Part of the package -> height. A part imports itself and lower parts, never its equals.
 RANKS = {
     "text": 0,
     "tuples": 0,
@@ -44,7 +44,7 @@ FORBIDDEN = {
     # A session and the console talk to the broker over the wire like everyone else.
     ("session", "broker"),
     ("console", "broker"),
-    # It is what runs before anything else; only install-deps and the doctor share its knowledge of the venv.
+    # It runs before everything else; only install-deps and the doctor share its knowledge of the venv.
     *((part, "bootstrap") for part in RANKS if part not in ("bootstrap", "cli", "doctor", "__main__")),
 }
 
@@ -67,7 +67,7 @@ IMPURE = {
 BELOW_GROUPS = {"body_checks", "events", "groups", "metrics", "sessions"}
 
 DEPENDENCIES = {"zmq", "msgpack", "psutil"}
-#: What only an extra brings: whoever imports these modules has to expect an ImportError.
+#: Dependencies of an extra: importing these modules may raise ImportError.
 EXTRAS = {
     "cli.tui": {"rich"},
     "console.app": {"starlette"},
@@ -75,7 +75,7 @@ EXTRAS = {
     "console.server": {"uvicorn"},
     "console.connections": {"uvicorn"},
 }
-#: Not needed, and used where they are there: module -> what it may try to import, when it is needed.
+#: Optional: module -> modules that it may try to import when needed.
 OPTIONAL = {"security.digest": {"_sha2", "_sha256"}, "client.message": {"numpy"}, "client.fanout": {"tqdm"}}
 
 #: Imported by `send` and other short-lived commands, whose whole run is a few dozen milliseconds.
@@ -137,7 +137,7 @@ COSTLY = {
 
 #: Module -> test file, below tests/, that covers it where a file of its own would say nothing more.
 TESTED_ELSEWHERE: dict[str, str] = {
-    # The commands and the listener are what a user sees of them: their tests run real processes.
+    # Commands and the listener are tested as users see them, in real processes.
     "__main__": "test_bin.py",
     "cli.auto_start": "plugin/test_auto_start.py",
     "cli.broker": "real/test_list.py",
@@ -159,7 +159,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.doctor": "real/test_doctor.py",
     "cli.stats": "real/test_stats.py",
     "cli.watch": "real/test_watch.py",
-    # One subject, whose parts are seen through what it tells.
+    # Parts of one subject, tested through its report.
     "doctor.broker": "real/test_doctor.py",
     "doctor.keys": "real/test_doctor.py",
     "doctor.leftovers": "doctor/test_checks.py",
@@ -169,7 +169,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "doctor.report": "doctor/test_checks.py",
     "doctor.storage": "real/test_doctor.py",
     "session.listener": "real/test_listener.py",
-    # Words without decisions, and decisions that only show in what all parts do together.
+    # Types without logic, and logic that only shows in the whole core.
     "client.events": "client/test_core.py",
     "client.requests": "client/test_core.py",
     # Two halves of one thing.
@@ -308,7 +308,7 @@ def test_package_imports_nothing() -> None:
 
 
 def test_install_deps_needs_no_dependency() -> None:
-    """It is run by those who have none yet, and so is everything that it imports."""
+    """It runs before any is installed, with everything that it imports."""
     waiting, seen = ["cli.install_deps"], set()
     while waiting:
         module = waiting.pop()

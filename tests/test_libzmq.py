@@ -1,4 +1,4 @@
-"""What this project relies on libzmq to do, and has seen it do, though its manual does not promise all of it.
+"""Behaviour of libzmq that this project relies on, though its manual does not promise all of it.
 
 A test here that goes red with another libzmq says which decision has to be thought over; the docstrings name it.
 """
@@ -23,9 +23,9 @@ from zmqbus.security.keys import BrokerKeys, ClientKeys, curve_client
 from zmqbus.security.zap import ZapHandler, curve_server
 from zmqbus.wire import verbs
 
-#: What takes longer does not happen.
+#: Deadline for events that must happen.
 DEADLINE_MS = 90_000
-#: What must not happen is watched for so long: many times what it takes when it happens.
+#: Wait for events that must not happen: many times as long as they take when they do.
 QUIET_MS = 300
 
 
@@ -208,7 +208,7 @@ def test_an_unknown_route_is_an_error(wire, free_port):
 
 
 def test_a_route_whose_peer_does_not_read_is_an_error_at_the_high_water_mark(wire, free_port):
-    """Why `server._send_all` expects EAGAIN: a peer that asks without reading is parted with, and blocks nobody."""
+    """Why `server._send_all` expects EAGAIN: a peer that sends without reading is dropped, and blocks nobody."""
     router = wire.socket(zmq.ROUTER, router_mandatory=1, sndhwm=10, sndbuf=4096)
     router.bind(f"tcp://127.0.0.1:{free_port}")
     peer = wire.socket(zmq.DEALER, rcvhwm=1, rcvbuf=4096)

@@ -1,4 +1,4 @@
-"""What a pid stands for, on a fake table and on those of this system."""
+"""Processes identified by pid, start time and place, on a fake table and on those of this system."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class TableOf:
         (KNOWN._replace(namespace="4026539999"), "t7", Life.UNKNOWN),
         (KNOWN._replace(namespace="4026539999"), "t6", Life.UNKNOWN),
         (KNOWN._replace(namespace=""), "t7", Life.UNKNOWN),
-        # This machine before its last restart: pids and start times begin anew.
+        # This machine before its last restart: pids and start times begin again.
         (KNOWN._replace(boot="earlier"), "t7", Life.ENDED),
         (KNOWN._replace(boot="earlier", namespace="4026539999"), "t7", Life.ENDED),
         (KNOWN._replace(boot="?"), "t7", Life.UNKNOWN),

@@ -1,4 +1,4 @@
-"""Settings: which source wins, what is passed over, where the files are."""
+"""Settings: the order of sources, ignored values, and paths."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def warnings() -> Warnings:
 
 
 def quiet(flags: dict[str, object] | None = None, /, **environ: str) -> Settings:
-    """Load where no warning may come."""
+    """Load without any warning."""
     warnings = Warnings()
     loaded = load(flags, {"HOME": "/home/u", **environ}, warnings)
     assert warnings == []
     return loaded
 
 
-def passed_over(flags: dict[str, object] | None = None, /, **environ: str) -> tuple[Settings, str]:
-    """Load where exactly one warning must come."""
+def ignored(flags: dict[str, object] | None = None, /, **environ: str) -> tuple[Settings, str]:
+    """Load with exactly one warning."""
     warnings = Warnings()
     loaded = load(flags, {"HOME": "/home/u", **environ}, warnings)
     assert len(warnings) == 1
@@ -66,7 +66,9 @@ def test_port_counts_as_chosen_unless_it_is_the_default(source: str) -> None:
         return quiet({"port": port}) if source == "flag" else quiet(**{source: str(port)})
 
     assert given(9474).port_chosen and not given(9473).port_chosen
-    assert not given(9473)._replace(port=9999).port_chosen  # where a session was on another port, nobody chose that
+    assert (
+        not given(9473)._replace(port=9999).port_chosen
+    )  # the port of an existing session, which the user did not choose
 
 
 def test_every_field_has_one_rule() -> None:
@@ -154,7 +156,7 @@ def test_later_sources_are_not_parsed() -> None:
     "text", ["9473abc", "0", "70000", "-1", "+9473", "9_473", "9473.0", "nan", "inf", "٩٤٧٣", "²", "0x10", "9" * 5000]
 )
 def test_invalid_ports(text: str) -> None:
-    loaded, warning = passed_over(INTER_SESSION_PORT=text)
+    loaded, warning = ignored(INTER_SESSION_PORT=text)
     assert loaded == quiet()
     assert "INTER_SESSION_PORT=" in warning
 
@@ -163,7 +165,7 @@ def test_invalid_ports(text: str) -> None:
     "text", ["nan", "-nan", "inf", "-inf", "-1", "1e999", "1_0", "ten", "10m", "5270401", "\u0661"]
 )
 def test_invalid_minutes(text: str) -> None:
-    loaded, warning = passed_over(INTER_SESSION_IDLE_MINUTES=text)
+    loaded, warning = ignored(INTER_SESSION_IDLE_MINUTES=text)
     assert loaded == quiet()
     assert "INTER_SESSION_IDLE_MINUTES=" in warning
     assert "0 (never)" in warning
@@ -185,7 +187,7 @@ def test_invalid_minutes(text: str) -> None:
     ],
 )
 def test_other_invalid_values(variable: str, text: str) -> None:
-    loaded, warning = passed_over(**{variable: text})
+    loaded, warning = ignored(**{variable: text})
     assert loaded == quiet()
     assert f"{variable}=" in warning
 
@@ -218,13 +220,13 @@ def test_an_empty_flag_is_a_value() -> None:
 
 
 def test_long_value_is_cut_in_its_warning() -> None:
-    _, warning = passed_over(INTER_SESSION_PORT="x" * 100_000)
+    _, warning = ignored(INTER_SESSION_PORT="x" * 100_000)
     assert len(warning) < 200
     assert "'xxx" in warning and "…" in warning
 
 
 def test_warning_is_one_line_without_control_characters() -> None:
-    _, warning = passed_over(INTER_SESSION_PORT="\x1b[2J\n[inter-session] \udc80")
+    _, warning = ignored(INTER_SESSION_PORT="\x1b[2J\n[inter-session] \udc80")
     assert warning.isprintable()
 
 
@@ -290,7 +292,7 @@ class TestDataDir:
             raise FileNotFoundError(2, "No such file or directory")
 
         monkeypatch.setattr(os, "getcwd", gone)
-        loaded, warning = passed_over(INTER_SESSION_DATA_DIR="bus")
+        loaded, warning = ignored(INTER_SESSION_DATA_DIR="bus")
         assert loaded == quiet()
         assert "INTER_SESSION_DATA_DIR='bus'" in warning
 

@@ -1,4 +1,4 @@
-"""What an entry tells of a record, and which of them a `Wanted` lets through."""
+"""Entries of records, and the criteria that select them."""
 
 from __future__ import annotations
 

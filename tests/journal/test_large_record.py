@@ -17,9 +17,9 @@ from zmqbus.journal import record as record_module
 from zmqbus.journal.large_record import LARGE_BYTES, check_escaped, escape_body, unescape_start
 from zmqbus.journal.record import JournalError, decode_record, encode_record, splice_line
 
-#: Large enough to be made and read in the way of large ones.
+#: Large enough for the code for large bodies.
 LONG = "x" * LARGE_BYTES
-#: What goes between the quotes of a string: all that is escaped, and what is easily mistaken for it.
+#: Pieces of JSON strings: every kind of escape, and text that resembles one.
 _WHOLE = ['"', "\\", "\\\\", '\\"', "\\n", "\\t", "\\/", "\\b", "\\u0041", "\\u00e9", "\\ud800", "\\u12", "\\uzzzz"]
 _SINGLE = ["a", "\n", "\x00", "\x1f", "ß", "\x85", "\u2028", "u", "n"]
 JSON_PIECES = st.lists(st.sampled_from([*_WHOLE, *_SINGLE]), max_size=12).map("".join)
@@ -54,7 +54,7 @@ class TestLargeLines:
             fast = decode_record(made).body
         except JournalError:
             fast = None
-        if slow is None and fast is not None:  # never so in the log: the broker checks what a sender has escaped
+        if slow is None and fast is not None:  # never in the log: the broker checks bodies that a sender has escaped
             with pytest.raises(InvalidPayload):
                 check_escaped("text", text.encode(), len(fast), zlib.crc32(text.encode()))
         else:

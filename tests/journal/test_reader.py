@@ -1,4 +1,4 @@
-"""What a reader of the log may rely on."""
+"""Reading the log by pointer and by id: rotation, damage, hostile pointers, and the newest messages."""
 
 from __future__ import annotations
 
@@ -622,7 +622,7 @@ class TestRecent:
             log.append([line("other0000000"), encode_record(RECORD._replace(to_session_id=to))])
         found = recent(path, records=100, limit_bytes=10**6)
         assert found[RECORD.msg_id][:2] == (RECORD.from_session, "c")
-        assert found[RECORD.msg_id].place == found["other0000000"].place + 1  # both are those of the first batch
+        assert found[RECORD.msg_id].place == found["other0000000"].place + 1  # the places of the first batch
         assert list(found) == ["other0000000", RECORD.msg_id]
         log.close()
 

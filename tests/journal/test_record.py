@@ -1,4 +1,4 @@
-"""The lines of the log: what they say, and what they must not show."""
+"""The lines of the log: their fields, and hidden ids of other messages."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TestLines:
     @example(RECORD, "u0071zq1", "z\\", "z\\u0071")
     @example(RECORD, "aaaazqaa", "q", "z")
     def test_ids_of_other_messages_are_hidden(self, record, other, before, after):
-        """Wherever it stands: in the text, in a name or a label, or as what it answers."""
+        """In the text, in a name or a label, or in `reply_to`."""
         record = record._replace(
             msg_id="own9zzq99own",
             fmt="text",
@@ -105,7 +105,6 @@ class TestLines:
     @example(RECORD, None, "\x00\x1f\x7f\b\f\\n", "aaaaaaaa")
     @example(RECORD._replace(from_name="x\u2028"), "aaaaaaaa", "aaaaaaaaa \x85\u2029", "aaaaaaaa")
     def test_large_text_becomes_the_same_line(self, record, reply_to, knot, quoted):
-        """It is made in another way, which only the size decides upon."""
         texts = [knot, f"{knot} msg={quoted} zq{quoted}\n{reply_to}"]
         bodies = [record.body, *(text.encode() for text in texts)]
         for body in bodies:
@@ -204,7 +203,7 @@ class TestDecodeIds:
         assert decode_ids(head) is None
 
 
-#: What there is to look for in a text: line ends, what JSON escapes, what grep must not find, and what is neither.
+#: Pieces of texts: line ends, characters that JSON escapes, ids that grep must not find, and plain characters.
 PIECES = st.sampled_from(
     [
         *("a", " ", "\n", "\r", "\t", '"', "\\", "\\n", "\x01", "\x08", "\x7f", "\x85", "\u2028", "\u2029", "é", "🚀"),
@@ -220,7 +219,7 @@ NAMES = st.sampled_from(("alice", "orchestrator", "Größe \u2028", 'a "b" \\', 
 
 
 class TestEncodeAll:
-    """Messages that are alike are written together, and each line is what it would be by itself."""
+    """Texts that are encoded together give the same lines as one by one."""
 
     @given(
         st.lists(st.tuples(MSG_IDS, TEXTS), max_size=12),

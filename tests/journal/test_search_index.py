@@ -1,4 +1,4 @@
-"""The search index: filled in steps, with what is deleted taken out, and made anew whenever something is wrong."""
+"""The search index: filled in steps, without deleted segments, and replaced whenever it is invalid."""
 
 from __future__ import annotations
 
@@ -215,5 +215,5 @@ def test_full_disk(log: Journal, path: str, index_path: str) -> None:
         with pytest.raises(IndexFault, match="full; make room on its disk"):
             index.fill(path)
         index._connection.execute("PRAGMA max_page_count = 100000")
-        index.fill(path)  # and as soon as there is room, it goes on
+        index.fill(path)  # continues as soon as there is room
     assert len(found(index_path, "words")) == len(places(path, *range(len(list(History(path).entries())))))

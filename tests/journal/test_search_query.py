@@ -1,4 +1,4 @@
-"""Searches: what may be asked, and that the index, the rest of the log, and both together find the same."""
+"""Searches: the query language, and that index, unindexed log and both together find the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which messages are not in the log any more: what is asked of all of them, and what of the smallest."""
+"""Messages that the log lost: every pointer is checked, and the bytes of the smallest records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log: what a writer survives, and what it leaves for others."""
+"""The writer of the log: batches, rotation, failed writes, recovery, and syncing to the disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lines_of(name: str) -> list[bytes]:
 
 class TestGrep:
     def test_prints_the_whole_message(self, log, path):
-        """The command of the contract, as it stands there: whatever later messages say of it, in whatever words."""
+        """The exact command of the contract, after later messages that quote the id in many ways."""
         body = "first line\nline two\u2028" + "x" * 100_000
         make = IdMaker()
         msg_id, answer_id = make(), make()
@@ -81,7 +81,7 @@ class TestWriting:
     @pytest.mark.parametrize("others", [0, 3, 600])
     @pytest.mark.parametrize("size_bytes", [100, 70_000, 1_000_000])
     def test_lines_with_bodies_that_the_sender_escaped(self, log, path, size_bytes, others):
-        """Among others, and however much there is: they are where their pointers say, under their checksums."""
+        """Of any size, among other lines: pointers and checksums are right."""
         record = RECORD._replace(msg_id="spelled00000", body=b'say "x"\n' * (size_bytes // 8))
         text = escape_body("text", record.body)
         spelled = splice_line(record._replace(body=b""), text, zlib.crc32(text))
@@ -512,7 +512,7 @@ class TestRecovery:
 
 
 class Disk:
-    """Counts what is synced, by inode; each of `errors` is raised by one sync."""
+    """Records the inodes that are synced; each of `errors` is raised by one sync."""
 
     def __init__(self) -> None:
         self.synced: list[int] = []
@@ -525,7 +525,7 @@ class Disk:
         self.synced.append(os.fstat(fd).st_ino)
 
     def took(self, *names: str) -> bool:
-        """Whether just these files were synced since it was last asked, in this order."""
+        """Whether exactly these files were synced since the last call, in this order."""
         synced, self.synced = self.synced, []
         return synced == [os.stat(name).st_ino for name in names]
 
@@ -637,7 +637,7 @@ class TestSync:
         disk.errors = [number]
         with pytest.raises(kind, match=r"power cut.*restart the broker") as first:
             log.sync()
-        # The log itself goes on; that the disk has it is not claimed any more.
+        # The log still takes lines, but no sync succeeds any more.
         log.append([line()])
         with pytest.raises(kind) as second:
             log.sync()

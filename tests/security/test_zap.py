@@ -22,7 +22,7 @@ from zmqbus.security import zap
 from zmqbus.security.keys import ClientKeys, broker_keys, client_keys, curve_client
 from zmqbus.security.zap import RETIRED_S, ZAP_ENDPOINT, ZapHandler, curve_server, zap_reply
 
-#: Far over what anything here takes on a loaded machine.
+#: Far over the time of any step on a loaded machine.
 DEADLINE_S = 90.0
 
 FAILURES = (

@@ -1,4 +1,4 @@
-"""Children find what their parent found, in the same order, whatever stands in the way."""
+"""Children import the modules of their parent, in the same order, despite stray modules."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.conftest import ROOT, RunBin
 from zmqbus.bootstrap import VENV_MARKER
 from zmqbus.system import children
 
-#: Modules of the standard library that packages of the same names pretend to be, and one of our dependencies.
+#: Names of standard modules, and of one dependency, that the stray packages take.
 STRAY = ("typing", "enum", "selectors", "dataclasses", "zmq", "msgpack", "runpy")
 
 
 @pytest.fixture
 def strays(tmp_path: Path) -> Path:
-    """A directory of packages with what must not be imported."""
+    """A directory of packages that must not be imported."""
     directory = tmp_path / "packages"
     directory.mkdir()
     for name in STRAY:

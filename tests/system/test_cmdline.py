@@ -1,4 +1,4 @@
-"""What a command was called with, taken out of the process list: as another user would look for it."""
+"""Hiding arguments from the process list, as another user sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a pr
 
 
 def shown(*arguments: str, hidden: str = "sys.argv[1:]") -> list[bytes]:
-    """What the process list shows of a process that has hidden some of its arguments."""
+    """The arguments in the process list of a process that has hidden some of them."""
     program = (
         "import sys; from zmqbus.system.cmdline import hide; arguments = list(sys.argv); "
         f"assert hide({hidden}) is True; assert sys.argv == arguments; print(flush=True); sys.stdin.read()"

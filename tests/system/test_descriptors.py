@@ -1,4 +1,4 @@
-"""Too few file descriptors: said in words, by the API, the commands and the broker, at any number of them."""
+"""A lack of file descriptors: explained by the API, the commands and the broker, at any number of free ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a broker's files say of it."""
+"""The files that identify a broker."""
 
 from __future__ import annotations
 

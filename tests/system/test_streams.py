@@ -1,4 +1,4 @@
-"""The standard streams of a command: what only shows in a process of its own."""
+"""The standard streams of a command, mostly in processes of their own."""
 
 from __future__ import annotations
 
@@ -69,7 +69,11 @@ def test_no_traceback_at_interpreter_exit() -> None:
 def test_standard_error_never_fails(redirection: str) -> None:
     code = "import sys\noutput.install()\nprint('e' * 100_000, file=sys.stderr, flush=True)\nprint('out')"
     done = run(code, redirection)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"")  # and is not taken for standard output
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        b"out\n",
+        b"",
+    )  # standard error does not go to standard output
 
 
 def test_closed_descriptors_are_not_reused() -> None:
@@ -148,7 +152,7 @@ SAFE = "abcd↵e↵f"
 
 
 def shown(body: str) -> tuple[str, str]:
-    """What a process prints that has installed the streams."""
+    """The output of a process with the streams installed."""
     done = run(f"import sys\noutput.install()\n{body}")
     return done.stdout.decode(), done.stderr.decode()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zmqbus.errors import InvalidPayload, RemoteError, UnknownPeer, ZmqbusError
 from zmqbus.text import display
 
-#: What must reach no terminal: control characters, line ends of every kind, direction, tags, private use, surrogates.
+#: Must not reach a terminal: control characters, line ends of every kind, direction, tags, private use, surrogates.
 HOSTILE = "\x00\x07\x08\x1b\x7f\x85\x9b\x9d\u061c\u200b\u200e\u2028\u2029\u202e\u2066\ufeff\U000e0041\ue000\ud800"
 texts = st.text(
     st.sampled_from(HOSTILE + "\r\n\t ab\x1b[]0;m漢é\u0301\u200d\ufe0f") | st.characters(exclude_categories=[])

@@ -1,4 +1,4 @@
-"""Who is told which command."""
+"""The names of commands for agents and for people at a shell."""
 
 from __future__ import annotations
 
