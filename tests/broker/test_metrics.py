@@ -1,4 +1,4 @@
-"""What the broker counts is what has happened; and each figure that it tells is described."""
+"""The broker's counters match the events, and each metric in HEALTH is described."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from zmqbus.broker.metrics import Counts
 from zmqbus.testing import SimNet
 from zmqbus.wire import codec, verbs
 from zmqbus.wire.metrics_catalogue import FIGURES, about
@@ -29,7 +28,7 @@ def figures(net: SimNet) -> dict[str, Any]:
     return dict(health.figures)
 
 
-def test_all_is_described_and_all_that_is_described_is_there(net: SimNet) -> None:
+def test_the_catalogue_describes_exactly_the_metrics_in_health(net: SimNet) -> None:
     found = figures(net)
     shell = {"connections_closed", "handshakes_refused", "log_kept_bytes", "notices"}
     assert found.keys() | shell == FIGURES.keys()
@@ -39,7 +38,7 @@ def test_all_is_described_and_all_that_is_described_is_there(net: SimNet) -> Non
         assert figure.kind == "word" or type(value) is int
 
 
-def test_messages(net: SimNet) -> None:
+def test_directed_messages_are_counted(net: SimNet) -> None:
     alice, bob = net.session("alice"), net.session("bob")
     carol = net.session("carol")
     carol.bye()
@@ -64,7 +63,7 @@ def test_messages(net: SimNet) -> None:
     assert [found[name] for name in ("delivered", "queued", "taken", "unread")] == [3, 1, 4, 0]
 
 
-def test_busy(net: SimNet) -> None:
+def test_a_busy_session_is_counted(net: SimNet) -> None:
     alice, _ = net.session("alice"), net.session("bob")
     alice.send("bob", b"hello")
     net.settle()
@@ -74,7 +73,7 @@ def test_busy(net: SimNet) -> None:
     assert (found["busy"], found["queued"]) == (1, 1)
 
 
-def test_broadcasts(net: SimNet) -> None:
+def test_broadcasts_are_counted(net: SimNet) -> None:
     alice, bob, _ = net.session("alice"), net.session("bob"), net.session("carol")
     alice.send("", b"hello", scope=Scope.ALL)
     net.settle()
@@ -85,17 +84,17 @@ def test_broadcasts(net: SimNet) -> None:
     assert [found[name] for name in ("accepted", "broadcasts", "delivered", "queued")] == [1, 1, 1, 1]
 
 
-def test_repaired_gaps(net: SimNet) -> None:
+def test_retransmitted_broadcasts_are_counted(net: SimNet) -> None:
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"lost", scope=Scope.ALL)
     net.wake()
-    bob.published.clear()  # a PUB at its mark drops without a word
+    bob.published.clear()  # a PUB at its high-water mark drops silently
     net.advance(2, step_s=0.1)
     assert bob.bodies == [b"lost"]
     assert figures(net)["broadcasts_resent"] == 1
 
 
-def test_repeats(net: SimNet) -> None:
+def test_repeated_messages_are_counted(net: SimNet) -> None:
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"hello")
     net.settle()
@@ -107,7 +106,7 @@ def test_repeats(net: SimNet) -> None:
     assert (found["repeated"], found["accepted"]) == (1, 1)
 
 
-def test_refusals_by_their_code(net: SimNet) -> None:
+def test_refusals_are_counted_by_code(net: SimNet) -> None:
     alice = net.session("alice")
     alice.send("nobody", b"hello")
     alice.send("nobody", b"hello")
@@ -120,7 +119,7 @@ def test_refusals_by_their_code(net: SimNet) -> None:
     assert sum(value for name, value in found.items() if name.startswith("refused_")) == 5
 
 
-def test_what_cannot_be_written_is_refused(net: SimNet) -> None:
+def test_a_failed_journal_write_counts_as_a_refusal(net: SimNet) -> None:
     alice, _ = net.session("alice"), net.session("bob")
     net.journal_fails = "no room"
     alice.send("bob", b"hello")
@@ -129,7 +128,7 @@ def test_what_cannot_be_written_is_refused(net: SimNet) -> None:
     assert (found["refused_broker_unavailable"], found["accepted"]) == (1, 0)
 
 
-def test_requests(net: SimNet) -> None:
+def test_requests_are_counted(net: SimNet) -> None:
     caller, worker = net.session("caller"), net.session("worker", role=Role.PROGRAM, groups=("g",))
     worker.offer(10)
     net.settle()
@@ -145,7 +144,7 @@ def test_requests(net: SimNet) -> None:
     assert [found[name] for name in names] == [1, 1, 3, 3, 0]
 
 
-def test_a_new_broker_counts_from_the_start(net: SimNet) -> None:
+def test_a_new_broker_starts_at_zero(net: SimNet) -> None:
     alice, _ = net.session("alice"), net.session("bob")
     alice.send("nobody", b"hello")
     net.settle()
@@ -155,9 +154,3 @@ def test_a_new_broker_counts_from_the_start(net: SimNet) -> None:
     found = figures(net)
     assert found["epoch"] != epoch
     assert "refused_unknown_peer" not in found
-
-
-def test_repr() -> None:
-    counts = Counts()
-    counts.refuse("timeout")
-    assert "'refused_timeout': 1" in repr(counts)

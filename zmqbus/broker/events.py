@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from zmqbus.broker.metrics import Counts
+from zmqbus.broker.metrics import Metrics
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal.record import Record, Records, SplicedLine
 from zmqbus.tuples import NamedTuple
@@ -132,7 +132,7 @@ class Outbox:
     def __init__(self) -> None:
         self._effects: list[Effect] = []
         self.appended = 0  #: records since the journal's last answer
-        self.counts = Counts()
+        self.counts = Metrics()
 
     def __repr__(self) -> str:
         return f"<Outbox of {len(self._effects)}>"

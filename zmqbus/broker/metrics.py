@@ -1,7 +1,7 @@
-"""What a broker counts, for `zmqbus stats`: plain integers, each raised where the thing happens.
+"""Counters of a broker for `zmqbus stats`: plain integers, incremented where the event happens.
 
-They are nobody's state: nothing is decided by them, and a new broker begins at 0. What can be told from the tables at
-any moment (who is connected, what waits) is not counted here but looked up when it is asked for.
+No decision depends on them, and a new broker begins at 0. State that the tables hold anyway (connected sessions,
+waiting mail) is not counted here, but looked up when STATUS asks for it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from zmqbus.wire.metrics_catalogue import REFUSED
 
 
-class Counts:
-    """The counters, by the names that they have in HEALTH; see `zmqbus.wire.metrics_catalogue`."""
+class Metrics:
+    """The counters, under their names in HEALTH; see `zmqbus.wire.metrics_catalogue`."""
 
     __slots__ = (
         "accepted_bytes",
@@ -33,16 +33,16 @@ class Counts:
         self.broadcasts_resent = 0
         self.requests_accepted = 0
         self.requests_answered = 0
-        self.refused: dict[str, int] = {}  #: by the code of the refusal; there are a dozen of these
+        self.refused: dict[str, int] = {}  #: by error code, of which there are a dozen
 
     def __repr__(self) -> str:
-        return f"<Counts: {dict(self.figures())}>"
+        return f"<Metrics: {dict(self.figures())}>"
 
     def refuse(self, code: str) -> None:
-        """Something was refused, with this code."""
+        """Counts a refusal with this error code."""
         self.refused[code] = self.refused.get(code, 0) + 1
 
     def figures(self) -> tuple[tuple[str, int], ...]:
-        """Pairs of a name and a value."""
+        """Names and values of all counters."""
         plain = tuple((name, getattr(self, name)) for name in self.__slots__ if name != "refused")
         return (*plain, *((f"{REFUSED}{code}", count) for code, count in sorted(self.refused.items())))
