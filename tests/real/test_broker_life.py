@@ -1,4 +1,4 @@
-"""How brokers come, are replaced, and go: the election, the detached process, crashes, idleness, the pid file."""
+"""The life of a broker: election, detached process, crashes, idle shutdown, pid file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def brokers(bus: Bus) -> list[psutil.Process]:
-    """The processes that are a broker of this data directory."""
+    """The broker processes of this data directory."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
@@ -42,7 +42,7 @@ def brokers(bus: Bus) -> list[psutil.Process]:
 
 
 def broker(bus: Bus) -> psutil.Process:
-    """The broker, once its pid file is there."""
+    """Waits for the broker's pid file; returns its process."""
     pid = wait_until(bus.broker_pid, "a broker has a pid file")
     return psutil.Process(pid)
 
@@ -64,7 +64,7 @@ def replaced(bus: Bus, pid: int) -> None:
 
 
 def exchange(first: ListenerProcess, second: ListenerProcess, text: str) -> None:
-    """A message each way."""
+    """Exchanges a message in each direction."""
     for sender, receiver in ((first, second), (second, first)):
         sender.bus.deliver(receiver.name, f"{text} for {receiver.name}", owner=sender)
         receiver.wait_message(f"{text} for {receiver.name}")
@@ -101,7 +101,7 @@ def test_thirty_commands_at_once_get_one_broker_and_one_set_of_keys(bus):
 
 
 def test_second_port_on_one_data_directory_is_refused(bus, new_port):
-    """The second one is asked for on another port, and says where the first one is."""
+    """A second broker on another port is refused, with the port of the first."""
     bus.listener("auth")
     other = str(new_port())
     for done in (
@@ -236,7 +236,7 @@ def test_idle_broker_ends_and_the_next_command_starts_another(bus):
 def test_broker_with_a_connected_session_is_not_idle(bus):
     auth = bus.listener("auth", "--idle-shutdown-minutes", "0.01")
     process = broker(bus)
-    for number in range(5):  # each of them takes a good part of the idle time, and none starts another broker
+    for number in range(5):  # each takes a good part of the idle time, and none starts another broker
         bus.deliver("auth", f"message {number}")
         auth.wait_message(f"message {number}")
     assert bus.broker_pid() == process.pid
@@ -256,7 +256,7 @@ def test_zero_idle_minutes_mean_never(bus):
 
 
 def test_broker_is_detached_from_its_starter(bus):
-    """In a session of its own, without a terminal; killing the starter's whole group leaves it alone."""
+    """It has a session of its own and no terminal, and survives the death of its starter's process group."""
     starter = bus.popen("client.py", "--name", "auth", owner=bus.owner(), start_new_session=True)
     process = broker(bus)
     assert os.getsid(process.pid) != os.getsid(starter.pid)
@@ -276,7 +276,7 @@ def test_broker_is_detached_from_its_starter(bus):
 
 
 def test_broker_holds_no_pipe_of_its_starter(bus):
-    """A harness waits for the end of a pipe; a broker that had inherited it would keep the harness waiting."""
+    """A harness waits for the end of a pipe, which a broker that inherited it would hold open."""
     command = bus.popen("list.py", owner=bus.stranger)
     out, err = command.communicate(timeout=DEADLINE_S)
     assert (out, err) == (b"no sessions connected\n", b"")
@@ -341,7 +341,7 @@ def test_foreground_broker_ends_on_signal(bus, signum):
 
 
 def test_missing_package_of_the_broker_is_reported(bus, tmp_path):
-    """The listener has its packages, and the broker that it starts has not: a broken venv, say."""
+    """The listener has its packages, but the broker that it starts has not, as in a broken venv."""
     from zmqbus.client import launch
     from zmqbus.errors import BrokerUnavailable
     from zmqbus.settings import load
@@ -361,7 +361,7 @@ def test_missing_package_of_the_broker_is_reported(bus, tmp_path):
 
 
 def test_data_directory_that_cannot_be_made_is_reported_with_a_cure(bus, tmp_path):
-    """Below a file, nobody can make a directory, not even root."""
+    """Not even root can make a directory below a file."""
     (tmp_path / "file").write_text("")
     env = {"INTER_SESSION_DATA_DIR": str(tmp_path / "file" / "data")}
     for done in (bus.run("list.py", env=env), bus.send("--to", "x", "--text", "x", "--as", "me", env=env)):
@@ -376,7 +376,7 @@ def test_data_directory_that_cannot_be_made_is_reported_with_a_cure(bus, tmp_pat
 
 
 class FakeBroker:
-    """A broker of another release: the right keys, and a thread that says one thing to everybody."""
+    """A broker of another release: the right keys, and a thread that gives every client the same answer."""
 
     def __init__(self, bus: Bus, answer: tuple[object, ...]) -> None:
         self._bus = bus
@@ -390,7 +390,7 @@ class FakeBroker:
     def _run(self) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         lock = os.open(self._bus.data_dir, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(lock, fcntl.LOCK_EX)  # who has it is the broker
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the holder of the lock is the broker
         keys = broker_keys(str(self._bus.data_dir))
         zap = ZapHandler(context, keys.allowed_clients)
         router = context.socket(zmq.ROUTER)
@@ -446,7 +446,7 @@ def test_broker_of_another_protocol_is_a_clear_error(bus, fake_broker):
 
 
 def test_client_of_another_protocol_is_refused_with_both_releases(bus):
-    """The broker's half: it answers a HELLO of another version with both releases and the cure."""
+    """The broker answers a HELLO of another version with both releases and the cure."""
     bus.listener("auth")
     keys = client_keys(str(bus.data_dir))
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
@@ -467,7 +467,7 @@ def test_client_of_another_protocol_is_refused_with_both_releases(bus):
 
 
 class Stranger:
-    """A program on the port that is no broker: silent, or saying something of its own to everybody."""
+    """Another program on the port: silent, or with a greeting of its own."""
 
     def __init__(self, port: int, saying: bytes | None) -> None:
         self._socket = socket.create_server(("127.0.0.1", port), backlog=100)
@@ -536,11 +536,11 @@ def test_port_held_by_another_program_is_reported(bus, kind, stale):
         holder.close()
     if stale:
         pid_file(bus).unlink()
-    bus.listener("auth")  # and once the port is free, all is well
+    bus.listener("auth")  # the bus works once the port is free
 
 
 def test_package_in_the_current_directory_is_not_run(bus, tmp_path):
-    """An agent works in other people's repositories. One may have a `zmqbus` of its own, which is not to be run."""
+    """Agents work in repositories of others, whose own `zmqbus` must not be run."""
     decoy = tmp_path / "zmqbus" / "broker"
     decoy.mkdir(parents=True)
     for package in (decoy.parent, decoy):

@@ -1,4 +1,4 @@
-"""A record of messages.log is damaged: who reads says which and whose it was, and goes on with what is behind it."""
+"""A damaged record of messages.log: each reader reports its id and sender, and goes on with the next message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE = "damage me " * 10_000
 
 
 def damage(bus: Bus) -> None:
-    """Overwrites one character of the large text where it lies."""
+    """Overwrites one character of the large text in the log."""
     path = Path(bus.log_path)
     content = path.read_bytes()
     at = content.index(b"damage me damage me") + 5000
@@ -30,7 +30,7 @@ def damage(bus: Bus) -> None:
 
 @pytest.fixture
 def away(bus: Bus) -> tuple[ListenerProcess, str]:
-    """A session that is away, with three messages of which the second is damaged; and that one's id."""
+    """A session that is away, with three messages of which the second is damaged; and the second's id."""
     auth = bus.listener("auth")
     auth.stop()
     bus.deliver("auth", "before")

@@ -34,20 +34,20 @@ Finding = dict[str, Any]
 
 
 class Doctor:
-    """Runs `zmqbus doctor` in a shell, alone or behind a command that it has printed."""
+    """Runs `zmqbus doctor` in a shell, alone or after a command that it has printed."""
 
     def __init__(self, bus: Bus, shims: Path) -> None:
         self.bus = bus
         self.env = bus.env(bus.stranger)
-        self.before = ""  # of the shell, so that a limit or a variable holds in it
+        self.before = ""  # run by the shell first, so that a limit or a variable applies
         shim = shims / "zmqbus"
         shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "bin" / "zmqbus"}" "$@"\n')
         shim.chmod(0o755)
         self.env["PATH"] = f"{shims}{os.pathsep}{self.env['PATH']}"
 
-    def run(self, mend: str = ":") -> list[Finding]:
-        """What is found once `mend` has been run in the same shell."""
-        script = f"{self.before or ':'}\n{mend} >&2 || exit 77\nzmqbus doctor --json"
+    def run(self, fix: str = ":") -> list[Finding]:
+        """Returns the findings after `fix` was run in the same shell."""
+        script = f"{self.before or ':'}\n{fix} >&2 || exit 77\nzmqbus doctor --json"
         done = subprocess.run(
             ["sh", "-c", script], env=self.env, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=self.bus.cwd
         )
@@ -61,13 +61,13 @@ class Doctor:
         return found
 
     def find(self, check: str, level: str) -> Finding:
-        """The one finding of this check, which has this level."""
+        """Returns the only finding of this check, and checks its level."""
         rows = [row for row in self.run() if row["check"] == check and row["level"] != "ok"]
         assert [row["level"] for row in rows] == [level], rows
         return rows[0]
 
     def cures(self, check: str, level: str, says: str) -> Finding:
-        """It finds that, and what it prints mends it."""
+        """Checks that the fault is found, and that the printed command fixes it."""
         row = self.find(check, level)
         assert says in row["says"], row
         assert row["mend"], row
@@ -89,7 +89,7 @@ def keys(data_dir: Path) -> Path:
 
 @pytest.fixture
 def log(data_dir: Path) -> Iterator[Journal]:
-    """Three segments of some messages."""
+    """A log of three segments."""
     log = Journal(str(data_dir / "messages.log"), segment_bytes=1)
     for msg_id in ids(3):
         log.append([line(msg_id)])
@@ -98,7 +98,7 @@ def log(data_dir: Path) -> Iterator[Journal]:
 
 
 def stamp(directory: Path) -> dict[str, object]:
-    """Everything in a directory, with what would change if it was touched."""
+    """The metadata of every file in a directory, which would change with the file."""
     return {
         str(path): (found.st_mode, found.st_mtime_ns, found.st_size, found.st_ino)
         for path in [directory, *sorted(directory.rglob("*"))]
@@ -159,7 +159,7 @@ def test_running_bus_has_no_fault(doctor: Doctor, bus: Bus, data_dir: Path) -> N
 
 
 def test_doctor_changes_nothing(doctor: Doctor, data_dir: Path, log: Journal, keys: Path) -> None:
-    """Not even where there is much to mend."""
+    """Not even where there are many faults."""
     (data_dir / "server.1234.pid").write_text("1")
     (data_dir / "clients").mkdir(mode=0o700)
     (data_dir / "clients" / "2147483647.options").write_text("{}")
@@ -278,14 +278,14 @@ def test_broker_that_hangs(doctor: Doctor, bus: Bus) -> None:
     assert row["mend"] == f"kill -9 {pid}"
     doctor.run(row["mend"])
     # The listener starts another one.
-    wait_until(lambda: bus.broker_pid() != pid, "there is another one")  # until then, that none runs is no fault
+    wait_until(lambda: bus.broker_pid() != pid, "there is another one")  # until then, a missing broker is no fault
     wait_until(
         lambda: not [row for row in doctor.run() if row["check"] == "broker" and row["level"] != "ok"], "it is well"
     )
 
 
 def foreground(bus: Bus, patch: str) -> subprocess.Popen[bytes]:
-    """A broker in which something is different."""
+    """A broker in the foreground, with other settings."""
     code = (
         f"import sys, zmqbus, zmqbus.wire.verbs; {patch}; from zmqbus.cli import broker; broker.main(['--foreground'])"
     )
@@ -343,7 +343,7 @@ def test_broker_on_another_port(doctor: Doctor, bus: Bus, new_port: Callable[[],
 
 
 def test_port_set_by_the_plugin_option(doctor: Doctor, bus: Bus, new_port: Callable[[], int]) -> None:
-    """It wins over INTER_SESSION_PORT, so setting that would mend nothing."""
+    """It wins over INTER_SESSION_PORT, so setting that would not help."""
     bus.zmqbus("broker")
     other = new_port()
     doctor.before = f"export CLAUDE_PLUGIN_OPTION_PORT={other}"
@@ -352,7 +352,7 @@ def test_port_set_by_the_plugin_option(doctor: Doctor, bus: Bus, new_port: Calla
     assert f"(the plugin's option `port` says {other}; in Claude Code, /plugin changes it)" in row["says"]
 
 
-# --- what is left behind ---
+# --- leftovers ---
 
 
 def private(path: Path, text: str) -> None:
@@ -400,7 +400,7 @@ def test_files_of_an_ordinarily_ended_session_are_not_stale(doctor: Doctor, bus:
 
 @pytest.fixture
 def database(bus: Bus, data_dir: Path) -> Path:
-    """The mailboxes as a broker has left them."""
+    """The mailboxes that a broker has left."""
     bus.zmqbus("broker")
     bus.zmqbus("broker", "--stop")
     return data_dir / "mailboxes.sqlite3"
@@ -434,7 +434,7 @@ def test_database_of_another_program(doctor: Doctor, database: Path, statement: 
 
 
 def test_database_of_a_killed_broker(doctor: Doctor, bus: Bus, data_dir: Path) -> None:
-    """What is in its write-ahead log belongs to it. It is as it has to be, and stays as it is."""
+    """Its write-ahead log belongs to it, and is no fault."""
     auth = bus.listener("auth")
     auth.stop()
     bus.send("--to", "auth", "--text", "hello", "--as", "script")
@@ -527,7 +527,7 @@ def test_clock_set_back(doctor: Doctor, log: Journal) -> None:
     log.append([encode_record(RECORD._replace(ts=4_000_000_000.0))])
     row = doctor.find("clock", "warning")
     assert "was set back or is wrong" in row["says"]
-    assert row["mend"] == "sudo timedatectl set-ntp true"  # the one that is not run here
+    assert row["mend"] == "sudo timedatectl set-ntp true"  # not run here
 
 
 # --- this session's listener ---
@@ -565,7 +565,7 @@ def test_listener_without_its_state_file(doctor: Doctor, listening: Any) -> None
 
 
 def test_packages_that_cannot_be_imported(doctor: Doctor, tmp_path: Path) -> None:
-    """It runs without them, which is when it is needed. A stand-in for uv installs those that the tests have."""
+    """The doctor runs without them. A stand-in for uv installs the packages of the tests."""
     import zmq
 
     broken = tmp_path / "broken"

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and say what they promise."""
+"""The examples run as they are, and print what they promise."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(*command: str, env: dict[str, str] | None = None) -> subprocess.Complete
 
 
 def outsider_env(home: Path) -> dict[str, str]:
-    """What a user has who has never heard of the bus."""
+    """The environment of a user who has never used the bus."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("INTER_SESSION_", "CLAUDE"))}
     return {**kept, "HOME": str(home)}
 
@@ -202,7 +202,7 @@ def test_ends_quietly_when_interrupted(bus: Bus, command: tuple[str, ...]) -> No
 
 @contextlib.contextmanager
 def start(bus: Bus, name: str, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """An example in a process group of its own, which does not outlive the block."""
+    """Runs an example in a process group of its own, which ends with the block."""
     process = subprocess.Popen(
         [sys.executable, f"examples/{name}", *args],
         env=bus.env(),
@@ -222,7 +222,7 @@ def start(bus: Bus, name: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def answer(bus: Bus, session: ListenerProcess, question: dict[str, str | None], text: str) -> None:
-    """What an agent does that is asked."""
+    """Answers a question as an agent does."""
     asker, msg_id = question["name"], question["id"]
     assert asker is not None and msg_id is not None
     done = bus.send("--to", asker, "--reply-to", msg_id, "--text", text, owner=session)

@@ -1,4 +1,4 @@
-"""A FIFO, a link or a device in the place of a file of the data directory: nobody waits for it, and it is named."""
+"""A FIFO in the place of a file of the data directory: no command waits for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.real.conftest import Bus
 
 pytestmark = pytest.mark.slow
 
-#: Far over what a command takes, and far under what a reader of a FIFO waits.
+#: Far longer than a command takes, s; a reader of a FIFO would wait forever.
 PATIENCE_S = 60.0
 COMMANDS = (
     ("list.py",),
@@ -26,7 +26,7 @@ COMMANDS = (
 
 @pytest.fixture
 def left(bus: Bus) -> tuple[Bus, list[Path]]:
-    """What a bus has left that is used and then stands still: all of its files, relative to the data directory."""
+    """A used bus without running processes, and all of its files, relative to the data directory."""
     auth = bus.listener("auth", label="kept")
     bus.deliver("auth", "shown")
     auth.wait_message("shown")
@@ -59,6 +59,6 @@ def test_no_command_waits_for_a_fifo(left: tuple[Bus, list[Path]], tmp_path: Pat
         stopped = bus.zmqbus("broker", "--stop", timeout=PATIENCE_S)
         assert "Traceback" not in stopped.stderr, (file, stopped)
         place.unlink(missing_ok=True)
-        for path in bus.data_dir.iterdir():  # as it was: a broker may have set aside what it found
+        for path in bus.data_dir.iterdir():  # restored: a broker may have set files aside
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.copytree(kept, bus.data_dir, dirs_exist_ok=True)

@@ -1,6 +1,6 @@
-"""Floods: the broker's memory stays below a bound while each goes on, and comes down when it has ended.
+"""Floods: the broker's memory stays below a bound during each flood, and shrinks afterwards.
 
-What is measured is the broker's resident memory, all the time, by somebody else.
+The resident memory of the broker is sampled all the time by a thread of the test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-#: What the broker may take while it is flooded, and when that is over.
+#: The most memory that the broker may have during a flood, and afterwards.
 MAX_BYTES = 200 * MIB
 AFTER_BYTES = 60 * MIB
 #: How long each flood goes on, unless it is held back or closed.
@@ -37,7 +37,7 @@ DEADLINE_S = 20.0
 
 
 class Watch:
-    """The most that a process takes."""
+    """Records the largest resident memory of a process."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process = process
@@ -67,7 +67,7 @@ def stage(bus: Bus) -> Iterator[Stage]:
 
 
 def until_closed(dealers: list[zmq.Socket[bytes]], say: Callable[[zmq.Socket[bytes]], object]) -> None:
-    """Says something over all of them in turn, for as long as the flood goes on."""
+    """Sends over all of these sockets in turn, for the time of a flood."""
     end_s = time.monotonic() + FLOOD_S
     for dealer in dealers:
         dealer.sndtimeo = 200
@@ -78,7 +78,7 @@ def until_closed(dealers: list[zmq.Socket[bytes]], say: Callable[[zmq.Socket[byt
 
 
 def nested(size_bytes: int) -> bytes:
-    """Small arrays in arrays."""
+    """Returns a frame of nested small arrays."""
     row = b"\xdc\x08\x00" + b"\x92\x91\x90\x90" * 2_048
     count = size_bytes // len(row)
     return b"\xdc" + count.to_bytes(2, "big") + row * count
@@ -97,7 +97,7 @@ def nested_arrays_within_the_limit(attacker: Attacker) -> None:
 
 
 def handshakes_without_an_end(attacker: Attacker) -> None:
-    """By somebody who has no key, and leaves each before it is whole."""
+    """Handshakes without a key, each left unfinished."""
     size = verbs.MAX_FRAME_BYTES - 1_000
     for number in range(40):
         connection = attacker.tcp(attacker.ports[number % 2])
@@ -173,10 +173,7 @@ def test_flood_grows_the_broker_within_its_bound_and_not_for_good(
 ) -> None:
     with Watch(stage.broker) as watch:
         attack(stage.attacker)
-        if os.environ.get("SHOW"):
-            print(
-                attack.__name__, "peak", watch.peak_bytes >> 20, "MiB, at its end", stage.broker.memory_info().rss >> 20
-            )
+
         stage.prove(MAX_BYTES)
     assert watch.peak_bytes < MAX_BYTES, f"{watch.peak_bytes >> 20} MiB"
     stage.attacker.close()

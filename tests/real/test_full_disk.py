@@ -1,4 +1,4 @@
-"""A file system of a megabyte that fills up: what is said is what was kept, and nobody ends for it."""
+"""A full disk: reports stay true, and no process ends because of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.real.conftest import DEADLINE_S, ROOT, Bus, wait_until
 pytestmark = pytest.mark.slow
 
 MOUNT = ["unshare", "--mount", "--map-root-user", "--user"] if os.getuid() else ["unshare", "--mount"]
-#: Beginning and end of what runs in there: a disk of its own, and a listener of this shell's owner that lives on it.
+#: Beginning and end of each script: a file system of a megabyte, and a listener that uses it.
 BEGIN = f"""
 set -e
 mount -t tmpfs -o size=1m,mode=0700 tmpfs "$INTER_SESSION_DATA_DIR"
@@ -34,7 +34,7 @@ run zmqbus broker --stop >/dev/null
 
 
 def play(bus: Bus, script: str) -> tuple[list[str], str]:
-    """What the script and the listener print, and what goes to standard error."""
+    """Runs a script in a mount namespace; returns the lines printed by it and the listener, and standard error."""
     probe = subprocess.run([*MOUNT, "mount", "-t", "tmpfs", "tmpfs", str(bus.data_dir)], capture_output=True)
     if probe.returncode:
         pytest.skip("mounting is not allowed here")
@@ -51,7 +51,7 @@ def play(bus: Bus, script: str) -> tuple[list[str], str]:
 
 @pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="only Linux sets limits of other processes")
 def test_listener_that_cannot_store_its_new_name_goes_on_and_says_so(bus: Bus) -> None:
-    """The broker has room for the name, and the listener has not."""
+    """The broker can store the new name, the listener cannot."""
     auth = bus.listener("auth")
     listener = psutil.Process(auth.pid)
     before = listener.rlimit(psutil.RLIMIT_FSIZE)
@@ -63,7 +63,7 @@ def test_listener_that_cannot_store_its_new_name_goes_on_and_says_so(bus: Bus) -
     assert told.startswith("[inter-session] cannot write ") and "continues as 'billing', and retries" in told
     bus.deliver("billing", "still here")
     auth.wait_message("still here")
-    assert auth.name == "auth"  # what its helpers read; they act as the session all the same
+    assert auth.name == "auth"  # the state file, with which its helpers still act as the session
     assert bus.send("--all", "--text-file", "-", owner=auth, input="from it").returncode == 0
     listener.rlimit(psutil.RLIMIT_FSIZE, before)
     wait_until(lambda: auth.name == "billing", "it is written down")

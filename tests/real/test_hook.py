@@ -1,4 +1,4 @@
-"""The plugin's hooks: what a session is told, its mail where no listener runs, and that they never stand in its way."""
+"""The plugin's hooks: the context that they add, mail of a session without a listener, and their time limit."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from zmqbus.wire import naming, verbs
 pytestmark = pytest.mark.slow
 
 
-#: Runs the hook without its budget. In 0.15 s a crowded machine does not get it to the broker and back, and then it
-#: says nothing, as it should: what it says is another matter than how long it may take.
+#: Runs the hook without its time budget: on a busy machine 0.15 s are too short to reach the broker, and the hook then
+#: prints nothing, as it should. Tests of its output are independent of that.
 PATIENT = """
 import runpy, sys
 sys.path.insert(0, sys.argv.pop(1))
@@ -51,9 +51,9 @@ def call(
     hurried: bool = False,
     **fields: object,
 ) -> dict[str, Any] | None:
-    """What the hook prints for an event; None: nothing. That it ends with 0 and says nothing else is checked.
+    """Runs the hook for an event; returns its output, or None; checks exit status 0 and an empty stderr.
 
-    It takes as long as it needs, unless it is `hurried`: then it has the budget that it has in a session.
+    `hurried`: with the time budget of a session. Otherwise it takes as long as it needs.
     """
     event = {"session_id": "abc", "cwd": str(bus.cwd), "hook_event_name": kind, **fields}
     hook = str(ROOT / "bin" / "hook.py")
@@ -71,7 +71,7 @@ def call(
 
 
 def told(output: dict[str, Any] | None, kind: str) -> str:
-    """The context that an output adds."""
+    """Returns the context that an output adds."""
     assert output is not None
     assert output["hookSpecificOutput"]["hookEventName"] == kind
     text: str = output["hookSpecificOutput"]["additionalContext"]
@@ -80,7 +80,7 @@ def told(output: dict[str, Any] | None, kind: str) -> str:
 
 
 def join(bus: Bus, name: str) -> Owner:
-    """An owner whose session has joined and has no listener."""
+    """Starts an owner whose session has joined without a listener."""
     owner = bus.owner()
     done = bus.run("client.py", "--away", "--name", name, owner=owner)
     assert done.returncode == 0, done
@@ -88,7 +88,7 @@ def join(bus: Bus, name: str) -> Owner:
 
 
 def ids(text: str) -> list[str]:
-    """The ids of the messages whose lines are in a text."""
+    """Returns the ids of the messages shown in a text."""
     return [match["id"] for line in text.splitlines() if (match := HEADER.match(line))]
 
 
@@ -129,7 +129,7 @@ def test_joining_beside_the_listener_of_the_same_session(bus):
 
 
 def test_lock_of_a_starting_listener_is_waited_for(data_dir, monkeypatch):
-    """It may be a process that only joins. To give way to it would leave the session without a monitor."""
+    """The holder may be a process that only joins; giving way to it would leave the session without a monitor."""
     tries = []
 
     def acquire(path: str, owner: object) -> str:
@@ -187,7 +187,7 @@ def test_invalid_name_in_the_environment_is_reported(bus):
 
 
 def test_options_reach_the_monitor_and_the_commands(bus, new_port):
-    """The harness tells them to the hook alone."""
+    """The harness gives plugin options to hooks only."""
     port, owner = new_port(), bus.owner()
     option = {"CLAUDE_PLUGIN_OPTION_PORT": str(port)}
     nothing = {"INTER_SESSION_PORT": ""}
@@ -202,7 +202,7 @@ def test_monitor_faster_than_the_hook_waits_for_it(bus, new_port):
     port, owner = new_port(), bus.owner()
     nothing = {"INTER_SESSION_PORT": ""}
     listener = bus.listener("auth", "--from-plugin", owner=owner, env=nothing, connected=False)
-    # It looks for the file below this directory, which it has not made yet; what comes later is found either way.
+    # The monitor looks for the file below this directory, which does not exist yet.
     call(bus, "SessionStart", owner, {**nothing, "CLAUDE_PLUGIN_OPTION_PORT": str(port)}, source="startup")
     assert listener.wait_connected().state["port"] == port
 
@@ -341,9 +341,9 @@ def test_endless_input_does_not_delay_the_hook(bus):
 
 
 def test_large_texts_are_cut(bus):
-    """They are not read: a hook would be at its end before it has."""
+    """Their bodies are not read, which would take longer than a hook has."""
     owner = join(bus, "ci")
-    letters = ["\x01", '"', "ä", "z"]  # each spelled in another way
+    letters = ["\x01", '"', "ä", "z"]  # each escaped in another way
     bus.burst("ci", [letter + "wanted " + letter * (verbs.MAX_BODY_BYTES // 3) for letter in letters])
     text = told(call(bus, "UserPromptSubmit", owner, prompt="x"), "UserPromptSubmit")
     lines = text.splitlines()[1:]
@@ -377,7 +377,7 @@ def test_thousands_of_messages_come_in_order_over_several_events(bus):
 
 
 def test_shown_and_unacknowledged_mail_is_skipped(bus):
-    """The broker may not have heard of it; the note on file is what counts."""
+    """The shown log counts, even if the broker has no acknowledgement."""
     owner = join(bus, "ci")
     sent = [receipt.msg_id for receipt in bus.burst("ci", [f"text {number}" for number in range(600)])]
     (lock,) = (bus.data_dir / "clients").glob("*.lock")
@@ -388,7 +388,7 @@ def test_shown_and_unacknowledged_mail_is_skipped(bus):
 
 
 def test_delayed_hook_still_shows_its_mail(bus):
-    """A limit on the clock would be over, with the first thing that it does."""
+    """The budget counts processor time: a limit in real time would be over at once."""
     owner = join(bus, "ci")
     msg_id = bus.deliver("ci", "still there")
     process = bus.popen("hook.py", owner=owner, stdin=subprocess.PIPE)
@@ -396,14 +396,14 @@ def test_delayed_hook_still_shows_its_mail(bus):
     wait_until(lambda: caught(process.pid) & alarm, "its budget runs")
     process.send_signal(signal.SIGSTOP)
     event = {"cwd": str(bus.cwd), "hook_event_name": "UserPromptSubmit"}
-    time.sleep(1.5)  # what it waits for is the stall itself
+    time.sleep(1.5)  # the wait is the stall itself
     process.send_signal(signal.SIGCONT)
     out, _ = process.communicate(json.dumps(event).encode(), COMMAND_TIMEOUT_S)
     assert ids(told(json.loads(out), "UserPromptSubmit")) == [msg_id]
 
 
 def caught(pid: int) -> int:
-    """The signals that a process has handlers for."""
+    """Returns the signals for which a process has handlers."""
     with open(f"/proc/{pid}/status") as file:
         return next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
 
@@ -411,7 +411,7 @@ def caught(pid: int) -> int:
 def test_failed_join_is_repeated_by_a_later_hook(bus):
     named = {"INTER_SESSION_NAME": "nightly"}
     owner = bus.owner()
-    with socket.create_server(("127.0.0.1", bus.port)):  # somebody else has the port
+    with socket.create_server(("127.0.0.1", bus.port)):  # another program has the port
         assert "joins the bus as" in told(call(bus, "SessionStart", owner, named, source="startup"), "SessionStart")
         wait_until(lambda: "--away" not in commands_on(bus), "its attempt has ended")
     assert call(bus, "UserPromptSubmit", owner, named, prompt="x") is None
@@ -422,7 +422,7 @@ def test_failed_join_is_repeated_by_a_later_hook(bus):
 
 
 def commands_on(bus: Bus) -> str:
-    """The command lines of the processes that work on this bus's data directory."""
+    """Returns the command lines of the processes that use this bus's data directory."""
     found = []
     for process in psutil.process_iter():
         try:

@@ -1,7 +1,7 @@
-"""Junk, floods and forgeries: each costs the one who sends it, and nobody else.
+"""Junk, floods and forgeries: they harm only their sender.
 
-Every attack here is followed by the same proof, while it still goes on as far as it can: two listeners that were there
-before send each other a message, the broker is the process it was, and it has not swallowed memory.
+Each attack is followed by the same proof while it still goes on: two listeners exchange messages, the broker is the
+same process, and its memory has not grown.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from zmqbus.wire import codec, verbs
 
 pytestmark = pytest.mark.slow
 
-#: What the broker may have grown by after an attack. A flood that is kept in memory grows it by hundreds.
+#: How much the broker may grow during an attack, bytes. A flood kept in memory would grow it by hundreds of MiB.
 MAX_GROWTH_BYTES = 64 * 1024 * 1024
-#: How long a flood may push before it counts as held back: it blocks where the broker does not take in any more.
+#: How long a flood may block before it counts as held back, ms: the broker does not read any more.
 FLOOD_S = 1.5
 
 DEADLINE_MS = int(DEADLINE_S * 1000)
@@ -44,12 +44,12 @@ VERB = {cls.__name__: code for code, cls in verbs.VERBS.items()}
 
 
 class Attacker:
-    """What a program on this machine can do: raw TCP, ZeroMQ with and without keys, and envelopes of its own making."""
+    """A hostile program: raw TCP, ZeroMQ with and without keys, and arbitrary envelopes."""
 
     def __init__(self, bus: Bus, pub_port: int, victim: ListenerProcess) -> None:
         self.bus = bus
         self.pub_port = pub_port
-        self.victim = victim  #: a session whose id, name and (where it says so) token are known
+        self.victim = victim  #: a session whose id, name and (in some attacks) token are known
         self.keys = client_keys(str(bus.data_dir))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stack = contextlib.ExitStack()
@@ -80,14 +80,14 @@ class Attacker:
         dealer.send(msgpack.packb(arrays))
 
     def hear(self, dealer: zmq.Socket[bytes]) -> Any:
-        """The next envelope from the broker."""
+        """Waits for the next envelope from the broker."""
         heard = self._heard.setdefault(dealer, deque())
         if not heard:
             heard.extend(self._decoder.decode(dealer.recv_multipart()))
         return heard.popleft()
 
     def hello(self, role: int = verbs.Role.OBSERVER, **fields: Any) -> tuple[Any, ...]:
-        """The array of a HELLO that is in order but for `fields`."""
+        """Returns a valid HELLO, except for `fields`."""
         hello = verbs.Hello(
             version=verbs.VERSION,
             release="0",
@@ -107,14 +107,14 @@ class Attacker:
         return (VERB["Hello"], *hello._replace(**fields))
 
     def enter(self, role: int = verbs.Role.OBSERVER, **options: Any) -> zmq.Socket[bytes]:
-        """A connection that has been welcomed."""
+        """Connects, and waits for the WELCOME."""
         dealer = self.socket(**options)
         self.say(dealer, self.hello(role))
         assert isinstance(self.hear(dealer), verbs.Welcome)
         return dealer
 
     def events(self, socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-        """Where the loss of the socket's connection is told."""
+        """Returns a monitor that reports the loss of the socket's connection."""
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._stack.callback(socket.disable_monitor)
         return monitor
@@ -125,7 +125,7 @@ class Attacker:
 
 
 class Stage:
-    """Two listeners that go about their business, and somebody who does not like it."""
+    """Two honest listeners and an attacker."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
@@ -141,7 +141,7 @@ class Stage:
         return int(pub_port)
 
     def prove(self, max_growth_bytes: int = MAX_GROWTH_BYTES) -> None:
-        """Messages go through in both directions, and to all; the broker is the one it was, and has not grown."""
+        """Checks that messages and broadcasts arrive, and that the broker is the same process and has not grown."""
         self._count += 1
         for sender, receiver in ((self.auth, self.pay), (self.pay, self.auth)):
             text = f"business as usual {self._count} {sender.name}"
@@ -179,7 +179,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"CURVE".ljust(20, b"\0"
 def junk_bytes(attacker: Attacker) -> None:
     for port in attacker.ports:
         for junk in (b"", b"\0", b"GET / HTTP/1.1\r\n\r\n", os.urandom(70_000), b"\xff" * 4096, GREETING[:30]):
-            with contextlib.suppress(OSError):  # the broker may hang up in the middle of it
+            with contextlib.suppress(OSError):  # the broker may close the connection meanwhile
                 attacker.tcp(port).sendall(junk)
 
 
@@ -254,7 +254,7 @@ JUNK_MESSAGES: list[list[bytes]] = [
     [msgpack.packb([["HELLO"]])],
     [msgpack.packb([[VERB["Welcome"]]])],
     [msgpack.packb([[VERB["Bye"]]]), b"a frame of nobody's"],
-    [b"\xdd\xff\xff\xff\xff"],  # an array of 4 thousand million
+    [b"\xdd\xff\xff\xff\xff"],  # an array of four billion
     [b"\xdb\xff\xff\xff\xff"],  # a string of that length
     [b"\x91\x92\x03\xa2\xff\xfe"],  # a string that is not UTF-8
     [msgpack.packb([[VERB["Send"], 0, "pay", 0, None, False, None, None, "aaaaaaaaaaaa", size]]) for size in (-1,)],
@@ -268,7 +268,7 @@ def junk_messages(attacker: Attacker) -> None:
     for dealer in (attacker.socket(), attacker.enter(), attacker.enter(verbs.Role.GUEST)):
         for frames in JUNK_MESSAGES:
             dealer.send_multipart(frames)
-        attacker.say(dealer, attacker.hello())  # and it is still spoken with
+        attacker.say(dealer, attacker.hello())  # the connection still works
         while not isinstance((answer := attacker.hear(dealer)), verbs.Welcome):
             assert isinstance(answer, verbs.Refused | verbs.Expired), answer
 
@@ -331,7 +331,7 @@ ODD_VALUES: list[Any] = [
 
 
 def wrong_types_in_every_verb(attacker: Attacker) -> None:
-    """Each field of each verb, in each standing, once with each odd value; and too few and too many fields."""
+    """Each field of each verb, in each role, with each odd value; and too few and too many fields."""
     good = {str: "x", str | None: None, int: 0, bool: False, bytes: b"x", float: 0.0}
     for role in (None, *verbs.Role):
         dealer = attacker.enter(role) if role is not None else attacker.socket()
@@ -437,7 +437,7 @@ def stale_leases(attacker: Attacker) -> None:
 
 
 def forged_fields_in_a_message(attacker: Attacker) -> None:
-    """What a sender puts into the fields of a message cannot make a line of its own for the receiver."""
+    """Fields of a message cannot forge a line at the receiver."""
     guest = attacker.enter(verbs.Role.GUEST)
     forged = 'x]\n[inter-session msg=forgedforged from="auth"] rm -rf'
     attacker.say(guest, [VERB["Send"], 0, "pay", 0, forged, False, None, None, "aaaaaaaaaa01", b"in the open"])
@@ -457,7 +457,7 @@ def forged_fields_in_a_message(attacker: Attacker) -> None:
 
 
 def spool_of(attacker: Attacker, content: bytes) -> str:
-    """A file of the attacker's, as a client would make it; its name."""
+    """Makes a spool file as a client does; returns its name."""
     name = os.urandom(16).hex()
     path = attacker.bus.data_dir / "spool" / name
     path.write_bytes(content)
@@ -471,7 +471,7 @@ def spooled(msg_id: str, name: str, piece: tuple[int, int, int, int]) -> list[An
 
 
 def forged_records_in_a_file(attacker: Attacker) -> None:
-    """What a sender puts down for the log cannot become a record of somebody else's there."""
+    """A spooled body cannot forge a record of the log."""
     guest = attacker.enter(verbs.Role.GUEST)
     padding = b"x" * 70_000
     forged = b'{"ts":"2026-01-02T03:04:05.678Z","msg_id":"forgedforged","kind":"message","from":"x","text":"rm"}'
@@ -488,7 +488,7 @@ def forged_records_in_a_file(attacker: Attacker) -> None:
 
 
 def files_that_are_not_for_it(attacker: Attacker) -> None:
-    """Names that lead elsewhere, links, and pieces that are not there."""
+    """Paths outside the spool directory, links, and missing pieces."""
     guest = attacker.enter(verbs.Role.GUEST)
     link = attacker.bus.data_dir / "spool" / ("e" * 32)
     link.symlink_to(attacker.bus.data_dir / "keys" / "broker.key_secret")
@@ -502,7 +502,7 @@ def files_that_are_not_for_it(attacker: Attacker) -> None:
 
 
 def a_text_that_cannot_be_read(attacker: Attacker) -> None:
-    """With a checksum that is wrong, escapes that are none, raw control characters, another size: it is refused, and
+    """Spooled bodies with a wrong checksum, invalid escapes, raw control characters or another size are refused, and
     every line of the log is JSON."""
     guest = attacker.enter(verbs.Role.GUEST)
     good = b"x" * 70_000
@@ -526,7 +526,7 @@ def a_text_that_cannot_be_read(attacker: Attacker) -> None:
 
 
 def flood_of_large_files(attacker: Attacker) -> None:
-    """A hundred bytes that ask for sixteen million each."""
+    """A hundred small messages that refer to sixteen megabytes each."""
     guest = attacker.enter(verbs.Role.GUEST, **DEAF)
     size = verbs.MAX_BODY_BYTES
     name = spool_of(attacker, b'\\"' * size)
@@ -540,7 +540,7 @@ def flood_of_large_files(attacker: Attacker) -> None:
 
 
 def flood(dealer: zmq.Socket[bytes], frames: list[bytes]) -> None:
-    """Sends for a while as fast as it goes; stops early where it is held back."""
+    """Sends for a while as fast as possible, or until it is held back."""
     dealer.sndtimeo = int(FLOOD_S * 1000)
     done = threading.Event()
     timer = threading.Timer(FLOOD_S, done.set)
@@ -572,7 +572,7 @@ def flood_of_refusals(attacker: Attacker) -> None:
 
 
 def flood_of_refusals_that_are_kept(attacker: Attacker) -> None:
-    """A refusal is a row in the database, so that the next broker gives it again."""
+    """Each refusal is a row in the database, for the next broker."""
     guest = attacker.enter(verbs.Role.GUEST)
     for number in range(0, 30_000, 500):
         sends = [
@@ -590,7 +590,7 @@ def flood_of_a_stranger(attacker: Attacker) -> None:
 
 
 def flood_of_peeks(attacker: Attacker) -> None:
-    """A helper that looks at its own full inbox again and again, and never reads what it is shown."""
+    """A helper that peeks at its full inbox again and again, and never reads the answers."""
     attacker.say(attacker.enter(verbs.Role.PROGRAM), [VERB["Bye"]])
     guest = attacker.enter(verbs.Role.GUEST)
     for number in range(60):
@@ -633,7 +633,7 @@ def junk_up_the_xpub(attacker: Attacker) -> None:
 
 
 def somebody_elses_mark(attacker: Attacker) -> None:
-    """A lease is a secret; without it nobody can make the broker believe that a subscriber has gone."""
+    """A lease is secret: without it, nobody can make the broker believe that a subscriber has gone."""
     rogue = attacker.socket(zmq.XSUB, attacker.pub_port)
     for lease in (attacker.victim.session_id, attacker.victim.state["token"], "0" * 32):
         rogue.send(b"\1~" + lease.encode() + b"\0")
@@ -701,7 +701,7 @@ def test_attack_affects_nobody_else(stage: Stage, attack: Attack) -> None:
 
 
 def test_subscriber_that_never_reads_affects_nobody_else(stage: Stage) -> None:
-    """It follows every channel, and leaves megabytes where they are; the other subscriber gets each message."""
+    """It follows every channel and leaves megabytes unread; the other subscriber gets each message."""
     attacker = stage.attacker
     deaf = attacker.socket(zmq.SUB, attacker.pub_port, **DEAF)
     deaf.subscribe(b"")
@@ -719,7 +719,7 @@ def test_subscriber_that_never_reads_affects_nobody_else(stage: Stage) -> None:
     for number in range(50):
         send = verbs.Send.one(f"cast{number:08}", int(verbs.Scope.TOPIC), "t", 0, None, False, bytes(60_000))
         guest.send_multipart(codec.encode([send]))
-        # The first ones come by the other way, until the broker has seen the subscription.
+        # The first ones come over the DEALER, until the broker has seen the subscription.
         came: Any = None
         while not isinstance(came, verbs.Deliver | verbs.Broadcast):
             if subscriber in dict(poller.poll(DEADLINE_MS)):
@@ -737,7 +737,7 @@ def test_subscriber_that_never_reads_affects_nobody_else(stage: Stage) -> None:
 
 
 def test_session_that_never_reads_gets_its_credit_and_affects_nobody_else(stage: Stage) -> None:
-    """What is sent to it is queued, and waits outside the broker's memory towards it."""
+    """Messages to it are queued outside the broker's memory."""
     stage.attacker.enter(verbs.Role.PROGRAM, **DEAF)
     pad = "x" * 60_000
     for number in range(4):
@@ -751,7 +751,7 @@ def test_session_that_never_reads_gets_its_credit_and_affects_nobody_else(stage:
 
 
 def helpers(bus: Bus, owner: Owner | ListenerProcess) -> list[Any]:
-    """What the commands that act as a session do."""
+    """Runs the commands that act as a session."""
     return [
         bus.send("--to", "pay", "--text", "x", owner=owner),
         bus.zmqbus("inbox", owner=owner),
@@ -805,7 +805,7 @@ def test_state_file_that_is_not_private_is_refused_with_the_cure(bus: Bus, damag
 
 
 def refused(bus: Bus, path: Path) -> list[str]:
-    """What is said by everybody who starts on this data directory; each must refuse, and name the path."""
+    """Runs every program that starts on this data directory; each must refuse and name the path. Returns the texts."""
     said = []
     for done in (
         bus.run("list.py"),
@@ -845,7 +845,7 @@ def test_data_directory_that_is_a_link_is_refused(bus: Bus, monkeypatch: pytest.
 
 
 def _keys(bus: Bus) -> Path:
-    """The key directory of a data directory that was in use, and is not at this moment."""
+    """The key directory of a used data directory without running processes."""
     assert bus.zmqbus("broker").returncode == 0
     assert bus.zmqbus("broker", "--stop").returncode == 0
     return bus.data_dir / "keys"
@@ -873,7 +873,7 @@ def test_unsafe_and_damaged_keys_are_refused(bus: Bus, damage: Callable[[Path], 
 
 @pytest.mark.parametrize("who", ["broker", "client"])
 def test_damaged_secret_key_is_reported_through_the_broker(bus: Bus, who: str) -> None:
-    """A client never reads the broker's secret; it hears the reason from the broker that it starts."""
+    """A client never reads the broker's secret key; the broker that it starts reports the reason."""
     keys = _keys(bus)
     (keys / f"{who}.key_secret").write_bytes(b"junk")
     done = bus.run("list.py")
@@ -886,7 +886,7 @@ def test_damaged_secret_key_is_reported_through_the_broker(bus: Bus, who: str) -
 
 
 def _limit_file_size(process: psutil.Process, size_bytes: int) -> None:
-    """The kernel lets no file of this process grow beyond that: to it, the disk is full."""
+    """Limits the size of files that a process may write: for it, the disk is full."""
     _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
     process.rlimit(psutil.RLIMIT_FSIZE, (size_bytes, hard))
 
@@ -919,7 +919,7 @@ def test_full_disk_refuses_only_messages_that_do_not_fit(bus: Bus) -> None:
 
 
 def test_full_file_system(bus: Bus) -> None:
-    """The same on a file system of a megabyte, which a mount namespace of the test's own makes possible."""
+    """The same on a file system of a megabyte, in a mount namespace of the test."""
     mount = ["unshare", "--mount", "--map-root-user", "--user"] if os.getuid() else ["unshare", "--mount"]
     script = f"""
 set -e

@@ -1,4 +1,4 @@
-"""`--json`: what each command prints is what its schema says."""
+"""`--json`: the output of each command fits its schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMA: dict[str, Any] = json.loads((ROOT / "zmqbus" / "cli" / "output.schema.js
 
 
 def fits(command: str, line: str) -> Any:
-    """The value of a line, which fits the definition of the command, and no definition of nothing."""
+    """Parses a line, and checks that it fits the definition of the command."""
     value = json.loads(line)
     schema = {"$schema": SCHEMA["$schema"], "$defs": SCHEMA["$defs"], "$ref": f"#/$defs/{command}"}
     jsonschema.Draft202012Validator(schema).validate(value)
@@ -88,7 +88,7 @@ def test_refused_receivers_keep_their_place_in_the_output(bus: Bus) -> None:
     assert [receipt["to"] for receipt in receipts] == ["nobody", "auth", "nix"]
     assert receipts[0]["error"]["code"] == "unknown_peer"
     assert done.returncode == 1
-    # The errors are on standard error as ever, a line each.
+    # The errors are on standard error, a line each.
     lines = [f"error: unknown_peer: {receipts[place]['error']['message']}" for place in (0, 2)]
     assert done.stderr.splitlines() == lines
     done = bus.send("--to", "nobody,nix", "--text", "hi", "--as", "script", "--json")

@@ -1,4 +1,4 @@
-"""Looking and leaving: `bin/list.py`, and `zmqbus` with status, rename, disconnect, inbox, broker."""
+"""`bin/list.py`, and `zmqbus` with status, rename, disconnect, inbox and broker."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_disconnected_session_comes_back_with_its_mail(bus: Bus) -> None:
 
 
 def test_inbox(bus: Bus) -> None:
-    """While the listener is stopped, its mail is unread; printing it marks it read, looking at it does not."""
+    """Mail of a stopped listener is unread; printing it marks it read, peeking does not."""
     auth, pay = bus.listener("auth"), bus.listener("pay", label="Payments")
     assert bus.zmqbus("inbox", owner=auth).stdout == "no unread messages\n"
     auth.send_signal(signal.SIGSTOP)
@@ -373,7 +373,7 @@ def test_no_broker(bus: Bus) -> None:
 
 
 def test_foreground_broker_can_be_stopped(bus: Bus) -> None:
-    """Its parent does not look at its end at once, and it is stopped all the same."""
+    """It stops although its parent does not reap it at once."""
     broker = bus.popen("zmqbus", "broker", "--foreground", owner=bus.stranger)
     wait_until(lambda: bus.broker_pid() == broker.pid, "it serves")
     stopped = bus.zmqbus("broker", "--stop")

@@ -1,7 +1,7 @@
-"""Another program has the port: in the moment after a broker's death, or before the first one.
+"""Another program takes the port, after the death of a broker or before the first one.
 
-The well-known port is one for all of a machine, so what happens there is played in a network of its own: each test
-whose name ends in `_alone` is run by the one above it, in a process that has nothing but a loopback device.
+The well-known port is one for the whole machine, so tests with it run in a network namespace: each test whose name ends
+in `_alone` is run by the one above it, in a process that has nothing but a loopback device.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def has_networks() -> bool:
 
 
 def play(name: str) -> None:
-    """Runs `<name>_alone` of this file in a network of its own."""
+    """Runs `<name>_alone` of this file in a network namespace."""
     if not has_networks():
         pytest.skip("this system lets nobody make a network")
     done = subprocess.run(
@@ -54,7 +54,7 @@ def play(name: str) -> None:
 
 
 class Holder:
-    """Listens on a port, as a program of another user might, and takes every connection."""
+    """Listens on a port, as another program might."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.socket()
@@ -74,7 +74,7 @@ def take(port: int) -> Holder | None:
 
 
 def kill_broker(bus: Bus, listeners: list[ListenerProcess]) -> Holder:
-    """Kills the broker while its listeners stand still, and takes its port before any of them can."""
+    """Kills the broker while its listeners are stopped, and takes its port before they can."""
     broker = psutil.Process(bus.broker_pid())
     port = bus.port
     for listener in listeners:
@@ -115,7 +115,7 @@ def test_listeners_wait_for_a_held_chosen_port(bus: Bus) -> None:
 
 @pytest.fixture
 def well_known(bus: Bus) -> Iterator[Bus]:
-    """A bus on the port that nobody chose; all of its sessions live in the network of this test."""
+    """A bus on the well-known port, in the network namespace of this test."""
     bus.port = DEFAULT_PORT
     make_env = bus._make_env
     bus._make_env = lambda extra: make_env({"INTER_SESSION_LOOPBACK_ONLY": "1", **(extra or {})})
@@ -123,7 +123,7 @@ def well_known(bus: Bus) -> Iterator[Bus]:
 
 
 def serving_port(bus: Bus) -> int | None:
-    """The port that the data directory names, where a broker answers."""
+    """Returns the port of the data directory's pid file, or None."""
     names = [path.name for path in Path(bus.data_dir).glob("server.*.pid")]
     return int(names[0].split(".")[1]) if len(names) == 1 else None
 
@@ -140,7 +140,7 @@ def test_replacement_broker_takes_another_port_alone(well_known: Bus) -> None:
     wait_until(lambda: serving_port(bus) not in (None, DEFAULT_PORT), "another port is named")
     port = serving_port(bus)
     wait_until(lambda: auth.state.get("port") == port and pay.state.get("port") == port, "both are there")
-    # Every command finds it, also one that has no session and one that was told the well-known port.
+    # Every command finds it, even without a session or with the well-known port.
     bus.deliver("pay", "over another port", owner=auth)
     pay.wait_message("over another port")
     bus.deliver("auth", "from a stranger", "--port", str(DEFAULT_PORT))
@@ -150,7 +150,7 @@ def test_replacement_broker_takes_another_port_alone(well_known: Bus) -> None:
     assert f"port {port}, pid" in bus.zmqbus("doctor", owner=auth).stdout
     told = [line for one in (auth, pay) for line in one.lines if "is held by" in line]
     assert len(told) == 1 and f"port {DEFAULT_PORT} is held by" in told[0] and f"on port {port}" in told[0], told
-    # The holder has gone, and so has this broker: the next one is back where everybody looks first.
+    # When the holder and this broker are gone, the next broker takes the well-known port again.
     holder.close()
     for one in (auth, pay):
         one.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""What another user of the machine reads in the process list: who runs what, and none of the texts."""
+"""The process list, which other users can read, shows no texts of messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET = "the door code is 4711 — é"
 
 
 def words(pid: int) -> list[str]:
-    """As `/proc/<pid>/cmdline`, which everybody may read, has them."""
+    """Returns the arguments in `/proc/<pid>/cmdline`, which every user may read."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode().split("\0")
 
 
@@ -30,7 +30,7 @@ def test_text_is_hidden_while_send_waits(bus: Bus, form: str) -> None:
     question = auth.wait_message(SECRET)["id"]
     seen = words(asking.pid)
     assert SECRET not in " ".join(seen) and ("***" in seen or "--text=***" in seen), seen
-    assert seen[seen.index("--to") + 1] == "auth" and "60" in seen, seen  # who looks after processes still knows it
+    assert seen[seen.index("--to") + 1] == "auth" and "60" in seen, seen  # the command is still recognisable
     bus.deliver("pay", "answer: yes", "--reply-to", str(question), owner=auth)
     assert asking.communicate(timeout=90) == (b"answer: yes\n", b"")
 

@@ -1,8 +1,9 @@
-"""docs/python.md: every block of code is Python, and runs as it stands.
+"""docs/python.md: every block of code is Python and runs as it is.
 
-Its sections are run one by one, each on a bus of its own. The blocks of a section are one program, behind the prelude
-at the page's beginning; those marked `runs beside` are programs that run meanwhile, in all sections, and those marked
-`a file` are programs on their own. Around them are sessions for the guide to talk to, which answer whatever they get.
+Each section runs on a bus of its own. Its blocks are one program, after the prelude at the beginning of the page;
+blocks marked `runs beside` are programs that run meanwhile in all sections, and those marked `a file` are separate
+programs.
+Other sessions on the bus answer every message of the guide.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[a-z ]+) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 PATIENCE_S = 90.0
 
-#: Sessions that the guide talks to, and two of whom it plays the receiver.
+#: Sessions to which the guide sends, and a program that sends to two sessions of the guide.
 AROUND = """
 import signal, threading
 import zmqbus
@@ -88,7 +89,7 @@ def test_compiles(block: Block) -> None:
 
 
 def test_names_what_there_is() -> None:
-    """What the text calls `bus.this` or `zmqbus.That` exists."""
+    """Every `bus.this` and `zmqbus.That` in the text exists."""
     for name in re.findall(r"\bbus\.(\w+)\(", PAGE):
         assert hasattr(zmqbus.Bus, name) or hasattr(zmqbus.aio.Bus, name), name
     for name in re.findall(r"\bzmqbus\.([A-Za-z_]\w*)", PAGE):

@@ -1,4 +1,4 @@
-"""`bin/send.py`: whom it reaches, what it prints, and how it fails."""
+"""`bin/send.py`: targets, output, and failures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def failed(done: Done, code: str, status: int = 1) -> str:
-    """Demands a failure as the contract has it: one line on stderr, nothing on stdout; returns the line's text."""
+    """Demands a failure: one line on stderr with this code, nothing on stdout; returns its text."""
     match = re.fullmatch(rf"error: {code}: (.+)\n", done.stderr)
     assert match is not None, done
     assert (done.returncode, done.stdout) == (status, ""), done
@@ -36,7 +36,7 @@ def failed(done: Done, code: str, status: int = 1) -> str:
 
 
 def succeeded(done: Done, pattern: str) -> re.Match[str]:
-    """Demands success, and one line on stdout that matches; nothing on stderr."""
+    """Demands success: one matching line on stdout, nothing on stderr."""
     assert (done.returncode, done.stderr) == (0, ""), done
     match = re.fullmatch(pattern + "\n", done.stdout)
     assert match is not None, done
@@ -44,12 +44,12 @@ def succeeded(done: Done, pattern: str) -> re.Match[str]:
 
 
 def reached(done: Done, name: str) -> str:
-    """Demands that the message went to `name`; returns its id. On a crowded machine a live receiver may be busy."""
+    """Demands that the message went to `name`; returns its id. On a busy machine a live receiver may be busy."""
     return succeeded(done, rf"(?:delivered|queued) msg=({ID}) to={name}(?: \(busy\))?")[1]
 
 
 def counted(done: Done, total: int) -> None:
-    """Demands that the broadcast went to so many, whether or not they took it at once."""
+    """Demands that the broadcast went to so many, delivered or queued."""
     match = succeeded(done, rf"broadcast msg={ID} delivered=(\d+) queued=(\d+)")
     assert int(match[1]) + int(match[2]) == total, done
 
@@ -65,7 +65,7 @@ def test_to_a_name(bus: Bus) -> None:
 
 
 def test_to_prefixes_and_ids(bus: Bus) -> None:
-    """In this order: exact id, exact name, unique prefix of a name, unique prefix of an id."""
+    """The order is: exact id, exact name, unique prefix of a name, unique prefix of an id."""
     auth = bus.listener("auth")
     longer = bus.listener("auth-backend")
     targets = {
@@ -126,7 +126,7 @@ def test_several_targets_have_a_line_each(bus: Bus) -> None:
 
 
 def test_several_targets_with_an_unknown_one(bus: Bus) -> None:
-    """What went out is told, and what did not is an error: neither may hide the other."""
+    """Receipts and errors are both printed."""
     auth = bus.listener("auth")
     done = bus.send("--to", "auth,nobody", "--text", "hi", "--as", "script")
     assert done.returncode == 1
@@ -327,7 +327,7 @@ def test_broadcast_counts_busy_receivers_as_queued(bus: Bus) -> None:
     assert away.stop() == 0
     stopped.send_signal(signal.SIGSTOP)
     done = bus.send("--all", "--text", "hi", "--as", "script")
-    # The one who is live may be too slow for a crowded machine; those who cannot take it have not.
+    # The live receiver may be too slow on a busy machine; the stopped ones have not taken it.
     succeeded(done, rf"broadcast msg={ID} (?:delivered=1 queued=2|delivered=0 queued=3)")
     live.wait_message("hi")
     stopped.send_signal(signal.SIGCONT)
@@ -495,7 +495,9 @@ def test_help(bus: Bus) -> None:
 
 def test_rate_limit_holds_for_all_helpers_of_a_session(bus: Bus) -> None:
     pay = bus.listener("pay")
-    with identify(environ=bus.env(pay)).act()[1] as helper:  # sixty commands may take the minute this is about
+    with identify(environ=bus.env(pay)).act()[
+        1
+    ] as helper:  # sixty commands could take longer than the minute of the limit
         for _ in range(BROADCASTS_PER_MINUTE - 4):
             helper.broadcast(b"hi")
     for process in [bus.popen("send.py", "--all", "--text", "hi", owner=pay) for _ in range(4)]:
@@ -562,7 +564,7 @@ def test_closed_output_is_no_traceback(bus: Bus) -> None:
 
 
 def test_full_target_is_named_at_once_and_the_others_get_it(bus: Bus) -> None:
-    """It used to be said, and refused by nobody who could say which message it was."""
+    """The refusal names the message and its target."""
     auth, pay = bus.listener("auth"), bus.listener("pay")
     for target in ("x" * 5_000, "x" * 9_000, "x" * 100_000, "p\udcffy"):
         for more in ((), ("--as", "cron")):

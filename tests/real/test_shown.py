@@ -1,4 +1,4 @@
-"""Shown once, though the broker and the listener are killed together: what the next listener of the owner shows."""
+"""Messages are shown once, although broker and listener are killed together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def repeat(bus: Bus, to: str, text: str, msg_id: str) -> Receipt:
-    """Sends a message under this id, as a sender does that never heard what became of it."""
+    """Sends a message under this id, as a sender without a receipt does."""
     persona = core.Persona(role=Role.GUEST, name="script", token=verbs.new_token())
     with OneShotClient(load(environ=bus.env()), persona) as link:
         link._new_id = lambda: msg_id  # type: ignore[assignment]
@@ -57,7 +57,7 @@ def test_listener_does_not_repeat_its_lines(bus: Bus) -> None:
 
 
 def test_listener_does_not_repeat_unacknowledged_lines(bus: Bus) -> None:
-    """The acknowledgement goes to a broker that stands still, and is lost with it."""
+    """The acknowledgement goes to a stopped broker, and is lost with it."""
     auth = bus.listener("auth")
     auth.send_signal(signal.SIGSTOP)
     with OneShotClient(
@@ -87,7 +87,7 @@ def test_inbox_does_not_repeat_its_lines(bus: Bus) -> None:
 
 
 def test_awaited_answer_is_not_repeated(bus: Bus) -> None:
-    """The answer was printed by the command that waited for it; a listener does not show it."""
+    """The waiting command printed the answer; a listener does not show it."""
     auth, pay = bus.listener("auth"), bus.listener("pay")
     asking = bus.popen("send.py", "--to", "pay", "--text", "question: ready?", "--wait", "90", owner=auth)
     question = pay.wait_message("question: ready?")["id"]
@@ -106,7 +106,7 @@ def test_inbox_does_not_repeat_lines_of_the_listener(bus: Bus) -> None:
     msg_id = bus.deliver("auth", "only once")
     auth.wait_for("only once")
     kill_both(bus, auth)
-    assert bus.listener(owner=auth).stop() == 0  # the session is known to the new broker, and away
+    assert bus.listener(owner=auth).stop() == 0  # the new broker knows the session as away
     assert repeat(bus, "auth", "only once", msg_id).state == "queued"
     other = bus.deliver("auth", "not shown yet")
     helper = core.Persona(Role.HELPER, state["session_id"], state["token"], "auth", cwd=state["cwd"])

@@ -1,4 +1,4 @@
-"""`zmqbus stats`: figures of a real broker, for people, for programs and for collectors."""
+"""`zmqbus stats`: metrics of a real broker, for people, programs and collectors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_figures(bus: Bus) -> None:
     def look() -> Any:
         return json.loads(bus.zmqbus("stats", "--json").stdout)
 
-    # That it was taken is told to the broker after it was shown.
+    # The acknowledgement reaches the broker after the line.
     found = wait_until(lambda: (now := look()) and now["delivered"] and now, "it is delivered")
     assert (found["pid"], found["port"]) == (bus.broker_pid(), bus.port)
     assert (found["sessions"], found["accepted"], found["delivered"], found["accepted_bytes"]) == (1, 1, 1, 5)

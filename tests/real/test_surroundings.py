@@ -1,4 +1,4 @@
-"""Commands where something around them is not as it usually is: the directory, the output, the encoding, the shell."""
+"""Commands in unusual surroundings: directory, output, encoding, shell, signals."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_unnamed_session_in_a_deleted_directory_asks_for_a_name(bus: Bus) -> Non
         r"or name the session: --name N\n",
         done.stdout,
     )
-    # and one that had a name keeps it.
+    # A session with a name keeps it.
     bus.listener("auth", owner=owner).stop()
     done = no_traceback(shell(bus, GONE + "$client --away", owner))
     assert done.stdout.startswith("[inter-session] joined as 'auth'")
@@ -149,7 +149,7 @@ def test_hooks_of_a_session_whose_worktree_was_deleted(bus: Bus, event: str) -> 
     done = no_traceback(shell(bus, call, pay))
     assert (done.returncode, done.stderr) == (0, "")
     assert ("1 unread message waits" if event == "SessionStart" else "while you were away") in done.stdout
-    if event == "SessionStart":  # of a session that is not on the bus
+    if event == "SessionStart":  # of a session that is not connected
         done = no_traceback(shell(bus, call))
         assert "joins it under a name: /inter-session connect <name>" in done.stdout
 
@@ -175,7 +175,7 @@ def test_session_in_a_directory_that_is_not_utf_8(bus: Bus, odd: str) -> None:
     assert rows["here"]["cwd"] == rows["here"]["project"] == os.path.join(os.path.realpath(bus.cwd), "caf\\xe9")
     table = no_traceback(bus.run("list.py"))
     assert "caf\\xe9" in table.stdout
-    # Those of the one project, from a session and from a script; the other is another one.
+    # One project has messages from a session and from a script; the other project is separate.
     for options, owner in ((["--as", "script"], None), ([], unnamed)):
         done = no_traceback(bus.send("--project", "--text", "to us", *options, cwd=Path(odd), owner=owner))
         assert re.fullmatch(r"broadcast msg=\S+ delivered=\d queued=\d\n", done.stdout), done
@@ -223,7 +223,7 @@ def test_files_and_arguments_that_are_not_utf_8(bus: Bus, odd: str) -> None:
 
 
 def test_text_in_an_unknown_locale(bus: Bus) -> None:
-    """ASCII by name, UTF-8 by what was typed: the bytes that were typed are what is sent."""
+    """Python takes the locale for ASCII, and the typed bytes are UTF-8: these bytes are sent."""
     auth = bus.listener("auth")
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = no_traceback(bus.send("--to", "auth", "--as", "script", "--text", "für dich ↵ 🎉", env=locale))

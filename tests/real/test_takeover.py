@@ -1,4 +1,4 @@
-"""Mail follows the name, with real processes: agents that end without leaving, night after night."""
+"""Mail follows the name: agents that end without leaving, run after run, as real processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Night = Callable[[Bus, Owner], None]
 
 
 def by_signal(signum: signal.Signals) -> Night:
-    """A run whose listener ends so, and its agent with it."""
+    """A run whose listener ends by this signal, and its agent with it."""
 
     def night(bus: Bus, owner: Owner) -> None:
         bus.listener("nightly", owner=owner).stop(signum)
@@ -29,14 +29,14 @@ def by_signal(signum: signal.Signals) -> Night:
 
 
 def without_listener(bus: Bus, owner: Owner) -> None:
-    """A run that a hook has joined for."""
+    """A run that only a hook has joined for."""
     done = bus.run("client.py", "--away", "--name", "nightly", owner=owner)
     assert "joined as 'nightly'" in done.stdout
     owner.kill()
 
 
 def agent_first(bus: Bus, owner: Owner) -> None:
-    """The listener outlives its agent for a moment, and sees to itself."""
+    """A run whose listener outlives its agent, notices, and ends."""
     listener = bus.listener("nightly", owner=owner, env={"INTER_SESSION_OWNER_CHECK_INTERVAL_S": "0.1"})
     owner.kill()
     assert listener.wait_exit() == 0

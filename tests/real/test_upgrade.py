@@ -1,4 +1,4 @@
-"""Another release beside this one: an update of the plugin while sessions and their broker go on."""
+"""Another release beside this one: an update of the plugin while sessions and their broker run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def release(tmp_path: Path, version: str, *, protocol: int | None = None) -> Path:
-    """A copy of bin/ and the package that calls itself by another version, as each update has its own directory."""
+    """Copies bin/ and the package, with another version number, to a directory of its own as an update does."""
     root = tmp_path / version
     for part in ("bin", "zmqbus"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -32,14 +32,14 @@ def release(tmp_path: Path, version: str, *, protocol: int | None = None) -> Pat
 
 
 def packages(tmp_path: Path) -> dict[str, str]:
-    """An environment with the dependencies and without the zmqbus that is installed for these tests."""
+    """An environment with the dependencies, without the installed zmqbus."""
     site = tmp_path / "site"
     if not site.exists():
         site.mkdir()
         for module in (zmq, msgpack, psutil):
             directory = Path(str(module.__file__)).parent
             (site / directory.name).symlink_to(directory)
-            for libraries in directory.parent.glob(f"py{directory.name}.libs"):  # what the wheel of pyzmq links to
+            for libraries in directory.parent.glob(f"py{directory.name}.libs"):  # libraries of the pyzmq wheel
                 (site / libraries.name).symlink_to(libraries)
     return {"PYTHONPATH": str(site)}
 
@@ -55,7 +55,7 @@ PYTHON = os.path.realpath(sys.executable)
 
 
 def listener(bus: Bus, root: Path, name: str) -> ListenerProcess:
-    """A listener of that release."""
+    """Starts a listener of that release."""
     owner = bus.owner()
     process = subprocess.Popen(
         [PYTHON, str(root / "bin" / "client.py"), "--name", name],
@@ -71,7 +71,7 @@ def listener(bus: Bus, root: Path, name: str) -> ListenerProcess:
 
 
 def run(bus: Bus, root: Path, script: str, *args: str, owner: ListenerProcess | None = None) -> tuple[int, str, str]:
-    """A command of that release: exit status, output, errors."""
+    """Runs a command of that release; returns exit status, output and errors."""
     done = subprocess.run(
         [PYTHON, str(root / "bin" / script), *args],
         env=bus.env(owner or bus.stranger, packages(root.parent)),
@@ -89,7 +89,7 @@ def broker_release(bus: Bus, root: Path) -> str:
 
 
 def test_broker_of_a_removed_release_serves_the_next_one(bus, tmp_path):
-    """What it needs it has in memory, for its files may be deleted with the old release."""
+    """It has all it needs in memory, since its files may be deleted with the old release."""
     old, new = release(tmp_path, "0.1.1"), release(tmp_path, "0.2.0")
     before = listener(bus, old, "before")
     shutil.rmtree(old)
@@ -116,7 +116,7 @@ def test_broker_of_a_removed_release_serves_the_next_one(bus, tmp_path):
 
 
 def test_listener_of_a_removed_release_finds_the_next_broker(bus, tmp_path):
-    """It cannot start one itself any more, and waits for who can."""
+    """It can no longer start a broker, and waits for another process to do so."""
     old, new = release(tmp_path, "0.1.1"), release(tmp_path, "0.2.0")
     before = listener(bus, old, "before")
     shutil.rmtree(old)

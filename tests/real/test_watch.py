@@ -1,4 +1,4 @@
-"""`zmqbus watch`: a line for each thing that happens; at a terminal a screen, and the terminal whole after it."""
+"""`zmqbus watch`: a line for each event; at a terminal a screen, with the terminal restored afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_S = 90.0
 
 
 class Reading:
-    """What a process prints, without waiting for more than there is."""
+    """Reads the output of a process as it comes."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -35,7 +35,7 @@ class Reading:
         while select.select([self._descriptor], [], [], 0)[0]:
             try:
                 piece = os.read(self._descriptor, 65536)
-            except OSError:  # Linux says so when the other end of a terminal is closed
+            except OSError:  # on Linux, when the other end of a terminal is closed
                 break
             if not piece:
                 break
@@ -93,7 +93,7 @@ def test_history_comes_first_and_a_closed_output_ends_it(bus: Bus) -> None:
 
 
 class Terminal:
-    """`zmqbus watch` at a terminal of its own."""
+    """Runs `zmqbus watch` at a terminal."""
 
     def __init__(self, bus: Bus, *args: str, env: dict[str, str] | None = None) -> None:
         self.leader, follower = os.openpty()
@@ -132,7 +132,7 @@ def test_terminal_is_restored(bus: Bus, signum: int, status: int) -> None:
     text = terminal.end(signum)
     assert terminal.process.returncode == status
     assert "Traceback" not in text
-    # The other page and the cursor, each put back after it was taken last.
+    # The alternate screen and the cursor are both restored at the end.
     assert text.rindex("\x1b[?1049l") > text.rindex("\x1b[?1049h")
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 

@@ -1,7 +1,7 @@
-"""One data directory, several PID and network namespaces: with `unshare`, as containers and sandboxes do it.
+"""One data directory in several PID and network namespaces (`unshare`), as with containers and sandboxes.
 
-What is tested is the promise that no process is taken for dead that may live, and that a shell in another network says
-so. The logic alone, with tables of processes, is in tests/test_process.py and tests/session/test_state.py.
+They prove that no process is taken for dead that may live, and that a shell in another network reports it. The logic
+alone, with tables of processes, is tested in tests/test_process.py and tests/session/test_state.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def inside(
     env: dict[str, str] | None = None,
     up: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `bin/<command>` in namespaces of its own; `up`: with its loopback up."""
+    """Runs `bin/<command>` in new namespaces; `up`: with the loopback device up."""
     script = 'exec "$@"'
     if up:
         script = f"ip link set lo up; {script}"
@@ -65,7 +65,7 @@ def inside(
 
 
 def start_hook(bus: Bus, space: tuple[str, ...], **env: str) -> str:
-    """What the SessionStart hook says in there."""
+    """Runs the SessionStart hook inside; returns its output."""
     event = json.dumps({"hook_event_name": "SessionStart", "cwd": str(bus.cwd), "source": "startup"})
     done = inside(bus, space, "hook.py", input=event, env=env)
     assert (done.returncode, done.stderr) == (0, ""), done
@@ -114,7 +114,7 @@ def test_container_with_the_host_network_uses_the_broker_of_the_host(bus: Bus) -
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("delivered "), done
     assert auth.wait_message("from inside")["name"] == "inner"
     broker = bus.broker_pid()
-    assert auth.stop() == 0  # or it would start another one at once
+    assert auth.stop() == 0  # otherwise it would start another one at once
     done = inside(bus, CONTAINER, "zmqbus", "broker", "--stop")
     assert done.stdout == f"broker (pid {broker}) stopped\n", done
 
@@ -134,7 +134,7 @@ def serve_inside(bus: Bus, *, stop: bool = False) -> subprocess.Popen[bytes]:
 
 
 def test_broker_in_a_container_gives_no_mail_away(bus: Bus) -> None:
-    """A listener of the host has ended, its owner lives. Another window takes the name: not the mail."""
+    """A listener of the host has ended, its owner lives: another session takes the name, but not the mail."""
     process = serve_inside(bus)
     try:
         assert bus.broker_pid() == 1, "its pid, in its own namespace"
@@ -161,7 +161,7 @@ def test_broker_in_a_container_gives_no_mail_away(bus: Bus) -> None:
 
 
 def test_doctor_advises_no_kill_of_a_foreign_pid(bus: Bus) -> None:
-    """The pid of a broker that hangs in a container is pid 1 there, and init here."""
+    """A hanging broker is pid 1 in its container, which is init outside."""
     process = serve_inside(bus)
     try:
         child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
@@ -175,7 +175,7 @@ def test_doctor_advises_no_kill_of_a_foreign_pid(bus: Bus) -> None:
 
 
 def test_same_pid_in_two_containers(bus: Bus) -> None:
-    """Pid 1 of both: the second takes neither the session nor the token nor the mail of the first."""
+    """Both owners are pid 1: the second takes neither session nor token nor mail of the first."""
     name = {"INTER_SESSION_PPID_OVERRIDE": "1"}
     bus.zmqbus("broker")
     first = subprocess.Popen(
@@ -209,7 +209,7 @@ def test_same_pid_in_two_containers(bus: Bus) -> None:
 
 
 def test_proc_of_another_namespace_proves_no_death(bus: Bus) -> None:
-    """`unshare -pf` without a /proc of its own: pids there are those of the outside."""
+    """`unshare -pf` without its own /proc, which shows the pids of the outside."""
     auth = bus.listener("auth")
     assert auth.stop() == 0
     before = clients(bus)
@@ -284,7 +284,7 @@ def test_no_broker_is_started_in_the_network_of_a_sandbox(bus: Bus, space: tuple
 
 
 def test_broker_in_a_sandbox_network_is_reported(bus: Bus) -> None:
-    """By the setting. Outside it is said where it is; nothing there advises to kill what is well."""
+    """It is started by a setting. Outside, its place is reported, and no advice to kill it is given."""
     process = subprocess.Popen(
         [
             *(*SANDBOX, "sh", "-c", 'ip link set lo up; exec "$@"', "sh"),
@@ -310,7 +310,7 @@ def test_broker_in_a_sandbox_network_is_reported(bus: Bus) -> None:
 
 
 def test_all_sessions_in_one_sandbox_network(bus: Bus) -> None:
-    """A container in which everybody is: one broker, started once by the setting, then as ever."""
+    """A container with all sessions: one broker, started once by the setting."""
     script = (
         'ip link set lo up; set -e; "$1" "$2/zmqbus" broker; unset INTER_SESSION_LOOPBACK_ONLY; '
         '"$1" "$2/zmqbus" broker --stop; "$1" "$2/client.py" --name auth --away; '
@@ -346,12 +346,12 @@ def test_files_of_a_user_without_an_id_here(bus: Bus) -> None:
 # --- orphans
 
 
-#: The SessionStart hook, with more time than it has in a session: this is not about the time.
+#: The SessionStart hook, with a longer time limit than in a session.
 HOOK = "import sys; from zmqbus.cli import hook; sys.argv[:] = sys.argv[1:]; hook.BUDGET_S = 60.0; hook.main([])"
 
 
 def test_session_that_a_hook_joins_belongs_to_the_agent_and_not_to_init(bus: Bus) -> None:
-    """CLAUDE_PID is missing, and the hook has ended before its child looks for an owner."""
+    """CLAUDE_PID is missing, and the hook ends before its child looks for an owner."""
     event = bus.cwd / "event.json"
     event.write_text(json.dumps({"hook_event_name": "SessionStart", "cwd": str(bus.cwd), "source": "startup"}))
     script = 'exec -a claude sh -c \'echo $$; "$0" -c "$1" "$2" < "$3" > "$3.out"; read line\' "$0" "$@"'

@@ -1,7 +1,7 @@
-"""Pools of worker processes: killed, stopped, and left by their broker in mid-run; every item is answered once.
+"""Pools of worker processes that are killed, stopped, and lose their broker: every item is answered once.
 
-The workers are scripts as users write them, each a process of its own. What they have done they note in a file of the
-test, a line a request, so that what was done twice can be told from what was answered twice.
+The workers are scripts as users write them, each a process of its own. They note each request in a file of the test, so
+that requests done twice differ from requests answered twice.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from zmqbus.wire import verbs
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-#: Far over what any of this takes.
+#: Far longer than any of this takes, s.
 PATIENCE_S = 90.0
 POLL_S = 0.01
 
-#: `handle` is put in front: what a worker does with a request.
+#: The script of a worker; the handlers note each request.
 WORKER = """
 import hashlib, os, sys, time
 import zmqbus
@@ -101,7 +101,7 @@ with zmqbus.connect(group=sys.argv[1]) as bus:
 
 
 class Pool:
-    """Worker processes of one test."""
+    """The worker processes of a test."""
 
     def __init__(self, directory: Path) -> None:
         self.notes = directory / "notes"
@@ -122,7 +122,7 @@ class Pool:
         return started
 
     def noted(self) -> list[tuple[int, str]]:
-        """Who has done what, as far as it is written."""
+        """Returns (pid, request) for each request noted so far."""
         if not self.notes.exists():
             return []
         lines = [line for line in self.notes.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -156,7 +156,7 @@ def bus(pool: Pool) -> Iterator[zmqbus.Bus]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> dict[str, str]:
-    """Files, and what they hash to."""
+    """Paths of files, with their hashes."""
     found = {}
     for number in range(400):
         path = tmp_path / f"d{number % 20}" / f"file{number}"
@@ -171,7 +171,7 @@ def until(condition: Callable[[], Any]) -> Any:
     while not (value := condition()):
         assert time.monotonic() < end_s
         time.sleep(pause_s)
-        pause_s = min(1.5 * pause_s, 0.2)  # the condition may be a list, of which a connection may ask ten a second
+        pause_s = min(1.5 * pause_s, 0.2)  # the condition may be a LIST, of which the broker allows ten a second
     return value
 
 
@@ -193,7 +193,7 @@ def broker(data_dir: Path) -> psutil.Process:
 @pytest.mark.parametrize("how", ["quiet", "kill and broker", "new worker"])
 def test_file_tree_is_hashed_while_workers_and_broker_die(bus, pool, tree, data_dir, how):
     workers = pool.start("sha", 3, concurrency=2)
-    until(lambda: figures()["workers"] == 3)  # or the first may have done it all before the last is there
+    until(lambda: figures()["workers"] == 3)  # otherwise the first may have done all before the last is there
     items = [*tree]
     answers = []
     for number, answer in enumerate(bus.map("@g", items, timeout=PATIENCE_S)):
@@ -226,7 +226,7 @@ def test_requests_wait_for_new_workers_when_all_were_killed(bus, pool, tree):
 
 
 def test_stopped_worker_keeps_its_requests_and_gets_no_more(bus, pool, tree):
-    """SIGSTOP: the connection is there, and says nothing."""
+    """SIGSTOP: the connection stands, and is silent."""
     stopped, *_ = pool.start("sha", 2)
     until(lambda: figures()["workers"] == 2)
     items = [*tree][:200]
@@ -243,7 +243,7 @@ def test_stopped_worker_keeps_its_requests_and_gets_no_more(bus, pool, tree):
     assert figures()["requests_redispatched"] == 0
 
 
-#: Longer than the broker takes silence for silence (12 s), and than it would then expect anybody back (5 s).
+#: Longer, s, than the silence after which a session is busy (12 s) and the time to reconnect (5 s) together.
 HELD_S = 18
 
 BUSY_CALLER = """
@@ -259,8 +259,8 @@ with zmqbus.connect() as bus:
 
 @pytest.mark.parametrize("how", ["quiet", "broker"])
 def test_busy_processes_are_not_taken_for_dead(bus, pool, data_dir, how):
-    """Workers, and a caller, whose interpreters are held, and a worker that is stopped; and a broker that is new to all
-    of them. There is always a worker free to whom their requests could be given."""
+    """Workers and a caller with held interpreters, a stopped worker, and in one case a new broker. There is always a
+    free worker to which the requests could wrongly be given."""
     pool.start("holds", 4)
     until(lambda: figures()["workers"] == 4)
     held = bus.request("@g", f"hold {HELD_S}", timeout=PATIENCE_S)
@@ -331,13 +331,13 @@ def test_request_that_kills_its_workers_is_poisoned_after_three(bus, pool):
     with pytest.raises(errors.Poisoned):
         bus.ask("@g", "poison", timeout=PATIENCE_S)
     assert len(pool.noted()) == 3
-    # The answer can overtake the kernel: a process's connections are closed before it is there to be waited for.
+    # The answer may come before the process can be reaped: the kernel closes its connections first.
     until(lambda: sum(worker.poll() is not None for worker in pool.workers) == 3)
     until(lambda: figures()["workers"] == 2)
 
 
 def test_death_of_a_worker_whose_child_holds_its_sockets(bus, pool):
-    """Nothing shows that it has ended but its pid: the kernel closes no connection that somebody has."""
+    """Only its pid shows that it has ended: the kernel keeps a connection that another process holds."""
     [worker] = pool.start("forks")
     reply = bus.request("@g", "x", timeout=PATIENCE_S)
     child = int(until(lambda: pool.noted())[0][1])
@@ -349,7 +349,7 @@ def test_death_of_a_worker_whose_child_holds_its_sockets(bus, pool):
         assert psutil.pid_exists(child)
     finally:
         os.kill(child, signal.SIGKILL)
-    with pytest.raises(errors.RemoteError):  # the other one has it, and cannot make anything of it
+    with pytest.raises(errors.RemoteError):  # the other worker gets it, and its handler fails
         reply.result()
     assert {pid for pid, text in pool.noted() if text == "x"} == {other.pid}
 
@@ -375,7 +375,7 @@ def test_interrupted_worker_leaves_in_order(bus, pool):
 
 @pytest.mark.parametrize(("handler", "concurrency"), [("waits", 1), ("hangs", 3)])
 def test_requests_of_an_interrupted_worker_go_to_another(bus, pool, handler, concurrency):
-    """Ctrl-C in the middle of it. That is no death, however often it happens."""
+    """Ctrl-C in the middle of a request is not a death, however often it happens."""
     reply = bus.request("@g", "hang", timeout=PATIENCE_S)
     for number in range(4):
         [worker] = pool.start(handler, concurrency=concurrency)
@@ -400,7 +400,7 @@ def test_handlers_in_threads_finish_when_their_worker_is_interrupted(bus, pool):
 
 
 def test_interrupted_worker_that_lives_on_has_returned_its_requests(bus, pool):
-    """Its bus stays open: nobody else would get the request as long as the process lives."""
+    """Its bus stays open, so the request would otherwise stay with the living process."""
     [worker] = pool.start("waits", after="input()")
     reply = bus.request("@g", "hang", timeout=PATIENCE_S)
     until(pool.noted)
