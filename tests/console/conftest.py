@@ -83,6 +83,16 @@ def proof_of(visitor: Visitor, method: str, target: str) -> str:
     return f"{visitor.id}.{nonce}.{visitor.request_proof(nonce, method, target)}"
 
 
+def page_headers(authority: str, visitor: Visitor | None, method: str, target: str) -> dict[str, str]:
+    """Returns the headers that the console's page sends, without the length of the body."""
+    headers = {"host": authority, "sec-fetch-site": "same-origin"}
+    if method == "POST":
+        headers |= {"origin": f"http://{authority}", "content-type": JSON}
+    if visitor is not None:
+        headers[PROOF_HEADER] = proof_of(visitor, method, target)
+    return headers
+
+
 def entering(token: str) -> tuple[dict[str, str], Callable[[dict[str, str]], Visitor]]:
     """Returns the request that signs in with a link, and a function that checks the answer and makes the visitor."""
     parts = split(token)
@@ -105,19 +115,16 @@ class AppClient:
     authority: str = AUTHORITY
     visitor: Visitor | None = None
     scope: dict[str, Any] = field(default_factory=dict)
-    defaults: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str | None] | None = None
     ) -> Answer:
-        sent: dict[str, str | None] = {"host": self.authority, "sec-fetch-site": "same-origin"}
+        sent: dict[str, str | None] = {**page_headers(self.authority, self.visitor, method, path)}
         data = b""
         if method == "POST":
             data = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
-            sent |= {"origin": f"http://{self.authority}", "content-type": JSON, "content-length": str(len(data))}
-        if self.visitor is not None:
-            sent[PROOF_HEADER] = proof_of(self.visitor, method, path)
-        sent |= self.defaults | dict(headers or {})
+            sent["content-length"] = str(len(data))
+        sent |= dict(headers or {})
         return asyncio.run(self._ask(method, path, data, sent))
 
     async def _ask(self, method: str, path: str, data: bytes, headers: dict[str, str | None]) -> Answer:
@@ -224,10 +231,11 @@ class ConsoleProcess:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-            for name, value in {"Host": self.authority, **(headers or {})}.items():
+            sent = (
+                {"host": self.authority} if body is None else {"host": self.authority, "content-length": str(len(body))}
+            )
+            for name, value in (sent | {name.lower(): value for name, value in (headers or {}).items()}).items():
                 connection.putheader(name, value)
-            if body is not None and "Content-Length" not in (headers or {}):
-                connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body)
             response = connection.getresponse()
             return response.status, {n.lower(): v for n, v in response.getheaders()}, response.read()
@@ -246,16 +254,10 @@ class PageClient:
     def __init__(self, console: ConsoleProcess, visitor: Visitor | None) -> None:
         self.console = console
         self.visitor = visitor
-        self.host = console.authority
 
     def headers(self, method: str, path: str) -> dict[str, str]:
         """Returns the headers that a page sends."""
-        found = {"Host": self.host}
-        if self.visitor is not None:
-            found["X-Zmqbus-Proof"] = proof_of(self.visitor, method, path)
-        if method == "POST":
-            found |= {"Origin": f"http://{self.host}", "Content-Type": JSON}
-        return found
+        return page_headers(self.console.authority, self.visitor, method, path)
 
     def __call__(
         self, method: str, path: str, body: Any = None, **changes: str | None
@@ -264,7 +266,7 @@ class PageClient:
         if method == "POST":
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers: dict[str, str | None] = {**self.headers(method, path)}
-        headers |= {name.replace("_", "-"): value for name, value in changes.items()}
+        headers |= {name.lower(): value for name, value in changes.items()}
         return self.console.raw(method, path, data, {n: value for n, value in headers.items() if value is not None})
 
     def stream(self) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:

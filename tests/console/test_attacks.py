@@ -103,12 +103,9 @@ def test_endless_chunked_body_is_cut_off(page_client: PageClient) -> None:
     with contextlib.closing(
         socket.create_connection(("127.0.0.1", page_client.console.port), PATIENCE_S)
     ) as connection:
-        head = (
-            f"POST /api/send HTTP/1.1\r\nHost: {page_client.host}\r\nOrigin: http://{page_client.host}\r\n"
-            f"X-Zmqbus-Proof: {page_client.headers('POST', '/api/send')['X-Zmqbus-Proof']}\r\nContent-Type: {JSON}\r\n"
-            "Transfer-Encoding: chunked\r\n\r\n"
-        )
-        connection.sendall(head.encode())
+        headers = page_client.headers("POST", "/api/send") | {"transfer-encoding": "chunked"}
+        lines = ["POST /api/send HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        connection.sendall("\r\n".join(lines).encode())
         chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
         with contextlib.suppress(OSError):
             while sent < 1 << 30:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.console.conftest import AUTHORITY, NAME, PORT, AppClient, proof_of
+from tests.console.conftest import AUTHORITY, NAME, PORT, AppClient, page_headers, proof_of
 from zmqbus.console import guard
 from zmqbus.console.auth import Visitor, Visitors
 from zmqbus.console.guard import PROOF_HEADER, Admitted, Guard, Refusal, names_of
@@ -28,12 +28,9 @@ def visitor(visitors: Visitors) -> Visitor:
 
 def page(visitor: Visitor | None, method: str, path: str, **headers: str) -> dict[str, str]:
     """Returns the headers of a request from the console's own page."""
-    own = {"host": AUTHORITY, "sec-fetch-site": "same-origin"}
-    if method == "POST":
-        own |= {"origin": f"http://{AUTHORITY}", "content-type": "application/json", "content-length": "2"}
-    if visitor is not None:
-        own[PROOF_HEADER] = proof_of(visitor, method, path)
-    return own | {name.replace("_", "-"): value for name, value in headers.items()}
+    length = {"content-length": "2"} if method == "POST" else {}
+    changes = {name.replace("_", "-"): value for name, value in headers.items()}
+    return page_headers(AUTHORITY, visitor, method, path) | length | changes
 
 
 def judge(visitors: Visitors, method: str, path: str, headers: dict[str, str]) -> Refusal | Admitted:
