@@ -169,7 +169,7 @@ for _ in range(count):
         open[-1].sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n")
     except OSError:
         ended += 1
-print("there", flush=True)
+print("ready", flush=True)
 sys.stdin.read()
 """
 MANY = 1_500
@@ -184,14 +184,14 @@ def test_unfinished_requests_do_not_block_the_user(
     if whose == "another user's":
         with Peers() as peers:
             if not peers.works():
-                pytest.skip("the kernel does not say whose connections are")
+                pytest.skip("the kernel does not tell the users of connections")
         flood = start_as_nobody(HALF, str(console.port), str(MANY))
     else:
         command = [sys.executable, "-I", "-c", HALF, str(console.port), str(MANY)]
         flood = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert flood.stdout is not None and flood.stdin is not None
     try:
-        assert flood.stdout.readline() == b"there\n"
+        assert flood.stdout.readline() == b"ready\n"
         most = 4 if whose == "another user's" else MAX_UNPROVEN + 4  # the listening sockets and the user's own
         process = psutil.Process(console.process.pid)
         wait_until(lambda: len(process.net_connections("tcp")) <= most, "they were closed", PATIENCE_S)
@@ -243,7 +243,7 @@ def evil(console: ConsoleProcess) -> Iterator[Callable[[str], str]]:
 
 
 class OtherUser:
-    """Another user's server on 127.0.0.1; records what it receives and answers as told in `responses`."""
+    """Another user's server on 127.0.0.1; records what it receives and answers as `responses` says."""
 
     def __init__(self, port: int = 0) -> None:
         self.heard: list[tuple[str, dict[str, str], bytes]] = []

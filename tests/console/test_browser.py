@@ -506,10 +506,10 @@ class TestLists:
         page.locator("#feed").focus()
         page.keyboard.press("Home")
         page.wait_for_selector("#feed-sub:has-text('gap')")
-        said = page.locator("#feed-sub")
+        subtitle = page.locator("#feed-sub")
         end_s = time.monotonic() + PATIENCE_S
-        while "gap" in said.inner_text():
-            assert time.monotonic() < end_s, said.inner_text()
+        while "gap" in subtitle.inner_text():
+            assert time.monotonic() < end_s, subtitle.inner_text()
             page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
             gap = page.locator("#feed .gap:not(:has-text('Loading'))").last
             if gap.count():

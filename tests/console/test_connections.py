@@ -69,11 +69,11 @@ def test_connection_of_another_user_is_closed(capfd: pytest.CaptureFixture[str])
         assert all(one.ended.is_set() for one in others) and len(server.table) == 0
         mine = server.connect()
         assert mine.same_user and not mine.ended.is_set() and len(server.table) == 1
-        assert not server.connect(None).same_user, "nobody knows whose"
+        assert not server.connect(None).same_user, "of an unknown user"
 
     asyncio.run(main())
     printed = capfd.readouterr().err.splitlines()
-    assert len(printed) == MAX_WARNINGS and f"uid {OTHER}" in printed[0], "each is told of once, and not without end"
+    assert len(printed) == MAX_WARNINGS and f"uid {OTHER}" in printed[0], "a limited number of users, each once"
 
 
 def test_oldest_unproven_connection_is_closed_and_proven_ones_stay() -> None:

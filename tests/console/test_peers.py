@@ -20,7 +20,7 @@ PATIENCE_S = 30.0
 def peers() -> Iterator[Peers]:
     with Peers() as found:
         if not found.works():
-            pytest.skip("the kernel does not say whose connections are")
+            pytest.skip("the kernel does not tell the users of connections")
         yield found
 
 

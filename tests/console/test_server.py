@@ -175,7 +175,7 @@ def test_open_uses_a_link_for_this_user_only(
 ) -> None:
     with Peers() as peers:
         if not peers.works():
-            pytest.skip("the kernel does not say whose connections are")
+            pytest.skip("the kernel does not tell the users of connections")
     browser, seen = fake_browser(tmp_path)
     console = start_console("--open", env={"BROWSER": f"{browser} %s"})
     url = wait_url(seen)
@@ -256,7 +256,7 @@ def test_output_of_the_browser_is_hidden(start_console: Callable[..., ConsolePro
 
 def test_missing_browser_is_reported(start_console: Callable[..., ConsoleProcess]) -> None:
     console = start_console("--open", env={"BROWSER": "/nonexistent/browser %s", "PATH": "/nonexistent"})
-    wait_until(lambda: any("No browser" in line for line in console.printed), "it is told", PATIENCE_S)
+    wait_until(lambda: any("No browser" in line for line in console.printed), "the console reports it", PATIENCE_S)
 
 
 def test_missing_packages_are_named(bus: Bus, tmp_path: Path) -> None:

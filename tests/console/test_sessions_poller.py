@@ -125,7 +125,7 @@ def test_hanging_broker_is_silent(bus: Bus, events: queue.Queue[tuple[str, Any]]
     until(events, lambda data: data["broker"] == "up")
     # The last page closes the connection.
     poller.set_pages(0)
-    wait_until(lambda: not poller.is_connected, "it hangs up", PATIENCE_S)
+    wait_until(lambda: not poller.is_connected, "the connection is closed", PATIENCE_S)
 
 
 @pytest.mark.slow

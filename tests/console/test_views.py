@@ -19,19 +19,19 @@ def test_entry_and_record_have_the_same_view(data_dir: Path) -> None:
     record = RECORD._replace(body="grüße \U0001f600".encode(), reply_to="abcdefgh", from_label="Label")
     put(data_dir, record)
     (entry,) = History(str(data_dir / "messages.log")).page().entries
-    told, text = of_entry(entry), of_record(record)
-    assert told["at"] == place_text(entry.place)
-    assert {**told, "at": None} == text[0]
+    view, text = of_entry(entry), of_record(record)
+    assert view["at"] == place_text(entry.place)
+    assert {**view, "at": None} == text[0]
     assert text[1] == "grüße \U0001f600"
-    json.dumps(told)
+    json.dumps(view)
 
 
 def test_long_text_is_shortened(data_dir: Path) -> None:
     put(data_dir, RECORD._replace(body=b"x" * 2_000_000), RECORD._replace(body=b"y" * (HEAD_CHARS + 1)))
     for entry in History(str(data_dir / "messages.log")).page().entries:
-        told = of_entry(entry)
-        assert len(told["text"]) == HEAD_CHARS and not told["whole"]
-        assert told["bytes"] >= HEAD_CHARS
+        view = of_entry(entry)
+        assert len(view["text"]) == HEAD_CHARS and not view["whole"]
+        assert view["bytes"] >= HEAD_CHARS
 
 
 @given(st.integers(0, 10**17), st.integers(0, 10**17))
