@@ -93,7 +93,8 @@ TOPICS: dict[str, str] = {
     "reordering": "tests/client/test_reorder.py tests/client/test_core.py tests/testing/test_simnet.py",
     "reply routing": "tests/broker/test_reply_routing.py tests/broker/test_recovery.py",
     "requests": "tests/broker/groups/test_requests.py tests/broker/groups/test_queues.py "
-    "tests/broker/groups/test_callers.py tests/broker/groups/test_workers.py tests/broker/groups/test_request_machine.py",
+    "tests/broker/groups/test_callers.py tests/broker/groups/test_workers.py "
+    "tests/broker/groups/test_request_machine.py",
     "retention": "tests/broker/shell/test_compaction.py tests/journal/test_writer.py",
     "retransmission": "tests/client/test_core.py tests/client/test_reorder.py tests/broker/test_core.py "
     "tests/broker/test_mishaps.py tests/broker/test_recovery.py",
