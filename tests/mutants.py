@@ -54,7 +54,6 @@ TOPICS: dict[str, str] = {
     "broker start": "tests/system/test_network.py tests/broker/shell/test_daemon.py",
     "client dedup": "tests/client/test_core.py tests/client/test_reorder.py",
     "coalescing": "tests/client/test_coalesce.py tests/broker/test_pending.py",
-    "compatibility": "tests/client/test_core.py tests/broker/test_core.py",
     "console access": "tests/console/test_auth.py tests/console/test_guard.py tests/console/test_connections.py",
     "consumer": "tests/client/test_message.py tests/client/test_consumer.py",
     "credit": "tests/broker/test_mailbox.py",
