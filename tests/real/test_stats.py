@@ -89,10 +89,10 @@ def test_watching_for_people(bus: Bus) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--watch", "x"), "error: usage: --watch takes seconds from 0.1 to 86400, not 'x'"),
-        (("--watch", "0"), "not '0'"),
-        (("--watch", "nan"), "not 'nan'"),
-        (("--watch", "1", "--prometheus"), "leave --watch out"),
+        (("--watch", "x"), "error: usage: argument --watch: 'x' is not a number of seconds from 0.1 to 86,400"),
+        (("--watch", "0"), "'0' is not a number"),
+        (("--watch", "nan"), "'nan' is not a number"),
+        (("--watch", "1", "--prometheus"), "does not go with --watch"),
         (("--json", "--prometheus"), "not allowed with"),
     ],
 )

@@ -119,7 +119,7 @@ class TestReap:
         assert reap(data, Table()) == ["4711.session", "4711.lock"]
 
     def test_hidden_owner_is_not_taken_for_dead(self, data: str) -> None:
-        """/proc is not mounted, or hides what is not ours: the kernel still says that there is such a process."""
+        """/proc is not mounted, or hides processes of others: the kernel still knows that there is such a process."""
 
         class Hiding(Table):
             def look(self, pid: int) -> ProcessEntry | None:

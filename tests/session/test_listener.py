@@ -1,4 +1,4 @@
-"""What stands between a line and its acknowledgement. (All else about listeners: tests/real/test_listener.py.)"""
+"""From a line to its acknowledgement. (tests/real/test_listener.py covers the rest of the listener.)"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWNER = Process(4711, "1000", *this_machine().place())
 
 
 class FakeLink:
-    """Stands for the link and its core; says what was asked of it, in order."""
+    """A substitute for the transport and its core, which records calls in order."""
 
     def __init__(self, events: list[str]) -> None:
         self.core: Any = self

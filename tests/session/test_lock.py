@@ -89,7 +89,7 @@ def race(data: str, listeners: int) -> list[bool]:
                 inside.append(number)
                 lock.write_state(state_of(OWNER))
                 assert len(inside) == 1
-                assert find_session(data, OWNER) == (state_of(OWNER), False)  # nobody removes what is live
+                assert find_session(data, OWNER) == (state_of(OWNER), False)  # a live state is never removed
                 assert path_of(data, "4711.lock").exists()
                 inside.pop()
                 if number % 2:

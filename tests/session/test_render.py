@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
 
 from tests.records import RECORD
 from zmqbus.client.core import Incoming, Ticket
+from zmqbus.client.message import encode
 from zmqbus.journal.reader import Reader
 from zmqbus.journal.record import encode_record
 from zmqbus.journal.writer import Journal
 from zmqbus.session.notify import Note, format_note
 from zmqbus.session.render import WHOLE_BYTES, note_of
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import Format
+from zmqbus.wire.verbs import Format, Scope
 
 MIB = 1024 * 1024
 
@@ -69,6 +72,16 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+def lines(value: Any) -> list[str]:
+    fmt, body = encode(value)
+    ticket = Ticket("lease", 1, ("abcd1234",), None)
+    message = Incoming(
+        ticket, "abcd1234", "id", "auth", None, Scope.SESSION, "", fmt, None, 1.0, -1, None, len(body), body
+    )
+    reader = Reader("/log")  # of which nothing is read
+    return format_note(note_of(message, reader), "/log")
+
+
 class TestNotes:
     """Only as much of a body is read as its line shows."""
 
@@ -118,3 +131,34 @@ class TestNotes:
         ticket = Ticket("lease", 1, ("aaaaaaaaaaaa",), None)
         lost = Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, (9, 9, 9, 9), MIB, b"")
         assert note_of(lost, stage.reader).text.startswith("(the text of message ")
+
+
+class TestCut:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            [0.5] * 60,
+            [1.0, 2.0],
+            {"weights": [0.25] * 40},
+            b"",
+            b"x",
+            b"\xff" * 1_000_000,
+            [b"\0" * 30],
+            "é" * 400,
+            None,
+            2**63,
+        ],
+        ids=lambda value: repr(value)[:20],
+    )
+    def test_body_shown_whole_is_not_marked_as_cut(self, value: Any) -> None:
+        (line,) = lines(value)
+        text = f"<{len(value)} bytes>" if isinstance(value, bytes) else value if isinstance(value, str) else repr(value)
+        assert line == f'[inter-session msg=abcd1234 from="auth"] {text}'
+
+    def test_cut_value_has_the_length_of_its_text(self) -> None:
+        value = [random.Random(1).random() for _ in range(100)]
+        line, where = lines(value)
+        assert f" truncated={len(repr(value))}]" in line
+        assert (
+            where.startswith("[inter-session msg=abcd1234 cont] full text 1.9 KB at /log") or len(repr(value)) != 1995
+        )

@@ -5,12 +5,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from zmqbus.text.display import sanitise
 
 USAGE = 2
+
+
+def seconds(least_s: float, most_s: float) -> Callable[[str], float]:
+    """A type of argument: a number of seconds in this range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text) if text.isascii() and "_" not in text else -1.0
+        except ValueError:
+            value = -1.0
+        if not least_s <= value <= most_s:  # false for a NaN, too
+            raise argparse.ArgumentTypeError(
+                f"'{sanitise(text, 40)}' is not a number of seconds from {least_s:g} to {most_s:,.0f}"
+            )
+        return value
+
+    return parse
 
 
 class _Formatter(argparse.HelpFormatter):

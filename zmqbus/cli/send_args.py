@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 #: How long `--wait` waits for an answer when no number is given.
 WAIT_S = 120.0
-#: A year. A longer time is a mistake, and does not fit into a poll.
-MAX_WAIT_S = 366 * 24 * 3600.0
+#: From a millisecond to a year. A longer time is a mistake, and does not fit into a poll.
+MIN_WAIT_S, MAX_WAIT_S = 0.001, 366 * 24 * 3600.0
 # Words of a plain call → field. It has exactly one target and one content.
 _TARGETS = {"--to": "to", "--group": "group", "--topic": "topic"}
 _TARGET_SWITCHES = {"--all": "all", "--project": "project"}
@@ -77,7 +77,7 @@ def parse_any(argv: Sequence[str], *, broadcast: bool) -> Any:
 
 
 def _parser(broadcast: bool) -> Parser:
-    from zmqbus.cli.parser import Parser
+    from zmqbus.cli.parser import Parser, seconds
 
     if broadcast:
         parser = Parser("broadcast", "Send a text to every session, to those of this project, or of a topic.")
@@ -103,21 +103,14 @@ def _parser(broadcast: bool) -> Parser:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     if not broadcast:
         parser.add_argument(
-            "--wait", nargs="?", type=_seconds, const=WAIT_S, metavar="S", help="wait for the answer, and print it"
+            "--wait",
+            nargs="?",
+            type=seconds(MIN_WAIT_S, MAX_WAIT_S),
+            const=WAIT_S,
+            metavar="S",
+            help="wait for the answer, and print it",
         )
         parser.add_argument("--raw", action="store_true", help="with --wait: the answer unchanged, not made safe")
     parser.add_port()
     parser.set_defaults(to=None, group=None, wait=None, raw=False)
     return parser
-
-
-def _seconds(text: str) -> float:
-    from argparse import ArgumentTypeError
-
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= MAX_WAIT_S:  # false for a NaN, too
-        raise ArgumentTypeError(f"'{text:.40}' is not a number of seconds")
-    return seconds

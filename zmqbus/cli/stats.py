@@ -11,7 +11,7 @@ from zmqbus.cli.broker import broker_figures
 from zmqbus.cli.format import pause
 from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.output import FAILED, fail
-from zmqbus.cli.parser import Parser
+from zmqbus.cli.parser import Parser, seconds
 from zmqbus.client.launch import find_broker
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.process import is_alive
@@ -33,18 +33,20 @@ def main(argv: list[str]) -> int:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON; with --watch, one object each time")
     form.add_argument("--prometheus", action="store_true", help="print Prometheus's text format")
-    parser.add_argument("--watch", metavar="S", help="repeat every S seconds, with rates, until Ctrl-C")
+    parser.add_argument(
+        "--watch",
+        metavar="S",
+        type=seconds(MIN_WATCH_S, MAX_WATCH_S),
+        help="repeat every S seconds, with rates, until Ctrl-C",
+    )
     parser.add_port()
     options = parser.parse_args(argv)
-    interval_s: float | None = None
-    if options.watch is not None:
-        if options.prometheus:
-            parser.error("--prometheus does not go with --watch; its collector asks again by itself")
-        interval_s = _seconds(parser, options.watch)
+    if options.watch is not None and options.prometheus:
+        parser.error("--prometheus does not go with --watch; its collector asks again by itself")
     try:
         settings = identify({"port": options.port}).settings
-        if interval_s is not None:
-            return _watch(settings, interval_s, as_json=options.json)
+        if options.watch is not None:
+            return _watch(settings, options.watch, as_json=options.json)
         figures = _measure(settings)
     except ZmqbusError as error:
         return fail(error)
@@ -58,16 +60,6 @@ def main(argv: list[str]) -> int:
     else:
         print("\n".join(_table(figures, {})))
     return 0 if figures is not None else FAILED
-
-
-def _seconds(parser: Parser, text: str) -> float:
-    try:
-        seconds = float(text) if text.isascii() and "_" not in text else -1.0
-    except ValueError:
-        seconds = -1.0
-    if not MIN_WATCH_S <= seconds <= MAX_WATCH_S:
-        parser.error(f"--watch takes seconds from {MIN_WATCH_S:g} to {MAX_WATCH_S:g}, not '{sanitise(text, 40)}'")
-    return seconds
 
 
 def _measure(settings: Settings) -> dict[str, Any] | None:

@@ -32,7 +32,9 @@ from zmqbus.text import wording
 from zmqbus.tuples import NamedTuple
 
 if TYPE_CHECKING:
+    from zmqbus.client.core import Persona
     from zmqbus.client.oneshot import OneShotClient
+    from zmqbus.wire.verbs import Role
 
 
 class Found(NamedTuple):
@@ -167,7 +169,7 @@ def find_session(candidates: Iterable[OwnerFiles]) -> Found:
 def find_joined(candidates: Iterable[OwnerFiles]) -> Joined | None:
     """The first owner that has or had a session, or is just starting one; None: none of them.
 
-    A listener of the nearest owner stands for all owners, although its session may have no name yet: mail of a session
+    A listener of the nearest owner hides the other owners, even where its session has no name yet: mail of a session
     above it is not its business. Raises `Unauthorized` as `load_state` does.
     """
     for files in candidates:
@@ -200,13 +202,21 @@ def bus_of(
 
     `starts`: see `OneShotClient`.
     """
-    from zmqbus.client.core import Persona
     from zmqbus.client.oneshot import OneShotClient
     from zmqbus.session.shown_log import Shown
     from zmqbus.wire.verbs import Role
 
-    persona = Persona(
-        role=Role.HELPER,
+    persona = persona_of(Role.HELPER, identity, files.owner, cwd, project)
+    shown = Shown(files, identity.session_id)
+    return OneShotClient(settings._replace(port=identity.port or settings.port), persona, shown, starts=starts)
+
+
+def persona_of(role: Role, identity: Identity, owner: Process, cwd: str, project: str) -> Persona:
+    """This process as the broker sees it, in the role of the session's listener or helper."""
+    from zmqbus.client.core import Persona
+
+    return Persona(
+        role=role,
         session_id=identity.session_id,
         token=identity.token,
         name=identity.name,
@@ -214,10 +224,8 @@ def bus_of(
         cwd=cwd,
         project=project,
         pid=os.getpid(),
-        owner=files.owner.text,
+        owner=owner.text,
     )
-    shown = Shown(files, identity.session_id)
-    return OneShotClient(settings._replace(port=identity.port or settings.port), persona, shown, starts=starts)
 
 
 def bus_of_away(settings: Settings, joined: Joined, *, starts: bool = True) -> OneShotClient:

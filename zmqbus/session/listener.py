@@ -26,6 +26,7 @@ from zmqbus.client.transport import Transport
 from zmqbus.journal.reader import Reader
 from zmqbus.journal.record import iso_time
 from zmqbus.process import Process, has_ended, process_of
+from zmqbus.session.identity import persona_of
 from zmqbus.session.leftovers import reap
 from zmqbus.session.lock import ListenerLock
 from zmqbus.session.notify import Pacer, bus_line
@@ -96,22 +97,11 @@ class Listener:
         self._is_behind = False  # it could not be updated since
         self._next_try_s = 0.0
         self._created_at = iso_time(time.time())
-        identity = plan.identity
-        self._persona = core.Persona(
-            role=Role.LISTENER,
-            session_id=identity.session_id if identity else verbs.new_session_id(),
-            token=identity.token if identity else verbs.new_token(),
-            name=plan.name,
-            label=plan.label,
-            cwd=plan.cwd,
-            project=plan.project,
-            pid=os.getpid(),
-            owner=plan.owner.text,
-            topics=plan.topics,
-            groups=plan.groups,
-        )
-        assert self._persona.session_id
-        self._shown = Shown(lock.files, self._persona.session_id, keeper=True, trace=self._trace)
+        identity = plan.identity or Identity(verbs.new_session_id(), verbs.new_token(), None, None)
+        named = identity._replace(name=plan.name, label=plan.label)
+        persona = persona_of(Role.LISTENER, named, plan.owner, plan.cwd, plan.project)
+        self._persona = persona._replace(topics=plan.topics, groups=plan.groups)
+        self._shown = Shown(lock.files, identity.session_id, keeper=True, trace=self._trace)
 
     def __repr__(self) -> str:
         return f"<Listener {self._persona.name!r}: {self._pacer!r}>"
