@@ -1,7 +1,7 @@
-"""What may happen to the processes, the wires and the broker of a simulated bus: the rules that its machines share.
+"""Faults of processes, connections and the broker on a simulated bus: rules shared by the state machines.
 
-`test_machine` plays them against the mailboxes, `test_request_machine` against requests and work. Each has its own idea
-of what a process is for, of how one starts and ends, and of what must hold.
+`test_machine` applies them to mailboxes, `test_request_machine` to requests and workers. Each machine defines how its
+processes start and end, and which invariants hold.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ SOAK = "SOAK" in os.environ
 RUN = settings(
     max_examples=5_000 if SOAK else 300,
     stateful_step_count=60 if SOAK else 40,
-    derandomize="CI" in os.environ and not SOAK,  # there, a change breaks it or does not
+    derandomize="CI" in os.environ and not SOAK,  # on CI every run takes the same examples
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 
 #: One of the machine's own names.
-anybody = st.runner().flatmap(lambda machine: st.sampled_from(machine.NAMES))
+any_name = st.runner().flatmap(lambda machine: st.sampled_from(machine.NAMES))
 
 
 class Mishaps(RuleBasedStateMachine):
-    """A bus whose processes come, go, stand still and lose their connections, and whose broker dies."""
+    """A bus whose processes start, end, stop and lose their connections, and whose broker dies."""
 
     NAMES: tuple[str, ...] = ()
     net: SimNet
     processes: dict[str, SimClient]
 
     def start(self, name: str) -> Any:
-        """Puts a process of this name into `processes`, and connects it."""
+        """Adds a process of this name to `processes`, and connects it."""
         raise NotImplementedError
 
     def end(self, process: SimClient, *, bye: bool = False) -> None:
-        """A process is gone, with its sockets and what it had been handed."""
+        """Ends a process, with its sockets and its unacknowledged messages."""
         raise NotImplementedError
 
     def broker_dies(self) -> None:
-        """To be noted, where it matters."""
+        """Called before the broker is killed, for machines that count it."""
 
     def comes_to_rest(self) -> None:
-        """Nothing is under way: what must hold then."""
+        """Called when nothing is in flight: check what must hold then."""
 
     # --- processes
 
-    @rule(name=anybody)
+    @rule(name=any_name)
     def connect(self, name: str) -> None:
         process = self.processes.get(name)
         if process is None:
@@ -64,24 +64,24 @@ class Mishaps(RuleBasedStateMachine):
             process.stopped = False
             process.connect()
 
-    @rule(name=anybody, bye=st.booleans())
+    @rule(name=any_name, bye=st.booleans())
     def leave(self, name: str, bye: bool) -> None:
         process = self.processes.pop(name, None)
         if process is not None:
             self.end(process, bye=bye)
 
-    @rule(name=anybody)
+    @rule(name=any_name)
     def take_over(self, name: str) -> None:
-        """Another process takes the session over, while the one before is still there."""
+        """Another process takes the session over while the first one is still there."""
         old = self.processes.get(name)
         if old is not None:
-            old.stopped = True  # or each would take it back from the other
+            old.stopped = True  # otherwise each would take it back from the other
         self.start(name)
         self.net.settle()
         if old is not None:
             self.end(old)
 
-    @rule(name=anybody, stopped=st.booleans())
+    @rule(name=any_name, stopped=st.booleans())
     def stop(self, name: str, stopped: bool) -> None:
         process = self.processes.get(name)
         if process is not None:
@@ -89,7 +89,7 @@ class Mishaps(RuleBasedStateMachine):
 
     # --- wires
 
-    @rule(name=anybody, again=st.booleans())
+    @rule(name=any_name, again=st.booleans())
     def cut(self, name: str, again: bool) -> None:
         process = self.processes.get(name)
         if process is not None:
@@ -97,9 +97,9 @@ class Mishaps(RuleBasedStateMachine):
             if again:
                 process.connect()
 
-    @rule(name=anybody, again=st.booleans())
+    @rule(name=any_name, again=st.booleans())
     def vanish(self, name: str, again: bool) -> None:
-        """The connection is gone, and the broker does not know."""
+        """Breaks the connection without the broker noticing."""
         process = self.processes.get(name)
         if process is not None:
             process.vanish()
@@ -124,7 +124,7 @@ class Mishaps(RuleBasedStateMachine):
     def step(self) -> None:
         self.net.step()
 
-    @rule(name=anybody)
+    @rule(name=any_name)
     def receive(self, name: str) -> None:
         process = self.processes.get(name)
         if process is not None:

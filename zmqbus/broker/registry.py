@@ -273,7 +273,8 @@ class Registry:
 
     def reachable(self) -> Iterator[Session]:
         """Sessions that mail can be sent to: connected, or away."""
-        return (session for session in self.sessions.values() if session.is_reachable)
+        live, away = SessionState.LIVE, SessionState.AWAY  # not `is_reachable`: each broadcast asks all sessions
+        return (session for session in self.sessions.values() if session.state is live or session.state is away)
 
     # --- targets
 
