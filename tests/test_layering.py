@@ -183,6 +183,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "broker.admission": "broker/test_core.py",
     # Seen through the request broker.
     "broker.groups.ledger": "broker/groups/test_requests.py",
+    "broker.shell.endpoints": "broker/shell/test_server.py",
     "broker.groups.model": "broker/groups/test_requests.py",
     "broker.fetch": "broker/test_core.py",
     "broker.retention": "broker/test_recovery.py",

@@ -21,15 +21,15 @@ The broker never waits for more messages: a lone one passes through all five ste
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import zmq
 
 import zmqbus
 from zmqbus.broker import core, events
+from zmqbus.broker.shell import endpoints
 from zmqbus.broker.shell.compaction import Compaction
 from zmqbus.broker.shell.indexer import IndexerLauncher
 from zmqbus.broker.shell.log import Log
@@ -42,8 +42,8 @@ from zmqbus.journal.reader import recent
 from zmqbus.journal.record import Earlier, JournalError, Record, Records, SplicedLine, encode_all
 from zmqbus.journal.writer import Journal
 from zmqbus.process import Process, has_ended
-from zmqbus.security.keys import BrokerKeys, broker_keys
-from zmqbus.security.zap import ZapHandler, curve_server
+from zmqbus.security.keys import broker_keys
+from zmqbus.security.zap import ZapHandler
 from zmqbus.settings import DEFAULT_PORT, Settings
 from zmqbus.system import descriptors
 from zmqbus.system.port_holder import who_holds
@@ -58,20 +58,6 @@ DRAIN_MESSAGES = 200
 DRAIN_S = 0.001
 #: Least interval of `Tick`s: under load there are thousands of wakes a second.
 TICK_S = 0.05
-#: Messages queued for one peer before it counts as gone. Credit keeps an honest peer far below (1,000 messages, many of
-#: which travel as one); only a peer that asks without reading gets here.
-PEER_HWM = 400
-#: Messages of one peer that wait for the next wake, which takes that many; each may hold 512 envelopes.
-PEER_IN_HWM = DRAIN_MESSAGES
-#: Subscriptions of one peer that wait to be processed. (With 1, libzmq 4.3.5 never finishes reading a message of
-#: several frames.)
-SUBSCRIBER_IN_HWM = 8
-#: Time limit of a handshake, so that half-open connections do not pile up.
-HANDSHAKE_MS = 5_000
-#: Connections that may wait for their handshake: 1,000 sessions may connect at once.
-BACKLOG = 1_024
-#: Greatest length of a subscription; nothing else is sent to the PUB.
-MAX_SUBSCRIPTION_BYTES = 16 * 1024
 #: Records that are searched for a repeated message. A sender has at most 1,000 unconfirmed messages, so the last 20,000
 #: records hold all of 20 senders at full tilt. The bytes bound the time if bodies are large.
 REPEATABLE = 20_000
@@ -81,20 +67,10 @@ MESSAGE_BYTES = 1_000
 CONNECTION_BYTES = 100_000
 #: Greatest timeout of poll(), a C int. A longer one, such as ten idle years, just wakes the loop once more.
 MAX_POLL_MS = 2**31 - 1
-#: How long a closing broker tries to send its last messages.
-LINGER_MS = 500
-#: An option of libzmq's context that pyzmq does not name. It keeps frames in the buffer that they were read into, which
-#: takes another page for each connection, 8 MB for 1,000 sessions; with CURVE all frames are copied anyway.
-_ZERO_COPY_RECV = 10
 #: Files that the broker itself opens, with some to spare: sockets, database, journal, its segments and the index.
 OWN_DESCRIPTORS = 48
 #: Connections for 1,000 sessions, two each. With a lower limit the broker gives a notice, as others could not connect.
 WANTED_DESCRIPTORS = OWN_DESCRIPTORS + 2 * 1_000
-#: Range of the broadcast port, and of the router's if its own is held: below every system's ephemeral ports. A client
-#: that retries a closed ephemeral port can be given that very port and connect to itself.
-ANY_PORTS = range(10_000, 30_000)
-
-
 #: A clock that cannot be set, and that includes sleep if the system has such a one.
 _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -110,36 +86,6 @@ def _owner_lives(owner: str) -> bool:
     """
     process = Process.parse(owner)
     return process is None or not has_ended(process)
-
-
-def _secure(socket: zmq.Socket[bytes], keys: BrokerKeys) -> None:
-    """Sets the options that both sockets share."""
-    curve_server(socket, keys)
-    socket.linger = LINGER_MS  # without it, term() would wait for peers that never read
-    socket.sndhwm = PEER_HWM  # without it, a peer that does not read would grow the broker
-    socket.rcvhwm = PEER_IN_HWM  # bounds a flood between two wakes; TCP holds the rest back
-    socket.handshake_ivl = HANDSHAKE_MS  # by default an unfinished handshake would hold its connection for 30 s
-    socket.backlog = BACKLOG  # with 100, some of many simultaneous clients would be refused
-
-
-def _router(context: zmq.Context[zmq.Socket[bytes]], keys: BrokerKeys) -> zmq.Socket[bytes]:
-    """The socket for directed envelopes."""
-    router = context.socket(zmq.ROUTER)
-    _secure(router, keys)
-    router.router_mandatory = True  # sending to a route that is gone raises
-    router.setsockopt(zmq.MAXMSGSIZE, verbs.MAX_FRAME_BYTES)  # otherwise a giant frame would be read to its end
-    return router
-
-
-def _publisher(context: zmq.Context[zmq.Socket[bytes]], keys: BrokerKeys) -> zmq.Socket[bytes]:
-    """The socket for broadcasts, an XPUB: a PUB that receives its subscriptions."""
-    publisher = context.socket(zmq.XPUB)
-    _secure(publisher, keys)
-    publisher.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
-    # libzmq processes subscriptions until none is left, however long it takes. With a short queue, a peer that sends
-    # them without end has to wait, and the loop goes on.
-    publisher.rcvhwm = SUBSCRIBER_IN_HWM
-    return publisher
 
 
 class Server:
@@ -190,15 +136,13 @@ class Server:
             )
         self._indexer = IndexerLauncher(self._settings, self._log.warning)
         self._closing.callback(self._indexer.close)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        with suppress(zmq.ZMQError):  # a libzmq without this option just needs more memory
-            context.set(_ZERO_COPY_RECV, 0)
+        context = endpoints.new_context()
         self._closing.callback(context.term)
         self._zap = ZapHandler(context, keys.allowed_clients)
         self._closing.callback(self._zap.close)
-        self._router = _router(context, keys)
+        self._router = endpoints.router(context, keys)
         self._closing.callback(self._router.close)
-        self._publisher = _publisher(context, keys)
+        self._publisher = endpoints.publisher(context, keys)
         self._closing.callback(self._publisher.close)
         self._bind_router()
         self._core = core.BrokerCore(
@@ -206,7 +150,7 @@ class Server:
             release=zmqbus.__version__,
             store=self._store,
             new_token=verbs.new_token,
-            pub_port=self._bind_any(self._publisher),
+            pub_port=endpoints.bind_any(self._publisher),
             sent_before=self._sent_before,
             owner_lives=_owner_lives,
             last_id=last_id,
@@ -250,21 +194,12 @@ class Server:
             holder = who_holds(port)
             if port != DEFAULT_PORT:
                 raise PortHeld(port, holder) from None
-            self.port = self._bind_any(self._router)
+            self.port = endpoints.bind_any(self._router)
             self._store.notices.append(
                 f"port {port} is held by {holder or 'another program'}, so the bus is on port {self.port} until its "
                 "broker ends; commands and sessions find it by themselves"
             )
             self._log.warning(self._store.notices[-1])
-
-    def _bind_any(self, socket: zmq.Socket[bytes]) -> int:
-        for port in random.sample(ANY_PORTS, 200):
-            try:
-                socket.bind(f"tcp://127.0.0.1:{port}")
-            except zmq.ZMQError:
-                continue
-            return port
-        raise BrokerUnavailable("no free port between 10000 and 29999; end the programs that hold them")
 
     @property
     def notices(self) -> list[str]:

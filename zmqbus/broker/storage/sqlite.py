@@ -72,9 +72,6 @@ class _Box:
         self.removes: set[int] = set()  # numbers of rows to delete
         self.replaced: set[int] = set()  # in `puts`, with a row that is not in `removes`
 
-    def __repr__(self) -> str:
-        return f"<_Box {self.number} {self.key}: {len(self.puts)} to put, {len(self.removes)} to remove>"
-
 
 class SqliteStore:
     """A `Store` in the file `path`, for the journal at `journal_path`. For one thread; opens the file exclusively.
