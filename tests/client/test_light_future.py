@@ -1,4 +1,4 @@
-"""Futures without a condition until somebody asks for it: they keep to what `concurrent.futures` expects of them."""
+"""Futures that make their condition only for a waiter, as the standard library's waits and callbacks use them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 class Played:
-    """Whose word is waited for."""
+    """The connection that ends the futures."""
 
     is_current_thread = False
     flushed = 0
@@ -40,31 +40,31 @@ def outcome() -> LightFuture[Any]:
     return LightFuture(Played())
 
 
-def test_an_outcome_ends_once(outcome):
-    outcome.end("first")
-    outcome.end("second")
-    outcome.end(errors.NotConnected("third"))
+def test_a_future_ends_once(outcome):
+    outcome.finish("first")
+    outcome.finish("second")
+    outcome.finish(errors.NotConnected("third"))
     assert not outcome.cancel()
     assert outcome.result() == "first" and outcome.exception() is None
 
 
 def test_an_error_is_raised(outcome):
-    outcome.end(errors.UnknownPeer("no such session"))
+    outcome.finish(errors.UnknownPeer("no such session"))
     with pytest.raises(errors.UnknownPeer):
         outcome.result()
     assert isinstance(outcome.exception(), errors.UnknownPeer)
 
 
-def test_the_standard_library_counts_those_that_were_cancelled(outcome):
+def test_the_standard_library_counts_a_cancelled_future_as_done(outcome):
     assert outcome.cancel() and outcome.cancel()
-    outcome.end("too late")
+    outcome.finish("too late")
     assert wait([outcome], PATIENCE_S, ALL_COMPLETED).done == {outcome}
     assert list(as_completed([outcome], PATIENCE_S)) == [outcome]
     with pytest.raises(CancelledError):
         outcome.result()
 
 
-def test_whoever_waits_is_told_of_a_cancellation(outcome):
+def test_a_cancellation_wakes_a_waiter(outcome):
     waiting = threading.Thread(target=wait, args=([outcome],), daemon=True)
     waiting.start()
     until(lambda: outcome._waiters)
@@ -73,7 +73,7 @@ def test_whoever_waits_is_told_of_a_cancellation(outcome):
     assert not waiting.is_alive()
 
 
-def test_ends_and_cancellations_at_once_are_one_end():
+def test_concurrent_ends_and_cancellations_are_one_end():
     for _ in range(300):
         outcome: LightFuture[Any] = LightFuture(Played())
         told: list[Future[Any]] = []
@@ -88,7 +88,7 @@ def test_ends_and_cancellations_at_once_are_one_end():
             except BaseException as error:
                 failures.append(error)
 
-        ways = (outcome.cancel, outcome.cancel, lambda outcome=outcome: outcome.end("x"))
+        ways = (outcome.cancel, outcome.cancel, lambda outcome=outcome: outcome.finish("x"))
         threads = [threading.Thread(target=act, args=(way,)) for way in ways]
         for thread in threads:
             thread.start()
@@ -98,16 +98,16 @@ def test_ends_and_cancellations_at_once_are_one_end():
         assert wait([outcome], PATIENCE_S).done
 
 
-def test_waiting_in_the_bus_s_own_thread_is_an_error_and_no_hang(outcome):
-    outcome._by.is_current_thread = True
+def test_waiting_in_the_io_thread_is_an_error(outcome):
+    outcome._source.is_current_thread = True
     for ask in (outcome.result, outcome.exception):
         with pytest.raises(errors.LocalError, match="would never end"):
             ask()
-    outcome.end("there")
+    outcome.finish("there")
     assert outcome.result() == "there"
 
 
-def test_it_has_what_a_future_has_and_what_watchers_need_when_somebody_looks(outcome):
+def test_attributes_are_those_of_a_future(outcome):
     """`LightFuture.__init__` does the work of `Future.__init__`: another python may give that more to do."""
     made_late = {"_condition", "_waiters", "_done_callbacks"}
     for name, value in vars(Future()).items():
@@ -120,25 +120,25 @@ def test_it_has_what_a_future_has_and_what_watchers_need_when_somebody_looks(out
         outcome.condition  # noqa: B018
 
 
-def test_nobody_who_waits_means_no_condition(outcome):
-    outcome.end("x")
+def test_without_a_waiter_there_is_no_condition(outcome):
+    outcome.finish("x")
     assert outcome.result() == "x"
     assert outcome._watched is None
 
 
-def test_whoever_waits_hurries_what_was_put_down(outcome):
+def test_a_waiter_has_the_messages_flushed(outcome):
     with pytest.raises(TimeoutError):
         outcome.result(0)
     with pytest.raises(TimeoutError):
         outcome.exception(0)
-    assert outcome._by.flushed == 2
-    outcome.end("x")
-    assert outcome.result() == "x" and outcome._by.flushed == 2
+    assert outcome._source.flushed == 2
+    outcome.finish("x")
+    assert outcome.result() == "x" and outcome._source.flushed == 2
 
 
 @pytest.mark.parametrize("how", ["result", "exception", "wait", "as_completed", "callback"])
-def test_an_end_and_a_wait_at_the_same_instant(how):
-    """Each of them is heard of, whichever is first, and none of them hangs."""
+def test_a_wait_that_races_the_end(how):
+    """The waiter gets the outcome, whichever is first."""
     for number in range(200):
         outcome: LightFuture[int] = LightFuture(Played())
         barrier = threading.Barrier(2)
@@ -162,13 +162,13 @@ def test_an_end_and_a_wait_at_the_same_instant(how):
         listening = threading.Thread(target=listen)
         listening.start()
         barrier.wait()
-        outcome.end(number)
+        outcome.finish(number)
         listening.join(PATIENCE_S)
         assert heard == [number]
 
 
-def test_all_who_look_at_once_see_the_same_condition():
-    """Or some of them would wait for one that nobody notifies."""
+def test_concurrent_waiters_share_one_condition():
+    """Otherwise some of them would wait for a condition that is never notified."""
     for _ in range(300):
         outcome: LightFuture[int] = LightFuture(Played())
         barrier = threading.Barrier(4)
@@ -194,7 +194,7 @@ def test_waiting_for_the_first_error(outcome):
     )
     waiting.start()
     until(lambda: outcome._waiters)
-    outcome.end("fine")
-    others[0].end(errors.UnknownPeer("no such session"))
+    outcome.finish("fine")
+    others[0].finish(errors.UnknownPeer("no such session"))
     waiting.join(PATIENCE_S)
     assert result[0].done == {outcome, others[0]}

@@ -1,19 +1,23 @@
-"""A future that costs a message little: what becomes of something that was said.
+"""A future that costs little unless somebody waits for it, for the outcome of one message among many.
 
 Theory of operation
 ===================
 
-`concurrent.futures.Future` makes a condition when it is made, and takes it when it ends: 4 µs, of the 8 that a message
-has here from its sender to its receipt. But of a thousand messages under way, somebody waits for one. A `LightFuture`
-makes its condition, and the lists of those who are to hear of it, when somebody asks for one of them, which everything
-in `concurrent.futures` does that waits or looks.
+`concurrent.futures.Future` makes a condition when it is made, and takes it when it ends: 4 µs of the 8 µs that a
+message costs here from its sender to its receipt. But of a thousand messages under way, somebody waits for one. So a
+`LightFuture` makes its condition, and its lists of waiters and callbacks, when something asks for one of them, as all
+of `concurrent.futures` does that waits or looks.
 
-Whoever ends it first writes the result, then the state, and only then looks for a condition; whoever waits has made the
-condition before it looks at the state. So one of them sees the other: either the state is there, or the condition is,
-and is notified. (Each of these is one assignment, which CPython does whole.)
+The end writes the result, then the state, and only then looks for a condition; a waiter makes the condition before it
+looks at the state. So one of the two sees the other: the waiter finds the state, or the end finds the condition and
+notifies it. (Each step is one assignment, which is atomic.)
 
-Who may end it is settled by an attribute that only one can take away: `end` or `cancel`, whoever comes first. (A lock
-or a list would be one more object for the garbage collector to look at, for each of a hundred thousand.)
+`finish` and `cancel` compete for an attribute that only one of them can delete. (A lock or a list would be one more
+object for the garbage collector to visit, for each of a hundred thousand futures.)
+
+This relies on private attributes of `Future`: `_state`, `_result`, `_exception`, `_condition`, `_waiters`,
+`_done_callbacks` and `_invoke_callbacks`, which are the same from Python 3.10 to 3.14. A test compares them with a
+plain `Future`'s, and runs the standard library's waits on them.
 """
 
 from __future__ import annotations
@@ -26,22 +30,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from zmqbus.errors import LocalError, ZmqbusError
 
 _T = TypeVar("_T")
-_MAKING = threading.Lock()  # held for a moment, by whoever is the first to look at one of them
+_MAKING = threading.Lock()  # held for a moment by the first thread that waits for a future
 
 
-class Waited(Protocol):
-    """Whose word it is that is waited for."""
+class Source(Protocol):
+    """The connection that ends a future."""
 
     @property
     def is_current_thread(self) -> bool:
-        """Whether the caller is the thread that would end it."""
+        """Whether the caller is the thread that ends the future."""
 
     def flush(self) -> None:
-        """Somebody waits: what has been put down is to be said now."""
+        """Sends what was put down, since a caller waits."""
 
 
 class _Watched:
-    """What whoever waits for a future, or looks at it, makes use of."""
+    """The parts of a future that only waiters and callbacks need."""
 
     __slots__ = ("callbacks", "condition", "waiters")
 
@@ -52,18 +56,18 @@ class _Watched:
 
 
 class LightFuture(Future[_T]):
-    """What becomes of something that was said. Ended once, by `end` or by `cancel`, whoever comes first."""
+    """The future of an outcome, ended once by `finish` or `cancel`."""
 
-    # What `Future.__init__` sets; a test compares them.
+    # The attributes that `Future.__init__` sets.
     _state = PENDING
     _result: _T | None = None
     _exception: BaseException | None = None
     _watched: _Watched | None = None
-    bus: object = None  #: what has to live until it ends
+    bus: object = None  #: kept from being collected until the end
 
-    def __init__(self, by: Waited) -> None:
-        self._by = by
-        self._open = None  # taken away by whoever ends it
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._open = None  # deleted by the end
 
     def _watch(self) -> _Watched:
         watched = self._watched
@@ -72,7 +76,7 @@ class LightFuture(Future[_T]):
                 watched = self._watched = self._watched or _Watched()
         return watched
 
-    if not TYPE_CHECKING:  # to whom these are what they are in every future
+    if not TYPE_CHECKING:  # a type checker knows these from `Future`
 
         @property
         def _condition(self):
@@ -86,8 +90,8 @@ class LightFuture(Future[_T]):
         def _done_callbacks(self):
             return self._watch().callbacks
 
-    def end(self, outcome: _T | ZmqbusError) -> None:
-        """Gives it its result or its error, unless it has ended."""
+    def finish(self, outcome: _T | ZmqbusError) -> None:
+        """Ends the future with a result or an error; does nothing if it has ended."""
         try:
             del self._open
         except AttributeError:
@@ -106,21 +110,22 @@ class LightFuture(Future[_T]):
                     else:
                         waiter.add_result(self)
                 watched.condition.notify_all()
-            self._invoke_callbacks()  # type: ignore[attr-defined]  # of Future, and not in its stub
+            self._invoke_callbacks()  # type: ignore[attr-defined]  # not in the stub of `Future`
 
     def cancel(self) -> bool:
-        """Gives it up, if it has not ended. What was sent is sent."""
+        """Ends the future as cancelled, and returns True, unless it has ended. The message itself stays sent."""
         try:
             del self._open
         except AttributeError:
             return self.cancelled()
         super().cancel()
-        # `wait` and `as_completed` do not count a cancelled future before this: an executor's worker would say it.
+        # An executor's worker would call this; before it, `wait` and `as_completed` do not count the future as done.
         self.set_running_or_notify_cancel()
         return True
 
     def result(self, timeout: float | None = None) -> _T:
-        """What became of it. Waits up to `timeout` seconds (None: as long as it takes)."""
+        """Returns the outcome, or raises it if it is an error. Waits up to `timeout` seconds (None: without limit), and
+        then raises `TimeoutError`."""
         if self._state != FINISHED:
             self._wait()
         elif self._exception is None:
@@ -128,15 +133,15 @@ class LightFuture(Future[_T]):
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error that it ended with, or None. Waits as `result` does."""
+        """Returns the error that is the outcome, or None. Waits as `result` does."""
         if self._state != FINISHED:
             self._wait()
         return super().exception(timeout)
 
     def _wait(self) -> None:
-        if self._by.is_current_thread and not self.done():
+        if self._source.is_current_thread and not self.done():
             raise LocalError(
                 "a callback runs in the thread of its bus, where waiting for that bus would never end; use request() "
                 "and send(wait=False) there, with callbacks of their own, or hand the work to another thread"
             )
-        self._by.flush()
+        self._source.flush()

@@ -1,16 +1,16 @@
-"""The half of a program's bus that speaks: messages and their receipts, requests and their answers, questions to the
-broker. Each is a future.
+"""The sending half of a program's bus: messages and their receipts, requests and their answers, calls to the broker.
+The result of each is a future.
 
 Theory of operation
 ===================
 
-It has a connection of its own, as a helper of the program's session (or as a guest, where that has no name). So an
-answer never waits behind messages that the program does not read: those come to the other half (`consumer`).
+The producer has a connection of its own, as a helper of the program's session (or as a guest, if that has no name). So
+an answer never waits behind messages that the program does not read: those come to the other half (`consumer`).
 
 A caller puts its message down, and has the I/O thread send it: at once, or in a stream together with the next ones
-(`IoThread.say_soon`). As many go out as the client core's window allows; the rest waits here, in order, up to
-`MAX_OUTSTANDING`. A request ends in one of five ways, each of which takes it out of the tables: an answer, a refusal,
-its deadline, its cancellation, the end of the bus. In the last three the broker is told that nobody waits any more.
+(`IoThread.send_soon`). As many go out as the client core's window allows; the rest waits here, in order, up to
+`MAX_OUTSTANDING`. A request ends in one of five ways, each of which removes it from the tables: an answer, a refusal,
+its deadline, its cancellation, the end of the bus. In the last three the broker is told that its answer is not wanted.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from zmqbus.journal.record import JournalError
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format, Scope
 
-#: Messages and requests whose fate is open: what nobody waits for any more should not be sent.
+#: Messages and requests without an outcome: a program that has so many open should take some outcomes first.
 MAX_OUTSTANDING = 100_000
-#: Bytes of those that have not gone out yet.
+#: Bytes of the bodies of those that have not gone out yet.
 MAX_WAITING_BYTES = 256 * 1024 * 1024
-#: Requests to single sessions that are on the way: the broker lets a connection await 1,000 answers.
+#: Requests to single sessions that have gone out: the broker lets a connection await 1,000 answers.
 MAX_AWAITED = 900
-#: Deadlines of requests that were answered in time are swept out when there are this many more than requests.
+#: Remove the deadlines of answered requests when there are this many more deadlines than requests.
 MAX_STALE_DEADLINES = 1_000
 
 AnyReceipt: TypeAlias = Receipt | BroadcastReceipt
 
 
-def _end_all(ended: Iterable[tuple[LightFuture[Any], AnyReceipt | ZmqbusError]]) -> None:
-    for future, told in ended:
-        future.end(told)
+def _finish_all(outcomes: Iterable[tuple[LightFuture[Any], AnyReceipt | ZmqbusError]]) -> None:
+    for future, outcome in outcomes:
+        future.finish(outcome)
 
 
 class Reply(LightFuture[Message]):
-    """The answer to a request, to come. `target` is whom it was sent to, `msg_id` its id.
+    """The future of the answer to a request: a `concurrent.futures.Future`. `target` is the request's, `msg_id` its id.
 
-    A `concurrent.futures.Future`: `result()` gives the `Message`, or raises `RemoteError` (the handler failed),
-    `Timeout` (the deadline), or what kept the request from being handed over. `cancel()` withdraws the request.
+    `result()` returns the `Message`, or raises `RemoteError` (the handler failed), `Timeout` (the deadline), or the
+    error that kept the request from its receiver. `cancel()` withdraws the request.
     """
 
     def __init__(self, io: IoThread, producer: Producer, msg_id: str, target: str) -> None:
@@ -66,7 +66,7 @@ class Reply(LightFuture[Message]):
         self.target = target
 
     def cancel(self) -> bool:
-        """Withdraws the request, if it is not answered yet: who has not begun with it will not."""
+        """Withdraws the request unless it is answered: a worker that has not begun with it will not begin."""
         cancelled = super().cancel()
         if cancelled:
             self._producer.abandon(self.msg_id)
@@ -74,7 +74,7 @@ class Reply(LightFuture[Message]):
 
 
 def _too_late(reply: Reply, *, unassigned: bool) -> Timeout:
-    """The error of a request whose deadline has come."""
+    """Returns the error of a request whose deadline has come."""
     if unassigned:
         return Timeout(
             f"no answer from '{reply.target}' to {reply.msg_id} in time: nobody works for that group; "
@@ -86,66 +86,66 @@ def _too_late(reply: Reply, *, unassigned: bool) -> Timeout:
     )
 
 
-class _Put(NamedTuple):
-    """A request to say, the future of its answer, and perhaps a deadline, on the monotonic clock."""
+class _OpenRequest(NamedTuple):
+    """A request to send, the future of its answer, and its deadline on the monotonic clock, if any."""
 
     envelope: core.Outgoing | verbs.Request
     reply: Reply
-    due_s: float | None
+    deadline_s: float | None
 
 
 class Producer:
-    """Sends, and resolves. Thread-safe, all of it."""
+    """Sends messages and requests, and ends their futures. Thread-safe."""
 
     def __init__(self, transport: Transport, log_path: str) -> None:
         self._io = IoThread(transport, self)
         self._log = payload.Log(log_path)
         self._new_id = verbs.IdMaker()
         self._refs = 0
-        # What was put down, and is not in the tables yet: its own lock is never held for long.
+        # Put down, and not in the tables yet; under a lock of its own, which is never held for long.
         self._put_lock = threading.Lock()
-        self._put: list[core.Outgoing | _Put] = []
-        self._put_asked = 0  # requests among it; messages are in `_sent` at once
+        self._put: list[core.Outgoing | _OpenRequest] = []
+        self._put_requests = 0  # how many of it are requests; messages are in `_sent` at once
         self._put_bytes = 0
-        # Room that was found and not used up. To reckon it anew with each message would cost as much as to put it down.
+        # Room that was found and not used up: to compute it for each message would cost as much as to put that down.
         self._room = 0
         self._room_bytes = 0
-        self._over: ZmqbusError | None = None  # nothing is put down any more
-        # All of these belong to the I/O thread's lock.
-        self._waiting: deque[core.Outgoing] = deque()  # the first to go out stands first
-        self._unsent: dict[str, core.Outgoing] = {}  # those of them that are requests
-        self._dropped: set[str] = set()  # and those that were given up
-        # Likewise, to groups: neither waits for the other, since a group without members takes nothing.
+        self._over: ZmqbusError | None = None  # why nothing can be put down any more
+        # Under the I/O thread's lock.
+        self._waiting: deque[core.Outgoing] = deque()  # to go out, in order
+        self._unsent: dict[str, core.Outgoing] = {}  # the requests among them
+        self._dropped: set[str] = set()  # requests among them that were abandoned
+        # Requests to groups that wait to go out, apart from messages: a group without members takes none.
         self._requests: OrderedDict[str, verbs.Request] = OrderedDict()
         self._waiting_bytes = 0
         self._sent: dict[str, LightFuture[Any]] = {}  # message → its receipt
-        self._asked: dict[str, tuple[Reply, bool]] = {}  # request → its answer, and whether a group was asked
+        self._asked: dict[str, tuple[Reply, bool]] = {}  # request → its answer, and whether it is to a group
         self._called: dict[str, LightFuture[verbs.Envelope]] = {}  # ref → the broker's answer
-        self._awaited = 0  # of those asked, how many are on the way to one session
-        self._taken: list[core.Ticket] = []
-        self._abandoned: list[str] = []  # requests that nobody waits for any more
-        self._unawaited: list[str] = []  # messages whose answers nobody waits for; the broker has to be told
-        self._deadlines: list[tuple[float, str]] = []
-        self._unassigned: set[str] = set()  # requests to groups for which nobody works
+        self._awaited = 0  # requests to single sessions that have gone out
+        self._taken: list[core.Ticket] = []  # of answers, to be acknowledged
+        self._abandoned: list[str] = []  # requests whose answers are no longer wanted
+        self._unawaited: list[str] = []  # messages for whose answers an UNAWAIT has to go out
+        self._deadlines: list[tuple[float, str]] = []  # a heap
+        self._unassigned: set[str] = set()  # requests to groups without a worker
 
     def __repr__(self) -> str:
         waiting = len(self._waiting) + len(self._requests)
         return f"<Producer: {len(self._sent)} sent, {len(self._asked)} asked, {waiting} waiting>"
 
     def open(self) -> None:
-        """Connects. Raises what keeps it from doing so."""
+        """Connects. Raises as `IoThread.open`."""
         self._io.open()
 
     def close(self) -> None:
-        """Ends the connection; what is still open fails with `NotConnected`."""
+        """Ends the connection; open futures fail with `NotConnected`."""
         self._io.close()
 
     def close_soon(self) -> None:
-        """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
+        """Ends the connection without waiting, for a finaliser."""
         self._io.close_soon()
 
     def check(self) -> None:
-        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
+        """Raises as `IoThread.check`."""
         self._io.check()
 
     # --- for any thread
@@ -153,13 +153,13 @@ class Producer:
     def send(
         self, scope: Scope, target: str, fmt: Format, body: bytes, reply_to: str | None = None
     ) -> tuple[str, LightFuture[Any]]:
-        """Sends a message: its id, and its receipt to come. Raises `Overloaded`."""
+        """Sends a message; returns its id and the future of its receipt. Raises `Overloaded`."""
         io = self._io
-        io.check()  # before any lock, which nobody will release in a child process
+        io.check()  # before any lock, which is never released in a child process
         future: LightFuture[Any] = LightFuture(io)
         msg_id = self._new_id()
-        # Not by its name, which counts and names the fields again.
-        send = tuple.__new__(core.Outgoing, (msg_id, scope, target, fmt, reply_to, False, body))
+        # Not `Outgoing(…)`, which costs twice as much.
+        message = tuple.__new__(core.Outgoing, (msg_id, scope, target, fmt, reply_to, False, body))
         with self._put_lock:
             self._room -= 1
             self._room_bytes -= len(body)
@@ -169,7 +169,7 @@ class Producer:
                 self._find_room(1, len(body))
             self._put_bytes += len(body)
             self._sent[msg_id] = future
-            self._put.append(send)
+            self._put.append(message)
             gathered = len(self._put)
         io.send_soon(gathered)
         return msg_id, future
@@ -177,7 +177,8 @@ class Producer:
     def ask(
         self, scope: Scope, target: str, fmt: Format, body: bytes, timeout_s: float | None, *, patient: bool = True
     ) -> Reply:
-        """Sends a request: its answer to come. `patient`: waits for a group to have a member. Raises `Overloaded`."""
+        """Sends a request; returns the future of its answer. `patient`: wait until the group has a member. Raises
+        `Overloaded`."""
         return self.ask_all(scope, target, [(fmt, body)], timeout_s, patient=patient)[0]
 
     def ask_all(
@@ -189,11 +190,11 @@ class Producer:
         *,
         patient: bool = True,
     ) -> list[Reply]:
-        """Sends several requests together. Raises `Overloaded`: then none of them."""
+        """Sends several requests together. Raises `Overloaded`, and then sends none."""
         to_group = scope == Scope.GROUP
         shown = f"@{target}" if to_group else target
-        due_s = None if timeout_s is None else time.monotonic() + timeout_s
-        puts: list[_Put] = []
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        puts: list[_OpenRequest] = []
         for fmt, body in requests:
             msg_id = self._new_id()
             envelope: core.Outgoing | verbs.Request
@@ -201,43 +202,43 @@ class Producer:
                 envelope = verbs.Request(msg_id, target, fmt, patient, False, body)
             else:
                 envelope = core.Outgoing(msg_id, scope, target, fmt, None, False, body)
-            puts.append(_Put(envelope, Reply(self._io, self, msg_id, shown), due_s))
+            puts.append(_OpenRequest(envelope, Reply(self._io, self, msg_id, shown), deadline_s))
         size_bytes = sum(len(body) for _, body in requests)
         self._io.check()
         with self._put_lock:
             self._find_room(len(puts), size_bytes)
             self._put += puts
-            self._put_asked += len(puts)  # guards: producer
+            self._put_requests += len(puts)  # guards: producer
             self._put_bytes += size_bytes
         self._io.execute()
         return [put.reply for put in puts]
 
     def call(self, make: Callable[[str], verbs.Envelope]) -> LightFuture[verbs.Envelope]:
-        """Asks the broker; `make` gets the ref to use."""
+        """Sends a request to the broker; returns the future of the response. `make` gets the ref to use."""
         future: LightFuture[verbs.Envelope] = LightFuture(self._io)
 
-        def say(client: core.ClientCore) -> list[core.Effect]:
+        def act(client: core.ClientCore) -> list[core.Effect]:
             self._refs += 1
             ref = f"r{self._refs}"
             self._called[ref] = future
             return client.request(make(ref))
 
-        self._io.execute(say)
+        self._io.execute(act)
         return future
 
     def abandon(self, msg_id: str) -> None:
-        """Nobody waits for the answer to this request any more."""
+        """Withdraws a request: its answer is no longer wanted."""
 
-        def say(_: core.ClientCore) -> list[core.Effect]:
+        def act(_: core.ClientCore) -> list[core.Effect]:
             self._take_up()
             if msg_id in self._asked:
                 self._abandoned.append(msg_id)
             return []
 
         try:
-            self._io.execute(say)
+            self._io.execute(act)
         except ZmqbusError:
-            pass  # the bus has ended, and with it all that was asked; or it is the parent's
+            pass  # the bus has ended, and with it all requests; or it is the parent process's
 
     # --- Application
 
@@ -246,22 +247,22 @@ class Producer:
         for effect in effects:
             match effect:
                 case core.Answer(msg_ids, outcome):
-                    self._answered(msg_ids, outcome)
+                    self._confirm(msg_ids, outcome)
                 case core.Answered(msg_id, result):
-                    self._settle(msg_id, result)
+                    self._resolve(msg_id, result)
                 case core.Assignment(msg_id, has_worker):
                     (self._unassigned.discard if has_worker else self._unassigned.add)(msg_id)
                 case core.Welcomed():
-                    self._unassigned.clear()  # another broker tells anew
+                    self._unassigned.clear()  # another broker reports it again
                 case core.Hand(ticket, batch):
-                    # Taken whether anybody waits for it or not: it was for this connection alone.
+                    # Acknowledged even if nobody waits for it: it was for this connection alone.
                     self._taken.append(ticket)
                     if batch.reply_to is not None and batch.reply_to in self._asked:
-                        self._settle(batch.reply_to, batch)
+                        self._resolve(batch.reply_to, batch)
                 case core.Response(ref, envelope):
                     future = self._called.pop(ref, None)
                     if future is not None:
-                        self._io.call_later(partial(future.end, envelope))
+                        self._io.call_later(partial(future.finish, envelope))
 
     def drain(self, client: core.ClientCore) -> list[core.Effect]:
         """See `io_thread.Application`."""
@@ -269,8 +270,8 @@ class Producer:
         if self._put:
             self._take_up()
         if self._abandoned or self._unawaited:
-            # Before the answers are taken: the core forgets with that that they were awaited, and the broker would not.
-            effects += self._give_up(client)
+            # Before the answers are acknowledged: with that the core forgets its AWAITs, which the broker would not.
+            effects += self._withdraw(client)
         if self._taken:
             for ticket in self._taken:
                 client.taken(ticket)
@@ -285,7 +286,7 @@ class Producer:
         return effects
 
     def _send_some(self, client: core.ClientCore, effects: list[core.Effect]) -> None:
-        """As many of those that wait as there is room for."""
+        """Sends as many waiting messages as the core has room for."""
         count, size_bytes = client.room
         sends: list[core.Outgoing] = []
         waiting, unsent = self._waiting, self._unsent
@@ -308,14 +309,14 @@ class Producer:
 
     def deadline_s(self) -> float | None:
         """See `io_thread.Application`."""
-        deadlines = self._deadlines  # asked without the lock, too, when another thread may put another list there
+        deadlines = self._deadlines  # read without the lock, while another thread may replace the list
         return deadlines[0][0] if deadlines else None
 
     def on_deadline(self) -> None:
         """See `io_thread.Application`."""
         late: list[tuple[Reply, Timeout]] = []
 
-        def say(_: core.ClientCore) -> list[core.Effect]:
+        def act(_: core.ClientCore) -> list[core.Effect]:
             self._take_up()
             now_s = time.monotonic()
             while self._deadlines and self._deadlines[0][0] <= now_s:
@@ -327,11 +328,11 @@ class Producer:
             return []
 
         try:
-            self._io.execute(say)
+            self._io.execute(act)
         except ZmqbusError:
-            pass  # the bus has ended: those that are not late hear of that
+            pass  # the bus has ended, and so do the requests that are not late
         for reply, error in late:
-            self._io.call_later(partial(reply.end, error))
+            self._io.call_later(partial(reply.finish, error))
 
     def on_end(self, error: ZmqbusError) -> None:
         """See `io_thread.Application`."""
@@ -342,7 +343,7 @@ class Producer:
             puts, self._put = self._put, []
         futures: list[LightFuture[Any]] = [*self._sent.values(), *self._called.values()]
         futures += [reply for reply, _ in self._asked.values()]
-        futures += [put.reply for put in puts if isinstance(put, _Put)]
+        futures += [put.reply for put in puts if isinstance(put, _OpenRequest)]
         for table in (
             self._sent,
             self._called,
@@ -354,17 +355,17 @@ class Producer:
         ):
             table.clear()
         for future in futures:
-            self._io.call_later(partial(future.end, error))
+            self._io.call_later(partial(future.finish, error))
 
     # --- inside
 
     def _find_room(self, messages: int, size_bytes: int) -> None:
-        """For so many messages and requests more, and others after them. Under the lock of what was put down. Raises
-        `Overloaded`, and what has ended the connection."""
+        """Finds room for so many more messages and requests, and notes what is left. Under the lock of the put-down
+        list. Raises `Overloaded`, and the error that ended the connection."""
         self._room = self._room_bytes = 0
         if self._over is not None:
             raise self._over
-        outstanding = len(self._sent) + len(self._asked) + self._put_asked
+        outstanding = len(self._sent) + len(self._asked) + self._put_requests
         waiting_bytes = self._waiting_bytes + self._put_bytes
         room = MAX_OUTSTANDING - outstanding - messages
         room_bytes = MAX_WAITING_BYTES - waiting_bytes - size_bytes
@@ -376,16 +377,16 @@ class Producer:
         self._room, self._room_bytes = room, room_bytes
 
     def _take_up(self) -> None:
-        """What was put down goes into the tables. Under the I/O thread's lock."""
+        """Moves the put-down list into the tables. Under the I/O thread's lock."""
         with self._put_lock:
             puts, self._put = self._put, []
             self._waiting_bytes += self._put_bytes
-            self._put_asked = self._put_bytes = 0
+            self._put_requests = self._put_bytes = 0
         for put in puts:
             if isinstance(put, core.Outgoing):
                 self._waiting.append(put)
                 continue
-            envelope, reply, due_s = put
+            envelope, reply, deadline_s = put
             msg_id = envelope.msg_id
             to_group = isinstance(envelope, verbs.Request)
             if isinstance(envelope, verbs.Request):
@@ -394,21 +395,21 @@ class Producer:
                 self._waiting.append(envelope)
                 self._unsent[msg_id] = envelope
             self._asked[msg_id] = reply, to_group
-            if due_s is not None:
-                heapq.heappush(self._deadlines, (due_s, msg_id))
+            if deadline_s is not None:
+                heapq.heappush(self._deadlines, (deadline_s, msg_id))
 
-    def _answered(self, msg_ids: Iterable[str], outcome: verbs.Receipt | verbs.Tally | ZmqbusError) -> None:
-        ended: list[tuple[LightFuture[Any], AnyReceipt | ZmqbusError]] = []
-        for msg_id, told in receipts_of(msg_ids, outcome):
+    def _confirm(self, msg_ids: Iterable[str], outcome: verbs.Receipt | verbs.Tally | ZmqbusError) -> None:
+        outcomes: list[tuple[LightFuture[Any], AnyReceipt | ZmqbusError]] = []
+        for msg_id, receipt in receipts_of(msg_ids, outcome):
             future = self._sent.pop(msg_id, None)
             if future is not None:
-                ended.append((future, told))
-            elif isinstance(told, ZmqbusError):
-                self._settle(msg_id, told)
-        if ended:
-            self._io.call_later(partial(_end_all, ended))
+                outcomes.append((future, receipt))
+            elif isinstance(receipt, ZmqbusError):
+                self._resolve(msg_id, receipt)
+        if outcomes:
+            self._io.call_later(partial(_finish_all, outcomes))
 
-    def _settle(self, msg_id: str, outcome: Batch | verbs.Result | ZmqbusError) -> None:
+    def _resolve(self, msg_id: str, outcome: Batch | verbs.Result | ZmqbusError) -> None:
         found = self._asked.pop(msg_id, None)
         if found is None:
             return
@@ -422,8 +423,8 @@ class Producer:
         self._io.call_later(partial(self._reply, reply, outcome))
 
     def _reply(self, reply: Reply, outcome: Batch | verbs.Result | ZmqbusError) -> None:
-        """Outside of the lock: a large answer is read from the log here."""
-        reply.end(outcome if isinstance(outcome, ZmqbusError) else self._message(outcome, reply.msg_id))
+        """Ends the future of an answer. Without the lock: this may read a large answer from the journal."""
+        reply.finish(outcome if isinstance(outcome, ZmqbusError) else self._message(outcome, reply.msg_id))
 
     def _message(self, outcome: Batch | verbs.Result, msg_id: str) -> Message | ZmqbusError:
         if not isinstance(outcome, verbs.Result):
@@ -443,13 +444,13 @@ class Producer:
                 body_bytes=body,
             )
         try:
-            _ = message.body  # read here, so that a handler's error, or what cannot be read, is how the future ends
+            _ = message.body  # decoded here, so that the future ends with a handler's error, or with that of decoding
         except ZmqbusError as error:
             return error
         return message
 
-    def _give_up(self, client: core.ClientCore) -> list[core.Effect]:
-        """Forgets what was abandoned, and tells the broker what is awaited no longer."""
+    def _withdraw(self, client: core.ClientCore) -> list[core.Effect]:
+        """Forgets abandoned requests, and tells the broker of them."""
         groups: list[str] = []
         for msg_id in self._abandoned:
             found = self._asked.pop(msg_id, None)
@@ -459,7 +460,7 @@ class Producer:
             never_sent = self._requests.pop(msg_id, None) or self._unsent.get(msg_id)
             if self._unsent.pop(msg_id, None) is not None:
                 # guards: producer
-                self._dropped.add(msg_id)  # it stands among others, and is passed over there
+                self._dropped.add(msg_id)  # it stays in the waiting list, and is skipped there
             if never_sent is not None:
                 self._waiting_bytes -= len(never_sent.body)
             else:
