@@ -1,11 +1,11 @@
-"""The bus as blocking calls, for one thread: what the commands are made of.
+"""The one-shot client: the bus as blocking calls for one thread, as the commands use it.
 
     with OneShotClient(settings, persona) as bus:
         receipt = bus.send("auth", b"run the tests")
 
-Every call drives the connection itself, so there is no thread, and between calls nothing happens. A broker that dies
-meanwhile is replaced, and what it had not confirmed is sent again; a call gives up five seconds after the last time
-that a broker was heard of.
+Each call drives the connection itself: there is no thread, and between calls nothing happens. A broker that dies is
+replaced, and messages that it had not confirmed are sent again; a call gives up when no broker has been heard of for
+five seconds.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from zmqbus.text import wording
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format, Role, Scope
 
-#: The broker answers everything within a second (BUSY_AFTER_S); five of them mean that it does not.
+#: Seconds to wait for the broker, which answers everything within one (BUSY_AFTER_S).
 CONFIRM_S = 5.0
-#: How often a preview is asked for again because all of it had been shown. Each must have lost its acknowledgement.
+#: How often a preview is repeated because all of its messages had been shown, and only their acknowledgements were
+#: lost.
 MAX_PREVIEWS = 4
 
 
 class OneShotClient:
-    """A connection for a command or a simple script. A context manager; not thread-safe, and not to be forked."""
+    """A connection for a command or a simple script. A context manager; neither thread-safe nor fork-safe."""
 
     def __init__(
         self,
@@ -47,9 +48,9 @@ class OneShotClient:
         starts: bool = True,
         patience_s: float | None = None,
     ) -> None:
-        """`taken`: what was taken before, where that is remembered for longer than this bus lives. `starts`: whether
-        a broker is started where none runs; else that is a `BrokerUnavailable`. `patience_s`: the seconds that all
-        calls together may wait; None: no such limit."""
+        """`taken`: the messages that were taken before, if that is remembered for longer than this client lives.
+        `starts`: start a broker where none runs; otherwise that is a `BrokerUnavailable`. `patience_s`: the seconds
+        that all calls together may wait; None: no such limit."""
         self._patience_s = patience_s
         self._end_s = math.inf if patience_s is None else time.monotonic() + patience_s
         self._taken = TakenIds() if taken is None else taken
@@ -62,7 +63,7 @@ class OneShotClient:
 
     @property
     def identity(self) -> core.Persona:
-        """As whom it speaks."""
+        """The identity that it acts under."""
         return self._transport.core.persona
 
     def __repr__(self) -> str:
@@ -94,7 +95,7 @@ class OneShotClient:
         reply_to: str | None = None,
         await_answer: bool = False,
     ) -> str:
-        """Sends without waiting; returns the message's id, whose fate `outcome` tells."""
+        """Sends without waiting for the receipt, which `outcome` returns; returns the message's id."""
         msg_id = self._new_id()
         while not self._transport.core.may_send:
             self._pump(None)
@@ -104,7 +105,7 @@ class OneShotClient:
         return msg_id
 
     def outcome(self, msg_id: str) -> Receipt | BroadcastReceipt:
-        """Waits until the fate of a message is known.
+        """Waits for the outcome of a message.
 
         Guarantee: `delivered` means that the receiver's application has taken it, `queued` that it is in the receiver's
         mailbox (docs/protocol.md, section 7). Raises the `DeliveryError` or `BrokerError` that the broker gave, and
@@ -123,7 +124,7 @@ class OneShotClient:
         return receipt
 
     def broadcast(self, body: bytes, *, topic: str | None = None, fmt: Format = Format.TEXT) -> BroadcastReceipt:
-        """Sends to every session, or to those that joined a topic, and waits for the count."""
+        """Sends to every session, or to those that joined a topic, and waits for the receipt."""
         scope = Scope.ALL if topic is None else Scope.TOPIC
         receipt = self.outcome(self.post(topic or "", body, scope=scope, fmt=fmt))
         assert isinstance(receipt, BroadcastReceipt)
@@ -148,12 +149,12 @@ class OneShotClient:
             self._pump(left_s)
 
     def take(self, message: core.Incoming) -> None:
-        """Tells the broker that a message has been dealt with. To be called in the order of arrival."""
+        """Acknowledges a message to the broker. To be called in the order of arrival."""
         self._transport.core.taken(message.ticket)
         self._do(self._transport.core.acknowledge())
 
     def unread(self, *, peek: bool) -> Iterator[core.Incoming | verbs.Fetched]:
-        """The session's unread messages, oldest first, and at last the count. Each is marked read by `take`."""
+        """Yields the session's unread messages, oldest first, and at last their count. `take` marks each as read."""
         ref = self._ref()
         self._do(self._transport.core.request(verbs.Fetch(ref, peek)))
         while True:
@@ -168,8 +169,8 @@ class OneShotClient:
             self._until(lambda: bool(self._incoming) or ref in self._responses)
 
     def preview(self, messages: int, head_bytes: int) -> tuple[list[verbs.Previewed], int]:
-        """The oldest unread messages, at most so many, each with at most `head_bytes` of its body; and how many more
-        are unread. They stay unread. What it costs does not depend on how much waits."""
+        """Returns the oldest unread messages, at most `messages`, each with at most `head_bytes` of its body, and how
+        many more are unread. They stay unread. The cost does not depend on how many wait."""
         left = 0
         for _ in range(MAX_PREVIEWS):
             answer = self.request(lambda ref: verbs.Preview(ref, messages, head_bytes))
@@ -179,23 +180,23 @@ class OneShotClient:
             left = answer.left
             if len(shown) < len(rows) or not rows:
                 return [row for row in rows if row.msg_id not in shown], left
-            # All of them were shown before, and only their acknowledgement was lost: they are in the way of the others.
+            # All of them were shown before, and only their acknowledgement was lost: remove them, and look behind them.
             self.settle(shown)
         return [], left
 
     def mark_read(self, msg_ids: Sequence[str]) -> None:
-        """Marks previewed messages read, for good: whatever happens now, they are not handed out again. The broker
-        hears of it from `settle`, or from whoever it offers them to."""
+        """Marks previewed messages as read, for good: whatever happens now, they are not shown again. `settle` tells
+        the broker, or the next process of the session that it offers them to."""
         self._taken.add_all(msg_ids)
 
     def settle(self, msg_ids: Sequence[str]) -> None:
-        """Tells the broker of messages that were marked read, so that they leave the mailbox."""
+        """Tells the broker that messages were read, so that they leave the mailbox."""
         self.request(lambda ref: verbs.MarkRead(ref, tuple(msg_ids)))
 
     # --- asking the broker
 
     def sessions(self, *, everyone: bool = False) -> list[verbs.Session]:
-        """The connected sessions; with `everyone` those that are away, too."""
+        """Returns the connected sessions; with `everyone` also those that are away."""
         rows: list[verbs.Session] = []
         after = ""
         while True:
@@ -207,13 +208,13 @@ class OneShotClient:
             after = rows[-1].session_id
 
     def figures(self) -> dict[str, Any]:
-        """The broker's metrics by name; see `zmqbus.wire.metrics_catalogue`."""
+        """Returns the broker's metrics by name; see `zmqbus.wire.metrics_catalogue`."""
         health = self.request(verbs.Status)
         assert isinstance(health, verbs.Health)
         return dict(health.figures)
 
     def request(self, make: Callable[[str], verbs.Envelope]) -> verbs.Envelope:
-        """Asks for something and waits for the response. `make` gets the ref to use. Raises what the broker refuses."""
+        """Sends a request and waits for the response; raises the broker's refusal. `make` gets the ref to use."""
         ref = self._ref()
         self._do(self._transport.core.request(make(ref)))
         self._until(lambda: ref in self._responses)
@@ -223,7 +224,7 @@ class OneShotClient:
         return response
 
     def meet(self) -> verbs.Welcome:
-        """Waits until the broker is there; returns what it said at the door."""
+        """Waits for the broker's WELCOME, and returns it."""
         self._until(lambda: self._transport.core.phase is core.Phase.READY)
         assert self._transport.core.welcome is not None
         return self._transport.core.welcome
@@ -238,7 +239,7 @@ class OneShotClient:
         heard_s = time.monotonic()
         while not done():
             if self._transport.core.phase is not core.Phase.READY:
-                heard_s = time.monotonic()  # the transport itself gives up on a broker that does not come
+                heard_s = time.monotonic()  # the transport itself gives up when no broker answers
             now_s = time.monotonic()
             if now_s >= self._end_s:
                 raise self._impatience()
@@ -282,7 +283,7 @@ class OneShotClient:
 
 
 def guest(settings: Settings, name: str) -> OneShotClient:
-    """A bus for a script that is no session: it speaks under a name, and is not listed. Use it as a context manager."""
+    """Returns a client for a script without a session: it sends under a name, and is not listed."""
     return OneShotClient(settings, core.Persona(role=Role.GUEST, name=name, token=verbs.new_token()))
 
 

@@ -1,7 +1,7 @@
-"""Bodies at their two ends: what an application gives becomes bytes with a format, and back.
+"""Bodies at the sender and at the receiver: texts to bytes and back, and bodies in the journal.
 
-A body over 64 KiB arrives as a pointer into messages.log, which the receiver reads by itself; so do the files in which
-bodies end up have one copy of it, and the broker does not carry it twice.
+A body over 64 KiB arrives as a pointer into messages.log, which the receiver reads by itself; so there is one copy of
+it on the disk, and the broker does not pass it on.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from zmqbus.journal.record import JournalError
 
 
-#: A text over so many bytes or characters is not looked at for whether it is blank.
+#: A text of more bytes or characters is not checked for being blank.
 MAX_BLANK = 4096
-#: Segments of the log that a program keeps open. A deleted one takes room on the disk for as long.
+#: Segments of the journal that a program keeps open. The disk space of a deleted one is not free until it is closed.
 MAX_OPEN_SEGMENTS = 2
 
 
 def from_text(text: str | bytes, *, to_many: bool) -> bytes:
-    """The bytes of a text body. Raises `InvalidPayload` if it is not UTF-8, `TextTooLong` if it is over the limit."""
+    """Returns the bytes of a text body. Raises `InvalidPayload` if it is not UTF-8, `TextTooLong` over the limit."""
     if isinstance(text, bytes):
         try:
             text.decode()
@@ -49,43 +49,42 @@ def from_text(text: str | bytes, *, to_many: bool) -> bytes:
 
 
 def check_not_empty(text: bytes | str) -> None:
-    """Raises `InvalidPayload` for a text that shows nothing to whoever reads it: mostly a variable that was not set. A
-    program that means "no value" sends `None`, or `b""`."""
+    """Raises `InvalidPayload` for a text that shows as nothing, mostly because a variable was not set. A program that
+    means "no value" sends `None`, or `b""`."""
     if len(text) > MAX_BLANK or text[:1].isalnum():
-        return  # as nearly all of them
+        return  # as nearly all texts
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     elif any("\ud800" <= character <= "\udfff" for character in text):
-        return  # it is not shown, and not empty: whoever makes UTF-8 of it says what is wrong
+        return  # not empty; `from_text` says that it is not UTF-8
     shown = display.sanitise(text)
     if not shown.strip(f" {display.LINE_END}") or shown.isspace():
         raise InvalidPayload("the text is empty; say something, or see what it was to be made of")
 
 
 def load(message: Incoming | verbs.Work | verbs.Result, log_path: str) -> bytes:
-    """The whole body, from the message or from the journal. Raises `JournalError` if it is not there."""
+    """Returns the whole body, from the message or from the journal. Raises `JournalError` if it cannot be read."""
     return message.body if message.pointer is None else _read(log_path, message.pointer)
 
 
 def _read(log_path: str, pointer: tuple[int, ...]) -> bytes:
-    from zmqbus.journal import reader  # 3 ms with what it needs, which most commands never do
+    from zmqbus.journal import reader  # its import takes 3 ms, and most commands never need it
 
     return reader.read(log_path, reader.Pointer(*pointer)).body
 
 
 def damage(msg_id: str, from_name: str, error: JournalError) -> JournalError:
-    """The error of a body that cannot be read back, which names the message and who wrote it."""
+    """Returns the error of a body that cannot be read back, with the message's id and sender."""
     from zmqbus.journal.record import JournalError
 
     return JournalError(f"the text of message {msg_id} from '{from_name}' cannot be read: {error}")
 
 
 def readable(message: Incoming, log_path: str) -> tuple[int, bytes, JournalError | None]:
-    """The format of a message and its whole body; where its record is damaged, a text in its place, and the error that
-    says so.
+    """Returns the format of a message, its whole body, and None; if its record is damaged, a text in the body's place,
+    and the error.
 
-    Whoever shows messages one after the other goes on with the next: a damaged one will never be readable, and what is
-    behind it must not wait for it.
+    So a list of messages goes on behind a damaged one, which will never be readable.
     """
     if message.pointer is None:
         return message.fmt, message.body, None
@@ -99,8 +98,8 @@ def readable(message: Incoming, log_path: str) -> tuple[int, bytes, JournalError
 
 
 class Log:
-    """The journal, for a program that reads many bodies: its files stay open in between, which saves a look at the
-    directory and at each of them for every body. Thread-safe."""
+    """The journal, for a program that reads many bodies: its files stay open, which saves a look at the directory and
+    at each file for every body. Thread-safe."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -116,9 +115,9 @@ class Log:
         return message.body if message.pointer is None else self.read(message.pointer)
 
     def read(self, pointer: tuple[int, ...]) -> bytes:
-        """The body that a pointer leads to. Raises `JournalError` if it is not there."""
+        """Returns the body at a pointer. Raises `JournalError` if it cannot be read."""
         if not self._lock.acquire(blocking=False):
-            return _read(self._path, pointer)  # another thread reads: nobody waits for a disk that he does not need
+            return _read(self._path, pointer)  # another thread is reading: do not wait for its disk access
         try:
             if self._closed:
                 return _read(self._path, pointer)
@@ -131,7 +130,7 @@ class Log:
             self._lock.release()
 
     def close(self) -> None:
-        """Closes the files. What is still asked for is read all the same. Idempotent."""
+        """Closes the files; reads still work after that, each with files of its own. Idempotent."""
         with self._lock:
             self._closed = True
             if self._reader is not None:
@@ -140,8 +139,8 @@ class Log:
 
 
 def audience(message: Incoming | verbs.Previewed | Batch) -> str | None:
-    """How a message to many was addressed, as its receivers are shown it: `all`, `#topic`, `%project name`. None: it
-    was for this session alone."""
+    """Returns how a message to many was addressed, as its receivers see it: `all`, `#topic`, `%project name`; None for
+    a message to this session alone."""
     if message.scope == Scope.ALL:
         return "all"
     if message.scope == Scope.TOPIC:
@@ -152,7 +151,7 @@ def audience(message: Incoming | verbs.Previewed | Batch) -> str | None:
 
 
 def as_text(fmt: int, body: bytes) -> str:
-    """A body as something to read; see `record.as_text`."""
+    """Returns a body as text for people; see `record.as_text`."""
     from zmqbus.journal import record
 
     return record.as_text(verbs.FORMAT_WORDS.get(fmt, ""), body)

@@ -1,4 +1,4 @@
-"""What senders are told of their messages; apart from `messages`, of which commands need nothing else."""
+"""Receipts of messages. Apart from `message`, since commands need nothing else of that."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from zmqbus.wire.verbs import State
 
 
 class Receipt(NamedTuple):
-    """What became of a message to one receiver."""
+    """The outcome of a message to one receiver."""
 
     msg_id: str
-    state: str  #: "delivered": the receiver's process has taken it; "queued": it is safe, and will be shown later
+    state: str  #: "delivered": the receiver's process has taken it; "queued": stored, and to be shown later
     to: str  #: the receiver's name
     session_id: str
     busy: bool  #: queued because the receiver is connected and did not take it within a second
@@ -22,17 +22,17 @@ class Receipt(NamedTuple):
 
 
 class BroadcastReceipt(NamedTuple):
-    """What became of a message to many."""
+    """The outcome of a message to many receivers."""
 
     msg_id: str
     delivered: int
     queued: int
-    full: tuple[str, ...]  #: sessions that it is not for, since their mailboxes are full
-    unsaved: tuple[str, ...] = ()  #: likewise, since the broker's disk did not take it
+    full: tuple[str, ...]  #: sessions that do not get it, since their mailboxes are full
+    unsaved: tuple[str, ...] = ()  #: sessions that do not get it, since the broker could not store it
 
 
 def receipt_of(msg_id: str, outcome: verbs.Receipt | verbs.Tally) -> Receipt | BroadcastReceipt:
-    """What the broker has said of a message, as programs and commands are told."""
+    """Returns the receipt of a message, from the broker's RECEIPT or TALLY."""
     if isinstance(outcome, verbs.Tally):
         return BroadcastReceipt(outcome.msg_id, outcome.delivered, outcome.queued, outcome.full, outcome.unsaved)
     return Receipt(msg_id, *_state_of(outcome))
@@ -41,7 +41,7 @@ def receipt_of(msg_id: str, outcome: verbs.Receipt | verbs.Tally) -> Receipt | B
 def receipts_of(
     msg_ids: Iterable[str], outcome: verbs.Receipt | verbs.Tally | ZmqbusError
 ) -> Iterator[tuple[str, Receipt | BroadcastReceipt | ZmqbusError]]:
-    """Likewise of several that share an outcome, which may be an error."""
+    """Yields the id and the receipt (or the error) of each of several messages that share an outcome."""
     if isinstance(outcome, verbs.Receipt):
         state = _state_of(outcome)
         for msg_id in msg_ids:

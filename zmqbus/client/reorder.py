@@ -38,7 +38,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from zmqbus.client.batch import Batch, Broadcast, Deliver, apart
-from zmqbus.client.interval_set import Numbers
+from zmqbus.client.interval_set import IntervalSet
 from zmqbus.client.seen import TakenIds
 from zmqbus.wire import verbs
 
@@ -69,7 +69,7 @@ class Inbound:
         self._ack_seq = 0
         self._ack_bcasts: list[int] = []
         # broadcasts
-        self._seen = Numbers()  # those, too, that will not come
+        self._seen = IntervalSet()  # those, too, that will not come
         self._last_on: dict[bytes, int] = {}  # channel → number of the last one that came
         self._asked: set[int] = set()
         # what is held: all of the first come before all of the second
