@@ -74,7 +74,11 @@ def test_topics_and_projects_have_their_own_receivers():
     said = both(play)
     assert {count for _, count in said.told} == {"1 and 0", "2 and 0"}
     assert bodies(said, 1) == [b"3", b"4", b"5", b"6", b"7", b"8"]
-    assert [(message.scope, message.target) for message in said.bob.history[:3]] == [(2, "/p"), (2, "/p"), (1, "")]
+    assert [(message.header.scope, message.header.target) for message in said.bob.history[:3]] == [
+        (2, "/p"),
+        (2, "/p"),
+        (1, ""),
+    ]
     assert said.in_one_piece == [2, 2]
 
 

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqbus.client.batch import Send
 from zmqbus.client.coalesce import batches_of
 from zmqbus.client.events import Outgoing
-from zmqbus.wire.verbs import INLINE_BYTES, MAX_ENVELOPE_MESSAGES, Format, Scope
+from zmqbus.wire.verbs import INLINE_BYTES, MAX_ENVELOPE_MESSAGES, Format, Scope, Send
 
 
 def message(number: int = 0, **more: Any) -> Outgoing:
@@ -45,6 +44,8 @@ def test_neighbours_become_one_batch():
             Format.TEXT,
             None,
             False,
+            None,
+            None,
             ("message0000", "message0001", "message0002"),
             (b"0", b"1", b"2"),
         )

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from zmqbus import errors
 from zmqbus.client import core
-from zmqbus.client.batch import Deliver
 from zmqbus.client.bus import Bus
 from zmqbus.client.consumer import Consumer
 from zmqbus.wire import verbs
@@ -107,8 +106,8 @@ class Played:
     def hand(self, *msg_ids: str, lease: str = "one") -> None:
         for msg_id in msg_ids:
             ticket = core.Ticket(lease, 1, (msg_id,), None)
-            header = ("sid", "auth", None, Scope.SESSION, "", 0, None, 0.0)
-            batch = Deliver(1, 0, 0, *header, -1, None, 0, (msg_id,), (b"",))
+            header = verbs.Header("sid", "auth", None, Scope.SESSION, "", 0, None, 0.0)
+            batch = verbs.Deliver(header, 1, 0, 0, -1, None, 0, (msg_id,), (b"",))
             self.consumer.on_effects([core.Hand(ticket, batch)])
 
     def take(self) -> str | None:

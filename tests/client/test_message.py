@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from zmqbus import errors
 from zmqbus.client import message as messages
 from zmqbus.client import payload
-from zmqbus.client.batch import Deliver
-from zmqbus.client.message import Message, about, decode, encode, encode_error, of_batch, scope_and_target
+from zmqbus.client.message import Message, decode, encode, encode_error, of_batch, scope_and_target
 from zmqbus.journal import record
 from zmqbus.wire import limits
-from zmqbus.wire.verbs import Format, Scope
+from zmqbus.wire.verbs import Deliver, Format, Header, Scope
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -36,14 +35,17 @@ class Odd(Exception):
 
 
 def message(fmt: int, body: bytes, **more: Any) -> Message:
-    return Message(msg_id="aaaaaaaaaa01", sender="auth", sender_id="auth-id", fmt=fmt, body_bytes=body, **more)
+    header = Header("auth-id", "auth", None, Scope.SESSION, "", fmt, None, 1.0)
+    return Message(header, "aaaaaaaaaa01", body, **more)
 
 
 def incoming(**changes: Any) -> Message:
-    """A message that came by the mailbox."""
-    header = ("sid", "auth", "Auth", Scope.SESSION, "bob", 0, None, 5.0)
-    batch = Deliver(1, 0, 0, *header, -1, None, 2, ("aaaaaaaaaa01",), (b"hi",))._replace(**changes)
-    return of_batch(about(batch), batch, 0, payload.Log("log"))
+    """A message of a batch; `changes` in its header or in the batch."""
+    header = Header("sid", "auth", "Auth", Scope.SESSION, "bob", 0, None, 5.0)
+    header = header._replace(**{name: value for name, value in changes.items() if name in Header._fields})
+    batch = Deliver(header, 1, 0, 0, -1, None, 2, ("aaaaaaaaaa01",), (b"hi",))
+    batch = batch._replace(**{name: value for name, value in changes.items() if name in Deliver._fields})
+    return of_batch(batch, 0, payload.Log("log"))
 
 
 # --- values
@@ -320,7 +322,7 @@ def test_a_body_that_cannot_be_read_is_told_to_whoever_asks_for_it():
         (Format.BYTES, b"secret", "6 bytes"),
         (Format.MSGPACK, msgpack.packb({"a": 1}), "{'a': 1}"),
         (Format.MSGPACK, msgpack.packb([0] * 1_000), "1,003 bytes"),
-        (Format.MSGPACK, b"\xc1", "InvalidPayload: the body is no value"),
+        (Format.MSGPACK, b"\xc1", "InvalidPayload: the body cannot be"),
     ],
 )
 def test_repr_shows_the_beginning_of_what_is_in_it(fmt, body, shown):

@@ -63,7 +63,7 @@ def test_from_one_to_another_and_back(settings):
         msg_id = alice.post("bob", b"question: ready?")
         drive(alice)
         question = next_message(bob)
-        assert (question.from_name, question.body) == ("alice", b"question: ready?")
+        assert (question.header.from_name, question.body) == ("alice", b"question: ready?")
         bob.take(question)
         drive(bob)
         receipt = alice.outcome(msg_id)
@@ -72,7 +72,7 @@ def test_from_one_to_another_and_back(settings):
         answer = bob.post("alice", large, reply_to=msg_id)
         drive(bob)
         message = next_message(alice)
-        assert (message.reply_to, message.body) == (msg_id, large)
+        assert (message.header.reply_to, message.body) == (msg_id, large)
         alice.take(message)
         drive(alice)
         assert bob.outcome(answer).state == "delivered"  # type: ignore[union-attr]

@@ -19,7 +19,8 @@ from zmqbus.wire.verbs import Format
 
 def incoming(body: bytes, pointer: tuple[int, ...] | None = None) -> Incoming:
     ticket = Ticket("lease", 1, ("aaaaaaaaaaaa",), None)
-    return Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, pointer, len(body), body)
+    header = verbs.Header("s", "n", None, 0, "", 0, None, 1.0)
+    return Incoming(ticket, "aaaaaaaaaaaa", header, -1, pointer, len(body), body)
 
 
 # --- texts

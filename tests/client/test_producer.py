@@ -12,7 +12,6 @@ import pytest
 from zmqbus import errors
 from zmqbus.client import core
 from zmqbus.client import producer as producer_module
-from zmqbus.client.batch import Deliver
 from zmqbus.client.bus import Bus
 from zmqbus.client.producer import Producer, Reply
 from zmqbus.client.receipts import Receipt
@@ -457,8 +456,9 @@ def test_the_window_cuts_the_order_nowhere(played, monkeypatch):
     assert went == names[:5]
     for msg_id in list(played.producer._asked)[:7]:
         ticket = core.Ticket("lease", 1, (f"answer{msg_id[:6]}",), msg_id)
-        header = ("s", "bob", None, 0, "", 0, msg_id, 0.0)
-        played.producer.on_effects([core.Hand(ticket, Deliver(1, 0, 0, *header, -1, None, 0, ticket.msg_ids, (b"",)))])
+        header = verbs.Header("s", "bob", None, 0, "", 0, msg_id, 0.0)
+        batch = verbs.Deliver(header, 1, 0, 0, -1, None, 0, ticket.msg_ids, (b"",))
+        played.producer.on_effects([core.Hand(ticket, batch)])
         while part := played.go():
             went += part
             played.confirm_all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,15 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqbus.client import interval_set
-from zmqbus.client.batch import Batch, Broadcast, Deliver, apart
+from zmqbus.client.events import Batch
 from zmqbus.client.reorder import Inbound
 from zmqbus.client.seen import TakenIds
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import Scope
+from zmqbus.wire.verbs import Broadcast, Deliver, Header, Scope
 
 ME = 4  # number of the connection
-#: from_session, from_name, from_label, scope, target, fmt, reply_to, ts
-HEADER = ("s", "n", None, Scope.ALL, "", 0, None, 1.0)
+HEADER = Header("s", "n", None, Scope.ALL, "", 0, None, 1.0)
 
 
 def welcome(**more: Any) -> verbs.Welcome:
@@ -29,13 +28,24 @@ def welcome(**more: Any) -> verbs.Welcome:
 
 def deliver(seq: int, count: int = 1, *, bcast: int = 0, after: int = 0, msg_id: str = "") -> Deliver:
     msg_ids = (msg_id,) if msg_id else tuple(casts(bcast) if bcast else directs(*range(seq, seq + count)))
-    return Deliver(seq, bcast, after, *HEADER, -1, None, -1, msg_ids, (b"",) * count)
+    return Deliver(HEADER, seq, bcast, after, -1, None, 0, msg_ids, (b"",) * count)
 
 
-def broadcast(bcast: int, prev: int = 0, count: int = 1, **more: Any) -> Broadcast:
+def broadcast(
+    bcast: int, prev: int = 0, count: int = 1, *, scope: Scope = Scope.ALL, target: str = "", **more: Any
+) -> Broadcast:
     msg_ids = tuple(casts(*range(bcast, bcast + count)))
-    batch = Broadcast("epoch", bcast, prev, (), *HEADER, None, msg_ids, (b"",) * count)
-    return batch._replace(**more)
+    header = HEADER._replace(scope=scope, target=target)
+    return Broadcast(header, "epoch", bcast, prev, (), None, msg_ids, (b"",) * count)._replace(**more)
+
+
+def apart(batch: Any) -> Iterator[Any]:
+    """Each message as a batch of one, as the broker could have sent it."""
+    for place, (msg_id, body) in enumerate(zip(batch.msg_ids, batch.bodies, strict=True)):
+        numbers = {"seq": batch.seq + place} if isinstance(batch, Deliver) else {"bcast": batch.bcast + place}
+        if isinstance(batch, Broadcast) and place:
+            numbers["prev"] = batch.bcast + place - 1
+        yield batch._replace(msg_ids=(msg_id,), bodies=(body,), **numbers)
 
 
 def beat(*owed: int, upto: int = 99) -> verbs.Beat:
@@ -79,7 +89,7 @@ class Client:
     def sub(self, *batches: Broadcast, channel: bytes | None = None) -> list[str]:
         before = len(self.handed)
         for batch in batches:
-            own = verbs.channel(batch.scope, batch.target)
+            own = verbs.channel(batch.header.scope, batch.header.target)
             self.inbound.broadcast(own if channel is None else channel, batch)
         return self.handed[before:]
 
@@ -975,7 +985,7 @@ def test_it_does_not_pass_what_is_held(client):
 )
 def test_a_run_that_is_not_for_it(client, other, channel):
     """Of the second, one is from before the lease, and one is at its beginning."""
-    assert client.sub(broadcast(12, 11, 2)._replace(**other), channel=channel) == []
+    assert client.sub(broadcast(**{"bcast": 12, "prev": 11, "count": 2} | other), channel=channel) == []
     assert client.asked == [] and client.inbound.handed == client.inbound.held == 0
 
 

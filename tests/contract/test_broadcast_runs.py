@@ -43,9 +43,13 @@ def test_everybody_gets_them_in_order_and_as_they_were_sent(world: World) -> Non
         messages = member.gets(*TEXTS)
         assert [message.msg_id for message in messages] == sent
         for message in messages:
-            assert (message.from_name, message.from_session) == ("alice", session_id_of("alice"))
-            assert (message.from_label, message.scope, message.target) == ("Älice", Scope.ALL, "")
-            assert (message.age_s, message.pointer, message.reply_to) == (-1, None, None) and message.ts > 0
+            assert (message.header.from_name, message.header.from_session) == ("alice", session_id_of("alice"))
+            assert (message.header.from_label, message.header.scope, message.header.target) == ("Älice", Scope.ALL, "")
+            assert (message.age_s, message.pointer, message.header.reply_to) == (
+                -1,
+                None,
+                None,
+            ) and message.header.ts > 0
         assert in_runs(member) == len(TEXTS)
         member.take_all()
     for msg_id in sent:
@@ -58,9 +62,9 @@ def test_topics_and_projects(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob", topics=("deploys",))
     carol = world.session("carol", project="/p/q")
     sent = alice.send_all("deploys", b"1", b"2", scope=Scope.TOPIC)
-    assert [(one.scope, one.target) for one in bob.takes(b"1", b"2")] == [(Scope.TOPIC, "deploys")] * 2
+    assert [(one.header.scope, one.header.target) for one in bob.takes(b"1", b"2")] == [(Scope.TOPIC, "deploys")] * 2
     sent += alice.send_all("/p/q", b"3", b"4", scope=Scope.PROJECT)
-    assert [(one.scope, one.target) for one in carol.takes(b"3", b"4")] == [(Scope.PROJECT, "/p/q")] * 2
+    assert [(one.header.scope, one.header.target) for one in carol.takes(b"3", b"4")] == [(Scope.PROJECT, "/p/q")] * 2
     for msg_id in sent:
         alice.hears(msg_id, (1, 0))
     for msg_id in alice.send_all("nobody-there", b"5", b"6", scope=Scope.TOPIC):
@@ -104,7 +108,7 @@ def test_a_helper_speaks_as_its_session_which_does_not_get_them(world: World) ->
     alice, bob, _ = crew(world)
     helper = world.helper(alice)
     sent = helper.send_all("", *bodies(3), scope=Scope.ALL)
-    assert {message.from_name for message in bob.takes(*bodies(3))} == {"alice"}
+    assert {message.header.from_name for message in bob.takes(*bodies(3))} == {"alice"}
     for msg_id in sent:
         helper.hears_it_is_safe(msg_id)
     behind = bob.send("alice", b"behind")

@@ -34,7 +34,7 @@ def test_every_session_connected_or_away_gets_it_once(world: World) -> None:
     carol = world.again(carol)
     messages = carol.takes(b"1", b"2")
     assert all(message.age_s >= 0 for message in messages)
-    assert [message.from_name for message in messages] == ["alice", "script"]
+    assert [message.header.from_name for message in messages] == ["alice", "script"]
     # A later message on the same channel shows that nothing else came.
     alice.to_all(b"3")
     bob.takes(b"3")
@@ -66,11 +66,11 @@ def test_topic_and_project_have_their_own_receivers(world: World) -> None:
     carol = world.session("carol", topics=("deploys",), project="/p/q")
     sent = alice.send("deploys", b"topic", scope=Scope.TOPIC)
     (message,) = carol.takes(b"topic")
-    assert (message.scope, message.target) == (Scope.TOPIC, "deploys")
+    assert (message.header.scope, message.header.target) == (Scope.TOPIC, "deploys")
     alice.hears(sent, (1, 0))
     sent = alice.send("/p", b"project", scope=Scope.PROJECT)
     (message,) = bob.takes(b"project")
-    assert (message.scope, message.target) == (Scope.PROJECT, "/p")
+    assert (message.header.scope, message.header.target) == (Scope.PROJECT, "/p")
     alice.hears(sent, (1, 0))
     alice.to_all(b"all")
     bob.takes(b"all")

@@ -28,8 +28,8 @@ def test_queued_mail_outlives_the_broker_in_order(world: World) -> None:
     bob = world.again(bob)
     messages = bob.takes(b"0", b"1", b"2", b"3", b"4", b"5", b"6")
     assert all(message.age_s >= 0 for message in messages)
-    assert (messages[1].scope, messages[1].target) == (Scope.TOPIC, "t")
-    assert (messages[2].from_name, messages[2].from_session) == ("carol", session_id_of("carol"))
+    assert (messages[1].header.scope, messages[1].header.target) == (Scope.TOPIC, "t")
+    assert (messages[2].header.from_name, messages[2].header.from_session) == ("carol", session_id_of("carol"))
 
 
 def test_messages_in_flight_are_retransmitted_in_order(world: World) -> None:

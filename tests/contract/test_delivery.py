@@ -23,8 +23,17 @@ def test_delivered_means_taken(world: World) -> None:
     (message,) = bob.gets(b"hello")
     world.quiet()
     assert alice.fate(sent) in (None, "busy")
-    assert (message.msg_id, message.from_name, message.from_session) == (sent, "alice", session_id_of("alice"))
-    assert (message.scope, message.target, message.reply_to, message.age_s) == (Scope.SESSION, "", None, -1)
+    assert (message.msg_id, message.header.from_name, message.header.from_session) == (
+        sent,
+        "alice",
+        session_id_of("alice"),
+    )
+    assert (message.header.scope, message.header.target, message.header.reply_to, message.age_s) == (
+        Scope.SESSION,
+        "",
+        None,
+        -1,
+    )
     bob.take_all()
     receipt = alice.hears(sent, "delivered")
     assert isinstance(receipt, verbs.Receipt)
@@ -50,11 +59,11 @@ def test_every_field_of_a_message_arrives(world: World) -> None:
     alice, bob = world.session("alice", label="The first"), world.session("bob")
     question = alice.send("bob", b"\xff\0", fmt=Format.BYTES)
     (message,) = bob.gets(b"\xff\0")
-    assert (message.from_label, message.fmt) == ("The first", Format.BYTES)
+    assert (message.header.from_label, message.header.fmt) == ("The first", Format.BYTES)
     bob.take_all()
     bob.send(session_id_of("alice"), b"\x93\1\2\3", fmt=Format.MSGPACK, reply_to=question)
     (answer,) = alice.gets(b"\x93\1\2\3")
-    assert (answer.reply_to, answer.fmt, answer.from_label) == (question, Format.MSGPACK, None)
+    assert (answer.header.reply_to, answer.header.fmt, answer.header.from_label) == (question, Format.MSGPACK, None)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,7 @@ def test_group_message_goes_to_the_least_loaded_member(world: World) -> None:
     first = alice.send("workers", b"1", scope=Scope.GROUP)
     world.until(lambda: bob.handed or carol.handed)
     loaded, free = (bob, carol) if bob.handed else (carol, bob)
-    assert loaded.handed[0].scope == Scope.GROUP and loaded.handed[0].target == "workers"
+    assert loaded.handed[0].header.scope == Scope.GROUP and loaded.handed[0].header.target == "workers"
     second = alice.send("workers", b"2", scope=Scope.GROUP)
     free.takes(b"2")
     receipt = alice.hears(second, "delivered")

@@ -182,7 +182,7 @@ def test_answer_goes_to_the_waiting_command(world: World) -> None:
     asked = question(helper, bob)
     other, answer = bob.send("alice", b"other"), bob.send("alice", b"answer", reply_to=asked)
     (message,) = helper.takes(b"answer")
-    assert message.reply_to == asked
+    assert message.header.reply_to == asked
     alice.takes(b"other")
     bob.hears(other, "delivered")
     bob.hears(answer, "delivered")

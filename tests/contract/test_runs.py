@@ -55,13 +55,18 @@ def test_they_arrive_in_order_and_as_they_were_sent(world: World, fmt: Format) -
     messages = bob.gets(*texts)
     assert [message.msg_id for message in messages] == sent
     for message in messages:
-        assert (message.from_name, message.from_session, message.from_label) == (
+        assert (message.header.from_name, message.header.from_session, message.header.from_label) == (
             "alice",
             session_id_of("alice"),
             "Älice",
         )
-        assert (message.scope, message.target, message.fmt, message.reply_to) == (Scope.SESSION, "", fmt, None)
-        assert (message.age_s, message.pointer) == (-1, None) and message.ts > 0
+        assert (message.header.scope, message.header.target, message.header.fmt, message.header.reply_to) == (
+            Scope.SESSION,
+            "",
+            fmt,
+            None,
+        )
+        assert (message.age_s, message.pointer) == (-1, None) and message.header.ts > 0
     assert in_runs(bob) == (len(texts) if fmt == Format.TEXT else 0)
     bob.take_all()
     for msg_id in sent:
@@ -101,7 +106,7 @@ def test_among_other_messages_each_keeps_its_place(world: World) -> None:
     alice.perform(alice.core.send_all(sends))
     bob.takes(b"0", b"1", b"2", b"5", b"6", b"7")
     carol.takes(b"3", b"4")
-    assert [message.reply_to for message in bob.history] == [None] * 3 + ["question1234"] + [None] * 2
+    assert [message.header.reply_to for message in bob.history] == [None] * 3 + ["question1234"] + [None] * 2
     for send in sends:
         alice._sent_s[send.msg_id] = world.now_s
         alice.hears_it_is_safe(send.msg_id)
@@ -181,7 +186,9 @@ def test_a_helper_speaks_as_its_session(world: World) -> None:
     sent = helper.send_all("bob", *bodies(3))
     sent += alice.send_all("bob", *bodies(2, 3)) if bob.gets(*bodies(3)) else []
     messages = bob.takes(*bodies(5))
-    assert {(message.from_name, message.from_session) for message in messages} == {("alice", session_id_of("alice"))}
+    assert {(message.header.from_name, message.header.from_session) for message in messages} == {
+        ("alice", session_id_of("alice"))
+    }
     for msg_id in sent[:3]:
         helper.hears(msg_id, "delivered")
     for msg_id in sent[3:]:

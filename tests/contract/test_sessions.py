@@ -205,7 +205,7 @@ def test_role_limits_the_allowed_verbs(world: World) -> None:
         assert isinstance(error, ZmqbusError) and error.code == "protocol"
     guest.send("bob", b"x")
     (message,) = bob.takes(b"x")
-    assert message.from_name == "script" and naming.is_session_id(message.from_session)
+    assert message.header.from_name == "script" and naming.is_session_id(message.header.from_session)
     assert not any(isinstance(envelope, verbs.Refused) for envelope in bob.heard)
 
 

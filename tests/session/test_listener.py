@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from zmqbus.client import core
-from zmqbus.client.batch import Deliver
 from zmqbus.process import Process, this_machine
 from zmqbus.session.listener import Listener, Plan
 from zmqbus.session.lock import ListenerLock
@@ -20,7 +19,7 @@ from zmqbus.session.owner_files import files_of
 from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import Identity
 from zmqbus.settings import load
-from zmqbus.wire.verbs import Format, Scope
+from zmqbus.wire.verbs import Deliver, Format, Header, Scope
 
 OWNER = Process(4711, "1000", *this_machine().place())
 
@@ -106,8 +105,8 @@ def stage(data: str, lock: ListenerLock) -> Iterator[Stage]:
 def arrival(number: int) -> core.Hand:
     msg_id = f"message{number:05}"
     ticket = core.Ticket("lease", number, (msg_id,), None)
-    header = ("s1", "pay", None, Scope.SESSION, "s2", Format.TEXT, None, 0.0)
-    return core.Hand(ticket, Deliver(number, 0, 0, *header, -1, None, 300, (msg_id,), (b"x" * 300,)))
+    header = Header("s1", "pay", None, Scope.SESSION, "s2", Format.TEXT, None, 0.0)
+    return core.Hand(ticket, Deliver(header, number, 0, 0, -1, None, 300, (msg_id,), (b"x" * 300,)))
 
 
 class TestAcknowledgement:

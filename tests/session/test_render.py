@@ -20,9 +20,10 @@ from zmqbus.journal.writer import Journal
 from zmqbus.session.notify import Note, format_note
 from zmqbus.session.render import WHOLE_BYTES, note_of
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import Format, Scope
+from zmqbus.wire.verbs import Format
 
 MIB = 1024 * 1024
+HEADER = verbs.Header("s", "auth", None, 0, "", 0, None, 1.0)
 
 
 class Stage:
@@ -44,9 +45,7 @@ class Stage:
             )
             return note_of(row, self.reader)
         ticket = Ticket("lease", 1, (record.msg_id,), None)
-        message = Incoming(
-            ticket, record.msg_id, "s", "auth", None, 0, "", fmt, None, 1.0, -1, tuple(pointer), size, b""
-        )
+        message = Incoming(ticket, record.msg_id, HEADER._replace(fmt=fmt), -1, tuple(pointer), size, b"")
         return note_of(message, self.reader)
 
 
@@ -75,9 +74,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def lines(value: Any) -> list[str]:
     fmt, body = encode(value)
     ticket = Ticket("lease", 1, ("abcd1234",), None)
-    message = Incoming(
-        ticket, "abcd1234", "id", "auth", None, Scope.SESSION, "", fmt, None, 1.0, -1, None, len(body), body
-    )
+    message = Incoming(ticket, "abcd1234", HEADER._replace(fmt=fmt), -1, None, len(body), body)
     reader = Reader("/log")  # of which nothing is read
     return format_note(note_of(message, reader), "/log")
 
@@ -129,7 +126,7 @@ class TestNotes:
         os.unlink(stage.path)
         stage.journal = Journal(stage.path)
         ticket = Ticket("lease", 1, ("aaaaaaaaaaaa",), None)
-        lost = Incoming(ticket, "aaaaaaaaaaaa", "s", "n", None, 0, "", 0, None, 1.0, -1, (9, 9, 9, 9), MIB, b"")
+        lost = Incoming(ticket, "aaaaaaaaaaaa", HEADER, -1, (9, 9, 9, 9), MIB, b"")
         assert note_of(lost, stage.reader).text.startswith("(the text of message ")
 
 

@@ -50,7 +50,9 @@ def main(argv: list[str]) -> int:
                 error = _print(settings, bus.identity, item, as_json=options.json)
                 sys.stdout.flush()
                 if error is not None:
-                    print(f"warning: {error}; ask '{sanitise(item.from_name)}' to send it again", file=sys.stderr)
+                    print(
+                        f"warning: {error}; ask '{sanitise(item.header.from_name)}' to send it again", file=sys.stderr
+                    )
                 if not options.peek:
                     bus.take(item)
     except ZmqbusError as error:
@@ -74,17 +76,18 @@ def _print(settings: Settings, mine: Persona, incoming: Incoming, *, as_json: bo
 
     Such a message is marked read all the same; otherwise it would hold up all later ones for good.
     """
+    header = incoming.header
     fmt, body, error = payload.readable(incoming, settings.paths.log)
     if as_json:
-        form = arrived(incoming._replace(fmt=fmt), body, mine.name, mine.session_id)
+        form = arrived(incoming._replace(header=header._replace(fmt=fmt)), body, mine.name, mine.session_id)
         print_json(form if error is None else {**form, "damaged": True})
         return error
-    audience = payload.audience(incoming)
-    label = f' "{sanitise(incoming.from_label)}"' if incoming.from_label else ""
-    answers = f" re={sanitise(incoming.reply_to)}" if incoming.reply_to else ""
+    audience = payload.audience(header)
+    label = f' "{sanitise(header.from_label)}"' if header.from_label else ""
+    answers = f" re={sanitise(header.reply_to)}" if header.reply_to else ""
     to = f" to={sanitise(audience)}" if audience else ""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(incoming.ts))
-    print(f'msg={sanitise(incoming.msg_id)} from="{sanitise(incoming.from_name)}"{label}{answers}{to} at {when}')
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(header.ts))
+    print(f'msg={sanitise(incoming.msg_id)} from="{sanitise(header.from_name)}"{label}{answers}{to} at {when}')
     # Indented, so that no line of a body looks like a header.
     for line in sanitise_lines(payload.as_text(fmt, body)):
         print(f"{INDENT}{line}")

@@ -68,19 +68,20 @@ def _fields(header: Record | Entry, text: str) -> dict[str, Any]:
 
 def arrived(incoming: Incoming, body: bytes, name: str | None, session_id: str | None) -> dict[str, Any]:
     """A message as the session with this name and id received it."""
-    to = payload.audience(incoming)
+    header = incoming.header
+    to = payload.audience(header)
     return message(
         Record(
-            incoming.ts,
+            header.ts,
             incoming.msg_id,
             "message" if to is None else "broadcast",
-            incoming.from_session,
-            incoming.from_name,
-            incoming.from_label,
+            header.from_session,
+            header.from_name,
+            header.from_label,
             (name or "") if to is None else to,
             session_id if to is None else None,
-            incoming.reply_to,
-            verbs.FORMAT_WORDS.get(incoming.fmt, "bytes"),
+            header.reply_to,
+            verbs.FORMAT_WORDS.get(header.fmt, "bytes"),
             body,
         )
     )

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 
-from zmqbus.client.batch import Send
 from zmqbus.client.events import Outgoing
-from zmqbus.wire.verbs import INLINE_BYTES, MAX_ENVELOPE_MESSAGES, Scope
+from zmqbus.wire.verbs import INLINE_BYTES, MAX_ENVELOPE_MESSAGES, Scope, Send
 
 #: scope, target, fmt, reply_to, again
 _HEADER: Callable[[Outgoing], tuple[int, str, int, str | None, bool]] = itemgetter(slice(1, 6))
@@ -25,7 +24,7 @@ def batches_of(messages: Iterable[Outgoing]) -> Iterator[Send]:
         size = MAX_ENVELOPE_MESSAGES if len(alike) > 1 and _may_share(alike) else 1
         msg_ids, bodies = tuple(map(_MSG_ID, alike)), tuple(map(_BODY, alike))
         for start in range(0, len(alike), size):
-            yield Send(*header, msg_ids[start : start + size], bodies[start : start + size])
+            yield Send(*header, None, None, msg_ids[start : start + size], bodies[start : start + size])
 
 
 def _may_share(alike: list[Outgoing]) -> bool:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 
 from zmqbus.client import core, payload
 from zmqbus.client.io_thread import IoThread, closed
-from zmqbus.client.message import Message, about, of_batch
+from zmqbus.client.message import Message, of_batch
 from zmqbus.client.transport import Transport
 from zmqbus.errors import ZmqbusError
 from zmqbus.wire import verbs
@@ -43,12 +43,11 @@ SETTLE_S = 5.0
 class _Arrival:
     """Messages that came as one batch, and how far the program has taken them."""
 
-    __slots__ = ("about", "at", "batch", "msg_ids", "ticket", "told")
+    __slots__ = ("at", "batch", "msg_ids", "ticket", "told")
 
     def __init__(self, hand: core.Hand) -> None:
         self.ticket, self.batch = hand
         self.msg_ids = self.batch.msg_ids
-        self.about = about(self.batch)
         self.at = 0  #: so many are taken
         self.told = 0  #: and of so many of them the core knows
 
@@ -144,7 +143,7 @@ class Consumer:
             is_last = not self._inbox
         if not self._manual and not was_given:
             self._soon(at_once=is_last)
-        return of_batch(arrival.about, arrival.batch, place, self._log, self._done if self._manual else None)
+        return of_batch(arrival.batch, place, self._log, self._done if self._manual else None)
 
     def _wait_for_message(self, deadline_s: float | None) -> bool:
         """Whether there is a message before the deadline. Under the lock."""

@@ -28,12 +28,12 @@ from enum import Enum
 from operator import attrgetter
 
 from zmqbus import errors
-from zmqbus.client.batch import Batch, Send, delivered, published, to_wire
 from zmqbus.client.coalesce import batches_of
 from zmqbus.client.events import (
     Answer,
     Answered,
     Assignment,
+    Batch,
     Closed,
     Do,
     Down,
@@ -70,6 +70,7 @@ __all__ = [  # of `events`, for the users of this module
     "Answer",
     "Answered",
     "Assignment",
+    "Batch",
     "Closed",
     "Do",
     "Down",
@@ -138,7 +139,7 @@ class Displaced(errors.BrokerError):
 _TARGET = attrgetter("target")
 
 
-def _is_for_a_file(batch: Send) -> bool:
+def _is_for_a_file(batch: verbs.Send) -> bool:
     """Whether its body is put down in a file. What was said before goes along: the broker may know it."""
     # guards: retransmission [and not batch.again =>]
     return len(batch.bodies[0]) > verbs.SPILL_BYTES and not batch.again
@@ -197,9 +198,9 @@ class ClientCore:
         for batch in batches_of(messages):
             if may_spool and _is_for_a_file(batch):
                 self._spooled.update(batch.msg_ids)
-                self._out.append(Spool(to_wire(batch)))
+                self._out.append(Spool(batch))
             else:
-                self._out.append(Transmit(to_wire(batch)))
+                self._out.append(Transmit(batch))
 
     def _refuse_unfit(self, new: dict[str, Outgoing]) -> None:
         """Takes out what must not be said, and answers it. The broker, or libzmq, would refuse all that goes with it,
@@ -361,7 +362,7 @@ class ClientCore:
                         # waits in the mailbox, perhaps. It comes from there.
                         # guards: reordering [self.phase is Phase.READY => self.phase is not Phase.OFFLINE]
                         if self.phase is Phase.READY:
-                            self._inbound.broadcast(channel, published(envelope))
+                            self._inbound.broadcast(channel, envelope)
                     elif channel == verbs.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
                         _TABLE[envelope.__class__](self, envelope)
             case Up():
@@ -549,8 +550,8 @@ class ClientCore:
 
     # --- messages
 
-    def _deliver(self, envelope: verbs.Deliver) -> None:
-        self._inbound.deliver(delivered(envelope))
+    def _deliver(self, batch: verbs.Deliver) -> None:
+        self._inbound.deliver(batch)
 
     def _beat(self, beat: verbs.Beat) -> None:
         self._inbound.beat(beat)
@@ -564,7 +565,7 @@ class ClientCore:
 
     def _hand(self, batch: Batch, number: int) -> None:
         assert self.welcome is not None
-        self._out.append(Hand(Ticket(self.welcome.lease, number, batch.msg_ids, batch.reply_to), batch))
+        self._out.append(Hand(Ticket(self.welcome.lease, number, batch.msg_ids, batch.header.reply_to), batch))
 
     # --- plumbing
 

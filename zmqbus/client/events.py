@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from zmqbus import errors
-from zmqbus.client.batch import Batch, age_s, apart, size_bytes
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Header
+
+#: Messages as they come, one or more.
+Batch: TypeAlias = verbs.Deliver | verbs.Broadcast
 
 
 class Outgoing(NamedTuple):
-    """A message to send. `again`: it was sent before, and its outcome was never told."""
+    """A message to send. `again`: it was sent before, and no outcome was reported."""
 
     msg_id: str
     scope: int
@@ -28,7 +31,7 @@ class Outgoing(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """What handed-out messages are acknowledged with; the first has this number, and each after it one more."""
+    """The acknowledgement of messages that were handed out: consecutive numbers from `number` on, under a lease."""
 
     lease: str
     number: int
@@ -36,26 +39,19 @@ class Ticket(NamedTuple):
     reply_to: str | None
 
     def part(self, start: int, stop: int) -> Ticket:
-        """The ticket of the messages from `start` on, without `stop`."""
+        """Returns the ticket of the messages from place `start` up to, and without, `stop`."""
         return Ticket(self.lease, self.number + start, self.msg_ids[start:stop], self.reply_to)
 
 
 class Incoming(NamedTuple):
-    """A message for the application."""
+    """One message for the application."""
 
     ticket: Ticket
     msg_id: str
-    from_session: str
-    from_name: str
-    from_label: str | None
-    scope: int
-    target: str
-    fmt: int
-    reply_to: str | None
-    ts: float
-    age_s: int  #: -1: it did not wait
-    pointer: tuple[int, ...] | None  #: the body is in the journal
-    size_bytes: int  #: of the whole body; -1: not told
+    header: Header
+    age_s: int  #: how long it waited; -1: it did not
+    pointer: tuple[int, ...] | None  #: where the body is in the journal, if it is there
+    size_bytes: int  #: of the whole body; -1: unknown
     body: bytes
 
 
@@ -125,36 +121,27 @@ class Retune(NamedTuple):
 
 
 class Hand(NamedTuple):
-    """Give these messages to the application, in this order."""
+    """Hand these messages to the application, in this order."""
 
     ticket: Ticket
     batch: Batch
 
     def apart(self) -> Iterator[Hand]:
-        """Each message as a batch of one."""
-        for place, one in enumerate(apart(self.batch)):
-            yield Hand(self.ticket.part(place, place + 1), one)
-
-    def messages(self) -> Iterator[Incoming]:
-        """Each message by itself."""
+        """Yields each message as a batch of one, for the application (`bcast` and `seq` stay those of the first)."""
         batch = self.batch
         for place, (msg_id, body) in enumerate(zip(batch.msg_ids, batch.bodies, strict=False)):
-            yield Incoming(
-                self.ticket.part(place, place + 1),
-                msg_id,
-                batch.from_session,
-                batch.from_name,
-                batch.from_label,
-                batch.scope,
-                batch.target,
-                batch.fmt,
-                batch.reply_to,
-                batch.ts,
-                age_s(batch),
-                batch.pointer,
-                len(body) if batch.pointer is None else size_bytes(batch),
-                body,
-            )
+            yield Hand(self.ticket.part(place, place + 1), batch._replace(msg_ids=(msg_id,), bodies=(body,)))
+
+    def messages(self) -> Iterator[Incoming]:
+        """Yields each message."""
+        batch = self.batch
+        age_s, size_bytes = -1, -1
+        if isinstance(batch, verbs.Deliver):
+            age_s, size_bytes = batch.age_s, batch.size_bytes
+        for place, (msg_id, body) in enumerate(zip(batch.msg_ids, batch.bodies, strict=False)):
+            ticket = self.ticket.part(place, place + 1)
+            size = len(body) if batch.pointer is None else size_bytes
+            yield Incoming(ticket, msg_id, batch.header, age_s, batch.pointer, size, body)
 
 
 class TakeBack(NamedTuple):

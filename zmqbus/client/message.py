@@ -1,103 +1,74 @@
-"""What a program sends and gets: values as bodies, and messages.
+"""Messages of the Python API, and values as their bodies.
 
-A body is text, bytes, or any value that msgpack knows; the format travels with it, so the other end gets back what
-was given. Two kinds of values have an extension type of their own: arrays (numpy), whose memory is copied once into the
-body and not at all out of it, and what went wrong in a remote handler.
+A body is text, bytes, or any value of msgpack; its format travels with it, so the receiver gets the same value. Two
+kinds of values have an extension type of their own: numpy arrays, whose memory is copied once into the body and not at
+all out of it, and the errors of remote handlers.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import msgpack
 
 from zmqbus.client import arguments, payload
-from zmqbus.client.batch import Batch, age_s
+from zmqbus.client.events import Batch
 from zmqbus.errors import InvalidArgument, InvalidName, InvalidPayload, RemoteError, ZmqbusError
 
-# `bodies` reads the log with it, when it is too late to load it: an update may delete the files of a release at work.
+# Loaded now: when a body has to be read from the journal, an update may have deleted the files of this release.
 from zmqbus.journal.record import JournalError
 from zmqbus.wire import naming, verbs
-from zmqbus.wire.verbs import Format, Scope
+from zmqbus.wire.verbs import Format, Header, Scope
 
-#: What a message is acknowledged with, when that is left to the program.
+#: Acknowledges a message, where that is left to the program.
 Acknowledge: TypeAlias = "Callable[[Message], None]"
 
 #: Extension types of msgpack, 0 to 127. They are part of the wire between programs.
 EXT_ARRAY = 1
 EXT_ERROR = 2
-#: ext 32: any length, so an array needs no second layout for small ones.
+#: ext 32, for arrays of any length: small ones need no second layout.
 _EXT_32 = 0xC9
 _EXT_HEAD = struct.Struct(">BIb")
-#: What describes an array in front of its memory: some hundred fields.
+#: Bytes of the description in front of an array's memory: some hundred fields.
 MAX_DTYPE_BYTES = 16 * 1024
 #: Characters of a text or value in the `repr` of a message.
 MAX_SHOWN_CHARS = 60
-#: So much of the end of each part of a remote error travels: its cause is told at the end.
+#: Characters of each part of a remote error that travel, from its end, where the cause is.
 MAX_ERROR_CHARS = 20_000
 
 
-class About(NamedTuple):
-    """What is known of a message beside its body; messages that came together share it."""
-
-    sender: str
-    sender_id: str
-    fmt: int
-    sender_label: str | None = None
-    to: str | None = None
-    reply_to: str | None = None
-    sent_ts: float = 0.0
-    age_s: int | None = None
-
-
 class Message:
-    """A message, or the answer to one.
+    """A message, or the answer to a request.
 
-    `body` is what was sent: `str`, `bytes`, or a value; `text` is that as text.
+    `body` is the value that was sent: `str`, `bytes`, or a value of msgpack; `text` is the same as text.
     """
 
-    __slots__ = ("_about", "_acknowledge", "_value", "body_bytes", "msg_id")
+    __slots__ = ("_acknowledge", "_age_s", "_header", "_value", "body_bytes", "msg_id")
 
     def __init__(
         self,
-        *,
+        header: Header,
         msg_id: str,
-        sender: str,
-        sender_id: str,
-        fmt: int,
         body_bytes: bytes,
-        sender_label: str | None = None,
-        to: str | None = None,
-        reply_to: str | None = None,
-        sent_ts: float = 0.0,
-        age_s: int | None = None,
+        age_s: int = -1,
         value: Any = None,
         acknowledge: Acknowledge | None = None,
     ) -> None:
-        self._about = About(sender, sender_id, fmt, sender_label, to, reply_to, sent_ts, age_s)
+        """For this package only. `value`: the decoded body, or the error of reading it, if known."""
+        self._header = header
         self.msg_id = msg_id
         self.body_bytes = body_bytes  #: the body as it travelled
+        self._age_s = age_s
         self._value: Any = _UNREAD if value is None else value
         self._acknowledge = acknowledge
-
-    @classmethod
-    def plain(cls, about: About, msg_id: str, body: bytes) -> Message:
-        """One with nothing special about it, of which there are many."""
-        message = cls.__new__(cls)
-        message._about = about
-        message.msg_id = msg_id
-        message.body_bytes = body
-        message._value = _UNREAD
-        message._acknowledge = None
-        return message
 
     def __repr__(self) -> str:
         return f"<Message {self.msg_id} from {self.sender!r}: {self._shown()}>"
 
     def _shown(self) -> str:
-        """The beginning of the text; of a large value its size, since reading it may take its time."""
+        """Returns the beginning of the text; of a large value only its size, since decoding it may take long."""
         size = len(self.body_bytes)
         if self.fmt == Format.TEXT:
             text = self.body_bytes[: 4 * MAX_SHOWN_CHARS].decode("utf-8", "replace")
@@ -106,54 +77,55 @@ class Message:
         if self.fmt == Format.MSGPACK and size <= 4 * MAX_SHOWN_CHARS:
             try:
                 text = repr(self.body)
-            except Exception as error:  # it is one, or cannot be read
+            except Exception as error:  # the body is an error, or cannot be decoded
                 text = f"{type(error).__name__}: {error}"
             return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}… ({size:,} bytes)"
         return f"{size:,} bytes"
 
     @property
     def sender(self) -> str:
-        """Name of the session that sent it."""
-        return self._about.sender
+        """Name of the sending session."""
+        return self._header.from_name
 
     @property
     def sender_id(self) -> str:
-        """Its session id."""
-        return self._about.sender_id
+        """Session id of the sender."""
+        return self._header.from_session
 
     @property
     def sender_label(self) -> str | None:
-        """Its label."""
-        return self._about.sender_label
+        """Label of the sending session."""
+        return self._header.from_label
 
     @property
     def to(self) -> str | None:
-        """To whom it went: "all", "#topic", "%project", "@group"; None: to this session alone."""
-        return self._about.to
+        """How it was addressed: "all", "#topic", "%project", "@group"; None: to this session alone."""
+        header = self._header
+        return f"@{header.target}" if header.scope == Scope.GROUP else payload.audience(header)
 
     @property
     def reply_to(self) -> str | None:
         """Id of the message that this one answers."""
-        return self._about.reply_to
+        return self._header.reply_to
 
     @property
     def sent_ts(self) -> float:
-        """When it was accepted: wall clock, s."""
-        return self._about.sent_ts
+        """When the broker accepted it: wall clock, s."""
+        return self._header.ts
 
     @property
     def age_s(self) -> int | None:
         """How long it was queued, s; None: it was not."""
-        return self._about.age_s
+        return self._age_s if self._age_s >= 0 else None
 
     @property
     def fmt(self) -> int:
-        """What its bytes are: a `protocol.Format`."""
-        return self._about.fmt
+        """The format of its bytes: a `zmqbus.wire.verbs.Format`."""
+        return self._header.fmt
 
     @property
     def body(self) -> Any:
-        """What was sent. Raises `InvalidPayload` where it cannot be read, `RemoteError` where it is one."""
+        """The value that was sent. Raises `InvalidPayload` if it cannot be decoded, `RemoteError` if it is one."""
         if self._value is _UNREAD:
             self._value = decode(self.fmt, self.body_bytes)
         if isinstance(self._value, ZmqbusError):
@@ -162,7 +134,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The body as text: a text as it is, a value in Python's notation, bytes by their number. Raises as `body`."""
+        """The body as text: a text as it is, a value in Python's notation, bytes as their number. Raises as `body`."""
         if isinstance(self._value, ZmqbusError):  # guards: consumer
             raise self._value
         if self.fmt == Format.TEXT:
@@ -172,25 +144,24 @@ class Message:
         return payload.as_text(self.fmt, self.body_bytes)
 
     def ack(self) -> None:
-        """Says that the work with this message is done, where the bus was opened with `ack="manual"`: only now its
-        sender hears `delivered`, and only now it does not come again after a crash. Otherwise it does nothing."""
+        """Acknowledges this message, if the bus was opened with `ack="manual"`: only then its sender's receipt says
+        `delivered`, and it does not come again after a crash. Otherwise does nothing."""
         if self._acknowledge is not None:
             self._acknowledge(self)
 
 
 class _Unread:
-    """The value of a body that nobody has asked for."""
+    """The value of a body that is not decoded."""
 
 
 _UNREAD = _Unread()
 
 
 def encode(value: Any, *, to_many: bool = False) -> tuple[Format, bytes]:
-    """A value as a body: its format and its bytes.
+    """Returns the format and the bytes of a value's body.
 
     `str` is text, `bytes`, `bytearray` and `memoryview` are bytes; anything else goes through msgpack, arrays with the
-    buffer protocol and a numpy dtype included. Raises `InvalidPayload` for what none of these takes, `TextTooLong` over
-    the limit.
+    buffer protocol and a numpy dtype included. Raises `InvalidPayload` for other values, `TextTooLong` over the limit.
     """
     if isinstance(value, str):
         return Format.TEXT, payload.from_text(value, to_many=to_many)
@@ -205,7 +176,7 @@ def encode(value: Any, *, to_many: bool = False) -> tuple[Format, bytes]:
 
 
 def decode(fmt: int, body: bytes) -> Any:
-    """The value that `encode` was given; a `RemoteError` where the body is one. Raises `InvalidPayload`."""
+    """Returns the value that was given to `encode`, which may be a `RemoteError`. Raises `InvalidPayload`."""
     if fmt == Format.TEXT:
         return body.decode("utf-8", "replace")
     if fmt == Format.BYTES:
@@ -216,23 +187,23 @@ def decode(fmt: int, body: bytes) -> Any:
         return msgpack.unpackb(body, strict_map_key=False, ext_hook=_unpack_ext)
     except InvalidPayload:
         raise
-    except Exception as error:  # whatever msgpack raises for what is not msgpack
-        raise InvalidPayload(f"the body is no value that can be read ({error}); its sender has to mend it") from None
+    except Exception as error:  # msgpack raises many kinds of errors for malformed input
+        raise InvalidPayload(f"the body cannot be decoded ({error}); its sender has to send a valid value") from None
 
 
 def encode_error(error: BaseException, trace: str) -> tuple[Format, bytes]:
-    """The answer of a handler that failed."""
+    """Returns the format and the bytes of a failed handler's answer."""
     kind = type(error).__name__
     try:
         text = str(error)
-    except BaseException:  # its own code
+    except BaseException:  # the exception's own code
         text = "<an exception that cannot be shown>"
     parts = [part[-MAX_ERROR_CHARS:].encode("utf-8", "replace").decode() for part in (kind, text, trace)]
     return Format.MSGPACK, bytes(msgpack.packb(msgpack.ExtType(EXT_ERROR, msgpack.packb(parts))))
 
 
 def check_message(message: object) -> None:
-    """Raises `InvalidArgument` for what is none, and so cannot be replied to."""
+    """Raises `InvalidArgument` unless it is a `Message`, which can be replied to."""
     if not isinstance(message, Message):
         raise InvalidArgument(
             f"reply() answers a Message, as messages() gives it, not {arguments.shown(message)}; "
@@ -241,7 +212,8 @@ def check_message(message: object) -> None:
 
 
 def scope_and_target(target: str) -> tuple[Scope, str]:
-    """Who is meant by a target of the Python API: `@group` is one of a group, everything else one session."""
+    """Returns scope and target of a target of the Python API: `@group` is one member of a group, any other name one
+    session. Raises `InvalidName`."""
     if not isinstance(target, str):
         raise InvalidName(
             f"a target is the name of a session or a @group, not {arguments.shown(target)}; ask several with scatter()"
@@ -251,38 +223,18 @@ def scope_and_target(target: str) -> tuple[Scope, str]:
     return Scope.SESSION, target
 
 
-def of_batch(
-    about: About, batch: Batch, place: int, log: payload.Log, acknowledge: Acknowledge | None = None
-) -> Message:
-    """A message of a batch that came through the mailbox. Where its body is in the log and cannot be read there, asking
-    for it raises the `JournalError`."""
-    message = Message.plain(about, batch.msg_ids[place], batch.bodies[place])
-    message._acknowledge = acknowledge
+def of_batch(batch: Batch, place: int, log: payload.Log, acknowledge: Acknowledge | None = None) -> Message:
+    """Returns a message of a batch. If its body is in the journal and cannot be read there, its `body` and `text` raise
+    the `JournalError`."""
+    header, msg_id, body = batch.header, batch.msg_ids[place], batch.bodies[place]
+    age_s = batch.age_s if isinstance(batch, verbs.Deliver) else -1
+    error: JournalError | None = None
     if batch.pointer is not None:
         try:
-            message.body_bytes = log.read(batch.pointer)
+            body = log.read(batch.pointer)
         except JournalError as found:
-            message._value = payload.damage(message.msg_id, about.sender, found)
-    return message
-
-
-def about(batch: Batch) -> About:
-    """What the messages of a batch share."""
-    waited_s = age_s(batch)
-    return About(
-        batch.from_name,
-        batch.from_session,
-        batch.fmt,
-        batch.from_label,
-        None if batch.scope == Scope.SESSION else _audience(batch),
-        batch.reply_to,
-        batch.ts,
-        waited_s if waited_s >= 0 else None,
-    )
-
-
-def _audience(batch: Batch) -> str | None:
-    return f"@{batch.target}" if batch.scope == Scope.GROUP else payload.audience(batch)
+            error = payload.damage(msg_id, header.from_name, found)
+    return Message(header, msg_id, body, age_s, error, acknowledge)
 
 
 # --- values -----------------------------------------------------------------------------------------------------
@@ -315,7 +267,7 @@ def _is_array(value: Any) -> bool:
 def _array_parts(array: Any) -> tuple[bytes, memoryview]:
     if array.dtype.hasobject:
         raise TypeError("an array of objects has no bytes of its own")
-    import numpy  # whoever has an array has it
+    import numpy  # installed, since the value is an array
 
     whole = numpy.ascontiguousarray(array)
     head: bytes = msgpack.packb([_describe(array.dtype), array.shape])
@@ -336,7 +288,8 @@ def _pack_array(array: Any) -> bytes:
 
 
 def _describe(dtype: Any) -> Any:
-    """A dtype for msgpack. A structure by where its fields are: `dtype.descr` has no gaps, and not every order."""
+    """Returns a dtype as a value for msgpack; a structure by the offsets of its fields: `dtype.descr` has no gaps, and
+    not every order."""
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return [_describe(base), shape]
@@ -354,7 +307,7 @@ def _describe(dtype: Any) -> Any:
 
 
 def _dtype(description: Any) -> Any:
-    """The dtype that `_describe` was given. Raises whatever numpy does for what is none."""
+    """Returns the dtype that was given to `_describe`. Raises as numpy for a malformed description."""
     import numpy
 
     make: Any = numpy.dtype

@@ -137,7 +137,7 @@ class OneShotClient:
         deadline_s = time.monotonic() + timeout_s
         while True:
             for message in self._incoming:
-                if message.reply_to == msg_id:
+                if message.header.reply_to == msg_id:
                     self._incoming.remove(message)
                     return message
             left_s = deadline_s - time.monotonic()

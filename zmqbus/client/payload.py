@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from zmqbus.client.batch import Batch
 from zmqbus.client.core import Incoming
 from zmqbus.errors import InvalidPayload
 from zmqbus.text import display
 from zmqbus.wire import naming, verbs
-from zmqbus.wire.verbs import Format, Scope
+from zmqbus.wire.verbs import Format, Header, Scope
 
 if TYPE_CHECKING:
     from zmqbus.journal.reader import Reader
@@ -87,13 +86,13 @@ def readable(message: Incoming, log_path: str) -> tuple[int, bytes, JournalError
     So a list of messages goes on behind a damaged one, which will never be readable.
     """
     if message.pointer is None:
-        return message.fmt, message.body, None
+        return message.header.fmt, message.body, None
     from zmqbus.journal.record import JournalError
 
     try:
-        return message.fmt, load(message, log_path), None
+        return message.header.fmt, load(message, log_path), None
     except JournalError as found:
-        error = damage(message.msg_id, message.from_name, found)
+        error = damage(message.msg_id, message.header.from_name, found)
         return Format.TEXT, f"({error})".encode(), error
 
 
@@ -138,15 +137,15 @@ class Log:
                 self._reader = None
 
 
-def audience(message: Incoming | verbs.Previewed | Batch) -> str | None:
+def audience(header: Header | verbs.Previewed) -> str | None:
     """Returns how a message to many was addressed, as its receivers see it: `all`, `#topic`, `%project name`; None for
     a message to this session alone."""
-    if message.scope == Scope.ALL:
+    if header.scope == Scope.ALL:
         return "all"
-    if message.scope == Scope.TOPIC:
-        return f"#{message.target}"
-    if message.scope == Scope.PROJECT:
-        return f"%{naming.project_name(message.target)}"
+    if header.scope == Scope.TOPIC:
+        return f"#{header.target}"
+    if header.scope == Scope.PROJECT:
+        return f"%{naming.project_name(header.target)}"
     return None
 
 

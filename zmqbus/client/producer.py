@@ -24,16 +24,15 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from zmqbus.client import core, payload
-from zmqbus.client.batch import Batch
 from zmqbus.client.io_thread import IoThread
 from zmqbus.client.light_future import LightFuture
-from zmqbus.client.message import Message, about, of_batch
+from zmqbus.client.message import Message, of_batch
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipts_of
 from zmqbus.client.transport import Transport
 from zmqbus.errors import Overloaded, Timeout, ZmqbusError
 from zmqbus.journal.record import JournalError
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import Format, Scope
+from zmqbus.wire.verbs import Format, Header, Scope
 
 #: Messages and requests without an outcome: a program that has so many open should take some outcomes first.
 MAX_OUTSTANDING = 100_000
@@ -257,8 +256,9 @@ class Producer:
                 case core.Hand(ticket, batch):
                     # Acknowledged even if nobody waits for it: it was for this connection alone.
                     self._taken.append(ticket)
-                    if batch.reply_to is not None and batch.reply_to in self._asked:
-                        self._resolve(batch.reply_to, batch)
+                    reply_to = batch.header.reply_to
+                    if reply_to is not None and reply_to in self._asked:
+                        self._resolve(reply_to, batch)
                 case core.Response(ref, envelope):
                     future = self._called.pop(ref, None)
                     if future is not None:
@@ -409,7 +409,7 @@ class Producer:
         if outcomes:
             self._io.call_later(partial(_finish_all, outcomes))
 
-    def _resolve(self, msg_id: str, outcome: Batch | verbs.Result | ZmqbusError) -> None:
+    def _resolve(self, msg_id: str, outcome: core.Batch | verbs.Result | ZmqbusError) -> None:
         found = self._asked.pop(msg_id, None)
         if found is None:
             return
@@ -422,27 +422,22 @@ class Producer:
             heapq.heapify(self._deadlines)
         self._io.call_later(partial(self._reply, reply, outcome))
 
-    def _reply(self, reply: Reply, outcome: Batch | verbs.Result | ZmqbusError) -> None:
+    def _reply(self, reply: Reply, outcome: core.Batch | verbs.Result | ZmqbusError) -> None:
         """Ends the future of an answer. Without the lock: this may read a large answer from the journal."""
         reply.finish(outcome if isinstance(outcome, ZmqbusError) else self._message(outcome, reply.msg_id))
 
-    def _message(self, outcome: Batch | verbs.Result, msg_id: str) -> Message | ZmqbusError:
+    def _message(self, outcome: core.Batch | verbs.Result, msg_id: str) -> Message | ZmqbusError:
         if not isinstance(outcome, verbs.Result):
-            message = of_batch(about(outcome), outcome, 0, self._log)
+            message = of_batch(outcome, 0, self._log)
         else:
             try:
                 body = self._log.load(outcome)
             except JournalError as error:
                 return payload.damage(outcome.answer_id, outcome.from_name, error)
-            message = Message(
-                msg_id=outcome.answer_id,
-                sender=outcome.from_name,
-                sender_id=outcome.from_session,
-                reply_to=msg_id,
-                sent_ts=outcome.ts,
-                fmt=outcome.fmt,
-                body_bytes=body,
+            header = Header(
+                outcome.from_session, outcome.from_name, None, Scope.SESSION, "", outcome.fmt, msg_id, outcome.ts
             )
+            message = Message(header, outcome.answer_id, body)
         try:
             _ = message.body  # decoded here, so that the future ends with a handler's error, or with that of decoding
         except ZmqbusError as error:

@@ -35,12 +35,16 @@ out a second time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from zmqbus.client.batch import Batch, Broadcast, Deliver, apart
+from zmqbus.client.events import Batch
 from zmqbus.client.interval_set import IntervalSet
 from zmqbus.client.seen import TakenIds
 from zmqbus.wire import verbs
+from zmqbus.wire.verbs import Broadcast, Deliver
+
+_B = TypeVar("_B", Deliver, Broadcast, Deliver | Broadcast)
 
 
 class Inbound:
@@ -147,14 +151,14 @@ class Inbound:
             or len(batch.msg_ids) != len(batch.bodies)
             or batch.epoch != self._epoch
             # A SUB filter is a prefix: what matched it may be for another channel.
-            or channel != verbs.channel(batch.scope, batch.target)  # guards: reordering
+            or channel != verbs.channel(batch.header.scope, batch.header.target)  # guards: reordering
         ):
             return
         # guards: reordering [batch.bcast <= self._since or =>]
         # guards: reordering [or self._held_delivers =>]
         # guards: reordering [or self._is_seen_of(batch) =>]
         is_torn = batch.bcast <= self._since or self._held_delivers or self._is_seen_of(batch)
-        for part in apart(batch) if is_torn else (batch,):
+        for part in _apart(batch) if is_torn else (batch,):
             if part.bcast > self._since:  # guards: reordering [on]
                 self._publish(channel, part)
 
@@ -203,7 +207,7 @@ class Inbound:
             if not self._is_seen_of(cast):
                 self._arrive(cast)
                 continue
-            for part in apart(cast):  # some were filled in while this copy was held
+            for part in _apart(cast):  # some were filled in while this copy was held
                 if part.bcast not in self._seen:
                     self._arrive(part)
         delivers = self._held_delivers
@@ -220,7 +224,7 @@ class Inbound:
         if self._taken_ids.isdisjoint(batch.msg_ids):  # guards: client dedup [on]
             self._hand(batch, self._note(batch))
             return
-        for part in apart(batch):
+        for part in _apart(batch):
             number = self._note(part)
             if part.msg_ids[0] in self._taken_ids:  # guards: client dedup [off]
                 self.settle(number)
@@ -281,3 +285,15 @@ class Inbound:
 def _numbers(batch: Batch) -> range:
     """The numbers of a batch of broadcasts."""
     return range(batch.bcast, batch.bcast + len(batch.msg_ids))
+
+
+def _apart(batch: _B) -> Iterator[_B]:
+    """Yields each message as a batch of one, with its own number."""
+    for place, (msg_id, body) in enumerate(zip(batch.msg_ids, batch.bodies, strict=False)):
+        alone = batch._replace(msg_ids=(msg_id,), bodies=(body,))
+        if isinstance(alone, Deliver):
+            yield alone._replace(seq=alone.seq + place)
+        else:
+            number = alone.bcast + place
+            # guards: reordering [number - 1 if place else =>]
+            yield alone._replace(bcast=number, prev=number - 1 if place else alone.prev)

@@ -34,7 +34,7 @@ from zmqbus.client.producer import Producer
 from zmqbus.errors import InvalidArgument, NotConnected, ZmqbusError
 from zmqbus.journal.record import JournalError
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import Format, Scope
+from zmqbus.wire.verbs import Format, Header, Scope
 
 Handler: TypeAlias = Callable[[Message], Any] | Callable[[Message], Awaitable[Any]]
 
@@ -192,17 +192,10 @@ class Worker:
                 body = payload.load(work, self._log_path)
             except JournalError as error:
                 value = payload.damage(work.msg_id, work.from_name, error)
-        return Message(
-            msg_id=work.msg_id,
-            sender=work.from_name,
-            sender_id=work.from_session,
-            sender_label=work.from_label,
-            to=f"@{work.group}",
-            sent_ts=work.ts,
-            fmt=work.fmt,
-            body_bytes=body,
-            value=value,
+        header = Header(
+            work.from_session, work.from_name, work.from_label, Scope.GROUP, work.group, work.fmt, None, work.ts
         )
+        return Message(header, work.msg_id, body, value=value)
 
     def _answer(self, work: verbs.Work | Message, value: Any, took_s: float) -> None:
         """Says what came of it; what cannot be sent is an error of the handler's."""

@@ -23,26 +23,27 @@ WHOLE_BYTES = 256 * 1024
 
 def note_of(message: Incoming | verbs.Previewed, log: Reader) -> Note:
     """The note that shows a message. Where its text cannot be read from the log, the note says so."""
+    header = message if isinstance(message, verbs.Previewed) else message.header
     try:
-        text, size_bytes = _beginning(message, log)
+        text, size_bytes = _beginning(message, header.fmt, log)
     except JournalError as error:
-        text = f"({payload.damage(message.msg_id, message.from_name, error)})"
+        text = f"({payload.damage(message.msg_id, header.from_name, error)})"
         size_bytes = len(text.encode())
     return Note(
         msg_id=message.msg_id,
-        from_session=message.from_session,
-        from_name=message.from_name,
-        from_label=message.from_label,
+        from_session=header.from_session,
+        from_name=header.from_name,
+        from_label=header.from_label,
         text=text,
-        reply_to=message.reply_to,
-        to=payload.audience(message),
+        reply_to=header.reply_to,
+        to=payload.audience(header),
         age_s=message.age_s if message.age_s >= 0 else None,
         size_bytes=size_bytes,
         tag=message.ticket if isinstance(message, Incoming) else message.msg_id,
     )
 
 
-def _beginning(message: Incoming | verbs.Previewed, log: Reader) -> tuple[str, int]:
+def _beginning(message: Incoming | verbs.Previewed, fmt: int, log: Reader) -> tuple[str, int]:
     """The beginning of the body, as text, and the size of the whole."""
     here = message.body if isinstance(message, Incoming) else message.head
     size_bytes = message.size_bytes
@@ -50,13 +51,13 @@ def _beginning(message: Incoming | verbs.Previewed, log: Reader) -> tuple[str, i
         if size_bytes <= WHOLE_BYTES:  # or unknown: then it went to many, and is no larger
             here = log.read(message.pointer).body
             size_bytes = len(here)
-        elif message.fmt == Format.TEXT:
+        elif fmt == Format.TEXT:
             here = log.read_head(message.pointer, message.msg_id, HEAD_BYTES)
-    if message.fmt == Format.TEXT:
+    if fmt == Format.TEXT:
         # A cut text may end in the middle of a character.
         return here.decode("utf-8", "ignore" if len(here) < size_bytes else "replace"), size_bytes
-    if len(here) < size_bytes and message.fmt == Format.MSGPACK:
+    if len(here) < size_bytes and fmt == Format.MSGPACK:
         return f"<a value of {format_size(size_bytes)}>", size_bytes
-    text = f"<{size_bytes} bytes>" if len(here) < size_bytes else payload.as_text(message.fmt, here)
+    text = f"<{size_bytes} bytes>" if len(here) < size_bytes else payload.as_text(fmt, here)
     # The size of the text: a value has another length in Python's notation than on the wire.
     return text, len(text.encode("utf-8", "surrogatepass"))
