@@ -64,6 +64,21 @@ def lose(net: SimNet, member: SimClient) -> None:
     net.settle()
 
 
+def connect(net: SimNet, member: SimClient) -> None:
+    """Connects a client, or resumes a stopped one, and settles the bus."""
+    if member.stopped:
+        member.stopped = False
+    else:
+        member.connect()
+    net.settle()
+
+
+def fail_over(net: SimNet) -> None:
+    """Kills the broker, and settles the bus with the next one."""
+    net.kill_broker()
+    net.settle()
+
+
 def lose_guest(net: SimNet, guest: SimClient) -> None:
     """Ends a guest's connection, which has no SUB: the broker finds its route unreachable."""
     route = guest.route

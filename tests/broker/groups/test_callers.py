@@ -8,6 +8,7 @@ from tests.broker.groups.steps import (
     ask,
     assign,
     check_clean,
+    connect,
     die,
     figures,
     lose,
@@ -92,8 +93,7 @@ class TestLostCallers:
         work(net, one)
         net.advance(RETURN_S - 1)
         assert list(one.works) == [second]
-        caller.connect()
-        net.settle()
+        connect(net, caller)
         assert result(caller, first).from_name == "one"
         assert net.body(result(caller, first)) == b"done "
         work(net, one)
@@ -111,8 +111,7 @@ class TestLostCallers:
         assert not one.dropped and figures(net)["requests_waiting"] == 0
         work(net, one)
         check_clean(net)
-        caller.connect()  # its process lives
-        net.settle()
+        connect(net, caller)  # its process lives
         assert result(caller, first)
         assert list(one.works) == [second]
         work(net, one)
@@ -133,22 +132,6 @@ class TestLostCallers:
         assert one.dropped == [first]
         check_clean(net)
 
-    def test_a_late_caller_withdraws_by_not_repeating(self, net, caller):
-        one = worker(net, "one", 2)
-        first, second = caller.call("g"), caller.call("g")
-        net.settle()
-        lose(net, caller)
-        net.advance(10 * RETURN_S)
-        caller.withdraw(first)
-        caller.connect()
-        net.settle()
-        net.advance(RETURN_S + 0.5)
-        assert one.dropped == [first]
-        work(net, one)
-        assert result(caller, second)
-        assert one.done == [first, second]
-        check_clean(net)
-
     def test_requests_of_a_late_caller_are_not_requeued(self, net, caller):
         one, two, msg_id = assign(net, caller, "one", "two")
         lose(net, caller)
@@ -156,23 +139,24 @@ class TestLostCallers:
         die(net, one)
         assert not two.works
         check_clean(net)
-        caller.connect()
-        net.settle()
+        connect(net, caller)
         assert list(two.works) == [msg_id]
 
-    def test_requests_that_a_caller_does_not_repeat_are_withdrawn(self, net, caller):
+    @pytest.mark.parametrize("away_s", [0.0, 10 * RETURN_S])
+    def test_requests_that_a_caller_does_not_repeat_are_withdrawn(self, net, caller, away_s):
         one = worker(net, "one", 2)
         first, second = caller.call("g"), caller.call("g")
         net.settle()
         lose(net, caller)
+        net.advance(away_s)
         caller.withdraw(first)
-        caller.connect()
-        net.settle()
+        connect(net, caller)
         assert not one.dropped
         net.advance(RETURN_S + 0.5)
         assert one.dropped == [first]
         work(net, one)
         assert result(caller, second)
+        assert one.done == [first, second]
         check_clean(net)
 
     @pytest.mark.parametrize("role", [Role.HELPER, Role.GUEST])
@@ -181,8 +165,7 @@ class TestLostCallers:
         asking = net.guest("asking") if role is Role.GUEST else net.helper(net.session("asking"))
         msg_id = ask(net, asking, "g")
         asking.vanish()
-        asking.connect()
-        net.settle()
+        connect(net, asking)
         work(net, one)
         assert result(asking, msg_id)
         assert one.done == [msg_id]
@@ -200,8 +183,7 @@ class TestLostCallers:
 
     def test_the_broker_is_not_idle_while_a_caller_is_expected_back(self, net, caller):
         ask(net, caller, "g")
-        caller.disconnect()
-        net.settle()
+        lose(net, caller)
         assert not net.broker.registry.connections
         assert not net.broker.idle and net.broker.next_tick_s() == 0.1
         net.advance(RETURN_S + 0.5)
@@ -213,8 +195,7 @@ class TestRepeats:
         one, msg_id = assign(net, caller, "one", body=b"resize")
         caller.vanish()
         work(net, one)
-        caller.connect()
-        net.settle()
+        connect(net, caller)
         assert net.body(result(caller, msg_id)) == b"done resize"
         assert one.done == [msg_id]
 

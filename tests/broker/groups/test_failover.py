@@ -9,7 +9,9 @@ from tests.broker.groups.steps import (
     assign,
     assigned_to,
     check_clean,
+    connect,
     die,
+    fail_over,
     figures,
     lose,
     refusal,
@@ -57,8 +59,7 @@ class TestFailover:
         for member in members:
             member.stopped = True
         for member in members:
-            member.stopped = False
-            net.settle()
+            connect(net, member)
         assert sum(len(member.works) for member in crew) == 2
         while any(member.works for member in crew):
             for member in crew:
@@ -70,30 +71,15 @@ class TestFailover:
 
 
 class TestQuarantine:
-    def test_a_request_is_quarantined_for_its_possible_worker(self, net, caller, crew):
+    @pytest.mark.parametrize("failovers", [1, 3])
+    def test_a_request_is_quarantined_for_its_possible_worker(self, net, caller, crew, failovers):
         holder, other, msg_id = assigned_to(net, caller, crew)
         holder.stopped = True
-        net.kill_broker()
-        net.settle()
-        net.advance(RETURN_S - 1)
-        assert not other.works and figures(net)["requests_waiting"] == 1
-        holder.stopped = False
-        net.settle()
-        work(net, holder)
-        assert result(caller, msg_id)
-        assert not other.done
-        check_clean(net)
-
-    def test_the_quarantine_survives_further_failovers(self, net, caller, crew):
-        holder, other, msg_id = assigned_to(net, caller, crew)
-        holder.stopped = True
-        for _ in range(3):
-            net.kill_broker()
-            net.settle()
-            net.advance(2 * RETURN_S)
-            assert not other.works
-        holder.stopped = False
-        net.settle()
+        for _ in range(failovers):
+            fail_over(net)
+            net.advance(RETURN_S - 1)
+            assert not other.works and figures(net)["requests_waiting"] == 1
+        connect(net, holder)
         work(net, holder)
         assert result(caller, msg_id)
         assert not other.done
@@ -116,8 +102,7 @@ class TestQuarantine:
         holder, other, msg_id = assigned_to(net, caller, crew)
         holder.stopped = True
         helper = net.helper(holder)
-        net.kill_broker()
-        net.settle()
+        fail_over(net)
         assert not other.works
         helper.request(verbs.Disconnect("d"))
         net.settle()
@@ -169,15 +154,13 @@ class TestQuarantine:
     def test_the_quarantine_lasts_as_long_as_the_process_lives(self, net, caller, crew):
         holder, other, msg_id = assigned_to(net, caller, crew)
         holder.stopped = True
-        net.kill_broker()
-        net.settle()
+        fail_over(net)
         net.advance(100 * RETURN_S, step_s=10)
         assert not other.works
         assert any("1 requests to @g may be at work" in note for note in net.notes)
         late = ask(net, caller, "g")
         assert list(other.works) == [late]  # no earlier worker can have this one
-        holder.stopped = False
-        net.settle()
+        connect(net, holder)
         holder.work()
         work(net, other)
         assert result(caller, msg_id)
@@ -188,12 +171,10 @@ class TestQuarantine:
     def test_an_impatient_request_waits_for_expected_workers(self, net, caller, crew):
         for member in crew:
             member.stopped = True
-        net.kill_broker()
-        net.settle()
+        fail_over(net)
         msg_id = ask(net, caller, "g", patient=False)
         assert not caller.results
-        crew[0].stopped = False
-        net.settle()
+        connect(net, crew[0])
         assert list(crew[0].works) == [msg_id]
 
     def test_an_impatient_request_is_refused_when_expected_workers_are_late(self, net, caller, crew):
@@ -220,8 +201,7 @@ class TestOrphanClaims:
         assert list(one.works) == first
         work(net, one, 1)
         assert list(one.works) == [first[1], late]
-        caller.stopped = False
-        net.settle()
+        connect(net, caller)
         assert list(caller.results) == first[:1]  # it was answered before it was asked for, and is answered again
         work(net, one)
         assert sorted(one.done) == sorted([*first, late])
@@ -231,14 +211,12 @@ class TestOrphanClaims:
         """The caller may be busy, too, and it would be done a second time."""
         one, two, msg_id = assign(net, caller, "one", "two")
         caller.stopped = True
-        net.kill_broker()
-        net.settle()
+        fail_over(net)
         net.advance(10 * RETURN_S)
         assert not one.dropped
         work(net, one)
         net.advance(10 * RETURN_S)
-        caller.stopped = False
-        net.settle()
+        connect(net, caller)
         assert result(caller, msg_id)
         assert one.done == [msg_id] and not two.done
         check_clean(net)
@@ -248,8 +226,7 @@ class TestOrphanClaims:
         lose(net, one)
         caller.withdraw(msg_id)
         net.settle()
-        one.connect()
-        net.settle()
+        connect(net, one)
         assert one.dropped == [msg_id]
         check_clean(net)
 
@@ -259,19 +236,16 @@ class TestOrphanClaims:
         asked = [caller.call("g") for _ in range(4)]
         net.settle()
         caller.stopped = True
-        net.kill_broker()
-        net.settle()
+        fail_over(net)
         work(net, one, 3)
         one.disconnect()
-        one.connect()
-        net.settle()
+        connect(net, one)
         assert list(one.works) == asked[3:] and len(net.broker.requests._reconciliation._claims) == 2
 
     def test_claims_end_with_their_worker(self, net, caller):
         one, msg_id = assign(net, caller, "one")
         caller.stopped = True
-        net.kill_broker()
-        net.settle()
+        fail_over(net)
         assert net.broker.requests._reconciliation._claims
         die(net, one)
         assert not net.broker.requests._reconciliation._claims
@@ -283,13 +257,10 @@ class TestOrphanClaims:
         one = worker(net, "one", 2)
         ask(net, caller, "g")
         caller.stopped = True
-        net.kill_broker()
-        net.settle()
+        fail_over(net)
         one.disconnect()
-        one.connect()
-        net.settle()
-        caller.stopped = False
-        net.settle()
+        connect(net, one)
+        connect(net, caller)
         work(net, one)
         assert len(caller.results) == 1
         check_clean(net)

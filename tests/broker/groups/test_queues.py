@@ -6,17 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.broker.groups.steps import (
-    ask,
-    check_clean,
-    die,
-    figures,
-    lose,
-    refusal,
-    result,
-    work,
-    worker,
-)
+from tests.broker.groups.steps import ask, check_clean, connect, die, figures, lose, refusal, result, work, worker
 from zmqbus import errors
 from zmqbus.broker.groups import queues, requests, workers
 from zmqbus.client.core import Assignment
@@ -177,8 +167,7 @@ class TestGroupsWithoutWorkers:
         msg_id = ask(net, caller, "g")
         assert told() == [(msg_id, False)]
         lose(net, caller)
-        caller.connect()  # it does not know any more what it was told
-        net.settle()
+        connect(net, caller)  # it does not know any more what it was told
         assert told() == [(msg_id, False)]
         one = worker(net, "one")
         assert told() == [(msg_id, True)]
@@ -235,8 +224,7 @@ class TestGroupsWithoutWorkers:
         lose(net, one)
         msg_id = ask(net, caller, "g", patient=False)
         assert not caller.results
-        one.connect()
-        net.settle()
+        connect(net, one)
         assert list(one.works) == [msg_id]
 
 

@@ -6,16 +6,7 @@ import json
 
 import pytest
 
-from tests.broker.groups.steps import (
-    ask,
-    assign,
-    check_clean,
-    heard,
-    refusal,
-    result,
-    work,
-    worker,
-)
+from tests.broker.groups.steps import ask, assign, check_clean, connect, heard, refusal, result, work, worker
 from zmqbus import errors
 from zmqbus.broker.groups import callers, requests
 from zmqbus.client.core import Persona
@@ -127,8 +118,7 @@ class TestRoundTrip:
         guest = SimClient(net, Persona(Role.GUEST, name="cron", token="secret"))
         net.clients.append(guest)
         guest.call("g")  # before it is connected: said with HELLO, in one message
-        guest.connect()
-        net.settle()
+        connect(net, guest)
         (work,) = one.works.values()
         assert work.from_name == "cron" and naming.is_session_id(work.from_session)
 

@@ -8,9 +8,11 @@ from tests.broker.groups.steps import (
     ask,
     assign,
     check_clean,
+    connect,
     die,
     figures,
     heard,
+    lose,
     refusal,
     result,
     work,
@@ -67,50 +69,37 @@ class TestLostWorkers:
         assert figures(net)["requests_redispatched"] == 2
         assert net.body(two.works[asked[0]]) == b""
 
-    def test_requests_of_a_leaving_worker_are_requeued(self, net, caller):
+    @pytest.mark.parametrize("way", ["bye", "disconnect", "disconnect while lost"])
+    def test_requests_of_a_leaving_worker_are_requeued(self, net, caller, way):
         one, two, msg_id = assign(net, caller, "one", "two", body=b"resize")
-        one.bye()
+        helper = net.helper(one)
+        if "lost" in way:
+            lose(net, one)
+        if way == "bye":
+            one.bye()
+        else:
+            helper.request(verbs.Disconnect("d"))
         net.settle()
+        assert list(two.works) == [msg_id]
         assert two.works[msg_id].tries == 0  # it was given back
         assert net.body(two.works[msg_id]) == b"resize"
 
-    def test_requests_of_a_disconnected_worker_are_requeued(self, net, caller):
+    @pytest.mark.parametrize("away_s", [RETURN_S - 1, 100 * RETURN_S])
+    def test_a_lost_worker_keeps_its_request_while_its_process_lives(self, net, caller, away_s):
         one, two, msg_id = assign(net, caller, "one", "two")
-        net.helper(one).request(verbs.Disconnect("d"))
-        net.settle()
-        assert list(two.works) == [msg_id]
-
-    def test_a_lost_worker_keeps_its_request(self, net, caller):
-        one, two, msg_id = assign(net, caller, "one", "two")
-        one.disconnect()
-        net.settle()
-        net.advance(RETURN_S - 1)
-        assert not two.works
-        one.connect()
-        net.settle()
-        work(net, one)
-        assert result(caller, msg_id).from_name == "one"
-        assert one.done == [msg_id]
-        check_clean(net)
-
-    def test_a_lost_worker_keeps_its_request_as_long_as_its_process_lives(self, net, caller):
-        one, two, msg_id = assign(net, caller, "one", "two")
-        one.disconnect()
-        net.settle()
-        net.advance(100 * RETURN_S, step_s=10)
-        assert not two.works
-        one.connect()
-        net.settle()
+        lose(net, one)
+        net.advance(away_s, step_s=2)
+        assert not two.works and figures(net)["requests_in_hand"] == 1
+        connect(net, one)
         assert not one.dropped
         work(net, one)
         assert result(caller, msg_id).from_name == "one"
-        assert not two.done
+        assert one.done == [msg_id] and not two.done
         check_clean(net)
 
     def test_a_lost_worker_without_requests_is_forgotten(self, net, caller):
         one = worker(net, "one")
-        one.disconnect()
-        net.settle()
+        lose(net, one)
         assert figures(net)["workers"] == 1
         net.advance(RETURN_S + 0.5)
         assert figures(net)["workers"] == 0
@@ -118,34 +107,12 @@ class TestLostWorkers:
         msg_id = ask(net, caller, "g")
         assert list(one.works) == [msg_id]
 
-    def test_a_command_may_disconnect_a_lost_worker(self, net, caller):
-        one, two, msg_id = assign(net, caller, "one", "two")
-        helper = net.helper(one)
-        one.disconnect()
-        net.settle()
-        helper.request(verbs.Disconnect("d"))
-        net.settle()
-        assert list(two.works) == [msg_id] and two.works[msg_id].tries == 0
-
     def test_the_death_of_a_lost_worker_is_noticed(self, net, caller):
         one, two, msg_id = assign(net, caller, "one", "two")
-        one.disconnect()
-        net.settle()
+        lose(net, one)
         net.living_owners.discard("one:1")
         net.advance(0.1)
         assert list(two.works) == [msg_id]
-
-    def test_a_returning_worker_keeps_a_request_that_no_other_could_take(self, net, caller):
-        one, msg_id = assign(net, caller, "one")
-        one.disconnect()
-        net.advance(RETURN_S + 0.5)
-        assert figures(net)["requests_in_hand"] == 1
-        one.connect()
-        net.settle()
-        assert not one.dropped and figures(net)["requests_in_hand"] == 1
-        work(net, one)
-        assert result(caller, msg_id)
-        check_clean(net)
 
     def test_lost_work_is_dispatched_again(self, net, caller):
         one = worker(net, "one")
@@ -153,8 +120,7 @@ class TestLostWorkers:
         msg_id = ask(net, caller, "g")
         one.stopped = False
         one.vanish()
-        one.connect()
-        net.settle()
+        connect(net, one)
         assert one.works[msg_id].tries == 0
         assert figures(net)["requests_redispatched"] == 1
 
@@ -162,8 +128,7 @@ class TestLostWorkers:
         one, msg_id = assign(net, caller, "one", body=b"resize")
         one.vanish()
         one.work()
-        one.connect()
-        net.settle()
+        connect(net, one)
         assert result(caller, msg_id).body == b"done resize"
         assert one.done == [msg_id]
         check_clean(net)
@@ -191,8 +156,7 @@ class TestLostWorkers:
         net.living_owners.discard("one:1")  # so it seems
         net.advance(SILENCE_S + RETURN_S + 3)
         assert list(two.works) == [msg_id]
-        one.connect()
-        net.settle()
+        connect(net, one)
         assert result(caller, msg_id).from_name == "one"
         assert two.dropped == [msg_id]
         two.answer(msg_id)
@@ -203,8 +167,7 @@ class TestLostWorkers:
         one, msg_id = assign(net, caller, "one")
         one.core.persona = one.core.persona._replace(groups=("other",))
         one.disconnect()
-        one.connect()
-        net.settle()
+        connect(net, one)
         assert "g" not in net.broker.requests._queues.groups
         die(net, one)
         two = worker(net, "two")
@@ -217,8 +180,7 @@ class TestSilentWorkers:
         one.stopped = True
         net.advance(100 * SILENCE_S, step_s=10)
         assert not two.works and figures(net)["requests_redispatched"] == 0
-        one.stopped = False
-        net.settle()
+        connect(net, one)
         net.advance(5)
         assert not one.dropped
         work(net, one)
@@ -235,8 +197,7 @@ class TestSilentWorkers:
         two = worker(net, "two", 1)
         assert list(two.works) == [second]
         third = ask(net, caller, "g")
-        one.stopped = False
-        net.settle()
+        connect(net, one)
         net.advance(5)
         assert list(one.works) == [first, third]
 
@@ -277,6 +238,5 @@ class TestPoisonedRequests:
         caller.vanish()
         for number in range(3):
             die(net, worker(net, f"worker{number}"))
-        caller.connect()
-        net.settle()
+        connect(net, caller)
         assert isinstance(refusal(caller, msg_id), errors.Poisoned)
