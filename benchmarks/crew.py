@@ -58,9 +58,6 @@ class Actor:
             pipes=True,
         )
 
-    def __repr__(self) -> str:
-        return f"<Actor {self.what}, pid {self.pid}>"
-
     @property
     def pid(self) -> int:
         """Closes all connections."""

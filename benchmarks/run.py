@@ -55,9 +55,6 @@ class Run:
         self._open: dict[str, Duo] = {}
         self._closing = contextlib.ExitStack()
 
-    def __repr__(self) -> str:
-        return f"<Run of {self.rounds} rounds: {len(self.results.figures)} figures>"
-
     def say(self, text: str) -> None:
         """Prints the progress."""
         if not self._quiet:

@@ -61,9 +61,6 @@ class Fuzzer:
             bytes: self._body,
         }
 
-    def __repr__(self) -> str:
-        return f"<Fuzzer: {self.envelopes} envelopes made>"
-
     def message(self) -> list[bytes]:
         """Returns the frames of the next message."""
         kind = self.chance.random()

@@ -93,7 +93,7 @@ def main() -> int:
     print(f"seed {options.seed}, {options.envelopes:,} envelopes", flush=True)
     began_s = time.monotonic()
     player = run(options.envelopes, options.seed)
-    print(f"{player.fuzzer!r}, {player.net.broker!r}, {time.monotonic() - began_s:.0f} s")
+    print(f"{player.fuzzer.envelopes:,} envelopes, {player.net.broker!r}, {time.monotonic() - began_s:.0f} s")
     return 0
 
 

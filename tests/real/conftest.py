@@ -377,14 +377,15 @@ class Bus:
             broker.send_signal(signal.SIGCONT)
             broker.terminate()
             # Not broker.wait(): init may take seconds to reap an orphan.
-            wait_until(lambda: _has_ended(broker), f"the broker (pid {pid}) ends after SIGTERM")
+            wait_until(lambda: has_ended(broker), f"the broker (pid {pid}) ends after SIGTERM")
         except psutil.Error:  # it has just ended
             return
 
 
-def _has_ended(process: psutil.Process) -> bool:
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process has ended; a zombie has."""
     try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 

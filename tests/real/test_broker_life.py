@@ -18,7 +18,7 @@ import psutil
 import pytest
 import zmq
 
-from tests.real.conftest import DEADLINE_S, Bus, ListenerProcess, wait_until
+from tests.real.conftest import DEADLINE_S, Bus, ListenerProcess, has_ended, wait_until
 from zmqbus.security.keys import broker_keys, client_keys, curve_client
 from zmqbus.security.zap import ZapHandler, curve_server
 from zmqbus.wire import codec, verbs
@@ -49,13 +49,6 @@ def broker(bus: Bus) -> psutil.Process:
 
 def pid_file(bus: Bus) -> Path:
     return bus.data_dir / f"server.{bus.port}.pid"
-
-
-def gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def replaced(bus: Bus, pid: int) -> None:
@@ -153,7 +146,7 @@ def test_terminated_broker_is_replaced_while_listeners_need_one(bus):
     auth, pay = bus.listener("auth"), bus.listener("pay")
     ended = broker(bus)
     ended.send_signal(signal.SIGTERM)
-    wait_until(lambda: gone(ended), "it ends")
+    wait_until(lambda: has_ended(ended), "it ends")
     replaced(bus, ended.pid)
     exchange(auth, pay, "after")
 
@@ -181,7 +174,7 @@ def test_pid_file_is_private_and_removed_at_the_end(bus):
     assert pid_file(bus).stat().st_mode & 0o777 == 0o600
     done = bus.zmqbus("broker", "--stop")
     assert (done.returncode, done.stdout) == (0, f"broker (pid {process.pid}) stopped\n")
-    assert gone(process)
+    assert has_ended(process)
     assert not pid_file(bus).exists()
     done = bus.zmqbus("broker", "--stop")
     assert (done.returncode, done.stdout) == (0, f"no broker runs on port {bus.port}\n")
@@ -241,7 +234,7 @@ def test_broker_with_a_connected_session_is_not_idle(bus):
         auth.wait_message(f"message {number}")
     assert bus.broker_pid() == process.pid
     auth.stop()
-    wait_until(lambda: gone(process), "the broker ends when the last one has left")
+    wait_until(lambda: has_ended(process), "the broker ends when the last one has left")
 
 
 def test_zero_idle_minutes_mean_never(bus):
@@ -272,7 +265,7 @@ def test_broker_is_detached_from_its_starter(bus):
     starter.wait(DEADLINE_S)
     bus.wait_state("auth", "away")
     assert bus.broker_pid() == process.pid
-    assert not gone(process)
+    assert not has_ended(process)
 
 
 def test_broker_holds_no_pipe_of_its_starter(bus):
@@ -280,7 +273,7 @@ def test_broker_holds_no_pipe_of_its_starter(bus):
     command = bus.popen("list.py", owner=bus.stranger)
     out, err = command.communicate(timeout=DEADLINE_S)
     assert (out, err) == (b"no sessions connected\n", b"")
-    assert not gone(broker(bus))
+    assert not has_ended(broker(bus))
 
 
 def test_open_file_limit_is_raised_to_the_hard_limit(bus):

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.real.conftest import ROOT, Bus, wait_until
+from tests.real.conftest import ROOT, Bus, has_ended, wait_until
 from tests.records import RECORD, ids, line
 from tests.test_install_deps import UV
 from zmqbus.journal.record import encode_record
@@ -108,16 +108,6 @@ def stamp(directory: Path) -> dict[str, object]:
 
 def levels(rows: list[Finding]) -> set[str]:
     return {row["level"] for row in rows}
-
-
-def ended(process: psutil.Process) -> None:
-    def is_over() -> bool:
-        try:
-            return process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-    wait_until(is_over, "it ends")
 
 
 # --- in order ---
@@ -258,7 +248,7 @@ def test_missing_keys_under_a_running_broker(doctor: Doctor, bus: Bus, data_dir:
     row = doctor.find("keys", "fault")
     assert row["mend"].startswith(f"kill {broker.pid}; rm -r ")
     doctor.run(row["mend"])
-    ended(broker)
+    wait_until(lambda: has_ended(broker), "it ends")
     assert levels(doctor.run()) == {"ok"}
 
 
@@ -438,7 +428,8 @@ def test_database_of_a_killed_broker(doctor: Doctor, bus: Bus, data_dir: Path) -
     auth = bus.listener("auth")
     auth.stop()
     bus.send("--to", "auth", "--text", "hello", "--as", "script")
-    ended(psutil.Process(bus.signal_broker(signal.SIGKILL)))
+    broker = psutil.Process(bus.signal_broker(signal.SIGKILL))
+    wait_until(lambda: has_ended(broker), "it ends")
     assert (data_dir / "mailboxes.sqlite3-wal").stat().st_size
     before = stamp(data_dir)
     assert [row["level"] for row in doctor.run() if row["check"] == "database"] == ["ok"]

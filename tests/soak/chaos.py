@@ -65,9 +65,6 @@ class Chaos:
         self.failures = self._stage.failures  #: failures other than faults of messages
         self.lines = self._stage.lines  #: printed lines that are not messages
 
-    def __repr__(self) -> str:
-        return f"<Chaos on port {self._setup.port}: {self._stage!r}>"
-
     def __enter__(self) -> Chaos:
         return self
 

@@ -73,9 +73,6 @@ class Receiver:
         self._inbox_lines = 0
         self._inbox_dies_at: int | None = None  # the line after which it is killed
 
-    def __repr__(self) -> str:
-        return f"<Receiver {self.name}: listener {self._pids.get('listener')}, inbox {self._inbox}>"
-
     @property
     def connected(self) -> bool:
         """Whether the running listener has connected."""
@@ -316,9 +313,6 @@ class Sender:
         self._start_at_s = 0.0
         self._rate = 1.0
 
-    def __repr__(self) -> str:
-        return f"<Sender {self.name}: {self._incarnations} processes>"
-
     def look_after(self, now_s: float) -> None:
         """Restarts the process if it has ended."""
         process = self.process
@@ -397,9 +391,6 @@ class Caller:
         self._dies_at_s = float("inf")
         self._to_be_killed = 0  # how many of the next commands are killed
         self._runs = {"cmd": [1, 0], self.own_name: [1, 0]}  # sender → run, number
-
-    def __repr__(self) -> str:
-        return f"<Caller: {self._label}>"
 
     @property
     def own_name(self) -> str:

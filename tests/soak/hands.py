@@ -63,9 +63,6 @@ class Worker:
         self._lives = 0
         self._start_at_s = 0.0
 
-    def __repr__(self) -> str:
-        return f"<Worker {self.name}: {self._lives} processes>"
-
     def look_after(self, now_s: float) -> None:
         """Restarts the process if it has ended."""
         if self.process is not None and self.process.poll() is not None:
@@ -101,9 +98,6 @@ class Requester:
         command = ["-m", "tests.soak.labour", "ask", str(stage.notes / f"{name}.labour"), str(stage.setup.seed)]
         self.process = stage.popen(command, stage.env(), stdin=subprocess.PIPE)
         self.ended = False
-
-    def __repr__(self) -> str:
-        return f"<Requester {self.name}: {self.process.pid}>"
 
     def look_after(self, now_s: float) -> None:
         """Reports a failure if it has ended."""
@@ -152,9 +146,6 @@ class Visitors:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-
-    def __repr__(self) -> str:
-        return f"<Visitors: {self._number} visits>"
 
     @property
     def idle(self) -> bool:

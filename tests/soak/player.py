@@ -100,9 +100,6 @@ class Player:
         self._runs = 0
         self._ending = False
 
-    def __repr__(self) -> str:
-        return f"<Player {self._plan.name}: run {self._runs}>"
-
     def run(self) -> None:
         """Sends over one connection after the other."""
         while not self._ending:

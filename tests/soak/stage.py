@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import psutil
 
-from tests.real.conftest import ROOT
+from tests.real.conftest import ROOT, has_ended
 from tests.soak.history import Answer, Blow, Sent, Shown
 from tests.soak.schedule import Setup
 
@@ -48,9 +48,6 @@ class Stage:
         self.lines: list[str] = []  #: printed lines that are not messages
         self._errors = open(setup.base / "stderr.log", "ab")  # noqa: SIM115 (closed with the stage)
         self._timers: list[tuple[float, Callable[[], None]]] = []
-
-    def __repr__(self) -> str:
-        return f"<Stage {self.base}: {len(self.blows)} blows, {len(self.shown)} shown>"
 
     # --- time
 
@@ -242,7 +239,7 @@ class Stage:
 
     def _await_end(self, process: psutil.Process, timeout_s: float, complaint: str) -> None:
         end_s = time.monotonic() + timeout_s
-        while not _has_ended(process):  # not wait(): init may take seconds to reap an orphan
+        while not has_ended(process):  # not wait(): init may take seconds to reap an orphan
             if time.monotonic() > end_s:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self.failures.append(f"{complaint}: {process.pid} {' '.join(process.cmdline())}")
@@ -254,10 +251,3 @@ class Stage:
 def _go_on(process: psutil.Process) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process.resume()
-
-
-def _has_ended(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True

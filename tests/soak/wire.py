@@ -74,9 +74,6 @@ class Wire:
         self._pairs: list[_Pair] = []
         self._thread = threading.Thread(target=self._run, name="wire", daemon=True)
 
-    def __repr__(self) -> str:
-        return f"<Wire: {len(self._listeners)} ports, {len(self._pairs)} connections>"
-
     def install(self) -> Wire:
         """Relays all later connections of this process. Must be called before any other thread is started."""
         # Blocked in all threads: the relaying thread asks for the signal, and no system call is interrupted.
