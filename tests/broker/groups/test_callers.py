@@ -175,7 +175,8 @@ class TestLostCallers:
         for number in range(4):
             guest = net.guest(f"guest{number}")
             for _ in range(2):
-                ask(net, guest, "g")
+                guest.call("g")
+            net.settle()
             lose_guest(net, guest)
         assert figures(net)["requests_waiting"] == 4
         net.advance(RETURN_S + 0.5)
@@ -203,7 +204,8 @@ class TestRepeats:
         monkeypatch.setattr(ledger, "REMEMBERED_RESULTS", 3)
         one = worker(net, "one", 10)
         for _ in range(5):
-            ask(net, caller, "g")
+            caller.call("g")
+        net.settle()
         work(net, one)
         assert len(net.broker.requests._ledger._past) == 3
 

@@ -19,7 +19,8 @@ class TestDispatch:
     def test_the_least_loaded_worker_gets_the_request(self, net, caller):
         one, two = worker(net, "one", 10), worker(net, "two", 10)
         for _ in range(6):
-            ask(net, caller, "g")
+            caller.call("g")
+        net.settle()
         assert (len(one.works), len(two.works)) == (3, 3)
         work(net, one, 2)
         caller.call("g")
@@ -52,7 +53,8 @@ class TestDispatch:
     def test_less_credit_takes_no_request_away(self, net, caller):
         one = worker(net, "one", 2)
         for _ in range(3):
-            ask(net, caller, "g")
+            caller.call("g")
+        net.settle()
         one.offer(1)
         work(net, one, 1)
         assert len(one.works) == 1
@@ -62,7 +64,8 @@ class TestDispatch:
     def test_zero_credit_drains_a_worker(self, net, caller):
         one, two = worker(net, "one", 2), worker(net, "two", 2)
         for _ in range(4):
-            ask(net, caller, "g")
+            caller.call("g")
+        net.settle()
         one.offer(0)
         work(net, one)
         ask(net, caller, "g")
@@ -80,7 +83,8 @@ class TestDispatch:
         other = net.session("other", role=Role.PROGRAM)
         for _ in range(700):
             caller.call("g")
-            ask(net, other, "g")
+            other.call("g")
+        net.settle()
         assert len(one.works) == workers.MAX_CREDIT
         worker(net, "two", -5)
         assert figures(net)["requests_waiting"] == 400
@@ -132,7 +136,8 @@ class TestDispatch:
         one = worker(net, "one", 1, groups=("a", "b", "c"))
         for _ in range(3):
             for group in ("a", "b", "c"):
-                ask(net, caller, group)
+                caller.call(group)
+        net.settle()
         served = []
         while one.works:
             served += [work.group for work in one.work()]

@@ -104,7 +104,8 @@ class TestRoundTrip:
     def test_metrics_in_the_status(self, net, caller):
         worker(net, "one", 1)
         for _ in range(3):
-            ask(net, caller, "g")
+            caller.call("g")
+        net.settle()
         caller.request(verbs.Status("s"))
         net.settle()
         health = caller.responses["s"]
