@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.records import RECORD, RECORDS, ids, line
 from zmqbus.errors import Unauthorized
 from zmqbus.journal import lines as lines_module
-from zmqbus.journal import reader as readback
+from zmqbus.journal import reader as reader_module
 from zmqbus.journal import segments as segments_module
 from zmqbus.journal.reader import Pointer, Reader, find, read, recent
 from zmqbus.journal.record import HEAD_BYTES, Earlier, JournalError, Record, decode_ids, decode_record, encode_record
@@ -92,13 +92,13 @@ class TestReadAndFind:
 
     @pytest.mark.parametrize("how", ["read", "find"])
     def test_rotation_during_a_search(self, path, monkeypatch, how):
-        """Between the survey and the opening of the files, everything moves by one."""
+        """Between the listing and the opening of the files, everything moves by one."""
         log = Journal(path, segment_bytes=1)
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
         real = segments_module.segments
         rotations: list[int] = []
 
-        def survey(name: str) -> list[Segment]:
+        def counted_segments(name: str) -> list[Segment]:
             found = real(name)
             if len(rotations) < 2:
                 rotations.append(len(found))
@@ -107,7 +107,7 @@ class TestReadAndFind:
                     log.append([line("later0000000")])
             return found
 
-        monkeypatch.setattr(segments_module, "segments", survey)
+        monkeypatch.setattr(segments_module, "segments", counted_segments)
         if how == "read":
             assert read(path, pointers[0]).msg_id == ids(3)[0]
         else:
@@ -175,15 +175,15 @@ def preads(monkeypatch) -> list[int]:
 
 
 @pytest.fixture
-def surveyed(monkeypatch) -> list[str]:
+def listed(monkeypatch) -> list[str]:
     calls: list[str] = []
     real = segments_module.segments
 
-    def survey(path: str) -> list[Segment]:
+    def counted_segments(path: str) -> list[Segment]:
         calls.append(path)
         return real(path)
 
-    monkeypatch.setattr(segments_module, "segments", survey)
+    monkeypatch.setattr(segments_module, "segments", counted_segments)
     return calls
 
 
@@ -222,8 +222,8 @@ class TestReader:
     )
     def test_read_many_equals_single_reads(self, batches, data, segment_bytes):
         with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(readback, "GAP_BYTES", data.draw(st.sampled_from([0, 1, 300, 4096])))
-            patch.setattr(readback, "RUN_BYTES", data.draw(st.sampled_from([1, 700, 256 * 1024])))
+            patch.setattr(reader_module, "GAP_BYTES", data.draw(st.sampled_from([0, 1, 300, 4096])))
+            patch.setattr(reader_module, "RUN_BYTES", data.draw(st.sampled_from([1, 700, 256 * 1024])))
             path = f"{directory}/messages.log"
             log = Journal(path, segment_bytes=segment_bytes, keep=2)
             pointers = []
@@ -271,7 +271,7 @@ class TestReader:
         assert preads == [pointers[-1].offset + pointers[-1].length - pointers[0].offset]
 
     def test_reads_are_bounded(self, log, reader, preads, monkeypatch):
-        monkeypatch.setattr(readback, "RUN_BYTES", 1000)
+        monkeypatch.setattr(reader_module, "RUN_BYTES", 1000)
         sizes = [10, 10, 10, 5000, 10]
         pointers = log.append([line(text="x" * size) for size in sizes])
         results = reader.read_many(pointers)
@@ -280,7 +280,7 @@ class TestReader:
 
     def test_large_records_in_a_row(self, log, path, reader, monkeypatch):
         """They are read into one buffer, and none is changed by the next."""
-        monkeypatch.setattr(readback, "BUFFER_BYTES", 600_000)
+        monkeypatch.setattr(reader_module, "BUFFER_BYTES", 600_000)
         texts = ["a" * 300_000, 'say "b"\n' * 60_000, "ß" * 400_000, "d" * 280_000, "\x01" * 100_000, "f" * 300_001]
         records = [RECORD._replace(body=text.encode()) for text in texts]
         records.append(RECORD._replace(fmt="bytes", body=bytes(range(256)) * 2000))
@@ -327,15 +327,15 @@ class TestReader:
         assert not reader.intact(wrong)
         assert preads == []
 
-    def test_renamed_segment_is_the_same_file(self, path, reader, surveyed):
+    def test_renamed_segment_is_the_same_file(self, path, reader, listed):
         log = Journal(path, segment_bytes=1)
         pointers = log.append([line(ids(1)[0])])
         reader.read(pointers[0])
         for msg_id in ids(4, start=1):
             pointers += log.append([line(msg_id)])
-        del surveyed[:]
+        del listed[:]
         assert reader.read(pointers[0]).msg_id == ids(1)[0]
-        assert surveyed == []
+        assert listed == []
         assert [reader.read(pointer).msg_id for pointer in pointers] == ids(5)
         log.close()
 
@@ -378,17 +378,17 @@ class TestReader:
         reader.close()
         log.close()
 
-    def test_missing_segment_is_not_searched_twice(self, path, reader, surveyed):
+    def test_missing_segment_is_not_searched_twice(self, path, reader, listed):
         log = Journal(path, segment_bytes=1)
         pointers = [log.append([line(msg_id)])[0] for msg_id in ids(3)]
         log.close()
         os.rename(path + ".1", path + ".kept")
         os.utime(os.path.dirname(path), ns=(1, 1))
         assert not reader.intact(pointers[1])
-        del surveyed[:]
+        del listed[:]
         assert not reader.intact(pointers[1])
         assert isinstance(reader.read_many([pointers[1]])[0], SegmentGone)
-        assert surveyed == []
+        assert listed == []
         # But it does when the directory has changed.
         os.rename(path + ".kept", path + ".1")
         assert not reader.intact(pointers[1]._replace(segment=-1))
@@ -439,7 +439,7 @@ class TestReader:
             return real(fd, length, offset)
 
         monkeypatch.setattr(os, "pread", pread)
-        monkeypatch.setattr(readback, "RUN_BYTES", 1000)
+        monkeypatch.setattr(reader_module, "RUN_BYTES", 1000)
         first, second, third = reader.read_many(pointers)
         assert isinstance(first, Record)
         assert third == RECORD
@@ -478,7 +478,7 @@ class TestReader:
     def test_intact_across_the_borders_of_pieces(self, log, path, reader, monkeypatch, piece_bytes, preads):
         pointer = log.append([line(text="x" * 500)])[0]
         reader.read(pointer)
-        monkeypatch.setattr(readback, "PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr(reader_module, "PIECE_BYTES", piece_bytes)
         del preads[:]
         assert reader.intact(pointer)
         assert max(preads) <= piece_bytes
@@ -608,7 +608,7 @@ class TestRecent:
             return decode_ids(head)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(readback, "decode_ids", counted)
+            patch.setattr(reader_module, "decode_ids", counted)
             found = recent(path, records=100, limit_bytes=10**9)
         assert {msg_id: seen[:2] for msg_id, seen in found.items()} == {i: (RECORD.from_session, i) for i in ids(5)}
         assert [seen.place for seen in found.values()] == [96, 97, 98, 99, 100]

@@ -185,11 +185,11 @@ class TestFollowing:
         missed = 1 if oldest else 2
         looks: list[int] = []
 
-        def survey(path: str) -> list[Segment]:
+        def counted_segments(path: str) -> list[Segment]:
             looks.append(1)
             return [found for found in real(path) if len(looks) > 1 or found[1] != missed]
 
-        monkeypatch.setattr(segments_module, "segments", survey)
+        monkeypatch.setattr(segments_module, "segments", counted_segments)
         with Follower(path, Place(missed, 0)) as follower:
             assert ids_of(follower.poll()) == written[missed - 1 :]
 

@@ -82,20 +82,20 @@ class TestWriting:
     @pytest.mark.parametrize("size_bytes", [100, 70_000, 1_000_000])
     def test_lines_with_bodies_that_the_sender_escaped(self, log, path, size_bytes, others):
         """Of any size, among other lines: pointers and checksums are right."""
-        record = RECORD._replace(msg_id="spelled00000", body=b'say "x"\n' * (size_bytes // 8))
+        record = RECORD._replace(msg_id="escaped00000", body=b'say "x"\n' * (size_bytes // 8))
         text = escape_body("text", record.body)
-        spelled = splice_line(record._replace(body=b""), text, zlib.crc32(text))
+        spliced = splice_line(record._replace(body=b""), text, zlib.crc32(text))
         plain = [line(msg_id, f"text {msg_id}") for msg_id in ids(others)]
-        pointers = log.append([*plain[:2], spelled, *plain[2:], spelled])
+        pointers = log.append([*plain[:2], spliced, *plain[2:], spliced])
         assert len(pointers) == others + 2
         assert [read(path, pointer).body for pointer in (pointers[min(2, others)], pointers[-1])] == [record.body] * 2
-        assert [read(path, pointer).msg_id for pointer in pointers].count("spelled00000") == 2
+        assert [read(path, pointer).msg_id for pointer in pointers].count("escaped00000") == 2
         assert Path(path).read_bytes().count(b"\n") == others + 3
 
     def test_wrong_checksum_costs_only_its_line(self, log, path):
         text = escape_body("text", b"x" * 70_000)
-        spelled = splice_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
-        before, bad, behind = log.append([line("one111111111"), spelled, line("two222222222")])
+        spliced = splice_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
+        before, bad, behind = log.append([line("one111111111"), spliced, line("two222222222")])
         assert [read(path, one).msg_id for one in (before, behind)] == ["one111111111", "two222222222"]
         with pytest.raises(JournalError, match="damaged"):
             read(path, bad)
