@@ -1,6 +1,6 @@
 // The dialog for a message to one session, a project, a topic or everyone; and the dialog that asks for confirmation.
 
-import { $, h, say, show, toast } from "./dom.js";
+import { $, h, setText, show, toast } from "./dom.js";
 import { post } from "./net.js";
 import { known, on, sessionOf } from "./store.js";
 import { age, bytes, line, plural, projectName } from "./text.js";
@@ -49,24 +49,24 @@ function refresh() {
   if (!draft) return;
   const kind = scope();
   show($("compose-to-field"), kind !== "all");
-  say($("compose-to-label"), LABELS[kind] ?? "");
+  setText($("compose-to-label"), LABELS[kind] ?? "");
   $("compose-names").replaceChildren(...options().map(([value, label]) => h("option", { value, label: label ? line(label) : null })));
   const many = known.sessions.filter((session) => session.id !== known.self).length;
-  say($("compose-send"), draft.sending ? "Sending …" : kind === "all" ? `Send to ${plural(many, "session")}` : "Send");
+  setText($("compose-send"), draft.sending ? "Sending …" : kind === "all" ? `Send to ${plural(many, "session")}` : "Send");
   $("compose-send").disabled = draft.sending;
   $("compose-text").readOnly = draft.sending;
   const size = encoder.encode($("compose-text").value).length;
   const most = kind === "session" ? MAX_ONE_BYTES : MAX_MANY_BYTES;
-  say($("compose-size"), size > most ? `${bytes(size)}: over the limit of ${bytes(most)}` : size > 1000 ? bytes(size) : "Ctrl + Enter sends");
+  setText($("compose-size"), size > most ? `${bytes(size)}: over the limit of ${bytes(most)}` : size > 1000 ? bytes(size) : "Ctrl + Enter sends");
   $("compose-size").classList.toggle("wrong", size > most);
   show($("compose-answers"), draft.reply !== null);
   show($("compose-scope"), draft.reply === null);
-  say($("compose-title"), draft.reply ? "Answer" : "New message");
+  setText($("compose-title"), draft.reply ? "Answer" : "New message");
 }
 
 function wrong(text) {
   show($("compose-wrong"), Boolean(text));
-  say($("compose-wrong"), text ?? "");
+  setText($("compose-wrong"), text ?? "");
 }
 
 export function open({ to = null, reply = null } = {}) {
@@ -180,9 +180,9 @@ export function confirm({ title, text, yes, act }) {
   const dialog = $("confirm");
   const button = $("confirm-yes");
   const mine = (asked = {});
-  say($("confirm-title"), title);
-  say($("confirm-text"), text);
-  say(button, yes);
+  setText($("confirm-title"), title);
+  setText($("confirm-text"), text);
+  setText(button, yes);
   button.disabled = false;
   button.onclick = async () => {
     button.disabled = true;
@@ -191,7 +191,7 @@ export function confirm({ title, text, yes, act }) {
       if (asked === mine) dialog.close();
     } catch (error) {
       if (asked === mine) {
-        say($("confirm-text"), line(error.message));
+        setText($("confirm-text"), line(error.message));
         button.disabled = false;
       } else {
         toast(line(error.message), "wrong"); // the dialog was closed, and may ask about something else now

@@ -29,7 +29,7 @@ export function show(element, shown) {
 }
 
 /** Sets an element's text unless it is unchanged, which screen readers would announce again. */
-export function say(element, text) {
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 

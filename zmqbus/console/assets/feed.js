@@ -1,6 +1,6 @@
 // The list of messages.
 
-import { $, fill, h, narrow, say, show, stateOf } from "./dom.js";
+import { $, fill, h, narrow, setText, show, stateOf } from "./dom.js";
 import { List } from "./list.js";
 import { all, on, sessionOf, shown, showSource } from "./store.js";
 import { bytes, clock, fullTime, line, plural } from "./text.js";
@@ -98,8 +98,8 @@ function refresh(change = {}) {
     unseen = scrolled ? unseen + change.fresh.length : 0;
     newer();
   }
-  say($("feed-title"), source.kind === "search" ? `“${line(source.title)}”` : source.title);
-  say($("feed-sub"), subtitle(source));
+  setText($("feed-title"), source.kind === "search" ? `“${line(source.title)}”` : source.title);
+  setText($("feed-sub"), subtitle(source));
   show($("feed-clear"), source !== all);
   $("feed").parentElement.classList.toggle("searching", source.kind === "search");
   const state = $("feed-state");
@@ -123,7 +123,7 @@ function refresh(change = {}) {
 function newer() {
   const button = $("newer");
   show(button, unseen > 0);
-  if (unseen > 0) say(button, `↑ ${plural(unseen, "new message")}`);
+  if (unseen > 0) setText(button, `↑ ${plural(unseen, "new message")}`);
 }
 
 function toTop() {

@@ -9,7 +9,7 @@ import { line, plural, projectName } from "./text.js";
 /** Messages that make curves: the latest ones, up to this age. */
 const RECENT = 300;
 const RECENT_S = 600;
-/** Curves, moving dots, senders without a listed session: as many as can be told apart. */
+/** Curves, moving dots, senders without a listed session: as many as can be distinguished. */
 const MAX_EDGES = 80;
 const MAX_DOTS = 40;
 const MAX_UNLISTED = 8;

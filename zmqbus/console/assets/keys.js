@@ -1,6 +1,6 @@
 // Keyboard shortcuts, the sheet that lists them, and the theme.
 
-import { $, h, say } from "./dom.js";
+import { $, h, setText } from "./dom.js";
 import { known } from "./store.js";
 
 /** [keys, description, action]; the sheet lists them in this order. */
@@ -29,7 +29,7 @@ export function nextTheme() {
 }
 
 export function help() {
-  say($("help-foot"), `zmqbus ${known.version} · broker port ${known.port} · ${known.dataDir}`);
+  setText($("help-foot"), `zmqbus ${known.version} · broker port ${known.port} · ${known.dataDir}`);
   $("help").showModal();
 }
 

@@ -2,13 +2,13 @@
 
 import * as compose from "./compose.js";
 import * as detail from "./detail.js";
-import { $, h, narrow, say, show, toast } from "./dom.js";
+import { $, h, narrow, setText, show, toast } from "./dom.js";
 import * as feed from "./feed.js";
 import * as graph from "./graph.js";
 import * as keys from "./keys.js";
 import { post, Stream } from "./net.js";
 import * as sessions from "./sessions.js";
-import { all, hear, known, ofSearch, on, showSource, shown } from "./store.js";
+import { all, applyEvent, known, ofSearch, on, showSource, shown } from "./store.js";
 import { line, plural } from "./text.js";
 
 /** Show the broker as silent after so long without a report. The console polls it every second. */
@@ -60,11 +60,11 @@ let retryS = 0;
 let trouble = null;
 
 function status() {
-  const silent = known.link === "live" && known.broker === "up" && performance.now() - known.heardMs > SILENT_MS;
+  const silent = known.link === "live" && known.broker === "up" && performance.now() - known.reportedMs > SILENT_MS;
   const broker = link !== "live" ? "unknown" : silent ? "silent" : known.broker;
   const pill = $("broker");
   pill.dataset.state = link === "live" ? broker : link;
-  say(
+  setText(
     $("broker-text"),
     link === "connecting" ? "Connecting"
     : link !== "live" ? "No connection"
@@ -209,7 +209,7 @@ function announce() {
   announcing = 0;
   announcedMs = performance.now();
   const [newest] = shown.source.items;
-  say($("live"), pending === 1 && newest?.text ? `${newest.name}: ${line(newest.text).slice(0, 120)}` : plural(pending, "new message"));
+  setText($("live"), pending === 1 && newest?.text ? `${newest.name}: ${line(newest.text).slice(0, 120)}` : plural(pending, "new message"));
   pending = 0;
 }
 on("source", ({ source, fresh }) => {
@@ -220,8 +220,8 @@ on("source", ({ source, fresh }) => {
 
 // --- the event stream
 
-function hearAll(kind, data) {
-  hear(kind, data);
+function onEvent(kind, data) {
+  applyEvent(kind, data);
   // The console dropped events that this page did not read: fetch the present state.
   if (kind === "overflow") stream.open();
   if (kind === "hello") {
@@ -250,13 +250,13 @@ function showLogin(code) {
   if (!closed) return;
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   const [title, text] = LOGIN_TEXTS[code] ?? LOGIN_TEXTS.not_in;
-  say($("login-title"), title);
-  say($("login-text"), text);
+  setText($("login-title"), title);
+  setText($("login-text"), text);
   show($("login-help"), code !== "no_crypto");
   $("login").focus();
 }
 
-const stream = new Stream(hearAll, (state, detail) => {
+const stream = new Stream(onEvent, (state, detail) => {
   link = known.link = state;
   retryS = state === "lost" ? detail : 0;
   showLogin(state === "login" ? detail : null);

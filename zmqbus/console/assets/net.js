@@ -52,13 +52,13 @@ function stored() {
 function fromNeighbour() {
   return new Promise((resolve) => {
     const timer = setTimeout(() => done(null), NEIGHBOUR_MS);
-    const hear = ({ data }) => data?.id && done(data);
+    const onAnswer = ({ data }) => data?.id && done(data);
     const done = (found) => {
       clearTimeout(timer);
-      neighbours.removeEventListener("message", hear);
+      neighbours.removeEventListener("message", onAnswer);
       resolve(found);
     };
-    neighbours.addEventListener("message", hear);
+    neighbours.addEventListener("message", onAnswer);
     neighbours.postMessage("who is in?");
   });
 }

@@ -1,6 +1,6 @@
 // The list of sessions, grouped by project.
 
-import { $, fill, h, narrow, say, show, stateOf } from "./dom.js";
+import { $, fill, h, narrow, setText, show, stateOf } from "./dom.js";
 import { List } from "./list.js";
 import { all, known, nowS, on } from "./store.js";
 import { age, line, plural, projectName } from "./text.js";
@@ -77,7 +77,7 @@ function refresh() {
   list.set(rows);
   const counts = { live: 0, busy: 0, away: 0 };
   for (const session of known.sessions) counts[session.state] = (counts[session.state] ?? 0) + 1;
-  say(
+  setText(
     $("sessions-count"),
     known.sessions.length
       ? Object.entries(counts).filter(([, count]) => count).map(([state, count]) => `${count} ${state}`).join(" · ")

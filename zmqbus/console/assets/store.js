@@ -15,7 +15,7 @@ export const known = {
   byId: new Map(),
   broker: "unknown",
   brokerText: "",
-  heardMs: 0, // when the console last reported on the broker (performance.now)
+  reportedMs: 0, // when the console last reported on the broker (performance.now)
   link: "connecting", // state of the event stream to the console
   self: null, // the console's own session id
   version: "",
@@ -159,13 +159,13 @@ function setBus(view) {
   known.byId = new Map(view.sessions.map((session) => [session.id, session]));
   known.broker = view.broker;
   known.brokerText = view.text;
-  known.heardMs = performance.now();
+  known.reportedMs = performance.now();
   known.skewS = view.now - Date.now() / 1000;
   emit("sessions");
 }
 
 /** Applies an event of the console. */
-export function hear(kind, data) {
+export function applyEvent(kind, data) {
   if (kind === "hello") {
     known.version = data.version;
     known.port = data.port;
@@ -194,7 +194,7 @@ export function hear(kind, data) {
   } else if (kind === "sessions") {
     setBus(data);
   } else if (kind === "heartbeat") {
-    known.heardMs = performance.now();
+    known.reportedMs = performance.now();
     emit("heartbeat");
   } else if (kind === "trouble") {
     emit("trouble", data.text);
