@@ -287,9 +287,20 @@ def test_only_the_declared_dependencies_are_imported(module: str) -> None:
     assert {name for name, _ in found} <= allowed | OPTIONAL.get(module, set())
 
 
+def loaded_with(module: str) -> set[str]:
+    """A module and all modules of the package that are imported with it."""
+    found, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and source(name).is_file():
+            found.add(name)
+            waiting += [used.removeprefix("zmqbus.") for _, used, start in imports(name) if start and "zmqbus." in used]
+    return found
+
+
 @pytest.mark.parametrize("module", HOT)
 def test_modules_of_every_command_are_cheap_to_import(module: str) -> None:
-    at_start = {name.partition(".")[0] for _, name, start in imports(module) if start}
+    at_start = {name.partition(".")[0] for used in loaded_with(module) for _, name, start in imports(used) if start}
     assert not at_start & COSTLY
 
 
