@@ -4,11 +4,11 @@ Sessions outlive their connections and their broker, and mail outlives sessions.
 and the mail of the one before it (`recover`), a new session of an agent receives the mail of the one that died
 (`takeover`), and mail that was not read for seven days is removed, with a line in the log (`tick`).
 
-An *ephemeral* session, whose name nobody chose, is another matter: nobody can come back under that name, so no other
-session would ever read its mail. It is kept, with its mailbox, as long as its own process may reconnect. When that
-process has ended, or has said that it will not be back, the session is *discarded*: it leaves all lists at once and its
-unread mail is dropped, and it is forgotten once no command speaks for it any more. A session whose owner says that it
-is over for good (FORGET) goes the same way.
+An *ephemeral* session, whose name was made up by its client, is another matter: no later session will take that name,
+so no other session would ever read its mail. It is kept, with its mailbox, as long as its own process may reconnect.
+When that process has ended, or has sent BYE, the session is *discarded*: it leaves all lists at once and its unread
+mail is dropped, and it is forgotten once no command speaks for it any more. A session whose owner says that it is over
+for good (FORGET) goes the same way.
 
 Nothing else is ever dropped.
 """
@@ -155,7 +155,7 @@ class Retention:
     def parted(self, session: Session, *, gone: bool = False) -> None:
         """Watches an ephemeral session that has lost its connection; ignores persistent ones.
 
-        `gone` means that it said good-bye and will not be back. Call this when its mailbox is closed.
+        `gone` means that it has sent BYE, so that it will not reconnect. Call this when its mailbox is closed.
         """
         if session.persistent or session.state is SessionState.FORGOTTEN:
             return

@@ -213,7 +213,7 @@ class Session:
         self.since_ts = 0.0  #: when it last connected, on the wall clock
         self.conn: Connection | None = None  #: set exactly while it is LIVE
         self.away_since_s = 0.0  #: on the steady clock
-        self.persistent = True  #: somebody chose its name; an ephemeral session is discarded when it has gone for good
+        self.persistent = True  #: its name was chosen; an ephemeral session is discarded when it has gone for good
         self.broadcasts: deque[float] | None = None  #: times of its broadcasts in the last minute; None: never any
         self.recalls = 0  #: number of its last RECALL; an answer to an earlier one is ignored
         self.restored = False  #: known to an earlier broker

@@ -1,7 +1,7 @@
 """Callers: connections that send requests, and those that were lost and may come back for the answers.
 
 A caller whose connection is lost is expected back for `RETURN_S`. It repeats its requests over the new connection, and
-hears what has become of them. After that time its unassigned requests are withdrawn: it may send them again. Assigned
+receives their outcomes. After that time its unassigned requests are withdrawn: it may send them again. Assigned
 ones are kept as long as its process lives, or a caller that is merely busy would have them done twice.
 """
 
@@ -86,7 +86,7 @@ class Callers:
                 return
 
     def parted(self, now: Instant, who: Connection, *, gone: bool) -> None:
-        """Handles the end of a connection. `gone` means that it said good-bye, so that its requests are withdrawn."""
+        """Handles the end of a connection. `gone` means that it has sent BYE, so that its requests are withdrawn."""
         caller = self._connected.pop(who, None)
         if caller is None or not caller.requests:
             return

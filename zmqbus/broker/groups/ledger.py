@@ -1,7 +1,7 @@
 """Unanswered requests by id, the ways in which they end, and the outcomes of those that have ended.
 
-An outcome is remembered with the place of its record in the journal, so that a caller whose connection was lost
-together with it hears it when it repeats the request.
+An outcome is remembered with the place of its record in the journal. So a caller whose connection was lost with the
+answer receives it again when it repeats the request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zmqbus.wire import verbs
 
 #: Outcomes that are remembered for callers that come back: those of 20 callers at full tilt.
 REMEMBERED_RESULTS = 20_000
-#: A request is refused once the processes of so many workers have ended while they had it.
+#: Number of workers whose processes may end with a request; then it is refused.
 MAX_TRIES = 3
 
 
@@ -86,7 +86,7 @@ class Ledger:
             self.remember(request, refused)
 
     def withdraw(self, requests: Iterable[Request]) -> None:
-        """Removes requests that nobody waits for any more, and tells their workers."""
+        """Removes requests that their callers do not wait for any more, and notifies their workers."""
         by_worker: dict[Worker, list[str]] = {}
         for request in list(requests):
             if request.worker is not None:

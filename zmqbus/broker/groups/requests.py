@@ -347,7 +347,7 @@ class RequestBroker:
             self._reconciliation.stop_expecting(session.session_id)
 
     def parted(self, now: Instant, who: Connection, *, gone: bool) -> None:
-        """Handles the end of a connection. `gone` means that it said good-bye, so that it is not expected back."""
+        """Handles the end of a connection. `gone` means that it has sent BYE, so that it is not expected back."""
         self._callers.parted(now, who, gone=gone)
         self._workers.parted(now, who, gone=gone)
 

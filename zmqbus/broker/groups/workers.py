@@ -22,7 +22,7 @@ from zmqbus.wire import verbs
 
 #: Unanswered requests that a worker may have; a larger credit counts as this one.
 MAX_CREDIT = 1_000
-#: Requests that an OFFER may name as held, and as answered: a worker remembers so many answers.
+#: Requests that an OFFER may name as held, and as answered: the number of answers that a worker remembers.
 MAX_NAMED = 1_000
 #: Groups of one worker: each of them learns of every change of its load.
 MAX_GROUPS = 64
@@ -161,7 +161,7 @@ class Workers:
     # --- their end
 
     def parted(self, now: Instant, who: Connection, *, gone: bool) -> None:
-        """Handles the end of a connection. `gone` means that it said good-bye, so that its worker is given up."""
+        """Handles the end of a connection. `gone` means that it has sent BYE, so that its worker is given up."""
         worker = self.of(who)
         if worker is None:
             return

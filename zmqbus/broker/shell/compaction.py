@@ -1,6 +1,6 @@
 """Compacts old journal segments to the records that unread mail still points to.
 
-A segment past the number that is kept for everybody stays as long as a message in some mailbox points into it. Without
+A segment past the number that is always kept stays as long as a message in some mailbox points into it. Without
 compaction, one message that is never read would keep everything that was journaled after it. So such a segment is
 reduced to the records that the store points to (`Journal.compact`); the pointers stay valid.
 

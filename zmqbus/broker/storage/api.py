@@ -76,7 +76,7 @@ class SessionRow(NamedTuple):
     since_ts: float  #: when it last connected, on the wall clock
     away_since_s: float | None  #: on the steady clock; None: connected when this was saved
     left: bool  #: disconnected on purpose, or discarded
-    persistent: bool = True  #: somebody chose its name; else it is forgotten with its process
+    persistent: bool = True  #: its name was chosen; else it is forgotten with its process
     successor: str = ""  #: id of the session that has taken it over; else ""
 
 

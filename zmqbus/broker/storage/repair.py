@@ -44,7 +44,7 @@ COPY = ".reading"
 _CONSTANTS = ((0, b"SQLite format 3\0\x10\0\2\2\0\x40\x20\x20"), (44, b"\0\0\0\4"), (56, b"\0\0\0\1"))
 _APPLICATION_ID_AT = 68
 #: Reads that are tried in one damaged table. A bad page costs about 20. A table that needs more is beyond repair, and
-#: reading it to the end would take longer than anybody wants to wait for a broker.
+#: reading it to the end would delay the start of a broker too long.
 MAX_READS = 50_000
 #: Rows that are copied at once.
 COPY_ROWS = 1000
