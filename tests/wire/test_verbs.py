@@ -678,7 +678,3 @@ def test_the_mark_sorts_behind_every_other_filter(target: str) -> None:
     assert mark.startswith(protocol.MARK)
     others = (protocol.channel(Scope.PROJECT, target), protocol.channel(Scope.TOPIC, target))
     assert all(other < mark for other in (*others, protocol.name_channel(target), protocol.EVERYONE))
-
-
-def test_a_decoder_says_what_it_reads() -> None:
-    assert repr(decoder(from_broker=False)) == "<Decoder of 23 verbs>"
