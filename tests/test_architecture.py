@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
+from enum import Enum
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.test_layering import PACKAGE, RANKS, ROOT
-from zmqbus.broker.groups.model import STAGE_TRANSITIONS
-from zmqbus.broker.sessions import CONNECTION_TRANSITIONS, SESSION_TRANSITIONS
 
 PAGE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"])
@@ -34,17 +35,27 @@ def test_drawing_shows_every_room_at_its_rank() -> None:
     assert drawn == RANKS
 
 
-@pytest.mark.parametrize(
-    ("heading", "transitions"),
-    [
-        ("Connections", CONNECTION_TRANSITIONS),
-        ("Sessions", SESSION_TRANSITIONS),
-        ("Requests to a group", STAGE_TRANSITIONS),
-    ],
-)
-def test_state_table_lists_the_transitions_of_the_code(heading: str, transitions: dict) -> None:
-    def words(states) -> str:
-        return ", ".join(state.value for state in type(next(iter(transitions))) if state in states) or "(end)"
+def state_tables() -> list[tuple[str, str, str]]:
+    """Heading, name and module of each table of transitions that the page shows."""
+    found = re.findall(r"^### (.+?): `(\w+)` in `(zmqbus/[\w/]+)\.py`$", PAGE, re.MULTILINE)
+    return [(heading, name, path.replace("/", ".")) for heading, name, path in found]
+
+
+def test_page_shows_the_states_of_connections_sessions_and_requests() -> None:
+    assert {name for _, name, _ in state_tables()} >= {
+        "CONNECTION_TRANSITIONS",
+        "SESSION_TRANSITIONS",
+        "STAGE_TRANSITIONS",
+    }
+
+
+@pytest.mark.parametrize(("heading", "name", "module"), state_tables())
+def test_state_table_lists_the_transitions_of_the_code(heading: str, name: str, module: str) -> None:
+    transitions: dict[Enum, frozenset[Enum]] = getattr(import_module(module), name)
+    order: list[Enum] = [*type(next(iter(transitions)))]
+
+    def words(states: Iterable[Enum]) -> str:
+        return ", ".join(str(state.value) for state in order if state in states) or "(end)"
 
     expected = "".join(f"| {state.value} | {words(following)} |\n" for state, following in transitions.items())
     assert f"|---|---|\n{expected}\n" in section(heading), f"the table has to be:\n{expected}"
