@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from benchmarks.figures import OURS, Curve, Figure, Results
 
 WORDS = {True: "reached", False: "missed", None: "not measured"}
@@ -96,10 +98,11 @@ CASES = {
 
 
 def markdown(results: Results) -> str:
-    """The whole, for docs/performance.md."""
-    told = ", ".join(f"{name} {what}" for name, what in results.machine.items())
+    """Formats the results for docs/performance.md."""
+    machine = ", ".join(f"{name} {what}" for name, what in results.machine.items())
     kind = "A quick run" if results.quick else "A full run"
-    lines = [f"{kind}, medians of up to {results.rounds} interleaved rounds. {told}.", ""]
+    first = f"{kind}, medians of up to {results.rounds} interleaved rounds. {machine}."
+    lines = [textwrap.fill(first, 120, break_on_hyphens=False), ""]
     lines += _goals_table(results)
     for case in dict.fromkeys(figure.case for figure in results.by_case()):
         lines += _case_table(case, [figure for figure in results.figures if figure.case == case])
