@@ -210,7 +210,7 @@ def test_any_bytes_are_a_value_or_an_error(body):
         try:
             decode(fmt, body)
         except errors.InvalidPayload as error:
-            assert "sender has to mend it" in str(error)
+            assert "sender has to send a valid value" in str(error)
 
 
 @given(st.sampled_from([1, 2, 3, 127]), st.binary(max_size=100) | VALUES.map(msgpack.packb))

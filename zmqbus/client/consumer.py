@@ -132,7 +132,7 @@ class Consumer:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._io.check()
         with self._arrived:
-            if not self._wait_for_message(deadline_s):
+            if not (self._inbox or self._given or self._wait_for_message(deadline_s)):
                 return None
             was_given = bool(self._given)  # guards: consumer [self._given => self._given and not self._inbox]
             if was_given:

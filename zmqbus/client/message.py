@@ -226,15 +226,14 @@ def scope_and_target(target: str) -> tuple[Scope, str]:
 def of_batch(batch: Batch, place: int, log: payload.Log, acknowledge: Acknowledge | None = None) -> Message:
     """Returns a message of a batch. If its body is in the journal and cannot be read there, its `body` and `text` raise
     the `JournalError`."""
-    header, msg_id, body = batch.header, batch.msg_ids[place], batch.bodies[place]
-    age_s = batch.age_s if isinstance(batch, verbs.Deliver) else -1
-    error: JournalError | None = None
+    age_s = batch.age_s if batch.__class__ is verbs.Deliver else -1
+    message = Message(batch.header, batch.msg_ids[place], batch.bodies[place], age_s, None, acknowledge)
     if batch.pointer is not None:
         try:
-            body = log.read(batch.pointer)
+            message.body_bytes = log.read(batch.pointer)
         except JournalError as found:
-            error = payload.damage(msg_id, header.from_name, found)
-    return Message(header, msg_id, body, age_s, error, acknowledge)
+            message._value = payload.damage(message.msg_id, message.sender, found)
+    return message
 
 
 # --- values -----------------------------------------------------------------------------------------------------
