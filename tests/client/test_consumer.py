@@ -116,7 +116,9 @@ class Played:
 
     def work(self, *msg_ids: str) -> None:
         for msg_id in msg_ids:
-            self.consumer.on_effects([core.Do(verbs.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b""))])
+            self.consumer.on_effects(
+                [core.StartWork(verbs.Work(msg_id, "sid", "auth", None, "g", 0, 0.0, 0, None, b""))]
+            )
 
 
 @pytest.fixture
@@ -780,7 +782,7 @@ def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(st
     run.take(1000)
     run.consumer.on_deadline()
     assert run.got == list(range(1, run.last + 1)) and run.acknowledged == run.last
-    assert not (run.consumer._taken or run.consumer._batches or run.consumer._unsure or run.core._inbound.handed)
+    assert not (run.consumer._taken or run.consumer._batches or run.consumer._unsure or run.core._reorder.handed)
 
 
 def test_what_comes_in_one_piece_is_given_to_nobody_unasked(run):

@@ -272,15 +272,15 @@ def test_each_answer_is_given_once(ready):
     for number in range(3):
         ready.core.send(send(number))
     receipt = verbs.Receipt(0, "b", "bob", 0, ("message0000", "message0001", "message9999"))
-    assert ready.hear(receipt) == [core.Answer(("message0000", "message0001"), receipt)]
+    assert ready.hear(receipt) == [core.Confirmed(("message0000", "message0001"), receipt)]
     assert ready.hear(receipt) == []
     (answer,) = ready.hear(verbs.Refused("message0002", "unknown_peer", "nobody"))
-    assert isinstance(answer, core.Answer) and isinstance(answer.outcome, errors.UnknownPeer)
+    assert isinstance(answer, core.Confirmed) and isinstance(answer.outcome, errors.UnknownPeer)
     assert ready.core.unconfirmed == 0
     tally = verbs.Tally("message0003", 1, 2)
     assert ready.hear(tally) == []
     ready.core.send(send(3))
-    assert ready.hear(tally) == [core.Answer(("message0003",), tally)]
+    assert ready.hear(tally) == [core.Confirmed(("message0003",), tally)]
 
 
 def test_the_response_to_a_request(ready):
@@ -528,7 +528,7 @@ def result(number: int = 0) -> verbs.Result:
 def test_a_request_is_kept_until_it_is_answered(ready):
     assert said(ready.core.ask(request())) == [request()]
     assert ready.core.asked == 1
-    assert ready.hear(result()) == [core.Answered("request0000", result())]
+    assert ready.hear(result()) == [core.Resolved("request0000", result())]
     assert ready.core.asked == 0
     assert ready.hear(result()) == []
 
@@ -536,7 +536,7 @@ def test_a_request_is_kept_until_it_is_answered(ready):
 def test_a_request_that_is_refused(ready):
     ready.core.ask(request())
     (answered,) = ready.hear(verbs.Refused("request0000", "unknown_peer", "nobody"))
-    assert isinstance(answered, core.Answered) and isinstance(answered.outcome, errors.UnknownPeer)
+    assert isinstance(answered, core.Resolved) and isinstance(answered.outcome, errors.UnknownPeer)
     assert ready.hear(verbs.Refused("request0000", "unknown_peer", "nobody")) == []
 
 
@@ -599,7 +599,7 @@ def worker(ready) -> Client:
 
 
 def test_work_is_done_once(worker):
-    assert worker.hear(work()) == [core.Do(work())]
+    assert worker.hear(work()) == [core.StartWork(work())]
     assert worker.hear(work(tries=1)) == []
     assert worker.core.in_hand == 1
     answer = verbs.Answer("request0000", 0, b"done")
@@ -658,7 +658,7 @@ def test_work_of_a_connection_that_has_ended_is_left_alone(worker):
     worker.handle(Up())
     assert worker.hear(work()) == []
     worker.hear(welcome())
-    assert worker.hear(work()) == [core.Do(work())]
+    assert worker.hear(work()) == [core.StartWork(work())]
 
 
 def test_work_that_is_withdrawn(worker):
@@ -674,7 +674,7 @@ def test_the_last_answers_are_remembered(worker, monkeypatch):
     for number in range(3):
         worker.hear(work(number))
         worker.core.answer(f"request{number:04d}", 0, b"")
-    assert worker.hear(work(0)) == [core.Do(work(0))]
+    assert worker.hear(work(0)) == [core.StartWork(work(0))]
     assert said(worker.hear(work(1), work(2))) == [verbs.Answer(f"request{n:04d}", 0, b"") for n in (1, 2)]
 
 
@@ -683,7 +683,7 @@ def test_no_more_bytes_of_them_than_that_but_for_the_newest(worker, monkeypatch)
     for number, size in enumerate((4, 4, 20)):
         worker.hear(work(number))
         worker.core.answer(f"request{number:04d}", 0, bytes(size))
-    assert worker.hear(work(0), work(1)) == [core.Do(work(0)), core.Do(work(1))]
+    assert worker.hear(work(0), work(1)) == [core.StartWork(work(0)), core.StartWork(work(1))]
     assert said(worker.hear(work(2))) == [verbs.Answer("request0002", 0, bytes(20))]
 
 
@@ -707,7 +707,7 @@ def test_several_are_said_in_as_few_envelopes_as_can_be_and_kept_each_by_itself(
     assert ready.core.unconfirmed == 4
     assert ready.core.room == (core.WINDOW_MESSAGES - 4, core.WINDOW_BYTES - 4)
     told = verbs.Receipt(0, "id", "bob", 0, ("message0001", "message0003"))
-    assert ready.hear(told) == [core.Answer(("message0001", "message0003"), told)]
+    assert ready.hear(told) == [core.Confirmed(("message0001", "message0003"), told)]
     (refused,) = ready.hear(verbs.Refused("message0000", "rate_limited", "full"))
     assert refused.msg_ids == ("message0000",) and isinstance(refused.outcome, errors.RateLimited)
     assert ready.core.room == (core.WINDOW_MESSAGES - 1, core.WINDOW_BYTES - 1)
@@ -772,7 +772,7 @@ def test_what_is_over_a_limit_is_answered_here_and_named(ready):
     long = core.Outgoing("toolong00001", 0, "x" * 4_097, 0, None, False, b"")
     good = long._replace(msg_id="good00000001", target="bob")
     effects: Any = ready.core.send_all([long, good])
-    assert [type(one) for one in effects] == [core.Answer, core.Transmit]
+    assert [type(one) for one in effects] == [core.Confirmed, core.Transmit]
     (msg_id,), error = effects[0]
     assert msg_id == long.msg_id and isinstance(error, errors.InvalidName)
     assert said(effects) == [good]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from zmqbus.client import interval_set
 from zmqbus.client.events import Batch
-from zmqbus.client.reorder import Inbound
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.reorder import ReorderBuffer
+from zmqbus.client.seen import SeenIds
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Broadcast, Deliver, Header, Scope
 
@@ -61,16 +61,16 @@ def casts(*numbers: int) -> list[str]:
 
 
 class Client:
-    """An `Inbound`, and what it has handed out and asked for. What each call brought is what it returns."""
+    """An `ReorderBuffer`, and what it has handed out and asked for. What each call brought is what it returns."""
 
     def __init__(self) -> None:
-        self.taken_ids = TakenIds()
+        self.taken_ids = SeenIds()
         self.numbers: dict[str, int] = {}  # ticket numbers; the last, if it came twice
         self.handed: list[str] = []
         self.sizes: list[int] = []  # of the batches
         self.asked: list[tuple[int, ...]] = []
-        self.inbound = Inbound(self.taken_ids, self._hand, lambda refill: self.asked.append(refill.bcasts))
-        self.inbound.begin(welcome())
+        self.buffer = ReorderBuffer(self.taken_ids, self._hand, lambda refill: self.asked.append(refill.bcasts))
+        self.buffer.begin(welcome())
 
     def _hand(self, batch: Batch, number: int) -> None:
         self.numbers.update(zip(batch.msg_ids, itertools.count(number), strict=False))
@@ -81,26 +81,26 @@ class Client:
         before = len(self.handed)
         for envelope in envelopes:
             if isinstance(envelope, Deliver):
-                self.inbound.deliver(envelope)
+                self.buffer.deliver(envelope)
             else:
-                self.inbound.beat(envelope)
+                self.buffer.beat(envelope)
         return self.handed[before:]
 
     def sub(self, *batches: Broadcast, channel: bytes | None = None) -> list[str]:
         before = len(self.handed)
         for batch in batches:
             own = verbs.channel(batch.header.scope, batch.header.target)
-            self.inbound.broadcast(own if channel is None else channel, batch)
+            self.buffer.broadcast(own if channel is None else channel, batch)
         return self.handed[before:]
 
     def take(self, *msg_ids: str) -> verbs.Ack | None:
         for msg_id in msg_ids:
             self.taken_ids.add(msg_id)
-            self.inbound.settle(self.numbers[msg_id])
+            self.buffer.settle(self.numbers[msg_id])
         return self.ack()
 
     def ack(self) -> verbs.Ack | None:
-        return self.inbound.ack() if self.inbound.ack_due else None
+        return self.buffer.ack() if self.buffer.ack_due else None
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def test_in_whatever_order_they_are_taken(order, cuts):
         reached = next(number for number in range(8) if number + 1 not in done)
         assert ack == (verbs.Ack(reached, ()) if reached > acknowledged else None)
         acknowledged = reached
-    assert acknowledged == 6 and client.inbound.handed == 0
-    assert not client.inbound._taken_numbers  # nothing is kept of what is settled
+    assert acknowledged == 6 and client.buffer.handed == 0
+    assert not client.buffer._taken_numbers  # nothing is kept of what is settled
 
 
 def test_what_is_said_to_be_taken_twice_is_acknowledged_once(client):
@@ -154,13 +154,13 @@ def test_what_is_said_to_be_taken_twice_is_acknowledged_once(client):
     assert client.take(*directs(2, 2)) is None
     assert client.take(*directs(1, 1)) == verbs.Ack(2, ())
     assert client.take(*directs(1, 2)) is None
-    assert client.inbound.handed == 1
+    assert client.buffer.handed == 1
 
 
 def test_a_number_that_was_never_given_settles_nothing(client):
     client.dealer(deliver(1))
     for number in (-1, 0, 2, 3):
-        client.inbound.settle(number)
+        client.buffer.settle(number)
     assert client.dealer(deliver(2), deliver(3)) == directs(2, 3)
     assert client.take(*directs(1)) == verbs.Ack(1, ())
 
@@ -187,35 +187,35 @@ def test_what_is_given_back_holds_up_nothing_and_its_numbers_settle_nothing(clie
     client.dealer(deliver(1), deliver(2), deliver(3))
     client.take(*directs(1, 3))
     old = dict(client.numbers)
-    client.inbound.give_back()
-    assert client.inbound.handed == 0
+    client.buffer.give_back()
+    assert client.buffer.handed == 0
     assert client.dealer(deliver(2), deliver(3), deliver(4)) == directs(2, 4)
     client.ack()
     for number in old.values():
-        client.inbound.settle(number)
+        client.buffer.settle(number)
     assert client.ack() is None
     assert client.take(*directs(2)) == verbs.Ack(3, ())
-    assert not client.inbound._taken_numbers
+    assert not client.buffer._taken_numbers
     client.dealer(deliver(5))
     client.take(*directs(5))
-    client.inbound.give_back()
-    assert not client.inbound._taken_numbers
+    client.buffer.give_back()
+    assert not client.buffer._taken_numbers
 
 
 def test_what_was_taken_is_still_acknowledged_after_giving_back(client):
     client.dealer(deliver(1), deliver(2))
     client.sub(broadcast(11))
-    client.inbound.settle(client.numbers["direct000001"])
-    client.inbound.give_back()
+    client.buffer.settle(client.numbers["direct000001"])
+    client.buffer.give_back()
     assert client.ack() == verbs.Ack(1, ())
 
 
 def test_a_recall_forgets_what_is_handed_out_and_what_is_held(client):
     client.dealer(deliver(1), deliver(2, after=99))
     client.sub(broadcast(13, prev=12))
-    assert (client.inbound.handed, client.inbound.held) == (1, 2)
-    client.inbound.recall((12, 13))
-    assert (client.inbound.handed, client.inbound.held) == (0, 0)
+    assert (client.buffer.handed, client.buffer.held) == (1, 2)
+    client.buffer.recall((12, 13))
+    assert (client.buffer.handed, client.buffer.held) == (0, 0)
     assert client.dealer(deliver(1), deliver(2), deliver(3)) == directs(1, 2, 3)
     assert client.take(*directs(1, 2, 3)) == verbs.Ack(3, ())
 
@@ -223,7 +223,7 @@ def test_a_recall_forgets_what_is_handed_out_and_what_is_held(client):
 def test_a_recall_passes_over_what_is_still_under_way(client):
     client.sub(broadcast(12, prev=11))
     assert client.asked == [(11,)]
-    client.inbound.recall((11, 12))
+    client.buffer.recall((11, 12))
     assert client.sub(broadcast(11), broadcast(12, prev=11)) == []
     assert client.dealer(deliver(1, bcast=11)) == []
     assert client.sub(broadcast(13, prev=12)) == casts(13)  # nothing is asked for any more
@@ -235,10 +235,10 @@ def test_a_new_lease_voids_all_that_was_under_way(client):
     client.dealer(deliver(1), deliver(2, after=99))
     client.sub(broadcast(13, prev=12))
     for msg_id in (*casts(11), *directs(1)):
-        client.inbound.settle(client.numbers[msg_id])
-    client.inbound.begin(welcome(lease="other", bcast=13))
+        client.buffer.settle(client.numbers[msg_id])
+    client.buffer.begin(welcome(lease="other", bcast=13))
     assert client.ack() is None
-    assert (client.inbound.handed, client.inbound.held) == (0, 0)
+    assert (client.buffer.handed, client.buffer.held) == (0, 0)
     assert client.sub(broadcast(14)) == casts(14)
     assert client.dealer(deliver(1)) == directs(1)
     assert client.take(*casts(14)) == verbs.Ack(0, (14,))  # without the numbers under the old lease
@@ -246,7 +246,7 @@ def test_a_new_lease_voids_all_that_was_under_way(client):
 
 def test_a_new_lease_has_its_own_numbers(client):
     assert client.sub(broadcast(30), broadcast(40, prev=39)) == casts(30)
-    client.inbound.begin(welcome(epoch="second", bcast=20, peer=9))
+    client.buffer.begin(welcome(epoch="second", bcast=20, peer=9))
     assert client.sub(broadcast(41)) == []  # the old broker's
     assert client.sub(broadcast(20, epoch="second")) == []
     assert client.sub(broadcast(22, prev=21, epoch="second")) == []
@@ -259,16 +259,16 @@ def test_a_new_lease_has_its_own_numbers(client):
 
 def test_under_a_new_lease_nothing_is_asked_for(client):
     client.sub(broadcast(12, prev=11))
-    client.inbound.begin(welcome(bcast=20))
+    client.buffer.begin(welcome(bcast=20))
     assert client.sub(broadcast(21, prev=12)) == casts(21)
 
 
 def test_ticket_numbers_go_on_over_leases(client):
     client.dealer(deliver(1))
     old = client.numbers["direct000001"]
-    client.inbound.begin(welcome(lease="other"))
+    client.buffer.begin(welcome(lease="other"))
     client.dealer(deliver(7))
-    client.inbound.settle(old)
+    client.buffer.settle(old)
     assert client.ack() is None
     assert client.take(*directs(7)) == verbs.Ack(7, ())
 
@@ -296,7 +296,7 @@ def test_a_broadcast_is_handed_out_once(client):
 )
 def test_what_is_not_for_it(client, other, channel):
     assert client.sub(other, channel=channel) == []
-    assert client.inbound.held == 0 and client.asked == []
+    assert client.buffer.held == 0 and client.asked == []
     assert client.sub(broadcast(11)) == casts(11)
 
 
@@ -314,9 +314,9 @@ def test_what_is_not_for_it_tells_of_no_gap(client, other, channel):
 
 def test_a_message_waits_for_the_broadcast_before_it(client):
     assert client.dealer(deliver(2, after=11), deliver(3)) == []
-    assert client.inbound.held == 2
+    assert client.buffer.held == 2
     assert client.sub(broadcast(11)) == [*casts(11), *directs(2, 3)]
-    assert client.inbound.held == 0
+    assert client.buffer.held == 0
 
 
 def test_a_message_waits_behind_one_that_waits(client):
@@ -437,17 +437,17 @@ def test_a_beat_says_nothing_about_later_numbers(client):
 def test_a_beat_of_another_broker_releases_nothing(client):
     client.sub(broadcast(12, prev=11))
     assert client.dealer(verbs.Beat("another", 99, ())) == []
-    assert client.inbound.held == 1
+    assert client.buffer.held == 1
 
 
 def test_a_copy_that_comes_late_is_passed_over(client):
     client.dealer(beat(11))
     client.sub(broadcast(12, prev=11))
     assert client.dealer(deliver(1, bcast=11), deliver(2, bcast=12), beat(11, 12)) == casts(11, 12)
-    assert client.inbound.held == 0
+    assert client.buffer.held == 0
     client.dealer(beat(13))
     assert client.sub(broadcast(11)) == []
-    assert client.inbound.held == 0  # nor is it kept while something is asked for
+    assert client.buffer.held == 0  # nor is it kept while something is asked for
 
 
 ORDERS = [
@@ -493,7 +493,7 @@ def test_the_oldest_numbers_are_forgotten(monkeypatch):
 def test_repr(client):
     client.dealer(deliver(1), deliver(2, after=99))
     client.sub(broadcast(12, prev=11))
-    assert repr(client.inbound) == "<Inbound: 1 handed out, 2 held, 1 asked for>"
+    assert repr(client.buffer) == "<ReorderBuffer: 1 handed out, 2 held, 1 asked for>"
 
 
 # --- against a broker
@@ -528,11 +528,11 @@ class Bus:
         self.sub: deque[tuple[bytes, Broadcast]] = deque()
         self.up: deque[verbs.Refill | verbs.Ack | verbs.Recalled] = deque()
         # the application
-        self.taken_ids = TakenIds()
+        self.taken_ids = SeenIds()
         self.taken: list[str] = []
         self.in_hand: list[tuple[int, str]] = []
         self.place = 0  # in `order`, of the next that is to be handed out if it is not taken
-        self.inbound = Inbound(self.taken_ids, self._hand, self.up.append)
+        self.buffer = ReorderBuffer(self.taken_ids, self._hand, self.up.append)
         self.reconnect()
 
     # the broker
@@ -573,7 +573,7 @@ class Bus:
         self.peer += 1
         for stream in (self.dealer, self.sub, self.up):
             stream.clear()
-        self.inbound.begin(welcome(peer=self.peer, bcast=self.bcast))
+        self.buffer.begin(welcome(peer=self.peer, bcast=self.bcast))
         self._taken_back()
         self._attach()
 
@@ -631,17 +631,17 @@ class Bus:
     def hear_dealer(self) -> None:
         match self.dealer.popleft():
             case Deliver() as message:
-                self.inbound.deliver(message)
+                self.buffer.deliver(message)
             case verbs.Beat() as message:
-                self.inbound.beat(message)
+                self.buffer.beat(message)
             case verbs.Recall(generation, bcasts):
-                self.inbound.recall(bcasts)
+                self.buffer.recall(bcasts)
                 self._taken_back()
                 self._acknowledge()
                 self.up.append(verbs.Recalled(generation))
 
     def hear_sub(self) -> None:
-        self.inbound.broadcast(*self.sub.popleft())
+        self.buffer.broadcast(*self.sub.popleft())
 
     def _hand(self, batch: Batch, number: int) -> None:
         while self.order[self.place] in self.taken_ids:
@@ -660,11 +660,11 @@ class Bus:
         assert msg_id not in self.taken
         self.taken.append(msg_id)
         self.taken_ids.add(msg_id)
-        self.inbound.settle(number)
+        self.buffer.settle(number)
 
     def _acknowledge(self) -> None:
-        if self.inbound.ack_due:
-            self.up.append(self.inbound.ack())
+        if self.buffer.ack_due:
+            self.up.append(self.buffer.ack())
 
     # what happens
 
@@ -706,7 +706,7 @@ class Bus:
         self._calm()
 
     def _calm(self) -> None:
-        while self.up or self.dealer or self.sub or self.in_hand or self.inbound.ack_due:
+        while self.up or self.dealer or self.sub or self.in_hand or self.buffer.ack_due:
             for name in ("sub", "dealer", "take 0", "acknowledge", "hear"):
                 self.step(name)
 
@@ -723,7 +723,7 @@ def test_the_model_loses_and_mends():
     bus = Bus()
     for name in ("cast 0", "cast 0", "cast 0", "lose", "sub", "lose", "direct", "dealer"):
         bus.step(name)
-    assert bus.taken == [] and bus.inbound.held == 2
+    assert bus.taken == [] and bus.buffer.held == 2
     bus.settle_down()
     assert bus.taken == ["m1", "m2", "m3", "m4"] and not bus.items
 
@@ -737,7 +737,7 @@ def test_the_application_sees_the_mailboxs_order_and_each_message_once(steps):
     bus.settle_down()
     assert sorted(bus.taken) == sorted(bus.order)
     assert not bus.items  # and all of it is acknowledged
-    assert bus.inbound.held == bus.inbound.handed == 0
+    assert bus.buffer.held == bus.buffer.handed == 0
 
 
 # --- batches
@@ -745,26 +745,26 @@ def test_the_application_sees_the_mailboxs_order_and_each_message_once(steps):
 
 def test_a_run_is_handed_out_in_one_piece_and_acknowledged_in_parts(client):
     assert client.dealer(deliver(1, 4), deliver(5, 2)) == directs(1, 2, 3, 4, 5, 6)
-    assert client.sizes == [4, 2] and client.inbound.handed == 6
+    assert client.sizes == [4, 2] and client.buffer.handed == 6
     assert client.take(*directs(1, 2)) == verbs.Ack(2, ())
     assert client.take(*directs(4)) is None
     assert client.take(*directs(3)) == verbs.Ack(4, ())
     assert client.take(*directs(5, 6)) == verbs.Ack(6, ())
-    assert client.inbound.handed == 0 and not client.inbound._handed
+    assert client.buffer.handed == 0 and not client.buffer._handed
 
 
 def test_taken_as_one_it_is_acknowledged_as_one(client):
     client.dealer(deliver(3, 5))
     client.dealer(deliver(8))
-    client.inbound.settle(client.numbers["direct000003"], 5)
+    client.buffer.settle(client.numbers["direct000003"], 5)
     assert client.ack() == verbs.Ack(7, ())
-    client.inbound.settle(client.numbers["direct000008"], 1)
+    client.buffer.settle(client.numbers["direct000008"], 1)
     assert client.ack() == verbs.Ack(8, ())
 
 
 def test_a_run_that_follows_a_broadcast_waits_for_it(client):
     assert client.dealer(deliver(2, 3, after=11)) == []
-    assert client.inbound.held == 3
+    assert client.buffer.held == 3
     assert client.sub(broadcast(11)) == [*casts(11), *directs(2, 3, 4)]
     assert client.dealer(deliver(5, 2, after=11)) == directs(5, 6)
     assert client.sizes == [1, 3, 2]
@@ -775,7 +775,7 @@ def test_nothing_overtakes_what_is_held(client):
     client.sub(broadcast(12, prev=11))  # one is missing, and asked for
     assert client.dealer(deliver(3, 2)) == []
     client.dealer(deliver(5))
-    assert client.dealer(deliver(6, 1)) == [] and client.inbound.held == 5
+    assert client.dealer(deliver(6, 1)) == [] and client.buffer.held == 5
     assert client.dealer(deliver(1, bcast=11), beat(12)) == [*casts(11, 12), *directs(3, 4, 5, 6)]
 
 
@@ -798,41 +798,41 @@ def test_what_is_given_back_of_a_run_is_settled_by_its_new_numbers_only(client):
     client.dealer(deliver(1, 4))
     client.take(*directs(1))
     old = dict(client.numbers)
-    client.inbound.give_back()
+    client.buffer.give_back()
     assert client.dealer(deliver(2, 3)) == directs(2, 3, 4)
-    client.inbound.settle(old["direct000001"], 4)
-    assert client.ack() is None and client.inbound.handed == 3
+    client.buffer.settle(old["direct000001"], 4)
+    assert client.ack() is None and client.buffer.handed == 3
     assert client.take(*directs(2, 3, 4)) == verbs.Ack(4, ())
 
 
 def test_numbers_that_reach_beyond_what_was_given_settle_what_was(client):
     client.dealer(deliver(1, 3))
     first = client.numbers["direct000001"]
-    client.inbound.settle(first + 3, 5)
-    client.inbound.settle(first - 9, 3)
-    client.inbound.settle(first, 0)
-    assert client.ack() is None and client.inbound.handed == 3
-    client.inbound.settle(first - 2, 3)  # reaches one
+    client.buffer.settle(first + 3, 5)
+    client.buffer.settle(first - 9, 3)
+    client.buffer.settle(first, 0)
+    assert client.ack() is None and client.buffer.handed == 3
+    client.buffer.settle(first - 2, 3)  # reaches one
     assert client.ack() == verbs.Ack(1, ())
-    client.inbound.settle(first + 2, 100)
+    client.buffer.settle(first + 2, 100)
     assert client.ack() is None
     client.dealer(deliver(4, 2))  # of which nothing was said
-    client.inbound.settle(first + 1, 1)
-    assert client.ack() == verbs.Ack(3, ()) and client.inbound.handed == 2
+    client.buffer.settle(first + 1, 1)
+    assert client.ack() == verbs.Ack(3, ()) and client.buffer.handed == 2
 
 
 def test_what_is_settled_twice_is_not_kept(client):
     client.dealer(deliver(1, 5))
     first = client.numbers["direct000001"]
-    client.inbound.settle(first + 2)
-    client.inbound.settle(first, 5)
-    assert client.ack() == verbs.Ack(5, ()) and not client.inbound._taken_numbers
+    client.buffer.settle(first + 2)
+    client.buffer.settle(first, 5)
+    assert client.ack() == verbs.Ack(5, ()) and not client.buffer._taken_numbers
 
 
 @pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
 def test_what_is_no_run_is_passed_over(client, more):
     assert client.dealer(deliver(1, 2)._replace(**more)) == []
-    assert client.inbound.handed == client.inbound.held == 0 and client.sizes == []
+    assert client.buffer.handed == client.buffer.held == 0 and client.sizes == []
     assert client.dealer(deliver(1, 1)) == directs(1)
     assert client.take(*directs(1)) == verbs.Ack(1, ())
 
@@ -876,19 +876,19 @@ def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
             assert runner.dealer(beat(upto=bcast)) == client.dealer(beat(upto=bcast))
             lost = 0
         elif step == "settle":
-            first = runner.inbound._first + what[0]
-            runner.inbound.settle(first, what[1])
+            first = runner.buffer._first + what[0]
+            runner.buffer.settle(first, what[1])
             for number in range(first, first + what[1]):
-                client.inbound.settle(number)
+                client.buffer.settle(number)
         elif step == "back":
-            runner.inbound.give_back()
-            client.inbound.give_back()
+            runner.buffer.give_back()
+            client.buffer.give_back()
         elif step == "ack":
             assert runner.ack() == client.ack()
         assert runner.numbers == client.numbers and runner.asked == client.asked
-        assert (runner.inbound.handed, runner.inbound.held) == (client.inbound.handed, client.inbound.held)
-        assert runner.inbound._taken_numbers == client.inbound._taken_numbers
-        assert sum(several for _, _, several in runner.inbound._handed) == runner.inbound.handed
+        assert (runner.buffer.handed, runner.buffer.held) == (client.buffer.handed, client.buffer.held)
+        assert runner.buffer._taken_numbers == client.buffer._taken_numbers
+        assert sum(several for _, _, several in runner.buffer._handed) == runner.buffer.handed
     assert runner.ack() == client.ack()
 
 
@@ -897,13 +897,13 @@ def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
 
 def test_published_it_is_handed_out_in_one_piece_and_acknowledged_in_parts(client):
     assert client.sub(broadcast(11, 10, 4), broadcast(15, 14, 2)) == casts(11, 12, 13, 14, 15, 16)
-    assert client.sizes == [4, 2] and client.inbound.handed == 6
+    assert client.sizes == [4, 2] and client.buffer.handed == 6
     assert client.take(*casts(11, 12)) == verbs.Ack(0, (11, 12))
     assert client.take(*casts(14)) is None
     assert client.take(*casts(13)) == verbs.Ack(0, (13, 14))
-    client.inbound.settle(client.numbers["bcast0000015"], 2)
+    client.buffer.settle(client.numbers["bcast0000015"], 2)
     assert client.ack() == verbs.Ack(0, (15, 16))
-    assert client.inbound.handed == 0 and not client.inbound._handed
+    assert client.buffer.handed == 0 and not client.buffer._handed
 
 
 def test_a_run_of_another_broker_is_passed_over(client):
@@ -919,7 +919,7 @@ def test_a_run_that_matched_a_filter_and_is_for_another_channel_is_passed_over(c
 
 def test_a_run_tells_of_the_gap_before_it_and_follows_what_was_missing(client):
     assert client.sub(broadcast(12, 11, 3)) == []
-    assert client.asked == [(11,)] and client.inbound.held == 3
+    assert client.asked == [(11,)] and client.buffer.held == 3
     assert client.sub(broadcast(15, 14, 2)) == []
     assert client.asked == [(11,)]
     assert client.dealer(deliver(1, bcast=11)) == casts(11, 12, 13, 14, 15, 16)
@@ -986,7 +986,7 @@ def test_it_does_not_pass_what_is_held(client):
 def test_a_run_that_is_not_for_it(client, other, channel):
     """Of the second, one is from before the lease, and one is at its beginning."""
     assert client.sub(broadcast(**{"bcast": 12, "prev": 11, "count": 2} | other), channel=channel) == []
-    assert client.asked == [] and client.inbound.handed == client.inbound.held == 0
+    assert client.asked == [] and client.buffer.handed == client.buffer.held == 0
 
 
 def test_of_a_run_over_the_beginning_of_the_lease_the_later_ones_are_for_it(client):
@@ -1010,7 +1010,7 @@ def test_those_of_a_published_run_that_were_taken_before_are_not_handed_out(clie
 @pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
 def test_what_is_no_run_of_broadcasts_is_passed_over(client, more):
     assert client.sub(broadcast(11, 0, 2)._replace(**more)) == []
-    assert client.inbound.handed == client.inbound.held == 0 and client.sizes == []
+    assert client.buffer.handed == client.buffer.held == 0 and client.sizes == []
     assert client.sub(broadcast(11, 10, 1)) == casts(11) and client.asked == []
 
 
@@ -1018,7 +1018,7 @@ def test_the_oldest_numbers_of_runs_are_forgotten_too(client, monkeypatch):
     monkeypatch.setattr(interval_set, "REMEMBERED", 5)
     for bcast in range(11, 41, 3):
         client.sub(broadcast(bcast, bcast - 1, 3))
-    assert [number for number in range(60) if number in client.inbound._seen] == [36, 37, 38, 39, 40]
+    assert [number for number in range(60) if number in client.buffer._seen] == [36, 37, 38, 39, 40]
 
 
 CHANNELS = ((Scope.ALL, ""), (Scope.TOPIC, "deploys"))
@@ -1071,26 +1071,26 @@ def test_broadcasts_in_runs_or_one_by_one_the_same_is_handed_out_asked_for_and_a
             runner.taken_ids.add(f"bcast{bcast + what:07d}")
             client.taken_ids.add(f"bcast{bcast + what:07d}")
         elif step == "settle":
-            number = runner.inbound._first + what[0]
-            runner.inbound.settle(number, what[1])
+            number = runner.buffer._first + what[0]
+            runner.buffer.settle(number, what[1])
             for one_of_them in range(number, number + what[1]):
-                client.inbound.settle(one_of_them)
+                client.buffer.settle(one_of_them)
         elif step == "recall":
             for either in (runner, client):
-                either.inbound.recall([bcast - one for one in what])
+                either.buffer.recall([bcast - one for one in what])
         elif step == "back":
-            runner.inbound.give_back()
-            client.inbound.give_back()
+            runner.buffer.give_back()
+            client.buffer.give_back()
         elif step == "begin":
             epoch, since = f"{epoch}+", bcast
             for either in (runner, client):
-                either.inbound.begin(welcome(epoch=epoch, bcast=since))
+                either.buffer.begin(welcome(epoch=epoch, bcast=since))
         elif step == "ack":
             assert runner.ack() == client.ack()
         assert runner.numbers == client.numbers and runner.asked == client.asked
-        assert (runner.inbound.handed, runner.inbound.held) == (client.inbound.handed, client.inbound.held)
-        assert runner.inbound._seen == client.inbound._seen
-        assert runner.inbound._last_on == client.inbound._last_on
-        assert runner.inbound._taken_numbers == client.inbound._taken_numbers
-        assert sum(several for _, _, several in runner.inbound._handed) == runner.inbound.handed
+        assert (runner.buffer.handed, runner.buffer.held) == (client.buffer.handed, client.buffer.held)
+        assert runner.buffer._seen == client.buffer._seen
+        assert runner.buffer._last_on == client.buffer._last_on
+        assert runner.buffer._taken_numbers == client.buffer._taken_numbers
+        assert sum(several for _, _, several in runner.buffer._handed) == runner.buffer.handed
     assert runner.ack() == client.ack()

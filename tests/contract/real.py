@@ -18,7 +18,7 @@ import zmqbus
 from tests.contract.worlds import Carrier, Member, World
 from zmqbus.client import core, launch
 from zmqbus.client import transport as transport_module
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.client.transport import Transport
 from zmqbus.journal import reader
 from zmqbus.journal.record import Record, decode_record
@@ -95,7 +95,7 @@ class _Transport(Transport):
 class RealMember(Member):
     """A `Transport` as a `Member`."""
 
-    def __init__(self, world: RealWorld, persona: core.Persona, taken: TakenIds) -> None:
+    def __init__(self, world: RealWorld, persona: core.Persona, taken: SeenIds) -> None:
         client = core.ClientCore(persona, zmqbus.__version__, taken)
         super().__init__(world, client, taken)
         self._world = world
@@ -111,16 +111,16 @@ class RealMember(Member):
                     self.history += effect.messages()
                 case core.TakeBack():
                     self.handed.clear()
-                case core.Answer(msg_ids, outcome):
+                case core.Confirmed(msg_ids, outcome):
                     for msg_id in msg_ids:
                         assert msg_id not in self.answers, f"{msg_id} was answered twice"
                         self.answers[msg_id] = outcome
                 case core.Response(ref, envelope):
                     self.responses[ref] = envelope
-                case core.Answered(msg_id, result):
+                case core.Resolved(msg_id, result):
                     assert msg_id not in self.results, f"{msg_id} was answered twice"
                     self.results[msg_id] = result
-                case core.Do(work):
+                case core.StartWork(work):
                     assert work.msg_id not in self.works, f"{work.msg_id} was handed out twice"
                     self.works[work.msg_id] = work
                     self.done.append(work.msg_id)
@@ -197,7 +197,7 @@ class RealWorld(World):
         self._closing = False
         self._launch(settings)
 
-    def _make(self, persona: core.Persona, taken: TakenIds) -> Member:
+    def _make(self, persona: core.Persona, taken: SeenIds) -> Member:
         # A topic of its own, for `attach`.
         if persona.role in (Role.LISTENER, Role.PROGRAM):
             persona = persona._replace(topics=(*persona.topics, f"probe-{persona.pid}"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.contract.worlds import Carrier, Member, World
 from zmqbus.client import core
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.journal.record import Record, decode_record
 from zmqbus.testing import SimClient, SimNet
 from zmqbus.testing.simnet import Death
@@ -80,7 +80,7 @@ class SimWorld(World):
         self.net = SimNet()
         self._stalled = False
 
-    def _make(self, persona: core.Persona, taken: TakenIds) -> Member:
+    def _make(self, persona: core.Persona, taken: SeenIds) -> Member:
         client = SimClient(self.net, persona, taken)
         self.net.clients.append(client)
         member = SimMember(self, client)

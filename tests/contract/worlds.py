@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 
 from zmqbus.broker.delivery import BUSY_AFTER_S
 from zmqbus.client import core
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal.record import Record
 from zmqbus.testing import session_id_of
@@ -55,7 +55,7 @@ def _gist(fate: Fate | None, expected: Fate) -> Fate | None:
 class Member(ABC):
     """A client in a `World`, with everything that its application has received."""
 
-    def __init__(self, world: World, client: core.ClientCore, taken: TakenIds) -> None:
+    def __init__(self, world: World, client: core.ClientCore, taken: SeenIds) -> None:
         self.world = world
         self.core = client
         self.shown = taken  #: ids taken by the processes of this session
@@ -317,7 +317,7 @@ class World(ABC):
         self.members: list[Member] = []
         self.new_id = verbs.IdMaker()
         self._pids = iter(range(1000, 10_000))
-        self._shown: dict[str, TakenIds] = {}
+        self._shown: dict[str, SeenIds] = {}
 
     # --- who is there
 
@@ -354,7 +354,7 @@ class World(ABC):
 
     def _enter(self, persona: core.Persona) -> Member:
         own = persona.session_id
-        member = self._make(persona, self._shown.setdefault(own, TakenIds()) if own else TakenIds())
+        member = self._make(persona, self._shown.setdefault(own, SeenIds()) if own else SeenIds())
         self.members.append(member)
         self.until(lambda: member.ready or member.closed)
         welcome = member.core.welcome
@@ -363,7 +363,7 @@ class World(ABC):
         return member
 
     @abstractmethod
-    def _make(self, persona: core.Persona, taken: TakenIds) -> Member: ...
+    def _make(self, persona: core.Persona, taken: SeenIds) -> Member: ...
 
     @abstractmethod
     def attach(self, *members: Member) -> None:

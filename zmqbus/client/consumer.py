@@ -277,7 +277,7 @@ class Consumer:
                 match effect:
                     case core.Hand():
                         arrived |= self._hand(effect)
-                    case core.Do(work):
+                    case core.StartWork(work):
                         self._work.append(work)
                         arrived = True
                     case core.TakeBack():

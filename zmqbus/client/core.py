@@ -1,4 +1,4 @@
-"""What a client decides. No sockets, no clock: `handle(now_s, event)` returns effects.
+"""The state machine of a client: `handle(now_s, event)` returns effects. Pure: no sockets, no clock.
 
 Theory of operation
 ===================
@@ -9,16 +9,16 @@ The machine of a connection:
        ▲               │                    │
        └────down───────┴────────────────────┘            any ──DISPLACED, DISCONNECTED, HELLO refused──▶ CLOSED
 
-*Out.* A message is kept until its sender has been told what became of it, and sent again with every HELLO; its id makes
-that harmless. Neighbours that are alike are said as one (`gathering`), and again each by itself. HELLO and what waits
-go in one wire message, so a command that says one thing needs one round trip.
+*Sending.* A message is kept until its outcome is reported, and sent again after every HELLO; its id makes that
+harmless. Neighbours that differ only in id and body share one SEND (`coalesce`); repeats go alone. HELLO and all that
+waits go in one ZeroMQ message, so a command that sends one thing needs one round trip.
 
-*In.* Messages are handed out in the mailbox's order, which `Inbound` makes of the two ways on which they come; the
-application says which it has taken, and the broker is told, once for many. The ids of what was taken are remembered
-(`TakenIds`), for as long as whoever made that lets it, so that nothing that comes again is handed out again.
+*Receiving.* Messages are handed out in the mailbox's order, which `ReorderBuffer` restores from the two sockets. The
+application reports which ones it has taken, and the broker gets one acknowledgement for many. `SeenIds` remembers the
+ids of taken messages, so that none of them is handed out twice.
 
-*Work.* Requests to a group are kept until they are answered, and said again with every HELLO, as messages are; and what
-a worker has in hand is named there. `work` has both.
+*Groups.* Requests are kept until they are answered, and sent again after every HELLO, as messages are; a HELLO also
+names the requests that a worker has in hand. Both are in `requests`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from operator import attrgetter
 from zmqbus import errors
 from zmqbus.client.coalesce import batches_of
 from zmqbus.client.events import (
-    Answer,
-    Answered,
     Assignment,
     Batch,
     Closed,
-    Do,
+    Confirmed,
     Down,
     Effect,
     Event,
@@ -45,9 +43,11 @@ from zmqbus.client.events import (
     Published,
     Received,
     Renamed,
+    Resolved,
     Response,
     Retune,
     Spool,
+    StartWork,
     Subscribe,
     TakeBack,
     Tick,
@@ -58,21 +58,19 @@ from zmqbus.client.events import (
     Welcomed,
     Withdrawn,
 )
-from zmqbus.client.reorder import Inbound
-from zmqbus.client.requests import Asked, Hands
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.reorder import ReorderBuffer
+from zmqbus.client.requests import OpenRequests, WorkInHand
+from zmqbus.client.seen import SeenIds
 from zmqbus.settings import shown_path
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Role, Scope
 
-__all__ = [  # of `events`, for the users of this module
-    "Answer",
-    "Answered",
+__all__ = [  # of `events`, for this module's users
     "Assignment",
     "Batch",
     "Closed",
-    "Do",
+    "Confirmed",
     "Down",
     "Effect",
     "Event",
@@ -82,9 +80,11 @@ __all__ = [  # of `events`, for the users of this module
     "Published",
     "Received",
     "Renamed",
+    "Resolved",
     "Response",
     "Retune",
     "Spool",
+    "StartWork",
     "Subscribe",
     "TakeBack",
     "Tick",
@@ -96,16 +96,17 @@ __all__ = [  # of `events`, for the users of this module
     "Withdrawn",
 ]
 
-#: Messages that a client has on the way and not confirmed. The broker remembers ids for at least as many of each.
+#: Unconfirmed messages of a client. The broker's dedup window holds at least as many ids of each sender.
 WINDOW_MESSAGES = 1_000
-#: Bytes of their bodies: two of the largest may be under way.
+#: Bytes of their bodies: two of the largest.
 WINDOW_BYTES = 2 * verbs.MAX_BODY_BYTES
-#: Without traffic for so long, a ping. After 12 s the broker counts it as busy (`broker.core.SILENCE_S`).
+#: Seconds without sending before a PING. After 12 s of silence the broker counts the client as busy
+#: (`broker.core.SILENCE_S`).
 PING_S = 4.0
 
 
 class Phase(Enum):
-    """Where the machine is."""
+    """Phase of the connection. CLOSED is final."""
 
     OFFLINE = "offline"
     GREETING = "greeting"
@@ -113,8 +114,17 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+#: Legal changes of phase. READY follows OFFLINE when a WELCOME that came before a loss is read after it.
+TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
+    Phase.OFFLINE: (Phase.OFFLINE, Phase.GREETING, Phase.READY, Phase.CLOSED),
+    Phase.GREETING: (Phase.GREETING, Phase.READY, Phase.OFFLINE, Phase.CLOSED),
+    Phase.READY: (Phase.READY, Phase.GREETING, Phase.OFFLINE, Phase.CLOSED),
+    Phase.CLOSED: (Phase.CLOSED,),
+}
+
+
 class Persona(NamedTuple):
-    """Who a client is: what HELLO says."""
+    """The identity of a client, as HELLO carries it."""
 
     role: Role
     session_id: str | None = None
@@ -127,7 +137,7 @@ class Persona(NamedTuple):
     owner: str = ""
     topics: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    named: bool = True  #: somebody chose the name; else the session is forgotten with its process
+    named: bool = True  #: the name was chosen; otherwise the session is forgotten with its process
 
 
 class Displaced(errors.BrokerError):
@@ -140,7 +150,7 @@ _TARGET = attrgetter("target")
 
 
 def _is_for_a_file(batch: verbs.Send) -> bool:
-    """Whether its body is put down in a file. What was said before goes along: the broker may know it."""
+    """Returns whether the body goes into a spool file. Not that of a repeat: the broker may know it already."""
     # guards: retransmission [and not batch.again =>]
     return len(batch.bodies[0]) > verbs.SPILL_BYTES and not batch.again
 
@@ -148,40 +158,40 @@ def _is_for_a_file(batch: verbs.Send) -> bool:
 class ClientCore:
     """One connection to the broker, without its sockets. Not thread-safe."""
 
-    def __init__(self, persona: Persona, release: str, taken: TakenIds | None = None) -> None:
-        """`taken`: what the application has taken before, where that is remembered for longer than this core lives."""
+    def __init__(self, persona: Persona, release: str, taken: SeenIds | None = None) -> None:
+        """`taken`: the messages that were taken before, if that is remembered for longer than this core lives."""
         self.persona = persona
         self.phase = Phase.OFFLINE
         self.welcome: verbs.Welcome | None = None
         self._version = release
         self._out: list[Effect] = []
         self._unconfirmed: dict[str, Outgoing] = {}
-        self._unsaid: set[str] = set()  # those of them that were never transmitted, over no connection
+        self._unsent: set[str] = set()  # those of them that were never sent, over any connection
         self._unconfirmed_bytes = 0
-        self.spools = False  #: whoever acts for it can put bodies down in a file (`Spool`)
-        self._spooled: set[str] = set()  # messages whose bodies are in one
+        self.spools = False  #: the shell can write bodies into a spool file (`Spool`)
+        self._spooled: set[str] = set()  # messages whose bodies are in a spool file
         self._awaited: dict[str, None] = {}
         self._requests: dict[str, verbs.Envelope] = {}
-        self._spoke_s = 0.0
-        self._taken_ids = TakenIds() if taken is None else taken
-        self._inbound = Inbound(self._taken_ids, self._hand, self._transmit)
-        self._asked = Asked(self._transmit)
-        self._hands = Hands(self._transmit)
+        self._sent_s = 0.0
+        self._taken_ids = SeenIds() if taken is None else taken
+        self._reorder = ReorderBuffer(self._taken_ids, self._hand, self._transmit)
+        self._open = OpenRequests(self._transmit)
+        self._in_hand = WorkInHand(self._transmit)
 
     def __repr__(self) -> str:
         return (
             f"<ClientCore {self.persona.name or 'nobody'} {self.phase.value}: {len(self._unconfirmed)} unconfirmed, "
-            f"{self._inbound.handed} handed out, {self._inbound.held} held, {self._asked!r}, {self._hands!r}>"
+            f"{self._reorder.handed} handed out, {self._reorder.held} held, {self._open!r}, {self._in_hand!r}>"
         )
 
-    # --- what the application says
+    # --- calls of the application
 
     def send(self, message: Outgoing) -> list[Effect]:
-        """Sends a message, and keeps it until an `Answer` for it."""
+        """Sends a message, and keeps it until a `Confirmed` for it."""
         return self.send_all((message,))
 
     def send_all(self, messages: Iterable[Outgoing]) -> list[Effect]:
-        """Sends messages, in this order, and keeps each until an `Answer` for it. `room` says how many there may be."""
+        """Sends messages, in this order, and keeps each until a `Confirmed` for it. `room` limits how many."""
         new = {message.msg_id: message for message in messages}
         self._refuse_unfit(new)  # guards: message limits
         self._unconfirmed.update(new)
@@ -189,7 +199,7 @@ class ClientCore:
         if self._greeted:
             self._send(new.values())
         else:
-            self._unsaid.update(new)
+            self._unsent.update(new)
         return self._flush()
 
     def _send(self, messages: Iterable[Outgoing]) -> None:
@@ -203,8 +213,8 @@ class ClientCore:
                 self._out.append(Transmit(batch))
 
     def _refuse_unfit(self, new: dict[str, Outgoing]) -> None:
-        """Takes out what must not be said, and answers it. The broker, or libzmq, would refuse all that goes with it,
-        at every HELLO; and here alone it is known which one it is."""
+        """Removes messages that must not be sent, and reports their errors. The broker, or libzmq, would refuse
+        everything in the same ZeroMQ message, at every HELLO; and only here it is known which message is at fault."""
         for target in set(map(_TARGET, new.values())):
             try:
                 verbs.check_target(target)
@@ -219,60 +229,61 @@ class ClientCore:
     def _answer_unfit(self, new: dict[str, Outgoing], unfit: list[Outgoing], error: errors.ZmqbusError) -> None:
         for message in unfit:
             del new[message.msg_id]
-        self._out.append(Answer(tuple(message.msg_id for message in unfit), error))
+        self._out.append(Confirmed(tuple(message.msg_id for message in unfit), error))
 
     def await_answer(self, msg_id: str) -> list[Effect]:
-        """The answer to this message comes here, and not to the session's mailbox. To be said before it is sent."""
+        """Directs the answer to this message to this connection, not to the session's mailbox. Call before sending."""
         self._awaited[msg_id] = None
         if self._greeted:
             self._transmit(verbs.Await(msg_id))
         return self._flush()
 
     def unawait(self, msg_ids: Iterable[str]) -> list[Effect]:
-        """The answers to these messages are awaited here no longer; what still comes goes to the session's mailbox."""
+        """Stops awaiting the answers to these messages; late ones go to the session's mailbox."""
         dropped = tuple(msg_id for msg_id in msg_ids if self._awaited.pop(msg_id, self) is None)
         if dropped and self._greeted:
             self._transmit(verbs.Unawait(dropped))
         return self._flush()
 
     def ask(self, request: verbs.Request) -> list[Effect]:
-        """Asks a group for something, and keeps the request until an `Answered` for it, or until it is withdrawn.
-        `may_ask` says whether there is room for it."""
+        """Sends a request to a group, and keeps it until a `Resolved` for it, or until it is withdrawn. Call only if
+        `may_ask`."""
         try:
             verbs.check_fields(request)
         except errors.ZmqbusError as error:
-            self._out.append(Answered(request.msg_id, error))
+            self._out.append(Resolved(request.msg_id, error))
             return self._flush()
-        self._asked.add(request, say=self._greeted)
+        self._open.add(request, say=self._greeted)
         return self._flush()
 
     def withdraw(self, msg_ids: Iterable[str]) -> list[Effect]:
-        """The answers to these requests are not wanted any more: no `Answered` will come for them."""
-        self._asked.withdraw(msg_ids, say=self._greeted)
+        """Withdraws requests: no `Resolved` will come for them."""
+        self._open.withdraw(msg_ids, say=self._greeted)
         return self._flush()
 
     def offer(self, credit: int) -> list[Effect]:
-        """Works for the session's groups, with up to `credit` unanswered requests at a time (0: takes no more); each
-        comes as a `Do`, and is answered with `answer`."""
-        self._hands.offer(credit, say=self._greeted)
+        """Offers to work for the session's groups, with up to `credit` unanswered requests at a time (0: no more). Each
+        comes as a `StartWork`; answer it with `answer`."""
+        self._in_hand.offer(credit, say=self._greeted)
         return self._flush()
 
     def answer(self, msg_id: str, fmt: int, body: bytes) -> list[Effect]:
-        """Answers a request that a `Do` has brought. Nothing happens if it was withdrawn, or is answered already."""
-        self._hands.answer(verbs.Answer(msg_id, fmt, body), say=self._greeted)
+        """Answers the request of a `StartWork`. Does nothing if that was withdrawn, or is answered already."""
+        self._in_hand.answer(verbs.Answer(msg_id, fmt, body), say=self._greeted)
         return self._flush()
 
     def give_back(self) -> list[Effect]:
-        """Works no more, and does not answer what it has in hand: other workers may have that.
+        """Stops working, and leaves the requests in hand to other workers.
 
-        No verb says so. A worker that says HELLO names what it has in hand; this one says it again, and names nothing.
+        There is no verb for that. A worker's HELLO names the requests that it has in hand; this sends another HELLO
+        that names none.
         """
-        if self._hands.give_back() and self._greeted:
+        if self._in_hand.give_back() and self._greeted:
             self._greet()
         return self._flush()
 
     def request(self, request: verbs.Envelope) -> list[Effect]:
-        """Asks the broker for something; a `Response` with its ref follows."""
+        """Sends a request to the broker; a `Response` with its ref follows."""
         try:
             verbs.check_fields(request)
         except errors.ZmqbusError as error:
@@ -285,67 +296,67 @@ class ClientCore:
 
     @property
     def _greeted(self) -> bool:
-        """Whether what is said now comes behind a HELLO. WELCOME need not be here yet: the broker takes it in order."""
+        """Whether a HELLO was sent on this connection. WELCOME need not be here yet: the broker reads in order."""
         return self.phase in (Phase.GREETING, Phase.READY)
 
     @property
     def may_send(self) -> bool:
-        """Whether another message fits what may be unconfirmed. More is an error of the caller's, and memory."""
+        """Whether another message fits into the window of unconfirmed ones."""
         return len(self._unconfirmed) < WINDOW_MESSAGES and self._unconfirmed_bytes <= WINDOW_BYTES
 
     @property
     def room(self) -> tuple[int, int]:
-        """How many more messages may be unconfirmed, and how many bytes of their bodies; the last may go over that."""
+        """How many more messages fit into the window, and how many bytes of bodies; the last one may exceed that."""
         return WINDOW_MESSAGES - len(self._unconfirmed), WINDOW_BYTES - self._unconfirmed_bytes
 
     @property
     def may_ask(self) -> bool:
-        """Whether another request fits what may be unanswered. The broker refuses more than 1,000."""
-        return self._asked.count < WINDOW_MESSAGES and self._asked.size_bytes <= WINDOW_BYTES
+        """Whether another request to a group fits into the window. The broker refuses more than 1,000."""
+        return self._open.count < WINDOW_MESSAGES and self._open.size_bytes <= WINDOW_BYTES
 
     @property
     def asked(self) -> int:
-        """Requests that are not answered."""
-        return self._asked.count
+        """Number of unanswered requests."""
+        return self._open.count
 
     @property
     def in_hand(self) -> int:
-        """Requests that the application has been given to work on, and has not answered."""
-        return self._hands.count
+        """Number of requests that this worker has in hand."""
+        return self._in_hand.count
 
     @property
     def unconfirmed(self) -> int:
-        """Messages whose fate is open."""
+        """Number of messages without an outcome."""
         return len(self._unconfirmed)
 
     def taken(self, ticket: Ticket) -> None:
-        """The application has taken these messages. `acknowledge` tells the broker, once for many."""
+        """Notes that the application has taken these messages. `acknowledge` tells the broker, once for many."""
         self._taken_ids.add_all(ticket.msg_ids)  # guards: client dedup
         if ticket.reply_to is not None:
             self._awaited.pop(ticket.reply_to, None)
         if self.welcome is not None and ticket.lease == self.welcome.lease:
-            self._inbound.settle(ticket.number, len(ticket.msg_ids))
+            self._reorder.settle(ticket.number, len(ticket.msg_ids))
 
     def acknowledge(self) -> list[Effect]:
-        """The acknowledgement of all that was taken since the last one."""
+        """Acknowledges to the broker all messages that were taken since the last time."""
         self._acknowledge()
         return self._flush()
 
     def _acknowledge(self) -> None:
-        if self._inbound.ack_due and self.phase is Phase.READY:
-            self._transmit(self._inbound.ack())
+        if self._reorder.ack_due and self.phase is Phase.READY:
+            self._transmit(self._reorder.ack())
 
     def bye(self) -> list[Effect]:
-        """Leaves in good order."""
+        """Says BYE, and closes."""
         if self.phase in (Phase.READY, Phase.GREETING):
             self._transmit(verbs.Bye())
-        self.phase = Phase.CLOSED
+        self._enter(Phase.CLOSED)
         return self._flush()
 
-    # --- what happens
+    # --- events
 
     def handle(self, now_s: float, event: Event) -> list[Effect]:
-        """What is to be done about an event, in order."""
+        """Returns the effects of an event, in order."""
         before = self.phase
         if before is Phase.CLOSED:
             return []
@@ -358,36 +369,36 @@ class ClientCore:
             case Published(channel, envelopes):
                 for envelope in envelopes:
                     if isinstance(envelope, verbs.Broadcast):
-                        # Without a lease it does not know whether it is for it, and where its place is: behind what
-                        # waits in the mailbox, perhaps. It comes from there.
+                        # Before WELCOME its place is unknown: perhaps behind messages in the mailbox, from where it
+                        # will come, too.
                         # guards: reordering [self.phase is Phase.READY => self.phase is not Phase.OFFLINE]
                         if self.phase is Phase.READY:
-                            self._inbound.broadcast(channel, envelope)
+                            self._reorder.broadcast(channel, envelope)
                     elif channel == verbs.name_channel(self.persona.name or "") and envelope.__class__ in _TABLE:
                         _TABLE[envelope.__class__](self, envelope)
             case Up():
                 self._greet()
             case Down():
-                self.phase = Phase.OFFLINE
+                self._enter(Phase.OFFLINE)
             case Tick():
                 self._tick(now_s)
-        # What came a second time is acknowledged here: the application hears nothing of it, and may be silent for long.
+        # Messages that came a second time are acknowledged here: the application does not see them.
         self._acknowledge()
         for effect in self._out:
             if effect.__class__ is Transmit:
-                self._spoke_s = now_s
+                self._sent_s = now_s
                 break
         return self._flush()
 
     def next_tick_s(self, now_s: float) -> float:
-        """Seconds until `Tick` is wanted."""
-        return max(0.0, self._spoke_s + PING_S - now_s)
+        """Returns the seconds until the next `Tick`."""
+        return max(0.0, self._sent_s + PING_S - now_s)
 
     def _tick(self, now_s: float) -> None:
-        if self.phase is Phase.READY and self.welcome is not None and now_s - self._spoke_s >= PING_S:
+        if self.phase is Phase.READY and self.welcome is not None and now_s - self._sent_s >= PING_S:
             self._transmit(verbs.Ping(self.welcome.lease, self.persona.name or ""))
-        elif now_s - self._spoke_s >= PING_S:
-            self._spoke_s = now_s
+        elif now_s - self._sent_s >= PING_S:
+            self._sent_s = now_s
 
     # --- connection
 
@@ -413,42 +424,43 @@ class ClientCore:
         try:
             verbs.check_fields(hello)
         except errors.ZmqbusError as error:
-            self.phase = Phase.CLOSED
+            self._enter(Phase.CLOSED)
             self._out.append(Closed(error))
             return
-        self.phase = Phase.GREETING
+        self._enter(Phase.GREETING)
         self._transmit(hello)
-        # In one wire message with HELLO: one round trip for a command that has one thing to say.
+        # In one ZeroMQ message with HELLO: one round trip for a command that sends one message.
         for msg_id in self._awaited:
             self._transmit(verbs.Await(msg_id))
         self._send(  # guards: retransmission
-            # guards: retransmission [if message.msg_id in self._unsaid else message._replace(again=True) =>]
-            message if message.msg_id in self._unsaid else message._replace(again=True)
+            # guards: retransmission [if message.msg_id in self._unsent else message._replace(again=True) =>]
+            message if message.msg_id in self._unsent else message._replace(again=True)
             for message in self._unconfirmed.values()
         )
-        self._unsaid.clear()
+        self._unsent.clear()
         for request in self._requests.values():
             self._transmit(request)
-        self._asked.repeat()
-        self._hands.repeat()
+        self._open.repeat()
+        self._in_hand.repeat()
 
     def _expired(self, _: verbs.Expired) -> None:
-        # While greeting, it answers something older than the HELLO that is under way.
+        # In GREETING it answers an envelope older than the HELLO under way.
         if self.phase is Phase.READY:
             self._greet()
 
     def _welcome(self, welcome: verbs.Welcome) -> None:
         self.welcome = welcome
         self.persona = self.persona._replace(name=welcome.name or self.persona.name)
-        self.phase = Phase.READY
-        self._inbound.begin(welcome)
+        self._enter(Phase.READY)
+        self._reorder.begin(welcome)
         self._out.append(TakeBack())
         if self.persona.role in (Role.LISTENER, Role.PROGRAM):
             self._out.append(Subscribe(welcome.pub_port, self._channels(welcome)))
         self._out.append(Welcomed(welcome))
 
     def _channels(self, welcome: verbs.Welcome) -> tuple[bytes, ...]:
-        """What the session follows. The mark comes last: the broker sees it when all the others are in force."""
+        """Returns the channels to subscribe to. The presence channel is last: when the broker sees that subscription,
+        all the others are in force."""
         return (
             verbs.EVERYONE,
             verbs.channel(Scope.PROJECT, self.persona.project),
@@ -460,15 +472,15 @@ class ClientCore:
     def _refused(self, refused: verbs.Refused) -> None:
         error = errors.from_code(refused.code, refused.text)
         if refused.ref == "hello":
-            self.phase = Phase.CLOSED
+            self._enter(Phase.CLOSED)
             self._out.append(Closed(error))
         elif refused.ref in self._unconfirmed:
             self._confirm((refused.ref,), error)
         elif refused.ref in self._requests:
             del self._requests[refused.ref]
             self._out.append(Response(refused.ref, error))
-        elif self._asked.pop(refused.ref):
-            self._out.append(Answered(refused.ref, error))
+        elif self._open.pop(refused.ref):
+            self._out.append(Resolved(refused.ref, error))
 
     def _probe(self, _: verbs.Probe) -> None:
         if self.phase is Phase.READY and self.welcome is not None:
@@ -476,11 +488,11 @@ class ClientCore:
 
     def _displaced(self, displaced: verbs.Displaced) -> None:
         if displaced.by_pid != self.persona.pid:
-            self.phase = Phase.CLOSED
+            self._enter(Phase.CLOSED)
             self._out.append(Closed(Displaced(f"process {displaced.by_pid} has taken this session over")))
 
     def _disconnected(self, _: verbs.Disconnected) -> None:
-        self.phase = Phase.CLOSED
+        self._enter(Phase.CLOSED)
         self._out.append(Closed(None))
 
     def _renamed(self, renamed: verbs.Renamed) -> None:
@@ -490,7 +502,7 @@ class ClientCore:
             self._out.append(Retune(verbs.name_channel(old), verbs.name_channel(renamed.name)))
             self._out.append(Renamed(renamed.name))
 
-    # --- what became of what was sent
+    # --- outcomes
 
     def _receipt(self, receipt: verbs.Receipt) -> None:
         self._confirm(receipt.msg_ids, receipt)
@@ -505,60 +517,60 @@ class ClientCore:
             if message is not None:
                 self._unconfirmed_bytes -= len(message.body)
                 ended.append(msg_id)
-        if self._unsaid:
-            self._unsaid.difference_update(ended)
+        if self._unsent:
+            self._unsent.difference_update(ended)
         if self._spooled:
             done = self._spooled.intersection(ended)
             if done:
                 self._spooled -= done
                 self._out.append(Unspool(tuple(done)))
         if ended:
-            self._out.append(Answer(tuple(ended), outcome))
+            self._out.append(Confirmed(tuple(ended), outcome))
 
     def _response(self, envelope: verbs.Sessions | verbs.Done | verbs.Health | verbs.Fetched) -> None:
         if isinstance(envelope, verbs.Fetched):
-            self._inbound.give_back()  # what was only looked at
+            self._reorder.give_back()  # messages that were only peeked at
         request = self._requests.pop(envelope.ref, None)
         if request is not None:
             self._out.append(Response(envelope.ref, envelope))
         own = isinstance(request, verbs.Forget) and request.session_id == self.persona.session_id
         if own and self.persona.role in (Role.LISTENER, Role.PROGRAM):
-            # Whatever it said from here on would be answered by EXPIRED, and the next HELLO bring the session back.
-            self.phase = Phase.CLOSED
+            # Any further envelope would be answered by EXPIRED, and the HELLO after that would bring the session back.
+            self._enter(Phase.CLOSED)
             self._out.append(Closed(None))
 
     # --- work
 
     def _result(self, result: verbs.Result) -> None:
-        if self._asked.pop(result.msg_id):
-            self._out.append(Answered(result.msg_id, result))
+        if self._open.pop(result.msg_id):
+            self._out.append(Resolved(result.msg_id, result))
 
     def _work(self, work: verbs.Work) -> None:
-        # Before WELCOME it is the broker's word to a connection that has ended since: it knows what HELLO named.
+        # Before WELCOME it was sent to an earlier connection: the broker knows the requests that HELLO names.
         # guards: worker [self.phase is Phase.READY and =>]
-        if self.phase is Phase.READY and self._hands.take(work.msg_id):
-            self._out.append(Do(work))
+        if self.phase is Phase.READY and self._in_hand.take(work.msg_id):
+            self._out.append(StartWork(work))
 
     def _withdrawn(self, withdrawn: verbs.Withdrawn) -> None:
-        dropped = self._hands.drop(withdrawn.msg_ids)
+        dropped = self._in_hand.drop(withdrawn.msg_ids)
         if dropped:
             self._out.append(Withdrawn(dropped))
 
     def _assignment(self, assignment: verbs.Assignment) -> None:
-        if assignment.msg_id in self._asked:
+        if assignment.msg_id in self._open:
             self._out.append(Assignment(assignment.msg_id, assignment.has_worker))
 
     # --- messages
 
     def _deliver(self, batch: verbs.Deliver) -> None:
-        self._inbound.deliver(batch)
+        self._reorder.deliver(batch)
 
     def _beat(self, beat: verbs.Beat) -> None:
-        self._inbound.beat(beat)
+        self._reorder.beat(beat)
 
     def _recall(self, recall: verbs.Recall) -> None:
-        # Everything taken so far is acknowledged before the answer, and everything else is the mailbox's again.
-        self._inbound.recall(recall.bcasts)
+        # All taken messages are acknowledged before RECALLED; all others go back to the mailbox.
+        self._reorder.recall(recall.bcasts)
         self._out.append(TakeBack())
         self._acknowledge()
         self._transmit(verbs.Recalled(recall.generation))
@@ -567,7 +579,11 @@ class ClientCore:
         assert self.welcome is not None
         self._out.append(Hand(Ticket(self.welcome.lease, number, batch.msg_ids, batch.header.reply_to), batch))
 
-    # --- plumbing
+    # --- helpers
+
+    def _enter(self, phase: Phase) -> None:
+        assert phase in TRANSITIONS[self.phase], f"{self.phase} to {phase}"
+        self.phase = phase
 
     def _transmit(self, envelope: verbs.Envelope) -> None:
         self._out.append(Transmit(envelope))
@@ -577,7 +593,7 @@ class ClientCore:
         return out
 
 
-#: What the broker may say.
+#: The handler of each verb of the broker.
 _TABLE: dict[type, Callable[..., None]] = {
     verbs.Welcome: ClientCore._welcome,
     verbs.Refused: ClientCore._refused,

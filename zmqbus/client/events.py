@@ -1,7 +1,6 @@
-"""What can happen to a client, and what it can do: the words between its core and its shell.
+"""Events and effects of the client's core, between it and its shell.
 
-As the broker's (`zmqbus.broker.events`): everything the core learns is one of the events, and everything that it wants
-done is one of the effects, in order.
+As the broker's (`zmqbus.broker.events`): all input of the core is an event, and all that it wants done is an effect.
 """
 
 from __future__ import annotations
@@ -59,21 +58,21 @@ class Incoming(NamedTuple):
 
 
 class Up(NamedTuple):
-    """The transport is connected, anew or for the first time."""
+    """The transport is connected."""
 
 
 class Down(NamedTuple):
-    """The transport has lost its peer."""
+    """The connection is lost."""
 
 
 class Received(NamedTuple):
-    """A message came over the DEALER."""
+    """A ZeroMQ message came over the DEALER."""
 
     envelopes: list[verbs.Envelope]
 
 
 class Published(NamedTuple):
-    """A message came over the SUB."""
+    """A ZeroMQ message came over the SUB."""
 
     channel: bytes
     envelopes: list[verbs.Envelope]
@@ -89,19 +88,20 @@ Event: TypeAlias = Up | Down | Received | Published | Tick
 
 
 class Transmit(NamedTuple):
-    """Send over the DEALER; neighbours may share a wire message."""
+    """Send over the DEALER; neighbours may share a ZeroMQ message."""
 
     envelope: verbs.Envelope
 
 
 class Spool(NamedTuple):
-    """Put the body of this message down in a file and send SPOOLED, or the message as it is if that cannot be done."""
+    """Write the body of this message into a spool file and send a SEND that names the file; if that fails, the SEND as
+    it is."""
 
     send: verbs.Send
 
 
 class Unspool(NamedTuple):
-    """What was put down for these messages is not needed any more."""
+    """Free the spool file's regions of these messages."""
 
     msg_ids: tuple[str, ...]
 
@@ -145,62 +145,62 @@ class Hand(NamedTuple):
 
 
 class TakeBack(NamedTuple):
-    """The application forgets what it was handed and has not taken; if it is still owed, it will come again."""
+    """Forget the messages that were handed out and not taken; those still owed will come again."""
 
 
-class Answer(NamedTuple):
-    """What became of messages that were sent: the same for all of them."""
+class Confirmed(NamedTuple):
+    """The outcome of sent messages, the same for all of them."""
 
     msg_ids: tuple[str, ...]
     outcome: verbs.Receipt | verbs.Tally | errors.ZmqbusError
 
 
 class Response(NamedTuple):
-    """What a request (LIST, RENAME, …) brought."""
+    """The response to a request (LIST, RENAME, …)."""
 
     ref: str
     envelope: verbs.Envelope | errors.ZmqbusError
 
 
 class Welcomed(NamedTuple):
-    """The session is on the bus, under this name."""
+    """The session is connected under this name."""
 
     welcome: verbs.Welcome
 
 
 class Renamed(NamedTuple):
-    """The session goes by another name."""
+    """The session has another name."""
 
     name: str
 
 
 class Closed(NamedTuple):
-    """It is over: displaced, disconnected, or refused at the door."""
+    """The connection is closed for good: displaced, disconnected, or HELLO refused."""
 
     reason: errors.ZmqbusError | None
 
 
-class Answered(NamedTuple):
-    """A request that was asked of a group is over: this is its answer, or why there is none."""
+class Resolved(NamedTuple):
+    """The outcome of a request to a group: its answer, or an error."""
 
     msg_id: str
     outcome: verbs.Result | errors.ZmqbusError
 
 
-class Do(NamedTuple):
-    """A request for the application to work on, told once, however often the broker repeats it."""
+class StartWork(NamedTuple):
+    """Work on a request. Comes once, however often the broker repeats the request."""
 
     work: verbs.Work
 
 
 class Withdrawn(NamedTuple):
-    """Nobody wants the answers to these any more. What is being worked on may be given up."""
+    """Drop the work on these requests: their answers are no longer wanted."""
 
     msg_ids: tuple[str, ...]
 
 
 class Assignment(NamedTuple):
-    """Whether somebody works for the group of this request. Without a word it is so."""
+    """Whether a worker serves the group of this request. Assume so until this comes."""
 
     msg_id: str
     has_worker: bool
@@ -214,10 +214,10 @@ Effect: TypeAlias = (
     | Retune
     | Hand
     | TakeBack
-    | Answer
+    | Confirmed
     | Response
-    | Answered
-    | Do
+    | Resolved
+    | StartWork
     | Withdrawn
     | Assignment
     | Welcomed

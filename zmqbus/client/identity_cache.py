@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.wire import verbs
 
 #: Closed sessions that are remembered, the newest ones. Each may hold 10,000 ids, a megabyte.
@@ -25,12 +25,12 @@ class CachedIdentity(NamedTuple):
 
     session_id: str
     token: str
-    taken: TakenIds
+    taken: SeenIds
 
     @classmethod
     def new(cls) -> CachedIdentity:
         """Makes the identity of a new session."""
-        return cls(verbs.new_session_id(), verbs.new_token(), TakenIds())
+        return cls(verbs.new_session_id(), verbs.new_token(), SeenIds())
 
 
 #: (process, data directory, name) → the last session closed under that name; the oldest first. Each use is one call of

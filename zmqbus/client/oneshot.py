@@ -22,7 +22,7 @@ from zmqbus import errors
 from zmqbus.client import core
 from zmqbus.client.launch import check_loopback
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipt_of
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.client.transport import Transport
 from zmqbus.settings import Settings
 from zmqbus.text import wording
@@ -43,7 +43,7 @@ class OneShotClient:
         self,
         settings: Settings,
         persona: core.Persona,
-        taken: TakenIds | None = None,
+        taken: SeenIds | None = None,
         *,
         starts: bool = True,
         patience_s: float | None = None,
@@ -53,7 +53,7 @@ class OneShotClient:
         that all calls together may wait; None: no such limit."""
         self._patience_s = patience_s
         self._end_s = math.inf if patience_s is None else time.monotonic() + patience_s
-        self._taken = TakenIds() if taken is None else taken
+        self._taken = SeenIds() if taken is None else taken
         self._transport = Transport(settings, core.ClientCore(persona, zmqbus.__version__, self._taken), starts=starts)
         self._new_id = verbs.IdMaker()
         self._answers: dict[str, verbs.Receipt | verbs.Tally | errors.ZmqbusError] = {}
@@ -267,7 +267,7 @@ class OneShotClient:
     def _take_in(self, effects: list[core.Effect]) -> None:
         for effect in effects:
             match effect:
-                case core.Answer(msg_ids, outcome):
+                case core.Confirmed(msg_ids, outcome):
                     for msg_id in msg_ids:
                         self._answers[msg_id] = outcome
                 case core.Response(ref, envelope):

@@ -245,9 +245,9 @@ class Producer:
         """See `io_thread.Application`."""
         for effect in effects:
             match effect:
-                case core.Answer(msg_ids, outcome):
+                case core.Confirmed(msg_ids, outcome):
                     self._confirm(msg_ids, outcome)
-                case core.Answered(msg_id, result):
+                case core.Resolved(msg_id, result):
                     self._resolve(msg_id, result)
                 case core.Assignment(msg_id, has_worker):
                     (self._unassigned.discard if has_worker else self._unassigned.add)(msg_id)

@@ -1,35 +1,36 @@
-"""In which order what comes in is handed to the application, and what may be acknowledged. No sockets, no clock.
+"""The order in which messages are handed to the application, and their acknowledgement. Pure: no sockets, no clock.
 
 Theory of operation
 ===================
 
-Messages come on two ways. What comes over the DEALER is one ordered stream, and loses nothing. A broadcast comes over
-the SUB, which may drop it, and is told apart by its number. `Inbound` makes one order of both, the mailbox's, by the
+Messages come over two sockets. The DEALER's are one ordered stream without losses. Broadcasts come over the SUB, which
+may drop them, and are identified by their numbers. `ReorderBuffer` restores one order of both, the mailbox's, by the
 rules of section 8.2 of `docs/protocol.md`:
 
-    DELIVER                      ──▶ handed out; held if something before it is, or is not here yet
+    DELIVER                      ──▶ handed out; held if an earlier message is held, or not here yet
     DELIVER of a broadcast       ──▶ handed out at once: it was published, and is sent again since that copy was lost
-    BROADCAST                    ──▶ handed out; held while anything is asked for
+    BROADCAST                    ──▶ handed out; held while a REFILL is unanswered
     a gap, or a BEAT that owes   ──▶ REFILL
-    BEAT                         ──▶ what was asked for and is not owed will not come
+    BEAT                         ──▶ broadcasts that were requested and are not owed will not come
 
-A message that must follow a broadcast names it (`after`) and is held until that one is here. A broadcast names the one
-before it on its channel (`prev`): if that one did not come, REFILL asks for it. Whether anything was lost behind the
-last one that came, only the broker knows: its BEAT says what is owed. And a BEAT tells that nothing more will come of
-what was asked for: the number was somebody else's.
+A message that must follow a broadcast names it (`after`) and is held until that one is here. A broadcast names its
+predecessor on its channel (`prev`): if that did not come, REFILL requests it. Only the broker knows whether broadcasts
+were lost behind the last one that came: its BEAT lists those that are owed. A BEAT also shows that a requested number
+was somebody else's.
 
-Held broadcasts come before held DELIVERs, whichever came first. For the broker publishes nothing to a consumer that has
-a DELIVER under way: whatever is published comes before those.
+Held broadcasts come before held DELIVERs, whichever came first: the broker publishes nothing to a consumer that has an
+unacknowledged DELIVER, so published messages precede those.
 
-*Acknowledging.* Each message is handed out under a ticket number, one up from the one before, and the application says
-which it has taken (`settle`), in whatever order. The messages of a run have numbers in a row, and are settled together
-or one by one. The acknowledgement for the DEALER is cumulative, so it goes no
-further than the first message that is not taken. Broadcasts are acknowledged each by its number, since a SUB may lose
-any. What was handed out may have to be given back (`give_back`, `recall`, a new lease): then it is the mailbox's again,
-its ticket number settles nothing any more, and if it is still owed it comes again.
+*Batches.* A batch stays one as long as the same holds for all its messages; otherwise each goes as a batch of one.
 
-A message that was taken already (its acknowledgement was lost with a connection) is acknowledged again and not handed
-out a second time.
+*Acknowledging.* Each message is handed out under a ticket number, one above its predecessor's, and the application
+reports which ones it has taken (`settle`), in any order. The acknowledgement for the DEALER is cumulative, so it stops
+before the first message that is not taken. Broadcasts are acknowledged by number, since a SUB may lose any. Messages
+that were handed out may have to go back to the mailbox (`give_back`, `recall`, a new lease): then their ticket numbers
+settle nothing any more, and if they are still owed they come again.
+
+A message that was taken before (its acknowledgement was lost with a connection) is acknowledged again, and not handed
+out.
 """
 
 from __future__ import annotations
@@ -40,23 +41,20 @@ from typing import TypeVar
 
 from zmqbus.client.events import Batch
 from zmqbus.client.interval_set import IntervalSet
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Broadcast, Deliver
 
 _B = TypeVar("_B", Deliver, Broadcast, Deliver | Broadcast)
 
 
-class Inbound:
-    """What has come to one client, from one WELCOME to the next. Not thread-safe."""
+class ReorderBuffer:
+    """The messages that have come under one lease. Not thread-safe."""
 
-    def __init__(
-        self, taken: TakenIds, hand: Callable[[Batch, int], None], ask: Callable[[verbs.Refill], None]
-    ) -> None:
-        """`taken`: what is not handed out again; whoever calls `settle` adds to it. `hand` is called with each batch
-        for the application, in order, and the ticket number of its first message; `ask` with what the broker is to be
-        asked for."""
-        self.ack_due = False  #: `ack` has something new to say
+    def __init__(self, taken: SeenIds, hand: Callable[[Batch, int], None], ask: Callable[[verbs.Refill], None]) -> None:
+        """`taken`: messages that are not handed out again; the caller of `settle` adds to it. `hand` gets each batch
+        for the application, in order, and the ticket number of its first message; `ask` gets the REFILLs to send."""
+        self.ack_due = False  #: `ack` would acknowledge more
         self._taken_ids = taken
         self._hand = hand
         self._ask = ask
@@ -64,39 +62,39 @@ class Inbound:
         self._epoch = ""
         self._since = 0  # number of the last broadcast before it
         self._peer = 0
-        # What has been handed out, in order, and not settled: the last has the ticket number `_number`, the first
-        # `_first`. As (number of the first, whether it is a broadcast's, how many).
+        # Handed out and not settled, in order: ticket numbers `_first` to `_number`, as (mailbox or broadcast number of
+        # the first message, whether it is a broadcast's, count).
         self._number = 0
         self._first = 1
         self._handed: deque[tuple[int, bool, int]] = deque()
-        self._taken_numbers: set[int] = set()  # behind one that is not taken
+        self._taken_numbers: set[int] = set()  # of taken messages behind one that is not taken
         self._ack_seq = 0
         self._ack_bcasts: list[int] = []
         # broadcasts
-        self._seen = IntervalSet()  # those, too, that will not come
-        self._last_on: dict[bytes, int] = {}  # channel → number of the last one that came
+        self._seen = IntervalSet()  # and those that will not come
+        self._last_on: dict[bytes, int] = {}  # channel → last number
         self._asked: set[int] = set()
-        # what is held: all of the first come before all of the second
+        # held: all of the first come before all of the second
         self._held_casts: deque[Broadcast] = deque()
         self._held_delivers: deque[Deliver] = deque()
 
     def __repr__(self) -> str:
-        return f"<Inbound: {self.handed} handed out, {self.held} held, {len(self._asked)} asked for>"
+        return f"<ReorderBuffer: {self.handed} handed out, {self.held} held, {len(self._asked)} asked for>"
 
     @property
     def handed(self) -> int:
-        """Messages that were handed out, and cannot be acknowledged yet."""
+        """Number of messages that were handed out and cannot be acknowledged yet."""
         return self._number + 1 - self._first
 
     @property
     def held(self) -> int:
-        """Messages that something before them is missing for."""
+        """Number of messages that are held."""
         return sum(len(one.msg_ids) for one in self._held_casts) + sum(len(one.msg_ids) for one in self._held_delivers)
 
     # --- the lease
 
     def begin(self, welcome: verbs.Welcome) -> None:
-        """A new lease: the broker sends again whatever was not acknowledged, so what is held or handed out is void."""
+        """Begins a new lease: the broker sends all unacknowledged messages again, so none that is here counts."""
         self._epoch, self._since, self._peer = welcome.epoch, welcome.bcast, welcome.peer
         self.give_back()
         self._drop_held()
@@ -106,14 +104,13 @@ class Inbound:
         self._asked.clear()
 
     def give_back(self) -> None:
-        """What has been handed out and is not taken is the mailbox's again. Kept here, it would hold up all later
-        acknowledgements."""
+        """Gives untaken messages back to the mailbox. Kept here, they would hold up all later acknowledgements."""
         self._handed.clear()
         self._first = self._number + 1
         self._taken_numbers.clear()
 
     def recall(self, bcasts: Sequence[int]) -> None:
-        """Gives back what is held as well, and passes over these broadcasts, which may still be under way."""
+        """Gives held messages back, too, and ignores these broadcasts, which may still be under way."""
         self.give_back()
         self._drop_held()
         for number in bcasts:
@@ -124,13 +121,13 @@ class Inbound:
         self._held_casts.clear()
         self._held_delivers.clear()
 
-    # --- what comes
+    # --- arrivals
 
     def deliver(self, batch: Deliver) -> None:
-        """A batch came over the DEALER."""
+        """Handles a batch that came over the DEALER."""
         # guards: reordering [not batch.msg_ids or =>]
         if not batch.msg_ids or len(batch.msg_ids) != len(batch.bodies):
-            return  # no broker says that
+            return  # malformed
         if batch.bcast:
             if batch.bcast not in self._seen:
                 self._arrive(batch)
@@ -143,14 +140,14 @@ class Inbound:
             self._arrive(batch)
 
     def broadcast(self, channel: bytes, batch: Broadcast) -> None:
-        """A batch came over the SUB, on this channel. It stays one unless something comes between its messages."""
+        """Handles a batch that came over the SUB, on this channel."""
         # guards: reordering [not batch.msg_ids or =>]
         # guards: reordering [or batch.epoch != self._epoch =>]
         if (
             not batch.msg_ids
             or len(batch.msg_ids) != len(batch.bodies)
             or batch.epoch != self._epoch
-            # A SUB filter is a prefix: what matched it may be for another channel.
+            # A SUB filter is a prefix: the message may be for another channel.
             or channel != verbs.channel(batch.header.scope, batch.header.target)  # guards: reordering
         ):
             return
@@ -163,11 +160,11 @@ class Inbound:
                 self._publish(channel, part)
 
     def _publish(self, channel: bytes, batch: Broadcast) -> None:
-        """These broadcasts have come: all of them are seen, or none."""
+        """Handles broadcasts of which all are seen, or none."""
         last = self._last_on.get(channel, self._since)
         self._last_on[channel] = batch.bcast + len(batch.msg_ids) - 1  # guards: reordering
         if batch.prev > last and batch.prev not in self._seen and batch.prev not in self._asked:
-            # One is missing on this channel. It may have been somebody else's only: the broker's BEAT will tell.
+            # One is missing on this channel. Perhaps it was for others only: the broker's BEAT will show that.
             self._refill((batch.prev,))  # guards: reordering
         # guards: reordering [self._peer not in batch.spared and =>]
         if self._peer not in batch.spared and batch.bcast not in self._seen:
@@ -175,18 +172,18 @@ class Inbound:
         self._release()
 
     def _is_seen_of(self, batch: Broadcast) -> bool:
-        """Whether any of these broadcasts is seen."""
+        """Returns whether any of these broadcasts is seen."""
         return self._seen.has_any(batch.bcast, batch.bcast + len(batch.msg_ids))
 
     def beat(self, beat: verbs.Beat) -> None:
-        """The broker says what is owed."""
+        """Handles a BEAT: requests owed broadcasts that are missing, and stops waiting for others."""
         if beat.epoch != self._epoch:
             return
         held = {number for cast in self._held_casts for number in _numbers(cast)}
         missing = tuple(n for n in beat.bcasts if n not in self._seen and n not in held and n not in self._asked)
         if missing:  # guards: reordering
             self._refill(missing)
-        # What was asked for and is not owed will not come; nothing need wait for it.
+        # A requested broadcast that is not owed will not come.
         for number in [n for n in self._asked if n <= beat.upto and n not in beat.bcasts]:
             self._asked.discard(number)
             self._seen.add(number)
@@ -197,8 +194,8 @@ class Inbound:
         self._ask(verbs.Refill(numbers))
 
     def _release(self) -> None:
-        """Hands out what is held, as far as nothing before it is missing. While broadcasts are being asked for no
-        published one passes: those that are missing come before it."""
+        """Hands out held messages up to the first with a missing predecessor. No published broadcast passes requested
+        ones, which come before it."""
         casts = self._held_casts
         while casts:
             if self._asked:
@@ -207,7 +204,7 @@ class Inbound:
             if not self._is_seen_of(cast):
                 self._arrive(cast)
                 continue
-            for part in _apart(cast):  # some were filled in while this copy was held
+            for part in _apart(cast):  # some were resent while this copy was held
                 if part.bcast not in self._seen:
                     self._arrive(part)
         delivers = self._held_delivers
@@ -215,7 +212,7 @@ class Inbound:
             self._arrive(delivers.popleft())
 
     def _arrive(self, batch: Batch) -> None:
-        """Hands a batch out, but for what has been taken before, which is acknowledged in its place."""
+        """Hands out a batch, except messages that were taken before, which are acknowledged in their place."""
         if batch.bcast:
             numbers = _numbers(batch)
             self._seen.add_all(numbers.start, numbers.stop)  # guards: reordering
@@ -239,16 +236,16 @@ class Inbound:
         self._handed.append((batch.bcast or seq, bool(batch.bcast), len(batch.msg_ids)))
         return first
 
-    # --- what the application says
+    # --- acknowledgements
 
     def settle(self, number: int, messages: int = 1) -> None:
-        """So many messages from this ticket number on are taken."""
+        """Notes that this many messages are taken, from this ticket number on."""
         # guards: reordering: only what was handed out [min(number + messages, self._number + 1) => number + messages]
         end = min(number + messages, self._number + 1)
         number = max(number, self._first)  # guards: reordering
         messages = end - number
         if messages <= 0:
-            return  # settled, or given back in the meantime
+            return  # settled or given back before
         if number != self._first:  # guards: reordering
             self._taken_numbers.update(range(number, number + messages))
             return
@@ -276,14 +273,14 @@ class Inbound:
             messages -= several
 
     def ack(self) -> verbs.Ack:
-        """The acknowledgement of all that was taken since the last one."""
+        """Returns the acknowledgement of the messages that were taken since the last one."""
         bcasts, self._ack_bcasts = self._ack_bcasts, []
         self.ack_due = False
         return verbs.Ack(self._ack_seq, tuple(bcasts))
 
 
 def _numbers(batch: Batch) -> range:
-    """The numbers of a batch of broadcasts."""
+    """Returns the numbers of a batch of broadcasts."""
     return range(batch.bcast, batch.bcast + len(batch.msg_ids))
 
 

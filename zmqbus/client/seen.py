@@ -1,11 +1,10 @@
 """The ids of the messages that an application has taken.
 
-An acknowledgement can be lost: the broker dies before it has it, or the connection does. Then the message comes again,
-and its id tells that it was taken. The ids are kept in the order in which they were added, and the oldest are
-forgotten: what can come again is what was under way at most.
+An acknowledgement may be lost, with the broker or with the connection. Then the message comes again, and its id shows
+that it was taken. The newest ids are kept: at most the messages that were under way can come again.
 
-This is the memory of one process. `zmqbus.session.shown_log` is a kind of it that outlives the process; whoever makes a
-`ClientCore` gives it one of the two, and the core itself touches no file.
+This lives as long as the process. `zmqbus.session.shown_log` is a subclass that outlives it. The creator of a
+`ClientCore` chooses; the core itself touches no file.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-#: Ids of taken messages that are remembered: the broker has at most 1,000 under way to one receiver, so that many can
-#: come again; ten times that costs a megabyte.
+#: Ids that are kept. At most 1,000 messages, the broker's credit of one receiver, can come again; ten times that costs
+#: a megabyte.
 REMEMBERED = 10_000
 
 
-class TakenIds:
+class SeenIds:
     """The newest `REMEMBERED` ids of taken messages. Not thread-safe."""
 
     def __init__(self) -> None:
@@ -39,18 +38,18 @@ class TakenIds:
         return len(self._ids)
 
     def isdisjoint(self, msg_ids: Iterable[str]) -> bool:
-        """Whether none of these is among them."""
+        """Returns whether none of these ids is here."""
         return self._ids.isdisjoint(msg_ids)
 
     def add(self, msg_id: str) -> None:
-        """The application has taken this message. An id that is there already keeps its place."""
+        """Adds the id of a taken message; one that is here keeps its place."""
         if msg_id not in self._ids:
             self._ids.add(msg_id)
             self._order.append(msg_id)
             self._trim()
 
     def add_all(self, msg_ids: Sequence[str]) -> None:
-        """The application has taken these messages, in this order."""
+        """Adds the ids of taken messages, in this order."""
         if not self._ids.isdisjoint(msg_ids):
             msg_ids = [msg_id for msg_id in msg_ids if msg_id not in self._ids]
         self._order.extend(dict.fromkeys(msg_ids))

@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 A message is acknowledged after its line has been written. If the broker dies before it gets the acknowledgement, the
-message comes again, and its id shows that it is known. One process can remember that (`TakenIds`); this file remembers
+message comes again, and its id shows that it is known. One process can remember that (`SeenIds`); this file remembers
 it for the next listener of the owner, and for the commands that act as the session: a message that `zmqbus inbox` has
 printed is not shown again either, and vice versa.
 
@@ -32,7 +32,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from zmqbus.client import seen
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.errors import Unauthorized, ZmqbusError
 from zmqbus.security.private_files import open_file, replace
 from zmqbus.session.owner_files import SHOWN, OwnerFiles
@@ -54,7 +54,7 @@ def _no_trace(text: str) -> None:
     """Drops the text: commands have no trace."""
 
 
-class Shown(TakenIds):
+class Shown(SeenIds):
     """The ids of the messages that one session has shown. The file is opened by the first check or addition."""
 
     def __init__(

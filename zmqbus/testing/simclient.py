@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from zmqbus.client import core as client
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal.large_record import escape_body
 from zmqbus.wire import codec, verbs
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class SimClient:
     """A client of a `SimNet`, with everything that its application has received."""
 
-    def __init__(self, net: SimNet, persona: client.Persona, taken: TakenIds | None = None) -> None:
+    def __init__(self, net: SimNet, persona: client.Persona, taken: SeenIds | None = None) -> None:
         self.net = net
         self.persona = persona
-        self.taken = TakenIds() if taken is None else taken
+        self.taken = SeenIds() if taken is None else taken
         self.core = client.ClientCore(persona, "test", self.taken)
         self.route = b""
         self.stopped = False  #: receives nothing and does not tick, as a process after SIGSTOP
@@ -239,16 +239,16 @@ class SimClient:
                     self.history += effect.messages()
                 case client.TakeBack():
                     self.handed.clear()
-                case client.Answer(msg_ids, outcome):
+                case client.Confirmed(msg_ids, outcome):
                     for msg_id in msg_ids:
                         assert msg_id not in self.answers, f"{msg_id} was answered twice"
                         self.answers[msg_id] = outcome
                 case client.Response(ref, envelope):
                     self.responses[ref] = envelope
-                case client.Answered(msg_id, result):
+                case client.Resolved(msg_id, result):
                     assert msg_id not in self.results, f"{msg_id} was answered twice"
                     self.results[msg_id] = result
-                case client.Do(work):
+                case client.StartWork(work):
                     assert work.msg_id not in self.works, f"{work.msg_id} was handed out twice"
                     self.works[work.msg_id] = work
                     self.done.append(work.msg_id)

@@ -25,7 +25,7 @@ from zmqbus.broker import events
 from zmqbus.broker.body_checks import Spooled
 from zmqbus.broker.storage.api import StoreError
 from zmqbus.client import core as client
-from zmqbus.client.seen import TakenIds
+from zmqbus.client.seen import SeenIds
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.journal.record import Earlier, SplicedLine, decode_record, encode_all
 from zmqbus.security.digest import sha256
@@ -89,7 +89,7 @@ class SimNet:
         self.mangled = 0  #: messages that could not be decoded
         self.store = store or MemoryStore()
         self.routes: dict[bytes, SimClient | None] = {}  #: None: the peer is gone and the broker does not know it
-        self.shown: dict[str, TakenIds] = {}  #: session id → ids taken by any of its processes, past or present
+        self.shown: dict[str, SeenIds] = {}  #: session id → ids taken by any of its processes, past or present
         self.spool: dict[tuple[str, int], bytes] = {}  #: (file, offset) → spooled body
         self.living_owners = {"1:1"}  #: owners whose processes are alive
         self._tokens = 0
@@ -173,7 +173,7 @@ class SimNet:
 
     def _enter(self, persona: client.Persona, connect: bool) -> SimClient:
         own = persona.session_id
-        newcomer = SimClient(self, persona, self.shown.setdefault(own, TakenIds()) if own else None)
+        newcomer = SimClient(self, persona, self.shown.setdefault(own, SeenIds()) if own else None)
         self.clients.append(newcomer)
         if connect:
             newcomer.connect()
