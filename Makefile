@@ -1,9 +1,9 @@
-# Everything a developer does. Each target sets up what it needs: a python >= 3.10, make and a package index are enough.
+# Targets for developers. Each sets up its own requirements; Python >= 3.10, make and a package index are enough.
 #
 #   PYTHON=…   the interpreter that .venv is made with (default: the first of the usual names that is new enough)
-#   ARGS=…     further arguments for pytest, for the demo, or for soak (ARGS=--help tells which)
-#   QUICK=1    less of everything, for bench: under two minutes
-#   SOAK_S=…   how many seconds soak plays (default: 600), and SEED=… what it plays (default: drawn, and told)
+#   ARGS=…     further arguments for pytest, the demo, soak and others (ARGS=--help lists them)
+#   QUICK=1    shorter rounds for bench: under two minutes
+#   SOAK_S=…   duration of soak in seconds (default: 600), and SEED=… its seed (default: random, and printed)
 
 VENV ?= .venv
 PYTHON ?=
@@ -14,16 +14,16 @@ SEED ?=
 
 PY := $(VENV)/bin/python
 
-# What the venv holds: nothing but the runtime, or what the checks or the benchmarks need as well. Made again when the
-# lists change.
+# One marker for each set of packages in the venv: the runtime alone, or with the packages of the checks, the benchmarks, the
+# linters of .github/ or the fuzzer. Made again when the lists change.
 RUNTIME := $(VENV)/.made-runtime
 DEV := $(VENV)/.made-dev
 BENCH := $(VENV)/.made-bench
 WORKFLOWS := $(VENV)/.made-workflows
 FUZZ := $(VENV)/.made-fuzz
 
-# Runs its arguments with a home and a data directory of their own, which are removed afterwards, and without the
-# settings of whoever works here: no target may touch their sessions.
+# Runs a command with a temporary home and data directory, and without the user's settings: no target may touch the
+# user's sessions.
 SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 	trap "rm -rf \"$$tmp\"" EXIT; trap "exit 130" INT; trap "exit 143" TERM; \
 	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
@@ -33,40 +33,40 @@ SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(RUNTIME) ## sets up and shows the bus at work
+demo: $(RUNTIME) ## sets up and demonstrates the bus
 	@$(SANDBOX) $(PY) examples/demo.py $(ARGS)
 
 # Most of the tests wait for processes: three at a time keep two cores busy. (Here and in check.)
 test: $(DEV) ## the whole test suite
 	@$(SANDBOX) $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 
-soak: $(DEV) ## kills, stops and cuts real processes for ten minutes, and accounts for every message
+soak: $(DEV) ## kills, stops and disconnects real processes for ten minutes, and accounts for every message
 	@$(SANDBOX) $(PY) -m tests.soak.run --seconds $(SOAK_S) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 sweep: $(DEV) ## the simulated bus and the crash consistency, with thousands of seeds: a quarter of an hour
 	@SOAK=1 $(SANDBOX) $(PY) -m pytest -n 2 tests/broker/test_machine.py tests/broker/groups/test_request_machine.py tests/broker/test_crash_consistency.py $(ARGS)
 
-fuzz: $(DEV) ## 600,000 hostile envelopes; ARGS=--help: other numbers, and the seed of a run that has found something
+fuzz: $(DEV) ## 600,000 hostile envelopes to a broker's core; ARGS=--help: their number, and the seed to replay a run
 	@$(SANDBOX) $(PY) -m tests.fuzz.play $(ARGS)
 
 fuzz-codec: $(FUZZ) ## a coverage-guided fuzzer against the decoder, five minutes; ARGS=…: options of libFuzzer
 	@$(SANDBOX) $(PY) -m tests.fuzz.codec_target -max_total_time=300 -artifact_prefix=.fuzz/ $(ARGS) .fuzz/corpus
 
-mutants: $(DEV) ## takes out each line that keeps a promise, and sees whether a test notices
+mutants: $(DEV) ## removes each guarded line, and expects a test to fail
 	@$(SANDBOX) $(PY) -m tests.mutants $(ARGS)
 
-bench: $(BENCH) ## zmqbus beside its rivals, in one run; QUICK=1: in under two minutes
+bench: $(BENCH) ## compares zmqbus with its alternatives in one run; QUICK=1: in under two minutes
 	@$(SANDBOX) $(PY) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
-guard: $(RUNTIME) ## has anything become slow? ratios of a short run, beside those that are kept; ARGS=--keep: keeps them
+guard: $(RUNTIME) ## compares the ratios of a short benchmark with the stored ones; ARGS=--keep: stores them
 	@$(SANDBOX) $(PY) -m benchmarks.guard $(ARGS)
 
-check: lint ## format, types, layering, and the tests that are not slow: under a minute
+check: lint ## lint, and all tests that are not slow
 	@$(SANDBOX) $(PY) -m pytest -q -n 3 --dist worksteal -m "not slow" $(ARGS)
 
-lint: $(DEV) ## the part of check that runs nothing: format, rules, types, layering
+lint: $(DEV) ## format, rules, types, layering
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -79,7 +79,7 @@ lint-ci: $(WORKFLOWS) ## checks .github/: forms and workflows by schema, and wha
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(VENV)/bin/zizmor --offline --quiet .github
 
-format: $(DEV) ## puts the sources into form
+format: $(DEV) ## formats the sources
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
@@ -108,12 +108,12 @@ release-check: ## TAG=vX.Y.Z: is the tree ready to be released under this tag?
 
 venv: $(DEV) ## .venv with everything, for an editor
 
-clean: ## removes .venv and all that was made
+clean: ## removes .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Makes $(VENV) if there is none that works, and installs $(1) into it. With uv where there is one: it is faster, and
-# needs neither the venv module nor pip. Where uv cannot reach an index, pip may: each has a configuration of its own.
+# Makes $(VENV) if there is no working one, and installs $(1) into it. Uses uv if it is installed: it is faster, and needs
+# neither the venv module nor pip. If uv cannot reach an index, pip may: each has its own configuration.
 define install
 	@set -e; \
 	if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
