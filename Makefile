@@ -101,7 +101,7 @@ dist: $(DEV) ## builds sdist and wheel into dist/, the wheel from the sdist
 
 release-check: ## TAG=vX.Y.Z: is the tree ready to be released under this tag?
 	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' zmqbus/__init__.py); \
-	[ "v$$version" = "$(TAG)" ] || { echo "the tag is $(TAG), and the version in zmqbus/__init__.py is $$version" >&2; exit 1; }; \
+	[ "v$$version" = "$$TAG" ] || { echo "the tag is $$TAG, and the version in zmqbus/__init__.py is $$version" >&2; exit 1; }; \
 	grep -q "^## $$version, " CHANGELOG.md || { echo "CHANGELOG.md has no section $$version; run towncrier build" >&2; exit 1; }; \
 	left=$$(ls changes | grep '\.[a-z]*\.md$$' || true); \
 	[ -z "$$left" ] || { echo "fragments are left in changes/:" $$left >&2; exit 1; }
