@@ -330,7 +330,7 @@ class TestLocation:
         assert location == settings.Location("/d", None)
         loaded = load({}, {**environ, "INTER_SESSION_PORT": "9002"}, warnings, location)
         assert (loaded.data_dir, loaded.port) == ("/d", 9002)
-        assert len(warnings) == 1, "the wrong owner is told once"
+        assert len(warnings) == 1, "one warning for the wrong owner"
 
 
 class TestFindProject:

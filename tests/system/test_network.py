@@ -50,7 +50,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_loopback_alone_closes_nothing(closed: pytest.MonkeyPatch) -> None:
     """A machine without a network card, a container without network: all sessions live in it."""
     assert why_closed({}, Network(), served_open=False) == ""
-    assert why_closed({}, OTHER, served_open=False) == "", "such a container was started anew"
+    assert why_closed({}, OTHER, served_open=False) == "", "the same container started again"
 
 
 def test_signs_of_a_sandbox_close_the_network(closed: pytest.MonkeyPatch) -> None:
