@@ -438,7 +438,7 @@ class TestSpooled:
             assert isinstance(answer, verbs.Receipt) and answer.state == State.DELIVERED
         assert net.spool == {}
         (large,) = [one for one in bob.history if one.msg_id == sent[1]]
-        assert (large.from_name, large.body, large.fmt) == ("alice", b"", Format.TEXT)
+        assert (large.header.from_name, large.body, large.header.fmt) == ("alice", b"", Format.TEXT)
 
     def test_the_line_is_the_one_that_the_broker_would_have_made(self, net, spooling):
         text = LARGE + b" re=abcdzqgh1 in the open"

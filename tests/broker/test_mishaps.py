@@ -445,7 +445,7 @@ def test_a_guests_token_stays_secret(net):
     guest, bob = net.guest("cron"), net.session("bob")
     guest.send("bob", b"x")
     net.settle()
-    assert guest.persona.token not in bob.handed[0].from_session
+    assert guest.persona.token not in bob.handed[0].header.from_session
 
 
 def test_who_has_no_room_for_a_broadcast_does_not_take_it_from_the_pub(net, monkeypatch):

@@ -452,7 +452,7 @@ def test_those_of_topics_and_of_projects(net, alice, runs):
     say(net, alice, b"2", "/p", scope=Scope.PROJECT)
     runs.kill(older, younger)
     taker = runs.start()
-    assert [(message.scope, net.body(message)) for message in taker.handed] == [
+    assert [(message.header.scope, net.body(message)) for message in taker.handed] == [
         (Scope.TOPIC, b"1"),
         (Scope.PROJECT, b"2"),
     ]
