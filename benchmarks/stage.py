@@ -121,8 +121,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _die_with_parent() -> None:
-    """Between fork and exec: whatever becomes of the parent, this process ends with it. (On Linux; elsewhere, one that
-    is talked to over a pipe ends when that is closed.)"""
+    """Between fork and exec: makes this process end with its parent, on Linux. Elsewhere, processes that read commands
+    from a pipe end when it is closed."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

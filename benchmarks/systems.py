@@ -1,7 +1,7 @@
 """The systems under comparison, each as a sender, a receiver, and a server between them.
 
-`SYSTEMS` has them by name. One that is not installed says so (`missing`) and is left out, by name; so is one that
-fails (`crew.PeerFailed`).
+`SYSTEMS` has them by name. Systems that are not installed (`missing`) or fail (`crew.PeerFailed`) are left out, and
+reported by name.
 """
 
 from __future__ import annotations
