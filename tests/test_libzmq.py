@@ -1,6 +1,6 @@
 """Behaviour of libzmq that this project relies on, though its manual does not promise all of it.
 
-A test here that goes red with another libzmq says which decision has to be thought over; the docstrings name it.
+If a test fails with another libzmq, its docstring names the decision that has to be reconsidered.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ QUIET_MS = 300
 
 
 class Wire:
-    """One context, whose sockets are closed with it."""
+    """One context, whose sockets are closed with it, and an address for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.address = f"tcp://127.0.0.1:{port}"
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stack = contextlib.ExitStack()
 
@@ -42,6 +44,16 @@ class Wire:
         for name, value in options.items():
             socket.setsockopt(getattr(zmq, name.upper()), value)
         self._stack.callback(socket.close)
+        return socket
+
+    def bound(self, kind: int, **options: Any) -> zmq.Socket[bytes]:
+        socket = self.socket(kind, **options)
+        socket.bind(self.address)
+        return socket
+
+    def connected(self, kind: int, **options: Any) -> zmq.Socket[bytes]:
+        socket = self.socket(kind, **options)
+        socket.connect(self.address)
         return socket
 
     def events(self, socket: zmq.Socket[bytes]) -> Callable[[], int]:
@@ -66,14 +78,14 @@ class Wire:
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    wire = Wire()
+def wire(free_port: int) -> Iterator[Wire]:
+    wire = Wire(free_port)
     yield wire
     wire.close()
 
 
 def bind_when_free(socket: zmq.Socket[bytes], port: int) -> None:
-    """Binds a port whose last owner has been closed: the thread that does so takes its time."""
+    """Binds a port whose last owner was closed a moment ago: a thread of libzmq does that later."""
     deadline_s = time.monotonic() + DEADLINE_MS / 1000
     while True:
         try:
@@ -108,26 +120,27 @@ MARK = verbs.mark_channel("0123456789abcdef")
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["mark set first", "mark set last"])
-def test_filters_set_before_connecting_arrive_before_the_marker(wire, free_port, first):
+def test_filters_set_before_connecting_arrive_before_the_marker(wire, first):
     """`protocol.mark_channel`: when the broker sees the mark, all other subscriptions are in force."""
     subscriber = wire.socket(zmq.SUB)
     for channel in [MARK, *CHANNELS] if first else [*CHANNELS, MARK]:
         subscriber.subscribe(channel)
-    publisher = wire.socket(zmq.XPUB)
-    publisher.bind(f"tcp://127.0.0.1:{free_port}")
-    subscriber.connect(f"tcp://127.0.0.1:{free_port}")
+    publisher = wire.bound(zmq.XPUB)
+    subscriber.connect(wire.address)
     arrived = [receive(publisher)[0] for _ in range(len(CHANNELS) + 1)]
     assert sorted(arrived) == sorted(b"\1" + channel for channel in [*CHANNELS, MARK])
     assert arrived[-1] == b"\1" + MARK
 
 
 def test_filters_arrive_again_after_a_reconnect(wire, free_port):
-    """A client's SUB finds a new broker by itself; the mark has to mean the same there. (It takes part only while its
-    owner polls it: the filters are handed on by the thread that has the socket.)"""
+    """A SUB reconnects to a new broker by itself, and the marker must mean the same there.
+
+    (Only while its owner polls it: the thread that has the socket sends the filters.)
+    """
     subscriber = wire.socket(zmq.SUB, reconnect_ivl=10)
     for channel in [*CHANNELS, MARK]:
         subscriber.subscribe(channel)
-    subscriber.connect(f"tcp://127.0.0.1:{free_port}")
+    subscriber.connect(wire.address)
     poller = zmq.Poller()
     poller.register(subscriber, zmq.POLLIN)
     for _ in range(2):
@@ -146,8 +159,7 @@ def test_filters_arrive_again_after_a_reconnect(wire, free_port):
 
 def test_killed_subscriber_is_unsubscribed(wire, free_port):
     """`core.Unmarked`: the one sign of a dead peer that libzmq gives at once."""
-    publisher = wire.socket(zmq.XPUB)
-    publisher.bind(f"tcp://127.0.0.1:{free_port}")
+    publisher = wire.bound(zmq.XPUB)
     script = (
         "import sys, zmq; s = zmq.Context().socket(zmq.SUB); "
         f"s.subscribe({MARK!r}); s.connect('tcp://127.0.0.1:{free_port}'); sys.stdin.read()"
@@ -158,39 +170,35 @@ def test_killed_subscriber_is_unsubscribed(wire, free_port):
         assert receive(publisher) == [b"\0" + MARK]
 
 
-def test_second_subscriber_of_a_channel_is_hidden(wire, free_port):
-    """Why each lease has a mark of its own: of two subscribers of one channel, XPUB shows the first and the last."""
-    publisher = wire.socket(zmq.XPUB)
-    publisher.bind(f"tcp://127.0.0.1:{free_port}")
+def test_second_subscriber_of_a_channel_is_hidden(wire):
+    """Why each lease has a channel of its own: XPUB reports only the first and the last subscriber of a channel."""
+    publisher = wire.bound(zmq.XPUB)
     for own in (b"~one\0", b"~two\0"):
         subscriber = wire.socket(zmq.SUB)
         subscriber.subscribe(verbs.EVERYONE)
         subscriber.subscribe(own)
-        subscriber.connect(f"tcp://127.0.0.1:{free_port}")
+        subscriber.connect(wire.address)
         while receive(publisher) != [b"\1" + own]:
             pass
     subscriber.close()
-    assert receive(publisher) == [b"\0" + b"~two\0"]  # and not EVERYONE, which the other still follows
+    assert receive(publisher) == [b"\0" + b"~two\0"]  # not EVERYONE, to which the other is still subscribed
 
 
-def test_a_filter_is_a_prefix(wire, free_port):
+def test_a_filter_is_a_prefix(wire):
     """Why each channel ends with a terminator and is compared again."""
-    publisher = wire.socket(zmq.XPUB)
-    publisher.bind(f"tcp://127.0.0.1:{free_port}")
+    publisher = wire.bound(zmq.XPUB)
     subscriber = wire.socket(zmq.SUB)
     subscriber.subscribe(b"@al")
-    subscriber.connect(f"tcp://127.0.0.1:{free_port}")
+    subscriber.connect(wire.address)
     receive(publisher)
     publisher.send_multipart([b"@alice\0", b"for her"])
     assert receive(subscriber) == [b"@alice\0", b"for her"]
 
 
-def test_messages_of_subscribers_are_visible_unless_they_are_subscriptions(wire, free_port):
-    """XPUB hands messages of XSUB peers to its owner: `server._drain_subscriptions` has to sort them out."""
-    publisher = wire.socket(zmq.XPUB)
-    publisher.bind(f"tcp://127.0.0.1:{free_port}")
-    rogue = wire.socket(zmq.XSUB)
-    rogue.connect(f"tcp://127.0.0.1:{free_port}")
+def test_messages_of_subscribers_are_visible_unless_they_are_subscriptions(wire):
+    """XPUB returns messages of XSUB peers to its owner: `server._drain_subscriptions` has to drop them."""
+    publisher = wire.bound(zmq.XPUB)
+    rogue = wire.connected(zmq.XSUB)
     rogue.send_multipart([b"\2junk", b"more"])
     assert receive(publisher)[0] == b"\2junk"
 
@@ -198,21 +206,18 @@ def test_messages_of_subscribers_are_visible_unless_they_are_subscriptions(wire,
 # --- routes
 
 
-def test_an_unknown_route_is_an_error(wire, free_port):
+def test_an_unknown_route_is_an_error(wire):
     """`core.Unreachable`: with ROUTER_MANDATORY the broker hears of it instead of losing the message."""
-    router = wire.socket(zmq.ROUTER, router_mandatory=1)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
+    router = wire.bound(zmq.ROUTER, router_mandatory=1)
     with pytest.raises(zmq.ZMQError) as caught:
         router.send_multipart([b"\0abcd", b"hello"], zmq.NOBLOCK)
     assert caught.value.errno == zmq.EHOSTUNREACH
 
 
-def test_a_route_whose_peer_does_not_read_is_an_error_at_the_high_water_mark(wire, free_port):
+def test_a_route_whose_peer_does_not_read_is_an_error_at_the_high_water_mark(wire):
     """Why `server._send_all` expects EAGAIN: a peer that sends without reading is dropped, and blocks nobody."""
-    router = wire.socket(zmq.ROUTER, router_mandatory=1, sndhwm=10, sndbuf=4096)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
-    peer = wire.socket(zmq.DEALER, rcvhwm=1, rcvbuf=4096)
-    peer.connect(f"tcp://127.0.0.1:{free_port}")
+    router = wire.bound(zmq.ROUTER, router_mandatory=1, sndhwm=10, sndbuf=4096)
+    peer = wire.connected(zmq.DEALER, rcvhwm=1, rcvbuf=4096)
     peer.send(b"here")
     route, _ = receive(router)
     with pytest.raises(zmq.Again):
@@ -220,29 +225,24 @@ def test_a_route_whose_peer_does_not_read_is_an_error_at_the_high_water_mark(wir
             router.send_multipart([route, bytes(4096)], zmq.NOBLOCK)
 
 
-def test_drawn_routes_differ_and_begin_with_a_zero_byte(wire, free_port):
+def test_drawn_routes_differ_and_begin_with_a_zero_byte(wire):
     """`broker.registry`: a connection is known by its route."""
-    router = wire.socket(zmq.ROUTER, router_mandatory=1)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
+    router = wire.bound(zmq.ROUTER, router_mandatory=1)
     for _ in range(50):
-        peer = wire.socket(zmq.DEALER)
-        peer.connect(f"tcp://127.0.0.1:{free_port}")
+        peer = wire.connected(zmq.DEALER)
         peer.send(b"")
     routes = {receive(router)[0] for _ in range(50)}
     assert len(routes) == 50
     assert {(len(route), route[:1]) for route in routes} == {(5, b"\0")}
 
 
-def test_a_drawn_route_in_use_cannot_be_taken(wire, free_port):
-    """No peer can speak as another connection, though it may ask for any route, the drawn ones too."""
-    router = wire.socket(zmq.ROUTER, router_mandatory=1)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
-    honest = wire.socket(zmq.DEALER)
-    honest.connect(f"tcp://127.0.0.1:{free_port}")
+def test_a_drawn_route_in_use_cannot_be_taken(wire):
+    """No peer can pose as another connection, though it may ask for any route, also for a drawn one."""
+    router = wire.bound(zmq.ROUTER, router_mandatory=1)
+    honest = wire.connected(zmq.DEALER)
     honest.send(b"first")
     route, _ = receive(router)
-    thief = wire.socket(zmq.DEALER, routing_id=route)
-    thief.connect(f"tcp://127.0.0.1:{free_port}")
+    thief = wire.connected(zmq.DEALER, routing_id=route)
     thief.send(b"thief")
     assert not router.poll(QUIET_MS)
     router.send_multipart([route, b"answer"])
@@ -251,8 +251,10 @@ def test_a_drawn_route_in_use_cannot_be_taken(wire, free_port):
 
 
 def test_taking_a_route_before_it_is_drawn_ends_the_process(free_port):
-    """Known, and without a cure in libzmq 4.3.5: routes are counted up, and it asserts that the next one is free. It
-    takes a peer with the user's own key, who could as well send a signal; clients start another broker then."""
+    """Known, without a remedy in libzmq 4.3.5: it counts routes up and asserts that the next one is free.
+
+    It takes a peer with the user's own key, which could as well send a signal; clients start another broker then.
+    """
     script = f"""
 import resource, zmq
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -276,29 +278,25 @@ peer()
     assert b"Assertion failed" in done.stderr
 
 
-def test_route_in_use_cannot_be_taken(wire, free_port):
-    """Without ROUTER_HANDOVER the second peer with a name is shut out in silence, and the first one is not touched."""
-    router = wire.socket(zmq.ROUTER, router_mandatory=1)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
-    first = wire.socket(zmq.DEALER, routing_id=b"me")
-    first.connect(f"tcp://127.0.0.1:{free_port}")
+def test_route_in_use_cannot_be_taken(wire):
+    """Without ROUTER_HANDOVER a second peer with the same name is ignored silently, and the first stays."""
+    router = wire.bound(zmq.ROUTER, router_mandatory=1)
+    first = wire.connected(zmq.DEALER, routing_id=b"me")
     first.send(b"first")
     assert receive(router) == [b"me", b"first"]
-    second = wire.socket(zmq.DEALER, routing_id=b"me")
-    second.connect(f"tcp://127.0.0.1:{free_port}")
+    second = wire.connected(zmq.DEALER, routing_id=b"me")
     second.send(b"second")
     assert not router.poll(QUIET_MS)
     router.send_multipart([b"me", b"answer"])
     assert receive(first) == [b"answer"]
 
 
-def test_frame_over_maxmsgsize_disconnects_only_its_sender(wire, free_port):
-    router = wire.socket(zmq.ROUTER, router_mandatory=1, maxmsgsize=1000)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
+def test_frame_over_maxmsgsize_disconnects_only_its_sender(wire):
+    router = wire.bound(zmq.ROUTER, router_mandatory=1, maxmsgsize=1000)
     honest, giant = wire.socket(zmq.DEALER), wire.socket(zmq.DEALER)
     next_event = wire.events(giant)
     for peer in (honest, giant):
-        peer.connect(f"tcp://127.0.0.1:{free_port}")
+        peer.connect(wire.address)
         peer.send(b"here")
         receive(router)
     until(next_event, zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -337,7 +335,7 @@ def test_wrong_keys_are_refused(wire, free_port, wrong):
         if right or wrong != "no CURVE":
             curve_client(peer, keys)
         next_event = wire.events(peer)
-        peer.connect(f"tcp://127.0.0.1:{free_port}")
+        peer.connect(wire.address)
         peer.send(b"right" if right else b"wrong")
         peers.append((peer, next_event))
     poller = zmq.Poller()
@@ -365,14 +363,13 @@ def test_wrong_keys_are_refused(wire, free_port, wrong):
     assert event != zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
-def test_without_a_zap_handler_the_public_key_is_enough(wire, free_port):
+def test_without_a_zap_handler_the_public_key_is_enough(wire):
     """Why the broker has a handler (`ZapHandler`) before its first socket binds."""
     public, secret = zmq.curve_keypair()
-    router = wire.socket(zmq.ROUTER, curve_server=1, curve_secretkey=secret, curve_publickey=public)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
+    router = wire.bound(zmq.ROUTER, curve_server=1, curve_secretkey=secret, curve_publickey=public)
     anyone = wire.socket(zmq.DEALER)
     curve_client(anyone, ClientKeys(public, *zmq.curve_keypair()))
-    anyone.connect(f"tcp://127.0.0.1:{free_port}")
+    anyone.connect(wire.address)
     anyone.send(b"hello")
     assert receive(router)[1] == b"hello"
 
@@ -383,8 +380,7 @@ def test_without_a_zap_handler_the_public_key_is_enough(wire, free_port):
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is there by itself on Linux only")
 def test_a_source_address_can_be_bound(wire, free_port):
     """`link.endpoint`: from another source address, a socket that retries a port cannot connect to itself."""
-    router = wire.socket(zmq.ROUTER)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
+    router = wire.bound(zmq.ROUTER)
     dealer = wire.socket(zmq.DEALER)
     dealer.connect(f"tcp://127.0.0.2:0;127.0.0.1:{free_port}")
     dealer.send(b"hello")
@@ -394,25 +390,22 @@ def test_a_source_address_can_be_bound(wire, free_port):
     assert frame.get("Peer-Address") == "127.0.0.2"
 
 
-def test_dealer_queues_messages_without_a_peer(wire, free_port):
+def test_dealer_queues_messages_without_a_peer(wire):
     """A message that was sent into the void comes later: ids make it harmless."""
-    dealer = wire.socket(zmq.DEALER, reconnect_ivl=10)
-    dealer.connect(f"tcp://127.0.0.1:{free_port}")
+    dealer = wire.connected(zmq.DEALER, reconnect_ivl=10)
     dealer.send(b"early")
-    router = wire.socket(zmq.ROUTER)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
+    router = wire.bound(zmq.ROUTER)
     assert receive(router)[1] == b"early"
 
 
-def test_monitor_reports_handshake_and_loss(wire, free_port):
+def test_monitor_reports_handshake_and_loss(wire):
     """`link._drain_monitor`: the first two bytes of an event are its number, in the machine's order."""
-    router = wire.socket(zmq.ROUTER)
-    router.bind(f"tcp://127.0.0.1:{free_port}")
+    router = wire.bound(zmq.ROUTER)
     dealer = wire.socket(zmq.DEALER)
     dealer.monitor("inproc://watch", zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
     monitor = wire.socket(zmq.PAIR)
     monitor.connect("inproc://watch")
-    dealer.connect(f"tcp://127.0.0.1:{free_port}")
+    dealer.connect(wire.address)
     assert unpack_from("=H", receive(monitor)[0]) == (zmq.EVENT_HANDSHAKE_SUCCEEDED,)
     router.close()
     assert unpack_from("=H", receive(monitor)[0]) == (zmq.EVENT_DISCONNECTED,)
