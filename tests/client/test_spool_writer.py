@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from zmqbus.broker.body_checks import Spooled, spooled_body
 from zmqbus.client import spool_writer as spool_module
-from zmqbus.client.spool_writer import Spool, find_room
+from zmqbus.client.spool_writer import SpoolWriter, find_room
 from zmqbus.journal.large_record import check_escaped, escape_body
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format, Scope
@@ -30,8 +30,8 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def spool(directory: Path) -> Spool:
-    return Spool(str(directory), limit_bytes=10 * SIZE)
+def spool(directory: Path) -> SpoolWriter:
+    return SpoolWriter(str(directory), limit_bytes=10 * SIZE)
 
 
 def message(number: int, body: bytes = b"x" * SIZE, fmt: int = Format.TEXT) -> verbs.Send:
@@ -44,7 +44,7 @@ def piece(directory: Path, spooled: Spooled) -> bytes:
     return content[spooled.offset : spooled.offset + spooled.length]
 
 
-def try_put(spool: Spool, send: verbs.Send) -> Spooled | None:
+def try_put(spool: SpoolWriter, send: verbs.Send) -> Spooled | None:
     """Writes a body; returns where the broker is told that it lies."""
     named = spool.put(send)
     if named is None:
@@ -53,7 +53,7 @@ def try_put(spool: Spool, send: verbs.Send) -> Spooled | None:
     return spooled_body(named)
 
 
-def put(spool: Spool, send: verbs.Send) -> Spooled:
+def put(spool: SpoolWriter, send: verbs.Send) -> Spooled:
     spooled = try_put(spool, send)
     assert spooled is not None
     return spooled
@@ -131,7 +131,7 @@ class TestPieces:
 
     def test_room_is_given_back_when_nothing_is_under_way(self, directory, monkeypatch):
         monkeypatch.setattr(spool_module, "KEEP_BYTES", 2 * SIZE)
-        spool = Spool(str(directory))
+        spool = SpoolWriter(str(directory))
         spooled = [put(spool, message(n)) for n in range(6)]
         path = directory / spooled[0].file
         spool.free([f"message{n:05}" for n in range(5)])
@@ -142,7 +142,7 @@ class TestPieces:
 
     def test_what_is_longer_than_the_broker_reads_goes_along(self, directory, monkeypatch):
         monkeypatch.setattr(verbs, "MAX_SPELLED_BYTES", SIZE)
-        spool = Spool(str(directory))
+        spool = SpoolWriter(str(directory))
         assert spool.put(message(1, b"\n" * (SIZE // 2 + 1))) is None
         assert spool.put(message(2, b"\n" * (SIZE // 2))) is not None
 
@@ -235,4 +235,4 @@ class TestFailures:
 
     def test_what_is_no_text_and_what_has_no_format(self, spool):
         assert spool.put(message(1, b"\xff" * SIZE)) is None
-        assert Spool("/nowhere").put(message(1, fmt=9)) is None
+        assert SpoolWriter("/nowhere").put(message(1, fmt=9)) is None

@@ -1,19 +1,18 @@
-"""The half of a program's bus that receives: the messages of its mailbox, and the work of its groups.
+"""The receiving half of a program's bus: the messages of its mailbox, and the work of its groups.
 
 Theory of operation
 ===================
 
-A message is *taken* when the program has it in hand: `next_message` returns it and, unless the program acknowledges
-itself, says so; only then its sender hears `delivered`. What was not taken is the mailbox's, whatever has been
-received: a lost connection takes it back, and it comes again.
+A message is *taken* when `next_message` returns it and, with `ack="manual"`, when the program acknowledges it; only
+then its sender's receipt says `delivered`. Untaken messages belong to the mailbox, though they are here: a lost
+connection takes them back, and they come again.
 
-What comes in one piece stays in one piece here (`_Batch`), with a mark how far it is taken. If the mailbox takes it
-back, the messages up to the mark, as far as the core has not been told of them, are `unsure`: they will come again, and
-are acknowledged then without being handed out. Where the program acknowledges, no runs come.
+A batch stays one here (`_Arrival`), with a mark of how many of its messages are taken. When the mailbox takes it back,
+the messages up to the mark of which the core has not been told become `unsure`: they will come again, and are
+acknowledged then without being handed out.
 
-Where the program acknowledges (`manual`), a message stays owed while it is worked on. Should it come again meanwhile,
-over another connection, it is the same message: it is not handed out twice, and the acknowledgement that is due goes
-with the newer ticket.
+With manual acknowledgement a message is owed while the program works on it. If it comes again meanwhile, over another
+connection, it is not handed out twice, and its acknowledgement uses the newer ticket.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from zmqbus.client.transport import Transport
 from zmqbus.errors import ZmqbusError
 from zmqbus.wire import verbs
 
-#: Messages that are taken one after the other are acknowledged together, and requests answered, no later than this
-#: after the first of them. One that is alone is acknowledged, or answered, at once.
+#: Acknowledgements of a burst of messages, and answers to a burst of requests, go out together, at most this many
+#: seconds after the first. A single one goes out at once.
 COALESCE_S = 0.001
-#: Ref of what a session says that goes for good.
+#: Ref of the FORGET of a session that leaves for good.
 FORGET_REF = "forget"
-#: How long whoever stops working waits until the broker has heard of it: that takes milliseconds, and where it has a
-#: successor, two seconds. After that, requests that have crossed it on the way are left to their deadlines.
+#: How many seconds a stopping worker waits for the broker to confirm: it takes milliseconds, or two seconds if the
+#: broker has a successor. After that, requests that are still on their way are left to their deadlines.
 SETTLE_S = 5.0
 
 
@@ -48,73 +47,73 @@ class _Arrival:
     def __init__(self, hand: core.Hand) -> None:
         self.ticket, self.batch = hand
         self.msg_ids = self.batch.msg_ids
-        self.at = 0  #: so many are taken
-        self.told = 0  #: and of so many of them the core knows
+        self.at = 0  #: how many are taken
+        self.told = 0  #: how many of these the core was told of
 
 
 class Consumer:
-    """Receives. Thread-safe."""
+    """Receives messages and work. Thread-safe."""
 
     def __init__(self, transport: Transport, log_path: str, *, manual: bool) -> None:
         self._io = IoThread(transport, self)
         self._log = payload.Log(log_path)
         self._manual = manual
         self._arrived = threading.Condition()
-        # These belong to the condition's lock.
+        # Under the condition's lock.
         self._inbox: deque[_Arrival] = deque()
         self._work: deque[verbs.Work] = deque()
         self._withdrawn: set[str] = set()
         self._error: ZmqbusError | None = None
         self._watchers: list[Callable[[], None]] = []
-        self._tickets: dict[str, core.Ticket] = {}  # of messages in the program's hands, not acknowledged
-        self._taken: dict[str, core.Ticket] = {}  # of those that the program is done with; the broker has to be told
-        self._batches: list[_Arrival] = []  # likewise, where they came in one piece: as far as each is taken
+        self._tickets: dict[str, core.Ticket] = {}  # of messages that the program has not acknowledged
+        self._taken: dict[str, core.Ticket] = {}  # of acknowledged ones, for the core
+        self._batches: list[_Arrival] = []  # with taken messages, for the core
         self._waiting = 0  # threads that wait for a message
-        self._given: deque[_Arrival] = deque()  # messages that are theirs, and taken
-        self._unsure: dict[str, None] = {}  # taken, not told, and the mailbox's again: they will come again
-        # Whoever answers puts it in at one end, the I/O thread takes it out at the other.
+        self._given: deque[_Arrival] = deque()  # taken messages for those threads
+        self._unsure: dict[str, None] = {}  # see the theory of operation
+        # Written by threads that answer, read by the I/O thread.
         self._answers: deque[tuple[str, int, bytes]] = deque()
-        self._forgets = False  # it goes for good: to be said behind all that it has taken
-        self._forgetting = False  # that is said
-        self._given_up: int | None = None  # and carried out: so many messages were not taken
-        self._asked = ""  # ref of what the broker is asked to see that it has heard everything before that
-        self._due_s: float | None = None  # when these are to be said at the latest
+        self._forgets = False  # FORGET is to be sent, behind all acknowledgements
+        self._forgetting = False  # FORGET was sent
+        self._given_up: int | None = None  # the number of untaken messages, from the response
+        self._asked = ""  # ref of a request that shows that the broker has read all envelopes before it
+        self._deadline_s: float | None = None  # when acknowledgements and answers go out at the latest
         self._groups = transport.core.persona.groups
-        self.name = transport.core.persona.name or ""  #: what the session goes by
+        self.name = transport.core.persona.name or ""  #: of the session
 
     def __repr__(self) -> str:
         return f"<Consumer {self.name!r}: {self.unread} messages, {len(self._work)} requests>"
 
     @property
     def unread(self) -> int:
-        """Messages that are here and not taken."""
+        """Number of untaken messages that are here."""
         return sum(len(one.msg_ids) - one.at for one in list(self._inbox))  # guards: consumer [- one.at =>]
 
     def open(self) -> core.Welcomed:
-        """Connects. Raises what keeps it from doing so."""
+        """Connects. Raises as `IoThread.open`."""
         welcomed = self._io.open()
         self.name = welcomed.welcome.name
         return welcomed
 
     def close(self) -> None:
-        """Ends the connection; whoever waits for a message hears `NotConnected`."""
+        """Ends the connection; threads that wait for a message get `NotConnected`."""
         self._io.close()
 
     def close_soon(self) -> None:
-        """As `close`, but waits for nothing: for a bus that nobody has closed, and nobody has any more."""
+        """Ends the connection without waiting, for a finaliser."""
         self._io.close_soon()
 
     def forget(self, timeout_s: float) -> int | None:
-        """Leaves for good: the name is free, and what has not been taken is given up. Waits up to `timeout_s` for the
-        broker's word; returns how many messages were not taken, None if it does not come.
+        """Leaves for good: frees the name, and gives untaken messages up. Waits up to `timeout_s` for the broker's
+        response; returns how many messages were given up, None without a response.
 
-        It is said whatever happens: if the wait is interrupted, with `close` at the latest.
+        FORGET is sent whatever happens, even if the wait is interrupted: with `close` at the latest.
         """
         self._forgets = True
         try:
             self._io.execute()
         except ZmqbusError:
-            return None  # the connection has ended, and with it all that could be said
+            return None  # the connection has ended
         if self._io.is_current_thread:
             return None
         with self._arrived:
@@ -122,13 +121,14 @@ class Consumer:
             return self._given_up
 
     def check(self) -> None:
-        """Raises `ForkedBus` in a child process, `NotConnected` when closed, and what has ended the connection."""
+        """Raises as `IoThread.check`."""
         self._io.check()
 
     # --- messages
 
     def next_message(self, timeout_s: float | None) -> Message | None:
-        """The next message, oldest first; None if none comes in time. Raises what ended the connection."""
+        """Returns the next message, oldest first; None if none comes in time. Raises the error that ended the
+        connection."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._io.check()
         with self._arrived:
@@ -146,7 +146,7 @@ class Consumer:
         return of_batch(arrival.batch, place, self._log, self._done if self._manual else None)
 
     def _wait_for_message(self, deadline_s: float | None) -> bool:
-        """Whether there is a message before the deadline. Under the lock."""
+        """Waits for a message; returns False at the deadline. Under the lock."""
         while not self._inbox and not self._given:  # guards: consumer [and not self._given =>]
             if self._error is not None:
                 raise self._error
@@ -161,15 +161,15 @@ class Consumer:
         return True
 
     def _take_from(self, first: _Arrival) -> int:
-        """Takes the next message of the batch that stands first in the inbox; returns its place there. Under the same
-        hold of the lock as the look at the inbox: should the mailbox take it back now, it comes again, and is known."""
+        """Takes the next message of the first batch in the inbox; returns its place in the batch. Under the lock, held
+        since the look at the inbox: if the mailbox takes the message back from now on, it is recognised."""
         place = first.at
         first.at = place + 1
         if first.at == len(first.msg_ids):
             self._inbox.popleft()
         if self._manual:
             self._tickets[first.msg_ids[place]] = first.ticket.part(place, place + 1)
-        elif place == first.told:  # the first one that the core has not been told of
+        elif place == first.told:  # the core knows all messages before it
             self._batches.append(first)
         return place
 
@@ -183,50 +183,50 @@ class Consumer:
             self._soon(at_once=True)
 
     def _soon(self, *, at_once: bool) -> None:
-        """There is something to say: now, or with what follows it."""
+        """Sends acknowledgements and answers: now, or with later ones within `COALESCE_S`."""
         if at_once:
             self._io.execute()
-        elif self._due_s is None:
-            self._due_s = due_s = time.monotonic() + COALESCE_S
+        elif self._deadline_s is None:
+            self._deadline_s = due_s = time.monotonic() + COALESCE_S
             self._io.wake_by(due_s)
 
     # --- work
 
     def offer(self, credit: int) -> None:
-        """Says how many requests of its groups the program takes at a time; nothing where it has joined none."""
+        """Offers to take this many requests at a time; does nothing without groups."""
         if self._groups:
             self._io.execute(lambda client: client.offer(credit))
 
     def stop_work(self) -> None:
-        """Takes no more requests. Returns when all are here that the broker has handed over before it heard of that:
-        they are this program's to answer, for nobody else gets them while it is connected."""
+        """Takes no more requests. Returns when all requests are here that the broker has handed over before it read
+        that: this program must answer them, since no other worker gets them while it is connected."""
 
-        def say(client: core.ClientCore) -> list[core.Effect]:
+        def act(client: core.ClientCore) -> list[core.Effect]:
             if not client.persona.groups:
                 return []
             self._asked = ref = f"w{id(done)}"
             return [*client.offer(0), *client.request(verbs.Status(ref))]
 
         done = object()
-        self._io.execute(say)
+        self._io.execute(act)
         with self._arrived:
             self._arrived.wait_for(lambda: not self._asked or self._error is not None, SETTLE_S)
 
     def give_back(self) -> None:
-        """Takes no more requests, and leaves those that are here, and not answered, to other workers."""
+        """Takes no more requests, and leaves unanswered ones to other workers."""
 
-        def say(client: core.ClientCore) -> list[core.Effect]:
+        def act(client: core.ClientCore) -> list[core.Effect]:
             with self._arrived:
                 self._work.clear()
             effects: list[core.Effect] = []
-            while self._answers:  # first, or they were given back, too
+            while self._answers:  # first: otherwise these requests would be given back, too
                 effects += client.answer(*self._answers.popleft())
             return effects + client.give_back()
 
-        self._io.execute(say)
+        self._io.execute(act)
 
     def next_work(self, timeout_s: float | None, *, or_message: bool = False) -> verbs.Work | Message | None:
-        """The next request of a group (or, with `or_message`, the next message); None if none comes in time."""
+        """Returns the next request of a group (or, with `or_message`, the next message); None if none comes in time."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._io.check()
@@ -245,7 +245,7 @@ class Consumer:
                 return message
 
     def is_withdrawn(self, msg_id: str) -> bool:
-        """Whether nobody waits for the answer to this request any more; asked once, when its turn has come."""
+        """Returns whether this request was withdrawn. Call once, before the work begins."""
         if not self._withdrawn:
             return False
         with self._arrived:
@@ -254,16 +254,16 @@ class Consumer:
             return found
 
     def answer(self, msg_id: str, fmt: int, body: bytes) -> None:
-        """Answers a request of a group: at once, or where more of them wait here, together with their answers."""
+        """Answers a request of a group: at once, or if more requests wait here, together with their answers."""
         self._io.check()
         self._answers.append((msg_id, fmt, body))
         if self._withdrawn:
             with self._arrived:
-                self._withdrawn.discard(msg_id)  # told while it was worked on, when nobody asks any more
+                self._withdrawn.discard(msg_id)  # it may have come during the work
         self._soon(at_once=not self._work)
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Calls this, from the I/O thread, whenever something has come."""
+        """Calls the watcher, from the I/O thread, whenever messages or requests have come."""
         with self._arrived:
             self._watchers.append(watcher)
 
@@ -272,7 +272,7 @@ class Consumer:
     def on_effects(self, effects: Sequence[core.Effect]) -> None:
         """See `io_thread.Application`."""
         arrived = False
-        with self._arrived:  # once for all of them
+        with self._arrived:
             for effect in effects:
                 match effect:
                     case core.Hand():
@@ -296,14 +296,13 @@ class Consumer:
                         self.name = name
             if arrived:
                 self._give()
-                self._arrived.notify_all()  # not one: those who wait do not all wait for the same
+                self._arrived.notify_all()  # all: the threads wait for different things
         if arrived:
             for watcher in self._watchers:
                 self._io.call_later(watcher)
 
     def _give(self) -> None:
-        """A message that is alone is the program's at once, if somebody waits for it: it is acknowledged while whoever
-        that is wakes up."""
+        """Takes a single message at once if a thread waits for it, so that it is acknowledged while that wakes up."""
         # guards: consumer [self._waiting and =>]
         # guards: consumer [and not self._manual =>]
         # guards: consumer [and not self._given =>]
@@ -315,7 +314,7 @@ class Consumer:
                 self._given.append(first)
 
     def _hand(self, hand: core.Hand) -> bool:
-        """Messages have come. False if the program has all of them in hand already, from another connection."""
+        """Puts messages into the inbox; returns False if the program has all of them, from another connection."""
         known = (self._tickets, self._taken, self._unsure)  # guards: consumer [, self._unsure =>]
         if not any(some and not some.keys().isdisjoint(hand.ticket.msg_ids) for some in known):
             self._inbox.append(_Arrival(hand))
@@ -323,7 +322,7 @@ class Consumer:
         return any([self._hand_known(one) for one in hand.apart()])
 
     def _hand_known(self, hand: core.Hand) -> bool:
-        """Likewise one, which may be in hand."""
+        """Puts one message into the inbox, unless the program has it: then notes its new ticket."""
         (msg_id,) = hand.ticket.msg_ids
         if msg_id in self._tickets:
             self._tickets[msg_id] = hand.ticket
@@ -336,7 +335,7 @@ class Consumer:
 
     def drain(self, client: core.ClientCore) -> list[core.Effect]:
         """See `io_thread.Application`."""
-        self._due_s = None
+        self._deadline_s = None
         effects: list[core.Effect] = []
         if self._taken or self._batches:
             with self._arrived:
@@ -361,14 +360,14 @@ class Consumer:
 
     def deadline_s(self) -> float | None:
         """See `io_thread.Application`."""
-        return self._due_s
+        return self._deadline_s
 
     def on_deadline(self) -> None:
         """See `io_thread.Application`."""
         try:
             self._io.execute()
         except ZmqbusError:
-            pass  # then they come again, and are known
+            pass  # the messages will come again, and are recognised
 
     def on_end(self, error: ZmqbusError) -> None:
         """See `io_thread.Application`."""

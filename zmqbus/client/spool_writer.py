@@ -1,19 +1,19 @@
-"""Where a client puts large bodies down for the broker: a file of its own, and the room in it.
+"""Writes large bodies into a spool file for the broker, and keeps account of the regions in it.
 
 Theory of operation
 ===================
 
-A body over 64 KiB would be encrypted, decrypted and escaped on its way into the log, all of it by processes that others
-wait for. Instead its sender writes it, as it will stand in the log, into a file below `spool/`, and the broker is told
-where (SEND's `file` and `piece`). The broker reads it when it takes the message; so a piece stays as it is until the
-sender knows what became of the message, and its room is used again then.
+A body over 64 KiB would be encrypted, decrypted and escaped on its way into the journal, by processes that others wait
+for. Instead its sender writes it, escaped as in the journal, into a file below `spool/`, and tells the broker where
+(SEND's `file` and `piece`). The broker reads it when it accepts the message; so the region stays as it is until the
+outcome of the message is known, and is reused then.
 
-*A file is for one WELCOME.* What was said over a connection that is lost may still lie with the broker when it is said
-again, with its body, over the next one. So the next connection gets a file of its own, nothing in the one before is
-overwritten, and it is removed when the fate of everything in it is known.
+*A file is for one WELCOME.* A SEND over a lost connection may still lie with the broker while its repeat, with the
+body, goes over the next one. So the next connection gets a file of its own, nothing in the earlier file is overwritten,
+and it is removed when the outcomes of all its messages are known.
 
-*It is a short cut.* Where there is no room (`MAX_SPOOL_BYTES`), or the disk is full, or the directory is not private,
-the body goes along with its message as it always could, and in its place in the order.
+*It is a short cut.* If there is no room (`MAX_SPOOL_BYTES`), or the disk is full, or the directory is not private, the
+body travels in its message, in its place in the order.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from zmqbus.journal.large_record import escape_body
 from zmqbus.security.private_files import open_private, secure_dir
 from zmqbus.wire import verbs
 
-#: After a failure nothing is tried for so long: each attempt costs the spelling of the body.
+#: Seconds without another attempt after a failure: each costs the escaping of a body.
 PAUSE_S = 10.0
-#: When nothing is under way, the file is cut down to this: as much as is worth keeping in the page cache.
+#: The file is truncated to this when it holds no region: as much as is worth keeping in the page cache.
 KEEP_BYTES = 4 * 1024 * 1024
 
 
 def find_room(used: Iterable[tuple[int, int]], length: int, limit: int) -> int | None:
-    """The first offset with room for `length` bytes between these (offset, length), below `limit`; None if none has.
-    The first: what was in use a moment ago is in the processor's cache."""
+    """Returns the first offset with room for `length` bytes between these regions (offset, length), below `limit`; None
+    if there is none. The first, since a region that was just in use is in the processor's cache."""
     end = 0
     for offset, taken in sorted(used):
         if offset - end >= length:
@@ -46,22 +46,22 @@ def find_room(used: Iterable[tuple[int, int]], length: int, limit: int) -> int |
     return end if end + length <= limit else None
 
 
-class Spool:
-    """A client's file. Not thread-safe."""
+class SpoolWriter:
+    """The spool file of a client. Not thread-safe."""
 
     def __init__(self, directory: str, *, limit_bytes: int = verbs.MAX_SPOOL_BYTES) -> None:
-        """Nothing is made before the first `put`."""
+        """Creates nothing before the first `put`."""
         self._directory = directory
         self._limit_bytes = limit_bytes
         self._name = ""
         self._fd = -1
-        self._end = 0  # how far the file may have been written
-        self._pieces: dict[str, tuple[int, int]] = {}  # message → offset and length
-        self._earlier: dict[str, set[str]] = {}  # files of earlier connections → messages whose fate is open
+        self._end = 0  # the end of the written part
+        self._pieces: dict[str, tuple[int, int]] = {}  # message → its region (offset, length)
+        self._earlier: dict[str, set[str]] = {}  # files of earlier connections → messages without an outcome
         self._pause_until_s = 0.0
 
     def __repr__(self) -> str:
-        return f"<Spool {self._name or 'without a file'}: {len(self._pieces)} pieces>"
+        return f"<SpoolWriter {self._name or 'without a file'}: {len(self._pieces)} pieces>"
 
     def put(self, send: verbs.Send) -> verbs.Send | None:
         """Writes the body of a message that is alone in its SEND. Returns the SEND that names the file; None: send it
@@ -80,10 +80,10 @@ class Spool:
                 self._begin()
             self._end = max(self._end, offset + length)
             if os.pwrite(self._fd, spelled, offset) < length:
-                raise OSError("the disk has taken a part of it")
+                raise OSError("the disk is full")
         except (OSError, ZmqbusError):
-            # The disk is full, or something about the directory is not as it should be (the doctor says what); or it is
-            # no text, which the broker says better.
+            # The disk is full, or the directory is not in order (the doctor reports it); or the body is not UTF-8,
+            # which the broker reports better.
             self._pause_until_s = time.monotonic() + PAUSE_S
             return None
         self._pieces[msg_id] = offset, length  # guards: spool files: reuse a region once its message is confirmed
@@ -97,7 +97,7 @@ class Spool:
         self._name = name
 
     def free(self, msg_ids: Iterable[str]) -> None:
-        """What became of these messages is known: their room is free."""
+        """Frees the regions of messages whose outcome is known."""
         for msg_id in msg_ids:
             if self._pieces.pop(msg_id, None) is None:
                 self._free_earlier(msg_id)
@@ -114,7 +114,7 @@ class Spool:
                 del self._earlier[name]
 
     def renew(self) -> None:
-        """There is another connection: what comes now goes into another file."""
+        """Begins a new file, for another connection."""
         if self._fd < 0:
             return
         os.close(self._fd)
@@ -125,12 +125,12 @@ class Spool:
         self._fd, self._name, self._end, self._pieces = -1, "", 0, {}
 
     def _remove(self, name: str) -> None:
-        with suppress(OSError):  # the broker has removed it, or the next one will
+        with suppress(OSError):  # the broker has removed it, or its successor will
             os.unlink(os.path.join(self._directory, name))
 
     def close(self) -> None:
-        """Ends the use of the file. It is removed, unless something in it may still be on the way to the broker: then
-        the broker removes it when it hears that the connection has ended. Idempotent."""
+        """Closes the file, and removes it unless the broker may still have to read it: then the broker removes it when
+        the connection has ended. Idempotent."""
         for name in self._earlier:
             self._remove(name)
         self._earlier.clear()

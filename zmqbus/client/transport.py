@@ -28,7 +28,7 @@ from zmqbus.system.pidfile import Served
 from zmqbus.wire import codec, sockets, verbs
 
 if TYPE_CHECKING:
-    from zmqbus.client.spool_writer import Spool
+    from zmqbus.client.spool_writer import SpoolWriter
 
 #: Seconds between two looks for a running broker, until WELCOME.
 LOOK_S = 0.5
@@ -127,7 +127,7 @@ class Transport:
         self._poller.register(self._monitor, zmq.POLLIN)
         self._descriptors: tuple[int, ...] = (int(self._dealer.fileno()), int(self._monitor.fileno()))
         self._outbox: list[verbs.Envelope] = []
-        self._spool: Spool | None = None
+        self._spool: SpoolWriter | None = None
         client.spools = True
         self._has_sent = False  # since the dealer was last checked for input; or it has more than one turn reads
         self._look_at_subscriber = False  # likewise of the subscriber
@@ -232,9 +232,9 @@ class Transport:
                     self._look_at_subscriber = True
             case core.Spool(send):
                 if self._spool is None:
-                    from zmqbus.client.spool_writer import Spool  # few commands need it
+                    from zmqbus.client.spool_writer import SpoolWriter  # few commands need it
 
-                    self._spool = Spool(self._settings.paths.spool)
+                    self._spool = SpoolWriter(self._settings.paths.spool)
                 self._outbox.append(self._spool.put(send) or send)
                 self._send_out()  # while the broker reads this body, the next one is written here
             case core.Unspool(msg_ids):

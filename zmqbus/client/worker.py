@@ -1,19 +1,19 @@
-"""A worker: takes the requests of its groups, and answers them with what a handler returns.
+"""A worker: takes the requests of its groups, and answers them with the results of a handler.
 
 Theory of operation
 ===================
 
-*Credit.* The broker hands a worker as many requests at a time as it has offered to hold. One for each handler that may
-run at once would leave the worker idle for a round trip after each; many would wait here behind a long one, while
-another worker has nothing to do. So the offer follows what the handlers take: about `AHEAD_S` of work is held ahead.
+*Credit.* The broker hands a worker at most as many requests as its credit. Credit for the running handlers only would
+leave the worker idle for a round trip after each request; a large credit would queue requests here behind a long one
+while another worker is idle. So the credit follows the duration of the handlers: about `AHEAD_S` of work waits ahead.
 
-*Errors.* What a handler raises is its answer, and reaches the caller as `RemoteError`. `sys.exit` does, too: it would
-end a worker that others rely on, and then the next one that gets the request. The one exception is Ctrl-C, which Python
-raises in the main thread and nowhere else: it ends `serve`. Handlers that have begun in threads are waited for; one in
-the main thread, and coroutines, are interrupted; what is not answered goes back to the group.
+*Errors.* An exception in a handler is its answer, and reaches the caller as `RemoteError`. So does `sys.exit`: it would
+end a worker that others rely on, and then the next one that gets the request. The exception is Ctrl-C, which Python
+raises in the main thread only: it ends `serve`. Handlers that run in threads finish; one in the main thread, and
+coroutines, are interrupted; unanswered requests go back to the group.
 
-*Handlers* that are coroutines run in an event loop of this call's own; others in this thread or, where several may run
-at once, in a pool of threads.
+*Handlers* that are coroutines run in an event loop of this call's own; others in this thread or, if several may run at
+once, in a thread pool.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from zmqbus.wire.verbs import Format, Header, Scope
 
 Handler: TypeAlias = Callable[[Message], Any] | Callable[[Message], Awaitable[Any]]
 
-#: So much work is held ahead of the handlers, s: some round trips, so that no worker waits for the broker; and so
-#: little that nobody notices how long a request waits here while another worker is free.
+#: Seconds of work that wait ahead of the handlers: some round trips, so that no worker waits for the broker; and short
+#: enough for a request to wait here while another worker is idle.
 AHEAD_S = 0.005
-#: Requests that are held ahead at most: more bring nothing.
+#: Requests that wait ahead at most: more gain nothing.
 MAX_AHEAD = 64
-#: The newest measurement's part in the average duration of a handler.
+#: Weight of the newest measurement in the average duration of a handler.
 WEIGHT = 0.1
-#: The offer is changed when it is off by this factor.
+#: Change the credit when it is off by this factor.
 STEP = 2
-#: Between two looks at whether it is to stop.
+#: Seconds between two looks at `stop`.
 LOOK_S = 0.2
 
 
@@ -65,15 +65,15 @@ class Worker:
         self._credit = 0
         self._average_s = AHEAD_S
         self._lock = threading.Lock()
-        self._stopping = False  # no more is taken, and what is here is finished
-        self._leaving: BaseException | None = None  # what a handler wants to end the process with
+        self._stopping = False  # take no more, and finish the requests that are here
+        self._leaving: BaseException | None = None  # the exception that ends `serve`
 
     def __repr__(self) -> str:
         return f"<Worker {self._handler!r}: credit {self._credit}, {self._average_s * 1000:.2f} ms each>"
 
     def run(self, stop: threading.Event) -> None:
-        """Serves until `stop` is set or the bus is closed; then finishes what was begun, and whatever the broker has
-        handed over before it heard of the end. Ends at once with Ctrl-C, and gives back what is not answered."""
+        """Serves until `stop` is set or the bus is closed; then finishes the requests that the broker had handed over
+        by then. Ends at once with Ctrl-C, and gives unanswered requests back."""
         self._offer(self._concurrency)
         try:
             if _is_async(self._handler):
@@ -92,7 +92,7 @@ class Worker:
             try:
                 self._offer(0)
             except ZmqbusError:
-                pass  # the broker knows
+                pass  # the connection has ended, and the broker knows
 
     def _run_pool(self, stop: threading.Event) -> None:
         slots = threading.Semaphore(self._concurrency)
@@ -143,14 +143,14 @@ class Worker:
                 task.add_done_callback(tasks.discard)
                 task.add_done_callback(_retrieve)
             await asyncio.gather(*tasks)
-        except BaseException as error:  # interrupted: what is cancelled from here on is not answered
+        except BaseException as error:  # interrupted: requests that are cancelled from here on are not answered
             self._leaving = error
             raise
 
     # --- one request
 
     def _next(self, stop: threading.Event) -> verbs.Work | Message | None:
-        """The next request; None when it is over."""
+        """Returns the next request; None at the end."""
         while self._leaving is None:
             try:
                 if stop.is_set() and not self._stopping:
@@ -179,11 +179,11 @@ class Worker:
         self._answer(work, value, time.monotonic() - began_s)
 
     def _message(self, work: verbs.Work | Message) -> Message | None:
-        """What the handler gets; None where nobody waits for the answer any more."""
+        """Returns the message for the handler; None if the request was withdrawn."""
         if isinstance(work, Message):
             return work
         if self._consumer.is_withdrawn(work.msg_id):
-            self._consumer.answer(work.msg_id, Format.BYTES, b"")  # which frees its place
+            self._consumer.answer(work.msg_id, Format.BYTES, b"")  # frees its place in the credit
             return None
         value = None
         body = work.body
@@ -198,13 +198,13 @@ class Worker:
         return Message(header, work.msg_id, body, value=value)
 
     def _answer(self, work: verbs.Work | Message, value: Any, took_s: float) -> None:
-        """Says what came of it; what cannot be sent is an error of the handler's."""
+        """Answers with the handler's result; a value that cannot be sent is answered as an error."""
         try:
             if isinstance(value, BaseException):
                 fmt, body = encode_error(value, _trace(value))
             else:
                 fmt, body = encode(value)
-        except BaseException as error:  # a value may have code of its own, and so may an exception
+        except BaseException as error:  # raised by the value's or the exception's own code
             if _is_interrupt(error):
                 raise
             fmt, body = encode_error(error, _trace(error))
@@ -216,7 +216,7 @@ class Worker:
                 return
             self._consumer.answer(work.msg_id, fmt, body)
         except NotConnected:
-            return  # the bus was closed under the handler: the broker gives the request to another worker
+            return  # the bus was closed during the work: the broker gives the request to another worker
         self._measured(took_s)
 
     # --- credit
@@ -237,14 +237,15 @@ class Worker:
         self._consumer.offer(credit)
 
     def _give_back(self) -> None:
-        """What is not answered, begun or not, is for another worker."""
+        """Leaves unanswered requests to other workers."""
         try:
             self._consumer.give_back()
         except ZmqbusError:
-            pass  # the bus has ended, which has the same effect
+            pass  # the end of the bus has the same effect
 
     def _run_to_end(self, serving: Coroutine[Any, Any, None]) -> None:
-        """Runs it in an event loop of its own; in a thread, where the caller is in one already (as in a notebook)."""
+        """Runs a coroutine in an event loop of its own; in a thread, if the caller runs in a loop (as in a
+        notebook)."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -255,12 +256,12 @@ class Worker:
                 try:
                     ended.result()
                 except BaseException as error:
-                    self._leaving = error  # else the thread, which is waited for, would not end
+                    self._leaving = error  # otherwise the thread, which is joined here, would not end
                     raise
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """What ends the process goes its way; asyncio need not complain that nobody has asked the task for it."""
+    """Retrieves a task's exception, so that asyncio does not report it as never retrieved."""
     if not task.cancelled():
         task.exception()
 
@@ -274,7 +275,7 @@ def _in_main_thread() -> bool:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether it is Ctrl-C, and not what a handler has made up."""
+    """Returns whether it is a Ctrl-C, not a `KeyboardInterrupt` that a handler raised."""
     return isinstance(error, KeyboardInterrupt) and _in_main_thread()
 
 
@@ -286,7 +287,7 @@ def _trace(error: BaseException) -> str:
 
 
 def check_handler(handler: object, concurrency: int) -> None:
-    """Raises `InvalidArgument` for what cannot serve."""
+    """Raises `InvalidArgument` for a bad handler or concurrency."""
     if not callable(handler):
         raise InvalidArgument(f"a handler is a function that takes a Message, not {arguments.shown(handler)}")
     arguments.count(concurrency, "concurrency")
