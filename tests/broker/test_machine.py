@@ -19,6 +19,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from tests.broker.machinekit import RUN, Mishaps
 from zmqbus.broker import mailbox
+from zmqbus.client import coalesce
 from zmqbus.client.core import Incoming, Phase
 from zmqbus.errors import BrokerUnavailable, UnknownPeer, ZmqbusError
 from zmqbus.testing import SimClient, SimNet
@@ -350,6 +351,7 @@ class Files(Bus):
 
     def prepare(self) -> None:
         self.patch.setattr(verbs, "SPILL_BYTES", 0)
+        self.patch.setattr(coalesce, "INLINE_BYTES", 0)  # a body that is spooled travels alone
 
     @rule()
     def lose_the_files(self) -> None:
