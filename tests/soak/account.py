@@ -16,7 +16,7 @@ Pure: computes an `Account` from a `History`. Each fault names the message, the 
 *Excepted* is a message shown a second time if the process that showed it first was killed between two system calls: the
 write of the line, which the harness has read, and the entry in the shown log. The shown log of a dead agent is lost as
 well. So its successor is shown the line again if the broker was killed, stopped or disconnected before the listener's
-acknowledgement, and agent and listener died after that; likewise if the broker was killed after the acknowledgement and
+acknowledgement, and agent and listener died around that time; likewise if the broker was killed after the acknowledgement and
 before the receipt to the sender, who repeats the message to a broker that cannot know what the dead agent has shown
 (docs/guarantees.md, 7).
 """
@@ -38,6 +38,8 @@ EARLY_S = 2.0
 #: An acknowledgement to a broker that was hit, or over a wire that was cut, is at most so late, s: the longest stop,
 #: and another connection. If the agent dies before that, the entry in its shown log is lost.
 UNACKNOWLEDGED_S = 20.0
+#: How long, s, the listener and the commands of an agent may go on after its death: a listener looks every second.
+OUTLIVES_S = 3.0
 #: Refusals that a run causes: too many broadcasts, full mailboxes, commands of a session whose listener was killed.
 EXPECTED_REFUSALS = ("rate_limited", "not_connected")
 #: A sender that sent within this time, s, of the broker's death was waiting for it.
@@ -238,7 +240,8 @@ def _shown_again(
 ) -> tuple[str, str]:
     """Classifies a second showing: "" (excepted), "unmarked" or "duplicated"; and the reason."""
     if any(
-        abs(hit_s - before.at_s) < UNACKNOWLEDGED_S and before.at_s < death_s < shown.at_s for hit_s, death_s in died
+        abs(hit_s - before.at_s) < UNACKNOWLEDGED_S and before.at_s - OUTLIVES_S < death_s < shown.at_s
+        for hit_s, death_s in died
     ):
         return ("", "") if shown.queued else ("unmarked", f"by the {shown.by} {shown.pid}, the successor of a dead one")
     after_s = [at_s - before.at_s for at_s in killed_s]

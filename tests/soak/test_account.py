@@ -118,6 +118,9 @@ def test_faults_of_single_messages(story, expected):
         # And what the broker was killed with before it told the sender.
         (f"send 1; show 1; hit die r0 9; wait 1; hit kill broker 8; hear 1 queued; {AGAIN}", ""),
         ("send 1; show 1; hit die r0 9; wait 1; hit kill broker 8; hear 1 queued; show 1 pid=101", "unmarked"),
+        # The listener of a dead agent shows what it has for a moment longer.
+        (f"send 1; hit die r0 9; wait 2; show 1; hit kill broker 8; hear 1 queued; {AGAIN}", ""),
+        (f"send 1; hit die r0 9; wait 4; show 1; hit kill broker 8; hear 1 queued; {AGAIN}", "duplicated"),
         (f"send 1; show 1; hit die r0 9; hear 1 delivered; wait 1; hit kill broker 8; {AGAIN}", "duplicated"),
         (f"send 1; show 1; hit die r0 9; wait 1; hit kill s1 8; hear 1 queued; {AGAIN}", "duplicated"),
     ],
