@@ -133,7 +133,7 @@ class Said:
             self.told,
             self.net.journal,
             [(box.total, box.total_bytes, box.window_bytes, box._reserved, box._reserved_bytes) for box in boxes],
-            [(box.after, box.owed_numbers()) for box in boxes],
+            [(box.after, box.owed()) for box in boxes],
             self.net.store.total(),
             {name: getattr(counts, name) for name in names},
             counts.refused,
@@ -164,7 +164,7 @@ def both(play: Callable[[Said], None]) -> Said:
         said = Said(way)
         with pytest.MonkeyPatch.context() as patch:
             if way == "alone":
-                patch.setattr(admission, "gathered", list)
+                patch.setattr(admission, "merged", list)
             play(said)
             said.net.settle()
         played.append(said)

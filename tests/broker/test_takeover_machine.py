@@ -87,7 +87,7 @@ class Nights(test_machine.Bus):
                 self.uncertain.add(msg_id)
         session = self.net.broker.registry.sessions.get(ident.session_id)
         if session is not None:
-            self.uncertain.update(item.entry.msg_id for item in session.mailbox.window)
+            self.uncertain.update(one for piece in session.mailbox.window for one in piece.msg_ids)
 
     def take_from(self, name: str, process: SimClient, count: int) -> None:
         own = process.core.persona.session_id

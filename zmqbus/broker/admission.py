@@ -1,33 +1,32 @@
-"""SEND, from its arrival until it is in the journal: is it well made, who gets it, may its sender send it?
+"""SEND, from its arrival until its messages are in the journal: are they well made, who gets them, may they be sent?
 
-Between being staged here and the journal's answer a message is nowhere else, so nothing has to be undone if the journal
-cannot be written: the senders are refused, and that is all.
+Between becoming pending here and the journal's answer messages are nowhere else, so nothing has to be undone if the
+journal cannot be written: their senders are refused, and that is all.
 
-A run (SENDS) is staged, journaled and passed on as one if there is nothing at all to be said against any message in it.
-Otherwise each is taken by itself, as if it had come so: that one is refused and another not, is for `send` to find out.
+A SEND is accepted in one piece, or not at all (`_accept`). If there is anything to be said against one of its messages,
+or if they fare differently, each is admitted by itself, in the same way: then that one is refused, and others are not.
 
-A sender that was not answered says a message again, perhaps to another broker than the first time. If it was accepted
-then (the journal knows, and only for such a message it is asked), it is for whoever it was for: a prefix may fit
-somebody else by now, and another member of a group be the least loaded. Nor are limits a reason to refuse it now.
+A sender that was not answered sends a message again, perhaps to another broker than the first time. If it was accepted
+then (the journal knows, and only for such a message it is asked), it is for its receivers of then: a prefix may match
+another session by now, and another member of a group be the least loaded. Nor are limits a reason to refuse it now.
 
-An answer is for the command that awaits it, if there is one (`awaits`).
+An answer is for the command that awaits it, if there is one (`reply_routing`).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from zmqbus.broker.body_checks import Spooled, check_body, spooled_body
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.in_flight import Run
-from zmqbus.broker.mailbox import Mailbox
-from zmqbus.broker.pending import Several, Single, Staged, StagedRun, entry_of, gathered, run_of
+from zmqbus.broker.in_flight import Batch
+from zmqbus.broker.pending import Pending, merged
 from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import Awaits, Expected
 from zmqbus.broker.sessions import Connection, Session
-from zmqbus.broker.storage.api import Entry
 from zmqbus.broker.takeover import Takeover
 from zmqbus.errors import (
     BrokerUnavailable,
@@ -37,10 +36,10 @@ from zmqbus.errors import (
     ZmqbusError,
 )
 from zmqbus.journal.large_record import check_escaped
-from zmqbus.journal.record import Earlier, Record, Records, SplicedLine, splice_line
+from zmqbus.journal.record import Earlier, Record, Records, splice_line
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import naming, verbs
-from zmqbus.wire.verbs import FORMAT_WORDS, Format, Pointer, Scope
+from zmqbus.wire.verbs import FORMAT_WORDS, Format, Header, Pointer, Scope
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60
@@ -51,6 +50,12 @@ GUEST_BROADCASTS_PER_MINUTE = 120
 #: As integers: to look a member of an enum up costs more than to compare it.
 _TEXT = int(Format.TEXT)
 _SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
+#: Scopes that say all there is to say of whom a message is for.
+_WITHOUT_TARGET = (_SESSION, _ALL)
+
+
+class _Uneven(Exception):
+    """Messages of one SEND that have to be treated each by itself."""
 
 
 class _Before(NamedTuple):
@@ -81,8 +86,9 @@ class Intake:
         self._awaits = awaits
         self._takeover = takeover
         self._out = out
-        self._staged: list[Staged | StagedRun] = []
-        self._places: dict[str, int] = {}  # message id → its place in `_staged`
+        self._pending: list[Pending] = []
+        self._places: dict[str, int] = {}  # message id → its index in `_pending`
+        self._header: Header | None = None  # the last one, so that neighbours share one object
         self._sent_before = sent_before
         self._guest_broadcasts: dict[str, deque[float]] = {}
         self.accepted = 0  #: messages, since the start
@@ -90,119 +96,80 @@ class Intake:
         self._read_spooled = read_spooled
 
     def __repr__(self) -> str:
-        return f"<Intake: {len(self._staged)} staged, {self.accepted} accepted>"
+        return f"<Intake: {len(self._pending)} pending, {self.accepted} accepted>"
 
     @property
     def last_id(self) -> str:
         """Id of the last message whose receivers have been found: who comes now is not among them."""
-        if not self._staged:
-            return self._last_id
-        last = self._staged[-1]
-        return last.sends.msg_ids[-1] if isinstance(last, StagedRun) else last.send.msg_id
+        return self._pending[-1].msg_ids[-1] if self._pending else self._last_id
 
     # --- SEND
 
     def send(self, now: Instant, who: Connection, send: verbs.Send) -> None:
-        """Stages messages, or refuses them."""
+        """Accepts messages, or refuses them. Raises `ProtocolError` for those whose ids cannot be their own."""
         count = len(send.msg_ids)
-        if count > 1 and (send.reply_to is not None or send.again or send.file is not None):
-            raise ProtocolError("a SEND with reply_to, again or file holds one message")
-        scope, target, fmt, reply_to, again, _, _, msg_ids, bodies = send
-        if count == 1:
-            self.send_one(now, who, Single(msg_ids[0], scope, target, fmt, reply_to, again, bodies[0]), send)
-        else:
-            self.send_all(now, who, Several(scope, target, fmt, msg_ids, bodies))
-
-    def send_one(self, now: Instant, who: Connection, send: Single, envelope: verbs.Send | None = None) -> None:
-        """Stages a message, or refuses it. Raises `ProtocolError` if its id cannot be its own."""
-        if not verbs.is_msg_id(send.msg_id):
+        if count > 1:
+            if send.reply_to is not None or send.again or send.file is not None:
+                raise ProtocolError("a SEND with reply_to, again or file holds one message")
+            if not self._accept_all(now, who, send):
+                for one in send.apart():
+                    self._send_one(now, who, one)
+            return
+        (msg_id,) = send.msg_ids
+        if not verbs.is_msg_id(msg_id):
             raise ProtocolError("a message id is 8 to 12 lower-case letters and digits")
-        # guards: dedup [self._delivery.said_before(who, send.msg_id) or =>]
-        # guards: dedup [or self._staged_before(who, send.msg_id) =>]
-        if self._delivery.said_before(who, send.msg_id) or self._staged_before(who, send.msg_id):
+        # guards: dedup [self._delivery.said_before(who, msg_id) or =>]
+        # guards: dedup [or self._pending_before(who, msg_id) =>]
+        if self._delivery.said_before(who, msg_id) or self._pending_before(who, msg_id):
             return
         try:
-            spooled = spooled_body(envelope) if envelope is not None else None
-            self._stage(now, who, send, spooled)
+            self._accept(now, who, send)
         except ZmqbusError as error:
-            self._delivery.refuse(who, verbs.Refused(send.msg_id, error.code, str(error)))
+            self._delivery.refuse(who, verbs.Refused(msg_id, error.code, str(error)))
 
-    def send_all(self, now: Instant, who: Connection, sends: Several) -> None:
-        """Stages messages that are alike in one piece; or, if there is anything that one of them may be refused for or
-        that tells them apart, each by itself. Raises `ProtocolError` if they are no messages."""
-        msg_ids, bodies = sends.msg_ids, sends.bodies
-        size_bytes = sum(map(len, bodies))
-        found = self._receivers_of_run(now, who, sends, size_bytes)
-        if found is None:
-            for msg_id, body in zip(msg_ids, bodies, strict=True):
-                one = Single(msg_id, sends.scope, sends.target, sends.fmt, None, False, body)
-                try:
-                    self.send_one(now, who, one)
-                except ProtocolError as error:
-                    # guards: admission [=> raise]
-                    self._out.refuse(who.route, msg_id[: verbs.FIELD_CHARS["ref"]], error)
-            return
-        receivers, to = found
-        to_many = sends.scope != _SESSION
-        record = Records(
-            now.wall_s,
-            msg_ids,
-            "broadcast" if to_many else "message",
-            who.sender_id,
-            who.sender_name,
-            who.session.label if who.session else None,
-            to,
-            None if to_many else receivers[0].session_id,
-            bodies,
-        )
-        for session in receivers:
-            session.mailbox.reserve(size_bytes, len(bodies))  # guards: admission [size_bytes, len(bodies) => 0, 0]
-        self._places.update(dict.fromkeys(msg_ids, len(self._staged)))
-        self._staged.append(StagedRun(who, sends, record, receivers, size_bytes))
-        self._out.append_all(record)
-
-    def _receivers_of_run(
-        self, now: Instant, who: Connection, sends: Several, size_bytes: int
-    ) -> tuple[list[Session], str] | None:
-        """Who gets all of them, and how the log calls them, if nothing at all is to be said against any."""
-        _, target, fmt, msg_ids, bodies = sends
-        to_many = sends.scope in verbs.TO_MANY
-        # guards: admission [fmt != _TEXT or =>]
-        # guards: broadcasts [or not (to_many or sends.scope == _SESSION) =>]
-        if fmt != _TEXT or not (to_many or sends.scope == _SESSION) or not verbs.are_msg_ids(msg_ids):
-            return None
-        # guards: admission [not self._delivery.all_new(msg_ids) or =>]
-        # guards: admission [or not self._places.keys().isdisjoint(msg_ids) =>]
-        if not self._delivery.all_new(msg_ids) or not self._places.keys().isdisjoint(msg_ids):
-            return None
+    def _send_one(self, now: Instant, who: Connection, one: verbs.Send) -> None:
         try:
-            if not all(map(bytes.isascii, bodies)):  # guards: admission [off]
-                for body in bodies:
-                    body.decode()
-            receivers, _, to = self._address(now, who, sends.scope, target, None, None)
-        except (UnicodeDecodeError, ZmqbusError):
-            return None
-        if any(session.mailbox.full(size_bytes, len(bodies)) for session in receivers):  # guards: admission [off]
-            return None
-        if to_many:
-            recent = self._recent_broadcasts(now, who)
-            if len(recent) + len(bodies) > BROADCASTS_PER_MINUTE:  # guards: rate limits
-                return None
-            if who.session is None and self._guests_room(now) < len(bodies):
-                return None
-            recent.extend([now.mono_s] * len(bodies))  # guards: rate limits
-        return receivers, to
+            self.send(now, who, one)
+        except ProtocolError as error:
+            # guards: admission [=> raise]
+            self._out.refuse_all(who.route, verbs.refs_of(verbs.Send, one), error)
 
-    def _stage(self, now: Instant, who: Connection, send: Single, spooled: Spooled | None) -> None:
-        _, scope, target, fmt, reply_to, again, body = send
-        size_bytes = len(body) if spooled is None else spooled.size_bytes
+    def _accept_all(self, now: Instant, who: Connection, send: verbs.Send) -> bool:
+        """Accepts several messages in one piece. False, and nothing is done, if anything is to be said against one of
+        them, or if they fare differently."""
+        # Of a group, each finds its own member; only texts are journaled together.
+        # guards: admission [send.fmt != _TEXT or =>]
+        # guards: broadcasts [send.scope == Scope.GROUP or =>]
+        if send.fmt != _TEXT or send.scope == Scope.GROUP or not verbs.are_msg_ids(send.msg_ids):
+            return False
+        # guards: admission [not self._delivery.all_new(send.msg_ids) or =>]
+        # guards: admission [or not self._places.keys().isdisjoint(send.msg_ids) =>]
+        if not self._delivery.all_new(send.msg_ids) or not self._places.keys().isdisjoint(send.msg_ids):
+            return False
+        try:
+            self._accept(now, who, send)
+        except (ZmqbusError, _Uneven):
+            return False
+        return True
+
+    def _accept(self, now: Instant, who: Connection, send: verbs.Send) -> None:
+        """Makes messages pending, all of them. Raises the error to refuse them with, or `_Uneven` if some have to be
+        treated in another way than others; then nothing is done."""
+        scope, target, fmt, reply_to, again, _, _, msg_ids, bodies = send
+        spooled = spooled_body(send)
         if reply_to is not None and not verbs.is_msg_id(reply_to):
             raise ProtocolError("what a message answers is a message id: 8 to 12 lower-case letters and digits")
         to_many = scope in verbs.TO_MANY
-        check_body(fmt, body, to_many=to_many)
+        size_bytes = 0
+        for body in bodies:
+            check_body(fmt, body, to_many=to_many)
+            size_bytes += len(body)
         if spooled is not None:
-            verbs.check_size(size_bytes, to_many=to_many)
-        before = self._before(who, send) if again else None
+            verbs.check_size(spooled.size_bytes, to_many=to_many)
+            size_bytes = spooled.size_bytes
+        if len(bodies) > 1 and size_bytes > verbs.SPILL_BYTES and max(map(len, bodies)) > verbs.SPILL_BYTES:
+            raise _Uneven
+        before = self._before(who, msg_ids[0]) if again else None
         receivers, waiter, to = self._address(now, who, scope, target, reply_to, before)
         full: list[Session] = []
         if before is not None:
@@ -210,54 +177,83 @@ class Intake:
             # guards: dedup: a repeat goes to the original receivers [not self._is_newcomer(session, before) => True]
             receivers = [session for session in receivers if not to_many or not self._is_newcomer(session, before)]
         elif to_many:
-            self._count_broadcast(now, who)
             # One who does not read must not keep a broadcast from all the others; the sender is told who goes without.
-            full = [session for session in receivers if session.mailbox.full(size_bytes)]
-            receivers = [session for session in receivers if session not in full]
+            full = [session for session in receivers if session.mailbox.full(size_bytes, len(bodies))]
+            if full:
+                if len(bodies) > 1:
+                    raise _Uneven
+                receivers = [session for session in receivers if session not in full]
+            self._count_broadcasts(now, who, len(bodies))
         else:
-            if waiter is None:
-                mailbox: Mailbox | None = receivers[0].mailbox
-                name = receivers[0].name
-            else:
-                mailbox, name = waiter.mailbox, waiter.sender_name
-            if mailbox is not None and mailbox.full(size_bytes):
-                raise RateLimited(f"the mailbox of '{name}' is full of unread messages; retry when it has read some")
-        to_session_id = None
+            self._check_room(waiter or receivers[0], size_bytes, len(bodies))
+        header = self._shared_header(now, who, send)
+        receiver_id = None
         if not to_many:
-            to_session_id = waiter.sender_id if waiter is not None else receivers[0].session_id
-        record = Record(
-            now.wall_s,
-            send.msg_id,
-            "broadcast" if to_many else "message",
+            receiver_id = waiter.sender_id if waiter is not None else receivers[0].session_id
+        self._journal(who, header, to, receiver_id, send, spooled)
+        for session in receivers:
+            session.mailbox.reserve(size_bytes, len(bodies))  # guards: mailbox limits
+        for msg_id in msg_ids:
+            self._places[msg_id] = len(self._pending)
+        self._pending.append(Pending(who, header, msg_ids, bodies, size_bytes, again, receivers, full, waiter))
+
+    def _check_room(self, receiver: Session | Connection | Expected, size_bytes: int, count: int) -> None:
+        mailbox = receiver.mailbox
+        if mailbox is not None and mailbox.full(size_bytes, count):  # guards: admission [off]
+            name = receiver.name if isinstance(receiver, Session) else receiver.sender_name
+            raise RateLimited(f"the mailbox of '{name}' is full of unread messages; retry when it has read some")
+
+    def _shared_header(self, now: Instant, who: Connection, send: verbs.Send) -> Header:
+        """Returns the header of these messages: that of the ones before, if they have the same."""
+        header = Header(
             who.sender_id,
             who.sender_name,
             who.session.label if who.session else None,
-            to,
-            to_session_id,
-            reply_to,
-            FORMAT_WORDS[fmt],
-            body,
+            send.scope,
+            "" if send.scope in _WITHOUT_TARGET else send.target,
+            send.fmt,
+            send.reply_to,
+            now.wall_s,
         )
-        line: Record | SplicedLine = record
-        if spooled is not None:
-            # Last: nothing is read for a message that is refused.
-            piece = self._read_spooled(who.route, spooled)
-            check_escaped(record.fmt, piece, spooled.size_bytes, spooled.crc)  # guards: spool files
-            line = splice_line(record, piece, spooled.crc)
-        for session in receivers:
-            session.mailbox.reserve(size_bytes)  # guards: mailbox limits
-        self._places[send.msg_id] = len(self._staged)
-        self._staged.append(Staged(who, send, record, receivers, full, waiter, size_bytes))
-        self._out.append(line)
+        if header != self._header:
+            self._header = header
+        return self._header
 
-    def _staged_before(self, who: Connection, msg_id: str) -> bool:
+    def _journal(
+        self,
+        who: Connection,
+        header: Header,
+        to: str,
+        receiver_id: str | None,
+        send: verbs.Send,
+        spooled: Spooled | None,
+    ) -> None:
+        """Has messages written, which may be refused up to here."""
+        kind: Literal["message", "broadcast"] = "message" if receiver_id is not None else "broadcast"
+        sender_id, name, label, _, _, fmt, reply_to, ts = header
+        if len(send.msg_ids) > 1:
+            self._out.append_all(Records(ts, send.msg_ids, kind, sender_id, name, label, to, receiver_id, send.bodies))
+            return
+        word = FORMAT_WORDS[fmt]
+        record = Record(
+            ts, send.msg_ids[0], kind, sender_id, name, label, to, receiver_id, reply_to, word, send.bodies[0]
+        )
+        if spooled is None:
+            self._out.append(record)
+            return
+        # Last: nothing is read for a message that is refused.
+        piece = self._read_spooled(who.route, spooled)
+        check_escaped(word, piece, spooled.size_bytes, spooled.crc)  # guards: spool files
+        self._out.append(splice_line(record, piece, spooled.crc))
+
+    def _pending_before(self, who: Connection, msg_id: str) -> bool:
+        """Whether a message of this id is pending: then its sender is told over the connection that it came by last."""
         place = self._places.get(msg_id)
         if place is None:
             return False
-        if who.sender_id != self._staged[place].record.from_session:
+        if who.sender_id != self._pending[place].header.from_session:
             raise ProtocolError("a message id that another session has used")
-        # Said again within one wake: over a new connection, which is the one that has to hear of it.
-        self._staged[place] = self._staged[place]._replace(sender=who)
+        self._pending[place] = self._pending[place]._replace(sender=who)
         return True
 
     def _address(
@@ -308,9 +304,9 @@ class Intake:
             return self._registry.resolve(target)  # it has died: somebody else has its mail now, or nobody had any
         return session
 
-    def _before(self, who: Connection, send: Single) -> _Before | None:
+    def _before(self, who: Connection, msg_id: str) -> _Before | None:
         """What became of this message when it was said before; None: it never got as far as the journal."""
-        found = self._sent_before(send.msg_id)
+        found = self._sent_before(msg_id)
         if found is None:
             return None
         if found.from_session != who.sender_id:
@@ -336,20 +332,21 @@ class Intake:
             recent.popleft()
         return recent
 
-    def _count_broadcast(self, now: Instant, who: Connection) -> None:
+    def _count_broadcasts(self, now: Instant, who: Connection, count: int) -> None:
+        """Counts broadcasts against the limits. Raises `RateLimited` if not all of them may be made."""
         recent = self._recent_broadcasts(now, who)
-        if len(recent) >= BROADCASTS_PER_MINUTE:
-            retry_s = recent[0] + MINUTE_S - now.mono_s
+        if len(recent) + count > BROADCASTS_PER_MINUTE:
+            retry_s = recent[0] + MINUTE_S - now.mono_s if recent else MINUTE_S
             raise RateLimited(
                 f"{BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of a session; "
                 f"retry in {retry_s:.0f} s"
             )
-        if who.session is None and self._guests_room(now) < 1:  # guards: rate limits [off]
+        if who.session is None and self._guests_room(now) < count:  # guards: rate limits [off]
             raise RateLimited(
                 f"{GUEST_BROADCASTS_PER_MINUTE} broadcasts within a minute is the limit of all who speak without a "
                 "session; retry in a minute, or connect first"
             )
-        recent.append(now.mono_s)  # guards: rate limits
+        recent.extend([now.mono_s] * count)  # guards: rate limits
 
     def _guests_room(self, now: Instant) -> int:
         """How many more broadcasts guests may make at this moment."""
@@ -360,63 +357,43 @@ class Intake:
 
     @property
     def waits_for_journal(self) -> bool:
-        """Whether anything is staged."""
-        return bool(self._staged)
+        """Whether any message is pending."""
+        return bool(self._pending)
 
     def journaled(self, now: Instant, pointers: Sequence[Pointer]) -> None:
-        """What was staged is in the log, at these places, and goes out."""
+        """The pending messages are in the journal, at these places, and go out."""
         place = 0
-        staged = self._unstage()
-        for message in staged if len(staged) == 1 else gathered(staged):
-            if isinstance(message, StagedRun):
-                msg_ids = message.sends.msg_ids
-                self.accepted += len(msg_ids)
-                self._out.counts.accepted_bytes += message.size_bytes
-                self._last_id = msg_ids[-1]
-                self._dispatch_run(now, message, run_of(now, message, pointers[place : place + len(msg_ids)]))
-                place += len(msg_ids)  # guards: admission [+= => =]
-                continue
-            self.accepted += 1
+        pending = self._release()
+        for message in pending if len(pending) == 1 else merged(pending):
+            count = len(message.msg_ids)
+            self.accepted += count
             self._out.counts.accepted_bytes += message.size_bytes
-            self._last_id = message.send.msg_id
-            self._dispatch(now, message, entry_of(now, message, pointers[place]))
-            place += 1
+            self._last_id = message.msg_ids[-1]
+            self._dispatch(now, message, message.batch(now, pointers[place : place + count]))
+            place += count  # guards: admission [+= => =]
 
     def journal_failed(self, reason: str) -> None:
-        """What was staged is not in the log: it has never been."""
-        for message in self._unstage():
-            msg_ids = message.sends.msg_ids if isinstance(message, StagedRun) else (message.send.msg_id,)
-            for msg_id in msg_ids:
+        """The pending messages are not in the journal: they are refused, and nothing of them stays."""
+        for message in self._release():
+            for msg_id in message.msg_ids:
                 self._delivery.refuse(message.sender, verbs.Refused(msg_id, BrokerUnavailable.code, reason))
 
-    def _unstage(self) -> list[Staged | StagedRun]:
-        staged, self._staged = self._staged, []
+    def _release(self) -> list[Pending]:
+        """Takes out all pending messages, and what is reserved for them."""
+        pending, self._pending = self._pending, []
         self._places.clear()
-        for message in staged:
-            if isinstance(message, StagedRun):
-                for session in message.receivers:
-                    session.mailbox.release(message.size_bytes, len(message.sends.msg_ids))  # guards: admission
-                continue
+        for message in pending:
             for session in message.receivers:
-                session.mailbox.release(message.size_bytes)
-        return staged
+                session.mailbox.release(message.size_bytes, len(message.msg_ids))  # guards: admission
+        return pending
 
-    def _dispatch(self, now: Instant, message: Staged, entry: Entry) -> None:
-        route = message.sender.route
-        waiter = message.waiter
-        if entry.scope in verbs.TO_MANY:
-            self._delivery.to_many(now, message.receivers, entry, message.sender, message.full)
-        elif waiter is None:
-            self._delivery.to_one(now, message.receivers[0], entry, route)
+    def _dispatch(self, now: Instant, message: Pending, batch: Batch) -> None:
+        if batch.header.scope in verbs.TO_MANY:
+            self._delivery.to_many(now, message.receivers, batch, message.sender, message.full)
+        elif message.waiter is None:
+            self._delivery.to_one(now, message.receivers[0], batch)
         else:
-            self._awaits.pass_on(now, waiter, entry, route)
-
-    def _dispatch_run(self, now: Instant, message: StagedRun, run: Run) -> None:
-        if message.sends.scope == _SESSION:
-            self._delivery.run_to_one(now, message.receivers[0], run)
-        elif not self._delivery.run_to_many(now, message.receivers, run, message.sender):
-            for entry in run.entries():  # guards: broadcasts
-                self._delivery.to_many(now, message.receivers, entry, message.sender, [])
+            self._awaits.pass_on(now, message.waiter, batch)
 
     def tick(self, now: Instant) -> None:
         """Forgets the broadcasts of guests long gone."""

@@ -1,28 +1,28 @@
-"""Messages on their way: from the journal to the receivers, and what their senders hear.
+"""Messages on their way: from the journal to the receivers, and back as outcomes to their senders.
 
-A message that has been journaled is *open* until its sender has been told what became of it; then only its fate is
-remembered (`fates`), so that a sender that repeats itself hears the same again. To one receiver the answer is a
-RECEIPT: `delivered` when the consumer of the mailbox has acknowledged it, `queued` as soon as the store has committed
-it. To many it is a TALLY, when each has done one or the other, which takes a second at most.
+A message that has been journaled is *open* until its sender has been told its outcome; then only that is remembered
+(`dedup`), so that a sender that repeats the message hears the same again. To one receiver the answer is a RECEIPT:
+`delivered` when the consumer of the mailbox has acknowledged it, `queued` as soon as the store has committed it. To
+many it is a TALLY, when each has done one or the other, which takes a second at most.
 
-Messages that were accepted as a run (`window.Run`) are open under one object, and go out and are acknowledged as one,
-as long as all that happens to them is that. What has to be told, stored or looked at for one of them takes it apart.
+Messages that were accepted together (`in_flight.Batch`) go out and are acknowledged together. Where they fare
+differently (some go out now, the others are stored) the batch is split, for this mailbox only.
 
-*Due* are those answers that wait for the commit. It comes at the end of the wake, and takes all of them along; if the
-disk refuses it, what was accepted in this very wake is taken back and refused, and the rest waits for another commit:
-nobody has been told anything that is not so.
+*Due* are the answers that wait for the commit. It comes at the end of the wake, and covers all of them; if the disk
+refuses it, the messages that were accepted in this very wake are taken back and refused, and the older ones wait for
+another commit: no sender has been told anything that is not so.
 
 A mailbox has at most one *consumer*, the connection that it is open towards: the session's own process, or a command
-that reads it in its place (`reading`), or, for the answers that a command waits for, that command.
+that reads it in its place (`fetch`), or, for the answers that a command waits for, that command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from zmqbus.broker.dedup import Fate, Fates
 from zmqbus.broker.events import Instant, Outbox, Publish
-from zmqbus.broker.in_flight import Item, Run, Tally
+from zmqbus.broker.in_flight import Batch, BroadcastProgress, InFlight, Stage
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.sessions import Connection, Session, SessionState
 from zmqbus.broker.storage.api import Entry, Store
@@ -40,7 +40,7 @@ BEAT_AFTER_S = 0.25
 class _Due(NamedTuple):
     """A sender is to hear `queued` after the next commit."""
 
-    item: Item
+    piece: InFlight
     session: Session
     state: State
     away_s: int
@@ -57,7 +57,7 @@ class Delivery:
         self.fates = Fates(store)  #: of what is not open any more
         self.bcast = 0  #: number of the last broadcast
         self._channels: dict[bytes, int] = {}  # number of the last one that was published on each
-        self._open: dict[str, Item | Run | Tally] = {}  # by message id: the sender has not been told
+        self._open: dict[str, Batch] = {}  # by message id: the sender has not been told its outcome
         self._due: list[_Due] = []
         self._fresh: list[_Due] = []  # those of them that were accepted since the last commit
         self._taken_over = False  # since then a session was; so receivers of what is staged may not be there any more
@@ -100,38 +100,36 @@ class Delivery:
         self._consumers[mailbox] = consumer
         self._pump(now, mailbox)
 
-    def detach(self, mailbox: Mailbox, hold: Callable[[Item], bool] = lambda item: False) -> None:
-        """The consumer is gone: whoever waits for a receipt hears that the message is queued; unless `hold` keeps the
-        message for a consumer that is expected back."""
+    def detach(self, mailbox: Mailbox, hold: Callable[[Batch], bool] = lambda batch: False) -> None:
+        """Closes a mailbox whose consumer is gone. Senders that wait for a receipt hear that their messages are queued,
+        unless `hold` keeps an answer for a consumer that is expected back."""
         consumer = self._consumers.pop(mailbox, None)
         self._active.pop(mailbox, None)
-        for item in mailbox.close():
-            if hold(item):
-                mailbox.retract(item)
+        for piece in mailbox.close():
+            if hold(piece.batch):
+                mailbox.retract(piece)
+                piece.enter(Stage.DONE)
             elif consumer is not None and consumer.session is not None:
-                self._settle_queued(item, consumer.session, State.BUSY if consumer.session.conn else State.AWAY, 0)
+                self._settle_queued(piece, consumer.session, State.BUSY if consumer.session.conn else State.AWAY, 0)
             elif consumer is not None:
-                item.told = True
+                piece.enter(Stage.DONE)
                 left = UnknownPeer(f"'{consumer.guest}' left without taking it")
-                self._out.refuse(item.origin, item.entry.msg_id, left)
-                self._open.pop(item.entry.msg_id, None)
+                for msg_id in piece.msg_ids:
+                    self._out.refuse(piece.batch.origin, msg_id, left)
+                    self._open.pop(msg_id, None)
 
     def forsake(self, session: Session) -> int:
-        """A session is gone for good: what is in its mailbox, which has no consumer, is nobody's. Senders that have
-        been told nothing of their message yet hear that it was not taken. Returns how many messages are given up."""
-        for item in [due.item for due in self._due if due.session.heir is session and not due.item.told]:
-            item.told = True
-            if item.tally is not None:
-                item.tally.remaining -= 1
-                if not item.tally.remaining:
-                    self._settle_tally(item.tally)
-                continue
-            msg_id = item.entry.msg_id
-            left = f"'{session.name}' left for good without taking it; see who is there: zmqbus list"
-            refused = verbs.Refused(msg_id, UnknownPeer.code, left)
-            self._open.pop(msg_id, None)
-            self._out.reply(item.origin, refused)
-            self.fates.keep_refused(refused, item.sender_id)
+        """Gives up the mailbox of a session that is gone for good, which has no consumer. Senders that have been told
+        nothing yet hear that their messages were not taken. Returns how many messages are given up."""
+        for piece in [due.piece for due in self._due if due.session.heir is session and not due.piece.told]:
+            piece.enter(Stage.DONE)
+            for progress in piece.progress:
+                progress.remaining -= 1
+                if not progress.remaining:
+                    self._settle_broadcast(piece.batch, progress)
+            if not piece.progress:
+                left = f"'{session.name}' left for good without taking it; see who is there: zmqbus list"
+                self._refuse_open(piece.batch, piece.msg_ids, UnknownPeer.code, left)
         self._due = [due for due in self._due if due.session.heir is not session]
         self._fresh = [due for due in self._fresh if due.session is not session]
         return session.mailbox.empty()
@@ -148,222 +146,180 @@ class Delivery:
 
     # --- out to the receivers
 
-    def to_one(self, now: Instant, session: Session, entry: Entry, origin: bytes) -> None:
-        """A directed message. If it cannot go out now, it is stored, and its sender told so at once: the receiver is
-        away, or has as much under way as it may."""
+    def to_one(self, now: Instant, session: Session, batch: Batch) -> None:
+        """Delivers directed messages. Those that cannot go out now, since the receiver is away or has as much under way
+        as it may, are stored, and their sender is told so at once."""
         if session.successor is not None:  # guards: takeover [off]
-            session = session.heir  # taken over since the message was staged
-        item = self._enqueue(now, session, entry, origin=origin)
-        self._open[entry.msg_id] = item
-        if item.stored:
-            self._fresh.append(self._settle_behind(now, item, session))
-            if session.state is SessionState.DISCARDED:  # guards: ephemeral sessions
-                self.forsake(session)
+            session = session.heir  # taken over since the message became pending
+        for msg_id in batch.msg_ids:  # guards: batch delivery
+            self._open[msg_id] = batch
+        self._enqueue(now, session, batch)
 
-    def run_to_one(self, now: Instant, session: Session, run: Run) -> None:
-        """Directed messages of one sender, in one piece as far as they can go out now."""
-        if session.successor is not None:
-            session = session.heir
-        mailbox = session.mailbox
-        consumer = self._consumers.get(mailbox)
-        count = mailbox.room(run) if consumer is not None else 0
-        ready = run
-        if count < len(run):
-            ready = run.take(count)
-        if count and consumer is not None:
-            mailbox.append_run(ready, now.mono_s)
-            self._open.update(dict.fromkeys(ready.msg_ids, ready))  # guards: batch delivery
-            self._active[mailbox] = None
-            delivers = verbs.Deliver(
-                ready.common.header,
-                ready.seq,
-                0,
-                mailbox.after,  # guards: batch delivery [mailbox.after => 0]
-                -1,
-                None,
-                ready.size_bytes,
-                tuple(ready.msg_ids),
-                tuple(ready.bodies),
-            )
-            if consumer.fetching is not None:
-                consumer.fetching.count += count  # guards: batch delivery
-            self._out.reply(consumer.route, delivers)
-        if ready is not run:
-            for entry in run.entries():  # guards: batch delivery
-                self.to_one(now, session, entry, run.origin)
-
-    def to_waiter(self, now: Instant, waiter: Connection, entry: Entry, origin: bytes) -> bool:
-        """An answer for the connection that waits for it. False if that cannot take it, and has no mailbox where it
-        could stay."""
-        assert waiter.mailbox is not None
-        if waiter.session is None and not waiter.mailbox.may_send(entry):
+    def to_waiter(self, now: Instant, waiter: Connection, batch: Batch) -> bool:
+        """Delivers an answer to the connection that awaits it. False if that cannot take it, and has no mailbox where
+        it could stay."""
+        mailbox = waiter.mailbox
+        assert mailbox is not None
+        if waiter.session is None and not mailbox.room(batch):
             return False
-        item = waiter.mailbox.append(entry, now.mono_s, origin=origin)
-        self._open[entry.msg_id] = item
-        if not item.stored:
-            self._active[waiter.mailbox] = None
-            self._deliver(now, waiter, item)
-        elif waiter.session is not None:
-            self._settle_queued(item, waiter.session, State.BUSY, 0)
+        self._open[batch.msg_ids[0]] = batch
+        sent, stored = mailbox.append(batch, now.mono_s)
+        if sent is not None:
+            self._active[mailbox] = None
+            self._deliver(now, waiter, sent, waited=batch.repeated)
+        elif stored is not None and waiter.session is not None:
+            self._settle_queued(stored, waiter.session, State.BUSY, 0)
         return True
 
     def to_many(
-        self, now: Instant, receivers: list[Session], entry: Entry, sender: Connection, full: list[Session]
+        self, now: Instant, receivers: list[Session], batch: Batch, sender: Connection, full: list[Session]
     ) -> None:
-        """A broadcast: published once for all who can take it that way, put into the mailboxes of all others. `full`:
-        those who go without."""
-        self.bcast += 1
+        """Delivers broadcasts: published once to all who can take them that way, and put into the mailboxes of all
+        others. `full`: the sessions that have no room for them."""
+        if any(0 < session.mailbox.publishable(batch) < len(batch) for session in receivers):  # guards: broadcasts
+            for one in batch.apart():  # credit ends among them
+                self.to_many(now, receivers, one, sender, full)
+            return
+        first = self.bcast + 1
+        self.bcast += len(batch)  # guards: broadcasts [len(batch) => 1]
         if self._taken_over:  # guards: takeover [off]
-            # Since it was staged; perhaps by somebody who gets it as well.
+            # Since they became pending; perhaps by a session that gets them as well.
             receivers = list({session.heir: None for session in receivers if session.heir is not sender.session})
             full = [session for session in {one.heir: None for one in full} if session not in receivers]
-        holders, without_room = self.fates.earlier_cast(entry.msg_id)
+        # Of several, nothing is known from an earlier broker: a repeat stands alone.
+        holders, without_room = self.fates.earlier_cast(batch.msg_ids[0])
         # There may be room by now, and younger ones of the same sender in it.
         full = [*full, *(session for session in receivers if session.mailbox.key in without_room)]
         receivers = [session for session in receivers if session.mailbox.key not in without_room]
         for session in full:
-            self.fates.keep_full(entry.msg_id, entry.from_session, session.mailbox.key)
-        tally = Tally(entry.msg_id, entry.from_session, sender.route, len(receivers))
-        tally.full = tuple(session.name for session in full)
-        self._open[entry.msg_id] = tally
-        # Those on the channel who get it by another way, or not at all: its own sender, and who has no room for it.
+            self.fates.keep_full(batch.msg_ids[0], batch.sender_id, session.mailbox.key)
+        names = tuple(session.name for session in full)
+        batch.progress = [BroadcastProgress(msg_id, len(receivers), names) for msg_id in batch.msg_ids]
+        for msg_id in batch.msg_ids:  # guards: broadcasts
+            self._open[msg_id] = batch
+        # Subscribers who get them by another way, or not at all: their own sender, and sessions without room.
         without = [sender.session, *full]
+        # guards: broadcasts [sender.session, =>]
         spared = [session.conn.peer for session in without if session is not None and session.conn is not None]
         spared += self._lingering.values()  # guards: order: a SUB may outlive its connection
         published = False
         for session in receivers:
+            conn = session.conn
             if session.mailbox.key in holders:  # guards: dedup [off]
-                # Said to an earlier broker, which stored it here: it comes, or came, from there.
-                if session.conn is not None:
-                    spared.append(session.conn.peer)
-                self._count(tally, delivered=False)
-                continue
-            subscribed = session.conn is not None and session.conn.subscribed
-            # guards: dedup [and not entry.repeated =>]
-            if subscribed and not entry.repeated and session.mailbox.may_publish(entry):
+                # Sent to an earlier broker, which stored it here: it comes, or came, from there.
+                self._count(batch, batch.progress, delivered=False)
+            elif (
+                conn is not None
+                and conn.subscribed  # guards: broadcasts
+                and not batch.repeated  # guards: dedup
+                and session.mailbox.publishable(batch) == len(batch)  # guards: broadcasts
+            ):
                 published = True
-                session.mailbox.append(entry, now.mono_s, tally=tally, bcast=self.bcast)
+                session.mailbox.append(batch, now.mono_s, bcast=first)
                 self._active[session.mailbox] = None
                 continue
-            if session.conn is not None:
-                spared.append(session.conn.peer)
-            item = self._enqueue(now, session, entry, tally=tally)
-            if item.stored:
-                self._fresh.append(self._settle_behind(now, item, session))
-                if session.state is SessionState.DISCARDED:
-                    self.forsake(session)
+            else:
+                self._enqueue(now, session, batch)
+            if conn is not None:
+                spared.append(conn.peer)
         if published:
-            self._publish(entry, spared)
-        if not tally.remaining and not tally.told:
-            self._settle_tally(tally)
+            self._publish(batch, first, spared)
+        for progress in batch.progress:
+            if not progress.remaining and not progress.told:
+                self._settle_broadcast(batch, progress)
 
-    def run_to_many(self, now: Instant, receivers: list[Session], run: Run, sender: Connection) -> bool:
-        """Broadcasts of one sender that everybody can take in one piece, and in the same way: published. False, and
-        nothing is done, if there is anybody who cannot."""
-        if not receivers:
-            return False
-        first = self.bcast + 1
-        run.bcast = first
-        for session in receivers:
-            conn = session.conn
-            # guards: broadcasts [conn.subscribed and =>]
-            # guards: broadcasts [and session.mailbox.may_publish_run(run) =>]
-            if conn is None or not (conn.subscribed and session.mailbox.may_publish_run(run)):
-                run.bcast = 0  # guards: broadcasts
-                return False
-        self.bcast += len(run)  # guards: broadcasts [len(run) => 1]
-        run.tallies = [Tally(msg_id, run.sender_id, run.origin, len(receivers)) for msg_id in run.msg_ids]
-        self._open.update(zip(run.msg_ids, run.tallies, strict=True))  # guards: broadcasts
-        for session in receivers:
-            session.mailbox.append_run(run.twin(), now.mono_s)  # guards: broadcasts [.twin() =>]
-            self._active[session.mailbox] = None
-        own = sender.session.conn if sender.session is not None else None
-        # guards: broadcasts [(own.peer,) if own is not None else () =>]
-        # guards: broadcasts [*self._lingering.values() =>]
-        spared = (*((own.peer,) if own is not None else ()), *self._lingering.values())
-        channel = verbs.channel(run.common.scope, run.common.target)
+    def _publish(self, batch: Batch, first: int, spared: list[int]) -> None:
+        channel = verbs.channel(batch.header.scope, batch.header.target)
         prev = self._channels.get(channel, 0)
-        self._channels[channel] = self.bcast  # guards: broadcasts
-        # guards: broadcasts [prev => 0]
-        broadcasts = verbs.Broadcast(
-            run.common.header, self._epoch, first, prev, spared, None, tuple(run.msg_ids), tuple(run.bodies)
-        )
-        self._out.put(Publish(channel, broadcasts))
-        return True
-
-    def _publish(self, entry: Entry, spared: list[int]) -> None:
-        channel = verbs.channel(entry.scope, entry.target)
-        prev = self._channels.get(channel, 0)
-        self._channels[channel] = self.bcast  # only what is published can be missed
+        self._channels[channel] = self.bcast  # only published broadcasts can be missed  # guards: broadcasts
         broadcast = verbs.Broadcast(
-            entry.header,
+            batch.header,
             self._epoch,
-            self.bcast,
-            prev,
+            first,
+            prev,  # guards: broadcasts [prev => 0]
             tuple(spared),
-            entry.pointer if entry.spilled else None,
-            (entry.msg_id,),
-            (entry.body,),
+            batch.pointers[0] if batch.spilled else None,
+            tuple(batch.msg_ids),
+            tuple(batch.bodies),
         )
         self._out.put(Publish(channel, broadcast))
 
-    def begin(self, entry: Entry, origin: bytes) -> Item:
-        """An answer for a command that has no connection: it is in the journal, and its sender waits."""
-        item = self._open[entry.msg_id] = Item(0, entry, 0.0, origin=origin)
-        return item
+    def begin(self, batch: Batch) -> None:
+        """Opens an answer for a command that has no connection: it is journaled, and its sender waits."""
+        self._open[batch.msg_ids[0]] = batch
 
     def drop(self, msg_id: str) -> None:
-        """Its sender is told in another way."""
+        """Closes a message whose sender is told its outcome in another way."""
         self._open.pop(msg_id, None)
 
     def put_back(self, now: Instant, session: Session, entry: Entry) -> None:
-        """A message whose sender has been told already changes over to a session's mailbox."""
-        self._enqueue(now, session.heir, entry, told=True)
-
-    def _enqueue(
-        self,
-        now: Instant,
-        session: Session,
-        entry: Entry,
-        *,
-        origin: bytes = b"",
-        tally: Tally | None = None,
-        told: bool = False,
-    ) -> Item:
-        """Puts a message in a session's mailbox, and sends it if it may go now."""
-        mailbox = session.mailbox
-        item = mailbox.append(entry, now.mono_s, origin=origin, tally=tally)
-        item.told = told
-        if not item.stored:
+        """Moves a message, whose sender has been told `queued`, to a session's mailbox. So it is stored there, too."""
+        mailbox = session.heir.mailbox
+        sent, stored = mailbox.append(Batch.of_entry(entry), now.mono_s)
+        if sent is not None:
             self._active[mailbox] = None
-            self._deliver(now, self._consumers[mailbox], item)
-        return item
+            self._deliver(now, self._consumers[mailbox], sent, waited=False)
+            mailbox.secure(sent)
+            sent.enter(Stage.TOLD)
+        if stored is not None:
+            stored.enter(Stage.TOLD)
+
+    def _enqueue(self, now: Instant, session: Session, batch: Batch) -> None:
+        """Puts messages in a session's mailbox, and sends those that may go now."""
+        mailbox = session.mailbox
+        sent, stored = mailbox.append(batch, now.mono_s)
+        if sent is not None:
+            self._active[mailbox] = None
+            # One that is repeated may have been shown before: a receiver that meets it twice is to know why.
+            # guards: dedup [waited=batch.repeated => waited=False]
+            self._deliver(now, self._consumers[mailbox], sent, waited=batch.repeated)
+        if stored is not None:
+            self._fresh.append(self._settle_behind(now, stored, session))
+            if session.state is SessionState.DISCARDED:  # guards: ephemeral sessions
+                self.forsake(session)
 
     def _pump(self, now: Instant, mailbox: Mailbox) -> None:
         """Sends what waits behind the window, as far as credit goes."""
         consumer = self._consumers.get(mailbox)
         if consumer is None:
             return
-        for item in mailbox.refill(now.mono_s):
-            self._deliver(now, consumer, item)
+        for piece in mailbox.refill(now.mono_s):
+            self._deliver(now, consumer, piece, waited=True)
         if mailbox.window:
             self._active[mailbox] = None
 
-    def _deliver(self, now: Instant, consumer: Connection, item: Item, *, resent: bool = False) -> None:
-        entry = item.entry
-        # A message waited if it comes out of the store: it could not be handed on when it was accepted. And one that is
-        # said again may have been shown before: whoever meets it twice is to know why.
-        # guards: dedup [(item.stored or entry.repeated) and not resent => item.stored and not resent]
-        waited = (item.stored or entry.repeated) and not resent
-        age_s = max(0, int(now.steady_s - entry.accepted_s)) if waited else -1
+    def _deliver(self, now: Instant, consumer: Connection, piece: InFlight, *, waited: bool) -> None:
+        """Sends messages to the consumer; with their age if they `waited`."""
+        batch = piece.batch
         mailbox = consumer.mailbox
         assert mailbox is not None
+        age_s = max(0, int(now.steady_s - batch.accepted_s)) if waited else -1
+        if consumer.fetching is not None:
+            consumer.fetching.count += piece.count  # guards: batch delivery
+        pointer = batch.pointers[0] if batch.spilled else None
+        after = mailbox.after  # guards: batch delivery [mailbox.after => 0]
+        deliver = verbs.Deliver(
+            batch.header,
+            piece.seq,
+            0,
+            after,
+            age_s,
+            pointer,
+            piece.size_bytes,
+            tuple(piece.msg_ids),
+            tuple(piece.bodies),
+        )
+        self._out.reply(consumer.route, deliver)
+
+    def _deliver_again(self, consumer: Connection, bcast: int, piece: InFlight, at: int) -> None:
+        """Sends a published broadcast, one of these messages, by DELIVER."""
+        batch, index = piece.batch, piece.start + at
+        body = batch.bodies[index]
         if consumer.fetching is not None:
             consumer.fetching.count += 1
-        bcast, after = (item.bcast, 0) if resent else (0, mailbox.after)
-        pointer = entry.pointer if entry.spilled else None
+        pointer, size_bytes = (batch.pointers[0], batch.size_bytes) if batch.spilled else (None, len(body))
         deliver = verbs.Deliver(
-            entry.header, item.seq, bcast, after, age_s, pointer, entry.size_bytes, (entry.msg_id,), (entry.body,)
+            batch.header, piece.seq + at, bcast, 0, -1, pointer, size_bytes, (batch.msg_ids[index],), (body,)
         )
         self._out.reply(consumer.route, deliver)
 
@@ -378,25 +334,18 @@ class Delivery:
         done = mailbox.acknowledge(ack.seq, ack.bcasts)
         if not done:
             return
-        told: dict[tuple[bytes, str], list[str]] = {}
-        for item in done:
-            if isinstance(item, Run):
-                self._out.counts.taken += len(item)
-                for tally in item.tallies:  # guards: broadcasts
-                    self._count(tally, delivered=True)
-                if item.tallies:  # guards: broadcasts
-                    continue
-                told.setdefault((item.origin, item.sender_id), []).extend(item.msg_ids)
+        delivered: dict[tuple[bytes, str], list[str]] = {}
+        for piece in done:
+            self._out.counts.taken += piece.count
+            told = piece.told
+            piece.enter(Stage.DONE)
+            if told:
                 continue
-            self._out.counts.taken += 1
-            if item.told:
-                continue
-            item.told = True
-            if item.tally is not None:
-                self._count(item.tally, delivered=True)
+            if piece.batch.progress:
+                self._count(piece.batch, piece.progress, delivered=True)  # guards: broadcasts
             else:
-                told.setdefault((item.origin, item.sender_id), []).append(item.entry.msg_id)
-        for (route, sender_id), msg_ids in told.items():
+                delivered.setdefault((piece.batch.origin, piece.batch.sender_id), []).extend(piece.msg_ids)
+        for (route, sender_id), msg_ids in delivered.items():
             self._settle_delivered(route, sender_id, who, msg_ids)
         self._pump(now, mailbox)
         if not mailbox.window:
@@ -406,15 +355,11 @@ class Delivery:
         """Published broadcasts did not arrive: they are sent again, and then the numbers of all that are owed."""
         if who.mailbox is None:
             return
-        owed = who.mailbox.owed()
-        # All up to there, not the named ones alone: the client knows of the last gap only, and there may be more.
-        last = max(refill.bcasts, default=0)
-        for item in owed:
-            if item.bcast <= last and not item.resent:
-                item.resent = True
-                self._out.counts.broadcasts_resent += 1
-                self._deliver(now, who, item, resent=True)  # guards: retransmission
-        self._out.reply(who.route, verbs.Beat(self._epoch, self.bcast, tuple(item.bcast for item in owed)))
+        # All up to the highest, not the named ones alone: the client knows of the last gap only, and there may be more.
+        for bcast, piece, at in who.mailbox.unsent(max(refill.bcasts, default=0)):
+            self._out.counts.broadcasts_resent += 1
+            self._deliver_again(who, bcast, piece, at)  # guards: retransmission
+        self._out.reply(who.route, verbs.Beat(self._epoch, self.bcast, who.mailbox.owed()))
 
     def refuse(self, who: Connection, refused: verbs.Refused) -> None:
         """A message is not accepted, and will not be."""
@@ -431,8 +376,6 @@ class Delivery:
         known = self.fates.find(msg_id) or self._open.get(msg_id)
         if known is None:
             return False
-        if isinstance(known, Run):
-            known = known.of(msg_id)
         if who.sender_id != known.sender_id:
             raise ProtocolError("a message id that another session has used")
         self._out.counts.repeated += 1
@@ -456,16 +399,16 @@ class Delivery:
         settled = [msg_id for msg_id in msg_ids if self._open.pop(msg_id, None) is not None]
         self.fates.keep_all(settled, fate)
 
-    def _settle_behind(self, now: Instant, item: Item, session: Session) -> _Due:
+    def _settle_behind(self, now: Instant, piece: InFlight, session: Session) -> _Due:
         if session.conn is None:
-            return self._settle_queued(item, session, State.AWAY, max(0, int(now.steady_s - session.away_since_s)))
-        return self._settle_queued(item, session, State.BUSY, 0)
+            return self._settle_queued(piece, session, State.AWAY, max(0, int(now.steady_s - session.away_since_s)))
+        return self._settle_queued(piece, session, State.BUSY, 0)
 
-    def _settle_queued(self, item: Item, session: Session, state: State, away_s: int) -> _Due:
-        """The message is in the store: its sender hears so when the store has committed."""
-        due = _Due(item, session, state, away_s)
-        if not item.due:
-            item.due = True
+    def _settle_queued(self, piece: InFlight, session: Session, state: State, away_s: int) -> _Due:
+        """The messages are in the store: their sender hears so when the store has committed."""
+        due = _Due(piece, session, state, away_s)
+        if piece.stage is not Stage.DUE:
+            piece.enter(Stage.DUE)
             self._due.append(due)
         return due
 
@@ -479,19 +422,19 @@ class Delivery:
         due, self._due = self._due, []
         self._fresh.clear()
         self._taken_over = False
-        for item, session, state, away_s in due:
-            if item.told:  # guards: durability
+        for piece, session, state, away_s in due:
+            if piece.told:  # guards: durability
                 continue  # acknowledged in the meantime
-            item.told = True
-            if item.tally is not None:
-                self._count(item.tally, delivered=False)
+            piece.enter(Stage.TOLD)
+            if piece.batch.progress:
+                self._count(piece.batch, piece.progress, delivered=False)
                 continue
-            msg_id = item.entry.msg_id
-            self._out.counts.queued += 1
-            receipt = verbs.Receipt(state, session.session_id, session.name, away_s, (msg_id,))
-            self._open.pop(msg_id, None)
-            self.fates.keep(msg_id, Fate(item.sender_id, receipt))
-            self._out.reply(item.origin, receipt)
+            self._out.counts.queued += piece.count
+            receipt = verbs.Receipt(state, session.session_id, session.name, away_s, tuple(piece.msg_ids))
+            for msg_id in piece.msg_ids:
+                self._open.pop(msg_id, None)
+            self.fates.keep_all(piece.msg_ids, Fate(piece.batch.sender_id, receipt._replace(msg_ids=())))
+            self._out.reply(piece.batch.origin, receipt)
         if not self._commits:
             self._commits = True
             # While it could not write, the store may have shown less than it holds.
@@ -502,48 +445,58 @@ class Delivery:
         """The disk does not take it. What is not older than this wake is refused: nobody has been told of it."""
         self._commits = self._taken_over = False
         fresh, self._fresh = self._fresh, []
-        for item, session, _, _ in fresh:
-            item.told = True
-            session.mailbox.retract(item)  # guards: durability
-            refused = verbs.Refused(item.entry.msg_id, BrokerUnavailable.code, reason)
-            self._out.counts.refuse(refused.code)
-            tally = item.tally
-            if tally is None:
-                self._open.pop(item.entry.msg_id, None)
-                self._out.reply(item.origin, refused)
-                self.fates.keep_refused(refused, item.sender_id)
+        for piece, session, _, _ in fresh:
+            piece.enter(Stage.DONE)
+            session.mailbox.retract(piece)  # guards: durability
+            if not piece.batch.progress:
+                self._out.counts.refuse(BrokerUnavailable.code, piece.count)
+                self._refuse_open(piece.batch, piece.msg_ids, BrokerUnavailable.code, reason)
                 continue
-            tally.unsaved += (session.name,)  # guards: sessions [tally.unsaved => tally.full]
-            self.fates.keep_full(item.entry.msg_id, item.sender_id, session.mailbox.key)
-            tally.remaining -= 1
-            if tally.remaining or tally.told:
-                continue
-            if tally.delivered or tally.queued:
-                self._settle_tally(tally)
-            else:  # it has got to nobody at all
-                tally.told = True
-                self._open.pop(tally.msg_id, None)
-                self._out.reply(tally.origin, refused)
-                self.fates.keep_refused(refused, tally.sender_id)
-        self._due = [due for due in self._due if not due.item.told]
+            for progress in piece.progress:
+                self._not_saved(piece.batch, progress, session, reason)
+        self._due = [due for due in self._due if not due.piece.told]
 
-    def _count(self, tally: Tally, *, delivered: bool) -> None:
-        tally.remaining -= 1
-        if delivered:
-            tally.delivered += 1
-            self._out.counts.delivered += 1
-        else:
-            tally.queued += 1
-            self._out.counts.queued += 1
-        if not tally.remaining:
-            self._settle_tally(tally)
+    def _not_saved(self, batch: Batch, progress: BroadcastProgress, session: Session, reason: str) -> None:
+        """Takes back a broadcast for one receiver, for which the disk did not take it."""
+        self._out.counts.refuse(BrokerUnavailable.code)
+        progress.unsaved += (session.name,)  # guards: sessions [progress.unsaved => progress.full]
+        self.fates.keep_full(progress.msg_id, batch.sender_id, session.mailbox.key)
+        progress.remaining -= 1
+        if progress.remaining or progress.told:
+            return
+        if progress.delivered or progress.queued:
+            self._settle_broadcast(batch, progress)
+        else:  # nobody has it at all
+            progress.told = True
+            self._refuse_open(batch, (progress.msg_id,), BrokerUnavailable.code, reason)
 
-    def _settle_tally(self, tally: Tally) -> None:
-        tally.told = True
-        answer = verbs.Tally(tally.msg_id, tally.delivered, tally.queued, tally.full, tally.unsaved)
-        self._open.pop(tally.msg_id, None)
-        self._out.reply(tally.origin, answer)
-        self.fates.keep(tally.msg_id, Fate(tally.sender_id, answer))
+    def _refuse_open(self, batch: Batch, msg_ids: Sequence[str], code: str, text: str) -> None:
+        """Refuses open messages for good."""
+        for msg_id in msg_ids:
+            refused = verbs.Refused(msg_id, code, text)
+            self._open.pop(msg_id, None)
+            self._out.reply(batch.origin, refused)
+            self.fates.keep_refused(refused, batch.sender_id)
+
+    def _count(self, batch: Batch, several: Sequence[BroadcastProgress], *, delivered: bool) -> None:
+        """Counts another receiver that has these broadcasts, or for which they are stored."""
+        for progress in several:
+            progress.remaining -= 1
+            if delivered:
+                progress.delivered += 1
+                self._out.counts.delivered += 1
+            else:
+                progress.queued += 1
+                self._out.counts.queued += 1
+            if not progress.remaining:
+                self._settle_broadcast(batch, progress)
+
+    def _settle_broadcast(self, batch: Batch, progress: BroadcastProgress) -> None:
+        progress.told = True
+        tally = verbs.Tally(progress.msg_id, progress.delivered, progress.queued, progress.full, progress.unsaved)
+        self._open.pop(progress.msg_id, None)
+        self._out.reply(batch.origin, tally)
+        self.fates.keep(progress.msg_id, Fate(batch.sender_id, tally))
 
     # --- time
 
@@ -554,19 +507,17 @@ class Delivery:
             if consumer is None or not mailbox.window:
                 self._active.pop(mailbox, None)
                 continue
-            # Without the first look, runs that have been under way for a moment would be taken apart.
-            late = now.mono_s - mailbox.window.oldest.accepted_s >= BUSY_AFTER_S
-            for item in mailbox.window if late else ():
-                if now.mono_s - item.accepted_s < BUSY_AFTER_S:
+            for piece in mailbox.window:
+                if now.mono_s - piece.accepted_s < BUSY_AFTER_S:
                     break
                 # A guest's are left alone: nothing may be called queued that would die with it.
-                if not item.told and not item.due and consumer.session is not None:
-                    mailbox.secure(item)
-                    self._settle_queued(item, consumer.session, State.BUSY, 0)
+                if piece.stage in (Stage.UNSTORED, Stage.STORED) and consumer.session is not None:
+                    mailbox.secure(piece)
+                    self._settle_queued(piece, consumer.session, State.BUSY, 0)
             self._beat(now, mailbox, consumer)  # guards: retransmission
 
     def _beat(self, now: Instant, mailbox: Mailbox, consumer: Connection) -> None:
         last = mailbox.after
         if last > consumer.beaten and now.mono_s - mailbox.window.oldest.accepted_s >= BEAT_AFTER_S:
             consumer.beaten = last
-            self._out.reply(consumer.route, verbs.Beat(self._epoch, self.bcast, mailbox.owed_numbers()))
+            self._out.reply(consumer.route, verbs.Beat(self._epoch, self.bcast, mailbox.owed()))

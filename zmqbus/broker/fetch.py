@@ -64,7 +64,7 @@ class Reading:
         if session.conn is not None and session.mailbox.window:
             session.recalls += 1
             session.mailbox.open = False  # what comes behind RECALL would be shown there, and by the command again
-            self._out.reply(session.conn.route, verbs.Recall(session.recalls, session.mailbox.owed_numbers()))
+            self._out.reply(session.conn.route, verbs.Recall(session.recalls, session.mailbox.owed()))
         else:
             self._begin(now, who)
 
@@ -129,7 +129,7 @@ class Reading:
         fetching = who.fetching
         if fetching is None or not fetching.started or who.mailbox is None:
             return
-        left = who.mailbox.total - len(who.mailbox.window)
+        left = who.mailbox.backlog
         if fetching.peek or (not who.mailbox.window and not left):
             self._out.reply(who.route, verbs.Fetched(fetching.ref, fetching.count, left))
             self.end(now, who)
@@ -163,11 +163,11 @@ class Reading:
 
     def hand_back(self, now: Instant, who: Connection, mailbox: Mailbox) -> None:
         """Answers that a command waited for and did not take go to the session's mailbox; a guest has none."""
-        for item in mailbox.drain():
+        for entry in mailbox.drain():
             if who.session is not None:
-                self._delivery.put_back(now, who.session, item.entry)
+                self._delivery.put_back(now, who.session, entry)
             else:
-                self._out.note(f"answer {item.entry.msg_id} to {who.guest} was not taken")
+                self._out.note(f"answer {entry.msg_id} to {who.guest} was not taken")
 
     def _begin_waiting(self, now: Instant, session: Session) -> bool:
         reader = self._readers.get(session.session_id)

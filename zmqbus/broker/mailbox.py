@@ -23,8 +23,8 @@ reach this consumer that way only if nothing is under way to it on the other: th
 So every consumer sees one order, that of its mailbox, at the price of one integer; a broadcast that finds a busy
 consumer takes the DEALER for that one, and only for that one.
 
-What comes as a run (SENDS) enters the window as a run, as far as credit goes, and leaves it as it is acknowledged; the
-rest, and all that is put into the store, is one item for each message (`window`). Nothing here depends on which it is.
+A batch enters the window in one piece, as far as credit goes; the rest of it goes into the store, and comes out of it
+message by message.
 
 What waits in the mailbox of a session that has died moves into that of the next one (`take_over`): behind the window,
 whose numbers are out, and into its place among what waits here, which gets new numbers from there on.
@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from zmqbus.broker.in_flight import Item, Run, Tally, Window
+from zmqbus.broker.in_flight import Batch, InFlight, Stage, Window
 from zmqbus.broker.storage.api import FIELDS_BYTES, Box, Entry, Store
 
 #: Messages under way to one consumer. Enough to keep a fast one busy over a scheduling pause of 10 ms at 100,000/s.
@@ -50,7 +50,7 @@ CREDIT_BYTES = 4 * 1024 * 1024
 MAX_MESSAGES = 10_000
 MAX_BYTES = 256 * 1024 * 1024
 # What most mailboxes have in them, of one kind for all: a thousand empty ones of each would be 1 MB. Never added to.
-_NO_ITEMS = Window()
+_EMPTY = Window()
 _NO_NUMBERS: set[int] = set()
 
 
@@ -62,14 +62,15 @@ class Mailbox:
         "_by_dealer",
         "_channel",
         "_last_bcast",
-        "_loose",
         "_published",
+        "_resent",
         "_reserved",
         "_reserved_bytes",
         "_sent_seq",
         "_seq",
         "_store",
         "_taken_bcasts",
+        "_unstored",
         "_window_bytes",
         "key",
         "last_append_s",
@@ -81,7 +82,7 @@ class Mailbox:
     def __init__(self, key: str, store: Store) -> None:
         self.key = key
         self._store = store
-        self.window = _NO_ITEMS
+        self.window = _EMPTY
         self._window_bytes = 0
         self._by_dealer = 0
         self._published = _NO_NUMBERS  # numbers of the broadcasts in the window
@@ -89,9 +90,10 @@ class Mailbox:
         self._channel = (0, "")  # that it was published on
         self._taken_bcasts = _NO_NUMBERS  # acknowledged, and still behind something that is not
         self._seq = 0
+        self._resent = 0  # the highest number of a broadcast that was sent again by the DEALER, which loses nothing
         self._sent_seq = 0  # the highest number that is, or was, in the window
         self._backlog = 0
-        self._loose = 0  # messages in the window that are not in the store: its last ones
+        self._unstored = 0  # messages in the window that are not in the store: its last ones
         self.total_bytes = 0
         self._reserved = self._reserved_bytes = 0
         self.last_append_s = 0.0
@@ -107,6 +109,11 @@ class Mailbox:
     def total(self) -> int:
         """Messages that are not acknowledged."""
         return len(self.window) + self._backlog
+
+    @property
+    def backlog(self) -> int:
+        """Messages behind the window."""
+        return self._backlog
 
     @property
     def load(self) -> int:
@@ -159,102 +166,87 @@ class Mailbox:
 
     # --- in
 
-    def may_publish(self, entry: Entry) -> bool:
-        """Whether a broadcast may reach the consumer by the PUB."""
-        return self._in_line(entry.scope, entry.target) and self._has_credit(entry.credit_bytes)
-
-    def _in_line(self, scope: int, target: str) -> bool:
+    def publishable(self, batch: Batch) -> int:
+        """Returns how many of the first of these broadcasts may reach the consumer by the PUB."""
         # On one channel a subscriber sees what it has missed; of two, each knows nothing of the other.
-        same = not self._published or self._channel == (scope, target)
+        same = not self._published or self._channel == (batch.header.scope, batch.header.target)
         # guards: order [and not self._by_dealer =>]
         # guards: order [and not self._backlog =>]
         # guards: order [and same =>]
-        return self.open and same and not self._by_dealer and not self._backlog
+        in_line = self.open and same and not self._by_dealer and not self._backlog
+        return self._room(batch) if in_line else 0  # guards: credit [self._room(batch) => len(batch)]
 
-    def may_publish_run(self, run: Run) -> bool:
-        """The same of several."""
-        return (
-            self._in_line(run.common.scope, run.common.target)  # guards: in-flight window [=> self.open]
-            and len(self.window) + len(run) <= CREDIT_MESSAGES  # guards: credit
-            and self._window_bytes + run.weight_bytes <= CREDIT_BYTES  # guards: credit
-        )
-
-    def may_send(self, entry: Entry) -> bool:
-        """Whether a message may go out by the DEALER at once."""
-        return self.open and not self._backlog and self._has_credit(entry.credit_bytes)
-
-    def room(self, run: Run) -> int:
-        """How many of the first messages of a run may go out by the DEALER at once."""
+    def room(self, batch: Batch) -> int:
+        """How many of the first messages of a batch may go out by the DEALER at once."""
         if not self.open or self._backlog:  # guards: in-flight window [or self._backlog =>]
             return 0
-        # guards: credit [min(len(run), CREDIT_MESSAGES - len(self.window)) => len(run)]
-        count = min(len(run), CREDIT_MESSAGES - len(self.window))
-        if self._window_bytes + run.weight_bytes <= CREDIT_BYTES:
-            return count
+        return self._room(batch)
+
+    def _room(self, batch: Batch) -> int:
+        """How many of the first messages of a batch credit allows."""
+        count = len(batch.msg_ids)
+        if count == 1:
+            return int(self._has_credit(len(batch.bodies[0]) + FIELDS_BYTES))
+        # guards: credit [min(count, CREDIT_MESSAGES - len(self.window)) => count]
+        count = min(count, CREDIT_MESSAGES - len(self.window))
         left_bytes = CREDIT_BYTES - self._window_bytes
-        for number, body in enumerate(run.bodies[:count]):
+        if batch.size_bytes + FIELDS_BYTES * len(batch.msg_ids) <= left_bytes:
+            return count
+        for number, body in enumerate(batch.bodies[:count]):
             left_bytes -= len(body) + FIELDS_BYTES
-            if left_bytes < 0:  # guards: credit
+            if left_bytes < 0 and (number or self.window):  # guards: credit
                 return number
         return count
 
-    def append_run(self, run: Run, now_s: float) -> None:
-        """Takes messages in for which `room` is, or which `may_publish_run` has allowed. They are in the window
-        afterwards."""
-        if self.window is _NO_ITEMS:
-            self.window = Window()
-        run.seq = self._seq + 1
-        run.accepted_s = self.last_append_s = now_s
-        self._seq = self._sent_seq = self._seq + len(run)
-        self.total_bytes += run.size_bytes
-        self.window.append_run(run)
-        self._loose += len(run)  # guards: in-flight window
-        self._window_bytes += run.weight_bytes
-        if not run.bcast:  # guards: in-flight window [not run.bcast => run.seq]
-            self._by_dealer += len(run)  # guards: in-flight window
-            return
-        if self._published is _NO_NUMBERS:
-            self._published = set()
-        end = run.bcast + len(run)
-        self._published.update(range(run.bcast, end))
-        self._last_bcast = end - 1
-        self._channel = (run.common.scope, run.common.target)
-
-    def append(
-        self, entry: Entry, now_s: float, *, origin: bytes = b"", tally: Tally | None = None, bcast: int = 0
-    ) -> Item:
-        """Takes a message in. It is in the window afterwards if it may go now (by PUB when `bcast` is given, which
-        `may_publish` must have allowed); else, and only then, it is `stored`."""
-        self._seq += 1
-        item = Item(self._seq, entry, now_s, bcast, origin, tally)
-        self.total_bytes += entry.size_bytes
+    def append(self, batch: Batch, now_s: float, *, bcast: int = 0) -> tuple[InFlight | None, InFlight | None]:
+        """Takes messages in. Returns those that are in the window, since they may go now (by PUB if `bcast` is given,
+        which `publishable` must have allowed), and those behind them that are stored."""
         self.last_append_s = now_s
-        if bcast or (self.open and not self._backlog and self._has_credit(item.weight_bytes)):
-            self._enter(item)
-        else:
+        total = len(batch.msg_ids)
+        count = total if bcast else self.room(batch)
+        self.total_bytes += batch.size_bytes
+        sent = stored = None
+        if count:
+            sent = InFlight(batch, 0, count, self._seq + 1, now_s, bcast)
+            self._enter(sent)
+        if count < total:
+            stored = InFlight(batch, count, total - count, self._seq + count + 1, now_s)
             self.secure()  # guards: order
-            self._store.put(self.key, item.seq, entry)
-            item.stored = True
-            self._backlog += 1
-        return item
+            self._put(stored)
+            self._backlog += stored.count
+        self._seq += total
+        return sent, stored
 
-    def secure(self, last: Item | None = None) -> None:
-        """Puts what is under way into the store, up to this message (None: all of it): its sender is about to be told
-        that it is safe, or something behind it is about to be stored."""
-        if not self._loose or (last is not None and last.stored):
+    def secure(self, last: InFlight | None = None) -> None:
+        """Stores what is under way, up to these messages (None: all of it): their sender is about to be told that they
+        are safe, or something behind them is about to be stored."""
+        if not self._unstored or (last is not None and last.stored):
             return
-        for item in islice(self.window, len(self.window) - self._loose, None):
-            self._store.put(self.key, item.seq, item.entry)
-            item.stored = True
-            self._loose -= 1
-            if item is last:
+        for piece in islice(self.window, self._first_unstored(), None):
+            self._put(piece)
+            self._unstored -= piece.count
+            if piece is last:
                 return
 
-    def retract(self, item: Item) -> None:
-        """Takes back the message that was put behind all others, and could not be stored."""
-        self._backlog -= 1
-        self.total_bytes -= item.entry.size_bytes
-        self._store.remove(self.key, (item.seq,))
+    def _first_unstored(self) -> int:
+        """Index of the first piece in the window that is not in the store; behind it, none is."""
+        unstored = 0
+        at = len(self.window.pieces)
+        while unstored < self._unstored:
+            at -= 1
+            unstored += self.window.pieces[at].count
+        return at
+
+    def _put(self, piece: InFlight) -> None:
+        for seq, entry in piece.entries():
+            self._store.put(self.key, seq, entry)
+        piece.enter(Stage.STORED)
+
+    def retract(self, piece: InFlight) -> None:
+        """Takes back stored messages, the last ones behind the window."""
+        self._backlog -= piece.count
+        self.total_bytes -= piece.size_bytes
+        self._store.remove(self.key, range(piece.seq, piece.seq + piece.count))
 
     def expire(self, before_s: float) -> list[Entry]:
         """Drops what was accepted before this instant of the steady clock and is not under way; returns it."""
@@ -273,7 +265,7 @@ class Mailbox:
 
     # --- out
 
-    def refill(self, now_s: float) -> Iterator[Item]:
+    def refill(self, now_s: float) -> Iterator[InFlight]:
         """Moves what credit allows from the backlog into the window, and yields it to be sent."""
         while self.open and self._backlog and len(self.window) < CREDIT_MESSAGES:
             room = CREDIT_MESSAGES - len(self.window)
@@ -281,17 +273,17 @@ class Mailbox:
             for seq, entry in found:
                 if not self._has_credit(entry.credit_bytes):
                     return
-                item = Item(seq, entry, now_s, told=True, stored=True)
+                piece = InFlight(Batch.of_entry(entry), 0, 1, seq, now_s, stage=Stage.TOLD)
                 self._backlog -= 1
-                self._enter(item)
-                yield item
+                self._enter(piece)
+                yield piece
             if not found:
                 return
 
-    def acknowledge(self, seq: int, bcasts: Iterable[int]) -> list[Item | Run]:
-        """The consumer has taken what came by DEALER up to number `seq`, and these broadcasts; returns what that
-        settles, oldest first."""
-        done: list[Item | Run] = []
+    def acknowledge(self, seq: int, bcasts: Iterable[int]) -> list[InFlight]:
+        """The consumer has taken the messages that came by DELIVER up to number `seq`, and these broadcasts. Returns
+        the messages that leave the window for it, oldest first."""
+        done: list[InFlight] = []
         stored: list[int] = []
         window = self.window
         taken = self._taken_bcasts
@@ -301,20 +293,13 @@ class Mailbox:
                 taken = self._taken_bcasts = set()
             taken.update(found)
         while window:
-            piece = window.oldest
-            if isinstance(piece, Run):
-                count = _taken_of(piece, seq, taken)
-                if not count:
-                    break
-                done.append(self._leave_run(count))
-                continue
-            if (piece.bcast not in taken) if piece.bcast else (piece.seq > seq):
+            count = _taken_of(window.oldest, seq, taken)
+            if not count:
                 break
-            taken.discard(piece.bcast)
-            self._leave()
-            self.total_bytes -= piece.entry.size_bytes
+            piece = window.pop(count)
+            self._leave(piece)
             if piece.stored:
-                stored.append(piece.seq)
+                stored += range(piece.seq, piece.seq + piece.count)
             done.append(piece)
         if stored:
             self._store.remove(self.key, stored)
@@ -323,26 +308,43 @@ class Mailbox:
             self._taken_bcasts = self._published = _NO_NUMBERS
         return done
 
-    def close(self) -> list[Item]:
-        """The consumer has gone: the window falls back into the backlog. Returns what nobody had been told of."""
+    def close(self) -> list[InFlight]:
+        """The consumer has gone: the window falls back into the backlog. Returns the messages of which nobody had been
+        told."""
         self.open = False
-        untold = [item for item in self.window if not item.told]
+        untold = [piece for piece in self.window if not piece.told]
         self.secure()
         self._backlog += len(self.window)
         if self.window:
             self._sent_seq = self.window.oldest.seq - 1
-        self.window = _NO_ITEMS
+        self.window = _EMPTY
         self._taken_bcasts = self._published = _NO_NUMBERS
-        self._window_bytes = self._by_dealer = 0
+        self._window_bytes = self._by_dealer = self._resent = 0
         return untold
 
-    def owed(self) -> list[Item]:
-        """The published messages that are not acknowledged."""
-        return [item for item in self.window if item.bcast and item.bcast not in self._taken_bcasts]
+    def unsent(self, upto: int) -> list[tuple[int, InFlight, int]]:
+        """Returns the broadcasts up to this number that were published, are not acknowledged, and have not been sent
+        again; each as its number, its piece, and its index in that. They count as sent again from now on."""
+        upto = min(upto, self._last_bcast)
+        found = [
+            (number, piece, number - piece.bcast)
+            for piece in self.window
+            if piece.bcast
+            for number in range(max(piece.bcast, self._resent + 1), min(piece.bcast + piece.count, upto + 1))
+            if number not in self._taken_bcasts
+        ]
+        self._resent = max(self._resent, upto)
+        return found
 
-    def owed_numbers(self) -> tuple[int, ...]:
-        """Their numbers. Takes nothing apart."""
-        return tuple(number for number in self.window.bcasts() if number not in self._taken_bcasts)
+    def owed(self) -> tuple[int, ...]:
+        """Returns the numbers of the published messages that are not acknowledged."""
+        return tuple(
+            number
+            for piece in self.window
+            if piece.bcast
+            for number in range(piece.bcast, piece.bcast + piece.count)
+            if number not in self._taken_bcasts
+        )
 
     def take_over(self, other: Mailbox) -> bool:
         """Takes in all that a closed mailbox holds, which is empty then: behind what is under way here, with what waits
@@ -354,8 +356,8 @@ class Mailbox:
             return False
         self._store.remove(other.key, [seq for seq, _ in theirs])
         other._backlog = other.total_bytes = 0
-        # guards: takeover [{item.entry.msg_id for item in self.window} if theirs else set() => set()]
-        known = {item.entry.msg_id for item in self.window} if theirs else set()
+        # guards: takeover [{one for piece in self.window for one in piece.msg_ids} if theirs else set() => set()]
+        known = {one for piece in self.window for one in piece.msg_ids} if theirs else set()
         known.update(entry.msg_id for _, entry in mine)  # guards: takeover
         new = [(seq, entry) for seq, entry in theirs if entry.msg_id not in known]
         if not new:
@@ -372,11 +374,11 @@ class Mailbox:
         self.total_bytes += sum(entry.size_bytes for _, entry in new)
         return True
 
-    def drain(self) -> list[Item]:
-        """Empties a closed mailbox whose contents move elsewhere."""
-        moved: list[Item] = []
+    def drain(self) -> list[Entry]:
+        """Empties a closed mailbox whose messages move elsewhere; returns them, oldest first."""
+        moved: list[Entry] = []
         while found := self._store.after(self.key, 0, 1000):
-            moved += [Item(seq, entry, 0.0, told=True) for seq, entry in found]
+            moved += [entry for _, entry in found]
             self._store.remove(self.key, [seq for seq, _ in found])
         self._backlog = self.total_bytes = 0
         return moved
@@ -407,44 +409,33 @@ class Mailbox:
             not self.window or self._window_bytes + weight_bytes <= CREDIT_BYTES
         )
 
-    def _enter(self, item: Item) -> None:
-        if self.window is _NO_ITEMS:
+    def _enter(self, piece: InFlight) -> None:
+        if self.window is _EMPTY:
             self.window = Window()
-        self.window.append(item)
-        self._loose += not item.stored
-        self._window_bytes += item.weight_bytes
-        self._sent_seq = item.seq
-        if item.bcast:
-            if self._published is _NO_NUMBERS:
-                self._published = set()
-            self._published.add(item.bcast)
-            self._last_bcast = item.bcast
-            self._channel = (item.entry.scope, item.entry.target)
-        else:
-            self._by_dealer += 1
+        self.window.append(piece)
+        self._unstored += 0 if piece.stored else piece.count  # guards: in-flight window
+        self._window_bytes += piece.weight_bytes
+        self._sent_seq = piece.seq + piece.count - 1
+        if not piece.bcast:  # guards: in-flight window [not piece.bcast => piece.seq]
+            self._by_dealer += piece.count  # guards: in-flight window
+            return
+        if self._published is _NO_NUMBERS:
+            self._published = set()
+        end = piece.bcast + piece.count
+        self._published.update(range(piece.bcast, end))
+        self._last_bcast = end - 1
+        self._channel = (piece.batch.header.scope, piece.batch.header.target)
 
-    def _leave(self) -> Item:
-        item = self.window.popleft()
-        self._loose -= not item.stored
-        self._window_bytes -= item.weight_bytes
-        if item.bcast:
-            self._published.discard(item.bcast)
-        else:
-            self._by_dealer -= 1
-        return item
-
-    def _leave_run(self, count: int) -> Run:
-        run = self.window.pop_run(count)
-        self._loose -= len(run)
-        self._window_bytes -= run.weight_bytes
-        self.total_bytes -= run.size_bytes
-        if run.bcast:
-            numbers = range(run.bcast, run.bcast + len(run))
-            self._taken_bcasts.difference_update(numbers)
-            self._published.difference_update(numbers)  # guards: in-flight window
-        else:
-            self._by_dealer -= len(run)
-        return run
+    def _leave(self, piece: InFlight) -> None:
+        self._unstored -= 0 if piece.stored else piece.count
+        self._window_bytes -= piece.weight_bytes
+        self.total_bytes -= piece.size_bytes
+        if not piece.bcast:
+            self._by_dealer -= piece.count
+            return
+        numbers = range(piece.bcast, piece.bcast + piece.count)
+        self._taken_bcasts.difference_update(numbers)
+        self._published.difference_update(numbers)  # guards: in-flight window
 
 
 def _placed(entries: list[tuple[int, Entry]], whose: int) -> list[tuple[tuple[int, ...], int, int, Entry]]:
@@ -458,15 +449,11 @@ def _placed(entries: list[tuple[int, Entry]], whose: int) -> list[tuple[tuple[in
     return placed
 
 
-def _taken_of(run: Run, seq: int, bcasts: set[int]) -> int:
-    """How many of its first messages are taken."""
-    if not run.bcast:  # guards: in-flight window [not run.bcast => seq]
-        return min(max(0, seq - run.seq + 1), len(run))
-    # guards: in-flight window [bcasts.issuperset(range(run.bcast, run.bcast + len(run))) => run.bcast in bcasts]
-    if bcasts.issuperset(range(run.bcast, run.bcast + len(run))):
-        return len(run)
+def _taken_of(piece: InFlight, seq: int, bcasts: set[int]) -> int:
+    """Returns how many of its first messages are taken."""
+    if not piece.bcast:  # guards: in-flight window [not piece.bcast => seq]
+        return min(max(0, seq - piece.seq + 1), piece.count)
     count = 0
-    # guards: in-flight window [=> count = len(bcasts.intersection(range(run.bcast, run.bcast + len(run))))]
-    while run.bcast + count in bcasts:
+    while count < piece.count and piece.bcast + count in bcasts:
         count += 1
     return count

@@ -38,9 +38,9 @@ class Metrics:
     def __repr__(self) -> str:
         return f"<Metrics: {dict(self.figures())}>"
 
-    def refuse(self, code: str) -> None:
-        """Counts a refusal with this error code."""
-        self.refused[code] = self.refused.get(code, 0) + 1
+    def refuse(self, code: str, count: int = 1) -> None:
+        """Counts refusals with this error code."""
+        self.refused[code] = self.refused.get(code, 0) + count
 
     def figures(self) -> tuple[tuple[str, int], ...]:
         """Names and values of all counters."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.in_flight import Item
+from zmqbus.broker.in_flight import Batch
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.sessions import Connection, Session
-from zmqbus.broker.storage.api import Awaited, Entry, Store
-from zmqbus.errors import ProtocolError, RateLimited, UnknownPeer
+from zmqbus.broker.storage.api import Awaited, Store
+from zmqbus.errors import ProtocolError, RateLimited, UnknownPeer, ZmqbusError
 from zmqbus.wire import verbs
 
 #: Answers that one connection may wait for: as many as it may have messages unconfirmed.
@@ -42,7 +42,7 @@ class Expected:
         self.sender_name = awaited.waiter_name
         self.session = session  #: None: a guest's
         self.until_s = until_s
-        self.held: list[Item] = []  #: answers to its message, whose senders wait to hear of them
+        self.held: list[Batch] = []  #: answers to its message, whose senders wait to hear of them
 
     def __repr__(self) -> str:
         return f"<Expected {self.sender_name}: {len(self.held)} held>"
@@ -88,8 +88,8 @@ class Awaits:
             return
         del self._expected[wanted.msg_id]
         self._held -= len(expected.held)
-        for item in expected.held:  # guards: reply routing
-            self._to_waiter(now, who, item.entry, item.origin)
+        for batch in expected.held:  # guards: reply routing
+            self._to_waiter(now, who, batch)
 
     def unawait(self, now: Instant, who: Connection, dropped: verbs.Unawait) -> None:
         """The answers to these messages go where they would have gone without AWAIT."""
@@ -125,38 +125,42 @@ class Awaits:
         if left and mine:
             self._store.forget_awaited(mine)
 
-    def hold(self, item: Item) -> bool:
+    def hold(self, batch: Batch) -> bool:
         """Keeps an answer, whose sender has not been told of it, for the command that is expected back, if one is."""
-        expected = self._expected.get(item.entry.reply_to or "")
+        expected = self._expected.get(batch.header.reply_to or "")
         if expected is None or self._held >= MAX_HELD:
             return False
-        expected.held.append(item)
+        expected.held.append(batch)
         self._held += 1
         return True
 
-    def pass_on(self, now: Instant, waiter: Connection | Expected, entry: Entry, route: bytes) -> None:
-        """An answer is in the journal, and for whoever was waiting when it was staged. Who awaits it now: since then,
-        the command may have lost its connection, or come back."""
-        awaiting = self._waits.get(entry.reply_to or "")
+    def pass_on(self, now: Instant, waiter: Connection | Expected, batch: Batch) -> None:
+        """Delivers a journaled answer to the connection that awaits it now: since it became pending, the command may
+        have lost its connection, or come back."""
+        awaiting = self._waits.get(batch.header.reply_to or "")
         if awaiting is not None and awaiting.sender_id == waiter.sender_id:
-            self._to_waiter(now, awaiting, entry, route)
-        elif not self.hold(self._delivery.begin(entry, route)):
-            self._without_waiter(now, waiter.session, waiter.sender_name, entry, route)
+            self._to_waiter(now, awaiting, batch)
+            return
+        self._delivery.begin(batch)
+        if not self.hold(batch):
+            self._without_waiter(now, waiter.session, waiter.sender_name, batch)
 
-    def _to_waiter(self, now: Instant, waiter: Connection, entry: Entry, route: bytes) -> None:
-        if not self._delivery.to_waiter(now, waiter, entry, route):
+    def _to_waiter(self, now: Instant, waiter: Connection, batch: Batch) -> None:
+        if not self._delivery.to_waiter(now, waiter, batch):
             busy = RateLimited(f"'{waiter.guest}' has not taken the answers it was sent; retry when it has")
-            self._delivery.drop(entry.msg_id)
-            self._out.refuse(route, entry.msg_id, busy)
+            self._refuse(batch, busy)
 
-    def _without_waiter(self, now: Instant, session: Session | None, name: str, entry: Entry, route: bytes) -> None:
+    def _without_waiter(self, now: Instant, session: Session | None, name: str, batch: Batch) -> None:
         """The command has gone: the answer is for its session's mailbox, and a guest has none."""
         if session is not None:
-            self._delivery.to_one(now, session, entry, route)
-            return
-        self._delivery.drop(entry.msg_id)
-        gone = UnknownPeer(f"'{name}' has stopped waiting for the answer; it has no mailbox")
-        self._out.refuse(route, entry.msg_id, gone)
+            self._delivery.to_one(now, session, batch)
+        else:
+            self._refuse(batch, UnknownPeer(f"'{name}' has stopped waiting for the answer; it has no mailbox"))
+
+    def _refuse(self, batch: Batch, error: ZmqbusError) -> None:
+        for msg_id in batch.msg_ids:
+            self._delivery.drop(msg_id)
+            self._out.refuse(batch.origin, msg_id, error)
 
     def tick(self, now: Instant) -> None:
         """Gives up commands that have not come back."""
@@ -165,5 +169,5 @@ class Awaits:
                 del self._expected[msg_id]
                 self._held -= len(expected.held)
                 self._store.forget_awaited((msg_id,))
-                for item in expected.held:  # guards: reply routing
-                    self._without_waiter(now, expected.session, expected.sender_name, item.entry, item.origin)
+                for batch in expected.held:  # guards: reply routing
+                    self._without_waiter(now, expected.session, expected.sender_name, batch)

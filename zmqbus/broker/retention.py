@@ -132,9 +132,9 @@ class Retention:
         # Answers for a command that ended with the broker. They go to its session now. A guest has no session: either
         # it has received them, or their sender has no receipt and sends them again.
         session = self._registry.known(session_id)
-        for item in mailbox.drain():
+        for entry in mailbox.drain():
             if session is not None:
-                self._delivery.put_back(now, session, item.entry)
+                self._delivery.put_back(now, session, entry)
 
     def _with_heir(self, refusal: Refusal) -> Refusal:
         """Moves a refusal of one mailbox to the mailbox that it was merged into."""
@@ -231,6 +231,6 @@ class Retention:
     def _expire_mail(self, mailbox: Mailbox, whose: str, before_s: float) -> None:
         expired = mailbox.expire(before_s)
         if expired:
-            ids = ", ".join(f"{entry.msg_id} from {entry.from_name}" for entry in expired[:MAX_LOGGED])
+            ids = ", ".join(f"{entry.msg_id} from {entry.header.from_name}" for entry in expired[:MAX_LOGGED])
             more = f" and {len(expired) - MAX_LOGGED} more" if len(expired) > MAX_LOGGED else ""
             self._out.note(f"{whose} has not read for 7 days, and loses {len(expired)} messages: {ids}{more}")

@@ -59,7 +59,7 @@ class MemoryStore:
                 Box(key, len(box), sum(entry.size_bytes for _, entry in box.values()), max(box))
                 for key, box in tables.boxes.items()
             ],
-            owed=[Owed(mailbox, e.msg_id, e.from_session, e.scope) for _, mailbox, e in rows[-limit:]],
+            owed=[Owed(mailbox, e.msg_id, e.header.from_session, e.header.scope) for _, mailbox, e in rows[-limit:]],
             awaited=list(tables.awaited.values()),
             refusals=list(tables.refusals.values())[-limit:],
         )

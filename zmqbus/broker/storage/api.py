@@ -29,24 +29,13 @@ class StoreError(BrokerUnavailable):
 class Entry(NamedTuple):
     """An accepted message: journaled, and owed to its receivers, which share it."""
 
+    header: Header
     msg_id: str
-    from_session: str
-    from_name: str
-    from_label: str | None
-    scope: int
-    target: str
-    fmt: int
-    reply_to: str | None
-    ts: float  #: wall clock, s
-    accepted_s: float  #: the same instant on the steady clock, for ages
+    accepted_s: float  #: when the broker accepted it, on the steady clock, for ages
     size_bytes: int
     pointer: Pointer
     body: bytes  #: empty if the body was spilled, so that only the pointer travels
     repeated: bool = False  #: sent before, perhaps to a broker that died
-
-    @property
-    def header(self) -> Header:
-        return Header(*self[1:9])
 
     @property
     def spilled(self) -> bool:

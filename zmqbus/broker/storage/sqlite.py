@@ -38,7 +38,7 @@ from zmqbus.broker.storage.schema import AWAITED, MAILBOXES, OWED, SESSIONS, Row
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal.reader import Reader
 from zmqbus.journal.verify import NAMED, LogCheck, receivers_of, unreadable_notice
-from zmqbus.wire.verbs import SPILL_BYTES, Pointer
+from zmqbus.wire.verbs import SPILL_BYTES, Header, Pointer
 
 #: Size of the cache of entries: as much as may be in flight to one receiver, so that receivers that keep up within
 #: their credit are served from memory.
@@ -279,7 +279,8 @@ class SqliteStore:
         entry = self._cache.get(pointer)
         if entry is not None and entry.msg_id == row[_ENTRY]:
             return entry
-        return Entry._make((*row[_ENTRY:_POINTER], pointer, b"", False))
+        header = Header._make(row[_ENTRY + 1 : _POINTER - 2])
+        return Entry(header, row[_ENTRY], row[_POINTER - 2], row[_POINTER - 1], pointer, b"", False)
 
     def _read_bodies(self, found: dict[int, Entry]) -> None:
         """Adds the bodies of entries that are in the journal and were not spilled."""
@@ -441,7 +442,9 @@ class SqliteStore:
         if removes:
             db.executemany("DELETE FROM owed WHERE mailbox = ? AND seq = ?", removes)
         puts = [
-            (box.number, seq, *entry[:11], *entry.pointer) for box in self._changed for seq, entry in box.puts.items()
+            (box.number, seq, entry.msg_id, *entry.header, entry.accepted_s, entry.size_bytes, *entry.pointer)
+            for box in self._changed
+            for seq, entry in box.puts.items()
         ]
         if puts:
             db.executemany(OWED.insert, puts)
