@@ -9,7 +9,7 @@ from zmqbus.broker.storage.api import Awaited, Entry, Refusal, SessionRow
 from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.journal.record import Record, encode_record
 from zmqbus.journal.writer import Journal
-from zmqbus.wire.verbs import SPILL_BYTES, Format, Scope
+from zmqbus.wire.verbs import SPILL_BYTES, Format, Header, Scope
 
 SENDER = "123e4567-e89b-42d3-a456-426614174000"
 
@@ -48,15 +48,8 @@ class Bench:
         )
         (pointer,) = self.journal.append([encode_record(record)], oldest_needed=1)
         return Entry(
+            Header(SENDER, "web", record.from_label, Scope.SESSION, "auth", fmt, record.reply_to, record.ts),
             record.msg_id,
-            SENDER,
-            "web",
-            record.from_label,
-            Scope.SESSION,
-            "auth",
-            fmt,
-            record.reply_to,
-            record.ts,
             float(number) if accepted_s is None else accepted_s,
             len(body),
             pointer,

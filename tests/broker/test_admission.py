@@ -98,7 +98,7 @@ def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
     decoded = codec.Decoder(from_broker=False).decode(frames)
     said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, decoded)))
     assert said.net.broker.intake.last_id == "message0003"
-    assert repr(said.net.broker.intake) == "<Intake: 1 staged, 0 accepted>"
+    assert repr(said.net.broker.intake) == "<Intake: 1 pending, 0 accepted>"
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.broker.saidkit import Said, both, messages, refused
-from zmqbus.broker import admission, delivery, events, mailbox
+from zmqbus.broker import admission, events, mailbox
 from zmqbus.broker.delivery import BEAT_AFTER_S
 from zmqbus.journal.record import decode_record
 from zmqbus.testing import session_id_of
@@ -442,28 +440,6 @@ def test_a_connection_that_lingers_is_spared(monkeypatch):
     (broadcasts,) = published
     assert broadcasts.spared == (mine.peer, peer)
     assert carol.bodies == []
-
-
-def test_nothing_is_done_of_a_run_that_one_cannot_take(monkeypatch):
-    """It is asked of all of them before anything is put anywhere."""
-    said = Said("run")
-    said.session("carol")
-    said.alice.raw(codec.encode([verbs.Send.one("directed0001", 0, "carol", 0, None, False, b"0")]))
-    said.net.settle()
-    seen: list[tuple[int, int, bool]] = []
-    run_to_many = delivery.Delivery.run_to_many
-
-    def looking(self: delivery.Delivery, *args: Any) -> bool:
-        done = run_to_many(self, *args)
-        box = said.net.broker.registry.sessions[session_id_of("bob")].mailbox
-        seen.append((len(box.window), self.bcast, done))
-        assert args[2].bcast == 0
-        return done
-
-    monkeypatch.setattr(delivery.Delivery, "run_to_many", looking)
-    said.to_all(GOOD)
-    assert seen == [(0, 0, False)]
-    assert said.bob.bodies == BODIES
 
 
 NUMBERS = st.integers(0, 14)

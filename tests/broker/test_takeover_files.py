@@ -11,6 +11,7 @@ import pytest
 from tests.broker.filenet import FileNet, crashes, worlds
 from tests.broker.storekit import Bench
 from zmqbus.broker import mailbox
+from zmqbus.broker.in_flight import Batch
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.storage import sqlite
 from zmqbus.broker.storage.api import SessionRow, succeeded_row
@@ -125,9 +126,9 @@ def test_a_merged_mailbox_is_the_same_for_the_next_broker(bench: Bench) -> None:
     entries = [bench.entry(b"body %d" % number * (20_000 if number == 4 else 1)) for number in range(9)]
     for number, entry in enumerate(entries):
         if number % 3 != 1:
-            one.append(entry, 0.0)
+            one.append(Batch.of_entry(entry), 0.0)
         if number % 3 != 0:
-            other.append(entry, 0.0)
+            other.append(Batch.of_entry(entry), 0.0)
     store.commit()
     assert one.take_over(other)
     assert (one.total, other.total, store.total()) == (9, 0, 9)
@@ -167,7 +168,7 @@ def test_where_the_store_cannot_be_read_nothing_is_moved(bench: Bench, monkeypat
     store = bench.open()
     one, other = Mailbox("one", store), Mailbox("other", store)
     for number in range(3):
-        (one if number == 1 else other).append(bench.entry(), 0.0)
+        (one if number == 1 else other).append(Batch.of_entry(bench.entry()), 0.0)
     store.commit()
     for mailbox_ in ("one", "other"):
         real = store.heads

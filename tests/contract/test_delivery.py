@@ -10,7 +10,7 @@ from zmqbus.broker.mailbox import CREDIT_BYTES, CREDIT_MESSAGES, MAX_MESSAGES
 from zmqbus.broker.storage.api import Entry
 from zmqbus.testing import session_id_of
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import Format, Scope
+from zmqbus.wire.verbs import Format, Header, Scope
 
 
 def numbers(first: int, last: int) -> list[bytes]:
@@ -248,7 +248,7 @@ def test_messages_in_flight_are_bounded_and_the_rest_comes_in_order(world: World
 def test_bytes_in_flight_are_bounded(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     size = verbs.SPILL_BYTES
-    credit = Entry("", "", "", None, 0, "", 0, None, 0.0, 0.0, size, (), bytes(size), False).credit_bytes
+    credit = Entry(Header("", "", None, 0, "", 0, None, 0.0), "", 0.0, size, (), bytes(size)).credit_bytes
     fit = CREDIT_BYTES // credit
     assert fit * (size + 200) <= CREDIT_BYTES < (fit + 1) * (size + 200)
     sent = [alice.send("bob", bytes([65 + number % 26]) * size) for number in range(fit + 3)]

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from zmqbus.broker.body_checks import Spooled, check_body, spooled_body
+from zmqbus.broker.body_checks import Spooled, check_bodies, spooled_body
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.in_flight import Batch
@@ -88,7 +88,9 @@ class Intake:
         self._out = out
         self._pending: list[Pending] = []
         self._places: dict[str, int] = {}  # message id → its index in `_pending`
-        self._header: Header | None = None  # the last one, so that neighbours share one object
+        # The last one, so that neighbours share one object, and what it was made of.
+        self._header = Header("", "", None, 0, "", 0, None, 0.0)
+        self._header_key: tuple[object, ...] = ()
         self._sent_before = sent_before
         self._guest_broadcasts: dict[str, deque[float]] = {}
         self.accepted = 0  #: messages, since the start
@@ -160,10 +162,8 @@ class Intake:
         if reply_to is not None and not verbs.is_msg_id(reply_to):
             raise ProtocolError("what a message answers is a message id: 8 to 12 lower-case letters and digits")
         to_many = scope in verbs.TO_MANY
-        size_bytes = 0
-        for body in bodies:
-            check_body(fmt, body, to_many=to_many)
-            size_bytes += len(body)
+        check_bodies(fmt, bodies, to_many=to_many)
+        size_bytes = sum(map(len, bodies))
         if spooled is not None:
             verbs.check_size(spooled.size_bytes, to_many=to_many)
             size_bytes = spooled.size_bytes
@@ -205,18 +205,13 @@ class Intake:
 
     def _shared_header(self, now: Instant, who: Connection, send: verbs.Send) -> Header:
         """Returns the header of these messages: that of the ones before, if they have the same."""
-        header = Header(
-            who.sender_id,
-            who.sender_name,
-            who.session.label if who.session else None,
-            send.scope,
-            "" if send.scope in _WITHOUT_TARGET else send.target,
-            send.fmt,
-            send.reply_to,
-            now.wall_s,
-        )
-        if header != self._header:
-            self._header = header
+        session = who.session
+        name, label = (session.name, session.label) if session is not None else (who.guest, None)
+        key = (who, name, label, now.wall_s, *send[:4])
+        if key != self._header_key:
+            target = "" if send.scope in _WITHOUT_TARGET else send.target
+            self._header_key = key
+            self._header = Header(who.sender_id, name, label, send.scope, target, send.fmt, send.reply_to, now.wall_s)
         return self._header
 
     def _journal(

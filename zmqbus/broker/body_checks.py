@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from zmqbus.errors import InvalidPayload, ProtocolError, Unauthorized
 from zmqbus.tuples import NamedTuple
@@ -17,18 +18,19 @@ MAX_ESCAPED_BYTES = 6
 _TEXT = int(Format.TEXT)
 
 
-def check_body(fmt: int, body: bytes, *, to_many: bool) -> None:
-    """Checks a body's format, size and encoding.
+def check_bodies(fmt: int, bodies: Sequence[bytes], *, to_many: bool) -> None:
+    """Checks the format, size and encoding of bodies.
 
     Raises `ProtocolError` for an unknown format, `TextTooLong` for a body over the limit, and `InvalidPayload` for text
     that is not UTF-8.
     """
     if fmt not in FORMAT_WORDS:
         raise ProtocolError(f"unknown body format {fmt}")
-    verbs.check_size(len(body), to_many=to_many)
-    if fmt == _TEXT and not body.isascii():
+    verbs.check_size(max(map(len, bodies)), to_many=to_many)
+    if fmt == _TEXT and not all(map(bytes.isascii, bodies)):
         try:
-            body.decode()
+            for body in bodies:
+                body.decode()
         except UnicodeDecodeError as error:
             raise InvalidPayload(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from None
 

@@ -176,12 +176,14 @@ class Delivery:
     ) -> None:
         """Delivers broadcasts: published once to all who can take them that way, and put into the mailboxes of all
         others. `full`: the sessions that have no room for them."""
-        if any(0 < session.mailbox.publishable(batch) < len(batch) for session in receivers):  # guards: broadcasts
+        count = len(batch.msg_ids)
+        # guards: broadcasts [off]
+        if count > 1 and any(0 < session.mailbox.publishable(batch) < count for session in receivers):
             for one in batch.apart():  # credit ends among them
                 self.to_many(now, receivers, one, sender, full)
             return
         first = self.bcast + 1
-        self.bcast += len(batch)  # guards: broadcasts [len(batch) => 1]
+        self.bcast += count  # guards: broadcasts [count => 1]
         if self._taken_over:  # guards: takeover [off]
             # Since they became pending; perhaps by a session that gets them as well.
             receivers = list({session.heir: None for session in receivers if session.heir is not sender.session})
@@ -198,8 +200,8 @@ class Delivery:
         for msg_id in batch.msg_ids:  # guards: broadcasts
             self._open[msg_id] = batch
         # Subscribers who get them by another way, or not at all: their own sender, and sessions without room.
-        without = [sender.session, *full]
         # guards: broadcasts [sender.session, =>]
+        without = [sender.session, *full]
         spared = [session.conn.peer for session in without if session is not None and session.conn is not None]
         spared += self._lingering.values()  # guards: order: a SUB may outlive its connection
         published = False
@@ -212,7 +214,7 @@ class Delivery:
                 conn is not None
                 and conn.subscribed  # guards: broadcasts
                 and not batch.repeated  # guards: dedup
-                and session.mailbox.publishable(batch) == len(batch)  # guards: broadcasts
+                and session.mailbox.publishable(batch) == count  # guards: broadcasts
             ):
                 published = True
                 session.mailbox.append(batch, now.mono_s, bcast=first)

@@ -20,6 +20,9 @@ from zmqbus.journal.record import JournalError, encode_record
 from zmqbus.journal.segments import compacted, compacted_path
 from zmqbus.journal.verify import LogCheck
 from zmqbus.journal.writer import Journal
+from zmqbus.wire.verbs import Header
+
+HEADER = Header("s", "n", None, 0, "bob", 0, None, 1.0)
 
 SEGMENT_BYTES = 64 * 1024
 KEEP = 2
@@ -62,7 +65,7 @@ class Log:
         record = RECORD._replace(msg_id=msg_id, body=body, fmt="text")
         (pointer,) = self.journal.append([encode_record(record)], oldest_needed=self.store.oldest_segment)
         if keep:
-            entry = Entry(msg_id, "s", "n", None, 0, "bob", 0, None, 1.0, 1.0, len(body), pointer, b"")
+            entry = Entry(HEADER, msg_id, 1.0, len(body), pointer, b"")
             self.store.put("box", self.said, entry)
             self.store.commit()
             self.unread[self.said] = pointer, body
@@ -171,7 +174,7 @@ def test_segments_with_messages_in_flight_are_left_alone(log: Log) -> None:
 def test_nothing_is_compacted_while_changes_are_pending(log: Log) -> None:
     log.say(b"unread", keep=True)
     log.fill(10)
-    entry = Entry("pending00001", "s", "n", None, 0, "bob", 0, None, 1.0, 1.0, 1, log.unread[1][0], b"")
+    entry = Entry(HEADER, "pending00001", 1.0, 1, log.unread[1][0], b"")
     log.store.put("box", 99, entry)
     log.compact()
     assert compacted(log.path) == []

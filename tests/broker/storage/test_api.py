@@ -42,6 +42,11 @@ class Kept:
         self.bench.journal.close()
 
 
+def with_long_target(one: Entry) -> Entry:
+    """An entry whose row fills more of a page."""
+    return one._replace(header=one.header._replace(target="t" * 200))
+
+
 @pytest.fixture(params=KINDS)
 def kept(request, tmp_path) -> Iterator[Kept]:
     kept = Kept(request.param, tmp_path / "data")
@@ -79,17 +84,19 @@ def numbers(store: MemoryStore | SqliteStore, box: str, after: int = 0, limit: i
     ids=["empty", "text", "bytes", "msgpack", "long", "spilled"],
 )
 def test_entries_are_returned_unchanged(kept, entry, body, fmt):
-    made = entry(body, fmt=Format.BYTES if fmt == Format.MSGPACK else fmt)._replace(fmt=fmt)
+    made = entry(body, fmt=Format.BYTES if fmt == Format.MSGPACK else fmt)
+    made = made._replace(header=made.header._replace(fmt=fmt))
     kept.store.put("box", 1, made)
     kept.store.commit()
     assert kept.store.after("box", 0, 9) == [(1, made)]
     ((_, found),) = kept.reopen().after("box", 0, 9)
     assert found == made and found.spilled is (len(body) > SPILL_BYTES)
-    assert type(found.pointer[0]) is int and type(found.ts) is float
+    assert type(found.pointer[0]) is int and type(found.header.ts) is float
 
 
 def test_optional_fields_may_be_missing(kept, entry):
-    made = entry()._replace(from_label=None, reply_to=None)
+    made = entry()
+    made = made._replace(header=made.header._replace(from_label=None, reply_to=None))
     kept.store.put("box", 1, made)
     kept.store.commit()
     assert kept.reopen().after("box", 0, 9) == [(1, made)]
@@ -186,7 +193,7 @@ def test_committed_messages_are_recovered(kept, entry):
     found = kept.reopen().recover(10)
     assert sorted(found.boxes) == [Box("one", 2, 301, 4), Box("two", 1, 20, 1)]
     assert found.owed == [
-        Owed(key, one.msg_id, one.from_session, one.scope)
+        Owed(key, one.msg_id, one.header.from_session, one.header.scope)
         for key, one in (("one", made[0]), ("two", made[1]), ("one", made[2]))
     ]
     assert kept.store.recover(2).owed == found.owed[1:]
@@ -317,7 +324,7 @@ def test_a_failed_commit_loses_nothing(kept, entry):
     fail(store, "disk full")
     more = {number: entry(b"x" * 200) for number in range(2, 200)}
     for number, one in more.items():
-        store.put("box", number, one._replace(target="t" * 200))
+        store.put("box", number, with_long_target(one))
     store.remove("box", [1])
     store.save_session(session(cwd="c" * 5000))
     for _ in range(3):
@@ -329,7 +336,7 @@ def test_a_failed_commit_loses_nothing(kept, entry):
     store.commit()
     assert not store.pending
     store = kept.reopen()
-    assert store.after("box", 0, 999) == [(n, one._replace(target="t" * 200)) for n, one in more.items()]
+    assert store.after("box", 0, 999) == [(n, with_long_target(one)) for n, one in more.items()]
     assert store.recover(9).sessions == [session(cwd="c" * 5000)]
 
 
@@ -339,7 +346,7 @@ def test_a_crash_after_a_failed_commit_keeps_earlier_commits(kept, entry):
     kept.store.commit()
     fail(kept.store, "disk full")
     for number in range(2, 200):
-        kept.store.put("box", number, entry()._replace(target="t" * 200))
+        kept.store.put("box", number, with_long_target(entry()))
     kept.store.remove("box", [1])
     with pytest.raises(StoreError):
         kept.store.commit()

@@ -293,7 +293,8 @@ from pathlib import Path
 from tests.broker.storekit import Bench
 from zmqbus.broker.storage.api import StoreError
 bench = Bench(Path(sys.argv[1]))
-made = [bench.entry(b"text %d" % number)._replace(target="t" * 200) for number in range(2000)]
+made = [bench.entry(b"text %d" % number) for number in range(2000)]
+made = [one._replace(header=one.header._replace(target="t" * 200)) for one in made]
 store = bench.open()
 store.put("box", 1, made[0])
 store.commit()
