@@ -1,10 +1,10 @@
-"""The bus for asyncio: the verbs of `zmqbus.connect` as coroutines.
+"""The bus for asyncio: the methods of `zmqbus.connect` as coroutines.
 
     async with zmqbus.aio.connect("orchestrator") as bus:
         answer = await bus.ask("auth", "question: ready?", timeout=30)
 
-It is the same bus (`zmqbus.client.bus`), with the same guarantees and errors; what waits there is awaited here, and
-cancelling the task withdraws the request. It works in any running loop, Jupyter's too, and belongs to that one loop.
+It is the same bus (`zmqbus.client.bus`), with the same guarantees and errors; calls that block there are awaited here,
+and cancelling the task withdraws the request. It works in any running loop, Jupyter's too, and belongs to that loop.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ class connect:
         try:
             return Bus(await asyncio.wrap_future(opening))
         except asyncio.CancelledError:
-            opening.add_done_callback(_close_unwanted)  # it cannot be stopped, and nobody will have it
+            opening.add_done_callback(_close_unwanted)  # it cannot be stopped, and the caller will not get it
             raise
 
 
 class Bus:
-    """A program's place on the bus; see `zmqbus.client.bus.Bus`, whose verbs these are."""
+    """A program's place on the bus; see `zmqbus.client.bus.Bus`, which has the same methods."""
 
     def __init__(self, bus: blocking.Bus) -> None:
         """For `connect` only."""
         self._bus = bus
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
-        wake = WeakMethod(self._wake)  # or the bus's thread would keep one that nobody has any more
+        wake = WeakMethod(self._wake)  # so that the bus's thread does not keep this object from being collected
 
         def arrived() -> None:
             if (act := wake()) is not None:
@@ -105,7 +105,7 @@ class Bus:
 
     @property
     def name(self) -> str:
-        """What the program goes by on the bus."""
+        """The program's name on the bus."""
         return self._bus.name
 
     @property
@@ -124,7 +124,7 @@ class Bus:
         return await _confirmed(future, timeout)
 
     def send_soon(self, target: str, body: Any, *, reply_to: str | None = None) -> asyncio.Future[Receipt]:
-        """Sends at once, and leaves the receipt to be awaited: pipelined, in order (`send(…, wait=False)` there)."""
+        """Sends at once; returns the future of the receipt: pipelined, in order (`send(…, wait=False)` there)."""
         return asyncio.wrap_future(self._bus.send(target, body, reply_to=reply_to, wait=False))
 
     async def broadcast(
@@ -144,7 +144,7 @@ class Bus:
     def request(
         self, target: str, body: Any, *, timeout: float | None = None, wait: bool = True
     ) -> asyncio.Future[Message]:
-        """Sends a request at once; the answer is to be awaited. Cancelling it withdraws the request."""
+        """Sends a request at once; returns the future of the answer. Cancelling it withdraws the request."""
         return asyncio.wrap_future(self._bus.request(target, body, timeout=timeout, wait=wait))
 
     async def ask(self, target: str, body: Any, *, timeout: float | None = 120.0) -> Message:
@@ -154,7 +154,7 @@ class Bus:
     def scatter(
         self, targets: Iterable[str], body: Any, *, timeout: float | None = None, progress: bool = False
     ) -> list[asyncio.Future[Message]]:
-        """Asks several at once; `asyncio.as_completed` and `asyncio.gather` take the answers."""
+        """Sends a request to each of several targets; `asyncio.as_completed` and `asyncio.gather` take the futures."""
         return [
             asyncio.wrap_future(reply) for reply in self._bus.scatter(targets, body, timeout=timeout, progress=progress)
         ]
@@ -167,18 +167,19 @@ class Bus:
         timeout: float | None = None,
         progress: bool = False,
     ) -> AsyncIterator[Message]:
-        """Asks `target` once for each item; gives the answers in the order of the items, as `Bus.map` there does."""
+        """Sends `target` a request for each item; yields the answers in the order of the items, as `Bus.map` there
+        does."""
         timeout = arguments.seconds_or_none(timeout)
         deadline_s = None if timeout is None else time.monotonic() + timeout
         arguments.items(items, AsyncIterable)
         arguments.flag(progress, "progress")
         bar: Progress = progress_for(progress, None, f"map over {target}")
         under_way: deque[asyncio.Future[Message]] = deque()
-        asked: deque[Any] = deque()  # the items of those, and behind them one that could not be asked for
-        index = 0  # of the first of these
+        asked: deque[Any] = deque()  # the items of those, and behind them one that could not be sent
+        index = 0  # of the first of them
         source = aiter(items if isinstance(items, AsyncIterable) else _from_iterable(items))
-        coming: asyncio.Future[Any] | None = None  # the next item; None: there is none, or no room for it
-        failure: BaseException | None = None  # why no more items are asked for; raised when its turn comes
+        coming: asyncio.Future[Any] | None = None  # the next item; None: none is awaited
+        failure: BaseException | None = None  # why no more items are sent; raised when its turn comes
         exhausted = False
         try:
             while True:
@@ -189,7 +190,7 @@ class Bus:
                 if not heads:
                     break
                 left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-                patience_s = None if under_way else left_s  # a request tells of the deadline by itself
+                patience_s = None if under_way else left_s  # an open request reports the deadline
                 done, _ = await asyncio.wait(heads, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if coming is not None and coming in done:
@@ -226,7 +227,7 @@ class Bus:
     # --- receiving
 
     async def messages(self, timeout: float | None = None) -> AsyncIterator[Message]:
-        """Messages as they come; ends when none has come for `timeout` seconds (None: never)."""
+        """Yields messages as they come; ends when none has come for `timeout` seconds (None: never)."""
         timeout = arguments.patience_or_none(timeout)
         while True:
             self._arrived.clear()
@@ -240,7 +241,7 @@ class Bus:
 
     async def serve(self, handler: Handler, *, concurrency: int = 1) -> None:
         """Answers requests until the task is cancelled or the bus is closed. Coroutine handlers run in a loop of their
-        own, in another thread: what they share with this one has to be made for that."""
+        own, in another thread: objects that they share with this one must be thread-safe."""
         stop = threading.Event()
         serving = _in_thread(partial(self._bus.serve, handler, concurrency=concurrency, stop=stop))
         try:
@@ -253,11 +254,11 @@ class Bus:
     # --- looking, renaming
 
     async def sessions(self, *, away: bool = False, timeout: float = blocking.CONFIRM_S) -> list[Session]:
-        """Who is on the bus."""
+        """Returns the sessions on the bus."""
         return await _in_thread(partial(self._bus.sessions, away=away, timeout=timeout))
 
     async def rename(self, name: str, *, timeout: float = blocking.CONFIRM_S) -> None:
-        """Takes another name."""
+        """Changes the session's name."""
         await _in_thread(partial(self._bus.rename, name, timeout=timeout))
 
     # --- inside
@@ -266,7 +267,7 @@ class Bus:
         try:
             self._loop.call_soon_threadsafe(self._arrived.set)
         except RuntimeError:
-            pass  # the loop is closed, and nobody waits in it
+            pass  # the loop is closed
 
 
 def _in_thread(call: Callable[[], _T]) -> asyncio.Future[_T]:
@@ -274,7 +275,7 @@ def _in_thread(call: Callable[[], _T]) -> asyncio.Future[_T]:
 
 
 def _begin(call: Callable[[], _T]) -> Future[_T]:
-    """Runs what blocks in a thread of its own: the loop's executor may be busy with what waits for this."""
+    """Runs a blocking call in a thread of its own: the loop's executor may be full of calls that wait for this one."""
     future: Future[_T] = Future()
 
     def run() -> None:
@@ -295,7 +296,7 @@ def _close_unwanted(opening: Future[blocking.Bus]) -> None:
 
 
 def _forget(future: asyncio.Future[Any]) -> None:
-    """Nobody asks for it any more; not even how it ended, which asyncio would complain about."""
+    """Cancels a future, and retrieves its exception, which asyncio would report otherwise."""
     future.cancel()
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
@@ -313,7 +314,7 @@ _END = object()
 
 
 async def _next(source: AsyncIterator[Any]) -> Any:
-    """The next item; a task cannot end with the exception that says that there is none."""
+    """Returns the next item, or `_END`: a task cannot end with `StopAsyncIteration`."""
     try:
         return await anext(source)
     except StopAsyncIteration:

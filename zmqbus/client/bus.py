@@ -6,11 +6,10 @@
 
 A bus with a name is a session like any other: it is listed, has a mailbox, and gets what was sent to that name. One
 without a name speaks as a guest, and gets answers only. Bodies are text, bytes, or any value that msgpack knows, numpy
-arrays included (`client.messages`).
+arrays included (`client.message`).
 
-What happens where: `producer` sends and resolves, `consumer` receives, each over a connection of its own; this module
-gives both their names in the language of the user. All of it may be called from any thread, and none of it from a
-child process that was forked (`ForkedBus`).
+`producer` sends and `consumer` receives, each over a connection of its own; this module is their public face. Every
+method may be called from any thread, and none from a forked child process (`ForkedBus`).
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ from zmqbus.system.descriptors import explained
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.verbs import Role, Scope, Session
 
-#: How long a session that goes for good waits for the broker's word: no session outlives its process for long.
+#: How many seconds a session that leaves for good waits for the broker's response: no session outlives its process.
 LEAVE_S = 2.0
-#: How often another name is tried where nobody chose the one that was taken.
+#: How many other names to try if the one that was made up is taken.
 NAME_TRIES = 20
-#: How long a call that has no timeout of its own waits for the broker's word: it answers everything within a second,
-#: and its successor is there within two.
+#: How many seconds a call without a timeout of its own waits for the broker, which answers within one; its successor is
+#: there within two.
 CONFIRM_S = 30.0
-#: Characters of the script's name in that of a guest.
+#: Characters of the script's name in the name of a guest.
 MAX_GUEST_CHARS = 20
 
 
@@ -65,16 +64,16 @@ def connect(
     ack: Literal["auto", "manual"] = "auto",
     port: int | None = None,
 ) -> Bus:
-    """Opens a bus, having started a broker if there is none.
+    """Opens a bus; starts a broker first if none runs.
 
-    `name`: what others call this program; with it comes a mailbox, whose messages `Bus.messages` gives. Without one the
-    program is a guest, or, where it joins a topic or a group, a session under a name of its own making.
-    `label`: what is shown beside the name. `topics`: broadcasts to get. `group`: one or several worker groups to join
+    `name`: the name of this program on the bus, with which comes a mailbox (`Bus.messages`). Without a name the program
+    is a guest or, if it joins a topic or a group, a session under a name that is made up.
+    `label`: shown beside the name. `topics`: broadcasts to get. `group`: one or several worker groups to join
     (`Bus.serve`).
     `ack`: "auto" acknowledges a message when the program takes it, "manual" leaves that to `Message.ack`.
-    `port`: of the broker (default: as `settings` finds it).
+    `port`: of the broker (default: as in the settings).
 
-    A bus is to be closed, best by `with`. One that nobody has any more ends by itself, with a `ResourceWarning`.
+    Close a bus, best by `with`. One that is garbage-collected ends by itself, with a `ResourceWarning`.
 
     Raises `InvalidName`, `InvalidLabel`, `InvalidArgument`, `NameTaken` (another session that is connected has it),
     `Unauthorized`, `PortHeld`, `BrokerUnavailable` (too few file descriptors among its reasons).
@@ -151,7 +150,7 @@ def _guest() -> core.Persona:
 
 
 def _own_name(parts: tuple[str, ...]) -> str:
-    """A name that hardly anybody else has."""
+    """Makes up a name that is unlikely to be taken."""
     return f"{parts[0][:MAX_GUEST_CHARS].rstrip('-')}-{os.getpid()}"
 
 
@@ -170,8 +169,8 @@ class Bus:
         *,
         manual: bool = False,
     ) -> None:
-        """For `connect` only: `member` is the session (None: a guest), `producer` who speaks for it, `same` what makes
-        it the same one if it is opened again."""
+        """For `connect` only. `member`: the session (None: a guest); `producer`: the identity that sends for it;
+        `same`: its identity for the next time."""
         self._closed = True  # until it is open
         self._pid = os.getpid()
         self._log_path = log_path = settings.paths.log
@@ -200,7 +199,7 @@ class Bus:
         return f"<Bus {self.name!r}{', closed' if self._closed else ''}: {self._producer!r}>"
 
     def __del__(self) -> None:
-        # The threads do not have it, nor does what they have, but for futures that are still open.
+        # Neither the threads nor their objects refer to a bus, except futures that are open.
         if self._closed or os.getpid() != self._pid:
             return
         warnings.warn(f"unclosed bus {self.name!r}; use it in a with statement", ResourceWarning, 2, source=self)
@@ -220,14 +219,13 @@ class Bus:
         self.close()
 
     def close(self, *, forget: bool = False) -> int:
-        """Leaves the bus; what is still open fails with `NotConnected`, though what was sent is with the broker by
-        then, if there is one that answers within half a second. A name that was given keeps its mailbox; with `forget`
-        it does not: the name is free at once, and what has not been taken is given up. A session that nobody named goes
-        like that in any case.
+        """Leaves the bus. Open futures fail with `NotConnected`, though the broker has read all messages by then, if
+        one answers within half a second. A chosen name keeps its mailbox; with `forget` it does not: the name is free
+        at once, and untaken messages are given up. A session with a made-up name always leaves like that.
 
-        Returns how many messages were given up (those, too, that were taken and not acknowledged), as far as the
-        broker has said so within 2 s. Raises nothing. Interrupted (Ctrl-C), it leaves all the same. Idempotent: what is
-        closed is not forgotten by another call; in a child process it does nothing.
+        Returns how many messages were given up, with those that were taken and not acknowledged, if the broker has
+        responded within 2 s. Raises nothing. Interrupted (Ctrl-C), it leaves all the same. Idempotent: another call
+        does not forget a closed session; in a child process it does nothing.
         """
         arguments.flag(forget, "forget")
         if os.getpid() != self._pid:
@@ -239,7 +237,7 @@ class Bus:
             if consumer is not None and forget:
                 given_up = consumer.forget(LEAVE_S)
         finally:
-            # Each of these begins with what makes its end certain, so that an interrupt costs the wait only.
+            # Each call first makes its end certain, so that an interrupt only costs the wait.
             try:
                 self._producer.close()
             finally:
@@ -252,7 +250,7 @@ class Bus:
 
     @property
     def name(self) -> str:
-        """What the program goes by on the bus."""
+        """The program's name on the bus."""
         return self._consumer.name if self._consumer is not None else self._guest
 
     @property
@@ -277,9 +275,9 @@ class Bus:
     ) -> Receipt | Future[Receipt]:
         """Sends to one session.
 
-        Guarantee: a `Receipt` that says `delivered` means that the receiver's program or listener has taken it;
-        `queued`, that it is safe in its mailbox. Messages of one bus to one receiver arrive in order.
-        `wait=False` returns a future of the receipt at once, so that many can be under way.
+        Guarantee: a `Receipt` that says `delivered` means that the receiver's program or listener has taken the
+        message; `queued`, that it is safe in the mailbox. Messages of one bus to one receiver arrive in order.
+        `wait=False` returns the future of the receipt at once, so that many messages can be under way. `timeout`: s.
 
         Raises (or the future does) `UnknownPeer`, `Ambiguous`, `RateLimited` (its mailbox is full), `TextTooLong`,
         `InvalidPayload`; `Timeout` if no broker confirms it within `timeout` seconds, and then it may still arrive;
@@ -302,8 +300,8 @@ class Bus:
     def broadcast(
         self, body: Any, *, topic: str | None = None, project: bool | str = False, timeout: float = CONFIRM_S
     ) -> BroadcastReceipt:
-        """Sends to every session, those that joined a topic, or those of a project (True: this one; or its path, as
-        `sessions` tells it); waits for the count.
+        """Sends to every session, those that joined a topic, or those of a project (True: this one; or its path, as in
+        `sessions`); waits for the receipt, `timeout` s at most.
 
         Guarantee: it reaches every session that was connected or away when it was accepted, once each; `full` in the
         receipt names those that had no room. Raises `RateLimited` over 60 a minute, `TextTooLong` over 256 KiB, and as
@@ -328,8 +326,8 @@ class Bus:
         return receipt
 
     def reply(self, message: Message, body: Any, *, timeout: float = CONFIRM_S) -> Receipt:
-        """Answers a message: whoever waits for that gets it there, otherwise it comes as a message that names the first
-        one. Raises as `send`."""
+        """Answers a message. A sender that waits (`ask`) gets the answer there; otherwise it comes as a message with
+        `reply_to`. Raises as `send`."""
         check_message(message)
         timeout = arguments.seconds(timeout)
         _, future = self._producer.send(Scope.SESSION, message.sender_id, *encode(body), message.msg_id)
@@ -341,20 +339,20 @@ class Bus:
     def request(self, target: str, body: Any, *, timeout: float | None = None, wait: bool = True) -> Reply:
         """Sends a request; returns the future of its answer, a `Message`.
 
-        Guarantee: the future ends. With the answer (exactly one, though the broker or a worker dies meanwhile); with
-        `RemoteError` where the handler failed; with `Timeout` after `timeout` seconds; with the error of whatever keeps
-        it from being handed over; with `NotConnected` when the bus is closed. `cancel()` withdraws the request.
+        Guarantee: the future ends. With the answer (exactly one, even if the broker or a worker dies meanwhile); with
+        `RemoteError` if the handler failed; with `Timeout` after `timeout` seconds; with the error that keeps the
+        request from its receiver; with `NotConnected` when the bus is closed. `cancel()` withdraws the request.
 
-        `@group` hands it to the least loaded member; one that dies has it handed to another, up to three times
-        (`Poisoned`). Where the group has no member it waits for one, until the deadline; with `wait=False` that is
-        `UnknownPeer` at once. Raises `InvalidPayload`, `TextTooLong`, `Overloaded`.
+        `@group` hands it to the least loaded member; if that dies, another member gets it, up to three times
+        (`Poisoned`). A group without members makes it wait for one, until the deadline; with `wait=False` that is
+        `UnknownPeer` at once. Raises `InvalidArgument`, `InvalidPayload`, `TextTooLong`, `Overloaded`.
         """
         scope, name = scope_and_target(target)
         timeout = arguments.seconds_or_none(timeout)
         patient = arguments.flag(wait, "wait")
         fmt, payload = encode(body)
         reply = self._producer.ask(scope, name, fmt, payload, timeout, patient=patient)
-        reply.bus = self  # which is not collected as long as an answer is awaited
+        reply.bus = self  # so that the bus is not collected while an answer is awaited
         return reply
 
     def ask(self, target: str, body: Any, *, timeout: float | None = 120.0) -> Message:
@@ -370,16 +368,17 @@ class Bus:
     def scatter(
         self, targets: Iterable[str], body: Any, *, timeout: float | None = None, progress: bool = False
     ) -> list[Reply]:
-        """Asks several at once; returns the futures of their answers in the order of `targets`, each with its `target`.
+        """Sends a request to each of several targets; returns the futures of their answers in the order of `targets`,
+        each with its `target`.
 
-        `as_completed` gives them as they end. Each ends by itself, as `request`'s does: one that fails costs no other.
+        `as_completed` yields them as they end. Each ends by itself, as `request`'s does: a failure concerns no other.
         """
         arguments.flag(progress, "progress")
         replies: list[Reply] = []
         try:
             for target in arguments.targets(targets):
                 replies.append(self.request(target, body, timeout=timeout))
-        except BaseException:  # nobody has those that were made
+        except BaseException:  # the caller does not get these futures
             for reply in replies:
                 reply.cancel()
             raise
@@ -390,11 +389,11 @@ class Bus:
     def map(
         self, target: str, items: Iterable[Any], *, timeout: float | None = None, progress: bool = False
     ) -> Iterator[Message]:
-        """Asks `target` (mostly a group) once for each item; gives the answers in the order of the items.
+        """Sends `target` (mostly a group) a request for each item; yields the answers in the order of the items.
 
-        Up to 512 are under way; `items` is read as answers come, so it may be endless. The first that fails raises
-        here, as does the deadline, `timeout` seconds from the call; what is still open then is withdrawn, and likewise
-        when the iterator is closed or forgotten. The error has the number of its item as `index`, and it as `item`.
+        Up to 512 requests are under way; `items` is read as answers come, so it may be endless. The first failure is
+        raised here, as is the deadline, `timeout` seconds from the call; open requests are withdrawn then, and also
+        when the iterator is closed or collected. The error has its item as `item`, and the item's number as `index`.
         """
         scope, name = scope_and_target(target)
         return map_over(
@@ -408,16 +407,16 @@ class Bus:
     # --- receiving
 
     def serve(self, handler: Handler, *, concurrency: int = 1, stop: threading.Event | None = None) -> None:
-        """Answers the requests of this program's groups, and the messages that are sent to it, with what `handler`
-        returns for each `Message`; a message is only replied to where that is not None.
+        """Answers the requests of this program's groups, and the messages to this program, with what `handler` returns
+        for each `Message`; for a message, None is no reply.
 
-        `concurrency` handlers run at a time: in threads, or as coroutines where the handler is one. An exception is an
-        answer, too, whatever it is (`sys.exit` included): it reaches the caller as `RemoteError`, and the worker goes
-        on. The requests of a worker whose process ends are given to another.
+        `concurrency` handlers run at a time: in threads, or as coroutines if the handler is one. Any exception
+        (`sys.exit` included) is an answer, too: it reaches the caller as `RemoteError`, and the worker goes on. The
+        requests of a worker whose process ends go to another one.
 
-        Returns when the bus is closed or `stop` is set, within 0.2 s, having finished what was begun. Returns with
-        Ctrl-C, too: handlers in threads finish, one in the main thread and coroutines are interrupted, and what is not
-        answered goes to another worker. Raises `NotConnected` for a guest.
+        Returns when the bus is closed or `stop` is set, within 0.2 s, after finishing the requests that it has. Also
+        returns with Ctrl-C: handlers in threads finish, one in the main thread and coroutines are interrupted, and
+        unanswered requests go to another worker. Raises `NotConnected` for a guest.
         """
         check_handler(handler, concurrency)
         if stop is not None and not callable(getattr(stop, "is_set", None)):
@@ -426,11 +425,11 @@ class Bus:
         Worker(consumer, self._producer, handler, concurrency, self._log_path).run(stop or threading.Event())
 
     def messages(self, timeout: float | None = None) -> Iterator[Message]:
-        """Messages as they come, oldest first; ends when none has come for `timeout` seconds (None: never).
+        """Yields messages as they come, oldest first; ends when none has come for `timeout` seconds (None: never).
 
-        Guarantee: each once, in the order of each sender. A message is acknowledged when it is given out, or by its
-        `ack()` where the bus was opened with `ack="manual"`: until then it comes again after a crash, to the next
-        program of this name. Raises `NotConnected` for a guest, and when the bus ends.
+        Guarantee: each once, in the order of each sender. A message is acknowledged when it is yielded, or by its
+        `ack()` if the bus was opened with `ack="manual"`: until then it comes again after a crash, to the next program
+        of this name. Raises `NotConnected` for a guest, and when the bus ends.
         """
         return self._messages(self._member("messages()"), arguments.patience_or_none(timeout))
 
@@ -439,12 +438,12 @@ class Bus:
             yield message
 
     def next_message(self, timeout: float | None = None) -> Message | None:
-        """The next message, as `messages` gives it; None when none has come for `timeout` seconds."""
+        """Returns the next message, as `messages` yields it; None when none has come for `timeout` seconds."""
         return self._member("messages()").next_message(arguments.patience_or_none(timeout))
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Calls `watcher`, from a thread of the bus, whenever messages have come or the bus has ended: for event loops.
-        It must not block. Does nothing for a guest, to whom nothing comes."""
+        It must not block. Does nothing for a guest, which has no mailbox."""
         if not callable(watcher):
             raise InvalidArgument(f"a watcher is a function without arguments, not {arguments.shown(watcher)}")
         if self._consumer is not None:
@@ -453,7 +452,8 @@ class Bus:
     # --- looking, renaming
 
     def sessions(self, *, away: bool = False, timeout: float = CONFIRM_S) -> list[Session]:
-        """Who is on the bus; with `away` those too that are not connected. Raises `Timeout`, `NotConnected`."""
+        """Returns the connected sessions; with `away` also those that are not connected. Raises `Timeout` after
+        `timeout` seconds, `NotConnected`."""
         arguments.flag(away, "away")
         timeout = arguments.seconds(timeout)
         rows: list[Session] = []
@@ -467,7 +467,7 @@ class Bus:
             after = rows[-1].session_id
 
     def rename(self, name: str, *, timeout: float = CONFIRM_S) -> None:
-        """Takes another name. Raises `InvalidName`, `NameTaken`, `NotConnected` for a guest."""
+        """Changes the session's name. Raises `InvalidName`, `NameTaken`, `NotConnected` for a guest."""
         self._member("rename()")
         arguments.name(name)
         timeout = arguments.seconds(timeout)
@@ -485,12 +485,12 @@ class Bus:
             return future.result(timeout_s)
         except (NotDone, TimeoutError) as error:  # one class, from python 3.11 on
             if isinstance(error, Timeout):
-                raise  # it was the broker's word
+                raise  # it came from the broker
             raise not_confirmed(timeout_s) from error
 
 
 def not_confirmed(timeout_s: float) -> Timeout:
-    """The error for what no broker has answered."""
+    """Returns the error of a call that no broker has answered."""
     return Timeout(
         f"no broker has confirmed this within {timeout_s:g} s; it may still be carried out: see zmqbus broker --status"
     )

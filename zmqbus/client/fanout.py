@@ -1,4 +1,4 @@
-"""One to many: scatter and map, with as many requests under way as are of use, and their progress to be seen."""
+"""Many requests: `map` with a bounded number under way, waits for futures, and progress."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from zmqbus.client.producer import Reply
 from zmqbus.errors import InvalidArgument, Timeout, ZmqbusError
 from zmqbus.text.display import sanitise
 
-__all__ = ["Progress", "Waited", "as_completed", "map_over", "tell_item", "wait", "watch"]
+__all__ = ["DoneAndNotDone", "Progress", "as_completed", "map_over", "tell_item", "wait", "watch"]
 
 _F = TypeVar("_F", bound="standard.Future[Any]")
 
-#: Requests of one `map` under way: enough that no worker waits, few enough that a dead one has little to hand back, and
-#: that whoever stops early has little to withdraw.
+#: Requests of one `map` under way: enough that no worker waits, few enough that a dead worker has little to hand back,
+#: and that little has to be withdrawn when the iteration stops early.
 WINDOW = 512
-#: That part of it is asked for together,
+#: Send new requests when this part of the window is free, together,
 REFILL = 1 / 8
-#: unless the items come more slowly than this, s.
+#: unless the items take longer than this, s.
 GATHER_S = 0.001
-#: Seconds between two lines of progress where there is no bar.
+#: Seconds between two lines of progress without a bar.
 LINE_S = 2.0
 
 
 def as_completed(futures: Iterable[_F], timeout: float | None = None) -> Iterator[_F]:
-    """The futures as they end, each once. The standard library's, which takes any futures; only that type checkers see
-    which ones come out: of `scatter`, `Reply`s with their `target`.
+    """Yields the futures as they end, each once. The standard library's function, which takes any futures, typed so
+    that a type checker knows the class: of `scatter`, `Reply`s with their `target`.
 
     `timeout`: s from the first one that is asked for; then `TimeoutError` is raised, and the others stay open.
     """
@@ -43,19 +43,19 @@ def as_completed(futures: Iterable[_F], timeout: float | None = None) -> Iterato
     return standard.as_completed(arguments.futures(futures), timeout)  # type: ignore[return-value]
 
 
-class Waited(tuple[set[_F], set[_F]]):
-    """What `wait` returns: two sets, also as `done` and `not_done`."""
+class DoneAndNotDone(tuple[set[_F], set[_F]]):
+    """The result of `wait`: two sets, `done` and `not_done`."""
 
     __slots__ = ()
 
     @property
     def done(self) -> set[_F]:
-        """Those that have ended, in whichever way."""
+        """Futures that have ended, with a result, an error or cancelled."""
         return self[0]
 
     @property
     def not_done(self) -> set[_F]:
-        """Those that are still open."""
+        """Futures that are open."""
         return self[1]
 
 
@@ -63,30 +63,30 @@ def wait(
     futures: Iterable[_F],
     timeout: float | None = None,
     return_when: Literal["ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"] = "ALL_COMPLETED",
-) -> Waited[_F]:
-    """Waits for all of them, the first, or the first that fails; `timeout` s at most. Raises nothing for those that
-    failed, or are open. The standard library's, typed as `as_completed` is."""
+) -> DoneAndNotDone[_F]:
+    """Waits for all futures, the first, or the first that fails; `timeout` s at most. Does not raise their errors. The
+    standard library's function, typed as `as_completed` is."""
     timeout = arguments.patience_or_none(timeout)
     if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"):
         raise InvalidArgument(
             f"return_when is ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {arguments.shown(return_when)}"
         )
     done, not_done = standard.wait(arguments.futures(futures), timeout, return_when)
-    return Waited((done, not_done))  # type: ignore[arg-type]
+    return DoneAndNotDone((done, not_done))  # type: ignore[arg-type]
 
 
 class Progress(Protocol):
-    """Something that is told of progress: a bar, or lines."""
+    """A display of progress: a bar, or lines."""
 
     def update(self, n: int) -> object:
-        """`n` more are done."""
+        """Counts `n` more as done."""
 
     def close(self) -> None:
-        """That was it."""
+        """Ends the display."""
 
 
 class _Lines:
-    """Progress as lines on standard error, one every two seconds: for pipes, logs, and those without tqdm."""
+    """Progress as lines on standard error, one every two seconds: for pipes, logs, and without tqdm."""
 
     def __init__(self, total: int | None, what: str) -> None:
         self._total = total
@@ -113,7 +113,7 @@ class _Lines:
 
 
 class _None:
-    """No progress wanted."""
+    """No display."""
 
     def update(self, n: int) -> None:
         pass
@@ -123,7 +123,8 @@ class _None:
 
 
 def progress_for(wanted: bool, total: int | None, what: str) -> Progress:
-    """A bar on a terminal where tqdm is installed (the extra `progress`), lines elsewhere; nothing if not wanted."""
+    """Returns a bar on a terminal if tqdm is installed (the extra `progress`), lines otherwise; nothing if not
+    wanted."""
     if not wanted:
         return _None()
     if sys.stderr is not None and sys.stderr.isatty():
@@ -138,10 +139,10 @@ def progress_for(wanted: bool, total: int | None, what: str) -> Progress:
 
 
 def watch(replies: list[Reply], what: str) -> None:
-    """Tells the progress of these requests as they end."""
+    """Displays the progress of these requests as they end."""
     progress = progress_for(True, len(replies), what)
     left = len(replies)
-    lock = threading.Lock()  # they end in whichever thread ends or cancels them
+    lock = threading.Lock()  # futures end in the thread that ends or cancels them
 
     def ended(_: object) -> None:
         nonlocal left
@@ -156,7 +157,7 @@ def watch(replies: list[Reply], what: str) -> None:
 
 
 def tell_item(error: BaseException, index: int, item: Any) -> None:
-    """An error of `map` says which item it is of: to programs, and to whoever reads its traceback."""
+    """Adds the item, and its number, to an error of `map`: as attributes, and as a note in the traceback."""
     if isinstance(error, ZmqbusError):
         error.index, error.item = index, item
     if hasattr(error, "add_note"):  # from python 3.11 on
@@ -164,8 +165,8 @@ def tell_item(error: BaseException, index: int, item: Any) -> None:
 
 
 class map_over(Iterator[Message]):
-    """The answers to `items`, in their order, each asked for with `ask`; withdraws what is open when it is closed, left
-    by an exception, or forgotten."""
+    """Yields the answers to `items`, in their order, each requested with `ask`; withdraws open requests when it is
+    closed, left by an exception, or collected."""
 
     def __init__(
         self,
@@ -178,21 +179,22 @@ class map_over(Iterator[Message]):
         what: str = "map",
     ) -> None:
         self._open: deque[Reply] = deque()
-        self._asked: deque[Any] = deque()  # the items of those, and behind them one that could not be asked for
-        self._index = 0  # of the first of these
+        self._asked: deque[Any] = deque()  # the items of those, and behind them one that could not be sent
+        self._index = 0  # of the first of them
         self._progress: Progress = _None()
         self._ask = ask
         self._items = iter(items)
-        self._failure: Exception | None = None  # why no more items are asked for; raised when its turn comes
+        self._failure: Exception | None = None  # why no more items are sent; raised when its turn comes
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._window = window
-        self._slow = False  # the items take their time
+        self._slow = False  # the items come slowly
         self._progress = progress_for(progress, len(items) if isinstance(items, Sized) else None, what)
         self._fill()
 
     def __next__(self) -> Message:
         try:
-            if not (self._slow and self._open and self._open[0].done()):  # whoever makes items may wait for an answer
+            # The source of the items may wait for an answer.
+            if not (self._slow and self._open and self._open[0].done()):
                 self._fill()
             if not self._open:
                 raise self._failure or StopIteration
@@ -223,7 +225,7 @@ class map_over(Iterator[Message]):
         self.close()
 
     def close(self) -> None:
-        """Withdraws what is open. Idempotent."""
+        """Withdraws the open requests. Idempotent."""
         self._items = iter(())
         self._failure = None
         self._asked.clear()
@@ -233,15 +235,14 @@ class map_over(Iterator[Message]):
         self._progress = _None()
 
     def _fill(self) -> None:
-        """Asks for more when a good part of the window is free; together, since one message costs less than many, as
-        far as the items are there."""
+        """Sends more requests, together, when a good part of the window is free: that costs less than one by one."""
         free = self._window - len(self._open)
         if free < self._window * REFILL:
             return
         while free > 0 and self._failure is None:
             left_s = None if self._deadline_s is None else self._deadline_s - time.monotonic()
             if left_s is not None and left_s <= 0 and self._open:
-                return  # those that are open tell of the deadline
+                return  # the open requests report the deadline
             items: list[Any] = []
             patience_s = time.monotonic() + GATHER_S
             try:
@@ -251,7 +252,7 @@ class map_over(Iterator[Message]):
                     if self._slow:
                         break
             except Exception as error:
-                self._failure = error  # the items before it are asked for
+                self._failure = error  # the items before it are sent
             if not items:
                 return
             if left_s is not None and left_s <= 0:
@@ -262,7 +263,7 @@ class map_over(Iterator[Message]):
             try:
                 self._open += self._ask(items, left_s)
                 self._asked += items
-            except Exception:  # of one of them: those before it are asked for, and those behind it never
+            except Exception:  # of one of them: those before it are sent, those behind it never
                 self._ask_each(items, left_s)
             free -= len(items)
             if self._slow and self._open and self._open[0].done():
