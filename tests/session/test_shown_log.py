@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -250,7 +251,7 @@ class TestMemory:
     def test_id_rule_is_that_of_the_protocol(self) -> None:
         make = IdMaker()
         for text in ["a" * 7, "a" * 8, "a" * 12, "a" * 13, "A" * 8, "١" * 8, "a-bcdefgh", make()]:
-            assert bool(shown_module._ID.findall(f"\n{text}\n")) == is_msg_id(text), text
+            assert bool(re.findall(shown_module._ID, f"\n{text}\n")) == is_msg_id(text), text
 
 
 class TestDamage:

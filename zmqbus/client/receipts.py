@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from zmqbus.errors import ZmqbusError
+from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import State
 
