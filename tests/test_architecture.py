@@ -41,10 +41,11 @@ def state_tables() -> list[tuple[str, str, str]]:
     return [(heading, name, path.replace("/", ".")) for heading, name, path in found]
 
 
-def test_page_shows_the_states_of_connections_sessions_and_requests() -> None:
+def test_page_shows_the_states_of_connections_sessions_messages_and_requests() -> None:
     assert {name for _, name, _ in state_tables()} >= {
         "CONNECTION_TRANSITIONS",
         "SESSION_TRANSITIONS",
+        "NEXT_STAGES",
         "STAGE_TRANSITIONS",
     }
 
