@@ -114,7 +114,7 @@ class TestEnvironment:
 class TestBroker:
     def test_broker_that_may_not_start_here(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
         """Does not promise that the first session starts one: every session would be refused."""
-        monkeypatch.setattr(network, "why_closed", lambda *a, **more: "the last broker served another one")
+        monkeypatch.setattr(network, "refusal_reason", lambda *a, **more: "the last broker served another one")
         (finding,) = broker.broker(settings)
         assert finding.level == "fault"
         assert "none is started here" in finding.says and "the last broker served another one" in finding.says

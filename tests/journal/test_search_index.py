@@ -42,7 +42,7 @@ def fill(index_path: str, path: str) -> int:
 
 
 def found(index_path: str, query: str) -> list[tuple[int, int]]:
-    index = Index.look(index_path)
+    index = Index.open_existing(index_path)
     assert index is not None
     with index:
         return [(serial, at) for serial in sorted(index.segments()) for at in index.matches(serial, query, 2**62)]
@@ -173,7 +173,7 @@ def test_index_of_another_release_is_replaced(log: Journal, path: str, index_pat
     connection = sqlite3.connect(index_path)
     connection.execute(statement)
     connection.close()
-    assert Index.look(index_path) is None
+    assert Index.open_existing(index_path) is None
     fill(index_path, path)
     assert found(index_path, "apple") == places(path, 0)
 
@@ -193,13 +193,13 @@ def test_later_damage_is_reported(log: Journal, path: str, index_path: str) -> N
 def test_files_open_to_others_are_refused(log: Journal, path: str, index_path: str) -> None:
     fill(index_path, path)
     os.chmod(index_path, 0o644)
-    for open_it in (Index.open, Index.look):
+    for open_it in (Index.open, Index.open_existing):
         with pytest.raises(Unauthorized, match="chmod 600"):
             open_it(index_path)
 
 
 def test_missing_index(index_path: str) -> None:
-    assert Index.look(index_path) is None
+    assert Index.open_existing(index_path) is None
     assert not os.path.lexists(index_path)
 
 

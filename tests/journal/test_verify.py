@@ -11,7 +11,7 @@ import pytest
 from tests.broker.storekit import Bench
 from zmqbus.broker.storage.api import Entry
 from zmqbus.journal.reader import Reader
-from zmqbus.journal.verify import LogCheck, unreadable_notice
+from zmqbus.journal.verify import LogVerifier, unreadable_notice
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def spoil(bench: Bench, entry: Entry) -> None:
 
 
 def found(bench: Bench, reader: Reader, entries: list[Entry], **options) -> set[str]:
-    check = LogCheck(bench.log, reader, **options)
+    check = LogVerifier(bench.log, reader, **options)
     for entry in entries:
-        check.see(entry.msg_id, *entry.pointer)
+        check.add(entry.msg_id, *entry.pointer)
     return check.unreadable()
 
 

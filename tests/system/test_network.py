@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from zmqbus.system import network
-from zmqbus.system.network import Network, Port, why_closed
+from zmqbus.system.network import Network, Port, refusal_reason
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ME = Network("4026531840", "boot")
@@ -49,35 +49,35 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_loopback_alone_closes_nothing(closed: pytest.MonkeyPatch) -> None:
     """A machine without a network card, a container without network: all sessions live in it."""
-    assert why_closed({}, Network(), served_open=False) == ""
-    assert why_closed({}, OTHER, served_open=False) == "", "the same container started again"
+    assert refusal_reason({}, Network(), served_open=False) == ""
+    assert refusal_reason({}, OTHER, served_open=False) == "", "the same container started again"
 
 
 def test_signs_of_a_sandbox_close_the_network(closed: pytest.MonkeyPatch) -> None:
-    assert "the last broker" in why_closed({}, OTHER, served_open=True)
+    assert "the last broker" in refusal_reason({}, OTHER, served_open=True)
     for variable in ("SANDBOX_RUNTIME", "CODEX_SANDBOX_NETWORK_DISABLED"):
-        assert variable in why_closed({variable: "1"}, Network(), served_open=False)
-        assert why_closed({variable: ""}, Network(), served_open=False) == ""
+        assert variable in refusal_reason({variable: "1"}, Network(), served_open=False)
+        assert refusal_reason({variable: ""}, Network(), served_open=False) == ""
     closed.setattr(network, "_is_cut_off", lambda me: True)
-    assert "the processes that have started this one" in why_closed({}, Network(), served_open=False)
+    assert "the processes that have started this one" in refusal_reason({}, Network(), served_open=False)
     closed.setattr(network, "_has_one_id", lambda: True)
-    assert "one user id" in why_closed({}, Network(), served_open=False)
+    assert "one user id" in refusal_reason({}, Network(), served_open=False)
 
 
 def test_network_that_a_broker_has_served_before_is_open(closed: pytest.MonkeyPatch) -> None:
     closed.setattr(network, "_is_cut_off", lambda me: True)
-    assert why_closed({"SANDBOX_RUNTIME": "1"}, ME, served_open=True) == ""
+    assert refusal_reason({"SANDBOX_RUNTIME": "1"}, ME, served_open=True) == ""
 
 
 def test_network_with_a_way_out_is_open(closed: pytest.MonkeyPatch) -> None:
     closed.setattr(network, "has_only_loopback", lambda: False)
     closed.setattr(network, "_is_cut_off", lambda me: True)
-    assert why_closed({"SANDBOX_RUNTIME": "1"}, OTHER, served_open=True) == ""
+    assert refusal_reason({"SANDBOX_RUNTIME": "1"}, OTHER, served_open=True) == ""
 
 
 def test_system_without_network_namespaces_is_open(closed: pytest.MonkeyPatch) -> None:
     closed.setattr(network, "here", Network)
-    assert why_closed({"SANDBOX_RUNTIME": "1"}, Network(), served_open=True) == ""
+    assert refusal_reason({"SANDBOX_RUNTIME": "1"}, Network(), served_open=True) == ""
 
 
 @LINUX

@@ -18,7 +18,7 @@ from zmqbus.errors import UnknownPeer, ZmqbusError
 from zmqbus.journal.filter import Entry, Wanted
 from zmqbus.journal.history import History
 from zmqbus.journal.record import JournalError
-from zmqbus.journal.search_query import Search, focus
+from zmqbus.journal.search_query import Search, highlight_pattern
 from zmqbus.journal.segments import Place, numbered_segments
 from zmqbus.journal.tail import Follower
 from zmqbus.settings import load
@@ -97,7 +97,7 @@ class _Printer:
         self._wanted = wanted
         self._options = options
         self._search = Search(path, index, options.search) if options.search is not None else None
-        self._highlight = wanted.pattern or (focus(options.search) if options.search is not None else None)
+        self._highlight = wanted.pattern or (highlight_pattern(options.search) if options.search is not None else None)
         self._width = None if options.json else width_of_terminal()
         self._printed = self._cut = self._damaged = 0
         self._more = False

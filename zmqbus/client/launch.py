@@ -24,7 +24,7 @@ from zmqbus.errors import BrokerUnavailable, PortHeld, from_code
 from zmqbus.settings import Settings
 from zmqbus.system import children, network, pidfile
 from zmqbus.system.descriptors import SHORTAGE, explained, shortage
-from zmqbus.system.port_holder import who_holds
+from zmqbus.system.port_holder import holder_of
 
 if TYPE_CHECKING:
     import subprocess
@@ -254,7 +254,7 @@ class Launch:
         if word in ("ready", "exists"):
             return text
         if report == "held":
-            raise PortHeld(self._settings.port, who_holds(self._settings.port))
+            raise PortHeld(self._settings.port, holder_of(self._settings.port))
         if word == "error":
             code, _, text = text.partition(" ")
             raise from_code(code, text)

@@ -18,7 +18,7 @@ from zmqbus.session.owner_files import files_of
 from zmqbus.session.plugin_options import with_options
 from zmqbus.settings import DEFAULT_PORT, MAX_PORT, Settings
 from zmqbus.system import network, pidfile
-from zmqbus.system.port_holder import who_holds
+from zmqbus.system.port_holder import holder_of
 from zmqbus.text.display import sanitise
 
 #: Variable of the plugin's option `port`, which takes precedence over INTER_SESSION_PORT (`zmqbus.settings`).
@@ -121,7 +121,7 @@ def _no_broker(settings: Settings) -> Iterator[Finding]:
 def _none_yet(settings: Settings) -> Finding:
     """Reports a free port: whether a broker could start there."""
     last, last_open = pidfile.last_network(settings.paths)
-    why = None if settings.loopback_only else network.why_closed(os.environ, last, served_open=last_open)
+    why = None if settings.loopback_only else network.refusal_reason(os.environ, last, served_open=last_open)
     if not why:
         return ok("broker", f"none runs on port {settings.port}; the first session starts one")
     return fault(
@@ -135,7 +135,7 @@ def _none_yet(settings: Settings) -> Finding:
 def _held(settings: Settings) -> Finding:
     """Reports a port that another program holds."""
     port = settings.port
-    holder = who_holds(port)
+    holder = holder_of(port)
     says = f"port {port} is held by another program" + (f": {holder}" if holder else "")
     if port == DEFAULT_PORT:
         return warning("broker", f"{says}; the first session starts a broker on another port")

@@ -51,7 +51,7 @@ def index(settings: Settings) -> Iterator[Finding]:
         yield ok("index", "none yet; searches scan the log")
         return
     try:
-        found = Index.look(path)
+        found = Index.open_existing(path)
         if found is not None:
             with found:
                 found.segments()

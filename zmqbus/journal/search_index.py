@@ -53,7 +53,7 @@ class IndexFault(JournalError):
     """The index cannot be written or read. Searches read the log then."""
 
 
-class Done(NamedTuple):
+class Progress(NamedTuple):
     """How far a segment is indexed."""
 
     serial: int
@@ -67,7 +67,7 @@ def _table(serial: int) -> str:
 
 
 class Index:
-    """The open database. `Index.open` opens it for filling, `Index.look` for reading."""
+    """The open database. `Index.open` opens it for filling, `Index.open_existing` for reading."""
 
     def __init__(self, path: str, connection: sqlite3.Connection) -> None:
         self._path = path
@@ -113,7 +113,7 @@ class Index:
         raise AssertionError("the second attempt returns or raises")
 
     @classmethod
-    def look(cls, path: str) -> Index | None:
+    def open_existing(cls, path: str) -> Index | None:
         """Opens the index for reading; None if it is missing or unusable. Raises `Unauthorized` as `open` does."""
         fd = open_if_there(path)
         if fd is None:
@@ -134,11 +134,11 @@ class Index:
         connection.close()
         return None
 
-    def segments(self) -> dict[int, Done]:
+    def segments(self) -> dict[int, Progress]:
         """How far each segment is indexed, by its serial. Raises `IndexFault`."""
         with self._errors():
             rows = self._connection.execute("SELECT serial, done, head, tail FROM segments").fetchall()
-        return {row[0]: Done(*row) for row in rows}
+        return {row[0]: Progress(*row) for row in rows}
 
     def matches(self, serial: int, query: str, before: int) -> Iterator[int]:
         """Offsets of the records in a segment that match an FTS5 query and lie before `before`, the last one first.
@@ -155,10 +155,10 @@ class Index:
                 )
             )
 
-    def fill(self, log_path: str, goes_on: Callable[[], bool] = lambda: True) -> int:
+    def fill(self, log_path: str, may_continue: Callable[[], bool] = lambda: True) -> int:
         """Indexes the new records of the log, and drops segments that the log no longer has.
 
-        Returns how many records were added. Calls `goes_on` between transactions, each of some 150 ms. Raises
+        Returns how many records were added. Calls `may_continue` between transactions, each of some 150 ms. Raises
         `IndexFault` if the index cannot be written, `JournalError` if the log cannot be read.
         """
         known, _ = numbered_segments(log_path)
@@ -174,7 +174,7 @@ class Index:
             if fd is None:
                 continue  # deleted meanwhile
             try:
-                while goes_on() and (records := self._add(fd, serial)):
+                while may_continue() and (records := self._add(fd, serial)):
                     added += records
             except OSError as error:
                 raise JournalError(f"{name} cannot be read: {error.strerror}; see to its disk") from None
@@ -186,7 +186,7 @@ class Index:
         """Indexes the next part of a segment in one transaction; returns the number of its lines."""
         with self._errors(), self._transaction():
             there = self.segments().get(serial)
-            if there is not None and not is_of(there, fd):
+            if there is not None and not is_same_file(there, fd):
                 self._drop(serial)
                 there = None
             size = os.fstat(fd).st_size
@@ -257,11 +257,11 @@ class Texts:
             return ""  # it is damaged
 
 
-def is_of(done: Done, fd: int) -> bool:
+def is_same_file(progress: Progress, fd: int) -> bool:
     """Whether the indexed part is that of this file, and still in it."""
-    mark = max(0, done.done - MARK_BYTES)
-    head = os.pread(fd, min(MARK_BYTES, done.done), 0)
-    return (head, os.pread(fd, done.done - mark, mark)) == (done.head, done.tail)
+    mark = max(0, progress.done - MARK_BYTES)
+    head = os.pread(fd, min(MARK_BYTES, progress.done), 0)
+    return (head, os.pread(fd, progress.done - mark, mark)) == (progress.head, progress.tail)
 
 
 def remove(path: str) -> None:

@@ -21,7 +21,7 @@ from zmqbus.journal.filter import ALL, Entry, LineFilter, Wanted
 from zmqbus.journal.history import Page, entry_at
 from zmqbus.journal.lines import lines_forward
 from zmqbus.journal.record import JournalError
-from zmqbus.journal.search_index import TOKENIZE, Done, Index, IndexFault, Texts, is_of
+from zmqbus.journal.search_index import TOKENIZE, Index, IndexFault, Progress, Texts, is_same_file
 from zmqbus.journal.segments import Place, segments_back
 
 #: Most words of a query; FTS5 would take long for thousands.
@@ -73,7 +73,7 @@ def parse(words: str) -> Query:
     return Query(f"({fts}) NOT ({' OR '.join(unwanted)})" if unwanted else fts, tuple(dict.fromkeys(plain)))
 
 
-def focus(words: str) -> re.Pattern[str]:
+def highlight_pattern(words: str) -> re.Pattern[str]:
     """A pattern for the first word that must be there, to show that part of a found text.
 
     It does not find the word in another spelling. Raises `InvalidPayload` if no word must be there.
@@ -115,8 +115,8 @@ class Search:
     def entries(self, before: Place | None = None, *, wanted: Wanted = ALL) -> Iterator[Entry]:
         """All matching entries before a place, the newest first."""
         line_filter = LineFilter(wanted)
-        index = Index.look(self._index_path)
-        done: dict[int, Done] = {}
+        index = Index.open_existing(self._index_path)
+        done: dict[int, Progress] = {}
         try:
             if index is not None:
                 try:
@@ -132,9 +132,9 @@ class Search:
             if index is not None:
                 index.close()
 
-    def _offsets(self, index: Index | None, done: Done | None, fd: int, serial: int, end: int) -> Iterator[int]:
+    def _offsets(self, index: Index | None, done: Progress | None, fd: int, serial: int, end: int) -> Iterator[int]:
         """Offsets of the matching records of a segment before `end`, the last one first."""
-        indexed = done.done if done is not None and index is not None and is_of(done, fd) else 0
+        indexed = done.done if done is not None and index is not None and is_same_file(done, fd) else 0
         if end > indexed:
             yield from self._scan(fd, serial, indexed, end)
             end = indexed

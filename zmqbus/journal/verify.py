@@ -19,7 +19,7 @@ CHECK_BYTES = 64 * 1024 * 1024
 NAMED = 20
 
 
-class LogCheck:
+class LogVerifier:
     """Collects the pointers of rows and then returns the messages whose records cannot be read."""
 
     def __init__(self, journal_path: str, reader: Reader, *, check_bytes: int = CHECK_BYTES) -> None:
@@ -37,7 +37,7 @@ class LogCheck:
         self._waiting: dict[tuple[int, int, int, int], str] = {}  # pointer -> message
         self._waiting_bytes = 0
 
-    def see(self, msg_id: str, segment: int, start: int, length: int, crc: int) -> None:
+    def add(self, msg_id: str, segment: int, start: int, length: int, crc: int) -> None:
         """Adds a message and the pointer to its record."""
         if start + length > self._sizes.get(segment, 0):
             self._unreadable.add(msg_id)

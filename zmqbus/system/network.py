@@ -11,7 +11,7 @@ forwarded), and otherwise reports that at once.
 Conversely, a broker started in the network of a sandbox would hold the lock and serve only that sandbox. A network of
 its own is no fault in itself: if all sessions live in one container, everything works. But sandboxes for commands
 (bubblewrap's `--unshare-net`, as Claude Code and Codex use it) have a network with only a loopback. No agent can live
-in there without help from outside, so a broker is refused there (`why_closed`) on any sign that the sessions are
+in there without help from outside, so a broker is refused there (`refusal_reason`) on any sign that the sessions are
 elsewhere:
 
 * the environment has the variable of an agent's sandbox;
@@ -114,7 +114,7 @@ def has_only_loopback() -> bool:
     return bool(names) and names <= _EMPTY
 
 
-def why_closed(environ: Mapping[str, str], served: Network, *, served_open: bool) -> str:
+def refusal_reason(environ: Mapping[str, str], served: Network, *, served_open: bool) -> str:
     """Why no broker may be started in this network, as a clause for a message; "" if one may.
 
     `served` is the network of the last broker (`Network()` if unknown); `served_open` says that it had more than a

@@ -14,7 +14,7 @@ _LISTENING = "0A"
 _LOCAL = ("0100007F", "7F000001", "00000000", "0" * 32, "0" * 24 + "01000000", "0" * 31 + "1")
 
 
-def who_holds(port: int) -> str:
+def holder_of(port: int) -> str:
     """`python3 (pid 4711)` or `a program of user mallory`; "" if that is unknown, or the port is free. Never raises."""
     found = _socket(port)
     if found is None:

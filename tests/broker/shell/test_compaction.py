@@ -18,7 +18,7 @@ from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.journal.reader import Reader, find
 from zmqbus.journal.record import JournalError, encode_record
 from zmqbus.journal.segments import compacted, compacted_path
-from zmqbus.journal.verify import LogCheck
+from zmqbus.journal.verify import LogVerifier
 from zmqbus.journal.writer import Journal
 from zmqbus.wire.verbs import Header
 
@@ -90,10 +90,10 @@ class Log:
     def check(self) -> None:
         """All unread messages can be read, by pointer and by id."""
         reader = Reader(self.path)
-        check = LogCheck(self.path, reader)
+        check = LogVerifier(self.path, reader)
         for number, (pointer, body) in self.unread.items():
             assert reader.read(pointer).body == body
-            check.see(f"message{number:05d}", *pointer)
+            check.add(f"message{number:05d}", *pointer)
             found = find(self.path, f"message{number:05d}")
             assert found is not None and found.body == body
         assert check.unreadable() == set()

@@ -177,7 +177,7 @@ def test_unknown_options_are_refused(capsys):
 
 @pytest.fixture
 def closed(monkeypatch):
-    monkeypatch.setattr(network, "why_closed", lambda environ, served, served_open: f"{served.text} {served_open}")
+    monkeypatch.setattr(network, "refusal_reason", lambda environ, served, served_open: f"{served.text} {served_open}")
 
 
 def test_a_broker_in_an_unreachable_network_releases_the_lock(settings, closed):

@@ -76,7 +76,7 @@ def grow(log: Journal, size: int, word: str = "apple") -> None:
 
 
 def indexed(settings: Settings, word: str) -> int:
-    index = Index.look(settings.paths.search_index)
+    index = Index.open_existing(settings.paths.search_index)
     if index is None:
         return 0
     with index:

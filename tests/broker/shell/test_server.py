@@ -306,7 +306,7 @@ def test_the_search_index_is_updated(served, monkeypatch):
     path = served.settings.paths.search_index
 
     def is_indexed() -> bool:
-        index = Index.look(path)
+        index = Index.open_existing(path)
         if index is None:
             return False
         with index:

@@ -87,7 +87,7 @@ def check_network(settings: Settings) -> None:
     if settings.loopback_only:
         return
     served, served_open = pidfile.last_network(settings.paths)
-    why = network.why_closed(os.environ, served, served_open=served_open)
+    why = network.refusal_reason(os.environ, served, served_open=served_open)
     if why:
         raise BrokerUnavailable(
             f"no broker is started here: this shell has a network of its own with nothing but a loopback ({why}), and "

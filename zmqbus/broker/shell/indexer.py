@@ -143,16 +143,16 @@ class IndexerLauncher:
             self._report(reason)
 
 
-def index_all(settings: Settings, goes_on: Callable[[], bool]) -> None:
-    """Updates the index, or rebuilds a damaged one, while `goes_on`. Raises `JournalError` or `Unauthorized`."""
+def index_all(settings: Settings, may_continue: Callable[[], bool]) -> None:
+    """Updates the index, or rebuilds a damaged one, while `may_continue`. Raises `JournalError` or `Unauthorized`."""
     path = settings.paths.search_index
     try:
         with Index.open(path) as index:
-            index.fill(settings.paths.log, goes_on)
+            index.fill(settings.paths.log, may_continue)
     except DamagedIndex:
         remove(path)
         with Index.open(path) as index:
-            index.fill(settings.paths.log, goes_on)
+            index.fill(settings.paths.log, may_continue)
 
 
 def main(argv: list[str]) -> int:

@@ -46,7 +46,7 @@ from zmqbus.security.keys import broker_keys
 from zmqbus.security.zap import ZapHandler
 from zmqbus.settings import DEFAULT_PORT, Settings
 from zmqbus.system import descriptors
-from zmqbus.system.port_holder import who_holds
+from zmqbus.system.port_holder import holder_of
 from zmqbus.wire import codec, sockets, verbs
 from zmqbus.wire.wakeup import Wakeup
 
@@ -191,7 +191,7 @@ class Server:
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE:
                 raise BrokerUnavailable(f"cannot bind port {port}: {error}; choose another one with --port") from None
-            holder = who_holds(port)
+            holder = holder_of(port)
             if port != DEFAULT_PORT:
                 raise PortHeld(port, holder) from None
             self.port = endpoints.bind_any(self._router)

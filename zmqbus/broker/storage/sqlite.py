@@ -37,7 +37,7 @@ from zmqbus.broker.storage.repair import FileErrors
 from zmqbus.broker.storage.schema import AWAITED, MAILBOXES, OWED, SESSIONS, Row, Table, row_of, session_of
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal.reader import Reader
-from zmqbus.journal.verify import NAMED, LogCheck, receivers_of, unreadable_notice
+from zmqbus.journal.verify import NAMED, LogVerifier, receivers_of, unreadable_notice
 from zmqbus.wire.verbs import SPILL_BYTES, Header, Pointer
 
 #: Size of the cache of entries: as much as may be in flight to one receiver, so that receivers that keep up within
@@ -162,7 +162,7 @@ class SqliteStore:
         """Reads all rows once, and compares them with the journal."""
         keys = {box.number: box.key for box in self._boxes.values()}
         try:
-            check = LogCheck(self._journal_path, self._reader)
+            check = LogVerifier(self._journal_path, self._reader)
         except (ZmqbusError, OSError) as error:
             self._note(f"could not compare the waiting mail with {self._journal_path}: {error}")
             check = None
@@ -187,7 +187,7 @@ class SqliteStore:
             if len(newest) > 2 * limit + 1000:
                 newest = sorted(newest)[-limit:] if limit else []
             if check is not None and size_bytes:
-                check.see(msg_id, *pointer)
+                check.add(msg_id, *pointer)
         if messages:
             boxes.append(Box(key, messages, size, last))
         if check is not None and (unreadable := check.unreadable()):
