@@ -134,7 +134,7 @@ def manual() -> Played:
 # --- taking
 
 
-def test_what_is_taken_is_acknowledged(auto):
+def test_a_taken_message_is_acknowledged(auto):
     auto.hand("a")
     assert auto.core.tickets == []
     assert auto.take() == "a"
@@ -142,7 +142,7 @@ def test_what_is_taken_is_acknowledged(auto):
     assert auto.take() is None
 
 
-def test_a_burst_is_acknowledged_together_and_its_last_at_once(auto):
+def test_a_burst_is_acknowledged_together_at_its_last_message(auto):
     auto.hand("a", "b", "c")
     assert [auto.take(), auto.take()] == ["a", "b"]
     assert auto.core.acks == 0 and len(auto.io.woken_by) == 1
@@ -151,7 +151,7 @@ def test_a_burst_is_acknowledged_together_and_its_last_at_once(auto):
     assert auto.core.acks == 1 and auto.consumer.deadline_s() is None
 
 
-def test_the_alarm_acknowledges_what_was_taken_of_a_burst(auto):
+def test_the_deadline_acknowledges_the_taken_part_of_a_burst(auto):
     auto.hand("a", "b")
     auto.take()
     auto.consumer.on_deadline()
@@ -160,14 +160,14 @@ def test_the_alarm_acknowledges_what_was_taken_of_a_burst(auto):
     auto.consumer.on_deadline()  # then it comes again
 
 
-def test_what_was_not_taken_is_taken_back(auto):
+def test_an_untaken_message_is_taken_back(auto):
     auto.hand("a", "b")
     auto.take()
     auto.consumer.on_effects([core.TakeBack()])
     assert auto.take() is None
 
 
-def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_again(auto):
+def test_a_taken_message_that_comes_again_before_its_acknowledgement_is_not_handed_out(auto):
     auto.hand("a", "b")
     assert auto.take() == "a"
     auto.consumer.on_effects([core.TakeBack()])
@@ -177,7 +177,7 @@ def test_what_was_taken_and_comes_again_before_that_is_said_is_not_handed_out_ag
     assert auto.core.last_leases == {"a": "two", "b": "two"}
 
 
-def test_what_the_program_acknowledges_waits_for_it(manual):
+def test_manual_acknowledgement_waits_for_the_program(manual):
     manual.hand("a")
     message = manual.consumer.next_message(0.0)
     assert message is not None and manual.core.tickets == []
@@ -187,7 +187,7 @@ def test_what_the_program_acknowledges_waits_for_it(manual):
     assert len(manual.core.tickets) == 1
 
 
-def test_what_the_program_works_on_and_comes_again_is_one_message_and_has_the_newer_ticket(manual):
+def test_a_message_in_work_that_comes_again_gets_the_newer_ticket(manual):
     manual.hand("a", "b")
     message = manual.consumer.next_message(0.0)
     manual.consumer.on_effects([core.TakeBack()])
@@ -206,7 +206,7 @@ def test_a_new_name_is_noted(auto):
 
 
 @pytest.mark.parametrize("kind", ["message", "work"])
-def test_whoever_waits_gets_what_comes(auto, kind):
+def test_a_waiting_thread_gets_the_arrival(auto, kind):
     """Though others wait for something else: each of many, the last one too."""
     got: list[Any] = []
     over = threading.Event()
@@ -239,7 +239,7 @@ def test_whoever_waits_gets_what_comes(auto, kind):
     assert len(got) == 56
 
 
-def test_the_end_wakes_everybody(auto):
+def test_the_end_wakes_all_waiting_threads(auto):
     found: list[BaseException] = []
 
     def waits(call: Callable[..., Any]) -> None:
@@ -258,7 +258,7 @@ def test_the_end_wakes_everybody(auto):
     assert [type(error) for error in found] == [errors.NotConnected] * 2
 
 
-def test_watchers_are_told_of_all_that_comes_and_of_the_end(auto):
+def test_watchers_are_called_for_arrivals_and_for_the_end(auto):
     told: list[int] = []
     auto.consumer.watch(lambda: told.append(1))
     auto.hand("a")
@@ -270,7 +270,7 @@ def test_watchers_are_told_of_all_that_comes_and_of_the_end(auto):
 # --- a message that is alone, and somebody who waits for it
 
 
-def test_it_is_acknowledged_before_whoever_waits_has_woken_up(auto):
+def test_a_single_message_is_acknowledged_before_the_waiting_thread_wakes_up(auto):
     got: list[Any] = []
     thread = threading.Thread(target=lambda: got.append(auto.consumer.next_message(PATIENCE_S)), daemon=True)
     thread.start()
@@ -295,7 +295,7 @@ def waits(played: Any, waiting: int = 1) -> None:
 
 
 @pytest.mark.parametrize("interrupted", [True, False])
-def test_a_wait_that_is_interrupted_leaves_it_for_the_next_call(auto, monkeypatch, interrupted):
+def test_an_interrupted_wait_leaves_the_message_for_the_next_call(auto, monkeypatch, interrupted):
     """Or one whose time is over at that instant takes it."""
 
     def wait(_: float | None = None) -> bool:
@@ -316,7 +316,7 @@ def test_a_wait_that_is_interrupted_leaves_it_for_the_next_call(auto, monkeypatc
     assert [auto.take(), auto.take(), auto.take()] == (["a", "b", None] if interrupted else ["b", None, None])
 
 
-def test_it_is_returned_before_what_came_later_whoever_asks(auto):
+def test_a_message_taken_for_a_waiting_thread_is_returned_first(auto):
     waits(auto, 3)
     auto.hand("a", "b", "c")
     assert [msg_id for one in auto.consumer._given for msg_id in one.msg_ids] == ["a"] and auto.consumer.unread == 2
@@ -325,7 +325,7 @@ def test_it_is_returned_before_what_came_later_whoever_asks(auto):
     assert auto.core.taken_ids == ["a", "b", "c"]
 
 
-def test_whoever_would_take_work_or_a_message_gets_it_too(auto):
+def test_a_thread_that_takes_work_or_messages_gets_it_too(auto):
     waits(auto)
     auto.hand("a")
     assert auto.consumer.next_work(0.0) is None
@@ -333,7 +333,7 @@ def test_whoever_would_take_work_or_a_message_gets_it_too(auto):
 
 
 @pytest.mark.parametrize("before", ["nobody waits", "another is there", "the program acknowledges"])
-def test_it_is_given_to_nobody_who_does_not_take_it_next(auto, manual, before):
+def test_a_message_that_is_not_next_is_taken_for_no_thread(auto, manual, before):
     played = manual if before == "the program acknowledges" else auto
     if before == "another is there":
         played.hand("first")
@@ -345,7 +345,7 @@ def test_it_is_given_to_nobody_who_does_not_take_it_next(auto, manual, before):
     assert played.consumer.unread == (2 if before == "another is there" else 1)
 
 
-def test_what_was_given_and_is_taken_back_comes_once(auto):
+def test_a_message_taken_for_a_thread_and_taken_back_comes_once(auto):
     waits(auto)
     auto.hand("a")
     waits(auto, 0)
@@ -357,7 +357,7 @@ def test_what_was_given_and_is_taken_back_comes_once(auto):
     assert auto.core.last_leases == {"a": "two"}
 
 
-def test_what_was_given_is_returned_though_the_connection_has_ended(auto):
+def test_a_message_taken_for_a_thread_is_returned_after_the_end(auto):
     waits(auto)
     auto.hand("a")
     auto.consumer.on_end(errors.NotConnected("over"))
@@ -387,7 +387,7 @@ def test_answers_go_together_where_more_waits(auto):
     assert auto.core.answers == ["a", "b"]
 
 
-def test_what_was_withdrawn_is_known_once_and_not_for_ever(auto):
+def test_a_withdrawal_is_reported_once(auto):
     auto.work("a", "b")
     auto.consumer.on_effects([core.Withdrawn(("a",))])
     assert auto.consumer.is_withdrawn("a") and not auto.consumer.is_withdrawn("b")
@@ -439,7 +439,7 @@ def test_the_sender_hears_delivered_when_the_program_says_so(connect: Connect):
 
 
 @pytest.mark.parametrize("ack", ["auto", "manual"])
-def test_the_mailbox_outlives_the_program_and_gives_the_next_one_what_is_owed(connect: Connect, ack):
+def test_the_mailbox_outlives_the_program_and_serves_the_next_one(connect: Connect, ack):
     alice, bob = connect("alice"), connect("bob", ack=ack)
     for number in range(4):
         alice.send("bob", str(number), wait=False)
@@ -471,7 +471,7 @@ def test_acknowledgements_count_from_the_oldest_on(connect: Connect):
     assert all(delivered(future, PATIENCE_S) for future in sent)
 
 
-def test_what_was_acknowledged_behind_one_that_was_not_comes_again_after_a_crash_and_not_after_a_close(
+def test_a_message_acknowledged_behind_an_unacknowledged_one_comes_again_after_a_crash_only(
     connect: Connect,
 ):
     """Each acknowledgement is for its own message; but that it was given dies with the process."""
@@ -548,7 +548,7 @@ def test_many_threads_take_each_message_once(connect: Connect):
     assert sorted(got, key=int) == [str(number) for number in range(3_000)]
 
 
-# --- runs
+# --- batches
 
 
 class CoreTransport:
@@ -642,7 +642,7 @@ def hold_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.io, "execute", lambda speak=None: None)
 
 
-def test_a_run_is_taken_message_by_message(run):
+def test_a_batch_is_taken_message_by_message(run):
     run.send(3, 1, 2)
     assert repr(run.consumer) == "<Consumer 'bob': 6 messages, 0 requests>"
     message = run.consumer.next_message(0.0)
@@ -655,7 +655,7 @@ def test_a_run_is_taken_message_by_message(run):
     assert run.take() == []
 
 
-def test_what_is_taken_of_a_run_is_acknowledged_by_and_by(run):
+def test_a_batch_is_acknowledged_as_it_is_taken(run):
     run.send(4)
     run.take(2)
     assert run.acknowledged == 0 and len(run.io.woken_by) == 1
@@ -673,7 +673,7 @@ def test_what_is_taken_of_a_run_is_acknowledged_by_and_by(run):
 @pytest.mark.parametrize("sizes", [(4,), (1, 1, 1, 1), (2, 2), (1, 3), (3, 1)])
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("how", ["welcome", "recall"])
-def test_what_was_taken_of_a_run_and_comes_again_is_not_handed_out_again(run, monkeypatch, sizes, told, how):
+def test_taken_messages_of_a_batch_that_comes_again_are_not_handed_out(run, monkeypatch, sizes, told, how):
     """However it comes again: in other pieces, under another lease, before the core has heard of it, or after."""
     run.send(4)
     with monkeypatch.context() as patch:
@@ -693,7 +693,7 @@ def test_what_was_taken_of_a_run_and_comes_again_is_not_handed_out_again(run, mo
     assert run.acknowledged == 4 and not run.consumer._unsure and not run.consumer._taken
 
 
-def test_all_of_it_in_one_message(run, monkeypatch):
+def test_welcome_and_repeats_in_one_zeromq_message(run, monkeypatch):
     """WELCOME, and what comes again, and more: dealt with before anything can be said."""
     run.send(3)
     with monkeypatch.context() as patch:
@@ -704,7 +704,7 @@ def test_all_of_it_in_one_message(run, monkeypatch):
     assert run.acknowledged == 6
 
 
-def test_taken_back_twice_before_anything_is_said(run, monkeypatch):
+def test_taken_back_twice_before_an_acknowledgement(run, monkeypatch):
     run.send(6)
     with monkeypatch.context() as patch:
         hold_back(run, patch)
@@ -722,7 +722,7 @@ def test_taken_back_twice_before_anything_is_said(run, monkeypatch):
     assert run.acknowledged == 6
 
 
-def test_what_the_program_acknowledges_itself_comes_one_by_one():
+def test_manual_acknowledgement_within_a_batch():
     run = Run(manual=True)
     run.send(3)
     first, second = run.consumer.next_message(0.0), run.consumer.next_message(0.0)
@@ -752,7 +752,7 @@ RUN_STEPS = st.lists(
 
 
 @given(RUN_STEPS)
-def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(steps):
+def test_each_message_is_handed_out_once_and_acknowledged(steps):
     run = Run()
     for step, what in steps:
         if step == "send":
@@ -785,7 +785,7 @@ def test_whatever_happens_each_is_handed_to_the_program_once_and_acknowledged(st
     assert not (run.consumer._taken or run.consumer._batches or run.consumer._unsure or run.core._reorder.handed)
 
 
-def test_what_comes_in_one_piece_is_given_to_nobody_unasked(run):
+def test_a_batch_of_several_is_taken_for_no_thread(run):
     waits(run)
     run.send(3)
     assert not run.consumer._given and run.consumer.unread == 3
@@ -793,7 +793,7 @@ def test_what_comes_in_one_piece_is_given_to_nobody_unasked(run):
     assert run.acknowledged == 0
 
 
-def test_what_is_unread_is_counted_message_by_message(run):
+def test_unread_counts_messages(run):
     run.send(4, 1, 2)
     assert run.consumer.unread == 7
     run.take(2)
@@ -804,7 +804,7 @@ def test_what_is_unread_is_counted_message_by_message(run):
     assert run.consumer.unread == 0
 
 
-def test_a_run_of_broadcasts_is_taken_message_by_message(run):
+def test_a_batch_of_broadcasts_is_taken_message_by_message(run):
     ids = ("message00001", "message00002", "message00003")
     header = verbs.Header("sid", "auth", "Äuth", Scope.TOPIC, "deploys", 0, None, 1.0)
     cast = verbs.Broadcast(header, "epoch", 1, 0, (), None, ids, (b"1", b"2", b"3"))
@@ -821,7 +821,7 @@ def test_a_run_of_broadcasts_is_taken_message_by_message(run):
     assert told[1:] == [verbs.Ack(0, (2, 3))]
 
 
-def test_two_threads_take_from_one_run(run):
+def test_two_threads_take_from_one_batch(run):
     """Each message goes to one of them, to each in order; what is acknowledged is what both have taken."""
     count = 3000
     run.io.execute = lambda speak=None: None

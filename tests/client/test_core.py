@@ -173,7 +173,7 @@ def test_bye(ready):
 # --- sending
 
 
-def test_what_is_said_before_the_connection_follows_hello_in_order():
+def test_messages_sent_offline_follow_hello_in_order():
     client = Client()
     assert client.core.send(send()) == []
     assert client.core.await_answer("message0000") == []
@@ -184,7 +184,7 @@ def test_what_is_said_before_the_connection_follows_hello_in_order():
 
 
 @pytest.mark.parametrize("phase", [Phase.GREETING, Phase.READY])
-def test_what_is_said_afterwards_goes_out_at_once(phase):
+def test_messages_sent_after_hello_go_out_at_once(phase):
     client = in_phase(phase)
     assert said(client.core.await_answer("message0000")) == [verbs.Await("message0000")]
     assert said(client.core.send(send())) == [send()]
@@ -192,7 +192,7 @@ def test_what_is_said_afterwards_goes_out_at_once(phase):
 
 
 @pytest.mark.parametrize("again", [(Down(), Up()), (Received([verbs.Expired()]),)])
-def test_what_is_unanswered_is_said_again(ready, again):
+def test_unconfirmed_messages_are_sent_again(ready, again):
     for number in range(3):
         ready.core.send(send(number))
     ready.core.request(verbs.Status("s"))
@@ -223,14 +223,14 @@ class TestLargeBodies:
         client.hear(welcome(release="1.2.3"))
         return client
 
-    def test_they_keep_their_place_among_the_others(self, spooling):
+    def test_large_bodies_keep_their_place_in_the_order(self, spooling):
         sends = [send(0), send(1, self.LARGE), send(2, self.LARGE[:-1]), send(3, self.LARGE)]
         effects = spooling.core.send_all(sends)
         assert [effect[0] for effect in effects] == [verbs.Send.one(*one) for one in sends]
         assert [type(one) for one in effects] == [Transmit, core.Spool, Transmit, core.Spool]
 
     @pytest.mark.parametrize("outcome", ["receipt", "refusal", "tally"])
-    def test_their_room_is_free_when_their_fate_is_known(self, spooling, outcome):
+    def test_the_region_is_freed_with_the_outcome(self, spooling, outcome):
         spooling.core.send_all([send(0), send(1, self.LARGE)])
         told = {
             "receipt": verbs.Receipt(0, "b", "bob", 0, ("message0000", "message0001")),
@@ -241,12 +241,12 @@ class TestLargeBodies:
         assert freed(effects) == ["message0001"]
         assert freed(spooling.hear(told)) == []
 
-    def test_what_was_not_put_down_is_not_taken_up(self, spooling):
+    def test_a_message_without_a_spool_file_frees_no_region(self, spooling):
         spooling.core.send(send(0))
         assert freed(spooling.hear(verbs.Receipt(0, "b", "b", 0, ("message0000",)))) == []
 
     @pytest.mark.parametrize("again", [(Down(), Up()), (Received([verbs.Expired()]),)])
-    def test_what_is_said_again_goes_along_with_its_body_and_its_room_stays_taken_until_then(self, spooling, again):
+    def test_a_repeat_carries_its_body_and_its_region_stays_until_the_outcome(self, spooling, again):
         spooling.core.send(send(0, self.LARGE))
         effects = [effect for event in again for effect in spooling.handle(event)]
         assert said(effects)[1:] == [send(0, self.LARGE)._replace(again=True)]
@@ -254,16 +254,16 @@ class TestLargeBodies:
         spooling.hear(welcome(release="1.2.3"))
         assert freed(spooling.hear(verbs.Receipt(0, "b", "bob", 0, ("message0000",)))) == ["message0000"]
 
-    def test_before_it_is_known_who_the_broker_is_they_go_along(self, spooling):
+    def test_before_welcome_bodies_travel_in_their_messages(self, spooling):
         for event in (Down(), Up()):
             spooling.handle(event)
         assert said(spooling.core.send(send(0, self.LARGE))) == [send(0, self.LARGE)]
 
-    def test_who_says_it_again_of_his_own_accord_says_so(self, spooling):
+    def test_a_repeat_by_the_application_carries_its_body(self, spooling):
         again = send(0, self.LARGE)._replace(again=True)
         assert said(spooling.core.send(again)) == [again]
 
-    def test_who_cannot_write_files_has_none_written(self, spooling):
+    def test_without_a_spool_file_bodies_travel_in_their_messages(self, spooling):
         spooling.core.spools = False
         assert said(spooling.core.send(send(0, self.LARGE))) == [send(0, self.LARGE)]
 
@@ -314,7 +314,7 @@ def test_the_window_by_size(ready, monkeypatch):
 # --- acknowledging
 
 
-def test_what_was_taken_is_acknowledged_once(ready):
+def test_taken_messages_are_acknowledged_once(ready):
     ready.hear(deliver(1), deliver(2))
     ready.handle(cast(11))
     assert ready.take(0) == [verbs.Ack(1, ())]
@@ -331,7 +331,7 @@ def test_nothing_is_acknowledged_before_a_new_welcome(ready):
     assert said(ready.hear(deliver(1))) == [verbs.Ack(1, ())]
 
 
-def test_what_was_taken_offline_is_not_shown_again_but_acknowledged(ready):
+def test_a_message_taken_offline_is_acknowledged_and_not_handed_out_again(ready):
     ready.hear(deliver(1), deliver(2))
     ready.handle(Down())
     ready.core.taken(ready.tickets[0])
@@ -360,7 +360,7 @@ def test_a_ticket_of_another_core_settles_nothing(ready):
     assert ready.take(0) == [verbs.Ack(1, ())]
 
 
-def test_a_recall_acknowledges_what_was_taken_and_forgets_the_rest(ready):
+def test_a_recall_acknowledges_taken_messages_and_forgets_the_rest(ready):
     ready.hear(deliver(1), deliver(2), deliver(3, after=99))
     ready.core.taken(ready.tickets[0])
     effects = ready.hear(verbs.Recall(5, (11,)))
@@ -370,7 +370,7 @@ def test_a_recall_acknowledges_what_was_taken_and_forgets_the_rest(ready):
     assert ready.take(-2, -1) == [verbs.Ack(3, ())]
 
 
-def test_what_was_only_looked_at_holds_up_nothing():
+def test_peeked_messages_hold_up_no_acknowledgement():
     client = Client(ME._replace(role=Role.HELPER))
     client.handle(Up())
     client.hear(welcome())
@@ -395,7 +395,7 @@ def test_an_answer_that_was_taken_is_awaited_no_more(ready):
 # --- what is handed out (in which order: test_inbound)
 
 
-def test_what_the_application_gets(ready):
+def test_the_fields_of_an_incoming_message(ready):
     header = verbs.Header("sender", "bob", "Bob", Scope.SESSION, "me", 1, "question0000", 9.5)
     deliver = verbs.Deliver(header, 3, 0, 0, 7, (1, 2, 3, 4), 70_000, ("direct000003",), (b"x",))
     (hand,) = ready.hear(deliver)
@@ -420,7 +420,7 @@ def test_what_the_application_gets(ready):
     )
 
 
-def test_before_it_is_welcome_it_takes_no_broadcasts(ready):
+def test_broadcasts_before_welcome_are_ignored(ready):
     assert in_phase(Phase.GREETING).handle(cast(11)) == []
     ready.hear(verbs.Expired())
     assert ready.handle(cast(11)) == []
@@ -447,7 +447,7 @@ def test_a_batch_of_broadcasts_is_handed_out_when_there_is_a_lease():
     assert client.handle(Published(b"#deploys\0", [run._replace(bcast=13, prev=12, msg_ids=tuple(ids(13, 14)))])) == []
 
 
-def test_what_has_not_come_is_asked_for(ready):
+def test_missing_broadcasts_are_requested(ready):
     assert ready.handle(cast(12, prev=11)) == [Transmit(verbs.Refill((11,)))]
     effects = ready.hear(deliver(1, bcast=11), verbs.Beat("epoch", 99, (11, 12, 13)))
     assert shown(effects) == ids(11, 12)
@@ -472,7 +472,7 @@ def test_rename(ready, way):
     assert ready.handle(Published(b"@lead\0", [verbs.Disconnected()])) == [core.Closed(None)]
 
 
-def test_what_comes_on_somebody_elses_channel_is_not_for_it(ready):
+def test_envelopes_on_another_name_channel_are_ignored(ready):
     assert ready.handle(Published(b"@other\0", [verbs.Disconnected()])) == []
     assert ready.core.phase is Phase.READY
 
@@ -487,7 +487,7 @@ def test_the_next_hello_has_the_new_name(ready):
 # --- time
 
 
-def test_it_pings_when_it_has_been_silent(ready):
+def test_a_silent_client_pings(ready):
     assert ready.core.next_tick_s(0.0) == core.PING_S
     assert ready.handle(Tick(), now_s=3.9) == []
     assert said(ready.handle(Tick(), now_s=4.0)) == [verbs.Ping("lease", "me")]
@@ -495,7 +495,7 @@ def test_it_pings_when_it_has_been_silent(ready):
     assert ready.core.next_tick_s(99.0) == 0.0
 
 
-def test_whoever_has_just_spoken_need_not_ping(ready):
+def test_a_client_that_has_just_sent_does_not_ping(ready):
     ready.handle(cast(12, prev=11), now_s=3.0)  # a REFILL
     assert ready.handle(Tick(), now_s=5.0) == []
     assert ready.core.next_tick_s(5.0) == 2.0
@@ -540,7 +540,7 @@ def test_a_request_that_is_refused(ready):
     assert ready.hear(verbs.Refused("request0000", "unknown_peer", "nobody")) == []
 
 
-def test_requests_are_said_again_with_each_hello(ready):
+def test_requests_are_sent_again_after_each_hello(ready):
     ready.core.ask(request(1))
     ready.handle(Down())
     assert said(ready.core.ask(request(2))) == []
@@ -577,7 +577,7 @@ def test_how_much_may_be_asked(ready):
     assert ready.core.may_ask
 
 
-def test_what_is_awaited_no_longer_is_not_awaited_again(ready):
+def test_an_unawaited_answer_is_not_awaited_again(ready):
     ready.core.await_answer("message0001")
     ready.core.await_answer("message0002")
     assert said(ready.core.unawait(["message0001", "message0009"])) == [verbs.Unawait(("message0001",))]
@@ -614,7 +614,7 @@ def test_an_answer_is_given_again_without_work(worker):
     assert worker.hear(work()) == [Transmit(verbs.Answer("request0000", 0, b"done"))]
 
 
-def test_hello_names_what_is_in_hand_and_what_is_answered(worker):
+def test_the_offer_after_hello_names_requests_in_hand_and_answers(worker):
     worker.hear(work(1), work(2), work(3))
     worker.core.answer("request0002", 0, b"done")
     worker.handle(Down())
@@ -631,7 +631,7 @@ def test_a_probe_is_answered_where_there_is_a_lease(phase):
     assert [type(one) for one in answered] == ([verbs.Ping] if phase is Phase.READY else [])
 
 
-def test_what_is_given_back_is_not_named_with_the_hello_that_follows(worker):
+def test_requests_given_back_are_not_named_after_the_next_hello(worker):
     worker.hear(work(1), work(2))
     worker.core.answer("request0001", 0, b"done")
     hello, offer = said(worker.core.give_back())
@@ -640,11 +640,11 @@ def test_what_is_given_back_is_not_named_with_the_hello_that_follows(worker):
     assert said(worker.core.answer("request0002", 0, b"too late")) == []
 
 
-def test_where_nothing_is_in_hand_nothing_is_said(worker):
+def test_giving_back_nothing_sends_nothing(worker):
     assert said(worker.core.give_back()) == []
 
 
-def test_who_has_not_offered_does_not_offer_again(ready):
+def test_a_client_that_never_offered_does_not_offer_after_hello(ready):
     assert [type(one) for one in said(ready.handle(Up()))] == [verbs.Hello]
 
 
@@ -687,7 +687,7 @@ def test_no_more_bytes_of_them_than_that_but_for_the_newest(worker, monkeypatch)
     assert said(worker.hear(work(2))) == [verbs.Answer("request0002", 0, bytes(20))]
 
 
-# --- runs
+# --- batches
 
 
 def delivers(seq: int, count: int, after: int = 0) -> verbs.Deliver:
@@ -696,7 +696,7 @@ def delivers(seq: int, count: int, after: int = 0) -> verbs.Deliver:
     return verbs.Deliver(header, seq, 0, after, -1, None, count, msg_ids, (b"x",) * count)
 
 
-def test_several_are_said_in_as_few_envelopes_as_can_be_and_kept_each_by_itself(ready):
+def test_messages_share_batches_and_are_confirmed_one_by_one(ready):
     ready.hear(welcome(release=ready.core._version))
     sends = [send(number, b"%d" % number) for number in range(4)]
     sends[2] = sends[2]._replace(target="carol")
@@ -713,7 +713,7 @@ def test_several_are_said_in_as_few_envelopes_as_can_be_and_kept_each_by_itself(
     assert ready.core.room == (core.WINDOW_MESSAGES - 1, core.WINDOW_BYTES - 1)
 
 
-def test_what_was_said_as_one_is_said_again_one_by_one_and_says_so(ready):
+def test_a_batch_is_repeated_message_by_message(ready):
     """As SENDs: an earlier broker may know some of them, and then each is for whoever it was for."""
     sends = [send(number) for number in range(3)]
     ready.note(ready.core.send_all(sends))
@@ -723,7 +723,7 @@ def test_what_was_said_as_one_is_said_again_one_by_one_and_says_so(ready):
     assert again == [sends[0]._replace(again=True), sends[2]._replace(again=True)]
 
 
-def test_what_was_never_said_is_said_for_the_first_time():
+def test_messages_never_sent_are_no_repeats():
     client = Client()
     assert said(client.note(client.core.send_all([send(0), send(1)]))) == []
     _, *first = said(client.handle(Up()))
@@ -767,7 +767,7 @@ def test_messages_taken_under_another_lease_are_known_and_settle_nothing(ready):
 # --- what must not be said
 
 
-def test_what_is_over_a_limit_is_answered_here_and_named(ready):
+def test_a_message_over_a_limit_is_refused_alone(ready):
     """Said, it would come back as part of a message that nobody can read, at every HELLO."""
     long = core.Outgoing("toolong00001", 0, "x" * 4_097, 0, None, False, b"")
     good = long._replace(msg_id="good00000001", target="bob")
@@ -783,7 +783,7 @@ def test_what_is_over_a_limit_is_answered_here_and_named(ready):
     assert isinstance(error, errors.InvalidPayload)
 
 
-def test_a_request_over_a_limit_is_answered_here(ready):
+def test_a_request_over_a_limit_is_refused(ready):
     (response,) = ready.core.request(verbs.Rename("r", "x" * 41))
     assert response.ref == "r" and isinstance(response.envelope, errors.InvalidName)
     (answered,) = ready.core.ask(verbs.Request("request00001", "g" * 41, 0, True, False, b""))
@@ -800,7 +800,7 @@ def test_a_hello_over_a_limit_ends_with_its_reason():
         assert made.phase is core.Phase.CLOSED
 
 
-def test_a_directory_whose_name_is_no_text_keeps_nobody_off_the_bus():
+def test_a_directory_name_that_is_not_utf_8_is_escaped_in_hello():
     made = core.ClientCore(core.Persona(Role.PROGRAM, "id", "token", "name", cwd="/tmp/\udcff"), "0")
     effects: Any = made.handle(0.0, core.Up())
     (hello,) = effects

@@ -187,14 +187,14 @@ def test_a_refusal_at_the_door_is_raised(io, transport):
     assert transport.closed == 1
 
 
-def test_what_is_held_back_is_said_before_it_leaves(io, transport, application):
+def test_gathered_messages_are_sent_before_the_end(io, transport, application):
     io.open()
     application.to_say = [transmit("last words")]
     io.close()
     assert transmit("last words") in transport.said
 
 
-def test_an_end_that_nobody_asked_for_is_told_once_and_raised_from_then_on(io, transport, application):
+def test_an_unexpected_end_is_reported_once_and_raised_by_later_calls(io, transport, application):
     io.open()
     transport.put(core.Closed(core.Displaced("process 7 has taken this session over")))
     assert application.over.wait(PATIENCE_S)
@@ -213,7 +213,7 @@ def test_a_session_that_a_command_has_disconnected(io, transport, application):
         io.check()
 
 
-def test_the_end_is_told_by_the_thread_though_another_has_found_it(io, transport, application):
+def test_the_io_thread_reports_an_end_that_another_thread_found(io, transport, application):
     io.open()
     transport.in_.append([core.Closed(None)])  # no edge: the next who looks finds it
     with suppress(ZmqbusError):  # the thread may be the first
@@ -256,14 +256,14 @@ def test_a_fault_found_by_a_caller_is_an_end_too(io, transport, application):
 # --- speaking
 
 
-def test_what_is_said_goes_out_at_once_with_what_the_application_has_to_say(io, transport, application):
+def test_execute_sends_at_once_with_all_that_the_application_can_send(io, transport, application):
     io.open()
     application.to_say = [transmit("b")]
     io.execute(lambda _: [transmit("a")])
     assert transport.said == [transmit("a"), transmit("b")]
 
 
-def test_what_a_speaker_raises_is_the_callers(io, application):
+def test_errors_of_execute_go_to_the_caller(io, application):
     io.open()
 
     def fail(_: core.ClientCore) -> list[core.Effect]:
@@ -275,7 +275,7 @@ def test_what_a_speaker_raises_is_the_callers(io, application):
     assert not application.over.is_set()
 
 
-def test_what_came_meanwhile_is_dealt_with_by_whoever_speaks(io, transport, application):
+def test_a_sending_thread_handles_the_input_that_has_come(io, transport, application):
     io.open()
     transport.in_ += [[PONG]] * 3
     io.execute()
@@ -338,14 +338,14 @@ def test_many_threads_at_once(io, transport, application):
         assert mine == [f"{number}.{index}" for index in range(200)]
 
 
-def test_the_alarm_is_called_when_it_is_due(io, application):
+def test_the_deadline_is_called(io, application):
     io.open()
     application.due = time.monotonic()
     io.wake_by(application.due)
     assert application.rung.wait(PATIENCE_S)
 
 
-def test_an_alarm_that_was_set_while_speaking_wakes_the_thread(io, application):
+def test_a_deadline_set_by_execute_wakes_the_thread(io, application):
     io.open()
 
     def set_alarm(_: core.ClientCore) -> list[core.Effect]:
@@ -417,7 +417,7 @@ def test_the_first_of_a_stream_goes_out_at_once(stream, slow):
     assert stream.said == ["a"] and stream.speakers == [threading.current_thread()]
 
 
-def test_what_follows_something_unconfirmed_is_said_by_the_thread_together(stream, slow):
+def test_a_stream_is_sent_together_by_the_thread(stream, slow):
     stream.unconfirmed()
     for text in "abc":
         stream.put(text)
@@ -428,7 +428,7 @@ def test_what_follows_something_unconfirmed_is_said_by_the_thread_together(strea
     assert stream.said == ["a", "b", "c"] and producer is stream.io._thread
 
 
-def test_the_thread_is_woken_for_what_is_put_down_while_it_sleeps(stream, slow):
+def test_a_sleeping_thread_is_woken_for_a_stream(stream, slow):
     stream.gate.set()
     stream.unconfirmed()
     for number in range(50):
@@ -437,7 +437,7 @@ def test_the_thread_is_woken_for_what_is_put_down_while_it_sleeps(stream, slow):
     assert set(stream.speakers) == {stream.io._thread}
 
 
-def test_whoever_puts_something_down_in_a_stream_waits_for_no_lock(stream, slow):
+def test_putting_a_message_down_in_a_stream_takes_no_lock(stream, slow):
     stream.unconfirmed()
     with stream.io._lock:
         stream.put("a")
@@ -483,7 +483,7 @@ def test_to_hurry_after_the_end_is_no_error(stream, slow):
         stream.put("b", GATHER)
 
 
-def test_what_was_put_down_is_said_though_another_speaker_fails(stream, slow):
+def test_a_stream_is_sent_though_another_call_fails(stream, slow):
     def fail(_: core.ClientCore) -> list[core.Effect]:
         raise ValueError("no")
 
@@ -496,7 +496,7 @@ def test_what_was_put_down_is_said_though_another_speaker_fails(stream, slow):
     wait_until(lambda: stream.said == ["a"])
 
 
-def test_what_was_put_down_is_said_before_it_leaves(stream, slow):
+def test_a_stream_is_sent_before_the_end(stream, slow):
     stream.unconfirmed()
     stream.put("a")
     stream.gate.set()
@@ -507,7 +507,7 @@ def test_what_was_put_down_is_said_before_it_leaves(stream, slow):
 # --- callbacks
 
 
-def test_callbacks_are_run_by_the_thread_and_never_by_a_speaker(io, transport, application):
+def test_callbacks_run_in_the_io_thread_only(io, transport, application):
     """It may hold a lock that the callback wants."""
     users_lock = threading.Lock()
     ran: list[threading.Thread] = []
@@ -529,7 +529,7 @@ def test_callbacks_are_run_by_the_thread_and_never_by_a_speaker(io, transport, a
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
-def test_a_callback_that_raises_costs_nobody_else(io, transport, application, hooked, error):
+def test_a_failing_callback_does_not_end_the_thread(io, transport, application, hooked, error):
     def act() -> None:
         raise error("mine")
 
@@ -557,7 +557,7 @@ def test_a_callback_may_speak_and_close(io, transport, application):
     assert not io.is_current_thread
 
 
-def test_callbacks_that_wait_when_it_ends_are_run(io, transport, application):
+def test_pending_callbacks_run_at_the_end(io, transport, application):
     ran: list[int] = []
     io.open()
 
@@ -601,7 +601,7 @@ def test_in_a_child_it_is_an_error_that_says_so_whatever_the_locks_hold(io, tran
     io.execute()
 
 
-def test_repr_shows_the_link(io):
+def test_repr_shows_the_transport(io):
     assert repr(io).startswith("<IoThread of <")
 
 

@@ -90,7 +90,7 @@ def test_an_unknown_target_is_the_futures_error(pair):
     until(lambda: settled(producer))
 
 
-def test_a_receipt_that_was_given_up_costs_nothing(pair):
+def test_a_cancelled_receipt_leaves_nothing_behind(pair):
     producer, bob = pair
     future = producer.send(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"hi")[1]
     future.cancel()
@@ -98,7 +98,7 @@ def test_a_receipt_that_was_given_up_costs_nothing(pair):
     until(lambda: settled(producer))
 
 
-def test_too_many_are_an_error_that_says_what_to_do(pair, monkeypatch):
+def test_too_many_open_messages_are_refused(pair, monkeypatch):
     producer, bob = pair
     monkeypatch.setattr(producer_module, "MAX_OUTSTANDING", 10)
     sent = [producer.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"", None) for _ in range(10)]
@@ -117,7 +117,7 @@ def test_too_many_are_an_error_that_says_what_to_do(pair, monkeypatch):
     until(lambda: settled(producer))
 
 
-def test_too_many_bytes_are_one_too(pair, monkeypatch):
+def test_too_many_waiting_bytes_are_refused(pair, monkeypatch):
     producer, _ = pair
     monkeypatch.setattr(producer_module, "MAX_WAITING_BYTES", 1000)
     with pytest.raises(errors.Overloaded, match="bytes waiting"):
@@ -132,7 +132,7 @@ def test_too_many_bytes_are_one_too(pair, monkeypatch):
 # --- asking
 
 
-def test_an_answer_and_what_is_told_of_it(pair):
+def test_the_fields_of_an_answer(pair):
     producer, bob = pair
     reply = producer.ask(verbs.Scope.SESSION, "bob", verbs.Format.TEXT, b"ready?", PATIENCE_S)
     question = bob.next_message(PATIENCE_S)
@@ -144,7 +144,7 @@ def test_an_answer_and_what_is_told_of_it(pair):
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
-def test_an_answer_that_nobody_waits_for_comes_to_the_mailbox(connect, how):
+def test_an_abandoned_answer_comes_to_the_mailbox(connect, how):
     bob, alice = connect("bob"), connect("alice")
     reply = alice.request("bob", "ready?", timeout=0.0 if how == "deadline" else None)
     if how == "cancel":
@@ -161,7 +161,7 @@ def test_an_answer_that_nobody_waits_for_comes_to_the_mailbox(connect, how):
     until(lambda: settled(alice._producer))
 
 
-def test_a_late_answer_to_a_guest_is_nobodys(connect):
+def test_a_late_answer_to_a_guest_is_dropped(connect):
     bob, guest = connect("bob"), connect()
     reply = guest.request("bob", "ready?")
     question = bob.next_message(PATIENCE_S)
@@ -175,7 +175,7 @@ def test_a_late_answer_to_a_guest_is_nobodys(connect):
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
-def test_the_broker_is_told_of_a_request_to_a_group_that_nobody_waits_for(connect, figures: Figures, how):
+def test_an_abandoned_request_to_a_group_is_withdrawn(connect, figures: Figures, how):
     bus = connect("alice")
     replies = [bus.request("@nobody", number, timeout=None if how == "cancel" else 0.2) for number in range(5)]
     if how == "cancel":
@@ -186,7 +186,7 @@ def test_the_broker_is_told_of_a_request_to_a_group_that_nobody_waits_for(connec
     until(lambda: settled(bus._producer))
 
 
-def test_messages_do_not_stand_behind_requests_that_nobody_takes(connect):
+def test_messages_do_not_wait_behind_requests_without_a_worker(connect):
     bus, bob = connect("alice"), connect("bob")
     replies = [bus.request("@nobody", number) for number in range(1_100)]  # more than may be unanswered
     assert len(bus._producer._requests) == 100
@@ -227,7 +227,7 @@ def test_more_answers_than_the_broker_lets_a_connection_await(pair):
     until(lambda: settled(producer))
 
 
-def test_deadlines_of_what_was_answered_are_swept_out(pair, monkeypatch):
+def test_deadlines_of_answered_requests_are_removed(pair, monkeypatch):
     producer, bob = pair
     monkeypatch.setattr(producer_module, "MAX_STALE_DEADLINES", 5)
     for _ in range(30):
@@ -358,7 +358,7 @@ def played() -> Played:
     return Played()
 
 
-def test_messages_that_are_put_down_are_counted_once(played, monkeypatch):
+def test_messages_put_down_are_counted_once(played, monkeypatch):
     monkeypatch.setattr(producer_module, "MAX_OUTSTANDING", 10)
     sent = [played.send() for _ in range(6)]
     asked = [played.ask(group=number == 3) for number in range(4)]
@@ -382,7 +382,7 @@ def test_messages_that_are_put_down_are_counted_once(played, monkeypatch):
     assert not any(one.done() for one in more)
 
 
-def test_room_that_was_found_is_used_up_and_then_looked_for_again(played, monkeypatch):
+def test_found_room_is_used_up_before_the_next_search(played, monkeypatch):
     """Several at once that there is no room for: none of them is put down, and room for one may be there."""
     monkeypatch.setattr(producer_module, "MAX_OUTSTANDING", 4)
     played.send()
@@ -402,7 +402,7 @@ def test_room_that_was_found_is_used_up_and_then_looked_for_again(played, monkey
         played.ask()
 
 
-def test_bytes_that_wait_are_bounded_and_those_that_have_gone_out_do_not_count(played, monkeypatch):
+def test_only_waiting_bytes_are_bounded(played, monkeypatch):
     monkeypatch.setattr(producer_module, "MAX_WAITING_BYTES", 1000)
     monkeypatch.setattr(core, "WINDOW_MESSAGES", 2)
     for _ in range(3):
@@ -426,7 +426,7 @@ def test_bytes_that_wait_are_bounded_and_those_that_have_gone_out_do_not_count(p
     assert played.producer._waiting_bytes == 0
 
 
-def test_messages_and_requests_go_out_in_the_order_in_which_they_were_said(played):
+def test_messages_and_requests_go_out_in_order(played):
     for number in range(3):
         played.send(f"a{number}")
     played.ask("b")
@@ -466,7 +466,7 @@ def test_the_window_cuts_the_order_nowhere(played, monkeypatch):
     assert not (played.producer._waiting or played.producer._unsent or played.producer._dropped)
 
 
-def test_a_request_that_is_cancelled_before_it_went_out_is_never_said(played, monkeypatch):
+def test_a_request_cancelled_before_it_went_out_is_never_sent(played, monkeypatch):
     monkeypatch.setattr(core, "WINDOW_MESSAGES", 1)
     played.send("first")
     early = played.ask("early")
@@ -485,7 +485,7 @@ def test_a_request_that_is_cancelled_before_it_went_out_is_never_said(played, mo
     assert not (played.producer._waiting or played.producer._unsent or played.producer._dropped)
 
 
-def test_nor_is_one_to_a_group(played, monkeypatch):
+def test_a_group_request_cancelled_before_it_went_out_is_never_sent(played, monkeypatch):
     monkeypatch.setattr(core, "WINDOW_MESSAGES", 1)
     out, dropped = played.ask("out", group=True), played.ask("dropped", group=True)
     played.ask("kept", group=True)
@@ -499,7 +499,7 @@ def test_nor_is_one_to_a_group(played, monkeypatch):
     assert played.producer._waiting_bytes == 0
 
 
-def test_one_that_is_cancelled_at_the_head_of_a_full_window_holds_nobody_up(played, monkeypatch):
+def test_a_cancelled_request_at_the_head_of_a_full_window_holds_up_nothing(played, monkeypatch):
     monkeypatch.setattr(core, "WINDOW_MESSAGES", 1)
     monkeypatch.setattr(producer_module, "MAX_AWAITED", 1)
     first, second = played.ask("first"), played.ask("second")
@@ -514,7 +514,7 @@ def test_one_that_is_cancelled_at_the_head_of_a_full_window_holds_nobody_up(play
     assert played.producer._awaited == 0
 
 
-def test_the_end_takes_what_lies_there_along(played):
+def test_the_end_fails_messages_put_down(played):
     futures = [played.send("put"), played.ask("put")]
     played.go()
     futures += [played.send("later"), played.ask("later"), played.ask("later", group=True)]

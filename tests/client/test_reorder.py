@@ -111,7 +111,7 @@ def client() -> Client:
 # --- acknowledging
 
 
-def test_acknowledgements_are_cumulative_and_stop_at_what_is_not_taken(client):
+def test_acknowledgements_are_cumulative_up_to_the_first_untaken_message(client):
     client.dealer(deliver(1), deliver(2), deliver(3), deliver(4))
     assert client.take(*directs(2, 3)) is None  # the first is still out
     assert client.take(*directs(1)) == verbs.Ack(3, ())
@@ -126,14 +126,14 @@ def test_broadcasts_are_acknowledged_by_their_numbers(client):
     assert client.take(*casts(12)) == verbs.Ack(2, (12,))  # not by the number it has in the mailbox
 
 
-def test_a_broadcast_is_not_acknowledged_before_what_was_handed_out_before_it(client):
+def test_a_broadcast_is_acknowledged_after_its_predecessors(client):
     client.sub(broadcast(11), broadcast(12, prev=11))
     assert client.take(*casts(12)) is None
     assert client.take(*casts(11)) == verbs.Ack(0, (11, 12))
 
 
 @given(st.permutations(range(1, 7)), st.lists(st.integers(1, 6)))
-def test_in_whatever_order_they_are_taken(order, cuts):
+def test_messages_may_be_taken_in_any_order(order, cuts):
     client = Client()
     client.dealer(*(deliver(number) for number in range(1, 7)))
     done: set[int] = set()
@@ -149,7 +149,7 @@ def test_in_whatever_order_they_are_taken(order, cuts):
     assert not client.buffer._taken_numbers  # nothing is kept of what is settled
 
 
-def test_what_is_said_to_be_taken_twice_is_acknowledged_once(client):
+def test_a_message_taken_twice_is_acknowledged_once(client):
     client.dealer(deliver(1), deliver(2), deliver(3))
     assert client.take(*directs(2, 2)) is None
     assert client.take(*directs(1, 1)) == verbs.Ack(2, ())
@@ -157,7 +157,7 @@ def test_what_is_said_to_be_taken_twice_is_acknowledged_once(client):
     assert client.buffer.handed == 1
 
 
-def test_a_number_that_was_never_given_settles_nothing(client):
+def test_an_unknown_ticket_number_settles_nothing(client):
     client.dealer(deliver(1))
     for number in (-1, 0, 2, 3):
         client.buffer.settle(number)
@@ -165,7 +165,7 @@ def test_a_number_that_was_never_given_settles_nothing(client):
     assert client.take(*directs(1)) == verbs.Ack(1, ())
 
 
-def test_what_was_taken_before_is_acknowledged_in_its_place_and_not_handed_out(client):
+def test_a_message_taken_before_is_acknowledged_in_order_and_not_handed_out(client):
     client.taken_ids.add("direct000002")
     client.taken_ids.add("bcast0000011")
     assert client.dealer(deliver(1), deliver(2)) == directs(1)
@@ -174,7 +174,7 @@ def test_what_was_taken_before_is_acknowledged_in_its_place_and_not_handed_out(c
     assert client.take(*directs(1)) == verbs.Ack(2, (11,))
 
 
-def test_a_taken_one_that_comes_alone_is_acknowledged_at_once(client):
+def test_a_single_message_taken_before_is_acknowledged_at_once(client):
     client.taken_ids.add("direct000001")
     assert client.dealer(deliver(1)) == []
     assert client.ack() == verbs.Ack(1, ())
@@ -183,7 +183,7 @@ def test_a_taken_one_that_comes_alone_is_acknowledged_at_once(client):
 # --- giving back
 
 
-def test_what_is_given_back_holds_up_nothing_and_its_numbers_settle_nothing(client):
+def test_messages_given_back_hold_up_no_acknowledgement(client):
     client.dealer(deliver(1), deliver(2), deliver(3))
     client.take(*directs(1, 3))
     old = dict(client.numbers)
@@ -202,7 +202,7 @@ def test_what_is_given_back_holds_up_nothing_and_its_numbers_settle_nothing(clie
     assert not client.buffer._taken_numbers
 
 
-def test_what_was_taken_is_still_acknowledged_after_giving_back(client):
+def test_taken_messages_are_acknowledged_after_giving_back(client):
     client.dealer(deliver(1), deliver(2))
     client.sub(broadcast(11))
     client.buffer.settle(client.numbers["direct000001"])
@@ -210,7 +210,7 @@ def test_what_was_taken_is_still_acknowledged_after_giving_back(client):
     assert client.ack() == verbs.Ack(1, ())
 
 
-def test_a_recall_forgets_what_is_handed_out_and_what_is_held(client):
+def test_a_recall_forgets_untaken_and_held_messages(client):
     client.dealer(deliver(1), deliver(2, after=99))
     client.sub(broadcast(13, prev=12))
     assert (client.buffer.handed, client.buffer.held) == (1, 2)
@@ -220,7 +220,7 @@ def test_a_recall_forgets_what_is_handed_out_and_what_is_held(client):
     assert client.take(*directs(1, 2, 3)) == verbs.Ack(3, ())
 
 
-def test_a_recall_passes_over_what_is_still_under_way(client):
+def test_a_recall_ignores_broadcasts_under_way(client):
     client.sub(broadcast(12, prev=11))
     assert client.asked == [(11,)]
     client.buffer.recall((11, 12))
@@ -230,7 +230,7 @@ def test_a_recall_passes_over_what_is_still_under_way(client):
     assert client.asked == [(11,)]
 
 
-def test_a_new_lease_voids_all_that_was_under_way(client):
+def test_a_new_lease_forgets_everything(client):
     client.sub(broadcast(11))
     client.dealer(deliver(1), deliver(2, after=99))
     client.sub(broadcast(13, prev=12))
@@ -257,7 +257,7 @@ def test_a_new_lease_has_its_own_numbers(client):
     assert client.sub(broadcast(30, prev=24, epoch="second")) == casts(30)  # that was another
 
 
-def test_under_a_new_lease_nothing_is_asked_for(client):
+def test_a_new_lease_has_no_open_refill(client):
     client.sub(broadcast(12, prev=11))
     client.buffer.begin(welcome(bcast=20))
     assert client.sub(broadcast(21, prev=12)) == casts(21)
@@ -294,7 +294,7 @@ def test_a_broadcast_is_handed_out_once(client):
     ],
     ids=["epoch", "old", "spared", "channel", "prefix"],
 )
-def test_what_is_not_for_it(client, other, channel):
+def test_broadcasts_for_others_are_ignored(client, other, channel):
     assert client.sub(other, channel=channel) == []
     assert client.buffer.held == 0 and client.asked == []
     assert client.sub(broadcast(11)) == casts(11)
@@ -305,7 +305,7 @@ def test_what_is_not_for_it(client, other, channel):
     [(broadcast(12, prev=11, epoch="another"), None), (broadcast(12, prev=11), b"*\0more")],
     ids=["epoch", "prefix"],
 )
-def test_what_is_not_for_it_tells_of_no_gap(client, other, channel):
+def test_broadcasts_for_others_show_no_gap(client, other, channel):
     client.sub(other, channel=channel)
     assert client.asked == []
     client.sub(broadcast(13, prev=12))
@@ -319,14 +319,14 @@ def test_a_message_waits_for_the_broadcast_before_it(client):
     assert client.buffer.held == 0
 
 
-def test_a_message_waits_behind_one_that_waits(client):
+def test_a_message_waits_behind_a_held_message(client):
     assert client.dealer(deliver(2, after=11), deliver(3, after=12)) == []
     assert client.sub(broadcast(11)) == [*casts(11), *directs(2)]
     assert client.dealer(deliver(4)) == []
     assert client.sub(broadcast(12, prev=11)) == [*casts(12), *directs(3, 4)]
 
 
-def test_what_waits_for_one_that_is_sent_again_follows_it(client):
+def test_a_message_follows_a_resent_broadcast(client):
     assert client.dealer(deliver(2, after=11), deliver(1, bcast=11)) == [*casts(11), *directs(2)]
 
 
@@ -335,7 +335,7 @@ def test_a_message_behind_a_seen_broadcast_need_not_wait(client):
     assert client.dealer(deliver(2, after=11)) == directs(2)
 
 
-def test_a_gap_is_asked_for_once_and_nothing_passes_it(client):
+def test_a_gap_is_requested_once_and_not_overtaken(client):
     assert client.sub(broadcast(12, prev=11), broadcast(13, prev=12)) == []
     assert client.dealer(deliver(4, after=13)) == []
     assert client.asked == [(11,)]
@@ -343,7 +343,7 @@ def test_a_gap_is_asked_for_once_and_nothing_passes_it(client):
     assert client.asked == [(11,)]
 
 
-def test_a_message_without_a_broadcast_before_it_does_not_pass_one_that_is_held(client):
+def test_a_message_does_not_overtake_a_held_broadcast(client):
     client.sub(broadcast(12, prev=11))
     assert client.dealer(deliver(4)) == []
     assert client.sub(broadcast(13, prev=12)) == []
@@ -357,20 +357,20 @@ def test_held_broadcasts_come_before_held_delivers(client):
     assert client.dealer(deliver(1, bcast=11)) == [*casts(11, 12, 13), *directs(4)]
 
 
-def test_a_gap_behind_one_that_it_is_spared_is_a_gap(client):
+def test_a_gap_before_a_spared_broadcast_is_requested(client):
     client.sub(broadcast(12, prev=11, spared=(ME,)))
     assert client.asked == [(11,)]
     assert client.sub(broadcast(13, prev=12)) == []
     assert client.dealer(deliver(1, bcast=11), beat(11, 13)) == casts(11, 13)
 
 
-def test_one_that_it_is_spared_is_no_gap_itself(client):
+def test_a_spared_broadcast_is_no_gap(client):
     client.sub(broadcast(11, spared=(ME,)))
     assert client.sub(broadcast(12, prev=11)) == casts(12)
     assert client.asked == []
 
 
-def test_one_that_it_is_spared_is_not_seen(client):
+def test_a_spared_broadcast_is_not_seen(client):
     """It comes as a message of its own, and whoever is told to wait for it waits."""
     client.sub(broadcast(11, spared=(ME,)))
     assert client.dealer(deliver(2, after=11)) == []
@@ -390,13 +390,13 @@ def test_numbers_from_before_the_lease_are_no_gap(client):
     assert client.asked == []
 
 
-def test_a_gap_that_was_filled_before_it_was_seen_is_none(client):
+def test_a_gap_that_is_filled_already_is_not_requested(client):
     client.dealer(deliver(1, bcast=11))
     assert client.sub(broadcast(12, prev=11)) == casts(12)
     assert client.asked == []
 
 
-def test_what_was_somebody_elses_is_not_waited_for(client):
+def test_a_broadcast_for_others_is_not_waited_for(client):
     client.sub(broadcast(12, prev=11))
     assert client.dealer(beat(12)) == casts(12)
     assert client.dealer(deliver(5, after=11)) == directs(5)  # it counts as seen
@@ -405,7 +405,7 @@ def test_what_was_somebody_elses_is_not_waited_for(client):
 # --- beats
 
 
-def test_a_beat_asks_for_what_has_not_come(client):
+def test_a_beat_requests_missing_broadcasts(client):
     client.sub(broadcast(12))
     client.dealer(beat(12, 13, 14))
     assert client.asked == [(13, 14)]
@@ -415,13 +415,13 @@ def test_a_beat_asks_for_what_has_not_come(client):
     assert client.asked == [(13, 14)]
 
 
-def test_a_beat_does_not_ask_for_what_is_held(client):
+def test_a_beat_does_not_request_held_broadcasts(client):
     client.sub(broadcast(12, prev=11))
     client.dealer(beat(11, 12))
     assert client.asked == [(11,)]
 
 
-def test_what_a_beat_has_asked_for_keeps_later_ones_waiting(client):
+def test_broadcasts_wait_for_a_beats_refill(client):
     client.dealer(beat(11))
     assert client.sub(broadcast(12, prev=11)) == []
     assert client.asked == [(11,)]
@@ -440,7 +440,7 @@ def test_a_beat_of_another_broker_releases_nothing(client):
     assert client.buffer.held == 1
 
 
-def test_a_copy_that_comes_late_is_passed_over(client):
+def test_a_late_copy_is_ignored(client):
     client.dealer(beat(11))
     client.sub(broadcast(12, prev=11))
     assert client.dealer(deliver(1, bcast=11), deliver(2, bcast=12), beat(11, 12)) == casts(11, 12)
@@ -458,7 +458,7 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
-def test_losses_are_mended_in_every_order(client, order):
+def test_losses_are_repaired_in_every_order(client, order):
     """11 and 13 never come by the SUB. The broker answers each REFILL as it has to, after whatever comes next."""
     for name in order:
         match name:
@@ -719,7 +719,7 @@ STEPS: Sequence[str] = (
 )
 
 
-def test_the_model_loses_and_mends():
+def test_the_model_loses_and_repairs():
     bus = Bus()
     for name in ("cast 0", "cast 0", "cast 0", "lose", "sub", "lose", "direct", "dealer"):
         bus.step(name)
@@ -743,7 +743,7 @@ def test_the_application_sees_the_mailboxs_order_and_each_message_once(steps):
 # --- batches
 
 
-def test_a_run_is_handed_out_in_one_piece_and_acknowledged_in_parts(client):
+def test_a_batch_is_handed_out_whole_and_acknowledged_in_parts(client):
     assert client.dealer(deliver(1, 4), deliver(5, 2)) == directs(1, 2, 3, 4, 5, 6)
     assert client.sizes == [4, 2] and client.buffer.handed == 6
     assert client.take(*directs(1, 2)) == verbs.Ack(2, ())
@@ -753,7 +753,7 @@ def test_a_run_is_handed_out_in_one_piece_and_acknowledged_in_parts(client):
     assert client.buffer.handed == 0 and not client.buffer._handed
 
 
-def test_taken_as_one_it_is_acknowledged_as_one(client):
+def test_a_batch_taken_whole_is_acknowledged_whole(client):
     client.dealer(deliver(3, 5))
     client.dealer(deliver(8))
     client.buffer.settle(client.numbers["direct000003"], 5)
@@ -762,7 +762,7 @@ def test_taken_as_one_it_is_acknowledged_as_one(client):
     assert client.ack() == verbs.Ack(8, ())
 
 
-def test_a_run_that_follows_a_broadcast_waits_for_it(client):
+def test_a_batch_waits_for_the_broadcast_before_it(client):
     assert client.dealer(deliver(2, 3, after=11)) == []
     assert client.buffer.held == 3
     assert client.sub(broadcast(11)) == [*casts(11), *directs(2, 3, 4)]
@@ -771,7 +771,7 @@ def test_a_run_that_follows_a_broadcast_waits_for_it(client):
     assert client.take(*casts(11), *directs(2, 3, 4, 5, 6)) == verbs.Ack(6, (11,))
 
 
-def test_nothing_overtakes_what_is_held(client):
+def test_batches_do_not_overtake_held_messages(client):
     client.sub(broadcast(12, prev=11))  # one is missing, and asked for
     assert client.dealer(deliver(3, 2)) == []
     client.dealer(deliver(5))
@@ -779,7 +779,7 @@ def test_nothing_overtakes_what_is_held(client):
     assert client.dealer(deliver(1, bcast=11), beat(12)) == [*casts(11, 12), *directs(3, 4, 5, 6)]
 
 
-def test_those_of_a_run_that_were_taken_before_are_not_handed_out(client):
+def test_messages_of_a_batch_taken_before_are_not_handed_out(client):
     for msg_id in directs(1, 2, 4):
         client.taken_ids.add(msg_id)
     assert client.dealer(deliver(1, 5)) == directs(3, 5)
@@ -788,13 +788,13 @@ def test_those_of_a_run_that_were_taken_before_are_not_handed_out(client):
     assert client.take(*directs(5)) == verbs.Ack(5, ())
 
 
-def test_a_run_that_was_taken_before_is_acknowledged_at_once(client):
+def test_a_batch_taken_before_is_acknowledged_at_once(client):
     client.taken_ids.add_all(directs(1, 2, 3))
     assert client.dealer(deliver(1, 3)) == []
     assert client.ack() == verbs.Ack(3, ())
 
 
-def test_what_is_given_back_of_a_run_is_settled_by_its_new_numbers_only(client):
+def test_a_batch_given_back_is_settled_by_its_new_numbers_only(client):
     client.dealer(deliver(1, 4))
     client.take(*directs(1))
     old = dict(client.numbers)
@@ -805,7 +805,7 @@ def test_what_is_given_back_of_a_run_is_settled_by_its_new_numbers_only(client):
     assert client.take(*directs(2, 3, 4)) == verbs.Ack(4, ())
 
 
-def test_numbers_that_reach_beyond_what_was_given_settle_what_was(client):
+def test_ticket_numbers_out_of_range_settle_those_in_range(client):
     client.dealer(deliver(1, 3))
     first = client.numbers["direct000001"]
     client.buffer.settle(first + 3, 5)
@@ -821,7 +821,7 @@ def test_numbers_that_reach_beyond_what_was_given_settle_what_was(client):
     assert client.ack() == verbs.Ack(3, ()) and client.buffer.handed == 2
 
 
-def test_what_is_settled_twice_is_not_kept(client):
+def test_numbers_settled_twice_are_not_kept(client):
     client.dealer(deliver(1, 5))
     first = client.numbers["direct000001"]
     client.buffer.settle(first + 2)
@@ -830,7 +830,7 @@ def test_what_is_settled_twice_is_not_kept(client):
 
 
 @pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
-def test_what_is_no_run_is_passed_over(client, more):
+def test_malformed_batch_is_ignored(client, more):
     assert client.dealer(deliver(1, 2)._replace(**more)) == []
     assert client.buffer.handed == client.buffer.held == 0 and client.sizes == []
     assert client.dealer(deliver(1, 1)) == directs(1)
@@ -850,7 +850,7 @@ RUN_STEPS = st.lists(
 
 
 @given(RUN_STEPS)
-def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
+def test_a_batch_acts_as_its_messages_one_by_one(steps):
     runner, client = Client(), Client()
     seq, bcast, lost = 0, 10, 0
     for step, what in steps:
@@ -895,7 +895,7 @@ def test_in_runs_or_one_by_one_the_same_is_handed_out_and_acknowledged(steps):
 # --- batches of broadcasts
 
 
-def test_published_it_is_handed_out_in_one_piece_and_acknowledged_in_parts(client):
+def test_a_published_batch_is_handed_out_whole_and_acknowledged_in_parts(client):
     assert client.sub(broadcast(11, 10, 4), broadcast(15, 14, 2)) == casts(11, 12, 13, 14, 15, 16)
     assert client.sizes == [4, 2] and client.buffer.handed == 6
     assert client.take(*casts(11, 12)) == verbs.Ack(0, (11, 12))
@@ -906,18 +906,18 @@ def test_published_it_is_handed_out_in_one_piece_and_acknowledged_in_parts(clien
     assert client.buffer.handed == 0 and not client.buffer._handed
 
 
-def test_a_run_of_another_broker_is_passed_over(client):
+def test_a_batch_of_another_broker_is_ignored(client):
     assert client.sub(broadcast(11, 10, 2, epoch="another")) == []
     assert client.sub(broadcast(11, 10, 2)) == casts(11, 12)
 
 
-def test_a_run_that_matched_a_filter_and_is_for_another_channel_is_passed_over(client):
+def test_a_batch_that_matches_the_filter_of_another_channel_is_ignored(client):
     deploys = broadcast(11, 10, 2, scope=Scope.TOPIC, target="deploys")
     assert client.sub(deploys, channel=b"#deploy\0") == []
     assert client.sub(deploys) == casts(11, 12)
 
 
-def test_a_run_tells_of_the_gap_before_it_and_follows_what_was_missing(client):
+def test_a_batch_shows_the_gap_before_it_and_follows_the_missing_broadcast(client):
     assert client.sub(broadcast(12, 11, 3)) == []
     assert client.asked == [(11,)] and client.buffer.held == 3
     assert client.sub(broadcast(15, 14, 2)) == []
@@ -926,13 +926,13 @@ def test_a_run_tells_of_the_gap_before_it_and_follows_what_was_missing(client):
     assert client.sub(broadcast(17, 16, 2)) == casts(17, 18) and client.sizes[-1] == 2
 
 
-def test_a_gap_in_front_that_was_filled_already_is_none(client):
+def test_a_filled_gap_before_a_batch_is_not_requested(client):
     client.dealer(deliver(1, bcast=11))
     assert client.sub(broadcast(12, 11, 2)) == casts(12, 13)
     assert client.asked == []
 
 
-def test_a_lost_run_is_as_many_gaps(client):
+def test_a_lost_batch_is_as_many_gaps(client):
     assert client.dealer(beat(11, 12, 13)) == []
     assert client.asked == [(11, 12, 13)]
     assert client.sub(broadcast(14, 13, 2)) == [] and client.asked == [(11, 12, 13)]
@@ -940,14 +940,14 @@ def test_a_lost_run_is_as_many_gaps(client):
     assert client.dealer(deliver(3, bcast=13)) == casts(13, 14, 15)
 
 
-def test_a_run_waits_for_what_is_asked_for_on_another_channel(client):
+def test_a_batch_waits_for_a_refill_of_another_channel(client):
     client.dealer(beat(11))
     assert client.asked == [(11,)]
     assert client.sub(broadcast(12, 0, 2)) == []
     assert client.dealer(deliver(1, bcast=11)) == casts(11, 12, 13)
 
 
-def test_of_a_run_that_comes_late_only_what_was_not_sent_again_is_handed_out(client):
+def test_of_a_late_batch_only_messages_not_resent_are_handed_out(client):
     client.dealer(beat(11, 12))
     client.dealer(deliver(1, bcast=11))
     assert client.sub(broadcast(11, 0, 3)) == []  # 12 is asked for
@@ -955,19 +955,19 @@ def test_of_a_run_that_comes_late_only_what_was_not_sent_again_is_handed_out(cli
     assert client.take(*casts(11, 12, 13)) == verbs.Ack(0, (11, 12, 13))
 
 
-def test_what_is_seen_of_it_is_not_handed_out_again(client):
+def test_seen_messages_of_a_batch_are_not_handed_out(client):
     client.dealer(deliver(1, bcast=12))
     assert client.sub(broadcast(11, 0, 3)) == casts(11, 13)
     assert client.sub(broadcast(11, 0, 3)) == []
 
 
-def test_a_message_that_follows_a_run_names_its_last(client):
+def test_a_message_waits_for_the_last_of_a_batch(client):
     assert client.dealer(deliver(3, after=12)) == []
     assert client.sub(broadcast(11, 10, 2)) == [*casts(11, 12), *directs(3)]
     assert client.dealer(deliver(4, after=12)) == directs(4)
 
 
-def test_it_does_not_pass_what_is_held(client):
+def test_a_held_message_goes_between_the_messages_of_a_batch(client):
     """It comes between the two that it was said between."""
     client.dealer(deliver(5, after=11))
     assert client.sub(broadcast(11, 0, 2)) == [*casts(11), *directs(5), *casts(12)]
@@ -983,23 +983,23 @@ def test_it_does_not_pass_what_is_held(client):
         ({"scope": Scope.TOPIC, "target": "deploys"}, b"*\0"),
     ],
 )
-def test_a_run_that_is_not_for_it(client, other, channel):
+def test_batches_for_others_are_ignored(client, other, channel):
     """Of the second, one is from before the lease, and one is at its beginning."""
     assert client.sub(broadcast(**{"bcast": 12, "prev": 11, "count": 2} | other), channel=channel) == []
     assert client.asked == [] and client.buffer.handed == client.buffer.held == 0
 
 
-def test_of_a_run_over_the_beginning_of_the_lease_the_later_ones_are_for_it(client):
+def test_of_a_batch_across_the_beginning_of_the_lease_only_later_messages_count(client):
     assert client.sub(broadcast(9, 8, 4)) == casts(11, 12)
 
 
-def test_a_run_that_it_is_spared_is_not_handed_out_and_no_gap(client):
+def test_a_spared_batch_is_not_handed_out_and_is_no_gap(client):
     assert client.sub(broadcast(11, 10, 3, spared=(7, ME))) == []
     assert client.sub(broadcast(14, 13, 2)) == casts(14, 15)
     assert client.asked == []
 
 
-def test_those_of_a_published_run_that_were_taken_before_are_not_handed_out(client):
+def test_messages_of_a_published_batch_taken_before_are_not_handed_out(client):
     for msg_id in casts(11, 13):
         client.taken_ids.add(msg_id)
     assert client.sub(broadcast(11, 10, 4)) == casts(12, 14)
@@ -1008,13 +1008,13 @@ def test_those_of_a_published_run_that_were_taken_before_are_not_handed_out(clie
 
 
 @pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
-def test_what_is_no_run_of_broadcasts_is_passed_over(client, more):
+def test_malformed_batch_of_broadcasts_is_ignored(client, more):
     assert client.sub(broadcast(11, 0, 2)._replace(**more)) == []
     assert client.buffer.handed == client.buffer.held == 0 and client.sizes == []
     assert client.sub(broadcast(11, 10, 1)) == casts(11) and client.asked == []
 
 
-def test_the_oldest_numbers_of_runs_are_forgotten_too(client, monkeypatch):
+def test_the_oldest_numbers_of_batches_are_forgotten(client, monkeypatch):
     monkeypatch.setattr(interval_set, "REMEMBERED", 5)
     for bcast in range(11, 41, 3):
         client.sub(broadcast(bcast, bcast - 1, 3))
@@ -1040,7 +1040,7 @@ CAST_STEPS = st.lists(
 
 
 @given(CAST_STEPS)
-def test_broadcasts_in_runs_or_one_by_one_the_same_is_handed_out_asked_for_and_acknowledged(steps):
+def test_a_batch_of_broadcasts_acts_as_its_messages_one_by_one(steps):
     runner, client = Client(), Client()
     bcast, seq, since, epoch = 10, 0, 10, "epoch"
     last_on = [0, 0]
