@@ -16,9 +16,9 @@ Pure: computes an `Account` from a `History`. Each fault names the message, the 
 *Excepted* is a message shown a second time if the process that showed it first was killed between two system calls: the
 write of the line, which the harness has read, and the entry in the shown log. The shown log of a dead agent is lost as
 well. So its successor is shown the line again if the broker was killed, stopped or disconnected before the listener's
-acknowledgement, and agent and listener died around that time; likewise if the broker was killed after the acknowledgement and
-before the receipt to the sender, who repeats the message to a broker that cannot know what the dead agent has shown
-(docs/guarantees.md, 7).
+acknowledgement, and agent and listener died around that time; likewise if the broker was killed after the
+acknowledgement and before the receipt to the sender, who repeats the message to a broker that cannot know what the dead
+agent has shown (docs/guarantees.md, 7).
 """
 
 from __future__ import annotations
