@@ -182,7 +182,7 @@ def test_other_numbers_of_the_prose() -> None:
     )
     assert (broker.ANSWERS_AT_ONCE_BYTES, broker.ANSWERS_A_SECOND_BYTES) == (4 * 2**20, 2**20)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
-    assert (dedup.REMEMBERED_FATES, seen.REMEMBERED) == (20_000, 10_000)
+    assert (dedup.REMEMBERED_OUTCOMES, seen.REMEMBERED) == (20_000, 10_000)
     assert (registry.MAX_SUCCEEDED, takeover.ROUND_SESSIONS) == (10_000, 200)
     assert (client_requests.REMEMBERED_ANSWERS, client_requests.REMEMBERED_BYTES) == (1000, 16 * 1024 * 1024)
     for phrase in ("60 times within any minute", "AWAIT 1,000 answers", "1,000 messages or 20 MiB", "20,000 messages"):

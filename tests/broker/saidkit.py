@@ -137,7 +137,7 @@ class Said:
             self.net.store.total(),
             {name: getattr(counts, name) for name in names},
             counts.refused,
-            (self.net.broker.intake.accepted, self.net.broker.intake.last_id),
+            (self.net.broker.admission.accepted, self.net.broker.admission.last_id),
             (self.net.broker.delivery.unsettled, self.net.broker.delivery.bcast, self.net.broker.delivery._channels),
         )
 

@@ -85,7 +85,7 @@ def test_what_is_alike_is_passed_on(fmt):
 
     said = both(play)
     assert said.told == [(msg_id, "DELIVERED") for msg_id, _ in GOOD]
-    assert said.net.broker.intake.last_id == "message0003"
+    assert said.net.broker.admission.last_id == "message0003"
 
 
 def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
@@ -97,8 +97,8 @@ def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
     said.alice.up.clear()
     decoded = codec.Decoder(from_broker=False).decode(frames)
     said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, decoded)))
-    assert said.net.broker.intake.last_id == "message0003"
-    assert repr(said.net.broker.intake) == "<Intake: 1 pending, 0 accepted>"
+    assert said.net.broker.admission.last_id == "message0003"
+    assert repr(said.net.broker.admission) == "<Admission: 1 pending, 0 accepted>"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_target_that_several_answer_to_refuses_each():
 
     said = both(play)
     assert refused(said, "message0020", "message0021") == ["ambiguous"] * 2
-    assert said.net.broker.intake.accepted == 6
+    assert said.net.broker.admission.accepted == 6
 
 
 @pytest.mark.parametrize("bad", ["", "short", "UPPERCASE0", "abcdefg\n", "x" * 13, "é" * 8])
@@ -528,7 +528,7 @@ class TestSpooled:
 
     def test_nothing_is_read_for_a_message_that_is_refused_anyway(self, net, spooling, monkeypatch):
         reads: list[object] = []
-        monkeypatch.setattr(net.broker.intake, "_read_spooled", lambda *args: reads.append(args))
+        monkeypatch.setattr(net.broker.admission, "_read_spooled", lambda *args: reads.append(args))
         spooling.put_down(target="nobody")
         assert spooling.refusal().code == "unknown_peer"
         spooling.put_down("handmade0001", length=5)
@@ -542,7 +542,7 @@ class TestSpooled:
     def test_nor_for_one_that_is_known(self, net, spooling, monkeypatch):
         spooling.put_down()
         assert spooling.receives() == [LARGE]
-        monkeypatch.setattr(net.broker.intake, "_read_spooled", lambda *_: pytest.fail("it was read again"))
+        monkeypatch.setattr(net.broker.admission, "_read_spooled", lambda *_: pytest.fail("it was read again"))
         spooling.put_down()
         assert spooling.receives() == []
 
@@ -573,7 +573,7 @@ class TestSpooled:
         assert isinstance(refused, verbs.Refused) and (refused.ref, refused.code) == ("handmade0000", "protocol")
 
     def test_a_broker_that_has_no_files_says_so(self, net, spooling, monkeypatch):
-        monkeypatch.setattr(net.broker.intake, "_read_spooled", no_spools)
+        monkeypatch.setattr(net.broker.admission, "_read_spooled", no_spools)
         spooling.put_down()
         assert spooling.refusal().code == "unauthorized"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zmqbus.broker import dedup
-from zmqbus.broker.dedup import Fate, Fates
+from zmqbus.broker.dedup import DedupWindow, Outcome
 from zmqbus.broker.storage.api import Refusal
 from zmqbus.testing.store import MemoryStore
 from zmqbus.wire import verbs
@@ -24,12 +24,12 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def known(store: MemoryStore) -> Fates:
-    return Fates(store)
+def known(store: MemoryStore) -> DedupWindow:
+    return DedupWindow(store)
 
 
 def test_a_receipt_that_several_share_names_the_one_that_is_asked_for(known):
-    known.keep_all(["message0001", "message0002"], Fate("alice-id", RECEIPT))
+    known.keep_all(["message0001", "message0002"], Outcome("alice-id", RECEIPT))
     for msg_id in ("message0001", "message0002"):
         fate = known.find(msg_id)
         assert fate.sender_id == "alice-id"
@@ -39,15 +39,15 @@ def test_a_receipt_that_several_share_names_the_one_that_is_asked_for(known):
 
 @pytest.mark.parametrize("answer", [verbs.Tally("message0001", 2, 1, ("carol",)), REFUSED])
 def test_what_names_its_message_is_told_as_it_was(known, answer):
-    known.keep("message0001", Fate("alice-id", answer))
+    known.keep("message0001", Outcome("alice-id", answer))
     assert known.find("message0001").answer_for("message0001") == answer
 
 
 @pytest.mark.parametrize("how", ["one by one", "together", "mixed"])
 def test_the_oldest_are_forgotten(known, monkeypatch, how):
-    monkeypatch.setattr(dedup, "REMEMBERED_FATES", 3)
+    monkeypatch.setattr(dedup, "REMEMBERED_OUTCOMES", 3)
     ids = [f"message{number:04d}" for number in range(7)]
-    fate = Fate("alice-id", RECEIPT)
+    fate = Outcome("alice-id", RECEIPT)
     if how == "together":
         known.keep_all(ids, fate)
     else:
@@ -57,11 +57,11 @@ def test_the_oldest_are_forgotten(known, monkeypatch, how):
             else:
                 known.keep(msg_id, fate)
     assert [msg_id for msg_id in ids if known.find(msg_id)] == ids[-3:]
-    assert repr(known) == "<Fates of 3 messages, and of 0 before>"
+    assert repr(known) == "<DedupWindow of 3 messages, and of 0 before>"
 
 
 def test_a_refusal_is_kept_for_the_next_broker_and_a_receipt_is_not(known, store):
-    known.keep("message0000", Fate("alice-id", RECEIPT))
+    known.keep("message0000", Outcome("alice-id", RECEIPT))
     known.keep_refused(REFUSED, "alice-id")
     known.keep_full("message0002", "alice-id", "bob-box")
     store.commit()
@@ -76,10 +76,10 @@ def test_what_an_earlier_broker_has_refused_stays_so(known, store):
     known.keep_full("message0002", "alice-id", "bob-box")
     known.keep_full("message0002", "alice-id", "carol-box")
     store.commit()
-    later = Fates(store)
+    later = DedupWindow(store)
     for refusal in store.recover(10).refusals:
         later.remember_refused(refusal)
-    assert later.find("message0001") == Fate("alice-id", REFUSED)
+    assert later.find("message0001") == Outcome("alice-id", REFUSED)
     assert later.find("message0002") is None  # it is no fate: others may get it yet
     assert not later.none_of(["message0002"])
     assert later.earlier_cast("message0002") == ((), {"bob-box", "carol-box"})
@@ -105,7 +105,7 @@ def test_who_holds_a_broadcast_since_before_is_known_once(known):
 def test_a_run_is_new_if_nothing_is_known_of_any_of_it(known):
     ids = [f"message{number:04d}" for number in range(9)]
     assert known.none_of(ids) and known.none_of([])
-    known.keep("message0009", Fate("alice-id", RECEIPT))
+    known.keep("message0009", Outcome("alice-id", RECEIPT))
     assert known.none_of(ids)
-    known.keep("message0008", Fate("alice-id", RECEIPT))
+    known.keep("message0008", Outcome("alice-id", RECEIPT))
     assert not known.none_of(ids) and known.none_of(ids[:8])

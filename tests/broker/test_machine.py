@@ -317,9 +317,9 @@ class Bus(Mishaps):
         core = self.net.broker
         for part, tables in (
             (core.delivery, ("_open", "_consumers", "_active", "_due", "_fresh")),
-            (core.intake, ("_staged", "_places")),
-            (core.awaits, ("_waits", "_expected")),
-            (core.reading, ("_readers",)),
+            (core.admission, ("_staged", "_places")),
+            (core.reply_routing, ("_waits", "_expected")),
+            (core.fetches, ("_readers",)),
         ):
             for table in tables:
                 assert not getattr(part, table), f"{table} leaks: {getattr(part, table)}"

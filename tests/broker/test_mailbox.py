@@ -219,9 +219,9 @@ def test_full(monkeypatch):
 def test_what_is_on_its_way_through_the_journal_is_part_of_its_load(box):
     put(box, message(), NOW_S)
     box.reserve(10, 3)
-    assert (box.total, box.load, box.awaits) == (1, 4, True)
+    assert (box.total, box.load, box.is_expecting) == (1, 4, True)
     box.release(10, 3)
-    assert (box.load, box.awaits) == (1, False)
+    assert (box.load, box.is_expecting) == (1, False)
 
 
 def test_oldest(box):

@@ -299,7 +299,7 @@ def test_an_id_of_another_session_is_refused_at_the_next_broker_too(net):
 
 
 def test_ids_of_an_earlier_broker_are_bounded(net, monkeypatch):
-    monkeypatch.setattr(retention, "REMEMBERED_FATES", 3)
+    monkeypatch.setattr(retention, "REMEMBERED_OUTCOMES", 3)
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     for number in range(10):
@@ -307,7 +307,7 @@ def test_ids_of_an_earlier_broker_are_bounded(net, monkeypatch):
     net.settle()
     net.kill_broker()
     net.settle()
-    assert len(net.broker.delivery.fates._earlier) == 3
+    assert len(net.broker.delivery.dedup._earlier) == 3
 
 
 # --- answers that are awaited
@@ -376,7 +376,7 @@ def test_a_command_that_does_not_come_back_leaves_the_answer_to_its_session(net)
     alice.take_all()
     net.settle()
     assert state(bob, answer) in (State.DELIVERED, State.BUSY)
-    assert not net.broker.awaits._expected and not net.broker.awaits._held
+    assert not net.broker.reply_routing._expected and not net.broker.reply_routing._held
     assert net.store.recover(10).awaited == []
 
 

@@ -41,7 +41,7 @@ def test_an_answer_goes_to_the_command_and_not_to_its_session(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = asked(net, helper, bob)
-    assert repr(net.broker.awaits) == "<Awaits: 1 answers awaited, 0 commands expected, 0 held>"
+    assert repr(net.broker.reply_routing) == "<ReplyRouting: 1 answers awaited, 0 commands expected, 0 held>"
     answer = bob.send("alice", b"yes", reply_to=question)
     net.settle()
     assert (alice.bodies, helper.bodies) == ([], [b"yes"])
@@ -70,7 +70,7 @@ def test_while_the_command_is_expected_its_answers_are_held_for_it(net, staged):
     helper.take_all()
     net.settle()
     assert [state(bob, msg_id) for msg_id in sent] == [State.DELIVERED] * 2
-    assert net.broker.awaits._held == 0 and not net.broker.awaits.expects
+    assert net.broker.reply_routing._held == 0 and not net.broker.reply_routing.expects
 
 
 def test_when_the_time_is_over_they_are_the_sessions_in_order(net):
@@ -80,13 +80,13 @@ def test_when_the_time_is_over_they_are_the_sessions_in_order(net):
     helper.disconnect()
     sent = [bob.send("alice", b"%d" % number, reply_to=question) for number in range(3)]
     net.settle()
-    assert net.broker.awaits.expects and alice.bodies == []
+    assert net.broker.reply_routing.expects and alice.bodies == []
     net.advance(EXPECTED_S + 1)
     assert alice.bodies == [b"0", b"1", b"2"]
     alice.take_all()
     net.settle()
     assert all(state(bob, msg_id) in (State.DELIVERED, State.BUSY) for msg_id in sent)
-    assert not net.broker.awaits.expects and awaited(net) == []
+    assert not net.broker.reply_routing.expects and awaited(net) == []
 
 
 def test_so_many_are_held_and_the_others_go_where_they_would_have_gone(net, monkeypatch):
@@ -98,10 +98,10 @@ def test_so_many_are_held_and_the_others_go_where_they_would_have_gone(net, monk
     for number in range(4):
         bob.send("alice", b"%d" % number, reply_to=question)
         net.settle()
-    assert alice.bodies == [b"2", b"3"] and net.broker.awaits._held == 2
+    assert alice.bodies == [b"2", b"3"] and net.broker.reply_routing._held == 2
     helper.connect()
     net.settle()
-    assert helper.bodies == [b"0", b"1"] and net.broker.awaits._held == 0
+    assert helper.bodies == [b"0", b"1"] and net.broker.reply_routing._held == 0
 
 
 def test_a_command_that_leaves_in_good_order_is_not_expected(net):
@@ -111,7 +111,7 @@ def test_a_command_that_leaves_in_good_order_is_not_expected(net):
     assert awaited(net) == [question]
     helper.bye()
     net.settle()
-    assert not net.broker.awaits.expects and awaited(net) == []
+    assert not net.broker.reply_routing.expects and awaited(net) == []
     bob.send("alice", b"late", reply_to=question)
     net.settle()
     assert alice.bodies == [b"late"]
@@ -140,7 +140,7 @@ def test_the_next_broker_expects_the_command_too(net):
     net.settle()
     bob.send("alice", b"yes", reply_to=question)
     net.settle()
-    assert alice.bodies == [] and net.broker.awaits._held == 1
+    assert alice.bodies == [] and net.broker.reply_routing._held == 1
     net.clients.append(helper)
     net.settle()
     assert helper.bodies == [b"yes"]
@@ -151,7 +151,7 @@ def test_what_is_awaited_is_a_message(net, wanted):
     guest = net.guest("script")
     guest.raw(codec.encode([verbs.Await(wanted)]))
     net.settle()
-    assert net.broker.awaits._waits == {}
+    assert net.broker.reply_routing._waits == {}
 
 
 def test_so_many_answers_may_one_connection_await(net, monkeypatch):
@@ -159,7 +159,7 @@ def test_so_many_answers_may_one_connection_await(net, monkeypatch):
     guest = net.guest("script")
     guest.raw(codec.encode([verbs.Await(f"message{number:04d}") for number in range(5)]))
     net.settle()
-    assert list(net.broker.awaits._waits) == ["message0000", "message0001", "message0002"]
+    assert list(net.broker.reply_routing._waits) == ["message0000", "message0001", "message0002"]
 
 
 def test_an_answer_for_a_guest_that_has_gone_is_refused(net):

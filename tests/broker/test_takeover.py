@@ -638,7 +638,7 @@ def test_a_broadcast_that_had_no_room_is_not_for_the_successor_behind_younger_on
     net.settle()
     say_to = net.session("carol")
     say(net, say_to, b"young")
-    assert net.broker.delivery.fates.earlier_cast(msg_id) == ({session_id_of("run-2")}, set()), (
+    assert net.broker.delivery.dedup.earlier_cast(msg_id) == ({session_id_of("run-2")}, set()), (
         "the one has it that took over"
     )
     assert younger
@@ -667,9 +667,9 @@ def test_a_message_that_is_on_its_way_through_the_journal(net, alice, runs, scop
     target = older.persona.session_id if scope == Scope.SESSION else ""
     resolved = net.broker.registry.sessions[older.persona.session_id]
     staged: list[Any] = []
-    intake = net.broker.intake
+    admission = net.broker.admission
     alice.send(target, b"x", scope=scope)
-    real = intake._takeover
+    real = admission._takeover
 
     class Blind:
         """Has not noticed the death when the message comes."""
@@ -681,16 +681,16 @@ def test_a_message_that_is_on_its_way_through_the_journal(net, alice, runs, scop
         def settle_shared(self, *_: Any) -> None:
             staged.append("all")
 
-    intake._takeover = Blind()
+    admission._takeover = Blind()
     net._do(net.broker.handle(net.clock.now, _received(net, alice)))
-    intake._takeover = real
+    admission._takeover = real
     real.settle(net.clock.now, resolved)
     assert staged and resolved.heir.session_id == younger.persona.session_id
     net.settle()
     assert read(net, younger) == [b"x"]
     assert count(net) == 1 and net.store.total() == 0
     for session in net.broker.registry.sessions.values():
-        assert not session.mailbox.awaits
+        assert not session.mailbox.is_expecting
 
 
 def _received(net: SimNet, sender: SimClient) -> Any:

@@ -25,7 +25,7 @@ from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.in_flight import Batch
 from zmqbus.broker.pending import Pending, merged
 from zmqbus.broker.registry import Registry
-from zmqbus.broker.reply_routing import Awaits, Expected
+from zmqbus.broker.reply_routing import Expected, ReplyRouting
 from zmqbus.broker.sessions import Connection, Session
 from zmqbus.broker.takeover import Takeover
 from zmqbus.errors import (
@@ -65,14 +65,14 @@ class _Before(NamedTuple):
     place: int  # its order among all messages, when it was accepted first
 
 
-class Intake:
+class Admission:
     """The door for messages."""
 
     def __init__(
         self,
         registry: Registry,
         delivery: Delivery,
-        awaits: Awaits,
+        reply_routing: ReplyRouting,
         takeover: Takeover,
         out: Outbox,
         sent_before: Callable[[str], Earlier | None],
@@ -83,7 +83,7 @@ class Intake:
         sender of that route has put down, or raises why it cannot."""
         self._registry = registry
         self._delivery = delivery
-        self._awaits = awaits
+        self._reply_routing = reply_routing
         self._takeover = takeover
         self._out = out
         self._pending: list[Pending] = []
@@ -98,7 +98,7 @@ class Intake:
         self._read_spooled = read_spooled
 
     def __repr__(self) -> str:
-        return f"<Intake: {len(self._pending)} pending, {self.accepted} accepted>"
+        return f"<Admission: {len(self._pending)} pending, {self.accepted} accepted>"
 
     @property
     def last_id(self) -> str:
@@ -258,7 +258,7 @@ class Intake:
         # guards: dedup: a repeat goes to the original receiver [before.receiver if before is not None else =>]
         first = before.receiver if before is not None else None
         if scope == _SESSION:
-            waiter = self._awaits.waiter(reply_to) if reply_to else None
+            waiter = self._reply_routing.waiter(reply_to) if reply_to else None
             if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
                 return [], waiter, waiter.sender_name
             session = first or self._resolve(now, target)
@@ -388,7 +388,7 @@ class Intake:
         elif message.waiter is None:
             self._delivery.to_one(now, message.receivers[0], batch)
         else:
-            self._awaits.pass_on(now, message.waiter, batch)
+            self._reply_routing.pass_on(now, message.waiter, batch)
 
     def tick(self, now: Instant) -> None:
         """Forgets the broadcasts of guests long gone."""

@@ -8,26 +8,29 @@ that is not in the table is an error of the peer, answered as such; nothing is d
 peer says can cost another anything. An unregistered one may only say HELLO: to all else the answer is EXPIRED, upon
 which a well-behaved client says HELLO and sends again what nobody has confirmed.
 
-Who comes, goes and looks is decided here; what nobody asks for, in `retention`. A message goes through four steps, and
-each is visible to whoever would have to know if the next did not come:
+Connections and requests for information are decided here; what nobody asks for, in `retention`. A message goes through
+four steps:
 
-1. *staged* (`intake`): checked, its receivers found. The effect is `Append`; nobody has been told anything.
-2. *journaled*: the shell has written the wake's records in one write and says so (`Journaled`). Now the message has a
+1. *pending* (`admission`): checked, its receivers found. The effect is `Append`; nobody has been told anything.
+2. *journaled*: the shell has written the wake's records in one write and reports so (`Journaled`). The message has a
    place in the log, is numbered in each receiver's mailbox, and goes out to those who have credit (`delivery`).
-3. *settled*: the receiver's application has acknowledged it (the sender hears `delivered`), or the store has committed
-   it (`Committed`; the sender hears `queued`): at once where the receiver is away, after a second where it does not
-   answer.
+3. *outcome told*: the receiver's application has acknowledged it (the sender hears `delivered`), or the store has
+   committed it (`Committed`; the sender hears `queued`): at once where the receiver is away, after a second where it
+   does not answer.
 4. *gone*: acknowledged, and out of mailbox and store.
 
-If the journal cannot be written, step 2 does not happen (`JournalFailed`): the senders are refused, and the mailboxes
-are as they were. If the store cannot commit, what it should have kept for this wake's messages is taken back, and they
-are refused (`CommitFailed`). A sender repeats what it has not been told about; fates are remembered, so that it may.
-`reading` is the one way round: a command that takes messages in its listener's place. Requests to
-worker groups (`requests`) take another way: they are no mail, and an answer need not be safe before it is passed on
-(`may_speak_first`).
+Messages that were sent together take these steps together, as a batch (`in_flight.Batch`), as far as they fare alike; a
+single message is a batch of one.
 
-A broker may die at any instant. Whoever was told something finds it true at the next one (`recover`): sessions and what
-waits for them come out of the store. Whoever was not told says it again. Between those two there is nothing.
+If the journal cannot be written, step 2 does not happen (`JournalFailed`): the senders are refused, and the mailboxes
+are as they were. If the store cannot commit, the messages of this wake that it should have kept are taken back, and
+refused (`CommitFailed`). A sender repeats a message whose outcome it has not been told; outcomes are remembered
+(`dedup`), so that it may. `fetch` is the one way round: a command that takes messages in its listener's place. Beside
+all of it stands `requests`: work that is asked of a group and answered by one of its workers. It is no mail, and need
+not be safe before it is passed on (`may_speak_first`).
+
+A broker may die at any instant. What a sender or receiver was told holds at the next broker (`recover`): sessions and
+their mail come out of the store. What they were not told, they send again. Between those two there is nothing.
 
 Time is handed in as an `Instant`: the monotonic clock for every interval, the steady one for ages, the wall clock only
 for what people read.
@@ -39,7 +42,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from zmqbus.broker.admission import Intake
+from zmqbus.broker.admission import Admission
 from zmqbus.broker.body_checks import Spooled, no_spools
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import (
@@ -60,10 +63,10 @@ from zmqbus.broker.events import (
     Unmarked,
     Unreachable,
 )
-from zmqbus.broker.fetch import Reading
+from zmqbus.broker.fetch import Fetches
 from zmqbus.broker.groups.requests import RequestBroker
 from zmqbus.broker.registry import Registry
-from zmqbus.broker.reply_routing import Awaits
+from zmqbus.broker.reply_routing import ReplyRouting
 from zmqbus.broker.retention import Retention
 from zmqbus.broker.sessions import NO_NAMES, STATE_OF_ROLE, Connection, ConnectionState, Session, SessionState
 from zmqbus.broker.storage.api import Store
@@ -154,15 +157,22 @@ class BrokerCore:
         self._renaming: list[tuple[bytes, str, Session, str, str]] = []
         self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
-        self.awaits = Awaits(self.delivery, store, self._out)
+        self.reply_routing = ReplyRouting(self.delivery, store, self._out)
         self.takeover = Takeover(self.registry, self.delivery, self._out, owner_lives, sent_before)
-        self.intake = Intake(
-            self.registry, self.delivery, self.awaits, self.takeover, self._out, sent_before, last_id, read_spooled
+        self.admission = Admission(
+            self.registry,
+            self.delivery,
+            self.reply_routing,
+            self.takeover,
+            self._out,
+            sent_before,
+            last_id,
+            read_spooled,
         )
         self.requests = RequestBroker(self._out, epoch, owner_lives)
-        self.reading = Reading(self.registry, self.delivery, self.awaits, self._out)
+        self.fetches = Fetches(self.registry, self.delivery, self.reply_routing, self._out)
         self.retention = Retention(
-            self.registry, self.delivery, self.awaits, store, self._out, owner_lives, self.takeover
+            self.registry, self.delivery, self.reply_routing, store, self._out, owner_lives, self.takeover
         )
         self._owner_lives = owner_lives
         self._silence_due_s = 0.0
@@ -171,19 +181,19 @@ class BrokerCore:
             verbs.Hello: self._hello,
             verbs.Bye: self._bye,
             verbs.Ping: self._ping,
-            verbs.Send: self.intake.send,
-            verbs.Await: self.awaits.await_answer,
-            verbs.Unawait: self.awaits.unawait,
+            verbs.Send: self.admission.send,
+            verbs.Await: self.reply_routing.await_answer,
+            verbs.Unawait: self.reply_routing.unawait,
             verbs.Request: self.requests.request,
             verbs.Withdraw: self.requests.withdraw,
             verbs.Offer: self.requests.offer,
             verbs.Answer: self.requests.answer,
             verbs.Ack: self._ack,
             verbs.Refill: self.delivery.refill,
-            verbs.Fetch: self.reading.fetch,
-            verbs.Preview: self.reading.preview,
-            verbs.MarkRead: self.reading.mark_read,
-            verbs.Recalled: self.reading.recalled,
+            verbs.Fetch: self.fetches.fetch,
+            verbs.Preview: self.fetches.preview,
+            verbs.MarkRead: self.fetches.mark_read,
+            verbs.Recalled: self.fetches.recalled,
             verbs.List: self._list,
             verbs.Rename: self._rename,
             verbs.Disconnect: self._disconnect,
@@ -212,7 +222,7 @@ class BrokerCore:
                 self._tick(now)
             case JournalFailed(reason):
                 self._out.appended = 0
-                self.intake.journal_failed(reason)
+                self.admission.journal_failed(reason)
                 self.requests.journal_failed(reason)  # guards: requests
             case Committed():
                 self.delivery.committed(now)
@@ -236,11 +246,11 @@ class BrokerCore:
         self._out.appended = 0
         of_requests = self.requests.places
         if not of_requests:
-            self.intake.journaled(now, pointers)
+            self.admission.journaled(now, pointers)
             return
         if len(of_requests) < len(pointers):
             others = set(range(len(pointers))).difference(of_requests)
-            self.intake.journaled(now, [pointers[place] for place in sorted(others)])
+            self.admission.journaled(now, [pointers[place] for place in sorted(others)])
         self.requests.journaled(now, pointers)
 
     def notice(self, text: str) -> None:
@@ -256,7 +266,12 @@ class BrokerCore:
 
     def next_tick_s(self) -> float | None:
         """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
-        if self.delivery.waits or self.delivery.waits_for_commit or self.awaits.expects or self.requests.needs_tick:
+        if (
+            self.delivery.waits
+            or self.delivery.waits_for_commit
+            or self.reply_routing.expects
+            or self.requests.needs_tick
+        ):
             return BUSY_TICK_S
         if self.registry.connections or self.retention.needs_tick:
             return QUIET_TICK_S
@@ -267,7 +282,7 @@ class BrokerCore:
         """Whether what there is to say may be said before the wake's records are written: none of it depends on them,
         nor on the store."""
         return not (
-            self.intake.waits_for_journal
+            self.admission.waits_for_journal
             or self.requests.waits_for_journal
             or self.delivery.waits_for_commit
             or self._store.pending
@@ -443,7 +458,7 @@ class BrokerCore:
             self._check_token(session, hello.token)
         if state is ConnectionState.MEMBER:
             self._check_free(session, name)
-        return session or self.registry.enter(hello.session_id, digest, self.intake.last_id)
+        return session or self.registry.enter(hello.session_id, digest, self.admission.last_id)
 
     def _check_token(self, session: Session, token: str) -> None:
         # guards: sessions [sha256(token.encode()).hexdigest() => session.token_digest]
@@ -472,8 +487,14 @@ class BrokerCore:
         self._part(now, who, left=True, gone=True)
 
     def _part(self, now: Instant, connection: Connection, *, left: bool = False, gone: bool = False) -> None:
-        """Ends a connection, whatever it was: its session is away, what it waited for goes back where it belongs.
-        `left`: in good order; else it may be back in a moment. `gone`: and it has not come back already."""
+        """Ends a connection. `left`: in good order; else it may be back in a moment. `gone`: and not replaced already.
+
+        In this order: first the session is away, so that nothing below delivers to the connection again. A command that
+        reads an inbox gives it back, while it is still its consumer. What it awaits is expected before its mailbox is
+        closed, so that answers in it are held. Then the mailbox is closed, and answers in one of its own move to the
+        session. Only then is the mailbox free for a command that waits to read it, and the session may be given up. Its
+        requests come last: a worker may be a session that was given up.
+        """
         self.registry.drop(connection)
         session = connection.session
         own = session is not None and session.conn is connection
@@ -483,16 +504,17 @@ class BrokerCore:
                 session.groups = NO_NAMES  # it works for none of them any more, and no later broker waits for it
             self.registry.release_name(session)
             self.registry.keep(session)
-        self.reading.end(now, connection)
-        self.awaits.forget_waits(now, connection, left=left)
+        self.fetches.end(now, connection)
+        self.reply_routing.forget_waits(now, connection, left=left)
         mailbox = connection.mailbox
         if mailbox is not None:
             if self.delivery.consumer(mailbox) is connection:
-                self.delivery.detach(mailbox, self.awaits.hold)  # guards: reply routing [, self.awaits.hold =>]
+                # guards: reply routing [, self.reply_routing.hold =>]
+                self.delivery.detach(mailbox, self.reply_routing.hold)
             if session is None or mailbox is not session.mailbox:
-                self.reading.hand_back(now, connection, mailbox)
+                self.fetches.hand_back(now, connection, mailbox)
         if session is not None and own:
-            self.reading.parted(now, session)
+            self.fetches.parted(now, session)
             self.retention.parted(session, gone=gone)
         self.requests.parted(now, connection, gone=gone)
 
@@ -525,7 +547,7 @@ class BrokerCore:
 
     def _ack(self, now: Instant, who: Connection, ack: verbs.Ack) -> None:
         self.delivery.acknowledge(now, who, ack)
-        self.reading.advance(now, who)
+        self.fetches.advance(now, who)
 
     # --- looking, renaming, leaving
 
@@ -676,7 +698,7 @@ class BrokerCore:
             ("busy", sum(_is_busy(now, session) for session in self.registry.live())),
             ("away", sum(1 for s in self.registry.reachable() if s.conn is None)),
             ("connections", len(self.registry.connections)),
-            ("accepted", self.intake.accepted),
+            ("accepted", self.admission.accepted),
             ("unread", sum(box.total for box in boxes)),
             ("unread_bytes", sum(box.total_bytes for box in boxes)),
             ("longest_mailbox", max((box.total for box in boxes), default=0)),
@@ -703,9 +725,9 @@ class BrokerCore:
             self._silence_due_s = now.mono_s + SILENCE_LOOK_S
             for connection in [c for c in self.registry.connections.values() if now.mono_s - c.last_seen_s > SILENCE_S]:
                 self._look_after_silent(now, connection)
-        self.reading.tick(now)
-        self.awaits.tick(now)
-        self.intake.tick(now)
+        self.fetches.tick(now)
+        self.reply_routing.tick(now)
+        self.admission.tick(now)
         self.requests.tick(now)
         self.takeover.tick(now)  # guards: takeover
         self.retention.tick(now)

@@ -1,14 +1,14 @@
-"""What senders were told of their messages, to be told the same if they say them again.
+"""The dedup window: the outcomes that senders were told, to be told again if they repeat a message.
 
-A message is settled when its sender has been told what became of it; from then on only its *fate* is kept. A sender
-that was not reached by the answer repeats the message, and hears the answer again: the message is not accepted a second
-time. So fates bound how late a sender may repeat itself. Of settled messages the last `REMEMBERED_FATES` are kept; a
-sender repeats what it has heard nothing of as soon as it is connected again, and nothing older.
+When the sender of a message has been told its outcome, only that is kept. A sender that the answer did not reach
+repeats the message, and hears the answer again: the message is not accepted a second time. So the window bounds how
+late a sender may repeat itself. The last `REMEMBERED_OUTCOMES` are kept; a sender repeats messages without an outcome
+as soon as it is connected again, and nothing older.
 
-What an earlier broker has left counts as well. Of its fates the store knows those that matter: messages that wait in
-mailboxes (their senders may have heard `queued`), and refusals. A broadcast that waits in some mailboxes may have been
-delivered to others, and its sender may have heard nothing: it is no fate, but who holds it, and who has no room for it,
-is known, and whoever takes it up again (`earlier_cast`) passes over those.
+An earlier broker's outcomes count as well. The store knows those that matter: messages that wait in mailboxes (their
+senders may have heard `queued`), and refusals. A broadcast that waits in some mailboxes may have been delivered to
+others, and its sender may have heard nothing: that is no outcome, but which mailboxes hold it, and which have no room
+for it, is known, and a repeat leaves those out (`earlier_cast`).
 """
 
 from __future__ import annotations
@@ -24,55 +24,55 @@ from zmqbus.wire.verbs import State
 
 #: Ids of settled messages that are remembered, so that sending again is harmless. A sender keeps at most 1,000
 #: unconfirmed (`client.core.WINDOW_MESSAGES`), so this covers every one of 20 senders at full tilt.
-REMEMBERED_FATES = 20_000
+REMEMBERED_OUTCOMES = 20_000
 
 
-class Fate(NamedTuple):
-    """What the sender of a settled message was told, to be told again if it sends again. Messages that were settled
-    together share one: a receipt's ids are filled in when it is repeated.
+class Outcome(NamedTuple):
+    """The answer that the sender of a message was told. Messages that were answered together share one: a receipt's ids
+    are filled in when it is repeated.
 
-    A refusal is a fate, too: what was refused may not be accepted when it is repeated, behind what was sent after it.
+    A refusal is an outcome, too: a refused message may not be accepted when it is repeated, behind later ones.
     """
 
     sender_id: str
     answer: verbs.Receipt | verbs.Tally | verbs.Refused
 
     def answer_for(self, msg_id: str) -> verbs.Receipt | verbs.Tally | verbs.Refused:
-        """What to tell the sender of this message of it."""
+        """Returns the answer for one of its messages."""
         answer = self.answer
         # guards: dedup [._replace(msg_ids=(msg_id,)) =>]
         return answer._replace(msg_ids=(msg_id,)) if isinstance(answer, verbs.Receipt) else answer
 
 
-class Fates:
-    """All that is known of settled messages, oldest first."""
+class DedupWindow:
+    """The outcomes of messages, oldest first."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         # Not a dict: it would look for its oldest key past all those that were deleted before.
-        self._settled: OrderedDict[str, Fate] = OrderedDict()
-        self._earlier: dict[str, Fate] = {}  # those that an earlier broker has left; their number is bounded by it
+        self._settled: OrderedDict[str, Outcome] = OrderedDict()
+        self._earlier: dict[str, Outcome] = {}  # those that an earlier broker has left; their number is bounded by it
         self._earlier_casts: dict[str, set[str]] = {}  # broadcasts that it left → the mailboxes that hold them
         self._earlier_full: dict[str, set[str]] = {}  # likewise → the mailboxes that had no room for them
         self._moved: dict[str, str] = {}  # mailbox that was merged into another → that one
 
     def __repr__(self) -> str:
-        return f"<Fates of {len(self._settled)} messages, and of {len(self._earlier)} before>"
+        return f"<DedupWindow of {len(self._settled)} messages, and of {len(self._earlier)} before>"
 
     # --- looking up
 
-    def find(self, msg_id: str) -> Fate | None:
-        """What the sender of this message was told; None if it is not settled, or is long past."""
+    def find(self, msg_id: str) -> Outcome | None:
+        """Returns the outcome of a message; None if it has none yet, or is long past."""
         return self._settled.get(msg_id) or self._earlier.get(msg_id)  # guards: dedup [or self._earlier.get(msg_id) =>]
 
     def none_of(self, msg_ids: Collection[str]) -> bool:
-        """Whether nothing at all is known of any of these."""
+        """Whether nothing at all is known of any of these messages."""
         # guards: dedup [, self._earlier_casts, self._earlier_full =>]
         known = (self._settled, self._earlier, self._earlier_casts, self._earlier_full)
         return all(one.keys().isdisjoint(msg_ids) for one in known)
 
     def earlier_cast(self, msg_id: str) -> tuple[Collection[str], Collection[str]]:
-        """The mailboxes that hold this broadcast since before this broker began, and those that had no room for it.
+        """Returns the mailboxes that held this broadcast when this broker started, and those that had no room for it.
         Once: after that it is a message like any other."""
         holders: Collection[str]
         full: Collection[str]
@@ -84,7 +84,7 @@ class Fates:
         return holders, full
 
     def moved(self, mailbox: str, into: str) -> None:
-        """What this mailbox held is in another one."""
+        """Notes that a mailbox was merged into another one."""
         if self._earlier_casts or self._earlier_full:
             self._moved[mailbox] = into
 
@@ -93,48 +93,48 @@ class Fates:
             mailbox = self._moved[mailbox]
         return mailbox
 
-    # --- what is told
+    # --- outcomes
 
-    def keep(self, msg_id: str, fate: Fate) -> None:
-        """A message is settled."""
+    def keep(self, msg_id: str, outcome: Outcome) -> None:
+        """Keeps the outcome of a message."""
         settled = self._settled
-        settled[msg_id] = fate  # guards: dedup
-        while len(settled) > REMEMBERED_FATES:
+        settled[msg_id] = outcome  # guards: dedup
+        while len(settled) > REMEMBERED_OUTCOMES:
             settled.popitem(last=False)
 
-    def keep_all(self, msg_ids: Iterable[str], fate: Fate) -> None:
-        """Several are, in the same way."""
+    def keep_all(self, msg_ids: Iterable[str], outcome: Outcome) -> None:
+        """Keeps the outcome of several messages."""
         settled = self._settled
-        settled.update(dict.fromkeys(msg_ids, fate))
-        while len(settled) > REMEMBERED_FATES:  # guards: dedup
+        settled.update(dict.fromkeys(msg_ids, outcome))
+        while len(settled) > REMEMBERED_OUTCOMES:  # guards: dedup
             settled.popitem(last=False)
 
     def keep_refused(self, refused: verbs.Refused, sender_id: str) -> None:
-        """A message is refused, for good: the next broker, too, has to know."""
-        self.keep(refused.ref, Fate(sender_id, refused))
+        """Keeps a final refusal, for the next broker, too."""
+        self.keep(refused.ref, Outcome(sender_id, refused))
         self._store.save_refusal(Refusal(refused.ref, sender_id, refused.code, refused.text))  # guards: dedup
 
     def keep_full(self, msg_id: str, sender_id: str, mailbox: str) -> None:
-        """A broadcast is not for this mailbox, which has no room for it: the next broker has to know who goes
-        without."""
+        """Notes, for the next broker, that a mailbox has no room for a broadcast."""
         self._store.save_refusal(Refusal(f"{msg_id}/{mailbox}", sender_id, "", ""))
 
-    # --- what an earlier broker has left
+    # --- outcomes of an earlier broker
 
     def remember_queued(self, msg_id: str, sender_id: str, session: Session) -> None:
-        """A message is in the session's mailbox since before this broker began."""
+        """Enters a message that was already in the session's mailbox when this broker started."""
         receipt = verbs.Receipt(State.AWAY, session.session_id, session.name, 0, ())
-        self._earlier[msg_id] = Fate(sender_id, receipt)
+        self._earlier[msg_id] = Outcome(sender_id, receipt)
 
     def remember_cast(self, msg_id: str, mailbox: str) -> None:
-        """A broadcast is in this mailbox since before this broker began; what became of it elsewhere is not known."""
+        """Enters a broadcast that was already in this mailbox when this broker started. Its outcome elsewhere is not
+        known."""
         self._earlier_casts.setdefault(msg_id, set()).add(mailbox)
 
     def remember_refused(self, refusal: Refusal) -> None:
-        """A message was refused by an earlier broker, or had no room in one mailbox."""
+        """Enters a refusal by an earlier broker: of a message, or of a broadcast for one mailbox."""
         msg_id, of_one, mailbox = refusal.msg_id.partition("/")
         if of_one:
             self._earlier_full.setdefault(msg_id, set()).add(mailbox)
             return
         refused = verbs.Refused(refusal.msg_id, refusal.code, refusal.text)
-        self._earlier[refusal.msg_id] = Fate(refusal.sender_id, refused)
+        self._earlier[refusal.msg_id] = Outcome(refusal.sender_id, refused)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from zmqbus.broker.dedup import Fate, Fates
+from zmqbus.broker.dedup import DedupWindow, Outcome
 from zmqbus.broker.events import Instant, Outbox, Publish
 from zmqbus.broker.in_flight import Batch, BroadcastProgress, InFlight, Stage
 from zmqbus.broker.mailbox import Mailbox
@@ -54,7 +54,7 @@ class Delivery:
         self._lingering = lingering
         self._out = out
         self._epoch = epoch
-        self.fates = Fates(store)  #: of what is not open any more
+        self.dedup = DedupWindow(store)  #: of what is not open any more
         self.bcast = 0  #: number of the last broadcast
         self._channels: dict[bytes, int] = {}  # number of the last one that was published on each
         self._open: dict[str, Batch] = {}  # by message id: the sender has not been told its outcome
@@ -139,7 +139,7 @@ class Delivery:
         is queued will. False, and nothing is done, if the store cannot be read."""
         if not session.mailbox.take_over(other.mailbox):
             return False
-        self.fates.moved(other.mailbox.key, session.mailbox.key)  # guards: takeover
+        self.dedup.moved(other.mailbox.key, session.mailbox.key)  # guards: takeover
         self._taken_over = True
         self._pump(now, session.mailbox)
         return True
@@ -189,12 +189,12 @@ class Delivery:
             receivers = list({session.heir: None for session in receivers if session.heir is not sender.session})
             full = [session for session in {one.heir: None for one in full} if session not in receivers]
         # Of several, nothing is known from an earlier broker: a repeat stands alone.
-        holders, without_room = self.fates.earlier_cast(batch.msg_ids[0])
+        holders, without_room = self.dedup.earlier_cast(batch.msg_ids[0])
         # There may be room by now, and younger ones of the same sender in it.
         full = [*full, *(session for session in receivers if session.mailbox.key in without_room)]
         receivers = [session for session in receivers if session.mailbox.key not in without_room]
         for session in full:
-            self.fates.keep_full(batch.msg_ids[0], batch.sender_id, session.mailbox.key)
+            self.dedup.keep_full(batch.msg_ids[0], batch.sender_id, session.mailbox.key)
         names = tuple(session.name for session in full)
         batch.progress = [BroadcastProgress(msg_id, len(receivers), names) for msg_id in batch.msg_ids]
         for msg_id in batch.msg_ids:  # guards: broadcasts
@@ -367,21 +367,21 @@ class Delivery:
         """A message is not accepted, and will not be."""
         self._out.counts.refuse(refused.code)
         self._out.reply(who.route, refused)
-        if refused.ref not in self._open and self.fates.find(refused.ref) is None:
-            self.fates.keep_refused(refused, who.sender_id)
+        if refused.ref not in self._open and self.dedup.find(refused.ref) is None:
+            self.dedup.keep_refused(refused, who.sender_id)
 
     def said_before(self, who: Connection, msg_id: str) -> bool:
         """Whether a message of this id has been journaled: then its sender is told what it was told, or will be.
 
         Raises `ProtocolError` if it was another's.
         """
-        known = self.fates.find(msg_id) or self._open.get(msg_id)
+        known = self.dedup.find(msg_id) or self._open.get(msg_id)
         if known is None:
             return False
         if who.sender_id != known.sender_id:
             raise ProtocolError("a message id that another session has used")
         self._out.counts.repeated += 1
-        if isinstance(known, Fate):
+        if isinstance(known, Outcome):
             self._out.reply(who.route, known.answer_for(msg_id))
         else:
             known.origin = who.route
@@ -389,7 +389,7 @@ class Delivery:
 
     def all_new(self, msg_ids: Collection[str]) -> bool:
         """Whether no message of these ids has been journaled, nor is remembered as refused."""
-        return self._open.keys().isdisjoint(msg_ids) and self.fates.none_of(msg_ids)
+        return self._open.keys().isdisjoint(msg_ids) and self.dedup.none_of(msg_ids)
 
     # --- what senders hear
 
@@ -397,9 +397,9 @@ class Delivery:
         self._out.counts.delivered += len(msg_ids)
         receipt = verbs.Receipt(State.DELIVERED, who.sender_id, who.sender_name, 0, tuple(msg_ids))
         self._out.reply(route, receipt)
-        fate = Fate(sender_id, receipt._replace(msg_ids=()))
+        fate = Outcome(sender_id, receipt._replace(msg_ids=()))
         settled = [msg_id for msg_id in msg_ids if self._open.pop(msg_id, None) is not None]
-        self.fates.keep_all(settled, fate)
+        self.dedup.keep_all(settled, fate)
 
     def _settle_behind(self, now: Instant, piece: InFlight, session: Session) -> _Due:
         if session.conn is None:
@@ -435,7 +435,7 @@ class Delivery:
             receipt = verbs.Receipt(state, session.session_id, session.name, away_s, tuple(piece.msg_ids))
             for msg_id in piece.msg_ids:
                 self._open.pop(msg_id, None)
-            self.fates.keep_all(piece.msg_ids, Fate(piece.batch.sender_id, receipt._replace(msg_ids=())))
+            self.dedup.keep_all(piece.msg_ids, Outcome(piece.batch.sender_id, receipt._replace(msg_ids=())))
             self._out.reply(piece.batch.origin, receipt)
         if not self._commits:
             self._commits = True
@@ -462,7 +462,7 @@ class Delivery:
         """Takes back a broadcast for one receiver, for which the disk did not take it."""
         self._out.counts.refuse(BrokerUnavailable.code)
         progress.unsaved += (session.name,)  # guards: sessions [progress.unsaved => progress.full]
-        self.fates.keep_full(progress.msg_id, batch.sender_id, session.mailbox.key)
+        self.dedup.keep_full(progress.msg_id, batch.sender_id, session.mailbox.key)
         progress.remaining -= 1
         if progress.remaining or progress.told:
             return
@@ -478,7 +478,7 @@ class Delivery:
             refused = verbs.Refused(msg_id, code, text)
             self._open.pop(msg_id, None)
             self._out.reply(batch.origin, refused)
-            self.fates.keep_refused(refused, batch.sender_id)
+            self.dedup.keep_refused(refused, batch.sender_id)
 
     def _count(self, batch: Batch, several: Sequence[BroadcastProgress], *, delivered: bool) -> None:
         """Counts another receiver that has these broadcasts, or for which they are stored."""
@@ -498,7 +498,7 @@ class Delivery:
         tally = verbs.Tally(progress.msg_id, progress.delivered, progress.queued, progress.full, progress.unsaved)
         self._open.pop(progress.msg_id, None)
         self._out.reply(batch.origin, tally)
-        self.fates.keep(progress.msg_id, Fate(batch.sender_id, tally))
+        self.dedup.keep(progress.msg_id, Outcome(batch.sender_id, tally))
 
     # --- time
 

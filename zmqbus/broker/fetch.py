@@ -17,7 +17,7 @@ from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Registry
-from zmqbus.broker.reply_routing import Awaits
+from zmqbus.broker.reply_routing import ReplyRouting
 from zmqbus.broker.sessions import Connection, Fetching, Session
 from zmqbus.errors import ProtocolError, RateLimited
 from zmqbus.wire import verbs
@@ -34,18 +34,18 @@ PREVIEW_MESSAGES = 250
 PREVIEW_HEAD_BYTES = 4096
 
 
-class Reading:
+class Fetches:
     """The commands that read, or are about to."""
 
-    def __init__(self, registry: Registry, delivery: Delivery, awaits: Awaits, out: Outbox) -> None:
+    def __init__(self, registry: Registry, delivery: Delivery, reply_routing: ReplyRouting, out: Outbox) -> None:
         self._registry = registry
         self._delivery = delivery
-        self._awaits = awaits
+        self._reply_routing = reply_routing
         self._out = out
         self._readers: dict[str, Connection] = {}  # by session id
 
     def __repr__(self) -> str:
-        return f"<Reading: {len(self._readers)} mailboxes>"
+        return f"<Fetches: {len(self._readers)} mailboxes>"
 
     def fetch(self, now: Instant, who: Connection, fetch: verbs.Fetch) -> None:
         """A command wants the unread messages of its session."""
@@ -146,7 +146,7 @@ class Reading:
             self._delivery.detach(session.mailbox)
             who.mailbox = None
             if who.waits and self._registry.connections.get(who.route) is who:
-                self._awaits.open_answers(now, who)
+                self._reply_routing.open_answers(now, who)
         if session.conn is not None and self._delivery.consumer(session.mailbox) is None:
             self._delivery.attach(now, session.mailbox, session.conn)
 

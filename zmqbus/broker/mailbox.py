@@ -146,7 +146,7 @@ class Mailbox:
         self._reserved_bytes += size_bytes
 
     @property
-    def awaits(self) -> bool:
+    def is_expecting(self) -> bool:
         """Whether a message for it is on its way through the journal."""
         return self._reserved > 0
 

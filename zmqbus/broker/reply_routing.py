@@ -48,7 +48,7 @@ class Expected:
         return f"<Expected {self.sender_name}: {len(self.held)} held>"
 
 
-class Awaits:
+class ReplyRouting:
     """Who awaits which answers."""
 
     def __init__(self, delivery: Delivery, store: Store, out: Outbox) -> None:
@@ -60,9 +60,8 @@ class Awaits:
         self._held = 0  # answers that are kept for them
 
     def __repr__(self) -> str:
-        return (
-            f"<Awaits: {len(self._waits)} answers awaited, {len(self._expected)} commands expected, {self._held} held>"
-        )
+        counts = f"{len(self._waits)} answers awaited, {len(self._expected)} commands expected, {self._held} held"
+        return f"<ReplyRouting: {counts}>"
 
     @property
     def expects(self) -> bool:

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zmqbus.broker.dedup import REMEMBERED_FATES
+from zmqbus.broker.dedup import REMEMBERED_OUTCOMES
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Registry
-from zmqbus.broker.reply_routing import Awaits
+from zmqbus.broker.reply_routing import ReplyRouting
 from zmqbus.broker.sessions import Session, SessionState
 from zmqbus.broker.storage.api import Box, Owed, Recovered, Refusal, SessionRow, Store
 from zmqbus.broker.takeover import Takeover
@@ -46,7 +46,7 @@ class Retention:
         self,
         registry: Registry,
         delivery: Delivery,
-        awaits: Awaits,
+        reply_routing: ReplyRouting,
         store: Store,
         out: Outbox,
         owner_lives: Callable[[str], bool],
@@ -54,7 +54,7 @@ class Retention:
     ) -> None:
         self._registry = registry
         self._delivery = delivery
-        self._awaits = awaits
+        self._reply_routing = reply_routing
         self._store = store
         self._out = out
         self._owner_lives = owner_lives
@@ -77,15 +77,15 @@ class Retention:
 
     def recover(self, now: Instant) -> None:
         """Restores the tables from the store. Call it once, before any other event."""
-        found = self._store.recover(REMEMBERED_FATES)
+        found = self._store.recover(REMEMBERED_OUTCOMES)
         boxes: dict[str, Session] = {}
         discarded: set[str] = set()
         for row in found.sessions:
             self._recover_session(now, row, boxes, discarded)
         for refusal in found.refusals:
-            self._delivery.fates.remember_refused(self._with_heir(refusal))
+            self._delivery.dedup.remember_refused(self._with_heir(refusal))
         for awaited in found.awaited:
-            self._awaits.expect(awaited, self._registry.known(awaited.waiter_id), now)
+            self._reply_routing.expect(awaited, self._registry.known(awaited.waiter_id), now)
         self._recover_mail(now, found, boxes, discarded)
         for owed in found.owed:
             self._remember_owed(owed, boxes)
@@ -146,9 +146,9 @@ class Retention:
         """Enters a stored message into the dedup window, for senders that repeat it."""
         receiver = boxes.get(owed.mailbox) or self._registry.known(owed.mailbox.partition("/")[0])
         if owed.scope in verbs.TO_MANY:
-            self._delivery.fates.remember_cast(owed.msg_id, owed.mailbox)
+            self._delivery.dedup.remember_cast(owed.msg_id, owed.mailbox)
         elif receiver is not None:
-            self._delivery.fates.remember_queued(owed.msg_id, owed.from_session, receiver)
+            self._delivery.dedup.remember_queued(owed.msg_id, owed.from_session, receiver)
 
     # --- ephemeral sessions
 
@@ -191,7 +191,7 @@ class Retention:
             del self._ephemeral[session.session_id]
 
     def _is_needed(self, session: Session) -> bool:
-        return bool(session.mailbox.awaits) or self._registry.is_represented(session)
+        return bool(session.mailbox.is_expecting) or self._registry.is_represented(session)
 
     # --- expiry
 

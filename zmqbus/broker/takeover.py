@@ -26,10 +26,10 @@ a wake is one commit. Whatever instant a broker dies at, the next one finds the 
 anew, or as it was after. What the bearer was sent before a commit that never came is sent once more, and it recognises
 the ids.
 
-*Repeated messages.* A sender that has heard nothing says its message again. What is known of it goes by its id, or by
-the mailbox that holds it, which is the bearer's from then on (`Fates.moved`), or, in the journal, by the session that
-it was for, whose id leads to the bearer. So it meets what it has become, and is not accepted a second time. What the
-dead session had taken without the sender's being told may be shown once more to the bearer: nobody is left who knows.
+*Repeated messages.* A sender that has heard nothing sends its message again. The dedup window knows it by its id, or by
+the mailbox that holds it, which is the bearer's from then on (`DedupWindow.moved`); the journal, by the session that it
+was for, whose id leads to the bearer. So it is not accepted a second time. A message that the dead session had taken,
+without its sender having been told, may be shown once more to the bearer: nobody is left who knows.
 
 *When it is looked.* Whether a process lives is a question to the system (12 µs), so it is asked where the answer
 matters: when a session comes under a name or asks for its mail, when mail would be queued for a session of a seat that
@@ -152,7 +152,7 @@ class Takeover:
     def _forget_empty(self, now: Instant, session: Session) -> bool:
         """Forgets a session that has died an hour ago and for which nothing waits."""
         mailbox = session.mailbox
-        if session.conn is not None or not session.persistent or mailbox.total or mailbox.awaits:
+        if session.conn is not None or not session.persistent or mailbox.total or mailbox.is_expecting:
             return False
         if now.steady_s - session.away_since_s < EMPTY_KEEP_S:
             return False

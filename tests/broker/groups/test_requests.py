@@ -204,12 +204,12 @@ class TestRefusals:
         bob.send("alice", b"answer", reply_to=question.msg_id)
         net.settle()
         assert alice.bodies == [b"answer"] and not helper.bodies
-        assert not net.broker.awaits._waits and not net.store._now.awaited
+        assert not net.broker.reply_routing._waits and not net.store._now.awaited
         for _ in range(1_000):
             helper._do(helper.core.await_answer(helper._new_id()))
             helper._do(helper.core.unawait(list(helper.core._awaited)))
         net.settle()
-        assert not net.broker.awaits._waits and not helper.responses
+        assert not net.broker.reply_routing._waits and not helper.responses
 
 
 class TestJournal:
