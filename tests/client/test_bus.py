@@ -545,7 +545,7 @@ def test_map_keeps_the_order_and_tells_its_progress(connect, echo, capsys):
 
     def read() -> bool:
         lines.extend(capsys.readouterr().err.splitlines())
-        return len(lines) >= 2  # the last is told by a thread of the bus
+        return len(lines) >= 2  # a thread of the bus prints the last
 
     until(read)
     assert lines[0].startswith("map over echo: 1000 of 1000 in ")
@@ -772,9 +772,7 @@ def test_a_guest_and_a_member_of_a_group_leave_as_ever(connect):
 @pytest.mark.parametrize("where", ["the word of the broker", "the first thread", "the second thread"])
 def test_an_interrupt_while_it_closes_costs_the_wait_only(connect, monkeypatch, where, forget):
     """Ctrl-C at any of the places where close() waits."""
-    monkeypatch.setattr(
-        transport_module, "LINGER_MS", 90_000
-    )  # what is said last goes out, however crowded the machine is
+    monkeypatch.setattr(transport_module, "LINGER_MS", 90_000)  # so that the last messages go out on a busy machine
     bus = connect("bob") if forget else connect(group="g")
     looker = connect()
 
@@ -916,7 +914,7 @@ def starting(*buses: Bus) -> subprocess.Popen[bytes] | None:
 
 
 def test_nobody_waits_for_a_broker_that_is_slow_to_start(connect, data_dir, starts):
-    """Whoever finds that there is none starts one, and keeps nobody else from saying what there is to say."""
+    """The thread that starts a broker does not keep others from sending."""
     alice, bob = connect("alice"), connect("bob")
     starts.hold()
     kill_broker(data_dir)

@@ -1,4 +1,4 @@
-"""The receiving half: what is taken, acknowledged and handed out again; over a played io, and a real broker."""
+"""The consumer: taking, acknowledging and repeats, with a played I/O thread and with a real broker."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PlayedTransport:
 
 
 class PlayedIoThread:
-    """Asks the consumer what it has to say, when it is told to; `later` runs at once."""
+    """Drains the consumer at each `execute`; `call_later` runs at once."""
 
     def __init__(self, consumer: Consumer, client: PlayedCore) -> None:
         self.consumer = consumer
@@ -457,7 +457,7 @@ def test_the_mailbox_outlives_the_program_and_serves_the_next_one(connect: Conne
 
 
 def test_acknowledgements_count_from_the_oldest_on(connect: Connect):
-    """The wire's are cumulative: what is done out of turn is told with what stands before it."""
+    """ACK is cumulative: a message acknowledged out of order is reported with its predecessors."""
     alice, bob = connect("alice"), connect("bob", ack="manual")
     sent = [alice.send("bob", str(number), wait=False) for number in range(2)]
     first = bob.next_message(PATIENCE_S)
@@ -556,7 +556,7 @@ class CoreTransport:
         self.core = client
 
 
-class Run:
+class Mailbox:
     """A consumer with a real core, and a mailbox that sends as the broker does. What the program takes is noted."""
 
     def __init__(self, *, manual: bool = False) -> None:
@@ -574,7 +574,7 @@ class Run:
         self.got: list[int] = []
         self.welcome()
 
-    # the io asks for what is to be said to the core
+    # the I/O thread passes the core to `drain`
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.core, name)
@@ -609,7 +609,7 @@ class Run:
         self.sent = self.acknowledged
 
     def send(self, *sizes: int) -> None:
-        """The next messages, in runs of so many."""
+        """The next messages, in batches of these sizes."""
         self.hear(*self.next_ones(*sizes))
 
     def next_ones(self, *sizes: int) -> list[verbs.Envelope]:
@@ -633,12 +633,12 @@ class Run:
 
 
 @pytest.fixture
-def run() -> Run:
-    return Run()
+def run() -> Mailbox:
+    return Mailbox()
 
 
-def hold_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The io's thread is slow: nothing is said of what is taken."""
+def hold_back(run: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The I/O thread is slow: no acknowledgement goes out."""
     monkeypatch.setattr(run.io, "execute", lambda speak=None: None)
 
 
@@ -723,7 +723,7 @@ def test_taken_back_twice_before_an_acknowledgement(run, monkeypatch):
 
 
 def test_manual_acknowledgement_within_a_batch():
-    run = Run(manual=True)
+    run = Mailbox(manual=True)
     run.send(3)
     first, second = run.consumer.next_message(0.0), run.consumer.next_message(0.0)
     assert first is not None and second is not None
@@ -753,7 +753,7 @@ RUN_STEPS = st.lists(
 
 @given(RUN_STEPS)
 def test_each_message_is_handed_out_once_and_acknowledged(steps):
-    run = Run()
+    run = Mailbox()
     for step, what in steps:
         if step == "send":
             run.send(*what)
@@ -822,7 +822,7 @@ def test_a_batch_of_broadcasts_is_taken_message_by_message(run):
 
 
 def test_two_threads_take_from_one_batch(run):
-    """Each message goes to one of them, to each in order; what is acknowledged is what both have taken."""
+    """Each message goes to one of them, in order; all messages that both have taken are acknowledged."""
     count = 3000
     run.io.execute = lambda speak=None: None
     got: list[list[int]] = [[], []]

@@ -211,7 +211,7 @@ def freed(effects: list[core.Effect]) -> list[str]:
 
 
 class TestLargeBodies:
-    """They are put down in a file, if whoever acts for the core can do that, and the broker is of the same release."""
+    """They go into a spool file, if the shell can write one, once the broker has welcomed the client."""
 
     LARGE = b"x" * (verbs.SPILL_BYTES + 1)
 
@@ -352,7 +352,7 @@ def test_a_ticket_of_an_old_lease_settles_nothing(ready):
 
 
 def test_a_ticket_of_another_core_settles_nothing(ready):
-    """A program goes on with a new core over the same connection, and numbers begin anew."""
+    """A program goes on with a new core over the same connection, and numbers begin at 1 again."""
     ready.hear(deliver(1))
     (ticket,) = ready.tickets
     ready.core.taken(ticket._replace(lease="another", msg_ids=("direct000009",)))
@@ -392,7 +392,7 @@ def test_an_answer_that_was_taken_is_awaited_no_more(ready):
     assert len(said(ready.hear(verbs.Expired()))) == 1
 
 
-# --- what is handed out (in which order: test_inbound)
+# --- messages handed out (their order: test_reorder)
 
 
 def test_the_fields_of_an_incoming_message(ready):
@@ -714,7 +714,7 @@ def test_messages_share_batches_and_are_confirmed_one_by_one(ready):
 
 
 def test_a_batch_is_repeated_message_by_message(ready):
-    """As SENDs: an earlier broker may know some of them, and then each is for whoever it was for."""
+    """Alone: an earlier broker may know some of them, with receivers of their own."""
     sends = [send(number) for number in range(3)]
     ready.note(ready.core.send_all(sends))
     ready.hear(verbs.Receipt(0, "id", "bob", 0, ("message0001",)))

@@ -26,7 +26,7 @@ PONG = core.Renamed("pong")
 
 
 class PlayedTransport:
-    """A transport whose broker is the test: what is put `in_` comes, once, and edge-triggered as ZeroMQ's is."""
+    """A transport whose broker is the test: input of `put` comes once, edge-triggered as ZeroMQ's is."""
 
     def __init__(self) -> None:
         self.core = core.ClientCore(core.Persona(verbs.Role.PROGRAM, name="auth"), "0")
@@ -89,7 +89,7 @@ class PlayedTransport:
 
 
 class Application:
-    """Notes what it is told, and by which thread."""
+    """Notes its calls, and their threads."""
 
     def __init__(self) -> None:
         self.io: IoThread
@@ -224,7 +224,7 @@ def test_the_io_thread_reports_an_end_that_another_thread_found(io, transport, a
 
 @pytest.mark.parametrize("where", ["transport", "on_effects", "on_deadline"])
 def test_a_fault_of_its_own_is_an_end_like_any_other(io, transport, application, monkeypatch, where):
-    """Whoever waits must not wait for ever because of a mistake in here."""
+    """A bug in this package must not leave threads waiting for ever."""
 
     def fail(*_: object) -> Any:
         raise ZeroDivisionError("mistake")

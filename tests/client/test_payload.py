@@ -135,7 +135,7 @@ def test_what_cannot_be_shown_is_counted():
 
 
 def test_a_lone_surrogate_is_not_called_empty() -> None:
-    """What is wrong with it is said where it is made UTF-8."""
+    """`from_text` reports that."""
     payload.check_not_empty("\ud800")
     with pytest.raises(InvalidPayload, match="text is empty"):
         payload.check_not_empty(" \u200b")

@@ -1,4 +1,4 @@
-"""The speaking half against a real broker: receipts and answers in order, and what is left when nobody waits."""
+"""The producer against a real broker: receipts and answers in order, and nothing left behind afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 def settled(producer: Producer) -> bool:
-    """Nothing is kept of what is over: here, in the core, or for the broker to be told."""
+    """Nothing is left of ended messages and requests: here, in the core, or to be sent."""
     client = producer._io._transport.core
     return not (
         producer._sent
@@ -154,7 +154,7 @@ def test_an_abandoned_answer_comes_to_the_mailbox(connect, how):
         with pytest.raises(errors.Timeout, match=f"no answer from 'bob' to {reply.msg_id} in time; .* longer timeout"):
             reply.result(PATIENCE_S)
     question = bob.next_message(PATIENCE_S)
-    alice.sessions()  # the broker knows by then: an answer that crosses that would be taken by whoever asked
+    alice.sessions()  # the broker knows by then: an answer that crosses that would be taken by the request
     bob.send(question.sender_id, "yes", reply_to=question.msg_id, wait=False)
     late = alice.next_message(PATIENCE_S)
     assert (late.text, late.reply_to) == ("yes", reply.msg_id)
@@ -277,11 +277,11 @@ def test_repr_counts(pair):
     assert repr(producer) == "<Producer: 0 sent, 0 asked, 0 waiting>"
 
 
-# --- what is put down, and in which order it goes out
+# --- messages put down, and the order in which they go out
 
 
 class PlayedIoThread:
-    """Carries nothing out until it is told to; what was transmitted is noted."""
+    """Carries effects out only in `go`; notes the transmitted envelopes."""
 
     is_current_thread = False
 

@@ -146,7 +146,7 @@ def test_messages_may_be_taken_in_any_order(order, cuts):
         assert ack == (verbs.Ack(reached, ()) if reached > acknowledged else None)
         acknowledged = reached
     assert acknowledged == 6 and client.buffer.handed == 0
-    assert not client.buffer._taken_numbers  # nothing is kept of what is settled
+    assert not client.buffer._taken_numbers  # settled numbers are not kept
 
 
 def test_a_message_taken_twice_is_acknowledged_once(client):
@@ -371,7 +371,7 @@ def test_a_spared_broadcast_is_no_gap(client):
 
 
 def test_a_spared_broadcast_is_not_seen(client):
-    """It comes as a message of its own, and whoever is told to wait for it waits."""
+    """It comes by DELIVER, and a message that must follow it waits."""
     client.sub(broadcast(11, spared=(ME,)))
     assert client.dealer(deliver(2, after=11)) == []
     assert client.dealer(deliver(1, bcast=11)) == [*casts(11), *directs(2)]
@@ -511,7 +511,7 @@ class Item:
 
 class Bus:
     """One mailbox of a broker that keeps the rules of `docs/protocol.md`, the streams between it and its consumer, and
-    an application. Nothing moves by itself; what is on the SUB may be lost at any time."""
+    an application. Nothing moves by itself; messages on the SUB may be lost at any time."""
 
     CHANNELS = ((Scope.ALL, ""), (Scope.TOPIC, "deploys"))
 
@@ -700,7 +700,7 @@ class Bus:
                 self._acknowledge()
 
     def settle_down(self) -> None:
-        """Until nothing is under way. Then the broker calls to mind what is owed, once: that has to do."""
+        """Runs until nothing is under way. Then one BEAT of the broker must repair all losses."""
         self._calm()
         self.beat()
         self._calm()
@@ -1033,7 +1033,7 @@ CAST_STEPS = st.lists(
         st.tuples(st.just("taken"), st.integers(1, 8)),
         st.tuples(st.just("beat"), st.lists(st.integers(0, 12), max_size=4)),
         st.tuples(st.just("recall"), st.lists(st.integers(0, 12), max_size=4)),
-        st.tuples(st.sampled_from(("deliver", "follow", "mend", "ack", "back", "begin")), st.none()),
+        st.tuples(st.sampled_from(("deliver", "follow", "resend", "ack", "back", "begin")), st.none()),
     ),
     max_size=40,
 )
@@ -1060,7 +1060,7 @@ def test_a_batch_of_broadcasts_acts_as_its_messages_one_by_one(steps):
             seq += 1
             one_more = deliver(seq, after=bcast + 1 if step == "follow" else 0)
             assert runner.dealer(one_more) == client.dealer(one_more)
-        elif step == "mend" and runner.asked:
+        elif step == "resend" and runner.asked:
             for number in runner.asked[-1]:
                 again = deliver(0, bcast=number)
                 assert runner.dealer(again) == client.dealer(again)

@@ -1,4 +1,4 @@
-"""A client's file for large bodies: what is in it, for how long, and what happens where there can be none."""
+"""The spool file of a client: its regions, their lifetime, and sending without one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def piece(directory: Path, spooled: Spooled) -> bytes:
 
 
 def try_put(spool: SpoolWriter, send: verbs.Send) -> Spooled | None:
-    """Writes a body; returns where the broker is told that it lies."""
+    """Writes a body; returns the SEND that names its region."""
     named = spool.put(send)
     if named is None:
         return None

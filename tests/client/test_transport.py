@@ -186,7 +186,7 @@ def test_an_answer_that_comes_with_the_loss_is_told_before_a_launch(
     assert launched == []
     monkeypatch.setattr(launch, "find_broker", lambda _: None)
     transport.pump(0)
-    assert len(launched) == 1  # whoever goes on does need one
+    assert len(launched) == 1  # the next call needs one
 
 
 def test_what_it_cannot_read_is_passed_over(transport, start_broker, launched):
@@ -273,7 +273,7 @@ def test_one_that_only_looks_starts_no_broker(settings, launched, monkeypatch):
 
 
 def test_one_that_only_looks_does_not_bring_back_a_broker_that_ends(settings, start_broker, launched, monkeypatch):
-    """Or whoever happens to look would undo `zmqbus broker --stop`."""
+    """Otherwise every look would undo `zmqbus broker --stop`."""
     transport = Transport(settings, core.ClientCore(PERSONA, "0"), starts=False)
     with contextlib.closing(transport):
         broker = start_broker()
@@ -423,7 +423,7 @@ def large(number: int) -> core.Outgoing:
 
 
 def test_large_bodies_go_by_a_file_as_long_as_there_can_be_one(transport, settings, start_broker, launched):
-    """In the order of all others; and when it is closed, nothing is left of it but what is under way."""
+    """In the order of all others; and after `close` only unconfirmed bodies are left."""
     broker = start_broker()
     transport.open()
     enter(transport, broker)
@@ -437,7 +437,7 @@ def test_large_bodies_go_by_a_file_as_long_as_there_can_be_one(transport, settin
     assert (first.piece[1], third.piece[1], second.bodies) == (0, len(LARGE), (b"small",))
     broker.say(verbs.Receipt(0, "b", "pay", 0, first.msg_ids))
     until(lambda: transport.core.unconfirmed == 2, transport, broker)
-    spool.chmod(0o755)  # whoever has a file goes on with it
+    spool.chmod(0o755)  # a writer that has a file goes on with it
     transport.perform(transport.core.send(large(4)))
     until(lambda: len(broker.heard) == 4, transport, broker)
     assert broker.heard[3].piece[1] == 0

@@ -1,4 +1,4 @@
-"""serve: handlers of every kind, what they raise, how they end, and what is offered to the broker."""
+"""`serve`: handlers of every kind, their errors and ends, and the credit offered to the broker."""
 
 from __future__ import annotations
 
@@ -460,7 +460,7 @@ def test_a_manual_message_is_acknowledged_when_its_handler_is_done(connect, serv
         assert time.monotonic() < end_s
 
 
-# --- what is offered
+# --- credit
 
 
 class PlayedReceiver:

@@ -37,7 +37,7 @@ def as_completed(futures: Iterable[_F], timeout: float | None = None) -> Iterato
     """Yields the futures as they end, each once. The standard library's function, which takes any futures, typed so
     that a type checker knows the class: of `scatter`, `Reply`s with their `target`.
 
-    `timeout`: s from the first one that is asked for; then `TimeoutError` is raised, and the others stay open.
+    `timeout`: s from the first iteration; then `TimeoutError` is raised, and the others stay open.
     """
     timeout = arguments.patience_or_none(timeout)
     return standard.as_completed(arguments.futures(futures), timeout)  # type: ignore[return-value]
@@ -179,7 +179,7 @@ class map_over(Iterator[Message]):
         what: str = "map",
     ) -> None:
         self._open: deque[Reply] = deque()
-        self._asked: deque[Any] = deque()  # the items of those, and behind them one that could not be sent
+        self._asked: deque[Any] = deque()  # the items of those, and of one behind them that could not be sent
         self._index = 0  # of the first of them
         self._progress: Progress = _None()
         self._ask = ask

@@ -9,8 +9,8 @@ sends on the spot, and handles the input that has come meanwhile. So a message g
 ZeroMQ descriptor is edge-triggered: after using a socket, read until it is empty. `Transport` knows which are not.)
 
 *Streams.* A thread that sends one message after the other, with earlier ones under way, would have each go out alone,
-for ten times the cost of sending them together. So messages of a stream are put down. They are sent by whoever is
-first: the I/O thread, which is woken for that, once it gets hold of the interpreter; the thread that puts down the last
+for ten times the cost of sending them together. So messages of a stream are put down. The first of these sends
+them: the I/O thread, which is woken for that, once it gets hold of the interpreter; the thread that puts down the last
 of `GATHER`; or a thread that waits for an outcome (`flush`). No message waits for more to come, and a single one goes
 out at once.
 

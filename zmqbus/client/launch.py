@@ -47,8 +47,8 @@ def broker_pid(settings: Settings) -> int | None:
 def find_broker(settings: Settings) -> pidfile.Served | None:
     """Returns what the files of the broker that these settings lead to say of it, None if there is none.
 
-    That is the broker on the settings' port; if nobody chose the port, the one that the data directory names: only this
-    user can write there, and whatever answers on that port must prove with its key that it is the broker.
+    That is the broker on the settings' port; if nobody chose the port, the broker that the data directory names: only
+    this user can write there, and whatever answers on that port must prove with its key that it is the broker.
     """
     served = pidfile.read(settings.paths, settings.port)
     if (served is None and settings.port_chosen) or not is_elected(settings):

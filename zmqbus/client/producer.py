@@ -10,7 +10,8 @@ an answer never waits behind messages that the program does not read: those come
 A caller puts its message down, and has the I/O thread send it: at once, or in a stream together with the next ones
 (`IoThread.send_soon`). As many go out as the client core's window allows; the rest waits here, in order, up to
 `MAX_OUTSTANDING`. A request ends in one of five ways, each of which removes it from the tables: an answer, a refusal,
-its deadline, its cancellation, the end of the bus. In the last three the broker is told that its answer is not wanted.
+its deadline, its cancellation, the end of the bus. In the last three the producer tells the broker that the answer is
+not wanted.
 """
 
 from __future__ import annotations

@@ -291,7 +291,7 @@ class Transport:
         if self.core.next_tick_s(now_s) <= 0:
             found += self.perform(self.core.handle(now_s, core.Tick()))
         # Only without input, which may be the last that was wanted: the answer to STOP arrives together with the loss,
-        # and a broker launched here would be one that nobody asked for.
+        # and nobody asked for another broker.
         if not found and (self._launching is not None or self.core.phase in _WITHOUT):
             self._look_for_broker(now_s)
         return found
