@@ -74,14 +74,14 @@ class TestInFlight:
 
 
 class TestStages:
-    @pytest.mark.parametrize(("before", "after"), itertools.product(Stage, Stage), ids=lambda stage: stage.value)
+    @pytest.mark.parametrize(("before", "after"), itertools.product(Stage, Stage), ids=lambda stage: stage.name.lower())
     def test_only_the_transitions_of_the_table_are_made(self, before, after):
         piece = in_flight(1, stage=before)
         if after in NEXT_STAGES[before]:
             piece.enter(after)
             assert piece.stage is after
         else:
-            with pytest.raises(AssertionError, match=f"cannot become {after.value}"):
+            with pytest.raises(AssertionError, match=f"cannot become {after.name.lower()}"):
                 piece.enter(after)
 
     def test_what_a_stage_says(self):

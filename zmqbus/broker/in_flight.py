@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from enum import Enum
+from enum import IntEnum
 
 from zmqbus.broker.storage.api import FIELDS_BYTES, Entry
 from zmqbus.wire.verbs import Header, Pointer
@@ -114,14 +114,14 @@ class Batch:
         return Entry(self.header, self.msg_ids[at], self.accepted_s, size_bytes, self.pointers[at], body, self.repeated)
 
 
-class Stage(Enum):
-    """Where messages in a mailbox are kept, and what their sender has been told."""
+class Stage(IntEnum):
+    """Where messages in a mailbox are kept, and what their sender has been told. (An integer hashes without a call.)"""
 
-    UNSTORED = "unstored"  #: in memory and the journal only; the sender would repeat them to the next broker
-    STORED = "stored"  #: in the store too; the sender has been told nothing
-    DUE = "due"  #: the sender hears `queued` after the next commit of the store
-    TOLD = "told"  #: the sender has been told `queued`
-    DONE = "done"  #: acknowledged, refused or given up
+    UNSTORED = 0  #: in memory and the journal only; the sender would repeat them to the next broker
+    STORED = 1  #: in the store too; the sender has been told nothing
+    DUE = 2  #: the sender hears `queued` after the next commit of the store
+    TOLD = 3  #: the sender has been told `queued`
+    DONE = 4  #: acknowledged, refused or given up
 
 
 #: Which stages may follow. STORED to TOLD: the sender was told of the place that they had before.
@@ -165,7 +165,7 @@ class InFlight:
 
     def __repr__(self) -> str:
         way = f"published as {self.bcast}" if self.bcast else "by DEALER"
-        return f"<InFlight of {self.count} from {self.seq} {way}, {self.stage.value}>"
+        return f"<InFlight of {self.count} from {self.seq} {way}, {self.stage.name.lower()}>"
 
     @property
     def stored(self) -> bool:
@@ -200,7 +200,7 @@ class InFlight:
 
     def enter(self, stage: Stage) -> None:
         """Enters a stage, which must be one that may follow."""
-        assert stage in NEXT_STAGES[self.stage], f"{self!r} cannot become {stage.value}"
+        assert stage in NEXT_STAGES[self.stage], f"{self!r} cannot become {stage.name.lower()}"
         self.stage = stage
 
     def take(self, count: int) -> InFlight:
