@@ -290,7 +290,5 @@ def _apart(batch: _B) -> Iterator[_B]:
         alone = batch._replace(msg_ids=(msg_id,), bodies=(body,))
         if isinstance(alone, Deliver):
             yield alone._replace(seq=alone.seq + place)
-        else:
-            number = alone.bcast + place
-            # guards: reordering [number - 1 if place else =>]
-            yield alone._replace(bcast=number, prev=number - 1 if place else alone.prev)
+        else:  # `prev` stays: behind the first it is below the last number on the channel, and so shows no gap
+            yield alone._replace(bcast=alone.bcast + place)
