@@ -446,5 +446,5 @@ def test_mailboxes_share_a_batch_and_split_it_each_for_itself(store):
 
 def test_repr(box):
     piece = put(box, message(1), NOW_S, bcast=3)
-    assert repr(box) == "<Mailbox key open: 1 under way, 0 behind>"
+    assert repr(box) == "<Mailbox key open: 1 in flight, 0 behind>"
     assert repr(piece) == "<InFlight of 1 from 1 published as 3, unstored>"

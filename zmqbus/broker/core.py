@@ -1,39 +1,39 @@
-"""What the broker decides. No sockets, no clock, no files, no randomness: `handle(now, event)` returns effects.
+"""The broker's decisions, without sockets, clock, files or randomness: `handle(now, event)` returns effects.
 
 Theory of operation
 ===================
 
-A connection is a small machine (`ConnectionState`), and `verbs.TABLE` lists the roles that may send each verb. A pair
-that is not in the table is an error of the peer, answered as such; nothing is dropped in silence, and nothing that one
-peer says can cost another anything. An unregistered one may only say HELLO: to all else the answer is EXPIRED, upon
-which a well-behaved client says HELLO and sends again what nobody has confirmed.
+A connection is a small state machine (`ConnectionState`), and `verbs.TABLE` lists the roles that may send each verb.
+A verb that the role may not send is answered as an error of the peer; nothing is dropped silently, and no envelope of
+one peer can harm another. An unregistered connection may only send HELLO: any other verb is answered by EXPIRED, upon
+which a correct client sends HELLO and repeats its unconfirmed messages.
 
-Connections and requests for information are decided here; what nobody asks for, in `retention`. A message goes through
-four steps:
+This module handles connections and requests for information; `retention` does what no client asks for. A message goes
+through four steps:
 
-1. *pending* (`admission`): checked, its receivers found. The effect is `Append`; nobody has been told anything.
-2. *journaled*: the shell has written the wake's records in one write and reports so (`Journaled`). The message has a
-   place in the log, is numbered in each receiver's mailbox, and goes out to those who have credit (`delivery`).
-3. *outcome told*: the receiver's application has acknowledged it (the sender hears `delivered`), or the store has
-   committed it (`Committed`; the sender hears `queued`): at once where the receiver is away, after a second where it
-   does not answer.
-4. *gone*: acknowledged, and out of mailbox and store.
+1. *pending* (`admission`): checked, its receivers found. The effect is `Append`; nobody has been sent anything yet.
+2. *journaled*: the shell has written the wake's records in one write and reports it (`Journaled`). The message has a
+   place in the journal and a number in each receiver's mailbox, and is sent to the receivers with credit (`delivery`).
+3. *outcome sent*: the receiver's application has acknowledged it (the sender gets `delivered`), or the store has
+   committed it (`Committed`; the sender gets `queued`): at once if the receiver is away, after a second if it does not
+   acknowledge.
+4. *done*: acknowledged, and removed from mailbox and store.
 
-Messages that were sent together take these steps together, as a batch (`in_flight.Batch`), as far as they fare alike; a
-single message is a batch of one.
+Messages that were sent together take these steps together, as a batch (`in_flight.Batch`), as long as they have the
+same outcome; a single message is a batch of one.
 
-If the journal cannot be written, step 2 does not happen (`JournalFailed`): the senders are refused, and the mailboxes
-are as they were. If the store cannot commit, the messages of this wake that it should have kept are taken back, and
-refused (`CommitFailed`). A sender repeats a message whose outcome it has not been told; outcomes are remembered
-(`dedup`), so that it may. `fetch` is the one way round: a command that takes messages in its listener's place. Beside
-all of it stands `requests`: work that is asked of a group and answered by one of its workers. It is no mail, and need
-not be safe before it is passed on (`may_speak_first`).
+If the journal cannot be written, step 2 does not happen (`JournalFailed`): the messages are refused, and the mailboxes
+are unchanged. If the store cannot commit, the messages of this wake that it should have kept are removed again and
+refused (`CommitFailed`). A sender repeats messages without an outcome; the dedup window (`dedup`) makes that harmless.
+`fetch` is the one detour: a command that reads messages in place of the listener. Apart from all this, `requests`
+handles work that is sent to a group and answered by one of its workers. It is no mail, and need not be safe before it
+is passed on (`may_speak_first`).
 
-A broker may die at any instant. What a sender or receiver was told holds at the next broker (`recover`): sessions and
-their mail come out of the store. What they were not told, they send again. Between those two there is nothing.
+A broker may die at any instant. All that it has confirmed holds at the next broker (`recover`), which restores sessions
+and their mail from the store. Clients repeat all that was not confirmed. There is no third case.
 
-Time is handed in as an `Instant`: the monotonic clock for every interval, the steady one for ages, the wall clock only
-for what people read.
+Time is an argument, an `Instant`: its monotonic clock serves intervals, its steady clock ages, and its wall clock only
+timestamps for people.
 """
 
 from __future__ import annotations
@@ -86,40 +86,40 @@ from zmqbus.security.digest import sha256
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.verbs import Pointer
 
-#: The state `busy` in a list: has not taken its messages for so long.
+#: A session that has not acknowledged its messages for this long is listed as `busy`.
 BUSY_STATE_S = 5.0
-#: A connection that says nothing for so long is silent: clients ping every 4 s, so three pings are missing by then.
-#: Silence is not death. A process that holds its interpreter, or that was stopped, says nothing either. So a silent
-#: connection is listed as busy and given no more work, and it ends only if its process has ended or its TCP connection
-#: is gone. The promise is that a dead listener is off the list within 15 s.
+#: A connection that has sent nothing for this long is silent: clients ping every 4 s, so three pings are missing.
+#: Silence is not death: a process that is stopped, or busy without releasing its interpreter, sends nothing either. A
+#: silent connection is listed as busy and given no more work, and it ends only if its process has ended or its TCP
+#: connection is gone. The promise is that a dead listener is off the list within 15 s.
 SILENCE_S = 12.0
-#: How often silent connections are looked for.
+#: Pause between two checks for silent connections.
 SILENCE_LOOK_S = 0.5
-#: The longest pause between two probes of a silent connection; the first ones double. What is sent to a stopped process
-#: stays in its buffers, which hold some thousands of these.
+#: The longest pause between two probes of a silent connection; the pauses double up to it. Probes of a stopped process
+#: stay in its buffers, which hold some thousands of them.
 MAX_PROBE_PAUSE_S = 600.0
-#: Notices that the status repeats; broker.log has them all.
+#: Notices that the status includes, the first ones; broker.log has them all.
 MAX_NOTICES = 20
-#: Lists that one connection may ask for at once, and each second after that. A list is the largest answer to the
-#: smallest question, and who asks without reading would have them pile up.
+#: Lists that one connection may ask for at once, and per second after that. A list is the largest answer to the
+#: smallest question, and answers to a client that does not read would pile up.
 LISTS_AT_ONCE = 50
 LISTS_A_SECOND = 10
-#: Bytes of such answers (lists, figures), likewise: all that 10,000 sessions have to be listed for.
+#: Bytes of lists and figures for one connection at once, and per second after that: enough to list 10,000 sessions.
 ANSWERS_AT_ONCE_BYTES = 4 * 1024 * 1024
 ANSWERS_A_SECOND_BYTES = 1024 * 1024
-#: A page of a list ends here, or at `LIST_PAGE`: the paths of two hundred sessions may be 1.6 MB.
+#: Size at which a page of a list ends, if not at `LIST_PAGE` rows: the paths of two hundred sessions may be 1.6 MB.
 PAGE_BYTES = 64 * 1024
-#: What the figures come to, and a row of a list beside its strings.
+#: Bytes counted for an answer with figures, and for a row of a list besides its strings.
 HEALTH_BYTES = 2_000
 ROW_BYTES = 80
-#: While messages are under way the core wants to hear of the time so often: a tenth of the second that receivers have.
+#: Pause between two `Tick`s while messages are in flight: a tenth of the second that receivers have to acknowledge.
 BUSY_TICK_S = 0.1
-#: And otherwise, as long as anybody is connected: silence is measured in seconds.
+#: Pause otherwise, as long as anybody is connected: silence is measured in seconds.
 QUIET_TICK_S = 2.0
 
 
 def _is_busy(now: Instant, session: Session) -> bool:
-    """Whether a connected session has not taken its messages for a while, or has said nothing."""
+    """Whether a connected session is silent, or has not acknowledged a message for `BUSY_STATE_S`."""
     if session.conn is not None and session.conn.silent:
         return True
     oldest_s = session.mailbox.oldest_s()
@@ -127,7 +127,7 @@ def _is_busy(now: Instant, session: Session) -> bool:
 
 
 class BrokerCore:
-    """The broker without its sockets. Not thread-safe; `handle` is the only way in."""
+    """The broker without its sockets: `handle` takes all its input. Not thread-safe."""
 
     def __init__(
         self,
@@ -142,9 +142,12 @@ class BrokerCore:
         last_id: str = "",
         read_spooled: Callable[[bytes, Spooled], bytes] = no_spools,
     ) -> None:
-        """`sent_before` looks a message id up in the journal, whose last one is `last_id`. `read_spooled` reads what a
-        sender has put down (SPOOLED), or raises why it cannot.
-        `owner_lives` tells whether the owner that a HELLO named still runs."""
+        """Creates a core that knows nothing yet; call `recover` first.
+
+        `last_id` is the last message id in the journal, and `sent_before` looks an id up there. `read_spooled` reads
+        the file of a SPOOLED message, or raises the reason why it cannot. `owner_lives` tells whether the owner named
+        in a HELLO still runs.
+        """
         self.epoch = epoch
         self.release = release
         self.pub_port = pub_port
@@ -152,10 +155,10 @@ class BrokerCore:
         self._store = store
         self._new_token = new_token
         self._out = Outbox()
-        self.shell_figures: Callable[[], tuple[tuple[str, int], ...]] = tuple  #: what the shell counts
-        #: In this wake: route and ref of the request, session, name before and after.
+        self.shell_figures: Callable[[], tuple[tuple[str, int], ...]] = tuple  #: figures of the shell
+        #: Renames of this wake: route and ref of the request, session, old and new name.
         self._renaming: list[tuple[bytes, str, Session, str, str]] = []
-        self.notices: list[str] = []  #: what was found damaged or set aside, the first of it
+        self.notices: list[str] = []  #: damaged or quarantined data, the first `MAX_NOTICES`
         self.delivery = Delivery(self._out, epoch, store, self.registry.lingering)
         self.reply_routing = ReplyRouting(self.delivery, store, self._out)
         self.takeover = Takeover(self.registry, self.delivery, self._out, owner_lives, sent_before)
@@ -206,10 +209,10 @@ class BrokerCore:
     def __repr__(self) -> str:
         return f"<BrokerCore {self.registry!r}, {self.delivery.unsettled} unsettled, broadcast {self.delivery.bcast}>"
 
-    # --- the one way in
+    # --- events
 
     def handle(self, now: Instant, event: Event) -> list[Effect]:
-        """What is to be done about an event, in order. Raises nothing for anything that a peer can do."""
+        """Returns the effects of an event, in order. No behaviour of a peer makes it raise."""
         if self._started is None:
             self._started = now
         match event:
@@ -254,18 +257,18 @@ class BrokerCore:
         self.requests.journaled(now, pointers)
 
     def notice(self, text: str) -> None:
-        """Something was found damaged, or set aside: whoever asks for the status hears of it."""
+        """Adds a notice of damaged or quarantined data to the status."""
         if len(self.notices) < MAX_NOTICES:
             self.notices.append(text)
 
     def recover(self, now: Instant) -> list[Effect]:
-        """Takes up what an earlier broker has left; to be called once, before anything else."""
+        """Restores the state that an earlier broker left. Call it once, before any event."""
         self.retention.recover(now)
         self.requests.recover(now, self.registry.sessions.values())
         return self._out.take()
 
     def next_tick_s(self) -> float | None:
-        """How long the shell may sleep before the next `Tick`, in seconds; None: until something comes."""
+        """Returns how long the shell may sleep before the next `Tick`, in seconds; None: until there is input."""
         if (
             self.delivery.waits
             or self.delivery.waits_for_commit
@@ -279,8 +282,10 @@ class BrokerCore:
 
     @property
     def may_speak_first(self) -> bool:
-        """Whether what there is to say may be said before the wake's records are written: none of it depends on them,
-        nor on the store."""
+        """Whether the effects of this wake may be sent before its records are written.
+
+        True if none of them depends on the records or on the store.
+        """
         return not (
             self.admission.waits_for_journal
             or self.requests.waits_for_journal
@@ -290,22 +295,22 @@ class BrokerCore:
 
     @property
     def idle(self) -> bool:
-        """Nobody is connected, and nothing would be lost or left undone if the broker ended now."""
+        """Whether nobody is connected, and nothing would be lost or left undone if the broker ended now."""
         if self.registry.connections:
             return False
         return not self.delivery.unsettled and not self._store.pending and self.requests.idle
 
     def oldest_segment(self) -> int | None:
-        """The oldest segment of the journal that anybody still has to read; asked when one is to be deleted."""
+        """Returns the oldest segment of the journal that is still needed, None if none is, before one is deleted."""
         parts = (self.delivery, self._store, self.requests)  # guards: requests [, self.requests =>]
         return min((number for part in parts if (number := part.oldest_segment()) is not None), default=None)
 
     def oldest_under_way(self) -> int | None:
-        """The oldest segment that anybody may read without the store's knowing."""
+        """Returns the oldest segment of the journal needed by messages or requests that are not in the store."""
         found = (self.delivery.oldest_segment(), self.requests.oldest_segment())
         return min((number for number in found if number is not None), default=None)
 
-    # --- connections: who may say what
+    # --- connections and permissions
 
     def _receive(self, now: Instant, route: bytes, envelopes: list[verbs.Envelope]) -> None:
         connection = self.registry.connections.get(route)
@@ -334,15 +339,15 @@ class BrokerCore:
             except ZmqbusError as error:
                 self._out.refuse_all(route, verbs.refs_of(envelope.__class__, envelope), error)
                 if envelope.__class__ is verbs.Hello:
-                    return  # what came with a refused HELLO has nobody to speak for it
+                    return  # after a refused HELLO the other envelopes have no session
             connection = self.registry.connections.get(route)
 
     def _tell(self, session: Session, envelope: verbs.Envelope, *, last: bool = False, name: str | None = None) -> None:
-        """Says something to a session outside its mailbox: on its own name's channel once that is in force. (`name`:
-        where it has another one by now.)
+        """Sends an envelope to a session outside its mailbox, on the channel of its name once that is in force.
 
-        The last word goes both ways. A channel may be lost (the session has just been renamed), and a listener that
-        missed it would hear EXPIRED at its next ping, and come back.
+        `name` is its former name, if it has just been renamed. The `last` envelope goes over the ROUTER as well: the
+        channel may be lost just after a renaming, and a listener that missed it would get EXPIRED at its next ping, and
+        reconnect.
         """
         if session.conn is None:
             return
@@ -370,7 +375,7 @@ class BrokerCore:
                 naming.check_name(name, what)
         label = naming.check_label(hello.label) or None if hello.label else None
         if not self.registry.connections:
-            self.takeover.settle_all(now)  # the clock of one that nobody is connected to stands still
+            self.takeover.settle_all(now)  # a broker without connections gets no `Tick`
         name = naming.check_name(hello.name) if hello.name else ""
         session: Session | None = None
         if state is ConnectionState.GUEST:
@@ -381,8 +386,8 @@ class BrokerCore:
             self._part(now, who, left=True)  # what it awaits comes again with this HELLO
         before = self.registry.by_lease(hello.lease) if hello.lease else None
         if before is not None:
-            # The same client over a new connection. That the old one is dead may not show for seconds, and what it had
-            # in hand, awaited or read would stay with it for so long.
+            # The same client over a new connection. The end of the old one may go unnoticed for seconds, which would
+            # keep the messages in flight to it, its awaited answers and the mailbox it reads.
             self._part(now, before)
         if hello.lease:
             self.requests.caller_returned(hello.lease)
@@ -395,13 +400,13 @@ class BrokerCore:
         connection.program = hello.role == verbs.Role.PROGRAM
         if state is ConnectionState.GUEST:
             connection.guest = name
-            # The same for whoever has the token, so that a guest may repeat itself over a new connection; and
-            # receivers, who see the id, cannot tell the token from it.
-            # It has the form of a session id, which no name has: who answers it cannot mean anybody else.
+            # Derived from the token, so that a guest may repeat its messages over a new connection; receivers, who see
+            # the id, cannot derive the token from it.
+            # It has the form of a session id, which no name has: an answer to it cannot reach another session.
             connection.guest_id = verbs.session_id_of(sha256((hello.token or "").encode()).digest()[:16])
         if session is not None and (state is ConnectionState.MEMBER or not session.name):
             session.label = label
-            # Many sessions of one place: the string once, not once for each.
+            # Many sessions share these strings: keep one copy.
             session.cwd, session.project = sys.intern(hello.cwd), sys.intern(hello.project)
         if state is ConnectionState.MEMBER:
             assert session is not None
@@ -415,8 +420,8 @@ class BrokerCore:
             self.registry.keep(session)  # guards: recovery [self.registry.keep => self.registry._file]
             self.takeover.settle(now, session)
         elif session is not None and not session.name:
-            # A helper is here before its listener has found the new broker: the session is away, under its name. (It
-            # has not come itself: whoever has, and is away, comes before it.)
+            # A helper has connected before its listener has found the new broker: the session is away, under its name.
+            # (It has not connected itself: a session that has, and is away, bears the seat before it.)
             session.name, session.away_since_s = name, now.steady_s
             session.owner, session.persistent = hello.owner, hello.named
             self.registry.keep(session)
@@ -442,12 +447,12 @@ class BrokerCore:
             assert session is not None
             connection.mailbox = session.mailbox
             if self.delivery.consumer(session.mailbox) is None:
-                # Else a command reads it, and hands it over when it has ended.
+                # Otherwise a command reads the mailbox, and returns it when it ends.
                 self.delivery.attach(now, session.mailbox, connection)
             self.requests.reconnected(now, session, is_program=connection.program)
 
     def _claim(self, hello: verbs.Hello, name: str, state: ConnectionState) -> Session:
-        """The session that a HELLO speaks for, entered if it is new; only the token's holder may."""
+        """Returns the session that a HELLO acts for, after a check of its token; enters it if it is new."""
         if not hello.session_id or not hello.token or not name:
             raise ProtocolError("HELLO for a session needs its id, its token and its name")
         if not naming.is_session_id(hello.session_id):  # guards: sessions [off]
@@ -462,7 +467,7 @@ class BrokerCore:
 
     def _check_token(self, session: Session, token: str) -> None:
         # guards: sessions [sha256(token.encode()).hexdigest() => session.token_digest]
-        # These are digests, so the time that their comparison takes tells nothing of the token.
+        # These are digests, so the time of their comparison reveals nothing of the token.
         if session.token_digest != sha256(token.encode()).hexdigest():
             raise Unauthorized(f"the token is not that of session {session.session_id:.40}; connect the session anew")
 
@@ -478,7 +483,7 @@ class BrokerCore:
             raise NameTaken(f"the name '{name}' is taken by another session; choose another one")
 
     def _displace(self, now: Instant, session: Session, by_pid: int) -> None:
-        """A newer process claims the session: the one before is told to close, and has no lease any more."""
+        """Closes the connection of the session's earlier process, since a newer one has claimed the session."""
         assert session.conn is not None
         self._tell(session, verbs.Displaced(by_pid), last=True)
         self._part(now, session.conn)
@@ -487,13 +492,13 @@ class BrokerCore:
         self._part(now, who, left=True, gone=True)
 
     def _part(self, now: Instant, connection: Connection, *, left: bool = False, gone: bool = False) -> None:
-        """Ends a connection. `left`: in good order; else it may be back in a moment. `gone`: and not replaced already.
+        """Ends a connection. `left`: in good order; otherwise it may reconnect. `gone`: no other one has replaced it.
 
-        In this order: first the session is away, so that nothing below delivers to the connection again. A command that
-        reads an inbox gives it back, while it is still its consumer. What it awaits is expected before its mailbox is
-        closed, so that answers in it are held. Then the mailbox is closed, and answers in one of its own move to the
-        session. Only then is the mailbox free for a command that waits to read it, and the session may be given up. Its
-        requests come last: a worker may be a session that was given up.
+        The order matters. First the session becomes away, so that nothing below delivers to the connection again. A
+        command that reads an inbox returns it while it is still the consumer. The awaited answers become expected
+        before the command's mailbox is closed, so that answers in it are held. Then the mailbox is closed, and answers
+        in a mailbox of the command's own move to the session. Only then may a command that waits read the session's
+        mailbox, and the session may be discarded. Its requests come last: a worker may be a discarded session.
         """
         self.registry.drop(connection)
         session = connection.session
@@ -501,7 +506,7 @@ class BrokerCore:
         if session is not None and own:
             session.part(now.steady_s)
             if gone:  # guards: failover [off]
-                session.groups = NO_NAMES  # it works for none of them any more, and no later broker waits for it
+                session.groups = NO_NAMES  # it works for no group any more, and no later broker waits for it
             self.registry.release_name(session)
             self.registry.keep(session)
         self.fetches.end(now, connection)
@@ -533,7 +538,7 @@ class BrokerCore:
             self.registry.resubscribed(lease)
 
     def _unmarked(self, now: Instant, lease: str) -> None:
-        """The one sign of a dead peer that libzmq gives at once; silence is found by `_tick`."""
+        """Ends a connection whose SUB is gone: the only sign of a dead peer that libzmq gives at once."""
         connection = self.registry.by_lease(lease)
         if connection is not None:
             self._out.reply(connection.route, verbs.Expired())
@@ -576,7 +581,7 @@ class BrokerCore:
         self._out.reply(who.route, verbs.Sessions(wanted.ref, rows, more))
 
     def _count_bulky(self, now: Instant, who: Connection) -> None:
-        """Raises `RateLimited` for a connection that has asked for so much that it cannot have read it all."""
+        """Raises `RateLimited` if a connection has asked for more lists and figures than it can have read."""
         passed_s = now.mono_s - who.requested_s
         who.requested_s = now.mono_s
         who.requests = max(0.0, who.requests - passed_s * LISTS_A_SECOND)
@@ -618,8 +623,10 @@ class BrokerCore:
         self._renaming.append((who.route, rename.ref, session, old, name))
 
     def _renames_kept(self, now: Instant, reason: str | None) -> None:
-        """The new names are in the store, and are told now; or (with `reason`) they are not, and nobody has a new one:
-        a name that the next broker does not know would be another session's mail."""
+        """Announces the new names that are now in the store; with `reason`, takes them back, since the commit failed.
+
+        Mail for a name that the next broker does not know could go to another session.
+        """
         renaming, self._renaming = self._renaming, []
         if reason is None:
             for route, ref, session, old, name in renaming:
@@ -627,8 +634,9 @@ class BrokerCore:
                 self.takeover.settle(now, session)  # guards: takeover
                 self._out.reply(route, verbs.Done(ref, old))
             return
-        for route, ref, session, old, _ in reversed(renaming):  # for one that was renamed twice
-            with suppress(NameTaken):  # by somebody who has just come: then it stays as it is until the disk has room
+        for route, ref, session, old, _ in reversed(renaming):  # reversed for a session that was renamed twice
+            # If a session that has just connected has the old name, this one keeps the new until the disk has room.
+            with suppress(NameTaken):
                 self._check_free(session, old)
                 self.registry.take_name(session, old)
                 self.registry.keep(session)
@@ -648,7 +656,7 @@ class BrokerCore:
         self._out.reply(who.route, verbs.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
 
     def _forget(self, now: Instant, who: Connection | bytes, forget: verbs.Forget) -> None:
-        # Of whoever has the token: the loss of a mark may be seen before the last word of the one that it was of.
+        # Accepted from any holder of the token: the loss of its mark may be noticed before a client's last message.
         session = self.registry.sessions.get(forget.session_id)
         unread = 0
         if session is not None:
@@ -733,9 +741,11 @@ class BrokerCore:
         self.retention.tick(now)
 
     def _look_after_silent(self, now: Instant, connection: Connection) -> None:
-        """Ends a silent connection whose process has ended, though another process may hold its sockets (a child that
-        was forked), and one that keeps an inbox from its session. Others are probed: if the connection is gone, the
-        shell finds the route unreachable."""
+        """Ends or probes a silent connection.
+
+        It ends if its process has ended, though a forked child may hold its sockets, and if it keeps an inbox from its
+        session. Otherwise it is probed: if it is gone, the shell finds the route unreachable.
+        """
         ended = not self._owner_lives(connection.owner)
         # guards: dead peers [on]
         # guards: dead peers: others may hold the sockets of a dead process [ended or =>]

@@ -1,14 +1,14 @@
-"""The dedup window: the outcomes that senders were told, to be told again if they repeat a message.
+"""The dedup window: the outcomes that senders received, to be sent again if they repeat a message.
 
-When the sender of a message has been told its outcome, only that is kept. A sender that the answer did not reach
-repeats the message, and hears the answer again: the message is not accepted a second time. So the window bounds how
+When the sender of a message has been sent its outcome, only that is kept. A sender that the answer did not reach
+repeats the message, and gets the answer again: the message is not accepted a second time. So the window bounds how
 late a sender may repeat itself. The last `REMEMBERED_OUTCOMES` are kept; a sender repeats messages without an outcome
 as soon as it is connected again, and nothing older.
 
 An earlier broker's outcomes count as well. The store knows those that matter: messages that wait in mailboxes (their
-senders may have heard `queued`), and refusals. A broadcast that waits in some mailboxes may have been delivered to
-others, and its sender may have heard nothing: that is no outcome, but which mailboxes hold it, and which have no room
-for it, is known, and a repeat leaves those out (`earlier_cast`).
+senders may have a receipt `queued`), and refusals. A broadcast that waits in some mailboxes may have been delivered to
+others, and its sender may have no receipt: that is no outcome. But the mailboxes that hold it, and those without room
+for it, are known, and a repeat leaves them out (`earlier_cast`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ REMEMBERED_OUTCOMES = 20_000
 
 
 class Outcome(NamedTuple):
-    """The answer that the sender of a message was told. Messages that were answered together share one: a receipt's ids
-    are filled in when it is repeated.
+    """The answer to a message, and its sender. Messages that were answered together share one: a receipt's ids are
+    filled in when it is repeated.
 
-    A refusal is an outcome, too: a refused message may not be accepted when it is repeated, behind later ones.
+    A refusal is an outcome, too: a refused message must not be accepted when it is repeated, behind later ones.
     """
 
     sender_id: str
@@ -51,9 +51,9 @@ class DedupWindow:
         self._store = store
         # Not a dict: it would look for its oldest key past all those that were deleted before.
         self._settled: OrderedDict[str, Outcome] = OrderedDict()
-        self._earlier: dict[str, Outcome] = {}  # those that an earlier broker has left; their number is bounded by it
-        self._earlier_casts: dict[str, set[str]] = {}  # broadcasts that it left → the mailboxes that hold them
-        self._earlier_full: dict[str, set[str]] = {}  # likewise → the mailboxes that had no room for them
+        self._earlier: dict[str, Outcome] = {}  # left by an earlier broker, which bounds their number
+        self._earlier_casts: dict[str, set[str]] = {}  # broadcast of an earlier broker → mailboxes that hold it
+        self._earlier_full: dict[str, set[str]] = {}  # broadcast of an earlier broker → mailboxes without room for it
         self._moved: dict[str, str] = {}  # mailbox that was merged into another → that one
 
     def __repr__(self) -> str:
@@ -62,18 +62,20 @@ class DedupWindow:
     # --- looking up
 
     def find(self, msg_id: str) -> Outcome | None:
-        """Returns the outcome of a message; None if it has none yet, or is long past."""
+        """Returns the outcome of a message; None if it has none yet, or has left the window."""
         return self._settled.get(msg_id) or self._earlier.get(msg_id)  # guards: dedup [or self._earlier.get(msg_id) =>]
 
     def none_of(self, msg_ids: Collection[str]) -> bool:
-        """Whether nothing at all is known of any of these messages."""
+        """Whether the window knows nothing of any of these messages."""
         # guards: dedup [, self._earlier_casts, self._earlier_full =>]
         known = (self._settled, self._earlier, self._earlier_casts, self._earlier_full)
         return all(one.keys().isdisjoint(msg_ids) for one in known)
 
     def earlier_cast(self, msg_id: str) -> tuple[Collection[str], Collection[str]]:
-        """Returns the mailboxes that held this broadcast when this broker started, and those that had no room for it.
-        Once: after that it is a message like any other."""
+        """Returns the mailboxes that held this broadcast when this broker started, and those without room for it.
+
+        Only once: after that it is a message like any other.
+        """
         holders: Collection[str]
         full: Collection[str]
         # guards: dedup [self._earlier_casts.pop => self._earlier_casts.get]
@@ -126,8 +128,10 @@ class DedupWindow:
         self._earlier[msg_id] = Outcome(sender_id, receipt)
 
     def remember_cast(self, msg_id: str, mailbox: str) -> None:
-        """Enters a broadcast that was already in this mailbox when this broker started. Its outcome elsewhere is not
-        known."""
+        """Enters a broadcast that was already in this mailbox when this broker started.
+
+        Its outcome elsewhere is unknown.
+        """
         self._earlier_casts.setdefault(msg_id, set()).add(mailbox)
 
     def remember_refused(self, refusal: Refusal) -> None:

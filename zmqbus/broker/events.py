@@ -1,7 +1,7 @@
-"""What can happen to the broker, and what it can do: the words between the core and its shell.
+"""Events and effects: the interface between the broker's core and its shell.
 
-Everything the core learns is one of the events, time included; everything it wants done is one of the effects, in the
-order in which it has to become visible.
+All input of the core, time included, is an event; all its output is an effect, in the order in which it has to become
+visible.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from zmqbus.wire.verbs import Pointer
 
 
 class Instant(NamedTuple):
-    """Now."""
+    """The current time, by three clocks."""
 
-    mono_s: float  #: for every interval within one run
-    wall_s: float  #: for what people read; jumps when the clock is set
-    steady_s: float  #: the wall clock of the broker's start, plus what has passed since, sleep included: for ages
+    mono_s: float  #: monotonic: for intervals within one run
+    wall_s: float  #: wall clock: for timestamps that people read; jumps when the clock is set
+    steady_s: float  #: wall clock at the broker's start plus the time since, sleep included: for ages
 
 
 # --- events -----------------------------------------------------------------------------------------------------
 
 
 class Received(NamedTuple):
-    """One message from a connection."""
+    """The envelopes of one message from a connection."""
 
     route: bytes
     envelopes: list[verbs.Envelope]
@@ -43,41 +43,41 @@ class Malformed(NamedTuple):
 
 
 class Unreachable(NamedTuple):
-    """The ROUTER knows no such route, or the peer behind it does not read."""
+    """The ROUTER has no connection of this route, or its peer does not read."""
 
     route: bytes
 
 
 class Marked(NamedTuple):
-    """A client's subscriptions are in force."""
+    """A client's presence subscription has arrived: all its subscriptions are in force."""
 
     lease: str
 
 
 class Unmarked(NamedTuple):
-    """A client's SUB connection has gone."""
+    """A client's presence subscription is gone, and so is its SUB connection."""
 
     lease: str
 
 
 class Journaled(NamedTuple):
-    """What was staged has been written; a pointer for each record, in order."""
+    """The appended records have been written; a pointer for each, in order."""
 
     pointers: Sequence[Pointer]
 
 
 class JournalFailed(NamedTuple):
-    """What was staged has not been written."""
+    """The appended records could not be written."""
 
     reason: str
 
 
 class Committed(NamedTuple):
-    """What the store was told so far is safe."""
+    """All changes of the store so far are committed."""
 
 
 class CommitFailed(NamedTuple):
-    """It is not; the store keeps it and tries again with the next commit."""
+    """The changes could not be committed; the store keeps them and tries again with the next commit."""
 
     reason: str
 
@@ -94,40 +94,40 @@ Event: TypeAlias = (
 
 
 class Reply(NamedTuple):
-    """Send over the ROUTER."""
+    """Send an envelope to one connection, over the ROUTER."""
 
     route: bytes
     envelope: verbs.Envelope
 
 
 class Publish(NamedTuple):
-    """Send over the PUB."""
+    """Send an envelope to a channel, over the PUB."""
 
     channel: bytes
     envelope: verbs.Envelope
 
 
 class Append(NamedTuple):
-    """Write to the journal before anything that follows becomes visible."""
+    """Write records to the journal before any later effect becomes visible."""
 
     record: Record | Records | SplicedLine
 
 
 class Note(NamedTuple):
-    """A line for broker.log."""
+    """Write a line to broker.log."""
 
     text: str
 
 
 class Halt(NamedTuple):
-    """The broker is asked to end."""
+    """End the broker."""
 
 
 Effect: TypeAlias = Reply | Publish | Append | Note | Halt
 
 
 class Outbox:
-    """Where the parts of the core put their effects, in order."""
+    """Collects the effects of the core's parts, in order."""
 
     def __init__(self) -> None:
         self._effects: list[Effect] = []
@@ -138,41 +138,44 @@ class Outbox:
         return f"<Outbox of {len(self._effects)}>"
 
     def put(self, effect: Effect) -> None:
-        """Adds an effect behind the others."""
+        """Adds an effect."""
         self._effects.append(effect)
 
     def append(self, record: Record | SplicedLine) -> int:
-        """Has a record, or a line that is made already, written. Returns its place among those of the wake, which the
-        journal's answer will have, too: more than one part of the core writes."""
+        """Has a record, or a finished line, written to the journal.
+
+        Returns its index among the records of the wake, which is also that of its pointer in `Journaled`: several parts
+        of the core write.
+        """
         self._effects.append(Append(record))
         self.appended += 1
         return self.appended - 1
 
     def append_all(self, records: Records) -> None:
-        """Has several written."""
+        """Has several records written to the journal."""
         self._effects.append(Append(records))
         self.appended += len(records.msg_ids)
 
     def reply(self, route: bytes, envelope: verbs.Envelope) -> None:
-        """Says something to one connection."""
+        """Sends an envelope to one connection."""
         self._effects.append(Reply(route, envelope))
 
     def refuse(self, route: bytes, ref: str, error: ZmqbusError) -> None:
-        """Tells one connection that something is not done, and why. `ref`: see `protocol.Refused`."""
+        """Sends an error to one connection. `ref` names the envelope or message that is refused (`verbs.Refused`)."""
         code = getattr(error, "wire_code", error.code)
         self.counts.refuse(code)
         self._effects.append(Reply(route, verbs.Refused(ref, code, str(error))))
 
     def refuse_all(self, route: bytes, refs: Sequence[str], error: ZmqbusError) -> None:
-        """Likewise of an envelope that holds several messages."""
+        """Refuses several messages of one connection with the same error."""
         for ref in refs:
             self.refuse(route, ref, error)
 
     def note(self, text: str) -> None:
-        """A line for broker.log."""
+        """Writes a line to broker.log."""
         self._effects.append(Note(text))
 
     def take(self) -> list[Effect]:
-        """Empties it."""
+        """Returns all collected effects, and removes them."""
         effects, self._effects = self._effects, []
         return effects

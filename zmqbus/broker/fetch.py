@@ -1,14 +1,13 @@
-"""A command reads a session's mailbox in its listener's place: whole (FETCH), or the beginning of it (PREVIEW).
+"""Commands that read a session's mailbox in place of its listener: all of it (FETCH), or its beginning (PREVIEW).
 
-*FETCH* (`zmqbus inbox`) hands out all that is unread, and all of it.
+*FETCH* (`zmqbus inbox`) delivers every unread message, with its whole body.
 
-The listener may hold messages that it has not shown. So it is asked to give them back (RECALL) before the command gets
-anything, and only if it does not answer within a second does the command go on without it. While the command reads, the
-mailbox is open towards it alone; afterwards, however it ends, it goes back to the listener.
+The listener may hold messages that it has not shown. So the broker asks it to return them (RECALL) before the command
+gets anything; after a second without an answer the command goes on without it. While the command reads, it is the only
+consumer of the mailbox; when it ends, in whatever way, the mailbox goes back to the listener.
 
-*PREVIEW* (the hooks) costs the same whatever waits: so many messages, and so much of each body. It is for sessions that
-have no listener, and shows nothing of others. The messages stay where they are until MARKREAD names those that were
-shown.
+*PREVIEW* (the hooks) has a bounded cost: a number of messages, and a number of bytes of each body. It serves only
+sessions without a listener. The messages stay in the mailbox until MARKREAD names those that were shown.
 """
 
 from __future__ import annotations
@@ -22,20 +21,21 @@ from zmqbus.broker.sessions import Connection, Fetching, Session
 from zmqbus.errors import ProtocolError, RateLimited
 from zmqbus.wire import verbs
 
-#: How long a listener has to give back what it holds, before a FETCH goes on without it.
+#: How long a listener has to return the messages that it holds, before a FETCH goes on without it.
 RECALL_S = 1.0
-#: How often one connection may read: each peek sends what credit allows anew, and nobody may have read the last one.
+#: FETCHes of one connection: each peek sends a full window again, and the client may not have read the last one.
 MAX_FETCHES = 4
-#: How often one connection may say PREVIEW and MARKREAD: each reads up to a MiB of the store.
+#: PREVIEWs and MARKREADs of one connection: each reads up to a MiB of the store.
 MAX_PREVIEWS = 16
 #: Messages in one PREVIEWS, or one MARKREAD: more than a hook has room to show.
 PREVIEW_MESSAGES = 250
-#: Of each body; a line shows 400 characters, of four bytes at most, and as much again may be taken out of it.
+#: Bytes of each body in PREVIEWS: a line shows 400 characters of at most four bytes, and removed control characters may
+#: take as much again.
 PREVIEW_HEAD_BYTES = 4096
 
 
 class Fetches:
-    """The commands that read, or are about to."""
+    """Commands that read a mailbox, or wait for its listener to return messages."""
 
     def __init__(self, registry: Registry, delivery: Delivery, reply_routing: ReplyRouting, out: Outbox) -> None:
         self._registry = registry
@@ -48,7 +48,7 @@ class Fetches:
         return f"<Fetches: {len(self._readers)} mailboxes>"
 
     def fetch(self, now: Instant, who: Connection, fetch: verbs.Fetch) -> None:
-        """A command wants the unread messages of its session."""
+        """Starts to deliver the session's unread messages to a command."""
         session = who.session
         assert session is not None
         if who.fetching is not None:
@@ -63,13 +63,13 @@ class Fetches:
         # guards: reading: the listener first returns its messages [is not None => is None]
         if session.conn is not None and session.mailbox.window:
             session.recalls += 1
-            session.mailbox.open = False  # what comes behind RECALL would be shown there, and by the command again
+            session.mailbox.open = False  # the listener would show what follows RECALL, and the command again
             self._out.reply(session.conn.route, verbs.Recall(session.recalls, session.mailbox.owed()))
         else:
             self._begin(now, who)
 
     def preview(self, now: Instant, who: Connection, preview: verbs.Preview) -> None:
-        """A command wants to see what waits for its session, without taking it."""
+        """Sends a command the beginning of its session's unread messages, and leaves them unread."""
         mailbox = self._unattended(who)
         limit = max(0, min(preview.messages, PREVIEW_MESSAGES))
         found = mailbox.oldest(limit) if mailbox is not None else []
@@ -89,8 +89,11 @@ class Fetches:
         self._out.reply(who.route, verbs.Previews(preview.ref, rows, who.session.mailbox.total - len(rows)))
 
     def mark_read(self, now: Instant, who: Connection, mark: verbs.MarkRead) -> None:
-        """A command has shown these messages. Where a listener has come meanwhile, they are on their way to it, and the
-        ids that the command has noted down tell it so."""
+        """Removes the messages that a command has shown.
+
+        If a listener has connected meanwhile, they are in flight to it; the command has recorded their ids, so the
+        listener skips them.
+        """
         if len(mark.msg_ids) > PREVIEW_MESSAGES:
             raise ProtocolError(f"more than {PREVIEW_MESSAGES} messages in one MARKREAD")
         mailbox = self._unattended(who)
@@ -102,7 +105,7 @@ class Fetches:
         self._out.reply(who.route, verbs.Done(mark.ref, ""))
 
     def _unattended(self, who: Connection) -> Mailbox | None:
-        """The mailbox of the connection's session; None if somebody is being shown what is in it."""
+        """Returns the mailbox of the connection's session; None while a listener or another command consumes it."""
         session = who.session
         assert session is not None
         if who.previews >= MAX_PREVIEWS:
@@ -112,7 +115,7 @@ class Fetches:
         return None if taken else session.mailbox  # guards: reading [None if taken else =>]
 
     def recalled(self, now: Instant, who: Connection, recalled: verbs.Recalled) -> None:
-        """A listener has given back what it had not shown."""
+        """Handles a listener's return of the messages that it had not shown."""
         session = who.session
         assert session is not None
         if recalled.generation != session.recalls:
@@ -120,12 +123,12 @@ class Fetches:
         if not self._begin_waiting(now, session) and (
             self._delivery.consumer(session.mailbox) is who and not session.mailbox.open
         ):
-            # The command has gone meanwhile: the listener gets back what it gave.
+            # The command has ended meanwhile: deliver the returned messages to the listener again.
             self._delivery.detach(session.mailbox)
             self._delivery.attach(now, session.mailbox, who)
 
     def advance(self, now: Instant, who: Connection) -> None:
-        """Ends a FETCH when all has been taken; a peek shows what credit allows, since nothing is acknowledged."""
+        """Ends a FETCH when all messages are acknowledged; a peek, which acknowledges none, after one window."""
         fetching = who.fetching
         if fetching is None or not fetching.started or who.mailbox is None:
             return
@@ -135,7 +138,7 @@ class Fetches:
             self.end(now, who)
 
     def end(self, now: Instant, who: Connection) -> None:
-        """The mailbox goes back to the session's own process, if there is one."""
+        """Ends a FETCH, and returns the mailbox to the session's own process, if that is connected."""
         fetching = who.fetching
         if fetching is None:
             return
@@ -151,18 +154,18 @@ class Fetches:
             self._delivery.attach(now, session.mailbox, session.conn)
 
     def parted(self, now: Instant, session: Session) -> None:
-        """A session's own connection has ended: whoever waited for it to give back what it held may begin."""
+        """Starts the FETCH that waited for this session's own connection, which has ended, to return its messages."""
         self._begin_waiting(now, session)
 
     def tick(self, now: Instant) -> None:
-        """Listeners that do not answer do not keep their inbox shut."""
+        """Starts each FETCH whose listener has not answered RECALL in time."""
         for reader in list(self._readers.values()):
             fetching = reader.fetching
             if fetching is not None and not fetching.started and now.mono_s >= fetching.deadline_s:
                 self._begin(now, reader)
 
     def hand_back(self, now: Instant, who: Connection, mailbox: Mailbox) -> None:
-        """Answers that a command waited for and did not take go to the session's mailbox; a guest has none."""
+        """Moves answers that a command has not acknowledged to its session's mailbox; a guest has none."""
         for entry in mailbox.drain():
             if who.session is not None:
                 self._delivery.put_back(now, who.session, entry)
@@ -185,7 +188,7 @@ class Fetches:
         fetching.started = True
         own = who.mailbox
         if own is not None and own is not mailbox:
-            # It has waited for answers on this connection: they come first, through the mailbox they belong to.
+            # Answers awaited on this connection go to the session's mailbox first, and are delivered from there.
             self._delivery.detach(own)
             self.hand_back(now, who, own)
         self._delivery.attach(now, mailbox, who)

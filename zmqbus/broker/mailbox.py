@@ -1,37 +1,36 @@
-"""One receiver's mailbox: numbers, a window of credit, and what waits behind it.
+"""One receiver's mailbox: numbered messages, a window of credit, and the backlog behind it.
 
 Theory of operation
 ===================
 
 A mailbox is a queue in the order of acceptance, and each message in it has a number (`seq`). Its head is the *window*:
-messages that are on their way to the consumer and not acknowledged. Behind the window stands the *backlog*, which is
-in the store. The window is bounded (credit), so a receiver that stands still costs the broker the window and no more;
-libzmq's high-water marks, which drop without a word, are never reached.
+messages in flight to the consumer, not yet acknowledged. Behind the window is the *backlog*, which is in the store. The
+window is bounded (credit), so a stopped receiver costs the broker one window and no more; the high-water marks of
+libzmq, which drop silently, are never reached.
 
-What is in the window need not be in the store: its sender has not been told, and would say it again to the next broker.
-But what is in the store is always a first part of the mailbox: whatever is put there takes all before it along. Or a
-broker that dies would leave a message behind that is older than one that it kept, and the sender would repeat it, too
-late for its place.
+Messages in the window need not be stored: their sender has no receipt, and would repeat them to the next broker. But
+the stored messages are always a prefix of the mailbox: storing one stores all before it. Otherwise a broker that dies
+could keep a message and lose an older one, which the sender would repeat too late for its place.
 
-There are two ways to the consumer. Directed messages take the DEALER. A broadcast is published once for all, and may
-reach this consumer that way only if nothing is under way to it on the other: then the two streams need no merging, for
+There are two ways to the consumer. Directed messages go over the DEALER. A broadcast is published once for all, and may
+reach this consumer that way only if nothing is in flight to it over the DEALER. Then the two streams need no merging:
 
-* a broadcast is published to this consumer only while no DEALER message is in the window or the backlog, nor one that
-  was published on another channel, and
-* a DEALER message that follows a published one says so (`after`), and the consumer holds it until it has seen that.
+* a broadcast is published to this consumer only while neither window nor backlog holds a DEALER message, nor the window
+  a message published on another channel, and
+* a DEALER message that follows a published one names it (`after`), and the consumer holds it until that has arrived.
 
-So every consumer sees one order, that of its mailbox, at the price of one integer; a broadcast that finds a busy
-consumer takes the DEALER for that one, and only for that one.
+So every consumer sees one order, that of its mailbox, at the price of one integer. A broadcast that finds a busy
+consumer goes over the DEALER to that consumer only.
 
-A batch enters the window in one piece, as far as credit goes; the rest of it goes into the store, and comes out of it
-message by message.
+A batch enters the window as one item, as far as credit goes; the rest goes into the store, and leaves it message by
+message.
 
-What waits in the mailbox of a session that has died moves into that of the next one (`take_over`): behind the window,
-whose numbers are out, and into its place among what waits here, which gets new numbers from there on.
+The mail of a session that has died moves into the mailbox of its successor (`take_over`): behind the window, whose
+numbers are in use, and by the order of acceptance among the backlog, which is renumbered from there on.
 
-Acknowledgements are cumulative for the DEALER, which is one ordered stream, and name each broadcast, which a PUB may
-drop. A message leaves the window only behind all those before it. When the consumer goes, the window falls back into
-the backlog, and the next consumer gets it from the start.
+Acknowledgements are cumulative for the DEALER, which is one ordered stream, and name each broadcast, since a PUB may
+drop some. A message leaves the window only after all those before it. When the consumer goes, the window falls back
+into the backlog, and the next consumer gets it from the start.
 """
 
 from __future__ import annotations
@@ -42,20 +41,21 @@ from itertools import islice
 from zmqbus.broker.in_flight import Batch, InFlight, Stage, Window
 from zmqbus.broker.storage.api import FIELDS_BYTES, Box, Entry, Store
 
-#: Messages under way to one consumer. Enough to keep a fast one busy over a scheduling pause of 10 ms at 100,000/s.
+#: Messages in flight to one consumer. Enough to keep a fast one busy over a scheduling pause of 10 ms at 100,000/s.
 CREDIT_MESSAGES = 1000
-#: Bytes under way to one consumer.
+#: Bytes in flight to one consumer.
 CREDIT_BYTES = 4 * 1024 * 1024
-#: What a mailbox holds at most, unread; more is refused to the sender.
+#: Limits of one mailbox: unread messages, and bytes of their bodies. More is refused to the sender.
 MAX_MESSAGES = 10_000
 MAX_BYTES = 256 * 1024 * 1024
-# What most mailboxes have in them, of one kind for all: a thousand empty ones of each would be 1 MB. Never added to.
+# Shared by all mailboxes that have nothing in flight: a thousand empty objects of each kind would be 1 MB. Never
+# changed.
 _EMPTY = Window()
 _NO_NUMBERS: set[int] = set()
 
 
 class Mailbox:
-    """See the module. Calls return what has to be done about it; nothing here knows of connections."""
+    """The queue of one receiver; see the module. Methods return what to send; connections are the callers' business."""
 
     __slots__ = (
         "_backlog",
@@ -87,27 +87,27 @@ class Mailbox:
         self._by_dealer = 0
         self._published = _NO_NUMBERS  # numbers of the broadcasts in the window
         self._last_bcast = 0
-        self._channel = (0, "")  # that it was published on
-        self._taken_bcasts = _NO_NUMBERS  # acknowledged, and still behind something that is not
+        self._channel = (0, "")  # scope and target of the last broadcast in the window
+        self._taken_bcasts = _NO_NUMBERS  # acknowledged broadcasts that wait for the messages before them
         self._seq = 0
-        self._resent = 0  # the highest number of a broadcast that was sent again by the DEALER, which loses nothing
-        self._sent_seq = 0  # the highest number that is, or was, in the window
+        self._resent = 0  # the highest number of a broadcast that was sent again over the DEALER, which loses nothing
+        self._sent_seq = 0  # the highest number that is or was in the window
         self._backlog = 0
         self._unstored = 0  # messages in the window that are not in the store: its last ones
         self.total_bytes = 0
         self._reserved = self._reserved_bytes = 0
         self.last_append_s = 0.0
-        self.open = False  #: there is a consumer, and it may be sent to
+        self.open = False  #: there is a consumer, and messages may be sent to it
 
     def __repr__(self) -> str:
         state = "open" if self.open else "closed"
-        return f"<Mailbox {self.key} {state}: {len(self.window)} under way, {self._backlog} behind>"
+        return f"<Mailbox {self.key} {state}: {len(self.window)} in flight, {self._backlog} behind>"
 
     # --- what it holds
 
     @property
     def total(self) -> int:
-        """Messages that are not acknowledged."""
+        """Unacknowledged messages."""
         return len(self.window) + self._backlog
 
     @property
@@ -117,23 +117,25 @@ class Mailbox:
 
     @property
     def load(self) -> int:
-        """Those, and what is on its way to it through the journal."""
+        """Unacknowledged messages plus those reserved but not yet journaled."""
         return self.total + self._reserved  # guards: mailbox limits [+ self._reserved =>]
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of credit that the messages under way use."""
+        """Bytes of credit that the messages in flight use."""
         return self._window_bytes
 
     def restore(self, box: Box) -> None:
-        """Takes up what an earlier broker left in the store."""
+        """Restores the counts of the messages that an earlier broker left in the store."""
         self._backlog = box.messages
         self.total_bytes = box.size_bytes
         self._seq = box.last_seq
 
     def full(self, size_bytes: int, messages: int = 1) -> bool:
-        """Whether another message of that size (or several, which have it together) would go over the limits, those
-        counted that have a reservation."""
+        """Whether one more message of this size, or several of this size together, would exceed the limits.
+
+        Reservations count.
+        """
         # guards: mailbox limits [self.total + self._reserved + messages > MAX_MESSAGES or =>]
         return (
             self.total + self._reserved + messages > MAX_MESSAGES
@@ -141,17 +143,17 @@ class Mailbox:
         )
 
     def reserve(self, size_bytes: int, messages: int = 1) -> None:
-        """Keeps room for messages that are on their way through the journal."""
+        """Reserves room for messages that are being journaled."""
         self._reserved += messages
         self._reserved_bytes += size_bytes
 
     @property
     def is_expecting(self) -> bool:
-        """Whether a message for it is on its way through the journal."""
+        """Whether a message for this mailbox is being journaled."""
         return self._reserved > 0
 
     def release(self, size_bytes: int, messages: int = 1) -> None:
-        """Those messages are here, or will not come."""
+        """Ends the reservation of messages that have arrived, or will not."""
         self._reserved -= messages
         self._reserved_bytes -= size_bytes
 
@@ -161,14 +163,14 @@ class Mailbox:
         return self._last_bcast if self._published else 0  # guards: order [self._last_bcast if self._published else =>]
 
     def oldest_s(self) -> float | None:
-        """When the oldest message under way was accepted."""
+        """Returns when the oldest message in flight was accepted; None if there is none."""
         return self.window.oldest.accepted_s if self.window else None
 
     # --- in
 
     def publishable(self, batch: Batch) -> int:
         """Returns how many of the first of these broadcasts may reach the consumer by the PUB."""
-        # On one channel a subscriber sees what it has missed; of two, each knows nothing of the other.
+        # A subscriber notices a gap on one channel, but not the order of messages on two.
         same = not self._published or self._channel == (batch.header.scope, batch.header.target)
         # guards: order [and not self._by_dealer =>]
         # guards: order [and not self._backlog =>]
@@ -177,13 +179,13 @@ class Mailbox:
         return self._room(batch) if in_line else 0  # guards: credit [self._room(batch) => len(batch)]
 
     def room(self, batch: Batch) -> int:
-        """How many of the first messages of a batch may go out by the DEALER at once."""
+        """Returns how many of the first messages of a batch may go out over the DEALER at once."""
         if not self.open or self._backlog:  # guards: in-flight window [or self._backlog =>]
             return 0
         return self._room(batch)
 
     def _room(self, batch: Batch) -> int:
-        """How many of the first messages of a batch credit allows."""
+        """Returns how many of the first messages of a batch the credit allows."""
         count = len(batch.msg_ids)
         if count == 1:
             return int(self._has_credit(len(batch.bodies[0]) + FIELDS_BYTES))
@@ -199,8 +201,11 @@ class Mailbox:
         return count
 
     def append(self, batch: Batch, now_s: float, *, bcast: int = 0) -> tuple[InFlight | None, InFlight | None]:
-        """Takes messages in. Returns those that are in the window, since they may go now (by PUB if `bcast` is given,
-        which `publishable` must have allowed), and those behind them that are stored."""
+        """Appends the messages of a batch.
+
+        Returns those that entered the window and are to be sent now, and those behind them that were stored. With
+        `bcast`, the number of the first broadcast, all go by the PUB, as `publishable` must have allowed.
+        """
         self.last_append_s = now_s
         total = len(batch.msg_ids)
         count = total if bcast else self.room(batch)
@@ -218,8 +223,10 @@ class Mailbox:
         return sent, stored
 
     def secure(self, last: InFlight | None = None) -> None:
-        """Stores what is under way, up to these messages (None: all of it): their sender is about to be told that they
-        are safe, or something behind them is about to be stored."""
+        """Stores the messages in flight up to `last` (None: all).
+
+        Call it before their sender gets a receipt for them, and before a later message is stored.
+        """
         if not self._unstored or (last is not None and last.stored):
             return
         for piece in islice(self.window, self._first_unstored(), None):
@@ -229,7 +236,7 @@ class Mailbox:
                 return
 
     def _first_unstored(self) -> int:
-        """Index of the first piece in the window that is not in the store; behind it, none is."""
+        """Returns the index of the first item in the window that is not stored; no later one is."""
         unstored = 0
         at = len(self.window.pieces)
         while unstored < self._unstored:
@@ -243,13 +250,13 @@ class Mailbox:
         piece.enter(Stage.STORED)
 
     def retract(self, piece: InFlight) -> None:
-        """Takes back stored messages, the last ones behind the window."""
+        """Removes stored messages again, the last ones of the backlog."""
         self._backlog -= piece.count
         self.total_bytes -= piece.size_bytes
         self._store.remove(self.key, range(piece.seq, piece.seq + piece.count))
 
     def expire(self, before_s: float) -> list[Entry]:
-        """Drops what was accepted before this instant of the steady clock and is not under way; returns it."""
+        """Drops messages of the backlog accepted before this instant of the steady clock; returns them."""
         expired: list[tuple[int, Entry]] = []
         reached = self._sent_seq
         while found := self._store.after(self.key, reached, 100):
@@ -266,7 +273,7 @@ class Mailbox:
     # --- out
 
     def refill(self, now_s: float) -> Iterator[InFlight]:
-        """Moves what credit allows from the backlog into the window, and yields it to be sent."""
+        """Moves messages from the backlog into the window, as far as credit goes, and yields them to be sent."""
         while self.open and self._backlog and len(self.window) < CREDIT_MESSAGES:
             room = CREDIT_MESSAGES - len(self.window)
             found = self._store.after(self.key, self._sent_seq, min(room, 100))
@@ -281,13 +288,15 @@ class Mailbox:
                 return
 
     def acknowledge(self, seq: int, bcasts: Iterable[int]) -> list[InFlight]:
-        """The consumer has taken the messages that came by DELIVER up to number `seq`, and these broadcasts. Returns
-        the messages that leave the window for it, oldest first."""
+        """Acknowledges the messages that came by DELIVER up to number `seq`, and these broadcasts.
+
+        Returns the messages that leave the window, oldest first.
+        """
         done: list[InFlight] = []
         stored: list[int] = []
         window = self.window
         taken = self._taken_bcasts
-        # Only those that are under way: what else a peer may name would stay for ever.
+        # Only broadcasts in flight: any other number that a peer names would stay for ever.
         if self._published and (found := self._published.intersection(bcasts)):
             if taken is _NO_NUMBERS:
                 taken = self._taken_bcasts = set()
@@ -309,8 +318,10 @@ class Mailbox:
         return done
 
     def close(self) -> list[InFlight]:
-        """The consumer has gone: the window falls back into the backlog. Returns the messages of which nobody had been
-        told."""
+        """Returns the window to the backlog, since the consumer has gone.
+
+        Returns the messages whose senders have no receipt.
+        """
         self.open = False
         untold = [piece for piece in self.window if not piece.told]
         self.secure()
@@ -323,8 +334,10 @@ class Mailbox:
         return untold
 
     def unsent(self, upto: int) -> list[tuple[int, InFlight, int]]:
-        """Returns the broadcasts up to this number that were published, are not acknowledged, and have not been sent
-        again; each as its number, its piece, and its index in that. They count as sent again from now on."""
+        """Returns the published broadcasts up to this number that are neither acknowledged nor sent again.
+
+        Each is its number, its item of the window, and its index in that item. They count as sent again from now on.
+        """
         upto = min(upto, self._last_bcast)
         found = [
             (number, piece, number - piece.bcast)
@@ -347,9 +360,11 @@ class Mailbox:
         )
 
     def take_over(self, other: Mailbox) -> bool:
-        """Takes in all that a closed mailbox holds, which is empty then: behind what is under way here, with what waits
-        behind that in the order of acceptance, and no message twice. The limits are no reason to lose anything. False,
-        and nothing is done, if the store cannot be read."""
+        """Merges all messages of a closed mailbox into this one, and empties that.
+
+        They go behind the window, into the backlog by the order of acceptance; duplicates are left out. The limits do
+        not apply: nothing may be lost. Returns False, without any change, if the store cannot be read.
+        """
         theirs = self._store.heads(other.key, 0)
         mine = self._store.heads(self.key, self._sent_seq)
         if len(theirs) != other.total or len(mine) != self._backlog:
@@ -363,7 +378,7 @@ class Mailbox:
         if not new:
             return True
         # guards: takeover
-        self.secure()  # what is under way comes before all that is put into the store here
+        self.secure()  # the messages in flight come before all that are stored below
         merged = sorted(_placed(mine, 0) + _placed(new, 1))  # guards: takeover [sorted =>]
         kept = next(number for number, (_, whose, _, _) in enumerate(merged) if whose)
         self._store.remove(self.key, [seq for _, whose, seq, _ in merged[kept:] if not whose])
@@ -375,7 +390,7 @@ class Mailbox:
         return True
 
     def drain(self) -> list[Entry]:
-        """Empties a closed mailbox whose messages move elsewhere; returns them, oldest first."""
+        """Removes all messages of a closed mailbox, to be moved elsewhere; returns them, oldest first."""
         moved: list[Entry] = []
         while found := self._store.after(self.key, 0, 1000):
             moved += [entry for _, entry in found]
@@ -384,17 +399,17 @@ class Mailbox:
         return moved
 
     def oldest(self, limit: int) -> list[tuple[int, Entry]]:
-        """The first messages behind the window, at most `limit` and some MiB of them. They stay."""
+        """Returns the first messages of the backlog, at most `limit` and a few MiB, and leaves them there."""
         return self._store.after(self.key, self._sent_seq, limit)
 
     def discard(self, found: Sequence[tuple[int, Entry]]) -> None:
-        """Drops messages that `oldest` has just told of: their reader has them."""
+        """Removes messages that `oldest` has just returned, since their reader has them."""
         self._store.remove(self.key, [seq for seq, _ in found])
         self._backlog -= len(found)  # guards: reading
         self.total_bytes -= sum(entry.size_bytes for _, entry in found)
 
     def empty(self) -> int:
-        """Forgets all that a closed mailbox holds: nobody will read it. Returns how many messages that were."""
+        """Drops all messages of a closed mailbox that nobody will read; returns their number."""
         lost, self._backlog, self.total_bytes = self._backlog, 0, 0
         self._store.remove(self.key, range(self._sent_seq + 1, self._seq + 1))
         self._sent_seq = self._seq
@@ -439,8 +454,11 @@ class Mailbox:
 
 
 def _placed(entries: list[tuple[int, Entry]], whose: int) -> list[tuple[tuple[int, ...], int, int, Entry]]:
-    """What one mailbox holds, each with a place to sort it by: the journal is written in the order of acceptance.
-    Where a message stands behind a younger one (an answer that nobody waited for any more), it stays there."""
+    """Returns the messages of one mailbox with sort keys: their places in the journal, so the order of acceptance.
+
+    A message that follows a younger one (an answer that nobody awaited any more) gets the key of that one, and so keeps
+    its place.
+    """
     placed = []
     place: tuple[int, ...] = ()
     for seq, entry in entries:
@@ -450,7 +468,7 @@ def _placed(entries: list[tuple[int, Entry]], whose: int) -> list[tuple[tuple[in
 
 
 def _taken_of(piece: InFlight, seq: int, bcasts: set[int]) -> int:
-    """Returns how many of its first messages are taken."""
+    """Returns how many of the first messages of an item are acknowledged."""
     if not piece.bcast:  # guards: in-flight window [not piece.bcast => seq]
         return min(max(0, seq - piece.seq + 1), piece.count)
     count = 0

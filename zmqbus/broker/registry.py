@@ -29,7 +29,7 @@ MAX_LISTED = 5
 #: Closed connections whose SUB may still be there: each broadcast names them, and has room for 4,096 names.
 MAX_LINGERING = 1_000
 #: Sessions that are remembered, connected or away; each costs a kilobyte. Beyond that a session without mail makes
-#: room: the one that has been away for longest, first of those that were connected only briefly.
+#: room: the longest away, first among those that were connected only briefly.
 MAX_SESSIONS = 10_000
 #: Ids of taken over sessions that are remembered: a sender may repeat a message to any of them.
 MAX_SUCCEEDED = 10_000
@@ -38,7 +38,7 @@ BRIEF_S = 60.0
 
 
 class Registry:
-    """Keeps the tables consistent; the callers decide what clients hear."""
+    """Keeps the tables of sessions and connections consistent; the callers send the answers to clients."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -142,7 +142,7 @@ class Registry:
         """Saves a session; call it after every change that a later broker has to know."""
         if self.sessions.get(session.session_id) is not session:
             # guards: takeover
-            return  # forgotten or taken over, while a command of it is still connected
+            return  # forgotten or taken over, while one of its commands is still connected
         self._file(session)
         self._store.save_session(
             SessionRow(
@@ -301,7 +301,7 @@ class Registry:
     def _by_prefix(self, reachable: list[Session], target: str) -> Session | None:
         by_name = _connected_first([session for session in reachable if session.name.startswith(target)])
         if len({session.name for session in by_name}) == 1:
-            # Several sessions that share one name are one target.
+            # Sessions that share one name are one target.
             return by_name[0] if len(by_name) == 1 else self._away_by_name(by_name[0].name) or by_name[0]
         by_id = [session for session in reachable if session.session_id.startswith(target)]
         found = by_name or (_connected_first(by_id) if len(target) >= MIN_ID_PREFIX else [])
@@ -342,5 +342,5 @@ class Registry:
 
 
 def _connected_first(matches: list[Session]) -> list[Session]:
-    """The connected ones of these, or all of them if none is connected."""
+    """Returns the connected sessions among these, or all if none is connected."""
     return [session for session in matches if session.conn] or matches

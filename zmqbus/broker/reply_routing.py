@@ -1,13 +1,13 @@
-"""Answers that a command waits for, and the command that may have lost its connection.
+"""Routes answers to the commands that await them, also across a lost connection.
 
-An answer is for the command that awaits it (AWAIT), and not for its session's mailbox. If that command has lost its
-connection, or the broker has died under it, it is back in a moment: for so long it is *expected*, and its answers are
-*held*, or the session's listener would show them, and the command wait in vain. What is held is in the journal, and
-nowhere else; its sender has been told nothing, so nothing is lost if this broker dies. Which answers are awaited is in
-the store: the next broker expects the same commands.
+An answer goes to the command that awaits it (AWAIT), not to its session's mailbox. If that command has lost its
+connection, or the broker has died, it reconnects within moments: until then it is *expected*, and its answers are
+*held*; otherwise the session's listener would show them, and the command would wait in vain. A held answer is in the
+journal only; its sender has no receipt, so nothing is lost if this broker dies. The store records which answers are
+awaited: the next broker expects the same commands.
 
 When the time is over, or there are too many to hold, the answers go where they would have gone without AWAIT: into the
-session's mailbox; a guest has none, and its answerers hear that it has stopped waiting.
+session's mailbox. A guest has none, so the senders of its answers get an error that it has stopped waiting.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from zmqbus.broker.storage.api import Awaited, Store
 from zmqbus.errors import ProtocolError, RateLimited, UnknownPeer, ZmqbusError
 from zmqbus.wire import verbs
 
-#: Answers that one connection may wait for: as many as it may have messages unconfirmed.
+#: Answers that one connection may await: as many as it may have unconfirmed messages.
 MAX_WAITS = 1_000
-#: How long a command that has lost its connection is expected back. It looks for a broker for five seconds, and has
-#: found one after some tenths; the sender of the answer waits as long for its receipt.
+#: How long a command that has lost its connection is expected. It looks for a broker for five seconds, and finds one
+#: after a few tenths; the sender of a held answer waits this long for its receipt.
 EXPECTED_S = 3.0
-#: Answers that are held for commands that are expected back; more go where they would have gone without.
+#: Answers held for expected commands; further ones go where they would have gone without AWAIT.
 MAX_HELD = 1_000
 
 
 class Expected:
-    """A command that awaits an answer, and has no connection."""
+    """A command that awaits an answer and has lost its connection."""
 
     __slots__ = ("held", "sender_id", "sender_name", "session", "until_s")
 
@@ -40,24 +40,24 @@ class Expected:
     def __init__(self, awaited: Awaited, session: Session | None, until_s: float) -> None:
         self.sender_id = awaited.waiter_id
         self.sender_name = awaited.waiter_name
-        self.session = session  #: None: a guest's
+        self.session = session  #: None for a guest
         self.until_s = until_s
-        self.held: list[Batch] = []  #: answers to its message, whose senders wait to hear of them
+        self.held: list[Batch] = []  #: answers to its message, whose senders have no receipt yet
 
     def __repr__(self) -> str:
         return f"<Expected {self.sender_name}: {len(self.held)} held>"
 
 
 class ReplyRouting:
-    """Who awaits which answers."""
+    """The connections and expected commands that await answers, by message id."""
 
     def __init__(self, delivery: Delivery, store: Store, out: Outbox) -> None:
         self._delivery = delivery
         self._store = store
         self._out = out
-        self._waits: dict[str, Connection] = {}  # message id → who waits for its answer
-        self._expected: dict[str, Expected] = {}  # likewise, of those that have lost their connection
-        self._held = 0  # answers that are kept for them
+        self._waits: dict[str, Connection] = {}  # message id → connection that awaits its answer
+        self._expected: dict[str, Expected] = {}  # message id → command that has lost its connection
+        self._held = 0  # answers held for expected commands
 
     def __repr__(self) -> str:
         counts = f"{len(self._waits)} answers awaited, {len(self._expected)} commands expected, {self._held} held"
@@ -69,7 +69,7 @@ class ReplyRouting:
         return bool(self._expected)
 
     def await_answer(self, now: Instant, who: Connection, wanted: verbs.Await) -> None:
-        """The answer to a message is for this connection, and not for the session's mailbox."""
+        """Routes the answer to a message to this connection instead of the session's mailbox."""
         if not verbs.is_msg_id(wanted.msg_id) or len(who.waits) >= MAX_WAITS:
             raise ProtocolError(f"AWAIT names a message id, and a connection awaits {MAX_WAITS} answers at most")
         other = self._waits.get(wanted.msg_id)
@@ -91,7 +91,7 @@ class ReplyRouting:
             self._to_waiter(now, who, batch)
 
     def unawait(self, now: Instant, who: Connection, dropped: verbs.Unawait) -> None:
-        """The answers to these messages go where they would have gone without AWAIT."""
+        """Ends the waits of a connection: answers go where they would have gone without AWAIT."""
         mine = [msg_id for msg_id in dropped.msg_ids if self._waits.get(msg_id) is who]
         for msg_id in mine:
             del self._waits[msg_id]
@@ -100,22 +100,22 @@ class ReplyRouting:
             self._store.forget_awaited(mine)
 
     def waiter(self, msg_id: str) -> Connection | Expected | None:
-        """Who awaits the answer to this message."""
+        """Returns the connection or expected command that awaits the answer to this message."""
         waiter = self._waits.get(msg_id)
         if waiter is not None:
             return waiter
         return self._expected.get(msg_id) if self._held < MAX_HELD else None
 
     def open_answers(self, now: Instant, who: Connection) -> None:
-        """Gives a helper or guest a mailbox for the answers that it waits for."""
+        """Gives a helper or guest a mailbox for the answers that it awaits."""
         self._delivery.attach(now, Mailbox(f"{who.sender_id}/{who.lease}", self._store), who)
 
     def expect(self, awaited: Awaited, session: Session | None, now: Instant) -> None:
-        """A command that waits for an answer has lost its connection, or its broker."""
+        """Expects a command that awaits an answer and has lost its connection, or its broker."""
         self._expected[awaited.msg_id] = Expected(awaited, session, now.mono_s + EXPECTED_S)
 
     def forget_waits(self, now: Instant, who: Connection, *, left: bool) -> None:
-        """The connection has gone. Unless it has left in good order, the command may be back in a moment."""
+        """Ends the waits of a closed connection. Unless it `left` in good order, its command is expected."""
         mine = [msg_id for msg_id in who.waits if self._waits.get(msg_id) is who]
         for msg_id in mine:
             del self._waits[msg_id]
@@ -125,7 +125,7 @@ class ReplyRouting:
             self._store.forget_awaited(mine)
 
     def hold(self, batch: Batch) -> bool:
-        """Keeps an answer, whose sender has not been told of it, for the command that is expected back, if one is."""
+        """Holds an answer, whose sender has no receipt yet, for its expected command. False if there is none."""
         expected = self._expected.get(batch.header.reply_to or "")
         if expected is None or self._held >= MAX_HELD:
             return False
@@ -134,8 +134,10 @@ class ReplyRouting:
         return True
 
     def pass_on(self, now: Instant, waiter: Connection | Expected, batch: Batch) -> None:
-        """Delivers a journaled answer to the connection that awaits it now: since it became pending, the command may
-        have lost its connection, or come back."""
+        """Delivers a journaled answer to the connection that awaits it now.
+
+        Since the answer became pending, the command may have lost its connection, or reconnected.
+        """
         awaiting = self._waits.get(batch.header.reply_to or "")
         if awaiting is not None and awaiting.sender_id == waiter.sender_id:
             self._to_waiter(now, awaiting, batch)
@@ -150,7 +152,7 @@ class ReplyRouting:
             self._refuse(batch, busy)
 
     def _without_waiter(self, now: Instant, session: Session | None, name: str, batch: Batch) -> None:
-        """The command has gone: the answer is for its session's mailbox, and a guest has none."""
+        """Delivers an answer without its command to the session's mailbox; a guest has none, so it is refused."""
         if session is not None:
             self._delivery.to_one(now, session, batch)
         else:
@@ -162,7 +164,7 @@ class ReplyRouting:
             self._out.refuse(batch.origin, msg_id, error)
 
     def tick(self, now: Instant) -> None:
-        """Gives up commands that have not come back."""
+        """Gives up the expected commands whose time is over."""
         for msg_id, expected in list(self._expected.items()):
             if now.mono_s >= expected.until_s:
                 del self._expected[msg_id]

@@ -1,14 +1,14 @@
 """Restores the state of an earlier broker, and removes sessions and mail whose time is over.
 
 Sessions outlive their connections and their broker, and mail outlives sessions. So a broker begins with the sessions
-and the mail of the one before it (`recover`), a new session of an agent receives the mail of the one that died
+and the mail of its predecessor (`recover`), a new session of an agent receives the mail of its dead predecessor
 (`takeover`), and mail that was not read for seven days is removed, with a line in the log (`tick`).
 
-An *ephemeral* session, whose name was made up by its client, is another matter: no later session will take that name,
+An *ephemeral* session, whose name was made up by its client, is different: no later session will take that name,
 so no other session would ever read its mail. It is kept, with its mailbox, as long as its own process may reconnect.
 When that process has ended, or has sent BYE, the session is *discarded*: it leaves all lists at once and its unread
-mail is dropped, and it is forgotten once no command speaks for it any more. A session whose owner says that it is over
-for good (FORGET) goes the same way.
+mail is dropped, and it is forgotten once no command acts for it any more. A session that its owner gives up (FORGET) is
+discarded as well.
 
 Nothing else is ever dropped.
 """
@@ -40,7 +40,7 @@ MAX_LOGGED = 20
 
 
 class Retention:
-    """Decides what is kept: after a restart, after a session has gone, and after seven days."""
+    """Decides which sessions and messages to keep after a restart, after a session has gone, and after seven days."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Retention:
             # The session's row was damaged. When its process reconnects, it brings the same data along.
             self._registry.unclaimed[session_id] = mailbox
             return
-        # Answers for a command that ended with the broker. They go to its session now. A guest has no session: either
+        # Answers for a command that ended with the broker go to its session now. A guest has no session: either
         # it has received them, or their sender has no receipt and sends them again.
         session = self._registry.known(session_id)
         for entry in mailbox.drain():
@@ -179,7 +179,7 @@ class Retention:
 
     def _check_ephemeral(self, session: Session) -> None:
         """Stops watching an ephemeral session that has reconnected, discards one whose process has ended, and forgets a
-        discarded one that nothing needs any more."""
+        discarded session that nothing needs any more."""
         if session.conn is not None or session.persistent:
             del self._ephemeral[session.session_id]
         # guards: ephemeral sessions [and not self._owner_lives(session.owner) =>]

@@ -1,43 +1,44 @@
-"""Mail follows the name: sessions whose owners have died, and who takes over what waits for them.
+"""Takeover: the mail of sessions whose owners have died goes to the next session of the same name and project.
 
 Theory of operation
 ===================
 
-A session belongs to a process, its owner, and dies with it; nobody can ever come back as that session. But what was
-sent to it was sent to a name, and the next run of the same agent comes under that name in the same project. So the pair
-of both is a *seat*, and sessions follow each other in it.
+A session belongs to a process, its owner, and dies with it; nothing can ever reconnect as that session. But mail is
+sent to a name, and the next run of the same agent connects under that name in the same project. So the pair of name and
+project is a *seat*, and sessions follow each other in it.
 
-*The bearer of a seat* is the session that is connected under the name; else, of those that are away, the one that came
-last. Those that left on purpose count only where there is no other, and only when their owners have ended, for nobody
-can send to them. Sessions that nobody named have no seat: their mail goes with them, so they take over none, either.
+*The bearer of a seat* is the session that is connected under the name; without one, the latest of those that are away.
+Sessions that left on purpose count only if there is no other, and only when their owners have ended, since nobody can
+send to them. Ephemeral sessions, whose names are made up, have no seat: they neither hand on mail nor take any over.
 
-*One rule*: a session whose owner has certainly ended, and that is not the bearer of its seat, is *taken over* by the
-bearer. Its mail is merged into the bearer's mailbox (`Mailbox.take_over`: in the order of acceptance, behind what is
-under way, nothing twice), its id stands for the bearer from now on (`Registry.succeed`), and it is gone. Hence of
-sessions whose owners are dead there is at most one for each seat; whoever comes under the name in that project is the
-bearer, and gets all of it; and the mail of one that dies while a younger one is connected goes to that one at once.
-An owner that may live is never taken for dead (`owner_lives`), so its session keeps what it has, and its id.
+*One rule*: the bearer *takes over* each other session of its seat whose owner has certainly ended. The mail of that
+session is merged into the bearer's mailbox (`Mailbox.take_over`: in the order of acceptance, behind the messages in
+flight, without duplicates), its id resolves to the bearer from then on (`Registry.succeed`), and the session is
+removed. Hence each seat has at most one session whose owner is dead. A session that connects under the name in that
+project becomes the bearer and gets all of the seat's mail. If a session dies while a younger one is connected, its mail
+goes to that one at once. An owner that may be alive is never treated as dead (`owner_lives`), so its session keeps its
+mail and its id.
 
-A bearer that has died and has no mail is of use for an hour: the next run may be about to start, and messages to the
-name are queued for it. Then it is forgotten.
+A dead bearer without mail is kept for an hour: the next run may be about to start, and messages to the name are queued
+for it. Then it is forgotten.
 
-*One commit.* All of a take-over (the mail, the id, the end of the old session) is changes of the store in one wake, and
-a wake is one commit. Whatever instant a broker dies at, the next one finds the seat as it was before, and takes over
-anew, or as it was after. What the bearer was sent before a commit that never came is sent once more, and it recognises
-the ids.
+*One commit.* All changes of a takeover (the mail, the id, the end of the old session) go to the store in one wake, and
+a wake is one commit. Whenever a broker dies, the next one finds the seat as it was before, and repeats the takeover, or
+as it was after it. Messages that the bearer was sent before a commit that failed are sent again; it recognises their
+ids.
 
-*Repeated messages.* A sender that has heard nothing sends its message again. The dedup window knows it by its id, or by
-the mailbox that holds it, which is the bearer's from then on (`DedupWindow.moved`); the journal, by the session that it
-was for, whose id leads to the bearer. So it is not accepted a second time. A message that the dead session had taken,
-without its sender having been told, may be shown once more to the bearer: nobody is left who knows.
+*Repeated messages.* A sender without a receipt repeats its message. The dedup window recognises it by its id, or by the
+mailbox that holds it, which is now the bearer's (`DedupWindow.moved`); the journal recognises it by the session that it
+was for, whose id resolves to the bearer. So it is not accepted a second time. A message that the dead session had
+taken, before its sender had a receipt, may be shown again to the bearer: no process is left that knows.
 
-*When it is looked.* Whether a process lives is a question to the system (12 µs), so it is asked where the answer
-matters: when a session comes under a name or asks for its mail, when mail would be queued for a session of a seat that
-several share, when all sessions are listed; and in rounds, each session at most every ten seconds.
-A session that is alone in its seat and has mail is not asked about at all: nothing would follow from it. More than
-`LOOKS_A_SECOND` are never asked; the rest counts as living for a moment. And the answer "ended" is final.
+*When owners are checked.* Whether a process lives is a system call (12 µs), so it is made where the answer matters:
+when a session connects under a name or asks for its mail, when mail would be queued for a session of a shared seat,
+when all sessions are listed; and in rounds, each session at most every ten seconds. A session that is alone in its seat
+and has mail is not checked, since nothing would follow from it. There are at most `LOOKS_A_SECOND` checks; the other
+owners count as alive until a later one. The answer "ended" is final.
 
-A mailbox that a command reads is left alone until that has ended, and taken over in the next round.
+The takeover of a mailbox that a command reads waits for a round after the command has ended.
 """
 
 from __future__ import annotations
@@ -50,20 +51,21 @@ from zmqbus.broker.registry import Registry
 from zmqbus.broker.sessions import Session, bearer_of
 from zmqbus.journal.record import Earlier
 
-#: How long a dead session that nothing waits for is kept, for those who send to its name.
+#: How long a dead session without mail is kept, so that messages to its name are queued.
 EMPTY_KEEP_S = 3600.0
-#: A round of looks begins at most so often: mail of one that has died under a younger session waits that long.
+#: Least time between the starts of two rounds of checks. If a session dies while a younger one has its name, its mail
+#: waits at most this long.
 ROUND_S = 10.0
-#: Sessions that a round comes to in one step, and the time between two of these. (A broker that has nothing else to do
-#: hears of the time every two seconds only.) So 10,000 take 100 s at most, and less than 3 ms of each.
+#: Sessions that a round checks in one step, and the time between two steps. (An idle broker gets a `Tick` only every
+#: two seconds.) So a round over 10,000 sessions takes at most 100 s, and less than 3 ms of each step.
 ROUND_SESSIONS = 200
 STEP_S = 1.0
-#: Looks at owners in any second, whatever asks for them: 6 ms.
+#: Checks of owners in one second, for all purposes together: 6 ms.
 LOOKS_A_SECOND = 500
 
 
 class Takeover:
-    """Sees to it that the mail of the dead is where the next of their name will look for it."""
+    """Moves the mail of sessions whose owners have ended to the bearer of their seat."""
 
     def __init__(
         self,
@@ -79,20 +81,22 @@ class Takeover:
         self._out = out
         self._owner_lives = owner_lives
         self._sent_before = sent_before
-        self._round: list[Session] = []  # those that this round has not come to
+        self._round: list[Session] = []  # sessions that this round has still to check
         self._round_due_s = 0.0  # monotonic
-        self._next_s = 0.0  # likewise: when the round goes on
-        self._second_s = 0.0  # when the second began
-        self._looks = 0  # since then
+        self._next_s = 0.0  # monotonic: next step of the round
+        self._second_s = 0.0  # monotonic: start of the second in which checks are counted
+        self._looks = 0  # checks in it
 
     def __repr__(self) -> str:
         return f"<Takeover: {len(self._round)} sessions to be looked at>"
 
-    # --- when it is looked
+    # --- when owners are checked
 
     def settle(self, now: Instant, session: Session) -> bool:
-        """Brings the seat of a session in order. Whether anything has changed: the session may not be there any
-        more."""
+        """Applies the rule to the seat of a session.
+
+        Returns whether anything has changed; then the session itself may have been removed.
+        """
         seat = self._registry.seat(session)
         # guards: takeover [self._settle(now, seat) => session.conn is not None and self._settle(now, seat)]
         if len(seat) > 1 and self._settle(now, seat):
@@ -100,17 +104,17 @@ class Takeover:
         return self._forget_empty(now, session)
 
     def settle_shared(self, now: Instant) -> None:
-        """Brings in order all seats that several sessions share."""
+        """Applies the rule to all seats that several sessions share."""
         for seat in self._registry.shared_seats():
             self._settle(now, seat)
 
     def settle_all(self, now: Instant) -> None:
-        """Brings everything in order: nobody has looked for a while."""
+        """Checks all sessions that are away, at the start and when no round has run for a while."""
         for session in self._registry.away():
             self._look_after(now, session)
 
     def tick(self, now: Instant) -> None:
-        """Goes on with the round, or begins another one."""
+        """Does the next step of the round, or starts another round."""
         if now.mono_s < self._next_s:
             return
         self._next_s = now.mono_s + STEP_S
@@ -126,7 +130,7 @@ class Takeover:
         if self._registry.sessions.get(session.session_id) is session and session.conn is None:
             self.settle(now, session)
 
-    # --- what is done
+    # --- the takeover itself
 
     def _settle(self, now: Instant, seat: list[Session]) -> bool:
         ended = [session for session in seat if session.conn is None and self._has_ended(now, session)]
@@ -139,9 +143,9 @@ class Takeover:
     def _take_over(self, now: Instant, bearer: Session, other: Session) -> bool:
         count = other.mailbox.total
         if not self._delivery.take_over(now, bearer, other):
-            return False  # the store cannot be read just now
+            return False  # the store cannot be read at the moment
         if other.restored and (not bearer.restored or self._entered_before(other, bearer)):
-            # What an earlier broker has accepted for the one, and is said again to many, is for the other.
+            # A repeated broadcast that an earlier broker accepted for `other` is for the bearer.
             bearer.restored, bearer.entered_after = True, other.entered_after  # guards: takeover
         self._registry.succeed(other, bearer, now.steady_s)
         self._registry.keep(bearer)
@@ -150,13 +154,13 @@ class Takeover:
         return True
 
     def _forget_empty(self, now: Instant, session: Session) -> bool:
-        """Forgets a session that has died an hour ago and for which nothing waits."""
+        """Forgets a session without mail whose owner ended at least an hour ago."""
         mailbox = session.mailbox
         if session.conn is not None or not session.persistent or mailbox.total or mailbox.is_expecting:
             return False
         if now.steady_s - session.away_since_s < EMPTY_KEEP_S:
             return False
-        # In this order: as long as it lives, the hour has not begun.
+        # In this order: the check renews `owner_seen_s` while the owner lives.
         if not self._has_ended(now, session) or now.steady_s - session.owner_seen_s < EMPTY_KEEP_S:
             return False
         if not self._is_closed(session):
@@ -166,7 +170,7 @@ class Takeover:
 
     def _entered_before(self, one: Session, other: Session) -> bool:
         first, second = self._sent_before(one.entered_after), self._sent_before(other.entered_after)
-        # What is not found is older than all that is.
+        # An id that the journal no longer has is older than those that it has.
         return first is None or (second is not None and first.place < second.place)
 
     def _is_closed(self, session: Session) -> bool:
@@ -174,7 +178,7 @@ class Takeover:
         return self._delivery.consumer(session.mailbox) is None
 
     def _has_ended(self, now: Instant, session: Session) -> bool:
-        """Whether the owner of a session is known to have ended."""
+        """Whether the owner of a session is known to have ended; checks it if the rate allows."""
         if session.owner_ended:
             return True
         if now.mono_s - self._second_s >= 1.0:

@@ -1,7 +1,7 @@
 """The channels of the PUB socket.
 
-A SUB filter is a prefix, so each channel ends with a terminator that none of its parts may hold, and the receiver
-compares the whole again.
+A SUB filter is a prefix, so each channel ends with a terminator that none of its parts may contain, and the receiver
+compares the whole channel again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MARK = b"~"
 
 
 def channel(scope: int, target: str) -> bytes:
-    """Returns the channel on which a message to many is published."""
+    """Returns the channel of a broadcast."""
     if scope == Scope.ALL:
         return EVERYONE
     return (b"/" if scope == Scope.PROJECT else b"#") + target.encode() + b"\0"

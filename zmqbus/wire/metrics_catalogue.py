@@ -58,7 +58,7 @@ FIGURES: dict[str, Figure] = {
 }
 #: Names of this family end with the code of a refusal.
 REFUSED = "refused_"
-#: Added by whoever asks on the same machine: of the broker's process.
+#: About the broker's process; added by the client that asks, since it runs on the same machine.
 PROCESS: dict[str, Figure] = {
     "memory_bytes": Figure("gauge", "memory of the broker's process (resident)"),
     "cpu_s": Figure("counter", "processor time of the broker's process, in seconds"),

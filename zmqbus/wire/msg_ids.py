@@ -1,4 +1,4 @@
-"""Message ids: made by the sender, unique without asking anyone, and known by their looks."""
+"""Message ids: made by the sender, unique without coordination, and recognisable by their form."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import product
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 MSG_ID_LENGTH = 12
-#: In every id, and hardly anywhere else: two letters that no word of a text has next to each other, and base64 seldom.
-#: By them the log tells ids in texts from all else (`record`).
+#: Part of every id, and rare elsewhere: two letters that are adjacent in no word, and seldom in base64. By them the log
+#: recognises ids in texts (`record`).
 ID_MARK = "zq"
 _PAIRS = [first + second for first in _DIGITS for second in _DIGITS]
 
@@ -23,11 +23,11 @@ def _base36(number: int, width: int) -> str:
 
 
 class IdMaker:
-    """Makes message ids: 12 lower-case letters and digits, unique without asking anyone.
+    """Makes message ids: 12 lower-case letters and digits, unique without coordination.
 
-    Five characters are random for each maker, `ID_MARK` follows, by which the log knows ids in texts (`record`), and
-    five count from a random number on (52 random bits in all), so that an id costs a sixth of a microsecond and no
-    system call. When the count runs over (60 million) the random part is drawn anew. Thread-safe.
+    Five characters are random for each maker, then comes `ID_MARK`, and five count from a random number on (52 random
+    bits in all), so that an id costs a sixth of a microsecond and no system call. When the count overflows (60 million)
+    a new random part is drawn. Thread-safe.
     """
 
     _WIDTH = 5
@@ -38,10 +38,10 @@ class IdMaker:
     def _draw(self, drawn: bytes) -> Iterator[str]:
         # guards: journal format [- len(ID_MARK) - self._WIDTH) + ID_MARK => - self._WIDTH)]
         prefix = _base36(int.from_bytes(drawn, "big"), MSG_ID_LENGTH - len(ID_MARK) - self._WIDTH) + ID_MARK
-        # Not from zero: two makers with one prefix, were there ever two, should still differ.
+        # Not from zero: two makers that happen to have the same prefix should still differ.
         start = _base36(int.from_bytes(drawn, "little"), self._WIDTH)
         turned = (_DIGITS[at:] + _DIGITS[:at] for at in map(_DIGITS.index, start))
-        # All of it in C, and so one operation, which no two threads share.
+        # All in C, so that `next` is one atomic operation.
         return map("".join, product((prefix,), *turned))
 
     def __call__(self) -> str:
@@ -53,12 +53,12 @@ class IdMaker:
 
 
 def is_msg_id(text: str) -> bool:
-    """Whether a peer's message id is one: 8 to 12 lower-case letters and digits."""
+    """Whether this is a valid message id: 8 to 12 lower-case letters and digits."""
     return 8 <= len(text) <= MSG_ID_LENGTH and text.isascii() and text.isalnum() and text == text.lower()
 
 
 def are_msg_ids(texts: Sequence[str]) -> bool:
-    """Whether all of these are message ids, and no two the same."""
+    """Whether these are valid message ids, all different."""
     whole = "".join(texts)
     lengths = set(map(len, texts))
     return (

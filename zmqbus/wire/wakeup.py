@@ -1,7 +1,7 @@
-"""Signals as something that a poller can wait for.
+"""Turns signals into a descriptor that a poller can wait for.
 
-ZeroMQ's poll goes on after a signal, and an exception raised by a handler could come in the middle of a write. So a
-handler only notes which signal came; the interpreter itself writes a byte to a pipe, and the pipe ends the poll.
+ZeroMQ's poll goes on after a signal, and an exception raised by a handler could interrupt a write. So a handler only
+records the signal; the interpreter itself writes a byte to a pipe, and the pipe ends the poll.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import signal
 from types import FrameType
 from typing import Any
 
-#: What ends a long-lived process in good order: a harness or an operator, a terminal, a terminal that closes.
+#: Signals that end a long-lived process in good order: from a harness or an operator, a terminal, a closing terminal.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def is_ignored(number: signal.Signals) -> bool:
-    """Whether whoever started this process wants it to outlive the signal."""
+    """Whether this process was started with the signal ignored, to outlive it; SIGTERM never counts."""
     return number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN
 
 
 class Wakeup:
     """A context in which `ENDING` signals make `fd` readable, and `caught` says which one came. Main thread only.
 
-    What is ignored when the context is entered stays so: `nohup` has asked for that, or a shell that runs this in its
-    background. SIGTERM is not among it, because nothing but SIGKILL would end the process then.
+    A signal that is ignored when the context is entered stays ignored: `nohup` or a shell has asked for that, for a
+    process in the background. SIGTERM is the exception: otherwise only SIGKILL would end the process.
     """
 
     def __init__(self) -> None:
