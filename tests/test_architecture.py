@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -73,6 +74,20 @@ def test_table_of_cores_and_shells_names_modules_that_exist() -> None:
     named = {name.rpartition("/")[2] for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)}
     assert len(named) > 10
     assert named <= modules
+
+
+def test_named_attributes_exist() -> None:
+    defined = {
+        f"{cls.name}.{part.name}"
+        for path in PACKAGE.rglob("*.py")
+        for cls in ast.parse(path.read_text("utf-8")).body
+        if isinstance(cls, ast.ClassDef)
+        for part in cls.body
+        if isinstance(part, ast.FunctionDef)
+    }
+    named = set(re.findall(r"`([A-Z][a-z]\w+\.\w+)`", PAGE))
+    assert len(named) > 5
+    assert named <= defined
 
 
 def test_glossary_has_its_words_once() -> None:
