@@ -1,16 +1,19 @@
-"""SEND, from its arrival until its messages are in the journal: are they well made, who gets them, may they be sent?
+"""Admits messages: checks each SEND, finds its receivers, and keeps its messages until they are in the journal.
 
-Between becoming pending here and the journal's answer messages are nowhere else, so nothing has to be undone if the
-journal cannot be written: their senders are refused, and that is all.
+A message that is pending here is nowhere else, so nothing has to be undone if the journal cannot be written: its sender
+is refused, and that is all.
 
-A SEND is accepted in one piece, or not at all (`_accept`). If there is anything to be said against one of its messages,
-or if they fare differently, each is admitted by itself, in the same way: then that one is refused, and others are not.
+A SEND of several messages is accepted in one piece, or not at all (`_accept`). If one of its messages would be refused,
+or treated differently from the others, each is admitted by itself in the same way: so that one is refused, and the
+others are accepted.
 
-A sender that was not answered sends a message again, perhaps to another broker than the first time. If it was accepted
-then (the journal knows, and only for such a message it is asked), it is for its receivers of then: a prefix may match
-another session by now, and another member of a group be the least loaded. Nor are limits a reason to refuse it now.
+A sender repeats a message that was not answered, perhaps to another broker than the first time. Only for such a message
+the journal is asked. If it has the message, that was accepted, and goes to its first receivers: its target may mean
+another session by now, and another member of the group may be the least loaded. No limit is applied to it. Of a
+broadcast, the audience is that of now, without the sessions that have come since (`_is_newcomer`): they may have got
+younger messages of the sender already.
 
-An answer is for the command that awaits it, if there is one (`reply_routing`).
+An answer goes to the command that awaits it, if there is one (`reply_routing`).
 """
 
 from __future__ import annotations
@@ -55,18 +58,18 @@ _WITHOUT_TARGET = (_SESSION, _ALL)
 
 
 class _Uneven(Exception):
-    """Messages of one SEND that have to be treated each by itself."""
+    """The messages of one SEND have to be admitted each by itself."""
 
 
 class _Before(NamedTuple):
-    """What the journal knows of a message that is said again."""
+    """What the journal knows of a message that is repeated."""
 
-    receiver: Session | None  # None: it was to many, or nobody is left of that id
-    place: int  # its order among all messages, when it was accepted first
+    receiver: Session | None  # its first receiver, or the heir; None: it was to many, or that session is forgotten
+    place: int  # order among the records of the journal
 
 
 class Admission:
-    """The door for messages."""
+    """All messages that are accepted and not yet in the journal."""
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class Admission:
 
     @property
     def last_id(self) -> str:
-        """Id of the last message whose receivers have been found: who comes now is not among them."""
+        """Id of the last message whose receivers have been found. A session that connects now is not among them."""
         return self._pending[-1].msg_ids[-1] if self._pending else self._last_id
 
     # --- SEND
@@ -173,7 +176,7 @@ class Admission:
         receivers, waiter, to = self._address(now, who, scope, target, reply_to, before)
         full: list[Session] = []
         if before is not None:
-            # It has passed these checks.
+            # It has passed the checks of limits.
             # guards: dedup: a repeat goes to the original receivers [not self._is_newcomer(session, before) => True]
             receivers = [session for session in receivers if not to_many or not self._is_newcomer(session, before)]
         elif to_many:
@@ -254,7 +257,8 @@ class Admission:
     def _address(
         self, now: Instant, who: Connection, scope: int, target: str, reply_to: str | None, before: _Before | None
     ) -> tuple[list[Session], Connection | Expected | None, str]:
-        """Who gets it: sessions, or the connection that waits for this very answer; and how the log calls them."""
+        """Returns the receiving sessions, or the connection that awaits this very answer, and the target as the journal
+        has it. `before`: what the journal knows of it, if it is a repeat."""
         # guards: dedup: a repeat goes to the original receiver [before.receiver if before is not None else =>]
         first = before.receiver if before is not None else None
         if scope == _SESSION:
@@ -300,7 +304,7 @@ class Admission:
         return session
 
     def _before(self, who: Connection, msg_id: str) -> _Before | None:
-        """What became of this message when it was said before; None: it never got as far as the journal."""
+        """Returns what the journal knows of a message that is repeated; None: it was never journaled."""
         found = self._sent_before(msg_id)
         if found is None:
             return None
@@ -309,7 +313,7 @@ class Admission:
         return _Before(self._registry.known(found.to_session_id or ""), found.place)
 
     def _is_newcomer(self, session: Session, before: _Before) -> bool:
-        """Whether a session has come since a message was accepted first: then it may have younger ones already."""
+        """Whether a session has come since a message was first accepted: it may have younger ones already."""
         if not session.restored:
             return True
         last = self._sent_before(session.entered_after)
