@@ -58,7 +58,7 @@ def check_not_empty(text: bytes | str) -> None:
         return  # not empty; `from_text` says that it is not UTF-8
     shown = display.sanitise(text)
     if not shown.strip(f" {display.LINE_END}") or shown.isspace():
-        raise InvalidPayload("the text is empty; say something, or see what it was to be made of")
+        raise InvalidPayload("the text is empty; check the file or the command that it comes from")
 
 
 def load(message: Incoming | verbs.Work | verbs.Result, log_path: str) -> bytes:
