@@ -19,6 +19,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from tests.broker.machinekit import RUN, Mishaps
 from zmqbus.broker import mailbox
+from zmqbus.broker.fetch import RECALL_S
 from zmqbus.client import coalesce
 from zmqbus.client.core import Incoming, Phase
 from zmqbus.errors import BrokerUnavailable, UnknownPeer, ZmqbusError
@@ -210,6 +211,28 @@ class Bus(Mishaps):
                 self.take_from(name, helper, 1)
         self.end(helper, bye=ending == "bye")
         self.net.settle()
+
+    @rule(name=names, sender=names, count=st.integers(1, 4), later=st.lists(st.booleans(), min_size=1, max_size=4))
+    def fetch_from_a_stopped_listener(self, name: str, sender: str, count: int, later: list[bool]) -> None:
+        """A command reads the inbox of a stopped listener, which goes on after later messages: broadcasts (True) or
+        directed ones."""
+        process = self.processes.get(name)
+        if process is None or process.core.phase is not Phase.READY or sender == name:
+            return
+        process.stopped = True
+        self.send(sender, name, Scope.SESSION)
+        helper = self.net.helper(process, connect=False)
+        helper.connect()
+        helper.request(verbs.Fetch("f", False))
+        self.net.advance(2 * RECALL_S)
+        for _ in range(count):
+            self.take_from(name, helper, CREDIT)
+            self.net.settle()
+        self.end(helper, bye=True)
+        for to_all in later:
+            self.send(sender, "" if to_all else name, Scope.ALL if to_all else Scope.SESSION)
+        self.net.settle()
+        process.stopped = False
 
     # --- time
 

@@ -114,6 +114,31 @@ def test_stopped_listener_does_not_delay_a_command(world: World) -> None:
     assert [message.body for message in bob.take_all()] == [b"3"]  # the others have been shown
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["read once", "read twice"])
+def test_broadcast_behind_an_unanswered_recall_keeps_its_place(world: World, again: bool) -> None:
+    """The SUB may overtake the RECALL, with which the listener gives back everything that it was handed."""
+    alice, bob = world.session("alice"), world.session("bob")
+    alice.send("bob", b"1")
+    bob.stop()
+    helper = world.helper(bob)
+    helper.begin(verbs.Fetch("f", False))
+    helper.takes(b"1")
+    world.until(lambda: helper.responses)
+    if again:
+        assert helper.request(verbs.Fetch("g", False)) == verbs.Fetched("g", 0, 0)
+    helper.bye()
+    for body in (b"2", b"4"):
+        alice.hears_it_is_safe(alice.to_all(body))
+        alice.hears_it_is_safe(alice.send("bob", b"%d" % (int(body) + 1)))
+    bob.go()
+    world.until(lambda: b"5" in bob.bodies)
+    assert [message.body for message in bob.take_all()] == [b"2", b"3", b"4", b"5"]
+    world.quiet()
+    alice.to_all(b"6")
+    bob.takes(b"6")
+    assert [one.bodies for one in bob.overheard if isinstance(one, verbs.Broadcast)] == [(b"6",)]
+
+
 def test_listener_that_returns_during_a_read_gets_the_rest(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()

@@ -213,6 +213,7 @@ class Delivery:
             elif (
                 conn is not None
                 and conn.subscribed  # guards: broadcasts
+                and not conn.recalling  # guards: reading: a broadcast may overtake RECALL
                 and not batch.repeated  # guards: dedup
                 and session.mailbox.publishable(batch) == count  # guards: broadcasts
             ):

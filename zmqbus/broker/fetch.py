@@ -6,6 +6,10 @@ The listener may hold messages that it has not shown. So the broker asks it to r
 gets anything; after a second without an answer the command goes on without it. While the command reads, it is the only
 consumer of the mailbox; when it ends, in whatever way, the mailbox goes back to the listener.
 
+A stopped listener reads RECALL late, perhaps after the command has ended. It then returns all messages that it got
+before RECALL; those that follow on the DEALER are its own again. A broadcast on the SUB may overtake RECALL and be
+returned with them, unnoticed by the broker. So nothing is published to a listener with an unanswered RECALL.
+
 *PREVIEW* (the hooks) has a bounded cost: a number of messages, and a number of bytes of each body. It serves only
 sessions without a listener. The messages stay in the mailbox until MARKREAD names those that were shown.
 """
@@ -63,6 +67,7 @@ class Fetches:
         # guards: reading: the listener first returns its messages [is not None => is None]
         if session.conn is not None and session.mailbox.window:
             session.recalls += 1
+            session.conn.recalling = True  # guards: reading
             session.mailbox.open = False  # the listener would show what follows RECALL, and the command again
             self._out.reply(session.conn.route, verbs.Recall(session.recalls, session.mailbox.owed()))
         else:
@@ -120,6 +125,7 @@ class Fetches:
         assert session is not None
         if recalled.generation != session.recalls:
             return
+        who.recalling = False  # guards: reading
         if not self._begin_waiting(now, session) and (
             self._delivery.consumer(session.mailbox) is who and not session.mailbox.open
         ):

@@ -13,7 +13,8 @@ the stored messages are always a prefix of the mailbox: storing one stores all b
 could keep a message and lose an older one, which the sender would repeat too late for its place.
 
 There are two ways to the consumer. Directed messages go over the DEALER. A broadcast is published once for all, and may
-reach this consumer that way only if nothing is in flight to it over the DEALER. Then the two streams need no merging:
+reach this consumer that way only if nothing is in flight to it over the DEALER (not even a RECALL, see `fetch`). Then
+the two streams need no merging:
 
 * a broadcast is published to this consumer only while neither window nor backlog holds a DEALER message, nor the window
   a message published on another channel, and

@@ -73,8 +73,9 @@ SESSION_TRANSITIONS: dict[SessionState, frozenset[SessionState]] = {
 class Connection:
     """One routing id, from its HELLO until it is closed.
 
-    Two flags are no states, since they change independently of what the connection registered as, and of each other:
-    `subscribed` follows its second TCP connection, and `silent` follows the clock.
+    Three flags are no states, since they change independently of what the connection registered as, and of each other:
+    `subscribed` follows its second TCP connection, `silent` follows the clock, and `recalling` the commands that read
+    its session's inbox.
     """
 
     __slots__ = (
@@ -93,6 +94,7 @@ class Connection:
         "previews",
         "probe_at_s",
         "program",
+        "recalling",
         "requested_s",
         "requests",
         "route",
@@ -118,6 +120,7 @@ class Connection:
         self.guest = ""  #: the name that a guest sends under
         self.guest_id = ""
         self.subscribed = False  #: its subscriptions are in force
+        self.recalling = False  #: it has not answered the last RECALL
         self.mailbox: Mailbox | None = None  #: the mailbox that this connection consumes
         self.fetches = 0  #: FETCHes so far
         self.previews = 0  #: PREVIEWs and MARKREADs so far
