@@ -403,8 +403,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture
 def bus(data_dir: Path, free_port: int, bin_env: Callable[[dict[str, str] | None], dict[str, str]]) -> Iterator[Bus]:
     """A bus for this test; see `Bus`. Its commands run in an empty directory outside any git work tree."""
-    with tempfile.TemporaryDirectory(prefix="zb-work-") as work:
-        harness = Bus(data_dir, free_port, Path(work).resolve(), bin_env)
+    with tempfile.TemporaryDirectory(prefix="zb-work-") as parent:
+        # A valid session name, which sessions take over unchanged. Random names may have "_", which theirs have not.
+        work = Path(parent).resolve() / "work"
+        work.mkdir()
+        harness = Bus(data_dir, free_port, work, bin_env)
         try:
             yield harness
         finally:
