@@ -374,7 +374,9 @@ class Files(Bus):
 
     def prepare(self) -> None:
         self.patch.setattr(verbs, "SPILL_BYTES", 0)
-        self.patch.setattr(coalesce, "INLINE_BYTES", 0)  # a body that is spooled travels alone
+        # A body in a file is larger than one that shares a batch.
+        self.patch.setattr(coalesce, "INLINE_BYTES", 0)
+        self.patch.setattr(verbs, "INLINE_BYTES", 0)
 
     @rule()
     def lose_the_files(self) -> None:

@@ -42,7 +42,7 @@ from zmqbus.journal.large_record import check_escaped
 from zmqbus.journal.record import Earlier, Record, Records, splice_line
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import naming, verbs
-from zmqbus.wire.verbs import FORMAT_WORDS, Format, Header, Pointer, Scope
+from zmqbus.wire.verbs import FORMAT_WORDS, TO_MANY, Format, Header, Pointer, Scope
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
 BROADCASTS_PER_MINUTE = 60
@@ -160,17 +160,18 @@ class Admission:
     def _accept(self, now: Instant, who: Connection, send: verbs.Send) -> None:
         """Makes messages pending, all of them. Raises the error to refuse them with, or `_Uneven` if some have to be
         treated in another way than others; then nothing is done."""
-        scope, target, fmt, reply_to, again, _, _, msg_ids, bodies = send
-        spooled = spooled_body(send)
+        scope, target, fmt, reply_to, again, file, _, msg_ids, bodies = send
         if reply_to is not None and not verbs.is_msg_id(reply_to):
             raise ProtocolError("what a message answers is a message id: 8 to 12 lower-case letters and digits")
-        to_many = scope in verbs.TO_MANY
-        check_bodies(fmt, bodies, to_many=to_many)
+        to_many = scope in TO_MANY
+        count = len(bodies)
         size_bytes = sum(map(len, bodies))
+        check_bodies(fmt, bodies, size_bytes, to_many=to_many)
+        spooled = spooled_body(send) if file is not None else None
         if spooled is not None:
-            verbs.check_size(spooled.size_bytes, to_many=to_many)
             size_bytes = spooled.size_bytes
-        if len(bodies) > 1 and size_bytes > verbs.SPILL_BYTES and max(map(len, bodies)) > verbs.SPILL_BYTES:
+            verbs.check_size(size_bytes, to_many=to_many)
+        if count > 1 and size_bytes > verbs.SPILL_BYTES and max(map(len, bodies)) > verbs.SPILL_BYTES:
             raise _Uneven
         before = self._before(who, msg_ids[0]) if again else None
         receivers, waiter, to = self._address(now, who, scope, target, reply_to, before)
@@ -181,23 +182,24 @@ class Admission:
             receivers = [session for session in receivers if not to_many or not self._is_newcomer(session, before)]
         elif to_many:
             # One who does not read must not keep a broadcast from all the others; the sender is told who goes without.
-            full = [session for session in receivers if session.mailbox.full(size_bytes, len(bodies))]
+            full = [session for session in receivers if session.mailbox.full(size_bytes, count)]
             if full:
-                if len(bodies) > 1:
+                if count > 1:
                     raise _Uneven
                 receivers = [session for session in receivers if session not in full]
-            self._count_broadcasts(now, who, len(bodies))
+            self._count_broadcasts(now, who, count)
         else:
-            self._check_room(waiter or receivers[0], size_bytes, len(bodies))
+            self._check_room(waiter or receivers[0], size_bytes, count)
         header = self._shared_header(now, who, send)
         receiver_id = None
         if not to_many:
             receiver_id = waiter.sender_id if waiter is not None else receivers[0].session_id
         self._journal(who, header, to, receiver_id, send, spooled)
         for session in receivers:
-            session.mailbox.reserve(size_bytes, len(bodies))  # guards: mailbox limits
+            session.mailbox.reserve(size_bytes, count)  # guards: mailbox limits
+        place = len(self._pending)
         for msg_id in msg_ids:
-            self._places[msg_id] = len(self._pending)
+            self._places[msg_id] = place
         self._pending.append(Pending(who, header, msg_ids, bodies, size_bytes, again, receivers, full, waiter))
 
     def _check_room(self, receiver: Session | Connection | Expected, size_bytes: int, count: int) -> None:
@@ -210,11 +212,12 @@ class Admission:
         """Returns the header of these messages: that of the ones before, if they have the same."""
         session = who.session
         name, label = (session.name, session.label) if session is not None else (who.guest, None)
-        key = (who, name, label, now.wall_s, *send[:4])
+        key = (who, name, label, now.wall_s, send[:4])
         if key != self._header_key:
-            target = "" if send.scope in _WITHOUT_TARGET else send.target
+            scope, target, fmt, reply_to = send[:4]
+            target = "" if scope in _WITHOUT_TARGET else target
             self._header_key = key
-            self._header = Header(who.sender_id, name, label, send.scope, target, send.fmt, send.reply_to, now.wall_s)
+            self._header = Header(who.sender_id, name, label, scope, target, fmt, reply_to, now.wall_s)
         return self._header
 
     def _journal(
@@ -387,7 +390,7 @@ class Admission:
         return pending
 
     def _dispatch(self, now: Instant, message: Pending, batch: Batch) -> None:
-        if batch.header.scope in verbs.TO_MANY:
+        if batch.header.scope in TO_MANY:
             self._delivery.to_many(now, message.receivers, batch, message.sender, message.full)
         elif message.waiter is None:
             self._delivery.to_one(now, message.receivers[0], batch)

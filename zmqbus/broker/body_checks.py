@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from zmqbus.errors import InvalidPayload, ProtocolError, Unauthorized
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
-from zmqbus.wire.verbs import FORMAT_WORDS, Format
+from zmqbus.wire.verbs import FORMAT_WORDS, MAX_BROADCAST_BYTES, Format
 
 #: Name of a spool file: it contains no separator, so it cannot lead to another directory.
 SPOOL_NAME = re.compile("[0-9a-f]{32}")
@@ -18,16 +18,17 @@ MAX_ESCAPED_BYTES = 6
 _TEXT = int(Format.TEXT)
 
 
-def check_bodies(fmt: int, bodies: Sequence[bytes], *, to_many: bool) -> None:
-    """Checks the format, size and encoding of bodies.
+def check_bodies(fmt: int, bodies: Sequence[bytes], size_bytes: int, *, to_many: bool) -> None:
+    """Checks the format, size and encoding of bodies, which have `size_bytes` together.
 
     Raises `ProtocolError` for an unknown format, `TextTooLong` for a body over the limit, and `InvalidPayload` for text
     that is not UTF-8.
     """
     if fmt not in FORMAT_WORDS:
         raise ProtocolError(f"unknown body format {fmt}")
-    verbs.check_size(max(map(len, bodies)), to_many=to_many)
-    if fmt == _TEXT and not all(map(bytes.isascii, bodies)):
+    if size_bytes > MAX_BROADCAST_BYTES:  # else none of them can be too large
+        verbs.check_size(max(map(len, bodies)), to_many=to_many)
+    if fmt == _TEXT and not b"".join(bodies).isascii():
         try:
             for body in bodies:
                 body.decode()

@@ -222,17 +222,17 @@ _TOLD = frozenset((Stage.TOLD, Stage.DONE))
 class Window:
     """The messages under way to one consumer, oldest first. Its length is the number of messages."""
 
-    __slots__ = ("_count", "pieces")
+    __slots__ = ("count", "pieces")
 
     def __init__(self) -> None:
         self.pieces: deque[InFlight] = deque()  #: read only
-        self._count = 0
+        self.count = 0  #: of messages; read only
 
     def __repr__(self) -> str:
-        return f"<Window of {self._count} in {len(self.pieces)}>"
+        return f"<Window of {self.count} in {len(self.pieces)}>"
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __iter__(self) -> Iterator[InFlight]:
         return iter(self.pieces)
@@ -245,7 +245,7 @@ class Window:
     def append(self, piece: InFlight) -> None:
         """Puts messages behind all others."""
         self.pieces.append(piece)
-        self._count += piece.count
+        self.count += piece.count
 
     def pop(self, count: int) -> InFlight:
         """Takes the oldest messages out: at most `count`, and no more than the oldest piece has."""
@@ -254,7 +254,7 @@ class Window:
             piece = piece.take(count)
         else:
             self.pieces.popleft()
-        self._count -= piece.count
+        self.count -= piece.count
         return piece
 
     def oldest_segment(self) -> int | None:

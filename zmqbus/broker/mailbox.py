@@ -53,6 +53,8 @@ MAX_BYTES = 256 * 1024 * 1024
 # changed.
 _EMPTY = Window()
 _NO_NUMBERS: set[int] = set()
+#: Looked up once: members of an enum are not cheap to come by.
+_UNSTORED = Stage.UNSTORED
 
 
 class Mailbox:
@@ -109,7 +111,7 @@ class Mailbox:
     @property
     def total(self) -> int:
         """Unacknowledged messages."""
-        return len(self.window) + self._backlog
+        return self.window.count + self._backlog
 
     @property
     def backlog(self) -> int:
@@ -137,9 +139,9 @@ class Mailbox:
 
         Reservations count.
         """
-        # guards: mailbox limits [self.total + self._reserved + messages > MAX_MESSAGES or =>]
+        # guards: mailbox limits [self.window.count + self._backlog + self._reserved + messages > MAX_MESSAGES or =>]
         return (
-            self.total + self._reserved + messages > MAX_MESSAGES
+            self.window.count + self._backlog + self._reserved + messages > MAX_MESSAGES
             or self.total_bytes + self._reserved_bytes + size_bytes > MAX_BYTES  # guards: mailbox limits
         )
 
@@ -190,8 +192,8 @@ class Mailbox:
         count = len(batch.msg_ids)
         if count == 1:
             return int(self._has_credit(len(batch.bodies[0]) + FIELDS_BYTES))
-        # guards: credit [min(count, CREDIT_MESSAGES - len(self.window)) => count]
-        count = min(count, CREDIT_MESSAGES - len(self.window))
+        # guards: credit [min(count, CREDIT_MESSAGES - self.window.count) => count]
+        count = min(count, CREDIT_MESSAGES - self.window.count)
         left_bytes = CREDIT_BYTES - self._window_bytes
         if batch.size_bytes + FIELDS_BYTES * len(batch.msg_ids) <= left_bytes:
             return count
@@ -275,8 +277,8 @@ class Mailbox:
 
     def refill(self, now_s: float) -> Iterator[InFlight]:
         """Moves messages from the backlog into the window, as far as credit goes, and yields them to be sent."""
-        while self.open and self._backlog and len(self.window) < CREDIT_MESSAGES:
-            room = CREDIT_MESSAGES - len(self.window)
+        while self.open and self._backlog and self.window.count < CREDIT_MESSAGES:
+            room = CREDIT_MESSAGES - self.window.count
             found = self._store.after(self.key, self._sent_seq, min(room, 100))
             for seq, entry in found:
                 if not self._has_credit(entry.credit_bytes):
@@ -302,21 +304,30 @@ class Mailbox:
             if taken is _NO_NUMBERS:
                 taken = self._taken_bcasts = set()
             taken.update(found)
-        while window:
-            count = _taken_of(window.oldest, seq, taken)
-            if not count:
-                break
+        pieces = window.pieces
+        while pieces and (count := _taken_of(pieces[0], seq, taken)):
             piece = window.pop(count)
             self._leave(piece)
-            if piece.stored:
+            if piece.stage is not _UNSTORED:
                 stored += range(piece.seq, piece.seq + piece.count)
             done.append(piece)
         if stored:
             self._store.remove(self.key, stored)
-        if done and not window:
+        if done:
+            self._forget_numbers(done)
+        return done
+
+    def _forget_numbers(self, done: list[InFlight]) -> None:
+        """Forgets the broadcast numbers of messages that have left the window."""
+        if not self.window.count:
             # A set never shrinks: those of a thousand receivers that were all behind once would keep 3 MB.
             self._taken_bcasts = self._published = _NO_NUMBERS
-        return done
+            return
+        for piece in done:
+            if piece.bcast:
+                numbers = range(piece.bcast, piece.bcast + piece.count)
+                self._taken_bcasts.difference_update(numbers)
+                self._published.difference_update(numbers)  # guards: in-flight window
 
     def close(self) -> list[InFlight]:
         """Returns the window to the backlog, since the consumer has gone.
@@ -326,7 +337,7 @@ class Mailbox:
         self.open = False
         untold = [piece for piece in self.window if not piece.told]
         self.secure()
-        self._backlog += len(self.window)
+        self._backlog += self.window.count
         if self.window:
             self._sent_seq = self.window.oldest.seq - 1
         self.window = _EMPTY
@@ -419,39 +430,39 @@ class Mailbox:
     # --- the window
 
     def _has_credit(self, weight_bytes: int) -> bool:
-        # guards: credit [len(self.window) < CREDIT_MESSAGES and =>]
-        return len(self.window) < CREDIT_MESSAGES and (
+        # guards: credit [self.window.count < CREDIT_MESSAGES and =>]
+        return self.window.count < CREDIT_MESSAGES and (
             # guards: credit [self._window_bytes + weight_bytes <= CREDIT_BYTES => True]
-            not self.window or self._window_bytes + weight_bytes <= CREDIT_BYTES
+            not self.window.count or self._window_bytes + weight_bytes <= CREDIT_BYTES
         )
 
     def _enter(self, piece: InFlight) -> None:
         if self.window is _EMPTY:
             self.window = Window()
         self.window.append(piece)
-        self._unstored += 0 if piece.stored else piece.count  # guards: in-flight window
+        count, bcast = piece.count, piece.bcast
+        if piece.stage is _UNSTORED:  # guards: in-flight window
+            self._unstored += count
         self._window_bytes += piece.weight_bytes
-        self._sent_seq = piece.seq + piece.count - 1
-        if not piece.bcast:  # guards: in-flight window [not piece.bcast => piece.seq]
-            self._by_dealer += piece.count  # guards: in-flight window
+        self._sent_seq = piece.seq + count - 1
+        if not bcast:  # guards: in-flight window [not bcast => piece.seq]
+            self._by_dealer += count  # guards: in-flight window
             return
         if self._published is _NO_NUMBERS:
             self._published = set()
-        end = piece.bcast + piece.count
-        self._published.update(range(piece.bcast, end))
-        self._last_bcast = end - 1
-        self._channel = (piece.batch.header.scope, piece.batch.header.target)
+        self._published.update(range(bcast, bcast + count))
+        self._last_bcast = bcast + count - 1
+        header = piece.batch.header
+        self._channel = (header.scope, header.target)
 
     def _leave(self, piece: InFlight) -> None:
-        self._unstored -= 0 if piece.stored else piece.count
+        count = piece.count
+        if piece.stage is _UNSTORED:
+            self._unstored -= count
         self._window_bytes -= piece.weight_bytes
         self.total_bytes -= piece.size_bytes
         if not piece.bcast:
-            self._by_dealer -= piece.count
-            return
-        numbers = range(piece.bcast, piece.bcast + piece.count)
-        self._taken_bcasts.difference_update(numbers)
-        self._published.difference_update(numbers)  # guards: in-flight window
+            self._by_dealer -= count
 
 
 def _placed(entries: list[tuple[int, Entry]], whose: int) -> list[tuple[tuple[int, ...], int, int, Entry]]:

@@ -155,7 +155,7 @@ class RequestBroker:
         group = self._queues.groups.get(name)
         if group is None:
             group = Group(naming.check_name(name, "group"))
-        check_bodies(asked.fmt, (asked.body,), to_many=False)
+        check_bodies(asked.fmt, (asked.body,), len(asked.body), to_many=False)
         spilled = len(asked.body) > verbs.SPILL_BYTES
         kept = b"" if spilled else asked.body
         self._queues.check_room(group, len(kept))
@@ -229,7 +229,7 @@ class RequestBroker:
         if not is_holder and (session.session_id not in request.lost_with or request.stage is Stage.STAGED):
             raise ProtocolError("an answer to a request that this worker does not have")
         try:
-            check_bodies(answer.fmt, (answer.body,), to_many=False)
+            check_bodies(answer.fmt, (answer.body,), len(answer.body), to_many=False)
         except ZmqbusError as error:
             if is_holder:
                 # A repeated answer would be no better, and the caller would wait for ever.
