@@ -41,6 +41,7 @@ def small(monkeypatch):
     """Lowers limits so that a short run reaches them."""
     monkeypatch.setattr(verbs, "SPILL_BYTES", 300)
     monkeypatch.setattr(sqlite, "SPILL_BYTES", 300)
+    monkeypatch.setattr(verbs, "INLINE_BYTES", 300)  # a spilled body shares no batch
     monkeypatch.setattr(file, "CHECKPOINT_PAGES", 12)
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 4)
 

@@ -69,6 +69,7 @@ def nights(net: FileNet) -> None:
 def test_any_death_on_the_way_loses_doubles_or_reorders_nothing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(verbs, "SPILL_BYTES", 300)
     monkeypatch.setattr(sqlite, "SPILL_BYTES", 300)
+    monkeypatch.setattr(verbs, "INLINE_BYTES", 300)  # a spilled body shares no batch
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 4)
     net = FileNet(tmp_path / "run")
     nights(net)
