@@ -169,3 +169,14 @@ def test_without_proc_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> Non
     watch = MemoryPressure(1, 2)
     assert watch.wait_s is None and watch.look(1.0, lambda: 0) == []
     watch.close()
+
+
+def test_thread_closes_a_subscriber_that_sends_too_much(net: Net) -> None:
+    """The broker's loop does not look while libzmq reads a flood of subscriptions."""
+    net.grown = SOFT_BYTES
+    honest, flooding = net.peer(1), net.peer(1)
+    net.say(honest, 1_000)
+    net.say(flooding, MAX_SUBSCRIBING_BYTES + 1)
+    net.watch.start()
+    assert flooding[0].recv(1) == b""
+    net.say(honest, 1)

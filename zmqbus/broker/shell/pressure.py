@@ -16,7 +16,8 @@ have sent most. An honest client that is closed by mistake reconnects and repeat
 reconnect, and no message.
 
 A client sends a few hundred bytes to the PUB in its life, so there the sum decides: over `MAX_SUBSCRIBING_BYTES` the
-connection is closed at once.
+connection is closed at once. A thread looks at those: libzmq reads all subscriptions that it has within one call of the
+broker's loop, which does not return while a peer sends them faster than they enter the tree.
 
 Afterwards freed memory is returned to the system (`malloc_trim`), which the C library would keep.
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fcntl import ioctl
@@ -77,6 +79,21 @@ class MemoryPressure:
         except OSError:
             self._statm = -1
         self._base_bytes = self._resident_bytes()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts the thread that watches the subscribers."""
+        if self._statm >= 0:
+            self._thread = threading.Thread(target=self._watch_subscribers, name="subscribers", daemon=True)
+            self._thread.start()
+
+    def _watch_subscribers(self) -> None:
+        while not self._ended.wait(LOOK_S):
+            if self._resident_bytes() - self._base_bytes >= SOFT_BYTES:
+                for one in _connections((self._pub_port,)):
+                    if one.received > MAX_SUBSCRIBING_BYTES:  # guards: memory pressure [off]
+                        _shut_down(one.fd)
 
     def __repr__(self) -> str:
         return f"<MemoryPressure: {self.closed} connections closed{', watching' if self._watching else ''}>"
@@ -151,12 +168,14 @@ class MemoryPressure:
 
     def _close(self, fd: int, why: str) -> str:
         self.closed += 1
-        with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-            connection.shutdown(socket.SHUT_RDWR)
+        _shut_down(fd)
         return f"closed a connection: it {why}"
 
     def close(self) -> None:
         """Ends the watch."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
         if self._statm >= 0:
             os.close(self._statm)
             self._statm = -1
@@ -173,7 +192,12 @@ class _Connection(NamedTuple):
     unsent: int  # bytes that it has not acknowledged
 
 
-def _connections(ports: tuple[int, int]) -> Iterator[_Connection]:
+def _shut_down(fd: int) -> None:
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _connections(ports: tuple[int, ...]) -> Iterator[_Connection]:
     """All connections to one of these ports."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)

@@ -164,6 +164,7 @@ class Server:
         self._compaction = Compaction(self._journal, self._store, self._core, self._log.warning)
         self._pressure = MemoryPressure(self.port, self._core.pub_port)
         self._closing.callback(self._pressure.close)
+        self._pressure.start()
         self._do(self._core.recover(self._now()))
         self._poller = zmq.Poller()
         for socket_ in (self._router, self._publisher, *self._zap.sockets):
