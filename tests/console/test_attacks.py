@@ -483,7 +483,7 @@ class TestInABrowser:
         assert "⟨U+202E⟩" in row.first.inner_text(), "bidirectional controls are made visible"
         row.first.click()
         page.locator(f".facts code:text('{msg_id}')").wait_for()
-        page.wait_for_selector(".body:not(.loading)")
+        page.locator(".body:not(.loading):has-text('onerror')").wait_for()  # a redrawn body is empty for a moment
         body = page.locator(".body").inner_text()
         assert MARKUP in body and "⟨U+2066⟩" in body and "␛[31m" in body and "⟨U+200B⟩" in body
         page.locator("#sessions .session:has-text('auth')").click()
