@@ -1,4 +1,4 @@
-"""What is checked before a message is accepted, where it takes hostile or careless senders to see it."""
+"""Checks of messages before they are accepted, with hostile or careless senders; batches equal single messages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_what_is_alike_is_passed_on(fmt):
 
 
 def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
-    """Whoever comes between the decision and the journal is behind all of it."""
+    """A session that connects between decision and journal entered after the whole batch."""
     said = Said("run")
     said.put("bob", GOOD)
     said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, [])))

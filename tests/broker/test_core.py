@@ -476,7 +476,7 @@ def test_a_dead_subscriber_is_seen_at_once(net):
 
 def test_a_listener_that_was_given_up_comes_back_by_itself(net):
     alice, bob = net.session("alice"), net.session("bob")
-    bob.drop_subscriber()  # while the DEALER lives: the broker says EXPIRED, and the client greets anew
+    bob.drop_subscriber()  # while the DEALER lives: the broker says EXPIRED, and the client sends HELLO again
     net.settle()
     alice.send("", b"again", scope=Scope.ALL)
     net.settle()
@@ -830,7 +830,7 @@ def test_a_name_has_no_form_of_an_id(net):
 
 
 def test_a_target_over_the_limit_costs_its_sender_that_message_and_nothing_else(net):
-    """Its sender is told, and what stands behind it goes through, also after the broker's death."""
+    """Its sender gets an error, and the messages behind it are delivered, also after the broker's death."""
     alice, bob = net.session("alice"), net.session("bob")
     for number, target in enumerate(("x" * 4_097, "x" * 9_000, "x" * 100_000, "p\udcffy")):
         bad = alice.send(target, b"?")

@@ -1,4 +1,4 @@
-"""What is remembered of settled messages, how long, and what the next broker is told of it."""
+"""The dedup window: which outcomes are kept, for how long, and which of them survive the broker."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_acknowledgements_are_cumulative_and_free_what_was_stored(box, store):
     items = [put(box, message(n), NOW_S) for n in range(4)]
     box.secure(items[1])
     box.secure(items[1])  # again is no error
-    assert store.total() == 2  # it takes along what is before it
+    assert store.total() == 2  # storing one stores all before it
     assert seqs(box.acknowledge(3, ())) == [1, 2, 3]
     assert (box.total, box.total_bytes, store.total()) == (1, 1, 0)
     assert box.acknowledge(3, ()) == []
@@ -83,7 +83,7 @@ def test_acknowledgements_are_cumulative_and_free_what_was_stored(box, store):
 def test_credit_by_number(box, monkeypatch):
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 3)
     items = [put(box, message(n), NOW_S) for n in range(5)]
-    assert [item.stored for item in items] == [True] * 5  # what is stored takes along all before it
+    assert [item.stored for item in items] == [True] * 5  # storing one stores all before it
     assert seqs(box.window) == [1, 2, 3]
     box.acknowledge(1, ())
     assert seqs(box.refill(NOW_S)) == [4]
@@ -154,7 +154,7 @@ def test_broadcasts_are_acknowledged_by_name_and_leave_in_order(box):
 
 
 def test_mailboxes_share_what_is_empty_and_nothing_else(box, store):
-    """What is not there yet is one object for all of them, which must stay empty."""
+    """All empty mailboxes share one window and one set, which must stay empty."""
     other = mailbox.Mailbox("other", store)
     other.open = True
     put(box, message(0), NOW_S, bcast=7)

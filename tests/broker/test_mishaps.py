@@ -370,7 +370,7 @@ def test_who_does_not_read_a_mailbox_cannot_acknowledge_it(net):
 
 
 def test_a_broadcast_does_not_overtake_by_a_sub_that_is_left_over(net):
-    """The DEALER's connection is gone, and the broker knows; the SUB still takes what is published."""
+    """The DEALER's connection is gone, and the broker knows; the SUB still receives broadcasts."""
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     net.lose(bob)
     alice.send("bob", b"1")
@@ -387,7 +387,7 @@ def test_a_broadcast_does_not_overtake_by_a_sub_that_is_left_over(net):
     bob.drop_subscriber()
     net.wake()
     assert not net.broker.registry.lingering
-    bob.filters = filters  # the SUB connects anew by itself, under the lease that has ended
+    bob.filters = filters  # the SUB reconnects by itself, under the lease that has ended
     net.changed_filters([], filters)
     net.wake()
     assert lease in net.broker.registry.lingering

@@ -1,4 +1,4 @@
-"""Answers that a command waits for: who gets them, what is held, and until when."""
+"""Reply routing: who gets an awaited answer, which answers are held, and until when."""
 
 from __future__ import annotations
 

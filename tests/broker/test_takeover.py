@@ -563,7 +563,7 @@ def test_an_id_is_remembered_as_long_as_mail_is_and_while_its_successor_is(net, 
 
 
 def test_a_name_that_several_have_is_one_that_is_meant(net, alice, runs):
-    """By its beginning, too: it is the same name, whoever of them is meant."""
+    """A prefix works, too: all matches have the same name."""
     runs.nap()
     latest = runs.nap(project="/other")
     net.clock.advance(1)

@@ -228,7 +228,7 @@ class Seats(Nights):
         """See `order_holds_by_sessions`: what was for another session may come behind younger ones."""
 
     def order_holds_by_sessions(self) -> None:
-        """From one process to the session that its messages were for when they were accepted, whoever took them."""
+        """Order holds from a process to the session that its messages were accepted for, even after a takeover."""
         first: dict[str, str | None] = {}
         for record in map(decode_record, self.net.journal):
             first.setdefault(record.msg_id, record.to_session_id)

@@ -1,4 +1,4 @@
-"""What is promised of messages to many that travel in one piece: what is promised of each by itself."""
+"""Batches of broadcasts keep all the guarantees of single broadcasts."""
 
 from __future__ import annotations
 

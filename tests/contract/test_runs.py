@@ -1,4 +1,4 @@
-"""What is promised of messages that travel in one piece: what is promised of each by itself."""
+"""Batches of directed messages keep all the guarantees of single messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zmqbus.testing import session_id_of
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import MAX_ENVELOPE_MESSAGES, Format, Scope
 
-#: What texts are full of, and what is easily lost or taken for something else.
+#: Bodies that are easily mangled: escapes, separators, ids, empty texts.
 TEXTS = (b"one", b"", b"line\nline\r\n", 'quoted "\\" ü 🚀 \u2028'.encode(), b"msg=abcdefgh12 re=abcdefgh", b"x" * 4096)
 
 
@@ -296,7 +296,7 @@ def test_a_broker_that_dies_under_them(world: World, taken: int, stalled: bool) 
     assert len([message for message in bob.history if message.msg_id in sent[:taken]]) == taken
     for message in bob.history[20:]:
         if message.msg_id in sent[:20]:
-            assert message.age_s >= 0  # whoever sees one twice is to know why
+            assert message.age_s >= 0  # explains a second copy to its receiver
 
 
 def test_a_command_that_reads_takes_over_what_is_not_taken(world: World) -> None:

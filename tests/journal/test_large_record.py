@@ -40,7 +40,7 @@ class TestLargeLines:
             decoded = decode_record(encode_record(made))
             assert decoded._replace(ts=0) == made._replace(ts=0)
 
-    @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")  # of what is no JSON
+    @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")  # of invalid JSON
     @given(JSON_PIECES, st.booleans())
     @example("\\", False)
     @example('"', False)

@@ -442,10 +442,10 @@ def test_same_owner_with_a_new_name_is_renamed(bus: Bus) -> None:
     auth = bus.listener("auth")
     session_id = auth.session_id
     assert auth.stop() == 0
-    bus.deliver(session_id, "for whoever you are")
+    bus.deliver(session_id, "for the next listener")
     again = bus.listener("billing", owner=auth)
     assert (again.session_id, again.name) == (session_id, "billing")
-    again.wait_message("for whoever you are")
+    again.wait_message("for the next listener")
     assert bus.states() == {"billing": "live"}
 
 

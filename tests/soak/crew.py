@@ -250,7 +250,7 @@ class Receiver:
             return False
         return process.poll() is None
 
-    # --- what is printed
+    # --- output
 
     def _read(self) -> None:
         """Reads everything printed so far."""

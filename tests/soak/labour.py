@@ -8,7 +8,7 @@ the requester what it has asked and which answers came. The requester ends when 
 answer has come. A line `hold SECONDS` on it makes one of the next requests hold the worker's interpreter for so long,
 as a C extension does: the process lives, and answers nothing.
 
-`settle` checks the notes against what is promised of requests:
+`settle` checks the notes against the guarantees of requests:
 
 | fault | meaning |
 |---|---|

@@ -392,7 +392,7 @@ class TestSanitise:
         text = piece * (2**18 // len(piece))
         begun = time.process_time()
         sanitise(text, limit)
-        assert time.process_time() - begun < 0.5  # at most 20 ms; what is quadratic takes minutes
+        assert time.process_time() - begun < 0.5  # at most 20 ms; a quadratic algorithm takes minutes
 
     @pytest.mark.parametrize(
         "text", ["\x1b[" + "0" * 2**18, "\x1b[" + "0" * 2**17 + " " * 2**17, "\x1b]" + "a" * 2**18]

@@ -320,7 +320,7 @@ def _longest(name: str, kind: Any) -> Any:
 
 @pytest.mark.parametrize("cls", TO_BROKER, ids=lambda cls: cls.__name__)
 def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
-    """What is as long as it may be is said and heard; what is longer by one is neither, and its message is named."""
+    """A field at its limit passes on both sides; one character more fails on both, naming the message."""
     longest = full_of(cls)
     protocol.check_fields(longest)
     reader = decoder(from_broker=False)
@@ -411,7 +411,7 @@ def nested(size_bytes: int, arity: int) -> bytes:
     ids=range(9),
 )
 def test_the_parts_of_a_message_are_bounded_in_total(frame: bytes) -> None:
-    """In memory, and in what is said of it: neither grows with what was sent."""
+    """Neither memory nor the error text grows with the input."""
     tracemalloc.start()
     try:
         try:
@@ -575,7 +575,7 @@ def test_the_count_goes_round_without_a_repetition(monkeypatch: pytest.MonkeyPat
     ids = [make() for _ in range(37)]
     assert len({one[:11] for one in ids[:36]}) == 1
     assert len(set(ids)) == 37
-    assert ids[36][:11] != ids[0][:11]  # drawn anew
+    assert ids[36][:11] != ids[0][:11]  # a new random part
 
 
 @pytest.mark.parametrize("text", ["a" * 8, "0" * 12, "abc123de"])

@@ -18,7 +18,7 @@ def readable(descriptor: int, timeout_s: float = 0.0) -> bool:
 
 @pytest.fixture(autouse=True)
 def heeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """None of them is ignored, whoever has started the tests."""
+    """Restores the default handlers: the parent of the tests may ignore some signals."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
     yield
     for number, handler in before.items():

@@ -181,7 +181,7 @@ class Admission:
             # guards: dedup: a repeat goes to the original receivers [not self._is_newcomer(session, before) => True]
             receivers = [session for session in receivers if not to_many or not self._is_newcomer(session, before)]
         elif to_many:
-            # One who does not read must not keep a broadcast from all the others; the sender is told who goes without.
+            # A session that does not read must not keep a broadcast from the others; the tally names it to the sender.
             full = [session for session in receivers if session.mailbox.full(size_bytes, count)]
             if full:
                 if count > 1:
@@ -248,7 +248,7 @@ class Admission:
         self._out.append(splice_line(record, piece, spooled.crc))
 
     def _pending_before(self, who: Connection, msg_id: str) -> bool:
-        """Whether a message of this id is pending: then its sender is told over the connection that it came by last."""
+        """Whether a message of this id is pending: then its sender gets the outcome over its latest connection."""
         place = self._places.get(msg_id)
         if place is None:
             return False
@@ -280,7 +280,7 @@ class Admission:
                 # It may have got it (what was known of it went with that broker), and one of a group is one.
                 raise UnknownPeer(
                     f"the member of '{target}' that an earlier broker has accepted this for is not known any more, and "
-                    "may have got it; see who is there before you send it anew: zmqbus list"
+                    "may have got it; see who is there before you send it again: zmqbus list"
                 )
             members = [session for session in self._registry.members(target) if session is not who.session]
             if not members:
@@ -381,7 +381,7 @@ class Admission:
                 self._delivery.refuse(message.sender, verbs.Refused(msg_id, BrokerUnavailable.code, reason))
 
     def _release(self) -> list[Pending]:
-        """Takes out all pending messages, and what is reserved for them."""
+        """Removes all pending messages, and their reservations."""
         pending, self._pending = self._pending, []
         self._places.clear()
         for message in pending:

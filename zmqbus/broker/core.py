@@ -469,7 +469,7 @@ class BrokerCore:
         # guards: sessions [sha256(token.encode()).hexdigest() => session.token_digest]
         # These are digests, so the time of their comparison reveals nothing of the token.
         if session.token_digest != sha256(token.encode()).hexdigest():
-            raise Unauthorized(f"the token is not that of session {session.session_id:.40}; connect the session anew")
+            raise Unauthorized(f"the token is not that of session {session.session_id:.40}; connect the session again")
 
     def _check_guest(self, name: str, hello: verbs.Hello) -> None:
         if not name or not hello.token:

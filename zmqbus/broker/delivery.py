@@ -47,20 +47,20 @@ class _Due(NamedTuple):
 
 
 class Delivery:
-    """All messages that are under way, whoever they are for."""
+    """All messages in flight, to all receivers."""
 
     def __init__(self, out: Outbox, epoch: str, store: Store, lingering: dict[str, int]) -> None:
         """`lingering`: see `Registry`."""
         self._lingering = lingering
         self._out = out
         self._epoch = epoch
-        self.dedup = DedupWindow(store)  #: of what is not open any more
+        self.dedup = DedupWindow(store)  #: outcomes of messages that are closed
         self.bcast = 0  #: number of the last broadcast
         self._channels: dict[bytes, int] = {}  # number of the last one that was published on each
         self._open: dict[str, Batch] = {}  # by message id: the sender has not been told its outcome
         self._due: list[_Due] = []
         self._fresh: list[_Due] = []  # those of them that were accepted since the last commit
-        self._taken_over = False  # since then a session was; so receivers of what is staged may not be there any more
+        self._taken_over = False  # a session was, since the last batch: receivers of pending messages may be gone
         self._commits = True  # the last commit went well
         self._active: dict[Mailbox, None] = {}  # those with a message under way; a set would make runs differ
         self._consumers: dict[Mailbox, Connection] = {}
@@ -147,8 +147,11 @@ class Delivery:
     # --- out to the receivers
 
     def to_one(self, now: Instant, session: Session, batch: Batch) -> None:
-        """Delivers directed messages. Those that cannot go out now, since the receiver is away or has as much under way
-        as it may, are stored, and their sender is told so at once."""
+        """Delivers directed messages.
+
+        Those that cannot be sent now, since the receiver is away or has no credit, are stored, and their sender gets
+        that answer at once.
+        """
         if session.successor is not None:  # guards: takeover [off]
             session = session.heir  # taken over since the message became pending
         for msg_id in batch.msg_ids:  # guards: batch delivery
@@ -252,7 +255,7 @@ class Delivery:
         self._open[batch.msg_ids[0]] = batch
 
     def drop(self, msg_id: str) -> None:
-        """Closes a message whose sender is told its outcome in another way."""
+        """Closes a message whose sender gets its outcome in another way."""
         self._open.pop(msg_id, None)
 
     def put_back(self, now: Instant, session: Session, entry: Entry) -> None:
@@ -372,7 +375,7 @@ class Delivery:
             self.dedup.keep_refused(refused, who.sender_id)
 
     def said_before(self, who: Connection, msg_id: str) -> bool:
-        """Whether a message of this id has been journaled: then its sender is told what it was told, or will be.
+        """Whether a message of this id has been journaled: then its sender gets the recorded outcome, or will.
 
         Raises `ProtocolError` if it was another's.
         """
@@ -421,7 +424,7 @@ class Delivery:
         return bool(self._due) or not self._commits
 
     def committed(self, now: Instant) -> None:
-        """What is in the store is safe, and senders may hear so."""
+        """Sends the receipts of messages that are now committed."""
         due, self._due = self._due, []
         self._fresh.clear()
         self._taken_over = False
@@ -445,7 +448,7 @@ class Delivery:
                 self._pump(now, mailbox)
 
     def commit_failed(self, reason: str) -> None:
-        """The disk does not take it. What is not older than this wake is refused: nobody has been told of it."""
+        """Refuses the messages of this wake, since the commit failed: none has a receipt yet."""
         self._commits = self._taken_over = False
         fresh, self._fresh = self._fresh, []
         for piece, session, _, _ in fresh:

@@ -184,7 +184,7 @@ class Transport:
         return self.perform(client.handle(time.monotonic(), core.Up())) if self._connected else []
 
     def close(self) -> None:
-        """Sends what is left, and closes. Takes at most half a second, and that only if the broker hangs."""
+        """Sends all queued messages, and closes. Takes at most half a second, and that only if the broker hangs."""
         self._end_launch()
         self._dealer.linger = LINGER_MS if self._connected else 0
         self._dealer.disable_monitor()

@@ -73,7 +73,7 @@ class Shown(SeenIds):
         self._keeper = keeper
         self._trace = trace
         self._fd = -1
-        self._file: tuple[int, int] | None = None  # device and inode of what is open
+        self._file: tuple[int, int] | None = None  # device and inode of the open file
         self._read_bytes = 0  # how far it has been read: to the end of a line
         self._compact_bytes = COMPACT_BYTES
         self._reported = False  # that ids are in memory only

@@ -290,7 +290,7 @@ class Forget(NamedTuple):
 
 
 class Remove(NamedTuple):
-    """End a session that is away, whoever's it is, with its mail: at most `unread` messages; -1: however many."""
+    """End any session that is away, with its mail: at most `unread` messages; -1: any number."""
 
     ref: str
     session_id: str

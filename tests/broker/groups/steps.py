@@ -1,4 +1,4 @@
-"""Steps of the tests of requests: workers, callers, their ends, and what is left in the broker's tables."""
+"""Steps of the tests of requests: workers, callers, their ends, and checks that the broker's tables are empty."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Compaction:
             self._warn(f"cannot compact old journal segments, trying again later: {error}")
 
     def _find_work(self) -> list[tuple[int, str]]:
-        """Lists the files to compact, and measures what is kept."""
+        """Lists the files to compact, and measures the segments that stay."""
         todo = self._journal.excess()
         whole = self._journal.sizes(todo)
         compacted = self._journal.compacted()

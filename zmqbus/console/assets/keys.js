@@ -50,7 +50,7 @@ export function setUp(rows) {
   for (const button of document.querySelectorAll("[data-close]")) {
     button.addEventListener("click", () => button.closest("dialog").close());
   }
-  // Close dialogs at once: browsers do it some time after the key, and until then the dialog gets what is typed.
+  // Close dialogs at once: browsers do it some time after the key, and until then the dialog gets the keys.
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || event.isComposing) return;
