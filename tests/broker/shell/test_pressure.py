@@ -180,3 +180,8 @@ def test_thread_closes_a_subscriber_that_sends_too_much(net: Net) -> None:
     net.watch.start()
     assert flooding[0].recv(1) == b""
     net.say(honest, 1)
+    net.watch.close()
+    assert net.look(SOFT_BYTES) == [
+        f"closed a connection: it has sent {MAX_SUBSCRIBING_BYTES + 1:,} bytes of subscriptions"
+    ]
+    assert net.watch.closed == 1

@@ -29,7 +29,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fcntl import ioctl
 from struct import Struct, unpack
@@ -79,6 +80,7 @@ class MemoryPressure:
         except OSError:
             self._statm = -1
         self._base_bytes = self._resident_bytes()
+        self._lines: deque[str] = deque()  # for the log, from the thread
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -89,11 +91,13 @@ class MemoryPressure:
             self._thread.start()
 
     def _watch_subscribers(self) -> None:
+        """Looks at the subscribers while the process grows; one that is merely large costs nothing."""
+        seen_bytes = self._base_bytes
         while not self._ended.wait(LOOK_S):
-            if self._resident_bytes() - self._base_bytes >= SOFT_BYTES:
-                for one in _connections((self._pub_port,)):
-                    if one.received > MAX_SUBSCRIBING_BYTES:  # guards: memory pressure [off]
-                        _shut_down(one.fd)
+            now_bytes = self._resident_bytes()
+            if now_bytes - self._base_bytes >= SOFT_BYTES and now_bytes - seen_bytes >= STEP_BYTES:
+                self._lines.extend(self._close_floods(_connections((self._pub_port,))))
+            seen_bytes = now_bytes
 
     def __repr__(self) -> str:
         return f"<MemoryPressure: {self.closed} connections closed{', watching' if self._watching else ''}>"
@@ -113,6 +117,8 @@ class MemoryPressure:
 
         `kept_bytes` returns the memory that the broker itself keeps; it is called only when needed.
         """
+        if self._lines:
+            return [self._lines.popleft() for _ in range(len(self._lines))]
         if now_s < self._due_s or self._statm < 0:
             return []
         grown = self._resident_bytes() - self._base_bytes
@@ -143,11 +149,9 @@ class MemoryPressure:
     def _judge(self, now_s: float, grown: int, *, settled: bool) -> list[str]:
         heard: tuple[int, _Connection | None] = (0, None)
         unread: tuple[int, _Connection | None] = (UNREAD_BYTES, None)
-        closed: list[str] = []
-        for one in _connections(self._ports):
-            if one.port == self._pub_port and one.received > MAX_SUBSCRIBING_BYTES:  # guards: memory pressure [off]
-                closed.append(self._close(one.fd, f"has sent {one.received:,} bytes of subscriptions"))
-                continue
+        connections = list(_connections(self._ports))
+        closed = self._close_floods(connections)
+        for one in connections:
             before = self._before.get((one.fd, one.inode))
             # If no connection sends any more, the bytes came before the watch.
             new = one.received - (before.received if before is not None and not settled else 0)
@@ -166,9 +170,18 @@ class MemoryPressure:
             self._due_s = now_s + WATCH_S
         return closed
 
+    def _close_floods(self, connections: Iterable[_Connection]) -> list[str]:
+        """Closes the subscribers that have sent more than any client sends."""
+        return [
+            self._close(one.fd, f"has sent {one.received:,} bytes of subscriptions")
+            for one in connections
+            if one.port == self._pub_port and one.received > MAX_SUBSCRIBING_BYTES  # guards: memory pressure
+        ]
+
     def _close(self, fd: int, why: str) -> str:
         self.closed += 1
-        _shut_down(fd)
+        with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
         return f"closed a connection: it {why}"
 
     def close(self) -> None:
@@ -190,11 +203,6 @@ class _Connection(NamedTuple):
     received: int  # bytes from the peer
     acked: int  # bytes that the peer's kernel has acknowledged
     unsent: int  # bytes that it has not acknowledged
-
-
-def _shut_down(fd: int) -> None:
-    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _connections(ports: tuple[int, ...]) -> Iterator[_Connection]:
