@@ -12,8 +12,10 @@ import pytest
 from zmqbus import errors
 from zmqbus.broker import (
     admission,
+    connections,
     dedup,
     delivery,
+    directory,
     fetch,
     mailbox,
     registry,
@@ -164,7 +166,19 @@ def test_timers() -> None:
     documented = {name: number(value) for name, value, _ in table(SECTIONS["12. Timers"])}
     defined = {
         name: value
-        for module in (broker, delivery, admission, reply_routing, fetch, retention, takeover, failover, requests)
+        for module in (
+            broker,
+            connections,
+            directory,
+            delivery,
+            admission,
+            reply_routing,
+            fetch,
+            retention,
+            takeover,
+            failover,
+            requests,
+        )
         for name, value in vars(module).items()
         if name.endswith("_S") and name.isupper() and not name.endswith("_TICK_S")  # the shell's, not the wire's
     }
@@ -173,14 +187,14 @@ def test_timers() -> None:
 
 def test_other_numbers_of_the_prose() -> None:
     assert (admission.BROADCASTS_PER_MINUTE, reply_routing.MAX_WAITS) == (60, 1000)
-    assert (fetch.MAX_FETCHES, broker.LISTS_AT_ONCE, broker.LISTS_A_SECOND) == (4, 50, 10)
+    assert (fetch.MAX_FETCHES, directory.LISTS_AT_ONCE, directory.LISTS_A_SECOND) == (4, 50, 10)
     assert (fetch.MAX_PREVIEWS, fetch.PREVIEW_MESSAGES, fetch.PREVIEW_HEAD_BYTES) == (16, 250, 4096)
-    assert (admission.GUEST_BROADCASTS_PER_MINUTE, broker.PAGE_BYTES, pressure.MAX_SUBSCRIBING_BYTES) == (
+    assert (admission.GUEST_BROADCASTS_PER_MINUTE, directory.PAGE_BYTES, pressure.MAX_SUBSCRIBING_BYTES) == (
         120,
         2**16,
         2**17,
     )
-    assert (broker.ANSWERS_AT_ONCE_BYTES, broker.ANSWERS_A_SECOND_BYTES) == (4 * 2**20, 2**20)
+    assert (directory.ANSWERS_AT_ONCE_BYTES, directory.ANSWERS_A_SECOND_BYTES) == (4 * 2**20, 2**20)
     assert (client.WINDOW_MESSAGES, client.WINDOW_BYTES) == (1000, 20 * 1024 * 1024)
     assert (dedup.REMEMBERED_OUTCOMES, seen.REMEMBERED) == (20_000, 10_000)
     assert (registry.MAX_SUCCEEDED, takeover.ROUND_SESSIONS) == (10_000, 200)
@@ -216,12 +230,6 @@ def test_verbs_of_each_connection_state() -> None:
         for state, cell in zip(states, cells, strict=True):
             for role in (role for role in verbs.Role if STATE_OF_ROLE[role].name == state):
                 assert cell == ("yes" if role in verb.roles else "no"), (name, state)
-
-
-def test_what_a_client_understands() -> None:
-    """Everything that the broker may say; broadcasts by the SUB, the rest by either socket."""
-    from_broker = {cls for code, cls in verbs.VERBS.items() if code >= 32}
-    assert set(client._TABLE) | {verbs.Broadcast} == from_broker
 
 
 def test_codes() -> None:

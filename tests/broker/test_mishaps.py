@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zmqbus import errors
-from zmqbus.broker import core, events, fetch, mailbox, retention
+from zmqbus.broker import directory, events, fetch, mailbox, retention
 from zmqbus.client import core as client
 from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.wire import codec, verbs
@@ -418,11 +418,11 @@ def test_many_lists_at_once_do_not_make_a_giant_frame(net):
 
 def test_who_asks_for_lists_too_often_gets_as_many_as_are_allowed(net):
     observer = net.observer()
-    for number in range(core.LISTS_AT_ONCE + 20 * 5):  # twice as often as it may
+    for number in range(directory.LISTS_AT_ONCE + 20 * 5):  # twice as often as it may
         observer.request(verbs.List(str(number), False, ""))
         net.settle()
-        if number >= core.LISTS_AT_ONCE:
-            net.clock.advance(0.5 / core.LISTS_A_SECOND)
+        if number >= directory.LISTS_AT_ONCE:
+            net.clock.advance(0.5 / directory.LISTS_A_SECOND)
     refused = [ref for ref, answer in observer.responses.items() if isinstance(answer, errors.RateLimited)]
     assert 45 <= len(refused) <= 55
 

@@ -8,7 +8,7 @@ import pytest
 
 from zmqbus import errors
 from zmqbus.broker import mailbox, registry, retention, takeover
-from zmqbus.broker.core import SILENCE_S
+from zmqbus.broker.connections import SILENCE_S
 from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.testing.simnet import Death
 from zmqbus.wire import verbs

@@ -21,7 +21,7 @@ from tests.broker import test_machine
 from tests.broker.machinekit import RUN
 from tests.broker.test_machine import FOLLOWERS, GROUP, MEMBERS, NAMES, TOPIC, names
 from zmqbus.broker import takeover
-from zmqbus.broker.core import SILENCE_S
+from zmqbus.broker.connections import SILENCE_S
 from zmqbus.client.core import Incoming, Phase
 from zmqbus.errors import ZmqbusError
 from zmqbus.journal.record import decode_record

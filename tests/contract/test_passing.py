@@ -8,7 +8,8 @@ import pytest
 
 from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
-from zmqbus.broker.core import QUIET_TICK_S, SILENCE_S
+from zmqbus.broker.connections import SILENCE_S
+from zmqbus.broker.core import QUIET_TICK_S
 from zmqbus.broker.retention import EPHEMERAL_LOOK_S
 from zmqbus.errors import ZmqbusError
 from zmqbus.testing import session_id_of

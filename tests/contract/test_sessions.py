@@ -6,7 +6,7 @@ import pytest
 
 from tests.contract.simulated import SimMember, SimWorld
 from tests.contract.worlds import Member, World
-from zmqbus.broker.core import MAX_PROBE_PAUSE_S, SILENCE_S
+from zmqbus.broker.connections import MAX_PROBE_PAUSE_S, SILENCE_S
 from zmqbus.broker.fetch import RECALL_S
 from zmqbus.client.core import PING_S, Displaced
 from zmqbus.errors import NameTaken, ZmqbusError

@@ -42,6 +42,7 @@ from zmqbus.journal.large_record import check_escaped
 from zmqbus.journal.record import Earlier, Record, Records, splice_line
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import naming, verbs
+from zmqbus.wire.handlers import handles
 from zmqbus.wire.verbs import FORMAT_WORDS, TO_MANY, Format, Header, Pointer, Scope
 
 #: Broadcasts of a session within a minute, whatever helpers it uses.
@@ -110,6 +111,7 @@ class Admission:
 
     # --- SEND
 
+    @handles(verbs.Send)
     def send(self, now: Instant, who: Connection, send: verbs.Send) -> None:
         """Accepts messages, or refuses them. Raises `ProtocolError` for those whose ids cannot be their own."""
         count = len(send.msg_ids)

@@ -29,6 +29,7 @@ from zmqbus.broker.storage.api import Entry, Store
 from zmqbus.errors import BrokerUnavailable, ProtocolError, UnknownPeer
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
+from zmqbus.wire.handlers import handles
 from zmqbus.wire.verbs import State
 
 #: A receiver that has not taken a message by then is reported as busy.
@@ -357,6 +358,7 @@ class Delivery:
         if not mailbox.window:
             self._active.pop(mailbox, None)
 
+    @handles(verbs.Refill)
     def refill(self, now: Instant, who: Connection, refill: verbs.Refill) -> None:
         """Published broadcasts did not arrive: they are sent again, and then the numbers of all that are owed."""
         if who.mailbox is None:

@@ -24,6 +24,7 @@ from zmqbus.broker.reply_routing import ReplyRouting
 from zmqbus.broker.sessions import Connection, Fetching, Session
 from zmqbus.errors import ProtocolError, RateLimited
 from zmqbus.wire import verbs
+from zmqbus.wire.handlers import handles
 
 #: How long a listener has to return the messages that it holds, before a FETCH goes on without it.
 RECALL_S = 1.0
@@ -51,6 +52,7 @@ class Fetches:
     def __repr__(self) -> str:
         return f"<Fetches: {len(self._readers)} mailboxes>"
 
+    @handles(verbs.Fetch)
     def fetch(self, now: Instant, who: Connection, fetch: verbs.Fetch) -> None:
         """Starts to deliver the session's unread messages to a command."""
         session = who.session
@@ -73,6 +75,7 @@ class Fetches:
         else:
             self._begin(now, who)
 
+    @handles(verbs.Preview)
     def preview(self, now: Instant, who: Connection, preview: verbs.Preview) -> None:
         """Sends a command the beginning of its session's unread messages, and leaves them unread."""
         mailbox = self._unattended(who)
@@ -93,6 +96,7 @@ class Fetches:
         assert who.session is not None
         self._out.reply(who.route, verbs.Previews(preview.ref, rows, who.session.mailbox.total - len(rows)))
 
+    @handles(verbs.MarkRead)
     def mark_read(self, now: Instant, who: Connection, mark: verbs.MarkRead) -> None:
         """Removes the messages that a command has shown.
 
@@ -119,6 +123,7 @@ class Fetches:
         taken = session.conn is not None or self._delivery.consumer(session.mailbox) is not None
         return None if taken else session.mailbox  # guards: reading [None if taken else =>]
 
+    @handles(verbs.Recalled)
     def recalled(self, now: Instant, who: Connection, recalled: verbs.Recalled) -> None:
         """Handles a listener's return of the messages that it had not shown."""
         session = who.session

@@ -17,7 +17,7 @@ from typing import NoReturn
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.sessions import Connection, ConnectionState, Session, SessionState, bearer_of
 from zmqbus.broker.storage.api import SessionRow, Store, succeeded_row
-from zmqbus.errors import Ambiguous, RateLimited, UnknownPeer
+from zmqbus.errors import Ambiguous, NameTaken, RateLimited, UnknownPeer
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
 from zmqbus.wire.verbs import Scope
@@ -255,6 +255,12 @@ class Registry:
     def holder(self, name: str) -> Session | None:
         """The connected session of this name."""
         return self._connected.get(name)
+
+    def check_free(self, session: Session | None, name: str) -> None:
+        """Raises `NameTaken` if another connected session has the name."""
+        holder = self.holder(name)
+        if holder is not None and holder is not session:  # guards: sessions [off]
+            raise NameTaken(f"the name '{name}' is taken by another session; choose another one")
 
     def take_name(self, session: Session, name: str) -> None:
         """Gives a connected session a name that no other connected session has."""

@@ -20,6 +20,7 @@ from zmqbus.broker.sessions import Connection, Session
 from zmqbus.broker.storage.api import Awaited, Store
 from zmqbus.errors import ProtocolError, RateLimited, UnknownPeer, ZmqbusError
 from zmqbus.wire import verbs
+from zmqbus.wire.handlers import handles
 
 #: Answers that one connection may await: as many as it may have unconfirmed messages.
 MAX_WAITS = 1_000
@@ -68,6 +69,7 @@ class ReplyRouting:
         """Whether time alone may change something here."""
         return bool(self._expected)
 
+    @handles(verbs.Await)
     def await_answer(self, now: Instant, who: Connection, wanted: verbs.Await) -> None:
         """Routes the answer to a message to this connection instead of the session's mailbox."""
         if not verbs.is_msg_id(wanted.msg_id) or len(who.waits) >= MAX_WAITS:
@@ -90,6 +92,7 @@ class ReplyRouting:
         for batch in expected.held:  # guards: reply routing
             self._to_waiter(now, who, batch)
 
+    @handles(verbs.Unawait)
     def unawait(self, now: Instant, who: Connection, dropped: verbs.Unawait) -> None:
         """Ends the waits of a connection: answers go where they would have gone without AWAIT."""
         mine = [msg_id for msg_id in dropped.msg_ids if self._waits.get(msg_id) is who]

@@ -19,7 +19,7 @@ from tests.broker.groups.steps import (
     worker,
 )
 from zmqbus import errors
-from zmqbus.broker.core import SILENCE_S
+from zmqbus.broker.connections import SILENCE_S
 from zmqbus.broker.groups import workers
 from zmqbus.broker.groups.failover import RETURN_S
 from zmqbus.wire import verbs

@@ -38,6 +38,7 @@ from zmqbus.journal.record import Record
 from zmqbus.security.digest import sha256
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import naming, verbs
+from zmqbus.wire.handlers import handles
 from zmqbus.wire.verbs import Pointer
 
 #: Memory that a request takes beside its body.
@@ -125,6 +126,7 @@ class RequestBroker:
 
     # --- callers
 
+    @handles(verbs.Request)
     def request(self, now: Instant, who: Connection, asked: verbs.Request) -> None:
         """Stages a request. Raises the error to refuse it with."""
         caller = self._callers.of(who)
@@ -190,6 +192,7 @@ class RequestBroker:
         else:
             self._queues.reserve(request)
 
+    @handles(verbs.Withdraw)
     def withdraw(self, now: Instant, who: Connection, withdrawn: verbs.Withdraw) -> None:
         """Withdraws requests whose caller does not wait for them any more."""
         self._callers.withdraw(who, withdrawn.msg_ids)
@@ -200,10 +203,12 @@ class RequestBroker:
 
     # --- workers
 
+    @handles(verbs.Offer)
     def offer(self, now: Instant, who: Connection, offer: verbs.Offer) -> None:
         """Enters a worker, or changes its credit. Raises the error to refuse the OFFER with."""
         self._workers.offer(who, offer)
 
+    @handles(verbs.Answer)
     def answer(self, now: Instant, who: Connection, answer: verbs.Answer) -> None:
         """Stages an answer. Raises the error to refuse it with."""
         session = who.session

@@ -156,7 +156,7 @@ class Server:
             last_id=last_id,
             read_spooled=self._spools.read,
         )
-        self._core.shell_figures = lambda: (
+        self._core.directory.shell_figures = lambda: (
             ("handshakes_refused", self._zap.refused),
             ("connections_closed", self._pressure.closed),
             ("log_kept_bytes", self._compaction.kept_bytes),
@@ -182,7 +182,7 @@ class Server:
                 "raise the hard limit (ulimit -Hn) and restart it: zmqbus broker --stop"
             )
             self._log.warning(notice)
-            self._core.notice(notice)
+            self._core.directory.notice(notice)
 
     def _bind_router(self) -> None:
         """Binds the port of the settings, or another one if that is held and only the default."""
@@ -205,7 +205,7 @@ class Server:
     @property
     def notices(self) -> list[str]:
         """Sentences about damage found since the start, for the user who has started this broker."""
-        return self._core.notices
+        return self._core.directory.notices
 
     def close(self) -> None:
         """Sends the messages that are ready, and closes. Idempotent."""
@@ -392,7 +392,7 @@ class Server:
             self._journal.recovered = None
         for notice in found:
             self._log.error(notice)
-            self._core.notice(notice)
+            self._core.directory.notice(notice)
 
     def _sent_before(self, msg_id: str) -> Earlier | None:
         if self._earlier is None:
