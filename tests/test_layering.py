@@ -32,6 +32,7 @@ RANKS = {
     "client": 7,
     "aio": 8,
     "session": 8,
+    "agents": 9,
     "testing": 9,
     "doctor": 9,
     "console": 9,
@@ -41,6 +42,8 @@ RANKS = {
 
 #: Lower, and still not to be imported: (importer, imported).
 FORBIDDEN = {
+    # Below the commands, and used by them alone.
+    *((part, "agents") for part in RANKS if part not in ("agents", "cli")),
     # A session and the console talk to the broker over the wire like everyone else.
     ("session", "broker"),
     ("console", "broker"),
@@ -109,6 +112,8 @@ HOT = (
     "session.shown_log",
     "session.plugin_options",
     "cli.hook",
+    "agents.permission",
+    "cli.approve",
     "cli.output",
     "cli.send_args",
     "text.units",

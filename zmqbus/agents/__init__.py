@@ -1,0 +1,1 @@
+"""What zmqbus does for the coding agents that it runs under, beyond its commands."""
