@@ -81,7 +81,7 @@ TOPICS: dict[str, str] = {
     "message limits": "tests/wire/test_verbs.py tests/client/test_core.py tests/broker/test_admission.py",
     "order": "tests/broker/test_mailbox.py tests/broker/test_core.py tests/broker/test_mishaps.py "
     "tests/broker/test_recovery.py tests/broker/test_machine.py",
-    "permission": "tests/agents/test_permission.py",
+    "permission": "tests/agents/test_permission.py tests/cli/test_approve.py",
     "process liveness": "tests/test_process.py tests/session/test_leftovers.py",
     "process list": "tests/system/test_cmdline.py",
     "producer": "tests/client/test_producer.py",

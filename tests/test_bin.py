@@ -20,6 +20,7 @@ SCRIPTS = {
     "client.py": "connect",
     "send.py": "send",
     "list.py": "list",
+    "approve.py": "approve",
     "auto_start.py": "auto_start",
     "hook.py": "hook",
     "install_deps.py": "install_deps",

@@ -189,6 +189,7 @@ class TestExit:
             ("send --to x", True),
             ("list", True),
             ("hook", True),
+            ("approve", True),
             ("main send --to x", True),
             ("main connect", False),  # a listener has threads and children
             ("main console", False),
@@ -275,6 +276,10 @@ class TestOldPython:
         if reports:
             output = json.loads(out)["hookSpecificOutput"]
             assert output["hookEventName"] == "SessionStart" and "needs python 3.10" in output["additionalContext"]
+
+    def test_user_is_asked_where_no_approval_can_be_given(self, probe: Probe) -> None:
+        probe.be_too_old()
+        assert probe.run(name="approve") == (0, "", "")
 
     def test_venv_of_a_newer_python_is_used(
         self, probe: Probe, became: list[list[str]], monkeypatch: pytest.MonkeyPatch

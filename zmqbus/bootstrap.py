@@ -61,7 +61,7 @@ MISSING = _MISSING.format("/inter-session install-deps")
 _WITHOUT_VENV = ("install_deps",)
 #: Commands without threads, children or open files when they return: their connections are closed, their context is
 #: terminated (`client.transport`), and the output is flushed.
-_DONE_WHEN_THEY_RETURN = ("send", "broadcast", "list", "status", "inbox", "rename", "disconnect", "hook")
+_DONE_WHEN_THEY_RETURN = ("send", "broadcast", "list", "status", "inbox", "rename", "disconnect", "hook", "approve")
 
 
 def main(command: str) -> None:
@@ -120,6 +120,8 @@ def _refuse_old_python(subcommand: str) -> int:
         OLDEST_PYTHON[0], OLDEST_PYTHON[1], sys.executable or "this", sys.version.split()[0]
     )
     script = sys.argv[0] or "<script>"
+    if subcommand == "approve":
+        return 0  # the user is asked
     if subcommand == "hook":
         _tell_at_start(
             "cannot work: {}; with a newer one, run {} once: its venv is used from then on".format(

@@ -176,6 +176,12 @@ class TestSwitch:
         assert monitors.is_symlink() and when(elsewhere) == ALWAYS
         assert names(elsewhere.parent) == names(monitors.parent) == ["monitors.json"]
 
+    def test_value_of_an_earlier_release_is_off(self, run: Run, plugin: Path, monitors: Path) -> None:
+        write(monitors, [{"name": "inter-session", "when": "on-skill-invoke:inter-session"}])
+        assert answer(run(plugin / "bin" / "auto_start.py")) == OFF
+        assert answer(run(plugin / "bin" / "auto_start.py", "--off")) == OFF + APPLY
+        assert when(monitors) == ON_SKILL
+
     def test_unknown_value(self, run: Run, plugin: Path, monitors: Path) -> None:
         script = plugin / "bin" / "auto_start.py"
         before = write(monitors, [{"name": "inter-session", "when": "on-full-moon"}])

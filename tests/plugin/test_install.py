@@ -97,7 +97,7 @@ class TestInstallation:
     """Every way to install is complete."""
 
     def test_everything_is_installed(self, installed: Path) -> None:
-        for name in (*COMMANDS, "hook.py"):
+        for name in (*COMMANDS, "approve.py", "hook.py"):
             assert os.access(installed / "bin" / name, os.X_OK), name
         assert (installed / "requirements.txt").read_bytes() == (ROOT / "requirements.txt").read_bytes()
         modules = {path.relative_to(ROOT) for path in (ROOT / "zmqbus").rglob("*.py")}

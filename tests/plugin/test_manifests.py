@@ -21,7 +21,7 @@ import pytest
 
 import zmqbus
 from zmqbus import settings
-from zmqbus.cli import auto_start
+from zmqbus.cli import approve, auto_start
 from zmqbus.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,14 @@ LINKED = ("bin", "zmqbus", "requirements.txt")
 #: Variables that the client substitutes; it does not set them in the environment of the processes that it starts.
 VARIABLES = {"CLAUDE_PLUGIN_ROOT", "CLAUDE_PLUGIN_DATA", "CLAUDE_PROJECT_DIR"}
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
-EVENTS = {"SessionStart", "UserPromptSubmit", "Stop"}
+#: Event -> its matcher, and its script. A matcher of the first three would omit some of their kinds.
+EVENTS = {
+    "SessionStart": (None, "hook.py"),
+    "UserPromptSubmit": (None, "hook.py"),
+    "Stop": (None, "hook.py"),
+    "PermissionRequest": ("Bash", "approve.py"),
+    "PreToolUse": ("Monitor", "approve.py"),
+}
 #: A prompt waits for its hook this long at most.
 MAX_HOOK_TIMEOUT_S = 10
 
@@ -281,7 +288,7 @@ class TestPlugin:
 
     def test_options(self, manifest: Any) -> None:
         options = manifest["userConfig"]
-        assert set(options) == {"port", "idle_shutdown_minutes"}
+        assert set(options) == {"port", "idle_shutdown_minutes", "approve_bus_commands"}
         for name, option in options.items():
             assert set(option) <= OPTION_FIELDS, name
             assert option["type"] in OPTION_TYPES, name
@@ -297,13 +304,18 @@ class TestPlugin:
         assert minutes["default"] == settings.DEFAULT_IDLE_SHUTDOWN_MIN
         assert minutes["min"] == 0 and minutes.get("max", 0) <= settings.MAX_IDLE_SHUTDOWN_MIN
 
+    def test_approval_is_on_unless_it_is_switched_off(self, manifest: Any) -> None:
+        option = manifest["userConfig"]["approve_bus_commands"]
+        assert option["type"] == "boolean" and option["default"] is approve.is_switched_on({}) is True
+        assert approve.OPTION == "CLAUDE_PLUGIN_OPTION_APPROVE_BUS_COMMANDS"
+
     @pytest.mark.parametrize("at", ["default", "min", "max"])
     def test_settings_accept_every_limit(self, manifest: Any, at: str) -> None:
         warnings: list[str] = []
         environ = {
             f"CLAUDE_PLUGIN_OPTION_{name.upper()}": str(option[at])
             for name, option in manifest["userConfig"].items()
-            if at in option
+            if at in option and option["type"] == "number"
         }
         found = settings.load(environ={"HOME": "/home/u", **environ}, warn=warnings.append)
         assert warnings == []
@@ -317,7 +329,6 @@ class TestMonitors:
         for monitor in monitors:
             assert set(monitor) == {"name", "command", "description", "when"}
             assert all(map(is_line, monitor.values()))
-            assert monitor["when"] in ("always", "on-skill-invoke:inter-session")
             check_variables(monitor["command"])
             check, separator, command = monitor["command"].partition("; }; ")
             assert check.startswith("command -v python3 >/dev/null || { echo '[inter-session] cannot connect: ")
@@ -326,17 +337,20 @@ class TestMonitors:
             assert words[:2] == ["exec", "python3"], "no shell may stay between the client and the listener"
             assert script_of(words).name == "client.py"
             assert set(words[3:]) <= flags("connect")
-        assert [monitor["name"] for monitor in monitors] == [auto_start.MONITOR]
+        assert [monitor["name"] for monitor in monitors].count(auto_start.MONITOR) == 1
+        assert len({monitor["name"] for monitor in monitors}) == len(monitors)
+        assert len({monitor["command"] for monitor in monitors}) == 1, "the same under each name of the skill"
 
-    def test_monitor_starts_with_the_skill(self) -> None:
-        """Installing the plugin does not ask for a listener in each session."""
-        (monitor,) = load(PLUGIN / "monitors" / "monitors.json")
-        assert monitor["when"] == auto_start.ON_SKILL
-        name = monitor["when"].partition(":")[2]
-        assert (PLUGIN / "skills" / name / "SKILL.md").is_file()
+    def test_monitors_start_with_the_skill(self) -> None:
+        """Installing the plugin asks for no listener in each session. Clients differ in the name of a skill."""
+        first, second = load(PLUGIN / "monitors" / "monitors.json")
+        assert (first["name"], first["when"]) == (auto_start.MONITOR, auto_start.ON_SKILL)
+        assert second["when"] == auto_start.ON_SKILL_OLDER
+        assert first["when"] == f"on-skill-invoke:{auto_start.PLUGIN}:{SKILL.name}"
+        assert second["when"] == f"on-skill-invoke:{SKILL.name}"
 
     def test_missing_python_is_reported_on_stdout(self, tmp_path: Path) -> None:
-        (monitor,) = load(PLUGIN / "monitors" / "monitors.json")
+        monitor = load(PLUGIN / "monitors" / "monitors.json")[0]
         done = sh(monitor["command"], PATH=str(tmp_path))
         assert done.stdout.startswith("[inter-session] cannot connect: there is no python3 on the PATH")
         assert (done.returncode, done.stderr) == (1, "")
@@ -346,16 +360,17 @@ class TestHooks:
     def test_fields_and_command(self) -> None:
         hooks = load(PLUGIN / "hooks" / "hooks.json")
         assert set(hooks) <= {"description", "hooks"} and is_line(hooks.get("description", "none"))
-        assert set(hooks["hooks"]) == EVENTS
+        assert set(hooks["hooks"]) == set(EVENTS)
         for event, groups in hooks["hooks"].items():
             (group,) = groups
-            assert set(group) == {"hooks"}, f"{event}: a matcher would omit some of its kinds"
+            matcher, script = EVENTS[event]
+            assert group.get("matcher") == matcher and set(group) <= {"hooks", "matcher"}
             (hook,) = group["hooks"]
             # No "args": clients before 2.1.139 do not know it, and would run a bare python3 with the event as program.
             assert set(hook) == {"type", "command", "timeout"} and hook["type"] == "command"
             assert hook["command"] == (
-                '[ ! -r "$CLAUDE_PLUGIN_ROOT/bin/hook.py" ] || ! command -v python3 >/dev/null || '
-                'exec python3 "$CLAUDE_PLUGIN_ROOT/bin/hook.py"'
+                f'[ ! -r "$CLAUDE_PLUGIN_ROOT/bin/{script}" ] || ! command -v python3 >/dev/null || '
+                f'exec python3 "$CLAUDE_PLUGIN_ROOT/bin/{script}"'
             )
             assert type(hook["timeout"]) is int and 0 < hook["timeout"] <= MAX_HOOK_TIMEOUT_S
 

@@ -23,6 +23,7 @@ import pytest
 
 import zmqbus
 from tests.real.conftest import HEADER, Owner, wait_until
+from zmqbus.cli import auto_start
 
 pytestmark = pytest.mark.slow
 
@@ -274,10 +275,10 @@ def auto_start_works(place: Path, env: dict[str, str]) -> None:
     monitors = place / "monitors" / "monitors.json"
     before = json.loads(monitors.read_bytes())
     for words, said, when in (
-        ("--status", "auto-start is off", "on-skill-invoke:inter-session"),
+        ("--status", "auto-start is off", auto_start.ON_SKILL),
         ("--on", "auto-start is on", "always"),
         ("--status", "auto-start is on", "always"),
-        ("--off", "auto-start is off", "on-skill-invoke:inter-session"),
+        ("--off", "auto-start is off", auto_start.ON_SKILL),
     ):
         done = run(place / "bin" / "auto_start.py", words, env=env)
         assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(said), done
@@ -299,7 +300,7 @@ def session_start(place: Path, env: dict[str, str]) -> str:
 
 def the_bus_works(place: Path, port: int, bin_env: Environment) -> None:
     """Checks that hook and monitor use the port that the user has set, and that a message arrives."""
-    (monitor,) = json.loads((place / "monitors" / "monitors.json").read_bytes())
+    monitor = json.loads((place / "monitors" / "monitors.json").read_bytes())[0]
     command = monitor["command"].replace("${CLAUDE_PLUGIN_ROOT}", str(place))
     skill = place / "skills" / "inter-session" / "bin"
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -356,16 +357,16 @@ class TestValidation:
         if "provides" not in report:
             pytest.skip("this client does not list what a plugin provides")
         provides = report["provides"]
-        (monitor,) = json.loads((copy / "monitors" / "monitors.json").read_bytes())
+        monitors = json.loads((copy / "monitors" / "monitors.json").read_bytes())
         assert [(row["name"], row["command"]) for row in provides["monitors"]] == [
-            (monitor["name"], monitor["command"])
+            (monitor["name"], monitor["command"]) for monitor in monitors
         ]
         hooks = json.loads((copy / "hooks" / "hooks.json").read_bytes())["hooks"]
         assert sorted(row["event"] for row in provides["hooks"]) == sorted(hooks)
         for row in provides["hooks"]:
             assert row["command"] == hooks[row["event"]][0]["hooks"][0]["command"]
         assert provides["skills"] == ["inter-session:inter-session"]
-        assert sorted(provides["bin"]) == sorted([*COMMANDS, "hook.py"])
+        assert sorted(provides["bin"]) == sorted([*COMMANDS, "approve.py", "hook.py"])
 
     def test_client_reports_a_fault(self, client: Client, copy: Path) -> None:
         """The other tests rely on this."""

@@ -241,6 +241,16 @@ def test_owner_has_a_listener_already(bus: Bus) -> None:
     first.wait_message("still here?")
 
 
+def test_second_monitor_of_the_plugin_leaves_silently(bus: Bus) -> None:
+    """The plugin declares one for each name that clients have for its skill; the agent would be told of it."""
+    first = bus.listener("auth", "--from-plugin")
+    second = bus.listener("auth", "--from-plugin", owner=first, connected=False)
+    assert second.wait_exit() == 0
+    assert (second.lines, second.errors) == ([], [])
+    bus.deliver("auth", "still here?")
+    first.wait_message("still here?")
+
+
 def test_many_monitors_of_one_owner_leave_one(bus: Bus) -> None:
     owner = bus.owner()
     listeners = [bus.listener("auth", owner=owner, connected=False) for _ in range(5)]

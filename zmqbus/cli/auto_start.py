@@ -3,6 +3,10 @@
 The choice is one field of the plugin's `monitors/monitors.json`, which belongs to Claude Code and its user: everything
 else in it stays unchanged, and the file is replaced as a whole, so that nobody ever reads half of it.
 
+Clients call the plugin's skill `inter-session:inter-session`; older ones may know it by its last part. The file has a
+monitor for each of the two names, since a listener that finds another one of its session leaves without a word. The
+choice is that of the first.
+
 The path of the running script determines the plugin. Links are not followed: a stand-alone skill may be a link into a
 plugin that is not in use.
 """
@@ -22,13 +26,15 @@ from zmqbus.text import wording
 PLUGIN = "inter-session"
 MONITOR = "inter-session"
 ALWAYS = "always"
-ON_SKILL = f"on-skill-invoke:{PLUGIN}"
+ON_SKILL = f"on-skill-invoke:{PLUGIN}:inter-session"
+#: The skill's name in older clients, and in files that an earlier release has written.
+ON_SKILL_OLDER = "on-skill-invoke:inter-session"
 #: The plugin's file has 300 bytes; users may add monitors.
 MAX_BYTES = 1024 * 1024
 
 _WHEN = {
     ALWAYS: "on: the monitor starts with every session",
-    ON_SKILL: "off: the monitor starts when a session uses the skill inter-session",
+    **dict.fromkeys((ON_SKILL, ON_SKILL_OLDER), "off: the monitor starts when a session uses the skill inter-session"),
 }
 _STAND_ALONE = (
     "auto-start: nothing to switch: this is a stand-alone skill or a checkout, not an installed plugin, and has no "

@@ -45,7 +45,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--idle-shutdown-minutes", metavar="M", help="a broker started here stops when idle this long")
     parser.add_argument("--away", action="store_true", help="join and leave at once: messages wait, for zmqbus inbox")
     parser.add_argument(
-        "--from-plugin", action="store_true", help="for the plugin's monitor: wait for the options that its hook stores"
+        "--from-plugin",
+        action="store_true",
+        help="for the plugin's monitor: wait for the options that its hook stores; leave silently if another one runs",
     )
     parser.add_argument("--verbose", action="store_true", help="report on standard error what happens")
     options = parser.parse_args(argv)
@@ -66,7 +68,8 @@ def main(argv: list[str]) -> int:
 
     try:
         caller = identify(flags, wait_s=WAIT_S if options.from_plugin else 0.0)
-        return _connect(caller, tuple(options.topic), tuple(options.group), trace, away=options.away)
+        plan = (tuple(options.topic), tuple(options.group))
+        return _connect(caller, *plan, trace, away=options.away, from_plugin=options.from_plugin)
     except InvalidOption as error:
         return fail(error)
     except (InvalidName, InvalidLabel) as error:
@@ -83,6 +86,7 @@ def _connect(
     trace: Callable[[str], None],
     *,
     away: bool,
+    from_plugin: bool,
 ) -> int:
     settings = caller.settings
     for topic in topics:
@@ -95,7 +99,9 @@ def _connect(
     try:
         lock = _acquire(caller)
     except AlreadyListening as other:
-        _say(_already_running(other.state))
+        # The plugin has a monitor for each name that clients give its skill; it is no news that the other one runs.
+        if not from_plugin:
+            _say(_already_running(other.state))
         return 0
     with lock:
         cwd, project = where_am_i()

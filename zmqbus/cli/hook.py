@@ -45,6 +45,7 @@ from zmqbus.bootstrap import MISSING
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
 from zmqbus.session.identity import Caller, Joined, bus_of_away, identify
+from zmqbus.session.last_seen import note_seen
 from zmqbus.session.leftovers import reap
 from zmqbus.session.owner import handed_on
 from zmqbus.settings import Settings, where_am_i
@@ -146,6 +147,7 @@ def _answer(event: Mapping[str, Any], budget: _Budget) -> None:
     if kind == "SessionStart":
         caller = identify(warn=_ignore, hands_on=True)
         _print(_context(kind, _introduce(caller)))
+        note_seen(caller.files, kind)
         reap(caller.settings.data_dir)
     elif kind in ("UserPromptSubmit", "Stop"):
         caller = identify(warn=_ignore)
@@ -153,7 +155,9 @@ def _answer(event: Mapping[str, Any], budget: _Budget) -> None:
         if joined is None:
             # It should have joined at its start; what prevented that may be over.
             _join_as_named(caller)
-        elif _takes_mail(joined) and not (kind == "Stop" and event.get("stop_hook_active")):
+            return
+        note_seen(caller.files, kind)
+        if _takes_mail(joined) and not (kind == "Stop" and event.get("stop_hook_active")):
             _show_mail(kind, caller.settings, joined, budget)
 
 

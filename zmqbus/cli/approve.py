@@ -1,0 +1,83 @@
+"""`approve.py`, two hooks of the plugin: answer in the user's place for bus commands that only talk.
+
+Claude Code passes a JSON object on standard input, and reads one from standard output. `zmqbus.agents.permission`
+decides. Nothing printed means that the client goes on as without the hook: for every other command, for an event that
+cannot be read, and where the option `approve_bus_commands` is off.
+
+* PermissionRequest: the client runs it where it would ask about a command of the Bash tool, and nowhere else.
+* PreToolUse, for the Monitor tool alone: of a monitor the client (2.1.332) asks whatever a PermissionRequest hook says,
+  and a listener is started again each time that its monitor has ended.
+
+The path of this script, as the client has called it, says which plugin's commands may run: links are not followed,
+since the agent types the path as the client has told it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from zmqbus.agents.permission import MAX_COMMAND_BYTES, why_asked
+from zmqbus.session.last_seen import note_seen
+from zmqbus.session.owner import find_owners
+from zmqbus.session.owner_files import files_of
+from zmqbus.settings import locate
+
+#: Event and tool -> what the answer says beside the event's name.
+ANSWERS: dict[tuple[object, object], dict[str, object]] = {
+    ("PermissionRequest", "Bash"): {"decision": {"behavior": "allow"}},
+    ("PreToolUse", "Monitor"): {
+        "permissionDecision": "allow",
+        "permissionDecisionReason": "the listener of inter-session",
+    },
+}
+#: The plugin's option, which the client exports only where the user has set it.
+OPTION = "CLAUDE_PLUGIN_OPTION_APPROVE_BUS_COMMANDS"
+#: A command of that size, each byte of it escaped as \u00xx, and what else the event says.
+MAX_INPUT_BYTES = 6 * MAX_COMMAND_BYTES + 1024 * 1024
+#: Where the plugin has a bin/.
+PLACES = (("bin",), ("skills", "inter-session", "bin"))
+
+
+def main(argv: list[str]) -> int:
+    """Answers one event. Always returns 0: another status of a hook would disturb the session."""
+    try:
+        event = json.loads(sys.stdin.buffer.read(MAX_INPUT_BYTES))
+        answer = _answer(event)
+        if answer is not None:
+            os.write(sys.stdout.fileno(), (json.dumps({"hookSpecificOutput": answer}) + "\n").encode())
+        _note(event["hook_event_name"])
+    except Exception as error:  # reported on standard error; the user is asked
+        print(f"inter-session hook: {type(error).__name__}: {error}", file=sys.stderr)
+    return 0
+
+
+def is_switched_on(environ: Mapping[str, str]) -> bool:
+    """Whether the option is on: it is not set, or clearly true."""
+    return environ.get(OPTION, "").strip().lower() in ("", "true", "1", "on", "yes")  # guards: permission
+
+
+def directories_of(script: str, environ: Mapping[str, str]) -> list[str]:
+    """The directories of the plugin's scripts, each as an agent may have been told it."""
+    roots = (os.path.dirname(os.path.dirname(os.path.abspath(script))), environ.get("CLAUDE_PLUGIN_ROOT", ""))
+    return [os.path.join(root.rstrip("/"), *place) for root in roots if root for place in PLACES]
+
+
+def _answer(event: dict[str, Any]) -> dict[str, object] | None:
+    """What lets the command run; None: nothing to say."""
+    kind, tool = event["hook_event_name"], event["tool_name"]
+    if (kind, tool) not in ANSWERS or not is_switched_on(os.environ):
+        return None
+    if why_asked(event["tool_input"], directories_of(sys.argv[0], os.environ)) is not None:
+        return None
+    return {"hookEventName": kind, **ANSWERS[kind, tool]}
+
+
+def _note(event: str) -> None:
+    """Stores for the doctor that this hook has run."""
+    location = locate(warn=lambda _: None)
+    owners = find_owners(location.owner_pid_override, os.environ)
+    note_seen(files_of(location.data_dir, owners[0]), event)
