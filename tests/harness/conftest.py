@@ -106,7 +106,7 @@ class Claude:
         """Starts a monitor; returns its name in the events."""
         return str(self.order("monitor", command=command, timeout_ms=timeout_ms)["monitor"])
 
-    def skill(self, name: str = "inter-session") -> list[str]:
+    def skill(self, name: str = "inter-session:inter-session") -> list[str]:
         """Invokes the skill; returns the monitors that it started."""
         return list(self.order("skill", name=name)["monitors"])
 
