@@ -123,10 +123,10 @@ class TestEnvironment:
         )
         claude = start_claude(plugin=plugin)
         assert claude.started["monitors"] == ["eager"]
-        assert claude.skill() == ["lazy"]
+        assert claude.skill("inter-session") == ["lazy"]
         for name in ("eager", "lazy"):
             claude.wait_ended(name)
-        assert claude.skill() == [], "an ended one is not started again"
+        assert claude.skill("inter-session") == [], "an ended one is not started again"
 
     def test_declared_monitor_gets_no_variable_of_the_client(self, start_claude: StartClaude, tmp_path: Path) -> None:
         report = tmp_path / "report"
