@@ -130,7 +130,7 @@ class Settings(NamedTuple):
     durability: Literal["process", "power"]
     loopback_only: bool  # start a broker even in a network that has only a loopback
     #: Whether the user chose the port. The well-known one is only the first to try: if another program holds it, the
-    #: broker takes another one, and clients find that in the pid file (`client.launch.find_broker`).
+    #: broker takes another one, and clients find that in the pid file (`client.locate.find_broker`).
     port_chosen: bool = True
 
     @property

@@ -1,4 +1,4 @@
-"""Finding the broker and starting one, with a stand-in for the interpreter that says what a broker might say."""
+"""Starting a broker, with a stand-in for the interpreter that reports as a broker would."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from zmqbus.broker.shell import daemon
 from zmqbus.client import launch
 from zmqbus.errors import BrokerError, BrokerUnavailable, PortHeld, Unauthorized
-from zmqbus.process import Process
 from zmqbus.settings import Settings, load
 from zmqbus.system import network
-from zmqbus.system.network import Network, Port
+from zmqbus.system.network import Port
 
 #: Far over what any of this takes.
 PATIENCE_S = 90.0
@@ -130,29 +128,6 @@ def test_the_broker_gets_the_data_directory_and_the_packages_of_its_starter(sett
     assert path.split(":") == [entry for entry in sys.path if os.path.isabs(entry)]
 
 
-# --- is there one?
-
-
-def test_without_a_pid_file_there_is_no_broker(settings):
-    assert launch.broker_pid(settings) is None
-
-
-@pytest.mark.parametrize("content", ["", "junk", "é"])
-def test_a_damaged_pid_file_is_none(settings, content):
-    Path(settings.paths.pid_file(settings.port)).write_text(content)
-    assert launch.broker_pid(settings) is None
-
-
-def test_the_pid_of_a_living_process_is_no_broker_unless_the_lock_is_held(settings):
-    """Pids come back: the lock of the election is what tells."""
-    Path(settings.paths.pid_file(settings.port)).write_text(str(os.getpid()))
-    assert launch.broker_pid(settings) is None
-    lock = daemon.elect(settings)
-    assert launch.broker_pid(settings) == os.getpid()
-    os.close(lock)
-    assert launch.broker_pid(settings) is None
-
-
 # --- step by step
 
 
@@ -256,12 +231,6 @@ def test_a_program_with_a_thousand_open_files_can_read_it_too():
 # --- a shell that cannot reach the broker
 
 
-def serve_elsewhere(settings: Settings, place: Network) -> None:
-    Path(settings.paths.pid_file(settings.port)).write_text("4711")
-    text = f"{Process(4711, '1', '4026539999', 'boot', 'machine').text} {place.text}"
-    Path(settings.paths.process_file(settings.port)).write_text(text)
-
-
 @pytest.mark.parametrize("sandbox", [Port.FORBIDDEN, Port.UNREACHABLE])
 def test_nothing_is_launched_where_the_loopback_cannot_be_used(settings, broker_says, monkeypatch, tmp_path, sandbox):
     monkeypatch.setattr(network, "try_port", lambda port: sandbox)
@@ -270,28 +239,3 @@ def test_nothing_is_launched_where_the_loopback_cannot_be_used(settings, broker_
         launch.launch(settings)
     assert not (tmp_path / "launched").exists()
     assert "kill" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("boot", "where"), [("this", "in another network than this shell"), ("other", "on another machine")]
-)
-@pytest.mark.parametrize("found", Port)
-def test_broker_in_another_network(settings, monkeypatch, boot, where, found):
-    monkeypatch.setattr(network, "here", lambda: Network("1", "this"))
-    monkeypatch.setattr(network, "try_port", lambda port: found)
-    serve_elsewhere(settings, Network("2", boot))
-    if found is Port.OPEN:  # somebody forwards it
-        launch.check_reach(settings, launch.find_broker(settings))
-        return
-    with pytest.raises(BrokerUnavailable, match=where) as caught:
-        launch.check_reach(settings, launch.find_broker(settings))
-    assert "pid 4711 there" in str(caught.value) and "INTER_SESSION_DATA_DIR" in str(caught.value)
-
-
-@pytest.mark.parametrize("served", [Network("1", "this"), Network()])
-def test_broker_in_this_network_is_not_tried(settings, monkeypatch, served):
-    monkeypatch.setattr(network, "here", lambda: Network("1", "this"))
-    monkeypatch.setattr(network, "try_port", lambda port: pytest.fail("each command would pay for it"))
-    launch.check_reach(settings, launch.find_broker(settings))
-    serve_elsewhere(settings, served)
-    launch.check_reach(settings, launch.find_broker(settings))

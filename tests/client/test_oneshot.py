@@ -18,9 +18,9 @@ import pytest
 import zmqbus
 from tests.conftest import ROOT, RunBin
 from zmqbus import errors
-from zmqbus.client import launch, oneshot
+from zmqbus.client import locate, oneshot
 from zmqbus.client.core import Incoming, Persona
-from zmqbus.client.launch import broker_pid
+from zmqbus.client.locate import broker_pid
 from zmqbus.client.oneshot import OneShotClient
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.security.keys import client_keys
@@ -233,7 +233,7 @@ class TestImpatientObserver:
 
     def test_another_program_holds_the_port(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
         served = Served(settings.port, os.getpid(), None, Network())
-        monkeypatch.setattr(launch, "find_broker", lambda _: served)
+        monkeypatch.setattr(locate, "find_broker", lambda _: served)
         with socket.socket() as held:
             held.bind(("127.0.0.1", settings.port))
             held.listen()

@@ -14,7 +14,7 @@ import msgpack
 import pytest
 import zmq
 
-from zmqbus.client import core, launch
+from zmqbus.client import core, launch, locate
 from zmqbus.client import transport as transport_module
 from zmqbus.client.transport import Transport
 from zmqbus.errors import BrokerUnavailable, PortHeld
@@ -109,7 +109,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """Records the launches; none happens. There is a broker for all that `find_broker` says."""
     calls: list[Settings] = []
     monkeypatch.setattr(launch, "launch", calls.append)
-    monkeypatch.setattr(launch, "find_broker", served)
+    monkeypatch.setattr(locate, "find_broker", served)
     return calls
 
 
@@ -184,7 +184,7 @@ def test_an_answer_that_comes_with_the_loss_is_told_before_a_launch(
     assert transport.pump(0) == [core.Response("s", verbs.Done("s", "stopping"))]
     assert transport.core.phase is core.Phase.OFFLINE
     assert launched == []
-    monkeypatch.setattr(launch, "find_broker", lambda _: None)
+    monkeypatch.setattr(locate, "find_broker", lambda _: None)
     transport.pump(0)
     assert len(launched) == 1  # the next call needs one
 
@@ -207,7 +207,7 @@ def test_what_it_cannot_read_is_passed_over(transport, start_broker, launched):
 
 
 def test_without_a_broker_one_is_launched_first(transport, monkeypatch, launched, start_broker):
-    monkeypatch.setattr(launch, "find_broker", lambda _: None)
+    monkeypatch.setattr(locate, "find_broker", lambda _: None)
     transport.open()
     assert len(launched) == 1
     enter(transport, start_broker())
@@ -232,13 +232,13 @@ def test_one_that_is_there_is_not_launched_while_it_is_slow(transport, launched,
         looks.append(1)
         return served(settings)
 
-    monkeypatch.setattr(launch, "find_broker", look)
+    monkeypatch.setattr(locate, "find_broker", look)
     monkeypatch.setattr(transport_module, "LOOK_S", 0.001)
     monkeypatch.setattr(transport_module, "INSIST_S", DEADLINE_S)
     transport.open()
     until(lambda: len(looks) > 5, transport)
     assert launched == []
-    monkeypatch.setattr(launch, "find_broker", lambda _: None)
+    monkeypatch.setattr(locate, "find_broker", lambda _: None)
     until(lambda: launched, transport)  # it has gone
 
 
@@ -260,10 +260,10 @@ def test_one_that_only_looks_starts_no_broker(settings, launched, monkeypatch):
     """Neither where there is none, nor in the place of one that does not answer."""
     transport = Transport(settings, core.ClientCore(PERSONA, "0"), starts=False)
     with contextlib.closing(transport):
-        monkeypatch.setattr(launch, "find_broker", lambda _: None)
+        monkeypatch.setattr(locate, "find_broker", lambda _: None)
         with pytest.raises(BrokerUnavailable, match=f"no broker runs on port {settings.port}; "):
             transport.open()
-        monkeypatch.setattr(launch, "find_broker", served)
+        monkeypatch.setattr(locate, "find_broker", served)
         monkeypatch.setattr(transport_module, "LOOK_S", 0.02)
         monkeypatch.setattr(transport_module, "CONNECT_S", 0.1)
         transport.open()
@@ -281,7 +281,7 @@ def test_one_that_only_looks_does_not_bring_back_a_broker_that_ends(settings, st
         enter(transport, broker)
         transport.perform(transport.core.request(verbs.List("l", True, "")))
         broker.close()
-        monkeypatch.setattr(launch, "find_broker", lambda _: None)
+        monkeypatch.setattr(locate, "find_broker", lambda _: None)
         with pytest.raises(BrokerUnavailable, match="no broker runs on port"):
             until(lambda: False, transport)
     assert launched == []
@@ -294,7 +294,7 @@ def test_a_patient_one_goes_on_for_ever_with_longer_and_longer_pauses(transport,
 
     tries: list[float] = []
     monkeypatch.setattr(launch, "launch", fail)
-    monkeypatch.setattr(launch, "find_broker", lambda _: None)
+    monkeypatch.setattr(locate, "find_broker", lambda _: None)
     monkeypatch.setattr(transport_module, "BACKOFF_S", (0.01, 0.04))
     transport.patient = True
     transport._pause_s = 0.01
@@ -336,7 +336,7 @@ def test_it_turns_to_the_port_on_which_the_next_broker_is(transport, settings, s
     transport.open()
     assert transport.port == 1
     broker = start_broker()
-    monkeypatch.setattr(launch, "find_broker", lambda _: served(settings))
+    monkeypatch.setattr(locate, "find_broker", lambda _: served(settings))
     enter(transport, broker)
     assert transport.port == settings.port
 

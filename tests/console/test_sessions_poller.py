@@ -14,7 +14,7 @@ import pytest
 
 from tests.console.conftest import PATIENCE_S
 from tests.real.conftest import Bus, wait_until
-from zmqbus.client import launch
+from zmqbus.client import locate
 from zmqbus.console.sessions_poller import POLL_S, BusView, Listeners, SessionsPoller
 from zmqbus.settings import Settings
 
@@ -56,7 +56,7 @@ def test_reports_a_missing_broker_and_starts_none(
     view = until(events, lambda data: data["broker"] == "gone")
     assert str(settings.port) in view["text"] and view["sessions"] == []
     assert events.get(timeout=PATIENCE_S)[0] == "heartbeat", "without a change, only a heartbeat"
-    assert launch.broker_pid(settings) is None
+    assert locate.broker_pid(settings) is None
 
 
 def test_does_not_poll_without_a_page(poller: SessionsPoller, events: queue.Queue[tuple[str, Any]]) -> None:
@@ -143,4 +143,4 @@ def test_broker_that_ends_during_a_poll_is_not_restarted(
     bus.signal_broker(signal.SIGKILL)
     assert until(events, lambda data: (data["broker"], data["pid"]) != ("up", pid))["broker"] == "gone"
     events.get(timeout=PATIENCE_S)
-    assert launch.broker_pid(settings) is None
+    assert locate.broker_pid(settings) is None

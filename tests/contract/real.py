@@ -16,7 +16,7 @@ import zmq
 
 import zmqbus
 from tests.contract.worlds import Carrier, Member, World
-from zmqbus.client import core, launch
+from zmqbus.client import core, launch, locate
 from zmqbus.client import transport as transport_module
 from zmqbus.client.seen import SeenIds
 from zmqbus.client.transport import Transport
@@ -292,7 +292,7 @@ class RealWorld(World):
         return any(row.session_id == persona.session_id and row.pid == persona.pid for row in rows)
 
     def _broker_pid(self) -> int:
-        pid = launch.broker_pid(self.settings)
+        pid = locate.broker_pid(self.settings)
         assert pid is not None, "there is no broker"
         return pid
 
@@ -306,7 +306,7 @@ class RealWorld(World):
         turning = [member for member in self._turning() if member.ready]  # the others have no connection to lose
         before = [member.losses for member in turning]
         os.kill(self._broker_pid(), signal.SIGKILL)
-        self.until(lambda: launch.broker_pid(self.settings) is None)
+        self.until(lambda: locate.broker_pid(self.settings) is None)
         self.until(lambda: all(member.losses > count for member, count in zip(turning, before, strict=True)))
         self._launch(self.settings)
         self._stalled = False

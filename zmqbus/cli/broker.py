@@ -10,7 +10,7 @@ from typing import Any
 from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.output import FAILED, fail, tell
 from zmqbus.cli.parser import Parser
-from zmqbus.client import launch
+from zmqbus.client import launch, locate
 from zmqbus.client.oneshot import observer
 from zmqbus.errors import BrokerUnavailable, ZmqbusError
 from zmqbus.process import Life, life_of
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         notices = launch.launch(settings)
         if notices:
             print(f"warning: {sanitise(notices)}", file=sys.stderr)
-        served = launch.find_broker(settings)
+        served = locate.find_broker(settings)
         port, pid = (served.port, served.pid) if served is not None else (settings.port, None)
         tell(f"broker serves port {port} (pid {pid})")
     except ZmqbusError as error:
@@ -65,14 +65,14 @@ def broker_figures(settings: Settings) -> dict[str, Any] | None:
 
     Starts none. Raises the `BrokerError` that prevents an answer.
     """
-    found = launch.find_broker(settings)
+    found = locate.find_broker(settings)
     if found is None:
         return None
     try:
         with observer(settings, starts=False) as bus:
             health = bus.request(verbs.Status)
     except BrokerUnavailable:
-        if launch.broker_pid(settings) is None:
+        if locate.broker_pid(settings) is None:
             return None  # it has ended meanwhile
         raise
     assert isinstance(health, verbs.Health)
@@ -102,7 +102,7 @@ def _status(settings: Settings, *, as_json: bool) -> int:
 
 def _stop(settings: Settings) -> int:
     """Asks the broker to stop, and waits until it has ended. Sends no signal: a pid file may be wrong."""
-    served = launch.find_broker(settings)
+    served = locate.find_broker(settings)
     if served is None:
         print(f"no broker runs on port {settings.port}")
         return 0
@@ -110,7 +110,7 @@ def _stop(settings: Settings) -> int:
         with observer(settings, starts=False) as bus:
             bus.request(verbs.Stop)
     except BrokerUnavailable:
-        if launch.find_broker(settings) == served:
+        if locate.find_broker(settings) == served:
             raise
         # It was ending already.
     deadline_s = time.monotonic() + STOP_S
@@ -132,4 +132,4 @@ def _is_ending(settings: Settings, served: pidfile.Served) -> bool:
     """
     if served.process is not None and (life := life_of(served.process)) is not Life.UNKNOWN:
         return life is Life.ALIVE  # a zombie has ended: in many containers nobody waits for orphans
-    return launch.is_elected(settings) and launch.find_broker(settings) in (None, served)
+    return locate.is_elected(settings) and locate.find_broker(settings) in (None, served)

@@ -7,7 +7,7 @@ import time
 
 from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
-from zmqbus.client.launch import broker_pid
+from zmqbus.client.locate import broker_pid
 from zmqbus.client.oneshot import observer
 from zmqbus.errors import InvalidOption, ZmqbusError
 from zmqbus.session.identity import Caller, identify

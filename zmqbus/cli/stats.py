@@ -12,7 +12,7 @@ from zmqbus.cli.format import pause
 from zmqbus.cli.jsonform import print_json
 from zmqbus.cli.output import FAILED, fail
 from zmqbus.cli.parser import Parser, seconds
-from zmqbus.client.launch import find_broker
+from zmqbus.client.locate import find_broker
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.process import is_alive
 from zmqbus.session.identity import identify

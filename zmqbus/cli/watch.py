@@ -18,7 +18,7 @@ from zmqbus.cli import jsonform
 from zmqbus.cli.format import line_of, pause, width_of_terminal
 from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
-from zmqbus.client.launch import broker_pid
+from zmqbus.client.locate import broker_pid
 from zmqbus.client.oneshot import observer
 from zmqbus.errors import BrokerError, ZmqbusError
 from zmqbus.journal.filter import Entry

@@ -20,7 +20,7 @@ from typing import Any
 import zmqbus
 from zmqbus import errors
 from zmqbus.client import core
-from zmqbus.client.launch import check_loopback
+from zmqbus.client.locate import check_loopback
 from zmqbus.client.receipts import BroadcastReceipt, Receipt, receipt_of
 from zmqbus.client.seen import SeenIds
 from zmqbus.client.transport import Transport

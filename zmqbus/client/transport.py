@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from zmqbus.client import core, launch
+from zmqbus.client import core, locate
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.security.keys import ClientKeys, client_keys, curve_client
 from zmqbus.settings import Settings, warn_on_stderr
@@ -28,6 +28,7 @@ from zmqbus.system.pidfile import Served
 from zmqbus.wire import codec, sockets, verbs
 
 if TYPE_CHECKING:
+    from zmqbus.client.launch import Launch
     from zmqbus.client.spool_writer import SpoolWriter
 
 #: Seconds between two looks for a running broker, until WELCOME.
@@ -114,7 +115,7 @@ class Transport:
         self.patient = patient
         self._starts = starts
         self.waits_to_launch = True  #: False: `pump` and `turn` go on while a broker starts, and return at once
-        self._launching: launch.Launch | None = None
+        self._launching: Launch | None = None
         self._keys = client_keys(settings.data_dir)
         descriptors.reserve(DESCRIPTORS, "a connection to the bus")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -157,14 +158,14 @@ class Transport:
         """
         self._since_s = time.monotonic()
         self._next_launch_s = self._since_s + LOOK_S
-        served = launch.find_broker(self._settings)
+        served = locate.find_broker(self._settings)
         if not self._starts:
             self._demand(served)
         elif served is None:
             self._launch()
-            served = launch.find_broker(self._settings)
+            served = locate.find_broker(self._settings)
         else:
-            launch.check_reach(self._settings, served)
+            locate.check_reach(self._settings, served)
         self._port = self._settings.port if served is None else served.port
         self._dealer.connect(endpoint(self._port))
 
@@ -268,7 +269,7 @@ class Transport:
         """Returns for how many seconds there is nothing to do unless input comes."""
         now_s = time.monotonic()
         if self._launching is not None:
-            return min(launch.LOOK_S, self.core.next_tick_s(now_s))
+            return min(self._launching.look_s, self.core.next_tick_s(now_s))
         if self.core.phase in _WITHOUT:
             return min(self._next_launch_s - now_s, self.core.next_tick_s(now_s))
         return self.core.next_tick_s(now_s)
@@ -387,7 +388,7 @@ class Transport:
                 "or stop it with: zmqbus broker --stop"
             )
         self._next_launch_s = now_s + LOOK_S
-        served = launch.find_broker(self._settings)
+        served = locate.find_broker(self._settings)
         if not self._connected and not self._has_tried and not self.patient:
             self._check_loopback(served)
         unheard = not self._launched and not self._connected
@@ -395,7 +396,7 @@ class Transport:
             self._demand(served)
         elif (unheard and waited_s > INSIST_S) or served is None:
             self._launch()
-            served = launch.find_broker(self._settings)
+            served = locate.find_broker(self._settings)
         self._follow(self._settings.port if served is None else served.port)
 
     def _follow(self, port: int) -> None:
@@ -411,17 +412,19 @@ class Transport:
             raise BrokerUnavailable(
                 f"no broker runs on port {self._settings.port}; the next session starts one, or: zmqbus broker"
             )
-        launch.check_reach(self._settings, served)
+        locate.check_reach(self._settings, served)
 
     def _check_loopback(self, served: Served | None) -> None:
         """Checks, after half a second without an answer, whether this process can use the loopback at all. Once: a
         thousand clients that wait for one broker must not double its work."""
         self._has_tried = True
-        launch.check_reach(self._settings, served)
-        launch.check_loopback(self._port)
+        locate.check_reach(self._settings, served)
+        locate.check_loopback(self._port)
 
     def _launch(self) -> None:
         """Starts a broker, or continues its start."""
+        from zmqbus.client import launch  # 1 ms that only a client without a broker pays
+
         try:
             notices: str | None
             if self.waits_to_launch:

@@ -15,7 +15,7 @@ from typing import Any
 
 import zmqbus
 from zmqbus.client import bus as bus_module
-from zmqbus.client.launch import broker_pid
+from zmqbus.client.locate import broker_pid
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.errors import NameTaken, NotConnected, ZmqbusError
 from zmqbus.settings import Settings

@@ -2,7 +2,7 @@
 
 The console asks as an observer, which is not a session and keeps no broker alive. Other transports start a broker when
 there is none; the console must not, or nobody could see that no broker runs. So the broker's lock is checked before
-each request (`launch.broker_pid`), and the observer's transport does not start a broker that ends in between either.
+each request (`locate.broker_pid`), and the observer's transport does not start a broker that ends in between either.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from zmqbus.client import launch
+from zmqbus.client import locate
 from zmqbus.client.oneshot import OneShotClient, observer
 from zmqbus.console.background import BackgroundTask
 from zmqbus.console.views import of_session
@@ -132,7 +132,7 @@ class SessionsPoller(BackgroundTask):
         return POLL_S
 
     def _poll(self) -> BusView:
-        pid = launch.broker_pid(self._settings)
+        pid = locate.broker_pid(self._settings)
         if pid is None or pid != self._bus_pid:
             self._release()
         if pid is None:
@@ -144,7 +144,7 @@ class SessionsPoller(BackgroundTask):
             rows = self._bus.sessions(everyone=True)[:MAX_SESSIONS]
         except ZmqbusError as error:
             self._release()
-            if launch.broker_pid(self._settings) is None:  # it has ended during the request
+            if locate.broker_pid(self._settings) is None:  # it has ended during the request
                 return self._no_broker()
             return BusView("silent", pid, str(error), self.view.sessions)
         listeners = self.listeners.ids()

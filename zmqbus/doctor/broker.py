@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import zmqbus
-from zmqbus.client.launch import at_broker, check_loopback, check_reach, find_broker, is_elected
+from zmqbus.client.locate import at_broker, check_loopback, check_reach, find_broker, is_elected
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import is_alive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from zmqbus.client.launch import at_broker
+from zmqbus.client.locate import at_broker
 from zmqbus.doctor.broker import plugin_port_remark, set_port_command
 from zmqbus.doctor.report import Finding, command, fault, ok, warning
 from zmqbus.errors import Unauthorized, ZmqbusError
