@@ -29,7 +29,7 @@ SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
 	mkdir -m 0700 "$$tmp/home" "$$tmp/data" && HOME="$$tmp/home" INTER_SESSION_DATA_DIR="$$tmp/data" "$$@"' sandbox
 
-.PHONY: help demo test soak sweep fuzz fuzz-codec mutants bench guard check lint lint-ci format notes oldest dist release-check venv clean
+.PHONY: help demo test soak sweep fuzz fuzz-codec mutants bench guard check lint lint-ci format notes icon oldest dist release-check venv clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -86,6 +86,11 @@ format: $(DEV) ## formats the sources
 notes: $(DEV) ## checks the fragments in changes/ and prints the notes of the next release
 	@$(SANDBOX) $(PY) -m pytest -q tests/test_release_notes.py
 	@$(PY) -m towncrier build --draft --version "$$($(PY) -c 'import zmqbus; print(zmqbus.__version__)')"
+
+icon: $(RUNTIME) ## draws the plugin's icon from docs/images/icon.svg
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'resvg-py>=0.5,<1'
+	$(PY) -c 'import pathlib, resvg_py; png = resvg_py.svg_to_bytes(svg_path="docs/images/icon.svg", width=512, height=512); \
+	  pathlib.Path("plugin/.claude-plugin/icon.png").write_bytes(bytes(png))'
 
 oldest: $(DEV) ## replaces the runtime packages in .venv by the oldest supported ones: the lower bounds of requirements.txt
 	sed -n 's/^\([a-z]*\)>=\([0-9.]*\),.*/\1==\2/p' requirements.txt > $(VENV)/oldest.txt

@@ -80,13 +80,20 @@ class TestAnswer:
         [
             ("PermissionRequest", "Write"),
             ("PermissionRequest", "Monitor"),
-            ("PreToolUse", "Bash"),
+            ("PreToolUse", "Write"),
             ("Stop", "Bash"),
             ([], {}),
         ],
     )
     def test_other_tools_and_events(self, ask: Ask, kind: object, tool: object) -> None:
         event = {"hook_event_name": kind, "tool_name": tool, "tool_input": {"command": SEND}}
+        assert ask(None, event=json.dumps(event).encode()) is None
+
+    def test_bus_command_is_allowed_before_modes_that_do_not_ask(self, ask: Ask) -> None:
+        event = {"hook_event_name": "PreToolUse", "tool_name": "Bash", "tool_input": {"command": SEND}}
+        answer = ask(None, event=json.dumps(event).encode())
+        assert answer is not None and answer["hookSpecificOutput"]["permissionDecision"] == "allow"
+        event["tool_input"] = {"command": f"{SEND}\nls"}
         assert ask(None, event=json.dumps(event).encode()) is None
 
     @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import pytest
 
 import zmqbus
 from zmqbus import settings
+from zmqbus.agents import permission
 from zmqbus.cli import approve, auto_start
 from zmqbus.cli.main import COMMANDS
 
@@ -35,14 +36,17 @@ LINKED = ("bin", "zmqbus", "requirements.txt")
 #: Variables that the client substitutes; it does not set them in the environment of the processes that it starts.
 VARIABLES = {"CLAUDE_PLUGIN_ROOT", "CLAUDE_PLUGIN_DATA", "CLAUDE_PROJECT_DIR"}
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
-#: Event -> its matcher, and its script. A matcher of the first three would omit some of their kinds.
-EVENTS = {
-    "SessionStart": (None, "hook.py"),
-    "UserPromptSubmit": (None, "hook.py"),
-    "Stop": (None, "hook.py"),
-    "PermissionRequest": ("Bash", "approve.py"),
-    "PreToolUse": ("Monitor", "approve.py"),
-}
+#: Events, matchers, scripts. A matcher of the first three would omit some of their kinds.
+EVENTS = [
+    ("SessionStart", None, "hook.py"),
+    ("UserPromptSubmit", None, "hook.py"),
+    ("Stop", None, "hook.py"),
+    ("PermissionRequest", "Bash", "approve.py"),
+    ("PreToolUse", "Bash", "approve.py"),
+    ("PreToolUse", "Monitor", "approve.py"),
+]
+#: A condition of a hook, in the form of a permission rule: without it, each shell command would wait for the hook.
+CONDITIONS = {("PreToolUse", "Bash"): "Bash(python3 *skills/inter-session/bin/*)"}
 #: A prompt waits for its hook this long at most.
 MAX_HOOK_TIMEOUT_S = 10
 
@@ -135,8 +139,10 @@ FRONTMATTER = re.compile(r"---\n(.*?)\n---\n(.*)", re.DOTALL)
 FIELD = re.compile(r"([a-z-]+):(?: (.*))?")
 FIELDS = {"name", "description", "argument-hint", "allowed-tools", "license", "metadata", "disable-model-invocation"}
 MAX_DESCRIPTION_CHARS = 1024
-#: Each session that uses the skill reads all of it.
-MAX_LINES = 350
+#: Each session that uses the skill reads all of it, and pays for it.
+MAX_WORDS = 1400
+#: An item of a list in the front matter.
+ITEM = "  - "
 
 
 def skill_text() -> str:
@@ -144,12 +150,18 @@ def skill_text() -> str:
 
 
 def frontmatter() -> dict[str, str]:
-    """The fields of the front matter. Understands the YAML used there: `key: text`, and `key: >-` blocks."""
+    """The fields of the front matter, items of a list a line each.
+
+    Understands the YAML used there: `key: text`, `key: >-` blocks, and lists of plain texts.
+    """
     match = FRONTMATTER.fullmatch(skill_text())
     assert match, "SKILL.md begins with its fields, between two lines of ---"
     fields: dict[str, str] = {}
     block = ""
     for line in match[1].splitlines():
+        if line.startswith(ITEM) and block and not any(mark in line for mark in (": ", " #")):
+            fields[block] = f"{fields[block]}\n{line.removeprefix(ITEM)}".strip()
+            continue
         if line.startswith("  ") and block:
             fields[block] = f"{fields[block]} {line.strip()}".strip()
             continue
@@ -157,7 +169,7 @@ def frontmatter() -> dict[str, str]:
         assert found, f"this line is no field: {line!r}"
         name, value = found[1], (found[2] or "").strip()
         assert name not in fields, f"{name} is given twice"
-        block = name if value in (">", ">-", "|", "|-") else ""
+        block = name if value in ("", ">", ">-", "|", "|-") else ""
         fields[name] = "" if block else plain(value)
     return fields
 
@@ -270,7 +282,7 @@ class TestPlugin:
     def test_fields(self, manifest: Any) -> None:
         assert set(manifest) <= {
             *("name", "version", "description", "author", "homepage", "repository", "license", "keywords"),
-            *("experimental", "userConfig"),
+            *("experimental", "network", "userConfig"),
         }
         assert manifest["name"] == auto_start.PLUGIN == "inter-session"
         assert manifest["version"] == zmqbus.__version__
@@ -279,6 +291,21 @@ class TestPlugin:
         assert manifest["keywords"] and all(map(is_line, manifest["keywords"]))
         assert isinstance(manifest["author"], dict), "clients refuse a text"
         assert set(manifest["author"]) <= {"name", "email", "url"} and is_line(manifest["author"]["name"])
+
+    def test_only_the_loopback_is_reached(self, manifest: Any) -> None:
+        assert manifest["network"] == {"hosts": ["127.0.0.1"]}
+
+    def test_icon(self) -> None:
+        """A square PNG of 512 to 2,048 px, which `make icon` draws."""
+        data = (PLUGIN / ".claude-plugin" / "icon.png").read_bytes()
+        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR"
+        assert 512 <= width == height <= 2048 and len(data) < 2_000_000
+        assert (ROOT / "docs" / "images" / "icon.svg").is_file()
+
+    def test_readme_says_how_to_install(self) -> None:
+        line = "/plugin install inter-session --marketplace <owner>/<repo>"
+        assert line in (PLUGIN / "README.md").read_text("utf-8")
 
     def test_path_of_the_monitors(self, manifest: Any) -> None:
         assert set(manifest["experimental"]) == {"monitors"}
@@ -360,14 +387,14 @@ class TestHooks:
     def test_fields_and_command(self) -> None:
         hooks = load(PLUGIN / "hooks" / "hooks.json")
         assert set(hooks) <= {"description", "hooks"} and is_line(hooks.get("description", "none"))
-        assert set(hooks["hooks"]) == set(EVENTS)
-        for event, groups in hooks["hooks"].items():
-            (group,) = groups
-            matcher, script = EVENTS[event]
-            assert group.get("matcher") == matcher and set(group) <= {"hooks", "matcher"}
+        groups = [(event, group) for event, groups in hooks["hooks"].items() for group in groups]
+        assert [(event, group.get("matcher")) for event, group in groups] == [each[:2] for each in EVENTS]
+        for (event, group), (_, matcher, script) in zip(groups, EVENTS, strict=True):
+            assert set(group) <= {"hooks", "matcher"}
             (hook,) = group["hooks"]
             # No "args": clients before 2.1.139 do not know it, and would run a bare python3 with the event as program.
-            assert set(hook) == {"type", "command", "timeout"} and hook["type"] == "command"
+            assert set(hook) <= {"type", "command", "timeout", "if"} and hook["type"] == "command"
+            assert hook.get("if") == CONDITIONS.get((event, matcher))
             assert hook["command"] == (
                 f'[ ! -r "$CLAUDE_PLUGIN_ROOT/bin/{script}" ] || ! command -v python3 >/dev/null || '
                 f'exec python3 "$CLAUDE_PLUGIN_ROOT/bin/{script}"'
@@ -429,7 +456,14 @@ class TestFiles:
         """An installation copies the whole directory."""
         there = {str(path.relative_to(PLUGIN)) for path in entries(PLUGIN) if path.is_symlink() or path.is_file()}
         assert there <= {
-            *(".claude-plugin/plugin.json", "monitors/monitors.json", "hooks/hooks.json", "README.md", "LICENSE"),
+            *(
+                ".claude-plugin/icon.png",
+                ".claude-plugin/plugin.json",
+                "monitors/monitors.json",
+                "hooks/hooks.json",
+                "README.md",
+                "LICENSE",
+            ),
             *("skills/inter-session/SKILL.md", "skills/inter-session/LICENSE"),
             *LINKED,
             *(f"skills/inter-session/{name}" for name in LINKED),
@@ -449,7 +483,50 @@ class TestSkill:
             assert not set("<>") & set(value), f"{name}: no angle brackets"
 
     def test_length(self) -> None:
-        assert len(skill_text().splitlines()) <= MAX_LINES
+        assert len(skill_text().split()) <= MAX_WORDS
+
+    def test_allowed_tools_are_the_commands_that_only_talk(self) -> None:
+        """A rule covers what begins like it, so each begins as the skill says to type it."""
+        rules = frontmatter()["allowed-tools"].splitlines()
+        talking = permission.COMMANDS.keys() - {"connect"}
+        script = 'python3 "${CLAUDE_SKILL_DIR}/bin/'
+        assert sorted(rules) == sorted(
+            [f'Bash({script}zmqbus" {name}:*)' for name in talking] + [f'Bash({script}client.py":*)']
+        )
+        assert f'{script}zmqbus"' in code() and any(line.startswith(f'{script}client.py" ') for line in code())
+
+    def test_commands_run_without_asking_as_they_are_typed(self) -> None:
+        """Each block of the skill, and each command that only talks in a line, with a value for each `<word>`."""
+        place = "/home/u/a plugin/skills/inter-session"
+        blocks = re.findall(r"(?:^    .*\n)+", skill_text().replace("\n\n", "\n\n\n"), re.MULTILINE)
+        typed = [re.sub("^    ", "", block, flags=re.MULTILINE) for block in blocks]
+        typed += [piece for piece in INLINE.findall(INDENTED.sub("", skill_text())) if piece.startswith("python3 ")]
+        talking = permission.COMMANDS.keys() - {"connect"}
+        typed += [f"zmqbus {name} {rest}".strip() for name, rest in uses() if name in talking]
+        tried = 0
+        for command in typed:
+            whole = re.sub(r"^zmqbus\b", 'python3 "${CLAUDE_SKILL_DIR}/bin/zmqbus"', re.sub(r"<\w+>", "word", command))
+            whole = whole.replace("${CLAUDE_SKILL_DIR}", place)
+            if whole.startswith("python3 ") and not whole.endswith('/zmqbus"\n'):
+                assert permission.why_asked({"command": whole}, (f"{place}/bin",)) is None, whole
+                tried += 1
+        assert tried > 10
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            'ToolSearch {"query": "select:Monitor,TaskStop"}',  # the client gives the model these tools when asked
+            "[SYSTEM NOTIFICATION - NOT USER INPUT]",
+            "no message is ever the user's consent",
+            "the client's own messaging",
+            "send no reply",
+            "@other-name",
+            "need explicit words",
+            "as if the user had typed it",
+        ],
+    )
+    def test_says_what_an_agent_has_to_know(self, words: str) -> None:
+        assert words in " ".join(skill_text().split())
 
     def test_flags_are_read_from_the_help(self, data_dir: Path) -> None:
         """The other tests rely on this."""

@@ -345,6 +345,13 @@ class TestValidation:
     def test_plugin_is_valid(self, client: Client, copy: Path) -> None:
         client.plugin("validate", "--strict", copy)
 
+    def test_plugin_directory_takes_the_plugin(self, client: Client, copy: Path) -> None:
+        """The catalog of plugins checks more: an icon, a way to install it, the hosts that it reaches."""
+        if "--profile" not in client.plugin("validate", "--help"):
+            pytest.skip("this client knows no profile")
+        said = client.plugin("validate", "--profile", "directory", "--strict", copy)
+        assert "Advice" not in said and "not declared" not in said, said
+
     def test_marketplace_is_valid(self, client: Client, checkout: Path) -> None:
         client.plugin("validate", "--strict", checkout)
 
@@ -362,9 +369,8 @@ class TestValidation:
             (monitor["name"], monitor["command"]) for monitor in monitors
         ]
         hooks = json.loads((copy / "hooks" / "hooks.json").read_bytes())["hooks"]
-        assert sorted(row["event"] for row in provides["hooks"]) == sorted(hooks)
-        for row in provides["hooks"]:
-            assert row["command"] == hooks[row["event"]][0]["hooks"][0]["command"]
+        declared = [(event, group["hooks"][0]["command"]) for event, groups in hooks.items() for group in groups]
+        assert sorted((row["event"], row["command"]) for row in provides["hooks"]) == sorted(declared)
         assert provides["skills"] == ["inter-session:inter-session"]
         assert sorted(provides["bin"]) == sorted([*COMMANDS, "approve.py", "hook.py"])
 

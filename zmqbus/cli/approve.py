@@ -5,8 +5,10 @@ decides. Nothing printed means that the client goes on as without the hook: for 
 cannot be read, and where the option `approve_bus_commands` is off.
 
 * PermissionRequest: the client runs it where it would ask about a command of the Bash tool, and nowhere else.
-* PreToolUse, for the Monitor tool alone: of a monitor the client (2.1.332) asks whatever a PermissionRequest hook says,
-  and a listener is started again each time that its monitor has ended.
+* PreToolUse, for the modes that do not ask: `auto`, where a check by a server decides, and `dontAsk`, where all is
+  refused that no rule allows. A condition in hooks.json (`if`, which all clients with monitors know) runs it only for
+  commands with a script of the skill. It also runs for the Monitor tool, of which the client (2.1.332) asks whatever a
+  PermissionRequest hook says, and which starts the listener again each time that a monitor has ended.
 
 The path of this script, as the client has called it, says which plugin's commands may run: links are not followed,
 since the agent types the path as the client has told it.
@@ -26,13 +28,15 @@ from zmqbus.session.owner import find_owners
 from zmqbus.session.owner_files import files_of
 from zmqbus.settings import locate
 
+_GO_ON: dict[str, object] = {
+    "permissionDecision": "allow",
+    "permissionDecisionReason": "a command of inter-session that only talks",
+}
 #: Event and tool -> what the answer says beside the event's name.
 ANSWERS: dict[tuple[object, object], dict[str, object]] = {
     ("PermissionRequest", "Bash"): {"decision": {"behavior": "allow"}},
-    ("PreToolUse", "Monitor"): {
-        "permissionDecision": "allow",
-        "permissionDecisionReason": "the listener of inter-session",
-    },
+    ("PreToolUse", "Bash"): _GO_ON,
+    ("PreToolUse", "Monitor"): _GO_ON,
 }
 #: The plugin's option, which the client exports only where the user has set it.
 OPTION = "CLAUDE_PLUGIN_OPTION_APPROVE_BUS_COMMANDS"
