@@ -46,7 +46,7 @@ EVENTS = [
     ("PreToolUse", "Monitor", "approve.py"),
 ]
 #: A condition of a hook, in the form of a permission rule: without it, each shell command would wait for the hook.
-CONDITIONS = {("PreToolUse", "Bash"): "Bash(python3 *skills/inter-session/bin/*)"}
+CONDITIONS: dict[tuple[str, str | None], str] = {("PreToolUse", "Bash"): "Bash(python3 *skills/inter-session/bin/*)"}
 #: A prompt waits for its hook this long at most.
 MAX_HOOK_TIMEOUT_S = 10
 
