@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from zmqbus.cli import approve
 from zmqbus.process import process_of
+from zmqbus.session import plugin_options
 from zmqbus.session.last_seen import last_seen
 
 TIMEOUT_S = 90.0
@@ -57,7 +58,7 @@ class TestAnswer:
         ("value", "on"), [("true", True), (" ", True), ("false", False), ("0", False), ("x", False)]
     )
     def test_option_switches_it_off(self, ask: Ask, value: str, on: bool) -> None:
-        assert (ask(SEND, {approve.OPTION: value}) is not None) is on
+        assert (ask(SEND, {plugin_options.APPROVE: value}) is not None) is on
 
     @pytest.mark.parametrize(
         "event",

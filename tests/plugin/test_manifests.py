@@ -22,8 +22,9 @@ import pytest
 import zmqbus
 from zmqbus import settings
 from zmqbus.agents import permission
-from zmqbus.cli import approve, auto_start
+from zmqbus.cli import auto_start
 from zmqbus.cli.main import COMMANDS
+from zmqbus.session import plugin_options
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugin"
@@ -333,8 +334,8 @@ class TestPlugin:
 
     def test_approval_is_on_unless_it_is_switched_off(self, manifest: Any) -> None:
         option = manifest["userConfig"]["approve_bus_commands"]
-        assert option["type"] == "boolean" and option["default"] is approve.is_switched_on({}) is True
-        assert approve.OPTION == "CLAUDE_PLUGIN_OPTION_APPROVE_BUS_COMMANDS"
+        assert option["type"] == "boolean" and option["default"] is plugin_options.approves({}) is True
+        assert plugin_options.APPROVE == "CLAUDE_PLUGIN_OPTION_APPROVE_BUS_COMMANDS"
 
     @pytest.mark.parametrize("at", ["default", "min", "max"])
     def test_settings_accept_every_limit(self, manifest: Any, at: str) -> None:

@@ -20,7 +20,7 @@ from zmqbus.session.plugin_options import MAX_BYTES, VARIABLES, await_options, h
 from zmqbus.settings import DEFAULT_IDLE_SHUTDOWN_MIN, DEFAULT_PORT, load
 
 OWNER = Process(4711, "1000", *this_machine().place())
-PORT, MINUTES = VARIABLES
+PORT, MINUTES, _ = VARIABLES
 SET = {PORT: "12345", MINUTES: "2.5"}
 #: Only a hang exceeds it.
 DEADLINE_S = 90.0

@@ -26,6 +26,7 @@ from zmqbus.agents.permission import MAX_COMMAND_BYTES, why_asked
 from zmqbus.session.last_seen import note_seen
 from zmqbus.session.owner import find_owners
 from zmqbus.session.owner_files import files_of
+from zmqbus.session.plugin_options import approves
 from zmqbus.settings import locate
 
 _GO_ON: dict[str, object] = {
@@ -38,8 +39,6 @@ ANSWERS: dict[tuple[object, object], dict[str, object]] = {
     ("PreToolUse", "Bash"): _GO_ON,
     ("PreToolUse", "Monitor"): _GO_ON,
 }
-#: The plugin's option, which the client exports only where the user has set it.
-OPTION = "CLAUDE_PLUGIN_OPTION_APPROVE_BUS_COMMANDS"
 #: A command of that size, each byte of it escaped as \u00xx, and what else the event says.
 MAX_INPUT_BYTES = 6 * MAX_COMMAND_BYTES + 1024 * 1024
 #: Where the plugin has a bin/.
@@ -59,11 +58,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def is_switched_on(environ: Mapping[str, str]) -> bool:
-    """Whether the option is on: it is not set, or clearly true."""
-    return environ.get(OPTION, "").strip().lower() in ("", "true", "1", "on", "yes")  # guards: permission
-
-
 def directories_of(script: str, environ: Mapping[str, str]) -> list[str]:
     """The directories of the plugin's scripts, each as an agent may have been told it."""
     roots = (os.path.dirname(os.path.dirname(os.path.abspath(script))), environ.get("CLAUDE_PLUGIN_ROOT", ""))
@@ -73,7 +67,7 @@ def directories_of(script: str, environ: Mapping[str, str]) -> list[str]:
 def _answer(event: dict[str, Any]) -> dict[str, object] | None:
     """What lets the command run; None: nothing to say."""
     kind, tool = event["hook_event_name"], event["tool_name"]
-    if (kind, tool) not in ANSWERS or not is_switched_on(os.environ):
+    if (kind, tool) not in ANSWERS or not approves(os.environ):
         return None
     if why_asked(event["tool_input"], directories_of(sys.argv[0], os.environ)) is not None:
         return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from zmqbus.doctor import broker, client, environment, keys, leftovers, listener, permissions, storage
+from zmqbus.doctor import broker, client, environment, hooks, keys, leftovers, listener, permissions, storage
 from zmqbus.doctor.report import Finding, fault
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
@@ -30,13 +30,16 @@ def examine(flags: dict[str, object] | None = None) -> Iterator[Finding]:
         yield from directory
         return
     owners = find_owners(settings.owner_pid_override, os.environ)
+    environ: Mapping[str, str] = os.environ
     try:
         warnings.clear()
-        settings = load(flags, with_options(files_of(settings.data_dir, owners[0]), os.environ), warnings.append)
+        environ = with_options(files_of(settings.data_dir, owners[0]), os.environ)
+        settings = load(flags, environ, warnings.append)
     except ZmqbusError:
         pass  # others could have written the options file: the permissions check reports it
     yield from environment.settings_given(warnings)
     yield from _run("client", lambda: client.client(owners))
+    yield from _run("hooks", lambda: hooks.hooks(settings, owners, environ))
     yield from _run("files", environment.file_limit)
     yield from _run("disk", lambda: environment.disk(settings))
     yield from directory

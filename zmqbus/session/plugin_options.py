@@ -19,9 +19,11 @@ from zmqbus.security.private_files import load_json, replace, secure_dir
 from zmqbus.session.owner_files import OPTIONS, OwnerFiles, files_of, owner_in, record_of
 from zmqbus.settings import Paths
 
+#: The option that lets commands of the bus that only talk run without asking the user.
+APPROVE = "CLAUDE_PLUGIN_OPTION_APPROVE_BUS_COMMANDS"
 #: The variables that are handed on. Other options do not concern the bus.
-VARIABLES = ("CLAUDE_PLUGIN_OPTION_PORT", "CLAUDE_PLUGIN_OPTION_IDLE_SHUTDOWN_MINUTES")
-#: Enough for two numbers. A larger file was not written by zmqbus.
+VARIABLES = ("CLAUDE_PLUGIN_OPTION_PORT", "CLAUDE_PLUGIN_OPTION_IDLE_SHUTDOWN_MINUTES", APPROVE)
+#: Enough for three short values. A larger file was not written by zmqbus.
 MAX_BYTES = 4096
 #: A monitor that is started with the session may be faster than the hook. Where hooks are switched off it waits in
 #: vain, and nobody notices two seconds at the start of a session.
@@ -61,6 +63,11 @@ def with_options(files: OwnerFiles, environ: Mapping[str, str]) -> Mapping[str, 
         return environ
     # A blank variable counts as not set, as everywhere.
     return {**environ, **{name: value for name, value in options.items() if not environ.get(name, "").strip()}}
+
+
+def approves(environ: Mapping[str, str]) -> bool:
+    """Whether `APPROVE` is on: it is not set, or clearly true. Clients export it only where the user has set it."""
+    return environ.get(APPROVE, "").strip().lower() in ("", "true", "1", "on", "yes")  # guards: permission
 
 
 def _read(files: OwnerFiles) -> dict[str, str] | None:
