@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import zmqbus
+from tests.plugin.scripted_model import ScriptedModel
 from tests.real.conftest import HEADER, Owner, wait_until
 from zmqbus.cli import auto_start
 
@@ -130,6 +131,20 @@ class Client:
     def __init__(self, binary: Path, home: Path) -> None:
         self._binary = binary
         self.home = home
+
+    def run(self, *args: str | Path, cwd: Path, env: dict[str, str]) -> None:
+        """Runs the client itself, with a model that `env` leads to."""
+        key = {"ANTHROPIC_API_KEY": "sk-ant-none", "DISABLE_ERROR_REPORTING": "1"}
+        done = subprocess.run(
+            [self._binary, *args],
+            env={**clean_env(self.home), **key, **env},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=CLIENT_TIMEOUT_S,
+        )
+        assert done.returncode == 0, f"claude {args}: {done.stdout}{done.stderr}"
 
     def call(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
         """Runs `claude plugin …`."""
@@ -339,6 +354,76 @@ def the_bus_works(place: Path, port: int, bin_env: Environment) -> None:
         assert [row["name"] for row in json.loads(done.stdout)] == ["auth"]
         assert run(skill / "zmqbus", "disconnect", env=mine).stdout == "disconnected\n"
         assert listener.wait(COMMAND_TIMEOUT_S) == 0
+
+
+@pytest.fixture
+def model() -> Iterator[ScriptedModel]:
+    with ScriptedModel() as model:
+        yield model
+
+
+class Agent:
+    """Runs of the client without a terminal, in which the scripted model gives one command to the shell.
+
+    There is nobody to ask, so a command that would ask is refused.
+    """
+
+    def __init__(self, client: Client, model: ScriptedModel, env: dict[str, str]) -> None:
+        self._client = client
+        self._model = model
+        self._env = env
+        self.cwd = client.home / "project"
+        self.cwd.mkdir()
+
+    def run(self, command: str, *words: str) -> str:
+        """What the model is told of the command's result."""
+        self._model.call = ("Bash", {"command": command, "description": "a test"})
+        self._model.results.clear()
+        self._client.run("-p", *words, "go on", cwd=self.cwd, env={**self._env, "ANTHROPIC_BASE_URL": self._model.url})
+        assert self._model.results, "the client has told the model nothing"
+        return self._model.results[-1]
+
+
+@pytest.fixture
+def agent(client: Client, model: ScriptedModel, bin_env: Environment, data_dir: Path) -> Agent:
+    python = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    wanted = ("INTER_SESSION_DATA_DIR", "INTER_SESSION_PORT", "INTER_SESSION_NO_REEXEC")
+    env = {name: value for name, value in bin_env(None).items() if name in wanted}
+    return Agent(client, model, {**env, **python})
+
+
+#: In plan mode the client would ask a server to check each command.
+MODES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "acceptEdits": (),
+    "dontAsk": (),
+    "plan": ("--settings", '{"useAutoModeDuringPlan": false}'),
+}
+
+
+class TestApprovals:
+    """What the client lets through, with the plugin's hooks, in the modes that need no server of the vendor's."""
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_command_that_only_talks_runs_unasked(self, agent: Agent, copy: Path, mode: str) -> None:
+        zmqbus = f'python3 "{copy}/skills/inter-session/bin/zmqbus"'
+        words = ("--plugin-dir", str(copy), "--permission-mode", mode, *MODES[mode])
+        told = agent.run(f"{zmqbus} send --to auth --text-file - <<'END'\nit's a `question`\nEND", *words)
+        assert "error: not_connected: not connected; run /inter-session connect first" in told
+        told = agent.run(f"{zmqbus} list > listed", *words)
+        assert not (agent.cwd / "listed").exists(), told
+        told = agent.run(f"{zmqbus} forget auth --yes", *words)
+        assert "unknown_peer" not in told and "broker" not in told, "it was refused and did not run"
+
+    def test_option_switches_approvals_off(self, agent: Agent, client: Client, checkout: Path) -> None:
+        client.plugin("marketplace", "add", checkout)
+        for value, runs in (("true", True), ("false", False)):
+            client.plugin("install", PLUGIN_ID, "--config", f"approve_bus_commands={value}")
+            # The client reads the plugin of a local marketplace in place, and tells the agent that path.
+            zmqbus = f'python3 "{checkout}/plugin/skills/inter-session/bin/zmqbus"'
+            told = agent.run(f"{zmqbus} status", "--permission-mode", "dontAsk")
+            assert ("not connected" in told) is runs, told
+            client.plugin("uninstall", PLUGIN_ID)
 
 
 class TestValidation:
