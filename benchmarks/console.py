@@ -44,7 +44,8 @@ from benchmarks.commands import Listener  # noqa: E402
 from benchmarks.stage import free_port  # noqa: E402
 from zmqbus.console.auth import NONCE_BYTES, Visitor, encode, page_key, sign, split  # noqa: E402
 from zmqbus.console.guard import ENTER, PROOF_HEADER  # noqa: E402
-from zmqbus.journal.record import Record, encode_record  # noqa: E402
+from zmqbus.journal.record import Records, Route  # noqa: E402
+from zmqbus.journal.record import encode as encode_lines  # noqa: E402
 
 HISTORY = 10_000
 PATIENCE_S = 60.0
@@ -144,10 +145,9 @@ def write_history(path: str, count: int) -> None:
             sender, receiver = names[n % 20], names[(n * 7 + 1) % 20]
             text = f"status: step {n} is done, the next one begins " + "and goes on " * (n % 20)
             ts = now_s - count + n
-            record = Record(
-                ts, f"id{n:010}", "message", sender, sender, None, receiver, receiver, None, "text", text.encode()
-            )
-            log.write(encode_record(record) + b"\n")
+            route = Route("message", sender, sender, None, receiver, receiver)
+            (line,) = encode_lines(Records(ts, route, None, "text", [f"id{n:010}"], [text.encode()]))
+            log.write(line + b"\n")
 
 
 SENDER = """

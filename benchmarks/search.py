@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from zmqbus.journal.filter import Wanted
 from zmqbus.journal.history import History
-from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.record import Records, Route, encode
 from zmqbus.journal.search_index import Index
 from zmqbus.journal.search_query import Search
 from zmqbus.journal.writer import Journal
@@ -52,10 +52,8 @@ def make(path: str, size_bytes: int) -> int:
         text = prose[start : start + length] + (f" {RARE}" if count % 10_000 == 5_000 else "")
         ts += 0.5
         sender, receiver = f"agent-{count % 40}", f"agent-{count * 7 % 40}"
-        record = Record(
-            ts, f"m{count:09}", "message", f"{sender}-id", sender, None, receiver, "id", None, "text", text.encode()
-        )
-        lines.append(encode_record(record))
+        route = Route("message", f"{sender}-id", sender, None, receiver, "id")
+        lines += encode(Records(ts, route, None, "text", [f"m{count:09}"], [text.encode()]))
         written += len(lines[-1])
         pending += len(lines[-1])
         count += 1

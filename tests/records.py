@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from zmqbus.journal.filter import Entry
-from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.record import Record, Records, Route, encode
 from zmqbus.journal.writer import Journal
 
 RECORD = Record(
@@ -21,6 +21,18 @@ RECORD = Record(
     fmt="text",
     body=b"run the tests",
 )
+
+
+def records_of(record: Record) -> Records:
+    """The record as the broker would give it to be written."""
+    route = Route(*(getattr(record, field) for field in Route._fields))
+    return Records(record.ts, route, record.reply_to, record.fmt, (record.msg_id,), (record.body,))
+
+
+def encode_record(record: Record) -> bytes:
+    """The line of the log of one record."""
+    (line,) = encode(records_of(record))
+    return line
 
 
 def line(msg_id: str = "abc123def456", text: str = "run the tests") -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests.records import encode_record
 from zmqbus.broker.storage.api import Awaited, Entry, Refusal, SessionRow
 from zmqbus.broker.storage.sqlite import SqliteStore
-from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.record import Record
 from zmqbus.journal.writer import Journal
 from zmqbus.wire.verbs import SPILL_BYTES, Format, Header, Scope
 

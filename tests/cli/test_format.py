@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.records import RECORD, RECORDS
+from tests.records import RECORD, RECORDS, encode_record
 from zmqbus.cli import format, jsonform
 from zmqbus.journal.filter import ALL, Entry, LineFilter
-from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.record import Record
 from zmqbus.journal.segments import Place
 from zmqbus.text import display
 from zmqbus.text.display import sanitise

@@ -18,8 +18,7 @@ from typing import IO
 import pytest
 
 from tests.conftest import RunBin, StartBin
-from tests.records import RECORD, ids, line
-from zmqbus.journal.record import encode_record
+from tests.records import RECORD, encode_record, ids, line
 from zmqbus.journal.writer import Journal
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import msgpack
 import pytest
 
+from tests.records import encode_record
 from zmqbus.client import payload
 from zmqbus.client.core import Incoming, Ticket
 from zmqbus.errors import InvalidPayload, TextTooLong
 from zmqbus.journal import segments
-from zmqbus.journal.record import JournalError, Record, encode_record
+from zmqbus.journal.record import JournalError, Record
 from zmqbus.journal.writer import Journal
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format

@@ -25,9 +25,10 @@ import pytest
 
 from tests.real.conftest import Bus, wait_until
 from tests.real.conftest import bus as bus  # a fixture
+from tests.records import encode_record
 from zmqbus.console.auth import NONCE_BYTES, Visitor, encode, page_key, sign, split
 from zmqbus.console.guard import ENTER, PROOF_HEADER
-from zmqbus.journal.record import Record, encode_record
+from zmqbus.journal.record import Record
 from zmqbus.settings import load
 
 #: Generous: the whole suite may share two cores.

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.records import RECORD, RECORDS
+from tests.records import RECORD, RECORDS, encode_record
 from zmqbus.journal.filter import ALL, SUMMARY_BYTES, SUMMARY_CHARS, Entry, LineFilter, Wanted
-from zmqbus.journal.record import HEAD_BYTES, Record, as_text, encode_record
+from zmqbus.journal.record import HEAD_BYTES, Record, as_text
 from zmqbus.journal.segments import Place
 
 PLACE = Place(3, 100)

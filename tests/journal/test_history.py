@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.records import RECORD, ids, ids_of, line, write
+from tests.records import RECORD, encode_record, ids, ids_of, line, write
 from zmqbus.errors import Unauthorized
 from zmqbus.journal import history, tail
 from zmqbus.journal import lines as lines_module
 from zmqbus.journal.filter import ALL, Wanted
 from zmqbus.journal.history import History
-from zmqbus.journal.record import JournalError, Record, decode_record, encode_record
+from zmqbus.journal.record import JournalError, Record, decode_record
 from zmqbus.journal.segments import Place, SegmentGone, numbered_segments
 from zmqbus.journal.tail import Follower
 from zmqbus.journal.writer import Journal

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS
+from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS, encode_record, records_of
 from zmqbus.errors import InvalidPayload
 from zmqbus.journal import large_record
 from zmqbus.journal import record as record_module
 from zmqbus.journal.large_record import LARGE_BYTES, check_escaped, escape_body, unescape_start
-from zmqbus.journal.record import JournalError, decode_record, encode_record, splice_line
+from zmqbus.journal.record import JournalError, decode_record, splice_line
 
 #: Large enough for the code for large bodies.
 LONG = "x" * LARGE_BYTES
@@ -92,7 +92,7 @@ class TestEscapedBySender:
         made = record._replace(body=body, reply_to=reply_to)
         escaped = escape_body(made.fmt, made.body)
         check(made.fmt, escaped, len(body))
-        line = splice_line(made._replace(body=b""), escaped, zlib.crc32(escaped))
+        line = splice_line(records_of(made), escaped, zlib.crc32(escaped))
         whole = b"".join(line.parts)
         assert whole == encode_record(made)
         assert (line.crc, line.size_bytes, len(line)) == (zlib.crc32(whole), len(whole), len(whole))
@@ -121,7 +121,7 @@ class TestEscapedBySender:
                 check("text", escaped, len(escaped))
             return
         check("text", escaped, len(text))
-        line = splice_line(RECORD._replace(body=b""), escaped, zlib.crc32(escaped))
+        line = splice_line(records_of(RECORD), escaped, zlib.crc32(escaped))
         assert json.loads(b"".join(line.parts))["text"].encode() == text
         for size, crc in ((len(text) + 1, zlib.crc32(escaped)), (len(text), zlib.crc32(escaped) ^ 1)):
             with pytest.raises(InvalidPayload):

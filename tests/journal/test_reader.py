@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.records import RECORD, RECORDS, ids, line
+from tests.records import RECORD, RECORDS, encode_record, ids, line
 from zmqbus.errors import Unauthorized
 from zmqbus.journal import lines as lines_module
 from zmqbus.journal import reader as reader_module
 from zmqbus.journal import segments as segments_module
 from zmqbus.journal.reader import Pointer, Reader, find, read, recent
-from zmqbus.journal.record import HEAD_BYTES, Earlier, JournalError, Record, decode_ids, decode_record, encode_record
+from zmqbus.journal.record import HEAD_BYTES, Earlier, JournalError, Record, decode_ids, decode_record
 from zmqbus.journal.segments import Segment, SegmentGone, segments
 from zmqbus.journal.writer import Journal
 

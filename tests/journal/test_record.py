@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from unittest.mock import patch
+from zlib import crc32
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS, line
+from tests.records import KNOTS, MSG_IDS, RECORD, RECORDS, encode_record, line, records_of
 from zmqbus.errors import InvalidPayload
 from zmqbus.journal import record as record_module
 from zmqbus.journal.large_record import LARGE_BYTES
 from zmqbus.journal.record import (
     HEAD_BYTES,
     JournalError,
-    Records,
+    SplicedLine,
     decode_ids,
     decode_record,
+    encode,
     encode_all,
-    encode_record,
     is_request_or_answer,
+    splice_line,
 )
 
 #: Ids as `ids.IdMaker` makes them, and shorter ones.
@@ -218,60 +220,34 @@ TEXTS = st.one_of(
 NAMES = st.sampled_from(("alice", "orchestrator", "Größe \u2028", 'a "b" \\', "msg=abcdefgh", "re=abcdefgh1"))
 
 
-class TestEncodeAll:
-    """Texts that are encoded together give the same lines as one by one."""
+class TestBatches:
+    """Messages that are encoded together give the same lines as one by one."""
 
-    @given(
-        st.lists(st.tuples(MSG_IDS, TEXTS), max_size=12),
-        st.tuples(st.floats(0, 2e9), NAMES, NAMES, st.none() | NAMES, NAMES, NAMES),
-    )
-    @example([("abcdefgh", "a\nb"), ("bcdefghi", "")], (1.0, "s", "n", None, "to", "id"))
-    @example([("abcdefgh", ""), ("bcdefghi", ""), ("cdefghij", "")], (1.0, "s", "n", None, "to", "id"))
-    @example([("abzqefgh", "see abzqefgh"), ("bczqfghi", "x")], (1.0, "s", "n", None, "to", "id"))
-    @example([("abcdefgh", "x"), ("bcdefghi", "a\u2028b")], (1.0, "s", "n", None, "to", "id"))
-    @example([("abzqefgh", "z"), ("bczqfghi", "qz")], (1.0, "s", "n", None, "to", "id"))
-    def test_each_line_is_what_it_would_be_by_itself(self, messages, common):
-        ts, sender, name, label, to, receiver = common
+    @given(st.lists(st.tuples(MSG_IDS, TEXTS), max_size=12), RECORDS)
+    @example([("abcdefgh", "a\nb"), ("bcdefghi", "")], RECORD)
+    @example([("abcdefgh", ""), ("bcdefghi", ""), ("cdefghij", "")], RECORD)
+    @example([("abzqefgh", "see abzqefgh"), ("bczqfghi", "x")], RECORD._replace(reply_to="abzqefgh"))
+    @example([("abcdefgh", "x"), ("bcdefghi", "a\u2028b")], RECORD)
+    @example([("abzqefgh", "z"), ("bczqfghi", "qz")], RECORD._replace(fmt="bytes"))
+    def test_each_line_is_that_of_a_single_message(self, messages, record):
         msg_ids = [msg_id for msg_id, _ in messages]
-        records = Records(
-            ts, msg_ids, "message", sender, name, label, to, receiver, [text.encode() for _, text in messages]
-        )
-        assert encode_all((records,)) == [encode_record(record) for record in records.apart()]
+        bodies = [text.encode() for _, text in messages]
+        records = records_of(record)._replace(msg_ids=msg_ids, bodies=bodies)
+        assert encode(records) == [
+            encode_record(record._replace(msg_id=msg_id, body=body))
+            for msg_id, body in zip(msg_ids, bodies, strict=True)
+        ]
 
-    @given(st.lists(st.one_of(RECORDS, st.lists(TEXTS, min_size=1, max_size=3)), max_size=5))
-    def test_order_among_other_records(self, parts):
-        mixed = [
-            Records(
-                1.0,
-                ["message0001"] * len(part),
-                "message",
-                "s",
-                "n",
-                None,
-                "to",
-                "id",
-                [text.encode() for text in part],
-            )
-            if isinstance(part, list)
-            else part
+    @given(st.lists(st.one_of(RECORDS, st.binary(max_size=20)), max_size=5))
+    def test_order_among_spliced_lines(self, parts):
+        wanted = [
+            splice_line(records_of(RECORD), part, crc32(part)) if isinstance(part, bytes) else records_of(part)
             for part in parts
         ]
-        one_by_one = []
-        for part in mixed:
-            one_by_one += list(part.apart()) if isinstance(part, Records) else [part]
-        assert encode_all(mixed) == [encode_record(record) for record in one_by_one]
-
-    def test_apart(self):
-        records = Records(7.0, ("message0001", "message0002"), "message", "s", "n", "l", "to", "id", (b"x", b"y"))
-        first, second = records.apart()
-        assert first == RECORD._replace(
-            ts=7.0,
-            msg_id="message0001",
-            from_session="s",
-            from_name="n",
-            from_label="l",
-            to="to",
-            to_session_id="id",
-            body=b"x",
-        )
-        assert second == first._replace(msg_id="message0002", body=b"y")
+        lines = encode_all(wanted)
+        assert [line for line in lines if isinstance(line, SplicedLine)] == [
+            one for one in wanted if isinstance(one, SplicedLine)
+        ]
+        assert [b"" if isinstance(line, SplicedLine) else line for line in lines] == [
+            b"" if isinstance(part, bytes) else encode_record(part) for part in parts
+        ]

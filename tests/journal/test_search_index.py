@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.records import RECORD, ids, line
+from tests.records import RECORD, encode_record, ids, line
 from zmqbus.errors import Unauthorized
 from zmqbus.journal import search_index as module
 from zmqbus.journal.history import History
-from zmqbus.journal.record import encode_record
 from zmqbus.journal.search_index import DamagedIndex, Index, IndexFault, remove
 from zmqbus.journal.writer import Journal
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.records import RECORD, ids, line
+from tests.records import RECORD, encode_record, ids, line
 from zmqbus.errors import InvalidPayload
 from zmqbus.journal import search_query
 from zmqbus.journal.filter import Wanted
-from zmqbus.journal.record import JournalError, encode_record
+from zmqbus.journal.record import JournalError
 from zmqbus.journal.search_index import Index
 from zmqbus.journal.search_query import MAX_TERMS, Search, parse
 from zmqbus.journal.segments import Place

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.records import RECORD, ids, line
+from tests.records import RECORD, encode_record, ids, line, records_of
 from zmqbus.errors import BrokerUnavailable, Unauthorized
 from zmqbus.journal import writer
 from zmqbus.journal.large_record import escape_body
 from zmqbus.journal.reader import Pointer, find, read
-from zmqbus.journal.record import JournalError, Records, encode_all, encode_record, splice_line
+from zmqbus.journal.record import JournalError, encode, splice_line
 from zmqbus.journal.segments import segments
 from zmqbus.journal.writer import Journal, JournalFull
 from zmqbus.wire.msg_ids import IdMaker
@@ -60,7 +60,7 @@ class TestGrep:
         alike = [f"and {msg_id} too".encode()] * 3
         log.append([encode_record(RECORD._replace(msg_id=msg_id, body=body.encode()))])
         log.append([encode_record(record) for record in later])
-        log.append(encode_all([Records(1.0, [make() for _ in alike], "message", *RECORD[3:8], alike)]))
+        log.append(encode(records_of(RECORD)._replace(msg_ids=[make() for _ in alike], bodies=alike)))
         command = f"grep -F '{msg_id}' {path} | tail -1"
         printed = subprocess.run(command, shell=True, capture_output=True, check=True).stdout
         assert json.loads(printed)["text"] == body
@@ -84,7 +84,7 @@ class TestWriting:
         """Of any size, among other lines: pointers and checksums are right."""
         record = RECORD._replace(msg_id="escaped00000", body=b'say "x"\n' * (size_bytes // 8))
         text = escape_body("text", record.body)
-        spliced = splice_line(record._replace(body=b""), text, zlib.crc32(text))
+        spliced = splice_line(records_of(record), text, zlib.crc32(text))
         plain = [line(msg_id, f"text {msg_id}") for msg_id in ids(others)]
         pointers = log.append([*plain[:2], spliced, *plain[2:], spliced])
         assert len(pointers) == others + 2
@@ -94,7 +94,7 @@ class TestWriting:
 
     def test_wrong_checksum_costs_only_its_line(self, log, path):
         text = escape_body("text", b"x" * 70_000)
-        spliced = splice_line(RECORD._replace(body=b""), text, zlib.crc32(text) ^ 1)
+        spliced = splice_line(records_of(RECORD), text, zlib.crc32(text) ^ 1)
         before, bad, behind = log.append([line("one111111111"), spliced, line("two222222222")])
         assert [read(path, one).msg_id for one in (before, behind)] == ["one111111111", "two222222222"]
         with pytest.raises(JournalError, match="damaged"):

@@ -17,9 +17,8 @@ import psutil
 import pytest
 
 from tests.real.conftest import ROOT, Bus, has_ended, wait_until
-from tests.records import RECORD, ids, line
+from tests.records import RECORD, encode_record, ids, line
 from tests.test_install_deps import UV
-from zmqbus.journal.record import encode_record
 from zmqbus.journal.search_index import Index
 from zmqbus.journal.writer import Journal
 from zmqbus.security.keys import client_keys

@@ -11,11 +11,10 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.records import RECORD
+from tests.records import RECORD, encode_record
 from zmqbus.client.core import Incoming, Ticket
 from zmqbus.client.message import encode
 from zmqbus.journal.reader import Reader
-from zmqbus.journal.record import encode_record
 from zmqbus.journal.writer import Journal
 from zmqbus.session.notify import Note, format_note
 from zmqbus.session.render import WHOLE_BYTES, note_of

@@ -39,7 +39,7 @@ from zmqbus.errors import (
     ZmqbusError,
 )
 from zmqbus.journal.large_record import check_escaped
-from zmqbus.journal.record import Earlier, Record, Records, splice_line
+from zmqbus.journal.record import Earlier, Records, Route, splice_line
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import naming, verbs
 from zmqbus.wire.handlers import handles
@@ -234,20 +234,16 @@ class Admission:
         """Has messages written, which may be refused up to here."""
         kind: Literal["message", "broadcast"] = "message" if receiver_id is not None else "broadcast"
         sender_id, name, label, _, _, fmt, reply_to, ts = header
-        if len(send.msg_ids) > 1:
-            self._out.append_all(Records(ts, send.msg_ids, kind, sender_id, name, label, to, receiver_id, send.bodies))
-            return
         word = FORMAT_WORDS[fmt]
-        record = Record(
-            ts, send.msg_ids[0], kind, sender_id, name, label, to, receiver_id, reply_to, word, send.bodies[0]
-        )
+        route = Route(kind, sender_id, name, label, to, receiver_id)
+        records = Records(ts, route, reply_to, word, send.msg_ids, send.bodies)
         if spooled is None:
-            self._out.append(record)
+            self._out.append(records)
             return
         # Last: nothing is read for a message that is refused.
         piece = self._read_spooled(who.route, spooled)
         check_escaped(word, piece, spooled.size_bytes, spooled.crc)  # guards: spool files
-        self._out.append(splice_line(record, piece, spooled.crc))
+        self._out.append(splice_line(records, piece, spooled.crc))
 
     def _pending_before(self, who: Connection, msg_id: str) -> bool:
         """Whether a message of this id is pending: then its sender gets the outcome over its latest connection."""

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from zmqbus.broker.metrics import Metrics
 from zmqbus.errors import ZmqbusError
-from zmqbus.journal.record import Record, Records, SplicedLine
+from zmqbus.journal.record import Records, SplicedLine
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Pointer
@@ -110,7 +110,7 @@ class Publish(NamedTuple):
 class Append(NamedTuple):
     """Write records to the journal before any later effect becomes visible."""
 
-    record: Record | Records | SplicedLine
+    records: Records | SplicedLine
 
 
 class Note(NamedTuple):
@@ -141,20 +141,16 @@ class Outbox:
         """Adds an effect."""
         self._effects.append(effect)
 
-    def append(self, record: Record | SplicedLine) -> int:
-        """Has a record, or a finished line, written to the journal.
+    def append(self, records: Records | SplicedLine) -> int:
+        """Has messages, or a finished line, written to the journal.
 
-        Returns its index among the records of the wake, which is also that of its pointer in `Journaled`: several parts
-        of the core write.
+        Returns the index of the first among the records of the wake, which is also that of its pointer in `Journaled`:
+        several parts of the core write.
         """
-        self._effects.append(Append(record))
-        self.appended += 1
-        return self.appended - 1
-
-    def append_all(self, records: Records) -> None:
-        """Has several records written to the journal."""
+        first = self.appended
         self._effects.append(Append(records))
-        self.appended += len(records.msg_ids)
+        self.appended += 1 if records.__class__ is SplicedLine else len(records.msg_ids)  # type: ignore[union-attr]
+        return first
 
     def reply(self, route: bytes, envelope: verbs.Envelope) -> None:
         """Sends an envelope to one connection."""

@@ -153,7 +153,7 @@ def _entry(fd: int, place: Place, length: int, line: bytes) -> Entry | None:
         else:
             head, whole = f"<{(length - found.body_at) * 3 // 4} bytes>", False
         return Entry(place, length, *found[:-1], head[:SUMMARY_CHARS], whole and len(head) <= SUMMARY_CHARS)
-    # Not made by `encode_record`; another release may have put the keys in another order.
+    # Not made by `encode`; another release may have put the keys in another order.
     try:
         record = decode_record(whole_line(fd, place, length) if len(line) < length else line)
     except JournalError:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any, Literal
@@ -63,39 +63,42 @@ class JournalError(BrokerUnavailable):
     """The log cannot be written, or does not hold (any more) what was looked for."""
 
 
-class Record(NamedTuple):
-    """A message as the log keeps it."""
+class Route(NamedTuple):
+    """Kind, sender and receiver of messages, as the log names them."""
 
-    ts: float  # wall clock, s since 1970; kept to the millisecond
-    msg_id: str
     kind: Kind
     from_session: str
     from_name: str
     from_label: str | None
-    to: str  # as it was addressed: a name, "all", "#topic", "%project", "@group"
-    to_session_id: str | None  # None for a message to many
-    reply_to: str | None
-    fmt: BodyFormat
-    body: bytes  # UTF-8 where fmt is "text"
+    to: str  #: as it was addressed: a name, "all", "#topic", "%project", "@group"
+    to_session_id: str | None  #: None for a message to many
 
 
 class Records(NamedTuple):
-    """Texts of one sender to one target that differ only in id and body. Ids are message ids, texts are UTF-8."""
+    """Messages to be written that differ only in id and body: one, or several that were accepted together."""
+
+    ts: float  #: wall clock, s since 1970; kept to the millisecond
+    route: Route
+    reply_to: str | None
+    fmt: BodyFormat
+    msg_ids: Sequence[str]
+    bodies: Sequence[bytes]  #: UTF-8 where `fmt` is "text"
+
+
+class Record(NamedTuple):
+    """A message as the log keeps it: what a reader gets. The fields are those of `Route` and `Records`."""
 
     ts: float
-    msg_ids: Sequence[str]
+    msg_id: str
     kind: Kind
     from_session: str
     from_name: str
     from_label: str | None
     to: str
     to_session_id: str | None
-    bodies: Sequence[bytes]
-
-    def apart(self) -> Iterator[Record]:
-        """Each as a record of its own."""
-        for msg_id, body in zip(self.msg_ids, self.bodies, strict=True):
-            yield Record(self.ts, msg_id, *self[2:8], None, "text", body)
+    reply_to: str | None
+    fmt: BodyFormat
+    body: bytes
 
 
 class Earlier(NamedTuple):
@@ -109,67 +112,66 @@ class Earlier(NamedTuple):
 # --- encode -----------------------------------------------------------------------------------------------------
 
 
-def encode_all(records: Iterable[Record | Records | SplicedLine]) -> list[bytes | SplicedLine]:
-    """Lines of the log, one for each message."""
+def encode_all(wanted: Iterable[Records | SplicedLine]) -> list[bytes | SplicedLine]:
+    """Returns the lines of a wake, in order, without newlines."""
     lines: list[bytes | SplicedLine] = []
-    for record in records:
-        if isinstance(record, Records):
-            lines += _encode_alike(record)
-        elif isinstance(record, SplicedLine):
-            lines.append(record)
+    for records in wanted:
+        if isinstance(records, SplicedLine):
+            lines.append(records)
         else:
-            lines.append(encode_record(record))
+            lines += encode(records)
     return lines
 
 
-def _encode_alike(records: Records) -> list[bytes]:
-    """The lines that `encode_record` makes of each, in a fifth of the time: all texts are searched and escaped at once.
+def encode(records: Records) -> list[bytes]:
+    """Returns the lines of the log, one for each message, without newlines.
 
-    Where any of them holds a rare character, each is encoded by itself.
+    Raises `InvalidPayload` for a text that is not UTF-8. Several plain texts are searched and escaped together, in a
+    fifth of the time; where one of them holds a rare character, each is encoded by itself.
     """
-    bodies = records.bodies
-    route = _route_fields(*records[2:8])
+    ts, route, reply_to, fmt, msg_ids, bodies = records
+    if fmt != "text" or len(bodies) == 1:
+        return [_encode_one(records, msg_id, body) for msg_id, body in zip(msg_ids, bodies, strict=True)]
+    before_text = f"{_route_fields(route)}{_reply_field(reply_to)}"
     texts = b"\0".join(bodies)
     # guards: journal format [texts.isascii() and =>]
-    plain = texts.isascii() and route.isascii() and texts.count(b"\0") == len(bodies) - 1
+    plain = texts.isascii() and before_text.isascii() and texts.count(b"\0") == len(bodies) - 1
     if not plain or any(character in texts for character in _RARE_BUT_NUL):
-        return [encode_record(record) for record in records.apart()]
+        return [_encode_one(records, msg_id, body) for msg_id, body in zip(msg_ids, bodies, strict=True)]
     for character, escape in COMMON_ESCAPES:
         if character in texts:
             texts = texts.replace(character, escape)
     texts = hide_marks(texts)  # guards: journal format
-    start = _first_fields(records.ts, "").removesuffix('",').encode()
-    middle = f'",{route}"text":"'.encode()
-    msg_ids = "\0".join(records.msg_ids).encode().split(b"\0")
-    escaped = texts.split(b"\0")
-    return [b'%b%b%b%b"}' % (start, msg_id, middle, text) for msg_id, text in zip(msg_ids, escaped, strict=True)]
+    start = _first_fields(ts, "").removesuffix('",').encode()
+    middle = f'",{before_text}"text":"'.encode()
+    ids = "\0".join(msg_ids).encode().split(b"\0")
+    return [b'%b%b%b%b"}' % (start, msg_id, middle, text) for msg_id, text in zip(ids, texts.split(b"\0"), strict=True)]
 
 
-def encode_record(record: Record) -> bytes:
-    """One line of the log, without its newline. Raises `InvalidPayload` for a text that is not UTF-8."""
-    ts, msg_id, _, _, _, _, _, _, reply_to, fmt, body = record
+def _encode_one(records: Records, msg_id: str, body: bytes) -> bytes:
+    fmt = records.fmt
     if fmt == "text":
         if len(body) >= LARGE_BYTES:
-            return b"".join((_up_to_body(record, b'"text":"'), escape_body(fmt, body), b'"}'))
+            return b"".join((_up_to_body(records, msg_id, b'"text":"'), escape_body(fmt, body), b'"}'))
         # guards: journal format [f'"text":{_hide_mark(quote(utf8_text(body)))}' => f'"text":{quote(utf8_text(body))}']
         content = f'"text":{_hide_mark(quote(utf8_text(body)))}'
     else:
         content = f'"fmt":{quote(fmt)},"text":"","data":"{escape_body(fmt, body).decode()}"'
-    rest = f"{_route_fields(*record[2:8])}{_reply_field(reply_to)}{content}}}"
+    rest = f"{_route_fields(records.route)}{_reply_field(records.reply_to)}{content}}}"
     if not rest.isascii():
         for character, escape in LINE_ENDS:
             if character in rest:
                 rest = rest.replace(character, escape)
-    return f"{_first_fields(ts, msg_id)}{rest}".encode()
+    return f"{_first_fields(records.ts, msg_id)}{rest}".encode()
 
 
-def _up_to_body(record: Record, opening: bytes) -> bytes:
-    """The line up to its body, which follows upon `opening`."""
-    head = f"{_route_fields(*record[2:8])}{_reply_field(record.reply_to)}"
+def _up_to_body(records: Records, msg_id: str, opening: bytes) -> bytes:
+    """Returns a line up to its body, which follows upon `opening`."""
+    head = f"{_route_fields(records.route)}{_reply_field(records.reply_to)}"
     if not head.isascii():
         for line_end, escape in LINE_ENDS:
             head = head.replace(line_end, escape)
-    return b"".join((_first_fields(record.ts, record.msg_id).encode(), head.encode(), opening))
+    return b"".join((_first_fields(records.ts, msg_id).encode(), head.encode(), opening))
 
 
 def _first_fields(ts: float, msg_id: str) -> str:
@@ -177,15 +179,13 @@ def _first_fields(ts: float, msg_id: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _route_fields(
-    kind: str, from_session: str, from_name: str, from_label: str | None, to: str, to_session_id: str | None
-) -> str:
-    """The fields that name sender and receiver. Cached: a pair that talks has many messages."""
-    label = "null" if from_label is None else quote(from_label)
-    receiver = "null" if to_session_id is None else quote(to_session_id)
+def _route_fields(route: Route) -> str:
+    """Returns the fields that name sender and receiver. Cached: a pair that talks has many messages."""
+    label = "null" if route.from_label is None else quote(route.from_label)
+    receiver = "null" if route.to_session_id is None else quote(route.to_session_id)
     return _hide_mark(
-        f'"kind":"{kind}","from":{quote(from_session)},"from_name":{quote(from_name)},"from_label":{label},'
-        f'"to":{quote(to)},"to_session_id":{receiver},'
+        f'"kind":"{route.kind}","from":{quote(route.from_session)},"from_name":{quote(route.from_name)},'
+        f'"from_label":{label},"to":{quote(route.to)},"to_session_id":{receiver},'
     )
 
 
@@ -212,13 +212,15 @@ class SplicedLine:
         return self.size_bytes
 
 
-def splice_line(record: Record, escaped: bytes, crc: int) -> SplicedLine:
-    """The line of a record without a body, around the body that its sender has escaped with `escape_body`.
+def splice_line(records: Records, escaped: bytes, crc: int) -> SplicedLine:
+    """Returns the line of one message around its body, which its sender has escaped with `escape_body`.
 
-    `crc` is the CRC-32 of `escaped`; `check_escaped` decides whether both may be used.
+    `records` has one message, whose body there is not used. `crc` is the CRC-32 of `escaped`; `check_escaped` decides
+    whether both may be used.
     """
-    opening = b'"text":"' if record.fmt == "text" else f'"fmt":"{record.fmt}","text":"","data":"'.encode()
-    return SplicedLine(_up_to_body(record, opening), escaped, crc)
+    fmt = records.fmt
+    opening = b'"text":"' if fmt == "text" else f'"fmt":"{fmt}","text":"","data":"'.encode()
+    return SplicedLine(_up_to_body(records, records.msg_ids[0], opening), escaped, crc)
 
 
 # --- decode -----------------------------------------------------------------------------------------------------
@@ -273,7 +275,7 @@ def decode_large(head: Head, content: bytes | bytearray) -> Record | None:
     None where that takes a parser, or where anything is wrong.
     """
     body = decode_body(head.fmt, content)
-    return None if body is None else Record(*head[:9], head.fmt, body)
+    return None if body is None else Record(*head[:-1], body)
 
 
 def is_request_or_answer(head: bytes) -> bool:
@@ -294,7 +296,7 @@ def decode_ids(head: bytes) -> tuple[str, str, str | None] | None:
             return _unquoted(match["id"]), _unquoted(match["from"]), _nullable(match["session"])
         except ValueError:
             return None
-    # Not made by `encode_record`; another release may have put the keys in another order.
+    # Not made by `encode`; another release may have put the keys in another order.
     try:
         record = decode_record(head)
     except JournalError:
@@ -319,7 +321,7 @@ class Head(NamedTuple):
 
 
 def decode_head(head: bytes) -> Head | None:
-    """The short fields of the record that begins so; None unless `encode_record` has made it.
+    """The short fields of the record that begins so; None unless `encode` has made it.
 
     `head` is a line, or the first `HEAD_BYTES` of a longer one.
     """
@@ -363,7 +365,7 @@ STRING = rb'[^"\\\x00-\x1f]*(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*)*'
 
 
 def _fields() -> bytes:
-    """The pattern of the fields before the text, as `encode_record` writes them."""
+    """The pattern of the fields before the text, as `encode` writes them."""
     kinds = "|".join(_KINDS).encode()
     return (
         rb'\{"ts":"(?P<ts>[0-9]{4}-[0-9T:.-]{1,30}Z)","msg_id":"(?P<id>%s)","kind":"(?P<kind>%s)","from":"(?P<from>%s)",'

@@ -120,7 +120,7 @@ class Journal:
     def append(
         self, lines: Sequence[bytes | SplicedLine], *, oldest_needed: int | Callable[[], int | None] | None = None
     ) -> list[Pointer]:
-        """Writes these lines (of `encode_record` or `splice_line`), all of them or none; returns where each is.
+        """Writes these lines (of `encode` or `splice_line`), all of them or none; returns where each is.
 
         `oldest_needed` is the lowest serial that unread mail points to, None where there is no such mail; or a function
         that returns it, which is called only before a rotation deletes a segment.

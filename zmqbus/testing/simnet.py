@@ -247,8 +247,8 @@ class SimNet:
                     self._outbox.setdefault(route, []).append(envelope)
                 case events.Publish():
                     self._channels.append(effect)
-                case events.Append(record):
-                    lines = encode_all((record,))
+                case events.Append(records):
+                    lines = encode_all((records,))
                     self._records += [b"".join(line.parts) if isinstance(line, SplicedLine) else line for line in lines]
                 case events.Note(text):
                     self.notes.append(text)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.records import RECORD
+from tests.records import RECORD, encode_record
 from zmqbus.broker.shell import compaction
 from zmqbus.broker.shell.compaction import LOOK_S, Compaction
 from zmqbus.broker.storage.api import Entry, StoreError
 from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.journal.reader import Reader, find
-from zmqbus.journal.record import JournalError, encode_record
+from zmqbus.journal.record import JournalError
 from zmqbus.journal.segments import compacted, compacted_path
 from zmqbus.journal.verify import LogVerifier
 from zmqbus.journal.writer import Journal

@@ -34,7 +34,7 @@ from zmqbus.broker.groups.queues import DispatchQueues
 from zmqbus.broker.groups.workers import Workers
 from zmqbus.broker.sessions import Connection, Session
 from zmqbus.errors import BrokerUnavailable, ProtocolError, UnknownPeer, ZmqbusError
-from zmqbus.journal.record import Record
+from zmqbus.journal.record import Records, Route
 from zmqbus.security.digest import sha256
 from zmqbus.tuples import NamedTuple
 from zmqbus.wire import naming, verbs
@@ -172,20 +172,10 @@ class RequestBroker:
         return request, has_worker
 
     def _stage_request(self, request: Request, body: bytes) -> None:
-        record = Record(
-            request.ts,
-            request.msg_id,
-            "request",
-            request.caller.sender_id,
-            request.from_name,
-            request.from_label,
-            f"@{request.group.name}",
-            None,
-            None,
-            verbs.FORMAT_WORDS[request.fmt],
-            body,
-        )
-        staged = _Staged(self._out.append(record), request, None, len(body))
+        caller_id, to = request.caller.sender_id, f"@{request.group.name}"
+        route = Route("request", caller_id, request.from_name, request.from_label, to, None)
+        records = Records(request.ts, route, None, verbs.FORMAT_WORDS[request.fmt], (request.msg_id,), (body,))
+        staged = _Staged(self._out.append(records), request, None, len(body))
         self._staged.append(staged)
         if staged.passed:
             self._enter(request)
@@ -258,20 +248,11 @@ class RequestBroker:
             None,
             b"" if len(answer.body) > verbs.SPILL_BYTES else answer.body,
         )
-        record = Record(
-            now.wall_s,
-            answer_id,
-            "answer",
-            session.session_id,
-            session.name,
-            session.label,
-            request.from_name,
-            request.caller.sender_id,
-            request.msg_id,
-            verbs.FORMAT_WORDS[answer.fmt],
-            answer.body,
-        )
-        staged = _Staged(self._out.append(record), request, result, len(answer.body))
+        caller_id = request.caller.sender_id
+        route = Route("answer", session.session_id, session.name, session.label, request.from_name, caller_id)
+        word = verbs.FORMAT_WORDS[answer.fmt]
+        records = Records(now.wall_s, route, request.msg_id, word, (answer_id,), (answer.body,))
+        staged = _Staged(self._out.append(records), request, result, len(answer.body))
         self._staged.append(staged)
         if staged.passed:
             self._ledger.end(request, result)

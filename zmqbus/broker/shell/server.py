@@ -39,7 +39,7 @@ from zmqbus.broker.storage.api import StoreError
 from zmqbus.broker.storage.sqlite import SqliteStore
 from zmqbus.errors import BrokerUnavailable, PortHeld, ProtocolError, ZmqbusError
 from zmqbus.journal.reader import recent
-from zmqbus.journal.record import Earlier, JournalError, Record, Records, SplicedLine, encode_all
+from zmqbus.journal.record import Earlier, JournalError, Records, SplicedLine, encode_all
 from zmqbus.journal.writer import Journal
 from zmqbus.process import Process, has_ended
 from zmqbus.security.keys import broker_keys
@@ -99,7 +99,7 @@ class Server:
         self._stop_reason: str | None = None
         self._outbox: dict[bytes, list[verbs.Envelope]] = {}
         self._channels: list[events.Publish] = []
-        self._records: list[Record | Records | SplicedLine] = []
+        self._records: list[Records | SplicedLine] = []
         self._decoder = codec.Decoder(from_broker=False)
         self._idle_since_s = 0.0
         self._ticked_s = 0.0
@@ -341,7 +341,7 @@ class Server:
                     outbox[route] = [envelope]
                 continue
             if kind is events.Append:
-                records.append(effect.record)  # type: ignore[union-attr]
+                records.append(effect.records)  # type: ignore[union-attr]
                 continue
             match effect:
                 case events.Publish():
