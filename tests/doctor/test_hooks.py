@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.test_client import Table
+from zmqbus.doctor import hooks as doctor
 from zmqbus.doctor.hooks import hooks
 from zmqbus.doctor.report import Finding
 from zmqbus.process import Process
@@ -74,10 +75,18 @@ def test_installed_plugin_without_a_hook_is_reported(session: Session) -> None:
     assert approvals.says.startswith("on: ") and "not asked yet" in approvals.says
 
 
-def test_hooks_that_are_switched_off_are_reported(session: Session) -> None:
-    session.set(enabledPlugins=PLUGIN, disableAllHooks=True)
+@pytest.mark.parametrize("switch", doctor.SWITCHES)
+@pytest.mark.parametrize("by_administrator", [False, True])
+def test_hooks_that_are_switched_off_are_reported(
+    session: Session, switch: str, by_administrator: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    managed = tmp_path / "managed.json"
+    monkeypatch.setattr(doctor, "MANAGED", str(managed))
+    session.set(**{"enabledPlugins": PLUGIN, switch: not by_administrator})
+    if by_administrator:
+        managed.write_text(json.dumps({switch: True}))
     found, approvals = session.examine()
-    assert found.level == "warning" and "disableAllHooks" in found.says
+    assert found.level == "warning" and switch in found.says
     assert approvals.says.startswith("none has been given")
 
 

@@ -87,8 +87,10 @@ _PLAIN = r"(?:--[a-z-]+=)?[A-Za-z0-9_@%+:,./-]+"
 _SINGLE = r"[^'\\]*"  # guards: permission [=> _SINGLE = r"[^']*"]
 _DOUBLE = r'[^"$`\\!]*'  # guards: permission [=> _DOUBLE = r'[^"`\\!]*']
 #: A word and the blanks after it: quotes enclose the whole of a word.
+# guards: permission [r"(?: +|\Z)" => r" *"]
 _WORD = re.compile(rf"""({_PLAIN}|'{_SINGLE}'|"{_DOUBLE}")""" r"(?: +|\Z)", re.ASCII)
 #: The first line of a command with a here-document whose word is quoted.
+# guards: permission [=> _HERE = re.compile(r"(.*) <<'?([A-Za-z_][A-Za-z0-9_]*)'? *", re.ASCII)]
 _HERE = re.compile(r"(.*) <<'([A-Za-z_][A-Za-z0-9_]*)' *", re.ASCII)
 
 
@@ -168,7 +170,7 @@ def _called(words: list[str], directories: Collection[str]) -> tuple[str, list[s
     # guards: permission [not directory.startswith("/") or =>]
     if not directory.startswith("/") or directory not in directories:
         raise _Asks("the program is none of this plugin's")
-    if script not in SCRIPTS:
+    if script not in SCRIPTS:  # guards: permission
         raise _Asks("this script may do more than talk")
     if SCRIPTS[script]:
         return SCRIPTS[script], words[1:]
@@ -177,7 +179,7 @@ def _called(words: list[str], directories: Collection[str]) -> tuple[str, list[s
 
 def _check_arguments(subcommand: str, arguments: list[str]) -> None:
     """Raises `_Asks` unless these are known arguments of a subcommand that only talks."""
-    if subcommand not in COMMANDS:
+    if subcommand not in COMMANDS:  # guards: permission
         raise _Asks("this command may do more than talk")
     options, operands = COMMANDS[subcommand]
     waiting = arguments[::-1]

@@ -67,8 +67,10 @@ def directories_of(script: str, environ: Mapping[str, str]) -> list[str]:
 def _answer(event: dict[str, Any]) -> dict[str, object] | None:
     """What lets the command run; None: nothing to say."""
     kind, tool = event["hook_event_name"], event["tool_name"]
+    # guards: permission [or not approves(os.environ) =>]
     if (kind, tool) not in ANSWERS or not approves(os.environ):
         return None
+    # guards: permission
     if why_asked(event["tool_input"], directories_of(sys.argv[0], os.environ)) is not None:
         return None
     return {"hookEventName": kind, **ANSWERS[kind, tool]}

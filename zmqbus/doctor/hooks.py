@@ -19,6 +19,10 @@ from zmqbus.text.units import format_age
 
 #: Events whose hook answers for the user. The others show mail and follow the session.
 APPROVING = ("PermissionRequest", "PreToolUse")
+#: Settings that an administrator makes; they win.
+MANAGED = "/etc/claude-code/managed-settings.json"
+#: Settings that switch the plugin's hooks off.
+SWITCHES = ("disableAllHooks", "allowManagedHooksOnly")
 #: Read limit for a settings file of the client, which has some KiB.
 MAX_BYTES = 1024 * 1024
 PLUGIN = "inter-session"
@@ -42,10 +46,9 @@ def hooks(
 
 
 def _hooks(seen: Mapping[str, float], client: Mapping[str, Any]) -> Finding:
-    if client.get("disableAllHooks") is True:
-        return warning(
-            "hooks", f"switched off by disableAllHooks: {_LACKING}; set it to false in the client's settings"
-        )
+    switch = _switched_off(client)
+    if switch is not None:
+        return warning("hooks", f"switched off by {switch} in the client's settings: {_LACKING}; set it to false there")
     told = _told({event: when_s for event, when_s in seen.items() if event not in APPROVING})
     if told:
         return ok("hooks", f"last run: {told}")
@@ -60,7 +63,7 @@ def _approvals(seen: Mapping[str, float], client: Mapping[str, Any], environ: Ma
     told = _told({event: when_s for event, when_s in seen.items() if event in APPROVING})
     if told:
         return ok("approvals", f"on: commands that only talk do not ask; last asked: {told}")
-    if _has_plugin(client) and client.get("disableAllHooks") is not True:
+    if _has_plugin(client) and _switched_off(client) is None:
         return ok("approvals", "on: commands that only talk do not ask; not asked yet in this session")
     return ok("approvals", "none has been given: they are the plugin's, by its hooks; every command may ask")
 
@@ -72,6 +75,11 @@ def _told(seen: Mapping[str, float]) -> str:
     return ", ".join(f"{event} {format_age(now_s - when_s)} ago" for event, when_s in newest_first)
 
 
+def _switched_off(client: Mapping[str, Any]) -> str | None:
+    """The setting of the client that switches the plugin's hooks off."""
+    return next((name for name in SWITCHES if client.get(name) is True), None)
+
+
 def _has_plugin(client: Mapping[str, Any]) -> bool:
     """Whether the client's user settings enable the plugin, from whichever marketplace."""
     enabled = client.get("enabledPlugins")
@@ -81,11 +89,15 @@ def _has_plugin(client: Mapping[str, Any]) -> bool:
 
 
 def _client_settings(environ: Mapping[str, str]) -> Mapping[str, Any]:
-    """The user's settings of Claude Code; empty where there are none, or none that can be read."""
+    """The settings of Claude Code, the user's and an administrator's, as far as there are any that can be read."""
     home = environ.get("CLAUDE_CONFIG_DIR") or os.path.join(environ.get("HOME", ""), ".claude")
-    try:
-        with open(os.path.join(home, "settings.json"), "rb") as file:
-            found = json.loads(file.read(MAX_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    found: dict[str, Any] = {}
+    for path in (os.path.join(home, "settings.json"), MANAGED):
+        try:
+            with open(path, "rb") as file:
+                settings = json.loads(file.read(MAX_BYTES))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(settings, dict):
+            found.update(settings)
+    return found

@@ -67,7 +67,8 @@ def with_options(files: OwnerFiles, environ: Mapping[str, str]) -> Mapping[str, 
 
 def approves(environ: Mapping[str, str]) -> bool:
     """Whether `APPROVE` is on: it is not set, or clearly true. Clients export it only where the user has set it."""
-    return environ.get(APPROVE, "").strip().lower() in ("", "true", "1", "on", "yes")  # guards: permission
+    # guards: permission [in ("", "true", "1", "on", "yes") => != "false"]
+    return environ.get(APPROVE, "").strip().lower() in ("", "true", "1", "on", "yes")
 
 
 def _read(files: OwnerFiles) -> dict[str, str] | None:
