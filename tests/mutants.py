@@ -48,9 +48,9 @@ PATIENCE_S = 300.0
 
 #: The test files of each topic, those that run shortest first.
 TOPICS: dict[str, str] = {
-    "admission": "tests/broker/test_admission.py tests/contract/test_runs.py",
-    "batch delivery": "tests/broker/test_admission.py tests/contract/test_runs.py",
-    "broadcasts": "tests/broker/test_broadcast_runs.py",
+    "admission": "tests/broker/test_admission.py tests/contract/test_batches.py",
+    "batch delivery": "tests/broker/test_admission.py tests/contract/test_batches.py",
+    "broadcasts": "tests/broker/test_broadcast_batches.py",
     "broker start": "tests/system/test_network.py tests/broker/shell/test_daemon.py",
     "client dedup": "tests/client/test_core.py tests/client/test_reorder.py",
     "coalescing": "tests/client/test_coalesce.py tests/broker/test_pending.py",
@@ -76,7 +76,7 @@ TOPICS: dict[str, str] = {
     "tests/journal/test_writer.py",
     "listener": "tests/session/test_listener.py tests/real/test_listener.py tests/real/test_shown.py",
     "mailbox limits": "tests/broker/test_mailbox.py tests/broker/test_core.py tests/broker/test_mishaps.py "
-    "tests/broker/test_broadcast_runs.py",
+    "tests/broker/test_broadcast_batches.py",
     "memory pressure": "tests/broker/shell/test_pressure.py",
     "message limits": "tests/wire/test_verbs.py tests/client/test_core.py tests/broker/test_admission.py",
     "order": "tests/broker/test_mailbox.py tests/broker/test_core.py tests/broker/test_mishaps.py "
@@ -86,7 +86,7 @@ TOPICS: dict[str, str] = {
     "process list": "tests/system/test_cmdline.py",
     "producer": "tests/client/test_producer.py",
     "rate limits": "tests/broker/test_admission.py tests/broker/test_core.py tests/broker/test_mishaps.py "
-    "tests/broker/test_broadcast_runs.py tests/real/test_hostile.py",
+    "tests/broker/test_broadcast_batches.py tests/real/test_hostile.py",
     "reading": "tests/broker/test_core.py tests/broker/test_mishaps.py tests/contract/test_reading.py",
     "reconnect": "tests/client/test_transport.py",
     "recovery": "tests/broker/test_recovery.py",

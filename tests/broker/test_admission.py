@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.broker.saidkit import Said, both, messages, refused, with_ids
+from tests.broker.send_ways import SendBus, in_each_way, messages, refused, with_ids
 from zmqbus import errors
 from zmqbus.broker import admission, events, mailbox
 from zmqbus.broker.body_checks import no_spools
@@ -25,8 +25,8 @@ def net() -> SimNet:
     return SimNet()
 
 
-def test_an_answer_that_somebody_awaits_cannot_be_awaited_by_another(net):
-    """Message ids are seen by receivers; knowing one is no right to its answer, nor to keep it from who asked."""
+def test_awaited_answer_cannot_be_claimed_by_another_client(net):
+    """Receivers know message ids; that gives no right to an answer, nor to keep it from the client that asked."""
     asker, thief, bob = net.guest("asker"), net.guest("thief"), net.session("bob")
     msg_id = asker.ask("bob", b"question: ready?")
     net.settle()
@@ -43,8 +43,8 @@ def test_an_answer_that_somebody_awaits_cannot_be_awaited_by_another(net):
 
 
 @pytest.mark.parametrize("reply_to", ["", "short", "UPPERCASE0", "abcdefgh\n", "x" * 13, "é" * 8])
-def test_what_a_message_answers_is_a_message_id(net, reply_to):
-    """It stands in the header of the receiver's line."""
+def test_reply_to_must_be_a_message_id(net, reply_to):
+    """It appears in the header of the line that the receiver displays."""
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"hello", reply_to=reply_to)
     net.settle()
@@ -52,7 +52,7 @@ def test_what_a_message_answers_is_a_message_id(net, reply_to):
     assert bob.bodies == []
 
 
-def test_answers_to_a_helper_that_takes_none_count_against_a_limit(net, monkeypatch):
+def test_untaken_answers_of_a_helper_are_limited(net, monkeypatch):
     monkeypatch.setattr(mailbox, "MAX_MESSAGES", 5)
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
@@ -68,37 +68,37 @@ def test_answers_to_a_helper_that_takes_none_count_against_a_limit(net, monkeypa
     assert refused == sent[5:]
 
 
-# --- SENDS: in one piece or one by one, the same is accepted, refused, written, delivered and told
+# --- batches are accepted, refused, written, delivered and acknowledged like single messages
 
 
 GOOD = messages(b"1", "zwei ü".encode(), b'3\n"\\', b"")
 
 
 @pytest.mark.parametrize("fmt", Format)
-def test_what_is_alike_is_passed_on(fmt):
-    def play(said: Said) -> None:
-        said.say("bob", GOOD, fmt)
-        assert said.bob.bodies == [body for _, body in GOOD] and said.told == []
-        said.bob.take(2)
-        said.net.settle()
-        said.bob.take_all()
+def test_batch_is_delivered_and_acknowledged(fmt):
+    def scenario(bus: SendBus) -> None:
+        bus.send("bob", GOOD, fmt)
+        assert bus.bob.bodies == [body for _, body in GOOD] and bus.outcomes == []
+        bus.bob.take(2)
+        bus.net.settle()
+        bus.bob.take_all()
 
-    said = both(play)
-    assert said.told == [(msg_id, "DELIVERED") for msg_id, _ in GOOD]
-    assert said.net.broker.admission.last_id == "message0003"
+    bus = in_each_way(scenario)
+    assert bus.outcomes == [(msg_id, "DELIVERED") for msg_id, _ in GOOD]
+    assert bus.net.broker.admission.last_id == "message0003"
 
 
-def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
+def test_last_id_of_a_pending_batch_is_that_of_its_last_message():
     """A session that connects between decision and journal entered after the whole batch."""
-    said = Said("run")
-    said.put("bob", GOOD)
-    said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, [])))
-    (frames,) = said.alice.up
-    said.alice.up.clear()
+    bus = SendBus("batch")
+    bus.send_unread("bob", GOOD)
+    bus.net._do(bus.net.broker.handle(bus.net.clock.now, events.Received(bus.alice.route, [])))
+    (frames,) = bus.alice.up
+    bus.alice.up.clear()
     decoded = codec.Decoder(from_broker=False).decode(frames)
-    said.net._do(said.net.broker.handle(said.net.clock.now, events.Received(said.alice.route, decoded)))
-    assert said.net.broker.admission.last_id == "message0003"
-    assert repr(said.net.broker.admission) == "<Admission: 1 pending, 0 accepted>"
+    bus.net._do(bus.net.broker.handle(bus.net.clock.now, events.Received(bus.alice.route, decoded)))
+    assert bus.net.broker.admission.last_id == "message0003"
+    assert repr(bus.net.broker.admission) == "<Admission: 1 pending, 0 accepted>"
 
 
 @pytest.mark.parametrize(
@@ -110,115 +110,115 @@ def test_staged_in_one_piece_it_is_the_last_that_counts_as_the_last():
         ("", "unknown_peer"),
     ],
 )
-def test_a_target_that_none_may_have_refuses_each(target, code):
-    said = both(lambda said: said.say(target, GOOD))
-    assert refused(said, *dict(GOOD)) == [code] * 4
+def test_batch_to_an_invalid_target_is_refused(target, code):
+    bus = in_each_way(lambda bus: bus.send(target, GOOD))
+    assert refused(bus, *dict(GOOD)) == [code] * 4
 
 
-def test_a_target_that_several_answer_to_refuses_each():
-    def play(said: Said) -> None:
-        said.net.session("bobby")
-        said.net.session("bobcat")
-        said.say("bobb", GOOD)  # one
-        said.say("bobc", messages(b"x", b"y", first=10))
-        said.say("bo", messages(b"x", b"y", first=20))
+def test_batch_to_an_ambiguous_target_is_refused():
+    def scenario(bus: SendBus) -> None:
+        bus.net.session("bobby")
+        bus.net.session("bobcat")
+        bus.send("bobb", GOOD)  # one
+        bus.send("bobc", messages(b"x", b"y", first=10))
+        bus.send("bo", messages(b"x", b"y", first=20))
 
-    said = both(play)
-    assert refused(said, "message0020", "message0021") == ["ambiguous"] * 2
-    assert said.net.broker.admission.accepted == 6
+    bus = in_each_way(scenario)
+    assert refused(bus, "message0020", "message0021") == ["ambiguous"] * 2
+    assert bus.net.broker.admission.accepted == 6
 
 
 @pytest.mark.parametrize("bad", ["", "short", "UPPERCASE0", "abcdefg\n", "x" * 13, "é" * 8])
-def test_one_that_has_no_id_of_its_own_is_refused_and_the_others_go_on(bad):
-    said = both(lambda said: said.say("bob", with_ids("message0000", bad, "message0002")))
-    assert refused(said, bad) == ["protocol"]
-    assert said.bob.bodies == [b"0", b"2"]
+def test_invalid_message_id_is_refused_alone(bad):
+    bus = in_each_way(lambda bus: bus.send("bob", with_ids("message0000", bad, "message0002")))
+    assert refused(bus, bad) == ["protocol"]
+    assert bus.bob.bodies == [b"0", b"2"]
 
 
-def test_one_that_is_there_twice_is_one_message():
-    said = both(lambda said: said.say("bob", with_ids("message0000", "message0001", "message0000", "message0002")))
-    assert said.bob.bodies == [b"0", b"1", b"3"]
+def test_repeated_id_in_a_batch_is_one_message():
+    bus = in_each_way(lambda bus: bus.send("bob", with_ids("message0000", "message0001", "message0000", "message0002")))
+    assert bus.bob.bodies == [b"0", b"1", b"3"]
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"ok \xc3", "é".encode()[:1], "\ud800".encode("utf-8", "surrogatepass")])
-def test_a_text_that_is_none_is_refused_and_the_others_go_on(bad):
-    said = both(lambda said: said.say("bob", messages(b"1", "é".encode(), bad, b"4")))
-    assert refused(said, "message0002") == ["invalid_payload"]
-    assert said.bob.bodies == [b"1", "é".encode(), b"4"]
+def test_invalid_utf8_is_refused_alone(bad):
+    bus = in_each_way(lambda bus: bus.send("bob", messages(b"1", "é".encode(), bad, b"4")))
+    assert refused(bus, "message0002") == ["invalid_payload"]
+    assert bus.bob.bodies == [b"1", "é".encode(), b"4"]
 
 
-def test_texts_that_are_one_only_together_are_none():
+def test_utf8_split_over_two_messages_is_refused():
     first, second = "é".encode()[:1], "é".encode()[1:]
-    said = both(lambda said: said.say("bob", messages(b"1", first, second)))
-    assert refused(said, "message0001", "message0002") == ["invalid_payload"] * 2
+    bus = in_each_way(lambda bus: bus.send("bob", messages(b"1", first, second)))
+    assert refused(bus, "message0001", "message0002") == ["invalid_payload"] * 2
 
 
 @pytest.mark.parametrize("fmt", [3, -1, 2**40])
-def test_a_format_that_there_is_not_refuses_each(fmt):
-    said = both(lambda said: said.say("bob", GOOD, fmt))
-    assert refused(said, *dict(GOOD)) == ["protocol"] * 4
+def test_unknown_format_is_refused(fmt):
+    bus = in_each_way(lambda bus: bus.send("bob", GOOD, fmt))
+    assert refused(bus, *dict(GOOD)) == ["protocol"] * 4
 
 
 @pytest.mark.parametrize("state", ["staged", "open", "settled"])
-def test_an_id_of_another_session_is_refused_and_the_others_go_on(state):
-    """Whether that message is on its way to the journal, under way, or over; and as often as it is tried."""
+def test_id_of_another_session_is_refused_alone(state):
+    """The other message is pending, in flight or settled; each attempt is refused."""
 
-    def play(said: Said) -> None:
-        carol = said.net.session("carol")
-        said.net.clients.remove(carol)
-        said.net.clients.insert(0, carol)  # she is heard first
-        said.put("bob", messages(b"carol's", b"hers too", first=1), by=carol)
+    def scenario(bus: SendBus) -> None:
+        carol = bus.net.session("carol")
+        bus.net.clients.remove(carol)
+        bus.net.clients.insert(0, carol)  # she is received first
+        bus.send_unread("bob", messages(b"carol's", b"hers too", first=1), by=carol)
         if state != "staged":
-            said.net.settle()
+            bus.net.settle()
         if state == "settled":
-            said.bob.take_all()
-            said.net.settle()
-        said.say("bob", messages(b"1", b"2", b"3", b"4"))
+            bus.bob.take_all()
+            bus.net.settle()
+        bus.send("bob", messages(b"1", b"2", b"3", b"4"))
 
-    said = both(play)
-    assert refused(said, "message0001", "message0002") == ["protocol"] * 2
-    assert [message.body for message in said.bob.history] == [b"carol's", b"hers too", b"1", b"4"]
+    bus = in_each_way(scenario)
+    assert refused(bus, "message0001", "message0002") == ["protocol"] * 2
+    assert [message.body for message in bus.bob.history] == [b"carol's", b"hers too", b"1", b"4"]
 
 
 @pytest.mark.parametrize("later", [1, 2, 3])
-def test_said_again_before_it_is_in_the_journal_it_is_one_and_answered_where_it_was_said_last(later):
-    def play(said: Said) -> None:
-        helper = said.net.helper(said.alice)
-        said.listen_in(helper)
-        said.put("bob", messages(b"1", b"2", b"3"))
+def test_repeat_before_the_journal_write_is_accepted_once(later):
+    def scenario(bus: SendBus) -> None:
+        helper = bus.net.helper(bus.alice)
+        bus.listen_in(helper)
+        bus.send_unread("bob", messages(b"1", b"2", b"3"))
         helper.raw(
             codec.encode([verbs.Send.one(f"message{n:04d}", 0, "bob", 0, None, True, b"x") for n in range(later)])
         )
-        said.net.settle()
-        assert said.bob.bodies == [b"1", b"2", b"3"]
-        said.bob.take_all()
-        said.net.settle()
+        bus.net.settle()
+        assert bus.bob.bodies == [b"1", b"2", b"3"]
+        bus.bob.take_all()
+        bus.net.settle()
 
-    said = Said("run")
-    play(said)
-    assert sorted(said.told) == [(f"message{number:04d}", "DELIVERED") for number in range(3)]
-    assert said.net.broker._out.counts.accepted_bytes == 3
+    bus = SendBus("batch")
+    scenario(bus)
+    assert sorted(bus.outcomes) == [(f"message{number:04d}", "DELIVERED") for number in range(3)]
+    assert bus.net.broker._out.counts.accepted_bytes == 3
 
 
-def test_said_again_while_it_is_under_way_the_receipts_go_to_the_newer_connection():
-    said = Said("run")
-    said.say("bob", messages(b"1", b"2", b"3"))
-    said.heard.clear()
-    helper = said.net.helper(said.alice)
-    again = Said("run")  # what that one hears
+def test_repeat_in_flight_moves_the_receipts_to_the_newer_connection():
+    bus = SendBus("batch")
+    bus.send("bob", messages(b"1", b"2", b"3"))
+    bus.received.clear()
+    helper = bus.net.helper(bus.alice)
+    again = SendBus("batch")  # what that one hears
     again.listen_in(helper)
     helper.raw(codec.encode([verbs.Send.one("message0001", 0, "bob", 0, None, True, b"2")]))
-    said.net.settle()
-    said.bob.take_all()
-    said.net.settle()
-    assert said.bob.history[-1].body == b"3" and len(said.bob.history) == 3
-    receipts = [one for one in again.heard if isinstance(one, verbs.Receipt)]
+    bus.net.settle()
+    bus.bob.take_all()
+    bus.net.settle()
+    assert bus.bob.history[-1].body == b"3" and len(bus.bob.history) == 3
+    receipts = [one for one in again.received if isinstance(one, verbs.Receipt)]
     assert [one.msg_ids for one in receipts] == [("message0000", "message0001", "message0002")]
-    assert said.told == []
+    assert bus.outcomes == []
 
 
-def test_said_again_when_it_is_apart_and_its_fate_is_open_each_is_answered_there():
-    """One before it has waited for a second: all that is under way was looked at, and the run is apart."""
+def test_repeat_after_a_split_is_answered_over_the_new_connection():
+    """An earlier message became busy after a second, which split the batch from it."""
     net = SimNet()
     alice, bob = net.session("alice"), net.session("bob")
     early = alice.send("bob", b"0")
@@ -227,8 +227,8 @@ def test_said_again_when_it_is_apart_and_its_fate_is_open_each_is_answered_there
     sent = alice.send_all("bob", [b"1", b"2", b"3"])
     net.settle()
     net.advance(0.4, step_s=0.1)
-    told = alice.answers[early]
-    assert isinstance(told, verbs.Receipt) and told.state == State.BUSY
+    outcomes = alice.answers[early]
+    assert isinstance(outcomes, verbs.Receipt) and outcomes.state == State.BUSY
     assert not any(msg_id in alice.answers for msg_id in sent)
     alice.disconnect()
     alice.connect()
@@ -236,71 +236,71 @@ def test_said_again_when_it_is_apart_and_its_fate_is_open_each_is_answered_there
     bob.take_all()
     net.settle()
     for msg_id in sent:
-        told = alice.answers[msg_id]
-        assert isinstance(told, verbs.Receipt) and told.state == State.DELIVERED
+        outcomes = alice.answers[msg_id]
+        assert isinstance(outcomes, verbs.Receipt) and outcomes.state == State.DELIVERED
     assert [message.body for message in bob.history] == [b"0", b"1", b"2", b"3"]
 
 
-def test_a_run_of_which_one_is_settled_is_answered_for_that_and_accepted_for_the_rest():
-    def play(said: Said) -> None:
-        said.say("bob", messages(b"1", b"2"))
-        said.bob.take_all()
-        said.net.settle()
-        said.say("bob", messages(b"1", b"2", b"3"))
+def test_batch_with_settled_messages_is_accepted_for_the_rest():
+    def scenario(bus: SendBus) -> None:
+        bus.send("bob", messages(b"1", b"2"))
+        bus.bob.take_all()
+        bus.net.settle()
+        bus.send("bob", messages(b"1", b"2", b"3"))
 
-    said = both(play)
-    assert [message.body for message in said.bob.history] == [b"1", b"2", b"3"]
-    assert said.told == [("message0000", "DELIVERED"), ("message0001", "DELIVERED")] * 2
+    bus = in_each_way(scenario)
+    assert [message.body for message in bus.bob.history] == [b"1", b"2", b"3"]
+    assert bus.outcomes == [("message0000", "DELIVERED"), ("message0001", "DELIVERED")] * 2
 
 
 @pytest.mark.parametrize("credit", [2, 1000])
-def test_a_mailbox_takes_what_it_has_room_for_and_the_rest_is_refused(monkeypatch, credit):
+def test_full_mailbox_refuses_the_rest_of_a_batch(monkeypatch, credit):
     monkeypatch.setattr(mailbox, "MAX_MESSAGES", 5)
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", credit)
 
-    def play(said: Said) -> None:
-        said.say("bob", messages(b"1", b"2", b"3"))
-        said.put("bob", messages(b"4", b"5", b"6", first=3))  # in one wake: the first counts what it keeps
-        said.put("bob", messages(b"7", b"8", first=6))
-        said.net.settle()
-        while said.bob.take_all():
-            said.net.settle()
-        said.say("bob", messages(b"8", b"9", first=7))  # what was refused stays so
+    def scenario(bus: SendBus) -> None:
+        bus.send("bob", messages(b"1", b"2", b"3"))
+        bus.send_unread("bob", messages(b"4", b"5", b"6", first=3))  # in one wake: the first counts what it keeps
+        bus.send_unread("bob", messages(b"7", b"8", first=6))
+        bus.net.settle()
+        while bus.bob.take_all():
+            bus.net.settle()
+        bus.send("bob", messages(b"8", b"9", first=7))  # what was refused stays so
 
-    said = both(play)
-    assert [message.body for message in said.bob.history] == [b"1", b"2", b"3", b"4", b"5", b"9"]
-    assert refused(said, "message0005", "message0006", "message0007") == ["rate_limited"] * 3
+    bus = in_each_way(scenario)
+    assert [message.body for message in bus.bob.history] == [b"1", b"2", b"3", b"4", b"5", b"9"]
+    assert refused(bus, "message0005", "message0006", "message0007") == ["rate_limited"] * 3
 
 
-def test_a_mailbox_that_has_no_room_for_all_of_its_bytes_takes_those_that_fit(monkeypatch):
+def test_messages_over_the_byte_limit_are_refused_alone(monkeypatch):
     monkeypatch.setattr(mailbox, "MAX_BYTES", 10)
-    said = both(lambda said: said.say("bob", messages(b"1234", b"12345", b"12", b"1")))
-    assert said.bob.bodies == [b"1234", b"12345", b"1"]
-    assert refused(said, "message0002") == ["rate_limited"]
+    bus = in_each_way(lambda bus: bus.send("bob", messages(b"1234", b"12345", b"12", b"1")))
+    assert bus.bob.bodies == [b"1234", b"12345", b"1"]
+    assert refused(bus, "message0002") == ["rate_limited"]
 
 
-def test_a_mailbox_that_is_away_stores_each(monkeypatch):
-    def play(said: Said) -> None:
-        said.bob.bye()
-        said.net.settle()
-        said.say("bob", GOOD)
+def test_batch_to_an_absent_session_is_stored(monkeypatch):
+    def scenario(bus: SendBus) -> None:
+        bus.bob.bye()
+        bus.net.settle()
+        bus.send("bob", GOOD)
 
-    said = both(play)
-    assert said.told == [(msg_id, "AWAY") for msg_id, _ in GOOD]
-    assert said.net.store.total() == 4
+    bus = in_each_way(scenario)
+    assert bus.outcomes == [(msg_id, "AWAY") for msg_id, _ in GOOD]
+    assert bus.net.store.total() == 4
 
 
-def test_what_the_journal_does_not_take_is_refused_each_and_leaves_nothing():
-    def play(said: Said) -> None:
-        said.net.journal_fails = "no space"
-        said.say("bob", GOOD)
-        said.net.journal_fails = None
-        said.say("bob", GOOD)  # a refusal is final
-        said.say("bob", messages(b"later", first=9))
+def test_batch_is_refused_while_the_journal_fails():
+    def scenario(bus: SendBus) -> None:
+        bus.net.journal_fails = "no space"
+        bus.send("bob", GOOD)
+        bus.net.journal_fails = None
+        bus.send("bob", GOOD)  # a refusal is final
+        bus.send("bob", messages(b"later", first=9))
 
-    said = both(play)
-    assert [code for msg_id, code in said.told if msg_id in dict(GOOD)] == ["broker_unavailable: no space"] * 8
-    assert said.bob.bodies == [b"later"] and len(said.net.journal) == 1
+    bus = in_each_way(scenario)
+    assert [code for msg_id, code in bus.outcomes if msg_id in dict(GOOD)] == ["broker_unavailable: no space"] * 8
+    assert bus.bob.bodies == [b"later"] and len(bus.net.journal) == 1
 
 
 def several(count: int, **changes: Any) -> verbs.Send:
@@ -319,32 +319,32 @@ def several(count: int, **changes: Any) -> verbs.Send:
     ids=("too many", "again", "reply_to", "file"),
 )
 def test_malformed_batch_is_refused_entirely(send, why):
-    said = Said("run")
-    said.alice.raw(codec.encode([send, verbs.Send.one("message9999", 0, "bob", 0, None, False, b"next")]))
-    said.net.settle()
-    assert said.bob.bodies == [b"next"]
-    assert said.told == [*((msg_id, why) for msg_id in send.msg_ids)]
+    bus = SendBus("batch")
+    bus.alice.raw(codec.encode([send, verbs.Send.one("message9999", 0, "bob", 0, None, False, b"next")]))
+    bus.net.settle()
+    assert bus.bob.bodies == [b"next"]
+    assert bus.outcomes == [*((msg_id, why) for msg_id in send.msg_ids)]
 
 
-def test_the_largest_batch_is_taken():
+def test_largest_batch_is_accepted():
     long = messages(*[b"%d" % number for number in range(verbs.MAX_ENVELOPE_MESSAGES)])
-    said = both(lambda said: said.say("bob", long))
-    assert said.bob.bodies == [body for _, body in long]
+    bus = in_each_way(lambda bus: bus.send("bob", long))
+    assert bus.bob.bodies == [body for _, body in long]
 
 
-def test_only_who_may_send_may_send_runs():
-    said = Said("run")
-    observer = said.net.observer()
-    said.listen_in(observer)
-    said.put("bob", GOOD, by=observer)
-    said.net.settle()
-    assert said.bob.bodies == []
-    assert [(ref, why.partition(":")[0]) for ref, why in said.told] == [(ref, "protocol") for ref, _ in GOOD]
-    for number, speaker in enumerate((said.net.helper(said.alice), said.net.guest("script"))):
-        said.bob.take_all()
-        said.put("bob", messages(b"1", b"2", first=10 * number), by=speaker)
-        said.net.settle()
-        assert said.bob.bodies == [b"1", b"2"]
+def test_role_limits_who_may_send_batches():
+    bus = SendBus("batch")
+    observer = bus.net.observer()
+    bus.listen_in(observer)
+    bus.send_unread("bob", GOOD, by=observer)
+    bus.net.settle()
+    assert bus.bob.bodies == []
+    assert [(ref, why.partition(":")[0]) for ref, why in bus.outcomes] == [(ref, "protocol") for ref, _ in GOOD]
+    for number, speaker in enumerate((bus.net.helper(bus.alice), bus.net.guest("script"))):
+        bus.bob.take_all()
+        bus.send_unread("bob", messages(b"1", b"2", first=10 * number), by=speaker)
+        bus.net.settle()
+        assert bus.bob.bodies == [b"1", b"2"]
 
 
 BODIES = st.sampled_from((b"", b"x", "ü".encode(), b"\n", b"\xff", bytes(300)))
@@ -361,27 +361,27 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
-def test_whatever_is_said_in_runs_is_what_is_said_one_by_one(steps):
+def test_batches_equal_single_messages(steps):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mailbox, "CREDIT_MESSAGES", 4)
         patch.setattr(mailbox, "CREDIT_BYTES", 1200)
         patch.setattr(mailbox, "MAX_MESSAGES", 9)
 
-        def play(said: Said) -> None:
+        def scenario(bus: SendBus) -> None:
             fresh = 100
             for number, (step, what) in enumerate(steps):
                 if step == "say":
-                    said.say("bob", [(f"message{one:04d}", body) for one, body in what])
+                    bus.send("bob", [(f"message{one:04d}", body) for one, body in what])
                 elif step == "fresh":
-                    said.say("bob", messages(*what, first=fresh))
+                    bus.send("bob", messages(*what, first=fresh))
                     fresh += len(what)
                 elif step == "broadcast":
-                    said.alice.raw(codec.encode([verbs.Send.one(f"toall{number:05d}", 1, "", 0, None, False, b"all")]))
+                    bus.alice.raw(codec.encode([verbs.Send.one(f"toall{number:05d}", 1, "", 0, None, False, b"all")]))
                 else:
-                    said.befall(step, what)
-                said.net.settle()
+                    bus.disturb(step, what)
+                bus.net.settle()
 
-        both(play)
+        in_each_way(scenario)
 
 
 # --- bodies in files
@@ -389,15 +389,15 @@ def test_whatever_is_said_in_runs_is_what_is_said_one_by_one(steps):
 LARGE = b'say "x"\n' * 10_000
 
 
-class Spooling:
-    """A sender whose bodies are put down, and what it says by hand."""
+class SpoolingSender:
+    """A sender with spooled bodies, which can also forge spool files and envelopes."""
 
     def __init__(self, net: SimNet) -> None:
         self.net = net
         self.alice, self.bob = net.session("alice"), net.session("bob")
 
-    def put_down(self, msg_id: str = "handmade0000", piece: bytes | None = None, **changes: Any) -> None:
-        """Sends a piece of its own making."""
+    def send_spooled(self, msg_id: str = "handmade0000", piece: bytes | None = None, **changes: Any) -> None:
+        """Sends a forged spool file."""
         piece = escape_body("text", LARGE) if piece is None else piece
         file = self.net.new_file()
         self.net.spool[file, 0] = piece
@@ -407,7 +407,7 @@ class Spooling:
         self.alice.raw(codec.encode([send._replace(**changes)]))
 
     def refusal(self, msg_id: str = "handmade0000") -> verbs.Refused:
-        """What came back, which the client's core does not know of."""
+        """Returns the refusal of a message that the client core did not send."""
         self.net.wake()
         (frames,) = self.alice.down
         self.alice.down.clear()
@@ -416,18 +416,18 @@ class Spooling:
         return envelope
 
     def receives(self) -> list[bytes]:
-        """Bodies that bob takes, in order."""
+        """Returns the bodies that bob takes, in order."""
         self.net.settle()
         return [self.net.body(one) for one in self.bob.take_all()]
 
 
 @pytest.fixture
-def spooling(net) -> Spooling:
-    return Spooling(net)
+def spooling(net) -> SpoolingSender:
+    return SpoolingSender(net)
 
 
-class TestSpooled:
-    def test_it_is_a_message_like_any_other_and_keeps_its_place(self, net, spooling):
+class TestSpooledBodies:
+    def test_spooled_message_keeps_its_place(self, net, spooling):
         alice, bob = spooling.alice, spooling.bob
         sent = [alice.send("bob", body) for body in (b"before", LARGE, b"between", LARGE + b"2", b"behind")]
         assert len(net.spool) == 2
@@ -440,7 +440,7 @@ class TestSpooled:
         (large,) = [one for one in bob.history if one.msg_id == sent[1]]
         assert (large.header.from_name, large.body, large.header.fmt) == ("alice", b"", Format.TEXT)
 
-    def test_the_line_is_the_one_that_the_broker_would_have_made(self, net, spooling):
+    def test_record_equals_one_made_by_the_broker(self, net, spooling):
         text = LARGE + b" re=abcdzqgh1 in the open"
         first = spooling.alice.send("bob", text, reply_to="questzqn0000")
         spooling.alice.core.spools = False
@@ -456,7 +456,7 @@ class TestSpooled:
         assert len(net.spool) == 1
         assert spooling.receives() == [bytes(range(256)) * 300]
 
-    def test_to_many(self, net, spooling):
+    def test_broadcast(self, net, spooling):
         carol = net.session("carol")
         msg_id = spooling.alice.send("", LARGE, scope=Scope.ALL)
         net.settle()
@@ -466,7 +466,7 @@ class TestSpooled:
         net.settle()
         assert spooling.alice.answers[msg_id] == verbs.Tally(msg_id, 2, 0)
 
-    def test_for_one_who_is_away(self, net, spooling):
+    def test_absent_receiver(self, net, spooling):
         spooling.bob.bye()
         net.settle()
         msg_id = spooling.alice.send("bob", LARGE)
@@ -477,7 +477,7 @@ class TestSpooled:
         back = net.session("bob")
         assert back.bodies == [LARGE]
 
-    def test_what_cannot_be_read_is_refused_for_good(self, net, spooling):
+    def test_missing_file_is_refused_for_good(self, net, spooling):
         msg_id = spooling.alice.send("bob", LARGE)
         net.spool.clear()
         later = spooling.alice.send("bob", b"later")
@@ -486,14 +486,14 @@ class TestSpooled:
         refused = spooling.alice.answers[msg_id]
         assert isinstance(refused, errors.BrokerUnavailable) and "send it again" in str(refused)
         assert not isinstance(spooling.alice.answers[later], errors.ZmqbusError)
-        # Said again, it would come behind the later one.
+        # SendBus again, it would come behind the later one.
         again = verbs.Send.one(msg_id, Scope.SESSION, "bob", Format.TEXT, None, True, LARGE)
         spooling.alice.raw(codec.encode([again]))
         assert spooling.refusal(msg_id).code == "broker_unavailable"
         assert spooling.receives() == []
 
     @pytest.mark.parametrize("death", Death)
-    def test_a_broker_dies_with_it(self, net, spooling, death):
+    def test_broker_dies_with_a_spooled_message(self, net, spooling, death):
         msg_id = spooling.alice.send("bob", LARGE)
         net.kill_broker(death)
         assert spooling.receives() == [LARGE]
@@ -501,7 +501,7 @@ class TestSpooled:
         assert isinstance(spooling.alice.answers[msg_id], verbs.Receipt)
         assert spooling.receives() == []
 
-    def test_a_connection_is_lost_with_it(self, net, spooling):
+    def test_connection_is_lost_with_a_spooled_message(self, net, spooling):
         spooling.alice.send("bob", LARGE)
         net.wake()
         spooling.alice.disconnect()
@@ -509,7 +509,7 @@ class TestSpooled:
         spooling.alice.connect()
         assert spooling.receives() == [LARGE, b"later"]
 
-    def test_a_journal_that_cannot_be_written_refuses_it(self, net, spooling):
+    def test_journal_failure_refuses_a_spooled_message(self, net, spooling):
         net.journal_fails = "no room"
         msg_id = spooling.alice.send("bob", LARGE)
         net.settle()
@@ -518,7 +518,7 @@ class TestSpooled:
         assert net.broker.registry.sessions[session_id_of("bob")].mailbox.total_bytes == 0
         assert spooling.receives() == []
 
-    def test_it_counts_in_the_mailbox_as_what_it_is(self, net, spooling, monkeypatch):
+    def test_mailbox_counts_the_spooled_bytes(self, net, spooling, monkeypatch):
         monkeypatch.setattr(mailbox, "MAX_BYTES", 2 * len(LARGE) + 1)
         sent = [spooling.alice.send("bob", LARGE) for _ in range(4)]
         net.settle()
@@ -526,24 +526,24 @@ class TestSpooled:
         refused = [one for one in sent if isinstance(spooling.alice.answers[one], errors.RateLimited)]
         assert refused in (sent[2:], sent[3:])
 
-    def test_nothing_is_read_for_a_message_that_is_refused_anyway(self, net, spooling, monkeypatch):
+    def test_file_of_a_refused_message_is_not_read(self, net, spooling, monkeypatch):
         reads: list[object] = []
         monkeypatch.setattr(net.broker.admission, "_read_spooled", lambda *args: reads.append(args))
-        spooling.put_down(target="nobody")
+        spooling.send_spooled(target="nobody")
         assert spooling.refusal().code == "unknown_peer"
-        spooling.put_down("handmade0001", length=5)
+        spooling.send_spooled("handmade0001", length=5)
         assert spooling.refusal("handmade0001").code == "protocol"
-        spooling.put_down("handmade0002", size_bytes=11 * 2**20, length=12 * 2**20)
+        spooling.send_spooled("handmade0002", size_bytes=11 * 2**20, length=12 * 2**20)
         assert spooling.refusal("handmade0002").code == "text_too_long"
-        spooling.put_down("handmade0003", scope=Scope.ALL, size_bytes=300 * 1024, length=300 * 1024)
+        spooling.send_spooled("handmade0003", scope=Scope.ALL, size_bytes=300 * 1024, length=300 * 1024)
         assert spooling.refusal("handmade0003").code == "text_too_long"
         assert reads == []
 
-    def test_nor_for_one_that_is_known(self, net, spooling, monkeypatch):
-        spooling.put_down()
+    def test_file_of_a_repeat_is_not_read(self, net, spooling, monkeypatch):
+        spooling.send_spooled()
         assert spooling.receives() == [LARGE]
         monkeypatch.setattr(net.broker.admission, "_read_spooled", lambda *_: pytest.fail("it was read again"))
-        spooling.put_down()
+        spooling.send_spooled()
         assert spooling.receives() == []
 
     @pytest.mark.parametrize(
@@ -556,14 +556,14 @@ class TestSpooled:
             b"\n",
         ],
     )
-    def test_what_could_forge_a_record_is_refused(self, net, spooling, bad):
+    def test_forged_record_is_refused(self, net, spooling, bad):
         piece = b"x" * len(LARGE) + bad
-        spooling.put_down(piece=piece)
+        spooling.send_spooled(piece=piece)
         assert spooling.refusal().code == "invalid_payload"
         assert net.journal == []
         assert spooling.receives() == []
 
-    def test_who_may_not_send_may_not_do_it_this_way(self, net, spooling):
+    def test_observer_may_not_send_a_spooled_message(self, net, spooling):
         eve = net.observer()
         numbers = (len(LARGE), 0, len(LARGE), 0)
         eve.raw(codec.encode([verbs.Send(0, "bob", 0, None, False, "0" * 32, numbers, ("handmade0000",), (b"",))]))
@@ -572,22 +572,22 @@ class TestSpooled:
         (refused,) = codec.Decoder(from_broker=True).decode(frames)
         assert isinstance(refused, verbs.Refused) and (refused.ref, refused.code) == ("handmade0000", "protocol")
 
-    def test_a_broker_that_has_no_files_says_so(self, net, spooling, monkeypatch):
+    def test_broker_without_spool_files_refuses(self, net, spooling, monkeypatch):
         monkeypatch.setattr(net.broker.admission, "_read_spooled", no_spools)
-        spooling.put_down()
+        spooling.send_spooled()
         assert spooling.refusal().code == "unauthorized"
 
 
-def test_guests_share_a_limit_of_broadcasts_since_their_names_cost_nothing(net):
+def test_guests_share_one_limit_of_broadcasts(net):
     net.session("bob")
-    told = {}
+    outcomes = {}
     for name in range(5):
         guest = net.guest(f"guest-{name}")
         ids = [guest.send("", b"x", scope=Scope.ALL) for _ in range(admission.BROADCASTS_PER_MINUTE // 2)]
         net.settle()
         net.advance(1.5)
-        told[name] = [guest.answers[msg_id] for msg_id in ids]
-    refused = [isinstance(one, errors.RateLimited) for name in range(5) for one in told[name]]
+        outcomes[name] = [guest.answers[msg_id] for msg_id in ids]
+    refused = [isinstance(one, errors.RateLimited) for name in range(5) for one in outcomes[name]]
     assert refused == [False] * admission.GUEST_BROADCASTS_PER_MINUTE + [True] * 30
     session = net.session("alice")
     msg_id = session.send("", b"x", scope=Scope.ALL)

@@ -44,7 +44,7 @@ def tally(member: SimClient, msg_id: str) -> tuple[int, int]:
 # --- one to one
 
 
-def test_delivered_only_after_the_application_has_taken_it(net):
+def test_delivered_means_taken_by_the_application(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"hello")
     net.settle()
@@ -55,14 +55,14 @@ def test_delivered_only_after_the_application_has_taken_it(net):
     assert receipt(alice, msg_id)[:3] == (State.DELIVERED, session_id_of("bob"), "bob")
 
 
-def test_a_message_that_did_not_wait_has_no_age(net):
+def test_message_delivered_at_once_has_no_age(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"hello")
     net.settle()
     assert bob.handed[0].age_s == -1
 
 
-def test_a_receiver_that_is_away_gets_it_on_its_return_with_its_age(net):
+def test_absent_receiver_gets_the_message_with_its_age(net):
     alice, bob = net.session("alice"), net.session("bob")
     bob.bye()
     net.settle()
@@ -78,7 +78,7 @@ def test_a_receiver_that_is_away_gets_it_on_its_return_with_its_age(net):
     assert 59 <= again.handed[0].age_s <= 61
 
 
-def test_a_receiver_that_does_not_take_it_within_a_second_is_busy(net):
+def test_receiver_is_busy_after_a_second(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"hello")
     net.settle()
@@ -91,7 +91,7 @@ def test_a_receiver_that_does_not_take_it_within_a_second_is_busy(net):
     assert net.broker.registry.sessions[session_id_of("bob")].mailbox.total == 0
 
 
-def test_whose_receiver_leaves_before_taking_it_hears_that_it_is_queued(net):
+def test_message_is_queued_when_its_receiver_leaves(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"hello")
     net.settle()
@@ -121,7 +121,7 @@ def test_order_from_one_sender_to_one_receiver(net):
     assert [message.body for message in bob.history] == sent
 
 
-def test_a_stopped_receiver_costs_its_credit_and_no_more(net):
+def test_stopped_receiver_holds_its_credit_at_most(net):
     alice, bob = net.session("alice"), net.session("bob")
     for _ in range(3):
         for number in range(900):
@@ -140,7 +140,7 @@ def test_a_stopped_receiver_costs_its_credit_and_no_more(net):
     assert net.store.total() == 0
 
 
-def test_a_full_mailbox_refuses(net):
+def test_full_mailbox_refuses(net):
     alice, bob = net.session("alice"), net.session("bob")
     bob.bye()
     net.settle()
@@ -166,7 +166,7 @@ def test_large_bodies_travel_as_a_pointer(net):
     assert second.pointer is None and second.body == body[:-1]
 
 
-def test_the_journal_has_every_message(net):
+def test_journal_has_every_message(net):
     alice, _ = net.session("alice", label="Alice's"), net.session("bob")
     first = alice.send("bob", "grüße\n".encode())
     second = alice.send("", b"to all", scope=Scope.ALL)
@@ -177,7 +177,7 @@ def test_the_journal_has_every_message(net):
     assert (two["msg_id"], two["kind"], two["to"], two["to_session_id"]) == (second, "broadcast", "all", None)
 
 
-def test_what_cannot_be_journaled_is_refused_and_leaves_no_trace(net):
+def test_journal_failure_refuses_without_a_trace(net):
     alice, bob = net.session("alice"), net.session("bob")
     net.journal_fails = "no space left on device; free some and send again"
     lost = [alice.send("bob", b"1"), alice.send("", b"2", scope=Scope.ALL)]
@@ -192,7 +192,7 @@ def test_what_cannot_be_journaled_is_refused_and_leaves_no_trace(net):
 # --- sending again
 
 
-def test_sending_again_is_harmless(net):
+def test_repeat_is_delivered_once(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"once")
     net.settle()
@@ -210,7 +210,7 @@ def test_sending_again_is_harmless(net):
     assert len(net.journal) == 1
 
 
-def test_an_id_of_somebody_else_is_refused(net):
+def test_id_of_another_sender_is_refused(net):
     alice, bob, eve = net.session("alice"), net.session("bob"), net.session("eve")
     msg_id = alice.send("bob", b"mine")
     net.settle()
@@ -223,7 +223,7 @@ def test_an_id_of_somebody_else_is_refused(net):
     assert [message.body for message in bob.history] == [b"mine"]
 
 
-def test_a_message_whose_acknowledgement_was_lost_is_not_shown_twice(net):
+def test_lost_acknowledgement_does_not_show_a_message_twice(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"one")
     net.settle()
@@ -240,7 +240,7 @@ def test_a_message_whose_acknowledgement_was_lost_is_not_shown_twice(net):
 # --- one to many
 
 
-def test_a_broadcast_reaches_everyone_but_its_sender(net):
+def test_broadcast_reaches_everyone_but_its_sender(net):
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     msg_id = alice.send("", b"freeze", scope=Scope.ALL)
     net.settle()
@@ -252,7 +252,7 @@ def test_a_broadcast_reaches_everyone_but_its_sender(net):
     assert tally(alice, msg_id) == (1, 1)
 
 
-def test_a_broadcast_reaches_those_away_when_they_return(net):
+def test_broadcast_reaches_absent_sessions_on_return(net):
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     carol.bye()
     net.settle()
@@ -275,7 +275,7 @@ def test_topics_and_projects(net):
     assert other.bodies == [b"project"]
 
 
-def test_a_broadcast_to_nobody_is_no_error(net):
+def test_broadcast_to_nobody_is_valid(net):
     alice = net.session("alice")
     msg_id = alice.send("nothing", b"?", scope=Scope.TOPIC)
     net.settle()
@@ -298,7 +298,7 @@ def test_sixty_broadcasts_a_minute_over_all_helpers(net):
     assert tally(helper, again) == (0, 1)
 
 
-def test_a_slow_receiver_does_not_slow_the_others(net):
+def test_slow_receiver_does_not_slow_others(net):
     alice, slow, quick = (net.session(name) for name in ("alice", "slow", "quick"))
     for number in range(50):
         alice.send("", f"{number}".encode(), scope=Scope.ALL)
@@ -309,7 +309,7 @@ def test_a_slow_receiver_does_not_slow_the_others(net):
     assert len(slow.handed) == 50
 
 
-def test_a_broadcast_that_the_pub_lost_is_filled_in(net):
+def test_lost_broadcast_is_retransmitted(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"lost", scope=Scope.ALL)
     net.wake()
@@ -321,7 +321,7 @@ def test_a_broadcast_that_the_pub_lost_is_filled_in(net):
     assert bob.bodies == [b"lost"]
 
 
-def test_a_directed_message_waits_for_the_broadcast_before_it(net):
+def test_directed_message_waits_for_an_earlier_broadcast(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"first", scope=Scope.ALL)
     alice.send("bob", b"second")
@@ -335,7 +335,7 @@ def test_a_directed_message_waits_for_the_broadcast_before_it(net):
     assert bob.bodies == [b"first", b"second"]
 
 
-def test_a_gap_between_broadcasts_is_filled_in_their_order(net):
+def test_gap_between_broadcasts_is_filled_in_order(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"first", scope=Scope.ALL)
     net.wake()
@@ -384,7 +384,7 @@ def test_an_unknown_target_names_the_nearest(net):
     assert "billing" in str(refusal(alice, msg_id))
 
 
-def test_oneself_is_no_target(net):
+def test_session_cannot_send_to_itself(net):
     alice = net.session("alice")
     msg_id = alice.send("alice", b"?")
     net.settle()
@@ -392,7 +392,7 @@ def test_oneself_is_no_target(net):
     assert "itself" in str(refusal(alice, msg_id))
 
 
-def test_a_taken_name_is_refused_and_costs_the_holder_nothing(net):
+def test_taken_name_is_refused_without_harm_to_its_holder(net):
     alice = net.session("alice")
     other = net.session("alice", session_id=session_id_of("another"), token="another-token")
     assert isinstance(other.closed[0], errors.NameTaken)
@@ -402,7 +402,7 @@ def test_a_taken_name_is_refused_and_costs_the_holder_nothing(net):
     assert session_id_of("another") not in net.broker.registry.sessions
 
 
-def test_a_name_is_free_as_soon_as_its_holder_leaves(net):
+def test_name_is_free_when_its_holder_leaves(net):
     net.session("alice").bye()
     net.settle()
     other = net.session("alice", session_id=session_id_of("another"), token="another-token")
@@ -421,7 +421,7 @@ def test_rename_moves_the_session(net):
     assert isinstance(refusal(bob, "gone00000000"), errors.UnknownPeer)
 
 
-def test_a_rename_that_got_lost_is_found_with_the_next_ping(net):
+def test_lost_rename_comes_with_the_next_ping(net):
     alice = net.session("alice")
     net.helper(alice).request(verbs.Rename("r", "lead"))
     net.wake()
@@ -435,7 +435,7 @@ def test_a_rename_that_got_lost_is_found_with_the_next_ping(net):
 # --- coming and going
 
 
-def test_the_token_is_what_a_session_is_claimed_with(net):
+def test_claiming_a_session_needs_its_token(net):
     net.session("alice")
     thief = net.session("thief", session_id=session_id_of("alice"), token="guessed")
     assert isinstance(thief.closed[0], errors.Unauthorized)
@@ -443,7 +443,7 @@ def test_the_token_is_what_a_session_is_claimed_with(net):
     assert isinstance(helper.closed[0], errors.Unauthorized)
 
 
-def test_a_stale_lease_is_told_so(net):
+def test_stale_lease_is_refused(net):
     bob = net.session("bob")
     ping = verbs.Ping("a lease of long ago", "bob")
     assert net.broker.handle(net.clock.now, events.Received(bob.route, [ping])) == [
@@ -451,7 +451,7 @@ def test_a_stale_lease_is_told_so(net):
     ]
 
 
-def test_a_newer_process_displaces_the_older(net):
+def test_newer_process_displaces_the_older(net):
     old = net.session("alice")
     new = net.session("alice", pid=4242)
     assert "4242" in str(old.closed[0])
@@ -460,7 +460,7 @@ def test_a_newer_process_displaces_the_older(net):
     assert new.bodies == [b"hi"] and old.bodies == []
 
 
-def test_a_silent_connection_is_gone_within_fifteen_seconds(net):
+def test_silent_connection_is_closed_within_fifteen_seconds(net):
     alice, bob = net.session("alice"), net.session("bob")
     net.lose(bob)  # it will not tick any more, and nothing reaches it
     net.advance(14)
@@ -468,7 +468,7 @@ def test_a_silent_connection_is_gone_within_fifteen_seconds(net):
     assert alice.closed == []
 
 
-def test_a_dead_subscriber_is_seen_at_once(net):
+def test_dead_subscriber_is_noticed_at_once(net):
     _, bob = net.session("alice"), net.session("bob")
     net.lose(bob)
     bob.drop_subscriber()
@@ -476,7 +476,7 @@ def test_a_dead_subscriber_is_seen_at_once(net):
     assert [session.name for session in net.broker.registry.live()] == ["alice"]
 
 
-def test_a_listener_that_was_given_up_comes_back_by_itself(net):
+def test_closed_listener_reconnects_by_itself(net):
     alice, bob = net.session("alice"), net.session("bob")
     bob.drop_subscriber()  # while the DEALER lives: the broker says EXPIRED, and the client sends HELLO again
     net.settle()
@@ -509,7 +509,7 @@ def test_clients_come_back_to_a_new_broker(net):
     assert receipt(alice, msg_id).state == State.DELIVERED
 
 
-def test_another_protocol_version_is_refused_in_clear_words(net):
+def test_other_protocol_version_is_refused_with_both_versions(net):
     stranger = net.session("alice", connect=False)
     stranger.route = net.new_route(stranger)
     hello = verbs.Hello(99, "9.9", 0, "s", "t", "n", None, "", "", 1, "", (), (), None)
@@ -521,7 +521,7 @@ def test_another_protocol_version_is_refused_in_clear_words(net):
 # --- answers
 
 
-def test_an_answer_goes_to_the_command_that_waits_for_it(net):
+def test_answer_goes_to_the_waiting_command(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = helper.ask("bob", b"ready?")
@@ -535,7 +535,7 @@ def test_an_answer_goes_to_the_command_that_waits_for_it(net):
     assert receipt(bob, answer).state == State.DELIVERED
 
 
-def test_an_answer_that_nobody_waits_for_any_more_goes_to_the_listener(net):
+def test_answer_without_a_waiting_command_goes_to_the_listener(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = helper.ask("bob", b"ready?")
@@ -547,7 +547,7 @@ def test_an_answer_that_nobody_waits_for_any_more_goes_to_the_listener(net):
     assert alice.bodies == [b"answer: yes"]
 
 
-def test_a_guest_gets_its_answer_or_the_answerer_hears_that_it_left(net):
+def test_guest_gets_its_answer_or_the_answer_is_refused(net):
     guest, bob = net.guest("cron"), net.session("bob")
     question = guest.ask("bob", b"ready?")
     net.settle()
@@ -562,7 +562,7 @@ def test_a_guest_gets_its_answer_or_the_answerer_hears_that_it_left(net):
     assert isinstance(refusal(bob, second), errors.UnknownPeer)
 
 
-def test_a_guest_may_not_speak_as_a_connected_session(net):
+def test_guest_may_not_use_the_name_of_a_connected_session(net):
     net.session("alice")
     assert isinstance(net.guest("alice").closed[0], errors.NameTaken)
 
@@ -570,7 +570,7 @@ def test_a_guest_may_not_speak_as_a_connected_session(net):
 # --- groups
 
 
-def test_a_group_hands_each_message_to_its_least_loaded_member(net):
+def test_group_message_goes_to_the_least_loaded_member(net):
     alice = net.session("alice")
     workers = [net.session(f"w{n}", groups=("resizers",)) for n in range(3)]
     for number in range(9):
@@ -585,7 +585,7 @@ def test_a_group_hands_each_message_to_its_least_loaded_member(net):
     assert workers[1].bodies == [b"next"]
 
 
-def test_a_group_without_members_is_an_unknown_peer(net):
+def test_group_without_members_is_unknown(net):
     alice = net.session("alice")
     msg_id = alice.send("nobody", b"?", scope=Scope.GROUP)
     net.settle()
@@ -595,7 +595,7 @@ def test_a_group_without_members_is_an_unknown_peer(net):
 # --- reading elsewhere
 
 
-def test_fetch_reads_what_the_listener_has_not_shown(net):
+def test_fetch_reads_mail_the_listener_has_not_shown(net):
     alice, bob = net.session("alice"), net.session("bob")
     for number in range(5):
         alice.send("bob", f"{number}".encode())
@@ -614,7 +614,7 @@ def test_fetch_reads_what_the_listener_has_not_shown(net):
     assert bob.bodies == [b"after"]
 
 
-def test_a_peek_leaves_everything_unread(net):
+def test_peek_leaves_everything_unread(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"1")
     net.settle()
@@ -626,7 +626,7 @@ def test_a_peek_leaves_everything_unread(net):
     assert bob.bodies == [b"1"]
 
 
-def test_a_reader_that_dies_leaves_the_rest_to_the_listener(net):
+def test_dead_reader_leaves_the_rest_to_the_listener(net):
     alice, bob = net.session("alice"), net.session("bob")
     for number in range(3):
         alice.send("bob", f"{number}".encode())
@@ -641,7 +641,7 @@ def test_a_reader_that_dies_leaves_the_rest_to_the_listener(net):
     assert bob.bodies == [b"1", b"2"]
 
 
-def test_a_stopped_listener_does_not_keep_the_inbox_shut(net, monkeypatch):
+def test_stopped_listener_does_not_block_the_inbox(net, monkeypatch):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"1")
     net.wake()
@@ -676,7 +676,7 @@ def test_a_stopped_listener_does_not_keep_the_inbox_shut(net, monkeypatch):
     ],
     ids=lambda envelope: f"{type(envelope).__name__}-{envelope[0]}",
 )
-def test_hostile_envelopes_are_refused_and_nobody_else_notices(net, monkeypatch, envelope):
+def test_hostile_envelopes_are_refused_without_harm_to_others(net, monkeypatch, envelope):
     mallory, alice, bob = net.session("mallory"), net.session("alice"), net.session("bob")
     seen: list[verbs.Envelope] = []
 
@@ -728,7 +728,7 @@ def test_verb_that_the_table_does_not_allow_is_refused(net, state, verb):
         assert not any(isinstance(reply, verbs.Refused) and "is not for a" in reply.text for reply in replies)
 
 
-def test_a_list_of_many_comes_in_pages(net):
+def test_long_list_comes_in_pages(net):
     for number in range(205):
         net.session(f"s{number}")
     observer = net.observer()
@@ -744,7 +744,7 @@ def test_a_list_of_many_comes_in_pages(net):
     assert len(rest.rows) == 5 and not rest.more
 
 
-def test_the_states_of_a_list(net):
+def test_list_states(net):
     alice, bob, _ = net.session("alice"), net.session("bob"), net.session("carol")
     net.clients[2].bye()
     alice.send("bob", b"1")
@@ -765,7 +765,7 @@ def test_the_states_of_a_list(net):
     assert bob.handed
 
 
-def test_the_broker_is_idle_when_nobody_is_connected_and_all_mail_is_committed(net):
+def test_broker_is_idle_without_connections_and_pending_mail(net):
     alice, bob = net.session("alice"), net.session("bob")
     assert not net.broker.idle
     bob.bye()
@@ -794,7 +794,7 @@ def test_repr_shows_the_state(net):
     assert repr(net.broker) == ("<BrokerCore <Registry: 1 connections, 1 of 1 live>, 0 unsettled, broadcast 0>")
 
 
-def test_a_hello_of_another_version_is_refused_whatever_else_is_in_it(net):
+def test_hello_of_another_version_is_refused_whatever_its_fields(net):
     stranger = net.session("alice", connect=False)
     stranger.route = net.new_route(stranger)
     stranger.raw([msgpack.packb([[1, 4, "9.9", "what", "else", ["it"], 1.5], [77, "a verb of tomorrow"]])])
@@ -806,7 +806,7 @@ def test_a_hello_of_another_version_is_refused_whatever_else_is_in_it(net):
 @pytest.mark.parametrize(
     "session_id", ["bob", "b" * 36, "bob-" + "0" * 32, "6F6E6500-0000-0000-0000-000000000000", "x"]
 )
-def test_an_id_has_a_form_that_no_name_has(net, session_id):
+def test_session_id_is_never_a_valid_name(net, session_id):
     """A target is looked for among the ids first: an id that is somebody's name would get that one's mail."""
     alice, bob = net.session("alice"), net.session("bob")
     thief = net.session("thief", session_id=session_id)
@@ -816,7 +816,7 @@ def test_an_id_has_a_form_that_no_name_has(net, session_id):
     assert (bob.bodies, thief.bodies) == ([b"for bob"], [])
 
 
-def test_a_name_has_no_form_of_an_id(net):
+def test_name_of_the_form_of_an_id_is_refused(net):
     bob = net.session("bob")
     thief = net.session(bob.persona.session_id, session_id=session_id_of("thief"))
     assert isinstance(thief.closed[0], errors.InvalidName)
@@ -825,7 +825,7 @@ def test_a_name_has_no_form_of_an_id(net):
     assert bob.persona.session_id not in {session.name for session in net.broker.registry.sessions.values()}
 
 
-def test_a_target_over_the_limit_costs_its_sender_that_message_and_nothing_else(net):
+def test_overlong_target_is_refused_alone(net):
     """Its sender gets an error, and the messages behind it are delivered, also after the broker's death."""
     alice, bob = net.session("alice"), net.session("bob")
     for number, target in enumerate(("x" * 4_097, "x" * 9_000, "x" * 100_000, "p\udcffy")):
@@ -839,7 +839,7 @@ def test_a_target_over_the_limit_costs_its_sender_that_message_and_nothing_else(
     assert alice.core.unconfirmed == 0
 
 
-def test_a_target_that_only_the_broker_finds_too_long_is_named_and_costs_its_neighbours_nothing(net):
+def test_overlong_target_found_by_the_broker_is_named_and_refused_alone(net):
     """Of a client that does not check."""
     alice, bob = net.session("alice"), net.session("bob")
     heard = []
@@ -861,7 +861,7 @@ def test_a_target_that_only_the_broker_finds_too_long_is_named_and_costs_its_nei
     assert bob.bodies == [b"", b"", b""]
 
 
-def test_lists_and_figures_are_counted_in_bytes(net, monkeypatch):
+def test_lists_and_metrics_count_against_a_byte_limit(net, monkeypatch):
     monkeypatch.setattr(directory, "ANSWERS_AT_ONCE_BYTES", 5 * directory.HEALTH_BYTES)
     monkeypatch.setattr(directory, "ANSWERS_A_SECOND_BYTES", directory.HEALTH_BYTES)
     watcher = net.observer()
@@ -876,7 +876,7 @@ def test_lists_and_figures_are_counted_in_bytes(net, monkeypatch):
     assert isinstance(watcher.responses["later"], verbs.Health)
 
 
-def test_a_page_of_a_list_ends_by_its_size(net):
+def test_page_of_a_list_is_limited_by_size(net):
     for number in range(30):
         net.session(f"s{number:02}", project=f"/{number:02}" + "p" * 4_000)
     watcher = net.observer()

@@ -54,7 +54,7 @@ def net() -> SimNet:
 
 
 @pytest.mark.parametrize("death", Death)
-def test_what_was_queued_is_there_after_any_death(net, death):
+def test_queued_message_survives_any_death(net, death):
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     told = alice.send("bob", b"told")
@@ -71,7 +71,7 @@ def test_what_was_queued_is_there_after_any_death(net, death):
 
 @pytest.mark.parametrize("death", Death)
 @pytest.mark.parametrize("lost", [0, 1, 10])
-def test_what_was_under_way_is_shown_once(net, death, lost):
+def test_message_in_flight_is_shown_once(net, death, lost):
     alice, bob = net.session("alice"), net.session("bob")
     sent = [alice.send("bob", b"%d" % number) for number in range(5)]
     net.wake()
@@ -86,7 +86,7 @@ def test_what_was_under_way_is_shown_once(net, death, lost):
     assert {state(alice, msg_id) for msg_id in sent} == {State.DELIVERED}
 
 
-def test_delivered_and_told_to_nobody_is_not_shown_by_the_next_process_either(net):
+def test_taken_message_without_a_receipt_is_not_shown_again(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"once")
     net.step()
@@ -102,7 +102,7 @@ def test_delivered_and_told_to_nobody_is_not_shown_by_the_next_process_either(ne
     assert net.store.total() == 0
 
 
-def test_a_message_that_is_said_again_is_marked_as_one_that_waited(net):
+def test_repeated_message_has_an_age(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"x")
     net.wake()
@@ -121,7 +121,7 @@ def test_a_message_that_is_said_again_is_marked_as_one_that_waited(net):
     assert [(message.body, message.age_s) for message in bob.handed][-1:] == [(b"to all", 0)]
 
 
-def test_what_is_stored_takes_along_what_is_older(net, monkeypatch):
+def test_storing_a_message_stores_older_ones(net, monkeypatch):
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 3)
     alice, bob = net.session("alice"), net.session("bob")
     bob.stopped = True
@@ -137,7 +137,7 @@ def test_what_is_stored_takes_along_what_is_older(net, monkeypatch):
     assert [message.body for message in bob.history if message.body] == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
-def test_sessions_are_known_to_the_next_broker(net):
+def test_next_broker_knows_sessions(net):
     alice = net.session("alice")
     bob = net.session("bob", label="Bob", topics=("deploys",), project="/q")
     away(net, bob)
@@ -156,7 +156,7 @@ def test_sessions_are_known_to_the_next_broker(net):
     assert back(net, bob).bodies == [b"TOPIC", b"PROJECT", b"ALL"]
 
 
-def test_a_renamed_session_is_known_by_its_new_name(net):
+def test_next_broker_knows_the_new_name(net):
     bob = net.session("bob")
     bob.request(verbs.Rename("r", "robert"))
     net.settle()
@@ -168,7 +168,7 @@ def test_a_renamed_session_is_known_by_its_new_name(net):
     assert state(alice, msg_id) == State.AWAY
 
 
-def test_a_session_that_left_is_not_to_be_found_at_the_next_broker_either(net):
+def test_next_broker_hides_a_disconnected_session(net):
     alice, bob = net.session("alice"), net.session("bob")
     net.helper(bob).request(verbs.Disconnect("d"))
     net.settle()
@@ -179,7 +179,7 @@ def test_a_session_that_left_is_not_to_be_found_at_the_next_broker_either(net):
     assert isinstance(alice.answers[msg_id], errors.UnknownPeer)
 
 
-def test_only_the_holder_of_the_token_may_speak_for_a_session_of_an_earlier_broker(net):
+def test_next_broker_checks_tokens(net):
     bob = net.session("bob")
     net.kill_broker()
     net.settle()
@@ -191,7 +191,7 @@ def test_only_the_holder_of_the_token_may_speak_for_a_session_of_an_earlier_brok
 # --- what was not
 
 
-def test_a_broadcast_that_is_said_again_is_for_each_only_once(net):
+def test_repeated_broadcast_reaches_each_receiver_once(net):
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     away(net, carol)
     msg_id = alice.send("", b"to all", scope=Scope.ALL)
@@ -207,7 +207,7 @@ def test_a_broadcast_that_is_said_again_is_for_each_only_once(net):
 
 
 @pytest.mark.parametrize("since", ["the message", "the death"])
-def test_a_broadcast_that_is_said_again_is_not_for_who_came_later(net, since):
+def test_repeated_broadcast_excludes_later_sessions(net, since):
     """They may have had younger ones of its sender."""
     alice, bob = net.session("alice"), net.session("bob")
     old = alice.send("", b"1", scope=Scope.ALL)
@@ -235,7 +235,7 @@ def test_a_broadcast_that_is_said_again_is_not_for_who_came_later(net, since):
     assert b"1" not in [message.body for message in carol.history]
 
 
-def test_who_went_without_a_broadcast_does_not_get_it_behind_younger_ones(net, monkeypatch):
+def test_missed_broadcast_does_not_follow_younger_ones(net, monkeypatch):
     monkeypatch.setattr(mailbox, "MAX_MESSAGES", 1)
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     away(net, bob)
@@ -255,7 +255,7 @@ def test_who_went_without_a_broadcast_does_not_get_it_behind_younger_ones(net, m
 
 
 @pytest.mark.parametrize("target, scope", [("b", Scope.SESSION), ("workers", Scope.GROUP)])
-def test_said_again_it_is_for_whoever_it_was_for_at_first(net, target, scope):
+def test_repeat_keeps_its_first_receiver(net, target, scope):
     bob = net.session("bob", groups=("workers",))
     alice = net.session("alice")
     msg_id = alice.send(target, b"x", scope=scope)
@@ -270,7 +270,7 @@ def test_said_again_it_is_for_whoever_it_was_for_at_first(net, target, scope):
     assert state(alice, msg_id) == State.DELIVERED
 
 
-def test_what_was_refused_stays_refused(net):
+def test_refusal_is_final_across_brokers(net):
     alice, bob = net.session("alice"), net.session("bob")
     refused = alice.send("carol", b"to whom?")
     sent = alice.send("bob", b"x")
@@ -285,7 +285,7 @@ def test_what_was_refused_stays_refused(net):
     assert all(member.handed == [] for member in net.clients)
 
 
-def test_an_id_of_another_session_is_refused_at_the_next_broker_too(net):
+def test_next_broker_refuses_an_id_of_another_session(net):
     alice, bob, eve = net.session("alice"), net.session("bob"), net.session("eve")
     away(net, bob)
     alice.send("bob", b"mine", msg_id="samesame0000")
@@ -452,7 +452,7 @@ def test_answers_that_were_stored_for_a_command_become_its_sessions(net, monkeyp
 # --- a disk that takes nothing
 
 
-def test_a_commit_that_fails_refuses_this_message_and_keeps_the_others(net):
+def test_failed_commit_refuses_one_message_alone(net):
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     away(net, bob)
     kept = alice.send("bob", b"kept")
@@ -473,7 +473,7 @@ def test_a_commit_that_fails_refuses_this_message_and_keeps_the_others(net):
     assert back(net, bob).bodies == [b"kept", b"again"]
 
 
-def test_nobody_hears_queued_before_the_commit(net):
+def test_queued_is_reported_after_the_commit(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"under way")
     net.settle()
@@ -489,7 +489,7 @@ def test_nobody_hears_queued_before_the_commit(net):
     assert back(net, bob).bodies == [b"under way"]
 
 
-def test_what_is_taken_while_the_disk_is_full_is_delivered(net):
+def test_message_taken_while_the_disk_is_full_is_delivered(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"slow")
     net.settle()
@@ -503,7 +503,7 @@ def test_what_is_taken_while_the_disk_is_full_is_delivered(net):
     assert net.store.total() == 0
 
 
-def test_what_is_taken_in_the_wake_of_the_commit_is_delivered_and_stays_so(net):
+def test_message_taken_in_the_wake_of_the_commit_stays_delivered(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"slow")
     net.settle()
@@ -519,7 +519,7 @@ def test_what_is_taken_in_the_wake_of_the_commit_is_delivered_and_stays_so(net):
     assert isinstance(receipt, verbs.Receipt) and receipt.state == State.DELIVERED
 
 
-def test_a_broadcast_goes_to_those_for_whom_no_disk_is_needed(net):
+def test_broadcast_with_a_full_disk_reaches_connected_sessions(net):
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     away(net, bob)
     net.store.fails = "full"
@@ -538,7 +538,7 @@ def test_a_broadcast_goes_to_those_for_whom_no_disk_is_needed(net):
     assert not net.broker.delivery.unsettled
 
 
-def test_mail_flows_again_when_there_is_room(net, monkeypatch):
+def test_mail_flows_again_when_the_disk_has_room(net, monkeypatch):
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 2)
     alice, bob = net.session("alice"), net.session("bob")
     for number in range(6):
@@ -561,7 +561,7 @@ def test_mail_flows_again_when_there_is_room(net, monkeypatch):
 # --- an owner that is gone for good
 
 
-def test_a_new_agent_of_the_same_name_and_project_gets_the_mail_of_the_one_that_died(net):
+def test_mail_of_a_dead_agent_goes_to_the_next_of_its_name_and_project(net):
     alice, old = net.session("alice"), net.session("bob", owner="7:7")
     away(net, old)
     alice.send("bob", b"for bob")
@@ -583,7 +583,7 @@ def test_a_new_agent_of_the_same_name_and_project_gets_the_mail_of_the_one_that_
 @pytest.mark.parametrize(
     "change", [{"owner": "1:1"}, {"project": "/other"}, {"name": "bobby"}], ids=["owner lives", "project", "name"]
 )
-def test_mail_is_not_given_to_somebody_else(net, change):
+def test_mail_is_not_inherited_by_another_session(net, change):
     alice, old = net.session("alice"), net.session("bob", owner=change.pop("owner", "7:7"))
     away(net, old)
     alice.send("bob", b"for bob")
@@ -599,7 +599,7 @@ def test_mail_is_not_given_to_somebody_else(net, change):
 # --- a damaged store
 
 
-def test_a_group_s_message_goes_to_nobody_else_when_the_member_that_had_it_is_not_known_any_more(net):
+def test_group_message_of_a_forgotten_member_goes_to_nobody_else(net):
     """It came while the store could not be written, so the next broker does not know it; and it may have got it."""
     alice, bob = net.session("alice"), net.session("bob", groups=("workers",))
     bob.take_all()
@@ -619,7 +619,7 @@ def test_a_group_s_message_goes_to_nobody_else_when_the_member_that_had_it_is_no
     assert b"once" not in [message.body for message in bob.history]
 
 
-def test_mail_of_a_session_that_nothing_else_is_known_of_waits_for_it(net):
+def test_mail_of_an_unknown_session_waits(net):
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     alice.send("bob", b"saved")
@@ -631,7 +631,7 @@ def test_mail_of_a_session_that_nothing_else_is_known_of_waits_for_it(net):
     assert back(net, bob).bodies == [b"saved"]
 
 
-def test_it_does_not_wait_for_ever(net):
+def test_mail_of_an_unknown_session_expires(net):
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     alice.send("bob", b"saved")
@@ -649,7 +649,7 @@ def test_it_does_not_wait_for_ever(net):
 # --- time
 
 
-def test_messages_are_kept_for_seven_days_and_then_dropped_with_a_line(net):
+def test_message_is_dropped_and_logged_after_seven_days(net):
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     first = alice.send("bob", b"monday")
@@ -664,7 +664,7 @@ def test_messages_are_kept_for_seven_days_and_then_dropped_with_a_line(net):
     assert back(net, bob).bodies == [b"thursday"]
 
 
-def test_expiry_goes_on_over_brokers(net):
+def test_expiry_spans_brokers(net):
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     for body in (b"1", b"2"):
@@ -677,7 +677,7 @@ def test_expiry_goes_on_over_brokers(net):
     assert back(net, bob).bodies == [b"2"]
 
 
-def test_an_hour_back_changes_neither_order_nor_expiry(net):
+def test_clock_set_back_changes_neither_order_nor_expiry(net):
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     alice.send("bob", b"1")
@@ -695,7 +695,7 @@ def test_an_hour_back_changes_neither_order_nor_expiry(net):
     assert all(message.age_s >= 0 for message in member.handed)
 
 
-def test_what_is_under_way_does_not_expire(net):
+def test_message_in_flight_does_not_expire(net):
     alice, bob = net.session("alice"), net.session("bob")
     bob.stopped = True
     alice.send("bob", b"x")
@@ -707,7 +707,7 @@ def test_what_is_under_way_does_not_expire(net):
     assert net.store.total() == 1 and not any("loses" in note for note in net.notes)
 
 
-def test_a_session_away_for_long_keeps_its_mail_and_gets_no_more(net):
+def test_session_absent_for_long_keeps_its_mail_and_gets_no_more(net):
     alice, bob = net.session("alice"), net.session("bob")
     away(net, bob)
     net.clock.advance(WEEK_S - 60)
@@ -723,7 +723,7 @@ def test_a_session_away_for_long_keeps_its_mail_and_gets_no_more(net):
     assert back(net, bob).bodies == [b"just in time"]
 
 
-def test_the_number_of_sessions_is_bounded(net, monkeypatch):
+def test_number_of_sessions_is_bounded(net, monkeypatch):
     monkeypatch.setattr(registry, "MAX_SESSIONS", 3)
     members = [net.session(name) for name in ("one", "two", "three")]
     assert isinstance(net.session("four").closed[0], errors.RateLimited)
@@ -738,7 +738,7 @@ def test_the_number_of_sessions_is_bounded(net, monkeypatch):
 # --- the journal and the store together
 
 
-def test_each_message_is_in_the_journal_before_anything_else(net):
+def test_journal_is_written_first(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"x")
     net.wake(Death.DECIDED)
@@ -749,7 +749,7 @@ def test_each_message_is_in_the_journal_before_anything_else(net):
     assert bob.bodies == [b"x"]
 
 
-def test_a_program_is_as_safe_as_a_listener(net):
+def test_program_is_as_safe_as_a_listener(net):
     alice, worker = net.session("alice"), net.session("worker", role=Role.PROGRAM)
     alice.send("worker", b"x")
     net.step()

@@ -37,7 +37,7 @@ def awaited(net: SimNet) -> list[str]:
     return [one.msg_id for one in net.store._now.awaited.values()]
 
 
-def test_an_answer_goes_to_the_command_and_not_to_its_session(net):
+def test_answer_goes_to_the_command_and_not_to_its_session(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = asked(net, helper, bob)
@@ -51,7 +51,7 @@ def test_an_answer_goes_to_the_command_and_not_to_its_session(net):
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_while_the_command_is_expected_its_answers_are_held_for_it(net, staged):
+def test_answers_are_held_for_an_expected_command(net, staged):
     """`staged`: its connection is lost between the answer's acceptance and the journal's."""
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
@@ -73,7 +73,7 @@ def test_while_the_command_is_expected_its_answers_are_held_for_it(net, staged):
     assert net.broker.reply_routing._held == 0 and not net.broker.reply_routing.expects
 
 
-def test_when_the_time_is_over_they_are_the_sessions_in_order(net):
+def test_held_answers_go_to_the_session_in_order(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = asked(net, helper, bob)
@@ -89,7 +89,7 @@ def test_when_the_time_is_over_they_are_the_sessions_in_order(net):
     assert not net.broker.reply_routing.expects and awaited(net) == []
 
 
-def test_so_many_are_held_and_the_others_go_where_they_would_have_gone(net, monkeypatch):
+def test_held_answers_are_bounded(net, monkeypatch):
     monkeypatch.setattr(reply_routing, "MAX_HELD", 2)
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
@@ -104,7 +104,7 @@ def test_so_many_are_held_and_the_others_go_where_they_would_have_gone(net, monk
     assert helper.bodies == [b"0", b"1"] and net.broker.reply_routing._held == 0
 
 
-def test_a_command_that_leaves_in_good_order_is_not_expected(net):
+def test_command_that_leaves_is_not_expected(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = asked(net, helper, bob)
@@ -117,7 +117,7 @@ def test_a_command_that_leaves_in_good_order_is_not_expected(net):
     assert alice.bodies == [b"late"]
 
 
-def test_what_is_awaited_no_longer_is_the_sessions(net):
+def test_answer_no_longer_awaited_goes_to_the_session(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = asked(net, helper, bob)
@@ -128,7 +128,7 @@ def test_what_is_awaited_no_longer_is_the_sessions(net):
     assert (alice.bodies, helper.bodies, awaited(net)) == ([b"answer"], [], [])
 
 
-def test_the_next_broker_expects_the_command_too(net):
+def test_next_broker_expects_the_command(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = asked(net, helper, bob)
@@ -147,14 +147,14 @@ def test_the_next_broker_expects_the_command_too(net):
 
 
 @pytest.mark.parametrize("wanted", ["", "short", "UPPERCASE0"])
-def test_what_is_awaited_is_a_message(net, wanted):
+def test_await_needs_a_message_id(net, wanted):
     guest = net.guest("script")
     guest.raw(codec.encode([verbs.Await(wanted)]))
     net.settle()
     assert net.broker.reply_routing._waits == {}
 
 
-def test_so_many_answers_may_one_connection_await(net, monkeypatch):
+def test_awaited_answers_of_a_connection_are_bounded(net, monkeypatch):
     monkeypatch.setattr(reply_routing, "MAX_WAITS", 3)
     guest = net.guest("script")
     guest.raw(codec.encode([verbs.Await(f"message{number:04d}") for number in range(5)]))
@@ -162,7 +162,7 @@ def test_so_many_answers_may_one_connection_await(net, monkeypatch):
     assert list(net.broker.reply_routing._waits) == ["message0000", "message0001", "message0002"]
 
 
-def test_an_answer_for_a_guest_that_has_gone_is_refused(net):
+def test_answer_for_a_guest_that_left_is_refused(net):
     bob, guest = net.session("bob"), net.guest("script")
     question = asked(net, guest, bob)
     guest.disconnect()

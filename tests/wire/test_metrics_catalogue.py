@@ -54,7 +54,7 @@ def read(text: str) -> dict[str, tuple[str, dict[str, float]]]:
     return found
 
 
-def test_a_collector_can_read_it() -> None:
+def test_output_is_valid_for_a_collector() -> None:
     found = read(prometheus(FOUND))
     assert found["zmqbus_up"] == ("gauge", {"": 1})
     assert found["zmqbus_accepted_total"] == ("counter", {"": 100})
@@ -72,7 +72,7 @@ def test_a_collector_can_read_it() -> None:
     assert not any("notices" in name or "another" in name for name in found)
 
 
-def test_so_can_the_collectors_own_library() -> None:
+def test_output_is_parsed_by_the_prometheus_library() -> None:
     parser = pytest.importorskip("prometheus_client.parser")
     families = {family.name: family for family in parser.text_string_to_metric_families(prometheus(FOUND))}
     assert families["zmqbus_accepted"].type == "counter"
@@ -81,7 +81,7 @@ def test_so_can_the_collectors_own_library() -> None:
     assert info.labels == {"release": "0.1.0", "protocol": "1", "epoch": 'ep"och\\'}
 
 
-def test_no_broker_is_a_figure_too() -> None:
+def test_missing_broker_is_a_metric() -> None:
     assert read(prometheus(None)) == {"zmqbus_up": ("gauge", {"": 0})}
 
 
@@ -93,7 +93,7 @@ def test_rates() -> None:
     assert "sessions" not in found
 
 
-def test_another_broker_has_no_rates_yet() -> None:
+def test_new_broker_has_no_rates() -> None:
     assert rates(FOUND, {**FOUND, "epoch": "another"}, 2.0) == {}
     assert rates(FOUND, FOUND, 0.0) == {}
 
@@ -102,7 +102,7 @@ def test_counters() -> None:
     assert counters(FOUND) == {"accepted": 100, "refused_rate_limited": 2, "refused_unknown_peer": 1, "cpu_s": 1.5}
 
 
-def test_each_figure_says_what_it_is() -> None:
+def test_each_metric_has_a_help_text() -> None:
     for name, figure in {**FIGURES, **PROCESS}.items():
         assert re.fullmatch("[a-z_]+", name)
         assert figure.says and not figure.says.endswith(".")

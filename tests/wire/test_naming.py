@@ -55,24 +55,24 @@ class TestNames:
             check_name(name)
         assert "1 to 40 lower-case letters" in str(caught.value)
 
-    def test_the_message_names_the_thing_and_what_would_fit(self) -> None:
+    def test_error_names_the_value_and_a_valid_one(self) -> None:
         with pytest.raises(InvalidName, match=r"^invalid topic 'My Topic': .*, for example my-topic$"):
             check_name("My Topic", "topic")
 
-    def test_what_would_fit_is_made_of_what_is_shown(self) -> None:
+    def test_suggestion_is_made_from_the_displayed_text(self) -> None:
         """No remains of an escape sequence in it: `q`, not `q-31m`."""
         with pytest.raises(InvalidName, match=r"for example q$"):
             check_name("q\x1b[31m\n")
 
     @given(hostile | st.just("x" * 1_000_000))
-    def test_the_message_is_safe_to_show(self, name: str) -> None:
+    def test_error_is_safe_to_display(self, name: str) -> None:
         with pytest.raises(InvalidName) as caught:
             check_name("/" + name)
         assert sanitise(str(caught.value)) == str(caught.value)
         assert len(str(caught.value)) < 250
 
     @given(st.text(alphabet="ab0-_A\n", max_size=42))
-    def test_the_rule_is_that_of_the_contract(self, name: str) -> None:
+    def test_pattern_is_the_specified_one(self, name: str) -> None:
         try:
             check_name(name)
         except InvalidName:
@@ -110,11 +110,11 @@ class TestLabels:
             check_label(f"a{character}b")
         assert sanitise(str(caught.value)) == str(caught.value)
 
-    def test_characters_that_unicode_does_not_know_yet_are_let_through(self) -> None:
+    def test_unassigned_characters_are_accepted(self) -> None:
         assert unicodedata.category("\u0378") == "Cn"
         assert check_label("\u0378") == "\u0378"
 
-    def test_nfc_comes_first(self) -> None:
+    def test_nfc_is_applied_first(self) -> None:
         assert check_label("e\u0301" * 60) == "é" * 60
         assert len(check_label("\u03b1\u0313\u0300\u0345" * 60)) == 60  # composes four to one, the most there is
 
@@ -125,7 +125,7 @@ class TestLabels:
         assert len(str(caught.value)) < 150
 
     @given(hostile)
-    def test_what_passes_is_nfc_and_stays_so(self, label: str) -> None:
+    def test_accepted_label_is_stable_nfc(self, label: str) -> None:
         try:
             checked = check_label(label)
         except InvalidLabel:
@@ -161,7 +161,7 @@ class TestDeriveName:
         assert CONTRACT.match(derive_name(cwd))
 
     @given(names)
-    def test_a_valid_name_is_kept_but_for_its_dashes(self, name: str) -> None:
+    def test_valid_name_is_kept_except_for_its_dashes(self, name: str) -> None:
         assert derive_name("/srv/" + name) == re.sub("-+", "-", name).strip("-")
 
 
@@ -194,10 +194,10 @@ class TestNearest:
             ("serach-index", "search-index"),
         ],
     )
-    def test_finds_what_was_meant(self, name: str, first: str) -> None:
+    def test_similar_names_are_found(self, name: str, first: str) -> None:
         assert nearest(name, self.CANDIDATES)[0] == first
 
-    def test_contained_ones_come_first_and_shorter_differences_before_longer(self) -> None:
+    def test_names_are_ranked_by_containment_and_distance(self) -> None:
         assert nearest("api", ["apu", "payments-api", "auth-api", "apis"], 4) == [
             "apis",
             "auth-api",
@@ -205,22 +205,20 @@ class TestNearest:
             "apu",
         ]
 
-    def test_nothing_is_near(self) -> None:
+    def test_no_similar_name(self) -> None:
         assert nearest("zzzz", self.CANDIDATES) == []
         assert nearest("", self.CANDIDATES) == []
         assert nearest("auth", []) == []
         assert nearest("auth", ["auth"], 0) == []
 
     @given(hostile | names, st.lists(names | st.just(""), max_size=20), st.integers(0, 5))
-    def test_a_selection_without_repeats(self, name: str, candidates: list[str], limit: int) -> None:
+    def test_suggestions_are_distinct(self, name: str, candidates: list[str], limit: int) -> None:
         found = nearest(name, candidates * 2, limit)
         assert len(found) <= limit
         assert len(set(found)) == len(found)
         assert set(found) <= set(candidates)
 
-    def test_of_a_thousand_names_much_alike_only_a_few_are_compared_thoroughly(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_few_of_a_thousand_similar_names_are_compared_in_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
         candidates = [f"integration-test-worker-session-{i:04d}-xyz" for i in range(1000)]
         compared: list[str] = []
         thorough = difflib.get_close_matches
@@ -277,11 +275,11 @@ class TestSanitise:
             ("\x9b31\x1b[0mx", "31x"),
         ],
     )
-    def test_what_is_not_complete_hides_no_text(self, text: str, shown: str) -> None:
+    def test_incomplete_sequence_hides_no_text(self, text: str, shown: str) -> None:
         assert sanitise(text) == shown
 
     @pytest.mark.parametrize("kept", [FAMILY, RAINBOW, f"می{ZWNJ}خواهم", f"1{VS16}\u20e3", f"❤{VS16}!", f"☎{VS15}"])
-    def test_writing_that_needs_joiners_and_selectors_is_kept(self, kept: str) -> None:
+    def test_needed_joiners_and_selectors_are_kept(self, kept: str) -> None:
         assert sanitise(kept) == kept
         assert sanitise(f"\x1b[1m{kept}\x1b[0m\n") == kept + "↵"
 
@@ -310,10 +308,10 @@ class TestSanitise:
             ("\ud800a\ue000b\U000f0000c\U0010fffdd", "abcd"),
         ],
     )
-    def test_what_hides_or_reorders_goes(self, text: str, shown: str) -> None:
+    def test_hiding_and_reordering_characters_are_removed(self, text: str, shown: str) -> None:
         assert sanitise(text) == shown
 
-    def test_the_table_is_that_of_unicode(self) -> None:
+    def test_table_matches_unicode(self) -> None:
         """Each character that this interpreter's Unicode knows: shown or gone as its category says."""
         ends = "\n\v\f\r\x85\u2028\u2029"
         takes_more = "\x1b\x90\x98\x9b\x9d\x9e\x9f"  # would begin a sequence
@@ -335,7 +333,7 @@ class TestSanitise:
         assert hidden == by_category | by_list
 
     @given(hostile)
-    def test_one_line_that_cannot_drive_a_terminal(self, text: str) -> None:
+    def test_result_is_one_line_without_controls(self, text: str) -> None:
         shown = sanitise(text)
         assert len(shown.splitlines()) <= 1
         assert not re.search(r"[\x00-\x1f\x7f-\x9f]", shown)
@@ -343,18 +341,18 @@ class TestSanitise:
         shown.encode()  # no surrogates
 
     @given(hostile)
-    def test_showing_twice_changes_nothing(self, text: str) -> None:
+    def test_display_is_idempotent(self, text: str) -> None:
         assert sanitise(sanitise(text)) == sanitise(text)
 
     @given(hostile, st.integers(0, 50))
-    def test_a_limit_gives_the_head_of_the_whole(self, text: str, limit: int) -> None:
+    def test_limit_returns_the_beginning(self, text: str, limit: int) -> None:
         assert sanitise(text, limit) == sanitise(text)[:limit]
 
     @given(st.text(st.characters(categories=["L", "N", "P"], exclude_characters=INVISIBLE_LETTERS) | st.just(" ")))
-    def test_ordinary_text_comes_through(self, text: str) -> None:
+    def test_ordinary_text_is_unchanged(self, text: str) -> None:
         assert sanitise(text) == text
 
-    def test_a_limit_over_a_gap_longer_than_a_piece(self) -> None:
+    def test_limit_beyond_a_removed_stretch(self) -> None:
         gap = "\x1b[0m\0" * 5 * display._PIECE_CHARS
         assert sanitise(gap + "abc" + gap + "def" + gap, 5) == "abcde"
         assert sanitise("x" * 3000 + gap + "y" * 3000, 5999) == "x" * 3000 + "y" * 2999
@@ -362,7 +360,7 @@ class TestSanitise:
     HUGE = 10 * 1024 * 1024
 
     @pytest.mark.parametrize("piece", ["a", "line\n", "\x1b[31mred", f"é{ZWJ}", FAMILY, "Größe "])
-    def test_the_head_of_a_huge_text_costs_what_it_shows(self, piece: str) -> None:
+    def test_beginning_of_a_huge_text_costs_what_it_displays(self, piece: str) -> None:
         text = piece * (self.HUGE // len(piece))
         sanitise("é\n" * 9, 5)  # compiles
         begun = time.process_time()
@@ -388,7 +386,7 @@ class TestSanitise:
         ],
     )
     @pytest.mark.parametrize("limit", [None, 2**16])
-    def test_time_is_linear_whatever_the_text(self, piece: str, limit: int | None) -> None:
+    def test_time_is_linear(self, piece: str, limit: int | None) -> None:
         text = piece * (2**18 // len(piece))
         begun = time.process_time()
         sanitise(text, limit)
@@ -397,7 +395,7 @@ class TestSanitise:
     @pytest.mark.parametrize(
         "text", ["\x1b[" + "0" * 2**18, "\x1b[" + "0" * 2**17 + " " * 2**17, "\x1b]" + "a" * 2**18]
     )
-    def test_one_long_sequence_that_is_not_complete(self, text: str) -> None:
+    def test_long_incomplete_sequence(self, text: str) -> None:
         begun = time.process_time()
         assert sanitise(text) == text[2:]
         assert sanitise(text, 9) == text[2:11]

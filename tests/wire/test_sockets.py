@@ -27,7 +27,7 @@ def pair() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
 
 
 @pytest.mark.parametrize("sent", [[b"one"], [b"", b""], [b"head", b"body", b"x" * 100_000]])
-def test_a_message_comes_as_it_was_sent(pair, sent):
+def test_message_arrives_unchanged(pair, sent):
     router, dealer = pair
     sockets.send(dealer, sent)
     assert router.poll(PATIENCE_MS)
@@ -38,20 +38,20 @@ def test_a_message_comes_as_it_was_sent(pair, sent):
     assert sockets.receive(dealer) == [b"back"]
 
 
-def test_nothing_is_none_and_not_waited_for(pair):
+def test_receive_without_a_message_returns_none_at_once(pair):
     router, _ = pair
     assert not sockets.has_input(router)
     assert sockets.receive(router) is None
 
 
-def test_a_route_that_is_not_there_is_an_error(pair):
+def test_unknown_route_is_an_error(pair):
     router, _ = pair
     with pytest.raises(zmq.ZMQError) as raised:
         sockets.send(router, [b"nobody", b"x"])
     assert raised.value.errno == zmq.EHOSTUNREACH
 
 
-def test_a_socket_that_takes_nothing_is_an_error(pair):
+def test_full_socket_is_an_error(pair):
     context = pair[0].context
     full = context.socket(zmq.PUSH)  # it has no peer at all
     full.linger = 0
@@ -60,7 +60,7 @@ def test_a_socket_that_takes_nothing_is_an_error(pair):
     full.close()
 
 
-def test_what_a_touch_has_swallowed_is_seen(pair):
+def test_event_consumed_by_touch_is_noticed(pair):
     """The descriptor is edge-triggered: it may be quiet though a message is there. `receive` finds it."""
     router, dealer = pair
     for number in range(3):

@@ -16,8 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from zmqbus.errors import InvalidName, InvalidPayload, ProtocolError, ZmqbusError
-from zmqbus.wire import codec
-from zmqbus.wire import verbs as protocol
+from zmqbus.wire import codec, verbs
 from zmqbus.wire.verbs import INLINE_BYTES, MAX_BATCH, MAX_BATCH_BYTES, Scope
 
 INTS = st.integers(-(2**63), 2**64 - 1)
@@ -49,10 +48,10 @@ def values(annotation: object, chars: int = 12) -> st.SearchStrategy[Any]:
 
 def fields_of(cls: Any) -> Iterator[st.SearchStrategy[Any]]:
     for name, kind in cls.__annotations__.items():
-        if kind is protocol.Header:
-            yield st.tuples(*fields_of(kind)).map(protocol.Header._make)
+        if kind is verbs.Header:
+            yield st.tuples(*fields_of(kind)).map(verbs.Header._make)
         else:
-            yield values(kind, min(20, protocol.FIELD_CHARS.get(name, 20)))
+            yield values(kind, min(20, verbs.FIELD_CHARS.get(name, 20)))
 
 
 def envelopes_of(cls: Any) -> st.SearchStrategy[Any]:
@@ -64,8 +63,8 @@ def envelopes_of(cls: Any) -> st.SearchStrategy[Any]:
     return st.tuples(*fields, messages).map(lambda drawn: cls(*drawn[:-1], *zip(*drawn[-1], strict=True)))
 
 
-TO_BROKER = [cls for code, cls in protocol.VERBS.items() if code < 32]
-FROM_BROKER = [cls for code, cls in protocol.VERBS.items() if code >= 32]
+TO_BROKER = [cls for code, cls in verbs.VERBS.items() if code < 32]
+FROM_BROKER = [cls for code, cls in verbs.VERBS.items() if code >= 32]
 
 
 def messages(verbs: Sequence[Any], max_size: int = 6) -> st.SearchStrategy[list[Any]]:
@@ -74,7 +73,7 @@ def messages(verbs: Sequence[Any], max_size: int = 6) -> st.SearchStrategy[list[
 
 
 def _present(envelope: Any) -> Any:
-    return envelope._replace(version=protocol.VERSION) if type(envelope) is protocol.Hello else envelope
+    return envelope._replace(version=verbs.VERSION) if type(envelope) is verbs.Hello else envelope
 
 
 def decoder(*, from_broker: bool) -> codec.Decoder:
@@ -84,8 +83,8 @@ def decoder(*, from_broker: bool) -> codec.Decoder:
 # --- round trips
 
 
-@pytest.mark.parametrize("cls", protocol.VERBS.values(), ids=lambda cls: cls.__name__)
-def test_what_is_written_is_read_back(cls: Any) -> None:
+@pytest.mark.parametrize("cls", verbs.VERBS.values(), ids=lambda cls: cls.__name__)
+def test_envelopes_round_trip(cls: Any) -> None:
     from_broker = cls in FROM_BROKER
 
     @settings(max_examples=30)
@@ -99,7 +98,7 @@ def test_what_is_written_is_read_back(cls: Any) -> None:
 
 
 @pytest.mark.parametrize(("verbs", "from_broker"), [(TO_BROKER, False), (FROM_BROKER, True)])
-def test_a_mixed_message_is_read_back(verbs: list[Any], from_broker: bool) -> None:
+def test_mixed_message_round_trips(verbs: list[Any], from_broker: bool) -> None:
     shared = decoder(from_broker=from_broker)  # what passed once is remembered, and must not let more pass later
 
     @given(messages(verbs))
@@ -109,15 +108,15 @@ def test_a_mixed_message_is_read_back(verbs: list[Any], from_broker: bool) -> No
     check()
 
 
-@pytest.mark.parametrize("size", [0, INLINE_BYTES, INLINE_BYTES + 1, protocol.MAX_BODY_BYTES])
+@pytest.mark.parametrize("size", [0, INLINE_BYTES, INLINE_BYTES + 1, verbs.MAX_BODY_BYTES])
 def test_only_large_bodies_get_a_frame_of_their_own(size: int) -> None:
-    send = protocol.Send.one("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * size)
+    send = verbs.Send.one("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * size)
     frames = codec.encode([send, send])
     assert len(frames) == (3 if size > INLINE_BYTES else 1)
     assert decoder(from_broker=False).decode(frames) == [send, send]
 
 
-def test_no_envelope_is_a_message_too() -> None:
+def test_message_without_envelopes() -> None:
     assert decoder(from_broker=True).decode(codec.encode([])) == []
 
 
@@ -131,15 +130,15 @@ def refuse_or_read(frames: list[bytes], *, from_broker: bool) -> None:
     except ProtocolError:
         return
     for envelope in read:
-        if type(envelope) is protocol.Faulty:
+        if type(envelope) is verbs.Faulty:
             continue
         for value, annotation in zip(envelope, type(envelope).__annotations__.values(), strict=True):
             assert fits(value, annotation), envelope
 
 
 def fits(value: Any, annotation: object) -> bool:
-    if annotation is protocol.Header:
-        return type(value) is protocol.Header and all(map(fits, value, protocol.Header.__annotations__.values()))
+    if annotation is verbs.Header:
+        return type(value) is verbs.Header and all(map(fits, value, verbs.Header.__annotations__.values()))
     if isinstance(annotation, UnionType):
         return any(fits(value, one) for one in get_args(annotation))
     if get_origin(annotation) is tuple:
@@ -151,7 +150,7 @@ def fits(value: Any, annotation: object) -> bool:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=4), st.booleans())
-def test_junk_raises_nothing_but_protocol_errors(frames: list[bytes], from_broker: bool) -> None:
+def test_random_bytes_raise_protocol_errors_only(frames: list[bytes], from_broker: bool) -> None:
     refuse_or_read(frames, from_broker=from_broker)
 
 
@@ -164,14 +163,14 @@ junk = st.recursive(
 
 @settings(max_examples=50)
 @given(st.lists(st.builds(lambda code, rest: [code, *rest], st.integers(0, 64), st.lists(junk, max_size=15))), junk)
-def test_well_formed_msgpack_of_the_wrong_shape(arrays: list[Any], other: Any) -> None:
+def test_msgpack_of_the_wrong_shape(arrays: list[Any], other: Any) -> None:
     for from_broker in (False, True):
         refuse_or_read([msgpack.packb(arrays)], from_broker=from_broker)
         refuse_or_read([msgpack.packb(other)], from_broker=from_broker)
 
 
 @pytest.mark.parametrize(("verbs", "from_broker"), [(TO_BROKER, False), (FROM_BROKER, True)])
-def test_a_field_of_another_type_is_found(verbs: list[Any], from_broker: bool) -> None:
+def test_field_of_another_type_is_refused(verbs: list[Any], from_broker: bool) -> None:
     @given(st.one_of(*map(envelopes_of, verbs)).map(_present), st.data())
     def check(envelope: Any, data: st.DataObject) -> None:
         (array,) = msgpack.unpackb(codec.encode([envelope])[0])
@@ -210,10 +209,10 @@ def test_mutated_and_truncated_messages(verbs: list[Any], from_broker: bool) -> 
     check()
 
 
-SEND = protocol.Send.one("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BYTES + 1))
+SEND = verbs.Send.one("aaaaaaaaaaaa", 0, "bob", 0, None, False, b"x" * (INLINE_BYTES + 1))
 
 
-HEADER = protocol.Header("s", "n", None, 0, "", 0, None, 0.5)
+HEADER = verbs.Header("s", "n", None, 0, "", 0, None, 0.5)
 FIELDS = (4, 0, "bob", 0, None, False, None, None)  #: of a SEND, but for its messages
 
 
@@ -260,7 +259,7 @@ FIELDS = (4, 0, "bob", 0, None, False, None, None)  #: of a SEND, but for its me
     ],
     ids=range(37),
 )
-def test_each_of_these_is_refused(frames: list[bytes]) -> None:
+def test_malformed_envelopes_are_refused(frames: list[bytes]) -> None:
     assert refused(frames)
 
 
@@ -270,19 +269,19 @@ def refused(frames: list[bytes], reader: codec.Decoder | None = None) -> bool:
         read = (reader or decoder(from_broker=False)).decode(frames)
     except ProtocolError:
         return True
-    return set(map(type, read)) == {protocol.Faulty}
+    return set(map(type, read)) == {verbs.Faulty}
 
 
-def test_a_pointer_is_made_of_numbers() -> None:
+def test_pointer_is_made_of_numbers() -> None:
     reader = decoder(from_broker=True)
-    deliver = protocol.Deliver(HEADER, 1, 0, 0, -1, (1, 2, 3, 4), 0, ("aaaaaaaaaaaa",), (b"",))
+    deliver = verbs.Deliver(HEADER, 1, 0, 0, -1, (1, 2, 3, 4), 0, ("aaaaaaaaaaaa",), (b"",))
     assert reader.decode(codec.encode([deliver])) == [deliver]
     assert refused(codec.encode([deliver._replace(pointer=(1, 2, "3", 4))]), reader)  # type: ignore[arg-type]
 
 
-def test_a_shape_that_passed_once_does_not_let_others_pass() -> None:
+def test_accepted_shape_does_not_admit_others() -> None:
     reader = decoder(from_broker=False)
-    assert reader.decode([msgpack.packb([[5, 1, [2, 3]]])]) == [protocol.Ack(1, (2, 3))]
+    assert reader.decode([msgpack.packb([[5, 1, [2, 3]]])]) == [verbs.Ack(1, (2, 3))]
     assert refused([msgpack.packb([[5, 1, [2, None]]])], reader)
     assert refused([msgpack.packb([[5, 1]])], reader)
 
@@ -296,17 +295,17 @@ LISTS = (tuple[str, ...], tuple[int, ...], tuple[int, ...] | None, tuple[bytes, 
 def full_of(cls: Any) -> Any:
     """An envelope whose strings and lists are all as long as they may be."""
     values: list[Any] = [
-        protocol.VERSION if cls is protocol.Hello and at == 0 else _longest(name, kind)
+        verbs.VERSION if cls is verbs.Hello and at == 0 else _longest(name, kind)
         for at, (name, kind) in enumerate(cls.__annotations__.items())
     ]
     full = cls._make(values)
-    return full._replace(msg_ids=full.msg_ids[: len(full.bodies)]) if cls is protocol.Send else full
+    return full._replace(msg_ids=full.msg_ids[: len(full.bodies)]) if cls is verbs.Send else full
 
 
 def _longest(name: str, kind: Any) -> Any:
     if kind in (str, str | None):
-        return "x" * protocol.FIELD_CHARS[name]
-    parts = protocol.FIELD_PARTS.get(name, protocol.MAX_LIST)
+        return "x" * verbs.FIELD_CHARS[name]
+    parts = verbs.FIELD_PARTS.get(name, verbs.MAX_LIST)
     return {
         int: 1,
         bool: True,
@@ -314,18 +313,18 @@ def _longest(name: str, kind: Any) -> Any:
         tuple[int, ...]: (1,) * parts,
         tuple[int, ...] | None: (1,) * parts,
         tuple[bytes, ...]: (b"x",) * parts,
-        tuple[str, ...]: ("x" * protocol.FIELD_CHARS.get(name, 0),) * parts,
+        tuple[str, ...]: ("x" * verbs.FIELD_CHARS.get(name, 0),) * parts,
     }[kind]
 
 
 @pytest.mark.parametrize("cls", TO_BROKER, ids=lambda cls: cls.__name__)
-def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
+def test_field_limits_hold_on_both_sides(cls: Any) -> None:
     """A field at its limit passes on both sides; one character more fails on both, naming the message."""
     longest = full_of(cls)
-    protocol.check_fields(longest)
+    verbs.check_fields(longest)
     reader = decoder(from_broker=False)
     assert reader.decode(codec.encode([longest])) == [longest]
-    beside = protocol.Bye()
+    beside = verbs.Bye()
     for at, kind in enumerate(cls.__annotations__.values()):
         value = longest[at]
         longer: list[Any] = []
@@ -333,44 +332,44 @@ def test_each_field_has_its_limit_on_both_sides(cls: Any) -> None:
             longer = [value + "x", "\N{SNOWMAN}" * (len(value) + 1)]
         elif kind in LISTS:
             longer = [value * 17]  # more than any list may have
-            if len(value) == protocol.FIELD_PARTS.get(list(cls.__annotations__)[at], protocol.MAX_LIST):
+            if len(value) == verbs.FIELD_PARTS.get(list(cls.__annotations__)[at], verbs.MAX_LIST):
                 longer.append((*value, value[0]))
             if kind == tuple[str, ...]:
                 longer.append((*value[1:], value[0] + "x"))
         for one in longer:
             envelope = cls._make((*longest[:at], one, *longest[at + 1 :]))
             with pytest.raises(ZmqbusError, match="limit is"):
-                protocol.check_fields(envelope)
+                verbs.check_fields(envelope)
             name = list(cls.__annotations__)[at]
-            if name in ("msg_id", "reply_to") or (cls is protocol.Send and name in ("msg_ids", "bodies")):
+            if name in ("msg_id", "reply_to") or (cls is verbs.Send and name in ("msg_ids", "bodies")):
                 continue  # the broker's core checks each of their characters; ids and bodies are counted together
             try:
                 faulty, after = reader.decode(codec.encode([envelope, beside]))
             except ProtocolError:
                 assert kind in LISTS  # over what an array may have
                 continue
-            assert isinstance(faulty, protocol.Faulty) and after == beside
-            expected = protocol.refs_of(cls, longest)
+            assert isinstance(faulty, verbs.Faulty) and after == beside
+            expected = verbs.refs_of(cls, longest)
             if at > 0:
                 assert faulty.refs == expected
             assert len(faulty.reason) < 200
 
 
-def test_every_field_that_a_client_says_has_a_limit() -> None:
+def test_every_client_field_has_a_limit() -> None:
     for cls in TO_BROKER:
         for name, kind in cls.__annotations__.items():
             if kind in (str, str | None, tuple[str, ...]):
-                assert name in protocol.FIELD_CHARS, (cls, name)
+                assert name in verbs.FIELD_CHARS, (cls, name)
 
 
-def test_what_cannot_be_encoded_is_not_said() -> None:
+def test_unencodable_envelope_is_not_sent() -> None:
     with pytest.raises(InvalidName, match="not valid Unicode"):
-        protocol.check_target("p\udcffy")
+        verbs.check_target("p\udcffy")
     with pytest.raises(InvalidPayload, match="ref is not valid Unicode"):
-        protocol.check_fields(protocol.Status("\udcff"))
+        verbs.check_fields(verbs.Status("\udcff"))
 
 
-def test_one_envelope_that_is_wrong_costs_its_neighbours_nothing() -> None:
+def test_invalid_envelope_is_refused_alone() -> None:
     good = SEND._replace(msg_ids=("bbbbbbbbbbbb",))
     for bad in (
         SEND._replace(target="x" * 5_000),
@@ -379,10 +378,10 @@ def test_one_envelope_that_is_wrong_costs_its_neighbours_nothing() -> None:
     ):
         read = decoder(from_broker=False).decode(codec.encode([bad, good]))
         assert read[1:] == [good]
-        assert isinstance(read[0], protocol.Faulty) and read[0].refs == SEND.msg_ids
+        assert isinstance(read[0], verbs.Faulty) and read[0].refs == SEND.msg_ids
     read = decoder(from_broker=False).decode(codec.encode([several(3)._replace(target="x" * 5_000), good]))
     assert read[1:] == [good]
-    assert isinstance(read[0], protocol.Faulty) and read[0].refs == several(3).msg_ids
+    assert isinstance(read[0], verbs.Faulty) and read[0].refs == several(3).msg_ids
 
 
 def nested(size_bytes: int, arity: int) -> bytes:
@@ -390,7 +389,7 @@ def nested(size_bytes: int, arity: int) -> bytes:
     leaf = b"\x90"
     while len(leaf) < 200:
         leaf = bytes([0x90 | arity]) + leaf * arity
-    row = b"\xdc" + protocol.MAX_LIST.to_bytes(2, "big") + leaf * protocol.MAX_LIST
+    row = b"\xdc" + verbs.MAX_LIST.to_bytes(2, "big") + leaf * verbs.MAX_LIST
     count = max(1, size_bytes // len(row))
     return b"\xdc" + count.to_bytes(2, "big") + row * count
 
@@ -398,10 +397,10 @@ def nested(size_bytes: int, arity: int) -> bytes:
 @pytest.mark.parametrize(
     "frame",
     [
-        nested(protocol.MAX_FRAME_BYTES - 100_000, 2),
-        nested(protocol.MAX_FRAME_BYTES - 100_000, 15),
-        nested(protocol.MAX_HEADER_BYTES, 1),
-        nested(protocol.MAX_HEADER_BYTES, 3),
+        nested(verbs.MAX_FRAME_BYTES - 100_000, 2),
+        nested(verbs.MAX_FRAME_BYTES - 100_000, 15),
+        nested(verbs.MAX_HEADER_BYTES, 1),
+        nested(verbs.MAX_HEADER_BYTES, 3),
         (b"\x92" * 1_000 + b"\x90" * 2_000) * 32,
         (b"\xdc\x07\xff" + b"\xcd\xff\xff" * 1_300) * 1023,
         b"\xdc\x08\x00" * 1023,
@@ -410,7 +409,7 @@ def nested(size_bytes: int, arity: int) -> bytes:
     ],
     ids=range(9),
 )
-def test_the_parts_of_a_message_are_bounded_in_total(frame: bytes) -> None:
+def test_parts_of_a_message_are_bounded(frame: bytes) -> None:
     """Neither memory nor the error text grows with the input."""
     tracemalloc.start()
     try:
@@ -420,7 +419,7 @@ def test_the_parts_of_a_message_are_bounded_in_total(frame: bytes) -> None:
             reason = str(error)
         else:
             (faulty,) = read
-            assert isinstance(faulty, protocol.Faulty)
+            assert isinstance(faulty, verbs.Faulty)
             reason = faulty.reason
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -429,14 +428,14 @@ def test_the_parts_of_a_message_are_bounded_in_total(frame: bytes) -> None:
     assert peak < 64 * 1024 * 1024, f"{peak >> 20} MiB"
 
 
-def test_the_largest_batches_are_within_the_bounds() -> None:
-    header = protocol.Header("s" * 36, "n" * 40, "l" * 60, 1, "", 0, None, 1.5)
-    cast = protocol.Broadcast(header, "e" * 16, 1, 0, (70_000,) * 1_000, None, ("a" * 12,), (b"x",))
+def test_largest_batches_are_within_the_bounds() -> None:
+    header = verbs.Header("s" * 36, "n" * 40, "l" * 60, 1, "", 0, None, 1.5)
+    cast = verbs.Broadcast(header, "e" * 16, 1, 0, (70_000,) * 1_000, None, ("a" * 12,), (b"x",))
     for batch in codec.batches([cast] * MAX_BATCH):
         assert decoder(from_broker=True).decode(codec.encode(batch)) == batch
 
 
-def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
+def test_inline_body_is_limited() -> None:
     array = [*FIELDS, "aaaaaaaaaaaa"]
     reader = decoder(from_broker=False)
     assert len(reader.decode([msgpack.packb([[*array, bytes(INLINE_BYTES)]])])) == 1
@@ -444,37 +443,37 @@ def test_a_body_may_stand_inside_only_up_to_the_limit() -> None:
         reader.decode([msgpack.packb([[*array, bytes(INLINE_BYTES + 1)]])])
 
 
-def test_the_largest_batch_passes_and_a_larger_one_does_not() -> None:
+def test_batch_size_is_limited() -> None:
     reader = decoder(from_broker=False)
-    assert len(reader.decode(codec.encode([protocol.Bye()] * MAX_BATCH))) == MAX_BATCH
+    assert len(reader.decode(codec.encode([verbs.Bye()] * MAX_BATCH))) == MAX_BATCH
     with pytest.raises(ProtocolError):
-        reader.decode(codec.encode([protocol.Bye()] * (MAX_BATCH + 1)))
+        reader.decode(codec.encode([verbs.Bye()] * (MAX_BATCH + 1)))
 
 
-def test_the_largest_body_stays_below_the_frame_limit() -> None:
-    assert protocol.MAX_BROADCAST_BYTES < protocol.MAX_BODY_BYTES < protocol.MAX_FRAME_BYTES
+def test_largest_body_is_below_the_frame_limit() -> None:
+    assert verbs.MAX_BROADCAST_BYTES < verbs.MAX_BODY_BYTES < verbs.MAX_FRAME_BYTES
     # A full batch of small messages whose strings are all as long as they may be.
-    send = full_of(protocol.Send)._replace(msg_ids=("a" * 12,), bodies=(bytes(INLINE_BYTES),))
-    header = protocol.Header("s" * 40, "n" * 40, "l" * 60, 2**63, "t" * 4_096, 2**63, "r" * 40, 1.5)
+    send = full_of(verbs.Send)._replace(msg_ids=("a" * 12,), bodies=(bytes(INLINE_BYTES),))
+    header = verbs.Header("s" * 40, "n" * 40, "l" * 60, 2**63, "t" * 4_096, 2**63, "r" * 40, 1.5)
     numbers = (2**63,) * 3
-    deliver = protocol.Deliver(header, *numbers, 2**63, (2**31,) * 4, 2**63, ("a" * 12,), (bytes(2_048),))
+    deliver = verbs.Deliver(header, *numbers, 2**63, (2**31,) * 4, 2**63, ("a" * 12,), (bytes(2_048),))
     for one in (send, send._replace(bodies=(bytes(2_048),)), deliver):
         for batch in codec.batches([one] * MAX_BATCH):
             (frame,) = codec.encode(batch)
-            assert len(frame) <= protocol.MAX_HEADER_BYTES < protocol.MAX_FRAME_BYTES
+            assert len(frame) <= verbs.MAX_HEADER_BYTES < verbs.MAX_FRAME_BYTES
 
 
-def several(count: int, size_bytes: int = 1) -> protocol.Send:
+def several(count: int, size_bytes: int = 1) -> verbs.Send:
     ids = tuple(f"message{n:05d}" for n in range(count))
-    return protocol.Send(0, "bob", 0, None, False, None, None, ids, (bytes(size_bytes),) * count)
+    return verbs.Send(0, "bob", 0, None, False, None, None, ids, (bytes(size_bytes),) * count)
 
 
 def test_each_message_of_an_envelope_counts() -> None:
     """Or one ZeroMQ message could hold a hundred thousand, all of which are handled in one go."""
     reader = decoder(from_broker=False)
-    full = [several(protocol.MAX_ENVELOPE_MESSAGES)] * (MAX_BATCH // protocol.MAX_ENVELOPE_MESSAGES)
+    full = [several(verbs.MAX_ENVELOPE_MESSAGES)] * (MAX_BATCH // verbs.MAX_ENVELOPE_MESSAGES)
     assert reader.decode(codec.encode(full)) == full
-    for more in (protocol.Bye(), several(1), several(protocol.MAX_ENVELOPE_MESSAGES)):
+    for more in (verbs.Bye(), several(1), several(verbs.MAX_ENVELOPE_MESSAGES)):
         with pytest.raises(ProtocolError, match="more than 512 messages"):
             reader.decode(codec.encode([*full, more]))
         assert codec.encode([more, *full])  # the encoder leaves it to `batches`
@@ -482,8 +481,8 @@ def test_each_message_of_an_envelope_counts() -> None:
         reader.decode(codec.encode([several(2)] * MAX_BATCH))
 
 
-def test_the_largest_envelope_stays_below_the_frame_limit() -> None:
-    largest = several(protocol.MAX_ENVELOPE_MESSAGES, INLINE_BYTES)
+def test_largest_envelope_is_below_the_frame_limit() -> None:
+    largest = several(verbs.MAX_ENVELOPE_MESSAGES, INLINE_BYTES)
     assert sum(map(len, largest.bodies)) <= MAX_BATCH_BYTES
     assert len(codec.encode([largest])) == 1
     assert decoder(from_broker=False).decode(codec.encode([largest])) == [largest]
@@ -492,20 +491,18 @@ def test_the_largest_envelope_stays_below_the_frame_limit() -> None:
 # --- batches
 
 
-@given(
-    st.lists(st.one_of(st.just(protocol.Bye()), BODIES.map(lambda body: SEND._replace(bodies=(body,)))), max_size=30)
-)
+@given(st.lists(st.one_of(st.just(verbs.Bye()), BODIES.map(lambda body: SEND._replace(bodies=(body,)))), max_size=30))
 def test_batches_lose_nothing(envelopes: list[Any]) -> None:
     assert [one for batch in codec.batches(envelopes) for one in batch] == envelopes
 
 
-def test_batches_are_cut_by_number_and_by_size() -> None:
-    assert list(map(len, codec.batches([protocol.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
+def test_batches_are_limited_by_number_and_size() -> None:
+    assert list(map(len, codec.batches([verbs.Bye()] * (2 * MAX_BATCH + 1)))) == [MAX_BATCH, MAX_BATCH, 1]
     third = SEND._replace(bodies=(bytes(MAX_BATCH_BYTES // 3),))
     assert list(map(len, codec.batches([third] * 7))) == [3, 3, 1]
-    assert list(map(len, codec.batches([several(protocol.MAX_ENVELOPE_MESSAGES)] * 5))) == [2, 2, 1]
-    assert list(map(len, codec.batches([several(protocol.MAX_ENVELOPE_MESSAGES, INLINE_BYTES), several(1)]))) == [1, 1]
-    huge = SEND._replace(bodies=(bytes(protocol.MAX_BODY_BYTES),))
+    assert list(map(len, codec.batches([several(verbs.MAX_ENVELOPE_MESSAGES)] * 5))) == [2, 2, 1]
+    assert list(map(len, codec.batches([several(verbs.MAX_ENVELOPE_MESSAGES, INLINE_BYTES), several(1)]))) == [1, 1]
+    huge = SEND._replace(bodies=(bytes(verbs.MAX_BODY_BYTES),))
     assert list(map(len, codec.batches([third, huge, third]))) == [1, 1, 1]
     assert list(codec.batches([])) == []
 
@@ -513,10 +510,10 @@ def test_batches_are_cut_by_number_and_by_size() -> None:
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.integers(1, protocol.MAX_ENVELOPE_MESSAGES), st.sampled_from((0, 100, INLINE_BYTES))).map(
+            st.tuples(st.integers(1, verbs.MAX_ENVELOPE_MESSAGES), st.sampled_from((0, 100, INLINE_BYTES))).map(
                 lambda r: several(*r)
             ),
-            st.just(protocol.Bye()),
+            st.just(verbs.Bye()),
             st.sampled_from((1, INLINE_BYTES + 1, MAX_BATCH_BYTES)).map(
                 lambda size: SEND._replace(bodies=(bytes(size),))
             ),
@@ -524,7 +521,7 @@ def test_batches_are_cut_by_number_and_by_size() -> None:
         max_size=12,
     )
 )
-def test_batches_of_envelopes_with_many_messages_stay_within_the_bounds_and_are_taken(envelopes: list[Any]) -> None:
+def test_batches_of_large_envelopes_are_within_the_bounds(envelopes: list[Any]) -> None:
     reader = decoder(from_broker=False)
     cut = list(codec.batches(envelopes))
     assert [one for batch in cut for one in batch] == envelopes
@@ -536,42 +533,42 @@ def test_batches_of_envelopes_with_many_messages_stay_within_the_bounds_and_are_
 
 
 def test_two_pages_of_sessions_never_share_a_message() -> None:
-    page = protocol.Sessions("r", (), True)
-    batches = list(codec.batches([protocol.Bye(), page, page, protocol.Done("r", ""), page]))
-    assert [sum(isinstance(one, protocol.Sessions) for one in batch) for batch in batches].count(1) == 3
+    page = verbs.Sessions("r", (), True)
+    batches = list(codec.batches([verbs.Bye(), page, page, verbs.Done("r", ""), page]))
+    assert [sum(isinstance(one, verbs.Sessions) for one in batch) for batch in batches].count(1) == 3
 
 
 # --- versions
 
 
-@given(st.integers(-9, 99).filter(lambda number: number != protocol.VERSION), st.lists(st.none() | INTS | st.text()))
-def test_a_hello_of_another_version_is_told_apart(version: int, rest: list[Any]) -> None:
+@given(st.integers(-9, 99).filter(lambda number: number != verbs.VERSION), st.lists(st.none() | INTS | st.text()))
+def test_hello_of_another_version_is_recognised(version: int, rest: list[Any]) -> None:
     (hello,) = decoder(from_broker=False).decode([msgpack.packb([[1, version, "9.9", *rest], ["what", "follows"]])])
-    assert isinstance(hello, protocol.Hello)
+    assert isinstance(hello, verbs.Hello)
     assert (hello.version, hello.release) == (version, "9.9")
 
 
 # --- ids
 
 
-def test_ids_are_twelve_letters_and_digits_and_no_two_are_alike() -> None:
-    makers = [protocol.IdMaker() for _ in range(10)]
+def test_ids_are_unique_with_twelve_letters_and_digits() -> None:
+    makers = [verbs.IdMaker() for _ in range(10)]
     ids = [make() for make in makers for _ in range(1_000)]
     assert len(set(ids)) == len(ids)
-    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in ids)
+    assert all(len(one) == 12 and verbs.is_msg_id(one) for one in ids)
 
 
 @given(st.binary(min_size=1, max_size=8))
-def test_any_entropy_makes_ids_of_full_width(entropy: bytes) -> None:
-    make = protocol.IdMaker(entropy)
+def test_ids_have_full_width_for_any_entropy(entropy: bytes) -> None:
+    make = verbs.IdMaker(entropy)
     first, second = make(), make()
     assert first != second and first[:7] == second[:7]
-    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in (first, second))
+    assert all(len(one) == 12 and verbs.is_msg_id(one) for one in (first, second))
 
 
-def test_the_count_goes_round_without_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol.IdMaker, "_WIDTH", 1)
-    make = protocol.IdMaker(b"\x07\0\0\0\0\0\0\0")
+def test_counter_wraps_without_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs.IdMaker, "_WIDTH", 1)
+    make = verbs.IdMaker(b"\x07\0\0\0\0\0\0\0")
     ids = [make() for _ in range(37)]
     assert len({one[:11] for one in ids[:36]}) == 1
     assert len(set(ids)) == 37
@@ -580,12 +577,12 @@ def test_the_count_goes_round_without_a_repetition(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("text", ["a" * 8, "0" * 12, "abc123de"])
 def test_message_ids(text: str) -> None:
-    assert protocol.is_msg_id(text)
+    assert verbs.is_msg_id(text)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 7, "a" * 13, "ABCDEFGH", "abc-1234", "abcdefg\n", "abcdéfgh", "٣" * 8])
-def test_what_is_no_message_id(text: str) -> None:
-    assert not protocol.is_msg_id(text)
+def test_invalid_message_ids(text: str) -> None:
+    assert not verbs.is_msg_id(text)
 
 
 @given(
@@ -604,19 +601,19 @@ def test_what_is_no_message_id(text: str) -> None:
 @example(["abcdefg", "abcdefghi"])
 @example(["abcdefgh", "ABCDEFGH"])
 @example(["abcdefgh", "abcdefg\n"])
-def test_many_are_message_ids_if_each_is_one_and_no_other(texts: list[str]) -> None:
-    assert protocol.are_msg_ids(texts) == (all(map(protocol.is_msg_id, texts)) and len(set(texts)) == len(texts))
+def test_check_of_many_ids_equals_single_checks(texts: list[str]) -> None:
+    assert verbs.are_msg_ids(texts) == (all(map(verbs.is_msg_id, texts)) and len(set(texts)) == len(texts))
 
 
-def test_no_ids_are_none() -> None:
+def test_empty_list_of_ids_is_invalid() -> None:
     """A run has one at least."""
-    assert not protocol.are_msg_ids([])
+    assert not verbs.are_msg_ids([])
 
 
-def test_no_two_threads_get_the_same_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_unique_across_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the count runs over under their hands."""
-    monkeypatch.setattr(protocol.IdMaker, "_WIDTH", 2)
-    make = protocol.IdMaker()
+    monkeypatch.setattr(verbs.IdMaker, "_WIDTH", 2)
+    make = verbs.IdMaker()
     before = sys.getswitchinterval()
     made: list[list[str]] = [[] for _ in range(4)]
     start = threading.Barrier(len(made))
@@ -636,11 +633,11 @@ def test_no_two_threads_get_the_same_id(monkeypatch: pytest.MonkeyPatch) -> None
         sys.setswitchinterval(before)
     ids = [one for several in made for one in several]
     assert len(ids) == 40_000 == len(set(ids))
-    assert all(len(one) == 12 and protocol.is_msg_id(one) for one in ids)
+    assert all(len(one) == 12 and verbs.is_msg_id(one) for one in ids)
 
 
 def test_session_ids_are_random_uuids() -> None:
-    ids = [protocol.new_session_id() for _ in range(100)]
+    ids = [verbs.new_session_id() for _ in range(100)]
     assert len(set(ids)) == 100
     for text in ids:
         parsed = uuid.UUID(text)
@@ -648,8 +645,8 @@ def test_session_ids_are_random_uuids() -> None:
 
 
 def test_tokens_are_128_bits() -> None:
-    assert {len(protocol.new_token()) for _ in range(10)} == {32}
-    assert len({protocol.new_token() for _ in range(100)}) == 100
+    assert {len(verbs.new_token()) for _ in range(10)} == {32}
+    assert len({verbs.new_token() for _ in range(100)}) == 100
 
 
 # --- channels
@@ -658,23 +655,23 @@ paths = st.text(st.characters(codec="utf-8"), max_size=10)
 
 
 @given(st.lists(st.tuples(st.sampled_from((Scope.PROJECT, Scope.TOPIC)), paths.filter(lambda path: "\0" not in path))))
-def test_no_channel_is_the_beginning_of_another(targets: list[tuple[Scope, str]]) -> None:
-    channels = {protocol.channel(scope, target) for scope, target in targets}
-    channels |= {protocol.name_channel(target) for _, target in targets} | {protocol.EVERYONE}
+def test_no_channel_is_a_prefix_of_another(targets: list[tuple[Scope, str]]) -> None:
+    channels = {verbs.channel(scope, target) for scope, target in targets}
+    channels |= {verbs.name_channel(target) for _, target in targets} | {verbs.EVERYONE}
     for one in channels:
         assert [other for other in channels if other.startswith(one)] == [one]
 
 
 def test_channels() -> None:
-    assert protocol.channel(Scope.ALL, "whatever") == protocol.EVERYONE
-    assert protocol.channel(Scope.PROJECT, "/a") == b"//a\0"
-    assert protocol.channel(Scope.TOPIC, "a") == b"#a\0"
-    assert protocol.name_channel("a") == b"@a\0"
+    assert verbs.channel(Scope.ALL, "whatever") == verbs.EVERYONE
+    assert verbs.channel(Scope.PROJECT, "/a") == b"//a\0"
+    assert verbs.channel(Scope.TOPIC, "a") == b"#a\0"
+    assert verbs.name_channel("a") == b"@a\0"
 
 
 @given(paths)
-def test_the_mark_sorts_behind_every_other_filter(target: str) -> None:
-    mark = protocol.mark_channel("0")
-    assert mark.startswith(protocol.MARK)
-    others = (protocol.channel(Scope.PROJECT, target), protocol.channel(Scope.TOPIC, target))
-    assert all(other < mark for other in (*others, protocol.name_channel(target), protocol.EVERYONE))
+def test_mark_sorts_after_every_other_filter(target: str) -> None:
+    mark = verbs.mark_channel("0")
+    assert mark.startswith(verbs.MARK)
+    others = (verbs.channel(Scope.PROJECT, target), verbs.channel(Scope.TOPIC, target))
+    assert all(other < mark for other in (*others, verbs.name_channel(target), verbs.EVERYONE))

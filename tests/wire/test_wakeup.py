@@ -26,7 +26,7 @@ def heeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_what_is_ignored_stays_so(number: signal.Signals) -> None:
+def test_ignored_signal_stays_ignored(number: signal.Signals) -> None:
     """`nohup`, and a shell that starts something in its background."""
     signal.signal(number, signal.SIG_IGN)
     with Wakeup() as wakeup:
@@ -37,7 +37,7 @@ def test_what_is_ignored_stays_so(number: signal.Signals) -> None:
     assert signal.getsignal(number) is signal.SIG_IGN
 
 
-def test_sigterm_ends_it_in_any_case() -> None:
+def test_sigterm_always_ends_the_program() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with Wakeup() as wakeup:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -45,7 +45,7 @@ def test_sigterm_ends_it_in_any_case() -> None:
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_a_signal_makes_it_readable_and_is_noted(number):
+def test_signal_makes_the_descriptor_readable(number):
     with Wakeup() as wakeup:
         assert wakeup.caught is None and not readable(wakeup.fd)
         os.kill(os.getpid(), number)
@@ -53,7 +53,7 @@ def test_a_signal_makes_it_readable_and_is_noted(number):
         assert wakeup.caught is number
 
 
-def test_a_signal_ends_a_poll_that_is_waiting():
+def test_signal_ends_a_waiting_poll():
     with Wakeup() as wakeup:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         poller = select.poll()
@@ -62,7 +62,7 @@ def test_a_signal_ends_a_poll_that_is_waiting():
         assert poller.poll(20_000)
 
 
-def test_handlers_are_put_back():
+def test_handlers_are_restored():
     before = {number: signal.getsignal(number) for number in ENDING}
     with Wakeup():
         assert all(signal.getsignal(number) is not before[number] for number in ENDING)
@@ -72,7 +72,7 @@ def test_handlers_are_put_back():
     assert {number: signal.getsignal(number) for number in ENDING} == before
 
 
-def test_the_descriptors_are_closed_and_not_inherited():
+def test_descriptors_are_closed_and_not_inherited():
     with Wakeup() as wakeup:
         descriptor = wakeup.fd
         assert not os.get_inheritable(descriptor) and not os.get_blocking(descriptor)
@@ -80,7 +80,7 @@ def test_the_descriptors_are_closed_and_not_inherited():
         os.fstat(descriptor)
 
 
-def test_a_flood_of_signals_does_no_harm():
+def test_flood_of_signals_is_harmless():
     with Wakeup() as wakeup:
         for _ in range(200):
             os.kill(os.getpid(), signal.SIGHUP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.test_runs import TEXTS, bodies, written
+from tests.contract.test_batches import TEXTS, bodies, records_of_alice
 from tests.contract.worlds import Member, World
 from zmqbus.broker.admission import BROADCASTS_PER_MINUTE
 from zmqbus.testing import session_id_of
@@ -12,23 +12,23 @@ from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Scope
 
 
-def crew(world: World) -> tuple[Member, Member, Member]:
+def three_sessions(world: World) -> tuple[Member, Member, Member]:
     return world.session("alice"), world.session("bob"), world.session("carol")
 
 
-def in_runs(member: Member) -> int:
-    """How many messages have come over the SUB in one piece with others."""
+def published_in_batches(member: Member) -> int:
+    """Returns how many messages arrived in a BROADCAST with others."""
     casts = [one for one in member.overheard if isinstance(one, verbs.Broadcast)]
     return sum(len(one.msg_ids) for one in casts if len(one.msg_ids) > 1)
 
 
-def resent(member: Member) -> int:
-    """How many were sent again, by the DEALER."""
+def retransmissions(member: Member) -> int:
+    """Returns how many broadcasts were retransmitted by the DEALER."""
     return len([one for one in member.heard if isinstance(one, verbs.Deliver) and one.bcast])
 
 
 def safe_and_taken_once(world: World, alice: Member, sent: list[str], *members: Member) -> None:
-    """Waits until each has taken all, in order and once; its sender was told that it is safe."""
+    """Waits until each member has taken all messages, in order and once, and they are reported as safe."""
     for member in members:
         world.until(lambda member=member: member.drain() and len(member.taken_of(sent)) == len(sent))  # type: ignore[misc]
         assert member.taken_of(sent) == sent
@@ -36,7 +36,7 @@ def safe_and_taken_once(world: World, alice: Member, sent: list[str], *members: 
         alice.hears_it_is_safe(msg_id)
 
 
-def test_everybody_gets_them_in_order_and_as_they_were_sent(world: World) -> None:
+def test_batch_reaches_everybody_in_order_and_unchanged(world: World) -> None:
     alice, bob, carol = world.session("alice", label="Älice"), world.session("bob"), world.session("carol")
     sent = alice.send_all("", *TEXTS, scope=Scope.ALL)
     for member in (bob, carol):
@@ -50,12 +50,12 @@ def test_everybody_gets_them_in_order_and_as_they_were_sent(world: World) -> Non
                 None,
                 None,
             ) and message.header.ts > 0
-        assert in_runs(member) == len(TEXTS)
+        assert published_in_batches(member) == len(TEXTS)
         member.take_all()
     for msg_id in sent:
         alice.hears(msg_id, (2, 0))
-    assert alice.history == [] and [record.msg_id for record in written(world)] == sent
-    assert {(record.kind, record.to) for record in written(world)} == {("broadcast", "all")}
+    assert alice.history == [] and [record.msg_id for record in records_of_alice(world)] == sent
+    assert {(record.kind, record.to) for record in records_of_alice(world)} == {("broadcast", "all")}
 
 
 def test_topics_and_projects(world: World) -> None:
@@ -71,8 +71,8 @@ def test_topics_and_projects(world: World) -> None:
         alice.hears(msg_id, (0, 0))
 
 
-def test_each_for_one_who_is_away_waits_in_order(world: World) -> None:
-    alice, bob, carol = crew(world)
+def test_batch_waits_in_order_for_an_absent_session(world: World) -> None:
+    alice, bob, carol = three_sessions(world)
     carol.bye()
     sent = alice.send_all("", *bodies(5), scope=Scope.ALL)
     bob.takes(*bodies(5))
@@ -82,8 +82,8 @@ def test_each_for_one_who_is_away_waits_in_order(world: World) -> None:
     assert all(message.age_s >= 0 for message in messages)
 
 
-def test_whoever_does_not_take_them_is_busy_and_all_of_them_are_safe(world: World) -> None:
-    alice, bob, carol = crew(world)
+def test_untaken_broadcasts_are_busy_and_safe(world: World) -> None:
+    alice, bob, carol = three_sessions(world)
     sent = alice.send_all("", *bodies(5), scope=Scope.ALL)
     bob.takes(*bodies(5))
     carol.gets(*bodies(5))
@@ -93,8 +93,8 @@ def test_whoever_does_not_take_them_is_busy_and_all_of_them_are_safe(world: Worl
     assert [message.body for message in world.again(carol).takes(*bodies(5))] == bodies(5)
 
 
-def test_among_directed_messages_each_keeps_its_place(world: World) -> None:
-    alice, bob, carol = crew(world)
+def test_broadcasts_keep_their_place_among_directed_messages(world: World) -> None:
+    alice, bob, carol = three_sessions(world)
     sent = alice.send_all("", *bodies(3), scope=Scope.ALL)
     sent += alice.send_all("bob", *bodies(3, 3))
     last = alice.send_all("", *bodies(3, 6), scope=Scope.ALL)
@@ -104,8 +104,8 @@ def test_among_directed_messages_each_keeps_its_place(world: World) -> None:
         alice.hears_it_is_safe(msg_id)
 
 
-def test_a_helper_speaks_as_its_session_which_does_not_get_them(world: World) -> None:
-    alice, bob, _ = crew(world)
+def test_helper_broadcasts_as_its_session_which_gets_none(world: World) -> None:
+    alice, bob, _ = three_sessions(world)
     helper = world.helper(alice)
     sent = helper.send_all("", *bodies(3), scope=Scope.ALL)
     assert {message.header.from_name for message in bob.takes(*bodies(3))} == {"alice"}
@@ -117,7 +117,7 @@ def test_a_helper_speaks_as_its_session_which_does_not_get_them(world: World) ->
     assert len(alice.history) == 1
 
 
-def test_what_the_rate_does_not_allow_is_refused_each(world: World) -> None:
+def test_messages_over_the_rate_are_refused(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send_all("", *bodies(BROADCASTS_PER_MINUTE + 5), scope=Scope.ALL)
     for msg_id in sent[BROADCASTS_PER_MINUTE:]:
@@ -130,8 +130,8 @@ def test_what_the_rate_does_not_allow_is_refused_each(world: World) -> None:
 # --- mishaps
 
 
-def test_a_run_that_the_pub_has_lost_comes_before_what_is_behind_it(world: World) -> None:
-    alice, bob, carol = crew(world)
+def test_lost_batch_comes_before_later_messages(world: World) -> None:
+    alice, bob, carol = three_sessions(world)
     sent = alice.send_all("", *bodies(4), scope=Scope.ALL)
     bob.lose_broadcast()
     sent += alice.send_all("", *bodies(3, 4), scope=Scope.ALL)
@@ -139,11 +139,11 @@ def test_a_run_that_the_pub_has_lost_comes_before_what_is_behind_it(world: World
     carol.takes(*bodies(7))
     for msg_id in sent:
         alice.hears(msg_id, (2, 0))
-    assert resent(bob) >= 4 and not resent(carol)
+    assert retransmissions(bob) >= 4 and not retransmissions(carol)
 
 
-def test_a_lost_run_that_is_the_last_is_missed_by_the_beat(world: World) -> None:
-    alice, bob, carol = crew(world)
+def test_beat_reveals_that_the_last_batch_was_lost(world: World) -> None:
+    alice, bob, carol = three_sessions(world)
     sent = alice.send_all("", *bodies(4), scope=Scope.ALL)
     bob.lose_broadcast()
     carol.takes(*bodies(4))
@@ -153,7 +153,7 @@ def test_a_lost_run_that_is_the_last_is_missed_by_the_beat(world: World) -> None
     assert any(isinstance(envelope, verbs.Beat) for envelope in bob.heard)
 
 
-def test_a_directed_message_waits_for_a_lost_run_before_it(world: World) -> None:
+def test_directed_message_waits_for_a_lost_batch(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     alice.send_all("", *bodies(3), scope=Scope.ALL)
     bob.lose_broadcast()
@@ -162,8 +162,8 @@ def test_a_directed_message_waits_for_a_lost_run_before_it(world: World) -> None
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_a_connection_that_breaks_while_they_are_taken(world: World, deaf: bool) -> None:
-    alice, bob, carol = crew(world)
+def test_connection_breaks_while_a_batch_is_taken(world: World, deaf: bool) -> None:
+    alice, bob, carol = three_sessions(world)
     sent = alice.send_all("", *bodies(6), scope=Scope.ALL)
     if deaf:
         bob.lose_broadcast()
@@ -176,8 +176,8 @@ def test_a_connection_that_breaks_while_they_are_taken(world: World, deaf: bool)
     safe_and_taken_once(world, alice, sent, bob, carol)
 
 
-def test_a_sender_that_loses_its_connection_says_each_again_and_none_comes_twice(world: World) -> None:
-    alice, bob, carol = crew(world)
+def test_reconnected_sender_repeats_each_message_and_none_arrives_twice(world: World) -> None:
+    alice, bob, carol = three_sessions(world)
     sent = alice.send_all("", *bodies(6), scope=Scope.ALL)
     bob.gets(*bodies(6))
     bob.take(3)
@@ -186,13 +186,13 @@ def test_a_sender_that_loses_its_connection_says_each_again_and_none_comes_twice
     sent += alice.send_all("", *bodies(4, 6), scope=Scope.ALL)
     safe_and_taken_once(world, alice, sent, bob, carol)
     assert [message.body for message in bob.history] == bodies(10)
-    assert [record.msg_id for record in written(world)] == sent
+    assert [record.msg_id for record in records_of_alice(world)] == sent
 
 
 @pytest.mark.parametrize("taken", [0, 3, 8])
 @pytest.mark.parametrize("stalled", [False, True])
-def test_a_broker_that_dies_under_them(world: World, taken: int, stalled: bool) -> None:
-    alice, bob, carol = crew(world)
+def test_broker_dies_with_a_batch(world: World, taken: int, stalled: bool) -> None:
+    alice, bob, carol = three_sessions(world)
     sent = alice.send_all("", *bodies(8), scope=Scope.ALL)
     bob.gets(*bodies(8))
     carol.gets(*bodies(8))
@@ -206,8 +206,8 @@ def test_a_broker_that_dies_under_them(world: World, taken: int, stalled: bool) 
     assert len([message for message in bob.history if message.msg_id in sent[:taken]]) == taken
 
 
-def test_a_command_that_reads_takes_over_what_is_not_taken(world: World) -> None:
-    alice, bob, carol = crew(world)
+def test_reading_command_takes_over_untaken_broadcasts(world: World) -> None:
+    alice, bob, carol = three_sessions(world)
     sent = alice.send_all("", *bodies(5), scope=Scope.ALL)
     bob.gets(*bodies(5))
     bob.take(2)

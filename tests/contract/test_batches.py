@@ -21,23 +21,23 @@ def bodies(count: int, first: int = 0) -> list[bytes]:
 
 
 def receipts(member: Member) -> list[tuple[str, int]]:
-    """Of each message, in the order in which its sender heard of it."""
+    """Returns id and state of each receipted message, in the order of the receipts."""
     found = [one for one in member.heard if isinstance(one, verbs.Receipt)]
     return [(msg_id, one.state) for one in found for msg_id in one.msg_ids]
 
 
-def written(world: World) -> list[Record]:
-    """What alice has said, as the log has it."""
+def records_of_alice(world: World) -> list[Record]:
+    """Returns the records of alice's messages in the journal."""
     return [record for record in world.journal() if record.from_name == "alice"]
 
 
-def in_runs(member: Member) -> int:
-    """How many messages have come in one piece with others."""
+def received_in_batches(member: Member) -> int:
+    """Returns how many messages arrived in a DELIVER with others."""
     return sum(len(one.msg_ids) for one in member.heard if isinstance(one, verbs.Deliver) and len(one.msg_ids) > 1)
 
 
 def safe_and_taken_once(world: World, alice: Member, bob: Member, sent: list[str]) -> None:
-    """Waits until all was taken, in order and once; its sender was told that it is safe."""
+    """Waits until all messages are taken, in order and once, and reported as safe."""
     world.until(lambda: bob.drain() and len(bob.taken_of(sent)) == len(sent))
     assert bob.taken_of(sent) == sent
     for msg_id in sent:
@@ -48,7 +48,7 @@ def safe_and_taken_once(world: World, alice: Member, bob: Member, sent: list[str
 
 
 @pytest.mark.parametrize("fmt", Format)
-def test_they_arrive_in_order_and_as_they_were_sent(world: World, fmt: Format) -> None:
+def test_batch_arrives_in_order_and_unchanged(world: World, fmt: Format) -> None:
     alice, bob = world.session("alice", label="Älice"), world.session("bob")
     texts = TEXTS if fmt == Format.TEXT else (*TEXTS, b"\xff\0")
     sent = alice.send_all("bob", *texts, fmt=fmt)
@@ -67,35 +67,35 @@ def test_they_arrive_in_order_and_as_they_were_sent(world: World, fmt: Format) -
             None,
         )
         assert (message.age_s, message.pointer) == (-1, None) and message.header.ts > 0
-    assert in_runs(bob) == (len(texts) if fmt == Format.TEXT else 0)
+    assert received_in_batches(bob) == (len(texts) if fmt == Format.TEXT else 0)
     bob.take_all()
     for msg_id in sent:
         alice.hears(msg_id, "delivered")
     assert [msg_id for msg_id, _ in receipts(alice)] == sent
 
 
-def test_each_is_in_the_journal_by_itself(world: World) -> None:
+def test_each_message_has_its_own_record(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = [*alice.send_all("bob", *TEXTS), alice.send("bob", b"alone"), *alice.send_all("bob", b"a", b"b")]
     expected = (*TEXTS, b"alone", b"a", b"b")
     bob.takes(*expected)
-    for record, msg_id, body in zip(written(world), sent, expected, strict=True):
+    for record, msg_id, body in zip(records_of_alice(world), sent, expected, strict=True):
         assert (record.msg_id, record.body, record.fmt, record.kind) == (msg_id, body, "text", "message")
         assert (record.from_name, record.to, record.to_session_id) == ("alice", "bob", session_id_of("bob"))
         assert record.reply_to is None
 
 
-def test_more_than_one_piece_can_hold(world: World) -> None:
+def test_long_sequence_is_sent_as_several_batches(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     texts = bodies(2 * MAX_ENVELOPE_MESSAGES + 7)
     sent = alice.send_all("bob", *texts)
     bob.takes(*texts)
     for msg_id in sent:
         alice.hears(msg_id, "delivered")
-    assert in_runs(bob) == len(texts)
+    assert received_in_batches(bob) == len(texts)
 
 
-def test_among_other_messages_each_keeps_its_place(world: World) -> None:
+def test_each_message_keeps_its_place_among_others(world: World) -> None:
     alice, bob, carol = world.session("alice"), world.session("bob"), world.session("carol")
     sends = [
         core.Outgoing(world.new_id(), Scope.SESSION, target, 0, reply_to, False, b"%d" % number)
@@ -115,7 +115,7 @@ def test_among_other_messages_each_keeps_its_place(world: World) -> None:
 # --- apart
 
 
-def test_each_for_one_who_is_away_is_queued_in_order(world: World) -> None:
+def test_batch_to_an_absent_session_is_queued_in_order(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     sent = alice.send_all("bob", *bodies(5))
@@ -127,7 +127,7 @@ def test_each_for_one_who_is_away_is_queued_in_order(world: World) -> None:
     assert all(message.age_s >= 0 for message in bob.takes(*bodies(5)))
 
 
-def test_whoever_does_not_take_them_is_busy_and_all_of_them_are_safe(world: World) -> None:
+def test_untaken_messages_are_busy_and_safe(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send_all("bob", *bodies(4))
     bob.gets(*bodies(4))
@@ -142,7 +142,7 @@ def test_whoever_does_not_take_them_is_busy_and_all_of_them_are_safe(world: Worl
     assert bob.taken_of(sent) == sent
 
 
-def test_what_goes_beyond_the_credit_waits_and_follows(world: World) -> None:
+def test_messages_over_the_credit_wait(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     count = CREDIT_MESSAGES + MAX_ENVELOPE_MESSAGES // 2
     sent = alice.send_all("bob", *bodies(count))
@@ -158,7 +158,7 @@ def test_what_goes_beyond_the_credit_waits_and_follows(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_mailbox_has_no_room_for_is_refused_each(world: World) -> None:
+def test_messages_over_the_mailbox_limit_are_refused(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     bob.bye()
     sent = alice.send_all("bob", *bodies(MAX_MESSAGES - 3))
@@ -172,15 +172,15 @@ def test_what_a_mailbox_has_no_room_for_is_refused_each(world: World) -> None:
     assert [message.msg_id for message in bob.history] == sent[:MAX_MESSAGES]
 
 
-def test_a_target_that_there_is_not_refuses_each(world: World) -> None:
+def test_batch_to_an_unknown_target_is_refused(world: World) -> None:
     alice = world.session("alice")
     for msg_id in (*alice.send_all("nobody", *bodies(3)), *alice.send_all("alice", *bodies(3))):
         alice.hears(msg_id, "unknown_peer")
-    assert written(world) == []
+    assert records_of_alice(world) == []
 
 
-def test_a_helper_speaks_as_its_session(world: World) -> None:
-    """To others it does; to its own session, whose name it has, it would be talking to itself."""
+def test_helper_sends_as_its_session(world: World) -> None:
+    """A helper cannot send to its own session, whose name it has."""
     alice, bob = world.session("alice"), world.session("bob")
     helper = world.helper(alice)
     sent = helper.send_all("bob", *bodies(3))
@@ -198,7 +198,7 @@ def test_a_helper_speaks_as_its_session(world: World) -> None:
     assert alice.history == []
 
 
-def test_an_answer_that_somebody_awaits_overtakes_no_run(world: World) -> None:
+def test_awaited_answer_does_not_overtake_a_batch(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     helper = world.helper(alice)
     question = helper.ask("bob", b"question")
@@ -214,7 +214,7 @@ def test_an_answer_that_somebody_awaits_overtakes_no_run(world: World) -> None:
 # --- broadcasts
 
 
-def test_a_broadcast_between_two_of_them_keeps_its_place(world: World) -> None:
+def test_broadcast_between_two_batches_keeps_its_place(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     before = alice.send_all("bob", b"0", b"1")
     cast = alice.to_all(b"2")
@@ -225,8 +225,8 @@ def test_a_broadcast_between_two_of_them_keeps_its_place(world: World) -> None:
         alice.hears(msg_id, "delivered")
 
 
-def test_they_wait_for_the_broadcast_before_them(world: World) -> None:
-    """It was lost on its way: they are held until it has come again."""
+def test_batch_waits_for_an_earlier_broadcast(world: World) -> None:
+    """The broadcast is lost: the batch is held until it is retransmitted."""
     alice, bob = world.session("alice"), world.session("bob")
     cast = alice.to_all(b"0")
     bob.lose_broadcast()
@@ -241,7 +241,7 @@ def test_they_wait_for_the_broadcast_before_them(world: World) -> None:
 # --- mishaps
 
 
-def test_a_connection_that_is_cut_while_they_are_taken(world: World) -> None:
+def test_connection_breaks_while_a_batch_is_taken(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send_all("bob", *bodies(10))
     bob.gets(*bodies(10))
@@ -254,7 +254,7 @@ def test_a_connection_that_is_cut_while_they_are_taken(world: World) -> None:
     assert len([message for message in bob.history if message.msg_id in sent[:4]]) == 4
 
 
-def test_a_receiver_that_dies_while_it_takes_them(world: World) -> None:
+def test_receiver_dies_while_it_takes_a_batch(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send_all("bob", *bodies(10))
     bob.gets(*bodies(10))
@@ -266,7 +266,7 @@ def test_a_receiver_that_dies_while_it_takes_them(world: World) -> None:
     assert all(message.age_s >= 0 for message in bob.history if message.msg_id in sent[:10])
 
 
-def test_a_sender_that_loses_its_connection_says_each_again_and_none_comes_twice(world: World) -> None:
+def test_reconnected_sender_repeats_each_message_and_none_arrives_twice(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send_all("bob", *bodies(10))
     bob.gets(*bodies(10))
@@ -276,13 +276,13 @@ def test_a_sender_that_loses_its_connection_says_each_again_and_none_comes_twice
     sent += alice.send_all("bob", *bodies(4, 10))
     safe_and_taken_once(world, alice, bob, sent)
     assert [message.body for message in bob.history] == bodies(14)
-    assert [record.msg_id for record in written(world)] == sent
+    assert [record.msg_id for record in records_of_alice(world)] == sent
 
 
 @pytest.mark.parametrize("taken", [0, 7, 20])
 @pytest.mark.parametrize("stalled", [False, True])
-def test_a_broker_that_dies_under_them(world: World, taken: int, stalled: bool) -> None:
-    """It has handed them on, and told nobody of any; or it has never heard of them."""
+def test_broker_dies_with_a_batch(world: World, taken: int, stalled: bool) -> None:
+    """The broker has delivered the batch without receipts, or has not received it."""
     alice, bob = world.session("alice"), world.session("bob")
     first = alice.send_all("bob", *bodies(20))
     bob.gets(*bodies(20))
@@ -299,7 +299,7 @@ def test_a_broker_that_dies_under_them(world: World, taken: int, stalled: bool) 
             assert message.age_s >= 0  # explains a second copy to its receiver
 
 
-def test_a_command_that_reads_takes_over_what_is_not_taken(world: World) -> None:
+def test_reading_command_takes_over_untaken_messages(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send_all("bob", *bodies(6))
     bob.gets(*bodies(6))
@@ -321,7 +321,7 @@ def test_a_command_that_reads_takes_over_what_is_not_taken(world: World) -> None
         alice.hears_it_is_safe(msg_id)
 
 
-def test_a_command_that_reads_all_of_it_is_told_of_the_end(world: World) -> None:
+def test_reading_command_learns_the_end_of_the_mailbox(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     alice.send_all("bob", *bodies(3))
     bob.gets(*bodies(3))
@@ -338,7 +338,7 @@ def test_a_command_that_reads_all_of_it_is_told_of_the_end(world: World) -> None
     assert helper.responses["f"] == verbs.Fetched("f", 5, 0)
 
 
-def test_a_command_that_only_looks_leaves_them(world: World) -> None:
+def test_peek_leaves_a_batch(world: World) -> None:
     alice, bob = world.session("alice"), world.session("bob")
     sent = alice.send_all("bob", *bodies(4))
     bob.gets(*bodies(4))

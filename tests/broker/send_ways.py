@@ -1,4 +1,4 @@
-"""The same, said in one piece or one by one: what is seen of it on a bus each."""
+"""Compares what a bus does with messages sent as one batch, and sent one by one."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from zmqbus.wire import codec, verbs
 from zmqbus.wire.verbs import Format, Scope, State
 
 #: In one SEND; in SENDs of one message within one wake; in SENDs that the broker takes one by one within a wake.
-Way: TypeAlias = Literal["run", "wake", "alone"]
-WAYS: tuple[Way, ...] = ("run", "wake", "alone")
+Way: TypeAlias = Literal["batch", "wake", "alone"]
+WAYS: tuple[Way, ...] = ("batch", "wake", "alone")
 #: Ids and bodies.
 Messages: TypeAlias = list[tuple[str, bytes]]
 
 
-class Said:
-    """A bus of its own on which alice says the same in one of the ways; what is seen of it."""
+class SendBus:
+    """A bus on which alice sends messages in one of the ways; records what happens."""
 
     def __init__(self, way: Way) -> None:
         self.way = way
         self.net = SimNet()
         self.alice, self.bob = self.net.session("alice"), self.net.session("bob")
         self.members = [self.alice, self.bob]
-        self.heard: list[verbs.Envelope] = []
+        self.received: list[verbs.Envelope] = []
         self.published: list[verbs.Broadcast] = []  #: to bob, unless the PUB has lost it
         self.listen_in(self.alice)
         self.listen_in(self.bob, self._hear_published)
 
     def __repr__(self) -> str:
-        return f"<Said {self.way}>"
+        return f"<SendBus {self.way}>"
 
     def session(self, name: str, **more: object) -> SimClient:
-        """Another one, whose mail is looked at, too."""
+        """Adds a session whose mail is compared, too."""
         self.members.append(self.net.session(name, **more))  # type: ignore[arg-type]
         return self.members[-1]
 
     def listen_in(self, member: SimClient, note: Callable[[client.Event], None] | None = None) -> None:
-        """Notes what that one hears over the DEALER."""
+        """Records what a member receives over the DEALER."""
         handle = member.core.handle
 
         def recording(now_s: float, event: client.Event) -> list[client.Effect]:
@@ -53,7 +53,7 @@ class Said:
 
     def _hear(self, event: client.Event) -> None:
         if isinstance(event, client.Received):
-            self.heard += event.envelopes
+            self.received += event.envelopes
 
     def _hear_published(self, event: client.Event) -> None:
         if isinstance(event, client.Published):
@@ -61,7 +61,7 @@ class Said:
                 if isinstance(one, verbs.Broadcast):
                     self.published.append(one)
 
-    def put(
+    def send_unread(
         self,
         target: str,
         messages: Messages,
@@ -70,25 +70,25 @@ class Said:
         by: SimClient | None = None,
         scope: int = Scope.SESSION,
     ) -> None:
-        """Says it; nobody has heard it yet."""
-        if self.way == "run":
+        """Sends messages that nobody has received yet."""
+        if self.way == "batch":
             msg_ids, bodies = zip(*messages, strict=True)
-            said: list[verbs.Envelope] = [verbs.Send(scope, target, fmt, None, False, None, None, msg_ids, bodies)]
+            bus: list[verbs.Envelope] = [verbs.Send(scope, target, fmt, None, False, None, None, msg_ids, bodies)]
         else:
-            said = [verbs.Send.one(msg_id, scope, target, fmt, None, False, body) for msg_id, body in messages]
-        (by or self.alice).raw(codec.encode(said))
+            bus = [verbs.Send.one(msg_id, scope, target, fmt, None, False, body) for msg_id, body in messages]
+        (by or self.alice).raw(codec.encode(bus))
 
-    def say(self, target: str, messages: Messages, fmt: int = Format.TEXT, *, scope: int = Scope.SESSION) -> None:
-        """Says it, and everybody has heard it."""
-        self.put(target, messages, fmt, scope=scope)
+    def send(self, target: str, messages: Messages, fmt: int = Format.TEXT, *, scope: int = Scope.SESSION) -> None:
+        """Sends messages and waits until everybody has received them."""
+        self.send_unread(target, messages, fmt, scope=scope)
         self.net.settle()
 
     def to_all(self, messages: Messages) -> None:
-        """Says it to everybody."""
-        self.say("", messages, scope=Scope.ALL)
+        """Broadcasts messages to all sessions."""
+        self.send("", messages, scope=Scope.ALL)
 
-    def befall(self, step: str, count: int) -> None:
-        """What may happen to bob, and to the broker's disk, between two messages."""
+    def disturb(self, step: str, count: int) -> None:
+        """Disturbs bob, or the broker's disk, between two messages."""
         match step:
             case "take":
                 self.bob.take(count)
@@ -109,28 +109,28 @@ class Said:
                 raise ValueError(step)
 
     @property
-    def told(self) -> list[tuple[str, str]]:
-        """Of each message, in the order in which alice hears it: its state, its count, or its refusal with its text."""
-        told = []
-        for envelope in self.heard:
+    def outcomes(self) -> list[tuple[str, str]]:
+        """State, count, or refusal with its text, by message id, in the order in which alice receives them."""
+        outcomes = []
+        for envelope in self.received:
             if isinstance(envelope, verbs.Receipt):
-                told += [(msg_id, State(envelope.state).name) for msg_id in envelope.msg_ids]
+                outcomes += [(msg_id, State(envelope.state).name) for msg_id in envelope.msg_ids]
             elif isinstance(envelope, verbs.Tally):
                 full = "".join(f" without {name}" for name in envelope.without)
-                told.append((envelope.msg_id, f"{envelope.delivered} and {envelope.queued}{full}"))
+                outcomes.append((envelope.msg_id, f"{envelope.delivered} and {envelope.queued}{full}"))
             elif isinstance(envelope, verbs.Refused):
-                told.append((envelope.ref, f"{envelope.code}: {envelope.text}"))
-        return told
+                outcomes.append((envelope.ref, f"{envelope.code}: {envelope.text}"))
+        return outcomes
 
     @property
-    def seen(self) -> tuple[object, ...]:
-        """All there is to compare."""
+    def observed(self) -> tuple[object, ...]:
+        """Everything that must be equal in all ways."""
         counts, sessions = self.net.broker._out.counts, self.net.broker.registry.sessions
         boxes = [sessions[session_id_of(member.persona.name or "")].mailbox for member in self.members]
         names = ("taken", "delivered", "queued", "repeated", "accepted_bytes", "broadcasts_resent")
         return (
             [[message[1:] for message in member.history] for member in self.members],  # without their tickets
-            self.told,
+            self.outcomes,
             self.net.journal,
             [(box.total, box.total_bytes, box.window_bytes, box._reserved, box._reserved_bytes) for box in boxes],
             [(box.after, box.owed()) for box in boxes],
@@ -142,39 +142,39 @@ class Said:
         )
 
     @property
-    def in_one_piece(self) -> list[int]:
-        """How many messages each BROADCAST held."""
+    def batch_sizes(self) -> list[int]:
+        """The number of messages in each BROADCAST."""
         return [len(one.msg_ids) for one in self.published]
 
 
 def messages(*bodies: bytes, first: int = 0) -> Messages:
-    """With ids in a row."""
+    """Pairs bodies with consecutive ids."""
     return [(f"message{number:04d}", body) for number, body in enumerate(bodies, first)]
 
 
 def with_ids(*msg_ids: str) -> Messages:
-    """With bodies in a row."""
+    """Pairs ids with consecutive bodies."""
     return [(msg_id, b"%d" % number) for number, msg_id in enumerate(msg_ids)]
 
 
-def both(play: Callable[[Said], None]) -> Said:
-    """Plays it in each way, and holds what came of it against each other. Returns what came of one SEND."""
+def in_each_way(scenario: Callable[[SendBus], None]) -> SendBus:
+    """Plays a scenario in each way and compares the results. Returns the bus of the batch."""
     played = []
     for way in WAYS:
-        said = Said(way)
+        bus = SendBus(way)
         with pytest.MonkeyPatch.context() as patch:
             if way == "alone":
                 patch.setattr(admission, "merged", list)
-            play(said)
-            said.net.settle()
-        played.append(said)
-        assert said.net.mangled == 0
-    for said in played[1:]:
-        assert said.seen == played[0].seen, said
+            scenario(bus)
+            bus.net.settle()
+        played.append(bus)
+        assert bus.net.mangled == 0
+    for bus in played[1:]:
+        assert bus.observed == played[0].observed, bus
     return played[0]
 
 
-def refused(said: Said, *msg_ids: str) -> list[str]:
-    """The codes that these were refused with."""
-    told = dict(said.told)
-    return [told[msg_id].partition(":")[0] for msg_id in msg_ids]
+def refused(bus: SendBus, *msg_ids: str) -> list[str]:
+    """The codes with which these messages were refused."""
+    outcomes = dict(bus.outcomes)
+    return [outcomes[msg_id].partition(":")[0] for msg_id in msg_ids]
