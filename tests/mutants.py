@@ -91,7 +91,7 @@ TOPICS: dict[str, str] = {
     "reconnect": "tests/client/test_transport.py",
     "recovery": "tests/broker/test_recovery.py",
     "reordering": "tests/client/test_reorder.py tests/client/test_core.py tests/testing/test_simnet.py",
-    "reply routing": "tests/broker/test_reply_routing.py tests/broker/test_recovery.py",
+    "reply routing": "tests/broker/test_reply_routing.py",
     "requests": "tests/broker/groups/test_requests.py tests/broker/groups/test_queues.py "
     "tests/broker/groups/test_callers.py tests/broker/groups/test_workers.py "
     "tests/broker/groups/test_request_machine.py",

@@ -6,8 +6,10 @@ import pytest
 
 from zmqbus import errors
 from zmqbus.broker import reply_routing
+from zmqbus.broker.delivery import BUSY_AFTER_S
 from zmqbus.broker.reply_routing import EXPECTED_S
 from zmqbus.testing import SimClient, SimNet
+from zmqbus.testing.simnet import Death
 from zmqbus.wire import codec, verbs
 from zmqbus.wire.verbs import State
 
@@ -24,7 +26,7 @@ def state(sender: SimClient, msg_id: str) -> int:
 
 
 def asked(net: SimNet, asker: SimClient, bob: SimClient) -> str:
-    """The id of a question that bob has taken."""
+    """Returns the id of a question that bob has taken."""
     msg_id = asker.ask("bob", b"question")
     net.settle()
     bob.take_all()
@@ -33,7 +35,7 @@ def asked(net: SimNet, asker: SimClient, bob: SimClient) -> str:
 
 
 def awaited(net: SimNet) -> list[str]:
-    """What the next broker would know of."""
+    """Returns the awaited message ids that the next broker would find."""
     return [one.msg_id for one in net.store._now.awaited.values()]
 
 
@@ -128,22 +130,84 @@ def test_answer_no_longer_awaited_goes_to_the_session(net):
     assert (alice.bodies, helper.bodies, awaited(net)) == ([b"answer"], [], [])
 
 
-def test_next_broker_expects_the_command(net):
+@pytest.mark.parametrize("death", Death)
+def test_next_broker_holds_answers_for_the_command(net, death):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = asked(net, helper, bob)
-    net.kill_broker()
-    alice.receive()
-    for member in (alice, bob):
-        member.connect()
-    net.clients.remove(helper)
+    helper.stopped = True  # it is slow to find the new broker
+    net.kill_broker(death)
+    answer = bob.send("alice", b"yes", reply_to=question)
     net.settle()
-    bob.send("alice", b"yes", reply_to=question)
-    net.settle()
-    assert alice.bodies == [] and net.broker.reply_routing._held == 1
-    net.clients.append(helper)
+    assert answer not in bob.answers and alice.handed == []
+    helper.stopped = False
     net.settle()
     assert helper.bodies == [b"yes"]
+    helper.take_all()
+    net.settle()
+    assert state(bob, answer) == State.DELIVERED
+    assert alice.history == []
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_reconnected_guest_gets_its_held_answer_once(net, repeated):
+    bob, guest = net.session("bob"), net.guest("cron")
+    question = asked(net, guest, bob)
+    guest.disconnect()
+    answer = bob.send("cron", b"yes", reply_to=question)
+    net.settle()
+    if repeated:
+        bob.disconnect()
+        bob.connect()
+        net.settle()
+    guest.connect()
+    net.settle()
+    assert guest.bodies == [b"yes"]
+    guest.take_all()
+    net.settle()
+    assert state(bob, answer) == State.DELIVERED
+
+
+def test_held_answer_cannot_be_claimed_by_another_session(net):
+    alice, bob, eve = net.session("alice"), net.session("bob"), net.session("eve")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    helper.disconnect()
+    thief = net.helper(eve)
+    thief.raw(codec.encode([verbs.Await(question)]))
+    net.settle()
+    bob.send("alice", b"secret", reply_to=question)
+    net.settle()
+    assert thief.bodies == []
+    helper.connect()
+    net.settle()
+    assert helper.bodies == [b"secret"]
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_answer_reported_as_queued_survives_broker_and_command(net, present):
+    """The answer moves to the session's mailbox, at once if the session is connected, and is stored there."""
+    alice, bob = net.session("alice"), net.session("bob")
+    helper = net.helper(alice)
+    question = asked(net, helper, bob)
+    answer = bob.send("alice", b"yes", reply_to=question)
+    net.settle()
+    if present:
+        helper.bye()
+        net.settle()
+        assert alice.bodies == [b"yes"]
+    else:
+        net.advance(BUSY_AFTER_S + 0.5)
+        alice.bye()
+        net.settle()
+        alice.disconnect()
+    assert state(bob, answer) == State.BUSY
+    net.kill_broker()
+    net.clients.remove(helper)
+    net.clients.remove(alice)
+    net.settle()
+    process = alice.persona._replace(pid=alice.persona.pid + 100)
+    assert net._enter(process, True).bodies == [b"yes"]
 
 
 @pytest.mark.parametrize("wanted", ["", "short", "UPPERCASE0"])

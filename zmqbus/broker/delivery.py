@@ -266,7 +266,7 @@ class Delivery:
         if sent is not None:
             self._active[mailbox] = None
             self._deliver(now, self._consumers[mailbox], sent, waited=False)
-            mailbox.secure(sent)
+            mailbox.secure(sent)  # guards: reply routing
             sent.enter(Stage.TOLD)
         if stored is not None:
             stored.enter(Stage.TOLD)
