@@ -340,7 +340,7 @@ class Bus(Mishaps):
         core = self.net.broker
         for part, tables in (
             (core.delivery, ("_open", "_consumers", "_active", "_due", "_fresh")),
-            (core.admission, ("_pending", "_places")),
+            (core.admission, ("_pending", "_places", "_held")),
             (core.reply_routing, ("_waits", "_expected")),
             (core.fetches, ("_readers",)),
         ):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from zmqbus import errors
-from zmqbus.broker import delivery, events, mailbox, registry, retention
+from zmqbus.broker import admission, delivery, events, mailbox, registry, retention
 from zmqbus.client.core import Phase
 from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.testing.simnet import Death
@@ -478,6 +478,81 @@ def test_group_message_of_a_forgotten_member_goes_to_nobody_else(net):
     answer = alice.answers[msg_id]
     assert isinstance(answer, errors.UnknownPeer) and "may have got it" in str(answer)
     assert b"once" not in [message.body for message in bob.history]
+
+
+@pytest.fixture
+def unstored(net) -> tuple[SimClient, SimClient]:
+    """Alice, who knows neither what became of "first" nor of "second", and Bob, who came while the store failed and has
+    shown "first". The next broker knows only Alice, who is to reconnect before Bob."""
+    alice = net.session("alice")
+    net.settle()
+    net.store.fails = "no space left on device"
+    bob = net.session("bob")
+    net.settle()
+    alice.send("bob", b"first", msg_id="first0000000")
+    net.settle()
+    assert bob.bodies == [b"first"]
+    bob.take_all()
+    alice.send("bob", b"second", msg_id="second000000")
+    net.kill_broker(Death.DECIDED)
+    net.store.fails = None
+    for process in (alice, bob):
+        process.disconnect()
+    alice.connect()
+    net.settle()
+    assert not alice.answers
+    return alice, bob
+
+
+def test_a_repeat_waits_for_the_receiver_that_the_next_broker_does_not_know_yet(net, unstored):
+    alice, bob = unstored
+    alice.send("bob", b"third", msg_id="third0000000")
+    alice.send_all("bob", [b"fourth", b"fifth"])
+    net.settle()
+    assert not alice.answers
+    bob.connect()
+    net.settle()
+    bob.take_all()
+    net.settle()
+    assert [message.body for message in bob.history] == [b"first", b"second", b"third", b"fourth", b"fifth"]
+    assert len(alice.answers) == 5 and {state(alice, one) for one in alice.answers} == {State.DELIVERED}
+
+
+def test_a_repeat_does_not_go_to_another_session_of_the_name_meanwhile(net, unstored):
+    alice, bob = unstored
+    other = net._enter(bob.persona._replace(session_id=session_id_of("another")), True)
+    net.settle()
+    assert other.history == [] and not alice.answers
+    away(net, other)
+    bob.connect()
+    net.settle()
+    assert bob.bodies == [b"second"]
+    assert state(alice, "first0000000") == State.DELIVERED
+
+
+def test_a_repeat_does_not_wait_for_a_receiver_that_stays_away(net, unstored):
+    alice, _ = unstored
+    net.advance(admission.RETURN_S + 2)
+    first, second = alice.answers["first0000000"], alice.answers["second000000"]
+    assert isinstance(first, errors.UnknownPeer) and "may have got it" in str(first)
+    assert isinstance(second, errors.UnknownPeer) and "no session answers" in str(second)
+    assert not net.broker.admission._held
+
+
+def test_held_repeats_are_bounded_and_follow_their_sender_to_its_next_connection(net, unstored, monkeypatch):
+    alice, bob = unstored
+    alice.disconnect()
+    alice.connect()
+    net.settle()
+    monkeypatch.setattr(admission, "MAX_HELD", 2)
+    alice.send("bob", b"one too many", msg_id="third0000000")
+    net.settle()
+    assert isinstance(alice.answers["third0000000"], errors.RateLimited)
+    bob.connect()
+    net.settle()
+    bob.take_all()
+    net.settle()
+    assert state(alice, "second000000") == State.DELIVERED
 
 
 def test_mail_of_an_unknown_session_waits(net):

@@ -13,11 +13,16 @@ another session by now, and another member of the group may be the least loaded.
 broadcast, the audience is that of now, without the sessions that have come since (`_is_newcomer`): they may have got
 younger messages of the sender already.
 
+A broker does not know a session that came while the store of the earlier one could not be written, until its process
+reconnects, which may be after a sender has repeated a message to it. So in its first seconds a broker holds a repeated
+message whose receiver it cannot find, and what its sender sends after it, which must not overtake it (`_hold`).
+
 An answer goes to the command that awaits it, if there is one (`reply_routing`).
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -51,6 +56,12 @@ MINUTE_S = 60.0
 #: Broadcasts of all guests together within a minute: a guest's name costs nothing, and each broadcast is a row for each
 #: session that is away.
 GUEST_BROADCASTS_PER_MINUTE = 120
+#: How long after its start a broker waits for a session that a repeated message is for, and that it does not know:
+#: clients notice the death of a broker at once, and are connected to the next one within a second or two.
+RETURN_S = 5.0
+#: The most messages that are held meanwhile, as many as one client has unconfirmed, and their bodies.
+MAX_HELD = 1_000
+MAX_HELD_BYTES = 4 << 20
 #: As integers: to look a member of an enum up costs more than to compare it.
 _TEXT = int(Format.TEXT)
 _SESSION, _ALL = int(Scope.SESSION), int(Scope.ALL)
@@ -60,6 +71,10 @@ _WITHOUT_TARGET = (_SESSION, _ALL)
 
 class _Uneven(Exception):
     """The messages of one SEND have to be admitted each by itself."""
+
+
+class _Unreturned(Exception):
+    """The receiver of a repeated message is not known to this broker yet, and may be about to reconnect."""
 
 
 class _Before(NamedTuple):
@@ -92,6 +107,9 @@ class Admission:
         self._out = out
         self._pending: list[Pending] = []
         self._places: dict[str, int] = {}  # message id → its index in `_pending`
+        self._held: dict[str, tuple[Connection, verbs.Send]] = {}  # by message id, in the order of arrival
+        self._held_bytes = 0
+        self._holds_until_s = -math.inf  # monotonic
         # The last one, so that neighbours share one object, and what it was made of.
         self._header = Header("", "", None, 0, "", 0, None, 0.0)
         self._header_key: tuple[object, ...] = ()
@@ -129,8 +147,14 @@ class Admission:
         # guards: dedup [or self._pending_before(who, msg_id) =>]
         if self._delivery.said_before(who, msg_id) or self._pending_before(who, msg_id):
             return
+        # guards: order: nothing overtakes a held message [off]
+        if self._held and any(one.sender_id == who.sender_id for one, _ in self._held.values()):
+            self._hold(who, send)
+            return
         try:
             self._accept(now, who, send)
+        except _Unreturned:
+            self._hold(who, send)
         except ZmqbusError as error:
             self._delivery.refuse(who, verbs.Refused(msg_id, error.code, str(error)))
 
@@ -148,6 +172,8 @@ class Admission:
         # guards: admission [send.fmt != _TEXT or =>]
         # guards: broadcasts [send.scope == Scope.GROUP or =>]
         if send.fmt != _TEXT or send.scope == Scope.GROUP or not verbs.are_msg_ids(send.msg_ids):
+            return False
+        if self._held:  # guards: order: nothing overtakes a held message [off]
             return False
         # guards: admission [not self._delivery.all_new(send.msg_ids) or =>]
         # guards: admission [or not self._places.keys().isdisjoint(send.msg_ids) =>]
@@ -176,7 +202,7 @@ class Admission:
         if count > 1 and size_bytes > verbs.SPILL_BYTES and max(map(len, bodies)) > verbs.SPILL_BYTES:
             raise _Uneven
         before = self._before(who, msg_ids[0]) if again else None
-        receivers, waiter, to = self._address(now, who, scope, target, reply_to, before)
+        receivers, waiter, to = self._address(now, who, scope, target, reply_to, before, again=again)
         full: list[Session] = []
         if before is not None:
             # It has passed the checks of limits.
@@ -256,7 +282,15 @@ class Admission:
         return True
 
     def _address(
-        self, now: Instant, who: Connection, scope: int, target: str, reply_to: str | None, before: _Before | None
+        self,
+        now: Instant,
+        who: Connection,
+        scope: int,
+        target: str,
+        reply_to: str | None,
+        before: _Before | None,
+        *,
+        again: bool,
     ) -> tuple[list[Session], Connection | Expected | None, str]:
         """Returns the receiving sessions, or the connection that awaits this very answer, and the target as the journal
         has it. `before`: what the journal knows of it, if it is a repeat."""
@@ -266,7 +300,7 @@ class Admission:
             waiter = self._reply_routing.waiter(reply_to) if reply_to else None
             if waiter is not None and target in (waiter.sender_name, waiter.sender_id) and waiter is not who:
                 return [], waiter, waiter.sender_name
-            session = first or self._resolve(now, target)
+            session = first or self._receiver(now, target, before, again=again)
             if session is who.session:  # guards: admission [off]
                 raise UnknownPeer(f"'{session.name}' is this session itself; a message needs another receiver")
             return [session], None, session.name
@@ -297,6 +331,25 @@ class Admission:
             raise ProtocolError(f"unknown scope {scope}")
         self._takeover.settle_shared(now)
         return [s for s in self._registry.audience(scope, target) if s is not who.session], None, to
+
+    def _receiver(self, now: Instant, target: str, before: _Before | None, *, again: bool) -> Session:
+        """Returns the session that a message is for. Raises `_Unreturned` if it is a repeat, and its receiver may be
+        one that this broker does not know yet."""
+        waits = again and now.mono_s < self._holds_until_s
+        # guards: dedup: a repeat goes to the original receiver [and waits =>]
+        if before is not None and waits:
+            raise _Unreturned  # the name may be another session's by now
+        try:
+            return self._resolve(now, target)
+        except UnknownPeer:
+            if waits:  # guards: dedup [off]
+                raise _Unreturned from None
+            if before is None:
+                raise
+            raise UnknownPeer(
+                f"the session that an earlier broker has accepted this for ('{target}') is not known any more, and may "
+                "have got it; see who is there before you send it again: zmqbus list --all"
+            ) from None
 
     def _resolve(self, now: Instant, target: str) -> Session:
         session = self._registry.resolve(target)
@@ -353,6 +406,34 @@ class Admission:
         young = (at > now.mono_s - MINUTE_S for recent in self._guest_broadcasts.values() for at in recent)
         return GUEST_BROADCASTS_PER_MINUTE - sum(young)
 
+    # --- receivers that are not back yet
+
+    def recover(self, now: Instant) -> None:
+        """Begins the time in which repeated messages may wait for their receivers to reconnect."""
+        self._holds_until_s = now.mono_s + RETURN_S
+
+    def _hold(self, who: Connection, send: verbs.Send) -> None:
+        (msg_id,) = send.msg_ids
+        if msg_id in self._held:
+            if self._held[msg_id][0].sender_id == who.sender_id:
+                self._held[msg_id] = who, self._held[msg_id][1]  # its outcome goes to the latest connection
+            return
+        size_bytes = len(send.bodies[0])
+        if len(self._held) >= MAX_HELD or self._held_bytes + size_bytes > MAX_HELD_BYTES:
+            busy = "the broker has just started, and waits for sessions to reconnect; retry in a few seconds"
+            self._delivery.refuse(who, verbs.Refused(msg_id, RateLimited.code, busy))
+            return
+        self._held[msg_id] = who, send
+        self._held_bytes += size_bytes
+
+    def retry_held(self, now: Instant) -> None:
+        """Sends the held messages once more, in their order, since a session has connected or the time is over."""
+        if not self._held:
+            return
+        held, self._held, self._held_bytes = self._held, {}, 0
+        for who, send in held.values():
+            self._send_one(now, who, send)
+
     # --- the journal's answer
 
     @property
@@ -396,7 +477,9 @@ class Admission:
             self._reply_routing.pass_on(now, message.waiter, batch)
 
     def tick(self, now: Instant) -> None:
-        """Forgets the broadcasts of guests long gone."""
+        """Forgets the broadcasts of guests long gone, and ends the wait for receivers."""
+        if self._held and now.mono_s >= self._holds_until_s:
+            self.retry_held(now)
         for name, recent in list(self._guest_broadcasts.items()):
             if not recent or recent[-1] <= now.mono_s - MINUTE_S:
                 del self._guest_broadcasts[name]

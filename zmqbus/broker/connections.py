@@ -128,6 +128,7 @@ class Connections:
                 # Otherwise a command reads the mailbox, and returns it when it ends.
                 self._delivery.attach(now, session.mailbox, connection)
             self._requests.reconnected(now, session, is_program=connection.program)
+            self._admission.retry_held(now)  # guards: dedup
 
     def _checked(self, hello: verbs.Hello) -> tuple[ConnectionState, str, str | None]:
         """Returns the connection's state, the name and the label that a HELLO asks for, after a check of its fields."""

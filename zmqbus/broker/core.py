@@ -227,6 +227,7 @@ class BrokerCore:
     def recover(self, now: Instant) -> list[Effect]:
         """Restores the state that an earlier broker left. Call it once, before any event."""
         self.retention.recover(now)
+        self.admission.recover(now)
         self.requests.recover(now, self.registry.sessions.values())
         return self._out.take()
 
