@@ -518,15 +518,33 @@ def test_a_repeat_waits_for_the_receiver_that_the_next_broker_does_not_know_yet(
     assert len(alice.answers) == 5 and {state(alice, one) for one in alice.answers} == {State.DELIVERED}
 
 
+def test_a_repeat_that_was_never_journaled_waits_for_its_receiver_too(net):
+    alice = net.session("alice")
+    net.settle()
+    net.store.fails = "no space left on device"
+    bob = net.session("bob")
+    net.settle()
+    alice.send("bob", b"once")
+    net.kill_broker(Death.DECIDED)
+    net.store.fails = None
+    bob.disconnect()
+    net.settle()
+    assert not alice.answers
+    bob.connect()
+    net.settle()
+    assert bob.bodies == [b"once"]
+
+
 def test_a_repeat_does_not_go_to_another_session_of_the_name_meanwhile(net, unstored):
     alice, bob = unstored
     other = net._enter(bob.persona._replace(session_id=session_id_of("another")), True)
+    alice.send_all("bob", [b"third", b"fourth"])
     net.settle()
     assert other.history == [] and not alice.answers
     away(net, other)
     bob.connect()
     net.settle()
-    assert bob.bodies == [b"second"]
+    assert bob.bodies == [b"second", b"third", b"fourth"]
     assert state(alice, "first0000000") == State.DELIVERED
 
 
