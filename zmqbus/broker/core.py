@@ -5,8 +5,8 @@ Theory of operation
 
 A connection is a small state machine (`ConnectionState`), and `verbs.TABLE` lists the roles that may send each verb.
 A verb that the role may not send is answered as an error of the peer; nothing is dropped silently, and no envelope of
-one peer can harm another. An unregistered connection may only send HELLO: any other verb is answered by EXPIRED, upon
-which a correct client sends HELLO and repeats its unconfirmed messages.
+one peer can harm another. An unregistered connection may only send HELLO and FORGET (`Verb.unregistered`): any other
+verb is answered by EXPIRED, upon which a correct client sends HELLO and repeats its unconfirmed messages.
 
 Each verb's handler stands beside `@handles(verbs.X)` in the module of its subject: `connections` (HELLO, PING, BYE),
 `directory` (LIST, STATUS), `membership` (RENAME, DISCONNECT, FORGET, REMOVE), `admission` (SEND), `delivery`, `fetch`,
