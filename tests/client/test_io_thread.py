@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from zmqbus.client import core
-from zmqbus.client import io_thread as driver_module
+from zmqbus.client import io_thread as io_thread_module
 from zmqbus.client.io_thread import GATHER, IoThread
 from zmqbus.errors import BrokerUnavailable, ForkedBus, NotConnected, PortHeld, ZmqbusError
 from zmqbus.wire import verbs
@@ -409,7 +409,7 @@ def stream(io: IoThread, transport: PlayedTransport, application: Application) -
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long this takes, it is one stream."""
-    monkeypatch.setattr(driver_module, "STREAM_S", 1e12)
+    monkeypatch.setattr(io_thread_module, "STREAM_S", 1e12)
 
 
 def test_the_first_of_a_stream_goes_out_at_once(stream, slow):
@@ -450,7 +450,7 @@ def test_putting_a_message_down_in_a_stream_takes_no_lock(stream, slow):
 def test_after_a_while_it_is_no_stream_any_more(stream, monkeypatch):
     stream.unconfirmed()
     stream.io.execute()
-    monkeypatch.setattr(driver_module, "STREAM_S", -1.0)  # so long has passed since
+    monkeypatch.setattr(io_thread_module, "STREAM_S", -1.0)  # so long has passed since
     stream.put("a")
     assert stream.said == ["a"] and stream.speakers == [threading.current_thread()]
 

@@ -40,7 +40,7 @@ def broadcast(
 
 
 def apart(batch: Any) -> Iterator[Any]:
-    """Each message as a batch of one, as the broker could have sent it."""
+    """Yields each message as a batch of one, as the broker could have sent it."""
     for place, (msg_id, body) in enumerate(zip(batch.msg_ids, batch.bodies, strict=True)):
         numbers = {"seq": batch.seq + place} if isinstance(batch, Deliver) else {"bcast": batch.bcast + place}
         if isinstance(batch, Broadcast) and place:
@@ -61,7 +61,7 @@ def casts(*numbers: int) -> list[str]:
 
 
 class Client:
-    """An `ReorderBuffer`, and what it has handed out and asked for. What each call brought is what it returns."""
+    """A `ReorderBuffer` that records what it hands out and requests. Each call returns the ids that it handed out."""
 
     def __init__(self) -> None:
         self.taken_ids = SeenIds()
@@ -126,7 +126,7 @@ def test_broadcasts_are_acknowledged_by_their_numbers(client):
     assert client.take(*casts(12)) == verbs.Ack(2, (12,))  # not by the number it has in the mailbox
 
 
-def test_a_broadcast_is_acknowledged_after_its_predecessors(client):
+def test_broadcast_is_acknowledged_after_its_predecessors(client):
     client.sub(broadcast(11), broadcast(12, prev=11))
     assert client.take(*casts(12)) is None
     assert client.take(*casts(11)) == verbs.Ack(0, (11, 12))
@@ -149,7 +149,7 @@ def test_messages_may_be_taken_in_any_order(order, cuts):
     assert not client.buffer._taken_numbers  # settled numbers are not kept
 
 
-def test_a_message_taken_twice_is_acknowledged_once(client):
+def test_message_taken_twice_is_acknowledged_once(client):
     client.dealer(deliver(1), deliver(2), deliver(3))
     assert client.take(*directs(2, 2)) is None
     assert client.take(*directs(1, 1)) == verbs.Ack(2, ())
@@ -157,7 +157,7 @@ def test_a_message_taken_twice_is_acknowledged_once(client):
     assert client.buffer.handed == 1
 
 
-def test_an_unknown_ticket_number_settles_nothing(client):
+def test_unknown_ticket_number_settles_nothing(client):
     client.dealer(deliver(1))
     for number in (-1, 0, 2, 3):
         client.buffer.settle(number)
@@ -165,7 +165,7 @@ def test_an_unknown_ticket_number_settles_nothing(client):
     assert client.take(*directs(1)) == verbs.Ack(1, ())
 
 
-def test_a_message_taken_before_is_acknowledged_in_order_and_not_handed_out(client):
+def test_message_taken_before_is_acknowledged_in_order_and_not_handed_out(client):
     client.taken_ids.add("direct000002")
     client.taken_ids.add("bcast0000011")
     assert client.dealer(deliver(1), deliver(2)) == directs(1)
@@ -174,7 +174,7 @@ def test_a_message_taken_before_is_acknowledged_in_order_and_not_handed_out(clie
     assert client.take(*directs(1)) == verbs.Ack(2, (11,))
 
 
-def test_a_single_message_taken_before_is_acknowledged_at_once(client):
+def test_single_message_taken_before_is_acknowledged_at_once(client):
     client.taken_ids.add("direct000001")
     assert client.dealer(deliver(1)) == []
     assert client.ack() == verbs.Ack(1, ())
@@ -210,7 +210,7 @@ def test_taken_messages_are_acknowledged_after_giving_back(client):
     assert client.ack() == verbs.Ack(1, ())
 
 
-def test_a_recall_forgets_untaken_and_held_messages(client):
+def test_recall_forgets_untaken_and_held_messages(client):
     client.dealer(deliver(1), deliver(2, after=99))
     client.sub(broadcast(13, prev=12))
     assert (client.buffer.handed, client.buffer.held) == (1, 2)
@@ -220,7 +220,7 @@ def test_a_recall_forgets_untaken_and_held_messages(client):
     assert client.take(*directs(1, 2, 3)) == verbs.Ack(3, ())
 
 
-def test_a_recall_ignores_broadcasts_under_way(client):
+def test_recall_ignores_broadcasts_under_way(client):
     client.sub(broadcast(12, prev=11))
     assert client.asked == [(11,)]
     client.buffer.recall((11, 12))
@@ -230,7 +230,7 @@ def test_a_recall_ignores_broadcasts_under_way(client):
     assert client.asked == [(11,)]
 
 
-def test_a_new_lease_forgets_everything(client):
+def test_new_lease_forgets_everything(client):
     client.sub(broadcast(11))
     client.dealer(deliver(1), deliver(2, after=99))
     client.sub(broadcast(13, prev=12))
@@ -244,7 +244,7 @@ def test_a_new_lease_forgets_everything(client):
     assert client.take(*casts(14)) == verbs.Ack(0, (14,))  # without the numbers under the old lease
 
 
-def test_a_new_lease_has_its_own_numbers(client):
+def test_new_lease_has_its_own_numbers(client):
     assert client.sub(broadcast(30), broadcast(40, prev=39)) == casts(30)
     client.buffer.begin(welcome(epoch="second", bcast=20, peer=9))
     assert client.sub(broadcast(41)) == []  # the old broker's
@@ -257,7 +257,7 @@ def test_a_new_lease_has_its_own_numbers(client):
     assert client.sub(broadcast(30, prev=24, epoch="second")) == casts(30)  # that was another
 
 
-def test_a_new_lease_has_no_open_refill(client):
+def test_new_lease_has_no_open_refill(client):
     client.sub(broadcast(12, prev=11))
     client.buffer.begin(welcome(bcast=20))
     assert client.sub(broadcast(21, prev=12)) == casts(21)
@@ -276,7 +276,7 @@ def test_ticket_numbers_go_on_over_leases(client):
 # --- broadcasts
 
 
-def test_a_broadcast_is_handed_out_once(client):
+def test_broadcast_is_handed_out_once(client):
     assert client.sub(broadcast(11)) == casts(11)
     assert client.sub(broadcast(11)) == []
     assert client.dealer(deliver(1, bcast=11)) == []
@@ -291,8 +291,11 @@ def test_a_broadcast_is_handed_out_once(client):
         (broadcast(11, spared=(3, ME)), None),
         (broadcast(11), b"#deploys\0"),  # not its channel
         (broadcast(11), b"*\0more"),  # a filter is a prefix
+        (broadcast(11, 10, 2, epoch="another"), None),
+        (broadcast(9, 8, 2), None),
+        (broadcast(11, 10, 2), b"*\0more"),
     ],
-    ids=["epoch", "old", "spared", "channel", "prefix"],
+    ids=["epoch", "old", "spared", "channel", "prefix", "batch of epoch", "old batch", "batch of prefix"],
 )
 def test_broadcasts_for_others_are_ignored(client, other, channel):
     assert client.sub(other, channel=channel) == []
@@ -312,30 +315,30 @@ def test_broadcasts_for_others_show_no_gap(client, other, channel):
     assert client.asked == [(12,)]  # nor is it one that has come
 
 
-def test_a_message_waits_for_the_broadcast_before_it(client):
+def test_message_waits_for_the_broadcast_before_it(client):
     assert client.dealer(deliver(2, after=11), deliver(3)) == []
     assert client.buffer.held == 2
     assert client.sub(broadcast(11)) == [*casts(11), *directs(2, 3)]
     assert client.buffer.held == 0
 
 
-def test_a_message_waits_behind_a_held_message(client):
+def test_message_waits_behind_a_held_message(client):
     assert client.dealer(deliver(2, after=11), deliver(3, after=12)) == []
     assert client.sub(broadcast(11)) == [*casts(11), *directs(2)]
     assert client.dealer(deliver(4)) == []
     assert client.sub(broadcast(12, prev=11)) == [*casts(12), *directs(3, 4)]
 
 
-def test_a_message_follows_a_resent_broadcast(client):
+def test_message_follows_a_resent_broadcast(client):
     assert client.dealer(deliver(2, after=11), deliver(1, bcast=11)) == [*casts(11), *directs(2)]
 
 
-def test_a_message_behind_a_seen_broadcast_need_not_wait(client):
+def test_message_behind_a_seen_broadcast_need_not_wait(client):
     client.sub(broadcast(11))
     assert client.dealer(deliver(2, after=11)) == directs(2)
 
 
-def test_a_gap_is_requested_once_and_not_overtaken(client):
+def test_gap_is_requested_once_and_not_overtaken(client):
     assert client.sub(broadcast(12, prev=11), broadcast(13, prev=12)) == []
     assert client.dealer(deliver(4, after=13)) == []
     assert client.asked == [(11,)]
@@ -343,7 +346,7 @@ def test_a_gap_is_requested_once_and_not_overtaken(client):
     assert client.asked == [(11,)]
 
 
-def test_a_message_does_not_overtake_a_held_broadcast(client):
+def test_message_does_not_overtake_a_held_broadcast(client):
     client.sub(broadcast(12, prev=11))
     assert client.dealer(deliver(4)) == []
     assert client.sub(broadcast(13, prev=12)) == []
@@ -357,20 +360,20 @@ def test_held_broadcasts_come_before_held_delivers(client):
     assert client.dealer(deliver(1, bcast=11)) == [*casts(11, 12, 13), *directs(4)]
 
 
-def test_a_gap_before_a_spared_broadcast_is_requested(client):
+def test_gap_before_a_spared_broadcast_is_requested(client):
     client.sub(broadcast(12, prev=11, spared=(ME,)))
     assert client.asked == [(11,)]
     assert client.sub(broadcast(13, prev=12)) == []
     assert client.dealer(deliver(1, bcast=11), beat(11, 13)) == casts(11, 13)
 
 
-def test_a_spared_broadcast_is_no_gap(client):
+def test_spared_broadcast_is_no_gap(client):
     client.sub(broadcast(11, spared=(ME,)))
     assert client.sub(broadcast(12, prev=11)) == casts(12)
     assert client.asked == []
 
 
-def test_a_spared_broadcast_is_not_seen(client):
+def test_spared_broadcast_is_not_seen(client):
     """It comes by DELIVER, and a message that must follow it waits."""
     client.sub(broadcast(11, spared=(ME,)))
     assert client.dealer(deliver(2, after=11)) == []
@@ -390,13 +393,13 @@ def test_numbers_from_before_the_lease_are_no_gap(client):
     assert client.asked == []
 
 
-def test_a_gap_that_is_filled_already_is_not_requested(client):
+def test_gap_that_is_filled_already_is_not_requested(client):
     client.dealer(deliver(1, bcast=11))
     assert client.sub(broadcast(12, prev=11)) == casts(12)
     assert client.asked == []
 
 
-def test_a_broadcast_for_others_is_not_waited_for(client):
+def test_broadcast_for_others_is_not_waited_for(client):
     client.sub(broadcast(12, prev=11))
     assert client.dealer(beat(12)) == casts(12)
     assert client.dealer(deliver(5, after=11)) == directs(5)  # it counts as seen
@@ -405,7 +408,7 @@ def test_a_broadcast_for_others_is_not_waited_for(client):
 # --- beats
 
 
-def test_a_beat_requests_missing_broadcasts(client):
+def test_beat_requests_missing_broadcasts(client):
     client.sub(broadcast(12))
     client.dealer(beat(12, 13, 14))
     assert client.asked == [(13, 14)]
@@ -415,7 +418,7 @@ def test_a_beat_requests_missing_broadcasts(client):
     assert client.asked == [(13, 14)]
 
 
-def test_a_beat_does_not_request_held_broadcasts(client):
+def test_beat_does_not_request_held_broadcasts(client):
     client.sub(broadcast(12, prev=11))
     client.dealer(beat(11, 12))
     assert client.asked == [(11,)]
@@ -428,19 +431,19 @@ def test_broadcasts_wait_for_a_beats_refill(client):
     assert client.dealer(deliver(1, bcast=11)) == casts(11, 12)
 
 
-def test_a_beat_says_nothing_about_later_numbers(client):
+def test_beat_says_nothing_about_later_numbers(client):
     client.sub(broadcast(13, prev=12))
     assert client.dealer(beat(upto=11)) == []
     assert client.dealer(beat(13, upto=12)) == casts(13)
 
 
-def test_a_beat_of_another_broker_releases_nothing(client):
+def test_beat_of_another_broker_releases_nothing(client):
     client.sub(broadcast(12, prev=11))
     assert client.dealer(verbs.Beat("another", 99, ())) == []
     assert client.buffer.held == 1
 
 
-def test_a_late_copy_is_ignored(client):
+def test_late_copy_is_ignored(client):
     client.dealer(beat(11))
     client.sub(broadcast(12, prev=11))
     assert client.dealer(deliver(1, bcast=11), deliver(2, bcast=12), beat(11, 12)) == casts(11, 12)
@@ -482,7 +485,7 @@ def test_losses_are_repaired_in_every_order(client, order):
 # --- memory
 
 
-def test_the_oldest_numbers_are_forgotten(monkeypatch):
+def test_oldest_numbers_are_forgotten(monkeypatch):
     monkeypatch.setattr(interval_set, "REMEMBERED", 3)
     client = Client()
     client.sub(*(broadcast(number, prev=number - 1) for number in range(11, 15)))
@@ -719,7 +722,7 @@ STEPS: Sequence[str] = (
 )
 
 
-def test_the_model_loses_and_repairs():
+def test_model_loses_and_repairs():
     bus = Bus()
     for name in ("cast 0", "cast 0", "cast 0", "lose", "sub", "lose", "direct", "dealer"):
         bus.step(name)
@@ -729,7 +732,7 @@ def test_the_model_loses_and_repairs():
 
 
 @given(st.lists(st.sampled_from(STEPS), min_size=40, max_size=120))
-def test_the_application_sees_the_mailboxs_order_and_each_message_once(steps):
+def test_application_sees_the_mailboxs_order_and_each_message_once(steps):
     """That the order is right and nothing is acknowledged too early is asserted where it happens, in `Bus`."""
     bus = Bus()
     for name in steps:
@@ -743,7 +746,7 @@ def test_the_application_sees_the_mailboxs_order_and_each_message_once(steps):
 # --- batches
 
 
-def test_a_batch_is_handed_out_whole_and_acknowledged_in_parts(client):
+def test_batch_is_handed_out_whole_and_acknowledged_in_parts(client):
     assert client.dealer(deliver(1, 4), deliver(5, 2)) == directs(1, 2, 3, 4, 5, 6)
     assert client.sizes == [4, 2] and client.buffer.handed == 6
     assert client.take(*directs(1, 2)) == verbs.Ack(2, ())
@@ -753,30 +756,13 @@ def test_a_batch_is_handed_out_whole_and_acknowledged_in_parts(client):
     assert client.buffer.handed == 0 and not client.buffer._handed
 
 
-def test_a_batch_taken_whole_is_acknowledged_whole(client):
+def test_batch_taken_whole_is_acknowledged_whole(client):
     client.dealer(deliver(3, 5))
     client.dealer(deliver(8))
     client.buffer.settle(client.numbers["direct000003"], 5)
     assert client.ack() == verbs.Ack(7, ())
     client.buffer.settle(client.numbers["direct000008"], 1)
     assert client.ack() == verbs.Ack(8, ())
-
-
-def test_a_batch_waits_for_the_broadcast_before_it(client):
-    assert client.dealer(deliver(2, 3, after=11)) == []
-    assert client.buffer.held == 3
-    assert client.sub(broadcast(11)) == [*casts(11), *directs(2, 3, 4)]
-    assert client.dealer(deliver(5, 2, after=11)) == directs(5, 6)
-    assert client.sizes == [1, 3, 2]
-    assert client.take(*casts(11), *directs(2, 3, 4, 5, 6)) == verbs.Ack(6, (11,))
-
-
-def test_batches_do_not_overtake_held_messages(client):
-    client.sub(broadcast(12, prev=11))  # one is missing, and asked for
-    assert client.dealer(deliver(3, 2)) == []
-    client.dealer(deliver(5))
-    assert client.dealer(deliver(6, 1)) == [] and client.buffer.held == 5
-    assert client.dealer(deliver(1, bcast=11), beat(12)) == [*casts(11, 12), *directs(3, 4, 5, 6)]
 
 
 def test_messages_of_a_batch_taken_before_are_not_handed_out(client):
@@ -788,13 +774,7 @@ def test_messages_of_a_batch_taken_before_are_not_handed_out(client):
     assert client.take(*directs(5)) == verbs.Ack(5, ())
 
 
-def test_a_batch_taken_before_is_acknowledged_at_once(client):
-    client.taken_ids.add_all(directs(1, 2, 3))
-    assert client.dealer(deliver(1, 3)) == []
-    assert client.ack() == verbs.Ack(3, ())
-
-
-def test_a_batch_given_back_is_settled_by_its_new_numbers_only(client):
+def test_batch_given_back_is_settled_by_its_new_numbers_only(client):
     client.dealer(deliver(1, 4))
     client.take(*directs(1))
     old = dict(client.numbers)
@@ -816,7 +796,7 @@ def test_ticket_numbers_out_of_range_settle_those_in_range(client):
     assert client.ack() == verbs.Ack(1, ())
     client.buffer.settle(first + 2, 100)
     assert client.ack() is None
-    client.dealer(deliver(4, 2))  # of which nothing was said
+    client.dealer(deliver(4, 2))  # which are not settled
     client.buffer.settle(first + 1, 1)
     assert client.ack() == verbs.Ack(3, ()) and client.buffer.handed == 2
 
@@ -832,14 +812,16 @@ def test_numbers_settled_twice_are_not_kept(client):
 @pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
 def test_malformed_batch_is_ignored(client, more):
     assert client.dealer(deliver(1, 2)._replace(**more)) == []
+    assert client.sub(broadcast(11, 0, 2)._replace(**more)) == []
     assert client.buffer.handed == client.buffer.held == 0 and client.sizes == []
-    assert client.dealer(deliver(1, 1)) == directs(1)
+    assert client.dealer(deliver(1)) == directs(1)
+    assert client.sub(broadcast(11, 10)) == casts(11) and client.asked == []
     assert client.take(*directs(1)) == verbs.Ack(1, ())
 
 
-RUN_STEPS = st.lists(
+BATCH_STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("run"), st.integers(1, 5)),
+        st.tuples(st.just("batch"), st.integers(1, 5)),
         st.tuples(st.just("settle"), st.tuples(st.integers(-2, 12), st.integers(0, 6))),
         st.tuples(st.just("cast"), st.booleans()),
         st.tuples(st.just("taken"), st.integers(1, 8)),
@@ -849,20 +831,20 @@ RUN_STEPS = st.lists(
 )
 
 
-@given(RUN_STEPS)
-def test_a_batch_acts_as_its_messages_one_by_one(steps):
-    runner, client = Client(), Client()
+@given(BATCH_STEPS)
+def test_batches_equal_single_messages(steps):
+    batched, client = Client(), Client()
     seq, bcast, lost = 0, 10, 0
     for step, what in steps:
-        if step == "run":
+        if step == "batch":
             one = deliver(seq + 1, what, after=lost)
             seq += what
-            assert runner.dealer(one) == client.dealer(*apart(one))
+            assert batched.dealer(one) == client.dealer(*apart(one))
         elif step == "deliver":
             seq += 1
-            assert runner.dealer(deliver(seq, after=lost)) == client.dealer(deliver(seq, after=lost))
+            assert batched.dealer(deliver(seq, after=lost)) == client.dealer(deliver(seq, after=lost))
         elif step == "taken":
-            runner.taken_ids.add(f"direct{seq + what:06d}")
+            batched.taken_ids.add(f"direct{seq + what:06d}")
             client.taken_ids.add(f"direct{seq + what:06d}")
         elif step == "cast":
             bcast += 1
@@ -870,32 +852,32 @@ def test_a_batch_acts_as_its_messages_one_by_one(steps):
                 lost = bcast  # it does not come, and what follows waits for it
             else:
                 cast = broadcast(bcast, prev=bcast - 1)
-                assert runner.sub(cast) == client.sub(cast)
+                assert batched.sub(cast) == client.sub(cast)
         elif step == "heal" and lost:
-            assert runner.dealer(deliver(0, bcast=lost)) == client.dealer(deliver(0, bcast=lost))
-            assert runner.dealer(beat(upto=bcast)) == client.dealer(beat(upto=bcast))
+            assert batched.dealer(deliver(0, bcast=lost)) == client.dealer(deliver(0, bcast=lost))
+            assert batched.dealer(beat(upto=bcast)) == client.dealer(beat(upto=bcast))
             lost = 0
         elif step == "settle":
-            first = runner.buffer._first + what[0]
-            runner.buffer.settle(first, what[1])
+            first = batched.buffer._first + what[0]
+            batched.buffer.settle(first, what[1])
             for number in range(first, first + what[1]):
                 client.buffer.settle(number)
         elif step == "back":
-            runner.buffer.give_back()
+            batched.buffer.give_back()
             client.buffer.give_back()
         elif step == "ack":
-            assert runner.ack() == client.ack()
-        assert runner.numbers == client.numbers and runner.asked == client.asked
-        assert (runner.buffer.handed, runner.buffer.held) == (client.buffer.handed, client.buffer.held)
-        assert runner.buffer._taken_numbers == client.buffer._taken_numbers
-        assert sum(several for _, _, several in runner.buffer._handed) == runner.buffer.handed
-    assert runner.ack() == client.ack()
+            assert batched.ack() == client.ack()
+        assert batched.numbers == client.numbers and batched.asked == client.asked
+        assert (batched.buffer.handed, batched.buffer.held) == (client.buffer.handed, client.buffer.held)
+        assert batched.buffer._taken_numbers == client.buffer._taken_numbers
+        assert sum(several for _, _, several in batched.buffer._handed) == batched.buffer.handed
+    assert batched.ack() == client.ack()
 
 
 # --- batches of broadcasts
 
 
-def test_a_published_batch_is_handed_out_whole_and_acknowledged_in_parts(client):
+def test_published_batch_is_handed_out_whole_and_acknowledged_in_parts(client):
     assert client.sub(broadcast(11, 10, 4), broadcast(15, 14, 2)) == casts(11, 12, 13, 14, 15, 16)
     assert client.sizes == [4, 2] and client.buffer.handed == 6
     assert client.take(*casts(11, 12)) == verbs.Ack(0, (11, 12))
@@ -906,47 +888,6 @@ def test_a_published_batch_is_handed_out_whole_and_acknowledged_in_parts(client)
     assert client.buffer.handed == 0 and not client.buffer._handed
 
 
-def test_a_batch_of_another_broker_is_ignored(client):
-    assert client.sub(broadcast(11, 10, 2, epoch="another")) == []
-    assert client.sub(broadcast(11, 10, 2)) == casts(11, 12)
-
-
-def test_a_batch_that_matches_the_filter_of_another_channel_is_ignored(client):
-    deploys = broadcast(11, 10, 2, scope=Scope.TOPIC, target="deploys")
-    assert client.sub(deploys, channel=b"#deploy\0") == []
-    assert client.sub(deploys) == casts(11, 12)
-
-
-def test_a_batch_shows_the_gap_before_it_and_follows_the_missing_broadcast(client):
-    assert client.sub(broadcast(12, 11, 3)) == []
-    assert client.asked == [(11,)] and client.buffer.held == 3
-    assert client.sub(broadcast(15, 14, 2)) == []
-    assert client.asked == [(11,)]
-    assert client.dealer(deliver(1, bcast=11)) == casts(11, 12, 13, 14, 15, 16)
-    assert client.sub(broadcast(17, 16, 2)) == casts(17, 18) and client.sizes[-1] == 2
-
-
-def test_a_filled_gap_before_a_batch_is_not_requested(client):
-    client.dealer(deliver(1, bcast=11))
-    assert client.sub(broadcast(12, 11, 2)) == casts(12, 13)
-    assert client.asked == []
-
-
-def test_a_lost_batch_is_as_many_gaps(client):
-    assert client.dealer(beat(11, 12, 13)) == []
-    assert client.asked == [(11, 12, 13)]
-    assert client.sub(broadcast(14, 13, 2)) == [] and client.asked == [(11, 12, 13)]
-    assert client.dealer(deliver(1, bcast=11), deliver(2, bcast=12)) == casts(11, 12)
-    assert client.dealer(deliver(3, bcast=13)) == casts(13, 14, 15)
-
-
-def test_a_batch_waits_for_a_refill_of_another_channel(client):
-    client.dealer(beat(11))
-    assert client.asked == [(11,)]
-    assert client.sub(broadcast(12, 0, 2)) == []
-    assert client.dealer(deliver(1, bcast=11)) == casts(11, 12, 13)
-
-
 def test_of_a_late_batch_only_messages_not_resent_are_handed_out(client):
     client.dealer(beat(11, 12))
     client.dealer(deliver(1, bcast=11))
@@ -955,66 +896,18 @@ def test_of_a_late_batch_only_messages_not_resent_are_handed_out(client):
     assert client.take(*casts(11, 12, 13)) == verbs.Ack(0, (11, 12, 13))
 
 
-def test_seen_messages_of_a_batch_are_not_handed_out(client):
-    client.dealer(deliver(1, bcast=12))
-    assert client.sub(broadcast(11, 0, 3)) == casts(11, 13)
-    assert client.sub(broadcast(11, 0, 3)) == []
-
-
-def test_a_message_waits_for_the_last_of_a_batch(client):
-    assert client.dealer(deliver(3, after=12)) == []
-    assert client.sub(broadcast(11, 10, 2)) == [*casts(11, 12), *directs(3)]
-    assert client.dealer(deliver(4, after=12)) == directs(4)
-
-
-def test_a_held_message_goes_between_the_messages_of_a_batch(client):
-    """It comes between the two that it was said between."""
+def test_held_message_goes_between_the_messages_of_a_batch(client):
+    """It keeps its place between the broadcasts that it was sent between."""
     client.dealer(deliver(5, after=11))
     assert client.sub(broadcast(11, 0, 2)) == [*casts(11), *directs(5), *casts(12)]
     assert client.sizes == [1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("other", "channel"),
-    [
-        ({"epoch": "another"}, None),
-        ({"bcast": 9}, None),
-        ({"scope": Scope.TOPIC, "target": "deploy"}, b"#deploys\0"),
-        ({"scope": Scope.TOPIC, "target": "deploys"}, b"*\0"),
-    ],
-)
-def test_batches_for_others_are_ignored(client, other, channel):
-    """Of the second, one is from before the lease, and one is at its beginning."""
-    assert client.sub(broadcast(**{"bcast": 12, "prev": 11, "count": 2} | other), channel=channel) == []
-    assert client.asked == [] and client.buffer.handed == client.buffer.held == 0
 
 
 def test_of_a_batch_across_the_beginning_of_the_lease_only_later_messages_count(client):
     assert client.sub(broadcast(9, 8, 4)) == casts(11, 12)
 
 
-def test_a_spared_batch_is_not_handed_out_and_is_no_gap(client):
-    assert client.sub(broadcast(11, 10, 3, spared=(7, ME))) == []
-    assert client.sub(broadcast(14, 13, 2)) == casts(14, 15)
-    assert client.asked == []
-
-
-def test_messages_of_a_published_batch_taken_before_are_not_handed_out(client):
-    for msg_id in casts(11, 13):
-        client.taken_ids.add(msg_id)
-    assert client.sub(broadcast(11, 10, 4)) == casts(12, 14)
-    assert client.ack() == verbs.Ack(0, (11,))
-    assert client.take(*casts(12, 14)) == verbs.Ack(0, (12, 13, 14))
-
-
-@pytest.mark.parametrize("more", [{"msg_ids": ()}, {"bodies": ()}, {"msg_ids": (), "bodies": ()}])
-def test_malformed_batch_of_broadcasts_is_ignored(client, more):
-    assert client.sub(broadcast(11, 0, 2)._replace(**more)) == []
-    assert client.buffer.handed == client.buffer.held == 0 and client.sizes == []
-    assert client.sub(broadcast(11, 10, 1)) == casts(11) and client.asked == []
-
-
-def test_the_oldest_numbers_of_batches_are_forgotten(client, monkeypatch):
+def test_oldest_numbers_of_batches_are_forgotten(client, monkeypatch):
     monkeypatch.setattr(interval_set, "REMEMBERED", 5)
     for bcast in range(11, 41, 3):
         client.sub(broadcast(bcast, bcast - 1, 3))
@@ -1026,7 +919,7 @@ CAST_STEPS = st.lists(
     st.one_of(
         # its channel, how many, how many are missing before it on that channel, is it spared, and does it come
         st.tuples(
-            st.sampled_from(("run", "run", "run", "late", "foreign")),
+            st.sampled_from(("batch", "batch", "batch", "late", "foreign")),
             st.tuples(st.integers(0, 1), st.integers(1, 4), st.integers(0, 2), st.booleans()),
         ),
         st.tuples(st.just("settle"), st.tuples(st.integers(-2, 12), st.integers(0, 6))),
@@ -1040,12 +933,12 @@ CAST_STEPS = st.lists(
 
 
 @given(CAST_STEPS)
-def test_a_batch_of_broadcasts_acts_as_its_messages_one_by_one(steps):
-    runner, client = Client(), Client()
+def test_batches_of_broadcasts_equal_single_ones(steps):
+    batched, client = Client(), Client()
     bcast, seq, since, epoch = 10, 0, 10, "epoch"
     last_on = [0, 0]
     for step, what in steps:
-        if step in ("run", "late", "foreign"):
+        if step in ("batch", "late", "foreign"):
             which, count, missing, spared = what
             if step == "late":
                 bcast = max(since, bcast - 3)  # it came by another way meanwhile, or has come once already
@@ -1055,42 +948,42 @@ def test_a_batch_of_broadcasts_acts_as_its_messages_one_by_one(steps):
             if spared and not missing:
                 one = one._replace(spared=(1, ME))
             bcast = last_on[which] = first + count - 1
-            assert runner.sub(one) == client.sub(*apart(one))
+            assert batched.sub(one) == client.sub(*apart(one))
         elif step in ("deliver", "follow"):
             seq += 1
             one_more = deliver(seq, after=bcast + 1 if step == "follow" else 0)
-            assert runner.dealer(one_more) == client.dealer(one_more)
-        elif step == "resend" and runner.asked:
-            for number in runner.asked[-1]:
+            assert batched.dealer(one_more) == client.dealer(one_more)
+        elif step == "resend" and batched.asked:
+            for number in batched.asked[-1]:
                 again = deliver(0, bcast=number)
-                assert runner.dealer(again) == client.dealer(again)
+                assert batched.dealer(again) == client.dealer(again)
         elif step == "beat":
-            said = verbs.Beat(epoch, bcast, tuple(sorted({max(since, bcast - one) + 1 for one in what})))
-            assert runner.dealer(said) == client.dealer(said)
+            owed = verbs.Beat(epoch, bcast, tuple(sorted({max(since, bcast - one) + 1 for one in what})))
+            assert batched.dealer(owed) == client.dealer(owed)
         elif step == "taken":
-            runner.taken_ids.add(f"bcast{bcast + what:07d}")
+            batched.taken_ids.add(f"bcast{bcast + what:07d}")
             client.taken_ids.add(f"bcast{bcast + what:07d}")
         elif step == "settle":
-            number = runner.buffer._first + what[0]
-            runner.buffer.settle(number, what[1])
+            number = batched.buffer._first + what[0]
+            batched.buffer.settle(number, what[1])
             for one_of_them in range(number, number + what[1]):
                 client.buffer.settle(one_of_them)
         elif step == "recall":
-            for either in (runner, client):
+            for either in (batched, client):
                 either.buffer.recall([bcast - one for one in what])
         elif step == "back":
-            runner.buffer.give_back()
+            batched.buffer.give_back()
             client.buffer.give_back()
         elif step == "begin":
             epoch, since = f"{epoch}+", bcast
-            for either in (runner, client):
+            for either in (batched, client):
                 either.buffer.begin(welcome(epoch=epoch, bcast=since))
         elif step == "ack":
-            assert runner.ack() == client.ack()
-        assert runner.numbers == client.numbers and runner.asked == client.asked
-        assert (runner.buffer.handed, runner.buffer.held) == (client.buffer.handed, client.buffer.held)
-        assert runner.buffer._seen == client.buffer._seen
-        assert runner.buffer._last_on == client.buffer._last_on
-        assert runner.buffer._taken_numbers == client.buffer._taken_numbers
-        assert sum(several for _, _, several in runner.buffer._handed) == runner.buffer.handed
-    assert runner.ack() == client.ack()
+            assert batched.ack() == client.ack()
+        assert batched.numbers == client.numbers and batched.asked == client.asked
+        assert (batched.buffer.handed, batched.buffer.held) == (client.buffer.handed, client.buffer.held)
+        assert batched.buffer._seen == client.buffer._seen
+        assert batched.buffer._last_on == client.buffer._last_on
+        assert batched.buffer._taken_numbers == client.buffer._taken_numbers
+        assert sum(several for _, _, several in batched.buffer._handed) == batched.buffer.handed
+    assert batched.ack() == client.ack()

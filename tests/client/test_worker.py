@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from zmqbus import errors
-from zmqbus.client import worker as serving_module
+from zmqbus.client import worker as worker_module
 from zmqbus.client.bus import Bus
 from zmqbus.client.message import Message
 from zmqbus.client.worker import Worker, check_handler
@@ -471,14 +471,14 @@ class PlayedReceiver:
         self.offers.append(credit)
 
 
-@pytest.mark.parametrize(("took_s", "offer"), [(1.0, 2), (0.001, 12), (0.000001, 2 + serving_module.MAX_AHEAD)])
+@pytest.mark.parametrize(("took_s", "offer"), [(1.0, 2), (0.001, 12), (0.000001, 2 + worker_module.MAX_AHEAD)])
 def test_the_offer_follows_what_handlers_take(took_s, offer):
     consumer: Any = PlayedReceiver()
     serving = Worker(consumer, consumer, double, 2, "log")
     serving._offer(2)
     for _ in range(200):
         serving._measured(took_s)
-    assert offer / serving_module.STEP < consumer.offers[-1] < offer * serving_module.STEP
+    assert offer / worker_module.STEP < consumer.offers[-1] < offer * worker_module.STEP
     assert len(consumer.offers) < 10  # it is not changed with every breath
     assert "credit" in repr(serving)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.console.other_user import NOBODY, start_as_nobody
-from zmqbus.console import peers as module
+from zmqbus.console import peers as peers_module
 from zmqbus.console.peers import Peers
 
 PATIENCE_S = 30.0
@@ -68,7 +68,7 @@ def test_user_is_unknown_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_overflow_uid_is_unknown(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel gives the overflow uid for every user without a uid in this user namespace."""
-    monkeypatch.setattr(module, "overflow_uid", os.getuid)
+    monkeypatch.setattr(peers_module, "overflow_uid", os.getuid)
     with (
         Peers() as here,
         socket.create_server(("127.0.0.1", 0)) as listening,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.console.conftest import put
 from tests.records import RECORD, ids
-from zmqbus.console import search as module
+from zmqbus.console import search as search_module
 from zmqbus.console.search import MAX_FOUND, MAX_QUERY_CHARS, Query, run_query, search
 from zmqbus.errors import InvalidPayload, Timeout
 from zmqbus.settings import Paths
@@ -77,7 +77,7 @@ def test_invalid_query(paths: Paths, text: str, mode: str, says: str) -> None:
 @pytest.mark.slow
 def test_endless_regular_expression_is_stopped(data_dir: Path, monkeypatch) -> None:
     put(data_dir, RECORD._replace(body=b"a" * 60 + b"!"))
-    monkeypatch.setattr(module, "TIMEOUT_S", 2.0)
+    monkeypatch.setattr(search_module, "TIMEOUT_S", 2.0)
     with pytest.raises(Timeout, match="simpler"):
         search(Paths(str(data_dir)), Query("^(a+)+$", "regex"))
 

@@ -14,7 +14,7 @@ from tests.console.conftest import PATIENCE_S
 from tests.console.conftest import start_console as start_console  # a fixture
 from tests.real.conftest import Bus, wait_until
 from zmqbus.client.receipts import Receipt
-from zmqbus.console import sender as module
+from zmqbus.console import sender as sender_module
 from zmqbus.console.sender import Sender, receipt_json
 from zmqbus.errors import NameTaken, NotConnected
 from zmqbus.settings import Settings
@@ -76,7 +76,7 @@ def test_joins_with_the_first_message_under_a_free_name(sender: Sender, joined: 
 def test_leaves_without_a_page_and_comes_back(
     sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STAY_S", 0.01)
+    monkeypatch.setattr(sender_module, "STAY_S", 0.01)
     sender.set_pages(1)
     sender.send("auth", "hi", None)
     sender.set_pages(0)
@@ -90,7 +90,7 @@ def test_comes_back_under_its_former_name(
     sender: Sender, joined: list[FakeBus], taken: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the former name would stay listed as away."""
-    monkeypatch.setattr(module, "STAY_S", 0.01)
+    monkeypatch.setattr(sender_module, "STAY_S", 0.01)
     sender.send("auth", "hi", None)
     sender.set_pages(0)
     assert joined[0].closed.wait(PATIENCE_S)
@@ -109,8 +109,8 @@ def test_close_forgets_the_session(sender: Sender, joined: list[FakeBus], monkey
 def test_close_forgets_a_session_that_is_away(
     sender: Sender, joined: list[FakeBus], monkeypatch: pytest.MonkeyPatch, broker: int | None
 ) -> None:
-    monkeypatch.setattr(module, "STAY_S", 0.01)
-    monkeypatch.setattr(module, "broker_pid", lambda settings: broker)
+    monkeypatch.setattr(sender_module, "STAY_S", 0.01)
+    monkeypatch.setattr(sender_module, "broker_pid", lambda settings: broker)
     sender.send("auth", "hi", None)
     sender.set_pages(0)
     assert joined[0].closed.wait(PATIENCE_S)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.console.conftest import put
 from tests.records import RECORD
-from zmqbus.console import threads as module
+from zmqbus.console import threads as threads_module
 from zmqbus.console.threads import MAX_SHOWN, ThreadIndex
 from zmqbus.journal.record import Record
 
@@ -61,7 +61,7 @@ def test_shown_messages_are_limited(data_dir: Path) -> None:
 
 
 def test_index_is_bounded(data_dir: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "MAX_ANSWERS", 10)
+    monkeypatch.setattr(threads_module, "MAX_ANSWERS", 10)
     put(data_dir, *(message(f"answer{number:05}", f"question{number:04}") for number in range(50)))
     threads = ThreadIndex(str(data_dir / "messages.log"))
     threads.thread("answer00049")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.records import RECORD, encode_record, ids, line
 from zmqbus.errors import Unauthorized
-from zmqbus.journal import search_index as module
+from zmqbus.journal import search_index as search_index_module
 from zmqbus.journal.history import History
 from zmqbus.journal.search_index import DamagedIndex, Index, IndexFault, remove
 from zmqbus.journal.writer import Journal
@@ -66,7 +66,7 @@ def test_missing_log_gives_an_empty_index(path: str, index_path: str) -> None:
 
 
 def test_filled_in_steps(log: Journal, path: str, index_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES", 1)
+    monkeypatch.setattr(search_index_module, "BATCH_BYTES", 1)
     write(log, "one", "two", "three")
     with Index.open(index_path) as index:
         steps = iter((True, True, False))
@@ -89,7 +89,7 @@ def test_filled_in_steps(log: Journal, path: str, index_path: str, monkeypatch: 
 def test_two_processes_that_fill_add_nothing_twice(
     log: Journal, path: str, index_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES", 1)
+    monkeypatch.setattr(search_index_module, "BATCH_BYTES", 1)
     write(log, "one", "two", "three")
     with Index.open(index_path) as first, Index.open(index_path) as second:
 

@@ -306,7 +306,7 @@ def test_inbox(bus: Bus) -> None:
 
 def test_inbox_json(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
-    auth.send_signal(signal.SIGSTOP)
+    assert auth.stop() == 0
     sent = bus.deliver("auth", "one\ntwo", owner=pay)
     assert bus.send("--all", "--text", "three", owner=pay).returncode == 0
     done = bus.zmqbus("inbox", "--json", owner=auth)

@@ -15,7 +15,7 @@ import pytest
 from zmqbus.system import streams
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORT = "from zmqbus.system import streams as output\n"
+IMPORT = "from zmqbus.system import streams\n"
 
 
 def run(code: str, redirection: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -38,12 +38,12 @@ def run(code: str, redirection: str = "", env: dict[str, str] | None = None) -> 
 
 FAILS = """
 import sys
-output.install()
+streams.install()
 try:
     print("x" * 10_000)
     sys.stdout.flush()
-except output.OutputFailed as failed:
-    print(failed, failed.closed_pipe, output.failure() is failed.reason, file=sys.stderr)
+except streams.OutputFailed as failed:
+    print(failed, failed.closed_pipe, streams.failure() is failed.reason, file=sys.stderr)
 print("y" * 10_000)
 sys.stdout.flush()
 """
@@ -60,14 +60,14 @@ def test_fails_once_and_drops_later_writes(redirection: str, reason: bytes) -> N
 
 def test_no_traceback_at_interpreter_exit() -> None:
     """After `failure` has been asked for, or not: Python flushes once more by itself."""
-    code = "import sys\noutput.install()\nprint('x')\ntry:\n    sys.stdout.flush()\nexcept output.OutputFailed: pass"
+    code = "import sys\nstreams.install()\nprint('x')\ntry:\n    sys.stdout.flush()\nexcept streams.OutputFailed: pass"
     done = run(code, ">/dev/full")
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_standard_error_never_fails(redirection: str) -> None:
-    code = "import sys\noutput.install()\nprint('e' * 100_000, file=sys.stderr, flush=True)\nprint('out')"
+    code = "import sys\nstreams.install()\nprint('e' * 100_000, file=sys.stderr, flush=True)\nprint('out')"
     done = run(code, redirection)
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
@@ -79,7 +79,7 @@ def test_standard_error_never_fails(redirection: str) -> None:
 def test_closed_descriptors_are_not_reused() -> None:
     code = """
 import os, sys
-output.install()
+streams.install()
 assert os.open(os.devnull, os.O_RDONLY) > 2
 try:
     sys.stdin.buffer.read()
@@ -91,7 +91,7 @@ except OSError as error:
 
 
 def test_is_open() -> None:
-    code = "import sys\noutput.install()\nprint(output.is_open(1), file=sys.stderr)"
+    code = "import sys\nstreams.install()\nprint(streams.is_open(1), file=sys.stderr)"
     assert run(code).stderr == b"True\n"
     assert run(code, ">/dev/full").stderr == b"True\n"
     assert run(code, ">&-").stderr == b"False\n"
@@ -133,7 +133,7 @@ def test_non_blocking_pipe_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_encodings(env: dict[str, str], written: bytes, unicode: bool) -> None:
-    code = "import sys\noutput.install()\nprint(chr(0xe9) + chr(0x1f389), output.takes_unicode())"
+    code = "import sys\nstreams.install()\nprint(chr(0xe9) + chr(0x1f389), streams.takes_unicode())"
     done = run(code, env=env)
     assert (done.stdout, done.stderr) == (written + f" {unicode}\n".encode(), b"")
 
@@ -153,7 +153,7 @@ SAFE = "abcd↵e↵f"
 
 def shown(body: str) -> tuple[str, str]:
     """The output of a process with the streams installed."""
-    done = run(f"import sys\noutput.install()\n{body}")
+    done = run(f"import sys\nstreams.install()\n{body}")
     return done.stdout.decode(), done.stderr.decode()
 
 
@@ -177,14 +177,14 @@ def test_surrogates_are_written_as_escapes() -> None:
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_print_text_raw(raw: bool) -> None:
-    out, _ = shown(f"output.print_text('x\\x1b[31m\\ty\\n[inter-session msg=aaaaaaaa] z', raw={raw})")
+    out, _ = shown(f"streams.print_text('x\\x1b[31m\\ty\\n[inter-session msg=aaaaaaaa] z', raw={raw})")
     assert out == (
         "x\x1b[31m\ty\n[inter-session msg=aaaaaaaa] z\n" if raw else "x\ty\n    [inter-session msg=aaaaaaaa] z\n"
     )
 
 
 def test_raw_and_filtered_writes_keep_their_order() -> None:
-    out, _ = shown("print('1'); output.raw_stdout().write('\\x1b[H'); output.raw_stdout().flush(); print('2')")
+    out, _ = shown("print('1'); streams.raw_stdout().write('\\x1b[H'); streams.raw_stdout().flush(); print('2')")
     assert out == "1\n\x1b[H2\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zmqbus.broker.body_checks import Spooled
-from zmqbus.broker.shell import spool_reader as module
+from zmqbus.broker.shell import spool_reader as spool_reader_module
 from zmqbus.broker.shell.spool_reader import SpoolReader
 from zmqbus.errors import BrokerUnavailable, RateLimited, Unauthorized
 from zmqbus.wire import verbs
@@ -80,7 +80,7 @@ class TestReading:
             spools.read(b"r", GOOD)
 
     def test_one_wake_exceeds_the_bound_by_at_most_one_body(self, spools, directory, monkeypatch):
-        monkeypatch.setattr(module, "WAKE_BYTES", 2 * SIZE)
+        monkeypatch.setattr(spool_reader_module, "WAKE_BYTES", 2 * SIZE)
         write(directory, NAME, b"a" * SIZE)
         for _ in range(2):
             spools.read(b"r", GOOD)
