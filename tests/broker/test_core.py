@@ -567,63 +567,7 @@ def test_guest_may_not_use_the_name_of_a_connected_session(net):
     assert isinstance(net.guest("alice").closed[0], errors.NameTaken)
 
 
-# --- groups
-
-
-def test_group_message_goes_to_the_least_loaded_member(net):
-    alice = net.session("alice")
-    workers = [net.session(f"w{n}", groups=("resizers",)) for n in range(3)]
-    for number in range(9):
-        alice.send("resizers", f"{number}".encode(), scope=Scope.GROUP)
-        net.clock.advance(0.001)
-        net.settle()
-    assert [len(worker.handed) for worker in workers] == [3, 3, 3]
-    workers[1].take_all()
-    net.settle()
-    alice.send("resizers", b"next", scope=Scope.GROUP)
-    net.settle()
-    assert workers[1].bodies == [b"next"]
-
-
-def test_group_without_members_is_unknown(net):
-    alice = net.session("alice")
-    msg_id = alice.send("nobody", b"?", scope=Scope.GROUP)
-    net.settle()
-    assert isinstance(refusal(alice, msg_id), errors.UnknownPeer)
-
-
 # --- reading elsewhere
-
-
-def test_fetch_reads_mail_the_listener_has_not_shown(net):
-    alice, bob = net.session("alice"), net.session("bob")
-    for number in range(5):
-        alice.send("bob", f"{number}".encode())
-    net.settle()
-    bob.take(2)
-    net.settle()
-    helper = net.helper(bob)
-    helper.request(verbs.Fetch("f", False))
-    net.settle()
-    assert helper.bodies == [b"2", b"3", b"4"] and bob.handed == []
-    helper.take_all()
-    net.settle()
-    assert helper.responses["f"] == verbs.Fetched("f", 3, 0)
-    alice.send("bob", b"after")
-    net.settle()
-    assert bob.bodies == [b"after"]
-
-
-def test_peek_leaves_everything_unread(net):
-    alice, bob = net.session("alice"), net.session("bob")
-    alice.send("bob", b"1")
-    net.settle()
-    helper = net.helper(bob)
-    helper.request(verbs.Fetch("f", True))
-    net.settle()
-    assert helper.bodies == [b"1"]
-    assert helper.responses["f"] == verbs.Fetched("f", 1, 0)
-    assert bob.bodies == [b"1"]
 
 
 def test_dead_reader_leaves_the_rest_to_the_listener(net):
@@ -639,20 +583,6 @@ def test_dead_reader_leaves_the_rest_to_the_listener(net):
     helper.disconnect()
     net.advance(13)
     assert bob.bodies == [b"1", b"2"]
-
-
-def test_stopped_listener_does_not_block_the_inbox(net, monkeypatch):
-    alice, bob = net.session("alice"), net.session("bob")
-    alice.send("bob", b"1")
-    net.wake()
-    bob.down.clear()
-    monkeypatch.setattr(bob, "receive", lambda: False)  # stopped
-    helper = net.helper(bob)
-    helper.request(verbs.Fetch("f", False))
-    net.settle()
-    assert helper.bodies == []
-    net.advance(1.5)
-    assert helper.bodies == [b"1"]
 
 
 # --- bad input costs its sender

@@ -24,7 +24,7 @@ def unread(net: SimNet, member: SimClient) -> int:
 # --- greeting
 
 
-def test_what_is_said_while_the_welcome_is_under_way_is_sent(net):
+def test_message_sent_before_welcome_is_delivered(net):
     bob = net.session("bob")
     alice = net.session("alice", connect=False)
     alice.connect()
@@ -35,7 +35,7 @@ def test_what_is_said_while_the_welcome_is_under_way_is_sent(net):
     assert "s" in alice.responses
 
 
-def test_a_sender_that_reconnects_within_one_wake_hears_over_the_new_connection(net):
+def test_sender_reconnected_within_a_wake_is_answered_over_the_new_connection(net):
     alice, bob = net.session("alice"), net.session("bob")
     msg_id = alice.send("bob", b"x")
     said = [(alice.route, alice.up.popleft())]
@@ -55,7 +55,7 @@ def test_a_sender_that_reconnects_within_one_wake_hears_over_the_new_connection(
     assert isinstance(answer, verbs.Receipt) and answer.state == State.DELIVERED
 
 
-def test_an_id_that_another_session_uses_within_the_same_wake_is_refused(net):
+def test_id_used_by_another_session_in_the_same_wake_is_refused(net):
     alice, bob, eve = net.session("alice"), net.session("bob"), net.session("eve")
     alice.send("bob", b"mine", msg_id="samesame0000")
     eve.send("bob", b"forged", msg_id="samesame0000")
@@ -67,7 +67,7 @@ def test_an_id_that_another_session_uses_within_the_same_wake_is_refused(net):
 # --- broadcasts that get lost
 
 
-def test_nothing_overtakes_a_broadcast_that_is_held(net):
+def test_nothing_overtakes_a_held_broadcast(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"1", scope=Scope.ALL)
     net.wake()
@@ -90,7 +90,7 @@ def test_two_gaps_are_filled_in_order(net):
     assert bob.bodies == [b"1", b"2", b"3"]
 
 
-def test_a_directed_message_behind_a_gap_does_not_stall(net):
+def test_directed_message_behind_a_gap_does_not_stall(net):
     """It waits for a broadcast which itself waits for the one that was lost."""
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"1", scope=Scope.ALL)
@@ -107,7 +107,7 @@ def test_a_directed_message_behind_a_gap_does_not_stall(net):
     assert bob.bodies == [b"1", b"2", b"3"]
 
 
-def test_a_broadcast_that_was_published_to_nobody_is_no_gap(net):
+def test_broadcast_published_to_nobody_is_no_gap(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"0")
     alice.send("", b"1", scope=Scope.ALL)  # takes the DEALER: something is under way there
@@ -120,7 +120,7 @@ def test_a_broadcast_that_was_published_to_nobody_is_no_gap(net):
     assert bob.bodies == [b"2"] and not bob.up  # no REFILL
 
 
-def test_a_beat_from_before_a_gap_does_not_write_it_off(net):
+def test_beat_older_than_a_gap_does_not_close_it(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"1", scope=Scope.ALL)
     net.settle()  # handed out, and not taken
@@ -139,7 +139,7 @@ def test_a_beat_from_before_a_gap_does_not_write_it_off(net):
     assert bob.bodies == [b"1", b"2", b"3"]
 
 
-def test_whoever_gets_a_broadcast_by_the_dealer_does_not_take_it_from_the_pub(net):
+def test_broadcast_sent_by_the_dealer_is_not_taken_from_the_pub(net):
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     alice.send("bob", b"1")
     net.settle()
@@ -148,7 +148,7 @@ def test_whoever_gets_a_broadcast_by_the_dealer_does_not_take_it_from_the_pub(ne
     assert (bob.bodies, carol.bodies) == ([b"1", b"2"], [b"2"])
 
 
-def test_a_broadcast_that_was_lost_on_one_channel_precedes_the_next_on_another(net):
+def test_broadcast_lost_on_one_channel_precedes_the_next_on_another(net):
     alice, bob = net.session("alice"), net.session("bob", topics=("deploys",))
     alice.send("", b"1", scope=Scope.ALL)
     net.wake()
@@ -162,7 +162,7 @@ def test_a_broadcast_that_was_lost_on_one_channel_precedes_the_next_on_another(n
 # --- acknowledgements
 
 
-def test_a_message_that_comes_again_is_acknowledged_without_the_application(net):
+def test_repeated_message_is_acknowledged_without_the_application(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"x")
     net.settle()
@@ -173,7 +173,7 @@ def test_a_message_that_comes_again_is_acknowledged_without_the_application(net)
     assert bob.handed == [] and unread(net, bob) == 0
 
 
-def test_numbers_that_are_not_owed_are_not_remembered(net):
+def test_acknowledged_numbers_not_in_flight_are_ignored(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"x", scope=Scope.ALL)
     net.settle()
@@ -185,7 +185,7 @@ def test_numbers_that_are_not_owed_are_not_remembered(net):
 # --- credit
 
 
-def test_a_sender_hears_of_a_message_that_is_over_the_receivers_credit(net, monkeypatch):
+def test_message_over_the_credit_is_answered(net, monkeypatch):
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 2)
     alice, bob = net.session("alice"), net.session("bob")
     sent = [alice.send("bob", b"x") for _ in range(3)]
@@ -196,7 +196,7 @@ def test_a_sender_hears_of_a_message_that_is_over_the_receivers_credit(net, monk
 
 
 @pytest.mark.parametrize("asker", ["helper", "guest"])
-def test_answers_over_the_credit_of_a_command_come_once_or_are_refused(net, monkeypatch, asker):
+def test_answers_over_the_credit_of_a_command_arrive_once_or_are_refused(net, monkeypatch, asker):
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 2)
     bob = net.session("bob")
     waiter = net.helper(net.session("alice")) if asker == "helper" else net.guest("cron")
@@ -219,7 +219,7 @@ def test_answers_over_the_credit_of_a_command_come_once_or_are_refused(net, monk
 # --- reading elsewhere
 
 
-def test_what_arrives_while_a_listener_is_asked_to_give_back_is_shown_once(net):
+def test_message_that_arrives_during_a_recall_is_shown_once(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"1")
     net.settle()
@@ -233,7 +233,7 @@ def test_what_arrives_while_a_listener_is_asked_to_give_back_is_shown_once(net):
 
 
 @pytest.mark.parametrize("ending", ["bye", "disconnect"])
-def test_a_command_that_goes_before_it_was_served_leaves_the_listener_everything(net, ending):
+def test_command_that_leaves_before_fetched_leaves_the_listener_everything(net, ending):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"1")
     net.settle()
@@ -251,7 +251,7 @@ def test_a_command_that_goes_before_it_was_served_leaves_the_listener_everything
     assert unread(net, bob) == 0
 
 
-def test_a_listener_that_comes_back_does_not_take_the_mailbox_from_a_reader(net):
+def test_returning_listener_does_not_take_the_mailbox_from_a_reader(net):
     alice, bob = net.session("alice"), net.session("bob")
     bob.bye()
     alice.send("bob", b"1")
@@ -269,7 +269,7 @@ def test_a_listener_that_comes_back_does_not_take_the_mailbox_from_a_reader(net)
     assert again.bodies == [b"2"]
 
 
-def test_a_listener_that_dies_while_it_is_asked_does_not_delay_the_reader(net):
+def test_listener_that_dies_during_a_recall_does_not_delay_the_reader(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"1")
     net.settle()
@@ -281,20 +281,7 @@ def test_a_listener_that_dies_while_it_is_asked_does_not_delay_the_reader(net):
     assert helper.bodies == [b"1"]
 
 
-def test_one_reader_at_a_time(net):
-    alice, bob = net.session("alice"), net.session("bob")
-    alice.send("bob", b"1")
-    net.settle()
-    first, second = net.helper(bob), net.helper(bob)
-    first.request(verbs.Fetch("f", False))
-    second.request(verbs.Fetch("g", False))
-    net.settle()
-    net.advance(2)
-    assert (first.bodies, second.bodies) == ([b"1"], [])
-    assert isinstance(second.responses["g"], errors.RateLimited)
-
-
-def test_a_command_may_wait_for_an_answer_and_read_the_inbox(net):
+def test_command_may_await_an_answer_and_read_the_inbox(net):
     alice, bob = net.session("alice"), net.session("bob")
     helper = net.helper(alice)
     question = helper.ask("bob", b"?")
@@ -306,7 +293,7 @@ def test_a_command_may_wait_for_an_answer_and_read_the_inbox(net):
     assert (helper.bodies, alice.bodies) == ([b"answer"], [])
 
 
-def test_a_broadcast_that_is_under_way_during_a_recall_is_shown_once(net):
+def test_broadcast_in_flight_during_a_recall_is_shown_once(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("", b"1", scope=Scope.ALL)
     net.wake()
@@ -323,7 +310,7 @@ def test_a_broadcast_that_is_under_way_during_a_recall_is_shown_once(net):
 # --- the end of a session
 
 
-def test_a_session_that_is_renamed_and_disconnected_at_once_stays_away(net):
+def test_session_renamed_and_disconnected_at_once_stays_away(net):
     bob = net.session("bob")
     helper = net.helper(bob)
     helper.request(verbs.Rename("r", "lead"))
@@ -334,7 +321,7 @@ def test_a_session_that_is_renamed_and_disconnected_at_once_stays_away(net):
     assert not list(net.broker.registry.live())
 
 
-def test_mail_of_a_forgotten_session_is_forgotten_too(net):
+def test_mail_of_a_forgotten_session_is_dropped(net):
     alice, bob = net.session("alice"), net.session("bob")
     bob.bye()
     net.settle()
@@ -349,13 +336,13 @@ def test_mail_of_a_forgotten_session_is_forgotten_too(net):
     assert net.broker.idle
 
 
-def test_a_guests_token_is_no_way_to_make_others_messages_unreadable(net):
+def test_guest_token_cannot_make_messages_of_others_unreadable(net):
     net.session("bob")
     guest = net._enter(client.Persona(role=Role.GUEST, name="cron", token="t" * 65), True)
     assert isinstance(guest.closed[0], errors.InvalidPayload)
 
 
-def test_who_does_not_read_a_mailbox_cannot_acknowledge_it(net):
+def test_only_the_consumer_of_a_mailbox_can_acknowledge(net):
     alice, bob = net.session("alice"), net.session("bob")
     alice.send("bob", b"x")
     net.settle()
@@ -369,7 +356,7 @@ def test_who_does_not_read_a_mailbox_cannot_acknowledge_it(net):
     assert unread(net, bob) == 1
 
 
-def test_a_broadcast_does_not_overtake_by_a_sub_that_is_left_over(net):
+def test_broadcast_does_not_overtake_by_a_lingering_sub(net):
     """The DEALER's connection is gone, and the broker knows; the SUB still receives broadcasts."""
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     net.lose(bob)
@@ -396,7 +383,7 @@ def test_a_broadcast_does_not_overtake_by_a_sub_that_is_left_over(net):
 # --- bounds
 
 
-def test_a_mailbox_is_not_overfilled_within_one_wake(net, monkeypatch):
+def test_mailbox_limit_holds_within_one_wake(net, monkeypatch):
     monkeypatch.setattr(mailbox, "MAX_MESSAGES", 10)
     alice, bob = net.session("alice"), net.session("bob")
     bob.bye()
@@ -407,7 +394,7 @@ def test_a_mailbox_is_not_overfilled_within_one_wake(net, monkeypatch):
     assert unread(net, bob) == 10
 
 
-def test_many_lists_at_once_do_not_make_a_giant_frame(net):
+def test_many_lists_at_once_make_no_giant_frame(net):
     for number in range(verbs.LIST_PAGE):
         net.session(f"s{number}", project="/" + "p" * 500)
     observer = net.observer()
@@ -416,7 +403,7 @@ def test_many_lists_at_once_do_not_make_a_giant_frame(net):
     assert max(len(frame) for frames in observer.down for frame in frames) <= verbs.MAX_FRAME_BYTES
 
 
-def test_who_asks_for_lists_too_often_gets_as_many_as_are_allowed(net):
+def test_rate_of_lists_is_limited(net):
     observer = net.observer()
     for number in range(directory.LISTS_AT_ONCE + 20 * 5):  # twice as often as it may
         observer.request(verbs.List(str(number), False, ""))
@@ -427,7 +414,7 @@ def test_who_asks_for_lists_too_often_gets_as_many_as_are_allowed(net):
     assert 45 <= len(refused) <= 55
 
 
-def test_a_full_mailbox_does_not_keep_a_broadcast_from_the_others(net, monkeypatch):
+def test_full_mailbox_does_not_keep_a_broadcast_from_others(net, monkeypatch):
     monkeypatch.setattr(mailbox, "MAX_MESSAGES", 1)
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     bob.bye()
@@ -441,14 +428,14 @@ def test_a_full_mailbox_does_not_keep_a_broadcast_from_the_others(net, monkeypat
     assert alice.answers[msg_id] == verbs.Tally(msg_id, 1, 0, ("bob",))
 
 
-def test_a_guests_token_stays_secret(net):
+def test_guest_token_stays_secret(net):
     guest, bob = net.guest("cron"), net.session("bob")
     guest.send("bob", b"x")
     net.settle()
     assert guest.persona.token not in bob.handed[0].header.from_session
 
 
-def test_who_has_no_room_for_a_broadcast_does_not_take_it_from_the_pub(net, monkeypatch):
+def test_session_without_room_does_not_take_the_broadcast_from_the_pub(net, monkeypatch):
     monkeypatch.setattr(mailbox, "MAX_MESSAGES", 2)
     alice, bob, carol = (net.session(name) for name in ("alice", "bob", "carol"))
     for body in (b"1", b"2"):
@@ -462,7 +449,7 @@ def test_who_has_no_room_for_a_broadcast_does_not_take_it_from_the_pub(net, monk
 # --- a store that cannot be written
 
 
-def test_nobody_is_renamed_while_the_store_does_not_take_it(net):
+def test_rename_waits_for_the_store(net):
     """ "renamed", and after the next broker's start the session would go by its old name, or another one by the new."""
     bob, eve = net.session("bob"), net.session("eve")
     net.settle()
@@ -484,7 +471,7 @@ def test_nobody_is_renamed_while_the_store_does_not_take_it(net):
     assert net.broker.registry.sessions[bob.persona.session_id].name == "robert"
 
 
-def test_a_broadcast_says_for_whom_the_store_did_not_take_it_and_calls_no_mailbox_full(net):
+def test_broadcast_names_receivers_for_whom_the_store_failed(net):
     alice, bob = net.session("alice"), net.session("bob")
     away = net.session("carol")
     net.settle()

@@ -167,7 +167,7 @@ def test_an_untaken_message_is_taken_back(auto):
     assert auto.take() is None
 
 
-def test_a_taken_message_that_comes_again_before_its_acknowledgement_is_not_handed_out(auto):
+def test_repeat_of_a_taken_message_is_not_handed_out(auto):
     auto.hand("a", "b")
     assert auto.take() == "a"
     auto.consumer.on_effects([core.TakeBack()])
@@ -187,7 +187,7 @@ def test_manual_acknowledgement_waits_for_the_program(manual):
     assert len(manual.core.tickets) == 1
 
 
-def test_a_message_in_work_that_comes_again_gets_the_newer_ticket(manual):
+def test_repeat_of_a_message_in_work_gets_the_newer_ticket(manual):
     manual.hand("a", "b")
     message = manual.consumer.next_message(0.0)
     manual.consumer.on_effects([core.TakeBack()])
@@ -325,7 +325,7 @@ def test_a_message_taken_for_a_waiting_thread_is_returned_first(auto):
     assert auto.core.taken_ids == ["a", "b", "c"]
 
 
-def test_a_thread_that_takes_work_or_messages_gets_it_too(auto):
+def test_thread_that_takes_work_or_messages_gets_messages(auto):
     waits(auto)
     auto.hand("a")
     assert auto.consumer.next_work(0.0) is None
@@ -333,7 +333,7 @@ def test_a_thread_that_takes_work_or_messages_gets_it_too(auto):
 
 
 @pytest.mark.parametrize("before", ["nobody waits", "another is there", "the program acknowledges"])
-def test_a_message_that_is_not_next_is_taken_for_no_thread(auto, manual, before):
+def test_message_that_is_not_next_is_taken_for_no_thread(auto, manual, before):
     played = manual if before == "the program acknowledges" else auto
     if before == "another is there":
         played.hand("first")
@@ -419,7 +419,7 @@ def delivered(future: Any, timeout_s: float = 0.0) -> bool:
     return receipt.state == "delivered" or (receipt.busy and timeout_s > 0)
 
 
-def test_the_sender_hears_delivered_when_it_is_taken(connect: Connect):
+def test_delivered_is_reported_when_the_message_is_taken(connect: Connect):
     bob, alice = connect("bob"), connect("alice")
     future = alice.send("bob", "hi", wait=False)
     while not bob._consumer._inbox:  # type: ignore[union-attr]
@@ -429,7 +429,7 @@ def test_the_sender_hears_delivered_when_it_is_taken(connect: Connect):
     assert delivered(future, PATIENCE_S)
 
 
-def test_the_sender_hears_delivered_when_the_program_says_so(connect: Connect):
+def test_delivered_is_reported_when_the_program_acknowledges(connect: Connect):
     bob, alice = connect("bob", ack="manual"), connect("alice")
     future = alice.send("bob", "hi", wait=False)
     message = bob.next_message(PATIENCE_S)
@@ -504,7 +504,7 @@ def test_a_message_acknowledged_behind_an_unacknowledged_one_comes_again_after_a
     assert again.next_message(0.0) is None
 
 
-def test_a_name_that_was_changed_keeps_its_mailbox_too(connect: Connect):
+def test_renamed_program_keeps_its_mailbox(connect: Connect):
     alice, bob = connect("alice"), connect("bob")
     bob.rename("robert")
     while bob.name != "robert":
@@ -515,7 +515,7 @@ def test_a_name_that_was_changed_keeps_its_mailbox_too(connect: Connect):
     assert list(texts(connect("robert"), 1)) == ["hi"]
 
 
-def test_acknowledging_after_the_end_is_an_error_that_says_so(connect: Connect):
+def test_acknowledging_after_the_end_is_an_error(connect: Connect):
     alice, bob = connect("alice"), connect("bob", ack="manual")
     alice.send("bob", "hi", wait=False)
     message = bob.next_message(PATIENCE_S)
@@ -673,7 +673,7 @@ def test_a_batch_is_acknowledged_as_it_is_taken(run):
 @pytest.mark.parametrize("sizes", [(4,), (1, 1, 1, 1), (2, 2), (1, 3), (3, 1)])
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("how", ["welcome", "recall"])
-def test_taken_messages_of_a_batch_that_comes_again_are_not_handed_out(run, monkeypatch, sizes, told, how):
+def test_taken_messages_of_a_repeated_batch_are_not_handed_out(run, monkeypatch, sizes, told, how):
     """However it comes again: in other pieces, under another lease, before the core has heard of it, or after."""
     run.send(4)
     with monkeypatch.context() as patch:
