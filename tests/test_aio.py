@@ -298,7 +298,7 @@ def test_a_cancelled_task_withdraws_its_request():
 
 
 @pytest.mark.parametrize("how", ["break", "cancel"])
-def test_leaving_map_withdraws_what_is_open(how):
+def test_leaving_map_withdraws_open_requests(how):
     async def main() -> None:
         async with Echo(), aio.connect("alice") as bus:
 
@@ -332,7 +332,7 @@ def test_an_item_that_cannot_be_sent_raises_in_its_turn():
     run(main)
 
 
-def test_whoever_makes_items_from_answers_gets_them():
+def test_items_may_be_made_from_answers():
     async def main() -> None:
         async with Echo(), aio.connect() as bus:
             todo: asyncio.Queue[int | None] = asyncio.Queue()

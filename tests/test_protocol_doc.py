@@ -245,7 +245,7 @@ def test_channels() -> None:
     assert rows["mark"] == "`~` lease NUL" and verbs.mark_channel("x") == b"~x\0"
 
 
-def test_the_reader_of_tables_sees_what_is_there() -> None:
+def test_table_reader_finds_all_tables() -> None:
     assert len(VERBS) == len(verbs.TABLE)
     assert table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x y |\n") == [["1", ""], ["2", "x y"]]
     assert table("no table") == []

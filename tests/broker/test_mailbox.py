@@ -119,7 +119,7 @@ def test_nothing_overtakes_the_backlog(box, monkeypatch):
     assert seqs(box.refill(NOW_S)) == [2]
 
 
-def test_what_comes_out_of_the_store_has_been_told(box, monkeypatch):
+def test_message_from_the_store_counts_as_reported(box, monkeypatch):
     monkeypatch.setattr(mailbox, "CREDIT_MESSAGES", 1)
     put(box, message(0), NOW_S)
     put(box, message(1), NOW_S)
@@ -153,7 +153,7 @@ def test_broadcasts_are_acknowledged_by_name_and_leave_in_order(box):
     assert box.owed() == () and not box._taken_bcasts and not box._published
 
 
-def test_mailboxes_share_what_is_empty_and_nothing_else(box, store):
+def test_mailboxes_share_empty_collections_only(box, store):
     """All empty mailboxes share one window and one set, which must stay empty."""
     other = mailbox.Mailbox("other", store)
     other.open = True
@@ -216,7 +216,7 @@ def test_full(monkeypatch):
     assert box.full(0)
 
 
-def test_what_is_on_its_way_through_the_journal_is_part_of_its_load(box):
+def test_load_includes_messages_being_journaled(box):
     put(box, message(), NOW_S)
     box.reserve(10, 3)
     assert (box.total, box.load, box.is_expecting) == (1, 4, True)

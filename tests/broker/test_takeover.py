@@ -271,7 +271,7 @@ def test_a_command_that_outlives_its_session_s_end_takes_the_name_from_nobody(ne
 # --- when it happens
 
 
-def test_the_mail_of_one_that_dies_comes_to_the_younger_one_behind_what_is_under_way(net, alice, runs):
+def test_mail_of_a_dead_session_follows_the_messages_in_flight_of_its_successor(net, alice, runs):
     older = runs.nap()
     say(net, alice, b"1")
     younger = runs.start()
@@ -404,7 +404,7 @@ def test_a_session_that_is_alone_and_has_mail_is_not_asked_about(net, alice, run
     assert listed(net)[1] == ("nightly", "away", 2)
 
 
-def test_what_is_under_way_stays_before_it_when_the_broker_dies(net, alice, runs):
+def test_messages_in_flight_precede_inherited_mail_after_the_death_of_the_broker(net, alice, runs):
     older = runs.nap()
     say(net, alice, b"1", older.persona.session_id)
     younger = runs.start()
@@ -458,7 +458,7 @@ def test_those_of_topics_and_of_projects(net, alice, runs):
     ]
 
 
-def test_what_one_has_said_to_the_other_itself_was_queued_and_so_it_comes(net, alice, runs):
+def test_successor_gets_its_own_queued_message_to_the_dead_session(net, alice, runs):
     older = runs.nap()
     younger = runs.start()
     tell_all(net, younger, b"mine")
@@ -485,7 +485,7 @@ def test_nothing_is_lost_though_it_is_more_than_a_mailbox_holds(net, alice, runs
     assert read(net, taker) == [b"then"]
 
 
-def test_what_is_too_old_goes_as_it_would_have_gone(net, alice, runs):
+def test_inherited_mail_expires_at_its_time(net, alice, runs):
     older, younger = runs.nap(), runs.nap()
     say(net, alice, b"old", older.persona.session_id)
     net.clock.advance(retention.KEEP_S / 2)
@@ -591,7 +591,7 @@ def repeated(net: SimNet, sender: SimClient, target: str, body: bytes, **more: A
 
 @pytest.mark.parametrize("to", ["name", "id", "all"])
 @pytest.mark.parametrize("taken", [False, True], ids=["it waits", "it was taken"])
-def test_a_message_that_is_said_again_meets_what_it_has_become(net, alice, runs, to, taken):
+def test_repeat_after_a_takeover_meets_the_outcome(net, alice, runs, to, taken):
     older, younger = runs.nap(), runs.nap()
     target = {"name": "nightly", "id": older.persona.session_id, "all": ""}[to]
     msg_id = alice.send(target, b"x", scope=Scope.ALL if to == "all" else Scope.SESSION)
@@ -645,7 +645,7 @@ def test_a_broadcast_that_had_no_room_is_not_for_the_successor_behind_younger_on
 
 
 @pytest.mark.parametrize("store_fails", [False, True])
-def test_a_sender_that_waits_for_its_receipt_hears_once_and_the_truth(net, alice, runs, store_fails):
+def test_takeover_gives_a_waiting_sender_one_true_receipt(net, alice, runs, store_fails):
     member = runs.start()
     msg_id = alice.send("nightly", b"x")
     net.settle()

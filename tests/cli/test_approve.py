@@ -51,7 +51,7 @@ class TestAnswer:
         assert ask(f"python3 '{PLUGIN}/bin/list.py' --all") == ALLOW
 
     @pytest.mark.parametrize("command", ["ls", "zmqbus list", f"{SEND}\nls", f"{PLUGIN}/bin/zmqbus forget x", 7])
-    def test_nothing_is_said_about_other_commands(self, ask: Ask, command: object) -> None:
+    def test_other_commands_get_no_decision(self, ask: Ask, command: object) -> None:
         assert ask(command) is None
 
     @pytest.mark.parametrize(

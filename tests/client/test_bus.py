@@ -324,7 +324,7 @@ def test_no_public_parameter_is_left_unchecked(connect):
             assert isinstance(caught.value, errors.LocalError), (verb, name, caught.value)
 
 
-def test_a_group_without_a_worker_is_told_as_such(connect):
+def test_group_without_a_worker_is_an_error_of_its_own(connect):
     bus = connect("me")
     with pytest.raises(errors.Timeout, match="nobody works for that group"):
         bus.ask("@nobody", "x", timeout=0.3)
@@ -392,7 +392,7 @@ def test_one_that_was_closed_does_not_complain(port):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_one_that_somebody_awaits_an_answer_from_goes_on(port, echo):
+def test_bus_with_a_pending_answer_is_not_closed_by_the_collector(port, echo):
     reply = zmqbus.connect().request("echo", "x", timeout=PATIENCE_S)
     receipt = zmqbus.connect().send("echo", "y", wait=False)
     answers = zmqbus.connect().map("echo", ["z"], timeout=PATIENCE_S)
@@ -469,7 +469,7 @@ class TestLargeMessages:
         assert list((data_dir / "spool").iterdir()) == []
 
     @pytest.mark.slow
-    def test_whoever_leaves_at_once_has_said_them_and_nothing_is_left_behind(self, connect, data_dir):
+    def test_leaving_at_once_sends_messages_and_leaves_nothing_behind(self, connect, data_dir):
         bob = connect("bob")
         with connect("alice") as alice:
             for text in self.TEXTS:
@@ -480,7 +480,7 @@ class TestLargeMessages:
         until(lambda: not list((data_dir / "spool").iterdir()))
 
     @pytest.mark.slow
-    def test_whoever_is_killed_leaves_nothing_behind(self, connect, data_dir):
+    def test_killed_program_leaves_nothing_behind(self, connect, data_dir):
         bob = connect("bob")
         script = (
             "import zmqbus\n"
@@ -552,7 +552,7 @@ def test_map_keeps_the_order_and_tells_its_progress(connect, echo, capsys):
     assert lines[-1].startswith("scatter: 3 of 3 in ")
 
 
-def test_breaking_out_of_map_withdraws_what_is_open(connect, figures):
+def test_breaking_out_of_map_withdraws_open_requests(connect, figures):
     bus = connect()
     mapped = bus.map("@nobody", range(1000))
     until(lambda: figures()["requests_waiting"] == 512)
@@ -668,7 +668,7 @@ def test_closing_in_a_callback(connect, echo, name):
 # --- ends
 
 
-def test_closing_wakes_whoever_waits(connect):
+def test_closing_wakes_waiting_threads(connect):
     bus = connect("alice")
     calls: list[Callable[[], Any]] = [
         lambda: list(bus.messages()),

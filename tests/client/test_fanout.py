@@ -136,7 +136,7 @@ def test_no_items_no_answers():
     assert results(map_over(Asker(), [], None)) == []
 
 
-def test_what_is_no_iterable_is_an_error_and_nothing_else():
+def test_non_iterable_is_an_error_without_side_effects():
     with pytest.raises(TypeError):
         map_over(Asker(), cast("Any", 7), None)
     gc.collect()  # and what was half made says nothing when it goes
@@ -177,7 +177,7 @@ def test_items_that_raise_raise_in_their_turn():
     assert results(mapped) == []
 
 
-def test_whoever_makes_items_from_answers_gets_them(monkeypatch):
+def test_items_may_be_made_from_answers(monkeypatch):
     """Items that are slow to come do not hold back the answers that are there."""
     monkeypatch.setattr(fanout, "GATHER_S", -1.0)  # every item is slow
     got: list[Any] = [0]
@@ -192,7 +192,7 @@ def test_whoever_makes_items_from_answers_gets_them(monkeypatch):
 
 
 @pytest.mark.parametrize("leave", ["close", "with", "break", "forget", "interrupt"])
-def test_whoever_leaves_withdraws_what_is_open(leave, bar):
+def test_leaving_withdraws_open_requests(leave, bar):
     ask = Asker()
     mapped = map_over(ask, itertools.count(), None, window=8)
     ask.answer()
@@ -221,7 +221,7 @@ def test_whoever_leaves_withdraws_what_is_open(leave, bar):
     assert bar.closed == 1
 
 
-def test_an_interrupt_while_items_are_made_withdraws_what_is_open(monkeypatch):
+def test_interrupt_while_items_are_made_withdraws_open_requests(monkeypatch):
     monkeypatch.setattr("zmqbus.client.fanout.time", SimpleNamespace(monotonic=lambda: 100.0))  # the items come fast
 
     def items() -> Iterator[int]:

@@ -44,7 +44,7 @@ def test_there_is_a_broker_now(settings, broker_says, word):
     assert descriptors() == before
 
 
-def test_what_the_broker_found_damaged_is_told(settings, broker_says):
+def test_damage_found_by_the_broker_is_reported(settings, broker_says):
     broker_says(report("ready mailboxes.sqlite3 was damaged; a copy is kept"))
     assert launch.launch(settings) == "mailboxes.sqlite3 was damaged; a copy is kept"
 
@@ -95,7 +95,7 @@ def test_an_error_that_this_release_does_not_know(settings, broker_says):
         launch.launch(settings)
 
 
-def test_one_that_dies_is_told_with_its_last_words(settings, broker_says):
+def test_dead_broker_is_reported_with_its_last_output(settings, broker_says):
     broker_says("echo Traceback >&2; echo \"ModuleNotFoundError: No module named 'zmq'\" >&2; exit 1")
     before = descriptors()
     with pytest.raises(BrokerUnavailable, match=r"No module named 'zmq'\); see .*broker\.log"):

@@ -304,7 +304,7 @@ def test_a_messages_body_and_text():
     assert value.body is value.body  # read once
 
 
-def test_a_body_that_cannot_be_read_is_told_to_whoever_asks_for_it():
+def test_unreadable_body_raises_on_access():
     broken = message(Format.MSGPACK, b"\xc1")
     with pytest.raises(errors.InvalidPayload):
         _ = broken.body
@@ -325,7 +325,7 @@ def test_a_body_that_cannot_be_read_is_told_to_whoever_asks_for_it():
         (Format.MSGPACK, b"\xc1", "InvalidPayload: the body cannot be"),
     ],
 )
-def test_repr_shows_the_beginning_of_what_is_in_it(fmt, body, shown):
+def test_repr_shows_the_beginning_of_the_body(fmt, body, shown):
     assert repr(message(fmt, body)).startswith(f"<Message aaaaaaaaaa01 from 'auth': {shown}")
     assert len(repr(message(fmt, body))) < 200
 
@@ -354,7 +354,7 @@ def test_how_a_message_was_addressed(changes, to):
     assert incoming(age_s=7).age_s == 7
 
 
-def test_a_body_that_is_not_in_the_log_any_more_is_told_to_whoever_asks_for_it(monkeypatch):
+def test_body_gone_from_the_log_raises_on_access(monkeypatch):
     def load(*_: object) -> bytes:
         raise record.JournalError("the segment is gone")
 
@@ -365,7 +365,7 @@ def test_a_body_that_is_not_in_the_log_any_more_is_told_to_whoever_asks_for_it(m
 
 
 @pytest.mark.parametrize("target", ["@", "@Bad Name", None, 7, b"auth"])
-def test_what_is_no_target(target):
+def test_invalid_targets(target):
     with pytest.raises(errors.InvalidName):
         scope_and_target(target)
 

@@ -43,7 +43,7 @@ def test_the_limit_is_named(to_many, limit):
         payload.from_text("ü" * (limit // 2 + 1), to_many=to_many)
 
 
-def test_what_is_no_text_is_refused_with_its_place():
+def test_invalid_text_is_refused_with_its_position():
     with pytest.raises(InvalidPayload, match="at byte 3"):
         payload.from_text(b"abc\xff", to_many=False)
     with pytest.raises(InvalidPayload, match="at 1"):

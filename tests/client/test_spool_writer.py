@@ -140,7 +140,7 @@ class TestPieces:
         assert path.stat().st_size == 2 * SIZE
         assert piece(directory, put(spool, message(7, b"y" * 3 * SIZE))) == b"y" * 3 * SIZE
 
-    def test_what_is_longer_than_the_broker_reads_goes_along(self, directory, monkeypatch):
+    def test_body_over_the_spool_limit_is_sent_inline(self, directory, monkeypatch):
         monkeypatch.setattr(verbs, "MAX_SPELLED_BYTES", SIZE)
         spool = SpoolWriter(str(directory))
         assert spool.put(message(1, b"\n" * (SIZE // 2 + 1))) is None
@@ -185,7 +185,7 @@ class TestFiles:
         spool.close()
         assert not directory.exists()
 
-    def test_somebody_has_removed_them(self, spool, directory):
+    def test_removed_files(self, spool, directory):
         one = put(spool, message(1))
         (directory / one.file).unlink()
         spool.free(["message00001"])
@@ -233,6 +233,6 @@ class TestFailures:
         assert put(spool, message(4)).offset == SIZE
         assert piece(directory, first) == b"a" * SIZE
 
-    def test_what_is_no_text_and_what_has_no_format(self, spool):
+    def test_invalid_text_and_unknown_format(self, spool):
         assert spool.put(message(1, b"\xff" * SIZE)) is None
         assert SpoolWriter("/nowhere").put(message(1, fmt=9)) is None

@@ -164,7 +164,7 @@ def test_it_finds_a_new_broker_by_itself_and_says_hello_again(transport, setting
 
 
 @pytest.mark.parametrize("seen", ["both", "the loss only"])
-def test_an_answer_that_comes_with_the_loss_is_told_before_a_launch(
+def test_answer_received_with_the_loss_is_reported_before_a_launch(
     transport, start_broker, launched, monkeypatch, seen
 ):
     """Or `zmqbus broker --stop` would start the next one."""
@@ -359,7 +359,7 @@ def test_one_that_does_not_wait_goes_on_while_a_broker_starts(transport, setting
     assert warned == ["something was damaged"]
 
 
-def test_one_that_does_not_wait_hears_what_kept_a_broker_from_starting(transport, settings, broker_says):
+def test_client_that_does_not_wait_gets_the_reason_why_no_broker_started(transport, settings, broker_says):
     broker_says("echo held > /dev/fd/$report")
     transport.patient, transport.waits_to_launch = False, False
     with pytest.raises(PortHeld):
@@ -381,7 +381,7 @@ def test_a_failed_start_is_nothing_to_one_that_has_been_welcomed_meanwhile(
     assert transport.core.phase is core.Phase.READY
 
 
-def test_closing_hands_out_what_is_left_to_say(settings, start_broker, launched):
+def test_closing_sends_the_remaining_envelopes(settings, start_broker, launched):
     broker = start_broker()
     transport = Transport(settings, core.ClientCore(PERSONA, "0"))
     transport.open()

@@ -484,7 +484,7 @@ def test_the_offer_follows_what_handlers_take(took_s, offer):
 
 
 @pytest.mark.parametrize("handler", [None, "double", 7])
-def test_what_is_no_handler(handler):
+def test_invalid_handlers(handler):
     with pytest.raises(TypeError, match="takes a Message"):
         check_handler(handler, 1)
 

@@ -58,7 +58,7 @@ def test_shell_without_claude_code_has_no_hooks(session: Session) -> None:
     assert session.examine("/bin/bash") == []
 
 
-def test_last_run_of_each_hook_is_told(session: Session) -> None:
+def test_last_run_of_each_hook_is_shown(session: Session) -> None:
     session.ran("SessionStart", "Stop", "PermissionRequest")
     found, approvals = session.examine()
     assert (found.check, found.level) == ("hooks", "ok")

@@ -214,7 +214,7 @@ def test_rename_in_place(bus: Bus) -> None:
     assert bus.listener(owner=auth).name == "billing", "it lasts"
 
 
-def test_rename_shows_in_what_is_sent(bus: Bus) -> None:
+def test_rename_shows_in_later_messages(bus: Bus) -> None:
     auth, pay = bus.listener("auth"), bus.listener("pay")
     assert bus.zmqbus("rename", "billing", owner=pay).returncode == 0
     bus.deliver("auth", "hi", owner=pay)

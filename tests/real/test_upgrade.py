@@ -129,7 +129,7 @@ def test_listener_of_a_removed_release_finds_the_next_broker(bus, tmp_path):
     before.wait_message("again")
 
 
-def test_release_with_another_protocol_is_told_which_process_to_end(bus, tmp_path):
+def test_other_protocol_is_refused_with_the_process_to_end(bus, tmp_path):
     new = release(tmp_path, "9.0.0", protocol=verbs.VERSION + 1)
     listening = bus.listener("auth")
     status, out, err = run(bus, new, "send.py", "--as", "script", "--to", "auth", "--text", "x")

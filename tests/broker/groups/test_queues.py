@@ -153,7 +153,7 @@ class TestGroupsWithoutWorkers:
         one = worker(net, "one")
         assert list(one.works) == [msg_id]
 
-    def test_a_patient_caller_hears_whether_the_group_has_a_worker(self, net, caller):
+    def test_patient_caller_learns_whether_the_group_has_a_worker(self, net, caller):
         heard: list[Any] = []
         handle = caller.core.handle
 
