@@ -79,13 +79,15 @@ TOPICS: dict[str, str] = {
     "tests/broker/test_broadcast_batches.py",
     "memory pressure": "tests/broker/shell/test_pressure.py",
     "message limits": "tests/wire/test_verbs.py tests/client/test_core.py tests/broker/test_admission.py",
+    "notices": "tests/broker/test_agent_states.py",
     "order": "tests/broker/test_mailbox.py tests/broker/test_core.py tests/broker/test_mishaps.py "
     "tests/broker/test_recovery.py tests/broker/test_machine.py",
     "permission": "tests/agents/test_permission.py tests/cli/test_approve.py",
     "process liveness": "tests/test_process.py tests/session/test_leftovers.py",
     "process list": "tests/system/test_cmdline.py",
     "producer": "tests/client/test_producer.py",
-    "rate limits": "tests/broker/test_admission.py tests/broker/test_core.py tests/broker/test_mishaps.py "
+    "rate limits": "tests/broker/test_agent_states.py tests/broker/test_admission.py tests/broker/test_core.py "
+    "tests/broker/test_mishaps.py "
     "tests/broker/test_broadcast_batches.py tests/real/test_hostile.py",
     "reading": "tests/broker/test_core.py tests/broker/test_mishaps.py tests/contract/test_reading.py",
     "reconnect": "tests/client/test_transport.py",

@@ -164,6 +164,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "cli.doctor": "real/test_doctor.py",
     "cli.stats": "real/test_stats.py",
     "cli.watch": "real/test_watch.py",
+    "cli.wait": "real/test_wait.py",
     # Parts of one subject, tested through its report.
     "doctor.broker": "real/test_doctor.py",
     "doctor.keys": "real/test_doctor.py",

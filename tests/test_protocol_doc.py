@@ -12,6 +12,7 @@ import pytest
 from zmqbus import errors
 from zmqbus.broker import (
     admission,
+    agent_states,
     connections,
     dedup,
     delivery,
@@ -140,10 +141,10 @@ def test_limits() -> None:
 
 def test_limits_of_fields() -> None:
     assert {name: number(value) for name, value in table(SECTIONS["3.3 Fields"])} == verbs.FIELD_CHARS
-    assert verbs.FIELD_PARTS == {"topics": 256, "groups": 256, "bodies": verbs.MAX_ENVELOPE_MESSAGES, "piece": 4}
-    assert (
-        "256 parts (`topics`, `groups`), `MAX_ENVELOPE_MESSAGES` (`msg_ids` and `bodies` of SEND), 4 (`piece`)" in PAGE
-    )
+    batch = verbs.MAX_ENVELOPE_MESSAGES
+    assert {"topics": 256, "groups": 256, "bodies": batch, "piece": 4, "states": 8} == verbs.FIELD_PARTS
+    assert "256 parts (`topics`, `groups`), `MAX_ENVELOPE_MESSAGES` (`msg_ids` and `bodies` of SEND)" in PAGE
+    assert "4 (`piece`), 8 (`states`)" in PAGE
     assert codec.NUMBER_BYTES == 16
 
 
@@ -172,6 +173,7 @@ def test_timers() -> None:
             directory,
             delivery,
             admission,
+            agent_states,
             reply_routing,
             fetch,
             retention,

@@ -308,6 +308,7 @@ def _longest(name: str, kind: Any) -> Any:
     parts = verbs.FIELD_PARTS.get(name, verbs.MAX_LIST)
     return {
         int: 1,
+        float: 1.0,
         bool: True,
         bytes: b"x",
         tuple[int, ...]: (1,) * parts,

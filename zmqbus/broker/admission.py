@@ -340,7 +340,7 @@ class Admission:
         if before is not None and waits:
             raise _Unreturned  # the name may be another session's by now
         try:
-            return self._resolve(now, target)
+            return self.resolve(now, target)
         except UnknownPeer:
             if waits:  # guards: dedup [off]
                 raise _Unreturned from None
@@ -351,7 +351,8 @@ class Admission:
                 "have got it; see who is there before you send it again: zmqbus list --all"
             ) from None
 
-    def _resolve(self, now: Instant, target: str) -> Session:
+    def resolve(self, now: Instant, target: str) -> Session:
+        """Returns the session that a target names. Raises `UnknownPeer` or `Ambiguous`."""
         session = self._registry.resolve(target)
         if session.conn is None and self._takeover.settle(now, session):
             return self._registry.resolve(target)  # it has died: somebody else has its mail now, or nobody had any

@@ -1,8 +1,7 @@
 """The broker's connections: how they begin (HELLO), stay alive (PING, silence) and end (BYE, loss). Pure.
 
 Theory of operation
-===================
-
+============
 A connection is a route of the ROUTER that has said HELLO. Its role gives its state (`sessions.STATE_OF_ROLE`), and a
 member, a helper or a guest acts for a session or under a name, whose token it has to know. A session has one member: a
 newer process that claims the session displaces the older one.
@@ -18,6 +17,7 @@ import sys
 from collections.abc import Callable
 
 from zmqbus.broker.admission import Admission
+from zmqbus.broker.agent_states import AgentStates
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox, Publish
 from zmqbus.broker.fetch import Fetches
@@ -66,6 +66,7 @@ class Connections:
         requests: RequestBroker,
         takeover: Takeover,
         retention: Retention,
+        agent_states: AgentStates,
         *,
         epoch: str,
         release: str,
@@ -83,6 +84,7 @@ class Connections:
         self._requests = requests
         self._takeover = takeover
         self._retention = retention
+        self._agent_states = agent_states
         self._epoch = epoch
         self._release = release
         self._new_token = new_token
@@ -129,6 +131,7 @@ class Connections:
                 self._delivery.attach(now, session.mailbox, connection)
             self._requests.reconnected(now, session, is_program=connection.program)
             self._admission.retry_held(now)  # guards: dedup
+            self._agent_states.changed(now, session)
 
     def _checked(self, hello: verbs.Hello) -> tuple[ConnectionState, str, str | None]:
         """Returns the connection's state, the name and the label that a HELLO asks for, after a check of its fields."""
@@ -141,9 +144,10 @@ class Connections:
             role = verbs.Role(hello.role)
         except ValueError:
             raise ProtocolError(f"HELLO with an unknown role, {hello.role}") from None
-        for what, names in (("topic", hello.topics), ("group", hello.groups)):
-            for name in names:
-                naming.check_name(name, what)
+        for topic in hello.topics:
+            naming.check_topic(topic)
+        for group in hello.groups:
+            naming.check_name(group, "group")
         label = naming.check_label(hello.label) or None if hello.label else None
         return STATE_OF_ROLE[role], naming.check_name(hello.name) if hello.name else "", label
 
@@ -331,6 +335,9 @@ class Connections:
             self._fetches.parted(now, session)
             self._retention.parted(session, gone=gone)
         self._requests.parted(now, connection, gone=gone)
+        self._agent_states.parted(now, connection)
+        if session is not None and own:
+            self._agent_states.changed(now, session)
 
     def unsubscribed(self, now: Instant, lease: str) -> None:
         """Ends a connection whose SUB is gone: the only sign of a dead peer that libzmq gives at once."""

@@ -43,6 +43,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from zmqbus.broker.admission import Admission
+from zmqbus.broker.agent_states import AgentStates
 from zmqbus.broker.body_checks import Spooled, no_spools
 from zmqbus.broker.connections import Connections
 from zmqbus.broker.delivery import Delivery
@@ -131,6 +132,7 @@ class BrokerCore:
         self.retention = Retention(
             self.registry, self.delivery, self.reply_routing, store, self._out, owner_lives, self.takeover
         )
+        self.agent_states = AgentStates(self._out, self.registry, self.admission, self.takeover)
         self.connections = Connections(
             self._out,
             self.registry,
@@ -141,6 +143,7 @@ class BrokerCore:
             self.requests,
             self.takeover,
             self.retention,
+            self.agent_states,
             epoch=epoch,
             release=release,
             pub_port=pub_port,
@@ -154,6 +157,7 @@ class BrokerCore:
             self.admission,
             self.requests,
             self.takeover,
+            self.agent_states,
             epoch=epoch,
             release=release,
         )
@@ -165,6 +169,7 @@ class BrokerCore:
             self.requests,
             self.takeover,
             self.retention,
+            self.agent_states,
         )
         self._started = False
         parts = {type(part): part for part in (self, *vars(self).values())}
@@ -229,6 +234,7 @@ class BrokerCore:
         self.retention.recover(now)
         self.admission.recover(now)
         self.requests.recover(now, self.registry.sessions.values())
+        self.agent_states.recover(now)
         return self._out.take()
 
     def _tick(self, now: Instant) -> None:
@@ -239,6 +245,7 @@ class BrokerCore:
         self.admission.tick(now)
         self.requests.tick(now)
         self.takeover.tick(now)  # guards: takeover
+        self.agent_states.tick(now)
         self.retention.tick(now)
 
     # --- dispatch
@@ -292,6 +299,7 @@ class BrokerCore:
             or self.delivery.waits_for_commit
             or self.reply_routing.expects
             or self.requests.needs_tick
+            or self.agent_states.needs_tick
         ):
             return BUSY_TICK_S
         if self.registry.connections or self.retention.needs_tick:
@@ -337,6 +345,7 @@ HANDLERS = handlers_of(
     Directory,
     Membership,
     Admission,
+    AgentStates,
     Delivery,
     Fetches,
     ReplyRouting,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zmqbus.broker.admission import Admission
+from zmqbus.broker.agent_states import AgentStates
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.groups.requests import RequestBroker
@@ -55,6 +56,7 @@ class Directory:
         admission: Admission,
         requests: RequestBroker,
         takeover: Takeover,
+        agent_states: AgentStates,
         *,
         epoch: str,
         release: str,
@@ -67,6 +69,7 @@ class Directory:
         self._admission = admission
         self._requests = requests
         self._takeover = takeover
+        self._agent_states = agent_states
         self._epoch = epoch
         self._release = release
         self._started: Instant | None = None
@@ -161,4 +164,7 @@ class Directory:
             session.pid,
             session.mailbox.total,
             max(0, int(now.steady_s - session.away_since_s)) if session.conn is None else 0,
+            self._agent_states.state_of(now, session),
+            max(0, int(now.wall_s - session.agent_since_ts)) if session.agent_since_ts else 0,
+            session.agent_detail if session.agent == "blocked" else "",
         )

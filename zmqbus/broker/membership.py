@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from zmqbus.broker.agent_states import AgentStates
 from zmqbus.broker.connections import Connections, check_token
 from zmqbus.broker.delivery import Delivery
 from zmqbus.broker.events import Instant, Outbox
@@ -29,6 +30,7 @@ class Membership:
         requests: RequestBroker,
         takeover: Takeover,
         retention: Retention,
+        agent_states: AgentStates,
     ) -> None:
         self._out = out
         self._registry = registry
@@ -37,6 +39,7 @@ class Membership:
         self._requests = requests
         self._takeover = takeover
         self._retention = retention
+        self._agent_states = agent_states
         #: Renames of this wake: route and ref of the request, session, old and new name.
         self._renaming: list[tuple[bytes, str, Session, str, str]] = []
 
@@ -66,6 +69,7 @@ class Membership:
             for route, ref, session, old, name in renaming:
                 self._connections.tell(session, verbs.Renamed(name), name=old)
                 self._takeover.settle(now, session)  # guards: takeover
+                self._agent_states.changed(now, session)
                 self._out.reply(route, verbs.Done(ref, old))
             return
         for route, ref, session, old, _ in reversed(renaming):  # reversed for a session that was renamed twice
@@ -88,6 +92,7 @@ class Membership:
         self._requests.left(session)
         self._registry.keep(session)
         self._retention.parted(session, gone=True)
+        self._agent_states.changed(now, session)
         self._out.reply(who.route, verbs.Done(disconnect.ref, "disconnected" if was_there else "not connected"))
 
     @handles(verbs.Forget)
@@ -106,6 +111,7 @@ class Membership:
                 self._connections.part(now, own, gone=True)
             self._requests.left(session)
             self._retention.parted(session, gone=True)
+            self._agent_states.changed(now, session)
         self._out.reply(who if isinstance(who, bytes) else who.route, verbs.Done(forget.ref, str(unread)))
 
     @handles(verbs.Remove)
@@ -126,4 +132,5 @@ class Membership:
         self._out.note(f"{session!r} is removed on request")
         session.persistent = False
         self._retention.parted(session, gone=True)
+        self._agent_states.changed(now, session)
         self._out.reply(who.route, verbs.Done(remove.ref, str(unread)))

@@ -126,6 +126,7 @@ class Registry:
         session.entered_after, session.since_ts = row.entered_after, row.since_ts
         session.persistent = row.persistent
         session.restored = True
+        session.was_connected = row.away_since_s is None
         session.away_since_s = now_s if row.away_since_s is None else row.away_since_s
         if row.left:
             session.leave()

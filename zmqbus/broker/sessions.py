@@ -169,6 +169,9 @@ class Session:
     """
 
     __slots__ = (
+        "agent",
+        "agent_detail",
+        "agent_since_ts",
         "away_since_s",
         "broadcasts",
         "conn",
@@ -193,6 +196,7 @@ class Session:
         "successor",
         "token_digest",
         "topics",
+        "was_connected",
     )
 
     def __init__(self, session_id: str, token_digest: str, mailbox: Mailbox) -> None:
@@ -220,6 +224,10 @@ class Session:
         self.broadcasts: deque[float] | None = None  #: times of its broadcasts in the last minute; None: never any
         self.recalls = 0  #: number of its last RECALL; an answer to an earlier one is ignored
         self.restored = False  #: known to an earlier broker
+        self.was_connected = False  #: connected to it when it ended
+        self.agent = "unknown"  #: what its agent does, as its own processes say
+        self.agent_since_ts = 0.0  #: since when, on the wall clock
+        self.agent_detail = ""  #: of a blocked agent: what it waits for
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {self.session_id[:8]} {self.state.value}: {self.mailbox.total} unread>"

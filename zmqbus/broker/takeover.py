@@ -133,7 +133,7 @@ class Takeover:
     # --- the takeover itself
 
     def _settle(self, now: Instant, seat: list[Session]) -> bool:
-        ended = [session for session in seat if session.conn is None and self._has_ended(now, session)]
+        ended = [session for session in seat if session.conn is None and self.has_ended(now, session)]
         if not ended:
             return False
         bearer = bearer_of([one for one in seat if one.is_reachable or one in ended])
@@ -161,7 +161,7 @@ class Takeover:
         if now.steady_s - session.away_since_s < EMPTY_KEEP_S:
             return False
         # In this order: the check renews `owner_seen_s` while the owner lives.
-        if not self._has_ended(now, session) or now.steady_s - session.owner_seen_s < EMPTY_KEEP_S:
+        if not self.has_ended(now, session) or now.steady_s - session.owner_seen_s < EMPTY_KEEP_S:
             return False
         if not self._is_closed(session):
             return False
@@ -177,7 +177,7 @@ class Takeover:
         # guards: takeover [self._delivery.consumer(session.mailbox) is None => True]
         return self._delivery.consumer(session.mailbox) is None
 
-    def _has_ended(self, now: Instant, session: Session) -> bool:
+    def has_ended(self, now: Instant, session: Session) -> bool:
         """Whether the owner of a session is known to have ended; checks it if the rate allows."""
         if session.owner_ended:
             return True

@@ -90,7 +90,7 @@ def _connect(
 ) -> int:
     settings = caller.settings
     for topic in topics:
-        naming.check_name(topic, "topic")
+        naming.check_topic(topic)
     for group in groups:
         naming.check_name(group, "group")
     if settings.name is not None:

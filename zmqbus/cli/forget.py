@@ -44,14 +44,7 @@ def find(sessions: list[Session], wanted: str) -> Session:
     Raises `UnknownPeer`, `Ambiguous`, or `Unauthorized` where it is connected.
     """
     shown = sanitise(wanted, 80)
-    found = [session for session in sessions if session.session_id == wanted]
-    found = found or [session for session in sessions if session.name == wanted]
-    if not found and len(wanted) >= MIN_ID_PREFIX:
-        found = [session for session in sessions if session.session_id.startswith(wanted)]
-    if not found:
-        near = naming.nearest(wanted[:80], sorted({session.name for session in sessions}), 5)
-        hint = f"nearest: {', '.join(near)}; " if near else ""
-        raise UnknownPeer(f"no session answers to '{shown}'; {hint}see who is there: zmqbus list --all")
+    found = matching(sessions, wanted)
     away = [session for session in found if session.state == "away"]
     if not away:
         raise Unauthorized(
@@ -62,6 +55,19 @@ def find(sessions: list[Session], wanted: str) -> Session:
         listed = ", ".join(f"{session.session_id} ({sanitise(session.project)})" for session in away[:5])
         raise Ambiguous(f"'{shown}' matches {len(away)} sessions that are away: {listed}; give the id of one")
     return away[0]
+
+
+def matching(sessions: list[Session], wanted: str) -> list[Session]:
+    """Returns the sessions with this name, id or beginning of an id, at least one. Raises `UnknownPeer`."""
+    found = [session for session in sessions if session.session_id == wanted]
+    found = found or [session for session in sessions if session.name == wanted]
+    if not found and len(wanted) >= MIN_ID_PREFIX:
+        found = [session for session in sessions if session.session_id.startswith(wanted)]
+    if not found:
+        near = naming.nearest(wanted[:80], sorted({session.name for session in sessions}), 5)
+        hint = f"nearest: {', '.join(near)}; " if near else ""
+        raise UnknownPeer(f"no session answers to '{sanitise(wanted, 80)}'; {hint}see who is there: zmqbus list --all")
+    return found
 
 
 def _agreed(session: Session) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from zmqbus.cli.forget import matching
 from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser
 from zmqbus.client.locate import broker_pid
@@ -13,9 +14,10 @@ from zmqbus.errors import InvalidOption, ZmqbusError
 from zmqbus.session.identity import Caller, identify
 from zmqbus.settings import NO_DIRECTORY, where_am_i
 from zmqbus.text.display import columns, pad, sanitise
+from zmqbus.text.units import format_age
 from zmqbus.wire.verbs import Session
 
-HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID")
+HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "AGENT", "SINCE", "ID")
 #: With --all: messages that wait for the session.
 UNREAD = "UNREAD"
 
@@ -25,13 +27,15 @@ def main(argv: list[str], *, own: bool = False) -> int:
     options = _parser(own).parse_args(argv)
     try:
         caller = identify({"port": options.port})
-        if options.own:
+        if options.own and options.session is None:
             return _own(caller, as_json=options.json)
         settings, state = caller.settings, caller.session().state
         if state is not None and options.port is None:
             settings = settings._replace(port=state.port)
         with observer(settings) as bus:
-            sessions = bus.sessions(everyone=options.all)
+            sessions = bus.sessions(everyone=options.all or options.own)
+        if options.own:
+            return _describe(_one_of(matching(sessions, options.session)), as_json=options.json)
         if options.project:
             project = state.project if state is not None else where_am_i().project
             if not project:
@@ -53,7 +57,8 @@ def main(argv: list[str], *, own: bool = False) -> int:
 
 def _parser(own: bool) -> Parser:
     if own:
-        parser = Parser("status", "Show this session: its name, its listener, its broker.")
+        parser = Parser("status", "Show this session, its listener and its broker; or the session that is named.")
+        parser.add_argument("session", nargs="?", metavar="NAME", help="another session: name or session id")
     else:
         parser = Parser("list", "Show who is on the bus.")
         parser.add_argument("--all", action="store_true", help="also those away, and how much waits for them")
@@ -61,7 +66,7 @@ def _parser(own: bool) -> Parser:
         parser.add_argument("--self", dest="own", action="store_true", help="this session only")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_port()
-    parser.set_defaults(own=own, all=False, project=False)
+    parser.set_defaults(own=own, all=False, project=False, session=None)
     return parser
 
 
@@ -94,6 +99,31 @@ def _own(caller: Caller, *, as_json: bool) -> int:
     return 0
 
 
+def _one_of(sessions: list[Session]) -> Session:
+    """The connected one of several sessions of one name, or the last that was connected."""
+    return max(sessions, key=lambda session: (session.state != "away", -session.away_s))
+
+
+def _describe(session: Session, *, as_json: bool) -> int:
+    if as_json:
+        from zmqbus.cli import jsonform
+
+        jsonform.print_json(jsonform.session(session))
+        return 0
+    fields = {
+        "name": session.name,
+        "label": session.label or "-",
+        "session_id": session.session_id,
+        "project": session.project or "-",
+        "state": session.state + (f" {format_age(session.away_s)}" if session.state == "away" else ""),
+        "agent": agent_of(session),
+        "unread": session.waiting,
+    }
+    for field, value in fields.items():
+        print(f"{field}={sanitise(str(value))}")
+    return 0
+
+
 def _print_table(sessions: list[Session], *, unread: bool) -> None:
     rows: list[tuple[str, ...]] = [HEADINGS, *map(_row, sessions)]
     if unread:
@@ -113,9 +143,18 @@ def _row(session: Session) -> tuple[str, ...]:
         sanitise(os.path.basename(session.project) or session.project or "-"),
         sanitise(_short(session.cwd) or "-"),
         sanitise(session.state),
+        sanitise(agent_of(session)),
         _clock(since_ts),
         sanitise(session.session_id, 8),
     )
+
+
+def agent_of(session: Session) -> str:
+    """What a session's agent does, and for how long; "-" where nothing tells."""
+    if session.agent == "unknown":
+        return "-"
+    age = f" {format_age(session.agent_s)}" if session.agent_s else ""
+    return f"{session.agent}{age}" + (f": {session.agent_detail}" if session.agent_detail else "")
 
 
 def _short(path: str) -> str:

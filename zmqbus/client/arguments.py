@@ -15,6 +15,7 @@ from typing import Any
 from zmqbus.errors import InvalidArgument, InvalidLabel, InvalidName
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
+from zmqbus.wire.header import SYSTEM_TOPICS
 
 #: Characters of a value that an error shows.
 MAX_SHOWN = 60
@@ -87,8 +88,16 @@ def name(value: object, what: str = "name") -> str:
     return naming.check_name(value) if what == "name" else naming.check_name(value, what)
 
 
+def topics(value: object) -> tuple[str, ...]:
+    """Returns the names of topics to join, as `names` does. The bus's own (`sys.state`) are among them."""
+    listed = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, Iterable):
+        raise InvalidArgument(f"topics is a name, or several in a list, not {shown(value)}")
+    return tuple(one if one in SYSTEM_TOPICS else name(one, "topic") for one in listed)
+
+
 def names(value: object, what: str) -> tuple[str, ...]:
-    """Returns the names of topics or groups, from one name or several. Raises `InvalidName`, `InvalidArgument`."""
+    """Returns the names of groups, from one name or several. Raises `InvalidName`, `InvalidArgument`."""
     if isinstance(value, str):
         return (name(value, what),)
     if not isinstance(value, Iterable):

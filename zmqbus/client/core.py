@@ -39,6 +39,7 @@ from zmqbus.client.events import (
     Event,
     Hand,
     Incoming,
+    Noticed,
     Outgoing,
     Published,
     Received,
@@ -77,6 +78,7 @@ __all__ = [  # of `events`, for this module's users
     "Event",
     "Hand",
     "Incoming",
+    "Noticed",
     "Outgoing",
     "Published",
     "Received",
@@ -375,6 +377,10 @@ class ClientCore:
                         # guards: reordering [self.phase is Phase.READY => self.phase is not Phase.OFFLINE]
                         if self.phase is Phase.READY:
                             self._reorder.broadcast(channel, envelope)
+                    elif isinstance(envelope, verbs.Notice):
+                        # The filter is a prefix, and anybody could publish on a topic of another name.
+                        if channel == verbs.channel(Scope.TOPIC, envelope.topic):
+                            self._out.append(Noticed(envelope))
                     elif channel == verbs.name_channel(self.persona.name or "") and envelope.__class__ in HANDLERS:
                         HANDLERS[envelope.__class__](self, envelope)
             case Up():
@@ -611,11 +617,13 @@ class ClientCore:
         return out
 
 
-#: The handler of each verb of the broker but BROADCAST, which comes with its channel (`Published`). Fails here where
-#: the table and the handlers differ.
+#: Verbs that come by the PUB alone.
+BY_CHANNEL = frozenset((verbs.Broadcast, verbs.Notice))
+#: The handler of each verb of the broker but those of the PUB alone, which come with their channel (`Published`). Fails
+#: here where the table and the handlers differ.
 HANDLERS: dict[type, Callable[..., None]] = {
     verb: getattr(part, method)
     for verb, (part, method) in handlers_of(
-        (verb.cls for verb in verbs.TABLE if verb.from_broker and verb.cls is not verbs.Broadcast), ClientCore
+        (verb.cls for verb in verbs.TABLE if verb.from_broker and verb.cls not in BY_CHANNEL), ClientCore
     ).items()
 }

@@ -174,6 +174,12 @@ class Renamed(NamedTuple):
     name: str
 
 
+class Noticed(NamedTuple):
+    """Something happened to a session (`sys.sessions`, `sys.state`)."""
+
+    notice: verbs.Notice
+
+
 class Closed(NamedTuple):
     """The connection is closed for good: displaced, disconnected, or HELLO refused."""
 
@@ -221,6 +227,7 @@ Effect: TypeAlias = (
     | Withdrawn
     | Assignment
     | Welcomed
+    | Noticed
     | Renamed
     | Closed
 )

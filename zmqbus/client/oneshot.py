@@ -26,6 +26,7 @@ from zmqbus.client.seen import SeenIds
 from zmqbus.client.transport import Transport
 from zmqbus.settings import Settings
 from zmqbus.text import wording
+from zmqbus.text.display import sanitise
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Format, Role, Scope
 
@@ -222,6 +223,31 @@ class OneShotClient:
         if isinstance(response, errors.ZmqbusError):
             raise response
         return response
+
+    def until(self, target: str, states: Sequence[str], timeout_s: float) -> str:
+        """Waits until the agent of a session is in one of these states, and returns that.
+
+        The broker answers when it is so; a new broker is asked again. Raises the broker's refusal (`UnknownPeer`), and
+        `errors.Timeout` after `timeout_s` seconds.
+        """
+        ref = self._ref()
+        self._do(self._transport.core.request(verbs.Until(ref, target, tuple(states))))
+        deadline_s = time.monotonic() + timeout_s
+        while ref not in self._responses:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise errors.Timeout(f"'{sanitise(target, 80)}' is not {' or '.join(states)} after {timeout_s:g} s")
+            self._pump(left_s)
+        response = self._responses.pop(ref)
+        if isinstance(response, errors.ZmqbusError):
+            raise response
+        assert isinstance(response, verbs.Done)
+        return response.text
+
+    def await_answer(self, msg_id: str) -> None:
+        """Directs the answer to a message that was sent before to this connection; `answer_to` returns it."""
+        self._do(self._transport.core.await_answer(msg_id))
+        self.meet()
 
     def meet(self) -> verbs.Welcome:
         """Waits for the broker's WELCOME, and returns it."""

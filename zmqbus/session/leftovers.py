@@ -16,6 +16,8 @@ from zmqbus.errors import NotConnected, Unauthorized
 from zmqbus.process import Life, Process, ProcessTable, life_of, this_machine
 from zmqbus.security.private_files import is_at, load_json, open_file, try_lock, unlink
 from zmqbus.session.owner_files import (
+    AGENT,
+    FIFO,
     LOCK,
     MAX_RECORD_BYTES,
     OPTIONS,
@@ -127,7 +129,7 @@ def _clean(data_dir: str, stem: str, table: ProcessTable | None = None) -> list[
         # The lock goes last: as long as it is there, it says whose the other files are.
         suffixes = [STATE, STATE + TMP]
         if table is not None:
-            suffixes += [SHOWN, SHOWN + TMP, OPTIONS, OPTIONS + TMP, SEEN, LOCK]
+            suffixes += [SHOWN, SHOWN + TMP, OPTIONS, OPTIONS + TMP, SEEN, AGENT, AGENT + TMP, FIFO, LOCK]
         removed = [suffix for suffix in suffixes if unlink(path_of(data_dir, stem, suffix))]
         return [f"{stem}{suffix}" for suffix in removed if suffix != LOCK or had_lock]
     finally:
@@ -164,7 +166,7 @@ def _owners(data_dir: str, stem: str) -> set[Process]:
 def _untouched_s(data_dir: str, stem: str) -> float:
     """For how long nothing has written to the files of this stem."""
     newest_s = 0.0
-    for suffix in (LOCK, STATE, OPTIONS, SHOWN, SEEN):
+    for suffix in (LOCK, STATE, OPTIONS, SHOWN, SEEN, AGENT):
         with suppress(FileNotFoundError):
             newest_s = max(newest_s, os.stat(path_of(data_dir, stem, suffix), follow_symlinks=False).st_mtime)
     return time.time() - newest_s

@@ -26,10 +26,11 @@ from zmqbus.client.transport import Transport
 from zmqbus.journal.reader import Reader
 from zmqbus.journal.record import iso_time
 from zmqbus.process import Process, has_ended, process_of
+from zmqbus.session import agent_state
 from zmqbus.session.identity import persona_of
 from zmqbus.session.leftovers import reap
 from zmqbus.session.lock import ListenerLock
-from zmqbus.session.notify import Pacer, bus_line
+from zmqbus.session.notify import Pacer, bus_line, notice_text
 from zmqbus.session.render import note_of
 from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import Identity, SessionState
@@ -101,6 +102,9 @@ class Listener:
         named = identity._replace(name=plan.name, label=plan.label)
         persona = persona_of(Role.LISTENER, named, plan.owner, plan.cwd, plan.project)
         self._persona = persona._replace(topics=plan.topics, groups=plan.groups)
+        self._bell = agent_state.Bell(lock.files)
+        self._agent: agent_state.AgentState | None = None  # what the broker was told last
+        self._refs = 0
         self._shown = Shown(lock.files, identity.session_id, keeper=True, trace=self._trace)
 
     def __repr__(self) -> str:
@@ -112,10 +116,12 @@ class Listener:
             raise streams.OutputFailed(OSError(errno.EBADF, "it is closed"))
         self._shown.open()
         link = Transport(self._settings, self._client(), warn=lambda text: self._pacer.announce(bus_line(text)))
-        with Wakeup() as wakeup:
+        with Wakeup() as wakeup, self._bell:
             try:
                 link.open()
                 link.watch(wakeup.fd)
+                if self._bell.fd >= 0:
+                    link.watch(self._bell.fd)
                 link.watch(self._stdout, hang_up=True)
                 while True:
                     self._turn(link, wakeup)
@@ -149,6 +155,8 @@ class Listener:
             self._store(self._persona.name or "")
         for effect in link.pump(self._sleep_s(now_s)):
             self._handle(link, effect)
+        if self._bell.answered():
+            self._tell_state(link)
         self._check_reader()
         self._flush(link)
 
@@ -193,6 +201,8 @@ class Listener:
                 self._pacer.forget()
             case core.Welcomed(welcome):
                 self._welcomed(link, welcome)
+            case core.Noticed(notice):
+                self._pacer.announce(bus_line(notice_text(notice)))
             case core.Renamed(name):
                 self._trace(f"renamed to {name}")
                 self._wanted, self._chosen = name, True
@@ -209,10 +219,23 @@ class Listener:
             self._remember()
             raise _Ended(0, f"joined as '{welcome.name}' without a listener; messages wait for: zmqbus inbox")
         self._store(welcome.name)
+        self._agent = None
+        self._tell_state(link)  # a new broker knows nothing of it
         if not link.patient:
             # From here on wait for a broker that goes away, however long it takes.
             link.patient = True
             reap(self._settings.data_dir)
+
+    def _tell_state(self, link: Transport) -> None:
+        """Tells the broker what the agent does, as its hooks have stored it."""
+        state = agent_state.read(self._lock.files)
+        if state is None or state == self._agent:
+            return
+        self._agent = state
+        self._refs += 1
+        told = verbs.SetState(f"agent{self._refs}", state.state, state.since_ts, state.detail)
+        for effect in link.perform(link.core.request(told)):
+            self._handle(link, effect)
 
     def _closed(self, link: Transport, reason: errors.ZmqbusError | None) -> None:
         if reason is None:

@@ -40,6 +40,7 @@ from collections.abc import Callable
 from zmqbus.text.display import sanitise
 from zmqbus.text.units import format_age, format_size
 from zmqbus.tuples import NamedTuple
+from zmqbus.wire import verbs
 from zmqbus.wire.naming import MAX_LABEL_CHARS, MAX_NAME_CHARS
 
 #: Longest line that the harness shows whole.
@@ -99,6 +100,13 @@ class Flush(NamedTuple):
 def format_note(note: Note, log_path: str) -> list[str]:
     """The one or two lines that show a message, without newlines; each at most `LINE_CHARS` long."""
     return _lines(_excerpt(note), log_path, note.age_s)
+
+
+def notice_text(notice: verbs.Notice) -> str:
+    """A notice of `sys.sessions` or `sys.state` in words."""
+    about = {"renamed": f"renamed from {notice.detail}"}.get(notice.change, notice.change)
+    detail = f" ({notice.detail})" if notice.detail and notice.change != "renamed" else ""
+    return f"{notice.topic}: {notice.name} {about}{detail}"
 
 
 def bus_line(text: str) -> str:

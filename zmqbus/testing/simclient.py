@@ -42,6 +42,7 @@ class SimClient:
         self.dropped: list[str] = []  #: ids of requests that were withdrawn while in hand
         self.results: dict[str, verbs.Result | ZmqbusError] = {}  #: results of its own requests to groups
         self.renames: list[str] = []
+        self.notices: list[verbs.Notice] = []
         self.closed: list[ZmqbusError | None] = []
         self.core.spools = True
         self._file = ""  # the spool file that WELCOME named
@@ -256,6 +257,8 @@ class SimClient:
                     self.dropped += msg_ids
                     for msg_id in msg_ids:
                         del self.works[msg_id]
+                case client.Noticed(notice):
+                    self.notices.append(notice)
                 case client.Renamed(name):
                     self.renames.append(name)
                 case client.Closed(reason):

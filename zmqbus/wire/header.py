@@ -60,6 +60,11 @@ class State(IntEnum):
     BUSY = 2  #: queued; the receiver is connected and has not taken it within a second
 
 
+#: What an agent does. `blocked`: it waits for a person; `gone`: its process has ended, or it has left the bus.
+AGENT_STATES = ("working", "blocked", "idle", "gone", "unknown")
+#: Topics that the broker itself publishes on; nobody else may. Their names have a form that no other topic has.
+SYSTEM_TOPICS = ("sys.sessions", "sys.state")
+
 Pointer: TypeAlias = tuple[int, ...]
 """Where a spilled body's record stands in the journal: (segment, offset, length, crc)."""
 

@@ -44,6 +44,7 @@ LIST_PAGE = 200
 FIELD_CHARS: dict[str, int] = {
     "after": 64,
     "cwd": 4_096,  # PATH_MAX of Linux
+    "detail": 200,  # a line in a table
     "file": 32,
     "group": 40,
     "groups": 40,
@@ -60,12 +61,14 @@ FIELD_CHARS: dict[str, int] = {
     "release": 64,
     "reply_to": 12,
     "session_id": 36,
+    "state": 16,
+    "states": 16,
     "target": 4_096,  # a project's path is the longest
     "token": 64,
     "topics": 40,
 }
 #: Elements of each field that is a list, where that is less than `MAX_LIST`.
-FIELD_PARTS: dict[str, int] = {"bodies": MAX_ENVELOPE_MESSAGES, "groups": 256, "topics": 256, "piece": 4}
+FIELD_PARTS: dict[str, int] = {"bodies": MAX_ENVELOPE_MESSAGES, "groups": 256, "topics": 256, "piece": 4, "states": 8}
 
 
 def check_size(size_bytes: int, *, to_many: bool) -> None:

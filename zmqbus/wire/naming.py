@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from zmqbus.errors import InvalidLabel, InvalidName
 from zmqbus.text.display import sanitise
+from zmqbus.wire.header import SYSTEM_TOPICS
 
 #: Characters in a name. Part of the contract.
 MAX_NAME_CHARS = 40
@@ -40,12 +41,19 @@ _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _NOT_IN_LABELS = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs"))
 
 
+def check_topic(name: str) -> str:
+    """Returns the name of a topic that a session may join: any valid one, or one of the bus's own (`sys.state`)."""
+    return name if name in SYSTEM_TOPICS else check_name(name, "topic")
+
+
 def check_name(name: str, what: str = "name") -> str:
     """Returns `name` if it is a valid name of a session, topic or group (`what`); otherwise raises InvalidName."""
     if _NAME.fullmatch(name):
         if what == "name" and is_session_id(name):  # guards: sessions [off]
             raise InvalidName(f"invalid name {_quoted(name)}: it has the form of a session id; choose another one")
         return name
+    if what == "topic" and name in SYSTEM_TOPICS:
+        raise InvalidName(f"only the bus itself writes to {name}; join it to hear of the sessions")
     fitting = _slug(sanitise(name, _QUOTED_CHARS))
     hint = f", for example {fitting}" if fitting else ""
     raise InvalidName(

@@ -40,7 +40,9 @@ from zmqbus.wire.channels import MARK as MARK
 from zmqbus.wire.channels import channel as channel
 from zmqbus.wire.channels import mark_channel as mark_channel
 from zmqbus.wire.channels import name_channel as name_channel
+from zmqbus.wire.header import AGENT_STATES as AGENT_STATES
 from zmqbus.wire.header import FORMAT_WORDS as FORMAT_WORDS
+from zmqbus.wire.header import SYSTEM_TOPICS as SYSTEM_TOPICS
 from zmqbus.wire.header import TO_MANY as TO_MANY
 from zmqbus.wire.header import Format as Format
 from zmqbus.wire.header import Header as Header
@@ -297,6 +299,24 @@ class Remove(NamedTuple):
     unread: int
 
 
+class SetState(NamedTuple):
+    """What the session's agent does now: a word of `AGENT_STATES`. Answered by DONE."""
+
+    ref: str
+    state: str
+    since: float  #: wall clock, s: a repeat after a broker's end keeps the age
+    detail: str  #: of a blocked agent: what it waits for
+
+
+class Until(NamedTuple):
+    """Answer with DONE once the agent of the session that `target` names is in one of these states; its detail is the
+    state. A long poll: the client repeats it after each HELLO, as it does with any request."""
+
+    ref: str
+    target: str
+    states: tuple[str, ...]
+
+
 # --- broker → client --------------------------------------------------------------------------------------------
 
 
@@ -519,6 +539,18 @@ class Withdrawn(NamedTuple):
     msg_ids: tuple[str, ...]
 
 
+class Notice(NamedTuple):
+    """What happened to a session, for those who joined the topic: ephemeral, neither stored nor repeated. Comes by the
+    PUB, on the topic's channel."""
+
+    topic: str  #: one of `SYSTEM_TOPICS`
+    session_id: str
+    name: str
+    change: str  #: `came`, `went`, `renamed`; or the agent's state
+    detail: str  #: the former name; or what a blocked agent waits for
+    ts: float
+
+
 Envelope: TypeAlias = (
     Hello
     | Bye
@@ -543,6 +575,8 @@ Envelope: TypeAlias = (
     | Unawait
     | Forget
     | Remove
+    | SetState
+    | Until
     | Faulty
     | Welcome
     | Refused
@@ -566,6 +600,7 @@ Envelope: TypeAlias = (
     | Result
     | Assignment
     | Withdrawn
+    | Notice
 )
 
 
@@ -622,6 +657,8 @@ TABLE = (
     Verb(23, Remove, _ALL, "ref"),
     Verb(25, Preview, _HELPER, "ref"),
     Verb(26, MarkRead, _HELPER, "ref"),
+    Verb(27, SetState, _SESSION, "ref"),
+    Verb(28, Until, _ALL, "ref"),
     Verb(32, Welcome),
     Verb(33, Refused),
     Verb(34, Expired),
@@ -644,6 +681,7 @@ TABLE = (
     Verb(53, Probe),
     Verb(54, Assignment),
     Verb(55, Previews),
+    Verb(56, Notice),
 )
 VERBS: dict[int, type[Any]] = {verb.code: verb.cls for verb in TABLE}
 #: Which verbs the connections of a role may send.
@@ -743,6 +781,9 @@ class Session(NamedTuple):
     pid: int
     waiting: int
     away_s: int
+    agent: str = "unknown"  #: what its agent does: one of `AGENT_STATES`
+    agent_s: int = 0  #: for how long
+    agent_detail: str = ""  #: of a blocked agent: what it waits for
 
 
 class Previewed(NamedTuple):
