@@ -13,7 +13,7 @@ from tests.real.conftest import DEADLINE_S, LONG_DEADLINE_S, Bus, wait_until
 
 pytestmark = pytest.mark.slow
 
-HEADINGS = ["NAME", "LABEL", "PROJECT", "CWD", "STATE", "SINCE", "ID"]
+HEADINGS = ["NAME", "LABEL", "PROJECT", "CWD", "STATE", "AGENT", "SINCE", "ID"]
 
 
 def columns(text: str) -> list[list[str]]:
@@ -33,8 +33,8 @@ def test_table(bus: Bus) -> None:
     project, cwd = bus.cwd.name, str(bus.cwd)
     for row, listener, label in zip(rows, (auth, pay), ("The label", "-"), strict=True):
         assert row[:5] == [listener.name, label, project, cwd, "live"]
-        assert re.fullmatch(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d", row[5])
-        assert listener.session_id.startswith(row[6])
+        assert re.fullmatch(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d", row[6])
+        assert listener.session_id.startswith(row[7])
     assert bus.zmqbus("list").stdout == done.stdout
 
 
@@ -52,7 +52,7 @@ def test_all_shows_who_is_away_and_what_waits(bus: Bus) -> None:
     assert [row[0] for row in columns(bus.run("list.py").stdout)[1:]] == ["pay"]
     rows = columns(bus.run("list.py", "--all").stdout)[1:]
     assert [row[0] for row in rows] == ["pay", "auth"], "those connected come first"
-    assert (rows[1][4], rows[1][7]) == ("away", "2")
+    assert (rows[1][4], rows[1][8]) == ("away", "2")
     assert [(row["name"], row["state"], row["waiting"]) for row in bus.list("--all")] == [
         ("pay", "live", 0),
         ("auth", "away", 2),
@@ -123,7 +123,12 @@ def test_many_sessions(bus: Bus) -> None:
 
 
 def test_usage_errors(bus: Bus) -> None:
-    for script, *args in (["list.py", "--no"], ["list.py", "stray"], ["zmqbus", "status", "x"], ["zmqbus", "rename"]):
+    for script, *args in (
+        ["list.py", "--no"],
+        ["list.py", "stray"],
+        ["zmqbus", "status", "x", "y"],
+        ["zmqbus", "rename"],
+    ):
         done = bus.run(script, *args)
         assert (done.returncode, done.stdout) == (2, ""), done
         assert "usage" in done.stderr

@@ -65,7 +65,7 @@ COMMANDS: dict[str, tuple[dict[str, str], int]] = {
         },
         0,
     ),
-    "wait": ({"--until": _VALUE, "--timeout": _VALUE, "--json": _SWITCH, "--port": _VALUE}, 1),
+    "wait": ({"--until": _VALUE, "--msg": _VALUE, "--timeout": _VALUE, "--json": _SWITCH, "--port": _VALUE}, 1),
     "rename": ({}, 1),
     "disconnect": ({}, 0),
     # Not a message, but what the others need: a monitor that has ended at its time limit is started again unasked.
