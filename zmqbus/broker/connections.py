@@ -322,6 +322,7 @@ class Connections:
                 session.groups = NO_NAMES  # it works for no group any more, and no later broker waits for it
             self._registry.release_name(session)
             self._registry.keep(session)
+        self._fetches.forget(connection)
         self._fetches.end(now, connection)
         self._reply_routing.forget_waits(now, connection, left=left)
         mailbox = connection.mailbox

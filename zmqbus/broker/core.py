@@ -202,6 +202,7 @@ class BrokerCore:
             case Committed():
                 self.delivery.committed(now)
                 self.membership.renames_kept(now, None)
+                self.fetches.committed(now)  # guards: waiter
             case CommitFailed(reason):
                 self.delivery.commit_failed(reason)  # guards: durability [=> self.delivery.committed(now)]
                 # guards: sessions: announce a name once it is stored [reason => None]

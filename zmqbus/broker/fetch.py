@@ -12,6 +12,11 @@ returned with them, unnoticed by the broker. So nothing is published to a listen
 
 *PREVIEW* (the hooks) has a bounded cost: a number of messages, and a number of bytes of each body. It serves only
 sessions without a listener. The messages stay in the mailbox until MARKREAD names those that were shown.
+
+A PREVIEW that waits (the waiter of a session without a monitor) is answered once there is something to show, or once
+the session is no longer away: its listener has connected, or it has left. Either change is stored, so each commit is
+followed by a look at the sessions with such a PREVIEW; this also covers mail that a session takes over from another.
+The session stays away meanwhile, and its senders hear `queued`.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.mailbox import Mailbox
 from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import ReplyRouting
-from zmqbus.broker.sessions import Connection, Fetching, Session
+from zmqbus.broker.sessions import Connection, Fetching, Session, SessionState
 from zmqbus.errors import ProtocolError, RateLimited
 from zmqbus.wire import verbs
 from zmqbus.wire.handlers import handles
@@ -48,6 +53,7 @@ class Fetches:
         self._reply_routing = reply_routing
         self._out = out
         self._readers: dict[str, Connection] = {}  # by session id
+        self._waiting: dict[Connection, verbs.Preview] = {}
 
     def __repr__(self) -> str:
         return f"<Fetches: {len(self._readers)} mailboxes>"
@@ -78,6 +84,11 @@ class Fetches:
     @handles(verbs.Preview)
     def preview(self, now: Instant, who: Connection, preview: verbs.Preview) -> None:
         """Sends a command the beginning of its session's unread messages, and leaves them unread."""
+        if preview.wait and not self._has_news(who):
+            if who in self._waiting:
+                raise ProtocolError("one PREVIEW that waits at a time")
+            self._waiting[who] = preview
+            return
         mailbox = self._unattended(who)
         limit = max(0, min(preview.messages, PREVIEW_MESSAGES))
         found = mailbox.oldest(limit) if mailbox is not None else []
@@ -95,6 +106,25 @@ class Fetches:
         )
         assert who.session is not None
         self._out.reply(who.route, verbs.Previews(preview.ref, rows, who.session.mailbox.total - len(rows)))
+
+    def _has_news(self, who: Connection) -> bool:
+        """Whether a PREVIEW that waits is to be answered: there is something to show, or the session is not away."""
+        session = who.session
+        assert session is not None
+        if session.state is not SessionState.AWAY:  # guards: waiter [session.state is not SessionState.AWAY => False]
+            return True
+        # While another command reads the mailbox, what waits there may leave it.
+        # guards: waiter [and self._delivery.consumer(session.mailbox) is None =>]
+        return session.mailbox.total > 0 and self._delivery.consumer(session.mailbox) is None
+
+    def committed(self, now: Instant) -> None:
+        """Answers the PREVIEWs that wait and have something to show by now."""
+        for who in [who for who in self._waiting if self._has_news(who)]:
+            self.preview(now, who, self._waiting.pop(who))
+
+    def forget(self, who: Connection) -> None:
+        """Drops the PREVIEW that waits on a connection which has ended."""
+        self._waiting.pop(who, None)  # guards: waiter
 
     @handles(verbs.MarkRead)
     def mark_read(self, now: Instant, who: Connection, mark: verbs.MarkRead) -> None:
@@ -163,6 +193,7 @@ class Fetches:
                 self._reply_routing.open_answers(now, who)
         if session.conn is not None and self._delivery.consumer(session.mailbox) is None:
             self._delivery.attach(now, session.mailbox, session.conn)
+        self.committed(now)  # what this command has left unread
 
     def parted(self, now: Instant, session: Session) -> None:
         """Starts the FETCH that waited for this session's own connection, which has ended, to return its messages."""

@@ -47,15 +47,17 @@ class OneShotClient:
         taken: SeenIds | None = None,
         *,
         starts: bool = True,
+        patient: bool = False,
         patience_s: float | None = None,
     ) -> None:
         """`taken`: the messages that were taken before, if that is remembered for longer than this client lives.
-        `starts`: start a broker where none runs; otherwise that is a `BrokerUnavailable`. `patience_s`: the seconds
-        that all calls together may wait; None: no such limit."""
+        `starts`: start a broker where none runs; otherwise that is a `BrokerUnavailable`. `patient`: see
+        `Transport`. `patience_s`: the seconds that all calls together may wait; None: no such limit."""
         self._patience_s = patience_s
         self._end_s = math.inf if patience_s is None else time.monotonic() + patience_s
         self._taken = SeenIds() if taken is None else taken
-        self._transport = Transport(settings, core.ClientCore(persona, zmqbus.__version__, self._taken), starts=starts)
+        client = core.ClientCore(persona, zmqbus.__version__, self._taken)
+        self._transport = Transport(settings, client, starts=starts, patient=patient)
         self._new_id = verbs.IdMaker()
         self._answers: dict[str, verbs.Receipt | verbs.Tally | errors.ZmqbusError] = {}
         self._responses: dict[str, verbs.Envelope | errors.ZmqbusError] = {}
@@ -172,9 +174,22 @@ class OneShotClient:
     def preview(self, messages: int, head_bytes: int) -> tuple[list[verbs.Previewed], int]:
         """Returns the oldest unread messages, at most `messages`, each with at most `head_bytes` of its body, and how
         many more are unread. They stay unread. The cost does not depend on how many wait."""
+        return self._preview(lambda: self.request(lambda ref: verbs.Preview(ref, messages, head_bytes)))
+
+    def await_preview(
+        self, messages: int, head_bytes: int, look: Callable[[], float]
+    ) -> tuple[list[verbs.Previewed], int]:
+        """As `preview`, once a message is unread, however long that takes; nothing where the session is not away.
+
+        `look` is called before each wait, and returns after how many seconds it has to be called again at the latest.
+        It ends the wait by an exception.
+        """
+        return self._preview(lambda: self._await_response(verbs.Preview(self._ref(), messages, head_bytes, True), look))
+
+    def _preview(self, ask: Callable[[], verbs.Envelope]) -> tuple[list[verbs.Previewed], int]:
         left = 0
         for _ in range(MAX_PREVIEWS):
-            answer = self.request(lambda ref: verbs.Preview(ref, messages, head_bytes))
+            answer = ask()
             assert isinstance(answer, verbs.Previews)
             rows = [verbs.Previewed._make(row) for row in answer.rows]
             shown = [row.msg_id for row in rows if row.msg_id in self._taken]
@@ -184,6 +199,19 @@ class OneShotClient:
             # All of them were shown before, and only their acknowledgement was lost: remove them, and look behind them.
             self.settle(shown)
         return [], left
+
+    def _await_response(self, request: verbs.Preview, look: Callable[[], float]) -> verbs.Envelope:
+        self._do(self._transport.core.request(request))
+        while request.ref not in self._responses:
+            self._pump(look())
+        response = self._responses.pop(request.ref)
+        if isinstance(response, errors.ZmqbusError):
+            raise response
+        return response
+
+    def watch(self, descriptor: int) -> None:
+        """Ends each wait early when the other end of this descriptor has gone."""
+        self._transport.watch(descriptor, hang_up=True)
 
     def mark_read(self, msg_ids: Sequence[str]) -> None:
         """Marks previewed messages as read, for good: whatever happens now, they are not shown again. `settle` tells

@@ -57,6 +57,12 @@ class Joined(NamedTuple):
         """Whether the session has no listener."""
         return self.identity is not None and not self.held
 
+    @property
+    def takes_mail(self) -> bool:
+        """Whether hooks and waiter show this session's mail: no listener runs, and the user has not disconnected it."""
+        # guards: hooks [and not self.identity.left =>]
+        return self.identity is not None and not self.held and not self.identity.left
+
 
 def identify(
     flags: Mapping[str, object] | None = None,
@@ -133,7 +139,13 @@ class Caller:
         Raises `NotConnected` where this owner never had a session.
         """
         joined = self.joined()
-        return bus_of_away(self.settings, joined) if joined is not None and joined.is_away else self.act()[1]
+        if joined is None or joined.identity is None or joined.held:
+            return self.act()[1]
+        from zmqbus.session.shown_log import Shown
+        from zmqbus.session.wake import take_shown
+
+        take_shown(joined.files, Shown(joined.files, joined.identity.session_id))
+        return bus_of_away(self.settings, joined)
 
     def note_disconnected(self) -> None:
         """Stores that the session of this process, which has no listener, was disconnected: no hook joins for it.
@@ -196,11 +208,18 @@ def is_listening(data_dir: str, owner: Process) -> bool:
 
 
 def bus_of(
-    settings: Settings, files: OwnerFiles, identity: Identity, cwd: str, project: str, *, starts: bool = True
+    settings: Settings,
+    files: OwnerFiles,
+    identity: Identity,
+    cwd: str,
+    project: str,
+    *,
+    starts: bool = True,
+    patient: bool = False,
 ) -> OneShotClient:
     """A bus on which this process acts as the session of these files, whether its listener runs or not.
 
-    `starts`: see `OneShotClient`.
+    `starts`, `patient`: see `OneShotClient`.
     """
     from zmqbus.client.oneshot import OneShotClient
     from zmqbus.session.shown_log import Shown
@@ -208,7 +227,8 @@ def bus_of(
 
     persona = persona_of(Role.HELPER, identity, files.owner, cwd, project)
     shown = Shown(files, identity.session_id)
-    return OneShotClient(settings._replace(port=identity.port or settings.port), persona, shown, starts=starts)
+    port = identity.port or settings.port
+    return OneShotClient(settings._replace(port=port), persona, shown, starts=starts, patient=patient)
 
 
 def persona_of(role: Role, identity: Identity, owner: Process, cwd: str, project: str) -> Persona:
@@ -228,10 +248,10 @@ def persona_of(role: Role, identity: Identity, owner: Process, cwd: str, project
     )
 
 
-def bus_of_away(settings: Settings, joined: Joined, *, starts: bool = True) -> OneShotClient:
+def bus_of_away(settings: Settings, joined: Joined, *, starts: bool = True, patient: bool = False) -> OneShotClient:
     """A bus on which this process acts as a session that has no listener, from its own directory."""
     assert joined.identity is not None
-    return bus_of(settings, joined.files, joined.identity, *where_am_i(), starts=starts)
+    return bus_of(settings, joined.files, joined.identity, *where_am_i(), starts=starts, patient=patient)
 
 
 def _session_of(files: OwnerFiles) -> tuple[SessionState | None, bool]:

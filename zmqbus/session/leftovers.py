@@ -25,6 +25,7 @@ from zmqbus.session.owner_files import (
     SHOWN,
     STATE,
     TMP,
+    WAKE,
     is_held,
     lock_record,
     owner_in,
@@ -129,7 +130,7 @@ def _clean(data_dir: str, stem: str, table: ProcessTable | None = None) -> list[
         # The lock goes last: as long as it is there, it says whose the other files are.
         suffixes = [STATE, STATE + TMP]
         if table is not None:
-            suffixes += [SHOWN, SHOWN + TMP, OPTIONS, OPTIONS + TMP, SEEN, AGENT, AGENT + TMP, FIFO, LOCK]
+            suffixes += [SHOWN, SHOWN + TMP, OPTIONS, OPTIONS + TMP, SEEN, WAKE, AGENT, AGENT + TMP, FIFO, LOCK]
         removed = [suffix for suffix in suffixes if unlink(path_of(data_dir, stem, suffix))]
         return [f"{stem}{suffix}" for suffix in removed if suffix != LOCK or had_lock]
     finally:
@@ -166,7 +167,7 @@ def _owners(data_dir: str, stem: str) -> set[Process]:
 def _untouched_s(data_dir: str, stem: str) -> float:
     """For how long nothing has written to the files of this stem."""
     newest_s = 0.0
-    for suffix in (LOCK, STATE, OPTIONS, SHOWN, SEEN, AGENT):
+    for suffix in (LOCK, STATE, OPTIONS, SHOWN, SEEN, WAKE, AGENT):
         with suppress(FileNotFoundError):
             newest_s = max(newest_s, os.stat(path_of(data_dir, stem, suffix), follow_symlinks=False).st_mtime)
     return time.time() - newest_s

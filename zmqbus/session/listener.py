@@ -34,6 +34,7 @@ from zmqbus.session.notify import Pacer, bus_line, notice_text
 from zmqbus.session.render import note_of
 from zmqbus.session.shown_log import Shown
 from zmqbus.session.state import Identity, SessionState
+from zmqbus.session.wake import take_shown
 from zmqbus.settings import Settings
 from zmqbus.system import streams
 from zmqbus.text import wording
@@ -115,6 +116,7 @@ class Listener:
         if not streams.is_open(self._stdout):
             raise streams.OutputFailed(OSError(errno.EBADF, "it is closed"))
         self._shown.open()
+        take_shown(self._lock.files, self._shown)  # guards: waiter
         link = Transport(self._settings, self._client(), warn=lambda text: self._pacer.announce(bus_line(text)))
         with Wakeup() as wakeup, self._bell:
             try:

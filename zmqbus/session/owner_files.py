@@ -1,11 +1,11 @@
 """Names of the files that belong to one owner, and the record in them that says which process the owner is.
 
 The files lie in `<data>/clients` and are named after the owner's pid: `4711.lock`, `4711.session`, `4711.shown`,
-`4711.options`, `4711.seen`, `4711.agent`, `4711.fifo`. A pid is unique only within one place (`zmqbus.process`), and
-the directory may be shared with a container or with another machine, where 4711 is another process. So each record
-holds the owner's start time and place, and an owner whose plain name is taken by a process that may live elsewhere uses
-a name with a tag of its own place: `4711-0a1b2c3d4e5f.lock`. Once files with the tag exist, they are the owner's for as
-long as it lives.
+`4711.options`, `4711.seen`, `4711.wake`, `4711.agent`, `4711.fifo`. A pid is unique only within one place
+(`zmqbus.process`), and the directory may be shared with a container or with another machine, where 4711 is another
+process. So each record holds the owner's start time and place, and an owner whose plain name is taken by a process that
+may live elsewhere uses a name with a tag of its own place: `4711-0a1b2c3d4e5f.lock`. Once files with the tag exist,
+they are the owner's for as long as it lives.
 
 A record without a place comes from an earlier release. It belongs to the owner if pid and start time agree, and to
 another process otherwise.
@@ -22,13 +22,14 @@ from zmqbus.security.private_files import load_json, open_file, parse_json, try_
 from zmqbus.settings import Paths
 from zmqbus.tuples import NamedTuple
 
-LOCK, STATE, OPTIONS, SHOWN, SEEN = ".lock", ".session", ".options", ".shown", ".seen"
+LOCK, STATE, OPTIONS, SHOWN, SEEN, WAKE = ".lock", ".session", ".options", ".shown", ".seen", ".wake"
 AGENT, FIFO, TMP = ".agent", ".fifo", ".tmp"
 #: A record takes about 1 KiB, or two paths of 4 KiB at most. A larger one was not written by zmqbus.
 MAX_RECORD_BYTES = 64 * 1024
 #: Matches the name of an owner's file; the group is its stem.
 FILE_NAME = (
-    r"([1-9][0-9]{0,9}(?:-[0-9a-f]{12})?)(?:\.lock|\.seen|\.fifo|(?:\.session|\.shown|\.options|\.agent)(?:\.tmp)?)"
+    r"([1-9][0-9]{0,9}(?:-[0-9a-f]{12})?)"
+    r"(?:\.lock|\.seen|\.wake|\.fifo|(?:\.session|\.shown|\.options|\.agent)(?:\.tmp)?)"
 )
 
 

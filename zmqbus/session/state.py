@@ -14,8 +14,9 @@ rule for names, and for a process of another PID namespace with the same pid):
   and removed when the listener ends. After a `kill -9` it stays and is stale; the next process that finds it removes it
   (`zmqbus.session.leftovers`).
 
-(`<pid>.shown` belongs to `zmqbus.session.shown_log`, `<pid>.options` to `zmqbus.session.plugin_options`, and
-`<pid>.seen` to `zmqbus.session.last_seen`. Like the lock file they stay while the owner lives.)
+(`<pid>.shown` belongs to `zmqbus.session.shown_log`, `<pid>.options` to `zmqbus.session.plugin_options`, `<pid>.seen`
+to `zmqbus.session.last_seen`, and `<pid>.wake` to `zmqbus.session.wake`. Like the lock file they stay while the owner
+lives.)
 
 All but `.shown` hold the start time and the place of the owner. Pids are used again; a record that was written for an
 earlier process with this pid counts as absent. A record of a process in another place, which may live, is left alone:

@@ -203,11 +203,13 @@ class Fetch(NamedTuple):
 
 class Preview(NamedTuple):
     """Show me the beginning of the oldest unread messages of the session I act for: at most so many, of each body at
-    most so many bytes. They stay unread. Answered by PREVIEWS."""
+    most so many bytes. They stay unread. Answered by PREVIEWS: with `wait`, as soon as a message is unread, or the
+    session is no longer away."""
 
     ref: str
     messages: int
     head_bytes: int
+    wait: bool = False
 
 
 class MarkRead(NamedTuple):
