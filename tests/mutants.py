@@ -112,6 +112,8 @@ TOPICS: dict[str, str] = {
     "takeover": "tests/broker/test_takeover.py",
     "worker": "tests/client/test_core.py tests/broker/groups/test_requests.py tests/broker/groups/test_workers.py "
     "tests/broker/groups/test_request_machine.py",
+    "waiter": "tests/session/test_wake.py tests/agents/test_mail.py tests/contract/test_reading.py "
+    "tests/real/test_waiter.py",
 }
 
 _LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)

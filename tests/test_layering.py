@@ -154,6 +154,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "console.responses": "console/test_app.py",
     "cli.disconnect": "real/test_list.py",
     "cli.hook": "real/test_hook.py",
+    "agents.hooks": "real/test_hook.py",
+    "agents.waiter": "real/test_waiter.py",
     "cli.inbox": "real/test_list.py",
     "cli.jsonform": "real/test_jsonform.py",
     "cli.list": "real/test_list.py",

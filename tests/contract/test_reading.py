@@ -401,3 +401,109 @@ def test_previews_are_bounded(world: World) -> None:
         assert previews(helper) == ([], 0)
     refused = helper.request(verbs.Preview("more", 1, 1))
     assert isinstance(refused, ZmqbusError) and "16 times" in str(refused)
+
+
+class TestPreviewsThatWait:
+    def ask(self, world: World, helper: Member) -> str:
+        ref = f"w{next(_refs)}"
+        helper.begin(verbs.Preview(ref, 100, 100, True))
+        world.quiet()
+        return ref
+
+    def answer(self, world: World, helper: Member, ref: str) -> list[str]:
+        world.until(lambda: ref in helper.responses)
+        answer = helper.responses[ref]
+        assert isinstance(answer, verbs.Previews)
+        return [verbs.Previewed._make(row).msg_id for row in answer.rows]
+
+    @pytest.mark.parametrize("many", [False, True])
+    def test_mail_is_the_answer_and_stays_queued(self, world: World, many: bool) -> None:
+        alice, bob = world.session("alice"), world.session("bob")
+        bob.bye()
+        helper = world.helper(bob)
+        ref = self.ask(world, helper)
+        assert not helper.responses
+        sent = alice.to_all(b"1") if many else alice.send("bob", b"1")
+        alice.hears(sent, (0, 1) if many else "away")
+        assert self.answer(world, helper, ref) == [sent]
+        world.again(bob).takes(b"1")
+
+    def test_unread_mail_is_answered_at_once(self, world: World) -> None:
+        alice, bob = world.session("alice"), world.session("bob")
+        bob.bye()
+        sent = alice.send("bob", b"1")
+        alice.hears(sent, "away")
+        helper = world.helper(bob)
+        assert self.answer(world, helper, self.ask(world, helper)) == [sent]
+
+    def test_return_of_the_listener_ends_the_wait(self, world: World) -> None:
+        bob = world.session("bob")
+        bob.bye()
+        helper = world.helper(bob)
+        ref = self.ask(world, helper)
+        world.again(bob)
+        assert self.answer(world, helper, ref) == []
+
+    def test_disconnect_ends_the_wait(self, world: World) -> None:
+        bob = world.session("bob")
+        bob.bye()
+        helper = world.helper(bob)
+        ref = self.ask(world, helper)
+        assert world.helper(bob).request(verbs.Disconnect("d")) == verbs.Done("d", "disconnected")
+        assert self.answer(world, helper, ref) == []
+
+    def test_next_broker_is_asked_again(self, world: World) -> None:
+        alice, bob = world.session("alice"), world.session("bob")
+        bob.bye()
+        helper = world.helper(bob)
+        ref = self.ask(world, helper)
+        world.kill_broker()
+        sent = alice.send("bob", b"1")
+        assert self.answer(world, helper, ref) == [sent]
+
+    def test_mail_that_another_command_reads_is_not_shown(self, world: World) -> None:
+        alice, bob = world.session("alice"), world.session("bob")
+        bob.bye()
+        alice.hears(alice.send("bob", b"1"), "away")
+        reader, helper = world.helper(bob), world.helper(bob)
+        reader.begin(verbs.Fetch("f", False))
+        reader.gets(b"1")
+        ref = self.ask(world, helper)
+        assert not helper.responses
+        reader.take()
+        world.until(lambda: reader.responses)
+        world.quiet()
+        assert not helper.responses, "it has all been read"
+        sent = alice.send("bob", b"2")
+        assert self.answer(world, helper, ref) == [sent]
+
+    def test_mail_that_another_command_leaves_is_shown(self, world: World) -> None:
+        alice, bob = world.session("alice"), world.session("bob")
+        bob.bye()
+        sent = alice.send("bob", b"1")
+        alice.hears(sent, "away")
+        reader, helper = world.helper(bob), world.helper(bob)
+        reader.begin(verbs.Fetch("f", False))
+        reader.gets(b"1")
+        ref = self.ask(world, helper)
+        reader.bye()
+        assert self.answer(world, helper, ref) == [sent]
+
+    def test_one_at_a_time(self, world: World) -> None:
+        bob = world.session("bob")
+        bob.bye()
+        helper = world.helper(bob)
+        self.ask(world, helper)
+        refused = helper.request(verbs.Preview("more", 1, 1, True))
+        assert isinstance(refused, ZmqbusError) and "at a time" in str(refused)
+
+    def test_command_that_has_ended_is_forgotten(self, world: World) -> None:
+        alice, bob = world.session("alice"), world.session("bob")
+        bob.bye()
+        helper = world.helper(bob)
+        self.ask(world, helper)
+        helper.bye()
+        sent = alice.send("bob", b"1")
+        alice.hears(sent, "away")
+        other = world.helper(bob)
+        assert self.answer(world, other, self.ask(world, other)) == [sent]

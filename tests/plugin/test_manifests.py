@@ -48,6 +48,14 @@ EVENTS = [
 ]
 #: A condition of a hook, in the form of a permission rule: without it, each shell command would wait for the hook.
 CONDITIONS: dict[tuple[str, str | None], str] = {("PreToolUse", "Bash"): "Bash(python3 *skills/inter-session/bin/*)"}
+#: The test in the shell that ends a hook of a session which never used the bus, before python starts.
+ONLY_ON_THE_BUS = (
+    "d=${INTER_SESSION_DATA_DIR:-$HOME/.claude/data/inter-session}; "
+    '[ -z "$CLAUDE_PID" ] || [ -n "$INTER_SESSION_NAME$INTER_SESSION_PPID_OVERRIDE" ] || [ "${d#/}" = "$d" ] || '
+    '[ -e "$d/clients/$CLAUDE_PID.lock" ] || exit 0; '
+)
+#: A week: an agent that is idle for longer is shown its mail with the next prompt.
+WAITER_TIMEOUT_S = 7 * 24 * 3600
 #: A prompt waits for its hook this long at most.
 MAX_HOOK_TIMEOUT_S = 10
 
@@ -392,15 +400,53 @@ class TestHooks:
         assert [(event, group.get("matcher")) for event, group in groups] == [each[:2] for each in EVENTS]
         for (event, group), (_, matcher, script) in zip(groups, EVENTS, strict=True):
             assert set(group) <= {"hooks", "matcher"}
-            (hook,) = group["hooks"]
+            hook, *background = group["hooks"]
+            assert len(background) == (event in ("SessionStart", "Stop"))
             # No "args": clients before 2.1.139 do not know it, and would run a bare python3 with the event as program.
             assert set(hook) <= {"type", "command", "timeout", "if"} and hook["type"] == "command"
             assert hook.get("if") == CONDITIONS.get((event, matcher))
-            assert hook["command"] == (
+            gate = ONLY_ON_THE_BUS if event in ("UserPromptSubmit", "Stop") else ""
+            assert hook["command"] == gate + (
                 f'[ ! -r "$CLAUDE_PLUGIN_ROOT/bin/{script}" ] || ! command -v python3 >/dev/null || '
                 f'exec python3 "$CLAUDE_PLUGIN_ROOT/bin/{script}"'
             )
             assert type(hook["timeout"]) is int and 0 < hook["timeout"] <= MAX_HOOK_TIMEOUT_S
+            for waiter in background:
+                # "async": a client that does not know "asyncRewake" would otherwise wait for it.
+                assert waiter == {
+                    "type": "command",
+                    "command": f"{ONLY_ON_THE_BUS}{hook['command'].removeprefix(ONLY_ON_THE_BUS)} wait",
+                    "async": True,
+                    "asyncRewake": True,
+                    "timeout": WAITER_TIMEOUT_S,
+                }
+
+    def test_session_that_never_used_the_bus_costs_a_test_of_a_file(self, tmp_path: Path) -> None:
+        commands = [
+            hook["command"]
+            for event in ("UserPromptSubmit", "Stop")
+            for hook in load(PLUGIN / "hooks" / "hooks.json")["hooks"][event][0]["hooks"]
+        ]
+        python = tmp_path / "python3"
+        python.write_text("#!/bin/sh\necho python\n")
+        python.chmod(0o755)
+        data = tmp_path / "data"
+        (data / "clients").mkdir(parents=True)
+        (data / "clients" / "4711.lock").touch()
+        places = {"PATH": str(tmp_path), "CLAUDE_PLUGIN_ROOT": str(PLUGIN), "HOME": str(tmp_path)}
+        known: dict[str, str] = {"INTER_SESSION_DATA_DIR": str(data), "CLAUDE_PID": "4711"}
+        for env, runs in [
+            (known, True),
+            ({**known, "CLAUDE_PID": "471"}, False),
+            ({"CLAUDE_PID": "4711"}, False),
+            ({**known, "CLAUDE_PID": "471", "INTER_SESSION_NAME": "auth"}, True),
+            ({**known, "CLAUDE_PID": "471", "INTER_SESSION_PPID_OVERRIDE": "4711"}, True),
+            ({**known, "CLAUDE_PID": ""}, True),  # an older client
+            ({"CLAUDE_PID": "471", "INTER_SESSION_DATA_DIR": "~/bus"}, True),  # python knows what that means
+        ]:
+            for command in commands:
+                done = sh(command, **places, **env)
+                assert (done.returncode, done.stdout) == (0, "python\n" if runs else ""), env
 
     def test_hook_that_cannot_run_blocks_nothing(self, tmp_path: Path) -> None:
         """Python exits with 2 where the script is missing, and that status would block every prompt."""

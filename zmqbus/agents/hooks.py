@@ -33,12 +33,12 @@ from zmqbus.session.identity import Caller, Joined, bus_of_away, identify
 from zmqbus.session.last_seen import note_seen
 from zmqbus.session.owner import handed_on
 from zmqbus.session.owner_files import WAKE
+from zmqbus.session.wake import WakeFile, has_waiter, take_shown
 from zmqbus.settings import Settings, where_am_i
 from zmqbus.wire import naming
 
 if TYPE_CHECKING:
     from zmqbus.session.shown_log import Shown
-    from zmqbus.session.wake import WakeFile
 
 #: The variable in which Claude Code says how it was started, and its value for a session with a terminal.
 ENTRYPOINT, TERMINAL = "CLAUDE_CODE_ENTRYPOINT", "cli"
@@ -93,7 +93,8 @@ def _start(exchange: Exchange) -> None:
 
 def _prompt(exchange: Exchange) -> None:
     found = _joined(exchange)
-    if found is not None and found[1].takes_mail:
+    # Where a waiter waits, there is no mail: it would have shown it.
+    if found is not None and found[1].takes_mail and not has_waiter(found[1].files):
         _show_mail(exchange, *found)
 
 
@@ -211,8 +212,6 @@ def _confirm_shown(exchange: Exchange, settings: Settings, joined: Joined) -> No
     """Marks as read what the waiter has shown."""
     if not os.path.exists(joined.files.path(WAKE)):
         return
-    from zmqbus.session.wake import take_shown
-
     msg_ids = take_shown(joined.files, _shown(joined), exchange.began_s)
     if msg_ids:
         with bus_of_away(settings, joined, starts=False) as bus:
@@ -254,8 +253,6 @@ def _show_mail(exchange: Exchange, settings: Settings, joined: Joined) -> None:
 
 def _wake_file(joined: Joined) -> WakeFile | None:
     """The record of the session's waiter, locked; None where it cannot be used."""
-    from zmqbus.session.wake import WakeFile
-
     try:
         return WakeFile(joined.files)
     except ZmqbusError:  # the doctor reports files like that; the mail is shown all the same

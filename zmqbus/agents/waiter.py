@@ -27,17 +27,17 @@ import os
 import select
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from zmqbus.agents import mail
 from zmqbus.process import has_ended
 from zmqbus.session.identity import Caller, Joined, bus_of_away
 from zmqbus.session.last_seen import note_seen
 from zmqbus.session.shown_log import Shown
-from zmqbus.session.wake import WakeFile
+from zmqbus.session.wake import WAKE_PAUSE_S, WakeFile
 from zmqbus.wire.verbs import Previewed
 
-#: Seconds between two wakes of an agent.
-WAKE_PAUSE_S = 5.0
 #: How long a named session may take to join after its start, when a broker has to be started as well.
 JOIN_S = 20.0
 #: Pause between two looks whether it has joined.
@@ -54,10 +54,11 @@ class _Over(Exception):
     """Ends the waiter without a wake."""
 
 
-def wait_for_mail(caller: Caller) -> int:
+def wait_for_mail(caller: Caller, event: Mapping[str, Any]) -> int:
     """Waits until there is mail for the session of this process, and prints it on standard error.
 
-    Returns `WAKE` if it has, 0 where there is nothing (more) to wait for. May be ended by the next waiter (SIGTERM).
+    `event` started it. Returns `WAKE` if it has, 0 where there is nothing (more) to wait for. May be ended by the next
+    waiter (SIGTERM).
     """
     joined = _await_joined(caller)
     if joined is None:
@@ -69,27 +70,43 @@ def wait_for_mail(caller: Caller) -> int:
     # guards: waiter: at most one wake in five seconds [min(pause_s, WAKE_PAUSE_S) => 0.0]
     time.sleep(max(0.0, min(pause_s, WAKE_PAUSE_S)))  # no longer, even if the clock was set back
     try:
-        return _Waiter(caller, joined).run()
+        return _Waiter(caller, joined, has_gone_on(event)).run()
     except _Over:
         return 0
+
+
+def has_gone_on(event: Mapping[str, Any]) -> bool:
+    """Whether this event proves that the agent has seen what the last waiter has shown it.
+
+    A session may start before the agent was ever asked to read; only a compaction happens while it works.
+    """
+    # guards: waiter [event.get("source") == "compact" => True]
+    return event.get("hook_event_name") == "Stop" or event.get("source") == "compact"
 
 
 def _await_joined(caller: Caller) -> Joined | None:
     """The session of this process, if it has no listener and has not left; one that is named may still be joining."""
     deadline_s = time.monotonic() + (JOIN_S if caller.settings.name is not None else 0.0)
-    while (joined := caller.joined()) is None and time.monotonic() < deadline_s:
+    while True:
+        joined = caller.joined()
+        if joined is not None and joined.takes_mail:
+            return joined
+        # The process that joins holds the lock as well, but stores no state.
+        joins = joined is None or (joined.held and caller.session().state is None)
+        if not joins or time.monotonic() >= deadline_s:
+            return None
         time.sleep(LOOK_S)
-    return joined if joined is not None and joined.takes_mail else None
 
 
 class _Waiter:
     """Waits for the mail of one session."""
 
-    def __init__(self, caller: Caller, joined: Joined) -> None:
+    def __init__(self, caller: Caller, joined: Joined, has_gone_on: bool) -> None:
         assert joined.identity is not None
         self._caller = caller
         self._settings = caller.settings
         self._joined = joined
+        self._has_gone_on = has_gone_on
         self._shown = Shown(joined.files, joined.identity.session_id)
         self._stderr = sys.stderr.fileno()
         self._next_look_s = -math.inf
@@ -101,8 +118,10 @@ class _Waiter:
         """Returns `WAKE` once it has shown mail. Raises `_Over` where nothing more is to be waited for."""
         self._look()
         with WakeFile(self._joined.files) as wake:
-            # The hook that started this one proves that the agent has gone on, five seconds ago if it was woken then.
-            wake.take_shown(self._shown)
+            if self._has_gone_on:
+                wake.take_shown(self._shown)
+            else:
+                wake.forget_shown()
         with bus_of_away(self._settings, self._joined, patient=True) as bus:
             bus.watch(self._stderr)
             for _ in range(DOUBTS):

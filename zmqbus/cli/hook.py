@@ -100,13 +100,13 @@ def main(argv: list[str]) -> int:
 def _wait() -> int:
     """Waits for mail. What fails is told by SessionStart and the doctor; here it would wake the agent."""
     try:
-        _read_event()
+        event = _read_event()
         from zmqbus.agents.waiter import wait_for_mail
         from zmqbus.session.identity import identify
 
-        return wait_for_mail(identify(warn=lambda _: None))
-    except Exception:  # guards: waiter: no failure wakes the agent or shows in the session
-        return 0
+        return wait_for_mail(identify(warn=lambda _: None), event)
+    except Exception:
+        return 0  # guards: waiter: no failure wakes the agent or shows in the session [0 => 2]
 
 
 def _respond(budget: _Budget, began_s: float) -> None:

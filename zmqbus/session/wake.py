@@ -25,14 +25,18 @@ import signal
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zmqbus.errors import NotConnected
+from zmqbus.errors import NotConnected, Unauthorized
 from zmqbus.process import Process, has_ended, process_of
-from zmqbus.security.private_files import file_error, open_file, parse_json, try_lock
+from zmqbus.security.private_files import file_error, load_json, open_file, parse_json, try_lock
 from zmqbus.session.owner_files import WAKE, OwnerFiles, owner_in, record_of
-from zmqbus.session.shown_log import Shown
 
+if TYPE_CHECKING:
+    from zmqbus.session.shown_log import Shown
+
+#: Seconds between two wakes of an agent.
+WAKE_PAUSE_S = 5.0
 #: 200 ids of twelve characters, two processes. A larger file was not written by zmqbus.
 MAX_BYTES = 64 * 1024
 #: The lock is held while some lines are written. A process that holds it this long was stopped in the middle.
@@ -124,6 +128,11 @@ class WakeFile:
         self._write(shown=[])
         return msg_ids
 
+    def forget_shown(self) -> None:
+        """Lets what the last waiter has shown be shown again: the agent may never have seen it."""
+        if self.shown:
+            self._write(shown=[])
+
     def _write(self, **changes: object) -> None:
         """Raises `NotConnected` where the disk does not take it."""
         self._record = {**self._record, **changes, **record_of(self._files.owner)}
@@ -135,11 +144,30 @@ class WakeFile:
             raise file_error("write", self._files.path(WAKE), error) from error
 
 
+def has_waiter(files: OwnerFiles) -> bool:
+    """Whether a waiter of this session runs, waits for mail, and has shown nothing that is not marked as read.
+
+    Looks at the file without the lock. A file that cannot be used is the doctor's business, and names no waiter.
+    """
+    try:
+        record = load_json(files.path(WAKE), MAX_BYTES)
+    except (Unauthorized, NotConnected):
+        return False
+    owner = owner_in(record, files.stem)
+    if owner is None or not owner.is_same(files.owner) or record.get("shown"):
+        return False
+    # Until then it sleeps, and a prompt shows the mail sooner.
+    woke_s = record.get("woke", 0.0)
+    waits = isinstance(woke_s, (int, float)) and time.time() - woke_s > WAKE_PAUSE_S
+    waiter = Process.parse(record.get("waiter"))
+    return waits and waiter is not None and not has_ended(waiter)
+
+
 def take_shown(files: OwnerFiles, shown: Shown, began_s: float | None = None) -> tuple[str, ...]:
     """As `WakeFile.take_shown`; nothing where the session never had a waiter, or its file cannot be used."""
     if not os.path.exists(files.path(WAKE)):
         return ()
-    with contextlib.suppress(NotConnected), WakeFile(files) as wake:
+    with contextlib.suppress(NotConnected, Unauthorized), WakeFile(files) as wake:
         return wake.take_shown(shown, began_s)
     return ()
 
