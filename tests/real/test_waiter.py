@@ -290,3 +290,43 @@ def test_pauses_are_bounded_where_the_clock_was_set_back(bus: Bus, start: Start)
     sent = bus.deliver("auth", "one")
     assert ids(woken(start(owner))) == [sent]
     assert waiter_module.WAKE == 2
+
+
+class TestState:
+    def state(self, bus: Bus) -> str:
+        (row,) = bus.list("--all")
+        agent: str = row["agent"]
+        return agent
+
+    def test_waiter_tells_what_the_agent_does(self, bus: Bus, start: Start) -> None:
+        owner = join(bus, "auth")
+        call(bus, "Stop", owner, TERMINAL, stop_hook_active=False)
+        process = start(owner)
+        wait_until(lambda: self.state(bus) == "idle", "it is told what was stored before")
+        call(bus, "UserPromptSubmit", owner, TERMINAL, prompt="x")
+        wait_until(lambda: self.state(bus) == "working", "the FIFO wakes the waiter")
+        call(bus, "Stop", owner, TERMINAL, stop_hook_active=False)
+        wait_until(lambda: self.state(bus) == "idle", "the turn has ended")
+        bus.deliver("auth", "one")
+        woken(process)
+        wait_until(lambda: self.state(bus) == "working", "a wake begins a turn")
+
+    def test_next_broker_is_told_again(self, bus: Bus, start: Start) -> None:
+        owner = join(bus, "auth")
+        call(bus, "Stop", owner, TERMINAL, stop_hook_active=False)
+        start(owner)
+        wait_until(lambda: self.state(bus) == "idle", "it is told")
+        bus.signal_broker(signal.SIGKILL)
+        wait_until(lambda: bus.zmqbus("broker", "--status").returncode == 0, "the waiter has started another")
+        wait_until(lambda: self.state(bus) == "idle", "it is told again")
+
+    def test_state_is_told_during_the_pause_after_a_wake(self, bus: Bus, start: Start) -> None:
+        owner = join(bus, "auth")
+        process = start(owner)
+        bus.deliver("auth", "one")
+        woken(process)
+        call(bus, "Stop", owner, TERMINAL, stop_hook_active=False)
+        began_s = time.monotonic()
+        start(owner)
+        wait_until(lambda: self.state(bus) == "idle", "it is told")
+        assert time.monotonic() - began_s < WAKE_PAUSE_S

@@ -10,6 +10,8 @@ Theory of operation
   have been on the bus before: by `connect`, or because `INTER_SESSION_NAME` names it.
 * Each of the three joins on behalf of a session that `INTER_SESSION_NAME` names and that has not joined yet. The first
   one should; the others make up for a join that failed. A session that the user disconnected is left alone.
+* Each tells what the agent does (`zmqbus.session.agent_state`): it is idle after SessionStart and Stop, and works after
+  UserPromptSubmit. That it is gone the broker finds out itself.
 * UserPromptSubmit and Stop also prove that the agent has seen what the waiter showed it (`zmqbus.session.wake`).
 
 In a session with a terminal, Stop leaves mail to the waiter (`zmqbus.agents.waiter`), which wakes the agent as soon,
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from zmqbus.errors import ZmqbusError
 from zmqbus.process import Process
+from zmqbus.session.agent_state import report_quietly
 from zmqbus.session.identity import Caller, Joined, bus_of_away, identify
 from zmqbus.session.last_seen import note_seen
 from zmqbus.session.owner import handed_on
@@ -86,20 +89,23 @@ def _start(exchange: Exchange) -> None:
     caller = identify(warn=_ignore, hands_on=True)
     exchange.add_context(_introduce(caller))
     note_seen(caller.files, exchange.kind)
+    joined = caller.joined()
+    if joined is not None and exchange.event.get("source") != "compact":  # which happens while it works
+        report_quietly(joined.files, "idle")
     from zmqbus.session.leftovers import reap
 
     reap(caller.settings.data_dir)
 
 
 def _prompt(exchange: Exchange) -> None:
-    found = _joined(exchange)
+    found = _joined(exchange, "working")
     # Where a waiter waits, there is no mail: it would have shown it.
     if found is not None and found[1].takes_mail and not has_waiter(found[1].files):
         _show_mail(exchange, *found)
 
 
 def _stop(exchange: Exchange) -> None:
-    found = _joined(exchange)
+    found = _joined(exchange, "idle")
     if found is None or not found[1].takes_mail:
         return
     # guards: hooks [exchange.event.get("stop_hook_active") => False]
@@ -117,8 +123,9 @@ EVENTS: Mapping[str, Callable[[Exchange], None]] = {
 }
 
 
-def _joined(exchange: Exchange) -> tuple[Settings, Joined] | None:
-    """The session that the event is of; None: it is not on the bus, or is only just joining."""
+def _joined(exchange: Exchange, state: str) -> tuple[Settings, Joined] | None:
+    """The session that the event is of, whose agent is now in this state; None: it is not on the bus, or is only just
+    joining."""
     caller = identify(warn=_ignore)
     joined = caller.joined()
     if joined is None:
@@ -126,6 +133,7 @@ def _joined(exchange: Exchange) -> tuple[Settings, Joined] | None:
         _join_as_named(caller)
         return None
     note_seen(caller.files, exchange.kind)
+    report_quietly(joined.files, state)
     return caller.settings, joined
 
 
@@ -243,6 +251,7 @@ def _show_mail(exchange: Exchange, settings: Settings, joined: Joined) -> None:
                     else context(exchange.kind, page.text)
                 )
                 bus.mark_read(page.msg_ids)
+                report_quietly(joined.files, "working")  # after Stop as well, which continues the turn
                 exchange.last()
         finally:
             if wake is not None:

@@ -15,7 +15,8 @@ start of a session; it waits for mail, prints it, and ends; the end of that turn
   rarely as a listener does. As for a listener, a broker is started where none runs.
 * **The session stays away.** Its senders hear `queued`: what is shown is not acknowledged before the agent is known to
   have gone on.
-* **At most one wake in five seconds**, however much comes: a waiter sleeps for the rest of that time before it asks for
+* **It tells what the agent does** (`zmqbus.session.agent_state`), as the listener does where one runs.
+* **At most one wake in five seconds**, however much comes: a waiter lets the rest of that time pass before it asks for
   mail. What has no room is counted in a last line.
 * It ends when its owner has ended, its client no longer reads what it prints, the session has left, or a listener runs.
 """
@@ -31,11 +32,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from zmqbus.agents import mail
+from zmqbus.client.oneshot import OneShotClient
 from zmqbus.process import has_ended
+from zmqbus.session import agent_state
 from zmqbus.session.identity import Caller, Joined, bus_of_away
 from zmqbus.session.last_seen import note_seen
 from zmqbus.session.shown_log import Shown
 from zmqbus.session.wake import WAKE_PAUSE_S, WakeFile
+from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Previewed
 
 #: How long a named session may take to join after its start, when a broker has to be started as well.
@@ -67,10 +71,11 @@ def wait_for_mail(caller: Caller, event: Mapping[str, Any]) -> int:
         wake.take_over()
         pause_s = WAKE_PAUSE_S - (time.time() - wake.woke_s)
     note_seen(joined.files, "waiter")
-    # guards: waiter: at most one wake in five seconds [min(pause_s, WAKE_PAUSE_S) => 0.0]
-    time.sleep(max(0.0, min(pause_s, WAKE_PAUSE_S)))  # no longer, even if the clock was set back
     try:
-        return _Waiter(caller, joined, has_gone_on(event)).run()
+        with agent_state.Bell(joined.files) as bell:
+            # No longer than that, even if the clock was set back.
+            # guards: waiter: at most one wake in five seconds [min(pause_s, WAKE_PAUSE_S) => 0.0]
+            return _Waiter(caller, joined, bell, has_gone_on(event)).run(min(pause_s, WAKE_PAUSE_S))
     except _Over:
         return 0
 
@@ -101,12 +106,15 @@ def _await_joined(caller: Caller) -> Joined | None:
 class _Waiter:
     """Waits for the mail of one session."""
 
-    def __init__(self, caller: Caller, joined: Joined, has_gone_on: bool) -> None:
+    def __init__(self, caller: Caller, joined: Joined, bell: agent_state.Bell, has_gone_on: bool) -> None:
         assert joined.identity is not None
         self._caller = caller
         self._settings = caller.settings
         self._joined = joined
+        self._bell = bell
         self._has_gone_on = has_gone_on
+        self._told: tuple[str | None, agent_state.AgentState | None] = (None, None)  # to which broker, and what
+        self._bus: OneShotClient | None = None
         self._shown = Shown(joined.files, joined.identity.session_id)
         self._stderr = sys.stderr.fileno()
         self._next_look_s = -math.inf
@@ -114,18 +122,24 @@ class _Waiter:
     def __repr__(self) -> str:
         return f"<Waiter of owner {self._joined.files.owner.pid}>"
 
-    def run(self) -> int:
-        """Returns `WAKE` once it has shown mail. Raises `_Over` where nothing more is to be waited for."""
+    def run(self, pause_s: float) -> int:
+        """Returns `WAKE` once it has shown mail, at least `pause_s` from now.
+
+        Raises `_Over` where nothing more is to be waited for.
+        """
         self._look()
-        with WakeFile(self._joined.files) as wake:
-            if self._has_gone_on:
-                wake.take_shown(self._shown)
-            else:
-                wake.forget_shown()
-        with bus_of_away(self._settings, self._joined, patient=True) as bus:
-            bus.watch(self._stderr)
+        with bus_of_away(self._settings, self._joined, patient=True) as self._bus:
+            self._bus.watch(self._stderr, hang_up=True)
+            if self._bell.fd >= 0:
+                self._bus.watch(self._bell.fd)
+            self._bus.pause(pause_s, self._look)
+            with WakeFile(self._joined.files) as wake:
+                if self._has_gone_on:
+                    wake.take_shown(self._shown)
+                else:
+                    wake.forget_shown()
             for _ in range(DOUBTS):
-                waiting, more = bus.await_preview(mail.MAX_MESSAGES, mail.HEAD_BYTES, self._look)
+                waiting, more = self._bus.await_preview(mail.MAX_MESSAGES, mail.HEAD_BYTES, self._look)
                 if waiting and self._show(waiting, more):
                     return WAKE
                 self._next_look_s = -math.inf
@@ -133,8 +147,17 @@ class _Waiter:
                 self._look()
         return 0
 
+    def _tell_state(self) -> None:
+        """Tells the broker what the agent does, as its hooks have stored it, and each new broker again."""
+        self._bell.answered()
+        state = agent_state.read(self._joined.files)
+        if self._bus is None or self._bus.epoch is None or state is None or self._told == (self._bus.epoch, state):
+            return
+        self._told = (self._bus.epoch, state)
+        self._bus.tell(lambda ref: verbs.SetState(ref, state.state, state.since_ts, state.detail))
+
     def _look(self) -> float:
-        """Checks that there is still somebody to wake; returns the seconds until the next check.
+        """Checks that there is still somebody to wake, and tells what it does; returns seconds until the next check.
 
         Raises `_Over`.
         """
@@ -142,6 +165,7 @@ class _Waiter:
         poller.register(self._stderr, 0)
         if poller.poll(0):  # guards: waiter: the client has ended [off]
             raise _Over
+        self._tell_state()
         now_s = time.monotonic()
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + self._settings.owner_check_interval_s
@@ -166,5 +190,7 @@ class _Waiter:
         data = (page.text + "\n").encode()
         while data:
             data = data[os.write(self._stderr, data) :]
+        agent_state.report_quietly(self._joined.files, "working")  # no hook tells of a turn that begins like this
+        self._tell_state()
         wake.note_woken(page.msg_ids)  # guards: waiter: not shown again by the hooks
         return True

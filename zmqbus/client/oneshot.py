@@ -209,9 +209,25 @@ class OneShotClient:
             raise response
         return response
 
-    def watch(self, descriptor: int) -> None:
-        """Ends each wait early when the other end of this descriptor has gone."""
-        self._transport.watch(descriptor, hang_up=True)
+    def pause(self, seconds: float, look: Callable[[], float]) -> None:
+        """Serves the connection for so long. `look`: see `await_preview`."""
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0:
+            self._pump(min(left_s, look()))
+
+    def tell(self, make: Callable[[str], verbs.Envelope]) -> None:
+        """Sends a request whose response does not matter. It is repeated to the next broker until it has one."""
+        self._do(self._transport.core.request(make(self._ref())))
+
+    @property
+    def epoch(self) -> str | None:
+        """Which broker this is; None: it has not answered yet."""
+        welcome = self._transport.core.welcome
+        return welcome.epoch if welcome is not None else None
+
+    def watch(self, descriptor: int, *, hang_up: bool = False) -> None:
+        """Ends each wait early when this descriptor is readable; with `hang_up`, when its other end has gone."""
+        self._transport.watch(descriptor, hang_up=hang_up)
 
     def mark_read(self, msg_ids: Sequence[str]) -> None:
         """Marks previewed messages as read, for good: whatever happens now, they are not shown again. `settle` tells

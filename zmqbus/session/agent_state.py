@@ -54,6 +54,12 @@ def report(files: OwnerFiles, state: str, detail: str = "") -> bool:
     return ring(files)
 
 
+def report_quietly(files: OwnerFiles, state: str, detail: str = "") -> None:
+    """As `report`, from a hook: a state that cannot be written disturbs nobody."""
+    with suppress(OSError):
+        report(files, state, detail)
+
+
 def ring(files: OwnerFiles) -> bool:
     """Wakes the session's process through its FIFO; returns whether one holds it open."""
     try:
