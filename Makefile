@@ -29,7 +29,7 @@ SANDBOX = sh -c 'tmp=$$(mktemp -d) || exit 1; \
 	unset _ $$(env | sed -n -e "s/^\(INTER_SESSION_[A-Z_]*\)=.*/\1/p" -e "s/^\(CLAUDE[A-Z_]*\)=.*/\1/p"); \
 	mkdir -m 0700 "$$tmp/home" "$$tmp/data" && HOME="$$tmp/home" INTER_SESSION_DATA_DIR="$$tmp/data" "$$@"' sandbox
 
-.PHONY: help demo test soak sweep fuzz fuzz-codec mutants bench guard check lint lint-ci format notes icon oldest dist release-check venv clean
+.PHONY: help demo test realclient soak sweep fuzz fuzz-codec mutants bench guard check lint lint-ci format notes icon oldest dist release-check venv clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,6 +41,10 @@ demo: $(RUNTIME) ## sets up and demonstrates the bus
 # Most of the tests wait for processes: three at a time keep two cores busy. (Here and in check.)
 test: $(DEV) ## the whole test suite
 	@$(SANDBOX) $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
+
+realclient: $(DEV) ## the plugin in the real Claude Code, with a scripted model; ZMQBUS_CLIENT_VERSION=latest: its newest release
+	$(PY) -m tests.realclient.install
+	@$(SANDBOX) $(PY) -m pytest -n 3 --dist worksteal -m realclient tests/realclient $(ARGS)
 
 soak: $(DEV) ## kills, stops and disconnects real processes for ten minutes, and accounts for every message
 	@$(SANDBOX) $(PY) -m tests.soak.run --seconds $(SOAK_S) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -1,251 +1,32 @@
-"""The real client validates the plugin, installs it from git and from a directory, runs and removes it.
-
-The client is the newest one of its npm package, installed into its own directory. Its environment has no account, no
-settings and an empty home; only `plugin …` and `--version` are run, which need no account and no model. Where the
-package is not available these tests are skipped: other tests cover everything but the client's installation.
-"""
+"""The real client validates the plugin, installs it from git and a directory, removes it, and asks where it should."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import platform
-import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import zmqbus
-from tests.plugin.scripted_model import ScriptedModel
 from tests.real.conftest import HEADER, Owner, wait_until
+from tests.realclient.conftest import PLUGIN_ID, URL, Client, Environment, Repository
+from tests.realclient.model import ScriptedModel
+from tests.realclient.session import bash
 from zmqbus.cli import auto_start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.realclient]
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "@anthropic-ai/claude-code"
-PLUGIN_ID = "inter-session@zmqbus"
-#: The client refuses file:// URLs; git turns this one into a path, and nothing leaves the machine.
-URL = "https://zmqbus.invalid/zmqbus.git"
-
-#: The parts of the repository that an installation needs, with the targets of links.
-NEEDED = (".claude-plugin", "LICENSE", "README.md", "bin", "plugin", "requirements.txt", "zmqbus")
-
-#: Without these, npm retries for a minute when there is no network.
-PATIENCE = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
-#: For downloading some 100 MB.
-INSTALL_TIMEOUT_S = 180.0
-CLIENT_TIMEOUT_S = 90.0
 COMMAND_TIMEOUT_S = 90.0
 #: A hook that is slowed down ends without output; one of this many tries is fast enough.
 HOOK_TRIES = 50
 
 COMMANDS = ("client.py", "send.py", "list.py", "auto_start.py", "install_deps.py", "zmqbus")
-
-Environment = Callable[["dict[str, str] | None"], "dict[str, str]"]
-
-
-def clean_env(home: Path) -> dict[str, str]:
-    """The environment of the client and of npm."""
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "DISABLE_AUTOUPDATER": "1",
-        "DISABLE_TELEMETRY": "1",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        # Marks processes that still run when the tests end.
-        "ZMQBUS_TEST_RUN": os.environ.get("ZMQBUS_TEST_RUN", ""),
-    }
-
-
-def npm_env(home: Path) -> dict[str, str]:
-    """As `clean_env`, with the variables for reaching the registry."""
-    ways = {f"npm_config_{name}" for name in ("registry", "cafile", "proxy", "https_proxy", "noproxy")}
-    ways |= {"http_proxy", "https_proxy", "no_proxy", "node_extra_ca_certs", "ssl_cert_file"}
-    return {**clean_env(home), **{name: value for name, value in os.environ.items() if name.lower() in ways}}
-
-
-@pytest.fixture(scope="module")
-def binary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The client's program. Skips where it is not available or does not run here."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm here")
-    prefix = tmp_path_factory.mktemp("client")
-    home = prefix / "home"
-    home.mkdir()
-    try:
-        try:
-            done = subprocess.run(
-                [npm, "install", "--no-audit", "--no-fund", *PATIENCE, "--prefix", prefix, f"{PACKAGE}@latest"],
-                env=npm_env(home),
-                cwd=prefix,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                timeout=INSTALL_TIMEOUT_S,
-            )
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"npm does not get {PACKAGE} within {INSTALL_TIMEOUT_S:g} s")
-        if done.returncode:
-            pytest.skip(f"npm cannot get {PACKAGE}: {done.stderr.strip().partition(chr(10))[0]}")
-        yield _runnable(prefix, home)
-    finally:
-        # Some hundred megabytes, which pytest would keep for three runs.
-        shutil.rmtree(prefix, ignore_errors=True)
-
-
-def _runnable(prefix: Path, home: Path) -> Path:
-    """The program of the package that runs: its own if its install script ran, else the one for this machine."""
-    machine = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    native = f"{PACKAGE}-{platform.system().lower()}-{machine}"
-    tried = []
-    for path in (prefix / "node_modules" / ".bin" / "claude", prefix / "node_modules" / native / "claude"):
-        try:
-            done = subprocess.run(
-                [path, "--version"],
-                env=clean_env(home),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                timeout=CLIENT_TIMEOUT_S,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            tried.append(str(error))
-            continue
-        if done.returncode == 0 and done.stdout[:1].isdigit():
-            return path
-        tried.append(done.stderr.strip()[-200:])
-    pytest.skip(f"the client does not run here: {'; '.join(tried)}")
-
-
-class Client:
-    """The client with a home of its own."""
-
-    def __init__(self, binary: Path, home: Path) -> None:
-        self._binary = binary
-        self.home = home
-
-    def run(self, *args: str | Path, cwd: Path, env: dict[str, str]) -> None:
-        """Runs the client itself, with a model that `env` leads to."""
-        key = {"ANTHROPIC_API_KEY": "sk-ant-none", "DISABLE_ERROR_REPORTING": "1"}
-        done = subprocess.run(
-            [self._binary, *args],
-            env={**clean_env(self.home), **key, **env},
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=CLIENT_TIMEOUT_S,
-        )
-        assert done.returncode == 0, f"claude {args}: {done.stdout}{done.stderr}"
-
-    def call(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
-        """Runs `claude plugin …`."""
-        return subprocess.run(
-            [self._binary, "plugin", *args],
-            env=clean_env(self.home),
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=CLIENT_TIMEOUT_S,
-        )
-
-    def plugin(self, *args: str | Path) -> str:
-        """Runs `claude plugin …`, which must succeed; returns its output."""
-        done = self.call(*args)
-        assert done.returncode == 0, f"claude plugin {args}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def installed(self) -> dict[str, Any] | None:
-        """The entry of this plugin in `plugin list`."""
-        rows = json.loads(self.plugin("list", "--json"))
-        return next((row for row in rows if row["id"] == PLUGIN_ID), None)
-
-    def options(self) -> Any:
-        """The options of the plugin that the user has set."""
-        kept = json.loads((self.home / ".claude" / "settings.json").read_bytes())
-        return kept.get("pluginConfigs", {}).get(PLUGIN_ID, {}).get("options", {})
-
-
-@pytest.fixture
-def client(binary: Path, tmp_path: Path) -> Client:
-    home = tmp_path / "home of the client"
-    home.mkdir()
-    return Client(binary, home)
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the parts of the working tree that an installation needs."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *NEEDED],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-    )
-    if listed.returncode or not listed.stdout:
-        pytest.skip(f"this is no checkout of git: {listed.stderr.strip()}")
-    place = tmp_path_factory.mktemp("checkout")
-    for name in filter(None, listed.stdout.split("\0")):
-        if not os.path.lexists(ROOT / name):
-            continue  # removed, and not yet committed as such
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, place / name, follow_symlinks=False)
-    return place
-
-
-class Repository:
-    """A bare repository to clone, and the work tree from which it is pushed."""
-
-    def __init__(self, checkout: Path, place: Path) -> None:
-        self.work = place / "work"
-        self.bare = place / "zmqbus.git"
-        self._env = {**clean_env(place), "GIT_CONFIG_NOSYSTEM": "1"}
-        shutil.copytree(checkout, self.work, symlinks=True)
-        self._git("init", "--quiet", "--initial-branch=main")
-        self._git("init", "--quiet", "--initial-branch=main", "--bare", self.bare)
-        self.push()
-
-    def push(self) -> None:
-        """Commits the whole work tree and pushes it."""
-        identity = ("-c", "user.name=zmqbus", "-c", "user.email=zmqbus@zmqbus.invalid", "-c", "commit.gpgsign=false")
-        self._git("add", "--all", "--force")
-        self._git(*identity, "commit", "--quiet", "--message=all of it")
-        self._git("push", "--quiet", self.bare, "main")
-
-    def _git(self, *words: str | Path) -> None:
-        subprocess.run(["git", *words], cwd=self.work, env=self._env, check=True, capture_output=True)
-
-
-@pytest.fixture
-def repository(checkout: Path, tmp_path: Path) -> Repository:
-    place = tmp_path / "git"
-    place.mkdir()
-    return Repository(checkout, place)
-
-
-@pytest.fixture
-def from_git(client: Client, repository: Repository) -> Client:
-    """A client for which `URL` leads to the repository."""
-    config = client.home / ".gitconfig"
-    config.write_text(f'[url "{repository.bare.as_uri()}"]\n\tinsteadOf = {URL}\n[safe]\n\tdirectory = *\n')
-    return client
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The plugin with files in place of links, as an installation has it."""
-    place = tmp_path / "plugin"
-    shutil.copytree(ROOT / "plugin", place, ignore=shutil.ignore_patterns("__pycache__"))
-    return place
 
 
 def install(client: Client, source: str | Path, port: int) -> Path:
@@ -377,11 +158,10 @@ class Agent:
 
     def run(self, command: str, *words: str) -> str:
         """What the model is told of the command's result."""
-        self._model.call = ("Bash", {"command": command, "description": "a test"})
-        self._model.results.clear()
+        self._model.plan(bash(command))
         self._client.run("-p", *words, "go on", cwd=self.cwd, env={**self._env, "ANTHROPIC_BASE_URL": self._model.url})
-        assert self._model.results, "the client has told the model nothing"
-        return self._model.results[-1]
+        assert "<result>" in self._model.shown, "the client has told the model nothing"
+        return self._model.shown
 
 
 @pytest.fixture
@@ -454,7 +234,9 @@ class TestValidation:
             (monitor["name"], monitor["command"]) for monitor in monitors
         ]
         hooks = json.loads((copy / "hooks" / "hooks.json").read_bytes())["hooks"]
-        declared = [(event, group["hooks"][0]["command"]) for event, groups in hooks.items() for group in groups]
+        declared = [
+            (event, hook["command"]) for event, groups in hooks.items() for group in groups for hook in group["hooks"]
+        ]
         assert sorted((row["event"], row["command"]) for row in provides["hooks"]) == sorted(declared)
         assert provides["skills"] == ["inter-session:inter-session"]
         assert sorted(provides["bin"]) == sorted([*COMMANDS, "approve.py", "hook.py"])
