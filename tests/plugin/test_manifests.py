@@ -42,9 +42,10 @@ EVENTS = [
     ("SessionStart", None, "hook.py"),
     ("UserPromptSubmit", None, "hook.py"),
     ("Stop", None, "hook.py"),
-    ("PermissionRequest", "Bash", "approve.py"),
+    ("PermissionRequest", None, "approve.py"),
     ("PreToolUse", "Bash", "approve.py"),
     ("PreToolUse", "Monitor", "approve.py"),
+    ("PostToolUse", None, "hook.py"),
 ]
 #: A condition of a hook, in the form of a permission rule: without it, each shell command would wait for the hook.
 CONDITIONS: dict[tuple[str, str | None], str] = {("PreToolUse", "Bash"): "Bash(python3 *skills/inter-session/bin/*)"}
@@ -54,6 +55,12 @@ ONLY_ON_THE_BUS = (
     '[ -z "$CLAUDE_PID" ] || [ -n "$INTER_SESSION_NAME$INTER_SESSION_PPID_OVERRIDE" ] || [ "${d#/}" = "$d" ] || '
     '[ -e "$d/clients/$CLAUDE_PID.lock" ] || exit 0; '
 )
+#: The test that ends a hook unless the agent is known to wait for its user.
+ONLY_IF_BLOCKED = (
+    "d=${INTER_SESSION_DATA_DIR:-$HOME/.claude/data/inter-session}; "
+    '{ read -r s _ <"$d/clients/$CLAUDE_PID.agent"; } 2>/dev/null; [ "$s" = blocked ] || exit 0; '
+)
+GATES = {"UserPromptSubmit": ONLY_ON_THE_BUS, "Stop": ONLY_ON_THE_BUS, "PostToolUse": ONLY_IF_BLOCKED}
 #: A week: an agent that is idle for longer is shown its mail with the next prompt.
 WAITER_TIMEOUT_S = 7 * 24 * 3600
 #: A prompt waits for its hook this long at most.
@@ -405,7 +412,7 @@ class TestHooks:
             # No "args": clients before 2.1.139 do not know it, and would run a bare python3 with the event as program.
             assert set(hook) <= {"type", "command", "timeout", "if"} and hook["type"] == "command"
             assert hook.get("if") == CONDITIONS.get((event, matcher))
-            gate = ONLY_ON_THE_BUS if event in ("UserPromptSubmit", "Stop") else ""
+            gate = GATES.get(event, "")
             assert hook["command"] == gate + (
                 f'[ ! -r "$CLAUDE_PLUGIN_ROOT/bin/{script}" ] || ! command -v python3 >/dev/null || '
                 f'exec python3 "$CLAUDE_PLUGIN_ROOT/bin/{script}"'
@@ -420,6 +427,20 @@ class TestHooks:
                     "asyncRewake": True,
                     "timeout": WAITER_TIMEOUT_S,
                 }
+
+    def test_end_of_a_tool_runs_python_only_for_a_blocked_agent(self, tmp_path: Path) -> None:
+        command = load(PLUGIN / "hooks" / "hooks.json")["hooks"]["PostToolUse"][0]["hooks"][0]["command"]
+        python = tmp_path / "python3"
+        python.write_text("#!/bin/sh\necho python\n")
+        python.chmod(0o755)
+        (tmp_path / "clients").mkdir()
+        state = tmp_path / "clients" / "4711.agent"
+        env = {"INTER_SESSION_DATA_DIR": str(tmp_path), "CLAUDE_PID": "4711"}
+        for content, runs in [(None, False), ("", False), ("working 1.000 \n", False), ("blocked 1.000 Bash\n", True)]:
+            if content is not None:
+                state.write_text(content)
+            done = sh(command, PATH=str(tmp_path), CLAUDE_PLUGIN_ROOT=str(PLUGIN), HOME=str(tmp_path), **env)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "python\n" if runs else "", ""), content
 
     def test_session_that_never_used_the_bus_costs_a_test_of_a_file(self, tmp_path: Path) -> None:
         commands = [

@@ -330,3 +330,17 @@ class TestState:
         start(owner)
         wait_until(lambda: self.state(bus) == "idle", "it is told")
         assert time.monotonic() - began_s < WAKE_PAUSE_S
+
+    def test_request_for_a_permission_blocks_until_the_tool_has_run(self, bus: Bus, start: Start) -> None:
+        owner = join(bus, "auth")
+        start(owner)
+        for tool, command in [("Bash", "make test"), ("Write", "")]:
+            call(bus, "UserPromptSubmit", owner, TERMINAL, prompt="x")
+            event = {"hook_event_name": "PermissionRequest", "tool_name": tool, "tool_input": {"command": command}}
+            done = bus.run("approve.py", owner=owner, input=json.dumps(event))
+            assert (done.returncode, done.stdout) == (0, "")
+            wait_until(lambda: self.state(bus) == "blocked", "the user is asked")
+            (row,) = bus.list("--all")
+            assert row["agent_detail"] == f"permission for {tool}"
+            call(bus, "PostToolUse", owner, TERMINAL, tool_name=tool)
+            wait_until(lambda: self.state(bus) == "working", "the tool has run")

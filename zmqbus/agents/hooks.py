@@ -115,10 +115,16 @@ def _stop(exchange: Exchange) -> None:
         _show_mail(exchange, *found)
 
 
+def _tool_done(exchange: Exchange) -> None:
+    """The user has approved what the agent was blocked by; the shell of hooks.json runs this in no other case."""
+    _joined(exchange, "working")
+
+
 #: Name of the event -> what is done.
 EVENTS: Mapping[str, Callable[[Exchange], None]] = {
     "SessionStart": _start,
     "UserPromptSubmit": _prompt,
+    "PostToolUse": _tool_done,
     "Stop": _stop,
 }
 

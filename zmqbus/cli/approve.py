@@ -4,7 +4,8 @@ Claude Code passes a JSON object on standard input, and reads one from standard 
 decides. Nothing printed means that the client goes on as without the hook: for every other command, for an event that
 cannot be read, and where the option `approve_bus_commands` is off.
 
-* PermissionRequest: the client runs it where it would ask about a command of the Bash tool, and nowhere else.
+* PermissionRequest: the client runs it where it would ask, and nowhere else. Where the user is asked, for whatever
+  tool, the session's agent is blocked until then (`zmqbus.session.agent_state`).
 * PreToolUse, for the modes that do not ask: `auto`, where a check by a server decides, and `dontAsk`, where all is
   refused that no rule allows. A condition in hooks.json (`if`, which all clients with monitors know) runs it only for
   commands with a script of the skill. It also runs for the Monitor tool, of which the client (2.1.332) asks whatever a
@@ -23,9 +24,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from zmqbus.agents.permission import MAX_COMMAND_BYTES, why_asked
+from zmqbus.session.agent_state import report_quietly
 from zmqbus.session.last_seen import note_seen
 from zmqbus.session.owner import find_owners
-from zmqbus.session.owner_files import files_of
+from zmqbus.session.owner_files import LOCK, files_of
 from zmqbus.session.plugin_options import approves
 from zmqbus.settings import locate
 
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
         answer = _answer(event)
         if answer is not None:
             os.write(sys.stdout.fileno(), (json.dumps({"hookSpecificOutput": answer}) + "\n").encode())
-        _note(event["hook_event_name"])
+        _note(event["hook_event_name"], "" if answer is not None else event["tool_name"])
     except Exception as error:  # reported on standard error; the user is asked
         print(f"inter-session hook: {type(error).__name__}: {error}", file=sys.stderr)
     return 0
@@ -76,8 +78,12 @@ def _answer(event: dict[str, Any]) -> dict[str, object] | None:
     return {"hookEventName": kind, **ANSWERS[kind, tool]}
 
 
-def _note(event: str) -> None:
-    """Stores for the doctor that this hook has run."""
+def _note(event: str, asked: str) -> None:
+    """Stores for the doctor that this hook has run, and for the bus which tool the user is `asked` about."""
     location = locate(warn=lambda _: None)
     owners = find_owners(location.owner_pid_override, os.environ)
-    note_seen(files_of(location.data_dir, owners[0]), event)
+    files = files_of(location.data_dir, owners[0])
+    note_seen(files, event)
+    # guards: permission [event == "PermissionRequest" and => True and]
+    if event == "PermissionRequest" and asked and os.path.exists(files.path(LOCK)):
+        report_quietly(files, "blocked", f"permission for {asked}")
