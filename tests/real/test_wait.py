@@ -105,7 +105,7 @@ class TestWait:
         [
             (["auth"], "--until"),
             (["auth", "--until", "asleep"], "--until"),
-            (["auth", "--until", "idle", "--timeout", "soon"], "--timeout takes seconds"),
+            (["auth", "--until", "idle", "--timeout", "soon"], "--timeout"),
             (["auth", "--until", "idle", "--msg", "abc"], "--msg is for --until answered"),
         ],
     )
@@ -127,3 +127,13 @@ def test_files_go_with_the_listener(bus: Bus) -> None:
     assert Path(files.path(".fifo")).is_fifo()
     assert auth.stop() == 0
     assert not Path(files.path(".fifo")).exists()
+
+
+def test_status_waits_for_a_monitor_that_is_just_starting(bus: Bus) -> None:
+    owner = bus.owner()
+    waiting = bus.popen("zmqbus", "status", "--wait", "60", owner=owner)
+    bus.listener("auth", owner=owner)
+    out, _ = waiting.communicate(timeout=DEADLINE_S)
+    assert waiting.returncode == 0 and out.startswith(b"name=auth\n")
+    done = bus.zmqbus("status", "--wait", "0.1")
+    assert (done.returncode, done.stdout) == (0, "not connected\n")

@@ -56,7 +56,7 @@ COMMANDS: dict[str, tuple[dict[str, str], int]] = {
     "send": ({**_BROADCAST, "--to": _VALUE, "--group": _VALUE, "--wait": _MAY_HAVE_VALUE, "--raw": _SWITCH}, 0),
     "broadcast": (_BROADCAST, 0),
     "list": ({"--all": _SWITCH, "--project": _SWITCH, "--self": _SWITCH, "--json": _SWITCH, "--port": _VALUE}, 0),
-    "status": ({"--json": _SWITCH, "--port": _VALUE}, 1),
+    "status": ({"--wait": _VALUE, "--json": _SWITCH, "--port": _VALUE}, 1),
     "inbox": ({"--peek": _SWITCH, "--msg": _VALUE, "--json": _SWITCH, "--raw": _SWITCH}, 0),
     "log": (
         {

@@ -185,7 +185,7 @@ class AgentStates:
         after = _Told(session.conn is not None, session.name, self.state_of(now, session), session.agent_detail)
         if before is None:
             before = after._replace(present=False, state=UNKNOWN, detail="")
-        if after == before:  # guards: notices [off]
+        if after == before:
             return
         self._told[key] = session, after, now.mono_s
         if after.present != before.present:

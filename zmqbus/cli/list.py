@@ -7,7 +7,7 @@ import time
 
 from zmqbus.cli.forget import matching
 from zmqbus.cli.output import fail
-from zmqbus.cli.parser import Parser
+from zmqbus.cli.parser import Parser, seconds
 from zmqbus.client.locate import broker_pid
 from zmqbus.client.oneshot import observer
 from zmqbus.errors import InvalidOption, ZmqbusError
@@ -18,6 +18,9 @@ from zmqbus.text.units import format_age
 from zmqbus.wire.verbs import Session
 
 HEADINGS = ("NAME", "LABEL", "PROJECT", "CWD", "STATE", "AGENT", "SINCE", "ID")
+#: The longest `status --wait`, and the pause between two of its looks at a file, s.
+MAX_WAIT_S = 60.0
+LOOK_S = 0.05
 #: With --all: messages that wait for the session.
 UNREAD = "UNREAD"
 
@@ -28,6 +31,7 @@ def main(argv: list[str], *, own: bool = False) -> int:
     try:
         caller = identify({"port": options.port})
         if options.own and options.session is None:
+            _wait_for_listener(caller, options.wait)
             return _own(caller, as_json=options.json)
         settings, state = caller.settings, caller.session().state
         if state is not None and options.port is None:
@@ -59,6 +63,8 @@ def _parser(own: bool) -> Parser:
     if own:
         parser = Parser("status", "Show this session, its listener and its broker; or the session that is named.")
         parser.add_argument("session", nargs="?", metavar="NAME", help="another session: name or session id")
+        wait_s = seconds(0.0, MAX_WAIT_S)
+        parser.add_argument("--wait", metavar="S", type=wait_s, help="wait up to S seconds until it is connected")
     else:
         parser = Parser("list", "Show who is on the bus.")
         parser.add_argument("--all", action="store_true", help="also those away, and how much waits for them")
@@ -66,8 +72,15 @@ def _parser(own: bool) -> Parser:
         parser.add_argument("--self", dest="own", action="store_true", help="this session only")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_port()
-    parser.set_defaults(own=own, all=False, project=False, session=None)
+    parser.set_defaults(own=own, all=False, project=False, session=None, wait=0.0)
     return parser
+
+
+def _wait_for_listener(caller: Caller, timeout_s: float) -> None:
+    """Waits until the listener of this session has connected, which a monitor may just be starting."""
+    deadline_s = time.monotonic() + timeout_s
+    while caller.session().state is None and time.monotonic() < deadline_s:
+        time.sleep(LOOK_S)
 
 
 def _own(caller: Caller, *, as_json: bool) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from zmqbus.cli.output import fail, tell
-from zmqbus.cli.parser import Parser
+from zmqbus.cli.parser import Parser, seconds
 from zmqbus.client import payload
 from zmqbus.client.oneshot import OneShotClient, observer
 from zmqbus.errors import InvalidPayload, Timeout, UnknownPeer, ZmqbusError
@@ -35,11 +35,11 @@ def main(argv: list[str]) -> int:
         "--until", required=True, choices=(*STATES, ANSWERED), metavar="STATE", help=f"{', '.join(STATES)}; {ANSWERED}"
     )
     parser.add_argument("--msg", metavar="ID", help="with --until answered: the message; default: the last one to NAME")
-    parser.add_argument("--timeout", metavar="S", default=f"{DEFAULT_S:g}", help="seconds to wait (default: 600)")
+    timeout_s = seconds(0.0, MAX_S)
+    parser.add_argument("--timeout", metavar="S", type=timeout_s, default=DEFAULT_S, help="default: 600 s")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_port()
     options = parser.parse_args(argv)
-    timeout_s = _seconds(parser, options.timeout)
     if options.msg is not None and options.until != ANSWERED:
         parser.error("--msg is for --until answered")
     try:
@@ -47,9 +47,9 @@ def main(argv: list[str]) -> int:
         if options.until == ANSWERED:
             state, bus = caller.act()
             with bus:
-                return _answered(bus, caller.settings, state.session_id, options, timeout_s)
+                return _answered(bus, caller.settings, state.session_id, options, options.timeout)
         with observer(caller.settings) as bus:
-            found = bus.until(options.session, [options.until], timeout_s)
+            found = bus.until(options.session, [options.until], options.timeout)
         _print(options, {"session": options.session, "state": found}, f"{sanitise(options.session)} is {found}")
     except Timeout as error:
         fail(error)
@@ -59,16 +59,6 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _seconds(parser: Parser, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= MAX_S:
-        parser.error(f"--timeout takes seconds, from 0 to {MAX_S:g}, not '{sanitise(text, 40)}'")
-    return seconds
 
 
 def _print(options: object, fields: Mapping[str, object], line: str) -> None:
