@@ -90,9 +90,9 @@ class TestWait:
     def test_answered(self, bus: Bus) -> None:
         auth, pay = bus.listener("auth"), bus.listener("pay")
         msg_id = bus.deliver("auth", "question: ready?", owner=pay)
-        waiting = bus.popen("zmqbus", "wait", "auth", "--until", "answered", owner=pay.owner)
         early = bus.zmqbus("wait", "auth", "--until", "answered", "--timeout", "0", owner=pay)
         assert early.returncode == 4
+        waiting = bus.popen("zmqbus", "wait", "auth", "--until", "answered", owner=pay.owner)
         bus.deliver("pay", "answer: yes", "--reply-to", msg_id, owner=auth)
         out, _ = waiting.communicate(timeout=DEADLINE_S)
         later = bus.zmqbus("wait", "auth", "--until", "answered", "--msg", msg_id, owner=pay)
