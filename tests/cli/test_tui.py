@@ -63,10 +63,10 @@ class TestScreen:
         found = lines(look, [message(1), message(2, to="all", to_session_id=None, reply_to="abcdef123456")], 100)
         assert found[0] == "zmqbus on port 9473: 1 live, 1 busy, 1 away; 12.3 messages/s; 1,200 unread   (Ctrl-C ends)"
         assert [row.split() for row in found[1:5]] == [
-            ["NAME", "STATE", "UNREAD", "PROJECT", "LABEL"],
-            ["auth", "busy", "-", "project", "the", "one"],
-            ["web", "live", "-", "project", "-"],
-            ["pay", "away", "2h", "1,200", "project", "-"],
+            ["NAME", "STATE", "AGENT", "UNREAD", "PROJECT", "LABEL"],
+            ["auth", "busy", "-", "-", "project", "the", "one"],
+            ["web", "live", "-", "-", "project", "-"],
+            ["pay", "away", "2h", "-", "1,200", "project", "-"],
         ]
         assert found[6].endswith("orchestrator → auth: text 1")
         assert found[7].endswith("orchestrator → all re=abcdef123456: text 2")
@@ -84,6 +84,23 @@ class TestScreen:
         if count == 200:
             assert sum("session-" in row for row in found) >= 2
             assert any(row.endswith("more: zmqbus list --all") for row in found)
+
+    def test_blocked_sessions_come_first_and_are_marked(self) -> None:
+        blocked = session("web", agent="blocked", agent_s=300, agent_detail="permission to use Bash\x1b[2J")
+        look = Look([session("auth", agent="working", agent_s=70), session("pay"), blocked], {}, {}, None)
+        found = lines(look, [])
+        assert found[0].startswith("zmqbus on port 9473: 3 live, 1 blocked; ")
+        assert found[2].startswith("web   live   blocked 5m: permission to use Bash ")
+        assert found[3].startswith("auth  live   working 1m ")
+        assert found[4].startswith("pay   live   - ")
+        assert max(map(len, found)) <= 80
+
+    @pytest.mark.parametrize("width", [40, 80])
+    def test_what_a_blocked_agent_waits_for_fits_the_terminal(self, width: int) -> None:
+        blocked = session("b" * 30, agent="blocked", agent_s=300, agent_detail="permission to use Bash " * 9)
+        found = lines(Look([blocked._replace(label="l" * 60)], {}, {}, None), [], width)
+        assert max(map(len, found)) <= width
+        assert "blo" in found[2]
 
     def test_messages_cannot_draw(self) -> None:
         hostile = "[bold]\x1b[2J\x1b]0;title\x07\u202e[/] :skull:\nforged"

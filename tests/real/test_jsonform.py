@@ -11,6 +11,9 @@ import pytest
 
 from tests.real.conftest import ROOT, Bus
 from zmqbus.cli import main
+from zmqbus.process import process_of
+from zmqbus.session.agent_state import report
+from zmqbus.session.owner_files import files_of
 
 SCHEMA: dict[str, Any] = json.loads((ROOT / "zmqbus" / "cli" / "output.schema.json").read_text("utf-8"))
 
@@ -174,6 +177,9 @@ def test_watch(bus: Bus) -> None:
     until(event="session", name="auth", state="live")
     bus.deliver("auth", "hello")
     assert until(event="message", text="hello")["to"] == "auth"
+    files = files_of(str(bus.data_dir), process_of(auth.owner.pid))
+    assert report(files, "blocked", "permission: Bash")
+    until(event="agent", name="auth", agent="blocked", agent_detail="permission: Bash")
     said(bus.zmqbus("rename", "login", owner=auth))
     until(event="session", name="login", state="renamed", former_name="auth")
     process.terminate()

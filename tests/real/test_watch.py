@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.real.conftest import ROOT, Bus, wait_until
-from zmqbus.cli.watch import changes, in_words
+from zmqbus.cli.watch import Seen, changes, in_words
 from zmqbus.doctor.installation import install_command
 from zmqbus.settings import load
 
@@ -159,10 +159,28 @@ def test_plain_at_a_terminal(bus: Bus) -> None:
 
 
 def test_changes_of_sessions_are_shown() -> None:
-    before = {"1": ("auth", "live"), "2": ("pay", "live"), "3": ("web", "live"), "4": ("old", "live")}
-    after = {"1": ("auth", "live"), "2": ("pay", "away"), "3": ("site", "live"), "5": ("new", "busy")}
+    before = {"1": Seen("auth", "live"), "2": Seen("pay", "live"), "3": Seen("web", "live"), "4": Seen("old", "live")}
+    after = {"1": Seen("auth", "live"), "2": Seen("pay", "away"), "3": Seen("site", "live"), "5": Seen("new", "busy")}
     words = [in_words(change) for change in changes(before, after)]
     assert words == ["pay is away", "web is now site", "new is busy", "old has left"]
+
+
+def test_changes_of_agents_are_shown() -> None:
+    before = {
+        "1": Seen("auth", "live", "working"),
+        "2": Seen("pay", "live", "blocked", "Bash"),
+        "3": Seen("web", "live"),
+    }
+    after = {
+        "1": Seen("auth", "live", "blocked", "permission\x1b[2J for Bash"),
+        "2": Seen("pay", "live", "blocked", "Bash"),
+        "3": Seen("web", "live"),
+        "4": Seen("new", "live", "idle"),
+    }
+    words = [in_words(change) for change in changes(before, after)]
+    assert words == ["auth's agent is blocked: permission for Bash", "new is live", "new's agent is idle"]
+    words = [in_words(change) for change in changes(after, {**after, "4": Seen("new", "live")})]
+    assert words == ["new's agent no longer tells what it does"]
 
 
 def test_usage(bus: Bus) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from zmqbus.cli.agent_words import agent_of
 from zmqbus.cli.forget import matching
 from zmqbus.cli.output import fail
 from zmqbus.cli.parser import Parser, seconds
@@ -160,14 +161,6 @@ def _row(session: Session) -> tuple[str, ...]:
         _clock(since_ts),
         sanitise(session.session_id, 8),
     )
-
-
-def agent_of(session: Session) -> str:
-    """What a session's agent does, and for how long; "-" where nothing tells."""
-    if session.agent == "unknown":
-        return "-"
-    age = f" {format_age(session.agent_s)}" if session.agent_s else ""
-    return f"{session.agent}{age}" + (f": {session.agent_detail}" if session.agent_detail else "")
 
 
 def _short(path: str) -> str:

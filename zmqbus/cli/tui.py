@@ -17,6 +17,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from zmqbus.cli.agent_words import agent_of
 from zmqbus.cli.format import MIN_WIDTH, clock, target
 from zmqbus.cli.watch import Look, Watcher
 from zmqbus.journal.filter import Entry
@@ -33,6 +34,8 @@ SHARE = 0.4
 DRAW_S = 1.0
 #: Colours of the states, which are written out as well.
 COLOURS = {"live": "green", "busy": "yellow", "away": "bright_black"}
+#: Colours of the states of agents. A blocked one waits for a person, so its name is marked, too.
+AGENT_COLOURS = {"working": "green", "blocked": "bold red"}
 #: The smallest number of lines for the sessions.
 MIN_SESSIONS = 3
 
@@ -62,7 +65,10 @@ def draw(port: int, look: Look, messages: Sequence[Entry], width: int, height: i
     """The whole screen, as lines that fit into it."""
     width = max(width, MIN_WIDTH)
     order = {"live": 0, "busy": 0, "away": 1}
-    sessions = sorted(look.sessions, key=lambda session: (order.get(session.state, 2), session.name))
+    sessions = sorted(
+        look.sessions,
+        key=lambda session: (session.agent != "blocked", order.get(session.state, 2), session.name),
+    )
     room = max(MIN_SESSIONS, int(height * SHARE))
     shown = sessions if len(sessions) <= room else sessions[: room - 1]
     parts: list[RenderableType] = [_title(port, look, width)]
@@ -89,6 +95,8 @@ def _title(port: int, look: Look, width: int) -> Text:
         return Text(fit(sanitise(look.fault), width), style="bold red")
     counts = {state: sum(session.state == state for session in look.sessions) for state in COLOURS}
     words = [f"{count} {state}" for state, count in counts.items() if count or state == "live"]
+    if blocked := sum(session.agent == "blocked" for session in look.sessions):
+        words.append(f"{blocked} blocked")
     speed = look.rates.get("accepted", 0.0)
     unread = look.figures.get("unread", 0)
     text = f"zmqbus on port {port}: {', '.join(words)}; {speed:,.1f} messages/s; {unread:,} unread   (Ctrl-C ends)"
@@ -97,7 +105,7 @@ def _title(port: int, look: Look, width: int) -> Text:
 
 def _table(sessions: Sequence[Session]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("NAME", "STATE", "UNREAD", "PROJECT", "LABEL"):
+    for heading in ("NAME", "STATE", "AGENT", "UNREAD", "PROJECT", "LABEL"):
         table.add_column(
             heading,
             no_wrap=True,
@@ -107,9 +115,11 @@ def _table(sessions: Sequence[Session]) -> Table:
         )
     for session in sessions:
         state = sanitise(session.state, 12) if session.state != "away" else f"away {format_age(session.away_s)}"
+        agent_style = AGENT_COLOURS.get(session.agent, "")
         table.add_row(
-            Text(sanitise(session.name, 40)),
+            Text(sanitise(session.name, 40), style=agent_style if session.agent == "blocked" else ""),
             Text(state, style=COLOURS.get(session.state, "")),
+            Text(sanitise(agent_of(session), 40), style=agent_style),
             Text(f"{session.waiting:,}" if session.waiting else "-"),
             Text(sanitise(os.path.basename(session.project) or "-", 40)),
             Text(sanitise(session.label or "-", 60)),

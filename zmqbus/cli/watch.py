@@ -141,6 +141,15 @@ class Watcher:
             return Look(self.look.sessions, {}, {}, str(error))
 
 
+class Seen(NamedTuple):
+    """What one look has found of a session."""
+
+    name: str
+    state: str  # "live", "busy", "away"
+    agent: str = "unknown"  # what its agent does
+    agent_detail: str = ""  # what a blocked agent waits for
+
+
 class Change(NamedTuple):
     """A change of a session."""
 
@@ -150,27 +159,43 @@ class Change(NamedTuple):
     former_name: str | None = None  # where it was renamed
 
 
-def states(sessions: Sequence[Session]) -> dict[str, tuple[str, str]]:
-    """Name and state of each session, by its id."""
-    return {session.session_id: (session.name, session.state) for session in sessions}
+class AgentChange(NamedTuple):
+    """A change of what a session's agent does."""
+
+    session_id: str
+    name: str
+    agent: str  # now: a word of `AGENT_STATES`
+    agent_detail: str  # what a blocked agent waits for
 
 
-def changes(before: dict[str, tuple[str, str]], after: dict[str, tuple[str, str]]) -> list[Change]:
+def states(sessions: Sequence[Session]) -> dict[str, Seen]:
+    """What is shown of each session, by its id."""
+    return {row.session_id: Seen(row.name, row.state, row.agent, row.agent_detail) for row in sessions}
+
+
+def changes(before: dict[str, Seen], after: dict[str, Seen]) -> list[Change | AgentChange]:
     """The changes between two looks."""
-    found = []
-    for session_id, (name, state) in after.items():
+    found: list[Change | AgentChange] = []
+    for session_id, seen in after.items():
         old = before.get(session_id)
-        if old is not None and old[0] != name:
-            found.append(Change(session_id, name, "renamed", old[0]))
-        elif old is None or old[1] != state:
-            found.append(Change(session_id, name, state))
-    found += [Change(gone, before[gone][0], "left") for gone in before if gone not in after]
+        if old is not None and old.name != seen.name:
+            found.append(Change(session_id, seen.name, "renamed", old.name))
+        elif old is None or old.state != seen.state:
+            found.append(Change(session_id, seen.name, seen.state))
+        if (seen.agent, seen.agent_detail) != ((old.agent, old.agent_detail) if old else ("unknown", "")):
+            found.append(AgentChange(session_id, seen.name, seen.agent, seen.agent_detail))
+    found += [Change(gone, before[gone].name, "left") for gone in before if gone not in after]
     return found
 
 
-def in_words(change: Change) -> str:
+def in_words(change: Change | AgentChange) -> str:
     """A change as a line for people."""
     name = sanitise(change.name, 60)
+    if isinstance(change, AgentChange):
+        if change.agent == "unknown":
+            return f"{name}'s agent no longer tells what it does"
+        detail = f": {sanitise(change.agent_detail, 200)}" if change.agent_detail else ""
+        return f"{name}'s agent is {change.agent}{detail}"
     if change.state == "renamed":
         return f"{sanitise(change.former_name or '', 60)} is now {name}"
     return f"{name} has left" if change.state == "left" else f"{name} is {change.state}"
@@ -186,7 +211,7 @@ def text_of(watcher: Watcher, entry: Entry) -> str:
 
 def _lines(watcher: Watcher, show: _Show) -> int:
     """Prints a line for each message, and for each session that comes, goes or changes."""
-    known: dict[str, tuple[str, str]] = {}
+    known: dict[str, Seen] = {}
     fault: str | None = None
     entries = watcher.before
     try:
@@ -223,7 +248,7 @@ class _Show:
     def broker(self, fault: str | None) -> None:
         print(f"{time.strftime('%H:%M:%S')} * {fault or 'a broker answers'}")
 
-    def change(self, change: Change) -> None:
+    def change(self, change: Change | AgentChange) -> None:
         print(f"{time.strftime('%H:%M:%S')} * {in_words(change)}")
 
 
@@ -239,8 +264,9 @@ class _ShowJson(_Show):
     def broker(self, fault: str | None) -> None:
         self._print("broker", {"ts": iso_time(time.time()), "answers": fault is None, "fault": fault})
 
-    def change(self, change: Change) -> None:
-        self._print("session", {"ts": iso_time(time.time()), **change._asdict()})
+    def change(self, change: Change | AgentChange) -> None:
+        event = "agent" if isinstance(change, AgentChange) else "session"
+        self._print(event, {"ts": iso_time(time.time()), **change._asdict()})
 
     def _print(self, event: str, fields: dict[str, Any]) -> None:
         jsonform.print_json({"event": event, **fields})
