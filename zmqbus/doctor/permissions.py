@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from zmqbus.doctor.report import Finding, command, fault, ok
 from zmqbus.security.private_files import DIR_MODE, FILE_MODE, is_unmapped
+from zmqbus.session.owner_files import FIFO
 from zmqbus.settings import Settings
 
 #: Files of zmqbus in the data directory, other than the virtual environment.
@@ -49,6 +50,13 @@ def permissions(settings: Settings) -> Iterator[Finding]:
     yield from faults or [ok("permissions", f"{checked} files and directories are private")]
 
 
+def _is_of_kind(path: str, mode: int, *, directory: bool) -> bool:
+    """Whether it is a directory, a file, or the FIFO by which hooks wake a listener."""
+    if directory:
+        return stat.S_ISDIR(mode)
+    return stat.S_ISFIFO(mode) if path.endswith(FIFO) else stat.S_ISREG(mode)
+
+
 def _private(check: str, path: str, *, directory: bool) -> Iterator[Finding]:
     """Reports what `security.private_files` would refuse, with the command that fixes it."""
     try:
@@ -58,7 +66,7 @@ def _private(check: str, path: str, *, directory: bool) -> Iterator[Finding]:
     user = os.geteuid()
     if stat.S_ISLNK(found.st_mode):
         yield fault(check, f"{path} is a symbolic link, which is never followed", command("rm", path))
-    elif not (stat.S_ISDIR(found.st_mode) if directory else stat.S_ISREG(found.st_mode)):
+    elif not _is_of_kind(path, found.st_mode, directory=directory):
         what = "directory" if directory else "file"
         yield fault(check, f"{path} is not a {what}", command("mv", path, f"{path}.aside"))
     elif found.st_uid != user and is_unmapped(found.st_uid):
