@@ -16,6 +16,9 @@ import pytest
 from tests.console.conftest import PATIENCE_S, ConsoleProcess, put, wait_count, wait_true
 from tests.real.conftest import Bus, wait_until
 from tests.records import RECORD, ids
+from zmqbus.process import process_of
+from zmqbus.session.agent_state import report
+from zmqbus.session.owner_files import files_of
 
 pytestmark = pytest.mark.slow
 
@@ -130,6 +133,34 @@ def test_a_working_day(bus: Bus, open_page: Any, console: ConsoleProcess, faulty
     tab = page.context.new_page()
     tab.goto(f"http://{console.authority}/")
     row(tab, "freeze at five").wait_for()
+
+
+def test_blocked_agents_come_first_with_what_they_wait_for(bus: Bus, data_dir: Path, open_page: Any) -> None:
+    web, auth = bus.listener("web"), bus.listener("auth")
+    page = open_page(dark=True)
+    narrow = open_page(width=400, height=800)
+    narrow.locator(".tabs button:has-text('Sessions')").click()
+    names = page.locator("#sessions .session .name")
+    wait_count(names, 2)
+
+    def say(listener: Any, state: str, detail: str = "") -> None:
+        assert report(files_of(str(data_dir), process_of(listener.owner.pid)), state, detail)
+
+    say(auth, "working")
+    say(web, "blocked", "permission to use Bash: \u202erm -rf build " + "x" * 150)
+    for one in (page, narrow):
+        one.wait_for_selector("#sessions .group.alarm:has-text('Waiting for you')")
+        waits = session(one, "web").locator(".waits-for")
+        waits.wait_for()
+        assert waits.inner_text().startswith("permission to use Bash: rm -rf build x")
+        session(one, "auth").locator(".tag.agent:text-is('working')").wait_for()
+        wait_true(one, "document.querySelector('#sessions-count').textContent === '2 live · 1 blocked'")
+        assert not overflows(one)
+    session(page, "web").click()
+    page.wait_for_selector("#detail:has-text('blocked: permission to use Bash')")
+    say(web, "idle")
+    page.wait_for_selector("#sessions .group.alarm", state="detached")
+    session(page, "web").locator(".tag.agent:text-is('idle')").wait_for()
 
 
 def test_search_by_words_and_regular_expression(bus: Bus, data_dir: Path, open_page: Any, faulty: None) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from tests.console.conftest import PATIENCE_S
 from tests.real.conftest import Bus, wait_until
 from zmqbus.client import locate
 from zmqbus.console.sessions_poller import POLL_S, BusView, Listeners, SessionsPoller
+from zmqbus.process import process_of
+from zmqbus.session.agent_state import report
+from zmqbus.session.owner_files import files_of
 from zmqbus.settings import Settings
+from zmqbus.wire.verbs import Session
 
 
 @pytest.fixture
@@ -144,3 +149,33 @@ def test_broker_that_ends_during_a_poll_is_not_restarted(
     assert until(events, lambda data: (data["broker"], data["pid"]) != ("up", pid))["broker"] == "gone"
     events.get(timeout=PATIENCE_S)
     assert locate.broker_pid(settings) is None
+
+
+@pytest.mark.slow
+def test_agents_state_and_since_when(
+    bus: Bus, events: queue.Queue[tuple[str, Any]], poller: SessionsPoller, data_dir: Path
+) -> None:
+    auth = bus.listener("auth")
+    poller.set_pages(1)
+    view = until(events, lambda data: data["sessions"])
+    row = view["sessions"][0]
+    assert (row["agent"], row["agentSince"], row["agentDetail"]) == ("unknown", None, "")
+    assert report(files_of(str(data_dir), process_of(auth.owner.pid)), "blocked", "permission: Bash")
+    view = until(events, lambda data: data["sessions"][0]["agent"] == "blocked")
+    row = view["sessions"][0]
+    assert row["agentDetail"] == "permission: Bash"
+    assert abs(row["agentSince"] - time.time()) < PATIENCE_S
+
+
+def test_age_of_an_agents_state_is_no_change(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ts = 1000.0
+    monkeypatch.setattr(time, "time", lambda: now_ts)
+    poller = SessionsPoller(settings, lambda kind, data: None)
+    row = Session("auth", None, "", "", "live", 0.0, "one", 1, 0, 0, "working", 5, "")
+    assert poller.agents_since([row, row._replace(session_id="two", agent="unknown")]) == {"one": 995.0}
+    now_ts = 1001.9
+    assert poller.agents_since([row._replace(agent_s=6)]) == {"one": 995.0}
+    assert poller.agents_since([row._replace(agent="idle", agent_s=0)]) == {"one": 1001.9}
+    assert poller.agents_since([]) == {}
+    now_ts = 1100.0
+    assert poller.agents_since([row._replace(agent="idle", agent_s=0)]) == {"one": 1100.0}

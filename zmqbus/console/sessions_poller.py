@@ -21,9 +21,12 @@ from zmqbus.console.views import of_session
 from zmqbus.errors import ZmqbusError
 from zmqbus.session.state import SessionState, states
 from zmqbus.settings import Settings
+from zmqbus.wire.verbs import Session
 
 #: Between two requests. For 200 sessions one takes the broker a millisecond.
 POLL_S = 1.0
+#: Two ages of one state, each in whole seconds, disagree by less about when it began.
+SAME_S = 2.0
 #: Sessions sent to a page: as many as a broker serves.
 MAX_SESSIONS = 1_000
 
@@ -85,6 +88,7 @@ class SessionsPoller(BackgroundTask):
         self._publish = publish
         self._bus: OneShotClient | None = None
         self._bus_pid: int | None = None  # of the broker that `_bus` is connected to
+        self._agents: dict[str, tuple[str, str, float]] = {}  # by session id: state, detail, since (Unix time in s)
         self.listeners = Listeners(settings.data_dir)
         # Guarded by the condition's lock.
         self._poll_requested = False
@@ -149,7 +153,26 @@ class SessionsPoller(BackgroundTask):
             return BusView("silent", pid, str(error), self.view.sessions)
         listeners = self.listeners.ids()
         rows.sort(key=lambda row: (row.project, row.name, row.session_id))
-        return BusView("up", pid, "", tuple(of_session(row, listeners) for row in rows))
+        since = self.agents_since(rows)
+        return BusView("up", pid, "", tuple(of_session(row, listeners, since.get(row.session_id)) for row in rows))
+
+    def agents_since(self, rows: list[Session]) -> dict[str, float]:
+        """Returns since when the agents do what they do, by session id, in Unix time (s).
+
+        The time stays the same while the state does: a new one each second would be a change to publish.
+        """
+        now_ts = time.time()
+        agents = {}
+        for row in rows:
+            if row.agent == "unknown":
+                continue
+            since_ts = now_ts - row.agent_s
+            before = self._agents.get(row.session_id)
+            if before is not None and before[:2] == (row.agent, row.agent_detail):
+                since_ts = before[2] if abs(before[2] - since_ts) < SAME_S else since_ts
+            agents[row.session_id] = row.agent, row.agent_detail, since_ts
+        self._agents = agents
+        return {session_id: since_ts for session_id, (_, _, since_ts) in agents.items()}
 
     def _no_broker(self) -> BusView:
         return BusView("gone", None, f"No broker runs on port {self._settings.port}.")

@@ -62,8 +62,9 @@ def _line(message: Entry | Record, at: str | None, text: str, *, whole: bool, si
     }
 
 
-def of_session(session: Session, listeners: frozenset[str]) -> dict[str, Any]:
-    """Returns a session. `listeners`: ids of the sessions that the console can disconnect (`Listeners.ids`)."""
+def of_session(session: Session, listeners: frozenset[str], agent_since_ts: float | None) -> dict[str, Any]:
+    """Returns a session. `listeners`: ids of the sessions that the console can disconnect (`Listeners.ids`);
+    `agent_since_ts`: when its agent began what it does (None: nothing tells), Unix time in s."""
     return {
         "id": session.session_id,
         "name": session.name,
@@ -75,5 +76,8 @@ def of_session(session: Session, listeners: frozenset[str]) -> dict[str, Any]:
         "pid": session.pid,
         "waiting": session.waiting,
         "away": session.away_s,
+        "agent": session.agent,
+        "agentSince": agent_since_ts,
+        "agentDetail": session.agent_detail,
         "listener": session.session_id in listeners,
     }

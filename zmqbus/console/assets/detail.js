@@ -3,7 +3,7 @@
 import { $, fill, h, show, stateOf, toast } from "./dom.js";
 import { target } from "./feed.js";
 import { get, post } from "./net.js";
-import { sinceOf } from "./sessions.js";
+import { agentAge, agentOf, sinceOf } from "./sessions.js";
 import { emit, known, nowS, ofSession, on, sessionOf, showSource } from "./store.js";
 import { age, bytes, clock, fullTime, line, pieces, plural, projectName, visible } from "./text.js";
 
@@ -265,6 +265,9 @@ function drawSession(session, gone = false) {
       { class: "facts" },
       fact("State", h("span", { class: "mark", "data-state": gone ? "away" : session.state }), " ", gone ? "gone" : session.state, session.state === "busy" ? " — has not taken its messages for a while" : ""),
       fact(session.state === "away" ? "Away for" : "Since", h("span", { class: "age-now" }, ageText(session))),
+      agentOf(session) && !gone
+        ? fact("Agent", session.agent, session.agentDetail ? `: ${line(session.agentDetail)}` : "", " — for ", h("span", { class: "agent-age" }, age(agentAge(session))))
+        : [],
       fact("Waiting", session.waiting ? plural(session.waiting, "message") : "nothing"),
       fact("Project", projectName(session.project), h("span", { class: "path" }, line(session.project))),
       session.cwd === session.project ? [] : fact("Directory", h("span", { class: "path" }, line(session.cwd))),
@@ -329,6 +332,8 @@ export function setUp(given) {
   setInterval(() => {
     const box = $("detail").querySelector(".age-now");
     if (box && current?.session && !document.hidden) box.textContent = ageText(current.session);
+    const agent = $("detail").querySelector(".agent-age");
+    if (agent && current?.session && !document.hidden) agent.textContent = age(agentAge(current.session));
   }, 10_000);
   empty();
   return nowS;

@@ -9,6 +9,9 @@ import { age, line, plural, projectName } from "./text.js";
 const FILTER_FROM = 12;
 const WORDS = { live: "live", busy: "busy: has not taken its messages for a while", away: "away" };
 
+/** What agents do, in words; others are not shown. */
+const AGENTS = { working: "working", blocked: "blocked: waits for a person", idle: "idle" };
+
 let list;
 let filter = "";
 let chosen = null; // id of the opened session
@@ -16,42 +19,62 @@ let chosen = null; // id of the opened session
 function rowsOf() {
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = (session) => {
-    const text = `${session.name} ${session.label ?? ""} ${session.project} ${session.state}`.toLowerCase();
+    const text = `${session.name} ${session.label ?? ""} ${session.project} ${session.state} ${agentOf(session) ?? ""}`.toLowerCase();
     return words.every((word) => text.includes(word));
   };
   const groups = new Map();
+  const blocked = [];
   for (const session of known.sessions) {
     if (!fits(session)) continue;
+    if (session.agent === "blocked") {
+      blocked.push(session);
+      continue;
+    }
     if (!groups.has(session.project)) groups.set(session.project, []);
     groups.get(session.project).push(session);
   }
   const rows = [];
+  if (blocked.length) {
+    rows.push({ heading: "Waiting for you", title: "Their agents are blocked", alarm: true, count: blocked.length });
+    rows.push(...blocked.sort((a, b) => a.agentSince - b.agentSince)); // the longest first
+  }
   for (const [project, sessions] of [...groups].sort(([a], [b]) => projectName(a).localeCompare(projectName(b)))) {
-    rows.push({ project, count: sessions.length });
+    rows.push({ heading: projectName(project), title: line(project), count: sessions.length });
     const rank = (session) => (session.state === "away" ? 1 : 0);
     rows.push(...sessions.sort((a, b) => rank(a) - rank(b) || a.name.localeCompare(b.name)));
   }
   return rows;
 }
 
+/** What a session's agent does; null: nothing tells, or it is gone. */
+export const agentOf = (session) => (session.agent in AGENTS ? session.agent : null);
+export const agentAge = (session) => nowS() - session.agentSince;
 export const sinceOf = (session) => (session.state === "away" ? session.away : nowS() - session.since);
 
 function render(row, element) {
-  if (row.project !== undefined && row.count !== undefined) {
+  if (row.heading !== undefined) {
     element.classList.add("group");
-    element.title = line(row.project);
-    element.append(h("span", { class: "group-name" }, projectName(row.project)), h("span", { class: "count" }, String(row.count)));
+    element.classList.toggle("alarm", row.alarm === true);
+    element.title = row.title;
+    element.append(h("span", { class: "group-name" }, row.heading), h("span", { class: "count" }, String(row.count)));
     return;
   }
   element.classList.add("session");
+  const agent = agentOf(row);
+  const blocked = agent === "blocked";
+  element.classList.toggle("blocked", blocked);
+  const waitsFor = blocked && row.agentDetail ? line(row.agentDetail) : null;
+  element.title = waitsFor ? `${line(row.name)} waits for: ${waitsFor}` : "";
   const own = row.id === known.self;
-  const ageText = age(sinceOf(row));
+  const ageText = age(agent ? agentAge(row) : sinceOf(row));
   element.setAttribute(
     "aria-label",
     [
       row.name,
       row.label && line(row.label),
       WORDS[row.state] ?? row.state,
+      agent && AGENTS[agent],
+      waitsFor,
       row.waiting ? `${plural(row.waiting, "message")} waiting` : null,
       `since ${ageText}`,
     ].filter(Boolean).join(", "),
@@ -63,11 +86,13 @@ function render(row, element) {
       "span",
       { class: "who" },
       h("span", { class: "name" }, row.name),
-      row.label ? h("span", { class: "label", dir: "auto" }, line(row.label)) : null,
+      waitsFor ? h("span", { class: "waits-for", dir: "auto" }, waitsFor) : null,
+      row.label && !waitsFor ? h("span", { class: "label", dir: "auto" }, line(row.label)) : null,
       own ? h("span", { class: "tag" }, "this page") : null,
     ),
     row.waiting ? h("span", { class: "backlog", title: `${plural(row.waiting, "message")} waiting` }, row.waiting > 9999 ? "9999+" : String(row.waiting)) : null,
     row.state === "busy" ? h("span", { class: "tag warn" }, "busy") : null,
+    agent && !waitsFor ? h("span", { class: "tag agent", "data-agent": agent }, agent) : null,
     h("span", { class: "age" }, ageText),
   );
 }
@@ -76,11 +101,12 @@ function refresh() {
   const rows = rowsOf();
   list.set(rows);
   const counts = { live: 0, busy: 0, away: 0 };
+  const blocked = known.sessions.filter((session) => session.agent === "blocked").length;
   for (const session of known.sessions) counts[session.state] = (counts[session.state] ?? 0) + 1;
   setText(
     $("sessions-count"),
     known.sessions.length
-      ? Object.entries(counts).filter(([, count]) => count).map(([state, count]) => `${count} ${state}`).join(" · ")
+      ? [...Object.entries(counts), ["blocked", blocked]].filter(([, count]) => count).map(([state, count]) => `${count} ${state}`).join(" · ")
       : "",
   );
   show($("session-filter"), known.sessions.length >= FILTER_FROM || filter !== "");
@@ -119,7 +145,7 @@ export function setUp({ open }) {
     open: (row) => open(row.id),
     height: () => (narrow.matches ? 44 : 30),
   });
-  list.skip = (row) => row.count !== undefined;
+  list.skip = (row) => row.heading !== undefined;
   list.selected = (row) => row.id !== undefined && row.id === chosen;
   $("session-filter").addEventListener("input", (event) => {
     filter = event.target.value;
