@@ -266,7 +266,7 @@ function drawSession(session, gone = false) {
       fact("State", h("span", { class: "mark", "data-state": gone ? "away" : session.state }), " ", gone ? "gone" : session.state, session.state === "busy" ? " — has not taken its messages for a while" : ""),
       fact(session.state === "away" ? "Away for" : "Since", h("span", { class: "age-now" }, ageText(session))),
       agentOf(session) && !gone
-        ? fact("Agent", session.agent, session.agentDetail ? `: ${line(session.agentDetail)}` : "", " — for ", h("span", { class: "agent-age" }, age(agentAge(session))))
+        ? fact("Agent", session.agent, " ", h("span", { class: "agent-age" }, age(agentAge(session))), session.agentDetail ? `: ${line(session.agentDetail)}` : "")
         : [],
       fact("Waiting", session.waiting ? plural(session.waiting, "message") : "nothing"),
       fact("Project", projectName(session.project), h("span", { class: "path" }, line(session.project))),
