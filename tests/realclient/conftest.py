@@ -52,10 +52,12 @@ def clean_env(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def program() -> Path:
-    """The client's program. Skips where it is not to be had."""
+    """The client's program. Skips where it is not to be had, or fails if ZMQBUS_CLIENT_REQUIRED is set."""
     try:
         return installed()
     except Unavailable as error:
+        if os.environ.get("ZMQBUS_CLIENT_REQUIRED"):
+            pytest.fail(str(error))
         pytest.skip(str(error))
 
 
@@ -79,6 +81,20 @@ class Client:
             timeout=CLIENT_TIMEOUT_S,
         )
         assert done.returncode == 0, f"claude {args}: {done.stdout}{done.stderr}"
+
+    def background(self, *args: str, cwd: Path, env: dict[str, str]) -> str:
+        """Starts a background session; returns what the client says."""
+        done = subprocess.run(
+            [self.program, "--bg", *args],
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=CLIENT_TIMEOUT_S,
+        )
+        assert done.returncode == 0, f"claude --bg {args}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def call(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
         """Runs `claude plugin …`."""
@@ -200,13 +216,16 @@ class Users:
         trust(self._client.home, path)
         return path
 
-    def start(self, directory: str, *words: str, mode: str = "manual", env: dict[str, str] | None = None) -> Session:
-        """Starts a session in a directory of that name, and waits for its prompt."""
+    def start(
+        self, directory: str, *words: str, mode: str = "manual", env: dict[str, str] | None = None, ready: bool = True
+    ) -> Session:
+        """Starts a session in a directory of that name, and, with `ready`, waits for its prompt."""
         cwd = self.directory(directory)
         command = (*self.words, "--permission-mode", mode, *words)
         session = Session(self._client.program, command, {**self.env, **(env or {})}, cwd)
         self.sessions.append(session)
-        session.until_ready()
+        if ready:
+            session.until_ready()
         return session
 
     def connect(self, name: str, *words: str, directory: str = "", mode: str = "manual") -> Session:
@@ -240,13 +259,13 @@ class Users:
 
 @pytest.fixture
 def users(
-    client: Client, bin_env: Environment, data_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
+    client: Client, bin_env: Environment, free_port: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Users]:
     """Sessions with neither plugin nor skill yet. When the test fails, the report holds their screens."""
     python = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
-    wanted = ("INTER_SESSION_DATA_DIR", "INTER_SESSION_PORT", "INTER_SESSION_NO_REEXEC")
+    wanted = ("INTER_SESSION_DATA_DIR", "INTER_SESSION_NO_REEXEC")
     env = {name: value for name, value in bin_env(None).items() if name in wanted}
-    users = Users(client, {**env, **python}, tmp_path)
+    users = Users(client, {**env, **python, "INTER_SESSION_PORT": str(free_port)}, tmp_path)
     try:
         yield users
     finally:

@@ -19,6 +19,8 @@ DEADLINE_S = 60.0
 POLL_S = 0.05
 #: The client takes a burst of keys for a paste, and Enter at its end as part of it.
 ENTER_PAUSE_S = 0.5
+#: After this time without effect, a key is pressed again.
+KEY_TIMEOUT_S = 3.0
 
 #: What the screen shows while the client asks for permission.
 QUESTION = re.compile(r"Do you want to [^\n]*\?")
@@ -127,8 +129,12 @@ class Session:
     def allow(self) -> None:
         """Waits for a permission question and answers yes, once."""
         self.asked()
-        self.terminal.write("1")
-        self.until(lambda: not QUESTION.search(self.terminal.screen), "the question is answered")
+        while QUESTION.search(self.terminal.screen):
+            self.terminal.write("1")
+            # A key that comes while the question is being drawn is lost.
+            end_s = time.monotonic() + KEY_TIMEOUT_S
+            while QUESTION.search(self.terminal.screen) and time.monotonic() < end_s:
+                time.sleep(POLL_S)
 
     def messages(self) -> list[tuple[str, str]]:
         """Id and text of each message in the conversation, in order, as often as it is shown."""
