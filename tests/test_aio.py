@@ -516,3 +516,18 @@ def test_a_loop_that_ends_before_its_bus():
         timeout=PATIENCE_S,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("end\n", "", 0)
+
+
+def test_states_and_notices_of_agents() -> None:
+    async def main() -> None:
+        async with aio.connect("watcher", topics=["sys.state"]) as watcher, aio.connect("nightly") as bus:
+            await bus.set_state("blocked", "a person")
+            async for notice in watcher.notices(PATIENCE_S):
+                assert (notice.topic, notice.name) == ("sys.state", "nightly")
+                assert (notice.change, notice.detail) == ("blocked", "a person")
+                break
+            assert [one async for one in watcher.notices(0.01)] == []
+            (row,) = [row for row in await watcher.sessions() if row.name == "nightly"]
+            assert (row.agent, row.agent_detail) == ("blocked", "a person")
+
+    run(main)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         UnknownPeer,
         ZmqbusError,
     )
-    from zmqbus.wire.verbs import Session
+    from zmqbus.wire.verbs import Notice, Session
 
 #: Public name -> module that defines it.
 _EXPORTS = {
@@ -67,6 +67,7 @@ _EXPORTS = {
     "Message": "zmqbus.client.message",
     "NameTaken": "zmqbus.errors",
     "NotConnected": "zmqbus.errors",
+    "Notice": "zmqbus.wire.verbs",
     "Overloaded": "zmqbus.errors",
     "Poisoned": "zmqbus.errors",
     "PortHeld": "zmqbus.errors",
@@ -106,6 +107,7 @@ __all__ = [
     "Message",
     "NameTaken",
     "NotConnected",
+    "Notice",
     "Overloaded",
     "Poisoned",
     "PortHeld",

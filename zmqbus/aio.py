@@ -27,7 +27,7 @@ from zmqbus.client.message import Message, check_message
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.client.worker import Handler
 from zmqbus.errors import Timeout
-from zmqbus.wire.verbs import Session
+from zmqbus.wire.verbs import Notice, Session
 
 _T = TypeVar("_T")
 
@@ -239,6 +239,19 @@ class Bus:
             except asyncio.TimeoutError:
                 return
 
+    async def notices(self, timeout: float | None = None) -> AsyncIterator[Notice]:
+        """Yields what happens to sessions, as `Bus.notices` there does; ends when nothing has for `timeout` seconds."""
+        timeout = arguments.patience_or_none(timeout)
+        while True:
+            self._arrived.clear()
+            while (notice := self._bus.next_notice(0.0)) is not None:
+                yield notice
+                self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), timeout)
+            except asyncio.TimeoutError:
+                return
+
     async def serve(self, handler: Handler, *, concurrency: int = 1) -> None:
         """Answers requests until the task is cancelled or the bus is closed. Coroutine handlers run in a loop of their
         own, in another thread: objects that they share with this one must be thread-safe."""
@@ -256,6 +269,10 @@ class Bus:
     async def sessions(self, *, away: bool = False, timeout: float = blocking.CONFIRM_S) -> list[Session]:
         """Returns the sessions on the bus."""
         return await _in_thread(partial(self._bus.sessions, away=away, timeout=timeout))
+
+    async def set_state(self, state: str, detail: str = "", *, timeout: float = blocking.CONFIRM_S) -> None:
+        """Tells what this program does: a state of an agent, and what it waits for if it is blocked."""
+        await _in_thread(partial(self._bus.set_state, state, detail, timeout=timeout))
 
     async def rename(self, name: str, *, timeout: float = blocking.CONFIRM_S) -> None:
         """Changes the session's name."""

@@ -1032,3 +1032,57 @@ def test_a_child_that_dies_with_the_parents_bus_leaves_it_alone(connect, echo):
 def test_a_negative_deadline_is_refused_before_anything_is_sent(connect, call):
     with pytest.raises(errors.InvalidArgument, match="0 or more, not -1"):
         getattr(connect("alice"), call)("alice", "question: ready?", timeout=-1)
+
+
+class TestStatesOfAgents:
+    """A program tells what it does, and hears what others do."""
+
+    def test_state_is_shown_and_told_to_a_new_broker(self, connect: Connect, data_dir: Path) -> None:
+        bus, other = connect("nightly"), connect("other")
+
+        def shown() -> list[tuple[str, str]]:
+            return [(row.agent, row.agent_detail) for row in other.sessions() if row.name == "nightly"]
+
+        assert shown() == [("unknown", "")]
+        bus.set_state("blocked", "the password\nof the  registry" + "x" * 300)
+        expected = [("blocked", ("the password of the registry" + "x" * 300)[:200])]
+        assert shown() == expected
+        kill_broker(data_dir)
+        until(lambda: shown() == expected)
+        bus.set_state("idle")
+        assert shown() == [("idle", "")]
+
+    def test_notices(self, connect: Connect) -> None:
+        watcher = connect("watcher", topics=["sys.state", "sys.sessions"])
+        bus = connect("nightly")
+        seen: list[tuple[str, str, str, str]] = []
+
+        def read_until(*wanted: str) -> None:
+            for notice in watcher.notices(PATIENCE_S):
+                seen.append((notice.topic, notice.name, notice.change, notice.detail))
+                if seen[-1] == wanted:
+                    return
+            raise AssertionError(seen)
+
+        read_until("sys.sessions", "nightly", "came", "")
+        bus.set_state("blocked", "a person")
+        read_until("sys.state", "nightly", "blocked", "a person")
+        bus.rename("daily")
+        read_until("sys.sessions", "daily", "renamed", "nightly")
+        assert watcher.next_notice(0.0) is None
+        bus.close()
+        read_until("sys.sessions", "daily", "went", "")
+        watcher.close()
+        with pytest.raises(errors.NotConnected):
+            watcher.next_notice(PATIENCE_S)
+
+    def test_what_is_refused(self, connect: Connect) -> None:
+        guest, bus = connect(), connect("nightly")
+        with pytest.raises(errors.NotConnected, match="set_state"):
+            guest.set_state("idle")
+        with pytest.raises(errors.InvalidArgument, match="a state is one of working, blocked, idle, gone, unknown"):
+            bus.set_state("asleep")
+        with pytest.raises(errors.InvalidArgument, match="detail is a text"):
+            bus.set_state("idle", None)  # type: ignore[arg-type]
+        with pytest.raises(errors.InvalidArgument, match=r"sys\.state"):
+            bus.notices()

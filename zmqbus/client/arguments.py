@@ -15,7 +15,7 @@ from typing import Any
 from zmqbus.errors import InvalidArgument, InvalidLabel, InvalidName
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
-from zmqbus.wire.header import SYSTEM_TOPICS
+from zmqbus.wire.header import AGENT_STATES, MAX_DETAIL_CHARS, SYSTEM_TOPICS
 
 #: Characters of a value that an error shows.
 MAX_SHOWN = 60
@@ -32,6 +32,15 @@ def shown(value: object) -> str:
     if len(text) > MAX_SHOWN:
         text = f"{text[:MAX_SHOWN]}…"
     return f"{sanitise(text, MAX_SHOWN + 1)} ({type(value).__name__})"
+
+
+def agent_state(state: object, detail: object) -> tuple[str, str]:
+    """Returns a state of an agent and what it waits for, in one line. Raises `InvalidArgument`."""
+    if not isinstance(state, str) or state not in AGENT_STATES:
+        raise InvalidArgument(f"a state is one of {', '.join(AGENT_STATES)}, not {shown(state)}")
+    if not isinstance(detail, str):
+        raise InvalidArgument(f"detail is a text, not {shown(detail)}")
+    return state, " ".join(detail.split())[:MAX_DETAIL_CHARS]
 
 
 def seconds(value: object, name: str = "timeout") -> float:

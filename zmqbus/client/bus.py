@@ -42,7 +42,7 @@ from zmqbus.process import process_of
 from zmqbus.settings import NO_DIRECTORY, Settings, load, shown_path, where_am_i
 from zmqbus.system.descriptors import explained
 from zmqbus.wire import naming, verbs
-from zmqbus.wire.verbs import Role, Scope, Session
+from zmqbus.wire.verbs import Notice, Role, Scope, Session
 
 #: How many seconds a session that leaves for good waits for the broker's response: no session outlives its process.
 LEAVE_S = 2.0
@@ -442,12 +442,31 @@ class Bus:
         return self._member("messages()").next_message(arguments.patience_or_none(timeout))
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Calls `watcher`, from a thread of the bus, whenever messages have come or the bus has ended: for event loops.
-        It must not block. Does nothing for a guest, which has no mailbox."""
+        """Calls `watcher`, from a thread of the bus, whenever messages or notices have come or the bus has ended: for
+        event loops. It must not block. Does nothing for a guest, which has no mailbox."""
         if not callable(watcher):
             raise InvalidArgument(f"a watcher is a function without arguments, not {arguments.shown(watcher)}")
         if self._consumer is not None:
             self._consumer.watch(watcher)
+
+    def notices(self, timeout: float | None = None) -> Iterator[Notice]:
+        """Yields what happens to sessions, as it happens, for a bus that joined `sys.sessions` or `sys.state` (`topics`
+        of `connect`); ends when nothing has for `timeout` seconds (None: never).
+
+        Guarantee: the last state of each session is told, within 2 s; what comes in between may be summed up, since at
+        most one notice a second is published for each session and topic. Notices are ephemeral: those of the time
+        before the bus was opened, or while it had no connection, do not come, and only the newest 1,000 wait here.
+        Raises `NotConnected` for a guest, and when the bus ends; `InvalidArgument` if it joined neither topic.
+        """
+        return self._notices(self._noticing(), arguments.patience_or_none(timeout))
+
+    def _notices(self, consumer: Consumer, timeout_s: float | None) -> Iterator[Notice]:
+        while (notice := consumer.next_notice(timeout_s)) is not None:
+            yield notice
+
+    def next_notice(self, timeout: float | None = None) -> Notice | None:
+        """Returns the next notice, as `notices` yields it; None when none has come for `timeout` seconds."""
+        return self._noticing().next_notice(arguments.patience_or_none(timeout))
 
     # --- looking, renaming
 
@@ -466,6 +485,19 @@ class Bus:
                 return sorted(rows, key=lambda row: row.name)
             after = rows[-1].session_id
 
+    def set_state(self, state: str, detail: str = "", *, timeout: float = CONFIRM_S) -> None:
+        """Tells what this program does: "working", "blocked" (it waits for a person; `detail`: what for, of which 200
+        characters are kept), "idle", "gone", "unknown". `sessions`, `zmqbus list` and `zmqbus wait` then say so.
+
+        Guarantee: when it returns, the broker knows; a later broker is told again. Raises `InvalidArgument`, `Timeout`
+        after `timeout` seconds, `NotConnected` for a guest.
+        """
+        consumer = self._member("set_state()")
+        state, detail = arguments.agent_state(state, detail)
+        timeout = arguments.seconds(timeout)
+        told = consumer.keep_state(state, detail)
+        self._confirmed(self._producer.call(lambda ref: told._replace(ref=ref)), timeout)
+
     def rename(self, name: str, *, timeout: float = CONFIRM_S) -> None:
         """Changes the session's name. Raises `InvalidName`, `NameTaken`, `NotConnected` for a guest."""
         self._member("rename()")
@@ -479,6 +511,12 @@ class Bus:
         if self._consumer is None:
             raise NotConnected(f"{what} needs a session of its own; open the bus with zmqbus.connect(name)")
         return self._consumer
+
+    def _noticing(self) -> Consumer:
+        consumer = self._member("notices()")
+        if not consumer.has_notices:
+            raise InvalidArgument('notices() needs a topic of the bus: zmqbus.connect(…, topics=["sys.state"])')
+        return consumer
 
     def _confirmed(self, future: Future[Any], timeout_s: float) -> Any:
         try:

@@ -34,6 +34,10 @@ from zmqbus.wire import verbs
 COALESCE_S = 0.001
 #: Ref of the FORGET of a session that leaves for good.
 FORGET_REF = "forget"
+#: Ref of the SETSTATE that tells a new broker what the program does.
+STATE_REF = "state"
+#: Notices that are kept until the program reads them; further ones push out the oldest.
+MAX_NOTICES = 1_000
 #: How many seconds a stopping worker waits for the broker to confirm: it takes milliseconds, or two seconds if the
 #: broker has a successor. After that, requests that are still on their way are left to their deadlines.
 SETTLE_S = 5.0
@@ -62,6 +66,7 @@ class Consumer:
         # Under the condition's lock.
         self._inbox: deque[_Arrival] = deque()
         self._work: deque[verbs.Work] = deque()
+        self._notices: deque[verbs.Notice] = deque(maxlen=MAX_NOTICES)
         self._withdrawn: set[str] = set()
         self._error: ZmqbusError | None = None
         self._watchers: list[Callable[[], None]] = []
@@ -76,9 +81,13 @@ class Consumer:
         self._forgets = False  # FORGET is to be sent, behind all acknowledgements
         self._forgetting = False  # FORGET was sent
         self._given_up: int | None = None  # the number of untaken messages, from the response
+        self._state: verbs.SetState | None = None  # what the program says that it does
+        self._state_due = False  # a new connection has not been told
         self._asked = ""  # ref of a request that shows that the broker has read all envelopes before it
         self._deadline_s: float | None = None  # when acknowledgements and answers go out at the latest
         self._groups = transport.core.persona.groups
+        #: Whether the session has joined a topic of the bus itself, of which it gets notices.
+        self.has_notices = not set(verbs.SYSTEM_TOPICS).isdisjoint(transport.core.persona.topics)
         self.name = transport.core.persona.name or ""  #: of the session
 
     def __repr__(self) -> str:
@@ -190,6 +199,28 @@ class Consumer:
             self._deadline_s = due_s = time.monotonic() + COALESCE_S
             self._io.wake_by(due_s)
 
+    # --- states of agents
+
+    def keep_state(self, state: str, detail: str) -> verbs.SetState:
+        """Notes what the program does, to tell each new connection; returns the request that tells it now."""
+        before = self._state
+        if before is None or (before.state, before.detail) != (state, detail):
+            before = verbs.SetState(STATE_REF, state, time.time(), detail)
+        self._state = before
+        return before
+
+    def next_notice(self, timeout_s: float | None) -> verbs.Notice | None:
+        """Returns the next notice, oldest first; None if none comes in time. Raises the error that ended the
+        connection."""
+        self._io.check()
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._notices or self._error is not None, timeout_s)
+            if self._notices:
+                return self._notices.popleft()
+            if self._error is not None:
+                raise self._error
+            return None
+
     # --- work
 
     def offer(self, credit: int) -> None:
@@ -263,7 +294,7 @@ class Consumer:
         self._soon(at_once=not self._work)
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Calls the watcher, from the I/O thread, whenever messages or requests have come."""
+        """Calls the watcher, from the I/O thread, whenever messages, requests or notices have come."""
         with self._arrived:
             self._watchers.append(watcher)
 
@@ -271,7 +302,7 @@ class Consumer:
 
     def on_effects(self, effects: Sequence[core.Effect]) -> None:
         """See `io_thread.Application`."""
-        arrived = False
+        arrived = noticed = False
         with self._arrived:
             for effect in effects:
                 match effect:
@@ -294,10 +325,17 @@ class Consumer:
                         self._withdrawn.update(msg_ids)
                     case core.Renamed(name):
                         self.name = name
+                    case core.Noticed(notice):
+                        self._notices.append(notice)
+                        noticed = True
+                    case core.Welcomed() if self._state is not None:
+                        self._state_due = True
+                        self._io.call_later(self.on_deadline)
             if arrived:
                 self._give()
+            if arrived or noticed:
                 self._arrived.notify_all()  # all: the threads wait for different things
-        if arrived:
+        if arrived or noticed:
             for watcher in self._watchers:
                 self._io.call_later(watcher)
 
@@ -352,6 +390,9 @@ class Consumer:
             effects += client.acknowledge()
         while self._answers:
             effects += client.answer(*self._answers.popleft())
+        if self._state_due and self._state is not None:
+            self._state_due = False
+            effects += client.request(self._state)
         if self._forgets and not self._forgetting:
             self._forgetting = True
             persona = client.persona

@@ -20,12 +20,10 @@ from contextlib import suppress
 
 from zmqbus.session.owner_files import AGENT, FIFO, TMP, OwnerFiles
 from zmqbus.tuples import NamedTuple
-from zmqbus.wire.header import AGENT_STATES
+from zmqbus.wire.header import AGENT_STATES, MAX_DETAIL_CHARS
 
 #: A state, a time and 200 characters of UTF-8 are less.
 MAX_BYTES = 1024
-#: Characters of what a blocked agent waits for.
-MAX_DETAIL_CHARS = 200
 
 
 class AgentState(NamedTuple):

@@ -62,6 +62,8 @@ class State(IntEnum):
 
 #: What an agent does. `blocked`: it waits for a person; `gone`: its process has ended, or it has left the bus.
 AGENT_STATES = ("working", "blocked", "idle", "gone", "unknown")
+#: Characters of what a blocked agent waits for.
+MAX_DETAIL_CHARS = 200
 #: Topics that the broker itself publishes on; nobody else may. Their names have a form that no other topic has.
 SYSTEM_TOPICS = ("sys.sessions", "sys.state")
 
