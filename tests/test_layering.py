@@ -35,15 +35,15 @@ RANKS = {
     "agents": 9,
     "testing": 9,
     "doctor": 9,
-    "console": 9,
-    "cli": 10,
-    "__main__": 11,
+    "console": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 
 #: Lower, and still not to be imported: (importer, imported).
 FORBIDDEN = {
-    # Below the commands, and used by them alone.
-    *((part, "agents") for part in RANKS if part not in ("agents", "cli")),
+    # Below the commands, and used by them and the console alone.
+    *((part, "agents") for part in RANKS if part not in ("agents", "cli", "console")),
     # A session and the console talk to the broker over the wire like everyone else.
     ("session", "broker"),
     ("console", "broker"),

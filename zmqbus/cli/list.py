@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from zmqbus.agents.claude_sessions import fill
 from zmqbus.cli.agent_words import agent_of
 from zmqbus.cli.forget import matching
 from zmqbus.cli.output import fail
@@ -40,13 +41,15 @@ def main(argv: list[str], *, own: bool = False) -> int:
         with observer(settings) as bus:
             sessions = bus.sessions(everyone=options.all or options.own)
         if options.own:
-            return _describe(_one_of(matching(sessions, options.session)), as_json=options.json)
+            (shown,) = fill([_one_of(matching(sessions, options.session))], settings.data_dir)
+            return _describe(shown, as_json=options.json)
         if options.project:
             project = state.project if state is not None else where_am_i().project
             if not project:
                 raise InvalidOption(f"--project: {NO_DIRECTORY}")
             sessions = [session for session in sessions if session.project == project]
         sessions.sort(key=lambda session: (session.state == "away", session.name, session.since))
+        sessions = fill(sessions, settings.data_dir)
         if options.json:
             from zmqbus.cli import jsonform
 

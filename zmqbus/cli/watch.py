@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
+from zmqbus.agents.claude_sessions import fill
 from zmqbus.cli import jsonform
 from zmqbus.cli.format import line_of, pause, width_of_terminal
 from zmqbus.cli.output import fail
@@ -136,7 +137,8 @@ class Watcher:
             return Look([], {}, {}, f"no broker runs on port {port}; the next session starts one")
         try:
             with observer(self.settings, starts=False, patience_s=PATIENCE_S) as bus:
-                return Look(bus.sessions(everyone=True), bus.figures(), {}, None)
+                sessions, figures = bus.sessions(everyone=True), bus.figures()
+            return Look(fill(sessions, self.settings.data_dir), figures, {}, None)
         except BrokerError as error:
             return Look(self.look.sessions, {}, {}, str(error))
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from zmqbus.agents.claude_sessions import fill
 from zmqbus.client import locate
 from zmqbus.client.oneshot import OneShotClient, observer
 from zmqbus.console.background import BackgroundTask
@@ -145,19 +146,22 @@ class SessionsPoller(BackgroundTask):
             if self._bus is None:
                 self._bus = observer(self._settings, starts=False).__enter__()
                 self._bus_pid = pid
-            rows = self._bus.sessions(everyone=True)[:MAX_SESSIONS]
+            told = self._bus.sessions(everyone=True)[:MAX_SESSIONS]
         except ZmqbusError as error:
             self._release()
             if locate.broker_pid(self._settings) is None:  # it has ended during the request
                 return self._no_broker()
             return BusView("silent", pid, str(error), self.view.sessions)
+        rows = fill(told, self._settings.data_dir)
+        listed = {row.session_id for row, before in zip(rows, told, strict=True) if row.agent != before.agent}
         listeners = self.listeners.ids()
         rows.sort(key=lambda row: (row.project, row.name, row.session_id))
-        since = self.agents_since(rows)
+        since = self.agents_since(rows, listed)
         return BusView("up", pid, "", tuple(of_session(row, listeners, since.get(row.session_id)) for row in rows))
 
-    def agents_since(self, rows: list[Session]) -> dict[str, float]:
-        """Returns since when the agents do what they do, by session id, in Unix time (s).
+    def agents_since(self, rows: list[Session], listed: Collection[str] = ()) -> dict[str, float]:
+        """Returns since when the agents do what they do, by session id, in Unix time (s). `listed`: sessions whose
+        agent does not tell since when; it is since when it was seen.
 
         The time stays the same while the state does: a new one each second would be a change to publish.
         """
@@ -168,8 +172,9 @@ class SessionsPoller(BackgroundTask):
                 continue
             since_ts = now_ts - row.agent_s
             before = self._agents.get(row.session_id)
-            if before is not None and before[:2] == (row.agent, row.agent_detail):
-                since_ts = before[2] if abs(before[2] - since_ts) < SAME_S else since_ts
+            is_same = before is not None and before[:2] == (row.agent, row.agent_detail)
+            if before is not None and is_same and (row.session_id in listed or abs(before[2] - since_ts) < SAME_S):
+                since_ts = before[2]
             agents[row.session_id] = row.agent, row.agent_detail, since_ts
         self._agents = agents
         return {session_id: since_ts for session_id, (_, _, since_ts) in agents.items()}
