@@ -256,6 +256,10 @@ class TestNothingToWaitFor:
         assert ended(process) == 0
         assert ended(start(owner)) == 0, "nor does another begin"
 
+    def test_run_without_terminal_is_not_waited_for(self, bus: Bus, start: Start) -> None:
+        """The client would not end for 30 s."""
+        assert ended(start(join(bus, "auth"), env={"CLAUDE_CODE_ENTRYPOINT": "sdk-cli"})) == 0
+
     def test_named_session_may_still_be_joining(self, bus: Bus, start: Start) -> None:
         owner = bus.owner()
         process = start(owner, ready=False, env={"INTER_SESSION_NAME": "auth"})

@@ -247,6 +247,18 @@ class Users:
             timeout=CLIENT_TIMEOUT_S,
         )
 
+    def python(self, code: str) -> str:
+        """Runs a program that uses the bus; returns its output."""
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**self.env, "PYTHONPATH": str(ROOT), "INTER_SESSION_PPID_OVERRIDE": str(os.getpid())},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=CLIENT_TIMEOUT_S,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def close(self) -> None:
         for session in self.sessions:
             session.close()

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 #: The variable in which Claude Code says how it was started, and its value for a session with a terminal.
 ENTRYPOINT, TERMINAL = "CLAUDE_CODE_ENTRYPOINT", "cli"
+#: How its value begins for a run that ends after its turn (`claude -p`, the SDK).
+RUN = "sdk-"
 
 
 class Exchange:

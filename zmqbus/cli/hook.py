@@ -98,7 +98,13 @@ def main(argv: list[str]) -> int:
 
 
 def _wait() -> int:
-    """Waits for mail. What fails is told by SessionStart and the doctor; here it would wake the agent."""
+    """Waits for mail. What fails is told by SessionStart and the doctor; here it would wake the agent.
+
+    A run without a terminal is not waited for: the client would not end for 30 s, until it gives up on this process.
+    """
+    # guards: waiter: not for claude -p [.startswith(hooks.RUN) => .startswith("none")]
+    if os.environ.get(hooks.ENTRYPOINT, "").startswith(hooks.RUN):
+        return 0
     try:
         event = _read_event()
         from zmqbus.agents.waiter import wait_for_mail
