@@ -83,7 +83,8 @@ def _parser(own: bool) -> Parser:
 def _wait_for_listener(caller: Caller, timeout_s: float) -> None:
     """Waits until the listener of this session has connected, which a monitor may just be starting."""
     deadline_s = time.monotonic() + timeout_s
-    while caller.session().state is None and time.monotonic() < deadline_s:
+    # The time first: a look removes what a killed listener left, which the caller is to report.
+    while time.monotonic() < deadline_s and caller.session().state is None:
         time.sleep(LOOK_S)
 
 
