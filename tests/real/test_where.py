@@ -77,7 +77,8 @@ def findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]
 
 
 def clients(bus: Bus) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (bus.data_dir / "clients").iterdir() if path.name != "reap.lock"}
+    files = [path for path in (bus.data_dir / "clients").iterdir() if path.is_file()]  # a FIFO would block
+    return {path.name: path.read_bytes() for path in files if path.name != "reap.lock"}
 
 
 # --- PID namespaces
