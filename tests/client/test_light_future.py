@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from zmqbus import errors
+from zmqbus.client import light_future
 from zmqbus.client.light_future import LightFuture
 
 #: Far over what any of this takes.
@@ -198,3 +199,44 @@ def test_waiting_for_the_first_error(outcome):
     others[0].finish(errors.UnknownPeer("no such session"))
     waiting.join(PATIENCE_S)
     assert result[0].done == {outcome, others[0]}
+
+
+def test_future_that_ends_while_it_is_watched_is_yielded_once(monkeypatch):
+    """`as_completed` puts its waiters on all futures: one that it found finished must not be reported again."""
+    future = LightFuture(Played())
+    seen_by_end = threading.Event()
+    watching = threading.Event()
+
+    class Making:
+        """Lets the waiter come between the end's look for a condition and its state."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            if threading.current_thread() is ending:
+                seen_by_end.set()
+                watching.wait(90)
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    monkeypatch.setattr(light_future, "_MAKING", Making())
+    ending = threading.Thread(target=future.finish, args=("outcome",))
+    ending.start()
+    assert seen_by_end.wait(90)
+    found = as_completed([future], timeout=90)
+    assert future._condition is not None  # it is watched from here on
+    watching.set()
+    assert [one.result() for one in found] == ["outcome"]
+    ending.join()
+
+
+def test_many_futures_that_end_while_they_are_watched():
+    for _ in range(100):
+        futures = [LightFuture(Played()) for _ in range(50)]
+        ending = threading.Thread(target=lambda futures=futures: [one.finish("x") for one in futures])
+        ending.start()
+        assert len([*as_completed(futures, timeout=90)]) == 50
+        ending.join()

@@ -8,9 +8,10 @@ message costs here from its sender to its receipt. But of a thousand messages un
 `LightFuture` makes its condition, and its lists of waiters and callbacks, when something asks for one of them, as all
 of `concurrent.futures` does that waits or looks.
 
-The end writes the result, then the state, and only then looks for a condition; a waiter makes the condition before it
-looks at the state. So one of the two sees the other: the waiter finds the state, or the end finds the condition and
-notifies it. (Each step is one assignment, which is atomic.)
+The end writes the result, then the state. Where there is a condition, it holds that meanwhile, as `Future` does, and
+notifies the waiters. Where there is none, it holds the lock under which conditions are made: one that is made later
+finds the state. So each waiter either finds the state or is notified, and never both: `as_completed` would yield the
+future twice.
 
 `finish` and `cancel` compete for an attribute that only one of them can delete. (A lock or a list would be one more
 object for the garbage collector to visit, for each of a hundred thousand futures.)
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from zmqbus.errors import LocalError, ZmqbusError
 
 _T = TypeVar("_T")
-_MAKING = threading.Lock()  # held for a moment by the first thread that waits for a future
+_MAKING = threading.Lock()  # held for a moment by the first thread that waits for a future, and by an unwatched end
 
 
 class Source(Protocol):
@@ -100,10 +101,15 @@ class LightFuture(Future[_T]):
             self._exception = outcome
         else:
             self._result = outcome
-        self._state = FINISHED
         watched = self._watched
+        if watched is None:
+            with _MAKING:
+                watched = self._watched
+                if watched is None:
+                    self._state = FINISHED
         if watched is not None:
             with watched.condition:
+                self._state = FINISHED
                 for waiter in watched.waiters:
                     if self._exception is not None:
                         waiter.add_exception(self)
