@@ -203,7 +203,7 @@ def test_waiting_for_the_first_error(outcome):
 
 def test_future_that_ends_while_it_is_watched_is_yielded_once(monkeypatch):
     """`as_completed` puts its waiters on all futures: one that it found finished must not be reported again."""
-    future = LightFuture(Played())
+    future: LightFuture[str] = LightFuture(Played())
     seen_by_end = threading.Event()
     watching = threading.Event()
 
@@ -235,7 +235,7 @@ def test_future_that_ends_while_it_is_watched_is_yielded_once(monkeypatch):
 
 def test_many_futures_that_end_while_they_are_watched():
     for _ in range(100):
-        futures = [LightFuture(Played()) for _ in range(50)]
+        futures: list[LightFuture[str]] = [LightFuture(Played()) for _ in range(50)]
         ending = threading.Thread(target=lambda futures=futures: [one.finish("x") for one in futures])
         ending.start()
         assert len([*as_completed(futures, timeout=90)]) == 50
