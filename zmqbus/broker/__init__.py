@@ -1,1 +1,1 @@
-"""The broker: the one process per port that routes. `core` decides, `server` acts."""
+"""The broker: the one process per port that routes. `core` decides, `shell.server` acts."""

@@ -1,14 +1,15 @@
 """The broker's connections: how they begin (HELLO), stay alive (PING, silence) and end (BYE, loss). Pure.
 
 Theory of operation
-============
+===================
+
 A connection is a route of the ROUTER that has said HELLO. Its role gives its state (`sessions.STATE_OF_ROLE`), and a
 member, a helper or a guest acts for a session or under a name, whose token it has to know. A session has one member: a
 newer process that claims the session displaces the older one.
 
 A connection ends by BYE, by a HELLO that follows it, or by its loss. libzmq does not report a loss on a ROUTER; three
-signs stand for it. The client's SUB is gone (`unmarked`), which is seen at once. A send finds the route unreachable. Or
-the connection is silent: then it is probed, and it ends if its process has ended.
+signs stand for it. The client's SUB is gone (`unsubscribed`), which is seen at once. A send finds the route
+unreachable. Or the connection is silent: then it is probed, and it ends if its process has ended.
 """
 
 from __future__ import annotations

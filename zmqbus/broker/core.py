@@ -9,9 +9,10 @@ one peer can harm another. An unregistered connection may only send HELLO and FO
 verb is answered by EXPIRED, upon which a correct client sends HELLO and repeats its unconfirmed messages.
 
 Each verb's handler stands beside `@handles(verbs.X)` in the module of its subject: `connections` (HELLO, PING, BYE),
-`directory` (LIST, STATUS), `membership` (RENAME, DISCONNECT, FORGET, REMOVE), `admission` (SEND), `delivery`, `fetch`,
-`reply_routing`, `groups.requests`. `retention` does what no client asks for. This module dispatches the events to them,
-and keeps the order of a wake: decide, journal, commit, send. A message goes through four steps:
+`directory` (LIST, STATUS), `membership` (RENAME, DISCONNECT, FORGET, REMOVE), `admission` (SEND), `delivery`,
+`fetch`, `reply_routing`, `agent_states` (SETSTATE, UNTIL), `groups.requests`. `retention` does what no client asks
+for. This module dispatches the events to them, and keeps the order of a wake: decide, journal, commit, send. A
+message goes through four steps:
 
 1. *pending* (`admission`): checked, its receivers found. The effect is `Append`; nobody has been sent anything yet.
 2. *journaled*: the shell has written the wake's records in one write and reports it (`Journaled`). The message has a
@@ -24,12 +25,12 @@ and keeps the order of a wake: decide, journal, commit, send. A message goes thr
 Messages that were sent together take these steps together, as a batch (`in_flight.Batch`), as long as they have the
 same outcome; a single message is a batch of one.
 
-If the journal cannot be written, step 2 does not happen (`JournalFailed`): the messages are refused, and the mailboxes
-are unchanged. If the store cannot commit, the messages of this wake that it should have kept are removed again and
-refused (`CommitFailed`). A sender repeats messages without an outcome; the dedup window (`dedup`) makes that harmless.
-`fetch` is the one detour: a command that reads messages in place of the listener. Apart from all this, `requests`
-handles work that is sent to a group and answered by one of its workers. It is no mail, and need not be safe before it
-is passed on (`may_speak_first`).
+If the journal cannot be written, step 2 does not happen (`JournalFailed`): the messages are refused, and the
+mailboxes are unchanged. If the store cannot commit, the messages of this wake that it should have kept are removed
+again and refused (`CommitFailed`). A sender repeats messages without an outcome; the dedup window (`dedup`) makes
+that harmless. `fetch` is the one detour: a command that reads messages in place of the listener. Apart from all this,
+`groups.requests` handles work that is sent to a group and answered by one of its workers. It is no mail, and need not
+be safe before it is passed on (`may_speak_first`).
 
 A broker may die at any instant. All that it has confirmed holds at the next broker (`recover`), which restores sessions
 and their mail from the store. Clients repeat all that was not confirmed. There is no third case.

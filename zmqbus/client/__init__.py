@@ -1,1 +1,1 @@
-"""The client's side of the bus: `core` decides, `link` acts, `launch` finds or starts a broker."""
+"""The client's side of the bus: `core` decides, `transport` acts, `locate` finds a broker, `launch` starts one."""

@@ -429,7 +429,7 @@ class Tally(NamedTuple):
 
     @property
     def without(self) -> tuple[str, ...]:
-        """The sessions that it is not for, whyever."""
+        """The sessions that the message is not for, for either reason."""
         return self.full + self.unsaved
 
 
@@ -690,7 +690,7 @@ VERBS: dict[int, type[Any]] = {verb.code: verb.cls for verb in TABLE}
 SENT_BY: dict[Role, frozenset[type[Any]]] = {
     role: frozenset(verb.cls for verb in TABLE if role in verb.roles) for role in Role
 }
-#: Which verbs are taken from a connection that has no lease; to others it hears EXPIRED.
+#: Verbs accepted from a connection that has no lease; any other verb of it is answered by EXPIRED.
 UNREGISTERED = frozenset(verb.cls for verb in TABLE if verb.unregistered)
 _CORRELATION: dict[type[Any], str] = {verb.cls: verb.correlation for verb in TABLE}
 
