@@ -7,7 +7,7 @@ import json
 import pytest
 
 from zmqbus import errors
-from zmqbus.broker import admission, delivery, events, mailbox, registry, retention
+from zmqbus.broker import admission, delivery, events, mailbox, registry, retention, sessions
 from zmqbus.client.core import Phase
 from zmqbus.testing import SimClient, SimNet, session_id_of
 from zmqbus.testing.simnet import Death
@@ -550,7 +550,7 @@ def test_a_repeat_does_not_go_to_another_session_of_the_name_meanwhile(net, unst
 
 def test_a_repeat_does_not_wait_for_a_receiver_that_stays_away(net, unstored):
     alice, _ = unstored
-    net.advance(admission.RETURN_S + 2)
+    net.advance(sessions.RETURN_S + 2)
     first, second = alice.answers["first0000000"], alice.answers["second000000"]
     assert isinstance(first, errors.UnknownPeer) and "may have got it" in str(first)
     assert isinstance(second, errors.UnknownPeer) and "no session answers" in str(second)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.contract.worlds import Member, World
-from zmqbus.broker.groups.failover import RETURN_S
+from zmqbus.broker.sessions import RETURN_S
 from zmqbus.testing import session_id_of
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Role

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from zmqbus.process import Process
-from zmqbus.session.agent_state import Bell, read, remove, report, ring
+from zmqbus.session.agent_state import Bell, read, report, ring
 from zmqbus.session.last_seen import note_seen
 from zmqbus.session.leftovers import reap
 from zmqbus.session.owner_files import AGENT, FIFO, OwnerFiles, files_of
@@ -53,12 +53,6 @@ class TestFile:
     def test_link_is_not_followed(self, files: OwnerFiles, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").write_text("idle 1.0 \n")
         os.symlink(tmp_path / "elsewhere", files.path(AGENT))
-        assert read(files) is None
-
-    def test_removed(self, files: OwnerFiles) -> None:
-        report(files, "idle")
-        remove(files)
-        remove(files)
         assert read(files) is None
 
     def test_goes_with_its_owner(self, files: OwnerFiles) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from zmqbus.errors import ZmqbusError
 from zmqbus.security.private_files import open_private, try_lock
 from zmqbus.session.state import states
-from zmqbus.wire.header import MAX_DETAIL_CHARS
+from zmqbus.wire.header import detail_of
 from zmqbus.wire.verbs import Session
 
 #: The program, looked for on the PATH.
@@ -77,7 +77,7 @@ def parse(data: bytes) -> dict[int, tuple[str, str]]:
 
 def _detail(one: Mapping[str, Any]) -> str:
     text = one.get("waitingFor")
-    return " ".join(text.split())[:MAX_DETAIL_CHARS] if isinstance(text, str) else ""
+    return detail_of(text) if isinstance(text, str) else ""
 
 
 def _answer(data_dir: str) -> bytes:
@@ -85,20 +85,21 @@ def _answer(data_dir: str) -> bytes:
     path = os.path.join(data_dir, FILE)
     fd = open_private(path, os.O_RDWR | os.O_CREAT)
     try:
-        found = os.fstat(fd)
-        is_fresh = found.st_size > 0 and 0 <= time.time() - found.st_mtime < FRESH_S
-        if not is_fresh and try_lock(fd, path, fcntl.LOCK_EX):
-            # Another process may have asked between the look and the lock.
-            found = os.fstat(fd)
-            if not (found.st_size > 0 and 0 <= time.time() - found.st_mtime < FRESH_S):
-                # Should this process end now, nobody else asks for a moment. Until then the last answer serves.
-                os.utime(fd)
-                if not found.st_size:
-                    _write(fd, b"[]")
-                _write(fd, _ask())
+        # Another process may have asked between the look and the lock.
+        if not _is_fresh(fd) and try_lock(fd, path, fcntl.LOCK_EX) and not _is_fresh(fd):
+            # Should this process end now, nobody else asks for a moment. Until then the last answer serves.
+            os.utime(fd)
+            if not os.fstat(fd).st_size:
+                _write(fd, b"[]")
+            _write(fd, _ask())
         return os.pread(fd, MAX_BYTES, 0)
     finally:
         os.close(fd)  # releases the lock
+
+
+def _is_fresh(fd: int) -> bool:
+    found = os.fstat(fd)
+    return found.st_size > 0 and 0 <= time.time() - found.st_mtime < FRESH_S
 
 
 def _write(fd: int, data: bytes) -> None:

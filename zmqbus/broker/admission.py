@@ -34,7 +34,7 @@ from zmqbus.broker.in_flight import Batch
 from zmqbus.broker.pending import Pending, merged
 from zmqbus.broker.registry import Registry
 from zmqbus.broker.reply_routing import Expected, ReplyRouting
-from zmqbus.broker.sessions import Connection, Session
+from zmqbus.broker.sessions import RETURN_S, Connection, Session
 from zmqbus.broker.takeover import Takeover
 from zmqbus.errors import (
     BrokerUnavailable,
@@ -56,10 +56,8 @@ MINUTE_S = 60.0
 #: Broadcasts of all guests together within a minute: a guest's name costs nothing, and each broadcast is a row for each
 #: session that is away.
 GUEST_BROADCASTS_PER_MINUTE = 120
-#: How long after its start a broker waits for a session that a repeated message is for, and that it does not know:
-#: clients notice the death of a broker at once, and are connected to the next one within a second or two.
-RETURN_S = 5.0
-#: The most messages that are held meanwhile, as many as one client has unconfirmed, and their bodies.
+#: The most messages that are held for receivers that are expected back (`RETURN_S`), as many as one client has
+#: unconfirmed, and their bodies.
 MAX_HELD = 1_000
 MAX_HELD_BYTES = 4 << 20
 #: As integers: to look a member of an enum up costs more than to compare it.

@@ -21,7 +21,7 @@ from __future__ import annotations
 from zmqbus.broker.admission import Admission
 from zmqbus.broker.events import Instant, Outbox, Publish
 from zmqbus.broker.registry import Registry
-from zmqbus.broker.sessions import Connection, Session, SessionState
+from zmqbus.broker.sessions import RETURN_S, Connection, Session, SessionState
 from zmqbus.broker.takeover import Takeover
 from zmqbus.errors import InvalidPayload, NotConnected, RateLimited
 from zmqbus.text.display import sanitise
@@ -32,9 +32,6 @@ from zmqbus.wire.verbs import AGENT_STATES, Scope
 
 #: Seconds between two notices about one session on one topic.
 NOTICE_PAUSE_S = 1.0
-#: After its start a broker gives sessions that its predecessor had so many seconds to connect again, before it tells
-#: that they went. Their clients look for a new broker at once and then every fraction of a second.
-RETURN_S = 5.0
 #: Pause between two looks at whether the owners of sessions that are away still live: states are true within 2 s.
 AGENT_LOOK_S = 1.0
 #: UNTILs that one connection may have open.
@@ -85,7 +82,7 @@ class AgentStates:
         return bool(self._changed)
 
     def recover(self, now: Instant) -> None:
-        """Takes the sessions that were connected to the earlier broker as told of."""
+        """Takes the sessions that were connected to the earlier broker as told of; they have `RETURN_S` to return."""
         self._quiet_until_s = now.mono_s + RETURN_S
         for session in self._registry.sessions.values():
             if session.was_connected:

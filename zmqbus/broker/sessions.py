@@ -19,6 +19,9 @@ from zmqbus.wire.verbs import Role
 
 #: Topics or groups of a session that has joined none, as most have: one set for all of them.
 NO_NAMES: frozenset[str] = frozenset()
+#: Seconds in which a client is expected back that has lost its connection, or whose broker has ended. Clients notice
+#: that at once, look for a broker for five seconds, and have found one after some tenths.
+RETURN_S = 5.0
 
 
 class ConnectionState(Enum):

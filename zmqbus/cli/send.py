@@ -12,6 +12,7 @@ from typing import Any
 from zmqbus.cli.output import fail, tell
 from zmqbus.cli.send_args import is_to_many, parse
 from zmqbus.client import payload
+from zmqbus.client.events import Incoming
 from zmqbus.client.oneshot import OneShotClient, guest
 from zmqbus.client.receipts import BroadcastReceipt, Receipt
 from zmqbus.errors import BrokerUnavailable, InvalidOption, InvalidPayload, RateLimited, ZmqbusError
@@ -191,13 +192,22 @@ def _targets(options: Any, project: str) -> tuple[list[str], Scope]:
     return list(targets), Scope.SESSION
 
 
-def _wait(bus: OneShotClient, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
-    """Waits for the answer, prints its text, and only then acknowledges it."""
-    answer = bus.answer_to(receipt.msg_id, options.wait)
+def read_answer(bus: OneShotClient, msg_id: str, timeout_s: float, settings: Settings) -> tuple[Incoming, int, bytes]:
+    """Waits for the answer to a message; returns it, and the format and the body, to be printed and then taken.
+
+    Raises `Timeout`, and the error of an answer that cannot be read.
+    """
+    answer = bus.answer_to(msg_id, timeout_s)
     fmt, body, error = payload.readable(answer, settings.paths.log)
     if error is not None:
         bus.take(answer)  # it will never be readable
         raise error
+    return answer, fmt, body
+
+
+def _wait(bus: OneShotClient, receipt: Receipt | BroadcastReceipt, options: Any, settings: Settings) -> int:
+    """Waits for the answer, prints its text, and only then acknowledges it."""
+    answer, fmt, body = read_answer(bus, receipt.msg_id, options.wait, settings)
     sent = f"{_line(receipt)}; its answer {answer.msg_id} stays unread"
     if options.json:
         from zmqbus.cli import jsonform

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
+from zmqbus.cli.jsonform import encode
 from zmqbus.cli.output import fail, tell
 from zmqbus.cli.parser import Parser, seconds
+from zmqbus.cli.send import read_answer
 from zmqbus.client import payload
 from zmqbus.client.oneshot import OneShotClient, observer
 from zmqbus.errors import InvalidPayload, Timeout, UnknownPeer, ZmqbusError
+from zmqbus.journal.filter import Wanted
+from zmqbus.journal.history import History
 from zmqbus.session.identity import identify
 from zmqbus.settings import Settings
 from zmqbus.text.display import as_block, sanitise
@@ -24,6 +29,9 @@ DEFAULT_S = 600.0
 MAX_S = 7 * 86_400.0
 #: Messages that are looked through, from the newest on, for the last one that was sent to the session.
 MAX_BYTES = 64 * 1024 * 1024
+#: Messages that are looked through at once for an answer.
+PAGE = 200
+MESSAGES = frozenset(("message",))
 IN_VAIN = 4
 
 
@@ -47,7 +55,7 @@ def main(argv: list[str]) -> int:
         if options.until == ANSWERED:
             state, bus = caller.act()
             with bus:
-                return _answered(bus, caller.settings, state.session_id, options, options.timeout)
+                return _answered(bus, caller.settings, state.session_id, options)
         with observer(caller.settings) as bus:
             found = bus.until(options.session, [options.until], options.timeout)
         _print(options, {"session": options.session, "state": found}, f"{sanitise(options.session)} is {found}")
@@ -61,52 +69,38 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _print(options: object, fields: Mapping[str, object], line: str) -> None:
-    if getattr(options, "json", False):
-        from zmqbus.cli.jsonform import encode
-
-        tell(encode(fields))
-    else:
-        tell(line)
+def _print(options: Any, fields: Mapping[str, object], line: str) -> None:
+    tell(encode(fields) if options.json else line)
 
 
-def _answered(bus: OneShotClient, settings: Settings, session_id: str, options: object, timeout_s: float) -> int:
+def _answered(bus: OneShotClient, settings: Settings, session_id: str, options: Any) -> int:
     """Waits for the answer to a message of this session, and prints its text, as `send --wait` does.
 
     The answer comes to this command from now on. One that came before is in the log: it has been shown, or waits.
     """
-    name: str = options.session  # type: ignore[attr-defined]
-    msg_id: str = options.msg or _last_to(settings, session_id, name)  # type: ignore[attr-defined]
+    name = options.session
+    history = History(settings.paths.log)
+    msg_id = options.msg or _last_to(history, session_id, name)
     if not verbs.is_msg_id(msg_id):
         raise InvalidPayload("--msg takes the id of a message: 8 to 12 lower-case letters and digits")
     bus.await_answer(msg_id)
-    earlier = _answer_to(settings, session_id, msg_id)
+    fields = {"session": name, "state": ANSWERED, "msg_id": msg_id}
+    earlier = _answer_to(history, session_id, msg_id)
     if earlier is not None:
-        _print(
-            options,
-            {"session": name, "state": ANSWERED, "msg_id": msg_id, "answer_id": earlier},
-            f"answered msg={msg_id} by={earlier}; see: zmqbus inbox --msg {earlier}",
-        )
+        line = f"answered msg={msg_id} by={earlier}; see: zmqbus inbox --msg {earlier}"
+        _print(options, {**fields, "answer_id": earlier}, line)
         return 0
-    answer = bus.answer_to(msg_id, timeout_s)
-    fmt, body, error = payload.readable(answer, settings.paths.log)
-    if error is None:
-        text = payload.as_text(fmt, body)
-        fields = {"session": name, "state": ANSWERED, "msg_id": msg_id, "answer_id": answer.msg_id, "text": text}
-        _print(options, fields, as_block(text))
-        sys.stdout.flush()
+    answer, fmt, body = read_answer(bus, msg_id, options.timeout, settings)
+    text = payload.as_text(fmt, body)
+    _print(options, {**fields, "answer_id": answer.msg_id, "text": text}, as_block(text))
+    sys.stdout.flush()
     bus.take(answer)
-    if error is not None:
-        raise error
     return 0
 
 
-def _last_to(settings: Settings, session_id: str, name: str) -> str:
-    from zmqbus.journal.filter import Wanted
-    from zmqbus.journal.history import History
-
-    wanted = Wanted(sender=session_id, receiver=name, kinds=frozenset(("message",)))
-    page = History(settings.paths.log).page(limit=1, wanted=wanted, limit_bytes=MAX_BYTES)
+def _last_to(history: History, session_id: str, name: str) -> str:
+    wanted = Wanted(sender=session_id, receiver=name, kinds=MESSAGES)
+    page = history.page(limit=1, wanted=wanted, limit_bytes=MAX_BYTES)
     if not page.entries:
         raise UnknownPeer(
             f"this session has sent '{sanitise(name, 80)}' nothing; send it a message first, or give --msg"
@@ -114,20 +108,17 @@ def _last_to(settings: Settings, session_id: str, name: str) -> str:
     return page.entries[0].msg_id
 
 
-def _answer_to(settings: Settings, session_id: str, msg_id: str) -> str | None:
+def _answer_to(history: History, session_id: str, msg_id: str) -> str | None:
     """Returns the id of an answer that the log has already."""
-    from zmqbus.journal.filter import Wanted
-    from zmqbus.journal.history import History
-
-    history, before = History(settings.paths.log), None
-    wanted = Wanted(receiver=session_id, kinds=frozenset(("message",)))
+    before = None
+    wanted = Wanted(receiver=session_id, kinds=MESSAGES)
     while True:
-        page = history.page(before, limit=200, wanted=wanted, limit_bytes=MAX_BYTES)
+        page = history.page(before, limit=PAGE, wanted=wanted, limit_bytes=MAX_BYTES)
         for entry in page.entries:
             if entry.reply_to == msg_id:
                 return entry.msg_id
             if entry.msg_id == msg_id:
                 return None
-        if page.before is None or len(page.entries) < 200:
+        if page.before is None or len(page.entries) < PAGE:
             return None
         before = page.before

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from zmqbus.errors import InvalidArgument, InvalidLabel, InvalidName
 from zmqbus.text.display import sanitise
 from zmqbus.wire import naming
-from zmqbus.wire.header import AGENT_STATES, MAX_DETAIL_CHARS, SYSTEM_TOPICS
+from zmqbus.wire.header import AGENT_STATES, detail_of
 
 #: Characters of a value that an error shows.
 MAX_SHOWN = 60
@@ -40,7 +40,7 @@ def agent_state(state: object, detail: object) -> tuple[str, str]:
         raise InvalidArgument(f"a state is one of {', '.join(AGENT_STATES)}, not {shown(state)}")
     if not isinstance(detail, str):
         raise InvalidArgument(f"detail is a text, not {shown(detail)}")
-    return state, " ".join(detail.split())[:MAX_DETAIL_CHARS]
+    return state, detail_of(detail)
 
 
 def seconds(value: object, name: str = "timeout") -> float:
@@ -97,21 +97,15 @@ def name(value: object, what: str = "name") -> str:
     return naming.check_name(value) if what == "name" else naming.check_name(value, what)
 
 
-def topics(value: object) -> tuple[str, ...]:
-    """Returns the names of topics to join, as `names` does. The bus's own (`sys.state`) are among them."""
+def names(value: object, what: str, also: Collection[str] = ()) -> tuple[str, ...]:
+    """Returns the names of topics or groups, from one name or several; those of `also` need not be valid.
+
+    Raises `InvalidName`, `InvalidArgument`.
+    """
     listed = (value,) if isinstance(value, str) else value
     if not isinstance(listed, Iterable):
-        raise InvalidArgument(f"topics is a name, or several in a list, not {shown(value)}")
-    return tuple(one if one in SYSTEM_TOPICS else name(one, "topic") for one in listed)
-
-
-def names(value: object, what: str) -> tuple[str, ...]:
-    """Returns the names of groups, from one name or several. Raises `InvalidName`, `InvalidArgument`."""
-    if isinstance(value, str):
-        return (name(value, what),)
-    if not isinstance(value, Iterable):
         raise InvalidArgument(f"{what} is a name, or several in a list, not {shown(value)}")
-    return tuple(name(one, what) for one in value)
+    return tuple(one if one in also else name(one, what) for one in listed)
 
 
 def label(value: object) -> str | None:

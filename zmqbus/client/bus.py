@@ -83,7 +83,7 @@ def connect(
     name = None if name is None else arguments.name(name)
     label = arguments.label(label)
     groups = arguments.names(group, "group")
-    topics = arguments.topics(topics)
+    topics = arguments.names(topics, "topic", verbs.SYSTEM_TOPICS)
     settings = load({"port": arguments.port(port)})
     with explained("a bus"):
         return _connect(settings, name, label, topics, groups, manual=ack == "manual")

@@ -204,10 +204,7 @@ class OneShotClient:
         self._do(self._transport.core.request(request))
         while request.ref not in self._responses:
             self._pump(look())
-        response = self._responses.pop(request.ref)
-        if isinstance(response, errors.ZmqbusError):
-            raise response
-        return response
+        return self._response(request.ref)
 
     def pause(self, seconds: float, look: Callable[[], float]) -> None:
         """Serves the connection for so long. `look`: see `await_preview`."""
@@ -263,6 +260,10 @@ class OneShotClient:
         ref = self._ref()
         self._do(self._transport.core.request(make(ref)))
         self._until(lambda: ref in self._responses)
+        return self._response(ref)
+
+    def _response(self, ref: str) -> verbs.Envelope:
+        """Returns a response that has come; raises it where it is a refusal."""
         response = self._responses.pop(ref)
         if isinstance(response, errors.ZmqbusError):
             raise response
@@ -282,9 +283,7 @@ class OneShotClient:
             if left_s <= 0:
                 raise errors.Timeout(f"'{sanitise(target, 80)}' is not {' or '.join(states)} after {timeout_s:g} s")
             self._pump(left_s)
-        response = self._responses.pop(ref)
-        if isinstance(response, errors.ZmqbusError):
-            raise response
+        response = self._response(ref)
         assert isinstance(response, verbs.Done)
         return response.text
 

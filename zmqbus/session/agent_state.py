@@ -5,8 +5,8 @@ A hook lives for some 30 ms, which is less than a connection to the broker takes
 then, tells the broker over the connection that it has, and again after each HELLO.
 
 The file is one line: the state, since when (seconds since 1970), and of a blocked agent what it waits for. It is
-replaced as a whole. It holds no identity: the directory is the user's alone, and a listener clears what an earlier
-process of the same pid has left.
+replaced as a whole. It holds no identity, only its name: what an earlier process of the same pid has left counts until
+a hook of this one runs.
 
 This module imports nothing that costs a hook time.
 """
@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from zmqbus.session.owner_files import AGENT, FIFO, TMP, OwnerFiles
 from zmqbus.tuples import NamedTuple
-from zmqbus.wire.header import AGENT_STATES, MAX_DETAIL_CHARS
+from zmqbus.wire.header import AGENT_STATES, detail_of
 
 #: A state, a time and 200 characters of UTF-8 are less.
 MAX_BYTES = 1024
@@ -39,7 +39,7 @@ def report(files: OwnerFiles, state: str, detail: str = "") -> bool:
 
     A state that is stored already keeps its time. Raises `OSError` where the file cannot be written.
     """
-    detail = " ".join(detail.split())[:MAX_DETAIL_CHARS]
+    detail = detail_of(detail)
     before = read(files)
     if before is None or (before.state, before.detail) != (state, detail):
         temporary = files.path(AGENT + TMP)
@@ -93,13 +93,7 @@ def read(files: OwnerFiles) -> AgentState | None:
         since_ts = float(since)
     except ValueError:
         return None
-    return AgentState(state, since_ts, detail.strip()[:MAX_DETAIL_CHARS]) if state in AGENT_STATES else None
-
-
-def remove(files: OwnerFiles) -> None:
-    """Removes a stored state: it is that of an earlier process, or of a session that has left."""
-    with suppress(OSError):
-        os.unlink(files.path(AGENT))
+    return AgentState(state, since_ts, detail_of(detail)) if state in AGENT_STATES else None
 
 
 class Bell:

@@ -61,7 +61,7 @@ class Joined(NamedTuple):
     def takes_mail(self) -> bool:
         """Whether hooks and waiter show this session's mail: no listener runs, and the user has not disconnected it."""
         # guards: hooks [and not self.identity.left =>]
-        return self.identity is not None and not self.held and not self.identity.left
+        return self.is_away and self.identity is not None and not self.identity.left
 
 
 def identify(

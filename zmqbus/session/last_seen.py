@@ -10,11 +10,12 @@ import fcntl
 import json
 import os
 import time
+from typing import Any
 
 from zmqbus.errors import NotConnected, Unauthorized
 from zmqbus.process import Process
 from zmqbus.security.private_files import load_json, open_file, parse_json, try_lock
-from zmqbus.session.owner_files import SEEN, OwnerFiles, files_of, owner_in, record_of
+from zmqbus.session.owner_files import SEEN, OwnerFiles, files_of, is_own, record_of
 
 #: A dozen events, and an owner. A larger file was not written by zmqbus.
 MAX_BYTES = 4096
@@ -48,10 +49,9 @@ def last_seen(data_dir: str, owner: Process) -> dict[str, float]:
     return _seen_by(load_json(files.path(SEEN), MAX_BYTES), files)
 
 
-def _seen_by(record: object, files: OwnerFiles) -> dict[str, float]:
+def _seen_by(record: Any, files: OwnerFiles) -> dict[str, float]:
     """The times in a record of this very owner; none in that of an earlier process with its pid."""
-    found = owner_in(record, files.stem)
-    if found is None or not found.is_same(files.owner) or not isinstance(record, dict):
+    if not is_own(record, files):
         return {}
     seen = record.get("seen")
     if not isinstance(seen, dict):

@@ -63,6 +63,12 @@ def owner_in(record: Any, stem: str) -> Process | None:
     return Process(pid_of(stem), record["owner_started"], *place)
 
 
+def is_own(record: Any, files: OwnerFiles) -> bool:
+    """Whether a record was written for the very owner of these files, and not for an earlier process of its pid."""
+    found = owner_in(record, files.stem)
+    return found is not None and found.is_same(files.owner)
+
+
 def pid_of(stem: str) -> int:
     """The owner's pid, in whatever place it counts."""
     return int(stem.partition("-")[0])

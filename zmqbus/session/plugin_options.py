@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from zmqbus.process import Process
 from zmqbus.security.private_files import load_json, replace, secure_dir
-from zmqbus.session.owner_files import OPTIONS, OwnerFiles, files_of, owner_in, record_of
+from zmqbus.session.owner_files import OPTIONS, OwnerFiles, files_of, is_own, record_of
 from zmqbus.settings import Paths
 
 #: The option that lets commands of the bus that only talk run without asking the user.
@@ -74,8 +74,7 @@ def approves(environ: Mapping[str, str]) -> bool:
 def _read(files: OwnerFiles) -> dict[str, str] | None:
     """The options stored for this very owner; None: not yet stored."""
     record = load_json(files.path(OPTIONS), MAX_BYTES)
-    found = owner_in(record, files.stem)
-    if found is None or not found.is_same(files.owner):
+    if not is_own(record, files):
         return None
     options = record.get("options")
     if not isinstance(options, dict):

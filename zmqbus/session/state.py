@@ -42,7 +42,7 @@ from zmqbus.session.owner_files import (
     STATE,
     OwnerFiles,
     first_line,
-    owner_in,
+    is_own,
     path_of,
     pid_of,
 )
@@ -125,8 +125,7 @@ def _fits(field: str, value: object) -> bool:
 def read_identity(fd: int, files: OwnerFiles) -> Identity | None:
     """Reads the identity in an open lock file; None where there is none, or it is of another owner."""
     record = parse_json(first_line(fd))
-    found = owner_in(record, files.stem)
-    if found is None or not found.is_same(files.owner):
+    if not is_own(record, files):
         return None
     session_id, token, name, label, port, left = (record.get(field) for field in Identity._fields)
     if not (isinstance(session_id, str) and session_id and isinstance(token, str) and token):

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from zmqbus.errors import NotConnected, Unauthorized
 from zmqbus.process import Process, has_ended, process_of
 from zmqbus.security.private_files import file_error, load_json, open_file, parse_json, try_lock
-from zmqbus.session.owner_files import WAKE, OwnerFiles, owner_in, record_of
+from zmqbus.session.owner_files import WAKE, OwnerFiles, is_own, record_of
 
 if TYPE_CHECKING:
     from zmqbus.session.shown_log import Shown
@@ -66,9 +66,7 @@ class WakeFile:
         except BaseException:
             os.close(self._fd)
             raise
-        owner = owner_in(record, files.stem)
-        mine = isinstance(record, dict) and owner is not None and owner.is_same(files.owner)
-        self._record: dict[str, Any] = record if mine else {}
+        self._record: dict[str, Any] = record if is_own(record, files) else {}
 
     def __repr__(self) -> str:
         return f"<WakeFile of owner {self._files.owner.pid}: {self._record}>"
@@ -153,8 +151,7 @@ def has_waiter(files: OwnerFiles) -> bool:
         record = load_json(files.path(WAKE), MAX_BYTES)
     except (Unauthorized, NotConnected):
         return False
-    owner = owner_in(record, files.stem)
-    if owner is None or not owner.is_same(files.owner) or record.get("shown"):
+    if not is_own(record, files) or record.get("shown"):
         return False
     # Until then it sleeps, and a prompt shows the mail sooner.
     woke_s = record.get("woke", 0.0)

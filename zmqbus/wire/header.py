@@ -64,6 +64,13 @@ class State(IntEnum):
 AGENT_STATES = ("working", "blocked", "idle", "gone", "unknown")
 #: Characters of what a blocked agent waits for.
 MAX_DETAIL_CHARS = 200
+
+
+def detail_of(text: str) -> str:
+    """Returns what a blocked agent waits for as one line, cut to `MAX_DETAIL_CHARS`."""
+    return " ".join(text.split())[:MAX_DETAIL_CHARS]
+
+
 #: Topics that the broker itself publishes on; nobody else may. Their names have a form that no other topic has.
 SYSTEM_TOPICS = ("sys.sessions", "sys.state")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zmqbus.errors import TextTooLong
+from zmqbus.wire.header import MAX_DETAIL_CHARS
 
 #: Largest body to one receiver: what a person would call a large file, and well under the frame limit.
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -44,7 +45,7 @@ LIST_PAGE = 200
 FIELD_CHARS: dict[str, int] = {
     "after": 64,
     "cwd": 4_096,  # PATH_MAX of Linux
-    "detail": 200,  # a line in a table
+    "detail": MAX_DETAIL_CHARS,
     "file": 32,
     "group": 40,
     "groups": 40,

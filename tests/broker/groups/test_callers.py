@@ -20,7 +20,7 @@ from tests.broker.groups.steps import (
 )
 from zmqbus import errors
 from zmqbus.broker.groups import callers, ledger
-from zmqbus.broker.groups.failover import RETURN_S
+from zmqbus.broker.sessions import RETURN_S
 from zmqbus.wire import codec, verbs
 from zmqbus.wire.verbs import Role
 

@@ -21,7 +21,8 @@ from tests.broker.groups.steps import (
 )
 from zmqbus import errors
 from zmqbus.broker.groups import failover
-from zmqbus.broker.groups.failover import OFFER_S, RETURN_S
+from zmqbus.broker.groups.failover import OFFER_S
+from zmqbus.broker.sessions import RETURN_S
 from zmqbus.testing.simnet import Death
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Role

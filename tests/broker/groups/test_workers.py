@@ -21,7 +21,7 @@ from tests.broker.groups.steps import (
 from zmqbus import errors
 from zmqbus.broker.connections import SILENCE_S
 from zmqbus.broker.groups import workers
-from zmqbus.broker.groups.failover import RETURN_S
+from zmqbus.broker.sessions import RETURN_S
 from zmqbus.wire import verbs
 from zmqbus.wire.verbs import Role
 

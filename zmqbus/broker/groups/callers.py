@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Callable
 
 from zmqbus.broker.events import Instant
-from zmqbus.broker.groups.failover import RETURN_S
 from zmqbus.broker.groups.ledger import Ledger
 from zmqbus.broker.groups.model import Caller, Request, Stage
-from zmqbus.broker.sessions import Connection
+from zmqbus.broker.sessions import RETURN_S, Connection
 from zmqbus.errors import ProtocolError
 
 #: Unanswered requests of one connection: as many as its unconfirmed messages may be.

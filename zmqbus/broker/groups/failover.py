@@ -22,13 +22,9 @@ from collections.abc import Callable, Iterable
 from zmqbus.broker.events import Instant, Outbox
 from zmqbus.broker.groups.model import Worker
 from zmqbus.broker.groups.queues import DispatchQueues
-from zmqbus.broker.sessions import Session
+from zmqbus.broker.sessions import RETURN_S, Session
 from zmqbus.wire import verbs
 
-#: How long a lost connection is expected back: a caller's, whose unassigned requests are kept until then, and that of a
-#: worker without requests, which counts as a worker until then. Clients look for a broker for five seconds, and have
-#: found one after some tenths.
-RETURN_S = 5.0
 #: How long a program that has reconnected may take to send OFFER before it counts as no worker. The OFFER comes in the
 #: message of its HELLO, or right behind it.
 OFFER_S = 1.0

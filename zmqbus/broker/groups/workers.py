@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zmqbus.broker.events import Instant, Outbox
-from zmqbus.broker.groups.failover import RETURN_S, Reconciliation
+from zmqbus.broker.groups.failover import Reconciliation
 from zmqbus.broker.groups.ledger import Ledger
 from zmqbus.broker.groups.model import Group, Request, Stage, Worker
 from zmqbus.broker.groups.queues import DispatchQueues
-from zmqbus.broker.sessions import Connection, Session
+from zmqbus.broker.sessions import RETURN_S, Connection, Session
 from zmqbus.errors import ProtocolError
 from zmqbus.wire import verbs
 
